@@ -1,0 +1,2 @@
+//! The foundation model (under way).
+pub mod example;

@@ -1,0 +1,7 @@
+//! HyperCast's host: everything around the foundation model and the experts.
+pub mod dataset;
+pub mod expert;
+pub mod features;
+pub mod import;
+pub mod logs;
+pub mod schema;

@@ -1,0 +1,2 @@
+//! (under way)
+fn main() {}
