@@ -1,2 +1,62 @@
-//! The foundation model (under way).
+//! The foundation model (FM): HSTU over lifelong, cross-surface histories that
+//! gives a target-aware embedding (TAE) for each candidate (paper, section 3.1).
+//!
+//! Data flows one way through the files: [`example`] (what happened) →
+//! [`batch`] (jagged arrays) → [`model`] (embedding, HSTU, TAE, heads) →
+//! [`loss`] → [`trainer`], or [`inference`] for a checkpoint. The crate knows
+//! nothing of experts, files of a data set, or servers.
+
+pub mod alignment;
+pub mod batch;
+pub mod checkpoint;
+pub mod device;
 pub mod example;
+pub mod hstu;
+pub mod inference;
+pub mod loss;
+pub mod metrics;
+pub mod model;
+pub mod spec;
+pub mod standardise;
+pub mod trainer;
+
+/// What can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A configuration value that cannot work.
+    #[error("FM configuration: {0}")]
+    Config(String),
+    /// An example that does not fit the model's specification.
+    #[error("request {request}: {message}")]
+    Example {
+        /// The request's id.
+        request: u64,
+        /// What does not fit.
+        message: String,
+    },
+    /// A checkpoint that cannot be read or written.
+    #[error("FM checkpoint {path}: {message}")]
+    Checkpoint {
+        /// The file or folder.
+        path: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The device is not available in this build.
+    #[error("{0}")]
+    Device(String),
+    /// The embedding store failed.
+    #[error(transparent)]
+    Store(#[from] hypercast_store::Error),
+    /// Training went wrong in a way that more steps would not mend.
+    #[error("FM training, step {step}: {message}")]
+    Training {
+        /// The optimizer step.
+        step: u64,
+        /// What happened.
+        message: String,
+    },
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,391 @@
+//! Examples → a batch: flat, jagged arrays that a model turns into tensors.
+//!
+//! Tokens come in two blocks: the histories of all requests, one after the
+//! other, then the targets of all requests. A history is laid out once for all
+//! targets of its request (compute de-duplication, section 3.1.4). This file
+//! decides which numbers describe a token; it holds no weights.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::{
+    Error, Result,
+    example::{Event, Example, Item, Outcome},
+    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    standardise::Standardiser,
+};
+
+/// A jagged batch of B requests with H history tokens and R targets.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[B + 1]`: request b's history is tokens `history_offsets[b]..history_offsets[b + 1]`.
+    pub history_offsets: Arc<[u32]>,
+    /// `[B + 1]`: its targets are rows `target_offsets[b]..target_offsets[b + 1]`.
+    pub target_offsets: Arc<[u32]>,
+    /// Distinct store keys of the batch.
+    pub keys: Vec<u64>,
+    /// `[(H + R) * fields]`: index into `keys`.
+    pub key_index: Vec<u32>,
+    /// `[(H + R) * item_dense]`, standardised.
+    pub dense: Vec<f32>,
+    /// `[H * outcome_width]`.
+    pub outcomes: Vec<f32>,
+    /// `[H + R]`, seconds since the epoch.
+    pub times_s: Arc<[i64]>,
+    /// `[R]`: the surface of each target's request.
+    pub surfaces: Vec<u16>,
+    /// `[R * features]`: auxiliary features, standardised.
+    pub features: Vec<f32>,
+    /// `[R * tasks]`; 0 where `mask` is 0.
+    pub labels: Vec<f32>,
+    /// `[R * tasks]`: the sample space of each task (δ in eq. 4).
+    pub mask: Vec<bool>,
+}
+
+impl Batch {
+    /// H.
+    pub fn history_tokens(&self) -> usize {
+        self.history_offsets.last().map_or(0, |&end| end as usize)
+    }
+
+    /// R.
+    pub fn targets(&self) -> usize {
+        self.target_offsets.last().map_or(0, |&end| end as usize)
+    }
+}
+
+/// Running statistics that a batch is built with.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Statistics {
+    /// Of `Item::dense`.
+    pub item_dense: Standardiser,
+    /// Of `Target::features`.
+    pub features: Standardiser,
+}
+
+impl Statistics {
+    /// Nothing seen yet.
+    pub fn new(spec: &FmSpec) -> Self {
+        Self { item_dense: Standardiser::new(spec.item_dense), features: Standardiser::new(spec.features) }
+    }
+
+    /// Learns from the targets of an example.
+    pub fn observe(&mut self, example: &Example) {
+        for target in &example.targets {
+            self.item_dense.observe(&target.item.dense);
+            self.features.observe(&target.features);
+        }
+    }
+}
+
+/// Builds batches for one model.
+#[derive(Debug, Clone)]
+pub struct Batcher {
+    /// What the data looks like.
+    pub spec: FmSpec,
+    /// The longest history kept.
+    pub max_history: usize,
+}
+
+impl Batcher {
+    /// A batcher for a model.
+    pub fn new(spec: &FmSpec, config: &FmConfig) -> Self {
+        Self { spec: spec.clone(), max_history: config.max_history }
+    }
+
+    /// Lays out `examples`; only the last `max_history` events of a history are kept.
+    ///
+    /// # Errors
+    /// An example whose features do not fit the specification is named.
+    pub fn batch(&self, examples: &[&Example], statistics: &Statistics) -> Result<Batch> {
+        let mut writer = Writer::new(self, statistics);
+        for example in examples {
+            self.check(example)?;
+            writer.history(self.kept(example), example.time_ms);
+        }
+        for example in examples {
+            writer.targets(example, self.kept(example));
+        }
+        Ok(writer.finish())
+    }
+
+    fn kept<'a>(&self, example: &'a Example) -> &'a [Event] {
+        &example.history[example.history.len().saturating_sub(self.max_history)..]
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        let fail = |message| Err(Error::Example { request: example.request, message });
+        let spec = &self.spec;
+        if example.surface as usize >= spec.surfaces.len() {
+            return fail(format!("surface {} of {}", example.surface, spec.surfaces.len()));
+        }
+        let items = example.history.iter().map(|event| &event.item).chain(example.targets.iter().map(|t| &t.item));
+        for item in items {
+            if item.ids.len() != spec.item_ids || item.dense.len() != spec.item_dense {
+                return fail(format!(
+                    "item {} has {} categorical and {} dense features; the model was made for {} and {}",
+                    item.id,
+                    item.ids.len(),
+                    item.dense.len(),
+                    spec.item_ids,
+                    spec.item_dense
+                ));
+            }
+        }
+        match example.targets.iter().find(|target| target.features.len() != spec.features) {
+            Some(target) => fail(format!(
+                "item {} has {} numeric columns; the model was made for {}",
+                target.item.id,
+                target.features.len(),
+                spec.features
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where and when a token is.
+struct Place {
+    surface: u16,
+    time_ms: i64,
+    before_ms: Option<i64>,
+}
+
+struct Writer<'a> {
+    batcher: &'a Batcher,
+    statistics: &'a Statistics,
+    known: HashMap<u64, u32, KeyHasher>,
+    batch: Batch,
+    history_offsets: Vec<u32>,
+    target_offsets: Vec<u32>,
+    times_s: Vec<i64>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(batcher: &'a Batcher, statistics: &'a Statistics) -> Self {
+        let batch = Batch {
+            history_offsets: Arc::from([]),
+            target_offsets: Arc::from([]),
+            keys: Vec::new(),
+            key_index: Vec::new(),
+            dense: Vec::new(),
+            outcomes: Vec::new(),
+            times_s: Arc::from([]),
+            surfaces: Vec::new(),
+            features: Vec::new(),
+            labels: Vec::new(),
+            mask: Vec::new(),
+        };
+        Self {
+            batcher,
+            statistics,
+            known: HashMap::with_hasher(KeyHasher),
+            batch,
+            history_offsets: vec![0],
+            target_offsets: vec![0],
+            times_s: Vec::new(),
+        }
+    }
+
+    fn history(&mut self, events: &[Event], request_ms: i64) {
+        let mut before_ms = None;
+        for event in events {
+            debug_assert!(event.time_ms <= request_ms, "history comes before its request");
+            self.token(&event.item, Place { surface: event.surface, time_ms: event.time_ms, before_ms });
+            outcome_numbers(&event.outcome, &self.batcher.spec, &mut self.batch.outcomes);
+            before_ms = Some(event.time_ms);
+        }
+        self.history_offsets.push(self.times_s.len() as u32);
+    }
+
+    fn targets(&mut self, example: &Example, history: &[Event]) {
+        let spec = &self.batcher.spec;
+        let before_ms = history.last().map(|event| event.time_ms);
+        for target in &example.targets {
+            self.token(&target.item, Place { surface: example.surface, time_ms: example.time_ms, before_ms });
+            self.statistics.features.append(&target.features, &mut self.batch.features);
+            self.batch.surfaces.push(example.surface);
+            for task in &spec.tasks {
+                let label = label(task, example.surface, &target.outcome);
+                self.batch.labels.push(label.unwrap_or(0.0));
+                self.batch.mask.push(label.is_some());
+            }
+        }
+        let rows = self.target_offsets.last().copied().unwrap_or(0) + example.targets.len() as u32;
+        self.target_offsets.push(rows);
+    }
+
+    fn token(&mut self, item: &Item, place: Place) {
+        let mut field = 0;
+        let mut push = |value: u64| {
+            let key = store_key(field, value);
+            let next = self.known.len() as u32;
+            let index = *self.known.entry(key).or_insert(next);
+            if index == next {
+                self.batch.keys.push(key);
+            }
+            self.batch.key_index.push(index);
+            field += 1;
+        };
+        push(item.id);
+        item.ids.iter().for_each(|&id| push(id));
+        push(u64::from(place.surface));
+        push(hour_of_day(place.time_ms));
+        push(gap_bucket(place.time_ms, place.before_ms));
+        self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
+        self.times_s.push(place.time_ms.div_euclid(1000));
+    }
+
+    fn finish(mut self) -> Batch {
+        self.batch.history_offsets = self.history_offsets.into();
+        self.batch.target_offsets = self.target_offsets.into();
+        self.batch.times_s = self.times_s.into();
+        self.batch
+    }
+}
+
+/// The label of a task for an outcome, or none outside the task's sample space.
+pub fn label(task: &TaskSpec, surface: u16, outcome: &Outcome) -> Option<f32> {
+    if !task.surfaces[surface as usize] {
+        return None;
+    }
+    match task.label {
+        Label::Action(bit) if outcome.known >> bit & 1 == 1 => Some((outcome.actions >> bit & 1) as f32),
+        Label::Action(_) => None,
+        Label::Value(index) => Some(outcome.values[index]).filter(|value| value.is_finite()),
+    }
+}
+
+/// The row of the embedding store for a value of a token field.
+///
+/// The field takes the top byte, so that equal values of two fields never share
+/// a row; values over 56 bits are folded.
+pub fn store_key(field: usize, value: u64) -> u64 {
+    const LOW: u64 = (1 << 56) - 1;
+    ((field as u64) << 56) | ((value ^ (value >> 56).wrapping_mul(0x9E37_79B9_7F4A_7C15)) & LOW)
+}
+
+fn hour_of_day(time_ms: i64) -> u64 {
+    time_ms.div_euclid(3_600_000).rem_euclid(24) as u64
+}
+
+/// floor(log2(1 + seconds since the event before)), and 63 without one.
+fn gap_bucket(time_ms: i64, before_ms: Option<i64>) -> u64 {
+    before_ms.map_or(63, |before| u64::from((1 + (time_ms - before).max(0) as u64 / 1000).ilog2()))
+}
+
+fn outcome_numbers(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
+    for bit in 0..spec.actions {
+        let known = outcome.known >> bit & 1;
+        let happened = outcome.actions >> bit & known;
+        out.extend([happened as f32, (known - happened) as f32]);
+    }
+    for &value in &outcome.values[..spec.values] {
+        out.extend(if value.is_finite() { [value.clamp(-4.0, 4.0), 1.0] } else { [0.0, 0.0] });
+    }
+}
+
+/// Store keys are spread already; one multiplication is hash enough.
+#[derive(Clone, Copy)]
+struct KeyHasher;
+
+struct KeyState(u64);
+
+impl std::hash::BuildHasher for KeyHasher {
+    type Hasher = KeyState;
+
+    fn build_hasher(&self) -> KeyState {
+        KeyState(0)
+    }
+}
+
+impl std::hash::Hasher for KeyState {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::{Target, User};
+
+    fn spec() -> FmSpec {
+        let task = |name: &str, main, label| TaskSpec {
+            name: name.into(),
+            main,
+            label,
+            surfaces: vec![true, main],
+            weight: 1.0,
+        };
+        FmSpec {
+            surfaces: vec!["home".into(), "shop".into()],
+            actions: 2,
+            values: 1,
+            item_ids: 1,
+            item_dense: 0,
+            features: 0,
+            tasks: vec![task("click", true, Label::Action(0)), task("watch", false, Label::Value(0))],
+        }
+    }
+
+    fn item(id: u64) -> Arc<Item> {
+        Arc::new(Item { id, ids: vec![id % 3], dense: vec![] })
+    }
+
+    fn example(history: usize, targets: usize, surface: u16) -> Example {
+        let outcome = Outcome { actions: 1, known: 3, values: [0.5, f32::NAN, f32::NAN, f32::NAN] };
+        let event = |i: usize| Event { item: item(i as u64), surface: 0, time_ms: i as i64 * 1000, outcome };
+        let target = |i: usize| Target {
+            item: item(i as u64),
+            ids: vec![],
+            features: vec![],
+            outcome,
+            truth: vec![],
+        };
+        Example {
+            request: 1,
+            user: Arc::new(User::default()),
+            surface,
+            time_ms: 1_000_000,
+            history: (0..history).map(event).collect(),
+            targets: (0..targets).map(target).collect(),
+        }
+    }
+
+    #[test]
+    fn blocks_offsets_and_labels() {
+        let config = FmConfig { max_history: 3, ..FmConfig::default() };
+        let batcher = Batcher::new(&spec(), &config);
+        let statistics = Statistics::new(&spec());
+        let (a, b) = (example(5, 2, 0), example(1, 1, 1));
+        let batch = batcher.batch(&[&a, &b], &statistics).unwrap();
+        assert_eq!(&*batch.history_offsets, &[0, 3, 4]);
+        assert_eq!(&*batch.target_offsets, &[0, 2, 3]);
+        assert_eq!(batch.times_s[0], 2, "the newest events are kept");
+        assert_eq!(batch.labels, [1.0, 0.5, 1.0, 0.5, 1.0, 0.0]);
+        assert_eq!(batch.mask, [true, true, true, true, true, false], "watch is not valid on shop");
+        assert_eq!(batch.outcomes.len(), 4 * 6);
+        assert_eq!(&batch.outcomes[..6], &[1.0, 0.0, 0.0, 1.0, 0.5, 1.0]);
+        assert_eq!(batch.key_index.len(), 7 * 5);
+        // Item 0 of a target is the same row as item 0 of a history, field by field.
+        assert_eq!(batch.keys[batch.key_index[4 * 5] as usize], store_key(0, 0));
+    }
+
+    #[test]
+    fn a_foreign_example_is_named() {
+        let batcher = Batcher::new(&spec(), &FmConfig::default());
+        let mut wrong = example(0, 1, 0);
+        wrong.targets[0].item = Arc::new(Item { id: 9, ids: vec![], dense: vec![] });
+        let error = batcher.batch(&[&wrong], &Statistics::new(&spec())).unwrap_err().to_string();
+        assert!(error.contains("item 9") && error.contains("request 1"), "{error}");
+    }
+}

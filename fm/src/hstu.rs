@@ -1,0 +1,156 @@
+//! One HSTU layer over jagged tokens (section 3.1.2):
+//!
+//! `U, V, Q, K = split(SiLU(LN(X) W_uvqk + b))`,
+//! `A = SiLU(α Q Kᵀ + rab) / N_max ⊙ mask`,
+//! `Y = X + dropout(LN(A V) ⊙ U) W_o`.
+//!
+//! The attention itself, with its mask and bias, is the kernels crate's.
+
+use std::sync::Arc;
+
+use burn::{
+    module::{Initializer, Module, Param},
+    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig},
+    tensor::{Tensor, activation::silu, backend::Backend},
+};
+use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
+
+use crate::spec::FmConfig;
+
+/// The weights of one layer.
+#[derive(Module, Debug)]
+pub struct HstuLayer<B: Backend> {
+    norm_in: LayerNorm<B>,
+    uvqk: Linear<B>,
+    position: Option<Param<Tensor<B, 1>>>,
+    time: Option<Param<Tensor<B, 1>>>,
+    norm_out: LayerNorm<B>,
+    output: Linear<B>,
+    dropout: Dropout,
+    qk_width: usize,
+    v_width: usize,
+}
+
+impl<B: Backend> HstuLayer<B> {
+    /// Fresh weights.
+    pub fn new(config: &FmConfig, device: &B::Device) -> Self {
+        let qk_width = config.heads * config.qk_dim;
+        let v_width = config.heads * config.v_dim;
+        let table = |buckets: usize| {
+            (buckets > 0).then(|| Initializer::Normal { mean: 0.0, std: 0.02 }.init([buckets], device))
+        };
+        Self {
+            norm_in: LayerNormConfig::new(config.dim).init(device),
+            uvqk: LinearConfig::new(config.dim, 2 * v_width + 2 * qk_width)
+                .with_initializer(Initializer::XavierUniform { gain: 1.0 })
+                .init(device),
+            position: table(config.position_buckets),
+            time: table(config.time_buckets),
+            norm_out: LayerNormConfig::new(v_width).init(device),
+            output: LinearConfig::new(v_width, config.dim)
+                .with_bias(false)
+                .with_initializer(Initializer::XavierUniform { gain: 1.0 })
+                .init(device),
+            dropout: DropoutConfig::new(config.dropout).init(),
+            qk_width,
+            v_width,
+        }
+    }
+}
+
+impl<B: HstuBackend> HstuLayer<B> {
+    /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch.
+    pub fn forward(&self, x: Tensor<B, 2>, attention: &Arc<HstuAttention>) -> Tensor<B, 2> {
+        let mixed = silu(self.uvqk.forward(self.norm_in.forward(x.clone())));
+        let (v, qk) = (self.v_width, self.qk_width);
+        let columns = |from: usize, width: usize| mixed.clone().narrow(1, from, width);
+        let gate = columns(0, v);
+        let inputs = HstuInputs {
+            v: columns(v, v),
+            q: columns(2 * v, qk),
+            k: columns(2 * v + qk, qk),
+            position: self.position.as_ref().map(Param::val),
+            time: self.time.as_ref().map(Param::val),
+        };
+        let attended = hstu_attention(inputs, attention);
+        let gated = self.norm_out.forward(attended) * gate;
+        x + self.output.forward(self.dropout.forward(gated))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, TensorData};
+    use burn_flex::Flex;
+    use hypercast_kernels::attention::oracle;
+
+    /// Row-wise `x W + b` in f64.
+    fn linear(x: &[f64], width: usize, layer: &Linear<Flex>) -> Vec<f64> {
+        let weight = numbers(layer.weight.val().into_data());
+        let out = weight.len() / width;
+        let bias = layer.bias.as_ref().map_or(vec![0.0; out], |bias| numbers(bias.val().into_data()));
+        let row = |row: &[f64]| -> Vec<f64> {
+            (0..out).map(|o| bias[o] + (0..width).map(|i| row[i] * weight[i * out + o]).sum::<f64>()).collect()
+        };
+        x.chunks_exact(width).flat_map(row).collect()
+    }
+
+    /// Layer norm with unit scale and no shift, as a fresh layer has it.
+    fn norm(x: &[f64], width: usize) -> Vec<f64> {
+        let row = |row: &[f64]| -> Vec<f64> {
+            let mean = row.iter().sum::<f64>() / width as f64;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
+            row.iter().map(|v| (v - mean) / (variance + 1e-5).sqrt()).collect()
+        };
+        x.chunks_exact(width).flat_map(row).collect()
+    }
+
+    fn numbers(data: TensorData) -> Vec<f64> {
+        data.convert::<f64>().into_vec().unwrap()
+    }
+
+    #[test]
+    fn a_layer_agrees_with_plain_f64() {
+        let device = Default::default();
+        Flex::seed(&device, 3);
+        let config = FmConfig { dim: 12, heads: 2, qk_dim: 5, v_dim: 4, max_history: 8, ..FmConfig::default() };
+        let layer = HstuLayer::<Flex>::new(&config, &device);
+        let attention = HstuAttention {
+            history_offsets: [0, 5, 5, 8].into(),
+            target_offsets: [0, 2, 3, 4].into(),
+            heads: 2,
+            alpha: config.alpha_value(),
+            norm: 8.0,
+            window: None,
+            times_s: Some((0..12).map(|i| i * i * 40).collect()),
+        }
+        .checked()
+        .unwrap();
+        let x = Tensor::<Flex, 2>::random([12, 12], Distribution::Normal(0.0, 1.0), &device);
+        let result = numbers(layer.forward(x.clone(), &attention).into_data());
+
+        let x = numbers(x.into_data());
+        let mixed: Vec<f64> =
+            linear(&norm(&x, 12), 12, &layer.uvqk).into_iter().map(|v| v / (1.0 + (-v).exp())).collect();
+        let columns = |from: usize, width: usize| -> Vec<f64> {
+            mixed.chunks_exact(36).flat_map(|row| row[from..from + width].to_vec()).collect()
+        };
+        let (u, v, q, k) = (columns(0, 8), columns(8, 8), columns(16, 10), columns(26, 10));
+        let table = |p: &Option<Param<Tensor<Flex, 1>>>| p.as_ref().map(|p| numbers(p.val().into_data()));
+        let (position, time) = (table(&layer.position), table(&layer.time));
+        let inputs = HstuInputs {
+            q: &q[..],
+            k: &k[..],
+            v: &v[..],
+            position: position.as_deref(),
+            time: time.as_deref(),
+        };
+        let attended = oracle::forward(&attention, &inputs);
+        let gated: Vec<f64> = norm(&attended, 8).iter().zip(&u).map(|(a, u)| a * u).collect();
+        let output = linear(&gated, 8, &layer.output);
+        for (at, (value, (x, o))) in result.iter().zip(x.iter().zip(&output)).enumerate() {
+            assert!((value - (x + o)).abs() < 1e-5, "{at}: {value} {}", x + o);
+        }
+    }
+}

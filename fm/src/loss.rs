@@ -1,0 +1,149 @@
+//! The MTML loss (eq. 3): the weighted sum of each task's mean over its own
+//! sample space (eq. 4).
+//!
+//! The means are folded into a weight matrix on the host, so a task without a
+//! valid sample has weights of exactly zero and contributes exactly zero.
+
+use burn::tensor::{Tensor, TensorData, activation::relu, backend::Backend};
+
+use crate::spec::{Label, TaskSpec};
+
+/// Labels and the weights that turn an elementwise loss into eq. 3, for `columns` tasks.
+#[derive(Debug, Clone)]
+pub struct Targets {
+    /// `[rows * columns]`.
+    pub labels: Vec<f32>,
+    /// `[rows * columns]`: ω δ / Σδ for binary tasks, else 0.
+    pub binary: Vec<f32>,
+    /// `[rows * columns]`: the same for regressions.
+    pub regression: Vec<f32>,
+    /// Tasks.
+    pub columns: usize,
+}
+
+impl Targets {
+    /// From row-major labels and masks of the tasks in `tasks`.
+    ///
+    /// # Panics
+    /// If the lengths do not agree.
+    pub fn new(tasks: &[TaskSpec], labels: Vec<f32>, mask: &[bool]) -> Self {
+        let columns = tasks.len();
+        assert_eq!(labels.len(), mask.len());
+        let mut valid = vec![0u32; columns];
+        for (index, &inside) in mask.iter().enumerate() {
+            valid[index % columns] += u32::from(inside);
+        }
+        let weight = |index: usize, binary: bool| {
+            let task = &tasks[index % columns];
+            let same = matches!(task.label, Label::Action(_)) == binary;
+            if mask[index] && same { task.weight / valid[index % columns] as f32 } else { 0.0 }
+        };
+        let binary = (0..mask.len()).map(|index| weight(index, true)).collect();
+        let regression = (0..mask.len()).map(|index| weight(index, false)).collect();
+        Self { labels, binary, regression, columns }
+    }
+
+    /// The given rows alone, with the weights they have among all.
+    pub fn rows(&self, rows: &[usize]) -> Self {
+        let pick = |all: &[f32]| {
+            rows.iter().flat_map(|row| &all[row * self.columns..(row + 1) * self.columns]).copied().collect()
+        };
+        Self {
+            labels: pick(&self.labels),
+            binary: pick(&self.binary),
+            regression: pick(&self.regression),
+            columns: self.columns,
+        }
+    }
+}
+
+/// The loss of `outputs` `[rows, columns]`: cross-entropy of logits, and half the squared error of regressions.
+pub fn mtml<B: Backend>(outputs: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1> {
+    let [rows, columns] = outputs.dims();
+    assert_eq!(rows * columns, targets.labels.len());
+    let device = outputs.device();
+    let matrix = |values: &[f32]| {
+        Tensor::<B, 2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), &device)
+    };
+    let labels = matrix(&targets.labels);
+    // max(z, 0) - z y + log(1 + e^-|z|) is the form that neither overflows nor cancels.
+    let entropy = relu(outputs.clone()) - outputs.clone() * labels.clone()
+        + outputs.clone().abs().neg().exp().log1p();
+    let mut loss = (entropy * matrix(&targets.binary)).sum();
+    if targets.regression.iter().any(|&weight| weight != 0.0) {
+        let error = outputs - labels;
+        loss = loss + (error.clone() * error * matrix(&targets.regression)).sum() * 0.5;
+    }
+    loss
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Autodiff;
+    use burn_flex::Flex;
+
+    type A = Autodiff<Flex>;
+
+    fn task(label: Label, weight: f32) -> TaskSpec {
+        TaskSpec { name: "t".into(), main: true, label, surfaces: vec![true], weight }
+    }
+
+    fn oracle(z: &[f64], labels: &[f32], mask: &[bool], tasks: &[TaskSpec]) -> f64 {
+        let columns = tasks.len();
+        let mut total = 0.0;
+        for (c, task) in tasks.iter().enumerate() {
+            let rows: Vec<usize> = (c..z.len()).step_by(columns).filter(|&i| mask[i]).collect();
+            let mut sum = 0.0;
+            for &i in &rows {
+                let (z, y) = (z[i], f64::from(labels[i]));
+                sum += match task.label {
+                    Label::Action(_) => -(y * (1.0 / (1.0 + (-z).exp())).ln() + (1.0 - y) * (1.0 / (1.0 + z.exp())).ln()),
+                    Label::Value(_) => 0.5 * (z - y) * (z - y),
+                };
+            }
+            if !rows.is_empty() {
+                total += f64::from(task.weight) * sum / rows.len() as f64;
+            }
+        }
+        total
+    }
+
+    #[test]
+    fn agrees_with_the_oracle_and_its_differences() {
+        let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 0.3), task(Label::Action(1), 2.0)];
+        let z: Vec<f32> = (0..12).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+        let labels: Vec<f32> = (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
+        // The last task has no valid sample at all.
+        let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
+        let targets = Targets::new(&tasks, labels.clone(), &mask);
+        let device = Default::default();
+        let leaf = Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
+        let loss = mtml(leaf.clone(), &targets);
+        let z64: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
+        let expected = oracle(&z64, &labels, &mask, &tasks);
+        let value = f64::from(loss.clone().into_scalar());
+        assert!((value - expected).abs() < 1e-5, "{value} {expected}");
+        let gradient = leaf.grad(&loss.backward()).unwrap().into_data().to_vec::<f32>().unwrap();
+        for i in 0..12 {
+            let mut moved = [z64.clone(), z64.clone()];
+            moved[0][i] += 1e-4;
+            moved[1][i] -= 1e-4;
+            let [up, down] = moved.map(|z| oracle(&z, &labels, &mask, &tasks));
+            let difference = (up - down) / 2e-4;
+            assert!((f64::from(gradient[i]) - difference).abs() < 1e-5, "{i}: {} {difference}", gradient[i]);
+        }
+    }
+
+    #[test]
+    fn no_valid_sample_is_a_loss_of_exactly_zero() {
+        let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 1.0)];
+        let targets = Targets::new(&tasks, vec![0.0; 4], &[false; 4]);
+        let device = Default::default();
+        let leaf = Tensor::<A, 2>::from_data(TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]), &device).require_grad();
+        let loss = mtml(leaf.clone(), &targets);
+        assert_eq!(loss.clone().into_scalar(), 0.0);
+        let gradient = leaf.grad(&loss.backward()).unwrap().into_data().to_vec::<f32>().unwrap();
+        assert!(gradient.iter().all(|&g| g == 0.0), "{gradient:?}");
+    }
+}

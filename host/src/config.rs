@@ -1,0 +1,384 @@
+//! `hypercast.toml`: everything an operator chooses, in one file.
+//!
+//! Unknown keys are refused, paths are relative to the file, and every key has
+//! a default that works. The file at the root of the repository explains each
+//! key; a test keeps it complete.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_fm::{device::DeviceKind, spec::FmConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, Result},
+    features::FeatureConfig,
+};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where things are.
+    pub paths: Paths,
+    /// The HTTP server.
+    pub server: Server,
+    /// What of the data set is the past.
+    pub timeline: Timeline,
+    /// Bounds of the live features: histories and counters.
+    pub features: FeatureConfig,
+    /// The foundation model's size and training.
+    pub fm: FmConfig,
+    /// Where models run.
+    pub device: DeviceKind,
+    /// What is logged for expert training.
+    pub logs: Logs,
+    /// How experts train.
+    pub expert_training: ExpertTraining,
+    /// Limits of every plugin.
+    pub plugin_limits: PluginLimits,
+    /// Which plugin serves which surfaces.
+    pub experts: Vec<ExpertEntry>,
+}
+
+/// Where things are; relative paths start at the configuration file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Paths {
+    /// The imported data set.
+    pub dataset: PathBuf,
+    /// Work folder of FM training: the store with its optimizer state.
+    pub fm_work: PathBuf,
+    /// The FM checkpoint that is trained and served.
+    pub fm: PathBuf,
+    /// Feature logs with materialised TAEs.
+    pub logs: PathBuf,
+    /// Trained parameters, a folder an expert.
+    pub experts: PathBuf,
+    /// Events that the daemon was told of; empty for none kept across restarts.
+    pub events: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            dataset: "data".into(),
+            fm_work: "runs/fm-work".into(),
+            fm: "runs/fm".into(),
+            logs: "runs/logs".into(),
+            experts: "runs/experts".into(),
+            events: "runs/events.log".into(),
+        }
+    }
+}
+
+/// The HTTP server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address and port; port 0 takes a free one.
+    pub listen: String,
+    /// Threads that run requests (features, FM, expert, Wasm).
+    pub threads: usize,
+    /// Requests that may wait for a thread; more are answered 503 at once.
+    pub queue: usize,
+    /// The most candidates of one request.
+    pub max_candidates: usize,
+    /// The largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// How long a request may wait and run, in milliseconds; 504 after that.
+    pub deadline_ms: u64,
+    /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
+    pub explain: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8570".into(),
+            threads: 2,
+            queue: 256,
+            max_candidates: 1000,
+            max_body_bytes: 4 << 20,
+            deadline_ms: 1000,
+            explain: true,
+        }
+    }
+}
+
+/// What of the data set is the past.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeline {
+    /// Training, and the state that `serve` starts from, end before this time (`2022-04-29`, or
+    /// milliseconds since the epoch); empty takes the whole data set.
+    pub until: String,
+    /// Hours ahead of UTC of the clock that `until` is told by.
+    pub utc_offset_h: i32,
+}
+
+impl Timeline {
+    /// `until` in milliseconds since the epoch; none for the whole data set.
+    ///
+    /// # Errors
+    /// A text that is neither a date nor a number.
+    pub fn until_ms(&self) -> Result<Option<i64>> {
+        match self.until.as_str() {
+            "" => Ok(None),
+            text => parse_time_ms(text, self.utc_offset_h).map(Some),
+        }
+    }
+}
+
+/// A date (`2022-04-29`, its midnight) or milliseconds since the epoch.
+///
+/// # Errors
+/// A text that is neither.
+pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
+    if let Ok(ms) = text.parse::<i64>() {
+        return Ok(ms);
+    }
+    let wrong = || Error::Invalid(format!("{text:?} is neither a date like 2022-04-29 nor milliseconds since the epoch"));
+    let parts: Vec<i64> =
+        text.split('-').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
+    let [year, month @ 1..=12, day @ 1..=31] = parts[..] else { return Err(wrong()) };
+    // Days since the epoch in the proleptic Gregorian calendar, counting years from March.
+    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
+    Ok(days * 86_400_000 - i64::from(utc_offset_h) * 3_600_000)
+}
+
+/// What is logged for expert training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// The share of the training stream, from its start, whose TAEs are too young to log.
+    pub skip_share: f64,
+    /// Own-surface events logged a request, for the experts' short histories.
+    pub history_len: usize,
+    /// Rows a file.
+    pub rows_per_file: usize,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { skip_share: 0.3, history_len: 24, rows_per_file: 100_000 }
+    }
+}
+
+/// How experts train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExpertTraining {
+    /// Passes over the logs.
+    pub epochs: usize,
+    /// Rows a batch, in whole requests.
+    pub batch_rows: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Gradient-norm limit.
+    pub clip_norm: f64,
+    /// Seed of initial values, dropout and order.
+    pub seed: u64,
+}
+
+impl Default for ExpertTraining {
+    fn default() -> Self {
+        Self { epochs: 2, batch_rows: 512, learning_rate: 2e-3, weight_decay: 1e-4, clip_norm: 5.0, seed: 7 }
+    }
+}
+
+/// Limits of every plugin; a plugin may ask for less, never for more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PluginLimits {
+    /// Wall-clock limit of a guest call while serving, in milliseconds.
+    pub deadline_ms: u64,
+    /// Wall-clock limit of a guest call at load and in training, in milliseconds.
+    pub setup_deadline_ms: u64,
+    /// Linear memory of an instance, in MiB.
+    pub memory_mib: usize,
+    /// Instances alive at once, over all plugins.
+    pub instances: usize,
+    /// Parameters of a network.
+    pub max_parameters: u64,
+    /// Floating-point operations a candidate.
+    pub max_flops: u64,
+    /// Consecutive faults that open a plugin's breaker.
+    pub breaker_faults: u32,
+    /// How long an open breaker rests, in milliseconds.
+    pub breaker_rest_ms: u64,
+}
+
+impl Default for PluginLimits {
+    fn default() -> Self {
+        Self {
+            deadline_ms: 50,
+            setup_deadline_ms: 5000,
+            memory_mib: 64,
+            instances: 64,
+            max_parameters: 64 << 20,
+            max_flops: 20_000_000,
+            breaker_faults: 5,
+            breaker_rest_ms: 5000,
+        }
+    }
+}
+
+/// One expert in service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertEntry {
+    /// Its name: of its parameter folder, in metrics and answers.
+    pub name: String,
+    /// The component file.
+    pub plugin: PathBuf,
+    /// The surfaces it serves; empty means every surface that no other expert names.
+    #[serde(default)]
+    pub surfaces: Vec<String>,
+    /// Train and run it without the TAE (zeros in its place): the baseline arm.
+    #[serde(default)]
+    pub without_tae: bool,
+    /// Run beside the serving expert; its predictions are only reported.
+    #[serde(default)]
+    pub shadow: bool,
+}
+
+impl Config {
+    /// Reads a configuration file; paths in it become relative to where it is.
+    ///
+    /// # Errors
+    /// A file that is missing, an unknown key, a value of another type or out of range: with file, line and key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::data(path, format!("{error}; start from the hypercast.toml of the repository")))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
+        config.validate().map_err(|message| Error::data(path, message))?;
+        config.resolve(path.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
+    /// Writes the configuration.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = toml::to_string_pretty(self).map_err(|error| Error::data(path, error.to_string()))?;
+        std::fs::write(path, text).map_err(|error| Error::data(path, error.to_string()))
+    }
+
+    /// The entry of an expert.
+    ///
+    /// # Errors
+    /// Names the experts there are.
+    pub fn expert(&self, name: &str) -> Result<&ExpertEntry> {
+        self.experts.iter().find(|entry| entry.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.experts.iter().map(|entry| entry.name.as_str()).collect();
+            Error::Invalid(format!("no expert {name:?} in the configuration; there are {names:?}"))
+        })
+    }
+
+    fn resolve(&mut self, base: &Path) {
+        let paths = &mut self.paths;
+        let own = [
+            &mut paths.dataset,
+            &mut paths.fm_work,
+            &mut paths.fm,
+            &mut paths.logs,
+            &mut paths.experts,
+            &mut paths.events,
+        ];
+        for path in own.into_iter().chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
+            if path.is_relative() && !path.as_os_str().is_empty() {
+                *path = base.join(&*path);
+            }
+        }
+    }
+
+    fn validate(&self) -> std::result::Result<(), String> {
+        let server = &self.server;
+        let positive = [
+            ("server.threads", server.threads),
+            ("server.queue", server.queue),
+            ("server.max_candidates", server.max_candidates),
+            ("server.max_body_bytes", server.max_body_bytes),
+            ("features.history_events", self.features.history_events),
+            ("features.max_users", self.features.max_users),
+            ("features.max_items", self.features.max_items),
+            ("features.max_counter_keys", self.features.max_counter_keys),
+            ("logs.rows_per_file", self.logs.rows_per_file),
+            ("expert_training.epochs", self.expert_training.epochs),
+            ("expert_training.batch_rows", self.expert_training.batch_rows),
+            ("plugin_limits.memory_mib", self.plugin_limits.memory_mib),
+            ("plugin_limits.instances", self.plugin_limits.instances),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{key} is 0; it must be at least 1"));
+        }
+        if !(0.0..1.0).contains(&self.logs.skip_share) {
+            return Err(format!("logs.skip_share is {}; it must be at least 0 and below 1", self.logs.skip_share));
+        }
+        self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
+        self.fm.validate().map_err(|error| error.to_string())?;
+        for (at, entry) in self.experts.iter().enumerate() {
+            if entry.name.is_empty() || !entry.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+                return Err(format!("experts[{at}].name is {:?}; use letters, digits, - _ .", entry.name));
+            }
+            if self.experts[..at].iter().any(|other| other.name == entry.name) {
+                return Err(format!("two experts are named {:?}", entry.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hypercast.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::read(&path)
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_refused_with_their_place() {
+        let error = read("[server]\nlisen = \"x\"\n").unwrap_err().to_string();
+        assert!(error.contains("lisen") && error.contains("line 2"), "{error}");
+        let error = read("[server]\nthreads = 0\n").unwrap_err().to_string();
+        assert!(error.contains("server.threads"), "{error}");
+        let error = read("[[experts]]\nname = \"a b\"\nplugin = \"x\"\n").unwrap_err().to_string();
+        assert!(error.contains("experts[0].name"), "{error}");
+    }
+
+    #[test]
+    fn dates_are_read_by_the_given_clock() {
+        assert_eq!(parse_time_ms("1970-01-01", 0).unwrap(), 0);
+        assert_eq!(parse_time_ms("2022-04-29", 8).unwrap(), 1_651_161_600_000);
+        assert_eq!(parse_time_ms("2000-02-29", 0).unwrap(), 951_782_400_000);
+        assert_eq!(parse_time_ms("1651161600000", 8).unwrap(), 1_651_161_600_000);
+        assert!(parse_time_ms("29 April", 0).is_err());
+        assert!(parse_time_ms("2022-13-01", 0).is_err());
+    }
+
+    #[test]
+    fn the_explained_file_has_every_key_at_its_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypercast.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let explained: toml::Value = toml::from_str(&text).unwrap();
+        let mut config: Config = toml::from_str(&text).unwrap();
+        assert!(!config.experts.is_empty(), "an example expert is shown");
+        config.experts.clear();
+        assert_eq!(config, Config::default(), "the file shows the defaults");
+        let defaults = toml::Value::try_from(Config::default()).unwrap();
+        for (table, keys) in defaults.as_table().unwrap() {
+            let shown = explained.get(table).unwrap_or_else(|| panic!("{table} is missing"));
+            for key in keys.as_table().into_iter().flat_map(|keys| keys.keys()) {
+                assert!(shown.get(key).is_some(), "{table}.{key} is not explained");
+            }
+        }
+    }
+}

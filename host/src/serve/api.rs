@@ -1,0 +1,209 @@
+//! The HTTP bodies: what a caller sends, what it gets, and every way of being
+//! refused. Shapes only; nothing here computes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `POST /v1/rank`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankRequest {
+    /// Whose candidates these are. A user never seen before is served as new.
+    pub user: u64,
+    /// The surface's name in the schema.
+    pub surface: String,
+    /// What to rank.
+    pub candidates: Vec<Candidate>,
+    /// The request's time, milliseconds since the epoch; now if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_ms: Option<i64>,
+    /// How many to return; all if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Context features of the whole request, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub context: BTreeMap<String, f64>,
+    /// Also return the FM's and the shadows' predictions and the stage times.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub explain: bool,
+}
+
+/// One candidate.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// The item's id.
+    pub id: u64,
+    /// Item or context features by name; needed for an item the host does not know.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub features: BTreeMap<String, f64>,
+}
+
+/// The answer to `POST /v1/rank`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RankAnswer {
+    /// Best first.
+    pub ranking: Vec<Ranked>,
+    /// The version of the FM.
+    pub fm_version: String,
+    /// The expert that answered.
+    pub expert: Option<ExpertVersion>,
+    /// Whether the FM's own ranking stands in for the expert's.
+    pub degraded: bool,
+    /// Why it is degraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Whether the user had no history.
+    pub new_user: bool,
+    /// Candidates that the data set does not know; they were scored from the features sent.
+    pub unknown_items: Vec<u64>,
+    /// Asked for by `explain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explain: Option<Explanation>,
+}
+
+/// A ranked candidate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ranked {
+    /// The item.
+    pub id: u64,
+    /// The value that it was ranked by.
+    pub score: f32,
+    /// A prediction a task: probabilities of binary tasks, values of regressions.
+    pub predictions: BTreeMap<String, f32>,
+}
+
+/// Which expert answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertVersion {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its plugin.
+    pub plugin: String,
+    /// The plugin's version.
+    pub version: String,
+}
+
+/// What `explain` adds. Lists are in the order of the request's candidates.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The expert's predictions by task.
+    pub expert: BTreeMap<String, Vec<f32>>,
+    /// The FM's own predictions of the main tasks.
+    pub fm: BTreeMap<String, Vec<f32>>,
+    /// Predictions of shadow experts: name, then task.
+    pub shadows: BTreeMap<String, BTreeMap<String, Vec<f32>>>,
+    /// Microseconds by stage: `features`, `fm`, `expert`, `wasm`, `total`.
+    pub stages_us: BTreeMap<String, f64>,
+}
+
+/// `POST /v1/events`: outcomes of what was shown.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsRequest {
+    /// At most `server.max_candidates` events, oldest first.
+    pub events: Vec<EventBody>,
+}
+
+/// One impression and what came of it.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventBody {
+    /// The request that showed it, for joining with logs; 0 if there was none.
+    #[serde(default)]
+    pub request: u64,
+    /// Who saw it.
+    pub user: u64,
+    /// What was shown.
+    pub item: u64,
+    /// Where.
+    pub surface: String,
+    /// When it was shown, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// Actions whose outcome is known, by name.
+    #[serde(default)]
+    pub actions: BTreeMap<String, bool>,
+    /// Real-valued outcomes that are known, by name.
+    #[serde(default)]
+    pub values: BTreeMap<String, f32>,
+    /// Context features that the request had, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub context: BTreeMap<String, f64>,
+}
+
+/// The answer to `POST /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsAnswer {
+    /// Events appended.
+    pub accepted: usize,
+}
+
+/// Why a request is not answered, and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// The body is not what the route takes.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The schema has no such surface.
+    #[error("unknown surface {given:?}; this host serves {known:?}")]
+    UnknownSurface {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Nothing to rank.
+    #[error("`candidates` is empty; send at least one")]
+    NoCandidates,
+    /// Too much to rank.
+    #[error("{given} {what}; at most {most} fit one request, split it")]
+    TooMany {
+        /// How many came.
+        given: usize,
+        /// Of what.
+        what: &'static str,
+        /// How many may come.
+        most: usize,
+    },
+    /// All threads are busy and the queue is full.
+    #[error("overloaded: the queue is full; try again later")]
+    Overloaded,
+    /// The deadline passed.
+    #[error("no answer within {0} ms (server.deadline_ms)")]
+    Deadline(u64),
+    /// Something failed that is not the caller's doing.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Refusal {
+    /// HTTP status and a word for programs.
+    pub fn code(&self) -> (u16, &'static str) {
+        match self {
+            Refusal::BadRequest(_) => (400, "bad_request"),
+            Refusal::UnknownSurface { .. } => (404, "unknown_surface"),
+            Refusal::NoCandidates => (422, "no_candidates"),
+            Refusal::TooMany { .. } => (413, "too_many"),
+            Refusal::Overloaded => (503, "overloaded"),
+            Refusal::Deadline(_) => (504, "deadline"),
+            Refusal::Internal(_) => (500, "internal"),
+        }
+    }
+}
+
+/// The body of every refusal: `{"error": {"code", "message"}}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusalBody {
+    /// The refusal.
+    pub error: RefusalText,
+}
+
+/// Code and message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusalText {
+    /// A word for programs.
+    pub code: String,
+    /// What was wrong and what to do.
+    pub message: String,
+}

@@ -1,0 +1,8 @@
+//! Training jobs: the FM over the stream, TAEs into logs, experts from logs.
+//!
+//! Each job reads its own input and nothing of the others' state: the FM reads
+//! the data set, an expert the logs. What a step computes is the model crates'.
+
+pub mod fm;
+pub mod materialise;
+pub mod report;
