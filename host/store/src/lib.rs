@@ -1,1 +1,100 @@
-//! (under way)
+//! The embedding store: memory-mapped rows by 64-bit id, with row-wise Adagrad
+//! state apart and crash-safe commits. It sits below the model and knows
+//! nothing of tables, features or experts. It deliberately does no admission,
+//! expiry, quantisation or deltas.
+//!
+//! # Layout of a store's directory
+//!
+//! | file | content |
+//! |---|---|
+//! | `meta.json` | format version, kind (training or inference), dim, init scale, seed, checksum |
+//! | `rows-NNNNN.slab` | 65536 rows: f32 values, then ids, then a checksum a row |
+//! | `state-NNNNN.slab` | 65536 row-wise Adagrad accumulators, each with a checksum; serving never opens it |
+//! | `index.table` | open addressing from exact id to row number, a checksum an entry; rebuilt from the rows if deleted |
+//! | `journal` | one checksummed head, then the rows of each commit since the last checkpoint |
+//! | `writer.lock`, `readers.lock` | file locks; the kernel drops them when a process dies |
+//!
+//! A row keeps its number for life, so index, values and state are joined by
+//! it, and another width or another column (counts, scales) is another slab.
+//!
+//! # Commits: a redo journal
+//!
+//! Slabs are never changed between checkpoints. An update goes to an
+//! in-memory *overlay*: a row's first change copies it there, and a dense array
+//! from row number to overlay position finds it again, so training costs no
+//! system call and no page fault of a file. [`Store::commit`] appends the rows changed since
+//! the last commit to the journal, syncs, and then overwrites the journal's
+//! 64-byte head (generation, row count, end of the valid bytes), and syncs
+//! again. That one write within one disk sector is the commit: before it, the
+//! bytes past the old end mean nothing; after it, they are complete. So a bad
+//! checksum below the end is always damage and never a torn write, and is
+//! reported instead of being cut off.
+//!
+//! When the journal has grown enough, a *checkpoint* copies the
+//! overlay into the slabs and the index, syncs them, and then resets the head. A crash on
+//! the way leaves the journal in force: it holds every row that the checkpoint
+//! was writing, so whatever the slabs hold for those rows is not looked at.
+//!
+//! Why redo and not undo or shadow pages: an undo journal must be synced
+//! before a page is first changed, in the middle of training, and grows by pages where
+//! embeddings change by rows (4096 bytes for 132); it also lets readers see
+//! uncommitted rows. With redo, slabs change only in a checkpoint, so
+//! a reader's view is stable by construction.
+//!
+//! # Readers
+//!
+//! A [`StoreReader`] maps the slabs, reads the journal into an overlay of its
+//! own, and so sees exactly the generation committed last when it was opened,
+//! whatever a writer does meanwhile. While readers are open, checkpoints wait and the
+//! journal grows; past 1 GiB, [`Store::commit`] refuses with
+//! [`Error::JournalHeld`]. A long-lived server should serve a snapshot
+//! ([`Store::snapshot_into`]).
+//!
+//! # Integrity and limits
+//!
+//! Opening reads the whole store once and checks every checksum. Files are
+//! little-endian, and a store must lie on a local disk of a POSIX system:
+//! mappings must not be truncated by others, and file locks must work.
+//! At most 2³² − 2 rows, dim at most 4096. The overlay takes about 4·dim + 40
+//! bytes for each distinct row changed since the last checkpoint.
+
+#[cfg(not(all(unix, target_endian = "little")))]
+compile_error!("the store maps little-endian files and needs a POSIX system");
+
+mod checkpoint;
+mod error;
+mod header;
+mod index;
+mod journal;
+mod lock;
+mod meta;
+mod overlay;
+mod reader;
+mod slab;
+mod snapshot;
+mod store;
+mod view;
+
+pub use error::{Error, Result};
+pub use reader::StoreReader;
+pub use store::Store;
+
+/// What a new store is made with. It is fixed for the store's life.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StoreOptions {
+    /// Values a row, from 1 to 4096.
+    pub dim: usize,
+    /// A new row's values are uniform in `[-init_scale, init_scale)`.
+    pub init_scale: f32,
+    /// With the id, decides a new row's values.
+    pub seed: u64,
+}
+
+/// The hyper-parameters of row-wise Adagrad.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adagrad {
+    /// The step size.
+    pub learning_rate: f32,
+    /// Added to the root of the accumulator.
+    pub epsilon: f32,
+}

@@ -1,0 +1,139 @@
+//! What can go wrong in a store. Misuse by the caller's code (slices of the
+//! wrong length) panics instead.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file is truncated or its checksum does not match.
+    #[error("{} is damaged: {what}; {remedy}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file was written by another format version.
+    #[error("{} has format version {found}, this build reads version {supported}; use a matching build of hypercast, or train the store anew", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version it has.
+        found: u64,
+        /// The version that can be read.
+        supported: u64,
+    },
+    /// There is no store in the directory.
+    #[error("{} is no embedding store (it has no meta.json); check the path or create a store there", path.display())]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A store, or a part of one, is in the way.
+    #[error("{} already holds {what}; open it, or choose another directory", path.display())]
+    AlreadyExists {
+        /// The directory.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// The options are out of range.
+    #[error("bad store option: {0}")]
+    Options(String),
+    /// The store was made with other options.
+    #[error("{} was made with {found}, but {wanted} was asked for; use the same options or another directory", path.display())]
+    OptionsDiffer {
+        /// The directory.
+        path: PathBuf,
+        /// The option that the store has.
+        found: String,
+        /// The option asked for.
+        wanted: String,
+    },
+    /// Another writer has the store open.
+    #[error("{} is open for writing in process {pid}; stop that process or open a reader", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process that holds the lock (`unknown` in the instant before it has said so).
+        pid: String,
+    },
+    /// A writer's open of an inference snapshot.
+    #[error("{} is an inference snapshot without optimizer state and opens for reading only; train on the store it was taken from", path.display())]
+    ReadOnly {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Row numbers are used up.
+    #[error("{} is full at {rows} rows; split its ids over several stores", path.display())]
+    Full {
+        /// The directory.
+        path: PathBuf,
+        /// How many rows it has.
+        rows: usize,
+    },
+    /// A gradient is NaN, infinite, or too large to square.
+    #[error(
+        "the gradient of id {id} is not finite (or its square is not); no row was changed; lower the learning rate or clip gradients"
+    )]
+    NotFinite {
+        /// The row's id.
+        id: u64,
+    },
+    /// Readers keep the journal from being folded into the slabs.
+    #[error("{} has grown to {bytes} bytes because readers of the store stay open; close or reopen them, or serve a snapshot, and commit again", path.display())]
+    JournalHeld {
+        /// The journal.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// An earlier commit of this writer failed.
+    #[error("an earlier commit to {} failed; reopen the store, it opens to the last committed generation", path.display())]
+    Poisoned {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// The remedy where data cannot be had back from the store itself.
+pub(crate) const RESTORE: &str = "restore the store's directory from a copy, or train it anew";
+/// The remedy for the index, which can be derived from the rows.
+pub(crate) const REBUILD: &str = "delete it and open the store once for writing, which rebuilds it from the rows (a damaged snapshot must be made anew)";
+
+/// Wraps an I/O error with what was tried on which path.
+pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Damage that only a copy of the store can undo.
+pub(crate) fn corrupt(path: &Path, what: impl Into<String>) -> Error {
+    Error::Corrupt {
+        path: path.to_owned(),
+        what: what.into(),
+        remedy: RESTORE,
+    }
+}

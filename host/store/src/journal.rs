@@ -1,0 +1,369 @@
+//! The redo journal: the rows of each commit since the last checkpoint, behind one
+//! head that says which bytes count. It does not decide when to checkpoint.
+//!
+//! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the
+//! number of rows, the generation, the rows (id, row number, state, values) and a
+//! CRC-32 of all that. Bytes past the head's `end` mean nothing.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Result, corrupt, io};
+use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::overlay::{Entry, Overlay};
+
+const MAGIC: [u8; 8] = *b"HCJRNL\0\0";
+const RECORD_MAGIC: u32 = 0x4443_4552;
+/// Where records begin: past the head's sector and page.
+const START: u64 = 4096;
+const RECORD_HEAD: u64 = 16;
+const ENTRY_HEAD: usize = 16;
+const CRC: u64 = 4;
+
+/// The state of a store that is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// The last committed generation; 0 is the empty store.
+    pub generation: u64,
+    /// Rows at that generation.
+    pub rows: usize,
+    /// The generation that the slabs hold.
+    pub base_generation: u64,
+    /// Rows that the slabs hold.
+    pub base_rows: usize,
+    /// Where the records end.
+    end: u64,
+}
+
+impl Head {
+    /// The head of a store whose slabs hold everything.
+    pub fn folded(generation: u64, rows: usize) -> Head {
+        Head {
+            generation,
+            rows,
+            base_generation: generation,
+            base_rows: rows,
+            end: START,
+        }
+    }
+}
+
+/// An open journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    file: File,
+    path: PathBuf,
+    dim: usize,
+    head: Head,
+}
+
+impl Journal {
+    /// Where `dir`'s journal is.
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join("journal")
+    }
+
+    /// Makes an empty journal.
+    pub fn create(dir: &Path, dim: usize, head: Head) -> Result<Journal> {
+        let path = Self::path(dir);
+        let file = create_zeroed(&path, &encode(dim, head), START)?;
+        Ok(Journal {
+            file,
+            path,
+            dim,
+            head,
+        })
+    }
+
+    /// Opens `dir`'s journal for its writer.
+    pub fn open(dir: &Path, dim: usize) -> Result<Journal> {
+        let path = Self::path(dir);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        Self::with_file(file.map_err(io("open", &path))?, path, dim)
+    }
+
+    /// Opens `dir`'s journal for a reader, which must hold the readers lock.
+    pub fn open_for_reading(dir: &Path, dim: usize) -> Result<Journal> {
+        const TRIES: usize = 20;
+        let path = Self::path(dir);
+        let mut tries = 0;
+        loop {
+            let file = File::open(&path).map_err(io("open", &path))?;
+            match Self::with_file(file, path.clone(), dim) {
+                // A live writer may be overwriting the head at this instant.
+                Err(crate::Error::Corrupt { .. }) if tries < TRIES => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn with_file(mut file: File, path: PathBuf, dim: usize) -> Result<Journal> {
+        let mut bytes = [0; header::SIZE];
+        let len = file.metadata().map_err(io("read", &path))?.len();
+        if len < START {
+            return Err(corrupt(&path, format!("it is cut off at {len} bytes")));
+        }
+        file.read_exact(&mut bytes).map_err(io("read", &path))?;
+        let [of_dim, generation, rows, base_generation, base_rows, end] =
+            Header::decode(&bytes, MAGIC, &path)?.fields;
+        if of_dim != dim as u64 {
+            return Err(corrupt(
+                &path,
+                format!("it is of dim {of_dim} and the store of {dim}"),
+            ));
+        }
+        if len < end {
+            return Err(corrupt(
+                &path,
+                format!("it is cut off at {len} of {end} bytes"),
+            ));
+        }
+        let (rows, base_rows) = (rows as usize, base_rows as usize);
+        let head = Head {
+            generation,
+            rows,
+            base_generation,
+            base_rows,
+            end,
+        };
+        Ok(Journal {
+            file,
+            path,
+            dim,
+            head,
+        })
+    }
+
+    /// What is committed.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> u64 {
+        self.head.end
+    }
+
+    /// Appends the overlay's dirty rows and commits them with `rows` as the new
+    /// row count; gives the new generation.
+    pub fn commit(&mut self, overlay: &Overlay, rows: usize) -> Result<u64> {
+        let generation = self.head.generation + 1;
+        let end = self
+            .append(overlay, generation)
+            .map_err(io("append to", &self.path))?;
+        self.set_head(Head {
+            generation,
+            rows,
+            end,
+            ..self.head
+        })?;
+        Ok(generation)
+    }
+
+    /// Notes that the slabs hold everything, which empties the journal.
+    pub fn reset(&mut self) -> Result<()> {
+        self.set_head(Head::folded(self.head.generation, self.head.rows))?;
+        self.file.set_len(START).map_err(io("truncate", &self.path))
+    }
+
+    fn append(&mut self, overlay: &Overlay, generation: u64) -> std::io::Result<u64> {
+        self.file.seek(SeekFrom::Start(self.head.end))?;
+        let mut out = Checked {
+            crc: crc32fast::Hasher::new(),
+            inner: BufWriter::with_capacity(1 << 20, &self.file),
+        };
+        out.write_all(&RECORD_MAGIC.to_le_bytes())?;
+        out.write_all(&(overlay.dirty().len() as u32).to_le_bytes())?;
+        out.write_all(&generation.to_le_bytes())?;
+        let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
+        for &at in overlay.dirty() {
+            encode_entry(&overlay.entry(at as usize), &mut bytes);
+            out.write_all(&bytes)?;
+        }
+        let crc = out.crc.finalize();
+        out.inner.write_all(&crc.to_le_bytes())?;
+        out.inner
+            .into_inner()
+            .map_err(|e| e.into_error())?
+            .sync_data()?;
+        let entries = overlay.dirty().len() as u64 * bytes.len() as u64;
+        Ok(self.head.end + RECORD_HEAD + entries + CRC)
+    }
+
+    fn set_head(&mut self, head: Head) -> Result<()> {
+        let bytes = encode(self.dim, head).encode();
+        self.file
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| self.file.write_all(&bytes))
+            .and_then(|()| self.file.sync_data())
+            .map_err(io("write the head of", &self.path))?;
+        self.head = head;
+        Ok(())
+    }
+
+    /// Reads every committed record into an overlay.
+    pub fn replay(&mut self) -> Result<Overlay> {
+        let mut overlay = Overlay::new(self.dim);
+        let Head {
+            generation,
+            rows,
+            base_generation,
+            base_rows,
+            end,
+        } = self.head;
+        self.file
+            .seek(SeekFrom::Start(START))
+            .map_err(io("read", &self.path))?;
+        let inner = BufReader::with_capacity(1 << 20, &self.file);
+        let mut input = Checked {
+            crc: crc32fast::Hasher::new(),
+            inner,
+        };
+        let mut left = end
+            .checked_sub(START)
+            .ok_or_else(|| self.damaged("its end"))?;
+        for generation in base_generation + 1..=generation {
+            let used = self.replay_record(&mut input, &mut overlay, Expect { generation, left })?;
+            left -= used;
+        }
+        if left != 0 || overlay.new_ids().len() != rows.wrapping_sub(base_rows) {
+            return Err(self.damaged("the extent of its records"));
+        }
+        Ok(overlay)
+    }
+
+    fn replay_record(
+        &self,
+        input: &mut Checked<BufReader<&File>>,
+        overlay: &mut Overlay,
+        expect: Expect,
+    ) -> Result<u64> {
+        let at = format!("the record of generation {}", expect.generation);
+        input.crc = crc32fast::Hasher::new();
+        let mut head = [0; RECORD_HEAD as usize];
+        input
+            .read_exact(&mut head)
+            .map_err(io("read", &self.path))?;
+        let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
+        let count = u64::from(u32_at(&head, 4));
+        let len = RECORD_HEAD + count * bytes.len() as u64 + CRC;
+        if u32_at(&head, 0) != RECORD_MAGIC
+            || u64_at(&head, 8) != expect.generation
+            || len > expect.left
+        {
+            return Err(self.damaged(&at));
+        }
+        let mut values = vec![0.0; self.dim];
+        for _ in 0..count {
+            input
+                .read_exact(&mut bytes)
+                .map_err(io("read", &self.path))?;
+            let entry = decode_entry(&bytes, &mut values);
+            // Checked before the checksum is known, since the overlay grows with it.
+            if entry.row as usize >= self.head.rows {
+                return Err(self.damaged(&at));
+            }
+            if entry.row as usize >= self.head.base_rows {
+                overlay.insert_id(entry.id, entry.row);
+            }
+            overlay.put(entry);
+        }
+        let mut crc = [0; CRC as usize];
+        let expected = input.crc.clone().finalize();
+        input
+            .inner
+            .read_exact(&mut crc)
+            .map_err(io("read", &self.path))?;
+        if u32::from_le_bytes(crc) != expected {
+            return Err(self.damaged(&at));
+        }
+        Ok(len)
+    }
+
+    fn damaged(&self, what: &str) -> crate::Error {
+        corrupt(
+            &self.path,
+            format!("the checksum or shape of {what} does not match"),
+        )
+    }
+}
+
+struct Expect {
+    generation: u64,
+    left: u64,
+}
+
+/// Passes bytes through and checksums them.
+struct Checked<T> {
+    crc: crc32fast::Hasher,
+    inner: T,
+}
+
+impl<W: Write> Checked<W> {
+    fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.crc.update(bytes);
+        self.inner.write_all(bytes)
+    }
+}
+
+impl<R: Read> Checked<R> {
+    fn read_exact(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read_exact(bytes)?;
+        self.crc.update(bytes);
+        Ok(())
+    }
+}
+
+fn encode(dim: usize, head: Head) -> Header {
+    let Head {
+        generation,
+        rows,
+        base_generation,
+        base_rows,
+        end,
+    } = head;
+    let fields = [
+        dim as u64,
+        generation,
+        rows as u64,
+        base_generation,
+        base_rows as u64,
+        end,
+    ];
+    Header {
+        magic: MAGIC,
+        fields,
+    }
+}
+
+fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {
+    bytes[..8].copy_from_slice(&entry.id.to_le_bytes());
+    bytes[8..12].copy_from_slice(&entry.row.to_le_bytes());
+    bytes[12..16].copy_from_slice(&entry.state.to_le_bytes());
+    for (slot, value) in bytes[16..]
+        .as_chunks_mut::<4>()
+        .0
+        .iter_mut()
+        .zip(entry.values)
+    {
+        *slot = value.to_le_bytes();
+    }
+}
+
+fn decode_entry<'a>(bytes: &[u8], values: &'a mut [f32]) -> Entry<'a> {
+    for (value, bytes) in values.iter_mut().zip(bytes[16..].as_chunks::<4>().0) {
+        *value = f32::from_le_bytes(*bytes);
+    }
+    let state = f32::from_bits(u32_at(bytes, 12));
+    Entry {
+        id: u64_at(bytes, 0),
+        row: u32_at(bytes, 8),
+        state,
+        values,
+    }
+}
