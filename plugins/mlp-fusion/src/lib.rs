@@ -9,7 +9,8 @@ use hypercast_sdk::{
     Tensor,
 };
 
-struct MlpFusion;
+/// The expert.
+pub struct MlpFusion;
 
 impl Expert for MlpFusion {
     fn describe(info: &HostInfo) -> Description {
@@ -17,7 +18,7 @@ impl Expert for MlpFusion {
     }
 
     fn network(g: &Graph) {
-        let mut parts = vec![embeddings(g)];
+        let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         // First-order parts also reach the logits directly: a linear model is the floor of this one.
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
@@ -29,6 +30,10 @@ impl Expert for MlpFusion {
             direct.push(fm);
         }
         parts.extend(&direct);
+        if parts.is_empty() {
+            g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
+            return;
+        }
         let hidden = Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts));
         direct.push(hidden);
         let head_input = g.concat(&direct);
@@ -39,14 +44,14 @@ impl Expert for MlpFusion {
 }
 
 // A user has few rows: an embedding of `user_id` learns them by heart, and the FM knows the user better.
-fn embeddings(g: &Graph) -> Tensor<'_> {
+fn embeddings(g: &Graph) -> Option<Tensor<'_>> {
     let ids = g.info().ids.iter().filter(|id| *id != "user_id");
     let embed = |id: &String| {
         let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
         Embedding::new(&format!("embed_{id}"), rows, 8).apply(g.id(id))
     };
     let embedded: Vec<_> = ids.map(embed).collect();
-    Dropout::new(0.1).apply(g.concat(&embedded))
+    (!embedded.is_empty()).then(|| Dropout::new(0.1).apply(g.concat(&embedded)))
 }
 
 hypercast_sdk::export!(MlpFusion);

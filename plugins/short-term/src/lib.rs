@@ -5,13 +5,14 @@
 
 use hypercast_sdk::{
     Description, Diversity, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Linear,
-    Mlp, Ranked, Request, Squash,
+    Mlp, Ranked, Request, Squash, Tensor,
 };
 
 /// The first id column of these that the schema has keeps a feed diverse.
 const DIVERSITY_KEYS: [&str; 3] = ["author_id", "tag", "genre"];
 
-struct ShortTerm;
+/// The expert.
+pub struct ShortTerm;
 
 impl Expert for ShortTerm {
     fn describe(info: &HostInfo) -> Description {
@@ -22,6 +23,10 @@ impl Expert for ShortTerm {
 
     fn network(g: &Graph) {
         let tables = item_tables(g);
+        if tables.is_empty() {
+            g.fail("the schema has no id of both candidates and history");
+            return;
+        }
         let sequence: Vec<_> = tables.iter().map(|(id, table)| (*id, table)).collect();
         let short = Hstu::new("short", 32).heads(2).dropout(0.1).apply(g, &sequence);
         let items: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
@@ -74,7 +79,7 @@ fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     shared.map(|id| (id.as_str(), table(id))).collect()
 }
 
-fn heads<'g>(g: &'g Graph, input: hypercast_sdk::Tensor<'g>) {
+fn heads<'g>(g: &'g Graph, input: Tensor<'g>) {
     for task in g.tasks() {
         g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(input));
     }

@@ -46,3 +46,51 @@ pub fn check_imports(component: &[u8]) -> Result<()> {
         foreign.join(", ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    // `cargo verify` builds the guests and says where they are.
+    fn components(variable: &str) -> Option<Vec<(String, Vec<u8>)>> {
+        let Some(folder) = std::env::var_os(variable).map(PathBuf::from) else {
+            eprintln!("skipped: {variable} is not set; run `cargo verify`");
+            return None;
+        };
+        let read = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.expect("a readable folder").path();
+            let name = path.file_stem().expect("a file name").to_string_lossy().into_owned();
+            (name, std::fs::read(&path).expect("a readable component"))
+        };
+        let found: Vec<_> = std::fs::read_dir(folder).expect("a readable folder").map(read).collect();
+        assert!(!found.is_empty(), "{variable} names an empty folder");
+        Some(found)
+    }
+
+    #[test]
+    fn in_tree_plugins_import_nothing_but_log() {
+        for (name, component) in components("HYPERCAST_PLUGINS").into_iter().flatten() {
+            let imports = imports(&component).expect("a component");
+            assert!(imports.iter().all(|import| import == LOG), "{name} imports {imports:?}");
+            check_imports(&component).expect("allowed");
+        }
+    }
+
+    #[test]
+    fn a_foreign_import_is_refused_by_name() {
+        let Some(guests) = components("HYPERCAST_HOSTILE") else { return };
+        let (_, guest) = guests.iter().find(|(name, _)| name == "other_import").expect("other_import is built");
+        let error = check_imports(guest).expect_err("it imports a clock").to_string();
+        assert!(error.contains("hypercast:hostile/clock"), "{error}");
+    }
+
+    #[test]
+    fn a_module_without_exported_expert_is_told_so() {
+        // The smallest core module: its magic number and version.
+        let error = encode(b"\0asm\x01\0\0\0").and_then(|c| check_imports(&c).map(|()| c));
+        assert!(encode(b"not wasm").is_err());
+        assert!(error.is_err() || exports_nothing(&error.expect("bytes")));
+    }
+}
