@@ -1,0 +1,385 @@
+//! The backward of one task: scores are computed again, block by block.
+//!
+//! With s the scores, A = SiLU(s) / norm and g the gradient of the output:
+//! `dA = g Vᵀ`, `dS = dA · SiLU'(s) / norm`, `dQ = α dS K`, `dK = α dSᵀ Q`,
+//! `dV = Aᵀ g`, and each bias gets the sum of the dS that it was added to.
+
+use super::lanes::Lanes;
+use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
+use super::task::{Biases, Head, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
+
+/// How many rows a block holds: a multiple of every tile's height and vector's length, so that
+/// the gradients of keys and values are read and written once for many rows.
+const ROWS: usize = 32;
+
+/// Where the gradients of q, k and v go.
+pub(super) struct Sinks<'a> {
+    pub(super) q: Sink<'a>,
+    pub(super) k: Sink<'a>,
+    pub(super) v: Sink<'a>,
+}
+
+/// A task's gradients of the bias tables; empty for an absent one.
+pub(super) struct Tables {
+    pub(super) position: Vec<f32>,
+    pub(super) time: Vec<f32>,
+}
+
+/// A thread's memory: it grows with a history's length, not with its square.
+#[derive(Default)]
+pub(super) struct Scratch {
+    biases: Biases,
+    /// `[block of keys, qk, KEYS]` and `[block of keys, v, KEYS]`.
+    keys_t: Vec<f32>,
+    values_t: Vec<f32>,
+    /// `[n, padded qk]`.
+    keys: Vec<f32>,
+    /// `[n up to whole blocks, padded qk]` and `[.., padded v]`: sums over the rows.
+    keys_grad: Vec<f32>,
+    values_grad: Vec<f32>,
+    /// `[ROWS, padded qk]`, `[ROWS, padded v]` and `[ROWS, padded qk]`.
+    queries: Vec<f32>,
+    grads: Vec<f32>,
+    queries_grad: Vec<f32>,
+    /// `[ROWS, KEYS]`: scores, then weights A.
+    weights: Vec<f32>,
+    /// `[ROWS, KEYS]`: dA, then dS.
+    scores_grad: Vec<f32>,
+    /// Laid out as the reversed biases.
+    reversed_grad: Vec<f32>,
+}
+
+#[inline(always)]
+pub(super) fn run<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    sinks: &Sinks<'_>,
+) -> Tables {
+    let grad = task
+        .grad
+        .expect("a backward task is made with the output's gradient");
+    let mut tables = prepare::<V>(task, scratch);
+    for block in task.blocks(ROWS) {
+        let rows = block.first..block.first + block.count;
+        pack(
+            &mut scratch.queries,
+            task.q,
+            rows.clone(),
+            padded::<V>(task.dims.qk),
+            ROWS,
+        );
+        pack(
+            &mut scratch.grads,
+            grad,
+            rows.clone(),
+            padded::<V>(task.dims.v),
+            ROWS,
+        );
+        zero(&mut scratch.queries_grad, ROWS * padded::<V>(task.dims.qk));
+        for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
+            if !task.skips(&block, j0) {
+                score::<V, R>(task, scratch, &block, j0, &mut tables);
+                spread::<V, R>(task, scratch, &block, j0);
+            }
+        }
+        write::<V>(
+            &sinks.q,
+            task,
+            &scratch.queries_grad,
+            rows,
+            (task.dims.qk, task.alpha),
+        );
+        if block.is_targets() {
+            differentiate_itself::<V>(task, grad, &block, sinks, &mut tables);
+        }
+    }
+    let history = task.history.clone();
+    write::<V>(
+        &sinks.k,
+        task,
+        &scratch.keys_grad,
+        history.clone(),
+        (task.dims.qk, task.alpha),
+    );
+    write::<V>(
+        &sinks.v,
+        task,
+        &scratch.values_grad,
+        history,
+        (task.dims.v, 1.0),
+    );
+    let last = tables.position.len().saturating_sub(1);
+    if task.position.is_some() {
+        for (x, grad) in scratch.reversed_grad[..=task.n()].iter().enumerate() {
+            tables.position[(task.n() - x).min(last)] += grad;
+        }
+    }
+    tables
+}
+
+#[inline(always)]
+fn prepare<V: Lanes>(task: &Task<'_>, scratch: &mut Scratch) -> Tables {
+    let (qk, v) = (padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
+    let height = task.n().next_multiple_of(KEYS);
+    scratch.biases.prepare(task);
+    pack_transposed(&mut scratch.keys_t, task.k, task.history.clone());
+    pack_transposed(&mut scratch.values_t, task.v, task.history.clone());
+    pack(&mut scratch.keys, task.k, task.history.clone(), qk, 0);
+    zero(&mut scratch.keys_grad, height * qk);
+    zero(&mut scratch.values_grad, height * v);
+    zero(&mut scratch.reversed_grad, task.n() + 1 + KEYS);
+    Tables {
+        position: vec![0.0; task.position.map_or(0, <[f32]>::len)],
+        time: vec![0.0; task.time.map_or(0, |(table, _)| table.len())],
+    }
+}
+
+/// Fills the weights and dS of the block's rows and the keys `j0..j0 + KEYS`, zeros where masked,
+/// and adds dS to the tables.
+#[inline(always)]
+fn score<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    block: &RowBlock,
+    j0: usize,
+    tables: &mut Tables,
+) {
+    let (dims, qk, v) = (
+        task.dims,
+        padded::<V>(task.dims.qk),
+        padded::<V>(task.dims.v),
+    );
+    zero(&mut scratch.weights, ROWS * KEYS);
+    zero(&mut scratch.scores_grad, ROWS * KEYS);
+    for r in (0..block.count).step_by(R) {
+        let columns = padded::<V>(seen(block, r + R, j0));
+        accumulate::<V, R>(
+            &mut scratch.weights[r * KEYS..],
+            KEYS,
+            Left {
+                data: &scratch.queries[r * qk..],
+                row: qk,
+                step: 1,
+            },
+            Right {
+                data: &scratch.keys_t[j0 * dims.qk..],
+                stride: KEYS,
+            },
+            Extent {
+                columns,
+                steps: dims.qk,
+            },
+        );
+        accumulate::<V, R>(
+            &mut scratch.scores_grad[r * KEYS..],
+            KEYS,
+            Left {
+                data: &scratch.grads[r * v..],
+                row: v,
+                step: 1,
+            },
+            Right {
+                data: &scratch.values_t[j0 * dims.v..],
+                stride: KEYS,
+            },
+            Extent {
+                columns,
+                steps: dims.v,
+            },
+        );
+    }
+    for r in 0..block.count {
+        let (position, row) = (block.at(r), block.first + r);
+        let own = seen(block, r + 1, j0);
+        let keys = j0..j0 + padded::<V>(own);
+        let weights = &mut scratch.weights[r * KEYS..][..KEYS];
+        let grads = &mut scratch.scores_grad[r * KEYS..][..KEYS];
+        let bias = task.bias(&mut scratch.biases, row, position, keys.clone());
+        let (whole_weights, whole_grads) = (&mut weights[..keys.len()], &mut grads[..keys.len()]);
+        differentiate::<V>(whole_weights, whole_grads, bias, task);
+        task.mask(position, block.end(r), j0, weights);
+        task.mask(position, block.end(r), j0, grads);
+        if task.position.is_some() {
+            let sums = &mut scratch.reversed_grad[j0 + task.n() - position..][..own];
+            for (sum, grad) in sums.iter_mut().zip(&*grads) {
+                *sum += grad;
+            }
+        }
+        if let Some((table, times)) = task.time {
+            let sums = &mut tables.time;
+            task.each_bucket(table.len(), times, row, j0..j0 + own, |at, bucket| {
+                sums[bucket] += grads[at];
+            });
+        }
+    }
+}
+
+/// Adds the block's share to the gradients of its queries and of the keys and values.
+#[inline(always)]
+fn spread<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    block: &RowBlock,
+    j0: usize,
+) {
+    let (qk, v) = (padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
+    for r in (0..block.count).step_by(R) {
+        accumulate::<V, R>(
+            &mut scratch.queries_grad[r * qk..],
+            qk,
+            Left {
+                data: &scratch.scores_grad[r * KEYS..],
+                row: KEYS,
+                step: 1,
+            },
+            Right {
+                data: &scratch.keys[j0 * qk..],
+                stride: qk,
+            },
+            Extent {
+                columns: qk,
+                steps: seen(block, r + R, j0),
+            },
+        );
+    }
+    for j in (0..seen(block, block.count, j0)).step_by(R) {
+        // History rows before the tile's first key see none of it.
+        let from = (j0 + j).saturating_sub(block.position) * block.step;
+        let steps = block.count - from;
+        accumulate::<V, R>(
+            &mut scratch.keys_grad[(j0 + j) * qk..],
+            qk,
+            Left {
+                data: &scratch.scores_grad[from * KEYS + j..],
+                row: 1,
+                step: KEYS,
+            },
+            Right {
+                data: &scratch.queries[from * qk..],
+                stride: qk,
+            },
+            Extent { columns: qk, steps },
+        );
+        accumulate::<V, R>(
+            &mut scratch.values_grad[(j0 + j) * v..],
+            v,
+            Left {
+                data: &scratch.weights[from * KEYS + j..],
+                row: 1,
+                step: KEYS,
+            },
+            Right {
+                data: &scratch.grads[from * v..],
+                stride: v,
+            },
+            Extent { columns: v, steps },
+        );
+    }
+}
+
+/// The gradients of what each target gets from itself: its query's is added to, its key's and
+/// value's are written.
+#[inline(always)]
+fn differentiate_itself<V: Lanes>(
+    task: &Task<'_>,
+    grad: Head<'_>,
+    block: &RowBlock,
+    sinks: &Sinks<'_>,
+    tables: &mut Tables,
+) {
+    let rows = block.first..block.first + block.count;
+    let (mut weights, mut scores_grad) = ([0.0; ROWS], [0.0; ROWS]);
+    for (r, row) in rows.clone().enumerate() {
+        weights[r] = dot::<V>(task.q.row(row), task.k.row(row));
+        scores_grad[r] = dot::<V>(grad.row(row), task.v.row(row));
+    }
+    differentiate::<V>(
+        &mut weights,
+        &mut scores_grad,
+        &[task.own_bias(); ROWS],
+        task,
+    );
+    for (r, row) in rows.enumerate() {
+        let factor = task.alpha * scores_grad[r];
+        // SAFETY: every row and head belongs to one task, and these borrows end with the loop's body.
+        let (q, k, v) = unsafe {
+            let (qk, v) = (task.dims.qk, task.dims.v);
+            let q = sinks.q.part(row, task.head, qk);
+            (
+                q,
+                sinks.k.part(row, task.head, qk),
+                sinks.v.part(row, task.head, v),
+            )
+        };
+        for (sum, key) in q.iter_mut().zip(task.k.row(row)) {
+            *sum += factor * key;
+        }
+        for (cell, query) in k.iter_mut().zip(task.q.row(row)) {
+            *cell = factor * query;
+        }
+        for (cell, grad) in v.iter_mut().zip(grad.row(row)) {
+            *cell = weights[r] * grad;
+        }
+        for table in [&mut tables.position, &mut tables.time] {
+            if let Some(nearest) = table.first_mut() {
+                *nearest += scores_grad[r];
+            }
+        }
+    }
+}
+
+/// Makes weights of dot products, and dS of dA, in whole vectors.
+#[inline(always)]
+fn differentiate<V: Lanes>(dots: &mut [f32], grads: &mut [f32], bias: &[f32], task: &Task<'_>) {
+    let whole = dots.len().is_multiple_of(V::N);
+    assert!(
+        whole && dots.len() == grads.len() && dots.len() <= bias.len(),
+        "not whole vectors"
+    );
+    let (alpha, inverse_norm) = (V::splat(task.alpha), V::splat(task.inverse_norm));
+    for at in (0..dots.len()).step_by(V::N) {
+        // SAFETY: at + N is at most the length of all three, by the assertion.
+        unsafe {
+            let (cell, grad) = (dots.as_mut_ptr().add(at), grads.as_mut_ptr().add(at));
+            let score = V::load(cell).mul_add(alpha, V::load(bias.as_ptr().add(at)));
+            let sigmoid = sigmoid(score);
+            let silu = score.mul(sigmoid);
+            let slope = silu.mul(V::splat(1.0).sub(sigmoid)).add(sigmoid);
+            silu.mul(inverse_norm).store(cell);
+            V::load(grad).mul(slope).mul(inverse_norm).store(grad);
+        }
+    }
+}
+
+/// Writes `factor` times the packed rows, whose first `width` columns count.
+#[inline(always)]
+fn write<V: Lanes>(
+    sink: &Sink<'_>,
+    task: &Task<'_>,
+    packed: &[f32],
+    rows: std::ops::Range<usize>,
+    (width, factor): (usize, f32),
+) {
+    for (row, packed) in rows.zip(packed.chunks_exact(padded::<V>(width))) {
+        // SAFETY: every row and head belongs to one task, and this borrow ends here.
+        let out = unsafe { sink.part(row, task.head, width) };
+        for (cell, value) in out.iter_mut().zip(packed) {
+            *cell = factor * value;
+        }
+    }
+}
+
+/// How many of the keys `j0..j0 + KEYS` the block's rows before `r` see.
+#[inline(always)]
+fn seen(block: &RowBlock, r: usize, j0: usize) -> usize {
+    block
+        .end(r.min(block.count) - 1)
+        .saturating_sub(j0)
+        .min(KEYS)
+}
+
+#[inline(always)]
+fn zero(cells: &mut Vec<f32>, len: usize) {
+    cells.clear();
+    cells.resize(len, 0.0);
+}

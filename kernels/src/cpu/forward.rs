@@ -1,0 +1,155 @@
+//! The forward of one task.
+
+use super::lanes::{Lanes, MAX_LANES};
+use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
+use super::task::{Biases, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
+
+/// A thread's memory: it grows with a history's length, not with its square.
+#[derive(Default)]
+pub(super) struct Scratch {
+    biases: Biases,
+    /// `[block of keys, qk, KEYS]`.
+    keys: Vec<f32>,
+    /// `[n, padded v]`.
+    values: Vec<f32>,
+    /// `[R, qk]`.
+    queries: Vec<f32>,
+    /// `[R, KEYS]`: scores, then weights.
+    weights: Vec<f32>,
+    /// `[R, padded v]`.
+    out: Vec<f32>,
+}
+
+#[inline(always)]
+pub(super) fn run<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    sink: &Sink<'_>,
+) {
+    let (dims, width) = (task.dims, padded::<V>(task.dims.v));
+    scratch.biases.prepare(task);
+    pack_transposed(&mut scratch.keys, task.k, task.history.clone());
+    pack(&mut scratch.values, task.v, task.history.clone(), width, 0);
+    for block in task.blocks(R) {
+        let rows = block.first..block.first + block.count;
+        pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
+        scratch.out.clear();
+        scratch.out.resize(R * width, 0.0);
+        for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
+            if !task.skips(&block, j0) {
+                attend::<V, R>(task, scratch, &block, j0);
+            }
+        }
+        if block.is_targets() {
+            attend_to_itself::<V, R>(task, scratch, &block);
+        }
+        for (row, out) in rows.zip(scratch.out.chunks_exact(width)) {
+            // SAFETY: every row and head belongs to one task, and is written here only.
+            unsafe { sink.part(row, task.head, dims.v) }.copy_from_slice(&out[..dims.v]);
+        }
+    }
+}
+
+/// Adds what the block's rows get from the keys `j0..j0 + KEYS`.
+#[inline(always)]
+fn attend<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    block: &RowBlock,
+    j0: usize,
+) {
+    let (dims, width) = (task.dims, padded::<V>(task.dims.v));
+    let seen = (block.end(block.count - 1) - j0).min(KEYS);
+    let weights = &mut scratch.weights;
+    weights.clear();
+    weights.resize(R * KEYS, 0.0);
+    accumulate::<V, R>(
+        weights,
+        KEYS,
+        Left {
+            data: &scratch.queries,
+            row: dims.qk,
+            step: 1,
+        },
+        Right {
+            data: &scratch.keys[j0 * dims.qk..],
+            stride: KEYS,
+        },
+        Extent {
+            columns: padded::<V>(seen),
+            steps: dims.qk,
+        },
+    );
+    for (r, weights) in weights.chunks_exact_mut(KEYS).enumerate().take(block.count) {
+        let (position, end) = (block.at(r), block.end(r));
+        let own = padded::<V>(end.saturating_sub(j0).min(KEYS));
+        let bias = task.bias(&mut scratch.biases, block.first + r, position, j0..j0 + own);
+        activate::<V>(&mut weights[..own], bias, task.alpha, task.inverse_norm);
+        task.mask(position, end, j0, weights);
+    }
+    accumulate::<V, R>(
+        &mut scratch.out,
+        width,
+        Left {
+            data: weights,
+            row: KEYS,
+            step: 1,
+        },
+        Right {
+            data: &scratch.values[j0 * width..],
+            stride: width,
+        },
+        Extent {
+            columns: width,
+            steps: seen,
+        },
+    );
+}
+
+/// Adds what each target gets from itself.
+#[inline(always)]
+fn attend_to_itself<V: Lanes, const R: usize>(
+    task: &Task<'_>,
+    scratch: &mut Scratch,
+    block: &RowBlock,
+) {
+    const { assert!(R <= MAX_LANES) };
+    let width = padded::<V>(task.dims.v);
+    let mut weights = [0.0; MAX_LANES];
+    for (row, weight) in (block.first..block.first + block.count).zip(&mut weights) {
+        *weight = dot::<V>(task.q.row(row), task.k.row(row));
+    }
+    let bias = [task.own_bias(); MAX_LANES];
+    activate::<V>(&mut weights, &bias, task.alpha, task.inverse_norm);
+    for (r, out) in scratch
+        .out
+        .chunks_exact_mut(width)
+        .enumerate()
+        .take(block.count)
+    {
+        for (out, value) in out.iter_mut().zip(task.v.row(block.first + r)) {
+            *out += weights[r] * value;
+        }
+    }
+}
+
+/// Makes weights of dot products: `SiLU(alpha * dot + bias) * inverse_norm`, in whole vectors.
+#[inline(always)]
+fn activate<V: Lanes>(dots: &mut [f32], bias: &[f32], alpha: f32, inverse_norm: f32) {
+    assert!(
+        dots.len().is_multiple_of(V::N) && dots.len() <= bias.len(),
+        "not whole vectors"
+    );
+    for at in (0..dots.len()).step_by(V::N) {
+        // SAFETY: at + N <= dots.len() <= bias.len(), by the assertion.
+        unsafe {
+            let cell = dots.as_mut_ptr().add(at);
+            let bias = V::load(bias.as_ptr().add(at));
+            let score = V::load(cell).mul_add(V::splat(alpha), bias);
+            score
+                .mul(sigmoid(score))
+                .mul(V::splat(inverse_norm))
+                .store(cell);
+        }
+    }
+}

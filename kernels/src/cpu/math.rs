@@ -1,0 +1,182 @@
+//! The arithmetic of the fused path: the sigmoid and the product of tiles.
+//!
+//! Both are generic over the vector type and know nothing of attention.
+
+use super::lanes::{Lanes, MAGIC, MAX_LANES};
+
+/// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error (2e-9).
+const EXP: [f32; 7] = [
+    1.0,
+    1.000_000_036_3,
+    0.499_999_920_75,
+    0.166_664_200_7,
+    0.041_668_226_2,
+    0.008_374_824_26,
+    0.001_383_683_57,
+];
+
+/// ln 2 in two parts: the first has few bits, so that its product with a small whole number is exact.
+const LN_2_HIGH: f32 = 0.693_359_375;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+
+/// exp(x) to about 1e-7 relative, x clamped to ±87 so that the result stays normal.
+#[inline(always)]
+pub(super) fn exp<V: Lanes>(x: V) -> V {
+    let x = x.clamp_abs(87.0);
+    let k_plus_magic = x.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(MAGIC));
+    let k = k_plus_magic.sub(V::splat(MAGIC));
+    let r = k.mul_add(V::splat(-LN_2_HIGH), x);
+    let r = k.mul_add(V::splat(-LN_2_LOW), r);
+    let mut p = V::splat(EXP[6]);
+    for i in (0..6).rev() {
+        p = p.mul_add(r, V::splat(EXP[i]));
+    }
+    p.scale_by_power(k_plus_magic)
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
+    exp(V::splat(0.0).sub(x)).add(V::splat(1.0)).recip()
+}
+
+/// The left factor of a tile product: element (r, k) is at `data[r * row + k * step]`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) row: usize,
+    pub(super) step: usize,
+}
+
+/// A row-major matrix, or a part of one that ends where the slice does.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// `out[r, c] += Σ_{k < steps} left[r, k] * right[k, c]` for R rows and `columns` (a multiple of
+/// the vector's length) columns; `stride` is out's.
+///
+/// Each element is summed in the order of k, one product after the other, whatever its tile: a
+/// row's result does not depend on the rows beside it.
+#[inline(always)]
+pub(super) fn accumulate<V: Lanes, const R: usize>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: Extent,
+) {
+    let mut column = 0;
+    while column + 2 * V::N <= extent.columns {
+        tile::<V, R, 2>(
+            &mut out[column..],
+            stride,
+            left,
+            right.from(column),
+            extent.steps,
+        );
+        column += 2 * V::N;
+    }
+    if column < extent.columns {
+        tile::<V, R, 1>(
+            &mut out[column..],
+            stride,
+            left,
+            right.from(column),
+            extent.steps,
+        );
+    }
+}
+
+/// How much of the factors to multiply.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    pub(super) columns: usize,
+    pub(super) steps: usize,
+}
+
+impl<'a> Right<'a> {
+    #[inline(always)]
+    fn from(self, column: usize) -> Right<'a> {
+        Right {
+            data: &self.data[column.min(self.data.len())..],
+            ..self
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<V: Lanes, const R: usize, const C: usize>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    steps: usize,
+) {
+    if steps == 0 {
+        return;
+    }
+    assert!(
+        (R - 1) * stride + C * V::N <= out.len(),
+        "tile outside its output"
+    );
+    assert!(
+        (R - 1) * left.row + (steps - 1) * left.step < left.data.len(),
+        "left factor too short"
+    );
+    assert!(
+        (steps - 1) * right.stride + C * V::N <= right.data.len(),
+        "right factor too short"
+    );
+    let mut sums = [[V::splat(0.0); C]; R];
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: r < R and c < C, so the first assertion bounds the load.
+            *sum = unsafe { V::load(out.as_ptr().add(r * stride + c * V::N)) };
+        }
+    }
+    for k in 0..steps {
+        let mut b = [V::splat(0.0); C];
+        for (c, b) in b.iter_mut().enumerate() {
+            // SAFETY: k < steps and c < C, so the third assertion bounds the load.
+            *b = unsafe { V::load(right.data.as_ptr().add(k * right.stride + c * V::N)) };
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: r < R and k < steps, so the second assertion bounds the index.
+            let a = V::splat(unsafe { *left.data.get_unchecked(r * left.row + k * left.step) });
+            for c in 0..C {
+                sums[c] = a.mul_add(b[c], sums[c]);
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (c, sum) in sums.iter().enumerate() {
+            // SAFETY: r < R and c < C, so the first assertion bounds the store.
+            unsafe { sum.store(out.as_mut_ptr().add(r * stride + c * V::N)) };
+        }
+    }
+}
+
+/// The dot product of two slices of one length.
+#[inline(always)]
+pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(
+        a.len(),
+        b.len(),
+        "a dot product needs two slices of one length"
+    );
+    let whole = a.len() - a.len() % V::N;
+    let mut sums = V::splat(0.0);
+    for at in (0..whole).step_by(V::N) {
+        // SAFETY: at + N <= whole <= the length of both slices.
+        let (a, b) = unsafe { (V::load(a.as_ptr().add(at)), V::load(b.as_ptr().add(at))) };
+        sums = a.mul_add(b, sums);
+    }
+    let mut lanes = [0.0; MAX_LANES];
+    // SAFETY: no vector is longer than MAX_LANES.
+    unsafe { sums.store(lanes.as_mut_ptr()) };
+    let tail: f32 = a[whole..].iter().zip(&b[whole..]).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f32>() + tail
+}

@@ -1,0 +1,322 @@
+//! One request and head: what its rows are, what they see and their biases.
+//!
+//! Forward and backward share this; neither arithmetic nor output is decided here.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::lanes::Lanes;
+use super::{CpuInputs, Rows};
+use crate::attention::{Dims, HstuAttention, Window, time_bucket};
+
+/// How many keys a block holds: a multiple of every vector's length and tile's height.
+pub(super) const KEYS: usize = 64;
+
+/// The columns of one head.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    rows: Rows<'a>,
+    start: usize,
+    width: usize,
+}
+
+impl<'a> Head<'a> {
+    fn new(rows: Rows<'a>, head: usize, width: usize) -> Self {
+        Head {
+            rows,
+            start: head * width,
+            width,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> &'a [f32] {
+        let start = row * self.rows.stride + self.start;
+        &self.rows.data[start..start + self.width]
+    }
+}
+
+/// One request and head of a batch.
+pub(super) struct Task<'a> {
+    pub(super) q: Head<'a>,
+    pub(super) k: Head<'a>,
+    pub(super) v: Head<'a>,
+    /// The gradient of the output, in a backward.
+    pub(super) grad: Option<Head<'a>>,
+    pub(super) position: Option<&'a [f32]>,
+    pub(super) time: Option<(&'a [f32], &'a [i64])>,
+    pub(super) dims: Dims,
+    pub(super) alpha: f32,
+    pub(super) inverse_norm: f32,
+    pub(super) history: Range<usize>,
+    pub(super) targets: Range<usize>,
+    pub(super) head: usize,
+    window: Option<Window>,
+}
+
+/// Some consecutive rows, all history tokens or all targets.
+#[derive(Clone, Copy)]
+pub(super) struct RowBlock {
+    /// The first row in the tensors.
+    pub(super) first: usize,
+    /// How many there are, at least 1.
+    pub(super) count: usize,
+    /// The first row's position.
+    pub(super) position: usize,
+    /// From one row's position to the next one's: 1 for history, 0 for targets.
+    pub(super) step: usize,
+}
+
+impl RowBlock {
+    /// Row r's position.
+    #[inline(always)]
+    pub(super) fn at(&self, r: usize) -> usize {
+        self.position + r * self.step
+    }
+
+    /// Row r sees history keys below this: a history token itself too, a target all n.
+    #[inline(always)]
+    pub(super) fn end(&self, r: usize) -> usize {
+        self.at(r) + self.step
+    }
+
+    #[inline(always)]
+    pub(super) fn is_targets(&self) -> bool {
+        self.step == 0
+    }
+}
+
+impl<'a> Task<'a> {
+    pub(super) fn new(
+        shape: &'a HstuAttention,
+        dims: Dims,
+        inputs: &CpuInputs<'a>,
+        index: usize,
+    ) -> Self {
+        let (request, head) = (shape.request(index / shape.heads), index % shape.heads);
+        Task {
+            q: Head::new(inputs.q, head, dims.qk),
+            k: Head::new(inputs.k, head, dims.qk),
+            v: Head::new(inputs.v, head, dims.v),
+            grad: None,
+            position: inputs.position,
+            time: inputs.time.zip(shape.times_s.as_deref()),
+            dims,
+            alpha: shape.alpha,
+            inverse_norm: 1.0 / shape.norm,
+            history: request.history,
+            targets: request.targets,
+            head,
+            window: shape.window,
+        }
+    }
+
+    pub(super) fn with_grad(self, grad: Rows<'a>) -> Self {
+        Task {
+            grad: Some(Head::new(grad, self.head, self.dims.v)),
+            ..self
+        }
+    }
+
+    /// n, the length of the history.
+    #[inline(always)]
+    pub(super) fn n(&self) -> usize {
+        self.history.len()
+    }
+
+    /// The rows in blocks of up to `size`: the history's, then the targets'.
+    #[inline(always)]
+    pub(super) fn blocks(&self, size: usize) -> impl Iterator<Item = RowBlock> + use<> {
+        let (history, targets, n) = (self.history.clone(), self.targets.clone(), self.n());
+        let of_history = history.clone().step_by(size).map(move |first| RowBlock {
+            first,
+            count: size.min(history.end - first),
+            position: first - history.start,
+            step: 1,
+        });
+        let of_targets = targets.clone().step_by(size).map(move |first| RowBlock {
+            first,
+            count: size.min(targets.end - first),
+            position: n,
+            step: 0,
+        });
+        of_history.chain(of_targets)
+    }
+
+    /// Whether no row of the block sees a key of `j0..j0 + KEYS`.
+    #[inline(always)]
+    pub(super) fn skips(&self, block: &RowBlock, j0: usize) -> bool {
+        let gap = self.gap(block.position);
+        gap.start <= j0 && j0 + KEYS <= gap.end
+    }
+
+    /// Sets what a row at `position` does not see to 0: `cells` are for the keys from `j0` on,
+    /// and it sees keys below `end`.
+    #[inline(always)]
+    pub(super) fn mask(&self, position: usize, end: usize, j0: usize, cells: &mut [f32]) {
+        let len = cells.len();
+        cells[end.saturating_sub(j0).min(len)..].fill(0.0);
+        let gap = self.gap(position);
+        let to = gap.end.saturating_sub(j0).min(len);
+        cells[gap.start.saturating_sub(j0).min(to)..to].fill(0.0);
+    }
+
+    /// The keys that the window hides from a row at `position`; it grows with the position.
+    #[inline(always)]
+    fn gap(&self, position: usize) -> Range<usize> {
+        match self.window {
+            Some(window) => window.global..(position + 1).saturating_sub(window.recent),
+            None => 0..0,
+        }
+    }
+
+    /// The biases of `row` at `position` for the keys from `j0` on, at least `len` of them; those
+    /// at and after key n are arbitrary.
+    #[inline(always)]
+    pub(super) fn bias<'s>(
+        &self,
+        biases: &'s mut Biases,
+        row: usize,
+        position: usize,
+        keys: Range<usize>,
+    ) -> &'s [f32] {
+        let by_position = &biases.reversed[keys.start + self.n() - position..][..keys.len()];
+        let Some((table, times)) = self.time else {
+            return by_position;
+        };
+        let sums = &mut biases.sums[..keys.len()];
+        sums.copy_from_slice(by_position);
+        self.each_bucket(table.len(), times, row, keys, |at, bucket| {
+            sums[at] += table[bucket]
+        });
+        &biases.sums
+    }
+
+    /// Calls `f` with each key of `keys` below n, counted from `keys.start`, and its time bucket seen from `row`.
+    #[inline(always)]
+    pub(super) fn each_bucket(
+        &self,
+        buckets: usize,
+        times: &[i64],
+        row: usize,
+        keys: Range<usize>,
+        mut f: impl FnMut(usize, usize),
+    ) {
+        let first = self.history.start;
+        let keys_s = &times[first + keys.start..first + keys.end.min(self.n())];
+        let mut found = [0u32; KEYS];
+        for (bucket, key_s) in found.iter_mut().zip(keys_s) {
+            *bucket = time_bucket(times[row].abs_diff(*key_s), buckets) as u32;
+        }
+        for (at, bucket) in found[..keys_s.len()].iter().enumerate() {
+            f(at, *bucket as usize);
+        }
+    }
+
+    /// The bias of a target for itself.
+    #[inline(always)]
+    pub(super) fn own_bias(&self) -> f32 {
+        self.position.map_or(0.0, |table| table[0]) + self.time.map_or(0.0, |(table, _)| table[0])
+    }
+}
+
+/// A task's biases.
+#[derive(Default)]
+pub(super) struct Biases {
+    /// Entry n - d is the bias at distance d, so that a row's biases for ascending keys are
+    /// contiguous; zeros follow, for whole vectors. All zeros without a table.
+    reversed: Vec<f32>,
+    /// A row's biases for a block of keys.
+    sums: Vec<f32>,
+}
+
+impl Biases {
+    pub(super) fn prepare(&mut self, task: &Task<'_>) {
+        let n = task.n();
+        self.sums.resize(KEYS, 0.0);
+        self.reversed.clear();
+        self.reversed.resize(n + 1 + KEYS, 0.0);
+        if let Some(table) = task.position {
+            for (x, bias) in self.reversed[..=n].iter_mut().enumerate() {
+                *bias = table[(n - x).min(table.len() - 1)];
+            }
+        }
+    }
+}
+
+/// `len` rounded up to whole vectors.
+#[inline(always)]
+pub(super) fn padded<V: Lanes>(len: usize) -> usize {
+    len.next_multiple_of(V::N)
+}
+
+/// Packs rows, each padded with zeros to `width`, into `packed`; at least `rows.len()` of them,
+/// zeros up to `height`.
+#[inline(always)]
+pub(super) fn pack(
+    packed: &mut Vec<f32>,
+    head: Head<'_>,
+    rows: Range<usize>,
+    width: usize,
+    height: usize,
+) {
+    packed.clear();
+    packed.resize(height.max(rows.len()) * width, 0.0);
+    for (packed, row) in packed.chunks_exact_mut(width).zip(rows) {
+        packed[..head.width].copy_from_slice(head.row(row));
+    }
+}
+
+/// Packs rows transposed by blocks: value d of row `rows.start + j` goes to
+/// `[j / KEYS, d, j % KEYS]`, zeros after the last row.
+#[inline(always)]
+pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: Head<'_>, rows: Range<usize>) {
+    packed.clear();
+    packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
+    for (j, row) in rows.enumerate() {
+        let block = &mut packed[(j / KEYS) * KEYS * head.width..];
+        for (d, value) in head.row(row).iter().enumerate() {
+            block[d * KEYS + j % KEYS] = *value;
+        }
+    }
+}
+
+/// An output matrix whose rows' parts are written by different threads.
+pub(super) struct Sink<'a> {
+    start: *mut f32,
+    len: usize,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `part` is the only access, and its callers write disjoint parts.
+unsafe impl Sync for Sink<'_> {}
+// SAFETY: it stands for an exclusive borrow of f32, which may go to another thread.
+unsafe impl Send for Sink<'_> {}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(out: &'a mut [f32], stride: usize) -> Self {
+        Sink {
+            start: out.as_mut_ptr(),
+            len: out.len(),
+            stride,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Columns `head * width..(head + 1) * width` of `row`.
+    ///
+    /// # Safety
+    /// No two live borrows may be of the same row and head.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn part(&self, row: usize, head: usize, width: usize) -> &mut [f32] {
+        let at = row * self.stride + head * width;
+        assert!(
+            (head + 1) * width <= self.stride && at + width <= self.len,
+            "row outside its matrix"
+        );
+        // SAFETY: the assertion keeps the part inside the matrix, the caller keeps it exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), width) }
+    }
+}
