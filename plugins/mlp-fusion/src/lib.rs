@@ -1,0 +1,52 @@
+//! `mlp-fusion`: everything the host's schema offers, fused by an MLP.
+//!
+//! It fits any surface and any data set: all numeric features, an embedding of
+//! each id column, the FM's embedding. It has no short-term HSTU; see
+//! `short-term` for an expert that does.
+
+use hypercast_sdk::{
+    Description, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Linear, Mlp, Squash,
+    Tensor,
+};
+
+struct MlpFusion;
+
+impl Expert for MlpFusion {
+    fn describe(info: &HostInfo) -> Description {
+        Description::new("mlp-fusion", env!("CARGO_PKG_VERSION")).all_tasks(info)
+    }
+
+    fn network(g: &Graph) {
+        let mut parts = vec![embeddings(g)];
+        // First-order parts also reach the logits directly: a linear model is the floor of this one.
+        let mut direct = Vec::new();
+        if !g.info().features.is_empty() {
+            direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
+        }
+        if g.info().tae_dim > 0 {
+            let fm = FmEmbedding::new("fm", 32).apply(g.tae());
+            parts.push(FmFusion::new("fusion", 32).apply(fm, None));
+            direct.push(fm);
+        }
+        parts.extend(&direct);
+        let hidden = Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts));
+        direct.push(hidden);
+        let head_input = g.concat(&direct);
+        for task in g.tasks() {
+            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(head_input));
+        }
+    }
+}
+
+// A user has few rows: an embedding of `user_id` learns them by heart, and the FM knows the user better.
+fn embeddings(g: &Graph) -> Tensor<'_> {
+    let ids = g.info().ids.iter().filter(|id| *id != "user_id");
+    let embed = |id: &String| {
+        let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
+        Embedding::new(&format!("embed_{id}"), rows, 8).apply(g.id(id))
+    };
+    let embedded: Vec<_> = ids.map(embed).collect();
+    Dropout::new(0.1).apply(g.concat(&embedded))
+}
+
+hypercast_sdk::export!(MlpFusion);

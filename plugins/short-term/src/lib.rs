@@ -1,0 +1,83 @@
+//! `short-term`: what the user did on this surface in the last minutes and days,
+//! fused with what the FM knows of them, and a feed that does not repeat itself.
+//!
+//! It fits any surface of any data set whose items have ids in the history.
+
+use hypercast_sdk::{
+    Description, Diversity, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Linear,
+    Mlp, Ranked, Request, Squash,
+};
+
+/// The first id column of these that the schema has keeps a feed diverse.
+const DIVERSITY_KEYS: [&str; 3] = ["author_id", "tag", "genre"];
+
+struct ShortTerm;
+
+impl Expert for ShortTerm {
+    fn describe(info: &HostInfo) -> Description {
+        let expert = Description::new("short-term", env!("CARGO_PKG_VERSION")).all_tasks(info).history_len(32);
+        let key = DIVERSITY_KEYS.iter().find(|key| info.ids.iter().any(|id| id == *key));
+        key.map_or(expert.clone(), |key| expert.rank_id(key))
+    }
+
+    fn network(g: &Graph) {
+        let tables = item_tables(g);
+        let sequence: Vec<_> = tables.iter().map(|(id, table)| (*id, table)).collect();
+        let short = Hstu::new("short", 32).heads(2).dropout(0.1).apply(g, &sequence);
+        let items: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
+        let mut parts = vec![Dropout::new(0.1).apply(g.concat(&items))];
+        let mut direct = Vec::new();
+        if !g.info().features.is_empty() {
+            direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
+        }
+        if g.info().tae_dim > 0 {
+            let fm = FmEmbedding::new("fm", 32).apply(g.tae());
+            parts.push(FmFusion::new("fusion", 32).apply(fm, Some(short)));
+            direct.push(fm);
+        } else {
+            parts.push(short);
+        }
+        parts.extend(&direct);
+        direct.push(Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts)));
+        heads(g, g.concat(&direct));
+    }
+
+    fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
+        let scores = request.weighted_sum(value);
+        let rule = Diversity { at_most: 2, window: 6 };
+        match DIVERSITY_KEYS.iter().find_map(|key| request.id(key).ok()) {
+            Some(keys) => Ok(request.top_diverse(&scores, keys, rule)),
+            None => Ok(request.top(&scores)),
+        }
+    }
+}
+
+/// The value model: what one unit of each prediction is worth to this surface.
+fn value(task: &str) -> f32 {
+    match task {
+        "is_like" | "like" | "finish" => 2.0,
+        "love" | "is_profile_enter" => 3.0,
+        "dislike" => -2.0,
+        "watch" | "watch_ratio" => 0.5,
+        _ => 1.0,
+    }
+}
+
+// One table a column that both candidates and past events have, and that differs between items.
+fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
+    let info = g.info();
+    let shared = info.history_ids.iter().filter(|id| info.ids.contains(id) && *id != "surface");
+    let table = |id: &String| {
+        let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
+        Embedding::new(&format!("embed_{id}"), rows, 12)
+    };
+    shared.map(|id| (id.as_str(), table(id))).collect()
+}
+
+fn heads<'g>(g: &'g Graph, input: hypercast_sdk::Tensor<'g>) {
+    for task in g.tasks() {
+        g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(input));
+    }
+}
+
+hypercast_sdk::export!(ShortTerm);

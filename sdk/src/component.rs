@@ -1,0 +1,57 @@
+//! From the trait `Expert` to the contract's functions.
+
+use std::marker::PhantomData;
+
+use crate::raw::types::{
+    self as wit, ActionBatch, HostInfo, NamedColumn, Network, Prediction, RankRequest, Ranked, TaskLabels,
+};
+use crate::{Expert, Graph, Request, raw};
+
+/// The contract, implemented by an expert.
+pub struct Component<E>(PhantomData<E>);
+
+impl<E: Expert> raw::Guest for Component<E> {
+    fn describe(info: HostInfo) -> wit::Description {
+        let description = E::describe(&info);
+        // The columns follow from the network. Where it cannot be built there are none, and the
+        // host learns the reason from `network`.
+        let columns = finish::<E>(info).map(|finished| finished.columns).unwrap_or_default();
+        description.into_wit(columns)
+    }
+
+    fn network(info: HostInfo) -> Result<Network, String> {
+        Ok(finish::<E>(info)?.network)
+    }
+
+    fn rank(
+        request: RankRequest,
+        predictions: Vec<Prediction>,
+        columns: Vec<NamedColumn>,
+    ) -> Result<Vec<Ranked>, String> {
+        E::rank(&Request::new(request, predictions, columns))
+    }
+
+    fn labels(info: HostInfo, batch: ActionBatch) -> Result<Vec<TaskLabels>, String> {
+        E::labels(&info, &batch)
+    }
+
+    fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
+        E::sample(&info, &batch)
+    }
+}
+
+/// What the host would be told at load: for a plugin's own tests.
+///
+/// # Errors
+/// The first mistake of the network, with its layer's path.
+pub fn build<E: Expert>(info: &HostInfo) -> Result<(wit::Description, Network), String> {
+    let finished = finish::<E>(info.clone())?;
+    Ok((E::describe(info).into_wit(finished.columns), finished.network))
+}
+
+fn finish<E: Expert>(info: HostInfo) -> Result<crate::Finished, String> {
+    let description = E::describe(&info);
+    let graph = Graph::new(info, &description);
+    E::network(&graph);
+    graph.finish()
+}

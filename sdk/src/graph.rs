@@ -1,0 +1,292 @@
+//! The graph that `Expert::network` builds: columns, parameters, nodes, outputs.
+//!
+//! A `Tensor` is a handle of a node. Nothing is computed here: the host runs the
+//! graph. A mistake does not stop the building code; the first one is kept, with
+//! the layer where it happened, and `Graph::finish` returns it.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use crate::description::Description;
+use crate::raw::types::{
+    Attribute, Column, HostInfo, Initialiser, Network, Node, Output, Parameter, Task, Value,
+};
+use crate::shape::{Dim, Shape};
+
+/// The network under construction.
+pub struct Graph {
+    info: HostInfo,
+    tasks: Vec<Task>,
+    history_len: u32,
+    state: RefCell<State>,
+}
+
+#[derive(Default)]
+struct State {
+    columns: Vec<(Column, u32)>,
+    parameters: Vec<Parameter>,
+    names: HashSet<String>,
+    nodes: Vec<Node>,
+    /// What each node yields, in the order of `nodes`.
+    values: Vec<Kind>,
+    outputs: Vec<Output>,
+    extra_loss: Option<u32>,
+    scope: Vec<String>,
+    error: Option<String>,
+}
+
+/// What a node yields.
+#[derive(Debug, Clone)]
+pub(crate) struct Kind {
+    pub shape: Shape,
+    /// Whether the values are ids (i64) and not numbers (f32).
+    pub ids: bool,
+}
+
+/// What a finished graph is: the contract's network, and the columns that it reads.
+pub struct Finished {
+    /// For the host, as the contract has it.
+    pub network: Network,
+    /// For `description.columns`: the network's `Input` nodes index this list.
+    pub columns: Vec<Column>,
+}
+
+/// A handle of a node: a value of f32 or of ids, with a shape.
+#[derive(Clone, Copy)]
+pub struct Tensor<'g> {
+    pub(crate) graph: &'g Graph,
+    pub(crate) node: u32,
+}
+
+impl Graph {
+    /// An empty graph for the expert that `description` describes.
+    pub fn new(info: HostInfo, description: &Description) -> Self {
+        Self {
+            info,
+            tasks: description.tasks.clone(),
+            history_len: description.history_len,
+            state: RefCell::default(),
+        }
+    }
+
+    /// The host's schema.
+    pub fn info(&self) -> &HostInfo {
+        &self.info
+    }
+
+    /// The tasks of the description, each of which needs an `output`.
+    pub fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// How many events the history columns hold a request, at most.
+    pub fn history_len(&self) -> u32 {
+        self.history_len
+    }
+
+    /// The FM's target-aware embedding, `[rows, tae_dim]`.
+    pub fn tae(&self) -> Tensor<'_> {
+        if self.info.tae_dim == 0 {
+            return self.fail("the host has no FM, so there is no target-aware embedding");
+        }
+        self.column(Column::Tae, Shape::rows(self.info.tae_dim), false)
+    }
+
+    /// A numeric feature, `[rows, 1]`.
+    pub fn feature(&self, name: &str) -> Tensor<'_> {
+        self.known("feature", name, &self.info.features);
+        self.column(Column::Feature(name.into()), Shape::rows(1), false)
+    }
+
+    /// Numeric features side by side, `[rows, names]`.
+    pub fn features<N: AsRef<str>>(&self, names: &[N]) -> Tensor<'_> {
+        let columns: Vec<_> = names.iter().map(|name| self.feature(name.as_ref())).collect();
+        self.concat(&columns)
+    }
+
+    /// A categorical feature or raw id of the candidates, `[rows, 1]`.
+    pub fn id(&self, name: &str) -> Tensor<'_> {
+        self.known("id", name, &self.info.ids);
+        self.column(Column::Id(name.into()), Shape::rows(1), true)
+    }
+
+    /// A categorical feature of the short history's items, `[history, 1]`.
+    pub fn history_id(&self, name: &str) -> Tensor<'_> {
+        self.known("history id", name, &self.info.history_ids);
+        self.column(Column::HistoryId(name.into()), Shape::history(1), true)
+    }
+
+    /// The short history's actions as a multi-hot, `[history, actions]`.
+    pub fn history_actions(&self) -> Tensor<'_> {
+        let width = self.info.actions.len() as u32;
+        self.column(Column::HistoryActions, Shape::history(width), false)
+    }
+
+    /// log2(1 + seconds before the request) of the short history's events, `[history, 1]`.
+    pub fn history_age(&self) -> Tensor<'_> {
+        self.column(Column::HistoryAge, Shape::history(1), false)
+    }
+
+    /// A trained parameter. Its name is the layer's path and `name`, and must be the graph's only one.
+    pub fn parameter(&self, name: &str, shape: &[u32], init: Initialiser) -> Tensor<'_> {
+        let path = self.path(name);
+        if shape.contains(&0) {
+            return self.fail(&format!("parameter `{path}` of shape {} is empty", Shape::fixed(shape)));
+        }
+        if !self.state.borrow_mut().names.insert(path.clone()) {
+            return self.fail(&format!(
+                "two parameters are called `{path}`: give one of the layers another name, or share one layer"
+            ));
+        }
+        let index = {
+            let mut state = self.state.borrow_mut();
+            state.parameters.push(Parameter { name: path, shape: shape.to_vec(), init });
+            state.parameters.len() - 1
+        };
+        let attributes = vec![attribute("parameter", Value::Integer(index as i64))];
+        self.push("Parameter", &[], attributes, Kind { shape: Shape::fixed(shape), ids: false })
+    }
+
+    /// A constant of one value, `[1]`.
+    pub fn constant(&self, value: f32) -> Tensor<'_> {
+        let attributes = vec![
+            attribute("value", Value::Number(value)),
+            attribute("shape", Value::Integers(vec![1])),
+        ];
+        self.push("Constant", &[], attributes, Kind { shape: Shape::fixed(&[1]), ids: false })
+    }
+
+    /// Runs `build` with `name` appended to the layer path of all that it creates.
+    pub fn scope<T>(&self, name: &str, build: impl FnOnce() -> T) -> T {
+        self.state.borrow_mut().scope.push(name.into());
+        let built = build();
+        self.state.borrow_mut().scope.pop();
+        built
+    }
+
+    /// The prediction of a task, `[rows, 1]`: the logit of a binary task, the value of a regression.
+    pub fn output(&self, task: &str, value: Tensor<'_>) {
+        if !self.tasks.iter().any(|t| t.name == task) {
+            self.fail(&format!("output for `{task}`, which the description does not list"));
+        } else if self.state.borrow().outputs.iter().any(|o| o.task == task) {
+            self.fail(&format!("two outputs for task `{task}`"));
+        } else if *value.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || value.is_ids() {
+            self.fail(&format!("output `{task}` must have shape [rows, 1], not {}", value.shape()));
+        } else {
+            self.state.borrow_mut().outputs.push(Output { task: task.into(), node: value.node });
+        }
+    }
+
+    /// Adds the mean of `loss`, `[rows, 1]`, to the tasks' losses in training.
+    pub fn extra_loss(&self, loss: Tensor<'_>) {
+        if *loss.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || loss.is_ids() {
+            self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
+        }
+        self.state.borrow_mut().extra_loss = Some(loss.node);
+    }
+
+    /// Records a mistake, unless there was one before. Returns a stand-in, so that building code can go on.
+    pub fn fail(&self, message: &str) -> Tensor<'_> {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.error.is_none() {
+                let layer = state.scope.join("/");
+                let place = if layer.is_empty() { String::new() } else { format!("{layer}: ") };
+                state.error = Some(format!("{place}{message}"));
+            }
+        }
+        self.push("Constant", &[], Vec::new(), Kind { shape: Shape::rows(1), ids: false })
+    }
+
+    /// The network, or the first mistake.
+    pub fn finish(self) -> Result<Finished, String> {
+        let state = self.state.into_inner();
+        if let Some(error) = state.error {
+            return Err(error);
+        }
+        let has_output = |t: &&Task| !state.outputs.iter().any(|o| o.task == t.name);
+        if let Some(task) = self.tasks.iter().find(has_output) {
+            return Err(format!("task `{}` has no output: call `g.output(\"{0}\", ..)`", task.name));
+        }
+        Ok(Finished {
+            network: Network {
+                parameters: state.parameters,
+                nodes: state.nodes,
+                outputs: state.outputs,
+                extra_loss: state.extra_loss,
+            },
+            columns: state.columns.into_iter().map(|(column, _)| column).collect(),
+        })
+    }
+
+    pub(crate) fn push(&self, op: &str, inputs: &[u32], attributes: Vec<Attribute>, kind: Kind) -> Tensor<'_> {
+        let mut state = self.state.borrow_mut();
+        let layer = state.scope.join("/");
+        state.nodes.push(Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer });
+        state.values.push(kind);
+        Tensor { graph: self, node: (state.nodes.len() - 1) as u32 }
+    }
+
+    pub(crate) fn kind(&self, node: u32) -> Kind {
+        self.state.borrow().values[node as usize].clone()
+    }
+
+    fn path(&self, name: &str) -> String {
+        let state = self.state.borrow();
+        let mut path = state.scope.clone();
+        path.push(name.into());
+        path.join("/")
+    }
+
+    fn known(&self, what: &str, name: &str, names: &[String]) {
+        if !names.iter().any(|n| n == name) {
+            self.fail(&format!("the host's schema has no {what} `{name}`; it has: {}", names.join(", ")));
+        }
+    }
+
+    // A column that is read twice is one input.
+    fn column(&self, column: Column, shape: Shape, ids: bool) -> Tensor<'_> {
+        if matches!(shape.dims()[0], Dim::History) && self.history_len == 0 {
+            return self.fail("a history column needs `Description::history_len` above 0");
+        }
+        let name = column_name(&column);
+        let (index, seen) = {
+            let state = self.state.borrow();
+            let seen = state.columns.iter().find(|(c, _)| column_name(c) == name);
+            (state.columns.len(), seen.map(|&(_, node)| node))
+        };
+        if let Some(node) = seen {
+            return Tensor { graph: self, node };
+        }
+        let attributes = vec![attribute("column", Value::Integer(index as i64))];
+        let input = self.push("Input", &[], attributes, Kind { shape, ids });
+        self.state.borrow_mut().columns.push((column, input.node));
+        input
+    }
+}
+
+impl<'g> Tensor<'g> {
+    /// The graph that the tensor belongs to.
+    pub fn graph(&self) -> &'g Graph {
+        self.graph
+    }
+
+    /// The tensor's shape.
+    pub fn shape(&self) -> Shape {
+        self.graph.kind(self.node).shape
+    }
+
+    /// Whether the values are ids and not numbers.
+    pub fn is_ids(&self) -> bool {
+        self.graph.kind(self.node).ids
+    }
+}
+
+pub(crate) fn attribute(name: &str, value: Value) -> Attribute {
+    Attribute { name: name.into(), value }
+}
+
+/// Distinct for distinct columns: the generated type has no equality.
+fn column_name(column: &Column) -> String {
+    format!("{column:?}")
+}

@@ -1,0 +1,133 @@
+//! The expert's own lightweight HSTU over the user's last events on its surface:
+//! short-term, real-time interests (paper sections 3.1.2 and 3.2).
+//!
+//! The same sequence modelling as the FM's, at an expert's size: histories are
+//! `f(ids) + action + age`, candidates `f(ids)`, in one joint sequence a request.
+
+use crate::graph::{Graph, Tensor};
+use crate::layers::{Dropout, Embedding, LayerNorm, Linear};
+use crate::ops::{Attention, Projections};
+
+/// HSTU layers over the short history, with the candidates as target tokens.
+pub struct Hstu {
+    name: String,
+    width: u32,
+    heads: u32,
+    layers: u32,
+    dropout: f32,
+}
+
+/// The projections of one layer. `W_uvqk` is held as two matrices, since the
+/// last layer needs only the history's keys and values.
+struct Layer<'g> {
+    norm: LayerNorm<'g>,
+    uq: Linear<'g>,
+    kv: Linear<'g>,
+    out_norm: LayerNorm<'g>,
+    out: Linear<'g>,
+}
+
+impl Hstu {
+    /// One layer of one head, `width` wide.
+    pub fn new(name: &str, width: u32) -> Self {
+        Self { name: name.into(), width, heads: 1, layers: 1, dropout: 0.0 }
+    }
+
+    /// Attention heads; they divide the width.
+    pub fn heads(self, heads: u32) -> Self {
+        Self { heads, ..self }
+    }
+
+    /// Layers, at least one.
+    pub fn layers(self, layers: u32) -> Self {
+        Self { layers, ..self }
+    }
+
+    /// Dropout of each layer's attention output.
+    pub fn dropout(self, rate: f32) -> Self {
+        Self { dropout: rate, ..self }
+    }
+
+    /// The candidates' short-term representation, `[rows, width]`. Each table is an id column and
+    /// its embedding: one and the same for the history's items and the candidates.
+    pub fn apply<'g>(&self, g: &'g Graph, tables: &[(&str, &Embedding<'g>)]) -> Tensor<'g> {
+        // The tables belong to whoever applied them first; the scope is ours.
+        let history: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.history_id(id))).collect();
+        let rows: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
+        g.scope(&self.name, || {
+            let (mut history, mut rows) = self.tokens(g, &history, &rows);
+            let layers = self.layers.max(1);
+            for index in 1..=layers {
+                (history, rows) = g.scope(&format!("layer_{index}"), || {
+                    self.layer(Layer::new(self.width), history, rows, index == layers)
+                });
+            }
+            rows
+        })
+    }
+
+    // Equations 1 and 2: f is shared, actions (and age) are summed onto the history's tokens.
+    fn tokens<'g>(&self, g: &'g Graph, history: &[Tensor<'g>], rows: &[Tensor<'g>]) -> (Tensor<'g>, Tensor<'g>) {
+        let f = Linear::new("f", self.width);
+        let actions = Linear::new("actions", self.width).no_bias().apply(g.history_actions());
+        // log2 of seconds goes up to about 25; a tenth of it is of an embedding's order.
+        let age = Linear::new("age", self.width).no_bias().apply(g.history_age() * 0.1);
+        let events = f.apply(g.concat(history)) + actions + age;
+        (events, f.apply(g.concat(rows)))
+    }
+
+    fn layer<'g>(
+        &self,
+        layer: Layer<'g>,
+        history: Tensor<'g>,
+        rows: Tensor<'g>,
+        last: bool,
+    ) -> (Tensor<'g>, Tensor<'g>) {
+        let g = rows.graph();
+        let attention = Attention { heads: self.heads, max_len: g.history_len() };
+        let (row_u, row) = layer.project(rows, self.width);
+        // The op ignores the history's queries where only rows are wanted, so keys stand in for them.
+        let (history_u, events) = if last {
+            let (k, v) = layer.keys_values(layer.norm.apply(history), self.width);
+            (None, Projections { q: k, k, v })
+        } else {
+            let (u, events) = layer.project(history, self.width);
+            (Some(u), events)
+        };
+        let next_rows = self.finish(&layer, rows, row_u, g.hstu_attention(events, row, attention));
+        let next_history = history_u
+            .map_or(history, |u| self.finish(&layer, history, u, g.hstu_history(events, attention)));
+        (next_history, next_rows)
+    }
+
+    // Y = X + dropout(LN(A V) * U) W_o
+    fn finish<'g>(&self, layer: &Layer<'g>, x: Tensor<'g>, u: Tensor<'g>, attended: Tensor<'g>) -> Tensor<'g> {
+        let gated = layer.out_norm.apply(attended) * u;
+        x + layer.out.apply(Dropout::new(self.dropout).apply(gated))
+    }
+}
+
+impl<'g> Layer<'g> {
+    fn new(width: u32) -> Self {
+        Self {
+            norm: LayerNorm::new("norm"),
+            uq: Linear::new("uq", width.saturating_mul(2)),
+            kv: Linear::new("kv", width.saturating_mul(2)),
+            out_norm: LayerNorm::new("out_norm"),
+            out: Linear::new("out", width),
+        }
+    }
+
+    // U, V, Q, K = split(SiLU(LN(X) W_uvqk + b))
+    fn project(&self, x: Tensor<'g>, width: u32) -> (Tensor<'g>, Projections<'g>) {
+        let normed = self.norm.apply(x);
+        let uq = self.uq.apply(normed).silu();
+        let (k, v) = self.keys_values(normed, width);
+        (uq.slice(0, width), Projections { q: uq.slice(width, width.saturating_mul(2)), k, v })
+    }
+
+    fn keys_values(&self, normed: Tensor<'g>, width: u32) -> (Tensor<'g>, Tensor<'g>) {
+        let kv = self.kv.apply(normed).silu();
+        (kv.slice(0, width), kv.slice(width, width.saturating_mul(2)))
+    }
+}

@@ -1,0 +1,50 @@
+//! The default training labels: each task's label is an action or a value.
+
+use crate::raw::types::{ActionBatch, HostInfo, SchemaTask, Task, TaskKind, TaskLabels};
+
+/// Labels by the host's schema: the bit of an action (in the sample space where it is known), or a value
+/// (where it is not NaN), on the surfaces where the schema says the task is valid. A task that the schema
+/// does not have is taken for the action or value of its own name.
+pub fn from_schema(tasks: &[Task], info: &HostInfo, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
+    tasks.iter().map(|task| task_labels(task, info, batch)).collect()
+}
+
+fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<TaskLabels, String> {
+    let schema = info.tasks.iter().find(|t| t.name == task.name);
+    let label = schema.map_or(task.name.as_str(), |t| &t.label);
+    let missing = |what, names: &[String]| {
+        format!(
+            "labels: task `{}` is labelled by {what} `{label}`, which the schema lacks; it has: {}. Implement `Expert::labels` to make labels of another kind",
+            task.name,
+            names.join(", ")
+        )
+    };
+    let (labels, mut mask): (Vec<f32>, Vec<u8>) = match task.kind {
+        TaskKind::Binary => {
+            let bit = info.actions.iter().position(|a| a == label).ok_or_else(|| missing("action", &info.actions))?;
+            let is_set = |bits: u32| u8::from(bits >> bit & 1 == 1);
+            let pair = |(&actions, &known)| (f32::from(is_set(actions)), is_set(known));
+            batch.actions.iter().zip(&batch.known).map(pair).unzip()
+        }
+        TaskKind::Regression => {
+            let values =
+                batch.values.iter().find(|v| v.name == label).ok_or_else(|| missing("value", &info.values))?;
+            let pair = |&v: &f32| if v.is_nan() { (0.0, 0) } else { (v, 1) };
+            values.values.iter().map(pair).unzip()
+        }
+    };
+    if let Some(schema) = schema {
+        restrict(&mut mask, schema, info, batch);
+    }
+    Ok(TaskLabels { task: task.name.clone(), labels, mask, weights: Vec::new() })
+}
+
+fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionBatch) {
+    if task.surfaces.is_empty() {
+        return;
+    }
+    for (mask, &surface) in mask.iter_mut().zip(&batch.surface) {
+        let valid = info.surfaces.get(surface as usize).is_some_and(|name| task.surfaces.contains(name));
+        *mask *= u8::from(valid);
+    }
+}

@@ -1,0 +1,190 @@
+//! Layers: parameters with the arithmetic around them.
+//!
+//! A layer makes its parameters when it is first applied, under the layer path
+//! of that place, and shares them whenever it is applied again.
+
+use std::cell::OnceCell;
+
+use crate::graph::{Graph, Tensor};
+use crate::raw::types::Initialiser;
+
+/// `x W + b`.
+pub struct Linear<'g> {
+    name: String,
+    width: u32,
+    bias: bool,
+    parameters: OnceCell<(Tensor<'g>, Option<Tensor<'g>>)>,
+}
+
+impl<'g> Linear<'g> {
+    /// A layer with `width` outputs.
+    pub fn new(name: &str, width: u32) -> Self {
+        Self { name: name.into(), width, bias: true, parameters: OnceCell::new() }
+    }
+
+    /// Without `b`.
+    pub fn no_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
+
+    /// `[.., k]` to `[.., width]`.
+    pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
+        let g = x.graph();
+        g.scope(&self.name, || {
+            let (weight, bias) = *self.parameters.get_or_init(|| {
+                let inputs = x.shape().width().unwrap_or(1);
+                let weight = g.parameter("weight", &[inputs, self.width], Initialiser::XavierUniform);
+                let bias = || g.parameter("bias", &[self.width], Initialiser::Zeros);
+                (weight, self.bias.then(bias))
+            });
+            let product = x.matmul(weight);
+            bias.map_or(product, |bias| product + bias)
+        })
+    }
+}
+
+/// Normalises the last dimension, with a trained scale and bias.
+pub struct LayerNorm<'g> {
+    name: String,
+    parameters: OnceCell<(Tensor<'g>, Tensor<'g>)>,
+}
+
+impl<'g> LayerNorm<'g> {
+    /// A layer as wide as what it is applied to.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), parameters: OnceCell::new() }
+    }
+
+    /// `[.., d]` to `[.., d]`.
+    pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
+        let g = x.graph();
+        g.scope(&self.name, || {
+            let (scale, bias) = *self.parameters.get_or_init(|| {
+                let width = [x.shape().width().unwrap_or(1)];
+                let scale = g.parameter("scale", &width, Initialiser::Ones);
+                (scale, g.parameter("bias", &width, Initialiser::Zeros))
+            });
+            x.layer_normalization(scale, bias)
+        })
+    }
+}
+
+/// Drops values, or whole rows, while training; the identity while serving.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    rate: f32,
+    rows: bool,
+}
+
+impl Dropout {
+    /// Drops values at `rate`, in [0, 1).
+    pub fn new(rate: f32) -> Self {
+        Self { rate, rows: false }
+    }
+
+    /// Drops whole rows instead.
+    pub fn rows(self) -> Self {
+        Self { rows: true, ..self }
+    }
+
+    /// `x` of any shape.
+    pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
+        match (self.rate > 0.0, self.rows) {
+            (false, _) => x,
+            (true, false) => x.dropout(self.rate),
+            (true, true) => x.dropout_rows(self.rate),
+        }
+    }
+}
+
+/// Linear layers with SiLU between them and after the last; the first is followed by a `LayerNorm`,
+/// so that inputs of any scale do.
+pub struct Mlp<'g> {
+    name: String,
+    layers: Vec<Linear<'g>>,
+    norm: LayerNorm<'g>,
+    dropout: Dropout,
+}
+
+impl<'g> Mlp<'g> {
+    /// Layers of the given widths.
+    pub fn new(name: &str, widths: impl IntoIterator<Item = u32>) -> Self {
+        let layer = |(i, width)| Linear::new(&format!("linear_{}", i + 1), width);
+        Self {
+            name: name.into(),
+            layers: widths.into_iter().enumerate().map(layer).collect(),
+            norm: LayerNorm::new("norm"),
+            dropout: Dropout::new(0.0),
+        }
+    }
+
+    /// Dropout after each layer.
+    pub fn dropout(self, rate: f32) -> Self {
+        Self { dropout: Dropout::new(rate), ..self }
+    }
+
+    /// `[.., k]` to `[.., last width]`.
+    pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
+        x.graph().scope(&self.name, || {
+            self.layers.iter().enumerate().fold(x, |x, (i, layer)| {
+                let y = layer.apply(x);
+                let y = if i == 0 { self.norm.apply(y) } else { y };
+                self.dropout.apply(y.silu())
+            })
+        })
+    }
+}
+
+/// A hashed embedding table.
+pub struct Embedding<'g> {
+    name: String,
+    rows: u32,
+    width: u32,
+    table: OnceCell<Tensor<'g>>,
+}
+
+impl<'g> Embedding<'g> {
+    /// A table of `rows` vectors; ids share a vector where their hashes meet.
+    pub fn new(name: &str, rows: u32, width: u32) -> Self {
+        Self { name: name.into(), rows, width, table: OnceCell::new() }
+    }
+
+    /// ids `[rows or history, k]` to `[rows or history, width]`, the mean over k.
+    pub fn apply(&self, ids: Tensor<'g>) -> Tensor<'g> {
+        let g: &'g Graph = ids.graph();
+        g.scope(&self.name, || {
+            let table = *self
+                .table
+                .get_or_init(|| g.parameter("table", &[self.rows, self.width], Initialiser::Normal(0.05)));
+            table.embedding_bag(ids)
+        })
+    }
+}
+
+/// Numbers of unknown scale, tamed: `sign(x) log(1 + |x|)`, times a trained scale each, plus a trained bias each.
+pub struct Squash<'g> {
+    name: String,
+    parameters: OnceCell<(Tensor<'g>, Tensor<'g>)>,
+}
+
+impl<'g> Squash<'g> {
+    /// A layer as wide as what it is applied to.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), parameters: OnceCell::new() }
+    }
+
+    /// `[.., d]` to `[.., d]`.
+    pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
+        let g = x.graph();
+        g.scope(&self.name, || {
+            let (scale, bias) = *self.parameters.get_or_init(|| {
+                let width = [x.shape().width().unwrap_or(1)];
+                let scale = g.parameter("scale", &width, Initialiser::Ones);
+                (scale, g.parameter("bias", &width, Initialiser::Zeros))
+            });
+            let positive = (x.relu() + 1.0).log();
+            let negative = ((-x).relu() + 1.0).log();
+            (positive - negative) * scale + bias
+        })
+    }
+}

@@ -1,0 +1,402 @@
+//! The graph ops of `sdk/wit/ops.md` as methods and operators of `Tensor`.
+//!
+//! Each checks its inputs and infers its result's shape, so that a mistake is
+//! found where it was made and named by its layer. The host checks again.
+
+use std::ops;
+
+use crate::graph::{Graph, Kind, Tensor, attribute};
+use crate::raw::types::{Attribute, Value};
+use crate::shape::{Dim, Shape};
+
+/// How the attention ops of `Hstu` split and scale.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    /// Heads; the width is split evenly.
+    pub heads: u32,
+    /// The constant that divides the attention weights.
+    pub max_len: u32,
+}
+
+/// Queries, keys and values of one kind of token, `[history or rows, heads * d]` each.
+#[derive(Clone, Copy)]
+pub struct Projections<'g> {
+    /// Queries.
+    pub q: Tensor<'g>,
+    /// Keys.
+    pub k: Tensor<'g>,
+    /// Values.
+    pub v: Tensor<'g>,
+}
+
+impl Graph {
+    /// Joins tensors along their last dimension.
+    pub fn concat<'g>(&'g self, parts: &[Tensor<'g>]) -> Tensor<'g> {
+        let Some(first) = parts.first() else {
+            return self.fail("Concat of nothing");
+        };
+        let shape = first.shape();
+        let axis = shape.rank().saturating_sub(1);
+        let mut width = 0u32;
+        for part in parts {
+            let other = part.shape();
+            let fits = other.rank() == shape.rank() && other.dims()[..axis] == shape.dims()[..axis];
+            let (Some(size), true, false) = (other.width(), fits, part.is_ids()) else {
+                return self.fail(&format!("Concat of {} with {}", describe(*first), describe(*part)));
+            };
+            width = width.saturating_add(size);
+        }
+        if parts.len() == 1 {
+            return *first;
+        }
+        let nodes: Vec<u32> = parts.iter().map(|p| p.node).collect();
+        self.push("Concat", &nodes, vec![integer("axis", axis as i64)], numbers(shape.with(axis, width)))
+    }
+
+    /// `HstuAttention`: `rows` over each request's history and themselves. Only the history's `k` and `v` matter to the result.
+    pub fn hstu_attention<'g>(
+        &'g self,
+        history: Projections<'g>,
+        rows: Projections<'g>,
+        attention: Attention,
+    ) -> Tensor<'g> {
+        let inputs = [history.q, history.k, history.v, rows.q, rows.k, rows.v];
+        self.attention("HstuAttention", &inputs, attention)
+    }
+
+    /// `HstuHistory`: the causal attention of the history alone.
+    pub fn hstu_history<'g>(&'g self, history: Projections<'g>, attention: Attention) -> Tensor<'g> {
+        self.attention("HstuHistory", &[history.q, history.k, history.v], attention)
+    }
+
+    fn attention<'g>(&'g self, op: &str, inputs: &[Tensor<'g>], attention: Attention) -> Tensor<'g> {
+        let width = inputs[0].shape().width().unwrap_or(0);
+        let wanted = |i: usize| if i < 3 { Shape::history(width) } else { Shape::rows(width) };
+        for (i, input) in inputs.iter().enumerate() {
+            if input.shape() != wanted(i) || input.is_ids() {
+                return self.fail(&format!("{op}: input {i} must be {}, not {}", wanted(i), describe(*input)));
+            }
+        }
+        if attention.heads == 0 || !width.is_multiple_of(attention.heads) || attention.max_len == 0 {
+            return self.fail(&format!(
+                "{op}: width {width} with {} heads and max-len {}: both must be above 0, and the heads divide the width",
+                attention.heads, attention.max_len
+            ));
+        }
+        let nodes: Vec<u32> = inputs.iter().map(|t| t.node).collect();
+        let attributes =
+            vec![integer("heads", attention.heads.into()), integer("max-len", attention.max_len.into())];
+        self.push(op, &nodes, attributes, numbers(wanted(inputs.len() - 1)))
+    }
+}
+
+macro_rules! unary {
+    ($($(#[$doc:meta])* $name:ident = $op:literal;)*) => {
+        impl<'g> Tensor<'g> {
+            $($(#[$doc])* pub fn $name(self) -> Tensor<'g> { self.unary($op, Vec::new()) })*
+        }
+    };
+}
+
+unary! {
+    /// e^x
+    exp = "Exp";
+    /// Natural logarithm; inputs below 1e-12 count as 1e-12.
+    log = "Log";
+    /// Square root; inputs below 1e-12 count as 1e-12.
+    sqrt = "Sqrt";
+    /// |x|
+    abs = "Abs";
+    /// 1 / (1 + e^-x)
+    sigmoid = "Sigmoid";
+    /// x * sigmoid(x)
+    silu = "Silu";
+    /// max(x, 0)
+    relu = "Relu";
+    /// The Gaussian error linear unit.
+    gelu = "Gelu";
+    /// Hyperbolic tangent.
+    tanh = "Tanh";
+    /// log(1 + e^x)
+    softplus = "Softplus";
+    /// The same values, without gradient.
+    stop_gradient = "StopGradient";
+}
+
+macro_rules! binary {
+    ($($(#[$doc:meta])* $name:ident = $op:literal;)*) => {
+        impl<'g> Tensor<'g> {
+            $($(#[$doc])* pub fn $name(self, other: Tensor<'g>) -> Tensor<'g> { self.binary($op, other) })*
+        }
+    };
+}
+
+binary! {
+    /// The greater of two values.
+    max = "Max";
+    /// The smaller of two values.
+    min = "Min";
+    /// 1 where `self` is greater, else 0.
+    greater = "Greater";
+    /// 1 where `self` is less, else 0.
+    less = "Less";
+    /// 1 where the two are equal, else 0.
+    equal = "Equal";
+}
+
+impl<'g> Tensor<'g> {
+    /// `self` `[.., k]` times `weight` `[k, n]`.
+    pub fn matmul(self, weight: Tensor<'g>) -> Tensor<'g> {
+        let (a, b) = (self.shape(), weight.shape());
+        let fits = a.rank() >= 1 && b.rank() == 2 && a.width().is_some() && a.width() == b.size(0);
+        match (fits && !self.is_ids() && !weight.is_ids(), b.size(1)) {
+            (true, Some(n)) => {
+                let shape = a.with(a.rank() - 1, n);
+                self.graph.push("MatMul", &[self.node, weight.node], Vec::new(), numbers(shape))
+            }
+            _ => self.mismatch("MatMul", weight, "the first's last dimension must be the second's first"),
+        }
+    }
+
+    /// Values below `min` become `min`, above `max` `max`.
+    pub fn clip(self, min: f32, max: f32) -> Tensor<'g> {
+        self.unary("Clip", vec![number("min", min), number("max", max)])
+    }
+
+    /// Softmax over the last dimension.
+    pub fn softmax(self) -> Tensor<'g> {
+        let axis = integer("axis", self.shape().rank() as i64 - 1);
+        self.unary("Softmax", vec![axis])
+    }
+
+    /// Sum over the last dimension, kept with size 1.
+    pub fn sum(self) -> Tensor<'g> {
+        self.reduce("ReduceSum")
+    }
+
+    /// Mean over the last dimension, kept with size 1.
+    pub fn mean(self) -> Tensor<'g> {
+        self.reduce("ReduceMean")
+    }
+
+    /// Maximum over the last dimension, kept with size 1. (`max` compares two tensors.)
+    pub fn largest(self) -> Tensor<'g> {
+        self.reduce("ReduceMax")
+    }
+
+    /// The entries `[start, end)` of the last dimension.
+    pub fn slice(self, start: u32, end: u32) -> Tensor<'g> {
+        let shape = self.shape();
+        match shape.width() {
+            Some(width) if start < end && end <= width && !self.is_ids() => {
+                let axis = shape.rank() - 1;
+                let attributes = vec![
+                    integer("axis", axis as i64),
+                    integer("start", start.into()),
+                    integer("end", end.into()),
+                ];
+                let kind = numbers(shape.with(axis, end - start));
+                self.graph.push("Slice", &[self.node], attributes, kind)
+            }
+            _ => self.graph.fail(&format!("Slice {start}..{end} of {}", describe(self))),
+        }
+    }
+
+    /// Another arrangement of each row's values: `dims` without the symbolic dimension, which stays first.
+    pub fn reshape(self, dims: &[u32]) -> Tensor<'g> {
+        let shape = self.shape();
+        let symbolic = shape.dims().first().copied().filter(|d| !matches!(d, Dim::Fixed(_)));
+        let size = |dims: &[Dim]| {
+            dims.iter().try_fold(1u32, |n, d| if let Dim::Fixed(d) = d { n.checked_mul(*d) } else { Some(n) })
+        };
+        let fixed = dims.iter().map(|&d| Dim::Fixed(d));
+        let result = Shape::new(symbolic.into_iter().chain(fixed).collect());
+        if size(shape.dims()) != size(result.dims()) || self.is_ids() {
+            return self.graph.fail(&format!("Reshape of {} to {result}", describe(self)));
+        }
+        let zero = symbolic.map(|_| 0);
+        let values = zero.into_iter().chain(dims.iter().map(|&d| i64::from(d))).collect();
+        let attributes = vec![attribute("shape", Value::Integers(values))];
+        self.graph.push("Reshape", &[self.node], attributes, numbers(result))
+    }
+
+    /// Dimensions in the order of `perm`; a symbolic dimension stays first.
+    pub fn transpose(self, perm: &[u32]) -> Tensor<'g> {
+        let shape = self.shape();
+        let mut sorted = perm.to_vec();
+        sorted.sort_unstable();
+        let complete = sorted.iter().copied().eq(0..shape.rank() as u32);
+        let symbolic = shape.dims().first().is_some_and(|d| !matches!(d, Dim::Fixed(_)));
+        if !complete || (symbolic && perm.first() != Some(&0)) || self.is_ids() {
+            return self.graph.fail(&format!("Transpose of {} by {perm:?}", describe(self)));
+        }
+        let dims = perm.iter().map(|&axis| shape.dims()[axis as usize]).collect();
+        let attributes =
+            vec![attribute("perm", Value::Integers(perm.iter().map(|&axis| axis.into()).collect()))];
+        self.graph.push("Transpose", &[self.node], attributes, numbers(Shape::new(dims)))
+    }
+
+    /// `self` where `condition` is not 0, `other` elsewhere; all of one shape.
+    pub fn where_or(self, condition: Tensor<'g>, other: Tensor<'g>) -> Tensor<'g> {
+        let shape = self.shape();
+        if condition.shape() != shape || other.shape() != shape {
+            return self.mismatch("Where", other, "condition and both values must have one shape");
+        }
+        let inputs = [condition.node, self.node, other.node];
+        self.graph.push("Where", &inputs, Vec::new(), numbers(shape))
+    }
+
+    /// Row `index mod n` of `self`, `[n, d]`, for each of `ids`, `[rows or history, 1]`.
+    pub fn gather(self, ids: Tensor<'g>) -> Tensor<'g> {
+        self.lookup("Gather", ids)
+    }
+
+    /// Row `hash(id) mod n` of `self`, `[n, d]`, averaged over the ids of a row.
+    pub fn embedding_bag(self, ids: Tensor<'g>) -> Tensor<'g> {
+        self.lookup("EmbeddingBag", ids)
+    }
+
+    /// Ids as numbers.
+    pub fn to_numbers(self) -> Tensor<'g> {
+        if !self.is_ids() {
+            return self.graph.fail(&format!("Cast of {}: it takes ids", describe(self)));
+        }
+        self.graph.push("Cast", &[self.node], Vec::new(), numbers(self.shape()))
+    }
+
+    /// Normalised over the last dimension, then scaled and shifted by `scale` and `bias`, `[d]`.
+    pub fn layer_normalization(self, scale: Tensor<'g>, bias: Tensor<'g>) -> Tensor<'g> {
+        let width = self.shape().width().map(|w| Shape::fixed(&[w]));
+        if width.as_ref() != Some(&scale.shape()) || scale.shape() != bias.shape() || self.is_ids() {
+            return self.mismatch("LayerNormalization", scale, "scale and bias must be [d]");
+        }
+        let inputs = [self.node, scale.node, bias.node];
+        let attributes = vec![number("epsilon", 1e-6)];
+        self.graph.push("LayerNormalization", &inputs, attributes, numbers(self.shape()))
+    }
+
+    /// Drops values at `rate` in training and scales up the rest.
+    pub fn dropout(self, rate: f32) -> Tensor<'g> {
+        self.drop(rate, 0)
+    }
+
+    /// Drops whole rows at `rate` in training: a network that survives it does not lean on this input alone.
+    pub fn dropout_rows(self, rate: f32) -> Tensor<'g> {
+        self.drop(rate, 1)
+    }
+
+    /// The mean over each request's history, given to each of its rows: `[history, d]` to `[rows, d]`.
+    pub fn pool_mean(self) -> Tensor<'g> {
+        self.pool("PoolMean")
+    }
+
+    /// The maximum over each request's history, given to each of its rows.
+    pub fn pool_max(self) -> Tensor<'g> {
+        self.pool("PoolMax")
+    }
+
+    /// The sum over each request's history, given to each of its rows.
+    pub fn pool_sum(self) -> Tensor<'g> {
+        self.pool("PoolSum")
+    }
+
+    fn unary(self, op: &str, attributes: Vec<Attribute>) -> Tensor<'g> {
+        if self.is_ids() {
+            return self.graph.fail(&format!("{op} of {}: embed ids, or cast them", describe(self)));
+        }
+        self.graph.push(op, &[self.node], attributes, numbers(self.shape()))
+    }
+
+    fn binary(self, op: &str, other: Tensor<'g>) -> Tensor<'g> {
+        match self.shape().broadcast(&other.shape()) {
+            Some(shape) if !self.is_ids() && !other.is_ids() => {
+                self.graph.push(op, &[self.node, other.node], Vec::new(), numbers(shape))
+            }
+            _ => self.mismatch(op, other, "the shapes do not broadcast"),
+        }
+    }
+
+    fn reduce(self, op: &str) -> Tensor<'g> {
+        let shape = self.shape();
+        if shape.width().is_none() || self.is_ids() {
+            return self.graph.fail(&format!("{op} of {}", describe(self)));
+        }
+        let axis = shape.rank() - 1;
+        self.graph.push(op, &[self.node], vec![integer("axis", axis as i64)], numbers(shape.with(axis, 1)))
+    }
+
+    fn lookup(self, op: &str, ids: Tensor<'g>) -> Tensor<'g> {
+        let table = self.shape();
+        let one = op == "EmbeddingBag" || ids.shape().width() == Some(1);
+        match (ids.shape().dims(), table.dims()) {
+            ([s @ (Dim::Rows | Dim::History), Dim::Fixed(_)], [Dim::Fixed(_), d]) if one && ids.is_ids() => {
+                let shape = Shape::new(vec![*s, *d]);
+                self.graph.push(op, &[self.node, ids.node], Vec::new(), numbers(shape))
+            }
+            _ => self.mismatch(op, ids, "it takes a table [n, d] and ids of rows or history"),
+        }
+    }
+
+    fn drop(self, rate: f32, per_row: i64) -> Tensor<'g> {
+        if !(0.0..1.0).contains(&rate) {
+            return self.graph.fail(&format!("Dropout at rate {rate}: it must be in [0, 1)"));
+        }
+        self.unary("Dropout", vec![number("rate", rate), integer("per-row", per_row)])
+    }
+
+    fn pool(self, op: &str) -> Tensor<'g> {
+        match *self.shape().dims() {
+            [Dim::History, Dim::Fixed(width)] if !self.is_ids() => {
+                self.graph.push(op, &[self.node], Vec::new(), numbers(Shape::rows(width)))
+            }
+            _ => self.graph.fail(&format!("{op} of {}: it takes [history, d]", describe(self))),
+        }
+    }
+
+    fn mismatch(self, op: &str, other: Tensor<'g>, rule: &str) -> Tensor<'g> {
+        self.graph.fail(&format!("{op} of {} with {}: {rule}", describe(self), describe(other)))
+    }
+}
+
+macro_rules! operator {
+    ($($trait:ident $method:ident $op:literal,)*) => {$(
+        impl<'g> ops::$trait for Tensor<'g> {
+            type Output = Tensor<'g>;
+            fn $method(self, other: Self) -> Self { self.binary($op, other) }
+        }
+        impl<'g> ops::$trait<f32> for Tensor<'g> {
+            type Output = Tensor<'g>;
+            fn $method(self, other: f32) -> Self { self.binary($op, self.graph.constant(other)) }
+        }
+        impl<'g> ops::$trait<Tensor<'g>> for f32 {
+            type Output = Tensor<'g>;
+            fn $method(self, other: Tensor<'g>) -> Tensor<'g> { other.graph.constant(self).binary($op, other) }
+        }
+    )*};
+}
+
+operator! { Add add "Add", Sub sub "Sub", Mul mul "Mul", Div div "Div", }
+
+impl<'g> ops::Neg for Tensor<'g> {
+    type Output = Tensor<'g>;
+    fn neg(self) -> Self {
+        self.unary("Neg", Vec::new())
+    }
+}
+
+fn numbers(shape: Shape) -> Kind {
+    Kind { shape, ids: false }
+}
+
+fn integer(name: &str, value: i64) -> Attribute {
+    attribute(name, Value::Integer(value))
+}
+
+fn number(name: &str, value: f32) -> Attribute {
+    attribute(name, Value::Number(value))
+}
+
+fn describe(tensor: Tensor<'_>) -> String {
+    let ids = if tensor.is_ids() { "ids " } else { "" };
+    format!("{ids}{}", tensor.shape())
+}

@@ -1,0 +1,149 @@
+//! What `Expert::rank` sees of a request, and small rules to order candidates by.
+//!
+//! Scores are the team's own scale: the host returns them and does not compare
+//! them with other experts' scores.
+
+use std::cmp::Ordering;
+
+use crate::raw::types::{Column, Data, NamedColumn, Prediction, RankRequest, Ranked};
+
+/// One request, with the predictions and columns of its candidates.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Where the candidates will be shown.
+    pub surface: String,
+    /// Who asked.
+    pub user: u64,
+    /// When, in milliseconds since the epoch.
+    pub time_ms: i64,
+    /// The candidates' item ids.
+    pub candidates: Vec<u64>,
+    /// How many candidates the caller wants back.
+    pub limit: usize,
+    predictions: Vec<Prediction>,
+    columns: Vec<NamedColumn>,
+}
+
+/// At most `at_most` candidates of one key in any `window` neighbours.
+#[derive(Debug, Clone, Copy)]
+pub struct Diversity {
+    /// How many candidates of one key.
+    pub at_most: usize,
+    /// Among how many neighbours.
+    pub window: usize,
+}
+
+impl Request {
+    /// A request as the contract sends it.
+    pub fn new(request: RankRequest, predictions: Vec<Prediction>, columns: Vec<NamedColumn>) -> Self {
+        Self {
+            surface: request.surface,
+            user: request.user,
+            time_ms: request.time_ms,
+            limit: request.limit as usize,
+            candidates: request.candidates,
+            predictions,
+            columns,
+        }
+    }
+
+    /// The predictions of all tasks, in the description's order.
+    pub fn predictions(&self) -> &[Prediction] {
+        &self.predictions
+    }
+
+    /// A task's prediction of each candidate: a probability, or a regression's value.
+    pub fn prediction(&self, task: &str) -> Result<&[f32], String> {
+        let found = self.predictions.iter().find(|p| p.task == task);
+        found.map(|p| p.values.as_slice()).ok_or_else(|| format!("rank: no prediction of task `{task}`"))
+    }
+
+    /// A numeric feature of each candidate; declare it with `Description::rank_feature`.
+    pub fn feature(&self, name: &str) -> Result<&[f32], String> {
+        let data = self.column(name, |column| matches!(column, Column::Feature(n) if n == name))?;
+        match data {
+            Data::Numbers(values) => Ok(values),
+            Data::Ids(_) => Err(format!("rank: column `{name}` holds ids, not numbers")),
+        }
+    }
+
+    /// A categorical feature or raw id of each candidate; declare it with `Description::rank_id`.
+    pub fn id(&self, name: &str) -> Result<&[u64], String> {
+        let data = self.column(name, |column| matches!(column, Column::Id(n) if n == name))?;
+        match data {
+            Data::Ids(values) => Ok(values),
+            Data::Numbers(_) => Err(format!("rank: column `{name}` holds numbers, not ids")),
+        }
+    }
+
+    /// The target-aware embeddings, row after row; declare them with `Description::rank_tae`.
+    pub fn tae(&self) -> Result<&[f32], String> {
+        match self.column("tae", |column| matches!(column, Column::Tae))? {
+            Data::Numbers(values) => Ok(values),
+            Data::Ids(_) => Err("rank: column `tae` holds ids, not numbers".into()),
+        }
+    }
+
+    /// The value model `sum of weight(task) * prediction`, a score a candidate.
+    pub fn weighted_sum(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
+        self.combine(0.0, |score, task, prediction| score + weight(task) * prediction)
+    }
+
+    /// The value model `product of prediction ^ weight(task)`, a score a candidate. Predictions below 0 count as 0.
+    pub fn weighted_product(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
+        self.combine(1.0, |score, task, prediction| score * prediction.max(0.0).powf(weight(task)))
+    }
+
+    /// The best candidates by score, ties by index; `limit` of them.
+    pub fn top(&self, scores: &[f32]) -> Vec<Ranked> {
+        let mut ranked = by_score(scores);
+        ranked.truncate(self.limit);
+        ranked
+    }
+
+    /// As `top`, but a candidate waits while `at_most` of the last `window - 1` had its key. Where all
+    /// that are left would have to wait, the best of them goes first: no place stays empty.
+    pub fn top_diverse(&self, scores: &[f32], keys: &[u64], rule: Diversity) -> Vec<Ranked> {
+        let mut waiting = by_score(scores);
+        let mut placed: Vec<Ranked> = Vec::with_capacity(self.limit.min(waiting.len()));
+        while placed.len() < self.limit && !waiting.is_empty() {
+            let recent = &placed[placed.len().saturating_sub(rule.window.saturating_sub(1))..];
+            let fits = |r: &Ranked| {
+                let same = |p: &&Ranked| keys.get(p.candidate as usize) == keys.get(r.candidate as usize);
+                recent.iter().filter(same).count() < rule.at_most
+            };
+            let next = waiting.iter().position(fits).unwrap_or(0);
+            placed.push(waiting.remove(next));
+        }
+        placed
+    }
+
+    fn combine(&self, start: f32, step: impl Fn(f32, &str, f32) -> f32) -> Vec<f32> {
+        let mut scores = vec![start; self.candidates.len()];
+        for prediction in &self.predictions {
+            for (score, &value) in scores.iter_mut().zip(&prediction.values) {
+                *score = step(*score, &prediction.task, value);
+            }
+        }
+        scores
+    }
+
+    fn column(&self, name: &str, is: impl Fn(&Column) -> bool) -> Result<&Data, String> {
+        let found = self.columns.iter().find(|c| is(&c.column));
+        found.map(|c| &c.data).ok_or_else(|| {
+            format!("rank: no column `{name}`: declare it in the description (`rank_id`, `rank_feature`, `rank_tae`)")
+        })
+    }
+}
+
+fn by_score(scores: &[f32]) -> Vec<Ranked> {
+    let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
+    let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
+    // A NaN has no place in an order; it goes last, and the host reports it.
+    all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or_else(|| nan_last(a.score, b.score)));
+    all
+}
+
+fn nan_last(a: f32, b: f32) -> Ordering {
+    a.is_nan().cmp(&b.is_nan())
+}
