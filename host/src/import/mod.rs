@@ -1,1 +1,1 @@
-//! (under way)
+//! Importers: from a data set's own files to the directory that `dataset` reads.

@@ -1,1 +1,1 @@
-//! (under way)
+//! Logs: what is written while the system runs.

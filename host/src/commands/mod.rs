@@ -1,0 +1,4 @@
+//! The command line's subcommands, one a file: each an `Args` struct and a `run`.
+
+pub mod import;
+pub mod simulate;

@@ -1,0 +1,221 @@
+//! Running counters over past outcomes: for each key, how often an action
+//! followed an impression. Keys are 64-bit hashes of id columns.
+//!
+//! Counters of one key share a row, so that a candidate costs one look-up a
+//! key. An impression whose action is not known counts for no rate.
+
+use hypercast_fm::example::Outcome;
+
+use super::FeatureConfig;
+use super::recent::Recent;
+use crate::schema::Schema;
+
+/// Above it an f32 would soon no longer count by one.
+const TALLY_LIMIT: f32 = 8_388_608.0;
+
+/// All counters of a schema.
+pub(super) struct Counters {
+    tables: Vec<Table>,
+    /// Of each counter over all keys, with the time of the last change.
+    totals: Vec<(i64, Tally)>,
+    half_lives_ms: Vec<f32>,
+    prior_strength: f64,
+}
+
+/// The counters that share a key.
+struct Table {
+    /// Indices into the id columns.
+    key: Vec<usize>,
+    /// Whether the key names the surface, the hour or the context, which an event of the mere history lacks.
+    needs_place: bool,
+    members: Vec<Member>,
+    rows: Recent<Vec<Tally>>,
+}
+
+struct Member {
+    counter: usize,
+    action: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    impressions: f32,
+    positives: f32,
+}
+
+/// The global rates at a request's time, computed once for all its candidates.
+pub(super) struct Priors {
+    now_ms: i64,
+    /// Rate and its logit, one pair a counter.
+    rates: Vec<(f64, f64)>,
+}
+
+/// An outcome to count.
+pub(super) struct Observation<'a> {
+    /// The impression's id columns.
+    pub(super) ids: &'a [u64],
+    /// What came of it.
+    pub(super) outcome: Outcome,
+    /// When that became known.
+    pub(super) now_ms: i64,
+    /// Whether surface, hour and context are known.
+    pub(super) place_known: bool,
+}
+
+impl Counters {
+    pub(super) fn new(schema: &Schema, config: &FeatureConfig) -> Counters {
+        let columns = schema.id_columns();
+        let mut tables: Vec<Table> = Vec::new();
+        for (counter, description) in schema.counters.iter().enumerate() {
+            let index = |name: &String| {
+                columns
+                    .iter()
+                    .position(|column| column == name)
+                    .expect("validated")
+            };
+            let key: Vec<usize> = description.key.iter().map(index).collect();
+            let action = schema.action(&description.action).expect("validated");
+            let member = Member { counter, action };
+            match tables.iter_mut().find(|table| table.key == key) {
+                Some(table) => table.members.push(member),
+                None => tables.push(Table {
+                    needs_place: description
+                        .key
+                        .iter()
+                        .any(|name| of_the_place(schema, name)),
+                    key,
+                    members: vec![member],
+                    rows: Recent::new(config.max_counter_keys),
+                }),
+            }
+        }
+        Counters {
+            tables,
+            totals: vec![(0, Tally::default()); schema.counters.len()],
+            half_lives_ms: schema
+                .counters
+                .iter()
+                .map(|counter| counter.half_life_days * 86_400_000.0)
+                .collect(),
+            prior_strength: f64::from(config.prior_strength),
+        }
+    }
+
+    /// How many feature columns the counters fill.
+    pub(super) fn columns(&self) -> usize {
+        2 * self.totals.len()
+    }
+
+    pub(super) fn priors(&self, now_ms: i64) -> Priors {
+        let rate = |(&(last_ms, total), &half_life_ms): (&(i64, Tally), &f32)| {
+            let total = total.faded(now_ms - last_ms, half_life_ms);
+            let rate = (f64::from(total.positives) + 0.5) / (f64::from(total.impressions) + 1.0);
+            (rate, logit(rate))
+        };
+        Priors {
+            now_ms,
+            rates: self
+                .totals
+                .iter()
+                .zip(&self.half_lives_ms)
+                .map(rate)
+                .collect(),
+        }
+    }
+
+    /// Appends `NAME_rate` and `NAME_count` of each counter.
+    pub(super) fn fetch(&self, ids: &[u64], priors: &Priors, features: &mut Vec<f32>) {
+        let start = features.len();
+        features.resize(start + self.columns(), 0.0);
+        for table in &self.tables {
+            let Some((last_ms, row)) = table.rows.get_with_time(table.hash(ids)) else {
+                continue;
+            };
+            for (member, tally) in table.members.iter().zip(row) {
+                let tally =
+                    tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
+                let (prior, prior_logit) = priors.rates[member.counter];
+                let (n, k) = (f64::from(tally.impressions), self.prior_strength);
+                let rate = (f64::from(tally.positives) + k * prior) / (n + k);
+                features[start + 2 * member.counter] = (logit(rate) - prior_logit) as f32;
+                features[start + 2 * member.counter + 1] = tally.impressions.ln_1p();
+            }
+        }
+    }
+
+    pub(super) fn apply(&mut self, seen: &Observation<'_>) {
+        for table in self
+            .tables
+            .iter_mut()
+            .filter(|table| seen.place_known || !table.needs_place)
+        {
+            let hash = table.hash(seen.ids);
+            let (last_ms, row) = table.rows.touch(hash, seen.now_ms);
+            row.resize(table.members.len(), Tally::default());
+            for (member, tally) in table.members.iter().zip(row) {
+                let half_life_ms = self.half_lives_ms[member.counter];
+                *tally = tally.faded(seen.now_ms - last_ms, half_life_ms);
+                if seen.outcome.known >> member.action & 1 == 1 {
+                    let positive = seen.outcome.actions >> member.action & 1 == 1;
+                    tally.add(positive);
+                    let (total_ms, total) = &mut self.totals[member.counter];
+                    *total = total.faded(seen.now_ms - *total_ms, half_life_ms);
+                    *total_ms = seen.now_ms.max(*total_ms);
+                    total.add(positive);
+                }
+            }
+        }
+    }
+}
+
+impl Table {
+    fn hash(&self, ids: &[u64]) -> u64 {
+        self.key
+            .iter()
+            .fold(0x9e37_79b9_7f4a_7c15, |hash, &column| {
+                mix(hash ^ mix(ids[column]))
+            })
+    }
+}
+
+impl Tally {
+    fn faded(self, age_ms: i64, half_life_ms: f32) -> Tally {
+        if half_life_ms == 0.0 || age_ms <= 0 {
+            return self;
+        }
+        let keep = (-(age_ms as f32) / half_life_ms).exp2();
+        Tally {
+            impressions: self.impressions * keep,
+            positives: self.positives * keep,
+        }
+    }
+
+    fn add(&mut self, positive: bool) {
+        if self.impressions >= TALLY_LIMIT {
+            self.impressions *= 0.5;
+            self.positives *= 0.5;
+        }
+        self.impressions += 1.0;
+        self.positives += f32::from(u8::from(positive));
+    }
+}
+
+fn of_the_place(schema: &Schema, column: &str) -> bool {
+    column == "surface"
+        || column == "hour"
+        || schema
+            .context_features
+            .iter()
+            .any(|feature| feature.name == column)
+}
+
+fn logit(rate: f64) -> f64 {
+    (rate / (1.0 - rate)).ln()
+}
+
+/// The finaliser of SplitMix64 (Steele et al., OOPSLA 2014): a bijection that spreads every bit.
+pub(super) fn mix(id: u64) -> u64 {
+    let id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    id ^ (id >> 31)
+}

@@ -1,0 +1,314 @@
+//! Tests of the state and of the replays, on handwritten worlds.
+
+use std::path::Path;
+
+use hypercast_fm::example::MAX_VALUES;
+
+use super::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions};
+use super::*;
+use crate::dataset::{Entities, write_dataset};
+use crate::schema::{Counter, Feature, Task, TaskKind, TaskRole};
+
+fn schema() -> Schema {
+    let feature = |name: &str, kind| Feature {
+        name: name.into(),
+        kind,
+    };
+    let counter = |name: &str, key: &[&str], half_life_days| Counter {
+        name: name.into(),
+        key: key.iter().map(|name| name.to_string()).collect(),
+        action: "click".into(),
+        half_life_days,
+    };
+    Schema {
+        surfaces: vec!["unknown".into(), "feed".into()],
+        actions: vec!["click".into(), "like".into()],
+        values: vec![],
+        tasks: vec![Task {
+            name: "click".into(),
+            role: TaskRole::Main,
+            kind: TaskKind::Binary,
+            label: "click".into(),
+            surfaces: vec![],
+            weight: 1.0,
+        }],
+        item_features: vec![
+            feature("tag", FeatureKind::Categorical),
+            feature("length", FeatureKind::Dense),
+        ],
+        user_features: vec![feature("age", FeatureKind::Categorical)],
+        context_features: vec![feature("device", FeatureKind::Categorical)],
+        counters: vec![
+            counter("item", &["item_id"], 0.0),
+            counter("user_surface", &["user_id", "surface"], 0.0),
+            counter("tag", &["tag"], 1.0),
+        ],
+    }
+}
+
+/// (request, time, outcome time, user, item, clicked)
+type Row = (u64, i64, i64, u64, u64, bool);
+
+fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impression {
+    Impression {
+        request,
+        time_ms,
+        outcome_ms,
+        user,
+        item,
+        surface: 1,
+        outcome: Outcome {
+            actions: u32::from(clicked),
+            known: 0b11,
+            values: [f32::NAN; MAX_VALUES],
+        },
+        context: Context {
+            ids: vec![5],
+            dense: vec![],
+        },
+        truth: vec![],
+        history_only: false,
+    }
+}
+
+fn dataset(dir: &Path, mut rows: Vec<Impression>) -> Dataset {
+    let schema = schema();
+    let items: Vec<Item> = (1..=4)
+        .map(|id| Item {
+            id,
+            ids: vec![id % 2 + 10],
+            dense: vec![id as f32],
+        })
+        .collect();
+    let users: Vec<User> = (1..=3)
+        .map(|id| User {
+            id,
+            ids: vec![id * 10],
+            dense: vec![],
+        })
+        .collect();
+    let entities = Entities {
+        schema: &schema,
+        items: &items,
+        item_names: &[],
+        users: &users,
+    };
+    write_dataset(dir, &entities, &mut rows).unwrap();
+    Dataset::open(dir).unwrap()
+}
+
+fn options(span: Span) -> ReplayOptions {
+    ReplayOptions {
+        span,
+        history_len: 8,
+        max_targets: 16,
+        features: FeatureConfig::default(),
+    }
+}
+
+fn seen(example: &Example) -> Vec<u64> {
+    example.history.iter().map(|event| event.item.id).collect()
+}
+
+#[test]
+fn history_holds_only_what_was_known() {
+    let dir = tempfile::tempdir().unwrap();
+    // Item 1's outcome takes long; item 2's comes at the very moment of request 3, so request 3 lacks it.
+    let rows = [
+        (1, 100, 900, 1, 1, true),
+        (2, 200, 300, 1, 2, false),
+        (3, 300, 310, 1, 3, true),
+        (4, 1000, 1001, 1, 4, true),
+    ];
+    let data = dataset(dir.path(), rows.map(impression).to_vec());
+    let examples: Vec<Example> = Replay::new(&data, options(Span::default()))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(examples.len(), 4);
+    let histories: Vec<Vec<u64>> = examples.iter().map(seen).collect();
+    assert_eq!(
+        histories,
+        [vec![], vec![], vec![], vec![1, 2, 3]],
+        "in the order shown, not in the order known"
+    );
+    assert_eq!(examples[3].targets[0].ids, [1, 4, 1, 0, 10, 10, 5]);
+}
+
+#[test]
+fn a_replay_that_resumes_yields_what_an_unbroken_one_yields() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = (0..40).map(|i| {
+        impression((
+            i,
+            i as i64 * 100,
+            i as i64 * 100 + 1 + (i as i64 * 37) % 900,
+            i % 3 + 1,
+            i % 4 + 1,
+            i % 3 == 0,
+        ))
+    });
+    let data = dataset(dir.path(), rows.collect());
+    let all: Vec<Example> = Replay::new(&data, options(Span::default()))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let mut first = Replay::new(
+        &data,
+        options(Span {
+            from_ms: None,
+            until_ms: Some(2000),
+        }),
+    )
+    .unwrap();
+    let mut parts: Vec<Example> = first.by_ref().map(Result::unwrap).collect();
+    let rest = options(Span {
+        from_ms: Some(2000),
+        until_ms: None,
+    });
+    let resumed = Replay::with_state(&data, first.into_state(), rest).unwrap();
+    let rebuilt: Vec<Example> = Replay::new(&data, rest)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    parts.extend(resumed.map(Result::unwrap));
+    assert_eq!(format!("{all:?}"), format!("{parts:?}"));
+    assert_eq!(format!("{:?}", &all[20..]), format!("{rebuilt:?}"));
+}
+
+#[test]
+fn counters_give_smoothed_rates_relative_to_the_prior() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![]);
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    for i in 0..40 {
+        state.apply(&impression((i, 0, 1, 1, 1 + i % 2, i % 2 == 0)));
+    }
+    let ask = |item, time_ms| RequestInput {
+        request: 9,
+        user: 1,
+        user_features: None,
+        surface: 1,
+        time_ms,
+        candidates: vec![CandidateInput {
+            item,
+            features: None,
+            context: Context::default(),
+            outcome: Outcome::UNKNOWN,
+            truth: vec![],
+        }],
+    };
+    let columns = state.schema().feature_columns();
+    let at = |item, time_ms, name: &str| {
+        let column = columns.iter().position(|column| column == name).unwrap();
+        state.fetch(&ask(item, time_ms), 0).targets[0].features[column]
+    };
+    // 20 of 20 clicks, 20 more at the prior of one half: 30 of 40, ln 3 above it.
+    assert!((at(1, 1, "item_rate") - 3_f32.ln()).abs() < 1e-6);
+    assert!((at(2, 1, "item_rate") + 3_f32.ln()).abs() < 1e-6);
+    assert_eq!(at(1, 1, "item_count"), 20_f32.ln_1p());
+    assert_eq!(at(1, 1, "user_surface_rate"), 0.0);
+    assert_eq!(at(3, 1, "item_count"), 0.0);
+    assert_eq!(at(999, 1, "length"), 0.0, "an unknown item has no features");
+    // After one half-life the tag's 20 impressions count as 10.
+    assert!((at(1, 86_400_001, "tag_count") - 10_f32.ln_1p()).abs() < 1e-3);
+    assert_eq!(at(1, 3_600_000, "item_age"), 1_f32.ln_1p());
+    assert_eq!(at(1, 5_000, "seconds_since_last_event"), 5_f32.ln_1p());
+    assert_eq!(at(1, 5_000, "user_history_len"), 40_f32.ln_1p());
+}
+
+#[test]
+fn actions_that_are_not_known_count_for_no_rate() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![]);
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    let mut row = impression((1, 0, 1, 1, 1, true));
+    row.outcome.known = 0b10;
+    state.apply(&row);
+    let example = state.fetch(&replay::request_input(&[row]), 4);
+    assert_eq!(example.targets[0].features[1..7], [0.0; 6]);
+    assert_eq!(example.history.len(), 1);
+}
+
+#[test]
+fn large_requests_come_in_parts_with_ids_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(
+        dir.path(),
+        (0..5)
+            .map(|i| impression((7, 50, 60 + i, 1, 1 + i as u64 % 4, false)))
+            .collect(),
+    );
+    let replay = Replay::new(
+        &data,
+        ReplayOptions {
+            max_targets: 2,
+            ..options(Span::default())
+        },
+    )
+    .unwrap();
+    let examples: Vec<Example> = replay.map(Result::unwrap).collect();
+    assert_eq!(
+        examples.iter().map(|e| e.targets.len()).collect::<Vec<_>>(),
+        [2, 2, 1]
+    );
+    assert_eq!(examples[0].request, 7);
+    assert!(examples[1].request != 7 && examples[1].request != examples[2].request);
+}
+
+#[test]
+fn pretraining_goes_round_by_round_and_never_looks_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rows: Vec<Impression> = (0..30)
+        .map(|i| {
+            impression((
+                100 + i,
+                i as i64 * 1000,
+                i as i64 * 1000,
+                1 + i % 3,
+                1 + i % 4,
+                true,
+            ))
+        })
+        .map(|row| Impression {
+            history_only: true,
+            surface: 0,
+            ..row
+        })
+        .collect();
+    rows.push(impression((1, 40_000, 40_001, 1, 1, true)));
+    let data = dataset(dir.path(), rows);
+    let options = PretrainingOptions {
+        until_ms: None,
+        history_len: 50,
+        chunk: 4,
+        seed: 3,
+        features: FeatureConfig::default(),
+    };
+    let pretraining = Pretraining::new(&data, options).unwrap();
+    assert_eq!(pretraining.examples(), 9);
+    let examples: Vec<Example> = pretraining.collect();
+    assert_eq!(
+        examples.iter().map(|e| e.targets.len()).collect::<Vec<_>>(),
+        [4, 4, 4, 4, 4, 4, 2, 2, 2]
+    );
+    assert_eq!(
+        examples.iter().map(|e| e.history.len()).collect::<Vec<_>>(),
+        [0, 0, 0, 4, 4, 4, 8, 8, 8]
+    );
+    for example in &examples {
+        assert!(
+            example
+                .history
+                .iter()
+                .all(|event| event.time_ms < example.time_ms)
+        );
+    }
+    // The same events are history for the one real request, and make no request themselves.
+    let replayed: Vec<Example> = Replay::new(&data, super::tests::options(Span::default()))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(replayed.len(), 1);
+    assert_eq!(replayed[0].history.len(), 8, "the last of ten");
+}

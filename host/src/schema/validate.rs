@@ -1,0 +1,284 @@
+//! What a schema must satisfy before anything is built on it.
+
+use std::collections::HashSet;
+
+use hypercast_fm::example::MAX_VALUES;
+
+use super::{Schema, TaskKind};
+use crate::error::{Error, Result};
+
+/// Columns of the logs and of the imported tables that are not features.
+const RESERVED: [&str; 17] = [
+    "request",
+    "user",
+    "item",
+    "name",
+    "time_ms",
+    "outcome_ms",
+    "actions",
+    "known",
+    "truth",
+    "tae",
+    "history_only",
+    "fm_version",
+    "history_item",
+    "history_surface",
+    "history_actions",
+    "history_known",
+    "history_time_ms",
+];
+
+/// An outcome carries one bit an action.
+const MAX_ACTIONS: usize = 32;
+
+impl Schema {
+    /// Refuses a schema that contradicts itself, naming the entry at fault.
+    pub fn validate(&self) -> Result<()> {
+        let limit = |what: &str, count: usize, most: usize| match count <= most {
+            true => Ok(()),
+            false => fail(format!("{count} {what}, at most {most} are possible")),
+        };
+        limit("actions", self.actions.len(), MAX_ACTIONS)?;
+        limit("values", self.values.len(), MAX_VALUES)?;
+        limit("surfaces", self.surfaces.len(), usize::from(u16::MAX))?;
+        if self.surfaces.is_empty() || self.tasks.is_empty() {
+            return fail("at least one surface and one task are needed".into());
+        }
+        unique("surface", self.surfaces.iter().map(String::as_str))?;
+        unique("action", self.actions.iter().map(String::as_str))?;
+        unique("value", self.values.iter().map(String::as_str))?;
+        unique("task", self.tasks.iter().map(|task| task.name.as_str()))?;
+        unique(
+            "counter",
+            self.counters.iter().map(|counter| counter.name.as_str()),
+        )?;
+        self.validate_columns()?;
+        self.validate_tasks()?;
+        self.validate_counters()
+    }
+
+    fn validate_columns(&self) -> Result<()> {
+        let (ids, features) = (self.id_columns(), self.feature_columns());
+        let columns = ids.iter().chain(&features);
+        unique("column", columns.clone().map(String::as_str))?;
+        match columns.clone().find(|name| {
+            RESERVED.contains(&name.as_str())
+                || name.starts_with("value_")
+                || name.starts_with("truth_")
+        }) {
+            Some(name) => fail(format!(
+                "column `{name}` has a name that the tables use themselves; rename it"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_tasks(&self) -> Result<()> {
+        for task in &self.tasks {
+            let name = &task.name;
+            let (labels, kind) = match task.kind {
+                TaskKind::Binary => (&self.actions, "action"),
+                TaskKind::Regression => (&self.values, "value"),
+            };
+            if !labels.contains(&task.label) {
+                let known = labels.join(", ");
+                return fail(format!(
+                    "task `{name}`: its label `{}` is no {kind}; there are: {known}",
+                    task.label
+                ));
+            }
+            if let Some(surface) = task
+                .surfaces
+                .iter()
+                .find(|surface| !self.surfaces.contains(surface))
+            {
+                let known = self.surfaces.join(", ");
+                return fail(format!(
+                    "task `{name}`: no surface is called `{surface}`; there are: {known}"
+                ));
+            }
+            if !(task.weight.is_finite() && task.weight >= 0.0) {
+                return fail(format!(
+                    "task `{name}`: its weight {} is no number from 0 up",
+                    task.weight
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_counters(&self) -> Result<()> {
+        let ids = self.id_columns();
+        for counter in &self.counters {
+            let name = &counter.name;
+            if self.action(&counter.action).is_none() {
+                let known = self.actions.join(", ");
+                return fail(format!(
+                    "counter `{name}`: no action is called `{}`; there are: {known}",
+                    counter.action
+                ));
+            }
+            if counter.key.is_empty() {
+                return fail(format!("counter `{name}`: its key is empty"));
+            }
+            if let Some(column) = counter.key.iter().find(|column| !ids.contains(column)) {
+                return fail(format!(
+                    "counter `{name}`: `{column}` is no id column; there are: {}",
+                    ids.join(", ")
+                ));
+            }
+            if !(counter.half_life_days.is_finite() && counter.half_life_days >= 0.0) {
+                return fail(format!(
+                    "counter `{name}`: half_life_days {} is no number from 0 up",
+                    counter.half_life_days
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if name.is_empty() {
+            return fail(format!("a {what} has an empty name"));
+        }
+        if !seen.insert(name) {
+            return fail(format!("{what} `{name}` is named twice"));
+        }
+    }
+    Ok(())
+}
+
+fn fail<T>(reason: String) -> Result<T> {
+    Err(Error::Schema(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{Counter, Feature, FeatureKind, Task, TaskRole, category_id};
+
+    fn schema() -> Schema {
+        Schema {
+            surfaces: vec!["feed".into(), "search".into()],
+            actions: vec!["click".into()],
+            values: vec!["watch".into()],
+            tasks: vec![Task {
+                name: "click".into(),
+                role: TaskRole::Main,
+                kind: TaskKind::Binary,
+                label: "click".into(),
+                surfaces: vec!["search".into()],
+                weight: 1.0,
+            }],
+            item_features: vec![Feature {
+                name: "tag".into(),
+                kind: FeatureKind::Categorical,
+            }],
+            user_features: vec![Feature {
+                name: "age".into(),
+                kind: FeatureKind::Dense,
+            }],
+            context_features: vec![],
+            counters: vec![Counter {
+                name: "user_click".into(),
+                key: vec!["user_id".into(), "surface".into()],
+                action: "click".into(),
+                half_life_days: 7.0,
+            }],
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Schema)) -> String {
+        let mut schema = schema();
+        change(&mut schema);
+        schema.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn saved_schema_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("schema.toml");
+        schema().save(&path).unwrap();
+        assert_eq!(Schema::load(&path).unwrap(), schema());
+    }
+
+    #[test]
+    fn columns_come_in_the_documented_order() {
+        assert_eq!(
+            schema().id_columns(),
+            ["user_id", "item_id", "surface", "hour", "tag"]
+        );
+        assert_eq!(
+            schema().feature_columns(),
+            [
+                "age",
+                "user_click_rate",
+                "user_click_count",
+                "user_history_len",
+                "seconds_since_last_event",
+                "item_age"
+            ]
+        );
+        assert!(schema().task_valid(0, 1) && !schema().task_valid(0, 0));
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        assert!(
+            refused(|s| s.actions.push("click".into())).contains("action `click` is named twice")
+        );
+        assert!(
+            refused(|s| s.tasks[0].label = "buy".into())
+                .contains("task `click`: its label `buy` is no action")
+        );
+        assert!(
+            refused(|s| s.tasks[0].surfaces.push("home".into()))
+                .contains("no surface is called `home`")
+        );
+        assert!(
+            refused(|s| s.counters[0].key.push("author".into()))
+                .contains("`author` is no id column")
+        );
+        assert!(
+            refused(|s| s.counters[0].action = "buy".into()).contains("no action is called `buy`")
+        );
+        assert!(refused(|s| s.item_features[0].name = "tae".into()).contains("column `tae`"));
+        assert!(
+            refused(|s| s.actions.extend((0..40).map(|i| format!("a{i}"))))
+                .contains("41 actions, at most 32")
+        );
+        assert!(
+            refused(|s| s.values.extend((0..9).map(|i| format!("v{i}"))))
+                .contains("10 values, at most 4")
+        );
+        assert!(refused(|s| s.tasks.clear()).contains("at least one surface and one task"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("schema.toml");
+        std::fs::write(
+            &path,
+            "surfaces = ['a']\nactions = ['c']\ntasks = []\ncolour = 1\n",
+        )
+        .unwrap();
+        let message = Schema::load(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("schema.toml") && message.contains("colour"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn categories_have_stable_ids() {
+        assert_eq!(category_id(""), 0);
+        assert_eq!(category_id("39"), 39);
+        assert_eq!(category_id(" 39 "), 39);
+        assert_ne!(category_id("0"), 0);
+        assert_eq!(category_id("a"), 0xaf63_dc4c_8601_ec8c & i64::MAX as u64);
+    }
+}
