@@ -71,6 +71,11 @@ impl Error {
         Error::Refused { plugin: plugin.to_owned(), why }
     }
 
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn without_cuda() -> Error {
+        Error::Device("device `cuda` needs a binary built with `--features cuda`; use device `cpu`".to_owned())
+    }
+
     pub(crate) fn engine(error: wasmtime::Error) -> Error {
         Error::Engine(format!("{error:#}"))
     }

@@ -14,5 +14,6 @@ mod trainer;
 
 pub use loss::{TaskTargets, task_loss};
 pub use optimizer::{Optimizer, OptimizerConfig};
-pub use step::{Compute, Gradients, compute};
+pub use step::{Compute, Gradients, LossFn, Seed, compute};
+pub(crate) use trainer::prediction;
 pub use trainer::{BatchReport, Chunk, ExpertTrainer, TrainerConfig};

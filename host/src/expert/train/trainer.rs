@@ -130,8 +130,8 @@ impl ExpertTrainer {
     /// every batch.
     pub fn train(&mut self, chunk: Chunk, mut report: impl FnMut(&BatchReport)) -> Result<(), Error> {
         let mut requests = self.requests(chunk)?;
-        let labels = self.labels(&requests)?;
-        self.drop_unsampled(&mut requests)?;
+        let mut labels = self.labels(&requests)?;
+        self.sample(&mut requests, &mut labels)?;
         if self.config.shuffle {
             requests.shuffle(&mut self.rng);
         }
@@ -200,24 +200,18 @@ impl ExpertTrainer {
         Ok(all)
     }
 
-    /// Masks the rows that the plugin's `sample` drops: a request without any
-    /// row left is not trained on.
-    fn drop_unsampled(&mut self, requests: &mut Vec<Request>) -> Result<(), Error> {
-        let mut kept = Vec::with_capacity(requests.len());
+    /// Takes the rows that the plugin's `sample` drops out of every task's
+    /// sample space; a request without any row left is not trained on.
+    fn sample(&mut self, requests: &mut Vec<Request>, labels: &mut [TaskTargets]) -> Result<(), Error> {
+        let mut kept = Vec::new();
         for part in self.hook_parts(requests) {
             let keep = self.blueprint.plugin.sample(&self.blueprint.info, &self.action_batch(part))?;
-            let mut at = 0;
-            for request in part {
-                let rows = request.example.targets.len();
-                // A request is one unit of compute: it is kept with the highest probability of its rows.
-                let probability = keep[at..at + rows].iter().fold(0.0f32, |most, p| most.max(*p));
-                kept.push(probability);
-                at += rows;
-            }
+            kept.extend(keep.into_iter().map(|p| p >= 1.0 || self.rng.random::<f32>() < p));
         }
-        let mut kept = kept.into_iter();
-        let rng = &mut self.rng;
-        requests.retain(|_| kept.next().is_some_and(|p| p >= 1.0 || rng.random::<f32>() < p));
+        for (row, _) in kept.iter().enumerate().filter(|(_, kept)| !**kept) {
+            labels.iter_mut().for_each(|task| task.mask[row] = false);
+        }
+        requests.retain(|request| kept[request.row..][..request.example.targets.len()].contains(&true));
         Ok(())
     }
 
