@@ -1,1 +1,43 @@
-//! (under way)
+//! Experts: plugins as descriptions that the host checks, trains and runs.
+//!
+//! The way of an expert: [`wasm`] loads and calls its component, [`graph`]
+//! checks its network, [`executor`] runs it on a device, [`params`] owns its
+//! parameters, [`train`] trains them, [`runtime`] serves it. Nothing here knows
+//! the FM but for the TAE that comes with an example, nor HTTP or files of logs.
+
+pub mod batch;
+pub mod breaker;
+pub mod counters;
+mod error;
+pub mod executor;
+pub mod graph;
+pub mod network;
+pub mod normalise;
+pub mod params;
+pub mod registry;
+pub mod runtime;
+#[cfg(test)]
+mod tests;
+pub mod train;
+pub mod wasm;
+
+pub use batch::Tae;
+pub use breaker::BreakerConfig;
+pub use error::Error;
+pub use normalise::{FeatureStatistics, Normaliser};
+pub use params::{Parameters, SavedParameters};
+pub use registry::{Registry, Route};
+pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
+pub use train::{Chunk, ExpertTrainer, TrainerConfig};
+pub use wasm::{Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};
+
+/// Where networks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// Burn's Flex backend.
+    #[default]
+    Cpu,
+    /// Burn's CUDA backend; needs the cargo feature `cuda`.
+    Cuda,
+}

@@ -1,0 +1,268 @@
+//! From examples to an expert's inputs: one batch builder for training and
+//! serving, so that the two cannot differ.
+//!
+//! Columns are resolved by name once, when an expert is loaded. A batch is
+//! host memory, column-major; the executor moves it to its device.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+
+use hypercast_fm::example::{Event, Example};
+
+use super::Error;
+use super::normalise::Normaliser;
+use super::wasm::contract::{self, Column, Data, Description, NamedColumn};
+use crate::schema::Schema;
+
+/// One column's values, row-major where it has several a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ColumnData {
+    /// f32.
+    Numbers(Vec<f32>),
+    /// Raw ids.
+    Ids(Vec<u64>),
+}
+
+/// The inputs of a network for a batch of whole requests.
+#[derive(Debug, Clone)]
+pub struct ExpertBatch {
+    /// Rows (candidates) of all requests.
+    pub rows: usize,
+    /// `[B + 1]`, from 0: the short-history events of each request.
+    pub history_offsets: Arc<[u32]>,
+    /// `[B + 1]`, from 0: the rows of each request.
+    pub target_offsets: Arc<[u32]>,
+    /// One for each column of the description. History columns of a batch
+    /// without any event hold one event of zeros, which belongs to no request.
+    pub columns: Vec<ColumnData>,
+}
+
+impl ExpertBatch {
+    /// Short-history events of all requests.
+    pub fn history_events(&self) -> usize {
+        self.history_offsets.last().map_or(0, |events| *events as usize)
+    }
+
+    /// Requests.
+    pub fn requests(&self) -> usize {
+        self.target_offsets.len() - 1
+    }
+}
+
+/// The target-aware embeddings of a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tae<'a> {
+    /// `[rows, tae_dim]`, row-major, in the order of the examples' targets.
+    Rows(&'a [f32]),
+    /// Zeros: the ablation "expert without TAE", or no foundation model.
+    Without,
+}
+
+/// Where a column's values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Tae,
+    Feature(usize),
+    Id(usize),
+    HistoryItem,
+    HistorySurface,
+    HistoryItemFeature(usize),
+    HistoryActions,
+    HistoryAge,
+}
+
+/// An expert's columns, resolved against a schema.
+#[derive(Debug, Clone)]
+pub struct Columns {
+    sources: Vec<Source>,
+    rank: Vec<(Column, Source)>,
+    feature_names: Vec<String>,
+    history_len: usize,
+    actions: usize,
+    tae_dim: usize,
+}
+
+impl Columns {
+    /// Resolves the columns of `description`, or says which name the schema lacks.
+    pub fn new(description: &Description, schema: &Schema, tae_dim: usize) -> Result<Columns, Error> {
+        let resolver = Resolver {
+            features: schema.feature_columns(),
+            ids: schema.id_columns(),
+            history_ids: contract::history_id_columns(schema),
+        };
+        let resolve = |column: &Column| resolver.resolve(column).map_err(|why| Error::refused(&description.name, why));
+        let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        let rank = description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
+        Ok(Columns {
+            sources,
+            rank: rank.collect::<Result<_, Error>>()?,
+            feature_names: resolver.features,
+            history_len: description.history_len as usize,
+            actions: schema.actions.len(),
+            tae_dim,
+        })
+    }
+
+    /// The width of the TAE.
+    pub fn tae_dim(&self) -> usize {
+        self.tae_dim
+    }
+
+    /// Every numeric column of the schema, in the order of `Target::features`.
+    pub fn feature_names(&self) -> &[String] {
+        &self.feature_names
+    }
+
+    /// Whether the network reads the TAE.
+    pub fn reads_tae(&self) -> bool {
+        self.sources.contains(&Source::Tae)
+    }
+
+    /// The inputs of the network for `examples`.
+    ///
+    /// # Panics
+    /// Where `tae` does not hold `tae_dim` values a target.
+    pub fn batch<E: Borrow<Example>>(&self, examples: &[E], tae: Tae, normaliser: &Normaliser) -> ExpertBatch {
+        let histories: Vec<Vec<&Event>> = examples.iter().map(|example| self.history(example.borrow())).collect();
+        let target_offsets = offsets(examples.iter().map(|example| example.borrow().targets.len()));
+        let history_offsets = offsets(histories.iter().map(Vec::len));
+        let rows = target_offsets.last().map_or(0, |rows| *rows as usize);
+        if let Tae::Rows(values) = tae {
+            assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
+        }
+        let builder = Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
+        let columns = self.sources.iter().map(|source| builder.column(*source)).collect();
+        ExpertBatch { rows, history_offsets, target_offsets, columns }
+    }
+
+    /// What `rank` reads of a request besides the predictions: raw values, not normalised.
+    pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
+        let rows = example.targets.len();
+        let raw = |source: Source| match source {
+            Source::Tae => match tae {
+                Tae::Rows(values) => Data::Numbers(values.to_vec()),
+                Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
+            },
+            Source::Feature(index) => Data::Numbers(example.targets.iter().map(|t| t.features[index]).collect()),
+            Source::Id(index) => Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect()),
+            _ => unreachable!("a description's rank-columns hold no history column"),
+        };
+        self.rank.iter().map(|(column, source)| NamedColumn { column: column.clone(), data: raw(*source) }).collect()
+    }
+
+    /// The last events on the request's surface, oldest first.
+    fn history<'e>(&self, example: &'e Example) -> Vec<&'e Event> {
+        let on_surface = example.history.iter().rev().filter(|event| event.surface == example.surface);
+        let mut events: Vec<&Event> = on_surface.take(self.history_len).collect();
+        events.reverse();
+        events
+    }
+}
+
+struct Resolver {
+    features: Vec<String>,
+    ids: Vec<String>,
+    history_ids: Vec<String>,
+}
+
+impl Resolver {
+    fn resolve(&self, column: &Column) -> Result<Source, String> {
+        let find = |names: &[String], name: &str| {
+            names.iter().position(|known| known == name).ok_or_else(|| {
+                format!("it reads {}, which the schema lacks (it has `{}`)", column.label(), names.join("`, `"))
+            })
+        };
+        Ok(match column {
+            Column::Tae => Source::Tae,
+            Column::Feature(name) => Source::Feature(find(&self.features, name)?),
+            Column::Id(name) => Source::Id(find(&self.ids, name)?),
+            Column::HistoryId(name) => match find(&self.history_ids, name)? {
+                0 => Source::HistoryItem,
+                1 => Source::HistorySurface,
+                index => Source::HistoryItemFeature(index - 2),
+            },
+            Column::HistoryActions => Source::HistoryActions,
+            Column::HistoryAge => Source::HistoryAge,
+        })
+    }
+}
+
+struct Builder<'a, E> {
+    columns: &'a Columns,
+    examples: &'a [E],
+    histories: &'a [Vec<&'a Event>],
+    tae: Tae<'a>,
+    normaliser: &'a Normaliser,
+    rows: usize,
+}
+
+impl<E: Borrow<Example>> Builder<'_, E> {
+    fn column(&self, source: Source) -> ColumnData {
+        match source {
+            Source::Tae => ColumnData::Numbers(match self.tae {
+                Tae::Rows(values) => values.to_vec(),
+                Tae::Without => vec![0.0; self.rows * self.columns.tae_dim],
+            }),
+            Source::Feature(index) => {
+                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
+                let value = |target: &hypercast_fm::example::Target| self.normaliser.apply(index, target.features[index]);
+                ColumnData::Numbers(targets.map(value).collect())
+            }
+            Source::Id(index) => {
+                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
+                ColumnData::Ids(targets.map(|target| target.ids[index]).collect())
+            }
+            Source::HistoryItem => self.history_ids(|event| event.item.id),
+            Source::HistorySurface => self.history_ids(|event| u64::from(event.surface)),
+            Source::HistoryItemFeature(index) => self.history_ids(|event| event.item.ids[index]),
+            Source::HistoryActions => self.history_actions(),
+            Source::HistoryAge => self.history_age(),
+        }
+    }
+
+    fn history_ids(&self, id: impl Fn(&Event) -> u64) -> ColumnData {
+        let mut ids: Vec<u64> = self.histories.iter().flatten().map(|event| id(event)).collect();
+        if ids.is_empty() {
+            ids.push(0);
+        }
+        ColumnData::Ids(ids)
+    }
+
+    fn history_actions(&self) -> ColumnData {
+        let actions = self.columns.actions;
+        let events = self.histories.iter().flatten();
+        let bits = |event: &&Event| {
+            let happened = event.outcome.actions;
+            (0..actions).map(move |action| ((happened >> action) & 1) as f32)
+        };
+        let mut values: Vec<f32> = events.flat_map(bits).collect();
+        if values.is_empty() {
+            values.resize(actions, 0.0);
+        }
+        ColumnData::Numbers(values)
+    }
+
+    fn history_age(&self) -> ColumnData {
+        let requests = self.examples.iter().zip(self.histories);
+        let ages = requests.flat_map(|(example, events)| {
+            let now = example.borrow().time_ms;
+            events.iter().map(move |event| {
+                let seconds = (now - event.time_ms).max(0) as f64 / 1000.0;
+                (1.0 + seconds).log2() as f32
+            })
+        });
+        let mut values: Vec<f32> = ages.collect();
+        if values.is_empty() {
+            values.push(0.0);
+        }
+        ColumnData::Numbers(values)
+    }
+}
+
+fn offsets(lengths: impl Iterator<Item = usize>) -> Arc<[u32]> {
+    let ends = lengths.scan(0u32, |end, length| {
+        *end += length as u32;
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}

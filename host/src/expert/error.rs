@@ -1,0 +1,82 @@
+//! The errors of the expert runtime: what an operator or a plugin's author can
+//! do something about. A guest's fault while serving is data
+//! ([`ExpertFault`]); it becomes an error only where an expert is loaded or
+//! trained.
+
+use std::path::PathBuf;
+
+use super::wasm::ExpertFault;
+
+/// An expert could not be loaded, built or trained.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Wasm engine did not start.
+    #[error("the Wasm engine did not start: {0}")]
+    Engine(String),
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A component that the host does not admit.
+    #[error("expert `{plugin}` is refused: {why}")]
+    Refused {
+        /// The plugin.
+        plugin: String,
+        /// The rule it breaks.
+        why: String,
+    },
+    /// A component of another contract.
+    #[error(
+        "expert `{plugin}` is refused: it was built for expert contract {found}, and this host speaks {host}; \
+         rebuild it with the SDK of contract {}.x", host.split('.').next().unwrap_or(host)
+    )]
+    ContractVersion {
+        /// The plugin.
+        plugin: String,
+        /// Its contract.
+        found: String,
+        /// The host's contract.
+        host: &'static str,
+    },
+    /// A guest failed while its expert was loaded or trained.
+    #[error(transparent)]
+    Fault(#[from] ExpertFault),
+    /// A parameter file that is damaged or belongs to something else.
+    #[error("{}: {why}", path.display())]
+    Parameters {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// A device that this binary or machine does not have.
+    #[error("{0}")]
+    Device(String),
+}
+
+impl Error {
+    pub(crate) fn refused(plugin: &str, why: String) -> Error {
+        Error::Refused { plugin: plugin.to_owned(), why }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn without_cuda() -> Error {
+        Error::Device("device `cuda` needs a binary built with `--features cuda`; use device `cpu`".to_owned())
+    }
+
+    pub(crate) fn engine(error: wasmtime::Error) -> Error {
+        Error::Engine(format!("{error:#}"))
+    }
+}

@@ -1,0 +1,283 @@
+//! Shape and type rules: what each op makes of its inputs.
+//!
+//! Every function answers with the result's type and shape, or with the rule
+//! that is broken. That symbolic dimensions stay first and never meet another
+//! one is what keeps requests apart.
+
+use super::{Lead, Op, Reduction, Shape, Type};
+
+type Typed = (Type, Shape);
+
+/// The result of an op other than `Input` and `Parameter`.
+pub(super) fn infer(op: &Op, inputs: &[(Type, &Shape)]) -> Result<Typed, String> {
+    check_arity(op, inputs.len())?;
+    check_types(op, inputs)?;
+    let shapes: Vec<&Shape> = inputs.iter().map(|(_, shape)| *shape).collect();
+    let x = shapes.first().copied();
+    let ty = match op {
+        Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => inputs[0].0,
+        _ => Type::Number,
+    };
+    let shape = match (op, x) {
+        (Op::Constant { shape, .. }, _) => constant(shape)?,
+        (Op::MatMul, Some(a)) => matmul(a, shapes[1])?,
+        (Op::Binary(_) | Op::Compare(_), Some(a)) => broadcast(a, shapes[1])?,
+        (Op::Where, Some(c)) => same(c, &shapes)?,
+        (Op::Softmax { axis }, Some(x)) => {
+            fixed_axis(x, *axis)?;
+            x.clone()
+        }
+        (Op::Concat { axis }, Some(_)) => concat(&shapes, *axis)?,
+        (Op::Slice { axis, start, end }, Some(x)) => slice(x, *axis, *start, *end)?,
+        (Op::Reshape { shape }, Some(x)) => reshape(x, shape)?,
+        (Op::Transpose { perm }, Some(x)) => transpose(x, perm)?,
+        (Op::Gather | Op::EmbeddingBag, Some(table)) => lookup(op, table, shapes[1])?,
+        (Op::Reduce { axis, .. }, Some(x)) => {
+            let at = fixed_axis(x, *axis)?;
+            let mut shape = x.clone();
+            shape.dims[at] = 1;
+            shape
+        }
+        (Op::LayerNormalization { .. }, Some(x)) => layer_norm(x, shapes[1], shapes[2])?,
+        (Op::HstuAttention { heads, .. }, Some(_)) => {
+            hstu(&shapes[..3], Lead::History, *heads)?;
+            let rows = hstu(&shapes[3..], Lead::Rows, *heads)?;
+            if rows.dims != shapes[0].dims {
+                return Err(format!("the history's width {} and the rows' {} differ", shapes[0].dims[0], rows.dims[0]));
+            }
+            rows
+        }
+        (Op::HstuHistory { heads, .. }, Some(_)) => hstu(&shapes, Lead::History, *heads)?,
+        (Op::Pool(_), Some(x)) => pool(x)?,
+        (Op::Dropout { per_row: true, .. }, Some(x)) if x.lead.is_none() => {
+            return Err("`per-row` needs a symbolic first dimension".into());
+        }
+        (_, Some(x)) => x.clone(),
+        (_, None) => unreachable!("the arity was checked"),
+    };
+    Ok((ty, shape))
+}
+
+fn check_arity(op: &Op, inputs: usize) -> Result<(), String> {
+    let expected = match op {
+        Op::Constant { .. } => 0,
+        Op::MatMul | Op::Binary(_) | Op::Compare(_) | Op::Gather | Op::EmbeddingBag => 2,
+        Op::Where | Op::LayerNormalization { .. } | Op::HstuHistory { .. } => 3,
+        Op::HstuAttention { .. } => 6,
+        Op::Concat { .. } if (1..=256).contains(&inputs) => return Ok(()),
+        Op::Concat { .. } => return Err(format!("it has {inputs} inputs, but takes 1 to 256")),
+        _ => 1,
+    };
+    if inputs != expected {
+        return Err(format!("it has {inputs} inputs, but takes {expected}"));
+    }
+    Ok(())
+}
+
+fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
+    for (index, (ty, _)) in inputs.iter().enumerate() {
+        let expected = match op {
+            Op::Cast => Type::Id,
+            Op::Gather | Op::EmbeddingBag if index == 1 => Type::Id,
+            Op::Concat { .. } => inputs[0].0,
+            Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => *ty,
+            _ => Type::Number,
+        };
+        if *ty != expected {
+            let (is, takes) = match expected {
+                Type::Number => ("i64 ids", "f32; `Cast` or `EmbeddingBag` makes numbers of ids"),
+                Type::Id => ("f32", "i64 ids"),
+            };
+            return Err(format!("its input {index} is {is}, but it takes {takes}"));
+        }
+    }
+    Ok(())
+}
+
+fn constant(dims: &[usize]) -> Result<Shape, String> {
+    // A scalar is a vector of one: the two broadcast alike.
+    let shape = if dims.is_empty() { Shape::fixed(&[1]) } else { Shape::fixed(dims) };
+    if shape.dims.contains(&0) {
+        return Err(format!("its shape {shape} holds a 0"));
+    }
+    Ok(shape)
+}
+
+fn matmul(a: &Shape, b: &Shape) -> Result<Shape, String> {
+    if b.lead.is_some() || b.dims.len() != 2 {
+        return Err(format!("its second input {b} is not a fixed matrix"));
+    }
+    if a.rank() < 2 {
+        return Err(format!("its first input {a} has rank 1"));
+    }
+    let (k, n) = (b.dims[0], b.dims[1]);
+    let mut shape = a.clone();
+    let last = shape.dims.last_mut().ok_or("its first input has no fixed last dimension")?;
+    if *last != k {
+        return Err(format!("the inner dimensions {last} and {k} differ"));
+    }
+    *last = n;
+    Ok(shape)
+}
+
+fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, String> {
+    let (long, short) = if a.rank() >= b.rank() { (a, b) } else { (b, a) };
+    let offset = long.rank() - short.rank();
+    let mut shape = long.clone();
+    if let Some(lead) = short.lead {
+        if offset > 0 {
+            return Err(format!("{short} would put its symbolic dimension inside {long}: reshape it to the same rank first"));
+        }
+        shape.lead = Some(lead);
+    }
+    match (long.lead, short.lead) {
+        (Some(x), Some(y)) if x != y => {
+            return Err("`rows` meets `history`; only HstuAttention and the Pool ops cross from one to the other".into());
+        }
+        // A fixed dimension that meets a symbolic one must be 1.
+        (Some(_), None) if offset == 0 && short.dims[0] != 1 => {
+            return Err(format!("a symbolic dimension meets {} (only 1 broadcasts)", short.dims[0]));
+        }
+        (None, Some(_)) => {
+            if long.dims[0] != 1 {
+                return Err(format!("a symbolic dimension meets {} (only 1 broadcasts)", long.dims[0]));
+            }
+            shape.dims.remove(0);
+        }
+        _ => {}
+    }
+    // The fixed dimensions that are left, aligned at the right.
+    let other = &short.dims[usize::from(short.lead.is_none() && shape.lead.is_some() && offset == 0)..];
+    let base = shape.dims.len() - other.len();
+    for (dim, with) in shape.dims[base..].iter_mut().zip(other) {
+        *dim = match (*dim, *with) {
+            (x, y) if x == y || y == 1 => x,
+            (1, y) => y,
+            (x, y) => return Err(format!("dimensions {x} and {y} do not broadcast")),
+        };
+    }
+    Ok(shape)
+}
+
+fn same(first: &Shape, all: &[&Shape]) -> Result<Shape, String> {
+    match all.iter().find(|shape| **shape != first) {
+        None => Ok(first.clone()),
+        Some(other) => Err(format!("its inputs {first} and {other} differ in shape")),
+    }
+}
+
+/// The position in `dims` of a fixed axis.
+fn fixed_axis(x: &Shape, axis: usize) -> Result<usize, String> {
+    if axis >= x.rank() {
+        return Err(format!("its axis {axis} is outside {x}"));
+    }
+    axis.checked_sub(x.lead.iter().len()).ok_or_else(|| format!("its axis {axis} is the symbolic dimension of {x}"))
+}
+
+fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
+    let mut shape = shapes[0].clone();
+    let at = fixed_axis(&shape, axis)?;
+    for other in &shapes[1..] {
+        let mut like = (*other).clone();
+        if like.rank() == shape.rank() && like.lead == shape.lead {
+            like.dims[at] = shape.dims[at];
+        }
+        if like != shape {
+            return Err(format!("{} and {other} differ outside axis {axis}", shapes[0]));
+        }
+        shape.dims[at] = shape.dims[at].checked_add(other.dims[at]).ok_or("its size overflows")?;
+    }
+    Ok(shape)
+}
+
+fn slice(x: &Shape, axis: usize, start: usize, end: usize) -> Result<Shape, String> {
+    let at = fixed_axis(x, axis)?;
+    if start >= end || end > x.dims[at] {
+        return Err(format!("{start}..{end} is empty or outside the {} of axis {axis}", x.dims[at]));
+    }
+    let mut shape = x.clone();
+    shape.dims[at] = end - start;
+    Ok(shape)
+}
+
+fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
+    let dims = match (x.lead, to) {
+        (Some(_), [0, dims @ ..]) => dims,
+        (Some(_), _) => return Err(format!("the first entry of its `shape` must be 0: {x} keeps its symbolic dimension")),
+        (None, dims) => dims,
+    };
+    let shape = Shape { lead: x.lead, dims: dims.to_vec() };
+    let elements = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+    if shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()) {
+        return Err(format!("{x} does not have the elements of {shape}"));
+    }
+    Ok(shape)
+}
+
+fn transpose(x: &Shape, perm: &[usize]) -> Result<Shape, String> {
+    let mut seen = vec![false; x.rank()];
+    let valid = perm.len() == x.rank()
+        && perm.iter().all(|axis| seen.get_mut(*axis).is_some_and(|seen| !std::mem::replace(seen, true)));
+    if !valid {
+        return Err(format!("its `perm` {perm:?} is no permutation of the {} axes of {x}", x.rank()));
+    }
+    let lead = x.lead.iter().len();
+    if lead == 1 && perm[0] != 0 {
+        return Err(format!("its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"));
+    }
+    let dims = perm[lead..].iter().map(|axis| x.dims[axis - lead]).collect();
+    Ok(Shape { lead: x.lead, dims })
+}
+
+fn lookup(op: &Op, table: &Shape, ids: &Shape) -> Result<Shape, String> {
+    if table.lead.is_some() || table.dims.len() != 2 {
+        return Err(format!("its table {table} is not a fixed matrix"));
+    }
+    let (Some(lead), [k]) = (ids.lead, ids.dims.as_slice()) else {
+        return Err(format!("its ids {ids} are not [rows, k] or [history, k]"));
+    };
+    if *op == Op::Gather && *k != 1 {
+        return Err(format!("its index {ids} has more than one column"));
+    }
+    Ok(Shape::led(lead, &[table.dims[1]]))
+}
+
+fn layer_norm(x: &Shape, scale: &Shape, bias: &Shape) -> Result<Shape, String> {
+    let d = *x.dims.last().ok_or_else(|| format!("{x} has no fixed last dimension"))?;
+    let expected = Shape::fixed(&[d]);
+    if *scale != expected || *bias != expected {
+        return Err(format!("its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"));
+    }
+    Ok(x.clone())
+}
+
+fn hstu(qkv: &[&Shape], lead: Lead, heads: usize) -> Result<Shape, String> {
+    let q = qkv[0];
+    let expected = Shape::led(lead, &[0]);
+    if q.lead != Some(lead) || q.dims.len() != 1 || qkv.iter().any(|shape| *shape != q) {
+        let shapes: Vec<String> = qkv.iter().map(|shape| shape.to_string()).collect();
+        let expected = expected.to_string().replace('0', "heads * d");
+        return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
+    }
+    if !q.dims[0].is_multiple_of(heads) {
+        return Err(format!("its width {} is not a multiple of its {heads} heads", q.dims[0]));
+    }
+    Ok(q.clone())
+}
+
+fn pool(x: &Shape) -> Result<Shape, String> {
+    if x.lead != Some(Lead::History) || x.dims.len() != 1 {
+        return Err(format!("it pools [history, d], not {x}"));
+    }
+    Ok(Shape::led(Lead::Rows, &x.dims))
+}
+
+/// The values that an op holds at once beyond its result, a row: what the
+/// limits count for lookups.
+pub(super) fn working_elements(op: &Op, inputs: &[&Shape], result: &Shape) -> usize {
+    match op {
+        Op::EmbeddingBag => inputs[1].dims[0].saturating_mul(result.dims[0]),
+        Op::Pool(Reduction::Max) => result.dims[0].saturating_mul(2),
+        _ => 0,
+    }
+}

@@ -1,0 +1,92 @@
+//! Standardisation of numeric features: mean and deviation of the training
+//! log, stored beside the parameters and applied alike in training and
+//! serving. TAE columns pass as they are.
+
+use serde::{Deserialize, Serialize};
+
+use hypercast_fm::example::Example;
+
+/// Standardised values are clipped to this range.
+const CLIP: f32 = 5.0;
+
+/// Mean and deviation of each numeric column of the schema.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Normaliser {
+    /// The columns' names, in the order of `Target::features`.
+    pub names: Vec<String>,
+    /// Means.
+    pub mean: Vec<f32>,
+    /// Standard deviations; 1 where a column is constant.
+    pub deviation: Vec<f32>,
+}
+
+impl Normaliser {
+    /// Leaves values as they are (but for the clip).
+    pub fn identity(names: &[String]) -> Normaliser {
+        Normaliser { names: names.to_vec(), mean: vec![0.0; names.len()], deviation: vec![1.0; names.len()] }
+    }
+
+    /// The standardised value of column `index`; 0 for a value that is not finite.
+    pub fn apply(&self, index: usize, value: f32) -> f32 {
+        if !value.is_finite() {
+            return 0.0;
+        }
+        ((value - self.mean[index]) / self.deviation[index]).clamp(-CLIP, CLIP)
+    }
+}
+
+/// Gathers the statistics of a [`Normaliser`] from examples (Welford's method).
+#[derive(Debug, Clone)]
+pub struct FeatureStatistics {
+    names: Vec<String>,
+    columns: Vec<Moments>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
+impl FeatureStatistics {
+    /// No example yet. `names` are the schema's `feature_columns`.
+    pub fn new(names: &[String]) -> FeatureStatistics {
+        FeatureStatistics { names: names.to_vec(), columns: vec![Moments::default(); names.len()] }
+    }
+
+    /// Adds every target of an example. Values that are not finite are left out.
+    pub fn observe(&mut self, example: &Example) {
+        for target in &example.targets {
+            for (moments, value) in self.columns.iter_mut().zip(&target.features) {
+                moments.add(*value);
+            }
+        }
+    }
+
+    /// The normaliser of what was seen.
+    pub fn finish(self) -> Normaliser {
+        let deviation = |moments: &Moments| match (moments.squares / moments.count.max(1.0)).sqrt() {
+            deviation if deviation > 1e-6 => deviation as f32,
+            _ => 1.0,
+        };
+        Normaliser {
+            mean: self.columns.iter().map(|moments| moments.mean as f32).collect(),
+            deviation: self.columns.iter().map(deviation).collect(),
+            names: self.names,
+        }
+    }
+}
+
+impl Moments {
+    fn add(&mut self, value: f32) {
+        if !value.is_finite() {
+            return;
+        }
+        let value = f64::from(value);
+        self.count += 1.0;
+        let delta = value - self.mean;
+        self.mean += delta / self.count;
+        self.squares += delta * (value - self.mean);
+    }
+}

@@ -1,0 +1,96 @@
+//! What a guest did wrong, as data: a fault never fails a request.
+
+use std::fmt;
+
+/// The exported function that was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// `describe`, at load.
+    Describe,
+    /// `network`, at load.
+    Network,
+    /// `rank`, for a request.
+    Rank,
+    /// `labels`, in training.
+    Labels,
+    /// `sample`, in training.
+    Sample,
+    /// The host's run of the expert's network.
+    Predict,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Call::Describe => "describe",
+            Call::Network => "network",
+            Call::Rank => "rank",
+            Call::Labels => "labels",
+            Call::Sample => "sample",
+            Call::Predict => "the network",
+        })
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The guest trapped: a panic, an index out of bounds, a division by zero.
+    #[error("trapped: {0}")]
+    Trap(String),
+    /// The guest ran past its deadline.
+    #[error("ran past its deadline of {limit_ms} ms")]
+    Deadline {
+        /// The deadline.
+        limit_ms: u32,
+    },
+    /// The guest asked for more linear memory than it may have.
+    #[error("asked for more than its {limit_mib} MiB of memory")]
+    Memory {
+        /// The cap.
+        limit_mib: u32,
+    },
+    /// The guest's call stack overflowed.
+    #[error("overflowed its call stack")]
+    StackOverflow,
+    /// The guest, or its network, answered something that the contract forbids.
+    #[error("gave a bad output: {0}")]
+    BadOutput(String),
+    /// The guest returned an error of its own.
+    #[error("returned an error: {0}")]
+    Refused(String),
+    /// Every instance of the pool was in use.
+    #[error("found no free instance: {0}")]
+    Busy(String),
+    /// The breaker is open after repeated faults; the guest was not called.
+    #[error("was not called: its breaker is open after repeated faults")]
+    Open,
+}
+
+impl Fault {
+    /// The cause as a label for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Fault::Trap(_) => "trap",
+            Fault::Deadline { .. } => "deadline",
+            Fault::Memory { .. } => "memory",
+            Fault::StackOverflow => "stack_overflow",
+            Fault::BadOutput(_) => "bad_output",
+            Fault::Refused(_) => "refused",
+            Fault::Busy(_) => "busy",
+            Fault::Open => "breaker_open",
+        }
+    }
+}
+
+/// A fault with its plugin and call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expert `{plugin}`: `{call}` {cause}")]
+pub struct ExpertFault {
+    /// The plugin's name: its description's, or its file's before that is known.
+    pub plugin: String,
+    /// What was called.
+    pub call: Call,
+    /// What went wrong.
+    pub cause: Fault,
+}

@@ -1,0 +1,293 @@
+//! A plugin: a component that was checked before any of its code ran, and the
+//! calls into it.
+//!
+//! Every call makes a fresh instance, so a fault leaves nothing behind. What
+//! comes back is checked here; whether it makes sense as a network is for
+//! `graph`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use wasmtime::component::Component;
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
+
+use super::contract::{
+    self, ActionBatch, Description, Expert, ExpertPre, HostInfo, NamedColumn, Network, Prediction, RankRequest, Ranked,
+    TaskLabels,
+};
+use super::engine::{Engine, HostState};
+use super::fault::{Call, ExpertFault, Fault};
+use super::check;
+use crate::expert::Error;
+
+/// What a guest may use. A description asks for its own `rank` limits; the
+/// `_max` fields bound what it gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Deadline of a `rank` call whose description asks for none, in milliseconds.
+    pub deadline_ms: u32,
+    /// The most that a description can ask for.
+    pub deadline_max_ms: u32,
+    /// Deadline of `describe`, `network`, `labels` and `sample`, in milliseconds.
+    pub hook_deadline_ms: u32,
+    /// Linear memory of a guest whose description asks for none, in MiB.
+    pub memory_mib: u32,
+    /// The most that a description can ask for; the engine's pool bounds it too.
+    pub memory_max_mib: u32,
+    /// Bytes that one call may hand to the host.
+    pub output_bytes: usize,
+    /// Size of a component file, in bytes.
+    pub component_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            deadline_ms: 20,
+            deadline_max_ms: 200,
+            hook_deadline_ms: 2_000,
+            memory_mib: 64,
+            memory_max_mib: 256,
+            output_bytes: 16 << 20,
+            component_bytes: 64 << 20,
+        }
+    }
+}
+
+/// A checked component, ready to be instantiated.
+pub struct Plugin {
+    engine: Engine,
+    pre: ExpertPre<HostState>,
+    name: Arc<str>,
+    limits: Limits,
+    rank_deadline_ms: u32,
+    memory_mib: u32,
+}
+
+impl Plugin {
+    /// Reads, checks and compiles the component at `path`. Runs no guest code.
+    pub fn load(engine: &Engine, path: &Path, limits: &Limits) -> Result<Plugin, Error> {
+        let name = path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned());
+        let read = |source| Error::Read { path: path.to_path_buf(), source };
+        let size = std::fs::metadata(path).map_err(read)?.len();
+        check_size(&name, size, limits)?;
+        Plugin::from_bytes(engine, &name, &std::fs::read(path).map_err(read)?, limits)
+    }
+
+    /// Checks and compiles a component. `name` stands for it in messages until
+    /// its description is known.
+    pub fn from_bytes(engine: &Engine, name: &str, bytes: &[u8], limits: &Limits) -> Result<Plugin, Error> {
+        check_size(name, bytes.len() as u64, limits)?;
+        check_header(name, bytes)?;
+        let refused = |why: String| Error::refused(name, why);
+        let component = Component::from_binary(engine.wasmtime(), bytes)
+            .map_err(|error| refused(format!("it is not a valid component: {error:#}")))?;
+        check_imports(name, engine, &component)?;
+        let pre = engine
+            .linker()
+            .instantiate_pre(&component)
+            .and_then(ExpertPre::new)
+            .map_err(|error| refused(format!("it does not fit the expert contract {}: {error:#}", contract::VERSION)))?;
+        let memory_mib = limits.memory_mib.min(engine.config().memory_mib);
+        Ok(Plugin {
+            engine: engine.clone(),
+            pre,
+            name: name.into(),
+            rank_deadline_ms: limits.deadline_ms,
+            memory_mib,
+            limits: limits.clone(),
+        })
+    }
+
+    /// The name used in messages: the file's, then the description's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Calls `describe`, checks the description, and takes its name and limits
+    /// for the calls that follow.
+    pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
+        let call = Call::Describe;
+        let mut instance = self.instance(call)?;
+        let description = instance.run(call, |expert, store| expert.call_describe(store, info))?;
+        check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
+        self.name = description.name.as_str().into();
+        let asked = description.limits;
+        if asked.deadline_ms > 0 {
+            self.rank_deadline_ms = asked.deadline_ms.min(self.limits.deadline_max_ms);
+        }
+        if asked.memory_mib > 0 {
+            let most = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
+            self.memory_mib = asked.memory_mib.min(most);
+        }
+        Ok(description)
+    }
+
+    /// Calls `network`. The result is not checked: see `graph`.
+    pub fn network(&self, info: &HostInfo) -> Result<Network, Error> {
+        let call = Call::Network;
+        let mut instance = self.instance(call)?;
+        let network = instance.run(call, |expert, store| expert.call_network(store, info))?;
+        network.map_err(|why| Error::refused(&self.name, format!("its network does not fit this schema: {}", check::quote(&why))))
+    }
+
+    /// Ranks the request's candidates in a fresh instance.
+    ///
+    /// The result has at most `request.limit` entries with distinct candidates
+    /// and finite scores, best first.
+    pub fn rank(
+        &self,
+        request: &RankRequest,
+        predictions: &[Prediction],
+        columns: &[NamedColumn],
+    ) -> Result<Vec<Ranked>, ExpertFault> {
+        self.instance(Call::Rank)?.rank(request, predictions, columns)
+    }
+
+    /// Turns joined outcomes into labels, sample space and weights: one entry a
+    /// task of `description`, in its order.
+    pub fn labels(
+        &self,
+        description: &Description,
+        info: &HostInfo,
+        batch: &ActionBatch,
+    ) -> Result<Vec<TaskLabels>, ExpertFault> {
+        let call = Call::Labels;
+        let mut instance = self.instance(call)?;
+        let labels = instance.run(call, |expert, store| expert.call_labels(store, info, batch))?;
+        let labels = labels.map_err(|why| self.fault(call, Fault::Refused(check::quote(&why))))?;
+        check::labels(labels, &description.tasks, batch.surface.len())
+            .map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
+    /// The keep probability of each example, in 0..=1; one for each example.
+    pub fn sample(&self, info: &HostInfo, batch: &ActionBatch) -> Result<Vec<f32>, ExpertFault> {
+        let call = Call::Sample;
+        let mut instance = self.instance(call)?;
+        let keep = instance.run(call, |expert, store| expert.call_sample(store, info, batch))?;
+        check::sample(keep, batch.surface.len()).map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
+    /// A fresh instance, made under `call`'s deadline.
+    pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
+        let state = HostState::new(self.name.clone(), (self.memory_mib as usize) << 20);
+        let mut store = Store::new(self.engine.wasmtime(), state);
+        store.limiter(|state| state);
+        store.set_hostcall_fuel(self.limits.output_bytes);
+        store.set_epoch_deadline(self.deadline_ticks(call));
+        match self.pre.instantiate(&mut store) {
+            Ok(expert) => Ok(Instance { plugin: self, store, expert }),
+            Err(error) => Err(self.classify(call, &error, store.data())),
+        }
+    }
+
+    fn deadline_ms(&self, call: Call) -> u32 {
+        if call == Call::Rank { self.rank_deadline_ms } else { self.limits.hook_deadline_ms }
+    }
+
+    fn deadline_ticks(&self, call: Call) -> u64 {
+        // The tick under way may end at once, so one more.
+        u64::from(self.deadline_ms(call)) + 1
+    }
+
+    fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
+        ExpertFault { plugin: self.name.to_string(), call, cause }
+    }
+
+    fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
+        let memory = Fault::Memory { limit_mib: self.memory_mib };
+        let cause = match error.downcast_ref::<Trap>() {
+            Some(Trap::Interrupt) => Fault::Deadline { limit_ms: self.deadline_ms(call) },
+            Some(Trap::StackOverflow) => Fault::StackOverflow,
+            // A Rust guest that is denied memory aborts, which is a trap.
+            _ if state.memory_denied => memory,
+            Some(trap) => Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned()),
+            None if error.is::<PoolConcurrencyLimitError>() => Fault::Busy(error.to_string()),
+            // What is left are values that break the canonical ABI or the output cap.
+            None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
+        };
+        self.fault(call, cause)
+    }
+}
+
+/// An instance of a plugin. It is dropped after a fault; the calls of
+/// [`Plugin`] use a fresh one each.
+pub struct Instance<'a> {
+    plugin: &'a Plugin,
+    store: Store<HostState>,
+    expert: Expert,
+}
+
+impl Instance<'_> {
+    /// As [`Plugin::rank`], in this instance.
+    pub fn rank(
+        &mut self,
+        request: &RankRequest,
+        predictions: &[Prediction],
+        columns: &[NamedColumn],
+    ) -> Result<Vec<Ranked>, ExpertFault> {
+        let call = Call::Rank;
+        let ranked = self.run(call, |expert, store| expert.call_rank(store, request, predictions, columns))?;
+        let ranked = ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(check::quote(&why))))?;
+        check::ranked(&ranked, request.candidates.len(), request.limit as usize)
+            .map_err(|why| self.plugin.fault(call, Fault::BadOutput(why)))?;
+        Ok(ranked)
+    }
+
+    fn run<T>(
+        &mut self,
+        call: Call,
+        f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
+    ) -> Result<T, ExpertFault> {
+        self.store.set_epoch_deadline(self.plugin.deadline_ticks(call));
+        f(&self.expert, &mut self.store).map_err(|error| self.plugin.classify(call, &error, self.store.data()))
+    }
+}
+
+fn check_size(name: &str, size: u64, limits: &Limits) -> Result<(), Error> {
+    if size > limits.component_bytes as u64 {
+        let limit = limits.component_bytes;
+        return Err(Error::refused(name, format!("the file has {size} bytes, more than the limit of {limit}")));
+    }
+    Ok(())
+}
+
+fn check_header(name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let why = match bytes {
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => return Ok(()),
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core Wasm module, not a component: build it with `cargo hypercast build`"
+        }
+        _ => "it is not a WebAssembly file",
+    };
+    Err(Error::refused(name, why.into()))
+}
+
+fn check_imports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
+    let ty = component.component_type();
+    let mut foreign = Vec::new();
+    let mut version = None;
+    for (import, _) in ty.imports(engine.wasmtime()) {
+        match import.strip_prefix(contract::TYPES_IMPORT) {
+            Some(found) => version = Some(found.to_owned()),
+            None if import == "log" => {}
+            None => foreign.push(format!("`{import}`")),
+        }
+    }
+    let Some(version) = version else {
+        let why = "it does not import the expert contract's types: it is no HyperCast expert; build it with the HyperCast SDK";
+        return Err(Error::refused(name, why.into()));
+    };
+    if major(&version) != major(contract::VERSION) {
+        return Err(Error::ContractVersion { plugin: name.to_owned(), found: version, host: contract::VERSION });
+    }
+    if !foreign.is_empty() {
+        let why = format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
+        return Err(Error::refused(name, why));
+    }
+    Ok(())
+}
+
+fn major(version: &str) -> &str {
+    version.split('.').next().unwrap_or(version)
+}
