@@ -253,8 +253,8 @@ impl Graph {
         if let Some(error) = state.error {
             return Err(error);
         }
-        let has_output = |t: &&Task| !state.outputs.iter().any(|o| o.task == t.name);
-        if let Some(task) = self.tasks.iter().find(has_output) {
+        let lacks_output = |t: &&Task| !state.outputs.iter().any(|o| o.task == t.name);
+        if let Some(task) = self.tasks.iter().find(lacks_output) {
             return Err(format!(
                 "task `{}` has no output: call `g.output(\"{0}\", ..)`",
                 task.name

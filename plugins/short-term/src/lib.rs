@@ -36,11 +36,9 @@ impl Expert for ShortTerm {
             .heads(2)
             .dropout(0.1)
             .apply(g, &sequence);
-        let items: Vec<_> = tables
-            .iter()
-            .map(|(id, table)| table.apply(g.id(id)))
-            .collect();
-        let mut parts = vec![Dropout::new(0.1).apply(g.concat(&items))];
+        let items = tables.iter().map(|(id, table)| table.apply(g.id(id)));
+        let embedded: Vec<_> = items.chain(context(g, &tables)).collect();
+        let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
             direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
@@ -58,7 +56,13 @@ impl Expert for ShortTerm {
                 .dropout(0.05)
                 .apply(g.concat(&parts)),
         );
-        heads(g, g.concat(&direct));
+        let input = g.concat(&direct);
+        for task in g.tasks() {
+            g.output(
+                &task.name,
+                Linear::new(&format!("head_{}", task.name), 1).apply(input),
+            );
+        }
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
@@ -99,13 +103,16 @@ fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     shared.map(|id| (id.as_str(), table(id))).collect()
 }
 
-fn heads<'g>(g: &'g Graph, input: Tensor<'g>) {
-    for task in g.tasks() {
-        g.output(
-            &task.name,
-            Linear::new(&format!("head_{}", task.name), 1).apply(input),
-        );
-    }
+// The other columns (hour, surface, kinds of user) have few values. A user's own id is left to the FM.
+fn context<'g>(g: &'g Graph, tables: &[(&str, Embedding<'g>)]) -> Vec<Tensor<'g>> {
+    let is_item = |id: &str| tables.iter().any(|(table, _)| *table == id);
+    let others = g
+        .info()
+        .ids
+        .iter()
+        .filter(|id| *id != "user_id" && !is_item(id));
+    let embed = |id: &String| Embedding::new(&format!("embed_{id}"), 1_000, 4).apply(g.id(id));
+    others.map(embed).collect()
 }
 
 hypercast_sdk::export!(ShortTerm);
