@@ -8,7 +8,8 @@ use std::marker::PhantomData;
 use hypercast_sdk::raw::types::{Description as WitDescription, NamedColumn, Network, RankRequest};
 use hypercast_sdk::raw::{Guest, types};
 use hypercast_sdk::{
-    ActionBatch, Component, Description, Expert, Graph, HostInfo, Linear, Prediction, Ranked, TaskLabels,
+    ActionBatch, Component, Description, Expert, Graph, HostInfo, Linear, Prediction, Ranked,
+    TaskLabels,
 };
 
 /// A description without fault.
@@ -18,7 +19,11 @@ pub fn describe(name: &str, info: &HostInfo) -> Description {
 
 /// A network without fault: a linear head a task.
 pub fn network(g: &Graph) {
-    let input = if g.info().tae_dim > 0 { g.tae() } else { g.features(&g.info().features) };
+    let input = if g.info().tae_dim > 0 {
+        g.tae()
+    } else {
+        g.features(&g.info().features)
+    };
     for task in g.tasks() {
         g.output(&task.name, Linear::new(&task.name, 1).apply(input));
     }
@@ -81,5 +86,10 @@ impl<M: Mutation> Guest for Mutant<M> {
 
 /// A node of an op and its inputs, for mutations.
 pub fn node(op: &str, inputs: &[u32]) -> types::Node {
-    types::Node { op: op.into(), inputs: inputs.to_vec(), attributes: Vec::new(), layer: "hostile".into() }
+    types::Node {
+        op: op.into(),
+        inputs: inputs.to_vec(),
+        attributes: Vec::new(),
+        layer: "hostile".into(),
+    }
 }
