@@ -197,7 +197,7 @@ where
         if let Some(sparse) = leaf.grad_remove(&mut gradients) {
             let rows = row_gradients(batch, sparse.into_data(), self.config.embedding_dim);
             let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
-            self.store.adagrad(&batch.keys, &rows, &adagrad);
+            self.store.adagrad(&batch.keys, &rows, &adagrad)?;
         }
         let gradients = GradientsParams::from_grads(gradients, &self.network);
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), gradients);

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
+    expert::{BreakerConfig, EngineConfig, Limits, LoadOptions, graph::GraphLimits},
     features::FeatureConfig,
+    schema::Schema,
 };
 
 /// The whole file.
@@ -194,15 +196,15 @@ impl Default for ExpertTraining {
 #[serde(deny_unknown_fields, default)]
 pub struct PluginLimits {
     /// Wall-clock limit of a guest call while serving, in milliseconds.
-    pub deadline_ms: u64,
+    pub deadline_ms: u32,
     /// Wall-clock limit of a guest call at load and in training, in milliseconds.
-    pub setup_deadline_ms: u64,
+    pub setup_deadline_ms: u32,
     /// Linear memory of an instance, in MiB.
-    pub memory_mib: usize,
+    pub memory_mib: u32,
     /// Instances alive at once, over all plugins.
-    pub instances: usize,
+    pub instances: u32,
     /// Parameters of a network.
-    pub max_parameters: u64,
+    pub max_parameters: usize,
     /// Floating-point operations a candidate.
     pub max_flops: u64,
     /// Consecutive faults that open a plugin's breaker.
@@ -226,6 +228,38 @@ impl Default for PluginLimits {
     }
 }
 
+impl PluginLimits {
+    /// The limits of a load, but for what the FM decides.
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            limits: Limits {
+                deadline_ms: self.deadline_ms,
+                deadline_max_ms: self.deadline_ms,
+                hook_deadline_ms: self.setup_deadline_ms,
+                memory_mib: self.memory_mib,
+                memory_max_mib: self.memory_mib,
+                ..Limits::default()
+            },
+            graph_limits: GraphLimits {
+                parameters: self.max_parameters,
+                flops_per_candidate: self.max_flops,
+                ..GraphLimits::default()
+            },
+            ..LoadOptions::default()
+        }
+    }
+
+    /// The pool of instances.
+    pub fn engine(&self) -> EngineConfig {
+        EngineConfig { instances: self.instances, memory_mib: self.memory_mib, ..EngineConfig::default() }
+    }
+
+    /// The breaker of each plugin.
+    pub fn breaker(&self) -> BreakerConfig {
+        BreakerConfig { faults: self.breaker_faults, open_ms: self.breaker_rest_ms }
+    }
+}
+
 /// One expert in service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -243,6 +277,20 @@ pub struct ExpertEntry {
     /// Run beside the serving expert; its predictions are only reported.
     #[serde(default)]
     pub shadow: bool,
+    /// Which surfaces' rows it learns from.
+    #[serde(default)]
+    pub train_on: TrainOn,
+}
+
+/// Which surfaces' rows an expert learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// The surfaces it serves.
+    #[default]
+    Own,
+    /// Every surface in the logs: for surfaces with few rows of their own.
+    All,
 }
 
 impl Config {
@@ -279,6 +327,44 @@ impl Config {
         })
     }
 
+    /// The surfaces that an expert serves, by index: its own, or all that no other expert of its kind
+    /// (serving or shadow) names.
+    ///
+    /// # Errors
+    /// A surface that the schema lacks.
+    pub fn serving_surfaces(&self, entry: &ExpertEntry, schema: &Schema) -> Result<Vec<u16>> {
+        let index = |name: &String| {
+            schema.surface(name).ok_or_else(|| {
+                let known = &schema.surfaces;
+                Error::Invalid(format!("expert {:?}: unknown surface {name:?}; there are {known:?}", entry.name))
+            })
+        };
+        if !entry.surfaces.is_empty() {
+            return entry.surfaces.iter().map(index).collect();
+        }
+        let named = |surface: &String| {
+            let alike = self.experts.iter().filter(|other| other.shadow == entry.shadow);
+            alike.flat_map(|other| &other.surfaces).any(|name| name == surface)
+        };
+        schema.surfaces.iter().filter(|surface| !named(surface)).map(index).collect()
+    }
+
+    /// The surfaces whose rows an expert learns from, by index.
+    ///
+    /// # Errors
+    /// A surface that the schema lacks.
+    pub fn training_surfaces(&self, entry: &ExpertEntry, schema: &Schema) -> Result<Vec<u16>> {
+        match entry.train_on {
+            TrainOn::Own => self.serving_surfaces(entry, schema),
+            TrainOn::All => Ok((0..schema.surfaces.len() as u16).collect()),
+        }
+    }
+
+    /// An expert's parameter file.
+    pub fn parameters(&self, entry: &ExpertEntry) -> PathBuf {
+        self.paths.experts.join(&entry.name).join("parameters.safetensors")
+    }
+
     fn resolve(&mut self, base: &Path) {
         let paths = &mut self.paths;
         let own = [
@@ -310,8 +396,8 @@ impl Config {
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
-            ("plugin_limits.memory_mib", self.plugin_limits.memory_mib),
-            ("plugin_limits.instances", self.plugin_limits.instances),
+            ("plugin_limits.memory_mib", self.plugin_limits.memory_mib as usize),
+            ("plugin_limits.instances", self.plugin_limits.instances as usize),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} is 0; it must be at least 1"));

@@ -33,6 +33,12 @@ pub enum Error {
     /// A schema that contradicts itself.
     #[error("schema: {0}")]
     Schema(String),
+    /// The foundation model failed.
+    #[error(transparent)]
+    Fm(#[from] hypercast_fm::Error),
+    /// An expert was refused, or failed outside of a request.
+    #[error(transparent)]
+    Expert(#[from] crate::expert::Error),
     /// An option outside its range, or a tool that failed.
     #[error("{0}")]
     Invalid(String),

@@ -1,9 +1,20 @@
 //! HyperCast's host: everything around the foundation model and the experts.
+//!
+//! Data flows one way: [`import`] writes a [`dataset`]; [`features`] turn its
+//! events into examples; [`train`] feeds them to the FM and fills the [`logs`],
+//! from which experts ([`expert`]) are trained; [`serve`] answers requests with
+//! both. [`demo`] runs all of it. The FM itself is the crate `hypercast-fm`.
+
 pub mod commands;
+pub mod config;
 pub mod dataset;
+pub mod demo;
 pub mod error;
 pub mod expert;
 pub mod features;
 pub mod import;
 pub mod logs;
+pub mod progress;
 pub mod schema;
+pub mod serve;
+pub mod train;

@@ -1,2 +1,38 @@
-//! (under way)
-fn main() {}
+//! The `hypercast` command: see `hypercast --help`.
+
+use clap::{Parser, Subcommand};
+use hypercast::commands;
+
+/// A foundation model for recommendations, and experts as sandboxed Wasm plugins on top of it
+#[derive(Debug, Parser)]
+#[command(name = "hypercast", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Import(commands::import::Args),
+    Simulate(commands::simulate::Args),
+    Train(commands::train::Args),
+    Materialise(commands::train::MaterialiseArgs),
+    Serve(commands::serve::Args),
+    Plugin(commands::plugin::PluginArgs),
+    Demo(commands::demo::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HYPERCAST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Import(args) => commands::import::run(args),
+        Command::Simulate(args) => commands::simulate::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Materialise(args) => commands::train::run_materialise(args),
+        Command::Serve(args) => commands::serve::run(args),
+        Command::Plugin(args) => commands::plugin::run_plugin(args),
+        Command::Demo(args) => commands::demo::run(args),
+    }
+}

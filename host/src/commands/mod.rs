@@ -1,5 +1,8 @@
 //! The command line's subcommands, one a file: each an `Args` struct and a `run`.
 
+pub mod demo;
 pub mod import;
-pub mod simulate;
 pub mod plugin;
+pub mod serve;
+pub mod simulate;
+pub mod train;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::convert::Named;
+
 /// `POST /v1/rank`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -23,7 +25,7 @@ pub struct RankRequest {
     pub limit: Option<usize>,
     /// Context features of the whole request, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub context: BTreeMap<String, f64>,
+    pub context: Named,
     /// Also return the FM's and the shadows' predictions and the stage times.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub explain: bool,
@@ -37,7 +39,7 @@ pub struct Candidate {
     pub id: u64,
     /// Item or context features by name; needed for an item the host does not know.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub features: BTreeMap<String, f64>,
+    pub features: Named,
 }
 
 /// The answer to `POST /v1/rank`.
@@ -129,7 +131,10 @@ pub struct EventBody {
     pub values: BTreeMap<String, f32>,
     /// Context features that the request had, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub context: BTreeMap<String, f64>,
+    pub context: Named,
+    /// When the outcome became known; `time_ms` if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome_ms: Option<i64>,
 }
 
 /// The answer to `POST /v1/events`.
@@ -166,6 +171,9 @@ pub enum Refusal {
         /// How many may come.
         most: usize,
     },
+    /// Models are still being loaded.
+    #[error("starting: models are being loaded; try again when /readyz says so")]
+    Starting,
     /// All threads are busy and the queue is full.
     #[error("overloaded: the queue is full; try again later")]
     Overloaded,
@@ -185,6 +193,7 @@ impl Refusal {
             Refusal::UnknownSurface { .. } => (404, "unknown_surface"),
             Refusal::NoCandidates => (422, "no_candidates"),
             Refusal::TooMany { .. } => (413, "too_many"),
+            Refusal::Starting => (503, "starting"),
             Refusal::Overloaded => (503, "overloaded"),
             Refusal::Deadline(_) => (504, "deadline"),
             Refusal::Internal(_) => (500, "internal"),

@@ -1,0 +1,40 @@
+//! `hypercast serve`: the daemon.
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{config::Config, serve::http};
+
+/// Serve rankings over HTTP
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
+    pub config: PathBuf,
+    /// Address and port instead of `server.listen`
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+/// Serves until SIGTERM or SIGINT. When it is ready it prints `listening on http://ADDRESS`.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut config = Config::read(&args.config)?;
+    if let Some(listen) = args.listen {
+        config.server.listen = listen;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping: finishing accepted requests");
+        };
+        http::serve(config, stop, |address| println!("listening on http://{address}")).await?;
+        Ok(())
+    })
+}

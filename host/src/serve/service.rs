@@ -1,0 +1,377 @@
+//! One rank request from start to end, and events into the live state.
+//!
+//! Every call blocks; the HTTP side runs it on a worker thread. A fault of an
+//! expert never fails a request: the FM's own ranking answers, marked degraded.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use hypercast_fm::{
+    example::Example,
+    inference::{self, FmOutput, FoundationModel},
+    spec::TaskSpec,
+};
+
+use super::{
+    api::{EventsRequest, ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+    convert::Converter,
+    metrics::{Metrics, STAGES},
+};
+use crate::{
+    config::{Config, ExpertEntry},
+    dataset::{Dataset, Impression},
+    error::{Error, Result},
+    expert::{
+        Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae, wasm::contract,
+    },
+    features::{FeatureState, RequestInput},
+    logs::{Entry, EventLog, Fsync},
+    schema::Schema,
+};
+
+/// Everything that a request needs, loaded.
+pub struct Service {
+    config: Config,
+    schema: Arc<Schema>,
+    converter: Converter,
+    state: RwLock<FeatureState>,
+    events: Option<Mutex<EventLog>>,
+    fm: Box<dyn FoundationModel>,
+    registry: Registry,
+    /// The configured name of each expert, by its place in the registry.
+    names: Vec<(Arc<Expert>, String)>,
+    metrics: Arc<Metrics>,
+    requests: AtomicU64,
+}
+
+/// Time spent in each of [`STAGES`].
+type StageTimes = [Duration; STAGES.len()];
+
+impl Service {
+    /// Loads the FM, every expert and the live state.
+    ///
+    /// # Errors
+    /// Anything missing, damaged or refused: a daemon starts whole or not at all.
+    pub fn load(config: &Config, metrics: Arc<Metrics>) -> Result<Self> {
+        let dataset = Dataset::open(&config.paths.dataset)?;
+        let schema = dataset.schema.clone();
+        let fm = inference::load(&config.paths.fm, config.device)?;
+        metrics.version("fm", "fm", &fm.manifest().version);
+        let (registry, names) = load_experts(config, &schema, &*fm)?;
+        for (expert, name) in &names {
+            metrics.version("expert", name, expert.version());
+        }
+        let mut state = FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
+        let events = open_events(config, &mut state)?;
+        Ok(Self {
+            converter: Converter::new(schema.clone()),
+            config: config.clone(),
+            schema,
+            state: RwLock::new(state),
+            events,
+            fm,
+            registry,
+            names,
+            metrics,
+            requests: AtomicU64::new(1),
+        })
+    }
+
+    /// Ranks the candidates of a request.
+    ///
+    /// # Errors
+    /// A request that is the caller's mistake, or one that the host cannot answer at all.
+    pub fn rank(&self, request: &RankRequest) -> std::result::Result<RankAnswer, Refusal> {
+        self.check_size(request)?;
+        let start = Instant::now();
+        let mut times = StageTimes::default();
+        let (example, unknown_items) = self.fetch(request)?;
+        times[0] = start.elapsed();
+
+        let begun = Instant::now();
+        let fm = self.fm.infer(&[&example]).map_err(|error| Refusal::Internal(error.to_string()))?;
+        times[1] = begun.elapsed();
+
+        let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
+        let route = self.registry.route(example.surface);
+        let outcome = match route {
+            Some(route) => {
+                let (outcome, spent) = route.active.serve(&example, Tae::Rows(&fm.tae), limit);
+                (times[2], times[3]) = (spent.network, spent.wasm);
+                Some(outcome)
+            }
+            None => None,
+        };
+        let expert = route.map(|route| self.version(&route.active));
+        let mut answer = self.answer(&example, &fm, outcome.as_ref(), limit, expert);
+        answer.unknown_items = unknown_items;
+        for (stage, took) in STAGES.iter().zip(times) {
+            self.metrics.stage(stage, took);
+        }
+        if request.explain && self.config.server.explain {
+            let total = start.elapsed();
+            answer.explain = Some(self.explain(&example, &fm, outcome.as_ref(), route, (times, total)));
+        }
+        Ok(answer)
+    }
+
+    /// Appends events to the log, then applies them to histories and counters.
+    ///
+    /// # Errors
+    /// An event that does not fit the schema: then none of the request is taken. A full disk.
+    pub fn events(&self, request: &EventsRequest) -> std::result::Result<usize, Refusal> {
+        let most = self.config.server.max_candidates;
+        if request.events.len() > most {
+            return Err(Refusal::TooMany { given: request.events.len(), what: "events", most });
+        }
+        let impressions = request
+            .events
+            .iter()
+            .enumerate()
+            .map(|(at, event)| {
+                self.converter.event(event).map_err(|refusal| match refusal {
+                    Refusal::BadRequest(why) => Refusal::BadRequest(format!("events[{at}]: {why}")),
+                    other => other,
+                })
+            })
+            .collect::<std::result::Result<Vec<Impression>, Refusal>>()?;
+        // The log's lock is held until the state has the events, so both have them in one order.
+        let log = self.events.as_ref().map(|log| log.lock().expect("no holder panics"));
+        if let Some(mut log) = log {
+            let entries: Vec<Entry> = impressions.iter().cloned().map(Entry::Impression).collect();
+            log.append(&entries).map_err(|error| Refusal::Internal(error.to_string()))?;
+            self.apply(&impressions);
+        } else {
+            self.apply(&impressions);
+        }
+        Ok(impressions.len())
+    }
+
+    fn apply(&self, impressions: &[Impression]) {
+        let mut state = self.state.write().expect("no writer panics");
+        for impression in impressions {
+            state.apply(impression);
+            self.metrics.events(&self.schema.surfaces[usize::from(impression.surface)], 1);
+        }
+    }
+
+    fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
+        let (given, most) = (request.candidates.len(), self.config.server.max_candidates);
+        match given {
+            0 => Err(Refusal::NoCandidates),
+            _ if given > most => Err(Refusal::TooMany { given, what: "candidates", most }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Features of the request as of now, and the candidates that nothing is known of.
+    fn fetch(&self, request: &RankRequest) -> std::result::Result<(Example, Vec<u64>), Refusal> {
+        let time_ms = request.time_ms.unwrap_or_else(now_ms);
+        let id = self.requests.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.read().expect("no writer panics");
+        let input: RequestInput =
+            self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
+        let unknown = input.candidates.iter().map(|c| c.item).filter(|&item| state.item(item).is_none()).collect();
+        Ok((state.fetch(&input, self.fm.manifest().config.max_history), unknown))
+    }
+
+    fn version(&self, expert: &Arc<Expert>) -> ExpertVersion {
+        ExpertVersion {
+            name: self.name(expert).to_owned(),
+            plugin: expert.name().to_owned(),
+            version: expert.version().to_owned(),
+        }
+    }
+
+    fn name(&self, expert: &Arc<Expert>) -> &str {
+        self.names.iter().find(|(known, _)| Arc::ptr_eq(known, expert)).map_or("", |(_, name)| name)
+    }
+
+    fn answer(
+        &self,
+        example: &Example,
+        fm: &FmOutput,
+        outcome: Option<&RankOutcome>,
+        limit: usize,
+        expert: Option<ExpertVersion>,
+    ) -> RankAnswer {
+        let (ranking, reason) = match outcome {
+            Some(RankOutcome::Ranked { ranked, predictions }) => (expert_ranking(example, ranked, predictions), None),
+            Some(RankOutcome::Degraded(fault)) => {
+                let name = expert.as_ref().map_or("", |expert| &expert.name);
+                self.metrics.degraded(name, fault.cause.label());
+                (self.fm_ranking(example, fm, limit), Some(fault.to_string()))
+            }
+            None => {
+                let surface = &self.schema.surfaces[usize::from(example.surface)];
+                self.metrics.degraded("", "no_expert");
+                (self.fm_ranking(example, fm, limit), Some(format!("no expert serves surface {surface:?}")))
+            }
+        };
+        RankAnswer {
+            ranking,
+            fm_version: self.fm.manifest().version.clone(),
+            expert,
+            degraded: reason.is_some(),
+            reason,
+            new_user: example.history.is_empty(),
+            unknown_items: Vec::new(),
+            explain: None,
+        }
+    }
+
+    /// The fallback: by the FM's first main task, best first.
+    fn fm_ranking(&self, example: &Example, fm: &FmOutput, limit: usize) -> Vec<Ranked> {
+        let tasks = self.main_tasks();
+        let mut order: Vec<usize> = (0..example.targets.len()).collect();
+        let score = |row: usize| fm.main[row * tasks.len()];
+        order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+        order.truncate(limit);
+        let ranked = |row: usize| Ranked {
+            id: example.targets[row].item.id,
+            score: score(row),
+            predictions: tasks
+                .iter()
+                .enumerate()
+                .map(|(task, spec)| (spec.name.clone(), fm.main[row * tasks.len() + task]))
+                .collect(),
+        };
+        order.into_iter().map(ranked).collect()
+    }
+
+    fn main_tasks(&self) -> &[TaskSpec] {
+        self.fm.manifest().spec.main_tasks()
+    }
+
+    fn explain(
+        &self,
+        example: &Example,
+        fm: &FmOutput,
+        outcome: Option<&RankOutcome>,
+        route: Option<&Route>,
+        (times, total): (StageTimes, Duration),
+    ) -> Explanation {
+        let tasks = self.main_tasks();
+        let column = |task: usize| fm.main.iter().skip(task).step_by(tasks.len()).copied().collect();
+        let micros = |took: Duration| took.as_secs_f64() * 1e6;
+        let mut stages: BTreeMap<String, f64> =
+            STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
+        stages.insert("total".into(), micros(total));
+        let shadows = route.into_iter().flat_map(|route| &route.shadows).filter_map(|shadow| {
+            match shadow.predict(&[example], Tae::Rows(&fm.tae)) {
+                Ok(predictions) => Some((self.name(shadow).to_owned(), by_task(&predictions))),
+                Err(fault) => {
+                    tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
+                    None
+                }
+            }
+        });
+        Explanation {
+            expert: match outcome {
+                Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
+                _ => BTreeMap::new(),
+            },
+            fm: tasks.iter().enumerate().map(|(task, spec)| (spec.name.clone(), column(task))).collect(),
+            shadows: shadows.collect(),
+            stages_us: stages,
+        }
+    }
+}
+
+fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
+    predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
+}
+
+fn expert_ranking(example: &Example, ranked: &[contract::Ranked], predictions: &Predictions) -> Vec<Ranked> {
+    ranked
+        .iter()
+        .map(|place| {
+            let row = place.candidate as usize;
+            Ranked {
+                id: example.targets[row].item.id,
+                score: place.score,
+                predictions: predictions.tasks.iter().map(|task| (task.task.clone(), task.values[row])).collect(),
+            }
+        })
+        .collect()
+}
+
+type Named = Vec<(Arc<Expert>, String)>;
+
+fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> Result<(Registry, Named)> {
+    let engine = Engine::new(config.plugin_limits.engine())?;
+    let options = LoadOptions {
+        tae_dim: fm.manifest().config.tae_width(),
+        fm_version: Some(fm.manifest().version.clone()),
+        ..config.plugin_limits.load_options()
+    };
+    let mut routes: BTreeMap<u16, (Option<Arc<Expert>>, Vec<Arc<Expert>>)> = BTreeMap::new();
+    let mut names = Vec::new();
+    for entry in &config.experts {
+        let blueprint = Arc::new(Blueprint::load(&engine, &entry.plugin, schema, &options)?);
+        let expert = open_expert(config, entry, blueprint)?;
+        names.push((expert.clone(), entry.name.clone()));
+        for surface in config.serving_surfaces(entry, schema)? {
+            let route = routes.entry(surface).or_default();
+            match entry.shadow {
+                true => route.1.push(expert.clone()),
+                false => {
+                    if let Some(other) = route.0.replace(expert.clone()) {
+                        return Err(Error::Invalid(format!(
+                            "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
+                            names.iter().find(|(known, _)| Arc::ptr_eq(known, &other)).map_or("", |(_, name)| name),
+                            entry.name,
+                            schema.surfaces[usize::from(surface)]
+                        )));
+                    }
+                }
+            }
+        }
+    }
+    let mut registry = Registry::new();
+    for (surface, (active, shadows)) in routes {
+        if let Some(active) = active {
+            registry.insert(schema, &schema.surfaces[usize::from(surface)], Route { active, shadows })?;
+        }
+    }
+    Ok((registry, names))
+}
+
+fn open_expert(config: &Config, entry: &ExpertEntry, blueprint: Arc<Blueprint>) -> Result<Arc<Expert>> {
+    let path = config.parameters(entry);
+    if !path.is_file() {
+        let why = format!("expert {:?} has no trained parameters; run `hypercast train expert {}`", entry.name, entry.name);
+        return Err(Error::data(path, why));
+    }
+    Ok(Arc::new(Expert::open(blueprint, &path, config.device, config.plugin_limits.breaker())?))
+}
+
+fn open_events(config: &Config, state: &mut FeatureState) -> Result<Option<Mutex<EventLog>>> {
+    if config.paths.events.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    if let Some(dir) = config.paths.events.parent() {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    }
+    let mut log = EventLog::open(&config.paths.events, Fsync::Every(1024))?;
+    let replayed = log.replay(|entry| {
+        match entry {
+            Entry::Impression(impression) => state.apply(&impression),
+            Entry::Item(item) => state.upsert_item(item)?,
+            Entry::User(user) => state.upsert_user(user)?,
+        }
+        Ok(())
+    })?;
+    tracing::info!(replayed, "events log opened");
+    Ok(Some(Mutex::new(log)))
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

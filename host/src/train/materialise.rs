@@ -1,0 +1,70 @@
+//! Materialising: a finished FM's TAEs of served items into feature logs.
+//!
+//! `train fm` logs the TAEs of its own stream; this does the same for any
+//! stretch of a data set with any checkpoint, in big batches and without
+//! learning: the logging tier of section 3.3.3.
+
+use hypercast_fm::{example::Example, inference};
+
+use crate::{
+    config::Config,
+    dataset::{Dataset, timeline::Span},
+    error::Result,
+    features::replay::{Replay, ReplayOptions},
+    logs::{LogOptions, LogWriter},
+    progress::Progress,
+};
+
+/// Requests a forward pass: latency does not matter here.
+const BATCH: usize = 128;
+
+/// Writes the logs of `span` into the configured folder, beside what is there; returns the rows.
+///
+/// # Errors
+/// A data set, checkpoint or log folder that cannot be used.
+pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
+    let fm = inference::load(&config.paths.fm, config.device)?;
+    let manifest = fm.manifest().clone();
+    let options = LogOptions {
+        tae_dim: manifest.config.tae_width(),
+        history_len: config.logs.history_len,
+        rows_per_file: config.logs.rows_per_file,
+    };
+    let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
+    let replay = Replay::new(
+        dataset,
+        ReplayOptions {
+            span,
+            history_len: manifest.config.max_history,
+            max_targets: manifest.config.max_targets,
+            features: config.features,
+        },
+    )?;
+    let mut progress = Progress::start("materialise", dataset.rows as u64);
+    let (mut batch, mut rows) = (Vec::with_capacity(BATCH), 0);
+    let mut examples = replay.peekable();
+    while let Some(example) = examples.next() {
+        batch.push(example?);
+        if batch.len() == BATCH || examples.peek().is_none() {
+            let written = write(&*fm, &mut log, &batch)?;
+            rows += written;
+            batch.clear();
+            progress.advance(written, String::new);
+        }
+    }
+    log.finish()?;
+    progress.finish(&format!("{rows} rows logged with the TAE of FM {}", manifest.version));
+    Ok(rows)
+}
+
+fn write(fm: &dyn inference::FoundationModel, log: &mut LogWriter, batch: &[Example]) -> Result<u64> {
+    let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+    let width = fm.manifest().config.tae_width();
+    let mut row = 0;
+    for example in batch {
+        let rows = example.targets.len();
+        log.write(example, &said.tae[row * width..(row + rows) * width], &fm.manifest().version)?;
+        row += rows;
+    }
+    Ok(row as u64)
+}
