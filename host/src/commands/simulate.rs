@@ -11,10 +11,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub into: PathBuf,
     /// Users
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 500)]
     pub users: usize,
     /// Items
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 400)]
     pub items: usize,
     /// Requests, six impressions each
     #[arg(long, default_value_t = 20_000)]

@@ -18,9 +18,9 @@ const START_MS: i64 = 1_704_067_200_000;
 /// Mean time between requests of the same user.
 const USER_GAP_MS: f32 = 4.0 * 3.6e6;
 /// How far tastes wander in the square root of a day.
-const DRIFT: f32 = 0.08;
+const DRIFT: f32 = 0.05;
 /// How much a perfect match of tastes raises the logit of a click.
-const TASTE: f32 = 5.5;
+const TASTE: f32 = 3.6;
 /// A click that has not come by then will not come.
 const CLICK_WINDOW_MS: i64 = 60_000;
 
@@ -165,8 +165,8 @@ impl World {
         let click = sigmoid(surface.click + TASTE * affinity + item.quality + user.bias + device);
         Truth {
             click,
-            like: click * sigmoid(surface.like + 2.5 * affinity + 1.5 * item.quality),
-            finish: click * sigmoid(surface.finish + 2.0 * affinity - 1.5 * item.length),
+            like: click * sigmoid(surface.like + 1.5 * affinity + item.quality),
+            finish: click * sigmoid(surface.finish + 1.5 * affinity - 1.0 * item.length),
             watch: sigmoid(2.0 * affinity + item.quality),
         }
     }
