@@ -24,7 +24,7 @@ use rand::rngs::SmallRng;
 use super::batch::{ColumnData, ExpertBatch};
 use super::graph::{Graph, Lead, Node, Op, Shape, Type};
 use super::params::Parameters;
-pub use ids::Lookups;
+pub use ids::{Lookups, hash_id};
 use jagged::Jagged;
 
 /// A graph on a device.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use burn::tensor::TensorMetadata;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
