@@ -24,20 +24,10 @@ pub mod wasm;
 pub use batch::Tae;
 pub use breaker::BreakerConfig;
 pub use error::Error;
+pub use hypercast_fm::device::DeviceKind as Device;
 pub use normalise::{FeatureStatistics, Normaliser};
 pub use params::{Parameters, SavedParameters};
 pub use registry::{Registry, Route};
 pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};
-
-/// Where networks run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    /// Burn's Flex backend.
-    #[default]
-    Cpu,
-    /// Burn's CUDA backend; needs the cargo feature `cuda`.
-    Cuda,
-}

@@ -31,7 +31,7 @@ use crate::{
         Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae, wasm::contract,
     },
     features::{FeatureState, RequestInput},
-    logs::{Entry, EventLog, Fsync},
+    logs::events::{Entry, EventLog, Fsync},
     schema::Schema,
 };
 
