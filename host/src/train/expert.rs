@@ -65,6 +65,13 @@ pub fn train(config: &Config, entry: &ExpertEntry, engine: &Engine) -> Result<Ex
         ..config.plugin_limits.load_options()
     };
     let blueprint = Arc::new(Blueprint::load(engine, &entry.plugin, &schema, &options)?);
+    let (wanted, logged) = (blueprint.description.history_len as usize, log.manifest.history_len);
+    if wanted > logged {
+        return Err(Error::Invalid(format!(
+            "expert {:?} reads {wanted} events of short history and the logs hold {logged}; raise logs.history_len and log again",
+            entry.name
+        )));
+    }
     let settings = &config.expert_training;
     let steps = settings.epochs as u64 * survey.rows / settings.batch_rows as u64;
     let trainer_config = TrainerConfig {

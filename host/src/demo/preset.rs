@@ -1,0 +1,91 @@
+//! The demo's configurations: one a data set, small enough for two cores.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_fm::spec::FmConfig;
+
+use crate::{
+    config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn},
+    import::simulate,
+    schema::Schema,
+};
+
+/// The data sets of the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Data {
+    /// MovieLens-1M, fetched with pip.
+    Movielens,
+    /// KuaiRand-Pure, from its own files.
+    Kuairand,
+    /// A simulated world whose true probabilities are known.
+    Simulated,
+}
+
+impl Data {
+    /// Where the test begins if nothing is asked for; none for the last tenth of impressions.
+    pub fn test_from(self) -> Option<&'static str> {
+        match self {
+            Data::Kuairand => Some("2022-04-29"),
+            Data::Movielens | Data::Simulated => None,
+        }
+    }
+
+    /// The configuration, for a work folder that holds `data/`.
+    pub fn config(self, schema: &Schema, plugins: &Path) -> Config {
+        let mut config = Config {
+            paths: Paths {
+                dataset: "data".into(),
+                fm_work: "fm-work".into(),
+                fm: "fm".into(),
+                logs: "logs".into(),
+                experts: "experts".into(),
+                events: "events.log".into(),
+            },
+            ..Config::default()
+        };
+        let short_term: &[&str] = match self {
+            Data::Movielens => {
+                config.fm = FmConfig { max_history: 64, max_targets: 16, ..FmConfig::default() };
+                config.logs = Logs { skip_share: 0.4, ..Logs::default() };
+                &["drama", "comedy"]
+            }
+            Data::Kuairand => {
+                config.timeline.utc_offset_h = 8;
+                config.logs = Logs { skip_share: 0.0, ..Logs::default() };
+                config.expert_training = ExpertTraining { epochs: 3, ..ExpertTraining::default() };
+                &["tab1"]
+            }
+            Data::Simulated => &["home"],
+        };
+        let served: Vec<String> =
+            short_term.iter().map(|name| name.to_string()).filter(|name| schema.surface(name).is_some()).collect();
+        let first = if served.is_empty() { schema.surfaces[..1].to_vec() } else { served };
+        config.experts = experts(plugins, &first);
+        config
+    }
+}
+
+/// The world of `--data simulated`.
+pub fn world(into: PathBuf) -> simulate::Options {
+    simulate::Options { into, users: 1_000, items: 600, requests: 20_000, surfaces: 3, seed: 1 }
+}
+
+/// Two experts, each with a shadow that has no TAE: the baseline it is compared with.
+fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
+    let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
+        let with = ExpertEntry {
+            name: name.into(),
+            plugin: plugins.join(file),
+            surfaces: surfaces.to_vec(),
+            without_tae: false,
+            shadow: false,
+            train_on,
+        };
+        let without =
+            ExpertEntry { name: format!("{name}-without-tae"), without_tae: true, shadow: true, ..with.clone() };
+        [with, without]
+    };
+    let mut all = Vec::from(entry("short-term", "short_term.wasm", short_term, TrainOn::Own));
+    all.extend(entry("mlp-fusion", "mlp_fusion.wasm", &[], TrainOn::All));
+    all
+}
