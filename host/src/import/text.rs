@@ -43,6 +43,8 @@ impl<R: Read> TextFile<R> {
             // Tab-separated files have no quoting: a quote in a title is a quote.
             .quoting(self.delimiter == b',')
             .flexible(true)
+            // Lines are counted by their `\n`; a `\r` before it goes with the cell's white space.
+            .terminator(csv::Terminator::Any(b'\n'))
             .from_reader(self.content);
         let unreadable = |error: csv::Error| Error::data(&self.name, error.to_string());
         let header = reader.byte_headers().map_err(unreadable)?.clone();

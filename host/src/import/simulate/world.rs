@@ -18,9 +18,9 @@ const START_MS: i64 = 1_704_067_200_000;
 /// Mean time between requests of the same user.
 const USER_GAP_MS: f32 = 4.0 * 3.6e6;
 /// How far tastes wander in the square root of a day.
-const DRIFT: f32 = 0.05;
+const DRIFT: f32 = 0.03;
 /// How much a perfect match of tastes raises the logit of a click.
-const TASTE: f32 = 3.6;
+const TASTE: f32 = 3.0;
 /// A click that has not come by then will not come.
 const CLICK_WINDOW_MS: i64 = 60_000;
 
