@@ -1,5 +1,5 @@
 //! The command line's subcommands, one a file: each an `Args` struct and a `run`.
 
 pub mod import;
-pub mod simulate;
 pub mod plugin;
+pub mod simulate;
