@@ -58,8 +58,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(flops) = args.max_flops {
         graph_limits.flops_per_candidate = flops;
     }
-    let engine = Engine::new(EngineConfig { instances: 1, ..EngineConfig::default() })?;
-    let options = LoadOptions { limits: Limits::default(), graph_limits, tae_dim: args.tae_dim, fm_version: None };
+    let engine = Engine::new(EngineConfig {
+        instances: 1,
+        ..EngineConfig::default()
+    })?;
+    let options = LoadOptions {
+        limits: Limits::default(),
+        graph_limits,
+        tae_dim: args.tae_dim,
+        fm_version: None,
+    };
     let blueprint = Blueprint::load(&engine, &args.file, &schema, &options)?;
     print!("{}", report(&blueprint.description, &blueprint.graph));
     Ok(())
@@ -68,7 +76,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// The plugin in words.
 pub fn report(description: &Description, graph: &Graph) -> String {
     let d = description;
-    let list = |items: Vec<String>, none: &str| if items.is_empty() { none.to_owned() } else { items.join(", ") };
+    let list = |items: Vec<String>, none: &str| {
+        if items.is_empty() {
+            none.to_owned()
+        } else {
+            items.join(", ")
+        }
+    };
     let tasks = d.tasks.iter().map(|task| {
         let kind = match task.kind {
             TaskKind::Binary => "binary",
@@ -133,12 +147,26 @@ fn layers(graph: &Graph) -> String {
             layer.last = node.shape.to_string();
         }
     }
-    let mut text = format!("{:<28} {:<18} {:>12}  ops\n", "layer", "result", "parameters");
+    let mut text = format!(
+        "{:<28} {:<18} {:>12}  ops\n",
+        "layer", "result", "parameters"
+    );
     for name in order {
         let layer = &layers[name];
-        let ops = layer.ops.iter().map(|(op, count)| if *count > 1 { format!("{op} x{count}") } else { (*op).to_owned() });
+        let ops = layer.ops.iter().map(|(op, count)| {
+            if *count > 1 {
+                format!("{op} x{count}")
+            } else {
+                (*op).to_owned()
+            }
+        });
         let ops: Vec<String> = ops.collect();
-        text.push_str(&format!("{name:<28} {:<18} {:>12}  {}\n", layer.last, layer.parameters, ops.join(", ")));
+        text.push_str(&format!(
+            "{name:<28} {:<18} {:>12}  {}\n",
+            layer.last,
+            layer.parameters,
+            ops.join(", ")
+        ));
     }
     text.push('\n');
     text

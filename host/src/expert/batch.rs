@@ -40,7 +40,9 @@ pub struct ExpertBatch {
 impl ExpertBatch {
     /// Short-history events of all requests.
     pub fn history_events(&self) -> usize {
-        self.history_offsets.last().map_or(0, |events| *events as usize)
+        self.history_offsets
+            .last()
+            .map_or(0, |events| *events as usize)
     }
 
     /// Requests.
@@ -84,15 +86,30 @@ pub struct Columns {
 
 impl Columns {
     /// Resolves the columns of `description`, or says which name the schema lacks.
-    pub fn new(description: &Description, schema: &Schema, tae_dim: usize) -> Result<Columns, Error> {
+    pub fn new(
+        description: &Description,
+        schema: &Schema,
+        tae_dim: usize,
+    ) -> Result<Columns, Error> {
         let resolver = Resolver {
             features: schema.feature_columns(),
             ids: schema.id_columns(),
             history_ids: contract::history_id_columns(schema),
         };
-        let resolve = |column: &Column| resolver.resolve(column).map_err(|why| Error::refused(&description.name, why));
-        let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
-        let rank = description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
+        let resolve = |column: &Column| {
+            resolver
+                .resolve(column)
+                .map_err(|why| Error::refused(&description.name, why))
+        };
+        let sources = description
+            .columns
+            .iter()
+            .map(resolve)
+            .collect::<Result<Vec<_>, _>>()?;
+        let rank = description
+            .rank_columns
+            .iter()
+            .map(|column| Ok((column.clone(), resolve(column)?)));
         Ok(Columns {
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
@@ -122,17 +139,49 @@ impl Columns {
     ///
     /// # Panics
     /// Where `tae` does not hold `tae_dim` values a target.
-    pub fn batch<E: Borrow<Example>>(&self, examples: &[E], tae: Tae, normaliser: &Normaliser) -> ExpertBatch {
-        let histories: Vec<Vec<&Event>> = examples.iter().map(|example| self.history(example.borrow())).collect();
-        let target_offsets = offsets(examples.iter().map(|example| example.borrow().targets.len()));
+    pub fn batch<E: Borrow<Example>>(
+        &self,
+        examples: &[E],
+        tae: Tae,
+        normaliser: &Normaliser,
+    ) -> ExpertBatch {
+        let histories: Vec<Vec<&Event>> = examples
+            .iter()
+            .map(|example| self.history(example.borrow()))
+            .collect();
+        let target_offsets = offsets(
+            examples
+                .iter()
+                .map(|example| example.borrow().targets.len()),
+        );
         let history_offsets = offsets(histories.iter().map(Vec::len));
         let rows = target_offsets.last().map_or(0, |rows| *rows as usize);
         if let Tae::Rows(values) = tae {
-            assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
+            assert_eq!(
+                values.len(),
+                rows * self.tae_dim,
+                "the TAE has tae_dim values a target"
+            );
         }
-        let builder = Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
-        let columns = self.sources.iter().map(|source| builder.column(*source)).collect();
-        ExpertBatch { rows, history_offsets, target_offsets, columns }
+        let builder = Builder {
+            columns: self,
+            examples,
+            histories: &histories,
+            tae,
+            normaliser,
+            rows,
+        };
+        let columns = self
+            .sources
+            .iter()
+            .map(|source| builder.column(*source))
+            .collect();
+        ExpertBatch {
+            rows,
+            history_offsets,
+            target_offsets,
+            columns,
+        }
     }
 
     /// What `rank` reads of a request besides the predictions: raw values, not normalised.
@@ -143,16 +192,28 @@ impl Columns {
                 Tae::Rows(values) => Data::Numbers(values.to_vec()),
                 Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
             },
-            Source::Feature(index) => Data::Numbers(example.targets.iter().map(|t| t.features[index]).collect()),
+            Source::Feature(index) => {
+                Data::Numbers(example.targets.iter().map(|t| t.features[index]).collect())
+            }
             Source::Id(index) => Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect()),
             _ => unreachable!("a description's rank-columns hold no history column"),
         };
-        self.rank.iter().map(|(column, source)| NamedColumn { column: column.clone(), data: raw(*source) }).collect()
+        self.rank
+            .iter()
+            .map(|(column, source)| NamedColumn {
+                column: column.clone(),
+                data: raw(*source),
+            })
+            .collect()
     }
 
     /// The last events on the request's surface, oldest first.
     fn history<'e>(&self, example: &'e Example) -> Vec<&'e Event> {
-        let on_surface = example.history.iter().rev().filter(|event| event.surface == example.surface);
+        let on_surface = example
+            .history
+            .iter()
+            .rev()
+            .filter(|event| event.surface == example.surface);
         let mut events: Vec<&Event> = on_surface.take(self.history_len).collect();
         events.reverse();
         events
@@ -169,7 +230,11 @@ impl Resolver {
     fn resolve(&self, column: &Column) -> Result<Source, String> {
         let find = |names: &[String], name: &str| {
             names.iter().position(|known| known == name).ok_or_else(|| {
-                format!("it reads {}, which the schema lacks (it has `{}`)", column.label(), names.join("`, `"))
+                format!(
+                    "it reads {}, which the schema lacks (it has `{}`)",
+                    column.label(),
+                    names.join("`, `")
+                )
             })
         };
         Ok(match column {
@@ -204,12 +269,20 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 Tae::Without => vec![0.0; self.rows * self.columns.tae_dim],
             }),
             Source::Feature(index) => {
-                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
-                let value = |target: &hypercast_fm::example::Target| self.normaliser.apply(index, target.features[index]);
+                let targets = self
+                    .examples
+                    .iter()
+                    .flat_map(|example| &example.borrow().targets);
+                let value = |target: &hypercast_fm::example::Target| {
+                    self.normaliser.apply(index, target.features[index])
+                };
                 ColumnData::Numbers(targets.map(value).collect())
             }
             Source::Id(index) => {
-                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
+                let targets = self
+                    .examples
+                    .iter()
+                    .flat_map(|example| &example.borrow().targets);
                 ColumnData::Ids(targets.map(|target| target.ids[index]).collect())
             }
             Source::HistoryItem => self.history_ids(|event| event.item.id),
@@ -221,7 +294,12 @@ impl<E: Borrow<Example>> Builder<'_, E> {
     }
 
     fn history_ids(&self, id: impl Fn(&Event) -> u64) -> ColumnData {
-        let mut ids: Vec<u64> = self.histories.iter().flatten().map(|event| id(event)).collect();
+        let mut ids: Vec<u64> = self
+            .histories
+            .iter()
+            .flatten()
+            .map(|event| id(event))
+            .collect();
         if ids.is_empty() {
             ids.push(0);
         }

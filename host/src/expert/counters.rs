@@ -5,8 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::wasm::Fault;
 
 /// The causes, as [`Fault::label`] names them.
-const CAUSES: [&str; 8] =
-    ["trap", "deadline", "memory", "stack_overflow", "bad_output", "refused", "busy", "breaker_open"];
+const CAUSES: [&str; 8] = [
+    "trap",
+    "deadline",
+    "memory",
+    "stack_overflow",
+    "bad_output",
+    "refused",
+    "busy",
+    "breaker_open",
+];
 
 /// Running counts.
 #[derive(Debug, Default)]
@@ -42,7 +50,13 @@ impl Counters {
     }
 
     pub(super) fn snapshot(&self) -> CountersSnapshot {
-        let counts = CAUSES.iter().zip(&self.faults).map(|(label, count)| (*label, count.load(Ordering::Relaxed)));
-        CountersSnapshot { requests: self.requests.load(Ordering::Relaxed), faults: counts.collect() }
+        let counts = CAUSES
+            .iter()
+            .zip(&self.faults)
+            .map(|(label, count)| (*label, count.load(Ordering::Relaxed)));
+        CountersSnapshot {
+            requests: self.requests.load(Ordering::Relaxed),
+            faults: counts.collect(),
+        }
     }
 }

@@ -68,12 +68,18 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn refused(plugin: &str, why: String) -> Error {
-        Error::Refused { plugin: plugin.to_owned(), why }
+        Error::Refused {
+            plugin: plugin.to_owned(),
+            why,
+        }
     }
 
     #[cfg(not(feature = "cuda"))]
     pub(crate) fn without_cuda() -> Error {
-        Error::Device("device `cuda` needs a binary built with `--features cuda`; use device `cpu`".to_owned())
+        Error::Device(
+            "device `cuda` needs a binary built with `--features cuda`; use device `cpu`"
+                .to_owned(),
+        )
     }
 
     pub(crate) fn engine(error: wasmtime::Error) -> Error {

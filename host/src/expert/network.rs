@@ -19,11 +19,23 @@ pub trait Network: Send + Sync {
 }
 
 /// Puts `graph` and `parameters` on `device`.
-pub fn network(graph: Arc<Graph>, parameters: Parameters, device: Device) -> Result<Box<dyn Network>, Error> {
+pub fn network(
+    graph: Arc<Graph>,
+    parameters: Parameters,
+    device: Device,
+) -> Result<Box<dyn Network>, Error> {
     match device {
-        Device::Cpu => Ok(Box::new(OnDevice::<burn_flex::Flex>::new(graph, parameters, Default::default()))),
+        Device::Cpu => Ok(Box::new(OnDevice::<burn_flex::Flex>::new(
+            graph,
+            parameters,
+            Default::default(),
+        ))),
         #[cfg(feature = "cuda")]
-        Device::Cuda => Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(graph, parameters, Default::default()))),
+        Device::Cuda => Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(
+            graph,
+            parameters,
+            Default::default(),
+        ))),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(Error::without_cuda()),
     }
@@ -43,14 +55,21 @@ impl<B: HstuBackend> OnDevice<B> {
             (!spec.table).then(|| executor.dense_leaf(&parameters, index))
         };
         let dense = graph.parameters.iter().enumerate().map(dense).collect();
-        OnDevice { executor, parameters, dense }
+        OnDevice {
+            executor,
+            parameters,
+            dense,
+        }
     }
 }
 
 impl<B: HstuBackend> Network for OnDevice<B> {
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32> {
         let lookups = self.executor.lookups(batch);
-        let leaf = |(index, dense): (usize, &Option<FloatTensor<B>>)| match (dense, &lookups.rows[index]) {
+        let leaf = |(index, dense): (usize, &Option<FloatTensor<B>>)| match (
+            dense,
+            &lookups.rows[index],
+        ) {
             (Some(dense), _) => dense.clone(),
             (None, rows) => {
                 let rows = rows.as_ref().expect("a table's touched rows are known");

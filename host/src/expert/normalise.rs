@@ -23,7 +23,11 @@ pub struct Normaliser {
 impl Normaliser {
     /// Leaves values as they are (but for the clip).
     pub fn identity(names: &[String]) -> Normaliser {
-        Normaliser { names: names.to_vec(), mean: vec![0.0; names.len()], deviation: vec![1.0; names.len()] }
+        Normaliser {
+            names: names.to_vec(),
+            mean: vec![0.0; names.len()],
+            deviation: vec![1.0; names.len()],
+        }
     }
 
     /// The standardised value of column `index`; 0 for a value that is not finite.
@@ -52,7 +56,10 @@ struct Moments {
 impl FeatureStatistics {
     /// No example yet. `names` are the schema's `feature_columns`.
     pub fn new(names: &[String]) -> FeatureStatistics {
-        FeatureStatistics { names: names.to_vec(), columns: vec![Moments::default(); names.len()] }
+        FeatureStatistics {
+            names: names.to_vec(),
+            columns: vec![Moments::default(); names.len()],
+        }
     }
 
     /// Adds every target of an example. Values that are not finite are left out.
@@ -66,12 +73,17 @@ impl FeatureStatistics {
 
     /// The normaliser of what was seen.
     pub fn finish(self) -> Normaliser {
-        let deviation = |moments: &Moments| match (moments.squares / moments.count.max(1.0)).sqrt() {
+        let deviation = |moments: &Moments| match (moments.squares / moments.count.max(1.0)).sqrt()
+        {
             deviation if deviation > 1e-6 => deviation as f32,
             _ => 1.0,
         };
         Normaliser {
-            mean: self.columns.iter().map(|moments| moments.mean as f32).collect(),
+            mean: self
+                .columns
+                .iter()
+                .map(|moments| moments.mean as f32)
+                .collect(),
             deviation: self.columns.iter().map(deviation).collect(),
             names: self.names,
         }

@@ -40,7 +40,10 @@ impl Registry {
         for expert in experts {
             if !expert.blueprint().serves(surface) {
                 let serves = expert.blueprint().description.surfaces.join("`, `");
-                return Err(Error::refused(expert.name(), format!("it serves `{serves}`, not surface `{surface}`")));
+                return Err(Error::refused(
+                    expert.name(),
+                    format!("it serves `{serves}`, not surface `{surface}`"),
+                ));
             }
         }
         self.routes.insert(index as u16, route);

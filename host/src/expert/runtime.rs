@@ -57,20 +57,45 @@ pub struct Blueprint {
 
 impl Blueprint {
     /// Loads and checks the component at `path`.
-    pub fn load(engine: &Engine, path: &Path, schema: &Schema, options: &LoadOptions) -> Result<Blueprint, Error> {
-        Blueprint::new(Plugin::load(engine, path, &options.limits)?, schema, options)
+    pub fn load(
+        engine: &Engine,
+        path: &Path,
+        schema: &Schema,
+        options: &LoadOptions,
+    ) -> Result<Blueprint, Error> {
+        Blueprint::new(
+            Plugin::load(engine, path, &options.limits)?,
+            schema,
+            options,
+        )
     }
 
     /// Asks `plugin` for its description and network, and checks both.
-    pub fn new(mut plugin: Plugin, schema: &Schema, options: &LoadOptions) -> Result<Blueprint, Error> {
+    pub fn new(
+        mut plugin: Plugin,
+        schema: &Schema,
+        options: &LoadOptions,
+    ) -> Result<Blueprint, Error> {
         let info = contract::host_info(schema, options.tae_dim);
         let description = plugin.describe(&info)?;
         check_fm_version(&description, options.fm_version.as_deref())?;
         let network = plugin.network(&info)?;
-        let graph = Arc::new(Graph::new(&description, &network, &info, &options.graph_limits)?);
+        let graph = Arc::new(Graph::new(
+            &description,
+            &network,
+            &info,
+            &options.graph_limits,
+        )?);
         let columns = Columns::new(&description, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
-        Ok(Blueprint { plugin, description, info, graph, columns, fm_version })
+        Ok(Blueprint {
+            plugin,
+            description,
+            info,
+            graph,
+            columns,
+            fm_version,
+        })
     }
 
     /// Fresh parameters for training, with the standardisation of its log.
@@ -82,7 +107,12 @@ impl Blueprint {
             graph: hash_text(&self.graph),
             fm_version: self.fm_version.clone(),
             tae_dim: self.columns.tae_dim(),
-            tasks: self.description.tasks.iter().map(|task| task.name.clone()).collect(),
+            tasks: self
+                .description
+                .tasks
+                .iter()
+                .map(|task| task.name.clone())
+                .collect(),
             trained_rows: 0,
             normaliser,
         };
@@ -91,14 +121,23 @@ impl Blueprint {
 
     /// Whether the expert can serve `surface`.
     pub fn serves(&self, surface: &str) -> bool {
-        self.description.surfaces.is_empty() || self.description.surfaces.iter().any(|served| served == surface)
+        self.description.surfaces.is_empty()
+            || self
+                .description
+                .surfaces
+                .iter()
+                .any(|served| served == surface)
     }
 
     /// Splits outputs `[rows, tasks]` into predictions a task.
     pub(crate) fn predictions(&self, outputs: &[f32]) -> Vec<Vec<f32>> {
         let tasks = &self.description.tasks;
         let column = |index: usize| outputs.iter().skip(index).step_by(tasks.len());
-        let of_task = |index: usize| column(index).map(|output| prediction(tasks[index].kind, *output)).collect();
+        let of_task = |index: usize| {
+            column(index)
+                .map(|output| prediction(tasks[index].kind, *output))
+                .collect()
+        };
         (0..tasks.len()).map(of_task).collect()
     }
 }
@@ -107,13 +146,24 @@ fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Resu
     let refused = |why| Err(Error::refused(&description.name, why));
     let wanted = description.fm_version.as_str();
     let Ok(requirement) = semver::VersionReq::parse(wanted) else {
-        return refused(format!("its fm-version `{}` is no semver requirement (use `*` for any)", wanted.escape_debug()));
+        return refused(format!(
+            "its fm-version `{}` is no semver requirement (use `*` for any)",
+            wanted.escape_debug()
+        ));
     };
-    let Some(found) = fm_version else { return Ok(()) };
+    let Some(found) = fm_version else {
+        return Ok(());
+    };
     match semver::Version::parse(found) {
-        Ok(version) if requirement == semver::VersionReq::STAR || requirement.matches(&version) => Ok(()),
-        Ok(_) => refused(format!("it accepts FM versions `{wanted}`, and this FM is {found}")),
-        Err(error) => refused(format!("the FM's version `{found}` is no semver version: {error}")),
+        Ok(version) if requirement == semver::VersionReq::STAR || requirement.matches(&version) => {
+            Ok(())
+        }
+        Ok(_) => refused(format!(
+            "it accepts FM versions `{wanted}`, and this FM is {found}"
+        )),
+        Err(error) => refused(format!(
+            "the FM's version `{found}` is no semver version: {error}"
+        )),
     }
 }
 
@@ -128,7 +178,10 @@ pub struct Predictions {
 impl Predictions {
     /// The values of a task.
     pub fn task(&self, name: &str) -> Option<&[f32]> {
-        self.tasks.iter().find(|prediction| prediction.task == name).map(|prediction| prediction.values.as_slice())
+        self.tasks
+            .iter()
+            .find(|prediction| prediction.task == name)
+            .map(|prediction| prediction.values.as_slice())
     }
 }
 
@@ -174,7 +227,13 @@ impl Expert {
     ) -> Result<Expert, Error> {
         let provenance = parameters.provenance.clone();
         let network = network(blueprint.graph.clone(), parameters, device)?;
-        Ok(Expert { blueprint, network, provenance, breaker: Breaker::new(breaker), counters: Counters::default() })
+        Ok(Expert {
+            blueprint,
+            network,
+            provenance,
+            breaker: Breaker::new(breaker),
+            counters: Counters::default(),
+        })
     }
 
     /// As `new`, with the parameters of a file, which must be those of this
@@ -185,18 +244,30 @@ impl Expert {
         device: Device,
         breaker: BreakerConfig,
     ) -> Result<Expert, Error> {
-        let parameters_of_graph = Parameters::restore(&blueprint.graph, SavedParameters::read(parameters)?)?;
+        let parameters_of_graph =
+            Parameters::restore(&blueprint.graph, SavedParameters::read(parameters)?)?;
         let found = &parameters_of_graph.provenance;
-        if (found.fm_version.as_str(), found.tae_dim) != (&blueprint.fm_version, blueprint.columns.tae_dim()) {
+        if (found.fm_version.as_str(), found.tae_dim)
+            != (&blueprint.fm_version, blueprint.columns.tae_dim())
+        {
             let why = format!(
                 "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
-                found.fm_version, found.tae_dim, blueprint.fm_version, blueprint.columns.tae_dim()
+                found.fm_version,
+                found.tae_dim,
+                blueprint.fm_version,
+                blueprint.columns.tae_dim()
             );
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
+            return Err(Error::Parameters {
+                path: parameters.to_path_buf(),
+                why,
+            });
         }
         if found.normaliser.names != blueprint.columns.feature_names() {
             let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
+            return Err(Error::Parameters {
+                path: parameters.to_path_buf(),
+                why,
+            });
         }
         Expert::new(blueprint, parameters_of_graph, device, breaker)
     }
@@ -233,16 +304,38 @@ impl Expert {
 
     /// Predictions for every target of `examples`, in order. A prediction that
     /// is not finite is a fault.
-    pub fn predict<E: Borrow<Example>>(&self, examples: &[E], tae: Tae) -> Result<Predictions, ExpertFault> {
-        let batch = self.blueprint.columns.batch(examples, tae, &self.provenance.normaliser);
-        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
+    pub fn predict<E: Borrow<Example>>(
+        &self,
+        examples: &[E],
+        tae: Tae,
+    ) -> Result<Predictions, ExpertFault> {
+        let batch = self
+            .blueprint
+            .columns
+            .batch(examples, tae, &self.provenance.normaliser);
+        let outputs = if batch.rows == 0 {
+            Vec::new()
+        } else {
+            self.network.outputs(&batch)
+        };
         let values = self.blueprint.predictions(&outputs);
         let tasks = self.blueprint.description.tasks.iter().zip(values);
-        let tasks: Vec<Prediction> =
-            tasks.map(|(task, values)| Prediction { task: task.name.clone(), values }).collect();
+        let tasks: Vec<Prediction> = tasks
+            .map(|(task, values)| Prediction {
+                task: task.name.clone(),
+                values,
+            })
+            .collect();
         for prediction in &tasks {
-            if let Some(row) = prediction.values.iter().position(|value| !value.is_finite()) {
-                let why = format!("task `{}`, row {row}: prediction {}", prediction.task, prediction.values[row]);
+            if let Some(row) = prediction
+                .values
+                .iter()
+                .position(|value| !value.is_finite())
+            {
+                let why = format!(
+                    "task `{}`, row {row}: prediction {}",
+                    prediction.task, prediction.values[row]
+                );
                 return Err(self.fault(Call::Predict, Fault::BadOutput(why)));
             }
         }
@@ -260,13 +353,25 @@ impl Expert {
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let columns = self.blueprint.columns.rank_columns(example, tae);
         let request = RankRequest {
-            surface: self.blueprint.info.surfaces.get(usize::from(example.surface)).cloned().unwrap_or_default(),
+            surface: self
+                .blueprint
+                .info
+                .surfaces
+                .get(usize::from(example.surface))
+                .cloned()
+                .unwrap_or_default(),
             user: example.user.id,
             time_ms: example.time_ms,
-            candidates: example.targets.iter().map(|target| target.item.id).collect(),
+            candidates: example
+                .targets
+                .iter()
+                .map(|target| target.item.id)
+                .collect(),
             limit: limit.min(example.targets.len()) as u32,
         };
-        self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
+        self.blueprint
+            .plugin
+            .rank(&request, &predictions.tasks, &columns)
     }
 
     /// Answers one request: breaker, network, `rank`, counters. `tae` is the
@@ -289,7 +394,13 @@ impl Expert {
         match answer {
             Ok((ranked, predictions)) => {
                 self.breaker.success();
-                (RankOutcome::Ranked { ranked, predictions }, times)
+                (
+                    RankOutcome::Ranked {
+                        ranked,
+                        predictions,
+                    },
+                    times,
+                )
             }
             Err(fault) => {
                 self.breaker.fault(Instant::now());
@@ -305,6 +416,10 @@ impl Expert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name().to_owned(), call, cause }
+        ExpertFault {
+            plugin: self.name().to_owned(),
+            call,
+            cause,
+        }
     }
 }

@@ -28,19 +28,42 @@ impl<B: HstuBackend> Jagged<B> {
     }
 
     /// `HstuAttention` of qh, kh, vh, q, k, v: `[rows, heads * d]`.
-    pub(super) fn attention(&self, inputs: Vec<FloatTensor<B>>, heads: usize, max_len: usize) -> FloatTensor<B> {
-        let [qh, kh, vh, q, k, v] = inputs.try_into().ok().expect("the graph was checked: six inputs");
+    pub(super) fn attention(
+        &self,
+        inputs: Vec<FloatTensor<B>>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
+        let [qh, kh, vh, q, k, v] = inputs
+            .try_into()
+            .ok()
+            .expect("the graph was checked: six inputs");
         let history = self.events();
         // The one event of a batch without history belongs to no request.
-        let joint = |past, rows| if history == 0 { rows } else { B::float_cat(vec![past, rows], 0) };
+        let joint = |past, rows| {
+            if history == 0 {
+                rows
+            } else {
+                B::float_cat(vec![past, rows], 0)
+            }
+        };
         let qkv = [joint(qh, q), joint(kh, k), joint(vh, v)];
         let joint = self.hstu(qkv, self.target_offsets.clone(), heads, max_len);
         let end = joint.shape().as_slice()[0];
-        if history == 0 { joint } else { ops::slice::<B>(joint, 0, history..end) }
+        if history == 0 {
+            joint
+        } else {
+            ops::slice::<B>(joint, 0, history..end)
+        }
     }
 
     /// `HstuHistory` of qh, kh, vh: `[history, heads * d]`.
-    pub(super) fn history_attention(&self, inputs: Vec<FloatTensor<B>>, heads: usize, max_len: usize) -> FloatTensor<B> {
+    pub(super) fn history_attention(
+        &self,
+        inputs: Vec<FloatTensor<B>>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
         let [q, k, v] = super::three(inputs);
         if self.events() == 0 {
             return B::float_zeros(v.shape(), &B::float_device(&v), FloatDType::F32);
@@ -49,7 +72,13 @@ impl<B: HstuBackend> Jagged<B> {
         self.hstu([q, k, v], no_targets, heads, max_len)
     }
 
-    fn hstu(&self, qkv: [FloatTensor<B>; 3], target_offsets: Arc<[u32]>, heads: usize, max_len: usize) -> FloatTensor<B> {
+    fn hstu(
+        &self,
+        qkv: [FloatTensor<B>; 3],
+        target_offsets: Arc<[u32]>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
         let [q, k, v] = qkv;
         let d = q.shape().as_slice()[1] / heads;
         let shape = HstuAttention {
@@ -61,7 +90,16 @@ impl<B: HstuBackend> Jagged<B> {
             window: None,
             times_s: None,
         };
-        B::hstu_attention(HstuInputs { q, k, v, position: None, time: None }, Arc::new(shape))
+        B::hstu_attention(
+            HstuInputs {
+                q,
+                k,
+                v,
+                position: None,
+                time: None,
+            },
+            Arc::new(shape),
+        )
     }
 
     /// Each request's history pooled and given to its rows: `[rows, d]`.
@@ -75,8 +113,13 @@ impl<B: HstuBackend> Jagged<B> {
         let pooled = match kind {
             Reduction::Max => self.pool_max(x),
             Reduction::Sum | Reduction::Mean => {
-                let x = if kind == Reduction::Mean { B::float_mul(x, self.shares(&device)) } else { x };
-                let zeros = B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
+                let x = if kind == Reduction::Mean {
+                    B::float_mul(x, self.shares(&device))
+                } else {
+                    x
+                };
+                let zeros =
+                    B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
                 B::float_select_add(zeros, 0, owners::<B>(&self.history_offsets, &device), x)
             }
         };
@@ -87,20 +130,47 @@ impl<B: HstuBackend> Jagged<B> {
     /// event, which changes no maximum; those without any are set to 0 after.
     fn pool_max(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
-        let spans: Vec<(u32, u32)> = self.history_offsets.windows(2).map(|span| (span[0], span[1])).collect();
-        let longest = spans.iter().map(|(start, end)| end - start).max().unwrap_or(0).max(1);
+        let spans: Vec<(u32, u32)> = self
+            .history_offsets
+            .windows(2)
+            .map(|span| (span[0], span[1]))
+            .collect();
+        let longest = spans
+            .iter()
+            .map(|(start, end)| end - start)
+            .max()
+            .unwrap_or(0)
+            .max(1);
         let last = self.events() as u32 - 1;
         let padded = spans.iter().flat_map(|(start, end)| {
-            (0..longest).map(move |step| if start + step < *end { start + step } else { (*start).min(last) })
+            (0..longest).map(move |step| {
+                if start + step < *end {
+                    start + step
+                } else {
+                    (*start).min(last)
+                }
+            })
         });
         let padded = ops::indices::<B>(padded.map(i64::from).collect(), &device);
         let dims = Dims::from(vec![spans.len(), longest as usize, width]);
         let most = B::float_max_dim(B::float_reshape(B::float_select(x, 0, padded), dims), 1);
         let most = B::float_reshape(most, Dims::from(vec![spans.len(), width]));
-        let empty = spans.iter().map(|(start, end)| f32::from(u8::from(start == end)));
-        let empty = upload::<B>(empty.flat_map(|flag| std::iter::repeat_n(flag, width)).collect(), &[spans.len(), width], &device);
+        let empty = spans
+            .iter()
+            .map(|(start, end)| f32::from(u8::from(start == end)));
+        let empty = upload::<B>(
+            empty
+                .flat_map(|flag| std::iter::repeat_n(flag, width))
+                .collect(),
+            &[spans.len(), width],
+            &device,
+        );
         let bool_dtype = get_device_settings::<B>(&device).bool_dtype;
-        B::float_mask_fill(most, B::float_greater_elem(empty, 0.5f32.into(), bool_dtype), 0f32.into())
+        B::float_mask_fill(
+            most,
+            B::float_greater_elem(empty, 0.5f32.into(), bool_dtype),
+            0f32.into(),
+        )
     }
 
     /// One over the length of the history that each event is in: `[history, 1]`.
@@ -109,17 +179,25 @@ impl<B: HstuBackend> Jagged<B> {
             let length = (span[1] - span[0]) as usize;
             std::iter::repeat_n(1.0 / length.max(1) as f32, length)
         };
-        upload::<B>(self.history_offsets.windows(2).flat_map(share).collect(), &[self.events(), 1], device)
+        upload::<B>(
+            self.history_offsets.windows(2).flat_map(share).collect(),
+            &[self.events(), 1],
+            device,
+        )
     }
 
     fn events(&self) -> usize {
-        self.history_offsets.last().map_or(0, |events| *events as usize)
+        self.history_offsets
+            .last()
+            .map_or(0, |events| *events as usize)
     }
 }
 
 /// The request of each entry.
 fn owners<B: HstuBackend>(offsets: &[u32], device: &B::Device) -> IntTensor<B> {
     let spans = offsets.windows(2).enumerate();
-    let owners = spans.flat_map(|(request, span)| std::iter::repeat_n(request as i64, (span[1] - span[0]) as usize));
+    let owners = spans.flat_map(|(request, span)| {
+        std::iter::repeat_n(request as i64, (span[1] - span[0]) as usize)
+    });
     ops::indices::<B>(owners.collect(), device)
 }

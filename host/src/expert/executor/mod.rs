@@ -51,7 +51,11 @@ impl<B: HstuBackend> Executor<B> {
         for input in read.chain(&graph.outputs).chain(&graph.extra_loss) {
             uses[*input] += 1;
         }
-        Executor { graph, device, uses }
+        Executor {
+            graph,
+            device,
+            uses,
+        }
     }
 
     /// The graph.
@@ -79,12 +83,23 @@ impl<B: HstuBackend> Executor<B> {
 
     /// The device tensor of a whole parameter.
     pub fn dense_leaf(&self, parameters: &Parameters, index: usize) -> FloatTensor<B> {
-        self.upload(parameters.values(index).to_vec(), &self.graph.parameters[index].shape)
+        self.upload(
+            parameters.values(index).to_vec(),
+            &self.graph.parameters[index].shape,
+        )
     }
 
     /// The device tensor of a table's touched rows.
-    pub fn table_leaf(&self, parameters: &Parameters, index: usize, rows: &[u32]) -> FloatTensor<B> {
-        self.upload(parameters.gather(index, rows), &[rows.len(), self.graph.parameters[index].shape[1]])
+    pub fn table_leaf(
+        &self,
+        parameters: &Parameters,
+        index: usize,
+        rows: &[u32],
+    ) -> FloatTensor<B> {
+        self.upload(
+            parameters.gather(index, rows),
+            &[rows.len(), self.graph.parameters[index].shape[1]],
+        )
     }
 
     /// Runs the graph. `leaves` are those of `lookups`, one a parameter.
@@ -116,10 +131,22 @@ impl<B: HstuBackend> Executor<B> {
                 run.values[index] = Some(run.node(index, node));
             }
         }
-        let tasks: Vec<FloatTensor<B>> = self.graph.outputs.iter().map(|output| run.take(*output)).collect();
+        let tasks: Vec<FloatTensor<B>> = self
+            .graph
+            .outputs
+            .iter()
+            .map(|output| run.take(*output))
+            .collect();
         let extra_loss = self.graph.extra_loss.map(|node| run.take(node));
-        let tasks = if tasks.len() == 1 { tasks.into_iter().next() } else { Some(B::float_cat(tasks, 1)) };
-        Outputs { tasks: tasks.expect("a graph has an output"), extra_loss }
+        let tasks = if tasks.len() == 1 {
+            tasks.into_iter().next()
+        } else {
+            Some(B::float_cat(tasks, 1))
+        };
+        Outputs {
+            tasks: tasks.expect("a graph has an output"),
+            extra_loss,
+        }
     }
 
     /// Moves values to the device.
@@ -135,7 +162,9 @@ fn upload<B: Backend>(values: Vec<f32>, dims: &[usize], device: &B::Device) -> F
 /// Reads a tensor back to the host.
 pub fn download<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
     let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("the device is alive");
-    data.convert::<f32>().into_vec().expect("the data was converted to f32")
+    data.convert::<f32>()
+        .into_vec()
+        .expect("the data was converted to f32")
 }
 
 /// One run in progress.
@@ -155,7 +184,11 @@ impl<B: HstuBackend> Run<'_, B> {
     /// can work in place.
     fn take(&mut self, node: usize) -> FloatTensor<B> {
         self.left[node] -= 1;
-        let value = if self.left[node] == 0 { self.values[node].take() } else { self.values[node].clone() };
+        let value = if self.left[node] == 0 {
+            self.values[node].take()
+        } else {
+            self.values[node].clone()
+        };
         value.expect("a node runs before its readers")
     }
 
@@ -163,13 +196,18 @@ impl<B: HstuBackend> Run<'_, B> {
         if let Some(value) = self.source(index, node) {
             return value;
         }
-        let inputs = node.inputs.iter().filter(|input| self.executor.graph.nodes[**input].ty == Type::Number);
+        let inputs = node
+            .inputs
+            .iter()
+            .filter(|input| self.executor.graph.nodes[**input].ty == Type::Number);
         let mut inputs: Vec<FloatTensor<B>> = inputs.map(|input| self.take(*input)).collect();
         let rank = node.shape.rank();
         match &node.op {
             Op::Concat { axis } => B::float_cat(inputs, *axis),
             Op::HstuAttention { heads, max_len } => self.jagged.attention(inputs, *heads, *max_len),
-            Op::HstuHistory { heads, max_len } => self.jagged.history_attention(inputs, *heads, *max_len),
+            Op::HstuHistory { heads, max_len } => {
+                self.jagged.history_attention(inputs, *heads, *max_len)
+            }
             Op::Where => {
                 let [c, a, b] = three(inputs);
                 ops::select_where::<B>(c, a, b)
@@ -179,7 +217,10 @@ impl<B: HstuBackend> Run<'_, B> {
                 ops::layer_norm::<B>(x, scale, bias, *epsilon)
             }
             Op::MatMul | Op::Binary(_) | Op::Compare(_) => {
-                let (b, a) = (inputs.pop().expect("two inputs"), inputs.pop().expect("two inputs"));
+                let (b, a) = (
+                    inputs.pop().expect("two inputs"),
+                    inputs.pop().expect("two inputs"),
+                );
                 match &node.op {
                     Op::Binary(op) => ops::binary::<B>(*op, a, b, rank),
                     Op::Compare(op) => ops::compare::<B>(*op, a, b, rank),
@@ -198,13 +239,18 @@ impl<B: HstuBackend> Run<'_, B> {
         let device = &self.executor.device;
         Some(match &node.op {
             Op::Input { column } => match &self.batch.columns[*column] {
-                ColumnData::Numbers(values) => upload::<B>(values.clone(), &self.dims(&node.shape), device),
+                ColumnData::Numbers(values) => {
+                    upload::<B>(values.clone(), &self.dims(&node.shape), device)
+                }
                 ColumnData::Ids(_) => unreachable!("an id column is an id node"),
             },
             Op::Parameter { parameter } => self.leaves[*parameter].clone(),
-            Op::Constant { value, .. } => {
-                B::float_full(Dims::from(node.shape.dims.clone()), (*value).into(), device, FloatDType::F32)
-            }
+            Op::Constant { value, .. } => B::float_full(
+                Dims::from(node.shape.dims.clone()),
+                (*value).into(),
+                device,
+                FloatDType::F32,
+            ),
             Op::Cast => upload::<B>(self.lookups.cast(index), &self.dims(&node.shape), device),
             _ => return None,
         })
@@ -248,7 +294,10 @@ impl<B: HstuBackend> Run<'_, B> {
 }
 
 fn three<T>(inputs: Vec<T>) -> [T; 3] {
-    inputs.try_into().ok().expect("the graph was checked: three inputs")
+    inputs
+        .try_into()
+        .ok()
+        .expect("the graph was checked: three inputs")
 }
 
 /// The dimensions of a tensor.

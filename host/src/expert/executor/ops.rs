@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{FloatDType, Shape as Dims, Slice, TensorData, TensorMetadata, get_device_settings};
+use burn::tensor::{
+    FloatDType, Shape as Dims, Slice, TensorData, TensorMetadata, get_device_settings,
+};
 use rand::RngCore;
 use rand::rngs::SmallRng;
 
@@ -32,7 +34,12 @@ pub(super) fn unary<B: Backend>(op: Unary, x: FloatTensor<B>) -> FloatTensor<B> 
     }
 }
 
-pub(super) fn binary<B: Backend>(op: Binary, a: FloatTensor<B>, b: FloatTensor<B>, rank: usize) -> FloatTensor<B> {
+pub(super) fn binary<B: Backend>(
+    op: Binary,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    rank: usize,
+) -> FloatTensor<B> {
     let (a, b) = (with_rank::<B>(a, rank), with_rank::<B>(b, rank));
     match op {
         Binary::Add => B::float_add(a, b),
@@ -51,7 +58,12 @@ pub(super) fn binary<B: Backend>(op: Binary, a: FloatTensor<B>, b: FloatTensor<B
     }
 }
 
-pub(super) fn compare<B: Backend>(op: Compare, a: FloatTensor<B>, b: FloatTensor<B>, rank: usize) -> FloatTensor<B> {
+pub(super) fn compare<B: Backend>(
+    op: Compare,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    rank: usize,
+) -> FloatTensor<B> {
     let (a, b) = expand_both::<B>(with_rank::<B>(a, rank), with_rank::<B>(b, rank));
     let bool_dtype = get_device_settings::<B>(&B::float_device(&a)).bool_dtype;
     let truth = match op {
@@ -63,14 +75,22 @@ pub(super) fn compare<B: Backend>(op: Compare, a: FloatTensor<B>, b: FloatTensor
 }
 
 /// `a` where `c` is not 0, else `b`; the three have one shape.
-pub(super) fn select_where<B: Backend>(c: FloatTensor<B>, a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+pub(super) fn select_where<B: Backend>(
+    c: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+) -> FloatTensor<B> {
     let bool_dtype = get_device_settings::<B>(&B::float_device(&c)).bool_dtype;
     let zero = B::float_equal_elem(c, 0f32.into(), bool_dtype);
     B::float_mask_where(a, zero, b)
 }
 
 /// `a [.., m, k]` times `b [k, n]`: leading dimensions are rows like any other.
-pub(super) fn matmul<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, result: &[usize]) -> FloatTensor<B> {
+pub(super) fn matmul<B: Backend>(
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    result: &[usize],
+) -> FloatTensor<B> {
     let dims = dims_of(&a);
     if dims.len() == 2 {
         return B::float_matmul(a, b);
@@ -89,13 +109,26 @@ pub(super) fn softmax<B: Backend>(x: FloatTensor<B>, axis: usize) -> FloatTensor
     B::float_div(e, sum)
 }
 
-pub(super) fn slice<B: Backend>(x: FloatTensor<B>, axis: usize, range: Range<usize>) -> FloatTensor<B> {
-    let mut slices: Vec<Slice> = x.shape().as_slice().iter().map(|dim| Slice::from(0..*dim)).collect();
+pub(super) fn slice<B: Backend>(
+    x: FloatTensor<B>,
+    axis: usize,
+    range: Range<usize>,
+) -> FloatTensor<B> {
+    let mut slices: Vec<Slice> = x
+        .shape()
+        .as_slice()
+        .iter()
+        .map(|dim| Slice::from(0..*dim))
+        .collect();
     slices[axis] = Slice::from(range);
     B::float_slice(x, &slices)
 }
 
-pub(super) fn reduce<B: Backend>(kind: Reduction, x: FloatTensor<B>, axis: usize) -> FloatTensor<B> {
+pub(super) fn reduce<B: Backend>(
+    kind: Reduction,
+    x: FloatTensor<B>,
+    axis: usize,
+) -> FloatTensor<B> {
     match kind {
         Reduction::Sum => B::float_sum_dim(x, axis),
         Reduction::Mean => B::float_mean_dim(x, axis),
@@ -115,12 +148,20 @@ pub(super) fn layer_norm<B: Backend>(
     let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), last);
     let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
     let normal = B::float_div(centred, deviation);
-    B::float_add(B::float_mul(normal, with_rank::<B>(scale, rank)), with_rank::<B>(bias, rank))
+    B::float_add(
+        B::float_mul(normal, with_rank::<B>(scale, rank)),
+        with_rank::<B>(bias, rank),
+    )
 }
 
 /// Zeroes values (or whole rows) with probability `rate`, and scales the rest
 /// so that the expectation stays.
-pub(super) fn dropout<B: Backend>(x: FloatTensor<B>, rate: f32, per_row: bool, rng: &mut SmallRng) -> FloatTensor<B> {
+pub(super) fn dropout<B: Backend>(
+    x: FloatTensor<B>,
+    rate: f32,
+    per_row: bool,
+    rng: &mut SmallRng,
+) -> FloatTensor<B> {
     if rate == 0.0 {
         return x;
     }
@@ -130,14 +171,24 @@ pub(super) fn dropout<B: Backend>(x: FloatTensor<B>, rate: f32, per_row: bool, r
     }
     let scale = 1.0 / (1.0 - rate);
     let threshold = (f64::from(rate) * 4_294_967_296.0) as u32;
-    let keep = |_| if rng.next_u32() >= threshold { scale } else { 0.0 };
+    let keep = |_| {
+        if rng.next_u32() >= threshold {
+            scale
+        } else {
+            0.0
+        }
+    };
     let mask = (0..dims.iter().product()).map(keep).collect();
     let device = B::float_device(&x);
     B::float_mul(x, super::upload::<B>(mask, &dims, &device))
 }
 
 /// The mean of the table's rows at `index` (`[s * k]`): `[s, d]`.
-pub(super) fn embedding_bag<B: Backend>(table: FloatTensor<B>, index: &[i64], s: usize) -> FloatTensor<B> {
+pub(super) fn embedding_bag<B: Backend>(
+    table: FloatTensor<B>,
+    index: &[i64],
+    s: usize,
+) -> FloatTensor<B> {
     let width = table.shape().as_slice()[1];
     let device = B::float_device(&table);
     let k = index.len() / s;
@@ -153,7 +204,10 @@ pub(super) fn embedding_bag<B: Backend>(table: FloatTensor<B>, index: &[i64], s:
 pub(super) fn indices<B: Backend>(index: Vec<i64>, device: &B::Device) -> IntTensor<B> {
     let dims = Dims::from(vec![index.len()]);
     let dtype = get_device_settings::<B>(device).int_dtype;
-    B::int_from_data(TensorData::new(index, dims).convert_dtype(dtype.into()), device)
+    B::int_from_data(
+        TensorData::new(index, dims).convert_dtype(dtype.into()),
+        device,
+    )
 }
 
 /// Puts dimensions of size 1 in front.
@@ -162,15 +216,24 @@ fn with_rank<B: Backend>(x: FloatTensor<B>, rank: usize) -> FloatTensor<B> {
     if dims.len() == rank {
         return x;
     }
-    let padded = std::iter::repeat_n(1, rank - dims.len()).chain(dims).collect::<Vec<_>>();
+    let padded = std::iter::repeat_n(1, rank - dims.len())
+        .chain(dims)
+        .collect::<Vec<_>>();
     B::float_reshape(x, Dims::from(padded))
 }
 
-fn expand_both<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> (FloatTensor<B>, FloatTensor<B>) {
+fn expand_both<B: Backend>(
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
     let (x, y) = (dims_of(&a), dims_of(&b));
     let dims: Vec<usize> = x.iter().zip(&y).map(|(x, y)| *x.max(y)).collect();
     let expand = |tensor, from: &[usize]| {
-        if from == dims { tensor } else { B::float_expand(tensor, Dims::from(dims.clone())) }
+        if from == dims {
+            tensor
+        } else {
+            B::float_expand(tensor, Dims::from(dims.clone()))
+        }
     };
     (expand(a, &x), expand(b, &y))
 }

@@ -24,14 +24,17 @@ impl Cost {
             // Both halves of the joint attention: Q K^T and A V.
             Op::HstuAttention { .. } => {
                 let width = elements;
-                self.per_row = self.per_row.saturating_add(4u64.saturating_mul(width).saturating_mul(history + 1));
+                self.per_row = self
+                    .per_row
+                    .saturating_add(4u64.saturating_mul(width).saturating_mul(history + 1));
                 return;
             }
             // Causal: half of the pairs.
             Op::HstuHistory { .. } => {
                 let width = elements;
-                self.per_history =
-                    self.per_history.saturating_add(2u64.saturating_mul(width).saturating_mul(history + 1));
+                self.per_history = self
+                    .per_history
+                    .saturating_add(2u64.saturating_mul(width).saturating_mul(history + 1));
                 return;
             }
             Op::Pool(_) => {
@@ -45,7 +48,9 @@ impl Cost {
             // Moving values is not arithmetic, and dropout is not served.
             Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => 0,
             Op::Gather | Op::Cast | Op::Dropout { .. } => 0,
-            Op::MatMul => 2u64.saturating_mul(elements).saturating_mul(inputs[1].dims[0] as u64),
+            Op::MatMul => 2u64
+                .saturating_mul(elements)
+                .saturating_mul(inputs[1].dims[0] as u64),
             Op::EmbeddingBag => elements.saturating_mul(inputs[1].dims[0] as u64),
             Op::LayerNormalization { .. } => elements.saturating_mul(8),
             Op::Softmax { .. } => elements.saturating_mul(4),

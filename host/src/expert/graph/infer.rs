@@ -15,7 +15,9 @@ pub(super) fn infer(op: &Op, inputs: &[(Type, &Shape)]) -> Result<Typed, String>
     let shapes: Vec<&Shape> = inputs.iter().map(|(_, shape)| *shape).collect();
     let x = shapes.first().copied();
     let ty = match op {
-        Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => inputs[0].0,
+        Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => {
+            inputs[0].0
+        }
         _ => Type::Number,
     };
     let shape = match (op, x) {
@@ -43,7 +45,10 @@ pub(super) fn infer(op: &Op, inputs: &[(Type, &Shape)]) -> Result<Typed, String>
             hstu(&shapes[..3], Lead::History, *heads)?;
             let rows = hstu(&shapes[3..], Lead::Rows, *heads)?;
             if rows.dims != shapes[0].dims {
-                return Err(format!("the history's width {} and the rows' {} differ", shapes[0].dims[0], rows.dims[0]));
+                return Err(format!(
+                    "the history's width {} and the rows' {} differ",
+                    shapes[0].dims[0], rows.dims[0]
+                ));
             }
             rows
         }
@@ -85,7 +90,10 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
         };
         if *ty != expected {
             let (is, takes) = match expected {
-                Type::Number => ("i64 ids", "f32; `Cast` or `EmbeddingBag` makes numbers of ids"),
+                Type::Number => (
+                    "i64 ids",
+                    "f32; `Cast` or `EmbeddingBag` makes numbers of ids",
+                ),
                 Type::Id => ("f32", "i64 ids"),
             };
             return Err(format!("its input {index} is {is}, but it takes {takes}"));
@@ -96,7 +104,11 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
 
 fn constant(dims: &[usize]) -> Result<Shape, String> {
     // A scalar is a vector of one: the two broadcast alike.
-    let shape = if dims.is_empty() { Shape::fixed(&[1]) } else { Shape::fixed(dims) };
+    let shape = if dims.is_empty() {
+        Shape::fixed(&[1])
+    } else {
+        Shape::fixed(dims)
+    };
     if shape.dims.contains(&0) {
         return Err(format!("its shape {shape} holds a 0"));
     }
@@ -112,7 +124,10 @@ fn matmul(a: &Shape, b: &Shape) -> Result<Shape, String> {
     }
     let (k, n) = (b.dims[0], b.dims[1]);
     let mut shape = a.clone();
-    let last = shape.dims.last_mut().ok_or("its first input has no fixed last dimension")?;
+    let last = shape
+        .dims
+        .last_mut()
+        .ok_or("its first input has no fixed last dimension")?;
     if *last != k {
         return Err(format!("the inner dimensions {last} and {k} differ"));
     }
@@ -126,7 +141,9 @@ fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, String> {
     let mut shape = long.clone();
     if let Some(lead) = short.lead {
         if offset > 0 {
-            return Err(format!("{short} would put its symbolic dimension inside {long}: reshape it to the same rank first"));
+            return Err(format!(
+                "{short} would put its symbolic dimension inside {long}: reshape it to the same rank first"
+            ));
         }
         shape.lead = Some(lead);
     }
@@ -136,18 +153,25 @@ fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, String> {
         }
         // A fixed dimension that meets a symbolic one must be 1.
         (Some(_), None) if offset == 0 && short.dims[0] != 1 => {
-            return Err(format!("a symbolic dimension meets {} (only 1 broadcasts)", short.dims[0]));
+            return Err(format!(
+                "a symbolic dimension meets {} (only 1 broadcasts)",
+                short.dims[0]
+            ));
         }
         (None, Some(_)) => {
             if long.dims[0] != 1 {
-                return Err(format!("a symbolic dimension meets {} (only 1 broadcasts)", long.dims[0]));
+                return Err(format!(
+                    "a symbolic dimension meets {} (only 1 broadcasts)",
+                    long.dims[0]
+                ));
             }
             shape.dims.remove(0);
         }
         _ => {}
     }
     // The fixed dimensions that are left, aligned at the right.
-    let other = &short.dims[usize::from(short.lead.is_none() && shape.lead.is_some() && offset == 0)..];
+    let other =
+        &short.dims[usize::from(short.lead.is_none() && shape.lead.is_some() && offset == 0)..];
     let base = shape.dims.len() - other.len();
     for (dim, with) in shape.dims[base..].iter_mut().zip(other) {
         *dim = match (*dim, *with) {
@@ -171,7 +195,8 @@ fn fixed_axis(x: &Shape, axis: usize) -> Result<usize, String> {
     if axis >= x.rank() {
         return Err(format!("its axis {axis} is outside {x}"));
     }
-    axis.checked_sub(x.lead.iter().len()).ok_or_else(|| format!("its axis {axis} is the symbolic dimension of {x}"))
+    axis.checked_sub(x.lead.iter().len())
+        .ok_or_else(|| format!("its axis {axis} is the symbolic dimension of {x}"))
 }
 
 fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
@@ -183,9 +208,14 @@ fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
             like.dims[at] = shape.dims[at];
         }
         if like != shape {
-            return Err(format!("{} and {other} differ outside axis {axis}", shapes[0]));
+            return Err(format!(
+                "{} and {other} differ outside axis {axis}",
+                shapes[0]
+            ));
         }
-        shape.dims[at] = shape.dims[at].checked_add(other.dims[at]).ok_or("its size overflows")?;
+        shape.dims[at] = shape.dims[at]
+            .checked_add(other.dims[at])
+            .ok_or("its size overflows")?;
     }
     Ok(shape)
 }
@@ -193,7 +223,10 @@ fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
 fn slice(x: &Shape, axis: usize, start: usize, end: usize) -> Result<Shape, String> {
     let at = fixed_axis(x, axis)?;
     if start >= end || end > x.dims[at] {
-        return Err(format!("{start}..{end} is empty or outside the {} of axis {axis}", x.dims[at]));
+        return Err(format!(
+            "{start}..{end} is empty or outside the {} of axis {axis}",
+            x.dims[at]
+        ));
     }
     let mut shape = x.clone();
     shape.dims[at] = end - start;
@@ -203,11 +236,20 @@ fn slice(x: &Shape, axis: usize, start: usize, end: usize) -> Result<Shape, Stri
 fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
     let dims = match (x.lead, to) {
         (Some(_), [0, dims @ ..]) => dims,
-        (Some(_), _) => return Err(format!("the first entry of its `shape` must be 0: {x} keeps its symbolic dimension")),
+        (Some(_), _) => {
+            return Err(format!(
+                "the first entry of its `shape` must be 0: {x} keeps its symbolic dimension"
+            ));
+        }
         (None, dims) => dims,
     };
-    let shape = Shape { lead: x.lead, dims: dims.to_vec() };
-    let elements = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+    let shape = Shape {
+        lead: x.lead,
+        dims: dims.to_vec(),
+    };
+    let elements = dims
+        .iter()
+        .try_fold(1usize, |product, dim| product.checked_mul(*dim));
     if shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()) {
         return Err(format!("{x} does not have the elements of {shape}"));
     }
@@ -217,15 +259,26 @@ fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
 fn transpose(x: &Shape, perm: &[usize]) -> Result<Shape, String> {
     let mut seen = vec![false; x.rank()];
     let valid = perm.len() == x.rank()
-        && perm.iter().all(|axis| seen.get_mut(*axis).is_some_and(|seen| !std::mem::replace(seen, true)));
+        && perm.iter().all(|axis| {
+            seen.get_mut(*axis)
+                .is_some_and(|seen| !std::mem::replace(seen, true))
+        });
     if !valid {
-        return Err(format!("its `perm` {perm:?} is no permutation of the {} axes of {x}", x.rank()));
+        return Err(format!(
+            "its `perm` {perm:?} is no permutation of the {} axes of {x}",
+            x.rank()
+        ));
     }
     let lead = x.lead.iter().len();
     if lead == 1 && perm[0] != 0 {
-        return Err(format!("its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"));
+        return Err(format!(
+            "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
+        ));
     }
-    let dims = perm[lead..].iter().map(|axis| x.dims[axis - lead]).collect();
+    let dims = perm[lead..]
+        .iter()
+        .map(|axis| x.dims[axis - lead])
+        .collect();
     Ok(Shape { lead: x.lead, dims })
 }
 
@@ -243,10 +296,15 @@ fn lookup(op: &Op, table: &Shape, ids: &Shape) -> Result<Shape, String> {
 }
 
 fn layer_norm(x: &Shape, scale: &Shape, bias: &Shape) -> Result<Shape, String> {
-    let d = *x.dims.last().ok_or_else(|| format!("{x} has no fixed last dimension"))?;
+    let d = *x
+        .dims
+        .last()
+        .ok_or_else(|| format!("{x} has no fixed last dimension"))?;
     let expected = Shape::fixed(&[d]);
     if *scale != expected || *bias != expected {
-        return Err(format!("its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"));
+        return Err(format!(
+            "its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"
+        ));
     }
     Ok(x.clone())
 }
@@ -257,10 +315,16 @@ fn hstu(qkv: &[&Shape], lead: Lead, heads: usize) -> Result<Shape, String> {
     if q.lead != Some(lead) || q.dims.len() != 1 || qkv.iter().any(|shape| *shape != q) {
         let shapes: Vec<String> = qkv.iter().map(|shape| shape.to_string()).collect();
         let expected = expected.to_string().replace('0', "heads * d");
-        return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
+        return Err(format!(
+            "its q, k, v {} must be {expected}, all alike",
+            shapes.join(", ")
+        ));
     }
     if !q.dims[0].is_multiple_of(heads) {
-        return Err(format!("its width {} is not a multiple of its {heads} heads", q.dims[0]));
+        return Err(format!(
+            "its width {} is not a multiple of its {heads} heads",
+            q.dims[0]
+        ));
     }
     Ok(q.clone())
 }

@@ -49,8 +49,15 @@ impl Graph {
         info: &HostInfo,
         limits: &GraphLimits,
     ) -> Result<Graph, Error> {
-        let validator = Validator { description, network, info, limits };
-        validator.graph().map_err(|why| Error::refused(&description.name, why))
+        let validator = Validator {
+            description,
+            network,
+            info,
+            limits,
+        };
+        validator
+            .graph()
+            .map_err(|why| Error::refused(&description.name, why))
     }
 }
 
@@ -66,14 +73,20 @@ impl Validator<'_> {
         let mut parameters = self.parameters()?;
         if self.network.nodes.len() > self.limits.nodes {
             let (nodes, limit) = (self.network.nodes.len(), self.limits.nodes);
-            return Err(format!("its network has {nodes} nodes, more than the limit of {limit}"));
+            return Err(format!(
+                "its network has {nodes} nodes, more than the limit of {limit}"
+            ));
         }
         let mut nodes = Vec::with_capacity(self.network.nodes.len());
         let mut cost = Cost::default();
         let mut elements = Elements::default();
         for index in 0..self.network.nodes.len() {
             let node = self.node(index, &nodes, &parameters)?;
-            let inputs: Vec<&Shape> = node.inputs.iter().map(|input| &nodes[*input].shape).collect();
+            let inputs: Vec<&Shape> = node
+                .inputs
+                .iter()
+                .map(|input| &nodes[*input].shape)
+                .collect();
             cost.add(&node.op, &inputs, &node.shape, self.description.history_len);
             elements.add(&node, &inputs);
             self.check_size(index, &node, &elements)?;
@@ -81,17 +94,35 @@ impl Validator<'_> {
         }
         self.check_cost(&cost)?;
         let outputs = self.outputs(&nodes)?;
-        let extra_loss = self.network.extra_loss.map(|node| self.output("the extra loss", node, &nodes)).transpose()?;
+        let extra_loss = self
+            .network
+            .extra_loss
+            .map(|node| self.output("the extra loss", node, &nodes))
+            .transpose()?;
         mark_tables(&mut parameters, &nodes, &outputs, extra_loss);
         let hash = fnv1a(format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
-        let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
-        Ok(Graph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
+        let (plugin, columns) = (
+            self.description.name.clone(),
+            self.description.columns.clone(),
+        );
+        Ok(Graph {
+            plugin,
+            columns,
+            nodes,
+            parameters,
+            outputs,
+            extra_loss,
+            cost,
+            hash,
+        })
     }
 
     fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {
         if self.network.parameters.len() > self.limits.nodes {
             let (count, limit) = (self.network.parameters.len(), self.limits.nodes);
-            return Err(format!("its network has {count} parameters, more than the limit of {limit}"));
+            return Err(format!(
+                "its network has {count} parameters, more than the limit of {limit}"
+            ));
         }
         let mut names = HashSet::new();
         let mut total = 0usize;
@@ -100,7 +131,9 @@ impl Validator<'_> {
             let name = parameter.name.as_str();
             if name.is_empty() || name.len() > TEXT_BYTES || !names.insert(name) {
                 let name = &name[..name.floor_char_boundary(TEXT_BYTES)];
-                return Err(format!("the name of its parameter `{name}` is empty, too long or used twice"));
+                return Err(format!(
+                    "the name of its parameter `{name}` is empty, too long or used twice"
+                ));
             }
             let elements = parameter_elements(parameter)?;
             total = total.saturating_add(elements);
@@ -112,59 +145,102 @@ impl Validator<'_> {
                 ));
             }
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
-            specs.push(ParameterSpec { name: name.to_owned(), shape, init: parameter.init, table: false });
+            specs.push(ParameterSpec {
+                name: name.to_owned(),
+                shape,
+                init: parameter.init,
+                table: false,
+            });
         }
         Ok(specs)
     }
 
-    fn node(&self, index: usize, earlier: &[Node], parameters: &[ParameterSpec]) -> Result<Node, String> {
+    fn node(
+        &self,
+        index: usize,
+        earlier: &[Node],
+        parameters: &[ParameterSpec],
+    ) -> Result<Node, String> {
         let raw = &self.network.nodes[index];
         let mut inputs = Vec::with_capacity(raw.inputs.len());
         for input in &raw.inputs {
             let input = *input as usize;
             if input >= index {
-                let why = format!("its input is node {input}, which is not before it: a graph has no cycle or forward reference");
+                let why = format!(
+                    "its input is node {input}, which is not before it: a graph has no cycle or forward reference"
+                );
                 return Err(self.at(index, &[], &why));
             }
             inputs.push(input);
         }
-        let typed: Vec<(Type, &Shape)> = inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
+        let typed: Vec<(Type, &Shape)> = inputs
+            .iter()
+            .map(|input| (earlier[*input].ty, &earlier[*input].shape))
+            .collect();
         let shapes: Vec<&Shape> = typed.iter().map(|(_, shape)| *shape).collect();
-        let op = Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
+        let op =
+            Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
         let (ty, shape) = match &op {
-            Op::Input { .. } | Op::Parameter { .. } if !inputs.is_empty() => Err("it takes no input".to_owned()),
+            Op::Input { .. } | Op::Parameter { .. } if !inputs.is_empty() => {
+                Err("it takes no input".to_owned())
+            }
             Op::Input { column } => self.column(*column),
             Op::Parameter { parameter } => match parameters.get(*parameter) {
                 Some(spec) => Ok((Type::Number, Shape::fixed(&spec.shape))),
-                None => Err(format!("parameter {parameter} of {} parameters", parameters.len())),
+                None => Err(format!(
+                    "parameter {parameter} of {} parameters",
+                    parameters.len()
+                )),
             },
             _ => infer(&op, &typed),
         }
         .map_err(|why| self.at(index, &shapes, &why))?;
         if shape.rank() > MAX_RANK {
-            return Err(self.at(index, &shapes, &format!("its result {shape} has a rank above {MAX_RANK}")));
+            return Err(self.at(
+                index,
+                &shapes,
+                &format!("its result {shape} has a rank above {MAX_RANK}"),
+            ));
         }
         let layer = raw.layer[..raw.layer.floor_char_boundary(TEXT_BYTES)].to_owned();
-        Ok(Node { op, inputs, ty, shape, layer })
+        Ok(Node {
+            op,
+            inputs,
+            ty,
+            shape,
+            layer,
+        })
     }
 
     fn column(&self, index: usize) -> Result<(Type, Shape), String> {
         let columns = &self.description.columns;
-        let column = columns
-            .get(index)
-            .ok_or_else(|| format!("column {index}, but its description declares {} columns", columns.len()))?;
+        let column = columns.get(index).ok_or_else(|| {
+            format!(
+                "column {index}, but its description declares {} columns",
+                columns.len()
+            )
+        })?;
         if self.description.history_len == 0 && is_history(column) {
-            return Err(format!("it reads {}, but the description's history-len is 0", column.label()));
+            return Err(format!(
+                "it reads {}, but the description's history-len is 0",
+                column.label()
+            ));
         }
         if matches!(column, Column::HistoryActions) && self.info.actions.is_empty() {
             return Err("it reads history actions, but the schema has no action".into());
         }
         Ok(match column {
-            Column::Tae => (Type::Number, Shape::led(Lead::Rows, &[self.info.tae_dim as usize])),
+            Column::Tae => (
+                Type::Number,
+                Shape::led(Lead::Rows, &[self.info.tae_dim as usize]),
+            ),
             Column::Feature(_) => (Type::Number, Shape::led(Lead::Rows, &[1])),
             Column::Id(_) => (Type::Id, Shape::led(Lead::Rows, &[1])),
             Column::HistoryId(_) => (Type::Id, Shape::led(Lead::History, &[1])),
-            Column::HistoryActions => (Type::Number, Shape::led(Lead::History, &[self.info.actions.len()])),
+            Column::HistoryActions => (
+                Type::Number,
+                Shape::led(Lead::History, &[self.info.actions.len()]),
+            ),
             Column::HistoryAge => (Type::Number, Shape::led(Lead::History, &[1])),
         })
     }
@@ -172,8 +248,16 @@ impl Validator<'_> {
     fn check_size(&self, index: usize, node: &Node, elements: &Elements) -> Result<(), String> {
         let limits = self.limits;
         let is_parameter = matches!(node.op, Op::Parameter { .. });
-        if let Some(dim) = node.shape.dims.iter().find(|dim| !is_parameter && **dim > limits.dimension) {
-            let why = format!("its result {} has a dimension of {dim}, more than the limit of {}", node.shape, limits.dimension);
+        if let Some(dim) = node
+            .shape
+            .dims
+            .iter()
+            .find(|dim| !is_parameter && **dim > limits.dimension)
+        {
+            let why = format!(
+                "its result {} has a dimension of {dim}, more than the limit of {}",
+                node.shape, limits.dimension
+            );
             return Err(self.at(index, &[], &why));
         }
         if elements.led > limits.row_elements || elements.fixed > limits.parameters {
@@ -187,13 +271,17 @@ impl Validator<'_> {
     }
 
     fn check_cost(&self, cost: &Cost) -> Result<(), String> {
-        let history = cost.per_history.saturating_mul(u64::from(self.description.history_len));
+        let history = cost
+            .per_history
+            .saturating_mul(u64::from(self.description.history_len));
         // The history and the parameters' own arithmetic are shared by a request's candidates.
         let shared = history.saturating_add(cost.fixed) / 20;
         let flops = cost.per_row.saturating_add(shared);
         let limit = self.limits.flops_per_candidate;
         if flops > limit {
-            return Err(format!("its network takes {flops} FLOPs a candidate, more than the limit of {limit}"));
+            return Err(format!(
+                "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+            ));
         }
         Ok(())
     }
@@ -201,9 +289,14 @@ impl Validator<'_> {
     fn outputs(&self, nodes: &[Node]) -> Result<Vec<usize>, String> {
         let tasks = &self.description.tasks;
         let outputs = &self.network.outputs;
-        if let Some(extra) = outputs.iter().find(|output| tasks.iter().all(|task| task.name != output.task)) {
+        if let Some(extra) = outputs
+            .iter()
+            .find(|output| tasks.iter().all(|task| task.name != output.task))
+        {
             let name = &extra.task[..extra.task.floor_char_boundary(TEXT_BYTES)];
-            return Err(format!("its network has an output for task `{name}`, which its description lacks"));
+            return Err(format!(
+                "its network has an output for task `{name}`, which its description lacks"
+            ));
         }
         let output = |task: &str| {
             let mut found = outputs.iter().filter(|output| output.task == task);
@@ -218,10 +311,15 @@ impl Validator<'_> {
 
     fn output(&self, what: &str, node: u32, nodes: &[Node]) -> Result<usize, String> {
         let index = node as usize;
-        let found = nodes.get(index).ok_or_else(|| format!("the output of {what} is node {index} of {}", nodes.len()))?;
+        let found = nodes
+            .get(index)
+            .ok_or_else(|| format!("the output of {what} is node {index} of {}", nodes.len()))?;
         let expected = Shape::led(Lead::Rows, &[1]);
         if found.shape != expected || found.ty != Type::Number {
-            let why = format!("it is the output of {what} with shape {}; an output is f32 {expected}", found.shape);
+            let why = format!(
+                "it is the output of {what} with shape {}; an output is f32 {expected}",
+                found.shape
+            );
             return Err(self.at(index, &[], &why));
         }
         Ok(index)
@@ -229,24 +327,43 @@ impl Validator<'_> {
 
     fn at(&self, index: usize, inputs: &[&Shape], why: &str) -> String {
         let node = &self.network.nodes[index];
-        let text = |text: &str| text[..text.floor_char_boundary(TEXT_BYTES)].escape_debug().to_string();
+        let text = |text: &str| {
+            text[..text.floor_char_boundary(TEXT_BYTES)]
+                .escape_debug()
+                .to_string()
+        };
         let shapes: Vec<String> = inputs.iter().map(|shape| shape.to_string()).collect();
-        let of = if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
-        format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
+        let of = if shapes.is_empty() {
+            String::new()
+        } else {
+            format!(" of {}", shapes.join(", "))
+        };
+        format!(
+            "layer `{}`, node {index} `{}`{of}: {why}",
+            text(&node.layer),
+            text(&node.op)
+        )
     }
 }
 
 fn is_history(column: &Column) -> bool {
-    matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
+    matches!(
+        column,
+        Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge
+    )
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
     let (name, shape) = (&parameter.name, &parameter.shape);
     if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
         let shown = &shape[..shape.len().min(8)];
-        return Err(format!("its parameter `{name}` has shape {shown:?}; rank 1 to {MAX_RANK} without 0 is allowed"));
+        return Err(format!(
+            "its parameter `{name}` has shape {shown:?}; rank 1 to {MAX_RANK} without 0 is allowed"
+        ));
     }
-    let product = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim as usize));
+    let product = shape
+        .iter()
+        .try_fold(1usize, |product, dim| product.checked_mul(*dim as usize));
     product.ok_or_else(|| format!("the size of its parameter `{name}` {shape:?} overflows"))
 }
 
@@ -271,7 +388,12 @@ impl Elements {
 }
 
 /// Marks the parameters that only lookups read.
-fn mark_tables(parameters: &mut [ParameterSpec], nodes: &[Node], outputs: &[usize], extra_loss: Option<usize>) {
+fn mark_tables(
+    parameters: &mut [ParameterSpec],
+    nodes: &[Node],
+    outputs: &[usize],
+    extra_loss: Option<usize>,
+) {
     let mut lookups = vec![0usize; parameters.len()];
     let mut others = vec![0usize; parameters.len()];
     let parameter = |node: usize| match nodes[node].op {
@@ -280,7 +402,9 @@ fn mark_tables(parameters: &mut [ParameterSpec], nodes: &[Node], outputs: &[usiz
     };
     for node in nodes {
         for (position, input) in node.inputs.iter().enumerate() {
-            let Some(parameter) = parameter(*input) else { continue };
+            let Some(parameter) = parameter(*input) else {
+                continue;
+            };
             match node.op {
                 Op::EmbeddingBag | Op::Gather if position == 0 => lookups[parameter] += 1,
                 _ => others[parameter] += 1,
@@ -298,5 +422,7 @@ fn mark_tables(parameters: &mut [ParameterSpec], nodes: &[Node], outputs: &[usiz
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -51,7 +51,11 @@ pub struct Optimizer {
 
 #[derive(Debug, Clone)]
 enum State {
-    Adam { mean: Vec<f32>, square: Vec<f32>, decays: bool },
+    Adam {
+        mean: Vec<f32>,
+        square: Vec<f32>,
+        decays: bool,
+    },
     /// The mean squared gradient of each row, summed over steps.
     RowAdagrad { sums: Vec<f32>, width: usize },
 }
@@ -60,14 +64,21 @@ impl Optimizer {
     /// Fresh state for the parameters of `graph`.
     pub fn new(graph: &Graph, config: OptimizerConfig) -> Optimizer {
         let state = graph.parameters.iter().map(|spec| match spec.table {
-            true => State::RowAdagrad { sums: vec![0.0; spec.shape[0]], width: spec.shape[1] },
+            true => State::RowAdagrad {
+                sums: vec![0.0; spec.shape[0]],
+                width: spec.shape[1],
+            },
             false => State::Adam {
                 mean: vec![0.0; spec.len()],
                 square: vec![0.0; spec.len()],
                 decays: spec.shape.len() > 1,
             },
         });
-        Optimizer { config, steps: 0, state: state.collect() }
+        Optimizer {
+            config,
+            steps: 0,
+            state: state.collect(),
+        }
     }
 
     /// Steps taken.
@@ -82,24 +93,55 @@ impl Optimizer {
         if !norm.is_finite() {
             return false;
         }
-        let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
+        let clip = if norm > self.config.clip_norm {
+            self.config.clip_norm / norm
+        } else {
+            1.0
+        };
         self.steps += 1;
         let factor = self.schedule();
         let (config, steps) = (&self.config, self.steps);
         for (index, state) in self.state.iter_mut().enumerate() {
-            let Some(gradient) = &gradients.values[index] else { continue };
+            let Some(gradient) = &gradients.values[index] else {
+                continue;
+            };
             let values = parameters.values_mut(index);
             match state {
-                State::Adam { mean, square, decays } => {
+                State::Adam {
+                    mean,
+                    square,
+                    decays,
+                } => {
                     let rate = factor * config.learning_rate;
-                    let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
-                    let adam = Adam { rate, decay, clip, steps };
+                    let decay = if *decays {
+                        1.0 - rate * config.weight_decay
+                    } else {
+                        1.0
+                    };
+                    let adam = Adam {
+                        rate,
+                        decay,
+                        clip,
+                        steps,
+                    };
                     adam.step(values, gradient, mean, square);
                 }
                 State::RowAdagrad { sums, width } => {
-                    let rows = gradients.rows[index].as_ref().expect("a table's gradient comes with its rows");
+                    let rows = gradients.rows[index]
+                        .as_ref()
+                        .expect("a table's gradient comes with its rows");
                     let rate = factor * config.table_learning_rate;
-                    row_adagrad(values, gradient, RowStep { rows, sums, width: *width, rate, clip });
+                    row_adagrad(
+                        values,
+                        gradient,
+                        RowStep {
+                            rows,
+                            sums,
+                            width: *width,
+                            rate,
+                            clip,
+                        },
+                    );
                 }
             }
         }
@@ -107,7 +149,11 @@ impl Optimizer {
     }
 
     fn schedule(&self) -> f32 {
-        let OptimizerConfig { warmup_steps, decay_steps, .. } = self.config;
+        let OptimizerConfig {
+            warmup_steps,
+            decay_steps,
+            ..
+        } = self.config;
         if self.steps < warmup_steps {
             return self.steps as f32 / warmup_steps as f32;
         }
@@ -132,7 +178,9 @@ impl Adam {
         let steps = self.steps.min(100_000) as i32;
         let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
         let rate = self.rate / correct1;
-        for (((value, gradient), mean), square) in values.iter_mut().zip(gradient).zip(mean).zip(square) {
+        for (((value, gradient), mean), square) in
+            values.iter_mut().zip(gradient).zip(mean).zip(square)
+        {
             let gradient = gradient * self.clip;
             *mean += (1.0 - BETA1) * (gradient - *mean);
             *square += (1.0 - BETA2) * (gradient * gradient - *square);
@@ -152,7 +200,11 @@ struct RowStep<'a> {
 fn row_adagrad(values: &mut [f32], gradient: &[f32], step: RowStep) {
     for (row, gradient) in step.rows.iter().zip(gradient.chunks_exact(step.width)) {
         let row = *row as usize;
-        let square: f32 = gradient.iter().map(|g| (g * step.clip).powi(2)).sum::<f32>() / step.width as f32;
+        let square: f32 = gradient
+            .iter()
+            .map(|g| (g * step.clip).powi(2))
+            .sum::<f32>()
+            / step.width as f32;
         step.sums[row] += square;
         if square == 0.0 {
             continue;

@@ -36,8 +36,18 @@ pub struct Gradients {
 impl Gradients {
     /// The norm over all gradients.
     pub fn norm(&self) -> f32 {
-        let squares = |values: &Vec<f32>| values.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
-        self.values.iter().flatten().map(squares).sum::<f64>().sqrt() as f32
+        let squares = |values: &Vec<f32>| {
+            values
+                .iter()
+                .map(|g| f64::from(*g) * f64::from(*g))
+                .sum::<f64>()
+        };
+        self.values
+            .iter()
+            .flatten()
+            .map(squares)
+            .sum::<f64>()
+            .sqrt() as f32
     }
 }
 
@@ -51,17 +61,25 @@ pub trait Compute: Send + Sync {
 
     /// Runs forward with dropout, asks `loss` for the gradient of the outputs,
     /// and runs backward.
-    fn gradients(&self, parameters: &Parameters, batch: &ExpertBatch, rng: &mut SmallRng, loss: LossFn) -> Gradients;
+    fn gradients(
+        &self,
+        parameters: &Parameters,
+        batch: &ExpertBatch,
+        rng: &mut SmallRng,
+        loss: LossFn,
+    ) -> Gradients;
 }
 
 /// The computation of `graph` on `device`.
 pub fn compute(graph: Arc<Graph>, device: Device) -> Result<Box<dyn Compute>, Error> {
     match device {
-        Device::Cpu => Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_flex::Flex>>::new(graph, Default::default()))),
+        Device::Cpu => Ok(Box::new(OnBackend::<
+            burn::backend::Autodiff<burn_flex::Flex>,
+        >::new(graph, Default::default()))),
         #[cfg(feature = "cuda")]
-        Device::Cuda => {
-            Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_cuda::Cuda>>::new(graph, Default::default())))
-        }
+        Device::Cuda => Ok(Box::new(OnBackend::<
+            burn::backend::Autodiff<burn_cuda::Cuda>,
+        >::new(graph, Default::default()))),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(Error::without_cuda()),
     }
@@ -98,22 +116,44 @@ where
         download::<A::InnerBackend>(self.inference.run(&leaves, &lookups, batch, None).tasks)
     }
 
-    fn gradients(&self, parameters: &Parameters, batch: &ExpertBatch, rng: &mut SmallRng, loss: LossFn) -> Gradients {
+    fn gradients(
+        &self,
+        parameters: &Parameters,
+        batch: &ExpertBatch,
+        rng: &mut SmallRng,
+        loss: LossFn,
+    ) -> Gradients {
         let lookups = self.training.lookups(batch);
         let leaves = self.training.leaves(parameters, &lookups);
-        let leaves: Vec<FloatTensor<A>> = leaves.into_iter().map(|leaf| A::float_set_require_grad(leaf, true)).collect();
+        let leaves: Vec<FloatTensor<A>> = leaves
+            .into_iter()
+            .map(|leaf| A::float_set_require_grad(leaf, true))
+            .collect();
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
-        let extra = outputs.extra_loss.clone().map(|extra| download::<A>(extra)).unwrap_or_default();
+        let extra = outputs
+            .extra_loss
+            .clone()
+            .map(|extra| download::<A>(extra))
+            .unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &extra);
         let mut tape = A::backward(seeded::<A>(&self.training, outputs, seed));
-        let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(|gradient| download::<A::InnerBackend>(gradient));
-        Gradients { values: leaves.iter().map(gradient).collect(), rows: lookups.rows }
+        let gradient = |leaf| {
+            A::grad_remove(leaf, &mut tape).map(|gradient| download::<A::InnerBackend>(gradient))
+        };
+        Gradients {
+            values: leaves.iter().map(gradient).collect(),
+            rows: lookups.rows,
+        }
     }
 }
 
 /// The sum of outputs times their gradients: a scalar whose backward pass is
 /// the loss's own.
-fn seeded<A: AutodiffBackend + HstuBackend>(executor: &Executor<A>, outputs: Outputs<A>, seed: Seed) -> FloatTensor<A> {
+fn seeded<A: AutodiffBackend + HstuBackend>(
+    executor: &Executor<A>,
+    outputs: Outputs<A>,
+    seed: Seed,
+) -> FloatTensor<A> {
     let dims = |tensor: &FloatTensor<A>| tensor.shape().as_slice().to_vec();
     let weighted = |tensor: FloatTensor<A>, weights: Vec<f32>| {
         let weights = executor.upload(weights, &dims(&tensor));

@@ -27,15 +27,27 @@ fn loss_gradients_are_central_differences() {
                 task_loss(kind, &outputs, &targets(9)).0
             };
             let expected = (nudge(1e-2) - nudge(-1e-2)) / 2e-2;
-            assert!((f64::from(gradient[row]) - expected).abs() < 1e-4, "{kind:?} row {row}: {} {expected}", gradient[row]);
-            assert_eq!(gradient[row] == 0.0, row % 3 == 0, "rows outside the sample space have no gradient");
+            assert!(
+                (f64::from(gradient[row]) - expected).abs() < 1e-4,
+                "{kind:?} row {row}: {} {expected}",
+                gradient[row]
+            );
+            assert_eq!(
+                gradient[row] == 0.0,
+                row % 3 == 0,
+                "rows outside the sample space have no gradient"
+            );
         }
     }
 }
 
 #[test]
 fn a_task_without_valid_sample_contributes_exactly_zero() {
-    let none = TaskTargets { labels: vec![f32::NAN; 4], mask: vec![false; 4], weights: vec![f32::NAN; 4] };
+    let none = TaskTargets {
+        labels: vec![f32::NAN; 4],
+        mask: vec![false; 4],
+        weights: vec![f32::NAN; 4],
+    };
     for kind in [TaskKind::Binary, TaskKind::Regression] {
         let (loss, gradient) = task_loss(kind, &[1.0, f32::MAX, -2.0, 0.0], &none);
         assert_eq!((loss, gradient), (0.0, vec![0.0; 4]));
@@ -44,7 +56,11 @@ fn a_task_without_valid_sample_contributes_exactly_zero() {
 
 #[test]
 fn the_loss_is_a_mean_over_valid_rows_and_finite_at_the_extremes() {
-    let targets = TaskTargets { labels: vec![1.0, 0.0, 1.0], mask: vec![true, true, false], weights: vec![1.0; 3] };
+    let targets = TaskTargets {
+        labels: vec![1.0, 0.0, 1.0],
+        mask: vec![true, true, false],
+        weights: vec![1.0; 3],
+    };
     let (loss, _) = task_loss(TaskKind::Binary, &[0.0, 0.0, 55.0], &targets);
     assert!((loss - 2f64.ln()).abs() < 1e-12);
     let (loss, gradient) = task_loss(TaskKind::Binary, &[-1e30, 1e30, 0.0], &targets);
@@ -53,7 +69,10 @@ fn the_loss_is_a_mean_over_valid_rows_and_finite_at_the_extremes() {
 
 #[test]
 fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
-    let description = description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let description = description(
+        vec![Column::Id("item_id".into())],
+        &[("click", TaskKind::Binary)],
+    );
     let mut net = Net::new();
     let id = net.input(0);
     let table = net.parameter("table", &[10, 2], Initialiser::Normal(1.0));
@@ -64,7 +83,10 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     let graph = net.valid(&description);
     let mut values = parameters(&graph, 1);
     let before = values.clone();
-    let config = OptimizerConfig { warmup_steps: 0, ..OptimizerConfig::default() };
+    let config = OptimizerConfig {
+        warmup_steps: 0,
+        ..OptimizerConfig::default()
+    };
     let mut optimizer = Optimizer::new(&graph, config.clone());
     let gradients = |g: f32| Gradients {
         values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],
@@ -78,6 +100,7 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
         assert_eq!(moved, [3, 8].contains(&row), "row {row}");
     }
     // Adam's first step is the learning rate, whatever the gradient's size.
-    let first = before.values(1)[0] * (1.0 - config.learning_rate * config.weight_decay) - config.learning_rate;
+    let first = before.values(1)[0] * (1.0 - config.learning_rate * config.weight_decay)
+        - config.learning_rate;
     assert!((values.values(1)[0] - first).abs() < 1e-6);
 }

@@ -128,7 +128,11 @@ impl ExpertTrainer {
 
     /// Learns from a chunk, which is also the shuffle buffer. `report` sees
     /// every batch.
-    pub fn train(&mut self, chunk: Chunk, mut report: impl FnMut(&BatchReport)) -> Result<(), Error> {
+    pub fn train(
+        &mut self,
+        chunk: Chunk,
+        mut report: impl FnMut(&BatchReport),
+    ) -> Result<(), Error> {
         let mut requests = self.requests(chunk)?;
         let mut labels = self.labels(&requests)?;
         self.sample(&mut requests, &mut labels)?;
@@ -158,7 +162,10 @@ impl ExpertTrainer {
             let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
             let batch = self.batch(&examples, requests);
             let outputs = self.compute.forward(&self.parameters, &batch);
-            for (all, part) in predictions.iter_mut().zip(self.blueprint.predictions(&outputs)) {
+            for (all, part) in predictions
+                .iter_mut()
+                .zip(self.blueprint.predictions(&outputs))
+            {
                 all.extend(part);
             }
         }
@@ -166,20 +173,43 @@ impl ExpertTrainer {
     }
 
     fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<Request<'a>>, Error> {
-        let dim = if self.uses_tae() { self.blueprint.columns.tae_dim() } else { 0 };
-        let rows: usize = chunk.examples.iter().map(|example| example.targets.len()).sum();
+        let dim = if self.uses_tae() {
+            self.blueprint.columns.tae_dim()
+        } else {
+            0
+        };
+        let rows: usize = chunk
+            .examples
+            .iter()
+            .map(|example| example.targets.len())
+            .sum();
         if dim > 0 && chunk.tae.len() != rows * dim {
             let (have, name) = (chunk.tae.len(), &self.blueprint.description.name);
-            let why = format!("the log holds {have} TAE values for {rows} targets, but the TAE has {dim} each");
+            let why = format!(
+                "the log holds {have} TAE values for {rows} targets, but the TAE has {dim} each"
+            );
             return Err(Error::refused(name, why));
         }
         let mut row = 0;
         let request = |example: &'a Example| {
             let start = row;
             row += example.targets.len();
-            Request { example, tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] }, row: start }
+            Request {
+                example,
+                tae: if dim > 0 {
+                    &chunk.tae[start * dim..row * dim]
+                } else {
+                    &[]
+                },
+                row: start,
+            }
         };
-        Ok(chunk.examples.iter().map(request).filter(|request| !request.example.targets.is_empty()).collect())
+        Ok(chunk
+            .examples
+            .iter()
+            .map(request)
+            .filter(|request| !request.example.targets.is_empty())
+            .collect())
     }
 
     fn uses_tae(&self) -> bool {
@@ -192,7 +222,10 @@ impl ExpertTrainer {
         let mut all = vec![TaskTargets::default(); blueprint.description.tasks.len()];
         for part in self.hook_parts(requests) {
             let batch = self.action_batch(part);
-            let labels = blueprint.plugin.labels(&blueprint.description, &blueprint.info, &batch)?;
+            let labels =
+                blueprint
+                    .plugin
+                    .labels(&blueprint.description, &blueprint.info, &batch)?;
             for (all, part) in all.iter_mut().zip(labels) {
                 all.append(part);
             }
@@ -202,16 +235,27 @@ impl ExpertTrainer {
 
     /// Takes the rows that the plugin's `sample` drops out of every task's
     /// sample space; a request without any row left is not trained on.
-    fn sample(&mut self, requests: &mut Vec<Request>, labels: &mut [TaskTargets]) -> Result<(), Error> {
+    fn sample(
+        &mut self,
+        requests: &mut Vec<Request>,
+        labels: &mut [TaskTargets],
+    ) -> Result<(), Error> {
         let mut kept = Vec::new();
         for part in self.hook_parts(requests) {
-            let keep = self.blueprint.plugin.sample(&self.blueprint.info, &self.action_batch(part))?;
-            kept.extend(keep.into_iter().map(|p| p >= 1.0 || self.rng.random::<f32>() < p));
+            let keep = self
+                .blueprint
+                .plugin
+                .sample(&self.blueprint.info, &self.action_batch(part))?;
+            kept.extend(
+                keep.into_iter()
+                    .map(|p| p >= 1.0 || self.rng.random::<f32>() < p),
+            );
         }
         for (row, _) in kept.iter().enumerate().filter(|(_, kept)| !**kept) {
             labels.iter_mut().for_each(|task| task.mask[row] = false);
         }
-        requests.retain(|request| kept[request.row..][..request.example.targets.len()].contains(&true));
+        requests
+            .retain(|request| kept[request.row..][..request.example.targets.len()].contains(&true));
         Ok(())
     }
 
@@ -233,47 +277,107 @@ impl ExpertTrainer {
     }
 
     fn action_batch(&self, requests: &[Request]) -> ActionBatch {
-        let rows = || requests.iter().flat_map(|request| request.example.targets.iter().map(move |t| (request, t)));
-        let value = |index: usize| move |(_, target): (&Request, &Target)| target.outcome.values[index];
-        let outcome = |(index, name): (usize, &String)| Outcome { name: name.clone(), values: rows().map(value(index)).collect() };
+        let rows = || {
+            requests
+                .iter()
+                .flat_map(|request| request.example.targets.iter().map(move |t| (request, t)))
+        };
+        let value =
+            |index: usize| move |(_, target): (&Request, &Target)| target.outcome.values[index];
+        let outcome = |(index, name): (usize, &String)| Outcome {
+            name: name.clone(),
+            values: rows().map(value(index)).collect(),
+        };
         ActionBatch {
-            surface: rows().map(|(request, _)| u32::from(request.example.surface)).collect(),
+            surface: rows()
+                .map(|(request, _)| u32::from(request.example.surface))
+                .collect(),
             actions: rows().map(|(_, target)| target.outcome.actions).collect(),
             known: rows().map(|(_, target)| target.outcome.known).collect(),
-            values: self.blueprint.info.values.iter().enumerate().map(outcome).collect(),
+            values: self
+                .blueprint
+                .info
+                .values
+                .iter()
+                .enumerate()
+                .map(outcome)
+                .collect(),
         }
     }
 
-    fn batch(&self, examples: &[&Example], requests: &[Request]) -> crate::expert::batch::ExpertBatch {
-        let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
-        let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
-        self.blueprint.columns.batch(examples, tae, &self.parameters.provenance.normaliser)
+    fn batch(
+        &self,
+        examples: &[&Example],
+        requests: &[Request],
+    ) -> crate::expert::batch::ExpertBatch {
+        let tae: Vec<f32> = requests
+            .iter()
+            .flat_map(|request| request.tae)
+            .copied()
+            .collect();
+        let tae = if self.uses_tae() {
+            Tae::Rows(&tae)
+        } else {
+            Tae::Without
+        };
+        self.blueprint
+            .columns
+            .batch(examples, tae, &self.parameters.provenance.normaliser)
     }
 
-    fn step(&mut self, requests: &[Request], labels: &[TaskTargets], report: &mut impl FnMut(&BatchReport)) -> usize {
+    fn step(
+        &mut self,
+        requests: &[Request],
+        labels: &[TaskTargets],
+        report: &mut impl FnMut(&BatchReport),
+    ) -> usize {
         let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
-        let targets: Vec<TaskTargets> = labels.iter().map(|labels| labels.gather(requests)).collect();
+        let targets: Vec<TaskTargets> = labels
+            .iter()
+            .map(|labels| labels.gather(requests))
+            .collect();
         let batch = self.batch(&examples, requests);
         let predictions = match self.config.progressive {
-            true => self.blueprint.predictions(&self.compute.forward(&self.parameters, &batch)),
+            true => self
+                .blueprint
+                .predictions(&self.compute.forward(&self.parameters, &batch)),
             false => Vec::new(),
         };
-        let kinds: Vec<TaskKind> = self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
+        let kinds: Vec<TaskKind> = self
+            .blueprint
+            .description
+            .tasks
+            .iter()
+            .map(|task| task.kind)
+            .collect();
         let mut losses = Vec::new();
         let mut loss = |outputs: &[f32], extra: &[f32]| {
             let (values, seed) = seed(&kinds, &targets, outputs, extra);
             losses = values;
             seed
         };
-        let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
+        let gradients = self
+            .compute
+            .gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
         let stepped = self.optimizer.step(&mut self.parameters, &gradients);
-        report(&BatchReport { examples: &examples, predictions, targets: &targets, losses, stepped });
+        report(&BatchReport {
+            examples: &examples,
+            predictions,
+            targets: &targets,
+            losses,
+            stepped,
+        });
         batch.rows
     }
 }
 
 /// Each task's loss, and the gradient of all outputs.
-fn seed(kinds: &[TaskKind], targets: &[TaskTargets], outputs: &[f32], extra: &[f32]) -> (Vec<f64>, Seed) {
+fn seed(
+    kinds: &[TaskKind],
+    targets: &[TaskTargets],
+    outputs: &[f32],
+    extra: &[f32],
+) -> (Vec<f64>, Seed) {
     let tasks = kinds.len();
     let rows = outputs.len() / tasks;
     let mut losses = Vec::with_capacity(tasks);
@@ -286,20 +390,37 @@ fn seed(kinds: &[TaskKind], targets: &[TaskTargets], outputs: &[f32], extra: &[f
             gradient[row * tasks + task] = slope;
         }
     }
-    let extra_loss = if extra.is_empty() { Vec::new() } else { extra_weights(targets, rows) };
-    (losses, Seed { tasks: gradient, extra_loss })
+    let extra_loss = if extra.is_empty() {
+        Vec::new()
+    } else {
+        extra_weights(targets, rows)
+    };
+    (
+        losses,
+        Seed {
+            tasks: gradient,
+            extra_loss,
+        },
+    )
 }
 
 /// The extra loss is a mean over rows, weighted by the most that any task
 /// weighs the row; rows outside every sample space do not count.
 fn extra_weights(targets: &[TaskTargets], rows: usize) -> Vec<f32> {
     let weight = |row: usize| {
-        let weights = targets.iter().filter(|task| task.mask[row]).map(|task| task.weights[row]);
+        let weights = targets
+            .iter()
+            .filter(|task| task.mask[row])
+            .map(|task| task.weights[row]);
         weights.fold(0.0f32, f32::max)
     };
     let weights: Vec<f32> = (0..rows).map(weight).collect();
     let total: f32 = weights.iter().sum();
-    if total > 0.0 { weights.iter().map(|weight| weight / total).collect() } else { weights }
+    if total > 0.0 {
+        weights.iter().map(|weight| weight / total).collect()
+    } else {
+        weights
+    }
 }
 
 impl TaskTargets {
@@ -314,7 +435,11 @@ impl TaskTargets {
     }
 
     fn gather(&self, requests: &[Request]) -> TaskTargets {
-        let rows = || requests.iter().flat_map(|request| request.row..request.row + request.example.targets.len());
+        let rows = || {
+            requests
+                .iter()
+                .flat_map(|request| request.row..request.row + request.example.targets.len())
+        };
         TaskTargets {
             labels: rows().map(|row| self.labels[row]).collect(),
             mask: rows().map(|row| self.mask[row]).collect(),

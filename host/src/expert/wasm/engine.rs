@@ -31,7 +31,11 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { instances: 64, memory_mib: 256, stack_kib: 512 }
+        EngineConfig {
+            instances: 64,
+            memory_mib: 256,
+            stack_kib: 512,
+        }
     }
 }
 
@@ -53,11 +57,20 @@ impl Engine {
     pub fn new(config: EngineConfig) -> Result<Engine, Error> {
         let engine = wasmtime::Engine::new(&wasmtime_config(&config)).map_err(Error::engine)?;
         let mut linker = Linker::new(&engine);
-        contract::Expert::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| state)
-            .map_err(Error::engine)?;
+        contract::Expert::add_to_linker::<_, HasSelf<_>>(&mut linker, |state: &mut HostState| {
+            state
+        })
+        .map_err(Error::engine)?;
         let stop = Arc::new(AtomicBool::new(false));
         start_ticker(engine.weak(), stop.clone())?;
-        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, stop }) })
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                engine,
+                linker,
+                config,
+                stop,
+            }),
+        })
     }
 
     /// The pool's sizes.
@@ -129,18 +142,33 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn new(plugin: Arc<str>, memory_limit: usize) -> HostState {
-        HostState { plugin, memory_limit, memory_denied: false, log_lines_left: LOG_LINES }
+        HostState {
+            plugin,
+            memory_limit,
+            memory_denied: false,
+            log_lines_left: LOG_LINES,
+        }
     }
 }
 
 impl ResourceLimiter for HostState {
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let allowed = desired <= self.memory_limit;
         self.memory_denied |= !allowed;
         Ok(allowed)
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         // Indirect-call tables of real guests have hundreds of entries.
         Ok(desired <= 1 << 16)
     }
@@ -163,7 +191,10 @@ impl contract::ExpertImports for HostState {
             Level::Error => tracing::error!(plugin, "{message}"),
         }
         if self.log_lines_left == 0 {
-            tracing::warn!(plugin, "wrote {LOG_LINES} log lines in one call; the rest of this call's are dropped");
+            tracing::warn!(
+                plugin,
+                "wrote {LOG_LINES} log lines in one call; the rest of this call's are dropped"
+            );
         }
     }
 }

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use wasmtime::component::Component;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
+use super::check;
 use super::contract::{
-    self, ActionBatch, Description, Expert, ExpertPre, HostInfo, NamedColumn, Network, Prediction, RankRequest, Ranked,
-    TaskLabels,
+    self, ActionBatch, Description, Expert, ExpertPre, HostInfo, NamedColumn, Network, Prediction,
+    RankRequest, Ranked, TaskLabels,
 };
 use super::engine::{Engine, HostState};
 use super::fault::{Call, ExpertFault, Fault};
-use super::check;
 use crate::expert::Error;
 
 /// What a guest may use. A description asks for its own `rank` limits; the
@@ -43,7 +43,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            deadline_ms: 20,
+            deadline_ms: 50,
             deadline_max_ms: 200,
             hook_deadline_ms: 2_000,
             memory_mib: 64,
@@ -67,8 +67,14 @@ pub struct Plugin {
 impl Plugin {
     /// Reads, checks and compiles the component at `path`. Runs no guest code.
     pub fn load(engine: &Engine, path: &Path, limits: &Limits) -> Result<Plugin, Error> {
-        let name = path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned());
-        let read = |source| Error::Read { path: path.to_path_buf(), source };
+        let name = path.file_stem().map_or_else(
+            || path.display().to_string(),
+            |stem| stem.to_string_lossy().into_owned(),
+        );
+        let read = |source| Error::Read {
+            path: path.to_path_buf(),
+            source,
+        };
         let size = std::fs::metadata(path).map_err(read)?.len();
         check_size(&name, size, limits)?;
         Plugin::from_bytes(engine, &name, &std::fs::read(path).map_err(read)?, limits)
@@ -76,7 +82,12 @@ impl Plugin {
 
     /// Checks and compiles a component. `name` stands for it in messages until
     /// its description is known.
-    pub fn from_bytes(engine: &Engine, name: &str, bytes: &[u8], limits: &Limits) -> Result<Plugin, Error> {
+    pub fn from_bytes(
+        engine: &Engine,
+        name: &str,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<Plugin, Error> {
         check_size(name, bytes.len() as u64, limits)?;
         check_header(name, bytes)?;
         let refused = |why: String| Error::refused(name, why);
@@ -87,7 +98,12 @@ impl Plugin {
             .linker()
             .instantiate_pre(&component)
             .and_then(ExpertPre::new)
-            .map_err(|error| refused(format!("it does not fit the expert contract {}: {error:#}", contract::VERSION)))?;
+            .map_err(|error| {
+                refused(format!(
+                    "it does not fit the expert contract {}: {error:#}",
+                    contract::VERSION
+                ))
+            })?;
         let memory_mib = limits.memory_mib.min(engine.config().memory_mib);
         Ok(Plugin {
             engine: engine.clone(),
@@ -117,7 +133,10 @@ impl Plugin {
             self.rank_deadline_ms = asked.deadline_ms.min(self.limits.deadline_max_ms);
         }
         if asked.memory_mib > 0 {
-            let most = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
+            let most = self
+                .limits
+                .memory_max_mib
+                .min(self.engine.config().memory_mib);
             self.memory_mib = asked.memory_mib.min(most);
         }
         Ok(description)
@@ -128,7 +147,15 @@ impl Plugin {
         let call = Call::Network;
         let mut instance = self.instance(call)?;
         let network = instance.run(call, |expert, store| expert.call_network(store, info))?;
-        network.map_err(|why| Error::refused(&self.name, format!("its network does not fit this schema: {}", check::quote(&why))))
+        network.map_err(|why| {
+            Error::refused(
+                &self.name,
+                format!(
+                    "its network does not fit this schema: {}",
+                    check::quote(&why)
+                ),
+            )
+        })
     }
 
     /// Ranks the request's candidates in a fresh instance.
@@ -141,7 +168,8 @@ impl Plugin {
         predictions: &[Prediction],
         columns: &[NamedColumn],
     ) -> Result<Vec<Ranked>, ExpertFault> {
-        self.instance(Call::Rank)?.rank(request, predictions, columns)
+        self.instance(Call::Rank)?
+            .rank(request, predictions, columns)
     }
 
     /// Turns joined outcomes into labels, sample space and weights: one entry a
@@ -165,7 +193,8 @@ impl Plugin {
         let call = Call::Sample;
         let mut instance = self.instance(call)?;
         let keep = instance.run(call, |expert, store| expert.call_sample(store, info, batch))?;
-        check::sample(keep, batch.surface.len()).map_err(|why| self.fault(call, Fault::BadOutput(why)))
+        check::sample(keep, batch.surface.len())
+            .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
     /// A fresh instance, made under `call`'s deadline.
@@ -176,13 +205,21 @@ impl Plugin {
         store.set_hostcall_fuel(self.limits.output_bytes);
         store.set_epoch_deadline(self.deadline_ticks(call));
         match self.pre.instantiate(&mut store) {
-            Ok(expert) => Ok(Instance { plugin: self, store, expert }),
+            Ok(expert) => Ok(Instance {
+                plugin: self,
+                store,
+                expert,
+            }),
             Err(error) => Err(self.classify(call, &error, store.data())),
         }
     }
 
     fn deadline_ms(&self, call: Call) -> u32 {
-        if call == Call::Rank { self.rank_deadline_ms } else { self.limits.hook_deadline_ms }
+        if call == Call::Rank {
+            self.rank_deadline_ms
+        } else {
+            self.limits.hook_deadline_ms
+        }
     }
 
     fn deadline_ticks(&self, call: Call) -> u64 {
@@ -191,19 +228,41 @@ impl Plugin {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name.to_string(), call, cause }
+        ExpertFault {
+            plugin: self.name.to_string(),
+            call,
+            cause,
+        }
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
-        let memory = Fault::Memory { limit_mib: self.memory_mib };
+        let memory = Fault::Memory {
+            limit_mib: self.memory_mib,
+        };
         let cause = match error.downcast_ref::<Trap>() {
-            Some(Trap::Interrupt) => Fault::Deadline { limit_ms: self.deadline_ms(call) },
+            Some(Trap::Interrupt) => Fault::Deadline {
+                limit_ms: self.deadline_ms(call),
+            },
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
-            Some(trap) => Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned()),
+            Some(trap) => Fault::Trap(
+                trap.to_string()
+                    .trim_start_matches("wasm trap: ")
+                    .to_owned(),
+            ),
             None if error.is::<PoolConcurrencyLimitError>() => Fault::Busy(error.to_string()),
-            // What is left are values that break the canonical ABI or the output cap.
+            None if error
+                .root_cause()
+                .to_string()
+                .contains("allocated for hostcalls") =>
+            {
+                Fault::BadOutput(format!(
+                    "more than {} bytes of output",
+                    self.limits.output_bytes
+                ))
+            }
+            // What is left are values that break the canonical ABI.
             None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
         };
         self.fault(call, cause)
@@ -227,8 +286,11 @@ impl Instance<'_> {
         columns: &[NamedColumn],
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let call = Call::Rank;
-        let ranked = self.run(call, |expert, store| expert.call_rank(store, request, predictions, columns))?;
-        let ranked = ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(check::quote(&why))))?;
+        let ranked = self.run(call, |expert, store| {
+            expert.call_rank(store, request, predictions, columns)
+        })?;
+        let ranked =
+            ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(check::quote(&why))))?;
         check::ranked(&ranked, request.candidates.len(), request.limit as usize)
             .map_err(|why| self.plugin.fault(call, Fault::BadOutput(why)))?;
         Ok(ranked)
@@ -239,15 +301,20 @@ impl Instance<'_> {
         call: Call,
         f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
-        self.store.set_epoch_deadline(self.plugin.deadline_ticks(call));
-        f(&self.expert, &mut self.store).map_err(|error| self.plugin.classify(call, &error, self.store.data()))
+        self.store
+            .set_epoch_deadline(self.plugin.deadline_ticks(call));
+        f(&self.expert, &mut self.store)
+            .map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
 }
 
 fn check_size(name: &str, size: u64, limits: &Limits) -> Result<(), Error> {
     if size > limits.component_bytes as u64 {
         let limit = limits.component_bytes;
-        return Err(Error::refused(name, format!("the file has {size} bytes, more than the limit of {limit}")));
+        return Err(Error::refused(
+            name,
+            format!("the file has {size} bytes, more than the limit of {limit}"),
+        ));
     }
     Ok(())
 }
@@ -279,10 +346,17 @@ fn check_imports(name: &str, engine: &Engine, component: &Component) -> Result<(
         return Err(Error::refused(name, why.into()));
     };
     if major(&version) != major(contract::VERSION) {
-        return Err(Error::ContractVersion { plugin: name.to_owned(), found: version, host: contract::VERSION });
+        return Err(Error::ContractVersion {
+            plugin: name.to_owned(),
+            found: version,
+            host: contract::VERSION,
+        });
     }
     if !foreign.is_empty() {
-        let why = format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
+        let why = format!(
+            "it imports {}; an expert may import nothing but `log`",
+            foreign.join(", ")
+        );
         return Err(Error::refused(name, why));
     }
     Ok(())

@@ -14,7 +14,9 @@ use super::*;
 use crate::expert::batch::{Columns, Tae};
 use crate::expert::graph::Graph;
 use crate::expert::normalise::Normaliser;
-use crate::expert::tests::build::{TAE_DIM, Net, description, example, int, ints, noise, num, schema};
+use crate::expert::tests::build::{
+    Net, TAE_DIM, description, example, int, ints, noise, num, schema,
+};
 use crate::expert::train::{Compute, Seed, compute};
 use crate::expert::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
@@ -61,7 +63,18 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
     let (history, past) = (affine("history", actions), affine("past", actions));
     let matrix = net.parameter("matrix", &[4, 3], Initialiser::Normal(0.7));
     let (id, history_id) = (net.input(2), net.input(3));
-    let result = build(&mut net, &Base { rows, other, history, past, matrix, id, history_id });
+    let result = build(
+        &mut net,
+        &Base {
+            rows,
+            other,
+            history,
+            past,
+            matrix,
+            id,
+            history_id,
+        },
+    );
     finish(&mut net, &description, result);
     let graph = net.valid(&description);
     Case { description, graph }
@@ -70,12 +83,22 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
 /// Brings any result to `[rows, 1]` with a weight for each of its elements.
 fn finish(net: &mut Net, description: &Description, result: u32) {
     let mut probe = net.clone();
-    let column = probe.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
+    let column = probe.op(
+        "Slice",
+        &[0],
+        vec![int("axis", 1), int("start", 0), int("end", 1)],
+    );
     probe.output("click", column);
-    let shape = probe.valid(description).nodes[result as usize].shape.clone();
+    let shape = probe.valid(description).nodes[result as usize]
+        .shape
+        .clone();
     let count = shape.row_elements() as i64;
     let lead = i64::from(shape.lead.is_some());
-    let flat = if lead == 1 { vec![0, count] } else { vec![1, count] };
+    let flat = if lead == 1 {
+        vec![0, count]
+    } else {
+        vec![1, count]
+    };
     let flat = net.op("Reshape", &[result], vec![ints("shape", &flat)]);
     let weights = net.parameter("weights", &[count as u32, 1], Initialiser::Normal(1.0));
     let sum = net.op("MatMul", &[flat, weights], vec![]);
@@ -83,7 +106,11 @@ fn finish(net: &mut Net, description: &Description, result: u32) {
         Some(Lead::Rows) => sum,
         Some(Lead::History) => net.op("PoolSum", &[sum], vec![]),
         None => {
-            let column = net.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
+            let column = net.op(
+                "Slice",
+                &[0],
+                vec![int("axis", 1), int("start", 0), int("end", 1)],
+            );
             net.op("Add", &[column, sum], vec![])
         }
     };
@@ -94,9 +121,15 @@ fn batch(case: &Case, requests: &[(usize, usize)]) -> ExpertBatch {
     let schema = schema();
     let columns = Columns::new(&case.description, &schema, TAE_DIM).unwrap();
     let sizes = requests.iter().enumerate();
-    let examples: Vec<_> = sizes.map(|(index, (history, targets))| example(index as u64 + 1, *history, *targets)).collect();
+    let examples: Vec<_> = sizes
+        .map(|(index, (history, targets))| example(index as u64 + 1, *history, *targets))
+        .collect();
     let rows: usize = requests.iter().map(|(_, targets)| targets).sum();
-    columns.batch(&examples, Tae::Rows(&noise(5, rows * TAE_DIM)), &Normaliser::identity(&schema.feature_columns()))
+    columns.batch(
+        &examples,
+        Tae::Rows(&noise(5, rows * TAE_DIM)),
+        &Normaliser::identity(&schema.feature_columns()),
+    )
 }
 
 fn parameters(graph: &Graph) -> Parameters {
@@ -105,31 +138,69 @@ fn parameters(graph: &Graph) -> Parameters {
 
 /// Compares outputs and all gradients with the oracle's.
 fn check(name: &str, case: &Case) {
-    for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
+    for requests in [
+        &[(3, 2), (0, 1), (2, 3)][..],
+        &[(0, 2), (0, 1)],
+        &[(1, 1)],
+        &[(0, 1)],
+    ] {
         let batch = batch(case, requests);
         let parameters = parameters(&case.graph);
         let compute = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap();
         let outputs = compute.forward(&parameters, &batch);
         let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-            .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
+            .map(|index| {
+                parameters
+                    .values(index)
+                    .iter()
+                    .map(|value| f64::from(*value))
+                    .collect()
+            })
             .collect();
         let expected = oracle::outputs(&case.graph, &values, &batch);
         for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
             let error = (f64::from(*output) - expected).abs();
-            assert!(error <= 1e-5 * expected.abs().max(1.0), "{name} {requests:?} row {row}: {output} is not {expected}");
+            assert!(
+                error <= 1e-5 * expected.abs().max(1.0),
+                "{name} {requests:?} row {row}: {output} is not {expected}"
+            );
         }
-        check_gradients(&format!("{name} {requests:?}"), case, &*compute, &values, &batch);
+        check_gradients(
+            &format!("{name} {requests:?}"),
+            case,
+            &*compute,
+            &values,
+            &batch,
+        );
     }
 }
 
-fn check_gradients(name: &str, case: &Case, compute: &dyn Compute, values: &[Vec<f64>], batch: &ExpertBatch) {
+fn check_gradients(
+    name: &str,
+    case: &Case,
+    compute: &dyn Compute,
+    values: &[Vec<f64>],
+    batch: &ExpertBatch,
+) {
     let seed = noise(9, batch.rows);
-    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: Vec::new() };
+    let mut loss = |_: &[f32], _: &[f32]| Seed {
+        tasks: seed.clone(),
+        extra_loss: Vec::new(),
+    };
     let parameters = parameters(&case.graph);
-    let gradients = compute.gradients(&parameters, batch, &mut SmallRng::seed_from_u64(1), &mut loss);
+    let gradients = compute.gradients(
+        &parameters,
+        batch,
+        &mut SmallRng::seed_from_u64(1),
+        &mut loss,
+    );
     let value = |values: &[Vec<f64>]| -> f64 {
         let outputs = oracle::outputs(&case.graph, values, batch);
-        outputs.iter().zip(&seed).map(|(output, seed)| output * f64::from(*seed)).sum()
+        outputs
+            .iter()
+            .zip(&seed)
+            .map(|(output, seed)| output * f64::from(*seed))
+            .sum()
     };
     for (index, spec) in case.graph.parameters.iter().enumerate() {
         let mut dense = vec![0.0; spec.len()];
@@ -151,148 +222,275 @@ fn check_gradients(name: &str, case: &Case, compute: &dyn Compute, values: &[Vec
             let expected = (nudge(1e-5) - nudge(-1e-5)) / 2e-5;
             let error = (f64::from(*gradient) - expected).abs();
             let at = format!("{name}: gradient of {}[{position}]", spec.name);
-            assert!(error <= 2e-4 * expected.abs().max(1.0), "{at} is {gradient}, not {expected}");
+            assert!(
+                error <= 2e-4 * expected.abs().max(1.0),
+                "{at} is {gradient}, not {expected}"
+            );
         }
     }
 }
 
 #[test]
 fn elementwise_ops_of_one_input() {
-    for op in ["Exp", "Log", "Sqrt", "Neg", "Abs", "Sigmoid", "Silu", "Relu", "Gelu", "Tanh", "Softplus"] {
-        check(op, &case(|net, base| match op {
-            // Their inputs are positive here; the clamp has a test of its own.
-            "Log" | "Sqrt" => {
-                let positive = net.op("Exp", &[base.rows], vec![]);
-                net.op(op, &[positive], vec![])
-            }
-            _ => net.op(op, &[base.rows], vec![]),
-        }));
+    for op in [
+        "Exp", "Log", "Sqrt", "Neg", "Abs", "Sigmoid", "Silu", "Relu", "Gelu", "Tanh", "Softplus",
+    ] {
+        check(
+            op,
+            &case(|net, base| match op {
+                // Their inputs are positive here; the clamp has a test of its own.
+                "Log" | "Sqrt" => {
+                    let positive = net.op("Exp", &[base.rows], vec![]);
+                    net.op(op, &[positive], vec![])
+                }
+                _ => net.op(op, &[base.rows], vec![]),
+            }),
+        );
     }
-    check("Clip", &case(|net, base| net.op("Clip", &[base.rows], vec![num("min", -0.5), num("max", 0.4)])));
+    check(
+        "Clip",
+        &case(|net, base| {
+            net.op(
+                "Clip",
+                &[base.rows],
+                vec![num("min", -0.5), num("max", 0.4)],
+            )
+        }),
+    );
 }
 
 #[test]
 fn elementwise_ops_of_two_inputs_broadcast() {
     for op in ["Add", "Sub", "Mul", "Div", "Max", "Min"] {
-        check(op, &case(|net, base| net.op(op, &[base.rows, base.other], vec![])));
-        check(&format!("{op} with a vector"), &case(|net, base| {
-            let vector = net.parameter("vector", &[4], Initialiser::Normal(1.0));
-            net.op(op, &[vector, base.history], vec![])
-        }));
-        check(&format!("{op} of ranks 3 and 2"), &case(|net, base| {
-            let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
-            let grid = net.parameter("grid", &[2, 1], Initialiser::Normal(1.0));
-            net.op(op, &[cube, grid], vec![])
-        }));
-        check(&format!("{op} of a row and a fixed one"), &case(|net, base| {
-            let column = net.op("Slice", &[base.rows], vec![int("axis", 1), int("start", 1), int("end", 2)]);
-            let one = net.parameter("one", &[1, 4], Initialiser::Normal(1.0));
-            net.op(op, &[column, one], vec![])
-        }));
+        check(
+            op,
+            &case(|net, base| net.op(op, &[base.rows, base.other], vec![])),
+        );
+        check(
+            &format!("{op} with a vector"),
+            &case(|net, base| {
+                let vector = net.parameter("vector", &[4], Initialiser::Normal(1.0));
+                net.op(op, &[vector, base.history], vec![])
+            }),
+        );
+        check(
+            &format!("{op} of ranks 3 and 2"),
+            &case(|net, base| {
+                let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+                let grid = net.parameter("grid", &[2, 1], Initialiser::Normal(1.0));
+                net.op(op, &[cube, grid], vec![])
+            }),
+        );
+        check(
+            &format!("{op} of a row and a fixed one"),
+            &case(|net, base| {
+                let column = net.op(
+                    "Slice",
+                    &[base.rows],
+                    vec![int("axis", 1), int("start", 1), int("end", 2)],
+                );
+                let one = net.parameter("one", &[1, 4], Initialiser::Normal(1.0));
+                net.op(op, &[column, one], vec![])
+            }),
+        );
     }
 }
 
 #[test]
 fn comparisons_and_where() {
     for op in ["Greater", "Less", "Equal"] {
-        check(op, &case(|net, base| {
-            let truth = net.op(op, &[base.rows, base.other], vec![]);
-            net.op("Where", &[truth, base.rows, base.other], vec![])
-        }));
+        check(
+            op,
+            &case(|net, base| {
+                let truth = net.op(op, &[base.rows, base.other], vec![]);
+                net.op("Where", &[truth, base.rows, base.other], vec![])
+            }),
+        );
     }
 }
 
 #[test]
 fn matrix_products_of_rank_2_and_3() {
-    check("MatMul", &case(|net, base| net.op("MatMul", &[base.rows, base.matrix], vec![])));
-    check("MatMul history", &case(|net, base| net.op("MatMul", &[base.history, base.matrix], vec![])));
-    check("MatMul rank 3", &case(|net, base| {
-        let small = net.parameter("small", &[2, 5], Initialiser::Normal(1.0));
-        let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
-        net.op("MatMul", &[cube, small], vec![])
-    }));
-    check("MatMul of parameters", &case(|net, base| {
-        let left = net.parameter("left", &[2, 4], Initialiser::Normal(1.0));
-        net.op("MatMul", &[left, base.matrix], vec![])
-    }));
+    check(
+        "MatMul",
+        &case(|net, base| net.op("MatMul", &[base.rows, base.matrix], vec![])),
+    );
+    check(
+        "MatMul history",
+        &case(|net, base| net.op("MatMul", &[base.history, base.matrix], vec![])),
+    );
+    check(
+        "MatMul rank 3",
+        &case(|net, base| {
+            let small = net.parameter("small", &[2, 5], Initialiser::Normal(1.0));
+            let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+            net.op("MatMul", &[cube, small], vec![])
+        }),
+    );
+    check(
+        "MatMul of parameters",
+        &case(|net, base| {
+            let left = net.parameter("left", &[2, 4], Initialiser::Normal(1.0));
+            net.op("MatMul", &[left, base.matrix], vec![])
+        }),
+    );
 }
 
 #[test]
 fn shapes_are_moved_as_onnx_says() {
-    check("Concat", &case(|net, base| net.op("Concat", &[base.rows, base.other, base.rows], vec![int("axis", 1)])));
-    check("Slice", &case(|net, base| net.op("Slice", &[base.rows], vec![int("axis", 1), int("start", 1), int("end", 3)])));
-    check("Transpose", &case(|net, base| {
-        let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
-        net.op("Transpose", &[cube], vec![ints("perm", &[0, 2, 1])])
-    }));
-    check("Transpose of a parameter", &case(|net, base| net.op("Transpose", &[base.matrix], vec![ints("perm", &[1, 0])])));
+    check(
+        "Concat",
+        &case(|net, base| {
+            net.op(
+                "Concat",
+                &[base.rows, base.other, base.rows],
+                vec![int("axis", 1)],
+            )
+        }),
+    );
+    check(
+        "Slice",
+        &case(|net, base| {
+            net.op(
+                "Slice",
+                &[base.rows],
+                vec![int("axis", 1), int("start", 1), int("end", 3)],
+            )
+        }),
+    );
+    check(
+        "Transpose",
+        &case(|net, base| {
+            let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+            net.op("Transpose", &[cube], vec![ints("perm", &[0, 2, 1])])
+        }),
+    );
+    check(
+        "Transpose of a parameter",
+        &case(|net, base| net.op("Transpose", &[base.matrix], vec![ints("perm", &[1, 0])])),
+    );
 }
 
 #[test]
 fn reductions_and_normalisation() {
     for op in ["ReduceSum", "ReduceMean", "ReduceMax", "Softmax"] {
-        check(op, &case(|net, base| net.op(op, &[base.rows], vec![int("axis", 1)])));
-        check(&format!("{op} inside"), &case(|net, base| {
-            let cube = net.op("Reshape", &[base.history], vec![ints("shape", &[0, 2, 2])]);
-            net.op(op, &[cube], vec![int("axis", 1)])
-        }));
+        check(
+            op,
+            &case(|net, base| net.op(op, &[base.rows], vec![int("axis", 1)])),
+        );
+        check(
+            &format!("{op} inside"),
+            &case(|net, base| {
+                let cube = net.op("Reshape", &[base.history], vec![ints("shape", &[0, 2, 2])]);
+                net.op(op, &[cube], vec![int("axis", 1)])
+            }),
+        );
     }
-    check("LayerNormalization", &case(|net, base| {
-        let scale = net.parameter("norm.scale", &[4], Initialiser::Normal(1.0));
-        let bias = net.parameter("norm.bias", &[4], Initialiser::Normal(1.0));
-        net.op("LayerNormalization", &[base.rows, scale, bias], vec![num("epsilon", 1e-3)])
-    }));
+    check(
+        "LayerNormalization",
+        &case(|net, base| {
+            let scale = net.parameter("norm.scale", &[4], Initialiser::Normal(1.0));
+            let bias = net.parameter("norm.bias", &[4], Initialiser::Normal(1.0));
+            net.op(
+                "LayerNormalization",
+                &[base.rows, scale, bias],
+                vec![num("epsilon", 1e-3)],
+            )
+        }),
+    );
 }
 
 #[test]
 fn lookups_read_rows_by_id() {
     for dense in [false, true] {
         for op in ["EmbeddingBag", "Gather"] {
-            check(&format!("{op}, dense {dense}"), &case(|net, base| {
-                let table = net.parameter("table", &[5, 3], Initialiser::Normal(1.0));
-                // Arithmetic on the table makes it a dense parameter.
-                let table = if dense { net.op("Tanh", &[table], vec![]) } else { table };
-                let past = net.op(op, &[table, base.history_id], vec![]);
-                let past = net.op("PoolMean", &[past], vec![]);
-                let now = net.op(op, &[table, base.id], vec![]);
-                net.op("Mul", &[now, past], vec![])
-            }));
+            check(
+                &format!("{op}, dense {dense}"),
+                &case(|net, base| {
+                    let table = net.parameter("table", &[5, 3], Initialiser::Normal(1.0));
+                    // Arithmetic on the table makes it a dense parameter.
+                    let table = if dense {
+                        net.op("Tanh", &[table], vec![])
+                    } else {
+                        table
+                    };
+                    let past = net.op(op, &[table, base.history_id], vec![]);
+                    let past = net.op("PoolMean", &[past], vec![]);
+                    let now = net.op(op, &[table, base.id], vec![]);
+                    net.op("Mul", &[now, past], vec![])
+                }),
+            );
         }
     }
-    check("EmbeddingBag of several ids", &case(|net, base| {
-        let table = net.parameter("table", &[7, 3], Initialiser::Normal(1.0));
-        let ids = net.op("Concat", &[base.id, base.id, base.id, base.id], vec![int("axis", 1)]);
-        let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 2, 2])]);
-        let ids = net.op("Transpose", &[ids], vec![ints("perm", &[0, 2, 1])]);
-        let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 4])]);
-        let ids = net.op("Slice", &[ids], vec![int("axis", 1), int("start", 1), int("end", 4)]);
-        net.op("EmbeddingBag", &[table, ids], vec![])
-    }));
-    check("Cast", &case(|net, base| {
-        let number = net.op("Cast", &[base.id], vec![]);
-        let scale = net.op("Constant", &[], vec![num("value", 0.01), ints("shape", &[1])]);
-        let number = net.op("Mul", &[number, scale], vec![]);
-        net.op("Mul", &[number, base.rows], vec![])
-    }));
+    check(
+        "EmbeddingBag of several ids",
+        &case(|net, base| {
+            let table = net.parameter("table", &[7, 3], Initialiser::Normal(1.0));
+            let ids = net.op(
+                "Concat",
+                &[base.id, base.id, base.id, base.id],
+                vec![int("axis", 1)],
+            );
+            let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 2, 2])]);
+            let ids = net.op("Transpose", &[ids], vec![ints("perm", &[0, 2, 1])]);
+            let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 4])]);
+            let ids = net.op(
+                "Slice",
+                &[ids],
+                vec![int("axis", 1), int("start", 1), int("end", 4)],
+            );
+            net.op("EmbeddingBag", &[table, ids], vec![])
+        }),
+    );
+    check(
+        "Cast",
+        &case(|net, base| {
+            let number = net.op("Cast", &[base.id], vec![]);
+            let scale = net.op(
+                "Constant",
+                &[],
+                vec![num("value", 0.01), ints("shape", &[1])],
+            );
+            let number = net.op("Mul", &[number, scale], vec![]);
+            net.op("Mul", &[number, base.rows], vec![])
+        }),
+    );
 }
 
 #[test]
 fn hstu_and_pooling_cross_by_request() {
-    check("HstuAttention", &case(|net, b| {
-        let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
-        net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)])
-    }));
-    check("HstuHistory", &case(|net, b| {
-        net.op("HstuHistory", &[b.history, b.past, b.history], vec![int("heads", 2), int("max-len", 8)])
-    }));
+    check(
+        "HstuAttention",
+        &case(|net, b| {
+            let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
+            net.op(
+                "HstuAttention",
+                &inputs,
+                vec![int("heads", 2), int("max-len", 8)],
+            )
+        }),
+    );
+    check(
+        "HstuHistory",
+        &case(|net, b| {
+            net.op(
+                "HstuHistory",
+                &[b.history, b.past, b.history],
+                vec![int("heads", 2), int("max-len", 8)],
+            )
+        }),
+    );
     for op in ["PoolSum", "PoolMean", "PoolMax"] {
         // Multi-hot histories tie in their maxima; a product with the age-free id breaks ties.
-        check(op, &case(|net, base| {
-            let table = net.parameter("table", &[64, 4], Initialiser::Normal(1.0));
-            let item = net.op("EmbeddingBag", &[table, base.history_id], vec![]);
-            let mixed = net.op("Add", &[base.history, item], vec![]);
-            net.op(op, &[mixed], vec![])
-        }));
+        check(
+            op,
+            &case(|net, base| {
+                let table = net.parameter("table", &[64, 4], Initialiser::Normal(1.0));
+                let item = net.op("EmbeddingBag", &[table, base.history_id], vec![]);
+                let mixed = net.op("Add", &[base.history, item], vec![]);
+                net.op(op, &[mixed], vec![])
+            }),
+        );
     }
 }
 
@@ -306,7 +504,12 @@ fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
     });
     let batch = batch(&zero, &[(1, 2)]);
     let compute = compute(zero.graph.clone(), crate::expert::Device::Cpu).unwrap();
-    assert!(compute.forward(&parameters(&zero.graph), &batch).iter().all(|output| output.is_finite()));
+    assert!(
+        compute
+            .forward(&parameters(&zero.graph), &batch)
+            .iter()
+            .all(|output| output.is_finite())
+    );
     type A = Autodiff<Flex>;
     let x = A::float_set_require_grad(upload::<A>(vec![0.0], &[1], &Default::default()), true);
     let y = ops::unary::<A>(crate::expert::graph::Unary::Softplus, x.clone());
@@ -319,14 +522,33 @@ fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
 #[test]
 fn dropout_scales_what_it_keeps_and_serves_as_identity() {
     for per_row in [0, 1] {
-        let case = case(|net, base| net.op("Dropout", &[base.rows], vec![num("rate", 0.25), int("per-row", per_row)]));
+        let case = case(|net, base| {
+            net.op(
+                "Dropout",
+                &[base.rows],
+                vec![num("rate", 0.25), int("per-row", per_row)],
+            )
+        });
         check_forward_only(&case);
         let x = upload::<Flex>(vec![1.0; 4000], &[1000, 4], &Default::default());
-        let y = download::<Flex>(ops::dropout::<Flex>(x, 0.25, per_row == 1, &mut SmallRng::seed_from_u64(2)));
+        let y = download::<Flex>(ops::dropout::<Flex>(
+            x,
+            0.25,
+            per_row == 1,
+            &mut SmallRng::seed_from_u64(2),
+        ));
         let kept = y.iter().filter(|value| **value != 0.0).count();
-        assert!(y.iter().all(|value| *value == 0.0 || (*value - 4.0 / 3.0).abs() < 1e-6));
-        assert!((2800..3200).contains(&kept), "{kept} of 4000 kept at a rate of 0.25");
-        let whole = y.chunks(4).all(|row| row.iter().all(|value| *value == row[0]));
+        assert!(
+            y.iter()
+                .all(|value| *value == 0.0 || (*value - 4.0 / 3.0).abs() < 1e-6)
+        );
+        assert!(
+            (2800..3200).contains(&kept),
+            "{kept} of 4000 kept at a rate of 0.25"
+        );
+        let whole = y
+            .chunks(4)
+            .all(|row| row.iter().all(|value| *value == row[0]));
         assert_eq!(whole, per_row == 1, "per-row drops whole rows, and only it");
     }
 }
@@ -334,11 +556,22 @@ fn dropout_scales_what_it_keeps_and_serves_as_identity() {
 fn check_forward_only(case: &Case) {
     let batch = batch(case, &[(1, 3)]);
     let parameters = parameters(&case.graph);
-    let outputs = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap().forward(&parameters, &batch);
+    let outputs = compute(case.graph.clone(), crate::expert::Device::Cpu)
+        .unwrap()
+        .forward(&parameters, &batch);
     let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-        .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
+        .map(|index| {
+            parameters
+                .values(index)
+                .iter()
+                .map(|value| f64::from(*value))
+                .collect()
+        })
         .collect();
-    for (output, expected) in outputs.iter().zip(oracle::outputs(&case.graph, &values, &batch)) {
+    for (output, expected) in outputs
+        .iter()
+        .zip(oracle::outputs(&case.graph, &values, &batch))
+    {
         assert!((f64::from(*output) - expected).abs() < 1e-5);
     }
 }
@@ -348,11 +581,24 @@ fn stop_gradient_stops_gradients() {
     let case = case(|net, base| net.op("StopGradient", &[base.rows], vec![]));
     let batch = batch(&case, &[(1, 3)]);
     let compute = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap();
-    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+    let mut loss = |_: &[f32], _: &[f32]| Seed {
+        tasks: vec![1.0; 3],
+        extra_loss: Vec::new(),
+    };
     let parameters = parameters(&case.graph);
-    let gradients = compute.gradients(&parameters, &batch, &mut SmallRng::seed_from_u64(1), &mut loss);
+    let gradients = compute.gradients(
+        &parameters,
+        &batch,
+        &mut SmallRng::seed_from_u64(1),
+        &mut loss,
+    );
     let of = |name: &str| {
-        let index = case.graph.parameters.iter().position(|spec| spec.name == name).unwrap();
+        let index = case
+            .graph
+            .parameters
+            .iter()
+            .position(|spec| spec.name == name)
+            .unwrap();
         gradients.values[index].clone()
     };
     assert!(of("rows.scale").is_none_or(|gradient| gradient.iter().all(|g| *g == 0.0)));
@@ -363,7 +609,11 @@ fn stop_gradient_stops_gradients() {
 fn one_request_does_not_reach_another() {
     let mixed = case(|net, b| {
         let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
-        let attended = net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)]);
+        let attended = net.op(
+            "HstuAttention",
+            &inputs,
+            vec![int("heads", 2), int("max-len", 8)],
+        );
         let most = net.op("PoolMax", &[b.history], vec![]);
         let mean = net.op("PoolMean", &[b.past], vec![]);
         net.op("Concat", &[attended, most, mean], vec![int("axis", 1)])
@@ -379,7 +629,14 @@ fn one_request_does_not_reach_another() {
     }
     let compute = compute(mixed.graph.clone(), crate::expert::Device::Cpu).unwrap();
     let parameters = parameters(&mixed.graph);
-    let (before, after) = (compute.forward(&parameters, &together), compute.forward(&parameters, &changed));
+    let (before, after) = (
+        compute.forward(&parameters, &together),
+        compute.forward(&parameters, &changed),
+    );
     assert_ne!(before[..2], after[..2]);
-    assert_eq!(before[2..], after[2..], "the other requests' outputs stay, bit for bit");
+    assert_eq!(
+        before[2..],
+        after[2..],
+        "the other requests' outputs stay, bit for bit"
+    );
 }

@@ -14,21 +14,31 @@ pub(super) struct Array {
 
 impl Array {
     fn fill(dims: Vec<usize>, f: impl FnMut(&[usize]) -> f64) -> Array {
-        let data = indices(&dims).iter().map(|index| index.as_slice()).map(f).collect();
+        let data = indices(&dims)
+            .iter()
+            .map(|index| index.as_slice())
+            .map(f)
+            .collect();
         Array { dims, data }
     }
 
     /// The value at `index`, aligned from the right, with size 1 broadcast.
     fn at(&self, index: &[usize]) -> f64 {
         let index = &index[index.len() - self.dims.len()..];
-        let flat = index.iter().zip(&self.dims).fold(0, |flat, (i, dim)| flat * dim + if *dim == 1 { 0 } else { *i });
+        let flat = index.iter().zip(&self.dims).fold(0, |flat, (i, dim)| {
+            flat * dim + if *dim == 1 { 0 } else { *i }
+        });
         self.data[flat]
     }
 }
 
 fn indices(dims: &[usize]) -> Vec<Vec<usize>> {
     dims.iter().fold(vec![vec![]], |prefixes, dim| {
-        let extend = |prefix: &Vec<usize>| (0..*dim).map(|i| [prefix.as_slice(), &[i]].concat()).collect::<Vec<_>>();
+        let extend = |prefix: &Vec<usize>| {
+            (0..*dim)
+                .map(|i| [prefix.as_slice(), &[i]].concat())
+                .collect::<Vec<_>>()
+        };
         prefixes.iter().flat_map(extend).collect()
     })
 }
@@ -48,7 +58,13 @@ pub(super) fn evaluate(graph: &Graph, parameters: &[Vec<f64>], batch: &ExpertBat
     values
 }
 
-fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[Vec<f64>], batch: &ExpertBatch) -> Array {
+fn evaluate_node(
+    node: &Node,
+    dims: Vec<usize>,
+    values: &[Array],
+    parameters: &[Vec<f64>],
+    batch: &ExpertBatch,
+) -> Array {
     let x = |input: usize| &values[node.inputs[input]];
     let with = |index: &[usize], axis: usize, value: usize| {
         let mut index = index.to_vec();
@@ -58,21 +74,30 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
     match &node.op {
         Op::Input { column } => {
             let data = match &batch.columns[*column] {
-                ColumnData::Numbers(values) => values.iter().map(|value| f64::from(*value)).collect(),
+                ColumnData::Numbers(values) => {
+                    values.iter().map(|value| f64::from(*value)).collect()
+                }
                 ColumnData::Ids(values) => values.iter().map(|id| *id as f64).collect(),
             };
             Array { dims, data }
         }
-        Op::Parameter { parameter } => Array { dims, data: parameters[*parameter].clone() },
+        Op::Parameter { parameter } => Array {
+            dims,
+            data: parameters[*parameter].clone(),
+        },
         Op::Constant { value, .. } => Array::fill(dims, |_| f64::from(*value)),
         Op::MatMul => {
             let k = x(1).dims[0];
-            let term = |i: &[usize], j: usize| x(0).at(&with(i, i.len() - 1, j)) * x(1).at(&[j, i[i.len() - 1]]);
+            let term = |i: &[usize], j: usize| {
+                x(0).at(&with(i, i.len() - 1, j)) * x(1).at(&[j, i[i.len() - 1]])
+            };
             Array::fill(dims, |i| (0..k).map(|j| term(i, j)).sum())
         }
         Op::Binary(op) => Array::fill(dims, |i| binary(*op, x(0).at(i), x(1).at(i))),
         Op::Unary(op) => Array::fill(dims, |i| unary(*op, x(0).at(i))),
-        Op::Clip { min, max } => Array::fill(dims, |i| x(0).at(i).clamp(f64::from(*min), f64::from(*max))),
+        Op::Clip { min, max } => {
+            Array::fill(dims, |i| x(0).at(i).clamp(f64::from(*min), f64::from(*max)))
+        }
         Op::Compare(op) => Array::fill(dims, |i| {
             let (a, b) = (x(0).at(i), x(1).at(i));
             f64::from(u8::from(match op {
@@ -81,10 +106,20 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
                 Compare::Equal => a == b,
             }))
         }),
-        Op::Where => Array::fill(dims, |i| if x(0).at(i) != 0.0 { x(1).at(i) } else { x(2).at(i) }),
+        Op::Where => Array::fill(dims, |i| {
+            if x(0).at(i) != 0.0 {
+                x(1).at(i)
+            } else {
+                x(2).at(i)
+            }
+        }),
         Op::Softmax { axis } => {
             let n = dims[*axis];
-            let total = |i: &[usize]| (0..n).map(|j| x(0).at(&with(i, *axis, j)).exp()).sum::<f64>();
+            let total = |i: &[usize]| {
+                (0..n)
+                    .map(|j| x(0).at(&with(i, *axis, j)).exp())
+                    .sum::<f64>()
+            };
             Array::fill(dims, |i| x(0).at(i).exp() / total(i))
         }
         Op::Concat { axis } => Array::fill(dims, |i| {
@@ -96,22 +131,35 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
             }
             x(part).at(&with(i, *axis, position))
         }),
-        Op::Slice { axis, start, .. } => Array::fill(dims, |i| x(0).at(&with(i, *axis, i[*axis] + start))),
-        Op::Reshape { .. } => Array { dims, data: x(0).data.clone() },
+        Op::Slice { axis, start, .. } => {
+            Array::fill(dims, |i| x(0).at(&with(i, *axis, i[*axis] + start)))
+        }
+        Op::Reshape { .. } => Array {
+            dims,
+            data: x(0).data.clone(),
+        },
         Op::Transpose { perm } => Array::fill(dims, |i| {
             let mut source = vec![0; i.len()];
-            perm.iter().zip(i).for_each(|(axis, at)| source[*axis] = *at);
+            perm.iter()
+                .zip(i)
+                .for_each(|(axis, at)| source[*axis] = *at);
             x(0).at(&source)
         }),
-        Op::Gather => Array::fill(dims, |i| x(0).at(&[x(1).data[i[0]] as usize % x(0).dims[0], i[1]])),
+        Op::Gather => Array::fill(dims, |i| {
+            x(0).at(&[x(1).data[i[0]] as usize % x(0).dims[0], i[1]])
+        }),
         Op::EmbeddingBag => {
             let (n, k) = (x(0).dims[0] as u64, x(1).dims[1]);
             let row = |s: usize, j: usize| (hash_id(x(1).at(&[s, j]) as u64) % n) as usize;
-            Array::fill(dims, |i| (0..k).map(|j| x(0).at(&[row(i[0], j), i[1]])).sum::<f64>() / k as f64)
+            Array::fill(dims, |i| {
+                (0..k).map(|j| x(0).at(&[row(i[0], j), i[1]])).sum::<f64>() / k as f64
+            })
         }
         Op::Reduce { kind, axis } => {
             let n = x(0).dims[*axis];
-            Array::fill(dims, |i| reduce(*kind, (0..n).map(|j| x(0).at(&with(i, *axis, j)))))
+            Array::fill(dims, |i| {
+                reduce(*kind, (0..n).map(|j| x(0).at(&with(i, *axis, j))))
+            })
         }
         Op::LayerNormalization { epsilon } => {
             let d = dims[dims.len() - 1];
@@ -120,7 +168,8 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
                 let row: Vec<f64> = (0..d).map(|j| x(0).at(&with(i, axis, j))).collect();
                 let mean = row.iter().sum::<f64>() / d as f64;
                 let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
-                (x(0).at(i) - mean) / (variance + f64::from(*epsilon)).sqrt() * x(1).at(i) + x(2).at(i)
+                (x(0).at(i) - mean) / (variance + f64::from(*epsilon)).sqrt() * x(1).at(i)
+                    + x(2).at(i)
             })
         }
         Op::Dropout { .. } | Op::StopGradient | Op::Cast => x(0).clone(),
@@ -128,8 +177,13 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
             let (q, k, v) = (x(3), x(4), x(5));
             Array::fill(dims, |i| {
                 let request = owner(&batch.target_offsets, i[0]);
-                let history = batch.history_offsets[request] as usize..batch.history_offsets[request + 1] as usize;
-                let head = Head { d: q.dims[1] / heads, column: i[1], norm: *max_len as f64 };
+                let history = batch.history_offsets[request] as usize
+                    ..batch.history_offsets[request + 1] as usize;
+                let head = Head {
+                    d: q.dims[1] / heads,
+                    column: i[1],
+                    norm: *max_len as f64,
+                };
                 let past: f64 = history.map(|j| head.term(q, i[0], x(1), x(2), j)).sum();
                 past + head.term(q, i[0], k, v, i[0])
             })
@@ -139,13 +193,24 @@ fn evaluate_node(node: &Node, dims: Vec<usize>, values: &[Array], parameters: &[
                 return 0.0;
             }
             let start = batch.history_offsets[owner(&batch.history_offsets, i[0])] as usize;
-            let head = Head { d: x(0).dims[1] / heads, column: i[1], norm: *max_len as f64 };
-            (start..=i[0]).map(|j| head.term(x(0), i[0], x(1), x(2), j)).sum()
+            let head = Head {
+                d: x(0).dims[1] / heads,
+                column: i[1],
+                norm: *max_len as f64,
+            };
+            (start..=i[0])
+                .map(|j| head.term(x(0), i[0], x(1), x(2), j))
+                .sum()
         }),
         Op::Pool(kind) => Array::fill(dims, |i| {
             let request = owner(&batch.target_offsets, i[0]);
-            let history = batch.history_offsets[request] as usize..batch.history_offsets[request + 1] as usize;
-            if history.is_empty() { 0.0 } else { reduce(*kind, history.map(|j| x(0).at(&[j, i[1]]))) }
+            let history = batch.history_offsets[request] as usize
+                ..batch.history_offsets[request + 1] as usize;
+            if history.is_empty() {
+                0.0
+            } else {
+                reduce(*kind, history.map(|j| x(0).at(&[j, i[1]])))
+            }
         }),
     }
 }
@@ -160,13 +225,17 @@ impl Head {
     /// What key `j` adds to query `i`.
     fn term(&self, q: &Array, i: usize, k: &Array, v: &Array, j: usize) -> f64 {
         let first = self.column / self.d * self.d;
-        let dot: f64 = (first..first + self.d).map(|c| q.at(&[i, c]) * k.at(&[j, c])).sum();
+        let dot: f64 = (first..first + self.d)
+            .map(|c| q.at(&[i, c]) * k.at(&[j, c]))
+            .sum();
         unary(Unary::Silu, dot / (self.d as f64).sqrt()) / self.norm * v.at(&[j, self.column])
     }
 }
 
 fn owner(offsets: &[u32], entry: usize) -> usize {
-    (0..offsets.len() - 1).find(|r| entry < offsets[r + 1] as usize).expect("the entry is in a request")
+    (0..offsets.len() - 1)
+        .find(|r| entry < offsets[r + 1] as usize)
+        .expect("the entry is in a request")
 }
 
 fn reduce(kind: Reduction, values: impl ExactSizeIterator<Item = f64>) -> f64 {
@@ -220,7 +289,21 @@ fn erf(x: f64) -> f64 {
 /// The outputs `[rows, tasks]`.
 pub(super) fn outputs(graph: &Graph, parameters: &[Vec<f64>], batch: &ExpertBatch) -> Vec<f64> {
     let values = evaluate(graph, parameters, batch);
-    assert!(graph.outputs.iter().all(|node| graph.nodes[*node].ty == Type::Number));
-    let row = |row: usize| graph.outputs.iter().map(move |node| row * 1_000_000 + node).collect::<Vec<_>>();
-    (0..batch.rows).flat_map(row).map(|key| values[key % 1_000_000].data[key / 1_000_000]).collect()
+    assert!(
+        graph
+            .outputs
+            .iter()
+            .all(|node| graph.nodes[*node].ty == Type::Number)
+    );
+    let row = |row: usize| {
+        graph
+            .outputs
+            .iter()
+            .map(move |node| row * 1_000_000 + node)
+            .collect::<Vec<_>>()
+    };
+    (0..batch.rows)
+        .flat_map(row)
+        .map(|key| values[key % 1_000_000].data[key / 1_000_000])
+        .collect()
 }
