@@ -55,7 +55,7 @@ impl Data {
                 config.expert_training = ExpertTraining { epochs: 3, ..ExpertTraining::default() };
                 &["tab1"]
             }
-            Data::Simulated => &["home"],
+            Data::Simulated => &["feed"],
         };
         let served: Vec<String> =
             short_term.iter().map(|name| name.to_string()).filter(|name| schema.surface(name).is_some()).collect();

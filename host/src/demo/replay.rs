@@ -16,7 +16,10 @@ use crate::{
     error::{Error, Result},
     progress::Progress,
     schema::{Schema, TaskKind},
-    serve::api::{Candidate, EventBody, EventsRequest, Explanation, RankAnswer, RankRequest},
+    serve::{
+        api::{Candidate, EventBody, EventsRequest, Explanation, RankAnswer, RankRequest},
+        convert::Converter,
+    },
 };
 
 /// Requests under way at a time.
@@ -69,6 +72,7 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
         url: url.to_owned(),
         agent: ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build()),
         schema: &dataset.schema,
+        converter: Converter::new(dataset.schema.clone()),
         base,
         outcome: Outcome { kept: Keeper::new(KEEP), stages_us: BTreeMap::new(), requests: 0, degraded: 0 },
     };
@@ -103,6 +107,7 @@ struct Client<'a> {
     url: String,
     agent: ureq::Agent,
     schema: &'a Schema,
+    converter: Converter,
     base: &'a BaseRates,
     outcome: Outcome,
 }
@@ -137,13 +142,17 @@ impl Client<'_> {
         let request = RankRequest {
             user: first.user,
             surface: self.schema.surfaces[usize::from(first.surface)].clone(),
-            candidates: rows.iter().map(|row| Candidate { id: row.item, features: BTreeMap::new() }).collect(),
+            candidates: rows.iter().map(|row| self.candidate(row)).collect(),
             time_ms: Some(first.time_ms),
             limit: None,
             context: BTreeMap::new(),
             explain: true,
         };
         self.post("/v1/rank", &request)
+    }
+
+    fn candidate(&self, row: &Impression) -> Candidate {
+        Candidate { id: row.item, features: self.converter.named(&row.context) }
     }
 
     fn tell(&self, outcomes: &[Impression]) -> Result<()> {
@@ -167,7 +176,7 @@ impl Client<'_> {
             time_ms: impression.time_ms,
             actions: actions.map(|bit| (self.schema.actions[bit].clone(), outcome.actions >> bit & 1 == 1)).collect(),
             values: values.map(|(name, value)| (name.clone(), value)).collect(),
-            context: BTreeMap::new(),
+            context: self.converter.named(&impression.context),
             outcome_ms: Some(impression.outcome_ms),
         }
     }

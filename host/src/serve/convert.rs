@@ -92,6 +92,17 @@ impl Converter {
         })
     }
 
+    /// A context by name, as a caller would send it.
+    pub fn named(&self, context: &Context) -> Named {
+        let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
+        let mut value = |kind| match kind {
+            FeatureKind::Categorical => ids.next().map(|&id| FeatureValue::Id(id)),
+            FeatureKind::Dense => dense.next().map(|&number| FeatureValue::Number(number.into())),
+        };
+        let features = self.schema.context_features.iter();
+        features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
+    }
+
     fn surface(&self, name: &str) -> Result<u16, Refusal> {
         self.schema.surface(name).ok_or_else(|| Refusal::UnknownSurface {
             given: name.to_owned(),

@@ -112,7 +112,9 @@ fn build_hostile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf
 // The host's binary, by cargo's own word.
 fn build_host(workspace: &Workspace) -> Result<PathBuf> {
     let output = Command::new(cargo())
-        .args(["build", "--package", "hypercast", "--bin", "hypercast"])
+        // With these packages beside it, shared dependencies get the features that `cargo test --workspace`
+        // gives them, so that demo and tests share one build.
+        .args(["build", "-p", "hypercast", "-p", "cargo-hypercast", "-p", "hypercast-sdk"])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(&workspace.root)
         .stderr(Stdio::inherit())

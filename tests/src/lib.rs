@@ -1,0 +1,141 @@
+//! What the black-box tests share: the binary, a small trained world, a daemon.
+//!
+//! The binary and the components are those that `cargo verify` built; a test
+//! that lacks them says so and passes over.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use hypercast::{
+    config::{Config, ExpertEntry, ExpertTraining, PluginLimits},
+    import::simulate,
+};
+
+/// The `hypercast` binary beside the test's own, which `cargo test --workspace` builds.
+pub fn binary() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let path = own.parent()?.parent()?.join("hypercast");
+    path.is_file().then_some(path)
+}
+
+/// The folder in an environment variable that `cargo verify` sets.
+pub fn components(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_dir())
+}
+
+/// Binary, plugins and hostile guests, or a loud word on what is missing.
+pub fn prerequisites(test: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
+    let found = (binary(), components("HYPERCAST_PLUGINS"), components("HYPERCAST_HOSTILE"));
+    let (Some(binary), Some(plugins), Some(hostile)) = found else {
+        eprintln!("SKIPPED {test}: run `cargo verify`, which builds the binary, the plugins and the hostile guests");
+        return None;
+    };
+    Some((binary, plugins, hostile))
+}
+
+/// A simulated world in `dir/data` and a configuration for it, as small as it can learn something.
+pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
+    let options = simulate::Options {
+        into: dir.join("data"),
+        users: 200,
+        items: 200,
+        requests,
+        surfaces,
+        seed: 5,
+    };
+    simulate::simulate(&options).expect("a world can be simulated");
+    let mut config = Config {
+        expert_training: ExpertTraining { epochs: 1, ..ExpertTraining::default() },
+        plugin_limits: PluginLimits { memory_mib: 32, ..PluginLimits::default() },
+        ..Config::default()
+    };
+    config.fm.dim = 32;
+    config.fm.qk_dim = 16;
+    config.fm.v_dim = 16;
+    config.fm.max_history = 32;
+    config.logs.skip_share = 0.1;
+    config
+}
+
+/// An entry of an expert.
+pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
+    ExpertEntry {
+        name: name.into(),
+        plugin,
+        surfaces: surfaces.iter().map(|surface| surface.to_string()).collect(),
+        without_tae: false,
+        shadow: false,
+        train_on: hypercast::config::TrainOn::All,
+    }
+}
+
+/// Runs the binary to its end: whether it went well, and all it said.
+pub fn run(binary: &Path, dir: &Path, args: &[&str]) -> (bool, String) {
+    let output = Command::new(binary).args(args).current_dir(dir).output().expect("the binary starts");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
+}
+
+/// Runs the binary and expects it to go well.
+pub fn run_well(binary: &Path, dir: &Path, args: &[&str]) -> String {
+    let (well, text) = run(binary, dir, args);
+    assert!(well, "hypercast {args:?}: {text}");
+    text
+}
+
+/// A daemon on a free loopback port; dropping it ends the process.
+pub struct Daemon {
+    child: Child,
+    url: String,
+}
+
+impl Daemon {
+    /// Starts `hypercast serve` in `dir` and waits until it is ready.
+    pub fn start(binary: &Path, dir: &Path) -> Self {
+        let mut child = Command::new(binary)
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .current_dir(dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the daemon starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("piped above");
+        BufReader::new(stdout).read_line(&mut line).expect("its first line is read");
+        let url = line.trim().strip_prefix("listening on ").expect("it became ready").to_owned();
+        Self { child, url }
+    }
+
+    /// POSTs a body: status and JSON answer.
+    pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
+        let request = agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
+        let mut response = request.send(body).expect("the daemon answers");
+        (response.status().as_u16(), response.body_mut().read_json().expect("the answer is JSON"))
+    }
+
+    /// GETs a text.
+    pub fn get(&self, route: &str) -> (u16, String) {
+        let mut response = agent().get(format!("{}{route}", self.url)).call().expect("the daemon answers");
+        (response.status().as_u16(), response.body_mut().read_to_string().expect("the answer is text"))
+    }
+
+    /// Asks it to stop; whether it ended well.
+    pub fn stop(mut self) -> bool {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        asked.success() && self.child.wait().expect("it ends").success()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // After `stop` the process is gone and both calls do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build())
+}

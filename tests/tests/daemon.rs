@@ -1,0 +1,188 @@
+//! The daemon as a caller meets it: every documented answer, events that
+//! survive a `kill -9`, and predictions equal to those that training computes.
+
+use hypercast::{
+    config::Config,
+    dataset::timeline::{Span, Step, Timeline},
+    dataset::Dataset,
+    expert::{Blueprint, Engine, Expert, LoadOptions, Tae},
+    logs::LogReader,
+    serve::convert::Converter,
+};
+use hypercast_tests::{Daemon, expert, prerequisites, run_well, world};
+use serde_json::{Value, json};
+
+/// A trained world with both in-tree experts, whose last fifth is not trained on.
+fn trained(dir: &std::path::Path, plugins: &std::path::Path, binary: &std::path::Path) -> Config {
+    let mut config = world(dir, 2000, 2);
+    let dataset = Dataset::open(&config_path(dir, "data")).unwrap();
+    let at = dataset.rows * 4 / 5;
+    config.timeline.until = dataset.impressions().unwrap().nth(at).unwrap().unwrap().time_ms.to_string();
+    config.experts = vec![
+        expert("short", plugins.join("short_term.wasm"), &["feed"]),
+        expert("mlp", plugins.join("mlp_fusion.wasm"), &["search"]),
+    ];
+    config.write(&config_path(dir, "hypercast.toml")).unwrap();
+    run_well(binary, dir, &["train", "fm"]);
+    run_well(binary, dir, &["train", "expert"]);
+    Config::read(&config_path(dir, "hypercast.toml")).unwrap()
+}
+
+fn config_path(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
+    dir.join(name)
+}
+
+fn rank(user: u64, surface: &str, items: &[u64]) -> Value {
+    let candidates: Vec<Value> = items.iter().map(|id| json!({ "id": id })).collect();
+    json!({ "user": user, "surface": surface, "candidates": candidates })
+}
+
+#[test]
+fn every_kind_of_request_has_its_documented_answer() {
+    let Some((binary, plugins, _)) = prerequisites("daemon answers") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = trained(dir.path(), &plugins, &binary);
+    config.server.max_candidates = 20;
+    config.write(&config_path(dir.path(), "hypercast.toml")).unwrap();
+    let daemon = Daemon::start(&binary, dir.path());
+    let refused = |body: &str, status: u16, code: &str, word: &str| {
+        let (got, answer) = daemon.post("/v1/rank", body);
+        assert_eq!((got, answer["error"]["code"].as_str()), (status, Some(code)), "{body}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
+    };
+    refused("{\"user\": 1,", 400, "bad_request", "line 1");
+    refused("{\"user\": 1, \"surfac\": \"x\", \"candidates\": []}", 400, "bad_request", "surfac");
+    refused(&rank(1, "nowhere", &[1]).to_string(), 404, "unknown_surface", "feed");
+    refused(&rank(1, "feed", &[]).to_string(), 422, "no_candidates", "at least one");
+    refused(&rank(1, "feed", &[1; 21]).to_string(), 413, "too_many", "20");
+    let mut foreign = rank(1, "feed", &[1]);
+    foreign["candidates"][0]["features"] = json!({ "colour": 3 });
+    refused(&foreign.to_string(), 400, "bad_request", "colour");
+
+    let (status, answer) = daemon.post("/v1/rank", &rank(3, "feed", &[1, 2, 3]).to_string());
+    assert_eq!((status, &answer["degraded"], &answer["new_user"]), (200, &json!(false), &json!(false)), "{answer}");
+    assert_eq!(answer["ranking"].as_array().unwrap().len(), 3);
+    assert_eq!(answer["fm_version"], "1.0.0");
+    assert_eq!(answer["expert"]["name"], "short");
+    assert!(answer["ranking"][0]["predictions"]["click"].as_f64().is_some(), "{answer}");
+    assert!(answer.get("explain").is_none(), "only where it is asked for");
+
+    let (status, answer) = daemon.post("/v1/rank", &rank(987_654_321, "search", &[1, 777_777]).to_string());
+    assert_eq!((status, &answer["new_user"]), (200, &json!(true)), "{answer}");
+    assert_eq!(answer["unknown_items"], json!([777_777]));
+    assert_eq!(answer["ranking"].as_array().unwrap().len(), 2);
+
+    assert_eq!(daemon.get("/healthz"), (200, "ok\n".into()));
+    assert_eq!(daemon.get("/readyz").0, 200);
+    let (_, metrics) = daemon.get("/metrics");
+    assert!(metrics.contains("hypercast_requests_total{route=\"/v1/rank\",status=\"404\"} 1"), "{metrics}");
+    assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 2"), "{metrics}");
+    let (status, answer) = daemon.post("/v2/rank", "{}");
+    assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
+    assert!(daemon.stop());
+}
+
+#[test]
+fn events_reach_the_features_and_survive_a_kill() {
+    let Some((binary, plugins, _)) = prerequisites("events") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), &plugins, &binary);
+    let daemon = Daemon::start(&binary, dir.path());
+    let body = rank(987_654_321, "feed", &[1, 2, 3]).to_string();
+    assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], true);
+    let event = |action: &str| {
+        json!({ "events": [{ "user": 987_654_321, "item": 2, "surface": "feed",
+                             "time_ms": 1_800_000_000_000u64, "actions": { action: true } }] })
+    };
+    let (status, answer) = daemon.post("/v1/events", &event("bought").to_string());
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("events[0]"), "{answer}");
+    let (status, answer) = daemon.post("/v1/events", &event("click").to_string());
+    assert_eq!((status, &answer["accepted"]), (200, &json!(1)), "{answer}");
+    assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false);
+    // Dropping it is a kill -9.
+    drop(daemon);
+    let daemon = Daemon::start(&binary, dir.path());
+    assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false, "the event was kept");
+}
+
+#[test]
+fn served_predictions_equal_those_of_training_for_the_same_examples() {
+    let Some((binary, plugins, _)) = prerequisites("skew") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = trained(dir.path(), &plugins, &binary);
+    let until_ms = config.timeline.until_ms().unwrap();
+    // What a trainer would see of the test part: its logs, with the TAEs of the served checkpoint.
+    config.paths.logs = dir.path().join("test-logs");
+    config.write(&config_path(dir.path(), "logs.toml")).unwrap();
+    let from = config.timeline.until.clone();
+    run_well(&binary, dir.path(), &["materialise", "--config", "logs.toml", "--from", &from]);
+    let log = LogReader::open(&config.paths.logs).unwrap();
+    let engine = Engine::new(config.plugin_limits.engine()).unwrap();
+    let options = LoadOptions {
+        tae_dim: log.manifest.tae_dim,
+        fm_version: Some("1.0.0".into()),
+        ..config.plugin_limits.load_options()
+    };
+    let open = |at: usize| {
+        let entry = &config.experts[at];
+        let blueprint = Blueprint::load(&engine, &entry.plugin, &log.schema, &options).unwrap();
+        let parameters = config.parameters(entry);
+        Expert::open(blueprint.into(), &parameters, config.device, config.plugin_limits.breaker()).unwrap()
+    };
+    let experts = [open(0), open(1)];
+
+    let daemon = Daemon::start(&binary, dir.path());
+    let dataset = Dataset::open(&config.paths.dataset).unwrap();
+    let schema = &dataset.schema;
+    let converter = Converter::new(schema.clone());
+    let mut logged = log.iter();
+    let mut compared = 0;
+    for step in Timeline::new(&dataset, Span { from_ms: until_ms, until_ms: None }).unwrap() {
+        match step.unwrap() {
+            Step::Outcome(row) => {
+                let known = |bit: &usize| row.outcome.known >> bit & 1 == 1;
+                let actions: serde_json::Map<String, Value> = (0..schema.actions.len())
+                    .filter(known)
+                    .map(|bit| (schema.actions[bit].clone(), json!(row.outcome.actions >> bit & 1 == 1)))
+                    .collect();
+                let values: serde_json::Map<String, Value> = schema
+                    .values
+                    .iter()
+                    .zip(row.outcome.values)
+                    .filter(|(_, value)| value.is_finite())
+                    .map(|(name, value)| (name.clone(), json!(value)))
+                    .collect();
+                let event = json!({ "request": row.request, "user": row.user, "item": row.item,
+                    "surface": schema.surfaces[usize::from(row.surface)], "time_ms": row.time_ms,
+                    "outcome_ms": row.outcome_ms, "actions": actions, "values": values,
+                    "context": converter.named(&row.context) });
+                let (status, answer) = daemon.post("/v1/events", &json!({ "events": [event] }).to_string());
+                assert_eq!(status, 200, "{answer}");
+            }
+            Step::Request(rows) => {
+                let surface = usize::from(rows[0].surface);
+                let items: Vec<u64> = rows.iter().map(|row| row.item).collect();
+                let mut body = rank(rows[0].user, &schema.surfaces[surface], &items);
+                for (candidate, row) in body["candidates"].as_array_mut().unwrap().iter_mut().zip(&rows) {
+                    candidate["features"] = json!(converter.named(&row.context));
+                }
+                body["time_ms"] = json!(rows[0].time_ms);
+                body["explain"] = json!(true);
+                let (_, answer) = daemon.post("/v1/rank", &body.to_string());
+                let trainers = logged.next().expect("a log row a request").unwrap();
+                assert_eq!(trainers.example.request, rows[0].request);
+                let expected = experts[surface].predict(&[&trainers.example], Tae::Rows(&trainers.tae)).unwrap();
+                for task in &expected.tasks {
+                    for (row, value) in task.values.iter().enumerate() {
+                        let served = answer["explain"]["expert"][&task.task][row].as_f64().unwrap();
+                        let gap = (served - f64::from(*value)).abs();
+                        assert!(gap < 1e-5, "request {}, {} row {row}: {served} {value}", rows[0].request, task.task);
+                        compared += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(compared > 1000, "{compared} predictions compared");
+}

@@ -1,0 +1,128 @@
+//! Hostile guests in a running daemon, each on a surface of its own, beside a
+//! good expert on another: each is contained and named, the good one unharmed.
+//! Guests that misbehave at load are refused with plugin and cause.
+
+use hypercast::{config::Config, schema::Schema};
+use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+
+/// Guests that load and train like any other and misbehave in `rank` or their network, with the
+/// cause that an answer must name.
+const AT_SERVING: [(&str, &str); 9] = [
+    ("spin", "deadline"),
+    ("bomb", "memory"),
+    ("overflow", "stack"),
+    ("trap", "trapped"),
+    ("rank_error", "returned an error"),
+    ("nan", "bad output"),
+    ("wrong_length", "bad output"),
+    ("out_of_range", "bad output"),
+    ("duplicates", "bad output"),
+];
+
+/// Guests that are refused at load, with a word of the reason.
+const AT_LOAD: [(&str, &str); 7] = [
+    ("bad_shape", "shape"),
+    ("unknown_op", "op"),
+    ("cycle", "later"),
+    ("huge", "parameters"),
+    ("foreign_version", "2.0.0"),
+    ("other_import", "clock"),
+    ("spin_describe", "deadline"),
+];
+
+/// Guests that fail while training.
+const AT_TRAINING: [(&str, &str); 2] = [("labels_short", "labels"), ("sample_invalid", "sample")];
+
+fn rank(surface: &str, user: u64) -> String {
+    let candidates: Vec<String> = (0..12).map(|item| format!("{{\"id\": {}}}", item * 7 + 1)).collect();
+    format!(
+        "{{\"user\": {user}, \"surface\": {surface:?}, \"candidates\": [{}], \"limit\": 5, \"explain\": true}}",
+        candidates.join(",")
+    )
+}
+
+fn write(config: &Config, dir: &std::path::Path) {
+    config.write(&dir.join("hypercast.toml")).unwrap();
+}
+
+#[test]
+fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
+    let Some((binary, plugins, hostile)) = prerequisites("hostile") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = world(dir.path(), 1500, AT_SERVING.len() + 1);
+    config.plugin_limits.breaker_faults = 1000;
+    let schema = Schema::load(&dir.path().join("data/schema.toml")).unwrap();
+    let surface = |at: usize| schema.surfaces[at].clone();
+    config.experts = vec![expert("good", plugins.join("mlp_fusion.wasm"), &[&surface(0)])];
+    for (at, (name, _)) in AT_SERVING.iter().enumerate() {
+        config.experts.push(expert(name, hostile.join(format!("{name}.wasm")), &[&surface(at + 1)]));
+    }
+    write(&config, dir.path());
+    run_well(&binary, dir.path(), &["train", "fm"]);
+    run_well(&binary, dir.path(), &["train", "expert"]);
+    let daemon = Daemon::start(&binary, dir.path());
+    let (_, before) = daemon.post("/v1/rank", &rank(&surface(0), 3));
+    assert_eq!(before["degraded"], false, "{before}");
+
+    for round in 0..3 {
+        for (at, (name, cause)) in AT_SERVING.iter().enumerate() {
+            let (status, answer) = daemon.post("/v1/rank", &rank(&surface(at + 1), round));
+            assert_eq!(status, 200, "{name}: {answer}");
+            assert_eq!(answer["degraded"], true, "{name}: {answer}");
+            assert_eq!(answer["ranking"].as_array().unwrap().len(), 5, "{name}: the FM's ranking answers");
+            let reason = answer["reason"].as_str().unwrap();
+            assert!(reason.contains(cause), "{name}: {reason}");
+            assert!(reason.contains(answer["expert"]["plugin"].as_str().unwrap()), "{name}: {reason}");
+            let (_, good) = daemon.post("/v1/rank", &rank(&surface(0), 3));
+            assert_eq!(good["degraded"], false, "beside {name}: {good}");
+            assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "beside {name}");
+        }
+    }
+    let (_, metrics) = daemon.get("/metrics");
+    assert!(metrics.contains("hypercast_degraded_total{cause=\"deadline\",expert=\"spin\"} 3"), "{metrics}");
+    assert!(!metrics.contains("expert=\"good\"}"), "the good expert never degraded: {metrics}");
+    assert!(daemon.stop(), "it stops cleanly");
+}
+
+#[test]
+fn a_breaker_opens_and_the_daemon_keeps_answering() {
+    let Some((binary, _, hostile)) = prerequisites("breaker") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = world(dir.path(), 800, 1);
+    config.plugin_limits.breaker_faults = 2;
+    config.plugin_limits.breaker_rest_ms = 3_600_000;
+    config.experts = vec![expert("trap", hostile.join("trap.wasm"), &["feed"])];
+    write(&config, dir.path());
+    run_well(&binary, dir.path(), &["train", "fm"]);
+    run_well(&binary, dir.path(), &["train", "expert"]);
+    let daemon = Daemon::start(&binary, dir.path());
+    let reasons: Vec<String> = (0..4)
+        .map(|user| daemon.post("/v1/rank", &rank("feed", user)).1["reason"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(reasons[..2].iter().all(|reason| reason.contains("trapped")), "{reasons:?}");
+    assert!(reasons[2..].iter().all(|reason| reason.contains("breaker is open")), "{reasons:?}");
+}
+
+#[test]
+fn guests_that_misbehave_earlier_are_refused_with_plugin_and_cause() {
+    let Some((binary, _, hostile)) = prerequisites("refusals") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = world(dir.path(), 800, 1);
+    for (name, word) in AT_LOAD {
+        let file = hostile.join(format!("{name}.wasm")).display().to_string();
+        let (well, text) = run(&binary, dir.path(), &["plugin", "check", &file, "--schema", "data/schema.toml"]);
+        assert!(!well, "{name} was accepted: {text}");
+        assert!(text.contains(word), "{name}: {text}");
+        assert!(text.contains(name) || text.contains(&name.replace('_', "-")), "the plugin is named: {text}");
+    }
+    for (name, _) in AT_TRAINING {
+        config.experts.push(expert(name, hostile.join(format!("{name}.wasm")), &[]));
+    }
+    write(&config, dir.path());
+    run_well(&binary, dir.path(), &["train", "fm"]);
+    for (name, word) in AT_TRAINING {
+        let (well, text) = run(&binary, dir.path(), &["train", "expert", name]);
+        assert!(!well && text.contains(word), "{name}: {text}");
+        assert!(text.contains(name) || text.contains(&name.replace('_', "-")), "the plugin is named: {text}");
+    }
+}
