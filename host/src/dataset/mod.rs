@@ -115,6 +115,14 @@ pub struct Entities<'a> {
     pub users: &'a [User],
 }
 
+/// Writes the schema, the items and the users.
+pub fn write_entities(dir: &Path, entities: &Entities<'_>) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    entities.schema.save(&dir.join("schema.toml"))?;
+    entities::write_items(&dir.join("items.parquet"), entities)?;
+    entities::write_users(&dir.join("users.parquet"), entities)
+}
+
 /// Writes a whole data set: sorts the impressions by time and request (equal
 /// ones keep their order) and renames each file into place when it is complete.
 pub fn write_dataset(
@@ -122,10 +130,7 @@ pub fn write_dataset(
     entities: &Entities<'_>,
     impressions: &mut [Impression],
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    entities.schema.save(&dir.join("schema.toml"))?;
-    entities::write_items(&dir.join("items.parquet"), entities)?;
-    entities::write_users(&dir.join("users.parquet"), entities)?;
+    write_entities(dir, entities)?;
     impressions.sort_by_key(|impression| (impression.time_ms, impression.request));
     let mut writer = ImpressionWriter::create(dir, entities.schema)?;
     for impression in impressions.iter() {

@@ -195,16 +195,30 @@ impl FeatureState {
         Ok(())
     }
 
+    /// Adds or replaces a user's features.
+    pub fn upsert_user(&mut self, user: User) -> Result<()> {
+        self.check_user(&user)?;
+        if self.users.len() >= self.config.max_users && !self.users.contains_key(&user.id) {
+            let most = self.config.max_users;
+            return Err(Error::Invalid(format!(
+                "user {}: {most} users are known already (features.max_users)",
+                user.id
+            )));
+        }
+        self.users.insert(user.id, Arc::new(user));
+        Ok(())
+    }
+
+    /// Refuses a user whose features are not those of the schema.
+    pub fn check_user(&self, user: &User) -> Result<()> {
+        let wanted = (self.widths.user_ids, self.widths.user_dense);
+        check_widths("user", user.id, (user.ids.len(), user.dense.len()), wanted)
+    }
+
     /// Refuses an item whose features are not those of the schema.
     pub fn check_item(&self, item: &Item) -> Result<()> {
-        let (ids, dense) = (self.widths.item_ids, self.widths.item_dense);
-        if (item.ids.len(), item.dense.len()) == (ids, dense) {
-            return Ok(());
-        }
-        let (id, got_ids, got_dense) = (item.id, item.ids.len(), item.dense.len());
-        Err(Error::Invalid(format!(
-            "item {id} has {got_ids} categorical and {got_dense} dense features, the schema {ids} and {dense}"
-        )))
+        let wanted = (self.widths.item_ids, self.widths.item_dense);
+        check_widths("item", item.id, (item.ids.len(), item.dense.len()), wanted)
     }
 
     /// What is known about a request now: its history, at most `history_len` events, and every
@@ -397,6 +411,17 @@ impl Widths {
             + self.context_dense
             + counters.columns()
             + BUILT_IN_FEATURES.len()
+    }
+}
+
+/// Compares the numbers of categorical and dense features.
+fn check_widths(what: &str, id: u64, got: (usize, usize), wanted: (usize, usize)) -> Result<()> {
+    match got == wanted {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!(
+            "{what} {id} has {} categorical and {} dense features, the schema {} and {}",
+            got.0, got.1, wanted.0, wanted.1
+        ))),
     }
 }
 
