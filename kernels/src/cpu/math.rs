@@ -137,19 +137,23 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
             *sum = unsafe { V::load(out.as_ptr().add(r * stride + c * V::N)) };
         }
     }
-    for k in 0..steps {
-        let mut b = [V::splat(0.0); C];
-        for (c, b) in b.iter_mut().enumerate() {
-            // SAFETY: k < steps and c < C, so the third assertion bounds the load.
-            *b = unsafe { V::load(right.data.as_ptr().add(k * right.stride + c * V::N)) };
+    // Moving pointers, because the build checks index arithmetic for overflow.
+    let (mut a, mut b) = (left.data.as_ptr(), right.data.as_ptr());
+    let a_rows: [usize; R] = std::array::from_fn(|r| r * left.row);
+    for _ in 0..steps {
+        let mut values = [V::splat(0.0); C];
+        for (c, value) in values.iter_mut().enumerate() {
+            // SAFETY: after k < steps moves, the third assertion bounds the load.
+            *value = unsafe { V::load(b.add(c * V::N)) };
         }
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: r < R and k < steps, so the second assertion bounds the index.
-            let a = V::splat(unsafe { *left.data.get_unchecked(r * left.row + k * left.step) });
-            for c in 0..C {
-                sums[c] = a.mul_add(b[c], sums[c]);
+        for (sums, a_row) in sums.iter_mut().zip(a_rows) {
+            // SAFETY: after k < steps moves, the second assertion bounds the index.
+            let factor = V::splat(unsafe { *a.add(a_row) });
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = factor.mul_add(value, *sum);
             }
         }
+        (a, b) = (a.wrapping_add(left.step), b.wrapping_add(right.stride));
     }
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {

@@ -1,0 +1,703 @@
+//! Every path of the op against the f64 oracle, over random jagged batches.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn_flex::Flex;
+use hypercast_kernels::attention::{
+    HstuAttention, HstuBackend, HstuInputs, Window, hstu_attention, oracle, time_bucket,
+};
+use hypercast_kernels::cpu::{self, CpuInputs, Isa, Rows};
+use hypercast_kernels::plain;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+type Values = HstuInputs<Vec<f32>>;
+
+/// A layout with inputs that fit it.
+struct Case {
+    name: String,
+    shape: Arc<HstuAttention>,
+    inputs: Values,
+    qk: usize,
+    v: usize,
+}
+
+/// What a case is made of.
+struct Recipe<'a> {
+    /// (history, targets) of each request.
+    requests: &'a [(usize, usize)],
+    heads: usize,
+    qk: usize,
+    v: usize,
+}
+
+impl Case {
+    fn new(rng: &mut SmallRng, recipe: &Recipe<'_>, options: Options) -> Case {
+        let offsets = |lengths: Vec<usize>| -> Arc<[u32]> {
+            let mut end = 0;
+            let ends = lengths.iter().map(|length| {
+                end += *length as u32;
+                end
+            });
+            std::iter::once(0).chain(ends).collect()
+        };
+        let history_offsets = offsets(recipe.requests.iter().map(|r| r.0).collect());
+        let target_offsets = offsets(recipe.requests.iter().map(|r| r.1).collect());
+        let rows = recipe.requests.iter().map(|r| r.0 + r.1).sum::<usize>();
+        let Recipe { heads, qk, v, .. } = *recipe;
+        let shape = HstuAttention {
+            history_offsets,
+            target_offsets,
+            heads,
+            alpha: 1.0 / (qk as f32).sqrt(),
+            norm: 13.0,
+            window: options.window,
+            // Spread over the buckets, and not in order.
+            times_s: (options.time > 0)
+                .then(|| (0..rows).map(|_| 1i64 << rng.random_range(0..24)).collect()),
+        };
+        let mut draw =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| rng.random_range(-1.5f32..1.5)).collect() };
+        let inputs = HstuInputs {
+            q: draw(rows * heads * qk),
+            k: draw(rows * heads * qk),
+            v: draw(rows * heads * v),
+            position: (options.position > 0).then(|| draw(options.position)),
+            time: (options.time > 0).then(|| draw(options.time)),
+        };
+        let name = format!(
+            "{:?}, {heads} heads, {qk}/{v}, {options:?}",
+            recipe.requests
+        );
+        let shape = shape.checked().expect("a valid layout");
+        Case {
+            name,
+            shape,
+            inputs,
+            qk,
+            v,
+        }
+    }
+
+    fn dims(&self) -> hypercast_kernels::attention::Dims {
+        hypercast_kernels::attention::Dims {
+            rows: self.shape.rows(),
+            qk: self.qk,
+            v: self.v,
+        }
+    }
+
+    fn borrow(&self) -> CpuInputs<'_> {
+        let rows = |data, width| Rows {
+            data,
+            stride: self.shape.heads * width,
+        };
+        HstuInputs {
+            q: rows(&self.inputs.q, self.qk),
+            k: rows(&self.inputs.k, self.qk),
+            v: rows(&self.inputs.v, self.v),
+            position: self.inputs.position.as_deref(),
+            time: self.inputs.time.as_deref(),
+        }
+    }
+
+    fn oracle(&self) -> Vec<f64> {
+        forward_f64(&self.shape, &wide(&self.inputs))
+    }
+
+    fn tensors<B: HstuBackend>(&self) -> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
+        let device = Default::default();
+        let matrix = |values: &Vec<f32>, width: usize| {
+            let shape = [self.shape.rows(), self.shape.heads * width];
+            Tensor::from_data(TensorData::new(values.clone(), shape), &device)
+        };
+        let table = |values: &Vec<f32>| Tensor::from_data(values.as_slice(), &device);
+        HstuInputs {
+            q: matrix(&self.inputs.q, self.qk),
+            k: matrix(&self.inputs.k, self.qk),
+            v: matrix(&self.inputs.v, self.v),
+            position: self.inputs.position.as_ref().map(table),
+            time: self.inputs.time.as_ref().map(table),
+        }
+    }
+
+    /// An output gradient that is different everywhere.
+    fn grad(&self) -> Vec<f32> {
+        let len = self.shape.rows() * self.shape.heads * self.v;
+        (0..len)
+            .map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0)
+            .collect()
+    }
+
+    fn raw_backward(&self, isa: Isa) -> Values {
+        let grad = self.grad();
+        let grad = Rows {
+            data: &grad,
+            stride: self.shape.heads * self.v,
+        };
+        cpu::backward(&self.shape, self.dims(), &self.borrow(), grad, isa)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Options {
+    window: Option<Window>,
+    /// Entries of the position table; 0 for none.
+    position: usize,
+    /// Entries of the time table; 0 for none.
+    time: usize,
+}
+
+fn options() -> Vec<Options> {
+    let windows = [
+        None,
+        Some(Window {
+            recent: 1,
+            global: 0,
+        }),
+        Some(Window {
+            recent: 7,
+            global: 3,
+        }),
+        Some(Window {
+            recent: 70,
+            global: 0,
+        }),
+        Some(Window {
+            recent: 20,
+            global: 90,
+        }),
+    ];
+    let tables = [(0, 0), (5, 0), (400, 0), (0, 12), (9, 30), (1, 1)];
+    let pairs = windows
+        .iter()
+        .flat_map(|window| tables.map(|table| (*window, table)));
+    pairs
+        .map(|(window, (position, time))| Options {
+            window,
+            position,
+            time,
+        })
+        .collect()
+}
+
+const RECIPES: &[Recipe<'static>] = &[
+    Recipe {
+        requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)],
+        heads: 2,
+        qk: 16,
+        v: 16,
+    },
+    Recipe {
+        requests: &[(64, 8), (33, 9)],
+        heads: 1,
+        qk: 5,
+        v: 7,
+    },
+    Recipe {
+        requests: &[(131, 17)],
+        heads: 3,
+        qk: 24,
+        v: 40,
+    },
+    Recipe {
+        requests: &[(65, 1), (100, 16), (2, 2)],
+        heads: 2,
+        qk: 32,
+        v: 32,
+    },
+    Recipe {
+        requests: &[(300, 5)],
+        heads: 1,
+        qk: 8,
+        v: 1,
+    },
+];
+
+fn cases() -> Vec<Case> {
+    let mut rng = SmallRng::seed_from_u64(7);
+    let pairs = RECIPES
+        .iter()
+        .flat_map(|recipe| options().into_iter().map(move |o| (recipe, o)));
+    pairs
+        .map(|(recipe, options)| Case::new(&mut rng, recipe, options))
+        .collect()
+}
+
+/// Small ones: a numeric gradient needs two forwards an input value.
+fn small_cases() -> Vec<Case> {
+    let mut rng = SmallRng::seed_from_u64(8);
+    let recipe = Recipe {
+        requests: &[(3, 2), (0, 2), (6, 0), (9, 1)],
+        heads: 2,
+        qk: 3,
+        v: 2,
+    };
+    let window = Some(Window {
+        recent: 3,
+        global: 2,
+    });
+    let all = [None, window].map(|window| {
+        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| Options {
+            window,
+            position,
+            time,
+        })
+    });
+    all.into_iter()
+        .flatten()
+        .map(|options| Case::new(&mut rng, &recipe, options))
+        .collect()
+}
+
+fn wide(values: &Values) -> HstuInputs<Vec<f64>> {
+    values
+        .as_ref()
+        .map(|x| x.iter().map(|x| f64::from(*x)).collect())
+}
+
+fn forward_f64(shape: &HstuAttention, values: &HstuInputs<Vec<f64>>) -> Vec<f64> {
+    oracle::forward(shape, &values.as_ref().map(|x| &x[..]))
+}
+
+fn named(values: Values) -> Vec<(&'static str, Vec<f32>)> {
+    let mut all = vec![("q", values.q), ("k", values.k), ("v", values.v)];
+    all.extend(values.position.map(|table| ("position", table)));
+    all.extend(values.time.map(|table| ("time", table)));
+    all
+}
+
+fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let allowed = tolerance * (1.0 + expected.abs());
+        let apart = (f64::from(*found) - expected).abs();
+        assert!(
+            apart <= allowed,
+            "{what}: at {at}, {found} should be {expected}"
+        );
+    }
+}
+
+fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, tolerance: f64) {
+    let (found, expected) = (named(found), named(expected.clone()));
+    assert_eq!(found.len(), expected.len(), "{path}: {}", case.name);
+    for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+        let expected: Vec<f64> = expected.iter().map(|x| f64::from(*x)).collect();
+        assert_close(
+            &format!("{path}, d{name}: {}", case.name),
+            found,
+            &expected,
+            tolerance,
+        );
+    }
+}
+
+#[test]
+fn forward_equals_the_oracle_on_every_instruction_set() {
+    for case in cases() {
+        let expected = case.oracle();
+        assert!(
+            expected.iter().any(|x| x.abs() > 0.01),
+            "{} tests nothing",
+            case.name
+        );
+        for isa in Isa::available() {
+            let found = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
+            assert_close(&format!("{isa:?}: {}", case.name), &found, &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn gradients_equal_differences_of_the_oracle() {
+    const STEP: f64 = 1e-5;
+    for case in small_cases() {
+        let values = wide(&case.inputs);
+        let loss = |values: &HstuInputs<Vec<f64>>| -> f64 {
+            let out = forward_f64(&case.shape, values);
+            out.iter()
+                .zip(case.grad())
+                .map(|(out, grad)| out * f64::from(grad))
+                .sum()
+        };
+        let slope = |pick: fn(&mut HstuInputs<Vec<f64>>) -> &mut Vec<f64>| -> Vec<f64> {
+            let len = pick(&mut values.clone()).len();
+            let at = |at: usize, step: f64| {
+                let mut values = values.clone();
+                pick(&mut values)[at] += step;
+                loss(&values)
+            };
+            (0..len)
+                .map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP))
+                .collect()
+        };
+        let mut expected = vec![
+            slope(|x| &mut x.q),
+            slope(|x| &mut x.k),
+            slope(|x| &mut x.v),
+        ];
+        if values.position.is_some() {
+            expected.push(slope(|x| x.position.as_mut().expect("present")));
+        }
+        if values.time.is_some() {
+            expected.push(slope(|x| x.time.as_mut().expect("present")));
+        }
+        for isa in Isa::available() {
+            let found = named(case.raw_backward(isa));
+            assert_eq!(found.len(), expected.len(), "{}", case.name);
+            for ((name, found), expected) in found.iter().zip(&expected) {
+                let what = format!("{isa:?}, d{name}: {}", case.name);
+                assert_close(&what, found, expected, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
+    for case in cases() {
+        let inputs = case.tensors::<Flex>();
+        let inputs = HstuInputs {
+            q: inputs.q.into_primitive().tensor(),
+            k: inputs.k.into_primitive().tensor(),
+            v: inputs.v.into_primitive().tensor(),
+            position: inputs.position.map(|t| t.into_primitive().tensor()),
+            time: inputs.time.map(|t| t.into_primitive().tensor()),
+        };
+        let values = |tensor| -> Vec<f32> {
+            let tensor = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(tensor));
+            tensor.into_data().to_vec().expect("f32")
+        };
+        let out = values(plain::forward::<Flex>(inputs.clone(), &case.shape));
+        assert_close(&format!("plain: {}", case.name), &out, &case.oracle(), 1e-5);
+
+        let width = [case.shape.rows(), case.shape.heads * case.v];
+        let grad =
+            Tensor::<Flex, 2>::from_data(TensorData::new(case.grad(), width), &Default::default());
+        let grad = grad.into_primitive().tensor();
+        let found = plain::backward::<Flex>(inputs, grad, &case.shape);
+        let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
+        for isa in Isa::available() {
+            // Sums over thousands of pairs (the tables' gradients) round apart a little.
+            let path = format!("{isa:?} against plain");
+            assert_same_grads(&case, &path, case.raw_backward(isa), &found, 5e-5);
+        }
+    }
+}
+
+#[test]
+fn autodiff_gives_the_raw_gradients() {
+    type A = Autodiff<Flex>;
+    for case in cases().iter().step_by(3) {
+        let inputs = case.tensors::<A>();
+        let inputs = HstuInputs {
+            q: inputs.q.require_grad(),
+            k: inputs.k.require_grad(),
+            v: inputs.v.require_grad(),
+            position: inputs.position.map(Tensor::require_grad),
+            time: inputs.time.map(Tensor::require_grad),
+        };
+        let out = hstu_attention(inputs.clone(), &case.shape);
+        let width = [case.shape.rows(), case.shape.heads * case.v];
+        let grad = Tensor::from_data(TensorData::new(case.grad(), width), &Default::default());
+        let grads = (out * grad).sum().backward();
+        let values = |data: TensorData| -> Vec<f32> { data.to_vec().expect("f32") };
+        let table = |table: &Tensor<A, 1>| values(table.grad(&grads).expect("tracked").into_data());
+        let found = HstuInputs {
+            q: values(inputs.q.grad(&grads).expect("tracked").into_data()),
+            k: values(inputs.k.grad(&grads).expect("tracked").into_data()),
+            v: values(inputs.v.grad(&grads).expect("tracked").into_data()),
+            position: inputs.position.as_ref().map(table),
+            time: inputs.time.as_ref().map(table),
+        };
+        assert_same_grads(
+            case,
+            "autodiff",
+            found,
+            &case.raw_backward(Isa::best()),
+            0.0,
+        );
+    }
+}
+
+#[test]
+fn only_tracked_inputs_get_gradients() {
+    type A = Autodiff<Flex>;
+    let mut rng = SmallRng::seed_from_u64(9);
+    let both = Options {
+        position: 6,
+        time: 6,
+        ..Options::default()
+    };
+    let case = Case::new(&mut rng, &RECIPES[0], both);
+    let expected = case.raw_backward(Isa::best());
+    let width = [case.shape.rows(), case.shape.heads * case.v];
+    let backward = |inputs: HstuInputs<Tensor<A, 2>, Tensor<A, 1>>| {
+        let grad = Tensor::from_data(TensorData::new(case.grad(), width), &Default::default());
+        (hstu_attention(inputs, &case.shape) * grad)
+            .sum()
+            .backward()
+    };
+
+    let mut inputs = case.tensors::<A>();
+    inputs.k = inputs.k.require_grad();
+    let grads = backward(inputs.clone());
+    assert!(inputs.q.grad(&grads).is_none() && inputs.v.grad(&grads).is_none());
+    let k: Vec<f32> = inputs
+        .k
+        .grad(&grads)
+        .expect("tracked")
+        .into_data()
+        .to_vec()
+        .expect("f32");
+    assert_eq!(k, expected.k);
+
+    let mut inputs = case.tensors::<A>();
+    inputs.time = inputs.time.map(Tensor::require_grad);
+    let grads = backward(inputs.clone());
+    let time = inputs.time.expect("given").grad(&grads).expect("tracked");
+    assert_eq!(
+        Some(time.into_data().to_vec::<f32>().expect("f32")),
+        expected.time
+    );
+
+    let inputs = case.tensors::<A>();
+    assert!(
+        !hstu_attention(inputs, &case.shape).is_require_grad(),
+        "nothing is tracked"
+    );
+}
+
+#[test]
+fn columns_sliced_from_a_wider_tensor_need_no_copy_to_be_right() {
+    let mut rng = SmallRng::seed_from_u64(10);
+    let case = Case::new(&mut rng, &RECIPES[3], Options::default());
+    let inputs = case.tensors::<Flex>();
+    let width = case.shape.heads * case.v;
+    let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
+    let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
+    let inputs = HstuInputs {
+        q,
+        k,
+        v,
+        position: None,
+        time: None,
+    };
+    let found = hstu_attention(inputs, &case.shape).into_data();
+    assert_close(
+        "sliced",
+        found.as_slice().expect("f32"),
+        &case.oracle(),
+        1e-5,
+    );
+}
+
+#[test]
+fn a_target_changes_no_other_row() {
+    let mut rng = SmallRng::seed_from_u64(11);
+    let options = Options {
+        position: 9,
+        time: 9,
+        ..Options::default()
+    };
+    let mut case = Case::new(&mut rng, &RECIPES[3], options);
+    let changed = case.shape.request(1).targets.start + 5;
+    let (qk, v) = (case.shape.heads * case.qk, case.shape.heads * case.v);
+    for isa in Isa::available() {
+        let before = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
+        case.inputs.q[changed * qk..(changed + 1) * qk].fill(3.0);
+        case.inputs.k[changed * qk..(changed + 1) * qk].fill(0.2);
+        case.inputs.v[changed * v..(changed + 1) * v].fill(isa as u8 as f32 + 5.0);
+        let after = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
+        for (row, (before, after)) in before.chunks(v).zip(after.chunks(v)).enumerate() {
+            assert_eq!(before == after, row != changed, "{isa:?}: row {row}");
+        }
+    }
+}
+
+#[test]
+fn a_target_alone_equals_the_target_among_others() {
+    let mut rng = SmallRng::seed_from_u64(12);
+    let recipe = Recipe {
+        requests: &[(100, 19)],
+        heads: 2,
+        qk: 32,
+        v: 32,
+    };
+    let case = Case::new(
+        &mut rng,
+        &recipe,
+        Options {
+            position: 50,
+            ..Options::default()
+        },
+    );
+    let width = case.shape.heads * case.v;
+    let all = cpu::forward(&case.shape, case.dims(), &case.borrow(), Isa::best());
+    for target in 100..119 {
+        let mut alone = (*case.shape).clone();
+        alone.target_offsets = [0, 1].into();
+        let part =
+            |x: &[f32]| [&x[..100 * width], &x[target * width..(target + 1) * width]].concat();
+        let one = Case {
+            name: String::new(),
+            shape: alone.checked().expect("valid"),
+            inputs: HstuInputs {
+                q: part(&case.inputs.q),
+                k: part(&case.inputs.k),
+                v: part(&case.inputs.v),
+                ..case.inputs.clone()
+            },
+            ..case
+        };
+        let found = cpu::forward(&one.shape, one.dims(), &one.borrow(), Isa::best());
+        assert_eq!(
+            found[100 * width..],
+            all[target * width..(target + 1) * width]
+        );
+    }
+}
+
+#[test]
+fn an_empty_batch_has_an_empty_result() {
+    let mut rng = SmallRng::seed_from_u64(13);
+    for requests in [&[][..], &[(0, 0), (0, 0)]] {
+        let recipe = Recipe {
+            requests,
+            heads: 2,
+            qk: 4,
+            v: 6,
+        };
+        let case = Case::new(&mut rng, &recipe, Options::default());
+        assert_eq!(
+            hstu_attention(case.tensors::<Flex>(), &case.shape).dims(),
+            [0, 12]
+        );
+        assert!(case.oracle().is_empty());
+    }
+}
+
+#[test]
+fn extreme_scores_stay_finite_and_right() {
+    let mut rng = SmallRng::seed_from_u64(14);
+    let recipe = Recipe {
+        requests: &[(40, 3)],
+        heads: 1,
+        qk: 4,
+        v: 4,
+    };
+    let mut case = Case::new(&mut rng, &recipe, Options::default());
+    case.inputs.q.iter_mut().for_each(|q| *q *= 100.0);
+    let expected = case.oracle();
+    for isa in Isa::available() {
+        let found = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
+        assert_close(&format!("{isa:?}"), &found, &expected, 2e-5);
+    }
+}
+
+#[test]
+fn buckets_grow_by_powers_of_two_up_to_the_last() {
+    let found = [0, 1, 2, 3, 4, 7, 8, 1 << 40, u64::MAX].map(|s| time_bucket(s, 20));
+    assert_eq!(found, [0, 0, 1, 1, 2, 2, 3, 19, 19]);
+}
+
+#[test]
+fn contradictions_are_named() {
+    let good = HstuAttention {
+        history_offsets: [0, 2].into(),
+        target_offsets: [0, 1].into(),
+        heads: 2,
+        alpha: 1.0,
+        norm: 1.0,
+        window: None,
+        times_s: None,
+    };
+    assert!(good.validate().is_ok());
+    let bad = [
+        HstuAttention {
+            history_offsets: [1, 2].into(),
+            ..good.clone()
+        },
+        HstuAttention {
+            history_offsets: [0, 3, 2].into(),
+            ..good.clone()
+        },
+        HstuAttention {
+            target_offsets: [0].into(),
+            ..good.clone()
+        },
+        HstuAttention {
+            heads: 0,
+            ..good.clone()
+        },
+        HstuAttention {
+            alpha: f32::NAN,
+            ..good.clone()
+        },
+        HstuAttention {
+            norm: 0.0,
+            ..good.clone()
+        },
+        HstuAttention {
+            window: Some(Window {
+                recent: 0,
+                global: 1,
+            }),
+            ..good.clone()
+        },
+        HstuAttention {
+            times_s: Some([1, 2].into()),
+            ..good.clone()
+        },
+    ];
+    let fields = bad.map(|shape| shape.validate().expect_err("a contradiction").field);
+    let history = "history_offsets";
+    let expected = [
+        history,
+        history,
+        "target_offsets",
+        "heads",
+        "alpha",
+        "norm",
+        "window",
+        "times_s",
+    ];
+    assert_eq!(fields, expected);
+
+    let fits = HstuInputs {
+        q: &[3, 8][..],
+        k: &[3, 8],
+        v: &[3, 6],
+        position: None,
+        time: None,
+    };
+    let dims = good.check(&fits).expect("fitting tensors");
+    assert_eq!((dims.rows, dims.qk, dims.v), (3, 4, 3));
+    let bad = [
+        HstuInputs {
+            q: &[4, 8][..],
+            ..fits.clone()
+        },
+        HstuInputs {
+            k: &[3, 6],
+            ..fits.clone()
+        },
+        HstuInputs {
+            v: &[3, 7],
+            ..fits.clone()
+        },
+        HstuInputs {
+            position: Some(&[0]),
+            ..fits.clone()
+        },
+        HstuInputs {
+            time: Some(&[4]),
+            ..fits
+        },
+    ];
+    let fields = bad.map(|inputs| good.check(&inputs).expect_err("a contradiction").field);
+    assert_eq!(fields, ["q", "k", "v", "position", "times_s"]);
+}
