@@ -5,8 +5,15 @@ use crate::raw::types::{ActionBatch, HostInfo, SchemaTask, Task, TaskKind, TaskL
 /// Labels by the host's schema: the bit of an action (in the sample space where it is known), or a value
 /// (where it is not NaN), on the surfaces where the schema says the task is valid. A task that the schema
 /// does not have is taken for the action or value of its own name.
-pub fn from_schema(tasks: &[Task], info: &HostInfo, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
-    tasks.iter().map(|task| task_labels(task, info, batch)).collect()
+pub fn from_schema(
+    tasks: &[Task],
+    info: &HostInfo,
+    batch: &ActionBatch,
+) -> Result<Vec<TaskLabels>, String> {
+    tasks
+        .iter()
+        .map(|task| task_labels(task, info, batch))
+        .collect()
 }
 
 fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<TaskLabels, String> {
@@ -21,14 +28,21 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
     };
     let (labels, mut mask): (Vec<f32>, Vec<u8>) = match task.kind {
         TaskKind::Binary => {
-            let bit = info.actions.iter().position(|a| a == label).ok_or_else(|| missing("action", &info.actions))?;
+            let bit = info
+                .actions
+                .iter()
+                .position(|a| a == label)
+                .ok_or_else(|| missing("action", &info.actions))?;
             let is_set = |bits: u32| u8::from(bits >> bit & 1 == 1);
             let pair = |(&actions, &known)| (f32::from(is_set(actions)), is_set(known));
             batch.actions.iter().zip(&batch.known).map(pair).unzip()
         }
         TaskKind::Regression => {
-            let values =
-                batch.values.iter().find(|v| v.name == label).ok_or_else(|| missing("value", &info.values))?;
+            let values = batch
+                .values
+                .iter()
+                .find(|v| v.name == label)
+                .ok_or_else(|| missing("value", &info.values))?;
             let pair = |&v: &f32| if v.is_nan() { (0.0, 0) } else { (v, 1) };
             values.values.iter().map(pair).unzip()
         }
@@ -36,7 +50,12 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
     if let Some(schema) = schema {
         restrict(&mut mask, schema, info, batch);
     }
-    Ok(TaskLabels { task: task.name.clone(), labels, mask, weights: Vec::new() })
+    Ok(TaskLabels {
+        task: task.name.clone(),
+        labels,
+        mask,
+        weights: Vec::new(),
+    })
 }
 
 fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionBatch) {
@@ -44,7 +63,10 @@ fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionB
         return;
     }
     for (mask, &surface) in mask.iter_mut().zip(&batch.surface) {
-        let valid = info.surfaces.get(surface as usize).is_some_and(|name| task.surfaces.contains(name));
+        let valid = info
+            .surfaces
+            .get(surface as usize)
+            .is_some_and(|name| task.surfaces.contains(name));
         *mask *= u8::from(valid);
     }
 }

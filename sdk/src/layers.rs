@@ -19,12 +19,20 @@ pub struct Linear<'g> {
 impl<'g> Linear<'g> {
     /// A layer with `width` outputs.
     pub fn new(name: &str, width: u32) -> Self {
-        Self { name: name.into(), width, bias: true, parameters: OnceCell::new() }
+        Self {
+            name: name.into(),
+            width,
+            bias: true,
+            parameters: OnceCell::new(),
+        }
     }
 
     /// Without `b`.
     pub fn no_bias(self) -> Self {
-        Self { bias: false, ..self }
+        Self {
+            bias: false,
+            ..self
+        }
     }
 
     /// `[.., k]` to `[.., width]`.
@@ -33,7 +41,8 @@ impl<'g> Linear<'g> {
         g.scope(&self.name, || {
             let (weight, bias) = *self.parameters.get_or_init(|| {
                 let inputs = x.shape().width().unwrap_or(1);
-                let weight = g.parameter("weight", &[inputs, self.width], Initialiser::XavierUniform);
+                let weight =
+                    g.parameter("weight", &[inputs, self.width], Initialiser::XavierUniform);
                 let bias = || g.parameter("bias", &[self.width], Initialiser::Zeros);
                 (weight, self.bias.then(bias))
             });
@@ -52,7 +61,10 @@ pub struct LayerNorm<'g> {
 impl<'g> LayerNorm<'g> {
     /// A layer as wide as what it is applied to.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), parameters: OnceCell::new() }
+        Self {
+            name: name.into(),
+            parameters: OnceCell::new(),
+        }
     }
 
     /// `[.., d]` to `[.., d]`.
@@ -120,7 +132,10 @@ impl<'g> Mlp<'g> {
 
     /// Dropout after each layer.
     pub fn dropout(self, rate: f32) -> Self {
-        Self { dropout: Dropout::new(rate), ..self }
+        Self {
+            dropout: Dropout::new(rate),
+            ..self
+        }
     }
 
     /// `[.., k]` to `[.., last width]`.
@@ -146,16 +161,21 @@ pub struct Embedding<'g> {
 impl<'g> Embedding<'g> {
     /// A table of `rows` vectors; ids share a vector where their hashes meet.
     pub fn new(name: &str, rows: u32, width: u32) -> Self {
-        Self { name: name.into(), rows, width, table: OnceCell::new() }
+        Self {
+            name: name.into(),
+            rows,
+            width,
+            table: OnceCell::new(),
+        }
     }
 
     /// ids `[rows or history, k]` to `[rows or history, width]`, the mean over k.
     pub fn apply(&self, ids: Tensor<'g>) -> Tensor<'g> {
         let g: &'g Graph = ids.graph();
         g.scope(&self.name, || {
-            let table = *self
-                .table
-                .get_or_init(|| g.parameter("table", &[self.rows, self.width], Initialiser::Normal(0.05)));
+            let table = *self.table.get_or_init(|| {
+                g.parameter("table", &[self.rows, self.width], Initialiser::Normal(0.05))
+            });
             table.embedding_bag(ids)
         })
     }
@@ -170,7 +190,10 @@ pub struct Squash<'g> {
 impl<'g> Squash<'g> {
     /// A layer as wide as what it is applied to.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), parameters: OnceCell::new() }
+        Self {
+            name: name.into(),
+            parameters: OnceCell::new(),
+        }
     }
 
     /// `[.., d]` to `[.., d]`.

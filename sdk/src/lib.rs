@@ -28,8 +28,8 @@ pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{
-    ActionBatch, Column, HostInfo, Initialiser, Outcome, Prediction, Ranked, SchemaTask, Task, TaskKind,
-    TaskLabels,
+    ActionBatch, Column, HostInfo, Initialiser, Outcome, Prediction, Ranked, SchemaTask, Task,
+    TaskKind, TaskLabels,
 };
 pub use shape::{Dim, Shape};
 
@@ -49,7 +49,10 @@ pub trait Expert {
     /// # Errors
     /// An error is a fault of this request: the host answers with the FM's own ranking.
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        let first = request.predictions().first().ok_or("rank: the expert has no task to rank by")?;
+        let first = request
+            .predictions()
+            .first()
+            .ok_or("rank: the expert has no task to rank by")?;
         Ok(request.top(&first.values))
     }
 
@@ -75,10 +78,11 @@ macro_rules! export {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             type Component = $crate::Component<$expert>;
-            $crate::raw::export_expert_world!(Component with_types_in $crate::raw);
+    $crate::raw::export_expert_world!(Component with_types_in $crate::raw);
         };
         // A native build, as for unit tests, exports nothing but checks the type.
         #[cfg(not(target_arch = "wasm32"))]
-        const _: fn(&$crate::HostInfo) -> $crate::Description = <$expert as $crate::Expert>::describe;
+        const _: fn(&$crate::HostInfo) -> $crate::Description =
+            <$expert as $crate::Expert>::describe;
     };
 }

@@ -35,7 +35,11 @@ pub struct Diversity {
 
 impl Request {
     /// A request as the contract sends it.
-    pub fn new(request: RankRequest, predictions: Vec<Prediction>, columns: Vec<NamedColumn>) -> Self {
+    pub fn new(
+        request: RankRequest,
+        predictions: Vec<Prediction>,
+        columns: Vec<NamedColumn>,
+    ) -> Self {
         Self {
             surface: request.surface,
             user: request.user,
@@ -55,12 +59,17 @@ impl Request {
     /// A task's prediction of each candidate: a probability, or a regression's value.
     pub fn prediction(&self, task: &str) -> Result<&[f32], String> {
         let found = self.predictions.iter().find(|p| p.task == task);
-        found.map(|p| p.values.as_slice()).ok_or_else(|| format!("rank: no prediction of task `{task}`"))
+        found
+            .map(|p| p.values.as_slice())
+            .ok_or_else(|| format!("rank: no prediction of task `{task}`"))
     }
 
     /// A numeric feature of each candidate; declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
-        let data = self.column(name, |column| matches!(column, Column::Feature(n) if n == name))?;
+        let data = self.column(
+            name,
+            |column| matches!(column, Column::Feature(n) if n == name),
+        )?;
         match data {
             Data::Numbers(values) => Ok(values),
             Data::Ids(_) => Err(format!("rank: column `{name}` holds ids, not numbers")),
@@ -86,12 +95,16 @@ impl Request {
 
     /// The value model `sum of weight(task) * prediction`, a score a candidate.
     pub fn weighted_sum(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
-        self.combine(0.0, |score, task, prediction| score + weight(task) * prediction)
+        self.combine(0.0, |score, task, prediction| {
+            score + weight(task) * prediction
+        })
     }
 
     /// The value model `product of prediction ^ weight(task)`, a score a candidate. Predictions below 0 count as 0.
     pub fn weighted_product(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
-        self.combine(1.0, |score, task, prediction| score * prediction.max(0.0).powf(weight(task)))
+        self.combine(1.0, |score, task, prediction| {
+            score * prediction.max(0.0).powf(weight(task))
+        })
     }
 
     /// The best candidates by score, ties by index; `limit` of them.
@@ -109,7 +122,8 @@ impl Request {
         while placed.len() < self.limit && !waiting.is_empty() {
             let recent = &placed[placed.len().saturating_sub(rule.window.saturating_sub(1))..];
             let fits = |r: &Ranked| {
-                let same = |p: &&Ranked| keys.get(p.candidate as usize) == keys.get(r.candidate as usize);
+                let same =
+                    |p: &&Ranked| keys.get(p.candidate as usize) == keys.get(r.candidate as usize);
                 recent.iter().filter(same).count() < rule.at_most
             };
             let next = waiting.iter().position(fits).unwrap_or(0);
@@ -137,10 +151,17 @@ impl Request {
 }
 
 fn by_score(scores: &[f32]) -> Vec<Ranked> {
-    let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
+    let ranked = |(candidate, &score)| Ranked {
+        candidate: candidate as u32,
+        score,
+    };
     let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
     // A NaN has no place in an order; it goes last, and the host reports it.
-    all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or_else(|| nan_last(a.score, b.score)));
+    all.sort_by(|a, b| {
+        b.score
+            .partial_cmp(&a.score)
+            .unwrap_or_else(|| nan_last(a.score, b.score))
+    });
     all
 }
 

@@ -5,11 +5,12 @@
 //! `short-term` for an expert that does.
 
 use hypercast_sdk::{
-    Description, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Linear, Mlp, Squash,
-    Tensor,
+    Description, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Linear, Mlp,
+    Squash, Tensor,
 };
 
-struct MlpFusion;
+/// The expert.
+pub struct MlpFusion;
 
 impl Expert for MlpFusion {
     fn describe(info: &HostInfo) -> Description {
@@ -17,7 +18,7 @@ impl Expert for MlpFusion {
     }
 
     fn network(g: &Graph) {
-        let mut parts = vec![embeddings(g)];
+        let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         // First-order parts also reach the logits directly: a linear model is the floor of this one.
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
@@ -29,24 +30,33 @@ impl Expert for MlpFusion {
             direct.push(fm);
         }
         parts.extend(&direct);
-        let hidden = Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts));
+        if parts.is_empty() {
+            g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
+            return;
+        }
+        let hidden = Mlp::new("mlp", [64, 32])
+            .dropout(0.05)
+            .apply(g.concat(&parts));
         direct.push(hidden);
         let head_input = g.concat(&direct);
         for task in g.tasks() {
-            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(head_input));
+            g.output(
+                &task.name,
+                Linear::new(&format!("head_{}", task.name), 1).apply(head_input),
+            );
         }
     }
 }
 
 // A user has few rows: an embedding of `user_id` learns them by heart, and the FM knows the user better.
-fn embeddings(g: &Graph) -> Tensor<'_> {
+fn embeddings(g: &Graph) -> Option<Tensor<'_>> {
     let ids = g.info().ids.iter().filter(|id| *id != "user_id");
     let embed = |id: &String| {
         let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
         Embedding::new(&format!("embed_{id}"), rows, 8).apply(g.id(id))
     };
     let embedded: Vec<_> = ids.map(embed).collect();
-    Dropout::new(0.1).apply(g.concat(&embedded))
+    (!embedded.is_empty()).then(|| Dropout::new(0.1).apply(g.concat(&embedded)))
 }
 
 hypercast_sdk::export!(MlpFusion);

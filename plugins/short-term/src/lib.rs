@@ -4,28 +4,41 @@
 //! It fits any surface of any data set whose items have ids in the history.
 
 use hypercast_sdk::{
-    Description, Diversity, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Linear,
-    Mlp, Ranked, Request, Squash,
+    Description, Diversity, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo,
+    Hstu, Linear, Mlp, Ranked, Request, Squash, Tensor,
 };
 
 /// The first id column of these that the schema has keeps a feed diverse.
 const DIVERSITY_KEYS: [&str; 3] = ["author_id", "tag", "genre"];
 
-struct ShortTerm;
+/// The expert.
+pub struct ShortTerm;
 
 impl Expert for ShortTerm {
     fn describe(info: &HostInfo) -> Description {
-        let expert = Description::new("short-term", env!("CARGO_PKG_VERSION")).all_tasks(info).history_len(32);
-        let key = DIVERSITY_KEYS.iter().find(|key| info.ids.iter().any(|id| id == *key));
+        let expert = Description::new("short-term", env!("CARGO_PKG_VERSION"))
+            .all_tasks(info)
+            .history_len(32);
+        let key = DIVERSITY_KEYS
+            .iter()
+            .find(|key| info.ids.iter().any(|id| id == *key));
         key.map_or(expert.clone(), |key| expert.rank_id(key))
     }
 
     fn network(g: &Graph) {
         let tables = item_tables(g);
+        if tables.is_empty() {
+            g.fail("the schema has no id of both candidates and history");
+            return;
+        }
         let sequence: Vec<_> = tables.iter().map(|(id, table)| (*id, table)).collect();
-        let short = Hstu::new("short", 32).heads(2).dropout(0.1).apply(g, &sequence);
-        let items: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
-        let mut parts = vec![Dropout::new(0.1).apply(g.concat(&items))];
+        let short = Hstu::new("short", 32)
+            .heads(2)
+            .dropout(0.1)
+            .apply(g, &sequence);
+        let items = tables.iter().map(|(id, table)| table.apply(g.id(id)));
+        let embedded: Vec<_> = items.chain(context(g, &tables)).collect();
+        let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
             direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
@@ -38,13 +51,26 @@ impl Expert for ShortTerm {
             parts.push(short);
         }
         parts.extend(&direct);
-        direct.push(Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts)));
-        heads(g, g.concat(&direct));
+        direct.push(
+            Mlp::new("mlp", [64, 32])
+                .dropout(0.05)
+                .apply(g.concat(&parts)),
+        );
+        let input = g.concat(&direct);
+        for task in g.tasks() {
+            g.output(
+                &task.name,
+                Linear::new(&format!("head_{}", task.name), 1).apply(input),
+            );
+        }
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let scores = request.weighted_sum(value);
-        let rule = Diversity { at_most: 2, window: 6 };
+        let rule = Diversity {
+            at_most: 2,
+            window: 6,
+        };
         match DIVERSITY_KEYS.iter().find_map(|key| request.id(key).ok()) {
             Some(keys) => Ok(request.top_diverse(&scores, keys, rule)),
             None => Ok(request.top(&scores)),
@@ -66,7 +92,10 @@ fn value(task: &str) -> f32 {
 // One table a column that both candidates and past events have, and that differs between items.
 fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     let info = g.info();
-    let shared = info.history_ids.iter().filter(|id| info.ids.contains(id) && *id != "surface");
+    let shared = info
+        .history_ids
+        .iter()
+        .filter(|id| info.ids.contains(id) && *id != "surface");
     let table = |id: &String| {
         let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
         Embedding::new(&format!("embed_{id}"), rows, 12)
@@ -74,10 +103,16 @@ fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     shared.map(|id| (id.as_str(), table(id))).collect()
 }
 
-fn heads<'g>(g: &'g Graph, input: hypercast_sdk::Tensor<'g>) {
-    for task in g.tasks() {
-        g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(input));
-    }
+// The other columns (hour, surface, kinds of user) have few values. A user's own id is left to the FM.
+fn context<'g>(g: &'g Graph, tables: &[(&str, Embedding<'g>)]) -> Vec<Tensor<'g>> {
+    let is_item = |id: &str| tables.iter().any(|(table, _)| *table == id);
+    let others = g
+        .info()
+        .ids
+        .iter()
+        .filter(|id| *id != "user_id" && !is_item(id));
+    let embed = |id: &String| Embedding::new(&format!("embed_{id}"), 1_000, 4).apply(g.id(id));
+    others.map(embed).collect()
 }
 
 hypercast_sdk::export!(ShortTerm);

@@ -9,9 +9,13 @@ use serde::Deserialize;
 use crate::component;
 use crate::wasm_toolchain::{TARGET, Toolchain};
 
-// Set on the command line, so that a plugin's workspace needs no profile of its own.
-const PROFILE: [&str; 3] =
-    ["profile.release.opt-level=3", "profile.release.lto=true", "profile.release.codegen-units=1"];
+// Set on the command line, so that a plugin's workspace needs no profile of its own. Only the
+// plugins': optimising two dozen hostile guests as a whole would take minutes and help nobody.
+const PLUGIN_PROFILE: [&str; 3] = [
+    "profile.release.opt-level=3",
+    "profile.release.lto=true",
+    "profile.release.codegen-units=1",
+];
 
 /// Which guests of a workspace to build.
 pub struct Guests<'a> {
@@ -58,46 +62,91 @@ struct Target {
 
 /// Builds guests; cargo shows its progress on stderr.
 pub fn build(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<Component>> {
-    modules(toolchain, guests)?.iter().map(|(name, file)| wrap(name, file, guests.kind)).collect()
+    modules(toolchain, guests)?
+        .iter()
+        .map(|(name, file)| wrap(name, file, guests.kind))
+        .collect()
 }
 
 /// Makes `folder` hold these components and no others.
 pub fn write_all(folder: &Path, components: &[Component]) -> Result<()> {
     if folder.exists() {
-        std::fs::remove_dir_all(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+        std::fs::remove_dir_all(folder)
+            .with_context(|| format!("cannot empty {}", folder.display()))?;
     }
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
+    components
+        .iter()
+        .try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
 }
 
 /// Writes one component.
 pub fn write(file: &Path, component: &Component) -> Result<()> {
-    std::fs::write(file, &component.bytes).with_context(|| format!("cannot write {}", file.display()))
+    std::fs::write(file, &component.bytes)
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 // Cargo itself says which files it made: (name, file) each.
 fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, PathBuf)>> {
     let mut command = toolchain.cargo();
-    command.args(["build", "--release", "--target", TARGET, "--message-format=json-render-diagnostics"]);
-    command.arg(if guests.kind == Kind::Plugin { "--lib" } else { "--examples" });
-    command.arg("--manifest-path").arg(guests.manifest).arg("--target-dir").arg(&guests.target);
-    command.args(toolchain.build_args());
-    for setting in PROFILE {
-        command.args(["--config", setting]);
+    command.args([
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "--message-format=json-render-diagnostics",
+    ]);
+    match guests.kind {
+        Kind::Plugin => {
+            command.arg("--lib");
+            command.args(
+                PLUGIN_PROFILE
+                    .iter()
+                    .flat_map(|setting| ["--config", setting]),
+            );
+        }
+        Kind::Hostile => {
+            command.arg("--examples");
+        }
     }
+    command
+        .arg("--manifest-path")
+        .arg(guests.manifest)
+        .arg("--target-dir")
+        .arg(&guests.target);
+    command.args(toolchain.build_args());
     for package in &guests.packages {
         command.args(["--package", package]);
     }
-    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "building {} for {TARGET} failed", guests.packages.join(", "));
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(
+        output.status.success(),
+        "building {} for {TARGET} failed",
+        guests.packages.join(", ")
+    );
     let mut modules = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Ok(message) = serde_json::from_str::<Message>(line) else { continue };
-        let (Some(target), "compiler-artifact") = (message.target, message.reason.as_str()) else { continue };
-        if !target.kind.iter().any(|kind| kind == "cdylib" || kind == "example") {
+        let Ok(message) = serde_json::from_str::<Message>(line) else {
+            continue;
+        };
+        let (Some(target), "compiler-artifact") = (message.target, message.reason.as_str()) else {
+            continue;
+        };
+        if !target
+            .kind
+            .iter()
+            .any(|kind| kind == "cdylib" || kind == "example")
+        {
             continue;
         }
-        if let Some(file) = message.filenames.into_iter().find(|f| f.extension().is_some_and(|e| e == "wasm")) {
+        if let Some(file) = message
+            .filenames
+            .into_iter()
+            .find(|f| f.extension().is_some_and(|e| e == "wasm"))
+        {
             modules.push((target.name, file));
         }
     }
@@ -112,11 +161,18 @@ fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, Pa
 
 fn wrap(target: &str, file: &Path, kind: Kind) -> Result<Component> {
     let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let bytes = component::encode(&module).with_context(|| format!("{target}: cannot make a component"))?;
+    let bytes =
+        component::encode(&module).with_context(|| format!("{target}: cannot make a component"))?;
     if kind == Kind::Hostile {
-        return Ok(Component { name: target.into(), bytes });
+        return Ok(Component {
+            name: target.into(),
+            bytes,
+        });
     }
-    component::check_imports(&bytes).with_context(|| format!("{target}: refused"))?;
+    component::check(&bytes).with_context(|| format!("{target}: refused"))?;
     // Cargo's libraries have underscores where their packages have hyphens.
-    Ok(Component { name: target.replace('_', "-"), bytes })
+    Ok(Component {
+        name: target.replace('_', "-"),
+        bytes,
+    })
 }

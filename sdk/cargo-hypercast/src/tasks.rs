@@ -34,10 +34,14 @@ pub fn build(route: Route, choice: &PackageChoice, out: Option<PathBuf>) -> Resu
         target: guest_target(&workspace, &toolchain),
     };
     let components = guests::build(&toolchain, &guests)?;
-    let [component] = components.as_slice() else { bail!("{} made several components", package.name) };
-    let file = out.unwrap_or_else(|| folder(&workspace, "").join(format!("{}.wasm", component.name)));
+    let [component] = components.as_slice() else {
+        bail!("{} made several components", package.name)
+    };
+    let file =
+        out.unwrap_or_else(|| folder(&workspace, "").join(format!("{}.wasm", component.name)));
     if let Some(parent) = file.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot make {}", parent.display()))?;
     }
     guests::write(&file, component)?;
     Ok(file)
@@ -49,7 +53,12 @@ pub fn demo(route: Route, args: &[OsString]) -> Result<()> {
     let toolchain = Toolchain::ensure(route)?;
     let plugins = build_plugins(&workspace, &toolchain, &["plugins"])?;
     let host = build_host(&workspace)?;
-    let error = Command::new(&host).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
+    let error = Command::new(&host)
+        .arg("demo")
+        .arg("--plugins")
+        .arg(plugins)
+        .args(args)
+        .exec();
     Err(error).with_context(|| format!("cannot run {}", host.display()))
 }
 
@@ -69,8 +78,14 @@ pub fn verify(route: Route, args: &[OsString]) -> Result<()> {
     Err(error).context("cannot run cargo test")
 }
 
-fn build_plugins(workspace: &Workspace, toolchain: &Toolchain, folders: &[&str]) -> Result<PathBuf> {
-    let packages = folders.iter().flat_map(|folder| workspace.plugins_in(folder));
+fn build_plugins(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    folders: &[&str],
+) -> Result<PathBuf> {
+    let packages = folders
+        .iter()
+        .flat_map(|folder| workspace.plugins_in(folder));
     let guests = Guests {
         manifest: &workspace.root.join("Cargo.toml"),
         packages: packages.map(|p| p.name.as_str()).collect(),
@@ -107,16 +122,26 @@ fn build_host(workspace: &Workspace) -> Result<PathBuf> {
     let executable = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_host = message["target"]["name"] == "hypercast";
-        message["executable"].as_str().filter(|_| is_host).map(PathBuf::from)
+        message["executable"]
+            .as_str()
+            .filter(|_| is_host)
+            .map(PathBuf::from)
     };
-    String::from_utf8_lossy(&output.stdout).lines().find_map(executable).context("cargo made no `hypercast`")
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(executable)
+        .context("cargo made no `hypercast`")
 }
 
 // The demo and the tests are this repository's, wherever the command is called in it.
 fn repository() -> Result<Workspace> {
     let workspace = Workspace::load(None)?;
     let is_ours = workspace.packages.iter().any(|p| p.name == "hypercast");
-    ensure!(is_ours, "this runs in HyperCast's repository; {} is another", workspace.root.display());
+    ensure!(
+        is_ours,
+        "this runs in HyperCast's repository; {} is another",
+        workspace.root.display()
+    );
     Ok(workspace)
 }
 
@@ -126,19 +151,28 @@ fn choose<'a>(workspace: &'a Workspace, choice: &PackageChoice) -> Result<&'a Pa
         (None, Some(manifest)) => at_manifest(workspace, &std::fs::canonicalize(manifest)?),
         (None, None) => at_manifest(workspace, &std::env::current_dir()?.join("Cargo.toml")),
     };
-    let package = package.filter(|p| p.is_plugin()).or_else(|| match workspace.packages.as_slice() {
-        [only] if choice.name.is_none() => Some(only),
-        _ => None,
-    });
+    let package =
+        package
+            .filter(|p| p.is_plugin())
+            .or_else(|| match workspace.packages.as_slice() {
+                [only] if choice.name.is_none() => Some(only),
+                _ => None,
+            });
     package.with_context(|| {
         let plugins = workspace.packages.iter().filter(|p| p.is_plugin());
         let names: Vec<_> = plugins.map(|p| p.name.as_str()).collect();
-        format!("which plugin? name one with `-p`; this workspace has: {}", names.join(", "))
+        format!(
+            "which plugin? name one with `-p`; this workspace has: {}",
+            names.join(", ")
+        )
     })
 }
 
 fn at_manifest<'a>(workspace: &'a Workspace, manifest: &Path) -> Option<&'a Package> {
-    workspace.packages.iter().find(|p| p.manifest_path == manifest)
+    workspace
+        .packages
+        .iter()
+        .find(|p| p.manifest_path == manifest)
 }
 
 fn folder(workspace: &Workspace, name: &str) -> PathBuf {

@@ -71,11 +71,23 @@ impl Toolchain {
             Self::Debian => Command::new(DEBIAN_CARGO),
         };
         // Flags for the host's compiler do not fit the guests'.
-        for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+        for name in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+        ] {
             command.env_remove(name);
         }
         if self == Self::Debian {
-            for name in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "CARGO", "LD_LIBRARY_PATH"] {
+            for name in [
+                "RUSTUP_TOOLCHAIN",
+                "RUSTC_WRAPPER",
+                "RUSTC_WORKSPACE_WRAPPER",
+                "RUSTDOC",
+                "CARGO",
+                "LD_LIBRARY_PATH",
+            ] {
                 command.env_remove(name);
             }
             command.env("RUSTC", DEBIAN_RUSTC);
@@ -99,7 +111,9 @@ fn rustup() -> Result<Toolchain> {
     if has_target()? {
         return Ok(Toolchain::Rustup);
     }
-    say(&format!("plugins need the target {TARGET}: running `rustup target add {TARGET}`"));
+    say(&format!(
+        "plugins need the target {TARGET}: running `rustup target add {TARGET}`"
+    ));
     let mut child = Command::new("rustup")
         .args(["target", "add", TARGET])
         .stdin(Stdio::null())
@@ -117,7 +131,10 @@ fn rustup() -> Result<Toolchain> {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    ensure!(status.success() && has_target()?, "rustup could not add {TARGET}");
+    ensure!(
+        status.success() && has_target()?,
+        "rustup could not add {TARGET}"
+    );
     Ok(Toolchain::Rustup)
 }
 
@@ -130,36 +147,61 @@ fn has_target() -> Result<bool> {
         .context("cannot run rustc")?;
     ensure!(output.status.success(), "rustc does not know {TARGET}");
     let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let Ok(files) = std::fs::read_dir(folder) else { return Ok(false) };
-    Ok(files.flatten().any(|f| f.file_name().to_string_lossy().starts_with("libstd-")))
+    let Ok(files) = std::fs::read_dir(folder) else {
+        return Ok(false);
+    };
+    Ok(files
+        .flatten()
+        .any(|f| f.file_name().to_string_lossy().starts_with("libstd-")))
 }
 
 fn debian() -> Result<Toolchain> {
     if installed(&DEBIAN_PACKAGES)? {
         return Ok(Toolchain::Debian);
     }
-    ensure!(Path::new("/usr/bin/apt-get").exists(), "no {TARGET} and no apt-get: install the target with rustup");
-    let install = format!("apt-get install --yes --no-install-recommends {}", DEBIAN_PACKAGES.join(" "));
-    ensure!(is_root()?, "plugins need Debian's compiler for {TARGET}. Run: sudo apt-get update && sudo {install}");
-    say(&format!("plugins need a compiler for {TARGET}: running `{install}` (once)"));
+    ensure!(
+        Path::new("/usr/bin/apt-get").exists(),
+        "no {TARGET} and no apt-get: install the target with rustup"
+    );
+    let install = format!(
+        "apt-get install --yes --no-install-recommends {}",
+        DEBIAN_PACKAGES.join(" ")
+    );
+    ensure!(
+        is_root()?,
+        "plugins need Debian's compiler for {TARGET}. Run: sudo apt-get update && sudo {install}"
+    );
+    say(&format!(
+        "plugins need a compiler for {TARGET}: running `{install}` (once)"
+    ));
     // A mirror that fails half-way may still have left a usable index.
     if let Err(error) = apt(&["update"]) {
         say(&format!("{error:#}; going on with the index at hand"));
     }
     apt(&install.split(' ').skip(1).collect::<Vec<_>>())?;
-    ensure!(installed(&DEBIAN_PACKAGES)?, "apt-get ended well, yet {} are not all there", DEBIAN_PACKAGES.join(", "));
+    ensure!(
+        installed(&DEBIAN_PACKAGES)?,
+        "apt-get ended well, yet {} are not all there",
+        DEBIAN_PACKAGES.join(", ")
+    );
     Ok(Toolchain::Debian)
 }
 
 fn installed(packages: &[&str]) -> Result<bool> {
-    let query = Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}\n"]).args(packages).output();
+    let query = Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}\n"])
+        .args(packages)
+        .output();
     let Ok(output) = query else { return Ok(false) };
     let states = String::from_utf8_lossy(&output.stdout);
     Ok(states.lines().filter(|state| *state == "installed").count() == packages.len())
 }
 
 fn is_root() -> Result<bool> {
-    let output = Command::new("id").arg("-u").output().context("cannot run id")?;
+    let output = Command::new("id")
+        .arg("-u")
+        .output()
+        .context("cannot run id")?;
     Ok(output.stdout.trim_ascii() == b"0")
 }
 

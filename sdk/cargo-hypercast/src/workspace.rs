@@ -44,14 +44,21 @@ impl Workspace {
             command.arg("--manifest-path").arg(manifest);
         }
         let output = command.output().context("cannot run cargo")?;
-        ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "cargo metadata: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         serde_json::from_slice(&output.stdout).context("cargo metadata answered something else")
     }
 
     /// The members below a folder of the workspace that are plugins: libraries of type `cdylib`.
     pub fn plugins_in(&self, folder: &str) -> Vec<&Package> {
         let folder = self.root.join(folder);
-        self.packages.iter().filter(|p| p.manifest_path.starts_with(&folder) && p.is_plugin()).collect()
+        self.packages
+            .iter()
+            .filter(|p| p.manifest_path.starts_with(&folder) && p.is_plugin())
+            .collect()
     }
 }
 
@@ -59,7 +66,10 @@ impl Package {
     /// Whether its library is one that a component can be made of.
     pub fn is_plugin(&self) -> bool {
         let is_library = |t: &&Target| t.kind.iter().all(|kind| kind != "example");
-        self.targets.iter().filter(is_library).any(|t| t.crate_types.iter().any(|kind| kind == "cdylib"))
+        self.targets
+            .iter()
+            .filter(is_library)
+            .any(|t| t.crate_types.iter().any(|kind| kind == "cdylib"))
     }
 }
 

@@ -1,0 +1,225 @@
+//! The graph builder: shapes, names, and the mistakes it reports.
+
+use std::collections::HashSet;
+
+use hypercast_sdk::{
+    Description, Embedding, FmEmbedding, FmFusion, Graph, HostInfo, Hstu, Initialiser, LayerNorm,
+    Linear, Mlp, SchemaTask, Squash, TaskKind,
+};
+
+fn info() -> HostInfo {
+    let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
+    HostInfo {
+        tae_dim: 48,
+        surfaces: names(&["feed"]),
+        actions: names(&["click", "like", "hide"]),
+        values: Vec::new(),
+        tasks: vec![SchemaTask {
+            name: "click".into(),
+            kind: TaskKind::Binary,
+            label: "click".into(),
+            surfaces: Vec::new(),
+        }],
+        features: names(&["click_rate", "click_count"]),
+        ids: names(&["item_id", "tag", "hour"]),
+        history_ids: names(&["item_id", "tag"]),
+    }
+}
+
+fn graph() -> Graph {
+    Graph::new(
+        info(),
+        &Description::new("test", "1.0.0")
+            .all_tasks(&info())
+            .history_len(16),
+    )
+}
+
+fn error_of(build: impl FnOnce(&Graph)) -> String {
+    let g = graph();
+    build(&g);
+    g.finish().err().expect("the graph has a mistake")
+}
+
+#[test]
+fn shape_error_names_the_layer_and_both_shapes() {
+    let error = error_of(|g| {
+        g.scope("fusion", || {
+            let layer = Linear::new("linear_1", 32);
+            layer.apply(g.features(&["click_rate"]));
+            // The same weights, on an input of another width.
+            layer.apply(g.tae());
+        });
+    });
+    assert!(
+        error.starts_with("fusion/linear_1: MatMul of [rows, 48] with [1, 32]:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_first_mistake_is_the_one_reported() {
+    let error = error_of(|g| {
+        let wrong = g.scope("first", || {
+            g.tae() + g.features(&["click_rate", "click_count"])
+        });
+        g.scope("second", || wrong.matmul(g.tae()));
+    });
+    assert!(
+        error.starts_with("first: Add of [rows, 48] with [rows, 2]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn rows_and_history_never_meet_but_by_pooling_or_attention() {
+    let error = error_of(|g| {
+        let _ = g.tae() + g.history_age();
+    });
+    assert!(
+        error.contains("Add of [rows, 48] with [history, 1]"),
+        "{error}"
+    );
+    let g = graph();
+    assert_eq!(
+        (g.tae() + g.history_age().pool_mean()).shape().to_string(),
+        "[rows, 48]"
+    );
+}
+
+#[test]
+fn a_symbolic_dimension_cannot_become_an_inner_one() {
+    let error = error_of(|g| {
+        let _ = g.tae() + g.parameter("p", &[2, 1, 1], Initialiser::Zeros);
+    });
+    assert!(error.contains("[rows, 48] with [2, 1, 1]"), "{error}");
+}
+
+#[test]
+fn a_parameter_name_is_used_once() {
+    let error = error_of(|g| {
+        Linear::new("head", 1).apply(g.tae());
+        Linear::new("head", 1).apply(g.tae());
+    });
+    assert!(
+        error.contains("two parameters are called `head/weight`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_unknown_column_says_what_there_is() {
+    let error = error_of(|g| {
+        g.feature("clicks");
+    });
+    assert!(
+        error.contains("no feature `clicks`; it has: click_rate, click_count"),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_task_needs_its_output() {
+    assert!(error_of(|_| ()).contains("task `click` has no output"));
+    assert!(
+        error_of(|g| g.output("click", g.tae()))
+            .contains("must have shape [rows, 1], not [rows, 48]")
+    );
+    assert!(error_of(|g| g.output("share", g.feature("click_rate"))).contains("`share`"));
+}
+
+#[test]
+fn building_never_panics_on_wrong_shapes() {
+    for width in [0, 1, u32::MAX] {
+        let error = error_of(|g| {
+            let table = Embedding::new("item", width, width);
+            let short = Hstu::new("short", width)
+                .heads(3)
+                .layers(2)
+                .apply(g, &[("item_id", &table)]);
+            let x = Mlp::new("mlp", [width, 0]).apply(g.concat(&[short, g.tae()]));
+            let _ = LayerNorm::new("norm")
+                .apply(g.id("tag"))
+                .softmax()
+                .reshape(&[width])
+                .transpose(&[1, 0]);
+            g.output("click", x.slice(5, 3).sum());
+        });
+        assert!(!error.is_empty());
+    }
+}
+
+#[test]
+fn all_layers_together_make_a_valid_network() {
+    let g = graph();
+    let item = Embedding::new("item", 100, 8);
+    let short = Hstu::new("short", 16)
+        .heads(2)
+        .layers(2)
+        .apply(&g, &[("item_id", &item)]);
+    assert_eq!(short.shape().to_string(), "[rows, 16]");
+    let fm = FmEmbedding::new("fm", 12).apply(g.tae());
+    let fused = FmFusion::new("fusion", 10).apply(fm, Some(short));
+    let numeric = Squash::new("numeric").apply(g.features(&["click_rate", "click_count"]));
+    let x = Mlp::new("mlp", [8, 4]).apply(g.concat(&[fused, numeric]));
+    g.output("click", Linear::new("head", 1).apply(x));
+    let finished = g.finish().expect("the network is valid");
+
+    let names: HashSet<_> = finished
+        .network
+        .parameters
+        .iter()
+        .map(|p| &p.name)
+        .collect();
+    assert_eq!(
+        names.len(),
+        finished.network.parameters.len(),
+        "parameter names are unique"
+    );
+    for expected in [
+        "item/table",
+        "short/layer_2/kv/weight",
+        "fm/bottleneck/bias",
+        "fusion/mlp/linear_1/weight",
+    ] {
+        assert!(
+            names.contains(&expected.to_string()),
+            "{expected} among {names:?}"
+        );
+    }
+    for (index, node) in finished.network.nodes.iter().enumerate() {
+        assert!(
+            node.inputs.iter().all(|&i| (i as usize) < index),
+            "node {index} reads earlier ones only"
+        );
+    }
+    // tae, item_id, its history, actions, age, two features: each once, though some are read twice.
+    assert_eq!(finished.columns.len(), 7);
+    let count = |op: &str| finished.network.nodes.iter().filter(|n| n.op == op).count();
+    assert_eq!(
+        (count("Input"), count("HstuAttention"), count("HstuHistory")),
+        (7, 2, 1)
+    );
+}
+
+#[test]
+fn scalars_broadcast_and_operators_keep_shapes() {
+    let g = graph();
+    let x = 1.0 - -(g.tae() * 0.5 + 2.0) / g.tae().sigmoid();
+    assert_eq!(x.shape().to_string(), "[rows, 48]");
+    assert_eq!(
+        x.slice(4, 10)
+            .reshape(&[2, 3])
+            .transpose(&[0, 2, 1])
+            .shape()
+            .to_string(),
+        "[rows, 3, 2]"
+    );
+    assert_eq!(
+        g.concat(&[x.sum(), x.mean(), x.largest()])
+            .shape()
+            .to_string(),
+        "[rows, 3]"
+    );
+    assert_eq!(g.id("tag").to_numbers().shape().to_string(), "[rows, 1]");
+}
