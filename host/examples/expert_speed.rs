@@ -17,7 +17,7 @@ use hypercast::expert::{
     LoadOptions, Normaliser, Tae, TrainerConfig,
 };
 use hypercast::schema::Schema;
-use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
+use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
 const TAE_DIM: usize = 64;
 
@@ -159,25 +159,18 @@ fn example(schema: &Schema, request: u64, targets: usize) -> Example {
             dense: Vec::new(),
         })
     };
-    let outcome = Outcome {
-        actions: request as u32 % 4,
-        known: u32::MAX,
-        ..Outcome::UNKNOWN
-    };
+    let seen = outcome(request as u32 % 4);
     let event = |index: u64| Event {
         item: item(request * 7 + index),
         surface: 0,
         time_ms: index as i64 * 1000,
-        outcome,
+        outcome: seen,
     };
     let target = |index: u64| Target {
         item: item(request * 13 + index),
         ids: vec![(request * 13 + index) % 10_000; categorical],
         features: vec![index as f32 / 10.0; schema.feature_columns().len()],
-        outcome: Outcome {
-            actions: (request + index) as u32 % 4,
-            ..outcome
-        },
+        outcome: outcome((request + index) as u32 % 4),
         truth: Vec::new(),
     };
     Example {
@@ -190,6 +183,14 @@ fn example(schema: &Schema, request: u64, targets: usize) -> Example {
         time_ms: 100_000,
         history: (0..50).map(event).collect(),
         targets: (0..targets as u64).map(target).collect(),
+    }
+}
+
+fn outcome(actions: u32) -> Outcome {
+    Outcome {
+        actions,
+        known: u32::MAX,
+        values: [f32::NAN; MAX_VALUES],
     }
 }
 

@@ -108,7 +108,7 @@ fn read_column(
     asked: &Asked<'_>,
 ) -> std::result::Result<Option<Column>, ParquetError> {
     match (reader, asked.field.kind) {
-        (ColumnReader::Int64ColumnReader(r), Kind::I64) => read_as(r, asked, |v| Values::I64(v)),
+        (ColumnReader::Int64ColumnReader(r), Kind::I64) => read_as(r, asked, Values::I64),
         (ColumnReader::Int64ColumnReader(r), Kind::U64) => read_as(r, asked, |v| {
             Values::U64(v.into_iter().map(|x| x as u64).collect())
         }),
@@ -118,8 +118,8 @@ fn read_column(
         (ColumnReader::Int32ColumnReader(r), Kind::U32) => read_as(r, asked, |v| {
             Values::U32(v.into_iter().map(|x| x as u32).collect())
         }),
-        (ColumnReader::FloatColumnReader(r), Kind::F32) => read_as(r, asked, |v| Values::F32(v)),
-        (ColumnReader::BoolColumnReader(r), Kind::Bool) => read_as(r, asked, |v| Values::Bool(v)),
+        (ColumnReader::FloatColumnReader(r), Kind::F32) => read_as(r, asked, Values::F32),
+        (ColumnReader::BoolColumnReader(r), Kind::Bool) => read_as(r, asked, Values::Bool),
         (ColumnReader::ByteArrayColumnReader(r), Kind::Text) => read_as(r, asked, |v| {
             Values::Text(
                 v.iter()

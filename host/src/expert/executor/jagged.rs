@@ -36,7 +36,6 @@ impl<B: HstuBackend> Jagged<B> {
     ) -> FloatTensor<B> {
         let [qh, kh, vh, q, k, v] = inputs
             .try_into()
-            .ok()
             .expect("the graph was checked: six inputs");
         let history = self.events();
         // The one event of a batch without history belongs to no request.

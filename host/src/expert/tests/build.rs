@@ -179,7 +179,7 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
     };
     let target = |index: usize| {
         let id = request * 17 + index as u64;
-        let actions = u32::from(id % 3 == 0) | (u32::from(id % 5 < 2) << 1);
+        let actions = u32::from(id.is_multiple_of(3)) | (u32::from(id % 5 < 2) << 1);
         Target {
             item: item(id),
             ids: vec![request, id, 0, 3, id % 7],

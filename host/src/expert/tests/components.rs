@@ -229,7 +229,7 @@ const EXPECTED: [(&str, Option<&str>); 21] = [
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
     ("rank_error", Some("returned an error")),
-    ("sample_invalid", Some("keep probability")),
+    ("sample_invalid", Some("`sample` gave a bad output")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
     ("trap", Some("trapped")),

@@ -133,13 +133,11 @@ where
         let extra = outputs
             .extra_loss
             .clone()
-            .map(|extra| download::<A>(extra))
+            .map(download::<A>)
             .unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &extra);
         let mut tape = A::backward(seeded::<A>(&self.training, outputs, seed));
-        let gradient = |leaf| {
-            A::grad_remove(leaf, &mut tape).map(|gradient| download::<A::InnerBackend>(gradient))
-        };
+        let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(download::<A::InnerBackend>);
         Gradients {
             values: leaves.iter().map(gradient).collect(),
             rows: lookups.rows,
