@@ -371,19 +371,27 @@ fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
             let tensor = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(tensor));
             tensor.into_data().to_vec().expect("f32")
         };
-        let out = values(plain::forward::<Flex>(inputs.clone(), &case.shape));
-        assert_close(&format!("plain: {}", case.name), &out, &case.oracle(), 1e-5);
-
         let width = [case.shape.rows(), case.shape.heads * case.v];
-        let grad =
-            Tensor::<Flex, 2>::from_data(TensorData::new(case.grad(), width), &Default::default());
+        let grad = TensorData::new(case.grad(), width);
+        let grad = Tensor::<Flex, 2>::from_data(grad, &Default::default());
         let grad = grad.into_primitive().tensor();
-        let found = plain::backward::<Flex>(inputs, grad, &case.shape);
-        let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
-        for isa in Isa::available() {
-            // Sums over thousands of pairs (the tables' gradients) round apart a little.
-            let path = format!("{isa:?} against plain");
-            assert_same_grads(&case, &path, case.raw_backward(isa), &found, 5e-5);
+        // One group for all, one for each request, and something between.
+        for group_scores in [plain::GROUP_SCORES, 1, 2000] {
+            let out = plain::forward::<Flex>(inputs.clone(), &case.shape, group_scores);
+            assert_close(
+                &format!("plain: {}", case.name),
+                &values(out),
+                &case.oracle(),
+                1e-5,
+            );
+            let (inputs, grad) = (inputs.clone(), grad.clone());
+            let found = plain::backward::<Flex>(inputs, grad, &case.shape, group_scores);
+            let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
+            for isa in Isa::available() {
+                // Sums over thousands of pairs (the tables' gradients) round apart a little.
+                let path = format!("{isa:?} against plain");
+                assert_same_grads(&case, &path, case.raw_backward(isa), &found, 5e-5);
+            }
         }
     }
 }
