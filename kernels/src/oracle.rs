@@ -11,7 +11,7 @@ use crate::attention::{HstuAttention, HstuInputs, time_bucket};
 /// Where the layout or the slices' lengths contradict each other.
 pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
     let (rows, heads) = (shape.rows(), shape.heads);
-    let columns = |x: &[f64]| if rows == 0 { heads } else { x.len() / rows };
+    let columns = |x: &[f64]| x.len().checked_div(rows).unwrap_or(heads);
     let (qk_shape, v_shape) = ([rows, columns(inputs.q)], [rows, columns(inputs.v)]);
     let tables = (
         inputs.position.map(|p| [p.len()]),

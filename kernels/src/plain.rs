@@ -12,21 +12,23 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, TensorPrimitive};
 
 use crate::attention::{Dims, HstuAttention, HstuInputs, time_bucket};
 
-/// At most this many scores at a time, unless a single request has more.
-const GROUP_SCORES: usize = 1 << 24;
+/// A sensible `group_scores`: 64 MiB a matrix of scores.
+pub const GROUP_SCORES: usize = 1 << 24;
 
-/// The op: `[H + R, heads * v]`.
+/// The op: `[H + R, heads * v]`, with at most `group_scores` scores at a time unless a single
+/// request has more.
 ///
 /// # Panics
 /// Where `shape` and the inputs contradict each other.
 pub fn forward<B: Backend>(
     inputs: HstuInputs<FloatTensor<B>>,
     shape: &HstuAttention,
+    group_scores: usize,
 ) -> FloatTensor<B> {
     let dims = shape.dims(&inputs);
     let mut rows = Restored::default();
     let tensors = Tensors::<B>::new(inputs);
-    for group in groups(shape) {
+    for group in groups(shape, group_scores) {
         let group = Group::new(shape, dims, group, &tensors);
         let (scores, sigmoid) = group.scores(&tensors);
         let weights = scores * sigmoid * group.mask.clone();
@@ -35,7 +37,7 @@ pub fn forward<B: Backend>(
     rows.into_primitive(tensors.v)
 }
 
-/// The gradients of the inputs, given the gradient of the output.
+/// The gradients of the inputs, given the gradient of the output; `group_scores` as in `forward`.
 ///
 /// # Panics
 /// Where `shape` and the inputs contradict each other.
@@ -43,6 +45,7 @@ pub fn backward<B: Backend>(
     inputs: HstuInputs<FloatTensor<B>>,
     grad: FloatTensor<B>,
     shape: &HstuAttention,
+    group_scores: usize,
 ) -> HstuInputs<FloatTensor<B>> {
     let dims = shape.dims(&inputs);
     let tensors = Tensors::<B>::new(inputs);
@@ -54,7 +57,7 @@ pub fn backward<B: Backend>(
     );
     let mut position = tensors.position.as_ref().map(Tensor::zeros_like);
     let mut time = tensors.time.as_ref().map(Tensor::zeros_like);
-    for group in groups(shape) {
+    for group in groups(shape, group_scores) {
         let group = Group::new(shape, dims, group, &tensors);
         let (scores, sigmoid) = group.scores(&tensors);
         let silu = scores * sigmoid.clone();
@@ -269,22 +272,18 @@ fn tokens(shape: &HstuAttention, b: usize) -> usize {
     request.history.len() + request.targets.len()
 }
 
-/// Consecutive requests whose padded scores stay within `GROUP_SCORES`; without the empty groups.
-fn groups(shape: &HstuAttention) -> Vec<std::ops::Range<usize>> {
+/// Consecutive requests whose padded scores stay within `group_scores`; without the empty groups.
+fn groups(shape: &HstuAttention, group_scores: usize) -> Vec<std::ops::Range<usize>> {
     let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
     let mut longest = 0;
     for b in 0..shape.requests() {
         let length = tokens(shape, b);
-        match groups.last_mut() {
-            Some(group) => {
-                let together = longest.max(length);
-                let scores = (group.len() + 1) * shape.heads * together * together;
-                if scores <= GROUP_SCORES {
-                    (group.end, longest) = (b + 1, together);
-                    continue;
-                }
+        if let Some(group) = groups.last_mut() {
+            let together = longest.max(length);
+            if (group.len() + 1) * shape.heads * together * together <= group_scores {
+                (group.end, longest) = (b + 1, together);
+                continue;
             }
-            None => {}
         }
         groups.push(b..b + 1);
         longest = length;
@@ -308,7 +307,7 @@ mod cuda {
             inputs: HstuInputs<FloatTensor<Self>>,
             shape: Arc<HstuAttention>,
         ) -> FloatTensor<Self> {
-            super::forward::<Self>(inputs, &shape)
+            super::forward::<Self>(inputs, &shape, super::GROUP_SCORES)
         }
 
         fn hstu_attention_backward(
@@ -316,7 +315,7 @@ mod cuda {
             grad: FloatTensor<Self>,
             shape: Arc<HstuAttention>,
         ) -> HstuInputs<FloatTensor<Self>> {
-            super::backward::<Self>(inputs, grad, &shape)
+            super::backward::<Self>(inputs, grad, &shape, super::GROUP_SCORES)
         }
     }
 }

@@ -1,256 +1,19 @@
 //! Every path of the op against the f64 oracle, over random jagged batches.
 
-use std::sync::Arc;
+mod case;
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{
-    HstuAttention, HstuBackend, HstuInputs, Window, hstu_attention, oracle, time_bucket,
+    HstuAttention, HstuInputs, Window, hstu_attention, oracle, time_bucket,
 };
-use hypercast_kernels::cpu::{self, CpuInputs, Isa, Rows};
+use hypercast_kernels::cpu::{self, Isa};
 use hypercast_kernels::plain;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
-type Values = HstuInputs<Vec<f32>>;
-
-/// A layout with inputs that fit it.
-struct Case {
-    name: String,
-    shape: Arc<HstuAttention>,
-    inputs: Values,
-    qk: usize,
-    v: usize,
-}
-
-/// What a case is made of.
-struct Recipe<'a> {
-    /// (history, targets) of each request.
-    requests: &'a [(usize, usize)],
-    heads: usize,
-    qk: usize,
-    v: usize,
-}
-
-impl Case {
-    fn new(rng: &mut SmallRng, recipe: &Recipe<'_>, options: Options) -> Case {
-        let offsets = |lengths: Vec<usize>| -> Arc<[u32]> {
-            let mut end = 0;
-            let ends = lengths.iter().map(|length| {
-                end += *length as u32;
-                end
-            });
-            std::iter::once(0).chain(ends).collect()
-        };
-        let history_offsets = offsets(recipe.requests.iter().map(|r| r.0).collect());
-        let target_offsets = offsets(recipe.requests.iter().map(|r| r.1).collect());
-        let rows = recipe.requests.iter().map(|r| r.0 + r.1).sum::<usize>();
-        let Recipe { heads, qk, v, .. } = *recipe;
-        let shape = HstuAttention {
-            history_offsets,
-            target_offsets,
-            heads,
-            alpha: 1.0 / (qk as f32).sqrt(),
-            norm: 13.0,
-            window: options.window,
-            // Spread over the buckets, and not in order.
-            times_s: (options.time > 0)
-                .then(|| (0..rows).map(|_| 1i64 << rng.random_range(0..24)).collect()),
-        };
-        let mut draw =
-            |len: usize| -> Vec<f32> { (0..len).map(|_| rng.random_range(-1.5f32..1.5)).collect() };
-        let inputs = HstuInputs {
-            q: draw(rows * heads * qk),
-            k: draw(rows * heads * qk),
-            v: draw(rows * heads * v),
-            position: (options.position > 0).then(|| draw(options.position)),
-            time: (options.time > 0).then(|| draw(options.time)),
-        };
-        let name = format!(
-            "{:?}, {heads} heads, {qk}/{v}, {options:?}",
-            recipe.requests
-        );
-        let shape = shape.checked().expect("a valid layout");
-        Case {
-            name,
-            shape,
-            inputs,
-            qk,
-            v,
-        }
-    }
-
-    fn dims(&self) -> hypercast_kernels::attention::Dims {
-        hypercast_kernels::attention::Dims {
-            rows: self.shape.rows(),
-            qk: self.qk,
-            v: self.v,
-        }
-    }
-
-    fn borrow(&self) -> CpuInputs<'_> {
-        let rows = |data, width| Rows {
-            data,
-            stride: self.shape.heads * width,
-        };
-        HstuInputs {
-            q: rows(&self.inputs.q, self.qk),
-            k: rows(&self.inputs.k, self.qk),
-            v: rows(&self.inputs.v, self.v),
-            position: self.inputs.position.as_deref(),
-            time: self.inputs.time.as_deref(),
-        }
-    }
-
-    fn oracle(&self) -> Vec<f64> {
-        forward_f64(&self.shape, &wide(&self.inputs))
-    }
-
-    fn tensors<B: HstuBackend>(&self) -> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
-        let device = Default::default();
-        let matrix = |values: &Vec<f32>, width: usize| {
-            let shape = [self.shape.rows(), self.shape.heads * width];
-            Tensor::from_data(TensorData::new(values.clone(), shape), &device)
-        };
-        let table = |values: &Vec<f32>| Tensor::from_data(values.as_slice(), &device);
-        HstuInputs {
-            q: matrix(&self.inputs.q, self.qk),
-            k: matrix(&self.inputs.k, self.qk),
-            v: matrix(&self.inputs.v, self.v),
-            position: self.inputs.position.as_ref().map(table),
-            time: self.inputs.time.as_ref().map(table),
-        }
-    }
-
-    /// An output gradient that is different everywhere.
-    fn grad(&self) -> Vec<f32> {
-        let len = self.shape.rows() * self.shape.heads * self.v;
-        (0..len)
-            .map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0)
-            .collect()
-    }
-
-    fn raw_backward(&self, isa: Isa) -> Values {
-        let grad = self.grad();
-        let grad = Rows {
-            data: &grad,
-            stride: self.shape.heads * self.v,
-        };
-        cpu::backward(&self.shape, self.dims(), &self.borrow(), grad, isa)
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Options {
-    window: Option<Window>,
-    /// Entries of the position table; 0 for none.
-    position: usize,
-    /// Entries of the time table; 0 for none.
-    time: usize,
-}
-
-fn options() -> Vec<Options> {
-    let windows = [
-        None,
-        Some(Window {
-            recent: 1,
-            global: 0,
-        }),
-        Some(Window {
-            recent: 7,
-            global: 3,
-        }),
-        Some(Window {
-            recent: 70,
-            global: 0,
-        }),
-        Some(Window {
-            recent: 20,
-            global: 90,
-        }),
-    ];
-    let tables = [(0, 0), (5, 0), (400, 0), (0, 12), (9, 30), (1, 1)];
-    let pairs = windows
-        .iter()
-        .flat_map(|window| tables.map(|table| (*window, table)));
-    pairs
-        .map(|(window, (position, time))| Options {
-            window,
-            position,
-            time,
-        })
-        .collect()
-}
-
-const RECIPES: &[Recipe<'static>] = &[
-    Recipe {
-        requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)],
-        heads: 2,
-        qk: 16,
-        v: 16,
-    },
-    Recipe {
-        requests: &[(64, 8), (33, 9)],
-        heads: 1,
-        qk: 5,
-        v: 7,
-    },
-    Recipe {
-        requests: &[(131, 17)],
-        heads: 3,
-        qk: 24,
-        v: 40,
-    },
-    Recipe {
-        requests: &[(65, 1), (100, 16), (2, 2)],
-        heads: 2,
-        qk: 32,
-        v: 32,
-    },
-    Recipe {
-        requests: &[(300, 5)],
-        heads: 1,
-        qk: 8,
-        v: 1,
-    },
-];
-
-fn cases() -> Vec<Case> {
-    let mut rng = SmallRng::seed_from_u64(7);
-    let pairs = RECIPES
-        .iter()
-        .flat_map(|recipe| options().into_iter().map(move |o| (recipe, o)));
-    pairs
-        .map(|(recipe, options)| Case::new(&mut rng, recipe, options))
-        .collect()
-}
-
-/// Small ones: a numeric gradient needs two forwards an input value.
-fn small_cases() -> Vec<Case> {
-    let mut rng = SmallRng::seed_from_u64(8);
-    let recipe = Recipe {
-        requests: &[(3, 2), (0, 2), (6, 0), (9, 1)],
-        heads: 2,
-        qk: 3,
-        v: 2,
-    };
-    let window = Some(Window {
-        recent: 3,
-        global: 2,
-    });
-    let all = [None, window].map(|window| {
-        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| Options {
-            window,
-            position,
-            time,
-        })
-    });
-    all.into_iter()
-        .flatten()
-        .map(|options| Case::new(&mut rng, &recipe, options))
-        .collect()
-}
+use case::{Case, Options, RECIPES, Recipe, Values, cases, small_cases};
 
 fn wide(values: &Values) -> HstuInputs<Vec<f64>> {
     values
@@ -371,19 +134,27 @@ fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
             let tensor = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(tensor));
             tensor.into_data().to_vec().expect("f32")
         };
-        let out = values(plain::forward::<Flex>(inputs.clone(), &case.shape));
-        assert_close(&format!("plain: {}", case.name), &out, &case.oracle(), 1e-5);
-
         let width = [case.shape.rows(), case.shape.heads * case.v];
-        let grad =
-            Tensor::<Flex, 2>::from_data(TensorData::new(case.grad(), width), &Default::default());
+        let grad = TensorData::new(case.grad(), width);
+        let grad = Tensor::<Flex, 2>::from_data(grad, &Default::default());
         let grad = grad.into_primitive().tensor();
-        let found = plain::backward::<Flex>(inputs, grad, &case.shape);
-        let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
-        for isa in Isa::available() {
-            // Sums over thousands of pairs (the tables' gradients) round apart a little.
-            let path = format!("{isa:?} against plain");
-            assert_same_grads(&case, &path, case.raw_backward(isa), &found, 5e-5);
+        // One group for all, one for each request, and something between.
+        for group_scores in [plain::GROUP_SCORES, 1, 2000] {
+            let out = plain::forward::<Flex>(inputs.clone(), &case.shape, group_scores);
+            assert_close(
+                &format!("plain: {}", case.name),
+                &values(out),
+                &case.oracle(),
+                1e-5,
+            );
+            let (inputs, grad) = (inputs.clone(), grad.clone());
+            let found = plain::backward::<Flex>(inputs, grad, &case.shape, group_scores);
+            let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
+            for isa in Isa::available() {
+                // Sums over thousands of pairs (the tables' gradients) round apart a little.
+                let path = format!("{isa:?} against plain");
+                assert_same_grads(&case, &path, case.raw_backward(isa), &found, 5e-5);
+            }
         }
     }
 }
