@@ -19,8 +19,8 @@ fn trained(dir: &std::path::Path, plugins: &std::path::Path, binary: &std::path:
     let at = dataset.rows * 4 / 5;
     config.timeline.until = dataset.impressions().unwrap().nth(at).unwrap().unwrap().time_ms.to_string();
     config.experts = vec![
-        expert("short", plugins.join("short_term.wasm"), &["feed"]),
-        expert("mlp", plugins.join("mlp_fusion.wasm"), &["search"]),
+        expert("short", plugins.join("short-term.wasm"), &["feed"]),
+        expert("mlp", plugins.join("mlp-fusion.wasm"), &["search"]),
     ];
     config.write(&config_path(dir, "hypercast.toml")).unwrap();
     run_well(binary, dir, &["train", "fm"]);

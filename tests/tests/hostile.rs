@@ -53,7 +53,7 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
     config.plugin_limits.breaker_faults = 1000;
     let schema = Schema::load(&dir.path().join("data/schema.toml")).unwrap();
     let surface = |at: usize| schema.surfaces[at].clone();
-    config.experts = vec![expert("good", plugins.join("mlp_fusion.wasm"), &[&surface(0)])];
+    config.experts = vec![expert("good", plugins.join("mlp-fusion.wasm"), &[&surface(0)])];
     for (at, (name, _)) in AT_SERVING.iter().enumerate() {
         config.experts.push(expert(name, hostile.join(format!("{name}.wasm")), &[&surface(at + 1)]));
     }

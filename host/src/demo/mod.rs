@@ -37,7 +37,7 @@ pub struct Options {
     pub wheel: Option<PathBuf>,
     /// Where the test begins; the data set's default if missing.
     pub test_from: Option<String>,
-    /// Built plugins: `mlp_fusion.wasm`, `short_term.wasm`.
+    /// Built plugins: `mlp-fusion.wasm`, `short-term.wasm`.
     pub plugins: PathBuf,
     /// Where everything is written; what an earlier demo left there is replaced.
     pub work: PathBuf,

@@ -85,7 +85,7 @@ fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
             ExpertEntry { name: format!("{name}-without-tae"), without_tae: true, shadow: true, ..with.clone() };
         [with, without]
     };
-    let mut all = Vec::from(entry("short-term", "short_term.wasm", short_term, TrainOn::Own));
-    all.extend(entry("mlp-fusion", "mlp_fusion.wasm", &[], TrainOn::All));
+    let mut all = Vec::from(entry("short-term", "short-term.wasm", short_term, TrainOn::Own));
+    all.extend(entry("mlp-fusion", "mlp-fusion.wasm", &[], TrainOn::All));
     all
 }

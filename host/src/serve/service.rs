@@ -44,8 +44,8 @@ pub struct Service {
     events: Option<Mutex<EventLog>>,
     fm: Box<dyn FoundationModel>,
     registry: Registry,
-    /// The configured name of each expert, by its place in the registry.
-    names: Vec<(Arc<Expert>, String)>,
+    /// What was configured for each expert.
+    entries: Vec<(Arc<Expert>, ExpertEntry)>,
     metrics: Arc<Metrics>,
     requests: AtomicU64,
 }
@@ -63,9 +63,9 @@ impl Service {
         let schema = dataset.schema.clone();
         let fm = inference::load(&config.paths.fm, config.device)?;
         metrics.version("fm", "fm", &fm.manifest().version);
-        let (registry, names) = load_experts(config, &schema, &*fm)?;
-        for (expert, name) in &names {
-            metrics.version("expert", name, expert.version());
+        let (registry, entries) = load_experts(config, &schema, &*fm)?;
+        for (expert, entry) in &entries {
+            metrics.version("expert", &entry.name, expert.version());
         }
         let mut state = FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
         let events = open_events(config, &mut state)?;
@@ -77,7 +77,7 @@ impl Service {
             events,
             fm,
             registry,
-            names,
+            entries,
             metrics,
             requests: AtomicU64::new(1),
         })
@@ -102,7 +102,7 @@ impl Service {
         let route = self.registry.route(example.surface);
         let outcome = match route {
             Some(route) => {
-                let (outcome, spent) = route.active.serve(&example, Tae::Rows(&fm.tae), limit);
+                let (outcome, spent) = route.active.serve(&example, self.tae(&route.active, &fm), limit);
                 (times[2], times[3]) = (spent.network, spent.wasm);
                 Some(outcome)
             }
@@ -190,7 +190,19 @@ impl Service {
     }
 
     fn name(&self, expert: &Arc<Expert>) -> &str {
-        self.names.iter().find(|(known, _)| Arc::ptr_eq(known, expert)).map_or("", |(_, name)| name)
+        self.entry(expert).map_or("", |entry| &entry.name)
+    }
+
+    fn entry(&self, expert: &Arc<Expert>) -> Option<&ExpertEntry> {
+        self.entries.iter().find(|(known, _)| Arc::ptr_eq(known, expert)).map(|(_, entry)| entry)
+    }
+
+    /// The TAE as the expert was trained with it.
+    fn tae<'a>(&self, expert: &Arc<Expert>, fm: &'a FmOutput) -> Tae<'a> {
+        match self.entry(expert) {
+            Some(entry) if entry.without_tae => Tae::Without,
+            _ => Tae::Rows(&fm.tae),
+        }
     }
 
     fn answer(
@@ -264,7 +276,7 @@ impl Service {
             STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
         stages.insert("total".into(), micros(total));
         let shadows = route.into_iter().flat_map(|route| &route.shadows).filter_map(|shadow| {
-            match shadow.predict(&[example], Tae::Rows(&fm.tae)) {
+            match shadow.predict(&[example], self.tae(shadow, fm)) {
                 Ok(predictions) => Some((self.name(shadow).to_owned(), by_task(&predictions))),
                 Err(fault) => {
                     tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
@@ -302,9 +314,9 @@ fn expert_ranking(example: &Example, ranked: &[contract::Ranked], predictions: &
         .collect()
 }
 
-type Named = Vec<(Arc<Expert>, String)>;
+type Entries = Vec<(Arc<Expert>, ExpertEntry)>;
 
-fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> Result<(Registry, Named)> {
+fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> Result<(Registry, Entries)> {
     let engine = Engine::new(config.plugin_limits.engine())?;
     let options = LoadOptions {
         tae_dim: fm.manifest().config.tae_width(),
@@ -312,11 +324,11 @@ fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> R
         ..config.plugin_limits.load_options()
     };
     let mut routes: BTreeMap<u16, (Option<Arc<Expert>>, Vec<Arc<Expert>>)> = BTreeMap::new();
-    let mut names = Vec::new();
+    let mut entries = Entries::new();
     for entry in &config.experts {
         let blueprint = Arc::new(Blueprint::load(&engine, &entry.plugin, schema, &options)?);
         let expert = open_expert(config, entry, blueprint)?;
-        names.push((expert.clone(), entry.name.clone()));
+        entries.push((expert.clone(), entry.clone()));
         for surface in config.serving_surfaces(entry, schema)? {
             let route = routes.entry(surface).or_default();
             match entry.shadow {
@@ -325,7 +337,7 @@ fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> R
                     if let Some(other) = route.0.replace(expert.clone()) {
                         return Err(Error::Invalid(format!(
                             "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
-                            names.iter().find(|(known, _)| Arc::ptr_eq(known, &other)).map_or("", |(_, name)| name),
+                            entries.iter().find(|(known, _)| Arc::ptr_eq(known, &other)).map_or("", |(_, entry)| &entry.name),
                             entry.name,
                             schema.surfaces[usize::from(surface)]
                         )));
@@ -340,7 +352,7 @@ fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> R
             registry.insert(schema, &schema.surfaces[usize::from(surface)], Route { active, shadows })?;
         }
     }
-    Ok((registry, names))
+    Ok((registry, entries))
 }
 
 fn open_expert(config: &Config, entry: &ExpertEntry, blueprint: Arc<Blueprint>) -> Result<Arc<Expert>> {
