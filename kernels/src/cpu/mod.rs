@@ -26,9 +26,9 @@ use task::{Sink, Task};
 pub enum Isa {
     /// What the target guarantees.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and LZCNT.
     Avx2,
-    /// x86-64 with AVX-512 F and CD.
+    /// The above with AVX-512 F and CD.
     Avx512,
 }
 
@@ -50,7 +50,10 @@ impl Isa {
         let mut found = vec![Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("lzcnt")
+            {
                 found.push(Isa::Avx2);
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512cd") {
                     found.push(Isa::Avx512);
