@@ -51,15 +51,24 @@ impl<B: Backend> Alignments<B> {
     }
 
     /// `tae` `[R, tae]`, `features` `[R, features]`, and the surface of each row.
-    pub fn forward(&self, tae: &Tensor<B, 2>, features: &Tensor<B, 2>, surfaces: &[u16]) -> Vec<Aligned<B>> {
+    pub fn forward(
+        &self,
+        tae: &Tensor<B, 2>,
+        features: &Tensor<B, 2>,
+        surfaces: &[u16],
+    ) -> Vec<Aligned<B>> {
         let mut rows: Vec<Vec<usize>> = vec![Vec::new(); self.modules.len()];
         surfaces.iter().enumerate().for_each(|(row, &surface)| rows[surface as usize].push(row));
         let mut all = Vec::new();
         for (rows, module) in rows.into_iter().zip(&self.modules) {
             let Some(module) = module.as_ref().filter(|_| !rows.is_empty()) else { continue };
             let index: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-            let index = Tensor::<B, 1, Int>::from_data(TensorData::new(index, [rows.len()]), &tae.device());
-            let input = Tensor::cat(vec![tae.clone().select(0, index.clone()), features.clone().select(0, index)], 1);
+            let index =
+                Tensor::<B, 1, Int>::from_data(TensorData::new(index, [rows.len()]), &tae.device());
+            let input = Tensor::cat(
+                vec![tae.clone().select(0, index.clone()), features.clone().select(0, index)],
+                1,
+            );
             let outputs = module.output.forward(silu(module.hidden.forward(input)));
             all.push(Aligned { rows, outputs });
         }

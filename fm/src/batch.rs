@@ -65,7 +65,10 @@ pub struct Statistics {
 impl Statistics {
     /// Nothing seen yet.
     pub fn new(spec: &FmSpec) -> Self {
-        Self { item_dense: Standardiser::new(spec.item_dense), features: Standardiser::new(spec.features) }
+        Self {
+            item_dense: Standardiser::new(spec.item_dense),
+            features: Standardiser::new(spec.features),
+        }
     }
 
     /// Learns from the targets of an example.
@@ -118,7 +121,11 @@ impl Batcher {
         if example.surface as usize >= spec.surfaces.len() {
             return fail(format!("surface {} of {}", example.surface, spec.surfaces.len()));
         }
-        let items = example.history.iter().map(|event| &event.item).chain(example.targets.iter().map(|t| &t.item));
+        let items = example
+            .history
+            .iter()
+            .map(|event| &event.item)
+            .chain(example.targets.iter().map(|t| &t.item));
         for item in items {
             if item.ids.len() != spec.item_ids || item.dense.len() != spec.item_dense {
                 return fail(format!(
@@ -190,7 +197,10 @@ impl<'a> Writer<'a> {
         let mut before_ms = None;
         for event in events {
             debug_assert!(event.time_ms <= request_ms, "history comes before its request");
-            self.token(&event.item, Place { surface: event.surface, time_ms: event.time_ms, before_ms });
+            self.token(
+                &event.item,
+                Place { surface: event.surface, time_ms: event.time_ms, before_ms },
+            );
             outcome_numbers(&event.outcome, &self.batcher.spec, &mut self.batch.outcomes);
             before_ms = Some(event.time_ms);
         }
@@ -201,7 +211,10 @@ impl<'a> Writer<'a> {
         let spec = &self.batcher.spec;
         let before_ms = history.last().map(|event| event.time_ms);
         for target in &example.targets {
-            self.token(&target.item, Place { surface: example.surface, time_ms: example.time_ms, before_ms });
+            self.token(
+                &target.item,
+                Place { surface: example.surface, time_ms: example.time_ms, before_ms },
+            );
             self.statistics.features.append(&target.features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
             for task in &spec.tasks {
@@ -249,7 +262,9 @@ pub fn label(task: &TaskSpec, surface: u16, outcome: &Outcome) -> Option<f32> {
         return None;
     }
     match task.label {
-        Label::Action(bit) if outcome.known >> bit & 1 == 1 => Some((outcome.actions >> bit & 1) as f32),
+        Label::Action(bit) if outcome.known >> bit & 1 == 1 => {
+            Some((outcome.actions >> bit & 1) as f32)
+        }
         Label::Action(_) => None,
         Label::Value(index) => Some(outcome.values[index]).filter(|value| value.is_finite()),
     }
@@ -333,7 +348,10 @@ mod tests {
             item_ids: 1,
             item_dense: 0,
             features: 0,
-            tasks: vec![task("click", true, Label::Action(0)), task("watch", false, Label::Value(0))],
+            tasks: vec![
+                task("click", true, Label::Action(0)),
+                task("watch", false, Label::Value(0)),
+            ],
         }
     }
 
@@ -343,7 +361,12 @@ mod tests {
 
     fn example(history: usize, targets: usize, surface: u16) -> Example {
         let outcome = Outcome { actions: 1, known: 3, values: [0.5, f32::NAN, f32::NAN, f32::NAN] };
-        let event = |i: usize| Event { item: item(i as u64), surface: 0, time_ms: i as i64 * 1000, outcome };
+        let event = |i: usize| Event {
+            item: item(i as u64),
+            surface: 0,
+            time_ms: i as i64 * 1000,
+            outcome,
+        };
         let target = |i: usize| Target {
             item: item(i as u64),
             ids: vec![],

@@ -62,10 +62,18 @@ impl Manifest {
     /// A missing, unreadable or foreign file.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("fm.json");
-        let text = fs::read(&path).map_err(|error| failed(&path, format!("{error}; train one with `hypercast train fm`")))?;
+        let text = fs::read(&path).map_err(|error| {
+            failed(&path, format!("{error}; train one with `hypercast train fm`"))
+        })?;
         let manifest: Self = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
         if manifest.format != FORMAT {
-            return Err(failed(&path, format!("format {}, but this build reads {FORMAT}; train it again", manifest.format)));
+            return Err(failed(
+                &path,
+                format!(
+                    "format {}, but this build reads {FORMAT}; train it again",
+                    manifest.format
+                ),
+            ));
         }
         Ok(manifest)
     }
@@ -107,22 +115,33 @@ pub(crate) fn save_weights<B: Backend, M: Module<B>>(module: &M, path: &Path) ->
     let views = collector
         .weights
         .iter()
-        .map(|(name, shape, bytes)| TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view)))
+        .map(|(name, shape, bytes)| {
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view))
+        })
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(|error| failed(path, error))?;
     safetensors::serialize_to_file(views, None, path).map_err(|error| failed(path, error))
 }
 
 /// Loads every weight of a module; none may be missing or of another shape.
-pub(crate) fn load_weights<B: Backend, M: Module<B>>(module: M, path: &Path, device: &B::Device) -> Result<M> {
+pub(crate) fn load_weights<B: Backend, M: Module<B>>(
+    module: M,
+    path: &Path,
+    device: &B::Device,
+) -> Result<M> {
     let bytes = fs::read(path).map_err(|error| failed(path, error))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| failed(path, format!("{error}; the file is damaged, take another checkpoint")))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| {
+        failed(path, format!("{error}; the file is damaged, take another checkpoint"))
+    })?;
     let weights = file
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let values = view
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect();
             (name, (view.shape().to_vec(), values))
         })
         .collect();
@@ -186,7 +205,9 @@ impl<B: Backend> ModuleMapper<B> for Loader<B> {
                 if old.is_require_grad() { tensor.require_grad() } else { tensor }
             }
             Some((shape, _)) => {
-                self.fault.get_or_insert(format!("{name} is {shape:?}, but the model needs {expected:?}"));
+                self.fault.get_or_insert(format!(
+                    "{name} is {shape:?}, but the model needs {expected:?}"
+                ));
                 old
             }
             None => {

@@ -46,11 +46,7 @@ pub struct Outcome {
 
 impl Outcome {
     /// Nothing known.
-    pub const UNKNOWN: Outcome = Outcome {
-        actions: 0,
-        known: 0,
-        values: [f32::NAN; MAX_VALUES],
-    };
+    pub const UNKNOWN: Outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
 }
 
 /// An impression of the past.

@@ -37,7 +37,8 @@ impl<B: Backend> HstuLayer<B> {
         let qk_width = config.heads * config.qk_dim;
         let v_width = config.heads * config.v_dim;
         let table = |buckets: usize| {
-            (buckets > 0).then(|| Initializer::Normal { mean: 0.0, std: 0.02 }.init([buckets], device))
+            (buckets > 0)
+                .then(|| Initializer::Normal { mean: 0.0, std: 0.02 }.init([buckets], device))
         };
         Self {
             norm_in: LayerNormConfig::new(config.dim).init(device),
@@ -89,9 +90,12 @@ mod tests {
     fn linear(x: &[f64], width: usize, layer: &Linear<Flex>) -> Vec<f64> {
         let weight = numbers(layer.weight.val().into_data());
         let out = weight.len() / width;
-        let bias = layer.bias.as_ref().map_or(vec![0.0; out], |bias| numbers(bias.val().into_data()));
+        let bias =
+            layer.bias.as_ref().map_or(vec![0.0; out], |bias| numbers(bias.val().into_data()));
         let row = |row: &[f64]| -> Vec<f64> {
-            (0..out).map(|o| bias[o] + (0..width).map(|i| row[i] * weight[i * out + o]).sum::<f64>()).collect()
+            (0..out)
+                .map(|o| bias[o] + (0..width).map(|i| row[i] * weight[i * out + o]).sum::<f64>())
+                .collect()
         };
         x.chunks_exact(width).flat_map(row).collect()
     }
@@ -114,7 +118,14 @@ mod tests {
     fn a_layer_agrees_with_plain_f64() {
         let device = Default::default();
         Flex::seed(&device, 3);
-        let config = FmConfig { dim: 12, heads: 2, qk_dim: 5, v_dim: 4, max_history: 8, ..FmConfig::default() };
+        let config = FmConfig {
+            dim: 12,
+            heads: 2,
+            qk_dim: 5,
+            v_dim: 4,
+            max_history: 8,
+            ..FmConfig::default()
+        };
         let layer = HstuLayer::<Flex>::new(&config, &device);
         let attention = HstuAttention {
             history_offsets: [0, 5, 5, 8].into(),
@@ -131,13 +142,16 @@ mod tests {
         let result = numbers(layer.forward(x.clone(), &attention).into_data());
 
         let x = numbers(x.into_data());
-        let mixed: Vec<f64> =
-            linear(&norm(&x, 12), 12, &layer.uvqk).into_iter().map(|v| v / (1.0 + (-v).exp())).collect();
+        let mixed: Vec<f64> = linear(&norm(&x, 12), 12, &layer.uvqk)
+            .into_iter()
+            .map(|v| v / (1.0 + (-v).exp()))
+            .collect();
         let columns = |from: usize, width: usize| -> Vec<f64> {
             mixed.chunks_exact(36).flat_map(|row| row[from..from + width].to_vec()).collect()
         };
         let (u, v, q, k) = (columns(0, 8), columns(8, 8), columns(16, 10), columns(26, 10));
-        let table = |p: &Option<Param<Tensor<Flex, 1>>>| p.as_ref().map(|p| numbers(p.val().into_data()));
+        let table =
+            |p: &Option<Param<Tensor<Flex, 1>>>| p.as_ref().map(|p| numbers(p.val().into_data()));
         let (position, time) = (table(&layer.position), table(&layer.time));
         let inputs = HstuInputs {
             q: &q[..],

@@ -6,9 +6,7 @@
 
 use std::path::Path;
 
-use burn::{
-    tensor::{Tensor, TensorData, backend::Backend},
-};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::StoreReader;
 

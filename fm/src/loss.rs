@@ -46,7 +46,10 @@ impl Targets {
     /// The given rows alone, with the weights they have among all.
     pub fn rows(&self, rows: &[usize]) -> Self {
         let pick = |all: &[f32]| {
-            rows.iter().flat_map(|row| &all[row * self.columns..(row + 1) * self.columns]).copied().collect()
+            rows.iter()
+                .flat_map(|row| &all[row * self.columns..(row + 1) * self.columns])
+                .copied()
+                .collect()
         };
         Self {
             labels: pick(&self.labels),
@@ -98,7 +101,10 @@ mod tests {
             for &i in &rows {
                 let (z, y) = (z[i], f64::from(labels[i]));
                 sum += match task.label {
-                    Label::Action(_) => -(y * (1.0 / (1.0 + (-z).exp())).ln() + (1.0 - y) * (1.0 / (1.0 + z.exp())).ln()),
+                    Label::Action(_) => {
+                        -(y * (1.0 / (1.0 + (-z).exp())).ln()
+                            + (1.0 - y) * (1.0 / (1.0 + z.exp())).ln())
+                    }
                     Label::Value(_) => 0.5 * (z - y) * (z - y),
                 };
             }
@@ -111,14 +117,17 @@ mod tests {
 
     #[test]
     fn agrees_with_the_oracle_and_its_differences() {
-        let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 0.3), task(Label::Action(1), 2.0)];
+        let tasks =
+            [task(Label::Action(0), 1.0), task(Label::Value(0), 0.3), task(Label::Action(1), 2.0)];
         let z: Vec<f32> = (0..12).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
-        let labels: Vec<f32> = (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
+        let labels: Vec<f32> =
+            (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
         let targets = Targets::new(&tasks, labels.clone(), &mask);
         let device = Default::default();
-        let leaf = Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
+        let leaf =
+            Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
         let loss = mtml(leaf.clone(), &targets);
         let z64: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
         let expected = oracle(&z64, &labels, &mask, &tasks);
@@ -131,7 +140,11 @@ mod tests {
             moved[1][i] -= 1e-4;
             let [up, down] = moved.map(|z| oracle(&z, &labels, &mask, &tasks));
             let difference = (up - down) / 2e-4;
-            assert!((f64::from(gradient[i]) - difference).abs() < 1e-5, "{i}: {} {difference}", gradient[i]);
+            assert!(
+                (f64::from(gradient[i]) - difference).abs() < 1e-5,
+                "{i}: {} {difference}",
+                gradient[i]
+            );
         }
     }
 
@@ -140,7 +153,11 @@ mod tests {
         let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 1.0)];
         let targets = Targets::new(&tasks, vec![0.0; 4], &[false; 4]);
         let device = Default::default();
-        let leaf = Tensor::<A, 2>::from_data(TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]), &device).require_grad();
+        let leaf = Tensor::<A, 2>::from_data(
+            TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),
+            &device,
+        )
+        .require_grad();
         let loss = mtml(leaf.clone(), &targets);
         assert_eq!(loss.clone().into_scalar(), 0.0);
         let gradient = leaf.grad(&loss.backward()).unwrap().into_data().to_vec::<f32>().unwrap();

@@ -39,7 +39,8 @@ pub fn summarise(rows: &[Scored]) -> Summary {
     if positives == 0 || positives == n {
         return Summary { n, rate, ..Summary::default() };
     }
-    let entropy: f64 = rows.iter().map(|row| cross_entropy(row.probability, row.label)).sum::<f64>() / n as f64;
+    let entropy: f64 =
+        rows.iter().map(|row| cross_entropy(row.probability, row.label)).sum::<f64>() / n as f64;
     let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
     let mut pairs: Vec<(f32, bool)> = rows.iter().map(|row| (row.probability, row.label)).collect();
     Summary { n, rate, ne: Some(entropy / base), auc: auc(&mut pairs), gauc: gauc(rows) }
@@ -124,12 +125,20 @@ mod tests {
     use super::*;
 
     fn rows(values: &[(u64, f32, bool)]) -> Vec<Scored> {
-        values.iter().map(|&(user, probability, label)| Scored { user, probability, label }).collect()
+        values
+            .iter()
+            .map(|&(user, probability, label)| Scored { user, probability, label })
+            .collect()
     }
 
     #[test]
     fn the_base_rate_has_an_ne_of_one() {
-        let summary = summarise(&rows(&[(1, 0.25, true), (1, 0.25, false), (2, 0.25, false), (2, 0.25, false)]));
+        let summary = summarise(&rows(&[
+            (1, 0.25, true),
+            (1, 0.25, false),
+            (2, 0.25, false),
+            (2, 0.25, false),
+        ]));
         assert!((summary.ne.unwrap() - 1.0).abs() < 1e-9);
         assert_eq!(summary.auc, Some(0.5));
         assert_eq!(summary.gauc, Some(0.5), "user 2 has one class and does not count");
@@ -138,7 +147,8 @@ mod tests {
     #[test]
     fn auc_and_gauc_differ_where_users_do() {
         // Within each user the order is right; across users it is not.
-        let summary = summarise(&rows(&[(1, 0.9, true), (1, 0.8, false), (2, 0.3, true), (2, 0.2, false)]));
+        let summary =
+            summarise(&rows(&[(1, 0.9, true), (1, 0.8, false), (2, 0.3, true), (2, 0.2, false)]));
         assert_eq!(summary.gauc, Some(1.0));
         assert_eq!(summary.auc, Some(0.75));
     }

@@ -57,8 +57,9 @@ impl<B: Backend> FmModel<B> {
         Self {
             token_hidden: linear(token, dim),
             token_output: linear(dim, dim),
-            outcome: (spec.outcome_width() > 0)
-                .then(|| LinearConfig::new(spec.outcome_width(), dim).with_bias(false).init(device)),
+            outcome: (spec.outcome_width() > 0).then(|| {
+                LinearConfig::new(spec.outcome_width(), dim).with_bias(false).init(device)
+            }),
             layers: (0..config.layers).map(|_| HstuLayer::new(config, device)).collect(),
             tae: (config.tae_dim != 0).then(|| linear(dim, tae)),
             head: MultiTask {
@@ -93,7 +94,13 @@ impl<B: HstuBackend> FmModel<B> {
     }
 
     /// Eq. 1 for histories and eq. 2 for targets.
-    fn tokens(&self, embeddings: Tensor<B, 2>, batch: &Batch, history: usize, total: usize) -> Tensor<B, 2> {
+    fn tokens(
+        &self,
+        embeddings: Tensor<B, 2>,
+        batch: &Batch,
+        history: usize,
+        total: usize,
+    ) -> Tensor<B, 2> {
         let device = embeddings.device();
         let dense = batch.dense.len() / total;
         let input = if dense > 0 {
@@ -105,7 +112,8 @@ impl<B: HstuBackend> FmModel<B> {
         let content = self.token_output.forward(silu(self.token_hidden.forward(input)));
         let Some(outcome) = self.outcome.as_ref().filter(|_| history > 0) else { return content };
         let width = batch.outcomes.len() / history;
-        let outcomes = Tensor::from_data(TensorData::new(batch.outcomes.clone(), [history, width]), &device);
+        let outcomes =
+            Tensor::from_data(TensorData::new(batch.outcomes.clone(), [history, width]), &device);
         let past = content.clone().narrow(0, 0, history) + outcome.forward(outcomes);
         if history == total {
             return past;
@@ -131,7 +139,8 @@ pub fn attention(config: &FmConfig, batch: &Batch) -> Result<Arc<HstuAttention>>
         heads: config.heads,
         alpha: config.alpha_value(),
         norm: config.max_history as f32,
-        window: (config.window > 0).then_some(Window { recent: config.window, global: config.global }),
+        window: (config.window > 0)
+            .then_some(Window { recent: config.window, global: config.global }),
         times_s: (config.time_buckets > 0).then(|| batch.times_s.clone()),
     };
     attention.validate().map_err(|error| Error::Config(error.to_string()))?;

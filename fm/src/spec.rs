@@ -131,14 +131,21 @@ impl FmConfig {
         ];
         for (key, value) in positive {
             if value == 0 || value > 1 << 16 {
-                return Err(Error::Config(format!("fm.{key} is {value}; it must be between 1 and 65536")));
+                return Err(Error::Config(format!(
+                    "fm.{key} is {value}; it must be between 1 and 65536"
+                )));
             }
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::Config(format!("fm.dropout is {}; it must be at least 0 and below 1", self.dropout)));
+            return Err(Error::Config(format!(
+                "fm.dropout is {}; it must be at least 0 and below 1",
+                self.dropout
+            )));
         }
         if self.learning_rate <= 0.0 || self.sparse_learning_rate <= 0.0 {
-            return Err(Error::Config("fm.learning_rate and fm.sparse_learning_rate must be above 0".into()));
+            return Err(Error::Config(
+                "fm.learning_rate and fm.sparse_learning_rate must be above 0".into(),
+            ));
         }
         Ok(())
     }
@@ -215,7 +222,9 @@ impl FmSpec {
     /// Names what is out of order.
     pub fn validate(&self) -> Result<()> {
         if self.main_tasks().is_empty() {
-            return Err(Error::Config("the schema has no main task; the FM needs at least one".into()));
+            return Err(Error::Config(
+                "the schema has no main task; the FM needs at least one".into(),
+            ));
         }
         if self.auxiliary_tasks().iter().any(|task| task.main) {
             return Err(Error::Config("main tasks must come before auxiliary ones".into()));

@@ -50,14 +50,16 @@ impl Standardiser {
     pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
         assert_eq!(row.len(), self.width());
         let count = self.count.max(1.0);
-        out.extend(row.iter().zip(self.mean.iter().zip(&self.spread)).map(|(&value, (&mean, &spread))| {
-            if !value.is_finite() {
-                return 0.0;
-            }
-            // Half a count of unit variance keeps a nearly constant column from exploding.
-            let deviation = ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4);
-            (((f64::from(value) - mean) / deviation) as f32).clamp(-CLIP, CLIP)
-        }));
+        out.extend(row.iter().zip(self.mean.iter().zip(&self.spread)).map(
+            |(&value, (&mean, &spread))| {
+                if !value.is_finite() {
+                    return 0.0;
+                }
+                // Half a count of unit variance keeps a nearly constant column from exploding.
+                let deviation = ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4);
+                (((f64::from(value) - mean) / deviation) as f32).clamp(-CLIP, CLIP)
+            },
+        ));
     }
 }
 

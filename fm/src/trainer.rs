@@ -67,14 +67,21 @@ pub trait FmTrainer: Send {
 ///
 /// # Errors
 /// A configuration that cannot work, a device that is not in this build, a store that cannot be made.
-pub fn create(dir: &Path, config: &FmConfig, spec: &FmSpec, device: DeviceKind) -> Result<Box<dyn FmTrainer>> {
+pub fn create(
+    dir: &Path,
+    config: &FmConfig,
+    spec: &FmSpec,
+    device: DeviceKind,
+) -> Result<Box<dyn FmTrainer>> {
     config.validate()?;
     spec.validate()?;
     device.check()?;
     match device {
         DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::create(dir, config, spec)?)),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::create(dir, config, spec)?)),
+        DeviceKind::Cuda => {
+            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::create(dir, config, spec)?))
+        }
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
@@ -111,11 +118,17 @@ where
     fn create(dir: &Path, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
         let device = A::Device::default();
         A::seed(&device, config.seed);
-        let network =
-            Network { model: FmModel::new(config, spec, &device), alignments: Alignments::new(config, spec, &device) };
-        let options =
-            StoreOptions { dim: config.embedding_dim, init_scale: config.sparse_init, seed: config.seed };
-        let clipping = (config.clip_norm > 0.0).then_some(GradientClippingConfig::Norm(config.clip_norm));
+        let network = Network {
+            model: FmModel::new(config, spec, &device),
+            alignments: Alignments::new(config, spec, &device),
+        };
+        let options = StoreOptions {
+            dim: config.embedding_dim,
+            init_scale: config.sparse_init,
+            seed: config.seed,
+        };
+        let clipping =
+            (config.clip_norm > 0.0).then_some(GradientClippingConfig::Norm(config.clip_norm));
         Ok(Self {
             optimizer: AdamWConfig::new()
                 .with_weight_decay(config.weight_decay)
@@ -153,8 +166,10 @@ where
         let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
         let columns = |from: usize, to: usize| {
             let pick = |index: &usize| (from..to).contains(&(index % tasks));
-            let labels = (0..batch.labels.len()).filter(pick).map(|index| batch.labels[index]).collect();
-            let mask: Vec<bool> = (0..batch.mask.len()).filter(pick).map(|index| batch.mask[index]).collect();
+            let labels =
+                (0..batch.labels.len()).filter(pick).map(|index| batch.labels[index]).collect();
+            let mask: Vec<bool> =
+                (0..batch.mask.len()).filter(pick).map(|index| batch.mask[index]).collect();
             Targets::new(&spec.tasks[from..to], labels, &mask)
         };
         let mut loss = mtml(main, &columns(0, mains));
@@ -177,10 +192,12 @@ where
         for aligned in aligned {
             let data = aligned.outputs.clone().into_data().convert::<f32>();
             for (at, value) in data.iter::<f32>().enumerate() {
-                let (row, task) = (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
+                let (row, task) =
+                    (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
                 if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
                     let binary = matches!(spec.tasks[task].label, Label::Action(_));
-                    all[row * tasks + task] = if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
+                    all[row * tasks + task] =
+                        if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
                 }
             }
         }
@@ -196,7 +213,8 @@ where
         let mut gradients = loss.backward();
         if let Some(sparse) = leaf.grad_remove(&mut gradients) {
             let rows = row_gradients(batch, sparse.into_data(), self.config.embedding_dim);
-            let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
+            let adagrad =
+                Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
             self.store.adagrad(&batch.keys, &rows, &adagrad)?;
         }
         let gradients = GradientsParams::from_grads(gradients, &self.network);
@@ -218,7 +236,13 @@ where
         examples.iter().for_each(|example| self.statistics.observe(example));
         let batch = self.batcher.batch(examples, &self.statistics)?;
         if batch.targets() == 0 {
-            return Ok(StepOutput { tae: vec![], predictions: vec![], labels: vec![], mask: vec![], loss: 0.0 });
+            return Ok(StepOutput {
+                tae: vec![],
+                predictions: vec![],
+                labels: vec![],
+                mask: vec![],
+                loss: 0.0,
+            });
         }
         let dim = self.config.embedding_dim;
         let mut rows = vec![0.0; batch.keys.len() * dim];
@@ -227,7 +251,8 @@ where
         let leaf = Tensor::<A, 2>::from_data(flat.clone(), &self.device).require_grad();
         let (forward, aligned) = self.forward(leaf.clone(), &batch)?;
         let loss = self.loss(&batch, forward.main.clone(), &aligned);
-        let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
+        let value =
+            loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
         if !value.is_finite() {
             return Err(Error::Training {
                 step: self.steps,
@@ -238,20 +263,31 @@ where
         let said = if self.config.dropout > 0.0 {
             let attention = model::attention(&self.config, &batch)?;
             let clean = Tensor::<A::InnerBackend, 2>::from_data(flat, &self.device);
-            output(self.network.model.valid().forward(clean, &batch, &attention), self.batcher.spec.main_tasks())
+            output(
+                self.network.model.valid().forward(clean, &batch, &attention),
+                self.batcher.spec.main_tasks(),
+            )
         } else {
             output(forward, self.batcher.spec.main_tasks())
         };
         let predictions = self.predictions(&batch, &said.main, &aligned);
         self.learn(loss, &leaf, &batch)?;
         self.requests += examples.len() as u64;
-        self.trained_until_ms = examples.iter().map(|e| e.time_ms).fold(self.trained_until_ms, i64::max);
-        Ok(StepOutput { tae: said.tae, predictions, labels: batch.labels, mask: batch.mask, loss: value })
+        self.trained_until_ms =
+            examples.iter().map(|e| e.time_ms).fold(self.trained_until_ms, i64::max);
+        Ok(StepOutput {
+            tae: said.tae,
+            predictions,
+            labels: batch.labels,
+            mask: batch.mask,
+            loss: value,
+        })
     }
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {
         self.store.commit()?;
-        let mut manifest = Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
+        let mut manifest =
+            Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
         manifest.requests = self.requests;
         manifest.trained_until_ms = self.trained_until_ms;
         let network = self.network.valid();

@@ -59,10 +59,20 @@ fn example(request: u64, targets: &[u64]) -> Example {
     let item = |id: u64| Arc::new(Item { id, ids: vec![id % 7], dense: vec![] });
     let event = |i: u64| {
         let id = (request * 31 + i * 17) % 40;
-        Event { item: item(id), surface: (i % 2) as u16, time_ms: i as i64 * 60_000, outcome: outcome(id) }
+        Event {
+            item: item(id),
+            surface: (i % 2) as u16,
+            time_ms: i as i64 * 60_000,
+            outcome: outcome(id),
+        }
     };
-    let target =
-        |&id: &u64| Target { item: item(id), ids: vec![], features: vec![1.0], outcome: outcome(id), truth: vec![] };
+    let target = |&id: &u64| Target {
+        item: item(id),
+        ids: vec![],
+        features: vec![1.0],
+        outcome: outcome(id),
+        truth: vec![],
+    };
     Example {
         request,
         user: Arc::new(User { id: request, ..User::default() }),
@@ -74,7 +84,9 @@ fn example(request: u64, targets: &[u64]) -> Example {
 }
 
 fn batch(from: u64) -> Vec<Example> {
-    (from..from + 16).map(|r| example(r, &[(r * 7) % 40, (r * 13 + 1) % 40, (r * 3 + 2) % 40])).collect()
+    (from..from + 16)
+        .map(|r| example(r, &[(r * 7) % 40, (r * 13 + 1) % 40, (r * 3 + 2) % 40]))
+        .collect()
 }
 
 #[test]
@@ -89,7 +101,11 @@ fn it_learns_what_only_the_history_tells() {
         let rows = examples.iter().flat_map(|e| std::iter::repeat_n(e, 3));
         for (row, example) in rows.enumerate() {
             let on_shop = example.surface == 1;
-            assert_eq!(said.predictions[row * 2 + 1].is_nan(), on_shop, "watch is valid on home alone");
+            assert_eq!(
+                said.predictions[row * 2 + 1].is_nan(),
+                on_shop,
+                "watch is valid on home alone"
+            );
             assert_eq!(said.mask[row * 2 + 1], !on_shop);
             if step >= 200 && example.history.len() > 3 {
                 let (probability, label) = (said.predictions[row * 2], said.labels[row * 2] == 1.0);

@@ -31,16 +31,8 @@ fn main() -> anyhow::Result<()> {
         None => toml::from_str(SCHEMA)?,
     };
     let engine = Engine::new(EngineConfig::default())?;
-    let options = LoadOptions {
-        tae_dim: TAE_DIM,
-        ..LoadOptions::default()
-    };
-    let blueprint = Arc::new(Blueprint::load(
-        &engine,
-        Path::new(&plugin),
-        &schema,
-        &options,
-    )?);
+    let options = LoadOptions { tae_dim: TAE_DIM, ..LoadOptions::default() };
+    let blueprint = Arc::new(Blueprint::load(&engine, Path::new(&plugin), &schema, &options)?);
     describe(&blueprint.graph);
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
     let parameters = blueprint.init_parameters(normaliser, 1);
@@ -71,10 +63,7 @@ fn rank_speed(blueprint: &Blueprint, schema: &Schema) -> anyhow::Result<()> {
     let tasks = &blueprint.description.tasks;
     let predictions: Vec<Prediction> = tasks
         .iter()
-        .map(|task| Prediction {
-            task: task.name.clone(),
-            values: noise(500),
-        })
+        .map(|task| Prediction { task: task.name.clone(), values: noise(500) })
         .collect();
     let request = RankRequest {
         surface: schema.surfaces[0].clone(),
@@ -83,14 +72,10 @@ fn rank_speed(blueprint: &Blueprint, schema: &Schema) -> anyhow::Result<()> {
         candidates: (0..500).collect(),
         limit: 20,
     };
-    let fresh = median(500, || {
-        drop(blueprint.plugin.rank(&request, &predictions, &columns))
-    });
+    let fresh = median(500, || drop(blueprint.plugin.rank(&request, &predictions, &columns)));
     let mut instance = blueprint.plugin.instance(Call::Rank)?;
     instance.rank(&request, &predictions, &columns)?;
-    let warm = median(500, || {
-        drop(instance.rank(&request, &predictions, &columns))
-    });
+    let warm = median(500, || drop(instance.rank(&request, &predictions, &columns)));
     println!(
         "rank, 500 candidates x {} tasks: {warm:.0} us warm, {fresh:.0} us fresh",
         tasks.len()
@@ -103,32 +88,17 @@ fn train_speed(
     schema: &Schema,
     parameters: hypercast::expert::Parameters,
 ) -> anyhow::Result<()> {
-    let mut trainer = ExpertTrainer::new(
-        blueprint.clone(),
-        parameters,
-        TrainerConfig::default(),
-        Device::Cpu,
-    )?;
-    let examples: Vec<Example> = (0..4000)
-        .map(|request| example(schema, request, 8))
-        .collect();
+    let mut trainer =
+        ExpertTrainer::new(blueprint.clone(), parameters, TrainerConfig::default(), Device::Cpu)?;
+    let examples: Vec<Example> = (0..4000).map(|request| example(schema, request, 8)).collect();
     let tae = noise(32_000 * TAE_DIM);
     let start = Instant::now();
     let mut rows = 0;
     while start.elapsed().as_secs() < 5 {
-        trainer.train(
-            Chunk {
-                examples: &examples,
-                tae: &tae,
-            },
-            |_| {},
-        )?;
+        trainer.train(Chunk { examples: &examples, tae: &tae }, |_| {})?;
         rows += 32_000;
     }
-    println!(
-        "training: {:.0} rows/s",
-        f64::from(rows) / start.elapsed().as_secs_f64()
-    );
+    println!("training: {:.0} rows/s", f64::from(rows) / start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -152,13 +122,7 @@ fn noise(count: usize) -> Vec<f32> {
 
 fn example(schema: &Schema, request: u64, targets: usize) -> Example {
     let categorical = schema.id_columns().len();
-    let item = |id: u64| {
-        Arc::new(Item {
-            id,
-            ids: vec![id % 18; categorical],
-            dense: Vec::new(),
-        })
-    };
+    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 18; categorical], dense: Vec::new() });
     let seen = outcome(request as u32 % 4);
     let event = |index: u64| Event {
         item: item(request * 7 + index),
@@ -175,10 +139,7 @@ fn example(schema: &Schema, request: u64, targets: usize) -> Example {
     };
     Example {
         request,
-        user: Arc::new(User {
-            id: request % 100,
-            ..User::default()
-        }),
+        user: Arc::new(User { id: request % 100, ..User::default() }),
         surface: 0,
         time_ms: 100_000,
         history: (0..50).map(event).collect(),
@@ -187,11 +148,7 @@ fn example(schema: &Schema, request: u64, targets: usize) -> Example {
 }
 
 fn outcome(actions: u32) -> Outcome {
-    Outcome {
-        actions,
-        known: u32::MAX,
-        values: [f32::NAN; MAX_VALUES],
-    }
+    Outcome { actions, known: u32::MAX, values: [f32::NAN; MAX_VALUES] }
 }
 
 const SCHEMA: &str = r#"

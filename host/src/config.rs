@@ -139,13 +139,23 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
     if let Ok(ms) = text.parse::<i64>() {
         return Ok(ms);
     }
-    let wrong = || Error::Invalid(format!("{text:?} is neither a date like 2022-04-29 nor milliseconds since the epoch"));
-    let parts: Vec<i64> =
-        text.split('-').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| wrong())?;
+    let wrong = || {
+        Error::Invalid(format!(
+            "{text:?} is neither a date like 2022-04-29 nor milliseconds since the epoch"
+        ))
+    };
+    let parts: Vec<i64> = text
+        .split('-')
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|_| wrong())?;
     let [year, month @ 1..=12, day @ 1..=31] = parts[..] else { return Err(wrong()) };
     // Days since the epoch in the proleptic Gregorian calendar, counting years from March.
     let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1 - 719_468;
+    let days =
+        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day
+            - 1
+            - 719_468;
     Ok(days * 86_400_000 - i64::from(utc_offset_h) * 3_600_000)
 }
 
@@ -187,7 +197,14 @@ pub struct ExpertTraining {
 
 impl Default for ExpertTraining {
     fn default() -> Self {
-        Self { epochs: 2, batch_rows: 512, learning_rate: 2e-3, weight_decay: 1e-4, clip_norm: 5.0, seed: 7 }
+        Self {
+            epochs: 2,
+            batch_rows: 512,
+            learning_rate: 2e-3,
+            weight_decay: 1e-4,
+            clip_norm: 5.0,
+            seed: 7,
+        }
     }
 }
 
@@ -251,7 +268,11 @@ impl PluginLimits {
 
     /// The pool of instances.
     pub fn engine(&self) -> EngineConfig {
-        EngineConfig { instances: self.instances, memory_mib: self.memory_mib, ..EngineConfig::default() }
+        EngineConfig {
+            instances: self.instances,
+            memory_mib: self.memory_mib,
+            ..EngineConfig::default()
+        }
     }
 
     /// The breaker of each plugin.
@@ -299,9 +320,11 @@ impl Config {
     /// # Errors
     /// A file that is missing, an unknown key, a value of another type or out of range: with file, line and key.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::data(path, format!("{error}; start from the hypercast.toml of the repository")))?;
-        let mut config: Self = toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::data(path, format!("{error}; start from the hypercast.toml of the repository"))
+        })?;
+        let mut config: Self =
+            toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
         config.validate().map_err(|message| Error::data(path, message))?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
         Ok(config)
@@ -312,7 +335,8 @@ impl Config {
     /// # Errors
     /// What the file system says.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = toml::to_string_pretty(self).map_err(|error| Error::data(path, error.to_string()))?;
+        let text =
+            toml::to_string_pretty(self).map_err(|error| Error::data(path, error.to_string()))?;
         std::fs::write(path, text).map_err(|error| Error::data(path, error.to_string()))
     }
 
@@ -336,7 +360,10 @@ impl Config {
         let index = |name: &String| {
             schema.surface(name).ok_or_else(|| {
                 let known = &schema.surfaces;
-                Error::Invalid(format!("expert {:?}: unknown surface {name:?}; there are {known:?}", entry.name))
+                Error::Invalid(format!(
+                    "expert {:?}: unknown surface {name:?}; there are {known:?}",
+                    entry.name
+                ))
             })
         };
         if !entry.surfaces.is_empty() {
@@ -403,13 +430,21 @@ impl Config {
             return Err(format!("{key} is 0; it must be at least 1"));
         }
         if !(0.0..1.0).contains(&self.logs.skip_share) {
-            return Err(format!("logs.skip_share is {}; it must be at least 0 and below 1", self.logs.skip_share));
+            return Err(format!(
+                "logs.skip_share is {}; it must be at least 0 and below 1",
+                self.logs.skip_share
+            ));
         }
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         for (at, entry) in self.experts.iter().enumerate() {
-            if entry.name.is_empty() || !entry.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-                return Err(format!("experts[{at}].name is {:?}; use letters, digits, - _ .", entry.name));
+            if entry.name.is_empty()
+                || !entry.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            {
+                return Err(format!(
+                    "experts[{at}].name is {:?}; use letters, digits, - _ .",
+                    entry.name
+                ));
             }
             if self.experts[..at].iter().any(|other| other.name == entry.name) {
                 return Err(format!("two experts are named {:?}", entry.name));

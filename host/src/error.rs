@@ -62,9 +62,6 @@ impl Error {
 
     /// Bad content in `path`.
     pub fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
-        Error::Data {
-            path: path.as_ref().to_path_buf(),
-            reason: reason.into(),
-        }
+        Error::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 }

@@ -26,8 +26,9 @@ impl Progress {
     /// Starts a step of `total` units.
     pub fn start(name: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix:<22} {wide_bar} {pos}/{len} {eta} {msg}")
-                .expect("a valid template");
+            let style =
+                ProgressStyle::with_template("{prefix:<22} {wide_bar} {pos}/{len} {eta} {msg}")
+                    .expect("a valid template");
             ProgressBar::new(total).with_style(style).with_prefix(name.to_owned())
         });
         let now = Instant::now();

@@ -133,9 +133,7 @@ impl Schema {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
         let schema: Schema =
             toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
-        schema
-            .validate()
-            .map_err(|error| Error::data(path, error.to_string()))?;
+        schema.validate().map_err(|error| Error::data(path, error.to_string()))?;
         Ok(schema)
     }
 
@@ -149,9 +147,7 @@ impl Schema {
     /// The names of `Target::ids`: the built-in ids, then the categorical item, user and context features.
     pub fn id_columns(&self) -> Vec<String> {
         let built_in = BUILT_IN_IDS.iter().map(|name| name.to_string());
-        built_in
-            .chain(self.features_of(FeatureKind::Categorical))
-            .collect()
+        built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
     }
 
     /// The names of `Target::features`: the dense item, user and context features, two columns a
@@ -162,10 +158,7 @@ impl Schema {
             .iter()
             .flat_map(|c| [format!("{}_rate", c.name), format!("{}_count", c.name)]);
         let built_in = BUILT_IN_FEATURES.iter().map(|name| name.to_string());
-        self.features_of(FeatureKind::Dense)
-            .chain(counters)
-            .chain(built_in)
-            .collect()
+        self.features_of(FeatureKind::Dense).chain(counters).chain(built_in).collect()
     }
 
     /// The index of an action by name.
@@ -175,10 +168,7 @@ impl Schema {
 
     /// The index of a surface by name.
     pub fn surface(&self, name: &str) -> Option<u16> {
-        self.surfaces
-            .iter()
-            .position(|surface| surface == name)
-            .map(|index| index as u16)
+        self.surfaces.iter().position(|surface| surface == name).map(|index| index as u16)
     }
 
     /// The index of a value by name.
@@ -198,15 +188,10 @@ impl Schema {
     }
 
     fn features_of(&self, kind: FeatureKind) -> impl Iterator<Item = String> {
-        let all = [
-            &self.item_features,
-            &self.user_features,
-            &self.context_features,
-        ]
-        .into_iter()
-        .flatten();
-        all.filter(move |feature| feature.kind == kind)
-            .map(|feature| feature.name.clone())
+        let all = [&self.item_features, &self.user_features, &self.context_features]
+            .into_iter()
+            .flatten();
+        all.filter(move |feature| feature.kind == kind).map(|feature| feature.name.clone())
     }
 }
 

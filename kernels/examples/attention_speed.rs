@@ -19,32 +19,11 @@ struct Size {
 }
 
 fn main() {
-    let figure = Size {
-        requests: 8,
-        heads: 4,
-        history: 256,
-        targets: 0,
-        dim: 32,
-        biases: false,
-    };
-    let train = Size {
-        requests: 64,
-        heads: 2,
-        history: 100,
-        targets: 16,
-        ..figure
-    };
-    let biased = Size {
-        biases: true,
-        ..train
-    };
+    let figure = Size { requests: 8, heads: 4, history: 256, targets: 0, dim: 32, biases: false };
+    let train = Size { requests: 64, heads: 2, history: 100, targets: 16, ..figure };
+    let biased = Size { biases: true, ..train };
     let narrow = Size { dim: 16, ..train };
-    let long = Size {
-        requests: 4,
-        history: 1024,
-        targets: 64,
-        ..figure
-    };
+    let long = Size { requests: 4, history: 1024, targets: 64, ..figure };
     for size in [figure, train, biased, narrow, long] {
         for isa in Isa::available() {
             measure(&size, isa);
@@ -62,24 +41,17 @@ fn measure(size: &Size, isa: Isa) {
         alpha: 1.0 / (size.dim as f32).sqrt(),
         norm: 128.0,
         window: None,
-        times_s: size
-            .biases
-            .then(|| (0..rows as i64).map(|row| row * row % 100_000).collect()),
+        times_s: size.biases.then(|| (0..rows as i64).map(|row| row * row % 100_000).collect()),
     }
     .checked()
     .expect("a valid layout");
     let values = |seed: usize| -> Vec<f32> {
         let len = rows * size.heads * size.dim;
-        (0..len)
-            .map(|at| ((at * 31 + seed) % 97) as f32 / 97.0 - 0.5)
-            .collect()
+        (0..len).map(|at| ((at * 31 + seed) % 97) as f32 / 97.0 - 0.5).collect()
     };
     let (q, k, v, grad) = (values(1), values(2), values(3), values(4));
     let table = [0.1; 32];
-    let matrix = |data| Rows {
-        data,
-        stride: size.heads * size.dim,
-    };
+    let matrix = |data| Rows { data, stride: size.heads * size.dim };
     let inputs = HstuInputs {
         q: matrix(&q),
         k: matrix(&k),
@@ -87,11 +59,7 @@ fn measure(size: &Size, isa: Isa) {
         position: size.biases.then_some(&table[..]),
         time: size.biases.then_some(&table[..]),
     };
-    let dims = Dims {
-        rows,
-        qk: size.dim,
-        v: size.dim,
-    };
+    let dims = Dims { rows, qk: size.dim, v: size.dim };
     let forward_s = fastest_s(|| {
         black_box(cpu::forward(&shape, dims, &inputs, isa));
     });

@@ -117,10 +117,7 @@ pub fn hstu_attention<B: HstuBackend>(
         position: inputs.position.map(|table| table.into_primitive().tensor()),
         time: inputs.time.map(|table| table.into_primitive().tensor()),
     };
-    Tensor::from_primitive(TensorPrimitive::Float(B::hstu_attention(
-        inputs,
-        shape.clone(),
-    )))
+    Tensor::from_primitive(TensorPrimitive::Float(B::hstu_attention(inputs, shape.clone())))
 }
 
 /// The bucket of a time bias for two tokens `distance_s` seconds apart:
@@ -168,11 +165,7 @@ impl HstuAttention {
 
     /// Where request `b` is.
     pub fn request(&self, b: usize) -> Request {
-        let (h, t, base) = (
-            &self.history_offsets,
-            &self.target_offsets,
-            self.history_rows(),
-        );
+        let (h, t, base) = (&self.history_offsets, &self.target_offsets, self.history_rows());
         Request {
             history: h[b] as usize..h[b + 1] as usize,
             targets: base + t[b] as usize..base + t[b + 1] as usize,
@@ -181,8 +174,7 @@ impl HstuAttention {
 
     /// Whether a token at `position` sees the history token at `key <= position`.
     pub fn sees(&self, position: usize, key: usize) -> bool {
-        self.window
-            .is_none_or(|w| position - key < w.recent || key < w.global)
+        self.window.is_none_or(|w| position - key < w.recent || key < w.global)
     }
 
     /// Checks the layout by itself and hands it back, ready for the op.
@@ -207,22 +199,15 @@ impl HstuAttention {
             return fault("alpha", format!("is {}; it must be finite", self.alpha));
         }
         if !(self.norm.is_finite() && self.norm > 0.0) {
-            return fault(
-                "norm",
-                format!("is {}; it must be finite and above 0", self.norm),
-            );
+            return fault("norm", format!("is {}; it must be finite and above 0", self.norm));
         }
         if self.window.is_some_and(|window| window.recent == 0) {
-            return fault(
-                "window",
-                "has recent 0; a token must at least see itself".into(),
-            );
+            return fault("window", "has recent 0; a token must at least see itself".into());
         }
         match &self.times_s {
-            Some(times) if times.len() != self.rows() => fault(
-                "times_s",
-                format!("has {} entries for {} rows", times.len(), self.rows()),
-            ),
+            Some(times) if times.len() != self.rows() => {
+                fault("times_s", format!("has {} entries for {} rows", times.len(), self.rows()))
+            }
             _ => Ok(()),
         }
     }
@@ -243,10 +228,7 @@ impl HstuAttention {
         };
         let qk = head_dim("q", inputs.q)?;
         if inputs.k != inputs.q {
-            return fault(
-                "k",
-                format!("has shape {:?}, q has {:?}", inputs.k, inputs.q),
-            );
+            return fault("k", format!("has shape {:?}, q has {:?}", inputs.k, inputs.q));
         }
         for (field, table) in [("position", inputs.position), ("time", inputs.time)] {
             if let Some(shape) = table
@@ -258,11 +240,7 @@ impl HstuAttention {
         if inputs.time.is_some() && self.times_s.is_none() {
             return fault("times_s", "is missing; the time bias needs it".into());
         }
-        Ok(Dims {
-            rows,
-            qk,
-            v: head_dim("v", inputs.v)?,
-        })
+        Ok(Dims { rows, qk, v: head_dim("v", inputs.v)? })
     }
 
     /// The sizes of tensors that must fit.
@@ -272,8 +250,7 @@ impl HstuAttention {
     pub(crate) fn dims<T: TensorMetadata>(&self, inputs: &HstuInputs<T>) -> Dims {
         let shapes = inputs.as_ref().map(|tensor| tensor.shape());
         let shapes = shapes.as_ref().map(|shape| &shape[..]);
-        self.check(&shapes)
-            .unwrap_or_else(|error| panic!("{error}"))
+        self.check(&shapes).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -310,10 +287,9 @@ fn check_offsets(field: &'static str, offsets: &[u32]) -> Result<(), Error> {
         return fault(field, "must begin with 0".into());
     }
     match offsets.windows(2).position(|pair| pair[0] > pair[1]) {
-        Some(b) => fault(
-            field,
-            format!("decreases from {} to {} at {b}", offsets[b], offsets[b + 1]),
-        ),
+        Some(b) => {
+            fault(field, format!("decreases from {} to {} at {b}", offsets[b], offsets[b + 1]))
+        }
         None => Ok(()),
     }
 }

@@ -34,13 +34,7 @@ impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
         let Saved { inputs, shape } = ops.state;
         let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let found = B::hstu_attention_backward(inputs, grad, shape);
-        let found = [
-            Some(found.q),
-            Some(found.k),
-            Some(found.v),
-            found.position,
-            found.time,
-        ];
+        let found = [Some(found.q), Some(found.k), Some(found.v), found.position, found.time];
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             // An untracked parent is None, and so is the gradient of an absent table.
             if let (Some(parent), Some(grad)) = (parent, grad) {
@@ -71,24 +65,16 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             node(&inputs.position),
             node(&inputs.time),
         ];
-        match HstuBackward
-            .prepare::<C>(parents)
-            .compute_bound()
-            .stateful()
-        {
+        match HstuBackward.prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));
                 let inner = inputs.map(|tensor| tensor.primitive);
-                let saved = Saved {
-                    inputs: ids,
-                    shape: shape.clone(),
-                };
+                let saved = Saved { inputs: ids, shape: shape.clone() };
                 prep.finish(saved, B::hstu_attention(inner, shape))
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::hstu_attention(
-                inputs.map(|tensor| tensor.primitive),
-                shape,
-            )),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::hstu_attention(inputs.map(|tensor| tensor.primitive), shape))
+            }
         }
     }
 

@@ -13,10 +13,7 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
     let (rows, heads) = (shape.rows(), shape.heads);
     let columns = |x: &[f64]| x.len().checked_div(rows).unwrap_or(heads);
     let (qk_shape, v_shape) = ([rows, columns(inputs.q)], [rows, columns(inputs.v)]);
-    let tables = (
-        inputs.position.map(|p| [p.len()]),
-        inputs.time.map(|t| [t.len()]),
-    );
+    let tables = (inputs.position.map(|p| [p.len()]), inputs.time.map(|t| [t.len()]));
     let dims = shape
         .check(&HstuInputs {
             q: &qk_shape,
@@ -31,11 +28,7 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
         let n = request.history.len();
         for row in request.history.clone().chain(request.targets.clone()) {
             let is_target = request.targets.contains(&row);
-            let position = if is_target {
-                n
-            } else {
-                row - request.history.start
-            };
+            let position = if is_target { n } else { row - request.history.start };
             let seen = (0..n)
                 .filter(|&key| key <= position && shape.sees(position, key))
                 .map(|key| (request.history.start + key, position - key));
@@ -66,9 +59,7 @@ struct Pair {
 }
 
 fn bias(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>, pair: Pair) -> f64 {
-    let position = inputs
-        .position
-        .map_or(0.0, |table| table[pair.distance.min(table.len() - 1)]);
+    let position = inputs.position.map_or(0.0, |table| table[pair.distance.min(table.len() - 1)]);
     let time = match (inputs.time, &shape.times_s) {
         (Some(table), Some(times)) => {
             table[time_bucket(times[pair.row].abs_diff(times[pair.key]), table.len())]

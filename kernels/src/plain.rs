@@ -50,11 +50,7 @@ pub fn backward<B: Backend>(
     let dims = shape.dims(&inputs);
     let tensors = Tensors::<B>::new(inputs);
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad));
-    let (mut dq, mut dk, mut dv) = (
-        Restored::default(),
-        Restored::default(),
-        Restored::default(),
-    );
+    let (mut dq, mut dk, mut dv) = (Restored::default(), Restored::default(), Restored::default());
     let mut position = tensors.position.as_ref().map(Tensor::zeros_like);
     let mut time = tensors.time.as_ref().map(Tensor::zeros_like);
     for group in groups(shape, group_scores) {
@@ -63,16 +59,11 @@ pub fn backward<B: Backend>(
         let silu = scores * sigmoid.clone();
         let slope = silu.clone() * (sigmoid.clone().neg() + 1.0) + sigmoid;
         let grad = group.gather(&grad, dims.v);
-        let weights_grad = grad
-            .clone()
-            .matmul(group.gather(&tensors.v, dims.v).transpose());
+        let weights_grad = grad.clone().matmul(group.gather(&tensors.v, dims.v).transpose());
         let scores_grad = weights_grad * slope * group.mask.clone();
         dv.push(&group, (silu * group.mask.clone()).transpose().matmul(grad));
         let products_grad = scores_grad.clone() * shape.alpha;
-        let (q, k) = (
-            group.gather(&tensors.q, dims.qk),
-            group.gather(&tensors.k, dims.qk),
-        );
+        let (q, k) = (group.gather(&tensors.q, dims.qk), group.gather(&tensors.k, dims.qk));
         dk.push(&group, products_grad.clone().transpose().matmul(q));
         dq.push(&group, products_grad.matmul(k));
         let of_pairs = scores_grad.sum_dim(1);
@@ -186,10 +177,7 @@ impl<B: Backend> Group<B> {
         let q = self.gather(&tensors.q, self.dims.qk);
         let k = self.gather(&tensors.k, self.dims.qk);
         let mut scores = q.matmul(k.transpose()) * self.alpha;
-        let tables = [
-            (&tensors.position, &self.position),
-            (&tensors.time, &self.time),
-        ];
+        let tables = [(&tensors.position, &self.position), (&tensors.time, &self.time)];
         for (table, index) in tables {
             if let (Some(table), Some(index)) = (table, index) {
                 let shape = [self.requests, 1, self.length, self.length];
@@ -202,9 +190,7 @@ impl<B: Backend> Group<B> {
     /// The group's tokens of `[H + R, heads * dim]` as `[requests, heads, length, dim]`.
     fn gather(&self, tensor: &Tensor<B, 2>, dim: usize) -> Tensor<B, 4> {
         let tokens = tensor.clone().select(0, self.rows.clone());
-        tokens
-            .reshape([self.requests, self.length, self.heads, dim])
-            .swap_dims(1, 2)
+        tokens.reshape([self.requests, self.length, self.heads, dim]).swap_dims(1, 2)
     }
 
     /// Adds the gradients of pairs, `[requests, 1, length, length]`, to their entries of a table.
@@ -230,22 +216,14 @@ struct Restored<B: Backend> {
 
 impl<B: Backend> Default for Restored<B> {
     fn default() -> Self {
-        Restored {
-            padded: Vec::new(),
-            places: Vec::new(),
-            len: 0,
-        }
+        Restored { padded: Vec::new(), places: Vec::new(), len: 0 }
     }
 }
 
 impl<B: Backend> Restored<B> {
     fn push(&mut self, group: &Group<B>, result: Tensor<B, 4>) {
         let [requests, heads, length, dim] = result.dims();
-        self.padded.push(
-            result
-                .swap_dims(1, 2)
-                .reshape([requests * length, heads * dim]),
-        );
+        self.padded.push(result.swap_dims(1, 2).reshape([requests * length, heads * dim]));
         for &(place, row) in &group.places {
             self.places.resize(self.places.len().max(row + 1), 0);
             self.places[row] = self.len + place;
@@ -260,10 +238,7 @@ impl<B: Backend> Restored<B> {
         }
         let len = self.places.len();
         let index = Tensor::from_data(TensorData::new(self.places, [len]), &like.device());
-        Tensor::cat(self.padded, 0)
-            .select(0, index)
-            .into_primitive()
-            .tensor()
+        Tensor::cat(self.padded, 0).select(0, index).into_primitive().tensor()
     }
 }
 

@@ -16,9 +16,7 @@ impl<E: Expert> raw::Guest for Component<E> {
         let description = E::describe(&info);
         // The columns follow from the network. Where it cannot be built there are none, and the
         // host learns the reason from `network`.
-        let columns = finish::<E>(info)
-            .map(|finished| finished.columns)
-            .unwrap_or_default();
+        let columns = finish::<E>(info).map(|finished| finished.columns).unwrap_or_default();
         description.into_wit(columns)
     }
 
@@ -49,10 +47,7 @@ impl<E: Expert> raw::Guest for Component<E> {
 /// The first mistake of the network, with its layer's path.
 pub fn build<E: Expert>(info: &HostInfo) -> Result<(wit::Description, Network), String> {
     let finished = finish::<E>(info.clone())?;
-    Ok((
-        E::describe(info).into_wit(finished.columns),
-        finished.network,
-    ))
+    Ok((E::describe(info).into_wit(finished.columns), finished.network))
 }
 
 fn finish<E: Expert>(info: HostInfo) -> Result<crate::Finished, String> {

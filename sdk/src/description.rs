@@ -29,35 +29,24 @@ impl Description {
             rank_columns: Vec::new(),
             history_len: 0,
             fm_version: "*".into(),
-            limits: Limits {
-                deadline_ms: 0,
-                memory_mib: 0,
-            },
+            limits: Limits { deadline_ms: 0, memory_mib: 0 },
         }
     }
 
     /// The surfaces that it can serve.
     pub fn surfaces<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
-        Self {
-            surfaces: names.into_iter().map(Into::into).collect(),
-            ..self
-        }
+        Self { surfaces: names.into_iter().map(Into::into).collect(), ..self }
     }
 
     /// One task. The default labels take the schema's task, action or value of this name.
     pub fn task(mut self, name: &str, kind: TaskKind) -> Self {
-        self.tasks.push(Task {
-            name: name.into(),
-            kind,
-        });
+        self.tasks.push(Task { name: name.into(), kind });
         self
     }
 
     /// All tasks of the host's schema.
     pub fn all_tasks(self, info: &HostInfo) -> Self {
-        info.tasks.iter().fold(self, |description, task| {
-            description.task(&task.name, task.kind)
-        })
+        info.tasks.iter().fold(self, |description, task| description.task(&task.name, task.kind))
     }
 
     /// A numeric feature that `rank` reads.
@@ -80,18 +69,12 @@ impl Description {
 
     /// How many of the user's last events on the surface the history columns hold, at most.
     pub fn history_len(self, history_len: u32) -> Self {
-        Self {
-            history_len,
-            ..self
-        }
+        Self { history_len, ..self }
     }
 
     /// The FM versions that it accepts, as a semver requirement.
     pub fn fm_version(self, requirement: &str) -> Self {
-        Self {
-            fm_version: requirement.into(),
-            ..self
-        }
+        Self { fm_version: requirement.into(), ..self }
     }
 
     /// The wall-clock limit of one `rank` call that it asks for.

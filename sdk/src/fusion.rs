@@ -34,11 +34,7 @@ impl<'g> FmEmbedding<'g> {
 
     /// The rates at which whole rows and single values are dropped; 0.05 each unless set.
     pub fn dropout(self, rows: Dropout, values: Dropout) -> Self {
-        Self {
-            row_dropout: rows,
-            dropout: values,
-            ..self
-        }
+        Self { row_dropout: rows, dropout: values, ..self }
     }
 
     /// The embedding `[rows, tae_dim]` to `[rows, width]`.

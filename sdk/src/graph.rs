@@ -100,10 +100,7 @@ impl Graph {
 
     /// Numeric features side by side, `[rows, names]`.
     pub fn features<N: AsRef<str>>(&self, names: &[N]) -> Tensor<'_> {
-        let columns: Vec<_> = names
-            .iter()
-            .map(|name| self.feature(name.as_ref()))
-            .collect();
+        let columns: Vec<_> = names.iter().map(|name| self.feature(name.as_ref())).collect();
         self.concat(&columns)
     }
 
@@ -134,10 +131,8 @@ impl Graph {
     pub fn parameter(&self, name: &str, shape: &[u32], init: Initialiser) -> Tensor<'_> {
         let path = self.path(name);
         if shape.contains(&0) {
-            return self.fail(&format!(
-                "parameter `{path}` of shape {} is empty",
-                Shape::fixed(shape)
-            ));
+            return self
+                .fail(&format!("parameter `{path}` of shape {} is empty", Shape::fixed(shape)));
         }
         if !self.state.borrow_mut().names.insert(path.clone()) {
             return self.fail(&format!(
@@ -146,23 +141,11 @@ impl Graph {
         }
         let index = {
             let mut state = self.state.borrow_mut();
-            state.parameters.push(Parameter {
-                name: path,
-                shape: shape.to_vec(),
-                init,
-            });
+            state.parameters.push(Parameter { name: path, shape: shape.to_vec(), init });
             state.parameters.len() - 1
         };
         let attributes = vec![attribute("parameter", Value::Integer(index as i64))];
-        self.push(
-            "Parameter",
-            &[],
-            attributes,
-            Kind {
-                shape: Shape::fixed(shape),
-                ids: false,
-            },
-        )
+        self.push("Parameter", &[], attributes, Kind { shape: Shape::fixed(shape), ids: false })
     }
 
     /// A constant of one value, `[1]`.
@@ -171,15 +154,7 @@ impl Graph {
             attribute("value", Value::Number(value)),
             attribute("shape", Value::Integers(vec![1])),
         ];
-        self.push(
-            "Constant",
-            &[],
-            attributes,
-            Kind {
-                shape: Shape::fixed(&[1]),
-                ids: false,
-            },
-        )
+        self.push("Constant", &[], attributes, Kind { shape: Shape::fixed(&[1]), ids: false })
     }
 
     /// Runs `build` with `name` appended to the layer path of all that it creates.
@@ -193,31 +168,20 @@ impl Graph {
     /// The prediction of a task, `[rows, 1]`: the logit of a binary task, the value of a regression.
     pub fn output(&self, task: &str, value: Tensor<'_>) {
         if !self.tasks.iter().any(|t| t.name == task) {
-            self.fail(&format!(
-                "output for `{task}`, which the description does not list"
-            ));
+            self.fail(&format!("output for `{task}`, which the description does not list"));
         } else if self.state.borrow().outputs.iter().any(|o| o.task == task) {
             self.fail(&format!("two outputs for task `{task}`"));
         } else if *value.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || value.is_ids() {
-            self.fail(&format!(
-                "output `{task}` must have shape [rows, 1], not {}",
-                value.shape()
-            ));
+            self.fail(&format!("output `{task}` must have shape [rows, 1], not {}", value.shape()));
         } else {
-            self.state.borrow_mut().outputs.push(Output {
-                task: task.into(),
-                node: value.node,
-            });
+            self.state.borrow_mut().outputs.push(Output { task: task.into(), node: value.node });
         }
     }
 
     /// Adds the mean of `loss`, `[rows, 1]`, to the tasks' losses in training.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
         if *loss.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || loss.is_ids() {
-            self.fail(&format!(
-                "the extra loss must have shape [rows, 1], not {}",
-                loss.shape()
-            ));
+            self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
         }
         self.state.borrow_mut().extra_loss = Some(loss.node);
     }
@@ -228,23 +192,11 @@ impl Graph {
             let mut state = self.state.borrow_mut();
             if state.error.is_none() {
                 let layer = state.scope.join("/");
-                let place = if layer.is_empty() {
-                    String::new()
-                } else {
-                    format!("{layer}: ")
-                };
+                let place = if layer.is_empty() { String::new() } else { format!("{layer}: ") };
                 state.error = Some(format!("{place}{message}"));
             }
         }
-        self.push(
-            "Constant",
-            &[],
-            Vec::new(),
-            Kind {
-                shape: Shape::rows(1),
-                ids: false,
-            },
-        )
+        self.push("Constant", &[], Vec::new(), Kind { shape: Shape::rows(1), ids: false })
     }
 
     /// The network, or the first mistake.
@@ -267,11 +219,7 @@ impl Graph {
                 outputs: state.outputs,
                 extra_loss: state.extra_loss,
             },
-            columns: state
-                .columns
-                .into_iter()
-                .map(|(column, _)| column)
-                .collect(),
+            columns: state.columns.into_iter().map(|(column, _)| column).collect(),
         })
     }
 
@@ -284,17 +232,9 @@ impl Graph {
     ) -> Tensor<'_> {
         let mut state = self.state.borrow_mut();
         let layer = state.scope.join("/");
-        state.nodes.push(Node {
-            op: op.into(),
-            inputs: inputs.to_vec(),
-            attributes,
-            layer,
-        });
+        state.nodes.push(Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer });
         state.values.push(kind);
-        Tensor {
-            graph: self,
-            node: (state.nodes.len() - 1) as u32,
-        }
+        Tensor { graph: self, node: (state.nodes.len() - 1) as u32 }
     }
 
     pub(crate) fn kind(&self, node: u32) -> Kind {
@@ -356,10 +296,7 @@ impl<'g> Tensor<'g> {
 }
 
 pub(crate) fn attribute(name: &str, value: Value) -> Attribute {
-    Attribute {
-        name: name.into(),
-        value,
-    }
+    Attribute { name: name.into(), value }
 }
 
 /// Distinct for distinct columns: the generated type has no equality.

@@ -30,13 +30,7 @@ struct Layer<'g> {
 impl Hstu {
     /// One layer of one head, `width` wide.
     pub fn new(name: &str, width: u32) -> Self {
-        Self {
-            name: name.into(),
-            width,
-            heads: 1,
-            layers: 1,
-            dropout: 0.0,
-        }
+        Self { name: name.into(), width, heads: 1, layers: 1, dropout: 0.0 }
     }
 
     /// Attention heads; they divide the width.
@@ -51,24 +45,16 @@ impl Hstu {
 
     /// Dropout of each layer's attention output.
     pub fn dropout(self, rate: f32) -> Self {
-        Self {
-            dropout: rate,
-            ..self
-        }
+        Self { dropout: rate, ..self }
     }
 
     /// The candidates' short-term representation, `[rows, width]`. Each table is an id column and
     /// its embedding: one and the same for the history's items and the candidates.
     pub fn apply<'g>(&self, g: &'g Graph, tables: &[(&str, &Embedding<'g>)]) -> Tensor<'g> {
         // The tables belong to whoever applied them first; the scope is ours.
-        let history: Vec<_> = tables
-            .iter()
-            .map(|(id, table)| table.apply(g.history_id(id)))
-            .collect();
-        let rows: Vec<_> = tables
-            .iter()
-            .map(|(id, table)| table.apply(g.id(id)))
-            .collect();
+        let history: Vec<_> =
+            tables.iter().map(|(id, table)| table.apply(g.history_id(id))).collect();
+        let rows: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
         g.scope(&self.name, || {
             let (mut history, mut rows) = self.tokens(g, &history, &rows);
             let layers = self.layers.max(1);
@@ -89,13 +75,9 @@ impl Hstu {
         rows: &[Tensor<'g>],
     ) -> (Tensor<'g>, Tensor<'g>) {
         let f = Linear::new("f", self.width);
-        let actions = Linear::new("actions", self.width)
-            .no_bias()
-            .apply(g.history_actions());
+        let actions = Linear::new("actions", self.width).no_bias().apply(g.history_actions());
         // log2 of seconds goes up to about 25; a tenth of it is of an embedding's order.
-        let age = Linear::new("age", self.width)
-            .no_bias()
-            .apply(g.history_age() * 0.1);
+        let age = Linear::new("age", self.width).no_bias().apply(g.history_age() * 0.1);
         let events = f.apply(g.concat(history)) + actions + age;
         (events, f.apply(g.concat(rows)))
     }
@@ -108,10 +90,7 @@ impl Hstu {
         last: bool,
     ) -> (Tensor<'g>, Tensor<'g>) {
         let g = rows.graph();
-        let attention = Attention {
-            heads: self.heads,
-            max_len: g.history_len(),
-        };
+        let attention = Attention { heads: self.heads, max_len: g.history_len() };
         let (row_u, row) = layer.project(rows, self.width);
         // The op ignores the history's queries where only rows are wanted, so keys stand in for them.
         let (history_u, events) = if last {
@@ -121,12 +100,7 @@ impl Hstu {
             let (u, events) = layer.project(history, self.width);
             (Some(u), events)
         };
-        let next_rows = self.finish(
-            &layer,
-            rows,
-            row_u,
-            g.hstu_attention(events, row, attention),
-        );
+        let next_rows = self.finish(&layer, rows, row_u, g.hstu_attention(events, row, attention));
         let next_history = history_u.map_or(history, |u| {
             self.finish(&layer, history, u, g.hstu_history(events, attention))
         });
@@ -162,14 +136,7 @@ impl<'g> Layer<'g> {
         let normed = self.norm.apply(x);
         let uq = self.uq.apply(normed).silu();
         let (k, v) = self.keys_values(normed, width);
-        (
-            uq.slice(0, width),
-            Projections {
-                q: uq.slice(width, width.saturating_mul(2)),
-                k,
-                v,
-            },
-        )
+        (uq.slice(0, width), Projections { q: uq.slice(width, width.saturating_mul(2)), k, v })
     }
 
     fn keys_values(&self, normed: Tensor<'g>, width: u32) -> (Tensor<'g>, Tensor<'g>) {

@@ -10,10 +10,7 @@ pub fn from_schema(
     info: &HostInfo,
     batch: &ActionBatch,
 ) -> Result<Vec<TaskLabels>, String> {
-    tasks
-        .iter()
-        .map(|task| task_labels(task, info, batch))
-        .collect()
+    tasks.iter().map(|task| task_labels(task, info, batch)).collect()
 }
 
 fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<TaskLabels, String> {
@@ -50,12 +47,7 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
     if let Some(schema) = schema {
         restrict(&mut mask, schema, info, batch);
     }
-    Ok(TaskLabels {
-        task: task.name.clone(),
-        labels,
-        mask,
-        weights: Vec::new(),
-    })
+    Ok(TaskLabels { task: task.name.clone(), labels, mask, weights: Vec::new() })
 }
 
 fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionBatch) {
@@ -63,10 +55,8 @@ fn restrict(mask: &mut [u8], task: &SchemaTask, info: &HostInfo, batch: &ActionB
         return;
     }
     for (mask, &surface) in mask.iter_mut().zip(&batch.surface) {
-        let valid = info
-            .surfaces
-            .get(surface as usize)
-            .is_some_and(|name| task.surfaces.contains(name));
+        let valid =
+            info.surfaces.get(surface as usize).is_some_and(|name| task.surfaces.contains(name));
         *mask *= u8::from(valid);
     }
 }

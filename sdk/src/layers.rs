@@ -19,20 +19,12 @@ pub struct Linear<'g> {
 impl<'g> Linear<'g> {
     /// A layer with `width` outputs.
     pub fn new(name: &str, width: u32) -> Self {
-        Self {
-            name: name.into(),
-            width,
-            bias: true,
-            parameters: OnceCell::new(),
-        }
+        Self { name: name.into(), width, bias: true, parameters: OnceCell::new() }
     }
 
     /// Without `b`.
     pub fn no_bias(self) -> Self {
-        Self {
-            bias: false,
-            ..self
-        }
+        Self { bias: false, ..self }
     }
 
     /// `[.., k]` to `[.., width]`.
@@ -61,10 +53,7 @@ pub struct LayerNorm<'g> {
 impl<'g> LayerNorm<'g> {
     /// A layer as wide as what it is applied to.
     pub fn new(name: &str) -> Self {
-        Self {
-            name: name.into(),
-            parameters: OnceCell::new(),
-        }
+        Self { name: name.into(), parameters: OnceCell::new() }
     }
 
     /// `[.., d]` to `[.., d]`.
@@ -132,10 +121,7 @@ impl<'g> Mlp<'g> {
 
     /// Dropout after each layer.
     pub fn dropout(self, rate: f32) -> Self {
-        Self {
-            dropout: Dropout::new(rate),
-            ..self
-        }
+        Self { dropout: Dropout::new(rate), ..self }
     }
 
     /// `[.., k]` to `[.., last width]`.
@@ -161,12 +147,7 @@ pub struct Embedding<'g> {
 impl<'g> Embedding<'g> {
     /// A table of `rows` vectors; ids share a vector where their hashes meet.
     pub fn new(name: &str, rows: u32, width: u32) -> Self {
-        Self {
-            name: name.into(),
-            rows,
-            width,
-            table: OnceCell::new(),
-        }
+        Self { name: name.into(), rows, width, table: OnceCell::new() }
     }
 
     /// ids `[rows or history, k]` to `[rows or history, width]`, the mean over k.
@@ -190,10 +171,7 @@ pub struct Squash<'g> {
 impl<'g> Squash<'g> {
     /// A layer as wide as what it is applied to.
     pub fn new(name: &str) -> Self {
-        Self {
-            name: name.into(),
-            parameters: OnceCell::new(),
-        }
+        Self { name: name.into(), parameters: OnceCell::new() }
     }
 
     /// `[.., d]` to `[.., d]`.

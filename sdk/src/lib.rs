@@ -49,10 +49,8 @@ pub trait Expert {
     /// # Errors
     /// An error is a fault of this request: the host answers with the FM's own ranking.
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        let first = request
-            .predictions()
-            .first()
-            .ok_or("rank: the expert has no task to rank by")?;
+        let first =
+            request.predictions().first().ok_or("rank: the expert has no task to rank by")?;
         Ok(request.top(&first.values))
     }
 

@@ -90,11 +90,7 @@ impl Graph {
     ) -> Tensor<'g> {
         let width = inputs[0].shape().width().unwrap_or(0);
         let wanted = |i: usize| {
-            if i < 3 {
-                Shape::history(width)
-            } else {
-                Shape::rows(width)
-            }
+            if i < 3 { Shape::history(width) } else { Shape::rows(width) }
         };
         for (i, input) in inputs.iter().enumerate() {
             if input.shape() != wanted(i) || input.is_ids() {
@@ -183,12 +179,7 @@ impl<'g> Tensor<'g> {
         match (fits && !self.is_ids() && !weight.is_ids(), b.size(1)) {
             (true, Some(n)) => {
                 let shape = a.with(a.rank() - 1, n);
-                self.graph.push(
-                    "MatMul",
-                    &[self.node, weight.node],
-                    Vec::new(),
-                    numbers(shape),
-                )
+                self.graph.push("MatMul", &[self.node, weight.node], Vec::new(), numbers(shape))
             }
             _ => self.mismatch(
                 "MatMul",
@@ -238,44 +229,28 @@ impl<'g> Tensor<'g> {
                 let kind = numbers(shape.with(axis, end - start));
                 self.graph.push("Slice", &[self.node], attributes, kind)
             }
-            _ => self
-                .graph
-                .fail(&format!("Slice {start}..{end} of {}", describe(self))),
+            _ => self.graph.fail(&format!("Slice {start}..{end} of {}", describe(self))),
         }
     }
 
     /// Another arrangement of each row's values: `dims` without the symbolic dimension, which stays first.
     pub fn reshape(self, dims: &[u32]) -> Tensor<'g> {
         let shape = self.shape();
-        let symbolic = shape
-            .dims()
-            .first()
-            .copied()
-            .filter(|d| !matches!(d, Dim::Fixed(_)));
+        let symbolic = shape.dims().first().copied().filter(|d| !matches!(d, Dim::Fixed(_)));
         let size = |dims: &[Dim]| {
             dims.iter().try_fold(1u32, |n, d| {
-                if let Dim::Fixed(d) = d {
-                    n.checked_mul(*d)
-                } else {
-                    Some(n)
-                }
+                if let Dim::Fixed(d) = d { n.checked_mul(*d) } else { Some(n) }
             })
         };
         let fixed = dims.iter().map(|&d| Dim::Fixed(d));
         let result = Shape::new(symbolic.into_iter().chain(fixed).collect());
         if size(shape.dims()) != size(result.dims()) || self.is_ids() {
-            return self
-                .graph
-                .fail(&format!("Reshape of {} to {result}", describe(self)));
+            return self.graph.fail(&format!("Reshape of {} to {result}", describe(self)));
         }
         let zero = symbolic.map(|_| 0);
-        let values = zero
-            .into_iter()
-            .chain(dims.iter().map(|&d| i64::from(d)))
-            .collect();
+        let values = zero.into_iter().chain(dims.iter().map(|&d| i64::from(d))).collect();
         let attributes = vec![attribute("shape", Value::Integers(values))];
-        self.graph
-            .push("Reshape", &[self.node], attributes, numbers(result))
+        self.graph.push("Reshape", &[self.node], attributes, numbers(result))
     }
 
     /// Dimensions in the order of `perm`; a symbolic dimension stays first.
@@ -284,44 +259,26 @@ impl<'g> Tensor<'g> {
         let mut sorted = perm.to_vec();
         sorted.sort_unstable();
         let complete = sorted.iter().copied().eq(0..shape.rank() as u32);
-        let symbolic = shape
-            .dims()
-            .first()
-            .is_some_and(|d| !matches!(d, Dim::Fixed(_)));
+        let symbolic = shape.dims().first().is_some_and(|d| !matches!(d, Dim::Fixed(_)));
         if !complete || (symbolic && perm.first() != Some(&0)) || self.is_ids() {
-            return self
-                .graph
-                .fail(&format!("Transpose of {} by {perm:?}", describe(self)));
+            return self.graph.fail(&format!("Transpose of {} by {perm:?}", describe(self)));
         }
-        let dims = perm
-            .iter()
-            .map(|&axis| shape.dims()[axis as usize])
-            .collect();
+        let dims = perm.iter().map(|&axis| shape.dims()[axis as usize]).collect();
         let attributes = vec![attribute(
             "perm",
             Value::Integers(perm.iter().map(|&axis| axis.into()).collect()),
         )];
-        self.graph.push(
-            "Transpose",
-            &[self.node],
-            attributes,
-            numbers(Shape::new(dims)),
-        )
+        self.graph.push("Transpose", &[self.node], attributes, numbers(Shape::new(dims)))
     }
 
     /// `self` where `condition` is not 0, `other` elsewhere; all of one shape.
     pub fn where_or(self, condition: Tensor<'g>, other: Tensor<'g>) -> Tensor<'g> {
         let shape = self.shape();
         if condition.shape() != shape || other.shape() != shape {
-            return self.mismatch(
-                "Where",
-                other,
-                "condition and both values must have one shape",
-            );
+            return self.mismatch("Where", other, "condition and both values must have one shape");
         }
         let inputs = [condition.node, self.node, other.node];
-        self.graph
-            .push("Where", &inputs, Vec::new(), numbers(shape))
+        self.graph.push("Where", &inputs, Vec::new(), numbers(shape))
     }
 
     /// Row `index mod n` of `self`, `[n, d]`, for each of `ids`, `[rows or history, 1]`.
@@ -337,12 +294,9 @@ impl<'g> Tensor<'g> {
     /// Ids as numbers.
     pub fn to_numbers(self) -> Tensor<'g> {
         if !self.is_ids() {
-            return self
-                .graph
-                .fail(&format!("Cast of {}: it takes ids", describe(self)));
+            return self.graph.fail(&format!("Cast of {}: it takes ids", describe(self)));
         }
-        self.graph
-            .push("Cast", &[self.node], Vec::new(), numbers(self.shape()))
+        self.graph.push("Cast", &[self.node], Vec::new(), numbers(self.shape()))
     }
 
     /// Normalised over the last dimension, then scaled and shifted by `scale` and `bias`, `[d]`.
@@ -354,12 +308,7 @@ impl<'g> Tensor<'g> {
         }
         let inputs = [self.node, scale.node, bias.node];
         let attributes = vec![number("epsilon", 1e-6)];
-        self.graph.push(
-            "LayerNormalization",
-            &inputs,
-            attributes,
-            numbers(self.shape()),
-        )
+        self.graph.push("LayerNormalization", &inputs, attributes, numbers(self.shape()))
     }
 
     /// Drops values at `rate` in training and scales up the rest.
@@ -389,20 +338,17 @@ impl<'g> Tensor<'g> {
 
     fn unary(self, op: &str, attributes: Vec<Attribute>) -> Tensor<'g> {
         if self.is_ids() {
-            return self.graph.fail(&format!(
-                "{op} of {}: embed ids, or cast them",
-                describe(self)
-            ));
+            return self
+                .graph
+                .fail(&format!("{op} of {}: embed ids, or cast them", describe(self)));
         }
-        self.graph
-            .push(op, &[self.node], attributes, numbers(self.shape()))
+        self.graph.push(op, &[self.node], attributes, numbers(self.shape()))
     }
 
     fn binary(self, op: &str, other: Tensor<'g>) -> Tensor<'g> {
         match self.shape().broadcast(&other.shape()) {
             Some(shape) if !self.is_ids() && !other.is_ids() => {
-                self.graph
-                    .push(op, &[self.node, other.node], Vec::new(), numbers(shape))
+                self.graph.push(op, &[self.node, other.node], Vec::new(), numbers(shape))
             }
             _ => self.mismatch(op, other, "the shapes do not broadcast"),
         }
@@ -430,48 +376,30 @@ impl<'g> Tensor<'g> {
                 if one && ids.is_ids() =>
             {
                 let shape = Shape::new(vec![*s, *d]);
-                self.graph
-                    .push(op, &[self.node, ids.node], Vec::new(), numbers(shape))
+                self.graph.push(op, &[self.node, ids.node], Vec::new(), numbers(shape))
             }
-            _ => self.mismatch(
-                op,
-                ids,
-                "it takes a table [n, d] and ids of rows or history",
-            ),
+            _ => self.mismatch(op, ids, "it takes a table [n, d] and ids of rows or history"),
         }
     }
 
     fn drop(self, rate: f32, per_row: i64) -> Tensor<'g> {
         if !(0.0..1.0).contains(&rate) {
-            return self
-                .graph
-                .fail(&format!("Dropout at rate {rate}: it must be in [0, 1)"));
+            return self.graph.fail(&format!("Dropout at rate {rate}: it must be in [0, 1)"));
         }
-        self.unary(
-            "Dropout",
-            vec![number("rate", rate), integer("per-row", per_row)],
-        )
+        self.unary("Dropout", vec![number("rate", rate), integer("per-row", per_row)])
     }
 
     fn pool(self, op: &str) -> Tensor<'g> {
         match *self.shape().dims() {
             [Dim::History, Dim::Fixed(width)] if !self.is_ids() => {
-                self.graph
-                    .push(op, &[self.node], Vec::new(), numbers(Shape::rows(width)))
+                self.graph.push(op, &[self.node], Vec::new(), numbers(Shape::rows(width)))
             }
-            _ => self.graph.fail(&format!(
-                "{op} of {}: it takes [history, d]",
-                describe(self)
-            )),
+            _ => self.graph.fail(&format!("{op} of {}: it takes [history, d]", describe(self))),
         }
     }
 
     fn mismatch(self, op: &str, other: Tensor<'g>, rule: &str) -> Tensor<'g> {
-        self.graph.fail(&format!(
-            "{op} of {} with {}: {rule}",
-            describe(self),
-            describe(other)
-        ))
+        self.graph.fail(&format!("{op} of {} with {}: {rule}", describe(self), describe(other)))
     }
 }
 

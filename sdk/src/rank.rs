@@ -66,10 +66,7 @@ impl Request {
 
     /// A numeric feature of each candidate; declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
-        let data = self.column(
-            name,
-            |column| matches!(column, Column::Feature(n) if n == name),
-        )?;
+        let data = self.column(name, |column| matches!(column, Column::Feature(n) if n == name))?;
         match data {
             Data::Numbers(values) => Ok(values),
             Data::Ids(_) => Err(format!("rank: column `{name}` holds ids, not numbers")),
@@ -95,16 +92,12 @@ impl Request {
 
     /// The value model `sum of weight(task) * prediction`, a score a candidate.
     pub fn weighted_sum(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
-        self.combine(0.0, |score, task, prediction| {
-            score + weight(task) * prediction
-        })
+        self.combine(0.0, |score, task, prediction| score + weight(task) * prediction)
     }
 
     /// The value model `product of prediction ^ weight(task)`, a score a candidate. Predictions below 0 count as 0.
     pub fn weighted_product(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
-        self.combine(1.0, |score, task, prediction| {
-            score * prediction.max(0.0).powf(weight(task))
-        })
+        self.combine(1.0, |score, task, prediction| score * prediction.max(0.0).powf(weight(task)))
     }
 
     /// The best candidates by score, ties by index; `limit` of them.
@@ -151,17 +144,10 @@ impl Request {
 }
 
 fn by_score(scores: &[f32]) -> Vec<Ranked> {
-    let ranked = |(candidate, &score)| Ranked {
-        candidate: candidate as u32,
-        score,
-    };
+    let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
     let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
     // A NaN has no place in an order; it goes last, and the host reports it.
-    all.sort_by(|a, b| {
-        b.score
-            .partial_cmp(&a.score)
-            .unwrap_or_else(|| nan_last(a.score, b.score))
-    });
+    all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or_else(|| nan_last(a.score, b.score)));
     all
 }
 

@@ -74,11 +74,7 @@ impl Shape {
         let rank = self.rank().max(other.rank());
         let dim = |shape: &Self, axis: usize| {
             let missing = rank - shape.rank();
-            if axis < missing {
-                Dim::Fixed(1)
-            } else {
-                shape.0[axis - missing]
-            }
+            if axis < missing { Dim::Fixed(1) } else { shape.0[axis - missing] }
         };
         (0..rank)
             .map(|axis| match (dim(self, axis), dim(other, axis)) {

@@ -27,12 +27,7 @@ fn info() -> HostInfo {
 }
 
 fn graph() -> Graph {
-    Graph::new(
-        info(),
-        &Description::new("test", "1.0.0")
-            .all_tasks(&info())
-            .history_len(16),
-    )
+    Graph::new(info(), &Description::new("test", "1.0.0").all_tasks(&info()).history_len(16))
 }
 
 fn error_of(build: impl FnOnce(&Graph)) -> String {
@@ -51,24 +46,16 @@ fn shape_error_names_the_layer_and_both_shapes() {
             layer.apply(g.tae());
         });
     });
-    assert!(
-        error.starts_with("fusion/linear_1: MatMul of [rows, 48] with [1, 32]:"),
-        "{error}"
-    );
+    assert!(error.starts_with("fusion/linear_1: MatMul of [rows, 48] with [1, 32]:"), "{error}");
 }
 
 #[test]
 fn the_first_mistake_is_the_one_reported() {
     let error = error_of(|g| {
-        let wrong = g.scope("first", || {
-            g.tae() + g.features(&["click_rate", "click_count"])
-        });
+        let wrong = g.scope("first", || g.tae() + g.features(&["click_rate", "click_count"]));
         g.scope("second", || wrong.matmul(g.tae()));
     });
-    assert!(
-        error.starts_with("first: Add of [rows, 48] with [rows, 2]"),
-        "{error}"
-    );
+    assert!(error.starts_with("first: Add of [rows, 48] with [rows, 2]"), "{error}");
 }
 
 #[test]
@@ -76,15 +63,9 @@ fn rows_and_history_never_meet_but_by_pooling_or_attention() {
     let error = error_of(|g| {
         let _ = g.tae() + g.history_age();
     });
-    assert!(
-        error.contains("Add of [rows, 48] with [history, 1]"),
-        "{error}"
-    );
+    assert!(error.contains("Add of [rows, 48] with [history, 1]"), "{error}");
     let g = graph();
-    assert_eq!(
-        (g.tae() + g.history_age().pool_mean()).shape().to_string(),
-        "[rows, 48]"
-    );
+    assert_eq!((g.tae() + g.history_age().pool_mean()).shape().to_string(), "[rows, 48]");
 }
 
 #[test]
@@ -101,10 +82,7 @@ fn a_parameter_name_is_used_once() {
         Linear::new("head", 1).apply(g.tae());
         Linear::new("head", 1).apply(g.tae());
     });
-    assert!(
-        error.contains("two parameters are called `head/weight`"),
-        "{error}"
-    );
+    assert!(error.contains("two parameters are called `head/weight`"), "{error}");
 }
 
 #[test]
@@ -112,10 +90,7 @@ fn an_unknown_column_says_what_there_is() {
     let error = error_of(|g| {
         g.feature("clicks");
     });
-    assert!(
-        error.contains("no feature `clicks`; it has: click_rate, click_count"),
-        "{error}"
-    );
+    assert!(error.contains("no feature `clicks`; it has: click_rate, click_count"), "{error}");
 }
 
 #[test]
@@ -133,10 +108,8 @@ fn building_never_panics_on_wrong_shapes() {
     for width in [0, 1, u32::MAX] {
         let error = error_of(|g| {
             let table = Embedding::new("item", width, width);
-            let short = Hstu::new("short", width)
-                .heads(3)
-                .layers(2)
-                .apply(g, &[("item_id", &table)]);
+            let short =
+                Hstu::new("short", width).heads(3).layers(2).apply(g, &[("item_id", &table)]);
             let x = Mlp::new("mlp", [width, 0]).apply(g.concat(&[short, g.tae()]));
             let _ = LayerNorm::new("norm")
                 .apply(g.id("tag"))
@@ -153,10 +126,7 @@ fn building_never_panics_on_wrong_shapes() {
 fn all_layers_together_make_a_valid_network() {
     let g = graph();
     let item = Embedding::new("item", 100, 8);
-    let short = Hstu::new("short", 16)
-        .heads(2)
-        .layers(2)
-        .apply(&g, &[("item_id", &item)]);
+    let short = Hstu::new("short", 16).heads(2).layers(2).apply(&g, &[("item_id", &item)]);
     assert_eq!(short.shape().to_string(), "[rows, 16]");
     let fm = FmEmbedding::new("fm", 12).apply(g.tae());
     let fused = FmFusion::new("fusion", 10).apply(fm, Some(short));
@@ -165,27 +135,15 @@ fn all_layers_together_make_a_valid_network() {
     g.output("click", Linear::new("head", 1).apply(x));
     let finished = g.finish().expect("the network is valid");
 
-    let names: HashSet<_> = finished
-        .network
-        .parameters
-        .iter()
-        .map(|p| &p.name)
-        .collect();
-    assert_eq!(
-        names.len(),
-        finished.network.parameters.len(),
-        "parameter names are unique"
-    );
+    let names: HashSet<_> = finished.network.parameters.iter().map(|p| &p.name).collect();
+    assert_eq!(names.len(), finished.network.parameters.len(), "parameter names are unique");
     for expected in [
         "item/table",
         "short/layer_2/kv/weight",
         "fm/bottleneck/bias",
         "fusion/mlp/linear_1/weight",
     ] {
-        assert!(
-            names.contains(&expected.to_string()),
-            "{expected} among {names:?}"
-        );
+        assert!(names.contains(&expected.to_string()), "{expected} among {names:?}");
     }
     for (index, node) in finished.network.nodes.iter().enumerate() {
         assert!(
@@ -196,10 +154,7 @@ fn all_layers_together_make_a_valid_network() {
     // tae, item_id, its history, actions, age, two features: each once, though some are read twice.
     assert_eq!(finished.columns.len(), 7);
     let count = |op: &str| finished.network.nodes.iter().filter(|n| n.op == op).count();
-    assert_eq!(
-        (count("Input"), count("HstuAttention"), count("HstuHistory")),
-        (7, 2, 1)
-    );
+    assert_eq!((count("Input"), count("HstuAttention"), count("HstuHistory")), (7, 2, 1));
 }
 
 #[test]
@@ -208,18 +163,9 @@ fn scalars_broadcast_and_operators_keep_shapes() {
     let x = 1.0 - -(g.tae() * 0.5 + 2.0) / g.tae().sigmoid();
     assert_eq!(x.shape().to_string(), "[rows, 48]");
     assert_eq!(
-        x.slice(4, 10)
-            .reshape(&[2, 3])
-            .transpose(&[0, 2, 1])
-            .shape()
-            .to_string(),
+        x.slice(4, 10).reshape(&[2, 3]).transpose(&[0, 2, 1]).shape().to_string(),
         "[rows, 3, 2]"
     );
-    assert_eq!(
-        g.concat(&[x.sum(), x.mean(), x.largest()])
-            .shape()
-            .to_string(),
-        "[rows, 3]"
-    );
+    assert_eq!(g.concat(&[x.sum(), x.mean(), x.largest()]).shape().to_string(), "[rows, 3]");
     assert_eq!(g.id("tag").to_numbers().shape().to_string(), "[rows, 1]");
 }

@@ -22,12 +22,7 @@ impl Expert for Plain {
 
 fn schema_task(name: &str, kind: TaskKind, label: &str, surfaces: &[&str]) -> SchemaTask {
     let surfaces = surfaces.iter().map(|s| s.to_string()).collect();
-    SchemaTask {
-        name: name.into(),
-        kind,
-        label: label.into(),
-        surfaces,
-    }
+    SchemaTask { name: name.into(), kind, label: label.into(), surfaces }
 }
 
 fn info() -> HostInfo {
@@ -51,32 +46,18 @@ fn batch() -> ActionBatch {
         surface: vec![0, 1, 1],
         actions: vec![0b10, 0b01, 0b11],
         known: vec![0b11, 0b11, 0b01],
-        values: vec![Outcome {
-            name: "seconds".into(),
-            values: vec![3.0, 4.0, f32::NAN],
-        }],
+        values: vec![Outcome { name: "seconds".into(), values: vec![3.0, 4.0, f32::NAN] }],
     }
 }
 
 #[test]
 fn default_labels_follow_the_schema() {
     let labels = Plain::labels(&info(), &batch()).expect("labels");
-    assert_eq!(
-        (labels[0].task.as_str(), labels[1].task.as_str()),
-        ("liked", "watch")
-    );
+    assert_eq!((labels[0].task.as_str(), labels[1].task.as_str()), ("liked", "watch"));
     assert_eq!(labels[0].labels, [1.0, 0.0, 1.0]);
-    assert_eq!(
-        labels[0].mask,
-        [1, 1, 0],
-        "unknown actions are outside the sample space"
-    );
+    assert_eq!(labels[0].mask, [1, 1, 0], "unknown actions are outside the sample space");
     assert_eq!(labels[1].labels, [3.0, 4.0, 0.0]);
-    assert_eq!(
-        labels[1].mask,
-        [0, 1, 0],
-        "other surfaces and NaN are outside the sample space"
-    );
+    assert_eq!(labels[1].mask, [0, 1, 0], "other surfaces and NaN are outside the sample space");
 }
 
 #[test]
@@ -99,14 +80,8 @@ fn request(values: &[f32], limit: u32) -> Request {
         limit,
     };
     let predictions = vec![
-        Prediction {
-            task: "a".into(),
-            values: values.to_vec(),
-        },
-        Prediction {
-            task: "b".into(),
-            values: vec![0.5; values.len()],
-        },
+        Prediction { task: "a".into(), values: values.to_vec() },
+        Prediction { task: "b".into(), values: vec![0.5; values.len()] },
     ];
     let columns = vec![NamedColumn {
         column: Column::Id("author".into()),
@@ -132,44 +107,22 @@ fn value_models_combine_all_tasks() {
     let weight = |task: &str| if task == "a" { 2.0 } else { 1.0 };
     assert_eq!(request.weighted_sum(weight), [0.7, 0.9]);
     let product = request.weighted_product(weight);
-    assert!(
-        (product[0] - 0.005).abs() < 1e-6 && (product[1] - 0.02).abs() < 1e-6,
-        "{product:?}"
-    );
+    assert!((product[0] - 0.005).abs() < 1e-6 && (product[1] - 0.02).abs() < 1e-6, "{product:?}");
 }
 
 #[test]
 fn diversity_delays_a_key_but_leaves_no_place_empty() {
     let request = request(&[0.0; 5], 5);
     let scores = [5.0, 4.0, 3.0, 2.0, 1.0];
-    let rule = Diversity {
-        at_most: 1,
-        window: 2,
-    };
-    assert_eq!(
-        order(&request.top_diverse(&scores, &[1, 1, 1, 2, 3], rule)),
-        [0, 3, 1, 4, 2]
-    );
-    assert_eq!(
-        order(&request.top_diverse(&scores, &[1; 5], rule)),
-        [0, 1, 2, 3, 4]
-    );
+    let rule = Diversity { at_most: 1, window: 2 };
+    assert_eq!(order(&request.top_diverse(&scores, &[1, 1, 1, 2, 3], rule)), [0, 3, 1, 4, 2]);
+    assert_eq!(order(&request.top_diverse(&scores, &[1; 5], rule)), [0, 1, 2, 3, 4]);
 }
 
 #[test]
 fn columns_are_found_by_name_and_type() {
     let request = request(&[0.1, 0.2], 2);
     assert_eq!(request.id("author").expect("declared"), [7, 7]);
-    assert!(
-        request
-            .id("tag")
-            .expect_err("not declared")
-            .contains("rank_id")
-    );
-    assert!(
-        request
-            .prediction("c")
-            .expect_err("no such task")
-            .contains("`c`")
-    );
+    assert!(request.id("tag").expect_err("not declared").contains("rank_id"));
+    assert!(request.prediction("c").expect_err("no such task").contains("`c`"));
 }

@@ -30,7 +30,9 @@ pub fn components(variable: &str) -> Option<PathBuf> {
 pub fn prerequisites(test: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
     let found = (binary(), components("HYPERCAST_PLUGINS"), components("HYPERCAST_HOSTILE"));
     let (Some(binary), Some(plugins), Some(hostile)) = found else {
-        eprintln!("SKIPPED {test}: run `cargo verify`, which builds the binary, the plugins and the hostile guests");
+        eprintln!(
+            "SKIPPED {test}: run `cargo verify`, which builds the binary, the plugins and the hostile guests"
+        );
         return None;
     };
     Some((binary, plugins, hostile))
@@ -74,7 +76,8 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
 
 /// Runs the binary to its end: whether it went well, and all it said.
 pub fn run(binary: &Path, dir: &Path, args: &[&str]) -> (bool, String) {
-    let output = Command::new(binary).args(args).current_dir(dir).output().expect("the binary starts");
+    let output =
+        Command::new(binary).args(args).current_dir(dir).output().expect("the binary starts");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     (output.status.success(), text.into_owned())
 }
@@ -110,20 +113,26 @@ impl Daemon {
 
     /// POSTs a body: status and JSON answer.
     pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
-        let request = agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
+        let request =
+            agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
         let mut response = request.send(body).expect("the daemon answers");
         (response.status().as_u16(), response.body_mut().read_json().expect("the answer is JSON"))
     }
 
     /// GETs a text.
     pub fn get(&self, route: &str) -> (u16, String) {
-        let mut response = agent().get(format!("{}{route}", self.url)).call().expect("the daemon answers");
-        (response.status().as_u16(), response.body_mut().read_to_string().expect("the answer is text"))
+        let mut response =
+            agent().get(format!("{}{route}", self.url)).call().expect("the daemon answers");
+        (
+            response.status().as_u16(),
+            response.body_mut().read_to_string().expect("the answer is text"),
+        )
     }
 
     /// Asks it to stop; whether it ended well.
     pub fn stop(mut self) -> bool {
-        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        let asked =
+            Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         asked.success() && self.child.wait().expect("it ends").success()
     }
 }

@@ -3,8 +3,8 @@
 
 use hypercast::{
     config::Config,
-    dataset::timeline::{Span, Step, Timeline},
     dataset::Dataset,
+    dataset::timeline::{Span, Step, Timeline},
     expert::{Blueprint, Engine, Expert, LoadOptions, Tae},
     logs::LogReader,
     serve::convert::Converter,
@@ -17,7 +17,8 @@ fn trained(dir: &std::path::Path, plugins: &std::path::Path, binary: &std::path:
     let mut config = world(dir, 2000, 2);
     let dataset = Dataset::open(&config_path(dir, "data")).unwrap();
     let at = dataset.rows * 4 / 5;
-    config.timeline.until = dataset.impressions().unwrap().nth(at).unwrap().unwrap().time_ms.to_string();
+    config.timeline.until =
+        dataset.impressions().unwrap().nth(at).unwrap().unwrap().time_ms.to_string();
     config.experts = vec![
         expert("short", plugins.join("short-term.wasm"), &["feed"]),
         expert("mlp", plugins.join("mlp-fusion.wasm"), &["search"]),
@@ -47,7 +48,11 @@ fn every_kind_of_request_has_its_documented_answer() {
     let daemon = Daemon::start(&binary, dir.path());
     let refused = |body: &str, status: u16, code: &str, word: &str| {
         let (got, answer) = daemon.post("/v1/rank", body);
-        assert_eq!((got, answer["error"]["code"].as_str()), (status, Some(code)), "{body}: {answer}");
+        assert_eq!(
+            (got, answer["error"]["code"].as_str()),
+            (status, Some(code)),
+            "{body}: {answer}"
+        );
         assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
     };
     refused("{\"user\": 1,", 400, "bad_request", "line 1");
@@ -60,14 +65,19 @@ fn every_kind_of_request_has_its_documented_answer() {
     refused(&foreign.to_string(), 400, "bad_request", "colour");
 
     let (status, answer) = daemon.post("/v1/rank", &rank(3, "feed", &[1, 2, 3]).to_string());
-    assert_eq!((status, &answer["degraded"], &answer["new_user"]), (200, &json!(false), &json!(false)), "{answer}");
+    assert_eq!(
+        (status, &answer["degraded"], &answer["new_user"]),
+        (200, &json!(false), &json!(false)),
+        "{answer}"
+    );
     assert_eq!(answer["ranking"].as_array().unwrap().len(), 3);
     assert_eq!(answer["fm_version"], "1.0.0");
     assert_eq!(answer["expert"]["name"], "short");
     assert!(answer["ranking"][0]["predictions"]["click"].as_f64().is_some(), "{answer}");
     assert!(answer.get("explain").is_none(), "only where it is asked for");
 
-    let (status, answer) = daemon.post("/v1/rank", &rank(987_654_321, "search", &[1, 777_777]).to_string());
+    let (status, answer) =
+        daemon.post("/v1/rank", &rank(987_654_321, "search", &[1, 777_777]).to_string());
     assert_eq!((status, &answer["new_user"]), (200, &json!(true)), "{answer}");
     assert_eq!(answer["unknown_items"], json!([777_777]));
     assert_eq!(answer["ranking"].as_array().unwrap().len(), 2);
@@ -75,7 +85,10 @@ fn every_kind_of_request_has_its_documented_answer() {
     assert_eq!(daemon.get("/healthz"), (200, "ok\n".into()));
     assert_eq!(daemon.get("/readyz").0, 200);
     let (_, metrics) = daemon.get("/metrics");
-    assert!(metrics.contains("hypercast_requests_total{route=\"/v1/rank\",status=\"404\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("hypercast_requests_total{route=\"/v1/rank\",status=\"404\"} 1"),
+        "{metrics}"
+    );
     assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 2"), "{metrics}");
     let (status, answer) = daemon.post("/v2/rank", "{}");
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
@@ -128,7 +141,8 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
         let entry = &config.experts[at];
         let blueprint = Blueprint::load(&engine, &entry.plugin, &log.schema, &options).unwrap();
         let parameters = config.parameters(entry);
-        Expert::open(blueprint.into(), &parameters, config.device, config.plugin_limits.breaker()).unwrap()
+        Expert::open(blueprint.into(), &parameters, config.device, config.plugin_limits.breaker())
+            .unwrap()
     };
     let experts = [open(0), open(1)];
 
@@ -144,7 +158,9 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
                 let known = |bit: &usize| row.outcome.known >> bit & 1 == 1;
                 let actions: serde_json::Map<String, Value> = (0..schema.actions.len())
                     .filter(known)
-                    .map(|bit| (schema.actions[bit].clone(), json!(row.outcome.actions >> bit & 1 == 1)))
+                    .map(|bit| {
+                        (schema.actions[bit].clone(), json!(row.outcome.actions >> bit & 1 == 1))
+                    })
                     .collect();
                 let values: serde_json::Map<String, Value> = schema
                     .values
@@ -157,14 +173,17 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
                     "surface": schema.surfaces[usize::from(row.surface)], "time_ms": row.time_ms,
                     "outcome_ms": row.outcome_ms, "actions": actions, "values": values,
                     "context": converter.named(&row.context) });
-                let (status, answer) = daemon.post("/v1/events", &json!({ "events": [event] }).to_string());
+                let (status, answer) =
+                    daemon.post("/v1/events", &json!({ "events": [event] }).to_string());
                 assert_eq!(status, 200, "{answer}");
             }
             Step::Request(rows) => {
                 let surface = usize::from(rows[0].surface);
                 let items: Vec<u64> = rows.iter().map(|row| row.item).collect();
                 let mut body = rank(rows[0].user, &schema.surfaces[surface], &items);
-                for (candidate, row) in body["candidates"].as_array_mut().unwrap().iter_mut().zip(&rows) {
+                for (candidate, row) in
+                    body["candidates"].as_array_mut().unwrap().iter_mut().zip(&rows)
+                {
                     candidate["features"] = json!(converter.named(&row.context));
                 }
                 body["time_ms"] = json!(rows[0].time_ms);
@@ -172,12 +191,19 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
                 let (_, answer) = daemon.post("/v1/rank", &body.to_string());
                 let trainers = logged.next().expect("a log row a request").unwrap();
                 assert_eq!(trainers.example.request, rows[0].request);
-                let expected = experts[surface].predict(&[&trainers.example], Tae::Rows(&trainers.tae)).unwrap();
+                let expected = experts[surface]
+                    .predict(&[&trainers.example], Tae::Rows(&trainers.tae))
+                    .unwrap();
                 for task in &expected.tasks {
                     for (row, value) in task.values.iter().enumerate() {
                         let served = answer["explain"]["expert"][&task.task][row].as_f64().unwrap();
                         let gap = (served - f64::from(*value)).abs();
-                        assert!(gap < 1e-5, "request {}, {} row {row}: {served} {value}", rows[0].request, task.task);
+                        assert!(
+                            gap < 1e-5,
+                            "request {}, {} row {row}: {served} {value}",
+                            rows[0].request,
+                            task.task
+                        );
                         compared += 1;
                     }
                 }

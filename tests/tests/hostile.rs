@@ -34,7 +34,8 @@ const AT_LOAD: [(&str, &str); 7] = [
 const AT_TRAINING: [(&str, &str); 2] = [("labels_short", "labels"), ("sample_invalid", "sample")];
 
 fn rank(surface: &str, user: u64) -> String {
-    let candidates: Vec<String> = (0..12).map(|item| format!("{{\"id\": {}}}", item * 7 + 1)).collect();
+    let candidates: Vec<String> =
+        (0..12).map(|item| format!("{{\"id\": {}}}", item * 7 + 1)).collect();
     format!(
         "{{\"user\": {user}, \"surface\": {surface:?}, \"candidates\": [{}], \"limit\": 5, \"explain\": true}}",
         candidates.join(",")
@@ -55,7 +56,11 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
     let surface = |at: usize| schema.surfaces[at].clone();
     config.experts = vec![expert("good", plugins.join("mlp-fusion.wasm"), &[&surface(0)])];
     for (at, (name, _)) in AT_SERVING.iter().enumerate() {
-        config.experts.push(expert(name, hostile.join(format!("{name}.wasm")), &[&surface(at + 1)]));
+        config.experts.push(expert(
+            name,
+            hostile.join(format!("{name}.wasm")),
+            &[&surface(at + 1)],
+        ));
     }
     write(&config, dir.path());
     run_well(&binary, dir.path(), &["train", "fm"]);
@@ -69,17 +74,27 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
             let (status, answer) = daemon.post("/v1/rank", &rank(&surface(at + 1), round));
             assert_eq!(status, 200, "{name}: {answer}");
             assert_eq!(answer["degraded"], true, "{name}: {answer}");
-            assert_eq!(answer["ranking"].as_array().unwrap().len(), 5, "{name}: the FM's ranking answers");
+            assert_eq!(
+                answer["ranking"].as_array().unwrap().len(),
+                5,
+                "{name}: the FM's ranking answers"
+            );
             let reason = answer["reason"].as_str().unwrap();
             assert!(reason.contains(cause), "{name}: {reason}");
-            assert!(reason.contains(answer["expert"]["plugin"].as_str().unwrap()), "{name}: {reason}");
+            assert!(
+                reason.contains(answer["expert"]["plugin"].as_str().unwrap()),
+                "{name}: {reason}"
+            );
             let (_, good) = daemon.post("/v1/rank", &rank(&surface(0), 3));
             assert_eq!(good["degraded"], false, "beside {name}: {good}");
             assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "beside {name}");
         }
     }
     let (_, metrics) = daemon.get("/metrics");
-    assert!(metrics.contains("hypercast_degraded_total{cause=\"deadline\",expert=\"spin\"} 3"), "{metrics}");
+    assert!(
+        metrics.contains("hypercast_degraded_total{cause=\"deadline\",expert=\"spin\"} 3"),
+        "{metrics}"
+    );
     assert!(!metrics.contains("expert=\"good\"}"), "the good expert never degraded: {metrics}");
     assert!(daemon.stop(), "it stops cleanly");
 }
@@ -97,7 +112,9 @@ fn a_breaker_opens_and_the_daemon_keeps_answering() {
     run_well(&binary, dir.path(), &["train", "expert"]);
     let daemon = Daemon::start(&binary, dir.path());
     let reasons: Vec<String> = (0..4)
-        .map(|user| daemon.post("/v1/rank", &rank("feed", user)).1["reason"].as_str().unwrap().to_owned())
+        .map(|user| {
+            daemon.post("/v1/rank", &rank("feed", user)).1["reason"].as_str().unwrap().to_owned()
+        })
         .collect();
     assert!(reasons[..2].iter().all(|reason| reason.contains("trapped")), "{reasons:?}");
     assert!(reasons[2..].iter().all(|reason| reason.contains("breaker is open")), "{reasons:?}");
@@ -110,10 +127,14 @@ fn guests_that_misbehave_earlier_are_refused_with_plugin_and_cause() {
     let mut config = world(dir.path(), 800, 1);
     for (name, word) in AT_LOAD {
         let file = hostile.join(format!("{name}.wasm")).display().to_string();
-        let (well, text) = run(&binary, dir.path(), &["plugin", "check", &file, "--schema", "data/schema.toml"]);
+        let (well, text) =
+            run(&binary, dir.path(), &["plugin", "check", &file, "--schema", "data/schema.toml"]);
         assert!(!well, "{name} was accepted: {text}");
         assert!(text.contains(word), "{name}: {text}");
-        assert!(text.contains(name) || text.contains(&name.replace('_', "-")), "the plugin is named: {text}");
+        assert!(
+            text.contains(name) || text.contains(&name.replace('_', "-")),
+            "the plugin is named: {text}"
+        );
     }
     for (name, _) in AT_TRAINING {
         config.experts.push(expert(name, hostile.join(format!("{name}.wasm")), &[]));
@@ -123,6 +144,9 @@ fn guests_that_misbehave_earlier_are_refused_with_plugin_and_cause() {
     for (name, word) in AT_TRAINING {
         let (well, text) = run(&binary, dir.path(), &["train", "expert", name]);
         assert!(!well && text.contains(word), "{name}: {text}");
-        assert!(text.contains(name) || text.contains(&name.replace('_', "-")), "the plugin is named: {text}");
+        assert!(
+            text.contains(name) || text.contains(&name.replace('_', "-")),
+            "the plugin is named: {text}"
+        );
     }
 }

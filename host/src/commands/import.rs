@@ -40,20 +40,12 @@ pub enum Source {
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (report, into) = match args.source {
-        Source::Kuairand { from, into } => (
-            kuairand::import(&kuairand::Options {
-                from,
-                into: into.clone(),
-            })?,
-            into,
-        ),
-        Source::Movielens { into, wheel } => (
-            movielens::import(&movielens::Options {
-                wheel,
-                into: into.clone(),
-            })?,
-            into,
-        ),
+        Source::Kuairand { from, into } => {
+            (kuairand::import(&kuairand::Options { from, into: into.clone() })?, into)
+        }
+        Source::Movielens { into, wheel } => {
+            (movielens::import(&movielens::Options { wheel, into: into.clone() })?, into)
+        }
     };
     show(&report);
     println!("written to {}", into.display());

@@ -58,10 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(flops) = args.max_flops {
         graph_limits.flops_per_candidate = flops;
     }
-    let engine = Engine::new(EngineConfig {
-        instances: 1,
-        ..EngineConfig::default()
-    })?;
+    let engine = Engine::new(EngineConfig { instances: 1, ..EngineConfig::default() })?;
     let options = LoadOptions {
         limits: Limits::default(),
         graph_limits,
@@ -77,11 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 pub fn report(description: &Description, graph: &Graph) -> String {
     let d = description;
     let list = |items: Vec<String>, none: &str| {
-        if items.is_empty() {
-            none.to_owned()
-        } else {
-            items.join(", ")
-        }
+        if items.is_empty() { none.to_owned() } else { items.join(", ") }
     };
     let tasks = d.tasks.iter().map(|task| {
         let kind = match task.kind {
@@ -147,18 +140,11 @@ fn layers(graph: &Graph) -> String {
             layer.last = node.shape.to_string();
         }
     }
-    let mut text = format!(
-        "{:<28} {:<18} {:>12}  ops\n",
-        "layer", "result", "parameters"
-    );
+    let mut text = format!("{:<28} {:<18} {:>12}  ops\n", "layer", "result", "parameters");
     for name in order {
         let layer = &layers[name];
         let ops = layer.ops.iter().map(|(op, count)| {
-            if *count > 1 {
-                format!("{op} x{count}")
-            } else {
-                (*op).to_owned()
-            }
+            if *count > 1 { format!("{op} x{count}") } else { (*op).to_owned() }
         });
         let ops: Vec<String> = ops.collect();
         text.push_str(&format!(

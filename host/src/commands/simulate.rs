@@ -29,22 +29,8 @@ pub struct Args {
 
 /// Makes the world and prints how well it can be predicted at best.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Args {
-        into,
-        users,
-        items,
-        requests,
-        surfaces,
-        seed,
-    } = args;
-    let report = simulate(&Options {
-        into: into.clone(),
-        users,
-        items,
-        requests,
-        surfaces,
-        seed,
-    })?;
+    let Args { into, users, items, requests, surfaces, seed } = args;
+    let report = simulate(&Options { into: into.clone(), users, items, requests, surfaces, seed })?;
     print!("{report}");
     println!("written to {}", into.display());
     Ok(())

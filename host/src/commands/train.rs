@@ -86,7 +86,8 @@ pub struct MaterialiseArgs {
 pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     let offset = config.timeline.utc_offset_h;
-    let time = |text: &Option<String>| text.as_deref().map(|text| parse_time_ms(text, offset)).transpose();
+    let time =
+        |text: &Option<String>| text.as_deref().map(|text| parse_time_ms(text, offset)).transpose();
     let span = Span { from_ms: time(&args.from)?, until_ms: time(&args.until)? };
     let dataset = Dataset::open(&config.paths.dataset)?;
     let rows = materialise::materialise(&dataset, &config, span)?;

@@ -18,29 +18,15 @@ pub(super) type Items = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
 const ROWS_A_GROUP: usize = 1 << 16;
 
 pub(super) fn write_items(path: &Path, entities: &Entities<'_>) -> Result<()> {
-    let rows: Vec<Row<'_>> = entities
-        .items
-        .iter()
-        .map(|i| Row {
-            id: i.id,
-            ids: &i.ids,
-            dense: &i.dense,
-        })
-        .collect();
+    let rows: Vec<Row<'_>> =
+        entities.items.iter().map(|i| Row { id: i.id, ids: &i.ids, dense: &i.dense }).collect();
     let names = (!entities.item_names.is_empty()).then_some(entities.item_names);
     write(path, &entities.schema.item_features, &rows, names)
 }
 
 pub(super) fn write_users(path: &Path, entities: &Entities<'_>) -> Result<()> {
-    let rows: Vec<Row<'_>> = entities
-        .users
-        .iter()
-        .map(|u| Row {
-            id: u.id,
-            ids: &u.ids,
-            dense: &u.dense,
-        })
-        .collect();
+    let rows: Vec<Row<'_>> =
+        entities.users.iter().map(|u| Row { id: u.id, ids: &u.ids, dense: &u.dense }).collect();
     write(path, &entities.schema.user_features, &rows, None)
 }
 
@@ -78,9 +64,7 @@ fn fields(features: &[Feature], named: bool) -> Vec<Field> {
             .map(|name| Field::new(name, Kind::U64)),
     );
     fields.extend(
-        names(features, FeatureKind::Dense)
-            .into_iter()
-            .map(|name| Field::new(name, Kind::F32)),
+        names(features, FeatureKind::Dense).into_iter().map(|name| Field::new(name, Kind::F32)),
     );
     fields
 }
@@ -97,9 +81,8 @@ fn write(
         names(features, FeatureKind::Dense).len(),
     );
     for (index, chunk) in rows.chunks(ROWS_A_GROUP).enumerate() {
-        let mut columns = vec![Column::scalars(Values::U64(
-            chunk.iter().map(|row| row.id).collect(),
-        ))];
+        let mut columns =
+            vec![Column::scalars(Values::U64(chunk.iter().map(|row| row.id).collect()))];
         if let Some(row_names) = row_names {
             let start = index * ROWS_A_GROUP;
             columns.push(Column::scalars(Values::Text(
@@ -134,20 +117,9 @@ fn read(
     for group in 0..reader.groups() {
         let columns = reader.read(group, &fields)?;
         for (row, &id) in columns[0].u64s().iter().enumerate() {
-            let ids = columns[first..split]
-                .iter()
-                .map(|column| column.u64s()[row])
-                .collect();
-            let dense = columns[split..]
-                .iter()
-                .map(|column| column.f32s()[row])
-                .collect();
-            take(
-                id,
-                ids,
-                dense,
-                named.then(|| columns[1].texts()[row].clone()),
-            );
+            let ids = columns[first..split].iter().map(|column| column.u64s()[row]).collect();
+            let dense = columns[split..].iter().map(|column| column.f32s()[row]).collect();
+            take(id, ids, dense, named.then(|| columns[1].texts()[row].clone()));
         }
     }
     Ok(())

@@ -59,17 +59,10 @@ impl ImpressionWriter {
 
     /// Adds one impression. Rows out of time order are a programmer's error.
     pub fn write(&mut self, impression: &Impression) -> Result<()> {
-        assert!(
-            impression.time_ms >= self.last_ms,
-            "impressions are sorted by time"
-        );
+        assert!(impression.time_ms >= self.last_ms, "impressions are sorted by time");
         self.last_ms = impression.time_ms;
         self.buffer.push(impression.clone());
-        if self.buffer.len() == ROWS_A_GROUP {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.buffer.len() == ROWS_A_GROUP { self.flush() } else { Ok(()) }
     }
 
     /// Writes what is left and gives the file its name.
@@ -88,10 +81,7 @@ impl ImpressionWriter {
         }
         if !self.buffer.is_empty() {
             let columns = columns(&self.buffer, self.layout);
-            self.writer
-                .as_mut()
-                .expect("opened above")
-                .write(&columns)?;
+            self.writer.as_mut().expect("opened above").write(&columns)?;
             self.buffer.clear();
         }
         Ok(())
@@ -115,10 +105,8 @@ impl ImpressionReader {
     pub fn open(dir: &Path, schema: &Schema) -> Result<ImpressionReader> {
         let path = dir.join("impressions.parquet");
         let reader = TableReader::open(&path)?;
-        let simulated = schema
-            .tasks
-            .first()
-            .is_some_and(|task| reader.has(&format!("truth_{}", task.name)));
+        let simulated =
+            schema.tasks.first().is_some_and(|task| reader.has(&format!("truth_{}", task.name)));
         Ok(ImpressionReader {
             fields: fields(schema, simulated),
             layout: layout(schema, simulated),
@@ -137,22 +125,14 @@ impl ImpressionReader {
     }
 
     fn fill(&mut self) -> Result<bool> {
-        while self
-            .columns
-            .first()
-            .is_none_or(|column| self.row == column.u64s().len())
-        {
+        while self.columns.first().is_none_or(|column| self.row == column.u64s().len()) {
             if self.next_group == self.reader.groups() {
                 return Ok(false);
             }
             self.columns = self.reader.read(self.next_group, &self.fields)?;
             self.next_group += 1;
             self.row = 0;
-            if self.columns[5]
-                .u32s()
-                .iter()
-                .any(|&surface| surface as usize >= self.surfaces)
-            {
+            if self.columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
                 return Err(Error::data(
                     &self.path,
                     "column `surface` has an index beyond the schema's surfaces",
@@ -189,20 +169,9 @@ fn layout(schema: &Schema, simulated: bool) -> Layout {
 
 fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
     let context = |kind| names(&schema.context_features, kind).into_iter();
-    let truths = schema
-        .tasks
-        .iter()
-        .take(if simulated { schema.tasks.len() } else { 0 });
-    let mut fields: Vec<Field> = FIXED
-        .iter()
-        .map(|&(name, kind)| Field::new(name, kind))
-        .collect();
-    fields.extend(
-        schema
-            .values
-            .iter()
-            .map(|name| Field::new(format!("value_{name}"), Kind::F32)),
-    );
+    let truths = schema.tasks.iter().take(if simulated { schema.tasks.len() } else { 0 });
+    let mut fields: Vec<Field> = FIXED.iter().map(|&(name, kind)| Field::new(name, kind)).collect();
+    fields.extend(schema.values.iter().map(|name| Field::new(format!("value_{name}"), Kind::F32)));
     fields.extend(context(FeatureKind::Categorical).map(|name| Field::new(name, Kind::U64)));
     fields.extend(context(FeatureKind::Dense).map(|name| Field::new(name, Kind::F32)));
     fields.extend(truths.map(|task| Field::new(format!("truth_{}", task.name), Kind::F32)));
@@ -231,9 +200,7 @@ fn columns(rows: &[Impression], layout: Layout) -> Vec<Column> {
         u32s(&|row| u32::from(row.surface)),
         u32s(&|row| row.outcome.actions),
         u32s(&|row| row.outcome.known),
-        Column::scalars(Values::Bool(
-            rows.iter().map(|row| row.history_only).collect(),
-        )),
+        Column::scalars(Values::Bool(rows.iter().map(|row| row.history_only).collect())),
     ];
     columns.extend((0..layout.values).map(|i| f32s(&|row| row.outcome.values[i])));
     columns
@@ -265,11 +232,7 @@ fn impression(columns: &[Column], layout: Layout, row: usize) -> Impression {
         item: fixed[4].u64s()[row],
         // `fill` checked it against the number of surfaces, which fits 16 bits.
         surface: fixed[5].u32s()[row] as u16,
-        outcome: Outcome {
-            actions: fixed[6].u32s()[row],
-            known: fixed[7].u32s()[row],
-            values,
-        },
+        outcome: Outcome { actions: fixed[6].u32s()[row], known: fixed[7].u32s()[row], values },
         context: Context {
             ids: id_columns.iter().map(|column| column.u64s()[row]).collect(),
             dense: floats(dense_columns),

@@ -86,14 +86,7 @@ impl Dataset {
         let (items, item_names) = entities::read_items(&dir.join("items.parquet"), &schema)?;
         let users = entities::read_users(&dir.join("users.parquet"), &schema)?;
         let rows = ImpressionReader::open(dir, &schema)?.rows();
-        Ok(Dataset {
-            dir: dir.to_path_buf(),
-            schema,
-            items,
-            item_names,
-            users,
-            rows,
-        })
+        Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows })
     }
 
     /// All impressions in time order, streamed from disk.

@@ -41,24 +41,12 @@ impl Timeline {
     /// Starts at the beginning of `span`.
     pub fn new(dataset: &Dataset, span: Span) -> Result<Timeline> {
         let impressions = dataset.impressions()?.peekable();
-        Ok(Timeline {
-            impressions,
-            span,
-            open: BinaryHeap::new(),
-            sequence: 0,
-        })
+        Ok(Timeline { impressions, span, open: BinaryHeap::new(), sequence: 0 })
     }
 
     fn wait_for_outcome(&mut self, impression: Impression) {
-        if self
-            .span
-            .from_ms
-            .is_none_or(|from_ms| impression.outcome_ms >= from_ms)
-        {
-            self.open.push(Reverse(Open {
-                sequence: self.sequence,
-                impression,
-            }));
+        if self.span.from_ms.is_none_or(|from_ms| impression.outcome_ms >= from_ms) {
+            self.open.push(Reverse(Open { sequence: self.sequence, impression }));
             self.sequence += 1;
         }
     }
@@ -69,31 +57,17 @@ impl Timeline {
                 None => None,
                 Some(Ok(impression)) => Some((impression.time_ms, impression.request)),
                 Some(Err(_)) => {
-                    return Err(self
-                        .impressions
-                        .next()
-                        .expect("peeked")
-                        .expect_err("peeked"));
+                    return Err(self.impressions.next().expect("peeked").expect_err("peeked"));
                 }
             };
-            let due = self
-                .open
-                .peek()
-                .map(|Reverse(open)| open.impression.outcome_ms);
+            let due = self.open.peek().map(|Reverse(open)| open.impression.outcome_ms);
             if let Some(due_ms) =
                 due.filter(|&due_ms| next.is_none_or(|(time_ms, _)| due_ms < time_ms))
             {
-                if self
-                    .span
-                    .until_ms
-                    .is_some_and(|until_ms| due_ms >= until_ms)
-                {
+                if self.span.until_ms.is_some_and(|until_ms| due_ms >= until_ms) {
                     return Ok(None);
                 }
-                return Ok(self
-                    .open
-                    .pop()
-                    .map(|Reverse(open)| Step::Outcome(open.impression)));
+                return Ok(self.open.pop().map(|Reverse(open)| Step::Outcome(open.impression)));
             }
             let Some((time_ms, request)) = next.filter(|&(time_ms, _)| {
                 self.span.until_ms.is_none_or(|until_ms| time_ms < until_ms)
@@ -102,8 +76,7 @@ impl Timeline {
             };
             let rows = self.take_request(time_ms, request)?;
             let before = self.span.from_ms.is_some_and(|from_ms| time_ms < from_ms);
-            rows.iter()
-                .for_each(|row| self.wait_for_outcome(row.clone()));
+            rows.iter().for_each(|row| self.wait_for_outcome(row.clone()));
             if !before && !rows[0].history_only {
                 return Ok(Some(Step::Request(rows)));
             }
@@ -123,9 +96,7 @@ impl Timeline {
         let mut rows: Vec<Impression> = Vec::new();
         while let Some(Ok(row)) = self.impressions.peek() {
             if (row.time_ms, row.request) != (time_ms, request)
-                || rows
-                    .first()
-                    .is_some_and(|first| first.history_only != row.history_only)
+                || rows.first().is_some_and(|first| first.history_only != row.history_only)
             {
                 break;
             }

@@ -22,7 +22,8 @@ impl Daemon {
     /// # Errors
     /// A daemon that ends before it is ready; it has said why on standard error.
     pub fn start(config: &Path) -> Result<Self> {
-        let failed = |error: std::io::Error| Error::Invalid(format!("cannot start the daemon: {error}"));
+        let failed =
+            |error: std::io::Error| Error::Invalid(format!("cannot start the daemon: {error}"));
         let program = std::env::current_exe().map_err(failed)?;
         let mut child = Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
@@ -38,7 +39,9 @@ impl Daemon {
             Some(url) => Ok(Self { url: url.to_owned(), child }),
             None => {
                 let status = child.wait().map_err(failed)?;
-                Err(Error::Invalid(format!("the daemon ended before it was ready ({status}); see its message above")))
+                Err(Error::Invalid(format!(
+                    "the daemon ended before it was ready ({status}); see its message above"
+                )))
             }
         }
     }
@@ -48,7 +51,8 @@ impl Daemon {
     /// # Errors
     /// A daemon that did not end well.
     pub fn stop(mut self) -> Result<()> {
-        let failed = |error: std::io::Error| Error::Invalid(format!("cannot stop the daemon: {error}"));
+        let failed =
+            |error: std::io::Error| Error::Invalid(format!("cannot stop the daemon: {error}"));
         Command::new("kill").arg(self.child.id().to_string()).status().map_err(failed)?;
         let status = self.child.wait().map_err(failed)?;
         match status.success() {

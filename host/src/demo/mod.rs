@@ -15,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::{preset::Data, report::Report};
 use self::{daemon::Daemon, replay::BaseRates};
+pub use self::{preset::Data, report::Report};
 use crate::{
     config::{Config, parse_time_ms},
     dataset::{Dataset, timeline::Span},
@@ -61,11 +61,15 @@ pub fn run(options: &Options) -> Result<Report> {
     let config = Config::read(&path)?;
     remove_old_events(&config)?;
 
-    let fm = seconds.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
+    let fm =
+        seconds.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
     eprint!("{}", train::report::table(&fm.progressive));
     let engine = Engine::new(config.plugin_limits.engine())?;
     seconds.time("train_experts", || {
-        config.experts.iter().try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
+        config
+            .experts
+            .iter()
+            .try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
     })?;
     drop(engine);
 
@@ -84,12 +88,16 @@ fn import(options: &Options, into: &Path) -> Result<()> {
     let into = into.to_path_buf();
     match options.data {
         Data::Movielens => {
-            let report = movielens::import(&movielens::Options { into, wheel: options.wheel.clone() })?;
+            let report =
+                movielens::import(&movielens::Options { into, wheel: options.wheel.clone() })?;
             eprint!("{report}");
         }
         Data::Kuairand => {
             let from = options.from.clone().ok_or_else(|| {
-                Error::Invalid("--data kuairand needs --from DIR, the folder with the data set's own files".into())
+                Error::Invalid(
+                    "--data kuairand needs --from DIR, the folder with the data set's own files"
+                        .into(),
+                )
             })?;
             eprint!("{}", kuairand::import(&kuairand::Options { from, into })?);
         }
@@ -113,7 +121,9 @@ fn test_from_ms(options: &Options, config: &Config, dataset: &Dataset) -> Result
 
 fn remove_old_events(config: &Config) -> Result<()> {
     match std::fs::remove_file(&config.paths.events) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&config.paths.events)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(&config.paths.events)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -57,8 +57,11 @@ impl Data {
             }
             Data::Simulated => &["feed"],
         };
-        let served: Vec<String> =
-            short_term.iter().map(|name| name.to_string()).filter(|name| schema.surface(name).is_some()).collect();
+        let served: Vec<String> = short_term
+            .iter()
+            .map(|name| name.to_string())
+            .filter(|name| schema.surface(name).is_some())
+            .collect();
         let first = if served.is_empty() { schema.surfaces[..1].to_vec() } else { served };
         config.experts = experts(plugins, &first);
         config
@@ -81,8 +84,12 @@ fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
             shadow: false,
             train_on,
         };
-        let without =
-            ExpertEntry { name: format!("{name}-without-tae"), without_tae: true, shadow: true, ..with.clone() };
+        let without = ExpertEntry {
+            name: format!("{name}-without-tae"),
+            without_tae: true,
+            shadow: true,
+            ..with.clone()
+        };
         [with, without]
     };
     let mut all = Vec::from(entry("short-term", "short-term.wasm", short_term, TrainOn::Own));

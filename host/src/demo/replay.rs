@@ -70,11 +70,18 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
     let total = count(dataset, span)?;
     let mut client = Client {
         url: url.to_owned(),
-        agent: ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build()),
+        agent: ureq::Agent::new_with_config(
+            ureq::Agent::config_builder().http_status_as_error(false).build(),
+        ),
         schema: &dataset.schema,
         converter: Converter::new(dataset.schema.clone()),
         base,
-        outcome: Outcome { kept: Keeper::new(KEEP), stages_us: BTreeMap::new(), requests: 0, degraded: 0 },
+        outcome: Outcome {
+            kept: Keeper::new(KEEP),
+            stages_us: BTreeMap::new(),
+            requests: 0,
+            degraded: 0,
+        },
     };
     let mut progress = Progress::start("replay", total);
     let (mut requests, mut outcomes) = (Vec::new(), Vec::new());
@@ -113,7 +120,11 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    fn flush(&mut self, requests: &mut Vec<Vec<Impression>>, outcomes: &mut Vec<Impression>) -> Result<()> {
+    fn flush(
+        &mut self,
+        requests: &mut Vec<Vec<Impression>>,
+        outcomes: &mut Vec<Impression>,
+    ) -> Result<()> {
         let this = &*self;
         let share = requests.len().div_ceil(CLIENTS).max(1);
         let answers: Vec<Result<Vec<RankAnswer>>> = std::thread::scope(|scope| {
@@ -121,7 +132,10 @@ impl Client<'_> {
                 .chunks(share)
                 .map(|part| scope.spawn(move || part.iter().map(|rows| this.rank(rows)).collect()))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("a client thread does not panic")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("a client thread does not panic"))
+                .collect()
         });
         let mut all = Vec::with_capacity(requests.len());
         for part in answers {
@@ -167,26 +181,38 @@ impl Client<'_> {
         let outcome = &impression.outcome;
         let known = |bit: &usize| outcome.known >> bit & 1 == 1;
         let actions = (0..self.schema.actions.len()).filter(known);
-        let values = self.schema.values.iter().zip(outcome.values).filter(|(_, value)| value.is_finite());
+        let values =
+            self.schema.values.iter().zip(outcome.values).filter(|(_, value)| value.is_finite());
         EventBody {
             request: impression.request,
             user: impression.user,
             item: impression.item,
             surface: self.schema.surfaces[usize::from(impression.surface)].clone(),
             time_ms: impression.time_ms,
-            actions: actions.map(|bit| (self.schema.actions[bit].clone(), outcome.actions >> bit & 1 == 1)).collect(),
+            actions: actions
+                .map(|bit| (self.schema.actions[bit].clone(), outcome.actions >> bit & 1 == 1))
+                .collect(),
             values: values.map(|(name, value)| (name.clone(), value)).collect(),
             context: self.converter.named(&impression.context),
             outcome_ms: Some(impression.outcome_ms),
         }
     }
 
-    fn post<A: serde::de::DeserializeOwned>(&self, route: &str, body: &impl serde::Serialize) -> Result<A> {
+    fn post<A: serde::de::DeserializeOwned>(
+        &self,
+        route: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<A> {
         let failed = |error: ureq::Error| Error::Invalid(format!("{}{route}: {error}", self.url));
-        let mut response = self.agent.post(format!("{}{route}", self.url)).send_json(body).map_err(failed)?;
+        let mut response =
+            self.agent.post(format!("{}{route}", self.url)).send_json(body).map_err(failed)?;
         if response.status() != 200 {
             let text = response.body_mut().read_to_string().unwrap_or_default();
-            return Err(Error::Invalid(format!("{}{route} answered {}: {text}", self.url, response.status())));
+            return Err(Error::Invalid(format!(
+                "{}{route} answered {}: {text}",
+                self.url,
+                response.status()
+            )));
         }
         response.body_mut().read_json().map_err(failed)
     }
@@ -195,14 +221,18 @@ impl Client<'_> {
     fn keep(&mut self, rows: &[Impression], answer: RankAnswer) -> Result<()> {
         self.outcome.requests += 1;
         self.outcome.degraded += u64::from(answer.degraded);
-        let explain = answer
-            .explain
-            .ok_or_else(|| Error::Invalid("the daemon does not explain; set server.explain = true".into()))?;
+        let explain = answer.explain.ok_or_else(|| {
+            Error::Invalid("the daemon does not explain; set server.explain = true".into())
+        })?;
         for (stage, took) in &explain.stages_us {
             self.outcome.stages_us.entry(stage.clone()).or_default().push(*took);
         }
         for (task, spec) in self.schema.tasks.iter().enumerate() {
-            let Some(bit) = self.schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary) else { continue };
+            let Some(bit) =
+                self.schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary)
+            else {
+                continue;
+            };
             for (row, impression) in rows.iter().enumerate() {
                 let inside = self.schema.task_valid(task, impression.surface);
                 if !inside || impression.outcome.known >> bit & 1 == 0 {
@@ -221,9 +251,17 @@ impl Client<'_> {
     }
 
     /// The probability of each arm. A degraded answer counts with what was served: the FM's.
-    fn arms(&self, explain: &Explanation, task: usize, row: usize, impression: &Impression) -> Vec<(Arm, f32)> {
+    fn arms(
+        &self,
+        explain: &Explanation,
+        task: usize,
+        row: usize,
+        impression: &Impression,
+    ) -> Vec<(Arm, f32)> {
         let name = &self.schema.tasks[task].name;
-        let pick = |by_task: &BTreeMap<String, Vec<f32>>| by_task.get(name).and_then(|values| values.get(row)).copied();
+        let pick = |by_task: &BTreeMap<String, Vec<f32>>| {
+            by_task.get(name).and_then(|values| values.get(row)).copied()
+        };
         let base = self.base.rate(impression.surface, task);
         let fm = pick(&explain.fm);
         let without = explain.shadows.values().next().and_then(pick);
@@ -234,7 +272,13 @@ impl Client<'_> {
             (Arm::ExpertTae, pick(&explain.expert).unwrap_or(fallback)),
         ];
         arms.extend(fm.map(|probability| (Arm::Fm, probability)));
-        arms.extend(impression.truth.get(task).filter(|p| p.is_finite()).map(|&probability| (Arm::Best, probability)));
+        arms.extend(
+            impression
+                .truth
+                .get(task)
+                .filter(|p| p.is_finite())
+                .map(|&probability| (Arm::Best, probability)),
+        );
         arms
     }
 }
@@ -249,7 +293,8 @@ impl BaseRates {
     /// Counts what a data set holds before `until_ms`.
     pub fn of(dataset: &Dataset, until_ms: i64) -> Result<Self> {
         let schema = &dataset.schema;
-        let bits: Vec<Option<usize>> = schema.tasks.iter().map(|task| schema.action(&task.label)).collect();
+        let bits: Vec<Option<usize>> =
+            schema.tasks.iter().map(|task| schema.action(&task.label)).collect();
         let mut rates: BTreeMap<(u16, usize), (u64, u64)> = BTreeMap::new();
         for impression in dataset.impressions()? {
             let impression = impression?;
@@ -279,7 +324,8 @@ fn count(dataset: &Dataset, span: Span) -> Result<u64> {
     let mut count = 0;
     for impression in dataset.impressions()? {
         let impression = impression?;
-        let inside = span.from_ms.is_none_or(|from_ms| impression.time_ms >= from_ms) && !impression.history_only;
+        let inside = span.from_ms.is_none_or(|from_ms| impression.time_ms >= from_ms)
+            && !impression.history_only;
         if inside && last.replace(impression.request) != Some(impression.request) {
             count += 1;
         }

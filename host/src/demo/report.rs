@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt};
 use serde::Serialize;
 
 use super::replay::{Arm, Outcome};
-use crate::{schema::Schema, train::report::{ALL, number}};
+use crate::{
+    schema::Schema,
+    train::report::{ALL, number},
+};
 
 /// The demo's result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -54,7 +57,10 @@ pub struct Latency {
 impl Report {
     /// From a replay.
     pub fn new(schema: &Schema, outcome: Outcome, seconds: BTreeMap<String, f64>) -> Self {
-        let row = |(&(surface, task, arm), summary): (&(usize, usize, Arm), hypercast_fm::metrics::Summary)| Row {
+        let row = |(&(surface, task, arm), summary): (
+            &(usize, usize, Arm),
+            hypercast_fm::metrics::Summary,
+        )| Row {
             surface: schema.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
             task: schema.tasks[task].name.clone(),
             arm: arm_name(arm),
@@ -65,7 +71,11 @@ impl Report {
         };
         Self {
             rows: outcome.kept.summaries().map(row).collect(),
-            latency: outcome.stages_us.into_iter().map(|(stage, took)| (stage, quantiles(took))).collect(),
+            latency: outcome
+                .stages_us
+                .into_iter()
+                .map(|(stage, took)| (stage, quantiles(took)))
+                .collect(),
             requests: outcome.requests,
             degraded: outcome.degraded,
             seconds,
@@ -85,13 +95,19 @@ fn arm_name(arm: Arm) -> &'static str {
 
 fn quantiles(mut took_us: Vec<f64>) -> Latency {
     took_us.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| took_us.get(((took_us.len() as f64 - 1.0) * share) as usize).map_or(0.0, |us| us / 1e3);
+    let at = |share: f64| {
+        took_us.get(((took_us.len() as f64 - 1.0) * share) as usize).map_or(0.0, |us| us / 1e3)
+    };
     Latency { p50_ms: at(0.5), p99_ms: at(0.99) }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<14} {:<17} {:<11} {:>8} {:>8} {:>8} {:>8}", "surface", "task", "arm", "rows", "NE", "AUC", "GAUC")?;
+        writeln!(
+            f,
+            "{:<14} {:<17} {:<11} {:>8} {:>8} {:>8} {:>8}",
+            "surface", "task", "arm", "rows", "NE", "AUC", "GAUC"
+        )?;
         let mut last = None;
         for row in &self.rows {
             let key = (&row.surface, &row.task);
@@ -100,14 +116,19 @@ impl fmt::Display for Report {
                 false => [row.surface.as_str(), row.task.as_str()],
             };
             let [ne, auc, gauc] = [row.ne, row.auc, row.gauc].map(number);
-            writeln!(f, "{surface:<14} {task:<17} {:<11} {:>8} {ne:>8} {auc:>8} {gauc:>8}", row.arm, row.n)?;
+            writeln!(
+                f,
+                "{surface:<14} {task:<17} {:<11} {:>8} {ne:>8} {auc:>8} {gauc:>8}",
+                row.arm, row.n
+            )?;
         }
         writeln!(f, "\n{:<14} {:>9} {:>9}", "stage", "p50 ms", "p99 ms")?;
         for (stage, latency) in &self.latency {
             writeln!(f, "{stage:<14} {:>9.3} {:>9.3}", latency.p50_ms, latency.p99_ms)?;
         }
         writeln!(f, "\n{} requests, {} degraded", self.requests, self.degraded)?;
-        let steps: Vec<String> = self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
+        let steps: Vec<String> =
+            self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
         writeln!(f, "{}", steps.join(", "))
     }
 }

@@ -40,9 +40,7 @@ pub struct ExpertBatch {
 impl ExpertBatch {
     /// Short-history events of all requests.
     pub fn history_events(&self) -> usize {
-        self.history_offsets
-            .last()
-            .map_or(0, |events| *events as usize)
+        self.history_offsets.last().map_or(0, |events| *events as usize)
     }
 
     /// Requests.
@@ -97,19 +95,11 @@ impl Columns {
             history_ids: contract::history_id_columns(schema),
         };
         let resolve = |column: &Column| {
-            resolver
-                .resolve(column)
-                .map_err(|why| Error::refused(&description.name, why))
+            resolver.resolve(column).map_err(|why| Error::refused(&description.name, why))
         };
-        let sources = description
-            .columns
-            .iter()
-            .map(resolve)
-            .collect::<Result<Vec<_>, _>>()?;
-        let rank = description
-            .rank_columns
-            .iter()
-            .map(|column| Ok((column.clone(), resolve(column)?)));
+        let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        let rank =
+            description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
         Ok(Columns {
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
@@ -145,43 +135,18 @@ impl Columns {
         tae: Tae,
         normaliser: &Normaliser,
     ) -> ExpertBatch {
-        let histories: Vec<Vec<&Event>> = examples
-            .iter()
-            .map(|example| self.history(example.borrow()))
-            .collect();
-        let target_offsets = offsets(
-            examples
-                .iter()
-                .map(|example| example.borrow().targets.len()),
-        );
+        let histories: Vec<Vec<&Event>> =
+            examples.iter().map(|example| self.history(example.borrow())).collect();
+        let target_offsets = offsets(examples.iter().map(|example| example.borrow().targets.len()));
         let history_offsets = offsets(histories.iter().map(Vec::len));
         let rows = target_offsets.last().map_or(0, |rows| *rows as usize);
         if let Tae::Rows(values) = tae {
-            assert_eq!(
-                values.len(),
-                rows * self.tae_dim,
-                "the TAE has tae_dim values a target"
-            );
+            assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
         }
-        let builder = Builder {
-            columns: self,
-            examples,
-            histories: &histories,
-            tae,
-            normaliser,
-            rows,
-        };
-        let columns = self
-            .sources
-            .iter()
-            .map(|source| builder.column(*source))
-            .collect();
-        ExpertBatch {
-            rows,
-            history_offsets,
-            target_offsets,
-            columns,
-        }
+        let builder =
+            Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
+        let columns = self.sources.iter().map(|source| builder.column(*source)).collect();
+        ExpertBatch { rows, history_offsets, target_offsets, columns }
     }
 
     /// What `rank` reads of a request besides the predictions: raw values, not normalised.
@@ -200,20 +165,14 @@ impl Columns {
         };
         self.rank
             .iter()
-            .map(|(column, source)| NamedColumn {
-                column: column.clone(),
-                data: raw(*source),
-            })
+            .map(|(column, source)| NamedColumn { column: column.clone(), data: raw(*source) })
             .collect()
     }
 
     /// The last events on the request's surface, oldest first.
     fn history<'e>(&self, example: &'e Example) -> Vec<&'e Event> {
-        let on_surface = example
-            .history
-            .iter()
-            .rev()
-            .filter(|event| event.surface == example.surface);
+        let on_surface =
+            example.history.iter().rev().filter(|event| event.surface == example.surface);
         let mut events: Vec<&Event> = on_surface.take(self.history_len).collect();
         events.reverse();
         events
@@ -269,20 +228,14 @@ impl<E: Borrow<Example>> Builder<'_, E> {
                 Tae::Without => vec![0.0; self.rows * self.columns.tae_dim],
             }),
             Source::Feature(index) => {
-                let targets = self
-                    .examples
-                    .iter()
-                    .flat_map(|example| &example.borrow().targets);
+                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
                 let value = |target: &hypercast_fm::example::Target| {
                     self.normaliser.apply(index, target.features[index])
                 };
                 ColumnData::Numbers(targets.map(value).collect())
             }
             Source::Id(index) => {
-                let targets = self
-                    .examples
-                    .iter()
-                    .flat_map(|example| &example.borrow().targets);
+                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
                 ColumnData::Ids(targets.map(|target| target.ids[index]).collect())
             }
             Source::HistoryItem => self.history_ids(|event| event.item.id),
@@ -294,12 +247,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
     }
 
     fn history_ids(&self, id: impl Fn(&Event) -> u64) -> ColumnData {
-        let mut ids: Vec<u64> = self
-            .histories
-            .iter()
-            .flatten()
-            .map(|event| id(event))
-            .collect();
+        let mut ids: Vec<u64> = self.histories.iter().flatten().map(|event| id(event)).collect();
         if ids.is_empty() {
             ids.push(0);
         }

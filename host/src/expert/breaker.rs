@@ -16,10 +16,7 @@ pub struct BreakerConfig {
 
 impl Default for BreakerConfig {
     fn default() -> Self {
-        BreakerConfig {
-            faults: 5,
-            open_ms: 5_000,
-        }
+        BreakerConfig { faults: 5, open_ms: 5_000 }
     }
 }
 
@@ -51,10 +48,7 @@ struct Inner {
 impl Breaker {
     /// A closed breaker.
     pub fn new(config: BreakerConfig) -> Breaker {
-        Breaker {
-            config,
-            inner: Mutex::default(),
-        }
+        Breaker { config, inner: Mutex::default() }
     }
 
     /// Whether a call may go ahead at `now`. After the open time one call is
@@ -101,9 +95,7 @@ impl Breaker {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
         // A panic elsewhere cannot leave these counters half-written.
-        self.inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -113,10 +105,7 @@ mod tests {
 
     #[test]
     fn opens_after_repeated_faults_and_lets_one_call_try() {
-        let breaker = Breaker::new(BreakerConfig {
-            faults: 2,
-            open_ms: 100,
-        });
+        let breaker = Breaker::new(BreakerConfig { faults: 2, open_ms: 100 });
         let start = Instant::now();
         breaker.fault(start);
         assert!(breaker.admit(start));
@@ -127,10 +116,7 @@ mod tests {
         assert!(breaker.admit(later), "one call tries");
         assert!(!breaker.admit(later), "and only one");
         breaker.fault(later);
-        assert!(
-            !breaker.admit(later + Duration::from_millis(99)),
-            "a failed try opens it again"
-        );
+        assert!(!breaker.admit(later + Duration::from_millis(99)), "a failed try opens it again");
         assert!(breaker.admit(later + Duration::from_millis(100)));
         breaker.success();
         assert_eq!(breaker.state(), BreakerState::Closed);

@@ -68,10 +68,7 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn refused(plugin: &str, why: String) -> Error {
-        Error::Refused {
-            plugin: plugin.to_owned(),
-            why,
-        }
+        Error::Refused { plugin: plugin.to_owned(), why }
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -25,17 +25,13 @@ pub fn network(
     device: Device,
 ) -> Result<Box<dyn Network>, Error> {
     match device {
-        Device::Cpu => Ok(Box::new(OnDevice::<burn_flex::Flex>::new(
-            graph,
-            parameters,
-            Default::default(),
-        ))),
+        Device::Cpu => {
+            Ok(Box::new(OnDevice::<burn_flex::Flex>::new(graph, parameters, Default::default())))
+        }
         #[cfg(feature = "cuda")]
-        Device::Cuda => Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(
-            graph,
-            parameters,
-            Default::default(),
-        ))),
+        Device::Cuda => {
+            Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(graph, parameters, Default::default())))
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(Error::without_cuda()),
     }
@@ -55,11 +51,7 @@ impl<B: HstuBackend> OnDevice<B> {
             (!spec.table).then(|| executor.dense_leaf(&parameters, index))
         };
         let dense = graph.parameters.iter().enumerate().map(dense).collect();
-        OnDevice {
-            executor,
-            parameters,
-            dense,
-        }
+        OnDevice { executor, parameters, dense }
     }
 }
 

@@ -56,10 +56,7 @@ struct Moments {
 impl FeatureStatistics {
     /// No example yet. `names` are the schema's `feature_columns`.
     pub fn new(names: &[String]) -> FeatureStatistics {
-        FeatureStatistics {
-            names: names.to_vec(),
-            columns: vec![Moments::default(); names.len()],
-        }
+        FeatureStatistics { names: names.to_vec(), columns: vec![Moments::default(); names.len()] }
     }
 
     /// Adds every target of an example. Values that are not finite are left out.
@@ -79,11 +76,7 @@ impl FeatureStatistics {
             _ => 1.0,
         };
         Normaliser {
-            mean: self
-                .columns
-                .iter()
-                .map(|moments| moments.mean as f32)
-                .collect(),
+            mean: self.columns.iter().map(|moments| moments.mean as f32).collect(),
             deviation: self.columns.iter().map(deviation).collect(),
             names: self.names,
         }

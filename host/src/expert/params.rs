@@ -76,16 +76,8 @@ impl Parameters {
     /// Fresh parameters. Each depends on `seed` and its own name alone, so that
     /// adding one changes no other.
     pub fn init(graph: &Graph, provenance: Provenance, seed: u64) -> Parameters {
-        let values = graph
-            .parameters
-            .iter()
-            .map(|spec| initial(spec, seed))
-            .collect();
-        Parameters {
-            specs: graph.parameters.clone(),
-            values,
-            provenance,
-        }
+        let values = graph.parameters.iter().map(|spec| initial(spec, seed)).collect();
+        Parameters { specs: graph.parameters.clone(), values, provenance }
     }
 
     /// Takes the values of every parameter whose name and shape stayed.
@@ -106,10 +98,7 @@ impl Parameters {
     /// The trained parameters of exactly this graph, for serving.
     pub fn restore(graph: &Graph, mut saved: SavedParameters) -> Result<Parameters, Error> {
         let path = saved.path.clone();
-        let refused = |why: String| Error::Parameters {
-            path: path.clone(),
-            why,
-        };
+        let refused = |why: String| Error::Parameters { path: path.clone(), why };
         let take = |spec: &ParameterSpec| match saved.tensors.remove(&spec.name) {
             Some((shape, values)) if shape == spec.shape => Ok(values),
             Some((shape, _)) => Err(refused(format!(
@@ -121,22 +110,14 @@ impl Parameters {
                 spec.name, graph.plugin
             ))),
         };
-        let values = graph
-            .parameters
-            .iter()
-            .map(take)
-            .collect::<Result<Vec<_>, _>>()?;
+        let values = graph.parameters.iter().map(take).collect::<Result<Vec<_>, _>>()?;
         if saved.provenance.graph != hash_text(graph) {
             return Err(refused(format!(
                 "it was trained for another network of `{}` (version {}); train the expert again (a warm start keeps what fits)",
                 saved.provenance.plugin, saved.provenance.plugin_version
             )));
         }
-        Ok(Parameters {
-            specs: graph.parameters.clone(),
-            values,
-            provenance: saved.provenance,
-        })
+        Ok(Parameters { specs: graph.parameters.clone(), values, provenance: saved.provenance })
     }
 
     /// Writes a safetensors file: to a temporary name first, so that no reader
@@ -153,20 +134,12 @@ impl Parameters {
         let checksum = format!(
             "{:016x}",
             checksum(
-                self.specs
-                    .iter()
-                    .zip(&self.values)
-                    .map(|(s, v)| (s.name.as_str(), v.as_slice()))
+                self.specs.iter().zip(&self.values).map(|(s, v)| (s.name.as_str(), v.as_slice()))
             )
         );
-        let metadata = HashMap::from([
-            (PROVENANCE.to_owned(), provenance),
-            ("checksum".to_owned(), checksum),
-        ]);
-        let write = |source| Error::Write {
-            path: path.to_path_buf(),
-            source,
-        };
+        let metadata =
+            HashMap::from([(PROVENANCE.to_owned(), provenance), ("checksum".to_owned(), checksum)]);
+        let write = |source| Error::Write { path: path.to_path_buf(), source };
         let file = safetensors::serialize(views, Some(metadata))
             .map_err(|error| write(std::io::Error::other(error.to_string())))?;
         let temporary = path.with_extension("tmp");
@@ -208,14 +181,9 @@ impl Parameters {
 impl SavedParameters {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<SavedParameters, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Read {
-            path: path.to_path_buf(),
-            source,
-        })?;
-        parse(&bytes, path).map_err(|why| Error::Parameters {
-            path: path.to_path_buf(),
-            why,
-        })
+        let bytes = std::fs::read(path)
+            .map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+        parse(&bytes, path).map_err(|why| Error::Parameters { path: path.to_path_buf(), why })
     }
 }
 
@@ -248,72 +216,51 @@ fn parse(bytes: &[u8], path: &Path) -> Result<SavedParameters, String> {
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect();
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(damaged(format!(
-                "parameter `{name}` holds a value that is not finite"
-            )));
+            return Err(damaged(format!("parameter `{name}` holds a value that is not finite")));
         }
         tensors.insert(name, (view.shape().to_vec(), values));
     }
-    let sum = checksum(
-        tensors
-            .iter()
-            .map(|(name, (_, values))| (name.as_str(), values.as_slice())),
-    );
+    let sum =
+        checksum(tensors.iter().map(|(name, (_, values))| (name.as_str(), values.as_slice())));
     if metadata.get("checksum").map(String::as_str) != Some(format!("{sum:016x}").as_str()) {
         return Err(damaged("its checksum differs".into()));
     }
-    Ok(SavedParameters {
-        tensors,
-        provenance,
-        path: path.to_path_buf(),
-    })
+    Ok(SavedParameters { tensors, provenance, path: path.to_path_buf() })
 }
 
 /// Independent of the order of the parameters.
 fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [f32])>) -> u64 {
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
     let one = |(name, values): (&str, &[f32])| {
-        let start = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            mix(hash, u64::from(byte))
-        });
-        values
-            .iter()
-            .fold(start, |hash, value| mix(hash, u64::from(value.to_bits())))
+        let start =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| mix(hash, u64::from(byte)));
+        values.iter().fold(start, |hash, value| mix(hash, u64::from(value.to_bits())))
     };
     tensors.map(one).fold(0, u64::wrapping_add)
 }
 
 fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn initial(spec: &ParameterSpec, seed: u64) -> Vec<f32> {
-    let name = spec
-        .name
-        .bytes()
-        .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let name = spec.name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     let mut rng = SmallRng::seed_from_u64(name);
     let last = spec.shape[spec.shape.len() - 1];
     let (fan_in, fan_out) = (spec.len() / last, last);
-    let mut uniform = |bound: f32| {
-        (0..spec.len())
-            .map(|_| rng.random_range(-bound..=bound))
-            .collect()
-    };
+    let mut uniform =
+        |bound: f32| (0..spec.len()).map(|_| rng.random_range(-bound..=bound)).collect();
     match spec.init {
         Initialiser::Zeros => vec![0.0; spec.len()],
         Initialiser::Ones => vec![1.0; spec.len()],
         Initialiser::Constant(value) => vec![value; spec.len()],
         Initialiser::XavierUniform => uniform((6.0 / (fan_in + fan_out) as f32).sqrt()),
         Initialiser::KaimingUniform => uniform((1.0 / fan_in as f32).sqrt()),
-        Initialiser::Normal(deviation) => (0..spec.len())
-            .map(|_| deviation * normal(&mut rng))
-            .collect(),
+        Initialiser::Normal(deviation) => {
+            (0..spec.len()).map(|_| deviation * normal(&mut rng)).collect()
+        }
     }
 }
 

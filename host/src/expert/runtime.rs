@@ -63,11 +63,7 @@ impl Blueprint {
         schema: &Schema,
         options: &LoadOptions,
     ) -> Result<Blueprint, Error> {
-        Blueprint::new(
-            Plugin::load(engine, path, &options.limits)?,
-            schema,
-            options,
-        )
+        Blueprint::new(Plugin::load(engine, path, &options.limits)?, schema, options)
     }
 
     /// Asks `plugin` for its description and network, and checks both.
@@ -80,22 +76,10 @@ impl Blueprint {
         let description = plugin.describe(&info)?;
         check_fm_version(&description, options.fm_version.as_deref())?;
         let network = plugin.network(&info)?;
-        let graph = Arc::new(Graph::new(
-            &description,
-            &network,
-            &info,
-            &options.graph_limits,
-        )?);
+        let graph = Arc::new(Graph::new(&description, &network, &info, &options.graph_limits)?);
         let columns = Columns::new(&description, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
-        Ok(Blueprint {
-            plugin,
-            description,
-            info,
-            graph,
-            columns,
-            fm_version,
-        })
+        Ok(Blueprint { plugin, description, info, graph, columns, fm_version })
     }
 
     /// Fresh parameters for training, with the standardisation of its log.
@@ -107,12 +91,7 @@ impl Blueprint {
             graph: hash_text(&self.graph),
             fm_version: self.fm_version.clone(),
             tae_dim: self.columns.tae_dim(),
-            tasks: self
-                .description
-                .tasks
-                .iter()
-                .map(|task| task.name.clone())
-                .collect(),
+            tasks: self.description.tasks.iter().map(|task| task.name.clone()).collect(),
             trained_rows: 0,
             normaliser,
         };
@@ -122,11 +101,7 @@ impl Blueprint {
     /// Whether the expert can serve `surface`.
     pub fn serves(&self, surface: &str) -> bool {
         self.description.surfaces.is_empty()
-            || self
-                .description
-                .surfaces
-                .iter()
-                .any(|served| served == surface)
+            || self.description.surfaces.iter().any(|served| served == surface)
     }
 
     /// Splits outputs `[rows, tasks]` into predictions a task.
@@ -134,9 +109,7 @@ impl Blueprint {
         let tasks = &self.description.tasks;
         let column = |index: usize| outputs.iter().skip(index).step_by(tasks.len());
         let of_task = |index: usize| {
-            column(index)
-                .map(|output| prediction(tasks[index].kind, *output))
-                .collect()
+            column(index).map(|output| prediction(tasks[index].kind, *output)).collect()
         };
         (0..tasks.len()).map(of_task).collect()
     }
@@ -158,12 +131,8 @@ fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Resu
         Ok(version) if requirement == semver::VersionReq::STAR || requirement.matches(&version) => {
             Ok(())
         }
-        Ok(_) => refused(format!(
-            "it accepts FM versions `{wanted}`, and this FM is {found}"
-        )),
-        Err(error) => refused(format!(
-            "the FM's version `{found}` is no semver version: {error}"
-        )),
+        Ok(_) => refused(format!("it accepts FM versions `{wanted}`, and this FM is {found}")),
+        Err(error) => refused(format!("the FM's version `{found}` is no semver version: {error}")),
     }
 }
 
@@ -257,17 +226,11 @@ impl Expert {
                 blueprint.fm_version,
                 blueprint.columns.tae_dim()
             );
-            return Err(Error::Parameters {
-                path: parameters.to_path_buf(),
-                why,
-            });
+            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
         }
         if found.normaliser.names != blueprint.columns.feature_names() {
             let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
-            return Err(Error::Parameters {
-                path: parameters.to_path_buf(),
-                why,
-            });
+            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
         }
         Expert::new(blueprint, parameters_of_graph, device, breaker)
     }
@@ -309,29 +272,14 @@ impl Expert {
         examples: &[E],
         tae: Tae,
     ) -> Result<Predictions, ExpertFault> {
-        let batch = self
-            .blueprint
-            .columns
-            .batch(examples, tae, &self.provenance.normaliser);
-        let outputs = if batch.rows == 0 {
-            Vec::new()
-        } else {
-            self.network.outputs(&batch)
-        };
+        let batch = self.blueprint.columns.batch(examples, tae, &self.provenance.normaliser);
+        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
         let values = self.blueprint.predictions(&outputs);
         let tasks = self.blueprint.description.tasks.iter().zip(values);
-        let tasks: Vec<Prediction> = tasks
-            .map(|(task, values)| Prediction {
-                task: task.name.clone(),
-                values,
-            })
-            .collect();
+        let tasks: Vec<Prediction> =
+            tasks.map(|(task, values)| Prediction { task: task.name.clone(), values }).collect();
         for prediction in &tasks {
-            if let Some(row) = prediction
-                .values
-                .iter()
-                .position(|value| !value.is_finite())
-            {
+            if let Some(row) = prediction.values.iter().position(|value| !value.is_finite()) {
                 let why = format!(
                     "task `{}`, row {row}: prediction {}",
                     prediction.task, prediction.values[row]
@@ -362,16 +310,10 @@ impl Expert {
                 .unwrap_or_default(),
             user: example.user.id,
             time_ms: example.time_ms,
-            candidates: example
-                .targets
-                .iter()
-                .map(|target| target.item.id)
-                .collect(),
+            candidates: example.targets.iter().map(|target| target.item.id).collect(),
             limit: limit.min(example.targets.len()) as u32,
         };
-        self.blueprint
-            .plugin
-            .rank(&request, &predictions.tasks, &columns)
+        self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
     /// Answers one request: breaker, network, `rank`, counters. `tae` is the
@@ -394,13 +336,7 @@ impl Expert {
         match answer {
             Ok((ranked, predictions)) => {
                 self.breaker.success();
-                (
-                    RankOutcome::Ranked {
-                        ranked,
-                        predictions,
-                    },
-                    times,
-                )
+                (RankOutcome::Ranked { ranked, predictions }, times)
             }
             Err(fault) => {
                 self.breaker.fault(Instant::now());
@@ -416,10 +352,6 @@ impl Expert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault {
-            plugin: self.name().to_owned(),
-            call,
-            cause,
-        }
+        ExpertFault { plugin: self.name().to_owned(), call, cause }
     }
 }

@@ -68,10 +68,7 @@ impl Counters {
         let mut tables: Vec<Table> = Vec::new();
         for (counter, description) in schema.counters.iter().enumerate() {
             let index = |name: &String| {
-                columns
-                    .iter()
-                    .position(|column| column == name)
-                    .expect("validated")
+                columns.iter().position(|column| column == name).expect("validated")
             };
             let key: Vec<usize> = description.key.iter().map(index).collect();
             let action = schema.action(&description.action).expect("validated");
@@ -79,10 +76,7 @@ impl Counters {
             match tables.iter_mut().find(|table| table.key == key) {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
-                    needs_place: description
-                        .key
-                        .iter()
-                        .any(|name| of_the_place(schema, name)),
+                    needs_place: description.key.iter().any(|name| of_the_place(schema, name)),
                     key,
                     members: vec![member],
                     rows: Recent::new(config.max_counter_keys),
@@ -112,15 +106,7 @@ impl Counters {
             let rate = (f64::from(total.positives) + 0.5) / (f64::from(total.impressions) + 1.0);
             (rate, logit(rate))
         };
-        Priors {
-            now_ms,
-            rates: self
-                .totals
-                .iter()
-                .zip(&self.half_lives_ms)
-                .map(rate)
-                .collect(),
-        }
+        Priors { now_ms, rates: self.totals.iter().zip(&self.half_lives_ms).map(rate).collect() }
     }
 
     /// Appends `NAME_rate` and `NAME_count` of each counter.
@@ -144,11 +130,7 @@ impl Counters {
     }
 
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
-        for table in self
-            .tables
-            .iter_mut()
-            .filter(|table| seen.place_known || !table.needs_place)
-        {
+        for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
             let hash = table.hash(seen.ids);
             let (last_ms, row) = table.rows.touch(hash, seen.now_ms);
             row.resize(table.members.len(), Tally::default());
@@ -170,11 +152,7 @@ impl Counters {
 
 impl Table {
     fn hash(&self, ids: &[u64]) -> u64 {
-        self.key
-            .iter()
-            .fold(0x9e37_79b9_7f4a_7c15, |hash, &column| {
-                mix(hash ^ mix(ids[column]))
-            })
+        self.key.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &column| mix(hash ^ mix(ids[column])))
     }
 }
 
@@ -184,10 +162,7 @@ impl Tally {
             return self;
         }
         let keep = (-(age_ms as f32) / half_life_ms).exp2();
-        Tally {
-            impressions: self.impressions * keep,
-            positives: self.positives * keep,
-        }
+        Tally { impressions: self.impressions * keep, positives: self.positives * keep }
     }
 
     fn add(&mut self, positive: bool) {
@@ -203,10 +178,7 @@ impl Tally {
 fn of_the_place(schema: &Schema, column: &str) -> bool {
     column == "surface"
         || column == "hour"
-        || schema
-            .context_features
-            .iter()
-            .any(|feature| feature.name == column)
+        || schema.context_features.iter().any(|feature| feature.name == column)
 }
 
 fn logit(rate: f64) -> f64 {

@@ -147,13 +147,7 @@ impl FeatureState {
         until_ms: Option<i64>,
     ) -> Result<FeatureState> {
         let mut state = FeatureState::new(dataset, config);
-        for step in Timeline::new(
-            dataset,
-            Span {
-                from_ms: None,
-                until_ms,
-            },
-        )? {
+        for step in Timeline::new(dataset, Span { from_ms: None, until_ms })? {
             if let Step::Outcome(impression) = step? {
                 state.apply(&impression);
             }
@@ -273,15 +267,7 @@ impl FeatureState {
         let (_, history) = self.histories.touch(impression.user, impression.outcome_ms);
         let (surface, time_ms, outcome) =
             (impression.surface, impression.time_ms, impression.outcome);
-        history.push(
-            Event {
-                item,
-                surface,
-                time_ms,
-                outcome,
-            },
-            limit,
-        );
+        history.push(Event { item, surface, time_ms, outcome }, limit);
     }
 
     fn target(
@@ -298,13 +284,7 @@ impl FeatureState {
         };
         let context = &candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
-        let ids = self.ids(&Subject {
-            user,
-            item: &item,
-            surface,
-            time_ms,
-            context,
-        });
+        let ids = self.ids(&Subject { user, item: &item, surface, time_ms, context });
         let mut features = Vec::with_capacity(self.widths.features(&self.counters));
         extend(&mut features, &item.dense, self.widths.item_dense);
         extend(&mut features, &user.dense, self.widths.user_dense);
@@ -322,13 +302,7 @@ impl FeatureState {
             (since_last.max(0) as f32 / 1e3).ln_1p(),
             (since_first.max(0) as f32 / 3.6e6).ln_1p(),
         ]);
-        Target {
-            item,
-            ids,
-            features,
-            outcome: candidate.outcome,
-            truth: candidate.truth.clone(),
-        }
+        Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
     fn ids(&self, subject: &Subject<'_>) -> Vec<u64> {
@@ -337,12 +311,7 @@ impl FeatureState {
         let mut ids = Vec::with_capacity(
             BUILT_IN_IDS.len() + widths.item_ids + widths.user_ids + widths.context_ids,
         );
-        ids.extend([
-            subject.user.id,
-            subject.item.id,
-            u64::from(subject.surface),
-            hour,
-        ]);
+        ids.extend([subject.user.id, subject.item.id, u64::from(subject.surface), hour]);
         extend(&mut ids, &subject.item.ids, widths.item_ids);
         extend(&mut ids, &subject.user.ids, widths.user_ids);
         extend(&mut ids, &subject.context.ids, widths.context_ids);
@@ -350,20 +319,12 @@ impl FeatureState {
     }
 
     fn user(&self, id: u64) -> Arc<User> {
-        self.users.get(&id).cloned().unwrap_or_else(|| {
-            Arc::new(User {
-                id,
-                ..User::default()
-            })
-        })
+        self.users.get(&id).cloned().unwrap_or_else(|| Arc::new(User { id, ..User::default() }))
     }
 
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
         self.items.get(&id).cloned().unwrap_or_else(|| {
-            let (ids, dense) = (
-                vec![0; self.widths.item_ids],
-                vec![0.0; self.widths.item_dense],
-            );
+            let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
             Arc::new(Item { id, ids, dense })
         })
     }
@@ -374,17 +335,10 @@ impl History {
     /// came at once.
     fn push(&mut self, event: Event, limit: usize) {
         self.count += 1;
-        self.last_ms = if self.count == 1 {
-            event.time_ms
-        } else {
-            self.last_ms.max(event.time_ms)
-        };
-        let later = self
-            .events
-            .iter()
-            .rev()
-            .take_while(|other| other.time_ms > event.time_ms)
-            .count();
+        self.last_ms =
+            if self.count == 1 { event.time_ms } else { self.last_ms.max(event.time_ms) };
+        let later =
+            self.events.iter().rev().take_while(|other| other.time_ms > event.time_ms).count();
         self.events.insert(self.events.len() - later, event);
         if self.events.len() > limit {
             self.events.pop_front();

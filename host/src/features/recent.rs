@@ -12,10 +12,7 @@ pub(super) struct Recent<V> {
 impl<V: Default> Recent<V> {
     /// An empty map of at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Recent<V> {
-        Recent {
-            entries: HashMap::new(),
-            capacity: capacity.max(1),
-        }
+        Recent { entries: HashMap::new(), capacity: capacity.max(1) }
     }
 
     /// The number of entries.
@@ -30,9 +27,7 @@ impl<V: Default> Recent<V> {
 
     /// A value and when it was last touched.
     pub(super) fn get_with_time(&self, id: u64) -> Option<(i64, &V)> {
-        self.entries
-            .get(&id)
-            .map(|(last_ms, value)| (*last_ms, value))
+        self.entries.get(&id).map(|(last_ms, value)| (*last_ms, value))
     }
 
     /// A value to change, made if need be, and the time of the touch before this one.
@@ -40,10 +35,7 @@ impl<V: Default> Recent<V> {
         if self.entries.len() >= self.capacity && !self.entries.contains_key(&id) {
             self.forget();
         }
-        let (last_ms, value) = self
-            .entries
-            .entry(id)
-            .or_insert_with(|| (now_ms, V::default()));
+        let (last_ms, value) = self.entries.entry(id).or_insert_with(|| (now_ms, V::default()));
         let before = *last_ms;
         *last_ms = before.max(now_ms);
         (before, value)

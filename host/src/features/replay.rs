@@ -49,12 +49,7 @@ impl Replay {
         options: ReplayOptions,
     ) -> Result<Replay> {
         let timeline = Timeline::new(dataset, options.span)?;
-        Ok(Replay {
-            timeline,
-            state,
-            ready: VecDeque::new(),
-            options,
-        })
+        Ok(Replay { timeline, state, ready: VecDeque::new(), options })
     }
 
     /// The state where the replay stands: after its end, that of the span's end.
@@ -69,8 +64,7 @@ impl Replay {
             if part > 0 {
                 request.request = mix(request.request ^ mix(part as u64));
             }
-            self.ready
-                .push_back(self.state.fetch(&request, self.options.history_len));
+            self.ready.push_back(self.state.fetch(&request, self.options.history_len));
         }
     }
 }
@@ -146,9 +140,7 @@ impl Pretraining {
         for impression in dataset.impressions()? {
             let impression = impression?;
             if impression.history_only
-                && options
-                    .until_ms
-                    .is_none_or(|until_ms| impression.outcome_ms < until_ms)
+                && options.until_ms.is_none_or(|until_ms| impression.outcome_ms < until_ms)
             {
                 by_user.entry(impression.user).or_default().push(impression);
             }
@@ -156,19 +148,9 @@ impl Pretraining {
         let mut users: Vec<(u64, Vec<Impression>)> = by_user.into_iter().collect();
         users.sort_by_key(|(user, _)| mix(options.seed ^ mix(*user)));
         let users: Vec<Vec<Impression>> = users.into_iter().map(|(_, events)| events).collect();
-        let examples = users
-            .iter()
-            .map(|events| events.len().div_ceil(options.chunk.max(1)))
-            .sum();
+        let examples = users.iter().map(|events| events.len().div_ceil(options.chunk.max(1))).sum();
         let state = FeatureState::new(dataset, options.features);
-        Ok(Pretraining {
-            state,
-            options,
-            users,
-            round: 0,
-            next_user: 0,
-            examples,
-        })
+        Ok(Pretraining { state, options, users, round: 0, next_user: 0, examples })
     }
 
     /// How many examples there are in all.
@@ -186,8 +168,7 @@ impl Iterator for Pretraining {
             if self.next_user == self.users.len() {
                 self.round += 1;
                 self.next_user = 0;
-                self.users
-                    .retain(|events| events.len() > self.round * chunk);
+                self.users.retain(|events| events.len() > self.round * chunk);
             }
             if self.users.is_empty() {
                 return None;
@@ -195,9 +176,7 @@ impl Iterator for Pretraining {
             let events = &self.users[self.next_user];
             self.next_user += 1;
             if let Some(rows) = events.chunks(chunk).nth(self.round) {
-                let example = self
-                    .state
-                    .fetch(&request_input(rows), self.options.history_len);
+                let example = self.state.fetch(&request_input(rows), self.options.history_len);
                 rows.iter().for_each(|row| self.state.apply(row));
                 return Some(example);
             }

@@ -10,10 +10,7 @@ use crate::dataset::{Entities, write_dataset};
 use crate::schema::{Counter, Feature, Task, TaskKind, TaskRole};
 
 fn schema() -> Schema {
-    let feature = |name: &str, kind| Feature {
-        name: name.into(),
-        kind,
-    };
+    let feature = |name: &str, kind| Feature { name: name.into(), kind };
     let counter = |name: &str, key: &[&str], half_life_days| Counter {
         name: name.into(),
         key: key.iter().map(|name| name.to_string()).collect(),
@@ -62,10 +59,7 @@ fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impre
             known: 0b11,
             values: [f32::NAN; MAX_VALUES],
         },
-        context: Context {
-            ids: vec![5],
-            dense: vec![],
-        },
+        context: Context { ids: vec![5], dense: vec![] },
         truth: vec![],
         history_only: false,
     }
@@ -73,37 +67,17 @@ fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impre
 
 fn dataset(dir: &Path, mut rows: Vec<Impression>) -> Dataset {
     let schema = schema();
-    let items: Vec<Item> = (1..=4)
-        .map(|id| Item {
-            id,
-            ids: vec![id % 2 + 10],
-            dense: vec![id as f32],
-        })
-        .collect();
-    let users: Vec<User> = (1..=3)
-        .map(|id| User {
-            id,
-            ids: vec![id * 10],
-            dense: vec![],
-        })
-        .collect();
-    let entities = Entities {
-        schema: &schema,
-        items: &items,
-        item_names: &[],
-        users: &users,
-    };
+    let items: Vec<Item> =
+        (1..=4).map(|id| Item { id, ids: vec![id % 2 + 10], dense: vec![id as f32] }).collect();
+    let users: Vec<User> =
+        (1..=3).map(|id| User { id, ids: vec![id * 10], dense: vec![] }).collect();
+    let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
     write_dataset(dir, &entities, &mut rows).unwrap();
     Dataset::open(dir).unwrap()
 }
 
 fn options(span: Span) -> ReplayOptions {
-    ReplayOptions {
-        span,
-        history_len: 8,
-        max_targets: 16,
-        features: FeatureConfig::default(),
-    }
+    ReplayOptions { span, history_len: 8, max_targets: 16, features: FeatureConfig::default() }
 }
 
 fn seen(example: &Example) -> Vec<u64> {
@@ -121,10 +95,8 @@ fn history_holds_only_what_was_known() {
         (4, 1000, 1001, 1, 4, true),
     ];
     let data = dataset(dir.path(), rows.map(impression).to_vec());
-    let examples: Vec<Example> = Replay::new(&data, options(Span::default()))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let examples: Vec<Example> =
+        Replay::new(&data, options(Span::default())).unwrap().map(Result::unwrap).collect();
     assert_eq!(examples.len(), 4);
     let histories: Vec<Vec<u64>> = examples.iter().map(seen).collect();
     assert_eq!(
@@ -149,28 +121,14 @@ fn a_replay_that_resumes_yields_what_an_unbroken_one_yields() {
         ))
     });
     let data = dataset(dir.path(), rows.collect());
-    let all: Vec<Example> = Replay::new(&data, options(Span::default()))
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
-    let mut first = Replay::new(
-        &data,
-        options(Span {
-            from_ms: None,
-            until_ms: Some(2000),
-        }),
-    )
-    .unwrap();
+    let all: Vec<Example> =
+        Replay::new(&data, options(Span::default())).unwrap().map(Result::unwrap).collect();
+    let mut first =
+        Replay::new(&data, options(Span { from_ms: None, until_ms: Some(2000) })).unwrap();
     let mut parts: Vec<Example> = first.by_ref().map(Result::unwrap).collect();
-    let rest = options(Span {
-        from_ms: Some(2000),
-        until_ms: None,
-    });
+    let rest = options(Span { from_ms: Some(2000), until_ms: None });
     let resumed = Replay::with_state(&data, first.into_state(), rest).unwrap();
-    let rebuilt: Vec<Example> = Replay::new(&data, rest)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let rebuilt: Vec<Example> = Replay::new(&data, rest).unwrap().map(Result::unwrap).collect();
     parts.extend(resumed.map(Result::unwrap));
     assert_eq!(format!("{all:?}"), format!("{parts:?}"));
     assert_eq!(format!("{:?}", &all[20..]), format!("{rebuilt:?}"));
@@ -235,23 +193,12 @@ fn large_requests_come_in_parts_with_ids_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(
         dir.path(),
-        (0..5)
-            .map(|i| impression((7, 50, 60 + i, 1, 1 + i as u64 % 4, false)))
-            .collect(),
+        (0..5).map(|i| impression((7, 50, 60 + i, 1, 1 + i as u64 % 4, false))).collect(),
     );
-    let replay = Replay::new(
-        &data,
-        ReplayOptions {
-            max_targets: 2,
-            ..options(Span::default())
-        },
-    )
-    .unwrap();
+    let replay =
+        Replay::new(&data, ReplayOptions { max_targets: 2, ..options(Span::default()) }).unwrap();
     let examples: Vec<Example> = replay.map(Result::unwrap).collect();
-    assert_eq!(
-        examples.iter().map(|e| e.targets.len()).collect::<Vec<_>>(),
-        [2, 2, 1]
-    );
+    assert_eq!(examples.iter().map(|e| e.targets.len()).collect::<Vec<_>>(), [2, 2, 1]);
     assert_eq!(examples[0].request, 7);
     assert!(examples[1].request != 7 && examples[1].request != examples[2].request);
 }
@@ -261,20 +208,9 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
     let dir = tempfile::tempdir().unwrap();
     let mut rows: Vec<Impression> = (0..30)
         .map(|i| {
-            impression((
-                100 + i,
-                i as i64 * 1000,
-                i as i64 * 1000,
-                1 + i % 3,
-                1 + i % 4,
-                true,
-            ))
+            impression((100 + i, i as i64 * 1000, i as i64 * 1000, 1 + i % 3, 1 + i % 4, true))
         })
-        .map(|row| Impression {
-            history_only: true,
-            surface: 0,
-            ..row
-        })
+        .map(|row| Impression { history_only: true, surface: 0, ..row })
         .collect();
     rows.push(impression((1, 40_000, 40_001, 1, 1, true)));
     let data = dataset(dir.path(), rows);
@@ -297,12 +233,7 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
         [0, 0, 0, 4, 4, 4, 8, 8, 8]
     );
     for example in &examples {
-        assert!(
-            example
-                .history
-                .iter()
-                .all(|event| event.time_ms < example.time_ms)
-        );
+        assert!(example.history.iter().all(|event| event.time_ms < example.time_ms));
     }
     // The same events are history for the one real request, and make no request themselves.
     let replayed: Vec<Example> = Replay::new(&data, super::tests::options(Span::default()))

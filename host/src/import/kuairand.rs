@@ -71,11 +71,8 @@ pub fn import(options: &Options) -> Result<ImportReport> {
             reader.read_history(&path)?;
         }
     }
-    let tabs: BTreeSet<u16> = rows
-        .iter()
-        .filter(|row| !row.history_only)
-        .map(|row| row.surface)
-        .collect();
+    let tabs: BTreeSet<u16> =
+        rows.iter().filter(|row| !row.history_only).map(|row| row.surface).collect();
     let schema = schema(&tabs);
     name_surfaces(&mut rows, &tabs);
     form_requests(&mut rows);
@@ -84,12 +81,7 @@ pub fn import(options: &Options) -> Result<ImportReport> {
     let mut users: Vec<_> = users.into_values().collect();
     users.sort_by_key(|user| user.id);
     (report.items, report.users) = (items.len() as u64, users.len() as u64);
-    let entities = Entities {
-        schema: &schema,
-        items: &items,
-        item_names: &[],
-        users: &users,
-    };
+    let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
     write_dataset(&options.into, &entities, &mut rows)?;
     report.seconds = start.elapsed().as_secs_f64();
     report.save(&options.into)?;

@@ -16,24 +16,11 @@ use crate::dataset::Impression;
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
 
 fn features(names: &[&str], kind: FeatureKind) -> Vec<Feature> {
-    names
-        .iter()
-        .map(|&name| Feature {
-            name: name.into(),
-            kind,
-        })
-        .collect()
+    names.iter().map(|&name| Feature { name: name.into(), kind }).collect()
 }
 
 fn task(name: &str, role: TaskRole, kind: TaskKind) -> Task {
-    Task {
-        name: name.into(),
-        role,
-        kind,
-        label: name.into(),
-        surfaces: Vec::new(),
-        weight: 1.0,
-    }
+    Task { name: name.into(), role, kind, label: name.into(), surfaces: Vec::new(), weight: 1.0 }
 }
 
 /// A counter a key and action, named after both: `user_surface_is_click`. Of the column's
@@ -50,9 +37,7 @@ fn counters(keys: &[&[&str]], actions: &[&str]) -> Vec<Counter> {
         action: action.to_string(),
         half_life_days: 0.0,
     };
-    keys.iter()
-        .flat_map(|key| actions.iter().map(move |action| named(key, action)))
-        .collect()
+    keys.iter().flat_map(|key| actions.iter().map(move |action| named(key, action))).collect()
 }
 
 /// Sorts impressions by the time of their requests and numbers the requests from 1 in that order.

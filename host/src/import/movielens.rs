@@ -85,9 +85,7 @@ fn download(folder: &Path) -> Result<PathBuf> {
         .arg(PACKAGE)
         .output()
         .map_err(|error| {
-            Error::Invalid(format!(
-                "python3 could not be run ({error}); install it, or {advice}"
-            ))
+            Error::Invalid(format!("python3 could not be run ({error}); install it, or {advice}"))
         })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -116,21 +114,13 @@ fn import_wheel(wheel: &Path, into: &Path) -> Result<ImportReport> {
     let mut rows = impressions(&mut ratings, &films, &surfaces);
     drop(ratings);
     report.count(&rows);
-    let items: Vec<Item> = films
-        .iter()
-        .enumerate()
-        .map(|(index, film)| film.item(index))
-        .collect();
+    let items: Vec<Item> = films.iter().enumerate().map(|(index, film)| film.item(index)).collect();
     let item_names: Vec<String> = films.iter().map(|film| film.name.clone()).collect();
     let users: Vec<User> = users.into_values().collect();
     (report.items, report.users) = (items.len() as u64, users.len() as u64);
     let schema = schema(surfaces);
-    let entities = Entities {
-        schema: &schema,
-        items: &items,
-        item_names: &item_names,
-        users: &users,
-    };
+    let entities =
+        Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
     write_dataset(into, &entities, &mut rows)?;
     report.seconds = start.elapsed().as_secs_f64();
     report.save(into)?;
@@ -149,10 +139,7 @@ fn read(
 ) -> Result<()> {
     let path = format!("{FOLDER}{file}");
     let content = archive.by_name(&path).map_err(|error| {
-        Error::data(
-            wheel,
-            format!("{path}: {error}; expected the wheel of {PACKAGE}"),
-        )
+        Error::data(wheel, format!("{path}: {error}; expected the wheel of {PACKAGE}"))
     })?;
     let name = format!("{}/{path}", wheel.display());
     TextFile {
@@ -174,11 +161,7 @@ fn read_films(wheel: &Path, archive: &mut Archive, report: &mut ImportReport) ->
         if genres.is_empty() {
             return Err(row.bad(2, "a film without a genre".into()));
         }
-        films.push(Film {
-            name: row.text(0).into_owned(),
-            year,
-            genres,
-        });
+        films.push(Film { name: row.text(0).into_owned(), year, genres });
         Ok(())
     })?;
     Ok(films)
@@ -190,32 +173,15 @@ fn read_users(
     report: &mut ImportReport,
 ) -> Result<BTreeMap<u64, User>> {
     let mut users = BTreeMap::new();
-    let columns = &[
-        "user_id:token",
-        "age:float",
-        "gender:token",
-        "occupation:float",
-        "zip_code:token",
-    ];
+    let columns =
+        &["user_id:token", "age:float", "gender:token", "occupation:float", "zip_code:token"];
     read(wheel, archive, ("ml-1m.user", columns), report, |row| {
         let id = user_id(row)?;
         let zip = row.text(4).chars().take(3).collect::<String>();
-        let ids = [
-            row.text(1).as_ref(),
-            &row.text(2),
-            &row.text(3),
-            &format!("zip{zip}"),
-        ]
-        .map(category_id)
-        .to_vec();
-        users.insert(
-            id,
-            User {
-                id,
-                ids,
-                dense: Vec::new(),
-            },
-        );
+        let ids = [row.text(1).as_ref(), &row.text(2), &row.text(3), &format!("zip{zip}")]
+            .map(category_id)
+            .to_vec();
+        users.insert(id, User { id, ids, dense: Vec::new() });
         Ok(())
     })?;
     Ok(users)
@@ -227,18 +193,10 @@ fn read_ratings(
     (films, users): (&[Film], &BTreeMap<u64, User>),
     report: &mut ImportReport,
 ) -> Result<Vec<Rating>> {
-    let by_name: HashMap<&str, usize> = films
-        .iter()
-        .enumerate()
-        .map(|(index, film)| (film.name.as_str(), index))
-        .collect();
+    let by_name: HashMap<&str, usize> =
+        films.iter().enumerate().map(|(index, film)| (film.name.as_str(), index)).collect();
     let mut ratings = Vec::new();
-    let columns = &[
-        "user_id:token",
-        "item_id:token",
-        "rating:float",
-        "timestamp:float",
-    ];
+    let columns = &["user_id:token", "item_id:token", "rating:float", "timestamp:float"];
     read(wheel, archive, ("ml-1m.inter", columns), report, |row| {
         let user = user_id(row)?;
         if !users.contains_key(&user) {
@@ -256,12 +214,7 @@ fn read_ratings(
         if !(0.0..1e11).contains(&time_s) {
             return Err(row.bad(3, format!("{time_s} is no time in seconds since 1970")));
         }
-        ratings.push(Rating {
-            user,
-            film,
-            stars: stars as u8,
-            time_s: time_s as i64,
-        });
+        ratings.push(Rating { user, film, stars: stars as u8, time_s: time_s as i64 });
         Ok(())
     })?;
     Ok(ratings)
@@ -270,9 +223,7 @@ fn read_ratings(
 /// Users are called `1m_17`.
 fn user_id(row: &Row<'_>) -> std::result::Result<u64, super::report::Bad> {
     let text = row.text(0);
-    let number = text
-        .strip_prefix("1m_")
-        .and_then(|number| number.parse().ok());
+    let number = text.strip_prefix("1m_").and_then(|number| number.parse().ok());
     number.ok_or_else(|| row.bad(0, format!("`{text}` is no user; expected 1m_NUMBER")))
 }
 
@@ -281,11 +232,7 @@ impl Film {
         let second = self.genres.get(1).map_or("", String::as_str);
         let decade = (self.year / 10.0).floor() as u64 * 10;
         let ids = vec![category_id(&self.genres[0]), category_id(second), decade];
-        Item {
-            id: index as u64 + 1,
-            ids,
-            dense: vec![(self.year - 1980.0) / 20.0],
-        }
+        Item { id: index as u64 + 1, ids, dense: vec![(self.year - 1980.0) / 20.0] }
     }
 }
 
@@ -306,10 +253,7 @@ fn surfaces(films: &[Film]) -> Vec<String> {
     }
     let mut genres: Vec<(&str, usize)> = counts.into_iter().collect();
     genres.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
-    let most = genres
-        .iter()
-        .take(GENRE_SURFACES)
-        .map(|(genre, _)| genre.to_string());
+    let most = genres.iter().take(GENRE_SURFACES).map(|(genre, _)| genre.to_string());
     most.chain(["other".to_string()]).collect()
 }
 
@@ -353,10 +297,7 @@ struct Open {
 /// Forms requests: ratings of one user on one surface, from the same session, a few minutes at most.
 /// A request has the time of its first rating, and each outcome is known at its own rating's time.
 fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> Vec<Impression> {
-    let surface_of: Vec<u16> = films
-        .iter()
-        .map(|film| surface_of(film, surfaces))
-        .collect();
+    let surface_of: Vec<u16> = films.iter().map(|film| surface_of(film, surfaces)).collect();
     ratings.sort_by_key(|rating| (rating.user, rating.time_s));
     let mut rows = Vec::with_capacity(ratings.len());
     let mut open: HashMap<u16, Open> = HashMap::new();
@@ -372,11 +313,7 @@ fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> V
         });
         let request = open.entry(surface).or_insert_with(|| {
             requests += 1;
-            Open {
-                request: requests,
-                start_s: rating.time_s,
-                targets: 0,
-            }
+            Open { request: requests, start_s: rating.time_s, targets: 0 }
         });
         request.targets += 1;
         rows.push(rating.impression(request, surface));
@@ -386,20 +323,15 @@ fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> V
 }
 
 fn surface_of(film: &Film, surfaces: &[String]) -> u16 {
-    let index = surfaces
-        .iter()
-        .position(|surface| *surface == film.genres[0]);
+    let index = surfaces.iter().position(|surface| *surface == film.genres[0]);
     index.unwrap_or(surfaces.len() - 1) as u16
 }
 
 impl Rating {
     fn impression(&self, request: &Open, surface: u16) -> Impression {
         let bits = [self.stars >= 4, self.stars == 5, self.stars <= 2];
-        let actions = bits
-            .iter()
-            .enumerate()
-            .map(|(bit, &happened)| u32::from(happened) << bit)
-            .sum();
+        let actions =
+            bits.iter().enumerate().map(|(bit, &happened)| u32::from(happened) << bit).sum();
         let mut values = [f32::NAN; MAX_VALUES];
         values[0] = f32::from(self.stars) / 5.0;
         Impression {
@@ -409,11 +341,7 @@ impl Rating {
             user: self.user,
             item: self.film as u64 + 1,
             surface,
-            outcome: Outcome {
-                actions,
-                known: 0b111,
-                values,
-            },
+            outcome: Outcome { actions, known: 0b111, values },
             context: Context::default(),
             truth: Vec::new(),
             history_only: false,

@@ -71,11 +71,7 @@ pub(super) struct Bad {
 impl ImportReport {
     /// Begins a file.
     pub(super) fn open(&mut self, file: &str) {
-        self.files.push(FileReport {
-            file: file.to_string(),
-            rows: 0,
-            bad: 0,
-        });
+        self.files.push(FileReport { file: file.to_string(), rows: 0, bad: 0 });
     }
 
     /// Counts a row of the file begun last.
@@ -91,12 +87,7 @@ impl ImportReport {
                 .or_default() += 1;
             if self.first_bad_rows.len() < SHOWN {
                 let (file, column) = (file.file.clone(), bad.column.to_string());
-                self.first_bad_rows.push(BadRow {
-                    file,
-                    line,
-                    column,
-                    reason: bad.reason,
-                });
+                self.first_bad_rows.push(BadRow { file, line, column, reason: bad.reason });
             }
         }
     }
@@ -109,26 +100,17 @@ impl ImportReport {
         }
         let first = self.first_bad_rows.iter().find(|bad| bad.file == file.file);
         let first = first.map_or(String::new(), |bad| {
-            format!(
-                "; line {}, column `{}`: {}",
-                bad.line, bad.column, bad.reason
-            )
+            format!("; line {}, column `{}`: {}", bad.line, bad.column, bad.reason)
         });
-        Err(Error::data(
-            &file.file,
-            format!("none of its {} rows can be used{first}", file.rows),
-        ))
+        Err(Error::data(&file.file, format!("none of its {} rows can be used{first}", file.rows)))
     }
 
     /// Counts what will be written.
     pub(super) fn count(&mut self, rows: &[Impression]) {
         self.impressions = rows.len() as u64;
         self.history_only = rows.iter().filter(|row| row.history_only).count() as u64;
-        let requests: HashSet<u64> = rows
-            .iter()
-            .filter(|row| !row.history_only)
-            .map(|row| row.request)
-            .collect();
+        let requests: HashSet<u64> =
+            rows.iter().filter(|row| !row.history_only).map(|row| row.request).collect();
         self.requests = requests.len() as u64;
     }
 
@@ -163,11 +145,7 @@ impl std::fmt::Display for ImportReport {
                 )?;
             }
             if self.bad_rows > self.first_bad_rows.len() as u64 {
-                writeln!(
-                    f,
-                    "  ... and {} more",
-                    self.bad_rows - self.first_bad_rows.len() as u64
-                )?;
+                writeln!(f, "  ... and {} more", self.bad_rows - self.first_bad_rows.len() as u64)?;
             }
         }
         Ok(())

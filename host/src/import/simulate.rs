@@ -65,12 +65,8 @@ pub fn simulate(options: &Options) -> Result<SimulateReport> {
     options.check()?;
     let schema = schema(options.surfaces);
     let mut world = World::new(options);
-    let entities = Entities {
-        schema: &schema,
-        items: &world.items(),
-        item_names: &[],
-        users: &world.users(),
-    };
+    let entities =
+        Entities { schema: &schema, items: &world.items(), item_names: &[], users: &world.users() };
     write_entities(&options.into, &entities)?;
     let mut writer = ImpressionWriter::create(&options.into, &schema)?;
     let mut entropies = vec![Entropy::default(); schema.tasks.len()];
@@ -85,19 +81,10 @@ pub fn simulate(options: &Options) -> Result<SimulateReport> {
         }
     }
     writer.finish()?;
-    let binary = schema
-        .tasks
-        .iter()
-        .zip(&entropies)
-        .filter(|(task, _)| task.kind == TaskKind::Binary);
-    let tasks = binary
-        .map(|(task, entropy)| entropy.best(&task.name))
-        .collect();
-    let report = SimulateReport {
-        requests: options.requests as u64,
-        impressions,
-        tasks,
-    };
+    let binary =
+        schema.tasks.iter().zip(&entropies).filter(|(task, _)| task.kind == TaskKind::Binary);
+    let tasks = binary.map(|(task, entropy)| entropy.best(&task.name)).collect();
+    let report = SimulateReport { requests: options.requests as u64, impressions, tasks };
     let path = options.into.join("simulate-report.json");
     let text = serde_json::to_string_pretty(&report)
         .map_err(|error| Error::data(&path, error.to_string()))?;
@@ -109,9 +96,7 @@ impl Options {
     fn check(&self) -> Result<()> {
         let at_least = |name: &str, value: usize, least: usize| match value >= least {
             true => Ok(()),
-            false => Err(Error::Invalid(format!(
-                "--{name} {value}: at least {least} are needed"
-            ))),
+            false => Err(Error::Invalid(format!("--{name} {value}: at least {least} are needed"))),
         };
         at_least("users", self.users, 1)?;
         at_least("items", self.items, 16)?;
@@ -165,11 +150,7 @@ fn binary_entropy(p: f64) -> f64 {
 
 impl std::fmt::Display for SimulateReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(
-            f,
-            "{} requests, {} impressions",
-            self.requests, self.impressions
-        )?;
+        writeln!(f, "{} requests, {} impressions", self.requests, self.impressions)?;
         for task in &self.tasks {
             writeln!(
                 f,
@@ -184,9 +165,7 @@ impl std::fmt::Display for SimulateReport {
 fn schema(surfaces: usize) -> Schema {
     const NAMES: [&str; 3] = ["feed", "search", "stories"];
     let surface = |index: usize| {
-        NAMES
-            .get(index)
-            .map_or_else(|| format!("surface{index}"), |name| name.to_string())
+        NAMES.get(index).map_or_else(|| format!("surface{index}"), |name| name.to_string())
     };
     let mut item_features = features(&["topic", "creator"], FeatureKind::Categorical);
     item_features.extend(features(&["length"], FeatureKind::Dense));

@@ -50,10 +50,7 @@ impl<R: Read> TextFile<R> {
         let header = reader.byte_headers().map_err(unreadable)?.clone();
         let positions = self.columns.iter().map(|column| {
             let found = header.iter().position(|name| {
-                String::from_utf8_lossy(name)
-                    .trim_start_matches('\u{feff}')
-                    .trim()
-                    == *column
+                String::from_utf8_lossy(name).trim_start_matches('\u{feff}').trim() == *column
             });
             found.ok_or_else(|| {
                 Error::data(
@@ -67,11 +64,7 @@ impl<R: Read> TextFile<R> {
         let mut record = ByteRecord::new();
         while reader.read_byte_record(&mut record).map_err(unreadable)? {
             let line = record.position().map_or(0, csv::Position::line);
-            let row = Row {
-                record: &record,
-                positions: &positions,
-                columns: self.columns,
-            };
+            let row = Row { record: &record, positions: &positions, columns: self.columns };
             let outcome = match record.len() == header.len() {
                 true => take(&row),
                 false => Err(Bad {
@@ -99,12 +92,8 @@ impl Row<'_> {
     /// The cell as a number.
     pub(super) fn number<T: FromStr>(&self, column: usize) -> std::result::Result<T, Bad> {
         let text = self.text(column);
-        text.parse().map_err(|_| {
-            self.bad(
-                column,
-                format!("`{text}` is no {}", std::any::type_name::<T>()),
-            )
-        })
+        text.parse()
+            .map_err(|_| self.bad(column, format!("`{text}` is no {}", std::any::type_name::<T>())))
     }
 
     /// The cell as a finite number, `None` where it is empty.
@@ -131,9 +120,6 @@ impl Row<'_> {
 
     /// A complaint about a column.
     pub(super) fn bad(&self, column: usize, reason: String) -> Bad {
-        Bad {
-            column: self.columns[column],
-            reason,
-        }
+        Bad { column: self.columns[column], reason }
     }
 }

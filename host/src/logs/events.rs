@@ -72,19 +72,10 @@ impl EventLog {
                 ));
             }
             Err(TryLockError::Error(error)) => {
-                return Err(Error::Io {
-                    path: path.to_path_buf(),
-                    source: error,
-                });
+                return Err(Error::Io { path: path.to_path_buf(), source: error });
             }
         }
-        let mut log = EventLog {
-            path: path.to_path_buf(),
-            file,
-            fsync,
-            length: 0,
-            unsynced: 0,
-        };
+        let mut log = EventLog { path: path.to_path_buf(), file, fsync, length: 0, unsynced: 0 };
         let sound = log.scan(&mut |_| Ok(()))?;
         let length = log.file.metadata().map_err(Error::io(path))?.len();
         if sound < length {
@@ -105,19 +96,14 @@ impl EventLog {
             if json.len() as u64 + 10 > MAX_LINE {
                 return Err(Error::data(
                     &self.path,
-                    format!(
-                        "an entry of {} bytes; at most {MAX_LINE} are possible",
-                        json.len()
-                    ),
+                    format!("an entry of {} bytes; at most {MAX_LINE} are possible", json.len()),
                 ));
             }
             text.extend(format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes())).into_bytes());
         }
         if let Err(error) = self.write(&text, entries.len() as u32) {
             // A half-written entry must not come to lie before a whole one.
-            self.file
-                .set_len(self.length)
-                .map_err(Error::io(&self.path))?;
+            self.file.set_len(self.length).map_err(Error::io(&self.path))?;
             return Err(error);
         }
         self.length += text.len() as u64;
@@ -141,9 +127,7 @@ impl EventLog {
     }
 
     fn write(&mut self, text: &[u8], entries: u32) -> Result<()> {
-        self.file
-            .seek(SeekFrom::Start(self.length))
-            .map_err(Error::io(&self.path))?;
+        self.file.seek(SeekFrom::Start(self.length)).map_err(Error::io(&self.path))?;
         self.file.write_all(text).map_err(Error::io(&self.path))?;
         self.unsynced = self.unsynced.saturating_add(entries);
         match self.fsync {
@@ -155,9 +139,7 @@ impl EventLog {
 
     /// Calls `take` with every entry up to the torn tail, if there is one, and returns where that begins.
     fn scan(&mut self, take: &mut dyn FnMut(Entry) -> Result<()>) -> Result<u64> {
-        self.file
-            .seek(SeekFrom::Start(0))
-            .map_err(Error::io(&self.path))?;
+        self.file.seek(SeekFrom::Start(0)).map_err(Error::io(&self.path))?;
         let mut reader = BufReader::new(&self.file);
         let (mut at, mut torn_at) = (0, None);
         let mut line = Vec::new();
@@ -235,16 +217,12 @@ fn number(value: f32) -> Option<f32> {
 impl From<&Entry> for Record {
     fn from(entry: &Entry) -> Record {
         match entry {
-            Entry::Item(Item { id, ids, dense }) => Record::Item {
-                id: *id,
-                ids: ids.clone(),
-                dense: dense.clone(),
-            },
-            Entry::User(User { id, ids, dense }) => Record::User {
-                id: *id,
-                ids: ids.clone(),
-                dense: dense.clone(),
-            },
+            Entry::Item(Item { id, ids, dense }) => {
+                Record::Item { id: *id, ids: ids.clone(), dense: dense.clone() }
+            }
+            Entry::User(User { id, ids, dense }) => {
+                Record::User { id: *id, ids: ids.clone(), dense: dense.clone() }
+            }
             Entry::Impression(row) => Record::Impression {
                 request: row.request,
                 time_ms: row.time_ms,
@@ -295,14 +273,8 @@ impl From<Record> for Entry {
                     known,
                     values: values.map(|value| value.unwrap_or(f32::NAN)),
                 },
-                context: Context {
-                    ids: context_ids,
-                    dense: context_dense,
-                },
-                truth: truth
-                    .into_iter()
-                    .map(|value| value.unwrap_or(f32::NAN))
-                    .collect(),
+                context: Context { ids: context_ids, dense: context_dense },
+                truth: truth.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect(),
                 history_only,
             }),
         }

@@ -62,10 +62,8 @@ impl Layout {
             kind,
             list,
         });
-        let items = self
-            .item_features
-            .iter()
-            .map(|name| Field::list(format!("history_{name}"), Kind::U64));
+        let items =
+            self.item_features.iter().map(|name| Field::list(format!("history_{name}"), Kind::U64));
         fixed.chain(items).collect()
     }
 
@@ -73,19 +71,10 @@ impl Layout {
         let mut fields = vec![Field::new("request", Kind::U64)];
         fields.extend(self.ids.iter().map(|name| Field::new(name, Kind::U64)));
         fields.extend(self.features.iter().map(|name| Field::new(name, Kind::F32)));
-        fields.extend([
-            Field::new("actions", Kind::U32),
-            Field::new("known", Kind::U32),
-        ]);
-        fields.extend(
-            self.values
-                .iter()
-                .map(|name| Field::new(format!("value_{name}"), Kind::F32)),
-        );
-        fields.extend([
-            Field::list("truth", Kind::F32),
-            Field::list("tae", Kind::F32),
-        ]);
+        fields.extend([Field::new("actions", Kind::U32), Field::new("known", Kind::U32)]);
+        fields
+            .extend(self.values.iter().map(|name| Field::new(format!("value_{name}"), Kind::F32)));
+        fields.extend([Field::list("truth", Kind::F32), Field::list("tae", Kind::F32)]);
         fields
     }
 
@@ -103,46 +92,26 @@ impl Layout {
         let offsets = offsets(examples().map(|example| example.history.len()));
         let list = |values| Column::lists(values, offsets.clone());
         let mut columns = vec![
-            Column::scalars(Values::U64(
-                examples().map(|example| example.request).collect(),
-            )),
-            Column::scalars(Values::U64(
-                examples().map(|example| example.user.id).collect(),
-            )),
+            Column::scalars(Values::U64(examples().map(|example| example.request).collect())),
+            Column::scalars(Values::U64(examples().map(|example| example.user.id).collect())),
             Column::scalars(Values::U32(
-                examples()
-                    .map(|example| u32::from(example.surface))
-                    .collect(),
+                examples().map(|example| u32::from(example.surface)).collect(),
             )),
-            Column::scalars(Values::I64(
-                examples().map(|example| example.time_ms).collect(),
-            )),
-            Column::scalars(Values::Text(
-                rows.iter().map(|row| row.fm_version.clone()).collect(),
-            )),
+            Column::scalars(Values::I64(examples().map(|example| example.time_ms).collect())),
+            Column::scalars(Values::Text(rows.iter().map(|row| row.fm_version.clone()).collect())),
             Column::scalars(Values::U32(
-                examples()
-                    .map(|example| example.targets.len() as u32)
-                    .collect(),
+                examples().map(|example| example.targets.len() as u32).collect(),
             )),
             list(Values::U64(events().map(|event| event.item.id).collect())),
-            list(Values::U32(
-                events().map(|event| u32::from(event.surface)).collect(),
-            )),
-            list(Values::U32(
-                events().map(|event| event.outcome.actions).collect(),
-            )),
-            list(Values::U32(
-                events().map(|event| event.outcome.known).collect(),
-            )),
+            list(Values::U32(events().map(|event| u32::from(event.surface)).collect())),
+            list(Values::U32(events().map(|event| event.outcome.actions).collect())),
+            list(Values::U32(events().map(|event| event.outcome.known).collect())),
             list(Values::I64(events().map(|event| event.time_ms).collect())),
         ];
         let items = 0..self.item_features.len();
-        columns.extend(items.map(|i| {
-            list(Values::U64(
-                events().map(|event| event.item.ids[i]).collect(),
-            ))
-        }));
+        columns.extend(
+            items.map(|i| list(Values::U64(events().map(|event| event.item.ids[i]).collect()))),
+        );
         columns
     }
 
@@ -154,34 +123,23 @@ impl Layout {
         let u32s = |get: &dyn Fn(&Target) -> u32| {
             Column::scalars(Values::U32(targets().map(get).collect()))
         };
-        let requests = rows
-            .iter()
-            .flat_map(|row| row.example.targets.iter().map(|_| row.example.request));
+        let requests =
+            rows.iter().flat_map(|row| row.example.targets.iter().map(|_| row.example.request));
         let mut columns = vec![Column::scalars(Values::U64(requests.collect()))];
         let ids = 0..self.ids.len();
         columns.extend(ids.map(|i| {
             Column::scalars(Values::U64(targets().map(|target| target.ids[i]).collect()))
         }));
         columns.extend((0..self.features.len()).map(|i| f32s(&|target| target.features[i])));
-        columns.extend([
-            u32s(&|target| target.outcome.actions),
-            u32s(&|target| target.outcome.known),
-        ]);
+        columns
+            .extend([u32s(&|target| target.outcome.actions), u32s(&|target| target.outcome.known)]);
         columns.extend((0..self.values.len()).map(|i| f32s(&|target| target.outcome.values[i])));
         columns.push(Column::lists(
-            Values::F32(
-                targets()
-                    .flat_map(|target| target.truth.iter().copied())
-                    .collect(),
-            ),
+            Values::F32(targets().flat_map(|target| target.truth.iter().copied()).collect()),
             offsets(targets().map(|target| target.truth.len())),
         ));
         columns.push(Column::lists(
-            Values::F32(
-                rows.iter()
-                    .flat_map(|row| row.tae.iter().copied())
-                    .collect(),
-            ),
+            Values::F32(rows.iter().flat_map(|row| row.tae.iter().copied()).collect()),
             offsets(targets().map(|_| tae_dim)),
         ));
         columns
@@ -215,37 +173,24 @@ impl Layout {
         let user_id = requests[1].u64s()[row];
         let user = match targets.first() {
             Some(target) => self.user(user_id, target),
-            None => User {
-                id: user_id,
-                ..User::default()
-            },
+            None => User { id: user_id, ..User::default() },
         };
         let example = Example {
             request: requests[0].u64s()[row],
             user: Arc::new(user),
             surface: requests[2].u32s()[row] as u16,
             time_ms: requests[3].i64s()[row],
-            history: requests[6]
-                .range(row)
-                .map(|at| event(requests, at))
-                .collect(),
+            history: requests[6].range(row).map(|at| event(requests, at)).collect(),
             targets,
         };
-        Logged {
-            example,
-            tae: embeddings.to_vec(),
-            fm_version: requests[4].texts()[row].clone(),
-        }
+        Logged { example, tae: embeddings.to_vec(), fm_version: requests[4].texts()[row].clone() }
     }
 
     fn target(&self, columns: &[Column], at: usize) -> Target {
         let (id_columns, rest) = columns[1..].split_at(self.ids.len());
         let (feature_columns, rest) = rest.split_at(self.features.len());
         let ids: Vec<u64> = id_columns.iter().map(|column| column.u64s()[at]).collect();
-        let features: Vec<f32> = feature_columns
-            .iter()
-            .map(|column| column.f32s()[at])
-            .collect();
+        let features: Vec<f32> = feature_columns.iter().map(|column| column.f32s()[at]).collect();
         let mut values = [f32::NAN; MAX_VALUES];
         for (value, column) in values.iter_mut().zip(&rest[2..2 + self.values.len()]) {
             *value = column.f32s()[at];
@@ -259,11 +204,7 @@ impl Layout {
         };
         Target {
             item: Arc::new(item),
-            outcome: Outcome {
-                actions: rest[0].u32s()[at],
-                known: rest[1].u32s()[at],
-                values,
-            },
+            outcome: Outcome { actions: rest[0].u32s()[at], known: rest[1].u32s()[at], values },
             truth: truth.f32s()[truth.range(at)].to_vec(),
             ids,
             features,
@@ -282,16 +223,9 @@ impl Layout {
 }
 
 fn event(requests: &[Column], at: usize) -> Event {
-    let ids = requests[REQUEST_FIELDS.len()..]
-        .iter()
-        .map(|column| column.u64s()[at])
-        .collect();
+    let ids = requests[REQUEST_FIELDS.len()..].iter().map(|column| column.u64s()[at]).collect();
     Event {
-        item: Arc::new(Item {
-            id: requests[6].u64s()[at],
-            ids,
-            dense: Vec::new(),
-        }),
+        item: Arc::new(Item { id: requests[6].u64s()[at], ids, dense: Vec::new() }),
         surface: requests[7].u32s()[at] as u16,
         time_ms: requests[10].i64s()[at],
         outcome: Outcome {

@@ -55,10 +55,7 @@ const FORMAT: u32 = 1;
 
 /// The last `len` events on one surface: what an expert sees of the history.
 pub fn short_history(history: &[Event], surface: u16, len: usize) -> Vec<Event> {
-    let on_surface = history
-        .iter()
-        .rev()
-        .filter(|event| event.surface == surface);
+    let on_surface = history.iter().rev().filter(|event| event.surface == surface);
     let mut events: Vec<Event> = on_surface.take(len).cloned().collect();
     events.reverse();
     events
@@ -94,9 +91,7 @@ fn numbers(dir: &Path) -> Result<Vec<u32>> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let name = entry.map_err(Error::io(dir))?.file_name();
         let name = name.to_string_lossy();
-        let number = name
-            .strip_prefix("requests-")
-            .and_then(|name| name.strip_suffix(".parquet"));
+        let number = name.strip_prefix("requests-").and_then(|name| name.strip_suffix(".parquet"));
         numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
     }
     numbers.sort_unstable();

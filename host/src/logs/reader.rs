@@ -40,14 +40,7 @@ impl LogReader {
             requests += TableReader::open(&requests_path(dir, number))?.rows();
             examples += TableReader::open(&examples_path(dir, number))?.rows();
         }
-        Ok(LogReader {
-            schema,
-            manifest,
-            requests,
-            examples,
-            dir: dir.to_path_buf(),
-            numbers,
-        })
+        Ok(LogReader { schema, manifest, requests, examples, dir: dir.to_path_buf(), numbers })
     }
 
     /// All requests, in the order they were written.
@@ -136,21 +129,14 @@ impl Iterator for LogIter<'_> {
 impl Pair {
     fn open(dir: &Path, number: u32) -> Result<Pair> {
         let path = examples_path(dir, number);
-        let (requests, examples) = (
-            TableReader::open(&requests_path(dir, number))?,
-            TableReader::open(&path)?,
-        );
+        let (requests, examples) =
+            (TableReader::open(&requests_path(dir, number))?, TableReader::open(&path)?);
         if requests.groups() != examples.groups() {
             return Err(Error::data(
                 path,
                 "it has not as many row groups as the requests file of the same number",
             ));
         }
-        Ok(Pair {
-            requests,
-            examples,
-            path,
-            next_group: 0,
-        })
+        Ok(Pair { requests, examples, path, next_group: 0 })
     }
 }

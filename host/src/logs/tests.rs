@@ -33,33 +33,17 @@ fn examples(data: &Dataset) -> Vec<Example> {
         max_targets: 16,
         features: FeatureConfig::default(),
     };
-    Replay::new(data, options)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect()
+    Replay::new(data, options).unwrap().map(Result::unwrap).collect()
 }
 
 fn options() -> LogOptions {
-    LogOptions {
-        tae_dim: 3,
-        history_len: 5,
-        rows_per_file: 500,
-    }
+    LogOptions { tae_dim: 3, history_len: 5, rows_per_file: 500 }
 }
 
 /// Embeddings with every difficult bit pattern.
 fn tae(example: &Example) -> Vec<f32> {
-    let values = [
-        0.1,
-        -0.0,
-        f32::MIN_POSITIVE / 2.0,
-        f32::INFINITY,
-        1e-45,
-        example.request as f32,
-    ];
-    (0..example.targets.len() * 3)
-        .map(|i| values[i % values.len()])
-        .collect()
+    let values = [0.1, -0.0, f32::MIN_POSITIVE / 2.0, f32::INFINITY, 1e-45, example.request as f32];
+    (0..example.targets.len() * 3).map(|i| values[i % values.len()]).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -75,8 +59,7 @@ fn logs_read_back_bit_for_bit() {
     // Two writers in turn: the second continues the directory.
     for half in examples.chunks(120) {
         let mut writer = LogWriter::create(&logs, &data.schema, options()).unwrap();
-        half.iter()
-            .for_each(|example| writer.write(example, &tae(example), "fm-7").unwrap());
+        half.iter().for_each(|example| writer.write(example, &tae(example), "fm-7").unwrap());
         writer.finish().unwrap();
     }
     let reader = LogReader::open(&logs).unwrap();
@@ -91,10 +74,7 @@ fn logs_read_back_bit_for_bit() {
             (read.request, read.surface, read.time_ms),
             (original.request, original.surface, original.time_ms)
         );
-        assert_eq!(
-            (&read.user, logged.fm_version.as_str()),
-            (&original.user, "fm-7")
-        );
+        assert_eq!((&read.user, logged.fm_version.as_str()), (&original.user, "fm-7"));
         assert_eq!(bits(&logged.tae), bits(&tae(original)));
         for (read, original) in read.targets.iter().zip(&original.targets) {
             assert_eq!((&read.item, &read.ids), (&original.item, &original.ids));
@@ -109,14 +89,8 @@ fn logs_read_back_bit_for_bit() {
         let short = short_history(&original.history, original.surface, 5);
         assert_eq!(read.history.len(), short.len());
         for (read, original) in read.history.iter().zip(&short) {
-            assert_eq!(
-                (read.item.id, &read.item.ids),
-                (original.item.id, &original.item.ids)
-            );
-            assert_eq!(
-                (read.surface, read.time_ms),
-                (original.surface, original.time_ms)
-            );
+            assert_eq!((read.item.id, &read.item.ids), (original.item.id, &original.item.ids));
+            assert_eq!((read.surface, read.time_ms), (original.surface, original.time_ms));
             assert_eq!(
                 (read.outcome.actions, read.outcome.known),
                 (original.outcome.actions, original.outcome.known)
@@ -142,23 +116,11 @@ fn an_unfinished_file_is_not_seen_and_a_foreign_directory_is_refused() {
     let reader = LogReader::open(&logs).unwrap();
     assert_eq!(reader.iter().count(), reader.requests);
     assert_eq!(reader.requests, 84, "the whole file of 504 rows");
-    let other = LogOptions {
-        tae_dim: 4,
-        ..options()
-    };
-    let message = LogWriter::create(&logs, &data.schema, other)
-        .err()
-        .unwrap()
-        .to_string();
+    let other = LogOptions { tae_dim: 4, ..options() };
+    let message = LogWriter::create(&logs, &data.schema, other).err().unwrap().to_string();
     assert!(message.contains("use another directory"), "{message}");
     std::fs::remove_file(examples_path(&logs, 0)).unwrap();
-    assert!(
-        LogReader::open(&logs)
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("examples-0000.parquet")
-    );
+    assert!(LogReader::open(&logs).err().unwrap().to_string().contains("examples-0000.parquet"));
     let message = LogReader::open(dir.path()).err().unwrap().to_string();
     assert!(message.contains("log-manifest.json"), "{message}");
 }
@@ -169,27 +131,18 @@ fn tables_that_do_not_belong_together_are_refused() {
     let data = world(dir.path());
     let logs = dir.path().join("logs");
     let mut writer = LogWriter::create(&logs, &data.schema, options()).unwrap();
-    examples(&data)
-        .iter()
-        .for_each(|example| writer.write(example, &tae(example), "1").unwrap());
+    examples(&data).iter().for_each(|example| writer.write(example, &tae(example), "1").unwrap());
     writer.finish().unwrap();
     std::fs::copy(examples_path(&logs, 1), examples_path(&logs, 0)).unwrap();
     let outcome: Result<Vec<Logged>> = LogReader::open(&logs).unwrap().iter().collect();
     assert!(
-        outcome
-            .unwrap_err()
-            .to_string()
-            .contains("examples-0000.parquet: its rows do not fit")
+        outcome.unwrap_err().to_string().contains("examples-0000.parquet: its rows do not fit")
     );
 }
 
 fn entries(data: &Dataset) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = data
-        .impressions()
-        .unwrap()
-        .take(20)
-        .map(|row| Entry::Impression(row.unwrap()))
-        .collect();
+    let mut entries: Vec<Entry> =
+        data.impressions().unwrap().take(20).map(|row| Entry::Impression(row.unwrap())).collect();
     entries.push(Entry::Item((*data.items[&1]).clone()));
     entries.push(Entry::User((*data.users[&1]).clone()));
     entries
@@ -215,26 +168,16 @@ fn a_torn_tail_is_cut_and_the_rest_replayed() {
     log.append(&entries[10..]).unwrap();
     assert_eq!(replayed(&mut log), format!("{entries:?}"));
     assert!(
-        EventLog::open(&path, Fsync::Never)
-            .unwrap_err()
-            .to_string()
-            .contains("another process")
+        EventLog::open(&path, Fsync::Never).unwrap_err().to_string().contains("another process")
     );
     drop(log);
     let whole = std::fs::read(&path).unwrap();
-    let last = whole[..whole.len() - 1]
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .unwrap()
-        + 1;
+    let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
     // A crash can leave any part of the last entry.
     for length in [last, last + 1, last + 9, last + 20, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).unwrap();
         let mut log = EventLog::open(&path, Fsync::Every(4)).unwrap();
-        assert_eq!(
-            replayed(&mut log),
-            format!("{:?}", &entries[..entries.len() - 1])
-        );
+        assert_eq!(replayed(&mut log), format!("{:?}", &entries[..entries.len() - 1]));
         log.append(&entries[entries.len() - 1..]).unwrap();
         assert_eq!(replayed(&mut log), format!("{entries:?}"));
         drop(log);
@@ -247,31 +190,17 @@ fn damage_before_sound_entries_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let entries = entries(&world(dir.path()));
     let path = dir.path().join("events.log");
-    EventLog::open(&path, Fsync::Never)
-        .unwrap()
-        .append(&entries)
-        .unwrap();
+    EventLog::open(&path, Fsync::Never).unwrap().append(&entries).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[30] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let message = EventLog::open(&path, Fsync::Never).unwrap_err().to_string();
-    assert!(
-        message.contains("events.log") && message.contains("byte 0 is damaged"),
-        "{message}"
-    );
+    assert!(message.contains("events.log") && message.contains("byte 0 is damaged"), "{message}");
     // Garbage alone after sound entries is a tail.
     bytes[30] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    OpenOptions::new()
-        .append(true)
-        .open(&path)
-        .unwrap()
-        .write_all(&[0; 4000])
-        .unwrap();
-    assert_eq!(
-        replayed(&mut EventLog::open(&path, Fsync::Never).unwrap()),
-        format!("{entries:?}")
-    );
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 4000]).unwrap();
+    assert_eq!(replayed(&mut EventLog::open(&path, Fsync::Never).unwrap()), format!("{entries:?}"));
 }
 
 #[test]
@@ -288,9 +217,7 @@ fn values_that_are_not_known_stay_unknown() {
     let mut log = EventLog::open(&path, Fsync::Never).unwrap();
     log.append(&[Entry::Impression(row)]).unwrap();
     log.replay(|entry| {
-        let Entry::Impression(row) = entry else {
-            panic!("an impression was appended")
-        };
+        let Entry::Impression(row) = entry else { panic!("an impression was appended") };
         assert!(row.outcome.values.iter().all(|value| value.is_nan()));
         Ok(())
     })

@@ -48,10 +48,7 @@ impl Schema {
         unique("action", self.actions.iter().map(String::as_str))?;
         unique("value", self.values.iter().map(String::as_str))?;
         unique("task", self.tasks.iter().map(|task| task.name.as_str()))?;
-        unique(
-            "counter",
-            self.counters.iter().map(|counter| counter.name.as_str()),
-        )?;
+        unique("counter", self.counters.iter().map(|counter| counter.name.as_str()))?;
         self.validate_columns()?;
         self.validate_tasks()?;
         self.validate_counters()
@@ -87,10 +84,8 @@ impl Schema {
                     task.label
                 ));
             }
-            if let Some(surface) = task
-                .surfaces
-                .iter()
-                .find(|surface| !self.surfaces.contains(surface))
+            if let Some(surface) =
+                task.surfaces.iter().find(|surface| !self.surfaces.contains(surface))
             {
                 let known = self.surfaces.join(", ");
                 return fail(format!(
@@ -173,14 +168,8 @@ mod tests {
                 surfaces: vec!["search".into()],
                 weight: 1.0,
             }],
-            item_features: vec![Feature {
-                name: "tag".into(),
-                kind: FeatureKind::Categorical,
-            }],
-            user_features: vec![Feature {
-                name: "age".into(),
-                kind: FeatureKind::Dense,
-            }],
+            item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
+            user_features: vec![Feature { name: "age".into(), kind: FeatureKind::Dense }],
             context_features: vec![],
             counters: vec![Counter {
                 name: "user_click".into(),
@@ -207,10 +196,7 @@ mod tests {
 
     #[test]
     fn columns_come_in_the_documented_order() {
-        assert_eq!(
-            schema().id_columns(),
-            ["user_id", "item_id", "surface", "hour", "tag"]
-        );
+        assert_eq!(schema().id_columns(), ["user_id", "item_id", "surface", "hour", "tag"]);
         assert_eq!(
             schema().feature_columns(),
             [
@@ -261,16 +247,10 @@ mod tests {
     fn unknown_keys_are_refused_with_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("schema.toml");
-        std::fs::write(
-            &path,
-            "surfaces = ['a']\nactions = ['c']\ntasks = []\ncolour = 1\n",
-        )
-        .unwrap();
+        std::fs::write(&path, "surfaces = ['a']\nactions = ['c']\ntasks = []\ncolour = 1\n")
+            .unwrap();
         let message = Schema::load(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("schema.toml") && message.contains("colour"),
-            "{message}"
-        );
+        assert!(message.contains("schema.toml") && message.contains("colour"), "{message}");
     }
 
     #[test]

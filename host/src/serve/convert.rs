@@ -58,7 +58,14 @@ impl Converter {
             .iter()
             .map(|candidate| self.candidate(candidate, &request.context, &known))
             .collect::<Result<_, _>>()?;
-        Ok(RequestInput { request: id, user: request.user, user_features: None, surface, time_ms, candidates })
+        Ok(RequestInput {
+            request: id,
+            user: request.user,
+            user_features: None,
+            surface,
+            time_ms,
+            candidates,
+        })
     }
 
     /// An event in the host's terms.
@@ -69,12 +76,18 @@ impl Converter {
         let surface = self.surface(&event.surface)?;
         let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
         for (name, &happened) in &event.actions {
-            let bit = self.schema.action(name).ok_or_else(|| unknown("action", name, &self.schema.actions))?;
+            let bit = self
+                .schema
+                .action(name)
+                .ok_or_else(|| unknown("action", name, &self.schema.actions))?;
             outcome.known |= 1 << bit;
             outcome.actions |= u32::from(happened) << bit;
         }
         for (name, &value) in &event.values {
-            let at = self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))?;
+            let at = self
+                .schema
+                .value(name)
+                .ok_or_else(|| unknown("value", name, &self.schema.values))?;
             outcome.values[at] = value;
         }
         self.refuse_unknown(&event.context, &[&self.schema.context_features], "context")?;
@@ -118,8 +131,15 @@ impl Converter {
     ) -> Result<CandidateInput, Refusal> {
         let schema = &self.schema;
         let place = format!("candidate {}", candidate.id);
-        self.refuse_unknown(&candidate.features, &[&schema.item_features, &schema.context_features], &place)?;
-        let own = schema.item_features.iter().any(|feature| candidate.features.contains_key(&feature.name));
+        self.refuse_unknown(
+            &candidate.features,
+            &[&schema.item_features, &schema.context_features],
+            &place,
+        )?;
+        let own = schema
+            .item_features
+            .iter()
+            .any(|feature| candidate.features.contains_key(&feature.name));
         let features = match own {
             false => None,
             true => Some(Arc::new(self.item(candidate, known(candidate.id))?)),
@@ -152,7 +172,10 @@ impl Converter {
         Ok(context)
     }
 
-    #[allow(clippy::type_complexity, reason = "two lists of optional columns read better than a type for them")]
+    #[allow(
+        clippy::type_complexity,
+        reason = "two lists of optional columns read better than a type for them"
+    )]
     fn columns(
         &self,
         features: &[Feature],
@@ -161,14 +184,25 @@ impl Converter {
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
         for feature in features {
             let value = from.iter().find_map(|named| named.get(&feature.name));
-            let wrong = |wants| Refusal::BadRequest(format!("feature {:?} is {value:?}; it takes {wants}", feature.name));
+            let wrong = |wants| {
+                Refusal::BadRequest(format!(
+                    "feature {:?} is {value:?}; it takes {wants}",
+                    feature.name
+                ))
+            };
             match (feature.kind, value) {
                 (FeatureKind::Categorical, None) => ids.push(None),
                 (FeatureKind::Dense, None) => dense.push(None),
                 (FeatureKind::Categorical, Some(FeatureValue::Id(id))) => ids.push(Some(*id)),
-                (FeatureKind::Categorical, Some(FeatureValue::Text(text))) => ids.push(Some(category_id(text))),
-                (FeatureKind::Dense, Some(FeatureValue::Id(number))) => dense.push(Some(*number as f32)),
-                (FeatureKind::Dense, Some(FeatureValue::Number(number))) => dense.push(Some(*number as f32)),
+                (FeatureKind::Categorical, Some(FeatureValue::Text(text))) => {
+                    ids.push(Some(category_id(text)))
+                }
+                (FeatureKind::Dense, Some(FeatureValue::Id(number))) => {
+                    dense.push(Some(*number as f32))
+                }
+                (FeatureKind::Dense, Some(FeatureValue::Number(number))) => {
+                    dense.push(Some(*number as f32))
+                }
                 (FeatureKind::Categorical, Some(_)) => return Err(wrong("an id or a text")),
                 (FeatureKind::Dense, Some(_)) => return Err(wrong("a number")),
             }
@@ -176,10 +210,18 @@ impl Converter {
         Ok((ids, dense))
     }
 
-    fn refuse_unknown(&self, named: &Named, features: &[&Vec<Feature>], place: &str) -> Result<(), Refusal> {
-        let known: Vec<&str> = features.iter().flat_map(|list| list.iter().map(|f| f.name.as_str())).collect();
+    fn refuse_unknown(
+        &self,
+        named: &Named,
+        features: &[&Vec<Feature>],
+        place: &str,
+    ) -> Result<(), Refusal> {
+        let known: Vec<&str> =
+            features.iter().flat_map(|list| list.iter().map(|f| f.name.as_str())).collect();
         match named.keys().find(|name| !known.contains(&name.as_str())) {
-            Some(name) => Err(Refusal::BadRequest(format!("{place}: unknown feature {name:?}; there are {known:?}"))),
+            Some(name) => Err(Refusal::BadRequest(format!(
+                "{place}: unknown feature {name:?}; there are {known:?}"
+            ))),
             None => Ok(()),
         }
     }

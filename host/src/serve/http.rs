@@ -50,11 +50,14 @@ pub async fn serve(
     ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
 ) -> Result<()> {
     let listen = config.server.listen.clone();
-    let cannot = |error: std::io::Error| Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"));
+    let cannot = |error: std::io::Error| {
+        Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"))
+    };
     let listener = TcpListener::bind(&listen).await.map_err(cannot)?;
     let address = listener.local_addr().map_err(cannot)?;
     let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
-    let workers = Workers::start(size).map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
+    let workers = Workers::start(size)
+        .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
     let metrics = Arc::new(Metrics::new());
     let app = Arc::new(App { config, service: OnceLock::new(), workers, metrics });
     let (failed, failure) = oneshot::channel();
@@ -92,7 +95,9 @@ fn routes(app: Arc<App>) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .fallback(|| async { refuse_with(404, "not_found", "no such route; see README.md for those there are") })
+        .fallback(|| async {
+            refuse_with(404, "not_found", "no such route; see README.md for those there are")
+        })
         .with_state(app)
 }
 
@@ -102,7 +107,9 @@ async fn rank(State(app): State<Arc<App>>, body: Body) -> Response {
 }
 
 async fn events(State(app): State<Arc<App>>, body: Body) -> Response {
-    let run = |service: &Service, request| service.events(&request).map(|accepted| EventsAnswer { accepted });
+    let run = |service: &Service, request| {
+        service.events(&request).map(|accepted| EventsAnswer { accepted })
+    };
     answer(app, "/v1/events", body, run).await
 }
 
@@ -149,10 +156,12 @@ where
     let service = app.service.get().ok_or(Refusal::Starting)?.clone();
     let most = app.config.server.max_body_bytes;
     let bytes = axum::body::to_bytes(body, most).await.map_err(|_| {
-        Refusal::BadRequest(format!("the body is over {most} bytes (server.max_body_bytes), or broke off"))
+        Refusal::BadRequest(format!(
+            "the body is over {most} bytes (server.max_body_bytes), or broke off"
+        ))
     })?;
-    let request: Q =
-        serde_json::from_slice(&bytes).map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+    let request: Q = serde_json::from_slice(&bytes)
+        .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
     let deadline_ms = app.config.server.deadline_ms;
     let deadline = Instant::now() + Duration::from_millis(deadline_ms);
     let (done, result) = oneshot::channel();
@@ -161,6 +170,7 @@ where
             // Nobody waits for an answer after the deadline; a late one only delays others.
             if Instant::now() < deadline {
                 let _ = done.send(run(&service, request));
+                service.between_requests();
             }
         })
         .map_err(|_| Refusal::Overloaded)?;

@@ -45,13 +45,21 @@ impl Metrics {
         .expect("a valid name");
         registry.register(Box::new(versions.clone())).expect("registered once");
         Self {
-            requests: counter("hypercast_requests_total", "Requests by route and status", &["route", "status"]),
+            requests: counter(
+                "hypercast_requests_total",
+                "Requests by route and status",
+                &["route", "status"],
+            ),
             degraded: counter(
                 "hypercast_degraded_total",
                 "Requests answered with the FM's own ranking, by expert and cause",
                 &["expert", "cause"],
             ),
-            stages: histogram("hypercast_stage_seconds", "Time of a stage of a rank request", &["stage"]),
+            stages: histogram(
+                "hypercast_stage_seconds",
+                "Time of a stage of a rank request",
+                &["stage"],
+            ),
             duration: histogram("hypercast_request_seconds", "Time of a request", &["route"]),
             events: counter("hypercast_events_total", "Events accepted by surface", &["surface"]),
             versions,

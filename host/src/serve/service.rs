@@ -28,7 +28,8 @@ use crate::{
     dataset::{Dataset, Impression},
     error::{Error, Result},
     expert::{
-        Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae, wasm::contract,
+        Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae,
+        wasm::contract,
     },
     features::{FeatureState, RequestInput},
     logs::events::{Entry, EventLog, Fsync},
@@ -67,7 +68,8 @@ impl Service {
         for (expert, entry) in &entries {
             metrics.version("expert", &entry.name, expert.version());
         }
-        let mut state = FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
+        let mut state =
+            FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
         let events = open_events(config, &mut state)?;
         Ok(Self {
             converter: Converter::new(schema.clone()),
@@ -95,14 +97,16 @@ impl Service {
         times[0] = start.elapsed();
 
         let begun = Instant::now();
-        let fm = self.fm.infer(&[&example]).map_err(|error| Refusal::Internal(error.to_string()))?;
+        let fm =
+            self.fm.infer(&[&example]).map_err(|error| Refusal::Internal(error.to_string()))?;
         times[1] = begun.elapsed();
 
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
         let route = self.registry.route(example.surface);
         let outcome = match route {
             Some(route) => {
-                let (outcome, spent) = route.active.serve(&example, self.tae(&route.active, &fm), limit);
+                let (outcome, spent) =
+                    route.active.serve(&example, self.tae(&route.active, &fm), limit);
                 (times[2], times[3]) = (spent.network, spent.wasm);
                 Some(outcome)
             }
@@ -116,7 +120,8 @@ impl Service {
         }
         if request.explain && self.config.server.explain {
             let total = start.elapsed();
-            answer.explain = Some(self.explain(&example, &fm, outcome.as_ref(), route, (times, total)));
+            answer.explain =
+                Some(self.explain(&example, &fm, outcome.as_ref(), route, (times, total)));
         }
         Ok(answer)
     }
@@ -153,6 +158,13 @@ impl Service {
         Ok(impressions.len())
     }
 
+    /// Does what can be done between requests, so that the next one need not wait for it.
+    pub fn between_requests(&self) {
+        for (expert, _) in &self.entries {
+            expert.blueprint().plugin.prepare();
+        }
+    }
+
     fn apply(&self, impressions: &[Impression]) {
         let mut state = self.state.write().expect("no writer panics");
         for impression in impressions {
@@ -177,7 +189,12 @@ impl Service {
         let state = self.state.read().expect("no writer panics");
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
-        let unknown = input.candidates.iter().map(|c| c.item).filter(|&item| state.item(item).is_none()).collect();
+        let unknown = input
+            .candidates
+            .iter()
+            .map(|c| c.item)
+            .filter(|&item| state.item(item).is_none())
+            .collect();
         Ok((state.fetch(&input, self.fm.manifest().config.max_history), unknown))
     }
 
@@ -214,7 +231,9 @@ impl Service {
         expert: Option<ExpertVersion>,
     ) -> RankAnswer {
         let (ranking, reason) = match outcome {
-            Some(RankOutcome::Ranked { ranked, predictions }) => (expert_ranking(example, ranked, predictions), None),
+            Some(RankOutcome::Ranked { ranked, predictions }) => {
+                (expert_ranking(example, ranked, predictions), None)
+            }
             Some(RankOutcome::Degraded(fault)) => {
                 let name = expert.as_ref().map_or("", |expert| &expert.name);
                 self.metrics.degraded(name, fault.cause.label());
@@ -223,7 +242,10 @@ impl Service {
             None => {
                 let surface = &self.schema.surfaces[usize::from(example.surface)];
                 self.metrics.degraded("", "no_expert");
-                (self.fm_ranking(example, fm, limit), Some(format!("no expert serves surface {surface:?}")))
+                (
+                    self.fm_ranking(example, fm, limit),
+                    Some(format!("no expert serves surface {surface:?}")),
+                )
             }
         };
         RankAnswer {
@@ -270,10 +292,14 @@ impl Service {
         (times, total): (StageTimes, Duration),
     ) -> Explanation {
         let tasks = self.main_tasks();
-        let column = |task: usize| fm.main.iter().skip(task).step_by(tasks.len()).copied().collect();
+        let column =
+            |task: usize| fm.main.iter().skip(task).step_by(tasks.len()).copied().collect();
         let micros = |took: Duration| took.as_secs_f64() * 1e6;
-        let mut stages: BTreeMap<String, f64> =
-            STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
+        let mut stages: BTreeMap<String, f64> = STAGES
+            .iter()
+            .zip(times)
+            .map(|(stage, took)| (stage.to_string(), micros(took)))
+            .collect();
         stages.insert("total".into(), micros(total));
         let shadows = route.into_iter().flat_map(|route| &route.shadows).filter_map(|shadow| {
             match shadow.predict(&[example], self.tae(shadow, fm)) {
@@ -289,7 +315,11 @@ impl Service {
                 Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
                 _ => BTreeMap::new(),
             },
-            fm: tasks.iter().enumerate().map(|(task, spec)| (spec.name.clone(), column(task))).collect(),
+            fm: tasks
+                .iter()
+                .enumerate()
+                .map(|(task, spec)| (spec.name.clone(), column(task)))
+                .collect(),
             shadows: shadows.collect(),
             stages_us: stages,
         }
@@ -300,7 +330,11 @@ fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
     predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
 }
 
-fn expert_ranking(example: &Example, ranked: &[contract::Ranked], predictions: &Predictions) -> Vec<Ranked> {
+fn expert_ranking(
+    example: &Example,
+    ranked: &[contract::Ranked],
+    predictions: &Predictions,
+) -> Vec<Ranked> {
     ranked
         .iter()
         .map(|place| {
@@ -308,7 +342,11 @@ fn expert_ranking(example: &Example, ranked: &[contract::Ranked], predictions: &
             Ranked {
                 id: example.targets[row].item.id,
                 score: place.score,
-                predictions: predictions.tasks.iter().map(|task| (task.task.clone(), task.values[row])).collect(),
+                predictions: predictions
+                    .tasks
+                    .iter()
+                    .map(|task| (task.task.clone(), task.values[row]))
+                    .collect(),
             }
         })
         .collect()
@@ -316,7 +354,11 @@ fn expert_ranking(example: &Example, ranked: &[contract::Ranked], predictions: &
 
 type Entries = Vec<(Arc<Expert>, ExpertEntry)>;
 
-fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> Result<(Registry, Entries)> {
+fn load_experts(
+    config: &Config,
+    schema: &Schema,
+    fm: &dyn FoundationModel,
+) -> Result<(Registry, Entries)> {
     let engine = Engine::new(config.plugin_limits.engine())?;
     let options = LoadOptions {
         tae_dim: fm.manifest().config.tae_width(),
@@ -337,7 +379,10 @@ fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> R
                     if let Some(other) = route.0.replace(expert.clone()) {
                         return Err(Error::Invalid(format!(
                             "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
-                            entries.iter().find(|(known, _)| Arc::ptr_eq(known, &other)).map_or("", |(_, entry)| &entry.name),
+                            entries
+                                .iter()
+                                .find(|(known, _)| Arc::ptr_eq(known, &other))
+                                .map_or("", |(_, entry)| &entry.name),
                             entry.name,
                             schema.surfaces[usize::from(surface)]
                         )));
@@ -349,16 +394,27 @@ fn load_experts(config: &Config, schema: &Schema, fm: &dyn FoundationModel) -> R
     let mut registry = Registry::new();
     for (surface, (active, shadows)) in routes {
         if let Some(active) = active {
-            registry.insert(schema, &schema.surfaces[usize::from(surface)], Route { active, shadows })?;
+            registry.insert(
+                schema,
+                &schema.surfaces[usize::from(surface)],
+                Route { active, shadows },
+            )?;
         }
     }
     Ok((registry, entries))
 }
 
-fn open_expert(config: &Config, entry: &ExpertEntry, blueprint: Arc<Blueprint>) -> Result<Arc<Expert>> {
+fn open_expert(
+    config: &Config,
+    entry: &ExpertEntry,
+    blueprint: Arc<Blueprint>,
+) -> Result<Arc<Expert>> {
     let path = config.parameters(entry);
     if !path.is_file() {
-        let why = format!("expert {:?} has no trained parameters; run `hypercast train expert {}`", entry.name, entry.name);
+        let why = format!(
+            "expert {:?} has no trained parameters; run `hypercast train expert {}`",
+            entry.name, entry.name
+        );
         return Err(Error::data(path, why));
     }
     Ok(Arc::new(Expert::open(blueprint, &path, config.device, config.plugin_limits.breaker())?))

@@ -109,7 +109,10 @@ pub fn train(config: &Config, entry: &ExpertEntry, engine: &Engine) -> Result<Ex
     progress.finish(&format!("trained on {} rows", survey.rows));
     Ok(ExpertReport {
         name: entry.name.clone(),
-        plugin: format!("{} {}", parameters.provenance.plugin, parameters.provenance.plugin_version),
+        plugin: format!(
+            "{} {}",
+            parameters.provenance.plugin, parameters.provenance.plugin_version
+        ),
         rows: survey.rows,
         parameters: path,
         seconds: started.elapsed().as_secs_f64(),
@@ -191,30 +194,39 @@ impl Run {
         trainer.train(Chunk { examples, tae }, |report| {
             let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
             observe(metrics, blueprint, schema.surfaces.len(), report);
-            progress.advance(rows as u64, || format!("loss {:.4}", report.losses.iter().sum::<f64>()));
+            progress
+                .advance(rows as u64, || format!("loss {:.4}", report.losses.iter().sum::<f64>()));
         })?;
         Ok(())
     }
 
     fn lines(&self) -> Vec<Line> {
-        let surface = |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
+        let surface =
+            |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
         let tasks = &self.blueprint.description.tasks;
-        let line = |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| Line {
-            surface: surface(at),
-            task: tasks[task].name.clone(),
-            n: summary.n,
-            ne: summary.ne,
-            auc: summary.auc,
-            gauc: summary.gauc,
-            best_ne: None,
-        };
+        let line =
+            |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| Line {
+                surface: surface(at),
+                task: tasks[task].name.clone(),
+                n: summary.n,
+                ne: summary.ne,
+                auc: summary.auc,
+                gauc: summary.gauc,
+                best_ne: None,
+            };
         self.metrics.summaries().map(line).collect()
     }
 }
 
 /// Keeps the predictions of a progressive batch.
-fn observe(metrics: &mut Keeper<(usize, usize)>, blueprint: &Blueprint, all: usize, report: &BatchReport) {
-    let rows = report.examples.iter().flat_map(|example| example.targets.iter().map(move |_| *example));
+fn observe(
+    metrics: &mut Keeper<(usize, usize)>,
+    blueprint: &Blueprint,
+    all: usize,
+    report: &BatchReport,
+) {
+    let rows =
+        report.examples.iter().flat_map(|example| example.targets.iter().map(move |_| *example));
     for (row, example) in rows.enumerate() {
         for (task, predictions) in report.predictions.iter().enumerate() {
             let targets = &report.targets[task];

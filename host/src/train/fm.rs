@@ -55,7 +55,8 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
                 TaskKind::Binary => schema.action(&task.label).map(Label::Action),
                 TaskKind::Regression => schema.value(&task.label).map(Label::Value),
             };
-            let missing = || Error::Schema(format!("task {:?}: no label {:?}", task.name, task.label));
+            let missing =
+                || Error::Schema(format!("task {:?}: no label {:?}", task.name, task.label));
             Ok(TaskSpec {
                 name: task.name.clone(),
                 main: task.role == TaskRole::Main,
@@ -128,7 +129,12 @@ struct Run {
 }
 
 impl Run {
-    fn pretrain(&mut self, dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<()> {
+    fn pretrain(
+        &mut self,
+        dataset: &Dataset,
+        config: &Config,
+        until_ms: Option<i64>,
+    ) -> Result<()> {
         let options = PretrainingOptions {
             until_ms,
             history_len: config.fm.max_history,
@@ -240,7 +246,8 @@ fn count_requests(dataset: &Dataset, until_ms: Option<i64>) -> Result<u64> {
         if until_ms.is_some_and(|until_ms| impression.time_ms >= until_ms) {
             break;
         }
-        if !impression.history_only && last.replace(impression.request) != Some(impression.request) {
+        if !impression.history_only && last.replace(impression.request) != Some(impression.request)
+        {
             count += 1;
         }
     }

@@ -57,7 +57,11 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     Ok(rows)
 }
 
-fn write(fm: &dyn inference::FoundationModel, log: &mut LogWriter, batch: &[Example]) -> Result<u64> {
+fn write(
+    fm: &dyn inference::FoundationModel,
+    log: &mut LogWriter,
+    batch: &[Example],
+) -> Result<u64> {
     let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
     let width = fm.manifest().config.tae_width();
     let mut row = 0;

@@ -63,7 +63,11 @@ pub struct Rows<'a> {
 impl Collector {
     /// For an FM's tasks.
     pub fn new(spec: &FmSpec) -> Self {
-        let binary = spec.tasks.iter().enumerate().filter(|(_, task)| matches!(task.label, Label::Action(_)));
+        let binary = spec
+            .tasks
+            .iter()
+            .enumerate()
+            .filter(|(_, task)| matches!(task.label, Label::Action(_)));
         Self {
             surfaces: spec.surfaces.clone(),
             tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
@@ -112,7 +116,9 @@ impl Collector {
     pub fn lines(&self) -> Vec<Line> {
         let best: BTreeMap<(usize, usize), Summary> =
             self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
-        let name = |task: usize| self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone());
+        let name = |task: usize| {
+            self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone())
+        };
         self.said
             .summaries()
             .map(|(&(surface, task), summary)| Line {
@@ -131,11 +137,17 @@ impl Collector {
 /// A table of lines for people.
 pub fn table(lines: &[Line]) -> String {
     let best = lines.iter().any(|line| line.best_ne.is_some());
-    let mut text = format!("{:<16} {:<18} {:>9} {:>8} {:>8} {:>8}", "surface", "task", "rows", "NE", "AUC", "GAUC");
+    let mut text = format!(
+        "{:<16} {:<18} {:>9} {:>8} {:>8} {:>8}",
+        "surface", "task", "rows", "NE", "AUC", "GAUC"
+    );
     text += if best { "  best NE\n" } else { "\n" };
     for line in lines {
         let [ne, auc, gauc] = [line.ne, line.auc, line.gauc].map(number);
-        text += &format!("{:<16} {:<18} {:>9} {ne:>8} {auc:>8} {gauc:>8}", line.surface, line.task, line.n);
+        text += &format!(
+            "{:<16} {:<18} {:>9} {ne:>8} {auc:>8} {gauc:>8}",
+            line.surface, line.task, line.n
+        );
         text += &if best { format!(" {:>8}\n", number(line.best_ne)) } else { "\n".into() };
     }
     text

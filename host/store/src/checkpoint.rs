@@ -28,21 +28,11 @@ pub(crate) fn write(view: &View, target: Target<'_>) -> Result<()> {
 }
 
 fn write_slabs(view: &View, target: Target<'_>) -> Result<()> {
-    let Target {
-        dir,
-        dim,
-        base_rows,
-    } = target;
+    let Target { dir, dim, base_rows } = target;
     let overlay = &view.overlay;
     let number_of = |at: u32| overlay.entry(at as usize).row as usize / ROWS_PER_SLAB;
-    for part in overlay
-        .sorted()
-        .chunk_by(|&a, &b| number_of(a) == number_of(b))
-    {
-        let id = SlabId {
-            number: number_of(part[0]),
-            dim,
-        };
+    for part in overlay.sorted().chunk_by(|&a, &b| number_of(a) == number_of(b)) {
+        let id = SlabId { number: number_of(part[0]), dim };
         let fresh = id.number >= slabs_for(base_rows);
         let mut rows = RowSlab::open_mut(dir, id, fresh)?;
         let mut states = StateSlab::open_mut(dir, id, fresh)?;

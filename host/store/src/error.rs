@@ -122,18 +122,10 @@ pub(crate) const REBUILD: &str = "delete it and open the store once for writing,
 /// Wraps an I/O error with what was tried on which path.
 pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Io { action, path, source }
 }
 
 /// Damage that only a copy of the store can undo.
 pub(crate) fn corrupt(path: &Path, what: impl Into<String>) -> Error {
-    Error::Corrupt {
-        path: path.to_owned(),
-        what: what.into(),
-        remedy: RESTORE,
-    }
+    Error::Corrupt { path: path.to_owned(), what: what.into(), remedy: RESTORE }
 }

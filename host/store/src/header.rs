@@ -24,12 +24,7 @@ impl Header {
         let mut bytes = [0; SIZE];
         bytes[..8].copy_from_slice(&self.magic);
         bytes[8..12].copy_from_slice(&(meta::FORMAT_VERSION as u32).to_le_bytes());
-        for (slot, field) in bytes[12..60]
-            .as_chunks_mut::<8>()
-            .0
-            .iter_mut()
-            .zip(self.fields)
-        {
+        for (slot, field) in bytes[12..60].as_chunks_mut::<8>().0.iter_mut().zip(self.fields) {
             *slot = field.to_le_bytes();
         }
         let crc = crc32fast::hash(&bytes[..60]);
@@ -43,10 +38,7 @@ impl Header {
             return Err(corrupt(path, "it is too short for its header"));
         };
         if bytes[..8] != magic {
-            return Err(corrupt(
-                path,
-                "its first bytes are not those of such a file",
-            ));
+            return Err(corrupt(path, "its first bytes are not those of such a file"));
         }
         if u32_at(bytes, 60) != crc32fast::hash(&bytes[..60]) {
             return Err(corrupt(path, "the checksum of its header does not match"));
@@ -54,11 +46,7 @@ impl Header {
         let found = u64::from(u32_at(bytes, 8));
         if found != meta::FORMAT_VERSION {
             let supported = meta::FORMAT_VERSION;
-            return Err(Error::Version {
-                path: path.to_owned(),
-                found,
-                supported,
-            });
+            return Err(Error::Version { path: path.to_owned(), found, supported });
         }
         let mut fields = [0; 6];
         for (field, bytes) in fields.iter_mut().zip(bytes[12..60].as_chunks::<8>().0) {
@@ -70,20 +58,12 @@ impl Header {
 
 /// The little-endian number at byte `at`.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(
-        *bytes[at..]
-            .first_chunk()
-            .expect("within the file's checked length"),
-    )
+    u32::from_le_bytes(*bytes[at..].first_chunk().expect("within the file's checked length"))
 }
 
 /// The little-endian number at byte `at`.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(
-        *bytes[at..]
-            .first_chunk()
-            .expect("within the file's checked length"),
-    )
+    u64::from_le_bytes(*bytes[at..].first_chunk().expect("within the file's checked length"))
 }
 
 /// The finaliser of SplitMix64: a bijection, so distinct ids stay distinct.
@@ -106,13 +86,11 @@ pub(crate) fn create_zeroed(path: &Path, header: &Header, len: u64) -> Result<Fi
         .truncate(true)
         .open(path)
         .map_err(io("create", path))?;
-    file.write_all(&header.encode())
-        .map_err(io("write", path))?;
+    file.write_all(&header.encode()).map_err(io("write", path))?;
     let mut left = len - SIZE as u64;
     while left > 0 {
         let part = left.min(BLOCK.len() as u64);
-        file.write_all(&BLOCK[..part as usize])
-            .map_err(io("write", path))?;
+        file.write_all(&BLOCK[..part as usize]).map_err(io("write", path))?;
         left -= part;
     }
     file.sync_all().map_err(io("sync", path))?;
@@ -121,19 +99,14 @@ pub(crate) fn create_zeroed(path: &Path, header: &Header, len: u64) -> Result<Fi
 
 /// Makes creations and renames within `dir` durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(io("sync", dir))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HEADER: Header = Header {
-        magic: *b"HCTEST\0\0",
-        fields: [1, 2, 3, u64::MAX, 5, 6],
-    };
+    const HEADER: Header = Header { magic: *b"HCTEST\0\0", fields: [1, 2, 3, u64::MAX, 5, 6] };
 
     #[test]
     fn a_header_reads_back_and_any_flipped_bit_is_seen() {
@@ -154,16 +127,6 @@ mod tests {
         let crc = crc32fast::hash(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         let error = Header::decode(&bytes, HEADER.magic, Path::new("x")).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::Version {
-                    found: 9,
-                    supported: 1,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Version { found: 9, supported: 1, .. }), "{error}");
     }
 }

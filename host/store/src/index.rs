@@ -46,11 +46,7 @@ impl Index {
         let file = File::open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 let what = "it is missing".to_owned();
-                Error::Corrupt {
-                    path: path.clone(),
-                    what,
-                    remedy: REBUILD,
-                }
+                Error::Corrupt { path: path.clone(), what, remedy: REBUILD }
             }
             _ => io("open", &path)(error),
         })?;
@@ -78,22 +74,12 @@ impl Index {
     /// Checks every entry: rows `[0, base_rows)` are all there, and none is past `rows`.
     pub fn verify(&self, extent: Extent) -> Result<()> {
         let Extent { base_rows, rows } = extent;
-        let damaged = |what: String| {
-            Err(Error::Corrupt {
-                path: self.path.clone(),
-                what,
-                remedy: REBUILD,
-            })
-        };
+        let damaged =
+            |what: String| Err(Error::Corrupt { path: self.path.clone(), what, remedy: REBUILD });
         let mut seen = vec![0u64; base_rows.div_ceil(64)];
         let mut distinct = 0;
         let mut empty = 0;
-        for (at, entry) in self.map[header::SIZE..]
-            .as_chunks::<ENTRY>()
-            .0
-            .iter()
-            .enumerate()
-        {
+        for (at, entry) in self.map[header::SIZE..].as_chunks::<ENTRY>().0.iter().enumerate() {
             if *entry == [0; ENTRY] {
                 empty += 1;
                 continue;
@@ -110,9 +96,7 @@ impl Index {
             }
         }
         if distinct != base_rows || empty == 0 {
-            return damaged(format!(
-                "it has {distinct} of {base_rows} ids, {empty} entries free"
-            ));
+            return damaged(format!("it has {distinct} of {base_rows} ids, {empty} entries free"));
         }
         Ok(())
     }
@@ -131,11 +115,8 @@ impl IndexWriter {
     /// Maps `dir`'s index for insertion.
     pub fn open(dir: &Path) -> Result<IndexWriter> {
         let path = path(dir);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(io("open", &path))?;
+        let file =
+            OpenOptions::new().read(true).write(true).open(&path).map_err(io("open", &path))?;
         Self::map(path, &file)
     }
 
@@ -158,14 +139,7 @@ impl IndexWriter {
         let path = dir.join("index.table.partial");
         let fields = [capacity as u64, 0, 0, 0, 0, 0];
         let len = (header::SIZE + capacity * ENTRY) as u64;
-        let file = create_zeroed(
-            &path,
-            &Header {
-                magic: MAGIC,
-                fields,
-            },
-            len,
-        )?;
+        let file = create_zeroed(&path, &Header { magic: MAGIC, fields }, len)?;
         Self::map(path, &file)
     }
 
@@ -223,9 +197,7 @@ fn probe(entries: &[u8], mask: usize, id: u64) -> Probe {
 }
 
 fn checksum(id: u64, row: u32) -> u32 {
-    let row = u64::from(row)
-        .wrapping_add(1)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let row = u64::from(row).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mix(id ^ row) >> 32) as u32 | 1
 }
 
@@ -238,26 +210,17 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 fn check_header(bytes: &[u8], path: &Path) -> Result<usize> {
-    let damaged = |what: String| Error::Corrupt {
-        path: path.to_owned(),
-        what,
-        remedy: REBUILD,
-    };
+    let damaged = |what: String| Error::Corrupt { path: path.to_owned(), what, remedy: REBUILD };
     let header = Header::decode(bytes, MAGIC, path).map_err(|error| match error {
         Error::Corrupt { what, .. } => damaged(what),
         other => other,
     })?;
     let capacity = header.fields[0] as usize;
     if !capacity.is_power_of_two()
-        || capacity
-            .checked_mul(ENTRY)
-            .and_then(|n| n.checked_add(header::SIZE))
+        || capacity.checked_mul(ENTRY).and_then(|n| n.checked_add(header::SIZE))
             != Some(bytes.len())
     {
-        return Err(damaged(format!(
-            "{} bytes do not hold {capacity} entries",
-            bytes.len()
-        )));
+        return Err(damaged(format!("{} bytes do not hold {capacity} entries", bytes.len())));
     }
     Ok(capacity - 1)
 }
@@ -283,23 +246,10 @@ mod tests {
         for id in 2..42 {
             assert_eq!(index.find(id), None);
         }
-        let extent = Extent {
-            base_rows: ids.len(),
-            rows: ids.len(),
-        };
+        let extent = Extent { base_rows: ids.len(), rows: ids.len() };
         index.verify(extent).unwrap();
-        index
-            .verify(Extent {
-                base_rows: 7,
-                rows: 7,
-            })
-            .unwrap_err();
-        index
-            .verify(Extent {
-                base_rows: 5,
-                rows: 5,
-            })
-            .unwrap_err();
+        index.verify(Extent { base_rows: 7, rows: 7 }).unwrap_err();
+        index.verify(Extent { base_rows: 5, rows: 5 }).unwrap_err();
     }
 
     #[test]

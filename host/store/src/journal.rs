@@ -40,13 +40,7 @@ pub(crate) struct Head {
 impl Head {
     /// The head of a store whose slabs hold everything.
     pub fn folded(generation: u64, rows: usize) -> Head {
-        Head {
-            generation,
-            rows,
-            base_generation: generation,
-            base_rows: rows,
-            end: START,
-        }
+        Head { generation, rows, base_generation: generation, base_rows: rows, end: START }
     }
 }
 
@@ -69,12 +63,7 @@ impl Journal {
     pub fn create(dir: &Path, dim: usize, head: Head) -> Result<Journal> {
         let path = Self::path(dir);
         let file = create_zeroed(&path, &encode(dim, head), START)?;
-        Ok(Journal {
-            file,
-            path,
-            dim,
-            head,
-        })
+        Ok(Journal { file, path, dim, head })
     }
 
     /// Opens `dir`'s journal for its writer.
@@ -112,31 +101,14 @@ impl Journal {
         let [of_dim, generation, rows, base_generation, base_rows, end] =
             Header::decode(&bytes, MAGIC, &path)?.fields;
         if of_dim != dim as u64 {
-            return Err(corrupt(
-                &path,
-                format!("it is of dim {of_dim} and the store of {dim}"),
-            ));
+            return Err(corrupt(&path, format!("it is of dim {of_dim} and the store of {dim}")));
         }
         if len < end {
-            return Err(corrupt(
-                &path,
-                format!("it is cut off at {len} of {end} bytes"),
-            ));
+            return Err(corrupt(&path, format!("it is cut off at {len} of {end} bytes")));
         }
         let (rows, base_rows) = (rows as usize, base_rows as usize);
-        let head = Head {
-            generation,
-            rows,
-            base_generation,
-            base_rows,
-            end,
-        };
-        Ok(Journal {
-            file,
-            path,
-            dim,
-            head,
-        })
+        let head = Head { generation, rows, base_generation, base_rows, end };
+        Ok(Journal { file, path, dim, head })
     }
 
     /// What is committed.
@@ -153,15 +125,8 @@ impl Journal {
     /// row count; gives the new generation.
     pub fn commit(&mut self, overlay: &Overlay, rows: usize) -> Result<u64> {
         let generation = self.head.generation + 1;
-        let end = self
-            .append(overlay, generation)
-            .map_err(io("append to", &self.path))?;
-        self.set_head(Head {
-            generation,
-            rows,
-            end,
-            ..self.head
-        })?;
+        let end = self.append(overlay, generation).map_err(io("append to", &self.path))?;
+        self.set_head(Head { generation, rows, end, ..self.head })?;
         Ok(generation)
     }
 
@@ -187,10 +152,7 @@ impl Journal {
         }
         let crc = out.crc.finalize();
         out.inner.write_all(&crc.to_le_bytes())?;
-        out.inner
-            .into_inner()
-            .map_err(|e| e.into_error())?
-            .sync_data()?;
+        out.inner.into_inner().map_err(|e| e.into_error())?.sync_data()?;
         let entries = overlay.dirty().len() as u64 * bytes.len() as u64;
         Ok(self.head.end + RECORD_HEAD + entries + CRC)
     }
@@ -209,24 +171,11 @@ impl Journal {
     /// Reads every committed record into an overlay.
     pub fn replay(&mut self) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.dim);
-        let Head {
-            generation,
-            rows,
-            base_generation,
-            base_rows,
-            end,
-        } = self.head;
-        self.file
-            .seek(SeekFrom::Start(START))
-            .map_err(io("read", &self.path))?;
+        let Head { generation, rows, base_generation, base_rows, end } = self.head;
+        self.file.seek(SeekFrom::Start(START)).map_err(io("read", &self.path))?;
         let inner = BufReader::with_capacity(1 << 20, &self.file);
-        let mut input = Checked {
-            crc: crc32fast::Hasher::new(),
-            inner,
-        };
-        let mut left = end
-            .checked_sub(START)
-            .ok_or_else(|| self.damaged("its end"))?;
+        let mut input = Checked { crc: crc32fast::Hasher::new(), inner };
+        let mut left = end.checked_sub(START).ok_or_else(|| self.damaged("its end"))?;
         for generation in base_generation + 1..=generation {
             let used = self.replay_record(&mut input, &mut overlay, Expect { generation, left })?;
             left -= used;
@@ -246,9 +195,7 @@ impl Journal {
         let at = format!("the record of generation {}", expect.generation);
         input.crc = crc32fast::Hasher::new();
         let mut head = [0; RECORD_HEAD as usize];
-        input
-            .read_exact(&mut head)
-            .map_err(io("read", &self.path))?;
+        input.read_exact(&mut head).map_err(io("read", &self.path))?;
         let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
         let count = u64::from(u32_at(&head, 4));
         let len = RECORD_HEAD + count * bytes.len() as u64 + CRC;
@@ -260,9 +207,7 @@ impl Journal {
         }
         let mut values = vec![0.0; self.dim];
         for _ in 0..count {
-            input
-                .read_exact(&mut bytes)
-                .map_err(io("read", &self.path))?;
+            input.read_exact(&mut bytes).map_err(io("read", &self.path))?;
             let entry = decode_entry(&bytes, &mut values);
             // Checked before the checksum is known, since the overlay grows with it.
             if entry.row as usize >= self.head.rows {
@@ -275,10 +220,7 @@ impl Journal {
         }
         let mut crc = [0; CRC as usize];
         let expected = input.crc.clone().finalize();
-        input
-            .inner
-            .read_exact(&mut crc)
-            .map_err(io("read", &self.path))?;
+        input.inner.read_exact(&mut crc).map_err(io("read", &self.path))?;
         if u32::from_le_bytes(crc) != expected {
             return Err(self.damaged(&at));
         }
@@ -286,10 +228,7 @@ impl Journal {
     }
 
     fn damaged(&self, what: &str) -> crate::Error {
-        corrupt(
-            &self.path,
-            format!("the checksum or shape of {what} does not match"),
-        )
+        corrupt(&self.path, format!("the checksum or shape of {what} does not match"))
     }
 }
 
@@ -320,37 +259,16 @@ impl<R: Read> Checked<R> {
 }
 
 fn encode(dim: usize, head: Head) -> Header {
-    let Head {
-        generation,
-        rows,
-        base_generation,
-        base_rows,
-        end,
-    } = head;
-    let fields = [
-        dim as u64,
-        generation,
-        rows as u64,
-        base_generation,
-        base_rows as u64,
-        end,
-    ];
-    Header {
-        magic: MAGIC,
-        fields,
-    }
+    let Head { generation, rows, base_generation, base_rows, end } = head;
+    let fields = [dim as u64, generation, rows as u64, base_generation, base_rows as u64, end];
+    Header { magic: MAGIC, fields }
 }
 
 fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {
     bytes[..8].copy_from_slice(&entry.id.to_le_bytes());
     bytes[8..12].copy_from_slice(&entry.row.to_le_bytes());
     bytes[12..16].copy_from_slice(&entry.state.to_le_bytes());
-    for (slot, value) in bytes[16..]
-        .as_chunks_mut::<4>()
-        .0
-        .iter_mut()
-        .zip(entry.values)
-    {
+    for (slot, value) in bytes[16..].as_chunks_mut::<4>().0.iter_mut().zip(entry.values) {
         *slot = value.to_le_bytes();
     }
 }
@@ -360,10 +278,5 @@ fn decode_entry<'a>(bytes: &[u8], values: &'a mut [f32]) -> Entry<'a> {
         *value = f32::from_le_bytes(*bytes);
     }
     let state = f32::from_bits(u32_at(bytes, 12));
-    Entry {
-        id: u64_at(bytes, 0),
-        row: u32_at(bytes, 8),
-        state,
-        values,
-    }
+    Entry { id: u64_at(bytes, 0), row: u32_at(bytes, 8), state, values }
 }

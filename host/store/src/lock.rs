@@ -28,15 +28,8 @@ impl WriterLock {
                 // The text only serves the message; the lock itself has answered.
                 let read = file.read_to_string(&mut pid);
                 let pid = pid.trim();
-                let pid = if read.is_err() || pid.is_empty() {
-                    "unknown"
-                } else {
-                    pid
-                };
-                return Err(Error::Locked {
-                    path: dir.to_owned(),
-                    pid: pid.to_owned(),
-                });
+                let pid = if read.is_err() || pid.is_empty() { "unknown" } else { pid };
+                return Err(Error::Locked { path: dir.to_owned(), pid: pid.to_owned() });
             }
             Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
         }

@@ -42,15 +42,9 @@ pub(crate) struct Meta {
 impl Meta {
     /// The meta of a new store, if the options are in range.
     pub fn new(options: &StoreOptions, kind: Kind) -> Result<Meta> {
-        let &StoreOptions {
-            dim,
-            init_scale,
-            seed,
-        } = options;
+        let &StoreOptions { dim, init_scale, seed } = options;
         if !(1..=MAX_DIM).contains(&dim) {
-            return Err(Error::Options(format!(
-                "dim is {dim}, it must be 1 to {MAX_DIM}"
-            )));
+            return Err(Error::Options(format!("dim is {dim}, it must be 1 to {MAX_DIM}")));
         }
         if !(init_scale.is_finite() && init_scale >= 0.0) {
             return Err(Error::Options(format!(
@@ -59,26 +53,15 @@ impl Meta {
         }
         let rows_per_slab = ROWS_PER_SLAB;
         let format_version = FORMAT_VERSION;
-        let mut meta = Meta {
-            format_version,
-            kind,
-            dim,
-            init_scale,
-            seed,
-            rows_per_slab,
-            crc32: 0,
-        };
+        let mut meta =
+            Meta { format_version, kind, dim, init_scale, seed, rows_per_slab, crc32: 0 };
         meta.crc32 = meta.checksum();
         Ok(meta)
     }
 
     /// The options it records.
     pub fn options(&self) -> StoreOptions {
-        StoreOptions {
-            dim: self.dim,
-            init_scale: self.init_scale,
-            seed: self.seed,
-        }
+        StoreOptions { dim: self.dim, init_scale: self.init_scale, seed: self.seed }
     }
 
     /// Whether `dir` has a `meta.json`.
@@ -97,22 +80,14 @@ impl Meta {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::NotAStore {
-                    path: dir.to_owned(),
-                });
+                return Err(Error::NotAStore { path: dir.to_owned() });
             }
             Err(e) => return Err(io("read", &path)(e)),
         };
         let damaged = |e: serde_json::Error| corrupt(&path, e.to_string());
-        let Version {
-            format_version: found,
-        } = serde_json::from_slice(&text).map_err(damaged)?;
+        let Version { format_version: found } = serde_json::from_slice(&text).map_err(damaged)?;
         if found != FORMAT_VERSION {
-            return Err(Error::Version {
-                path,
-                found,
-                supported: FORMAT_VERSION,
-            });
+            return Err(Error::Version { path, found, supported: FORMAT_VERSION });
         }
         let meta: Meta = serde_json::from_slice(&text).map_err(damaged)?;
         if meta.crc32 != meta.checksum() {
@@ -131,18 +106,13 @@ impl Meta {
         let mut text = serde_json::to_string_pretty(self).expect("plain numbers serialise");
         text.push('\n');
         fs::write(&partial, text).map_err(io("write", &partial))?;
-        fs::File::open(&partial)
-            .and_then(|f| f.sync_all())
-            .map_err(io("sync", &partial))?;
+        fs::File::open(&partial).and_then(|f| f.sync_all()).map_err(io("sync", &partial))?;
         fs::rename(&partial, &path).map_err(io("rename to", &path))?;
         sync_dir(dir)
     }
 
     fn checksum(&self) -> u32 {
-        let bare = Meta {
-            crc32: 0,
-            ..self.clone()
-        };
+        let bare = Meta { crc32: 0, ..self.clone() };
         crc32fast::hash(&serde_json::to_vec(&bare).expect("plain numbers serialise"))
     }
 }

@@ -116,12 +116,7 @@ impl Overlay {
     #[inline]
     pub fn entry(&self, at: usize) -> Entry<'_> {
         let values = &self.values[at * self.dim..(at + 1) * self.dim];
-        Entry {
-            row: self.rows[at],
-            id: self.ids[at],
-            state: self.states[at],
-            values,
-        }
+        Entry { row: self.rows[at], id: self.ids[at], state: self.states[at], values }
     }
 
     /// The state and values at a position, to be changed.
@@ -193,18 +188,8 @@ mod tests {
     fn rows_are_replaced_sorted_and_cleaned() {
         let mut overlay = Overlay::new(2);
         let at = overlay.add(7, 70, 0.5, |v| v.fill(1.0));
-        overlay.put(Entry {
-            row: 3,
-            id: 30,
-            state: 0.0,
-            values: &[2.0, 3.0],
-        });
-        overlay.put(Entry {
-            row: 7,
-            id: 70,
-            state: 1.5,
-            values: &[4.0, 5.0],
-        });
+        overlay.put(Entry { row: 3, id: 30, state: 0.0, values: &[2.0, 3.0] });
+        overlay.put(Entry { row: 7, id: 70, state: 1.5, values: &[4.0, 5.0] });
         overlay.mark_dirty(at);
         overlay.mark_dirty(at);
         assert_eq!(overlay.len(), 2);

@@ -30,12 +30,7 @@ impl StoreReader {
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
         let view = View::load(dir, &mut journal, meta.dim, Access::Read)?;
         let generation = journal.head().generation;
-        Ok(StoreReader {
-            meta,
-            generation,
-            view,
-            _lock: lock,
-        })
+        Ok(StoreReader { meta, generation, view, _lock: lock })
     }
 
     /// Rows.

@@ -50,11 +50,7 @@ impl RowSlab<Mmap> {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
         let path = dir.join(format!("rows-{:05}.slab", id.number));
-        Ok(RowSlab {
-            id,
-            map: map(&path, &Self::header(id), Self::file_len(id))?,
-            path,
-        })
+        Ok(RowSlab { id, map: map(&path, &Self::header(id), Self::file_len(id))?, path })
     }
 }
 
@@ -89,18 +85,8 @@ impl RowSlab<MmapMut> {
 
 impl<M: Deref<Target = [u8]>> RowSlab<M> {
     fn header(id: SlabId) -> Header {
-        let fields = [
-            id.number as u64,
-            id.dim as u64,
-            ROWS_PER_SLAB as u64,
-            0,
-            0,
-            0,
-        ];
-        Header {
-            magic: *b"HCROWS\0\0",
-            fields,
-        }
+        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+        Header { magic: *b"HCROWS\0\0", fields }
     }
 
     fn file_len(id: SlabId) -> u64 {
@@ -132,10 +118,7 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
         if u32_at(&self.map, self.checks_at() + at * 4) == self.checksum(at) {
             return Ok(());
         }
-        Err(corrupt(
-            &self.path,
-            format!("the checksum of its row {at} does not match"),
-        ))
+        Err(corrupt(&self.path, format!("the checksum of its row {at} does not match")))
     }
 
     fn checksum(&self, at: usize) -> u32 {
@@ -151,11 +134,7 @@ impl StateSlab<Mmap> {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
         let path = dir.join(format!("state-{:05}.slab", id.number));
-        Ok(StateSlab {
-            id,
-            map: map(&path, &Self::header(id), Self::FILE_LEN)?,
-            path,
-        })
+        Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
     }
 }
 
@@ -185,18 +164,8 @@ impl<M: Deref<Target = [u8]>> StateSlab<M> {
     const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * 8) as u64;
 
     fn header(id: SlabId) -> Header {
-        let fields = [
-            id.number as u64,
-            id.dim as u64,
-            ROWS_PER_SLAB as u64,
-            0,
-            0,
-            0,
-        ];
-        Header {
-            magic: *b"HCSTATE\0",
-            fields,
-        }
+        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+        Header { magic: *b"HCSTATE\0", fields }
     }
 
     /// A row's accumulator.
@@ -209,10 +178,7 @@ impl<M: Deref<Target = [u8]>> StateSlab<M> {
         if u32_at(&self.map, header::SIZE + at * 8 + 4) == self.checksum(at, self.state(at)) {
             return Ok(());
         }
-        Err(corrupt(
-            &self.path,
-            format!("the checksum of its state {at} does not match"),
-        ))
+        Err(corrupt(&self.path, format!("the checksum of its state {at} does not match")))
     }
 
     fn checksum(&self, at: usize, state: f32) -> u32 {
@@ -244,11 +210,7 @@ fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMu
     let file = if fresh {
         create_zeroed(path, header, len)?
     } else {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(io("open", path))?
+        OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?
     };
     // SAFETY: the caller holds the writer lock and the exclusive readers lock,
     // or made the file in a directory nobody else knows; no slice of another
@@ -260,10 +222,7 @@ fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMu
 
 fn check_file(bytes: &[u8], header: &Header, len: u64, path: &Path) -> Result<()> {
     if bytes.len() as u64 != len {
-        return Err(corrupt(
-            path,
-            format!("it has {} bytes instead of {len}", bytes.len()),
-        ));
+        return Err(corrupt(path, format!("it has {} bytes instead of {len}", bytes.len())));
     }
     if Header::decode(bytes, header.magic, path)? != *header {
         return Err(corrupt(path, "its header is that of another slab"));

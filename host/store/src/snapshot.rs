@@ -60,10 +60,7 @@ fn refuse_nonempty(dir: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(io("read", dir)(e)),
     };
-    Err(Error::AlreadyExists {
-        path: dir.to_owned(),
-        what,
-    })
+    Err(Error::AlreadyExists { path: dir.to_owned(), what })
 }
 
 fn partial(dir: &Path) -> PathBuf {

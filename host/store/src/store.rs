@@ -26,10 +26,7 @@ struct JournalLimits {
     refuse: u64,
 }
 
-const JOURNAL_LIMITS: JournalLimits = JournalLimits {
-    fold: 128 << 20,
-    refuse: 1 << 30,
-};
+const JOURNAL_LIMITS: JournalLimits = JournalLimits { fold: 128 << 20, refuse: 1 << 30 };
 
 /// A store that is open for training. It holds the store's writer lock; dropping
 /// it discards what is not committed, as a crash would.
@@ -53,18 +50,12 @@ impl Store {
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) {
-            return Err(Error::AlreadyExists {
-                path: dir.to_owned(),
-                what: "a store",
-            });
+            return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
         }
         // A creation that was cut off leaves no slab; a slab means that meta.json was lost.
         if dir.join("rows-00000.slab").exists() {
             let what = "parts of a store that has lost its meta.json";
-            return Err(Error::AlreadyExists {
-                path: dir.to_owned(),
-                what,
-            });
+            return Err(Error::AlreadyExists { path: dir.to_owned(), what });
         }
         ReadersLock::create(dir)?;
         Journal::create(dir, options.dim, Head::folded(0, 0))?;
@@ -80,9 +71,7 @@ impl Store {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
         if meta.kind == Kind::Inference {
-            return Err(Error::ReadOnly {
-                path: dir.to_owned(),
-            });
+            return Err(Error::ReadOnly { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
         Self::load(dir, meta, lock)
@@ -182,19 +171,12 @@ impl Store {
     /// gradient is not finite, no row changes.
     pub fn adagrad(&mut self, ids: &[u64], grads: &[f32], adagrad: &Adagrad) -> Result<()> {
         let dim = self.meta.dim;
-        assert_eq!(
-            grads.len(),
-            ids.len() * dim,
-            "grads must be [ids.len(), dim]"
-        );
+        assert_eq!(grads.len(), ids.len() * dim, "grads must be [ids.len(), dim]");
         let means: Vec<f32> = grads.chunks_exact(dim).map(mean_square).collect();
         if let Some(at) = means.iter().position(|mean| !mean.is_finite()) {
             return Err(Error::NotFinite { id: ids[at] });
         }
-        let blocks = ids
-            .chunks(BLOCK)
-            .zip(means.chunks(BLOCK))
-            .zip(grads.chunks(BLOCK * dim));
+        let blocks = ids.chunks(BLOCK).zip(means.chunks(BLOCK)).zip(grads.chunks(BLOCK * dim));
         for ((ids, means), grads) in blocks {
             let rows = self.rows_or_init(ids)?;
             for ((&row, mean), grad) in rows.iter().zip(means).zip(grads.chunks_exact(dim)) {
@@ -225,10 +207,7 @@ impl Store {
         let bytes = self.journal.bytes();
         // Without readers it goes on, since this commit's fold then empties the journal.
         if bytes > self.limits.refuse && ReadersLock::try_exclusive(&self.dir)?.is_none() {
-            return Err(Error::JournalHeld {
-                path: Journal::path(&self.dir),
-                bytes,
-            });
+            return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }
         self.poisoned = true;
         let generation = self.journal.commit(&self.view.overlay, self.view.rows())?;
@@ -257,9 +236,7 @@ impl Store {
 
     fn check_healthy(&self) -> Result<()> {
         if self.poisoned {
-            return Err(Error::Poisoned {
-                path: self.dir.clone(),
-            });
+            return Err(Error::Poisoned { path: self.dir.clone() });
         }
         Ok(())
     }
@@ -278,15 +255,10 @@ impl Store {
 
     fn init(&mut self, id: u64) -> Result<u32> {
         if self.len() >= (NONE - 1) as usize {
-            return Err(Error::Full {
-                path: self.dir.clone(),
-                rows: self.len(),
-            });
+            return Err(Error::Full { path: self.dir.clone(), rows: self.len() });
         }
         let options = self.options();
-        Ok(self
-            .view
-            .append(id, |values| init_row(&options, id, values)))
+        Ok(self.view.append(id, |values| init_row(&options, id, values)))
     }
 
     /// Copies the overlay, which must be clean, into slabs and index, and empties
@@ -301,14 +273,7 @@ impl Store {
         }
         self.poisoned = true;
         let base_rows = self.journal.head().base_rows;
-        checkpoint::write(
-            &self.view,
-            Target {
-                dir: &self.dir,
-                dim: self.meta.dim,
-                base_rows,
-            },
-        )?;
+        checkpoint::write(&self.view, Target { dir: &self.dir, dim: self.meta.dim, base_rows })?;
         self.journal.reset()?;
         self.view.reload(&self.dir)?;
         self.states = open_states(&self.dir, self.meta.dim, self.view.rows())?;
@@ -318,9 +283,7 @@ impl Store {
 }
 
 fn open_states(dir: &Path, dim: usize, rows: usize) -> Result<Vec<StateSlab<Mmap>>> {
-    (0..slabs_for(rows))
-        .map(|number| StateSlab::open(dir, SlabId { number, dim }))
-        .collect()
+    (0..slabs_for(rows)).map(|number| StateSlab::open(dir, SlabId { number, dim })).collect()
 }
 
 /// Uniform in `[-init_scale, init_scale)`, from 24 random bits a value.
@@ -352,25 +315,15 @@ fn mean_square(grad: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    const OPTIONS: StoreOptions = StoreOptions {
-        dim: 3,
-        init_scale: 0.5,
-        seed: 7,
-    };
-    const STEP: Adagrad = Adagrad {
-        learning_rate: 0.1,
-        epsilon: 1e-8,
-    };
+    const OPTIONS: StoreOptions = StoreOptions { dim: 3, init_scale: 0.5, seed: 7 };
+    const STEP: Adagrad = Adagrad { learning_rate: 0.1, epsilon: 1e-8 };
 
     #[test]
     fn a_long_journal_is_folded_or_refused_while_readers_stay() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::create(dir.path(), &OPTIONS).unwrap();
         let empty = store.journal.bytes();
-        store.limits = JournalLimits {
-            fold: empty + 50,
-            refuse: empty + 120,
-        };
+        store.limits = JournalLimits { fold: empty + 50, refuse: empty + 120 };
         let commit = |store: &mut Store| {
             store.adagrad(&[1], &[1.0, 2.0, 3.0], &STEP)?;
             store.commit()
@@ -405,14 +358,7 @@ mod tests {
                 square += f64::from(v) * f64::from(v);
             }
         }
-        assert!(
-            (sum / 1e5).abs() < 0.003,
-            "the mean is 0 within 3 sigma: {}",
-            sum / 1e5
-        );
-        assert!(
-            (square / 1e5 - 1.0 / 12.0).abs() < 0.001,
-            "the variance is 1/12"
-        );
+        assert!((sum / 1e5).abs() < 0.003, "the mean is 0 within 3 sigma: {}", sum / 1e5);
+        assert!((square / 1e5 - 1.0 / 12.0).abs() < 0.001, "the variance is 1/12");
     }
 }

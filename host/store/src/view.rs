@@ -38,9 +38,7 @@ pub(crate) enum Access {
 impl View {
     /// Maps and checks all that the journal's head says is committed.
     pub fn load(dir: &Path, journal: &mut Journal, dim: usize, access: Access) -> Result<View> {
-        let Head {
-            rows, base_rows, ..
-        } = journal.head();
+        let Head { rows, base_rows, .. } = journal.head();
         let overlay = journal.replay()?;
         let slabs = open_slabs(dir, dim, base_rows)?;
         // A row in the journal may be half written in its slab by a checkpoint that did not end.
@@ -52,13 +50,7 @@ impl View {
         }
         let index = Index::open(dir)?;
         index.verify(Extent { base_rows, rows })?;
-        let view = View {
-            dim,
-            rows,
-            slabs,
-            index,
-            overlay,
-        };
+        let view = View { dim, rows, slabs, index, overlay };
         view.check_ids(&Journal::path(dir))?;
         Ok(view)
     }
@@ -102,11 +94,7 @@ impl View {
 
     /// Copies the rows of `ids` to `out`, zeros for missing ones; gives the misses.
     pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
-        assert_eq!(
-            out.len(),
-            ids.len() * self.dim,
-            "out must be [ids.len(), dim]"
-        );
+        assert_eq!(out.len(), ids.len() * self.dim, "out must be [ids.len(), dim]");
         let mut misses = 0;
         for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * self.dim)) {
             let mut rows = [NONE; BLOCK];
@@ -155,9 +143,7 @@ impl View {
     fn lift(&mut self, row: u32, state: f32) -> usize {
         let slab = &self.slabs[row as usize / ROWS_PER_SLAB];
         let at = row as usize % ROWS_PER_SLAB;
-        self.overlay.add(row, slab.id(at), state, |out| {
-            copy_values(slab.values(at), out)
-        })
+        self.overlay.add(row, slab.id(at), state, |out| copy_values(slab.values(at), out))
     }
 
     #[inline]
@@ -191,9 +177,7 @@ fn copy_values(bytes: &[[u8; 4]], out: &mut [f32]) {
 }
 
 fn open_slabs(dir: &Path, dim: usize, rows: usize) -> Result<Vec<RowSlab<Mmap>>> {
-    (0..slabs_for(rows))
-        .map(|number| RowSlab::open(dir, SlabId { number, dim }))
-        .collect()
+    (0..slabs_for(rows)).map(|number| RowSlab::open(dir, SlabId { number, dim })).collect()
 }
 
 fn rebuild_index(dir: &Path, slabs: &[RowSlab<Mmap>], rows: usize) -> Result<()> {

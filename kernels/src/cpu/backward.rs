@@ -55,26 +55,12 @@ pub(super) fn run<V: Lanes, const R: usize>(
     scratch: &mut Scratch,
     sinks: &Sinks<'_>,
 ) -> Tables {
-    let grad = task
-        .grad
-        .expect("a backward task is made with the output's gradient");
+    let grad = task.grad.expect("a backward task is made with the output's gradient");
     let mut tables = prepare::<V>(task, scratch);
     for block in task.blocks(ROWS) {
         let rows = block.first..block.first + block.count;
-        pack(
-            &mut scratch.queries,
-            task.q,
-            rows.clone(),
-            padded::<V>(task.dims.qk),
-            ROWS,
-        );
-        pack(
-            &mut scratch.grads,
-            grad,
-            rows.clone(),
-            padded::<V>(task.dims.v),
-            ROWS,
-        );
+        pack(&mut scratch.queries, task.q, rows.clone(), padded::<V>(task.dims.qk), ROWS);
+        pack(&mut scratch.grads, grad, rows.clone(), padded::<V>(task.dims.v), ROWS);
         zero(&mut scratch.queries_grad, ROWS * padded::<V>(task.dims.qk));
         for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
             if !task.skips(&block, j0) {
@@ -82,32 +68,14 @@ pub(super) fn run<V: Lanes, const R: usize>(
                 spread::<V, R>(task, scratch, &block, j0);
             }
         }
-        write::<V>(
-            &sinks.q,
-            task,
-            &scratch.queries_grad,
-            rows,
-            (task.dims.qk, task.alpha),
-        );
+        write::<V>(&sinks.q, task, &scratch.queries_grad, rows, (task.dims.qk, task.alpha));
         if block.is_targets() {
             differentiate_itself::<V>(task, grad, &block, sinks, &mut tables);
         }
     }
     let history = task.history.clone();
-    write::<V>(
-        &sinks.k,
-        task,
-        &scratch.keys_grad,
-        history.clone(),
-        (task.dims.qk, task.alpha),
-    );
-    write::<V>(
-        &sinks.v,
-        task,
-        &scratch.values_grad,
-        history,
-        (task.dims.v, 1.0),
-    );
+    write::<V>(&sinks.k, task, &scratch.keys_grad, history.clone(), (task.dims.qk, task.alpha));
+    write::<V>(&sinks.v, task, &scratch.values_grad, history, (task.dims.v, 1.0));
     let last = tables.position.len().saturating_sub(1);
     if task.position.is_some() {
         for (x, grad) in scratch.reversed_grad[..=task.n()].iter().enumerate() {
@@ -144,11 +112,7 @@ fn score<V: Lanes, const R: usize>(
     j0: usize,
     tables: &mut Tables,
 ) {
-    let (dims, qk, v) = (
-        task.dims,
-        padded::<V>(task.dims.qk),
-        padded::<V>(task.dims.v),
-    );
+    let (dims, qk, v) = (task.dims, padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
     zero(&mut scratch.weights, ROWS * KEYS);
     zero(&mut scratch.scores_grad, ROWS * KEYS);
     for r in (0..block.count).step_by(R) {
@@ -156,36 +120,16 @@ fn score<V: Lanes, const R: usize>(
         accumulate::<V, R>(
             &mut scratch.weights[r * KEYS..],
             KEYS,
-            Left {
-                data: &scratch.queries[r * qk..],
-                row: qk,
-                step: 1,
-            },
-            Right {
-                data: &scratch.keys_t[j0 * dims.qk..],
-                stride: KEYS,
-            },
-            Extent {
-                columns,
-                steps: dims.qk,
-            },
+            Left { data: &scratch.queries[r * qk..], row: qk, step: 1 },
+            Right { data: &scratch.keys_t[j0 * dims.qk..], stride: KEYS },
+            Extent { columns, steps: dims.qk },
         );
         accumulate::<V, R>(
             &mut scratch.scores_grad[r * KEYS..],
             KEYS,
-            Left {
-                data: &scratch.grads[r * v..],
-                row: v,
-                step: 1,
-            },
-            Right {
-                data: &scratch.values_t[j0 * dims.v..],
-                stride: KEYS,
-            },
-            Extent {
-                columns,
-                steps: dims.v,
-            },
+            Left { data: &scratch.grads[r * v..], row: v, step: 1 },
+            Right { data: &scratch.values_t[j0 * dims.v..], stride: KEYS },
+            Extent { columns, steps: dims.v },
         );
     }
     for r in 0..block.count {
@@ -227,19 +171,9 @@ fn spread<V: Lanes, const R: usize>(
         accumulate::<V, R>(
             &mut scratch.queries_grad[r * qk..],
             qk,
-            Left {
-                data: &scratch.scores_grad[r * KEYS..],
-                row: KEYS,
-                step: 1,
-            },
-            Right {
-                data: &scratch.keys[j0 * qk..],
-                stride: qk,
-            },
-            Extent {
-                columns: qk,
-                steps: seen(block, r + R, j0),
-            },
+            Left { data: &scratch.scores_grad[r * KEYS..], row: KEYS, step: 1 },
+            Right { data: &scratch.keys[j0 * qk..], stride: qk },
+            Extent { columns: qk, steps: seen(block, r + R, j0) },
         );
     }
     for j in (0..seen(block, block.count, j0)).step_by(R) {
@@ -249,29 +183,15 @@ fn spread<V: Lanes, const R: usize>(
         accumulate::<V, R>(
             &mut scratch.keys_grad[(j0 + j) * qk..],
             qk,
-            Left {
-                data: &scratch.scores_grad[from * KEYS + j..],
-                row: 1,
-                step: KEYS,
-            },
-            Right {
-                data: &scratch.queries[from * qk..],
-                stride: qk,
-            },
+            Left { data: &scratch.scores_grad[from * KEYS + j..], row: 1, step: KEYS },
+            Right { data: &scratch.queries[from * qk..], stride: qk },
             Extent { columns: qk, steps },
         );
         accumulate::<V, R>(
             &mut scratch.values_grad[(j0 + j) * v..],
             v,
-            Left {
-                data: &scratch.weights[from * KEYS + j..],
-                row: 1,
-                step: KEYS,
-            },
-            Right {
-                data: &scratch.grads[from * v..],
-                stride: v,
-            },
+            Left { data: &scratch.weights[from * KEYS + j..], row: 1, step: KEYS },
+            Right { data: &scratch.grads[from * v..], stride: v },
             Extent { columns: v, steps },
         );
     }
@@ -293,23 +213,14 @@ fn differentiate_itself<V: Lanes>(
         weights[r] = dot::<V>(task.q.row(row), task.k.row(row));
         scores_grad[r] = dot::<V>(grad.row(row), task.v.row(row));
     }
-    differentiate::<V>(
-        &mut weights,
-        &mut scores_grad,
-        &[task.own_bias(); ROWS],
-        task,
-    );
+    differentiate::<V>(&mut weights, &mut scores_grad, &[task.own_bias(); ROWS], task);
     for (r, row) in rows.enumerate() {
         let factor = task.alpha * scores_grad[r];
         // SAFETY: every row and head belongs to one task, and these borrows end with the loop's body.
         let (q, k, v) = unsafe {
             let (qk, v) = (task.dims.qk, task.dims.v);
             let q = sinks.q.part(row, task.head, qk);
-            (
-                q,
-                sinks.k.part(row, task.head, qk),
-                sinks.v.part(row, task.head, v),
-            )
+            (q, sinks.k.part(row, task.head, qk), sinks.v.part(row, task.head, v))
         };
         for (sum, key) in q.iter_mut().zip(task.k.row(row)) {
             *sum += factor * key;
@@ -332,10 +243,7 @@ fn differentiate_itself<V: Lanes>(
 #[inline(always)]
 fn differentiate<V: Lanes>(dots: &mut [f32], grads: &mut [f32], bias: &[f32], task: &Task<'_>) {
     let whole = dots.len().is_multiple_of(V::N);
-    assert!(
-        whole && dots.len() == grads.len() && dots.len() <= bias.len(),
-        "not whole vectors"
-    );
+    assert!(whole && dots.len() == grads.len() && dots.len() <= bias.len(), "not whole vectors");
     let (alpha, inverse_norm) = (V::splat(task.alpha), V::splat(task.inverse_norm));
     for at in (0..dots.len()).step_by(V::N) {
         // SAFETY: at + N is at most the length of all three, by the assertion.
@@ -372,10 +280,7 @@ fn write<V: Lanes>(
 /// How many of the keys `j0..j0 + KEYS` the block's rows before `r` see.
 #[inline(always)]
 fn seen(block: &RowBlock, r: usize, j0: usize) -> usize {
-    block
-        .end(r.min(block.count) - 1)
-        .saturating_sub(j0)
-        .min(KEYS)
+    block.end(r.min(block.count) - 1).saturating_sub(j0).min(KEYS)
 }
 
 #[inline(always)]

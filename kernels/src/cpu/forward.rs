@@ -66,19 +66,9 @@ fn attend<V: Lanes, const R: usize>(
     accumulate::<V, R>(
         weights,
         KEYS,
-        Left {
-            data: &scratch.queries,
-            row: dims.qk,
-            step: 1,
-        },
-        Right {
-            data: &scratch.keys[j0 * dims.qk..],
-            stride: KEYS,
-        },
-        Extent {
-            columns: padded::<V>(seen),
-            steps: dims.qk,
-        },
+        Left { data: &scratch.queries, row: dims.qk, step: 1 },
+        Right { data: &scratch.keys[j0 * dims.qk..], stride: KEYS },
+        Extent { columns: padded::<V>(seen), steps: dims.qk },
     );
     for (r, weights) in weights.chunks_exact_mut(KEYS).enumerate().take(block.count) {
         let (position, end) = (block.at(r), block.end(r));
@@ -90,19 +80,9 @@ fn attend<V: Lanes, const R: usize>(
     accumulate::<V, R>(
         &mut scratch.out,
         width,
-        Left {
-            data: weights,
-            row: KEYS,
-            step: 1,
-        },
-        Right {
-            data: &scratch.values[j0 * width..],
-            stride: width,
-        },
-        Extent {
-            columns: width,
-            steps: seen,
-        },
+        Left { data: weights, row: KEYS, step: 1 },
+        Right { data: &scratch.values[j0 * width..], stride: width },
+        Extent { columns: width, steps: seen },
     );
 }
 
@@ -121,12 +101,7 @@ fn attend_to_itself<V: Lanes, const R: usize>(
     }
     let bias = [task.own_bias(); MAX_LANES];
     activate::<V>(&mut weights, &bias, task.alpha, task.inverse_norm);
-    for (r, out) in scratch
-        .out
-        .chunks_exact_mut(width)
-        .enumerate()
-        .take(block.count)
-    {
+    for (r, out) in scratch.out.chunks_exact_mut(width).enumerate().take(block.count) {
         for (out, value) in out.iter_mut().zip(task.v.row(block.first + r)) {
             *out += weights[r] * value;
         }
@@ -136,20 +111,14 @@ fn attend_to_itself<V: Lanes, const R: usize>(
 /// Makes weights of dot products: `SiLU(alpha * dot + bias) * inverse_norm`, in whole vectors.
 #[inline(always)]
 fn activate<V: Lanes>(dots: &mut [f32], bias: &[f32], alpha: f32, inverse_norm: f32) {
-    assert!(
-        dots.len().is_multiple_of(V::N) && dots.len() <= bias.len(),
-        "not whole vectors"
-    );
+    assert!(dots.len().is_multiple_of(V::N) && dots.len() <= bias.len(), "not whole vectors");
     for at in (0..dots.len()).step_by(V::N) {
         // SAFETY: at + N <= dots.len() <= bias.len(), by the assertion.
         unsafe {
             let cell = dots.as_mut_ptr().add(at);
             let bias = V::load(bias.as_ptr().add(at));
             let score = V::load(cell).mul_add(V::splat(alpha), bias);
-            score
-                .mul(sigmoid(score))
-                .mul(V::splat(inverse_norm))
-                .store(cell);
+            score.mul(sigmoid(score)).mul(V::splat(inverse_norm)).store(cell);
         }
     }
 }

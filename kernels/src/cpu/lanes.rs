@@ -95,9 +95,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn scale_by_power(self, k_plus_magic: Self) -> Self {
-        self.zip(k_plus_magic, |a, k| {
-            f32::from_bits(a.to_bits().wrapping_add(k.to_bits() << 23))
-        })
+        self.zip(k_plus_magic, |a, k| f32::from_bits(a.to_bits().wrapping_add(k.to_bits() << 23)))
     }
 }
 

@@ -5,15 +5,8 @@
 use super::lanes::{Lanes, MAGIC, MAX_LANES};
 
 /// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded to f32 (4e-8).
-const EXP: [f32; 7] = [
-    1.0,
-    1.0,
-    0.499_999_93,
-    0.166_664_2,
-    0.041_668_225,
-    0.008_374_824,
-    0.001_383_683_6,
-];
+const EXP: [f32; 7] =
+    [1.0, 1.0, 0.499_999_93, 0.166_664_2, 0.041_668_225, 0.008_374_824, 0.001_383_683_6];
 
 /// ln 2 in two parts: the first has few bits, so that its product with a small whole number is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
@@ -70,23 +63,11 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
 ) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
-        tile::<V, R, 2>(
-            &mut out[column..],
-            stride,
-            left,
-            right.from(column),
-            extent.steps,
-        );
+        tile::<V, R, 2>(&mut out[column..], stride, left, right.from(column), extent.steps);
         column += 2 * V::N;
     }
     if column < extent.columns {
-        tile::<V, R, 1>(
-            &mut out[column..],
-            stride,
-            left,
-            right.from(column),
-            extent.steps,
-        );
+        tile::<V, R, 1>(&mut out[column..], stride, left, right.from(column), extent.steps);
     }
 }
 
@@ -100,10 +81,7 @@ pub(super) struct Extent {
 impl<'a> Right<'a> {
     #[inline(always)]
     fn from(self, column: usize) -> Right<'a> {
-        Right {
-            data: &self.data[column.min(self.data.len())..],
-            ..self
-        }
+        Right { data: &self.data[column.min(self.data.len())..], ..self }
     }
 }
 
@@ -118,18 +96,12 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     if steps == 0 {
         return;
     }
-    assert!(
-        (R - 1) * stride + C * V::N <= out.len(),
-        "tile outside its output"
-    );
+    assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
     assert!(
         (R - 1) * left.row + (steps - 1) * left.step < left.data.len(),
         "left factor too short"
     );
-    assert!(
-        (steps - 1) * right.stride + C * V::N <= right.data.len(),
-        "right factor too short"
-    );
+    assert!((steps - 1) * right.stride + C * V::N <= right.data.len(), "right factor too short");
     let mut sums = [[V::splat(0.0); C]; R];
     for (r, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
@@ -166,11 +138,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
 /// The dot product of two slices of one length.
 #[inline(always)]
 pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(
-        a.len(),
-        b.len(),
-        "a dot product needs two slices of one length"
-    );
+    assert_eq!(a.len(), b.len(), "a dot product needs two slices of one length");
     let whole = a.len() - a.len() % V::N;
     let mut sums = V::splat(0.0);
     for at in (0..whole).step_by(V::N) {

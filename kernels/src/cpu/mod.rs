@@ -77,10 +77,7 @@ const PARALLEL_FROM: usize = 200_000;
 /// # Panics
 /// If the machine lacks `isa`, or `shape`, `dims` and the inputs do not belong together.
 pub fn forward(shape: &HstuAttention, dims: Dims, inputs: &CpuInputs<'_>, isa: Isa) -> Vec<f32> {
-    assert!(
-        Isa::available().contains(&isa),
-        "this machine lacks {isa:?}"
-    );
+    assert!(Isa::available().contains(&isa), "this machine lacks {isa:?}");
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
     let sink = Sink::new(&mut out, width);
@@ -114,10 +111,7 @@ pub fn backward(
     grad: Rows<'_>,
     isa: Isa,
 ) -> HstuInputs<Vec<f32>> {
-    assert!(
-        Isa::available().contains(&isa),
-        "this machine lacks {isa:?}"
-    );
+    assert!(Isa::available().contains(&isa), "this machine lacks {isa:?}");
     let (qk, v) = (shape.heads * dims.qk, shape.heads * dims.v);
     let mut grads = HstuInputs {
         q: vec![0.0; dims.rows * qk],
@@ -225,11 +219,7 @@ impl HstuBackend for Flex {
     ) -> HstuInputs<FlexTensor> {
         let dims = shape.dims(&inputs);
         let expected = [dims.rows, shape.heads * dims.v];
-        assert_eq!(
-            grad.shape()[..],
-            expected,
-            "the gradient must have the output's shape"
-        );
+        assert_eq!(grad.shape()[..], expected, "the gradient must have the output's shape");
         let (inputs, grad) = (inputs.map(readable), readable(grad));
         let found = backward(&shape, dims, &borrow(&inputs), rows(&grad), Isa::best());
         let table = |values: Vec<f32>| {
@@ -252,21 +242,13 @@ fn matrix(values: Vec<f32>, rows: usize, columns: usize) -> FlexTensor {
 
 /// The tensor as it is where its rows are contiguous (a slice of columns is), else a copy.
 fn readable(tensor: FlexTensor) -> FlexTensor {
-    assert_eq!(
-        tensor.dtype(),
-        DType::F32,
-        "HSTU attention on the CPU computes in f32"
-    );
+    assert_eq!(tensor.dtype(), DType::F32, "HSTU attention on the CPU computes in f32");
     let (inner, outer) = match tensor.layout().strides() {
         [outer, inner] => (*inner, *outer),
         [inner] => (*inner, 0),
         strides => unreachable!("the shapes were checked, yet here are strides {strides:?}"),
     };
-    if inner == 1 && outer >= 0 {
-        tensor
-    } else {
-        tensor.to_contiguous()
-    }
+    if inner == 1 && outer >= 0 { tensor } else { tensor.to_contiguous() }
 }
 
 fn borrow(inputs: &HstuInputs<FlexTensor>) -> CpuInputs<'_> {
@@ -282,10 +264,7 @@ fn borrow(inputs: &HstuInputs<FlexTensor>) -> CpuInputs<'_> {
 fn rows(tensor: &FlexTensor) -> Rows<'_> {
     let stride = tensor.layout().strides()[0];
     let stride = usize::try_from(stride).expect("`readable` leaves no negative stride");
-    Rows {
-        data: &tensor.storage()[span(tensor)],
-        stride,
-    }
+    Rows { data: &tensor.storage()[span(tensor)], stride }
 }
 
 /// The storage from a tensor's first value to its last.
@@ -296,8 +275,6 @@ fn span(tensor: &FlexTensor) -> Range<usize> {
         return start..start;
     }
     let reach = layout.shape().iter().zip(layout.strides());
-    let last: usize = reach
-        .map(|(&size, &stride)| (size - 1) * stride.unsigned_abs())
-        .sum();
+    let last: usize = reach.map(|(&size, &stride)| (size - 1) * stride.unsigned_abs()).sum();
     start..start + last + 1
 }

@@ -22,11 +22,7 @@ pub(super) struct Head<'a> {
 
 impl<'a> Head<'a> {
     fn new(rows: Rows<'a>, head: usize, width: usize) -> Self {
-        Head {
-            rows,
-            start: head * width,
-            width,
-        }
+        Head { rows, start: head * width, width }
     }
 
     #[inline(always)]
@@ -112,10 +108,7 @@ impl<'a> Task<'a> {
     }
 
     pub(super) fn with_grad(self, grad: Rows<'a>) -> Self {
-        Task {
-            grad: Some(Head::new(grad, self.head, self.dims.v)),
-            ..self
-        }
+        Task { grad: Some(Head::new(grad, self.head, self.dims.v)), ..self }
     }
 
     /// n, the length of the history.
@@ -186,9 +179,7 @@ impl<'a> Task<'a> {
         };
         let sums = &mut biases.sums[..keys.len()];
         sums.copy_from_slice(by_position);
-        self.each_bucket(table.len(), times, row, keys, |at, bucket| {
-            sums[at] += table[bucket]
-        });
+        self.each_bucket(table.len(), times, row, keys, |at, bucket| sums[at] += table[bucket]);
         &biases.sums
     }
 
@@ -296,12 +287,7 @@ unsafe impl Send for Sink<'_> {}
 
 impl<'a> Sink<'a> {
     pub(super) fn new(out: &'a mut [f32], stride: usize) -> Self {
-        Sink {
-            start: out.as_mut_ptr(),
-            len: out.len(),
-            stride,
-            borrowed: PhantomData,
-        }
+        Sink { start: out.as_mut_ptr(), len: out.len(), stride, borrowed: PhantomData }
     }
 
     /// Columns `head * width..(head + 1) * width` of `row`.

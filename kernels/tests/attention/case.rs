@@ -64,33 +64,17 @@ impl Case {
             position: (options.position > 0).then(|| draw(options.position)),
             time: (options.time > 0).then(|| draw(options.time)),
         };
-        let name = format!(
-            "{:?}, {heads} heads, {qk}/{v}, {options:?}",
-            recipe.requests
-        );
+        let name = format!("{:?}, {heads} heads, {qk}/{v}, {options:?}", recipe.requests);
         let shape = shape.checked().expect("a valid layout");
-        Case {
-            name,
-            shape,
-            inputs,
-            qk,
-            v,
-        }
+        Case { name, shape, inputs, qk, v }
     }
 
     pub fn dims(&self) -> Dims {
-        Dims {
-            rows: self.shape.rows(),
-            qk: self.qk,
-            v: self.v,
-        }
+        Dims { rows: self.shape.rows(), qk: self.qk, v: self.v }
     }
 
     pub fn borrow(&self) -> CpuInputs<'_> {
-        let rows = |data, width| Rows {
-            data,
-            stride: self.shape.heads * width,
-        };
+        let rows = |data, width| Rows { data, stride: self.shape.heads * width };
         HstuInputs {
             q: rows(&self.inputs.q, self.qk),
             k: rows(&self.inputs.k, self.qk),
@@ -123,17 +107,12 @@ impl Case {
     /// An output gradient that is different everywhere.
     pub fn grad(&self) -> Vec<f32> {
         let len = self.shape.rows() * self.shape.heads * self.v;
-        (0..len)
-            .map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0)
-            .collect()
+        (0..len).map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0).collect()
     }
 
     pub fn raw_backward(&self, isa: Isa) -> Values {
         let grad = self.grad();
-        let grad = Rows {
-            data: &grad,
-            stride: self.shape.heads * self.v,
-        };
+        let grad = Rows { data: &grad, stride: self.shape.heads * self.v };
         cpu::backward(&self.shape, self.dims(), &self.borrow(), grad, isa)
     }
 }
@@ -150,101 +129,37 @@ pub struct Options {
 pub fn options() -> Vec<Options> {
     let windows = [
         None,
-        Some(Window {
-            recent: 1,
-            global: 0,
-        }),
-        Some(Window {
-            recent: 7,
-            global: 3,
-        }),
-        Some(Window {
-            recent: 70,
-            global: 0,
-        }),
-        Some(Window {
-            recent: 20,
-            global: 90,
-        }),
+        Some(Window { recent: 1, global: 0 }),
+        Some(Window { recent: 7, global: 3 }),
+        Some(Window { recent: 70, global: 0 }),
+        Some(Window { recent: 20, global: 90 }),
     ];
     let tables = [(0, 0), (5, 0), (400, 0), (0, 12), (9, 30), (1, 1)];
-    let pairs = windows
-        .iter()
-        .flat_map(|window| tables.map(|table| (*window, table)));
-    pairs
-        .map(|(window, (position, time))| Options {
-            window,
-            position,
-            time,
-        })
-        .collect()
+    let pairs = windows.iter().flat_map(|window| tables.map(|table| (*window, table)));
+    pairs.map(|(window, (position, time))| Options { window, position, time }).collect()
 }
 
 pub const RECIPES: &[Recipe<'static>] = &[
-    Recipe {
-        requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)],
-        heads: 2,
-        qk: 16,
-        v: 16,
-    },
-    Recipe {
-        requests: &[(64, 8), (33, 9)],
-        heads: 1,
-        qk: 5,
-        v: 7,
-    },
-    Recipe {
-        requests: &[(131, 17)],
-        heads: 3,
-        qk: 24,
-        v: 40,
-    },
-    Recipe {
-        requests: &[(65, 1), (100, 16), (2, 2)],
-        heads: 2,
-        qk: 32,
-        v: 32,
-    },
-    Recipe {
-        requests: &[(300, 5)],
-        heads: 1,
-        qk: 8,
-        v: 1,
-    },
+    Recipe { requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)], heads: 2, qk: 16, v: 16 },
+    Recipe { requests: &[(64, 8), (33, 9)], heads: 1, qk: 5, v: 7 },
+    Recipe { requests: &[(131, 17)], heads: 3, qk: 24, v: 40 },
+    Recipe { requests: &[(65, 1), (100, 16), (2, 2)], heads: 2, qk: 32, v: 32 },
+    Recipe { requests: &[(300, 5)], heads: 1, qk: 8, v: 1 },
 ];
 
 pub fn cases() -> Vec<Case> {
     let mut rng = SmallRng::seed_from_u64(7);
-    let pairs = RECIPES
-        .iter()
-        .flat_map(|recipe| options().into_iter().map(move |o| (recipe, o)));
-    pairs
-        .map(|(recipe, options)| Case::new(&mut rng, recipe, options))
-        .collect()
+    let pairs = RECIPES.iter().flat_map(|recipe| options().into_iter().map(move |o| (recipe, o)));
+    pairs.map(|(recipe, options)| Case::new(&mut rng, recipe, options)).collect()
 }
 
 /// Small ones: a numeric gradient needs two forwards an input value.
 pub fn small_cases() -> Vec<Case> {
     let mut rng = SmallRng::seed_from_u64(8);
-    let recipe = Recipe {
-        requests: &[(3, 2), (0, 2), (6, 0), (9, 1)],
-        heads: 2,
-        qk: 3,
-        v: 2,
-    };
-    let window = Some(Window {
-        recent: 3,
-        global: 2,
-    });
+    let recipe = Recipe { requests: &[(3, 2), (0, 2), (6, 0), (9, 1)], heads: 2, qk: 3, v: 2 };
+    let window = Some(Window { recent: 3, global: 2 });
     let all = [None, window].map(|window| {
-        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| Options {
-            window,
-            position,
-            time,
-        })
+        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| Options { window, position, time })
     });
-    all.into_iter()
-        .flatten()
-        .map(|options| Case::new(&mut rng, &recipe, options))
-        .collect()
+    all.into_iter().flatten().map(|options| Case::new(&mut rng, &recipe, options)).collect()
 }

@@ -16,9 +16,7 @@ use rand::rngs::SmallRng;
 use case::{Case, Options, RECIPES, Recipe, Values, cases, small_cases};
 
 fn wide(values: &Values) -> HstuInputs<Vec<f64>> {
-    values
-        .as_ref()
-        .map(|x| x.iter().map(|x| f64::from(*x)).collect())
+    values.as_ref().map(|x| x.iter().map(|x| f64::from(*x)).collect())
 }
 
 fn forward_f64(shape: &HstuAttention, values: &HstuInputs<Vec<f64>>) -> Vec<f64> {
@@ -37,10 +35,7 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
     for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
         let allowed = tolerance * (1.0 + expected.abs());
         let apart = (f64::from(*found) - expected).abs();
-        assert!(
-            apart <= allowed,
-            "{what}: at {at}, {found} should be {expected}"
-        );
+        assert!(apart <= allowed, "{what}: at {at}, {found} should be {expected}");
     }
 }
 
@@ -49,12 +44,7 @@ fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, 
     assert_eq!(found.len(), expected.len(), "{path}: {}", case.name);
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
         let expected: Vec<f64> = expected.iter().map(|x| f64::from(*x)).collect();
-        assert_close(
-            &format!("{path}, d{name}: {}", case.name),
-            found,
-            &expected,
-            tolerance,
-        );
+        assert_close(&format!("{path}, d{name}: {}", case.name), found, &expected, tolerance);
     }
 }
 
@@ -62,11 +52,7 @@ fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, 
 fn forward_equals_the_oracle_on_every_instruction_set() {
     for case in cases() {
         let expected = case.oracle();
-        assert!(
-            expected.iter().any(|x| x.abs() > 0.01),
-            "{} tests nothing",
-            case.name
-        );
+        assert!(expected.iter().any(|x| x.abs() > 0.01), "{} tests nothing", case.name);
         for isa in Isa::available() {
             let found = cpu::forward(&case.shape, case.dims(), &case.borrow(), isa);
             assert_close(&format!("{isa:?}: {}", case.name), &found, &expected, 1e-5);
@@ -81,10 +67,7 @@ fn gradients_equal_differences_of_the_oracle() {
         let values = wide(&case.inputs);
         let loss = |values: &HstuInputs<Vec<f64>>| -> f64 {
             let out = forward_f64(&case.shape, values);
-            out.iter()
-                .zip(case.grad())
-                .map(|(out, grad)| out * f64::from(grad))
-                .sum()
+            out.iter().zip(case.grad()).map(|(out, grad)| out * f64::from(grad)).sum()
         };
         let slope = |pick: fn(&mut HstuInputs<Vec<f64>>) -> &mut Vec<f64>| -> Vec<f64> {
             let len = pick(&mut values.clone()).len();
@@ -93,15 +76,9 @@ fn gradients_equal_differences_of_the_oracle() {
                 pick(&mut values)[at] += step;
                 loss(&values)
             };
-            (0..len)
-                .map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP))
-                .collect()
+            (0..len).map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP)).collect()
         };
-        let mut expected = vec![
-            slope(|x| &mut x.q),
-            slope(|x| &mut x.k),
-            slope(|x| &mut x.v),
-        ];
+        let mut expected = vec![slope(|x| &mut x.q), slope(|x| &mut x.k), slope(|x| &mut x.v)];
         if values.position.is_some() {
             expected.push(slope(|x| x.position.as_mut().expect("present")));
         }
@@ -141,12 +118,7 @@ fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
         // One group for all, one for each request, and something between.
         for group_scores in [plain::GROUP_SCORES, 1, 2000] {
             let out = plain::forward::<Flex>(inputs.clone(), &case.shape, group_scores);
-            assert_close(
-                &format!("plain: {}", case.name),
-                &values(out),
-                &case.oracle(),
-                1e-5,
-            );
+            assert_close(&format!("plain: {}", case.name), &values(out), &case.oracle(), 1e-5);
             let (inputs, grad) = (inputs.clone(), grad.clone());
             let found = plain::backward::<Flex>(inputs, grad, &case.shape, group_scores);
             let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
@@ -184,13 +156,7 @@ fn autodiff_gives_the_raw_gradients() {
             position: inputs.position.as_ref().map(table),
             time: inputs.time.as_ref().map(table),
         };
-        assert_same_grads(
-            case,
-            "autodiff",
-            found,
-            &case.raw_backward(Isa::best()),
-            0.0,
-        );
+        assert_same_grads(case, "autodiff", found, &case.raw_backward(Isa::best()), 0.0);
     }
 }
 
@@ -198,48 +164,30 @@ fn autodiff_gives_the_raw_gradients() {
 fn only_tracked_inputs_get_gradients() {
     type A = Autodiff<Flex>;
     let mut rng = SmallRng::seed_from_u64(9);
-    let both = Options {
-        position: 6,
-        time: 6,
-        ..Options::default()
-    };
+    let both = Options { position: 6, time: 6, ..Options::default() };
     let case = Case::new(&mut rng, &RECIPES[0], both);
     let expected = case.raw_backward(Isa::best());
     let width = [case.shape.rows(), case.shape.heads * case.v];
     let backward = |inputs: HstuInputs<Tensor<A, 2>, Tensor<A, 1>>| {
         let grad = Tensor::from_data(TensorData::new(case.grad(), width), &Default::default());
-        (hstu_attention(inputs, &case.shape) * grad)
-            .sum()
-            .backward()
+        (hstu_attention(inputs, &case.shape) * grad).sum().backward()
     };
 
     let mut inputs = case.tensors::<A>();
     inputs.k = inputs.k.require_grad();
     let grads = backward(inputs.clone());
     assert!(inputs.q.grad(&grads).is_none() && inputs.v.grad(&grads).is_none());
-    let k: Vec<f32> = inputs
-        .k
-        .grad(&grads)
-        .expect("tracked")
-        .into_data()
-        .to_vec()
-        .expect("f32");
+    let k: Vec<f32> = inputs.k.grad(&grads).expect("tracked").into_data().to_vec().expect("f32");
     assert_eq!(k, expected.k);
 
     let mut inputs = case.tensors::<A>();
     inputs.time = inputs.time.map(Tensor::require_grad);
     let grads = backward(inputs.clone());
     let time = inputs.time.expect("given").grad(&grads).expect("tracked");
-    assert_eq!(
-        Some(time.into_data().to_vec::<f32>().expect("f32")),
-        expected.time
-    );
+    assert_eq!(Some(time.into_data().to_vec::<f32>().expect("f32")), expected.time);
 
     let inputs = case.tensors::<A>();
-    assert!(
-        !hstu_attention(inputs, &case.shape).is_require_grad(),
-        "nothing is tracked"
-    );
+    assert!(!hstu_attention(inputs, &case.shape).is_require_grad(), "nothing is tracked");
 }
 
 #[test]
@@ -250,30 +198,15 @@ fn columns_sliced_from_a_wider_tensor_need_no_copy_to_be_right() {
     let width = case.shape.heads * case.v;
     let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
     let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
-    let inputs = HstuInputs {
-        q,
-        k,
-        v,
-        position: None,
-        time: None,
-    };
+    let inputs = HstuInputs { q, k, v, position: None, time: None };
     let found = hstu_attention(inputs, &case.shape).into_data();
-    assert_close(
-        "sliced",
-        found.as_slice().expect("f32"),
-        &case.oracle(),
-        1e-5,
-    );
+    assert_close("sliced", found.as_slice().expect("f32"), &case.oracle(), 1e-5);
 }
 
 #[test]
 fn a_target_changes_no_other_row() {
     let mut rng = SmallRng::seed_from_u64(11);
-    let options = Options {
-        position: 9,
-        time: 9,
-        ..Options::default()
-    };
+    let options = Options { position: 9, time: 9, ..Options::default() };
     let mut case = Case::new(&mut rng, &RECIPES[3], options);
     let changed = case.shape.request(1).targets.start + 5;
     let (qk, v) = (case.shape.heads * case.qk, case.shape.heads * case.v);
@@ -292,20 +225,8 @@ fn a_target_changes_no_other_row() {
 #[test]
 fn a_target_alone_equals_the_target_among_others() {
     let mut rng = SmallRng::seed_from_u64(12);
-    let recipe = Recipe {
-        requests: &[(100, 19)],
-        heads: 2,
-        qk: 32,
-        v: 32,
-    };
-    let case = Case::new(
-        &mut rng,
-        &recipe,
-        Options {
-            position: 50,
-            ..Options::default()
-        },
-    );
+    let recipe = Recipe { requests: &[(100, 19)], heads: 2, qk: 32, v: 32 };
+    let case = Case::new(&mut rng, &recipe, Options { position: 50, ..Options::default() });
     let width = case.shape.heads * case.v;
     let all = cpu::forward(&case.shape, case.dims(), &case.borrow(), Isa::best());
     for target in 100..119 {
@@ -325,10 +246,7 @@ fn a_target_alone_equals_the_target_among_others() {
             ..case
         };
         let found = cpu::forward(&one.shape, one.dims(), &one.borrow(), Isa::best());
-        assert_eq!(
-            found[100 * width..],
-            all[target * width..(target + 1) * width]
-        );
+        assert_eq!(found[100 * width..], all[target * width..(target + 1) * width]);
     }
 }
 
@@ -336,17 +254,9 @@ fn a_target_alone_equals_the_target_among_others() {
 fn an_empty_batch_has_an_empty_result() {
     let mut rng = SmallRng::seed_from_u64(13);
     for requests in [&[][..], &[(0, 0), (0, 0)]] {
-        let recipe = Recipe {
-            requests,
-            heads: 2,
-            qk: 4,
-            v: 6,
-        };
+        let recipe = Recipe { requests, heads: 2, qk: 4, v: 6 };
         let case = Case::new(&mut rng, &recipe, Options::default());
-        assert_eq!(
-            hstu_attention(case.tensors::<Flex>(), &case.shape).dims(),
-            [0, 12]
-        );
+        assert_eq!(hstu_attention(case.tensors::<Flex>(), &case.shape).dims(), [0, 12]);
         assert!(case.oracle().is_empty());
     }
 }
@@ -354,12 +264,7 @@ fn an_empty_batch_has_an_empty_result() {
 #[test]
 fn extreme_scores_stay_finite_and_right() {
     let mut rng = SmallRng::seed_from_u64(14);
-    let recipe = Recipe {
-        requests: &[(40, 3)],
-        heads: 1,
-        qk: 4,
-        v: 4,
-    };
+    let recipe = Recipe { requests: &[(40, 3)], heads: 1, qk: 4, v: 4 };
     let mut case = Case::new(&mut rng, &recipe, Options::default());
     case.inputs.q.iter_mut().for_each(|q| *q *= 100.0);
     let expected = case.oracle();
@@ -388,86 +293,30 @@ fn contradictions_are_named() {
     };
     assert!(good.validate().is_ok());
     let bad = [
-        HstuAttention {
-            history_offsets: [1, 2].into(),
-            ..good.clone()
-        },
-        HstuAttention {
-            history_offsets: [0, 3, 2].into(),
-            ..good.clone()
-        },
-        HstuAttention {
-            target_offsets: [0].into(),
-            ..good.clone()
-        },
-        HstuAttention {
-            heads: 0,
-            ..good.clone()
-        },
-        HstuAttention {
-            alpha: f32::NAN,
-            ..good.clone()
-        },
-        HstuAttention {
-            norm: 0.0,
-            ..good.clone()
-        },
-        HstuAttention {
-            window: Some(Window {
-                recent: 0,
-                global: 1,
-            }),
-            ..good.clone()
-        },
-        HstuAttention {
-            times_s: Some([1, 2].into()),
-            ..good.clone()
-        },
+        HstuAttention { history_offsets: [1, 2].into(), ..good.clone() },
+        HstuAttention { history_offsets: [0, 3, 2].into(), ..good.clone() },
+        HstuAttention { target_offsets: [0].into(), ..good.clone() },
+        HstuAttention { heads: 0, ..good.clone() },
+        HstuAttention { alpha: f32::NAN, ..good.clone() },
+        HstuAttention { norm: 0.0, ..good.clone() },
+        HstuAttention { window: Some(Window { recent: 0, global: 1 }), ..good.clone() },
+        HstuAttention { times_s: Some([1, 2].into()), ..good.clone() },
     ];
     let fields = bad.map(|shape| shape.validate().expect_err("a contradiction").field);
     let history = "history_offsets";
-    let expected = [
-        history,
-        history,
-        "target_offsets",
-        "heads",
-        "alpha",
-        "norm",
-        "window",
-        "times_s",
-    ];
+    let expected =
+        [history, history, "target_offsets", "heads", "alpha", "norm", "window", "times_s"];
     assert_eq!(fields, expected);
 
-    let fits = HstuInputs {
-        q: &[3, 8][..],
-        k: &[3, 8],
-        v: &[3, 6],
-        position: None,
-        time: None,
-    };
+    let fits = HstuInputs { q: &[3, 8][..], k: &[3, 8], v: &[3, 6], position: None, time: None };
     let dims = good.check(&fits).expect("fitting tensors");
     assert_eq!((dims.rows, dims.qk, dims.v), (3, 4, 3));
     let bad = [
-        HstuInputs {
-            q: &[4, 8][..],
-            ..fits.clone()
-        },
-        HstuInputs {
-            k: &[3, 6],
-            ..fits.clone()
-        },
-        HstuInputs {
-            v: &[3, 7],
-            ..fits.clone()
-        },
-        HstuInputs {
-            position: Some(&[0]),
-            ..fits.clone()
-        },
-        HstuInputs {
-            time: Some(&[4]),
-            ..fits
-        },
+        HstuInputs { q: &[4, 8][..], ..fits.clone() },
+        HstuInputs { k: &[3, 6], ..fits.clone() },
+        HstuInputs { v: &[3, 7], ..fits.clone() },
+        HstuInputs { position: Some(&[0]), ..fits.clone() },
+        HstuInputs { time: Some(&[4]), ..fits },
     ];
     let fields = bad.map(|inputs| good.check(&inputs).expect_err("a contradiction").field);
     assert_eq!(fields, ["q", "k", "v", "position", "times_s"]);

@@ -34,16 +34,11 @@ impl Expert for MlpFusion {
             g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
             return;
         }
-        let hidden = Mlp::new("mlp", [64, 32])
-            .dropout(0.05)
-            .apply(g.concat(&parts));
+        let hidden = Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts));
         direct.push(hidden);
         let head_input = g.concat(&direct);
         for task in g.tasks() {
-            g.output(
-                &task.name,
-                Linear::new(&format!("head_{}", task.name), 1).apply(head_input),
-            );
+            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(head_input));
         }
     }
 }

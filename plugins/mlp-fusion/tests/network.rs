@@ -16,10 +16,7 @@ fn schema(tae_dim: u32, features: &[&str], ids: &[&str]) -> HostInfo {
         surfaces: strings(&["feed"]),
         actions: strings(&["like", "click"]),
         values: strings(&["watch"]),
-        tasks: vec![
-            task("like", TaskKind::Binary),
-            task("watch", TaskKind::Regression),
-        ],
+        tasks: vec![task("like", TaskKind::Binary), task("watch", TaskKind::Regression)],
         features: strings(features),
         ids: strings(ids),
         history_ids: strings(ids),
@@ -29,11 +26,7 @@ fn schema(tae_dim: u32, features: &[&str], ids: &[&str]) -> HostInfo {
 #[test]
 fn it_fits_schemas_with_and_without_fm_and_features() {
     for info in [
-        schema(
-            64,
-            &["like_rate", "like_count"],
-            &["user_id", "item_id", "surface", "tag"],
-        ),
+        schema(64, &["like_rate", "like_count"], &["user_id", "item_id", "surface", "tag"]),
         schema(64, &[], &["item_id"]),
         schema(0, &["like_rate"], &["user_id", "item_id"]),
     ] {
@@ -41,10 +34,7 @@ fn it_fits_schemas_with_and_without_fm_and_features() {
         assert_eq!(network.outputs.len(), 2);
         assert_eq!(description.tasks.len(), 2);
         let columns = format!("{:?}", description.columns);
-        assert!(
-            !columns.contains("user_id"),
-            "users are left to the FM: {columns}"
-        );
+        assert!(!columns.contains("user_id"), "users are left to the FM: {columns}");
         assert_eq!(columns.contains("Tae"), info.tae_dim > 0);
     }
 }

@@ -19,9 +19,7 @@ impl Expert for ShortTerm {
         let expert = Description::new("short-term", env!("CARGO_PKG_VERSION"))
             .all_tasks(info)
             .history_len(32);
-        let key = DIVERSITY_KEYS
-            .iter()
-            .find(|key| info.ids.iter().any(|id| id == *key));
+        let key = DIVERSITY_KEYS.iter().find(|key| info.ids.iter().any(|id| id == *key));
         key.map_or(expert.clone(), |key| expert.rank_id(key))
     }
 
@@ -32,10 +30,7 @@ impl Expert for ShortTerm {
             return;
         }
         let sequence: Vec<_> = tables.iter().map(|(id, table)| (*id, table)).collect();
-        let short = Hstu::new("short", 32)
-            .heads(2)
-            .dropout(0.1)
-            .apply(g, &sequence);
+        let short = Hstu::new("short", 32).heads(2).dropout(0.1).apply(g, &sequence);
         let items = tables.iter().map(|(id, table)| table.apply(g.id(id)));
         let embedded: Vec<_> = items.chain(context(g, &tables)).collect();
         let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
@@ -51,26 +46,16 @@ impl Expert for ShortTerm {
             parts.push(short);
         }
         parts.extend(&direct);
-        direct.push(
-            Mlp::new("mlp", [64, 32])
-                .dropout(0.05)
-                .apply(g.concat(&parts)),
-        );
+        direct.push(Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts)));
         let input = g.concat(&direct);
         for task in g.tasks() {
-            g.output(
-                &task.name,
-                Linear::new(&format!("head_{}", task.name), 1).apply(input),
-            );
+            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(input));
         }
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let scores = request.weighted_sum(value);
-        let rule = Diversity {
-            at_most: 2,
-            window: 6,
-        };
+        let rule = Diversity { at_most: 2, window: 6 };
         match DIVERSITY_KEYS.iter().find_map(|key| request.id(key).ok()) {
             Some(keys) => Ok(request.top_diverse(&scores, keys, rule)),
             None => Ok(request.top(&scores)),
@@ -92,10 +77,7 @@ fn value(task: &str) -> f32 {
 // One table a column that both candidates and past events have, and that differs between items.
 fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     let info = g.info();
-    let shared = info
-        .history_ids
-        .iter()
-        .filter(|id| info.ids.contains(id) && *id != "surface");
+    let shared = info.history_ids.iter().filter(|id| info.ids.contains(id) && *id != "surface");
     let table = |id: &String| {
         let rows = if id.ends_with("_id") { 10_000 } else { 1_000 };
         Embedding::new(&format!("embed_{id}"), rows, 12)
@@ -106,11 +88,7 @@ fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
 // The other columns (hour, surface, kinds of user) have few values. A user's own id is left to the FM.
 fn context<'g>(g: &'g Graph, tables: &[(&str, Embedding<'g>)]) -> Vec<Tensor<'g>> {
     let is_item = |id: &str| tables.iter().any(|(table, _)| *table == id);
-    let others = g
-        .info()
-        .ids
-        .iter()
-        .filter(|id| *id != "user_id" && !is_item(id));
+    let others = g.info().ids.iter().filter(|id| *id != "user_id" && !is_item(id));
     let embed = |id: &String| Embedding::new(&format!("embed_{id}"), 1_000, 4).apply(g.id(id));
     others.map(embed).collect()
 }

@@ -26,10 +26,7 @@ fn schema(tae_dim: u32, ids: &[&str]) -> HostInfo {
 #[test]
 fn it_fits_schemas_with_and_without_fm_and_diversity_key() {
     for (info, key) in [
-        (
-            schema(64, &["user_id", "item_id", "surface", "author_id"]),
-            Some("author_id"),
-        ),
+        (schema(64, &["user_id", "item_id", "surface", "author_id"]), Some("author_id")),
         (schema(64, &["user_id", "item_id", "genre"]), Some("genre")),
         (schema(0, &["user_id", "item_id"]), None),
     ] {
@@ -39,11 +36,7 @@ fn it_fits_schemas_with_and_without_fm_and_diversity_key() {
             !network.nodes.iter().any(|node| node.op == "HstuHistory"),
             "one layer needs no history output"
         );
-        let keys: Vec<_> = description
-            .rank_columns
-            .iter()
-            .map(|c| format!("{c:?}"))
-            .collect();
+        let keys: Vec<_> = description.rank_columns.iter().map(|c| format!("{c:?}")).collect();
         assert_eq!(keys.len(), usize::from(key.is_some()), "{keys:?}");
         assert!(key.is_none_or(|key| keys[0].contains(key)), "{keys:?}");
     }
@@ -67,10 +60,7 @@ fn one_author_does_not_fill_the_feed() {
         candidates: vec![10, 11, 12, 13, 14, 15],
         limit: 4,
     };
-    let predictions = vec![Prediction {
-        task: "like".into(),
-        values: scores.to_vec(),
-    }];
+    let predictions = vec![Prediction { task: "like".into(), values: scores.to_vec() }];
     let authors = NamedColumn {
         column: Column::Id("author_id".into()),
         data: Data::Ids(vec![1, 1, 1, 1, 2, 3]),

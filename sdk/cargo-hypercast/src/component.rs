@@ -22,20 +22,14 @@ pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
 /// Refuses a component that is no expert, or that can call more than the contract gives: no host would load it.
 pub fn check(component: &[u8]) -> Result<()> {
     let interface = Interface::read(component)?;
-    if let Some(missing) = EXPORTS
-        .iter()
-        .find(|name| !interface.exports.iter().any(|e| e == *name))
+    if let Some(missing) = EXPORTS.iter().find(|name| !interface.exports.iter().any(|e| e == *name))
     {
         bail!(
             "the component does not export `{missing}`: does the crate call `hypercast_sdk::export!`?"
         );
     }
-    let foreign: Vec<_> = interface
-        .imports
-        .iter()
-        .filter(|name| *name != LOG)
-        .map(String::as_str)
-        .collect();
+    let foreign: Vec<_> =
+        interface.imports.iter().filter(|name| *name != LOG).map(String::as_str).collect();
     if foreign.is_empty() {
         return Ok(());
     }
@@ -69,9 +63,7 @@ impl Interface {
         let world = &resolve.worlds[world];
         let [imports, exports] = [&world.imports, &world.exports].map(|items| {
             let callable = items.iter().filter(|(_, item)| is_callable(item));
-            callable
-                .map(|(key, _)| resolve.name_world_key(key))
-                .collect()
+            callable.map(|(key, _)| resolve.name_world_key(key)).collect()
         });
         Ok(Self { imports, exports })
     }
@@ -91,17 +83,11 @@ mod tests {
         };
         let read = |entry: std::io::Result<std::fs::DirEntry>| {
             let path = entry.expect("a readable folder").path();
-            let name = path
-                .file_stem()
-                .expect("a file name")
-                .to_string_lossy()
-                .into_owned();
+            let name = path.file_stem().expect("a file name").to_string_lossy().into_owned();
             (name, std::fs::read(&path).expect("a readable component"))
         };
-        let found: Vec<_> = std::fs::read_dir(folder)
-            .expect("a readable folder")
-            .map(read)
-            .collect();
+        let found: Vec<_> =
+            std::fs::read_dir(folder).expect("a readable folder").map(read).collect();
         assert!(!found.is_empty(), "{variable} names an empty folder");
         Some(found)
     }
@@ -110,10 +96,7 @@ mod tests {
     fn in_tree_plugins_import_nothing_but_log() {
         for (name, component) in components("HYPERCAST_PLUGINS").into_iter().flatten() {
             let interface = Interface::read(&component).expect("a component");
-            assert!(
-                interface.imports.iter().all(|import| import == LOG),
-                "{name}: {interface:?}"
-            );
+            assert!(interface.imports.iter().all(|import| import == LOG), "{name}: {interface:?}");
             check(&component).expect("an expert");
         }
     }
@@ -123,10 +106,8 @@ mod tests {
         let Some(guests) = components("HYPERCAST_HOSTILE") else {
             return;
         };
-        let (_, guest) = guests
-            .iter()
-            .find(|(name, _)| name == "other_import")
-            .expect("other_import is built");
+        let (_, guest) =
+            guests.iter().find(|(name, _)| name == "other_import").expect("other_import is built");
         let error = check(guest).expect_err("it imports a clock").to_string();
         assert!(error.contains("hypercast:hostile/clock"), "{error}");
     }
@@ -136,12 +117,7 @@ mod tests {
         assert!(encode(b"not wasm").is_err());
         // The smallest core module: its magic number and version.
         let component = encode(b"\0asm\x01\0\0\0").expect("an empty component");
-        let error = check(&component)
-            .expect_err("it exports nothing")
-            .to_string();
-        assert!(
-            error.contains("`describe`") && error.contains("export!"),
-            "{error}"
-        );
+        let error = check(&component).expect_err("it exports nothing").to_string();
+        assert!(error.contains("`describe`") && error.contains("export!"), "{error}");
     }
 }

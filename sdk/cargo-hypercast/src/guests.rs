@@ -11,11 +11,8 @@ use crate::wasm_toolchain::{TARGET, Toolchain};
 
 // Set on the command line, so that a plugin's workspace needs no profile of its own. Only the
 // plugins': optimising two dozen hostile guests as a whole would take minutes and help nobody.
-const PLUGIN_PROFILE: [&str; 3] = [
-    "profile.release.opt-level=3",
-    "profile.release.lto=true",
-    "profile.release.codegen-units=1",
-];
+const PLUGIN_PROFILE: [&str; 3] =
+    ["profile.release.opt-level=3", "profile.release.lto=true", "profile.release.codegen-units=1"];
 
 /// Which guests of a workspace to build.
 pub struct Guests<'a> {
@@ -62,10 +59,7 @@ struct Target {
 
 /// Builds guests; cargo shows its progress on stderr.
 pub fn build(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<Component>> {
-    modules(toolchain, guests)?
-        .iter()
-        .map(|(name, file)| wrap(name, file, guests.kind))
-        .collect()
+    modules(toolchain, guests)?.iter().map(|(name, file)| wrap(name, file, guests.kind)).collect()
 }
 
 /// Makes `folder` hold these components and no others.
@@ -75,9 +69,7 @@ pub fn write_all(folder: &Path, components: &[Component]) -> Result<()> {
             .with_context(|| format!("cannot empty {}", folder.display()))?;
     }
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    components
-        .iter()
-        .try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
+    components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
 }
 
 /// Writes one component.
@@ -99,34 +91,19 @@ fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, Pa
     match guests.kind {
         Kind::Plugin => {
             command.arg("--lib");
-            command.args(
-                PLUGIN_PROFILE
-                    .iter()
-                    .flat_map(|setting| ["--config", setting]),
-            );
+            command.args(PLUGIN_PROFILE.iter().flat_map(|setting| ["--config", setting]));
         }
         Kind::Hostile => {
             command.arg("--examples");
         }
     }
-    command
-        .arg("--manifest-path")
-        .arg(guests.manifest)
-        .arg("--target-dir")
-        .arg(&guests.target);
+    command.arg("--manifest-path").arg(guests.manifest).arg("--target-dir").arg(&guests.target);
     command.args(toolchain.build_args());
     for package in &guests.packages {
         command.args(["--package", package]);
     }
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(
-        output.status.success(),
-        "building {} for {TARGET} failed",
-        guests.packages.join(", ")
-    );
+    let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(output.status.success(), "building {} for {TARGET} failed", guests.packages.join(", "));
     let mut modules = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let Ok(message) = serde_json::from_str::<Message>(line) else {
@@ -135,17 +112,11 @@ fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, Pa
         let (Some(target), "compiler-artifact") = (message.target, message.reason.as_str()) else {
             continue;
         };
-        if !target
-            .kind
-            .iter()
-            .any(|kind| kind == "cdylib" || kind == "example")
-        {
+        if !target.kind.iter().any(|kind| kind == "cdylib" || kind == "example") {
             continue;
         }
-        if let Some(file) = message
-            .filenames
-            .into_iter()
-            .find(|f| f.extension().is_some_and(|e| e == "wasm"))
+        if let Some(file) =
+            message.filenames.into_iter().find(|f| f.extension().is_some_and(|e| e == "wasm"))
         {
             modules.push((target.name, file));
         }
@@ -164,15 +135,9 @@ fn wrap(target: &str, file: &Path, kind: Kind) -> Result<Component> {
     let bytes =
         component::encode(&module).with_context(|| format!("{target}: cannot make a component"))?;
     if kind == Kind::Hostile {
-        return Ok(Component {
-            name: target.into(),
-            bytes,
-        });
+        return Ok(Component { name: target.into(), bytes });
     }
     component::check(&bytes).with_context(|| format!("{target}: refused"))?;
     // Cargo's libraries have underscores where their packages have hyphens.
-    Ok(Component {
-        name: target.replace('_', "-"),
-        bytes,
-    })
+    Ok(Component { name: target.replace('_', "-"), bytes })
 }

@@ -61,10 +61,8 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     match cli.command {
         Command::Build(build) => {
-            let package = tasks::PackageChoice {
-                manifest: build.manifest_path,
-                name: build.package,
-            };
+            let package =
+                tasks::PackageChoice { manifest: build.manifest_path, name: build.package };
             let component = tasks::build(cli.wasm_toolchain, &package, build.out)?;
             println!("{}", component.display());
             Ok(())
@@ -89,10 +87,8 @@ mod tests {
 
     #[test]
     fn both_ways_of_calling_parse_alike() {
-        for line in [
-            &["cargo-hypercast", "hypercast", "build"][..],
-            &["cargo-hypercast", "build"],
-        ] {
+        for line in [&["cargo-hypercast", "hypercast", "build"][..], &["cargo-hypercast", "build"]]
+        {
             let cli = Cli::parse_from(arguments(line.iter().map(OsString::from)));
             assert!(matches!(cli.command, Command::Build(_)), "{line:?}");
         }
@@ -100,18 +96,9 @@ mod tests {
 
     #[test]
     fn options_of_the_demo_are_handed_on() {
-        let line = [
-            "cargo-hypercast",
-            "demo",
-            "--data",
-            "kuairand",
-            "--port",
-            "0",
-        ]
-        .map(OsString::from);
-        let Command::Demo(demo) = Cli::parse_from(line).command else {
-            panic!("not the demo")
-        };
+        let line =
+            ["cargo-hypercast", "demo", "--data", "kuairand", "--port", "0"].map(OsString::from);
+        let Command::Demo(demo) = Cli::parse_from(line).command else { panic!("not the demo") };
         assert_eq!(demo.args, ["--data", "kuairand", "--port", "0"]);
     }
 }

@@ -53,12 +53,7 @@ pub fn demo(route: Route, args: &[OsString]) -> Result<()> {
     let toolchain = Toolchain::ensure(route)?;
     let plugins = build_plugins(&workspace, &toolchain, &["plugins"])?;
     let host = build_host(&workspace)?;
-    let error = Command::new(&host)
-        .arg("demo")
-        .arg("--plugins")
-        .arg(plugins)
-        .args(args)
-        .exec();
+    let error = Command::new(&host).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
     Err(error).with_context(|| format!("cannot run {}", host.display()))
 }
 
@@ -83,9 +78,7 @@ fn build_plugins(
     toolchain: &Toolchain,
     folders: &[&str],
 ) -> Result<PathBuf> {
-    let packages = folders
-        .iter()
-        .flat_map(|folder| workspace.plugins_in(folder));
+    let packages = folders.iter().flat_map(|folder| workspace.plugins_in(folder));
     let guests = Guests {
         manifest: &workspace.root.join("Cargo.toml"),
         packages: packages.map(|p| p.name.as_str()).collect(),
@@ -124,10 +117,7 @@ fn build_host(workspace: &Workspace) -> Result<PathBuf> {
     let executable = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_host = message["target"]["name"] == "hypercast";
-        message["executable"]
-            .as_str()
-            .filter(|_| is_host)
-            .map(PathBuf::from)
+        message["executable"].as_str().filter(|_| is_host).map(PathBuf::from)
     };
     String::from_utf8_lossy(&output.stdout)
         .lines()
@@ -154,27 +144,19 @@ fn choose<'a>(workspace: &'a Workspace, choice: &PackageChoice) -> Result<&'a Pa
         (None, None) => at_manifest(workspace, &std::env::current_dir()?.join("Cargo.toml")),
     };
     let package =
-        package
-            .filter(|p| p.is_plugin())
-            .or_else(|| match workspace.packages.as_slice() {
-                [only] if choice.name.is_none() => Some(only),
-                _ => None,
-            });
+        package.filter(|p| p.is_plugin()).or_else(|| match workspace.packages.as_slice() {
+            [only] if choice.name.is_none() => Some(only),
+            _ => None,
+        });
     package.with_context(|| {
         let plugins = workspace.packages.iter().filter(|p| p.is_plugin());
         let names: Vec<_> = plugins.map(|p| p.name.as_str()).collect();
-        format!(
-            "which plugin? name one with `-p`; this workspace has: {}",
-            names.join(", ")
-        )
+        format!("which plugin? name one with `-p`; this workspace has: {}", names.join(", "))
     })
 }
 
 fn at_manifest<'a>(workspace: &'a Workspace, manifest: &Path) -> Option<&'a Package> {
-    workspace
-        .packages
-        .iter()
-        .find(|p| p.manifest_path == manifest)
+    workspace.packages.iter().find(|p| p.manifest_path == manifest)
 }
 
 fn folder(workspace: &Workspace, name: &str) -> PathBuf {

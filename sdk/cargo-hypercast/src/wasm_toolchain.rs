@@ -71,12 +71,9 @@ impl Toolchain {
             Self::Debian => Command::new(DEBIAN_CARGO),
         };
         // Flags for the host's compiler do not fit the guests'.
-        for name in [
-            "RUSTFLAGS",
-            "CARGO_ENCODED_RUSTFLAGS",
-            "CARGO_BUILD_RUSTFLAGS",
-            "CARGO_BUILD_TARGET",
-        ] {
+        for name in
+            ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"]
+        {
             command.env_remove(name);
         }
         if self == Self::Debian {
@@ -111,9 +108,7 @@ fn rustup() -> Result<Toolchain> {
     if has_target()? {
         return Ok(Toolchain::Rustup);
     }
-    say(&format!(
-        "plugins need the target {TARGET}: running `rustup target add {TARGET}`"
-    ));
+    say(&format!("plugins need the target {TARGET}: running `rustup target add {TARGET}`"));
     let mut child = Command::new("rustup")
         .args(["target", "add", TARGET])
         .stdin(Stdio::null())
@@ -131,10 +126,7 @@ fn rustup() -> Result<Toolchain> {
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    ensure!(
-        status.success() && has_target()?,
-        "rustup could not add {TARGET}"
-    );
+    ensure!(status.success() && has_target()?, "rustup could not add {TARGET}");
     Ok(Toolchain::Rustup)
 }
 
@@ -150,9 +142,7 @@ fn has_target() -> Result<bool> {
     let Ok(files) = std::fs::read_dir(folder) else {
         return Ok(false);
     };
-    Ok(files
-        .flatten()
-        .any(|f| f.file_name().to_string_lossy().starts_with("libstd-")))
+    Ok(files.flatten().any(|f| f.file_name().to_string_lossy().starts_with("libstd-")))
 }
 
 fn debian() -> Result<Toolchain> {
@@ -163,17 +153,13 @@ fn debian() -> Result<Toolchain> {
         Path::new("/usr/bin/apt-get").exists(),
         "no {TARGET} and no apt-get: install the target with rustup"
     );
-    let install = format!(
-        "apt-get install --yes --no-install-recommends {}",
-        DEBIAN_PACKAGES.join(" ")
-    );
+    let install =
+        format!("apt-get install --yes --no-install-recommends {}", DEBIAN_PACKAGES.join(" "));
     ensure!(
         is_root()?,
         "plugins need Debian's compiler for {TARGET}. Run: sudo apt-get update && sudo {install}"
     );
-    say(&format!(
-        "plugins need a compiler for {TARGET}: running `{install}` (once)"
-    ));
+    say(&format!("plugins need a compiler for {TARGET}: running `{install}` (once)"));
     // A mirror that fails half-way may still have left a usable index.
     if let Err(error) = apt(&["update"]) {
         say(&format!("{error:#}; going on with the index at hand"));
@@ -188,20 +174,15 @@ fn debian() -> Result<Toolchain> {
 }
 
 fn installed(packages: &[&str]) -> Result<bool> {
-    let query = Command::new("dpkg-query")
-        .args(["-W", "-f=${db:Status-Status}\n"])
-        .args(packages)
-        .output();
+    let query =
+        Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}\n"]).args(packages).output();
     let Ok(output) = query else { return Ok(false) };
     let states = String::from_utf8_lossy(&output.stdout);
     Ok(states.lines().filter(|state| *state == "installed").count() == packages.len())
 }
 
 fn is_root() -> Result<bool> {
-    let output = Command::new("id")
-        .arg("-u")
-        .output()
-        .context("cannot run id")?;
+    let output = Command::new("id").arg("-u").output().context("cannot run id")?;
     Ok(output.stdout.trim_ascii() == b"0")
 }
 

@@ -10,9 +10,7 @@ impl Mutation for Cycle {
 
     fn mutate(network: &mut Network) {
         let itself = network.nodes.len() as u32;
-        network
-            .nodes
-            .push(node("Add", &[network.outputs[0].node, itself]));
+        network.nodes.push(node("Add", &[network.outputs[0].node, itself]));
         network.outputs[0].node = itself;
     }
 }

@@ -15,13 +15,7 @@ impl Expert for Duplicates {
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![
-            Ranked {
-                candidate: 0,
-                score: 1.0
-            };
-            request.limit.max(2)
-        ])
+        Ok(vec![Ranked { candidate: 0, score: 1.0 }; request.limit.max(2)])
     }
 }
 

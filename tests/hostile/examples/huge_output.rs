@@ -15,13 +15,7 @@ impl Expert for HugeOutput {
     }
 
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![
-            Ranked {
-                candidate: 0,
-                score: 1.0
-            };
-            4_000_000
-        ])
+        Ok(vec![Ranked { candidate: 0, score: 1.0 }; 4_000_000])
     }
 }
 

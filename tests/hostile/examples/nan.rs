@@ -15,10 +15,7 @@ impl Expert for Nan {
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        let ranked = |candidate| Ranked {
-            candidate,
-            score: f32::NAN,
-        };
+        let ranked = |candidate| Ranked { candidate, score: f32::NAN };
         Ok((0..request.limit as u32).map(ranked).collect())
     }
 }

@@ -11,11 +11,7 @@ impl Expert for NanNetwork {
     }
 
     fn network(g: &Graph) {
-        let input = if g.info().tae_dim > 0 {
-            g.tae()
-        } else {
-            g.features(&g.info().features)
-        };
+        let input = if g.info().tae_dim > 0 { g.tae() } else { g.features(&g.info().features) };
         for task in g.tasks() {
             let zero = Linear::new(&task.name, 1).apply(input) * 0.0;
             g.output(&task.name, zero / -zero);

@@ -1,10 +1,6 @@
 //! A component that wants a clock of its host.
 
-#![allow(
-    missing_docs,
-    clippy::too_many_arguments,
-    reason = "generated bindings"
-)]
+#![allow(missing_docs, clippy::too_many_arguments, reason = "generated bindings")]
 
 use hypercast_hostile::Good;
 use hypercast_sdk::Component;
@@ -47,10 +43,7 @@ impl Guest for OtherImport {
         predictions: Vec<Prediction>,
         columns: Vec<NamedColumn>,
     ) -> Result<Vec<Ranked>, String> {
-        let request = RankRequest {
-            time_ms: hypercast::hostile::clock::now() as i64,
-            ..request
-        };
+        let request = RankRequest { time_ms: hypercast::hostile::clock::now() as i64, ..request };
         <Component<Good> as Contract>::rank(request, predictions, columns)
     }
 

@@ -15,10 +15,7 @@ impl Expert for OutOfRange {
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        Ok(vec![Ranked {
-            candidate: request.candidates.len() as u32,
-            score: 1.0,
-        }])
+        Ok(vec![Ranked { candidate: request.candidates.len() as u32, score: 1.0 }])
     }
 }
 

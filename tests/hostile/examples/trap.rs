@@ -15,10 +15,7 @@ impl Expert for Trap {
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        panic!(
-            "as this guest is meant to, with {} candidates",
-            request.candidates.len()
-        )
+        panic!("as this guest is meant to, with {} candidates", request.candidates.len())
     }
 }
 

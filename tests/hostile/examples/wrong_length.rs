@@ -15,13 +15,8 @@ impl Expert for WrongLength {
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        let ranked = |candidate| Ranked {
-            candidate,
-            score: 0.0,
-        };
-        Ok((0..request.candidates.len() as u32 + 1)
-            .map(ranked)
-            .collect())
+        let ranked = |candidate| Ranked { candidate, score: 0.0 };
+        Ok((0..request.candidates.len() as u32 + 1).map(ranked).collect())
     }
 }
 

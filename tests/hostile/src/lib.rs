@@ -19,11 +19,7 @@ pub fn describe(name: &str, info: &HostInfo) -> Description {
 
 /// A network without fault: a linear head a task.
 pub fn network(g: &Graph) {
-    let input = if g.info().tae_dim > 0 {
-        g.tae()
-    } else {
-        g.features(&g.info().features)
-    };
+    let input = if g.info().tae_dim > 0 { g.tae() } else { g.features(&g.info().features) };
     for task in g.tasks() {
         g.output(&task.name, Linear::new(&task.name, 1).apply(input));
     }

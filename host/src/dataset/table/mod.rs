@@ -44,20 +44,12 @@ pub struct Field {
 impl Field {
     /// A scalar column.
     pub fn new(name: impl Into<String>, kind: Kind) -> Field {
-        Field {
-            name: name.into(),
-            kind,
-            list: false,
-        }
+        Field { name: name.into(), kind, list: false }
     }
 
     /// A column of lists.
     pub fn list(name: impl Into<String>, kind: Kind) -> Field {
-        Field {
-            name: name.into(),
-            kind,
-            list: true,
-        }
+        Field { name: name.into(), kind, list: true }
     }
 }
 
@@ -90,18 +82,12 @@ pub struct Column {
 impl Column {
     /// A column of scalars.
     pub fn scalars(values: Values) -> Column {
-        Column {
-            values,
-            offsets: None,
-        }
+        Column { values, offsets: None }
     }
 
     /// A column of lists.
     pub fn lists(values: Values, offsets: Vec<usize>) -> Column {
-        Column {
-            values,
-            offsets: Some(offsets),
-        }
+        Column { values, offsets: Some(offsets) }
     }
 
     /// Where row `row`'s elements lie in `values`.
@@ -114,49 +100,37 @@ impl Column {
 
     /// The cells of a `Kind::U64` column; another kind is a programmer's error, here and below.
     pub fn u64s(&self) -> &[u64] {
-        let Values::U64(values) = &self.values else {
-            panic!("not a column of u64")
-        };
+        let Values::U64(values) = &self.values else { panic!("not a column of u64") };
         values
     }
 
     /// The cells of a `Kind::I64` column.
     pub fn i64s(&self) -> &[i64] {
-        let Values::I64(values) = &self.values else {
-            panic!("not a column of i64")
-        };
+        let Values::I64(values) = &self.values else { panic!("not a column of i64") };
         values
     }
 
     /// The cells of a `Kind::U32` column.
     pub fn u32s(&self) -> &[u32] {
-        let Values::U32(values) = &self.values else {
-            panic!("not a column of u32")
-        };
+        let Values::U32(values) = &self.values else { panic!("not a column of u32") };
         values
     }
 
     /// The cells of a `Kind::F32` column.
     pub fn f32s(&self) -> &[f32] {
-        let Values::F32(values) = &self.values else {
-            panic!("not a column of f32")
-        };
+        let Values::F32(values) = &self.values else { panic!("not a column of f32") };
         values
     }
 
     /// The cells of a `Kind::Bool` column.
     pub fn bools(&self) -> &[bool] {
-        let Values::Bool(values) = &self.values else {
-            panic!("not a column of bool")
-        };
+        let Values::Bool(values) = &self.values else { panic!("not a column of bool") };
         values
     }
 
     /// The cells of a `Kind::Text` column.
     pub fn texts(&self) -> &[String] {
-        let Values::Text(values) = &self.values else {
-            panic!("not a column of text")
-        };
+        let Values::Text(values) = &self.values else { panic!("not a column of text") };
         values
     }
 }
@@ -181,10 +155,7 @@ mod tests {
                 Column::scalars(Values::U64(vec![u64::MAX - shift, shift, 7])),
                 Column::scalars(Values::Text(vec!["é".into(), "".into(), "x".into()])),
                 Column::scalars(Values::Bool(vec![true, false, true])),
-                Column::lists(
-                    Values::F32(vec![0.1, f32::NEG_INFINITY, -0.0]),
-                    vec![0, 0, 3, 3],
-                ),
+                Column::lists(Values::F32(vec![0.1, f32::NEG_INFINITY, -0.0]), vec![0, 0, 3, 3]),
                 Column::lists(Values::I64(vec![-1, 2]), vec![0, 1, 1, 2]),
             ]
         };
@@ -197,18 +168,9 @@ mod tests {
         assert_eq!((reader.groups(), reader.rows()), (2, 6));
         assert_eq!(reader.read(0, &fields).unwrap(), group(0));
         assert_eq!(reader.read(1, &fields).unwrap(), group(1));
-        let message = reader
-            .read(0, &[Field::new("age", Kind::U64)])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("t.parquet") && message.contains("`age`"),
-            "{message}"
-        );
-        let message = reader
-            .read(0, &[Field::new("tae", Kind::F32)])
-            .unwrap_err()
-            .to_string();
+        let message = reader.read(0, &[Field::new("age", Kind::U64)]).unwrap_err().to_string();
+        assert!(message.contains("t.parquet") && message.contains("`age`"), "{message}");
+        let message = reader.read(0, &[Field::new("tae", Kind::F32)]).unwrap_err().to_string();
         assert!(message.contains("`tae` is not F32"), "{message}");
     }
 }

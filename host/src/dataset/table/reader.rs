@@ -23,10 +23,7 @@ impl TableReader {
     pub fn open(path: &Path) -> Result<TableReader> {
         let file = File::open(path).map_err(Error::io(path))?;
         let reader = SerializedFileReader::new(file).map_err(Error::parquet(path))?;
-        Ok(TableReader {
-            path: path.to_path_buf(),
-            reader,
-        })
+        Ok(TableReader { path: path.to_path_buf(), reader })
     }
 
     /// The number of row groups.
@@ -46,50 +43,29 @@ impl TableReader {
 
     /// Reads the named columns of one row group.
     pub fn read(&self, group: usize, fields: &[Field]) -> Result<Vec<Column>> {
-        fields
-            .iter()
-            .map(|field| self.read_field(group, field))
-            .collect()
+        fields.iter().map(|field| self.read_field(group, field)).collect()
     }
 
     fn column_index(&self, name: &str) -> Option<usize> {
         let schema = self.reader.metadata().file_metadata().schema_descr();
-        schema
-            .columns()
-            .iter()
-            .position(|column| column.path().parts()[0] == name)
+        schema.columns().iter().position(|column| column.path().parts()[0] == name)
     }
 
     fn read_field(&self, group: usize, field: &Field) -> Result<Column> {
         let Some(index) = self.column_index(&field.name) else {
-            return Err(Error::data(
-                &self.path,
-                format!("it has no column `{}`", field.name),
-            ));
+            return Err(Error::data(&self.path, format!("it has no column `{}`", field.name)));
         };
-        let group = self
-            .reader
-            .get_row_group(group)
-            .map_err(Error::parquet(&self.path))?;
+        let group = self.reader.get_row_group(group).map_err(Error::parquet(&self.path))?;
         let rows = group.metadata().num_rows().max(0) as usize;
-        let reader = group
-            .get_column_reader(index)
-            .map_err(Error::parquet(&self.path))?;
+        let reader = group.get_column_reader(index).map_err(Error::parquet(&self.path))?;
         let descriptor = group.metadata().column(index).column_descr();
-        let asked = Asked {
-            field,
-            rows,
-            descriptor,
-        };
+        let asked = Asked { field, rows, descriptor };
         let column = read_column(reader, &asked).map_err(Error::parquet(&self.path))?;
         column.ok_or_else(|| {
             let what = if field.list { "a list of " } else { "" };
             Error::data(
                 &self.path,
-                format!(
-                    "column `{}` is not {what}{:?} in every row",
-                    field.name, field.kind
-                ),
+                format!("column `{}` is not {what}{:?} in every row", field.name, field.kind),
             )
         })
     }
@@ -109,22 +85,20 @@ fn read_column(
 ) -> std::result::Result<Option<Column>, ParquetError> {
     match (reader, asked.field.kind) {
         (ColumnReader::Int64ColumnReader(r), Kind::I64) => read_as(r, asked, Values::I64),
-        (ColumnReader::Int64ColumnReader(r), Kind::U64) => read_as(r, asked, |v| {
-            Values::U64(v.into_iter().map(|x| x as u64).collect())
-        }),
-        (ColumnReader::Int32ColumnReader(r), Kind::I64) => read_as(r, asked, |v| {
-            Values::I64(v.into_iter().map(i64::from).collect())
-        }),
-        (ColumnReader::Int32ColumnReader(r), Kind::U32) => read_as(r, asked, |v| {
-            Values::U32(v.into_iter().map(|x| x as u32).collect())
-        }),
+        (ColumnReader::Int64ColumnReader(r), Kind::U64) => {
+            read_as(r, asked, |v| Values::U64(v.into_iter().map(|x| x as u64).collect()))
+        }
+        (ColumnReader::Int32ColumnReader(r), Kind::I64) => {
+            read_as(r, asked, |v| Values::I64(v.into_iter().map(i64::from).collect()))
+        }
+        (ColumnReader::Int32ColumnReader(r), Kind::U32) => {
+            read_as(r, asked, |v| Values::U32(v.into_iter().map(|x| x as u32).collect()))
+        }
         (ColumnReader::FloatColumnReader(r), Kind::F32) => read_as(r, asked, Values::F32),
         (ColumnReader::BoolColumnReader(r), Kind::Bool) => read_as(r, asked, Values::Bool),
         (ColumnReader::ByteArrayColumnReader(r), Kind::Text) => read_as(r, asked, |v| {
             Values::Text(
-                v.iter()
-                    .map(|bytes| String::from_utf8_lossy(bytes.data()).into_owned())
-                    .collect(),
+                v.iter().map(|bytes| String::from_utf8_lossy(bytes.data()).into_owned()).collect(),
             )
         }),
         _ => Ok(None),
@@ -143,12 +117,8 @@ fn read_as<T: DataType>(
     }
     let rows = asked.rows;
     let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
-    let (read, ..) = reader.read_records(
-        rows,
-        Some(&mut definition),
-        Some(&mut repetition),
-        &mut values,
-    )?;
+    let (read, ..) =
+        reader.read_records(rows, Some(&mut definition), Some(&mut repetition), &mut values)?;
     if read != rows {
         return Ok(None);
     }
@@ -158,10 +128,7 @@ fn read_as<T: DataType>(
     // Below `empty` the list itself is null, at `empty` it has no element, between that and the
     // greatest level an element is null.
     let empty = max_definition - 1 - i16::from(descriptor.self_type().is_optional());
-    if definition
-        .iter()
-        .any(|&level| level > empty && level < max_definition)
-    {
+    if definition.iter().any(|&level| level > empty && level < max_definition) {
         return Ok(None);
     }
     let mut offsets = Vec::with_capacity(rows + 1);

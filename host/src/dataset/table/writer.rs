@@ -37,21 +37,13 @@ impl TableWriter {
                 SerializedFileWriter::new(file, schema, Arc::new(properties(&fields)))
             })
             .map_err(Error::parquet(&temporary))?;
-        Ok(TableWriter {
-            path: path.to_path_buf(),
-            temporary,
-            fields,
-            writer,
-        })
+        Ok(TableWriter { path: path.to_path_buf(), temporary, fields, writer })
     }
 
     /// Writes one row group: `columns` in the order of the fields, all of the same length.
     pub fn write(&mut self, columns: &[Column]) -> Result<()> {
         assert_eq!(columns.len(), self.fields.len(), "one column a field");
-        let mut group = self
-            .writer
-            .next_row_group()
-            .map_err(Error::parquet(&self.temporary))?;
+        let mut group = self.writer.next_row_group().map_err(Error::parquet(&self.temporary))?;
         for column in columns {
             write_column(&mut group, column).map_err(Error::parquet(&self.temporary))?;
         }
@@ -61,10 +53,7 @@ impl TableWriter {
 
     /// Completes the file on disk and gives it its name.
     pub fn finish(self) -> Result<()> {
-        let file = self
-            .writer
-            .into_inner()
-            .map_err(Error::parquet(&self.temporary))?;
+        let file = self.writer.into_inner().map_err(Error::parquet(&self.temporary))?;
         file.sync_all().map_err(Error::io(&self.temporary))?;
         fs::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
     }
@@ -90,15 +79,8 @@ fn path_of(field: &Field) -> ColumnPath {
 }
 
 fn table_type(fields: &[Field]) -> std::result::Result<TypePtr, ParquetError> {
-    let columns = fields
-        .iter()
-        .map(field_type)
-        .collect::<std::result::Result<Vec<_>, _>>()?;
-    Ok(Arc::new(
-        Type::group_type_builder("table")
-            .with_fields(columns)
-            .build()?,
-    ))
+    let columns = fields.iter().map(field_type).collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Type::group_type_builder("table").with_fields(columns).build()?))
 }
 
 fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
@@ -118,12 +100,7 @@ fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
 }
 
 fn scalar_type(name: &str, kind: Kind) -> std::result::Result<TypePtr, ParquetError> {
-    let unsigned = |bit_width| {
-        Some(LogicalType::Integer {
-            bit_width,
-            is_signed: false,
-        })
-    };
+    let unsigned = |bit_width| Some(LogicalType::Integer { bit_width, is_signed: false });
     let (physical, logical) = match kind {
         Kind::U64 => (Physical::INT64, unsigned(64)),
         Kind::I64 => (Physical::INT64, None),
@@ -143,24 +120,18 @@ fn write_column(
 ) -> std::result::Result<(), ParquetError> {
     let offsets = column.offsets.as_deref();
     match &column.values {
-        Values::U64(v) => write_as::<Int64Type>(
-            group,
-            &v.iter().map(|&x| x as i64).collect::<Vec<_>>(),
-            offsets,
-        ),
+        Values::U64(v) => {
+            write_as::<Int64Type>(group, &v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets)
+        }
         Values::I64(v) => write_as::<Int64Type>(group, v, offsets),
-        Values::U32(v) => write_as::<Int32Type>(
-            group,
-            &v.iter().map(|&x| x as i32).collect::<Vec<_>>(),
-            offsets,
-        ),
+        Values::U32(v) => {
+            write_as::<Int32Type>(group, &v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets)
+        }
         Values::F32(v) => write_as::<FloatType>(group, v, offsets),
         Values::Bool(v) => write_as::<BoolType>(group, v, offsets),
         Values::Text(v) => {
-            let bytes: Vec<ByteArray> = v
-                .iter()
-                .map(|text| ByteArray::from(text.as_str()))
-                .collect();
+            let bytes: Vec<ByteArray> =
+                v.iter().map(|text| ByteArray::from(text.as_str())).collect();
             write_as::<ByteArrayType>(group, &bytes, offsets)
         }
     }
@@ -176,9 +147,7 @@ fn write_as<T: DataType>(
         None => writer.typed::<T>().write_batch(values, None, None)?,
         Some(offsets) => {
             let (definition, repetition) = levels(offsets);
-            writer
-                .typed::<T>()
-                .write_batch(values, Some(&definition), Some(&repetition))?
+            writer.typed::<T>().write_batch(values, Some(&definition), Some(&repetition))?
         }
     };
     writer.close()

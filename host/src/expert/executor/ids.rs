@@ -63,18 +63,13 @@ fn row_indices(graph: &Graph, node: &Node, ids: &[u64]) -> Vec<i64> {
 /// Renumbers the indices into tables: from rows of the table to rows of the
 /// leaf that holds the touched ones.
 fn touched_rows(graph: &Graph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> {
-    let mut rows: Vec<Option<Vec<u32>>> = graph
-        .parameters
-        .iter()
-        .map(|spec| spec.table.then(Vec::new))
-        .collect();
-    let table = |node: &Node| match (
-        &node.op,
-        node.inputs.first().map(|input| &graph.nodes[*input].op),
-    ) {
-        (Op::EmbeddingBag | Op::Gather, Some(Op::Parameter { parameter })) => Some(*parameter),
-        _ => None,
-    };
+    let mut rows: Vec<Option<Vec<u32>>> =
+        graph.parameters.iter().map(|spec| spec.table.then(Vec::new)).collect();
+    let table =
+        |node: &Node| match (&node.op, node.inputs.first().map(|input| &graph.nodes[*input].op)) {
+            (Op::EmbeddingBag | Op::Gather, Some(Op::Parameter { parameter })) => Some(*parameter),
+            _ => None,
+        };
     for (node, index) in graph.nodes.iter().zip(index.iter()) {
         if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_mut()) {
             rows.extend(index.iter().map(|row| *row as u32));
@@ -87,9 +82,8 @@ fn touched_rows(graph: &Graph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> 
     for (node, index) in graph.nodes.iter().zip(index.iter_mut()) {
         if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_ref()) {
             for row in index {
-                *row = rows
-                    .binary_search(&(*row as u32))
-                    .expect("every touched row was gathered") as i64;
+                *row = rows.binary_search(&(*row as u32)).expect("every touched row was gathered")
+                    as i64;
             }
         }
     }
@@ -109,12 +103,7 @@ fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) 
         Op::Concat { axis } => {
             let at = axis - dims(0).lead.iter().len();
             let parts: Vec<(&[u64], usize)> = (0..node.inputs.len())
-                .map(|part| {
-                    (
-                        input(part).as_slice(),
-                        dims(part).dims[at..].iter().product(),
-                    )
-                })
+                .map(|part| (input(part).as_slice(), dims(part).dims[at..].iter().product()))
                 .collect();
             concat(&parts)
         }
@@ -122,17 +111,11 @@ fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) 
             let at = axis - dims(0).lead.iter().len();
             let inner: usize = dims(0).dims[at + 1..].iter().product();
             let chunks = input(0).chunks_exact(dims(0).dims[at] * inner);
-            chunks
-                .flat_map(|chunk| &chunk[start * inner..end * inner])
-                .copied()
-                .collect()
+            chunks.flat_map(|chunk| &chunk[start * inner..end * inner]).copied().collect()
         }
-        Op::Transpose { perm } => transpose(
-            input(0),
-            &dims(0).dims,
-            &perm[dims(0).lead.iter().len()..],
-            dims(0).rank(),
-        ),
+        Op::Transpose { perm } => {
+            transpose(input(0), &dims(0).dims, &perm[dims(0).lead.iter().len()..], dims(0).rank())
+        }
         op => unreachable!("{} gives no ids", op.name()),
     }
 }
@@ -140,9 +123,7 @@ fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) 
 fn concat(parts: &[(&[u64], usize)]) -> Vec<u64> {
     let outer = parts[0].0.len() / parts[0].1;
     let row = |row: usize| {
-        parts
-            .iter()
-            .flat_map(move |(values, width)| &values[row * width..(row + 1) * width])
+        parts.iter().flat_map(move |(values, width)| &values[row * width..(row + 1) * width])
     };
     (0..outer).flat_map(row).copied().collect()
 }
@@ -150,9 +131,8 @@ fn concat(parts: &[(&[u64], usize)]) -> Vec<u64> {
 /// Permutes the fixed axes of each row; `perm` counts from `rank - dims.len()`.
 fn transpose(values: &[u64], dims: &[usize], perm: &[usize], rank: usize) -> Vec<u64> {
     let lead = rank - dims.len();
-    let strides: Vec<usize> = (0..dims.len())
-        .map(|axis| dims[axis + 1..].iter().product())
-        .collect();
+    let strides: Vec<usize> =
+        (0..dims.len()).map(|axis| dims[axis + 1..].iter().product()).collect();
     let row: usize = dims.iter().product();
     let source = |mut position: usize| {
         let mut at = 0;

@@ -34,26 +34,16 @@ impl<B: HstuBackend> Jagged<B> {
         heads: usize,
         max_len: usize,
     ) -> FloatTensor<B> {
-        let [qh, kh, vh, q, k, v] = inputs
-            .try_into()
-            .expect("the graph was checked: six inputs");
+        let [qh, kh, vh, q, k, v] = inputs.try_into().expect("the graph was checked: six inputs");
         let history = self.events();
         // The one event of a batch without history belongs to no request.
         let joint = |past, rows| {
-            if history == 0 {
-                rows
-            } else {
-                B::float_cat(vec![past, rows], 0)
-            }
+            if history == 0 { rows } else { B::float_cat(vec![past, rows], 0) }
         };
         let qkv = [joint(qh, q), joint(kh, k), joint(vh, v)];
         let joint = self.hstu(qkv, self.target_offsets.clone(), heads, max_len);
         let end = joint.shape().as_slice()[0];
-        if history == 0 {
-            joint
-        } else {
-            ops::slice::<B>(joint, 0, history..end)
-        }
+        if history == 0 { joint } else { ops::slice::<B>(joint, 0, history..end) }
     }
 
     /// `HstuHistory` of qh, kh, vh: `[history, heads * d]`.
@@ -89,16 +79,7 @@ impl<B: HstuBackend> Jagged<B> {
             window: None,
             times_s: None,
         };
-        B::hstu_attention(
-            HstuInputs {
-                q,
-                k,
-                v,
-                position: None,
-                time: None,
-            },
-            Arc::new(shape),
-        )
+        B::hstu_attention(HstuInputs { q, k, v, position: None, time: None }, Arc::new(shape))
     }
 
     /// Each request's history pooled and given to its rows: `[rows, d]`.
@@ -112,11 +93,8 @@ impl<B: HstuBackend> Jagged<B> {
         let pooled = match kind {
             Reduction::Max => self.pool_max(x),
             Reduction::Sum | Reduction::Mean => {
-                let x = if kind == Reduction::Mean {
-                    B::float_mul(x, self.shares(&device))
-                } else {
-                    x
-                };
+                let x =
+                    if kind == Reduction::Mean { B::float_mul(x, self.shares(&device)) } else { x };
                 let zeros =
                     B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
                 B::float_select_add(zeros, 0, owners::<B>(&self.history_offsets, &device), x)
@@ -129,38 +107,23 @@ impl<B: HstuBackend> Jagged<B> {
     /// event, which changes no maximum; those without any are set to 0 after.
     fn pool_max(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
-        let spans: Vec<(u32, u32)> = self
-            .history_offsets
-            .windows(2)
-            .map(|span| (span[0], span[1]))
-            .collect();
-        let longest = spans
-            .iter()
-            .map(|(start, end)| end - start)
-            .max()
-            .unwrap_or(0)
-            .max(1);
+        let spans: Vec<(u32, u32)> =
+            self.history_offsets.windows(2).map(|span| (span[0], span[1])).collect();
+        let longest = spans.iter().map(|(start, end)| end - start).max().unwrap_or(0).max(1);
         let last = self.events() as u32 - 1;
-        let padded = spans.iter().flat_map(|(start, end)| {
-            (0..longest).map(move |step| {
-                if start + step < *end {
-                    start + step
-                } else {
-                    (*start).min(last)
-                }
-            })
-        });
+        let padded =
+            spans.iter().flat_map(|(start, end)| {
+                (0..longest).map(move |step| {
+                    if start + step < *end { start + step } else { (*start).min(last) }
+                })
+            });
         let padded = ops::indices::<B>(padded.map(i64::from).collect(), &device);
         let dims = Dims::from(vec![spans.len(), longest as usize, width]);
         let most = B::float_max_dim(B::float_reshape(B::float_select(x, 0, padded), dims), 1);
         let most = B::float_reshape(most, Dims::from(vec![spans.len(), width]));
-        let empty = spans
-            .iter()
-            .map(|(start, end)| f32::from(u8::from(start == end)));
+        let empty = spans.iter().map(|(start, end)| f32::from(u8::from(start == end)));
         let empty = upload::<B>(
-            empty
-                .flat_map(|flag| std::iter::repeat_n(flag, width))
-                .collect(),
+            empty.flat_map(|flag| std::iter::repeat_n(flag, width)).collect(),
             &[spans.len(), width],
             &device,
         );
@@ -186,9 +149,7 @@ impl<B: HstuBackend> Jagged<B> {
     }
 
     fn events(&self) -> usize {
-        self.history_offsets
-            .last()
-            .map_or(0, |events| *events as usize)
+        self.history_offsets.last().map_or(0, |events| *events as usize)
     }
 }
 

@@ -51,11 +51,7 @@ impl<B: HstuBackend> Executor<B> {
         for input in read.chain(&graph.outputs).chain(&graph.extra_loss) {
             uses[*input] += 1;
         }
-        Executor {
-            graph,
-            device,
-            uses,
-        }
+        Executor { graph, device, uses }
     }
 
     /// The graph.
@@ -83,10 +79,7 @@ impl<B: HstuBackend> Executor<B> {
 
     /// The device tensor of a whole parameter.
     pub fn dense_leaf(&self, parameters: &Parameters, index: usize) -> FloatTensor<B> {
-        self.upload(
-            parameters.values(index).to_vec(),
-            &self.graph.parameters[index].shape,
-        )
+        self.upload(parameters.values(index).to_vec(), &self.graph.parameters[index].shape)
     }
 
     /// The device tensor of a table's touched rows.
@@ -131,22 +124,12 @@ impl<B: HstuBackend> Executor<B> {
                 run.values[index] = Some(run.node(index, node));
             }
         }
-        let tasks: Vec<FloatTensor<B>> = self
-            .graph
-            .outputs
-            .iter()
-            .map(|output| run.take(*output))
-            .collect();
+        let tasks: Vec<FloatTensor<B>> =
+            self.graph.outputs.iter().map(|output| run.take(*output)).collect();
         let extra_loss = self.graph.extra_loss.map(|node| run.take(node));
-        let tasks = if tasks.len() == 1 {
-            tasks.into_iter().next()
-        } else {
-            Some(B::float_cat(tasks, 1))
-        };
-        Outputs {
-            tasks: tasks.expect("a graph has an output"),
-            extra_loss,
-        }
+        let tasks =
+            if tasks.len() == 1 { tasks.into_iter().next() } else { Some(B::float_cat(tasks, 1)) };
+        Outputs { tasks: tasks.expect("a graph has an output"), extra_loss }
     }
 
     /// Moves values to the device.
@@ -162,9 +145,7 @@ fn upload<B: Backend>(values: Vec<f32>, dims: &[usize], device: &B::Device) -> F
 /// Reads a tensor back to the host.
 pub fn download<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
     let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("the device is alive");
-    data.convert::<f32>()
-        .into_vec()
-        .expect("the data was converted to f32")
+    data.convert::<f32>().into_vec().expect("the data was converted to f32")
 }
 
 /// One run in progress.
@@ -184,11 +165,8 @@ impl<B: HstuBackend> Run<'_, B> {
     /// can work in place.
     fn take(&mut self, node: usize) -> FloatTensor<B> {
         self.left[node] -= 1;
-        let value = if self.left[node] == 0 {
-            self.values[node].take()
-        } else {
-            self.values[node].clone()
-        };
+        let value =
+            if self.left[node] == 0 { self.values[node].take() } else { self.values[node].clone() };
         value.expect("a node runs before its readers")
     }
 
@@ -217,10 +195,7 @@ impl<B: HstuBackend> Run<'_, B> {
                 ops::layer_norm::<B>(x, scale, bias, *epsilon)
             }
             Op::MatMul | Op::Binary(_) | Op::Compare(_) => {
-                let (b, a) = (
-                    inputs.pop().expect("two inputs"),
-                    inputs.pop().expect("two inputs"),
-                );
+                let (b, a) = (inputs.pop().expect("two inputs"), inputs.pop().expect("two inputs"));
                 match &node.op {
                     Op::Binary(op) => ops::binary::<B>(*op, a, b, rank),
                     Op::Compare(op) => ops::compare::<B>(*op, a, b, rank),
@@ -294,10 +269,7 @@ impl<B: HstuBackend> Run<'_, B> {
 }
 
 fn three<T>(inputs: Vec<T>) -> [T; 3] {
-    inputs
-        .try_into()
-        .ok()
-        .expect("the graph was checked: three inputs")
+    inputs.try_into().ok().expect("the graph was checked: three inputs")
 }
 
 /// The dimensions of a tensor.

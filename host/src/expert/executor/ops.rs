@@ -114,12 +114,8 @@ pub(super) fn slice<B: Backend>(
     axis: usize,
     range: Range<usize>,
 ) -> FloatTensor<B> {
-    let mut slices: Vec<Slice> = x
-        .shape()
-        .as_slice()
-        .iter()
-        .map(|dim| Slice::from(0..*dim))
-        .collect();
+    let mut slices: Vec<Slice> =
+        x.shape().as_slice().iter().map(|dim| Slice::from(0..*dim)).collect();
     slices[axis] = Slice::from(range);
     B::float_slice(x, &slices)
 }
@@ -148,10 +144,7 @@ pub(super) fn layer_norm<B: Backend>(
     let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), last);
     let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
     let normal = B::float_div(centred, deviation);
-    B::float_add(
-        B::float_mul(normal, with_rank::<B>(scale, rank)),
-        with_rank::<B>(bias, rank),
-    )
+    B::float_add(B::float_mul(normal, with_rank::<B>(scale, rank)), with_rank::<B>(bias, rank))
 }
 
 /// Zeroes values (or whole rows) with probability `rate`, and scales the rest
@@ -172,11 +165,7 @@ pub(super) fn dropout<B: Backend>(
     let scale = 1.0 / (1.0 - rate);
     let threshold = (f64::from(rate) * 4_294_967_296.0) as u32;
     let keep = |_| {
-        if rng.next_u32() >= threshold {
-            scale
-        } else {
-            0.0
-        }
+        if rng.next_u32() >= threshold { scale } else { 0.0 }
     };
     let mask = (0..dims.iter().product()).map(keep).collect();
     let device = B::float_device(&x);
@@ -204,10 +193,7 @@ pub(super) fn embedding_bag<B: Backend>(
 pub(super) fn indices<B: Backend>(index: Vec<i64>, device: &B::Device) -> IntTensor<B> {
     let dims = Dims::from(vec![index.len()]);
     let dtype = get_device_settings::<B>(device).int_dtype;
-    B::int_from_data(
-        TensorData::new(index, dims).convert_dtype(dtype.into()),
-        device,
-    )
+    B::int_from_data(TensorData::new(index, dims).convert_dtype(dtype.into()), device)
 }
 
 /// Puts dimensions of size 1 in front.
@@ -216,9 +202,7 @@ fn with_rank<B: Backend>(x: FloatTensor<B>, rank: usize) -> FloatTensor<B> {
     if dims.len() == rank {
         return x;
     }
-    let padded = std::iter::repeat_n(1, rank - dims.len())
-        .chain(dims)
-        .collect::<Vec<_>>();
+    let padded = std::iter::repeat_n(1, rank - dims.len()).chain(dims).collect::<Vec<_>>();
     B::float_reshape(x, Dims::from(padded))
 }
 
@@ -229,11 +213,7 @@ fn expand_both<B: Backend>(
     let (x, y) = (dims_of(&a), dims_of(&b));
     let dims: Vec<usize> = x.iter().zip(&y).map(|(x, y)| *x.max(y)).collect();
     let expand = |tensor, from: &[usize]| {
-        if from == dims {
-            tensor
-        } else {
-            B::float_expand(tensor, Dims::from(dims.clone()))
-        }
+        if from == dims { tensor } else { B::float_expand(tensor, Dims::from(dims.clone())) }
     };
     (expand(a, &x), expand(b, &y))
 }

@@ -48,9 +48,7 @@ impl Cost {
             // Moving values is not arithmetic, and dropout is not served.
             Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => 0,
             Op::Gather | Op::Cast | Op::Dropout { .. } => 0,
-            Op::MatMul => 2u64
-                .saturating_mul(elements)
-                .saturating_mul(inputs[1].dims[0] as u64),
+            Op::MatMul => 2u64.saturating_mul(elements).saturating_mul(inputs[1].dims[0] as u64),
             Op::EmbeddingBag => elements.saturating_mul(inputs[1].dims[0] as u64),
             Op::LayerNormalization { .. } => elements.saturating_mul(8),
             Op::Softmax { .. } => elements.saturating_mul(4),

@@ -90,10 +90,7 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
         };
         if *ty != expected {
             let (is, takes) = match expected {
-                Type::Number => (
-                    "i64 ids",
-                    "f32; `Cast` or `EmbeddingBag` makes numbers of ids",
-                ),
+                Type::Number => ("i64 ids", "f32; `Cast` or `EmbeddingBag` makes numbers of ids"),
                 Type::Id => ("f32", "i64 ids"),
             };
             return Err(format!("its input {index} is {is}, but it takes {takes}"));
@@ -104,11 +101,7 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
 
 fn constant(dims: &[usize]) -> Result<Shape, String> {
     // A scalar is a vector of one: the two broadcast alike.
-    let shape = if dims.is_empty() {
-        Shape::fixed(&[1])
-    } else {
-        Shape::fixed(dims)
-    };
+    let shape = if dims.is_empty() { Shape::fixed(&[1]) } else { Shape::fixed(dims) };
     if shape.dims.contains(&0) {
         return Err(format!("its shape {shape} holds a 0"));
     }
@@ -124,10 +117,7 @@ fn matmul(a: &Shape, b: &Shape) -> Result<Shape, String> {
     }
     let (k, n) = (b.dims[0], b.dims[1]);
     let mut shape = a.clone();
-    let last = shape
-        .dims
-        .last_mut()
-        .ok_or("its first input has no fixed last dimension")?;
+    let last = shape.dims.last_mut().ok_or("its first input has no fixed last dimension")?;
     if *last != k {
         return Err(format!("the inner dimensions {last} and {k} differ"));
     }
@@ -208,14 +198,9 @@ fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
             like.dims[at] = shape.dims[at];
         }
         if like != shape {
-            return Err(format!(
-                "{} and {other} differ outside axis {axis}",
-                shapes[0]
-            ));
+            return Err(format!("{} and {other} differ outside axis {axis}", shapes[0]));
         }
-        shape.dims[at] = shape.dims[at]
-            .checked_add(other.dims[at])
-            .ok_or("its size overflows")?;
+        shape.dims[at] = shape.dims[at].checked_add(other.dims[at]).ok_or("its size overflows")?;
     }
     Ok(shape)
 }
@@ -243,13 +228,8 @@ fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
         }
         (None, dims) => dims,
     };
-    let shape = Shape {
-        lead: x.lead,
-        dims: dims.to_vec(),
-    };
-    let elements = dims
-        .iter()
-        .try_fold(1usize, |product, dim| product.checked_mul(*dim));
+    let shape = Shape { lead: x.lead, dims: dims.to_vec() };
+    let elements = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
     if shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()) {
         return Err(format!("{x} does not have the elements of {shape}"));
     }
@@ -259,10 +239,9 @@ fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
 fn transpose(x: &Shape, perm: &[usize]) -> Result<Shape, String> {
     let mut seen = vec![false; x.rank()];
     let valid = perm.len() == x.rank()
-        && perm.iter().all(|axis| {
-            seen.get_mut(*axis)
-                .is_some_and(|seen| !std::mem::replace(seen, true))
-        });
+        && perm
+            .iter()
+            .all(|axis| seen.get_mut(*axis).is_some_and(|seen| !std::mem::replace(seen, true)));
     if !valid {
         return Err(format!(
             "its `perm` {perm:?} is no permutation of the {} axes of {x}",
@@ -275,10 +254,7 @@ fn transpose(x: &Shape, perm: &[usize]) -> Result<Shape, String> {
             "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
         ));
     }
-    let dims = perm[lead..]
-        .iter()
-        .map(|axis| x.dims[axis - lead])
-        .collect();
+    let dims = perm[lead..].iter().map(|axis| x.dims[axis - lead]).collect();
     Ok(Shape { lead: x.lead, dims })
 }
 
@@ -296,10 +272,7 @@ fn lookup(op: &Op, table: &Shape, ids: &Shape) -> Result<Shape, String> {
 }
 
 fn layer_norm(x: &Shape, scale: &Shape, bias: &Shape) -> Result<Shape, String> {
-    let d = *x
-        .dims
-        .last()
-        .ok_or_else(|| format!("{x} has no fixed last dimension"))?;
+    let d = *x.dims.last().ok_or_else(|| format!("{x} has no fixed last dimension"))?;
     let expected = Shape::fixed(&[d]);
     if *scale != expected || *bias != expected {
         return Err(format!(
@@ -315,16 +288,10 @@ fn hstu(qkv: &[&Shape], lead: Lead, heads: usize) -> Result<Shape, String> {
     if q.lead != Some(lead) || q.dims.len() != 1 || qkv.iter().any(|shape| *shape != q) {
         let shapes: Vec<String> = qkv.iter().map(|shape| shape.to_string()).collect();
         let expected = expected.to_string().replace('0', "heads * d");
-        return Err(format!(
-            "its q, k, v {} must be {expected}, all alike",
-            shapes.join(", ")
-        ));
+        return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
     }
     if !q.dims[0].is_multiple_of(heads) {
-        return Err(format!(
-            "its width {} is not a multiple of its {heads} heads",
-            q.dims[0]
-        ));
+        return Err(format!("its width {} is not a multiple of its {heads} heads", q.dims[0]));
     }
     Ok(q.clone())
 }

@@ -41,18 +41,12 @@ pub struct Shape {
 impl Shape {
     /// A shape of fixed dimensions.
     pub fn fixed(dims: &[usize]) -> Shape {
-        Shape {
-            lead: None,
-            dims: dims.to_vec(),
-        }
+        Shape { lead: None, dims: dims.to_vec() }
     }
 
     /// A symbolic dimension, then fixed ones.
     pub fn led(lead: Lead, dims: &[usize]) -> Shape {
-        Shape {
-            lead: Some(lead),
-            dims: dims.to_vec(),
-        }
+        Shape { lead: Some(lead), dims: dims.to_vec() }
     }
 
     /// The number of dimensions.
@@ -62,9 +56,7 @@ impl Shape {
 
     /// The elements of one row (or event), or of the whole where the shape is fixed.
     pub fn row_elements(&self) -> usize {
-        self.dims
-            .iter()
-            .fold(1, |product, dim| product.saturating_mul(*dim))
+        self.dims.iter().fold(1, |product, dim| product.saturating_mul(*dim))
     }
 }
 
@@ -74,10 +66,8 @@ impl fmt::Display for Shape {
             Lead::Rows => "rows".to_owned(),
             Lead::History => "history".to_owned(),
         });
-        let dims: Vec<String> = lead
-            .into_iter()
-            .chain(self.dims.iter().map(usize::to_string))
-            .collect();
+        let dims: Vec<String> =
+            lead.into_iter().chain(self.dims.iter().map(usize::to_string)).collect();
         write!(f, "[{}]", dims.join(", "))
     }
 }

@@ -8,65 +8,29 @@ use crate::expert::wasm::contract::{Attribute, Value};
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
 pub enum Op {
-    Input {
-        column: usize,
-    },
-    Parameter {
-        parameter: usize,
-    },
-    Constant {
-        value: f32,
-        shape: Vec<usize>,
-    },
+    Input { column: usize },
+    Parameter { parameter: usize },
+    Constant { value: f32, shape: Vec<usize> },
     MatMul,
     Binary(Binary),
     Unary(Unary),
-    Clip {
-        min: f32,
-        max: f32,
-    },
-    Softmax {
-        axis: usize,
-    },
+    Clip { min: f32, max: f32 },
+    Softmax { axis: usize },
     Compare(Compare),
     Where,
-    Concat {
-        axis: usize,
-    },
-    Slice {
-        axis: usize,
-        start: usize,
-        end: usize,
-    },
-    Reshape {
-        shape: Vec<usize>,
-    },
-    Transpose {
-        perm: Vec<usize>,
-    },
+    Concat { axis: usize },
+    Slice { axis: usize, start: usize, end: usize },
+    Reshape { shape: Vec<usize> },
+    Transpose { perm: Vec<usize> },
     Gather,
-    Reduce {
-        kind: Reduction,
-        axis: usize,
-    },
-    LayerNormalization {
-        epsilon: f32,
-    },
-    Dropout {
-        rate: f32,
-        per_row: bool,
-    },
+    Reduce { kind: Reduction, axis: usize },
+    LayerNormalization { epsilon: f32 },
+    Dropout { rate: f32, per_row: bool },
     StopGradient,
     EmbeddingBag,
     Cast,
-    HstuAttention {
-        heads: usize,
-        max_len: usize,
-    },
-    HstuHistory {
-        heads: usize,
-        max_len: usize,
-    },
+    HstuAttention { heads: usize, max_len: usize },
+    HstuHistory { heads: usize, max_len: usize },
     Pool(Reduction),
 }
 
@@ -122,56 +86,34 @@ impl Op {
     pub(super) fn parse(name: &str, attributes: &[Attribute]) -> Result<Op, String> {
         let mut a = Attributes::new(attributes)?;
         let op = match name {
-            "Input" => Op::Input {
-                column: a.index("column")?,
-            },
-            "Parameter" => Op::Parameter {
-                parameter: a.index("parameter")?,
-            },
-            "Constant" => Op::Constant {
-                value: a.number("value")?,
-                shape: a.indices("shape")?,
-            },
+            "Input" => Op::Input { column: a.index("column")? },
+            "Parameter" => Op::Parameter { parameter: a.index("parameter")? },
+            "Constant" => Op::Constant { value: a.number("value")?, shape: a.indices("shape")? },
             "MatMul" => Op::MatMul,
             "Clip" => clip(&mut a)?,
-            "Softmax" => Op::Softmax {
-                axis: a.index("axis")?,
-            },
+            "Softmax" => Op::Softmax { axis: a.index("axis")? },
             "Where" => Op::Where,
-            "Concat" => Op::Concat {
-                axis: a.index("axis")?,
-            },
-            "Slice" => Op::Slice {
-                axis: a.index("axis")?,
-                start: a.index("start")?,
-                end: a.index("end")?,
-            },
-            "Reshape" => Op::Reshape {
-                shape: a.indices("shape")?,
-            },
-            "Transpose" => Op::Transpose {
-                perm: a.indices("perm")?,
-            },
+            "Concat" => Op::Concat { axis: a.index("axis")? },
+            "Slice" => {
+                Op::Slice { axis: a.index("axis")?, start: a.index("start")?, end: a.index("end")? }
+            }
+            "Reshape" => Op::Reshape { shape: a.indices("shape")? },
+            "Transpose" => Op::Transpose { perm: a.indices("perm")? },
             "Gather" => Op::Gather,
             "LayerNormalization" => layer_normalization(&mut a)?,
             "Dropout" => dropout(&mut a)?,
             "StopGradient" => Op::StopGradient,
             "EmbeddingBag" => Op::EmbeddingBag,
             "Cast" => Op::Cast,
-            "HstuAttention" => Op::HstuAttention {
-                heads: a.positive("heads")?,
-                max_len: a.positive("max-len")?,
-            },
-            "HstuHistory" => Op::HstuHistory {
-                heads: a.positive("heads")?,
-                max_len: a.positive("max-len")?,
-            },
-            _ => elementwise(name)
-                .or_else(|| reduction(name, &mut a))
-                .ok_or_else(|| {
-                    "the op is unknown; sdk/wit/ops.md lists those of this contract version"
-                        .to_owned()
-                })??,
+            "HstuAttention" => {
+                Op::HstuAttention { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
+            }
+            "HstuHistory" => {
+                Op::HstuHistory { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
+            }
+            _ => elementwise(name).or_else(|| reduction(name, &mut a)).ok_or_else(|| {
+                "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
+            })??,
         };
         a.finish()?;
         Ok(op)
@@ -184,18 +126,15 @@ impl Op {
             Op::Parameter { .. } => "Parameter",
             Op::Constant { .. } => "Constant",
             Op::MatMul => "MatMul",
-            Op::Binary(op) => BINARY
-                .iter()
-                .find(|(_, found)| found == op)
-                .map_or("", |(name, _)| name),
-            Op::Unary(op) => UNARY
-                .iter()
-                .find(|(_, found)| found == op)
-                .map_or("", |(name, _)| name),
-            Op::Compare(op) => COMPARE
-                .iter()
-                .find(|(_, found)| found == op)
-                .map_or("", |(name, _)| name),
+            Op::Binary(op) => {
+                BINARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
+            Op::Unary(op) => {
+                UNARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
+            Op::Compare(op) => {
+                COMPARE.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
             Op::Clip { .. } => "Clip",
             Op::Softmax { .. } => "Softmax",
             Op::Where => "Where",
@@ -204,18 +143,9 @@ impl Op {
             Op::Reshape { .. } => "Reshape",
             Op::Transpose { .. } => "Transpose",
             Op::Gather => "Gather",
-            Op::Reduce {
-                kind: Reduction::Sum,
-                ..
-            } => "ReduceSum",
-            Op::Reduce {
-                kind: Reduction::Mean,
-                ..
-            } => "ReduceMean",
-            Op::Reduce {
-                kind: Reduction::Max,
-                ..
-            } => "ReduceMax",
+            Op::Reduce { kind: Reduction::Sum, .. } => "ReduceSum",
+            Op::Reduce { kind: Reduction::Mean, .. } => "ReduceMean",
+            Op::Reduce { kind: Reduction::Max, .. } => "ReduceMax",
             Op::LayerNormalization { .. } => "LayerNormalization",
             Op::Dropout { .. } => "Dropout",
             Op::StopGradient => "StopGradient",
@@ -253,23 +183,14 @@ const UNARY: [(&str, Unary); 11] = [
     ("Softplus", Unary::Softplus),
 ];
 
-const COMPARE: [(&str, Compare); 3] = [
-    ("Greater", Compare::Greater),
-    ("Less", Compare::Less),
-    ("Equal", Compare::Equal),
-];
+const COMPARE: [(&str, Compare); 3] =
+    [("Greater", Compare::Greater), ("Less", Compare::Less), ("Equal", Compare::Equal)];
 
-const REDUCTION: [(&str, Reduction); 3] = [
-    ("Sum", Reduction::Sum),
-    ("Mean", Reduction::Mean),
-    ("Max", Reduction::Max),
-];
+const REDUCTION: [(&str, Reduction); 3] =
+    [("Sum", Reduction::Sum), ("Mean", Reduction::Mean), ("Max", Reduction::Max)];
 
 fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    table
-        .iter()
-        .find(|(found, _)| *found == name)
-        .map(|(_, op)| *op)
+    table.iter().find(|(found, _)| *found == name).map(|(_, op)| *op)
 }
 
 fn elementwise(name: &str) -> Option<Result<Op, String>> {
@@ -280,15 +201,10 @@ fn elementwise(name: &str) -> Option<Result<Op, String>> {
 }
 
 fn reduction(name: &str, a: &mut Attributes) -> Option<Result<Op, String>> {
-    if let Some(kind) = name
-        .strip_prefix("Reduce")
-        .and_then(|kind| lookup(&REDUCTION, kind))
-    {
+    if let Some(kind) = name.strip_prefix("Reduce").and_then(|kind| lookup(&REDUCTION, kind)) {
         return Some(a.index("axis").map(|axis| Op::Reduce { kind, axis }));
     }
-    let kind = name
-        .strip_prefix("Pool")
-        .and_then(|kind| lookup(&REDUCTION, kind))?;
+    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind))?;
     Some(Ok(Op::Pool(kind)))
 }
 
@@ -314,10 +230,7 @@ fn dropout(a: &mut Attributes) -> Result<Op, String> {
         return Err(format!("its `rate` of {rate} is outside 0..1"));
     }
     match a.index("per-row")? {
-        per_row @ (0 | 1) => Ok(Op::Dropout {
-            rate,
-            per_row: per_row == 1,
-        }),
+        per_row @ (0 | 1) => Ok(Op::Dropout { rate, per_row: per_row == 1 }),
         other => Err(format!("its `per-row` of {other} is neither 0 nor 1")),
     }
 }
@@ -330,18 +243,13 @@ struct Attributes<'a> {
 impl<'a> Attributes<'a> {
     fn new(attributes: &'a [Attribute]) -> Result<Self, String> {
         match attributes.len() {
-            0..=16 => Ok(Attributes {
-                left: attributes.iter().collect(),
-            }),
+            0..=16 => Ok(Attributes { left: attributes.iter().collect() }),
             many => Err(format!("it has {many} attributes; no op has more than 3")),
         }
     }
 
     fn take(&mut self, name: &str) -> Result<&'a Value, String> {
-        let at = self
-            .left
-            .iter()
-            .position(|attribute| attribute.name == name);
+        let at = self.left.iter().position(|attribute| attribute.name == name);
         let at = at.ok_or_else(|| format!("its attribute `{name}` is missing"))?;
         Ok(&self.left.remove(at).value)
     }
@@ -388,10 +296,7 @@ impl<'a> Attributes<'a> {
     fn finish(self) -> Result<(), String> {
         match self.left.first() {
             None => Ok(()),
-            Some(extra) => Err(format!(
-                "it has no attribute `{}`",
-                extra.name.escape_debug()
-            )),
+            Some(extra) => Err(format!("it has no attribute `{}`", extra.name.escape_debug())),
         }
     }
 }

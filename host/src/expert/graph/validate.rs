@@ -49,15 +49,8 @@ impl Graph {
         info: &HostInfo,
         limits: &GraphLimits,
     ) -> Result<Graph, Error> {
-        let validator = Validator {
-            description,
-            network,
-            info,
-            limits,
-        };
-        validator
-            .graph()
-            .map_err(|why| Error::refused(&description.name, why))
+        let validator = Validator { description, network, info, limits };
+        validator.graph().map_err(|why| Error::refused(&description.name, why))
     }
 }
 
@@ -73,20 +66,15 @@ impl Validator<'_> {
         let mut parameters = self.parameters()?;
         if self.network.nodes.len() > self.limits.nodes {
             let (nodes, limit) = (self.network.nodes.len(), self.limits.nodes);
-            return Err(format!(
-                "its network has {nodes} nodes, more than the limit of {limit}"
-            ));
+            return Err(format!("its network has {nodes} nodes, more than the limit of {limit}"));
         }
         let mut nodes = Vec::with_capacity(self.network.nodes.len());
         let mut cost = Cost::default();
         let mut elements = Elements::default();
         for index in 0..self.network.nodes.len() {
             let node = self.node(index, &nodes, &parameters)?;
-            let inputs: Vec<&Shape> = node
-                .inputs
-                .iter()
-                .map(|input| &nodes[*input].shape)
-                .collect();
+            let inputs: Vec<&Shape> =
+                node.inputs.iter().map(|input| &nodes[*input].shape).collect();
             cost.add(&node.op, &inputs, &node.shape, self.description.history_len);
             elements.add(&node, &inputs);
             self.check_size(index, &node, &elements)?;
@@ -101,20 +89,8 @@ impl Validator<'_> {
             .transpose()?;
         mark_tables(&mut parameters, &nodes, &outputs, extra_loss);
         let hash = fnv1a(format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
-        let (plugin, columns) = (
-            self.description.name.clone(),
-            self.description.columns.clone(),
-        );
-        Ok(Graph {
-            plugin,
-            columns,
-            nodes,
-            parameters,
-            outputs,
-            extra_loss,
-            cost,
-            hash,
-        })
+        let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
+        Ok(Graph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
     }
 
     fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {
@@ -173,10 +149,8 @@ impl Validator<'_> {
             }
             inputs.push(input);
         }
-        let typed: Vec<(Type, &Shape)> = inputs
-            .iter()
-            .map(|input| (earlier[*input].ty, &earlier[*input].shape))
-            .collect();
+        let typed: Vec<(Type, &Shape)> =
+            inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
         let shapes: Vec<&Shape> = typed.iter().map(|(_, shape)| *shape).collect();
         let op =
             Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
@@ -187,10 +161,7 @@ impl Validator<'_> {
             Op::Input { column } => self.column(*column),
             Op::Parameter { parameter } => match parameters.get(*parameter) {
                 Some(spec) => Ok((Type::Number, Shape::fixed(&spec.shape))),
-                None => Err(format!(
-                    "parameter {parameter} of {} parameters",
-                    parameters.len()
-                )),
+                None => Err(format!("parameter {parameter} of {} parameters", parameters.len())),
             },
             _ => infer(&op, &typed),
         }
@@ -203,22 +174,13 @@ impl Validator<'_> {
             ));
         }
         let layer = raw.layer[..raw.layer.floor_char_boundary(TEXT_BYTES)].to_owned();
-        Ok(Node {
-            op,
-            inputs,
-            ty,
-            shape,
-            layer,
-        })
+        Ok(Node { op, inputs, ty, shape, layer })
     }
 
     fn column(&self, index: usize) -> Result<(Type, Shape), String> {
         let columns = &self.description.columns;
         let column = columns.get(index).ok_or_else(|| {
-            format!(
-                "column {index}, but its description declares {} columns",
-                columns.len()
-            )
+            format!("column {index}, but its description declares {} columns", columns.len())
         })?;
         if self.description.history_len == 0 && is_history(column) {
             return Err(format!(
@@ -230,17 +192,13 @@ impl Validator<'_> {
             return Err("it reads history actions, but the schema has no action".into());
         }
         Ok(match column {
-            Column::Tae => (
-                Type::Number,
-                Shape::led(Lead::Rows, &[self.info.tae_dim as usize]),
-            ),
+            Column::Tae => (Type::Number, Shape::led(Lead::Rows, &[self.info.tae_dim as usize])),
             Column::Feature(_) => (Type::Number, Shape::led(Lead::Rows, &[1])),
             Column::Id(_) => (Type::Id, Shape::led(Lead::Rows, &[1])),
             Column::HistoryId(_) => (Type::Id, Shape::led(Lead::History, &[1])),
-            Column::HistoryActions => (
-                Type::Number,
-                Shape::led(Lead::History, &[self.info.actions.len()]),
-            ),
+            Column::HistoryActions => {
+                (Type::Number, Shape::led(Lead::History, &[self.info.actions.len()]))
+            }
             Column::HistoryAge => (Type::Number, Shape::led(Lead::History, &[1])),
         })
     }
@@ -248,11 +206,8 @@ impl Validator<'_> {
     fn check_size(&self, index: usize, node: &Node, elements: &Elements) -> Result<(), String> {
         let limits = self.limits;
         let is_parameter = matches!(node.op, Op::Parameter { .. });
-        if let Some(dim) = node
-            .shape
-            .dims
-            .iter()
-            .find(|dim| !is_parameter && **dim > limits.dimension)
+        if let Some(dim) =
+            node.shape.dims.iter().find(|dim| !is_parameter && **dim > limits.dimension)
         {
             let why = format!(
                 "its result {} has a dimension of {dim}, more than the limit of {}",
@@ -271,9 +226,7 @@ impl Validator<'_> {
     }
 
     fn check_cost(&self, cost: &Cost) -> Result<(), String> {
-        let history = cost
-            .per_history
-            .saturating_mul(u64::from(self.description.history_len));
+        let history = cost.per_history.saturating_mul(u64::from(self.description.history_len));
         // The history and the parameters' own arithmetic are shared by a request's candidates.
         let shared = history.saturating_add(cost.fixed) / 20;
         let flops = cost.per_row.saturating_add(shared);
@@ -289,9 +242,8 @@ impl Validator<'_> {
     fn outputs(&self, nodes: &[Node]) -> Result<Vec<usize>, String> {
         let tasks = &self.description.tasks;
         let outputs = &self.network.outputs;
-        if let Some(extra) = outputs
-            .iter()
-            .find(|output| tasks.iter().all(|task| task.name != output.task))
+        if let Some(extra) =
+            outputs.iter().find(|output| tasks.iter().all(|task| task.name != output.task))
         {
             let name = &extra.task[..extra.task.floor_char_boundary(TEXT_BYTES)];
             return Err(format!(
@@ -327,30 +279,17 @@ impl Validator<'_> {
 
     fn at(&self, index: usize, inputs: &[&Shape], why: &str) -> String {
         let node = &self.network.nodes[index];
-        let text = |text: &str| {
-            text[..text.floor_char_boundary(TEXT_BYTES)]
-                .escape_debug()
-                .to_string()
-        };
+        let text =
+            |text: &str| text[..text.floor_char_boundary(TEXT_BYTES)].escape_debug().to_string();
         let shapes: Vec<String> = inputs.iter().map(|shape| shape.to_string()).collect();
-        let of = if shapes.is_empty() {
-            String::new()
-        } else {
-            format!(" of {}", shapes.join(", "))
-        };
-        format!(
-            "layer `{}`, node {index} `{}`{of}: {why}",
-            text(&node.layer),
-            text(&node.op)
-        )
+        let of =
+            if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
+        format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
     }
 }
 
 fn is_history(column: &Column) -> bool {
-    matches!(
-        column,
-        Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge
-    )
+    matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
@@ -361,9 +300,7 @@ fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
             "its parameter `{name}` has shape {shown:?}; rank 1 to {MAX_RANK} without 0 is allowed"
         ));
     }
-    let product = shape
-        .iter()
-        .try_fold(1usize, |product, dim| product.checked_mul(*dim as usize));
+    let product = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim as usize));
     product.ok_or_else(|| format!("the size of its parameter `{name}` {shape:?} overflows"))
 }
 

@@ -25,15 +25,10 @@ pub(crate) fn schema() -> Schema {
         surfaces: Vec::new(),
         weight: 1.0,
     };
-    let feature = |name: &str, kind| Feature {
-        name: name.into(),
-        kind,
-    };
+    let feature = |name: &str, kind| Feature { name: name.into(), kind };
     Schema {
         surfaces: vec!["feed".into(), "reels".into()],
-        actions: ["click", "like", "share", "hide"]
-            .map(String::from)
-            .to_vec(),
+        actions: ["click", "like", "share", "hide"].map(String::from).to_vec(),
         values: vec!["seconds".into()],
         tasks: vec![task("click"), task("like")],
         item_features: vec![
@@ -57,19 +52,13 @@ pub(crate) fn description(columns: Vec<Column>, tasks: &[(&str, TaskKind)]) -> D
         surfaces: Vec::new(),
         tasks: tasks
             .iter()
-            .map(|(name, kind)| Task {
-                name: (*name).into(),
-                kind: *kind,
-            })
+            .map(|(name, kind)| Task { name: (*name).into(), kind: *kind })
             .collect(),
         columns,
         rank_columns: Vec::new(),
         history_len: 8,
         fm_version: "*".into(),
-        limits: Limits {
-            deadline_ms: 0,
-            memory_mib: 0,
-        },
+        limits: Limits { deadline_ms: 0, memory_mib: 0 },
     }
 }
 
@@ -80,24 +69,15 @@ pub(crate) struct Net {
 }
 
 pub(crate) fn int(name: &str, value: i64) -> Attribute {
-    Attribute {
-        name: name.into(),
-        value: Value::Integer(value),
-    }
+    Attribute { name: name.into(), value: Value::Integer(value) }
 }
 
 pub(crate) fn num(name: &str, value: f32) -> Attribute {
-    Attribute {
-        name: name.into(),
-        value: Value::Number(value),
-    }
+    Attribute { name: name.into(), value: Value::Number(value) }
 }
 
 pub(crate) fn ints(name: &str, values: &[i64]) -> Attribute {
-    Attribute {
-        name: name.into(),
-        value: Value::Integers(values.to_vec()),
-    }
+    Attribute { name: name.into(), value: Value::Integers(values.to_vec()) }
 }
 
 impl Net {
@@ -113,12 +93,8 @@ impl Net {
     }
 
     pub(crate) fn op(&mut self, op: &str, inputs: &[u32], attributes: Vec<Attribute>) -> u32 {
-        let node = Node {
-            op: op.into(),
-            inputs: inputs.to_vec(),
-            attributes,
-            layer: "test".into(),
-        };
+        let node =
+            Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer: "test".into() };
         self.network.nodes.push(node);
         self.network.nodes.len() as u32 - 1
     }
@@ -128,20 +104,13 @@ impl Net {
     }
 
     pub(crate) fn parameter(&mut self, name: &str, shape: &[u32], init: Initialiser) -> u32 {
-        self.network.parameters.push(Parameter {
-            name: name.into(),
-            shape: shape.to_vec(),
-            init,
-        });
+        self.network.parameters.push(Parameter { name: name.into(), shape: shape.to_vec(), init });
         let index = self.network.parameters.len() as i64 - 1;
         self.op("Parameter", &[], vec![int("parameter", index)])
     }
 
     pub(crate) fn output(&mut self, task: &str, node: u32) {
-        self.network.outputs.push(Output {
-            task: task.into(),
-            node,
-        });
+        self.network.outputs.push(Output { task: task.into(), node });
     }
 
     pub(crate) fn graph(&self, description: &Description) -> Result<Graph, crate::expert::Error> {
@@ -150,23 +119,14 @@ impl Net {
 
     /// The graph of a network that the test knows to be right.
     pub(crate) fn valid(&self, description: &Description) -> Arc<Graph> {
-        Arc::new(
-            self.graph(description)
-                .expect("the test's network is valid"),
-        )
+        Arc::new(self.graph(description).expect("the test's network is valid"))
     }
 }
 
 /// A request at time 1000 s with `history` events on surface 0 (and as many on
 /// surface 1) and `targets` candidates.
 pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
-    let item = |id: u64| {
-        Arc::new(Item {
-            id,
-            ids: vec![id % 7],
-            dense: vec![id as f32],
-        })
-    };
+    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32] });
     let event = |index: usize| Event {
         item: item(request * 31 + index as u64),
         surface: (index % 2) as u16,
@@ -184,20 +144,13 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
             item: item(id),
             ids: vec![request, id, 0, 3, id % 7],
             features: vec![id as f32, 1.0, 2.0, (id % 4) as f32],
-            outcome: Outcome {
-                actions,
-                known: 15,
-                values: [id as f32; 4],
-            },
+            outcome: Outcome { actions, known: 15, values: [id as f32; 4] },
             truth: Vec::new(),
         }
     };
     Example {
         request,
-        user: Arc::new(User {
-            id: request,
-            ..User::default()
-        }),
+        user: Arc::new(User { id: request, ..User::default() }),
         surface: 0,
         time_ms: 1_000_000,
         history: (0..2 * history).map(event).collect(),

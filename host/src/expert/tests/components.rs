@@ -23,36 +23,22 @@ fn components(variable: &str) -> Vec<PathBuf> {
     let entries =
         std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{variable}={folder:?}: {error}"));
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "wasm")
-    });
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "wasm"));
     files.sort();
-    assert!(
-        !files.is_empty(),
-        "{variable}={folder:?} holds no .wasm file"
-    );
+    assert!(!files.is_empty(), "{variable}={folder:?} holds no .wasm file");
     files
 }
 
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        Engine::new(EngineConfig {
-            instances: 16,
-            ..EngineConfig::default()
-        })
-        .unwrap()
+        Engine::new(EngineConfig { instances: 16, ..EngineConfig::default() }).unwrap()
     })
 }
 
 fn options() -> LoadOptions {
     // A deadline that a slow machine does not reach before a guest's own cause shows.
-    let limits = Limits {
-        deadline_ms: 1_000,
-        deadline_max_ms: 1_000,
-        ..Limits::default()
-    };
+    let limits = Limits { deadline_ms: 1_000, deadline_max_ms: 1_000, ..Limits::default() };
     LoadOptions {
         limits,
         tae_dim: TAE_DIM,
@@ -67,30 +53,21 @@ struct Log {
 }
 
 fn log(requests: u64) -> Log {
-    let examples: Vec<Example> = (0..requests)
-        .map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize))
-        .collect();
+    let examples: Vec<Example> =
+        (0..requests).map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize)).collect();
     let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-    Log {
-        tae: noise(4, rows * TAE_DIM),
-        examples,
-    }
+    Log { tae: noise(4, rows * TAE_DIM), examples }
 }
 
 impl Log {
     fn chunk(&self) -> Chunk<'_> {
-        Chunk {
-            examples: &self.examples,
-            tae: &self.tae,
-        }
+        Chunk { examples: &self.examples, tae: &self.tae }
     }
 }
 
 fn trainer(blueprint: &Arc<Blueprint>, log: &Log, config: TrainerConfig) -> ExpertTrainer {
     let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());
-    log.examples
-        .iter()
-        .for_each(|example| statistics.observe(example));
+    log.examples.iter().for_each(|example| statistics.observe(example));
     let parameters = blueprint.init_parameters(statistics.finish(), 1);
     ExpertTrainer::new(blueprint.clone(), parameters, config, Device::Cpu).unwrap()
 }
@@ -109,19 +86,12 @@ fn loss(trainer: &mut ExpertTrainer, log: &Log) -> f64 {
 fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer) {
     let blueprint = Arc::new(Blueprint::load(engine(), path, &schema(), &options()).unwrap());
     // Few rows: short warm-up, high rate.
-    let optimizer = OptimizerConfig {
-        learning_rate: 1e-2,
-        warmup_steps: 5,
-        ..OptimizerConfig::default()
-    };
+    let optimizer =
+        OptimizerConfig { learning_rate: 1e-2, warmup_steps: 5, ..OptimizerConfig::default() };
     let trainer = trainer(
         &blueprint,
         log,
-        TrainerConfig {
-            optimizer,
-            batch_rows: 64,
-            ..TrainerConfig::default()
-        },
+        TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() },
     );
     (blueprint, trainer)
 }
@@ -134,10 +104,7 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         let (blueprint, mut trainer) = trained(&path, &log);
         let first = loss(&mut trainer, &log);
         let last = (0..12).map(|_| loss(&mut trainer, &log)).last().unwrap();
-        assert!(
-            last < 0.99 * first,
-            "{name}: the loss went from {first} to {last}"
-        );
+        assert!(last < 0.99 * first, "{name}: the loss went from {first} to {last}");
         let trained = trainer.predict(log.chunk()).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("expert.safetensors");
@@ -148,17 +115,10 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
             let rows = example.targets.len();
             let tae = Tae::Rows(&log.tae[row * TAE_DIM..(row + rows) * TAE_DIM]);
             let (outcome, _) = expert.serve(example, tae, 3);
-            let RankOutcome::Ranked {
-                ranked,
-                predictions,
-            } = outcome
-            else {
+            let RankOutcome::Ranked { ranked, predictions } = outcome else {
                 panic!("{name}: {outcome:?}")
             };
-            assert!(
-                !ranked.is_empty() && ranked.len() <= 3.min(rows),
-                "{name}: {ranked:?}"
-            );
+            assert!(!ranked.is_empty() && ranked.len() <= 3.min(rows), "{name}: {ranked:?}");
             for (served, trained) in predictions.tasks.iter().zip(&trained) {
                 for (served, trained) in served.values.iter().zip(&trained[row..]) {
                     assert!(
@@ -178,20 +138,12 @@ fn without_tae_the_tae_is_not_read() {
     let log = log(60);
     for path in components("HYPERCAST_PLUGINS") {
         let blueprint = Arc::new(Blueprint::load(engine(), &path, &schema(), &options()).unwrap());
-        let config = TrainerConfig {
-            without_tae: true,
-            ..TrainerConfig::default()
-        };
+        let config = TrainerConfig { without_tae: true, ..TrainerConfig::default() };
         let mut trainer = trainer(&blueprint, &log, config);
         loss(&mut trainer, &log);
         let with = trainer.predict(log.chunk()).unwrap();
         let other = noise(77, log.tae.len());
-        let without = trainer
-            .predict(Chunk {
-                examples: &log.examples,
-                tae: &other,
-            })
-            .unwrap();
+        let without = trainer.predict(Chunk { examples: &log.examples, tae: &other }).unwrap();
         assert_eq!(with, without);
     }
 }
@@ -215,10 +167,7 @@ const EXPECTED: [(&str, Option<&str>); 21] = [
     ("bomb", Some("MiB of memory")),
     ("cycle", Some("no cycle")),
     ("duplicates", Some("twice")),
-    (
-        "foreign_version",
-        Some("contract 2.0.0, and this host speaks 1.0.0"),
-    ),
+    ("foreign_version", Some("contract 2.0.0, and this host speaks 1.0.0")),
     ("huge", Some("1000000000 values")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
@@ -244,13 +193,9 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     let hostile = components("HYPERCAST_HOSTILE");
     let Some(good) = plugins.first() else { return };
     let (blueprint, trainer) = trained(good, &log);
-    let good = Expert::new(
-        blueprint,
-        trainer.into_parameters(),
-        Device::Cpu,
-        BreakerConfig::default(),
-    )
-    .unwrap();
+    let good =
+        Expert::new(blueprint, trainer.into_parameters(), Device::Cpu, BreakerConfig::default())
+            .unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
         let told = match Blueprint::load(engine(), &path, &schema(), &options()) {
@@ -274,10 +219,7 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
         for example in &log.examples {
             let tae = noise(3, example.targets.len() * TAE_DIM);
             let (outcome, _) = good.serve(example, Tae::Rows(&tae), 5);
-            assert!(
-                matches!(outcome, RankOutcome::Ranked { .. }),
-                "after {file}: {outcome:?}"
-            );
+            assert!(matches!(outcome, RankOutcome::Ranked { .. }), "after {file}: {outcome:?}");
         }
     }
 }
@@ -286,62 +228,38 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let mut trainer = trainer(&blueprint, log, TrainerConfig::default());
     let parameters = trainer.parameters().clone();
-    let breaker = BreakerConfig {
-        faults: 3,
-        open_ms: 60_000,
-    };
+    let breaker = BreakerConfig { faults: 3, open_ms: 60_000 };
     let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
     let example = &log.examples[4];
     let tae = noise(3, example.targets.len() * TAE_DIM);
-    let outcomes: Vec<RankOutcome> = (0..4)
-        .map(|_| expert.serve(example, Tae::Rows(&tae), 3).0)
-        .collect();
+    let outcomes: Vec<RankOutcome> =
+        (0..4).map(|_| expert.serve(example, Tae::Rows(&tae), 3).0).collect();
     match (&outcomes[0], &outcomes[3]) {
         (RankOutcome::Degraded(first), RankOutcome::Degraded(last)) => {
-            assert_eq!(
-                last.cause,
-                Fault::Open,
-                "the breaker opens after three faults"
-            );
-            assert_eq!(
-                (expert.counters().requests, expert.counters().degraded()),
-                (4, 4)
-            );
+            assert_eq!(last.cause, Fault::Open, "the breaker opens after three faults");
+            assert_eq!((expert.counters().requests, expert.counters().degraded()), (4, 4));
             Some(first.to_string())
         }
-        _ => trainer
-            .train(log.chunk(), |_| {})
-            .err()
-            .map(|error| error.to_string()),
+        _ => trainer.train(log.chunk(), |_| {}).err().map(|error| error.to_string()),
     }
 }
 
 #[test]
 fn a_missing_column_and_a_foreign_fm_are_refused_by_name() {
     for path in components("HYPERCAST_PLUGINS") {
-        let other = LoadOptions {
-            fm_version: Some("not a version".into()),
-            ..options()
-        };
-        let refused = Blueprint::load(engine(), &path, &schema(), &other)
-            .err()
-            .unwrap()
-            .to_string();
+        let other = LoadOptions { fm_version: Some("not a version".into()), ..options() };
+        let refused =
+            Blueprint::load(engine(), &path, &schema(), &other).err().unwrap().to_string();
         assert!(refused.contains("`not a version`"), "{refused}");
     }
     let description = super::build::description(
-        vec![crate::expert::wasm::contract::Column::Feature(
-            "no-such".into(),
-        )],
+        vec![crate::expert::wasm::contract::Column::Feature("no-such".into())],
         &[("click", crate::expert::wasm::contract::TaskKind::Binary)],
     );
     let refused = crate::expert::batch::Columns::new(&description, &schema(), TAE_DIM)
         .unwrap_err()
         .to_string();
-    assert!(
-        refused.contains("feature `no-such`") && refused.contains("`length`"),
-        "{refused}"
-    );
+    assert!(refused.contains("feature `no-such`") && refused.contains("`length`"), "{refused}");
 }
 
 #[test]

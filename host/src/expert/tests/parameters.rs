@@ -24,15 +24,9 @@ fn graph(hidden: u32, extra: bool) -> std::sync::Arc<crate::expert::graph::Graph
 
 #[test]
 fn initial_values_depend_on_seed_and_name_alone() {
-    let (plain, extended) = (
-        parameters(&graph(8, false), 1),
-        parameters(&graph(8, true), 1),
-    );
+    let (plain, extended) = (parameters(&graph(8, false), 1), parameters(&graph(8, true), 1));
     assert_eq!(plain.by_name("first"), extended.by_name("first"));
-    assert_ne!(
-        plain.by_name("first"),
-        parameters(&graph(8, false), 2).by_name("first")
-    );
+    assert_ne!(plain.by_name("first"), parameters(&graph(8, false), 2).by_name("first"));
     let bound = (6.0f32 / 12.0).sqrt();
     let first = plain.by_name("first").unwrap();
     assert!(
@@ -68,17 +62,11 @@ fn a_warm_start_keeps_what_has_the_same_name_and_shape() {
     let report = new.warm_start(&saved);
     assert_eq!(
         (report.kept, report.fresh),
-        (
-            vec!["first".to_owned(), "last".to_owned()],
-            vec!["bias".to_owned()]
-        )
+        (vec!["first".to_owned(), "last".to_owned()], vec!["bias".to_owned()])
     );
     assert_eq!(new.by_name("first"), old.by_name("first"));
     let wider = graph(9, false);
-    assert_eq!(
-        parameters(&wider, 9).warm_start(&saved).fresh,
-        ["first", "last"]
-    );
+    assert_eq!(parameters(&wider, 9).warm_start(&saved).fresh, ["first", "last"]);
     let refused = Parameters::restore(&wider, saved).unwrap_err().to_string();
     assert!(
         refused.contains("`first` has shape [4, 8]") && refused.contains("[4, 9]"),
@@ -103,10 +91,7 @@ fn damaged_and_foreign_files_are_refused() {
     ] {
         std::fs::write(&path, bytes).unwrap();
         let message = refused(&path);
-        assert!(
-            message.contains(why) && message.contains("expert.safetensors"),
-            "{message}"
-        );
+        assert!(message.contains(why) && message.contains("expert.safetensors"), "{message}");
     }
     let foreign =
         safetensors::serialize(Vec::<(&str, safetensors::tensor::TensorView)>::new(), None)

@@ -34,10 +34,7 @@ pub fn task_loss(kind: TaskKind, outputs: &[f32], targets: &TaskTargets) -> (f64
         let (x, y) = (f64::from(outputs[row]), f64::from(targets.labels[row]));
         let weight = f64::from(targets.weights[row]) * share;
         let (value, slope) = match kind {
-            TaskKind::Binary => (
-                x.max(0.0) - x * y + (-x.abs()).exp().ln_1p(),
-                sigmoid(x) - y,
-            ),
+            TaskKind::Binary => (x.max(0.0) - x * y + (-x.abs()).exp().ln_1p(), sigmoid(x) - y),
             TaskKind::Regression => ((x - y) * (x - y), 2.0 * (x - y)),
         };
         loss += weight * value;
@@ -48,9 +45,5 @@ pub fn task_loss(kind: TaskKind, outputs: &[f32], targets: &TaskTargets) -> (f64
 
 /// The logistic function, without overflow.
 pub fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 {
-        1.0 / (1.0 + (-x).exp())
-    } else {
-        x.exp() / (1.0 + x.exp())
-    }
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }

@@ -57,28 +57,24 @@ enum State {
         decays: bool,
     },
     /// The mean squared gradient of each row, summed over steps.
-    RowAdagrad { sums: Vec<f32>, width: usize },
+    RowAdagrad {
+        sums: Vec<f32>,
+        width: usize,
+    },
 }
 
 impl Optimizer {
     /// Fresh state for the parameters of `graph`.
     pub fn new(graph: &Graph, config: OptimizerConfig) -> Optimizer {
         let state = graph.parameters.iter().map(|spec| match spec.table {
-            true => State::RowAdagrad {
-                sums: vec![0.0; spec.shape[0]],
-                width: spec.shape[1],
-            },
+            true => State::RowAdagrad { sums: vec![0.0; spec.shape[0]], width: spec.shape[1] },
             false => State::Adam {
                 mean: vec![0.0; spec.len()],
                 square: vec![0.0; spec.len()],
                 decays: spec.shape.len() > 1,
             },
         });
-        Optimizer {
-            config,
-            steps: 0,
-            state: state.collect(),
-        }
+        Optimizer { config, steps: 0, state: state.collect() }
     }
 
     /// Steps taken.
@@ -93,11 +89,7 @@ impl Optimizer {
         if !norm.is_finite() {
             return false;
         }
-        let clip = if norm > self.config.clip_norm {
-            self.config.clip_norm / norm
-        } else {
-            1.0
-        };
+        let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
         self.steps += 1;
         let factor = self.schedule();
         let (config, steps) = (&self.config, self.steps);
@@ -107,23 +99,10 @@ impl Optimizer {
             };
             let values = parameters.values_mut(index);
             match state {
-                State::Adam {
-                    mean,
-                    square,
-                    decays,
-                } => {
+                State::Adam { mean, square, decays } => {
                     let rate = factor * config.learning_rate;
-                    let decay = if *decays {
-                        1.0 - rate * config.weight_decay
-                    } else {
-                        1.0
-                    };
-                    let adam = Adam {
-                        rate,
-                        decay,
-                        clip,
-                        steps,
-                    };
+                    let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
+                    let adam = Adam { rate, decay, clip, steps };
                     adam.step(values, gradient, mean, square);
                 }
                 State::RowAdagrad { sums, width } => {
@@ -134,13 +113,7 @@ impl Optimizer {
                     row_adagrad(
                         values,
                         gradient,
-                        RowStep {
-                            rows,
-                            sums,
-                            width: *width,
-                            rate,
-                            clip,
-                        },
+                        RowStep { rows, sums, width: *width, rate, clip },
                     );
                 }
             }
@@ -149,11 +122,7 @@ impl Optimizer {
     }
 
     fn schedule(&self) -> f32 {
-        let OptimizerConfig {
-            warmup_steps,
-            decay_steps,
-            ..
-        } = self.config;
+        let OptimizerConfig { warmup_steps, decay_steps, .. } = self.config;
         if self.steps < warmup_steps {
             return self.steps as f32 / warmup_steps as f32;
         }
@@ -200,11 +169,8 @@ struct RowStep<'a> {
 fn row_adagrad(values: &mut [f32], gradient: &[f32], step: RowStep) {
     for (row, gradient) in step.rows.iter().zip(gradient.chunks_exact(step.width)) {
         let row = *row as usize;
-        let square: f32 = gradient
-            .iter()
-            .map(|g| (g * step.clip).powi(2))
-            .sum::<f32>()
-            / step.width as f32;
+        let square: f32 =
+            gradient.iter().map(|g| (g * step.clip).powi(2)).sum::<f32>() / step.width as f32;
         step.sums[row] += square;
         if square == 0.0 {
             continue;

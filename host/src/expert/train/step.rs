@@ -36,18 +36,9 @@ pub struct Gradients {
 impl Gradients {
     /// The norm over all gradients.
     pub fn norm(&self) -> f32 {
-        let squares = |values: &Vec<f32>| {
-            values
-                .iter()
-                .map(|g| f64::from(*g) * f64::from(*g))
-                .sum::<f64>()
-        };
-        self.values
-            .iter()
-            .flatten()
-            .map(squares)
-            .sum::<f64>()
-            .sqrt() as f32
+        let squares =
+            |values: &Vec<f32>| values.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+        self.values.iter().flatten().map(squares).sum::<f64>().sqrt() as f32
     }
 }
 
@@ -73,13 +64,15 @@ pub trait Compute: Send + Sync {
 /// The computation of `graph` on `device`.
 pub fn compute(graph: Arc<Graph>, device: Device) -> Result<Box<dyn Compute>, Error> {
     match device {
-        Device::Cpu => Ok(Box::new(OnBackend::<
-            burn::backend::Autodiff<burn_flex::Flex>,
-        >::new(graph, Default::default()))),
+        Device::Cpu => Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_flex::Flex>>::new(
+            graph,
+            Default::default(),
+        ))),
         #[cfg(feature = "cuda")]
-        Device::Cuda => Ok(Box::new(OnBackend::<
-            burn::backend::Autodiff<burn_cuda::Cuda>,
-        >::new(graph, Default::default()))),
+        Device::Cuda => Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_cuda::Cuda>>::new(
+            graph,
+            Default::default(),
+        ))),
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(Error::without_cuda()),
     }
@@ -125,23 +118,14 @@ where
     ) -> Gradients {
         let lookups = self.training.lookups(batch);
         let leaves = self.training.leaves(parameters, &lookups);
-        let leaves: Vec<FloatTensor<A>> = leaves
-            .into_iter()
-            .map(|leaf| A::float_set_require_grad(leaf, true))
-            .collect();
+        let leaves: Vec<FloatTensor<A>> =
+            leaves.into_iter().map(|leaf| A::float_set_require_grad(leaf, true)).collect();
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
-        let extra = outputs
-            .extra_loss
-            .clone()
-            .map(download::<A>)
-            .unwrap_or_default();
+        let extra = outputs.extra_loss.clone().map(download::<A>).unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &extra);
         let mut tape = A::backward(seeded::<A>(&self.training, outputs, seed));
         let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(download::<A::InnerBackend>);
-        Gradients {
-            values: leaves.iter().map(gradient).collect(),
-            rows: lookups.rows,
-        }
+        Gradients { values: leaves.iter().map(gradient).collect(), rows: lookups.rows }
     }
 }
 

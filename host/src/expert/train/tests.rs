@@ -43,11 +43,8 @@ fn loss_gradients_are_central_differences() {
 
 #[test]
 fn a_task_without_valid_sample_contributes_exactly_zero() {
-    let none = TaskTargets {
-        labels: vec![f32::NAN; 4],
-        mask: vec![false; 4],
-        weights: vec![f32::NAN; 4],
-    };
+    let none =
+        TaskTargets { labels: vec![f32::NAN; 4], mask: vec![false; 4], weights: vec![f32::NAN; 4] };
     for kind in [TaskKind::Binary, TaskKind::Regression] {
         let (loss, gradient) = task_loss(kind, &[1.0, f32::MAX, -2.0, 0.0], &none);
         assert_eq!((loss, gradient), (0.0, vec![0.0; 4]));
@@ -69,10 +66,8 @@ fn the_loss_is_a_mean_over_valid_rows_and_finite_at_the_extremes() {
 
 #[test]
 fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
-    let description = description(
-        vec![Column::Id("item_id".into())],
-        &[("click", TaskKind::Binary)],
-    );
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
     let id = net.input(0);
     let table = net.parameter("table", &[10, 2], Initialiser::Normal(1.0));
@@ -83,10 +78,7 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     let graph = net.valid(&description);
     let mut values = parameters(&graph, 1);
     let before = values.clone();
-    let config = OptimizerConfig {
-        warmup_steps: 0,
-        ..OptimizerConfig::default()
-    };
+    let config = OptimizerConfig { warmup_steps: 0, ..OptimizerConfig::default() };
     let mut optimizer = Optimizer::new(&graph, config.clone());
     let gradients = |g: f32| Gradients {
         values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],

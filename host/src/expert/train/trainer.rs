@@ -162,10 +162,7 @@ impl ExpertTrainer {
             let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
             let batch = self.batch(&examples, requests);
             let outputs = self.compute.forward(&self.parameters, &batch);
-            for (all, part) in predictions
-                .iter_mut()
-                .zip(self.blueprint.predictions(&outputs))
-            {
+            for (all, part) in predictions.iter_mut().zip(self.blueprint.predictions(&outputs)) {
                 all.extend(part);
             }
         }
@@ -173,16 +170,8 @@ impl ExpertTrainer {
     }
 
     fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<Request<'a>>, Error> {
-        let dim = if self.uses_tae() {
-            self.blueprint.columns.tae_dim()
-        } else {
-            0
-        };
-        let rows: usize = chunk
-            .examples
-            .iter()
-            .map(|example| example.targets.len())
-            .sum();
+        let dim = if self.uses_tae() { self.blueprint.columns.tae_dim() } else { 0 };
+        let rows: usize = chunk.examples.iter().map(|example| example.targets.len()).sum();
         if dim > 0 && chunk.tae.len() != rows * dim {
             let (have, name) = (chunk.tae.len(), &self.blueprint.description.name);
             let why = format!(
@@ -196,11 +185,7 @@ impl ExpertTrainer {
             row += example.targets.len();
             Request {
                 example,
-                tae: if dim > 0 {
-                    &chunk.tae[start * dim..row * dim]
-                } else {
-                    &[]
-                },
+                tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] },
                 row: start,
             }
         };
@@ -223,9 +208,7 @@ impl ExpertTrainer {
         for part in self.hook_parts(requests) {
             let batch = self.action_batch(part);
             let labels =
-                blueprint
-                    .plugin
-                    .labels(&blueprint.description, &blueprint.info, &batch)?;
+                blueprint.plugin.labels(&blueprint.description, &blueprint.info, &batch)?;
             for (all, part) in all.iter_mut().zip(labels) {
                 all.append(part);
             }
@@ -242,14 +225,9 @@ impl ExpertTrainer {
     ) -> Result<(), Error> {
         let mut kept = Vec::new();
         for part in self.hook_parts(requests) {
-            let keep = self
-                .blueprint
-                .plugin
-                .sample(&self.blueprint.info, &self.action_batch(part))?;
-            kept.extend(
-                keep.into_iter()
-                    .map(|p| p >= 1.0 || self.rng.random::<f32>() < p),
-            );
+            let keep =
+                self.blueprint.plugin.sample(&self.blueprint.info, &self.action_batch(part))?;
+            kept.extend(keep.into_iter().map(|p| p >= 1.0 || self.rng.random::<f32>() < p));
         }
         for (row, _) in kept.iter().enumerate().filter(|(_, kept)| !**kept) {
             labels.iter_mut().for_each(|task| task.mask[row] = false);
@@ -289,19 +267,10 @@ impl ExpertTrainer {
             values: rows().map(value(index)).collect(),
         };
         ActionBatch {
-            surface: rows()
-                .map(|(request, _)| u32::from(request.example.surface))
-                .collect(),
+            surface: rows().map(|(request, _)| u32::from(request.example.surface)).collect(),
             actions: rows().map(|(_, target)| target.outcome.actions).collect(),
             known: rows().map(|(_, target)| target.outcome.known).collect(),
-            values: self
-                .blueprint
-                .info
-                .values
-                .iter()
-                .enumerate()
-                .map(outcome)
-                .collect(),
+            values: self.blueprint.info.values.iter().enumerate().map(outcome).collect(),
         }
     }
 
@@ -310,19 +279,9 @@ impl ExpertTrainer {
         examples: &[&Example],
         requests: &[Request],
     ) -> crate::expert::batch::ExpertBatch {
-        let tae: Vec<f32> = requests
-            .iter()
-            .flat_map(|request| request.tae)
-            .copied()
-            .collect();
-        let tae = if self.uses_tae() {
-            Tae::Rows(&tae)
-        } else {
-            Tae::Without
-        };
-        self.blueprint
-            .columns
-            .batch(examples, tae, &self.parameters.provenance.normaliser)
+        let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
+        let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
+        self.blueprint.columns.batch(examples, tae, &self.parameters.provenance.normaliser)
     }
 
     fn step(
@@ -332,33 +291,22 @@ impl ExpertTrainer {
         report: &mut impl FnMut(&BatchReport),
     ) -> usize {
         let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
-        let targets: Vec<TaskTargets> = labels
-            .iter()
-            .map(|labels| labels.gather(requests))
-            .collect();
+        let targets: Vec<TaskTargets> =
+            labels.iter().map(|labels| labels.gather(requests)).collect();
         let batch = self.batch(&examples, requests);
         let predictions = match self.config.progressive {
-            true => self
-                .blueprint
-                .predictions(&self.compute.forward(&self.parameters, &batch)),
+            true => self.blueprint.predictions(&self.compute.forward(&self.parameters, &batch)),
             false => Vec::new(),
         };
-        let kinds: Vec<TaskKind> = self
-            .blueprint
-            .description
-            .tasks
-            .iter()
-            .map(|task| task.kind)
-            .collect();
+        let kinds: Vec<TaskKind> =
+            self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
         let mut losses = Vec::new();
         let mut loss = |outputs: &[f32], extra: &[f32]| {
             let (values, seed) = seed(&kinds, &targets, outputs, extra);
             losses = values;
             seed
         };
-        let gradients = self
-            .compute
-            .gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
+        let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
         let stepped = self.optimizer.step(&mut self.parameters, &gradients);
         report(&BatchReport {
             examples: &examples,
@@ -390,37 +338,20 @@ fn seed(
             gradient[row * tasks + task] = slope;
         }
     }
-    let extra_loss = if extra.is_empty() {
-        Vec::new()
-    } else {
-        extra_weights(targets, rows)
-    };
-    (
-        losses,
-        Seed {
-            tasks: gradient,
-            extra_loss,
-        },
-    )
+    let extra_loss = if extra.is_empty() { Vec::new() } else { extra_weights(targets, rows) };
+    (losses, Seed { tasks: gradient, extra_loss })
 }
 
 /// The extra loss is a mean over rows, weighted by the most that any task
 /// weighs the row; rows outside every sample space do not count.
 fn extra_weights(targets: &[TaskTargets], rows: usize) -> Vec<f32> {
     let weight = |row: usize| {
-        let weights = targets
-            .iter()
-            .filter(|task| task.mask[row])
-            .map(|task| task.weights[row]);
+        let weights = targets.iter().filter(|task| task.mask[row]).map(|task| task.weights[row]);
         weights.fold(0.0f32, f32::max)
     };
     let weights: Vec<f32> = (0..rows).map(weight).collect();
     let total: f32 = weights.iter().sum();
-    if total > 0.0 {
-        weights.iter().map(|weight| weight / total).collect()
-    } else {
-        weights
-    }
+    if total > 0.0 { weights.iter().map(|weight| weight / total).collect() } else { weights }
 }
 
 impl TaskTargets {

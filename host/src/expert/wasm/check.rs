@@ -24,11 +24,7 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
             "its description's name or version is empty or longer than {TEXT_BYTES} bytes"
         ));
     }
-    if let Some(surface) = d
-        .surfaces
-        .iter()
-        .find(|surface| !info.surfaces.contains(surface))
-    {
+    if let Some(surface) = d.surfaces.iter().find(|surface| !info.surfaces.contains(surface)) {
         let known = info.surfaces.join("`, `");
         return Err(format!(
             "it serves surface `{}`, which the schema lacks (it has `{known}`)",
@@ -40,19 +36,13 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         return Err(format!("it declares more than {COLUMNS} columns"));
     }
     if d.history_len > HISTORY {
-        return Err(format!(
-            "its history-len of {} is more than {HISTORY}",
-            d.history_len
-        ));
+        return Err(format!("its history-len of {} is more than {HISTORY}", d.history_len));
     }
     for column in &d.columns {
         column_exists(column, info)?;
     }
     for column in &d.rank_columns {
-        if matches!(
-            column,
-            Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge
-        ) {
+        if matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge) {
             return Err(format!(
                 "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
                 column.label()
@@ -65,20 +55,13 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
 
 fn tasks(tasks: &[Task]) -> Result<(), String> {
     if tasks.is_empty() || tasks.len() > TASKS {
-        return Err(format!(
-            "it declares {} tasks; 1 to {TASKS} are allowed",
-            tasks.len()
-        ));
+        return Err(format!("it declares {} tasks; 1 to {TASKS} are allowed", tasks.len()));
     }
     let mut names = HashSet::new();
-    match tasks
-        .iter()
-        .find(|task| task.name.is_empty() || !names.insert(task.name.as_str()))
-    {
-        Some(task) => Err(format!(
-            "its task `{}` is nameless or declared twice",
-            quote(&task.name)
-        )),
+    match tasks.iter().find(|task| task.name.is_empty() || !names.insert(task.name.as_str())) {
+        Some(task) => {
+            Err(format!("its task `{}` is nameless or declared twice", quote(&task.name)))
+        }
         None => Ok(()),
     }
 }
@@ -123,9 +106,7 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
         let index = entry.candidate as usize;
         match seen.get_mut(index) {
             None => {
-                return Err(format!(
-                    "candidate index {index} of {candidates} candidates"
-                ));
+                return Err(format!("candidate index {index} of {candidates} candidates"));
             }
             Some(true) => return Err(format!("candidate index {index} twice")),
             Some(seen) => *seen = true,
@@ -184,10 +165,7 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
         return Ok(vec![1.0; rows]);
     }
     if keep.len() != rows {
-        return Err(format!(
-            "{} keep probabilities for {rows} examples",
-            keep.len()
-        ));
+        return Err(format!("{} keep probabilities for {rows} examples", keep.len()));
     }
     match keep.iter().find(|p| !(0.0..=1.0).contains(*p)) {
         Some(p) => Err(format!("keep probability {p} outside 0..=1")),

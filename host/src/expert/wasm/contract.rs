@@ -44,15 +44,10 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
 /// The names of the history's id columns: the item, the surface, and the
 /// items' categorical features, in the schema's order.
 pub fn history_id_columns(schema: &Schema) -> Vec<String> {
-    let categorical = schema
-        .item_features
-        .iter()
-        .filter(|feature| feature.kind == FeatureKind::Categorical);
+    let categorical =
+        schema.item_features.iter().filter(|feature| feature.kind == FeatureKind::Categorical);
     let built_in = ["item_id", "surface"].map(String::from);
-    built_in
-        .into_iter()
-        .chain(categorical.map(|feature| feature.name.clone()))
-        .collect()
+    built_in.into_iter().chain(categorical.map(|feature| feature.name.clone())).collect()
 }
 
 impl Column {

@@ -31,11 +31,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig {
-            instances: 64,
-            memory_mib: 256,
-            stack_kib: 512,
-        }
+        EngineConfig { instances: 64, memory_mib: 256, stack_kib: 512 }
     }
 }
 
@@ -63,19 +59,23 @@ impl Engine {
         .map_err(Error::engine)?;
         let stop = Arc::new(AtomicBool::new(false));
         start_ticker(engine.weak(), stop.clone())?;
-        Ok(Engine {
-            inner: Arc::new(Inner {
-                engine,
-                linker,
-                config,
-                stop,
-            }),
-        })
+        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, stop }) })
     }
 
     /// The pool's sizes.
     pub fn config(&self) -> &EngineConfig {
         &self.inner.config
+    }
+
+    /// Whether fewer than half of the pool's instances are in use: the rest is
+    /// kept for calls, so that no plugin's spare instances take another's place.
+    pub(super) fn has_room(&self) -> bool {
+        let used = self
+            .inner
+            .engine
+            .pooling_allocator_metrics()
+            .map_or(0, |pool| pool.component_instances());
+        used < u64::from(self.inner.config.instances) / 2
     }
 
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
@@ -142,12 +142,7 @@ pub(super) struct HostState {
 
 impl HostState {
     pub(super) fn new(plugin: Arc<str>, memory_limit: usize) -> HostState {
-        HostState {
-            plugin,
-            memory_limit,
-            memory_denied: false,
-            log_lines_left: LOG_LINES,
-        }
+        HostState { plugin, memory_limit, memory_denied: false, log_lines_left: LOG_LINES }
     }
 }
 

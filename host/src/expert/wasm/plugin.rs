@@ -6,7 +6,7 @@
 //! `graph`.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use wasmtime::component::Component;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
@@ -54,6 +54,9 @@ impl Default for Limits {
     }
 }
 
+/// Instances that a plugin keeps ready for `rank`, and used ones that it keeps for clearing.
+const READY: usize = 2;
+
 /// A checked component, ready to be instantiated.
 pub struct Plugin {
     engine: Engine,
@@ -62,19 +65,25 @@ pub struct Plugin {
     limits: Limits,
     rank_deadline_ms: u32,
     memory_mib: u32,
+    spares: Mutex<Spares>,
+}
+
+/// What need not happen while a request waits: making an instance, and clearing a used one's memory.
+#[derive(Default)]
+struct Spares {
+    /// Fresh instances; each serves one call.
+    ready: Vec<(Store<HostState>, Expert)>,
+    /// Used instances, of which only the memory is left to clear.
+    used: Vec<Store<HostState>>,
 }
 
 impl Plugin {
     /// Reads, checks and compiles the component at `path`. Runs no guest code.
     pub fn load(engine: &Engine, path: &Path, limits: &Limits) -> Result<Plugin, Error> {
-        let name = path.file_stem().map_or_else(
-            || path.display().to_string(),
-            |stem| stem.to_string_lossy().into_owned(),
-        );
-        let read = |source| Error::Read {
-            path: path.to_path_buf(),
-            source,
-        };
+        let name = path
+            .file_stem()
+            .map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned());
+        let read = |source| Error::Read { path: path.to_path_buf(), source };
         let size = std::fs::metadata(path).map_err(read)?.len();
         check_size(&name, size, limits)?;
         Plugin::from_bytes(engine, &name, &std::fs::read(path).map_err(read)?, limits)
@@ -94,16 +103,14 @@ impl Plugin {
         let component = Component::from_binary(engine.wasmtime(), bytes)
             .map_err(|error| refused(format!("it is not a valid component: {error:#}")))?;
         check_imports(name, engine, &component)?;
-        let pre = engine
-            .linker()
-            .instantiate_pre(&component)
-            .and_then(ExpertPre::new)
-            .map_err(|error| {
+        let pre = engine.linker().instantiate_pre(&component).and_then(ExpertPre::new).map_err(
+            |error| {
                 refused(format!(
                     "it does not fit the expert contract {}: {error:#}",
                     contract::VERSION
                 ))
-            })?;
+            },
+        )?;
         let memory_mib = limits.memory_mib.min(engine.config().memory_mib);
         Ok(Plugin {
             engine: engine.clone(),
@@ -112,6 +119,7 @@ impl Plugin {
             rank_deadline_ms: limits.deadline_ms,
             memory_mib,
             limits: limits.clone(),
+            spares: Mutex::default(),
         })
     }
 
@@ -133,10 +141,7 @@ impl Plugin {
             self.rank_deadline_ms = asked.deadline_ms.min(self.limits.deadline_max_ms);
         }
         if asked.memory_mib > 0 {
-            let most = self
-                .limits
-                .memory_max_mib
-                .min(self.engine.config().memory_mib);
+            let most = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
             self.memory_mib = asked.memory_mib.min(most);
         }
         Ok(description)
@@ -150,15 +155,13 @@ impl Plugin {
         network.map_err(|why| {
             Error::refused(
                 &self.name,
-                format!(
-                    "its network does not fit this schema: {}",
-                    check::quote(&why)
-                ),
+                format!("its network does not fit this schema: {}", check::quote(&why)),
             )
         })
     }
 
-    /// Ranks the request's candidates in a fresh instance.
+    /// Ranks the request's candidates in a fresh instance: one made ahead by
+    /// [`Plugin::prepare`] where there is one.
     ///
     /// The result has at most `request.limit` entries with distinct candidates
     /// and finite scores, best first.
@@ -168,8 +171,33 @@ impl Plugin {
         predictions: &[Prediction],
         columns: &[NamedColumn],
     ) -> Result<Vec<Ranked>, ExpertFault> {
-        self.instance(Call::Rank)?
-            .rank(request, predictions, columns)
+        let ready = self.spares().ready.pop();
+        let mut instance = match ready {
+            Some((store, expert)) => Instance { plugin: self, store, expert },
+            None => self.instance(Call::Rank)?,
+        };
+        let ranked = instance.rank(request, predictions, columns);
+        let mut spares = self.spares();
+        if spares.used.len() < READY {
+            spares.used.push(instance.store);
+        }
+        ranked
+    }
+
+    /// Clears used instances and makes the next ones. Call it between requests:
+    /// it is most of the cost of a fresh instance a call. An instance that
+    /// cannot be made is left to the next `rank`, whose fault then says why.
+    pub fn prepare(&self) {
+        let used = std::mem::take(&mut self.spares().used);
+        drop(used);
+        while self.spares().ready.len() < READY && self.engine.has_room() {
+            let Ok(Instance { store, expert, .. }) = self.instance(Call::Rank) else { return };
+            self.spares().ready.push((store, expert));
+        }
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spares> {
+        self.spares.lock().expect("no holder panics")
     }
 
     /// Turns joined outcomes into labels, sample space and weights: one entry a
@@ -205,21 +233,13 @@ impl Plugin {
         store.set_hostcall_fuel(self.limits.output_bytes);
         store.set_epoch_deadline(self.deadline_ticks(call));
         match self.pre.instantiate(&mut store) {
-            Ok(expert) => Ok(Instance {
-                plugin: self,
-                store,
-                expert,
-            }),
+            Ok(expert) => Ok(Instance { plugin: self, store, expert }),
             Err(error) => Err(self.classify(call, &error, store.data())),
         }
     }
 
     fn deadline_ms(&self, call: Call) -> u32 {
-        if call == Call::Rank {
-            self.rank_deadline_ms
-        } else {
-            self.limits.hook_deadline_ms
-        }
+        if call == Call::Rank { self.rank_deadline_ms } else { self.limits.hook_deadline_ms }
     }
 
     fn deadline_ticks(&self, call: Call) -> u64 {
@@ -228,39 +248,22 @@ impl Plugin {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault {
-            plugin: self.name.to_string(),
-            call,
-            cause,
-        }
+        ExpertFault { plugin: self.name.to_string(), call, cause }
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
-        let memory = Fault::Memory {
-            limit_mib: self.memory_mib,
-        };
+        let memory = Fault::Memory { limit_mib: self.memory_mib };
         let cause = match error.downcast_ref::<Trap>() {
-            Some(Trap::Interrupt) => Fault::Deadline {
-                limit_ms: self.deadline_ms(call),
-            },
+            Some(Trap::Interrupt) => Fault::Deadline { limit_ms: self.deadline_ms(call) },
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
-            Some(trap) => Fault::Trap(
-                trap.to_string()
-                    .trim_start_matches("wasm trap: ")
-                    .to_owned(),
-            ),
+            Some(trap) => {
+                Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
+            }
             None if error.is::<PoolConcurrencyLimitError>() => Fault::Busy(error.to_string()),
-            None if error
-                .root_cause()
-                .to_string()
-                .contains("allocated for hostcalls") =>
-            {
-                Fault::BadOutput(format!(
-                    "more than {} bytes of output",
-                    self.limits.output_bytes
-                ))
+            None if error.root_cause().to_string().contains("allocated for hostcalls") => {
+                Fault::BadOutput(format!("more than {} bytes of output", self.limits.output_bytes))
             }
             // What is left are values that break the canonical ABI.
             None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
@@ -286,9 +289,8 @@ impl Instance<'_> {
         columns: &[NamedColumn],
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let call = Call::Rank;
-        let ranked = self.run(call, |expert, store| {
-            expert.call_rank(store, request, predictions, columns)
-        })?;
+        let ranked =
+            self.run(call, |expert, store| expert.call_rank(store, request, predictions, columns))?;
         let ranked =
             ranked.map_err(|why| self.plugin.fault(call, Fault::Refused(check::quote(&why))))?;
         check::ranked(&ranked, request.candidates.len(), request.limit as usize)
@@ -301,8 +303,7 @@ impl Instance<'_> {
         call: Call,
         f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
-        self.store
-            .set_epoch_deadline(self.plugin.deadline_ticks(call));
+        self.store.set_epoch_deadline(self.plugin.deadline_ticks(call));
         f(&self.expert, &mut self.store)
             .map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
@@ -353,10 +354,8 @@ fn check_imports(name: &str, engine: &Engine, component: &Component) -> Result<(
         });
     }
     if !foreign.is_empty() {
-        let why = format!(
-            "it imports {}; an expert may import nothing but `log`",
-            foreign.join(", ")
-        );
+        let why =
+            format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
         return Err(Error::refused(name, why));
     }
     Ok(())

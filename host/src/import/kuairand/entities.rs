@@ -60,12 +60,8 @@ pub(super) const USER_CATEGORIES: [&str; FIRST_USER_NUMBER - 1] = {
 };
 
 /// Dense user features: log(1 + n) of each number.
-pub(super) const USER_DENSE: [&str; 4] = [
-    "log_follow_users",
-    "log_fans",
-    "log_friends",
-    "log_register_days",
-];
+pub(super) const USER_DENSE: [&str; 4] =
+    ["log_follow_users", "log_fans", "log_friends", "log_register_days"];
 
 const VIDEO_COLUMNS: [&str; 10] = [
     "video_id",
@@ -83,14 +79,8 @@ const VIDEO_COLUMNS: [&str; 10] = [
 const FIRST_VIDEO_NUMBER: usize = 7;
 
 /// Categorical item features: the columns after the id.
-pub(super) const ITEM_CATEGORIES: [&str; 6] = [
-    "author_id",
-    "tag",
-    "music_id",
-    "music_type",
-    "upload_type",
-    "video_type",
-];
+pub(super) const ITEM_CATEGORIES: [&str; 6] =
+    ["author_id", "tag", "music_id", "music_type", "upload_type", "video_type"];
 
 /// Dense item features: log(1 + seconds), height over width, both 0 where unknown.
 pub(super) const ITEM_DENSE: [&str; 2] = ["log_duration", "aspect"];
@@ -103,17 +93,11 @@ pub(super) struct Video {
 }
 
 pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, User>> {
-    let file = open(
-        path,
-        &USER_COLUMNS,
-        "KuaiRand-Pure's user_features_pure.csv",
-    )?;
+    let file = open(path, &USER_COLUMNS, "KuaiRand-Pure's user_features_pure.csv")?;
     let mut users = HashMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
-        let ids = (1..FIRST_USER_NUMBER)
-            .map(|column| category(row, column))
-            .collect();
+        let ids = (1..FIRST_USER_NUMBER).map(|column| category(row, column)).collect();
         let mut dense = Vec::with_capacity(USER_DENSE.len());
         for column in FIRST_USER_NUMBER..USER_COLUMNS.len() {
             dense.push(row.optional(column)?.unwrap_or(0.0).max(0.0).ln_1p());
@@ -127,37 +111,20 @@ pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashM
 }
 
 pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, Video>> {
-    let file = open(
-        path,
-        &VIDEO_COLUMNS,
-        "KuaiRand-Pure's video_features_basic_pure.csv",
-    )?;
+    let file = open(path, &VIDEO_COLUMNS, "KuaiRand-Pure's video_features_basic_pure.csv")?;
     let mut videos = HashMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
-        let ids = (1..FIRST_VIDEO_NUMBER)
-            .map(|column| category(row, column))
-            .collect();
+        let ids = (1..FIRST_VIDEO_NUMBER).map(|column| category(row, column)).collect();
         let duration_ms = row.optional(FIRST_VIDEO_NUMBER)?;
         if duration_ms.is_some_and(|duration_ms| duration_ms < 0.0) {
             return Err(row.bad(FIRST_VIDEO_NUMBER, "a negative duration".into()));
         }
-        let (width, height) = (
-            row.optional(8)?.unwrap_or(0.0),
-            row.optional(9)?.unwrap_or(0.0),
-        );
+        let (width, height) = (row.optional(8)?.unwrap_or(0.0), row.optional(9)?.unwrap_or(0.0));
         let aspect = if width > 0.0 { height / width } else { 0.0 };
-        match videos.insert(
-            id,
-            Video {
-                item: Item {
-                    id,
-                    ids,
-                    dense: vec![0.0, aspect],
-                },
-                duration_ms,
-            },
-        ) {
+        match videos
+            .insert(id, Video { item: Item { id, ids, dense: vec![0.0, aspect] }, duration_ms })
+        {
             None => Ok(()),
             Some(_) => Err(row.bad(0, format!("video {id} has two rows; the last one counts"))),
         }
@@ -187,29 +154,17 @@ pub(super) fn open(
         std::io::ErrorKind::NotFound => {
             Error::data(path, format!("no such file; expected {expected}"))
         }
-        _ => Error::Io {
-            path: path.to_path_buf(),
-            source: error,
-        },
+        _ => Error::Io { path: path.to_path_buf(), source: error },
     };
     let content = std::io::BufReader::new(File::open(path).map_err(missing)?);
-    Ok(TextFile {
-        name: path.display().to_string(),
-        content,
-        delimiter: b',',
-        columns,
-        expected,
-    })
+    Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
 }
 
 /// The first of the cell's values; whole numbers are the same category with and without `.0`.
 fn category(row: &Row<'_>, column: usize) -> u64 {
     let text = row.text(column);
     // Ranges such as `(250,500]` contain a comma too, but no list of tags begins with a bracket.
-    let first = if text.starts_with(['(', '[']) {
-        &text
-    } else {
-        text.split(',').next().unwrap_or("")
-    };
+    let first =
+        if text.starts_with(['(', '[']) { &text } else { text.split(',').next().unwrap_or("") };
     category_id(first.strip_suffix(".0").unwrap_or(first))
 }

@@ -52,11 +52,7 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     pub(super) fn read_log(&mut self, path: &Path) -> Result<()> {
-        let file = open(
-            path,
-            &COLUMNS,
-            "a KuaiRand log of 19 columns (log_standard_*_pure.csv)",
-        )?;
+        let file = open(path, &COLUMNS, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
         let (users, videos, rows) = (self.users, &mut *self.videos, &mut *self.rows);
         file.read(self.report, |row| {
             let (user, item) = (row.number(0)?, row.number(1)?);
@@ -87,11 +83,7 @@ impl Reader<'_> {
                 user,
                 item,
                 surface,
-                outcome: Outcome {
-                    actions,
-                    known: (1 << ACTIONS.len()) - 1,
-                    values,
-                },
+                outcome: Outcome { actions, known: (1 << ACTIONS.len()) - 1, values },
                 context: Context::default(),
                 truth: Vec::new(),
                 history_only: false,
@@ -141,10 +133,7 @@ impl Reader<'_> {
     }
 
     fn take_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), Bad> {
-        let negative = |column, id: i64| Bad {
-            column,
-            reason: format!("{id} is no id"),
-        };
+        let negative = |column, id: i64| Bad { column, reason: format!("{id} is no id") };
         let user = u64::try_from(event.user).map_err(|_| negative("user_id", event.user))?;
         let item = u64::try_from(event.video).map_err(|_| negative("video_id", event.video))?;
         check_user(self.users, user)?;
@@ -160,11 +149,7 @@ impl Reader<'_> {
             user,
             item,
             surface: 0,
-            outcome: Outcome {
-                actions,
-                known: view | like,
-                values: [f32::NAN; MAX_VALUES],
-            },
+            outcome: Outcome { actions, known: view | like, values: [f32::NAN; MAX_VALUES] },
             context: Context::default(),
             truth: Vec::new(),
             history_only: true,

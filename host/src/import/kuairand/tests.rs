@@ -30,11 +30,7 @@ fn files(dir: &Path, log: &str) {
             ",0".repeat(13)
         )
     };
-    write(
-        dir,
-        "user_features_pure.csv",
-        &format!("{header}\n{}{}", user(7), user(8)),
-    );
+    write(dir, "user_features_pure.csv", &format!("{header}\n{}{}", user(7), user(8)));
     write(
         dir,
         "video_features_basic_pure.csv",
@@ -43,19 +39,12 @@ fn files(dir: &Path, log: &str) {
          1,55,NORMAL,2022-04-10,Kmovie,0.0,87433.0,720.0,1280.0,91,9.0,\"39,4\"\n\
          2,56,AD,2022-04-10,LongImport,0.0,,720.0,1440.0,92,,\n",
     );
-    write(
-        dir,
-        "log_standard_a_pure.csv",
-        &format!("{LOG_HEADER}{log}"),
-    );
+    write(dir, "log_standard_a_pure.csv", &format!("{LOG_HEADER}{log}"));
 }
 
 fn import_into(dir: &Path) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report = import(&Options {
-        from: dir.to_path_buf(),
-        into: into.clone(),
-    })?;
+    let report = import(&Options { from: dir.to_path_buf(), into: into.clone() })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -70,21 +59,11 @@ fn rows_become_impressions_and_close_ones_a_request() {
     ];
     files(dir.path(), &log.concat());
     let (report, data) = import_into(dir.path()).unwrap();
-    assert_eq!(
-        (report.impressions, report.requests, report.bad_rows),
-        (4, 3, 0)
-    );
+    assert_eq!((report.impressions, report.requests, report.bad_rows), (4, 3, 0));
     assert_eq!(data.schema.surfaces, ["unknown", "tab1", "tab4"]);
     let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
     let at = |row: &Impression| {
-        (
-            row.request,
-            row.time_ms,
-            row.outcome_ms,
-            row.user,
-            row.item,
-            row.surface,
-        )
+        (row.request, row.time_ms, row.outcome_ms, row.user, row.item, row.surface)
     };
     assert_eq!(
         rows.iter().map(at).collect::<Vec<_>>(),
@@ -96,11 +75,7 @@ fn rows_become_impressions_and_close_ones_a_request() {
         ]
     );
     assert_eq!(
-        (
-            rows[0].outcome.actions,
-            rows[0].outcome.known,
-            rows[0].outcome.values[0]
-        ),
+        (rows[0].outcome.actions, rows[0].outcome.known, rows[0].outcome.values[0]),
         (0b11, 0xff, 0.5)
     );
     let item = &data.items[&1];
@@ -109,15 +84,9 @@ fn rows_become_impressions_and_close_ones_a_request() {
     assert_eq!(item.dense[1], 1280.0 / 720.0);
     assert_eq!(data.items[&2].ids[1], 0, "no tag");
     let close = |got: f32, wanted: f32| (got - wanted).abs() < 1e-5;
-    assert!(
-        close(data.items[&2].dense[0], 7_f32.ln()),
-        "the log says how long it is"
-    );
+    assert!(close(data.items[&2].dense[0], 7_f32.ln()), "the log says how long it is");
     assert_eq!(data.items[&2].dense[1], 2.0);
-    assert_eq!(
-        data.users[&7].ids[10], 0,
-        "an empty cell is a missing category"
-    );
+    assert_eq!(data.users[&7].ids[10], 0, "an empty cell is a missing category");
     assert_eq!(data.users[&7].ids[11], 4);
     assert!(close(data.users[&7].dense[0], 11_f32.ln()));
 }
@@ -135,11 +104,8 @@ fn bad_rows_are_counted_and_named() {
     files(dir.path(), &log);
     let (report, data) = import_into(dir.path()).unwrap();
     assert_eq!((report.bad_rows, data.rows), (6, 1));
-    let complaints: Vec<(u64, &str)> = report
-        .first_bad_rows
-        .iter()
-        .map(|bad| (bad.line, bad.column.as_str()))
-        .collect();
+    let complaints: Vec<(u64, &str)> =
+        report.first_bad_rows.iter().map(|bad| (bad.line, bad.column.as_str())).collect();
     let expected = [
         (3, "user_id"),
         (4, "video_id"),
@@ -167,11 +133,7 @@ fn missing_files_and_columns_are_named() {
         message.contains("none of its 1 rows can be used; line 2, column `user_id`"),
         "{message}"
     );
-    write(
-        dir.path(),
-        "log_standard_a_pure.csv",
-        &LOG_HEADER.replace("long_view", "long_look"),
-    );
+    write(dir.path(), "log_standard_a_pure.csv", &LOG_HEADER.replace("long_view", "long_look"));
     let message = import_into(dir.path()).unwrap_err().to_string();
     assert!(
         message.contains("log_standard_a_pure.csv")
@@ -180,10 +142,7 @@ fn missing_files_and_columns_are_named() {
     );
     fs::remove_file(dir.path().join("user_features_pure.csv")).unwrap();
     let message = import_into(dir.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("user_features_pure.csv: no such file"),
-        "{message}"
-    );
+    assert!(message.contains("user_features_pure.csv: no such file"), "{message}");
 }
 
 #[test]
@@ -212,10 +171,7 @@ fn history_comes_an_hour_apart_and_ends_at_its_time() {
         .unwrap();
     table.finish().unwrap();
     let (report, data) = import_into(dir.path()).unwrap();
-    assert_eq!(
-        (report.bad_rows, report.history_only, report.requests),
-        (1, 2, 1)
-    );
+    assert_eq!((report.bad_rows, report.history_only, report.requests), (1, 2, 1));
     let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
     let at = |row: &Impression| {
         (
@@ -238,28 +194,16 @@ fn the_real_window_has_its_rows() {
         shared.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"));
     let from = shared.join("data/kuairand-pure");
     if !from.is_dir() {
-        eprintln!(
-            "SKIPPED: no KuaiRand files at {} (set HYPERCAST_SHARED)",
-            from.display()
-        );
+        eprintln!("SKIPPED: no KuaiRand files at {} (set HYPERCAST_SHARED)", from.display());
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let into = dir.path().join("out");
-    let report = import(&Options {
-        from,
-        into: into.clone(),
-    })
-    .unwrap();
+    let report = import(&Options { from, into: into.clone() }).unwrap();
     let data = Dataset::open(&into).unwrap();
     assert_eq!(report.impressions - report.history_only, 180_495);
     assert_eq!(
-        (
-            report.bad_rows,
-            report.history_only,
-            report.users,
-            report.items
-        ),
+        (report.bad_rows, report.history_only, report.users, report.items),
         (0, 817_187, 27_285, 7_583)
     );
     assert_eq!(data.rows as u64, report.impressions);

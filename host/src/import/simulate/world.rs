@@ -72,29 +72,15 @@ impl World {
     pub(super) fn new(options: &Options) -> World {
         let mut rng = StdRng::seed_from_u64(options.seed);
         let topics: Vec<Vector> = (0..TOPICS).map(|_| unit(noise(&mut rng))).collect();
-        let items = (0..options.items)
-            .map(|_| LatentItem::new(&topics, options.items, &mut rng))
-            .collect();
-        let users = (0..options.users)
-            .map(|_| LatentUser::new(&topics, &mut rng))
-            .collect();
-        let surfaces = (0..options.surfaces)
-            .map(|_| Surface::new(&mut rng))
-            .collect();
+        let items =
+            (0..options.items).map(|_| LatentItem::new(&topics, options.items, &mut rng)).collect();
+        let users = (0..options.users).map(|_| LatentUser::new(&topics, &mut rng)).collect();
+        let surfaces = (0..options.surfaces).map(|_| Surface::new(&mut rng)).collect();
         let popularity = (0..options.items).map(|rank| 1.0 / (rank as f32 + 20.0));
         let popularity = running_sum(popularity);
         let activity = running_sum((0..options.users).map(|_| (0.5 * normal(&mut rng)).exp()));
         let gap_ms = USER_GAP_MS / options.users as f32;
-        World {
-            rng,
-            items,
-            users,
-            surfaces,
-            popularity,
-            activity,
-            gap_ms,
-            now_ms: START_MS,
-        }
+        World { rng, items, users, surfaces, popularity, activity, gap_ms, now_ms: START_MS }
     }
 
     pub(super) fn items(&self) -> Vec<Item> {
@@ -143,10 +129,7 @@ impl World {
                 item: item as u64 + 1,
                 surface: surface as u16,
                 outcome,
-                context: Context {
-                    ids: vec![device as u64 + 1],
-                    dense: vec![battery],
-                },
+                context: Context { ids: vec![device as u64 + 1], dense: vec![battery] },
                 truth: vec![truth.click, truth.like, truth.finish, truth.watch],
                 history_only: false,
             });
@@ -155,11 +138,7 @@ impl World {
     }
 
     fn truth(&self, user: usize, item: usize, surface: usize, device: usize) -> Truth {
-        let (user, item, surface) = (
-            &self.users[user],
-            &self.items[item],
-            &self.surfaces[surface],
-        );
+        let (user, item, surface) = (&self.users[user], &self.items[item], &self.surfaces[surface]);
         let affinity = dot(&user.taste, &item.vector);
         let device = 0.3 * (device as f32 - 1.0);
         let click = sigmoid(surface.click + TASTE * affinity + item.quality + user.bias + device);
@@ -175,11 +154,8 @@ impl World {
 impl LatentItem {
     fn new(topics: &[Vector], items: usize, rng: &mut StdRng) -> LatentItem {
         let topic = rng.random_range(0..topics.len());
-        let shown = if rng.random::<f32>() < 0.85 {
-            topic
-        } else {
-            rng.random_range(0..topics.len())
-        };
+        let shown =
+            if rng.random::<f32>() < 0.85 { topic } else { rng.random_range(0..topics.len()) };
         // About five items a creator, and a creator keeps to one topic.
         let creators = items.div_ceil(5 * topics.len()).max(1);
         let creator = topic + topics.len() * rng.random_range(0..creators);
@@ -195,15 +171,11 @@ impl LatentItem {
 
 impl LatentUser {
     fn new(topics: &[Vector], rng: &mut StdRng) -> LatentUser {
-        let liked: Vec<usize> = (0..LIKED_TOPICS)
-            .map(|_| rng.random_range(0..topics.len()))
-            .collect();
+        let liked: Vec<usize> =
+            (0..LIKED_TOPICS).map(|_| rng.random_range(0..topics.len())).collect();
         let parts: Vec<(f32, Vector)> = liked.iter().map(|&topic| (1.0, topics[topic])).collect();
-        let age_group = if rng.random::<f32>() < 0.6 {
-            liked[0] % 5
-        } else {
-            rng.random_range(0..5)
-        };
+        let age_group =
+            if rng.random::<f32>() < 0.6 { liked[0] % 5 } else { rng.random_range(0..5) };
         LatentUser {
             taste: unit(blend(&parts)),
             bias: 0.4 * normal(rng),
@@ -215,10 +187,7 @@ impl LatentUser {
     fn drift(&mut self, now_ms: i64, rng: &mut StdRng) {
         let days = (now_ms - self.last_ms) as f32 / 8.64e7;
         self.last_ms = now_ms;
-        self.taste = unit(blend(&[
-            (1.0, self.taste),
-            (DRIFT * days.sqrt(), noise(rng)),
-        ]));
+        self.taste = unit(blend(&[(1.0, self.taste), (DRIFT * days.sqrt(), noise(rng))]));
     }
 }
 
@@ -251,14 +220,7 @@ impl Truth {
             delay_ms += if liked { wait(600_000.0) } else { 0 };
             delay_ms += if finished { wait(120_000.0) } else { 0 };
         }
-        (
-            Outcome {
-                actions,
-                known,
-                values,
-            },
-            delay_ms,
-        )
+        (Outcome { actions, known, values }, delay_ms)
     }
 }
 
@@ -273,9 +235,7 @@ fn running_sum(weights: impl Iterator<Item = f32>) -> Vec<f32> {
 fn draw(running: &[f32], rng: &mut StdRng) -> usize {
     let total = running.last().expect("not empty");
     let at = rng.random::<f32>() * total;
-    running
-        .partition_point(|&sum| sum <= at)
-        .min(running.len() - 1)
+    running.partition_point(|&sum| sum <= at).min(running.len() - 1)
 }
 
 /// One draw from the standard normal distribution (Box and Muller, 1958).
@@ -289,12 +249,7 @@ fn noise(rng: &mut StdRng) -> Vector {
 }
 
 fn blend(parts: &[(f32, Vector)]) -> Vector {
-    std::array::from_fn(|i| {
-        parts
-            .iter()
-            .map(|(weight, vector)| weight * vector[i])
-            .sum()
-    })
+    std::array::from_fn(|i| parts.iter().map(|(weight, vector)| weight * vector[i]).sum())
 }
 
 fn unit(vector: Vector) -> Vector {

@@ -15,28 +15,15 @@ use rand::{Rng, SeedableRng};
 use crate::model::{Model, exact_grads};
 
 const DIR: &str = "HYPERCAST_STORE_CRASH_DIR";
-const OPTIONS: StoreOptions = StoreOptions {
-    dim: 4,
-    init_scale: 0.1,
-    seed: 11,
-};
-const STEP: Adagrad = Adagrad {
-    learning_rate: 0.1,
-    epsilon: 1e-6,
-};
+const OPTIONS: StoreOptions = StoreOptions { dim: 4, init_scale: 0.1, seed: 11 };
+const STEP: Adagrad = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
 
 /// The updates that lead to a generation: about a thousand new ids and as many old ones.
 fn updates(generation: u64) -> (Vec<u64>, Vec<f32>) {
     let mut rng = StdRng::seed_from_u64(generation);
     let end = generation * 1000;
     let mut ids: Vec<u64> = (0..2000)
-        .map(|i| {
-            if i < 1000 {
-                end + i
-            } else {
-                rng.random_range(0..=end)
-            }
-        })
+        .map(|i| if i < 1000 { end + i } else { rng.random_range(0..=end) })
         .map(|id| id.wrapping_mul(0x9e37_79b9_7f4a_7c15))
         .collect();
     ids.sort_unstable();
@@ -70,9 +57,7 @@ fn kill_nine_loses_nothing_committed_and_shows_nothing_else() {
         return write_forever(Path::new(&dir));
     }
     let dir = tempfile::tempdir().unwrap();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let mut rng = StdRng::seed_from_u64(now.as_nanos() as u64);
     let mut model = Model::new(&OPTIONS);
     let mut replayed = 0;
@@ -94,10 +79,7 @@ fn kill_nine_loses_nothing_committed_and_shows_nothing_else() {
         model.check_reader(&StoreReader::open(dir.path()).unwrap());
         model.check_state(&mut store);
     }
-    assert!(
-        replayed > 20,
-        "the rounds made progress: {replayed} generations"
-    );
+    assert!(replayed > 20, "the rounds made progress: {replayed} generations");
 }
 
 fn spawn(dir: &Path) -> Child {
@@ -136,11 +118,7 @@ fn follow_and_kill(child: &mut Child, dir: &Path, after_ms: u64) -> u64 {
     }
     std::thread::sleep(Duration::from_millis(after_ms));
     child.kill().unwrap();
-    assert_eq!(
-        child.wait().unwrap().signal(),
-        Some(9),
-        "it did not end by itself"
-    );
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "it did not end by itself");
     follower.join().unwrap().unwrap_or(found).max(found)
 }
 
@@ -166,11 +144,7 @@ fn a_checkpoint_cut_off_anywhere_is_as_if_it_had_not_begun() {
     for changed in 0..1 << files.len() {
         for half in [false, true] {
             copy(&at("before"), &at("cut"));
-            for (_, file) in files
-                .iter()
-                .enumerate()
-                .filter(|(i, _)| changed >> i & 1 == 1)
-            {
+            for (_, file) in files.iter().enumerate().filter(|(i, _)| changed >> i & 1 == 1) {
                 let mut bytes = std::fs::read(at("s").join(file)).unwrap();
                 let old = std::fs::read(at("before").join(file)).unwrap();
                 if half && bytes.len() == old.len() {

@@ -9,21 +9,14 @@ use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
 
 use crate::model::Model;
 
-const OPTIONS: StoreOptions = StoreOptions {
-    dim: 2,
-    init_scale: 0.1,
-    seed: 1,
-};
+const OPTIONS: StoreOptions = StoreOptions { dim: 2, init_scale: 0.1, seed: 1 };
 const ROWS: u64 = 300;
 
 /// A store with rows in the slabs and rows in the journal.
 fn store(dir: &Path) -> Model {
     let mut model = Model::new(&OPTIONS);
     let mut store = Store::create(dir, &OPTIONS).unwrap();
-    let step = Adagrad {
-        learning_rate: 0.1,
-        epsilon: 1e-6,
-    };
+    let step = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
     for range in [0..ROWS, ROWS - 10..ROWS + 20] {
         store.checkpoint().unwrap();
         let ids: Vec<u64> = range.collect();
@@ -37,18 +30,9 @@ fn store(dir: &Path) -> Model {
 
 fn expect_named(error: &Error, file: &str, context: &str) {
     let text = error.to_string();
-    assert!(
-        text.contains(file),
-        "{context}: the message names the file: {text}"
-    );
-    assert!(
-        text.contains("; "),
-        "{context}: the message says what to do: {text}"
-    );
-    assert!(
-        matches!(error, Error::Corrupt { .. }),
-        "{context}: {error:?}"
-    );
+    assert!(text.contains(file), "{context}: the message names the file: {text}");
+    assert!(text.contains("; "), "{context}: the message says what to do: {text}");
+    assert!(matches!(error, Error::Corrupt { .. }), "{context}: {error:?}");
 }
 
 #[test]
@@ -64,14 +48,8 @@ fn flipped_bits_are_found() {
     let checks = ids + 65536 * 8;
     let cases = [
         ("meta.json", (0..meta_len).collect::<Vec<_>>()),
-        (
-            "journal",
-            (0..64).chain((4096..journal_len).step_by(5)).collect(),
-        ),
-        (
-            "index.table",
-            (0..64).chain((64..index_len).step_by(41)).collect(),
-        ),
+        ("journal", (0..64).chain((4096..journal_len).step_by(5)).collect()),
+        ("index.table", (0..64).chain((64..index_len).step_by(41)).collect()),
         (
             "rows-00000.slab",
             (0..64)
@@ -80,31 +58,18 @@ fn flipped_bits_are_found() {
                 .chain((checks..checks + in_slab * 4).step_by(31))
                 .collect(),
         ),
-        (
-            "state-00000.slab",
-            (0..64).chain((64..64 + in_slab * 8).step_by(31)).collect(),
-        ),
+        ("state-00000.slab", (0..64).chain((64..64 + in_slab * 8).step_by(31)).collect()),
     ];
     for (file, places) in cases {
         let path = dir.path().join(file);
         let good = fs::read(&path).unwrap();
         let file_on_disk = fs::OpenOptions::new().write(true).open(&path).unwrap();
         for at in places {
-            file_on_disk
-                .write_all_at(&[good[at] ^ 1 << (at % 8)], at as u64)
-                .unwrap();
+            file_on_disk.write_all_at(&[good[at] ^ 1 << (at % 8)], at as u64).unwrap();
             let context = format!("bit {} of byte {at} of {file}", at % 8);
-            expect_named(
-                &Store::open(dir.path()).expect_err(&context),
-                file,
-                &context,
-            );
+            expect_named(&Store::open(dir.path()).expect_err(&context), file, &context);
             if at % 50 == 0 && !file.starts_with("state") {
-                expect_named(
-                    &StoreReader::open(dir.path()).expect_err(&context),
-                    file,
-                    &context,
-                );
+                expect_named(&StoreReader::open(dir.path()).expect_err(&context), file, &context);
             }
         }
         fs::write(&path, &good).unwrap();
@@ -117,23 +82,13 @@ fn flipped_bits_are_found() {
 fn truncated_and_missing_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = store(dir.path());
-    for file in [
-        "meta.json",
-        "journal",
-        "index.table",
-        "rows-00000.slab",
-        "state-00000.slab",
-    ] {
+    for file in ["meta.json", "journal", "index.table", "rows-00000.slab", "state-00000.slab"] {
         let path = dir.path().join(file);
         let good = fs::read(&path).unwrap();
         for len in [0, 10, 64, good.len() / 2, good.len() - 2] {
             fs::write(&path, &good[..len.min(good.len() - 2)]).unwrap();
             let context = format!("{len} bytes of {file}");
-            expect_named(
-                &Store::open(dir.path()).expect_err(&context),
-                file,
-                &context,
-            );
+            expect_named(&Store::open(dir.path()).expect_err(&context), file, &context);
         }
         fs::write(&path, &good).unwrap();
     }
@@ -151,11 +106,7 @@ fn a_lost_index_is_rebuilt_by_a_writer() {
     let dir = tempfile::tempdir().unwrap();
     let model = store(dir.path());
     fs::remove_file(dir.path().join("index.table")).unwrap();
-    expect_named(
-        &StoreReader::open(dir.path()).unwrap_err(),
-        "index.table",
-        "missing",
-    );
+    expect_named(&StoreReader::open(dir.path()).unwrap_err(), "index.table", "missing");
     model.check_store(&Store::open(dir.path()).unwrap());
     model.check_reader(&StoreReader::open(dir.path()).unwrap());
 }
@@ -189,17 +140,7 @@ fn files_of_another_store_or_version_are_refused() {
     assert_ne!(meta, newer);
     fs::write(here.join("meta.json"), newer).unwrap();
     let error = Store::open(&here).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Version {
-                found: 2,
-                supported: 1,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Version { found: 2, supported: 1, .. }), "{error}");
     fs::remove_file(here.join("meta.json")).unwrap();
     let error = Store::open(&here).unwrap_err();
     assert!(matches!(error, Error::NotAStore { .. }), "{error}");
@@ -215,18 +156,9 @@ fn bad_options_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let bad = [
         StoreOptions { dim: 0, ..OPTIONS },
-        StoreOptions {
-            dim: 4097,
-            ..OPTIONS
-        },
-        StoreOptions {
-            init_scale: f32::NAN,
-            ..OPTIONS
-        },
-        StoreOptions {
-            init_scale: -1.0,
-            ..OPTIONS
-        },
+        StoreOptions { dim: 4097, ..OPTIONS },
+        StoreOptions { init_scale: f32::NAN, ..OPTIONS },
+        StoreOptions { init_scale: -1.0, ..OPTIONS },
     ];
     for options in bad {
         let error = Store::create(dir.path(), &options).unwrap_err();
@@ -238,11 +170,7 @@ fn bad_options_are_refused() {
     let other = StoreOptions { seed: 2, ..OPTIONS };
     let error = Store::open_or_create(dir.path(), &other).unwrap_err();
     assert!(matches!(error, Error::OptionsDiffer { .. }), "{error}");
-    assert!(
-        Store::open_or_create(dir.path(), &OPTIONS)
-            .unwrap()
-            .is_empty()
-    );
+    assert!(Store::open_or_create(dir.path(), &OPTIONS).unwrap().is_empty());
 }
 
 #[test]
@@ -250,16 +178,10 @@ fn gradients_that_are_not_finite_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let model = store(dir.path());
     let mut store = Store::open(dir.path()).unwrap();
-    let step = Adagrad {
-        learning_rate: 0.1,
-        epsilon: 1e-6,
-    };
+    let step = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
     for bad in [f32::NAN, f32::INFINITY, 1e30] {
         let error = store.adagrad(&[1, 2, 9999], &[1.0, 1.0, 1.0, bad, 1.0, 1.0], &step);
-        assert!(
-            matches!(error, Err(Error::NotFinite { id: 2 })),
-            "{error:?}"
-        );
+        assert!(matches!(error, Err(Error::NotFinite { id: 2 })), "{error:?}");
     }
     model.check_state(&mut store);
 }
@@ -268,7 +190,5 @@ fn gradients_that_are_not_finite_change_nothing() {
 #[should_panic(expected = "out must be [ids.len(), dim]")]
 fn a_slice_of_the_wrong_length_panics() {
     let dir = tempfile::tempdir().unwrap();
-    Store::create(dir.path(), &OPTIONS)
-        .unwrap()
-        .gather(&[1, 2], &mut [0.0; 3]);
+    Store::create(dir.path(), &OPTIONS).unwrap().gather(&[1, 2], &mut [0.0; 3]);
 }

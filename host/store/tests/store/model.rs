@@ -22,10 +22,7 @@ impl Model {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path(), options).unwrap();
         let init = std::rc::Rc::new(std::cell::RefCell::new(Scratch { store, _dir: dir }));
-        Model {
-            rows: HashMap::new(),
-            init,
-        }
+        Model { rows: HashMap::new(), init }
     }
 
     pub fn init(&mut self, ids: &[u64]) {
@@ -64,11 +61,7 @@ impl Model {
         let mut out = vec![f32::NAN; ids.len() * dim];
         assert_eq!(gather(&ids, &mut out), 0, "every listed id is found");
         for (id, values) in ids.iter().zip(out.chunks(dim)) {
-            let expected = &self
-                .rows
-                .get(id)
-                .unwrap_or_else(|| panic!("id {id} is foreign"))
-                .0;
+            let expected = &self.rows.get(id).unwrap_or_else(|| panic!("id {id} is foreign")).0;
             let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(values), bits(expected), "id {id}");
         }
@@ -85,9 +78,7 @@ impl Model {
 
     pub fn check_reader(&self, reader: &StoreReader) {
         assert_eq!(reader.len(), self.rows.len());
-        self.check(reader.ids(), reader.dim(), |ids, out| {
-            reader.gather(ids, out)
-        });
+        self.check(reader.ids(), reader.dim(), |ids, out| reader.gather(ids, out));
     }
 
     /// Panics unless `store` has this optimizer state too, which shows in
@@ -96,10 +87,7 @@ impl Model {
         let mut next = self.clone();
         let ids: Vec<u64> = store.ids().collect();
         let grads = vec![0.5; ids.len() * store.dim()];
-        let step = Adagrad {
-            learning_rate: 0.1,
-            epsilon: 1e-6,
-        };
+        let step = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
         next.adagrad(&ids, &grads, &step);
         store.adagrad(&ids, &grads, &step).unwrap();
         next.check_store(store);
@@ -108,7 +96,5 @@ impl Model {
 
 /// Gradients whose squares and sums are exact in f32, in any order of summation.
 pub fn exact_grads(rng: &mut impl rand::Rng, n: usize) -> Vec<f32> {
-    (0..n)
-        .map(|_| rng.random_range(-16..=16) as f32 / 8.0)
-        .collect()
+    (0..n).map(|_| rng.random_range(-16..=16) as f32 / 8.0).collect()
 }

@@ -10,11 +10,8 @@ use crate::model::{Model, exact_grads};
 fn random_operations_match_the_model() {
     for seed in 0..12 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let options = StoreOptions {
-            dim: [1, 2, 5, 8, 11, 32][seed as usize % 6],
-            init_scale: 0.1,
-            seed,
-        };
+        let options =
+            StoreOptions { dim: [1, 2, 5, 8, 11, 32][seed as usize % 6], init_scale: 0.1, seed };
         run(&mut rng, &options, 80);
     }
 }
@@ -40,10 +37,7 @@ fn run(rng: &mut StdRng, options: &StoreOptions, steps: usize) {
                 }
             }
             5..12 => {
-                let step = Adagrad {
-                    learning_rate: 0.05,
-                    epsilon: 1e-7,
-                };
+                let step = Adagrad { learning_rate: 0.05, epsilon: 1e-7 };
                 let grads = exact_grads(rng, ids.len() * options.dim);
                 model.adagrad(&ids, &grads, &step);
                 store.adagrad(&ids, &grads, &step).unwrap();
@@ -106,11 +100,7 @@ fn random_ids(rng: &mut StdRng) -> Vec<u64> {
 fn initial_values_depend_on_seed_and_id_alone() {
     let dir = tempfile::tempdir().unwrap();
     let make = |name: &str, seed: u64, ids: &[u64]| {
-        let options = StoreOptions {
-            dim: 16,
-            init_scale: 0.02,
-            seed,
-        };
+        let options = StoreOptions { dim: 16, init_scale: 0.02, seed };
         let mut store = Store::create(dir.path().join(name), &options).unwrap();
         let mut out = vec![0.0; 16];
         for id in ids {
@@ -123,10 +113,7 @@ fn initial_values_depend_on_seed_and_id_alone() {
     let a = make("a", 1, &[5, 6, u64::MAX]);
     assert_eq!(a, make("b", 1, &[u64::MAX, 9, 0, 6, 5]));
     let c = make("c", 2, &[5, 6, u64::MAX]);
-    assert!(
-        a.iter().zip(&c).all(|(a, c)| a != c),
-        "another seed gives other values"
-    );
+    assert!(a.iter().zip(&c).all(|(a, c)| a != c), "another seed gives other values");
     assert_ne!(a[..16], a[16..32], "another id gives other values");
     assert!(a.iter().all(|v| v.abs() <= 0.02));
 }
@@ -134,18 +121,11 @@ fn initial_values_depend_on_seed_and_id_alone() {
 #[test]
 fn a_store_over_several_slabs_reopens() {
     let dir = tempfile::tempdir().unwrap();
-    let options = StoreOptions {
-        dim: 2,
-        init_scale: 1.0,
-        seed: 3,
-    };
+    let options = StoreOptions { dim: 2, init_scale: 1.0, seed: 3 };
     let mut model = Model::new(&options);
     let mut store = Store::create(dir.path(), &options).unwrap();
     let mut rng = StdRng::seed_from_u64(0);
-    let step = Adagrad {
-        learning_rate: 0.1,
-        epsilon: 1e-6,
-    };
+    let step = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
     for part in 0..4u64 {
         let ids: Vec<u64> = (0..50_000).map(|i| (part * 40_000 + i) * 31).collect();
         let grads = exact_grads(&mut rng, ids.len() * 2);

@@ -4,15 +4,8 @@ use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
 
 use crate::model::Model;
 
-const OPTIONS: StoreOptions = StoreOptions {
-    dim: 4,
-    init_scale: 0.1,
-    seed: 5,
-};
-const STEP: Adagrad = Adagrad {
-    learning_rate: 0.1,
-    epsilon: 1e-6,
-};
+const OPTIONS: StoreOptions = StoreOptions { dim: 4, init_scale: 0.1, seed: 5 };
+const STEP: Adagrad = Adagrad { learning_rate: 0.1, epsilon: 1e-6 };
 
 #[test]
 fn a_second_writer_is_refused_with_the_pid_of_the_first() {
@@ -20,10 +13,7 @@ fn a_second_writer_is_refused_with_the_pid_of_the_first() {
     let first = Store::create(dir.path(), &OPTIONS).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     let pid = std::process::id().to_string();
-    assert!(
-        error.to_string().contains(&format!("process {pid}")),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&format!("process {pid}")), "{error}");
     drop(first);
     Store::open(dir.path()).unwrap();
 }
@@ -43,10 +33,7 @@ fn a_reader_sees_its_generation_while_the_writer_goes_on() {
         before.check_reader(&StoreReader::open(dir.path()).unwrap());
         model.adagrad(&ids, &grads, &STEP);
         assert_eq!(store.commit().unwrap(), generation);
-        assert!(
-            !store.checkpoint().unwrap(),
-            "readers hold the slabs as they are"
-        );
+        assert!(!store.checkpoint().unwrap(), "readers hold the slabs as they are");
         let reader = StoreReader::open(dir.path()).unwrap();
         assert_eq!(reader.generation(), generation);
         readers.push((reader, model.clone()));
@@ -83,19 +70,9 @@ fn a_snapshot_has_the_committed_rows_and_opens_for_reading_only() {
     let reader = StoreReader::open(&to).unwrap();
     assert_eq!((reader.generation(), reader.options()), (2, OPTIONS));
     model.check_reader(&reader);
-    assert_eq!(
-        reader.ids().collect::<Vec<_>>(),
-        ids,
-        "ids come in the order of insertion"
-    );
-    let names = std::fs::read_dir(&to)
-        .unwrap()
-        .map(|e| e.unwrap().file_name());
-    assert!(
-        names
-            .into_iter()
-            .all(|name| !name.to_string_lossy().starts_with("state"))
-    );
+    assert_eq!(reader.ids().collect::<Vec<_>>(), ids, "ids come in the order of insertion");
+    let names = std::fs::read_dir(&to).unwrap().map(|e| e.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with("state")));
     let error = Store::open(&to).unwrap_err();
     assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
     let error = store.snapshot_into(&to).unwrap_err();

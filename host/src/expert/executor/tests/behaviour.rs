@@ -17,10 +17,7 @@ fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
     let batch = batch(&zero, &[(1, 2)]);
     let compute = compute(zero.graph.clone(), crate::expert::Device::Cpu).unwrap();
     assert!(
-        compute
-            .forward(&parameters(&zero.graph), &batch)
-            .iter()
-            .all(|output| output.is_finite())
+        compute.forward(&parameters(&zero.graph), &batch).iter().all(|output| output.is_finite())
     );
     type A = Autodiff<Flex>;
     let x = A::float_set_require_grad(upload::<A>(vec![0.0], &[1], &Default::default()), true);
@@ -35,11 +32,7 @@ fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
 fn dropout_scales_what_it_keeps_and_serves_as_identity() {
     for per_row in [0, 1] {
         let case = case(|net, base| {
-            net.op(
-                "Dropout",
-                &[base.rows],
-                vec![num("rate", 0.25), int("per-row", per_row)],
-            )
+            net.op("Dropout", &[base.rows], vec![num("rate", 0.25), int("per-row", per_row)])
         });
         check_forward_only(&case);
         let x = upload::<Flex>(vec![1.0; 4000], &[1000, 4], &Default::default());
@@ -50,17 +43,9 @@ fn dropout_scales_what_it_keeps_and_serves_as_identity() {
             &mut SmallRng::seed_from_u64(2),
         ));
         let kept = y.iter().filter(|value| **value != 0.0).count();
-        assert!(
-            y.iter()
-                .all(|value| *value == 0.0 || (*value - 4.0 / 3.0).abs() < 1e-6)
-        );
-        assert!(
-            (2800..3200).contains(&kept),
-            "{kept} of 4000 kept at a rate of 0.25"
-        );
-        let whole = y
-            .chunks(4)
-            .all(|row| row.iter().all(|value| *value == row[0]));
+        assert!(y.iter().all(|value| *value == 0.0 || (*value - 4.0 / 3.0).abs() < 1e-6));
+        assert!((2800..3200).contains(&kept), "{kept} of 4000 kept at a rate of 0.25");
+        let whole = y.chunks(4).all(|row| row.iter().all(|value| *value == row[0]));
         assert_eq!(whole, per_row == 1, "per-row drops whole rows, and only it");
     }
 }
@@ -70,24 +55,12 @@ fn stop_gradient_stops_gradients() {
     let case = case(|net, base| net.op("StopGradient", &[base.rows], vec![]));
     let batch = batch(&case, &[(1, 3)]);
     let compute = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap();
-    let mut loss = |_: &[f32], _: &[f32]| Seed {
-        tasks: vec![1.0; 3],
-        extra_loss: Vec::new(),
-    };
+    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: vec![1.0; 3], extra_loss: Vec::new() };
     let parameters = parameters(&case.graph);
-    let gradients = compute.gradients(
-        &parameters,
-        &batch,
-        &mut SmallRng::seed_from_u64(1),
-        &mut loss,
-    );
+    let gradients =
+        compute.gradients(&parameters, &batch, &mut SmallRng::seed_from_u64(1), &mut loss);
     let of = |name: &str| {
-        let index = case
-            .graph
-            .parameters
-            .iter()
-            .position(|spec| spec.name == name)
-            .unwrap();
+        let index = case.graph.parameters.iter().position(|spec| spec.name == name).unwrap();
         gradients.values[index].clone()
     };
     assert!(of("rows.scale").is_none_or(|gradient| gradient.iter().all(|g| *g == 0.0)));
@@ -98,11 +71,7 @@ fn stop_gradient_stops_gradients() {
 fn one_request_does_not_reach_another() {
     let mixed = case(|net, b| {
         let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
-        let attended = net.op(
-            "HstuAttention",
-            &inputs,
-            vec![int("heads", 2), int("max-len", 8)],
-        );
+        let attended = net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)]);
         let most = net.op("PoolMax", &[b.history], vec![]);
         let mean = net.op("PoolMean", &[b.past], vec![]);
         net.op("Concat", &[attended, most, mean], vec![int("axis", 1)])
@@ -118,14 +87,8 @@ fn one_request_does_not_reach_another() {
     }
     let compute = compute(mixed.graph.clone(), crate::expert::Device::Cpu).unwrap();
     let parameters = parameters(&mixed.graph);
-    let (before, after) = (
-        compute.forward(&parameters, &together),
-        compute.forward(&parameters, &changed),
-    );
+    let (before, after) =
+        (compute.forward(&parameters, &together), compute.forward(&parameters, &changed));
     assert_ne!(before[..2], after[..2]);
-    assert_eq!(
-        before[2..],
-        after[2..],
-        "the other requests' outputs stay, bit for bit"
-    );
+    assert_eq!(before[2..], after[2..], "the other requests' outputs stay, bit for bit");
 }

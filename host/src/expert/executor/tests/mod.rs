@@ -62,18 +62,7 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
     let (history, past) = (affine("history", actions), affine("past", actions));
     let matrix = net.parameter("matrix", &[4, 3], Initialiser::Normal(0.7));
     let (id, history_id) = (net.input(2), net.input(3));
-    let result = build(
-        &mut net,
-        &Base {
-            rows,
-            other,
-            history,
-            past,
-            matrix,
-            id,
-            history_id,
-        },
-    );
+    let result = build(&mut net, &Base { rows, other, history, past, matrix, id, history_id });
     finish(&mut net, &description, result);
     let graph = net.valid(&description);
     Case { description, graph }
@@ -82,22 +71,12 @@ fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
 /// Brings any result to `[rows, 1]` with a weight for each of its elements.
 fn finish(net: &mut Net, description: &Description, result: u32) {
     let mut probe = net.clone();
-    let column = probe.op(
-        "Slice",
-        &[0],
-        vec![int("axis", 1), int("start", 0), int("end", 1)],
-    );
+    let column = probe.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
     probe.output("click", column);
-    let shape = probe.valid(description).nodes[result as usize]
-        .shape
-        .clone();
+    let shape = probe.valid(description).nodes[result as usize].shape.clone();
     let count = shape.row_elements() as i64;
     let lead = i64::from(shape.lead.is_some());
-    let flat = if lead == 1 {
-        vec![0, count]
-    } else {
-        vec![1, count]
-    };
+    let flat = if lead == 1 { vec![0, count] } else { vec![1, count] };
     let flat = net.op("Reshape", &[result], vec![ints("shape", &flat)]);
     let weights = net.parameter("weights", &[count as u32, 1], Initialiser::Normal(1.0));
     let sum = net.op("MatMul", &[flat, weights], vec![]);
@@ -105,11 +84,8 @@ fn finish(net: &mut Net, description: &Description, result: u32) {
         Some(Lead::Rows) => sum,
         Some(Lead::History) => net.op("PoolSum", &[sum], vec![]),
         None => {
-            let column = net.op(
-                "Slice",
-                &[0],
-                vec![int("axis", 1), int("start", 0), int("end", 1)],
-            );
+            let column =
+                net.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
             net.op("Add", &[column, sum], vec![])
         }
     };
@@ -137,24 +113,13 @@ fn parameters(graph: &Graph) -> Parameters {
 
 /// Compares outputs and all gradients with the oracle's.
 fn check(name: &str, case: &Case) {
-    for requests in [
-        &[(3, 2), (0, 1), (2, 3)][..],
-        &[(0, 2), (0, 1)],
-        &[(1, 1)],
-        &[(0, 1)],
-    ] {
+    for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
         let batch = batch(case, requests);
         let parameters = parameters(&case.graph);
         let compute = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap();
         let outputs = compute.forward(&parameters, &batch);
         let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-            .map(|index| {
-                parameters
-                    .values(index)
-                    .iter()
-                    .map(|value| f64::from(*value))
-                    .collect()
-            })
+            .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
             .collect();
         let expected = oracle::outputs(&case.graph, &values, &batch);
         for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
@@ -164,13 +129,7 @@ fn check(name: &str, case: &Case) {
                 "{name} {requests:?} row {row}: {output} is not {expected}"
             );
         }
-        check_gradients(
-            &format!("{name} {requests:?}"),
-            case,
-            &*compute,
-            &values,
-            &batch,
-        );
+        check_gradients(&format!("{name} {requests:?}"), case, &*compute, &values, &batch);
     }
 }
 
@@ -182,24 +141,13 @@ fn check_gradients(
     batch: &ExpertBatch,
 ) {
     let seed = noise(9, batch.rows);
-    let mut loss = |_: &[f32], _: &[f32]| Seed {
-        tasks: seed.clone(),
-        extra_loss: Vec::new(),
-    };
+    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: Vec::new() };
     let parameters = parameters(&case.graph);
-    let gradients = compute.gradients(
-        &parameters,
-        batch,
-        &mut SmallRng::seed_from_u64(1),
-        &mut loss,
-    );
+    let gradients =
+        compute.gradients(&parameters, batch, &mut SmallRng::seed_from_u64(1), &mut loss);
     let value = |values: &[Vec<f64>]| -> f64 {
         let outputs = oracle::outputs(&case.graph, values, batch);
-        outputs
-            .iter()
-            .zip(&seed)
-            .map(|(output, seed)| output * f64::from(*seed))
-            .sum()
+        outputs.iter().zip(&seed).map(|(output, seed)| output * f64::from(*seed)).sum()
     };
     for (index, spec) in case.graph.parameters.iter().enumerate() {
         let mut dense = vec![0.0; spec.len()];
@@ -221,10 +169,7 @@ fn check_gradients(
             let expected = (nudge(1e-5) - nudge(-1e-5)) / 2e-5;
             let error = (f64::from(*gradient) - expected).abs();
             let at = format!("{name}: gradient of {}[{position}]", spec.name);
-            assert!(
-                error <= 2e-4 * expected.abs().max(1.0),
-                "{at} is {gradient}, not {expected}"
-            );
+            assert!(error <= 2e-4 * expected.abs().max(1.0), "{at} is {gradient}, not {expected}");
         }
     }
 }
@@ -236,27 +181,18 @@ fn check_forward_only(case: &Case) {
         .unwrap()
         .forward(&parameters, &batch);
     let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
-        .map(|index| {
-            parameters
-                .values(index)
-                .iter()
-                .map(|value| f64::from(*value))
-                .collect()
-        })
+        .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
         .collect();
-    for (output, expected) in outputs
-        .iter()
-        .zip(oracle::outputs(&case.graph, &values, &batch))
-    {
+    for (output, expected) in outputs.iter().zip(oracle::outputs(&case.graph, &values, &batch)) {
         assert!((f64::from(*output) - expected).abs() < 1e-5);
     }
 }
 
 #[test]
 fn elementwise_ops_of_one_input() {
-    for op in [
-        "Exp", "Log", "Sqrt", "Neg", "Abs", "Sigmoid", "Silu", "Relu", "Gelu", "Tanh", "Softplus",
-    ] {
+    for op in
+        ["Exp", "Log", "Sqrt", "Neg", "Abs", "Sigmoid", "Silu", "Relu", "Gelu", "Tanh", "Softplus"]
+    {
         check(
             op,
             &case(|net, base| match op {
@@ -271,23 +207,14 @@ fn elementwise_ops_of_one_input() {
     }
     check(
         "Clip",
-        &case(|net, base| {
-            net.op(
-                "Clip",
-                &[base.rows],
-                vec![num("min", -0.5), num("max", 0.4)],
-            )
-        }),
+        &case(|net, base| net.op("Clip", &[base.rows], vec![num("min", -0.5), num("max", 0.4)])),
     );
 }
 
 #[test]
 fn elementwise_ops_of_two_inputs_broadcast() {
     for op in ["Add", "Sub", "Mul", "Div", "Max", "Min"] {
-        check(
-            op,
-            &case(|net, base| net.op(op, &[base.rows, base.other], vec![])),
-        );
+        check(op, &case(|net, base| net.op(op, &[base.rows, base.other], vec![])));
         check(
             &format!("{op} with a vector"),
             &case(|net, base| {
@@ -333,10 +260,7 @@ fn comparisons_and_where() {
 
 #[test]
 fn matrix_products_of_rank_2_and_3() {
-    check(
-        "MatMul",
-        &case(|net, base| net.op("MatMul", &[base.rows, base.matrix], vec![])),
-    );
+    check("MatMul", &case(|net, base| net.op("MatMul", &[base.rows, base.matrix], vec![])));
     check(
         "MatMul history",
         &case(|net, base| net.op("MatMul", &[base.history, base.matrix], vec![])),
@@ -363,21 +287,13 @@ fn shapes_are_moved_as_onnx_says() {
     check(
         "Concat",
         &case(|net, base| {
-            net.op(
-                "Concat",
-                &[base.rows, base.other, base.rows],
-                vec![int("axis", 1)],
-            )
+            net.op("Concat", &[base.rows, base.other, base.rows], vec![int("axis", 1)])
         }),
     );
     check(
         "Slice",
         &case(|net, base| {
-            net.op(
-                "Slice",
-                &[base.rows],
-                vec![int("axis", 1), int("start", 1), int("end", 3)],
-            )
+            net.op("Slice", &[base.rows], vec![int("axis", 1), int("start", 1), int("end", 3)])
         }),
     );
     check(
@@ -396,10 +312,7 @@ fn shapes_are_moved_as_onnx_says() {
 #[test]
 fn reductions_and_normalisation() {
     for op in ["ReduceSum", "ReduceMean", "ReduceMax", "Softmax"] {
-        check(
-            op,
-            &case(|net, base| net.op(op, &[base.rows], vec![int("axis", 1)])),
-        );
+        check(op, &case(|net, base| net.op(op, &[base.rows], vec![int("axis", 1)])));
         check(
             &format!("{op} inside"),
             &case(|net, base| {
@@ -413,11 +326,7 @@ fn reductions_and_normalisation() {
         &case(|net, base| {
             let scale = net.parameter("norm.scale", &[4], Initialiser::Normal(1.0));
             let bias = net.parameter("norm.bias", &[4], Initialiser::Normal(1.0));
-            net.op(
-                "LayerNormalization",
-                &[base.rows, scale, bias],
-                vec![num("epsilon", 1e-3)],
-            )
+            net.op("LayerNormalization", &[base.rows, scale, bias], vec![num("epsilon", 1e-3)])
         }),
     );
 }
@@ -431,11 +340,7 @@ fn lookups_read_rows_by_id() {
                 &case(|net, base| {
                     let table = net.parameter("table", &[5, 3], Initialiser::Normal(1.0));
                     // Arithmetic on the table makes it a dense parameter.
-                    let table = if dense {
-                        net.op("Tanh", &[table], vec![])
-                    } else {
-                        table
-                    };
+                    let table = if dense { net.op("Tanh", &[table], vec![]) } else { table };
                     let past = net.op(op, &[table, base.history_id], vec![]);
                     let past = net.op("PoolMean", &[past], vec![]);
                     let now = net.op(op, &[table, base.id], vec![]);
@@ -448,19 +353,11 @@ fn lookups_read_rows_by_id() {
         "EmbeddingBag of several ids",
         &case(|net, base| {
             let table = net.parameter("table", &[7, 3], Initialiser::Normal(1.0));
-            let ids = net.op(
-                "Concat",
-                &[base.id, base.id, base.id, base.id],
-                vec![int("axis", 1)],
-            );
+            let ids = net.op("Concat", &[base.id, base.id, base.id, base.id], vec![int("axis", 1)]);
             let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 2, 2])]);
             let ids = net.op("Transpose", &[ids], vec![ints("perm", &[0, 2, 1])]);
             let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 4])]);
-            let ids = net.op(
-                "Slice",
-                &[ids],
-                vec![int("axis", 1), int("start", 1), int("end", 4)],
-            );
+            let ids = net.op("Slice", &[ids], vec![int("axis", 1), int("start", 1), int("end", 4)]);
             net.op("EmbeddingBag", &[table, ids], vec![])
         }),
     );
@@ -468,11 +365,7 @@ fn lookups_read_rows_by_id() {
         "Cast",
         &case(|net, base| {
             let number = net.op("Cast", &[base.id], vec![]);
-            let scale = net.op(
-                "Constant",
-                &[],
-                vec![num("value", 0.01), ints("shape", &[1])],
-            );
+            let scale = net.op("Constant", &[], vec![num("value", 0.01), ints("shape", &[1])]);
             let number = net.op("Mul", &[number, scale], vec![]);
             net.op("Mul", &[number, base.rows], vec![])
         }),
@@ -485,11 +378,7 @@ fn hstu_and_pooling_cross_by_request() {
         "HstuAttention",
         &case(|net, b| {
             let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
-            net.op(
-                "HstuAttention",
-                &inputs,
-                vec![int("heads", 2), int("max-len", 8)],
-            )
+            net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)])
         }),
     );
     check(

@@ -14,20 +14,17 @@ pub(super) struct Array {
 
 impl Array {
     fn fill(dims: Vec<usize>, f: impl FnMut(&[usize]) -> f64) -> Array {
-        let data = indices(&dims)
-            .iter()
-            .map(|index| index.as_slice())
-            .map(f)
-            .collect();
+        let data = indices(&dims).iter().map(|index| index.as_slice()).map(f).collect();
         Array { dims, data }
     }
 
     /// The value at `index`, aligned from the right, with size 1 broadcast.
     fn at(&self, index: &[usize]) -> f64 {
         let index = &index[index.len() - self.dims.len()..];
-        let flat = index.iter().zip(&self.dims).fold(0, |flat, (i, dim)| {
-            flat * dim + if *dim == 1 { 0 } else { *i }
-        });
+        let flat = index
+            .iter()
+            .zip(&self.dims)
+            .fold(0, |flat, (i, dim)| flat * dim + if *dim == 1 { 0 } else { *i });
         self.data[flat]
     }
 }
@@ -35,9 +32,7 @@ impl Array {
 fn indices(dims: &[usize]) -> Vec<Vec<usize>> {
     dims.iter().fold(vec![vec![]], |prefixes, dim| {
         let extend = |prefix: &Vec<usize>| {
-            (0..*dim)
-                .map(|i| [prefix.as_slice(), &[i]].concat())
-                .collect::<Vec<_>>()
+            (0..*dim).map(|i| [prefix.as_slice(), &[i]].concat()).collect::<Vec<_>>()
         };
         prefixes.iter().flat_map(extend).collect()
     })
@@ -81,10 +76,7 @@ fn evaluate_node(
             };
             Array { dims, data }
         }
-        Op::Parameter { parameter } => Array {
-            dims,
-            data: parameters[*parameter].clone(),
-        },
+        Op::Parameter { parameter } => Array { dims, data: parameters[*parameter].clone() },
         Op::Constant { value, .. } => Array::fill(dims, |_| f64::from(*value)),
         Op::MatMul => {
             let k = x(1).dims[0];
@@ -106,20 +98,11 @@ fn evaluate_node(
                 Compare::Equal => a == b,
             }))
         }),
-        Op::Where => Array::fill(dims, |i| {
-            if x(0).at(i) != 0.0 {
-                x(1).at(i)
-            } else {
-                x(2).at(i)
-            }
-        }),
+        Op::Where => Array::fill(dims, |i| if x(0).at(i) != 0.0 { x(1).at(i) } else { x(2).at(i) }),
         Op::Softmax { axis } => {
             let n = dims[*axis];
-            let total = |i: &[usize]| {
-                (0..n)
-                    .map(|j| x(0).at(&with(i, *axis, j)).exp())
-                    .sum::<f64>()
-            };
+            let total =
+                |i: &[usize]| (0..n).map(|j| x(0).at(&with(i, *axis, j)).exp()).sum::<f64>();
             Array::fill(dims, |i| x(0).at(i).exp() / total(i))
         }
         Op::Concat { axis } => Array::fill(dims, |i| {
@@ -134,20 +117,15 @@ fn evaluate_node(
         Op::Slice { axis, start, .. } => {
             Array::fill(dims, |i| x(0).at(&with(i, *axis, i[*axis] + start)))
         }
-        Op::Reshape { .. } => Array {
-            dims,
-            data: x(0).data.clone(),
-        },
+        Op::Reshape { .. } => Array { dims, data: x(0).data.clone() },
         Op::Transpose { perm } => Array::fill(dims, |i| {
             let mut source = vec![0; i.len()];
-            perm.iter()
-                .zip(i)
-                .for_each(|(axis, at)| source[*axis] = *at);
+            perm.iter().zip(i).for_each(|(axis, at)| source[*axis] = *at);
             x(0).at(&source)
         }),
-        Op::Gather => Array::fill(dims, |i| {
-            x(0).at(&[x(1).data[i[0]] as usize % x(0).dims[0], i[1]])
-        }),
+        Op::Gather => {
+            Array::fill(dims, |i| x(0).at(&[x(1).data[i[0]] as usize % x(0).dims[0], i[1]]))
+        }
         Op::EmbeddingBag => {
             let (n, k) = (x(0).dims[0] as u64, x(1).dims[1]);
             let row = |s: usize, j: usize| (hash_id(x(1).at(&[s, j]) as u64) % n) as usize;
@@ -157,9 +135,7 @@ fn evaluate_node(
         }
         Op::Reduce { kind, axis } => {
             let n = x(0).dims[*axis];
-            Array::fill(dims, |i| {
-                reduce(*kind, (0..n).map(|j| x(0).at(&with(i, *axis, j))))
-            })
+            Array::fill(dims, |i| reduce(*kind, (0..n).map(|j| x(0).at(&with(i, *axis, j)))))
         }
         Op::LayerNormalization { epsilon } => {
             let d = dims[dims.len() - 1];
@@ -179,11 +155,7 @@ fn evaluate_node(
                 let request = owner(&batch.target_offsets, i[0]);
                 let history = batch.history_offsets[request] as usize
                     ..batch.history_offsets[request + 1] as usize;
-                let head = Head {
-                    d: q.dims[1] / heads,
-                    column: i[1],
-                    norm: *max_len as f64,
-                };
+                let head = Head { d: q.dims[1] / heads, column: i[1], norm: *max_len as f64 };
                 let past: f64 = history.map(|j| head.term(q, i[0], x(1), x(2), j)).sum();
                 past + head.term(q, i[0], k, v, i[0])
             })
@@ -193,14 +165,8 @@ fn evaluate_node(
                 return 0.0;
             }
             let start = batch.history_offsets[owner(&batch.history_offsets, i[0])] as usize;
-            let head = Head {
-                d: x(0).dims[1] / heads,
-                column: i[1],
-                norm: *max_len as f64,
-            };
-            (start..=i[0])
-                .map(|j| head.term(x(0), i[0], x(1), x(2), j))
-                .sum()
+            let head = Head { d: x(0).dims[1] / heads, column: i[1], norm: *max_len as f64 };
+            (start..=i[0]).map(|j| head.term(x(0), i[0], x(1), x(2), j)).sum()
         }),
         Op::Pool(kind) => Array::fill(dims, |i| {
             let request = owner(&batch.target_offsets, i[0]);
@@ -225,9 +191,7 @@ impl Head {
     /// What key `j` adds to query `i`.
     fn term(&self, q: &Array, i: usize, k: &Array, v: &Array, j: usize) -> f64 {
         let first = self.column / self.d * self.d;
-        let dot: f64 = (first..first + self.d)
-            .map(|c| q.at(&[i, c]) * k.at(&[j, c]))
-            .sum();
+        let dot: f64 = (first..first + self.d).map(|c| q.at(&[i, c]) * k.at(&[j, c])).sum();
         unary(Unary::Silu, dot / (self.d as f64).sqrt()) / self.norm * v.at(&[j, self.column])
     }
 }
@@ -289,21 +253,9 @@ fn erf(x: f64) -> f64 {
 /// The outputs `[rows, tasks]`.
 pub(super) fn outputs(graph: &Graph, parameters: &[Vec<f64>], batch: &ExpertBatch) -> Vec<f64> {
     let values = evaluate(graph, parameters, batch);
-    assert!(
-        graph
-            .outputs
-            .iter()
-            .all(|node| graph.nodes[*node].ty == Type::Number)
-    );
+    assert!(graph.outputs.iter().all(|node| graph.nodes[*node].ty == Type::Number));
     let row = |row: usize| {
-        graph
-            .outputs
-            .iter()
-            .map(move |node| row * 1_000_000 + node)
-            .collect::<Vec<_>>()
+        graph.outputs.iter().map(move |node| row * 1_000_000 + node).collect::<Vec<_>>()
     };
-    (0..batch.rows)
-        .flat_map(row)
-        .map(|key| values[key % 1_000_000].data[key / 1_000_000])
-        .collect()
+    (0..batch.rows).flat_map(row).map(|key| values[key % 1_000_000].data[key / 1_000_000]).collect()
 }
