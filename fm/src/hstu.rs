@@ -17,7 +17,8 @@ use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_
 
 use crate::spec::FmConfig;
 
-/// The weights of one layer.
+/// The weights of one layer. The columns of `uvqk` are U, Q, V, K, so that what
+/// a history token needs to be seen, V and K, are one range.
 #[derive(Module, Debug)]
 pub struct HstuLayer<B: Backend> {
     norm_in: LayerNorm<B>,
@@ -41,13 +42,13 @@ impl<B: Backend> HstuLayer<B> {
                 .then(|| Initializer::Normal { mean: 0.0, std: 0.02 }.init([buckets], device))
         };
         Self {
-            norm_in: LayerNormConfig::new(config.dim).init(device),
+            norm_in: LayerNormConfig::new(config.dim).with_epsilon(EPSILON).init(device),
             uvqk: LinearConfig::new(config.dim, 2 * v_width + 2 * qk_width)
                 .with_initializer(Initializer::XavierUniform { gain: 1.0 })
                 .init(device),
             position: table(config.position_buckets),
             time: table(config.time_buckets),
-            norm_out: LayerNormConfig::new(v_width).init(device),
+            norm_out: LayerNormConfig::new(v_width).with_epsilon(EPSILON).init(device),
             output: LinearConfig::new(v_width, config.dim)
                 .with_bias(false)
                 .with_initializer(Initializer::XavierUniform { gain: 1.0 })
@@ -59,21 +60,67 @@ impl<B: Backend> HstuLayer<B> {
     }
 }
 
+/// Attention over a short history is small before it is normalised; a larger epsilon would hide it.
+const EPSILON: f64 = 1e-6;
+
 impl<B: HstuBackend> HstuLayer<B> {
     /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch.
     pub fn forward(&self, x: Tensor<B, 2>, attention: &Arc<HstuAttention>) -> Tensor<B, 2> {
         let mixed = silu(self.uvqk.forward(self.norm_in.forward(x.clone())));
         let (v, qk) = (self.v_width, self.qk_width);
         let columns = |from: usize, width: usize| mixed.clone().narrow(1, from, width);
-        let gate = columns(0, v);
-        let inputs = HstuInputs {
-            v: columns(v, v),
-            q: columns(2 * v, qk),
-            k: columns(2 * v + qk, qk),
-            position: self.position.as_ref().map(Param::val),
-            time: self.time.as_ref().map(Param::val),
-        };
-        let attended = hstu_attention(inputs, attention);
+        let attended =
+            self.attend(columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk), attention);
+        self.gate(x, attended, columns(0, v))
+    }
+
+    /// As [`HstuLayer::forward`] for a last layer: `[H + R, dim]` → `[R, dim]`, without what only
+    /// history outputs would need. `attention` must be of targets only.
+    pub fn forward_targets(&self, x: Tensor<B, 2>, attention: &Arc<HstuAttention>) -> Tensor<B, 2> {
+        assert!(attention.targets_only, "history outputs are not computed");
+        let (v, qk) = (self.v_width, self.qk_width);
+        let history = attention.history_rows();
+        let targets = x.dims()[0] - history;
+        let normed = self.norm_in.forward(x.clone());
+        let own = silu(self.uvqk.forward(normed.clone().narrow(0, history, targets)));
+        let columns = |from: usize, width: usize| own.clone().narrow(1, from, width);
+        let (mut queries, mut values, mut keys) =
+            (columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk));
+        if history > 0 {
+            let past = silu(self.seen(normed.narrow(0, 0, history)));
+            let joint = |past, own| Tensor::cat(vec![past, own], 0);
+            queries = joint(Tensor::zeros([history, qk], &x.device()), queries);
+            values = joint(past.clone().narrow(1, 0, v), values);
+            keys = joint(past.narrow(1, v, qk), keys);
+        }
+        let attended = self.attend(queries, values, keys, attention).narrow(0, history, targets);
+        self.gate(x.narrow(0, history, targets), attended, columns(0, v))
+    }
+
+    /// V and K before the activation: the last columns of `uvqk`.
+    fn seen(&self, normed: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (from, width) = (self.v_width + self.qk_width, self.v_width + self.qk_width);
+        let projected = normed.matmul(self.uvqk.weight.val().narrow(1, from, width));
+        match &self.uvqk.bias {
+            Some(bias) => projected + bias.val().narrow(0, from, width).unsqueeze(),
+            None => projected,
+        }
+    }
+
+    fn attend(
+        &self,
+        q: Tensor<B, 2>,
+        v: Tensor<B, 2>,
+        k: Tensor<B, 2>,
+        attention: &Arc<HstuAttention>,
+    ) -> Tensor<B, 2> {
+        let position = self.position.as_ref().map(Param::val);
+        let time = self.time.as_ref().map(Param::val);
+        hstu_attention(HstuInputs { q, k, v, position, time }, attention)
+    }
+
+    /// `X + dropout(LN(A V) ⊙ U) W_o`.
+    fn gate(&self, x: Tensor<B, 2>, attended: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
         let gated = self.norm_out.forward(attended) * gate;
         x + self.output.forward(self.dropout.forward(gated))
     }
@@ -105,7 +152,7 @@ mod tests {
         let row = |row: &[f64]| -> Vec<f64> {
             let mean = row.iter().sum::<f64>() / width as f64;
             let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
-            row.iter().map(|v| (v - mean) / (variance + 1e-5).sqrt()).collect()
+            row.iter().map(|v| (v - mean) / (variance + EPSILON).sqrt()).collect()
         };
         x.chunks_exact(width).flat_map(row).collect()
     }
@@ -134,12 +181,18 @@ mod tests {
             alpha: config.alpha_value(),
             norm: 8.0,
             window: None,
+            targets_only: false,
             times_s: Some((0..12).map(|i| i * i * 40).collect()),
         }
         .checked()
         .unwrap();
         let x = Tensor::<Flex, 2>::random([12, 12], Distribution::Normal(0.0, 1.0), &device);
         let result = numbers(layer.forward(x.clone(), &attention).into_data());
+        let last = HstuAttention { targets_only: true, ..(*attention).clone() }.checked().unwrap();
+        let targets = numbers(layer.forward_targets(x.clone(), &last).into_data());
+        for (at, (value, whole)) in targets.iter().zip(&result[8 * 12..]).enumerate() {
+            assert!((value - whole).abs() < 1e-5, "the last layer's way, {at}: {value} {whole}");
+        }
 
         let x = numbers(x.into_data());
         let mixed: Vec<f64> = linear(&norm(&x, 12), 12, &layer.uvqk)
@@ -149,7 +202,7 @@ mod tests {
         let columns = |from: usize, width: usize| -> Vec<f64> {
             mixed.chunks_exact(36).flat_map(|row| row[from..from + width].to_vec()).collect()
         };
-        let (u, v, q, k) = (columns(0, 8), columns(8, 8), columns(16, 10), columns(26, 10));
+        let (u, q, v, k) = (columns(0, 8), columns(8, 10), columns(18, 8), columns(26, 10));
         let table =
             |p: &Option<Param<Tensor<Flex, 1>>>| p.as_ref().map(|p| numbers(p.val().into_data()));
         let (position, time) = (table(&layer.position), table(&layer.time));

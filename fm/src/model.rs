@@ -77,14 +77,15 @@ impl<B: HstuBackend> FmModel<B> {
         &self,
         embeddings: Tensor<B, 2>,
         batch: &Batch,
-        attention: &Arc<HstuAttention>,
+        attention: &Attention,
     ) -> Forward<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
         let mut x = self.tokens(embeddings, batch, history, history + targets);
-        for layer in &self.layers {
-            x = layer.forward(x, attention);
+        let (last, others) = self.layers.split_last().expect("a model has a layer");
+        for layer in others {
+            x = layer.forward(x, &attention.whole);
         }
-        let output = x.narrow(0, history, targets);
+        let output = last.forward_targets(x, &attention.targets);
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
@@ -128,12 +129,19 @@ impl<B: Backend> MultiTask<B> {
     }
 }
 
+/// The attention of a batch: of its inner layers, and of the last.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    whole: Arc<HstuAttention>,
+    targets: Arc<HstuAttention>,
+}
+
 /// The attention of a batch under a configuration.
 ///
 /// # Errors
 /// Offsets that do not fit each other.
-pub fn attention(config: &FmConfig, batch: &Batch) -> Result<Arc<HstuAttention>> {
-    let attention = HstuAttention {
+pub fn attention(config: &FmConfig, batch: &Batch) -> Result<Attention> {
+    let whole = HstuAttention {
         history_offsets: batch.history_offsets.clone(),
         target_offsets: batch.target_offsets.clone(),
         heads: config.heads,
@@ -141,8 +149,12 @@ pub fn attention(config: &FmConfig, batch: &Batch) -> Result<Arc<HstuAttention>>
         norm: config.max_history as f32,
         window: (config.window > 0)
             .then_some(Window { recent: config.window, global: config.global }),
+        targets_only: false,
         times_s: (config.time_buckets > 0).then(|| batch.times_s.clone()),
     };
-    attention.validate().map_err(|error| Error::Config(error.to_string()))?;
-    Ok(Arc::new(attention))
+    let targets = HstuAttention { targets_only: true, ..whole.clone() };
+    let checked = |attention: HstuAttention| {
+        attention.checked().map_err(|error| Error::Config(error.to_string()))
+    };
+    Ok(Attention { whole: checked(whole)?, targets: checked(targets)? })
 }

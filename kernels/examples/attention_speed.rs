@@ -41,6 +41,7 @@ fn measure(size: &Size, isa: Isa) {
         alpha: 1.0 / (size.dim as f32).sqrt(),
         norm: 128.0,
         window: None,
+        targets_only: false,
         times_s: size.biases.then(|| (0..rows as i64).map(|row| row * row % 100_000).collect()),
     }
     .checked()

@@ -61,6 +61,9 @@ pub struct HstuAttention {
     pub norm: f32,
     /// Sparse attention, or none.
     pub window: Option<Window>,
+    /// History tokens attend to nothing and come out zero, while targets see them as ever: for a
+    /// model's last layer, whose history outputs nobody reads.
+    pub targets_only: bool,
     /// `[H + R]`: when each token happened, in seconds. The time bias needs it.
     pub times_s: Option<Arc<[i64]>>,
 }

@@ -29,6 +29,9 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
         for row in request.history.clone().chain(request.targets.clone()) {
             let is_target = request.targets.contains(&row);
             let position = if is_target { n } else { row - request.history.start };
+            if shape.targets_only && !is_target {
+                continue;
+            }
             let seen = (0..n)
                 .filter(|&key| key <= position && shape.sees(position, key))
                 .map(|key| (request.history.start + key, position - key));

@@ -141,7 +141,8 @@ impl<B: Backend> Group<B> {
                 rows[slot * length + i] = i32::try_from(row).expect("rows fit an i32");
                 places.push(((slot * length + i) as i32, row));
                 let keys = (0..n.min(i + 1)).map(|j| (j, request.history.start + j, i.min(n) - j));
-                let seen = keys.filter(|&(j, ..)| shape.sees(i.min(n), j));
+                let attends = i >= n || !shape.targets_only;
+                let seen = keys.filter(|&(j, ..)| attends && shape.sees(i.min(n), j));
                 for (j, key, distance) in seen.chain((i >= n).then_some((i, row, 0))) {
                     let pair = (slot * length + i) * length + j;
                     mask[pair] = 1.0 / shape.norm;

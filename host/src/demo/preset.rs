@@ -45,7 +45,8 @@ impl Data {
         };
         let short_term: &[&str] = match self {
             Data::Movielens => {
-                config.fm = FmConfig { max_history: 64, max_targets: 16, ..FmConfig::default() };
+                config.fm = FmConfig { max_history: 48, max_targets: 16, ..FmConfig::default() };
+                config.expert_training = ExpertTraining { epochs: 1, ..ExpertTraining::default() };
                 config.logs = Logs { skip_share: 0.4, ..Logs::default() };
                 &["drama", "comedy"]
             }
@@ -55,7 +56,18 @@ impl Data {
                 config.expert_training = ExpertTraining { epochs: 3, ..ExpertTraining::default() };
                 &["tab1"]
             }
-            Data::Simulated => &["feed"],
+            Data::Simulated => {
+                // The world is small, so steps are: many of them matter more than big ones.
+                config.fm = FmConfig {
+                    max_history: 128,
+                    batch_requests: 16,
+                    learning_rate: 2e-3,
+                    sparse_learning_rate: 0.1,
+                    ..FmConfig::default()
+                };
+                config.logs = Logs { skip_share: 0.4, ..Logs::default() };
+                &["feed"]
+            }
         };
         let served: Vec<String> = short_term
             .iter()
@@ -70,7 +82,7 @@ impl Data {
 
 /// The world of `--data simulated`.
 pub fn world(into: PathBuf) -> simulate::Options {
-    simulate::Options { into, users: 1_000, items: 600, requests: 20_000, surfaces: 3, seed: 1 }
+    simulate::Options { into, users: 400, items: 200, requests: 24_000, surfaces: 3, seed: 1 }
 }
 
 /// Two experts, each with a shadow that has no TAE: the baseline it is compared with.

@@ -48,6 +48,7 @@ pub(super) struct Task<'a> {
     pub(super) targets: Range<usize>,
     pub(super) head: usize,
     window: Option<Window>,
+    targets_only: bool,
 }
 
 /// Some consecutive rows, all history tokens or all targets.
@@ -104,6 +105,7 @@ impl<'a> Task<'a> {
             targets: request.targets,
             head,
             window: shape.window,
+            targets_only: shape.targets_only,
         }
     }
 
@@ -117,11 +119,12 @@ impl<'a> Task<'a> {
         self.history.len()
     }
 
-    /// The rows in blocks of up to `size`: the history's, then the targets'.
+    /// The rows that attend, in blocks of up to `size`: the history's, then the targets'.
     #[inline(always)]
     pub(super) fn blocks(&self, size: usize) -> impl Iterator<Item = RowBlock> + use<> {
         let (history, targets, n) = (self.history.clone(), self.targets.clone(), self.n());
-        let of_history = history.clone().step_by(size).map(move |first| RowBlock {
+        let attending = if self.targets_only { history.end..history.end } else { history.clone() };
+        let of_history = attending.step_by(size).map(move |first| RowBlock {
             first,
             count: size.min(history.end - first),
             position: first - history.start,

@@ -51,6 +51,7 @@ impl Case {
             alpha: 1.0 / (qk as f32).sqrt(),
             norm: 13.0,
             window: options.window,
+            targets_only: rng.random_bool(0.3),
             // Spread over the buckets, and not in order.
             times_s: (options.time > 0)
                 .then(|| (0..rows).map(|_| 1i64 << rng.random_range(0..24)).collect()),
@@ -64,7 +65,11 @@ impl Case {
             position: (options.position > 0).then(|| draw(options.position)),
             time: (options.time > 0).then(|| draw(options.time)),
         };
-        let name = format!("{:?}, {heads} heads, {qk}/{v}, {options:?}", recipe.requests);
+        let targets_only = shape.targets_only;
+        let name = format!(
+            "{:?}, {heads} heads, {qk}/{v}, {options:?}, targets only: {targets_only}",
+            recipe.requests
+        );
         let shape = shape.checked().expect("a valid layout");
         Case { name, shape, inputs, qk, v }
     }

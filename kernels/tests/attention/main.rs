@@ -289,6 +289,7 @@ fn contradictions_are_named() {
         alpha: 1.0,
         norm: 1.0,
         window: None,
+        targets_only: false,
         times_s: None,
     };
     assert!(good.validate().is_ok());

@@ -72,12 +72,14 @@ impl<B: HstuBackend> Jagged<B> {
         let d = q.shape().as_slice()[1] / heads;
         let shape = HstuAttention {
             history_offsets: self.history_offsets.clone(),
-            target_offsets,
             heads,
             alpha: 1.0 / (d as f32).sqrt(),
             norm: max_len as f32,
             window: None,
+            // With targets the graph reads their rows alone, without them the history's.
+            targets_only: target_offsets.last() != Some(&0),
             times_s: None,
+            target_offsets,
         };
         B::hstu_attention(HstuInputs { q, k, v, position: None, time: None }, Arc::new(shape))
     }
