@@ -22,17 +22,14 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// From row-major labels and masks of the tasks in `tasks`.
+    /// From row-major labels and masks of the tasks in `tasks`. `valid` is how many valid samples
+    /// each task has: those of the mask, or more if these rows are a part of a batch.
     ///
     /// # Panics
     /// If the lengths do not agree.
-    pub fn new(tasks: &[TaskSpec], labels: Vec<f32>, mask: &[bool]) -> Self {
+    pub fn new(tasks: &[TaskSpec], labels: Vec<f32>, mask: &[bool], valid: &[u32]) -> Self {
         let columns = tasks.len();
-        assert_eq!(labels.len(), mask.len());
-        let mut valid = vec![0u32; columns];
-        for (index, &inside) in mask.iter().enumerate() {
-            valid[index % columns] += u32::from(inside);
-        }
+        assert_eq!((labels.len(), valid.len()), (mask.len(), columns));
         let weight = |index: usize, binary: bool| {
             let task = &tasks[index % columns];
             let same = matches!(task.label, Label::Action(_)) == binary;
@@ -124,7 +121,7 @@ mod tests {
             (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
-        let targets = Targets::new(&tasks, labels.clone(), &mask);
+        let targets = Targets::new(&tasks, labels.clone(), &mask, &[4, 3, 0]);
         let device = Default::default();
         let leaf =
             Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
@@ -151,7 +148,7 @@ mod tests {
     #[test]
     fn no_valid_sample_is_a_loss_of_exactly_zero() {
         let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 1.0)];
-        let targets = Targets::new(&tasks, vec![0.0; 4], &[false; 4]);
+        let targets = Targets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0]);
         let device = Default::default();
         let leaf = Tensor::<A, 2>::from_data(
             TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),

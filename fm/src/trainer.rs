@@ -11,26 +11,22 @@ use burn::{
     backend::Autodiff,
     grad_clipping::GradientClippingConfig,
     module::{AutodiffModule, Module},
-    optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
-    tensor::{
-        Tensor, TensorData,
-        backend::{AutodiffBackend, Backend},
-    },
+    optim::{AdamW, AdamWConfig, GradientsAccumulator, Optimizer, adaptor::OptimizerAdaptor},
+    tensor::backend::AutodiffBackend,
 };
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
 
 use crate::{
     Error, Result,
-    alignment::{Aligned, Alignments},
-    batch::{Batch, Batcher, Statistics},
+    alignment::Alignments,
+    batch::{Batcher, Statistics},
     checkpoint::{Manifest, save_weights, write_whole},
     device::{Cpu, DeviceKind},
     example::Example,
-    inference::{embeddings, output},
-    loss::{Targets, mtml},
-    model::{self, FmModel, Forward},
-    spec::{FmConfig, FmSpec, Label},
+    model::FmModel,
+    shard::{self, Context, Network, Pass, Shard, merge_rows, valid_samples},
+    spec::{FmConfig, FmSpec},
 };
 
 /// What a step predicted for its targets before it learned from them.
@@ -77,21 +73,18 @@ pub fn create(
     spec.validate()?;
     device.check()?;
     match device {
-        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::create(dir, config, spec)?)),
+        DeviceKind::Cpu => {
+            let shards = std::thread::available_parallelism()
+                .map_or(1, |cores| cores.get().min(MOST_SHARDS));
+            Ok(Box::new(Trainer::<Autodiff<Cpu>>::create(dir, config, spec, shards)?))
+        }
         #[cfg(feature = "cuda")]
         DeviceKind::Cuda => {
-            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::create(dir, config, spec)?))
+            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::create(dir, config, spec, 1)?))
         }
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
-}
-
-/// Everything that gradients reach: the model and what only training needs.
-#[derive(Module, Debug)]
-struct Network<B: Backend> {
-    model: FmModel<B>,
-    alignments: Alignments<B>,
 }
 
 struct Trainer<A: AutodiffBackend> {
@@ -104,18 +97,26 @@ struct Trainer<A: AutodiffBackend> {
     steps: u64,
     requests: u64,
     trained_until_ms: i64,
+    /// Threads that a batch is split over.
+    shards: usize,
     device: A::Device,
 }
 
 /// Store rows touched since the last commit are kept in a journal; this bounds it.
 const STEPS_A_COMMIT: u64 = 256;
 
+/// Fewer requests than this are not worth a thread.
+const LEAST_REQUESTS: usize = 4;
+
+/// More threads than this gain little at the batch sizes of one machine.
+const MOST_SHARDS: usize = 8;
+
 impl<A> Trainer<A>
 where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    fn create(dir: &Path, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
+    fn create(dir: &Path, config: &FmConfig, spec: &FmSpec, shards: usize) -> Result<Self> {
         let device = A::Device::default();
         A::seed(&device, config.seed);
         let network = Network {
@@ -142,66 +143,9 @@ where
             trained_until_ms: 0,
             config: config.clone(),
             network,
+            shards,
             device,
         })
-    }
-
-    fn forward(&self, leaf: Tensor<A, 2>, batch: &Batch) -> Result<(Forward<A>, Vec<Aligned<A>>)> {
-        let attention = model::attention(&self.config, batch)?;
-        let forward = self.network.model.forward(leaf, batch, &attention);
-        let width = self.batcher.spec.features;
-        let features = TensorData::new(batch.features.clone(), [batch.targets(), width]);
-        let aligned = match self.batcher.spec.auxiliary_tasks() {
-            [] => Vec::new(),
-            _ => {
-                let features = Tensor::from_data(features, &self.device);
-                self.network.alignments.forward(&forward.tae, &features, &batch.surfaces)
-            }
-        };
-        Ok((forward, aligned))
-    }
-
-    fn loss(&self, batch: &Batch, main: Tensor<A, 2>, aligned: &[Aligned<A>]) -> Tensor<A, 1> {
-        let spec = &self.batcher.spec;
-        let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
-        let columns = |from: usize, to: usize| {
-            let pick = |index: &usize| (from..to).contains(&(index % tasks));
-            let labels =
-                (0..batch.labels.len()).filter(pick).map(|index| batch.labels[index]).collect();
-            let mask: Vec<bool> =
-                (0..batch.mask.len()).filter(pick).map(|index| batch.mask[index]).collect();
-            Targets::new(&spec.tasks[from..to], labels, &mask)
-        };
-        let mut loss = mtml(main, &columns(0, mains));
-        if mains < tasks {
-            let targets = columns(mains, tasks);
-            for aligned in aligned {
-                loss = loss + mtml(aligned.outputs.clone(), &targets.rows(&aligned.rows));
-            }
-        }
-        loss
-    }
-
-    fn predictions(&self, batch: &Batch, main: &[f32], aligned: &[Aligned<A>]) -> Vec<f32> {
-        let spec = &self.batcher.spec;
-        let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
-        let mut all = vec![f32::NAN; batch.targets() * tasks];
-        for (row, values) in main.chunks_exact(mains).enumerate() {
-            all[row * tasks..row * tasks + mains].copy_from_slice(values);
-        }
-        for aligned in aligned {
-            let data = aligned.outputs.clone().into_data().convert::<f32>();
-            for (at, value) in data.iter::<f32>().enumerate() {
-                let (row, task) =
-                    (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
-                if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
-                    let binary = matches!(spec.tasks[task].label, Label::Action(_));
-                    all[row * tasks + task] =
-                        if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
-                }
-            }
-        }
-        all
     }
 
     fn learning_rate(&self) -> f64 {
@@ -209,16 +153,40 @@ where
         self.config.learning_rate * warmup.min(1.0)
     }
 
-    fn learn(&mut self, loss: Tensor<A, 1>, leaf: &Tensor<A, 2>, batch: &Batch) -> Result<()> {
-        let mut gradients = loss.backward();
-        if let Some(sparse) = leaf.grad_remove(&mut gradients) {
-            let rows = row_gradients(batch, sparse.into_data(), self.config.embedding_dim);
-            let adagrad =
-                Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
-            self.store.adagrad(&batch.keys, &rows, &adagrad)?;
+    /// Every shard's pass, each on a thread of its own.
+    fn passes(&self, shards: Vec<Shard>) -> Result<Vec<Pass>> {
+        let valid = valid_samples(&shards, self.batcher.spec.tasks.len());
+        let context = Context {
+            config: &self.config,
+            spec: &self.batcher.spec,
+            valid: &valid,
+            device: &self.device,
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = shards
+                .into_iter()
+                .map(|shard| {
+                    // A fork has a graph of its own, so the backward passes do not wait for each other.
+                    let network = self.network.clone().fork(&self.device);
+                    scope.spawn(move || shard::pass::<A>(network, shard, context))
+                })
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Pass>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
+    fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
+        let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
+        let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
+        self.store.adagrad(&keys, &rows, &adagrad)?;
+        let mut sum = GradientsAccumulator::new();
+        for pass in passes {
+            sum.accumulate(&self.network, std::mem::take(&mut pass.gradients));
         }
-        let gradients = GradientsParams::from_grads(gradients, &self.network);
-        self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), gradients);
+        self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
         self.steps += 1;
         if self.steps.is_multiple_of(STEPS_A_COMMIT) {
             self.store.commit()?;
@@ -234,54 +202,38 @@ where
 {
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
         examples.iter().for_each(|example| self.statistics.observe(example));
-        let batch = self.batcher.batch(examples, &self.statistics)?;
-        if batch.targets() == 0 {
-            return Ok(StepOutput {
-                tae: vec![],
-                predictions: vec![],
-                labels: vec![],
-                mask: vec![],
-                loss: 0.0,
-            });
+        let mut shards = Vec::with_capacity(self.shards);
+        for part in examples.chunks(examples.len().div_ceil(self.shards).max(LEAST_REQUESTS)) {
+            let batch = self.batcher.batch(part, &self.statistics)?;
+            if batch.targets() > 0 {
+                let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+                self.store.gather_or_init(&batch.keys, &mut rows)?;
+                shards.push(Shard { batch, rows });
+            }
         }
-        let dim = self.config.embedding_dim;
-        let mut rows = vec![0.0; batch.keys.len() * dim];
-        self.store.gather_or_init(&batch.keys, &mut rows)?;
-        let flat = embeddings(&batch, &rows, dim);
-        let leaf = Tensor::<A, 2>::from_data(flat.clone(), &self.device).require_grad();
-        let (forward, aligned) = self.forward(leaf.clone(), &batch)?;
-        let loss = self.loss(&batch, forward.main.clone(), &aligned);
-        let value =
-            loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
-        if !value.is_finite() {
+        let mut passes = self.passes(shards)?;
+        let loss: f32 = passes.iter().map(|pass| pass.loss).sum();
+        if !loss.is_finite() {
             return Err(Error::Training {
                 step: self.steps,
-                message: format!("the loss is {value}; lower fm.learning_rate or set fm.clip_norm"),
+                message: format!("the loss is {loss}; lower fm.learning_rate or set fm.clip_norm"),
             });
         }
-        // With dropout the pass that learns is noisy, so predictions take a clean one.
-        let said = if self.config.dropout > 0.0 {
-            let attention = model::attention(&self.config, &batch)?;
-            let clean = Tensor::<A::InnerBackend, 2>::from_data(flat, &self.device);
-            output(
-                self.network.model.valid().forward(clean, &batch, &attention),
-                self.batcher.spec.main_tasks(),
-            )
-        } else {
-            output(forward, self.batcher.spec.main_tasks())
-        };
-        let predictions = self.predictions(&batch, &said.main, &aligned);
-        self.learn(loss, &leaf, &batch)?;
+        if !passes.is_empty() {
+            self.learn(&mut passes)?;
+        }
         self.requests += examples.len() as u64;
         self.trained_until_ms =
             examples.iter().map(|e| e.time_ms).fold(self.trained_until_ms, i64::max);
-        Ok(StepOutput {
-            tae: said.tae,
-            predictions,
-            labels: batch.labels,
-            mask: batch.mask,
-            loss: value,
-        })
+        let mut output =
+            StepOutput { tae: vec![], predictions: vec![], labels: vec![], mask: vec![], loss };
+        for pass in passes {
+            output.tae.extend(pass.tae);
+            output.predictions.extend(pass.predictions);
+            output.labels.extend(pass.batch.labels);
+            output.mask.extend(pass.batch.mask);
+        }
+        Ok(output)
     }
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {
@@ -298,16 +250,4 @@ where
             manifest.write(draft)
         })
     }
-}
-
-/// Adds up the gradients `[H + R, fields * dim]` of every place where a key stood: `[keys, dim]`.
-fn row_gradients(batch: &Batch, gradients: TensorData, dim: usize) -> Vec<f32> {
-    let gradients = gradients.convert::<f32>();
-    let flat = gradients.as_slice::<f32>().expect("converted to f32");
-    let mut rows = vec![0.0; batch.keys.len() * dim];
-    for (&index, part) in batch.key_index.iter().zip(flat.chunks_exact(dim)) {
-        let at = index as usize * dim;
-        rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
-    }
-    rows
 }

@@ -3,6 +3,11 @@
 use clap::{Parser, Subcommand};
 use hypercast::commands;
 
+/// Tensor operators allocate and free large buffers all the time; the system allocator gives each
+/// back to the kernel, which costs a quarter of a training step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A foundation model for recommendations, and experts as sandboxed Wasm plugins on top of it
 #[derive(Debug, Parser)]
 #[command(name = "hypercast", version, max_term_width = 100)]

@@ -1,0 +1,212 @@
+//! One thread's share of a training batch: forward, loss, backward.
+//!
+//! A batch is split by request, so shards share nothing but the weights. The
+//! loss's means are over the whole batch: each shard is told how many valid
+//! samples all of them have. What is done with the gradients is the trainer's.
+
+use std::collections::HashMap;
+
+use burn::{
+    module::{AutodiffModule, Module},
+    optim::GradientsParams,
+    tensor::{
+        Tensor, TensorData,
+        backend::{AutodiffBackend, Backend},
+    },
+};
+use hypercast_kernels::attention::HstuBackend;
+
+use crate::{
+    Result,
+    alignment::{Aligned, Alignments},
+    batch::Batch,
+    inference::{embeddings, output},
+    loss::{Targets, mtml},
+    model::{self, FmModel, Forward},
+    spec::{FmConfig, FmSpec, Label},
+};
+
+/// Everything that gradients reach: the model and what only training needs.
+#[derive(Module, Debug)]
+pub(crate) struct Network<B: Backend> {
+    pub(crate) model: FmModel<B>,
+    pub(crate) alignments: Alignments<B>,
+}
+
+/// Some requests of a batch with the store's rows of their keys.
+pub(crate) struct Shard {
+    pub(crate) batch: Batch,
+    /// `[keys, embedding_dim]`.
+    pub(crate) rows: Vec<f32>,
+}
+
+/// What all shards of a batch share.
+pub(crate) struct Context<'a, B: Backend> {
+    pub(crate) config: &'a FmConfig,
+    pub(crate) spec: &'a FmSpec,
+    /// Valid samples a task, over all shards.
+    pub(crate) valid: &'a [u32],
+    pub(crate) device: &'a B::Device,
+}
+
+impl<B: Backend> Clone for Context<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Context<'_, B> {}
+
+/// What came of a shard.
+pub(crate) struct Pass {
+    pub(crate) batch: Batch,
+    /// `[rows, tae_dim]`.
+    pub(crate) tae: Vec<f32>,
+    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
+    pub(crate) predictions: Vec<f32>,
+    /// The shard's part of the batch's loss.
+    pub(crate) loss: f32,
+    /// Of the dense weights.
+    pub(crate) gradients: GradientsParams,
+    /// `[keys, embedding_dim]`: of the sparse rows.
+    pub(crate) row_gradients: Vec<f32>,
+}
+
+/// How many valid samples each task has over all shards.
+pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
+    let mut valid = vec![0; tasks];
+    for shard in shards {
+        for (at, &inside) in shard.batch.mask.iter().enumerate() {
+            valid[at % tasks] += u32::from(inside);
+        }
+    }
+    valid
+}
+
+/// Predicts and differentiates a shard.
+pub(crate) fn pass<A>(network: Network<A>, shard: Shard, context: Context<'_, A>) -> Result<Pass>
+where
+    A: AutodiffBackend + HstuBackend,
+    A::InnerBackend: HstuBackend,
+{
+    let Context { config, spec, device, .. } = context;
+    let Shard { batch, rows } = shard;
+    let flat = embeddings(&batch, &rows, config.embedding_dim);
+    let attention = model::attention(config, &batch)?;
+    let leaf = Tensor::<A, 2>::from_data(flat.clone(), device).require_grad();
+    let forward = network.model.forward(leaf.clone(), &batch, &attention);
+    let aligned = aligned(&network, &forward, &batch, context);
+    let loss = loss(&batch, forward.main.clone(), &aligned, context);
+    let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
+    // With dropout the pass that learns is noisy, so predictions take a clean one.
+    let said = if config.dropout > 0.0 {
+        let clean = Tensor::<A::InnerBackend, 2>::from_data(flat, device);
+        output(network.model.valid().forward(clean, &batch, &attention), spec.main_tasks())
+    } else {
+        output(forward, spec.main_tasks())
+    };
+    let predictions = predictions(&batch, &said.main, &aligned, spec);
+    let mut gradients = loss.backward();
+    let row_gradients = match leaf.grad_remove(&mut gradients) {
+        Some(sparse) => row_gradients(&batch, sparse.into_data(), config.embedding_dim),
+        None => vec![0.0; rows.len()],
+    };
+    let gradients = GradientsParams::from_grads(gradients, &network);
+    Ok(Pass { batch, tae: said.tae, predictions, loss: value, gradients, row_gradients })
+}
+
+/// The distinct keys of all passes and the sums of their gradients `[keys, dim]`.
+pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    let (mut keys, mut sums) = (Vec::new(), Vec::new());
+    for pass in passes {
+        for (&key, row) in pass.batch.keys.iter().zip(pass.row_gradients.chunks_exact(dim)) {
+            let place = *places.entry(key).or_insert(keys.len());
+            if place == keys.len() {
+                keys.push(key);
+                sums.extend_from_slice(row);
+            } else {
+                let sum = &mut sums[place * dim..(place + 1) * dim];
+                sum.iter_mut().zip(row).for_each(|(sum, &gradient)| *sum += gradient);
+            }
+        }
+    }
+    (keys, sums)
+}
+
+fn aligned<A: AutodiffBackend>(
+    network: &Network<A>,
+    forward: &Forward<A>,
+    batch: &Batch,
+    context: Context<'_, A>,
+) -> Vec<Aligned<A>> {
+    if context.spec.auxiliary_tasks().is_empty() {
+        return Vec::new();
+    }
+    let shape = [batch.targets(), context.spec.features];
+    let features =
+        Tensor::from_data(TensorData::new(batch.features.clone(), shape), context.device);
+    network.alignments.forward(&forward.tae, &features, &batch.surfaces)
+}
+
+/// Eq. 3, with the means of eq. 4 over the whole batch.
+fn loss<A: AutodiffBackend>(
+    batch: &Batch,
+    main: Tensor<A, 2>,
+    aligned: &[Aligned<A>],
+    context: Context<'_, A>,
+) -> Tensor<A, 1> {
+    let spec = context.spec;
+    let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
+    let columns = |from: usize, to: usize| {
+        let pick = |index: &usize| (from..to).contains(&(index % tasks));
+        let cells = || (0..batch.labels.len()).filter(pick);
+        let labels = cells().map(|index| batch.labels[index]).collect();
+        let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
+        Targets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
+    };
+    let mut loss = mtml(main, &columns(0, mains));
+    if mains < tasks {
+        let targets = columns(mains, tasks);
+        for aligned in aligned {
+            loss = loss + mtml(aligned.outputs.clone(), &targets.rows(&aligned.rows));
+        }
+    }
+    loss
+}
+
+fn predictions<A: AutodiffBackend>(
+    batch: &Batch,
+    main: &[f32],
+    aligned: &[Aligned<A>],
+    spec: &FmSpec,
+) -> Vec<f32> {
+    let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
+    let mut all = vec![f32::NAN; batch.targets() * tasks];
+    for (row, values) in main.chunks_exact(mains).enumerate() {
+        all[row * tasks..row * tasks + mains].copy_from_slice(values);
+    }
+    for aligned in aligned {
+        let data = aligned.outputs.clone().into_data().convert::<f32>();
+        for (at, value) in data.iter::<f32>().enumerate() {
+            let (row, task) = (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
+            if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
+                let binary = matches!(spec.tasks[task].label, Label::Action(_));
+                all[row * tasks + task] = if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
+            }
+        }
+    }
+    all
+}
+
+/// Adds up the gradients `[H + R, fields * dim]` of every place where a key stood: `[keys, dim]`.
+fn row_gradients(batch: &Batch, gradients: TensorData, dim: usize) -> Vec<f32> {
+    let gradients = gradients.convert::<f32>();
+    let flat = gradients.as_slice::<f32>().expect("converted to f32");
+    let mut rows = vec![0.0; batch.keys.len() * dim];
+    for (&index, part) in batch.key_index.iter().zip(flat.chunks_exact(dim)) {
+        let at = index as usize * dim;
+        rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
+    }
+    rows
+}
