@@ -4,7 +4,10 @@
 //! Requests of different users that follow each other go out together; a
 //! user's own request waits until the daemon has all that the user did before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use hypercast_fm::metrics::{Keeper, Scored};
 
@@ -54,7 +57,7 @@ pub type Slice = (usize, usize, Arm);
 pub struct Outcome {
     /// Predictions and labels.
     pub kept: Keeper<Slice>,
-    /// Microseconds by stage, one a request.
+    /// Microseconds by stage, one a request; `total` is inside the daemon, `request` the caller's round trip.
     pub stages_us: BTreeMap<String, Vec<f64>>,
     /// Requests answered.
     pub requests: u64,
@@ -110,6 +113,12 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
     Ok(outcome)
 }
 
+/// An answer, and how long its caller waited for it.
+struct Answered {
+    answer: RankAnswer,
+    took: Duration,
+}
+
 struct Client<'a> {
     url: String,
     agent: ureq::Agent,
@@ -127,7 +136,7 @@ impl Client<'_> {
     ) -> Result<()> {
         let this = &*self;
         let share = requests.len().div_ceil(CLIENTS).max(1);
-        let answers: Vec<Result<Vec<RankAnswer>>> = std::thread::scope(|scope| {
+        let answers: Vec<Result<Vec<Answered>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = requests
                 .chunks(share)
                 .map(|part| scope.spawn(move || part.iter().map(|rows| this.rank(rows)).collect()))
@@ -141,8 +150,8 @@ impl Client<'_> {
         for part in answers {
             all.extend(part?);
         }
-        for (rows, answer) in requests.drain(..).zip(all) {
-            self.keep(&rows, answer)?;
+        for (rows, answered) in requests.drain(..).zip(all) {
+            self.keep(&rows, answered)?;
         }
         if !outcomes.is_empty() {
             self.tell(outcomes)?;
@@ -151,7 +160,7 @@ impl Client<'_> {
         Ok(())
     }
 
-    fn rank(&self, rows: &[Impression]) -> Result<RankAnswer> {
+    fn rank(&self, rows: &[Impression]) -> Result<Answered> {
         let first = &rows[0];
         let request = RankRequest {
             user: first.user,
@@ -162,7 +171,9 @@ impl Client<'_> {
             context: BTreeMap::new(),
             explain: true,
         };
-        self.post("/v1/rank", &request)
+        let start = Instant::now();
+        let answer = self.post("/v1/rank", &request)?;
+        Ok(Answered { answer, took: start.elapsed() })
     }
 
     fn candidate(&self, row: &Impression) -> Candidate {
@@ -218,14 +229,16 @@ impl Client<'_> {
     }
 
     /// Keeps the predictions of a request under every arm, over the same rows.
-    fn keep(&mut self, rows: &[Impression], answer: RankAnswer) -> Result<()> {
+    fn keep(&mut self, rows: &[Impression], answered: Answered) -> Result<()> {
+        let Answered { answer, took } = answered;
         self.outcome.requests += 1;
         self.outcome.degraded += u64::from(answer.degraded);
         let explain = answer.explain.ok_or_else(|| {
             Error::Invalid("the daemon does not explain; set server.explain = true".into())
         })?;
-        for (stage, took) in &explain.stages_us {
-            self.outcome.stages_us.entry(stage.clone()).or_default().push(*took);
+        let round_trip = ("request".to_owned(), took.as_secs_f64() * 1e6);
+        for (stage, us) in explain.stages_us.clone().into_iter().chain([round_trip]) {
+            self.outcome.stages_us.entry(stage).or_default().push(us);
         }
         for (task, spec) in self.schema.tasks.iter().enumerate() {
             let Some(bit) =
