@@ -71,7 +71,7 @@ impl<B: HstuBackend> Loaded<B> {
         let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
         let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
         let batcher = Batcher::new(&manifest.spec, &manifest.config);
-        Ok(Self { model, batcher, store: StoreReader::open(&dir.join("store"))?, device, manifest })
+        Ok(Self { model, batcher, store: StoreReader::open(dir.join("store"))?, device, manifest })
     }
 }
 

@@ -4,7 +4,7 @@
 //! The means are folded into a weight matrix on the host, so a task without a
 //! valid sample has weights of exactly zero and contributes exactly zero.
 
-use burn::tensor::{Tensor, TensorData, activation::relu, backend::Backend};
+use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend};
 
 use crate::spec::{Label, TaskSpec};
 
@@ -66,9 +66,8 @@ pub fn mtml<B: Backend>(outputs: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1
         Tensor::<B, 2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), &device)
     };
     let labels = matrix(&targets.labels);
-    // max(z, 0) - z y + log(1 + e^-|z|) is the form that neither overflows nor cancels.
-    let entropy = relu(outputs.clone()) - outputs.clone() * labels.clone()
-        + outputs.clone().abs().neg().exp().log1p();
+    // (1 - y) z - ln σ(z) neither overflows nor has a kink at 0, as a form with max(z, 0) has.
+    let entropy = outputs.clone() * (labels.clone().neg() + 1.0) - log_sigmoid(outputs.clone());
     let mut loss = (entropy * matrix(&targets.binary)).sum();
     if targets.regression.iter().any(|&weight| weight != 0.0) {
         let error = outputs - labels;

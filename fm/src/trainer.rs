@@ -135,7 +135,7 @@ where
                 .with_weight_decay(config.weight_decay)
                 .with_grad_clipping(clipping)
                 .init(),
-            store: Store::create(&dir.join("store"), &options)?,
+            store: Store::create(dir.join("store"), &options)?,
             batcher: Batcher::new(spec, config),
             statistics: Statistics::new(spec),
             steps: 0,
@@ -246,7 +246,7 @@ where
         write_whole(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
-            self.store.snapshot_into(&draft.join("store"))?;
+            self.store.snapshot_into(draft.join("store"))?;
             manifest.write(draft)
         })
     }
