@@ -354,6 +354,13 @@ fn expert_ranking(
 
 type Entries = Vec<(Arc<Expert>, ExpertEntry)>;
 
+/// A surface's experts while the configuration is read.
+#[derive(Default)]
+struct Planned {
+    active: Option<Arc<Expert>>,
+    shadows: Vec<Arc<Expert>>,
+}
+
 fn load_experts(
     config: &Config,
     schema: &Schema,
@@ -365,7 +372,7 @@ fn load_experts(
         fm_version: Some(fm.manifest().version.clone()),
         ..config.plugin_limits.load_options()
     };
-    let mut routes: BTreeMap<u16, (Option<Arc<Expert>>, Vec<Arc<Expert>>)> = BTreeMap::new();
+    let mut routes: BTreeMap<u16, Planned> = BTreeMap::new();
     let mut entries = Entries::new();
     for entry in &config.experts {
         let blueprint = Arc::new(Blueprint::load(&engine, &entry.plugin, schema, &options)?);
@@ -374,9 +381,9 @@ fn load_experts(
         for surface in config.serving_surfaces(entry, schema)? {
             let route = routes.entry(surface).or_default();
             match entry.shadow {
-                true => route.1.push(expert.clone()),
+                true => route.shadows.push(expert.clone()),
                 false => {
-                    if let Some(other) = route.0.replace(expert.clone()) {
+                    if let Some(other) = route.active.replace(expert.clone()) {
                         return Err(Error::Invalid(format!(
                             "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
                             entries
@@ -392,7 +399,7 @@ fn load_experts(
         }
     }
     let mut registry = Registry::new();
-    for (surface, (active, shadows)) in routes {
+    for (surface, Planned { active, shadows }) in routes {
         if let Some(active) = active {
             registry.insert(
                 schema,

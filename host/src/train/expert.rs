@@ -180,7 +180,9 @@ impl Run {
             tae.extend_from_slice(&own);
             if rows >= CHUNK_ROWS {
                 self.chunk(&examples, &tae, progress)?;
-                (examples.clear(), tae.clear(), rows = 0);
+                examples.clear();
+                tae.clear();
+                rows = 0;
             }
         }
         if rows > 0 {
