@@ -63,6 +63,8 @@ pub fn verify(route: Route, args: &[OsString]) -> Result<()> {
     let toolchain = Toolchain::ensure(route)?;
     let plugins = build_plugins(&workspace, &toolchain, &["plugins", "examples"])?;
     let hostile = build_hostile(&workspace, &toolchain)?;
+    // `cargo test` makes test harnesses, and the black-box tests want the binary itself.
+    build_host(&workspace)?;
     let error = Command::new(cargo())
         .args(["test", "--workspace"])
         .args(args)
