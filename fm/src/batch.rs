@@ -103,7 +103,7 @@ impl Batcher {
         let mut writer = Writer::new(self, statistics);
         for example in examples {
             self.check(example)?;
-            writer.history(self.kept(example), example.time_ms);
+            writer.history(self.kept(example));
         }
         for example in examples {
             writer.targets(example, self.kept(example));
@@ -193,10 +193,9 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn history(&mut self, events: &[Event], request_ms: i64) {
+    fn history(&mut self, events: &[Event]) {
         let mut before_ms = None;
         for event in events {
-            debug_assert!(event.time_ms <= request_ms, "history comes before its request");
             self.token(
                 &event.item,
                 Place { surface: event.surface, time_ms: event.time_ms, before_ms },
