@@ -23,7 +23,7 @@ const AT_SERVING: [(&str, &str); 11] = [
 
 /// Guests that are refused at load, with a word of the reason.
 const AT_LOAD: [(&str, &str); 7] = [
-    ("bad_shape", "inner dimensions 4 and 3 differ"),
+    ("bad_shape", "the inner dimensions 64 and 3 differ"),
     ("unknown_op", "the op is unknown"),
     ("cycle", "no cycle"),
     ("huge", "1000000000 values"),
