@@ -75,6 +75,16 @@ impl<B: Backend> Alignments<B> {
         all
     }
 
+    /// The modules of the given surfaces alone. A fork of a module that no row uses would leave its
+    /// weights in the autodiff graph for good, and every later step would look them over.
+    pub fn only(&self, surfaces: &[u16]) -> Self {
+        let used = |surface: usize| surfaces.iter().any(|&used| usize::from(used) == surface);
+        let keep = |(surface, module): (usize, &Option<Alignment<B>>)| {
+            module.clone().filter(|_| used(surface))
+        };
+        Self { modules: self.modules.iter().enumerate().map(keep).collect(), tasks: self.tasks }
+    }
+
     /// Auxiliary tasks.
     pub fn tasks(&self) -> usize {
         self.tasks

@@ -167,7 +167,9 @@ where
                 .into_iter()
                 .map(|shard| {
                     // A fork has a graph of its own, so the backward passes do not wait for each other.
-                    let network = self.network.clone().fork(&self.device);
+                    let Network { model, alignments } = &self.network;
+                    let alignments = alignments.only(&shard.batch.surfaces);
+                    let network = Network { model: model.clone(), alignments }.fork(&self.device);
                     scope.spawn(move || shard::pass::<A>(network, shard, context))
                 })
                 .collect();
