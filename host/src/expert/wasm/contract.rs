@@ -8,7 +8,7 @@ use crate::schema::{FeatureKind, Schema, TaskKind as SchemaTaskKind};
 
 wasmtime::component::bindgen!({ path: "../sdk/wit", world: "expert" });
 
-pub use hypercast::expert::types::*;
+pub use self::hypercast::expert::types::*;
 
 /// The version of the contract that this host speaks.
 pub const VERSION: &str = "1.0.0";
