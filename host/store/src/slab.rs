@@ -198,9 +198,8 @@ fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
         std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
         _ => io("open", path)(error),
     })?;
-    // SAFETY: a slab is changed by its writer's checkpoint alone, which runs
-    // only while no reader has it mapped (`ReadersLock`) and while the writer's
-    // own view is borrowed mutably; files of a store are never shortened.
+    // A slab is changed by its writer's checkpoint alone, while no reader has it mapped (`ReadersLock`).
+    // SAFETY: so nothing changes under the map, and files of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
@@ -212,9 +211,8 @@ fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMu
     } else {
         OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?
     };
-    // SAFETY: the caller holds the writer lock and the exclusive readers lock,
-    // or made the file in a directory nobody else knows; no slice of another
-    // mapping of this file is alive meanwhile.
+    // The caller holds the writer's and the exclusive readers' lock, or made the file where nobody looks.
+    // SAFETY: so no slice of another mapping of this file is alive meanwhile.
     let map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
