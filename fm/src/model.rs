@@ -111,7 +111,8 @@ impl<B: HstuBackend> FmModel<B> {
             .map(|ends| i64::from(ends[1]) - 1)
             .collect();
         let count = last.len();
-        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &embeddings.device());
+        let last =
+            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &embeddings.device());
         let mut x = self.tokens(embeddings, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {

@@ -65,8 +65,10 @@ pub(crate) fn user_states<B: HstuBackend>(
     let flat = embeddings(&batch, &rows, config.embedding_dim);
     let attention = model::attention(config, &batch)?;
     let states = network.model.user_states(Tensor::from_data(flat, device), &batch, &attention);
-    let states: Vec<f32> = states.into_data().convert::<f32>().into_vec().expect("converted to f32");
-    let known = (0..requests).filter(|&at| batch.history_offsets[at + 1] > batch.history_offsets[at]);
+    let states: Vec<f32> =
+        states.into_data().convert::<f32>().into_vec().expect("converted to f32");
+    let known =
+        (0..requests).filter(|&at| batch.history_offsets[at + 1] > batch.history_offsets[at]);
     for (at, state) in known.zip(states.chunks_exact(width)) {
         all[at * width..(at + 1) * width].copy_from_slice(state);
     }

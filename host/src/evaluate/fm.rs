@@ -17,7 +17,7 @@ use super::{
     stream::{Mode, Part, Stream},
 };
 use crate::{
-    config::{Config, Logs},
+    config::Logs,
     dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values},
     demo::replay::{Arm, BaseRates},
     error::{Error, Result},
