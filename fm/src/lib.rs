@@ -16,6 +16,7 @@ pub mod inference;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod probe;
 mod shard;
 pub mod spec;
 pub mod standardise;

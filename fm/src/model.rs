@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Tensor, TensorData, activation::silu, backend::Backend},
+    tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
 use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
 
@@ -118,6 +118,33 @@ impl<B: HstuBackend> FmModel<B> {
         };
         let main = self.head.forward(tae.clone());
         Forward { tae, main }
+    }
+
+    /// The states of every request's last history token, of the token itself and after each layer:
+    /// `[requests with a history, (layers + 1) * dim]`. The batch must have a history and no target.
+    pub fn user_states(
+        &self,
+        embeddings: Tensor<B, 2>,
+        batch: &Batch,
+        attention: &Attention,
+    ) -> Tensor<B, 2> {
+        let (history, targets) = (batch.history_tokens(), batch.targets());
+        assert!(history > 0 && targets == 0, "user states are those of histories");
+        let last: Vec<i64> = batch
+            .history_offsets
+            .windows(2)
+            .filter(|ends| ends[1] > ends[0])
+            .map(|ends| i64::from(ends[1]) - 1)
+            .collect();
+        let count = last.len();
+        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &embeddings.device());
+        let mut x = self.tokens(embeddings, batch, history, history);
+        let mut states = vec![x.clone().select(0, last.clone())];
+        for layer in &self.layers {
+            x = layer.forward(x, &attention.whole);
+            states.push(x.clone().select(0, last.clone()));
+        }
+        Tensor::cat(states, 1)
     }
 
     /// Eq. 1 for histories and eq. 2 for targets.

@@ -140,12 +140,12 @@ pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
     (keys, sums)
 }
 
-fn aligned<A: AutodiffBackend>(
-    network: &Network<A>,
-    forward: &Forward<A>,
+pub(crate) fn aligned<B: Backend>(
+    network: &Network<B>,
+    forward: &Forward<B>,
     batch: &Batch,
-    context: Context<'_, A>,
-) -> Vec<Aligned<A>> {
+    context: Context<'_, B>,
+) -> Vec<Aligned<B>> {
     if context.spec.auxiliary_tasks().is_empty() {
         return Vec::new();
     }
@@ -181,10 +181,10 @@ fn loss<A: AutodiffBackend>(
     loss
 }
 
-fn predictions<A: AutodiffBackend>(
+pub(crate) fn predictions<B: Backend>(
     batch: &Batch,
     main: &[f32],
-    aligned: &[Aligned<A>],
+    aligned: &[Aligned<B>],
     spec: &FmSpec,
 ) -> Vec<f32> {
     let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());

@@ -108,6 +108,11 @@ impl FmConfig {
         if self.tae_dim == 0 { self.dim } else { self.tae_dim }
     }
 
+    /// Width of a user embedding: the state of a history token before the first layer and after each.
+    pub fn user_state_width(&self) -> usize {
+        (self.layers + 1) * self.dim
+    }
+
     /// α of the layers.
     pub fn alpha_value(&self) -> f32 {
         match self.alpha {

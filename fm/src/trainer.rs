@@ -25,12 +25,13 @@ use crate::{
     device::{Cpu, DeviceKind},
     example::Example,
     model::FmModel,
+    probe,
     shard::{self, Context, Network, Pass, Shard, merge_rows, valid_samples},
     spec::{FmConfig, FmSpec},
 };
 
 /// What a step predicted for its targets before it learned from them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     /// `[rows * tae_dim]`.
     pub tae: Vec<f32>,
@@ -51,6 +52,24 @@ pub trait FmTrainer: Send {
     /// # Errors
     /// An example that does not fit, a store that fails, a loss that is not finite.
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput>;
+
+    /// Predicts `examples` as a checkpoint of this moment would, and learns nothing: neither weights,
+    /// nor rows of the store, nor statistics. The loss is 0.
+    ///
+    /// # Errors
+    /// An example that does not fit.
+    fn predict(&self, examples: &[&Example]) -> Result<StepOutput>;
+
+    /// The user embeddings of `examples` at this moment, `[examples, FmConfig::user_state_width]`: the
+    /// states of the last history token, of the token itself and after each layer. Zeros without a
+    /// history. Targets are not read.
+    ///
+    /// # Errors
+    /// An example that does not fit.
+    fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>>;
+
+    /// Values of the dense weights that serving needs, and of all dense weights.
+    fn parameters(&self) -> (usize, usize);
 
     /// Writes a checkpoint as `version` into `dir`, replacing what is there.
     ///
@@ -180,6 +199,41 @@ where
         })
     }
 
+    /// Runs `look` over parts of `examples` on threads of their own, without a graph for gradients.
+    fn probe<T: Send>(
+        &self,
+        examples: &[&Example],
+        look: fn(Network<A::InnerBackend>, Shard, Context<'_, A::InnerBackend>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let context = Context {
+            config: &self.config,
+            spec: &self.batcher.spec,
+            valid: &[],
+            device: &self.device,
+        };
+        let network = self.network.valid();
+        let mut shards = Vec::with_capacity(self.shards);
+        for part in examples.chunks(examples.len().div_ceil(self.shards).max(LEAST_REQUESTS)) {
+            let batch = self.batcher.batch(part, &self.statistics)?;
+            let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+            self.store.gather(&batch.keys, &mut rows);
+            shards.push(Shard { batch, rows });
+        }
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = shards
+                .into_iter()
+                .map(|shard| {
+                    let network = network.clone();
+                    scope.spawn(move || look(network, shard, context))
+                })
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<T>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
     fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
         let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
         let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
@@ -236,6 +290,28 @@ where
             output.mask.extend(pass.batch.mask);
         }
         Ok(output)
+    }
+
+    fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
+        let parts = self.probe(examples, probe::predict)?;
+        let mut output = StepOutput::default();
+        for part in parts {
+            output.tae.extend(part.tae);
+            output.predictions.extend(part.predictions);
+            output.labels.extend(part.labels);
+            output.mask.extend(part.mask);
+        }
+        Ok(output)
+    }
+
+    fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>> {
+        let bare: Vec<Example> = examples.iter().map(|example| probe::bare(example)).collect();
+        let bare: Vec<&Example> = bare.iter().collect();
+        Ok(self.probe(&bare, probe::user_states)?.concat())
+    }
+
+    fn parameters(&self) -> (usize, usize) {
+        (self.network.model.num_params(), self.network.num_params())
     }
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {

@@ -27,7 +27,7 @@ use crate::{
 pub const FIRST_VERSION: &str = "1.0.0";
 
 /// Consecutive history events that make one pre-training request.
-const PRETRAINING_CHUNK: usize = 8;
+pub const PRETRAINING_CHUNK: usize = 8;
 
 /// What an FM training did.
 #[derive(Debug, Clone, Serialize)]
@@ -264,7 +264,7 @@ fn count_requests(dataset: &Dataset, until_ms: Option<i64>) -> Result<u64> {
 }
 
 /// Removes the results of an earlier run of the same configuration.
-fn remove_dir(dir: &std::path::Path) -> Result<()> {
+pub(crate) fn remove_dir(dir: &std::path::Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
         _ => Ok(()),
