@@ -20,9 +20,9 @@ use crate::{
     Result,
     alignment::{Aligned, Alignments},
     batch::Batch,
-    inference::{embeddings, output},
+    inference::{Gathered, output},
     loss::{Targets, mtml},
-    model::{self, FmModel, Forward},
+    model::{self, Embedded, FmModel, Forward},
     spec::{FmConfig, FmSpec, Label},
 };
 
@@ -91,26 +91,32 @@ where
 {
     let Context { config, spec, device, .. } = context;
     let Shard { batch, rows } = shard;
-    let flat = embeddings(&batch, &rows, config.embedding_dim);
+    let gathered = Gathered::new(&batch, &rows, config.embedding_dim);
     let attention = model::attention(config, &batch)?;
-    let leaf = Tensor::<A, 2>::from_data(flat.clone(), device).require_grad();
-    let forward = network.model.forward(leaf.clone(), &batch, &attention);
+    let Embedded { tokens, profiles } = gathered.clone().tensors::<A>(device);
+    let leaves =
+        Embedded { tokens: tokens.require_grad(), profiles: profiles.map(Tensor::require_grad) };
+    let forward = network.model.forward(leaves.clone(), &batch, &attention);
     let aligned = aligned(&network, &forward, &batch, context);
     let loss = loss(&batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     // With dropout the pass that learns is noisy, so predictions take a clean one.
     let said = if config.dropout > 0.0 {
-        let clean = Tensor::<A::InnerBackend, 2>::from_data(flat, device);
+        let clean = gathered.tensors::<A::InnerBackend>(device);
         output(network.model.valid().forward(clean, &batch, &attention), spec.main_tasks())
     } else {
         output(forward, spec.main_tasks())
     };
     let predictions = predictions(&batch, &said.main, &aligned, spec);
     let mut gradients = loss.backward();
-    let row_gradients = match leaf.grad_remove(&mut gradients) {
-        Some(sparse) => row_gradients(&batch, sparse.into_data(), config.embedding_dim),
-        None => vec![0.0; rows.len()],
+    let mut row_gradients = vec![0.0; rows.len()];
+    let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
+        if let Some(sparse) = leaf.grad_remove(&mut gradients) {
+            add_rows(&mut row_gradients, index, sparse.into_data(), config.embedding_dim);
+        }
     };
+    scatter(&leaves.tokens, &batch.key_index);
+    leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
     let gradients = GradientsParams::from_grads(gradients, &network);
     Ok(Pass { batch, tae: said.tae, predictions, loss: value, gradients, row_gradients })
 }
@@ -199,14 +205,12 @@ pub(crate) fn predictions<B: Backend>(
     all
 }
 
-/// Adds up the gradients `[H + R, fields * dim]` of every place where a key stood: `[keys, dim]`.
-fn row_gradients(batch: &Batch, gradients: TensorData, dim: usize) -> Vec<f32> {
+/// Adds the gradients `[places, fields * dim]` of every place where a key stood to `rows` `[keys, dim]`.
+fn add_rows(rows: &mut [f32], index: &[u32], gradients: TensorData, dim: usize) {
     let gradients = gradients.convert::<f32>();
     let flat = gradients.as_slice::<f32>().expect("converted to f32");
-    let mut rows = vec![0.0; batch.keys.len() * dim];
-    for (&index, part) in batch.key_index.iter().zip(flat.chunks_exact(dim)) {
+    for (&index, part) in index.iter().zip(flat.chunks_exact(dim)) {
         let at = index as usize * dim;
         rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
     }
-    rows
 }

@@ -55,6 +55,8 @@ pub struct FmConfig {
     pub warmup_steps: u64,
     /// Gradient-norm limit of each dense tensor; 0 for none.
     pub clip_norm: f32,
+    /// Whether a target's token also carries its numeric columns and the user's categories.
+    pub candidate_columns: bool,
     /// Seed of every random choice.
     pub seed: u64,
 }
@@ -84,6 +86,7 @@ impl Default for FmConfig {
             weight_decay: 1e-4,
             warmup_steps: 50,
             clip_norm: 1.0,
+            candidate_columns: true,
             seed: 7,
         }
     }
@@ -169,8 +172,11 @@ pub struct FmSpec {
     pub item_ids: usize,
     /// Dense features of an item.
     pub item_dense: usize,
-    /// Numeric columns of a target (`Target::features`): the auxiliary features of the alignment modules.
+    /// Numeric columns of a target (`Target::features`): the auxiliary features of the alignment modules, and of
+    /// targets' tokens where the configuration has `candidate_columns`.
     pub features: usize,
+    /// Which of `Target::ids` describe the user and the request, and not the item: indices.
+    pub profile_ids: Vec<usize>,
     /// What is predicted; main tasks first.
     pub tasks: Vec<TaskSpec>,
 }

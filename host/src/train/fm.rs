@@ -20,7 +20,7 @@ use crate::{
     features::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions},
     logs::{LogOptions, LogWriter},
     progress::Progress,
-    schema::{FeatureKind, Schema, TaskKind, TaskRole, names},
+    schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
 
 /// The version of a freshly trained FM.
@@ -77,10 +77,19 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
         item_ids: names(&schema.item_features, FeatureKind::Categorical).len(),
         item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
         features: schema.feature_columns().len(),
+        profile_ids: profile_ids(schema),
         tasks,
     };
     spec.validate()?;
     Ok(spec)
+}
+
+/// Where the user's and the request's categories stand among the id columns: after the built-in ones and the item's.
+fn profile_ids(schema: &Schema) -> Vec<usize> {
+    let count = |features| names(features, FeatureKind::Categorical).len();
+    let first = BUILT_IN_IDS.len() + count(&schema.item_features);
+    let width = count(&schema.user_features) + count(&schema.context_features);
+    (first..first + width).collect()
 }
 
 /// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
