@@ -33,6 +33,12 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
     let (d, qk, v) = (dim as f64, (heads * qk_dim) as f64, (heads * v_dim) as f64);
     let input = (spec.token_fields() * config.embedding_dim + spec.item_dense) as f64;
     let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
+    let candidate = match config.candidate_columns {
+        true => (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64,
+        false => 0.0,
+    };
+    let hidden = if candidate > 0.0 { 2.0 * d } else { 0.0 };
+    let columns = m * 2.0 * (candidate * hidden + hidden * d);
     let pair = 2.0 * qk + 2.0 * v;
     let of_targets = m * seen(config, h);
     let of_history: f64 = (0..h as usize).map(|at| seen(config, at as f64)).sum();
@@ -46,7 +52,7 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
     let tae = config.tae_width() as f64;
     let projection = if config.tae_dim == 0 { 0.0 } else { m * 2.0 * d * tae };
     let head = m * 2.0 * (tae * d + d * spec.main_tasks().len() as f64);
-    embedding + (layers as f64 - 1.0) * inner + last + projection + head
+    embedding + columns + (layers as f64 - 1.0) * inner + last + projection + head
 }
 
 /// Tokens that one sees which `before` are before, itself included.
@@ -69,6 +75,7 @@ mod tests {
             values: 0,
             item_ids: 0,
             item_dense: 0,
+            profile_ids: vec![],
             features: 0,
             tasks: vec![TaskSpec {
                 name: "t".into(),

@@ -124,7 +124,7 @@ impl<B: HstuBackend> FmModel<B> {
     /// `[requests with a history, (layers + 1) * dim]`. The batch must have a history and no target.
     pub fn user_states(
         &self,
-        embeddings: Tensor<B, 2>,
+        embedded: Embedded<B>,
         batch: &Batch,
         attention: &Attention,
     ) -> Tensor<B, 2> {
@@ -137,9 +137,9 @@ impl<B: HstuBackend> FmModel<B> {
             .map(|ends| i64::from(ends[1]) - 1)
             .collect();
         let count = last.len();
-        let last =
-            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &embeddings.device());
-        let mut x = self.tokens(embeddings, batch, history, history);
+        let device = embedded.tokens.device();
+        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &device);
+        let mut x = self.tokens(embedded, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {
             x = layer.forward(x, &attention.whole);
