@@ -231,3 +231,21 @@ impl Stream<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_users_is_about_that_and_stays() {
+        let of = |share, salt| (0..20_000).filter(|&user| Users { share, salt }.hold(user)).count();
+        assert!((of(0.2, 0) as i64 - 4000).abs() < 200, "{}", of(0.2, 0));
+        assert_eq!(of(1.0, 5), 20_000);
+        assert_eq!(of(0.2, 0), of(0.2, 0));
+        let both = |user| {
+            Users { share: 0.2, salt: 1 }.hold(user) && Users { share: 0.2, salt: 2 }.hold(user)
+        };
+        let both = (0..20_000).filter(|&user| both(user)).count();
+        assert!((both as i64 - 800).abs() < 120, "salts choose independently: {both}");
+    }
+}
