@@ -129,7 +129,8 @@ impl<'g> FmEmbedding<'g> {
 /// The FM Fusion Module (section 3.2): long-term interests (from `FmEmbedding`) and short-term ones (from `Hstu`)
 /// as a gated sum, plus an interaction layer over both and their element-wise product.
 ///
-/// The gate, a sigmoid for each of `width`, knows whether there is an embedding at all.
+/// The gate, a sigmoid for each of `width`, knows whether there is an embedding at all. The short-term side
+/// starts small: the embedding leads until the expert's own sequence model has learnt something.
 pub struct FmFusion<'g> {
     name: String,
     long: Linear<'g>,
@@ -146,7 +147,7 @@ impl<'g> FmFusion<'g> {
             name: name.into(),
             long: Linear::new("long", width),
             short_norm: LayerNorm::new("short_norm"),
-            recent: Linear::new("recent", width),
+            recent: Linear::new("recent", width).init(Initialiser::Normal(0.02)),
             gate: Linear::new("gate", width),
             interaction: Mlp::new("interaction", [width]),
         }

@@ -1,13 +1,12 @@
-//! `mlp-fusion`: everything the host's schema offers, fused by an MLP beside a
-//! small cross network.
+//! `mlp-fusion`: everything the host's schema offers, fused by an MLP.
 //!
 //! It fits any surface and any data set: all numeric features, an embedding of
 //! each id column, the FM's embedding. It has no short-term HSTU; see
 //! `short-term` for an expert that does.
 
 use hypercast_sdk::{
-    Cross, Description, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph,
-    HostInfo, Squash, TaskHeads, Tensor,
+    Description, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo,
+    Squash, TaskHeads, Tensor,
 };
 
 /// The expert.
@@ -35,9 +34,7 @@ impl Expert for MlpFusion {
             g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
             return;
         }
-        let cross = Cross::new("cross", 2).rank(16);
-        let bottom =
-            ExpertFusion::cross("expert", [64, 32], cross).dropout(0.05).apply(g.concat(&parts));
+        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
         let direct = (!direct.is_empty()).then(|| g.concat(&direct));
         TaskHeads::new("heads").apply(g, bottom, direct);
     }

@@ -46,7 +46,7 @@ impl Expert for ShortTerm {
             parts.push(short);
         }
         parts.extend(&direct);
-        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.05).apply(g.concat(&parts));
+        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
         let direct = (!direct.is_empty()).then(|| g.concat(&direct));
         TaskHeads::new("heads").apply(g, bottom, direct);
     }
