@@ -87,7 +87,7 @@ fn tasks_have_parameters_of_their_own_names() {
                 "tower/linear_1/weight",
                 "tower/linear_1/bias",
                 "out/weight",
-                "out/bias",
+                "bias",
                 "direct/weight",
                 "surface/scale",
                 "surface/bias",
@@ -102,12 +102,7 @@ fn heads_can_be_linear_and_the_same_for_all_surfaces() {
     TaskHeads::new("heads").tower([]).one_for_all_surfaces().apply(&g, g.tae(), None);
     assert_eq!(
         names(g),
-        [
-            "heads/click/out/weight",
-            "heads/click/out/bias",
-            "heads/like/out/weight",
-            "heads/like/out/bias"
-        ]
+        ["heads/click/out/weight", "heads/click/bias", "heads/like/out/weight", "heads/like/bias"]
     );
 }
 
