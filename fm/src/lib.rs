@@ -9,6 +9,7 @@
 pub mod alignment;
 pub mod batch;
 pub mod checkpoint;
+pub mod cost;
 pub mod device;
 pub mod example;
 pub mod hstu;

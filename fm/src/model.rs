@@ -137,10 +137,8 @@ impl<B: HstuBackend> FmModel<B> {
             .map(|ends| i64::from(ends[1]) - 1)
             .collect();
         let count = last.len();
-        let last = Tensor::<B, 1, Int>::from_data(
-            TensorData::new(last, [count]),
-            &embedded.tokens.device(),
-        );
+        let device = embedded.tokens.device();
+        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &device);
         let mut x = self.tokens(embedded, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {

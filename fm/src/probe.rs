@@ -4,13 +4,12 @@
 //! These are what a checkpoint would give now; no gradient, no new row in the
 //! store, no statistics. Which moment that is, is the caller's.
 
-use burn::tensor::Tensor;
 use hypercast_kernels::attention::HstuBackend;
 
 use crate::{
     Result,
     example::Example,
-    inference::{embeddings, output},
+    inference::{Gathered, output},
     model,
     shard::{Context, Network, Shard, aligned, predictions},
 };
@@ -39,9 +38,9 @@ pub(crate) fn predict<B: HstuBackend>(
     if batch.targets() == 0 {
         return Ok(Prediction::default());
     }
-    let flat = embeddings(&batch, &rows, config.embedding_dim);
+    let embedded = Gathered::new(&batch, &rows, config.embedding_dim).tensors(device);
     let attention = model::attention(config, &batch)?;
-    let forward = network.model.forward(Tensor::from_data(flat, device), &batch, &attention);
+    let forward = network.model.forward(embedded, &batch, &attention);
     let aligned = aligned(&network, &forward, &batch, context);
     let said = output(forward, spec.main_tasks());
     let predictions = predictions(&batch, &said.main, &aligned, spec);
@@ -62,11 +61,13 @@ pub(crate) fn user_states<B: HstuBackend>(
     if batch.history_tokens() == 0 {
         return Ok(all);
     }
-    let flat = embeddings(&batch, &rows, config.embedding_dim);
+    let embedded = Gathered::new(&batch, &rows, config.embedding_dim).tensors(device);
     let attention = model::attention(config, &batch)?;
-    let states = network.model.user_states(Tensor::from_data(flat, device), &batch, &attention);
-    let states: Vec<f32> = states.into_data().convert::<f32>().into_vec().expect("converted to f32");
-    let known = (0..requests).filter(|&at| batch.history_offsets[at + 1] > batch.history_offsets[at]);
+    let states = network.model.user_states(embedded, &batch, &attention);
+    let states: Vec<f32> =
+        states.into_data().convert::<f32>().into_vec().expect("converted to f32");
+    let known =
+        (0..requests).filter(|&at| batch.history_offsets[at + 1] > batch.history_offsets[at]);
     for (at, state) in known.zip(states.chunks_exact(width)) {
         all[at * width..(at + 1) * width].copy_from_slice(state);
     }
