@@ -16,6 +16,7 @@ use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
 use crate::{
     Error, Result,
     batch::Batch,
+    chance::mix,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
@@ -52,7 +53,7 @@ impl<B: Backend> FmModel<B> {
     /// Fresh weights, from the backend's seed.
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
-        let token = spec.token_fields() * config.embedding_dim + spec.item_dense;
+        let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         Self {
             token_hidden: linear(token, dim),
@@ -82,10 +83,11 @@ impl<B: HstuBackend> FmModel<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
         let mut x = self.tokens(embeddings, batch, history, history + targets);
         let (last, others) = self.layers.split_last().expect("a model has a layer");
-        for layer in others {
-            x = layer.forward(x, &attention.whole);
+        let noise = |layer: usize| mix(&[batch.noise, layer as u64]);
+        for (at, layer) in others.iter().enumerate() {
+            x = layer.forward(x, &attention.whole, noise(at));
         }
-        let output = last.forward_targets(x, &attention.targets);
+        let output = last.forward_targets(x, &attention.targets, noise(others.len()));
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
