@@ -88,8 +88,11 @@ fn import(options: &Options, into: &Path) -> Result<()> {
     let into = into.to_path_buf();
     match options.data {
         Data::Movielens => {
-            let report =
-                movielens::import(&movielens::Options { into, wheel: options.wheel.clone() })?;
+            let report = movielens::import(&movielens::Options {
+                into,
+                wheel: options.wheel.clone(),
+                content: None,
+            })?;
             eprint!("{report}");
         }
         Data::Kuairand => {
@@ -99,7 +102,7 @@ fn import(options: &Options, into: &Path) -> Result<()> {
                         .into(),
                 )
             })?;
-            eprint!("{}", kuairand::import(&kuairand::Options { from, into })?);
+            eprint!("{}", kuairand::import(&kuairand::Options { from, into, content: None })?);
         }
         Data::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
     }

@@ -7,3 +7,4 @@ pub mod expert;
 pub mod fm;
 pub mod materialise;
 pub mod report;
+mod saved;
