@@ -75,6 +75,7 @@ fn spec() -> FmSpec {
         values: 0,
         item_ids: 1,
         item_dense: 0,
+        profile_ids: vec![],
         features: 0,
         tasks: vec![TaskSpec {
             name: "click".into(),

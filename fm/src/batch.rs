@@ -26,6 +26,8 @@ pub struct Batch {
     pub keys: Vec<u64>,
     /// `[(H + R) * fields]`: index into `keys`.
     pub key_index: Vec<u32>,
+    /// `[R * profile_ids]`: index into `keys`; empty without `candidate_columns`.
+    pub profile_index: Vec<u32>,
     /// `[(H + R) * (item_dense + content)]`: dense features, standardised, then the content vector.
     pub dense: Vec<f32>,
     /// `[H * outcome_width]`.
@@ -92,12 +94,18 @@ pub struct Batcher {
     pub spec: FmSpec,
     /// The longest history kept.
     pub max_history: usize,
+    /// Whether targets' profiles are laid out.
+    pub profiles: bool,
 }
 
 impl Batcher {
     /// A batcher for a model.
     pub fn new(spec: &FmSpec, config: &FmConfig) -> Self {
-        Self { spec: spec.clone(), max_history: config.max_history }
+        Self {
+            spec: spec.clone(),
+            max_history: config.max_history,
+            profiles: config.candidate_columns,
+        }
     }
 
     /// Lays out `examples`; only the last `max_history` events of a history are kept.
@@ -161,6 +169,14 @@ impl Batcher {
                 ));
             }
         }
+        let wanted = spec.profile_ids.iter().max().map_or(0, |last| last + 1);
+        if let Some(target) = example.targets.iter().find(|target| target.ids.len() < wanted) {
+            return fail(format!(
+                "item {} has {} categorical columns; the model was made for {wanted} or more",
+                target.item.id,
+                target.ids.len()
+            ));
+        }
         match example.targets.iter().find(|target| target.features.len() != spec.features) {
             Some(target) => fail(format!(
                 "item {} has {} numeric columns; the model was made for {}",
@@ -180,10 +196,27 @@ struct Place {
     before_ms: Option<i64>,
 }
 
+/// Numbers the distinct keys of a batch.
+struct Keys {
+    known: HashMap<u64, u32, KeyHasher>,
+    distinct: Vec<u64>,
+}
+
+impl Keys {
+    fn index(&mut self, key: u64) -> u32 {
+        let next = self.distinct.len() as u32;
+        let index = *self.known.entry(key).or_insert(next);
+        if index == next {
+            self.distinct.push(key);
+        }
+        index
+    }
+}
+
 struct Writer<'a> {
     batcher: &'a Batcher,
     statistics: &'a Statistics,
-    known: HashMap<u64, u32, KeyHasher>,
+    keys: Keys,
     batch: Batch,
     history_offsets: Vec<u32>,
     target_offsets: Vec<u32>,
@@ -197,6 +230,7 @@ impl<'a> Writer<'a> {
             target_offsets: Arc::from([]),
             keys: Vec::new(),
             key_index: Vec::new(),
+            profile_index: Vec::new(),
             dense: Vec::new(),
             outcomes: Vec::new(),
             times_s: Arc::from([]),
@@ -210,7 +244,7 @@ impl<'a> Writer<'a> {
         Self {
             batcher,
             statistics,
-            known: HashMap::with_hasher(KeyHasher),
+            keys: Keys { known: HashMap::with_hasher(KeyHasher), distinct: Vec::new() },
             batch,
             history_offsets: vec![0],
             target_offsets: vec![0],
@@ -245,6 +279,7 @@ impl<'a> Writer<'a> {
                 &target.item,
                 Place { surface: example.surface, time_ms: example.time_ms, before_ms },
             );
+            self.profile(&target.ids);
             self.statistics.features.append(&target.features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
             for task in &spec.tasks {
@@ -260,12 +295,7 @@ impl<'a> Writer<'a> {
     fn token(&mut self, item: &Item, place: Place) {
         let mut field = 0;
         let mut push = |value: u64| {
-            let key = store_key(field, value);
-            let next = self.known.len() as u32;
-            let index = *self.known.entry(key).or_insert(next);
-            if index == next {
-                self.batch.keys.push(key);
-            }
+            let index = self.keys.index(store_key(field, value));
             self.batch.key_index.push(index);
             field += 1;
         };
@@ -283,7 +313,17 @@ impl<'a> Writer<'a> {
         self.times_s.push(place.time_ms.div_euclid(1000));
     }
 
+    fn profile(&mut self, ids: &[u64]) {
+        let spec = &self.batcher.spec;
+        let first = spec.token_fields();
+        for (at, &column) in spec.profile_ids.iter().enumerate().filter(|_| self.batcher.profiles) {
+            let index = self.keys.index(store_key(first + at, ids[column]));
+            self.batch.profile_index.push(index);
+        }
+    }
+
     fn finish(mut self) -> Batch {
+        self.batch.keys = self.keys.distinct;
         self.batch.history_offsets = self.history_offsets.into();
         self.batch.target_offsets = self.target_offsets.into();
         self.batch.times_s = self.times_s.into();
@@ -383,6 +423,7 @@ mod tests {
             item_ids: 1,
             item_dense: 0,
             features: 0,
+            profile_ids: vec![],
             tasks: vec![
                 task("click", true, Label::Action(0)),
                 task("watch", false, Label::Value(0)),

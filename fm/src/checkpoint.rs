@@ -102,6 +102,10 @@ pub fn write_whole<E: From<Error>>(
     fs::create_dir_all(&draft).map_err(io)?;
     fill(&draft)?;
     let old = dir.with_extension("old");
+    if old.exists() {
+        // What was cut off after it had replaced `dir`.
+        fs::remove_dir_all(&old).map_err(io)?;
+    }
     if dir.exists() {
         fs::rename(dir, &old).map_err(io)?;
     }

@@ -16,7 +16,7 @@ use crate::{
     checkpoint::{Manifest, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
-    model::{self, FmModel, Forward},
+    model::{self, Embedded, FmModel, Forward},
     sampling::parts,
     spec::{Label, TaskSpec},
 };
@@ -107,23 +107,43 @@ impl<B: HstuBackend> Loaded<B> {
         let dim = self.manifest.config.embedding_dim;
         let mut rows = vec![0.0; batch.keys.len() * dim];
         self.store.gather(&batch.keys, &mut rows);
-        let embeddings = Tensor::from_data(embeddings(&batch, &rows, dim), &self.device);
+        let embedded = Gathered::new(&batch, &rows, dim).tensors(&self.device);
         let attention = model::attention(&self.manifest.config, &batch)?;
-        let forward = self.model.forward(embeddings, &batch, &attention);
+        let forward = self.model.forward(embedded, &batch, &attention);
         Ok(output(forward, self.manifest.spec.main_tasks()))
     }
 }
 
-/// `[H + R, fields * dim]` from the rows of the batch's distinct keys.
-pub(crate) fn embeddings(batch: &Batch, rows: &[f32], dim: usize) -> TensorData {
-    let tokens = batch.history_tokens() + batch.targets();
-    let width = batch.key_index.len() / tokens * dim;
-    let mut flat = Vec::with_capacity(batch.key_index.len() * dim);
-    for &index in &batch.key_index {
-        let at = index as usize * dim;
-        flat.extend_from_slice(&rows[at..at + dim]);
+/// The sparse rows of a batch, laid out for the model: see [`Embedded`].
+#[derive(Debug, Clone)]
+pub(crate) struct Gathered {
+    tokens: TensorData,
+    profiles: Option<TensorData>,
+}
+
+impl Gathered {
+    /// `rows` `[keys, dim]` are those of the batch's distinct keys.
+    pub(crate) fn new(batch: &Batch, rows: &[f32], dim: usize) -> Self {
+        let gather = |index: &[u32], places: usize| {
+            let mut flat = Vec::with_capacity(index.len() * dim);
+            for &index in index {
+                let at = index as usize * dim;
+                flat.extend_from_slice(&rows[at..at + dim]);
+            }
+            TensorData::new(flat, [places, index.len() / places * dim])
+        };
+        Self {
+            tokens: gather(&batch.key_index, batch.history_tokens() + batch.targets()),
+            profiles: (!batch.profile_index.is_empty())
+                .then(|| gather(&batch.profile_index, batch.targets())),
+        }
     }
-    TensorData::new(flat, [tokens, width])
+
+    /// On a device.
+    pub(crate) fn tensors<B: Backend>(self, device: &B::Device) -> Embedded<B> {
+        let tensor = |data| Tensor::from_data(data, device);
+        Embedded { tokens: tensor(self.tokens), profiles: self.profiles.map(tensor) }
+    }
 }
 
 /// Tensors → numbers, with the sigmoid on binary tasks.

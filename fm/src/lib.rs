@@ -17,6 +17,7 @@ pub mod inference;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod probe;
 mod resume;
 pub mod sampling;
 mod shard;

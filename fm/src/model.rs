@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Tensor, TensorData, activation::silu, backend::Backend},
+    tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
 use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
 
@@ -27,9 +27,27 @@ pub struct FmModel<B: Backend> {
     token_hidden: Linear<B>,
     token_output: Linear<B>,
     outcome: Option<Linear<B>>,
+    candidate: Option<Candidate<B>>,
     layers: Vec<HstuLayer<B>>,
     tae: Option<Linear<B>>,
     head: MultiTask<B>,
+}
+
+/// What is known of a candidate besides its item: the request's numeric columns (counters, durations) and the user's
+/// categories. It is added to a target's token; histories have none, so cached history states stay valid.
+#[derive(Module, Debug)]
+pub struct Candidate<B: Backend> {
+    hidden: Linear<B>,
+    output: Linear<B>,
+}
+
+/// The sparse rows of a batch, gathered.
+#[derive(Debug, Clone)]
+pub struct Embedded<B: Backend> {
+    /// `[H + R, fields * embedding_dim]`.
+    pub tokens: Tensor<B, 2>,
+    /// `[R, profile_ids * embedding_dim]`, where the model reads candidates' columns and the schema has profiles.
+    pub profiles: Option<Tensor<B, 2>>,
 }
 
 /// The "simple multi-task module" on the TAE.
@@ -54,12 +72,20 @@ impl<B: Backend> FmModel<B> {
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
         let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
+        let candidate = match config.candidate_columns {
+            true => spec.profile_ids.len() * config.embedding_dim + spec.features,
+            false => 0,
+        };
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         Self {
             token_hidden: linear(token, dim),
             token_output: linear(dim, dim),
             outcome: (spec.outcome_width() > 0).then(|| {
                 LinearConfig::new(spec.outcome_width(), dim).with_bias(false).init(device)
+            }),
+            candidate: (candidate > 0).then(|| Candidate {
+                hidden: linear(candidate, 2 * dim),
+                output: linear(2 * dim, dim),
             }),
             layers: (0..config.layers).map(|_| HstuLayer::new(config, device)).collect(),
             tae: (config.tae_dim != 0).then(|| linear(dim, tae)),
@@ -73,15 +99,15 @@ impl<B: Backend> FmModel<B> {
 }
 
 impl<B: HstuBackend> FmModel<B> {
-    /// `embeddings` `[H + R, fields * embedding_dim]` are the gathered sparse rows of the batch's keys.
+    /// `embedded` are the gathered sparse rows of the batch's keys.
     pub fn forward(
         &self,
-        embeddings: Tensor<B, 2>,
+        embedded: Embedded<B>,
         batch: &Batch,
         attention: &Attention,
     ) -> Forward<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
-        let mut x = self.tokens(embeddings, batch, history, history + targets);
+        let mut x = self.tokens(embedded, batch, history, history + targets);
         let (last, others) = self.layers.split_last().expect("a model has a layer");
         let noise = |layer: usize| mix(&[batch.noise, layer as u64]);
         for (at, layer) in others.iter().enumerate() {
@@ -96,14 +122,45 @@ impl<B: HstuBackend> FmModel<B> {
         Forward { tae, main }
     }
 
+    /// The states of every request's last history token, of the token itself and after each layer:
+    /// `[requests with a history, (layers + 1) * dim]`. The batch must have a history and no target.
+    pub fn user_states(
+        &self,
+        embedded: Embedded<B>,
+        batch: &Batch,
+        attention: &Attention,
+    ) -> Tensor<B, 2> {
+        let (history, targets) = (batch.history_tokens(), batch.targets());
+        assert!(history > 0 && targets == 0, "user states are those of histories");
+        let last: Vec<i64> = batch
+            .history_offsets
+            .windows(2)
+            .filter(|ends| ends[1] > ends[0])
+            .map(|ends| i64::from(ends[1]) - 1)
+            .collect();
+        let count = last.len();
+        let last = Tensor::<B, 1, Int>::from_data(
+            TensorData::new(last, [count]),
+            &embedded.tokens.device(),
+        );
+        let mut x = self.tokens(embedded, batch, history, history);
+        let mut states = vec![x.clone().select(0, last.clone())];
+        for layer in &self.layers {
+            x = layer.forward(x, &attention.whole, batch.noise);
+            states.push(x.clone().select(0, last.clone()));
+        }
+        Tensor::cat(states, 1)
+    }
+
     /// Eq. 1 for histories and eq. 2 for targets.
     fn tokens(
         &self,
-        embeddings: Tensor<B, 2>,
+        embedded: Embedded<B>,
         batch: &Batch,
         history: usize,
         total: usize,
     ) -> Tensor<B, 2> {
+        let Embedded { tokens: embeddings, profiles } = embedded;
         let device = embeddings.device();
         let dense = batch.dense.len() / total;
         let input = if dense > 0 {
@@ -113,15 +170,35 @@ impl<B: HstuBackend> FmModel<B> {
             embeddings
         };
         let content = self.token_output.forward(silu(self.token_hidden.forward(input)));
-        let Some(outcome) = self.outcome.as_ref().filter(|_| history > 0) else { return content };
-        let width = batch.outcomes.len() / history;
-        let outcomes =
-            Tensor::from_data(TensorData::new(batch.outcomes.clone(), [history, width]), &device);
-        let past = content.clone().narrow(0, 0, history) + outcome.forward(outcomes);
+        let mut past = content.clone().narrow(0, 0, history);
+        if let Some(outcome) = self.outcome.as_ref().filter(|_| history > 0) {
+            let data =
+                TensorData::new(batch.outcomes.clone(), [history, batch.outcomes.len() / history]);
+            past = past + outcome.forward(Tensor::from_data(data, &device));
+        }
         if history == total {
             return past;
         }
-        Tensor::cat(vec![past, content.narrow(0, history, total - history)], 0)
+        let mut targets = content.narrow(0, history, total - history);
+        if let Some(candidate) = &self.candidate {
+            targets = targets + candidate.forward(profiles, batch, &device);
+        }
+        if history > 0 { Tensor::cat(vec![past, targets], 0) } else { targets }
+    }
+}
+
+impl<B: Backend> Candidate<B> {
+    fn forward(
+        &self,
+        profiles: Option<Tensor<B, 2>>,
+        batch: &Batch,
+        device: &B::Device,
+    ) -> Tensor<B, 2> {
+        let shape = [batch.targets(), batch.features.len() / batch.targets()];
+        let features = (shape[1] > 0)
+            .then(|| Tensor::from_data(TensorData::new(batch.features.clone(), shape), device));
+        let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
+        self.output.forward(silu(self.hidden.forward(input)))
     }
 }
 

@@ -192,6 +192,7 @@ mod tests {
             values: 0,
             item_ids: 0,
             item_dense: 0,
+            profile_ids: vec![],
             features: 0,
             tasks: vec![TaskSpec {
                 name: "click".into(),

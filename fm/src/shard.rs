@@ -22,9 +22,9 @@ use crate::{
     Result,
     alignment::{Aligned, Alignments},
     batch::Batch,
-    inference::{embeddings, output},
+    inference::{Gathered, output},
     loss::{Targets, mtml},
-    model::{self, FmModel, Forward},
+    model::{self, Embedded, FmModel, Forward},
     spec::{FmConfig, FmSpec, Label},
 };
 
@@ -104,10 +104,12 @@ pub(crate) struct Lesson {
     pub(crate) row_gradients: Vec<f32>,
 }
 
-/// TAEs `[rows, tae_dim]` and predictions `[rows, tasks]`.
-struct Said {
-    tae: Vec<f32>,
-    predictions: Vec<f32>,
+/// What a network says of the targets of a part.
+pub(crate) struct Said {
+    /// `[rows, tae_dim]`.
+    pub(crate) tae: Vec<f32>,
+    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
+    pub(crate) predictions: Vec<f32>,
 }
 
 /// How many valid samples each task has over all shards, left-out ones included: the weights of
@@ -130,7 +132,10 @@ where
 {
     let Shard { whole, sample } = shard;
     let clean = match sample.is_some() || context.config.dropout > 0.0 {
-        true => Some(predict(&weights.predicting, &whole, context)?),
+        true => {
+            let Context { config, spec, valid, device } = context;
+            Some(predict(&weights.predicting, &whole, Context { config, spec, valid, device })?)
+        }
         false => None,
     };
     let (lesson, said) = learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
@@ -138,21 +143,18 @@ where
     Ok(Pass { batch: whole.batch, tae, predictions, lesson })
 }
 
-fn predict<A>(
-    network: &Network<A::InnerBackend>,
+/// What a network says of a part's targets, of which there is one at least.
+pub(crate) fn predict<B: HstuBackend>(
+    network: &Network<B>,
     part: &Part,
-    context: Context<'_, A>,
-) -> Result<Said>
-where
-    A: AutodiffBackend,
-    A::InnerBackend: HstuBackend,
-{
-    let flat = embeddings(&part.batch, &part.rows, context.config.embedding_dim);
-    let attention = model::attention(context.config, &part.batch)?;
-    let flat = Tensor::from_data(flat, context.device);
-    let forward = network.model.forward(flat, &part.batch, &attention);
-    let aligned = aligned(network, &forward, &part.batch, context.spec);
-    Ok(said(forward, &aligned, &part.batch, context.spec))
+    context: Context<'_, B>,
+) -> Result<Said> {
+    let Part { batch, rows } = part;
+    let embedded = Gathered::new(batch, rows, context.config.embedding_dim).tensors(context.device);
+    let attention = model::attention(context.config, batch)?;
+    let forward = network.model.forward(embedded, batch, &attention);
+    let aligned = aligned(network, &forward, batch, context.spec);
+    Ok(said(forward, &aligned, batch, context.spec))
 }
 
 fn learn<A>(network: &Network<A>, part: &Part, context: Context<'_, A>) -> Result<(Lesson, Said)>
@@ -167,18 +169,24 @@ where
         return Ok((lesson, Said { tae: Vec::new(), predictions: Vec::new() }));
     }
     let attention = model::attention(config, batch)?;
-    let flat = embeddings(batch, rows, config.embedding_dim);
-    let leaf = Tensor::<A, 2>::from_data(flat, device).require_grad();
-    let forward = network.model.forward(leaf.clone(), batch, &attention);
+    let Embedded { tokens, profiles } =
+        Gathered::new(batch, rows, config.embedding_dim).tensors::<A>(device);
+    let leaves =
+        Embedded { tokens: tokens.require_grad(), profiles: profiles.map(Tensor::require_grad) };
+    let forward = network.model.forward(leaves.clone(), batch, &attention);
     let aligned = aligned(network, &forward, batch, spec);
     let loss = loss(batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let said = said(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
-    let row_gradients = match leaf.grad_remove(&mut gradients) {
-        Some(sparse) => row_gradients(batch, sparse.into_data(), config.embedding_dim),
-        None => vec![0.0; rows.len()],
+    let mut row_gradients = vec![0.0; rows.len()];
+    let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
+        if let Some(sparse) = leaf.grad_remove(&mut gradients) {
+            add_rows(&mut row_gradients, index, sparse.into_data(), config.embedding_dim);
+        }
     };
+    scatter(&leaves.tokens, &batch.key_index);
+    leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
     let gradients = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
     Ok((Lesson { loss: value, gradients, keys, row_gradients }, said))
@@ -279,14 +287,12 @@ fn predictions<B: Backend>(
     all
 }
 
-/// Adds up the gradients `[H + R, fields * dim]` of every place where a key stood: `[keys, dim]`.
-fn row_gradients(batch: &Batch, gradients: TensorData, dim: usize) -> Vec<f32> {
+/// Adds the gradients `[places, fields * dim]` of every place where a key stood to `rows` `[keys, dim]`.
+fn add_rows(rows: &mut [f32], index: &[u32], gradients: TensorData, dim: usize) {
     let gradients = gradients.convert::<f32>();
     let flat = gradients.as_slice::<f32>().expect("converted to f32");
-    let mut rows = vec![0.0; batch.keys.len() * dim];
-    for (&index, part) in batch.key_index.iter().zip(flat.chunks_exact(dim)) {
+    for (&index, part) in index.iter().zip(flat.chunks_exact(dim)) {
         let at = index as usize * dim;
         rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
     }
-    rows
 }

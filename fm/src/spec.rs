@@ -57,6 +57,8 @@ pub struct FmConfig {
     pub warmup_steps: u64,
     /// Gradient-norm limit of each dense tensor; 0 for none.
     pub clip_norm: f32,
+    /// Whether a target's token also carries its numeric columns and the user's categories.
+    pub candidate_columns: bool,
     /// Seed of every random choice.
     pub seed: u64,
     /// Stochastic length: in training, histories above N^(α/2) are thinned to it; 2 is off.
@@ -92,6 +94,7 @@ impl Default for FmConfig {
             weight_decay: 1e-4,
             warmup_steps: 50,
             clip_norm: 1.0,
+            candidate_columns: true,
             seed: 7,
             stochastic_length_alpha: 2.0,
             sample_negatives: BTreeMap::new(),
@@ -114,6 +117,11 @@ impl FmConfig {
     /// Width of the TAE.
     pub fn tae_width(&self) -> usize {
         if self.tae_dim == 0 { self.dim } else { self.tae_dim }
+    }
+
+    /// Width of a user embedding: the state of a history token before the first layer and after each.
+    pub fn user_state_width(&self) -> usize {
+        (self.layers + 1) * self.dim
     }
 
     /// α of the layers.
@@ -210,8 +218,11 @@ pub struct FmSpec {
     pub item_ids: usize,
     /// Dense features of an item.
     pub item_dense: usize,
-    /// Numeric columns of a target (`Target::features`): the auxiliary features of the alignment modules.
+    /// Numeric columns of a target (`Target::features`): the auxiliary features of the alignment modules, and of
+    /// targets' tokens where the configuration has `candidate_columns`.
     pub features: usize,
+    /// Which of `Target::ids` describe the user and the request, and not the item: indices.
+    pub profile_ids: Vec<usize>,
     /// What is predicted; main tasks first.
     pub tasks: Vec<TaskSpec>,
     /// Width of an item's content vector; 0 for none.

@@ -32,6 +32,7 @@ use crate::{
     device::{Cpu, DeviceKind},
     example::Example,
     model::FmModel,
+    probe,
     resume::{self, Optimizer, State},
     sampling::{Sampler, Selected, parts},
     shard::{self, Context, Network, Part, Pass, Shard, Weights, merge_rows, valid_samples},
@@ -39,7 +40,7 @@ use crate::{
 };
 
 /// What a step predicted for its targets before it learned from them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     /// `[rows * tae_dim]`.
     pub tae: Vec<f32>,
@@ -60,6 +61,24 @@ pub trait FmTrainer: Send {
     /// # Errors
     /// An example that does not fit, a store that fails, a loss that is not finite.
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput>;
+
+    /// Predicts `examples` as a checkpoint of this moment would, and learns nothing: neither weights,
+    /// nor rows of the store, nor statistics. The loss is 0.
+    ///
+    /// # Errors
+    /// An example that does not fit.
+    fn predict(&self, examples: &[&Example]) -> Result<StepOutput>;
+
+    /// The user embeddings of `examples` at this moment, `[examples, FmConfig::user_state_width]`: the
+    /// states of the last history token, of the token itself and after each layer. Zeros without a
+    /// history. Targets are not read.
+    ///
+    /// # Errors
+    /// An example that does not fit.
+    fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>>;
+
+    /// Values of the dense weights that serving needs, and of all dense weights.
+    fn parameters(&self) -> (usize, usize);
 
     /// Writes a checkpoint as `version` into `dir`, replacing what is there.
     ///
@@ -262,8 +281,7 @@ where
         self.config.learning_rate * warmup.min(1.0)
     }
 
-    /// Every shard's pass, each on a thread of its own and as many at a time as there are threads:
-    /// long histories make more shards than that.
+    /// Every shard's pass.
     fn passes(&self, mut shards: Vec<Shard>) -> Result<Vec<Pass>> {
         for (at, shard) in shards.iter_mut().enumerate() {
             let Shard { whole, sample } = shard;
@@ -277,35 +295,44 @@ where
             valid: &valid,
             device: &self.device,
         };
-        let mut shards = shards.into_iter();
-        let mut passes = Vec::with_capacity(shards.len());
-        while shards.len() > 0 {
-            let wave = shards.by_ref().take(self.shards).collect();
-            passes.extend(self.wave(wave, context)?);
-        }
-        Ok(passes)
+        // A fork has a graph of its own, so the backward passes do not wait for each other.
+        let prepare = |shard: Shard| {
+            let Network { model, alignments } = &self.network;
+            let alignments = alignments.only(shard.learned_surfaces());
+            let weights = Weights {
+                learning: Network { model: model.clone(), alignments }.fork(&self.device),
+                predicting: self.network.valid(),
+            };
+            (weights, shard)
+        };
+        in_waves(shards, self.shards, prepare, |(weights, shard)| {
+            shard::pass::<A>(weights, shard, context)
+        })
     }
 
-    fn wave(&self, shards: Vec<Shard>, context: Context<'_, A>) -> Result<Vec<Pass>> {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = shards
-                .into_iter()
-                .map(|shard| {
-                    // A fork has a graph of its own, so the backward passes do not wait for each other.
-                    let Network { model, alignments } = &self.network;
-                    let alignments = alignments.only(shard.learned_surfaces());
-                    let weights = Weights {
-                        learning: Network { model: model.clone(), alignments }.fork(&self.device),
-                        predicting: self.network.valid(),
-                    };
-                    scope.spawn(move || shard::pass::<A>(weights, shard, context))
-                })
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Pass>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect()
-        })
+    /// Runs `look` over parts of `examples`, without a graph for gradients.
+    fn probe<T: Send>(
+        &self,
+        examples: &[&Example],
+        look: fn(Network<A::InnerBackend>, Part, Context<'_, A::InnerBackend>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let context = Context {
+            config: &self.config,
+            spec: &self.batcher.spec,
+            valid: &[],
+            device: &self.device,
+        };
+        let network = self.network.valid();
+        let mut all = Vec::with_capacity(self.shards);
+        let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
+        for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
+            let batch = self.batcher.batch(part, &self.statistics)?;
+            let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+            self.store.gather(&batch.keys, &mut rows);
+            all.push(Part { batch, rows });
+        }
+        let prepare = |part| (network.clone(), part);
+        in_waves(all, self.shards, prepare, |(network, part)| look(network, part, context))
     }
 
     fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
@@ -362,6 +389,28 @@ where
         Ok(output)
     }
 
+    fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
+        let parts = self.probe(examples, probe::predict)?;
+        let mut output = StepOutput::default();
+        for part in parts {
+            output.tae.extend(part.tae);
+            output.predictions.extend(part.predictions);
+            output.labels.extend(part.labels);
+            output.mask.extend(part.mask);
+        }
+        Ok(output)
+    }
+
+    fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>> {
+        let bare: Vec<Example> = examples.iter().map(|example| probe::bare(example)).collect();
+        let bare: Vec<&Example> = bare.iter().collect();
+        Ok(self.probe(&bare, probe::user_states)?.concat())
+    }
+
+    fn parameters(&self) -> (usize, usize) {
+        (self.network.model.num_params(), self.network.num_params())
+    }
+
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {
         self.store.commit()?;
         let mut manifest =
@@ -390,6 +439,32 @@ where
             state.write(draft, &self.network, record)
         })
     }
+}
+
+/// Runs `run` over what `prepare` makes of each of `all`, on `threads` threads at a time: long
+/// histories make more parts of a batch than there are threads. The results come in order.
+fn in_waves<S, P: Send, T: Send>(
+    all: Vec<S>,
+    threads: usize,
+    prepare: impl Fn(S) -> P,
+    run: impl Fn(P) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut results = Vec::with_capacity(all.len());
+    let mut rest = all.into_iter();
+    while rest.len() > 0 {
+        std::thread::scope(|scope| -> Result<()> {
+            let prepared: Vec<P> = rest.by_ref().take(threads).map(&prepare).collect();
+            let run = &run;
+            let wave: Vec<_> =
+                prepared.into_iter().map(|one| scope.spawn(move || run(one))).collect();
+            for thread in wave {
+                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                results.push(result?);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(results)
 }
 
 /// New weights from the configuration's seed. The backend has one generator, which other threads may

@@ -127,3 +127,61 @@ fn predictions_stay_calibrated_where_negatives_are_left_out() {
     // Without weights, three in ten negatives would have moved a rate of a half to 0.77.
     assert!((predicted - happened).abs() < 0.05, "{predicted} {happened}");
 }
+
+#[test]
+fn looking_at_a_model_teaches_it_nothing_and_sees_what_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let create = |name: &str| {
+        let dir = dir.path().join(name);
+        trainer::create(&dir, &config(), &spec(), DeviceKind::Cpu).unwrap()
+    };
+    let (mut watched, mut alone) = (create("watched"), create("alone"));
+    for step in 0..12 {
+        let examples = batch(step * 16);
+        let references: Vec<&Example> = examples.iter().collect();
+        let unseen = batch(5000 + step * 16);
+        watched.predict(&unseen.iter().collect::<Vec<_>>()).unwrap();
+        watched.user_states(&references).unwrap();
+        let (a, b) = (watched.step(&references).unwrap(), alone.step(&references).unwrap());
+        assert_eq!((a.tae, a.loss), (b.tae, b.loss), "step {step}");
+    }
+    let checkpoint = dir.path().join("fm-1");
+    watched.checkpoint(&checkpoint, "1.0.0").unwrap();
+    let served = inference::load(&checkpoint, DeviceKind::Cpu).unwrap();
+    let examples = batch(4);
+    let references: Vec<&Example> = examples.iter().collect();
+    let said = watched.predict(&references).unwrap();
+    let answer = served.infer(&references).unwrap();
+    assert!(said.tae.iter().zip(&answer.tae).all(|(a, b)| (a - b).abs() < 1e-6));
+    let main: Vec<f32> = said.predictions.iter().step_by(2).copied().collect();
+    assert!(main.iter().zip(&answer.main).all(|(a, b)| (a - b).abs() < 1e-6));
+    // What step says of the same examples before it learns from them.
+    let stepped = watched.step(&references).unwrap();
+    assert_eq!((&said.labels, &said.mask), (&stepped.labels, &stepped.mask));
+    for (a, b) in said.predictions.iter().zip(&stepped.predictions) {
+        assert!((a - b).abs() < 1e-5 || (a.is_nan() && b.is_nan()), "{a} {b}");
+    }
+}
+
+#[test]
+fn a_user_state_depends_on_the_history_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();
+    for step in 0..5 {
+        let examples = batch(step * 16);
+        trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+    }
+    let states = |examples: &[&Example]| trainer.user_states(examples).unwrap();
+    let width = config().user_state_width();
+    assert_eq!(width, 3 * 16, "the token and two layers");
+    // Request 13 has no history.
+    let (new, old, other) = (example(13, &[1]), example(11, &[3, 8]), example(11, &[30]));
+    let all = states(&[&new, &old, &other]);
+    assert_eq!(all.len(), 3 * width);
+    assert!(all[..width].iter().all(|&value| value == 0.0));
+    assert_eq!(all[width..2 * width], all[2 * width..], "targets are not read");
+    let mut shorter = old.clone();
+    shorter.history.pop();
+    assert_ne!(states(&[&shorter]), all[width..2 * width].to_vec());
+    assert_eq!(states(&[&new]), vec![0.0; width]);
+}

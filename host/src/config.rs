@@ -187,6 +187,8 @@ pub struct ExpertTraining {
     pub batch_rows: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
+    /// Learning rate, held constant, of an expert that goes on learning batch by batch behind the stream.
+    pub online_learning_rate: f64,
     /// AdamW's weight decay.
     pub weight_decay: f64,
     /// Gradient-norm limit.
@@ -201,6 +203,7 @@ impl Default for ExpertTraining {
             epochs: 2,
             batch_rows: 512,
             learning_rate: 2e-3,
+            online_learning_rate: 5e-4,
             weight_decay: 1e-4,
             clip_norm: 5.0,
             seed: 7,

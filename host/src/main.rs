@@ -25,6 +25,7 @@ enum Command {
     Serve(commands::serve::Args),
     Plugin(commands::plugin::PluginArgs),
     Demo(commands::demo::Args),
+    Evaluate(commands::evaluate::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -39,5 +40,6 @@ fn main() -> anyhow::Result<()> {
         Command::Serve(args) => commands::serve::run(args),
         Command::Plugin(args) => commands::plugin::run_plugin(args),
         Command::Demo(args) => commands::demo::run(args),
+        Command::Evaluate(args) => commands::evaluate::run(args),
     }
 }

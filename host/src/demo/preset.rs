@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use hypercast_fm::spec::FmConfig;
 
 use crate::{
-    config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn},
+    config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms},
+    dataset::Dataset,
+    error::{Error, Result},
     import::simulate,
     schema::Schema,
 };
@@ -22,7 +24,23 @@ pub enum Data {
 }
 
 impl Data {
-    /// Where the test begins if nothing is asked for; none for the last tenth of impressions.
+    /// Where the test begins if nothing is asked for: the data set's own date, or its last tenth of
+    /// impressions.
+    ///
+    /// # Errors
+    /// A data set that is empty or cannot be read.
+    pub fn test_from_ms(self, config: &Config, dataset: &Dataset) -> Result<i64> {
+        if let Some(date) = self.test_from() {
+            return parse_time_ms(date, config.timeline.utc_offset_h);
+        }
+        let at = dataset.rows - dataset.rows / 10;
+        match dataset.impressions()?.nth(at) {
+            Some(impression) => Ok(impression?.time_ms),
+            None => Err(Error::Invalid("the data set is empty".into())),
+        }
+    }
+
+    /// The date where the test begins if nothing is asked for; none for the last tenth of impressions.
     pub fn test_from(self) -> Option<&'static str> {
         match self {
             Data::Kuairand => Some("2022-04-29"),

@@ -326,7 +326,7 @@ impl BaseRates {
     }
 
     /// The rate, drawn a little to one half so that it is never 0 or 1.
-    fn rate(&self, surface: u16, task: usize) -> f32 {
+    pub fn rate(&self, surface: u16, task: usize) -> f32 {
         let (positives, all) = self.rates.get(&(surface, task)).copied().unwrap_or((0, 0));
         ((positives as f64 + 0.5) / (all as f64 + 1.0)) as f32
     }

@@ -3,9 +3,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use hypercast_fm::metrics::{Keeper, Summary};
 use serde::Serialize;
 
-use super::replay::{Arm, Outcome};
+use super::replay::{Arm, Outcome, Slice};
 use crate::{
     schema::Schema,
     train::report::{ALL, number},
@@ -57,20 +58,8 @@ pub struct Latency {
 impl Report {
     /// From a replay.
     pub fn new(schema: &Schema, outcome: Outcome, seconds: BTreeMap<String, f64>) -> Self {
-        let row = |(&(surface, task, arm), summary): (
-            &(usize, usize, Arm),
-            hypercast_fm::metrics::Summary,
-        )| Row {
-            surface: schema.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
-            task: schema.tasks[task].name.clone(),
-            arm: arm_name(arm),
-            ne: summary.ne,
-            auc: summary.auc,
-            gauc: summary.gauc,
-            n: summary.n,
-        };
         Self {
-            rows: outcome.kept.summaries().map(row).collect(),
+            rows: rows(schema, &outcome.kept),
             latency: outcome
                 .stages_us
                 .into_iter()
@@ -83,7 +72,22 @@ impl Report {
     }
 }
 
-fn arm_name(arm: Arm) -> &'static str {
+/// The metrics of every surface, task and arm; those over all surfaces come last.
+pub fn rows(schema: &Schema, kept: &Keeper<Slice>) -> Vec<Row> {
+    let row = |(&(surface, task, arm), summary): (&Slice, Summary)| Row {
+        surface: schema.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
+        task: schema.tasks[task].name.clone(),
+        arm: arm_name(arm),
+        ne: summary.ne,
+        auc: summary.auc,
+        gauc: summary.gauc,
+        n: summary.n,
+    };
+    kept.summaries().map(row).collect()
+}
+
+/// The name of an arm in tables and JSON.
+pub fn arm_name(arm: Arm) -> &'static str {
     match arm {
         Arm::Base => "base",
         Arm::Expert => "expert",
@@ -103,25 +107,7 @@ fn quantiles(mut took_us: Vec<f64>) -> Latency {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<14} {:<17} {:<11} {:>8} {:>8} {:>8} {:>8}",
-            "surface", "task", "arm", "rows", "NE", "AUC", "GAUC"
-        )?;
-        let mut last = None;
-        for row in &self.rows {
-            let key = (&row.surface, &row.task);
-            let [surface, task] = match last.replace(key) == Some(key) {
-                true => ["", ""],
-                false => [row.surface.as_str(), row.task.as_str()],
-            };
-            let [ne, auc, gauc] = [row.ne, row.auc, row.gauc].map(number);
-            writeln!(
-                f,
-                "{surface:<14} {task:<17} {:<11} {:>8} {ne:>8} {auc:>8} {gauc:>8}",
-                row.arm, row.n
-            )?;
-        }
+        f.write_str(&table(&self.rows))?;
         writeln!(f, "\n{:<14} {:>9} {:>9}", "stage", "p50 ms", "p99 ms")?;
         for (stage, latency) in &self.latency {
             writeln!(f, "{stage:<14} {:>9.3} {:>9.3}", latency.p50_ms, latency.p99_ms)?;
@@ -131,4 +117,26 @@ impl fmt::Display for Report {
             self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
         writeln!(f, "{}", steps.join(", "))
     }
+}
+
+/// The rows for people, an arm a line.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<14} {:<17} {:<11} {:>8} {:>8} {:>8} {:>8}\n",
+        "surface", "task", "arm", "rows", "NE", "AUC", "GAUC"
+    );
+    let mut last = None;
+    for row in rows {
+        let key = (&row.surface, &row.task);
+        let [surface, task] = match last.replace(key) == Some(key) {
+            true => ["", ""],
+            false => [row.surface.as_str(), row.task.as_str()],
+        };
+        let [ne, auc, gauc] = [row.ne, row.auc, row.gauc].map(number);
+        text += &format!(
+            "{surface:<14} {task:<17} {:<11} {:>8} {ne:>8} {auc:>8} {gauc:>8}\n",
+            row.arm, row.n
+        );
+    }
+    text
 }

@@ -95,6 +95,27 @@ impl Parameters {
         report
     }
 
+    /// Takes the values of `other` for every parameter that `takes` accepts by name and whose shape
+    /// is the same.
+    pub fn warm_start_from(
+        &mut self,
+        other: &Parameters,
+        takes: impl Fn(&str) -> bool,
+    ) -> WarmStart {
+        let mut report = WarmStart::default();
+        for (spec, values) in self.specs.iter().zip(&mut self.values) {
+            let theirs = other.specs.iter().position(|own| own.name == spec.name);
+            match theirs.filter(|&at| takes(&spec.name) && other.specs[at].shape == spec.shape) {
+                Some(at) => {
+                    values.copy_from_slice(&other.values[at]);
+                    report.kept.push(spec.name.clone());
+                }
+                None => report.fresh.push(spec.name.clone()),
+            }
+        }
+        report
+    }
+
     /// The trained parameters of exactly this graph, for serving.
     pub fn restore(graph: &Graph, mut saved: SavedParameters) -> Result<Parameters, Error> {
         let path = saved.path.clone();

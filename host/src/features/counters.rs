@@ -186,7 +186,7 @@ fn logit(rate: f64) -> f64 {
 }
 
 /// The finaliser of SplitMix64 (Steele et al., OOPSLA 2014): a bijection that spreads every bit.
-pub(super) fn mix(id: u64) -> u64 {
+pub(crate) fn mix(id: u64) -> u64 {
     let id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     id ^ (id >> 31)

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::counters::mix;
 use self::counters::{Counters, Observation, Priors};
 use self::recent::Recent;
 use crate::dataset::timeline::{Span, Step, Timeline};

@@ -22,14 +22,14 @@ use crate::{
     features::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions},
     logs::{self, LogOptions, LogWriter},
     progress::Progress,
-    schema::{FeatureKind, Schema, TaskKind, TaskRole, names},
+    schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
 
 /// Consecutive history events that make one pre-training request.
-const PRETRAINING_CHUNK: usize = 8;
+pub const PRETRAINING_CHUNK: usize = 8;
 
 /// What an FM training did.
 #[derive(Debug, Clone, Serialize)]
@@ -79,6 +79,7 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
         item_ids: names(&schema.item_features, FeatureKind::Categorical).len(),
         item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
         features: schema.feature_columns().len(),
+        profile_ids: profile_ids(schema),
         tasks,
     };
     spec.validate()?;
@@ -88,6 +89,14 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 /// What the FM is told of a data set: its schema and the width of its content vectors.
 pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
     Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
+}
+
+/// Where the user's and the request's categories stand among the id columns: after the built-in ones and the item's.
+fn profile_ids(schema: &Schema) -> Vec<usize> {
+    let count = |features| names(features, FeatureKind::Categorical).len();
+    let first = BUILT_IN_IDS.len() + count(&schema.item_features);
+    let width = count(&schema.user_features) + count(&schema.context_features);
+    (first..first + width).collect()
 }
 
 /// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
@@ -303,7 +312,7 @@ fn count_requests(dataset: &Dataset, until_ms: Option<i64>) -> Result<u64> {
 }
 
 /// Removes the results of an earlier run of the same configuration.
-fn remove_dir(dir: &std::path::Path) -> Result<()> {
+pub(crate) fn remove_dir(dir: &std::path::Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
         _ => Ok(()),

@@ -8,3 +8,4 @@ pub mod fm;
 pub mod materialise;
 pub mod report;
 mod saved;
+pub mod stream;

@@ -82,6 +82,18 @@ impl Optimizer {
         self.steps
     }
 
+    /// From the next step on the rates stay as given here, without warm-up or decay; what was
+    /// gathered about gradients stays.
+    pub fn hold(&mut self, learning_rate: f32, table_learning_rate: f32) {
+        self.config = OptimizerConfig {
+            learning_rate,
+            table_learning_rate,
+            warmup_steps: 0,
+            decay_steps: 0,
+            ..self.config.clone()
+        };
+    }
+
     /// Applies one batch's gradients. Gradients that are not finite change
     /// nothing: the answer says whether the step was taken.
     pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients) -> bool {

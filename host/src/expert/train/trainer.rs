@@ -126,6 +126,11 @@ impl ExpertTrainer {
         self.config.progressive = progressive;
     }
 
+    /// Goes on at constant learning rates, as a stream wants; optimiser state is carried on.
+    pub fn hold_rates(&mut self, learning_rate: f32, table_learning_rate: f32) {
+        self.optimizer.hold(learning_rate, table_learning_rate);
+    }
+
     /// Learns from a chunk, which is also the shuffle buffer. `report` sees
     /// every batch.
     pub fn train(

@@ -1,0 +1,282 @@
+//! An expert that learns from logged rows as they come: passes over a past, then
+//! predict-then-train behind a stream.
+//!
+//! `train expert`, evaluations and experiments all learn through this. It reads
+//! the logs alone; what is measured is up to the caller, who sees predictions
+//! before they are learned from.
+
+use std::{ops::Range, sync::Arc};
+
+use hypercast_fm::example::Example;
+
+use crate::{
+    config::ExpertTraining,
+    dataset::timeline::Span,
+    error::{Error, Result},
+    expert::{
+        Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions,
+        Parameters, TrainerConfig,
+        train::{BatchReport, OptimizerConfig},
+    },
+    logs::{LogReader, Logged},
+};
+
+/// Rows that are held, hooked and shuffled together.
+const CHUNK_ROWS: usize = 65_536;
+
+/// Learning rate of embedding tables, relative to that of dense weights.
+const TABLE_RATE: f64 = 10.0;
+
+/// Which logged rows an expert sees, and which part of their embeddings.
+#[derive(Clone)]
+pub struct LogView<'a> {
+    /// The logs.
+    pub log: &'a LogReader,
+    /// Surfaces, by index.
+    pub surfaces: Vec<u16>,
+    /// Requests of this stretch of time alone.
+    pub span: Span,
+    /// Columns of the logged embeddings, joined in this order; none for the whole.
+    pub embedding: Option<Vec<Range<usize>>>,
+}
+
+impl LogView<'_> {
+    /// Width of the embedding that it gives.
+    pub fn tae_dim(&self) -> usize {
+        match &self.embedding {
+            Some(parts) => parts.iter().map(Range::len).sum(),
+            None => self.log.manifest.tae_dim,
+        }
+    }
+
+    /// The rows, in the order they were written.
+    pub fn rows(&self) -> impl Iterator<Item = Result<Logged>> + '_ {
+        self.log.iter().filter_map(|logged| match logged {
+            Ok(logged) if self.holds(&logged.example) => Some(Ok(self.cut(logged))),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    /// A first look at the rows; none if there are none.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, or that hold the embeddings of several FMs.
+    pub fn survey(&self) -> Result<Option<Survey>> {
+        let mut statistics = FeatureStatistics::new(&self.log.schema.feature_columns());
+        let (mut rows, mut fm_version) = (0, None::<String>);
+        for logged in self.rows() {
+            let logged = logged?;
+            statistics.observe(&logged.example);
+            rows += logged.example.targets.len() as u64;
+            match &fm_version {
+                None => fm_version = Some(logged.fm_version),
+                Some(version) if *version != logged.fm_version => {
+                    return Err(Error::Invalid(format!(
+                        "the logs hold TAEs of FM {version} and of FM {}; materialise them again with one",
+                        logged.fm_version
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(fm_version.map(|fm_version| Survey { rows, fm_version, statistics }))
+    }
+
+    fn holds(&self, example: &Example) -> bool {
+        !example.targets.is_empty()
+            && self.surfaces.contains(&example.surface)
+            && self.span.from_ms.is_none_or(|from_ms| example.time_ms >= from_ms)
+            && self.span.until_ms.is_none_or(|until_ms| example.time_ms < until_ms)
+    }
+
+    fn cut(&self, mut logged: Logged) -> Logged {
+        if let Some(parts) = &self.embedding {
+            let rows = logged.tae.chunks_exact(self.log.manifest.tae_dim.max(1));
+            let part = |row: &[f32]| parts.iter().flat_map(|at| row[at.clone()].to_vec()).collect();
+            logged.tae = rows.flat_map(|row| -> Vec<f32> { part(row) }).collect();
+        }
+        logged
+    }
+}
+
+/// What a first look at the logs tells.
+pub struct Survey {
+    /// Targets.
+    pub rows: u64,
+    /// The FM that made the embeddings.
+    pub fm_version: String,
+    /// Of the numeric features.
+    pub statistics: FeatureStatistics,
+}
+
+/// A plugin to be loaded for the rows of a view.
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    /// Where guests run.
+    pub engine: &'a Engine,
+    /// The component.
+    pub plugin: &'a std::path::Path,
+    /// The expert's name, for messages.
+    pub name: &'a str,
+}
+
+impl Load<'_> {
+    /// Loads the plugin for `view`, whose embeddings FM `fm_version` made.
+    ///
+    /// # Errors
+    /// A plugin that is refused, or that wants a longer short history than was logged.
+    pub fn blueprint(
+        &self,
+        view: &LogView<'_>,
+        fm_version: &str,
+        options: LoadOptions,
+    ) -> Result<Arc<Blueprint>> {
+        let options = LoadOptions {
+            tae_dim: view.tae_dim(),
+            fm_version: Some(fm_version.to_owned()),
+            ..options
+        };
+        let schema = &view.log.schema;
+        let blueprint = Blueprint::load(self.engine, self.plugin, schema, &options)?;
+        let wanted = blueprint.description.history_len as usize;
+        let logged = view.log.manifest.history_len;
+        if wanted > logged {
+            return Err(Error::Invalid(format!(
+                "expert {:?} reads {wanted} events of short history and the logs hold {logged}; raise logs.history_len and log again",
+                self.name
+            )));
+        }
+        Ok(Arc::new(blueprint))
+    }
+}
+
+/// How an expert starts.
+#[derive(Debug, Clone)]
+pub struct Start<'a> {
+    /// Rates, passes, batches and seed.
+    pub settings: &'a ExpertTraining,
+    /// Rows a pass, which the schedule spans.
+    pub rows: u64,
+    /// Zeros in the TAE's place.
+    pub without_tae: bool,
+    /// Where it is trained.
+    pub device: Device,
+}
+
+/// An expert in training over logged rows.
+pub struct ExpertStream {
+    trainer: ExpertTrainer,
+    settings: ExpertTraining,
+}
+
+/// Sees requests and, a task, the predictions for their targets, before they are learned from.
+pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
+
+impl ExpertStream {
+    /// Starts from `parameters`, which are the blueprint's: fresh or warm-started.
+    ///
+    /// # Errors
+    /// A device that is not in this build.
+    pub fn new(
+        blueprint: Arc<Blueprint>,
+        parameters: Parameters,
+        start: &Start<'_>,
+    ) -> Result<Self> {
+        let settings = start.settings;
+        let steps = settings.epochs as u64 * start.rows / settings.batch_rows as u64;
+        let config = TrainerConfig {
+            optimizer: OptimizerConfig {
+                learning_rate: settings.learning_rate as f32,
+                table_learning_rate: (settings.learning_rate * TABLE_RATE) as f32,
+                weight_decay: settings.weight_decay as f32,
+                clip_norm: settings.clip_norm as f32,
+                warmup_steps: (steps / 20).clamp(1, 200),
+                decay_steps: steps,
+            },
+            batch_rows: settings.batch_rows,
+            shuffle: false,
+            progressive: true,
+            without_tae: start.without_tae,
+            seed: settings.seed,
+            ..TrainerConfig::default()
+        };
+        let trainer = ExpertTrainer::new(blueprint, parameters, config, start.device)?;
+        Ok(Self { trainer, settings: settings.clone() })
+    }
+
+    /// Learns from a past in as many passes as the settings say. The first goes in time order, and
+    /// `report` sees each batch's predictions before it is learned from.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin whose hooks fail.
+    pub fn learn_past(
+        &mut self,
+        view: &LogView<'_>,
+        mut report: impl FnMut(&BatchReport<'_>),
+    ) -> Result<()> {
+        for epoch in 0..self.settings.epochs {
+            self.trainer.set_pass(epoch > 0, epoch == 0);
+            in_chunks(view, CHUNK_ROWS, |examples, tae| {
+                Ok(self.trainer.train(Chunk { examples, tae }, &mut report)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// From here on the learning rate is constant and small; call it once between a past and a stream.
+    pub fn go_online(&mut self) {
+        let rate = self.settings.online_learning_rate;
+        self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
+        self.trainer.set_pass(false, false);
+    }
+
+    /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch` see
+    /// it, and, if it `learns`, learns from the batch.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin whose hooks fail.
+    pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
+        in_chunks(view, self.settings.batch_rows, |examples, tae| {
+            let chunk = Chunk { examples, tae };
+            let predictions = self.trainer.predict(chunk)?;
+            watch(&examples.iter().collect::<Vec<_>>(), &predictions);
+            if learns {
+                self.trainer.train(chunk, |_| ())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The parameters so far.
+    pub fn parameters(&self) -> &Parameters {
+        self.trainer.parameters()
+    }
+
+    /// Ends training.
+    pub fn into_parameters(self) -> Parameters {
+        self.trainer.into_parameters()
+    }
+}
+
+/// Hands on the rows of a view, about `most` at a time, in whole requests.
+fn in_chunks(
+    view: &LogView<'_>,
+    most: usize,
+    mut take: impl FnMut(&[Example], &[f32]) -> Result<()>,
+) -> Result<()> {
+    let (mut examples, mut tae, mut rows) = (Vec::new(), Vec::new(), 0);
+    for logged in view.rows() {
+        let Logged { example, tae: own, .. } = logged?;
+        rows += example.targets.len();
+        examples.push(example);
+        tae.extend_from_slice(&own);
+        if rows >= most {
+            take(&examples, &tae)?;
+            examples.clear();
+            tae.clear();
+            rows = 0;
+        }
+    }
+    if rows > 0 { take(&examples, &tae) } else { Ok(()) }
+}
