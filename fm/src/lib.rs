@@ -10,6 +10,7 @@ pub mod alignment;
 pub mod batch;
 mod chance;
 pub mod checkpoint;
+pub mod cost;
 pub mod device;
 pub mod example;
 pub mod hstu;

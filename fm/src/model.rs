@@ -139,10 +139,8 @@ impl<B: HstuBackend> FmModel<B> {
             .map(|ends| i64::from(ends[1]) - 1)
             .collect();
         let count = last.len();
-        let last = Tensor::<B, 1, Int>::from_data(
-            TensorData::new(last, [count]),
-            &embedded.tokens.device(),
-        );
+        let device = embedded.tokens.device();
+        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &device);
         let mut x = self.tokens(embedded, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {
@@ -170,20 +168,19 @@ impl<B: HstuBackend> FmModel<B> {
             embeddings
         };
         let content = self.token_output.forward(silu(self.token_hidden.forward(input)));
-        let mut past = content.clone().narrow(0, 0, history);
-        if let Some(outcome) = self.outcome.as_ref().filter(|_| history > 0) {
-            let data =
-                TensorData::new(batch.outcomes.clone(), [history, batch.outcomes.len() / history]);
-            past = past + outcome.forward(Tensor::from_data(data, &device));
-        }
-        if history == total {
-            return past;
-        }
-        let mut targets = content.narrow(0, history, total - history);
-        if let Some(candidate) = &self.candidate {
-            targets = targets + candidate.forward(profiles, batch, &device);
-        }
-        if history > 0 { Tensor::cat(vec![past, targets], 0) } else { targets }
+        let past = (history > 0).then(|| {
+            let past = content.clone().narrow(0, 0, history);
+            let Some(outcome) = &self.outcome else { return past };
+            let shape = [history, batch.outcomes.len() / history];
+            let data = TensorData::new(batch.outcomes.clone(), shape);
+            past + outcome.forward(Tensor::from_data(data, &device))
+        });
+        let targets = (total > history).then(|| {
+            let targets = content.clone().narrow(0, history, total - history);
+            let Some(candidate) = &self.candidate else { return targets };
+            targets + candidate.forward(profiles, batch, &device)
+        });
+        Tensor::cat(past.into_iter().chain(targets).collect(), 0)
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     batch::{Batch, Batcher, Statistics},
     chance::mix,
     checkpoint::{Manifest, failed, load_weights, save_weights, write_whole},
+    cost::Size,
     device::{Cpu, DeviceKind},
     example::Example,
     model::FmModel,
@@ -77,8 +78,8 @@ pub trait FmTrainer: Send {
     /// An example that does not fit.
     fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>>;
 
-    /// Values of the dense weights that serving needs, and of all dense weights.
-    fn parameters(&self) -> (usize, usize);
+    /// How many values the model has so far.
+    fn size(&self) -> Size;
 
     /// Writes a checkpoint as `version` into `dir`, replacing what is there.
     ///
@@ -407,8 +408,12 @@ where
         Ok(self.probe(&bare, probe::user_states)?.concat())
     }
 
-    fn parameters(&self) -> (usize, usize) {
-        (self.network.model.num_params(), self.network.num_params())
+    fn size(&self) -> Size {
+        Size {
+            serving: self.network.model.num_params(),
+            dense: self.network.num_params(),
+            sparse: self.store.len() * self.config.embedding_dim,
+        }
     }
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {

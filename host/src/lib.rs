@@ -3,7 +3,8 @@
 //! Data flows one way: [`import`] writes a [`dataset`]; [`features`] turn its
 //! events into examples; [`train`] feeds them to the FM and fills the [`logs`],
 //! from which experts ([`expert`]) are trained; [`serve`] answers requests with
-//! both. [`demo`] runs all of it; [`evaluate`] measures it without a daemon. The FM itself is the crate `hypercast-fm`.
+//! both. [`demo`] runs all of it; [`evaluate`] measures it
+//! without a daemon, and [`experiment`] makes the paper's tables. The FM itself is the crate `hypercast-fm`.
 
 pub mod commands;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod dataset;
 pub mod demo;
 pub mod error;
 pub mod evaluate;
+pub mod experiment;
 pub mod expert;
 pub mod features;
 pub mod import;

@@ -26,6 +26,7 @@ enum Command {
     Plugin(commands::plugin::PluginArgs),
     Demo(commands::demo::Args),
     Evaluate(commands::evaluate::Args),
+    Experiment(commands::experiment::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,5 +42,6 @@ fn main() -> anyhow::Result<()> {
         Command::Plugin(args) => commands::plugin::run_plugin(args),
         Command::Demo(args) => commands::demo::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Experiment(args) => commands::experiment::run(args),
     }
 }

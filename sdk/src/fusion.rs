@@ -2,22 +2,47 @@
 //!
 //! `FmEmbedding` prepares the embedding, `FmFusion` joins its long-term interests
 //! with the short-term ones of `Hstu`. What follows, the Expert Fusion Module, is
-//! the plugin's own: an `Mlp`, or anything else.
+//! in `expert_fusion`; the logits are `TaskHeads`'s.
 
-use crate::graph::Tensor;
-use crate::layers::{Dropout, LayerNorm, Linear, Mlp};
+use std::cell::OnceCell;
 
-/// The FM Embedding Module: normalises the target-aware embedding and denoises it.
+use crate::graph::{Graph, Tensor};
+use crate::layers::{Dropout, LayerNorm, Linear, Mlp, RmsNorm};
+use crate::raw::types::Initialiser;
+
+/// The FM Embedding Module (section 3.2): normalises the target-aware embedding, denoises it, and
+/// makes the expert live without it.
 ///
-/// Noise is fought twice. Whole rows are dropped in training, so that the expert
-/// stays useful when the FM drifts or its embedding is missing; and a bottleneck
-/// keeps the few directions that serve this expert's tasks.
+/// - Normalised: `LayerNorm` unless `rms` is chosen, so that a new FM's or a drifting FM's scale does not matter.
+/// - Denoised: a bottleneck keeps the few directions that serve this expert's tasks, optionally `gated`;
+///   in training, values are dropped (0.05) and `noise` may be added.
+/// - Dispensable: in training a row's whole embedding is taken away at a rate of 0.05. Such a row, and one whose
+///   embedding is all zeros (the FM is down, or the expert runs without), gets a trained vector in its place, and
+///   `FmEmbedded::present` says so: training and serving see the same thing.
 pub struct FmEmbedding<'g> {
     name: String,
-    norm: LayerNorm<'g>,
+    width: u32,
+    norm: Norm<'g>,
     row_dropout: Dropout,
-    dropout: Dropout,
+    value_dropout: Dropout,
+    noise: f32,
     bottleneck: Linear<'g>,
+    gate: Option<Linear<'g>>,
+    missing: OnceCell<Tensor<'g>>,
+}
+
+/// What `FmEmbedding` makes of the embedding.
+#[derive(Clone, Copy)]
+pub struct FmEmbedded<'g> {
+    /// `[rows, width]`.
+    pub values: Tensor<'g>,
+    /// `[rows, 1]`: 1 where there is an embedding, 0 where there is none or training took it away.
+    pub present: Tensor<'g>,
+}
+
+enum Norm<'g> {
+    Layer(LayerNorm<'g>),
+    Rms(RmsNorm<'g>),
 }
 
 impl<'g> FmEmbedding<'g> {
@@ -25,35 +50,94 @@ impl<'g> FmEmbedding<'g> {
     pub fn new(name: &str, width: u32) -> Self {
         Self {
             name: name.into(),
-            norm: LayerNorm::new("norm"),
-            row_dropout: Dropout::new(0.05).rows(),
-            dropout: Dropout::new(0.05),
+            width,
+            norm: Norm::Layer(LayerNorm::new("norm")),
+            row_dropout: Dropout::new(0.05),
+            value_dropout: Dropout::new(0.05),
+            noise: 0.0,
             bottleneck: Linear::new("bottleneck", width),
+            gate: None,
+            missing: OnceCell::new(),
         }
     }
 
-    /// The rates at which whole rows and single values are dropped; 0.05 each unless set.
-    pub fn dropout(self, rows: Dropout, values: Dropout) -> Self {
-        Self { row_dropout: rows, dropout: values, ..self }
+    /// Normalises by the root mean square alone, which keeps the mean.
+    pub fn rms(self) -> Self {
+        Self { norm: Norm::Rms(RmsNorm::new("norm")), ..self }
     }
 
-    /// The embedding `[rows, tae_dim]` to `[rows, width]`.
-    pub fn apply(&self, tae: Tensor<'g>) -> Tensor<'g> {
-        tae.graph().scope(&self.name, || {
-            let clean = self.row_dropout.apply(self.norm.apply(tae));
-            self.bottleneck.apply(self.dropout.apply(clean))
+    /// Multiplies the bottleneck by a sigmoid gate of the embedding: what looks like noise is shut out.
+    pub fn gated(self) -> Self {
+        Self { gate: Some(Linear::new("gate", self.width)), ..self }
+    }
+
+    /// The rate, in [0, 1), at which a row's whole embedding is taken away in training; 0.05 unless set.
+    pub fn row_dropout(self, rate: f32) -> Self {
+        Self { row_dropout: Dropout::new(rate), ..self }
+    }
+
+    /// The rate, in [0, 1), at which single values are dropped in training; 0.05 unless set.
+    pub fn value_dropout(self, rate: f32) -> Self {
+        Self { value_dropout: Dropout::new(rate), ..self }
+    }
+
+    /// The deviation of the noise added to normalised values in training; 0 unless set.
+    pub fn noise(self, deviation: f32) -> Self {
+        Self { noise: deviation, ..self }
+    }
+
+    /// The embedding `[rows, tae_dim]` to `[rows, width]`, and whether it is there.
+    pub fn apply(&self, tae: Tensor<'g>) -> FmEmbedded<'g> {
+        let g = tae.graph();
+        g.scope(&self.name, || {
+            let present = self.present(g, tae);
+            let normed = match &self.norm {
+                Norm::Layer(norm) => norm.apply(tae),
+                Norm::Rms(norm) => norm.apply(tae),
+            };
+            let clean = self.value_dropout.apply(self.noisy(normed));
+            let narrow = self.bottleneck.apply(clean);
+            let narrow = match &self.gate {
+                Some(gate) => narrow * gate.apply(clean).sigmoid(),
+                None => narrow,
+            };
+            let missing = *self
+                .missing
+                .get_or_init(|| g.parameter("missing", &[self.width], Initialiser::Zeros));
+            FmEmbedded { values: narrow * present + (1.0 - present) * missing, present }
         })
+    }
+
+    // Dropout scales up what it keeps; the comparison after it makes a plain 0 or 1 of that.
+    fn present(&self, g: &'g Graph, tae: Tensor<'g>) -> Tensor<'g> {
+        let zero = g.constant(0.0);
+        let there = tae.abs().sum().greater(zero);
+        self.row_dropout.apply(there).greater(zero)
+    }
+
+    // A graph has no random op, but dropout of ones at a half yields 0 or 2 in training and 1 in
+    // serving: one less is a random sign in training and exactly 0 in serving.
+    fn noisy(&self, x: Tensor<'g>) -> Tensor<'g> {
+        if self.noise == 0.0 {
+            return x;
+        }
+        let ones = x.equal(x);
+        x + (ones.dropout(0.5) - 1.0) * self.noise
     }
 }
 
-/// The FM Fusion Module: an `Mlp` over the prepared embedding and the short-term interests,
-/// with a gate that can pass the embedding by.
+/// The FM Fusion Module (section 3.2): long-term interests (from `FmEmbedding`) and short-term ones (from `Hstu`)
+/// as a gated sum, plus an interaction layer over both and their element-wise product.
+///
+/// The gate, a sigmoid for each of `width`, knows whether there is an embedding at all. The short-term side
+/// starts small: the embedding leads until the expert's own sequence model has learnt something.
 pub struct FmFusion<'g> {
     name: String,
+    long: Linear<'g>,
     short_norm: LayerNorm<'g>,
-    mlp: Mlp<'g>,
+    recent: Linear<'g>,
     gate: Linear<'g>,
-    skip: Linear<'g>,
+    interaction: Mlp<'g>,
 }
 
 impl<'g> FmFusion<'g> {
@@ -61,23 +145,27 @@ impl<'g> FmFusion<'g> {
     pub fn new(name: &str, width: u32) -> Self {
         Self {
             name: name.into(),
+            long: Linear::new("long", width),
             short_norm: LayerNorm::new("short_norm"),
-            mlp: Mlp::new("mlp", [width]),
+            recent: Linear::new("recent", width).init(Initialiser::Normal(0.02)),
             gate: Linear::new("gate", width),
-            skip: Linear::new("skip", width),
+            interaction: Mlp::new("interaction", [width]),
         }
     }
 
-    /// `fm` (from `FmEmbedding`) and `short` (from `Hstu`, if the expert has one), `[rows, d]` each, to `[rows, width]`.
-    pub fn apply(&self, fm: Tensor<'g>, short: Option<Tensor<'g>>) -> Tensor<'g> {
-        let g = fm.graph();
+    /// `fm` `[rows, d]` and `short` `[rows, e]`, if the expert has one, to `[rows, width]`.
+    pub fn apply(&self, fm: FmEmbedded<'g>, short: Option<Tensor<'g>>) -> Tensor<'g> {
+        let g = fm.values.graph();
         g.scope(&self.name, || {
-            let joined = match short {
-                Some(short) => g.concat(&[fm, self.short_norm.apply(short)]),
-                None => fm,
+            let long = self.long.apply(fm.values);
+            let Some(short) = short else {
+                let gate = self.gate.apply(g.concat(&[long, fm.present])).sigmoid();
+                return gate * long + self.interaction.apply(long);
             };
-            let gate = self.gate.apply(joined).sigmoid();
-            self.mlp.apply(joined) + gate * self.skip.apply(fm)
+            let recent = self.recent.apply(self.short_norm.apply(short));
+            let gate = self.gate.apply(g.concat(&[long, recent, fm.present])).sigmoid();
+            let both = gate * long + (1.0 - gate) * recent;
+            both + self.interaction.apply(g.concat(&[long, recent, long * recent]))
         })
     }
 }

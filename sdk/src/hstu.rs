@@ -2,11 +2,16 @@
 //! short-term, real-time interests (paper sections 3.1.2 and 3.2).
 //!
 //! The same sequence modelling as the FM's, at an expert's size: histories are
-//! `f(ids) + action + age`, candidates `f(ids)`, in one joint sequence a request.
+//! `f(ids) + actions + age`, candidates `f(ids)`, in one joint sequence a request.
+//! An event's outcome (its actions) and its time (its age, and its place in the
+//! causal order) are all that the contract offers of it besides ids.
 
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Dropout, Embedding, LayerNorm, Linear};
 use crate::ops::{Attention, Projections};
+
+/// Where an event's meaning changes with its age, as log2 of seconds: a minute, an hour, a day, a week.
+const AGES: [f32; 4] = [6.0, 12.0, 16.5, 19.0];
 
 /// HSTU layers over the short history, with the candidates as target tokens.
 pub struct Hstu {
@@ -76,8 +81,7 @@ impl Hstu {
     ) -> (Tensor<'g>, Tensor<'g>) {
         let f = Linear::new("f", self.width);
         let actions = Linear::new("actions", self.width).no_bias().apply(g.history_actions());
-        // log2 of seconds goes up to about 25; a tenth of it is of an embedding's order.
-        let age = Linear::new("age", self.width).no_bias().apply(g.history_age() * 0.1);
+        let age = Linear::new("age", self.width).no_bias().apply(age(g));
         let events = f.apply(g.concat(history)) + actions + age;
         (events, f.apply(g.concat(rows)))
     }
@@ -118,6 +122,15 @@ impl Hstu {
         let gated = layer.out_norm.apply(attended) * u;
         x + layer.out.apply(Dropout::new(self.dropout).apply(gated))
     }
+}
+
+// `[history, 5]`: a linear layer of it is piecewise linear in log2 of seconds, with a bend at each of `AGES`.
+// Ages go up to about 25; a tenth of it is of an embedding's order.
+fn age(g: &Graph) -> Tensor<'_> {
+    let age = g.history_age();
+    let bend = |at: &f32| (age - *at).relu();
+    let pieces: Vec<_> = std::iter::once(age).chain(AGES.iter().map(bend)).collect();
+    g.concat(&pieces) * 0.1
 }
 
 impl<'g> Layer<'g> {

@@ -13,13 +13,20 @@ pub struct Linear<'g> {
     name: String,
     width: u32,
     bias: bool,
+    init: Initialiser,
     parameters: OnceCell<(Tensor<'g>, Option<Tensor<'g>>)>,
 }
 
 impl<'g> Linear<'g> {
     /// A layer with `width` outputs.
     pub fn new(name: &str, width: u32) -> Self {
-        Self { name: name.into(), width, bias: true, parameters: OnceCell::new() }
+        let init = Initialiser::XavierUniform;
+        Self { name: name.into(), width, bias: true, init, parameters: OnceCell::new() }
+    }
+
+    /// How `W` starts; Xavier's uniform distribution unless set. `b` starts at zero.
+    pub fn init(self, init: Initialiser) -> Self {
+        Self { init, ..self }
     }
 
     /// Without `b`.
@@ -33,8 +40,7 @@ impl<'g> Linear<'g> {
         g.scope(&self.name, || {
             let (weight, bias) = *self.parameters.get_or_init(|| {
                 let inputs = x.shape().width().unwrap_or(1);
-                let weight =
-                    g.parameter("weight", &[inputs, self.width], Initialiser::XavierUniform);
+                let weight = g.parameter("weight", &[inputs, self.width], self.init);
                 let bias = || g.parameter("bias", &[self.width], Initialiser::Zeros);
                 (weight, self.bias.then(bias))
             });
@@ -66,6 +72,30 @@ impl<'g> LayerNorm<'g> {
                 (scale, g.parameter("bias", &width, Initialiser::Zeros))
             });
             x.layer_normalization(scale, bias)
+        })
+    }
+}
+
+/// Divides by the root mean square of the last dimension, then scales by a trained vector.
+pub struct RmsNorm<'g> {
+    name: String,
+    scale: OnceCell<Tensor<'g>>,
+}
+
+impl<'g> RmsNorm<'g> {
+    /// A layer as wide as what it is applied to.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), scale: OnceCell::new() }
+    }
+
+    /// `[.., d]` to `[.., d]`.
+    pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
+        let g = x.graph();
+        g.scope(&self.name, || {
+            let scale = *self.scale.get_or_init(|| {
+                g.parameter("scale", &[x.shape().width().unwrap_or(1)], Initialiser::Ones)
+            });
+            x / ((x * x).mean() + 1e-6).sqrt() * scale
         })
     }
 }

@@ -8,8 +8,10 @@
 
 mod component;
 mod description;
+mod expert_fusion;
 mod fusion;
 mod graph;
+mod heads;
 mod hstu;
 pub mod labels;
 mod layers;
@@ -21,10 +23,12 @@ mod shape;
 
 pub use component::{Component, build};
 pub use description::Description;
-pub use fusion::{FmEmbedding, FmFusion};
+pub use expert_fusion::{Cross, ExpertFusion};
+pub use fusion::{FmEmbedded, FmEmbedding, FmFusion};
 pub use graph::{Finished, Graph, Tensor};
+pub use heads::{PerSurface, TaskHeads};
 pub use hstu::Hstu;
-pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, Squash};
+pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{

@@ -141,7 +141,7 @@ fn all_layers_together_make_a_valid_network() {
         "item/table",
         "short/layer_2/kv/weight",
         "fm/bottleneck/bias",
-        "fusion/mlp/linear_1/weight",
+        "fusion/interaction/linear_1/weight",
     ] {
         assert!(names.contains(&expected.to_string()), "{expected} among {names:?}");
     }

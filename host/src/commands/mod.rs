@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod evaluate;
+pub mod experiment;
 pub mod import;
 pub mod plugin;
 pub mod serve;

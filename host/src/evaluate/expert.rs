@@ -81,7 +81,7 @@ impl Phase<'_> {
             without_tae: entry.without_tae,
             device: self.config.device,
         };
-        let mut scorer = Scorer::new(self.log, &blueprint, &serves, entry);
+        let scorer = Scorer::new(self.log, &blueprint, &serves, entry);
         let mut stream = ExpertStream::new(blueprint, parameters, &start)?;
         let total = survey.rows * settings.epochs as u64;
         let mut progress = Progress::start(&format!("expert {}", entry.name), total);

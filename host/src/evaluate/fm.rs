@@ -17,7 +17,7 @@ use super::{
     stream::{Mode, Part, Stream},
 };
 use crate::{
-    config::{Config, Logs},
+    config::Logs,
     dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values},
     demo::replay::{Arm, BaseRates},
     error::{Error, Result},
@@ -66,7 +66,9 @@ impl Key {
         })?;
         let parse = |error: serde_json::Error| Error::data(&path, format!("{error}; {advice}"));
         let left: serde_json::Value = serde_json::from_str(&text).map_err(parse)?;
-        let own = serde_json::to_value(self).map_err(parse)?;
+        // Through text, as what was left: a 32-bit float reads back as another number than it casts to.
+        let own = serde_json::to_string(self).and_then(|text| serde_json::from_str(&text));
+        let own: serde_json::Value = own.map_err(parse)?;
         let fields = own.as_object().into_iter().flatten();
         let other: Vec<String> = fields
             .filter(|(name, value)| left.get(name) != Some(value))

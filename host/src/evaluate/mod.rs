@@ -11,7 +11,7 @@ pub mod scores;
 pub mod setup;
 pub mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod window;
 
 use std::collections::BTreeMap;

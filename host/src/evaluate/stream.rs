@@ -153,7 +153,7 @@ impl Stream<'_> {
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
         let (mut batch, mut seen) = (Vec::new(), 0);
-        let mut hand_on = |batch: &mut Vec<Example>| {
+        let mut hand_on = |batch: &mut Vec<Example>| -> Result<()> {
             let Some(first) = batch.first() else { return Ok(()) };
             let test = first.time_ms >= self.window.test_from_ms;
             let teaches = !test || self.mode == Mode::Streaming;

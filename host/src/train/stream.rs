@@ -259,7 +259,8 @@ impl ExpertStream {
     }
 }
 
-/// Hands on the rows of a view, about `most` at a time, in whole requests.
+/// Hands on the rows of a view in whole requests, at most `most` rows at a time unless one request
+/// has more.
 fn in_chunks(
     view: &LogView<'_>,
     most: usize,
@@ -268,15 +269,16 @@ fn in_chunks(
     let (mut examples, mut tae, mut rows) = (Vec::new(), Vec::new(), 0);
     for logged in view.rows() {
         let Logged { example, tae: own, .. } = logged?;
-        rows += example.targets.len();
-        examples.push(example);
-        tae.extend_from_slice(&own);
-        if rows >= most {
+        // A chunk that a trainer would have to cut would leave it a step of a few rows.
+        if rows > 0 && rows + example.targets.len() > most {
             take(&examples, &tae)?;
             examples.clear();
             tae.clear();
             rows = 0;
         }
+        rows += example.targets.len();
+        examples.push(example);
+        tae.extend_from_slice(&own);
     }
     if rows > 0 { take(&examples, &tae) } else { Ok(()) }
 }

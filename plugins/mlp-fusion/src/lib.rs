@@ -5,8 +5,8 @@
 //! `short-term` for an expert that does.
 
 use hypercast_sdk::{
-    Description, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo, Linear, Mlp,
-    Squash, Tensor,
+    Description, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo,
+    Squash, TaskHeads, Tensor,
 };
 
 /// The expert.
@@ -18,28 +18,25 @@ impl Expert for MlpFusion {
     }
 
     fn network(g: &Graph) {
-        let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         // First-order parts also reach the logits directly: a linear model is the floor of this one.
         let mut direct = Vec::new();
+        let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         if !g.info().features.is_empty() {
             direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).apply(g.tae());
             parts.push(FmFusion::new("fusion", 32).apply(fm, None));
-            direct.push(fm);
+            direct.push(fm.values);
         }
         parts.extend(&direct);
         if parts.is_empty() {
             g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
             return;
         }
-        let hidden = Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts));
-        direct.push(hidden);
-        let head_input = g.concat(&direct);
-        for task in g.tasks() {
-            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(head_input));
-        }
+        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
+        let direct = (!direct.is_empty()).then(|| g.concat(&direct));
+        TaskHeads::new("heads").apply(g, bottom, direct);
     }
 }
 

@@ -4,8 +4,8 @@
 //! It fits any surface of any data set whose items have ids in the history.
 
 use hypercast_sdk::{
-    Description, Diversity, Dropout, Embedding, Expert, FmEmbedding, FmFusion, Graph, HostInfo,
-    Hstu, Linear, Mlp, Ranked, Request, Squash, Tensor,
+    Description, Diversity, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph,
+    HostInfo, Hstu, Ranked, Request, Squash, TaskHeads, Tensor,
 };
 
 /// The first id column of these that the schema has keeps a feed diverse.
@@ -41,16 +41,14 @@ impl Expert for ShortTerm {
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).apply(g.tae());
             parts.push(FmFusion::new("fusion", 32).apply(fm, Some(short)));
-            direct.push(fm);
+            direct.push(fm.values);
         } else {
             parts.push(short);
         }
         parts.extend(&direct);
-        direct.push(Mlp::new("mlp", [64, 32]).dropout(0.05).apply(g.concat(&parts)));
-        let input = g.concat(&direct);
-        for task in g.tasks() {
-            g.output(&task.name, Linear::new(&format!("head_{}", task.name), 1).apply(input));
-        }
+        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
+        let direct = (!direct.is_empty()).then(|| g.concat(&direct));
+        TaskHeads::new("heads").apply(g, bottom, direct);
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {

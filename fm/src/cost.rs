@@ -1,0 +1,125 @@
+//! What a model costs before it runs: parameters, and floating-point operations
+//! of a request, from the configuration alone.
+//!
+//! A multiply and an add count two; activations, norms and look-ups, which are
+//! small beside the matrices, are not counted.
+
+use crate::spec::{FmConfig, FmSpec};
+
+/// How many values a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Size {
+    /// Dense weights that serving needs.
+    pub serving: usize,
+    /// All dense weights, alignment modules included.
+    pub dense: usize,
+    /// Values of sparse rows.
+    pub sparse: usize,
+}
+
+/// A request's tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tokens {
+    /// Events of history.
+    pub history: usize,
+    /// Targets.
+    pub targets: usize,
+}
+
+/// Floating-point operations of a forward pass over one request; its history is computed once.
+pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
+    let FmConfig { dim, heads, qk_dim, v_dim, layers, .. } = *config;
+    let (h, m) = (tokens.history.min(config.max_history) as f64, tokens.targets as f64);
+    let (d, qk, v) = (dim as f64, (heads * qk_dim) as f64, (heads * v_dim) as f64);
+    let input =
+        (spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content) as f64;
+    let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
+    let candidate = match config.candidate_columns {
+        true => (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64,
+        false => 0.0,
+    };
+    let hidden = if candidate > 0.0 { 2.0 * d } else { 0.0 };
+    let columns = m * 2.0 * (candidate * hidden + hidden * d);
+    let pair = 2.0 * qk + 2.0 * v;
+    let of_targets = m * seen(config, h);
+    let of_history: f64 = (0..h as usize).map(|at| seen(config, at as f64)).sum();
+    let inner = (h + m) * 2.0 * d * (2.0 * v + 2.0 * qk)
+        + (of_targets + of_history) * pair
+        + (h + m) * 2.0 * v * d;
+    let last = m * 2.0 * d * (2.0 * v + 2.0 * qk)
+        + h * 2.0 * d * (v + qk)
+        + of_targets * pair
+        + m * 2.0 * v * d;
+    let tae = config.tae_width() as f64;
+    let projection = if config.tae_dim == 0 { 0.0 } else { m * 2.0 * d * tae };
+    let head = m * 2.0 * (tae * d + d * spec.main_tasks().len() as f64);
+    embedding + columns + (layers as f64 - 1.0) * inner + last + projection + head
+}
+
+/// Tokens that one sees which `before` are before, itself included.
+fn seen(config: &FmConfig, before: f64) -> f64 {
+    match config.window {
+        0 => before + 1.0,
+        window => (before + 1.0).min((window + config.global + 1) as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Label, TaskSpec};
+
+    fn spec() -> FmSpec {
+        FmSpec {
+            surfaces: vec!["a".into()],
+            actions: 1,
+            values: 0,
+            item_ids: 0,
+            item_dense: 0,
+            profile_ids: vec![],
+            features: 0,
+            tasks: vec![TaskSpec {
+                name: "t".into(),
+                main: true,
+                label: Label::Action(0),
+                surfaces: vec![true],
+                weight: 1.0,
+            }],
+            content: 0,
+        }
+    }
+
+    #[test]
+    fn the_history_is_paid_once_a_request() {
+        let config = FmConfig { max_history: 100, ..FmConfig::default() };
+        let cost = |history, targets| flops(&config, &spec(), Tokens { history, targets });
+        let own = cost(100, 2) - cost(100, 1);
+        assert!((cost(100, 12) - cost(100, 2) - 10.0 * own).abs() < 1.0, "targets cost alike");
+        assert!(cost(100, 1) > 20.0 * own, "and little beside the history");
+        assert_eq!(cost(500, 1), cost(100, 1), "what is not read is not paid");
+        let window = FmConfig { window: 8, global: 2, ..config.clone() };
+        assert!(flops(&window, &spec(), Tokens { history: 100, targets: 1 }) < cost(100, 1));
+    }
+
+    #[test]
+    fn one_layer_by_hand() {
+        let config = FmConfig {
+            dim: 4,
+            layers: 1,
+            heads: 1,
+            qk_dim: 2,
+            v_dim: 3,
+            embedding_dim: 5,
+            max_history: 10,
+            ..FmConfig::default()
+        };
+        // One target, no history: input of `token_fields` * 5 values.
+        let input = spec().token_fields() as f64 * 5.0;
+        let expected = 2.0 * (input * 4.0 + 16.0) // token
+            + 2.0 * 4.0 * 10.0 // U, Q, V, K
+            + 10.0 // it sees itself
+            + 2.0 * 3.0 * 4.0 // output
+            + 2.0 * (4.0 * 4.0 + 4.0); // head
+        assert_eq!(flops(&config, &spec(), Tokens { history: 0, targets: 1 }), expected);
+    }
+}

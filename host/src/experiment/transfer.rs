@@ -1,0 +1,226 @@
+//! Table 2: how much of a larger FM's gain reaches its experts.
+//!
+//! Two FMs follow one stream. As in section 4.3, two architecturally identical
+//! experts start from one that was trained on the smaller FM, but for the layers
+//! that face the FM, and then learn the same rows; only the FM differs.
+
+use hypercast_fm::{spec::FmSpec, trainer, trainer::FmTrainer};
+use serde_json::{Value, json};
+
+use super::{
+    Ground, Outcome, Row, Seed,
+    bootstrap::intervals,
+    field::{Arm, Field},
+    report::{Cell, Found, Mean, Pair, with_interval},
+    smaller, store_dir,
+    tally::{Tally, Totals},
+    targets, write,
+};
+use crate::{
+    config::Config, dataset::timeline::Span, demo::Seconds, error::Result, evaluate::stream::Part,
+    logs::LogReader, schema::TaskRole, train::fm::dataset_spec,
+};
+
+const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
+
+/// The pairs that are compared: FMs with each other, and their experts with each other.
+const FM: Pair = Pair { baseline: 0, arm: 1 };
+const EXPERT: Pair = Pair { baseline: 2, arm: 3 };
+
+/// The share of the past that the expert which both start from learns.
+const WARM_SHARE: f64 = 0.5;
+
+/// Positives that a row of the printed table needs; the JSON has every row.
+const SHOWN: f64 = 100.0;
+
+/// Runs it for every seed.
+pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
+    let mut tallies = Vec::new();
+    for &seed in &ground.options.seeds {
+        let config = ground.seeded(seed);
+        let mut tally = ground.tally(&ARMS);
+        seconds.time("fm", || embed(ground, &config, &mut tally))?;
+        let log = LogReader::open(&config.paths.logs)?;
+        let field = ground.field(&config, &log);
+        seconds.time("experts", || experts(&field, &mut tally))?;
+        tallies.push(tally);
+    }
+    let found = ground.found(&tallies);
+    let (mut rows, mut table) = (Vec::new(), head());
+    for cell in found.cells()? {
+        let every = [0, 2].map(|arm| Pair { baseline: arm, arm });
+        let of_cell = seconds
+            .time("bootstrap", || Ok(found.rows(&cell, &[FM, EXPERT, every[0], every[1]])))?;
+        let ratio = ratio_row(&found, &cell);
+        if cell.totals.positives >= SHOWN {
+            table += &line(&of_cell, &ratio);
+        }
+        rows.extend(of_cell);
+        rows.push(ratio);
+    }
+    let chosen = json!({ "fm_small": smaller(&ground.config.fm), "warm_share": WARM_SHARE });
+    Ok(Outcome { name: "transfer", rows, models: Vec::new(), table, chosen })
+}
+
+/// Both FMs over one stream; logs their TAEs, joined, and tallies what their heads say.
+fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> {
+    let spec = dataset_spec(&ground.dataset)?;
+    let sizes = [("small", smaller(&config.fm)), ("large", config.fm.clone())];
+    let mut fms: Vec<Box<dyn FmTrainer>> = Vec::new();
+    for (name, fm) in &sizes {
+        let dir = store_dir(config, name)?;
+        fms.push(trainer::create(&dir, fm, &spec, config.device)?);
+    }
+    let width = config.fm.tae_width();
+    let mut log = ground.log(config, 2 * width)?;
+    let stream = ground.stream(config, config.fm.max_history);
+    let skip = ground.skip(&stream)?;
+    let heads = Heads::new(&spec, ground);
+    stream.run("two FMs", |part| {
+        let small = part.through(fms[0].as_mut(), &|_| true)?;
+        let large = part.through(fms[1].as_mut(), &|_| true)?;
+        if part.history_only {
+            return Ok(());
+        }
+        heads.tally(&part, 0, &small.predictions, tally);
+        heads.tally(&part, 1, &large.predictions, tally);
+        if part.seen < skip {
+            return Ok(());
+        }
+        let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
+        let joined: Vec<f32> = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
+        write(&mut log, &part, &joined, |_| true)
+    })?;
+    log.finish()
+}
+
+/// An FM's heads as tasks of the schema.
+pub(super) struct Heads {
+    /// Each task of the schema among the FM's.
+    places: Vec<(usize, usize)>,
+    tasks: usize,
+}
+
+impl Heads {
+    /// Of the tasks that have the schema's names.
+    pub(super) fn new(spec: &FmSpec, ground: &Ground<'_>) -> Self {
+        let schema = &ground.dataset.schema;
+        let place = |task: usize| {
+            let name = &schema.tasks[task].name;
+            spec.tasks.iter().position(|own| own.name == *name).map(|place| (task, place))
+        };
+        Self { places: ground.labels.tasks().filter_map(place).collect(), tasks: spec.tasks.len() }
+    }
+
+    /// Tallies `[rows, tasks]` as an arm.
+    pub(super) fn tally(&self, part: &Part<'_>, arm: usize, said: &[f32], tally: &mut Tally) {
+        for (target, said) in targets(part).zip(said.chunks_exact(self.tasks)) {
+            for &(task, place) in &self.places {
+                tally.push(arm, target, task, said[place]);
+            }
+        }
+    }
+}
+
+fn experts(field: &Field<'_>, tally: &mut Tally) -> Result<()> {
+    let surfaces = field.surfaces();
+    let width = field.log.manifest.tae_dim / 2;
+    let middle_ms = middle(field)?;
+    let small = Arm { index: 2, embedding: 0..width, without_tae: false };
+    let large = Arm { index: 3, embedding: width..2 * width, without_tae: false };
+    let early = field.view(&surfaces, &small, Span { from_ms: None, until_ms: Some(middle_ms) });
+    let first = field.train(&early, &small, None)?;
+    let late = Span { from_ms: Some(middle_ms), until_ms: Some(field.window.test_from_ms) };
+    for arm in [small, large] {
+        let view = field.view(&surfaces, &arm, late);
+        let mut trained = field.train(&view, &arm, Some(first.stream.parameters()))?;
+        field.measure(&mut trained, &arm, &surfaces, tally)?;
+    }
+    Ok(())
+}
+
+/// The time by which `WARM_SHARE` of the logged rows before the test were shown.
+fn middle(field: &Field<'_>) -> Result<i64> {
+    let mut times = Vec::new();
+    for logged in field.log.iter() {
+        let example = logged?.example;
+        if example.time_ms < field.window.test_from_ms {
+            times.extend(std::iter::repeat_n(example.time_ms, example.targets.len()));
+        }
+    }
+    let at = (times.len() as f64 * WARM_SHARE) as usize;
+    Ok(times.get(at).copied().unwrap_or(field.window.test_from_ms))
+}
+
+/// Eq. 6 on the means over seeds; on the same rows the entropy of the base rate cancels.
+fn ratio(totals: &Totals) -> f64 {
+    let gain = |pair: Pair| {
+        totals.nats.iter().map(|arms| arms[pair.baseline] - arms[pair.arm]).sum::<f64>()
+    };
+    gain(EXPERT) / gain(FM)
+}
+
+fn ratio_row(found: &Found<'_>, cell: &Cell) -> Row {
+    let bounds = intervals(&cell.dense, found.replicates, |totals| {
+        vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals)]
+    });
+    let task = &found.schema.tasks[cell.slice.1];
+    let kind = match task.role {
+        TaskRole::Main => "main",
+        TaskRole::Auxiliary => "aux",
+    };
+    let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
+    let finite = |value: f64| value.is_finite().then_some(value);
+    let more = [
+        ("task_type", Value::from(kind)),
+        ("transfer_ratio", Value::from(finite(ratio(&cell.totals)))),
+        ("transfer_ratio_ci95", json!(bounds[1].map(finite))),
+        ("fm_gain_outside_interval", Value::from(clear)),
+    ];
+    Row {
+        surface: found.surface(cell.slice.0).to_owned(),
+        task: task.name.clone(),
+        arm: "transfer".into(),
+        seed: Seed::Mean(Mean::Mean),
+        n: cell.totals.rows as u64,
+        ne: None,
+        ne_diff_pct: None,
+        ci95: None,
+        more: more.into(),
+    }
+}
+
+fn head() -> String {
+    format!(
+        "{:<12} {:<5} {:<17} {:>22} {:>22} {:>24}\n",
+        "surface", "type", "task", "FM NE diff (%)", "expert NE diff (%)", "transfer ratio"
+    )
+}
+
+/// A line of table 2; a ratio whose FM gain is not clear of its interval is in brackets.
+fn line(rows: &[Row], ratio: &Row) -> String {
+    let cell = |arm: &str| {
+        let row = rows.iter().find(|row| row.arm == arm && matches!(row.seed, Seed::Mean(_)));
+        row.map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95))
+    };
+    let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
+    let bounds = &ratio.more["transfer_ratio_ci95"];
+    let text = format!(
+        "{} [{}, {}]",
+        number(&ratio.more["transfer_ratio"]),
+        number(&bounds[0]),
+        number(&bounds[1])
+    );
+    let text = match ratio.more["fm_gain_outside_interval"] == Value::from(true) {
+        true => text,
+        false => format!("({text})"),
+    };
+    format!(
+        "{:<12} {:<5} {:<17} {:>22} {:>22} {text:>24}\n",
+        ratio.surface,
+        ratio.more["task_type"].as_str().unwrap_or_default(),
+        ratio.task,
+        cell(ARMS[FM.arm]),
+        cell(ARMS[EXPERT.arm])
+    )
+}

@@ -1,0 +1,474 @@
+//! The SDK's expert layers through the host's executor: gradients against central
+//! differences, what training takes away and serving does not, and warm starts.
+//!
+//! The SDK and the host share no type but the contract's; the first half of this
+//! file carries a network across, as a component would.
+
+use std::sync::Arc;
+
+use hypercast::expert::batch::{ColumnData, ExpertBatch};
+use hypercast::expert::graph::{Graph, GraphLimits};
+use hypercast::expert::params::{Provenance, hash_text};
+use hypercast::expert::train::{Seed, compute};
+use hypercast::expert::wasm::contract;
+use hypercast::expert::{Device, Normaliser, Parameters, SavedParameters};
+use hypercast_sdk::raw::types as guest;
+use hypercast_sdk::{
+    Column, Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear,
+    PerSurface, RmsNorm, TaskHeads, TaskKind, Tensor,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const TAE_DIM: usize = 4;
+const SURFACES: [&str; 3] = ["feed", "reels", "stories"];
+
+/// A network that the host has admitted, with the columns that it reads.
+struct Network {
+    graph: Arc<Graph>,
+    columns: Vec<Column>,
+}
+
+/// The network that `build` makes, with the named tasks.
+fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Network {
+    let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
+    let info = guest::HostInfo {
+        tae_dim: TAE_DIM as u32,
+        surfaces: names(&SURFACES),
+        actions: names(&["click", "like"]),
+        values: Vec::new(),
+        tasks: Vec::new(),
+        features: names(&["rate", "count"]),
+        ids: names(&["item_id", "surface"]),
+        history_ids: names(&["item_id"]),
+    };
+    let describe = Description::new("layers", "1.0.0").history_len(4);
+    let describe = tasks.iter().fold(describe, |d, task| d.task(task, TaskKind::Binary));
+    let g = hypercast_sdk::Graph::new(info, &describe);
+    build(&g);
+    let finished = g.finish().expect("the network is valid");
+    let description = contract::Description {
+        name: "layers".into(),
+        version: "1.0.0".into(),
+        surfaces: Vec::new(),
+        tasks: tasks
+            .iter()
+            .map(|task| contract::Task { name: task.to_string(), kind: contract::TaskKind::Binary })
+            .collect(),
+        columns: finished.columns.iter().map(column).collect(),
+        rank_columns: Vec::new(),
+        history_len: 4,
+        fm_version: "*".into(),
+        limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
+    };
+    let info = contract::HostInfo {
+        tae_dim: TAE_DIM as u32,
+        surfaces: names(&SURFACES),
+        actions: names(&["click", "like"]),
+        values: Vec::new(),
+        tasks: Vec::new(),
+        features: names(&["rate", "count"]),
+        ids: names(&["item_id", "surface"]),
+        history_ids: names(&["item_id"]),
+    };
+    let network = carried(finished.network);
+    let graph = Graph::new(&description, &network, &info, &GraphLimits::default());
+    Network { graph: Arc::new(graph.expect("the host admits it")), columns: finished.columns }
+}
+
+fn column(column: &Column) -> contract::Column {
+    match column {
+        Column::Tae => contract::Column::Tae,
+        Column::Feature(name) => contract::Column::Feature(name.clone()),
+        Column::Id(name) => contract::Column::Id(name.clone()),
+        Column::HistoryId(name) => contract::Column::HistoryId(name.clone()),
+        Column::HistoryActions => contract::Column::HistoryActions,
+        Column::HistoryAge => contract::Column::HistoryAge,
+    }
+}
+
+fn carried(network: guest::Network) -> contract::Network {
+    let parameter = |p: guest::Parameter| contract::Parameter {
+        name: p.name,
+        shape: p.shape,
+        init: match p.init {
+            guest::Initialiser::Zeros => contract::Initialiser::Zeros,
+            guest::Initialiser::Ones => contract::Initialiser::Ones,
+            guest::Initialiser::Constant(value) => contract::Initialiser::Constant(value),
+            guest::Initialiser::Normal(deviation) => contract::Initialiser::Normal(deviation),
+            guest::Initialiser::XavierUniform => contract::Initialiser::XavierUniform,
+            guest::Initialiser::KaimingUniform => contract::Initialiser::KaimingUniform,
+        },
+    };
+    let attribute = |a: guest::Attribute| contract::Attribute {
+        name: a.name,
+        value: match a.value {
+            guest::Value::Integer(value) => contract::Value::Integer(value),
+            guest::Value::Number(value) => contract::Value::Number(value),
+            guest::Value::Integers(values) => contract::Value::Integers(values),
+            guest::Value::Text(text) => contract::Value::Text(text),
+        },
+    };
+    let node = |n: guest::Node| contract::Node {
+        op: n.op,
+        inputs: n.inputs,
+        attributes: n.attributes.into_iter().map(attribute).collect(),
+        layer: n.layer,
+    };
+    let output = |o: guest::Output| contract::Output { task: o.task, node: o.node };
+    contract::Network {
+        parameters: network.parameters.into_iter().map(parameter).collect(),
+        nodes: network.nodes.into_iter().map(node).collect(),
+        outputs: network.outputs.into_iter().map(output).collect(),
+        extra_loss: network.extra_loss,
+    }
+}
+
+impl Network {
+    fn parameters(&self) -> Parameters {
+        let provenance = Provenance {
+            plugin: "layers".into(),
+            plugin_version: "1.0.0".into(),
+            contract: contract::VERSION.into(),
+            graph: hash_text(&self.graph),
+            fm_version: String::new(),
+            tae_dim: TAE_DIM,
+            tasks: Vec::new(),
+            trained_rows: 0,
+            normaliser: Normaliser::default(),
+        };
+        Parameters::init(&self.graph, provenance, 3)
+    }
+
+    /// As trained ones are: none of them at a value that hides an error.
+    fn random_parameters(&self) -> Parameters {
+        let (mut parameters, mut rng) = (self.parameters(), SmallRng::seed_from_u64(4));
+        for index in 0..self.graph.parameters.len() {
+            for value in parameters.values_mut(index) {
+                *value = rng.random_range(-0.8..0.8);
+            }
+        }
+        parameters
+    }
+
+    /// Requests of (history events, rows) each; row r is on surface r mod 3.
+    fn batch(&self, requests: &[(u32, u32)]) -> ExpertBatch {
+        let offsets = |sizes: Vec<u32>| -> Arc<[u32]> {
+            let ends = sizes.iter().scan(0, |end, size| {
+                *end += size;
+                Some(*end)
+            });
+            std::iter::once(0).chain(ends).collect()
+        };
+        let history_offsets = offsets(requests.iter().map(|(events, _)| *events).collect());
+        let target_offsets = offsets(requests.iter().map(|(_, rows)| *rows).collect());
+        let events = history_offsets[requests.len()].max(1) as usize;
+        let rows = target_offsets[requests.len()] as usize;
+        let mut rng = SmallRng::seed_from_u64(5);
+        let mut noise = |count: usize| {
+            ColumnData::Numbers((0..count).map(|_| rng.random_range(-1.5..1.5)).collect())
+        };
+        let columns = self.columns.iter().map(|column| match column {
+            Column::Tae => noise(rows * TAE_DIM),
+            Column::Feature(_) => noise(rows),
+            Column::Id(name) if name == "surface" => {
+                ColumnData::Ids((0..rows as u64).map(|row| row % 3).collect())
+            }
+            Column::Id(_) => ColumnData::Ids((0..rows as u64).map(|row| row * 7 % 5).collect()),
+            Column::HistoryId(_) => ColumnData::Ids((0..events as u64).collect()),
+            Column::HistoryActions => noise(events * 2),
+            Column::HistoryAge => {
+                ColumnData::Numbers((0..events).map(|event| 21.5 - 6.0 * event as f32).collect())
+            }
+        });
+        ExpertBatch { rows, history_offsets, target_offsets, columns: columns.collect() }
+    }
+
+    /// The outputs in serving, `[rows, tasks]`.
+    fn serve(&self, parameters: &Parameters, batch: &ExpertBatch) -> Vec<f32> {
+        compute(self.graph.clone(), Device::Cpu).expect("the CPU").forward(parameters, batch)
+    }
+
+    /// The outputs in training, `[rows, tasks]`.
+    fn train(&self, parameters: &Parameters, batch: &ExpertBatch) -> Vec<f32> {
+        let mut seen = Vec::new();
+        let mut loss = |outputs: &[f32], _: &[f32]| {
+            seen = outputs.to_vec();
+            Seed { tasks: vec![1.0; outputs.len()], extra_loss: Vec::new() }
+        };
+        let mut rng = SmallRng::seed_from_u64(6);
+        let compute = compute(self.graph.clone(), Device::Cpu).expect("the CPU");
+        compute.gradients(parameters, batch, &mut rng, &mut loss);
+        seen
+    }
+
+    /// Compares every gradient with central differences of the outputs.
+    fn check_gradients(&self, name: &str, batch: &ExpertBatch) {
+        let parameters = self.random_parameters();
+        let compute = compute(self.graph.clone(), Device::Cpu).expect("the CPU");
+        let mut rng = SmallRng::seed_from_u64(7);
+        let outputs = batch.rows * self.graph.outputs.len();
+        let seed: Vec<f32> = (0..outputs).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: vec![] };
+        let gradients = compute.gradients(&parameters, batch, &mut rng, &mut loss);
+        let value = |parameters: &Parameters| -> f64 {
+            let outputs = compute.forward(parameters, batch);
+            outputs.iter().zip(&seed).map(|(o, s)| f64::from(*o) * f64::from(*s)).sum()
+        };
+        for (index, spec) in self.graph.parameters.iter().enumerate() {
+            let mut dense = vec![0.0; spec.len()];
+            match (&gradients.values[index], &gradients.rows[index]) {
+                (None, _) => {}
+                (Some(gradient), None) => dense.copy_from_slice(gradient),
+                (Some(gradient), Some(rows)) => {
+                    for (row, part) in rows.iter().zip(gradient.chunks_exact(spec.shape[1])) {
+                        dense[*row as usize * spec.shape[1]..][..spec.shape[1]]
+                            .copy_from_slice(part);
+                    }
+                }
+            }
+            for (position, gradient) in dense.iter().enumerate() {
+                let nudge = |by: f32| {
+                    let mut parameters = parameters.clone();
+                    parameters.values_mut(index)[position] += by;
+                    value(&parameters)
+                };
+                let expected = (nudge(4e-3) - nudge(-4e-3)) / 8e-3;
+                let error = (f64::from(*gradient) - expected).abs();
+                let at = format!("{name}: gradient of {}[{position}]", spec.name);
+                assert!(
+                    error <= 5e-3 * expected.abs().max(1.0),
+                    "{at} is {gradient}, not {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// An embedding that keeps everything, so that training and serving agree.
+fn embedding<'g>() -> FmEmbedding<'g> {
+    FmEmbedding::new("fm", 3).row_dropout(0.0).value_dropout(0.0)
+}
+
+fn out<'g>(g: &'g hypercast_sdk::Graph, x: Tensor<'g>) {
+    g.output("click", Linear::new("head", 1).apply(x));
+}
+
+/// Replaces the embedding of `row` by zeros: what the host sends where there is none.
+fn without_embedding(network: &Network, batch: &mut ExpertBatch, row: usize) {
+    let tae = network.columns.iter().position(|column| matches!(column, Column::Tae));
+    match &mut batch.columns[tae.expect("it reads the embedding")] {
+        ColumnData::Numbers(values) => values[row * TAE_DIM..][..TAE_DIM].fill(0.0),
+        ColumnData::Ids(_) => unreachable!("the embedding is numbers"),
+    }
+}
+
+#[test]
+fn gradients_are_central_differences() {
+    let cases: [(&str, fn(&hypercast_sdk::Graph)); 9] = [
+        ("embedding", |g| out(g, embedding().apply(g.tae()).values)),
+        ("gated embedding by RMS", |g| out(g, embedding().rms().gated().apply(g.tae()).values)),
+        ("fusion of both", |g| {
+            let fm = embedding().apply(g.tae());
+            let short = g.history_actions().pool_mean();
+            out(g, FmFusion::new("fusion", 3).apply(fm, Some(short)));
+        }),
+        ("fusion of the embedding alone", |g| {
+            out(g, FmFusion::new("fusion", 3).apply(embedding().apply(g.tae()), None));
+        }),
+        ("cross", |g| out(g, Cross::new("cross", 3).apply(g.tae()))),
+        ("cross of low rank", |g| out(g, Cross::new("cross", 2).rank(2).apply(g.tae()))),
+        ("expert fusion", |g| {
+            let fusion = ExpertFusion::cross("expert", [5, 3], Cross::new("cross", 2).rank(2));
+            out(g, fusion.apply(g.concat(&[g.tae(), g.features(&["rate", "count"])])));
+        }),
+        ("heads by surface", |g| {
+            TaskHeads::new("heads").tower([3]).apply(g, g.tae(), Some(g.feature("rate")));
+        }),
+        ("short-term HSTU", |g| {
+            let items = Embedding::new("items", 5, 3);
+            out(g, Hstu::new("short", 4).heads(2).layers(2).apply(g, &[("item_id", &items)]));
+        }),
+    ];
+    for (name, build) in cases {
+        let network = network(&["click"], build);
+        let mut batch = network.batch(&[(2, 2), (0, 1), (3, 2)]);
+        if name.contains("embedding") {
+            without_embedding(&network, &mut batch, 1);
+        }
+        network.check_gradients(name, &batch);
+        network.check_gradients(name, &network.batch(&[(0, 1)]));
+    }
+}
+
+/// Two outputs: a value of the embedding, and whether it is there.
+fn embedding_outputs(row_dropout: f32, noise: f32) -> Network {
+    network(&["value", "present"], |g| {
+        let fm = embedding().row_dropout(row_dropout).noise(noise).apply(g.tae());
+        g.output("value", fm.values.slice(1, 2));
+        g.output("present", fm.present);
+    })
+}
+
+#[test]
+fn a_missing_embedding_is_a_trained_vector_and_says_so() {
+    let network = embedding_outputs(0.0, 0.0);
+    let parameters = network.random_parameters();
+    let mut batch = network.batch(&[(0, 3)]);
+    let before = network.serve(&parameters, &batch);
+    without_embedding(&network, &mut batch, 1);
+    let after = network.serve(&parameters, &batch);
+    let missing = parameters.by_name("fm/missing").expect("the vector")[1];
+    assert_eq!(after[2..4], [missing, 0.0]);
+    assert_eq!(
+        (before[0..2].to_vec(), before[4..6].to_vec()),
+        (after[0..2].to_vec(), after[4..6].to_vec())
+    );
+    assert!([1, 3, 5].iter().all(|&at| before[at] == 1.0));
+}
+
+#[test]
+fn training_takes_whole_embeddings_away_as_if_the_fm_were_down() {
+    let network = embedding_outputs(0.2, 0.0);
+    let parameters = network.random_parameters();
+    let batch = network.batch(&[(0, 2000)]);
+    let (served, trained) =
+        (network.serve(&parameters, &batch), network.train(&parameters, &batch));
+    let missing = parameters.by_name("fm/missing").expect("the vector")[1];
+    let mut taken = 0;
+    for (served, trained) in served.chunks(2).zip(trained.chunks(2)) {
+        match trained[1] {
+            0.0 => {
+                taken += 1;
+                assert_eq!(trained[0], missing);
+            }
+            // What is kept is not scaled up: serving must not look different.
+            _ => assert!((served[0] - trained[0]).abs() < 1e-5 && trained[1] == 1.0),
+        }
+    }
+    assert!((320..480).contains(&taken), "{taken} of 2000 taken at a rate of 0.2");
+}
+
+#[test]
+fn noise_is_of_training_alone_and_has_no_mean() {
+    let (noisy, plain) = (embedding_outputs(0.0, 0.3), embedding_outputs(0.0, 0.0));
+    let (parameters, batch) = (noisy.random_parameters(), noisy.batch(&[(0, 4000)]));
+    let served = noisy.serve(&parameters, &batch);
+    assert_eq!(served, plain.serve(&plain.random_parameters(), &batch));
+    let trained = noisy.train(&parameters, &batch);
+    let shifts: Vec<f64> =
+        served.iter().zip(&trained).step_by(2).map(|(s, t)| f64::from(t - s)).collect();
+    let mean = shifts.iter().sum::<f64>() / shifts.len() as f64;
+    let deviation = (shifts.iter().map(|s| s * s).sum::<f64>() / shifts.len() as f64).sqrt();
+    let weights = parameters.by_name("fm/bottleneck/weight").expect("the bottleneck");
+    let column: f64 = weights.iter().skip(1).step_by(3).map(|w| f64::from(w * w)).sum();
+    assert!((deviation / (0.3 * column.sqrt()) - 1.0).abs() < 0.1, "{deviation} {column}");
+    assert!(mean.abs() < 4.0 * deviation / (shifts.len() as f64).sqrt(), "{mean}");
+}
+
+#[test]
+fn a_cross_layer_is_its_equation() {
+    let network = network(&["a", "b"], |g| {
+        let x = Cross::new("cross", 2).apply(g.features(&["rate", "count"]));
+        g.output("a", x.slice(0, 1));
+        g.output("b", x.slice(1, 2));
+    });
+    let (parameters, batch) = (network.random_parameters(), network.batch(&[(0, 3)]));
+    let outputs = network.serve(&parameters, &batch);
+    let of = |name: &str| parameters.by_name(name).expect("a parameter");
+    let [ColumnData::Numbers(rate), ColumnData::Numbers(count)] = &batch.columns[..] else {
+        unreachable!("two features")
+    };
+    for row in 0..3 {
+        let x0 = [rate[row], count[row]];
+        let mut x = x0;
+        for layer in ["cross/layer_1/up", "cross/layer_2/up"] {
+            let (w, b) = (of(&format!("{layer}/weight")), of(&format!("{layer}/bias")));
+            let y = |k: usize| x0[k] * (x[0] * w[k] + x[1] * w[2 + k] + b[k]) + x[k];
+            x = [y(0), y(1)];
+        }
+        for task in 0..2 {
+            assert!((outputs[row * 2 + task] - x[task]).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn each_surface_has_its_own_scale_and_bias() {
+    let network = network(&["click"], |g| {
+        g.output("click", PerSurface::new("surface").apply(g.feature("rate")));
+    });
+    let mut parameters = network.parameters();
+    let batch = network.batch(&[(0, 5)]);
+    let rates = network.serve(&parameters, &batch);
+    assert_eq!(ColumnData::Numbers(rates.clone()), batch.columns[0], "it starts as the identity");
+    let index = |name: &str| network.graph.parameters.iter().position(|p| p.name == name);
+    let (scale, bias) = (index("surface/scale").unwrap(), index("surface/bias").unwrap());
+    assert!(
+        network.graph.parameters[scale].table,
+        "a step touches the surfaces of its batch alone"
+    );
+    parameters.values_mut(scale)[1] = 2.0;
+    parameters.values_mut(bias)[1] = -0.5;
+    let outputs = network.serve(&parameters, &batch);
+    for (row, (rate, output)) in rates.iter().zip(&outputs).enumerate() {
+        let expected = if row % 3 == 1 { rate * 2.0 - 0.5 } else { *rate };
+        assert_eq!(*output, expected, "row {row}");
+    }
+}
+
+#[test]
+fn rms_norm_has_a_root_mean_square_of_one() {
+    let network = network(&["click"], |g| {
+        let y = RmsNorm::new("rms").apply(g.tae());
+        g.output("click", (y * y).mean());
+    });
+    let squares = network.serve(&network.parameters(), &network.batch(&[(0, 4)]));
+    assert!(squares.iter().all(|square| (square - 1.0).abs() < 1e-4), "{squares:?}");
+}
+
+/// A whole expert, as a plugin builds one.
+fn expert(g: &hypercast_sdk::Graph, heads: TaskHeads) {
+    let items = Embedding::new("items", 50, 4);
+    let short = Hstu::new("short", 8).apply(g, &[("item_id", &items)]);
+    let fm = FmEmbedding::new("fm", 8).apply(g.tae());
+    let fused = FmFusion::new("fusion", 8).apply(fm, Some(short));
+    let direct = g.concat(&[g.features(&["rate", "count"]), fm.values]);
+    let all = g.concat(&[items.apply(g.id("item_id")), fused, direct]);
+    let fusion = ExpertFusion::cross("expert", [16, 8], Cross::new("cross", 2).rank(4));
+    heads.apply(g, fusion.apply(all), Some(direct));
+}
+
+#[test]
+fn an_expert_starts_at_even_odds() {
+    let network = network(&["click"], |g| expert(g, TaskHeads::new("heads")));
+    let logits = network.serve(&network.parameters(), &network.batch(&[(3, 50), (0, 50)]));
+    assert!(logits.iter().all(|logit| logit.abs() < 0.1), "{logits:?}");
+}
+
+#[test]
+fn a_new_version_keeps_what_it_shares_with_the_old_one() {
+    let old = network(&["click", "like"], |g| expert(g, TaskHeads::new("heads")));
+    let trained = old.random_parameters();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("old.safetensors");
+    trained.save(&path).expect("saved");
+    let saved = SavedParameters::read(&path).expect("read");
+
+    // One task goes and one comes: the bottom and the task that stays are kept.
+    let new = network(&["like", "share"], |g| expert(g, TaskHeads::new("heads")));
+    let mut parameters = new.parameters();
+    let report = parameters.warm_start(&saved);
+    assert!(report.fresh.iter().all(|name| name.starts_with("heads/share/")), "{report:?}");
+    for name in ["fm/missing", "fusion/gate/weight", "expert/cross/layer_2/up/weight"] {
+        assert_eq!(parameters.by_name(name), trained.by_name(name), "{name}");
+    }
+    let surface = "heads/like/surface/scale";
+    assert_eq!(parameters.by_name(surface), trained.by_name(surface));
+
+    // Wider towers: only they and what reads them start afresh.
+    let wider = network(&["click", "like"], |g| expert(g, TaskHeads::new("heads").tower([24])));
+    let report = wider.parameters().warm_start(&saved);
+    let in_head = |name: &String| name.contains("/tower/") || name.contains("/out/weight");
+    assert!(!report.fresh.is_empty() && report.fresh.iter().all(in_head), "{report:?}");
+}
