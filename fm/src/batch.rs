@@ -10,6 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
+    sampling::Selected,
     spec::{FmConfig, FmSpec, Label, TaskSpec},
     standardise::Standardiser,
 };
@@ -27,7 +28,7 @@ pub struct Batch {
     pub key_index: Vec<u32>,
     /// `[R * profile_ids]`: index into `keys`; empty without `candidate_columns`.
     pub profile_index: Vec<u32>,
-    /// `[(H + R) * item_dense]`, standardised.
+    /// `[(H + R) * (item_dense + content)]`: dense features, standardised, then the content vector.
     pub dense: Vec<f32>,
     /// `[H * outcome_width]`.
     pub outcomes: Vec<f32>,
@@ -41,6 +42,10 @@ pub struct Batch {
     pub labels: Vec<f32>,
     /// `[R * tasks]`: the sample space of each task (δ in eq. 4).
     pub mask: Vec<bool>,
+    /// `[R]`: how much each target counts in the loss.
+    pub weights: Vec<f32>,
+    /// Seed of the dropout of a pass that learns.
+    pub noise: u64,
 }
 
 impl Batch {
@@ -108,19 +113,29 @@ impl Batcher {
     /// # Errors
     /// An example whose features do not fit the specification is named.
     pub fn batch(&self, examples: &[&Example], statistics: &Statistics) -> Result<Batch> {
-        let mut writer = Writer::new(self, statistics);
-        for example in examples {
-            self.check(example)?;
-            writer.history(self.kept(example));
-        }
-        for example in examples {
-            writer.targets(example, self.kept(example));
-        }
-        Ok(writer.finish())
+        let whole: Vec<_> =
+            examples.iter().map(|example| Selected::whole(example, self.max_history)).collect();
+        self.batch_selected(&whole, statistics)
     }
 
-    fn kept<'a>(&self, example: &'a Example) -> &'a [Event] {
-        &example.history[example.history.len().saturating_sub(self.max_history)..]
+    /// Lays out parts of examples.
+    ///
+    /// # Errors
+    /// As [`Batcher::batch`].
+    pub fn batch_selected(
+        &self,
+        examples: &[Selected<'_>],
+        statistics: &Statistics,
+    ) -> Result<Batch> {
+        let mut writer = Writer::new(self, statistics);
+        for selected in examples {
+            self.check(selected.example)?;
+            writer.history(&selected.example.history, &selected.events);
+        }
+        for selected in examples {
+            writer.targets(selected);
+        }
+        Ok(writer.finish())
     }
 
     fn check(&self, example: &Example) -> Result<()> {
@@ -143,6 +158,14 @@ impl Batcher {
                     item.dense.len(),
                     spec.item_ids,
                     spec.item_dense
+                ));
+            }
+            if spec.content > 0 && ![0, spec.content].contains(&item.content.len()) {
+                return fail(format!(
+                    "item {} has a content vector of {} numbers; the model was made for {}",
+                    item.id,
+                    item.content.len(),
+                    spec.content
                 ));
             }
         }
@@ -215,6 +238,8 @@ impl<'a> Writer<'a> {
             features: Vec::new(),
             labels: Vec::new(),
             mask: Vec::new(),
+            weights: Vec::new(),
+            noise: 0,
         };
         Self {
             batcher,
@@ -227,23 +252,29 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn history(&mut self, events: &[Event]) {
-        let mut before_ms = None;
-        for event in events {
+    /// `chosen` events; the gap before each is the one in the history that is read, also where
+    /// the event before it was left out.
+    fn history(&mut self, events: &[Event], chosen: &[usize]) {
+        let oldest = events.len().saturating_sub(self.batcher.max_history);
+        for &at in chosen {
+            let event = &events[at];
+            let before_ms = (at > oldest).then(|| events[at - 1].time_ms);
             self.token(
                 &event.item,
                 Place { surface: event.surface, time_ms: event.time_ms, before_ms },
             );
             outcome_numbers(&event.outcome, &self.batcher.spec, &mut self.batch.outcomes);
-            before_ms = Some(event.time_ms);
         }
         self.history_offsets.push(self.times_s.len() as u32);
     }
 
-    fn targets(&mut self, example: &Example, history: &[Event]) {
+    fn targets(&mut self, selected: &Selected<'_>) {
         let spec = &self.batcher.spec;
-        let before_ms = history.last().map(|event| event.time_ms);
-        for target in &example.targets {
+        let example = selected.example;
+        let before_ms = example.history.last().map(|event| event.time_ms);
+        for &(at, weight) in &selected.targets {
+            let target = &example.targets[at];
+            self.batch.weights.push(weight);
             self.token(
                 &target.item,
                 Place { surface: example.surface, time_ms: example.time_ms, before_ms },
@@ -257,7 +288,7 @@ impl<'a> Writer<'a> {
                 self.batch.mask.push(label.is_some());
             }
         }
-        let rows = self.target_offsets.last().copied().unwrap_or(0) + example.targets.len() as u32;
+        let rows = self.target_offsets.last().copied().unwrap_or(0) + selected.targets.len() as u32;
         self.target_offsets.push(rows);
     }
 
@@ -274,6 +305,11 @@ impl<'a> Writer<'a> {
         push(hour_of_day(place.time_ms));
         push(gap_bucket(place.time_ms, place.before_ms));
         self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
+        let with_content = self.batch.dense.len() + self.batcher.spec.content;
+        if self.batcher.spec.content > 0 {
+            self.batch.dense.extend_from_slice(&item.content);
+        }
+        self.batch.dense.resize(with_content, 0.0);
         self.times_s.push(place.time_ms.div_euclid(1000));
     }
 
@@ -392,11 +428,12 @@ mod tests {
                 task("click", true, Label::Action(0)),
                 task("watch", false, Label::Value(0)),
             ],
+            content: 0,
         }
     }
 
     fn item(id: u64) -> Arc<Item> {
-        Arc::new(Item { id, ids: vec![id % 3], dense: vec![] })
+        Arc::new(Item { id, ids: vec![id % 3], ..Item::default() })
     }
 
     fn example(history: usize, targets: usize, surface: u16) -> Example {
@@ -447,8 +484,32 @@ mod tests {
     fn a_foreign_example_is_named() {
         let batcher = Batcher::new(&spec(), &FmConfig::default());
         let mut wrong = example(0, 1, 0);
-        wrong.targets[0].item = Arc::new(Item { id: 9, ids: vec![], dense: vec![] });
+        wrong.targets[0].item = Arc::new(Item { id: 9, ..Item::default() });
         let error = batcher.batch(&[&wrong], &Statistics::new(&spec())).unwrap_err().to_string();
         assert!(error.contains("item 9") && error.contains("request 1"), "{error}");
+    }
+
+    #[test]
+    fn a_part_keeps_gaps_weights_and_content() {
+        let mut spec = spec();
+        spec.content = 2;
+        let batcher = Batcher::new(&spec, &FmConfig { max_history: 4, ..FmConfig::default() });
+        let statistics = Statistics::new(&spec);
+        let mut example = example(6, 3, 0);
+        let content: Arc<[f32]> = [0.6, 0.8].into();
+        example.targets[2].item = Arc::new(Item { content, ..(*item(2)).clone() });
+        let part = Selected { example: &example, events: vec![2, 5], targets: vec![(2, 4.0)] };
+        let batch = batcher.batch_selected(&[part], &statistics).unwrap();
+        assert_eq!((&*batch.history_offsets, &*batch.target_offsets), (&[0, 2][..], &[0, 1][..]));
+        assert_eq!(batch.weights, [4.0]);
+        assert_eq!(batch.dense, [0.0, 0.0, 0.0, 0.0, 0.6, 0.8], "an item without content: zeros");
+        let gap = |token: usize| batch.keys[batch.key_index[token * 5 + 4] as usize];
+        assert_eq!(gap(0), store_key(4, 63), "the oldest event that is read has none before it");
+        assert_eq!(gap(1), store_key(4, 1), "a second, as if the event between were there");
+        let whole = batcher.batch(&[&example], &statistics).unwrap();
+        assert_eq!((whole.history_tokens(), whole.weights), (4, vec![1.0; 3]));
+        example.targets[2].item = Arc::new(Item { content: [1.0].into(), ..(*item(2)).clone() });
+        let error = batcher.batch(&[&example], &statistics).unwrap_err().to_string();
+        assert!(error.contains("content vector of 1 numbers"), "{error}");
     }
 }

@@ -85,19 +85,27 @@ impl Manifest {
     }
 }
 
-/// Writes a checkpoint through `fill`, which is given a folder beside `dir`.
+/// Writes a folder through `fill`, which is given a folder beside `dir`, and replaces `dir` by it.
 ///
 /// # Errors
 /// What `fill` or the file system says; `dir` is then as it was.
-pub(crate) fn write_whole(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub fn write_whole<E: From<Error>>(
+    dir: &Path,
+    fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
     let draft = dir.with_extension("partial");
-    let io = |error: std::io::Error| failed(dir, error);
+    let io = |error: std::io::Error| E::from(failed(dir, error));
+    restore_whole(dir)?;
     if draft.exists() {
         fs::remove_dir_all(&draft).map_err(io)?;
     }
     fs::create_dir_all(&draft).map_err(io)?;
     fill(&draft)?;
     let old = dir.with_extension("old");
+    if old.exists() {
+        // What was cut off after it had replaced `dir`.
+        fs::remove_dir_all(&old).map_err(io)?;
+    }
     if dir.exists() {
         fs::rename(dir, &old).map_err(io)?;
     }
@@ -108,12 +116,31 @@ pub(crate) fn write_whole(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) ->
     Ok(())
 }
 
+/// Puts a folder back that [`write_whole`] had moved away when it was cut off.
+///
+/// # Errors
+/// What the file system says.
+pub fn restore_whole(dir: &Path) -> Result<()> {
+    let old = dir.with_extension("old");
+    if !dir.exists() && old.exists() {
+        fs::rename(&old, dir).map_err(|error| failed(dir, error))?;
+    }
+    Ok(())
+}
+
 /// Saves every weight of a module under its path, for example `layers.0.uvqk.weight`.
 pub(crate) fn save_weights<B: Backend, M: Module<B>>(module: &M, path: &Path) -> Result<()> {
     let mut collector = Collector { path: Vec::new(), weights: Vec::new() };
     module.visit(&mut collector);
-    let views = collector
-        .weights
+    write_tensors(&collector.weights, path)
+}
+
+/// A tensor's name, shape and little-endian f32 values.
+pub(crate) type Named = (String, Vec<usize>, Vec<u8>);
+
+/// Saves tensors.
+pub(crate) fn write_tensors(tensors: &[Named], path: &Path) -> Result<()> {
+    let views = tensors
         .iter()
         .map(|(name, shape, bytes)| {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view))
@@ -129,11 +156,25 @@ pub(crate) fn load_weights<B: Backend, M: Module<B>>(
     path: &Path,
     device: &B::Device,
 ) -> Result<M> {
+    let weights = read_tensors(path)?;
+    let mut loader = Loader { path: Vec::new(), weights, fault: None, device: device.clone() };
+    let module = module.map(&mut loader);
+    match loader.fault {
+        Some(fault) => Err(failed(path, fault)),
+        None => Ok(module),
+    }
+}
+
+/// Tensors by name: shapes and values.
+pub(crate) type Tensors = HashMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Loads all tensors of a file.
+pub(crate) fn read_tensors(path: &Path) -> Result<Tensors> {
     let bytes = fs::read(path).map_err(|error| failed(path, error))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| {
         failed(path, format!("{error}; the file is damaged, take another checkpoint"))
     })?;
-    let weights = file
+    Ok(file
         .tensors()
         .into_iter()
         .map(|(name, view)| {
@@ -144,22 +185,16 @@ pub(crate) fn load_weights<B: Backend, M: Module<B>>(
                 .collect();
             (name, (view.shape().to_vec(), values))
         })
-        .collect();
-    let mut loader = Loader { path: Vec::new(), weights, fault: None, device: device.clone() };
-    let module = module.map(&mut loader);
-    match loader.fault {
-        Some(fault) => Err(failed(path, fault)),
-        None => Ok(module),
-    }
+        .collect())
 }
 
-fn failed(path: &Path, message: impl ToString) -> Error {
+pub(crate) fn failed(path: &Path, message: impl ToString) -> Error {
     Error::Checkpoint { path: path.display().to_string(), message: message.to_string() }
 }
 
 struct Collector {
     path: Vec<String>,
-    weights: Vec<(String, Vec<usize>, Vec<u8>)>,
+    weights: Vec<Named>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for Collector {
@@ -172,16 +207,20 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let data = param.val().into_data().convert::<f32>();
-        let shape = data.shape.iter().copied().collect();
-        let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        self.weights.push((self.path.join("."), shape, bytes));
+        self.weights.push(named(self.path.join("."), param.val().into_data()));
     }
+}
+
+/// A tensor under a name.
+pub(crate) fn named(name: String, data: TensorData) -> Named {
+    let data = data.convert::<f32>();
+    let shape = data.shape.iter().copied().collect();
+    (name, shape, data.iter::<f32>().flat_map(f32::to_le_bytes).collect())
 }
 
 struct Loader<B: Backend> {
     path: Vec<String>,
-    weights: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    weights: Tensors,
     fault: Option<String>,
     device: B::Device,
 }

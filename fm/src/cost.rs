@@ -31,7 +31,8 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
     let FmConfig { dim, heads, qk_dim, v_dim, layers, .. } = *config;
     let (h, m) = (tokens.history.min(config.max_history) as f64, tokens.targets as f64);
     let (d, qk, v) = (dim as f64, (heads * qk_dim) as f64, (heads * v_dim) as f64);
-    let input = (spec.token_fields() * config.embedding_dim + spec.item_dense) as f64;
+    let input =
+        (spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content) as f64;
     let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
     let candidate = match config.candidate_columns {
         true => (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64,
@@ -84,6 +85,7 @@ mod tests {
                 surfaces: vec![true],
                 weight: 1.0,
             }],
+            content: 0,
         }
     }
 

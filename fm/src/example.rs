@@ -19,6 +19,8 @@ pub struct Item {
     pub ids: Vec<u64>,
     /// Dense features, likewise.
     pub dense: Vec<f32>,
+    /// The content vector, of unit norm; empty for an item without one. No expert column.
+    pub content: Arc<[f32]>,
 }
 
 /// A user, with features in the schema's order.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use burn::{
     module::{Initializer, Module, Param},
-    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Tensor, activation::silu, backend::Backend},
+    nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
+    tensor::{Tensor, TensorData, activation::silu, backend::Backend},
 };
 use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
+use rand::{RngCore, SeedableRng, rngs::SmallRng};
 
 use crate::spec::FmConfig;
 
@@ -27,7 +28,7 @@ pub struct HstuLayer<B: Backend> {
     time: Option<Param<Tensor<B, 1>>>,
     norm_out: LayerNorm<B>,
     output: Linear<B>,
-    dropout: Dropout,
+    dropout: f64,
     qk_width: usize,
     v_width: usize,
 }
@@ -53,7 +54,7 @@ impl<B: Backend> HstuLayer<B> {
                 .with_bias(false)
                 .with_initializer(Initializer::XavierUniform { gain: 1.0 })
                 .init(device),
-            dropout: DropoutConfig::new(config.dropout).init(),
+            dropout: config.dropout,
             qk_width,
             v_width,
         }
@@ -64,19 +65,30 @@ impl<B: Backend> HstuLayer<B> {
 const EPSILON: f64 = 1e-6;
 
 impl<B: HstuBackend> HstuLayer<B> {
-    /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch.
-    pub fn forward(&self, x: Tensor<B, 2>, attention: &Arc<HstuAttention>) -> Tensor<B, 2> {
+    /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch, and `noise`
+    /// is the seed of the dropout where gradients are tracked.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        attention: &Arc<HstuAttention>,
+        noise: u64,
+    ) -> Tensor<B, 2> {
         let mixed = silu(self.uvqk.forward(self.norm_in.forward(x.clone())));
         let (v, qk) = (self.v_width, self.qk_width);
         let columns = |from: usize, width: usize| mixed.clone().narrow(1, from, width);
         let attended =
             self.attend(columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk), attention);
-        self.gate(x, attended, columns(0, v))
+        self.gate(x, attended, self.drop_out(columns(0, v), noise))
     }
 
     /// As [`HstuLayer::forward`] for a last layer: `[H + R, dim]` → `[R, dim]`, without what only
     /// history outputs would need. `attention` must be of targets only.
-    pub fn forward_targets(&self, x: Tensor<B, 2>, attention: &Arc<HstuAttention>) -> Tensor<B, 2> {
+    pub fn forward_targets(
+        &self,
+        x: Tensor<B, 2>,
+        attention: &Arc<HstuAttention>,
+        noise: u64,
+    ) -> Tensor<B, 2> {
         assert!(attention.targets_only, "history outputs are not computed");
         let (v, qk) = (self.v_width, self.qk_width);
         let history = attention.history_rows();
@@ -94,7 +106,8 @@ impl<B: HstuBackend> HstuLayer<B> {
             keys = joint(past.narrow(1, v, qk), keys);
         }
         let attended = self.attend(queries, values, keys, attention).narrow(0, history, targets);
-        self.gate(x.narrow(0, history, targets), attended, columns(0, v))
+        let gate = self.drop_out(columns(0, v), noise);
+        self.gate(x.narrow(0, history, targets), attended, gate)
     }
 
     /// V and K before the activation: the last columns of `uvqk`.
@@ -119,10 +132,28 @@ impl<B: HstuBackend> HstuLayer<B> {
         hstu_attention(HstuInputs { q, k, v, position, time }, attention)
     }
 
-    /// `X + dropout(LN(A V) ⊙ U) W_o`.
+    /// Zeroes a share of the values and scales up the rest where gradients are tracked. The mask is
+    /// made here and not by the backend, whose one generator all threads would share: equal seeds
+    /// must give equal masks.
+    fn drop_out(&self, x: Tensor<B, 2>, noise: u64) -> Tensor<B, 2> {
+        if self.dropout == 0.0 || !B::ad_enabled(&x.device()) {
+            return x;
+        }
+        let [rows, columns] = x.dims();
+        let (dropped, scale) =
+            ((self.dropout * 2f64.powi(32)) as u32, (1.0 / (1.0 - self.dropout)) as f32);
+        let mut random = SmallRng::seed_from_u64(noise);
+        let mask = (0..rows * columns)
+            .map(|_| if random.next_u32() < dropped { 0.0 } else { scale })
+            .collect::<Vec<f32>>();
+        let mask = Tensor::from_data(TensorData::new(mask, [rows, columns]), &x.device());
+        x * mask
+    }
+
+    /// `X + (LN(A V) ⊙ U) W_o`; dropping out U drops out the product.
     fn gate(&self, x: Tensor<B, 2>, attended: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
         let gated = self.norm_out.forward(attended) * gate;
-        x + self.output.forward(self.dropout.forward(gated))
+        x + self.output.forward(gated)
     }
 }
 
@@ -187,9 +218,9 @@ mod tests {
         .checked()
         .unwrap();
         let x = Tensor::<Flex, 2>::random([12, 12], Distribution::Normal(0.0, 1.0), &device);
-        let result = numbers(layer.forward(x.clone(), &attention).into_data());
+        let result = numbers(layer.forward(x.clone(), &attention, 0).into_data());
         let last = HstuAttention { targets_only: true, ..(*attention).clone() }.checked().unwrap();
-        let targets = numbers(layer.forward_targets(x.clone(), &last).into_data());
+        let targets = numbers(layer.forward_targets(x.clone(), &last, 0).into_data());
         for (at, (value, whole)) in targets.iter().zip(&result[8 * 12..]).enumerate() {
             assert!((value - whole).abs() < 1e-5, "the last layer's way, {at}: {value} {whole}");
         }
@@ -219,5 +250,25 @@ mod tests {
         for (at, (value, (x, o))) in result.iter().zip(x.iter().zip(&output)).enumerate() {
             assert!((value - (x + o)).abs() < 1e-5, "{at}: {value} {}", x + o);
         }
+    }
+
+    #[test]
+    fn dropout_is_a_function_of_its_seed_and_keeps_the_mean() {
+        type A = burn::backend::Autodiff<Flex>;
+        let device = Default::default();
+        let config = FmConfig { dropout: 0.25, ..FmConfig::default() };
+        let layer = HstuLayer::<A>::new(&config, &device);
+        let ones = Tensor::<A, 2>::ones([200, 64], &device);
+        let drop = |noise| numbers(layer.drop_out(ones.clone(), noise).into_data());
+        let first = drop(5);
+        assert_eq!(first, drop(5));
+        assert_ne!(first, drop(6));
+        let zeros = first.iter().filter(|&&v| v == 0.0).count() as f64 / 12_800.0;
+        assert!((zeros - 0.25).abs() < 0.02, "{zeros}");
+        let mean = first.iter().sum::<f64>() / 12_800.0;
+        assert!((mean - 1.0).abs() < 0.03, "{mean}");
+        let serving = HstuLayer::<Flex>::new(&config, &device);
+        let whole = serving.drop_out(Tensor::ones([3, 64], &device), 5);
+        assert!(numbers(whole.into_data()).iter().all(|&v| v == 1.0), "serving drops nothing");
     }
 }

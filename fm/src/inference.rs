@@ -17,6 +17,7 @@ use crate::{
     device::{Cpu, DeviceKind},
     example::Example,
     model::{self, Embedded, FmModel, Forward},
+    sampling::parts,
     spec::{Label, TaskSpec},
 };
 
@@ -56,6 +57,9 @@ pub fn load(dir: &Path, device: DeviceKind) -> Result<Box<dyn FoundationModel>> 
     }
 }
 
+/// What a pass may take in memory, about; more requests are several passes.
+const SERVING_BYTES: usize = 512 << 20;
+
 struct Loaded<B: Backend> {
     manifest: Manifest,
     model: FmModel<B>,
@@ -84,6 +88,18 @@ where
     }
 
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
+        let mut output = FmOutput::default();
+        for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
+            let of_part = self.pass(part)?;
+            output.tae.extend(of_part.tae);
+            output.main.extend(of_part.main);
+        }
+        Ok(output)
+    }
+}
+
+impl<B: HstuBackend> Loaded<B> {
+    fn pass(&self, examples: &[&Example]) -> Result<FmOutput> {
         let batch = self.batcher.batch(examples, &self.manifest.statistics)?;
         if batch.targets() == 0 {
             return Ok(FmOutput::default());

@@ -3,11 +3,12 @@
 //!
 //! Data flows one way through the files: [`example`] (what happened) →
 //! [`batch`] (jagged arrays) → [`model`] (embedding, HSTU, TAE, heads) →
-//! [`loss`] → [`trainer`], or [`inference`] for a checkpoint. The crate knows
+//! [`loss`] → [`trainer`] (which may learn from a part: [`sampling`]), or [`inference`] for a checkpoint. The crate knows
 //! nothing of experts, files of a data set, or servers.
 
 pub mod alignment;
 pub mod batch;
+mod chance;
 pub mod checkpoint;
 pub mod cost;
 pub mod device;
@@ -18,6 +19,8 @@ pub mod loss;
 pub mod metrics;
 pub mod model;
 mod probe;
+mod resume;
+pub mod sampling;
 mod shard;
 pub mod spec;
 pub mod standardise;

@@ -40,6 +40,18 @@ impl Targets {
         Self { labels, binary, regression, columns }
     }
 
+    /// The same with each row's weights multiplied by `weights` `[rows]`.
+    pub fn weighted(mut self, weights: &[f32]) -> Self {
+        assert_eq!(weights.len() * self.columns, self.labels.len());
+        for (at, (binary, regression)) in
+            self.binary.iter_mut().zip(&mut self.regression).enumerate()
+        {
+            *binary *= weights[at / self.columns];
+            *regression *= weights[at / self.columns];
+        }
+        self
+    }
+
     /// The given rows alone, with the weights they have among all.
     pub fn rows(&self, rows: &[usize]) -> Self {
         let pick = |all: &[f32]| {

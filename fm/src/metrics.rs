@@ -105,6 +105,11 @@ impl<K: Ord + Clone> Keeper<K> {
         rows.push_back(row);
     }
 
+    /// Every row kept, slice by slice, the oldest first.
+    pub fn rows(&self) -> impl Iterator<Item = (&K, &Scored)> {
+        self.slices.iter().flat_map(|(slice, rows)| rows.iter().map(move |row| (slice, row)))
+    }
+
     /// The metrics of one slice, if it has rows.
     pub fn summary(&self, slice: &K) -> Option<Summary> {
         let rows: Vec<Scored> = self.slices.get(slice)?.iter().copied().collect();

@@ -16,6 +16,7 @@ use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
 use crate::{
     Error, Result,
     batch::Batch,
+    chance::mix,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
@@ -70,7 +71,7 @@ impl<B: Backend> FmModel<B> {
     /// Fresh weights, from the backend's seed.
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
-        let token = spec.token_fields() * config.embedding_dim + spec.item_dense;
+        let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
         let candidate = match config.candidate_columns {
             true => spec.profile_ids.len() * config.embedding_dim + spec.features,
             false => 0,
@@ -108,10 +109,11 @@ impl<B: HstuBackend> FmModel<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
         let mut x = self.tokens(embedded, batch, history, history + targets);
         let (last, others) = self.layers.split_last().expect("a model has a layer");
-        for layer in others {
-            x = layer.forward(x, &attention.whole);
+        let noise = |layer: usize| mix(&[batch.noise, layer as u64]);
+        for (at, layer) in others.iter().enumerate() {
+            x = layer.forward(x, &attention.whole, noise(at));
         }
-        let output = last.forward_targets(x, &attention.targets);
+        let output = last.forward_targets(x, &attention.targets, noise(others.len()));
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
@@ -142,7 +144,7 @@ impl<B: HstuBackend> FmModel<B> {
         let mut x = self.tokens(embedded, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {
-            x = layer.forward(x, &attention.whole);
+            x = layer.forward(x, &attention.whole, batch.noise);
             states.push(x.clone().select(0, last.clone()));
         }
         Tensor::cat(states, 1)

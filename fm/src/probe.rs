@@ -9,12 +9,12 @@ use hypercast_kernels::attention::HstuBackend;
 use crate::{
     Result,
     example::Example,
-    inference::{Gathered, output},
+    inference::Gathered,
     model,
-    shard::{Context, Network, Shard, aligned, predictions},
+    shard::{self, Context, Network, Part, Said},
 };
 
-/// The predictions for a shard's targets.
+/// The predictions for a part's targets.
 #[derive(Debug, Default)]
 pub(crate) struct Prediction {
     /// `[rows, tae_dim]`.
@@ -27,34 +27,27 @@ pub(crate) struct Prediction {
     pub(crate) mask: Vec<bool>,
 }
 
-/// What the network says of a shard's targets.
+/// What the network says of a part's targets.
 pub(crate) fn predict<B: HstuBackend>(
     network: Network<B>,
-    shard: Shard,
+    part: Part,
     context: Context<'_, B>,
 ) -> Result<Prediction> {
-    let Context { config, spec, device, .. } = context;
-    let Shard { batch, rows } = shard;
-    if batch.targets() == 0 {
+    if part.batch.targets() == 0 {
         return Ok(Prediction::default());
     }
-    let embedded = Gathered::new(&batch, &rows, config.embedding_dim).tensors(device);
-    let attention = model::attention(config, &batch)?;
-    let forward = network.model.forward(embedded, &batch, &attention);
-    let aligned = aligned(&network, &forward, &batch, context);
-    let said = output(forward, spec.main_tasks());
-    let predictions = predictions(&batch, &said.main, &aligned, spec);
-    Ok(Prediction { tae: said.tae, predictions, labels: batch.labels, mask: batch.mask })
+    let Said { tae, predictions } = shard::predict(&network, &part, context)?;
+    Ok(Prediction { tae, predictions, labels: part.batch.labels, mask: part.batch.mask })
 }
 
-/// The user embeddings of a shard's requests, `[requests, user_state_width]`; zeros without a history.
+/// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a history.
 pub(crate) fn user_states<B: HstuBackend>(
     network: Network<B>,
-    shard: Shard,
+    part: Part,
     context: Context<'_, B>,
 ) -> Result<Vec<f32>> {
     let Context { config, device, .. } = context;
-    let Shard { batch, rows } = shard;
+    let Part { batch, rows } = part;
     let width = config.user_state_width();
     let requests = batch.history_offsets.len() - 1;
     let mut all = vec![0.0; requests * width];

@@ -2,12 +2,14 @@
 //!
 //! A batch is split by request, so shards share nothing but the weights. The
 //! loss's means are over the whole batch: each shard is told how many valid
-//! samples all of them have. What is done with the gradients is the trainer's.
+//! samples all of them have. What is predicted is always of whole examples
+//! without dropout, as serving would; where learning sees anything else, it
+//! takes a pass of its own. What is done with the gradients is the trainer's.
 
 use std::collections::HashMap;
 
 use burn::{
-    module::{AutodiffModule, Module},
+    module::Module,
     optim::GradientsParams,
     tensor::{
         Tensor, TensorData,
@@ -33,11 +35,32 @@ pub(crate) struct Network<B: Backend> {
     pub(crate) alignments: Alignments<B>,
 }
 
-/// Some requests of a batch with the store's rows of their keys.
-pub(crate) struct Shard {
+/// A batch with the store's rows of its keys.
+pub(crate) struct Part {
     pub(crate) batch: Batch,
     /// `[keys, embedding_dim]`.
     pub(crate) rows: Vec<f32>,
+}
+
+/// Some requests of a batch.
+pub(crate) struct Shard {
+    /// All of them: what is predicted.
+    pub(crate) whole: Part,
+    /// What is learned from where that is not the whole.
+    pub(crate) sample: Option<Part>,
+}
+
+impl Shard {
+    /// The surfaces of the targets that are learned from.
+    pub(crate) fn learned_surfaces(&self) -> &[u16] {
+        &self.sample.as_ref().unwrap_or(&self.whole).batch.surfaces
+    }
+}
+
+/// The weights of a pass: a fork to learn with, and the same without a graph to predict with.
+pub(crate) struct Weights<A: AutodiffBackend> {
+    pub(crate) learning: Network<A>,
+    pub(crate) predicting: Network<A::InnerBackend>,
 }
 
 /// What all shards of a batch share.
@@ -59,24 +82,42 @@ impl<B: Backend> Copy for Context<'_, B> {}
 
 /// What came of a shard.
 pub(crate) struct Pass {
+    /// The whole batch.
     pub(crate) batch: Batch,
     /// `[rows, tae_dim]`.
     pub(crate) tae: Vec<f32>,
     /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
     pub(crate) predictions: Vec<f32>,
+    /// What was learned.
+    pub(crate) lesson: Lesson,
+}
+
+/// What a shard's gradients are.
+pub(crate) struct Lesson {
     /// The shard's part of the batch's loss.
     pub(crate) loss: f32,
     /// Of the dense weights.
     pub(crate) gradients: GradientsParams,
+    /// Keys of the sparse rows that were learned from.
+    pub(crate) keys: Vec<u64>,
     /// `[keys, embedding_dim]`: of the sparse rows.
     pub(crate) row_gradients: Vec<f32>,
 }
 
-/// How many valid samples each task has over all shards.
+/// What a network says of the targets of a part.
+pub(crate) struct Said {
+    /// `[rows, tae_dim]`.
+    pub(crate) tae: Vec<f32>,
+    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
+    pub(crate) predictions: Vec<f32>,
+}
+
+/// How many valid samples each task has over all shards, left-out ones included: the weights of
+/// those that are learned from stand for them.
 pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
     let mut valid = vec![0; tasks];
     for shard in shards {
-        for (at, &inside) in shard.batch.mask.iter().enumerate() {
+        for (at, &inside) in shard.whole.batch.mask.iter().enumerate() {
             valid[at % tasks] += u32::from(inside);
         }
     }
@@ -84,30 +125,59 @@ pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
 }
 
 /// Predicts and differentiates a shard.
-pub(crate) fn pass<A>(network: Network<A>, shard: Shard, context: Context<'_, A>) -> Result<Pass>
+pub(crate) fn pass<A>(weights: Weights<A>, shard: Shard, context: Context<'_, A>) -> Result<Pass>
 where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
+    let Shard { whole, sample } = shard;
+    let clean = match sample.is_some() || context.config.dropout > 0.0 {
+        true => {
+            let Context { config, spec, valid, device } = context;
+            Some(predict(&weights.predicting, &whole, Context { config, spec, valid, device })?)
+        }
+        false => None,
+    };
+    let (lesson, said) = learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
+    let Said { tae, predictions } = clean.unwrap_or(said);
+    Ok(Pass { batch: whole.batch, tae, predictions, lesson })
+}
+
+/// What a network says of a part's targets, of which there is one at least.
+pub(crate) fn predict<B: HstuBackend>(
+    network: &Network<B>,
+    part: &Part,
+    context: Context<'_, B>,
+) -> Result<Said> {
+    let Part { batch, rows } = part;
+    let embedded = Gathered::new(batch, rows, context.config.embedding_dim).tensors(context.device);
+    let attention = model::attention(context.config, batch)?;
+    let forward = network.model.forward(embedded, batch, &attention);
+    let aligned = aligned(network, &forward, batch, context.spec);
+    Ok(said(forward, &aligned, batch, context.spec))
+}
+
+fn learn<A>(network: &Network<A>, part: &Part, context: Context<'_, A>) -> Result<(Lesson, Said)>
+where
+    A: AutodiffBackend + HstuBackend,
+{
     let Context { config, spec, device, .. } = context;
-    let Shard { batch, rows } = shard;
-    let gathered = Gathered::new(&batch, &rows, config.embedding_dim);
-    let attention = model::attention(config, &batch)?;
-    let Embedded { tokens, profiles } = gathered.clone().tensors::<A>(device);
+    let Part { batch, rows } = part;
+    if batch.targets() == 0 {
+        let gradients = GradientsParams::new();
+        let lesson = Lesson { loss: 0.0, gradients, keys: Vec::new(), row_gradients: Vec::new() };
+        return Ok((lesson, Said { tae: Vec::new(), predictions: Vec::new() }));
+    }
+    let attention = model::attention(config, batch)?;
+    let Embedded { tokens, profiles } =
+        Gathered::new(batch, rows, config.embedding_dim).tensors::<A>(device);
     let leaves =
         Embedded { tokens: tokens.require_grad(), profiles: profiles.map(Tensor::require_grad) };
-    let forward = network.model.forward(leaves.clone(), &batch, &attention);
-    let aligned = aligned(&network, &forward, &batch, context);
-    let loss = loss(&batch, forward.main.clone(), &aligned, context);
+    let forward = network.model.forward(leaves.clone(), batch, &attention);
+    let aligned = aligned(network, &forward, batch, spec);
+    let loss = loss(batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
-    // With dropout the pass that learns is noisy, so predictions take a clean one.
-    let said = if config.dropout > 0.0 {
-        let clean = gathered.tensors::<A::InnerBackend>(device);
-        output(network.model.valid().forward(clean, &batch, &attention), spec.main_tasks())
-    } else {
-        output(forward, spec.main_tasks())
-    };
-    let predictions = predictions(&batch, &said.main, &aligned, spec);
+    let said = said(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
@@ -117,8 +187,19 @@ where
     };
     scatter(&leaves.tokens, &batch.key_index);
     leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
-    let gradients = GradientsParams::from_grads(gradients, &network);
-    Ok(Pass { batch, tae: said.tae, predictions, loss: value, gradients, row_gradients })
+    let gradients = GradientsParams::from_grads(gradients, network);
+    let keys = batch.keys.clone();
+    Ok((Lesson { loss: value, gradients, keys, row_gradients }, said))
+}
+
+fn said<B: Backend>(
+    forward: Forward<B>,
+    aligned: &[Aligned<B>],
+    batch: &Batch,
+    spec: &FmSpec,
+) -> Said {
+    let output = output(forward, spec.main_tasks());
+    Said { predictions: predictions(batch, &output.main, aligned, spec), tae: output.tae }
 }
 
 /// The distinct keys of all passes and the sums of their gradients `[keys, dim]`.
@@ -126,7 +207,8 @@ pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
     let mut places: HashMap<u64, usize> = HashMap::new();
     let (mut keys, mut sums) = (Vec::new(), Vec::new());
     for pass in passes {
-        for (&key, row) in pass.batch.keys.iter().zip(pass.row_gradients.chunks_exact(dim)) {
+        let lesson = &pass.lesson;
+        for (&key, row) in lesson.keys.iter().zip(lesson.row_gradients.chunks_exact(dim)) {
             let place = *places.entry(key).or_insert(keys.len());
             if place == keys.len() {
                 keys.push(key);
@@ -140,18 +222,17 @@ pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
     (keys, sums)
 }
 
-pub(crate) fn aligned<B: Backend>(
+fn aligned<B: Backend>(
     network: &Network<B>,
     forward: &Forward<B>,
     batch: &Batch,
-    context: Context<'_, B>,
+    spec: &FmSpec,
 ) -> Vec<Aligned<B>> {
-    if context.spec.auxiliary_tasks().is_empty() {
+    if spec.auxiliary_tasks().is_empty() {
         return Vec::new();
     }
-    let shape = [batch.targets(), context.spec.features];
-    let features =
-        Tensor::from_data(TensorData::new(batch.features.clone(), shape), context.device);
+    let data = TensorData::new(batch.features.clone(), [batch.targets(), spec.features]);
+    let features = Tensor::from_data(data, &forward.tae.device());
     network.alignments.forward(&forward.tae, &features, &batch.surfaces)
 }
 
@@ -170,6 +251,7 @@ fn loss<A: AutodiffBackend>(
         let labels = cells().map(|index| batch.labels[index]).collect();
         let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
         Targets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
+            .weighted(&batch.weights)
     };
     let mut loss = mtml(main, &columns(0, mains));
     if mains < tasks {
@@ -181,7 +263,7 @@ fn loss<A: AutodiffBackend>(
     loss
 }
 
-pub(crate) fn predictions<B: Backend>(
+fn predictions<B: Backend>(
     batch: &Batch,
     main: &[f32],
     aligned: &[Aligned<B>],

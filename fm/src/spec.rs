@@ -3,6 +3,8 @@
 //!
 //! Nothing here reads files or tensors.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, example::MAX_VALUES};
@@ -59,6 +61,12 @@ pub struct FmConfig {
     pub candidate_columns: bool,
     /// Seed of every random choice.
     pub seed: u64,
+    /// Stochastic length: in training, histories above N^(α/2) are thinned to it; 2 is off.
+    pub stochastic_length_alpha: f64,
+    /// By surface: the share of candidates without a positive action that training keeps.
+    pub sample_negatives: BTreeMap<String, f32>,
+    /// Requests between two saves of a training run; 0 for none.
+    pub save_every_requests: u64,
 }
 
 impl Default for FmConfig {
@@ -88,6 +96,9 @@ impl Default for FmConfig {
             clip_norm: 1.0,
             candidate_columns: true,
             seed: 7,
+            stochastic_length_alpha: 2.0,
+            sample_negatives: BTreeMap::new(),
+            save_every_requests: 0,
         }
     }
 }
@@ -119,6 +130,14 @@ impl FmConfig {
             Alpha::InverseSqrt => 1.0 / (self.qk_dim as f32).sqrt(),
             Alpha::One => 1.0,
         }
+    }
+
+    /// What a token takes in memory in a pass that learns, about: the activations that its backward
+    /// needs, and their gradients.
+    pub(crate) fn bytes_a_token(&self) -> usize {
+        let mixed = 2 * self.heads * (self.qk_dim + self.v_dim);
+        let layer = 4 * mixed + 6 * self.dim;
+        4 * (self.layers * layer + 8 * self.dim + 16 * self.embedding_dim)
     }
 
     /// Checks that the numbers can make a model.
@@ -155,7 +174,34 @@ impl FmConfig {
                 "fm.learning_rate and fm.sparse_learning_rate must be above 0".into(),
             ));
         }
+        if !(self.stochastic_length_alpha > 0.0 && self.stochastic_length_alpha <= 2.0) {
+            return Err(Error::Config(format!(
+                "fm.stochastic_length_alpha is {}; it must be above 0 and at most 2, which is off",
+                self.stochastic_length_alpha
+            )));
+        }
+        if let Some((surface, keep)) =
+            self.sample_negatives.iter().find(|&(_, &keep)| !(keep > 0.0 && keep <= 1.0))
+        {
+            return Err(Error::Config(format!(
+                "fm.sample_negatives.{surface} is {keep}; it must be above 0 and at most 1"
+            )));
+        }
         Ok(())
+    }
+
+    /// Checks that every surface that is named is one of the data's.
+    ///
+    /// # Errors
+    /// Names the unknown surface and those there are.
+    pub fn validate_for(&self, spec: &FmSpec) -> Result<()> {
+        match self.sample_negatives.keys().find(|name| !spec.surfaces.contains(name)) {
+            Some(name) => Err(Error::Config(format!(
+                "fm.sample_negatives: no surface is called {name:?}; there are: {}",
+                spec.surfaces.join(", ")
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -179,6 +225,9 @@ pub struct FmSpec {
     pub profile_ids: Vec<usize>,
     /// What is predicted; main tasks first.
     pub tasks: Vec<TaskSpec>,
+    /// Width of an item's content vector; 0 for none.
+    #[serde(default)]
+    pub content: usize,
 }
 
 /// One task of the MTML objective (eq. 3).

@@ -5,14 +5,20 @@
 //! Adagrad. The trainer does not read data sets or write logs: the host feeds
 //! it batches and takes what each step predicted.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use burn::{
     backend::Autodiff,
     grad_clipping::GradientClippingConfig,
-    module::{AutodiffModule, Module},
-    optim::{AdamW, AdamWConfig, GradientsAccumulator, Optimizer, adaptor::OptimizerAdaptor},
-    tensor::backend::AutodiffBackend,
+    module::{AutodiffModule, Module, ModuleVisitor, Param},
+    optim::{AdamWConfig, GradientsAccumulator, Optimizer as _},
+    tensor::{
+        Tensor,
+        backend::{AutodiffBackend, Backend},
+    },
 };
 use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::{Adagrad, Store, StoreOptions};
@@ -20,14 +26,17 @@ use hypercast_store::{Adagrad, Store, StoreOptions};
 use crate::{
     Error, Result,
     alignment::Alignments,
-    batch::{Batcher, Statistics},
-    checkpoint::{Manifest, save_weights, write_whole},
+    batch::{Batch, Batcher, Statistics},
+    chance::mix,
+    checkpoint::{Manifest, failed, load_weights, save_weights, write_whole},
     cost::Size,
     device::{Cpu, DeviceKind},
     example::Example,
     model::FmModel,
     probe,
-    shard::{self, Context, Network, Pass, Shard, merge_rows, valid_samples},
+    resume::{self, Optimizer, State},
+    sampling::{Sampler, Selected, parts},
+    shard::{self, Context, Network, Part, Pass, Shard, Weights, merge_rows, valid_samples},
     spec::{FmConfig, FmSpec},
 };
 
@@ -77,6 +86,53 @@ pub trait FmTrainer: Send {
     /// # Errors
     /// What the file system or the store says.
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()>;
+
+    /// Saves everything that the next step depends on into `dir`, replacing what is there, for
+    /// [`resume`]. The store is copied, so it takes as long and as much room as the store is big.
+    ///
+    /// # Errors
+    /// What the file system or the store says; `dir` is then as it was.
+    fn save(&mut self, dir: &Path) -> Result<()>;
+}
+
+/// What [`resume`] reads and where it goes on.
+#[derive(Debug, Clone, Copy)]
+pub struct Resume<'a> {
+    /// What [`FmTrainer::save`] wrote; it stays as it is.
+    pub saved: &'a Path,
+    /// The work folder, as for [`create`]; a store in it is replaced.
+    pub work: &'a Path,
+}
+
+/// Goes on with a saved run: on the same machine and device, every later number is that of a run
+/// that was never interrupted, bit for bit.
+///
+/// # Errors
+/// A saved run that is missing, damaged or of another configuration or specification; the first key
+/// that differs is named.
+pub fn resume(
+    from: Resume<'_>,
+    config: &FmConfig,
+    spec: &FmSpec,
+    device: DeviceKind,
+) -> Result<Box<dyn FmTrainer>> {
+    check(config, spec, device)?;
+    match device {
+        DeviceKind::Cpu => Ok(Box::new(Trainer::<Autodiff<Cpu>>::resume(from, config, spec)?)),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => {
+            Ok(Box::new(Trainer::<Autodiff<crate::device::Cuda>>::resume(from, config, spec)?))
+        }
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => unreachable!("check() refuses it"),
+    }
+}
+
+fn check(config: &FmConfig, spec: &FmSpec, device: DeviceKind) -> Result<()> {
+    config.validate()?;
+    spec.validate()?;
+    config.validate_for(spec)?;
+    device.check()
 }
 
 /// A fresh trainer whose store (with optimizer state) lives in `dir`.
@@ -89,9 +145,7 @@ pub fn create(
     spec: &FmSpec,
     device: DeviceKind,
 ) -> Result<Box<dyn FmTrainer>> {
-    config.validate()?;
-    spec.validate()?;
-    device.check()?;
+    check(config, spec, device)?;
     match device {
         DeviceKind::Cpu => {
             let shards = std::thread::available_parallelism()
@@ -110,9 +164,10 @@ pub fn create(
 struct Trainer<A: AutodiffBackend> {
     config: FmConfig,
     network: Network<A>,
-    optimizer: OptimizerAdaptor<AdamW, Network<A>, A>,
+    optimizer: Optimizer<A>,
     store: Store,
     batcher: Batcher,
+    sampler: Sampler,
     statistics: Statistics,
     steps: u64,
     requests: u64,
@@ -128,6 +183,9 @@ const STEPS_A_COMMIT: u64 = 256;
 /// Fewer requests than this are not worth a thread.
 const LEAST_REQUESTS: usize = 4;
 
+/// What the activations of one shard's pass may take in memory, about.
+const LEARNING_BYTES: usize = 512 << 20;
+
 /// More threads than this gain little at the batch sizes of one machine.
 const MOST_SHARDS: usize = 8;
 
@@ -137,35 +195,86 @@ where
     A::InnerBackend: HstuBackend,
 {
     fn create(dir: &Path, config: &FmConfig, spec: &FmSpec, shards: usize) -> Result<Self> {
-        let device = A::Device::default();
-        A::seed(&device, config.seed);
-        let network = Network {
-            model: FmModel::new(config, spec, &device),
-            alignments: Alignments::new(config, spec, &device),
-        };
         let options = StoreOptions {
             dim: config.embedding_dim,
             init_scale: config.sparse_init,
             seed: config.seed,
         };
-        let clipping =
-            (config.clip_norm > 0.0).then_some(GradientClippingConfig::Norm(config.clip_norm));
+        let device = A::Device::default();
         Ok(Self {
-            optimizer: AdamWConfig::new()
-                .with_weight_decay(config.weight_decay)
-                .with_grad_clipping(clipping)
-                .init(),
+            network: fresh_network(config, spec, &device),
+            optimizer: optimizer(config),
             store: Store::create(dir.join("store"), &options)?,
             batcher: Batcher::new(spec, config),
+            sampler: Sampler::new(config, spec),
             statistics: Statistics::new(spec),
             steps: 0,
             requests: 0,
             trained_until_ms: 0,
             config: config.clone(),
-            network,
             shards,
             device,
         })
+    }
+
+    fn resume(from: Resume<'_>, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
+        let state = State::read(from.saved)?;
+        state.check(from.saved, config, spec)?;
+        let device = A::Device::default();
+        let store = from.work.join("store");
+        if store.exists() {
+            std::fs::remove_dir_all(&store).map_err(|error| failed(&store, error))?;
+        }
+        Store::open(from.saved.join("store"))?.copy_into(&store)?;
+        let fresh = fresh_network(config, spec, &device);
+        let network = load_weights(fresh, &from.saved.join(resume::NETWORK), &device)?;
+        Ok(Self {
+            optimizer: state.load_moments(from.saved, &network, optimizer(config))?,
+            store: Store::open(&store)?,
+            batcher: Batcher::new(spec, config),
+            sampler: Sampler::new(config, spec),
+            steps: state.steps,
+            requests: state.requests,
+            trained_until_ms: state.trained_until_ms,
+            shards: state.shards,
+            statistics: state.statistics,
+            config: config.clone(),
+            network,
+            device,
+        })
+    }
+
+    /// The whole of some examples, and what is learned from them where that is less.
+    fn shard(&mut self, examples: &[&Example]) -> Result<Option<Shard>> {
+        let batch = self.batcher.batch(examples, &self.statistics)?;
+        if batch.targets() == 0 {
+            return Ok(None);
+        }
+        let samples: Vec<_> =
+            examples.iter().map(|example| self.sampler.sample(example, self.steps)).collect();
+        let whole = self.part(batch)?;
+        let sample = match samples.iter().any(Option::is_some) {
+            true => {
+                let whole = |example| Selected::whole(example, self.config.max_history);
+                let parts: Vec<_> = samples
+                    .into_iter()
+                    .zip(examples)
+                    .map(|(sample, example)| sample.unwrap_or_else(|| whole(example)))
+                    // Without a target there is nothing to learn, and the history would be idle.
+                    .filter(|selected| !selected.targets.is_empty())
+                    .collect();
+                let batch = self.batcher.batch_selected(&parts, &self.statistics)?;
+                Some(self.part(batch)?)
+            }
+            false => None,
+        };
+        Ok(Some(Shard { whole, sample }))
+    }
+
+    fn part(&mut self, batch: Batch) -> Result<Part> {
+        let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
+        self.store.gather_or_init(&batch.keys, &mut rows)?;
+        Ok(Part { batch, rows })
     }
 
     fn learning_rate(&self) -> f64 {
@@ -173,8 +282,13 @@ where
         self.config.learning_rate * warmup.min(1.0)
     }
 
-    /// Every shard's pass, each on a thread of its own.
-    fn passes(&self, shards: Vec<Shard>) -> Result<Vec<Pass>> {
+    /// Every shard's pass.
+    fn passes(&self, mut shards: Vec<Shard>) -> Result<Vec<Pass>> {
+        for (at, shard) in shards.iter_mut().enumerate() {
+            let Shard { whole, sample } = shard;
+            let learned = sample.as_mut().unwrap_or(whole);
+            learned.batch.noise = mix(&[self.config.seed, self.steps, at as u64]);
+        }
         let valid = valid_samples(&shards, self.batcher.spec.tasks.len());
         let context = Context {
             config: &self.config,
@@ -182,29 +296,26 @@ where
             valid: &valid,
             device: &self.device,
         };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = shards
-                .into_iter()
-                .map(|shard| {
-                    // A fork has a graph of its own, so the backward passes do not wait for each other.
-                    let Network { model, alignments } = &self.network;
-                    let alignments = alignments.only(&shard.batch.surfaces);
-                    let network = Network { model: model.clone(), alignments }.fork(&self.device);
-                    scope.spawn(move || shard::pass::<A>(network, shard, context))
-                })
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Pass>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        // A fork has a graph of its own, so the backward passes do not wait for each other.
+        let prepare = |shard: Shard| {
+            let Network { model, alignments } = &self.network;
+            let alignments = alignments.only(shard.learned_surfaces());
+            let weights = Weights {
+                learning: Network { model: model.clone(), alignments }.fork(&self.device),
+                predicting: self.network.valid(),
             };
-            threads.into_iter().map(join).collect()
+            (weights, shard)
+        };
+        in_waves(shards, self.shards, prepare, |(weights, shard)| {
+            shard::pass::<A>(weights, shard, context)
         })
     }
 
-    /// Runs `look` over parts of `examples` on threads of their own, without a graph for gradients.
+    /// Runs `look` over parts of `examples`, without a graph for gradients.
     fn probe<T: Send>(
         &self,
         examples: &[&Example],
-        look: fn(Network<A::InnerBackend>, Shard, Context<'_, A::InnerBackend>) -> Result<T>,
+        look: fn(Network<A::InnerBackend>, Part, Context<'_, A::InnerBackend>) -> Result<T>,
     ) -> Result<Vec<T>> {
         let context = Context {
             config: &self.config,
@@ -213,26 +324,16 @@ where
             device: &self.device,
         };
         let network = self.network.valid();
-        let mut shards = Vec::with_capacity(self.shards);
-        for part in examples.chunks(examples.len().div_ceil(self.shards).max(LEAST_REQUESTS)) {
+        let mut all = Vec::with_capacity(self.shards);
+        let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
+        for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
             let batch = self.batcher.batch(part, &self.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
             self.store.gather(&batch.keys, &mut rows);
-            shards.push(Shard { batch, rows });
+            all.push(Part { batch, rows });
         }
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = shards
-                .into_iter()
-                .map(|shard| {
-                    let network = network.clone();
-                    scope.spawn(move || look(network, shard, context))
-                })
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<T>>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().map(join).collect()
-        })
+        let prepare = |part| (network.clone(), part);
+        in_waves(all, self.shards, prepare, |(network, part)| look(network, part, context))
     }
 
     fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
@@ -241,7 +342,7 @@ where
         self.store.adagrad(&keys, &rows, &adagrad)?;
         let mut sum = GradientsAccumulator::new();
         for pass in passes {
-            sum.accumulate(&self.network, std::mem::take(&mut pass.gradients));
+            sum.accumulate(&self.network, std::mem::take(&mut pass.lesson.gradients));
         }
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
         self.steps += 1;
@@ -260,16 +361,12 @@ where
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
         examples.iter().for_each(|example| self.statistics.observe(example));
         let mut shards = Vec::with_capacity(self.shards);
-        for part in examples.chunks(examples.len().div_ceil(self.shards).max(LEAST_REQUESTS)) {
-            let batch = self.batcher.batch(part, &self.statistics)?;
-            if batch.targets() > 0 {
-                let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
-                self.store.gather_or_init(&batch.keys, &mut rows)?;
-                shards.push(Shard { batch, rows });
-            }
+        let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
+        for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
+            shards.extend(self.shard(part)?);
         }
         let mut passes = self.passes(shards)?;
-        let loss: f32 = passes.iter().map(|pass| pass.loss).sum();
+        let loss: f32 = passes.iter().map(|pass| pass.lesson.loss).sum();
         if !loss.is_finite() {
             return Err(Error::Training {
                 step: self.steps,
@@ -333,4 +430,77 @@ where
             manifest.write(draft)
         })
     }
+
+    fn save(&mut self, dir: &Path) -> Result<()> {
+        let mut state = State::new(&self.config, &self.batcher.spec);
+        state.statistics = self.statistics.clone();
+        state.shards = self.shards;
+        (state.steps, state.requests) = (self.steps, self.requests);
+        state.trained_until_ms = self.trained_until_ms;
+        let record = self.optimizer.to_record();
+        write_whole(dir, |draft| {
+            self.store.copy_into(draft.join("store"))?;
+            save_weights(&self.network, &draft.join(resume::NETWORK))?;
+            state.write(draft, &self.network, record)
+        })
+    }
+}
+
+/// Runs `run` over what `prepare` makes of each of `all`, on `threads` threads at a time: long
+/// histories make more parts of a batch than there are threads. The results come in order.
+fn in_waves<S, P: Send, T: Send>(
+    all: Vec<S>,
+    threads: usize,
+    prepare: impl Fn(S) -> P,
+    run: impl Fn(P) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut results = Vec::with_capacity(all.len());
+    let mut rest = all.into_iter();
+    while rest.len() > 0 {
+        std::thread::scope(|scope| -> Result<()> {
+            let prepared: Vec<P> = rest.by_ref().take(threads).map(&prepare).collect();
+            let run = &run;
+            let wave: Vec<_> =
+                prepared.into_iter().map(|one| scope.spawn(move || run(one))).collect();
+            for thread in wave {
+                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                results.push(result?);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(results)
+}
+
+/// New weights from the configuration's seed. The backend has one generator, which other threads may
+/// be drawing from: the lock keeps trainers apart, and weights are drawn at once and not when used.
+fn fresh_network<A: AutodiffBackend + HstuBackend>(
+    config: &FmConfig,
+    spec: &FmSpec,
+    device: &A::Device,
+) -> Network<A> {
+    static DRAWING: Mutex<()> = Mutex::new(());
+    let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    A::seed(device, config.seed);
+    let network = Network {
+        model: FmModel::new(config, spec, device),
+        alignments: Alignments::new(config, spec, device),
+    };
+    network.visit(&mut Draw);
+    network
+}
+
+/// Draws weights that are still to be drawn.
+struct Draw;
+
+impl<B: Backend> ModuleVisitor<B> for Draw {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        param.val();
+    }
+}
+
+fn optimizer<A: AutodiffBackend>(config: &FmConfig) -> Optimizer<A> {
+    let clipping =
+        (config.clip_norm > 0.0).then_some(GradientClippingConfig::Norm(config.clip_norm));
+    AdamWConfig::new().with_weight_decay(config.weight_decay).with_grad_clipping(clipping).init()
 }

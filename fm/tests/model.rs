@@ -1,94 +1,16 @@
 //! The FM through its public doors: what it must be whatever its weights.
 
-use std::sync::Arc;
+mod world;
 
 use hypercast_fm::{
     device::DeviceKind,
-    example::{Event, Example, Item, Outcome, Target, User},
+    example::Example,
     inference,
     metrics::{Scored, summarise},
-    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    spec::FmConfig,
     trainer,
 };
-
-fn spec() -> FmSpec {
-    let task = |name: &str, main, label, surfaces: [bool; 2]| TaskSpec {
-        name: name.into(),
-        main,
-        label,
-        surfaces: surfaces.into(),
-        weight: 1.0,
-    };
-    FmSpec {
-        surfaces: vec!["home".into(), "shop".into()],
-        actions: 1,
-        values: 1,
-        item_ids: 1,
-        item_dense: 0,
-        profile_ids: vec![],
-        features: 1,
-        tasks: vec![
-            task("click", true, Label::Action(0), [true, true]),
-            task("watch", false, Label::Value(0), [true, false]),
-        ],
-    }
-}
-
-fn config() -> FmConfig {
-    FmConfig {
-        dim: 16,
-        heads: 2,
-        qk_dim: 8,
-        v_dim: 8,
-        embedding_dim: 8,
-        max_history: 16,
-        warmup_steps: 1,
-        learning_rate: 5e-3,
-        sparse_learning_rate: 0.1,
-        ..FmConfig::default()
-    }
-}
-
-/// A user clicks items of the parity that the user's past clicks have.
-fn example(request: u64, targets: &[u64]) -> Example {
-    let likes = request % 2;
-    let outcome = |id: u64| Outcome {
-        actions: u32::from(id % 2 == likes),
-        known: 1,
-        values: [(id % 2) as f32, f32::NAN, f32::NAN, f32::NAN],
-    };
-    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 7], dense: vec![] });
-    let event = |i: u64| {
-        let id = (request * 31 + i * 17) % 40;
-        Event {
-            item: item(id),
-            surface: (i % 2) as u16,
-            time_ms: i as i64 * 60_000,
-            outcome: outcome(id),
-        }
-    };
-    let target = |&id: &u64| Target {
-        item: item(id),
-        ids: vec![],
-        features: vec![1.0],
-        outcome: outcome(id),
-        truth: vec![],
-    };
-    Example {
-        request,
-        user: Arc::new(User { id: request, ..User::default() }),
-        surface: (request / 2 % 2) as u16,
-        time_ms: 3_600_000,
-        history: (0..request % 13).map(event).collect(),
-        targets: targets.iter().map(target).collect(),
-    }
-}
-
-fn batch(from: u64) -> Vec<Example> {
-    (from..from + 16)
-        .map(|r| example(r, &[(r * 7) % 40, (r * 13 + 1) % 40, (r * 3 + 2) % 40]))
-        .collect()
-}
+use world::{batch, config, example, spec};
 
 #[test]
 fn it_learns_what_only_the_history_tells() {
@@ -183,6 +105,30 @@ fn a_damaged_checkpoint_is_named() {
     std::fs::remove_file(checkpoint.join("fm.json")).unwrap();
     let error = inference::load(&checkpoint, DeviceKind::Cpu).err().unwrap().to_string();
     assert!(error.contains("hypercast train fm"), "{error}");
+}
+
+#[test]
+fn predictions_stay_calibrated_where_negatives_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = FmConfig {
+        sample_negatives: [("home".to_string(), 0.3), ("shop".to_string(), 0.3)].into(),
+        ..config()
+    };
+    let mut trainer = trainer::create(dir.path(), &config, &spec(), DeviceKind::Cpu).unwrap();
+    let (mut predicted, mut happened, mut rows) = (0.0, 0.0, 0);
+    for step in 0..150 {
+        let examples = batch(step * 16);
+        let said = trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(said.labels.len(), 16 * 3 * 2, "every row is predicted");
+        for row in (0..48).filter(|_| step >= 100) {
+            predicted += f64::from(said.predictions[row * 2]);
+            happened += f64::from(said.labels[row * 2]);
+            rows += 1;
+        }
+    }
+    let (predicted, happened) = (predicted / f64::from(rows), happened / f64::from(rows));
+    // Without weights, three in ten negatives would have moved a rate of a half to 0.77.
+    assert!((predicted - happened).abs() < 0.05, "{predicted} {happened}");
 }
 
 #[test]

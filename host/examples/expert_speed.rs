@@ -122,7 +122,7 @@ fn noise(count: usize) -> Vec<f32> {
 
 fn example(schema: &Schema, request: u64, targets: usize) -> Example {
     let categorical = schema.id_columns().len();
-    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 18; categorical], dense: Vec::new() });
+    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 18; categorical], ..Item::default() });
     let seen = outcome(request as u32 % 4);
     let event = |index: u64| Event {
         item: item(request * 7 + index),

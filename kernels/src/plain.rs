@@ -2,8 +2,11 @@
 //!
 //! It is a correct stand-in where no fused kernel exists yet (CUDA), not a fast
 //! one: requests are padded to the longest of their group and the scores of a
-//! group are whole matrices in memory. Groups are kept small enough to bound
-//! that. Masks and bias indices are made on the host.
+//! block of queries are whole matrices in memory. Groups of requests and blocks
+//! of queries are kept small enough to bound that, however long a history is.
+//! Masks and bias indices are made on the host.
+
+use std::ops::Range;
 
 use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
@@ -16,7 +19,7 @@ use crate::attention::{Dims, HstuAttention, HstuInputs, time_bucket};
 pub const GROUP_SCORES: usize = 1 << 24;
 
 /// The op: `[H + R, heads * v]`, with at most `group_scores` scores at a time unless a single
-/// request has more.
+/// query has more.
 ///
 /// # Panics
 /// Where `shape` and the inputs contradict each other.
@@ -30,9 +33,13 @@ pub fn forward<B: Backend>(
     let tensors = Tensors::<B>::new(inputs);
     for group in groups(shape, group_scores) {
         let group = Group::new(shape, dims, group, &tensors);
-        let (scores, sigmoid) = group.scores(&tensors);
-        let weights = scores * sigmoid * group.mask.clone();
-        rows.push(&group, weights.matmul(group.gather(&tensors.v, dims.v)));
+        let v = group.keys.gather(&tensors.v, shape.heads, dims.v);
+        for queries in group.blocks(group_scores) {
+            let block = group.block(queries, &tensors);
+            let (scores, sigmoid) = block.scores(&group, &tensors);
+            let weights = scores * sigmoid * block.mask.clone();
+            rows.push(&block.queries, weights.matmul(v.clone()));
+        }
     }
     rows.into_primitive(tensors.v)
 }
@@ -47,7 +54,7 @@ pub fn backward<B: Backend>(
     shape: &HstuAttention,
     group_scores: usize,
 ) -> HstuInputs<FloatTensor<B>> {
-    let dims = shape.dims(&inputs);
+    let (dims, heads) = (shape.dims(&inputs), shape.heads);
     let tensors = Tensors::<B>::new(inputs);
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad));
     let (mut dq, mut dk, mut dv) = (Restored::default(), Restored::default(), Restored::default());
@@ -55,20 +62,28 @@ pub fn backward<B: Backend>(
     let mut time = tensors.time.as_ref().map(Tensor::zeros_like);
     for group in groups(shape, group_scores) {
         let group = Group::new(shape, dims, group, &tensors);
-        let (scores, sigmoid) = group.scores(&tensors);
-        let silu = scores * sigmoid.clone();
-        let slope = silu.clone() * (sigmoid.clone().neg() + 1.0) + sigmoid;
-        let grad = group.gather(&grad, dims.v);
-        let weights_grad = grad.clone().matmul(group.gather(&tensors.v, dims.v).transpose());
-        let scores_grad = weights_grad * slope * group.mask.clone();
-        dv.push(&group, (silu * group.mask.clone()).transpose().matmul(grad));
-        let products_grad = scores_grad.clone() * shape.alpha;
-        let (q, k) = (group.gather(&tensors.q, dims.qk), group.gather(&tensors.k, dims.qk));
-        dk.push(&group, products_grad.clone().transpose().matmul(q));
-        dq.push(&group, products_grad.matmul(k));
-        let of_pairs = scores_grad.sum_dim(1);
-        position = group.add_to(position, &group.position, &of_pairs);
-        time = group.add_to(time, &group.time, &of_pairs);
+        let k = group.keys.gather(&tensors.k, heads, dims.qk);
+        let v = group.keys.gather(&tensors.v, heads, dims.v);
+        let (mut k_sum, mut v_sum) = (k.zeros_like(), v.zeros_like());
+        for queries in group.blocks(group_scores) {
+            let block = group.block(queries, &tensors);
+            let (scores, sigmoid) = block.scores(&group, &tensors);
+            let silu = scores * sigmoid.clone();
+            let slope = silu.clone() * (sigmoid.clone().neg() + 1.0) + sigmoid;
+            let grad = block.queries.gather(&grad, heads, dims.v);
+            let weights_grad = grad.clone().matmul(v.clone().transpose());
+            let scores_grad = weights_grad * slope * block.mask.clone();
+            v_sum = v_sum + (silu * block.mask.clone()).transpose().matmul(grad);
+            let products_grad = scores_grad.clone() * shape.alpha;
+            let q = block.queries.gather(&tensors.q, heads, dims.qk);
+            k_sum = k_sum + products_grad.clone().transpose().matmul(q);
+            dq.push(&block.queries, products_grad.matmul(k.clone()));
+            let of_pairs = scores_grad.sum_dim(1);
+            position = add_to(position, &block.position, &of_pairs);
+            time = add_to(time, &block.time, &of_pairs);
+        }
+        dk.push(&group.keys, k_sum);
+        dv.push(&group.keys, v_sum);
     }
     HstuInputs {
         q: dq.into_primitive(tensors.q),
@@ -100,53 +115,106 @@ impl<B: Backend> Tensors<B> {
     }
 }
 
-/// Some requests, each padded to the longest one's `length` tokens: its history, its targets,
-/// then padding.
-struct Group<B: Backend> {
-    dims: Dims,
-    heads: usize,
-    alpha: f32,
+/// Some tokens of each request of a group: as many slots a request, some of them padding.
+struct Slots<B: Backend> {
     requests: usize,
+    /// Slots a request.
     length: usize,
-    /// `[requests * length]`: each padded token's row; row 0 for padding.
+    /// `[requests * length]`: each slot's row; row 0 for padding.
     rows: Tensor<B, 1, Int>,
-    /// The padded tokens that are not padding, and their rows.
+    /// The slots that are not padding, and their rows.
     places: Vec<(i32, usize)>,
-    /// `[requests, 1, length, length]`: `1 / norm` where the row sees the key, else 0.
+}
+
+impl<B: Backend> Slots<B> {
+    /// Tokens `positions` of each request: its history, its targets, then padding.
+    fn new(
+        shape: &HstuAttention,
+        group: Range<usize>,
+        positions: Range<usize>,
+        device: &B::Device,
+    ) -> Self {
+        let (requests, length) = (group.len(), positions.len());
+        let (mut rows, mut places) = (vec![0i32; requests * length], Vec::new());
+        for (slot, b) in group.enumerate() {
+            let request = shape.request(b);
+            let tokens = request.history.chain(request.targets).skip(positions.start);
+            for (i, row) in tokens.take(length).enumerate() {
+                rows[slot * length + i] = i32::try_from(row).expect("rows fit an i32");
+                places.push(((slot * length + i) as i32, row));
+            }
+        }
+        Slots { requests, length, rows: index(rows, device), places }
+    }
+
+    /// The slots' rows of `[H + R, heads * dim]` as `[requests, heads, length, dim]`.
+    fn gather(&self, tensor: &Tensor<B, 2>, heads: usize, dim: usize) -> Tensor<B, 4> {
+        let tokens = tensor.clone().select(0, self.rows.clone());
+        tokens.reshape([self.requests, self.length, heads, dim]).swap_dims(1, 2)
+    }
+}
+
+/// Some requests, each padded to the longest one's tokens.
+struct Group<'a, B: Backend> {
+    shape: &'a HstuAttention,
+    dims: Dims,
+    requests: Range<usize>,
+    /// Every token of the requests.
+    keys: Slots<B>,
+}
+
+/// Some queries of a group, and all its keys.
+struct Block<B: Backend> {
+    queries: Slots<B>,
+    /// `[requests, 1, queries, keys]`: `1 / norm` where the query sees the key, else 0.
     mask: Tensor<B, 4>,
-    /// `[requests * length * length]`: each pair's entry of the table.
+    /// `[requests * queries * keys]`: each pair's entry of the table.
     position: Option<Tensor<B, 1, Int>>,
     time: Option<Tensor<B, 1, Int>>,
 }
 
-impl<B: Backend> Group<B> {
+impl<'a, B: Backend> Group<'a, B> {
     fn new(
-        shape: &HstuAttention,
+        shape: &'a HstuAttention,
         dims: Dims,
-        group: std::ops::Range<usize>,
+        requests: Range<usize>,
         tensors: &Tensors<B>,
     ) -> Self {
-        let length = group.clone().map(|b| tokens(shape, b)).max().unwrap_or(0);
-        let requests = group.len();
+        let length = requests.clone().map(|b| tokens(shape, b)).max().unwrap_or(0);
+        let keys = Slots::new(shape, requests.clone(), 0..length, &tensors.q.device());
+        Group { shape, dims, requests, keys }
+    }
+
+    /// The queries in blocks of at most `group_scores` scores.
+    fn blocks(&self, group_scores: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
+        let length = self.keys.length;
+        let row = (self.requests.len() * self.shape.heads * length).max(1);
+        let size = (group_scores / row).max(1);
+        (0..length).step_by(size).map(move |start| start..length.min(start + size))
+    }
+
+    fn block(&self, queries: Range<usize>, tensors: &Tensors<B>) -> Block<B> {
+        let (shape, length) = (self.shape, self.keys.length);
         let entries = |table: &Option<Tensor<B, 1>>| table.as_ref().map(|t| t.dims()[0]);
         let (positions, times) = (entries(&tensors.position), entries(&tensors.time));
-        let pairs = requests * length * length;
-        let (mut mask, mut rows) = (vec![0f32; pairs], vec![0i32; requests * length]);
-        let (mut position, mut time) = (vec![0i32; pairs], vec![0i32; pairs]);
-        let mut places = Vec::new();
-        for (slot, b) in group.enumerate() {
+        let pairs = self.requests.len() * queries.len() * length;
+        let mut mask = vec![0f32; pairs];
+        let mut position = vec![0i32; positions.map_or(0, |_| pairs)];
+        let mut time = vec![0i32; times.map_or(0, |_| pairs)];
+        for (slot, b) in self.requests.clone().enumerate() {
             let request = shape.request(b);
             let n = request.history.len();
-            for (i, row) in request.history.clone().chain(request.targets).enumerate() {
-                rows[slot * length + i] = i32::try_from(row).expect("rows fit an i32");
-                places.push(((slot * length + i) as i32, row));
+            let rows = request.history.clone().chain(request.targets).enumerate();
+            for (i, row) in rows.skip(queries.start).take(queries.len()) {
                 let keys = (0..n.min(i + 1)).map(|j| (j, request.history.start + j, i.min(n) - j));
                 let attends = i >= n || !shape.targets_only;
                 let seen = keys.filter(|&(j, ..)| attends && shape.sees(i.min(n), j));
                 for (j, key, distance) in seen.chain((i >= n).then_some((i, row, 0))) {
-                    let pair = (slot * length + i) * length + j;
+                    let pair = (slot * queries.len() + i - queries.start) * length + j;
                     mask[pair] = 1.0 / shape.norm;
-                    position[pair] = positions.map_or(0, |len| distance.min(len - 1) as i32);
+                    if let Some(len) = positions {
+                        position[pair] = distance.min(len - 1) as i32;
+                    }
                     if let (Some(len), Some(times)) = (times, &shape.times_s) {
                         time[pair] = time_bucket(times[row].abs_diff(times[key]), len) as i32;
                     }
@@ -154,57 +222,48 @@ impl<B: Backend> Group<B> {
             }
         }
         let device = tensors.q.device();
-        let index = |values: Vec<i32>| {
-            let len = values.len();
-            Tensor::from_data(TensorData::new(values, [len]), &device)
-        };
-        let mask = TensorData::new(mask, [requests, 1, length, length]);
-        Group {
-            dims,
-            heads: shape.heads,
-            alpha: shape.alpha,
-            requests,
-            length,
-            rows: index(rows),
-            places,
+        let mask = TensorData::new(mask, [self.requests.len(), 1, queries.len(), length]);
+        Block {
+            queries: Slots::new(shape, self.requests.clone(), queries, &device),
             mask: Tensor::from_data(mask, &device),
-            position: positions.map(|_| index(position)),
-            time: times.map(|_| index(time)),
+            position: positions.map(|_| index(position, &device)),
+            time: times.map(|_| index(time, &device)),
         }
     }
+}
 
-    /// The scores and their sigmoids, `[requests, heads, length, length]`, not masked.
-    fn scores(&self, tensors: &Tensors<B>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let q = self.gather(&tensors.q, self.dims.qk);
-        let k = self.gather(&tensors.k, self.dims.qk);
-        let mut scores = q.matmul(k.transpose()) * self.alpha;
+impl<B: Backend> Block<B> {
+    /// The scores and their sigmoids, `[requests, heads, queries, keys]`, not masked.
+    fn scores(&self, group: &Group<'_, B>, tensors: &Tensors<B>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let (heads, dim) = (group.shape.heads, group.dims.qk);
+        let q = self.queries.gather(&tensors.q, heads, dim);
+        let k = group.keys.gather(&tensors.k, heads, dim);
+        let mut scores = q.matmul(k.transpose()) * group.shape.alpha;
         let tables = [(&tensors.position, &self.position), (&tensors.time, &self.time)];
         for (table, index) in tables {
             if let (Some(table), Some(index)) = (table, index) {
-                let shape = [self.requests, 1, self.length, self.length];
+                let shape = self.mask.dims();
                 scores = scores + table.clone().select(0, index.clone()).reshape(shape);
             }
         }
         (scores.clone(), sigmoid(scores))
     }
+}
 
-    /// The group's tokens of `[H + R, heads * dim]` as `[requests, heads, length, dim]`.
-    fn gather(&self, tensor: &Tensor<B, 2>, dim: usize) -> Tensor<B, 4> {
-        let tokens = tensor.clone().select(0, self.rows.clone());
-        tokens.reshape([self.requests, self.length, self.heads, dim]).swap_dims(1, 2)
-    }
+/// Adds the gradients of pairs, `[requests, 1, queries, keys]`, to their entries of a table.
+fn add_to<B: Backend>(
+    table: Option<Tensor<B, 1>>,
+    index: &Option<Tensor<B, 1, Int>>,
+    of_pairs: &Tensor<B, 4>,
+) -> Option<Tensor<B, 1>> {
+    let (table, index) = (table?, index.clone()?);
+    let values = of_pairs.clone().reshape([index.dims()[0]]);
+    Some(table.select_assign(0, index, values, IndexingUpdateOp::Add))
+}
 
-    /// Adds the gradients of pairs, `[requests, 1, length, length]`, to their entries of a table.
-    fn add_to(
-        &self,
-        table: Option<Tensor<B, 1>>,
-        index: &Option<Tensor<B, 1, Int>>,
-        of_pairs: &Tensor<B, 4>,
-    ) -> Option<Tensor<B, 1>> {
-        let (table, index) = (table?, index.clone()?);
-        let values = of_pairs.clone().reshape([index.dims()[0]]);
-        Some(table.select_assign(0, index, values, IndexingUpdateOp::Add))
-    }
+fn index<B: Backend>(values: Vec<i32>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
 /// Results of groups on their way back to the order of the rows.
@@ -222,10 +281,10 @@ impl<B: Backend> Default for Restored<B> {
 }
 
 impl<B: Backend> Restored<B> {
-    fn push(&mut self, group: &Group<B>, result: Tensor<B, 4>) {
+    fn push(&mut self, slots: &Slots<B>, result: Tensor<B, 4>) {
         let [requests, heads, length, dim] = result.dims();
         self.padded.push(result.swap_dims(1, 2).reshape([requests * length, heads * dim]));
-        for &(place, row) in &group.places {
+        for &(place, row) in &slots.places {
             self.places.resize(self.places.len().max(row + 1), 0);
             self.places[row] = self.len + place;
         }
@@ -249,8 +308,8 @@ fn tokens(shape: &HstuAttention, b: usize) -> usize {
 }
 
 /// Consecutive requests whose padded scores stay within `group_scores`; without the empty groups.
-fn groups(shape: &HstuAttention, group_scores: usize) -> Vec<std::ops::Range<usize>> {
-    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+fn groups(shape: &HstuAttention, group_scores: usize) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
     let mut longest = 0;
     for b in 0..shape.requests() {
         let length = tokens(shape, b);

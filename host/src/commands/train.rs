@@ -27,6 +27,9 @@ pub enum What {
         /// The configuration file
         #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
         config: PathBuf,
+        /// Go on where the run was last saved (fm.save_every_requests)
+        #[arg(long)]
+        resume: bool,
     },
     /// An expert, from the feature logs alone
     Expert {
@@ -41,10 +44,11 @@ pub enum What {
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
-        What::Fm { config } => {
+        What::Fm { config, resume } => {
             let config = Config::read(&config)?;
             let dataset = Dataset::open(&config.paths.dataset)?;
-            let report = fm::train(&dataset, &config, config.timeline.until_ms()?)?;
+            let train = if resume { fm::resume } else { fm::train };
+            let report = train(&dataset, &config, config.timeline.until_ms()?)?;
             print!("{}", report::table(&report.progressive));
             println!("checkpoint: {}", config.paths.fm.display());
             println!("logs: {} ({} rows)", config.paths.logs.display(), report.logged_rows);

@@ -33,7 +33,7 @@ pub(super) fn write_users(path: &Path, entities: &Entities<'_>) -> Result<()> {
 pub(super) fn read_items(path: &Path, schema: &Schema) -> Result<Items> {
     let (mut items, mut item_names) = (HashMap::new(), HashMap::new());
     read(path, &schema.item_features, |id, ids, dense, name| {
-        items.insert(id, Arc::new(Item { id, ids, dense }));
+        items.insert(id, Arc::new(Item { id, ids, dense, ..Item::default() }));
         if let Some(name) = name {
             item_names.insert(id, name);
         }

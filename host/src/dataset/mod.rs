@@ -2,9 +2,10 @@
 //!
 //! `schema.toml`, `items.parquet`, `users.parquet` and `impressions.parquet`, the
 //! last sorted by `time_ms` with the impressions of one request next to each
-//! other. Written by `import`, read by everything after it. Nothing here knows a
+//! other; optionally `content.parquet`, a vector an item. Written by `import`, read by everything after it. Nothing here knows a
 //! model, or what was known when (see `timeline`).
 
+pub mod content;
 mod entities;
 mod impressions;
 pub mod table;
@@ -72,6 +73,8 @@ pub struct Dataset {
     pub users: HashMap<u64, Arc<User>>,
     /// The number of impressions.
     pub rows: usize,
+    /// Width of the items' content vectors; 0 without any.
+    pub content: usize,
 }
 
 impl Dataset {
@@ -83,10 +86,11 @@ impl Dataset {
             return Err(Error::data(dir, reason));
         }
         let schema = Arc::new(Schema::load(&schema_path)?);
-        let (items, item_names) = entities::read_items(&dir.join("items.parquet"), &schema)?;
+        let (mut items, item_names) = entities::read_items(&dir.join("items.parquet"), &schema)?;
         let users = entities::read_users(&dir.join("users.parquet"), &schema)?;
+        let content = content::attach(dir, &mut items)?;
         let rows = ImpressionReader::open(dir, &schema)?.rows();
-        Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows })
+        Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows, content })
     }
 
     /// All impressions in time order, streamed from disk.

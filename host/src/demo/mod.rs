@@ -112,8 +112,8 @@ impl Source {
         let into = into.to_path_buf();
         match self.data {
             Data::Movielens => {
-                let report =
-                    movielens::import(&movielens::Options { into, wheel: self.wheel.clone() })?;
+                let wheel = self.wheel.clone();
+                let report = movielens::import(&movielens::Options { into, wheel, content: None })?;
                 eprint!("{report}");
             }
             Data::Kuairand => {
@@ -123,7 +123,7 @@ impl Source {
                             .into(),
                     )
                 })?;
-                eprint!("{}", kuairand::import(&kuairand::Options { from, into })?);
+                eprint!("{}", kuairand::import(&kuairand::Options { from, into, content: None })?);
             }
             Data::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
         }

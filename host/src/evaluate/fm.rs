@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     features::FeatureConfig,
     logs::{LogOptions, LogWriter},
-    train::fm::{FIRST_VERSION, fm_spec, remove_dir},
+    train::fm::{FIRST_VERSION, dataset_spec, remove_dir},
 };
 
 /// What an FM phase was run with; another phase with the same would leave the same.
@@ -94,7 +94,7 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
     if key_path.exists() {
         std::fs::remove_file(&key_path).map_err(Error::io(&key_path))?;
     }
-    let spec = fm_spec(&stream.dataset.schema)?;
+    let spec = dataset_spec(stream.dataset)?;
     remove_dir(&config.paths.fm_work)?;
     remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;

@@ -30,7 +30,7 @@ use crate::{
     error::Result,
     evaluate::stream::Part,
     logs::LogReader,
-    train::fm::{FIRST_VERSION, fm_spec},
+    train::fm::{FIRST_VERSION, dataset_spec},
 };
 
 const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];
@@ -66,7 +66,7 @@ impl Pace {
 /// Runs it for every seed; what the models cost is that of the last.
 pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
     let surface = ground.surface()?;
-    let spec = fm_spec(&ground.dataset.schema)?;
+    let spec = dataset_spec(&ground.dataset)?;
     let (mut tallies, mut last) = (Vec::new(), None);
     for &seed in &ground.options.seeds {
         let config = ground.seeded(seed);

@@ -20,7 +20,7 @@ use crate::{
     demo::Seconds,
     error::Result,
     logs::LogReader,
-    train::{fm::fm_spec, report::ALL},
+    train::{fm::dataset_spec, report::ALL},
 };
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
@@ -60,7 +60,7 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
 
 /// The FM's pass: logs the user embedding and the TAE of every target, joined.
 fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
-    let spec = fm_spec(&ground.dataset.schema)?;
+    let spec = dataset_spec(&ground.dataset)?;
     let dir = store_dir(config, "fm")?;
     let mut trainer = trainer::create(&dir, &config.fm, &spec, config.device)?;
     let (ue, tae) = (config.fm.user_state_width(), config.fm.tae_width());

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Config, dataset::timeline::Span, demo::Seconds, error::Result, evaluate::stream::Part,
-    logs::LogReader, schema::TaskRole, train::fm::fm_spec,
+    logs::LogReader, schema::TaskRole, train::fm::dataset_spec,
 };
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
@@ -65,7 +65,7 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
 
 /// Both FMs over one stream; logs their TAEs, joined, and tallies what their heads say.
 fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> {
-    let spec = fm_spec(&ground.dataset.schema)?;
+    let spec = dataset_spec(&ground.dataset)?;
     let sizes = [("small", smaller(&config.fm)), ("large", config.fm.clone())];
     let mut fms: Vec<Box<dyn FmTrainer>> = Vec::new();
     for (name, fm) in &sizes {

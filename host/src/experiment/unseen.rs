@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     evaluate::stream::Users,
     logs::LogReader,
-    train::fm::fm_spec,
+    train::fm::dataset_spec,
 };
 
 const ARMS: [&str; 2] = ["baseline", "+TAE"];
@@ -46,7 +46,11 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
     let schema = &ground.dataset.schema;
     let seen = schema.tasks[case.task].name.clone();
     let surface = schema.surfaces[usize::from(case.surface)].clone();
-    let spec = masked(&fm_spec(schema)?, &case, schema.action(&schema.tasks[case.task].label))?;
+    let spec = masked(
+        &dataset_spec(&ground.dataset)?,
+        &case,
+        schema.action(&schema.tasks[case.task].label),
+    )?;
     let mut tallies = Vec::new();
     for &seed in &ground.options.seeds {
         let config = ground.seeded(seed);

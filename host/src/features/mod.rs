@@ -176,9 +176,12 @@ impl FeatureState {
         self.histories.len()
     }
 
-    /// Adds or replaces an item's features.
-    pub fn upsert_item(&mut self, item: Item) -> Result<()> {
+    /// Adds or replaces an item's features; its content vector stays if no other is given.
+    pub fn upsert_item(&mut self, mut item: Item) -> Result<()> {
         self.check_item(&item)?;
+        if let Some(known) = self.items.get(&item.id).filter(|_| item.content.is_empty()) {
+            item.content = known.content.clone();
+        }
         if self.items.len() >= self.config.max_items && !self.items.contains_key(&item.id) {
             let most = self.config.max_items;
             return Err(Error::Invalid(format!(
@@ -326,7 +329,7 @@ impl FeatureState {
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
         self.items.get(&id).cloned().unwrap_or_else(|| {
             let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
-            Arc::new(Item { id, ids, dense })
+            Arc::new(Item { id, ids, dense, ..Item::default() })
         })
     }
 }

@@ -30,6 +30,8 @@ pub struct Replay {
     state: FeatureState,
     ready: VecDeque<Example>,
     options: ReplayOptions,
+    /// Examples still to be left out.
+    skip: u64,
 }
 
 impl Replay {
@@ -49,7 +51,13 @@ impl Replay {
         options: ReplayOptions,
     ) -> Result<Replay> {
         let timeline = Timeline::new(dataset, options.span)?;
-        Ok(Replay { timeline, state, ready: VecDeque::new(), options })
+        Ok(Replay { timeline, state, ready: VecDeque::new(), options, skip: 0 })
+    }
+
+    /// Leaves out the next `examples`, whose outcomes are applied all the same: a run that is
+    /// resumed has learned from them.
+    pub fn skipping(self, examples: u64) -> Replay {
+        Replay { skip: examples, ..self }
     }
 
     /// The state where the replay stands: after its end, that of the span's end.
@@ -59,6 +67,10 @@ impl Replay {
 
     fn fetch(&mut self, rows: &[Impression]) {
         for (part, rows) in rows.chunks(self.options.max_targets.max(1)).enumerate() {
+            if self.skip > 0 {
+                self.skip -= 1;
+                continue;
+            }
             let mut request = request_input(rows);
             // The parts of a request are known by ids of their own, the first by the request's.
             if part > 0 {

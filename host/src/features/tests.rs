@@ -67,8 +67,9 @@ fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impre
 
 fn dataset(dir: &Path, mut rows: Vec<Impression>) -> Dataset {
     let schema = schema();
-    let items: Vec<Item> =
-        (1..=4).map(|id| Item { id, ids: vec![id % 2 + 10], dense: vec![id as f32] }).collect();
+    let item =
+        |id: u64| Item { id, ids: vec![id % 2 + 10], dense: vec![id as f32], ..Item::default() };
+    let items: Vec<Item> = (1..=4).map(item).collect();
     let users: Vec<User> =
         (1..=3).map(|id| User { id, ids: vec![id * 10], dense: vec![] }).collect();
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };

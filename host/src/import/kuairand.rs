@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{ImportReport, counters, features, number_requests, task};
-use crate::dataset::{Entities, Impression, write_dataset};
+use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole};
 
@@ -40,6 +40,8 @@ pub struct Options {
     pub from: PathBuf,
     /// The data set directory to make.
     pub into: PathBuf,
+    /// Content vectors of the videos (see `dataset::content`).
+    pub content: Option<PathBuf>,
 }
 
 /// Imports the data set.
@@ -83,6 +85,7 @@ pub fn import(options: &Options) -> Result<ImportReport> {
     (report.items, report.users) = (items.len() as u64, users.len() as u64);
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
     write_dataset(&options.into, &entities, &mut rows)?;
+    report.attach(content::import(options.content.as_deref(), &options.into, &items)?);
     report.seconds = start.elapsed().as_secs_f64();
     report.save(&options.into)?;
     Ok(report)

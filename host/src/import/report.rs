@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Impression;
+use crate::dataset::{Impression, content::Coverage};
 use crate::error::{Error, Result};
 
 /// How many bad rows are shown; all are counted.
@@ -33,6 +33,12 @@ pub struct ImportReport {
     pub items: u64,
     /// Users written.
     pub users: u64,
+    /// Items with a content vector.
+    #[serde(default)]
+    pub items_with_content: u64,
+    /// Numbers a content vector.
+    #[serde(default)]
+    pub content_width: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -114,6 +120,14 @@ impl ImportReport {
         self.requests = requests.len() as u64;
     }
 
+    /// Counts the content vectors.
+    pub(super) fn attach(&mut self, content: Option<Coverage>) {
+        if let Some(content) = content {
+            self.items_with_content = content.with as u64;
+            self.content_width = content.width as u64;
+        }
+    }
+
     /// Writes `import-report.json` into `dir`.
     pub(super) fn save(&self, dir: &Path) -> Result<()> {
         let path = dir.join("import-report.json");
@@ -135,6 +149,10 @@ impl std::fmt::Display for ImportReport {
             self.users,
             self.seconds
         )?;
+        if self.content_width > 0 {
+            let (with, items, width) = (self.items_with_content, self.items, self.content_width);
+            writeln!(f, "{with} of {items} items have a content vector of {width} numbers")?;
+        }
         if self.bad_rows > 0 {
             writeln!(f, "{} rows could not be used:", self.bad_rows)?;
             for bad in &self.first_bad_rows {

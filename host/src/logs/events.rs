@@ -217,7 +217,7 @@ fn number(value: f32) -> Option<f32> {
 impl From<&Entry> for Record {
     fn from(entry: &Entry) -> Record {
         match entry {
-            Entry::Item(Item { id, ids, dense }) => {
+            Entry::Item(Item { id, ids, dense, .. }) => {
                 Record::Item { id: *id, ids: ids.clone(), dense: dense.clone() }
             }
             Entry::User(User { id, ids, dense }) => {
@@ -245,7 +245,9 @@ impl From<&Entry> for Record {
 impl From<Record> for Entry {
     fn from(record: Record) -> Entry {
         match record {
-            Record::Item { id, ids, dense } => Entry::Item(Item { id, ids, dense }),
+            Record::Item { id, ids, dense } => {
+                Entry::Item(Item { id, ids, dense, ..Item::default() })
+            }
             Record::User { id, ids, dense } => Entry::User(User { id, ids, dense }),
             Record::Impression {
                 request,

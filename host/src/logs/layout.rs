@@ -201,6 +201,7 @@ impl Layout {
             id: ids[1],
             ids: ids[item_ids].to_vec(),
             dense: features[..self.item_dense].to_vec(),
+            ..Item::default()
         };
         Target {
             item: Arc::new(item),
@@ -225,7 +226,7 @@ impl Layout {
 fn event(requests: &[Column], at: usize) -> Event {
     let ids = requests[REQUEST_FIELDS.len()..].iter().map(|column| column.u64s()[at]).collect();
     Event {
-        item: Arc::new(Item { id: requests[6].u64s()[at], ids, dense: Vec::new() }),
+        item: Arc::new(Item { id: requests[6].u64s()[at], ids, ..Item::default() }),
         surface: requests[7].u32s()[at] as u16,
         time_ms: requests[10].i64s()[at],
         outcome: Outcome {

@@ -98,5 +98,29 @@ fn numbers(dir: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// Takes a log directory back to its first `files` files: what a run wrote after it was saved is
+/// written again when it is resumed.
+///
+/// # Errors
+/// One of the first `files` that is missing, or what the file system says.
+pub fn truncate(dir: &Path, files: u32) -> Result<()> {
+    let found = match dir.is_dir() {
+        true => numbers(dir)?,
+        false => Vec::new(),
+    };
+    if let Some(missing) = (0..files).find(|number| !found.contains(number)) {
+        return Err(Error::data(
+            requests_path(dir, missing),
+            "it is missing, so the run cannot be resumed; train without --resume",
+        ));
+    }
+    for number in found.into_iter().filter(|&number| number >= files) {
+        for path in [requests_path(dir, number), examples_path(dir, number)] {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests;

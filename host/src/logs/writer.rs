@@ -116,11 +116,18 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Ends the file under way, so that all that was written is in complete files; returns how many
+    /// the directory has.
+    pub fn cut(&mut self) -> Result<u32> {
+        self.flush()?;
+        self.close()?;
+        Ok(self.next_number)
+    }
+
     /// Writes what is left and gives the last file its name. Without it, the rows since the last
     /// complete file are lost.
     pub fn finish(mut self) -> Result<()> {
-        self.flush()?;
-        self.close()
+        self.cut().map(drop)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -3,7 +3,8 @@
 //!
 //! The logs so hold what a logging tier beside a streaming trainer would have
 //! written: every TAE is older than the outcome it is stored with. Only served
-//! items are in the stream, so only their TAEs are materialised.
+//! items are in the stream, so only their TAEs are materialised. A run that was
+//! saved (`saved`) can be resumed as if it had not been interrupted.
 
 use hypercast_fm::{
     example::Example,
@@ -13,12 +14,13 @@ use hypercast_fm::{
 use serde::Serialize;
 
 use super::report::{Collector, Line, Rows};
+use super::saved::{Over, Phase, Place};
 use crate::{
     config::Config,
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     features::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions},
-    logs::{LogOptions, LogWriter},
+    logs::{self, LogOptions, LogWriter},
     progress::Progress,
     schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
@@ -84,6 +86,11 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
     Ok(spec)
 }
 
+/// What the FM is told of a data set: its schema and the width of its content vectors.
+pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
+    Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
+}
+
 /// Where the user's and the request's categories stand among the id columns: after the built-in ones and the item's.
 fn profile_ids(schema: &Schema) -> Vec<usize> {
     let count = |features| names(features, FeatureKind::Categorical).len();
@@ -97,29 +104,32 @@ fn profile_ids(schema: &Schema) -> Vec<usize> {
 /// # Errors
 /// A data set, configuration or device that cannot be used; a full disk.
 pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
-    let spec = fm_spec(&dataset.schema)?;
+    let spec = dataset_spec(dataset)?;
     remove_dir(&config.paths.fm_work)?;
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
-    let mut run = Run {
-        trainer,
-        collector: Collector::new(&spec),
-        truth_order: truth_order(&spec, &dataset.schema),
-        spec,
-        batch_requests: config.fm.batch_requests,
-        requests: 0,
-        rows: 0,
-    };
-    let started = std::time::Instant::now();
-    run.pretrain(dataset, config, until_ms)?;
-    let logged_rows = run.stream(dataset, config, until_ms)?;
-    run.trainer.checkpoint(&config.paths.fm, FIRST_VERSION)?;
-    Ok(FmReport {
-        requests: run.requests,
-        rows: run.rows,
-        logged_rows,
-        seconds: started.elapsed().as_secs_f64(),
-        progressive: run.collector.lines(),
+    let collector = Collector::new(&spec);
+    Run::new(trainer, collector, spec, Place::default()).to_the_end(Over {
+        dataset,
+        config,
+        until_ms,
     })
+}
+
+/// Goes on with a training that was interrupted after it had been saved (`fm.save_every_requests`):
+/// metrics, logs and checkpoint are those of a training that was never interrupted.
+///
+/// # Errors
+/// No saved run, or one of another data set or configuration; what [`train`] can fail at.
+pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
+    let spec = dataset_spec(dataset)?;
+    let over = Over { dataset, config, until_ms };
+    let (place, collector) = over.load(&spec)?;
+    let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
+    let trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
+    if place.phase == Phase::Stream {
+        logs::truncate(&config.paths.logs, place.log_files)?;
+    }
+    Run::new(trainer, collector, spec, place).to_the_end(over)
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -132,18 +142,36 @@ struct Run {
     collector: Collector,
     truth_order: Vec<usize>,
     spec: FmSpec,
-    batch_requests: usize,
-    requests: u64,
-    rows: u64,
+    place: Place,
+    /// Requests since the run was saved.
+    unsaved: u64,
 }
 
 impl Run {
-    fn pretrain(
-        &mut self,
-        dataset: &Dataset,
-        config: &Config,
-        until_ms: Option<i64>,
-    ) -> Result<()> {
+    fn new(trainer: Box<dyn FmTrainer>, collector: Collector, spec: FmSpec, place: Place) -> Self {
+        Self { trainer, collector, truth_order: Vec::new(), spec, place, unsaved: 0 }
+    }
+
+    fn to_the_end(mut self, over: Over<'_>) -> Result<FmReport> {
+        self.truth_order = truth_order(&self.spec, &over.dataset.schema);
+        let started = std::time::Instant::now();
+        if self.place.phase == Phase::Pretraining {
+            self.pretrain(over)?;
+            self.place = Place { phase: Phase::Stream, done: 0, ..self.place };
+        }
+        self.stream(over)?;
+        self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
+        Ok(FmReport {
+            requests: self.place.requests,
+            rows: self.place.rows,
+            logged_rows: self.place.logged_rows,
+            seconds: started.elapsed().as_secs_f64(),
+            progressive: self.collector.lines(),
+        })
+    }
+
+    fn pretrain(&mut self, over: Over<'_>) -> Result<()> {
+        let Over { dataset, config, until_ms } = over;
         let options = PretrainingOptions {
             until_ms,
             history_len: config.fm.max_history,
@@ -156,73 +184,91 @@ impl Run {
             return Ok(());
         }
         let mut progress = Progress::start("FM on past histories", examples.examples() as u64);
-        let mut batch = Vec::with_capacity(self.batch_requests);
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(config.fm.batch_requests);
         let mut seen = Collector::new(&self.spec);
-        let mut examples = examples.peekable();
+        let mut examples = examples.skip(self.place.done as usize).peekable();
         while let Some(example) = examples.next() {
             batch.push(example);
-            if batch.len() == self.batch_requests || examples.peek().is_none() {
+            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
                 let count = batch.len() as u64;
                 self.learn(&batch, Some(&mut seen), None)?;
                 batch.clear();
                 progress.advance(count, || format!("NE {}", seen.recent()));
+                if self.save_is_due(over) {
+                    self.save(over)?;
+                }
             }
         }
         progress.finish("learned");
         Ok(())
     }
 
-    fn stream(&mut self, dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<u64> {
+    fn stream(&mut self, over: Over<'_>) -> Result<()> {
+        let Over { dataset, config, until_ms } = over;
         let total = count_requests(dataset, until_ms)?;
         let skip = (total as f64 * config.logs.skip_share) as u64;
-        remove_dir(&config.paths.logs)?;
+        if self.place.done == 0 {
+            remove_dir(&config.paths.logs)?;
+        }
         let options = LogOptions {
             tae_dim: config.fm.tae_width(),
             history_len: config.logs.history_len,
             rows_per_file: config.logs.rows_per_file,
         };
         let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
-        let replay = Replay::new(
-            dataset,
-            ReplayOptions {
-                span: Span { from_ms: None, until_ms },
-                history_len: config.fm.max_history,
-                max_targets: config.fm.max_targets,
-                features: config.features,
-            },
-        )?;
+        let options = ReplayOptions {
+            span: Span { from_ms: None, until_ms },
+            history_len: config.fm.max_history,
+            max_targets: config.fm.max_targets,
+            features: config.features,
+        };
         let mut progress = Progress::start("FM on the stream", total);
-        let mut batch = Vec::with_capacity(self.batch_requests);
-        let (mut seen, mut logged) = (0, 0);
-        let mut examples = replay.peekable();
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(config.fm.batch_requests);
+        let mut examples = Replay::new(dataset, options)?.skipping(self.place.done).peekable();
         while let Some(example) = examples.next() {
             batch.push(example?);
-            if batch.len() == self.batch_requests || examples.peek().is_none() {
-                let log = (seen >= skip).then_some(&mut log);
-                logged += self.learn(&batch, None, log)?;
-                seen += batch.len() as u64;
+            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
+                let to_log = (self.place.done >= skip).then_some(&mut log);
+                self.learn(&batch, None, to_log)?;
                 let count = batch.len() as u64;
                 batch.clear();
                 progress.advance(count, || format!("NE {}", self.collector.recent()));
+                if self.save_is_due(over) {
+                    self.place.log_files = log.cut()?;
+                    self.save(over)?;
+                }
             }
         }
         log.finish()?;
+        let logged = self.place.logged_rows;
         progress.finish(&format!("learned; {logged} rows logged with their TAE"));
-        Ok(logged)
+        Ok(())
     }
 
-    /// Predicts, reports, logs and learns a batch; returns the rows logged.
+    fn save_is_due(&self, over: Over<'_>) -> bool {
+        let every = over.config.fm.save_every_requests;
+        every > 0 && self.unsaved >= every
+    }
+
+    fn save(&mut self, over: Over<'_>) -> Result<()> {
+        self.unsaved = 0;
+        over.save(self.place, &mut *self.trainer, &self.collector)
+    }
+
+    /// Predicts, reports, logs and learns a batch.
     fn learn(
         &mut self,
         batch: &[Example],
         aside: Option<&mut Collector>,
         mut log: Option<&mut LogWriter>,
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
         let said = self.trainer.step(&references)?;
         let collector = aside.unwrap_or(&mut self.collector);
         let tasks = self.spec.tasks.len();
-        let (mut row, mut logged) = (0, 0);
+        let mut row = 0;
         for example in batch {
             let rows = example.targets.len();
             let cells = row * tasks..(row + rows) * tasks;
@@ -237,13 +283,15 @@ impl Run {
             {
                 let width = said.tae.len() * rows / (said.labels.len() / tasks) / rows;
                 log.write(example, &said.tae[row * width..(row + rows) * width], FIRST_VERSION)?;
-                logged += rows as u64;
+                self.place.logged_rows += rows as u64;
             }
             row += rows;
         }
-        self.requests += batch.len() as u64;
-        self.rows += row as u64;
-        Ok(logged)
+        self.place.done += batch.len() as u64;
+        self.place.requests += batch.len() as u64;
+        self.place.rows += row as u64;
+        self.unsaved += batch.len() as u64;
+        Ok(())
     }
 }
 

@@ -7,4 +7,5 @@ pub mod expert;
 pub mod fm;
 pub mod materialise;
 pub mod report;
+mod saved;
 pub mod stream;

@@ -103,6 +103,21 @@ impl Collector {
         }
     }
 
+    /// What the model predicted, by surface and task; one past the last surface stands for all.
+    pub(super) fn said(&self) -> &Keeper<(usize, usize)> {
+        &self.said
+    }
+
+    /// The true probabilities, likewise.
+    pub(super) fn truth(&self) -> &Keeper<(usize, usize)> {
+        &self.truth
+    }
+
+    /// Puts back a row of `said` or `truth`, in their order.
+    pub(super) fn put_back(&mut self, truth: bool, slice: (usize, usize), row: Scored) {
+        if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
+    }
+
     /// The NE of each task over its newest rows, in words.
     pub fn recent(&self) -> String {
         let say = |(at, summary): (&usize, Summary)| {

@@ -1,5 +1,5 @@
-//! Inference pruning: a copy of a generation's rows without optimizer state. It is
-//! written beside its place and renamed into it, so it is there whole or not at all.
+//! Copies of a store: inference pruning leaves optimizer state out, a saved run keeps
+//! it. A copy is written beside its place and renamed into it, so it is there whole or not at all.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,19 +17,45 @@ use crate::{Error, StoreReader};
 
 /// Writes what `reader` sees, which is `view`, into `dir`.
 pub(crate) fn write(reader: &StoreReader, view: &View, dir: &Path) -> Result<()> {
+    into_place(dir, |partial| {
+        write_rows(view, partial, reader.dim())?;
+        IndexWriter::build(partial, view.rows(), view.ids())?;
+        let head = Head::folded(reader.generation(), view.rows());
+        Journal::create(partial, reader.dim(), head)?;
+        ReadersLock::create(partial)?;
+        Meta::new(&reader.options(), Kind::Inference)?.write(partial)
+    })
+}
+
+/// Copies every file of the store in `from` but its locks. The caller holds the writer lock and has
+/// committed, so the files do not change meanwhile.
+pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
+    into_place(dir, |partial| {
+        for entry in fs::read_dir(from).map_err(io("read", from))? {
+            let path = entry.map_err(io("read", from))?.path();
+            let name = path.file_name().expect("an entry of a directory has a name");
+            let kind = path.extension().unwrap_or_default();
+            if path.is_file() && kind != "lock" && kind != "partial" {
+                let to = partial.join(name);
+                fs::copy(&path, &to).map_err(io("copy", &path))?;
+                fs::File::open(&to).and_then(|file| file.sync_all()).map_err(io("sync", &to))?;
+            }
+        }
+        ReadersLock::create(partial)?;
+        sync_dir(partial)
+    })
+}
+
+/// Fills a folder beside `dir`, which must not exist or be empty, and gives it that name.
+fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_nonempty(dir)?;
     let partial = partial(dir);
     if partial.exists() {
-        // Left by a snapshot that was cut off.
+        // Left by a copy that was cut off.
         fs::remove_dir_all(&partial).map_err(io("remove", &partial))?;
     }
     fs::create_dir_all(&partial).map_err(io("create", &partial))?;
-    write_rows(view, &partial, reader.dim())?;
-    IndexWriter::build(&partial, view.rows(), view.ids())?;
-    let head = Head::folded(reader.generation(), view.rows());
-    Journal::create(&partial, reader.dim(), head)?;
-    ReadersLock::create(&partial)?;
-    Meta::new(&reader.options(), Kind::Inference)?.write(&partial)?;
+    fill(&partial)?;
     fs::rename(&partial, dir).map_err(io("rename to", dir))?;
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),

@@ -14,6 +14,7 @@ use crate::journal::{Head, Journal};
 use crate::lock::{ReadersLock, WriterLock};
 use crate::meta::{Kind, Meta};
 use crate::slab::{ROWS_PER_SLAB, SlabId, StateSlab, slabs_for};
+use crate::snapshot;
 use crate::view::{Access, BLOCK, NONE, View};
 use crate::{Adagrad, Error, StoreOptions, StoreReader};
 
@@ -232,6 +233,14 @@ impl Store {
     /// [`StoreReader::open`] only.
     pub fn snapshot_into(&self, dir: impl AsRef<Path>) -> Result<()> {
         StoreReader::open(&self.dir)?.snapshot_into(dir)
+    }
+
+    /// Commits, then copies the whole store, optimizer state included, into `dir`, which must not
+    /// exist or be empty. The copy is a store of its own, to be opened with [`Store::open`].
+    pub fn copy_into(&mut self, dir: impl AsRef<Path>) -> Result<()> {
+        // Folding keeps the copy's journal short; where readers prevent it, the journal is copied.
+        self.checkpoint()?;
+        snapshot::copy(&self.dir, dir.as_ref())
     }
 
     fn check_healthy(&self) -> Result<()> {

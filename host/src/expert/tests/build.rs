@@ -126,7 +126,9 @@ impl Net {
 /// A request at time 1000 s with `history` events on surface 0 (and as many on
 /// surface 1) and `targets` candidates.
 pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
-    let item = |id: u64| Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32] });
+    let item = |id: u64| {
+        Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32], ..Item::default() })
+    };
     let event = |index: usize| Event {
         item: item(request * 31 + index as u64),
         surface: (index % 2) as u16,

@@ -122,9 +122,8 @@ pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<Hash
         }
         let (width, height) = (row.optional(8)?.unwrap_or(0.0), row.optional(9)?.unwrap_or(0.0));
         let aspect = if width > 0.0 { height / width } else { 0.0 };
-        match videos
-            .insert(id, Video { item: Item { id, ids, dense: vec![0.0, aspect] }, duration_ms })
-        {
+        let item = Item { id, ids, dense: vec![0.0, aspect], ..Item::default() };
+        match videos.insert(id, Video { item, duration_ms }) {
             None => Ok(()),
             Some(_) => Err(row.bad(0, format!("video {id} has two rows; the last one counts"))),
         }

@@ -44,7 +44,7 @@ fn files(dir: &Path, log: &str) {
 
 fn import_into(dir: &Path) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report = import(&Options { from: dir.to_path_buf(), into: into.clone() })?;
+    let report = import(&Options { from: dir.to_path_buf(), into: into.clone(), content: None })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -199,7 +199,7 @@ fn the_real_window_has_its_rows() {
     }
     let dir = tempfile::tempdir().unwrap();
     let into = dir.path().join("out");
-    let report = import(&Options { from, into: into.clone() }).unwrap();
+    let report = import(&Options { from, into: into.clone(), content: None }).unwrap();
     let data = Dataset::open(&into).unwrap();
     assert_eq!(report.impressions - report.history_only, 180_495);
     assert_eq!(

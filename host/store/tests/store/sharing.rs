@@ -82,3 +82,32 @@ fn a_snapshot_has_the_committed_rows_and_opens_for_reading_only() {
     model.check_reader(&StoreReader::open(dir.path().join("again")).unwrap());
     assert!(store.checkpoint().unwrap());
 }
+
+#[test]
+fn a_copy_goes_on_as_the_store_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::create(dir.path().join("store"), &OPTIONS).unwrap();
+    let train = |store: &mut Store, ids: std::ops::Range<u64>| {
+        let ids: Vec<u64> = ids.collect();
+        let grads: Vec<f32> = (0..ids.len() * 4).map(|i| (i as f32).sin()).collect();
+        store.adagrad(&ids, &grads, &STEP).unwrap();
+    };
+    let rows = |store: &mut Store| {
+        let ids: Vec<u64> = (0..300).collect();
+        let mut values = vec![0.0; ids.len() * 4];
+        store.gather_or_init(&ids, &mut values).unwrap();
+        values
+    };
+    train(&mut store, 0..100);
+    // A reader holds the slabs, so the copy takes the journal with it.
+    let reader = StoreReader::open(dir.path().join("store")).unwrap();
+    store.copy_into(dir.path().join("copy")).unwrap();
+    drop(reader);
+    train(&mut store, 50..200);
+    let mut copy = Store::open(dir.path().join("copy")).unwrap();
+    assert_eq!(copy.len(), 100);
+    train(&mut copy, 50..200);
+    assert_eq!(rows(&mut copy), rows(&mut store), "optimizer state was copied too");
+    let error = store.copy_into(dir.path().join("copy")).unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+}

@@ -1,0 +1,130 @@
+//! Trains and serves on histories of 10,000 events, and says what it took.
+//!
+//! Run it: `cargo run -p hypercast -p hypercast-fm --example lifelong`
+//!
+//! It fails if a variant takes 4 GiB or more.
+
+use std::{sync::Arc, time::Instant};
+
+use hypercast_fm::{
+    device::DeviceKind,
+    example::{Event, Example, Item, Outcome, Target, User},
+    inference,
+    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    trainer,
+};
+
+/// Events a history.
+const HISTORY: usize = 10_000;
+/// Targets a request.
+const TARGETS: usize = 16;
+/// Requests a training batch: the default configuration's.
+const REQUESTS: u64 = 64;
+/// Steps of training.
+const STEPS: u64 = 2;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let plain = FmConfig { max_history: HISTORY, ..FmConfig::default() };
+    let variants = [
+        ("window 256, global 32", FmConfig { window: 256, global: 32, ..plain.clone() }),
+        (
+            "dense, stochastic length 1.6",
+            FmConfig { stochastic_length_alpha: 1.6, ..plain.clone() },
+        ),
+        ("dense", plain),
+    ];
+    println!("{:<30} {:>12} {:>12} {:>12}", "attention", "train s/req", "serve s/req", "peak MiB");
+    for (name, config) in variants {
+        let peak = variant(name, &config)?;
+        if peak >= 4096 {
+            return Err(format!("{name}: {peak} MiB is not within 4 GiB").into());
+        }
+    }
+    Ok(())
+}
+
+/// Trains and serves; the peak of the process's memory meanwhile, in MiB.
+fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
+    reset_peak();
+    let mut trainer = trainer::create(dir.path(), config, &spec(), DeviceKind::Cpu)?;
+    let started = Instant::now();
+    for step in 0..STEPS {
+        let batch: Vec<Example> = (0..REQUESTS).map(|i| request(step * REQUESTS + i)).collect();
+        let said = trainer.step(&batch.iter().collect::<Vec<_>>())?;
+        assert!(said.predictions.iter().all(|p| p.is_finite()));
+    }
+    let training_s = started.elapsed().as_secs_f64() / (STEPS * REQUESTS) as f64;
+    trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
+    drop(trainer);
+    let fm = inference::load(&dir.path().join("fm"), DeviceKind::Cpu)?;
+    let batch: Vec<Example> = (0..REQUESTS).map(request).collect();
+    let started = Instant::now();
+    let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+    let serving_s = started.elapsed().as_secs_f64() / REQUESTS as f64;
+    assert_eq!(said.main.len(), REQUESTS as usize * TARGETS);
+    let peak = peak_mib()?;
+    println!("{name:<30} {training_s:>12.3} {serving_s:>12.3} {peak:>12}");
+    Ok(peak)
+}
+
+fn spec() -> FmSpec {
+    FmSpec {
+        surfaces: vec!["feed".into()],
+        actions: 1,
+        values: 0,
+        item_ids: 1,
+        item_dense: 0,
+        profile_ids: vec![],
+        features: 0,
+        tasks: vec![TaskSpec {
+            name: "click".into(),
+            main: true,
+            label: Label::Action(0),
+            surfaces: vec![true],
+            weight: 1.0,
+        }],
+        content: 0,
+    }
+}
+
+fn request(request: u64) -> Example {
+    let outcome = |i: usize| Outcome { actions: (i % 3 == 0).into(), known: 1, ..Outcome::UNKNOWN };
+    let item = |i: usize| {
+        let id = (request * 7919 + i as u64 * 104_729) % 50_000;
+        Arc::new(Item { id, ids: vec![id % 40], ..Item::default() })
+    };
+    let event = |i: usize| Event {
+        item: item(i),
+        surface: 0,
+        time_ms: i as i64 * 60_000,
+        outcome: outcome(i),
+    };
+    let target = |i: usize| Target {
+        item: item(HISTORY + i),
+        ids: vec![],
+        features: vec![],
+        outcome: outcome(i),
+        truth: vec![],
+    };
+    Example {
+        request,
+        user: Arc::new(User::default()),
+        surface: 0,
+        time_ms: HISTORY as i64 * 60_000,
+        history: (0..HISTORY).map(event).collect(),
+        targets: (0..TARGETS).map(target).collect(),
+    }
+}
+
+/// Lets the kernel count the peak anew. Where it cannot, the peak is of all variants so far.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn peak_mib() -> Result<u64, Box<dyn std::error::Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).ok_or("no number in VmHWM")?.parse()?;
+    Ok(kib / 1024)
+}

@@ -1,0 +1,325 @@
+//! What a training step learns from: all of an example, or a part of it.
+//!
+//! Two things leave parts out. Stochastic length (arXiv 2402.17152, section
+//! 3.2) thins long histories, since attention costs their square; per-surface
+//! downsampling leaves out candidates to which nothing happened. Predictions
+//! and metrics never pass through here: they see whole examples.
+
+use crate::{
+    chance::{mix, uniform},
+    example::{Event, Example},
+    spec::{FmConfig, FmSpec},
+};
+
+/// The parts of an example that go into a batch.
+#[derive(Debug, Clone)]
+pub struct Selected<'a> {
+    /// The example.
+    pub example: &'a Example,
+    /// Which of its history, ascending.
+    pub events: Vec<usize>,
+    /// Which of its targets, ascending, each with its weight in the loss.
+    pub targets: Vec<(usize, f32)>,
+}
+
+impl<'a> Selected<'a> {
+    /// The last `max_history` events and every target.
+    pub fn whole(example: &'a Example, max_history: usize) -> Self {
+        let length = example.history.len();
+        Self {
+            example,
+            events: (length.saturating_sub(max_history)..length).collect(),
+            targets: (0..example.targets.len()).map(|target| (target, 1.0)).collect(),
+        }
+    }
+}
+
+/// Cuts examples into parts of at most `requests` whose passes take about `bytes` at most, so that
+/// memory does not grow with the histories of a batch. An example that takes more is a part alone.
+pub(crate) fn parts<'a, 'b>(
+    examples: &'b [&'a Example],
+    config: &FmConfig,
+    requests: usize,
+    bytes: usize,
+) -> impl Iterator<Item = &'b [&'a Example]> + use<'a, 'b> {
+    let (most, longest) = ((bytes / config.bytes_a_token()).max(1), config.max_history);
+    let tokens =
+        move |example: &Example| example.history.len().min(longest) + example.targets.len();
+    let mut rest = examples;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |example: &&&Example| {
+            sum += tokens(example);
+            sum <= most
+        };
+        let count = rest.iter().take(requests).take_while(fits).count();
+        let (part, others) = rest.split_at(count.max(1).min(rest.len()));
+        rest = others;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Chooses what is learned from.
+#[derive(Debug, Clone)]
+pub(crate) struct Sampler {
+    seed: u64,
+    max_history: usize,
+    /// N^(α/2): longer histories are thinned to it; none for stochastic length off.
+    thinned: Option<usize>,
+    alpha: f64,
+    /// By surface: the probability that a candidate without a positive action stays.
+    keep: Vec<f32>,
+}
+
+/// Tells the draws of this file apart.
+#[derive(Debug, Clone, Copy)]
+enum Draw {
+    Whole,
+    Event,
+    Target,
+}
+
+impl Sampler {
+    /// For a model.
+    pub(crate) fn new(config: &FmConfig, spec: &FmSpec) -> Self {
+        let keep = |name: &String| config.sample_negatives.get(name).copied().unwrap_or(1.0);
+        let alpha = config.stochastic_length_alpha;
+        let thinned = (config.max_history as f64).powf(alpha / 2.0).round() as usize;
+        Self {
+            seed: config.seed,
+            max_history: config.max_history,
+            thinned: (alpha < 2.0).then_some(thinned.max(1)),
+            alpha,
+            keep: spec.surfaces.iter().map(keep).collect(),
+        }
+    }
+
+    /// What step `step` learns from of an example; none for all of it.
+    pub(crate) fn sample<'a>(&self, example: &'a Example, step: u64) -> Option<Selected<'a>> {
+        let mut selected = Selected::whole(example, self.max_history);
+        let place = Place { seed: self.seed, step, request: example.request };
+        let thinned = self.thin(&mut selected, place);
+        let dropped = self.drop_negatives(&mut selected, place);
+        (thinned || dropped).then_some(selected)
+    }
+
+    /// A history of n events above N^(α/2) stays whole with probability N^α / n², so that the
+    /// expected cost of attention is of the order N^α; else N^(α/2) of its events stay.
+    fn thin(&self, selected: &mut Selected<'_>, place: Place) -> bool {
+        let (Some(most), n) = (self.thinned, selected.events.len()) else { return false };
+        let whole = (self.max_history as f64).powf(self.alpha) / (n as f64 * n as f64);
+        if n <= most || place.uniform(Draw::Whole, 0) < whole {
+            return false;
+        }
+        let first = selected.events[0];
+        let events = &selected.example.history[first..];
+        selected.events = recent_first(events, most, |at| place.uniform(Draw::Event, at))
+            .into_iter()
+            .map(|at| first + at)
+            .collect();
+        true
+    }
+
+    fn drop_negatives(&self, selected: &mut Selected<'_>, place: Place) -> bool {
+        let keep = self.keep.get(usize::from(selected.example.surface)).copied().unwrap_or(1.0);
+        if keep >= 1.0 {
+            return false;
+        }
+        let targets = &selected.example.targets;
+        selected.targets = (0..targets.len())
+            .filter_map(|at| {
+                let outcome = &targets[at].outcome;
+                if outcome.actions & outcome.known != 0 {
+                    return Some((at, 1.0));
+                }
+                // Those that stay stand for those that went, so the mean prediction is not moved.
+                (place.uniform(Draw::Target, at) < f64::from(keep)).then_some((at, 1.0 / keep))
+            })
+            .collect();
+        selected.targets.iter().any(|&(_, weight)| weight != 1.0)
+            || selected.targets.len() < targets.len()
+    }
+}
+
+/// Where a choice is made.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    seed: u64,
+    step: u64,
+    request: u64,
+}
+
+impl Place {
+    fn uniform(self, draw: Draw, at: usize) -> f64 {
+        uniform(&[mix(&[self.seed, self.step, self.request]), draw as u64, at as u64])
+    }
+}
+
+/// `most` of the events, ascending: the newest, and others drawn without replacement, the more likely
+/// the more recent. The paper's weight is 1 - f_i / Σ f with f_i the event's age; the draw takes the
+/// largest u^(1 / weight) (Efraimidis and Spirakis 2006).
+fn recent_first(events: &[Event], most: usize, uniform: impl Fn(usize) -> f64) -> Vec<usize> {
+    let newest_ms = events.last().map_or(0, |event| event.time_ms);
+    let age = |event: &Event| newest_ms.saturating_sub(event.time_ms).max(0) as f64;
+    let total: f64 = events.iter().map(age).sum();
+    let mut ranked: Vec<(f64, usize)> = events[..events.len() - 1]
+        .iter()
+        .enumerate()
+        .map(|(at, event)| {
+            let weight = if total > 0.0 { 1.0 - age(event) / total } else { 1.0 };
+            (uniform(at).ln() / weight.max(1e-12), at)
+        })
+        .collect();
+    ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let mut chosen: Vec<usize> = ranked[..most - 1].iter().map(|&(_, at)| at).collect();
+    chosen.push(events.len() - 1);
+    chosen.sort_unstable();
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::example::{Item, Outcome, Target, User};
+    use crate::spec::{Label, TaskSpec};
+
+    fn spec() -> FmSpec {
+        FmSpec {
+            surfaces: vec!["home".into(), "shop".into()],
+            actions: 1,
+            values: 0,
+            item_ids: 0,
+            item_dense: 0,
+            profile_ids: vec![],
+            features: 0,
+            tasks: vec![TaskSpec {
+                name: "click".into(),
+                main: true,
+                label: Label::Action(0),
+                surfaces: vec![true, true],
+                weight: 1.0,
+            }],
+            content: 0,
+        }
+    }
+
+    fn example(request: u64, history: usize) -> Example {
+        let item = Arc::new(Item::default());
+        let outcome = |actions| Outcome { actions, known: 1, ..Outcome::UNKNOWN };
+        let event = |i: usize| Event {
+            item: item.clone(),
+            surface: 0,
+            time_ms: i as i64 * 1000,
+            outcome: outcome(0),
+        };
+        let target = |i: usize| Target {
+            item: item.clone(),
+            ids: vec![],
+            features: vec![],
+            outcome: outcome(u32::from(i.is_multiple_of(4))),
+            truth: vec![],
+        };
+        Example {
+            request,
+            user: Arc::new(User::default()),
+            surface: (request % 2) as u16,
+            time_ms: 1_000_000,
+            history: (0..history).map(event).collect(),
+            targets: (0..8).map(target).collect(),
+        }
+    }
+
+    #[test]
+    fn long_histories_are_thinned_as_often_as_the_paper_says() {
+        // N = 100 and α = 1.6: 40 events stay, and a history of 80 stays whole with 100^1.6 / 80².
+        let config =
+            FmConfig { max_history: 100, stochastic_length_alpha: 1.6, ..FmConfig::default() };
+        let sampler = Sampler::new(&config, &spec());
+        let (mut whole, mut newer, mut chosen) = (0, 0, 0);
+        let runs = 4000;
+        for request in 0..runs {
+            let example = example(request, 80);
+            let Some(selected) = sampler.sample(&example, 3) else {
+                whole += 1;
+                continue;
+            };
+            assert_eq!(selected.events.len(), 40);
+            assert!(selected.events.is_sorted_by(|a, b| a < b));
+            assert_eq!(selected.events.last(), Some(&79), "the newest stays");
+            assert_eq!(selected.targets.len(), 8);
+            newer += selected.events.iter().filter(|&&at| at >= 40).count();
+            chosen += selected.events.len();
+            let again = sampler.sample(&example, 3).unwrap();
+            assert_eq!(again.events, selected.events, "repeatable");
+        }
+        let share = f64::from(whole) / runs as f64;
+        let expected = 100f64.powf(1.6) / 6400.0;
+        assert!((share - expected).abs() < 0.035, "{share} {expected}");
+        assert!(newer * 100 > chosen * 50, "recent events are likelier: {newer} of {chosen}");
+        assert!(sampler.sample(&example(1, 40), 3).is_none(), "short ones stay whole");
+        let first = example(5, 80);
+        let of_step = |step| sampler.sample(&first, step).map(|selected| selected.events);
+        assert!((0..9).any(|step| of_step(step) != of_step(step + 1)), "steps differ");
+    }
+
+    #[test]
+    fn only_the_history_that_is_read_is_thinned() {
+        let config =
+            FmConfig { max_history: 100, stochastic_length_alpha: 1.0, ..FmConfig::default() };
+        let sampler = Sampler::new(&config, &spec());
+        let long = example(2, 300);
+        let thinned = (0..50).filter_map(|step| sampler.sample(&long, step));
+        let mut seen = 0;
+        for selected in thinned {
+            seen += 1;
+            assert_eq!(selected.events.len(), 10);
+            assert!(selected.events[0] >= 200 && selected.events[9] == 299);
+        }
+        assert!(seen > 40, "100^1 / 100² leaves few whole: {seen}");
+    }
+
+    #[test]
+    fn negatives_are_dropped_on_their_surface_and_the_rest_stand_for_them() {
+        let config = FmConfig {
+            sample_negatives: [("shop".to_string(), 0.25)].into(),
+            ..FmConfig::default()
+        };
+        let sampler = Sampler::new(&config, &spec());
+        assert!(sampler.sample(&example(2, 5), 0).is_none(), "home is not sampled");
+        let (mut kept, mut weight) = (0, 0.0);
+        for request in 0..2000 {
+            let example = example(2 * request + 1, 5);
+            let selected = sampler.sample(&example, 0).expect("six negatives hardly all stay");
+            assert_eq!(selected.events.len(), 5);
+            for &(at, w) in &selected.targets {
+                assert_eq!(w, if at % 4 == 0 { 1.0 } else { 4.0 });
+                kept += usize::from(at % 4 != 0);
+                weight += if at % 4 != 0 { w } else { 0.0 };
+            }
+            let positives = selected.targets.iter().filter(|(at, _)| at % 4 == 0).count();
+            assert_eq!(positives, 2, "positives always stay");
+        }
+        let share = kept as f64 / 12_000.0;
+        assert!((share - 0.25).abs() < 0.02, "{share}");
+        assert!((f64::from(weight) / 12_000.0 - 1.0).abs() < 0.08, "{weight}");
+    }
+
+    #[test]
+    fn parts_are_bounded_by_requests_and_by_memory() {
+        let config = FmConfig { max_history: 20, ..FmConfig::default() };
+        let examples: Vec<Example> =
+            [5, 5, 5, 30, 30, 0].into_iter().map(|history| example(1, history)).collect();
+        let references: Vec<&Example> = examples.iter().collect();
+        let sizes = |requests, tokens: usize| -> Vec<usize> {
+            let bytes = tokens * config.bytes_a_token();
+            parts(&references, &config, requests, bytes).map(<[_]>::len).collect()
+        };
+        // With their 8 targets they are of 13, 13, 13, 28, 28 and 8 tokens.
+        assert_eq!(sizes(4, 1000), [4, 2]);
+        assert_eq!(sizes(4, 36), [2, 1, 1, 2]);
+        assert_eq!(sizes(4, 1), [1; 6]);
+        assert_eq!(parts(&[], &config, 4, 1).count(), 0);
+    }
+}

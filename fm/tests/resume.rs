@@ -1,0 +1,107 @@
+//! A training run that was interrupted and resumed is the run that never was.
+
+mod world;
+
+use hypercast_fm::{
+    device::DeviceKind,
+    example::Example,
+    inference,
+    spec::FmConfig,
+    trainer::{self, FmTrainer, Resume, StepOutput},
+};
+use world::{batch, config, spec};
+
+/// Everything that draws or thins is on.
+fn noisy() -> FmConfig {
+    FmConfig {
+        dropout: 0.2,
+        max_history: 9,
+        stochastic_length_alpha: 1.3,
+        sample_negatives: [("shop".to_string(), 0.5)].into(),
+        warmup_steps: 30,
+        ..config()
+    }
+}
+
+/// Later steps bring items that earlier ones did not know.
+fn step(trainer: &mut dyn FmTrainer, step: u64) -> StepOutput {
+    let examples = batch(step * 16);
+    trainer.step(&examples.iter().collect::<Vec<&Example>>()).unwrap()
+}
+
+fn bits(said: &StepOutput) -> Vec<u32> {
+    said.tae.iter().chain(&said.predictions).chain([&said.loss]).map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (config, spec) = (noisy(), spec());
+    let mut whole = trainer::create(&path("a"), &config, &spec, DeviceKind::Cpu).unwrap();
+    let mut other = trainer::create(&path("b"), &config, &spec, DeviceKind::Cpu).unwrap();
+    for at in 0..25 {
+        let (a, b) = (bits(&step(&mut *whole, at)), bits(&step(&mut *other, at)));
+        assert_eq!(a, b, "two runs of one seed, step {at}");
+    }
+    other.save(&path("saved")).unwrap();
+    // What happens after the save, or to the work folder, is forgotten.
+    step(&mut *other, 77);
+    drop(other);
+    let from = Resume { saved: &path("saved"), work: &path("b") };
+    let mut resumed = trainer::resume(from, &config, &spec, DeviceKind::Cpu).unwrap();
+    for at in 25..60 {
+        let (a, b) = (bits(&step(&mut *whole, at)), bits(&step(&mut *resumed, at)));
+        assert_eq!(a, b, "after the resume, step {at}");
+    }
+    // It was saved in the warm-up, and may be saved again over the old one.
+    resumed.save(&path("saved")).unwrap();
+    whole.checkpoint(&path("fm-a"), "1.0.0").unwrap();
+    resumed.checkpoint(&path("fm-b"), "1.0.0").unwrap();
+    for file in ["fm.json", "model.safetensors", "alignment.safetensors"] {
+        let read = |fm: &str| std::fs::read(path(fm).join(file)).unwrap();
+        assert!(read("fm-a") == read("fm-b"), "{file} differs");
+    }
+    let infer = |fm: &str| {
+        let fm = inference::load(&path(fm), DeviceKind::Cpu).unwrap();
+        fm.infer(&batch(9000).iter().collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!(infer("fm-a"), infer("fm-b"));
+}
+
+#[test]
+fn another_configuration_or_specification_is_refused_by_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (work, saved) = (dir.path().join("work"), dir.path().join("saved"));
+    let mut trainer = trainer::create(&work, &noisy(), &spec(), DeviceKind::Cpu).unwrap();
+    trainer.save(&saved).unwrap();
+    let from = Resume { saved: &saved, work: &work };
+    let refused = |config, spec| {
+        trainer::resume(from, &config, &spec, DeviceKind::Cpu).err().unwrap().to_string()
+    };
+    let error = refused(FmConfig { learning_rate: 0.02, ..noisy() }, spec());
+    assert!(error.contains("fm.learning_rate was 0.005 and is 0.02 now"), "{error}");
+    let mut other = spec();
+    other.actions = 2;
+    let error = refused(noisy(), other);
+    assert!(error.contains("actions"), "{error}");
+    let missing = Resume { saved: &dir.path().join("nowhere"), work: &work };
+    let error = trainer::resume(missing, &noisy(), &spec(), DeviceKind::Cpu).err().unwrap();
+    assert!(error.to_string().contains("no saved run"), "{error}");
+    drop(trainer);
+    let rarer = FmConfig { save_every_requests: 9, ..noisy() };
+    trainer::resume(from, &rarer, &spec(), DeviceKind::Cpu).expect("saving less often is fine");
+    std::fs::write(saved.join("moments.safetensors"), b"{}").unwrap();
+    let error = refused(noisy(), spec());
+    assert!(error.contains("moments.safetensors"), "{error}");
+}
+
+#[test]
+fn a_surface_that_is_not_there_cannot_be_sampled() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        FmConfig { sample_negatives: [("hme".to_string(), 0.5)].into(), ..FmConfig::default() };
+    let error = trainer::create(dir.path(), &config, &spec(), DeviceKind::Cpu).err().unwrap();
+    let error = error.to_string();
+    assert!(error.contains("\"hme\"") && error.contains("home, shop"), "{error}");
+}
