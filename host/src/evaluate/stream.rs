@@ -208,6 +208,7 @@ impl Stream<'_> {
             until_ms: Some(self.window.test_from_ms),
             history_len: self.config.fm.max_history,
             chunk: PRETRAINING_CHUNK,
+            passes: self.config.fm.pretraining_passes,
             seed: self.config.fm.seed,
             features: self.config.features,
         };
