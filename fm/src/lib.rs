@@ -7,6 +7,7 @@
 //! nothing of experts, files of a data set, or servers.
 
 pub mod alignment;
+mod average;
 pub mod batch;
 mod chance;
 pub mod checkpoint;

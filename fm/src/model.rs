@@ -19,6 +19,7 @@ use crate::{
     chance::mix,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
+    standardise::LIMIT as STANDARDISED_LIMIT,
 };
 
 /// The FM without its alignment modules.
@@ -73,7 +74,9 @@ impl<B: Backend> FmModel<B> {
         let (dim, tae) = (config.dim, config.tae_width());
         let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
         let candidate = match config.candidate_columns {
-            true => spec.profile_ids.len() * config.embedding_dim + spec.features,
+            true => {
+                spec.profile_ids.len() * config.embedding_dim + spec.features * (KNOTS.len() + 1)
+            }
             false => 0,
         };
         let linear = |from, to| LinearConfig::new(from, to).init(device);
@@ -192,11 +195,25 @@ impl<B: Backend> Candidate<B> {
         device: &B::Device,
     ) -> Tensor<B, 2> {
         let shape = [batch.targets(), batch.features.len() / batch.targets()];
-        let features = (shape[1] > 0)
-            .then(|| Tensor::from_data(TensorData::new(batch.features.clone(), shape), device));
+        let features = (shape[1] > 0).then(|| {
+            ramps(Tensor::from_data(TensorData::new(batch.features.clone(), shape), device))
+        });
         let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
         self.output.forward(silu(self.hidden.forward(input)))
     }
+}
+
+/// Where the slope of a column's part in a candidate's token may change, in deviations from its mean.
+const KNOTS: [f32; 6] = [-1.5, -0.75, -0.25, 0.25, 0.75, 1.5];
+
+/// `[R, features]` → `[R, features * (KNOTS + 1)]`: the columns, and their ramps up to each knot and after
+/// the last (piecewise linear encoding, Gorishniy et al., NeurIPS 2022). A linear layer over them finds
+/// the thresholds in counters that trees find.
+fn ramps<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ends = KNOTS.iter().zip(KNOTS[1..].iter().chain([&STANDARDISED_LIMIT]));
+    let ramp = |(&from, &to): (&f32, &f32)| (x.clone().clamp(from, to) - from) / (to - from);
+    let ramps: Vec<_> = ends.map(ramp).collect();
+    Tensor::cat(std::iter::once(x.clone()).chain(ramps).collect(), 1)
 }
 
 impl<B: Backend> MultiTask<B> {

@@ -35,6 +35,9 @@ type Moments<A> = <Optimizer<A> as burn::optim::Optimizer<Network<A>, A>>::Recor
 /// The file of all dense weights.
 pub(crate) const NETWORK: &str = "network.safetensors";
 
+/// The file of their running average, where there is one.
+pub(crate) const AVERAGE: &str = "average.safetensors";
+
 const MOMENTS: &str = "moments.safetensors";
 
 /// The format of `training.json`; another one is refused.

@@ -131,7 +131,7 @@ where
     A::InnerBackend: HstuBackend,
 {
     let Shard { whole, sample } = shard;
-    let clean = match sample.is_some() || context.config.dropout > 0.0 {
+    let clean = match sample.is_some() || context.config.predicts_apart() {
         true => {
             let Context { config, spec, valid, device } = context;
             Some(predict(&weights.predicting, &whole, Context { config, spec, valid, device })?)

@@ -67,6 +67,11 @@ pub struct FmConfig {
     pub sample_negatives: BTreeMap<String, f32>,
     /// Requests between two saves of a training run; 0 for none.
     pub save_every_requests: u64,
+    /// Share of the old in each step of the running average of the dense weights, which predicts in
+    /// their place; 0 for none.
+    pub average_decay: f64,
+    /// Passes over the events whose times are not known, before the stream.
+    pub pretraining_passes: usize,
 }
 
 impl Default for FmConfig {
@@ -99,6 +104,8 @@ impl Default for FmConfig {
             stochastic_length_alpha: 2.0,
             sample_negatives: BTreeMap::new(),
             save_every_requests: 0,
+            average_decay: 0.0,
+            pretraining_passes: 1,
         }
     }
 }
@@ -122,6 +129,11 @@ impl FmConfig {
     /// Width of a user embedding: the state of a history token before the first layer and after each.
     pub fn user_state_width(&self) -> usize {
         (self.layers + 1) * self.dim
+    }
+
+    /// Whether the pass that learns is not the one that predicts.
+    pub(crate) fn predicts_apart(&self) -> bool {
+        self.dropout > 0.0 || self.average_decay > 0.0
     }
 
     /// α of the layers.
@@ -162,6 +174,12 @@ impl FmConfig {
                     "fm.{key} is {value}; it must be between 1 and 65536"
                 )));
             }
+        }
+        if !(0.0..1.0).contains(&self.average_decay) {
+            return Err(Error::Config(format!(
+                "fm.average_decay is {}; it must be at least 0 and below 1",
+                self.average_decay
+            )));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::Config(format!(

@@ -15,7 +15,7 @@ pub struct Standardiser {
 }
 
 /// Standardised values are clipped to ± this.
-const CLIP: f32 = 5.0;
+pub(crate) const LIMIT: f32 = 5.0;
 
 impl Standardiser {
     /// For rows of `width` columns.
@@ -57,7 +57,7 @@ impl Standardiser {
                 }
                 // Half a count of unit variance keeps a nearly constant column from exploding.
                 let deviation = ((spread + 0.5) / (count + 0.5)).sqrt().max(1e-4);
-                (((f64::from(value) - mean) / deviation) as f32).clamp(-CLIP, CLIP)
+                (((f64::from(value) - mean) / deviation) as f32).clamp(-LIMIT, LIMIT)
             },
         ));
     }

@@ -26,6 +26,7 @@ use hypercast_store::{Adagrad, Store, StoreOptions};
 use crate::{
     Error, Result,
     alignment::Alignments,
+    average,
     batch::{Batch, Batcher, Statistics},
     chance::mix,
     checkpoint::{Manifest, failed, load_weights, save_weights, write_whole},
@@ -165,6 +166,8 @@ struct Trainer<A: AutodiffBackend> {
     config: FmConfig,
     network: Network<A>,
     optimizer: Optimizer<A>,
+    /// Of the weights, where the configuration has `average_decay`.
+    average: Option<Network<A::InnerBackend>>,
     store: Store,
     batcher: Batcher,
     sampler: Sampler,
@@ -201,8 +204,10 @@ where
             seed: config.seed,
         };
         let device = A::Device::default();
+        let network = fresh_network(config, spec, &device);
         Ok(Self {
-            network: fresh_network(config, spec, &device),
+            average: (config.average_decay > 0.0).then(|| network.valid()),
+            network,
             optimizer: optimizer(config),
             store: Store::create(dir.join("store"), &options)?,
             batcher: Batcher::new(spec, config),
@@ -228,7 +233,14 @@ where
         Store::open(from.saved.join("store"))?.copy_into(&store)?;
         let fresh = fresh_network(config, spec, &device);
         let network = load_weights(fresh, &from.saved.join(resume::NETWORK), &device)?;
+        let average = match config.average_decay > 0.0 {
+            true => {
+                Some(load_weights(network.valid(), &from.saved.join(resume::AVERAGE), &device)?)
+            }
+            false => None,
+        };
         Ok(Self {
+            average,
             optimizer: state.load_moments(from.saved, &network, optimizer(config))?,
             store: Store::open(&store)?,
             batcher: Batcher::new(spec, config),
@@ -302,7 +314,7 @@ where
             let alignments = alignments.only(shard.learned_surfaces());
             let weights = Weights {
                 learning: Network { model: model.clone(), alignments }.fork(&self.device),
-                predicting: self.network.valid(),
+                predicting: self.predicting(),
             };
             (weights, shard)
         };
@@ -323,7 +335,7 @@ where
             valid: &[],
             device: &self.device,
         };
-        let network = self.network.valid();
+        let network = self.predicting();
         let mut all = Vec::with_capacity(self.shards);
         let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
         for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
@@ -336,6 +348,11 @@ where
         in_waves(all, self.shards, prepare, |(network, part)| look(network, part, context))
     }
 
+    /// The weights that predict, serve and make TAEs.
+    fn predicting(&self) -> Network<A::InnerBackend> {
+        self.average.clone().unwrap_or_else(|| self.network.valid())
+    }
+
     fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
         let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
         let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
@@ -345,6 +362,10 @@ where
             sum.accumulate(&self.network, std::mem::take(&mut pass.lesson.gradients));
         }
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
+        if let Some(average) = self.average.take() {
+            let (now, decay) = (self.network.valid(), self.config.average_decay);
+            self.average = Some(average::follow(average, &now, decay, self.steps));
+        }
         self.steps += 1;
         if self.steps.is_multiple_of(STEPS_A_COMMIT) {
             self.store.commit()?;
@@ -422,7 +443,7 @@ where
             Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
         manifest.requests = self.requests;
         manifest.trained_until_ms = self.trained_until_ms;
-        let network = self.network.valid();
+        let network = self.predicting();
         write_whole(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
@@ -441,6 +462,9 @@ where
         write_whole(dir, |draft| {
             self.store.copy_into(draft.join("store"))?;
             save_weights(&self.network, &draft.join(resume::NETWORK))?;
+            if let Some(average) = &self.average {
+                save_weights(average, &draft.join(resume::AVERAGE))?;
+            }
             state.write(draft, &self.network, record)
         })
     }

@@ -86,6 +86,9 @@ fn a_request_without_targets_and_a_new_user_are_served() {
     let answer = served.infer(&[&newcomer, &example(5, &[])]).unwrap();
     assert_eq!(answer.main.len(), 2);
     assert!(answer.tae.iter().all(|v| v.is_finite()));
+    // Nobody in the batch has a history.
+    assert_eq!(served.infer(&[&newcomer]).unwrap().tae.len(), answer.tae.len());
+    assert_eq!(trainer.step(&[&newcomer]).unwrap().tae.len(), answer.tae.len());
 }
 
 #[test]

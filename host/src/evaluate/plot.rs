@@ -106,12 +106,12 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&Point], window: &Wi
         );
     }
     let x = scale.x(window.test_from_ms);
+    let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
     let _ = writeln!(
         text,
-        "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/><text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">test from {}</text>",
+        "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
         top + TOP,
-        x,
-        bottom + 18.0,
+        top + TOP - 10.0,
         window.say(window.test_from_ms)
     );
     for (arm, _, colour) in ARMS {

@@ -208,6 +208,7 @@ impl Stream<'_> {
             until_ms: Some(self.window.test_from_ms),
             history_len: self.config.fm.max_history,
             chunk: PRETRAINING_CHUNK,
+            passes: self.config.fm.pretraining_passes,
             seed: self.config.fm.seed,
             features: self.config.features,
         };
@@ -229,5 +230,23 @@ impl Stream<'_> {
         }
         progress.finish("done");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_users_is_about_that_and_stays() {
+        let of = |share, salt| (0..20_000).filter(|&user| Users { share, salt }.hold(user)).count();
+        assert!((of(0.2, 0) as i64 - 4000).abs() < 200, "{}", of(0.2, 0));
+        assert_eq!(of(1.0, 5), 20_000);
+        assert_eq!(of(0.2, 0), of(0.2, 0));
+        let both = |user| {
+            Users { share: 0.2, salt: 1 }.hold(user) && Users { share: 0.2, salt: 2 }.hold(user)
+        };
+        let both = (0..20_000).filter(|&user| both(user)).count();
+        assert!((both as i64 - 800).abs() < 120, "salts choose independently: {both}");
     }
 }

@@ -166,7 +166,7 @@ impl Found<'_> {
             n: totals.rows as u64,
             ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
             ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),
-            ci95: (!baseline && ci95[0].is_finite()).then_some(ci95),
+            ci95: ci95[0].is_finite().then_some(ci95),
             more,
         }
     }
@@ -192,6 +192,8 @@ fn deviation(values: &[f64]) -> Option<f64> {
 /// A difference with its interval: `-2.13 [-2.40, -1.85]`.
 pub fn with_interval(value: Option<f64>, ci95: Option<[f64; 2]>) -> String {
     match (value, ci95) {
+        // An arm compared with itself.
+        (Some(0.0), Some([0.0, 0.0])) => "0".into(),
         (Some(value), Some([low, high])) => format!("{value:+.2} [{low:+.2}, {high:+.2}]"),
         (Some(value), None) => format!("{value:.2}"),
         (None, _) => "-".into(),

@@ -4,6 +4,8 @@
 //! experts start from one that was trained on the smaller FM, but for the layers
 //! that face the FM, and then learn the same rows; only the FM differs.
 
+use std::ops::Range;
+
 use hypercast_fm::{spec::FmSpec, trainer, trainer::FmTrainer};
 use serde_json::{Value, json};
 
@@ -11,7 +13,7 @@ use super::{
     Ground, Outcome, Row, Seed,
     bootstrap::intervals,
     field::{Arm, Field},
-    report::{Cell, Found, Mean, Pair, with_interval},
+    report::{Cell, Found, Pair, with_interval},
     smaller, store_dir,
     tally::{Tally, Totals},
     targets, write,
@@ -49,14 +51,13 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
     let (mut rows, mut table) = (Vec::new(), head());
     for cell in found.cells()? {
         let every = [0, 2].map(|arm| Pair { baseline: arm, arm });
-        let of_cell = seconds
-            .time("bootstrap", || Ok(found.rows(&cell, &[FM, EXPERT, every[0], every[1]])))?;
-        let ratio = ratio_row(&found, &cell);
+        let pairs = [every[0], FM, every[1], EXPERT];
+        let mut of_cell = seconds.time("bootstrap", || Ok(found.rows(&cell, &pairs)))?;
+        add_ratios(&found, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN {
-            table += &line(&of_cell, &ratio);
+            table += &line(&of_cell);
         }
         rows.extend(of_cell);
-        rows.push(ratio);
     }
     let chosen = json!({ "fm_small": smaller(&ground.config.fm), "warm_share": WARM_SHARE });
     Ok(Outcome { name: "transfer", rows, models: Vec::new(), table, chosen })
@@ -152,41 +153,42 @@ fn middle(field: &Field<'_>) -> Result<i64> {
     Ok(times.get(at).copied().unwrap_or(field.window.test_from_ms))
 }
 
-/// Eq. 6 on the means over seeds; on the same rows the entropy of the base rate cancels.
-fn ratio(totals: &Totals) -> f64 {
+/// Eq. 6 over some seeds together; on the same rows the entropy of the base rate cancels.
+fn ratio(totals: &Totals, seeds: Range<usize>) -> f64 {
     let gain = |pair: Pair| {
-        totals.nats.iter().map(|arms| arms[pair.baseline] - arms[pair.arm]).sum::<f64>()
+        let of_seed = |arms: &Vec<f64>| arms[pair.baseline] - arms[pair.arm];
+        totals.nats[seeds.clone()].iter().map(of_seed).sum::<f64>()
     };
     gain(EXPERT) / gain(FM)
 }
 
-fn ratio_row(found: &Found<'_>, cell: &Cell) -> Row {
+/// Tells every row its kind of task, and those of the larger FM's expert what was transferred.
+fn add_ratios(found: &Found<'_>, cell: &Cell, rows: &mut [Row]) {
+    let seeds = found.seeds.len();
     let bounds = intervals(&cell.dense, found.replicates, |totals| {
-        vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals)]
+        vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals, 0..seeds)]
     });
-    let task = &found.schema.tasks[cell.slice.1];
-    let kind = match task.role {
+    let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
+    let kind = match found.schema.tasks[cell.slice.1].role {
         TaskRole::Main => "main",
         TaskRole::Auxiliary => "aux",
     };
-    let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
     let finite = |value: f64| value.is_finite().then_some(value);
-    let more = [
-        ("task_type", Value::from(kind)),
-        ("transfer_ratio", Value::from(finite(ratio(&cell.totals)))),
-        ("transfer_ratio_ci95", json!(bounds[1].map(finite))),
-        ("fm_gain_outside_interval", Value::from(clear)),
-    ];
-    Row {
-        surface: found.surface(cell.slice.0).to_owned(),
-        task: task.name.clone(),
-        arm: "transfer".into(),
-        seed: Seed::Mean(Mean::Mean),
-        n: cell.totals.rows as u64,
-        ne: None,
-        ne_diff_pct: None,
-        ci95: None,
-        more: more.into(),
+    for row in rows {
+        row.more.insert("task_type", kind.into());
+        if row.arm != ARMS[EXPERT.arm] {
+            continue;
+        }
+        let own = match row.seed {
+            Seed::One(seed) => found.seeds.iter().position(|known| *known == seed),
+            Seed::Mean(_) => None,
+        };
+        let own_ratio = ratio(&cell.totals, own.map_or(0..seeds, |at| at..at + 1));
+        row.more.insert("transfer_ratio", finite(own_ratio).into());
+        if own.is_none() {
+            row.more.insert("transfer_ratio_ci95", json!(bounds[1].map(finite)));
+            row.more.insert("fm_gain_outside_interval", clear.into());
+        }
     }
 }
 
@@ -198,28 +200,29 @@ fn head() -> String {
 }
 
 /// A line of table 2; a ratio whose FM gain is not clear of its interval is in brackets.
-fn line(rows: &[Row], ratio: &Row) -> String {
-    let cell = |arm: &str| {
-        let row = rows.iter().find(|row| row.arm == arm && matches!(row.seed, Seed::Mean(_)));
-        row.map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95))
-    };
+fn line(rows: &[Row]) -> String {
+    let mean =
+        |arm: &str| rows.iter().find(|row| row.arm == arm && matches!(row.seed, Seed::Mean(_)));
+    let cell =
+        |arm: &str| mean(arm).map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
+    let Some(expert) = mean(ARMS[EXPERT.arm]) else { return String::new() };
     let number = |value: &Value| value.as_f64().map_or("-".into(), |value| format!("{value:.2}"));
-    let bounds = &ratio.more["transfer_ratio_ci95"];
+    let bounds = &expert.more["transfer_ratio_ci95"];
     let text = format!(
         "{} [{}, {}]",
-        number(&ratio.more["transfer_ratio"]),
+        number(&expert.more["transfer_ratio"]),
         number(&bounds[0]),
         number(&bounds[1])
     );
-    let text = match ratio.more["fm_gain_outside_interval"] == Value::from(true) {
+    let text = match expert.more["fm_gain_outside_interval"] == Value::from(true) {
         true => text,
         false => format!("({text})"),
     };
     format!(
         "{:<12} {:<5} {:<17} {:>22} {:>22} {text:>24}\n",
-        ratio.surface,
-        ratio.more["task_type"].as_str().unwrap_or_default(),
-        ratio.task,
+        expert.surface,
+        expert.more["task_type"].as_str().unwrap_or_default(),
+        expert.task,
         cell(ARMS[FM.arm]),
         cell(ARMS[EXPERT.arm])
     )

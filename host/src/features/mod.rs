@@ -141,6 +141,20 @@ impl FeatureState {
         }
     }
 
+    /// A state that knows the same items and users, and nothing of what happened.
+    fn forgetful(&self) -> FeatureState {
+        FeatureState {
+            schema: self.schema.clone(),
+            config: self.config,
+            widths: self.widths,
+            items: self.items.clone(),
+            users: self.users.clone(),
+            histories: Recent::new(self.config.max_users),
+            first_shown: Recent::new(self.config.max_items),
+            counters: Counters::new(&self.schema, &self.config),
+        }
+    }
+
     /// The state as of `until_ms` (`None`: the end): every outcome known before it is applied.
     pub fn rebuild(
         dataset: &Dataset,

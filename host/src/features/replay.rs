@@ -125,6 +125,8 @@ pub struct PretrainingOptions {
     pub history_len: usize,
     /// Consecutive events of a user that make an example's targets.
     pub chunk: usize,
+    /// Times that all of it is gone through, each with counters of its own.
+    pub passes: usize,
     /// Seed of the order of users.
     pub seed: u64,
     /// The state's bounds.
@@ -140,6 +142,7 @@ pub struct Pretraining {
     state: FeatureState,
     options: PretrainingOptions,
     users: Vec<Vec<Impression>>,
+    pass: usize,
     round: usize,
     next_user: usize,
     examples: usize,
@@ -160,9 +163,11 @@ impl Pretraining {
         let mut users: Vec<(u64, Vec<Impression>)> = by_user.into_iter().collect();
         users.sort_by_key(|(user, _)| mix(options.seed ^ mix(*user)));
         let users: Vec<Vec<Impression>> = users.into_iter().map(|(_, events)| events).collect();
-        let examples = users.iter().map(|events| events.len().div_ceil(options.chunk.max(1))).sum();
+        let once: usize =
+            users.iter().map(|events| events.len().div_ceil(options.chunk.max(1))).sum();
         let state = FeatureState::new(dataset, options.features);
-        Ok(Pretraining { state, options, users, round: 0, next_user: 0, examples })
+        let examples = once * options.passes;
+        Ok(Pretraining { state, options, users, pass: 0, round: 0, next_user: 0, examples })
     }
 
     /// How many examples there are in all.
@@ -176,16 +181,18 @@ impl Iterator for Pretraining {
 
     fn next(&mut self) -> Option<Example> {
         let chunk = self.options.chunk.max(1);
-        loop {
-            if self.next_user == self.users.len() {
-                self.round += 1;
+        let rounds = self.users.iter().map(|events| events.len().div_ceil(chunk)).max()?;
+        while self.pass < self.options.passes {
+            let Some(events) = self.users.get(self.next_user) else {
                 self.next_user = 0;
-                self.users.retain(|events| events.len() > self.round * chunk);
-            }
-            if self.users.is_empty() {
-                return None;
-            }
-            let events = &self.users[self.next_user];
+                self.round += 1;
+                if self.round == rounds {
+                    self.round = 0;
+                    self.pass += 1;
+                    self.state = self.state.forgetful();
+                }
+                continue;
+            };
             self.next_user += 1;
             if let Some(rows) = events.chunks(chunk).nth(self.round) {
                 let example = self.state.fetch(&request_input(rows), self.options.history_len);
@@ -193,5 +200,6 @@ impl Iterator for Pretraining {
                 return Some(example);
             }
         }
+        None
     }
 }

@@ -216,6 +216,7 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
     rows.push(impression((1, 40_000, 40_001, 1, 1, true)));
     let data = dataset(dir.path(), rows);
     let options = PretrainingOptions {
+        passes: 1,
         until_ms: None,
         history_len: 50,
         chunk: 4,

@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::{ImportReport, counters, features, number_requests, task};
 use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Error, Result};
-use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole};
+use crate::schema::{Counter, FeatureKind, Schema, TaskKind, TaskRole};
 
 /// Impressions of one user and tab this close together answer one request.
 const REQUEST_MS: i64 = 2_000;
@@ -111,11 +111,15 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
     item_features.extend(features(&entities::ITEM_DENSE, FeatureKind::Dense));
     let mut user_features = features(&entities::USER_CATEGORIES, FeatureKind::Categorical);
     user_features.extend(features(&entities::USER_DENSE, FeatureKind::Dense));
-    let keys: [&[&str]; 8] = [
+    let keys: [&[&str]; 12] = [
         &["user_id"],
         &["item_id"],
         &["author_id"],
         &["tag"],
+        &["music_id"],
+        &["duration_step", "surface"],
+        &["tag", "surface"],
+        &["user_id", "duration_step"],
         &["user_id", "surface"],
         &["item_id", "surface"],
         &["user_id", "tag"],
@@ -123,6 +127,13 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
     ];
     let mut all_counters = counters(&keys, &["is_click", "long_view"]);
     all_counters.extend(counters(&keys[..3], &["is_like", "is_profile_enter"]));
+    let recent = |counter: Counter| Counter {
+        name: format!("recent_{}", counter.name),
+        half_life_days: 1.0,
+        ..counter
+    };
+    let moving: [&[&str]; 3] = [&["user_id"], &["item_id"], &["surface", "hour"]];
+    all_counters.extend(counters(&moving, &["is_click", "long_view"]).into_iter().map(recent));
     let main = |name| task(name, TaskRole::Main, TaskKind::Binary);
     Schema {
         surfaces: std::iter::once("unknown".into())

@@ -80,6 +80,7 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
         item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
         features: schema.feature_columns().len(),
         profile_ids: profile_ids(schema),
+        content: 0,
         tasks,
     };
     spec.validate()?;
@@ -176,6 +177,7 @@ impl Run {
             until_ms,
             history_len: config.fm.max_history,
             chunk: PRETRAINING_CHUNK,
+            passes: config.fm.pretraining_passes,
             seed: config.fm.seed,
             features: config.features,
         };

@@ -282,3 +282,94 @@ fn in_chunks(
     }
     if rows > 0 { take(&examples, &tae) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dataset::Dataset,
+        features::{
+            FeatureConfig,
+            replay::{Replay, ReplayOptions},
+        },
+        import::simulate,
+        logs::{LogOptions, LogWriter},
+    };
+
+    /// A log whose embeddings are `[request, row, 7]`.
+    fn log(dir: &std::path::Path) -> (LogReader, Vec<Example>) {
+        let into = dir.join("world");
+        let options =
+            simulate::Options { into, users: 20, items: 30, requests: 90, surfaces: 2, seed: 3 };
+        simulate::simulate(&options).unwrap();
+        let dataset = Dataset::open(&options.into).unwrap();
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 8,
+            max_targets: 4,
+            features: FeatureConfig::default(),
+        };
+        let examples: Vec<Example> =
+            Replay::new(&dataset, replay).unwrap().map(Result::unwrap).collect();
+        let options = LogOptions { tae_dim: 3, history_len: 4, rows_per_file: 200 };
+        let logs = dir.join("logs");
+        let mut writer = LogWriter::create(&logs, &dataset.schema, options).unwrap();
+        for example in &examples {
+            let tae = (0..example.targets.len())
+                .flat_map(|row| [example.request as f32, row as f32, 7.0])
+                .collect::<Vec<f32>>();
+            writer.write(example, &tae, "1.0.0").unwrap();
+        }
+        writer.finish().unwrap();
+        (LogReader::open(&logs).unwrap(), examples)
+    }
+
+    #[test]
+    fn a_view_gives_its_surfaces_its_time_and_its_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, examples) = log(dir.path());
+        let middle_ms = examples[examples.len() / 2].time_ms;
+        let view = LogView {
+            log: &log,
+            surfaces: vec![1],
+            span: Span { from_ms: Some(middle_ms), until_ms: None },
+            embedding: Some(vec![2..3, 0..1]),
+        };
+        let seen: Vec<Logged> = view.rows().map(Result::unwrap).collect();
+        let expected: Vec<&Example> =
+            examples.iter().filter(|e| e.surface == 1 && e.time_ms >= middle_ms).collect();
+        assert!(!expected.is_empty() && seen.len() == expected.len());
+        assert_eq!(view.tae_dim(), 2);
+        for (logged, example) in seen.iter().zip(&expected) {
+            assert_eq!(logged.example.request, example.request);
+            assert_eq!(logged.tae, [7.0, example.request as f32].repeat(example.targets.len()));
+        }
+        let rows: usize = expected.iter().map(|example| example.targets.len()).sum();
+        assert_eq!(view.survey().unwrap().unwrap().rows, rows as u64);
+        let nothing = LogView { surfaces: vec![], ..view };
+        assert!(nothing.survey().unwrap().is_none());
+    }
+
+    #[test]
+    fn chunks_hold_whole_requests_and_no_more_rows_than_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, examples) = log(dir.path());
+        let view =
+            LogView { log: &log, surfaces: vec![0, 1], span: Span::default(), embedding: None };
+        for most in [1, 10, 64, 1 << 20] {
+            let (mut requests, mut chunks) = (Vec::new(), 0);
+            in_chunks(&view, most, |examples, tae| {
+                let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+                assert!(rows <= most || examples.len() == 1, "{rows} of {most}");
+                assert_eq!(tae.len(), rows * 3);
+                requests.extend(examples.iter().map(|example| example.request));
+                chunks += 1;
+                Ok(())
+            })
+            .unwrap();
+            let all: Vec<u64> = examples.iter().map(|example| example.request).collect();
+            assert_eq!(requests, all);
+            assert_eq!(chunks == 1, most == 1 << 20);
+        }
+    }
+}

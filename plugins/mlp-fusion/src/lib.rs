@@ -6,7 +6,7 @@
 
 use hypercast_sdk::{
     Description, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo,
-    Squash, TaskHeads, Tensor,
+    Ramps, Squash, TaskHeads, Tensor,
 };
 
 /// The expert.
@@ -22,7 +22,8 @@ impl Expert for MlpFusion {
         let mut direct = Vec::new();
         let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         if !g.info().features.is_empty() {
-            direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
+            let numbers = g.features(&g.info().features);
+            direct.extend([Squash::new("numeric").apply(numbers), Ramps::default().apply(numbers)]);
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).apply(g.tae());

@@ -5,7 +5,7 @@
 
 use hypercast_sdk::{
     Description, Diversity, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph,
-    HostInfo, Hstu, Ranked, Request, Squash, TaskHeads, Tensor,
+    HostInfo, Hstu, Ramps, Ranked, Request, Squash, TaskHeads, Tensor,
 };
 
 /// The first id column of these that the schema has keeps a feed diverse.
@@ -36,7 +36,8 @@ impl Expert for ShortTerm {
         let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
-            direct.push(Squash::new("numeric").apply(g.features(&g.info().features)));
+            let numbers = g.features(&g.info().features);
+            direct.extend([Squash::new("numeric").apply(numbers), Ramps::default().apply(numbers)]);
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).apply(g.tae());

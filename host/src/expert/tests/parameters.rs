@@ -99,3 +99,16 @@ fn damaged_and_foreign_files_are_refused() {
     std::fs::write(&path, foreign).unwrap();
     assert!(refused(&path).contains("not one of an expert's parameters"));
 }
+
+#[test]
+fn a_warm_start_from_memory_takes_what_it_is_told_to() {
+    let old = parameters(&graph(8, true), 1);
+    let mut new = parameters(&graph(8, true), 2);
+    let fresh = new.clone();
+    let report = new.warm_start_from(&old, |name| name != "first");
+    assert_eq!((report.kept.len(), report.fresh.as_slice()), (2, &["first".to_owned()][..]));
+    assert_eq!(new.by_name("first"), fresh.by_name("first"));
+    assert_eq!(new.by_name("last"), old.by_name("last"));
+    let mut wider = parameters(&graph(9, false), 2);
+    assert!(wider.warm_start_from(&old, |_| true).kept.is_empty(), "no shape is the same");
+}

@@ -96,3 +96,39 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
         - config.learning_rate;
     assert!((values.values(1)[0] - first).abs() < 1e-6);
 }
+
+#[test]
+fn a_held_rate_stays_and_keeps_what_was_gathered() {
+    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let tae = net.input(0);
+    let w = net.parameter("w", &[4, 1], Initialiser::Zeros);
+    let x = net.op("MatMul", &[tae, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let mut values = parameters(&graph, 1);
+    let config = OptimizerConfig {
+        weight_decay: 0.0,
+        warmup_steps: 0,
+        decay_steps: 3,
+        clip_norm: 100.0,
+        ..OptimizerConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&graph, config.clone());
+    let gradients = Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] };
+    let mut moved = || {
+        let before = values.values(0)[0];
+        assert!(optimizer.step(&mut values, &gradients));
+        before - values.values(0)[0]
+    };
+    // With one gradient all along, Adam moves by the rate itself.
+    let decayed: Vec<f32> = (0..5).map(|_| moved()).collect();
+    assert!((decayed[4] - 0.1 * config.learning_rate).abs() < 1e-6, "{decayed:?}");
+    optimizer.hold(5e-4, 1e-3);
+    assert_eq!(optimizer.steps(), 5);
+    for _ in 0..4 {
+        let before = values.values(0)[0];
+        assert!(optimizer.step(&mut values, &gradients));
+        assert!((before - values.values(0)[0] - 5e-4).abs() < 1e-7);
+    }
+}

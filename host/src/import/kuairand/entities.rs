@@ -78,9 +78,9 @@ const VIDEO_COLUMNS: [&str; 10] = [
 
 const FIRST_VIDEO_NUMBER: usize = 7;
 
-/// Categorical item features: the columns after the id.
-pub(super) const ITEM_CATEGORIES: [&str; 6] =
-    ["author_id", "tag", "music_id", "music_type", "upload_type", "video_type"];
+/// Categorical item features: the columns after the id, and how long it is in steps of about 1.4.
+pub(super) const ITEM_CATEGORIES: [&str; 7] =
+    ["author_id", "tag", "music_id", "music_type", "upload_type", "video_type", "duration_step"];
 
 /// Dense item features: log(1 + seconds), height over width, both 0 where unknown.
 pub(super) const ITEM_DENSE: [&str; 2] = ["log_duration", "aspect"];
@@ -135,7 +135,9 @@ pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<Hash
 pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
     let finished = |video: &Video| {
         let mut item = video.item.clone();
-        item.dense[0] = (video.duration_ms.unwrap_or(0.0) / 1e3).ln_1p();
+        let duration_s = video.duration_ms.unwrap_or(0.0) / 1e3;
+        item.dense[0] = duration_s.ln_1p();
+        item.ids.push((2.0 * (1.0 + duration_s).log2()) as u64);
         item
     };
     let mut items: Vec<Item> = videos.values().map(finished).collect();
