@@ -66,7 +66,7 @@ impl Pace {
 /// Runs it for every seed; what the models cost is that of the last.
 pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
     let surface = ground.surface()?;
-    let spec = dataset_spec(&ground.dataset)?;
+    let spec = dataset_spec(ground.dataset)?;
     let (mut tallies, mut last) = (Vec::new(), None);
     for &seed in &ground.options.seeds {
         let config = ground.seeded(seed);

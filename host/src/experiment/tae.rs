@@ -60,7 +60,7 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
 
 /// The FM's pass: logs the user embedding and the TAE of every target, joined.
 fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
-    let spec = dataset_spec(&ground.dataset)?;
+    let spec = dataset_spec(ground.dataset)?;
     let dir = store_dir(config, "fm")?;
     let mut trainer = trainer::create(&dir, &config.fm, &spec, config.device)?;
     let (ue, tae) = (config.fm.user_state_width(), config.fm.tae_width());

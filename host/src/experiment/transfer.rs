@@ -65,7 +65,7 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
 
 /// Both FMs over one stream; logs their TAEs, joined, and tallies what their heads say.
 fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> {
-    let spec = dataset_spec(&ground.dataset)?;
+    let spec = dataset_spec(ground.dataset)?;
     let sizes = [("small", smaller(&config.fm)), ("large", config.fm.clone())];
     let mut fms: Vec<Box<dyn FmTrainer>> = Vec::new();
     for (name, fm) in &sizes {

@@ -47,7 +47,7 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
     let seen = schema.tasks[case.task].name.clone();
     let surface = schema.surfaces[usize::from(case.surface)].clone();
     let spec = masked(
-        &dataset_spec(&ground.dataset)?,
+        &dataset_spec(ground.dataset)?,
         &case,
         schema.action(&schema.tasks[case.task].label),
     )?;
@@ -171,6 +171,7 @@ mod tests {
                 task("own", false, [false, true]),
                 task("other", false, [true, false]),
             ],
+            content: 0,
         };
         let masked = super::masked(&spec, &Case { surface: 1, task: 0 }, Some(0)).unwrap();
         let on_b: Vec<&TaskSpec> = masked.tasks.iter().filter(|task| task.surfaces[1]).collect();
