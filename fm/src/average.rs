@@ -50,3 +50,61 @@ impl<B: Backend> ModuleMapper<B> for Follow {
         Param::from_mapped_value(id, old * self.decay + now * (1.0 - self.decay), mapper)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        alignment::Alignments,
+        model::FmModel,
+        spec::{FmConfig, FmSpec, Label, TaskSpec},
+    };
+    use burn_flex::Flex;
+
+    fn network(seed: u64) -> Network<Flex> {
+        let device = Default::default();
+        Flex::seed(&device, seed);
+        let config = FmConfig { dim: 8, heads: 1, embedding_dim: 4, ..FmConfig::default() };
+        let task = TaskSpec {
+            name: "click".into(),
+            main: true,
+            label: Label::Action(0),
+            surfaces: vec![true],
+            weight: 1.0,
+        };
+        let spec = FmSpec {
+            surfaces: vec!["home".into()],
+            actions: 1,
+            values: 0,
+            item_ids: 0,
+            item_dense: 0,
+            features: 2,
+            profile_ids: vec![],
+            content: 0,
+            tasks: vec![task],
+        };
+        Network {
+            model: FmModel::new(&config, &spec, &device),
+            alignments: Alignments::new(&config, &spec, &device),
+        }
+    }
+
+    fn numbers(network: &Network<Flex>) -> Vec<f32> {
+        let mut values = Values(VecDeque::new());
+        network.visit(&mut values);
+        values.0.into_iter().flat_map(|data| data.into_vec::<f32>().unwrap()).collect()
+    }
+
+    #[test]
+    fn it_goes_its_share_of_the_way_and_faster_at_first() {
+        let (from, to) = (network(1), network(2));
+        let (a, b) = (numbers(&from), numbers(&to));
+        assert!(a != b);
+        for (step, decay) in [(100_000, 0.75), (0, 0.1)] {
+            let moved = numbers(&follow(from.clone(), &to, 0.75, step));
+            for ((a, b), moved) in a.iter().zip(&b).zip(&moved) {
+                assert!((decay * a + (1.0 - decay) * b - moved).abs() < 1e-6, "step {step}");
+            }
+        }
+    }
+}

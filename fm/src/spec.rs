@@ -104,7 +104,7 @@ impl Default for FmConfig {
             stochastic_length_alpha: 2.0,
             sample_negatives: BTreeMap::new(),
             save_every_requests: 0,
-            average_decay: 0.0,
+            average_decay: 0.995,
             pretraining_passes: 1,
         }
     }

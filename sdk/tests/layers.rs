@@ -2,7 +2,7 @@
 
 use hypercast_sdk::{
     Cross, Description, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo, Initialiser, Linear,
-    PerSurface, RmsNorm, SchemaTask, TaskHeads, TaskKind,
+    PerSurface, Ramps, RmsNorm, SchemaTask, TaskHeads, TaskKind,
 };
 
 fn info(surfaces: &[&str]) -> HostInfo {
@@ -56,6 +56,8 @@ fn shapes_follow_the_widths() {
     assert_eq!(ExpertFusion::mlp("deep", [8, 4]).apply(x).shape().to_string(), "[rows, 4]");
     let parallel = ExpertFusion::cross("both", [8, 4], Cross::new("cross", 1));
     assert_eq!(parallel.apply(x).shape().to_string(), "[rows, 8]");
+    let ramps = Ramps::new([-1.0, 0.0, 1.0, 2.0]).apply(g.features(&["click_rate", "click_count"]));
+    assert_eq!(ramps.shape().to_string(), "[rows, 6]");
 }
 
 #[test]

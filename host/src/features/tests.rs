@@ -237,6 +237,16 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
     for example in &examples {
         assert!(example.history.iter().all(|event| event.time_ms < example.time_ms));
     }
+    // Another pass tells the same again, from empty counters.
+    let twice: Vec<Example> =
+        Pretraining::new(&data, PretrainingOptions { passes: 2, ..options }).unwrap().collect();
+    assert_eq!(twice.len(), 18);
+    for (first, second) in twice[..9].iter().zip(&twice[9..]) {
+        assert_eq!(first.history.len(), second.history.len());
+        for (a, b) in first.targets.iter().zip(&second.targets) {
+            assert_eq!((&a.ids, &a.features), (&b.ids, &b.features));
+        }
+    }
     // The same events are history for the one real request, and make no request themselves.
     let replayed: Vec<Example> = Replay::new(&data, super::tests::options(Span::default()))
         .unwrap()

@@ -1,5 +1,6 @@
 //! Losses against central differences, the exact zero, and the optimisers.
 
+use super::average::Average;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::step::Gradients;
 use super::{TaskTargets, task_loss};
@@ -130,5 +131,39 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
         let before = values.values(0)[0];
         assert!(optimizer.step(&mut values, &gradients));
         assert!((before - values.values(0)[0] - 5e-4).abs() < 1e-7);
+    }
+}
+
+#[test]
+fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let id = net.input(0);
+    let table = net.parameter("table", &[10, 2], Initialiser::Normal(1.0));
+    let w = net.parameter("w", &[2, 1], Initialiser::Normal(1.0));
+    let x = net.op("EmbeddingBag", &[table, id], vec![]);
+    let x = net.op("MatMul", &[x, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let start = parameters(&graph, 1);
+    let mut now = start.clone();
+    let mut average = Average::new(&graph, &start, 0.5);
+    let gradients =
+        Gradients { values: vec![Some(vec![0.0; 2]), None], rows: vec![Some(vec![3]), None] };
+    for index in 0..2 {
+        now.values_mut(index).iter_mut().for_each(|value| *value += 1.0);
+    }
+    let mut left = 1.0;
+    for step in 0..20u8 {
+        average.follow(&now, &gradients);
+        // A tenth of the old is kept at first, a half once the warm-up allows.
+        left *= (f32::from(1 + step) / f32::from(10 + step)).min(0.5);
+        let own = average.parameters().values(1)[0];
+        assert!((now.values(1)[0] - left - own).abs() < 1e-5, "step {step}");
+    }
+    for row in 0..10 {
+        let as_it_is = average.parameters().values(0)[2 * row] == now.values(0)[2 * row];
+        assert_eq!(as_it_is, row == 3, "row {row}");
     }
 }
