@@ -180,6 +180,9 @@ struct Trainer<A: AutodiffBackend> {
     device: A::Device,
 }
 
+/// Looks at a part of some examples with a network.
+type Look<B, T> = fn(Network<B>, Part, Context<'_, B>) -> Result<T>;
+
 /// Store rows touched since the last commit are kept in a journal; this bounds it.
 const STEPS_A_COMMIT: u64 = 256;
 
@@ -327,7 +330,7 @@ where
     fn probe<T: Send>(
         &self,
         examples: &[&Example],
-        look: fn(Network<A::InnerBackend>, Part, Context<'_, A::InnerBackend>) -> Result<T>,
+        look: Look<A::InnerBackend, T>,
     ) -> Result<Vec<T>> {
         let context = Context {
             config: &self.config,

@@ -189,6 +189,11 @@ pub struct ExpertTraining {
     pub learning_rate: f64,
     /// Learning rate, held constant, of an expert that goes on learning batch by batch behind the stream.
     pub online_learning_rate: f64,
+    /// Rows a batch behind the stream, in whole requests.
+    pub online_batch_rows: usize,
+    /// Share of the old in each step of the running average of the dense parameters, which predicts and
+    /// is served in their place; 0 for none.
+    pub average_decay: f64,
     /// AdamW's weight decay.
     pub weight_decay: f64,
     /// Gradient-norm limit.
@@ -204,6 +209,8 @@ impl Default for ExpertTraining {
             batch_rows: 512,
             learning_rate: 2e-3,
             online_learning_rate: 5e-4,
+            online_batch_rows: 128,
+            average_decay: 0.99,
             weight_decay: 1e-4,
             clip_norm: 5.0,
             seed: 7,

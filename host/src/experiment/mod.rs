@@ -86,7 +86,7 @@ pub struct Options {
 /// The share of users that lets an experiment with three seeds end within a quarter of an hour on two cores.
 pub fn default_users(data: Data) -> f64 {
     match data {
-        Data::Movielens => 0.25,
+        Data::Movielens => 0.3,
         Data::Kuairand => 0.25,
         Data::Simulated => 1.0,
     }

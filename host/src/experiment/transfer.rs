@@ -214,7 +214,7 @@ fn line(rows: &[Row]) -> String {
         number(&bounds[0]),
         number(&bounds[1])
     );
-    let text = match expert.more["fm_gain_outside_interval"] == Value::from(true) {
+    let text = match expert.more["fm_gain_outside_interval"] == true {
         true => text,
         false => format!("({text})"),
     };

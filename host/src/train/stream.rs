@@ -198,6 +198,7 @@ impl ExpertStream {
             shuffle: false,
             progressive: true,
             without_tae: start.without_tae,
+            average_decay: settings.average_decay as f32,
             seed: settings.seed,
             ..TrainerConfig::default()
         };
@@ -229,6 +230,7 @@ impl ExpertStream {
         let rate = self.settings.online_learning_rate;
         self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
         self.trainer.set_pass(false, false);
+        self.trainer.set_batch_rows(self.settings.online_batch_rows);
     }
 
     /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch` see
@@ -237,7 +239,7 @@ impl ExpertStream {
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
-        in_chunks(view, self.settings.batch_rows, |examples, tae| {
+        in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
             let chunk = Chunk { examples, tae };
             let predictions = self.trainer.predict(chunk)?;
             watch(&examples.iter().collect::<Vec<_>>(), &predictions);

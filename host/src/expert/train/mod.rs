@@ -5,6 +5,7 @@
 //! and knows nothing of the FM. What it measures is up to the caller, who gets
 //! every batch's predictions before that batch is learnt from.
 
+mod average;
 mod loss;
 mod optimizer;
 mod step;

@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
+use super::average::Average;
 use super::loss::{TaskTargets, sigmoid, task_loss};
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::step::{Compute, Seed, compute};
@@ -32,6 +33,9 @@ pub struct TrainerConfig {
     pub progressive: bool,
     /// Replaces the TAE by zeros: the ablation "expert without TAE".
     pub without_tae: bool,
+    /// Share of the old in each step of the running average of the dense parameters, which predicts
+    /// and is kept in their place; 0 for none.
+    pub average_decay: f32,
     /// Seeds sampling, shuffling and dropout.
     pub seed: u64,
 }
@@ -45,6 +49,7 @@ impl Default for TrainerConfig {
             shuffle: true,
             progressive: false,
             without_tae: false,
+            average_decay: 0.0,
             seed: 1,
         }
     }
@@ -79,6 +84,7 @@ pub struct ExpertTrainer {
     blueprint: Arc<Blueprint>,
     compute: Box<dyn Compute>,
     parameters: Parameters,
+    average: Option<Average>,
     optimizer: Optimizer,
     config: TrainerConfig,
     rng: SmallRng,
@@ -104,26 +110,33 @@ impl ExpertTrainer {
             compute: compute(blueprint.graph.clone(), device)?,
             optimizer: Optimizer::new(&blueprint.graph, config.optimizer.clone()),
             rng: SmallRng::seed_from_u64(config.seed),
+            average: (config.average_decay > 0.0)
+                .then(|| Average::new(&blueprint.graph, &parameters, config.average_decay)),
             blueprint,
             parameters,
             config,
         })
     }
 
-    /// The parameters so far.
+    /// The parameters so far, averaged if the configuration says so.
     pub fn parameters(&self) -> &Parameters {
-        &self.parameters
+        self.average.as_ref().map_or(&self.parameters, Average::parameters)
     }
 
     /// Ends training.
     pub fn into_parameters(self) -> Parameters {
-        self.parameters
+        self.average.map_or(self.parameters, Average::into_parameters)
     }
 
     /// Turns shuffling and progressive predictions on or off, between passes.
     pub fn set_pass(&mut self, shuffle: bool, progressive: bool) {
         self.config.shuffle = shuffle;
         self.config.progressive = progressive;
+    }
+
+    /// Changes the size of a step, in rows.
+    pub fn set_batch_rows(&mut self, rows: usize) {
+        self.config.batch_rows = rows;
     }
 
     /// Goes on at constant learning rates, as a stream wants; optimiser state is carried on.
@@ -152,8 +165,7 @@ impl ExpertTrainer {
                 rows <= self.config.batch_rows
             };
             let (batch, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            let kept = self.step(batch, &labels, &mut report);
-            self.parameters.provenance.trained_rows += kept as u64;
+            self.step(batch, &labels, &mut report);
             rest = after;
         }
         Ok(())
@@ -166,7 +178,7 @@ impl ExpertTrainer {
         for requests in requests.chunks(64) {
             let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
             let batch = self.batch(&examples, requests);
-            let outputs = self.compute.forward(&self.parameters, &batch);
+            let outputs = self.compute.forward(self.parameters(), &batch);
             for (all, part) in predictions.iter_mut().zip(self.blueprint.predictions(&outputs)) {
                 all.extend(part);
             }
@@ -294,13 +306,13 @@ impl ExpertTrainer {
         requests: &[Request],
         labels: &[TaskTargets],
         report: &mut impl FnMut(&BatchReport),
-    ) -> usize {
+    ) {
         let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
         let targets: Vec<TaskTargets> =
             labels.iter().map(|labels| labels.gather(requests)).collect();
         let batch = self.batch(&examples, requests);
         let predictions = match self.config.progressive {
-            true => self.blueprint.predictions(&self.compute.forward(&self.parameters, &batch)),
+            true => self.blueprint.predictions(&self.compute.forward(self.parameters(), &batch)),
             false => Vec::new(),
         };
         let kinds: Vec<TaskKind> =
@@ -313,6 +325,10 @@ impl ExpertTrainer {
         };
         let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
         let stepped = self.optimizer.step(&mut self.parameters, &gradients);
+        self.parameters.provenance.trained_rows += batch.rows as u64;
+        if let Some(average) = self.average.as_mut().filter(|_| stepped) {
+            average.follow(&self.parameters, &gradients);
+        }
         report(&BatchReport {
             examples: &examples,
             predictions,
@@ -320,7 +336,6 @@ impl ExpertTrainer {
             losses,
             stepped,
         });
-        batch.rows
     }
 }
 
