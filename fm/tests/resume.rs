@@ -15,6 +15,7 @@ use world::{batch, config, spec};
 fn noisy() -> FmConfig {
     FmConfig {
         dropout: 0.2,
+        average_decay: 0.99,
         max_history: 9,
         stochastic_length_alpha: 1.3,
         sample_negatives: [("shop".to_string(), 0.5)].into(),

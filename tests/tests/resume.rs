@@ -18,6 +18,8 @@ use hypercast_tests::{binary, run, run_well, world};
 fn prepare(dir: &Path) -> Config {
     let mut config = world(dir, 1500, 2);
     config.fm.dropout = 0.1;
+    config.fm.average_decay = 0.99;
+    config.fm.pretraining_passes = 2;
     config.fm.batch_requests = 16;
     config.fm.stochastic_length_alpha = 1.6;
     config.fm.sample_negatives = [("feed".to_string(), 0.7)].into();

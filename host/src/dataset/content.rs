@@ -43,7 +43,12 @@ impl Content {
         let mut content = Content { width: 0, items: Vec::new(), vectors: Vec::new() };
         let mut seen = HashSet::new();
         for group in 0..reader.groups() {
-            let columns = reader.read(group, &fields)?;
+            let columns = reader.read(group, &fields).map_err(|error| match error {
+                Error::Parquet { source, .. } => {
+                    Error::data(path, format!("{source}; write it with zstd or no compression"))
+                }
+                other => other,
+            })?;
             for (at, &item) in columns[0].u64s().iter().enumerate() {
                 let row = content.items.len() + 1;
                 let fail =
@@ -126,6 +131,7 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
         );
         return Err(Error::data(from, reason));
     }
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
     content.write(dir)?;
     Ok(Some(Coverage { width: content.width, with: content.items.len(), items: items.len() }))
 }

@@ -84,8 +84,8 @@ pub fn import(options: &Options) -> Result<ImportReport> {
     users.sort_by_key(|user| user.id);
     (report.items, report.users) = (items.len() as u64, users.len() as u64);
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
-    write_dataset(&options.into, &entities, &mut rows)?;
     report.attach(content::import(options.content.as_deref(), &options.into, &items)?);
+    write_dataset(&options.into, &entities, &mut rows)?;
     report.seconds = start.elapsed().as_secs_f64();
     report.save(&options.into)?;
     Ok(report)

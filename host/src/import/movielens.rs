@@ -124,8 +124,8 @@ fn import_wheel(wheel: &Path, options: &Options) -> Result<ImportReport> {
     let schema = schema(surfaces);
     let entities =
         Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
-    write_dataset(into, &entities, &mut rows)?;
     report.attach(content::import(content.as_deref(), into, &items)?);
+    write_dataset(into, &entities, &mut rows)?;
     report.seconds = start.elapsed().as_secs_f64();
     report.save(into)?;
     Ok(report)
