@@ -20,7 +20,6 @@ fn noisy() -> FmConfig {
         stochastic_length_alpha: 1.3,
         sample_negatives: [("shop".to_string(), 0.5)].into(),
         warmup_steps: 30,
-        average_decay: 0.9,
         ..config()
     }
 }

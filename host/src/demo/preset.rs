@@ -71,7 +71,18 @@ impl Data {
             Data::Kuairand => {
                 config.timeline.utc_offset_h = 8;
                 config.logs = Logs { skip_share: 0.0, ..Logs::default() };
-                config.expert_training = ExpertTraining { epochs: 3, ..ExpertTraining::default() };
+                // Most of what is known of users is older than the logs, without its times.
+                config.fm = FmConfig {
+                    pretraining_passes: 2,
+                    sparse_learning_rate: 0.06,
+                    ..FmConfig::default()
+                };
+                // Four days are few: small steps, and their average.
+                config.expert_training = ExpertTraining {
+                    batch_rows: 128,
+                    average_decay: 0.995,
+                    ..ExpertTraining::default()
+                };
                 &["tab1"]
             }
             Data::Simulated => {
