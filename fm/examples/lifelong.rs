@@ -89,7 +89,8 @@ fn spec() -> FmSpec {
 }
 
 fn request(request: u64) -> Example {
-    let outcome = |i: usize| Outcome { actions: (i % 3 == 0).into(), known: 1, ..Outcome::UNKNOWN };
+    let outcome =
+        |i: usize| Outcome { actions: i.is_multiple_of(3).into(), known: 1, ..Outcome::UNKNOWN };
     let item = |i: usize| {
         let id = (request * 7919 + i as u64 * 104_729) % 50_000;
         Arc::new(Item { id, ids: vec![id % 40], ..Item::default() })

@@ -109,7 +109,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
     remove_dir(&config.paths.fm_work)?;
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = Collector::new(&spec);
-    Run::new(trainer, collector, spec, Place::default()).to_the_end(Over {
+    Run::new(trainer, collector, spec, Place::default()).complete(Over {
         dataset,
         config,
         until_ms,
@@ -130,7 +130,7 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     if place.phase == Phase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
-    Run::new(trainer, collector, spec, place).to_the_end(over)
+    Run::new(trainer, collector, spec, place).complete(over)
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -153,7 +153,7 @@ impl Run {
         Self { trainer, collector, truth_order: Vec::new(), spec, place, unsaved: 0 }
     }
 
-    fn to_the_end(mut self, over: Over<'_>) -> Result<FmReport> {
+    fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
         self.truth_order = truth_order(&self.spec, &over.dataset.schema);
         let started = std::time::Instant::now();
         if self.place.phase == Phase::Pretraining {
