@@ -56,7 +56,7 @@ mod tests {
     /// Arm 0 costs 1 nat a row. Arm 1 costs less by a user's own amount, of mean 0.1.
     fn dense(users: usize, spread: f64) -> Dense {
         let rows = 10.0;
-        let saved = |user: usize| 0.1 + spread * if user % 2 == 0 { 1.0 } else { -1.0 };
+        let saved = |user: usize| 0.1 + spread * if user.is_multiple_of(2) { 1.0 } else { -1.0 };
         Dense {
             rows: vec![rows; users],
             positives: vec![rows / 2.0; users],
