@@ -15,7 +15,7 @@ use hypercast::expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_sdk::raw::types as guest;
 use hypercast_sdk::{
     Column, Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear,
-    PerSurface, RmsNorm, TaskHeads, TaskKind, Tensor,
+    PerSurface, Ramps, RmsNorm, TaskHeads, TaskKind, Tensor,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -263,9 +263,12 @@ fn without_embedding(network: &Network, batch: &mut ExpertBatch, row: usize) {
     }
 }
 
+/// A network to be built.
+type Build = fn(&hypercast_sdk::Graph);
+
 #[test]
 fn gradients_are_central_differences() {
-    let cases: [(&str, fn(&hypercast_sdk::Graph)); 9] = [
+    let cases: [(&str, Build); 10] = [
         ("embedding", |g| out(g, embedding().apply(g.tae()).values)),
         ("gated embedding by RMS", |g| out(g, embedding().rms().gated().apply(g.tae()).values)),
         ("fusion of both", |g| {
@@ -281,6 +284,10 @@ fn gradients_are_central_differences() {
         ("expert fusion", |g| {
             let fusion = ExpertFusion::cross("expert", [5, 3], Cross::new("cross", 2).rank(2));
             out(g, fusion.apply(g.concat(&[g.tae(), g.features(&["rate", "count"])])));
+        }),
+        ("ramps", |g| {
+            let ramps = Ramps::new([-0.7, 0.1, 0.9]).apply(g.tae());
+            out(g, ramps);
         }),
         ("heads by surface", |g| {
             TaskHeads::new("heads").tower([3]).apply(g, g.tae(), Some(g.feature("rate")));
