@@ -18,10 +18,10 @@ use hypercast_fm::{
 const HISTORY: usize = 10_000;
 /// Targets a request.
 const TARGETS: usize = 16;
-/// Requests a training batch: the default configuration's.
-const REQUESTS: u64 = 64;
+/// Requests a training batch: several times what is in memory at once.
+const REQUESTS: u64 = 24;
 /// Steps of training.
-const STEPS: u64 = 2;
+const STEPS: u64 = 1;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plain = FmConfig { max_history: HISTORY, ..FmConfig::default() };
