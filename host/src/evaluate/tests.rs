@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::{stream::Mode, window::Asked, *};
 use crate::{dataset::Dataset, import::simulate};
 
@@ -51,8 +53,32 @@ fn options(setup: &Setup, mode: Mode) -> Options {
     }
 }
 
-fn numbers(report: &Report) -> String {
-    serde_json::to_string(&(&report.rows, &report.progressive)).unwrap()
+fn numbers(report: &Report) -> Value {
+    serde_json::to_value((&report.rows, &report.progressive)).unwrap()
+}
+
+/// Whether two reports are the same but for rounding: sums of an expert's gradients are not always taken in one order
+/// when other threads are busy.
+pub(crate) fn agree(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) if a.is_f64() && b.is_f64() => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            (a - b).abs() <= 1e-3 * a.abs().max(1.0)
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| agree(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| agree(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+/// What the FM's phase alone decides.
+fn of_the_fm(report: &Report) -> Value {
+    let rows: Vec<_> = report.rows.iter().filter(|row| row.arm == "fm").collect();
+    serde_json::to_value(rows).unwrap()
 }
 
 #[test]
@@ -62,14 +88,16 @@ fn both_modes_run_repeat_and_reuse_the_fm_phase() {
     let setup = setup(dir.path(), plugins, 1500);
     let streaming = run(&options(&setup, Mode::Streaming)).unwrap();
     let again = run(&options(&setup, Mode::Streaming)).unwrap();
-    assert_eq!(numbers(&streaming), numbers(&again), "one seed, one result");
+    assert!(agree(&numbers(&streaming), &numbers(&again)), "one seed, one result");
+    assert_eq!(of_the_fm(&streaming), of_the_fm(&again), "the FM's to the last bit");
     let reused = run(&Options { skip_fm: true, ..options(&setup, Mode::Streaming) }).unwrap();
-    assert_eq!(numbers(&streaming), numbers(&reused), "the FM's phase is taken over whole");
+    assert!(agree(&numbers(&streaming), &numbers(&reused)), "the experts' phase sees the same");
+    assert_eq!(of_the_fm(&streaming), of_the_fm(&reused), "the FM's phase is taken over whole");
     let message =
         run(&Options { skip_fm: true, ..options(&setup, Mode::Fixed) }).unwrap_err().to_string();
     assert!(message.contains("mode") && message.contains("--skip-fm"), "{message}");
     let fixed = run(&options(&setup, Mode::Fixed)).unwrap();
-    assert_ne!(numbers(&streaming), numbers(&fixed));
+    assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
 
     // Every arm covers the same rows, and all surfaces come to the sum of each.
     for report in [&streaming, &fixed] {
