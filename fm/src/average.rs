@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Tensor, TensorData, backend::Backend},
+    tensor::{Tensor, TensorPrimitive, backend::Backend},
 };
 
 use crate::shard::Network;
@@ -28,25 +28,25 @@ pub(crate) fn follow<B: Backend>(
     average.map(&mut Follow { values: values.0, decay })
 }
 
-/// The weights in the order of a visit.
-struct Values(VecDeque<TensorData>);
+/// The weights in the order of a visit, where they are: nothing is copied.
+struct Values<B: Backend>(VecDeque<B::FloatTensorPrimitive>);
 
-impl<B: Backend> ModuleVisitor<B> for Values {
+impl<B: Backend> ModuleVisitor<B> for Values<B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.0.push_back(param.val().into_data());
+        self.0.push_back(param.val().into_primitive().tensor());
     }
 }
 
-struct Follow {
-    values: VecDeque<TensorData>,
+struct Follow<B: Backend> {
+    values: VecDeque<B::FloatTensorPrimitive>,
     decay: f64,
 }
 
-impl<B: Backend> ModuleMapper<B> for Follow {
+impl<B: Backend> ModuleMapper<B> for Follow<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, old, mapper) = param.consume();
         let now = self.values.pop_front().expect("both networks are of one kind");
-        let now = Tensor::<B, D>::from_data(now, &old.device());
+        let now = Tensor::<B, D>::from_primitive(TensorPrimitive::Float(now));
         Param::from_mapped_value(id, old * self.decay + now * (1.0 - self.decay), mapper)
     }
 }
@@ -92,7 +92,9 @@ mod tests {
     fn numbers(network: &Network<Flex>) -> Vec<f32> {
         let mut values = Values(VecDeque::new());
         network.visit(&mut values);
-        values.0.into_iter().flat_map(|data| data.into_vec::<f32>().unwrap()).collect()
+        let tensor = |value| Tensor::<Flex, 1>::from_primitive(TensorPrimitive::Float(value));
+        let numbers = |value| tensor(value).into_data().into_vec::<f32>().unwrap();
+        values.0.into_iter().flat_map(numbers).collect()
     }
 
     #[test]

@@ -12,7 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     expert::{BreakerConfig, EngineConfig, Limits, LoadOptions, graph::GraphLimits},
-    features::FeatureConfig,
+    features::{
+        FeatureConfig,
+        replay::{PRETRAINING_CHUNK, PretrainingOptions},
+    },
+    logs::LogOptions,
     schema::Schema,
 };
 
@@ -169,6 +173,27 @@ pub struct Logs {
     pub history_len: usize,
     /// Rows a file.
     pub rows_per_file: usize,
+}
+
+impl Config {
+    /// How mere history before a time becomes examples for the FM.
+    pub fn pretraining(&self, until_ms: Option<i64>) -> PretrainingOptions {
+        PretrainingOptions {
+            until_ms,
+            history_len: self.fm.max_history,
+            chunk: PRETRAINING_CHUNK,
+            passes: self.fm.pretraining_passes,
+            seed: self.fm.seed,
+            features: self.features,
+        }
+    }
+}
+
+impl Logs {
+    /// How a log of TAEs of this width is written.
+    pub fn options(&self, tae_dim: usize) -> LogOptions {
+        LogOptions { tae_dim, history_len: self.history_len, rows_per_file: self.rows_per_file }
+    }
 }
 
 impl Default for Logs {

@@ -1,11 +1,8 @@
 //! `hypercast experiment`: the paper's tables on a data set (see
 //! [`crate::experiment`]).
 
-use std::path::PathBuf;
-
 use crate::{
-    commands::evaluate::SourceArgs,
-    evaluate::{stream::Mode, window::Asked},
+    commands::evaluate::CommonArgs,
     experiment::{Experiment, Options, run as experiment},
 };
 
@@ -15,27 +12,15 @@ pub struct Args {
     /// Which experiment
     #[arg(value_enum)]
     pub experiment: Experiment,
-    /// The data set and paths.
+    /// The data set, the test and paths.
     #[command(flatten)]
-    pub source: SourceArgs,
+    pub common: CommonArgs,
     /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
     #[arg(long, value_name = "SEEDS", default_value = "3", value_parser = seeds)]
     pub seeds: Seeds,
     /// The share of users that take part [default: 0.3 for movielens, 0.25 for kuairand, 1 for simulated]
     #[arg(long, value_name = "SHARE")]
     pub users: Option<f64>,
-    /// Whether weights go on learning through the test
-    #[arg(long, value_enum, default_value_t = Mode::Streaming)]
-    pub mode: Mode,
-    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the last tenth]
-    #[arg(long, value_name = "TIME")]
-    pub test_from: Option<String>,
-    /// Where the report begins [default: where the test does]
-    #[arg(long, value_name = "TIME")]
-    pub report_from: Option<String>,
-    /// Also write the result here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
     /// The expert: a component in the plugins' folder
     #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
@@ -82,9 +67,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let name = format!("experiment-{:?}", args.experiment).to_lowercase();
     let options = Options {
         experiment: args.experiment,
-        setup: args.source.setup(&name),
-        mode: args.mode,
-        asked: Asked { test_from: args.test_from, report_from: args.report_from },
+        setup: args.common.setup(&name),
+        mode: args.common.mode,
+        asked: args.common.asked(),
         seeds: args.seeds.0,
         users: args.users,
         replicates: args.replicates,
@@ -93,12 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         surface: args.surface,
         task: args.task,
     };
-    let report = experiment(&options)?;
-    print!("{report}");
-    if let Some(path) = args.json {
-        std::fs::write(&path, serde_json::to_vec_pretty(&report)?)?;
-    }
-    Ok(())
+    args.common.tell(&experiment(&options)?)
 }
 
 #[cfg(test)]

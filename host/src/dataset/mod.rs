@@ -97,6 +97,26 @@ impl Dataset {
     pub fn impressions(&self) -> Result<ImpressionReader> {
         ImpressionReader::open(&self.dir, &self.schema)
     }
+
+    /// How many requests of users that `hold` accepts come before `until_ms`, mere history not counted.
+    ///
+    /// # Errors
+    /// Impressions that cannot be read.
+    pub fn requests(&self, until_ms: Option<i64>, hold: impl Fn(u64) -> bool) -> Result<u64> {
+        let (mut count, mut last) = (0, None);
+        for impression in self.impressions()? {
+            let impression = impression?;
+            if until_ms.is_some_and(|until_ms| impression.time_ms >= until_ms) {
+                break;
+            }
+            let request = Some(impression.request);
+            if !impression.history_only && last != request && hold(impression.user) {
+                count += 1;
+                last = request;
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// What an import writes besides the impressions.

@@ -21,7 +21,7 @@ pub use self::{
     report::Report,
 };
 use crate::{
-    config::{Config, parse_time_ms},
+    config::Config,
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     expert::Engine,
@@ -59,10 +59,8 @@ pub fn run(options: &Options) -> Result<Report> {
     seconds.time("import", || source.import(&data))?;
     let dataset = Dataset::open(&data)?;
     let mut config = options.data.config(&dataset.schema, &options.plugins);
-    let test_from_ms = match options.test_from.as_deref() {
-        Some(text) => parse_time_ms(text, config.timeline.utc_offset_h)?,
-        None => options.data.test_from_ms(&config, &dataset)?,
-    };
+    let test_from_ms =
+        options.data.test_from_ms(options.test_from.as_deref(), &config, &dataset)?;
     config.timeline.until = test_from_ms.to_string();
     let path = options.work.join("hypercast.toml");
     config.write(&path)?;

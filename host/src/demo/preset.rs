@@ -24,13 +24,18 @@ pub enum Data {
 }
 
 impl Data {
-    /// Where the test begins if nothing is asked for: the data set's own date, or its last tenth of
-    /// impressions.
+    /// Where the test begins: at the time that is asked for, else at the data set's own date or with the last
+    /// tenth of its impressions.
     ///
     /// # Errors
-    /// A data set that is empty or cannot be read.
-    pub fn test_from_ms(self, config: &Config, dataset: &Dataset) -> Result<i64> {
-        if let Some(date) = self.test_from() {
+    /// A time that cannot be read; a data set that is empty or cannot be read.
+    pub fn test_from_ms(
+        self,
+        asked: Option<&str>,
+        config: &Config,
+        dataset: &Dataset,
+    ) -> Result<i64> {
+        if let Some(date) = asked.or(self.test_from()) {
             return parse_time_ms(date, config.timeline.utc_offset_h);
         }
         let at = dataset.rows - dataset.rows / 10;
@@ -41,7 +46,7 @@ impl Data {
     }
 
     /// The date where the test begins if nothing is asked for; none for the last tenth of impressions.
-    pub fn test_from(self) -> Option<&'static str> {
+    fn test_from(self) -> Option<&'static str> {
         match self {
             Data::Kuairand => Some("2022-04-29"),
             Data::Movielens | Data::Simulated => None,

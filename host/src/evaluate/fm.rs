@@ -22,7 +22,7 @@ use crate::{
     demo::replay::{Arm, BaseRates},
     error::{Error, Result},
     features::FeatureConfig,
-    logs::{LogOptions, LogWriter},
+    logs::LogWriter,
     train::fm::{FIRST_VERSION, dataset_spec, remove_dir},
 };
 
@@ -98,28 +98,18 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
     remove_dir(&config.paths.fm_work)?;
     remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
-    let options = LogOptions {
-        tae_dim: config.fm.tae_width(),
-        history_len: config.logs.history_len,
-        rows_per_file: config.logs.rows_per_file,
-    };
+    let options = config.logs.options(config.fm.tae_width());
     let mut log = LogWriter::create(&config.paths.logs, &stream.dataset.schema, options)?;
     let mut said_of = Predictions::create(stream, &spec, work)?;
-    let skip = (stream.requests_before_test()? as f64 * config.logs.skip_share) as usize;
+    let skip = stream.skip()?;
     stream.run("FM", |part| {
         let said = part.through(trainer.as_mut(), &|_| true)?;
         if part.history_only {
             return Ok(());
         }
         said_of.push(&part, &said.predictions)?;
-        let mut row = 0;
-        for example in part.examples {
-            let rows = example.targets.len();
-            let width = options.tae_dim;
-            if part.seen >= skip {
-                log.write(example, &said.tae[row * width..(row + rows) * width], FIRST_VERSION)?;
-            }
-            row += rows;
+        if part.seen >= skip {
+            log.write_batch(part.examples, &said.tae, FIRST_VERSION, |_| true)?;
         }
         Ok(())
     })?;

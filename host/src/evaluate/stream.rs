@@ -14,9 +14,8 @@ use crate::{
     config::Config,
     dataset::{Dataset, timeline::Span},
     error::Result,
-    features::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions},
+    features::replay::{Pretraining, Replay, ReplayOptions},
     progress::Progress,
-    train::fm::PRETRAINING_CHUNK,
 };
 
 /// Whether weights go on learning through the test.
@@ -183,35 +182,18 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Requests before the test, of the users that take part.
+    /// How many examples of the stream come before the first that is logged: TAEs of a young FM are not.
     ///
     /// # Errors
     /// Data that cannot be read.
-    pub fn requests_before_test(&self) -> Result<usize> {
-        let (mut count, mut last) = (0, None);
-        for impression in self.dataset.impressions()? {
-            let impression = impression?;
-            if impression.time_ms >= self.window.test_from_ms {
-                break;
-            }
-            let request = Some(impression.request);
-            if !impression.history_only && last != request && self.users.hold(impression.user) {
-                count += 1;
-                last = request;
-            }
-        }
-        Ok(count)
+    pub fn skip(&self) -> Result<usize> {
+        let before_test = self.window.test_from_ms;
+        let requests = self.dataset.requests(Some(before_test), |user| self.users.hold(user))?;
+        Ok((requests as f64 * self.config.logs.skip_share) as usize)
     }
 
     fn past(&self, name: &str, take: &mut impl FnMut(Part<'_>) -> Result<()>) -> Result<()> {
-        let options = PretrainingOptions {
-            until_ms: Some(self.window.test_from_ms),
-            history_len: self.config.fm.max_history,
-            chunk: PRETRAINING_CHUNK,
-            passes: self.config.fm.pretraining_passes,
-            seed: self.config.fm.seed,
-            features: self.config.features,
-        };
+        let options = self.config.pretraining(Some(self.window.test_from_ms));
         let examples = Pretraining::new(self.dataset, options)?;
         if examples.examples() == 0 {
             return Ok(());

@@ -40,10 +40,7 @@ impl Window {
     pub fn new(data: Data, asked: &Asked, config: &Config, dataset: &Dataset) -> Result<Self> {
         let utc_offset_h = config.timeline.utc_offset_h;
         let (first_ms, last_ms) = reach(dataset)?;
-        let test_from_ms = match asked.test_from.as_deref() {
-            Some(text) => parse_time_ms(text, utc_offset_h)?,
-            None => data.test_from_ms(config, dataset)?,
-        };
+        let test_from_ms = data.test_from_ms(asked.test_from.as_deref(), config, dataset)?;
         let report_from_ms = match asked.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,

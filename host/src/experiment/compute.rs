@@ -22,7 +22,6 @@ use super::{
     store_dir,
     tally::Tally,
     transfer::Heads,
-    write,
 };
 use crate::{
     config::Config,
@@ -117,7 +116,7 @@ fn embed(
     let (mut fm, mut one_stage) = (create("fm")?, create("one-stage")?);
     let mut log = ground.log(config, config.fm.tae_width())?;
     let stream = ground.stream(config, config.fm.max_history);
-    let skip = ground.skip(&stream)?;
+    let skip = stream.skip()?;
     let heads = Heads::new(spec, ground);
     let mut pass = Pass::default();
     stream.run("FM and one-stage model", |part| {
@@ -126,7 +125,8 @@ fn embed(
             return Ok(());
         }
         if part.seen >= skip {
-            write(&mut log, &part, &said.tae, |example| example.surface == surface)?;
+            let own = |example: &Example| example.surface == surface;
+            log.write_batch(part.examples, &said.tae, FIRST_VERSION, own)?;
         }
         let own: Vec<Example> =
             part.examples.iter().filter(|example| example.surface == surface).cloned().collect();

@@ -39,7 +39,7 @@ use crate::{
         window::{Asked, Window},
     },
     expert::Engine,
-    logs::{LogOptions, LogReader, LogWriter},
+    logs::{LogReader, LogWriter},
     train::fm::remove_dir,
 };
 
@@ -173,17 +173,7 @@ impl Ground<'_> {
     /// A fresh log for embeddings of a width.
     fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
         remove_dir(&config.paths.logs)?;
-        let options = LogOptions {
-            tae_dim: width,
-            history_len: config.logs.history_len,
-            rows_per_file: config.logs.rows_per_file,
-        };
-        LogWriter::create(&config.paths.logs, &self.dataset.schema, options)
-    }
-
-    /// How many examples of the stream come before the first that is logged.
-    fn skip(&self, stream: &Stream<'_>) -> Result<usize> {
-        Ok((stream.requests_before_test()? as f64 * self.config.logs.skip_share) as usize)
+        LogWriter::create(&config.paths.logs, &self.dataset.schema, config.logs.options(width))
     }
 
     /// Where the arms of a seed are trained and measured.
@@ -287,27 +277,6 @@ fn smaller(config: &FmConfig) -> FmConfig {
 fn targets<'a>(part: &Part<'a>) -> impl Iterator<Item = (&'a Example, usize)> + use<'a> {
     let examples = part.examples;
     examples.iter().flat_map(|example| (0..example.targets.len()).map(move |row| (example, row)))
-}
-
-/// Writes the examples of a part with embeddings `[rows, width]`.
-fn write(
-    log: &mut LogWriter,
-    part: &Part<'_>,
-    embeddings: &[f32],
-    keep: impl Fn(&Example) -> bool,
-) -> Result<()> {
-    let rows: usize = part.examples.iter().map(|example| example.targets.len()).sum();
-    let width = embeddings.len() / rows.max(1);
-    let mut row = 0;
-    for example in part.examples {
-        let next = row + example.targets.len();
-        if keep(example) {
-            let own = &embeddings[row * width..next * width];
-            log.write(example, own, crate::train::fm::FIRST_VERSION)?;
-        }
-        row = next;
-    }
-    Ok(())
 }
 
 /// Where a checkpoint for measuring latency goes.

@@ -13,14 +13,17 @@ use super::{
     Ground, Outcome,
     field::Arm,
     report::{Pair, arms_by_task},
-    store_dir, write,
+    store_dir,
 };
 use crate::{
     config::Config,
     demo::Seconds,
     error::Result,
     logs::LogReader,
-    train::{fm::dataset_spec, report::ALL},
+    train::{
+        fm::{FIRST_VERSION, dataset_spec},
+        report::ALL,
+    },
 };
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
@@ -67,7 +70,7 @@ fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
     let mut log = ground.log(config, ue + tae)?;
     // The newest events are cut off for the user embedding; a longer history makes up for them.
     let stream = ground.stream(config, config.features.history_events.max(config.fm.max_history));
-    let skip = ground.skip(&stream)?;
+    let skip = stream.skip()?;
     let stale_ms = (ground.options.stale_hours * 3.6e6) as i64;
     stream.run("FM", |part| {
         let logged = !part.history_only && part.seen >= skip;
@@ -90,7 +93,7 @@ fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        write(&mut log, &part, &joined, |_| true)
+        log.write_batch(part.examples, &joined, FIRST_VERSION, |_| true).map(drop)
     })?;
     log.finish()
 }

@@ -16,11 +16,17 @@ use super::{
     report::{Cell, Found, Pair, with_interval},
     smaller, store_dir,
     tally::{Tally, Totals},
-    targets, write,
+    targets,
 };
 use crate::{
-    config::Config, dataset::timeline::Span, demo::Seconds, error::Result, evaluate::stream::Part,
-    logs::LogReader, schema::TaskRole, train::fm::dataset_spec,
+    config::Config,
+    dataset::timeline::Span,
+    demo::Seconds,
+    error::Result,
+    evaluate::stream::Part,
+    logs::LogReader,
+    schema::TaskRole,
+    train::fm::{FIRST_VERSION, dataset_spec},
 };
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
@@ -75,7 +81,7 @@ fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> 
     let width = config.fm.tae_width();
     let mut log = ground.log(config, 2 * width)?;
     let stream = ground.stream(config, config.fm.max_history);
-    let skip = ground.skip(&stream)?;
+    let skip = stream.skip()?;
     let heads = Heads::new(&spec, ground);
     stream.run("two FMs", |part| {
         let small = part.through(fms[0].as_mut(), &|_| true)?;
@@ -90,7 +96,7 @@ fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> 
         }
         let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
         let joined: Vec<f32> = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
-        write(&mut log, &part, &joined, |_| true)
+        log.write_batch(part.examples, &joined, FIRST_VERSION, |_| true).map(drop)
     })?;
     log.finish()
 }

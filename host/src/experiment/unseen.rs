@@ -15,7 +15,7 @@ use super::{
     Ground, Outcome,
     field::Arm,
     report::{Pair, arms_by_task},
-    store_dir, write,
+    store_dir,
 };
 use crate::{
     config::Config,
@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     evaluate::stream::Users,
     logs::LogReader,
-    train::fm::dataset_spec,
+    train::fm::{FIRST_VERSION, dataset_spec},
 };
 
 const ARMS: [&str; 2] = ["baseline", "+TAE"];
@@ -131,16 +131,17 @@ fn embed(ground: &Ground<'_>, config: &Config, spec: &FmSpec, case: &Case) -> Re
     let mut trainer = trainer::create(&dir, &config.fm, spec, config.device)?;
     let mut log = ground.log(config, config.fm.tae_width())?;
     let stream = ground.stream(config, config.fm.max_history);
-    let skip = ground.skip(&stream)?;
+    let skip = stream.skip()?;
     let taught = Users { share: SHARE, salt: SALT };
     let learns =
         |example: &Example| example.surface != case.surface || taught.hold(example.user.id);
     stream.run("FM", |part| {
         let said = part.through(trainer.as_mut(), &learns)?;
-        match !part.history_only && part.seen >= skip {
-            true => write(&mut log, &part, &said.tae, |example| example.surface == case.surface),
-            false => Ok(()),
+        if part.history_only || part.seen < skip {
+            return Ok(());
         }
+        let own = |example: &Example| example.surface == case.surface;
+        log.write_batch(part.examples, &said.tae, FIRST_VERSION, own).map(drop)
     })?;
     log.finish()
 }

@@ -116,6 +116,9 @@ pub fn request_input(rows: &[Impression]) -> RequestInput {
     }
 }
 
+/// Consecutive history events that make one pre-training request.
+pub const PRETRAINING_CHUNK: usize = 8;
+
 /// How to turn mere history into examples.
 #[derive(Debug, Clone, Copy)]
 pub struct PretrainingOptions {

@@ -116,6 +116,28 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Adds those requests of a batch that `keep` accepts, with the embeddings `[targets of the batch, tae_dim]`;
+    /// returns the rows added. A request without targets has nothing to log.
+    pub fn write_batch(
+        &mut self,
+        batch: &[Example],
+        tae: &[f32],
+        fm_version: &str,
+        keep: impl Fn(&Example) -> bool,
+    ) -> Result<u64> {
+        let (mut at, mut rows) = (0, 0);
+        for example in batch {
+            let next = at + example.targets.len() * self.options.tae_dim;
+            if !example.targets.is_empty() && keep(example) {
+                self.write(example, &tae[at..next], fm_version)?;
+                rows += example.targets.len() as u64;
+            }
+            at = next;
+        }
+        assert_eq!(at, tae.len(), "one embedding a target");
+        Ok(rows)
+    }
+
     /// Ends the file under way, so that all that was written is in complete files; returns how many
     /// the directory has.
     pub fn cut(&mut self) -> Result<u32> {

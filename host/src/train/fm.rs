@@ -19,17 +19,14 @@ use crate::{
     config::Config,
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
-    features::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions},
-    logs::{self, LogOptions, LogWriter},
+    features::replay::{Pretraining, Replay, ReplayOptions},
+    logs::{self, LogWriter},
     progress::Progress,
     schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
-
-/// Consecutive history events that make one pre-training request.
-pub const PRETRAINING_CHUNK: usize = 8;
 
 /// What an FM training did.
 #[derive(Debug, Clone, Serialize)]
@@ -109,11 +106,8 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
     remove_dir(&config.paths.fm_work)?;
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = Collector::new(&spec);
-    Run::new(trainer, collector, spec, Place::default()).complete(Over {
-        dataset,
-        config,
-        until_ms,
-    })
+    let over = Over { dataset, config, until_ms };
+    Run::new(trainer, collector, spec, Place::default(), dataset).complete(over)
 }
 
 /// Goes on with a training that was interrupted after it had been saved (`fm.save_every_requests`):
@@ -130,7 +124,7 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     if place.phase == Phase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
-    Run::new(trainer, collector, spec, place).complete(over)
+    Run::new(trainer, collector, spec, place, dataset).complete(over)
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -149,12 +143,18 @@ struct Run {
 }
 
 impl Run {
-    fn new(trainer: Box<dyn FmTrainer>, collector: Collector, spec: FmSpec, place: Place) -> Self {
-        Self { trainer, collector, truth_order: Vec::new(), spec, place, unsaved: 0 }
+    fn new(
+        trainer: Box<dyn FmTrainer>,
+        collector: Collector,
+        spec: FmSpec,
+        place: Place,
+        dataset: &Dataset,
+    ) -> Self {
+        let truth_order = truth_order(&spec, &dataset.schema);
+        Self { trainer, collector, truth_order, spec, place, unsaved: 0 }
     }
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
-        self.truth_order = truth_order(&self.spec, &over.dataset.schema);
         let started = std::time::Instant::now();
         if self.place.phase == Phase::Pretraining {
             self.pretrain(over)?;
@@ -173,15 +173,7 @@ impl Run {
 
     fn pretrain(&mut self, over: Over<'_>) -> Result<()> {
         let Over { dataset, config, until_ms } = over;
-        let options = PretrainingOptions {
-            until_ms,
-            history_len: config.fm.max_history,
-            chunk: PRETRAINING_CHUNK,
-            passes: config.fm.pretraining_passes,
-            seed: config.fm.seed,
-            features: config.features,
-        };
-        let examples = Pretraining::new(dataset, options)?;
+        let examples = Pretraining::new(dataset, config.pretraining(until_ms))?;
         if examples.examples() == 0 {
             return Ok(());
         }
@@ -208,16 +200,12 @@ impl Run {
 
     fn stream(&mut self, over: Over<'_>) -> Result<()> {
         let Over { dataset, config, until_ms } = over;
-        let total = count_requests(dataset, until_ms)?;
+        let total = dataset.requests(until_ms, |_| true)?;
         let skip = (total as f64 * config.logs.skip_share) as u64;
         if self.place.done == 0 {
             remove_dir(&config.paths.logs)?;
         }
-        let options = LogOptions {
-            tae_dim: config.fm.tae_width(),
-            history_len: config.logs.history_len,
-            rows_per_file: config.logs.rows_per_file,
-        };
+        let options = config.logs.options(config.fm.tae_width());
         let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
         let options = ReplayOptions {
             span: Span { from_ms: None, until_ms },
@@ -264,7 +252,7 @@ impl Run {
         &mut self,
         batch: &[Example],
         aside: Option<&mut Collector>,
-        mut log: Option<&mut LogWriter>,
+        log: Option<&mut LogWriter>,
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
         let said = self.trainer.step(&references)?;
@@ -280,14 +268,10 @@ impl Run {
                 mask: &said.mask[cells],
             };
             collector.push(example, view, &self.truth_order);
-            if let Some(log) = &mut log
-                && rows > 0
-            {
-                let width = said.tae.len() * rows / (said.labels.len() / tasks) / rows;
-                log.write(example, &said.tae[row * width..(row + rows) * width], FIRST_VERSION)?;
-                self.place.logged_rows += rows as u64;
-            }
             row += rows;
+        }
+        if let Some(log) = log {
+            self.place.logged_rows += log.write_batch(batch, &said.tae, FIRST_VERSION, |_| true)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;
@@ -295,22 +279,6 @@ impl Run {
         self.unsaved += batch.len() as u64;
         Ok(())
     }
-}
-
-/// Requests of a data set before `until_ms`, mere history not counted.
-fn count_requests(dataset: &Dataset, until_ms: Option<i64>) -> Result<u64> {
-    let (mut count, mut last) = (0, None);
-    for impression in dataset.impressions()? {
-        let impression = impression?;
-        if until_ms.is_some_and(|until_ms| impression.time_ms >= until_ms) {
-            break;
-        }
-        if !impression.history_only && last.replace(impression.request) != Some(impression.request)
-        {
-            count += 1;
-        }
-    }
-    Ok(count)
 }
 
 /// Removes the results of an earlier run of the same configuration.

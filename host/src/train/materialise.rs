@@ -4,14 +4,14 @@
 //! stretch of a data set with any checkpoint, in big batches and without
 //! learning: the logging tier of section 3.3.3.
 
-use hypercast_fm::{example::Example, inference};
+use hypercast_fm::inference;
 
 use crate::{
     config::Config,
     dataset::{Dataset, timeline::Span},
     error::Result,
     features::replay::{Replay, ReplayOptions},
-    logs::{LogOptions, LogWriter},
+    logs::LogWriter,
     progress::Progress,
 };
 
@@ -25,11 +25,7 @@ const BATCH: usize = 128;
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
     let fm = inference::load(&config.paths.fm, config.device)?;
     let manifest = fm.manifest().clone();
-    let options = LogOptions {
-        tae_dim: manifest.config.tae_width(),
-        history_len: config.logs.history_len,
-        rows_per_file: config.logs.rows_per_file,
-    };
+    let options = config.logs.options(manifest.config.tae_width());
     let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
     let replay = Replay::new(
         dataset,
@@ -46,7 +42,8 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     while let Some(example) = examples.next() {
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {
-            let written = write(&*fm, &mut log, &batch)?;
+            let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+            let written = log.write_batch(&batch, &said.tae, &manifest.version, |_| true)?;
             rows += written;
             batch.clear();
             progress.advance(written, String::new);
@@ -55,20 +52,4 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     log.finish()?;
     progress.finish(&format!("{rows} rows logged with the TAE of FM {}", manifest.version));
     Ok(rows)
-}
-
-fn write(
-    fm: &dyn inference::FoundationModel,
-    log: &mut LogWriter,
-    batch: &[Example],
-) -> Result<u64> {
-    let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
-    let width = fm.manifest().config.tae_width();
-    let mut row = 0;
-    for example in batch {
-        let rows = example.targets.len();
-        log.write(example, &said.tae[row * width..(row + rows) * width], &fm.manifest().version)?;
-        row += rows;
-    }
-    Ok(row as u64)
 }
