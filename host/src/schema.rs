@@ -111,8 +111,10 @@ pub enum FeatureKind {
 
 /// A running counter: how often an action followed an impression, for one key.
 ///
-/// It gives two numeric columns: `NAME_rate`, the smoothed logit of the rate,
-/// and `NAME_count`, log(1 + impressions).
+/// It gives the numeric columns `NAME_rate`, the smoothed logit of the rate, `NAME_count`,
+/// log(1 + impressions), and, if it never forgets, `NAME_effect`: what its key adds to the action's log odds
+/// when all such counters of the action and the surface explain outcomes together. The sums of an action's
+/// effects are columns too: `ACTION_log_odds`, and `ACTION_doubt`, their standard deviation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counter {
@@ -125,6 +127,13 @@ pub struct Counter {
     /// After how many days an impression counts half; 0 never forgets.
     #[serde(default)]
     pub half_life_days: f32,
+}
+
+impl Counter {
+    /// Whether it never forgets.
+    pub fn is_lasting(&self) -> bool {
+        self.half_life_days == 0.0
+    }
 }
 
 impl Schema {
@@ -150,15 +159,38 @@ impl Schema {
         built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
     }
 
-    /// The names of `Target::features`: the dense item, user and context features, two columns a
-    /// counter (`NAME_rate`, `NAME_count`), then the built-in features.
+    /// The names of `Target::features`: the dense item, user and context features, the columns of each
+    /// counter, those of the actions that have effects, then the built-in features.
     pub fn feature_columns(&self) -> Vec<String> {
-        let counters = self
-            .counters
-            .iter()
-            .flat_map(|c| [format!("{}_rate", c.name), format!("{}_count", c.name)]);
+        let counters = self.counters.iter().flat_map(|counter| {
+            let kinds = if counter.is_lasting() {
+                &["rate", "count", "effect"][..]
+            } else {
+                &["rate", "count"]
+            };
+            kinds.iter().map(|kind| format!("{}_{kind}", counter.name))
+        });
+        let beliefs = self.believed_actions().flat_map(|action| {
+            ["log_odds", "doubt"].map(|kind| format!("{}_{kind}", self.actions[action]))
+        });
         let built_in = BUILT_IN_FEATURES.iter().map(|name| name.to_string());
-        self.features_of(FeatureKind::Dense).chain(counters).chain(built_in).collect()
+        self.features_of(FeatureKind::Dense)
+            .chain(counters)
+            .chain(beliefs)
+            .chain(built_in)
+            .collect()
+    }
+
+    /// The actions that have effects: those of lasting counters.
+    pub fn believed_actions(&self) -> impl Iterator<Item = usize> {
+        let lasting = |name: &String| {
+            self.counters.iter().any(|counter| counter.is_lasting() && counter.action == *name)
+        };
+        self.actions
+            .iter()
+            .enumerate()
+            .filter(move |(_, name)| lasting(name))
+            .map(|(index, _)| index)
     }
 
     /// The index of an action by name.

@@ -57,8 +57,8 @@ fn numbers(report: &Report) -> Value {
     serde_json::to_value((&report.rows, &report.progressive)).unwrap()
 }
 
-/// Whether two reports are the same but for rounding: sums of an expert's gradients are not always taken in one order
-/// when other threads are busy.
+/// Whether two reports are the same but for rounding: an expert's repeated run was seen to differ in the seventh
+/// digit on a busy machine, for a reason that is not found yet. The FM's repeated runs do not.
 pub(crate) fn agree(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) if a.is_f64() && b.is_f64() => {

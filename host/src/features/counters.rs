@@ -2,11 +2,13 @@
 //! followed an impression. Keys are 64-bit hashes of id columns.
 //!
 //! Counters of one key share a row, so that a candidate costs one look-up a
-//! key. An impression whose action is not known counts for no rate.
+//! key; it also holds their effects ([`super::effects`]). An impression whose action is not
+//! known counts for nothing.
 
 use hypercast_fm::example::Outcome;
 
 use super::FeatureConfig;
+use super::effects::{Belief, Effect};
 use super::recent::Recent;
 use crate::schema::Schema;
 
@@ -18,6 +20,12 @@ pub(super) struct Counters {
     tables: Vec<Table>,
     /// Of each counter over all keys, with the time of the last change.
     totals: Vec<(i64, Tally)>,
+    /// Where each counter's columns begin, and after the last those of the actions' beliefs.
+    places: Vec<usize>,
+    /// The actions that have effects.
+    believed: Vec<usize>,
+    /// Each action's effect of each surface, and last of the surfaces of mere history, which are not known.
+    surfaces: Vec<Vec<Effect>>,
     half_lives_ms: Vec<f32>,
     prior_strength: f64,
 }
@@ -29,12 +37,21 @@ struct Table {
     /// Whether the key names the surface, the hour or the context, which an event of the mere history lacks.
     needs_place: bool,
     members: Vec<Member>,
-    rows: Recent<Vec<Tally>>,
+    rows: Recent<Vec<Cell>>,
 }
 
 struct Member {
     counter: usize,
     action: usize,
+    /// Whether it never forgets, and so has an effect.
+    lasting: bool,
+}
+
+/// What is known of a counter's key.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cell {
+    tally: Tally,
+    effect: Effect,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,7 +89,7 @@ impl Counters {
             };
             let key: Vec<usize> = description.key.iter().map(index).collect();
             let action = schema.action(&description.action).expect("validated");
-            let member = Member { counter, action };
+            let member = Member { counter, action, lasting: description.is_lasting() };
             match tables.iter_mut().find(|table| table.key == key) {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
@@ -86,6 +103,12 @@ impl Counters {
         Counters {
             tables,
             totals: vec![(0, Tally::default()); schema.counters.len()],
+            places: places(schema),
+            believed: schema.believed_actions().collect(),
+            surfaces: vec![
+                vec![Effect::of_surface(); schema.actions.len()];
+                schema.surfaces.len() + 1
+            ],
             half_lives_ms: schema
                 .counters
                 .iter()
@@ -97,7 +120,7 @@ impl Counters {
 
     /// How many feature columns the counters fill.
     pub(super) fn columns(&self) -> usize {
-        2 * self.totals.len()
+        self.places[self.totals.len()] + 2 * self.believed.len()
     }
 
     pub(super) fn priors(&self, now_ms: i64) -> Priors {
@@ -109,7 +132,8 @@ impl Counters {
         Priors { now_ms, rates: self.totals.iter().zip(&self.half_lives_ms).map(rate).collect() }
     }
 
-    /// Appends `NAME_rate` and `NAME_count` of each counter.
+    /// Appends `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then
+    /// `ACTION_log_odds` and `ACTION_doubt` of each action that has effects.
     pub(super) fn fetch(&self, ids: &[u64], priors: &Priors, features: &mut Vec<f32>) {
         let start = features.len();
         features.resize(start + self.columns(), 0.0);
@@ -117,29 +141,51 @@ impl Counters {
             let Some((last_ms, row)) = table.rows.get_with_time(table.hash(ids)) else {
                 continue;
             };
-            for (member, tally) in table.members.iter().zip(row) {
+            for (member, cell) in table.members.iter().zip(row) {
                 let tally =
-                    tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
+                    cell.tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
                 let (prior, prior_logit) = priors.rates[member.counter];
                 let (n, k) = (f64::from(tally.impressions), self.prior_strength);
                 let rate = (f64::from(tally.positives) + k * prior) / (n + k);
-                features[start + 2 * member.counter] = (logit(rate) - prior_logit) as f32;
-                features[start + 2 * member.counter + 1] = tally.impressions.ln_1p();
+                let at = start + self.places[member.counter];
+                features[at] = (logit(rate) - prior_logit) as f32;
+                features[at + 1] = tally.impressions.ln_1p();
+                if member.lasting {
+                    features[at + 2] = cell.effect.mean;
+                }
             }
+        }
+        let beliefs = self.beliefs(ids, true);
+        let columns = &mut features[start + self.places[self.totals.len()]..];
+        for (&action, columns) in self.believed.iter().zip(columns.chunks_exact_mut(2)) {
+            columns[0] = beliefs[action].mean as f32;
+            columns[1] = beliefs[action].variance.sqrt() as f32;
         }
     }
 
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
+        let beliefs = self.beliefs(seen.ids, seen.place_known);
+        let known = |action: usize| seen.outcome.known >> action & 1 == 1;
+        let positive = |action: usize| seen.outcome.actions >> action & 1 == 1;
+        let surface = self.surface(seen.ids, seen.place_known);
+        for (action, effect) in self.surfaces[surface].iter_mut().enumerate() {
+            if known(action) {
+                effect.learn(beliefs[action].lesson(positive(action)));
+            }
+        }
         for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
             let hash = table.hash(seen.ids);
             let (last_ms, row) = table.rows.touch(hash, seen.now_ms);
-            row.resize(table.members.len(), Tally::default());
-            for (member, tally) in table.members.iter().zip(row) {
+            row.resize(table.members.len(), Cell::default());
+            for (member, cell) in table.members.iter().zip(row) {
                 let half_life_ms = self.half_lives_ms[member.counter];
-                *tally = tally.faded(seen.now_ms - last_ms, half_life_ms);
-                if seen.outcome.known >> member.action & 1 == 1 {
-                    let positive = seen.outcome.actions >> member.action & 1 == 1;
-                    tally.add(positive);
+                cell.tally = cell.tally.faded(seen.now_ms - last_ms, half_life_ms);
+                if known(member.action) {
+                    let positive = positive(member.action);
+                    cell.tally.add(positive);
+                    if member.lasting {
+                        cell.effect.learn(beliefs[member.action].lesson(positive));
+                    }
                     let (total_ms, total) = &mut self.totals[member.counter];
                     *total = total.faded(seen.now_ms - *total_ms, half_life_ms);
                     *total_ms = seen.now_ms.max(*total_ms);
@@ -148,6 +194,46 @@ impl Counters {
             }
         }
     }
+
+    /// The log odds of every action for an impression, as its effects have it.
+    fn beliefs(&self, ids: &[u64], place_known: bool) -> Vec<Belief> {
+        let mut beliefs = vec![Belief::default(); self.surfaces[0].len()];
+        for (belief, &effect) in
+            beliefs.iter_mut().zip(&self.surfaces[self.surface(ids, place_known)])
+        {
+            belief.add(effect);
+        }
+        for table in self.tables.iter().filter(|table| place_known || !table.needs_place) {
+            let row = table.rows.get(table.hash(ids));
+            for (at, member) in
+                table.members.iter().enumerate().filter(|(_, member)| member.lasting)
+            {
+                let effect = row.map_or_else(Effect::default, |row| row[at].effect);
+                beliefs[member.action].add(effect);
+            }
+        }
+        beliefs
+    }
+
+    fn surface(&self, ids: &[u64], place_known: bool) -> usize {
+        let unknown = self.surfaces.len() - 1;
+        if place_known { (ids[SURFACE_COLUMN] as usize).min(unknown) } else { unknown }
+    }
+}
+
+/// Where the surface stands among the id columns (`schema::BUILT_IN_IDS`).
+const SURFACE_COLUMN: usize = 2;
+
+/// Where each counter's columns begin, and where the last one's end.
+fn places(schema: &Schema) -> Vec<usize> {
+    let mut next = 0;
+    let widths = schema.counters.iter().map(|counter| if counter.is_lasting() { 3 } else { 2 });
+    let mut places = vec![0];
+    places.extend(widths.map(|width| {
+        next += width;
+        next
+    }));
+    places
 }
 
 impl Table {

@@ -7,6 +7,7 @@
 //! rebuilt from the data set and the events log.
 
 mod counters;
+mod effects;
 mod recent;
 pub mod replay;
 

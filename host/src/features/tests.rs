@@ -165,6 +165,11 @@ fn counters_give_smoothed_rates_relative_to_the_prior() {
     // 20 of 20 clicks, 20 more at the prior of one half: 30 of 40, ln 3 above it.
     assert!((at(1, 1, "item_rate") - 3_f32.ln()).abs() < 1e-6);
     assert!((at(2, 1, "item_rate") + 3_f32.ln()).abs() < 1e-6);
+    assert!(at(1, 1, "item_effect") > 0.3 && at(2, 1, "item_effect") < -0.3);
+    assert!(at(1, 1, "user_surface_effect").abs() < 0.1, "half of what the user saw was clicked");
+    assert_eq!(at(3, 1, "item_effect"), 0.0);
+    assert!(at(1, 1, "click_log_odds") > 0.8 && at(2, 1, "click_log_odds") < -0.8);
+    assert!(at(1, 1, "click_doubt") < at(3, 1, "click_doubt"), "item 3 was never shown");
     assert_eq!(at(1, 1, "item_count"), 20_f32.ln_1p());
     assert_eq!(at(1, 1, "user_surface_rate"), 0.0);
     assert_eq!(at(3, 1, "item_count"), 0.0);

@@ -208,6 +208,18 @@ mod tests {
                 "item_age"
             ]
         );
+        let mut lasting = schema();
+        lasting.counters[0].half_life_days = 0.0;
+        assert_eq!(
+            lasting.feature_columns()[1..6],
+            [
+                "user_click_rate",
+                "user_click_count",
+                "user_click_effect",
+                "click_log_odds",
+                "click_doubt"
+            ]
+        );
         assert!(schema().task_valid(0, 1) && !schema().task_valid(0, 0));
     }
 
