@@ -38,8 +38,8 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
         true => (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64,
         false => 0.0,
     };
-    let hidden = if candidate > 0.0 { 2.0 * d } else { 0.0 };
-    let columns = m * 2.0 * (candidate * hidden + hidden * d);
+    let (hidden, direct) = if candidate > 0.0 { (2.0 * d, d) } else { (0.0, 0.0) };
+    let columns = m * 2.0 * (candidate * (hidden + direct) + hidden * d);
     let pair = 2.0 * qk + 2.0 * v;
     let of_targets = m * seen(config, h);
     let of_history: f64 = (0..h as usize).map(|at| seen(config, at as f64)).sum();
@@ -52,7 +52,8 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
         + m * 2.0 * v * d;
     let tae = config.tae_width() as f64;
     let projection = if config.tae_dim == 0 { 0.0 } else { m * 2.0 * d * tae };
-    let head = m * 2.0 * (tae * d + d * spec.main_tasks().len() as f64);
+    let tasks = spec.main_tasks().len() as f64;
+    let head = m * 2.0 * (tae * d + (tae + d) * tasks);
     embedding + columns + (layers as f64 - 1.0) * inner + last + projection + head
 }
 
@@ -119,7 +120,7 @@ mod tests {
             + 2.0 * 4.0 * 10.0 // U, Q, V, K
             + 10.0 // it sees itself
             + 2.0 * 3.0 * 4.0 // output
-            + 2.0 * (4.0 * 4.0 + 4.0); // head
+            + 2.0 * (4.0 * 4.0 + (4.0 + 4.0)); // head
         assert_eq!(flops(&config, &spec(), Tokens { history: 0, targets: 1 }), expected);
     }
 }

@@ -19,7 +19,6 @@ use crate::{
     chance::mix,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
-    standardise::LIMIT as STANDARDISED_LIMIT,
 };
 
 /// The FM without its alignment modules.
@@ -40,6 +39,8 @@ pub struct FmModel<B: Backend> {
 pub struct Candidate<B: Backend> {
     hidden: Linear<B>,
     output: Linear<B>,
+    /// What a linear model would make of the columns reaches the token as it is: counters say most of it.
+    direct: Linear<B>,
 }
 
 /// The sparse rows of a batch, gathered.
@@ -57,6 +58,8 @@ pub struct MultiTask<B: Backend> {
     norm: LayerNorm<B>,
     hidden: Linear<B>,
     output: Linear<B>,
+    /// So that most of what the TAE knows of a task can be read off it by a linear layer, an expert's too.
+    direct: Linear<B>,
 }
 
 /// What the model gives for the R targets of a batch.
@@ -74,9 +77,7 @@ impl<B: Backend> FmModel<B> {
         let (dim, tae) = (config.dim, config.tae_width());
         let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
         let candidate = match config.candidate_columns {
-            true => {
-                spec.profile_ids.len() * config.embedding_dim + spec.features * (KNOTS.len() + 1)
-            }
+            true => spec.profile_ids.len() * config.embedding_dim + spec.features,
             false => 0,
         };
         let linear = |from, to| LinearConfig::new(from, to).init(device);
@@ -89,6 +90,7 @@ impl<B: Backend> FmModel<B> {
             candidate: (candidate > 0).then(|| Candidate {
                 hidden: linear(candidate, 2 * dim),
                 output: linear(2 * dim, dim),
+                direct: LinearConfig::new(candidate, dim).with_bias(false).init(device),
             }),
             layers: (0..config.layers).map(|_| HstuLayer::new(config, device)).collect(),
             tae: (config.tae_dim != 0).then(|| linear(dim, tae)),
@@ -96,6 +98,9 @@ impl<B: Backend> FmModel<B> {
                 norm: LayerNormConfig::new(tae).init(device),
                 hidden: linear(tae, dim),
                 output: linear(dim, spec.main_tasks().len()),
+                direct: LinearConfig::new(tae, spec.main_tasks().len())
+                    .with_bias(false)
+                    .init(device),
             },
         }
     }
@@ -195,30 +200,17 @@ impl<B: Backend> Candidate<B> {
         device: &B::Device,
     ) -> Tensor<B, 2> {
         let shape = [batch.targets(), batch.features.len() / batch.targets()];
-        let features = (shape[1] > 0).then(|| {
-            ramps(Tensor::from_data(TensorData::new(batch.features.clone(), shape), device))
-        });
+        let columns = || TensorData::new(batch.features.clone(), shape);
+        let features = (shape[1] > 0).then(|| Tensor::from_data(columns(), device));
         let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
-        self.output.forward(silu(self.hidden.forward(input)))
+        self.output.forward(silu(self.hidden.forward(input.clone()))) + self.direct.forward(input)
     }
-}
-
-/// Where the slope of a column's part in a candidate's token may change, in deviations from its mean.
-const KNOTS: [f32; 6] = [-1.5, -0.75, -0.25, 0.25, 0.75, 1.5];
-
-/// `[R, features]` → `[R, features * (KNOTS + 1)]`: the columns, and their ramps up to each knot and after
-/// the last (piecewise linear encoding, Gorishniy et al., NeurIPS 2022). A linear layer over them finds
-/// the thresholds in counters that trees find.
-fn ramps<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let ends = KNOTS.iter().zip(KNOTS[1..].iter().chain([&STANDARDISED_LIMIT]));
-    let ramp = |(&from, &to): (&f32, &f32)| (x.clone().clamp(from, to) - from) / (to - from);
-    let ramps: Vec<_> = ends.map(ramp).collect();
-    Tensor::cat(std::iter::once(x.clone()).chain(ramps).collect(), 1)
 }
 
 impl<B: Backend> MultiTask<B> {
     fn forward(&self, tae: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.output.forward(silu(self.hidden.forward(self.norm.forward(tae))))
+        let tae = self.norm.forward(tae);
+        self.output.forward(silu(self.hidden.forward(tae.clone()))) + self.direct.forward(tae)
     }
 }
 

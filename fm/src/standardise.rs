@@ -15,7 +15,7 @@ pub struct Standardiser {
 }
 
 /// Standardised values are clipped to ± this.
-pub(crate) const LIMIT: f32 = 5.0;
+const LIMIT: f32 = 5.0;
 
 impl Standardiser {
     /// For rows of `width` columns.
