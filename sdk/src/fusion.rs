@@ -36,6 +36,8 @@ pub struct FmEmbedding<'g> {
 pub struct FmEmbedded<'g> {
     /// `[rows, width]`.
     pub values: Tensor<'g>,
+    /// `[rows, tae_dim]`: normalised alone, for a direct path to the logits; zeros where there is none.
+    pub normalised: Tensor<'g>,
     /// `[rows, 1]`: 1 where there is an embedding, 0 where there is none or training took it away.
     pub present: Tensor<'g>,
 }
@@ -104,7 +106,8 @@ impl<'g> FmEmbedding<'g> {
             let missing = *self
                 .missing
                 .get_or_init(|| g.parameter("missing", &[self.width], Initialiser::Zeros));
-            FmEmbedded { values: narrow * present + (1.0 - present) * missing, present }
+            let values = narrow * present + (1.0 - present) * missing;
+            FmEmbedded { values, normalised: clean * present, present }
         })
     }
 

@@ -219,36 +219,3 @@ impl<'g> Squash<'g> {
         })
     }
 }
-
-/// Numbers as ramps (piecewise linear encoding, Gorishniy et al., NeurIPS 2022): for each pair of neighbouring
-/// knots, how far a number has climbed from the one to the other, from 0 to 1.
-///
-/// A linear layer over ramps is a piecewise linear function of each number: what trees find easily in counters, and a
-/// perceptron over the plain numbers does not.
-pub struct Ramps {
-    knots: Vec<f32>,
-}
-
-impl Default for Ramps {
-    /// Knots for features as the host sends them: standardised.
-    fn default() -> Self {
-        Self::new([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
-    }
-}
-
-impl Ramps {
-    /// Ramps between ascending knots.
-    pub fn new(knots: impl IntoIterator<Item = f32>) -> Self {
-        Self { knots: knots.into_iter().collect() }
-    }
-
-    /// `[.., d]` to `[.., d * (knots - 1)]`.
-    pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
-        let above: Vec<_> = self.knots.iter().map(|&knot| (x - knot).relu()).collect();
-        let ramp = |(at, pair): (usize, &[Tensor<'g>])| {
-            (pair[0] - pair[1]) * (1.0 / (self.knots[at + 1] - self.knots[at]))
-        };
-        let ramps: Vec<_> = above.windows(2).enumerate().map(ramp).collect();
-        x.graph().concat(&ramps)
-    }
-}

@@ -28,7 +28,7 @@ pub use fusion::{FmEmbedded, FmEmbedding, FmFusion};
 pub use graph::{Finished, Graph, Tensor};
 pub use heads::{PerSurface, TaskHeads};
 pub use hstu::Hstu;
-pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, Ramps, RmsNorm, Squash};
+pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{

@@ -82,10 +82,12 @@ impl Data {
                     sparse_learning_rate: 0.06,
                     ..FmConfig::default()
                 };
-                // Four days are few: small steps, and their average.
+                // Four days are few: small steps, and their average. What follows the stream may take larger ones.
                 config.expert_training = ExpertTraining {
+                    epochs: 3,
                     batch_rows: 128,
-                    average_decay: 0.995,
+                    average_decay: 0.997,
+                    online_learning_rate: 2e-3,
                     ..ExpertTraining::default()
                 };
                 &["tab1"]

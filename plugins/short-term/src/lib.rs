@@ -5,7 +5,7 @@
 
 use hypercast_sdk::{
     Description, Diversity, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph,
-    HostInfo, Hstu, Ramps, Ranked, Request, Squash, TaskHeads, Tensor,
+    HostInfo, Hstu, Ranked, Request, Squash, TaskHeads, Tensor,
 };
 
 /// The first id column of these that the schema has keeps a feed diverse.
@@ -37,17 +37,17 @@ impl Expert for ShortTerm {
         let mut direct = Vec::new();
         if !g.info().features.is_empty() {
             let numbers = g.features(&g.info().features);
-            direct.extend([Squash::new("numeric").apply(numbers), Ramps::default().apply(numbers)]);
+            parts.push(Squash::new("numeric").apply(numbers));
+            direct.push(numbers);
         }
         if g.info().tae_dim > 0 {
-            let fm = FmEmbedding::new("fm", 32).apply(g.tae());
-            parts.push(FmFusion::new("fusion", 32).apply(fm, Some(short)));
-            direct.push(fm.values);
+            let fm = FmEmbedding::new("fm", 32).row_dropout(0.02).value_dropout(0.0).apply(g.tae());
+            parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, Some(short))]);
+            direct.push(fm.normalised);
         } else {
             parts.push(short);
         }
-        parts.extend(&direct);
-        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.1).apply(g.concat(&parts));
+        let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.2).apply(g.concat(&parts));
         let direct = (!direct.is_empty()).then(|| g.concat(&direct));
         TaskHeads::new("heads").apply(g, bottom, direct);
     }
