@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hypercast_fm::{example::Example, spec::FmConfig};
+use hypercast_fm::example::Example;
 use serde_json::{Value, json};
 
 pub use self::report::{Report, Row, Seed};
@@ -257,20 +257,6 @@ fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
     let dir = config.paths.fm_work.join(name);
     remove_dir(&dir)?;
     Ok(dir)
-}
-
-/// Half the width, half the layers: the smaller FM, whose TAE is as wide as the larger's.
-fn smaller(config: &FmConfig) -> FmConfig {
-    let half = |size: usize| (size / 2).max(1);
-    FmConfig {
-        dim: half(config.dim),
-        layers: half(config.layers),
-        qk_dim: half(config.qk_dim),
-        v_dim: half(config.v_dim),
-        embedding_dim: half(config.embedding_dim),
-        tae_dim: config.tae_width(),
-        ..config.clone()
-    }
 }
 
 /// The targets of a part with their rows.
