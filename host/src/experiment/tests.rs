@@ -84,7 +84,7 @@ fn table_2_has_a_ratio_for_every_surface_and_task() {
         let kind = if row["task"] == "finish" { "aux" } else { "main" };
         assert_eq!(row["task_type"], kind);
     }
-    assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 8);
+    assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 4);
     assert_eq!(json["config"]["chosen"]["fm_small"]["tae_dim"], 16);
 }
 
