@@ -134,6 +134,11 @@ impl Counter {
     pub fn is_lasting(&self) -> bool {
         self.half_life_days == 0.0
     }
+
+    /// What its numeric columns end in, in their order.
+    pub fn columns(&self) -> &'static [&'static str] {
+        if self.is_lasting() { &["rate", "count", "effect"] } else { &["rate", "count"] }
+    }
 }
 
 impl Schema {
@@ -163,12 +168,7 @@ impl Schema {
     /// counter, those of the actions that have effects, then the built-in features.
     pub fn feature_columns(&self) -> Vec<String> {
         let counters = self.counters.iter().flat_map(|counter| {
-            let kinds = if counter.is_lasting() {
-                &["rate", "count", "effect"][..]
-            } else {
-                &["rate", "count"]
-            };
-            kinds.iter().map(|kind| format!("{}_{kind}", counter.name))
+            counter.columns().iter().map(|kind| format!("{}_{kind}", counter.name))
         });
         let beliefs = self.believed_actions().flat_map(|action| {
             ["log_odds", "doubt"].map(|kind| format!("{}_{kind}", self.actions[action]))

@@ -106,7 +106,7 @@ fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> 
 }
 
 /// A quarter of the width, one layer, an eighth of the history: the smaller FM, whose TAE is as wide as the larger's.
-/// With half of each, the two differed by a thousandth in NE on MovieLens, too little to see a part of it transfer.
+/// With half the width and half the layers, the two differed by a thousandth in NE on MovieLens, too little to see a part of it transfer.
 fn smaller(config: &FmConfig) -> FmConfig {
     let part = |size: usize, of: usize| (size / of).max(1);
     FmConfig {

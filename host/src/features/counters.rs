@@ -137,8 +137,11 @@ impl Counters {
     pub(super) fn fetch(&self, ids: &[u64], priors: &Priors, features: &mut Vec<f32>) {
         let start = features.len();
         features.resize(start + self.columns(), 0.0);
+        let mut beliefs = self.of_surface(self.surface(ids, true));
         for table in &self.tables {
-            let Some((last_ms, row)) = table.rows.get_with_time(table.hash(ids)) else {
+            let found = table.rows.get_with_time(table.hash(ids));
+            table.add_effects(found.map(|(_, row)| row), &mut beliefs);
+            let Some((last_ms, row)) = found else {
                 continue;
             };
             for (member, cell) in table.members.iter().zip(row) {
@@ -155,7 +158,6 @@ impl Counters {
                 }
             }
         }
-        let beliefs = self.beliefs(ids, true);
         let columns = &mut features[start + self.places[self.totals.len()]..];
         for (&action, columns) in self.believed.iter().zip(columns.chunks_exact_mut(2)) {
             columns[0] = beliefs[action].mean as f32;
@@ -197,22 +199,21 @@ impl Counters {
 
     /// The log odds of every action for an impression, as its effects have it.
     fn beliefs(&self, ids: &[u64], place_known: bool) -> Vec<Belief> {
-        let mut beliefs = vec![Belief::default(); self.surfaces[0].len()];
-        for (belief, &effect) in
-            beliefs.iter_mut().zip(&self.surfaces[self.surface(ids, place_known)])
-        {
-            belief.add(effect);
-        }
+        let mut beliefs = self.of_surface(self.surface(ids, place_known));
         for table in self.tables.iter().filter(|table| place_known || !table.needs_place) {
-            let row = table.rows.get(table.hash(ids));
-            for (at, member) in
-                table.members.iter().enumerate().filter(|(_, member)| member.lasting)
-            {
-                let effect = row.map_or_else(Effect::default, |row| row[at].effect);
-                beliefs[member.action].add(effect);
-            }
+            table.add_effects(table.rows.get(table.hash(ids)), &mut beliefs);
         }
         beliefs
+    }
+
+    /// The log odds of every action on a surface of which nothing else is known.
+    fn of_surface(&self, surface: usize) -> Vec<Belief> {
+        let belief = |&effect: &Effect| {
+            let mut belief = Belief::default();
+            belief.add(effect);
+            belief
+        };
+        self.surfaces[surface].iter().map(belief).collect()
     }
 
     fn surface(&self, ids: &[u64], place_known: bool) -> usize {
@@ -227,16 +228,23 @@ const SURFACE_COLUMN: usize = 2;
 /// Where each counter's columns begin, and where the last one's end.
 fn places(schema: &Schema) -> Vec<usize> {
     let mut next = 0;
-    let widths = schema.counters.iter().map(|counter| if counter.is_lasting() { 3 } else { 2 });
-    let mut places = vec![0];
-    places.extend(widths.map(|width| {
-        next += width;
+    let mut places = vec![next];
+    places.extend(schema.counters.iter().map(|counter| {
+        next += counter.columns().len();
         next
     }));
     places
 }
 
 impl Table {
+    /// Adds the effects of a key, or those of one that is not known.
+    fn add_effects(&self, row: Option<&Vec<Cell>>, beliefs: &mut [Belief]) {
+        for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.lasting) {
+            let effect = row.map_or_else(Effect::default, |row| row[at].effect);
+            beliefs[member.action].add(effect);
+        }
+    }
+
     fn hash(&self, ids: &[u64]) -> u64 {
         self.key.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &column| mix(hash ^ mix(ids[column])))
     }
