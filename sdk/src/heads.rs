@@ -4,6 +4,7 @@
 //! Every last layer starts near zero: training begins at even odds and not at
 //! random ones, and a calibration starts as the identity.
 
+use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Linear, Mlp};
 use crate::raw::types::Initialiser;
@@ -12,22 +13,42 @@ use crate::raw::types::Initialiser;
 /// away from the even odds that it starts at, which Adam's steps of one learning rate each take long to walk.
 const BIAS_SPEED: f32 = 10.0;
 
-/// A small tower a task over a shared bottom, plus a direct linear path from first-order features, so that
-/// a linear model is the floor of the expert. Then a `PerSurface` calibration.
+/// A small tower a task over a shared bottom, plus direct linear paths from first-order features and from the
+/// FM's embedding, so that a linear model is the floor of the expert. Then a `PerSurface` calibration.
 ///
 /// Task `click` of heads `heads` has its parameters under `heads/click/`, so tasks come and go without
-/// touching each other's trained values.
-pub struct TaskHeads {
+/// touching each other's trained values. Those that read the FM's embedding are apart, under `heads/click/fm/`:
+/// another FM's embedding has other axes, and an expert that moves to it begins them afresh.
+pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
     dropout: f32,
     per_surface: bool,
+    direct: Option<Tensor<'g>>,
+    fm: Option<FmEmbedded<'g>>,
 }
 
-impl TaskHeads {
+impl<'g> TaskHeads<'g> {
     /// Towers of one layer, 16 wide, calibrated for each surface.
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), tower: vec![16], dropout: 0.0, per_surface: true }
+        Self {
+            name: name.into(),
+            tower: vec![16],
+            dropout: 0.0,
+            per_surface: true,
+            direct: None,
+            fm: None,
+        }
+    }
+
+    /// A direct path from first-order features `[rows, f]`.
+    pub fn direct(self, features: Tensor<'g>) -> Self {
+        Self { direct: Some(features), ..self }
+    }
+
+    /// A direct path from the FM's whole normalised embedding.
+    pub fn fm(self, fm: FmEmbedded<'g>) -> Self {
+        Self { fm: Some(fm), ..self }
     }
 
     /// The widths of each tower's layers; none makes it linear.
@@ -45,21 +66,15 @@ impl TaskHeads {
         Self { per_surface: false, ..self }
     }
 
-    /// `bottom` `[rows, k]` and first-order features `direct` `[rows, f]`, if any, to an output of each of the
-    /// graph's tasks.
-    pub fn apply<'g>(&self, g: &'g Graph, bottom: Tensor<'g>, direct: Option<Tensor<'g>>) {
+    /// `bottom` `[rows, k]` to an output of each of the graph's tasks.
+    pub fn apply(&self, g: &'g Graph, bottom: Tensor<'g>) {
         for task in g.tasks() {
-            g.output(&task.name, self.logit(&task.name, bottom, direct));
+            g.output(&task.name, self.logit(&task.name, bottom));
         }
     }
 
     /// The logit (or value, of a regression) of one task, `[rows, 1]`, for an expert that goes on from there.
-    pub fn logit<'g>(
-        &self,
-        task: &str,
-        bottom: Tensor<'g>,
-        direct: Option<Tensor<'g>>,
-    ) -> Tensor<'g> {
+    pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
         let build = || {
             let top = match self.tower.is_empty() {
@@ -70,9 +85,15 @@ impl TaskHeads {
             };
             let deep = Linear::new("out", 1).no_bias().init(Initialiser::Normal(0.01)).apply(top);
             let deep = deep + g.parameter("bias", &[1], Initialiser::Zeros) * BIAS_SPEED;
-            let linear =
-                |direct| Linear::new("direct", 1).no_bias().init(Initialiser::Zeros).apply(direct);
-            let logit = direct.map_or(deep, |direct| deep + linear(direct));
+            let paths =
+                [("direct", self.direct), ("fm", self.fm.map(|embedded| embedded.normalised))];
+            let logit = paths.into_iter().fold(deep, |logit, (name, input)| match input {
+                Some(input) => {
+                    let linear = Linear::new(name, 1).no_bias().init(Initialiser::Zeros);
+                    logit + linear.apply(input)
+                }
+                None => logit,
+            });
             if self.per_surface { PerSurface::new("surface").apply(logit) } else { logit }
         };
         g.scope(&self.name, || g.scope(task, build))

@@ -65,7 +65,7 @@ fn a_layer_applied_twice_shares_its_parameters() {
     let (cross, fm) = (Cross::new("cross", 2).rank(4), FmEmbedding::new("fm", 8));
     let twice = cross.apply(g.tae()) + cross.apply(g.tae() * 2.0);
     let narrow = fm.apply(g.tae()).values + fm.apply(g.tae() * 2.0).values;
-    TaskHeads::new("heads").apply(&g, g.concat(&[twice, narrow]), None);
+    TaskHeads::new("heads").apply(&g, g.concat(&[twice, narrow]));
     let names = names(g);
     let of = |layer: &str| names.iter().filter(|n| n.starts_with(layer)).count();
     assert_eq!((of("cross/"), of("fm/")), (6, 5), "{names:?}");
@@ -74,7 +74,7 @@ fn a_layer_applied_twice_shares_its_parameters() {
 #[test]
 fn tasks_have_parameters_of_their_own_names() {
     let g = graph(&info(&["feed", "reels"]));
-    TaskHeads::new("heads").apply(&g, g.tae(), Some(g.features(&["click_rate"])));
+    TaskHeads::new("heads").direct(g.features(&["click_rate"])).apply(&g, g.tae());
     let names = names(g);
     for task in ["click", "like"] {
         let own: Vec<_> = names
@@ -100,7 +100,7 @@ fn tasks_have_parameters_of_their_own_names() {
 #[test]
 fn heads_can_be_linear_and_the_same_for_all_surfaces() {
     let g = graph(&info(&["feed", "reels"]));
-    TaskHeads::new("heads").tower([]).one_for_all_surfaces().apply(&g, g.tae(), None);
+    TaskHeads::new("heads").tower([]).one_for_all_surfaces().apply(&g, g.tae());
     assert_eq!(
         names(g),
         ["heads/click/out/weight", "heads/click/bias", "heads/like/out/weight", "heads/like/bias"]
@@ -110,7 +110,7 @@ fn heads_can_be_linear_and_the_same_for_all_surfaces() {
 #[test]
 fn last_layers_start_at_or_near_zero() {
     let g = graph(&info(&["feed", "reels"]));
-    TaskHeads::new("heads").apply(&g, g.tae(), Some(g.features(&["click_rate"])));
+    TaskHeads::new("heads").direct(g.features(&["click_rate"])).apply(&g, g.tae());
     for parameter in g.finish().expect("valid").network.parameters {
         let start = parameter.init;
         match parameter.name.rsplit_once('/').expect("a layer and a name") {
@@ -169,7 +169,7 @@ fn mistakes_name_the_layer() {
     });
     assert!(error.starts_with("expert/deep/linear_1: MatMul of ids"), "{error}");
     let error = error_of(|g| {
-        TaskHeads::new("heads").apply(g, g.tae(), Some(g.history_age()));
+        TaskHeads::new("heads").direct(g.history_age()).apply(g, g.tae());
     });
     assert!(error.starts_with("heads/click: Add of [rows, 1] with [history, 1]"), "{error}");
 }

@@ -286,8 +286,9 @@ fn gradients_are_central_differences() {
             let fusion = ExpertFusion::cross("expert", [5, 3], Cross::new("cross", 2).rank(2));
             out(g, fusion.apply(g.concat(&[g.tae(), g.features(&["rate", "count"])])));
         }),
-        ("heads by surface", |g| {
-            TaskHeads::new("heads").tower([3]).apply(g, g.tae(), Some(g.feature("rate")));
+        ("heads by surface with a direct embedding", |g| {
+            let heads = TaskHeads::new("heads").tower([3]);
+            heads.direct(g.feature("rate")).fm(embedding().apply(g.tae())).apply(g, g.tae());
         }),
         ("short-term HSTU", |g| {
             let items = Embedding::new("items", 5, 3);
@@ -432,7 +433,7 @@ fn rms_norm_has_a_root_mean_square_of_one() {
 }
 
 /// A whole expert, as a plugin builds one.
-fn expert(g: &hypercast_sdk::Graph, heads: TaskHeads) {
+fn expert<'g>(g: &'g hypercast_sdk::Graph, heads: TaskHeads<'g>) {
     let items = Embedding::new("items", 50, 4);
     let short = Hstu::new("short", 8).apply(g, &[("item_id", &items)]);
     let fm = FmEmbedding::new("fm", 8).apply(g.tae());
@@ -440,7 +441,7 @@ fn expert(g: &hypercast_sdk::Graph, heads: TaskHeads) {
     let direct = g.concat(&[g.features(&["rate", "count"]), fm.values]);
     let all = g.concat(&[items.apply(g.id("item_id")), fused, direct]);
     let fusion = ExpertFusion::cross("expert", [16, 8], Cross::new("cross", 2).rank(4));
-    heads.apply(g, fusion.apply(all), Some(direct));
+    heads.direct(direct).fm(fm).apply(g, fusion.apply(all));
 }
 
 #[test]

@@ -20,11 +20,11 @@ use super::tally::Tally;
 
 /// The parts of a network that face the FM, by the layer names that the SDK's plugins use: what a warm
 /// start across FMs must leave out (section 4.3).
-const FM_LAYERS: [&str; 2] = ["fm/", "fusion/"];
+const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
 
-/// Whether a parameter belongs to the FM Embedding Module or the FM Fusion Module.
+/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct path from them.
 pub fn faces_fm(parameter: &str) -> bool {
-    FM_LAYERS.iter().any(|layer| parameter.starts_with(layer))
+    parameter.split('/').any(|layer| FM_LAYERS.contains(&layer))
 }
 
 /// An expert's arm.

@@ -20,25 +20,24 @@ impl Expert for MlpFusion {
     fn network(g: &Graph) {
         // First-order parts reach the logits directly: a linear model is the floor of this one, and where a surface's
         // logs are few, most of it. The perceptron has what is left to find.
-        let mut direct = Vec::new();
+        let mut heads = TaskHeads::new("heads");
         let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         if !g.info().features.is_empty() {
             let numbers = g.features(&g.info().features);
             parts.push(Squash::new("numeric").apply(numbers));
-            direct.push(numbers);
+            heads = heads.direct(numbers);
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).row_dropout(0.02).value_dropout(0.0).apply(g.tae());
             parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, None)]);
-            direct.push(fm.normalised);
+            heads = heads.fm(fm);
         }
         if parts.is_empty() {
             g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
             return;
         }
         let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.2).apply(g.concat(&parts));
-        let direct = (!direct.is_empty()).then(|| g.concat(&direct));
-        TaskHeads::new("heads").apply(g, bottom, direct);
+        heads.apply(g, bottom);
     }
 }
 

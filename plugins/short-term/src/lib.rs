@@ -34,22 +34,21 @@ impl Expert for ShortTerm {
         let items = tables.iter().map(|(id, table)| table.apply(g.id(id)));
         let embedded: Vec<_> = items.chain(context(g, &tables)).collect();
         let mut parts = vec![Dropout::new(0.1).apply(g.concat(&embedded))];
-        let mut direct = Vec::new();
+        let mut heads = TaskHeads::new("heads");
         if !g.info().features.is_empty() {
             let numbers = g.features(&g.info().features);
             parts.push(Squash::new("numeric").apply(numbers));
-            direct.push(numbers);
+            heads = heads.direct(numbers);
         }
         if g.info().tae_dim > 0 {
             let fm = FmEmbedding::new("fm", 32).row_dropout(0.02).value_dropout(0.0).apply(g.tae());
             parts.extend([fm.values, FmFusion::new("fusion", 32).apply(fm, Some(short))]);
-            direct.push(fm.normalised);
+            heads = heads.fm(fm);
         } else {
             parts.push(short);
         }
         let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.2).apply(g.concat(&parts));
-        let direct = (!direct.is_empty()).then(|| g.concat(&direct));
-        TaskHeads::new("heads").apply(g, bottom, direct);
+        heads.apply(g, bottom);
     }
 
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
