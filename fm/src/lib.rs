@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod cost;
 pub mod device;
 pub mod example;
+pub mod history;
 pub mod hstu;
 pub mod inference;
 pub mod loss;
