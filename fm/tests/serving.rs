@@ -11,7 +11,7 @@ use hypercast_fm::{
     spec::FmConfig,
     trainer,
 };
-use world::{batch, config, example, spec};
+use world::{batch, config, spec};
 
 /// A model that has learnt a little, with every kind of bias and a window.
 fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
@@ -54,8 +54,8 @@ fn check(fm: &dyn FoundationModel, examples: &[Example], what: &str) {
 
 /// Request `request` with so many events and candidates.
 fn sized(request: u64, events: usize, candidates: u64) -> Example {
-    let mut example = example(request, &(0..candidates).collect::<Vec<_>>());
-    let mut models = (request + 2..).map(|request| example(request, &[1]).history);
+    let mut example = world::example(request, &(0..candidates).collect::<Vec<_>>());
+    let mut models = (request + 2..).map(|request| world::example(request, &[1]).history);
     let model = models.find(|history| history.len() > 2).expect("most users have a past");
     example.history = (0..events)
         .map(|at| Event { time_ms: at as i64 * 90_000, ..model[at % model.len()].clone() })
