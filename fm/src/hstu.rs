@@ -13,10 +13,7 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
     tensor::{Tensor, TensorData, activation::silu, backend::Backend},
 };
-use hypercast_kernels::{
-    attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention},
-    history::{self, HistoryBackend, KeptHistory},
-};
+use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
 use rand::{RngCore, SeedableRng, rngs::SmallRng};
 
 use crate::spec::FmConfig;
@@ -25,15 +22,15 @@ use crate::spec::FmConfig;
 /// a history token needs to be seen, V and K, are one range.
 #[derive(Module, Debug)]
 pub struct HstuLayer<B: Backend> {
-    norm_in: LayerNorm<B>,
-    uvqk: Linear<B>,
-    position: Option<Param<Tensor<B, 1>>>,
-    time: Option<Param<Tensor<B, 1>>>,
-    norm_out: LayerNorm<B>,
-    output: Linear<B>,
+    pub(crate) norm_in: LayerNorm<B>,
+    pub(crate) uvqk: Linear<B>,
+    pub(crate) position: Option<Param<Tensor<B, 1>>>,
+    pub(crate) time: Option<Param<Tensor<B, 1>>>,
+    pub(crate) norm_out: LayerNorm<B>,
+    pub(crate) output: Linear<B>,
     dropout: f64,
-    qk_width: usize,
-    v_width: usize,
+    pub(crate) qk_width: usize,
+    pub(crate) v_width: usize,
 }
 
 impl<B: Backend> HstuLayer<B> {
@@ -65,7 +62,7 @@ impl<B: Backend> HstuLayer<B> {
 }
 
 /// Attention over a short history is small before it is normalised; a larger epsilon would hide it.
-const EPSILON: f64 = 1e-6;
+pub(crate) const EPSILON: f64 = 1e-6;
 
 impl<B: HstuBackend> HstuLayer<B> {
     /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch, and `noise`
@@ -158,87 +155,6 @@ impl<B: HstuBackend> HstuLayer<B> {
         let gated = self.norm_out.forward(attended) * gate;
         x + self.output.forward(gated)
     }
-}
-
-impl<B: HistoryBackend> HstuLayer<B> {
-    /// New history tokens `[H, dim]` → the same shape; what later tokens see of them is appended to `kept`, a
-    /// request each. `attention` has histories alone.
-    pub fn extend(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [Keeping<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let [u, q, v, k] = self.mixed(&x);
-        Self::keep(&k, &v, kept, attention);
-        let kept: Vec<_> = kept
-            .iter()
-            .map(|kept| KeptHistory { layer: &*kept.layer, times_s: kept.times_s })
-            .collect();
-        let attended = history::attend(self.inputs(q, k, v), &kept, attention);
-        self.gate(x, attended, u)
-    }
-
-    /// As [`HstuLayer::extend`] for a last layer, whose history outputs nobody reads.
-    pub fn extend_last(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [Keeping<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) {
-        let past = silu(self.seen(self.norm_in.forward(x)));
-        let k = past.clone().narrow(1, self.v_width, self.qk_width);
-        Self::keep(&k, &past.narrow(1, 0, self.v_width), kept, attention);
-    }
-
-    /// Targets `[R, dim]` over kept histories → the same shape. `attention` has targets alone.
-    pub fn score(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &[KeptHistory<'_, B::Kept>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let [u, q, v, k] = self.mixed(&x);
-        let attended = history::attend(self.inputs(q, k, v), kept, attention);
-        self.gate(x, attended, u)
-    }
-
-    /// U, Q, V and K.
-    fn mixed(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
-        let mixed = silu(self.uvqk.forward(self.norm_in.forward(x.clone())));
-        let (v, qk) = (self.v_width, self.qk_width);
-        [(0, v), (v, qk), (v + qk, v), (2 * v + qk, qk)]
-            .map(|(from, width)| mixed.clone().narrow(1, from, width))
-    }
-
-    fn inputs(
-        &self,
-        q: Tensor<B, 2>,
-        k: Tensor<B, 2>,
-        v: Tensor<B, 2>,
-    ) -> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
-        let position = self.position.as_ref().map(Param::val);
-        let time = self.time.as_ref().map(Param::val);
-        HstuInputs { q, k, v, position, time }
-    }
-
-    fn keep(
-        k: &Tensor<B, 2>,
-        v: &Tensor<B, 2>,
-        kept: &mut [Keeping<'_, B>],
-        attention: &HstuAttention,
-    ) {
-        let mut layers: Vec<_> = kept.iter_mut().map(|kept| &mut *kept.layer).collect();
-        history::keep(k.clone(), v.clone(), attention, &mut layers);
-    }
-}
-
-/// A request's history at one layer, while it grows.
-pub struct Keeping<'a, B: HistoryBackend> {
-    /// Its keys and values.
-    pub layer: &'a mut B::Kept,
-    /// `[n]`, of the new tokens too.
-    pub times_s: &'a [i64],
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use std::{
 };
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use hypercast_kernels::history::HistoryBackend;
 use hypercast_store::StoreReader;
 use rayon::prelude::*;
 
@@ -29,6 +28,7 @@ use crate::{
     history::{CacheCounts, Encoded, Found, HistoryCache},
     model::{self, Embedded, FmModel, Forward},
     sampling::{Selected, parts},
+    serving::{ServingBackend, ServingModel},
     spec::{Label, TaskSpec},
 };
 
@@ -102,9 +102,9 @@ const MICRO_BATCH: usize = 128;
 /// Candidates a micro-batch, at least, where there are as many: fewer make matrix products slow.
 const MICRO_BATCH_LEAST: usize = 16;
 
-struct Loaded<B: HistoryBackend> {
+struct Loaded<B: ServingBackend> {
     manifest: Manifest,
-    model: FmModel<B>,
+    model: ServingModel<B>,
     batcher: Batcher,
     store: StoreReader,
     device: B::Device,
@@ -112,12 +112,13 @@ struct Loaded<B: HistoryBackend> {
     counts: [AtomicU64; 3],
 }
 
-impl<B: HistoryBackend> Loaded<B> {
+impl<B: ServingBackend> Loaded<B> {
     fn open(dir: &Path, serving: Serving) -> Result<Self> {
         let manifest = Manifest::read(dir)?;
         let device = B::Device::default();
         let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
         let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
+        let model = ServingModel::new(model);
         let batcher = Batcher::new(&manifest.spec, &manifest.config);
         let store = StoreReader::open(dir.join("store"))?;
         let cache = HistoryCache::new(serving.history_cache_bytes);
@@ -125,9 +126,9 @@ impl<B: HistoryBackend> Loaded<B> {
     }
 }
 
-impl<B: HistoryBackend> FoundationModel for Loaded<B>
+impl<B: ServingBackend> FoundationModel for Loaded<B>
 where
-    FmModel<B>: Sync,
+    ServingModel<B>: Sync,
 {
     fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -158,7 +159,7 @@ where
                 continue;
             }
             let attention = model::attention(&self.manifest.config, &batch)?;
-            let forward = self.model.forward(self.embed(&batch), &batch, &attention);
+            let forward = self.model.model.forward(self.embed(&batch), &batch, &attention);
             let said = self::output(forward, self.manifest.spec.main_tasks());
             output.tae.extend(said.tae);
             output.main.extend(said.main);
@@ -173,9 +174,9 @@ where
     }
 }
 
-impl<B: HistoryBackend> Loaded<B>
+impl<B: ServingBackend> Loaded<B>
 where
-    FmModel<B>: Sync,
+    ServingModel<B>: Sync,
 {
     /// The encoded history of each example: what the cache lacks is encoded in one pass.
     fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {

@@ -23,6 +23,7 @@ pub mod model;
 mod probe;
 mod resume;
 pub mod sampling;
+pub mod serving;
 mod shard;
 pub mod spec;
 pub mod standardise;

@@ -11,17 +11,13 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
     tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
 };
-use hypercast_kernels::{
-    attention::{HstuAttention, HstuBackend, Window},
-    history::{HistoryBackend, KeptHistory},
-};
+use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
 
 use crate::{
     Error, Result,
     batch::Batch,
     chance::mix,
-    history::Encoded,
-    hstu::{HstuLayer, Keeping},
+    hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
 
@@ -32,7 +28,7 @@ pub struct FmModel<B: Backend> {
     token_output: Linear<B>,
     outcome: Option<Linear<B>>,
     candidate: Option<Candidate<B>>,
-    layers: Vec<HstuLayer<B>>,
+    pub(crate) layers: Vec<HstuLayer<B>>,
     tae: Option<Linear<B>>,
     head: MultiTask<B>,
 }
@@ -130,7 +126,7 @@ impl<B: HstuBackend> FmModel<B> {
     }
 
     /// TAEs and main tasks from the last layer's output.
-    fn said(&self, output: Tensor<B, 2>) -> Forward<B> {
+    pub(crate) fn said(&self, output: Tensor<B, 2>) -> Forward<B> {
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
@@ -168,7 +164,7 @@ impl<B: HstuBackend> FmModel<B> {
     }
 
     /// Eq. 1 for histories and eq. 2 for targets.
-    fn tokens(
+    pub(crate) fn tokens(
         &self,
         embedded: Embedded<B>,
         batch: &Batch,
@@ -201,67 +197,6 @@ impl<B: HstuBackend> FmModel<B> {
     }
 }
 
-/// The same model in two passes: histories once, then targets over what is kept of them (M-FALCON, arXiv 2402.17152,
-/// section 3.4). Together they give what [`FmModel::forward`] gives, up to rounding.
-impl<B: HistoryBackend> FmModel<B> {
-    /// Encodes the batch's history tokens, which follow what is already encoded of each request. The batch has no
-    /// target.
-    pub fn encode(
-        &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
-        histories: &mut [&mut Encoded<B>],
-    ) {
-        assert_eq!((batch.targets(), histories.len()), (0, attention.whole.requests()));
-        let new = batch.history_tokens();
-        let mut x = self.tokens(embedded, batch, new, new);
-        for (b, history) in histories.iter_mut().enumerate() {
-            let rows = attention.whole.request(b).history;
-            history.times_s.extend_from_slice(&batch.times_s[rows]);
-            history.layers.resize_with(self.layers.len(), Default::default);
-        }
-        for (at, layer) in self.layers.iter().enumerate() {
-            let mut kept: Vec<Keeping<'_, B>> = histories
-                .iter_mut()
-                .map(|history| Keeping {
-                    layer: &mut history.layers[at],
-                    times_s: if attention.timed() { &history.times_s } else { &[] },
-                })
-                .collect();
-            if at + 1 == self.layers.len() {
-                layer.extend_last(x.clone(), &mut kept, &attention.whole);
-            } else {
-                x = layer.extend(x, &mut kept, &attention.whole);
-            }
-        }
-    }
-
-    /// What the batch's targets are over encoded histories. The batch has no history.
-    pub fn score(
-        &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
-        histories: &[&Encoded<B>],
-    ) -> Forward<B> {
-        assert_eq!((batch.history_tokens(), histories.len()), (0, attention.whole.requests()));
-        let mut x = self.tokens(embedded, batch, 0, batch.targets());
-        let none = B::Kept::default();
-        for (at, layer) in self.layers.iter().enumerate() {
-            let kept: Vec<KeptHistory<'_, B::Kept>> = histories
-                .iter()
-                .map(|history| KeptHistory {
-                    layer: history.layers.get(at).unwrap_or(&none),
-                    times_s: if attention.timed() { &history.times_s } else { &[] },
-                })
-                .collect();
-            x = layer.score(x, &kept, &attention.whole);
-        }
-        self.said(x)
-    }
-}
-
 impl<B: Backend> Candidate<B> {
     fn forward(
         &self,
@@ -287,13 +222,13 @@ impl<B: Backend> MultiTask<B> {
 /// The attention of a batch: of its inner layers, and of the last.
 #[derive(Debug, Clone)]
 pub struct Attention {
-    whole: Arc<HstuAttention>,
+    pub(crate) whole: Arc<HstuAttention>,
     targets: Arc<HstuAttention>,
 }
 
 impl Attention {
     /// Whether there is a time bias.
-    fn timed(&self) -> bool {
+    pub(crate) fn timed(&self) -> bool {
         self.whole.times_s.is_some()
     }
 }

@@ -20,7 +20,6 @@ use super::{
     timing::{Contender, median_s, medians_s},
     torch,
 };
-use crate::error::Result;
 
 /// A batch of histories.
 #[derive(Debug, Clone)]
@@ -98,12 +97,11 @@ fn matrix(rows: usize, columns: usize) -> FloatTensor<Flex> {
 }
 
 /// Adds the figures of the part.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+pub fn measure(options: &Options, report: &mut Report) {
     let sizes = [Size::jagged(8, 4, 256, 32), Size::jagged(4, 4, 1024, 64)];
     attention(options, report, &sizes);
     sparse(options, report);
     shared(options, report);
-    Ok(())
 }
 
 /// Both sizes, forward and with backward.

@@ -4,11 +4,13 @@
 //! Each part has a file: it makes its inputs, times itself and its rivals in
 //! turns, and gives [`Figure`]s. Nothing here is a test: no figure fails a build.
 
+mod fm;
 mod kernels;
 mod machine;
 mod report;
 mod timing;
 mod torch;
+mod world;
 
 use crate::error::Result;
 
@@ -17,7 +19,7 @@ pub use self::report::{Figure, Report, Rival};
 /// The parts that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// HSTU attention and a training step, beside PyTorch and plain Burn operators
+    /// HSTU attention and the FM, beside PyTorch, plain Burn operators and histories that are not kept
     Kernels,
 }
 
@@ -39,7 +41,11 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new(machine::describe());
     match options.part {
-        Part::Kernels => kernels::measure(options, &mut report)?,
+        Part::Kernels => {
+            kernels::measure(options, &mut report);
+            fm::step(options, &mut report)?;
+            fm::history(options, &mut report)?;
+        }
     }
     Ok(report)
 }

@@ -6,6 +6,7 @@
 //! in `math`, and this file only dispatches.
 
 mod backward;
+mod dense;
 mod forward;
 mod kept;
 mod lanes;
@@ -21,6 +22,7 @@ use rayon::prelude::*;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
 use crate::history::{HistoryBackend, KeptHistory, KeptSize};
+pub use dense::Prepared;
 pub use kept::Kept;
 use kept::Tokens;
 use task::{Sink, Task};

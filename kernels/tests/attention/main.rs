@@ -1,6 +1,7 @@
 //! Every path of the op against the f64 oracle, over random jagged batches.
 
 mod case;
+mod dense;
 mod kept;
 
 use burn::backend::Autodiff;
