@@ -99,9 +99,15 @@ fn matrix(rows: usize, columns: usize) -> FloatTensor<Flex> {
 /// Adds the figures of the part.
 pub fn measure(options: &Options, report: &mut Report) {
     let sizes = [Size::jagged(8, 4, 256, 32), Size::jagged(4, 4, 1024, 64)];
-    attention(options, report, &sizes);
-    sparse(options, report);
-    shared(options, report);
+    if options.wants("attention") {
+        attention(options, report, &sizes);
+    }
+    if options.wants("window") {
+        sparse(options, report);
+    }
+    if options.wants("shared") {
+        shared(options, report);
+    }
 }
 
 /// Both sizes, forward and with backward.

@@ -32,6 +32,15 @@ pub struct Options {
     pub runs: usize,
     /// A Python with PyTorch, for the rivals that need one.
     pub python: String,
+    /// The one group of figures to take; all if missing.
+    pub only: Option<String>,
+}
+
+impl Options {
+    /// Whether a group of figures is asked for.
+    fn wants(&self, group: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == group)
+    }
 }
 
 /// Measures a part.
@@ -43,8 +52,12 @@ pub fn run(options: &Options) -> Result<Report> {
     match options.part {
         Part::Kernels => {
             kernels::measure(options, &mut report);
-            fm::step(options, &mut report)?;
-            fm::history(options, &mut report)?;
+            if options.wants("step") {
+                fm::step(options, &mut report)?;
+            }
+            if options.wants("history") {
+                fm::history(options, &mut report)?;
+            }
         }
     }
     Ok(report)

@@ -21,12 +21,16 @@ pub struct Args {
     /// A Python that has PyTorch, for the rivals that need it
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: String,
+    /// One group of figures alone; kernels: attention, window, shared, step, history
+    #[arg(long, value_name = "GROUP")]
+    pub only: Option<String>,
 }
 
 /// Measures, prints each figure as it comes, and writes them.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
-    let options = Options { part: args.part, runs: args.runs, python: args.python };
+    let options =
+        Options { part: args.part, runs: args.runs, python: args.python, only: args.only };
     let report = bench::run(&options)?;
     println!("{report}");
     if let Some(path) = &args.json {
