@@ -100,8 +100,14 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `hypercast serve` in `dir` and waits until it is ready.
     pub fn start(binary: &Path, dir: &Path) -> Self {
+        Self::start_with(binary, dir, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn start_with(binary: &Path, dir: &Path, args: &[&str]) -> Self {
         let mut child = Command::new(binary)
             .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(args)
             .current_dir(dir)
             .stdout(Stdio::piped())
             .spawn()
@@ -113,12 +119,35 @@ impl Daemon {
         Self { child, url }
     }
 
+    /// Where it listens, as `http://ADDRESS`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// POSTs a body: status and JSON answer.
     pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
         let request =
             agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
         let mut response = request.send(body).expect("the daemon answers");
         (response.status().as_u16(), response.body_mut().read_json().expect("the answer is JSON"))
+    }
+
+    /// POSTs a body that is to be answered within so many milliseconds, as the header has it: status, JSON answer,
+    /// and whether it says when to try again.
+    pub fn post_within(
+        &self,
+        route: &str,
+        body: &str,
+        left_ms: &str,
+    ) -> (u16, serde_json::Value, bool) {
+        let request = agent()
+            .post(format!("{}{route}", self.url))
+            .header("content-type", "application/json")
+            .header("hypercast-deadline-ms", left_ms);
+        let mut response = request.send(body).expect("the daemon answers");
+        let again = response.headers().contains_key("retry-after");
+        let answer = response.body_mut().read_json().expect("the answer is JSON");
+        (response.status().as_u16(), answer, again)
     }
 
     /// GETs a text.

@@ -1,0 +1,137 @@
+//! Tiers as an operator runs them: the FM in a process of its own, deadlines that
+//! travel, and requests that are refused before they can wait in vain.
+
+use std::path::Path;
+
+use hypercast::config::Config;
+use hypercast_tests::{Daemon, expert, prerequisites, run_well, world};
+use serde_json::{Value, json};
+
+/// A small trained world with one expert.
+fn trained(dir: &Path, plugins: &Path, binary: &Path) -> Config {
+    let mut config = world(dir, 1500, 2);
+    config.experts = vec![expert("mlp", plugins.join("mlp-fusion.wasm"), &[])];
+    write(&config, dir, "hypercast.toml");
+    run_well(binary, dir, &["train", "fm"]);
+    run_well(binary, dir, &["train", "expert"]);
+    config
+}
+
+fn write(config: &Config, dir: &Path, name: &str) {
+    config.write(&dir.join(name)).unwrap();
+}
+
+fn rank(user: u64) -> String {
+    let candidates: Vec<Value> = (1..40).map(|id| json!({ "id": id })).collect();
+    let time_ms = 1_800_000_000_000_u64;
+    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms })
+        .to_string()
+}
+
+/// Item and score of each place.
+fn scores(answer: &Value) -> Vec<(u64, f64)> {
+    let places = answer["ranking"].as_array().unwrap_or_else(|| panic!("{answer}"));
+    let mut scores: Vec<(u64, f64)> = places
+        .iter()
+        .map(|place| (place["id"].as_u64().unwrap(), place["score"].as_f64().unwrap()))
+        .collect();
+    scores.sort_by_key(|(id, _)| *id);
+    scores
+}
+
+#[test]
+fn processes_answer_as_one_and_live_without_each_other() {
+    let Some((binary, plugins, _)) = prerequisites("tiers") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = trained(dir.path(), &plugins, &binary);
+    let whole = Daemon::start(&binary, dir.path());
+    let expected: Vec<Value> = (1..6).map(|user| whole.post("/v1/rank", &rank(user)).1).collect();
+    assert!(whole.stop());
+
+    for (format, tolerance) in [("f32", 1e-5), ("bf16", 0.02), ("int8", 0.05)] {
+        let mut of_fm = config.clone();
+        of_fm.fm_serving.tae = serde_json::from_value(json!(format)).unwrap();
+        write(&of_fm, dir.path(), "fm.toml");
+        let fm = Daemon::start_with(
+            &binary,
+            dir.path(),
+            &["--config", "fm.toml", "--tier", "fm-serving"],
+        );
+        let mut of_expert = config.clone();
+        of_expert.fm_serving.url = fm.url().into();
+        // Experts need no checkpoint where the FM is elsewhere.
+        of_expert.paths.fm = "nowhere".into();
+        write(&of_expert, dir.path(), "expert.toml");
+        let experts = Daemon::start_with(
+            &binary,
+            dir.path(),
+            &["--config", "expert.toml", "--tier", "expert"],
+        );
+        for (user, expected) in (1..6).zip(&expected) {
+            let (status, answer) = experts.post("/v1/rank", &rank(user));
+            assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{format}: {answer}");
+            for ((id, score), (same, expected)) in scores(&answer).iter().zip(scores(expected)) {
+                assert_eq!(*id, same);
+                assert!(
+                    (score - expected).abs() <= tolerance,
+                    "{format}, item {id}: {score} {expected}"
+                );
+            }
+        }
+        assert_eq!(fm.post("/v1/rank", &rank(1)).0, 404, "the FM's tier ranks nothing");
+        let (_, metrics) = fm.get("/metrics");
+        assert!(metrics.contains("hypercast_fm_batch_requests_count 5"), "{metrics}");
+        assert!(metrics.contains("hypercast_history_cache{what=\"new_tokens\"}"), "{metrics}");
+
+        // Dropping it is a kill -9: the expert goes on without the embedding, and says so.
+        drop(fm);
+        let (status, answer) = experts.post("/v1/rank", &rank(1));
+        assert_eq!((status, &answer["degraded"]), (200, &json!(true)), "{answer}");
+        let reason = answer["reason"].as_str().unwrap();
+        assert!(reason.contains("without the FM's embedding"), "{reason}");
+        assert_eq!(answer["ranking"].as_array().unwrap().len(), 39);
+        assert!(experts.stop());
+    }
+}
+
+#[test]
+fn an_expert_tier_without_an_fm_says_where_to_name_one() {
+    let Some((binary, plugins, _)) = prerequisites("expert tier") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    trained(dir.path(), &plugins, &binary);
+    let (well, text) = hypercast_tests::run(&binary, dir.path(), &["serve", "--tier", "expert"]);
+    assert!(!well && text.contains("fm_serving.url"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_in_time_is_refused() {
+    let Some((binary, plugins, _)) = prerequisites("shedding") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = trained(dir.path(), &plugins, &binary);
+    (config.server.queue, config.server.threads) = (2, 1);
+    write(&config, dir.path(), "hypercast.toml");
+    let daemon = Daemon::start(&binary, dir.path());
+    let (status, answer, _) = daemon.post_within("/v1/rank", &rank(1), "soon");
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("hypercast-deadline-ms"));
+    let (status, answer, _) = daemon.post_within("/v1/rank", &rank(1), "0");
+    assert_eq!((status, answer["error"]["code"].as_str()), (504, Some("deadline")), "{answer}");
+    assert_eq!(daemon.post_within("/v1/rank", &rank(1), "60000").0, 200);
+
+    let answers: Vec<(u16, Value, bool)> = std::thread::scope(|scope| {
+        let ask = |user| {
+            let daemon = &daemon;
+            scope.spawn(move || daemon.post_within("/v1/rank", &rank(user), "60000"))
+        };
+        let asked: Vec<_> = (0..40).map(ask).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let count = |wanted| answers.iter().filter(|(status, _, _)| *status == wanted).count();
+    assert_eq!(count(200) + count(503), 40, "{answers:?}");
+    assert!(count(200) >= 2 && count(503) >= 1, "{} answered, {} refused", count(200), count(503));
+    for (status, answer, again) in &answers {
+        assert_eq!(*status == 503, *again, "a refusal says when to try again: {answer}");
+    }
+    assert_eq!(daemon.post("/v1/rank", &rank(1)).0, 200, "and then it goes on");
+    assert!(daemon.stop());
+}
