@@ -4,15 +4,20 @@
 //! Each part has a file: it makes its inputs, times itself and its rivals in
 //! turns, and gives [`Figure`]s. Nothing here is a test: no figure fails a build.
 
+mod expert;
 mod fm;
 mod kernels;
+mod load;
 mod machine;
 mod report;
+mod serving;
 mod timing;
 mod torch;
 mod world;
 
-use crate::error::Result;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
 
 pub use self::report::{Figure, Report, Rival};
 
@@ -21,6 +26,10 @@ pub use self::report::{Figure, Report, Rival};
 pub enum Part {
     /// HSTU attention and the FM, beside PyTorch, plain Burn operators and histories that are not kept
     Kernels,
+    /// An expert's network and its ranking in Wasm, beside PyTorch and native Rust
+    Expert,
+    /// The daemon under load from another process
+    Serving,
 }
 
 /// What to measure, and how thoroughly.
@@ -32,11 +41,25 @@ pub struct Options {
     pub runs: usize,
     /// A Python with PyTorch, for the rivals that need one.
     pub python: String,
+    /// Built plugins.
+    pub plugins: PathBuf,
     /// The one group of figures to take; all if missing.
     pub only: Option<String>,
 }
 
 impl Options {
+    /// A component in the plugins' folder.
+    fn plugin(&self, name: &str) -> Result<PathBuf> {
+        let path = self.plugins.join(format!("{name}.wasm"));
+        match path.is_file() {
+            true => path.canonicalize().map_err(Error::io(&path)),
+            false => Err(Error::Invalid(format!(
+                "{} is missing: build it with `cargo hypercast build -p {name}`, or name its folder by --plugins",
+                path.display()
+            ))),
+        }
+    }
+
     /// Whether a group of figures is asked for.
     fn wants(&self, group: &str) -> bool {
         self.only.as_ref().is_none_or(|only| only == group)
@@ -50,6 +73,8 @@ impl Options {
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new(machine::describe());
     match options.part {
+        Part::Expert => expert::measure(options, &mut report)?,
+        Part::Serving => serving::measure(options, &mut report)?,
         Part::Kernels => {
             kernels::measure(options, &mut report);
             if options.wants("step") {

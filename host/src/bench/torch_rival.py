@@ -6,7 +6,7 @@ Cases by "kind":
              also the gradients of q, k, v.
   step       one training step of the whole FM: embeddings, layers, head, loss, gradients, Adam on the dense
              weights and Adagrad on the embedding rows that were met.
-  expert     an expert's network on "rows".
+  expert     the network of an in-tree expert on "rows".
 """
 
 import json
@@ -122,20 +122,56 @@ def step(case):
     return run
 
 
+class Expert(torch.nn.Module):
+    """The network of the plugin mlp-fusion, as a server runs it."""
+
+    def __init__(self, case):
+        super().__init__()
+        tables, features, tae = case["tables"], case["features"], case["tae"]
+        self.tables = torch.nn.ModuleList(torch.nn.Embedding(rows, width) for rows, width in tables)
+        self.scale, self.bias = torch.nn.Parameter(torch.ones(features)), torch.nn.Parameter(torch.zeros(features))
+        self.norm, self.bottleneck = torch.nn.LayerNorm(tae), torch.nn.Linear(tae, 32)
+        self.missing = torch.nn.Parameter(torch.zeros(32))
+        self.long, self.gate, self.interaction = torch.nn.Linear(32, 32), torch.nn.Linear(33, 32), self.layer(32, 32)
+        width = sum(width for _, width in tables) + features + 64
+        self.bottom = torch.nn.Sequential(self.layer(width, 64), self.layer(64, 32))
+        self.tasks = torch.nn.ModuleList()
+        for _ in range(case["tasks"]):
+            parts = [self.layer(32, 16), torch.nn.Linear(16, 1)]
+            parts += [torch.nn.Linear(features, 1, bias=False), torch.nn.Linear(tae, 1, bias=False)]
+            parts += [torch.nn.Embedding(case["surfaces"], 1), torch.nn.Embedding(case["surfaces"], 1)]
+            self.tasks.append(torch.nn.ModuleList(parts))
+
+    @staticmethod
+    def layer(before, after):
+        return torch.nn.Sequential(torch.nn.Linear(before, after), torch.nn.LayerNorm(after), torch.nn.SiLU())
+
+    def forward(self, ids, numbers, tae, surface):
+        embedded = [table(id) for table, id in zip(self.tables, ids)]
+        squashed = (numbers.sign() * numbers.abs().log1p()) * self.scale + self.bias
+        present = (tae.abs().sum(1, keepdim=True) > 0).float()
+        normed = self.norm(tae)
+        values = self.bottleneck(normed) * present + (1 - present) * self.missing
+        long = self.long(values)
+        fused = torch.sigmoid(self.gate(torch.cat([long, present], 1))) * long + self.interaction(long)
+        bottom = self.bottom(torch.cat([*embedded, squashed, values, fused], 1))
+        outputs = []
+        for tower, out, direct, fm, scale, bias in self.tasks:
+            logit = out(tower(bottom)) + direct(numbers) + fm(normed * present)
+            outputs.append(torch.sigmoid(logit * scale(surface) + bias(surface)))
+        return torch.cat(outputs, 1)
+
+
 def expert(case):
-    widths = case["widths"]
-    layers = []
-    for before, after in zip(widths, widths[1:]):
-        layers += [torch.nn.Linear(before, after), torch.nn.LayerNorm(after), torch.nn.SiLU()]
-    network = torch.nn.Sequential(*layers, torch.nn.Linear(widths[-1], case["tasks"]))
-    tables = torch.nn.ModuleList(torch.nn.Embedding(rows, width) for rows, width in case["tables"])
-    ids = [torch.randint(rows, (case["rows"],)) for rows, _ in case["tables"]]
-    numbers = torch.randn(case["rows"], widths[0] - sum(width for _, width in case["tables"]))
+    rows = case["rows"]
+    network = Expert(case).eval()
+    ids = [torch.randint(count, (rows,)) for count, _ in case["tables"]]
+    numbers, tae = torch.randn(rows, case["features"]), torch.randn(rows, case["tae"])
+    surface = torch.zeros(rows, dtype=torch.long)
 
     def run():
-        with torch.no_grad():
-            parts = [table(id) for table, id in zip(tables, ids)]
-            return torch.sigmoid(network(torch.cat([numbers, *parts], dim=1)))
+        with torch.inference_mode():
+            return network(ids, numbers, tae, surface)
 
     return run
 

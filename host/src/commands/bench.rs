@@ -21,6 +21,9 @@ pub struct Args {
     /// A Python that has PyTorch, for the rivals that need it
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: String,
+    /// The folder of built plugins
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
+    pub plugins: PathBuf,
     /// One group of figures alone; kernels: attention, window, shared, step, history
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
@@ -29,8 +32,13 @@ pub struct Args {
 /// Measures, prints each figure as it comes, and writes them.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
-    let options =
-        Options { part: args.part, runs: args.runs, python: args.python, only: args.only };
+    let options = Options {
+        part: args.part,
+        runs: args.runs,
+        python: args.python,
+        plugins: args.plugins,
+        only: args.only,
+    };
     let report = bench::run(&options)?;
     println!("{report}");
     if let Some(path) = &args.json {

@@ -4,7 +4,7 @@
 //! It uses what an operator uses: the import, the training jobs, and the daemon
 //! as a process of its own over HTTP. It has no model code.
 
-mod daemon;
+pub(crate) mod daemon;
 mod preset;
 pub mod replay;
 pub mod report;
