@@ -121,7 +121,7 @@ impl<B: HstuBackend> FmModel<B> {
         for (at, layer) in others.iter().enumerate() {
             x = layer.forward(x, &attention.whole, noise(at));
         }
-        let output = last.forward_targets(x, &attention.targets, noise(others.len()));
+        let output = last.forward(x, &attention.targets, noise(others.len()));
         self.said(output)
     }
 

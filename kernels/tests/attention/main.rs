@@ -3,6 +3,7 @@
 mod case;
 mod dense;
 mod kept;
+mod layer;
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
