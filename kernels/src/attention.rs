@@ -23,6 +23,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions};
+use crate::mlp::{self, FusedMlp, MlpInputs};
 pub use crate::oracle;
 
 /// What is wrong with a layout, or with tensors that do not fit it.
@@ -119,6 +120,20 @@ pub trait HstuBackend: Backend {
         match Self::FUSED_LAYER {
             Some(layer) => (layer.forward)(inputs, options).out,
             None => layer::composed::<Self>(inputs, options),
+        }
+    }
+
+    /// A network of two linear layers, where the backend has kernels for it.
+    const FUSED_MLP: Option<FusedMlp<Self>> = None;
+
+    /// A network of two linear layers: `[rows, from]` to `[rows, to]`.
+    ///
+    /// # Panics
+    /// Where widths do not fit.
+    fn mlp(inputs: MlpInputs<FloatTensor<Self>>) -> FloatTensor<Self> {
+        match Self::FUSED_MLP {
+            Some(mlp) => (mlp.forward)(inputs),
+            None => mlp::composed::<Self>(inputs),
         }
     }
 }

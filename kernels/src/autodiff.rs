@@ -17,6 +17,7 @@ use burn::tensor::{Shape, TensorMetadata};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
+use crate::mlp::{self, FusedMlp, MlpInputs, Wanted};
 
 #[derive(Debug)]
 struct HstuBackward;
@@ -78,7 +79,48 @@ impl<B: HstuBackend> Backward<B, 10> for LayerBackward<B> {
     }
 }
 
+/// A network's node. It keeps the inputs.
+#[derive(Debug)]
+struct MlpBackward<B: HstuBackend>(FusedMlp<B>);
+
+impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
+    type State = MlpInputs<NodeId>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 5>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let inputs = ops.state.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = Wanted { x: ops.parents[0].is_some() };
+        let found = (self.0.backward)(inputs, grad, wanted);
+        for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
+
 impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
+    fn mlp(inputs: MlpInputs<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let Some(fused) = B::FUSED_MLP else {
+            return mlp::composed::<Self>(inputs);
+        };
+        let forward = fused.forward;
+        let parents = inputs.as_ref().map(|tensor| tensor.node.clone()).all();
+        let inner = inputs.clone().map(|tensor| tensor.primitive);
+        match MlpBackward(fused).prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));
+                prep.finish(ids, forward(inner))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(inner)),
+        }
+    }
+
     fn hstu_layer(
         inputs: LayerInputs<FloatTensor<Self>>,
         options: &LayerOptions,

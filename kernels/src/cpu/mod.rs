@@ -13,6 +13,8 @@ mod kept;
 mod lanes;
 mod layer;
 mod math;
+mod mlp;
+mod product;
 mod rowwise;
 mod task;
 
@@ -26,11 +28,13 @@ use rayon::prelude::*;
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
 use crate::history::{HistoryBackend, KeptHistory, KeptSize};
 use crate::layer::FusedLayer;
+use crate::mlp::FusedMlp;
 pub use dense::Prepared;
 pub use isa::Isa;
 pub use kept::Kept;
 use kept::Tokens;
 pub use layer::{CpuLayer, layer_backward, layer_forward};
+pub use mlp::{CpuMlp, mlp_backward, mlp_forward};
 use task::{Sink, Task};
 
 /// The rows of a matrix, `stride` values apart.
@@ -172,6 +176,7 @@ fn run<S, T: Send>(
 
 impl HstuBackend for Flex {
     const FUSED_LAYER: Option<FusedLayer<Self>> = Some(layer::FUSED);
+    const FUSED_MLP: Option<FusedMlp<Self>> = Some(mlp::FUSED);
 
     fn hstu_attention(inputs: HstuInputs<FlexTensor>, shape: Arc<HstuAttention>) -> FlexTensor {
         let dims = shape.dims(&inputs);

@@ -9,10 +9,10 @@
 use super::Layer;
 use super::forward::{Mix, Mixed};
 use super::group::Group;
-use super::product::{Factor, Matrix, WeightGrad, multiply};
 use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
+use crate::cpu::product::{Factor, Matrix, WeightGrad, multiply};
 use crate::cpu::rowwise::{NormGrads, Stats, drop_out, normalise};
 use crate::cpu::task::{Sink, Task};
 use crate::cpu::{Rows, add_to, backward};

@@ -2,11 +2,11 @@
 
 use super::Layer;
 use super::group::Group;
-use super::product::{Factor, Matrix, multiply};
 use crate::attention::{Dims, HstuInputs};
 use crate::cpu::dense::PANEL;
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
+use crate::cpu::product::{Factor, Matrix, multiply};
 use crate::cpu::rowwise::{Stats, activate, drop_out, normalise};
 use crate::cpu::task::{Sink, Task};
 use crate::cpu::{CpuInputs, Rows, forward};

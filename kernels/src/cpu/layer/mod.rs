@@ -10,7 +10,6 @@
 mod backward;
 mod forward;
 mod group;
-mod product;
 
 use burn::tensor::{Shape, TensorData};
 use burn_flex::{Flex, FlexTensor};

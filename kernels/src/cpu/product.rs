@@ -1,10 +1,10 @@
-//! The products of a layer and of its gradients, over a group's rows.
+//! The products of fused ops and of their gradients, over some rows at a time.
 
 use std::ops::Range;
 
-use crate::cpu::dense::{PANEL, Prepared};
-use crate::cpu::lanes::Lanes;
-use crate::cpu::math::{Extent, Left, Right, accumulate};
+use super::dense::{PANEL, Prepared};
+use super::lanes::Lanes;
+use super::math::{Extent, Left, Right, accumulate};
 
 /// No tile is higher.
 const TALLEST: usize = 8;
@@ -12,7 +12,7 @@ const TALLEST: usize = 8;
 /// Rows of a product of weights' gradients whose factors stay in the first cache.
 const BLOCK: usize = 128;
 
-/// A group's rows of something, with room for whole tiles after them.
+/// Some rows of something, with room for whole tiles after them.
 #[derive(Default)]
 pub(super) struct Matrix {
     pub(super) data: Vec<f32>,
