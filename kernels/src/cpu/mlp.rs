@@ -13,8 +13,7 @@ use rayon::prelude::*;
 use super::dense::{PANEL, Prepared};
 use super::isa::{Checked, Isa, Kernel};
 use super::lanes::Lanes;
-use super::product::{Factor, Matrix, WeightGrad, multiply};
-use super::rowwise::activate;
+use super::product::{Factor, Matrix, WeightGrad, multiply, multiply_activated};
 use super::task::Sink;
 use super::{Rows, add_to, matrix, readable, rows, span};
 use crate::mlp::{FusedMlp, MlpGrads, MlpInputs, MlpWidths, Wanted, Weights};
@@ -23,7 +22,7 @@ use crate::mlp::{FusedMlp, MlpGrads, MlpInputs, MlpWidths, Wanted, Weights};
 const BLOCK: usize = 128;
 
 /// Rows of a part: fewer are not worth a thread.
-const PART: usize = 1024;
+const PART: usize = 2048;
 
 /// The op's inputs on the CPU.
 pub type CpuMlp<'a> = MlpInputs<Rows<'a>, &'a [f32]>;
@@ -155,11 +154,8 @@ impl Network<'_> {
         }
         let factor = Factor { matrix: input, rows: 0..rows.len(), first: 0 };
         let panels = 0..self.hidden.to.div_ceil(PANEL);
-        multiply::<V, R>(&factor, &self.hidden, panels, |row, panel, values| {
-            let at = row * hidden.stride + panel * PANEL;
-            activate::<V>(values, sloped.then(|| &mut slopes.data[at..at + PANEL]));
-            hidden.data[at..at + PANEL].copy_from_slice(values);
-        });
+        let slopes = sloped.then_some(slopes);
+        multiply_activated::<V, R>(&factor, &self.hidden, panels, hidden, slopes);
     }
 }
 

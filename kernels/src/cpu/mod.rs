@@ -140,6 +140,7 @@ pub fn backward(
     grads
 }
 
+#[inline(always)]
 fn add_to(table: Option<&mut [f32]>, found: &[f32]) {
     for (sum, found) in table.into_iter().flatten().zip(found) {
         *sum += found;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::dense::{PANEL, Prepared};
 use super::lanes::Lanes;
 use super::math::{Extent, Left, Right, accumulate};
+use super::rowwise::activate;
 
 /// No tile is higher.
 const TALLEST: usize = 8;
@@ -81,6 +82,27 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
                 finish(row + r, panel, values);
             }
         }
+    }
+}
+
+/// Writes `SiLU(factor · right + bias)` to the same rows of `out`, and the activation's slopes where
+/// there is room for them. The activation takes a pass of its own, because the compiler may leave a
+/// closure a function, which would be without the kernel's instruction set.
+#[inline(always)]
+pub(super) fn multiply_activated<V: Lanes, const R: usize>(
+    factor: &Factor<'_>,
+    right: &Prepared,
+    panels: Range<usize>,
+    out: &mut Matrix,
+    mut slopes: Option<&mut Matrix>,
+) {
+    let columns = panels.start * PANEL..panels.end * PANEL;
+    multiply::<V, R>(factor, right, panels, |row, panel, values| {
+        out.row_mut(row)[panel * PANEL..][..PANEL].copy_from_slice(values);
+    });
+    for row in factor.rows.clone() {
+        let slopes = slopes.as_mut().map(|slopes| &mut slopes.row_mut(row)[columns.clone()]);
+        activate::<V>(&mut out.row_mut(row)[columns.clone()], slopes);
     }
 }
 

@@ -6,8 +6,8 @@ use crate::attention::{Dims, HstuInputs};
 use crate::cpu::dense::PANEL;
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::product::{Factor, Matrix, multiply};
-use crate::cpu::rowwise::{Stats, activate, drop_out, normalise};
+use crate::cpu::product::{Factor, Matrix, multiply, multiply_activated};
+use crate::cpu::rowwise::{Stats, drop_out, normalise};
 use crate::cpu::task::{Sink, Task};
 use crate::cpu::{CpuInputs, Rows, forward};
 use crate::layer::LayerOutput;
@@ -122,11 +122,8 @@ impl Kernel for Mix<'_> {
         for (rows, first) in layer.segments(group) {
             let factor = Factor { matrix: normed, rows, first: 0 };
             let panels = first..width.div_ceil(PANEL);
-            multiply::<V, R>(&factor, &layer.mix, panels, |row, panel, values| {
-                let at = row * uvqk.stride + panel * PANEL;
-                activate::<V>(values, sloped.then(|| &mut slopes.data[at..at + PANEL]));
-                uvqk.data[at..at + PANEL].copy_from_slice(values);
-            });
+            let slopes = sloped.then_some(&mut *slopes);
+            multiply_activated::<V, R>(&factor, &layer.mix, panels, uvqk, slopes);
         }
     }
 }

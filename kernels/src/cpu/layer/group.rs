@@ -12,7 +12,7 @@ use crate::attention::HstuAttention;
 const GROUP_ROWS: usize = 64;
 
 /// A part takes groups until it has this many rows: fewer are not worth a thread.
-const PART_ROWS: usize = 1024;
+const PART_ROWS: usize = 2048;
 
 /// Some requests, with their layout.
 pub(super) struct Group {
