@@ -6,10 +6,14 @@
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
-    tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
+    tensor::{Int, Tensor, TensorData, backend::Backend},
 };
+use hypercast_kernels::attention::HstuBackend;
 
-use crate::spec::{FmConfig, FmSpec};
+use crate::{
+    model::through,
+    spec::{FmConfig, FmSpec},
+};
 
 /// Hidden width of an alignment module: "lightweight" in the paper's words.
 const HIDDEN: usize = 32;
@@ -49,7 +53,9 @@ impl<B: Backend> Alignments<B> {
         };
         Self { modules: (0..spec.surfaces.len()).map(module).collect(), tasks }
     }
+}
 
+impl<B: HstuBackend> Alignments<B> {
     /// `tae` `[R, tae]`, `features` `[R, features]`, and the surface of each row.
     pub fn forward(
         &self,
@@ -69,12 +75,14 @@ impl<B: Backend> Alignments<B> {
                 vec![tae.clone().select(0, index.clone()), features.clone().select(0, index)],
                 1,
             );
-            let outputs = module.output.forward(silu(module.hidden.forward(input)));
+            let outputs = through(input, [&module.hidden, &module.output]);
             all.push(Aligned { rows, outputs });
         }
         all
     }
+}
 
+impl<B: Backend> Alignments<B> {
     /// The modules of the given surfaces alone. A fork of a module that no row uses would leave its
     /// weights in the autodiff graph for good, and every later step would look them over.
     pub fn only(&self, surfaces: &[u16]) -> Self {

@@ -4,17 +4,19 @@
 //! `A = SiLU(α Q Kᵀ + rab) / N_max ⊙ mask`,
 //! `Y = X + dropout(LN(A V) ⊙ U) W_o`.
 //!
-//! The attention itself, with its mask and bias, is the kernels crate's.
+//! Here are the weights; what is computed with them is the kernels crate's.
 
 use std::sync::Arc;
 
 use burn::{
     module::{Initializer, Module, Param},
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Tensor, TensorData, activation::silu, backend::Backend},
+    tensor::{Tensor, backend::Backend},
 };
-use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
-use rand::{RngCore, SeedableRng, rngs::SmallRng};
+use hypercast_kernels::{
+    attention::{HstuAttention, HstuBackend},
+    layer::{Affine, Dropout, LayerInputs, LayerOptions, hstu_layer},
+};
 
 use crate::spec::FmConfig;
 
@@ -65,104 +67,46 @@ impl<B: Backend> HstuLayer<B> {
 pub(crate) const EPSILON: f64 = 1e-6;
 
 impl<B: HstuBackend> HstuLayer<B> {
-    /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch, and `noise`
-    /// is the seed of the dropout where gradients are tracked.
+    /// `[H + R, dim]` to the same shape, or to `[R, dim]` where `attention`, which carries the offsets
+    /// of the batch, is of targets only. `noise` is the seed of the dropout where gradients are tracked.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
         attention: &Arc<HstuAttention>,
         noise: u64,
     ) -> Tensor<B, 2> {
-        let mixed = silu(self.uvqk.forward(self.norm_in.forward(x.clone())));
-        let (v, qk) = (self.v_width, self.qk_width);
-        let columns = |from: usize, width: usize| mixed.clone().narrow(1, from, width);
-        let attended =
-            self.attend(columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk), attention);
-        self.gate(x, attended, self.drop_out(columns(0, v), noise))
+        let learns = B::ad_enabled(&x.device());
+        let options = LayerOptions {
+            attention: attention.clone(),
+            epsilon: EPSILON as f32,
+            dropout: learns.then(|| Dropout::new(self.dropout, noise)).flatten(),
+        };
+        let inputs = LayerInputs {
+            x,
+            norm_in: affine(&self.norm_in),
+            uvqk: self.uvqk.weight.val(),
+            bias: self.uvqk.bias.as_ref().expect("made with a bias").val(),
+            position: self.position.as_ref().map(Param::val),
+            time: self.time.as_ref().map(Param::val),
+            norm_out: affine(&self.norm_out),
+            output: self.output.weight.val(),
+        };
+        hstu_layer(inputs, &options)
     }
+}
 
-    /// As [`HstuLayer::forward`] for a last layer: `[H + R, dim]` → `[R, dim]`, without what only
-    /// history outputs would need. `attention` must be of targets only.
-    pub fn forward_targets(
-        &self,
-        x: Tensor<B, 2>,
-        attention: &Arc<HstuAttention>,
-        noise: u64,
-    ) -> Tensor<B, 2> {
-        assert!(attention.targets_only, "history outputs are not computed");
-        let (v, qk) = (self.v_width, self.qk_width);
-        let history = attention.history_rows();
-        let targets = x.dims()[0] - history;
-        let normed = self.norm_in.forward(x.clone());
-        let own = silu(self.uvqk.forward(normed.clone().narrow(0, history, targets)));
-        let columns = |from: usize, width: usize| own.clone().narrow(1, from, width);
-        let (mut queries, mut values, mut keys) =
-            (columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk));
-        if history > 0 {
-            let past = silu(self.seen(normed.narrow(0, 0, history)));
-            let joint = |past, own| Tensor::cat(vec![past, own], 0);
-            queries = joint(Tensor::zeros([history, qk], &x.device()), queries);
-            values = joint(past.clone().narrow(1, 0, v), values);
-            keys = joint(past.narrow(1, v, qk), keys);
-        }
-        let attended = self.attend(queries, values, keys, attention).narrow(0, history, targets);
-        let gate = self.drop_out(columns(0, v), noise);
-        self.gate(x.narrow(0, history, targets), attended, gate)
-    }
-
-    /// V and K before the activation: the last columns of `uvqk`.
-    fn seen(&self, normed: Tensor<B, 2>) -> Tensor<B, 2> {
-        let (from, width) = (self.v_width + self.qk_width, self.v_width + self.qk_width);
-        let projected = normed.matmul(self.uvqk.weight.val().narrow(1, from, width));
-        match &self.uvqk.bias {
-            Some(bias) => projected + bias.val().narrow(0, from, width).unsqueeze(),
-            None => projected,
-        }
-    }
-
-    fn attend(
-        &self,
-        q: Tensor<B, 2>,
-        v: Tensor<B, 2>,
-        k: Tensor<B, 2>,
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let position = self.position.as_ref().map(Param::val);
-        let time = self.time.as_ref().map(Param::val);
-        hstu_attention(HstuInputs { q, k, v, position, time }, attention)
-    }
-
-    /// Zeroes a share of the values and scales up the rest where gradients are tracked. The mask is
-    /// made here and not by the backend, whose one generator all threads would share: equal seeds
-    /// must give equal masks.
-    fn drop_out(&self, x: Tensor<B, 2>, noise: u64) -> Tensor<B, 2> {
-        if self.dropout == 0.0 || !B::ad_enabled(&x.device()) {
-            return x;
-        }
-        let [rows, columns] = x.dims();
-        let (dropped, scale) =
-            ((self.dropout * 2f64.powi(32)) as u32, (1.0 / (1.0 - self.dropout)) as f32);
-        let mut random = SmallRng::seed_from_u64(noise);
-        let mask = (0..rows * columns)
-            .map(|_| if random.next_u32() < dropped { 0.0 } else { scale })
-            .collect::<Vec<f32>>();
-        let mask = Tensor::from_data(TensorData::new(mask, [rows, columns]), &x.device());
-        x * mask
-    }
-
-    /// `X + (LN(A V) ⊙ U) W_o`; dropping out U drops out the product.
-    fn gate(&self, x: Tensor<B, 2>, attended: Tensor<B, 2>, gate: Tensor<B, 2>) -> Tensor<B, 2> {
-        let gated = self.norm_out.forward(attended) * gate;
-        x + self.output.forward(gated)
-    }
+fn affine<B: Backend>(norm: &LayerNorm<B>) -> Affine<Tensor<B, 1>> {
+    let shift = norm.beta.as_ref().expect("made with a shift");
+    Affine { scale: norm.gamma.val(), shift: shift.val() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::module::AutodiffModule;
     use burn::tensor::{Distribution, TensorData};
     use burn_flex::Flex;
-    use hypercast_kernels::attention::oracle;
+    use hypercast_kernels::attention::{HstuInputs, oracle};
 
     /// Row-wise `x W + b` in f64.
     fn linear(x: &[f64], width: usize, layer: &Linear<Flex>) -> Vec<f64> {
@@ -220,7 +164,7 @@ mod tests {
         let x = Tensor::<Flex, 2>::random([12, 12], Distribution::Normal(0.0, 1.0), &device);
         let result = numbers(layer.forward(x.clone(), &attention, 0).into_data());
         let last = HstuAttention { targets_only: true, ..(*attention).clone() }.checked().unwrap();
-        let targets = numbers(layer.forward_targets(x.clone(), &last, 0).into_data());
+        let targets = numbers(layer.forward(x.clone(), &last, 0).into_data());
         for (at, (value, whole)) in targets.iter().zip(&result[8 * 12..]).enumerate() {
             assert!((value - whole).abs() < 1e-5, "the last layer's way, {at}: {value} {whole}");
         }
@@ -253,22 +197,33 @@ mod tests {
     }
 
     #[test]
-    fn dropout_is_a_function_of_its_seed_and_keeps_the_mean() {
+    fn dropout_is_a_function_of_its_seed_and_only_of_training() {
         type A = burn::backend::Autodiff<Flex>;
         let device = Default::default();
         let config = FmConfig { dropout: 0.25, ..FmConfig::default() };
+        let attention = HstuAttention {
+            history_offsets: [0, 20].into(),
+            target_offsets: [0, 4].into(),
+            heads: config.heads,
+            alpha: config.alpha_value(),
+            norm: 8.0,
+            window: None,
+            targets_only: false,
+            times_s: Some([0; 24].into()),
+        };
+        let attention = attention.checked().unwrap();
+        let distribution = Distribution::Normal(0.0, 1.0);
+        let x = Tensor::<Flex, 2>::random([24, config.dim], distribution, &device);
         let layer = HstuLayer::<A>::new(&config, &device);
-        let ones = Tensor::<A, 2>::ones([200, 64], &device);
-        let drop = |noise| numbers(layer.drop_out(ones.clone(), noise).into_data());
-        let first = drop(5);
-        assert_eq!(first, drop(5));
-        assert_ne!(first, drop(6));
-        let zeros = first.iter().filter(|&&v| v == 0.0).count() as f64 / 12_800.0;
-        assert!((zeros - 0.25).abs() < 0.02, "{zeros}");
-        let mean = first.iter().sum::<f64>() / 12_800.0;
-        assert!((mean - 1.0).abs() < 0.03, "{mean}");
-        let serving = HstuLayer::<Flex>::new(&config, &device);
-        let whole = serving.drop_out(Tensor::ones([3, 64], &device), 5);
-        assert!(numbers(whole.into_data()).iter().all(|&v| v == 1.0), "serving drops nothing");
+        let learn = |noise| {
+            let x = Tensor::<A, 2>::from_inner(x.clone());
+            numbers(layer.forward(x, &attention, noise).into_data())
+        };
+        assert_eq!(learn(5), learn(5));
+        assert_ne!(learn(5), learn(6));
+        let serving = layer.valid();
+        let serve = |noise| numbers(serving.forward(x.clone(), &attention, noise).into_data());
+        assert_eq!(serve(5), serve(6), "serving drops nothing");
+        assert_ne!(serve(5), learn(5));
     }
 }

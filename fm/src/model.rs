@@ -9,9 +9,12 @@ use std::sync::Arc;
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
-    tensor::{Int, Tensor, TensorData, activation::silu, backend::Backend},
+    tensor::{Int, Tensor, TensorData, backend::Backend},
 };
-use hypercast_kernels::attention::{HstuAttention, HstuBackend, Window};
+use hypercast_kernels::{
+    attention::{HstuAttention, HstuBackend, Window},
+    mlp::{MlpInputs, Weights, mlp},
+};
 
 use crate::{
     Error, Result,
@@ -121,7 +124,7 @@ impl<B: HstuBackend> FmModel<B> {
         for (at, layer) in others.iter().enumerate() {
             x = layer.forward(x, &attention.whole, noise(at));
         }
-        let output = last.forward_targets(x, &attention.targets, noise(others.len()));
+        let output = last.forward(x, &attention.targets, noise(others.len()));
         self.said(output)
     }
 
@@ -180,24 +183,39 @@ impl<B: HstuBackend> FmModel<B> {
         } else {
             embeddings
         };
-        let content = self.token_output.forward(silu(self.token_hidden.forward(input)));
+        let content = through(input, [&self.token_hidden, &self.token_output]);
+        if self.outcome.is_none() && self.candidate.is_none() {
+            return content;
+        }
+        let nothing = |rows: usize| Tensor::zeros([rows, content.dims()[1]], &device);
         let past = (history > 0).then(|| {
-            let past = content.clone().narrow(0, 0, history);
-            let Some(outcome) = &self.outcome else { return past };
+            let Some(outcome) = &self.outcome else { return nothing(history) };
             let shape = [history, batch.outcomes.len() / history];
-            let data = TensorData::new(batch.outcomes.clone(), shape);
-            past + outcome.forward(Tensor::from_data(data, &device))
+            outcome
+                .forward(Tensor::from_data(TensorData::new(batch.outcomes.clone(), shape), &device))
         });
-        let targets = (total > history).then(|| {
-            let targets = content.clone().narrow(0, history, total - history);
-            let Some(candidate) = &self.candidate else { return targets };
-            targets + candidate.forward(profiles, batch, &device)
+        let targets = (total > history).then(|| match &self.candidate {
+            Some(candidate) => candidate.forward(profiles, batch, &device),
+            None => nothing(total - history),
         });
-        Tensor::cat(past.into_iter().chain(targets).collect(), 0)
+        let known = Tensor::cat(past.into_iter().chain(targets).collect(), 0);
+        content + known
     }
 }
 
-impl<B: Backend> Candidate<B> {
+/// Two linear layers with an activation between them.
+pub(crate) fn through<B: HstuBackend>(
+    x: Tensor<B, 2>,
+    [hidden, output]: [&Linear<B>; 2],
+) -> Tensor<B, 2> {
+    let weights = |linear: &Linear<B>| Weights {
+        weight: linear.weight.val(),
+        bias: linear.bias.as_ref().expect("made with a bias").val(),
+    };
+    mlp(MlpInputs { x, hidden: weights(hidden), output: weights(output) })
+}
+
+impl<B: HstuBackend> Candidate<B> {
     fn forward(
         &self,
         profiles: Option<Tensor<B, 2>>,
@@ -208,14 +226,14 @@ impl<B: Backend> Candidate<B> {
         let columns = || TensorData::new(batch.features.clone(), shape);
         let features = (shape[1] > 0).then(|| Tensor::from_data(columns(), device));
         let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
-        self.output.forward(silu(self.hidden.forward(input.clone()))) + self.direct.forward(input)
+        through(input.clone(), [&self.hidden, &self.output]) + self.direct.forward(input)
     }
 }
 
-impl<B: Backend> MultiTask<B> {
+impl<B: HstuBackend> MultiTask<B> {
     fn forward(&self, tae: Tensor<B, 2>) -> Tensor<B, 2> {
         let tae = self.norm.forward(tae);
-        self.output.forward(silu(self.hidden.forward(tae.clone()))) + self.direct.forward(tae)
+        through(tae.clone(), [&self.hidden, &self.output]) + self.direct.forward(tae)
     }
 }
 

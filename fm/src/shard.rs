@@ -222,7 +222,7 @@ pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
     (keys, sums)
 }
 
-fn aligned<B: Backend>(
+fn aligned<B: HstuBackend>(
     network: &Network<B>,
     forward: &Forward<B>,
     batch: &Batch,

@@ -22,6 +22,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
+use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions};
+use crate::mlp::{self, FusedMlp, MlpInputs};
 pub use crate::oracle;
 
 /// What is wrong with a layout, or with tensors that do not fit it.
@@ -103,6 +105,37 @@ pub trait HstuBackend: Backend {
         grad: FloatTensor<Self>,
         shape: Arc<HstuAttention>,
     ) -> HstuInputs<FloatTensor<Self>>;
+
+    /// The whole layer around the op, where the backend has kernels for it.
+    const FUSED_LAYER: Option<FusedLayer<Self>> = None;
+
+    /// The whole layer: `[H + R, d]`, or `[R, d]` where the attention is of targets only.
+    ///
+    /// # Panics
+    /// Where the options and the inputs contradict each other.
+    fn hstu_layer(
+        inputs: LayerInputs<FloatTensor<Self>>,
+        options: &LayerOptions,
+    ) -> FloatTensor<Self> {
+        match Self::FUSED_LAYER {
+            Some(layer) => (layer.forward)(inputs, options).out,
+            None => layer::composed::<Self>(inputs, options),
+        }
+    }
+
+    /// A network of two linear layers, where the backend has kernels for it.
+    const FUSED_MLP: Option<FusedMlp<Self>> = None;
+
+    /// A network of two linear layers: `[rows, from]` to `[rows, to]`.
+    ///
+    /// # Panics
+    /// Where widths do not fit.
+    fn mlp(inputs: MlpInputs<FloatTensor<Self>>) -> FloatTensor<Self> {
+        match Self::FUSED_MLP {
+            Some(mlp) => (mlp.forward)(inputs),
+            None => mlp::composed::<Self>(inputs),
+        }
+    }
 }
 
 /// HSTU attention on tensors: `[H + R, heads * v_dim]`.

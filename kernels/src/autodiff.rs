@@ -16,6 +16,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, TensorMetadata};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
+use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
+use crate::mlp::{self, FusedMlp, MlpInputs, Wanted};
 
 #[derive(Debug)]
 struct HstuBackward;
@@ -44,19 +46,111 @@ impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
     }
 }
 
+/// A layer's node. It keeps the inputs and what attention gave.
+#[derive(Debug)]
+struct LayerBackward<B: HstuBackend>(FusedLayer<B>);
+
+#[derive(Debug, Clone)]
+struct SavedLayer<T> {
+    inputs: LayerInputs<NodeId>,
+    attended: T,
+    options: LayerOptions,
+}
+
+impl<B: HstuBackend> Backward<B, 10> for LayerBackward<B> {
+    type State = SavedLayer<FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 10>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let out = grads.consume::<B>(&ops.node);
+        let SavedLayer { inputs, attended, options } = ops.state;
+        let inputs = inputs.map_all(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let found = (self.0.backward)(inputs, LayerOutput { out, attended }, &options);
+        for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
+            // An untracked parent is None, and so is the gradient of an absent table.
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
+
+/// A network's node. It keeps the inputs.
+#[derive(Debug)]
+struct MlpBackward<B: HstuBackend>(FusedMlp<B>);
+
+impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
+    type State = MlpInputs<NodeId>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 5>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let inputs = ops.state.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = Wanted { x: ops.parents[0].is_some() };
+        let found = (self.0.backward)(inputs, grad, wanted);
+        for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
+
 impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
+    fn mlp(inputs: MlpInputs<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let Some(fused) = B::FUSED_MLP else {
+            return mlp::composed::<Self>(inputs);
+        };
+        let forward = fused.forward;
+        let parents = inputs.as_ref().map(|tensor| tensor.node.clone()).all();
+        let inner = inputs.clone().map(|tensor| tensor.primitive);
+        match MlpBackward(fused).prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));
+                prep.finish(ids, forward(inner))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(inner)),
+        }
+    }
+
+    fn hstu_layer(
+        inputs: LayerInputs<FloatTensor<Self>>,
+        options: &LayerOptions,
+    ) -> FloatTensor<Self> {
+        let Some(fused) = B::FUSED_LAYER else {
+            return layer::composed::<Self>(inputs, options);
+        };
+        let forward = fused.forward;
+        let parents = inputs.as_ref().map_all(|x| x.node.clone()).into_array();
+        let parents =
+            parents.map(|node| node.unwrap_or_else(|| placeholder::<B, C>(&inputs.x).node));
+        let inner = inputs.clone().map_all(|x| x.primitive);
+        match LayerBackward(fused).prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let ids = inputs.as_ref().map_all(|tensor| prep.checkpoint(tensor));
+                let LayerOutput { out, attended } = forward(inner, options);
+                let saved = SavedLayer { inputs: ids, attended, options: options.clone() };
+                prep.finish(saved, out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(inner, options).out),
+        }
+    }
+
     fn hstu_attention(
         inputs: HstuInputs<FloatTensor<Self>>,
         shape: Arc<HstuAttention>,
     ) -> FloatTensor<Self> {
-        // The node has five parents always: an untracked placeholder stands for an absent table.
-        let placeholder = || {
-            let (device, dtype) = (B::float_device(&inputs.q.primitive), inputs.q.dtype());
-            Self::from_inner(B::float_zeros(Shape::new([1]), &device, dtype.into()))
-        };
         let node = |table: &Option<FloatTensor<Self>>| match table {
             Some(table) => table.node.clone(),
-            None => placeholder().node,
+            None => placeholder::<B, C>(&inputs.q).node,
         };
         let parents = [
             inputs.q.node.clone(),
@@ -89,4 +183,13 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             "HSTU attention has no second derivative: differentiate it once, on a backend that is not Autodiff<Autodiff<_>>"
         )
     }
+}
+
+/// An untracked tensor in place of an absent table, because a node has all its parents always.
+fn placeholder<B: HstuBackend, C: CheckpointStrategy>(
+    beside: &FloatTensor<Autodiff<B, C>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let (device, dtype) = (B::float_device(&beside.primitive), beside.dtype());
+    let zero = B::float_zeros(Shape::new([1]), &device, dtype.into());
+    <Autodiff<B, C> as AutodiffBackend>::from_inner(zero)
 }

@@ -4,13 +4,16 @@
 //! plainly in f64; `cpu` is the fused path of the Flex backend; `plain`
 //! composes it from primitive Burn ops for backends without a kernel of their
 //! own; `autodiff` makes it differentiable; `history` attends to histories that
-//! are kept between passes, and `dense` is what a layer does around it when it
-//! serves. Nothing here knows of models.
+//! are kept between passes, `dense` is what a layer does around it when it
+//! serves, `layer` is the whole layer as one op, with its gradients, for
+//! training, and `mlp` a network of two linear layers likewise. Nothing here knows of models.
 
 pub mod attention;
 pub mod cpu;
 pub mod dense;
 pub mod history;
+pub mod layer;
+pub mod mlp;
 pub mod oracle;
 pub mod plain;
 

@@ -4,6 +4,7 @@
 //! `dA = g Vᵀ`, `dS = dA · SiLU'(s) / norm`, `dQ = α dS K`, `dK = α dSᵀ Q`,
 //! `dV = Aᵀ g`, and each bias gets the sum of the dS that it was added to.
 
+use super::isa::Kernel;
 use super::lanes::Lanes;
 use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
 use super::task::{Biases, Head, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
@@ -49,8 +50,24 @@ pub(super) struct Scratch {
     reversed_grad: Vec<f32>,
 }
 
+/// Runs a task.
+pub(super) struct Differentiate<'a> {
+    pub(super) task: &'a Task<'a>,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) sinks: &'a Sinks<'a>,
+}
+
+impl Kernel for Differentiate<'_> {
+    type Output = Tables;
+
+    #[inline(always)]
+    fn run<V: Lanes, const R: usize>(self) -> Tables {
+        run::<V, R>(self.task, self.scratch, self.sinks)
+    }
+}
+
 #[inline(always)]
-pub(super) fn run<V: Lanes, const R: usize>(
+fn run<V: Lanes, const R: usize>(
     task: &Task<'_>,
     scratch: &mut Scratch,
     sinks: &Sinks<'_>,

@@ -9,13 +9,15 @@ use burn::tensor::ops::FloatTensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::lanes::{self, Lanes, MAX_LANES};
+use super::isa::Kernel;
+use super::lanes::{Lanes, MAX_LANES};
 use super::math::{Extent, Left, Right, accumulate, sigmoid};
+use super::rowwise::{Stats, normalise};
 use super::{Isa, Rows, matrix, readable, rows, span};
 use crate::dense::{DenseBackend, Gated, Norm};
 
 /// Columns of a panel: two vectors of any instruction set, or more.
-const PANEL: usize = 2 * MAX_LANES;
+pub(super) const PANEL: usize = 2 * MAX_LANES;
 
 /// Rows of a block.
 const BLOCK: usize = 64;
@@ -26,12 +28,12 @@ const PARALLEL_FROM: usize = 2_000_000;
 /// The weights of a linear layer, by panels of columns.
 #[derive(Debug)]
 pub struct Prepared {
-    from: usize,
-    to: usize,
+    pub(super) from: usize,
+    pub(super) to: usize,
     /// `[panels, from, PANEL]`, zeros after the last column.
-    panels: Vec<f32>,
+    pub(super) panels: Vec<f32>,
     /// `[panels, PANEL]`.
-    bias: Vec<f32>,
+    pub(super) bias: Vec<f32>,
 }
 
 impl Prepared {
@@ -52,6 +54,20 @@ impl Prepared {
         let mut padded = vec![0.0; panels * PANEL];
         padded[..bias.len()].copy_from_slice(bias);
         Self { from, to, panels: laid, bias: padded }
+    }
+
+    /// Lays out the transpose of `weight`, row-major `[to, from]`: what a gradient goes back through.
+    pub(super) fn transposed(weight: Rows<'_>, [from, to]: [usize; 2]) -> Self {
+        let panels = to.div_ceil(PANEL);
+        let mut laid = vec![0.0; panels * from * PANEL];
+        for column in 0..to {
+            let values = &weight.data[column * weight.stride..][..from];
+            let panel = &mut laid[(column / PANEL) * from * PANEL + column % PANEL..];
+            for (cell, value) in panel.iter_mut().step_by(PANEL).zip(values) {
+                *cell = *value;
+            }
+        }
+        Self { from, to, panels: laid, bias: vec![0.0; panels * PANEL] }
     }
 }
 
@@ -80,20 +96,10 @@ enum Output<'a> {
 fn product(input: Input<'_>, linear: &Prepared, output: Output<'_>, count: usize) -> Vec<f32> {
     assert_eq!((input.scale.len(), input.shift.len()), (linear.from, linear.from), "norm's width");
     let mut out = vec![0.0; count * linear.to];
-    let isa = Isa::best();
+    let isa = Isa::best().checked();
     let block = |scratch: &mut Scratch, (index, out): (usize, &mut [f32])| {
         let job = Job { input, linear, output, first: index * BLOCK };
-        match isa {
-            Isa::Portable => run::<lanes::Portable, 2>(&job, scratch, out),
-            // SAFETY: `Isa::best` found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { run_avx2(&job, scratch, out) },
-            // SAFETY: `Isa::best` found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { run_avx512(&job, scratch, out) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("{isa:?} is not available here"),
-        }
+        isa.run(Block { job: &job, scratch, out });
     };
     let size = (BLOCK * linear.to).max(1);
     if count * linear.from * linear.to < PARALLEL_FROM {
@@ -121,16 +127,20 @@ struct Job<'a> {
     first: usize,
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt")]
-fn run_avx2(job: &Job<'_>, scratch: &mut Scratch, out: &mut [f32]) {
-    run::<lanes::F32x8, 4>(job, scratch, out);
+/// Computes a block.
+struct Block<'a> {
+    job: &'a Job<'a>,
+    scratch: &'a mut Scratch,
+    out: &'a mut [f32],
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt,avx512f,avx512cd")]
-fn run_avx512(job: &Job<'_>, scratch: &mut Scratch, out: &mut [f32]) {
-    run::<lanes::F32x16, 8>(job, scratch, out);
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes, const R: usize>(self) {
+        run::<V, R>(self.job, self.scratch, self.out);
+    }
 }
 
 #[inline(always)]
@@ -196,13 +206,8 @@ fn finish<V: Lanes>(job: &Job<'_>, tile: &mut [f32], row: usize, column: usize, 
 fn prepare_row(input: &Input<'_>, row: usize, left: &mut [f32]) {
     let width = left.len();
     let x = &input.x.data[row * input.x.stride..][..width];
-    let mean = x.iter().sum::<f32>() / width as f32;
-    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / width as f32;
-    let factor = 1.0 / (variance + input.epsilon).sqrt();
-    let weights = input.scale[..width].iter().zip(&input.shift[..width]);
-    for ((left, x), (scale, shift)) in left.iter_mut().zip(x).zip(weights) {
-        *left = (x - mean) * factor * scale + shift;
-    }
+    let stats = Stats::of(x, input.epsilon);
+    normalise(x, stats, (&input.scale[..width], &input.shift[..width]), left);
     if let Some(gate) = input.gate {
         for (left, gate) in left.iter_mut().zip(&gate.data[row * gate.stride..][..width]) {
             *left *= gate;

@@ -1,5 +1,6 @@
 //! The forward of one task.
 
+use super::isa::Kernel;
 use super::kept::Packed;
 use super::lanes::{Lanes, MAX_LANES};
 use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
@@ -21,12 +22,24 @@ pub(super) struct Scratch {
     out: Vec<f32>,
 }
 
+/// Runs a task.
+pub(super) struct Attend<'a> {
+    pub(super) task: &'a Task<'a>,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) sink: &'a Sink<'a>,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes, const R: usize>(self) {
+        run::<V, R>(self.task, self.scratch, self.sink);
+    }
+}
+
 #[inline(always)]
-pub(super) fn run<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
-    sink: &Sink<'_>,
-) {
+fn run<V: Lanes, const R: usize>(task: &Task<'_>, scratch: &mut Scratch, sink: &Sink<'_>) {
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     scratch.biases.prepare(task);
     // Taken out, so that the rest of the scratch can be written beside them.

@@ -8,9 +8,14 @@
 mod backward;
 mod dense;
 mod forward;
+mod isa;
 mod kept;
 mod lanes;
+mod layer;
 mod math;
+mod mlp;
+mod product;
+mod rowwise;
 mod task;
 
 use std::ops::Range;
@@ -22,21 +27,15 @@ use rayon::prelude::*;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
 use crate::history::{HistoryBackend, KeptHistory, KeptSize};
+use crate::layer::FusedLayer;
+use crate::mlp::FusedMlp;
 pub use dense::Prepared;
+pub use isa::Isa;
 pub use kept::Kept;
 use kept::Tokens;
+pub use layer::{CpuLayer, layer_backward, layer_forward};
+pub use mlp::{CpuMlp, mlp_backward, mlp_forward};
 use task::{Sink, Task};
-
-/// An instruction set that the fused path is compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Isa {
-    /// What the target guarantees.
-    Portable,
-    /// x86-64 with AVX2, FMA and LZCNT.
-    Avx2,
-    /// The above with AVX-512 F and CD.
-    Avx512,
-}
 
 /// The rows of a matrix, `stride` values apart.
 #[derive(Debug, Clone, Copy)]
@@ -49,31 +48,6 @@ pub struct Rows<'a> {
 
 /// The op's inputs on the CPU.
 pub type CpuInputs<'a> = HstuInputs<Rows<'a>, &'a [f32]>;
-
-impl Isa {
-    /// Those that this machine has, the best last.
-    pub fn available() -> Vec<Isa> {
-        let mut found = vec![Isa::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("lzcnt")
-            {
-                found.push(Isa::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512cd") {
-                    found.push(Isa::Avx512);
-                }
-            }
-        }
-        found
-    }
-
-    /// The best that this machine has.
-    pub fn best() -> Isa {
-        Self::available().pop().unwrap_or(Isa::Portable)
-    }
-}
 
 /// Below this many multiply-adds, handing work to other threads costs more than it saves.
 const PARALLEL_FROM: usize = 200_000;
@@ -117,23 +91,12 @@ fn forward_of<'a>(
     task: impl Fn(usize) -> Task<'a> + Sync + Send,
     isa: Isa,
 ) -> Vec<f32> {
-    assert!(Isa::available().contains(&isa), "this machine lacks {isa:?}");
+    let isa = isa.checked();
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
     let sink = Sink::new(&mut out, width);
     run(shape, work, forward::Scratch::default, |scratch, index| {
-        let task = task(index);
-        match isa {
-            Isa::Portable => forward::run::<lanes::Portable, 2>(&task, scratch, &sink),
-            // SAFETY: the assertion above found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { forward_avx2(&task, scratch, &sink) },
-            // SAFETY: the assertion above found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { forward_avx512(&task, scratch, &sink) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("the assertion above refuses {isa:?} here"),
-        }
+        isa.run(forward::Attend { task: &task(index), scratch, sink: &sink });
     });
     out
 }
@@ -151,7 +114,7 @@ pub fn backward(
     grad: Rows<'_>,
     isa: Isa,
 ) -> HstuInputs<Vec<f32>> {
-    assert!(Isa::available().contains(&isa), "this machine lacks {isa:?}");
+    let isa = isa.checked();
     let (qk, v) = (shape.heads * dims.qk, shape.heads * dims.v);
     let mut grads = HstuInputs {
         q: vec![0.0; dims.rows * qk],
@@ -167,18 +130,8 @@ pub fn backward(
     };
     let tables =
         run(shape, work(shape, dims, None), backward::Scratch::default, |scratch, index| {
-            let task = Task::new(shape, dims, inputs, index).with_grad(grad);
-            match isa {
-                Isa::Portable => backward::run::<lanes::Portable, 2>(&task, scratch, &sinks),
-                // SAFETY: the assertion above found the features.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { backward_avx2(&task, scratch, &sinks) },
-                // SAFETY: the assertion above found the features.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { backward_avx512(&task, scratch, &sinks) },
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => unreachable!("the assertion above refuses {isa:?} here"),
-            }
+            let task = &Task::new(shape, dims, inputs, index).with_grad(grad);
+            isa.run(backward::Differentiate { task, scratch, sinks: &sinks })
         });
     for found in tables {
         add_to(grads.position.as_deref_mut(), &found.position);
@@ -187,42 +140,11 @@ pub fn backward(
     grads
 }
 
+#[inline(always)]
 fn add_to(table: Option<&mut [f32]>, found: &[f32]) {
     for (sum, found) in table.into_iter().flatten().zip(found) {
         *sum += found;
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt")]
-fn forward_avx2(task: &Task<'_>, scratch: &mut forward::Scratch, sink: &Sink<'_>) {
-    forward::run::<lanes::F32x8, 4>(task, scratch, sink);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt,avx512f,avx512cd")]
-fn forward_avx512(task: &Task<'_>, scratch: &mut forward::Scratch, sink: &Sink<'_>) {
-    forward::run::<lanes::F32x16, 8>(task, scratch, sink);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt")]
-fn backward_avx2(
-    task: &Task<'_>,
-    scratch: &mut backward::Scratch,
-    sinks: &backward::Sinks<'_>,
-) -> backward::Tables {
-    backward::run::<lanes::F32x8, 4>(task, scratch, sinks)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,lzcnt,avx512f,avx512cd")]
-fn backward_avx512(
-    task: &Task<'_>,
-    scratch: &mut backward::Scratch,
-    sinks: &backward::Sinks<'_>,
-) -> backward::Tables {
-    backward::run::<lanes::F32x16, 8>(task, scratch, sinks)
 }
 
 /// Multiply-adds of a forward, about.
@@ -254,6 +176,9 @@ fn run<S, T: Send>(
 }
 
 impl HstuBackend for Flex {
+    const FUSED_LAYER: Option<FusedLayer<Self>> = Some(layer::FUSED);
+    const FUSED_MLP: Option<FusedMlp<Self>> = Some(mlp::FUSED);
+
     fn hstu_attention(inputs: HstuInputs<FlexTensor>, shape: Arc<HstuAttention>) -> FlexTensor {
         let dims = shape.dims(&inputs);
         let inputs = inputs.map(readable);

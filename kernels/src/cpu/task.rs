@@ -318,6 +318,12 @@ impl<'a> Sink<'a> {
         Sink { start: out.as_mut_ptr(), len: out.len(), stride, borrowed: PhantomData }
     }
 
+    /// The same matrix from column `start` on. Sinks of one matrix must be given disjoint columns.
+    pub(super) fn from_column(&self, start: usize) -> Sink<'a> {
+        assert!(start <= self.len, "column outside its matrix");
+        Sink { start: self.start.wrapping_add(start), len: self.len - start, ..*self }
+    }
+
     /// Columns `head * width..(head + 1) * width` of `row`.
     ///
     /// # Safety

@@ -3,6 +3,8 @@
 mod case;
 mod dense;
 mod kept;
+mod layer;
+mod mlp;
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};

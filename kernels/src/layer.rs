@@ -1,0 +1,329 @@
+//! A whole HSTU layer as one op (paper section 3.1.2), for training.
+//!
+//! ```text
+//! U, Q, V, K = split(SiLU(LN(x) W + b))
+//! A = attention(Q, K, V)
+//! y = x + dropout(LN(A) ⊙ U) W_o
+//! ```
+//!
+//! Where the attention is of targets only, as a last layer's is, history
+//! tokens need V and K alone and `y` is the targets'. A backend without a
+//! kernel for it composes it of its operators; both compute the same.
+
+use std::sync::Arc;
+
+use burn::tensor::activation::silu;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
+
+use crate::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
+
+/// The weights of a layer norm.
+#[derive(Debug, Clone)]
+pub struct Affine<T> {
+    /// `[width]`.
+    pub scale: T,
+    /// `[width]`.
+    pub shift: T,
+}
+
+/// The inputs of a layer, or their gradients. v and qk are widths over all heads.
+#[derive(Debug, Clone)]
+pub struct LayerInputs<M, V = M> {
+    /// `[H + R, d]`.
+    pub x: M,
+    /// `[d]`: before the product.
+    pub norm_in: Affine<V>,
+    /// W `[d, 2 v + 2 qk]`, the columns of U, Q, V, K.
+    pub uvqk: M,
+    /// b `[2 v + 2 qk]`.
+    pub bias: V,
+    /// As [`HstuInputs::position`].
+    pub position: Option<V>,
+    /// As [`HstuInputs::time`].
+    pub time: Option<V>,
+    /// `[v]`: of what attention gives.
+    pub norm_out: Affine<V>,
+    /// W_o `[v, d]`.
+    pub output: M,
+}
+
+/// What a layer is told besides tensors.
+#[derive(Debug, Clone)]
+pub struct LayerOptions {
+    /// The batch's layout; with `targets_only`, the layer's output is the targets'.
+    pub attention: Arc<HstuAttention>,
+    /// Added to the variances.
+    pub epsilon: f32,
+    /// None where nothing learns.
+    pub dropout: Option<Dropout>,
+}
+
+/// Zeroes a share of the values and scales up the rest: a function of a seed, of the output's row
+/// and of the column, so that equal seeds give equal masks on any backend and in any order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    seed: u64,
+    /// Of 2^32.
+    dropped: u32,
+    /// What is kept is multiplied by this.
+    scale: f32,
+}
+
+/// The mask of a row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DropoutRow {
+    low: u32,
+    high: u32,
+    dropout: Dropout,
+}
+
+impl Dropout {
+    /// None at a `rate` of 0.
+    ///
+    /// # Panics
+    /// If `rate` is not in `[0, 1)`.
+    pub fn new(rate: f64, seed: u64) -> Option<Self> {
+        assert!((0.0..1.0).contains(&rate), "a dropout of {rate}");
+        let dropped = (rate * 2f64.powi(32)) as u32;
+        (rate > 0.0).then(|| Self { seed, dropped, scale: (1.0 / (1.0 - rate)) as f32 })
+    }
+
+    /// `[rows * columns]`: 0 where a value is dropped, else the scale.
+    pub fn mask(self, [rows, columns]: [usize; 2]) -> Vec<f32> {
+        let row = |row| {
+            let row = self.row(row);
+            (0..columns).map(move |column| row.factor(column))
+        };
+        (0..rows).flat_map(row).collect()
+    }
+
+    #[inline(always)]
+    pub(crate) fn row(self, row: usize) -> DropoutRow {
+        // SplitMix64's finaliser.
+        let mut key = self.seed.wrapping_add((row as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        key = (key ^ (key >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        key = (key ^ (key >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        key ^= key >> 31;
+        DropoutRow { low: key as u32, high: (key >> 32) as u32, dropout: self }
+    }
+}
+
+impl DropoutRow {
+    /// In 32-bit steps, which vectorise.
+    #[inline(always)]
+    pub(crate) fn factor(self, column: usize) -> f32 {
+        let mut bits = self.low.wrapping_add((column as u32).wrapping_mul(0x9E37_79B9));
+        bits = (bits ^ (bits >> 16)).wrapping_mul(0x7FEB_352D);
+        bits = (bits ^ (bits >> 15) ^ self.high).wrapping_mul(0x846C_A68B);
+        bits ^= bits >> 16;
+        if bits < self.dropout.dropped { 0.0 } else { self.dropout.scale }
+    }
+}
+
+/// What a forward pass gives, and what its backward pass wants of it.
+#[derive(Debug)]
+pub struct LayerOutput<T> {
+    /// `[H + R, d]`, or `[R, d]` of targets only.
+    pub out: T,
+    /// What attention gave, for as many rows: `[.., v]`.
+    pub attended: T,
+}
+
+/// A backend's kernels of a layer.
+#[derive(Debug)]
+pub struct FusedLayer<B: HstuBackend> {
+    /// The layer.
+    pub forward: fn(LayerInputs<FloatTensor<B>>, &LayerOptions) -> LayerOutput<FloatTensor<B>>,
+    /// The gradients of the inputs, given `attended` and the gradient of `out`.
+    pub backward: fn(
+        LayerInputs<FloatTensor<B>>,
+        LayerOutput<FloatTensor<B>>,
+        &LayerOptions,
+    ) -> LayerInputs<FloatTensor<B>>,
+}
+
+/// A layer on tensors: `[H + R, d]`, or `[R, d]` where the attention is of targets only.
+///
+/// # Panics
+/// Where the options and the inputs contradict each other.
+pub fn hstu_layer<B: HstuBackend>(
+    inputs: LayerInputs<Tensor<B, 2>, Tensor<B, 1>>,
+    options: &LayerOptions,
+) -> Tensor<B, 2> {
+    let inputs = inputs.map(|x| x.into_primitive().tensor(), |x| x.into_primitive().tensor());
+    matrix(B::hstu_layer(inputs, options))
+}
+
+/// The layer of the backend's own operators and its attention.
+///
+/// # Panics
+/// As [`hstu_layer`], and without an output row.
+pub fn composed<B: HstuBackend>(
+    inputs: LayerInputs<FloatTensor<B>>,
+    options: &LayerOptions,
+) -> FloatTensor<B> {
+    let widths = inputs.widths(options);
+    let LayerInputs { x, norm_in, uvqk, bias, position, time, norm_out, output } =
+        inputs.map(matrix::<B>, |table| Tensor::from_primitive(TensorPrimitive::Float(table)));
+    let (v, qk, history) = (widths.v, widths.qk, options.attention.history_rows());
+    let first = if options.attention.targets_only { history } else { 0 };
+    let rows = widths.rows - first;
+    let normed = normalise(x.clone(), norm_in, options.epsilon);
+    let own = silu(normed.clone().narrow(0, first, rows).matmul(uvqk.clone()) + row(bias.clone()));
+    let columns = |from: usize, width: usize| own.clone().narrow(1, from, width);
+    let (mut queries, mut values, mut keys) =
+        (columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk));
+    if first > 0 {
+        // Of history tokens, V and K alone are seen: the last columns.
+        let seen = normed.narrow(0, 0, first).matmul(uvqk.narrow(1, v + qk, v + qk));
+        let past = silu(seen + row(bias.narrow(0, v + qk, v + qk)));
+        let joint = |past, own| Tensor::cat(vec![past, own], 0);
+        queries = joint(Tensor::zeros([first, qk], &x.device()), queries);
+        values = joint(past.clone().narrow(1, 0, v), values);
+        keys = joint(past.narrow(1, v, qk), keys);
+    }
+    let inputs = HstuInputs { q: queries, k: keys, v: values, position, time };
+    let attended = hstu_attention(inputs, &options.attention).narrow(0, first, rows);
+    let mut gate = columns(0, v);
+    if let Some(dropout) = options.dropout {
+        // Dropping out U drops out the product.
+        let mask = TensorData::new(dropout.mask([rows, v]), [rows, v]);
+        gate = gate * Tensor::from_data(mask, &x.device());
+    }
+    let gated = normalise(attended, norm_out, options.epsilon) * gate;
+    (x.narrow(0, first, rows) + gated.matmul(output)).into_primitive().tensor()
+}
+
+fn normalise<B: HstuBackend>(
+    x: Tensor<B, 2>,
+    weights: Affine<Tensor<B, 1>>,
+    epsilon: f32,
+) -> Tensor<B, 2> {
+    let (variance, mean) = x.clone().var_mean_bias(1);
+    (x - mean) / (variance + epsilon).sqrt() * row(weights.scale) + row(weights.shift)
+}
+
+fn matrix<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
+    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}
+
+fn row<B: HstuBackend>(table: Tensor<B, 1>) -> Tensor<B, 2> {
+    table.unsqueeze()
+}
+
+/// A layer's sizes; v and qk over all heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Widths {
+    /// H + R.
+    pub rows: usize,
+    /// d.
+    pub dim: usize,
+    /// Columns of U and of V.
+    pub v: usize,
+    /// Columns of Q and of K.
+    pub qk: usize,
+}
+
+impl<T: TensorMetadata> LayerInputs<T> {
+    /// The sizes of tensors that must fit.
+    ///
+    /// # Panics
+    /// If they do not.
+    pub(crate) fn widths(&self, options: &LayerOptions) -> Widths {
+        let [rows, dim] = self.x.shape().dims::<2>();
+        let [v, out] = self.output.shape().dims::<2>();
+        let [from, columns] = self.uvqk.shape().dims::<2>();
+        assert_eq!((from, out), (dim, dim), "HSTU layer: W and W_o are of x's width");
+        assert!(
+            columns > 2 * v && columns.is_multiple_of(2),
+            "HSTU layer: W has {columns} columns"
+        );
+        let qk = columns / 2 - v;
+        let heads = options.attention.heads;
+        assert!(v.is_multiple_of(heads) && qk.is_multiple_of(heads), "HSTU layer: {heads} heads");
+        assert_eq!(rows, options.attention.rows(), "HSTU layer: rows of the layout");
+        let tables = [
+            (&self.norm_in.scale, dim),
+            (&self.norm_in.shift, dim),
+            (&self.bias, columns),
+            (&self.norm_out.scale, v),
+            (&self.norm_out.shift, v),
+        ];
+        for (table, width) in tables {
+            assert_eq!(table.shape()[..], [width], "HSTU layer: a weight's width");
+        }
+        Widths { rows, dim, v, qk }
+    }
+}
+
+impl<M, V> LayerInputs<M, V> {
+    /// The inputs, borrowed.
+    pub fn as_ref(&self) -> LayerInputs<&M, &V> {
+        LayerInputs {
+            x: &self.x,
+            norm_in: self.norm_in.as_ref(),
+            uvqk: &self.uvqk,
+            bias: &self.bias,
+            position: self.position.as_ref(),
+            time: self.time.as_ref(),
+            norm_out: self.norm_out.as_ref(),
+            output: &self.output,
+        }
+    }
+
+    /// `matrix` or `table` of each input.
+    pub fn map<N, W>(
+        self,
+        mut matrix: impl FnMut(M) -> N,
+        mut table: impl FnMut(V) -> W,
+    ) -> LayerInputs<N, W> {
+        LayerInputs {
+            x: matrix(self.x),
+            norm_in: self.norm_in.map(&mut table),
+            uvqk: matrix(self.uvqk),
+            bias: table(self.bias),
+            position: self.position.map(&mut table),
+            time: self.time.map(&mut table),
+            norm_out: self.norm_out.map(&mut table),
+            output: matrix(self.output),
+        }
+    }
+}
+
+impl<T> LayerInputs<T> {
+    /// `f` of each input.
+    pub fn map_all<U>(self, f: impl FnMut(T) -> U) -> LayerInputs<U> {
+        let f = std::cell::RefCell::new(f);
+        self.map(|matrix| f.borrow_mut()(matrix), |table| f.borrow_mut()(table))
+    }
+
+    /// In the order of the fields; None for an absent table.
+    pub(crate) fn into_array(self) -> [Option<T>; 10] {
+        let Self { x, norm_in, uvqk, bias, position, time, norm_out, output } = self;
+        [
+            Some(x),
+            Some(norm_in.scale),
+            Some(norm_in.shift),
+            Some(uvqk),
+            Some(bias),
+            position,
+            time,
+            Some(norm_out.scale),
+            Some(norm_out.shift),
+            Some(output),
+        ]
+    }
+}
+
+impl<T> Affine<T> {
+    /// The weights, borrowed.
+    pub fn as_ref(&self) -> Affine<&T> {
+        Affine { scale: &self.scale, shift: &self.shift }
+    }
+
+    /// `f` of each.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Affine<U> {
+        Affine { scale: f(self.scale), shift: f(self.shift) }
+    }
+}
