@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod breaker;
+mod compiled;
 pub mod counters;
 mod error;
 pub mod executor;

@@ -1,5 +1,6 @@
-//! The serving side of the executor, with the backend erased: parameters are
-//! moved to the device once, tables stay in host memory and are read by rows.
+//! An expert's network as it is served, with the device erased: compiled on the
+//! CPU; elsewhere the executor, with parameters moved to the device once, and tables in
+//! host memory that are read by rows.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use burn::tensor::ops::FloatTensor;
 use hypercast_kernels::attention::HstuBackend;
 
 use super::batch::ExpertBatch;
+use super::compiled::Compiled;
 use super::executor::{Executor, download};
 use super::graph::Graph;
 use super::params::Parameters;
@@ -25,9 +27,7 @@ pub fn network(
     device: Device,
 ) -> Result<Box<dyn Network>, Error> {
     match device {
-        Device::Cpu => {
-            Ok(Box::new(OnDevice::<burn_flex::Flex>::new(graph, parameters, Default::default())))
-        }
+        Device::Cpu => Ok(Box::new(Compiled::new(&graph, parameters))),
         #[cfg(feature = "cuda")]
         Device::Cuda => {
             Ok(Box::new(OnDevice::<burn_cuda::Cuda>::new(graph, parameters, Default::default())))
@@ -37,7 +37,8 @@ pub fn network(
     }
 }
 
-struct OnDevice<B: HstuBackend> {
+/// The executor with parameters on its device.
+pub(super) struct OnDevice<B: HstuBackend> {
     executor: Executor<B>,
     parameters: Parameters,
     /// Dense parameters; `None` for tables.
@@ -45,7 +46,7 @@ struct OnDevice<B: HstuBackend> {
 }
 
 impl<B: HstuBackend> OnDevice<B> {
-    fn new(graph: Arc<Graph>, parameters: Parameters, device: B::Device) -> Self {
+    pub(super) fn new(graph: Arc<Graph>, parameters: Parameters, device: B::Device) -> Self {
         let executor = Executor::<B>::new(graph.clone(), device);
         let dense = |(index, spec): (usize, &super::graph::ParameterSpec)| {
             (!spec.table).then(|| executor.dense_leaf(&parameters, index))
@@ -65,6 +66,8 @@ impl<B: HstuBackend> Network for OnDevice<B> {
             (Some(dense), _) => dense.clone(),
             (None, rows) => {
                 let rows = rows.as_ref().expect("a table's touched rows are known");
+                // A table that nothing here reads is a row to the device.
+                let rows = if rows.is_empty() { &[0][..] } else { rows };
                 self.executor.table_leaf(&self.parameters, index, rows)
             }
         };

@@ -15,6 +15,7 @@ mod layer;
 mod math;
 mod mlp;
 mod product;
+pub mod program;
 mod rowwise;
 mod task;
 

@@ -12,6 +12,7 @@ use rand::rngs::SmallRng;
 use super::*;
 use crate::expert::batch::{Columns, Tae};
 use crate::expert::graph::Graph;
+use crate::expert::network::network;
 use crate::expert::normalise::Normaliser;
 use crate::expert::tests::build::{
     Net, TAE_DIM, description, example, int, ints, noise, num, schema,
@@ -118,16 +119,21 @@ fn check(name: &str, case: &Case) {
         let parameters = parameters(&case.graph);
         let compute = compute(case.graph.clone(), crate::expert::Device::Cpu).unwrap();
         let outputs = compute.forward(&parameters, &batch);
+        let served = network(case.graph.clone(), parameters.clone(), crate::expert::Device::Cpu);
+        let served = served.unwrap().outputs(&batch);
         let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
             .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
             .collect();
         let expected = oracle::outputs(&case.graph, &values, &batch);
-        for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
-            let error = (f64::from(*output) - expected).abs();
-            assert!(
-                error <= 1e-5 * expected.abs().max(1.0),
-                "{name} {requests:?} row {row}: {output} is not {expected}"
-            );
+        for (how, outputs) in [("trained", &outputs), ("served", &served)] {
+            assert_eq!(outputs.len(), expected.len(), "{name} {how}");
+            for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
+                let error = (f64::from(*output) - expected).abs();
+                assert!(
+                    error <= 1e-5 * expected.abs().max(1.0),
+                    "{name} {how} {requests:?} row {row}: {output} is not {expected}"
+                );
+            }
         }
         check_gradients(&format!("{name} {requests:?}"), case, &*compute, &values, &batch);
     }

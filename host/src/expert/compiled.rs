@@ -1,0 +1,393 @@
+//! A graph compiled for serving on the CPU: everything that works row by row
+//! becomes one program with its weights laid out, made once a version.
+//!
+//! What is not row by row (short histories, tensors of higher rank) stays with
+//! the executor: it runs first, and its results are inputs of the program.
+//! Training never comes here.
+
+use std::sync::Arc;
+
+use burn_flex::Flex;
+use hypercast_kernels::cpu::program::{Feed, Fold, Map, Operand, Operator, Program, Step, Zip};
+use hypercast_kernels::cpu::{Isa, Prepared, Rows};
+
+use super::batch::{ColumnData, ExpertBatch};
+use super::executor::hash_id;
+use super::graph::{Binary, Compare, Graph, Lead, Node, Op, Reduction, Type, Unary};
+use super::network::{Network, OnDevice};
+use super::params::Parameters;
+
+/// A network for serving.
+pub struct Compiled {
+    program: Program,
+    /// Columns of the batch that the program reads.
+    columns: Vec<usize>,
+    lookups: Vec<Lookup>,
+    /// What the program does not do, with the widths of its results.
+    rest: Option<(OnDevice<Flex>, Vec<usize>)>,
+}
+
+/// How ids of a column become rows of a table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Lookup {
+    column: usize,
+    entries: u64,
+    hashed: bool,
+}
+
+impl Compiled {
+    /// Compiles a graph with its trained parameters.
+    pub fn new(graph: &Arc<Graph>, parameters: Parameters) -> Self {
+        let mut compiler = Compiler::new(graph, &parameters);
+        for at in 0..graph.nodes.len() {
+            if compiler.needed[at] && graph.nodes[at].ty == Type::Number {
+                compiler.known[at] = compiler.node(at);
+            }
+        }
+        let outputs: Vec<Operand> =
+            graph.outputs.iter().map(|output| compiler.operand(*output)).collect();
+        let Compiler { steps, constants, columns, lookups, rest, .. } = compiler;
+        let program = Program::new(steps, constants, outputs);
+        let rest = (!rest.is_empty()).then(|| {
+            let widths = rest.iter().map(|node| graph.nodes[*node].shape.dims[0]).collect();
+            let graph = Arc::new(pruned(graph, &rest));
+            (OnDevice::new(graph, parameters, Default::default()), widths)
+        });
+        Self { program, columns, lookups, rest }
+    }
+}
+
+impl Network for Compiled {
+    fn outputs(&self, batch: &ExpertBatch) -> Vec<f32> {
+        let rest = self.rest.as_ref().map_or_else(Vec::new, |(rest, widths)| {
+            columns_of(&rest.outputs(batch), widths, batch.rows)
+        });
+        let numbers = |column: &usize| match &batch.columns[*column] {
+            ColumnData::Numbers(values) => values.as_slice(),
+            ColumnData::Ids(_) => unreachable!("an id column is no input of the program"),
+        };
+        let inputs: Vec<&[f32]> =
+            self.columns.iter().map(numbers).chain(rest.iter().map(Vec::as_slice)).collect();
+        let indices: Vec<Vec<u32>> =
+            self.lookups.iter().map(|lookup| lookup.rows(&batch.columns[lookup.column])).collect();
+        let indices: Vec<&[u32]> = indices.iter().map(Vec::as_slice).collect();
+        let feed = Feed { rows: batch.rows, inputs: &inputs, indices: &indices };
+        self.program.run(&feed, Isa::best())
+    }
+}
+
+impl Lookup {
+    fn rows(&self, column: &ColumnData) -> Vec<u32> {
+        let ColumnData::Ids(ids) = column else {
+            unreachable!("a numeric column has no ids");
+        };
+        let row = |id: &u64| if self.hashed { hash_id(*id) } else { *id } % self.entries;
+        ids.iter().map(|id| row(id) as u32).collect()
+    }
+}
+
+/// Cuts `[rows, sum of widths]` into `[rows, width]` each.
+fn columns_of(values: &[f32], widths: &[usize], rows: usize) -> Vec<Vec<f32>> {
+    let all: usize = widths.iter().sum();
+    let mut from = 0;
+    let cut = |width: &usize| {
+        let start = from;
+        from += width;
+        (0..rows).flat_map(|row| values[row * all + start..][..*width].iter().copied()).collect()
+    };
+    widths.iter().map(cut).collect()
+}
+
+/// The part of a graph that some nodes, its outputs now, depend on.
+fn pruned(graph: &Graph, outputs: &[usize]) -> Graph {
+    let needed = reach(graph, outputs);
+    let mut place = vec![0; graph.nodes.len()];
+    let mut nodes = Vec::new();
+    for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
+        place[at] = nodes.len();
+        let inputs = node.inputs.iter().map(|input| place[*input]).collect();
+        nodes.push(Node { inputs, ..node.clone() });
+    }
+    let outputs = outputs.iter().map(|output| place[*output]).collect();
+    Graph { nodes, outputs, extra_loss: None, ..graph.clone() }
+}
+
+/// What some nodes depend on, themselves included.
+fn reach(graph: &Graph, from: &[usize]) -> Vec<bool> {
+    let mut needed = vec![false; graph.nodes.len()];
+    for node in from {
+        needed[*node] = true;
+    }
+    for at in (0..graph.nodes.len()).rev() {
+        if needed[at] {
+            graph.nodes[at].inputs.iter().for_each(|input| needed[*input] = true);
+        }
+    }
+    needed
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    parameters: &'a Parameters,
+    /// Whether an output depends on the node.
+    needed: Vec<bool>,
+    /// Readers of each node, among those that are needed.
+    readers: Vec<Vec<usize>>,
+    /// What a node is in the program; none for what stays with the executor.
+    known: Vec<Option<Operand>>,
+    steps: Vec<Step>,
+    constants: Vec<Vec<f32>>,
+    columns: Vec<usize>,
+    lookups: Vec<Lookup>,
+    /// Nodes of the executor that the program reads, in the order of their places.
+    rest: Vec<usize>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(graph: &'a Graph, parameters: &'a Parameters) -> Self {
+        let needed = reach(graph, &graph.outputs);
+        let mut readers = vec![Vec::new(); graph.nodes.len()];
+        for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
+            node.inputs.iter().for_each(|input| readers[*input].push(at));
+        }
+        // Inputs of the run are all columns that any node reads, then the executor's results; so the latter's places
+        // are known once the former are counted.
+        let column = |node: &Node| match node.op {
+            Op::Input { column } if node.ty == Type::Number => Some(column),
+            _ => None,
+        };
+        let mut columns: Vec<usize> = graph.nodes.iter().filter_map(column).collect();
+        columns.sort_unstable();
+        columns.dedup();
+        Self {
+            graph,
+            parameters,
+            readers,
+            known: vec![None; graph.nodes.len()],
+            needed,
+            steps: Vec::new(),
+            constants: Vec::new(),
+            columns,
+            lookups: Vec::new(),
+            rest: Vec::new(),
+        }
+    }
+
+    /// A node as an operand; one that stays with the executor becomes an input.
+    fn operand(&mut self, node: usize) -> Operand {
+        if let Some(known) = self.known[node] {
+            return known;
+        }
+        let place = self.rest.iter().position(|known| *known == node).unwrap_or_else(|| {
+            self.rest.push(node);
+            self.rest.len() - 1
+        });
+        let width = self.graph.nodes[node].shape.dims[0];
+        Operand::Input { index: self.columns.len() + place, width }
+    }
+
+    /// A node in the program, if it can be.
+    fn node(&mut self, at: usize) -> Option<Operand> {
+        let node = &self.graph.nodes[at];
+        if !flat(node) {
+            return None;
+        }
+        if let Some(source) = self.source(node) {
+            return source;
+        }
+        let numbers: Vec<usize> = node
+            .inputs
+            .iter()
+            .copied()
+            .filter(|input| self.graph.nodes[*input].ty == Type::Number)
+            .collect();
+        match &node.op {
+            Op::MatMul => return self.linear(at, &numbers),
+            Op::EmbeddingBag | Op::Gather => return self.lookup(node),
+            _ => {}
+        }
+        // Whatever else is not flat and by rows keeps its readers with it.
+        if !numbers.iter().all(|input| self.readable(*input)) {
+            return None;
+        }
+        if let Some(done) = self.biased(node) {
+            return Some(done);
+        }
+        let lead = usize::from(node.shape.lead.is_some());
+        let operator = match &node.op {
+            Op::Dropout { .. } | Op::StopGradient => return Some(self.operand(numbers[0])),
+            Op::Reshape { .. } => {
+                let same = self.graph.nodes[numbers[0]].shape == node.shape;
+                return same.then(|| self.operand(numbers[0]));
+            }
+            Op::Unary(op) => Operator::Map(map(*op)?),
+            Op::Clip { min, max } => Operator::Map(Map::Clip(*min, *max)),
+            Op::Binary(op) => Operator::Zip(zip(*op)),
+            Op::Compare(op) => Operator::Zip(comparison(*op)),
+            Op::Where => Operator::Select,
+            Op::Concat { axis } if *axis == lead => Operator::Concat,
+            Op::Slice { axis, start, .. } if *axis == lead => Operator::Slice(*start),
+            Op::Softmax { axis } if *axis == lead => Operator::Softmax,
+            Op::Reduce { kind, axis } if *axis == lead => Operator::Fold(fold(*kind)),
+            Op::LayerNormalization { epsilon } => {
+                let fixed = |input: &usize| self.graph.nodes[*input].shape.lead.is_none();
+                if !numbers[1..].iter().all(fixed) {
+                    return None;
+                }
+                Operator::Norm { epsilon: *epsilon }
+            }
+            _ => return None,
+        };
+        let operands = numbers.iter().map(|input| self.operand(*input)).collect();
+        Some(self.step(operator, operands, node.shape.dims[0]))
+    }
+
+    /// Inputs, parameters and constants; `Some(None)` for one that is none of the program's.
+    #[allow(clippy::option_option, reason = "whether it is a source, and then what it is")]
+    fn source(&mut self, node: &Node) -> Option<Option<Operand>> {
+        let width = node.shape.dims[0];
+        match &node.op {
+            Op::Input { column } => {
+                let index = self.columns.binary_search(column).ok();
+                Some(index.map(|index| Operand::Input { index, width }))
+            }
+            Op::Parameter { parameter } => {
+                Some(Some(self.constant(self.parameters.values(*parameter).to_vec())))
+            }
+            Op::Constant { value, .. } => Some(Some(self.constant(vec![*value; width]))),
+            _ => None,
+        }
+    }
+
+    fn constant(&mut self, values: Vec<f32>) -> Operand {
+        let operand = Operand::Constant { index: self.constants.len(), width: values.len() };
+        self.constants.push(values);
+        operand
+    }
+
+    fn step(&mut self, operator: Operator, operands: Vec<Operand>, width: usize) -> Operand {
+        self.steps.push(Step { operator, operands, width });
+        Operand::Value { step: self.steps.len() - 1, width }
+    }
+
+    /// Whether a node can be an operand.
+    fn readable(&self, node: usize) -> bool {
+        let by_rows = |node: &Node| node.shape.lead == Some(Lead::Rows) && flat(node);
+        self.known[node].is_some() || by_rows(&self.graph.nodes[node])
+    }
+
+    /// A product with a parameter, and the bias that alone reads it.
+    fn linear(&mut self, at: usize, inputs: &[usize]) -> Option<Operand> {
+        let right = &self.graph.nodes[inputs[1]];
+        let Op::Parameter { parameter } = right.op else { return None };
+        let [from, to] = right.shape.dims[..] else { return None };
+        if !self.readable(inputs[0]) {
+            return None;
+        }
+        let weights = Rows { data: self.parameters.values(parameter), stride: to };
+        let bias = self.bias(at, to).map_or(&[][..], |bias| self.parameters.values(bias));
+        let operator = Operator::Linear(Prepared::new(weights, [from, to], bias));
+        let operands = vec![self.operand(inputs[0])];
+        Some(self.step(operator, operands, to))
+    }
+
+    /// The parameter that the only reader of a product adds to it.
+    fn bias(&self, product: usize, width: usize) -> Option<usize> {
+        let [reader] = self.readers[product][..] else { return None };
+        let node = &self.graph.nodes[reader];
+        if node.op != Op::Binary(Binary::Add) || self.graph.outputs.contains(&product) {
+            return None;
+        }
+        let other = node.inputs.iter().find(|input| **input != product)?;
+        let other = &self.graph.nodes[*other];
+        match other.op {
+            Op::Parameter { parameter } if other.shape.dims == [width] => Some(parameter),
+            _ => None,
+        }
+    }
+
+    /// An addition that its product has done already.
+    fn biased(&self, node: &Node) -> Option<Operand> {
+        let is_product = |input: &&usize| {
+            let input = **input;
+            self.graph.nodes[input].op == Op::MatMul
+                && self.known[input].is_some()
+                && self.bias(input, node.shape.dims[0]).is_some()
+        };
+        match node.op {
+            Op::Binary(Binary::Add) => {
+                node.inputs.iter().find(is_product).and_then(|input| self.known[*input])
+            }
+            _ => None,
+        }
+    }
+
+    /// Rows of a table by the ids of a column.
+    fn lookup(&mut self, node: &Node) -> Option<Operand> {
+        let [table, ids] = node.inputs[..] else { return None };
+        let (table, ids) = (&self.graph.nodes[table], &self.graph.nodes[ids]);
+        let (Op::Parameter { parameter }, Op::Input { column }) = (&table.op, &ids.op) else {
+            return None;
+        };
+        if ids.shape.lead != Some(Lead::Rows) {
+            return None;
+        }
+        let hashed = node.op == Op::EmbeddingBag;
+        let lookup = Lookup { column: *column, entries: table.shape.dims[0] as u64, hashed };
+        let index = self.lookups.iter().position(|known| *known == lookup).unwrap_or_else(|| {
+            self.lookups.push(lookup);
+            self.lookups.len() - 1
+        });
+        let table = self.parameters.values(*parameter).to_vec();
+        let operator = Operator::Lookup { table, index, bag: ids.shape.row_elements() };
+        Some(self.step(operator, Vec::new(), node.shape.dims[0]))
+    }
+}
+
+/// Whether a node's value is `[rows, width]` or `[width]`.
+fn flat(node: &Node) -> bool {
+    node.shape.lead != Some(Lead::History) && node.shape.dims.len() == 1
+}
+
+fn map(op: Unary) -> Option<Map> {
+    Some(match op {
+        Unary::Exp => Map::Exp,
+        Unary::Log => Map::Log,
+        Unary::Sqrt => Map::Sqrt,
+        Unary::Neg => Map::Neg,
+        Unary::Abs => Map::Abs,
+        Unary::Sigmoid => Map::Sigmoid,
+        Unary::Silu => Map::Silu,
+        Unary::Relu => Map::Relu,
+        Unary::Tanh => Map::Tanh,
+        Unary::Softplus => Map::Softplus,
+        Unary::Gelu => return None,
+    })
+}
+
+fn zip(op: Binary) -> Zip {
+    match op {
+        Binary::Add => Zip::Add,
+        Binary::Sub => Zip::Sub,
+        Binary::Mul => Zip::Mul,
+        Binary::Div => Zip::Div,
+        Binary::Max => Zip::Max,
+        Binary::Min => Zip::Min,
+    }
+}
+
+fn comparison(op: Compare) -> Zip {
+    match op {
+        Compare::Greater => Zip::Greater,
+        Compare::Less => Zip::Less,
+        Compare::Equal => Zip::Equal,
+    }
+}
+
+fn fold(kind: Reduction) -> Fold {
+    match kind {
+        Reduction::Sum => Fold::Sum,
+        Reduction::Mean => Fold::Mean,
+        Reduction::Max => Fold::Max,
+    }
+}
