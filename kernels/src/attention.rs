@@ -107,7 +107,7 @@ pub trait HstuBackend: Backend {
     ) -> HstuInputs<FloatTensor<Self>>;
 
     /// The whole layer around the op, where the backend has kernels for it.
-    const FUSED_LAYER: Option<FusedLayer<Self>> = None;
+    const FUSED_LAYER: Option<FusedLayer<FloatTensor<Self>>> = None;
 
     /// The whole layer: `[H + R, d]`, or `[R, d]` where the attention is of targets only.
     ///
@@ -124,7 +124,7 @@ pub trait HstuBackend: Backend {
     }
 
     /// A network of two linear layers, where the backend has kernels for it.
-    const FUSED_MLP: Option<FusedMlp<Self>> = None;
+    const FUSED_MLP: Option<FusedMlp<FloatTensor<Self>>> = None;
 
     /// A network of two linear layers: `[rows, from]` to `[rows, to]`.
     ///

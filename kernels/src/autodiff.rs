@@ -48,7 +48,7 @@ impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
 
 /// A layer's node. It keeps the inputs and what attention gave.
 #[derive(Debug)]
-struct LayerBackward<B: HstuBackend>(FusedLayer<B>);
+struct LayerBackward<B: HstuBackend>(FusedLayer<FloatTensor<B>>);
 
 #[derive(Debug, Clone)]
 struct SavedLayer<T> {
@@ -81,7 +81,7 @@ impl<B: HstuBackend> Backward<B, 10> for LayerBackward<B> {
 
 /// A network's node. It keeps the inputs.
 #[derive(Debug)]
-struct MlpBackward<B: HstuBackend>(FusedMlp<B>);
+struct MlpBackward<B: HstuBackend>(FusedMlp<FloatTensor<B>>);
 
 impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
     type State = MlpInputs<NodeId>;

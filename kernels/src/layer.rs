@@ -130,17 +130,13 @@ pub struct LayerOutput<T> {
     pub attended: T,
 }
 
-/// A backend's kernels of a layer.
+/// A backend's kernels of a layer, over its tensors.
 #[derive(Debug)]
-pub struct FusedLayer<B: HstuBackend> {
+pub struct FusedLayer<T> {
     /// The layer.
-    pub forward: fn(LayerInputs<FloatTensor<B>>, &LayerOptions) -> LayerOutput<FloatTensor<B>>,
-    /// The gradients of the inputs, given `attended` and the gradient of `out`.
-    pub backward: fn(
-        LayerInputs<FloatTensor<B>>,
-        LayerOutput<FloatTensor<B>>,
-        &LayerOptions,
-    ) -> LayerInputs<FloatTensor<B>>,
+    pub forward: fn(LayerInputs<T>, &LayerOptions) -> LayerOutput<T>,
+    /// The gradients of the inputs, given the gradient of `out` and what attention gave.
+    pub backward: fn(LayerInputs<T>, LayerOutput<T>, &LayerOptions) -> LayerInputs<T>,
 }
 
 /// A layer on tensors: `[H + R, d]`, or `[R, d]` where the attention is of targets only.

@@ -47,13 +47,13 @@ pub struct Wanted {
     pub x: bool,
 }
 
-/// A backend's kernels of the op.
+/// A backend's kernels of the op, over its tensors.
 #[derive(Debug)]
-pub struct FusedMlp<B: HstuBackend> {
+pub struct FusedMlp<T> {
     /// The op.
-    pub forward: fn(MlpInputs<FloatTensor<B>>) -> FloatTensor<B>,
+    pub forward: fn(MlpInputs<T>) -> T,
     /// Its gradients, given the output's.
-    pub backward: fn(MlpInputs<FloatTensor<B>>, FloatTensor<B>, Wanted) -> MlpGrads<FloatTensor<B>>,
+    pub backward: fn(MlpInputs<T>, T, Wanted) -> MlpGrads<T>,
 }
 
 /// The op on tensors: `[rows, to]`.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Shape, TensorData};
-use burn_flex::{Flex, FlexTensor};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::dense::{PANEL, Prepared};
@@ -28,7 +28,7 @@ const PART: usize = 2048;
 pub type CpuMlp<'a> = MlpInputs<Rows<'a>, &'a [f32]>;
 
 /// The kernels of the Flex backend.
-pub(super) const FUSED: FusedMlp<Flex> = FusedMlp { forward, backward };
+pub(super) const FUSED: FusedMlp<FlexTensor> = FusedMlp { forward, backward };
 
 /// What all blocks share.
 struct Network<'a> {

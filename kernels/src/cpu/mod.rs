@@ -177,8 +177,8 @@ fn run<S, T: Send>(
 }
 
 impl HstuBackend for Flex {
-    const FUSED_LAYER: Option<FusedLayer<Self>> = Some(layer::FUSED);
-    const FUSED_MLP: Option<FusedMlp<Self>> = Some(mlp::FUSED);
+    const FUSED_LAYER: Option<FusedLayer<FlexTensor>> = Some(layer::FUSED);
+    const FUSED_MLP: Option<FusedMlp<FlexTensor>> = Some(mlp::FUSED);
 
     fn hstu_attention(inputs: HstuInputs<FlexTensor>, shape: Arc<HstuAttention>) -> FlexTensor {
         let dims = shape.dims(&inputs);

@@ -319,7 +319,7 @@ impl<'a> Sink<'a> {
     }
 
     /// The same matrix from column `start` on. Sinks of one matrix must be given disjoint columns.
-    pub(super) fn from_column(&self, start: usize) -> Sink<'a> {
+    pub(super) fn columns_from(&self, start: usize) -> Sink<'a> {
         assert!(start <= self.len, "column outside its matrix");
         Sink { start: self.start.wrapping_add(start), len: self.len - start, ..*self }
     }

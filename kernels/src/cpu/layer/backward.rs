@@ -125,9 +125,9 @@ fn differentiate_attention(
     let (v, qk) = (layer.widths.v, layer.widths.qk);
     let whole = Sink::new(&mut mixed_grad.data, mixed_grad.stride);
     let sinks = backward::Sinks {
-        q: whole.from_column(v),
-        v: whole.from_column(v + qk),
-        k: whole.from_column(2 * v + qk),
+        q: whole.columns_from(v),
+        v: whole.columns_from(v + qk),
+        k: whole.columns_from(2 * v + qk),
     };
     let inputs = mixed.attention_inputs(layer);
     let grad = Rows { data: &attended_grad.data, stride: attended_grad.stride };

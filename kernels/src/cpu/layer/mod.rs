@@ -12,7 +12,7 @@ mod forward;
 mod group;
 
 use burn::tensor::{Shape, TensorData};
-use burn_flex::{Flex, FlexTensor};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::dense::Prepared;
@@ -26,7 +26,7 @@ use group::{Group, parts};
 pub type CpuLayer<'a> = LayerInputs<Rows<'a>, &'a [f32]>;
 
 /// The kernels of the Flex backend.
-pub(super) const FUSED: FusedLayer<Flex> = FusedLayer { forward, backward };
+pub(super) const FUSED: FusedLayer<FlexTensor> = FusedLayer { forward, backward };
 
 /// What all groups of a pass share.
 struct Layer<'a> {
