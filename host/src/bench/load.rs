@@ -30,8 +30,10 @@ pub struct Caller {
 pub struct Stretch {
     /// Milliseconds of requests that were answered.
     pub answered_ms: Vec<f64>,
-    /// Milliseconds of requests that were refused (503, 504).
+    /// Milliseconds of requests that were refused (503).
     pub refused_ms: Vec<f64>,
+    /// Requests that were let in and then not answered in time (504).
+    pub late: usize,
     /// Requests that got anything else.
     pub failed: usize,
     /// How long it lasted, in seconds.
@@ -54,7 +56,7 @@ impl Stretch {
 
     /// All requests.
     pub fn requests(&self) -> usize {
-        self.answered_ms.len() + self.refused_ms.len() + self.failed
+        self.answered_ms.len() + self.refused_ms.len() + self.late + self.failed
     }
 }
 
@@ -92,7 +94,8 @@ impl Caller {
             while let Some(answer) = asked.join_next().await {
                 match answer {
                     Ok((200, ms)) => stretch.answered_ms.push(ms),
-                    Ok((503 | 504, ms)) => stretch.refused_ms.push(ms),
+                    Ok((503, ms)) => stretch.refused_ms.push(ms),
+                    Ok((504, _)) => stretch.late += 1,
                     Ok(_) | Err(_) => stretch.failed += 1,
                 }
             }

@@ -95,6 +95,8 @@ fn overload(caller: &Caller, rate: f64, at_peak: &Stretch, report: &mut Report) 
         (twice.goodput(TARGET_MS), "requests/s"),
         rival("at the rate", at_peak.goodput(TARGET_MS)),
     );
+    let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
+    report.add("let in at twice the rate, and late", (late, "% of requests"), None);
     if twice.failed > 0 {
         report.note(format!("{} requests got no proper status", twice.failed));
     }

@@ -13,7 +13,7 @@ use std::{
 use super::api::Refusal;
 
 /// How much of a deadline may be expected to pass: the rest is for what is not foreseen.
-const SHARE: f64 = 0.7;
+const SHARE: f64 = 0.5;
 
 /// How fast the mean follows: about the last 50 requests count.
 const FOLLOW: f64 = 0.02;
@@ -107,8 +107,8 @@ mod tests {
         let _busy: Vec<Permit> =
             (0..9).map(|_| admission.enter(Duration::from_millis(1000)).unwrap()).collect();
         // Nine before it and itself: 100 ms.
-        assert!(admission.enter(Duration::from_millis(200)).is_ok());
-        let refused = admission.enter(Duration::from_millis(100)).unwrap_err();
+        assert!(admission.enter(Duration::from_millis(250)).is_ok());
+        let refused = admission.enter(Duration::from_millis(150)).unwrap_err();
         assert!(matches!(refused, Refusal::Overloaded { retry_after_ms: 90..=120 }), "{refused:?}");
     }
 }
