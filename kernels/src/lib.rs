@@ -1,12 +1,15 @@
 //! HSTU attention over jagged batches: a Burn op with a hand-written backward.
 //!
 //! `attention` says what is computed and holds the types; `oracle` computes it
-//! plainly in f64; `cpu` is the fused path of the Flex backend; `plain`
-//! composes it from primitive Burn ops for backends without a kernel of their
-//! own; `autodiff` makes it differentiable. Nothing here knows of models.
+//! plainly in f64; `cpu` is the fused path of the Flex backend; `gpu` that of
+//! CubeCL's backends, CUDA and wgpu; `plain` composes it from primitive Burn ops,
+//! for what those cannot run and to compare with; `autodiff` makes it
+//! differentiable. Nothing here knows of models.
 
 pub mod attention;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod gpu;
 pub mod oracle;
 pub mod plain;
 
