@@ -326,7 +326,7 @@ pub(super) fn sum_over_units(values: Four, shared: &mut Shared) -> Four {
     let unit = UNIT_POS as usize;
     sync_cube();
     shared.weights[unit] = values;
-    let mut half = UNITS as usize / 2;
+    let mut half = (UNITS as usize / 2).runtime();
     while half > 0 {
         sync_cube();
         if unit < half {
