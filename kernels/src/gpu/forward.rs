@@ -6,8 +6,8 @@
 use cubecl::prelude::*;
 
 use super::tile::{
-    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply,
-    put_weights, sees, shared, sigmoid, write, zero,
+    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
+    shared, sigmoid, write, zero,
 };
 use super::work::{TILE, WORDS};
 
@@ -25,12 +25,8 @@ pub(super) struct Item {
 #[cube]
 pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
     let at = index as usize * WORDS;
-    let queries = Rows {
-        first: work[at],
-        count: work[at + 1],
-        position: work[at + 2],
-        step: work[at + 3],
-    };
+    let queries =
+        Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
     Item {
         queries,
         history: work[at + 4],

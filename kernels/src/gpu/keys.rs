@@ -28,12 +28,8 @@ struct Item {
 #[cube]
 fn item(work: &Array<u32>, index: u32) -> Item {
     let at = index as usize * WORDS;
-    let keys = Rows {
-        first: work[at],
-        count: work[at + 1],
-        position: work[at + 2],
-        step: work[at + 3],
-    };
+    let keys =
+        Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
     Item {
         keys,
         history: work[at + 4],

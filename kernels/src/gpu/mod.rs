@@ -284,9 +284,10 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         // Beyond every distance, and small enough to be added to a position.
         let everything = 1u32 << 30;
         let bounded = |size: usize| size.min(everything as usize) as u32;
-        let (recent, global) = self.shape.window.map_or((everything, 0), |window| {
-            (bounded(window.recent), bounded(window.global))
-        });
+        let (recent, global) = self
+            .shape
+            .window
+            .map_or((everything, 0), |window| (bounded(window.recent), bounded(window.global)));
         let table = |table: &Option<CubeTensor<R>>| match table {
             Some(table) => ComptimeOptionArgs::Some(table.clone().into_tensor_arg()),
             None => ComptimeOptionArgs::None,

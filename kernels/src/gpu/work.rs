@@ -189,3 +189,121 @@ pub(super) fn upload(items: &[impl Words], times_s: Option<&[i64]>) -> Vec<u32> 
     }
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(requests: &[(u32, u32)], window: Option<Window>) -> HstuAttention {
+        let offsets = |length: fn(&(u32, u32)) -> u32| {
+            let ends = requests.iter().scan(0, move |end, request| {
+                *end += length(request);
+                Some(*end)
+            });
+            std::iter::once(0).chain(ends).collect()
+        };
+        HstuAttention {
+            history_offsets: offsets(|request| request.0),
+            target_offsets: offsets(|request| request.1),
+            heads: 1,
+            alpha: 1.0,
+            norm: 1.0,
+            window,
+            targets_only: false,
+            times_s: None,
+        }
+    }
+
+    /// Pairs (query row, key row) of an item's tiles, as the kernel walks them.
+    fn pairs_of_queries(item: &QueryItem) -> Vec<(usize, usize)> {
+        let rows = item.first..item.first + item.count;
+        let tiles = 0..item.tiles - usize::from(item.step == 0);
+        let tiles = tiles.map(|tile| if tile < item.before { tile } else { tile + item.skipped });
+        let keys = tiles.flat_map(|tile| tile * TILE..item.end.min((tile + 1) * TILE));
+        let keys: Vec<usize> = keys.map(|key| item.history + key).collect();
+        rows.flat_map(|row| keys.iter().map(move |key| (row, *key))).collect()
+    }
+
+    fn pairs_of_keys(item: &KeyItem) -> Vec<(usize, usize)> {
+        let history = item.history + item.from..item.history + item.to;
+        let targets = item.first_target..item.first_target + item.targets;
+        let queries = history.chain(targets);
+        let keys = item.first..item.first + item.count;
+        queries.flat_map(|row| keys.clone().map(move |key| (row, key))).collect()
+    }
+
+    #[test]
+    fn no_visible_pair_is_skipped_and_hidden_tiles_are() {
+        let windows = [(1, 0), (64, 0), (65, 64), (100, 3), (700, 1), (1, 600)];
+        let windows = windows.map(|(recent, global)| Some(Window { recent, global }));
+        let requests = [(500, 70), (0, 3), (64, 0), (1, 1), (0, 0), (129, 65)];
+        for (window, targets_only) in
+            windows.into_iter().chain([None]).flat_map(|w| [(w, false), (w, true)])
+        {
+            let shape = HstuAttention { targets_only, ..shape(&requests, window) };
+            let of_queries: Vec<_> =
+                query_items(&shape).iter().flat_map(pairs_of_queries).collect();
+            let of_keys: Vec<_> = key_items(&shape)
+                .iter()
+                .filter(|item| item.step == 1)
+                .flat_map(pairs_of_keys)
+                .collect();
+            for found in [&of_queries, &of_keys] {
+                let distinct: std::collections::HashSet<_> = found.iter().copied().collect();
+                assert_eq!(distinct.len(), found.len(), "{window:?}: a pair twice");
+                for request in (0..shape.requests()).map(|b| shape.request(b)) {
+                    let n = request.history.len();
+                    for row in request.history.clone().chain(request.targets.clone()) {
+                        let is_target = request.targets.contains(&row);
+                        let position = if is_target { n } else { row - request.history.start };
+                        for key in 0..n {
+                            let attends = is_target || !targets_only;
+                            if attends && key <= position && shape.sees(position, key) {
+                                let pair = (row, request.history.start + key);
+                                assert!(
+                                    distinct.contains(&pair),
+                                    "{window:?}: {pair:?} is missing"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let all = |window| -> usize {
+            query_items(&shape(&[(4096, 0)], window)).iter().map(|item| item.tiles).sum()
+        };
+        let sparse = all(Some(Window { recent: 256, global: 0 }));
+        // 64 blocks of queries see 5 tiles of keys each, but for the first few.
+        assert_eq!((all(None), sparse), (64 * 65 / 2, 64 * 5 - 10));
+    }
+
+    #[test]
+    fn every_row_is_in_one_item_of_each_list() {
+        for targets_only in [false, true] {
+            let requests = [(500, 70), (0, 3), (64, 0), (1, 1), (0, 0)];
+            let shape = HstuAttention { targets_only, ..shape(&requests, None) };
+            let blocks = |blocks: Vec<(usize, usize)>| {
+                let mut rows: Vec<usize> =
+                    blocks.into_iter().flat_map(|(first, count)| first..first + count).collect();
+                rows.sort_unstable();
+                assert_eq!(rows, (0..shape.rows()).collect::<Vec<_>>());
+            };
+            blocks(query_items(&shape).iter().map(|item| (item.first, item.count)).collect());
+            blocks(key_items(&shape).iter().map(|item| (item.first, item.count)).collect());
+        }
+    }
+
+    #[test]
+    fn halves_of_times_keep_their_order_and_distance() {
+        let times = [i64::MIN, -1, 0, 1, i64::MAX];
+        let words = upload(&[] as &[QueryItem], Some(&times));
+        let whole = |at: usize| u64::from(words[at]) | u64::from(words[at + times.len()]) << 32;
+        for (a, left) in times.iter().enumerate() {
+            for (b, right) in times.iter().enumerate() {
+                assert_eq!(whole(a).abs_diff(whole(b)), left.abs_diff(*right));
+                assert_eq!(whole(a).cmp(&whole(b)), left.cmp(right));
+            }
+        }
+    }
+}

@@ -171,12 +171,21 @@ pub fn small_cases() -> Vec<Case> {
 
 /// Batches drawn at random: sizes that divide nothing, empty histories, requests without targets
 /// or without anything, windows and tables of any size, times of any distance.
-pub fn random_cases(seed: u64, count: usize) -> Vec<Case> {
+pub fn random_cases(seed: u64, count: usize, limits: Limits) -> Vec<Case> {
     let mut rng = SmallRng::seed_from_u64(seed);
-    (0..count).map(|_| random_case(&mut rng)).collect()
+    (0..count).map(|_| random_case(&mut rng, limits)).collect()
 }
 
-fn random_case(rng: &mut SmallRng) -> Case {
+/// How large a random case may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Columns a head.
+    pub dim: usize,
+    /// Entries of the time table.
+    pub buckets: usize,
+}
+
+fn random_case(rng: &mut SmallRng, limits: Limits) -> Case {
     let longest = [3, 40, 180][rng.random_range(0..3)];
     // One row at least, for a case to test something.
     let mut requests = vec![(rng.random_range(0..longest), rng.random_range(1..=70))];
@@ -190,8 +199,8 @@ fn random_case(rng: &mut SmallRng) -> Case {
     let recipe = Recipe {
         requests: &requests,
         heads: rng.random_range(1..4),
-        qk: rng.random_range(1..80),
-        v: rng.random_range(1..80),
+        qk: rng.random_range(1..=limits.dim),
+        v: rng.random_range(1..=limits.dim),
     };
     let window = rng.random_bool(0.6).then(|| Window {
         recent: rng.random_range(1..=longest),
@@ -201,7 +210,8 @@ fn random_case(rng: &mut SmallRng) -> Case {
         true => rng.random_range(1..=most),
         false => 0,
     };
-    let options = Options { window, position: entries(longest + 20), time: entries(70) };
+    let options =
+        Options { window, position: entries(longest + 20), time: entries(limits.buckets) };
     let mut case = Case::new(rng, &recipe, options);
     if case.shape.times_s.is_some() && rng.random_bool(0.5) {
         let mut shape = (*case.shape).clone();
