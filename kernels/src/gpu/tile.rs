@@ -18,6 +18,9 @@ pub(super) const LANES: usize = TILE / SIDE;
 /// From one line of shared memory to the next: one more than a line, so that units that
 /// write a column of lines do not all hit the same bank.
 const PITCH: usize = SIDE + 1;
+/// Steps of a product that are unrolled: enough for a unit to load ahead, and few enough for
+/// drivers to compile the kernels in a second or two.
+const QUAD: usize = 4;
 /// Columns of an output that one pass over a tile sums.
 pub(super) const PANEL: usize = SIDE * LANES;
 
@@ -125,15 +128,25 @@ pub(super) fn multiply<E: Float>(
         shared.left[x * PITCH + y] = four_left;
         shared.right[x * PITCH + y] = four_right;
         sync_cube();
-        for k in 0..SIDE {
-            let rows = shared.left[k * PITCH + y];
-            let others = shared.right[k * PITCH + x];
+        for quad in 0..quads(columns.count - step) {
             #[unroll]
-            for c in 0..LANES {
-                products[c] += rows * Four::new(others[c]);
+            for k in 0..QUAD {
+                let line = (quad * QUAD + k) * PITCH;
+                let rows = shared.left[line + y];
+                let others = shared.right[line + x];
+                #[unroll]
+                for c in 0..LANES {
+                    products[c] += rows * Four::new(others[c]);
+                }
             }
         }
     }
+}
+
+/// How many times [`QUAD`] staged lines hold the next of `left`; what is staged past them is zero.
+#[cube]
+fn quads(left: u32) -> usize {
+    left.min(16u32).div_ceil(QUAD as u32) as usize
 }
 
 /// Rows `group`, `group + 16`, ... of a block, in one column; zeros past its end.
@@ -201,12 +214,16 @@ pub(super) fn add_weighted<E: Float>(
             sync_cube();
             shared.right[y * PITCH + x] = four;
             sync_cube();
-            for k in 0..SIDE {
-                let weights = shared.weights[(step as usize + k) * PITCH + y];
-                let values = shared.right[k * PITCH + x];
+            for quad in 0..quads(rows.count - step) {
                 #[unroll]
-                for lane in 0..LANES {
-                    sums[panel * LANES + lane] += Four::new(weights[lane]) * values;
+                for k in 0..QUAD {
+                    let line = quad * QUAD + k;
+                    let weights = shared.weights[(step as usize + line) * PITCH + y];
+                    let values = shared.right[line * PITCH + x];
+                    #[unroll]
+                    for lane in 0..LANES {
+                        sums[panel * LANES + lane] += Four::new(weights[lane]) * values;
+                    }
                 }
             }
         }
