@@ -1,4 +1,4 @@
-//! cargo run -p hypercast-kernels --release --features cuda --example attention_gpu
+//! cargo run -p hypercast-kernels --features cuda --example attention_gpu
 //!
 //! TFLOP/s of HSTU attention on the first CUDA device, 32 requests, 4 heads of 256: the fused
 //! kernels beside the same op composed of Burn's primitive ops in the same run. Only pairs that

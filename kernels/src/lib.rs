@@ -4,12 +4,16 @@
 //! plainly in f64; `cpu` is the fused path of the Flex backend; `gpu` that of
 //! CubeCL's backends, CUDA and wgpu; `plain` composes it from primitive Burn ops,
 //! for what those cannot run and to compare with; `autodiff` makes it
-//! differentiable. Nothing here knows of models.
+//! differentiable; `history` attends to histories that are kept between passes,
+//! and `dense` is what a layer does around it when it serves. Nothing here knows
+//! of models.
 
 pub mod attention;
 pub mod cpu;
+pub mod dense;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod gpu;
+pub mod history;
 pub mod oracle;
 pub mod plain;
 

@@ -1,8 +1,10 @@
 //! Every path of the op against the f64 oracle, over random jagged batches.
 
 mod case;
+mod dense;
 #[cfg(feature = "wgpu")]
 mod gpu;
+mod kept;
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
