@@ -1,7 +1,7 @@
 //! The op composed of primitive Burn ops, for any backend.
 //!
-//! It is a correct stand-in where no fused kernel exists yet (CUDA), not a fast
-//! one: requests are padded to the longest of their group and the scores of a
+//! It is a correct stand-in where no fused kernel runs, and what the fused ones are
+//! measured against, not a fast one: requests are padded to the longest of their group and the scores of a
 //! block of queries are whole matrices in memory. Groups of requests and blocks
 //! of queries are kept small enough to bound that, however long a history is.
 //! Masks and bias indices are made on the host.
@@ -325,32 +325,4 @@ fn groups(shape: &HstuAttention, group_scores: usize) -> Vec<Range<usize>> {
     }
     groups.retain(|group| group.clone().any(|b| tokens(shape, b) > 0));
     groups
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    use std::sync::Arc;
-
-    use burn::tensor::ops::FloatTensor;
-    use burn_cuda::Cuda;
-
-    use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
-
-    /// Composed of primitive ops: correct, but without a fused kernel yet.
-    impl HstuBackend for Cuda {
-        fn hstu_attention(
-            inputs: HstuInputs<FloatTensor<Self>>,
-            shape: Arc<HstuAttention>,
-        ) -> FloatTensor<Self> {
-            super::forward::<Self>(inputs, &shape, super::GROUP_SCORES)
-        }
-
-        fn hstu_attention_backward(
-            inputs: HstuInputs<FloatTensor<Self>>,
-            grad: FloatTensor<Self>,
-            shape: Arc<HstuAttention>,
-        ) -> HstuInputs<FloatTensor<Self>> {
-            super::backward::<Self>(inputs, grad, &shape, super::GROUP_SCORES)
-        }
-    }
 }

@@ -168,3 +168,57 @@ pub fn small_cases() -> Vec<Case> {
     });
     all.into_iter().flatten().map(|options| Case::new(&mut rng, &recipe, options)).collect()
 }
+
+/// Batches drawn at random: sizes that divide nothing, empty histories, requests without targets
+/// or without anything, windows and tables of any size, times of any distance.
+pub fn random_cases(seed: u64, count: usize, limits: Limits) -> Vec<Case> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    (0..count).map(|_| random_case(&mut rng, limits)).collect()
+}
+
+/// How large a random case may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Columns a head.
+    pub dim: usize,
+    /// Entries of the time table.
+    pub buckets: usize,
+}
+
+fn random_case(rng: &mut SmallRng, limits: Limits) -> Case {
+    let longest = [3, 40, 180][rng.random_range(0..3)];
+    // One row at least, for a case to test something.
+    let mut requests = vec![(rng.random_range(0..longest), rng.random_range(1..=70))];
+    for _ in 0..rng.random_range(0..4) {
+        let mut length = |most| match rng.random_range(0..4) {
+            0 => 0,
+            _ => rng.random_range(0..=most),
+        };
+        requests.push((length(longest), length(70)));
+    }
+    let recipe = Recipe {
+        requests: &requests,
+        heads: rng.random_range(1..4),
+        qk: rng.random_range(1..=limits.dim),
+        v: rng.random_range(1..=limits.dim),
+    };
+    let window = rng.random_bool(0.6).then(|| Window {
+        recent: rng.random_range(1..=longest),
+        global: rng.random_range(0..=longest),
+    });
+    let mut entries = |most| match rng.random_bool(0.6) {
+        true => rng.random_range(1..=most),
+        false => 0,
+    };
+    let options =
+        Options { window, position: entries(longest + 20), time: entries(limits.buckets) };
+    let mut case = Case::new(rng, &recipe, options);
+    if case.shape.times_s.is_some() && rng.random_bool(0.5) {
+        let mut shape = (*case.shape).clone();
+        let any = |_| rng.random_range(i64::MIN..=i64::MAX) >> rng.random_range(0..64);
+        shape.times_s = Some((0..shape.rows()).map(any).collect());
+        case.shape = shape.checked().expect("a valid layout");
+        case.name += ", times of any distance";
+    }
+    case
+}

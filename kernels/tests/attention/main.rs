@@ -2,6 +2,8 @@
 
 mod case;
 mod dense;
+#[cfg(feature = "wgpu")]
+mod gpu;
 mod kept;
 mod layer;
 mod mlp;
@@ -17,7 +19,9 @@ use hypercast_kernels::plain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use case::{Case, Options, RECIPES, Recipe, Values, cases, small_cases};
+use case::{Case, Limits, Options, RECIPES, Recipe, Values, cases, random_cases, small_cases};
+
+const LIMITS: Limits = Limits { dim: 80, buckets: 70 };
 
 fn wide(values: &Values) -> HstuInputs<Vec<f64>> {
     values.as_ref().map(|x| x.iter().map(|x| f64::from(*x)).collect())
@@ -54,7 +58,7 @@ fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, 
 
 #[test]
 fn forward_equals_the_oracle_on_every_instruction_set() {
-    for case in cases() {
+    for case in cases().into_iter().chain(random_cases(15, 60, LIMITS)) {
         let expected = case.oracle();
         assert!(expected.iter().any(|x| x.abs() > 0.01), "{} tests nothing", case.name);
         for isa in Isa::available() {
@@ -102,7 +106,7 @@ fn gradients_equal_differences_of_the_oracle() {
 
 #[test]
 fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
-    for case in cases() {
+    for case in cases().into_iter().chain(random_cases(16, 40, LIMITS)) {
         let inputs = case.tensors::<Flex>();
         let inputs = HstuInputs {
             q: inputs.q.into_primitive().tensor(),

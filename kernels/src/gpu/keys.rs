@@ -1,0 +1,134 @@
+//! The second backward kernel: gradients of the keys and values, by blocks of keys.
+//!
+//! The tiles are those of the other kernels turned over: rows are keys, columns the
+//! queries that see them, so that a workgroup alone sums a key's gradient and no
+//! atomics are needed. The scores are computed a second time for that.
+
+use cubecl::prelude::*;
+
+use super::queries::slope;
+use super::tile::{
+    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
+    shared, sigmoid, write, zero,
+};
+use super::work::{TILE, WORDS};
+
+/// A `work::KeyItem`.
+#[derive(CubeType, Clone, Copy)]
+struct Item {
+    keys: Rows,
+    history: u32,
+    from: u32,
+    to: u32,
+    first_target: u32,
+    targets: u32,
+    n: u32,
+}
+
+#[cube]
+fn item(work: &Array<u32>, index: u32) -> Item {
+    let at = index as usize * WORDS;
+    let keys =
+        Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
+    Item {
+        keys,
+        history: work[at + 4],
+        from: work[at + 5],
+        to: work[at + 6],
+        first_target: work[at + 7],
+        targets: work[at + 8],
+        n: work[at + 9],
+    }
+}
+
+/// The queries of a tile: `of_history` tiles of history tokens, then the targets.
+#[cube]
+fn queries(item: Item, tile: u32, of_history: u32) -> Rows {
+    let in_history = tile < of_history;
+    let position = item.from + tile * TILE as u32;
+    let target = (tile - of_history) * TILE as u32;
+    let left = select(in_history, item.to - position, item.targets - target);
+    Rows {
+        first: select(in_history, item.history + position, item.first_target + target),
+        count: left.min(TILE as u32),
+        position: select(in_history, position, item.n),
+        step: select(in_history, 1u32, 0u32),
+    }
+}
+
+#[cube]
+fn tiles(count: u32) -> u32 {
+    count.div_ceil(TILE as u32)
+}
+
+/// `dK = α dSᵀ Q` and `dV = Aᵀ dO`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn backward_keys<E: Float>(
+    operands: &Operands<E>,
+    grad: &Tensor<E>,
+    dk: &mut Tensor<E>,
+    dv: &mut Tensor<E>,
+    #[comptime] qk_panels: usize,
+    #[comptime] v_panels: usize,
+) {
+    let mut shared = shared();
+    let mut scores = Array::<Four>::new(LANES);
+    let mut grads = Array::<Four>::new(LANES);
+    let mut dk_sums = Array::<Four>::new(qk_panels * LANES);
+    let mut dv_sums = Array::<Four>::new(v_panels * LANES);
+    let qk = columns(CUBE_POS_Y, operands.qk);
+    let v = columns(CUBE_POS_Y, operands.v_dim);
+    let mut index = CUBE_POS_X;
+    while index < operands.items {
+        let item = item(&operands.work, index);
+        let keys = item.keys;
+        zero(&mut dk_sums, qk_panels * LANES);
+        zero(&mut dv_sums, v_panels * LANES);
+        let of_history = tiles(item.to - item.from);
+        for tile in 0..of_history + tiles(item.targets) {
+            let queries = queries(item, tile, of_history);
+            multiply::<E>(&mut scores, &operands.k, keys, &operands.q, queries, qk, &mut shared);
+            multiply::<E>(&mut grads, &operands.v, keys, grad, queries, v, &mut shared);
+            differentiate::<E>(&mut scores, &mut grads, operands, queries, keys);
+            put_weights(&scores, &mut shared);
+            add_weighted::<E>(&mut dv_sums, grad, queries, v, &mut shared, v_panels);
+            sync_cube();
+            put_weights(&grads, &mut shared);
+            add_weighted::<E>(&mut dk_sums, &operands.q, queries, qk, &mut shared, qk_panels);
+        }
+        write::<E>(dk, &dk_sums, keys, qk, operands.alpha, qk_panels);
+        write::<E>(dv, &dv_sums, keys, v, 1.0f32, v_panels);
+        index += CUBE_COUNT_X;
+    }
+}
+
+/// Makes weights of the dot products of the unit's keys (rows) and queries (columns), and dS of dA.
+#[cube]
+fn differentiate<E: Float>(
+    scores: &mut Array<Four>,
+    grads: &mut Array<Four>,
+    operands: &Operands<E>,
+    queries: Rows,
+    keys: Rows,
+) {
+    let unit = UNIT_POS as usize;
+    let (y, x) = (unit / SIDE, unit % SIDE);
+    #[unroll]
+    for c in 0..LANES {
+        let (dots, weights_grad) = (scores[c], grads[c]);
+        let mut weights = Four::new(0.0f32);
+        let mut scores_grad = Four::new(0.0f32);
+        let i = (x + c * SIDE) as u32;
+        #[unroll]
+        for lane in 0..LANES {
+            let j = (y + lane * SIDE) as u32;
+            if sees::<E>(operands, queries, keys, i, j) {
+                let score = operands.alpha * dots[lane] + bias::<E>(operands, queries, keys, i, j);
+                weights[lane] = score * sigmoid(score) * operands.inverse_norm;
+                scores_grad[lane] = weights_grad[lane] * slope(score) * operands.inverse_norm;
+            }
+        }
+        scores[c] = weights;
+        grads[c] = scores_grad;
+    }
+}

@@ -1,0 +1,228 @@
+//! The CubeCL kernels, through wgpu, against the f64 oracle and the CPU's gradients.
+//!
+//! A software Vulkan adapter will do. Where there is none the tests say so and pass, unless
+//! HYPERCAST_REQUIRE_WGPU is set, as in CI: there they fail.
+
+use burn::backend::Autodiff;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, f16};
+use burn_cubecl::CubeBackend;
+use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
+use cubecl::Runtime;
+use hypercast_kernels::attention::{HstuBackend, HstuInputs, Window, hstu_attention};
+use hypercast_kernels::cpu::Isa;
+use hypercast_kernels::gpu;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::case::{Case, Limits, Options, RECIPES, Recipe, Values, cases, random_cases};
+use crate::{assert_close, assert_same_grads};
+
+type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
+
+/// Whether the tests can run.
+///
+/// # Panics
+/// If they cannot although HYPERCAST_REQUIRE_WGPU is set.
+fn adapter() -> bool {
+    let found = !WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend()).is_empty();
+    if !found {
+        let reason =
+            "no graphics adapter: install a Vulkan driver (mesa-vulkan-drivers is one in software)";
+        assert!(std::env::var_os("HYPERCAST_REQUIRE_WGPU").is_none(), "{reason}");
+        eprintln!("skipped: {reason}");
+    }
+    found
+}
+
+fn fuses(case: &Case, dtype: DType) -> bool {
+    gpu::fuses(&WgpuRuntime::client(&WgpuDevice::default()), case.dims(), dtype)
+}
+
+fn inputs<B: HstuBackend>(case: &Case) -> HstuInputs<FloatTensor<B>> {
+    let inputs = case.tensors::<B>();
+    HstuInputs {
+        q: inputs.q.into_primitive().tensor(),
+        k: inputs.k.into_primitive().tensor(),
+        v: inputs.v.into_primitive().tensor(),
+        position: inputs.position.map(|table| table.into_primitive().tensor()),
+        time: inputs.time.map(|table| table.into_primitive().tensor()),
+    }
+}
+
+fn grad<B: HstuBackend>(case: &Case) -> Tensor<B, 2> {
+    let width = [case.shape.rows(), case.shape.heads * case.v];
+    Tensor::from_data(TensorData::new(case.grad(), width), &Default::default())
+}
+
+fn values<B: HstuBackend, const D: usize>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let tensor = Tensor::<B, D>::from_primitive(TensorPrimitive::Float(tensor));
+    tensor.into_data().convert::<f32>().to_vec().expect("f32")
+}
+
+fn forward<B: HstuBackend>(case: &Case) -> Vec<f32> {
+    values::<B, 2>(B::hstu_attention(inputs::<B>(case), case.shape.clone()))
+}
+
+fn backward<B: HstuBackend>(case: &Case) -> Values {
+    let grad = grad::<B>(case).into_primitive().tensor();
+    let found = B::hstu_attention_backward(inputs::<B>(case), grad, case.shape.clone());
+    HstuInputs {
+        q: values::<B, 2>(found.q),
+        k: values::<B, 2>(found.k),
+        v: values::<B, 2>(found.v),
+        position: found.position.map(values::<B, 1>),
+        time: found.time.map(values::<B, 1>),
+    }
+}
+
+fn assert_right(case: &Case) {
+    assert!(fuses(case, DType::F32), "{} is not fused", case.name);
+    let found = forward::<Wgpu>(case);
+    assert_close(&format!("wgpu: {}", case.name), &found, &case.oracle(), 1e-5);
+    let expected = case.raw_backward(Isa::best());
+    // Sums over thousands of pairs (the tables' gradients) round apart a little.
+    assert_same_grads(case, "wgpu", backward::<Wgpu>(case), &expected, 5e-5);
+}
+
+#[test]
+fn kernels_equal_the_oracle() {
+    if adapter() {
+        cases().iter().for_each(assert_right);
+    }
+}
+
+#[test]
+fn kernels_equal_the_oracle_on_random_shapes() {
+    if adapter() {
+        // Within one variant of each kernel: a driver compiles one for every panel of columns.
+        let limits = Limits { dim: 64, buckets: 32 };
+        random_cases(17, 80, limits).iter().for_each(assert_right);
+    }
+}
+
+#[test]
+fn wide_heads_have_registers_and_wider_ones_another_path() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(18);
+    let options = Options { position: 20, ..Options::default() };
+    for (qk, v) in [(256, 256), (65, 130)] {
+        let recipe = Recipe { requests: &[(70, 3), (5, 1)], heads: 2, qk, v };
+        assert_right(&Case::new(&mut rng, &recipe, options));
+    }
+    let recipe = Recipe { requests: &[(9, 3)], heads: 1, qk: 8, v: 257 };
+    let case = Case::new(&mut rng, &recipe, options);
+    assert!(!fuses(&case, DType::F32), "more columns than the kernels have registers for");
+    assert_close("wider", &forward::<Wgpu>(&case), &case.oracle(), 1e-5);
+}
+
+#[test]
+fn tables_too_long_for_a_row_of_sums_a_workgroup_are_right() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(19);
+    let recipe = Recipe { requests: &[(400, 70), (300, 9)], heads: 2, qk: 4, v: 4 };
+    for window in [None, Some(Window { recent: 90, global: 10 })] {
+        let options = Options { window, position: 1 << 20, time: 70 };
+        assert_right(&Case::new(&mut rng, &recipe, options));
+    }
+}
+
+#[test]
+fn gradients_are_the_same_every_time() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(20);
+    let options = Options { position: 50, time: 20, ..Options::default() };
+    let case = Case::new(&mut rng, &RECIPES[3], options);
+    let first = backward::<Wgpu>(&case);
+    assert_same_grads(&case, "again", backward::<Wgpu>(&case), &first, 0.0);
+}
+
+#[test]
+fn autodiff_gives_the_raw_gradients() {
+    type A = Autodiff<Wgpu>;
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(21);
+    let options = Options { position: 9, time: 30, ..Options::default() };
+    let case = Case::new(&mut rng, &RECIPES[2], options);
+    let inputs = case.tensors::<A>();
+    let inputs = HstuInputs {
+        q: inputs.q.require_grad(),
+        k: inputs.k.require_grad(),
+        v: inputs.v.require_grad(),
+        position: inputs.position.map(Tensor::require_grad),
+        time: inputs.time.map(Tensor::require_grad),
+    };
+    let out = hstu_attention(inputs.clone(), &case.shape);
+    let grads = (out * grad::<A>(&case)).sum().backward();
+    let values = |data: TensorData| -> Vec<f32> { data.to_vec().expect("f32") };
+    let table = |table: &Tensor<A, 1>| values(table.grad(&grads).expect("tracked").into_data());
+    let found = HstuInputs {
+        q: values(inputs.q.grad(&grads).expect("tracked").into_data()),
+        k: values(inputs.k.grad(&grads).expect("tracked").into_data()),
+        v: values(inputs.v.grad(&grads).expect("tracked").into_data()),
+        position: inputs.position.as_ref().map(table),
+        time: inputs.time.as_ref().map(table),
+    };
+    assert_same_grads(&case, "autodiff", found, &backward::<Wgpu>(&case), 0.0);
+}
+
+#[test]
+fn columns_sliced_from_a_wider_tensor_are_read_where_they_are() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(22);
+    let case = Case::new(&mut rng, &RECIPES[3], Options::default());
+    let inputs = case.tensors::<Wgpu>();
+    let width = case.shape.heads * case.v;
+    let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
+    let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
+    let inputs = HstuInputs { q, k, v, position: None, time: None };
+    let found = hstu_attention(inputs, &case.shape).into_data();
+    assert_close("sliced", found.as_slice().expect("f32"), &case.oracle(), 1e-5);
+}
+
+#[test]
+fn an_empty_batch_has_an_empty_result_and_zero_gradients_of_tables() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(23);
+    for requests in [&[][..], &[(0, 0), (0, 0)]] {
+        let recipe = Recipe { requests, heads: 2, qk: 4, v: 6 };
+        let options = Options { position: 5, time: 40, ..Options::default() };
+        let case = Case::new(&mut rng, &recipe, options);
+        assert!(forward::<Wgpu>(&case).is_empty());
+        let grads = backward::<Wgpu>(&case);
+        assert_eq!((grads.q, grads.k, grads.v), (vec![], vec![], vec![]));
+        assert_eq!((grads.position, grads.time), (Some(vec![0.0; 5]), Some(vec![0.0; 40])));
+    }
+}
+
+#[test]
+fn half_precision_is_right_to_its_own_rounding() {
+    if !adapter() {
+        return;
+    }
+    let mut rng = SmallRng::seed_from_u64(24);
+    let options = Options { position: 9, time: 30, ..Options::default() };
+    let mut case = Case::new(&mut rng, &RECIPES[3], options);
+    if !fuses(&case, DType::F16) {
+        eprintln!("skipped: this adapter has no 16-bit floats");
+        return;
+    }
+    case.inputs = case
+        .inputs
+        .map(|values| values.into_iter().map(|value| f16::from_f32(value).to_f32()).collect());
+    // Sums are f32, so that only the outputs round: by up to 2^-11 of themselves.
+    assert_close("f16", &forward::<Half>(&case), &case.oracle(), 1e-3);
+}
