@@ -21,7 +21,7 @@ use burn::{
     },
 };
 use hypercast_kernels::attention::HstuBackend;
-use hypercast_store::{Adagrad, Store, StoreOptions};
+use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions};
 
 use crate::{
     Error, Result,
@@ -450,7 +450,7 @@ where
         write_whole(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
-            self.store.snapshot_into(draft.join("store"))?;
+            self.store.snapshot_into(draft.join("store"), RowFormat::F32)?;
             manifest.write(draft)
         })
     }

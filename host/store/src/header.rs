@@ -127,6 +127,6 @@ mod tests {
         let crc = crc32fast::hash(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         let error = Header::decode(&bytes, HEADER.magic, Path::new("x")).unwrap_err();
-        assert!(matches!(error, Error::Version { found: 9, supported: 1, .. }), "{error}");
+        assert!(matches!(error, Error::Version { found: 9, supported: 2, .. }), "{error}");
     }
 }

@@ -62,22 +62,44 @@
 compile_error!("the store maps little-endian files and needs a POSIX system");
 
 mod checkpoint;
+mod epoch;
 mod error;
+mod format;
+mod gather;
+mod handle;
 mod header;
 mod index;
 mod journal;
+mod live;
 mod lock;
 mod meta;
 mod overlay;
 mod reader;
+mod serving;
+mod sketch;
 mod slab;
 mod snapshot;
 mod store;
 mod view;
+mod writer;
 
-pub use error::{Error, Result};
+pub use error::{Damage, Error, Result};
+pub use format::RowFormat;
+pub use handle::StoreHandle;
 pub use reader::StoreReader;
+pub use serving::ServingStore;
 pub use store::Store;
+
+/// How much of a store is checked when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Every checksum of every file: the store is read once from end to end.
+    #[default]
+    Full,
+    /// The files' headers and sizes and the journal. Damage within slabs or index may go unnoticed, so run
+    /// [`check`] now and then.
+    Journal,
+}
 
 /// What a new store is made with. It is fixed for the store's life.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,32 +2,51 @@
 //! state, each item with its checksum. A slab knows nothing of generations:
 //! whether an item counts is for the journal to say.
 //!
-//! A rows slab is a 64-byte header, `[65536, dim]` f32 values, 65536 u64 ids, and
-//! 65536 u32 checksums (CRC-32 of row number, id and values). A state slab is a
-//! header and 65536 pairs of f32 accumulator and u32 checksum.
+//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and
+//! 65536 u32 checksums (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a
+//! header and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last touch, u32 checksum.
 
 use std::fs::{File, OpenOptions};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::{Advice, Mmap, MmapMut};
 
-use crate::error::{Result, corrupt, io};
+use crate::RowFormat;
+use crate::error::{Damage, Result, corrupt, io};
 use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::overlay::RowState;
 
 /// Rows a slab.
 pub(crate) const ROWS_PER_SLAB: usize = 1 << 16;
+/// Bytes of a row's state.
+const STATE: usize = 16;
 
 /// How many slabs hold `rows` rows.
 pub(crate) fn slabs_for(rows: usize) -> usize {
     rows.div_ceil(ROWS_PER_SLAB)
 }
 
+/// What the rows of a store are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub dim: usize,
+    pub format: RowFormat,
+}
+
+impl Shape {
+    /// Bytes from one row's values to the next's.
+    #[inline]
+    pub fn stride(self) -> usize {
+        self.format.row_bytes(self.dim)
+    }
+}
+
 /// Which slab it is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlabId {
     pub number: usize,
-    pub dim: usize,
+    pub shape: Shape,
 }
 
 /// Values, ids and checksums of 65536 rows.
@@ -38,7 +57,7 @@ pub(crate) struct RowSlab<M> {
     map: M,
 }
 
-/// Adagrad accumulators of 65536 rows.
+/// Adagrad accumulators of 65536 rows, and when they were changed and touched.
 #[derive(Debug)]
 pub(crate) struct StateSlab<M> {
     id: SlabId,
@@ -49,30 +68,51 @@ pub(crate) struct StateSlab<M> {
 impl RowSlab<Mmap> {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = dir.join(format!("rows-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         Ok(RowSlab { id, map: map(&path, &Self::header(id), Self::file_len(id))?, path })
+    }
+
+    /// Tells the system that rows are read here and there, so that it reads no more than their pages
+    /// from the disk. Best where a store is larger than memory.
+    pub fn expect_random(&self) -> Result<()> {
+        self.map.advise(Advice::Random).map_err(io("advise on", &self.path))
+    }
+
+    /// Where the values of row 0 begin; row `n` follows `n` strides later.
+    pub fn start(&self) -> *const u8 {
+        self.map.as_ptr().wrapping_add(header::SIZE)
     }
 }
 
 impl RowSlab<MmapMut> {
     /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
     pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = dir.join(format!("rows-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         let map = map_mut(&path, &Self::header(id), Self::file_len(id), fresh)?;
         Ok(RowSlab { id, map, path })
     }
 
     /// Sets one row; `at` counts within the slab.
     pub fn set(&mut self, at: usize, id: u64, values: &[f32]) {
-        assert_eq!(values.len(), self.id.dim);
-        let start = header::SIZE + at * self.id.dim * 4;
-        let bytes = &mut self.map[start..start + self.id.dim * 4];
-        for (slot, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-            *slot = value.to_le_bytes();
-        }
+        assert_eq!(values.len(), self.id.shape.dim);
+        let start = self.values_at(at);
+        let stride = self.id.shape.stride();
+        self.id.shape.format.encode(values, &mut self.map[start..start + stride]);
+        self.seal(at, id, 0);
+    }
+
+    /// Marks a row as one that belongs to no id.
+    pub fn set_free(&mut self, at: usize) {
+        let start = self.values_at(at);
+        let stride = self.id.shape.stride();
+        self.map[start..start + stride].fill(0);
+        self.seal(at, 0, u32::MAX);
+    }
+
+    fn seal(&mut self, at: usize, id: u64, invert: u32) {
         let start = self.ids_at() + at * 8;
         self.map[start..start + 8].copy_from_slice(&id.to_le_bytes());
-        let check = self.checksum(at);
+        let check = self.checksum(at) ^ invert;
         let start = self.checks_at() + at * 4;
         self.map[start..start + 4].copy_from_slice(&check.to_le_bytes());
     }
@@ -84,28 +124,41 @@ impl RowSlab<MmapMut> {
 }
 
 impl<M: Deref<Target = [u8]>> RowSlab<M> {
+    fn path(dir: &Path, id: SlabId) -> PathBuf {
+        dir.join(format!("rows-{:05}.slab", id.number))
+    }
+
     fn header(id: SlabId) -> Header {
-        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+        let Shape { dim, format } = id.shape;
+        let fields =
+            [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
         Header { magic: *b"HCROWS\0\0", fields }
     }
 
     fn file_len(id: SlabId) -> u64 {
-        (header::SIZE + ROWS_PER_SLAB * (id.dim * 4 + 8 + 4)) as u64
+        (header::SIZE + ROWS_PER_SLAB * (id.shape.stride() + 8 + 4)) as u64
+    }
+
+    fn values_at(&self, at: usize) -> usize {
+        header::SIZE + at * self.id.shape.stride()
     }
 
     fn ids_at(&self) -> usize {
-        header::SIZE + ROWS_PER_SLAB * self.id.dim * 4
+        self.values_at(ROWS_PER_SLAB)
     }
 
     fn checks_at(&self) -> usize {
         self.ids_at() + ROWS_PER_SLAB * 8
     }
 
-    /// A row's values, little-endian.
-    #[inline]
-    pub fn values(&self, at: usize) -> &[[u8; 4]] {
-        let start = header::SIZE + at * self.id.dim * 4;
-        self.map[start..start + self.id.dim * 4].as_chunks().0
+    /// A row's values as they are kept.
+    fn bytes(&self, at: usize) -> &[u8] {
+        &self.map[self.values_at(at)..][..self.id.shape.stride()]
+    }
+
+    /// Widens a row's values into `out`.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
+        self.id.shape.format.decode(self.bytes(at), out);
     }
 
     /// A row's id.
@@ -113,19 +166,40 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
         u64_at(&self.map, self.ids_at() + at * 8)
     }
 
-    /// Fails if the row is not what was written.
-    pub fn verify(&self, at: usize) -> Result<()> {
-        if u32_at(&self.map, self.checks_at() + at * 4) == self.checksum(at) {
-            return Ok(());
+    /// Whether a row belongs to no id. Fails if it is not what was written.
+    pub fn is_free(&self, at: usize) -> Result<bool> {
+        let expected = self.check_of(at);
+        match expected ^ self.checksum(at) {
+            0 => Ok(false),
+            u32::MAX => Ok(true),
+            _ => Err(corrupt(&self.path, format!("the checksum of its row {at} does not match"))),
         }
-        Err(corrupt(&self.path, format!("the checksum of its row {at} does not match")))
+    }
+
+    /// What is wrong with a row, where something is.
+    pub fn damage(&self, at: usize) -> Option<Damage> {
+        let (expected, found) = (self.check_of(at), self.checksum(at));
+        let row = Some(row_number(self.id, at));
+        let sound = expected == found || expected == !found;
+        (!sound).then(|| Damage {
+            path: self.path.clone(),
+            what: "the checksum of a row does not match".to_owned(),
+            row,
+            id: Some(self.id(at)),
+            checksums: Some((expected, found)),
+            remedy: crate::error::RESTORE,
+        })
+    }
+
+    fn check_of(&self, at: usize) -> u32 {
+        u32_at(&self.map, self.checks_at() + at * 4)
     }
 
     fn checksum(&self, at: usize) -> u32 {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&row_number(self.id, at).to_le_bytes());
         crc.update(&self.id(at).to_le_bytes());
-        crc.update(self.values(at).as_flattened());
+        crc.update(self.bytes(at));
         crc.finalize()
     }
 }
@@ -133,7 +207,7 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
 impl StateSlab<Mmap> {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = dir.join(format!("state-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
     }
 }
@@ -141,17 +215,20 @@ impl StateSlab<Mmap> {
 impl StateSlab<MmapMut> {
     /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
     pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = dir.join(format!("state-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         let map = map_mut(&path, &Self::header(id), Self::FILE_LEN, fresh)?;
         Ok(StateSlab { id, map, path })
     }
 
-    /// Sets one row's accumulator; `at` counts within the slab.
-    pub fn set(&mut self, at: usize, state: f32) {
-        let check = self.checksum(at, state);
-        let start = header::SIZE + at * 8;
-        self.map[start..start + 4].copy_from_slice(&state.to_le_bytes());
-        self.map[start + 4..start + 8].copy_from_slice(&check.to_le_bytes());
+    /// Sets one row's state; `at` counts within the slab.
+    pub fn set(&mut self, at: usize, state: RowState) {
+        let start = header::SIZE + at * STATE;
+        let item = &mut self.map[start..start + STATE];
+        item[..4].copy_from_slice(&state.accumulator.to_le_bytes());
+        item[4..8].copy_from_slice(&state.generation.to_le_bytes());
+        item[8..12].copy_from_slice(&state.clock.to_le_bytes());
+        let check = self.checksum(at);
+        self.map[start + 12..start + 16].copy_from_slice(&check.to_le_bytes());
     }
 
     /// Makes all changes durable.
@@ -161,30 +238,46 @@ impl StateSlab<MmapMut> {
 }
 
 impl<M: Deref<Target = [u8]>> StateSlab<M> {
-    const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * 8) as u64;
+    const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * STATE) as u64;
+
+    fn path(dir: &Path, id: SlabId) -> PathBuf {
+        dir.join(format!("state-{:05}.slab", id.number))
+    }
 
     fn header(id: SlabId) -> Header {
-        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+        let fields = [id.number as u64, id.shape.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
         Header { magic: *b"HCSTATE\0", fields }
     }
 
-    /// A row's accumulator.
-    pub fn state(&self, at: usize) -> f32 {
-        f32::from_bits(u32_at(&self.map, header::SIZE + at * 8))
-    }
-
-    /// Fails if the accumulator is not what was written.
-    pub fn verify(&self, at: usize) -> Result<()> {
-        if u32_at(&self.map, header::SIZE + at * 8 + 4) == self.checksum(at, self.state(at)) {
-            return Ok(());
+    /// A row's state.
+    pub fn state(&self, at: usize) -> RowState {
+        let start = header::SIZE + at * STATE;
+        RowState {
+            accumulator: f32::from_bits(u32_at(&self.map, start)),
+            generation: u32_at(&self.map, start + 4),
+            clock: u32_at(&self.map, start + 8),
         }
-        Err(corrupt(&self.path, format!("the checksum of its state {at} does not match")))
     }
 
-    fn checksum(&self, at: usize, state: f32) -> u32 {
+    /// What is wrong with a row's state, where something is.
+    pub fn damage(&self, at: usize) -> Option<Damage> {
+        let expected = u32_at(&self.map, header::SIZE + at * STATE + 12);
+        let found = self.checksum(at);
+        (expected != found).then(|| Damage {
+            path: self.path.clone(),
+            what: "the checksum of a row's optimizer state does not match".to_owned(),
+            row: Some(row_number(self.id, at)),
+            id: None,
+            checksums: Some((expected, found)),
+            remedy: crate::error::RESTORE,
+        })
+    }
+
+    fn checksum(&self, at: usize) -> u32 {
+        let start = header::SIZE + at * STATE;
         let mut crc = crc32fast::Hasher::new();
         crc.update(&row_number(self.id, at).to_le_bytes());
-        crc.update(&state.to_le_bytes());
+        crc.update(&self.map[start..start + STATE - 4]);
         crc.finalize()
     }
 }
@@ -198,8 +291,9 @@ fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
         std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
         _ => io("open", path)(error),
     })?;
-    // A slab is changed by its writer's checkpoint alone, while no reader has it mapped (`ReadersLock`).
-    // SAFETY: so nothing changes under the map, and files of a store are never shortened.
+    // A checkpoint changes rows of it while it is mapped, but never one that is read here meanwhile: other
+    // processes' readers have left (`ReadersLock`), and those of this one have these rows above the slab (`live`).
+    // SAFETY: so no byte that a slice covers changes, and files of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
@@ -211,8 +305,9 @@ fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMu
     } else {
         OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?
     };
-    // The caller holds the writer's and the exclusive readers' lock, or made the file where nobody looks.
-    // SAFETY: so no slice of another mapping of this file is alive meanwhile.
+    // The caller holds the writer's and the exclusive readers' lock and writes rows that no reader of this
+    // process looks up in slabs, or it made the file where nobody looks.
+    // SAFETY: so no slice of another mapping of this file covers bytes that are changed.
     let map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
