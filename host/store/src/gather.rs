@@ -3,7 +3,8 @@
 //! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what meanwhile;
 //! a [`Source`] promises that what it points at stays.
 
-use crate::index::{Index, NONE};
+use crate::RowFormat;
+use crate::index::{Index, NONE, find_from, home};
 use crate::slab::Shape;
 
 /// Ids of a block: enough for stages to run at length, few enough for the first cache.
@@ -38,6 +39,8 @@ pub(crate) unsafe trait Source: Sync {
     fn shape(&self) -> Shape;
     /// The index that is looked into first.
     fn index(&self) -> &Index;
+    /// Asks for what `find_young` will read.
+    fn prefetch_young(&self, id: u64);
     /// The row number of an id that the index does not have, or that it has with a row that is gone; or `NONE`.
     fn find_young(&self, id: u64) -> u32;
     /// Asks for what `place` will read, if that is not in the cache anyway.
@@ -69,33 +72,68 @@ fn gather_blocks(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
         let mut rows = [NONE; BLOCK];
         let mut places = [Place::Missing; BLOCK];
         find_rows(source, ids, &mut rows);
-        for ((place, &row), &id) in places.iter_mut().zip(&rows).zip(ids) {
-            *place = source.place(row);
-            if matches!(place, Place::Missing) {
-                let young = source.find_young(id);
-                if young != NONE {
-                    *place = source.place(young);
-                }
-                misses += usize::from(matches!(place, Place::Missing));
-            }
+        let without = find_places(source, ids, &rows, &mut places);
+        if without > 0 {
+            misses += find_young_places(source, ids, &mut places);
         }
         copy_rows(source.shape(), &places[..ids.len()], out);
     }
     misses
 }
 
+/// Where the rows that the index knows are; gives the number of ids without one.
+#[inline]
+fn find_places(
+    source: &impl Source,
+    ids: &[u64],
+    rows: &[u32; BLOCK],
+    places: &mut [Place; BLOCK],
+) -> usize {
+    let mut without = 0;
+    for ((place, &row), &id) in places.iter_mut().zip(rows).zip(ids) {
+        *place = source.place(row);
+        if matches!(place, Place::Missing) {
+            source.prefetch_young(id);
+            without += 1;
+        }
+    }
+    without
+}
+
+/// The same for ids that the index does not know; gives the number that have no row at all.
+fn find_young_places(source: &impl Source, ids: &[u64], places: &mut [Place; BLOCK]) -> usize {
+    let mut misses = 0;
+    let mut rows = [NONE; BLOCK];
+    let is_missing = |place: &Place| matches!(place, Place::Missing);
+    for ((row, place), &id) in rows.iter_mut().zip(&*places).zip(ids) {
+        if is_missing(place) {
+            *row = source.find_young(id);
+            source.prefetch_place(*row);
+        }
+    }
+    for ((row, place), _) in rows.iter().zip(places).zip(ids) {
+        if is_missing(place) {
+            *place = source.place(*row);
+            misses += usize::from(is_missing(place));
+        }
+    }
+    misses
+}
+
 #[inline]
 fn find_rows(source: &impl Source, ids: &[u64], rows: &mut [u32; BLOCK]) {
-    let index = source.index();
-    for &id in &ids[..ids.len().min(BUCKETS_AHEAD)] {
-        index.prefetch(id);
-    }
-    for (at, (row, &id)) in rows.iter_mut().zip(ids).enumerate() {
-        if let Some(&id) = ids.get(at + BUCKETS_AHEAD) {
-            index.prefetch(id);
+    let table = source.index().table();
+    let mut homes = [0; BLOCK];
+    let (homes, rows) = (&mut homes[..ids.len()], &mut rows[..ids.len()]);
+    let mut asked = 0;
+    for at in 0..ids.len() {
+        while asked < (at + BUCKETS_AHEAD).min(ids.len()) {
+            homes[asked] = home(ids[asked], table.len());
+            prefetch((&raw const table[homes[asked]]).cast());
+            asked += 1;
         }
-        *row = index.find(id);
-        source.prefetch_place(*row);
+        rows[at] = find_from(table, homes[at], ids[at]);
+        source.prefetch_place(rows[at]);
     }
 }
 
@@ -114,13 +152,31 @@ fn copy_rows(shape: Shape, places: &[Place], out: &mut [f32]) {
             Place::Missing => out.fill(0.0),
             Place::Slab(start) => {
                 // SAFETY: `Source` promises that a row lies there and stays as it is.
-                format.decode(unsafe { std::slice::from_raw_parts(start, stride) }, out);
+                let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
+                match format {
+                    RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
+                    format => format.decode(bytes, out),
+                }
             }
             Place::Above(start) => {
-                // SAFETY: likewise.
-                out.copy_from_slice(unsafe { std::slice::from_raw_parts(start, dim) });
+                // SAFETY: likewise; bytes of an f32 are little-endian here as in a slab.
+                let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), dim * 4) };
+                copy_floats(bytes.as_chunks().0, out);
             }
         }
+    }
+}
+
+/// A copy by whole cache lines in place of a call that first finds out how long a row is.
+#[inline(always)]
+fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
+    let (lines, rest) = bytes.as_chunks::<16>();
+    let (out_lines, out_rest) = out.as_chunks_mut::<16>();
+    for (line, out) in lines.iter().zip(out_lines) {
+        *out = line.map(f32::from_le_bytes);
+    }
+    for (bytes, out) in rest.iter().zip(out_rest) {
+        *out = f32::from_le_bytes(*bytes);
     }
 }
 

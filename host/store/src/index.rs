@@ -10,11 +10,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut};
 
 use crate::Error;
 use crate::error::{Damage, REBUILD, Result, io};
 use crate::header::{self, Header, create_zeroed, mix};
+use crate::memory::Residency;
 
 const MAGIC: [u8; 8] = *b"HCINDEX\0";
 const SLOTS: usize = 5;
@@ -28,7 +29,7 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// One cache line of the table.
 #[repr(C, align(64))]
 #[derive(Debug)]
-struct Bucket {
+pub(crate) struct Bucket {
     ids: [u64; SLOTS],
     rows: [u32; SLOTS],
     /// The length in the upper 8 bits, the lower 24 of a CRC-32 in the others.
@@ -44,7 +45,7 @@ impl Bucket {
     }
 
     /// The row number of `id`, or `NONE`.
-    #[inline]
+    #[inline(always)]
     fn find(&self, id: u64) -> u32 {
         let mut matches = 0u32;
         for (at, &other) in self.ids.iter().enumerate() {
@@ -99,9 +100,7 @@ impl Index {
         })?;
         // SAFETY: a table is never changed once it has its name, and never shortened.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
-        // Where the system can, large pages save the lookups' address translation. It is a hint: elsewhere it fails.
-        #[cfg(target_os = "linux")]
-        drop(map.advise(Advice::HugePage));
+        Residency::of(map.len() as u64).advise(&map);
         let header = Header::decode(&map, MAGIC, &path).map_err(|error| match error {
             Error::Corrupt { what, .. } => damaged(&path, what),
             other => other,
@@ -133,37 +132,17 @@ impl Index {
         &self.free
     }
 
-    /// Asks for the cache line where `id` would be.
+    /// The table, for many lookups: [`home`], then [`find_from`].
     #[inline]
-    pub fn prefetch(&self, id: u64) {
-        crate::gather::prefetch((&raw const self.table()[home(id, self.buckets)]).cast());
+    pub fn table(&self) -> &[Bucket] {
+        table(&self.map, self.buckets)
     }
 
     /// The row number of `id`, or `NONE`.
     #[inline]
     pub fn find(&self, id: u64) -> u32 {
         let table = self.table();
-        let at = home(id, self.buckets);
-        let bucket = &table[at];
-        let row = bucket.find(id);
-        if row != NONE || bucket.len() < OVERFLOWN { row } else { self.find_after(at, id) }
-    }
-
-    #[cold]
-    fn find_after(&self, at: usize, id: u64) -> u32 {
-        let (before, from) = self.table().split_at(at);
-        for bucket in from[1..].iter().chain(before) {
-            let row = bucket.find(id);
-            if row != NONE || bucket.len() < OVERFLOWN {
-                return row;
-            }
-        }
-        NONE
-    }
-
-    #[inline]
-    fn table(&self) -> &[Bucket] {
-        table(&self.map, self.buckets)
+        find_from(table, home(id, table.len()), id)
     }
 
     /// Fails at the first damage.
@@ -272,9 +251,31 @@ fn insert(table: &mut [Bucket], id: u64, row: u32) {
     }
 }
 
-#[inline]
-fn home(id: u64, buckets: usize) -> usize {
+/// Where in a table of so many buckets an id's search begins.
+#[inline(always)]
+pub(crate) fn home(id: u64, buckets: usize) -> usize {
     ((u128::from(mix(id)) * buckets as u128) >> 64) as usize
+}
+
+/// The row number of `id`, whose home it is, or `NONE`.
+#[inline(always)]
+pub(crate) fn find_from(table: &[Bucket], home: usize, id: u64) -> u32 {
+    let bucket = &table[home];
+    let row = bucket.find(id);
+    if row != NONE || bucket.len() < OVERFLOWN { row } else { find_after(table, home, id) }
+}
+
+#[cold]
+#[inline(never)]
+fn find_after(table: &[Bucket], home: usize, id: u64) -> u32 {
+    let (before, from) = table.split_at(home);
+    for bucket in from[1..].iter().chain(before) {
+        let row = bucket.find(id);
+        if row != NONE || bucket.len() < OVERFLOWN {
+            return row;
+        }
+    }
+    NONE
 }
 
 #[inline]

@@ -72,6 +72,7 @@ mod index;
 mod journal;
 mod live;
 mod lock;
+mod memory;
 mod meta;
 mod overlay;
 mod reader;

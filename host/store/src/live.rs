@@ -137,7 +137,7 @@ impl Live {
         unsafe { &*chunk }
     }
 
-    #[inline]
+    #[inline(always)]
     fn chunk_if_any(&self, row: u32) -> Option<&Chunk> {
         let chunk = self.chunks[row as usize / ROWS_PER_SLAB].load(Acquire);
         // SAFETY: it is null or a chunk, which lives as long as this `Live`.
@@ -180,6 +180,12 @@ unsafe impl Source for Live {
     }
 
     #[inline]
+    fn prefetch_young(&self, id: u64) {
+        let slots = &self.table().slots;
+        prefetch((&raw const slots[mix(id) as usize & (slots.len() - 1)]).cast());
+    }
+
+    #[inline]
     fn find_young(&self, id: u64) -> u32 {
         self.table().find(id)
     }
@@ -194,7 +200,7 @@ unsafe impl Source for Live {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&self, row: u32) -> Place {
         let at = row as usize % ROWS_PER_SLAB;
         let Some(chunk) = self.chunk_if_any(row) else { return self.base.place(row) };

@@ -62,10 +62,11 @@ impl StoreReader {
         Ok(head.generation)
     }
 
-    /// Tells the system that the store is larger than the memory for it: it then reads single pages from the disk
-    /// where rows are missing, and not their neighbours too.
-    pub fn expect_larger_than_memory(&self) -> Result<()> {
-        self.view.base.expect_random()
+    /// Says that the store is larger than the memory for it, where that could not be found out when it was opened (the
+    /// system's free memory and the usual control group are looked at): single pages are then read from the disk where
+    /// rows are not in memory, and not their neighbours too.
+    pub fn expect_larger_than_memory(&self) {
+        self.view.base.expect_partial();
     }
 
     /// Ids that have a row.

@@ -10,11 +10,12 @@ use std::fs::{File, OpenOptions};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut};
 
 use crate::RowFormat;
 use crate::error::{Damage, Result, corrupt, io};
 use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::memory::Residency;
 use crate::overlay::RowState;
 
 /// Rows a slab.
@@ -72,10 +73,9 @@ impl RowSlab<Mmap> {
         Ok(RowSlab { id, map: map(&path, &Self::header(id), Self::file_len(id))?, path })
     }
 
-    /// Tells the system that rows are read here and there, so that it reads no more than their pages
-    /// from the disk. Best where a store is larger than memory.
-    pub fn expect_random(&self) -> Result<()> {
-        self.map.advise(Advice::Random).map_err(io("advise on", &self.path))
+    /// Says how it will be used.
+    pub fn advise(&self, residency: Residency) {
+        residency.advise(&self.map);
     }
 
     /// Where the values of row 0 begin; row `n` follows `n` strides later.
@@ -135,7 +135,8 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
         Header { magic: *b"HCROWS\0\0", fields }
     }
 
-    fn file_len(id: SlabId) -> u64 {
+    /// Bytes of a slab's file.
+    pub fn file_len(id: SlabId) -> u64 {
         (header::SIZE + ROWS_PER_SLAB * (id.shape.stride() + 8 + 4)) as u64
     }
 

@@ -14,6 +14,7 @@ use crate::gather::{self, Place, Source};
 use crate::header::{mix, sync_dir};
 use crate::index::{self, Contents, Index, NONE};
 use crate::journal::{Head, Journal};
+use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, slabs_for};
@@ -45,8 +46,12 @@ impl Base {
     /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is another.
     pub fn open(dir: &Path, shape: Shape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
+        let bytes = slabs_for(rows) as u64 * RowSlab::<Mmap>::file_len(SlabId { number: 0, shape });
+        let residency = Residency::of(bytes);
         for number in slabs.len()..slabs_for(rows) {
-            slabs.push(Arc::new(RowSlab::open(dir, SlabId { number, shape })?));
+            let slab = RowSlab::open(dir, SlabId { number, shape })?;
+            slab.advise(residency);
+            slabs.push(Arc::new(slab));
         }
         let starts = slabs.iter().map(|slab| Start(slab.start())).collect();
         let index = Arc::new(Index::open(dir)?);
@@ -59,7 +64,7 @@ impl Base {
     }
 
     /// Where a row's values lie in the slabs.
-    #[inline]
+    #[inline(always)]
     pub fn place(&self, row: u32) -> Place {
         let row = row as usize;
         if row >= self.rows {
@@ -69,9 +74,9 @@ impl Base {
         Place::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
     }
 
-    /// See [`RowSlab::expect_random`].
-    pub fn expect_random(&self) -> Result<()> {
-        self.slabs.iter().try_for_each(|slab| slab.expect_random())
+    /// Says that the store is larger than memory, whatever was found out.
+    pub fn expect_partial(&self) {
+        self.slabs.iter().for_each(|slab| slab.advise(Residency::Partial));
     }
 }
 
@@ -179,11 +184,11 @@ impl View {
         self.rows
     }
 
-    /// Whether a checkpoint should make a new index: rows were removed, or the young ids have become many.
+    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
         let indexed = self.base.index.extent().ids;
-        self.overlay.removed() > 0 || self.young.len() > FEW.max(indexed / 4)
+        self.overlay.removed() > 0 || self.young.len() > FEW.max(indexed / 16)
     }
 
     /// Builds the index of all that the view shows.
@@ -204,9 +209,10 @@ impl View {
         self.young.get(&id).copied()
     }
 
-    /// Row numbers by id, in stages.
+    /// Asks for where `find` will look for an id.
     pub fn prefetch(&self, id: u64) {
-        self.base.index.prefetch(id);
+        let table = self.base.index.table();
+        gather::prefetch((&raw const table[index::home(id, table.len())]).cast());
     }
 
     fn is_gone(&self, row: u32) -> bool {
@@ -336,6 +342,10 @@ unsafe impl Source for View {
         &self.base.index
     }
 
+    fn prefetch_young(&self, _id: u64) {
+        // A map does not tell where it will look.
+    }
+
     #[inline]
     fn find_young(&self, id: u64) -> u32 {
         self.young.get(&id).copied().unwrap_or(NONE)
@@ -346,7 +356,7 @@ unsafe impl Source for View {
         self.overlay.prefetch(row);
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&self, row: u32) -> Place {
         match self.overlay.position(row) {
             None => self.base.place(row),
