@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::header::sync_dir;
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
-use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, StateSlab, slabs_for};
+use crate::slab::{ROWS_PER_SLAB, Shape, SlabId, slabs_for};
+use crate::slab_writer::{RowSlabWriter, StateSlabWriter, Writing};
 use crate::view::View;
 
 /// Where a checkpoint goes.
@@ -42,9 +43,10 @@ fn write_slabs(view: &View, target: Target<'_>) -> Result<()> {
     for part in overlay.sorted().chunk_by(|&a, &b| number_of(a) == number_of(b)) {
         let id = SlabId { number: number_of(part[0]), shape };
         let fresh = id.number >= slabs_for(base_rows);
-        let mut rows = RowSlab::open_mut(dir, id, fresh)?;
+        let writing = Writing { fresh, rows: part.len() };
+        let mut rows = RowSlabWriter::open(dir, id, writing)?;
         let mut states = match with_state {
-            true => Some(StateSlab::open_mut(dir, id, fresh)?),
+            true => Some(StateSlabWriter::open(dir, id, writing)?),
             false => None,
         };
         for &position in part {
@@ -52,11 +54,11 @@ fn write_slabs(view: &View, target: Target<'_>) -> Result<()> {
             let at = entry.row as usize % ROWS_PER_SLAB;
             let is_removed = overlay.is_removed(position as usize);
             match is_removed {
-                true => rows.set_free(at),
-                false => rows.set(at, entry.id, entry.values),
+                true => rows.set_free(at)?,
+                false => rows.set(at, entry.id, entry.values)?,
             }
             if let Some(states) = &mut states {
-                states.set(at, if is_removed { RowState::default() } else { entry.state });
+                states.set(at, if is_removed { RowState::default() } else { entry.state })?;
             }
         }
         rows.sync()?;

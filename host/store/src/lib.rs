@@ -79,6 +79,7 @@ mod reader;
 mod serving;
 mod sketch;
 mod slab;
+mod slab_writer;
 mod snapshot;
 mod store;
 mod view;

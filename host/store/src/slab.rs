@@ -1,27 +1,26 @@
 //! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer
 //! state, each item with its checksum. A slab knows nothing of generations:
-//! whether an item counts is for the journal to say.
+//! whether an item counts is for the journal to say. Here they are mapped and read; `slab_writer` writes them.
 //!
 //! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and
 //! 65536 u32 checksums (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a
 //! header and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last touch, u32 checksum.
 
-use std::fs::{File, OpenOptions};
-use std::ops::Deref;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::Mmap;
 
 use crate::RowFormat;
 use crate::error::{Damage, Result, corrupt, io};
-use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::header::{self, Header, u32_at, u64_at};
 use crate::memory::Residency;
 use crate::overlay::RowState;
 
 /// Rows a slab.
 pub(crate) const ROWS_PER_SLAB: usize = 1 << 16;
 /// Bytes of a row's state.
-const STATE: usize = 16;
+pub(crate) const STATE: usize = 16;
 
 /// How many slabs hold `rows` rows.
 pub(crate) fn slabs_for(rows: usize) -> usize {
@@ -50,23 +49,39 @@ pub(crate) struct SlabId {
     pub shape: Shape,
 }
 
+/// Where the parts of a rows slab begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub values: usize,
+    pub ids: usize,
+    pub checks: usize,
+}
+
+impl Places {
+    /// Those of a slab.
+    pub fn of(id: SlabId) -> Places {
+        let ids = header::SIZE + ROWS_PER_SLAB * id.shape.stride();
+        Places { values: header::SIZE, ids, checks: ids + ROWS_PER_SLAB * 8 }
+    }
+}
+
 /// Values, ids and checksums of 65536 rows.
 #[derive(Debug)]
-pub(crate) struct RowSlab<M> {
+pub(crate) struct RowSlab {
     id: SlabId,
     path: PathBuf,
-    map: M,
+    map: Mmap,
 }
 
 /// Adagrad accumulators of 65536 rows, and when they were changed and touched.
 #[derive(Debug)]
-pub(crate) struct StateSlab<M> {
+pub(crate) struct StateSlab {
     id: SlabId,
     path: PathBuf,
-    map: M,
+    map: Mmap,
 }
 
-impl RowSlab<Mmap> {
+impl RowSlab {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
         let path = Self::path(dir, id);
@@ -84,51 +99,12 @@ impl RowSlab<Mmap> {
     }
 }
 
-impl RowSlab<MmapMut> {
-    /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
-    pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = Self::path(dir, id);
-        let map = map_mut(&path, &Self::header(id), Self::file_len(id), fresh)?;
-        Ok(RowSlab { id, map, path })
-    }
-
-    /// Sets one row; `at` counts within the slab.
-    pub fn set(&mut self, at: usize, id: u64, values: &[f32]) {
-        assert_eq!(values.len(), self.id.shape.dim);
-        let start = self.values_at(at);
-        let stride = self.id.shape.stride();
-        self.id.shape.format.encode(values, &mut self.map[start..start + stride]);
-        self.seal(at, id, 0);
-    }
-
-    /// Marks a row as one that belongs to no id.
-    pub fn set_free(&mut self, at: usize) {
-        let start = self.values_at(at);
-        let stride = self.id.shape.stride();
-        self.map[start..start + stride].fill(0);
-        self.seal(at, 0, u32::MAX);
-    }
-
-    fn seal(&mut self, at: usize, id: u64, invert: u32) {
-        let start = self.ids_at() + at * 8;
-        self.map[start..start + 8].copy_from_slice(&id.to_le_bytes());
-        let check = self.checksum(at) ^ invert;
-        let start = self.checks_at() + at * 4;
-        self.map[start..start + 4].copy_from_slice(&check.to_le_bytes());
-    }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.map.flush().map_err(io("sync", &self.path))
-    }
-}
-
-impl<M: Deref<Target = [u8]>> RowSlab<M> {
-    fn path(dir: &Path, id: SlabId) -> PathBuf {
+impl RowSlab {
+    pub fn path(dir: &Path, id: SlabId) -> PathBuf {
         dir.join(format!("rows-{:05}.slab", id.number))
     }
 
-    fn header(id: SlabId) -> Header {
+    pub fn header(id: SlabId) -> Header {
         let Shape { dim, format } = id.shape;
         let fields =
             [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
@@ -140,21 +116,10 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
         (header::SIZE + ROWS_PER_SLAB * (id.shape.stride() + 8 + 4)) as u64
     }
 
-    fn values_at(&self, at: usize) -> usize {
-        header::SIZE + at * self.id.shape.stride()
-    }
-
-    fn ids_at(&self) -> usize {
-        self.values_at(ROWS_PER_SLAB)
-    }
-
-    fn checks_at(&self) -> usize {
-        self.ids_at() + ROWS_PER_SLAB * 8
-    }
-
     /// A row's values as they are kept.
     fn bytes(&self, at: usize) -> &[u8] {
-        &self.map[self.values_at(at)..][..self.id.shape.stride()]
+        let stride = self.id.shape.stride();
+        &self.map[Places::of(self.id).values + at * stride..][..stride]
     }
 
     /// Widens a row's values into `out`.
@@ -164,7 +129,7 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
 
     /// A row's id.
     pub fn id(&self, at: usize) -> u64 {
-        u64_at(&self.map, self.ids_at() + at * 8)
+        u64_at(&self.map, Places::of(self.id).ids + at * 8)
     }
 
     /// Whether a row belongs to no id. Fails if it is not what was written.
@@ -193,19 +158,15 @@ impl<M: Deref<Target = [u8]>> RowSlab<M> {
     }
 
     fn check_of(&self, at: usize) -> u32 {
-        u32_at(&self.map, self.checks_at() + at * 4)
+        u32_at(&self.map, Places::of(self.id).checks + at * 4)
     }
 
     fn checksum(&self, at: usize) -> u32 {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&row_number(self.id, at).to_le_bytes());
-        crc.update(&self.id(at).to_le_bytes());
-        crc.update(self.bytes(at));
-        crc.finalize()
+        row_checksum(row_number(self.id, at), self.id(at), self.bytes(at))
     }
 }
 
-impl StateSlab<Mmap> {
+impl StateSlab {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
         let path = Self::path(dir, id);
@@ -213,39 +174,14 @@ impl StateSlab<Mmap> {
     }
 }
 
-impl StateSlab<MmapMut> {
-    /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
-    pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = Self::path(dir, id);
-        let map = map_mut(&path, &Self::header(id), Self::FILE_LEN, fresh)?;
-        Ok(StateSlab { id, map, path })
-    }
+impl StateSlab {
+    pub const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * STATE) as u64;
 
-    /// Sets one row's state; `at` counts within the slab.
-    pub fn set(&mut self, at: usize, state: RowState) {
-        let start = header::SIZE + at * STATE;
-        let item = &mut self.map[start..start + STATE];
-        item[..4].copy_from_slice(&state.accumulator.to_le_bytes());
-        item[4..8].copy_from_slice(&state.generation.to_le_bytes());
-        item[8..12].copy_from_slice(&state.clock.to_le_bytes());
-        let check = self.checksum(at);
-        self.map[start + 12..start + 16].copy_from_slice(&check.to_le_bytes());
-    }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.map.flush().map_err(io("sync", &self.path))
-    }
-}
-
-impl<M: Deref<Target = [u8]>> StateSlab<M> {
-    const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * STATE) as u64;
-
-    fn path(dir: &Path, id: SlabId) -> PathBuf {
+    pub fn path(dir: &Path, id: SlabId) -> PathBuf {
         dir.join(format!("state-{:05}.slab", id.number))
     }
 
-    fn header(id: SlabId) -> Header {
+    pub fn header(id: SlabId) -> Header {
         let fields = [id.number as u64, id.shape.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
         Header { magic: *b"HCSTATE\0", fields }
     }
@@ -276,14 +212,26 @@ impl<M: Deref<Target = [u8]>> StateSlab<M> {
 
     fn checksum(&self, at: usize) -> u32 {
         let start = header::SIZE + at * STATE;
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&row_number(self.id, at).to_le_bytes());
-        crc.update(&self.map[start..start + STATE - 4]);
-        crc.finalize()
+        state_checksum(row_number(self.id, at), &self.map[start..start + STATE - 4])
     }
 }
 
-fn row_number(id: SlabId, at: usize) -> u64 {
+pub(crate) fn row_checksum(row: u64, id: u64, bytes: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&row.to_le_bytes());
+    crc.update(&id.to_le_bytes());
+    crc.update(bytes);
+    crc.finalize()
+}
+
+pub(crate) fn state_checksum(row: u64, bytes: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&row.to_le_bytes());
+    crc.update(bytes);
+    crc.finalize()
+}
+
+pub(crate) fn row_number(id: SlabId, at: usize) -> u64 {
     (id.number * ROWS_PER_SLAB + at) as u64
 }
 
@@ -296,20 +244,6 @@ fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
     // processes' readers have left (`ReadersLock`), and those of this one have these rows above the slab (`live`).
     // SAFETY: so no byte that a slice covers changes, and files of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
-    check_file(&map, header, len, path)?;
-    Ok(map)
-}
-
-fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMut> {
-    let file = if fresh {
-        create_zeroed(path, header, len)?
-    } else {
-        OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?
-    };
-    // The caller holds the writer's and the exclusive readers' lock and writes rows that no reader of this
-    // process looks up in slabs, or it made the file where nobody looks.
-    // SAFETY: so no slice of another mapping of this file covers bytes that are changed.
-    let map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
 }

@@ -11,7 +11,8 @@ use crate::index::{self, Contents};
 use crate::journal::{Head, Journal};
 use crate::lock::ReadersLock;
 use crate::meta::{Kind, Meta};
-use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId};
+use crate::slab::{ROWS_PER_SLAB, Shape, SlabId};
+use crate::slab_writer::{RowSlabWriter, Writing};
 use crate::view::View;
 use crate::{Error, RowFormat, StoreReader};
 
@@ -66,23 +67,23 @@ fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
 
 fn write_rows(view: &View, dir: &Path, shape: Shape) -> Result<()> {
     let mut values = vec![0.0; shape.dim];
-    let mut slab: Option<RowSlab<_>> = None;
+    let mut slab: Option<RowSlabWriter> = None;
     for (to, (id, row)) in view.ids_and_rows().enumerate() {
         let at = to % ROWS_PER_SLAB;
         if at == 0 {
-            slab.take().map_or(Ok(()), RowSlab::sync)?;
+            slab.take().map_or(Ok(()), RowSlabWriter::sync)?;
         }
         let slab = match &mut slab {
             Some(slab) => slab,
             None => {
                 let id = SlabId { number: to / ROWS_PER_SLAB, shape };
-                slab.insert(RowSlab::open_mut(dir, id, true)?)
+                slab.insert(RowSlabWriter::open(dir, id, Writing { fresh: true, rows: ROWS_PER_SLAB })?)
             }
         };
         view.copy_row(row, &mut values);
-        slab.set(at, id, &values);
+        slab.set(at, id, &values)?;
     }
-    slab.map_or(Ok(()), RowSlab::sync)
+    slab.map_or(Ok(()), RowSlabWriter::sync)
 }
 
 fn refuse_nonempty(dir: &Path) -> Result<()> {

@@ -6,8 +6,6 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use crate::Verify;
 use crate::error::{Result, corrupt};
 use crate::gather::{self, Place, Source};
@@ -28,7 +26,7 @@ pub(crate) struct Base {
     pub shape: Shape,
     /// Row numbers that the slabs hold.
     pub rows: usize,
-    slabs: Vec<Arc<RowSlab<Mmap>>>,
+    slabs: Vec<Arc<RowSlab>>,
     starts: Vec<Start>,
     pub index: Arc<Index>,
 }
@@ -46,7 +44,7 @@ impl Base {
     /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is another.
     pub fn open(dir: &Path, shape: Shape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
-        let bytes = slabs_for(rows) as u64 * RowSlab::<Mmap>::file_len(SlabId { number: 0, shape });
+        let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });
         let residency = Residency::of(bytes);
         for number in slabs.len()..slabs_for(rows) {
             let slab = RowSlab::open(dir, SlabId { number, shape })?;
@@ -59,7 +57,7 @@ impl Base {
     }
 
     /// A slab and a row's place in it.
-    fn at(&self, row: u32) -> (&RowSlab<Mmap>, usize) {
+    fn at(&self, row: u32) -> (&RowSlab, usize) {
         (&self.slabs[row as usize / ROWS_PER_SLAB], row as usize % ROWS_PER_SLAB)
     }
 

@@ -4,8 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use crate::checkpoint::{self, Target};
 use crate::error::Result;
 use crate::handle::{Committed, Published, StoreHandle};
@@ -14,7 +12,7 @@ use crate::lock::{ReadersLock, WriterLock};
 use crate::meta::{Kind, Meta};
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
-use crate::slab::{ROWS_PER_SLAB, Shape, SlabId, StateSlab, slabs_for};
+use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, StateSlab, slabs_for};
 use crate::view::{Load, View};
 use crate::{Error, Verify};
 
@@ -27,7 +25,14 @@ pub(crate) struct JournalLimits {
     pub refuse: u64,
 }
 
-const JOURNAL_LIMITS: JournalLimits = JournalLimits { fold: 128 << 20, refuse: 1 << 30 };
+impl JournalLimits {
+    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes far more than
+    /// the journal holds; it is put off the longer, the larger the store.
+    fn of(slab_bytes: u64) -> JournalLimits {
+        let fold = (slab_bytes / 4).clamp(128 << 20, 1 << 30);
+        JournalLimits { fold, refuse: fold + (1 << 30) }
+    }
+}
 
 /// An open store, its lock held.
 #[derive(Debug)]
@@ -37,7 +42,7 @@ pub(crate) struct Writer {
     pub journal: Journal,
     pub view: View,
     /// Empty where the store has no optimizer state.
-    states: Vec<StateSlab<Mmap>>,
+    states: Vec<StateSlab>,
     pub sketch: Option<Sketch>,
     pub limits: JournalLimits,
     poisoned: bool,
@@ -78,7 +83,7 @@ impl Writer {
             view,
             states,
             sketch,
-            limits: JOURNAL_LIMITS,
+            limits: JournalLimits::of(slab_bytes(shape, base_rows)),
             poisoned: false,
             published: None,
             _lock: lock,
@@ -220,6 +225,9 @@ impl Writer {
             let states = std::mem::take(&mut self.states);
             self.states = add_states(states, &self.dir, shape, self.view.rows())?;
         }
+        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows()));
+        self.limits.fold = self.limits.fold.max(limits.fold);
+        self.limits.refuse = self.limits.refuse.max(limits.refuse);
         if let Some(published) = &mut self.published {
             published.rebase(&self.view);
         }
@@ -228,17 +236,21 @@ impl Writer {
     }
 }
 
-fn open_states(dir: &Path, shape: Shape, rows: usize) -> Result<Vec<StateSlab<Mmap>>> {
+fn slab_bytes(shape: Shape, rows: usize) -> u64 {
+    slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape })
+}
+
+fn open_states(dir: &Path, shape: Shape, rows: usize) -> Result<Vec<StateSlab>> {
     add_states(Vec::new(), dir, shape, rows)
 }
 
 /// Maps the slabs that are not mapped yet.
 fn add_states(
-    mut states: Vec<StateSlab<Mmap>>,
+    mut states: Vec<StateSlab>,
     dir: &Path,
     shape: Shape,
     rows: usize,
-) -> Result<Vec<StateSlab<Mmap>>> {
+) -> Result<Vec<StateSlab>> {
     for number in states.len()..slabs_for(rows) {
         states.push(StateSlab::open(dir, SlabId { number, shape })?);
     }
