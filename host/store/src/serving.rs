@@ -88,14 +88,7 @@ impl ServingStore {
 
     /// Removes the rows of `ids`, where they have one; gives the number. Handles see it after [`ServingStore::commit`].
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
-        let mut removed = 0;
-        for &id in ids {
-            if let Some(row) = self.writer.view.find(id) {
-                self.writer.view.remove(row);
-                removed += 1;
-            }
-        }
-        removed
+        self.writer.remove_rows(ids)
     }
 
     /// Makes all changes durable and visible; see [`Store::commit`](crate::Store::commit).

@@ -151,6 +151,11 @@ impl Store {
         rows.len()
     }
 
+    /// Removes the rows of `ids`, where they have one; gives the number. It takes effect as with [`Store::expire`].
+    pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
+        self.writer.remove_rows(ids)
+    }
+
     /// The ids whose rows a commit after `generation` has changed or made, in the order of their rows. What was removed is not told.
     pub fn changed_since(&self, generation: u64) -> impl Iterator<Item = u64> + '_ {
         let newer = move |row| u64::from(self.writer.state(row).generation) > generation;

@@ -131,6 +131,18 @@ impl Writer {
         Ok(self.view.append(id, clock, fill))
     }
 
+    /// Takes their rows from those of `ids` that have one; gives the number.
+    pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
+        let mut removed = 0;
+        for &id in ids {
+            if let Some(row) = self.view.find(id) {
+                self.view.remove(row);
+                removed += 1;
+            }
+        }
+        removed
+    }
+
     /// A handle for this process's readers.
     pub fn handle(&mut self) -> Result<StoreHandle> {
         self.check_healthy()?;
