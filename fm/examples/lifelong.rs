@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Instant};
 use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item, Outcome, Target, User},
-    inference,
+    inference::{self, Serving},
     spec::{FmConfig, FmSpec, Label, TaskSpec},
     trainer,
 };
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     reset_peak();
-    let mut trainer = trainer::create(dir.path(), config, &spec(), DeviceKind::Cpu)?;
+    let mut trainer = trainer::create(dir.path(), config, &spec(), Serving::default())?;
     let started = Instant::now();
     for step in 0..STEPS {
         let batch: Vec<Example> = (0..REQUESTS).map(|i| request(step * REQUESTS + i)).collect();
@@ -57,7 +57,7 @@ fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Err
     let training_s = started.elapsed().as_secs_f64() / (STEPS * REQUESTS) as f64;
     trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
     drop(trainer);
-    let fm = inference::load(&dir.path().join("fm"), DeviceKind::Cpu)?;
+    let fm = inference::load(&dir.path().join("fm"), Serving::default())?;
     let batch: Vec<Example> = (0..REQUESTS).map(request).collect();
     let started = Instant::now();
     let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;

@@ -127,18 +127,29 @@ impl Batcher {
         examples: &[Selected<'_>],
         statistics: &Statistics,
     ) -> Result<Batch> {
-        let mut writer = Writer::new(self, statistics);
         for selected in examples {
             self.check(selected.example)?;
+        }
+        Ok(self.lay_out(examples, statistics))
+    }
+
+    /// Lays out parts of examples that have been checked.
+    pub(crate) fn lay_out(&self, examples: &[Selected<'_>], statistics: &Statistics) -> Batch {
+        let mut writer = Writer::new(self, statistics);
+        for selected in examples {
             writer.history(&selected.example.history, &selected.events);
         }
         for selected in examples {
             writer.targets(selected);
         }
-        Ok(writer.finish())
+        writer.finish()
     }
 
-    fn check(&self, example: &Example) -> Result<()> {
+    /// Whether an example fits the model.
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub(crate) fn check(&self, example: &Example) -> Result<()> {
         let fail = |message| Err(Error::Example { request: example.request, message });
         let spec = &self.spec;
         if example.surface as usize >= spec.surfaces.len() {

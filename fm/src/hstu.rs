@@ -22,15 +22,15 @@ use crate::spec::FmConfig;
 /// a history token needs to be seen, V and K, are one range.
 #[derive(Module, Debug)]
 pub struct HstuLayer<B: Backend> {
-    norm_in: LayerNorm<B>,
-    uvqk: Linear<B>,
-    position: Option<Param<Tensor<B, 1>>>,
-    time: Option<Param<Tensor<B, 1>>>,
-    norm_out: LayerNorm<B>,
-    output: Linear<B>,
+    pub(crate) norm_in: LayerNorm<B>,
+    pub(crate) uvqk: Linear<B>,
+    pub(crate) position: Option<Param<Tensor<B, 1>>>,
+    pub(crate) time: Option<Param<Tensor<B, 1>>>,
+    pub(crate) norm_out: LayerNorm<B>,
+    pub(crate) output: Linear<B>,
     dropout: f64,
-    qk_width: usize,
-    v_width: usize,
+    pub(crate) qk_width: usize,
+    pub(crate) v_width: usize,
 }
 
 impl<B: Backend> HstuLayer<B> {
@@ -62,7 +62,7 @@ impl<B: Backend> HstuLayer<B> {
 }
 
 /// Attention over a short history is small before it is normalised; a larger epsilon would hide it.
-const EPSILON: f64 = 1e-6;
+pub(crate) const EPSILON: f64 = 1e-6;
 
 impl<B: HstuBackend> HstuLayer<B> {
     /// `[H + R, dim]` → the same shape; `attention` carries the offsets of the batch, and `noise`

@@ -1,14 +1,23 @@
 //! Serving side of the FM: a checkpoint gives TAEs and the main tasks'
 //! predictions for requests.
 //!
-//! It loads only what the TAE needs ("inference pruning", section 3.3.3):
-//! no alignment modules, no optimizer state. It does not cache histories.
+//! It loads only what the TAE needs ("inference pruning", section 3.3.3): no
+//! alignment modules, no optimizer state. A history is encoded once and kept for
+//! the user's next request (`history`); candidates run over it in micro-batches,
+//! one a core. Who is asked together is decided above.
 
-use std::path::Path;
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use hypercast_kernels::attention::HstuBackend;
 use hypercast_store::StoreReader;
+use rayon::prelude::*;
 
 use crate::{
     Result,
@@ -16,8 +25,10 @@ use crate::{
     checkpoint::{Manifest, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
+    history::{CacheCounts, Encoded, Found, HistoryCache},
     model::{self, Embedded, FmModel, Forward},
-    sampling::parts,
+    sampling::{Selected, parts},
+    serving::{ServingBackend, ServingModel},
     spec::{Label, TaskSpec},
 };
 
@@ -30,28 +41,53 @@ pub struct FmOutput {
     pub main: Vec<f32>,
 }
 
+/// How a loaded FM serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serving {
+    /// Where it runs.
+    pub device: DeviceKind,
+    /// Bytes of encoded histories that are kept between requests; 0 keeps none.
+    pub history_cache_bytes: usize,
+}
+
+impl Default for Serving {
+    fn default() -> Self {
+        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20 }
+    }
+}
+
 /// A loaded FM, whatever its device.
 pub trait FoundationModel: Send + Sync {
     /// What the checkpoint says of itself.
     fn manifest(&self) -> &Manifest;
 
-    /// TAEs and main predictions of every target, in order.
+    /// TAEs and main predictions of every target, in order. What one request gets does not depend on the others, nor
+    /// on what is cached, up to rounding (1e-5).
     ///
     /// # Errors
     /// An example that does not fit the model.
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput>;
+
+    /// The same in one joint pass over histories and targets, as training has it: nothing is kept or used again.
+    ///
+    /// # Errors
+    /// As [`FoundationModel::infer`].
+    fn infer_plain(&self, examples: &[&Example]) -> Result<FmOutput>;
+
+    /// What the history cache was worth since the start.
+    fn cache_counts(&self) -> CacheCounts;
 }
 
-/// Loads a checkpoint on a device.
+/// Loads a checkpoint.
 ///
 /// # Errors
 /// A checkpoint that is missing, damaged or foreign, or a device that is not in this build.
-pub fn load(dir: &Path, device: DeviceKind) -> Result<Box<dyn FoundationModel>> {
-    device.check()?;
-    match device {
-        DeviceKind::Cpu => Ok(Box::new(Loaded::<Cpu>::open(dir)?)),
+pub fn load(dir: &Path, serving: Serving) -> Result<Box<dyn FoundationModel>> {
+    serving.device.check()?;
+    match serving.device {
+        DeviceKind::Cpu => Ok(Box::new(Loaded::<Cpu>::open(dir, serving)?)),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => Ok(Box::new(Loaded::<crate::device::Cuda>::open(dir)?)),
+        DeviceKind::Cuda => Ok(Box::new(Loaded::<crate::device::Cuda>::open(dir, serving)?)),
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
@@ -60,58 +96,192 @@ pub fn load(dir: &Path, device: DeviceKind) -> Result<Box<dyn FoundationModel>> 
 /// What a pass may take in memory, about; more requests are several passes.
 const SERVING_BYTES: usize = 512 << 20;
 
-struct Loaded<B: Backend> {
+/// Candidates a micro-batch, at most: its activations stay in a core's cache.
+const MICRO_BATCH: usize = 128;
+
+/// Candidates a micro-batch, at least, where there are as many: fewer make matrix products slow.
+const MICRO_BATCH_LEAST: usize = 16;
+
+struct Loaded<B: ServingBackend> {
     manifest: Manifest,
-    model: FmModel<B>,
+    model: ServingModel<B>,
     batcher: Batcher,
     store: StoreReader,
     device: B::Device,
+    cache: HistoryCache<B>,
+    counts: [AtomicU64; 3],
 }
 
-impl<B: HstuBackend> Loaded<B> {
-    fn open(dir: &Path) -> Result<Self> {
+impl<B: ServingBackend> Loaded<B> {
+    fn open(dir: &Path, serving: Serving) -> Result<Self> {
         let manifest = Manifest::read(dir)?;
         let device = B::Device::default();
         let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
         let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
+        let model = ServingModel::new(model);
         let batcher = Batcher::new(&manifest.spec, &manifest.config);
-        Ok(Self { model, batcher, store: StoreReader::open(dir.join("store"))?, device, manifest })
+        let store = StoreReader::open(dir.join("store"))?;
+        let cache = HistoryCache::new(serving.history_cache_bytes);
+        Ok(Self { model, batcher, store, device, cache, counts: Default::default(), manifest })
     }
 }
 
-impl<B: HstuBackend> FoundationModel for Loaded<B>
+impl<B: ServingBackend> FoundationModel for Loaded<B>
 where
-    FmModel<B>: Sync,
+    ServingModel<B>: Sync,
 {
     fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
+        examples.iter().try_for_each(|example| self.batcher.check(example))?;
         let mut output = FmOutput::default();
         for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
-            let of_part = self.pass(part)?;
-            output.tae.extend(of_part.tae);
-            output.main.extend(of_part.main);
+            let histories = self.histories(part)?;
+            let passes = micro_batches(part, rayon::current_num_threads());
+            let said: Vec<Result<FmOutput>> =
+                passes.par_iter().map(|pass| self.score(part, pass, &histories)).collect();
+            for said in said {
+                let said = said?;
+                output.tae.extend(said.tae);
+                output.main.extend(said.main);
+            }
         }
         Ok(output)
     }
+
+    fn infer_plain(&self, examples: &[&Example]) -> Result<FmOutput> {
+        let mut output = FmOutput::default();
+        for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
+            let batch = self.batcher.batch(part, &self.manifest.statistics)?;
+            if batch.targets() == 0 {
+                continue;
+            }
+            let attention = model::attention(&self.manifest.config, &batch)?;
+            let forward = self.model.model.forward(self.embed(&batch), &batch, &attention);
+            let said = self::output(forward, self.manifest.spec.main_tasks());
+            output.tae.extend(said.tae);
+            output.main.extend(said.main);
+        }
+        Ok(output)
+    }
+
+    fn cache_counts(&self) -> CacheCounts {
+        let [whole, known_tokens, new_tokens] =
+            [0, 1, 2].map(|at: usize| self.counts[at].load(Ordering::Relaxed));
+        CacheCounts { whole, known_tokens, new_tokens, bytes: self.cache.bytes() }
+    }
 }
 
-impl<B: HstuBackend> Loaded<B> {
-    fn pass(&self, examples: &[&Example]) -> Result<FmOutput> {
-        let batch = self.batcher.batch(examples, &self.manifest.statistics)?;
-        if batch.targets() == 0 {
-            return Ok(FmOutput::default());
+impl<B: ServingBackend> Loaded<B>
+where
+    ServingModel<B>: Sync,
+{
+    /// The encoded history of each example: what the cache lacks is encoded in one pass.
+    fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {
+        let longest = self.manifest.config.max_history;
+        let first = |example: &Example| example.history.len().saturating_sub(longest);
+        let mut found: Vec<Found<B>> =
+            examples.iter().map(|example| self.cache.find(example, first(example))).collect();
+        let mut selected = Vec::new();
+        let mut growing: Vec<&mut Encoded<B>> = Vec::new();
+        let (mut whole, mut known_tokens) = (0, 0);
+        for (example, found) in examples.iter().zip(&mut found) {
+            match found {
+                Found::Whole(history) => {
+                    whole += 1;
+                    known_tokens += history.events.len();
+                }
+                Found::Prefix(history) => {
+                    known_tokens += history.events.len();
+                    let from = first(example) + history.events.len();
+                    let events = (from..example.history.len()).collect();
+                    selected.push(Selected { example, events, targets: Vec::new() });
+                    history.events.extend_from_slice(&example.history[from..]);
+                    growing.push(history);
+                }
+            }
         }
+        let new_tokens: usize = selected.iter().map(|selected| selected.events.len()).sum();
+        for (count, more) in self.counts.iter().zip([whole, known_tokens, new_tokens]) {
+            count.fetch_add(more as u64, Ordering::Relaxed);
+        }
+        if new_tokens > 0 {
+            let batch = self.batcher.lay_out(&selected, &self.manifest.statistics);
+            let attention = model::attention(&self.manifest.config, &batch)?;
+            self.model.encode(self.embed(&batch), &batch, &attention, &mut growing);
+        }
+        let keep = |(found, example): (Found<B>, &&Example)| match found {
+            Found::Whole(history) => history,
+            Found::Prefix(history) => {
+                let history = Arc::from(history);
+                self.cache.keep(example.user.id, Arc::clone(&history));
+                history
+            }
+        };
+        Ok(found.into_iter().zip(examples).map(keep).collect())
+    }
+
+    /// What some targets are over their histories.
+    fn score(
+        &self,
+        examples: &[&Example],
+        pass: &[Slice],
+        histories: &[Arc<Encoded<B>>],
+    ) -> Result<FmOutput> {
+        let selected: Vec<Selected<'_>> = pass
+            .iter()
+            .map(|slice| Selected {
+                example: examples[slice.example],
+                events: Vec::new(),
+                targets: slice.targets.clone().map(|target| (target, 1.0)).collect(),
+            })
+            .collect();
+        let histories: Vec<&Encoded<B>> =
+            pass.iter().map(|slice| &*histories[slice.example]).collect();
+        let batch = self.batcher.lay_out(&selected, &self.manifest.statistics);
+        let attention = model::attention(&self.manifest.config, &batch)?;
+        let forward = self.model.score(self.embed(&batch), &batch, &attention, &histories);
+        Ok(output(forward, self.manifest.spec.main_tasks()))
+    }
+
+    fn embed(&self, batch: &Batch) -> Embedded<B> {
         let dim = self.manifest.config.embedding_dim;
         let mut rows = vec![0.0; batch.keys.len() * dim];
         self.store.gather(&batch.keys, &mut rows);
-        let embedded = Gathered::new(&batch, &rows, dim).tensors(&self.device);
-        let attention = model::attention(&self.manifest.config, &batch)?;
-        let forward = self.model.forward(embedded, &batch, &attention);
-        Ok(output(forward, self.manifest.spec.main_tasks()))
+        Gathered::new(batch, &rows, dim).tensors(&self.device)
     }
+}
+
+/// Some targets of one example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Slice {
+    example: usize,
+    targets: Range<usize>,
+}
+
+/// Cuts the targets of examples, in order, into passes of about equal size that keep `threads` busy.
+fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<Slice>> {
+    let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+    let passes = rows.div_ceil(MICRO_BATCH).next_multiple_of(threads.max(1));
+    let size = rows.div_ceil(passes.max(1)).max(MICRO_BATCH_LEAST);
+    let mut batches: Vec<Vec<Slice>> = Vec::new();
+    let mut room = 0;
+    for (index, example) in examples.iter().enumerate() {
+        let mut from = 0;
+        while from < example.targets.len() {
+            if room == 0 {
+                batches.push(Vec::new());
+                room = size;
+            }
+            let count = room.min(example.targets.len() - from);
+            let slice = Slice { example: index, targets: from..from + count };
+            batches.last_mut().expect("one was pushed").push(slice);
+            (from, room) = (from + count, room - count);
+        }
+    }
+    batches
 }
 
 /// The sparse rows of a batch, laid out for the model: see [`Embedded`].

@@ -28,7 +28,7 @@ pub struct FmModel<B: Backend> {
     token_output: Linear<B>,
     outcome: Option<Linear<B>>,
     candidate: Option<Candidate<B>>,
-    layers: Vec<HstuLayer<B>>,
+    pub(crate) layers: Vec<HstuLayer<B>>,
     tae: Option<Linear<B>>,
     head: MultiTask<B>,
 }
@@ -122,6 +122,11 @@ impl<B: HstuBackend> FmModel<B> {
             x = layer.forward(x, &attention.whole, noise(at));
         }
         let output = last.forward_targets(x, &attention.targets, noise(others.len()));
+        self.said(output)
+    }
+
+    /// TAEs and main tasks from the last layer's output.
+    pub(crate) fn said(&self, output: Tensor<B, 2>) -> Forward<B> {
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
@@ -159,7 +164,7 @@ impl<B: HstuBackend> FmModel<B> {
     }
 
     /// Eq. 1 for histories and eq. 2 for targets.
-    fn tokens(
+    pub(crate) fn tokens(
         &self,
         embedded: Embedded<B>,
         batch: &Batch,
@@ -217,8 +222,15 @@ impl<B: Backend> MultiTask<B> {
 /// The attention of a batch: of its inner layers, and of the last.
 #[derive(Debug, Clone)]
 pub struct Attention {
-    whole: Arc<HstuAttention>,
+    pub(crate) whole: Arc<HstuAttention>,
     targets: Arc<HstuAttention>,
+}
+
+impl Attention {
+    /// Whether there is a time bias.
+    pub(crate) fn timed(&self) -> bool {
+        self.whole.times_s.is_some()
+    }
 }
 
 /// The attention of a batch under a configuration.

@@ -5,7 +5,7 @@ mod world;
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference,
+    inference::{self, Serving},
     metrics::{Scored, summarise},
     spec::FmConfig,
     trainer,
@@ -51,7 +51,7 @@ fn a_checkpoint_serves_what_the_trainer_predicts_and_targets_do_not_meet() {
     let checkpoint = dir.path().join("fm-1");
     trainer.checkpoint(&checkpoint, "1.2.0").unwrap();
     trainer.checkpoint(&checkpoint, "1.2.0").unwrap();
-    let served = inference::load(&checkpoint, DeviceKind::Cpu).unwrap();
+    let served = inference::load(&checkpoint, Serving::default()).unwrap();
     assert_eq!(served.manifest().version, "1.2.0");
     assert_eq!(served.manifest().requests, 320);
 
@@ -79,7 +79,7 @@ fn a_request_without_targets_and_a_new_user_are_served() {
     let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();
     let checkpoint = dir.path().join("fm-1");
     trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
-    let served = inference::load(&checkpoint, DeviceKind::Cpu).unwrap();
+    let served = inference::load(&checkpoint, Serving::default()).unwrap();
     assert_eq!(served.infer(&[&example(5, &[])]).unwrap().tae.len(), 0);
     let newcomer = example(0, &[1, 2]);
     assert!(newcomer.history.is_empty());
@@ -100,10 +100,10 @@ fn a_damaged_checkpoint_is_named() {
     let weights = checkpoint.join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let error = inference::load(&checkpoint, DeviceKind::Cpu).err().unwrap().to_string();
+    let error = inference::load(&checkpoint, Serving::default()).err().unwrap().to_string();
     assert!(error.contains("model.safetensors"), "{error}");
     std::fs::remove_file(checkpoint.join("fm.json")).unwrap();
-    let error = inference::load(&checkpoint, DeviceKind::Cpu).err().unwrap().to_string();
+    let error = inference::load(&checkpoint, Serving::default()).err().unwrap().to_string();
     assert!(error.contains("hypercast train fm"), "{error}");
 }
 
@@ -150,7 +150,7 @@ fn looking_at_a_model_teaches_it_nothing_and_sees_what_it_serves() {
     }
     let checkpoint = dir.path().join("fm-1");
     watched.checkpoint(&checkpoint, "1.0.0").unwrap();
-    let served = inference::load(&checkpoint, DeviceKind::Cpu).unwrap();
+    let served = inference::load(&checkpoint, Serving::default()).unwrap();
     let examples = batch(4);
     let references: Vec<&Example> = examples.iter().collect();
     let said = watched.predict(&references).unwrap();

@@ -5,7 +5,7 @@ mod world;
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference,
+    inference::{self, Serving},
     spec::FmConfig,
     trainer::{self, FmTrainer, Resume, StepOutput},
 };
@@ -64,7 +64,7 @@ fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
         assert!(read("fm-a") == read("fm-b"), "{file} differs");
     }
     let infer = |fm: &str| {
-        let fm = inference::load(&path(fm), DeviceKind::Cpu).unwrap();
+        let fm = inference::load(&path(fm), Serving::default()).unwrap();
         fm.infer(&batch(9000).iter().collect::<Vec<_>>()).unwrap()
     };
     assert_eq!(infer("fm-a"), infer("fm-b"));

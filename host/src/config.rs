@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_fm::{device::DeviceKind, spec::FmConfig};
+use hypercast_fm::{device::DeviceKind, inference::Serving, spec::FmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -95,6 +95,8 @@ pub struct Server {
     pub deadline_ms: u64,
     /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
     pub explain: bool,
+    /// Memory for encoded histories, which the FM keeps between requests, in MiB; 0 keeps none.
+    pub history_cache_mib: usize,
 }
 
 impl Default for Server {
@@ -107,6 +109,7 @@ impl Default for Server {
             max_body_bytes: 4 << 20,
             deadline_ms: 1000,
             explain: true,
+            history_cache_mib: 256,
         }
     }
 }
@@ -442,6 +445,11 @@ impl Config {
                 *path = base.join(&*path);
             }
         }
+    }
+
+    /// How the FM serves.
+    pub fn serving(&self) -> Serving {
+        Serving { device: self.device, history_cache_bytes: self.server.history_cache_mib << 20 }
     }
 
     fn validate(&self) -> std::result::Result<(), String> {

@@ -4,8 +4,9 @@
 //! events into examples; [`train`] feeds them to the FM and fills the [`logs`],
 //! from which experts ([`expert`]) are trained; [`serve`] answers requests with
 //! both. [`demo`] runs all of it; [`evaluate`] measures it
-//! without a daemon, and [`experiment`] makes the paper's tables. The FM itself is the crate `hypercast-fm`.
+//! without a daemon, [`experiment`] makes the paper's tables, and [`bench`] says how fast it is. The FM itself is the crate `hypercast-fm`.
 
+pub mod bench;
 pub mod commands;
 pub mod config;
 pub mod dataset;

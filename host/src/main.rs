@@ -27,6 +27,7 @@ enum Command {
     Demo(commands::demo::Args),
     Evaluate(commands::evaluate::Args),
     Experiment(commands::experiment::Args),
+    Bench(commands::bench::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -43,5 +44,6 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Experiment(args) => commands::experiment::run(args),
+        Command::Bench(args) => commands::bench::run(args),
     }
 }

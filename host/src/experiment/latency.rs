@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference::{self, FoundationModel},
+    inference::{self, FoundationModel, Serving},
 };
 
 use crate::{
@@ -54,8 +54,10 @@ pub struct Models<'a> {
 /// # Errors
 /// A checkpoint that cannot be loaded, an expert that faults.
 pub fn measure(models: Models<'_>, examples: &[Example]) -> Result<Latency> {
-    let one_stage = inference::load(models.one_stage, models.device)?;
-    let fm = inference::load(models.fm, models.device)?;
+    // Nothing is kept between requests: both models are told all of a history each time.
+    let serving = Serving { device: models.device, history_cache_bytes: 0 };
+    let one_stage = inference::load(models.one_stage, serving)?;
+    let fm = inference::load(models.fm, serving)?;
     let Models { blueprint, parameters, device, .. } = models;
     let expert = Expert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();

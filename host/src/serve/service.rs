@@ -62,7 +62,7 @@ impl Service {
     pub fn load(config: &Config, metrics: Arc<Metrics>) -> Result<Self> {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let schema = dataset.schema.clone();
-        let fm = inference::load(&config.paths.fm, config.device)?;
+        let fm = inference::load(&config.paths.fm, config.serving())?;
         metrics.version("fm", "fm", &fm.manifest().version);
         let (registry, entries) = load_experts(config, &schema, &*fm)?;
         for (expert, entry) in &entries {

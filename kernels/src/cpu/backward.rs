@@ -98,7 +98,7 @@ fn prepare<V: Lanes>(task: &Task<'_>, scratch: &mut Scratch) -> Tables {
     zero(&mut scratch.reversed_grad, task.n() + 1 + KEYS);
     Tables {
         position: vec![0.0; task.position.map_or(0, <[f32]>::len)],
-        time: vec![0.0; task.time.map_or(0, |(table, _)| table.len())],
+        time: vec![0.0; task.time.map_or(0, |time| time.table.len())],
     }
 }
 
@@ -149,11 +149,9 @@ fn score<V: Lanes, const R: usize>(
                 *sum += grad;
             }
         }
-        if let Some((table, times)) = task.time {
+        if let Some(times) = task.time {
             let sums = &mut tables.time;
-            task.each_bucket(table.len(), times, row, j0..j0 + own, |at, bucket| {
-                sums[bucket] += grads[at];
-            });
+            task.each_bucket(times, row, j0..j0 + own, |at, bucket| sums[bucket] += grads[at]);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The forward of one task.
 
+use super::kept::Packed;
 use super::lanes::{Lanes, MAX_LANES};
 use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
 use super::task::{Biases, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
@@ -28,8 +29,17 @@ pub(super) fn run<V: Lanes, const R: usize>(
 ) {
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     scratch.biases.prepare(task);
-    pack_transposed(&mut scratch.keys, task.k, task.history.clone());
-    pack(&mut scratch.values, task.v, task.history.clone(), width, 0);
+    // Taken out, so that the rest of the scratch can be written beside them.
+    let (mut keys, mut values) =
+        (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
+    let history = match task.kept {
+        Some(kept) => kept.head(task.head),
+        None => {
+            pack_transposed(&mut keys, task.k, task.history.clone());
+            pack(&mut values, task.v, task.history.clone(), width, 0);
+            Packed { keys: &keys, values: &values, stride: width }
+        }
+    };
     for block in task.blocks(R) {
         let rows = block.first..block.first + block.count;
         pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
@@ -37,7 +47,7 @@ pub(super) fn run<V: Lanes, const R: usize>(
         scratch.out.resize(R * width, 0.0);
         for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
             if !task.skips(&block, j0) {
-                attend::<V, R>(task, scratch, &block, j0);
+                attend::<V, R>(task, scratch, history, &block, j0);
             }
         }
         if block.is_targets() {
@@ -48,6 +58,7 @@ pub(super) fn run<V: Lanes, const R: usize>(
             unsafe { sink.part(row, task.head, dims.v) }.copy_from_slice(&out[..dims.v]);
         }
     }
+    (scratch.keys, scratch.values) = (keys, values);
 }
 
 /// Adds what the block's rows get from the keys `j0..j0 + KEYS`.
@@ -55,6 +66,7 @@ pub(super) fn run<V: Lanes, const R: usize>(
 fn attend<V: Lanes, const R: usize>(
     task: &Task<'_>,
     scratch: &mut Scratch,
+    history: Packed<'_>,
     block: &RowBlock,
     j0: usize,
 ) {
@@ -67,7 +79,7 @@ fn attend<V: Lanes, const R: usize>(
         weights,
         KEYS,
         Left { data: &scratch.queries, row: dims.qk, step: 1 },
-        Right { data: &scratch.keys[j0 * dims.qk..], stride: KEYS },
+        Right { data: &history.keys[j0 * dims.qk..], stride: KEYS },
         Extent { columns: padded::<V>(seen), steps: dims.qk },
     );
     for (r, weights) in weights.chunks_exact_mut(KEYS).enumerate().take(block.count) {
@@ -81,7 +93,7 @@ fn attend<V: Lanes, const R: usize>(
         &mut scratch.out,
         width,
         Left { data: weights, row: KEYS, step: 1 },
-        Right { data: &scratch.values[j0 * width..], stride: width },
+        Right { data: &history.values[j0 * history.stride..], stride: history.stride },
         Extent { columns: width, steps: seen },
     );
 }

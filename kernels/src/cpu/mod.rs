@@ -6,7 +6,9 @@
 //! in `math`, and this file only dispatches.
 
 mod backward;
+mod dense;
 mod forward;
+mod kept;
 mod lanes;
 mod math;
 mod task;
@@ -19,6 +21,10 @@ use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 use crate::attention::{Dims, HstuAttention, HstuBackend, HstuInputs};
+use crate::history::{HistoryBackend, KeptHistory, KeptSize};
+pub use dense::Prepared;
+pub use kept::Kept;
+use kept::Tokens;
 use task::{Sink, Task};
 
 /// An instruction set that the fused path is compiled for.
@@ -77,12 +83,46 @@ const PARALLEL_FROM: usize = 200_000;
 /// # Panics
 /// If the machine lacks `isa`, or `shape`, `dims` and the inputs do not belong together.
 pub fn forward(shape: &HstuAttention, dims: Dims, inputs: &CpuInputs<'_>, isa: Isa) -> Vec<f32> {
+    let task = |index| Task::new(shape, dims, inputs, index);
+    forward_of(shape, dims, work(shape, dims, None), task, isa)
+}
+
+/// The op over kept histories: see [`HistoryBackend::attend`].
+///
+/// # Panics
+/// As `forward`, and if `kept` does not fit the batch.
+pub fn forward_kept(
+    shape: &HstuAttention,
+    dims: Dims,
+    inputs: &CpuInputs<'_>,
+    kept: &[KeptHistory<'_, Kept>],
+    isa: Isa,
+) -> Vec<f32> {
+    assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
+    for (b, kept) in kept.iter().enumerate() {
+        let newest = shape.request(b).history.len();
+        assert!(kept.layer.len() >= newest, "request {b}'s {newest} newest tokens must be kept");
+        let times = kept.times_s.len();
+        let needed = inputs.time.map_or(times, |_| kept.layer.len());
+        assert_eq!(times, needed, "request {b}: a time for each kept token");
+    }
+    let task = |index| Task::new(shape, dims, inputs, index).over(kept[index / shape.heads]);
+    forward_of(shape, dims, work(shape, dims, Some(kept)), task, isa)
+}
+
+fn forward_of<'a>(
+    shape: &HstuAttention,
+    dims: Dims,
+    work: usize,
+    task: impl Fn(usize) -> Task<'a> + Sync + Send,
+    isa: Isa,
+) -> Vec<f32> {
     assert!(Isa::available().contains(&isa), "this machine lacks {isa:?}");
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
     let sink = Sink::new(&mut out, width);
-    run(shape, dims, forward::Scratch::default, |scratch, index| {
-        let task = Task::new(shape, dims, inputs, index);
+    run(shape, work, forward::Scratch::default, |scratch, index| {
+        let task = task(index);
         match isa {
             Isa::Portable => forward::run::<lanes::Portable, 2>(&task, scratch, &sink),
             // SAFETY: the assertion above found the features.
@@ -125,20 +165,21 @@ pub fn backward(
         k: Sink::new(&mut grads.k, qk),
         v: Sink::new(&mut grads.v, v),
     };
-    let tables = run(shape, dims, backward::Scratch::default, |scratch, index| {
-        let task = Task::new(shape, dims, inputs, index).with_grad(grad);
-        match isa {
-            Isa::Portable => backward::run::<lanes::Portable, 2>(&task, scratch, &sinks),
-            // SAFETY: the assertion above found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { backward_avx2(&task, scratch, &sinks) },
-            // SAFETY: the assertion above found the features.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { backward_avx512(&task, scratch, &sinks) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("the assertion above refuses {isa:?} here"),
-        }
-    });
+    let tables =
+        run(shape, work(shape, dims, None), backward::Scratch::default, |scratch, index| {
+            let task = Task::new(shape, dims, inputs, index).with_grad(grad);
+            match isa {
+                Isa::Portable => backward::run::<lanes::Portable, 2>(&task, scratch, &sinks),
+                // SAFETY: the assertion above found the features.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { backward_avx2(&task, scratch, &sinks) },
+                // SAFETY: the assertion above found the features.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { backward_avx512(&task, scratch, &sinks) },
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => unreachable!("the assertion above refuses {isa:?} here"),
+            }
+        });
     for found in tables {
         add_to(grads.position.as_deref_mut(), &found.position);
         add_to(grads.time.as_deref_mut(), &found.time);
@@ -184,19 +225,27 @@ fn backward_avx512(
     backward::run::<lanes::F32x16, 8>(task, scratch, sinks)
 }
 
+/// Multiply-adds of a forward, about.
+fn work(shape: &HstuAttention, dims: Dims, kept: Option<&[KeptHistory<'_, Kept>]>) -> usize {
+    let pairs = |b: usize| {
+        let request = shape.request(b);
+        let (own, targets) = (request.history.len(), request.targets.len());
+        match kept {
+            Some(kept) => kept[b].layer.len() * (own + targets),
+            None => own * (own / 2 + targets),
+        }
+    };
+    shape.heads * (dims.qk + dims.v) * (0..shape.requests()).map(pairs).sum::<usize>()
+}
+
 /// Runs a task for every request and head, and gives the results in that order.
 fn run<S, T: Send>(
     shape: &HstuAttention,
-    dims: Dims,
+    work: usize,
     scratch: impl Fn() -> S + Sync + Send,
     task: impl Fn(&mut S, usize) -> T + Sync + Send,
 ) -> Vec<T> {
     let tasks = 0..shape.requests() * shape.heads;
-    let pairs = |b| {
-        let request = shape.request(b);
-        request.history.len() * (request.history.len() / 2 + request.targets.len())
-    };
-    let work = shape.heads * (dims.qk + dims.v) * (0..shape.requests()).map(pairs).sum::<usize>();
     if work < PARALLEL_FROM {
         let mut scratch = scratch();
         return tasks.map(|index| task(&mut scratch, index)).collect();
@@ -233,6 +282,45 @@ impl HstuBackend for Flex {
             position: found.position.map(table),
             time: found.time.map(table),
         }
+    }
+}
+
+impl HistoryBackend for Flex {
+    type Kept = Kept;
+
+    fn keep(k: FlexTensor, v: FlexTensor, shape: &HstuAttention, kept: &mut [&mut Kept]) {
+        assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
+        let (k, v) = (readable(k), readable(v));
+        let columns = |tensor: &FlexTensor| tensor.shape()[1] / shape.heads;
+        for (b, kept) in kept.iter_mut().enumerate() {
+            kept.append(&Tokens {
+                k: rows(&k),
+                v: rows(&v),
+                rows: shape.request(b).history,
+                heads: shape.heads,
+                qk: columns(&k),
+                v_dim: columns(&v),
+            });
+        }
+    }
+
+    fn kept_size(kept: &Kept) -> KeptSize {
+        KeptSize { tokens: kept.len(), bytes: kept.bytes() }
+    }
+
+    fn truncate(kept: &mut Kept, tokens: usize) {
+        kept.truncate(tokens);
+    }
+
+    fn attend(
+        inputs: HstuInputs<FlexTensor>,
+        kept: &[KeptHistory<'_, Kept>],
+        shape: &Arc<HstuAttention>,
+    ) -> FlexTensor {
+        let dims = shape.dims(&inputs);
+        let inputs = inputs.map(readable);
+        let out = forward_kept(shape, dims, &borrow(&inputs), kept, Isa::best());
+        matrix(out, dims.rows, shape.heads * dims.v)
     }
 }
 

@@ -5,9 +5,11 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::kept::Kept;
 use super::lanes::Lanes;
 use super::{CpuInputs, Rows};
 use crate::attention::{Dims, HstuAttention, Window, time_bucket};
+use crate::history::KeptHistory;
 
 /// How many keys a block holds: a multiple of every vector's length and tile's height.
 pub(super) const KEYS: usize = 64;
@@ -40,7 +42,10 @@ pub(super) struct Task<'a> {
     /// The gradient of the output, in a backward.
     pub(super) grad: Option<Head<'a>>,
     pub(super) position: Option<&'a [f32]>,
-    pub(super) time: Option<(&'a [f32], &'a [i64])>,
+    pub(super) time: Option<Times<'a>>,
+    /// The history's keys and values, where they are kept from earlier passes: then `history` are the rows of
+    /// its newest tokens alone.
+    pub(super) kept: Option<&'a Kept>,
     pub(super) dims: Dims,
     pub(super) alpha: f32,
     pub(super) inverse_norm: f32,
@@ -49,6 +54,16 @@ pub(super) struct Task<'a> {
     pub(super) head: usize,
     window: Option<Window>,
     targets_only: bool,
+}
+
+/// The table of the time bias, and when tokens happened, in seconds.
+#[derive(Clone, Copy)]
+pub(super) struct Times<'a> {
+    pub(super) table: &'a [f32],
+    /// By row.
+    pub(super) rows_s: &'a [i64],
+    /// Of the history, oldest first.
+    pub(super) keys_s: &'a [i64],
 }
 
 /// Some consecutive rows, all history tokens or all targets.
@@ -97,7 +112,12 @@ impl<'a> Task<'a> {
             v: Head::new(inputs.v, head, dims.v),
             grad: None,
             position: inputs.position,
-            time: inputs.time.zip(shape.times_s.as_deref()),
+            time: inputs.time.zip(shape.times_s.as_deref()).map(|(table, rows_s)| Times {
+                table,
+                rows_s,
+                keys_s: &rows_s[request.history.clone()],
+            }),
+            kept: None,
             dims,
             alpha: shape.alpha,
             inverse_norm: 1.0 / shape.norm,
@@ -113,10 +133,16 @@ impl<'a> Task<'a> {
         Task { grad: Some(Head::new(grad, self.head, self.dims.v)), ..self }
     }
 
+    /// Of a request whose history is kept.
+    pub(super) fn over(self, kept: KeptHistory<'a, Kept>) -> Self {
+        let time = self.time.map(|times| Times { keys_s: kept.times_s, ..times });
+        Task { kept: Some(kept.layer), time, ..self }
+    }
+
     /// n, the length of the history.
     #[inline(always)]
     pub(super) fn n(&self) -> usize {
-        self.history.len()
+        self.kept.map_or(self.history.len(), Kept::len)
     }
 
     /// The rows that attend, in blocks of up to `size`: the history's, then the targets'.
@@ -127,7 +153,7 @@ impl<'a> Task<'a> {
         let of_history = attending.step_by(size).map(move |first| RowBlock {
             first,
             count: size.min(history.end - first),
-            position: first - history.start,
+            position: n - (history.end - first),
             step: 1,
         });
         let of_targets = targets.clone().step_by(size).map(move |first| RowBlock {
@@ -177,12 +203,12 @@ impl<'a> Task<'a> {
         keys: Range<usize>,
     ) -> &'s [f32] {
         let by_position = &biases.reversed[keys.start + self.n() - position..][..keys.len()];
-        let Some((table, times)) = self.time else {
+        let Some(times) = self.time else {
             return by_position;
         };
         let sums = &mut biases.sums[..keys.len()];
         sums.copy_from_slice(by_position);
-        self.each_bucket(table.len(), times, row, keys, |at, bucket| sums[at] += table[bucket]);
+        self.each_bucket(times, row, keys, |at, bucket| sums[at] += times.table[bucket]);
         &biases.sums
     }
 
@@ -190,17 +216,16 @@ impl<'a> Task<'a> {
     #[inline(always)]
     pub(super) fn each_bucket(
         &self,
-        buckets: usize,
-        times: &[i64],
+        times: Times<'_>,
         row: usize,
         keys: Range<usize>,
         mut f: impl FnMut(usize, usize),
     ) {
-        let first = self.history.start;
-        let keys_s = &times[first + keys.start..first + keys.end.min(self.n())];
+        let keys_s = &times.keys_s[keys.start..keys.end.min(self.n())];
+        let (row_s, buckets) = (times.rows_s[row], times.table.len());
         let mut found = [0u32; KEYS];
         for (bucket, key_s) in found.iter_mut().zip(keys_s) {
-            *bucket = time_bucket(times[row].abs_diff(*key_s), buckets) as u32;
+            *bucket = time_bucket(row_s.abs_diff(*key_s), buckets) as u32;
         }
         for (at, bucket) in found[..keys_s.len()].iter().enumerate() {
             f(at, *bucket as usize);
@@ -210,7 +235,7 @@ impl<'a> Task<'a> {
     /// The bias of a target for itself.
     #[inline(always)]
     pub(super) fn own_bias(&self) -> f32 {
-        self.position.map_or(0.0, |table| table[0]) + self.time.map_or(0.0, |(table, _)| table[0])
+        self.position.map_or(0.0, |table| table[0]) + self.time.map_or(0.0, |time| time.table[0])
     }
 }
 

@@ -1,6 +1,8 @@
 //! Every path of the op against the f64 oracle, over random jagged batches.
 
 mod case;
+mod dense;
+mod kept;
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};

@@ -1,0 +1,159 @@
+//! A server's answers, whatever it keeps, cuts and batches, are those of one plain pass.
+
+mod world;
+
+use std::sync::Arc;
+
+use hypercast_fm::{
+    device::DeviceKind,
+    example::{Event, Example, Item},
+    inference::{self, FmOutput, FoundationModel, Serving},
+    spec::FmConfig,
+    trainer,
+};
+use world::{batch, config, spec};
+
+/// A model that has learnt a little, with every kind of bias and a window.
+fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
+    let config = FmConfig {
+        layers: 3,
+        window: 6,
+        global: 2,
+        position_buckets: 8,
+        time_buckets: 12,
+        ..config()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer =
+        trainer::create(&dir.path().join("work"), &config, &spec(), DeviceKind::Cpu).unwrap();
+    for step in 0..10 {
+        let examples = batch(step * 16);
+        trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+    }
+    let checkpoint = dir.path().join("fm");
+    trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
+    let serving = Serving { history_cache_bytes, ..Serving::default() };
+    inference::load(&checkpoint, serving).unwrap()
+}
+
+fn assert_same(found: &FmOutput, plain: &FmOutput, what: &str) {
+    assert_eq!((found.tae.len(), found.main.len()), (plain.tae.len(), plain.main.len()), "{what}");
+    let all =
+        |output: &FmOutput| output.tae.iter().chain(&output.main).copied().collect::<Vec<f32>>();
+    for (at, (found, plain)) in all(found).iter().zip(all(plain)).enumerate() {
+        assert!((found - plain).abs() < 1e-5, "{what}: at {at}, {found} should be {plain}");
+    }
+}
+
+fn check(fm: &dyn FoundationModel, examples: &[Example], what: &str) {
+    let references: Vec<&Example> = examples.iter().collect();
+    let plain = fm.infer_plain(&references).unwrap();
+    assert!(plain.tae.iter().any(|value| value.abs() > 0.01), "{what}: nothing to compare");
+    assert_same(&fm.infer(&references).unwrap(), &plain, what);
+}
+
+/// Request `request` with so many events and candidates.
+fn sized(request: u64, events: usize, candidates: u64) -> Example {
+    let mut example = world::example(request, &(0..candidates).collect::<Vec<_>>());
+    let mut models = (request + 2..).map(|request| world::example(request, &[1]).history);
+    let model = models.find(|history| history.len() > 2).expect("most users have a past");
+    example.history = (0..events)
+        .map(|at| Event { time_ms: at as i64 * 90_000, ..model[at % model.len()].clone() })
+        .collect();
+    example.time_ms = events as i64 * 90_000 + 1;
+    example
+}
+
+#[test]
+fn growing_histories_are_extended_and_not_encoded_again() {
+    let fm = served(64 << 20);
+    for events in [3, 3, 4, 9, 15, 16] {
+        check(&*fm, &[sized(40, events, 5)], &format!("{events} events"));
+    }
+    let counts = fm.cache_counts();
+    assert_eq!((counts.new_tokens, counts.whole), (16, 1), "{counts:?}");
+    assert_eq!(counts.known_tokens, 3 + 3 + 4 + 9 + 15);
+    assert!(counts.bytes > 0);
+}
+
+#[test]
+fn a_history_that_changed_is_encoded_from_the_change_on() {
+    let fm = served(64 << 20);
+    let mut request = sized(41, 10, 4);
+    check(&*fm, std::slice::from_ref(&request), "at first");
+    // An outcome that was not known then.
+    request.history[6].outcome.actions ^= 1;
+    check(&*fm, std::slice::from_ref(&request), "a late outcome");
+    assert_eq!(fm.cache_counts().new_tokens, 10 + 4);
+    // A catalogue that was mended.
+    request.history[8].item = Arc::new(Item { ids: vec![5], ..(*request.history[8].item).clone() });
+    check(&*fm, std::slice::from_ref(&request), "another item");
+    assert_eq!(fm.cache_counts().new_tokens, 14 + 2);
+    // An item that is equal, in another place.
+    request.history[1].item = Arc::new((*request.history[1].item).clone());
+    check(&*fm, std::slice::from_ref(&request), "an equal item");
+    assert_eq!(fm.cache_counts().new_tokens, 16);
+    // An older request of the same user.
+    request.history.truncate(5);
+    check(&*fm, std::slice::from_ref(&request), "an older request");
+    assert_eq!(fm.cache_counts().new_tokens, 16);
+}
+
+#[test]
+fn a_history_beyond_the_longest_slides() {
+    let fm = served(64 << 20);
+    for events in 14..22 {
+        check(&*fm, &[sized(42, events, 3)], &format!("{events} events of 16"));
+    }
+}
+
+#[test]
+fn micro_batches_and_batches_of_requests_change_nothing() {
+    let fm = served(64 << 20);
+    let requests: Vec<Example> = [(0, 7), (5, 300), (16, 1), (9, 0), (30, 129), (16, 40)]
+        .into_iter()
+        .enumerate()
+        .map(|(at, (events, candidates))| sized(50 + at as u64, events, candidates))
+        .collect();
+    check(&*fm, &requests, "cold");
+    check(&*fm, &requests, "warm");
+    let references: Vec<&Example> = requests.iter().collect();
+    let together = fm.infer(&references).unwrap();
+    let alone: Vec<FmOutput> =
+        references.iter().map(|request| fm.infer(&[*request]).unwrap()).collect();
+    let alone = FmOutput {
+        tae: alone.iter().flat_map(|said| said.tae.clone()).collect(),
+        main: alone.iter().flat_map(|said| said.main.clone()).collect(),
+    };
+    assert_same(&together, &alone, "together and alone");
+}
+
+#[test]
+fn a_cache_without_room_evicts_and_answers_the_same() {
+    let fm = served(40 << 10);
+    for round in 0..3 {
+        for user in 0..60 {
+            check(&*fm, &[sized(user, 16, 2)], &format!("round {round}, user {user}"));
+            assert!(fm.cache_counts().bytes <= 40 << 10);
+        }
+    }
+    let without = served(0);
+    check(&*without, &[sized(1, 16, 2)], "no cache");
+    assert_eq!(without.cache_counts().bytes, 0);
+}
+
+#[test]
+fn threads_that_share_users_get_the_same_answers() {
+    let fm = served(64 << 20);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let fm = &fm;
+            scope.spawn(move || {
+                for step in 0..40 {
+                    let (user, events) = (step % 3, 1 + (step as usize * 7 + thread) % 16);
+                    check(&**fm, &[sized(user, events, 3)], &format!("thread {thread}, {step}"));
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,64 @@
+//! `hypercast bench`: how fast each part is, beside a rival that does the same
+//! work in the same run on the same machine.
+//!
+//! Each part has a file: it makes its inputs, times itself and its rivals in
+//! turns, and gives [`Figure`]s. Nothing here is a test: no figure fails a build.
+
+mod fm;
+mod kernels;
+mod machine;
+mod report;
+mod timing;
+mod torch;
+mod world;
+
+use crate::error::Result;
+
+pub use self::report::{Figure, Report, Rival};
+
+/// The parts that can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// HSTU attention and the FM, beside PyTorch, plain Burn operators and histories that are not kept
+    Kernels,
+}
+
+/// What to measure, and how thoroughly.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which part.
+    pub part: Part,
+    /// Timed repetitions of each figure; the median counts.
+    pub runs: usize,
+    /// A Python with PyTorch, for the rivals that need one.
+    pub python: String,
+    /// The one group of figures to take; all if missing.
+    pub only: Option<String>,
+}
+
+impl Options {
+    /// Whether a group of figures is asked for.
+    fn wants(&self, group: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == group)
+    }
+}
+
+/// Measures a part.
+///
+/// # Errors
+/// What the part's own set-up meets. A rival that is not installed is no error: its figures say so.
+pub fn run(options: &Options) -> Result<Report> {
+    let mut report = Report::new(machine::describe());
+    match options.part {
+        Part::Kernels => {
+            kernels::measure(options, &mut report);
+            if options.wants("step") {
+                fm::step(options, &mut report)?;
+            }
+            if options.wants("history") {
+                fm::history(options, &mut report)?;
+            }
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,36 @@
+//! Times of things that do the same work, taken in turns, so that what else the
+//! machine does meets all of them alike.
+
+use std::time::Instant;
+
+/// Something to time.
+pub type Contender<'a> = Box<dyn FnMut() + 'a>;
+
+/// The median seconds of each, after one run of each that does not count.
+pub fn medians_s(runs: usize, contenders: &mut [Contender<'_>]) -> Vec<f64> {
+    let mut took = vec![Vec::with_capacity(runs); contenders.len()];
+    for run in 0..=runs {
+        for (took, contender) in took.iter_mut().zip(contenders.iter_mut()) {
+            let start = Instant::now();
+            contender();
+            if run > 0 {
+                took.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    took.into_iter().map(|mut took| quantile(&mut took, 0.5)).collect()
+}
+
+/// The median seconds of one.
+pub fn median_s(runs: usize, contender: impl FnMut()) -> f64 {
+    medians_s(runs, &mut [Box::new(contender)])[0]
+}
+
+/// A quantile of some times; sorts them.
+///
+/// # Panics
+/// Without times.
+pub fn quantile(times: &mut [f64], share: f64) -> f64 {
+    times.sort_unstable_by(f64::total_cmp);
+    times[((times.len() - 1) as f64 * share).round() as usize]
+}

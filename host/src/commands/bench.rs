@@ -1,0 +1,41 @@
+//! `hypercast bench`: how fast a part is beside its rivals (see [`crate::bench`]).
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::bench::{self, Options, Part};
+
+/// Measure how fast a part is, beside rivals on the same machine
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which part
+    #[arg(value_enum)]
+    pub part: Part,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Timed repetitions of each figure; the median counts
+    #[arg(long, value_name = "N", default_value_t = 21)]
+    pub runs: usize,
+    /// A Python that has PyTorch, for the rivals that need it
+    #[arg(long, value_name = "PYTHON", default_value = "python3")]
+    pub python: String,
+    /// One group of figures alone; kernels: attention, window, shared, step, history
+    #[arg(long, value_name = "GROUP")]
+    pub only: Option<String>,
+}
+
+/// Measures, prints each figure as it comes, and writes them.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
+    let options =
+        Options { part: args.part, runs: args.runs, python: args.python, only: args.only };
+    let report = bench::run(&options)?;
+    println!("{report}");
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Prepared products against their composition of plain operators.
+
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Distribution, Tensor, TensorPrimitive};
+use burn_flex::Flex;
+use hypercast_kernels::dense::{DenseBackend, Gated, Norm, Plain};
+
+use crate::assert_close;
+
+fn random<const D: usize>(shape: [usize; D]) -> FloatTensor<Flex> {
+    let device = Default::default();
+    Tensor::<Flex, D>::random(shape, Distribution::Normal(0.1, 1.0), &device)
+        .into_primitive()
+        .tensor()
+}
+
+fn numbers(tensor: FloatTensor<Flex>) -> Vec<f32> {
+    let tensor = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(tensor));
+    tensor.into_data().to_vec().expect("f32")
+}
+
+fn norm(width: usize) -> Norm<FloatTensor<Flex>> {
+    Norm { scale: random([width]), shift: random([width]), epsilon: 1e-6 }
+}
+
+#[test]
+fn fused_products_equal_composed_ones() {
+    for (rows, from, to, bias) in [
+        (0, 4, 8, true),
+        (1, 1, 1, false),
+        (3, 7, 33, true),
+        (64, 24, 96, true),
+        (150, 128, 512, false),
+        (130, 40, 31, true),
+    ] {
+        let weight = random([from, to]);
+        let bias = bias.then(|| random([to]));
+        let fused = Flex::prepare(weight.clone(), bias.clone());
+        let plain = Plain::<Flex>::prepare(weight, bias);
+        let (x, norm_in) = (random([rows, from]), norm(from));
+        let expected = numbers(plain.mix(x.clone(), norm_in.clone()));
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        let what = format!("{rows} rows, {from} to {to}");
+        let found = numbers(Flex::mix(x, norm_in, &fused));
+        assert_close(&format!("mix, {what}"), &found, &expected, 3e-5);
+
+        // U is a slice of columns of a wider tensor, as a layer has it.
+        let wide =
+            Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(random([rows, from + 5])));
+        let u = wide.narrow(1, 5, from).into_primitive().tensor();
+        let gated = Gated { x: random([rows, to]), attended: random([rows, from]), u };
+        let norm_out = norm(from);
+        let expected = numbers(plain.gate(gated.clone(), norm_out.clone()));
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        let found = numbers(Flex::gate(gated, norm_out, &fused));
+        assert_close(&format!("gate, {what}"), &found, &expected, 3e-5);
+    }
+}
