@@ -61,6 +61,7 @@
 #[cfg(not(all(unix, target_endian = "little")))]
 compile_error!("the store maps little-endian files and needs a POSIX system");
 
+mod check;
 mod checkpoint;
 mod epoch;
 mod error;
@@ -85,6 +86,7 @@ mod store;
 mod view;
 mod writer;
 
+pub use check::{Checked, check};
 pub use error::{Damage, Error, Result};
 pub use format::RowFormat;
 pub use handle::StoreHandle;
