@@ -8,6 +8,8 @@ mod fm;
 mod kernels;
 mod machine;
 mod report;
+mod rivals;
+mod store;
 mod timing;
 mod torch;
 mod world;
@@ -21,6 +23,8 @@ pub use self::report::{Figure, Report, Rival};
 pub enum Part {
     /// HSTU attention and the FM, beside PyTorch, plain Burn operators and histories that are not kept
     Kernels,
+    /// The embedding store, beside a raw copy of rows and other embedded stores
+    Store,
 }
 
 /// What to measure, and how thoroughly.
@@ -34,6 +38,8 @@ pub struct Options {
     pub python: String,
     /// The one group of figures to take; all if missing.
     pub only: Option<String>,
+    /// Rows of the store.
+    pub rows: usize,
 }
 
 impl Options {
@@ -59,6 +65,7 @@ pub fn run(options: &Options) -> Result<Report> {
                 fm::history(options, &mut report)?;
             }
         }
+        Part::Store => store::measure(options, &mut report)?,
     }
     Ok(report)
 }

@@ -21,16 +21,21 @@ pub struct Args {
     /// A Python that has PyTorch, for the rivals that need it
     #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: String,
-    /// One group of figures alone; kernels: attention, window, shared, step, history
+    /// One group of figures alone; kernels: attention, window, shared, step, history; store:
+    /// reads, open, writer, formats, rivals
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
+    /// Rows of the store; they take about 290 bytes each on disk and in memory, and as much again for rivals
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    pub rows: usize,
 }
 
 /// Measures, prints each figure as it comes, and writes them.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
+    anyhow::ensure!(args.rows > 0, "--rows 0: at least one is needed");
     let options =
-        Options { part: args.part, runs: args.runs, python: args.python, only: args.only };
+        Options { part: args.part, runs: args.runs, python: args.python, only: args.only, rows: args.rows };
     let report = bench::run(&options)?;
     println!("{report}");
     if let Some(path) = &args.json {
