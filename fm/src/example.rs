@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// How many real-valued outcomes an impression can have.
 pub const MAX_VALUES: usize = 4;
 
 /// An item, with its features in the schema's order.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Item {
     /// The raw id.
     pub id: u64,
@@ -20,11 +22,12 @@ pub struct Item {
     /// Dense features, likewise.
     pub dense: Vec<f32>,
     /// The content vector, of unit norm; empty for an item without one. No expert column.
+    #[serde(with = "shared_slice")]
     pub content: Arc<[f32]>,
 }
 
 /// A user, with features in the schema's order.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct User {
     /// The raw id.
     pub id: u64,
@@ -35,7 +38,7 @@ pub struct User {
 }
 
 /// What came of an impression.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Bit i: action i of the schema happened.
     pub actions: u32,
@@ -52,9 +55,10 @@ impl Outcome {
 }
 
 /// An impression of the past.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
     /// What was shown.
+    #[serde(with = "shared")]
     pub item: Arc<Item>,
     /// Where: an index into `schema.surfaces`.
     pub surface: u16,
@@ -65,9 +69,10 @@ pub struct Event {
 }
 
 /// A candidate of a request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// The candidate.
+    #[serde(with = "shared")]
     pub item: Arc<Item>,
     /// Every categorical column, in the order of `Schema::id_columns`.
     pub ids: Vec<u64>,
@@ -80,11 +85,12 @@ pub struct Target {
 }
 
 /// One request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Example {
     /// Unique in the data set.
     pub request: u64,
     /// Who asked.
+    #[serde(with = "shared")]
     pub user: Arc<User>,
     /// Where: an index into `schema.surfaces`.
     pub surface: u16,
@@ -94,4 +100,40 @@ pub struct Example {
     pub history: Vec<Event>,
     /// The candidates.
     pub targets: Vec<Target>,
+}
+
+/// What is shared is written as if it were owned; serde's own feature for that is global and would rebuild all that
+/// depends on it.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Arc<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        T::serialize(value, to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
+}
+
+/// As `shared`, for numbers.
+mod shared_slice {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Arc<[f32]>, to: S) -> Result<S::Ok, S::Error> {
+        <[f32]>::serialize(value, to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<[f32]>, D::Error> {
+        Vec::deserialize(from).map(Arc::from)
+    }
 }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{config::Config, serve::http};
+use crate::{
+    config::{Config, Tier},
+    serve::http,
+};
 
 /// Serve rankings over HTTP
 #[derive(Debug, clap::Args)]
@@ -15,6 +18,9 @@ pub struct Args {
     /// Address and port instead of `server.listen`
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// The tier that this process runs
+    #[arg(long, value_enum, default_value_t)]
+    pub tier: Tier,
 }
 
 /// Serves until SIGTERM or SIGINT. When it is ready it prints `listening on http://ADDRESS`.
@@ -35,7 +41,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             tracing::info!("stopping: finishing accepted requests");
         };
-        http::serve(config, stop, |address| println!("listening on http://{address}")).await?;
+        http::serve(config, args.tier, stop, |address| println!("listening on http://{address}"))
+            .await?;
         Ok(())
     })
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::convert::Named;
 
+/// The header by which a caller, or one tier to the next, says how many milliseconds are left.
+pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
+
 /// `POST /v1/rank`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -174,12 +177,18 @@ pub enum Refusal {
     /// Models are still being loaded.
     #[error("starting: models are being loaded; try again when /readyz says so")]
     Starting,
-    /// All threads are busy and the queue is full.
-    #[error("overloaded: the queue is full; try again later")]
-    Overloaded,
+    /// It could not be answered in time.
+    #[error("overloaded: it could not be answered in time; try again after {retry_after_ms} ms")]
+    Overloaded {
+        /// When it may be worth another try.
+        retry_after_ms: u64,
+    },
     /// The deadline passed.
-    #[error("no answer within {0} ms (server.deadline_ms)")]
-    Deadline(u64),
+    #[error("no answer in time (server.deadline_ms, or the caller's {DEADLINE_HEADER})")]
+    Deadline,
+    /// Another tier does not answer.
+    #[error("{0}")]
+    Unreachable(String),
     /// Something failed that is not the caller's doing.
     #[error("{0}")]
     Internal(String),
@@ -194,8 +203,9 @@ impl Refusal {
             Refusal::NoCandidates => (422, "no_candidates"),
             Refusal::TooMany { .. } => (413, "too_many"),
             Refusal::Starting => (503, "starting"),
-            Refusal::Overloaded => (503, "overloaded"),
-            Refusal::Deadline(_) => (504, "deadline"),
+            Refusal::Overloaded { .. } => (503, "overloaded"),
+            Refusal::Deadline => (504, "deadline"),
+            Refusal::Unreachable(_) => (502, "unreachable"),
             Refusal::Internal(_) => (500, "internal"),
         }
     }

@@ -1,5 +1,5 @@
-//! The HTTP side: routes, bodies, statuses. What a route means is
-//! [`super::service`]'s; what it looks like is [`super::api`]'s.
+//! The HTTP side: a process' tiers behind routes, statuses, deadlines. What a
+//! route does is in [`super::routes`]; what it looks like is [`super::api`]'s.
 //!
 //! The server answers `/healthz` from its first moment and everything else
 //! once the models are loaded.
@@ -10,33 +10,60 @@ use std::{
 };
 
 use axum::{
-    Router,
-    body::Body,
-    extract::State,
-    http::{StatusCode, header},
+    body::Bytes,
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use super::{
-    api::{EventsAnswer, Refusal, RefusalBody, RefusalText},
+    admission::Admission,
+    api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
+    fm_tier::FmTier,
     metrics::Metrics,
+    routes,
     service::Service,
     workers::{PoolSize, Workers},
 };
 use crate::{
-    config::Config,
+    config::{Config, FmTierConfig, Tier},
     error::{Error, Result},
 };
 
 /// What handlers share.
-struct App {
-    config: Config,
-    service: OnceLock<Arc<Service>>,
-    workers: Workers,
-    metrics: Arc<Metrics>,
+pub(super) struct App {
+    pub(super) config: Config,
+    pub(super) tier: Tier,
+    pub(super) loaded: OnceLock<Loaded>,
+    pub(super) workers: Workers,
+    pub(super) admission: Arc<Admission>,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// The models of a process.
+pub(super) struct Loaded {
+    /// Features and experts; none in a tier of the FM alone.
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) fm: FmTier,
+}
+
+impl App {
+    /// The configuration of the FM's tier that this process runs or asks.
+    pub(super) fn fm_config(&self) -> &FmTierConfig {
+        fm_config(&self.config, self.tier)
+    }
+
+    pub(super) fn loaded(&self) -> std::result::Result<&Loaded, Refusal> {
+        self.loaded.get().ok_or(Refusal::Starting)
+    }
+}
+
+fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
+    match tier {
+        Tier::All | Tier::Expert | Tier::FmServing => &config.fm_serving,
+        Tier::FmLogging => &config.fm_logging,
+    }
 }
 
 /// Binds, loads, serves until `stop` resolves, then finishes what was accepted.
@@ -46,6 +73,7 @@ struct App {
 /// An address that cannot be bound; whatever loading says.
 pub async fn serve(
     config: Config,
+    tier: Tier,
     stop: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
 ) -> Result<()> {
@@ -58,20 +86,31 @@ pub async fn serve(
     let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
     let workers = Workers::start(size)
         .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
-    let metrics = Arc::new(Metrics::new());
-    let app = Arc::new(App { config, service: OnceLock::new(), workers, metrics });
+    let most = match tier {
+        Tier::All | Tier::Expert => config.server.queue,
+        Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
+    };
+    let app = Arc::new(App {
+        tier,
+        loaded: OnceLock::new(),
+        workers,
+        admission: Admission::new(most),
+        metrics: Arc::new(Metrics::new()),
+        config,
+    });
     let (failed, failure) = oneshot::channel();
     let loading = app.clone();
-    std::thread::spawn(move || match Service::load(&loading.config, loading.metrics.clone()) {
-        Ok(service) => {
-            let _ = loading.service.set(Arc::new(service));
+    std::thread::spawn(move || match load(&loading.config, loading.tier, &loading.metrics) {
+        Ok(loaded) => {
+            // Only this thread sets it.
+            let _ = loading.loaded.set(loaded);
             ready(address);
         }
         // The receiver is gone only if the server has stopped already.
         Err(error) => drop(failed.send(error)),
     });
     let (halt, halted) = oneshot::channel::<()>();
-    let served = axum::serve(listener, routes(app)).with_graceful_shutdown(async {
+    let served = axum::serve(listener, routes::of(app)).with_graceful_shutdown(async {
         // An error means that the sender is gone, which is a reason to stop too.
         let _ = halted.await;
     });
@@ -88,115 +127,117 @@ pub async fn serve(
     }
 }
 
-fn routes(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/rank", post(rank))
-        .route("/v1/events", post(events))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .fallback(|| async {
-            refuse_with(404, "not_found", "no such route; see README.md for those there are")
-        })
-        .with_state(app)
-}
-
-async fn rank(State(app): State<Arc<App>>, body: Body) -> Response {
-    let run = |service: &Service, request| service.rank(&request);
-    answer(app, "/v1/rank", body, run).await
-}
-
-async fn events(State(app): State<Arc<App>>, body: Body) -> Response {
-    let run = |service: &Service, request| {
-        service.events(&request).map(|accepted| EventsAnswer { accepted })
+fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>) -> Result<Loaded> {
+    let fm_config = fm_config(config, tier);
+    let here = FmTierConfig { url: String::new(), ..fm_config.clone() };
+    let fm = match tier {
+        Tier::Expert if fm_config.url.is_empty() => {
+            return Err(Error::Invalid(
+                "--tier expert needs the FM's address in another process: set fm_serving.url"
+                    .into(),
+            ));
+        }
+        Tier::All | Tier::Expert => FmTier::open(config, fm_config, metrics)?,
+        Tier::FmServing | Tier::FmLogging => FmTier::open(config, &here, metrics)?,
     };
-    answer(app, "/v1/events", body, run).await
-}
-
-async fn readyz(State(app): State<Arc<App>>) -> Response {
-    match app.service.get() {
-        Some(_) => "ready\n".into_response(),
-        None => refuse(&Refusal::Starting),
-    }
-}
-
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
-}
-
-/// Body → request → worker → answer, timed and counted.
-async fn answer<Q, A>(
-    app: Arc<App>,
-    route: &'static str,
-    body: Body,
-    run: impl FnOnce(&Service, Q) -> std::result::Result<A, Refusal> + Send + 'static,
-) -> Response
-where
-    Q: DeserializeOwned + Send + 'static,
-    A: Serialize + Send + 'static,
-{
-    let start = Instant::now();
-    let response = match run_on_worker(&app, body, run).await {
-        Ok(answer) => json(StatusCode::OK, &answer),
-        Err(refusal) => refuse(&refusal),
+    let service = match tier {
+        Tier::All | Tier::Expert => {
+            Some(Arc::new(Service::load(config, fm.manifest(), metrics.clone())?))
+        }
+        Tier::FmServing | Tier::FmLogging => None,
     };
-    app.metrics.request(route, response.status().as_u16(), start.elapsed());
-    response
+    Ok(Loaded { service, fm })
 }
 
-async fn run_on_worker<Q, A>(
-    app: &Arc<App>,
-    body: Body,
-    run: impl FnOnce(&Service, Q) -> std::result::Result<A, Refusal> + Send + 'static,
-) -> std::result::Result<A, Refusal>
-where
-    Q: DeserializeOwned + Send + 'static,
-    A: Send + 'static,
-{
-    let service = app.service.get().ok_or(Refusal::Starting)?.clone();
-    let most = app.config.server.max_body_bytes;
-    let bytes = axum::body::to_bytes(body, most).await.map_err(|_| {
-        Refusal::BadRequest(format!(
-            "the body is over {most} bytes (server.max_body_bytes), or broke off"
-        ))
-    })?;
-    let request: Q = serde_json::from_slice(&bytes)
-        .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
-    let deadline_ms = app.config.server.deadline_ms;
-    let deadline = Instant::now() + Duration::from_millis(deadline_ms);
+/// Runs on a worker thread what a request needs there, unless its deadline passes first.
+pub(super) async fn on_worker<T: Send + 'static>(
+    app: &App,
+    deadline: Instant,
+    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
+) -> std::result::Result<T, Refusal> {
     let (done, result) = oneshot::channel();
     app.workers
         .submit(move || {
             // Nobody waits for an answer after the deadline; a late one only delays others.
-            if Instant::now() < deadline {
-                let _ = done.send(run(&service, request));
-                service.between_requests();
+            if Instant::now() < deadline && !done.is_closed() {
+                let _ = done.send(run());
             }
         })
-        .map_err(|_| Refusal::Overloaded)?;
+        .map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })?;
     match tokio::time::timeout_at(deadline.into(), result).await {
         Ok(Ok(answer)) => answer,
         // The job went without an answer: it was too late, or it panicked.
         Ok(Err(_)) if Instant::now() < deadline => {
             Err(Refusal::Internal("the request failed inside the host; see its log".into()))
         }
-        Ok(Err(_)) | Err(_) => Err(Refusal::Deadline(deadline_ms)),
+        Ok(Err(_)) | Err(_) => Err(Refusal::Deadline),
     }
 }
 
-fn refuse(refusal: &Refusal) -> Response {
-    let (status, code) = refusal.code();
-    refuse_with(status, code, &refusal.to_string())
+/// How long a request has: what the caller says is left, at most `most_ms`.
+///
+/// # Errors
+/// A header that is no number.
+pub(super) fn time_left(
+    headers: &HeaderMap,
+    most_ms: u64,
+) -> std::result::Result<Duration, Refusal> {
+    let Some(value) = headers.get(DEADLINE_HEADER) else {
+        return Ok(Duration::from_millis(most_ms));
+    };
+    let left_ms =
+        value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| {
+            Refusal::BadRequest(format!(
+                "{DEADLINE_HEADER}: {value:?} is no number of milliseconds"
+            ))
+        })?;
+    Ok(Duration::from_millis(left_ms.min(most_ms)))
 }
 
-fn refuse_with(status: u16, code: &str, message: &str) -> Response {
+/// An answer, timed and counted.
+pub(super) fn told(
+    app: &App,
+    route: &'static str,
+    start: Instant,
+    outcome: std::result::Result<Response, Refusal>,
+) -> Response {
+    let response = outcome.unwrap_or_else(|refusal| refuse(&refusal));
+    app.metrics.request(route, response.status().as_u16(), start.elapsed());
+    response
+}
+
+pub(super) fn refuse(refusal: &Refusal) -> Response {
+    let (status, code) = refusal.code();
+    let mut response = refuse_with(status, code, &refusal.to_string());
+    if let Refusal::Overloaded { retry_after_ms } = refusal {
+        // Whole seconds are what the header can say.
+        let seconds = retry_after_ms.div_ceil(1000).max(1);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+pub(super) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
     let body = RefusalBody { error: RefusalText { code: code.into(), message: message.into() } };
     json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// A body as bytes, at most `most` of them.
+///
+/// # Errors
+/// One that is longer, or breaks off.
+pub(super) async fn bytes(
+    body: axum::body::Body,
+    most: usize,
+) -> std::result::Result<Bytes, Refusal> {
+    axum::body::to_bytes(body, most).await.map_err(|_| {
+        Refusal::BadRequest(format!("the body is over {most} bytes (max_body_bytes), or broke off"))
+    })
 }

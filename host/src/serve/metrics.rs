@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use hypercast_fm::history::CacheCounts;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// The stages of a request, in order.
@@ -18,6 +20,8 @@ pub struct Metrics {
     stages: HistogramVec,
     duration: HistogramVec,
     events: IntCounterVec,
+    fm_batches: Histogram,
+    history_cache: IntGaugeVec,
     versions: IntGaugeVec,
 }
 
@@ -38,6 +42,22 @@ impl Metrics {
             registry.register(Box::new(histogram.clone())).expect("registered once");
             histogram
         };
+        let sizes = prometheus::exponential_buckets(1.0, 2.0, 12).expect("a valid range");
+        let options = HistogramOpts::new(
+            "hypercast_fm_batch_requests",
+            "Requests that shared a pass of the FM",
+        );
+        let fm_batches = Histogram::with_opts(options.buckets(sizes)).expect("a valid name");
+        registry.register(Box::new(fm_batches.clone())).expect("registered once");
+        let history_cache = IntGaugeVec::new(
+            Opts::new(
+                "hypercast_history_cache",
+                "Encoded histories: requests whose whole history was kept, tokens known and new since the start, bytes now",
+            ),
+            &["what"],
+        )
+        .expect("a valid name");
+        registry.register(Box::new(history_cache.clone())).expect("registered once");
         let versions = IntGaugeVec::new(
             Opts::new("hypercast_version_info", "1 for each model version in service"),
             &["tier", "name", "version"],
@@ -61,6 +81,8 @@ impl Metrics {
                 &["stage"],
             ),
             duration: histogram("hypercast_request_seconds", "Time of a request", &["route"]),
+            fm_batches,
+            history_cache,
             events: counter("hypercast_events_total", "Events accepted by surface", &["surface"]),
             versions,
             registry,
@@ -86,6 +108,25 @@ impl Metrics {
     /// Counts accepted events.
     pub fn events(&self, surface: &str, count: u64) {
         self.events.with_label_values(&[surface]).inc_by(count);
+    }
+
+    /// Counts a pass of the FM and the requests that shared it.
+    pub fn fm_batch(&self, requests: usize) {
+        self.fm_batches.observe(requests as f64);
+    }
+
+    /// Says what the history cache was worth.
+    pub fn history_cache(&self, counts: CacheCounts) {
+        let CacheCounts { whole, known_tokens, new_tokens, bytes } = counts;
+        let values = [
+            ("whole_requests", whole),
+            ("known_tokens", known_tokens),
+            ("new_tokens", new_tokens),
+            ("bytes", bytes),
+        ];
+        for (what, value) in values {
+            self.history_cache.with_label_values(&[what]).set(value as i64);
+        }
     }
 
     /// Says that a version is in service.

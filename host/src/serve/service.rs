@@ -1,7 +1,9 @@
-//! One rank request from start to end, and events into the live state.
+//! The tier of experts: a request's features, its ranking, and events into the
+//! live state. What the FM says comes from its own tier, in between.
 //!
 //! Every call blocks; the HTTP side runs it on a worker thread. A fault of an
 //! expert never fails a request: the FM's own ranking answers, marked degraded.
+//! Nor does an FM that cannot be reached: the expert ranks without its embedding.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use hypercast_fm::{
-    example::Example,
-    inference::{self, FmOutput, FoundationModel},
-    spec::TaskSpec,
-};
+use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput, spec::TaskSpec};
 
 use super::{
     api::{EventsRequest, ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
@@ -36,14 +34,14 @@ use crate::{
     schema::Schema,
 };
 
-/// Everything that a request needs, loaded.
+/// Everything that a request needs besides the FM, loaded.
 pub struct Service {
     config: Config,
     schema: Arc<Schema>,
     converter: Converter,
     state: RwLock<FeatureState>,
     events: Option<Mutex<EventLog>>,
-    fm: Box<dyn FoundationModel>,
+    fm: FmFacts,
     registry: Registry,
     /// What was configured for each expert.
     entries: Vec<(Arc<Expert>, ExpertEntry)>,
@@ -51,20 +49,52 @@ pub struct Service {
     requests: AtomicU64,
 }
 
+/// What of the FM's manifest a request needs.
+struct FmFacts {
+    version: String,
+    max_history: usize,
+    tasks: Vec<TaskSpec>,
+}
+
+impl FmFacts {
+    fn of(manifest: &Manifest) -> Self {
+        Self {
+            version: manifest.version.clone(),
+            max_history: manifest.config.max_history,
+            tasks: manifest.spec.main_tasks().to_vec(),
+        }
+    }
+}
+
+/// A request with its features.
+pub struct Fetched {
+    /// The request, alone.
+    pub example: Arc<[Example]>,
+    unknown_items: Vec<u64>,
+    start: Instant,
+    took: Duration,
+}
+
+/// What the FM's tier said.
+pub struct FmAnswer {
+    /// Its output, or why there is none.
+    pub output: std::result::Result<FmOutput, Refusal>,
+    /// How long that took, waiting included.
+    pub took: Duration,
+}
+
 /// Time spent in each of [`STAGES`].
 type StageTimes = [Duration; STAGES.len()];
 
 impl Service {
-    /// Loads the FM, every expert and the live state.
+    /// Loads every expert that fits the FM, and the live state.
     ///
     /// # Errors
     /// Anything missing, damaged or refused: a daemon starts whole or not at all.
-    pub fn load(config: &Config, metrics: Arc<Metrics>) -> Result<Self> {
+    pub fn load(config: &Config, fm: &Manifest, metrics: Arc<Metrics>) -> Result<Self> {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let schema = dataset.schema.clone();
-        let fm = inference::load(&config.paths.fm, config.serving())?;
-        metrics.version("fm", "fm", &fm.manifest().version);
-        let (registry, entries) = load_experts(config, &schema, &*fm)?;
+        let (registry, entries) = load_experts(config, &schema, fm)?;
         for (expert, entry) in &entries {
             metrics.version("expert", &entry.name, expert.version());
         }
@@ -77,7 +107,7 @@ impl Service {
             schema,
             state: RwLock::new(state),
             events,
-            fm,
+            fm: FmFacts::of(fm),
             registry,
             entries,
             metrics,
@@ -85,43 +115,67 @@ impl Service {
         })
     }
 
-    /// Ranks the candidates of a request.
+    /// The features of a request as of now, for FM and expert alike.
     ///
     /// # Errors
-    /// A request that is the caller's mistake, or one that the host cannot answer at all.
-    pub fn rank(&self, request: &RankRequest) -> std::result::Result<RankAnswer, Refusal> {
+    /// A request that is the caller's mistake.
+    pub fn fetch(&self, request: &RankRequest) -> std::result::Result<Fetched, Refusal> {
         self.check_size(request)?;
         let start = Instant::now();
-        let mut times = StageTimes::default();
-        let (example, unknown_items) = self.fetch(request)?;
-        times[0] = start.elapsed();
+        let time_ms = request.time_ms.unwrap_or_else(now_ms);
+        let id = self.requests.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.read().expect("no writer panics");
+        let input: RequestInput =
+            self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
+        let unknown_items = input
+            .candidates
+            .iter()
+            .map(|c| c.item)
+            .filter(|&item| state.item(item).is_none())
+            .collect();
+        let example = state.fetch(&input, self.fm.max_history);
+        Ok(Fetched { example: [example].into(), unknown_items, start, took: start.elapsed() })
+    }
 
-        let begun = Instant::now();
-        let fm =
-            self.fm.infer(&[&example]).map_err(|error| Refusal::Internal(error.to_string()))?;
-        times[1] = begun.elapsed();
-
+    /// Ranks the candidates of a request with what the FM says of them. Without it, the expert goes without a TAE and the
+    /// answer is marked degraded.
+    ///
+    /// # Errors
+    /// [`Refusal::Unreachable`], where there is neither an FM nor an expert.
+    pub fn rank(
+        &self,
+        request: &RankRequest,
+        fetched: &Fetched,
+        fm: FmAnswer,
+    ) -> std::result::Result<RankAnswer, Refusal> {
+        let example = &fetched.example[0];
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
         let route = self.registry.route(example.surface);
+        let mut times = StageTimes::default();
+        (times[0], times[1]) = (fetched.took, fm.took);
         let outcome = match route {
             Some(route) => {
-                let (outcome, spent) =
-                    route.active.serve(&example, self.tae(&route.active, &fm), limit);
+                let (outcome, spent) = route.active.serve(
+                    example,
+                    self.tae(&route.active, fm.output.as_ref().ok()),
+                    limit,
+                );
                 (times[2], times[3]) = (spent.network, spent.wasm);
                 Some(outcome)
             }
             None => None,
         };
         let expert = route.map(|route| self.version(&route.active));
-        let mut answer = self.answer(&example, &fm, outcome.as_ref(), limit, expert);
-        answer.unknown_items = unknown_items;
+        let mut answer = self.answer(example, &fm, outcome.as_ref(), limit, expert)?;
+        answer.unknown_items.clone_from(&fetched.unknown_items);
         for (stage, took) in STAGES.iter().zip(times) {
             self.metrics.stage(stage, took);
         }
         if request.explain && self.config.server.explain {
-            let total = start.elapsed();
+            let total = fetched.start.elapsed();
+            let fm = fm.output.as_ref().ok();
             answer.explain =
-                Some(self.explain(&example, &fm, outcome.as_ref(), route, (times, total)));
+                Some(self.explain(example, fm, outcome.as_ref(), route, (times, total)));
         }
         Ok(answer)
     }
@@ -182,22 +236,6 @@ impl Service {
         }
     }
 
-    /// Features of the request as of now, and the candidates that nothing is known of.
-    fn fetch(&self, request: &RankRequest) -> std::result::Result<(Example, Vec<u64>), Refusal> {
-        let time_ms = request.time_ms.unwrap_or_else(now_ms);
-        let id = self.requests.fetch_add(1, Ordering::Relaxed);
-        let state = self.state.read().expect("no writer panics");
-        let input: RequestInput =
-            self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
-        let unknown = input
-            .candidates
-            .iter()
-            .map(|c| c.item)
-            .filter(|&item| state.item(item).is_none())
-            .collect();
-        Ok((state.fetch(&input, self.fm.manifest().config.max_history), unknown))
-    }
-
     fn version(&self, expert: &Arc<Expert>) -> ExpertVersion {
         ExpertVersion {
             name: self.name(expert).to_owned(),
@@ -215,49 +253,56 @@ impl Service {
     }
 
     /// The TAE as the expert was trained with it.
-    fn tae<'a>(&self, expert: &Arc<Expert>, fm: &'a FmOutput) -> Tae<'a> {
-        match self.entry(expert) {
-            Some(entry) if entry.without_tae => Tae::Without,
-            _ => Tae::Rows(&fm.tae),
+    fn tae<'a>(&self, expert: &Arc<Expert>, fm: Option<&'a FmOutput>) -> Tae<'a> {
+        match (self.entry(expert), fm) {
+            (Some(entry), _) if entry.without_tae => Tae::Without,
+            (_, Some(fm)) => Tae::Rows(&fm.tae),
+            (_, None) => Tae::Without,
         }
     }
 
     fn answer(
         &self,
         example: &Example,
-        fm: &FmOutput,
+        fm: &FmAnswer,
         outcome: Option<&RankOutcome>,
         limit: usize,
         expert: Option<ExpertVersion>,
-    ) -> RankAnswer {
+    ) -> std::result::Result<RankAnswer, Refusal> {
+        let by_fm = || match &fm.output {
+            Ok(said) => Ok(self.fm_ranking(example, said, limit)),
+            Err(refusal) => Err(refusal.clone()),
+        };
         let (ranking, reason) = match outcome {
             Some(RankOutcome::Ranked { ranked, predictions }) => {
-                (expert_ranking(example, ranked, predictions), None)
+                let without = fm.output.as_ref().err().map(|refusal| {
+                    let name = expert.as_ref().map_or("", |expert| &expert.name);
+                    self.metrics.degraded(name, "no_fm");
+                    format!("ranked without the FM's embedding: {refusal}")
+                });
+                (expert_ranking(example, ranked, predictions), without)
             }
             Some(RankOutcome::Degraded(fault)) => {
                 let name = expert.as_ref().map_or("", |expert| &expert.name);
                 self.metrics.degraded(name, fault.cause.label());
-                (self.fm_ranking(example, fm, limit), Some(fault.to_string()))
+                (by_fm()?, Some(fault.to_string()))
             }
             None => {
                 let surface = &self.schema.surfaces[usize::from(example.surface)];
                 self.metrics.degraded("", "no_expert");
-                (
-                    self.fm_ranking(example, fm, limit),
-                    Some(format!("no expert serves surface {surface:?}")),
-                )
+                (by_fm()?, Some(format!("no expert serves surface {surface:?}")))
             }
         };
-        RankAnswer {
+        Ok(RankAnswer {
             ranking,
-            fm_version: self.fm.manifest().version.clone(),
+            fm_version: self.fm.version.clone(),
             expert,
             degraded: reason.is_some(),
             reason,
             new_user: example.history.is_empty(),
             unknown_items: Vec::new(),
             explain: None,
-        }
+        })
     }
 
     /// The fallback: by the FM's first main task, best first.
@@ -280,20 +325,20 @@ impl Service {
     }
 
     fn main_tasks(&self) -> &[TaskSpec] {
-        self.fm.manifest().spec.main_tasks()
+        &self.fm.tasks
     }
 
     fn explain(
         &self,
         example: &Example,
-        fm: &FmOutput,
+        fm: Option<&FmOutput>,
         outcome: Option<&RankOutcome>,
         route: Option<&Route>,
         (times, total): (StageTimes, Duration),
     ) -> Explanation {
         let tasks = self.main_tasks();
-        let column =
-            |task: usize| fm.main.iter().skip(task).step_by(tasks.len()).copied().collect();
+        let main = fm.map_or(&[][..], |fm| &fm.main);
+        let column = |task: usize| main.iter().skip(task).step_by(tasks.len()).copied().collect();
         let micros = |took: Duration| took.as_secs_f64() * 1e6;
         let mut stages: BTreeMap<String, f64> = STAGES
             .iter()
@@ -361,15 +406,11 @@ struct Planned {
     shadows: Vec<Arc<Expert>>,
 }
 
-fn load_experts(
-    config: &Config,
-    schema: &Schema,
-    fm: &dyn FoundationModel,
-) -> Result<(Registry, Entries)> {
+fn load_experts(config: &Config, schema: &Schema, fm: &Manifest) -> Result<(Registry, Entries)> {
     let engine = Engine::new(config.plugin_limits.engine())?;
     let options = LoadOptions {
-        tae_dim: fm.manifest().config.tae_width(),
-        fm_version: Some(fm.manifest().version.clone()),
+        tae_dim: fm.config.tae_width(),
+        fm_version: Some(fm.version.clone()),
         ..config.plugin_limits.load_options()
     };
     let mut routes: BTreeMap<u16, Planned> = BTreeMap::new();

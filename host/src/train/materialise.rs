@@ -23,7 +23,7 @@ const BATCH: usize = 128;
 /// # Errors
 /// A data set, checkpoint or log folder that cannot be used.
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
-    let fm = inference::load(&config.paths.fm, config.serving())?;
+    let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
     let options = config.logs.options(manifest.config.tae_width());
     let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;

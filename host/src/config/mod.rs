@@ -4,9 +4,13 @@
 //! a default that works. The file at the root of the repository explains each
 //! key; a test keeps it complete.
 
+mod serving;
+
 use std::path::{Path, PathBuf};
 
-use hypercast_fm::{device::DeviceKind, inference::Serving, spec::FmConfig};
+pub use self::serving::{FmTierConfig, Server, Tier};
+
+use hypercast_fm::{device::DeviceKind, spec::FmConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,13 +25,18 @@ use crate::{
 };
 
 /// The whole file.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where things are.
     pub paths: Paths,
-    /// The HTTP server.
+    /// The HTTP server, and the tier of experts behind it.
     pub server: Server,
+    /// The tier that runs the FM for candidates.
+    pub fm_serving: FmTierConfig,
+    /// The tier that runs the FM for served items.
+    #[serde(default = "FmTierConfig::logging", deserialize_with = "serving::logging_keys")]
+    pub fm_logging: FmTierConfig,
     /// What of the data set is the past.
     pub timeline: Timeline,
     /// Bounds of the live features: histories and counters.
@@ -44,6 +53,25 @@ pub struct Config {
     pub plugin_limits: PluginLimits,
     /// Which plugin serves which surfaces.
     pub experts: Vec<ExpertEntry>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            paths: Paths::default(),
+            server: Server::default(),
+            fm_serving: FmTierConfig::serving(),
+            fm_logging: FmTierConfig::logging(),
+            timeline: Timeline::default(),
+            features: FeatureConfig::default(),
+            fm: FmConfig::default(),
+            device: DeviceKind::default(),
+            logs: Logs::default(),
+            expert_training: ExpertTraining::default(),
+            plugin_limits: PluginLimits::default(),
+            experts: Vec::new(),
+        }
+    }
 }
 
 /// Where things are; relative paths start at the configuration file.
@@ -73,43 +101,6 @@ impl Default for Paths {
             logs: "runs/logs".into(),
             experts: "runs/experts".into(),
             events: "runs/events.log".into(),
-        }
-    }
-}
-
-/// The HTTP server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Server {
-    /// Address and port; port 0 takes a free one.
-    pub listen: String,
-    /// Threads that run requests (features, FM, expert, Wasm).
-    pub threads: usize,
-    /// Requests that may wait for a thread; more are answered 503 at once.
-    pub queue: usize,
-    /// The most candidates of one request.
-    pub max_candidates: usize,
-    /// The largest request body, in bytes.
-    pub max_body_bytes: usize,
-    /// How long a request may wait and run, in milliseconds; 504 after that.
-    pub deadline_ms: u64,
-    /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
-    pub explain: bool,
-    /// Memory for encoded histories, which the FM keeps between requests, in MiB; 0 keeps none.
-    pub history_cache_mib: usize,
-}
-
-impl Default for Server {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8570".into(),
-            threads: 2,
-            queue: 256,
-            max_candidates: 1000,
-            max_body_bytes: 4 << 20,
-            deadline_ms: 1000,
-            explain: true,
-            history_cache_mib: 256,
         }
     }
 }
@@ -447,11 +438,6 @@ impl Config {
         }
     }
 
-    /// How the FM serves.
-    pub fn serving(&self) -> Serving {
-        Serving { device: self.device, history_cache_bytes: self.server.history_cache_mib << 20 }
-    }
-
     fn validate(&self) -> std::result::Result<(), String> {
         let server = &self.server;
         let positive = [
@@ -459,6 +445,12 @@ impl Config {
             ("server.queue", server.queue),
             ("server.max_candidates", server.max_candidates),
             ("server.max_body_bytes", server.max_body_bytes),
+            ("fm_serving.queue", self.fm_serving.queue),
+            ("fm_serving.batch_candidates", self.fm_serving.batch_candidates),
+            ("fm_serving.max_body_bytes", self.fm_serving.max_body_bytes),
+            ("fm_logging.queue", self.fm_logging.queue),
+            ("fm_logging.batch_candidates", self.fm_logging.batch_candidates),
+            ("fm_logging.max_body_bytes", self.fm_logging.max_body_bytes),
             ("features.history_events", self.features.history_events),
             ("features.max_users", self.features.max_users),
             ("features.max_items", self.features.max_items),

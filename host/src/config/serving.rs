@@ -1,0 +1,125 @@
+//! How the daemon serves: its HTTP side, and the tiers of an FM (paper section
+//! 3.3.3), each with threads, batching and limits of its own.
+
+use std::time::Duration;
+
+use hypercast_fm::{device::DeviceKind, inference::Serving};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use crate::serve::tae::TaeFormat;
+
+/// The HTTP server, and the tier of experts behind it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Address and port; port 0 takes a free one.
+    pub listen: String,
+    /// Threads that fetch features and run experts.
+    pub threads: usize,
+    /// Requests that may wait for a thread; more are answered 503 at once.
+    pub queue: usize,
+    /// The most candidates of one request.
+    pub max_candidates: usize,
+    /// The largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// How long a request may wait and run, in milliseconds; 504 after that. A request that is expected to take longer
+    /// is answered 503 at once.
+    pub deadline_ms: u64,
+    /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
+    pub explain: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8570".into(),
+            threads: 2,
+            queue: 256,
+            max_candidates: 1000,
+            max_body_bytes: 4 << 20,
+            deadline_ms: 1000,
+            explain: true,
+        }
+    }
+}
+
+/// A tier that runs an FM: serving, or logging.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FmTierConfig {
+    /// Where another process runs this tier, as `http://HOST:PORT`; empty runs it in this one.
+    pub url: String,
+    /// Threads of its own; 0 takes one a core.
+    pub threads: usize,
+    /// Requests that may wait for it; more are answered 503 at once.
+    pub queue: usize,
+    /// Candidates of several requests that go through the FM together, at most; one request's are never split.
+    pub batch_candidates: usize,
+    /// How long a request waits for others to share its pass, in microseconds; 0 takes what waits already.
+    pub batch_wait_us: u64,
+    /// Memory for encoded histories, which the FM keeps between requests, in MiB; 0 keeps none.
+    pub history_cache_mib: usize,
+    /// How TAEs travel between processes: f32, bf16, or int8 with a scale a row.
+    pub tae: TaeFormat,
+    /// The largest body that this tier takes from another, in bytes.
+    pub max_body_bytes: usize,
+}
+
+impl FmTierConfig {
+    /// Hundreds of candidates a request, under a strict deadline.
+    pub fn serving() -> Self {
+        Self {
+            url: String::new(),
+            threads: 0,
+            queue: 256,
+            batch_candidates: 2048,
+            batch_wait_us: 0,
+            history_cache_mib: 256,
+            tae: TaeFormat::F32,
+            max_body_bytes: 64 << 20,
+        }
+    }
+
+    /// A few served items a request, in big batches, when there is time.
+    pub fn logging() -> Self {
+        Self { queue: 4096, batch_candidates: 8192, batch_wait_us: 50_000, ..Self::serving() }
+    }
+
+    /// How its FM is loaded.
+    pub fn loading(&self, device: DeviceKind) -> Serving {
+        Serving { device, history_cache_bytes: self.history_cache_mib << 20 }
+    }
+
+    /// How long a batch waits.
+    pub fn batch_wait(&self) -> Duration {
+        Duration::from_micros(self.batch_wait_us)
+    }
+}
+
+impl Default for FmTierConfig {
+    fn default() -> Self {
+        Self::serving()
+    }
+}
+
+/// Keys that a file leaves out of `[fm_logging]` are those of a logging tier, not of a serving one.
+pub(super) fn logging_keys<'de, D: Deserializer<'de>>(from: D) -> Result<FmTierConfig, D::Error> {
+    let given = toml::Table::deserialize(from)?;
+    let mut all = toml::Table::try_from(FmTierConfig::logging()).map_err(D::Error::custom)?;
+    all.extend(given);
+    all.try_into().map_err(|error| D::Error::custom(format!("fm_logging: {error}")))
+}
+
+/// A tier of the daemon, or all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Tier {
+    /// HTTP, features, the FM and experts in one process
+    #[default]
+    All,
+    /// HTTP, features and experts; the FM is at `fm_serving.url`
+    Expert,
+    /// The FM for candidates under a deadline, for other processes
+    FmServing,
+    /// The FM for served items, in big batches, for other processes
+    FmLogging,
+}

@@ -1,0 +1,155 @@
+//! What each route does. A request for a ranking passes three stages, each in
+//! its own tier with its own threads: features, the FM, the expert. No thread
+//! waits for another stage.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    api::{EventsAnswer, EventsRequest, RankRequest, Refusal},
+    fm_remote::{decode_examples, encode_output},
+    http::{App, bytes, json, on_worker, refuse, refuse_with, time_left, told},
+    service::{FmAnswer, Service},
+};
+use crate::config::Tier;
+
+/// The routes of a process.
+pub(super) fn of(app: Arc<App>) -> Router {
+    let routes = match app.tier {
+        Tier::All | Tier::Expert => {
+            Router::new().route("/v1/rank", post(rank)).route("/v1/events", post(events))
+        }
+        Tier::FmServing | Tier::FmLogging => {
+            Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
+        }
+    };
+    routes
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(|| async {
+            refuse_with(404, "not_found", "no such route; see README.md for those there are")
+        })
+        .with_state(app)
+}
+
+async fn rank(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = rank_in_time(&app, &headers, body, start).await;
+    told(&app, "/v1/rank", start, outcome)
+}
+
+async fn rank_in_time(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let (loaded, service) = (app.loaded()?, service(app)?);
+    let left = time_left(headers, app.config.server.deadline_ms)?;
+    let deadline = start + left;
+    // Before the body: what is refused must cost nothing.
+    let _permit = app.admission.enter(left)?;
+    let request: Arc<RankRequest> = Arc::new(body_of(app, body).await?);
+    let (of_fetch, own) = (service.clone(), request.clone());
+    let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
+    let asked = Instant::now();
+    let output = loaded.fm.infer(fetched.example.clone(), deadline).await;
+    let took = asked.elapsed();
+    if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
+        output
+    {
+        return Err(refusal);
+    }
+    let idle = service.clone();
+    let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
+    let answer = on_worker(app, deadline, run).await?;
+    // What can be done between requests need not wait for the next one; a full queue has no time for it.
+    let _ = app.workers.submit(move || idle.between_requests());
+    Ok(json(StatusCode::OK, &answer))
+}
+
+async fn events(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = events_in_time(&app, &headers, body, start).await;
+    told(&app, "/v1/events", start, outcome)
+}
+
+async fn events_in_time(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let service = service(app)?;
+    let deadline = start + time_left(headers, app.config.server.deadline_ms)?;
+    let request: EventsRequest = body_of(app, body).await?;
+    let accepted = on_worker(app, deadline, move || service.events(&request)).await?;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted }))
+}
+
+/// The FM for another process.
+async fn embed(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = embed_in_time(&app, &headers, body, start).await;
+    told(&app, "/v1/embed", start, outcome)
+}
+
+async fn embed_in_time(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let loaded = app.loaded()?;
+    let left = time_left(headers, app.config.server.deadline_ms)?;
+    let _permit = app.admission.enter(left)?;
+    let body = bytes(body, app.fm_config().max_body_bytes).await?;
+    let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
+    let output = loaded.fm.infer(examples.into(), start + left).await?;
+    let (width, format) = (loaded.fm.manifest().config.tae_width(), app.fm_config().tae);
+    let answer = encode_output(output, width, format)
+        .map_err(|error| Refusal::Internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
+}
+
+async fn manifest(State(app): State<Arc<App>>) -> Response {
+    match app.loaded() {
+        Ok(loaded) => json(StatusCode::OK, loaded.fm.manifest()),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    match app.loaded() {
+        Ok(_) => "ready\n".into_response(),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    if let Some(counts) = app.loaded.get().and_then(|loaded| loaded.fm.cache_counts()) {
+        app.metrics.history_cache(counts);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+fn service(app: &App) -> Result<Arc<Service>, Refusal> {
+    let service = app.loaded()?.service.clone();
+    Ok(service.expect("the routes of a tier without a service do not ask for one"))
+}
+
+async fn body_of<Q: DeserializeOwned>(app: &App, body: Body) -> Result<Q, Refusal> {
+    let bytes = bytes(body, app.config.server.max_body_bytes).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
+}
