@@ -24,7 +24,13 @@ pub(super) struct Rival {
 
 impl Rival {
     /// Copies the first `rows` rows into `dir`, or as many as there is time for; gives the number.
-    pub fn load(&self, dir: &Path, from: &StoreReader, rows: usize, until: Instant) -> Result<usize> {
+    pub fn load(
+        &self,
+        dir: &Path,
+        from: &StoreReader,
+        rows: usize,
+        until: Instant,
+    ) -> Result<usize> {
         // Rows go in by rising keys. Where time may run out, those that are in must be the first by number: so parts.
         let mut loaded = 0;
         let part = rows.div_ceil(5);
@@ -67,7 +73,7 @@ mod built_in {
 
     use fjall::{Database as FjallDatabase, Keyspace, KeyspaceCreateOptions};
     use heed::types::{Bytes, U64};
-    use heed::{Database, Env, EnvOpenOptions};
+    use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
     use redb::{ReadableDatabase, TableDefinition};
 
     use super::{Rival, With};
@@ -137,12 +143,19 @@ mod built_in {
         Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
     }
 
-    type LmdbRows = Database<U64<heed::byteorder::BigEndian>, Bytes>;
+    type LmdbRows<'a> = Database<'a, U64<heed::byteorder::BigEndian>, Bytes>;
+
+    fn lmdb_rows(env: &Env) -> anyhow::Result<LmdbRows<'_>> {
+        let made = env.create_databases_and_commit(env.write_txn()?, |opener, write| {
+            opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
+        })?;
+        Ok(made.unwrap_commit())
+    }
 
     fn load_lmdb(dir: &Path, rows: Rows<'_>) -> anyhow::Result<()> {
         let env = lmdb(dir)?;
+        let table = lmdb_rows(&env)?;
         let mut write = env.write_txn()?;
-        let table: LmdbRows = env.create_database(&mut write, None)?;
         for (id, row) in rows {
             table.put(&mut write, &id, &row)?;
         }
@@ -151,9 +164,7 @@ mod built_in {
 
     fn with_lmdb(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
         let env = lmdb(dir)?;
-        let mut write = env.write_txn()?;
-        let table: LmdbRows = env.create_database(&mut write, None)?;
-        write.commit()?;
+        let table = lmdb_rows(&env)?;
         Ok(with(&mut |ids, out| {
             let read = env.read_txn().expect("it opens");
             gather(ids, out, |id, out| {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hypercast_store::{Adagrad, RowFormat, Store, StoreHandle, StoreOptions, StoreReader, Verify};
+use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader, Verify};
 
 use crate::bench::report::{Report, Rival};
-use crate::bench::timing::{Contender, medians_s, quantile};
+use crate::bench::timing::quantile;
 use crate::bench::{Options, rivals};
 use crate::error::{Error, Result};
 
@@ -37,17 +37,52 @@ pub(super) struct Pattern {
 impl Pattern {
     /// Random reads of a store of so many rows.
     fn new(rows: usize) -> Pattern {
-        let rows: Vec<usize> = (0..READS * BATCH).map(|at| mix(at as u64) as usize % rows).collect();
+        let rows: Vec<usize> =
+            (0..READS * BATCH).map(|at| mix(at as u64) as usize % rows).collect();
         let ids = rows.iter().map(|&row| id(row)).collect();
         Pattern { rows, ids }
     }
 
-    /// Reads all of it by `read`, which gives the number of missing ids.
-    fn read(&self, out: &mut [f32], mut read: impl FnMut(&[u64], &mut [f32]) -> usize) {
-        for ids in self.ids.chunks_exact(BATCH) {
-            assert_eq!(read(ids, out), 0, "every row is there");
+    /// Reads all of it by `read`, which gives the number of missing ids; adds each read's time.
+    fn time(&self, read: &mut Read<'_>, times_us: &mut Vec<f64>) {
+        let mut out = vec![0.0; BATCH * DIM];
+        for (rows, ids) in self.rows.chunks_exact(BATCH).zip(self.ids.chunks_exact(BATCH)) {
+            let start = Instant::now();
+            let missing = read(Batch { rows, ids }, &mut out);
+            times_us.push(start.elapsed().as_secs_f64() * 1e6);
+            assert_eq!(missing, 0, "every row is there");
         }
     }
+
+    /// The median microseconds of a read by each, in turns, after one turn of each that does not count. Single reads are
+    /// timed: they are short beside the slices in which a busy machine gives its cores away.
+    fn medians_us(&self, runs: usize, contenders: &mut [Box<Read<'_>>]) -> Vec<f64> {
+        let mut times = vec![Vec::new(); contenders.len()];
+        for run in 0..=runs {
+            for (times, contender) in times.iter_mut().zip(contenders.iter_mut()) {
+                if run == 1 {
+                    times.clear();
+                }
+                self.time(contender, times);
+            }
+        }
+        times.into_iter().map(|mut times| quantile(&mut times, 0.5)).collect()
+    }
+}
+
+/// One read's rows, by number and by id.
+#[derive(Clone, Copy)]
+struct Batch<'a> {
+    rows: &'a [usize],
+    ids: &'a [u64],
+}
+
+/// A read; gives the number of missing ids.
+type Read<'a> = dyn FnMut(Batch<'_>, &mut [f32]) -> usize + 'a;
+
+/// Million rows a second.
+fn speed(read_us: f64) -> f64 {
+    BATCH as f64 / read_us
 }
 
 /// The id of a row: spread over the whole range.
@@ -111,15 +146,12 @@ fn reads(options: &Options, report: &mut Report, ours: &Path, of: &str) -> Resul
     let reader = StoreReader::open_with(ours, Verify::Journal)?;
     let raw = plain_copy(&reader, options.rows);
     let pattern = Pattern::new(options.rows);
-    let (mut a, mut b, mut c) = (buffer(), buffer(), buffer());
-    let mut contenders: Vec<Contender<'_>> = vec![
-        Box::new(|| pattern.read(&mut a, |ids, out| reader.gather(ids, out))),
-        Box::new(|| raw_loop(&raw, &pattern.rows, &mut b, None)),
-        Box::new(|| raw_loop(&raw, &pattern.rows, &mut c, Some(AHEAD))),
+    let mut contenders: Vec<Box<Read<'_>>> = vec![
+        Box::new(|batch, out| reader.gather(batch.ids, out)),
+        Box::new(|batch, out| raw_copy(&raw, batch.rows, out, None)),
+        Box::new(|batch, out| raw_copy(&raw, batch.rows, out, Some(AHEAD))),
     ];
-    let took = medians_s(options.runs, &mut contenders);
-    drop(contenders);
-    let speed = |seconds: f64| (READS * BATCH) as f64 / seconds / 1e6;
+    let took = pattern.medians_us(options.runs, &mut contenders);
     let name = format!("store: {BATCH} random rows a read, of {of}");
     let raw_loops = ["a raw copy, places known", "a raw copy, places known, with prefetch"];
     for (rival, took_raw) in raw_loops.into_iter().zip(&took[1..]) {
@@ -140,16 +172,14 @@ fn plain_copy(reader: &StoreReader, rows: usize) -> Vec<f32> {
     raw
 }
 
-fn raw_loop(raw: &[f32], rows: &[usize], out: &mut [f32], ahead: Option<usize>) {
-    for rows in rows.chunks_exact(BATCH) {
-        for (at, (&row, out)) in rows.iter().zip(out.chunks_exact_mut(DIM)).enumerate() {
-            if let Some(&next) = ahead.and_then(|ahead| rows.get(at + ahead)) {
-                prefetch(&raw[next * DIM..][..DIM]);
-            }
-            out.copy_from_slice(&raw[row * DIM..][..DIM]);
+fn raw_copy(raw: &[f32], rows: &[usize], out: &mut [f32], ahead: Option<usize>) -> usize {
+    for (at, (&row, out)) in rows.iter().zip(out.chunks_exact_mut(DIM)).enumerate() {
+        if let Some(&next) = ahead.and_then(|ahead| rows.get(at + ahead)) {
+            prefetch(&raw[next * DIM..][..DIM]);
         }
+        out.copy_from_slice(&raw[row * DIM..][..DIM]);
     }
-    std::hint::black_box(out);
+    0
 }
 
 fn prefetch(row: &[f32]) {
@@ -188,14 +218,15 @@ fn beside_a_writer(options: &Options, report: &mut Report, ours: &Path, of: &str
     let mut updates = 0.0;
     // In turns, so that what else the machine does meets both alike.
     for _ in 0..options.runs.max(3) {
-        time_reads(&handle, &pattern, &mut alone);
+        let mut read = |batch: Batch<'_>, out: &mut [f32]| handle.gather(batch.ids, out);
+        pattern.time(&mut read, &mut alone);
         let stop = AtomicBool::new(false);
         let rate = std::thread::scope(|scope| {
             let writer = scope.spawn(|| update(&mut store, options.rows, &stop));
             // The first commit makes the overlay that the later ones fill.
             std::thread::sleep(Duration::from_millis(200));
             for _ in 0..5 {
-                time_reads(&handle, &pattern, &mut beside);
+                pattern.time(&mut read, &mut beside);
             }
             stop.store(true, Ordering::Relaxed);
             writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -209,16 +240,6 @@ fn beside_a_writer(options: &Options, report: &mut Report, ours: &Path, of: &str
     }
     report.add("store: rows the writer updated a second", (updates, "rows/s"), None);
     Ok(())
-}
-
-fn time_reads(handle: &StoreHandle, pattern: &Pattern, times_us: &mut Vec<f64>) {
-    let mut out = buffer();
-    pattern.read(&mut out, |ids, out| {
-        let start = Instant::now();
-        let missing = handle.gather(ids, out);
-        times_us.push(start.elapsed().as_secs_f64() * 1e6);
-        missing
-    });
 }
 
 /// Trains random rows at the set rate until it is told to stop; gives the rate that it reached.
@@ -249,14 +270,12 @@ fn formats(options: &Options, report: &mut Report, folder: &Path) -> Result<()> 
         let dir = folder.join("snapshot");
         store.snapshot_into(&dir, format)?;
         let reader = StoreReader::open_with(&dir, Verify::Journal)?;
-        let (mut a, mut b) = (buffer(), buffer());
-        let mut contenders: Vec<Contender<'_>> = vec![
-            Box::new(|| pattern.read(&mut a, |ids, out| reader.gather(ids, out))),
-            Box::new(|| pattern.read(&mut b, |ids, out| store.gather(ids, out))),
+        let mut contenders: Vec<Box<Read<'_>>> = vec![
+            Box::new(|batch, out| reader.gather(batch.ids, out)),
+            Box::new(|batch, out| store.gather(batch.ids, out)),
         ];
-        let took = medians_s(options.runs, &mut contenders);
+        let took = pattern.medians_us(options.runs, &mut contenders);
         drop(contenders);
-        let speed = |seconds: f64| (READS * BATCH) as f64 / seconds / 1e6;
         let name = format!("store: {BATCH} random rows a read, kept as {format:?}");
         let rival = Rival { name: "kept as F32".into(), value: speed(took[1]) };
         report.add(name, (speed(took[0]), "Mrows/s"), Some(rival));
@@ -314,30 +333,20 @@ fn against(
 ) -> Result<()> {
     let reader = StoreReader::open_with(ours, Verify::Journal)?;
     let pattern = Pattern::new(rows);
-    let mut out = buffer();
     let took = rival.with_reader(theirs, &mut |read| {
-        let mut theirs = buffer();
-        let mut contenders: Vec<Contender<'_>> = vec![
-            Box::new(|| pattern.read(&mut out, |ids, out| reader.gather(ids, out))),
-            Box::new(|| pattern.read(&mut theirs, &mut *read)),
+        let mut contenders: Vec<Box<Read<'_>>> = vec![
+            Box::new(|batch, out| reader.gather(batch.ids, out)),
+            Box::new(|batch, out| read(batch.ids, out)),
         ];
-        medians_s(options.runs.min(5), &mut contenders)
+        pattern.medians_us(options.runs.min(5), &mut contenders)
     })?;
-    let speed = |seconds: f64| (READS * BATCH) as f64 / seconds / 1e6;
     let of = format!("{} rows of {DIM} f32", count(rows));
     let name = format!("store: {BATCH} random rows a read, of {of}");
-    let them = super::report::Rival { name: rival.name.to_owned(), value: speed(took[1]) };
+    let them = Rival { name: rival.name.to_owned(), value: speed(took[1]) };
     report.add(name, (speed(took[0]), "Mrows/s"), Some(them));
-    let them = super::report::Rival {
-        name: rival.name.to_owned(),
-        value: bytes(theirs)? / rows as f64,
-    };
+    let them = Rival { name: rival.name.to_owned(), value: bytes(theirs)? / rows as f64 };
     report.add("store: bytes a row on disk", (bytes(ours)? / rows as f64, "bytes"), Some(them));
     Ok(())
-}
-
-fn buffer() -> Vec<f32> {
-    vec![0.0; BATCH * DIM]
 }
 
 /// Bytes of a folder's files.

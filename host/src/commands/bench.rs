@@ -34,8 +34,13 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
     anyhow::ensure!(args.rows > 0, "--rows 0: at least one is needed");
-    let options =
-        Options { part: args.part, runs: args.runs, python: args.python, only: args.only, rows: args.rows };
+    let options = Options {
+        part: args.part,
+        runs: args.runs,
+        python: args.python,
+        only: args.only,
+        rows: args.rows,
+    };
     let report = bench::run(&options)?;
     println!("{report}");
     if let Some(path) = &args.json {

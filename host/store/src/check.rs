@@ -123,7 +123,8 @@ impl Check<'_> {
 
     /// A sound row must be found by its id, unless it came after the index was built.
     fn row_in_index(&mut self, slab: &RowSlab, row: usize, index: &Index) -> Result<()> {
-        let is_young = row >= index.extent().rows || index.free().binary_search(&(row as u32)).is_ok();
+        let is_young =
+            row >= index.extent().rows || index.free().binary_search(&(row as u32)).is_ok();
         if is_young || slab.is_free(row % ROWS_PER_SLAB)? {
             return Ok(());
         }

@@ -113,7 +113,11 @@ fn scale_of(values: &[f32]) -> f32 {
         return 0.0;
     }
     let rounded = f32::from_bits((scale.to_bits() + 0xff) & !0xff);
-    if (rounded * LARGEST).is_finite() { rounded } else { f32::from_bits(rounded.to_bits() - 0x100) }
+    if (rounded * LARGEST).is_finite() {
+        rounded
+    } else {
+        f32::from_bits(rounded.to_bits() - 0x100)
+    }
 }
 
 #[cfg(test)]

@@ -202,7 +202,9 @@ impl Drop for Published {
         if self.is_read() {
             // This is the writer, which is not in a checkpoint, so nobody has the lock and it does not wait. If it
             // fails, the handles' rows are at the mercy of another writer's checkpoint; there is nobody to tell.
-            if let (Ok(lock), Ok(mut slot)) = (ReadersLock::shared(&self.shared.dir), self.shared.lock.lock()) {
+            if let (Ok(lock), Ok(mut slot)) =
+                (ReadersLock::shared(&self.shared.dir), self.shared.lock.lock())
+            {
                 *slot = Some(lock);
             }
         }

@@ -206,7 +206,10 @@ pub(crate) struct Contents<'a, I> {
 }
 
 /// Builds a table and makes it `dir`'s index.
-pub(crate) fn build(dir: &Path, contents: Contents<'_, impl Iterator<Item = (u64, u32)>>) -> Result<()> {
+pub(crate) fn build(
+    dir: &Path,
+    contents: Contents<'_, impl Iterator<Item = (u64, u32)>>,
+) -> Result<()> {
     let Contents { rows, ids, free } = contents;
     let count = rows - free.len();
     let buckets = (count / LOAD + 1).max(64);

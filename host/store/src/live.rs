@@ -322,7 +322,8 @@ impl Arena {
         let block = vec![Line { _values: [0.0; 16] }; versions * lines].into_boxed_slice();
         let block = Box::into_raw(block);
         let start = block.cast::<Line>();
-        self.free.extend((0..versions).rev().map(|at| Version(start.wrapping_add(at * lines).cast())));
+        self.free
+            .extend((0..versions).rev().map(|at| Version(start.wrapping_add(at * lines).cast())));
         self.blocks.push(block);
     }
 }

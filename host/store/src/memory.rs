@@ -45,7 +45,8 @@ impl Residency {
 fn available() -> Option<u64> {
     let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limits = limits.into_iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let limits =
+        limits.into_iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
     free.into_iter().chain(limits).min()
 }
 
@@ -65,6 +66,9 @@ mod tests {
         assert_eq!(mem_available(text), Some(20_480_000_000));
         assert_eq!(mem_available("MemTotal: 1 kB\n"), None);
         assert_eq!(Residency::of(1), Residency::Whole);
-        assert_eq!(Residency::of(u64::MAX), if available().is_some() { Residency::Partial } else { Residency::Whole });
+        assert_eq!(
+            Residency::of(u64::MAX),
+            if available().is_some() { Residency::Partial } else { Residency::Whole }
+        );
     }
 }

@@ -180,7 +180,11 @@ mod tests {
         let mut sketch = Sketch::new();
         for round in 1..=3 {
             for id in 0..1000 {
-                assert_eq!(sketch.see(id), round, "a thousand ids do not meet among a million counters");
+                assert_eq!(
+                    sketch.see(id),
+                    round,
+                    "a thousand ids do not meet among a million counters"
+                );
             }
         }
         let changed = sketch.changed().unwrap().to_vec();

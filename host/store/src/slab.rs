@@ -106,8 +106,7 @@ impl RowSlab {
 
     pub fn header(id: SlabId) -> Header {
         let Shape { dim, format } = id.shape;
-        let fields =
-            [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
+        let fields = [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
         Header { magic: *b"HCROWS\0\0", fields }
     }
 

@@ -9,7 +9,8 @@ use crate::error::{Result, io};
 use crate::header::{self, Header};
 use crate::overlay::RowState;
 use crate::slab::{
-    Places, ROWS_PER_SLAB, RowSlab, STATE, SlabId, StateSlab, row_checksum, row_number, state_checksum,
+    Places, ROWS_PER_SLAB, RowSlab, STATE, SlabId, StateSlab, row_checksum, row_number,
+    state_checksum,
 };
 
 /// A rows slab that a checkpoint writes.
@@ -39,8 +40,12 @@ pub(crate) struct Writing {
 impl RowSlabWriter {
     /// Opens or makes a slab for writing.
     pub fn open(dir: &Path, id: SlabId, writing: Writing) -> Result<Self> {
-        let target =
-            Target::open(RowSlab::path(dir, id), &RowSlab::header(id), RowSlab::file_len(id), writing)?;
+        let target = Target::open(
+            RowSlab::path(dir, id),
+            &RowSlab::header(id),
+            RowSlab::file_len(id),
+            writing,
+        )?;
         Ok(RowSlabWriter { id, bytes: vec![0; id.shape.stride()], target })
     }
 
@@ -75,7 +80,10 @@ impl StateSlabWriter {
     /// Opens or makes a slab for writing.
     pub fn open(dir: &Path, id: SlabId, writing: Writing) -> Result<Self> {
         let (path, header) = (StateSlab::path(dir, id), StateSlab::header(id));
-        Ok(StateSlabWriter { id, target: Target::open(path, &header, StateSlab::FILE_LEN, writing)? })
+        Ok(StateSlabWriter {
+            id,
+            target: Target::open(path, &header, StateSlab::FILE_LEN, writing)?,
+        })
     }
 
     /// Sets one row's state; `at` counts within the slab.

@@ -17,7 +17,12 @@ use crate::view::View;
 use crate::{Error, RowFormat, StoreReader};
 
 /// Writes what `reader` sees, which is `view`, into `dir`, its rows in `format` and without gaps.
-pub(crate) fn write(reader: &StoreReader, view: &View, dir: &Path, format: RowFormat) -> Result<()> {
+pub(crate) fn write(
+    reader: &StoreReader,
+    view: &View,
+    dir: &Path,
+    format: RowFormat,
+) -> Result<()> {
     into_place(dir, |partial| {
         write_rows(view, partial, Shape { dim: reader.dim(), format })?;
         let rows = view.len();
@@ -77,7 +82,11 @@ fn write_rows(view: &View, dir: &Path, shape: Shape) -> Result<()> {
             Some(slab) => slab,
             None => {
                 let id = SlabId { number: to / ROWS_PER_SLAB, shape };
-                slab.insert(RowSlabWriter::open(dir, id, Writing { fresh: true, rows: ROWS_PER_SLAB })?)
+                slab.insert(RowSlabWriter::open(
+                    dir,
+                    id,
+                    Writing { fresh: true, rows: ROWS_PER_SLAB },
+                )?)
             }
         };
         view.copy_row(row, &mut values);

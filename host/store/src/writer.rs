@@ -59,7 +59,8 @@ impl Writer {
         // A journal may hold the counters of a sketch that no checkpoint has written yet.
         let mut fresh = Sketch::new();
         let load = Load { shape, verify, may_rebuild: true };
-        let view = View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
+        let view =
+            View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
         if fresh.sightings() > 0 {
             sketch = Some(fresh);
         }

@@ -37,7 +37,9 @@ fn updates(generation: u64) -> (Vec<u64>, Vec<f32>) {
 /// What leaves the store before a generation is committed: a few ids of three generations ago, which come back later.
 fn expired(generation: u64) -> Vec<u64> {
     match generation.checked_sub(3) {
-        Some(old) if generation.is_multiple_of(4) => updates(old).0.into_iter().step_by(40).collect(),
+        Some(old) if generation.is_multiple_of(4) => {
+            updates(old).0.into_iter().step_by(40).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -81,7 +83,8 @@ fn kill_nine_loses_nothing_committed_and_shows_nothing_else() {
     let mut rng = StdRng::seed_from_u64(now.as_nanos() as u64);
     let mut model = Model::new(&OPTIONS);
     let mut replayed = 0;
-    let rounds = std::env::var(ROUNDS).map_or(20, |rounds| rounds.parse().expect("a number of rounds"));
+    let rounds =
+        std::env::var(ROUNDS).map_or(20, |rounds| rounds.parse().expect("a number of rounds"));
     for round in 0..rounds {
         let mut child = spawn(dir.path());
         let printed = follow_and_kill(&mut child, dir.path(), rng.random_range(1..120));

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hypercast_store::{Adagrad, Error, RowFormat, ServingStore, Store, StoreOptions, StoreReader, Verify};
+use hypercast_store::{
+    Adagrad, Error, RowFormat, ServingStore, Store, StoreOptions, StoreReader, Verify,
+};
 
 use crate::model::Model;
 
@@ -27,10 +29,13 @@ fn a_handle_sees_what_is_committed_and_nothing_else() {
     model.adagrad(&all, &[0.5; DIM * 2], &STEP);
     for round in 0..6u64 {
         store.commit().unwrap();
-        let check = |model: &Model| model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out));
+        let check = |model: &Model| {
+            model.check(all.iter().copied(), DIM, |ids, out| handle.gather(ids, out))
+        };
         check(&model);
         // Uncommitted updates and new ids do not show.
-        let young: Vec<u64> = (round * 20_000..round * 20_000 + 20_000).map(|i| i * 3 + 10).collect();
+        let young: Vec<u64> =
+            (round * 20_000..round * 20_000 + 20_000).map(|i| i * 3 + 10).collect();
         train(&mut store, &young);
         train(&mut store, &all);
         check(&model);
@@ -91,7 +96,10 @@ fn rows_are_whole_and_their_own_while_the_writer_goes_on() {
                 while !stop.load(Ordering::Relaxed) {
                     handle.gather(&ids, &mut out);
                     for (&id, values) in ids.iter().zip(out.chunks(DIM)) {
-                        assert!(values.iter().all(|v| *v == values[0]), "id {id} is torn: {values:?}");
+                        assert!(
+                            values.iter().all(|v| *v == values[0]),
+                            "id {id} is torn: {values:?}"
+                        );
                         let of = values[0] as u64 / 256;
                         let is_missing = values[0] == 0.0 && id >= IDS;
                         assert!(of == id || is_missing, "id {id} has the row of {of}");
@@ -135,9 +143,11 @@ fn quantised_snapshots_give_rounded_rows_and_take_upserts() {
     let mut exact = vec![0.0; ids.len() * DIM];
     store.gather_or_init(&ids, &mut exact).unwrap();
     store.commit().unwrap();
-    for (format, most, bytes) in
-        [(RowFormat::F32, 0.0, DIM * 4), (RowFormat::Bf16, 0.1 / 256.0, DIM * 2), (RowFormat::Int8, 0.1 / 253.0, DIM + 4)]
-    {
+    for (format, most, bytes) in [
+        (RowFormat::F32, 0.0, DIM * 4),
+        (RowFormat::Bf16, 0.1 / 256.0, DIM * 2),
+        (RowFormat::Int8, 0.1 / 253.0, DIM + 4),
+    ] {
         assert_eq!(format.row_bytes(DIM), bytes);
         let to = dir.path().join(format!("{format:?}"));
         store.snapshot_into(&to, format).unwrap();

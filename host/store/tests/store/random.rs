@@ -1,6 +1,6 @@
 //! Random sequences of operations against the model.
 
-use hypercast_store::{Adagrad, Store, StoreOptions, StoreReader, RowFormat};
+use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

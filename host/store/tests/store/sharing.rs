@@ -1,6 +1,6 @@
 //! One writer and many readers; snapshots.
 
-use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader, RowFormat};
+use hypercast_store::{Adagrad, Error, RowFormat, Store, StoreOptions, StoreReader};
 
 use crate::model::Model;
 
