@@ -44,10 +44,27 @@ impl Residency {
 /// What the system could give to this process, its control group's limit included, where that can be found out.
 fn available() -> Option<u64> {
     let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limits =
-        limits.into_iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = limit_files(&groups).into_iter();
+    let limits = limits.filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
     free.into_iter().chain(limits).min()
+}
+
+/// Where the limits of a process's control groups are; within a container the group is the root of what is mounted.
+fn limit_files(groups: &str) -> Vec<String> {
+    let (new, old) = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory");
+    let mut files = vec![format!("{new}/memory.max"), format!("{old}/memory.limit_in_bytes")];
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        match (parts.next(), parts.next()) {
+            (Some(""), Some(path)) => files.push(format!("{new}{path}/memory.max")),
+            (Some("memory"), Some(path)) => {
+                files.push(format!("{old}{path}/memory.limit_in_bytes"));
+            }
+            _ => {}
+        }
+    }
+    files
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {
@@ -65,6 +82,10 @@ mod tests {
         let text = "MemTotal:       24684416 kB\nMemAvailable:   20000000 kB\n";
         assert_eq!(mem_available(text), Some(20_480_000_000));
         assert_eq!(mem_available("MemTotal: 1 kB\n"), None);
+        let files = limit_files("5:cpu:/a\n4:memory:/b/c\n0::/d\n");
+        let own =
+            ["/sys/fs/cgroup/memory/b/c/memory.limit_in_bytes", "/sys/fs/cgroup/d/memory.max"];
+        assert_eq!(files[2..], own);
         assert_eq!(Residency::of(1), Residency::Whole);
         assert_eq!(
             Residency::of(u64::MAX),
