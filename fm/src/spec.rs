@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_store::RowFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, example::MAX_VALUES};
@@ -51,6 +52,12 @@ pub struct FmConfig {
     pub sparse_learning_rate: f32,
     /// Uniform range of a new embedding row.
     pub sparse_init: f32,
+    /// A sparse row begins when its key is seen this often in training; 1 is at once. Until then it is zeros.
+    pub admit_after: u8,
+    /// A sparse row that did not learn for so many steps is removed; 0 is never.
+    pub expire_after_steps: u32,
+    /// How a checkpoint keeps sparse rows.
+    pub serving_rows: RowFormat,
     /// AdamW's weight decay.
     pub weight_decay: f32,
     /// Steps of linear learning-rate warm-up.
@@ -96,6 +103,9 @@ impl Default for FmConfig {
             learning_rate: 1e-3,
             sparse_learning_rate: 0.03,
             sparse_init: 0.03,
+            admit_after: 1,
+            expire_after_steps: 0,
+            serving_rows: RowFormat::F32,
             weight_decay: 1e-4,
             warmup_steps: 50,
             clip_norm: 1.0,
@@ -174,6 +184,11 @@ impl FmConfig {
                     "fm.{key} is {value}; it must be between 1 and 65536"
                 )));
             }
+        }
+        if self.admit_after == 0 {
+            return Err(Error::Config(
+                "fm.admit_after is 0; it must be between 1 (at once) and 255".into(),
+            ));
         }
         if !(0.0..1.0).contains(&self.average_decay) {
             return Err(Error::Config(format!(

@@ -208,11 +208,13 @@ where
         };
         let device = A::Device::default();
         let network = fresh_network(config, spec, &device);
+        let mut store = Store::create(dir.join("store"), &options)?;
+        store.admit_after(config.admit_after);
         Ok(Self {
             average: (config.average_decay > 0.0).then(|| network.valid()),
             network,
             optimizer: optimizer(config),
-            store: Store::create(dir.join("store"), &options)?,
+            store,
             batcher: Batcher::new(spec, config),
             sampler: Sampler::new(config, spec),
             statistics: Statistics::new(spec),
@@ -234,6 +236,8 @@ where
             std::fs::remove_dir_all(&store).map_err(|error| failed(&store, error))?;
         }
         Store::open(from.saved.join("store"))?.copy_into(&store)?;
+        let mut store = Store::open(&store)?;
+        store.admit_after(config.admit_after);
         let fresh = fresh_network(config, spec, &device);
         let network = load_weights(fresh, &from.saved.join(resume::NETWORK), &device)?;
         let average = match config.average_decay > 0.0 {
@@ -245,7 +249,7 @@ where
         Ok(Self {
             average,
             optimizer: state.load_moments(from.saved, &network, optimizer(config))?,
-            store: Store::open(&store)?,
+            store,
             batcher: Batcher::new(spec, config),
             sampler: Sampler::new(config, spec),
             steps: state.steps,
@@ -356,6 +360,14 @@ where
         self.average.clone().unwrap_or_else(|| self.network.valid())
     }
 
+    /// Removes rows that have not learned for long. When depends on the steps alone, so a resumed training does the same.
+    fn expire(&mut self) {
+        let after = u64::from(self.config.expire_after_steps);
+        if after > 0 && self.steps.is_multiple_of((after / 4).max(1)) {
+            self.store.expire(clock(self.steps.saturating_sub(after)));
+        }
+    }
+
     fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
         let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
         let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
@@ -370,11 +382,17 @@ where
             self.average = Some(average::follow(average, &now, decay, self.steps));
         }
         self.steps += 1;
+        self.expire();
         if self.steps.is_multiple_of(STEPS_A_COMMIT) {
             self.store.commit()?;
         }
         Ok(())
     }
+}
+
+/// The clock that rows of the store are stamped with.
+fn clock(steps: u64) -> u32 {
+    u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
 impl<A> FmTrainer for Trainer<A>
@@ -384,6 +402,7 @@ where
 {
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
         examples.iter().for_each(|example| self.statistics.observe(example));
+        self.store.set_clock(clock(self.steps));
         let mut shards = Vec::with_capacity(self.shards);
         let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
         for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
@@ -450,7 +469,7 @@ where
         write_whole(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
-            self.store.snapshot_into(draft.join("store"))?;
+            self.store.snapshot_into(draft.join("store"), self.config.serving_rows)?;
             manifest.write(draft)
         })
     }

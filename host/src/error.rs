@@ -36,6 +36,9 @@ pub enum Error {
     /// The foundation model failed.
     #[error(transparent)]
     Fm(#[from] hypercast_fm::Error),
+    /// An embedding store failed.
+    #[error(transparent)]
+    Store(#[from] hypercast_store::Error),
     /// An expert was refused, or failed outside of a request.
     #[error(transparent)]
     Expert(#[from] crate::expert::Error),

@@ -24,6 +24,9 @@ fn prepare(dir: &Path) -> Config {
     config.fm.stochastic_length_alpha = 1.6;
     config.fm.sample_negatives = [("feed".to_string(), 0.7)].into();
     config.fm.save_every_requests = 200;
+    config.fm.admit_after = 2;
+    config.fm.expire_after_steps = 24;
+    config.fm.serving_rows = serde_json::from_str("\"bf16\"").unwrap();
     config.logs.rows_per_file = 500;
     let data = dir.join("data");
     let dataset = Dataset::open(&data).unwrap();

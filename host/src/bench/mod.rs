@@ -10,7 +10,9 @@ mod kernels;
 mod load;
 mod machine;
 mod report;
+mod rivals;
 mod serving;
+mod store;
 mod timing;
 mod torch;
 mod world;
@@ -30,6 +32,8 @@ pub enum Part {
     Expert,
     /// The daemon under load from another process
     Serving,
+    /// The embedding store, beside a raw copy of rows and other embedded stores
+    Store,
 }
 
 /// What to measure, and how thoroughly.
@@ -45,6 +49,8 @@ pub struct Options {
     pub plugins: PathBuf,
     /// The one group of figures to take; all if missing.
     pub only: Option<String>,
+    /// Rows of the store.
+    pub rows: usize,
 }
 
 impl Options {
@@ -84,6 +90,7 @@ pub fn run(options: &Options) -> Result<Report> {
                 fm::history(options, &mut report)?;
             }
         }
+        Part::Store => store::measure(options, &mut report)?,
     }
     Ok(report)
 }

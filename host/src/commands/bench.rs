@@ -24,20 +24,26 @@ pub struct Args {
     /// The folder of built plugins
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
-    /// One group of figures alone; kernels: attention, window, shared, step, history
+    /// One group of figures alone; kernels: attention, window, shared, step, history; store:
+    /// reads, open, writer, formats, rivals
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
+    /// Rows of the store; they take about 290 bytes each on disk and in memory, and as much again for rivals
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    pub rows: usize,
 }
 
 /// Measures, prints each figure as it comes, and writes them.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
+    anyhow::ensure!(args.rows > 0, "--rows 0: at least one is needed");
     let options = Options {
         part: args.part,
         runs: args.runs,
         python: args.python,
         plugins: args.plugins,
         only: args.only,
+        rows: args.rows,
     };
     let report = bench::run(&options)?;
     println!("{report}");

@@ -8,4 +8,5 @@ pub mod import;
 pub mod plugin;
 pub mod serve;
 pub mod simulate;
+pub mod store;
 pub mod train;

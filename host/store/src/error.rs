@@ -98,6 +98,20 @@ pub enum Error {
         /// The row's id.
         id: u64,
     },
+    /// A value to be kept is NaN or infinite.
+    #[error(
+        "a value of id {id} is not finite; no row was changed; find out where it comes from and leave the id out"
+    )]
+    NotFiniteValue {
+        /// The row's id.
+        id: u64,
+    },
+    /// Rows of a training store are to be set from outside.
+    #[error("{} is a training store, whose rows change by training only; take a snapshot of it and serve that", path.display())]
+    NotServing {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Readers keep the journal from being folded into the slabs.
     #[error("{} has grown to {bytes} bytes because readers of the store stay open; close or reopen them, or serve a snapshot, and commit again", path.display())]
     JournalHeld {
@@ -112,6 +126,53 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+}
+
+/// One thing that is wrong with a store's files; see [`check`](crate::check).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub what: String,
+    /// The number of the row that it concerns.
+    pub row: Option<u64>,
+    /// The row's id, as far as it can be read.
+    pub id: Option<u64>,
+    /// The checksum that is written and the one that the bytes have.
+    pub checksums: Option<(u32, u32)>,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)?;
+        if let Some(row) = self.row {
+            write!(f, ", row {row}")?;
+        }
+        if let Some(id) = self.id {
+            write!(f, ", id {id}")?;
+        }
+        if let Some((expected, found)) = self.checksums {
+            write!(f, ", checksum {expected:08x} expected and {found:08x} found")?;
+        }
+        write!(f, "; {}", self.remedy)
+    }
+}
+
+impl From<Damage> for Error {
+    fn from(damage: Damage) -> Error {
+        let Damage { path, mut what, row, id, remedy, .. } = damage;
+        if let Some(row) = row {
+            what += &format!(" (row {row}");
+            if let Some(id) = id {
+                what += &format!(", id {id}");
+            }
+            what += ")";
+        }
+        Error::Corrupt { path, what, remedy }
+    }
 }
 
 /// The remedy where data cannot be had back from the store itself.

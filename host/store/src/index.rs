@@ -1,37 +1,88 @@
-//! The index: a memory-mapped hash table from exact 64-bit id to row number. It is
-//! derived from the rows' ids and can be rebuilt from them. It does not delete.
+//! The index: a memory-mapped hash table from exact 64-bit id to row number. A table
+//! never changes: a checkpoint that needs another one builds it beside the old and renames it into place. It is
+//! derived from the rows and can be rebuilt from them. Ids younger than the table are not here but in the view.
 //!
-//! Open addressing with linear probing; a 16-byte entry is id, row number and a
-//! checksum of both that is never 0, so an entry of zeros is empty and every id,
-//! 0 too, can be held. Entries never move within a table, so a
-//! half-finished run of insertions disturbs no older entry.
+//! A bucket is one cache line: five ids, their five row numbers, how many there are and a
+//! checksum. An id lies in its home bucket or, where that was full, in one of the next, so a lookup
+//! costs one cache miss, compares five ids without a branch, and an id is found only if all its 64 bits match.
+//! After the buckets come the numbers of the rows that belonged to no id when the table was built.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, MmapMut};
 
 use crate::Error;
-use crate::error::{REBUILD, Result, io};
-use crate::header::{self, Header, create_zeroed, mix, u32_at, u64_at};
+use crate::error::{Damage, REBUILD, Result, io};
+use crate::header::{self, Header, create_zeroed, mix};
+use crate::memory::Residency;
 
 const MAGIC: [u8; 8] = *b"HCINDEX\0";
-const ENTRY: usize = 16;
+const SLOTS: usize = 5;
+/// Ids that a bucket holds on average in a fresh table.
+const LOAD: usize = 3;
+/// The length of a bucket that was full when one more id came.
+const OVERFLOWN: u32 = SLOTS as u32 + 1;
+/// No row.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// One cache line of the table.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct Bucket {
+    ids: [u64; SLOTS],
+    rows: [u32; SLOTS],
+    /// The length in the upper 8 bits, the lower 24 of a CRC-32 in the others.
+    seal: u32,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64 && header::SIZE == 64);
+
+impl Bucket {
+    #[inline]
+    fn len(&self) -> u32 {
+        self.seal >> 24
+    }
+
+    /// The row number of `id`, or `NONE`.
+    #[inline(always)]
+    fn find(&self, id: u64) -> u32 {
+        let mut matches = 0u32;
+        for (at, &other) in self.ids.iter().enumerate() {
+            matches |= u32::from(other == id) << at;
+        }
+        matches &= (1 << self.len().min(SLOTS as u32)) - 1;
+        if matches == 0 { NONE } else { self.rows[matches.trailing_zeros() as usize] }
+    }
+
+    fn checksum(&self) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        for (id, row) in self.ids.iter().zip(&self.rows) {
+            crc.update(&id.to_le_bytes());
+            crc.update(&row.to_le_bytes());
+        }
+        crc.update(&self.len().to_le_bytes());
+        crc.finalize() & 0x00ff_ffff
+    }
+}
+
+/// How much of a store a table covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Row numbers below this are in the table, or in its list of free rows.
+    pub rows: usize,
+    /// Ids in the table.
+    pub ids: usize,
+}
 
 /// The table, mapped for reading.
 #[derive(Debug)]
 pub(crate) struct Index {
     path: PathBuf,
     map: Mmap,
-    mask: usize,
-}
-
-/// The table, mapped for insertion.
-#[derive(Debug)]
-pub(crate) struct IndexWriter {
-    path: PathBuf,
-    map: MmapMut,
-    mask: usize,
+    buckets: usize,
+    extent: Extent,
+    free: Vec<u32>,
 }
 
 impl Index {
@@ -40,189 +91,216 @@ impl Index {
         path(dir).exists()
     }
 
-    /// Maps `dir`'s index and checks its size and header.
+    /// Maps `dir`'s index and checks its header, its size and its list of free rows.
     pub fn open(dir: &Path) -> Result<Index> {
         let path = path(dir);
         let file = File::open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                let what = "it is missing".to_owned();
-                Error::Corrupt { path: path.clone(), what, remedy: REBUILD }
-            }
+            std::io::ErrorKind::NotFound => damaged(&path, "it is missing".to_owned()),
             _ => io("open", &path)(error),
         })?;
-        // SAFETY: like a slab, the table changes only in a checkpoint, while no
-        // reader has it mapped and the writer's own view is borrowed mutably.
+        // SAFETY: a table is never changed once it has its name, and never shortened.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
-        let mask = check_header(&map, &path)?;
-        Ok(Index { path, map, mask })
-    }
-
-    /// The row number of `id`.
-    #[inline]
-    pub fn find(&self, id: u64) -> Option<u32> {
-        match probe(&self.map[header::SIZE..], self.mask, id) {
-            Probe::Found(row) => Some(row),
-            Probe::Empty(_) => None,
+        Residency::of(map.len() as u64).advise(&map);
+        let header = Header::decode(&map, MAGIC, &path).map_err(|error| match error {
+            Error::Corrupt { what, .. } => damaged(&path, what),
+            other => other,
+        })?;
+        let [buckets, rows, ids, free, free_crc, _] = header.fields;
+        let wanted = (header::SIZE as u64)
+            .checked_add(buckets.saturating_mul(64))
+            .and_then(|len| len.checked_add(free.saturating_mul(4)));
+        if wanted != Some(map.len() as u64) || buckets == 0 || ids.checked_add(free) != Some(rows) {
+            return Err(damaged(&path, format!("{} bytes are not its length", map.len())));
         }
+        let tail = &map[map.len() - free as usize * 4..];
+        if u64::from(crc32fast::hash(tail)) != free_crc {
+            let what = "the checksum of its free rows does not match".to_owned();
+            return Err(damaged(&path, what));
+        }
+        let free = tail.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let extent = Extent { rows: rows as usize, ids: ids as usize };
+        Ok(Index { path, map, buckets: buckets as usize, extent, free })
     }
 
-    /// How many rows fit before the table must grow.
-    pub fn room(&self) -> usize {
-        room(self.mask + 1)
+    /// What the table covers.
+    pub fn extent(&self) -> Extent {
+        self.extent
     }
 
-    /// Checks every entry: rows `[0, base_rows)` are all there, and none is past `rows`.
-    pub fn verify(&self, extent: Extent) -> Result<()> {
-        let Extent { base_rows, rows } = extent;
-        let damaged =
-            |what: String| Err(Error::Corrupt { path: self.path.clone(), what, remedy: REBUILD });
-        let mut seen = vec![0u64; base_rows.div_ceil(64)];
+    /// Rows that belonged to no id when it was built.
+    pub fn free(&self) -> &[u32] {
+        &self.free
+    }
+
+    /// The table, for many lookups: [`home`], then [`find_from`].
+    #[inline]
+    pub fn table(&self) -> &[Bucket] {
+        table(&self.map, self.buckets)
+    }
+
+    /// The row number of `id`, or `NONE`.
+    #[inline]
+    pub fn find(&self, id: u64) -> u32 {
+        let table = self.table();
+        find_from(table, home(id, table.len()), id)
+    }
+
+    /// Fails at the first damage.
+    pub fn verify(&self) -> Result<()> {
+        let mut first = None;
+        self.damages(&mut |damage| {
+            first.get_or_insert(damage);
+        });
+        first.map_or(Ok(()), |damage| Err(damage.into()))
+    }
+
+    /// Reports every bucket that is not as written, and ids that are too few or too many.
+    pub fn damages(&self, report: &mut dyn FnMut(Damage)) {
+        let damage = |what: String| Damage {
+            path: self.path.clone(),
+            what,
+            row: None,
+            id: None,
+            checksums: None,
+            remedy: REBUILD,
+        };
+        let mut seen = vec![0u64; self.extent.rows.div_ceil(64)];
         let mut distinct = 0;
-        let mut empty = 0;
-        for (at, entry) in self.map[header::SIZE..].as_chunks::<ENTRY>().0.iter().enumerate() {
-            if *entry == [0; ENTRY] {
-                empty += 1;
+        for (at, bucket) in self.table().iter().enumerate() {
+            let (expected, found) = (bucket.seal & 0x00ff_ffff, bucket.checksum());
+            let len = bucket.len().min(SLOTS as u32) as usize;
+            if expected != found {
+                let what = format!("the checksum of its bucket {at} does not match");
+                let checksums = Some((expected, found));
+                report(Damage { id: Some(bucket.ids[0]), checksums, ..damage(what) });
                 continue;
             }
-            let (id, row) = (u64_at(entry, 0), u32_at(entry, 8));
-            if u32_at(entry, 12) != checksum(id, row) || row as usize >= rows {
-                return damaged(format!("the checksum of its entry {at} does not match"));
-            }
-            if let Some(word) = seen.get_mut(row as usize / 64)
-                && (row as usize) < base_rows
-            {
-                distinct += usize::from(*word >> (row % 64) & 1 == 0);
-                *word |= 1 << (row % 64);
+            for (&row, &id) in bucket.rows[..len].iter().zip(&bucket.ids) {
+                match seen.get_mut(row as usize / 64) {
+                    Some(word) if (row as usize) < self.extent.rows => {
+                        distinct += usize::from(*word >> (row % 64) & 1 == 0);
+                        *word |= 1 << (row % 64);
+                    }
+                    _ => {
+                        let what = format!("its bucket {at} names a row that is not there");
+                        report(Damage { row: Some(row.into()), id: Some(id), ..damage(what) });
+                    }
+                }
             }
         }
-        if distinct != base_rows || empty == 0 {
-            return damaged(format!("it has {distinct} of {base_rows} ids, {empty} entries free"));
+        if distinct != self.extent.ids {
+            report(damage(format!("it has {distinct} of {} ids", self.extent.ids)));
         }
-        Ok(())
     }
 }
 
-/// How much of a store the index must cover, and may cover.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Extent {
-    /// Rows in the slabs.
-    pub base_rows: usize,
-    /// Committed rows, those only in the journal included.
+/// What a table is built of.
+#[derive(Debug)]
+pub(crate) struct Contents<'a, I> {
+    /// As in [`Extent`].
     pub rows: usize,
+    /// Ids with their row numbers, `rows - free.len()` of them.
+    pub ids: I,
+    /// Rows without an id, in rising order.
+    pub free: &'a [u32],
 }
 
-impl IndexWriter {
-    /// Maps `dir`'s index for insertion.
-    pub fn open(dir: &Path) -> Result<IndexWriter> {
-        let path = path(dir);
-        let file =
-            OpenOptions::new().read(true).write(true).open(&path).map_err(io("open", &path))?;
-        Self::map(path, &file)
+/// Builds a table and makes it `dir`'s index.
+pub(crate) fn build(
+    dir: &Path,
+    contents: Contents<'_, impl Iterator<Item = (u64, u32)>>,
+) -> Result<()> {
+    let Contents { rows, ids, free } = contents;
+    let count = rows - free.len();
+    let buckets = (count / LOAD + 1).max(64);
+    let tail: Vec<u8> = free.iter().flat_map(|row| row.to_le_bytes()).collect();
+    let free_crc = u64::from(crc32fast::hash(&tail));
+    let fields = [buckets as u64, rows as u64, count as u64, free.len() as u64, free_crc, 0];
+    let partial = dir.join("index.table.partial");
+    let len = header::SIZE + buckets * 64 + tail.len();
+    let file = create_zeroed(&partial, &Header { magic: MAGIC, fields }, len as u64)?;
+    // SAFETY: the file was made just now under a name that nobody else opens.
+    let mut map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", &partial))?;
+    let at = map.len() - tail.len();
+    map[at..].copy_from_slice(&tail);
+    let table = table_mut(&mut map, buckets);
+    let mut inserted = 0;
+    for (id, row) in ids {
+        insert(table, id, row);
+        inserted += 1;
     }
-
-    /// Makes a table of the ids of rows 0, 1, ..., `rows` in number, and the directory's index of it.
-    pub fn build(dir: &Path, rows: usize, ids: impl Iterator<Item = u64>) -> Result<()> {
-        let mut index = Self::create(dir, rows)?;
-        for (row, id) in ids.enumerate() {
-            index.insert(id, row as u32);
-        }
-        index.finish(dir)
+    assert_eq!(inserted, count, "an id for each row that is not free");
+    for bucket in table {
+        bucket.seal |= bucket.checksum();
     }
-
-    /// Begins an empty table that holds `rows` rows and twice that before it must
-    /// grow. It takes the old one's place in [`IndexWriter::finish`].
-    fn create(dir: &Path, rows: usize) -> Result<IndexWriter> {
-        let mut capacity = 1024;
-        while room(capacity) < rows * 2 {
-            capacity *= 2;
-        }
-        let path = dir.join("index.table.partial");
-        let fields = [capacity as u64, 0, 0, 0, 0, 0];
-        let len = (header::SIZE + capacity * ENTRY) as u64;
-        let file = create_zeroed(&path, &Header { magic: MAGIC, fields }, len)?;
-        Self::map(path, &file)
-    }
-
-    /// Adds `id`; an id that is there stays as it is.
-    pub fn insert(&mut self, id: u64, row: u32) {
-        let entries = &mut self.map[header::SIZE..];
-        if let Probe::Empty(at) = probe(entries, self.mask, id) {
-            let entry = &mut entries[at * ENTRY..(at + 1) * ENTRY];
-            entry[..8].copy_from_slice(&id.to_le_bytes());
-            entry[8..12].copy_from_slice(&row.to_le_bytes());
-            entry[12..].copy_from_slice(&checksum(id, row).to_le_bytes());
-        }
-    }
-
-    /// Makes all insertions durable, and the table the directory's index.
-    pub fn finish(self, dir: &Path) -> Result<()> {
-        self.map.flush().map_err(io("sync", &self.path))?;
-        let path = path(dir);
-        if self.path != path {
-            fs::rename(&self.path, &path).map_err(io("rename to", &path))?;
-        }
-        Ok(())
-    }
-
-    fn map(path: PathBuf, file: &File) -> Result<IndexWriter> {
-        // SAFETY: the caller holds the writer lock and the exclusive readers
-        // lock, or made the file just now; no slice of another mapping lives.
-        let map = unsafe { MmapMut::map_mut(file) }.map_err(io("map", &path))?;
-        let mask = check_header(&map, &path)?;
-        Ok(IndexWriter { path, map, mask })
-    }
+    map.flush().map_err(io("sync", &partial))?;
+    let path = path(dir);
+    fs::rename(&partial, &path).map_err(io("rename to", &path))
 }
 
-enum Probe {
-    Found(u32),
-    Empty(usize),
-}
-
-/// Walks from `id`'s place to the id itself or to the first empty entry. There
-/// is one: insertions stop at `room`, and `verify` sees that it is so.
-#[inline]
-fn probe(entries: &[u8], mask: usize, id: u64) -> Probe {
-    let entries = entries.as_chunks::<ENTRY>().0;
-    let mut at = mix(id) as usize & mask;
+fn insert(table: &mut [Bucket], id: u64, row: u32) {
+    let mut at = home(id, table.len());
     loop {
-        let entry = &entries[at];
-        if u32_at(entry, 12) == 0 {
-            return Probe::Empty(at);
+        let bucket = &mut table[at];
+        let len = bucket.len() as usize;
+        if len < SLOTS {
+            bucket.ids[len] = id;
+            bucket.rows[len] = row;
+            bucket.seal += 1 << 24;
+            return;
         }
-        if u64_at(entry, 0) == id {
-            return Probe::Found(u32_at(entry, 8));
-        }
-        at = (at + 1) & mask;
+        bucket.seal = OVERFLOWN << 24;
+        at = (at + 1) % table.len();
     }
 }
 
-fn checksum(id: u64, row: u32) -> u32 {
-    let row = u64::from(row).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mix(id ^ row) >> 32) as u32 | 1
+/// Where in a table of so many buckets an id's search begins.
+#[inline(always)]
+pub(crate) fn home(id: u64, buckets: usize) -> usize {
+    ((u128::from(mix(id)) * buckets as u128) >> 64) as usize
 }
 
-fn room(capacity: usize) -> usize {
-    capacity / 8 * 5
+/// The row number of `id`, whose home it is, or `NONE`.
+#[inline(always)]
+pub(crate) fn find_from(table: &[Bucket], home: usize, id: u64) -> u32 {
+    let bucket = &table[home];
+    let row = bucket.find(id);
+    if row != NONE || bucket.len() < OVERFLOWN { row } else { find_after(table, home, id) }
+}
+
+#[cold]
+#[inline(never)]
+fn find_after(table: &[Bucket], home: usize, id: u64) -> u32 {
+    let (before, from) = table.split_at(home);
+    for bucket in from[1..].iter().chain(before) {
+        let row = bucket.find(id);
+        if row != NONE || bucket.len() < OVERFLOWN {
+            return row;
+        }
+    }
+    NONE
+}
+
+#[inline]
+fn table(bytes: &[u8], buckets: usize) -> &[Bucket] {
+    let bytes = &bytes[header::SIZE..header::SIZE + buckets * size_of::<Bucket>()];
+    // SAFETY: a mapping begins at a page, so the buckets behind the 64-byte header are aligned; any bytes
+    // make a bucket, and the length was just taken from the slice.
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), buckets) }
+}
+
+fn table_mut(bytes: &mut [u8], buckets: usize) -> &mut [Bucket] {
+    let bytes = &mut bytes[header::SIZE..header::SIZE + buckets * size_of::<Bucket>()];
+    // SAFETY: as in `table`; and the slice is borrowed mutably.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), buckets) }
+}
+
+fn damaged(path: &Path, what: String) -> Error {
+    Error::Corrupt { path: path.to_owned(), what, remedy: REBUILD }
 }
 
 fn path(dir: &Path) -> PathBuf {
     dir.join("index.table")
-}
-
-fn check_header(bytes: &[u8], path: &Path) -> Result<usize> {
-    let damaged = |what: String| Error::Corrupt { path: path.to_owned(), what, remedy: REBUILD };
-    let header = Header::decode(bytes, MAGIC, path).map_err(|error| match error {
-        Error::Corrupt { what, .. } => damaged(what),
-        other => other,
-    })?;
-    let capacity = header.fields[0] as usize;
-    if !capacity.is_power_of_two()
-        || capacity.checked_mul(ENTRY).and_then(|n| n.checked_add(header::SIZE))
-            != Some(bytes.len())
-    {
-        return Err(damaged(format!("{} bytes do not hold {capacity} entries", bytes.len())));
-    }
-    Ok(capacity - 1)
 }
 
 #[cfg(test)]
@@ -233,38 +311,31 @@ mod tests {
     fn every_id_is_found_and_no_other() {
         let dir = tempfile::tempdir().unwrap();
         let ids = [0, 1, u64::MAX, 1 << 63, 42, 42 + (1 << 32)];
-        let mut writer = IndexWriter::create(dir.path(), ids.len()).unwrap();
-        for (row, &id) in ids.iter().enumerate() {
-            writer.insert(id, row as u32);
-            writer.insert(id, 999);
-        }
-        writer.finish(dir.path()).unwrap();
+        let with_rows = ids.iter().copied().zip([7, 1, 2, 3, 4, 6]);
+        build(dir.path(), Contents { rows: 8, ids: with_rows.clone(), free: &[0, 5] }).unwrap();
         let index = Index::open(dir.path()).unwrap();
-        for (row, &id) in ids.iter().enumerate() {
-            assert_eq!(index.find(id), Some(row as u32));
+        for (id, row) in with_rows {
+            assert_eq!(index.find(id), row);
         }
         for id in 2..42 {
-            assert_eq!(index.find(id), None);
+            assert_eq!(index.find(id), NONE);
         }
-        let extent = Extent { base_rows: ids.len(), rows: ids.len() };
-        index.verify(extent).unwrap();
-        index.verify(Extent { base_rows: 7, rows: 7 }).unwrap_err();
-        index.verify(Extent { base_rows: 5, rows: 5 }).unwrap_err();
+        assert_eq!((index.free(), index.extent()), (&[0, 5][..], Extent { rows: 8, ids: 6 }));
+        index.verify().unwrap();
     }
 
     #[test]
-    fn a_full_table_still_tells_ids_apart() {
+    fn overfull_buckets_still_tell_ids_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = IndexWriter::create(dir.path(), 0).unwrap();
-        let rows = room(1024);
-        for row in 0..rows {
-            writer.insert(row as u64 * 7, row as u32);
-        }
-        writer.finish(dir.path()).unwrap();
+        let rows = 50_000;
+        let ids = (0..rows as u64).map(|row| (row * 7, row as u32));
+        build(dir.path(), Contents { rows, ids, free: &[] }).unwrap();
         let index = Index::open(dir.path()).unwrap();
-        assert_eq!(index.room(), rows);
+        index.verify().unwrap();
+        assert!(index.table().iter().any(|bucket| bucket.len() == OVERFLOWN));
         for id in 0..rows as u64 * 7 {
-            assert_eq!(index.find(id), (id % 7 == 0).then_some((id / 7) as u32));
+            let row = if id % 7 == 0 { (id / 7) as u32 } else { NONE };
+            assert_eq!(index.find(id), row);
         }
     }
 }

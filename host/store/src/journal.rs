@@ -2,8 +2,9 @@
 //! head that says which bytes count. It does not decide when to checkpoint.
 //!
 //! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the
-//! number of rows, the generation, the rows (id, row number, state, values) and a
-//! CRC-32 of all that. Bytes past the head's `end` mean nothing.
+//! number of rows, the generation, the numbers of removed rows and of counters, the sightings counted so far,
+//! then the rows (id, row number, accumulator, clock, values), the removed rows' ids and numbers, the
+//! changed counters of the admission sketch, and a CRC-32 of all that. Bytes past the head's `end` mean nothing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -12,14 +13,19 @@ use std::time::Duration;
 
 use crate::error::{Result, corrupt, io};
 use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
-use crate::overlay::{Entry, Overlay};
+use crate::overlay::{Entry, Overlay, RowState};
+use crate::sketch::Sketch;
 
 const MAGIC: [u8; 8] = *b"HCJRNL\0\0";
 const RECORD_MAGIC: u32 = 0x4443_4552;
 /// Where records begin: past the head's sector and page.
 const START: u64 = 4096;
-const RECORD_HEAD: u64 = 16;
-const ENTRY_HEAD: usize = 16;
+const RECORD_HEAD: u64 = 32;
+const ENTRY_HEAD: usize = 20;
+const REMOVED: u64 = 12;
+const CELL: u64 = 8;
+/// In the place of a number of counters: all of them follow, a byte each.
+const ALL_CELLS: u32 = u32::MAX;
 const CRC: u64 = 4;
 
 /// The state of a store that is committed.
@@ -41,6 +47,11 @@ impl Head {
     /// The head of a store whose slabs hold everything.
     pub fn folded(generation: u64, rows: usize) -> Head {
         Head { generation, rows, base_generation: generation, base_rows: rows, end: START }
+    }
+
+    /// Whether the slabs hold everything.
+    pub fn is_folded(&self) -> bool {
+        self.generation == self.base_generation
     }
 }
 
@@ -116,17 +127,21 @@ impl Journal {
         self.head
     }
 
+    /// How far its records go.
+    pub fn position(&self) -> Position {
+        Position { generation: self.head.generation, end: self.head.end }
+    }
+
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
         self.head.end
     }
 
-    /// Appends the overlay's dirty rows and commits them with `rows` as the new
-    /// row count; gives the new generation.
-    pub fn commit(&mut self, overlay: &Overlay, rows: usize) -> Result<u64> {
+    /// Appends what has changed and commits it; gives the new generation.
+    pub fn commit(&mut self, changes: Changes<'_>) -> Result<u64> {
         let generation = self.head.generation + 1;
-        let end = self.append(overlay, generation).map_err(io("append to", &self.path))?;
-        self.set_head(Head { generation, rows, end, ..self.head })?;
+        let end = self.append(&changes, generation).map_err(io("append to", &self.path))?;
+        self.set_head(Head { generation, rows: changes.rows, end, ..self.head })?;
         Ok(generation)
     }
 
@@ -136,25 +151,48 @@ impl Journal {
         self.file.set_len(START).map_err(io("truncate", &self.path))
     }
 
-    fn append(&mut self, overlay: &Overlay, generation: u64) -> std::io::Result<u64> {
+    fn append(&mut self, changes: &Changes<'_>, generation: u64) -> std::io::Result<u64> {
+        let Changes { overlay, sketch, .. } = *changes;
         self.file.seek(SeekFrom::Start(self.head.end))?;
         let mut out = Checked {
             crc: crc32fast::Hasher::new(),
+            bytes: 0,
             inner: BufWriter::with_capacity(1 << 20, &self.file),
         };
+        let dirty = || overlay.dirty().iter().map(|&at| at as usize);
+        let removed = dirty().filter(|&at| overlay.is_removed(at)).count();
+        let cells = sketch.map_or(0, |s| s.changed().map_or(ALL_CELLS, |c| c.len() as u32));
         out.write_all(&RECORD_MAGIC.to_le_bytes())?;
-        out.write_all(&(overlay.dirty().len() as u32).to_le_bytes())?;
+        out.write_all(&((overlay.dirty().len() - removed) as u32).to_le_bytes())?;
         out.write_all(&generation.to_le_bytes())?;
+        out.write_all(&(removed as u32).to_le_bytes())?;
+        out.write_all(&cells.to_le_bytes())?;
+        out.write_all(&sketch.map_or(0, Sketch::sightings).to_le_bytes())?;
         let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
-        for &at in overlay.dirty() {
-            encode_entry(&overlay.entry(at as usize), &mut bytes);
+        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
+            encode_entry(&overlay.entry(at), &mut bytes);
             out.write_all(&bytes)?;
+        }
+        for at in dirty().filter(|&at| overlay.is_removed(at)) {
+            let Entry { id, row, .. } = overlay.entry(at);
+            out.write_all(&id.to_le_bytes())?;
+            out.write_all(&row.to_le_bytes())?;
+        }
+        if let Some(sketch) = sketch {
+            match sketch.changed() {
+                None => out.write_all(sketch.cells())?,
+                Some(changed) => {
+                    for &cell in changed {
+                        out.write_all(&cell.to_le_bytes())?;
+                        out.write_all(&u32::from(sketch.cells()[cell as usize]).to_le_bytes())?;
+                    }
+                }
+            }
         }
         let crc = out.crc.finalize();
         out.inner.write_all(&crc.to_le_bytes())?;
         out.inner.into_inner().map_err(|e| e.into_error())?.sync_data()?;
-        let entries = overlay.dirty().len() as u64 * bytes.len() as u64;
-        Ok(self.head.end + RECORD_HEAD + entries + CRC)
+        Ok(self.head.end + out.bytes + CRC)
     }
 
     fn set_head(&mut self, head: Head) -> Result<()> {
@@ -168,37 +206,62 @@ impl Journal {
         Ok(())
     }
 
-    /// Reads every committed record into an overlay.
-    pub fn replay(&mut self) -> Result<Overlay> {
+    /// Reads every committed record into an overlay. The sketch, which is that of the last
+    /// checkpoint, is brought up to date; readers do without.
+    pub fn replay(&mut self, mut sketch: Option<&mut Sketch>) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.dim);
-        let Head { generation, rows, base_generation, base_rows, end } = self.head;
-        self.file.seek(SeekFrom::Start(START)).map_err(io("read", &self.path))?;
-        let inner = BufReader::with_capacity(1 << 20, &self.file);
-        let mut input = Checked { crc: crc32fast::Hasher::new(), inner };
-        let mut left = end.checked_sub(START).ok_or_else(|| self.damaged("its end"))?;
-        for generation in base_generation + 1..=generation {
-            let used = self.replay_record(&mut input, &mut overlay, Expect { generation, left })?;
-            left -= used;
-        }
-        if left != 0 || overlay.new_ids().len() != rows.wrapping_sub(base_rows) {
+        let Head { base_generation, rows, base_rows, .. } = self.head;
+        let from = Position { generation: base_generation, end: START };
+        self.replay_after(from, &mut overlay, &mut sketch)?;
+        let new = (base_rows..rows).filter(|&row| overlay.position(row as u32).is_some()).count();
+        if rows < base_rows || new != rows - base_rows {
             return Err(self.damaged("the extent of its records"));
         }
         Ok(overlay)
+    }
+
+    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds those.
+    pub fn replay_after(
+        &mut self,
+        from: Position,
+        overlay: &mut Overlay,
+        sketch: &mut Option<&mut Sketch>,
+    ) -> Result<()> {
+        let Head { generation, end, .. } = self.head;
+        self.file.seek(SeekFrom::Start(from.end)).map_err(io("read", &self.path))?;
+        let inner = BufReader::with_capacity(1 << 20, &self.file);
+        let mut input = Checked { crc: crc32fast::Hasher::new(), bytes: 0, inner };
+        let mut left = end.checked_sub(from.end).ok_or_else(|| self.damaged("its end"))?;
+        for generation in from.generation + 1..=generation {
+            let expect = Expect { generation, left };
+            left -= self.replay_record(&mut input, overlay, sketch, expect)?;
+        }
+        if left != 0 {
+            return Err(self.damaged("the extent of its records"));
+        }
+        Ok(())
     }
 
     fn replay_record(
         &self,
         input: &mut Checked<BufReader<&File>>,
         overlay: &mut Overlay,
+        sketch: &mut Option<&mut Sketch>,
         expect: Expect,
     ) -> Result<u64> {
         let at = format!("the record of generation {}", expect.generation);
+        let failed = |error| io("read", &self.path)(error);
         input.crc = crc32fast::Hasher::new();
         let mut head = [0; RECORD_HEAD as usize];
-        input.read_exact(&mut head).map_err(io("read", &self.path))?;
+        input.read_exact(&mut head).map_err(failed)?;
         let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
-        let count = u64::from(u32_at(&head, 4));
-        let len = RECORD_HEAD + count * bytes.len() as u64 + CRC;
+        let (rows, removed, cells) = (u32_at(&head, 4), u32_at(&head, 16), u32_at(&head, 20));
+        let sketch_bytes = match cells {
+            ALL_CELLS => Sketch::SIZE as u64,
+            cells => u64::from(cells) * CELL,
+        };
+        let entries = u64::from(rows) * bytes.len() as u64 + u64::from(removed) * REMOVED;
+        let len = RECORD_HEAD + entries + sketch_bytes + CRC;
         if u32_at(&head, 0) != RECORD_MAGIC
             || u64_at(&head, 8) != expect.generation
             || len > expect.left
@@ -206,21 +269,36 @@ impl Journal {
             return Err(self.damaged(&at));
         }
         let mut values = vec![0.0; self.dim];
-        for _ in 0..count {
-            input.read_exact(&mut bytes).map_err(io("read", &self.path))?;
-            let entry = decode_entry(&bytes, &mut values);
+        for _ in 0..rows {
+            input.read_exact(&mut bytes).map_err(failed)?;
+            let mut entry = decode_entry(&bytes, &mut values);
+            entry.state.generation = expect.generation as u32;
             // Checked before the checksum is known, since the overlay grows with it.
             if entry.row as usize >= self.head.rows {
                 return Err(self.damaged(&at));
             }
-            if entry.row as usize >= self.head.base_rows {
-                overlay.insert_id(entry.id, entry.row);
-            }
             overlay.put(entry);
+        }
+        for _ in 0..removed {
+            let mut bytes = [0; REMOVED as usize];
+            input.read_exact(&mut bytes).map_err(failed)?;
+            let (id, row) = (u64_at(&bytes, 0), u32_at(&bytes, 8));
+            if row as usize >= self.head.rows {
+                return Err(self.damaged(&at));
+            }
+            overlay.remove(row, id);
+        }
+        let mut bytes = vec![0; sketch_bytes as usize];
+        input.read_exact(&mut bytes).map_err(failed)?;
+        let sightings = u64_at(&head, 24);
+        if let Some(sketch) = sketch
+            && sightings > 0
+        {
+            sketch.restore(&bytes, cells == ALL_CELLS, sightings);
         }
         let mut crc = [0; CRC as usize];
         let expected = input.crc.clone().finalize();
-        input.inner.read_exact(&mut crc).map_err(io("read", &self.path))?;
+        input.inner.read_exact(&mut crc).map_err(failed)?;
         if u32::from_le_bytes(crc) != expected {
             return Err(self.damaged(&at));
         }
@@ -232,6 +310,26 @@ impl Journal {
     }
 }
 
+/// What a commit writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Changes<'a> {
+    /// Its dirty rows.
+    pub overlay: &'a Overlay,
+    /// The row numbers in use, free ones included.
+    pub rows: usize,
+    /// Counters of ids that have no row yet.
+    pub sketch: Option<&'a Sketch>,
+}
+
+/// How far a reader has followed the journal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    /// The last generation that was read.
+    pub generation: u64,
+    /// Where its record ends.
+    pub end: u64,
+}
+
 struct Expect {
     generation: u64,
     left: u64,
@@ -240,12 +338,14 @@ struct Expect {
 /// Passes bytes through and checksums them.
 struct Checked<T> {
     crc: crc32fast::Hasher,
+    bytes: u64,
     inner: T,
 }
 
 impl<W: Write> Checked<W> {
     fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.crc.update(bytes);
+        self.bytes += bytes.len() as u64;
         self.inner.write_all(bytes)
     }
 }
@@ -253,6 +353,7 @@ impl<W: Write> Checked<W> {
 impl<R: Read> Checked<R> {
     fn read_exact(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
         self.inner.read_exact(bytes)?;
+        self.bytes += bytes.len() as u64;
         self.crc.update(bytes);
         Ok(())
     }
@@ -267,16 +368,18 @@ fn encode(dim: usize, head: Head) -> Header {
 fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {
     bytes[..8].copy_from_slice(&entry.id.to_le_bytes());
     bytes[8..12].copy_from_slice(&entry.row.to_le_bytes());
-    bytes[12..16].copy_from_slice(&entry.state.to_le_bytes());
-    for (slot, value) in bytes[16..].as_chunks_mut::<4>().0.iter_mut().zip(entry.values) {
+    bytes[12..16].copy_from_slice(&entry.state.accumulator.to_le_bytes());
+    bytes[16..20].copy_from_slice(&entry.state.clock.to_le_bytes());
+    for (slot, value) in bytes[ENTRY_HEAD..].as_chunks_mut::<4>().0.iter_mut().zip(entry.values) {
         *slot = value.to_le_bytes();
     }
 }
 
 fn decode_entry<'a>(bytes: &[u8], values: &'a mut [f32]) -> Entry<'a> {
-    for (value, bytes) in values.iter_mut().zip(bytes[16..].as_chunks::<4>().0) {
+    for (value, bytes) in values.iter_mut().zip(bytes[ENTRY_HEAD..].as_chunks::<4>().0) {
         *value = f32::from_le_bytes(*bytes);
     }
-    let state = f32::from_bits(u32_at(bytes, 12));
+    let accumulator = f32::from_bits(u32_at(bytes, 12));
+    let state = RowState { accumulator, generation: 0, clock: u32_at(bytes, 16) };
     Entry { id: u64_at(bytes, 0), row: u32_at(bytes, 8), state, values }
 }

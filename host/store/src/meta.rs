@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, corrupt, io};
 use crate::header::sync_dir;
-use crate::slab::ROWS_PER_SLAB;
-use crate::{Error, StoreOptions};
+use crate::slab::{ROWS_PER_SLAB, Shape};
+use crate::{Error, RowFormat, StoreOptions};
 
 /// The version of every file of a store.
-pub(crate) const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 2;
 const MAX_DIM: usize = 4096;
 
 /// What a store is for.
@@ -21,7 +21,7 @@ const MAX_DIM: usize = 4096;
 pub(crate) enum Kind {
     /// Has optimizer state.
     Training,
-    /// A snapshot without it; never changes.
+    /// A snapshot without it.
     Inference,
 }
 
@@ -32,6 +32,7 @@ pub(crate) struct Meta {
     pub format_version: u64,
     pub kind: Kind,
     pub dim: usize,
+    pub row_format: RowFormat,
     pub init_scale: f32,
     pub seed: u64,
     pub rows_per_slab: usize,
@@ -41,7 +42,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     /// The meta of a new store, if the options are in range.
-    pub fn new(options: &StoreOptions, kind: Kind) -> Result<Meta> {
+    pub fn new(options: &StoreOptions, kind: Kind, row_format: RowFormat) -> Result<Meta> {
         let &StoreOptions { dim, init_scale, seed } = options;
         if !(1..=MAX_DIM).contains(&dim) {
             return Err(Error::Options(format!("dim is {dim}, it must be 1 to {MAX_DIM}")));
@@ -53,8 +54,16 @@ impl Meta {
         }
         let rows_per_slab = ROWS_PER_SLAB;
         let format_version = FORMAT_VERSION;
-        let mut meta =
-            Meta { format_version, kind, dim, init_scale, seed, rows_per_slab, crc32: 0 };
+        let mut meta = Meta {
+            format_version,
+            kind,
+            dim,
+            row_format,
+            init_scale,
+            seed,
+            rows_per_slab,
+            crc32: 0,
+        };
         meta.crc32 = meta.checksum();
         Ok(meta)
     }
@@ -62,6 +71,11 @@ impl Meta {
     /// The options it records.
     pub fn options(&self) -> StoreOptions {
         StoreOptions { dim: self.dim, init_scale: self.init_scale, seed: self.seed }
+    }
+
+    /// What its rows are like.
+    pub fn shape(&self) -> Shape {
+        Shape { dim: self.dim, format: self.row_format }
     }
 
     /// Whether `dir` has a `meta.json`.

@@ -1,195 +1,236 @@
 //! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer
 //! state, each item with its checksum. A slab knows nothing of generations:
-//! whether an item counts is for the journal to say.
+//! whether an item counts is for the journal to say. Here they are mapped and read; `slab_writer` writes them.
 //!
-//! A rows slab is a 64-byte header, `[65536, dim]` f32 values, 65536 u64 ids, and
-//! 65536 u32 checksums (CRC-32 of row number, id and values). A state slab is a
-//! header and 65536 pairs of f32 accumulator and u32 checksum.
+//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and
+//! 65536 u32 checksums (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a
+//! header and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last touch, u32 checksum.
 
-use std::fs::{File, OpenOptions};
-use std::ops::Deref;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::Mmap;
 
-use crate::error::{Result, corrupt, io};
-use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::RowFormat;
+use crate::error::{Damage, Result, corrupt, io};
+use crate::header::{self, Header, u32_at, u64_at};
+use crate::memory::Residency;
+use crate::overlay::RowState;
 
 /// Rows a slab.
 pub(crate) const ROWS_PER_SLAB: usize = 1 << 16;
+/// Bytes of a row's state.
+pub(crate) const STATE: usize = 16;
 
 /// How many slabs hold `rows` rows.
 pub(crate) fn slabs_for(rows: usize) -> usize {
     rows.div_ceil(ROWS_PER_SLAB)
 }
 
+/// What the rows of a store are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub dim: usize,
+    pub format: RowFormat,
+}
+
+impl Shape {
+    /// Bytes from one row's values to the next's.
+    #[inline]
+    pub fn stride(self) -> usize {
+        self.format.row_bytes(self.dim)
+    }
+}
+
 /// Which slab it is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlabId {
     pub number: usize,
-    pub dim: usize,
+    pub shape: Shape,
+}
+
+/// Where the parts of a rows slab begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub values: usize,
+    pub ids: usize,
+    pub checks: usize,
+}
+
+impl Places {
+    /// Those of a slab.
+    pub fn of(id: SlabId) -> Places {
+        let ids = header::SIZE + ROWS_PER_SLAB * id.shape.stride();
+        Places { values: header::SIZE, ids, checks: ids + ROWS_PER_SLAB * 8 }
+    }
 }
 
 /// Values, ids and checksums of 65536 rows.
 #[derive(Debug)]
-pub(crate) struct RowSlab<M> {
+pub(crate) struct RowSlab {
     id: SlabId,
     path: PathBuf,
-    map: M,
+    map: Mmap,
 }
 
-/// Adagrad accumulators of 65536 rows.
+/// Adagrad accumulators of 65536 rows, and when they were changed and touched.
 #[derive(Debug)]
-pub(crate) struct StateSlab<M> {
+pub(crate) struct StateSlab {
     id: SlabId,
     path: PathBuf,
-    map: M,
+    map: Mmap,
 }
 
-impl RowSlab<Mmap> {
+impl RowSlab {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = dir.join(format!("rows-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         Ok(RowSlab { id, map: map(&path, &Self::header(id), Self::file_len(id))?, path })
     }
-}
 
-impl RowSlab<MmapMut> {
-    /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
-    pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = dir.join(format!("rows-{:05}.slab", id.number));
-        let map = map_mut(&path, &Self::header(id), Self::file_len(id), fresh)?;
-        Ok(RowSlab { id, map, path })
+    /// Says how it will be used.
+    pub fn advise(&self, residency: Residency) {
+        residency.advise(&self.map);
     }
 
-    /// Sets one row; `at` counts within the slab.
-    pub fn set(&mut self, at: usize, id: u64, values: &[f32]) {
-        assert_eq!(values.len(), self.id.dim);
-        let start = header::SIZE + at * self.id.dim * 4;
-        let bytes = &mut self.map[start..start + self.id.dim * 4];
-        for (slot, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-            *slot = value.to_le_bytes();
-        }
-        let start = self.ids_at() + at * 8;
-        self.map[start..start + 8].copy_from_slice(&id.to_le_bytes());
-        let check = self.checksum(at);
-        let start = self.checks_at() + at * 4;
-        self.map[start..start + 4].copy_from_slice(&check.to_le_bytes());
-    }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.map.flush().map_err(io("sync", &self.path))
+    /// Where the values of row 0 begin; row `n` follows `n` strides later.
+    pub fn start(&self) -> *const u8 {
+        self.map.as_ptr().wrapping_add(header::SIZE)
     }
 }
 
-impl<M: Deref<Target = [u8]>> RowSlab<M> {
-    fn header(id: SlabId) -> Header {
-        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+impl RowSlab {
+    pub fn path(dir: &Path, id: SlabId) -> PathBuf {
+        dir.join(format!("rows-{:05}.slab", id.number))
+    }
+
+    pub fn header(id: SlabId) -> Header {
+        let Shape { dim, format } = id.shape;
+        let fields = [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
         Header { magic: *b"HCROWS\0\0", fields }
     }
 
-    fn file_len(id: SlabId) -> u64 {
-        (header::SIZE + ROWS_PER_SLAB * (id.dim * 4 + 8 + 4)) as u64
+    /// Bytes of a slab's file.
+    pub fn file_len(id: SlabId) -> u64 {
+        (header::SIZE + ROWS_PER_SLAB * (id.shape.stride() + 8 + 4)) as u64
     }
 
-    fn ids_at(&self) -> usize {
-        header::SIZE + ROWS_PER_SLAB * self.id.dim * 4
+    /// A row's values as they are kept.
+    fn bytes(&self, at: usize) -> &[u8] {
+        let stride = self.id.shape.stride();
+        &self.map[Places::of(self.id).values + at * stride..][..stride]
     }
 
-    fn checks_at(&self) -> usize {
-        self.ids_at() + ROWS_PER_SLAB * 8
-    }
-
-    /// A row's values, little-endian.
-    #[inline]
-    pub fn values(&self, at: usize) -> &[[u8; 4]] {
-        let start = header::SIZE + at * self.id.dim * 4;
-        self.map[start..start + self.id.dim * 4].as_chunks().0
+    /// Widens a row's values into `out`.
+    pub fn read(&self, at: usize, out: &mut [f32]) {
+        self.id.shape.format.decode(self.bytes(at), out);
     }
 
     /// A row's id.
     pub fn id(&self, at: usize) -> u64 {
-        u64_at(&self.map, self.ids_at() + at * 8)
+        u64_at(&self.map, Places::of(self.id).ids + at * 8)
     }
 
-    /// Fails if the row is not what was written.
-    pub fn verify(&self, at: usize) -> Result<()> {
-        if u32_at(&self.map, self.checks_at() + at * 4) == self.checksum(at) {
-            return Ok(());
+    /// Whether a row belongs to no id. Fails if it is not what was written.
+    pub fn is_free(&self, at: usize) -> Result<bool> {
+        let expected = self.check_of(at);
+        match expected ^ self.checksum(at) {
+            0 => Ok(false),
+            u32::MAX => Ok(true),
+            _ => Err(corrupt(&self.path, format!("the checksum of its row {at} does not match"))),
         }
-        Err(corrupt(&self.path, format!("the checksum of its row {at} does not match")))
+    }
+
+    /// What is wrong with a row, where something is.
+    pub fn damage(&self, at: usize) -> Option<Damage> {
+        let (expected, found) = (self.check_of(at), self.checksum(at));
+        let row = Some(row_number(self.id, at));
+        let sound = expected == found || expected == !found;
+        (!sound).then(|| Damage {
+            path: self.path.clone(),
+            what: "the checksum of a row does not match".to_owned(),
+            row,
+            id: Some(self.id(at)),
+            checksums: Some((expected, found)),
+            remedy: crate::error::RESTORE,
+        })
+    }
+
+    fn check_of(&self, at: usize) -> u32 {
+        u32_at(&self.map, Places::of(self.id).checks + at * 4)
     }
 
     fn checksum(&self, at: usize) -> u32 {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&row_number(self.id, at).to_le_bytes());
-        crc.update(&self.id(at).to_le_bytes());
-        crc.update(self.values(at).as_flattened());
-        crc.finalize()
+        row_checksum(row_number(self.id, at), self.id(at), self.bytes(at))
     }
 }
 
-impl StateSlab<Mmap> {
+impl StateSlab {
     /// Maps a slab that must exist.
     pub fn open(dir: &Path, id: SlabId) -> Result<Self> {
-        let path = dir.join(format!("state-{:05}.slab", id.number));
+        let path = Self::path(dir, id);
         Ok(StateSlab { id, map: map(&path, &Self::header(id), Self::FILE_LEN)?, path })
     }
 }
 
-impl StateSlab<MmapMut> {
-    /// Maps a slab for writing; a `fresh` one is made anew, whatever was there.
-    pub fn open_mut(dir: &Path, id: SlabId, fresh: bool) -> Result<Self> {
-        let path = dir.join(format!("state-{:05}.slab", id.number));
-        let map = map_mut(&path, &Self::header(id), Self::FILE_LEN, fresh)?;
-        Ok(StateSlab { id, map, path })
+impl StateSlab {
+    pub const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * STATE) as u64;
+
+    pub fn path(dir: &Path, id: SlabId) -> PathBuf {
+        dir.join(format!("state-{:05}.slab", id.number))
     }
 
-    /// Sets one row's accumulator; `at` counts within the slab.
-    pub fn set(&mut self, at: usize, state: f32) {
-        let check = self.checksum(at, state);
-        let start = header::SIZE + at * 8;
-        self.map[start..start + 4].copy_from_slice(&state.to_le_bytes());
-        self.map[start + 4..start + 8].copy_from_slice(&check.to_le_bytes());
-    }
-
-    /// Makes all changes durable.
-    pub fn sync(self) -> Result<()> {
-        self.map.flush().map_err(io("sync", &self.path))
-    }
-}
-
-impl<M: Deref<Target = [u8]>> StateSlab<M> {
-    const FILE_LEN: u64 = (header::SIZE + ROWS_PER_SLAB * 8) as u64;
-
-    fn header(id: SlabId) -> Header {
-        let fields = [id.number as u64, id.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
+    pub fn header(id: SlabId) -> Header {
+        let fields = [id.number as u64, id.shape.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
         Header { magic: *b"HCSTATE\0", fields }
     }
 
-    /// A row's accumulator.
-    pub fn state(&self, at: usize) -> f32 {
-        f32::from_bits(u32_at(&self.map, header::SIZE + at * 8))
-    }
-
-    /// Fails if the accumulator is not what was written.
-    pub fn verify(&self, at: usize) -> Result<()> {
-        if u32_at(&self.map, header::SIZE + at * 8 + 4) == self.checksum(at, self.state(at)) {
-            return Ok(());
+    /// A row's state.
+    pub fn state(&self, at: usize) -> RowState {
+        let start = header::SIZE + at * STATE;
+        RowState {
+            accumulator: f32::from_bits(u32_at(&self.map, start)),
+            generation: u32_at(&self.map, start + 4),
+            clock: u32_at(&self.map, start + 8),
         }
-        Err(corrupt(&self.path, format!("the checksum of its state {at} does not match")))
     }
 
-    fn checksum(&self, at: usize, state: f32) -> u32 {
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&row_number(self.id, at).to_le_bytes());
-        crc.update(&state.to_le_bytes());
-        crc.finalize()
+    /// What is wrong with a row's state, where something is.
+    pub fn damage(&self, at: usize) -> Option<Damage> {
+        let expected = u32_at(&self.map, header::SIZE + at * STATE + 12);
+        let found = self.checksum(at);
+        (expected != found).then(|| Damage {
+            path: self.path.clone(),
+            what: "the checksum of a row's optimizer state does not match".to_owned(),
+            row: Some(row_number(self.id, at)),
+            id: None,
+            checksums: Some((expected, found)),
+            remedy: crate::error::RESTORE,
+        })
+    }
+
+    fn checksum(&self, at: usize) -> u32 {
+        let start = header::SIZE + at * STATE;
+        state_checksum(row_number(self.id, at), &self.map[start..start + STATE - 4])
     }
 }
 
-fn row_number(id: SlabId, at: usize) -> u64 {
+pub(crate) fn row_checksum(row: u64, id: u64, bytes: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&row.to_le_bytes());
+    crc.update(&id.to_le_bytes());
+    crc.update(bytes);
+    crc.finalize()
+}
+
+pub(crate) fn state_checksum(row: u64, bytes: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&row.to_le_bytes());
+    crc.update(bytes);
+    crc.finalize()
+}
+
+pub(crate) fn row_number(id: SlabId, at: usize) -> u64 {
     (id.number * ROWS_PER_SLAB + at) as u64
 }
 
@@ -198,22 +239,10 @@ fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
         std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
         _ => io("open", path)(error),
     })?;
-    // A slab is changed by its writer's checkpoint alone, while no reader has it mapped (`ReadersLock`).
-    // SAFETY: so nothing changes under the map, and files of a store are never shortened.
+    // A checkpoint changes rows of it while it is mapped, but never one that is read here meanwhile: other
+    // processes' readers have left (`ReadersLock`), and those of this one have these rows above the slab (`live`).
+    // SAFETY: so no byte that a slice covers changes, and files of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
-    check_file(&map, header, len, path)?;
-    Ok(map)
-}
-
-fn map_mut(path: &Path, header: &Header, len: u64, fresh: bool) -> Result<MmapMut> {
-    let file = if fresh {
-        create_zeroed(path, header, len)?
-    } else {
-        OpenOptions::new().read(true).write(true).open(path).map_err(io("open", path))?
-    };
-    // The caller holds the writer's and the exclusive readers' lock, or made the file where nobody looks.
-    // SAFETY: so no slice of another mapping of this file is alive meanwhile.
-    let map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
 }

@@ -7,23 +7,30 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::IndexWriter;
+use crate::index::{self, Contents};
 use crate::journal::{Head, Journal};
 use crate::lock::ReadersLock;
 use crate::meta::{Kind, Meta};
-use crate::slab::{ROWS_PER_SLAB, RowSlab, SlabId, slabs_for};
+use crate::slab::{ROWS_PER_SLAB, Shape, SlabId};
+use crate::slab_writer::{RowSlabWriter, Writing};
 use crate::view::View;
-use crate::{Error, StoreReader};
+use crate::{Error, RowFormat, StoreReader};
 
-/// Writes what `reader` sees, which is `view`, into `dir`.
-pub(crate) fn write(reader: &StoreReader, view: &View, dir: &Path) -> Result<()> {
+/// Writes what `reader` sees, which is `view`, into `dir`, its rows in `format` and without gaps.
+pub(crate) fn write(
+    reader: &StoreReader,
+    view: &View,
+    dir: &Path,
+    format: RowFormat,
+) -> Result<()> {
     into_place(dir, |partial| {
-        write_rows(view, partial, reader.dim())?;
-        IndexWriter::build(partial, view.rows(), view.ids())?;
-        let head = Head::folded(reader.generation(), view.rows());
-        Journal::create(partial, reader.dim(), head)?;
+        write_rows(view, partial, Shape { dim: reader.dim(), format })?;
+        let rows = view.len();
+        let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
+        index::build(partial, Contents { rows, ids, free: &[] })?;
+        Journal::create(partial, reader.dim(), Head::folded(reader.generation(), rows))?;
         ReadersLock::create(partial)?;
-        Meta::new(&reader.options(), Kind::Inference)?.write(partial)
+        Meta::new(&reader.options(), Kind::Inference, format)?.write(partial)
     })
 }
 
@@ -63,18 +70,29 @@ fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     }
 }
 
-fn write_rows(view: &View, dir: &Path, dim: usize) -> Result<()> {
-    let mut values = vec![0.0; dim];
-    for number in 0..slabs_for(view.rows()) {
-        let mut slab = RowSlab::open_mut(dir, SlabId { number, dim }, true)?;
-        let start = number * ROWS_PER_SLAB;
-        for row in start..view.rows().min(start + ROWS_PER_SLAB) {
-            view.copy_rows(&[row as u32], &mut values);
-            slab.set(row - start, view.id(row as u32), &values);
+fn write_rows(view: &View, dir: &Path, shape: Shape) -> Result<()> {
+    let mut values = vec![0.0; shape.dim];
+    let mut slab: Option<RowSlabWriter> = None;
+    for (to, (id, row)) in view.ids_and_rows().enumerate() {
+        let at = to % ROWS_PER_SLAB;
+        if at == 0 {
+            slab.take().map_or(Ok(()), RowSlabWriter::sync)?;
         }
-        slab.sync()?;
+        let slab = match &mut slab {
+            Some(slab) => slab,
+            None => {
+                let id = SlabId { number: to / ROWS_PER_SLAB, shape };
+                slab.insert(RowSlabWriter::open(
+                    dir,
+                    id,
+                    Writing { fresh: true, rows: ROWS_PER_SLAB },
+                )?)
+            }
+        };
+        view.copy_row(row, &mut values);
+        slab.set(at, id, &values)?;
     }
-    Ok(())
+    slab.map_or(Ok(()), RowSlabWriter::sync)
 }
 
 fn refuse_nonempty(dir: &Path) -> Result<()> {

@@ -1,53 +1,37 @@
-//! The writer: trains rows in the overlay and commits them. It alone opens
-//! optimizer state, and it alone changes a store's files.
+//! The training store: trains rows in the overlay and commits them, gives ids their rows, and takes
+//! rows back. It alone opens optimizer state. It does not decide when to commit, nor which ids matter: its caller does.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
-
-use crate::checkpoint::{self, Target};
 use crate::error::{Result, io};
 use crate::header::{mix, sync_dir};
-use crate::index::IndexWriter;
+use crate::index::{self, Contents};
 use crate::journal::{Head, Journal};
 use crate::lock::{ReadersLock, WriterLock};
 use crate::meta::{Kind, Meta};
-use crate::slab::{ROWS_PER_SLAB, SlabId, StateSlab, slabs_for};
+use crate::sketch::Sketch;
 use crate::snapshot;
-use crate::view::{Access, BLOCK, NONE, View};
-use crate::{Adagrad, Error, StoreOptions, StoreReader};
+use crate::writer::Writer;
+use crate::{Adagrad, Error, RowFormat, StoreHandle, StoreOptions, StoreReader, Verify};
 
-/// How long the journal may become, in bytes.
-#[derive(Debug, Clone, Copy)]
-struct JournalLimits {
-    /// A commit that leaves it longer than this folds it into the slabs.
-    fold: u64,
-    /// If readers kept it from being folded until it is longer than this, it takes no more.
-    refuse: u64,
-}
-
-const JOURNAL_LIMITS: JournalLimits = JournalLimits { fold: 128 << 20, refuse: 1 << 30 };
+/// Ids worked on together: their cache misses overlap.
+const BLOCK: usize = 64;
 
 /// A store that is open for training. It holds the store's writer lock; dropping
 /// it discards what is not committed, as a crash would.
 #[derive(Debug)]
 pub struct Store {
-    dir: PathBuf,
-    meta: Meta,
-    journal: Journal,
-    view: View,
-    states: Vec<StateSlab<Mmap>>,
-    limits: JournalLimits,
-    poisoned: bool,
-    _lock: WriterLock,
+    writer: Writer,
+    clock: u32,
+    admit_after: u8,
 }
 
 impl Store {
     /// Makes an empty store in `dir`, which is made if need be and must not hold one.
     pub fn create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
         let dir = dir.as_ref();
-        let meta = Meta::new(options, Kind::Training)?;
+        let meta = Meta::new(options, Kind::Training, RowFormat::F32)?;
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) {
@@ -60,22 +44,27 @@ impl Store {
         }
         ReadersLock::create(dir)?;
         Journal::create(dir, options.dim, Head::folded(0, 0))?;
-        IndexWriter::build(dir, 0, std::iter::empty())?;
+        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
         sync_dir(dir)?;
         meta.write(dir)?;
-        Self::load(dir, meta, lock)
+        Ok(Self::of(Writer::load(dir, meta, lock, Verify::Full)?))
     }
 
-    /// Opens the store in `dir` for writing, at its last committed generation. Fails with
+    /// Opens the store in `dir` for writing, at its last committed generation, and checks all of it. Fails with
     /// [`Error::Locked`] while another writer lives.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
+        Self::open_with(dir, Verify::Full)
+    }
+
+    /// Like [`Store::open`], checking as much as `verify` says.
+    pub fn open_with(dir: impl AsRef<Path>, verify: Verify) -> Result<Store> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
         if meta.kind == Kind::Inference {
             return Err(Error::ReadOnly { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
-        Self::load(dir, meta, lock)
+        Ok(Self::of(Writer::load(dir, meta, lock, verify)?))
     }
 
     /// Opens the store in `dir`, which must have been made with the same options, or makes it.
@@ -95,30 +84,13 @@ impl Store {
         Self::open(dir)
     }
 
-    fn load(dir: &Path, meta: Meta, lock: WriterLock) -> Result<Store> {
-        let mut journal = Journal::open(dir, meta.dim)?;
-        let view = View::load(dir, &mut journal, meta.dim, Access::Write)?;
-        let base_rows = journal.head().base_rows;
-        let states = open_states(dir, meta.dim, base_rows)?;
-        for row in (0..base_rows).filter(|&row| view.overlay.position(row as u32).is_none()) {
-            states[row / ROWS_PER_SLAB].verify(row % ROWS_PER_SLAB)?;
-        }
-        let dir = dir.to_owned();
-        Ok(Store {
-            dir,
-            meta,
-            journal,
-            view,
-            states,
-            limits: JOURNAL_LIMITS,
-            poisoned: false,
-            _lock: lock,
-        })
+    fn of(writer: Writer) -> Store {
+        Store { writer, clock: 0, admit_after: 1 }
     }
 
-    /// Rows, uncommitted ones included.
+    /// Ids that have a row, uncommitted ones included.
     pub fn len(&self) -> usize {
-        self.view.rows()
+        self.writer.view.len()
     }
 
     /// Whether there are no rows.
@@ -128,50 +100,99 @@ impl Store {
 
     /// Values a row.
     pub fn dim(&self) -> usize {
-        self.meta.dim
+        self.writer.meta.dim
     }
 
     /// What the store was made with.
     pub fn options(&self) -> StoreOptions {
-        self.meta.options()
+        self.writer.meta.options()
     }
 
     /// The last committed generation; 0 before the first commit.
     pub fn generation(&self) -> u64 {
-        self.journal.head().generation
+        self.writer.generation()
     }
 
-    /// All ids, in the order in which they came.
+    /// All ids, in the order of their rows: that in which they came, but for rows used again.
     pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        self.view.ids()
+        self.writer.view.ids_and_rows().map(|(id, _)| id)
+    }
+
+    /// A handle that other threads read committed rows with while this store goes on.
+    pub fn handle(&mut self) -> Result<StoreHandle> {
+        self.writer.handle()
+    }
+
+    /// From now on an id gets a row when it is asked for the `sightings`th time in [`Store::gather_or_init`]; 1, the
+    /// default, is at once. Until then its reads give zeros and its gradients change nothing. Sightings are counted
+    /// in bounded memory, so an id may be admitted early; they are part of commits.
+    pub fn admit_after(&mut self, sightings: u8) {
+        assert!(sightings > 0, "an id is seen at least once");
+        self.admit_after = sightings;
+        if sightings > 1 {
+            self.writer.sketch.get_or_insert_with(Sketch::new);
+        }
+    }
+
+    /// Sets the time that changed rows are stamped with, in the caller's unit, say training steps; see [`Store::expire`].
+    pub fn set_clock(&mut self, clock: u32) {
+        self.clock = clock;
+    }
+
+    /// Removes the rows that were not changed at clock `before` or later; gives their number. It takes effect with the next
+    /// commit. Their row numbers are given to new ids after the next checkpoint.
+    pub fn expire(&mut self, before: u32) -> usize {
+        let view = &self.writer.view;
+        let old = |&(_, row): &(u64, u32)| self.writer.state(row).clock < before;
+        let rows: Vec<u32> = view.ids_and_rows().filter(old).map(|(_, row)| row).collect();
+        for &row in &rows {
+            self.writer.view.remove(row);
+        }
+        rows.len()
+    }
+
+    /// Removes the rows of `ids`, where they have one; gives the number. It takes effect as with [`Store::expire`].
+    pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
+        self.writer.remove_rows(ids)
+    }
+
+    /// The ids whose rows a commit after `generation` has changed or made, in the order of their rows. What was removed is not told.
+    pub fn changed_since(&self, generation: u64) -> impl Iterator<Item = u64> + '_ {
+        let newer = move |row| u64::from(self.writer.state(row).generation) > generation;
+        self.writer.view.ids_and_rows().filter(move |&(_, row)| newer(row)).map(|(id, _)| id)
     }
 
     /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
     /// id gives zeros. Returns the number of missing ids. Sees uncommitted updates.
     pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
-        self.view.gather(ids, out)
+        self.writer.view.gather(ids, out)
     }
 
     /// Like [`Store::gather`], but a missing id gets a row, whose values depend on
-    /// the store's seed and the id alone. Returns the number of new rows.
+    /// the store's seed and the id alone; see also [`Store::admit_after`]. Returns the number of new rows.
     pub fn gather_or_init(&mut self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
-        let dim = self.meta.dim;
+        let dim = self.dim();
         assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
         let before = self.len();
-        for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * dim)) {
-            let rows = self.rows_or_init(ids)?;
-            self.view.copy_rows(&rows[..ids.len()], out);
+        for block in ids.chunks(BLOCK) {
+            self.prefetch(block);
+            for &id in block {
+                if self.writer.view.find(id).is_none() && self.is_admitted(id) {
+                    self.init(id)?;
+                }
+            }
         }
+        self.gather(ids, out);
         Ok(self.len() - before)
     }
 
     /// A step of row-wise Adagrad on the rows of `ids`, with `grads`
     /// `[ids.len(), dim]` row-major: `state += mean(g²)`, then
     /// `row -= (learning_rate / (√state + epsilon)) · g`. Ids are meant to be unique;
-    /// a repeated one takes a step for each time. A missing id gets a row first. If any
-    /// gradient is not finite, no row changes.
+    /// a repeated one takes a step for each time. A missing id gets a row first, or is passed over where
+    /// [`Store::admit_after`] says more than 1. If any gradient is not finite, no row changes.
     pub fn adagrad(&mut self, ids: &[u64], grads: &[f32], adagrad: &Adagrad) -> Result<()> {
-        let dim = self.meta.dim;
+        let dim = self.dim();
         assert_eq!(grads.len(), ids.len() * dim, "grads must be [ids.len(), dim]");
         let means: Vec<f32> = grads.chunks_exact(dim).map(mean_square).collect();
         if let Some(at) = means.iter().position(|mean| !mean.is_finite()) {
@@ -179,60 +200,51 @@ impl Store {
         }
         let blocks = ids.chunks(BLOCK).zip(means.chunks(BLOCK)).zip(grads.chunks(BLOCK * dim));
         for ((ids, means), grads) in blocks {
-            let rows = self.rows_or_init(ids)?;
-            for ((&row, mean), grad) in rows.iter().zip(means).zip(grads.chunks_exact(dim)) {
-                let states = &self.states;
-                let at = self.view.writable(row, || {
-                    states[row as usize / ROWS_PER_SLAB].state(row as usize % ROWS_PER_SLAB)
-                });
-                let (state, values) = self.view.overlay.entry_mut(at);
-                *state += mean;
-                let step = adagrad.learning_rate / (state.sqrt() + adagrad.epsilon);
-                for (value, g) in values.iter_mut().zip(grad) {
-                    *value -= step * g;
-                }
+            self.prefetch(ids);
+            for ((&id, mean), grad) in ids.iter().zip(means).zip(grads.chunks_exact(dim)) {
+                let row = match self.writer.view.find(id) {
+                    Some(row) => row,
+                    None if self.admit_after > 1 => continue,
+                    None => self.init(id)?,
+                };
+                self.step(row, *mean, grad, adagrad);
             }
         }
         Ok(())
     }
 
-    /// Makes all updates durable and visible to readers opened from now on; returns the new
+    fn step(&mut self, row: u32, mean: f32, grad: &[f32], adagrad: &Adagrad) {
+        let at = self.writer.writable(row);
+        let (state, values) = self.writer.view.overlay.entry_mut(at);
+        state.accumulator += mean;
+        state.clock = self.clock;
+        let step = adagrad.learning_rate / (state.accumulator.sqrt() + adagrad.epsilon);
+        for (value, g) in values.iter_mut().zip(grad) {
+            *value -= step * g;
+        }
+    }
+
+    /// Makes all updates durable and visible to handles, and to readers opened from now on; returns the new
     /// generation, or the old one if nothing has changed. After a failure other than
     /// [`Error::JournalHeld`] the store must be reopened: it opens to the generation
     /// before, or to this one if it was already durable.
     pub fn commit(&mut self) -> Result<u64> {
-        self.check_healthy()?;
-        if self.view.overlay.dirty().is_empty() {
-            return Ok(self.generation());
-        }
-        let bytes = self.journal.bytes();
-        // Without readers it goes on, since this commit's fold then empties the journal.
-        if bytes > self.limits.refuse && ReadersLock::try_exclusive(&self.dir)?.is_none() {
-            return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
-        }
-        self.poisoned = true;
-        let generation = self.journal.commit(&self.view.overlay, self.view.rows())?;
-        self.view.overlay.mark_clean();
-        self.poisoned = false;
-        if self.journal.bytes() > self.limits.fold {
-            self.fold()?;
-        }
-        Ok(generation)
+        self.writer.commit()
     }
 
     /// Commits, then folds the journal into the slabs, which [`Store::commit`] does by
     /// itself when the journal is long. Returns false, with the journal left as
-    /// it is, while readers have the store open.
+    /// it is, while a [`StoreReader`] has the store open; handles are no hindrance.
     pub fn checkpoint(&mut self) -> Result<bool> {
-        self.commit()?;
-        self.fold()
+        self.writer.checkpoint()
     }
 
     /// Copies the committed rows, without optimizer state, into a new store
-    /// in `dir` (which must not exist or be empty) for serving. It opens with
-    /// [`StoreReader::open`] only.
-    pub fn snapshot_into(&self, dir: impl AsRef<Path>) -> Result<()> {
-        StoreReader::open(&self.dir)?.snapshot_into(dir)
+    /// in `dir` (which must not exist or be empty) for serving, with its rows in `format`. It opens with
+    /// [`StoreReader::open`] or [`ServingStore::open`](crate::ServingStore::open) only.
+    pub fn snapshot_into(&self, dir: impl AsRef<Path>, format: RowFormat) -> Result<()> {
+        // The writer has verified the store, or was told not to.
+        StoreReader::open_with(&self.writer.dir, Verify::Journal)?.snapshot_into(dir, format)
     }
 
     /// Commits, then copies the whole store, optimizer state included, into `dir`, which must not
@@ -240,61 +252,25 @@ impl Store {
     pub fn copy_into(&mut self, dir: impl AsRef<Path>) -> Result<()> {
         // Folding keeps the copy's journal short; where readers prevent it, the journal is copied.
         self.checkpoint()?;
-        snapshot::copy(&self.dir, dir.as_ref())
+        snapshot::copy(&self.writer.dir, dir.as_ref())
     }
 
-    fn check_healthy(&self) -> Result<()> {
-        if self.poisoned {
-            return Err(Error::Poisoned { path: self.dir.clone() });
-        }
-        Ok(())
+    fn prefetch(&self, ids: &[u64]) {
+        ids.iter().for_each(|&id| self.writer.view.prefetch(id));
     }
 
-    /// Row numbers of up to `BLOCK` ids.
-    fn rows_or_init(&mut self, ids: &[u64]) -> Result<[u32; BLOCK]> {
-        let mut rows = [NONE; BLOCK];
-        for (row, &id) in rows.iter_mut().zip(ids) {
-            *row = match self.view.find(id) {
-                Some(row) => row,
-                None => self.init(id)?,
-            };
+    fn is_admitted(&mut self, id: u64) -> bool {
+        match &mut self.writer.sketch {
+            Some(sketch) if self.admit_after > 1 => sketch.see(id) >= self.admit_after,
+            _ => true,
         }
-        Ok(rows)
     }
 
     fn init(&mut self, id: u64) -> Result<u32> {
-        if self.len() >= (NONE - 1) as usize {
-            return Err(Error::Full { path: self.dir.clone(), rows: self.len() });
-        }
         let options = self.options();
-        Ok(self.view.append(id, |values| init_row(&options, id, values)))
-    }
-
-    /// Copies the overlay, which must be clean, into slabs and index, and empties
-    /// the journal. Idempotent: cut off anywhere, the journal still has it all.
-    fn fold(&mut self) -> Result<bool> {
-        self.check_healthy()?;
-        let Some(_exclusive) = ReadersLock::try_exclusive(&self.dir)? else {
-            return Ok(false);
-        };
-        if self.view.overlay.len() == 0 {
-            return Ok(true);
-        }
-        self.poisoned = true;
-        let base_rows = self.journal.head().base_rows;
-        checkpoint::write(&self.view, Target { dir: &self.dir, dim: self.meta.dim, base_rows })?;
-        self.journal.reset()?;
-        self.view.reload(&self.dir)?;
-        self.states = open_states(&self.dir, self.meta.dim, self.view.rows())?;
-        self.poisoned = false;
-        Ok(true)
+        self.writer.append(id, self.clock, |values| init_row(&options, id, values))
     }
 }
-
-fn open_states(dir: &Path, dim: usize, rows: usize) -> Result<Vec<StateSlab<Mmap>>> {
-    (0..slabs_for(rows)).map(|number| StateSlab::open(dir, SlabId { number, dim })).collect()
-}
-
 /// Uniform in `[-init_scale, init_scale)`, from 24 random bits a value.
 fn init_row(options: &StoreOptions, id: u64, values: &mut [f32]) {
     const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -323,6 +299,7 @@ fn mean_square(grad: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::writer::JournalLimits;
 
     const OPTIONS: StoreOptions = StoreOptions { dim: 3, init_scale: 0.5, seed: 7 };
     const STEP: Adagrad = Adagrad { learning_rate: 0.1, epsilon: 1e-8 };
@@ -331,25 +308,25 @@ mod tests {
     fn a_long_journal_is_folded_or_refused_while_readers_stay() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::create(dir.path(), &OPTIONS).unwrap();
-        let empty = store.journal.bytes();
-        store.limits = JournalLimits { fold: empty + 50, refuse: empty + 120 };
+        let empty = store.writer.journal.bytes();
+        store.writer.limits = JournalLimits { fold: empty + 70, refuse: empty + 180 };
         let commit = |store: &mut Store| {
             store.adagrad(&[1], &[1.0, 2.0, 3.0], &STEP)?;
             store.commit()
         };
         assert_eq!(commit(&mut store).unwrap(), 1);
-        assert_eq!(store.journal.bytes(), empty + 48, "one record of one row");
+        assert_eq!(store.writer.journal.bytes(), empty + 68, "one record of one row");
         let reader = StoreReader::open(dir.path()).unwrap();
         assert_eq!(commit(&mut store).unwrap(), 2);
         assert_eq!(commit(&mut store).unwrap(), 3);
         let error = commit(&mut store).unwrap_err();
-        assert!(matches!(error, Error::JournalHeld { bytes, .. } if bytes == empty + 144));
+        assert!(matches!(error, Error::JournalHeld { bytes, .. } if bytes == empty + 204));
         assert_eq!(reader.generation(), 1);
         drop(reader);
         let mut before = [0.0; 3];
         store.gather(&[1], &mut before);
         assert_eq!(store.commit().unwrap(), 4);
-        assert_eq!(store.journal.bytes(), empty);
+        assert_eq!(store.writer.journal.bytes(), empty);
         let mut after = [0.0; 3];
         store.gather(&[1], &mut after);
         assert_eq!(before, after);

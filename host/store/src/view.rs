@@ -1,163 +1,323 @@
 //! What writer and reader share: slabs and index of the last checkpoint, mapped, with
 //! an overlay upon them. It reads, and verifies; it writes no file but a lost index.
 
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
+use std::sync::Arc;
 
-use memmap2::Mmap;
-
+use crate::Verify;
 use crate::error::{Result, corrupt};
-use crate::header::sync_dir;
-use crate::index::{Extent, Index, IndexWriter};
+use crate::gather::{self, Place, Source};
+use crate::header::{mix, sync_dir};
+use crate::index::{self, Contents, Index, NONE};
 use crate::journal::{Head, Journal};
-use crate::overlay::{Entry, Overlay};
-use crate::slab::{ROWS_PER_SLAB, RowSlab, SlabId, slabs_for};
+use crate::memory::Residency;
+use crate::overlay::{Entry, Overlay, RowState};
+use crate::sketch::Sketch;
+use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, slabs_for};
 
-/// Ids looked up together: their cache misses overlap, and the row numbers
-/// between lookup and copy stay in registers and the first cache.
-pub(crate) const BLOCK: usize = 64;
-/// No row.
-pub(crate) const NONE: u32 = u32::MAX;
+/// Row numbers by id.
+pub(crate) type IdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
+
+/// What the last checkpoint left, mapped. Clones share the mappings.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    pub shape: Shape,
+    /// Row numbers that the slabs hold.
+    pub rows: usize,
+    slabs: Vec<Arc<RowSlab>>,
+    starts: Vec<Start>,
+    pub index: Arc<Index>,
+}
+
+/// Where a slab's values begin, kept apart from the slab so that it is found without a chase of pointers.
+#[derive(Debug, Clone, Copy)]
+struct Start(*const u8);
+
+// SAFETY: it points into a read-only mapping that the same `Base` keeps alive.
+unsafe impl Send for Start {}
+// SAFETY: likewise.
+unsafe impl Sync for Start {}
+
+impl Base {
+    /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is another.
+    pub fn open(dir: &Path, shape: Shape, rows: usize, old: Option<&Base>) -> Result<Base> {
+        let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
+        let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });
+        let residency = Residency::of(bytes);
+        for number in slabs.len()..slabs_for(rows) {
+            let slab = RowSlab::open(dir, SlabId { number, shape })?;
+            slab.advise(residency);
+            slabs.push(Arc::new(slab));
+        }
+        let starts = slabs.iter().map(|slab| Start(slab.start())).collect();
+        let index = Arc::new(Index::open(dir)?);
+        Ok(Base { shape, rows, slabs, starts, index })
+    }
+
+    /// A slab and a row's place in it.
+    fn at(&self, row: u32) -> (&RowSlab, usize) {
+        (&self.slabs[row as usize / ROWS_PER_SLAB], row as usize % ROWS_PER_SLAB)
+    }
+
+    /// Where a row's values lie in the slabs.
+    #[inline(always)]
+    pub fn place(&self, row: u32) -> Place {
+        let row = row as usize;
+        if row >= self.rows {
+            return Place::Missing;
+        }
+        let Start(start) = self.starts[row / ROWS_PER_SLAB];
+        Place::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
+    }
+
+    /// Says that the store is larger than memory, whatever was found out.
+    pub fn expect_partial(&self) {
+        self.slabs.iter().for_each(|slab| slab.advise(Residency::Partial));
+    }
+}
 
 /// A store's rows.
 #[derive(Debug)]
 pub(crate) struct View {
-    dim: usize,
+    /// Row numbers in use, free ones included.
     rows: usize,
-    slabs: Vec<RowSlab<Mmap>>,
-    index: Index,
+    pub base: Base,
     pub overlay: Overlay,
+    /// Ids that the index does not have.
+    young: IdMap,
+    /// Rows of the slabs that belong to no id, for new ids to take. A row that was removed since the last checkpoint
+    /// is not here: readers may still come by its number.
+    free: BTreeSet<u32>,
 }
 
-/// Whether a lost index may be rebuilt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    Read,
-    Write,
+/// How a view is loaded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub shape: Shape,
+    pub verify: Verify,
+    /// Whether a lost index may be rebuilt.
+    pub may_rebuild: bool,
 }
 
 impl View {
-    /// Maps and checks all that the journal's head says is committed.
-    pub fn load(dir: &Path, journal: &mut Journal, dim: usize, access: Access) -> Result<View> {
+    /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's `sketch` is
+    /// brought up to date.
+    pub fn load(
+        dir: &Path,
+        journal: &mut Journal,
+        load: Load,
+        sketch: Option<&mut Sketch>,
+    ) -> Result<View> {
         let Head { rows, base_rows, .. } = journal.head();
-        let overlay = journal.replay()?;
-        let slabs = open_slabs(dir, dim, base_rows)?;
-        // A row in the journal may be half written in its slab by a checkpoint that did not end.
-        for row in (0..base_rows).filter(|&row| overlay.position(row as u32).is_none()) {
-            slabs[row / ROWS_PER_SLAB].verify(row % ROWS_PER_SLAB)?;
+        let overlay = journal.replay(sketch)?;
+        let shape = load.shape;
+        if load.may_rebuild && !Index::exists(dir) {
+            rebuild_index(dir, shape, base_rows, &overlay)?;
         }
-        if access == Access::Write && !Index::exists(dir) {
-            rebuild_index(dir, &slabs, base_rows)?;
+        let base = Base::open(dir, shape, base_rows, None)?;
+        let mut view = View { rows, base, overlay, young: IdMap::default(), free: BTreeSet::new() };
+        if load.verify == Verify::Full {
+            view.base.index.verify()?;
+            // A row in the journal may be half written in its slab by a checkpoint that did not end.
+            for row in (0..base_rows as u32).filter(|&row| view.overlay.position(row).is_none()) {
+                let (slab, at) = view.base.at(row);
+                if let Some(damage) = slab.damage(at) {
+                    return Err(damage.into());
+                }
+            }
         }
-        let index = Index::open(dir)?;
-        index.verify(Extent { base_rows, rows })?;
-        let view = View { dim, rows, slabs, index, overlay };
+        view.find_young_ids()?;
         view.check_ids(&Journal::path(dir))?;
         Ok(view)
     }
 
-    /// Maps what a checkpoint has just written.
-    pub fn reload(&mut self, dir: &Path) -> Result<()> {
-        self.slabs = open_slabs(dir, self.dim, self.rows)?;
-        self.index = Index::open(dir)?;
-        self.overlay = Overlay::new(self.dim);
+    /// Ids that came after the index was built: those of the slabs' later rows, of rows that were free then, and of the journal.
+    fn find_young_ids(&mut self) -> Result<()> {
+        let index = Arc::clone(&self.base.index);
+        let covered = index.extent().rows;
+        let later = covered.min(self.base.rows) as u32..self.base.rows as u32;
+        let taken = index.free().iter().copied().filter(|&row| (row as usize) < self.base.rows);
+        for row in taken.filter(|&row| self.overlay.position(row).is_none()) {
+            let (slab, at) = self.base.at(row);
+            if slab.is_free(at)? {
+                self.free.insert(row);
+            } else {
+                self.young.insert(slab.id(at), row);
+            }
+        }
+        // A removal makes a new index, so none of these is free.
+        for row in later.filter(|&row| self.overlay.position(row).is_none()) {
+            let (slab, at) = self.base.at(row);
+            self.young.insert(slab.id(at), row);
+        }
+        for at in 0..self.overlay.len() {
+            let Entry { id, row, .. } = self.overlay.entry(at);
+            if !self.overlay.is_removed(at) && index.find(id) != row {
+                self.young.insert(id, row);
+            }
+        }
         Ok(())
     }
 
-    /// Rows, uncommitted ones included.
+    /// Maps what a checkpoint has just written.
+    pub fn reload(&mut self, dir: &Path, rebuilt_index: bool) -> Result<()> {
+        self.base = Base::open(dir, self.base.shape, self.rows, Some(&self.base))?;
+        self.free.extend(removed_rows(&self.overlay));
+        self.overlay = Overlay::new(self.base.shape.dim);
+        if rebuilt_index {
+            self.young = IdMap::default();
+        }
+        Ok(())
+    }
+
+    /// Ids.
+    pub fn len(&self) -> usize {
+        self.rows - self.free.len() - self.overlay.removed()
+    }
+
+    /// Row numbers in use, free ones included.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// How many rows the index has room for.
-    pub fn index_room(&self) -> usize {
-        self.index.room()
+    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which take longer to find, have become many.
+    pub fn wants_index(&self) -> bool {
+        const FEW: usize = 1 << 14;
+        let indexed = self.base.index.extent().ids;
+        self.overlay.removed() > 0 || self.young.len() > FEW.max(indexed / 16)
+    }
+
+    /// Builds the index of all that the view shows.
+    pub fn build_index(&self, dir: &Path) -> Result<()> {
+        let mut free: BTreeSet<u32> = self.free.clone();
+        free.extend(removed_rows(&self.overlay));
+        let free: Vec<u32> = free.into_iter().collect();
+        index::build(dir, Contents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
     }
 
     /// The row number of `id`.
     #[inline]
     pub fn find(&self, id: u64) -> Option<u32> {
-        self.index.find(id).or_else(|| self.overlay.find(id))
+        let row = self.base.index.find(id);
+        if row != NONE && !self.is_gone(row) {
+            return Some(row);
+        }
+        self.young.get(&id).copied()
     }
 
-    /// The id of a row.
-    pub fn id(&self, row: u32) -> u64 {
+    /// Asks for where `find` will look for an id.
+    pub fn prefetch(&self, id: u64) {
+        let table = self.base.index.table();
+        gather::prefetch((&raw const table[index::home(id, table.len())]).cast());
+    }
+
+    fn is_gone(&self, row: u32) -> bool {
+        self.overlay.removed() > 0
+            && self.overlay.position(row).is_some_and(|at| self.overlay.is_removed(at))
+    }
+
+    /// The id of a row that has one.
+    fn id(&self, row: u32) -> u64 {
         match self.overlay.position(row) {
             Some(at) => self.overlay.entry(at).id,
-            None => self.slab(row).id(row as usize % ROWS_PER_SLAB),
+            None => {
+                let (slab, at) = self.base.at(row);
+                slab.id(at)
+            }
         }
     }
 
-    /// All ids, in the order of their rows.
-    pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..self.rows as u32).map(|row| self.id(row))
+    /// All ids with their rows, in the order of the rows.
+    pub fn ids_and_rows(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        (0..self.rows as u32)
+            .filter(|&row| !self.is_gone(row) && !(self.free.contains(&row)))
+            .map(|row| (self.id(row), row))
     }
 
     /// Copies the rows of `ids` to `out`, zeros for missing ones; gives the misses.
     pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
-        assert_eq!(out.len(), ids.len() * self.dim, "out must be [ids.len(), dim]");
-        let mut misses = 0;
-        for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * self.dim)) {
-            let mut rows = [NONE; BLOCK];
-            for (row, &id) in rows.iter_mut().zip(ids) {
-                *row = self.find(id).unwrap_or(NONE);
-                misses += usize::from(*row == NONE);
-            }
-            self.copy_rows(&rows[..ids.len()], out);
-        }
-        misses
+        gather::gather(self, ids, out)
     }
 
-    /// Copies rows by number, zeros for `NONE`.
-    pub fn copy_rows(&self, rows: &[u32], out: &mut [f32]) {
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.dim)) {
-            match self.overlay.position(row) {
-                Some(at) => out.copy_from_slice(self.overlay.entry(at).values),
-                None if row == NONE => out.fill(0.0),
-                None => self.copy_base(row, out),
+    /// Copies a row by number.
+    pub fn copy_row(&self, row: u32, out: &mut [f32]) {
+        match self.overlay.position(row) {
+            Some(at) => out.copy_from_slice(self.overlay.values(at)),
+            None => {
+                let (slab, at) = self.base.at(row);
+                slab.read(at, out);
             }
         }
     }
 
-    /// Appends a row; gives its number.
-    pub fn append(&mut self, id: u64, fill: impl FnOnce(&mut [f32])) -> u32 {
-        let row = self.rows as u32;
-        let at = self.overlay.add(row, id, 0.0, fill);
-        self.overlay.insert_id(id, row);
+    /// Gives an id a row, a free one or else a new one; gives its number.
+    pub fn append(&mut self, id: u64, clock: u32, fill: impl FnOnce(&mut [f32])) -> u32 {
+        let row = self.free.pop_first().unwrap_or(self.rows as u32);
+        self.rows = self.rows.max(row as usize + 1);
+        let state = RowState { clock, ..RowState::default() };
+        let at = self.overlay.add(row, id, state, fill);
+        self.young.insert(id, row);
         self.overlay.mark_dirty(at);
-        self.rows += 1;
         row
     }
 
     /// The overlay position of a row to be changed; `state` reads its
-    /// accumulator where the row is not in the overlay yet.
+    /// state where the row is not in the overlay yet.
     #[inline]
-    pub fn writable(&mut self, row: u32, state: impl FnOnce() -> f32) -> usize {
+    pub fn writable(&mut self, row: u32, state: impl FnOnce() -> RowState) -> usize {
         let at = match self.overlay.position(row) {
             Some(at) => at,
-            None => self.lift(row, state()),
+            None => {
+                let (slab, at) = self.base.at(row);
+                self.overlay.add(row, slab.id(at), state(), |out| slab.read(at, out))
+            }
         };
         self.overlay.mark_dirty(at);
         at
     }
 
-    fn lift(&mut self, row: u32, state: f32) -> usize {
-        let slab = &self.slabs[row as usize / ROWS_PER_SLAB];
-        let at = row as usize % ROWS_PER_SLAB;
-        self.overlay.add(row, slab.id(at), state, |out| copy_values(slab.values(at), out))
+    /// Takes an id's row from it.
+    pub fn remove(&mut self, row: u32) {
+        let id = self.id(row);
+        let at = self.overlay.remove(row, id);
+        self.overlay.mark_dirty(at);
+        if self.young.get(&id) == Some(&row) {
+            self.young.remove(&id);
+        }
     }
 
-    #[inline]
-    fn copy_base(&self, row: u32, out: &mut [f32]) {
-        copy_values(self.slab(row).values(row as usize % ROWS_PER_SLAB), out);
+    /// Ids that the index does not have, with their rows.
+    pub fn young(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.young.iter().map(|(&id, &row)| (id, row))
     }
 
-    fn slab(&self, row: u32) -> &RowSlab<Mmap> {
-        &self.slabs[row as usize / ROWS_PER_SLAB]
-    }
-
-    /// The journal's ids must be in the index, or be new, under the same row numbers.
-    fn check_ids(&self, journal: &Path) -> Result<()> {
+    /// Takes in what a journal's later records hold, which `overlay` has grown by.
+    pub fn follow(&mut self, rows: usize, journal: &Path) -> Result<()> {
+        self.rows = rows;
+        let removed: Vec<(u64, u32)> = (0..self.overlay.len())
+            .filter(|&at| self.overlay.is_removed(at))
+            .map(|at| (self.overlay.entry(at).id, self.overlay.entry(at).row))
+            .collect();
+        for (id, row) in removed {
+            if self.young.get(&id) == Some(&row) {
+                self.young.remove(&id);
+            }
+        }
+        self.free.retain(|&row| self.overlay.position(row).is_none());
         for at in 0..self.overlay.len() {
+            let Entry { id, row, .. } = self.overlay.entry(at);
+            if !self.overlay.is_removed(at) && self.base.index.find(id) != row {
+                self.young.insert(id, row);
+            }
+        }
+        self.check_ids(journal)
+    }
+
+    /// The journal's ids must be found under the same row numbers.
+    fn check_ids(&self, journal: &Path) -> Result<()> {
+        for at in (0..self.overlay.len()).filter(|&at| !self.overlay.is_removed(at)) {
             let Entry { row, id, .. } = self.overlay.entry(at);
             let found = self.find(id);
             if found != Some(row) {
@@ -169,19 +329,81 @@ impl View {
     }
 }
 
-#[inline]
-fn copy_values(bytes: &[[u8; 4]], out: &mut [f32]) {
-    for (out, bytes) in out.iter_mut().zip(bytes) {
-        *out = f32::from_le_bytes(*bytes);
+// Slabs and overlay do not change while the view is borrowed: a checkpoint needs its writer's view mutably.
+// SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within their rows.
+unsafe impl Source for View {
+    fn shape(&self) -> Shape {
+        self.base.shape
+    }
+
+    fn index(&self) -> &Index {
+        &self.base.index
+    }
+
+    fn prefetch_young(&self, _id: u64) {
+        // A map does not tell where it will look.
+    }
+
+    #[inline]
+    fn find_young(&self, id: u64) -> u32 {
+        self.young.get(&id).copied().unwrap_or(NONE)
+    }
+
+    #[inline]
+    fn prefetch_place(&self, row: u32) {
+        self.overlay.prefetch(row);
+    }
+
+    #[inline(always)]
+    fn place(&self, row: u32) -> Place {
+        match self.overlay.position(row) {
+            None => self.base.place(row),
+            Some(at) if self.overlay.is_removed(at) => Place::Missing,
+            Some(at) => Place::Above(self.overlay.values(at).as_ptr()),
+        }
     }
 }
 
-fn open_slabs(dir: &Path, dim: usize, rows: usize) -> Result<Vec<RowSlab<Mmap>>> {
-    (0..slabs_for(rows)).map(|number| RowSlab::open(dir, SlabId { number, dim })).collect()
+fn removed_rows(overlay: &Overlay) -> impl Iterator<Item = u32> + '_ {
+    (0..overlay.len()).filter(|&at| overlay.is_removed(at)).map(|at| overlay.entry(at).row)
 }
 
-fn rebuild_index(dir: &Path, slabs: &[RowSlab<Mmap>], rows: usize) -> Result<()> {
-    let ids = (0..rows).map(|row| slabs[row / ROWS_PER_SLAB].id(row % ROWS_PER_SLAB));
-    IndexWriter::build(dir, rows, ids)?;
+fn rebuild_index(dir: &Path, shape: Shape, rows: usize, overlay: &Overlay) -> Result<()> {
+    let mut ids = Vec::with_capacity(rows);
+    let mut free = Vec::new();
+    for number in 0..slabs_for(rows) {
+        let slab = RowSlab::open(dir, SlabId { number, shape })?;
+        for row in number * ROWS_PER_SLAB..rows.min((number + 1) * ROWS_PER_SLAB) {
+            // What the journal holds is found there, and its slab may be half written.
+            let is_above = overlay.position(row as u32).is_some();
+            if is_above || slab.is_free(row % ROWS_PER_SLAB)? {
+                free.push(row as u32);
+            } else {
+                ids.push((slab.id(row % ROWS_PER_SLAB), row as u32));
+            }
+        }
+    }
+    index::build(dir, Contents { rows, ids: ids.into_iter(), free: &free })?;
     sync_dir(dir)
+}
+
+/// Ids are mixed once; the default hasher's resistance to chosen keys is not
+/// needed for a map that checkpoints keep small.
+#[derive(Debug, Default)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = mix(self.0 ^ u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = mix(id);
+    }
 }

@@ -58,7 +58,7 @@ fn flipped_bits_are_found() {
                 .chain((checks..checks + in_slab * 4).step_by(31))
                 .collect(),
         ),
-        ("state-00000.slab", (0..64).chain((64..64 + in_slab * 8).step_by(31)).collect()),
+        ("state-00000.slab", (0..64).chain((64..64 + in_slab * 16).step_by(31)).collect()),
     ];
     for (file, places) in cases {
         let path = dir.path().join(file);
@@ -136,11 +136,11 @@ fn files_of_another_store_or_version_are_refused() {
         fs::write(here.join(file), good).unwrap();
     }
     let meta = fs::read_to_string(here.join("meta.json")).unwrap();
-    let newer = meta.replace("\"format_version\": 1", "\"format_version\": 2, \"new\": 0");
+    let newer = meta.replace("\"format_version\": 2", "\"format_version\": 3, \"new\": 0");
     assert_ne!(meta, newer);
     fs::write(here.join("meta.json"), newer).unwrap();
     let error = Store::open(&here).unwrap_err();
-    assert!(matches!(error, Error::Version { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Version { found: 3, supported: 2, .. }), "{error}");
     fs::remove_file(here.join("meta.json")).unwrap();
     let error = Store::open(&here).unwrap_err();
     assert!(matches!(error, Error::NotAStore { .. }), "{error}");

@@ -2,6 +2,8 @@
 
 mod crash;
 mod damage;
+mod live;
 mod model;
 mod random;
+mod rows;
 mod sharing;

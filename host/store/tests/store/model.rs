@@ -38,6 +38,9 @@ impl Model {
 
     pub fn adagrad(&mut self, ids: &[u64], grads: &[f32], adagrad: &Adagrad) {
         self.init(ids);
+        if ids.is_empty() {
+            return;
+        }
         let dim = grads.len() / ids.len();
         for (id, grad) in ids.iter().zip(grads.chunks(dim)) {
             let (values, state) = self.rows.get_mut(id).unwrap();

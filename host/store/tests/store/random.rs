@@ -1,6 +1,6 @@
 //! Random sequences of operations against the model.
 
-use hypercast_store::{Adagrad, Store, StoreOptions, StoreReader};
+use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -65,7 +65,7 @@ fn run(rng: &mut StdRng, options: &StoreOptions, steps: usize) {
             18 => {
                 let to = dir.path().join(format!("snapshot-{snapshots}"));
                 snapshots += 1;
-                store.snapshot_into(&to).unwrap();
+                store.snapshot_into(&to, RowFormat::F32).unwrap();
                 let reader = StoreReader::open(&to).unwrap();
                 assert_eq!(reader.generation(), store.generation());
                 committed.check_reader(&reader);

@@ -1,6 +1,6 @@
 //! One writer and many readers; snapshots.
 
-use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
+use hypercast_store::{Adagrad, Error, RowFormat, Store, StoreOptions, StoreReader};
 
 use crate::model::Model;
 
@@ -66,7 +66,7 @@ fn a_snapshot_has_the_committed_rows_and_opens_for_reading_only() {
             store.checkpoint().unwrap();
         }
     }
-    store.snapshot_into(&to).unwrap();
+    store.snapshot_into(&to, RowFormat::F32).unwrap();
     let reader = StoreReader::open(&to).unwrap();
     assert_eq!((reader.generation(), reader.options()), (2, OPTIONS));
     model.check_reader(&reader);
@@ -75,10 +75,10 @@ fn a_snapshot_has_the_committed_rows_and_opens_for_reading_only() {
     assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with("state")));
     let error = Store::open(&to).unwrap_err();
     assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
-    let error = store.snapshot_into(&to).unwrap_err();
+    let error = store.snapshot_into(&to, RowFormat::F32).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
     // A snapshot of a snapshot is the same, and the writer is free to go on.
-    reader.snapshot_into(dir.path().join("again")).unwrap();
+    reader.snapshot_into(dir.path().join("again"), RowFormat::F32).unwrap();
     model.check_reader(&StoreReader::open(dir.path().join("again")).unwrap());
     assert!(store.checkpoint().unwrap());
 }

@@ -1,0 +1,164 @@
+//! The offline check: reads a store from end to end and reports everything that is wrong with it, where an
+//! open would stop at the first. It changes nothing and repairs nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Damage, REBUILD, Result};
+use crate::index::Index;
+use crate::journal::{Head, Journal};
+use crate::lock::ReadersLock;
+use crate::meta::{Kind, Meta};
+use crate::overlay::Overlay;
+use crate::sketch::Sketch;
+use crate::slab::{ROWS_PER_SLAB, RowSlab, SlabId, StateSlab, slabs_for};
+use crate::{Error, RowFormat};
+
+/// What a check has looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    /// The committed generation.
+    pub generation: u64,
+    /// Row numbers in use, free ones included.
+    pub rows: usize,
+    /// Of them in the journal.
+    pub journal_rows: usize,
+    /// Values a row.
+    pub dim: usize,
+    /// How rows are kept.
+    pub format: RowFormat,
+    /// Whether it has optimizer state.
+    pub trains: bool,
+    /// How many things are wrong.
+    pub damages: usize,
+}
+
+/// Reads all of the store or snapshot in `dir` and tells `report` everything that is wrong. A live writer is no
+/// hindrance. Memory grows with the index's row numbers (a bit each) and the journal.
+///
+/// # Errors
+/// A directory without a store, one of another format version, a `meta.json` or a journal's head that says nothing
+/// reliable, and what the file system says.
+pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<Checked> {
+    let dir = dir.as_ref();
+    let meta = Meta::read(dir)?;
+    let _lock = ReadersLock::shared(dir)?;
+    let mut damages = 0;
+    let mut check = Check {
+        dir,
+        meta: &meta,
+        report: &mut |damage| {
+            damages += 1;
+            report(damage);
+        },
+    };
+    let mut journal = Journal::open_for_reading(dir, meta.dim)?;
+    let overlay = check.or_report(journal.replay(None))?;
+    let overlay = overlay.unwrap_or_else(|| Overlay::new(meta.dim));
+    let head = journal.head();
+    let index = check.index()?;
+    check.rows(head, &overlay, index.as_ref())?;
+    if meta.kind == Kind::Training {
+        check.states(head, &overlay)?;
+        check.or_report(Sketch::read(dir))?;
+    }
+    Ok(Checked {
+        generation: head.generation,
+        rows: head.rows,
+        journal_rows: overlay.len(),
+        dim: meta.dim,
+        format: meta.row_format,
+        trains: meta.kind == Kind::Training,
+        damages,
+    })
+}
+
+struct Check<'a> {
+    dir: &'a Path,
+    meta: &'a Meta,
+    report: &'a mut dyn FnMut(Damage),
+}
+
+impl Check<'_> {
+    /// Reports damage; other errors end the check.
+    fn or_report<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::Corrupt { path, what, remedy }) => {
+                (self.report)(Damage { path, what, row: None, id: None, checksums: None, remedy });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn index(&mut self) -> Result<Option<Arc<Index>>> {
+        let index = self.or_report(Index::open(self.dir))?;
+        if let Some(index) = &index {
+            index.damages(self.report);
+        }
+        Ok(index.map(Arc::new))
+    }
+
+    /// Every row that the journal does not hold, and whether the index leads to it.
+    fn rows(&mut self, head: Head, overlay: &Overlay, index: Option<&Arc<Index>>) -> Result<()> {
+        let shape = self.meta.shape();
+        for number in 0..slabs_for(head.base_rows) {
+            let slab = RowSlab::open(self.dir, SlabId { number, shape });
+            let Some(slab) = self.or_report(slab)? else { continue };
+            for row in rows_of(number, head.base_rows) {
+                if overlay.position(row as u32).is_some() {
+                    continue;
+                }
+                let at = row % ROWS_PER_SLAB;
+                match (slab.damage(at), index) {
+                    (Some(damage), _) => (self.report)(damage),
+                    (None, Some(index)) => self.row_in_index(&slab, row, index)?,
+                    (None, None) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A sound row must be found by its id, unless it came after the index was built.
+    fn row_in_index(&mut self, slab: &RowSlab, row: usize, index: &Index) -> Result<()> {
+        let is_young =
+            row >= index.extent().rows || index.free().binary_search(&(row as u32)).is_ok();
+        if is_young || slab.is_free(row % ROWS_PER_SLAB)? {
+            return Ok(());
+        }
+        let id = slab.id(row % ROWS_PER_SLAB);
+        if index.find(id) != row as u32 {
+            (self.report)(Damage {
+                path: self.dir.join("index.table"),
+                what: "it does not lead from the row's id to the row".to_owned(),
+                row: Some(row as u64),
+                id: Some(id),
+                checksums: None,
+                remedy: REBUILD,
+            });
+        }
+        Ok(())
+    }
+
+    fn states(&mut self, head: Head, overlay: &Overlay) -> Result<()> {
+        let shape = self.meta.shape();
+        for number in 0..slabs_for(head.base_rows) {
+            let slab = StateSlab::open(self.dir, SlabId { number, shape });
+            let Some(slab) = self.or_report(slab)? else { continue };
+            for row in rows_of(number, head.base_rows) {
+                if overlay.position(row as u32).is_none()
+                    && let Some(damage) = slab.damage(row % ROWS_PER_SLAB)
+                {
+                    (self.report)(damage);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rows_of(slab: usize, rows: usize) -> std::ops::Range<usize> {
+    slab * ROWS_PER_SLAB..rows.min((slab + 1) * ROWS_PER_SLAB)
+}

@@ -1,0 +1,206 @@
+//! The batched read that all views of a store share. It goes through a batch in stages, so that
+//! the cache misses of many rows overlap: index buckets, then where each row lies, then the rows
+//! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what meanwhile;
+//! a [`Source`] promises that what it points at stays.
+
+use crate::RowFormat;
+use crate::index::{Index, NONE, find_from, home};
+use crate::slab::Shape;
+
+/// Ids of a block: enough for stages to run at length, few enough for the first cache.
+const BLOCK: usize = 256;
+/// How far ahead index buckets are asked for: as many misses as a core has in flight.
+const BUCKETS_AHEAD: usize = 16;
+/// How far ahead rows are, each of several cache lines.
+const ROWS_AHEAD: usize = 8;
+/// No more lines of a row are asked for by hand; the hardware sees a longer run by itself.
+const MOST_LINES: usize = 8;
+/// Batches from this size on are worth two threads.
+const PARALLEL: usize = 8192;
+
+/// Where a row's values are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// Nowhere: the id has no row.
+    Missing,
+    /// In a slab, in the store's format.
+    Slab(*const u8),
+    /// Above the slabs, as f32.
+    Above(*const f32),
+}
+
+/// What a batch is read from.
+///
+/// # Safety
+/// The pointers that `place` gives must be good for [`Shape::stride`] bytes, or `dim` f32 values, which nobody
+/// changes while the source is borrowed.
+pub(crate) unsafe trait Source: Sync {
+    /// What rows are like.
+    fn shape(&self) -> Shape;
+    /// The index that is looked into first.
+    fn index(&self) -> &Index;
+    /// Asks for what `find_young` will read.
+    fn prefetch_young(&self, id: u64);
+    /// The row number of an id that the index does not have, or that it has with a row that is gone; or `NONE`.
+    fn find_young(&self, id: u64) -> u32;
+    /// Asks for what `place` will read, if that is not in the cache anyway.
+    fn prefetch_place(&self, row: u32);
+    /// Where a row is. Any number may be asked for.
+    fn place(&self, row: u32) -> Place;
+}
+
+/// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number of those.
+pub(crate) fn gather(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
+    let dim = source.shape().dim;
+    assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
+    if ids.len() >= PARALLEL {
+        let half = ids.len() / 2;
+        let (low, high) = out.split_at_mut(half * dim);
+        let (a, b) = rayon::join(
+            || gather_blocks(source, &ids[..half], low),
+            || gather_blocks(source, &ids[half..], high),
+        );
+        return a + b;
+    }
+    gather_blocks(source, ids, out)
+}
+
+fn gather_blocks(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
+    let dim = source.shape().dim;
+    let mut misses = 0;
+    for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * dim)) {
+        let mut rows = [NONE; BLOCK];
+        let mut places = [Place::Missing; BLOCK];
+        find_rows(source, ids, &mut rows);
+        let without = find_places(source, ids, &rows, &mut places);
+        if without > 0 {
+            misses += find_young_places(source, ids, &mut places);
+        }
+        copy_rows(source.shape(), &places[..ids.len()], out);
+    }
+    misses
+}
+
+/// Where the rows that the index knows are; gives the number of ids without one.
+#[inline]
+fn find_places(
+    source: &impl Source,
+    ids: &[u64],
+    rows: &[u32; BLOCK],
+    places: &mut [Place; BLOCK],
+) -> usize {
+    let mut without = 0;
+    for ((place, &row), &id) in places.iter_mut().zip(rows).zip(ids) {
+        *place = source.place(row);
+        if matches!(place, Place::Missing) {
+            source.prefetch_young(id);
+            without += 1;
+        }
+    }
+    without
+}
+
+/// The same for ids that the index does not know; gives the number that have no row at all.
+fn find_young_places(source: &impl Source, ids: &[u64], places: &mut [Place; BLOCK]) -> usize {
+    let mut misses = 0;
+    let mut rows = [NONE; BLOCK];
+    let is_missing = |place: &Place| matches!(place, Place::Missing);
+    for ((row, place), &id) in rows.iter_mut().zip(&*places).zip(ids) {
+        if is_missing(place) {
+            *row = source.find_young(id);
+            source.prefetch_place(*row);
+        }
+    }
+    for ((row, place), _) in rows.iter().zip(places).zip(ids) {
+        if is_missing(place) {
+            *place = source.place(*row);
+            misses += usize::from(is_missing(place));
+        }
+    }
+    misses
+}
+
+#[inline]
+fn find_rows(source: &impl Source, ids: &[u64], rows: &mut [u32; BLOCK]) {
+    let table = source.index().table();
+    let mut homes = [0; BLOCK];
+    let (homes, rows) = (&mut homes[..ids.len()], &mut rows[..ids.len()]);
+    let mut asked = 0;
+    for at in 0..ids.len() {
+        while asked < (at + BUCKETS_AHEAD).min(ids.len()) {
+            homes[asked] = home(ids[asked], table.len());
+            prefetch((&raw const table[homes[asked]]).cast());
+            asked += 1;
+        }
+        rows[at] = find_from(table, homes[at], ids[at]);
+        source.prefetch_place(rows[at]);
+    }
+}
+
+#[inline]
+fn copy_rows(shape: Shape, places: &[Place], out: &mut [f32]) {
+    let Shape { dim, format } = shape;
+    let stride = shape.stride();
+    for &place in &places[..places.len().min(ROWS_AHEAD)] {
+        prefetch_row(place, stride);
+    }
+    for (at, (&place, out)) in places.iter().zip(out.chunks_exact_mut(dim)).enumerate() {
+        if let Some(&place) = places.get(at + ROWS_AHEAD) {
+            prefetch_row(place, stride);
+        }
+        match place {
+            Place::Missing => out.fill(0.0),
+            Place::Slab(start) => {
+                // SAFETY: `Source` promises that a row lies there and stays as it is.
+                let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
+                match format {
+                    RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
+                    format => format.decode(bytes, out),
+                }
+            }
+            Place::Above(start) => {
+                // SAFETY: likewise; bytes of an f32 are little-endian here as in a slab.
+                let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), dim * 4) };
+                copy_floats(bytes.as_chunks().0, out);
+            }
+        }
+    }
+}
+
+/// A copy by whole cache lines in place of a call that first finds out how long a row is.
+#[inline(always)]
+fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
+    let (lines, rest) = bytes.as_chunks::<16>();
+    let (out_lines, out_rest) = out.as_chunks_mut::<16>();
+    for (line, out) in lines.iter().zip(out_lines) {
+        *out = line.map(f32::from_le_bytes);
+    }
+    for (bytes, out) in rest.iter().zip(out_rest) {
+        *out = f32::from_le_bytes(*bytes);
+    }
+}
+
+#[inline]
+fn prefetch_row(place: Place, stride: usize) {
+    let start = match place {
+        Place::Missing => return,
+        Place::Slab(start) => start,
+        Place::Above(start) => start.cast(),
+    };
+    for line in 0..stride.div_ceil(64).min(MOST_LINES) {
+        prefetch(start.wrapping_add(line * 64));
+    }
+}
+
+/// Asks for the cache line of an address, which need not be good.
+#[inline]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch never faults, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

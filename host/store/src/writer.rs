@@ -1,0 +1,271 @@
+//! A store's one writer, whatever it writes: it holds the lock, commits what its view has changed, folds the
+//! journal into the slabs and publishes to the handles of its process. What changes rows is the business of
+//! `store` (training) and `serving` (rows from outside).
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, Target};
+use crate::error::Result;
+use crate::handle::{Committed, Published, StoreHandle};
+use crate::journal::{Changes, Journal};
+use crate::lock::{ReadersLock, WriterLock};
+use crate::meta::{Kind, Meta};
+use crate::overlay::RowState;
+use crate::sketch::Sketch;
+use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, StateSlab, slabs_for};
+use crate::view::{Load, View};
+use crate::{Error, Verify};
+
+/// How long the journal may become, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JournalLimits {
+    /// A commit that leaves it longer than this folds it into the slabs.
+    pub fold: u64,
+    /// If other processes' readers kept it from being folded until it is longer than this, it takes no more.
+    pub refuse: u64,
+}
+
+impl JournalLimits {
+    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes far more than
+    /// the journal holds; it is put off the longer, the larger the store.
+    fn of(slab_bytes: u64) -> JournalLimits {
+        let fold = (slab_bytes / 4).clamp(128 << 20, 1 << 30);
+        JournalLimits { fold, refuse: fold + (1 << 30) }
+    }
+}
+
+/// An open store, its lock held.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub dir: PathBuf,
+    pub meta: Meta,
+    pub journal: Journal,
+    pub view: View,
+    /// Empty where the store has no optimizer state.
+    states: Vec<StateSlab>,
+    pub sketch: Option<Sketch>,
+    pub limits: JournalLimits,
+    poisoned: bool,
+    published: Option<Published>,
+    _lock: WriterLock,
+}
+
+impl Writer {
+    /// Maps and checks what is committed. The caller has read `meta` and taken the lock.
+    pub fn load(dir: &Path, meta: Meta, lock: WriterLock, verify: Verify) -> Result<Writer> {
+        let shape = meta.shape();
+        let mut journal = Journal::open(dir, meta.dim)?;
+        let mut sketch = Sketch::read(dir)?;
+        // A journal may hold the counters of a sketch that no checkpoint has written yet.
+        let mut fresh = Sketch::new();
+        let load = Load { shape, verify, may_rebuild: true };
+        let view =
+            View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
+        if fresh.sightings() > 0 {
+            sketch = Some(fresh);
+        }
+        let base_rows = journal.head().base_rows;
+        let states = match meta.kind {
+            Kind::Training => open_states(dir, shape, base_rows)?,
+            Kind::Inference => Vec::new(),
+        };
+        if verify == Verify::Full && !states.is_empty() {
+            for row in (0..base_rows).filter(|&row| view.overlay.position(row as u32).is_none()) {
+                let damage = states[row / ROWS_PER_SLAB].damage(row % ROWS_PER_SLAB);
+                if let Some(damage) = damage {
+                    return Err(damage.into());
+                }
+            }
+        }
+        Ok(Writer {
+            dir: dir.to_owned(),
+            meta,
+            journal,
+            view,
+            states,
+            sketch,
+            limits: JournalLimits::of(slab_bytes(shape, base_rows)),
+            poisoned: false,
+            published: None,
+            _lock: lock,
+        })
+    }
+
+    /// The last committed generation.
+    pub fn generation(&self) -> u64 {
+        self.journal.head().generation
+    }
+
+    /// What training knows of a row.
+    pub fn state(&self, row: u32) -> RowState {
+        match self.view.overlay.position(row) {
+            Some(at) => self.view.overlay.entry(at).state,
+            None => self.slab_state(row),
+        }
+    }
+
+    fn slab_state(&self, row: u32) -> RowState {
+        let row = row as usize;
+        match self.states.get(row / ROWS_PER_SLAB) {
+            Some(states) => states.state(row % ROWS_PER_SLAB),
+            None => RowState::default(),
+        }
+    }
+
+    /// The overlay position of a row to be changed.
+    #[inline]
+    pub fn writable(&mut self, row: u32) -> usize {
+        let states = &self.states;
+        self.view.writable(row, || {
+            let row = row as usize;
+            let slab = states.get(row / ROWS_PER_SLAB);
+            slab.map_or(RowState::default(), |slab| slab.state(row % ROWS_PER_SLAB))
+        })
+    }
+
+    /// Gives an id that has none a row.
+    pub fn append(&mut self, id: u64, clock: u32, fill: impl FnOnce(&mut [f32])) -> Result<u32> {
+        const MOST: usize = u32::MAX as usize - 1;
+        if self.view.len() >= MOST {
+            return Err(Error::Full { path: self.dir.clone(), rows: self.view.len() });
+        }
+        Ok(self.view.append(id, clock, fill))
+    }
+
+    /// Takes their rows from those of `ids` that have one; gives the number.
+    pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
+        let mut removed = 0;
+        for &id in ids {
+            if let Some(row) = self.view.find(id) {
+                self.view.remove(row);
+                removed += 1;
+            }
+        }
+        removed
+    }
+
+    /// A handle for this process's readers.
+    pub fn handle(&mut self) -> Result<StoreHandle> {
+        self.check_healthy()?;
+        if self.published.is_none() {
+            // The view may have uncommitted changes; readers begin with what is committed.
+            let shape = self.meta.shape();
+            let load = Load { shape, verify: Verify::Journal, may_rebuild: false };
+            let committed = View::load(&self.dir, &mut self.journal, load, None)?;
+            let base = self.view.base.clone();
+            self.published = Some(Published::new(&self.dir, base, &committed, self.generation()));
+        }
+        Ok(self.published.as_ref().expect("just made").handle())
+    }
+
+    /// Makes all updates durable and visible to readers; see [`Store::commit`](crate::Store::commit).
+    pub fn commit(&mut self) -> Result<u64> {
+        self.check_healthy()?;
+        let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
+        if self.view.overlay.dirty().is_empty() && sketch_is_clean {
+            return Ok(self.generation());
+        }
+        let bytes = self.journal.bytes();
+        // Without readers it goes on, since this commit's fold then empties the journal.
+        if bytes > self.limits.refuse && ReadersLock::try_exclusive(&self.dir)?.is_none() {
+            return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
+        }
+        self.poisoned = true;
+        let Writer { view, sketch, .. } = self;
+        let (overlay, rows) = (&view.overlay, view.rows());
+        let changes = Changes { overlay, rows, sketch: sketch.as_ref() };
+        let generation = self.journal.commit(changes)?;
+        self.publish(generation);
+        self.view.overlay.mark_clean(generation as u32);
+        if let Some(sketch) = &mut self.sketch {
+            sketch.mark_clean();
+        }
+        self.poisoned = false;
+        if self.journal.bytes() > self.limits.fold {
+            self.fold()?;
+        }
+        Ok(generation)
+    }
+
+    fn publish(&mut self, generation: u64) {
+        // Without handles there is nobody to publish for, and a later handle begins with what is committed then.
+        if self.published.as_ref().is_some_and(|published| !published.is_read()) {
+            self.published = None;
+        }
+        if let Some(published) = &mut self.published {
+            let committed = Committed { generation, len: self.view.len() };
+            published.commit(&self.view.overlay, committed);
+        }
+    }
+
+    /// Commits, then folds; see [`Store::checkpoint`](crate::Store::checkpoint).
+    pub fn checkpoint(&mut self) -> Result<bool> {
+        self.commit()?;
+        self.fold()
+    }
+
+    fn check_healthy(&self) -> Result<()> {
+        if self.poisoned {
+            return Err(Error::Poisoned { path: self.dir.clone() });
+        }
+        Ok(())
+    }
+
+    /// Copies the overlay, which must be clean, into slabs and index, and empties
+    /// the journal. Idempotent: cut off anywhere, the journal still has it all.
+    fn fold(&mut self) -> Result<bool> {
+        self.check_healthy()?;
+        let Some(_exclusive) = ReadersLock::try_exclusive(&self.dir)? else {
+            return Ok(false);
+        };
+        if self.view.overlay.len() == 0 && self.journal.head().is_folded() {
+            return Ok(true);
+        }
+        // This process's readers go on, but none may still be at a row of the slabs that changes now.
+        if self.published.as_ref().is_some_and(|published| !published.settle()) {
+            return Ok(false);
+        }
+        self.poisoned = true;
+        let shape = self.meta.shape();
+        let base_rows = self.journal.head().base_rows;
+        let with_state = self.meta.kind == Kind::Training;
+        let wants_index = self.view.wants_index();
+        let target = Target { dir: &self.dir, shape, base_rows, with_state };
+        checkpoint::write(&self.view, self.sketch.as_ref(), target)?;
+        self.journal.reset()?;
+        self.view.reload(&self.dir, wants_index)?;
+        if with_state {
+            let states = std::mem::take(&mut self.states);
+            self.states = add_states(states, &self.dir, shape, self.view.rows())?;
+        }
+        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows()));
+        self.limits.fold = self.limits.fold.max(limits.fold);
+        self.limits.refuse = self.limits.refuse.max(limits.refuse);
+        if let Some(published) = &mut self.published {
+            published.rebase(&self.view);
+        }
+        self.poisoned = false;
+        Ok(true)
+    }
+}
+
+fn slab_bytes(shape: Shape, rows: usize) -> u64 {
+    slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape })
+}
+
+fn open_states(dir: &Path, shape: Shape, rows: usize) -> Result<Vec<StateSlab>> {
+    add_states(Vec::new(), dir, shape, rows)
+}
+
+/// Maps the slabs that are not mapped yet.
+fn add_states(
+    mut states: Vec<StateSlab>,
+    dir: &Path,
+    shape: Shape,
+    rows: usize,
+) -> Result<Vec<StateSlab>> {
+    for number in states.len()..slabs_for(rows) {
+        states.push(StateSlab::open(dir, SlabId { number, shape })?);
+    }
+    Ok(states)
+}
