@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
-    sampling::Selected,
+    sampling::{HistoryWindow, Selected},
     spec::{FmConfig, FmSpec, Label, TaskSpec},
     standardise::Standardiser,
 };
@@ -92,8 +92,8 @@ impl Statistics {
 pub struct Batcher {
     /// What the data looks like.
     pub spec: FmSpec,
-    /// The longest history kept.
-    pub max_history: usize,
+    /// What is read of a history.
+    pub window: HistoryWindow,
     /// Whether targets' profiles are laid out.
     pub profiles: bool,
 }
@@ -103,18 +103,18 @@ impl Batcher {
     pub fn new(spec: &FmSpec, config: &FmConfig) -> Self {
         Self {
             spec: spec.clone(),
-            max_history: config.max_history,
+            window: config.history_window(),
             profiles: config.candidate_columns,
         }
     }
 
-    /// Lays out `examples`; only the last `max_history` events of a history are kept.
+    /// Lays out `examples`; of a history, the events in the window.
     ///
     /// # Errors
     /// An example whose features do not fit the specification is named.
     pub fn batch(&self, examples: &[&Example], statistics: &Statistics) -> Result<Batch> {
         let whole: Vec<_> =
-            examples.iter().map(|example| Selected::whole(example, self.max_history)).collect();
+            examples.iter().map(|example| Selected::whole(example, self.window)).collect();
         self.batch_selected(&whole, statistics)
     }
 
@@ -266,7 +266,7 @@ impl<'a> Writer<'a> {
     /// `chosen` events; the gap before each is the one in the history that is read, also where
     /// the event before it was left out.
     fn history(&mut self, events: &[Event], chosen: &[usize]) {
-        let oldest = events.len().saturating_sub(self.batcher.max_history);
+        let oldest = self.batcher.window.first(events);
         for &at in chosen {
             let event = &events[at];
             let before_ms = (at > oldest).then(|| events[at - 1].time_ms);

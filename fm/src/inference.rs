@@ -180,8 +180,8 @@ where
 {
     /// The encoded history of each example: what the cache lacks is encoded in one pass.
     fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {
-        let longest = self.manifest.config.max_history;
-        let first = |example: &Example| example.history.len().saturating_sub(longest);
+        let window = self.manifest.config.history_window();
+        let first = |example: &Example| window.first(&example.history);
         let mut found: Vec<Found<B>> =
             examples.iter().map(|example| self.cache.find(example, first(example))).collect();
         let mut selected = Vec::new();

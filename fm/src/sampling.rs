@@ -11,6 +11,30 @@ use crate::{
     spec::{FmConfig, FmSpec},
 };
 
+/// What is read of a history: its last events, from one on that stays the first while others come.
+///
+/// A history that slides by one with every event would have to be encoded anew each time, because each token has seen
+/// all before it. So the window begins at one of its `anchors` oldest events: the one that a hash of the events
+/// chooses, which depends on the events alone and stays chosen for about `anchors / 2` new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryWindow {
+    /// The most events.
+    pub longest: usize,
+    /// Of how many events the first is chosen; 0 or 1 takes the oldest.
+    pub anchors: usize,
+}
+
+impl HistoryWindow {
+    /// The place of the first event.
+    pub fn first(self, history: &[Event]) -> usize {
+        // One that just fits may have had older events, which are not shown here.
+        let Some(oldest) = history.len().checked_sub(self.longest) else { return 0 };
+        let last = (oldest + self.anchors.max(1)).min(history.len());
+        let rank = |event: &Event| mix(&[event.time_ms as u64, event.item.id]);
+        (oldest..last).min_by_key(|&at| (rank(&history[at]), at)).unwrap_or(oldest)
+    }
+}
+
 /// The parts of an example that go into a batch.
 #[derive(Debug, Clone)]
 pub struct Selected<'a> {
@@ -23,12 +47,12 @@ pub struct Selected<'a> {
 }
 
 impl<'a> Selected<'a> {
-    /// The last `max_history` events and every target.
-    pub fn whole(example: &'a Example, max_history: usize) -> Self {
+    /// The events in the window and every target.
+    pub fn whole(example: &'a Example, window: HistoryWindow) -> Self {
         let length = example.history.len();
         Self {
             example,
-            events: (length.saturating_sub(max_history)..length).collect(),
+            events: (window.first(&example.history)..length).collect(),
             targets: (0..example.targets.len()).map(|target| (target, 1.0)).collect(),
         }
     }
@@ -63,7 +87,7 @@ pub(crate) fn parts<'a, 'b>(
 #[derive(Debug, Clone)]
 pub(crate) struct Sampler {
     seed: u64,
-    max_history: usize,
+    window: HistoryWindow,
     /// N^(α/2): longer histories are thinned to it; none for stochastic length off.
     thinned: Option<usize>,
     alpha: f64,
@@ -87,7 +111,7 @@ impl Sampler {
         let thinned = (config.max_history as f64).powf(alpha / 2.0).round() as usize;
         Self {
             seed: config.seed,
-            max_history: config.max_history,
+            window: config.history_window(),
             thinned: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
             keep: spec.surfaces.iter().map(keep).collect(),
@@ -96,7 +120,7 @@ impl Sampler {
 
     /// What step `step` learns from of an example; none for all of it.
     pub(crate) fn sample<'a>(&self, example: &'a Example, step: u64) -> Option<Selected<'a>> {
-        let mut selected = Selected::whole(example, self.max_history);
+        let mut selected = Selected::whole(example, self.window);
         let place = Place { seed: self.seed, step, request: example.request };
         let thinned = self.thin(&mut selected, place);
         let dropped = self.drop_negatives(&mut selected, place);
@@ -107,7 +131,7 @@ impl Sampler {
     /// expected cost of attention is of the order N^α; else N^(α/2) of its events stay.
     fn thin(&self, selected: &mut Selected<'_>, place: Place) -> bool {
         let (Some(most), n) = (self.thinned, selected.events.len()) else { return false };
-        let whole = (self.max_history as f64).powf(self.alpha) / (n as f64 * n as f64);
+        let whole = (self.window.longest as f64).powf(self.alpha) / (n as f64 * n as f64);
         if n <= most || place.uniform(Draw::Whole, 0) < whole {
             return false;
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use hypercast_store::RowFormat;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, example::MAX_VALUES};
+use crate::{Error, Result, example::MAX_VALUES, sampling::HistoryWindow};
 
 /// The FM's size and training settings: the `[fm]` table of `hypercast.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct FmConfig {
     pub tae_dim: usize,
     /// The longest history that is read, in events; also the constant N_max that normalises attention.
     pub max_history: usize,
+    /// Of how many of its oldest events a history of that length begins at one which stays its beginning while new
+    /// events come, so that a kept history can be extended; 0 begins at the oldest.
+    pub history_anchors: usize,
     /// The most targets in one training request; longer ones are cut into several.
     pub max_targets: usize,
     /// Scale of the scores.
@@ -92,6 +95,7 @@ impl Default for FmConfig {
             embedding_dim: 24,
             tae_dim: 0,
             max_history: 64,
+            history_anchors: 0,
             max_targets: 32,
             alpha: Alpha::InverseSqrt,
             position_buckets: 64,
@@ -134,6 +138,11 @@ impl FmConfig {
     /// Width of the TAE.
     pub fn tae_width(&self) -> usize {
         if self.tae_dim == 0 { self.dim } else { self.tae_dim }
+    }
+
+    /// What is read of a history.
+    pub fn history_window(&self) -> HistoryWindow {
+        HistoryWindow { longest: self.max_history, anchors: self.history_anchors }
     }
 
     /// Width of a user embedding: the state of a history token before the first layer and after each.
@@ -189,6 +198,12 @@ impl FmConfig {
             return Err(Error::Config(
                 "fm.admit_after is 0; it must be between 1 (at once) and 255".into(),
             ));
+        }
+        if self.history_anchors > self.max_history {
+            return Err(Error::Config(format!(
+                "fm.history_anchors is {}; it must be at most fm.max_history, {}",
+                self.history_anchors, self.max_history
+            )));
         }
         if !(0.0..1.0).contains(&self.average_decay) {
             return Err(Error::Config(format!(

@@ -274,7 +274,7 @@ where
         let whole = self.part(batch)?;
         let sample = match samples.iter().any(Option::is_some) {
             true => {
-                let whole = |example| Selected::whole(example, self.config.max_history);
+                let whole = |example| Selected::whole(example, self.config.history_window());
                 let parts: Vec<_> = samples
                     .into_iter()
                     .zip(examples)

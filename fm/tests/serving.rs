@@ -15,7 +15,12 @@ use world::{batch, config, spec};
 
 /// A model that has learnt a little, with every kind of bias and a window.
 fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
+    served_as(history_cache_bytes, 0)
+}
+
+fn served_as(history_cache_bytes: usize, history_anchors: usize) -> Box<dyn FoundationModel> {
     let config = FmConfig {
+        history_anchors,
         layers: 3,
         window: 6,
         global: 2,
@@ -105,6 +110,22 @@ fn a_history_beyond_the_longest_slides() {
     for events in 14..22 {
         check(&*fm, &[sized(42, events, 3)], &format!("{events} events of 16"));
     }
+}
+
+#[test]
+fn a_history_that_begins_at_an_anchor_is_extended() {
+    let (sliding, anchored) = (served(64 << 20), served_as(64 << 20, 8));
+    for events in 16..80 {
+        for fm in [&sliding, &anchored] {
+            // A daemon remembers no more than the model reads.
+            let mut request = sized(43, events, 3);
+            request.history.drain(..events - 16);
+            check(&**fm, &[request], &format!("{events} events"));
+        }
+    }
+    let new_tokens = |fm: &dyn FoundationModel| fm.cache_counts().new_tokens;
+    assert_eq!(new_tokens(&*sliding), 64 * 16, "each event has the whole history encoded");
+    assert!(new_tokens(&*anchored) < 64 * 16 / 2, "{} tokens were encoded", new_tokens(&*anchored));
 }
 
 #[test]

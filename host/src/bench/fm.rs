@@ -100,6 +100,43 @@ pub fn history(options: &Options, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// What a request costs the logging tier, which sees 10 served items of it and many requests at a time, beside the
+/// serving tier, which sees its 200 candidates alone.
+pub fn logging(options: &Options, report: &mut Report) -> Result<()> {
+    const REQUESTS: u64 = 64;
+    let items = world::items();
+    let config = FmConfig { max_history: 256, ..FmConfig::default() };
+    let fm = untrained(&config, &items)?.keeping;
+    let requests = |candidates: usize| -> Vec<Example> {
+        let request = |user| world::example(&items, Request { user, events: 256, candidates });
+        (0..REQUESTS).map(request).collect()
+    };
+    let (served, all) = (requests(10), requests(200));
+    let served: Vec<&Example> = served.iter().collect();
+    fm.infer(&served)?;
+    let failed = std::cell::Cell::new(None);
+    let infer = |examples: &[&Example]| {
+        if let Err(error) = fm.infer(examples) {
+            failed.set(Some(error));
+        }
+    };
+    let took = {
+        let mut contenders: [Contender<'_>; 2] = [
+            Box::new(|| infer(&served)),
+            Box::new(|| all.iter().for_each(|request| infer(&[request]))),
+        ];
+        medians_s(options.runs, &mut contenders)
+    };
+    if let Some(error) = failed.take() {
+        return Err(error.into());
+    }
+    let each_us = |seconds: f64| seconds / REQUESTS as f64 * 1e6;
+    let rival = Rival { name: "200 candidates, alone".into(), value: each_us(took[1]) };
+    let name = "TAEs of 10 served items, with 64 requests at a time, a request";
+    report.add(name, (each_us(took[0]), "us"), Some(rival));
+    Ok(())
+}
+
 /// One checkpoint, loaded twice.
 struct Loaded {
     /// With a history cache.
@@ -117,7 +154,8 @@ fn untrained(
     let mut trainer =
         trainer::create(&dir.path().join("work"), config, &world::spec(), DeviceKind::Cpu)?;
     for user in 1..4 {
-        let example = world::example(items, Request { user, events: 1024, candidates: 32 });
+        let example =
+            world::example(items, Request { user, events: config.max_history, candidates: 32 });
         trainer.step(&[&example])?;
     }
     let checkpoint = dir.path().join("fm");

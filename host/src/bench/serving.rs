@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::json;
 
 use super::{
-    Options, Report, Rival,
+    Options, Report, Rival, fm,
     load::{Caller, Stretch},
     timing::quantile,
 };
@@ -44,6 +44,14 @@ const STRETCH: Duration = Duration::from_secs(8);
 /// # Errors
 /// A plugin that is not built; whatever training and serving say.
 pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+    if options.wants("logging") {
+        fm::logging(options, report)?;
+    }
+    if options.wants("load") { load(options, report) } else { Ok(()) }
+}
+
+/// A daemon and its caller.
+fn load(options: &Options, report: &mut Report) -> Result<()> {
     let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     let config = trained(dir.path(), options.plugin("mlp-fusion")?)?;
     let daemon = Daemon::start(&config)?;
@@ -71,8 +79,8 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
 /// A rate at which 99 of 100 requests are answered in time: raised by steps from below what one at a time suggests.
 fn peak(caller: &Caller, one_by_one: f64, report: &mut Report) -> Option<(f64, Stretch)> {
     let mut best = None;
-    for step in 0..12 {
-        let rate = one_by_one * (0.5 + 0.15 * f64::from(step));
+    for step in 0..40 {
+        let rate = one_by_one * 0.5 * 1.15f64.powi(step);
         let stretch = caller.send(rate, STRETCH);
         let answered = stretch.answered_ms.len() as f64 / stretch.requests().max(1) as f64;
         let p99 = stretch.answered(0.99);

@@ -15,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::counters::mix;
@@ -52,6 +53,9 @@ impl Default for FeatureConfig {
         }
     }
 }
+
+/// Candidates from which they are looked up on more than one thread.
+const PARALLEL_FROM: usize = 64;
 
 /// A request as it comes in.
 #[derive(Debug, Clone)]
@@ -247,16 +251,19 @@ impl FeatureState {
             history.events.iter().skip(skip).cloned().collect()
         });
         let priors = self.counters.priors(request.time_ms);
-        let targets = request
-            .candidates
-            .iter()
-            .map(|candidate| self.target(request, &user, candidate, history, &priors));
+        let target =
+            |candidate: &CandidateInput| self.target(request, &user, candidate, history, &priors);
+        let candidates = &request.candidates;
+        let targets = match candidates.len() {
+            0..PARALLEL_FROM => candidates.iter().map(target).collect(),
+            _ => candidates.par_iter().with_min_len(PARALLEL_FROM / 2).map(target).collect(),
+        };
         Example {
             request: request.request,
             surface: request.surface,
             time_ms: request.time_ms,
             history: events,
-            targets: targets.collect(),
+            targets,
             user,
         }
     }
