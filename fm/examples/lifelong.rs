@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     reset_peak();
-    let mut trainer = trainer::create(dir.path(), config, &spec(), Serving::default())?;
+    let mut trainer = trainer::create(dir.path(), config, &spec(), DeviceKind::Cpu)?;
     let started = Instant::now();
     for step in 0..STEPS {
         let batch: Vec<Example> = (0..REQUESTS).map(|i| request(step * REQUESTS + i)).collect();

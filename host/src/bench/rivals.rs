@@ -14,11 +14,14 @@ pub(super) type Read<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
 /// What is done with a store that is open for reading; gives its times.
 pub(super) type With<'a> = dyn FnMut(&mut Read<'_>) -> Vec<f64> + 'a;
 
+/// Ids and their rows, as bytes.
+type RowsOf<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
+
 /// One of them.
 pub(super) struct Rival {
     /// What it is called.
     pub name: &'static str,
-    load: fn(&Path, &mut dyn Iterator<Item = (u64, Vec<u8>)>) -> anyhow::Result<()>,
+    load: fn(&Path, &mut RowsOf<'_>) -> anyhow::Result<()>,
     with_reader: fn(&Path, &mut With<'_>) -> anyhow::Result<Vec<f64>>,
 }
 

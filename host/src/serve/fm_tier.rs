@@ -20,7 +20,7 @@ pub enum FmTier {
     /// In this process.
     Local(FmBatcher),
     /// In another one.
-    Remote(RemoteFm),
+    Remote(Box<RemoteFm>),
 }
 
 impl FmTier {
@@ -30,7 +30,7 @@ impl FmTier {
     /// A checkpoint or a process that cannot be used.
     pub fn open(config: &Config, tier: &FmTierConfig, metrics: &Arc<Metrics>) -> Result<Self> {
         if !tier.url.is_empty() {
-            return Ok(Self::Remote(RemoteFm::connect(&tier.url)?));
+            return Ok(Self::Remote(Box::new(RemoteFm::connect(&tier.url)?)));
         }
         let fm: Arc<dyn FoundationModel> =
             Arc::from(inference::load(&config.paths.fm, tier.loading(config.device))?);
