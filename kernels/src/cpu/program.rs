@@ -340,10 +340,16 @@ impl<'a> Values<'a> {
         &self.data[row * self.stride..][..self.width]
     }
 
-    /// The value of a column, or the only one.
+    /// All rows as one slice, where they are of this width and lie one after the other.
     #[inline(always)]
-    fn whole(&self) -> Option<&'a [f32]> {
-        (self.stride == self.width).then_some(self.data)
+    fn flat(&self, width: usize) -> Option<&'a [f32]> {
+        (self.stride == width && self.width == width).then_some(self.data)
+    }
+
+    /// Whether it is one value for all rows.
+    #[inline(always)]
+    fn is_one(&self) -> bool {
+        self.stride == 0 && self.width == 1
     }
 }
 
@@ -477,7 +483,7 @@ fn linear<V: Lanes, const R: usize>(
 
 #[inline(always)]
 fn each<V: Lanes>(map: Map, x: Values<'_>, width: usize, out: &mut [f32]) {
-    match x.whole().filter(|_| x.width == width) {
+    match x.flat(width) {
         Some(x) => mapped::<V>(map, x, out),
         None => {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
@@ -573,6 +579,24 @@ fn zipped(
     out: &mut [f32],
     f: impl Fn(f32, f32) -> f32,
 ) {
+    // Rows that lie one after the other, or a value for all of them, are one loop and not one a row.
+    match (a.flat(width), b.flat(width)) {
+        (Some(a), Some(b)) => {
+            for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+                *out = f(*a, *b);
+            }
+            return;
+        }
+        (Some(a), None) if b.is_one() => {
+            out.iter_mut().zip(a).for_each(|(out, a)| *out = f(*a, b.data[0]));
+            return;
+        }
+        (None, Some(b)) if a.is_one() => {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out = f(a.data[0], *b));
+            return;
+        }
+        _ => {}
+    }
     for (row, out) in out.chunks_exact_mut(width).enumerate() {
         let (a, b) = (a.row(row), b.row(row));
         match (a.len() == width, b.len() == width) {
