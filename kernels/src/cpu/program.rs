@@ -13,6 +13,7 @@ use super::dense::{PANEL, Prepared};
 use super::isa::{Isa, Kernel};
 use super::lanes::Lanes;
 use super::math::{Extent, Left, Right, accumulate, sigmoid};
+use super::rowwise::{Stats, normalise};
 
 /// Rows of a block.
 const BLOCK: usize = 64;
@@ -621,13 +622,16 @@ fn one(values: Values<'_>, row: usize, column: usize) -> f32 {
 
 #[inline(always)]
 fn norm(x: &[f32], scale: &[f32], shift: &[f32], epsilon: f32, out: &mut [f32]) {
-    let width = x.len() as f32;
-    let mean = x.iter().sum::<f32>() / width;
-    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / width;
-    let factor = 1.0 / (variance + epsilon).sqrt();
-    for (at, (out, x)) in out.iter_mut().zip(x).enumerate() {
+    let stats = Stats::of(x, epsilon);
+    if scale.len() == x.len() && shift.len() == x.len() {
+        normalise(x, stats, (scale, shift), out);
+        return;
+    }
+    for (at, out) in out.iter_mut().enumerate() {
         let of = |weights: &[f32]| if weights.len() == 1 { weights[0] } else { weights[at] };
-        *out = (x - mean) * factor * of(scale) + of(shift);
+        let (mut one, weights) = ([0.0], ([of(scale)], [of(shift)]));
+        normalise(&x[at..=at], stats, (&weights.0, &weights.1), &mut one);
+        *out = one[0];
     }
 }
 
