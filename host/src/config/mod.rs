@@ -470,6 +470,9 @@ impl Config {
                 self.logs.skip_share
             ));
         }
+        if !self.fm_logging.url.is_empty() {
+            return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
+        }
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         for (at, entry) in self.experts.iter().enumerate() {
@@ -508,6 +511,22 @@ mod tests {
         assert!(error.contains("server.threads"), "{error}");
         let error = read("[[experts]]\nname = \"a b\"\nplugin = \"x\"\n").unwrap_err().to_string();
         assert!(error.contains("experts[0].name"), "{error}");
+    }
+
+    #[test]
+    fn a_logging_tier_keeps_its_own_defaults() {
+        let config =
+            read("[fm_logging]\nqueue = 7\n[fm_serving]\nqueue = 8\ndevice = \"cpu\"\n").unwrap();
+        let logging = FmTierConfig { queue: 7, ..FmTierConfig::logging() };
+        assert_eq!(config.fm_logging, logging);
+        let serving = FmTierConfig::serving();
+        let serving = FmTierConfig { queue: 8, device: Some(DeviceKind::Cpu), ..serving };
+        assert_eq!(config.fm_serving, serving);
+        assert_ne!(FmTierConfig::logging(), FmTierConfig::serving());
+        let error = read("[fm_logging]\nquue = 7\n").unwrap_err().to_string();
+        assert!(error.contains("quue") && error.contains("fm_logging"), "{error}");
+        let error = read("[fm_logging]\nurl = \"http://x\"\n").unwrap_err().to_string();
+        assert!(error.contains("fm_logging.url"), "{error}");
     }
 
     #[test]

@@ -49,6 +49,9 @@ impl Default for Server {
 pub struct FmTierConfig {
     /// Where another process runs this tier, as `http://HOST:PORT`; empty runs it in this one.
     pub url: String,
+    /// Where its FM runs, if not where other models do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceKind>,
     /// Threads of its own; 0 takes one a core.
     pub threads: usize,
     /// Requests that may wait for it; more are answered 503 at once.
@@ -70,6 +73,7 @@ impl FmTierConfig {
     pub fn serving() -> Self {
         Self {
             url: String::new(),
+            device: None,
             threads: 0,
             queue: 256,
             batch_candidates: 2048,
@@ -85,9 +89,12 @@ impl FmTierConfig {
         Self { queue: 4096, batch_candidates: 8192, batch_wait_us: 50_000, ..Self::serving() }
     }
 
-    /// How its FM is loaded.
+    /// How its FM is loaded, on `device` unless it has its own.
     pub fn loading(&self, device: DeviceKind) -> Serving {
-        Serving { device, history_cache_bytes: self.history_cache_mib << 20 }
+        Serving {
+            device: self.device.unwrap_or(device),
+            history_cache_bytes: self.history_cache_mib << 20,
+        }
     }
 
     /// How long a batch waits.
