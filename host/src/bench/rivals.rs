@@ -79,7 +79,7 @@ mod built_in {
     use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
     use redb::{ReadableDatabase, TableDefinition};
 
-    use super::{Rival, With};
+    use super::{Rival, RowsOf, With};
 
     const CACHE_BYTES: usize = 4 << 30;
 
@@ -90,8 +90,6 @@ mod built_in {
             Rival { name: "fjall", load: load_fjall, with_reader: with_fjall },
         ]
     }
-
-    type Rows<'a> = &'a mut dyn Iterator<Item = (u64, Vec<u8>)>;
 
     fn copy(bytes: &[u8], out: &mut [f32]) {
         for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -118,7 +116,7 @@ mod built_in {
         Ok(builder.create(dir.join("redb"))?)
     }
 
-    fn load_redb(dir: &Path, rows: Rows<'_>) -> anyhow::Result<()> {
+    fn load_redb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
         let db = redb(dir)?;
         let write = db.begin_write()?;
         {
@@ -155,7 +153,7 @@ mod built_in {
         Ok(made.unwrap_commit())
     }
 
-    fn load_lmdb(dir: &Path, rows: Rows<'_>) -> anyhow::Result<()> {
+    fn load_lmdb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         let mut write = env.write_txn()?;
@@ -182,7 +180,7 @@ mod built_in {
         Ok((db, rows))
     }
 
-    fn load_fjall(dir: &Path, rows: Rows<'_>) -> anyhow::Result<()> {
+    fn load_fjall(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
         let (_db, table) = fjall(dir)?;
         for (id, row) in rows {
             table.insert(id.to_be_bytes(), row)?;
