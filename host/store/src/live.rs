@@ -260,11 +260,20 @@ impl IdTable {
 
     #[inline]
     fn find(&self, id: u64) -> u32 {
-        self.slots[self.probe(id)].row.load(Acquire)
+        let mask = self.slots.len() - 1;
+        let mut at = mix(id) as usize & mask;
+        loop {
+            let slot = &self.slots[at];
+            // Once: a slot that was empty may be another id's by the next look at it.
+            let row = slot.row.load(Acquire);
+            if row == NONE || slot.id.load(Relaxed) == id {
+                return row;
+            }
+            at = (at + 1) & mask;
+        }
     }
 
-    /// The slot of `id`, or the empty one where it would be: half of them are.
-    #[inline]
+    /// The slot of `id`, or the empty one where it would be: half of them are. The writer's alone.
     fn probe(&self, id: u64) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = mix(id) as usize & mask;
