@@ -4,10 +4,12 @@
 //! a default that works. The file at the root of the repository explains each
 //! key; a test keeps it complete.
 
+mod lifecycle;
 mod serving;
 
 use std::path::{Path, PathBuf};
 
+pub use self::lifecycle::{EngineKind, EngineSettings, JoinSettings, PublishSettings};
 pub use self::serving::{FmTierConfig, Server, Tier};
 
 use hypercast_fm::{device::DeviceKind, spec::FmConfig};
@@ -45,6 +47,12 @@ pub struct Config {
     pub fm: FmConfig,
     /// Where models run.
     pub device: DeviceKind,
+    /// The streams that carry events, examples, weights and versions.
+    pub engine: EngineSettings,
+    /// How long impressions wait for their outcomes.
+    pub join: JoinSettings,
+    /// What is published when.
+    pub publish: PublishSettings,
     /// What is logged for expert training.
     pub logs: Logs,
     /// How experts train.
@@ -66,6 +74,9 @@ impl Default for Config {
             features: FeatureConfig::default(),
             fm: FmConfig::default(),
             device: DeviceKind::default(),
+            engine: EngineSettings::default(),
+            join: JoinSettings::default(),
+            publish: PublishSettings::default(),
             logs: Logs::default(),
             expert_training: ExpertTraining::default(),
             plugin_limits: PluginLimits::default(),
@@ -430,6 +441,7 @@ impl Config {
             &mut paths.logs,
             &mut paths.experts,
             &mut paths.events,
+            &mut self.engine.dir,
         ];
         for path in own.into_iter().chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
             if path.is_relative() && !path.as_os_str().is_empty() {
@@ -455,6 +467,8 @@ impl Config {
             ("features.max_users", self.features.max_users),
             ("features.max_items", self.features.max_items),
             ("features.max_counter_keys", self.features.max_counter_keys),
+            ("engine.segment_mib", self.engine.segment_mib as usize),
+            ("join.max_impressions", self.join.max_impressions),
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
@@ -473,6 +487,8 @@ impl Config {
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
         }
+        self.join.validate()?;
+        self.publish.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         for (at, entry) in self.experts.iter().enumerate() {

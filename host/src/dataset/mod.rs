@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hypercast_fm::example::{Item, Outcome, User};
+use serde::{Deserialize, Serialize};
 
 pub use impressions::{ImpressionReader, ImpressionWriter};
 
@@ -24,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::schema::Schema;
 
 /// One item shown to one user, and what came of it: a row of `impressions.parquet`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Impression {
     /// The request that it was an answer to; shared by the items shown together.
     pub request: u64,
@@ -50,7 +51,7 @@ pub struct Impression {
 
 /// The context features of an impression or a candidate, in the schema's order.
 /// An empty list stands for a feature that is missing (0) throughout.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Context {
     /// Categorical features.
     pub ids: Vec<u64>,
