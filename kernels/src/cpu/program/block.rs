@@ -2,17 +2,18 @@
 
 use std::ops::Range;
 
-use super::ops::{each, folded, linear, lookup, norm, one, pairs, softmax};
+use super::ops::{each, folded, lookup, norm, one, pairs, softmax};
 use super::{BLOCK, Feed, Operand, Operator, Program, Step};
-use crate::cpu::dense::PANEL;
+use crate::cpu::Rows;
+use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
+use crate::cpu::product::{Activation, Factor, multiply};
 
 /// A thread's memory.
 #[derive(Default)]
 pub(super) struct Scratch {
     values: Vec<f32>,
-    tile: Vec<f32>,
 }
 
 /// A block of rows on its way through the program.
@@ -33,7 +34,6 @@ impl Kernel for Block<'_, '_> {
         let Block { program, feed, first, scratch, out } = self;
         let count = out.len() / program.outputs.len();
         scratch.values.resize(program.scratch * BLOCK, 0.0);
-        scratch.tile.resize(R * PANEL, 0.0);
         for (at, step) in program.steps.iter().enumerate() {
             let start = program.places[at] * BLOCK;
             // The result's place is taken out of the scratch, so that operands can be read beside it.
@@ -48,12 +48,7 @@ impl Kernel for Block<'_, '_> {
                 after,
                 gap: start..start + step.width * BLOCK,
             };
-            step_block::<V, R>(
-                step,
-                &sources,
-                &mut result[..step.width * count],
-                &mut scratch.tile,
-            );
+            step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
         let end = scratch.values.len();
         let sources = Sources {
@@ -138,16 +133,11 @@ impl<'a> Sources<'a> {
 }
 
 #[inline(always)]
-fn step_block<V: Lanes, const R: usize>(
-    step: &Step,
-    sources: &Sources<'_>,
-    out: &mut [f32],
-    tile: &mut [f32],
-) {
+fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out: &mut [f32]) {
     let operand = |at: usize| sources.of(step.operands[at]);
     let width = step.width;
     match &step.operator {
-        Operator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out, tile),
+        Operator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
         Operator::Map(map) => each::<V>(*map, operand(0), width, out),
         Operator::Zip(zip) => pairs(*zip, operand(0), operand(1), width, out),
         Operator::Norm { epsilon } => {
@@ -201,4 +191,22 @@ fn step_block<V: Lanes, const R: usize>(
             }
         }
     }
+}
+
+/// The product with weights.
+#[inline(always)]
+fn linear<V: Lanes, const R: usize>(
+    weights: &Prepared,
+    x: Values<'_>,
+    count: usize,
+    out: &mut [f32],
+) {
+    let to = weights.to;
+    let data = Rows { data: x.data, stride: x.stride };
+    let (factor, panels) = (Factor { data, rows: 0..count, first: 0 }, 0..to.div_ceil(PANEL));
+    multiply::<V, R>(&factor, weights, panels, Activation::None, |row, panel, values| {
+        let columns = panel * PANEL..to.min((panel + 1) * PANEL);
+        let out = &mut out[row * to..][columns];
+        out.copy_from_slice(&values[..out.len()]);
+    });
 }

@@ -5,48 +5,9 @@
 
 use super::block::Values;
 use super::{Fold, Map, Zip};
-use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::lanes::Lanes;
-use crate::cpu::math::{Extent, Left, Right, accumulate, sigmoid};
+use crate::cpu::math::sigmoid;
 use crate::cpu::rowwise::{Stats, normalise};
-
-/// The product, by panels of columns over the block's rows.
-#[inline(always)]
-pub(super) fn linear<V: Lanes, const R: usize>(
-    weights: &Prepared,
-    x: Values<'_>,
-    count: usize,
-    out: &mut [f32],
-    tile: &mut [f32],
-) {
-    let (from, to) = (weights.from, weights.to);
-    for (panel, right) in weights.panels.chunks_exact(from * PANEL).enumerate() {
-        let (column, bias) = (panel * PANEL, &weights.bias[panel * PANEL..][..PANEL]);
-        let width = PANEL.min(to - column);
-        // A panel that is mostly padding is computed to the vector that holds its last column.
-        let columns = width.next_multiple_of(V::N);
-        let mut row = 0;
-        while row < count {
-            // The last tile begins earlier rather than reading past the block's rows.
-            let start = if count >= R { row.min(count - R) } else { row };
-            let height = if count >= R { R } else { 1 };
-            for tile in tile[..height * PANEL].chunks_exact_mut(PANEL) {
-                tile.copy_from_slice(bias);
-            }
-            let left = Left { data: &x.data[start * x.stride..], row: x.stride, step: 1 };
-            let right = Right { data: right, stride: PANEL };
-            let extent = Extent { columns, steps: from };
-            match height == R {
-                true => accumulate::<V, R>(tile, PANEL, left, right, extent),
-                false => accumulate::<V, 1>(tile, PANEL, left, right, extent),
-            }
-            for (r, tile) in tile[..height * PANEL].chunks_exact(PANEL).enumerate() {
-                out[(start + r) * to + column..][..width].copy_from_slice(&tile[..width]);
-            }
-            row = start + height;
-        }
-    }
-}
 
 #[inline(always)]
 pub(super) fn each<V: Lanes>(map: Map, x: Values<'_>, width: usize, out: &mut [f32]) {
