@@ -407,13 +407,13 @@ fn step_block<V: Lanes, const R: usize>(
             }
         }
         Operator::Concat => {
-            for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                let mut at = 0;
-                for part in 0..step.operands.len() {
-                    let values = operand(part).row(row);
-                    out[at..at + values.len()].copy_from_slice(values);
-                    at += values.len();
+            let mut at = 0;
+            for part in 0..step.operands.len() {
+                let values = operand(part);
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    out[at..at + values.width].copy_from_slice(values.row(row));
                 }
+                at += values.width;
             }
         }
         Operator::Slice(from) => {
