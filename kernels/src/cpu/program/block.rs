@@ -8,6 +8,7 @@ use crate::cpu::Rows;
 use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
+use crate::cpu::math::dot;
 use crate::cpu::product::{Activation, Factor, multiply};
 
 /// A thread's memory.
@@ -33,11 +34,11 @@ impl Kernel for Block<'_, '_> {
     fn run<V: Lanes, const R: usize>(self) {
         let Block { program, feed, first, scratch, out } = self;
         let count = out.len() / program.outputs.len();
-        scratch.values.resize(program.scratch * BLOCK, 0.0);
+        let scratch = room(&mut scratch.values, program.scratch * BLOCK);
         for (at, step) in program.steps.iter().enumerate() {
             let start = program.places[at] * BLOCK;
             // The result's place is taken out of the scratch, so that operands can be read beside it.
-            let (before, rest) = scratch.values.split_at_mut(start);
+            let (before, rest) = scratch.split_at_mut(start);
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
             let sources = Sources {
                 program,
@@ -50,16 +51,9 @@ impl Kernel for Block<'_, '_> {
             };
             step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
-        let end = scratch.values.len();
-        let sources = Sources {
-            program,
-            feed,
-            first,
-            count,
-            before: &scratch.values,
-            after: &[],
-            gap: end..end,
-        };
+        let end = scratch.len();
+        let sources =
+            Sources { program, feed, first, count, before: scratch, after: &[], gap: end..end };
         for (column, output) in program.outputs.iter().enumerate() {
             let values = sources.of(*output);
             for (row, out) in out.chunks_exact_mut(program.outputs.len()).enumerate() {
@@ -67,6 +61,15 @@ impl Kernel for Block<'_, '_> {
             }
         }
     }
+}
+
+/// So many floats of a buffer, which may be longer.
+#[inline(always)]
+fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
+    if buffer.len() < floats {
+        buffer.resize(floats, 0.0);
+    }
+    &mut buffer[..floats]
 }
 
 /// Where a block's operands are read.
@@ -138,6 +141,12 @@ fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out:
     let width = step.width;
     match &step.operator {
         Operator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
+        Operator::Dot { weights, bias } => {
+            let x = operand(0);
+            for (row, out) in out.iter_mut().enumerate() {
+                *out = dot::<V>(x.row(row), weights) + bias;
+            }
+        }
         Operator::Map(map) => each::<V>(*map, operand(0), width, out),
         Operator::Zip(zip) => pairs(*zip, operand(0), operand(1), width, out),
         Operator::Norm { epsilon } => {

@@ -4,21 +4,22 @@
 //!
 //! A program is made once: weights are laid out, places for intermediate values
 //! are shared by those that do not live at the same time. A run allocates its
-//! output alone; a thread's scratch does not grow with the rows. Where operands
+//! output alone; a thread keeps its scratch, which does not grow with the rows. Where operands
 //! come from, and what a program means, is decided above; `block` runs a block of rows
 //! through the steps, and `ops` computes what is not a product.
 
 mod block;
 mod ops;
 
-use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::Mutex;
 
 use super::dense::Prepared;
 use super::isa::Isa;
 use block::{Block, Scratch};
 
 /// Rows of a block.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// Multiply-adds of a run from which it goes to more than one thread.
 const PARALLEL_FROM: usize = 2_000_000;
@@ -65,6 +66,13 @@ impl Operand {
 pub enum Operator {
     /// The product with prepared weights, bias included.
     Linear(Prepared),
+    /// The product with a single column of weights.
+    Dot {
+        /// As many as the operand is wide.
+        weights: Vec<f32>,
+        /// Added to it.
+        bias: f32,
+    },
     /// Layer norm over the row: operands x, scale, shift.
     Norm {
         /// Added to the variance.
@@ -186,6 +194,7 @@ impl Program {
         let (places, scratch) = plan(&steps, &outputs);
         let work = |step: &Step| match &step.operator {
             Operator::Linear(weights) => weights.from * weights.to,
+            Operator::Dot { weights, .. } => weights.len(),
             _ => step.width,
         };
         let work = steps.iter().map(work).sum();
@@ -200,18 +209,32 @@ impl Program {
         let isa = isa.checked();
         let width = self.outputs.len();
         let mut out = vec![0.0; feed.rows * width];
-        let block = |scratch: &mut Scratch, (index, out): (usize, &mut [f32])| {
-            isa.run(Block { program: self, feed, first: index * BLOCK, scratch, out });
+        let blocks = Mutex::new(out.chunks_mut((BLOCK * width).max(1)).enumerate());
+        let work = |scratch: &mut Scratch| {
+            loop {
+                let next = blocks.lock().expect("no holder panics").next();
+                let Some((index, out)) = next else { return };
+                isa.run(Block { program: self, feed, first: index * BLOCK, scratch, out });
+            }
         };
-        let size = (BLOCK * width).max(1);
+        let work = || SCRATCH.with_borrow_mut(work);
         if feed.rows * self.work < PARALLEL_FROM {
-            let mut scratch = Scratch::default();
-            out.chunks_mut(size).enumerate().for_each(|part| block(&mut scratch, part));
+            work();
         } else {
-            out.par_chunks_mut(size).enumerate().for_each_init(Scratch::default, block);
+            // The caller works too: other threads help it as soon as they are awake.
+            let helpers = rayon::current_num_threads().min(feed.rows.div_ceil(BLOCK)) - 1;
+            rayon::in_place_scope(|scope| {
+                (0..helpers).for_each(|_| scope.spawn(|_| work()));
+                work();
+            });
         }
         out
     }
+}
+
+thread_local! {
+    /// What this thread works in.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Where each step's result is; a place is given on after its last reader.

@@ -5,7 +5,7 @@
 
 use super::block::Values;
 use super::{Fold, Map, Zip};
-use crate::cpu::lanes::Lanes;
+use crate::cpu::lanes::{Lanes, MAX_LANES};
 use crate::cpu::math::sigmoid;
 use crate::cpu::rowwise::{Stats, normalise};
 
@@ -165,10 +165,21 @@ pub(super) fn norm(x: &[f32], scale: &[f32], shift: &[f32], epsilon: f32, out: &
 #[inline(always)]
 pub(super) fn folded(fold: Fold, x: &[f32]) -> f32 {
     match fold {
-        Fold::Sum => x.iter().sum(),
-        Fold::Mean => x.iter().sum::<f32>() / x.len() as f32,
+        Fold::Sum => sum(x),
+        Fold::Mean => sum(x) / x.len() as f32,
         Fold::Max => x.iter().copied().fold(f32::NEG_INFINITY, f32::max),
     }
+}
+
+/// By lanes, so that no addition waits for the one before.
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; MAX_LANES];
+    let (whole, rest) = x.as_chunks::<MAX_LANES>();
+    for values in whole {
+        lanes.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
 }
 
 #[inline(always)]
