@@ -2,7 +2,7 @@
 //!
 //! Both are generic over the vector type and know nothing of attention.
 
-use super::lanes::{Lanes, MAGIC, MAX_LANES};
+use super::lanes::{Lanes, MAGIC, MAX_LANES, value_at};
 
 /// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded to f32 (4e-8).
 const EXP: [f32; 7] =
@@ -106,7 +106,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     for (r, sums) in sums.iter_mut().enumerate() {
         for (c, sum) in sums.iter_mut().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the load.
-            *sum = unsafe { V::load(out.as_ptr().add(r * stride + c * V::N)) };
+            *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
         }
     }
     // Moving pointers, because the build checks index arithmetic for overflow.
@@ -116,11 +116,11 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
         let mut values = [V::splat(0.0); C];
         for (c, value) in values.iter_mut().enumerate() {
             // SAFETY: after k < steps moves, the third assertion bounds the load.
-            *value = unsafe { V::load(b.add(c * V::N)) };
+            *value = unsafe { V::load(b.wrapping_add(c * V::N)) };
         }
         for (sums, a_row) in sums.iter_mut().zip(a_rows) {
             // SAFETY: after k < steps moves, the second assertion bounds the index.
-            let factor = V::splat(unsafe { *a.add(a_row) });
+            let factor = V::splat(unsafe { value_at(a.wrapping_add(a_row)) });
             for (sum, value) in sums.iter_mut().zip(values) {
                 *sum = factor.mul_add(value, *sum);
             }
@@ -130,7 +130,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the store.
-            unsafe { sum.store(out.as_mut_ptr().add(r * stride + c * V::N)) };
+            unsafe { sum.store(out.as_mut_ptr().wrapping_add(r * stride + c * V::N)) };
         }
     }
 }
