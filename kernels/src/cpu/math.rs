@@ -48,6 +48,18 @@ pub(super) struct Right<'a> {
     pub(super) stride: usize,
 }
 
+/// `out[r, c] = Σ_{k < steps} left[r, k] * right[k, c]`: as `accumulate`, whatever `out` was.
+#[inline(always)]
+pub(super) fn product<V: Lanes, const R: usize>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: Extent,
+) {
+    tiles::<V, R, true>(out, stride, left, right, extent);
+}
+
 /// `out[r, c] += Σ_{k < steps} left[r, k] * right[k, c]` for R rows and `columns` (a multiple of
 /// the vector's length) columns; `stride` is out's.
 ///
@@ -61,13 +73,24 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
     right: Right<'_>,
     extent: Extent,
 ) {
+    tiles::<V, R, false>(out, stride, left, right, extent);
+}
+
+#[inline(always)]
+fn tiles<V: Lanes, const R: usize, const FRESH: bool>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: Extent,
+) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
-        tile::<V, R, 2>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 2, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
         column += 2 * V::N;
     }
     if column < extent.columns {
-        tile::<V, R, 1>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 1, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
     }
 }
 
@@ -86,7 +109,7 @@ impl<'a> Right<'a> {
 }
 
 #[inline(always)]
-fn tile<V: Lanes, const R: usize, const C: usize>(
+fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
     out: &mut [f32],
     stride: usize,
     left: Left<'_>,
@@ -94,6 +117,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     steps: usize,
 ) {
     if steps == 0 {
+        assert!(!FRESH, "a sum of nothing");
         return;
     }
     assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
@@ -103,7 +127,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     );
     assert!((steps - 1) * right.stride + C * V::N <= right.data.len(), "right factor too short");
     let mut sums = [[V::splat(0.0); C]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
+    for (r, sums) in sums.iter_mut().enumerate().filter(|_| !FRESH) {
         for (c, sum) in sums.iter_mut().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the load.
             *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
@@ -111,7 +135,8 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     }
     // Moving pointers, because the build checks index arithmetic for overflow.
     let (mut a, mut b) = (left.data.as_ptr(), right.data.as_ptr());
-    let a_rows: [usize; R] = std::array::from_fn(|r| r * left.row);
+    let mut a_rows = [0; R];
+    a_rows.iter_mut().enumerate().for_each(|(r, row)| *row = r * left.row);
     for _ in 0..steps {
         let mut values = [V::splat(0.0); C];
         for (c, value) in values.iter_mut().enumerate() {
@@ -143,7 +168,8 @@ pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = V::splat(0.0);
     for at in (0..whole).step_by(V::N) {
         // SAFETY: at + N <= whole <= the length of both slices.
-        let (a, b) = unsafe { (V::load(a.as_ptr().add(at)), V::load(b.as_ptr().add(at))) };
+        let (a, b) =
+            unsafe { (V::load(a.as_ptr().wrapping_add(at)), V::load(b.as_ptr().wrapping_add(at))) };
         sums = a.mul_add(b, sums);
     }
     let mut lanes = [0.0; MAX_LANES];
