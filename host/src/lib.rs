@@ -21,6 +21,7 @@ pub mod import;
 pub mod ingest;
 pub mod join;
 pub mod logs;
+pub mod owner;
 pub mod progress;
 pub mod publish;
 pub mod schema;

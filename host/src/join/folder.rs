@@ -4,14 +4,17 @@
 //! read back is checked, so a crash leaves the old state or the new one.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{Read, Write},
+    fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    owner::Owner,
+};
 
 /// The layout of the file: its first bytes.
 const MAGIC: &[u8; 8] = b"hcstate1";
@@ -19,46 +22,20 @@ const MAGIC: &[u8; 8] = b"hcstate1";
 /// zstd's fastest usual level: a state is written often and read seldom.
 const LEVEL: i32 = 1;
 
-/// A folder and its lock, which ends with the process.
+/// A folder that is held.
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
-    _lock: File,
+    _owner: Owner,
 }
 
 impl Folder {
-    /// Makes the folder if need be and takes its lock.
+    /// Makes the folder if need be and takes it.
     ///
     /// # Errors
     /// A folder that another process holds: the error has its process id.
     pub fn hold(dir: &Path) -> Result<Folder> {
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let path = dir.join("lock");
-        let mut options = OpenOptions::new();
-        let mut lock = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                // Its id is for the message alone.
-                let _ = lock.read_to_string(&mut owner);
-                let why = format!(
-                    "process {} holds this folder; stop it, or use another one",
-                    owner.trim()
-                );
-                return Err(Error::data(dir, why));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
-        }
-        lock.set_len(0).map_err(Error::io(&path))?;
-        writeln!(lock, "{}", std::process::id()).map_err(Error::io(&path))?;
-        Ok(Folder { dir: dir.to_path_buf(), _lock: lock })
+        Ok(Folder { _owner: Owner::take(dir)?, dir: dir.to_path_buf() })
     }
 
     /// Where it is.
@@ -121,11 +98,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_is_whole_or_refused_and_a_folder_has_one_owner() {
+    fn a_state_is_whole_or_refused() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::hold(dir.path()).unwrap();
-        let error = Folder::hold(dir.path()).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {} holds", std::process::id())), "{error}");
         assert_eq!(folder.read::<Vec<u64>>().unwrap(), None);
         let state: Vec<u64> = (0..1000).collect();
         folder.write(&state).unwrap();
@@ -139,7 +114,5 @@ mod tests {
         assert!(error.contains("checksum") && error.contains("move it away"), "{error}");
         fs::write(&path, &bytes[..10]).unwrap();
         assert!(folder.read::<Vec<u64>>().unwrap_err().to_string().contains("cut short"));
-        drop(folder);
-        Folder::hold(dir.path()).unwrap();
     }
 }
