@@ -18,6 +18,7 @@ pub mod experiment;
 pub mod expert;
 pub mod features;
 pub mod import;
+pub mod ingest;
 pub mod join;
 pub mod logs;
 pub mod owner;
