@@ -20,6 +20,7 @@ pub mod features;
 pub mod import;
 pub mod join;
 pub mod logs;
+pub mod owner;
 pub mod progress;
 pub mod publish;
 pub mod schema;
