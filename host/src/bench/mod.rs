@@ -12,6 +12,7 @@ mod machine;
 mod report;
 mod rivals;
 mod serving;
+mod stages;
 mod store;
 mod timing;
 mod torch;

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod network;
 pub mod normalise;
 pub mod params;
+mod pool;
 pub mod registry;
 pub mod runtime;
 #[cfg(test)]

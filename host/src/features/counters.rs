@@ -5,7 +5,7 @@
 //! key; it also holds their effects ([`super::effects`]). An impression whose action is not
 //! known counts for nothing.
 
-use hypercast_fm::example::Outcome;
+use hypercast_fm::example::{Outcome, Target};
 
 use super::FeatureConfig;
 use super::effects::{Belief, Effect};
@@ -36,6 +36,8 @@ struct Table {
     key: Vec<usize>,
     /// Whether the key names the surface, the hour or the context, which an event of the mere history lacks.
     needs_place: bool,
+    /// Whether the key names something of a candidate: its item or its context.
+    by_candidate: bool,
     members: Vec<Member>,
     rows: Recent<Vec<Cell>>,
 }
@@ -60,11 +62,20 @@ struct Tally {
     positives: f32,
 }
 
-/// The global rates at a request's time, computed once for all its candidates.
-pub(super) struct Priors {
+/// The global rates at a request's time.
+struct Priors {
     now_ms: i64,
     /// Rate and its logit, one pair a counter.
     rates: Vec<(f64, f64)>,
+}
+
+/// What all candidates of a request have in common, worked out once.
+pub(super) struct Common {
+    priors: Priors,
+    /// The columns, those of keys that name nothing of a candidate filled in.
+    pub(super) columns: Vec<f32>,
+    /// What the surface and those keys say of every action.
+    beliefs: Vec<Belief>,
 }
 
 /// An outcome to count.
@@ -94,6 +105,7 @@ impl Counters {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
                     needs_place: description.key.iter().any(|name| of_the_place(schema, name)),
+                    by_candidate: description.key.iter().any(|name| of_a_candidate(schema, name)),
                     key,
                     members: vec![member],
                     rows: Recent::new(config.max_counter_keys),
@@ -123,7 +135,18 @@ impl Counters {
         self.places[self.totals.len()] + 2 * self.believed.len()
     }
 
-    pub(super) fn priors(&self, now_ms: i64) -> Priors {
+    /// What a request's candidates have in common. Of `ids`, what is of a candidate is not read.
+    pub(super) fn common(&self, ids: &[u64], now_ms: i64) -> Common {
+        let priors = self.priors(now_ms);
+        let mut columns = vec![0.0; self.columns()];
+        let mut beliefs = self.of_surface(self.surface(ids, true));
+        for table in self.tables.iter().filter(|table| !table.by_candidate) {
+            self.add(table, table.find(ids), &priors, &mut beliefs, &mut columns);
+        }
+        Common { priors, columns, beliefs }
+    }
+
+    fn priors(&self, now_ms: i64) -> Priors {
         let rate = |(&(last_ms, total), &half_life_ms): (&(i64, Tally), &f32)| {
             let total = total.faded(now_ms - last_ms, half_life_ms);
             let rate = (f64::from(total.positives) + 0.5) / (f64::from(total.impressions) + 1.0);
@@ -132,36 +155,55 @@ impl Counters {
         Priors { now_ms, rates: self.totals.iter().zip(&self.half_lives_ms).map(rate).collect() }
     }
 
-    /// Appends `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then
-    /// `ACTION_log_odds` and `ACTION_doubt` of each action that has effects.
-    pub(super) fn fetch(&self, ids: &[u64], priors: &Priors, features: &mut Vec<f32>) {
-        let start = features.len();
-        features.resize(start + self.columns(), 0.0);
-        let mut beliefs = self.of_surface(self.surface(ids, true));
-        for table in &self.tables {
-            let found = table.rows.get_with_time(table.hash(ids));
-            table.add_effects(found.map(|(_, row)| row), &mut beliefs);
-            let Some((last_ms, row)) = found else {
-                continue;
-            };
-            for (member, cell) in table.members.iter().zip(row) {
-                let tally =
-                    cell.tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
-                let (prior, prior_logit) = priors.rates[member.counter];
-                let (n, k) = (f64::from(tally.impressions), self.prior_strength);
-                let rate = (f64::from(tally.positives) + k * prior) / (n + k);
-                let at = start + self.places[member.counter];
-                features[at] = (logit(rate) - prior_logit) as f32;
-                features[at + 1] = tally.impressions.ln_1p();
-                if member.lasting {
-                    features[at + 2] = cell.effect.mean;
-                }
+    /// Fills in `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then `ACTION_log_odds` and
+    /// `ACTION_doubt` of each action that has effects. Each target's columns begin at `at` of its features and hold
+    /// [`Common::columns`] before.
+    pub(super) fn fill(&self, targets: &mut [Target], common: &Common, at: usize) {
+        let mut beliefs = common.beliefs.repeat(targets.len());
+        let mut found = Vec::with_capacity(targets.len());
+        let actions = common.beliefs.len().max(1);
+        for table in self.tables.iter().filter(|table| table.by_candidate) {
+            // Nothing but look-ups in this loop, so that the cache misses of several overlap.
+            found.clear();
+            found.extend(targets.iter().map(|target| table.find(&target.ids)));
+            let beliefs = beliefs.chunks_exact_mut(actions);
+            for ((target, beliefs), found) in targets.iter_mut().zip(beliefs).zip(&found) {
+                self.add(table, *found, &common.priors, beliefs, &mut target.features[at..]);
             }
         }
-        let columns = &mut features[start + self.places[self.totals.len()]..];
-        for (&action, columns) in self.believed.iter().zip(columns.chunks_exact_mut(2)) {
-            columns[0] = beliefs[action].mean as f32;
-            columns[1] = beliefs[action].variance.sqrt() as f32;
+        let effects = at + self.places[self.totals.len()];
+        for (target, beliefs) in targets.iter_mut().zip(beliefs.chunks_exact(actions)) {
+            let columns = target.features[effects..].chunks_exact_mut(2);
+            for (&action, columns) in self.believed.iter().zip(columns) {
+                columns[0] = beliefs[action].mean as f32;
+                columns[1] = beliefs[action].variance.sqrt() as f32;
+            }
+        }
+    }
+
+    /// What a table knows of a key: into the columns of its counters, and to the beliefs.
+    fn add(
+        &self,
+        table: &Table,
+        found: Option<(i64, &Vec<Cell>)>,
+        priors: &Priors,
+        beliefs: &mut [Belief],
+        columns: &mut [f32],
+    ) {
+        table.add_effects(found.map(|(_, row)| row), beliefs);
+        let Some((last_ms, row)) = found else { return };
+        for (member, cell) in table.members.iter().zip(row) {
+            let tally =
+                cell.tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
+            let (prior, prior_logit) = priors.rates[member.counter];
+            let (n, k) = (f64::from(tally.impressions), self.prior_strength);
+            let rate = (f64::from(tally.positives) + k * prior) / (n + k);
+            let at = self.places[member.counter];
+            columns[at] = (logit(rate) - prior_logit) as f32;
+            columns[at + 1] = tally.impressions.ln_1p();
+            if member.lasting {
+                columns[at + 2] = cell.effect.mean;
+            }
         }
     }
 
@@ -245,6 +287,11 @@ impl Table {
         }
     }
 
+    /// What is known of a key, and when it was last touched.
+    fn find(&self, ids: &[u64]) -> Option<(i64, &Vec<Cell>)> {
+        self.rows.get_with_time(self.hash(ids))
+    }
+
     fn hash(&self, ids: &[u64]) -> u64 {
         self.key.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &column| mix(hash ^ mix(ids[column])))
     }
@@ -273,6 +320,11 @@ fn of_the_place(schema: &Schema, column: &str) -> bool {
     column == "surface"
         || column == "hour"
         || schema.context_features.iter().any(|feature| feature.name == column)
+}
+
+fn of_a_candidate(schema: &Schema, column: &str) -> bool {
+    let mut features = schema.item_features.iter().chain(&schema.context_features);
+    column == "item_id" || features.any(|feature| feature.name == column)
 }
 
 fn logit(rate: f64) -> f64 {

@@ -8,10 +8,11 @@
 
 mod counters;
 mod effects;
+mod ids;
 mod recent;
 pub mod replay;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
@@ -19,7 +20,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::counters::mix;
-use self::counters::{Counters, Observation, Priors};
+use self::counters::{Common, Counters, Observation};
+use self::ids::IdMap;
 use self::recent::Recent;
 use crate::dataset::timeline::{Span, Step, Timeline};
 use crate::dataset::{Context, Dataset, Impression};
@@ -55,7 +57,7 @@ impl Default for FeatureConfig {
 }
 
 /// Candidates from which they are looked up on more than one thread.
-const PARALLEL_FROM: usize = 64;
+const PARALLEL_FROM: usize = 512;
 
 /// A request as it comes in.
 #[derive(Debug, Clone)]
@@ -81,8 +83,8 @@ pub struct CandidateInput {
     pub item: u64,
     /// The item's features where the caller sent them; else those of the data set, else zeros.
     pub features: Option<Arc<Item>>,
-    /// The context features.
-    pub context: Context,
+    /// The context features, which candidates of a request may share.
+    pub context: Arc<Context>,
     /// What came of it; `Outcome::UNKNOWN` while serving.
     pub outcome: Outcome,
     /// The true probabilities in a simulated world, else empty.
@@ -94,8 +96,8 @@ pub struct FeatureState {
     schema: Arc<Schema>,
     config: FeatureConfig,
     widths: Widths,
-    items: HashMap<u64, Arc<Item>>,
-    users: HashMap<u64, Arc<User>>,
+    items: IdMap<Arc<Item>>,
+    users: IdMap<Arc<User>>,
     histories: Recent<History>,
     first_shown: Recent<Option<i64>>,
     counters: Counters,
@@ -121,6 +123,15 @@ struct Widths {
     context_dense: usize,
 }
 
+/// A request on the way to its candidates: what they have in common.
+struct Asked<'a> {
+    request: &'a RequestInput,
+    user: &'a User,
+    counters: Common,
+    /// The built-in columns that the user's past decides.
+    past: [f32; 2],
+}
+
 /// What a candidate or an impression is, for its id columns.
 struct Subject<'a> {
     user: &'a User,
@@ -136,8 +147,8 @@ impl FeatureState {
         let schema = dataset.schema.clone();
         FeatureState {
             widths: Widths::new(&schema),
-            items: dataset.items.clone(),
-            users: dataset.users.clone(),
+            items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
+            users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
             histories: Recent::new(config.max_users),
             first_shown: Recent::new(config.max_items),
             counters: Counters::new(&schema, &config),
@@ -250,13 +261,14 @@ impl FeatureState {
             let skip = history.events.len().saturating_sub(history_len);
             history.events.iter().skip(skip).cloned().collect()
         });
-        let priors = self.counters.priors(request.time_ms);
-        let target =
-            |candidate: &CandidateInput| self.target(request, &user, candidate, history, &priors);
+        let asked = self.asked(request, &user, history);
         let candidates = &request.candidates;
         let targets = match candidates.len() {
-            0..PARALLEL_FROM => candidates.iter().map(target).collect(),
-            _ => candidates.par_iter().with_min_len(PARALLEL_FROM / 2).map(target).collect(),
+            0..PARALLEL_FROM => self.targets(&asked, candidates),
+            _ => {
+                let parts = candidates.par_chunks(PARALLEL_FROM / 2);
+                parts.flat_map_iter(|part| self.targets(&asked, part)).collect()
+            }
         };
         Example {
             request: request.request,
@@ -296,38 +308,69 @@ impl FeatureState {
         history.push(Event { item, surface, time_ms, outcome }, limit);
     }
 
+    fn asked<'a>(
+        &self,
+        request: &'a RequestInput,
+        user: &'a User,
+        history: Option<&History>,
+    ) -> Asked<'a> {
+        let RequestInput { surface, time_ms, .. } = *request;
+        let (item, context) = (&Item::default(), &Context::default());
+        let ids = self.ids(&Subject { user, item, surface, time_ms, context });
+        let since_last = history.map_or(0, |history| time_ms - history.last_ms);
+        Asked {
+            request,
+            user,
+            counters: self.counters.common(&ids, time_ms),
+            past: [
+                (history.map_or(0, |history| history.count) as f32).ln_1p(),
+                (since_last.max(0) as f32 / 1e3).ln_1p(),
+            ],
+        }
+    }
+
+    /// Candidates' columns, stage by stage over all of them, so that the cache misses of many look-ups overlap.
+    fn targets(&self, asked: &Asked<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
+        let item = |candidate: &CandidateInput| match &candidate.features {
+            Some(item) => Some(item.clone()),
+            None => self.items.get(&candidate.item).cloned(),
+        };
+        let items: Vec<Option<Arc<Item>>> = candidates.iter().map(item).collect();
+        let first_shown: Vec<Option<i64>> = candidates
+            .iter()
+            .map(|candidate| self.first_shown.get(candidate.item).copied().flatten())
+            .collect();
+        let mut targets: Vec<Target> = candidates
+            .iter()
+            .zip(items)
+            .zip(first_shown)
+            .map(|((candidate, item), first_ms)| self.target(asked, candidate, item, first_ms))
+            .collect();
+        self.counters.fill(&mut targets, &asked.counters, self.widths.dense());
+        targets
+    }
+
+    /// A candidate with every column but those of counters that know something of it.
     fn target(
         &self,
-        request: &RequestInput,
-        user: &User,
+        asked: &Asked<'_>,
         candidate: &CandidateInput,
-        history: Option<&History>,
-        priors: &Priors,
+        item: Option<Arc<Item>>,
+        first_ms: Option<i64>,
     ) -> Target {
-        let item = match &candidate.features {
-            Some(item) => item.clone(),
-            None => self.item_or_blank(candidate.item),
-        };
-        let context = &candidate.context;
+        let Asked { request, user, .. } = *asked;
+        let item = item.unwrap_or_else(|| self.blank(candidate.item));
+        let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
         let ids = self.ids(&Subject { user, item: &item, surface, time_ms, context });
         let mut features = Vec::with_capacity(self.widths.features(&self.counters));
         extend(&mut features, &item.dense, self.widths.item_dense);
         extend(&mut features, &user.dense, self.widths.user_dense);
         extend(&mut features, &context.dense, self.widths.context_dense);
-        self.counters.fetch(&ids, priors, &mut features);
-        let since_last = history.map_or(0, |history| time_ms - history.last_ms);
-        let since_first = self
-            .first_shown
-            .get(item.id)
-            .copied()
-            .flatten()
-            .map_or(0, |first_ms| time_ms - first_ms);
-        features.extend([
-            (history.map_or(0, |history| history.count) as f32).ln_1p(),
-            (since_last.max(0) as f32 / 1e3).ln_1p(),
-            (since_first.max(0) as f32 / 3.6e6).ln_1p(),
-        ]);
+        features.extend_from_slice(&asked.counters.columns);
+        let since_first = first_ms.map_or(0, |first_ms| time_ms - first_ms);
+        features.extend(asked.past);
+        features.push((since_first.max(0) as f32 / 3.6e6).ln_1p());
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
@@ -349,10 +392,13 @@ impl FeatureState {
     }
 
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        self.items.get(&id).cloned().unwrap_or_else(|| {
-            let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
-            Arc::new(Item { id, ids, dense, ..Item::default() })
-        })
+        self.items.get(&id).cloned().unwrap_or_else(|| self.blank(id))
+    }
+
+    /// An item of which nothing is known.
+    fn blank(&self, id: u64) -> Arc<Item> {
+        let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
+        Arc::new(Item { id, ids, dense, ..Item::default() })
     }
 }
 
@@ -386,11 +432,12 @@ impl Widths {
     }
 
     fn features(&self, counters: &Counters) -> usize {
-        self.item_dense
-            + self.user_dense
-            + self.context_dense
-            + counters.columns()
-            + BUILT_IN_FEATURES.len()
+        self.dense() + counters.columns() + BUILT_IN_FEATURES.len()
+    }
+
+    /// The features that are no counter's and not built in.
+    fn dense(&self) -> usize {
+        self.item_dense + self.user_dense + self.context_dense
     }
 }
 

@@ -1,18 +1,18 @@
 //! A map of bounded size that forgets what was not touched for longest. It has
 //! no clock: the caller says when.
 
-use std::collections::HashMap;
+use super::ids::IdMap;
 
 /// Values by id, each with the time of its last touch.
 pub(super) struct Recent<V> {
-    entries: HashMap<u64, (i64, V)>,
+    entries: IdMap<(i64, V)>,
     capacity: usize,
 }
 
 impl<V: Default> Recent<V> {
     /// An empty map of at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Recent<V> {
-        Recent { entries: HashMap::new(), capacity: capacity.max(1) }
+        Recent { entries: IdMap::default(), capacity: capacity.max(1) }
     }
 
     /// The number of entries.

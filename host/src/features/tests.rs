@@ -152,7 +152,7 @@ fn counters_give_smoothed_rates_relative_to_the_prior() {
         candidates: vec![CandidateInput {
             item,
             features: None,
-            context: Context::default(),
+            context: Arc::default(),
             outcome: Outcome::UNKNOWN,
             truth: vec![],
         }],

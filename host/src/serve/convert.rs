@@ -53,10 +53,21 @@ impl Converter {
     ) -> Result<RequestInput, Refusal> {
         let surface = self.surface(&request.surface)?;
         self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
+        let shared = Arc::new(self.context(&request.context, &Named::new())?);
+        let of_request = CandidateInput {
+            item: 0,
+            features: None,
+            context: shared,
+            outcome: Outcome::UNKNOWN,
+            truth: Vec::new(),
+        };
         let candidates = request
             .candidates
             .iter()
-            .map(|candidate| self.candidate(candidate, &request.context, &known))
+            .map(|candidate| match candidate.features.is_empty() {
+                true => Ok(CandidateInput { item: candidate.id, ..of_request.clone() }),
+                false => self.candidate(candidate, &request.context, &known),
+            })
             .collect::<Result<_, _>>()?;
         Ok(RequestInput {
             request: id,
@@ -123,6 +134,7 @@ impl Converter {
         })
     }
 
+    /// A candidate of which something was sent.
     fn candidate(
         &self,
         candidate: &Candidate,
@@ -147,7 +159,7 @@ impl Converter {
         Ok(CandidateInput {
             item: candidate.id,
             features,
-            context: self.context(context, &candidate.features)?,
+            context: Arc::new(self.context(context, &candidate.features)?),
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         })
