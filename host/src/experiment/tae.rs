@@ -21,7 +21,7 @@ use crate::{
     error::Result,
     logs::LogReader,
     train::{
-        fm::{FIRST_VERSION, dataset_spec},
+        fm::dataset_spec,
         report::ALL,
     },
 };
@@ -93,7 +93,7 @@ fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        log.write_batch(part.examples, &joined, FIRST_VERSION, |_| true).map(drop)
+        log.write_batch(part.examples, &joined, |_| true).map(drop)
     })?;
     log.finish()
 }
