@@ -1,7 +1,6 @@
 //! Logs: what is written while the system runs.
 //!
-//! `events` is the daemon's append-only log of what happened. `writer` and
-//! `reader` are the feature logs: served requests with their columns, outcomes
+//! `writer` and `reader` are the feature logs: served requests with their columns, outcomes
 //! and materialised target-aware embeddings (paper section 3.2), in Parquet +
 //! zstd. An expert is trained on these alone, without the FM; `follower` reads them
 //! while another process writes them.
@@ -11,7 +10,6 @@
 //! embeddings of one or several FM versions, a column each (`tae:VERSION`), and says which in its metadata.
 
 mod corrections;
-pub mod events;
 mod follower;
 mod layout;
 mod pair;
@@ -107,7 +105,9 @@ impl LogManifest {
         if let Some(other) = format.filter(|&format| format != u64::from(FORMAT)) {
             return Err(Error::data(
                 &path,
-                format!("log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"),
+                format!(
+                    "log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"
+                ),
             ));
         }
         serde_json::from_value(value).map_err(wrong)

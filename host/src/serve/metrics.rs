@@ -8,6 +8,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use crate::join::Counts;
+
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
 
@@ -20,6 +22,8 @@ pub struct Metrics {
     stages: HistogramVec,
     duration: HistogramVec,
     events: IntCounterVec,
+    event_latency: HistogramVec,
+    joiner: IntGaugeVec,
     fm_batches: Histogram,
     history_cache: IntGaugeVec,
     versions: IntGaugeVec,
@@ -64,7 +68,27 @@ impl Metrics {
         )
         .expect("a valid name");
         registry.register(Box::new(versions.clone())).expect("registered once");
+        // 1 ms to about nine hours, doubling: an outcome may wait for its window.
+        let ages = prometheus::exponential_buckets(1e-3, 2.0, 26).expect("a valid range");
+        let options = HistogramOpts::new(
+            "hypercast_event_seconds",
+            "From taking an event in to its example (joined), to its outcome (told), to rankings that see it (live)",
+        );
+        let event_latency =
+            HistogramVec::new(options.buckets(ages), &["stage"]).expect("a valid name");
+        registry.register(Box::new(event_latency.clone())).expect("registered once");
+        let joiner = IntGaugeVec::new(
+            Opts::new(
+                "hypercast_joiner",
+                "Where the joiner of this process stands, and what it did since its first event",
+            ),
+            &["what"],
+        )
+        .expect("a valid name");
+        registry.register(Box::new(joiner.clone())).expect("registered once");
         Self {
+            event_latency,
+            joiner,
             requests: counter(
                 "hypercast_requests_total",
                 "Requests by route and status",
@@ -108,6 +132,38 @@ impl Metrics {
     /// Counts accepted events.
     pub fn events(&self, surface: &str, count: u64) {
         self.events.with_label_values(&[surface]).inc_by(count);
+    }
+
+    /// Times the way of an event to a stage: `joined`, `told` or `live`.
+    pub fn event_latency(&self, stage: &str, took_ms: i64) {
+        self.event_latency.with_label_values(&[stage]).observe(took_ms.max(0) as f64 / 1e3);
+    }
+
+    /// Says where the joiner stands: impressions that it holds and actions that wait for theirs, and events it has yet to read.
+    pub fn joiner(&self, counts: Counts, (impressions, orphans): (usize, usize), lag: u64) {
+        let Counts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
+            counts;
+        let values = [
+            ("impressions", impressions as u64),
+            ("orphans", orphans as u64),
+            ("lag_events", lag),
+            ("joined", joined),
+            ("outcomes", outcomes),
+            ("repeated", repeated),
+            ("unchanged", unchanged),
+            ("late", late),
+            ("orphaned", orphaned),
+            ("early", early),
+            ("refused", refused),
+        ];
+        for (what, value) in values {
+            self.joiner.with_label_values(&[what]).set(value as i64);
+        }
+    }
+
+    /// Says whether the joiner of this process has failed.
+    pub fn joiner_failed(&self, failed: bool) {
+        self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
     }
 
     /// Counts a pass of the FM and the requests that shared it.

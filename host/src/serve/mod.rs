@@ -8,12 +8,17 @@
 mod admission;
 pub mod api;
 pub mod convert;
+mod events;
 pub mod fm_batcher;
 pub mod fm_remote;
 pub mod fm_tier;
 pub mod http;
+pub mod ids;
+mod ingest;
+mod live;
 pub mod metrics;
 mod routes;
 pub mod service;
+pub mod streams;
 pub mod tae;
 pub mod workers;

@@ -17,15 +17,15 @@ use serde::de::DeserializeOwned;
 use super::{
     api::{EventsAnswer, EventsRequest, RankRequest, Refusal},
     fm_remote::{decode_examples, encode_output},
-    http::{App, bytes, json, on_worker, refuse, refuse_with, time_left, told},
+    http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
     service::{FmAnswer, Service},
 };
-use crate::config::Tier;
+use crate::{config::Tier, ingest::intake::Taken};
 
 /// The routes of a process.
 pub(super) fn of(app: Arc<App>) -> Router {
     let routes = match app.tier {
-        Tier::All | Tier::Expert => {
+        Tier::All | Tier::Expert | Tier::Ingest => {
             Router::new().route("/v1/rank", post(rank)).route("/v1/events", post(events))
         }
         Tier::FmServing | Tier::FmLogging => {
@@ -92,9 +92,17 @@ async fn events_in_time(
 ) -> Result<Response, Refusal> {
     let service = service(app)?;
     let deadline = start + time_left(headers, app.config.server.deadline_ms)?;
-    let request: EventsRequest = body_of(app, body).await?;
-    let accepted = on_worker(app, deadline, move || service.events(&request)).await?;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted }))
+    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let streams = service.streams().clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        streams.take(&request)
+    };
+    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
+    // They are durable now: whoever waits too long for the joiner is answered all the same.
+    let applied = service.streams().seen(end, deadline).await;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
 }
 
 /// The FM for another process.

@@ -7,30 +7,30 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput, spec::TaskSpec};
 
 use super::{
-    api::{EventsRequest, ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+    api::{ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
     convert::Converter,
+    events::check_request,
+    ids::RequestIds,
     metrics::{Metrics, STAGES},
+    streams::Streams,
 };
 use crate::{
     config::{Config, ExpertEntry},
-    dataset::{Dataset, Impression},
+    dataset::Dataset,
     error::{Error, Result},
     expert::{
         Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae,
         wasm::contract,
     },
-    features::{FeatureState, RequestInput},
-    logs::events::{Entry, EventLog, Fsync},
+    features::RequestInput,
+    join::now_ms,
     schema::Schema,
 };
 
@@ -39,14 +39,13 @@ pub struct Service {
     config: Config,
     schema: Arc<Schema>,
     converter: Converter,
-    state: RwLock<FeatureState>,
-    events: Option<Mutex<EventLog>>,
+    streams: Arc<Streams>,
     fm: FmFacts,
     registry: Registry,
     /// What was configured for each expert.
     entries: Vec<(Arc<Expert>, ExpertEntry)>,
     metrics: Arc<Metrics>,
-    requests: AtomicU64,
+    requests: RequestIds,
 }
 
 /// What of the FM's manifest a request needs.
@@ -98,20 +97,18 @@ impl Service {
         for (expert, entry) in &entries {
             metrics.version("expert", &entry.name, expert.version());
         }
-        let mut state =
-            FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
-        let events = open_events(config, &mut state)?;
+        let engine = crate::engine::open(&config.engine)?;
+        let streams = Arc::new(Streams::start(engine, config, &dataset, metrics.clone())?);
         Ok(Self {
             converter: Converter::new(schema.clone()),
             config: config.clone(),
             schema,
-            state: RwLock::new(state),
-            events,
+            streams,
             fm: FmFacts::of(fm),
             registry,
             entries,
             metrics,
-            requests: AtomicU64::new(1),
+            requests: RequestIds::new(),
         })
     }
 
@@ -123,8 +120,9 @@ impl Service {
         self.check_size(request)?;
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
-        let id = self.requests.fetch_add(1, Ordering::Relaxed);
-        let state = self.state.read().expect("no writer panics");
+        check_request(request.request)?;
+        let id = request.request.unwrap_or_else(|| self.requests.next());
+        let state = self.streams.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
         let unknown_items = input
@@ -180,50 +178,20 @@ impl Service {
         Ok(answer)
     }
 
-    /// Appends events to the log, then applies them to histories and counters.
-    ///
-    /// # Errors
-    /// An event that does not fit the schema: then none of the request is taken. A full disk.
-    pub fn events(&self, request: &EventsRequest) -> std::result::Result<usize, Refusal> {
-        let most = self.config.server.max_candidates;
-        if request.events.len() > most {
-            return Err(Refusal::TooMany { given: request.events.len(), what: "events", most });
-        }
-        let impressions = request
-            .events
-            .iter()
-            .enumerate()
-            .map(|(at, event)| {
-                self.converter.event(event).map_err(|refusal| match refusal {
-                    Refusal::BadRequest(why) => Refusal::BadRequest(format!("events[{at}]: {why}")),
-                    other => other,
-                })
-            })
-            .collect::<std::result::Result<Vec<Impression>, Refusal>>()?;
-        // The log's lock is held until the state has the events, so both have them in one order.
-        let log = self.events.as_ref().map(|log| log.lock().expect("no holder panics"));
-        if let Some(mut log) = log {
-            let entries: Vec<Entry> = impressions.iter().cloned().map(Entry::Impression).collect();
-            log.append(&entries).map_err(|error| Refusal::Internal(error.to_string()))?;
-            self.apply(&impressions);
-        } else {
-            self.apply(&impressions);
-        }
-        Ok(impressions.len())
+    /// Events in, and the live state.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
+    /// Ends what runs beside requests, with its state saved.
+    pub fn stop(&self) {
+        self.streams.stop();
     }
 
     /// Does what can be done between requests, so that the next one need not wait for it.
     pub fn between_requests(&self) {
         for (expert, _) in &self.entries {
             expert.blueprint().plugin.prepare();
-        }
-    }
-
-    fn apply(&self, impressions: &[Impression]) {
-        let mut state = self.state.write().expect("no writer panics");
-        for impression in impressions {
-            state.apply(impression);
-            self.metrics.events(&self.schema.surfaces[usize::from(impression.surface)], 1);
         }
     }
 
@@ -294,6 +262,7 @@ impl Service {
             }
         };
         Ok(RankAnswer {
+            request: example.request,
             ranking,
             fm_version: self.fm.version.clone(),
             expert,
@@ -466,28 +435,4 @@ fn open_expert(
         return Err(Error::data(path, why));
     }
     Ok(Arc::new(Expert::open(blueprint, &path, config.device, config.plugin_limits.breaker())?))
-}
-
-fn open_events(config: &Config, state: &mut FeatureState) -> Result<Option<Mutex<EventLog>>> {
-    if config.paths.events.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if let Some(dir) = config.paths.events.parent() {
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    }
-    let mut log = EventLog::open(&config.paths.events, Fsync::Every(1024))?;
-    let replayed = log.replay(|entry| {
-        match entry {
-            Entry::Impression(impression) => state.apply(&impression),
-            Entry::Item(item) => state.upsert_item(item)?,
-            Entry::User(user) => state.upsert_user(user)?,
-        }
-        Ok(())
-    })?;
-    tracing::info!(replayed, "events log opened");
-    Ok(Some(Mutex::new(log)))
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

@@ -204,7 +204,8 @@ fn threads_append_all_of_theirs_in_order(engine: &dyn Engine, topic: &Topic) {
     let texts = all(engine, topic, 0);
     assert_eq!(texts.len() as u64, 8 * EACH);
     for of in 1..=8 {
-        let own = texts.iter().map(|text| text.parse().unwrap()).filter(|id| id / 1000 == of);
+        let own =
+            texts.iter().map(|text| text.parse::<u64>().unwrap()).filter(|id| id / 1000 == of);
         assert!(own.eq(of * 1000..of * 1000 + EACH), "the records of thread {of}");
     }
 }
