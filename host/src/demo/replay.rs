@@ -163,6 +163,7 @@ impl Client<'_> {
     fn rank(&self, rows: &[Impression]) -> Result<Answered> {
         let first = &rows[0];
         let request = RankRequest {
+            request: Some(first.request),
             user: first.user,
             surface: self.schema.surfaces[usize::from(first.surface)].clone(),
             candidates: rows.iter().map(|row| self.candidate(row)).collect(),
