@@ -99,8 +99,8 @@ pub struct Paths {
     pub logs: PathBuf,
     /// Trained parameters, a folder an expert.
     pub experts: PathBuf,
-    /// Events that the daemon was told of; empty for none kept across restarts.
-    pub events: PathBuf,
+    /// States of the joiner and of the daemon, a folder each; a process of its own needs one of its own.
+    pub state: PathBuf,
 }
 
 impl Default for Paths {
@@ -111,7 +111,7 @@ impl Default for Paths {
             fm: "runs/fm".into(),
             logs: "runs/logs".into(),
             experts: "runs/experts".into(),
-            events: "runs/events.log".into(),
+            state: "runs/state".into(),
         }
     }
 }
@@ -440,7 +440,7 @@ impl Config {
             &mut paths.fm,
             &mut paths.logs,
             &mut paths.experts,
-            &mut paths.events,
+            &mut paths.state,
             &mut self.engine.dir,
         ];
         for path in own.into_iter().chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
@@ -456,6 +456,7 @@ impl Config {
             ("server.threads", server.threads),
             ("server.queue", server.queue),
             ("server.max_candidates", server.max_candidates),
+            ("server.max_events", server.max_events),
             ("server.max_body_bytes", server.max_body_bytes),
             ("fm_serving.queue", self.fm_serving.queue),
             ("fm_serving.batch_candidates", self.fm_serving.batch_candidates),
@@ -469,6 +470,7 @@ impl Config {
             ("features.max_counter_keys", self.features.max_counter_keys),
             ("engine.segment_mib", self.engine.segment_mib as usize),
             ("join.max_impressions", self.join.max_impressions),
+            ("join.save_every_events", self.join.save_every_events as usize),
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),

@@ -20,6 +20,8 @@ pub struct Server {
     pub queue: usize,
     /// The most candidates of one request.
     pub max_candidates: usize,
+    /// The most events of one request.
+    pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
     /// How long a request may wait and run, in milliseconds; 504 after that. A request that is expected to take longer
@@ -43,6 +45,7 @@ impl Default for Server {
             threads: 2,
             queue: 256,
             max_candidates: 1000,
+            max_events: 10_000,
             max_body_bytes: 4 << 20,
             deadline_ms: 1000,
             explain: true,
@@ -139,4 +142,6 @@ pub enum Tier {
     FmServing,
     /// The FM for served items, in big batches, for other processes
     FmLogging,
+    /// Events alone, for processes that join and serve elsewhere
+    Ingest,
 }

@@ -6,10 +6,12 @@
 //! known counts for nothing.
 
 use hypercast_fm::example::{Outcome, Target};
+use serde::{Deserialize, Serialize};
 
 use super::FeatureConfig;
 use super::effects::{Belief, Effect};
 use super::recent::Recent;
+use crate::error::{Error, Result};
 use crate::schema::Schema;
 
 /// Above it an f32 would soon no longer count by one.
@@ -50,13 +52,13 @@ struct Member {
 }
 
 /// What is known of a counter's key.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Cell {
     tally: Tally,
     effect: Effect,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Tally {
     impressions: f32,
     positives: f32,
@@ -82,12 +84,32 @@ pub(super) struct Common {
 pub(super) struct Observation<'a> {
     /// The impression's id columns.
     pub(super) ids: &'a [u64],
+    /// What was counted of it so far: `Outcome::UNKNOWN` the first time.
+    pub(super) before: Outcome,
     /// What came of it.
     pub(super) outcome: Outcome,
     /// When that became known.
     pub(super) now_ms: i64,
     /// Whether surface, hour and context are known.
     pub(super) place_known: bool,
+}
+
+/// What an observation says of an action that was not known before.
+#[derive(Debug, Clone, Copy)]
+struct News {
+    positive: bool,
+    /// Whether the opposite was counted before.
+    moved: bool,
+}
+
+impl Observation<'_> {
+    fn news(&self, action: usize) -> Option<News> {
+        let bit = |bits: u32| bits >> action & 1 == 1;
+        let positive = bit(self.outcome.actions);
+        let moved = bit(self.before.known) && positive != bit(self.before.actions);
+        let new = bit(self.outcome.known) && (moved || !bit(self.before.known));
+        new.then_some(News { positive, moved })
+    }
 }
 
 impl Counters {
@@ -207,14 +229,14 @@ impl Counters {
         }
     }
 
+    /// Counts what is known now and was not before; where an action was counted as the other thing, it moves. Effects
+    /// learn what changed as an outcome of its own: what they took from the earlier one cannot be told apart any more.
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
         let beliefs = self.beliefs(seen.ids, seen.place_known);
-        let known = |action: usize| seen.outcome.known >> action & 1 == 1;
-        let positive = |action: usize| seen.outcome.actions >> action & 1 == 1;
         let surface = self.surface(seen.ids, seen.place_known);
         for (action, effect) in self.surfaces[surface].iter_mut().enumerate() {
-            if known(action) {
-                effect.learn(beliefs[action].lesson(positive(action)));
+            if let Some(news) = seen.news(action) {
+                effect.learn(beliefs[action].lesson(news.positive));
             }
         }
         for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
@@ -224,16 +246,15 @@ impl Counters {
             for (member, cell) in table.members.iter().zip(row) {
                 let half_life_ms = self.half_lives_ms[member.counter];
                 cell.tally = cell.tally.faded(seen.now_ms - last_ms, half_life_ms);
-                if known(member.action) {
-                    let positive = positive(member.action);
-                    cell.tally.add(positive);
+                if let Some(news) = seen.news(member.action) {
+                    cell.tally.take(news);
                     if member.lasting {
-                        cell.effect.learn(beliefs[member.action].lesson(positive));
+                        cell.effect.learn(beliefs[member.action].lesson(news.positive));
                     }
                     let (total_ms, total) = &mut self.totals[member.counter];
                     *total = total.faded(seen.now_ms - *total_ms, half_life_ms);
                     *total_ms = seen.now_ms.max(*total_ms);
-                    total.add(positive);
+                    total.take(news);
                 }
             }
         }
@@ -261,6 +282,40 @@ impl Counters {
     fn surface(&self, ids: &[u64], place_known: bool) -> usize {
         let unknown = self.surfaces.len() - 1;
         if place_known { (ids[SURFACE_COLUMN] as usize).min(unknown) } else { unknown }
+    }
+}
+
+/// All that counters hold, table by table.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedCounters {
+    /// Key, last touch, and a cell a member.
+    tables: Vec<Vec<(u64, i64, Vec<Cell>)>>,
+    totals: Vec<(i64, Tally)>,
+    surfaces: Vec<Vec<Effect>>,
+}
+
+impl Counters {
+    pub(super) fn saved(&self) -> SavedCounters {
+        let rows = |table: &Table| {
+            table.rows.iter().map(|(key, last_ms, row)| (key, last_ms, row.clone())).collect()
+        };
+        SavedCounters {
+            tables: self.tables.iter().map(rows).collect(),
+            totals: self.totals.clone(),
+            surfaces: self.surfaces.clone(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, saved: SavedCounters) -> Result<()> {
+        let shape = (saved.tables.len(), saved.totals.len(), saved.surfaces.len());
+        if shape != (self.tables.len(), self.totals.len(), self.surfaces.len()) {
+            return Err(Error::Invalid("a saved state has counters of another schema".into()));
+        }
+        for (table, rows) in self.tables.iter_mut().zip(saved.tables) {
+            rows.into_iter().for_each(|(key, last_ms, row)| table.rows.put(key, last_ms, row));
+        }
+        (self.totals, self.surfaces) = (saved.totals, saved.surfaces);
+        Ok(())
     }
 }
 
@@ -304,6 +359,15 @@ impl Tally {
         }
         let keep = (-(age_ms as f32) / half_life_ms).exp2();
         Tally { impressions: self.impressions * keep, positives: self.positives * keep }
+    }
+
+    fn take(&mut self, news: News) {
+        if news.moved {
+            let by = if news.positive { 1.0 } else { -1.0 };
+            self.positives = (self.positives + by).clamp(0.0, self.impressions);
+        } else {
+            self.add(news.positive);
+        }
     }
 
     fn add(&mut self, positive: bool) {

@@ -3,16 +3,17 @@
 //! `FeatureState` is the one code path for training and serving: `fetch` turns
 //! a request into an `Example`, `apply` takes in an outcome once it is known.
 //! It follows the order in which it is called and has no clock; who decides what
-//! was known when is `dataset::timeline` or the daemon. It is not stored: it is
-//! rebuilt from the data set and the events log.
+//! was known when is `dataset::timeline` or the joiner (`crate::join`). It can be
+//! rebuilt from the data set and the `outcomes` stream; `saved` makes that short.
 
 mod counters;
 mod effects;
 mod ids;
 mod recent;
 pub mod replay;
+pub(crate) mod saved;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
@@ -101,6 +102,15 @@ pub struct FeatureState {
     histories: Recent<History>,
     first_shown: Recent<Option<i64>>,
     counters: Counters,
+    /// Items and users whose features are not those of the data set.
+    changed: Changed,
+}
+
+/// Ids of what was told after the data set was read.
+#[derive(Debug, Clone, Default)]
+struct Changed {
+    items: HashSet<u64>,
+    users: HashSet<u64>,
 }
 
 /// A user's past.
@@ -152,6 +162,7 @@ impl FeatureState {
             histories: Recent::new(config.max_users),
             first_shown: Recent::new(config.max_items),
             counters: Counters::new(&schema, &config),
+            changed: Changed::default(),
             schema,
             config,
         }
@@ -168,6 +179,7 @@ impl FeatureState {
             histories: Recent::new(self.config.max_users),
             first_shown: Recent::new(self.config.max_items),
             counters: Counters::new(&self.schema, &self.config),
+            changed: self.changed.clone(),
         }
     }
 
@@ -219,6 +231,7 @@ impl FeatureState {
                 item.id
             )));
         }
+        self.changed.items.insert(item.id);
         self.items.insert(item.id, Arc::new(item));
         Ok(())
     }
@@ -233,6 +246,7 @@ impl FeatureState {
                 user.id
             )));
         }
+        self.changed.users.insert(user.id);
         self.users.insert(user.id, Arc::new(user));
         Ok(())
     }
@@ -247,6 +261,19 @@ impl FeatureState {
     pub fn check_item(&self, item: &Item) -> Result<()> {
         let wanted = (self.widths.item_ids, self.widths.item_dense);
         check_widths("item", item.id, (item.ids.len(), item.dense.len()), wanted)
+    }
+
+    /// Refuses a context whose features are not those of the schema; one without any stands for zeros.
+    pub(crate) fn check_context(&self, context: &Context) -> Result<()> {
+        let or = |given, wanted| if given == 0 { wanted } else { given };
+        let wanted = (self.widths.context_ids, self.widths.context_dense);
+        let given = (or(context.ids.len(), wanted.0), or(context.dense.len(), wanted.1));
+        match given == wanted {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "a context has {given:?} categorical and dense features, the schema {wanted:?}"
+            ))),
+        }
     }
 
     /// What is known about a request now: its history, at most `history_len` events, and every
@@ -280,6 +307,37 @@ impl FeatureState {
         }
     }
 
+    /// Takes in that the outcome of an impression which was applied is another one: the whole of what is known of it
+    /// now. Counters move by the difference. An impression that is no longer among its user's events is too old to
+    /// correct, and the answer is false.
+    pub fn correct(&mut self, impression: &Impression) -> bool {
+        let same = |event: &&mut Event| {
+            (event.time_ms, event.item.id, event.surface)
+                == (impression.time_ms, impression.item, impression.surface)
+        };
+        let history = self.histories.get_mut(impression.user);
+        let event = history.and_then(|history| history.events.iter_mut().rev().find(same));
+        let Some(event) = event else { return false };
+        let before = std::mem::replace(&mut event.outcome, impression.outcome);
+        let item = event.item.clone();
+        let user = self.user(impression.user);
+        let ids = self.ids(&Subject {
+            user: &user,
+            item: &item,
+            surface: impression.surface,
+            time_ms: impression.time_ms,
+            context: &impression.context,
+        });
+        self.counters.apply(&Observation {
+            ids: &ids,
+            before,
+            outcome: impression.outcome,
+            now_ms: impression.outcome_ms,
+            place_known: !impression.history_only,
+        });
+        true
+    }
+
     /// Takes in an outcome that is known now. Call it in the order of `outcome_ms`.
     pub fn apply(&mut self, impression: &Impression) {
         let user = self.user(impression.user);
@@ -293,6 +351,7 @@ impl FeatureState {
         });
         self.counters.apply(&Observation {
             ids: &ids,
+            before: Outcome::UNKNOWN,
             outcome: impression.outcome,
             now_ms: impression.outcome_ms,
             place_known: !impression.history_only,

@@ -25,6 +25,21 @@ impl<V: Default> Recent<V> {
         self.entries.get(&id).map(|(_, value)| value)
     }
 
+    /// A value to change, which does not touch it.
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut V> {
+        self.entries.get_mut(&id).map(|(_, value)| value)
+    }
+
+    /// All values, each with its id and the time of its last touch, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, i64, &V)> {
+        self.entries.iter().map(|(&id, (last_ms, value))| (id, *last_ms, value))
+    }
+
+    /// Puts back what `iter` gave.
+    pub(super) fn put(&mut self, id: u64, last_ms: i64, value: V) {
+        self.entries.insert(id, (last_ms, value));
+    }
+
     /// A value and when it was last touched.
     pub(super) fn get_with_time(&self, id: u64) -> Option<(i64, &V)> {
         self.entries.get(&id).map(|(last_ms, value)| (*last_ms, value))

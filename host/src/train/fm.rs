@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     features::replay::{Pretraining, Replay, ReplayOptions},
     logs::{self, LogWriter},
+    owner::Owner,
     progress::Progress,
     schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
@@ -103,7 +104,11 @@ fn profile_ids(schema: &Schema) -> Vec<usize> {
 /// A data set, configuration or device that cannot be used; a full disk.
 pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
-    remove_dir(&config.paths.fm_work)?;
+    let _owner = Owner::take(&config.paths.fm_work)?;
+    // What trainers that follow the stream keep beside it stays.
+    for own in ["store", "saved", "saved.old", "saved.partial", "trained"] {
+        remove_dir(&config.paths.fm_work.join(own))?;
+    }
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = Collector::new(&spec);
     let over = Over { dataset, config, until_ms };
@@ -117,6 +122,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
 /// No saved run, or one of another data set or configuration; what [`train`] can fail at.
 pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
+    let _owner = Owner::take(&config.paths.fm_work)?;
     let over = Over { dataset, config, until_ms };
     let (place, collector) = over.load(&spec)?;
     let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
@@ -125,6 +131,11 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
     Run::new(trainer, collector, spec, place, dataset).complete(over)
+}
+
+/// Where a finished training leaves its trainer, for one that goes on with the stream.
+pub(super) fn trained_dir(config: &Config) -> std::path::PathBuf {
+    config.paths.fm_work.join("trained")
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -162,6 +173,7 @@ impl Run {
         }
         self.stream(over)?;
         self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
+        self.trainer.save(&trained_dir(over.config))?;
         Ok(FmReport {
             requests: self.place.requests,
             rows: self.place.rows,
