@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     loader::Loader,
+    metrics::Metrics,
     plan::Plan,
     service::{Service, now_ms},
     set::Models,
@@ -21,7 +22,7 @@ use crate::{
     config::{Config, Tier},
     engine::{Engine, Topic},
     error::{Error, Result},
-    join::Known,
+    join::{Known, Outcome},
     schema::Schema,
     versions::Follower,
 };
@@ -75,6 +76,8 @@ impl Begun {
     ) -> Result<Following> {
         let mut following = Following { stop: Arc::default(), threads: Vec::new() };
         let registrar = self.registrar;
+        let feeds = registrar.loader.feeds();
+        following.spawn("weights", move |stop| feeds.follow(stop, &metrics))?;
         following.spawn("versions", move |stop| registrar.follow(stop))?;
         if let Some(service) = service {
             following.spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
@@ -184,7 +187,7 @@ fn follow_outcomes(streams: &dyn Engine, service: &Service, stop: &AtomicBool) {
         });
         let now = now_ms();
         for stored in records {
-            match postcard::from_bytes(&stored.payload) {
+            match Outcome::decode(&stored.payload).map(|outcome| outcome.known) {
                 Ok(Known::Outcome(impression)) => {
                     service.served().outcome(&impression, service.schema(), now);
                 }

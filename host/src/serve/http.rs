@@ -150,12 +150,12 @@ fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> 
     let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
     let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
     let streams = engine::open(&config.engine)?;
-    let loader = Loader::new(config, &fm_config, schema.clone(), metrics.clone())?;
+    let loader = Loader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
     let begun = Begun::new(loader, (config, tier), schema, &*streams)?;
     let models = begun.models().clone();
     let load = |dataset| Service::load(config, &dataset, (models.clone(), metrics.clone()), handle);
     let service = dataset.map(load).transpose()?.map(Arc::new);
-    let following = begun.follow(streams, service.clone())?;
+    let following = begun.follow((streams, metrics.clone()), service.clone())?;
     Ok(Loaded { models, service, _following: following })
 }
 

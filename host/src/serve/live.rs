@@ -108,14 +108,15 @@ pub(super) fn report(service: &Service, metrics: &Metrics) -> Report {
         }
     };
     let plugin = |arm: &Arm| {
-        let counts = arm.expert.counters();
+        let expert = arm.expert();
+        let counts = expert.counters();
         PluginHealth {
             name: arm.label.clone(),
-            version: arm.expert.version().to_owned(),
+            version: expert.version().to_owned(),
             requests: counts.requests,
             degraded: counts.degraded(),
             faults: counts.faults.into_iter().filter(|(_, count)| *count > 0).collect(),
-            breaker: format!("{:?}", arm.expert.breaker_state()).to_lowercase(),
+            breaker: format!("{:?}", expert.breaker_state()).to_lowercase(),
         }
     };
     let lines = service.served().windows().into_iter().map(|((at, task, arm), window)| Line {

@@ -6,15 +6,17 @@ use std::{path::Path, sync::Arc};
 use hypercast_fm::inference::{self, FoundationModel};
 
 use super::{
+    feed::{self, Feed, Feeds},
     fm_batcher::FmBatcher,
     fm_remote::RemoteFm,
     fm_tier::FmTier,
     metrics::Metrics,
     plan::{FmSource, Plan, PlannedExpert, PlannedFm},
-    set::{Arm, ServedFm, ServingSet},
+    set::{Arm, LiveExpert, ServedFm, ServingSet},
 };
 use crate::{
     config::{Config, FmTierConfig},
+    engine::{Engine as Streams, Topic},
     error::{Error, Result},
     expert::{Blueprint, Engine, Expert, LoadOptions},
     schema::Schema,
@@ -28,6 +30,8 @@ pub struct Loader {
     schema: Option<Arc<Schema>>,
     wasm: Engine,
     metrics: Arc<Metrics>,
+    streams: Arc<dyn Streams>,
+    feeds: Arc<Feeds>,
 }
 
 impl Loader {
@@ -39,10 +43,16 @@ impl Loader {
         config: &Config,
         fm_config: &FmTierConfig,
         schema: Option<Arc<Schema>>,
-        metrics: Arc<Metrics>,
+        (streams, metrics): (Arc<dyn Streams>, Arc<Metrics>),
     ) -> Result<Self> {
         let wasm = Engine::new(config.plugin_limits.engine())?;
-        Ok(Self { config: config.clone(), fm_config: fm_config.clone(), schema, wasm, metrics })
+        let (config, fm_config) = (config.clone(), fm_config.clone());
+        Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
+    }
+
+    /// The streams of weights that what it loaded follows.
+    pub fn feeds(&self) -> Arc<Feeds> {
+        self.feeds.clone()
     }
 
     /// Loads what `plan` has and `old` has not.
@@ -89,7 +99,7 @@ impl Loader {
         };
         let tier = match old.and_then(|old| old.fms().find(alike)) {
             Some(loaded) => loaded.tier.clone(),
-            None => Arc::new(self.open_fm(planned)?),
+            None => self.open_fm(planned)?,
         };
         let found = &tier.manifest().version;
         match &planned.version {
@@ -100,22 +110,34 @@ impl Loader {
         }
     }
 
-    fn open_fm(&self, planned: &PlannedFm) -> Result<FmTier> {
+    fn open_fm(&self, planned: &PlannedFm) -> Result<Arc<FmTier>> {
         let fm: Arc<dyn FoundationModel> = match &planned.source {
             FmSource::Remote(url) => {
                 let remote = RemoteFm::connect(url, planned.version.as_deref())?;
-                return Ok(FmTier::Remote(Box::new(remote)));
+                return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
             }
             FmSource::Checkpoint(dir) => {
                 Arc::from(inference::load(dir, self.fm_config.loading(self.config.device))?)
             }
-            FmSource::Published => {
-                return Err(Error::Invalid(
-                    "its weights are in a stream, which this daemon does not read yet; register a checkpoint of it".into(),
-                ));
-            }
+            FmSource::Published => return self.follow_fm(planned),
         };
-        Ok(FmTier::Local(FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?))
+        self.local(fm)
+    }
+
+    fn local(&self, fm: Arc<dyn FoundationModel>) -> Result<Arc<FmTier>> {
+        let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
+        Ok(Arc::new(FmTier::Local(batcher)))
+    }
+
+    fn follow_fm(&self, planned: &PlannedFm) -> Result<Arc<FmTier>> {
+        let version = planned.version.as_deref().expect("what is published is registered");
+        let serving = self.fm_config.loading(self.config.device);
+        let base = self.config.paths.fm_work.join("served");
+        let topic = Topic::fm(version);
+        let (fm, follower, folder) = feed::open_fm((self.streams.clone(), topic), &base, serving)?;
+        let tier = self.local(fm)?;
+        self.feeds.add(Feed::fm(version, follower, (&tier, folder)));
+        Ok(tier)
     }
 
     fn arm(
@@ -139,23 +161,23 @@ impl Loader {
             };
             same == *planned && arm.fm == pinned
         };
-        let expert = match old.and_then(|old| old.arms().iter().find(alike)) {
-            Some(arm) => arm.expert.clone(),
-            None => Arc::new(self.open_expert(planned, fm)?),
+        let live = match old.and_then(|old| old.arms().iter().find(alike)) {
+            Some(arm) => arm.live.clone(),
+            None => self.open_expert(planned, fm)?,
         };
-        let version = planned.version.clone().unwrap_or_else(|| expert.version().to_owned());
+        let version = planned.version.clone().unwrap_or_else(|| live.now().version().to_owned());
         Ok(Arm {
             name: planned.name.clone(),
             label: format!("{}@{version}", planned.name),
             version,
             fm: pinned.to_owned(),
             share: planned.share,
-            expert,
+            live,
             planned: planned.clone(),
         })
     }
 
-    fn open_expert(&self, planned: &PlannedExpert, fm: &ServedFm) -> Result<Expert> {
+    fn open_expert(&self, planned: &PlannedExpert, fm: &ServedFm) -> Result<Arc<LiveExpert>> {
         let schema = self.schema.as_ref().expect("a process with experts has a schema");
         if let Some(hash) = &planned.plugin_hash {
             unchanged(&planned.plugin, hash)?;
@@ -176,20 +198,32 @@ impl Loader {
                 )));
             }
         }
-        let Weights::Path(path) = &planned.weights else {
-            return Err(Error::Invalid(
-                "its parameters are in a stream, which this daemon does not read yet; register a file of them".into(),
-            ));
-        };
-        if !path.is_file() {
-            let why = format!(
-                "expert {:?} has no trained parameters; run `hypercast train expert {}`",
-                planned.name, planned.name
-            );
-            return Err(Error::data(path, why));
-        }
         let breaker = self.config.plugin_limits.breaker();
-        Ok(Expert::open(blueprint, path, self.config.device, breaker)?)
+        match &planned.weights {
+            Weights::Path(path) if !path.is_file() => {
+                let why = format!(
+                    "expert {:?} has no trained parameters; run `hypercast train expert {}`",
+                    planned.name, planned.name
+                );
+                Err(Error::data(path, why))
+            }
+            Weights::Path(path) => {
+                let expert = Expert::open(blueprint, path, self.config.device, breaker)?;
+                Ok(Arc::new(LiveExpert::new(expert)))
+            }
+            Weights::Published => {
+                let version = planned.version.as_deref().expect("what is published is registered");
+                let topic = Topic::expert(&planned.name, version);
+                let (parameters, follower) =
+                    feed::open_expert((self.streams.clone(), topic), &blueprint)?;
+                let device = self.config.device;
+                let expert = Expert::new(blueprint, parameters.clone(), device, breaker)?;
+                let live = Arc::new(LiveExpert::new(expert));
+                let label = format!("{}@{version}", planned.name);
+                self.feeds.add(Feed::expert(label, follower, (&live, parameters, device)));
+                Ok(live)
+            }
+        }
     }
 }
 

@@ -5,13 +5,14 @@
 //! [`fm_tier`]: an FM in this process ([`fm_batcher`]) or in another one ([`fm_remote`]).
 //!
 //! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
-//! where the registry changes (`plan`, `loader`). `shadow` lets versions see requests that were answered, `served`
+//! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
 //! remembers predictions until their outcomes are known, and `live` tells of all that.
 //! Training never happens here.
 
 mod admission;
 pub mod api;
 pub mod convert;
+mod feed;
 pub mod fm_batcher;
 pub mod fm_remote;
 pub mod fm_tier;

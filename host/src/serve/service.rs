@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     dataset::{Dataset, Impression},
     error::{Error, Result},
-    expert::{Predictions, RankOutcome, wasm::contract},
+    expert::{Expert, Predictions, RankOutcome, wasm::contract},
     features::{FeatureState, RequestInput},
     logs::events::{Entry, EventLog, Fsync},
     schema::Schema,
@@ -55,7 +55,8 @@ pub struct Fetched {
     pub example: Arc<[Example]>,
     /// What serves it, whatever serves the next one.
     pub set: Arc<ServingSet>,
-    arm: Option<Arc<Arm>>,
+    /// Who answers, with the parameters of this moment.
+    arm: Option<(Arc<Arm>, Arc<Expert>)>,
     unknown_items: Vec<u64>,
     start: Instant,
     took: Duration,
@@ -64,7 +65,7 @@ pub struct Fetched {
 impl Fetched {
     /// The FM version to ask: the one that the expert pins.
     pub fn fm(&self) -> &ServedFm {
-        let pinned = self.arm.as_ref().and_then(|arm| self.set.fm(&arm.fm));
+        let pinned = self.arm.as_ref().and_then(|(arm, _)| self.set.fm(&arm.fm));
         pinned.unwrap_or_else(|| self.set.default_fm())
     }
 }
@@ -152,7 +153,8 @@ impl Service {
             .map(|c| c.item)
             .filter(|&item| state.item(item).is_none())
             .collect();
-        let arm = set.arm(input.surface, request.user).cloned();
+        let arm = set.arm(input.surface, request.user);
+        let arm = arm.map(|arm| (arm.clone(), arm.expert()));
         let example = [state.fetch(&input, set.max_history)].into();
         Ok(Fetched { example, set, arm, unknown_items, start, took: start.elapsed() })
     }
@@ -173,8 +175,8 @@ impl Service {
         let mut times = StageTimes::default();
         (times[0], times[1]) = (fetched.took, fm.took);
         let said = fm.output.as_deref().ok();
-        let outcome = fetched.arm.as_ref().map(|arm| {
-            let (outcome, spent) = arm.expert.serve(example, arm.tae(rows(said)), limit);
+        let outcome = fetched.arm.as_ref().map(|(arm, expert)| {
+            let (outcome, spent) = expert.serve(example, arm.tae(rows(said)), limit);
             (times[2], times[3]) = (spent.network, spent.wasm);
             outcome
         });
@@ -192,7 +194,7 @@ impl Service {
         self.metrics.stages(times);
         self.metrics.arm(Answered {
             surface: &self.schema.surfaces[usize::from(fetched.example[0].surface)],
-            arm: fetched.arm.as_ref().map_or("", |arm| &arm.label),
+            arm: fetched.arm.as_ref().map_or("", |(arm, _)| &arm.label),
             fm: fetched.fm().version(),
             degraded: answer.degraded,
             took: fetched.start.elapsed(),
@@ -204,7 +206,7 @@ impl Service {
         let example = &fetched.example[0];
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let shown = Shown { request: example.request, items: &items };
-        if let (Some(arm), Some(RankOutcome::Ranked { predictions, .. })) = (&fetched.arm, outcome)
+        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) = (&fetched.arm, outcome)
         {
             let tasks =
                 predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone()));
@@ -250,7 +252,7 @@ impl Service {
     /// Does what can be done between requests, so that no answer need wait for it.
     pub fn after(&self, seen: Seen) {
         for arm in seen.fetched.set.arms().iter().filter(|arm| arm.share > 0.0) {
-            arm.expert.blueprint().plugin.prepare();
+            arm.expert().blueprint().plugin.prepare();
         }
         self.shadows.offer(seen);
     }
@@ -284,9 +286,9 @@ impl Service {
             Ok(said) => Ok(fm_ranking(example, fetched.fm().tasks(), said, limit)),
             Err(refusal) => Err(refusal.clone()),
         };
-        let expert = fetched.arm.as_ref().map(|arm| ExpertVersion {
+        let expert = fetched.arm.as_ref().map(|(arm, expert)| ExpertVersion {
             name: arm.name.clone(),
-            plugin: arm.expert.name().to_owned(),
+            plugin: expert.name().to_owned(),
             version: arm.version.clone(),
             arm: arm.label.clone(),
         });
@@ -359,7 +361,7 @@ fn explain(
     let asked = fetched.fm().version();
     let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
     let shadows =
-        shadows.filter_map(|arm| match arm.expert.predict(&[example], arm.tae(rows(fm))) {
+        shadows.filter_map(|arm| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
             Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
             Err(fault) => {
                 tracing::warn!(%fault, "a shadow expert failed; the request is not affected");

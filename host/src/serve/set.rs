@@ -57,9 +57,27 @@ pub struct Arm {
     pub fm: String,
     /// The share of the expert's users that it answers.
     pub share: f64,
-    /// The expert.
-    pub expert: Arc<Expert>,
+    pub(super) live: Arc<LiveExpert>,
     pub(super) planned: PlannedExpert,
+}
+
+/// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
+pub(super) struct LiveExpert {
+    now: RwLock<Arc<Expert>>,
+}
+
+impl LiveExpert {
+    pub(super) fn new(expert: Expert) -> Self {
+        Self { now: RwLock::new(Arc::new(expert)) }
+    }
+
+    pub(super) fn now(&self) -> Arc<Expert> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn replace(&self, expert: Expert) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(expert);
+    }
 }
 
 impl Arm {
@@ -69,6 +87,11 @@ impl Arm {
             Some(rows) if !self.planned.without_tae => Tae::Rows(rows),
             _ => Tae::Without,
         }
+    }
+
+    /// The expert with its newest parameters; a request asks once.
+    pub fn expert(&self) -> Arc<Expert> {
+        self.live.now()
     }
 
     /// What it is used for.
@@ -177,16 +200,6 @@ impl ServingSet {
     /// FM versions that are only measured.
     pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms().filter(|fm| fm.state == VersionState::Shadow)
-    }
-
-    /// The same with another expert in an arm, which has newer parameters.
-    pub fn with_expert(&self, label: &str, expert: Arc<Expert>) -> Self {
-        let arms = self.arms.iter().map(|arm| match arm.label == label {
-            true => Arc::new(Arm { expert: expert.clone(), ..(**arm).clone() }),
-            false => arm.clone(),
-        });
-        let fms = self.fms.values().cloned().collect();
-        Self::new(self.revision, fms, self.default_fm.clone(), arms.collect())
     }
 }
 

@@ -124,7 +124,7 @@ impl Lane {
             let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
             let output = said.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
             let rows = output.as_ref().map(|output| &*output.tae);
-            match arm.expert.predict(&[example], arm.tae(rows)) {
+            match arm.expert().predict(&[example], arm.tae(rows)) {
                 Ok(predictions) => {
                     let tasks = predictions.tasks.into_iter().map(|task| (task.task, task.values));
                     keep(Predicted { arm: arm.label.clone(), tasks: tasks.collect() });
