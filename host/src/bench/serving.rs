@@ -163,9 +163,11 @@ impl World {
         config.fm.max_history = HISTORY;
         config.features.history_events = HISTORY;
         config.server.deadline_ms = TARGET_MS as u64;
-        // Two daemons cannot have one events log open, and nothing is told of events here.
-        config.paths.events = PathBuf::new();
+        // Two daemons cannot have one joiner or state, and nothing is told of events here.
+        config.join.in_daemon = false;
+        config.paths.state = "runs/one-stage".into();
         config.write(&world.one_stage)?;
+        config.paths.state = Config::default().paths.state;
         config.experts = vec![ExpertEntry {
             name: "mlp".into(),
             plugin,

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod evaluate;
 pub mod experiment;
 pub mod import;
+pub mod join;
 pub mod plugin;
 pub mod serve;
 pub mod simulate;

@@ -129,13 +129,17 @@ impl Source {
     }
 }
 
+/// What an earlier demo told its daemon.
 fn remove_old_events(config: &Config) -> Result<()> {
-    match std::fs::remove_file(&config.paths.events) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(&config.paths.events)(error))
+    for dir in [&config.engine.dir, &config.paths.state] {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(dir)(error));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// How long each step took.

@@ -69,12 +69,7 @@ pub(crate) struct SavedState {
 
 impl<'a> Shelving<'a> {
     pub(crate) fn new(state: &'a FeatureState) -> Self {
-        Shelving {
-            state,
-            shelf: Shelf::default(),
-            base: HashMap::new(),
-            told: HashMap::new(),
-        }
+        Shelving { state, shelf: Shelf::default(), base: HashMap::new(), told: HashMap::new() }
     }
 
     /// Where an item is.
@@ -174,7 +169,8 @@ impl FeatureState {
             self.users.insert(user.id, Arc::new(user));
         }
         for SavedHistory { user, touched_ms, events, count, last_ms } in saved.histories {
-            let events = events.into_iter().map(|event| event.event(&items)).collect::<Result<_>>()?;
+            let events =
+                events.into_iter().map(|event| event.event(&items)).collect::<Result<_>>()?;
             self.histories.put(user, touched_ms, History { events, count, last_ms });
         }
         for (id, touched_ms, first_ms) in saved.first_shown {

@@ -101,7 +101,7 @@ pub struct Joiner {
     /// By surface, the actions that an impression there waits for, a bit each.
     awaited: Vec<u32>,
     /// The newest unit of each request.
-    requests: HashMap<u64, u64>,
+    pub(super) requests: HashMap<u64, u64>,
     places: HashMap<u64, Place>,
     waiting: Waiting,
     open: BTreeSet<u64>,
@@ -337,7 +337,10 @@ impl Joiner {
         let Some(&place) = self.places.get(&key) else {
             match self.seen.contains(key) {
                 true => self.counts.late += 1,
-                false => self.orphans.insert(key, reaction, (ingested_ms, self.clock_ms)),
+                false => {
+                    let now_ms = self.clock_ms.max(reaction.time_ms);
+                    self.orphans.insert(key, reaction, (ingested_ms, now_ms));
+                }
             }
             return;
         };
@@ -456,7 +459,13 @@ impl Joiner {
     }
 
     /// Tells that an outcome is another one than was said.
-    fn correct(&mut self, (at, row): Place, changed: Outcome, ingested_ms: i64, made: &mut dyn Sink) {
+    fn correct(
+        &mut self,
+        (at, row): Place,
+        changed: Outcome,
+        ingested_ms: i64,
+        made: &mut dyn Sink,
+    ) {
         let unit = &self.units[&at];
         let mut target = unit.example.targets[usize::from(row)].clone();
         target.outcome = changed;
@@ -506,8 +515,6 @@ impl Joiner {
         self.kept = kept;
         for (&at, unit) in &self.units {
             self.impressions += unit.rows.len();
-            let newest = self.requests.entry(unit.request).or_insert(at);
-            *newest = at.max(*newest);
             if unit.left_ms.is_none() {
                 self.open.insert(at);
             }

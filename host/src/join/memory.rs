@@ -50,7 +50,12 @@ impl Orphans {
         self.held
     }
 
-    pub(super) fn insert(&mut self, key: u64, reaction: Reaction, (ingested_ms, now_ms): (i64, i64)) {
+    pub(super) fn insert(
+        &mut self,
+        key: u64,
+        reaction: Reaction,
+        (ingested_ms, now_ms): (i64, i64),
+    ) {
         let orphan = Orphan { reaction, ingested_ms, came_ms: now_ms };
         self.by_key.entry(key).or_default().push(orphan);
         self.order.push_back((now_ms, key));

@@ -16,11 +16,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{
-    Folder, Joined, Joiner, Options, Outcome,
-    core::Sink,
-    saved::SavedJoiner,
-};
+use super::{Folder, Joined, Joiner, Options, Outcome, core::Sink, saved::SavedJoiner};
 use crate::{
     config::Config,
     dataset::Dataset,
@@ -184,9 +180,8 @@ impl Runner {
             }
         };
         for record in &stored {
-            let fact = Fact::decode(&record.payload).map_err(|error| {
-                Error::Invalid(format!("event {}: {error}", record.position))
-            })?;
+            let fact = Fact::decode(&record.payload)
+                .map_err(|error| Error::Invalid(format!("event {}: {error}", record.position)))?;
             self.joiner.take(fact, &mut self.outputs);
         }
         self.outputs.flush()?;
@@ -326,7 +321,16 @@ impl Output {
         let appender = engine.appender(&topic)?;
         let end = engine.span(&topic)?.end;
         let (engine, batch) = (engine.clone(), Vec::new());
-        Ok(Output { topic, engine, appender, made: 0, end, batch, bytes: 0, ingested_ms: Vec::new() })
+        Ok(Output {
+            topic,
+            engine,
+            appender,
+            made: 0,
+            end,
+            batch,
+            bytes: 0,
+            ingested_ms: Vec::new(),
+        })
     }
 
     /// Counts a record: whether it is not in the stream yet.
@@ -348,6 +352,7 @@ impl Output {
     /// Appends what is gathered, however often the engine fails meanwhile, unless the process is to stop.
     fn flush(&mut self, stage: &str, metrics: &Metrics, stop: &AtomicBool) -> Result<()> {
         let mut pause = Duration::from_millis(50);
+        let mut unsure = false;
         while !self.batch.is_empty() {
             let error = match self.appender.append_at(self.end, &self.batch) {
                 Ok(Some(appended)) => {
@@ -358,6 +363,11 @@ impl Output {
                 Ok(None) => None,
                 Err(error) => Some(error),
             };
+            // Only an attempt that failed can have made the stream longer.
+            unsure |= error.is_some();
+            if !unsure {
+                return Err(self.other_writer());
+            }
             // What failed may have been appended all the same.
             match self.engine.span(&self.topic) {
                 Ok(kept) => self.found(kept.end)?,
@@ -391,11 +401,15 @@ impl Output {
                 self.end = end;
                 Ok(())
             }
-            None => Err(Error::Invalid(format!(
-                "stream {} ends at {end}, where this joiner wrote up to {}; another joiner writes to it: stop one",
-                self.topic, self.end
-            ))),
+            None => Err(self.other_writer()),
         }
+    }
+
+    fn other_writer(&self) -> Error {
+        Error::Invalid(format!(
+            "stream {} does not end at {}, where this joiner left it; another joiner writes to it: stop one",
+            self.topic, self.end
+        ))
     }
 }
 
@@ -414,7 +428,11 @@ fn shortened(mut joined: Joined) -> Result<Vec<u8>> {
                 "request {request} makes a record of {bytes} bytes; at most {MAX_RECORD_BYTES} fit: lower fm.max_targets"
             )));
         }
-        tracing::warn!(request = of.example.request, events = history.len(), "a history is too long for a record; its oldest half is left out");
+        tracing::warn!(
+            request = of.example.request,
+            events = history.len(),
+            "a history is too long for a record; its oldest half is left out"
+        );
         history.drain(..history.len().div_ceil(2));
     }
 }

@@ -32,6 +32,7 @@ pub(super) struct SavedJoiner {
     shelf: Shelf,
     units: Vec<(u64, SavedUnit)>,
     kept: Vec<u64>,
+    requests: Vec<(u64, u64)>,
     next: u64,
     delays: Delays,
     clock_ms: i64,
@@ -82,6 +83,7 @@ impl Joiner {
             state: self.state.saved(),
             units,
             kept: self.kept().iter().copied().collect(),
+            requests: self.requests.iter().map(|(&request, &unit)| (request, unit)).collect(),
             next: self.next,
             delays: self.delays.clone(),
             clock_ms: self.clock_ms,
@@ -107,10 +109,13 @@ impl Joiner {
             joiner.units.insert(at, load(unit, &items)?);
         }
         joiner.next = saved.next;
-        if !joiner.fits(&saved.delays) || saved.kept.iter().any(|at| !joiner.units.contains_key(at)) {
+        let mut named = saved.kept.iter().chain(saved.requests.iter().map(|(_, unit)| unit));
+        let whole = named.all(|at| joiner.units.contains_key(at));
+        if !whole || !joiner.fits(&saved.delays) {
             return Err(Error::Invalid("a saved joiner is of another schema".into()));
         }
         joiner.delays = saved.delays;
+        joiner.requests = saved.requests.into_iter().collect();
         (joiner.clock_ms, joiner.swept_ms) = (saved.clock_ms, saved.swept_ms);
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
         joiner.index(saved.kept.into());

@@ -1,14 +1,12 @@
 //! Logs: what is written while the system runs.
 //!
-//! `events` is the daemon's append-only log of what happened. `writer` and
-//! `reader` are the feature logs: served requests with their columns, outcomes
+//! `writer` and `reader` are the feature logs: served requests with their columns, outcomes
 //! and materialised target-aware embeddings (paper section 3.2), in Parquet +
 //! zstd. An expert is trained on these alone, without the FM.
 //!
 //! A log directory holds `log-manifest.json`, `schema.toml` and pairs of tables
 //! joined by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`.
 
-pub mod events;
 mod layout;
 mod reader;
 mod writer;

@@ -1,12 +1,8 @@
-//! Tests of the events log and of the feature logs.
+//! Tests of the feature logs.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-
-use super::events::{Entry, EventLog, Fsync};
 use super::*;
+use crate::dataset::Dataset;
 use crate::dataset::timeline::Span;
-use crate::dataset::{Dataset, Impression};
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
 use crate::import::simulate::{Options, simulate};
@@ -138,88 +134,4 @@ fn tables_that_do_not_belong_together_are_refused() {
     assert!(
         outcome.unwrap_err().to_string().contains("examples-0000.parquet: its rows do not fit")
     );
-}
-
-fn entries(data: &Dataset) -> Vec<Entry> {
-    let mut entries: Vec<Entry> =
-        data.impressions().unwrap().take(20).map(|row| Entry::Impression(row.unwrap())).collect();
-    entries.push(Entry::Item((*data.items[&1]).clone()));
-    entries.push(Entry::User((*data.users[&1]).clone()));
-    entries
-}
-
-fn replayed(log: &mut EventLog) -> String {
-    let mut entries = Vec::new();
-    log.replay(|entry| {
-        entries.push(entry);
-        Ok(())
-    })
-    .unwrap();
-    format!("{entries:?}")
-}
-
-#[test]
-fn a_torn_tail_is_cut_and_the_rest_replayed() {
-    let dir = tempfile::tempdir().unwrap();
-    let entries = entries(&world(dir.path()));
-    let path = dir.path().join("events.log");
-    let mut log = EventLog::open(&path, Fsync::Always).unwrap();
-    log.append(&entries[..10]).unwrap();
-    log.append(&entries[10..]).unwrap();
-    assert_eq!(replayed(&mut log), format!("{entries:?}"));
-    assert!(
-        EventLog::open(&path, Fsync::Never).unwrap_err().to_string().contains("another process")
-    );
-    drop(log);
-    let whole = std::fs::read(&path).unwrap();
-    let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
-    // A crash can leave any part of the last entry.
-    for length in [last, last + 1, last + 9, last + 20, whole.len() - 1] {
-        std::fs::write(&path, &whole[..length]).unwrap();
-        let mut log = EventLog::open(&path, Fsync::Every(4)).unwrap();
-        assert_eq!(replayed(&mut log), format!("{:?}", &entries[..entries.len() - 1]));
-        log.append(&entries[entries.len() - 1..]).unwrap();
-        assert_eq!(replayed(&mut log), format!("{entries:?}"));
-        drop(log);
-        assert_eq!(std::fs::read(&path).unwrap(), whole);
-    }
-}
-
-#[test]
-fn damage_before_sound_entries_is_an_error() {
-    let dir = tempfile::tempdir().unwrap();
-    let entries = entries(&world(dir.path()));
-    let path = dir.path().join("events.log");
-    EventLog::open(&path, Fsync::Never).unwrap().append(&entries).unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[30] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    let message = EventLog::open(&path, Fsync::Never).unwrap_err().to_string();
-    assert!(message.contains("events.log") && message.contains("byte 0 is damaged"), "{message}");
-    // Garbage alone after sound entries is a tail.
-    bytes[30] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 4000]).unwrap();
-    assert_eq!(replayed(&mut EventLog::open(&path, Fsync::Never).unwrap()), format!("{entries:?}"));
-}
-
-#[test]
-fn values_that_are_not_known_stay_unknown() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = world(dir.path());
-    let row = data
-        .impressions()
-        .unwrap()
-        .map(Result::unwrap)
-        .find(|row: &Impression| row.outcome.values[0].is_nan())
-        .unwrap();
-    let path = dir.path().join("events.log");
-    let mut log = EventLog::open(&path, Fsync::Never).unwrap();
-    log.append(&[Entry::Impression(row)]).unwrap();
-    log.replay(|entry| {
-        let Entry::Impression(row) = entry else { panic!("an impression was appended") };
-        assert!(row.outcome.values.iter().all(|value| value.is_nan()));
-        Ok(())
-    })
-    .unwrap();
 }

@@ -21,7 +21,7 @@ use crate::{
     engine::{Engine, Topic},
     error::{Error, Result},
     expert::{Blueprint, Device, FeatureStatistics, Parameters},
-    publish::{self, Follower, Header, Publication, PublicationKind},
+    publish::{self, Follower, Publication, PublicationKind},
 };
 
 /// How long a round over all feeds takes at least.
@@ -56,7 +56,11 @@ enum Model {
 impl Feed {
     /// Of an FM version, whose rows are in a folder that goes with it.
     pub fn fm(version: &str, follower: Follower, (tier, folder): (&Arc<FmTier>, TempDir)) -> Self {
-        Self::new(format!("fm@{version}"), follower, Model::Fm { tier: Arc::downgrade(tier), folder })
+        Self::new(
+            format!("fm@{version}"),
+            follower,
+            Model::Fm { tier: Arc::downgrade(tier), folder },
+        )
     }
 
     /// Of an expert's version that has these parameters now.
@@ -179,7 +183,8 @@ pub fn open_fm(
     serving: Serving,
 ) -> Result<(Arc<dyn FoundationModel>, Follower, TempDir)> {
     std::fs::create_dir_all(base).map_err(Error::io(base))?;
-    let folder = tempfile::Builder::new().prefix("fm-").tempdir_in(base).map_err(Error::io(base))?;
+    let folder =
+        tempfile::Builder::new().prefix("fm-").tempdir_in(base).map_err(Error::io(base))?;
     let checkpoint = folder.path().join("checkpoint");
     let (_, follower) = publish::bootstrap(streams, topic.clone(), &checkpoint)?
         .ok_or_else(|| nothing_yet(&topic))?;
@@ -205,7 +210,8 @@ pub fn open_expert(
     }
     if parameters.provenance.normaliser.names != blueprint.columns.feature_names() {
         return Err(Error::Invalid(
-            "it learns from other numeric features than the schema has; train the expert again".into(),
+            "it learns from other numeric features than the schema has; train the expert again"
+                .into(),
         ));
     }
     Ok((parameters, follower))

@@ -11,18 +11,12 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    loader::Loader,
-    metrics::Metrics,
-    plan::Plan,
-    service::{Service, now_ms},
-    set::Models,
-};
+use super::{loader::Loader, metrics::Metrics, plan::Plan, service::Service, set::Models};
 use crate::{
     config::{Config, Tier},
     engine::{Engine, Topic},
     error::{Error, Result},
-    join::{Known, Outcome},
+    join::{Known, Outcome, now_ms},
     schema::Schema,
     versions::Follower,
 };
@@ -71,7 +65,7 @@ impl Begun {
     /// Threads that cannot be started.
     pub fn follow(
         self,
-        streams: Arc<dyn Engine>,
+        (streams, metrics): (Arc<dyn Engine>, Arc<Metrics>),
         service: Option<Arc<Service>>,
     ) -> Result<Following> {
         let mut following = Following { stop: Arc::default(), threads: Vec::new() };

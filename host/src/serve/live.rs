@@ -1,155 +1,235 @@
-//! `GET /v1/live`: what the daemon does now, for the page at `/` (which says
-//! what its fields are). It reads what others measured and computes nothing anew but percentiles.
+//! The live state: features as of the outcomes that are known, which the daemon
+//! follows in their stream.
+//!
+//! Any number of daemons can follow one stream. What a daemon saves only makes its
+//! next start short: without it, it begins with the data set and the first outcome.
 
-use std::collections::{BTreeMap, HashMap};
-
-use serde::Serialize;
-
-use super::{
-    metrics::{Fresh, Latency, Metrics, Requests},
-    service::Service,
-    set::{Arm, ServedFm},
-    window::Quality,
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{
+        Arc, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use crate::versions::VersionState;
 
-/// The answer.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    now_ms: i64,
-    started_ms: i64,
-    tier: &'static str,
-    /// Why the registry's last decision is not served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-    revision: u64,
-    requests: Requests,
-    latency: Vec<Latency>,
-    freshness: Vec<Fresh>,
-    ne: Vec<Line>,
-    /// Outcomes that were compared with what was served, and those whose request is not known here.
-    outcomes: (u64, u64),
-    fms: Vec<Fm>,
-    experts: Vec<Expert>,
-    plugins: Vec<PluginHealth>,
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::metrics::Metrics;
+use crate::{
+    config::Config,
+    dataset::Dataset,
+    engine::{Engine, Reader, Stored, Topic},
+    error::{Error, Result},
+    features::{FeatureState, saved::SavedState},
+    join::{Folder, Known, Outcome, now_ms, world},
+};
+
+/// Outcomes that are read together.
+const READ: usize = 4096;
+
+/// Outcomes that requests wait for at most.
+const AT_ONCE: usize = 64;
+
+/// How long to wait for an outcome before looking whether to stop.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// A state that follows.
+pub(super) struct Live {
+    state: RwLock<FeatureState>,
+    /// The next outcome.
+    applied: watch::Sender<u64>,
+    metrics: Arc<Metrics>,
 }
 
-#[derive(Debug, Serialize)]
-struct Line {
-    surface: String,
-    task: String,
-    arm: String,
-    #[serde(flatten)]
-    quality: Quality,
-    series: Vec<(i64, Option<f64>)>,
+/// What follows for it.
+pub(super) struct Follower {
+    live: Arc<Live>,
+    engine: Arc<dyn Engine>,
+    reader: Box<dyn Reader>,
+    folder: Folder,
+    world: String,
+    save_every: u64,
+    saved_at: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct Fm {
-    version: String,
-    state: VersionState,
-    publications: u64,
-    refused: u64,
-    trained_until_ms: i64,
-    applied_ms: Option<i64>,
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// The next outcome.
+    position: u64,
+    world: String,
+    state: SavedState,
 }
 
-#[derive(Debug, Serialize)]
-struct Expert {
-    name: String,
-    version: String,
-    state: VersionState,
-    fm: String,
-    surfaces: Vec<String>,
-    share: f64,
-    publications: u64,
-    refused: u64,
-    applied_ms: Option<i64>,
-}
+impl Live {
+    /// The state, for reading.
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+        self.state.read().expect("no writer panics")
+    }
 
-#[derive(Debug, Serialize)]
-struct PluginHealth {
-    name: String,
-    version: String,
-    requests: u64,
-    degraded: u64,
-    faults: BTreeMap<&'static str, u64>,
-    breaker: String,
-}
+    /// Tells how far it is, and of each step.
+    pub(super) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
 
-/// What is now.
-pub(super) fn report(service: &Service, metrics: &Metrics) -> Report {
-    let set = service.models().set();
-    let surface = |at: u16| service.schema().surfaces[usize::from(at)].clone();
-    let applied = metrics.applied();
-    let fm = |fm: &ServedFm| {
-        let of = applied.get(&format!("fm@{}", fm.version())).copied().unwrap_or_default();
-        Fm {
-            version: fm.version().to_owned(),
-            state: fm.state,
-            publications: of.applied,
-            refused: of.refused,
-            trained_until_ms: of.trained_until_ms.max(fm.manifest().trained_until_ms),
-            applied_ms: (of.applied > 0).then_some(of.at_ms),
+    fn apply(&self, stored: &[Stored]) -> Result<()> {
+        for part in stored.chunks(AT_ONCE) {
+            let outcomes: Vec<Outcome> = part
+                .iter()
+                .map(|record| Outcome::decode(&record.payload))
+                .collect::<Result<_>>()?;
+            let mut ingested_ms = Vec::with_capacity(outcomes.len());
+            {
+                let mut state = self.state.write().expect("no writer panics");
+                for outcome in outcomes {
+                    ingested_ms.push(outcome.ingested_ms);
+                    take(&mut state, outcome.known);
+                }
+            }
+            if let Some(last) = part.last() {
+                self.applied.send_replace(last.position + 1);
+            }
+            let now = now_ms();
+            ingested_ms.iter().for_each(|ms| self.metrics.event_latency("live", now - ms));
         }
-    };
-    let expert = |arm: &Arm| {
-        let of = applied.get(&arm.label).copied().unwrap_or_default();
-        Expert {
-            name: arm.name.clone(),
-            version: arm.version.clone(),
-            state: arm.state(),
-            fm: arm.fm.clone(),
-            surfaces: arm.surfaces().iter().map(|at| surface(*at)).collect(),
-            share: arm.share,
-            publications: of.applied,
-            refused: of.refused,
-            applied_ms: (of.applied > 0).then_some(of.at_ms),
-        }
-    };
-    let plugin = |arm: &Arm| {
-        let expert = arm.expert();
-        let counts = expert.counters();
-        PluginHealth {
-            name: arm.label.clone(),
-            version: expert.version().to_owned(),
-            requests: counts.requests,
-            degraded: counts.degraded(),
-            faults: counts.faults.into_iter().filter(|(_, count)| *count > 0).collect(),
-            breaker: format!("{:?}", expert.breaker_state()).to_lowercase(),
-        }
-    };
-    let lines = service.served().windows().into_iter().map(|((at, task, arm), window)| Line {
-        surface: surface(at),
-        task,
-        arm,
-        quality: window.quality(),
-        series: window.series(),
-    });
-    Report {
-        now_ms: super::service::now_ms(),
-        started_ms: metrics.started_ms(),
-        tier: "ranking",
-        problem: service.models().problem(),
-        revision: set.revision,
-        requests: metrics.requests_so_far(),
-        latency: metrics.latency(),
-        freshness: metrics.freshness(),
-        ne: lines.collect(),
-        outcomes: service.served().counts(),
-        fms: set.fms().map(fm).collect(),
-        experts: set.arms().iter().map(|arm| expert(arm)).collect(),
-        plugins: set.arms().iter().map(|arm| plugin(arm)).collect(),
+        Ok(())
     }
 }
 
-/// NE and calibration now, for `/metrics`.
-pub(super) fn gauges(service: &Service, metrics: &Metrics) {
-    let schema = service.schema();
-    let mut seen: HashMap<[String; 3], Quality> = HashMap::new();
-    for ((at, task, arm), window) in service.served().windows() {
-        let surface = schema.surfaces[usize::from(at)].clone();
-        seen.insert([surface, task, arm], window.quality());
+/// What the joiner's own state did with the same: both are equal.
+fn take(state: &mut FeatureState, known: Known) {
+    let refused = match known {
+        Known::Outcome(impression) => {
+            state.apply(&impression);
+            Ok(())
+        }
+        Known::Corrected(impression) => {
+            state.correct(&impression);
+            Ok(())
+        }
+        Known::Item(item) => state.upsert_item(item),
+        Known::User(user) => state.upsert_user(user),
+    };
+    if let Err(error) = refused {
+        tracing::warn!(%error, "an item or user is passed over");
     }
-    metrics.quality(&seen);
+}
+
+impl Follower {
+    /// A state that knows every outcome that there is now, and what keeps it so.
+    ///
+    /// # Errors
+    /// A folder that another process holds, an engine that cannot be reached, a stream that is damaged.
+    pub(super) fn open(
+        engine: Arc<dyn Engine>,
+        config: &Config,
+        dataset: &Dataset,
+        metrics: Arc<Metrics>,
+    ) -> Result<Follower> {
+        let folder = Folder::hold(&config.paths.state.join("serve"))?;
+        let world = world(dataset, config)?;
+        let kept = engine.span(&Topic::outcomes())?;
+        let (state, position) = begin(&folder, &world, &kept, (dataset, config))?;
+        let live =
+            Live { state: RwLock::new(state), applied: watch::Sender::new(position), metrics };
+        let mut follower = Follower {
+            live: Arc::new(live),
+            reader: engine.reader(&Topic::outcomes(), position)?,
+            engine,
+            folder,
+            world,
+            save_every: config.join.save_every_events,
+            saved_at: position,
+        };
+        while follower.position() < kept.end {
+            follower.step(IDLE)?;
+        }
+        tracing::info!(from = position, to = follower.position(), "outcomes followed");
+        Ok(follower)
+    }
+
+    /// What it keeps up.
+    pub(super) fn live(&self) -> Arc<Live> {
+        self.live.clone()
+    }
+
+    /// Follows until it is told to stop, then saves the state. An engine that is gone for a while is asked again.
+    pub(super) fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            if let Err(error) = self.step(IDLE) {
+                tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                std::thread::sleep(IDLE);
+                if let Ok(reader) = self.engine.reader(&Topic::outcomes(), self.position()) {
+                    self.reader = reader;
+                }
+            }
+            if self.position() - self.saved_at >= self.save_every {
+                self.save();
+            }
+        }
+        self.save();
+    }
+
+    fn step(&mut self, wait: Duration) -> Result<()> {
+        let stored = self.reader.next(READ, wait)?;
+        self.live.apply(&stored)
+    }
+
+    fn position(&self) -> u64 {
+        *self.live.applied.borrow()
+    }
+
+    /// A state that is not saved costs time at the next start and nothing else.
+    fn save(&mut self) {
+        let position = self.position();
+        let state = self.live.state().saved();
+        let saved = Saved { position, world: self.world.clone(), state };
+        match self.folder.write(&saved) {
+            Ok(()) => self.saved_at = position,
+            Err(error) => {
+                self.saved_at = position;
+                tracing::warn!(%error, "the live state is not saved; the next start takes longer");
+            }
+        }
+    }
+}
+
+/// The saved state if it fits, else the data set's.
+fn begin(
+    folder: &Folder,
+    world: &str,
+    kept: &Range<u64>,
+    (dataset, config): (&Dataset, &Config),
+) -> Result<(FeatureState, u64)> {
+    let fits =
+        |saved: &Saved| saved.world == world && (kept.start..=kept.end).contains(&saved.position);
+    let saved = match folder.read::<Saved>() {
+        Ok(Some(saved)) if fits(&saved) => Some(saved),
+        Ok(None) => None,
+        Ok(Some(saved)) => {
+            let dir: &Path = folder.dir();
+            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; beginning with the data set");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "beginning with the data set");
+            None
+        }
+    };
+    if let Some(saved) = saved {
+        let mut state = FeatureState::new(dataset, config.features);
+        state.restore(saved.state)?;
+        return Ok((state, saved.position));
+    }
+    if kept.start > 0 {
+        return Err(Error::Invalid(format!(
+            "outcomes before {} are no longer kept, and there is no saved state in {} that has them; copy another daemon's",
+            kept.start,
+            folder.dir().display()
+        )));
+    }
+    let until_ms = config.timeline.until_ms()?;
+    Ok((FeatureState::rebuild(dataset, config.features, until_ms)?, 0))
 }

@@ -17,8 +17,11 @@ use prometheus::{
 };
 use serde::Serialize;
 
-use super::{recent::Recent, service::now_ms, set::ServingSet, window::Quality};
-use crate::publish::Header;
+use super::{recent::Recent, set::ServingSet, window::Quality};
+use crate::{
+    join::{Counts, now_ms},
+    publish::Header,
+};
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
@@ -47,6 +50,8 @@ pub struct Metrics {
     stages: HistogramVec,
     duration: HistogramVec,
     events: IntCounterVec,
+    event_latency: HistogramVec,
+    joiner: IntGaugeVec,
     fm_batches: Histogram,
     history_cache: IntGaugeVec,
     versions: IntGaugeVec,
@@ -149,6 +154,24 @@ impl Metrics {
         )
         .expect("a valid name");
         registry.register(Box::new(versions.clone())).expect("registered once");
+        // 1 ms to about nine hours, doubling: an outcome may wait for its window.
+        let ages = prometheus::exponential_buckets(1e-3, 2.0, 26).expect("a valid range");
+        let options = HistogramOpts::new(
+            "hypercast_event_seconds",
+            "From taking an event in to its example (joined), to its outcome (told), to rankings that see it (live)",
+        );
+        let event_latency =
+            HistogramVec::new(options.buckets(ages), &["stage"]).expect("a valid name");
+        registry.register(Box::new(event_latency.clone())).expect("registered once");
+        let joiner = IntGaugeVec::new(
+            Opts::new(
+                "hypercast_joiner",
+                "Where the joiner of this process stands, and what it did since its first event",
+            ),
+            &["what"],
+        )
+        .expect("a valid name");
+        registry.register(Box::new(joiner.clone())).expect("registered once");
         let quality = GaugeVec::new(
             Opts::new(
                 "hypercast_live_quality",
@@ -188,6 +211,8 @@ impl Metrics {
                 "Publications of weights by version and what became of them",
                 &["arm", "outcome"],
             ),
+            event_latency,
+            joiner,
             freshness,
             quality,
             started_ms: now_ms(),
@@ -350,6 +375,45 @@ impl Metrics {
     /// Counts accepted events.
     pub fn events(&self, surface: &str, count: u64) {
         self.events.with_label_values(&[surface]).inc_by(count);
+    }
+
+    /// Times the way of an event to a stage: `joined`, `told` or `live`.
+    pub fn event_latency(&self, stage: &str, took_ms: i64) {
+        let took_s = took_ms.max(0) as f64 / 1e3;
+        self.event_latency.with_label_values(&[stage]).observe(took_s);
+        let what = match stage {
+            "joined" => "event to example",
+            "told" => "event to outcome",
+            _ => "event to live state",
+        };
+        self.lately().freshness.entry(what).or_default().push(took_s);
+    }
+
+    /// Says where the joiner stands: impressions that it holds and actions that wait for theirs, and events it has yet to read.
+    pub fn joiner(&self, counts: Counts, (impressions, orphans): (usize, usize), lag: u64) {
+        let Counts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
+            counts;
+        let values = [
+            ("impressions", impressions as u64),
+            ("orphans", orphans as u64),
+            ("lag_events", lag),
+            ("joined", joined),
+            ("outcomes", outcomes),
+            ("repeated", repeated),
+            ("unchanged", unchanged),
+            ("late", late),
+            ("orphaned", orphaned),
+            ("early", early),
+            ("refused", refused),
+        ];
+        for (what, value) in values {
+            self.joiner.with_label_values(&[what]).set(value as i64);
+        }
+    }
+
+    /// Says whether the joiner of this process has failed.
+    pub fn joiner_failed(&self, failed: bool) {
+        self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
     }
 
     /// Counts a pass of the FM and the requests that shared it.

@@ -17,18 +17,18 @@ use serde::de::DeserializeOwned;
 use super::{
     api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal},
     fm_remote::{decode_examples, encode_output},
-    http::{App, bytes, json, on_worker, refuse, refuse_with, time_left, told},
-    live,
+    http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
+    report,
     service::{FmAnswer, Service},
     set::{ServedFm, ServingSet},
     shadow::Seen,
 };
-use crate::config::Tier;
+use crate::{config::Tier, ingest::intake::Taken};
 
 /// The routes of a process.
 pub(super) fn of(app: Arc<App>) -> Router {
     let routes = match app.tier {
-        Tier::All | Tier::Expert => Router::new()
+        Tier::All | Tier::Expert | Tier::Ingest => Router::new()
             .route("/", get(|| async { Html(include_str!("page/index.html")) }))
             .route("/v1/live", get(live))
             .route("/v1/rank", post(rank))
@@ -98,9 +98,17 @@ async fn events_in_time(
 ) -> Result<Response, Refusal> {
     let service = service(app)?;
     let deadline = start + time_left(headers, app.config.server.deadline_ms)?;
-    let request: EventsRequest = body_of(app, body).await?;
-    let accepted = on_worker(app, deadline, move || service.events(&request)).await?;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted }))
+    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let streams = service.streams().clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        streams.take(&request)
+    };
+    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
+    // They are durable now: whoever waits too long for the joiner is answered all the same.
+    let applied = service.streams().seen(end, deadline).await;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
 }
 
 /// The FM for another process.
@@ -166,7 +174,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         app.metrics.history_cache(loaded.models.set().cache_counts());
     }
     if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
-        live::gauges(service, &app.metrics);
+        report::gauges(service, &app.metrics);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
 }
@@ -174,7 +182,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 /// What the page at `/` shows.
 async fn live(State(app): State<Arc<App>>) -> Response {
     match service(&app) {
-        Ok(service) => json(StatusCode::OK, &live::report(&service, &app.metrics)),
+        Ok(service) => json(StatusCode::OK, &report::report(&service, &app.metrics)),
         Err(refusal) => refuse(&refusal),
     }
 }

@@ -7,31 +7,32 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use hypercast_fm::{example::Example, inference::FmOutput, spec::TaskSpec};
 use tokio::runtime::Handle;
 
 use super::{
-    api::{EventsRequest, ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+    api::{ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
     convert::Converter,
+    events::check_request,
+    ids::RequestIds,
     metrics::{Answered, Metrics, STAGES},
     served::{Predicted, Served, Shown},
     set::{Arm, Models, ServedFm, ServingSet},
     shadow::{Lane, Seen, Shadows, of_fm},
+    streams::Streams,
 };
 use crate::{
     config::Config,
-    dataset::{Dataset, Impression},
-    error::{Error, Result},
+    dataset::Dataset,
+    engine::Engine,
+    error::Result,
     expert::{Expert, Predictions, RankOutcome, wasm::contract},
-    features::{FeatureState, RequestInput},
-    logs::events::{Entry, EventLog, Fsync},
+    features::RequestInput,
+    join::now_ms,
     schema::Schema,
 };
 
@@ -40,13 +41,12 @@ pub struct Service {
     config: Config,
     schema: Arc<Schema>,
     converter: Converter,
-    state: RwLock<FeatureState>,
-    events: Option<Mutex<EventLog>>,
+    streams: Arc<Streams>,
     models: Arc<Models>,
     served: Arc<Served>,
     shadows: Shadows,
     metrics: Arc<Metrics>,
-    requests: AtomicU64,
+    requests: RequestIds,
 }
 
 /// A request with its features, and who answers it.
@@ -85,17 +85,15 @@ impl Service {
     /// Loads the live state. Shadows ask FMs in other processes from `handle`.
     ///
     /// # Errors
-    /// Events that cannot be read.
+    /// Streams that cannot be read, or written by this process.
     pub fn load(
-        config: &Config,
-        dataset: &Dataset,
+        (config, dataset): (&Config, &Dataset),
+        engine: Arc<dyn Engine>,
         (models, metrics): (Arc<Models>, Arc<Metrics>),
         handle: Handle,
     ) -> Result<Self> {
         let schema = dataset.schema.clone();
-        let mut state =
-            FeatureState::rebuild(dataset, config.features, config.timeline.until_ms()?)?;
-        let events = open_events(config, &mut state)?;
+        let streams = Arc::new(Streams::start(engine, config, dataset, metrics.clone())?);
         let served = Arc::new(Served::new(config.server.served_predictions));
         let shadows = Shadows::start(Lane {
             share: config.server.shadow_share,
@@ -109,13 +107,12 @@ impl Service {
             converter: Converter::new(schema.clone()),
             config: config.clone(),
             schema,
-            state: RwLock::new(state),
-            events,
+            streams,
             models,
             served,
             shadows,
             metrics,
-            requests: AtomicU64::new(first_request()),
+            requests: RequestIds::new(),
         })
     }
 
@@ -142,9 +139,10 @@ impl Service {
         self.check_size(request)?;
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
-        let id = request.request.unwrap_or_else(|| self.requests.fetch_add(1, Ordering::Relaxed));
+        check_request(request.request)?;
+        let id = request.request.unwrap_or_else(|| self.requests.next());
         let set = self.models.set();
-        let state = self.state.read().expect("no writer panics");
+        let state = self.streams.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
         let unknown_items = input
@@ -206,7 +204,8 @@ impl Service {
         let example = &fetched.example[0];
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let shown = Shown { request: example.request, items: &items };
-        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) = (&fetched.arm, outcome)
+        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) =
+            (&fetched.arm, outcome)
         {
             let tasks =
                 predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone()));
@@ -217,36 +216,14 @@ impl Service {
         }
     }
 
-    /// Appends events to the log, then applies them to histories and counters.
-    ///
-    /// # Errors
-    /// An event that does not fit the schema: then none of the request is taken. A full disk.
-    pub fn events(&self, request: &EventsRequest) -> std::result::Result<usize, Refusal> {
-        let most = self.config.server.max_candidates;
-        if request.events.len() > most {
-            return Err(Refusal::TooMany { given: request.events.len(), what: "events", most });
-        }
-        let impressions = request
-            .events
-            .iter()
-            .enumerate()
-            .map(|(at, event)| {
-                self.converter.event(event).map_err(|refusal| match refusal {
-                    Refusal::BadRequest(why) => Refusal::BadRequest(format!("events[{at}]: {why}")),
-                    other => other,
-                })
-            })
-            .collect::<std::result::Result<Vec<Impression>, Refusal>>()?;
-        // The log's lock is held until the state has the events, so both have them in one order.
-        let log = self.events.as_ref().map(|log| log.lock().expect("no holder panics"));
-        if let Some(mut log) = log {
-            let entries: Vec<Entry> = impressions.iter().cloned().map(Entry::Impression).collect();
-            log.append(&entries).map_err(|error| Refusal::Internal(error.to_string()))?;
-            self.apply(&impressions);
-        } else {
-            self.apply(&impressions);
-        }
-        Ok(impressions.len())
+    /// Events in, and the live state.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
+    /// Ends what runs beside requests, with its state saved.
+    pub fn stop(&self) {
+        self.streams.stop();
     }
 
     /// Does what can be done between requests, so that no answer need wait for it.
@@ -255,14 +232,6 @@ impl Service {
             arm.expert().blueprint().plugin.prepare();
         }
         self.shadows.offer(seen);
-    }
-
-    fn apply(&self, impressions: &[Impression]) {
-        let mut state = self.state.write().expect("no writer panics");
-        for impression in impressions {
-            state.apply(impression);
-            self.metrics.events(&self.schema.surfaces[usize::from(impression.surface)], 1);
-        }
     }
 
     fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
@@ -411,33 +380,4 @@ fn expert_ranking(
             }
         })
         .collect()
-}
-
-fn open_events(config: &Config, state: &mut FeatureState) -> Result<Option<Mutex<EventLog>>> {
-    if config.paths.events.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if let Some(dir) = config.paths.events.parent() {
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    }
-    let mut log = EventLog::open(&config.paths.events, Fsync::Every(1024))?;
-    let replayed = log.replay(|entry| {
-        match entry {
-            Entry::Impression(impression) => state.apply(&impression),
-            Entry::Item(item) => state.upsert_item(item)?,
-            Entry::User(user) => state.upsert_user(user)?,
-        }
-        Ok(())
-    })?;
-    tracing::info!(replayed, "events log opened");
-    Ok(Some(Mutex::new(log)))
-}
-
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
-}
-
-/// Ids that the host gives begin where no earlier process' ids are: at the microsecond of its start.
-fn first_request() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_micros() as u64)
 }

@@ -1,6 +1,7 @@
 //! What the oracle does not show: clamps, dropout, stopped gradients, and that
 //! requests stay apart.
 
+use crate::expert::batch::ColumnData;
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 
