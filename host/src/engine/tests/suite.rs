@@ -25,6 +25,27 @@ pub(super) fn every_promise(engine: &dyn Engine) {
     topics_do_not_meet(engine, &topic("one"), &topic("two"));
 }
 
+/// What an engine that is opened again, by the next process, knows of what the one before did.
+pub(super) fn opened_again_it_goes_on(open: &dyn Fn() -> Arc<dyn Engine>) {
+    let topic = topic("again");
+    for round in 0..3 {
+        let engine = open();
+        let appender = engine.appender(&topic).unwrap();
+        let before = appender.append(&numbered(1..1 + 20 * round)).unwrap();
+        assert_eq!(before, Appended { end: 20 * round, repeated: 20 * round as usize });
+        let half = numbered(11 + 20 * round..21 + 20 * round);
+        assert_eq!(
+            appender.append(&numbered(1 + 20 * round..11 + 20 * round)).unwrap().repeated,
+            0
+        );
+        assert_eq!(appender.append(&half).unwrap().end, 20 * (round + 1));
+        assert_eq!(appender.append(&half).unwrap().repeated, 10);
+        assert_eq!(engine.span(&topic).unwrap(), 0..20 * (round + 1));
+        assert_eq!(all(&*engine, &topic, 0), texts(1..1 + 20 * (round + 1)));
+    }
+    assert_eq!(all(&*open(), &topic, 20), texts(21..61));
+}
+
 pub(super) fn topic(name: &str) -> Topic {
     Topic::expert("suite", name)
 }
