@@ -30,6 +30,21 @@ pub enum Error {
         /// What is wrong and what to do about it.
         reason: String,
     },
+    /// A stream's records that are no longer kept.
+    #[error(
+        "stream {topic}: position {position} is no longer kept; the first that is kept is {first}"
+    )]
+    Gone {
+        /// The stream.
+        topic: String,
+        /// What was asked for.
+        position: u64,
+        /// The first record that is kept.
+        first: u64,
+    },
+    /// A server that does not answer, or refuses.
+    #[error("{0}")]
+    Unreachable(String),
     /// A schema that contradicts itself.
     #[error("schema: {0}")]
     Schema(String),
