@@ -42,7 +42,7 @@ impl Engine for InMemory {
 impl Appender for InMemory {
     fn append(&self, records: &[Record]) -> Result<Appended> {
         let end = self.records.lock().unwrap().len() as u64;
-        Ok(self.append_at(end, records)?.expect("nobody else appends"))
+        Ok(Appender::append_at(self, end, records)?.expect("nobody else appends"))
     }
 
     fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
