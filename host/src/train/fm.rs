@@ -20,7 +20,7 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     features::replay::{Pretraining, Replay, ReplayOptions},
-    logs::{self, LogWriter},
+    logs::{self, LogVersion, LogWriter},
     owner::Owner,
     progress::Progress,
     schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
@@ -217,8 +217,13 @@ impl Run {
         if self.place.done == 0 {
             remove_dir(&config.paths.logs)?;
         }
-        let options = config.logs.options(config.fm.tae_width());
-        let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
+        let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
+        let mut log = LogWriter::create(
+            &config.paths.logs,
+            &dataset.schema,
+            config.logs.options(),
+            versions,
+        )?;
         let options = ReplayOptions {
             span: Span { from_ms: None, until_ms },
             history_len: config.fm.max_history,
@@ -283,7 +288,7 @@ impl Run {
             row += rows;
         }
         if let Some(log) = log {
-            self.place.logged_rows += log.write_batch(batch, &said.tae, FIRST_VERSION, |_| true)?;
+            self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

@@ -1,7 +1,6 @@
 //! What the oracle does not show: clamps, dropout, stopped gradients, and that
 //! requests stay apart.
 
-use crate::expert::batch::ColumnData;
 use burn::backend::Autodiff;
 use burn_flex::Flex;
 
