@@ -15,10 +15,26 @@ mod tests;
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
-use crate::error::{Error, Result};
+use crate::{
+    config::{EngineKind, EngineSettings},
+    error::{Error, Result},
+};
 
 pub use self::directory::Directory;
 pub use self::memory::Memory;
+
+/// Opens the engine that the settings name.
+///
+/// # Errors
+/// An engine that cannot be reached, or that this build lacks.
+pub fn open(settings: &EngineSettings) -> Result<Arc<dyn Engine>> {
+    match settings.kind {
+        EngineKind::Directory => Ok(Arc::new(Directory::open(settings)?)),
+        EngineKind::Nats => Err(Error::Invalid(
+            "engine.kind is \"nats\", which this build lacks; use \"directory\"".into(),
+        )),
+    }
+}
 
 /// The name of a stream: lower-case letters, digits, `-` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
