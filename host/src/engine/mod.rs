@@ -23,16 +23,16 @@ use crate::{
 pub use self::directory::Directory;
 pub use self::memory::Memory;
 
-/// Opens the streams that the settings name.
+/// Opens the engine that the settings name.
 ///
 /// # Errors
-/// A directory that cannot be made, a server that cannot be reached.
+/// An engine that cannot be reached, or that this build lacks.
 pub fn open(settings: &EngineSettings) -> Result<Arc<dyn Engine>> {
     match settings.kind {
         EngineKind::Directory => Ok(Arc::new(Directory::open(settings)?)),
-        EngineKind::Nats => {
-            Err(Error::Invalid("engine.kind is nats, which this build lacks".into()))
-        }
+        EngineKind::Nats => Err(Error::Invalid(
+            "engine.kind is \"nats\", which this build lacks; use \"directory\"".into(),
+        )),
     }
 }
 

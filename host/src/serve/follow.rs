@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{loader::Loader, metrics::Metrics, plan::Plan, service::Service, set::Models};
@@ -26,6 +26,9 @@ const WAIT: Duration = Duration::from_millis(200);
 
 /// How long a stream that failed is left alone.
 const REST: Duration = Duration::from_secs(1);
+
+/// How often what could not be loaded is tried again.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// Records a look.
 const MOST: usize = 4096;
@@ -122,8 +125,15 @@ struct Registrar {
 
 impl Registrar {
     fn follow(mut self, stop: &AtomicBool) {
+        let mut tried = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             match self.follower.poll(WAIT) {
+                // A trainer may have published meanwhile what was missing.
+                Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
+                    tried = Instant::now();
+                    let outcome = self.swap();
+                    self.tell(outcome);
+                }
                 Ok(false) => {}
                 Ok(true) => {
                     let outcome = self.follower.catch_up().and_then(|()| self.swap());

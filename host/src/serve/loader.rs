@@ -62,38 +62,56 @@ impl Loader {
     pub fn load(&self, plan: &Plan, old: Option<&ServingSet>, revision: u64) -> Result<ServingSet> {
         let mut fms: Vec<ServedFm> = Vec::new();
         let (mut configured, mut default) = (None, None);
+        // What answers nobody must not keep others from answering: it is left out, and told.
+        let mut unloaded = Vec::new();
         for planned in &plan.fms {
-            let fm = self.fm(planned, old).map_err(|error| match &planned.version {
-                Some(version) => Error::Invalid(format!("FM {version}: {error}")),
-                None => error,
-            })?;
+            let fm = match self.fm(planned, old) {
+                Ok(fm) => fm,
+                Err(error) if !plan.needs(planned) => {
+                    unloaded.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let version = fm.version().to_owned();
             if planned.version.is_none() {
                 configured = Some(version.clone());
             }
+            // Shadows come first, so one answers only where there is no other.
             default = Some(version);
             // The configured checkpoint may be a registered version too: one copy serves both.
             if !fms.iter().any(|other| other.version() == fm.version()) {
                 fms.push(fm);
             }
         }
-        let default = default.ok_or_else(|| Error::Invalid("no FM is to be served".into()))?;
+        let default = default.ok_or_else(|| {
+            Error::Invalid(format!("no FM can be served: {}", unloaded.join("; ")))
+        })?;
         let mut arms = Vec::new();
         for planned in &plan.experts {
-            let arm = self.arm(planned, configured.as_deref().unwrap_or(&default), &fms, old);
-            arms.push(Arc::new(arm.map_err(|error| match &planned.version {
-                Some(version) => {
-                    Error::Invalid(format!("expert {} {version}: {error}", planned.name))
+            match self.arm(planned, configured.as_deref().unwrap_or(&default), &fms, old) {
+                Ok(arm) => arms.push(Arc::new(arm)),
+                // As the configuration has it, a daemon starts whole or not at all.
+                Err(error) if planned.share == 0.0 && planned.version.is_some() => {
+                    unloaded.push(error.to_string());
                 }
-                None => error,
-            })?));
+                Err(error) => return Err(error),
+            }
         }
-        let set = ServingSet::new(revision, fms, default, arms);
+        let mut set = ServingSet::new(revision, fms, default, arms);
+        set.unloaded = unloaded;
         self.metrics.in_service(&set);
         Ok(set)
     }
 
     fn fm(&self, planned: &PlannedFm, old: Option<&ServingSet>) -> Result<ServedFm> {
+        self.try_fm(planned, old).map_err(|error| match &planned.version {
+            Some(version) => Error::Invalid(format!("FM {version}: {error}")),
+            None => error,
+        })
+    }
+
+    fn try_fm(&self, planned: &PlannedFm, old: Option<&ServingSet>) -> Result<ServedFm> {
         let alike = |fm: &&ServedFm| {
             (&fm.planned.version, &fm.planned.source) == (&planned.version, &planned.source)
         };
@@ -141,6 +159,20 @@ impl Loader {
     }
 
     fn arm(
+        &self,
+        planned: &PlannedExpert,
+        configured_fm: &str,
+        fms: &[ServedFm],
+        old: Option<&ServingSet>,
+    ) -> Result<Arm> {
+        let arm = self.try_arm(planned, configured_fm, fms, old);
+        arm.map_err(|error| match &planned.version {
+            Some(version) => Error::Invalid(format!("expert {} {version}: {error}", planned.name)),
+            None => error,
+        })
+    }
+
+    fn try_arm(
         &self,
         planned: &PlannedExpert,
         configured_fm: &str,

@@ -103,6 +103,14 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether an expert that answers pins an FM version, or the configuration has it.
+    pub fn needs(&self, fm: &PlannedFm) -> bool {
+        fm.version.is_none()
+            || self.experts.iter().any(|expert| expert.share > 0.0 && expert.fm == fm.version)
+    }
+}
+
 fn configured_fm(config: &Config, tier: Tier) -> PlannedFm {
     let weights = Weights::Path(config.paths.fm.clone());
     PlannedFm { version: None, source: source(config, tier, &weights), state: VersionState::Active }
@@ -181,4 +189,87 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<PlannedExp
         });
     }
     Ok(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::versions::{Change, Decision, ExpertVersion, FmVersion};
+
+    fn schema() -> Schema {
+        toml::from_str("surfaces = ['feed', 'search']\nactions = []\ntasks = []").unwrap()
+    }
+
+    fn configured() -> Config {
+        toml::from_str("[[experts]]\nname = 'all'\nplugin = 'all.wasm'\n").unwrap()
+    }
+
+    fn fm(version: &str) -> Change {
+        let fm = FmVersion {
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            from_checkpoint: None,
+            schema: "a".into(),
+            tae_dim: 32,
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        Change::FmRegistered { fm }
+    }
+
+    fn expert(version: &str, fm: &str) -> Change {
+        let expert = ExpertVersion {
+            name: "feed".into(),
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "feed.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: fm.into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["search".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        Change::ExpertRegistered { expert: Box::new(expert) }
+    }
+
+    fn plan(registry: &Registry) -> Plan {
+        Plan::new(&configured(), Tier::All, Some(&schema()), registry).unwrap()
+    }
+
+    #[test]
+    fn the_configuration_serves_until_something_is_promoted() {
+        let mut registry = Registry::default();
+        let mut decide = |changes: Vec<Change>| {
+            registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+            plan(&registry)
+        };
+        let own = decide(Vec::new());
+        assert_eq!((own.fms.len(), own.experts.len()), (1, 1));
+        assert_eq!(own.experts[0].surfaces, [0, 1]);
+        // What trains changes nothing.
+        assert_eq!(decide(vec![fm("1.0.0"), fm("2.0.0"), expert("1.0.0", "2.0.0")]), own);
+        let active = VersionState::Active;
+        let state = |version: &str| Change::FmState { version: version.into(), state: active };
+        // An FM that is promoted is loaded beside the one that the configured expert needs.
+        let both = decide(vec![state("2.0.0")]);
+        assert_eq!((both.fms.len(), both.fms[1].version.as_deref()), (2, Some("2.0.0")));
+        assert!(both.needs(&both.fms[0]) && !both.needs(&both.fms[1]));
+        let (name, version) = ("feed".to_owned(), "1.0.0".to_owned());
+        let promoted = decide(vec![
+            Change::ExpertState { name: name.clone(), version: version.clone(), state: active },
+            Change::Traffic { name, shares: [(version, 1.0)].into() },
+        ]);
+        assert_eq!((promoted.fms.len(), promoted.experts.len()), (1, 1));
+        assert_eq!(promoted.experts[0].surfaces, [1]);
+        assert!(promoted.needs(&promoted.fms[0]));
+    }
 }

@@ -146,3 +146,80 @@ fn label(schema: &Schema, task: &str, impression: &Impression) -> Option<bool> {
     let bit = schema.action(&spec.label)?;
     (impression.outcome.known >> bit & 1 == 1).then_some(impression.outcome.actions >> bit & 1 == 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use hypercast_fm::example::{MAX_VALUES, Outcome};
+
+    use super::*;
+    use crate::dataset::Context;
+
+    fn schema() -> Schema {
+        toml::from_str(
+            "surfaces = ['feed']\nactions = ['click', 'like']\n\
+             tasks = [{ name = 'click', role = 'main', kind = 'binary', label = 'click' },\n\
+                      { name = 'like', role = 'main', kind = 'binary', label = 'like' }]",
+        )
+        .unwrap()
+    }
+
+    /// Whether there was a click is known, and of a like nothing.
+    fn clicked(request: u64, item: u64, happened: bool) -> Impression {
+        Impression {
+            request,
+            time_ms: 1,
+            outcome_ms: 2,
+            user: 3,
+            item,
+            surface: 0,
+            outcome: Outcome {
+                actions: u32::from(happened),
+                known: 1,
+                values: [f32::NAN; MAX_VALUES],
+            },
+            context: Context::default(),
+            truth: Vec::new(),
+            history_only: false,
+        }
+    }
+
+    fn predicted(arm: &str, values: &[f32]) -> Predicted {
+        let tasks = ["click", "like", "of the plugin's own"];
+        let tasks = tasks.map(|task| (task.to_owned(), values.to_vec()));
+        Predicted { arm: arm.into(), tasks: tasks.to_vec() }
+    }
+
+    #[test]
+    fn outcomes_are_compared_with_what_each_arm_predicted_of_the_item() {
+        let (served, schema) = (Served::new(1000), schema());
+        for request in 1..=100 {
+            let shown = Shown { request, items: &[7, 8] };
+            served.keep(shown, predicted("a@1.0.0", &[0.9, 0.1]));
+            served.keep(shown, predicted("a@2.0.0", &[0.1, 0.9]));
+        }
+        // 6 values an arm and request: the oldest requests were let go.
+        for request in 1..=100 {
+            served.outcome(&clicked(request, 7, true), &schema, 1000);
+            served.outcome(&clicked(request, 8, false), &schema, 1000);
+            served.outcome(&clicked(request, 9, true), &schema, 1000);
+        }
+        let (joined, unknown) = served.counts();
+        assert_eq!(joined, 2 * (1000 / 12), "{joined}");
+        assert_eq!(joined + unknown, 300);
+        let windows = served.windows();
+        let arms: Vec<(&str, &str)> =
+            windows.keys().map(|(_, task, arm)| (task.as_str(), arm.as_str())).collect();
+        assert_eq!(arms, [("click", "a@1.0.0"), ("click", "a@2.0.0")], "what is known alone");
+        let ne = |arm: &str| windows[&(0, "click".into(), arm.into())].quality().ne.unwrap();
+        assert!(ne("a@1.0.0") < 0.2 && ne("a@2.0.0") > 2.0);
+    }
+
+    #[test]
+    fn an_id_that_comes_again_with_other_items_is_not_compared_with_them() {
+        let (served, schema) = (Served::new(1000), schema());
+        served.keep(Shown { request: 1, items: &[7] }, predicted("a@1.0.0", &[0.9]));
+        served.keep(Shown { request: 1, items: &[8] }, predicted("a@2.0.0", &[0.9]));
+        served.outcome(&clicked(1, 8, true), &schema, 1000);
+        assert_eq!(served.counts(), (0, 1));
+    }
+}

@@ -120,6 +120,8 @@ pub struct ServingSet {
     pub revision: u64,
     /// The longest history that one of its FMs reads.
     pub max_history: usize,
+    /// Why versions that answer nobody could not be loaded.
+    pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
     default_fm: String,
     arms: Vec<Arc<Arm>>,
@@ -152,7 +154,7 @@ impl ServingSet {
         }
         let lengths = fms.values().map(|fm| fm.manifest().config.max_history);
         let max_history = lengths.max().unwrap_or(0);
-        Self { revision, max_history, fms, default_fm, arms, routes }
+        Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
     }
 
     /// An FM version.
@@ -212,7 +214,8 @@ pub struct Models {
 impl Models {
     /// Begins with a set.
     pub fn new(set: ServingSet) -> Self {
-        Self { set: RwLock::new(Arc::new(set)), problem: Mutex::new(None) }
+        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
+        Self { set: RwLock::new(Arc::new(set)), problem: Mutex::new(problem) }
     }
 
     /// The set now; a request asks once.
@@ -222,6 +225,7 @@ impl Models {
 
     /// Lets another set serve from the next request on.
     pub fn swap(&self, set: ServingSet) {
+        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
         let set = Arc::new(set);
         let before = {
             let mut held = self.set.write().unwrap_or_else(PoisonError::into_inner);
@@ -229,7 +233,7 @@ impl Models {
         };
         // What only the old set held is unloaded here, or by its last request: not under the lock.
         drop(before);
-        self.tell(None);
+        self.tell(problem);
     }
 
     /// Says why the registry's last decision is not served.

@@ -1,19 +1,16 @@
 //! The registry in its stream: read it, follow it, and append decisions so that
 //! no two writers decide on one state.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Change, Decision, ExpertVersion, FmVersion, Registry, describe::now_ms};
 use crate::{
-    engine::{Appender, Engine, Reader, Record, Topic},
+    engine::{Engine, Reader, Record, Topic},
     error::{Error, Result},
 };
 
 /// Records a read.
 const MOST: usize = 1024;
-
-/// How long a decision waits for another process that is writing its own.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The registry of an engine, to be read and changed.
 pub struct Versions<'a> {
@@ -43,37 +40,17 @@ impl<'a> Versions<'a> {
     /// What `wish` says against it; an engine that cannot be read or written.
     pub fn decide(&self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<Registry> {
         let mut follower = Follower::new(self.engine)?;
-        let mut appender = None;
         loop {
             follower.catch_up()?;
             let changes = wish(&follower.registry)?;
             if changes.is_empty() {
                 return Ok(follower.registry);
             }
-            let appender = match &appender {
-                Some(appender) => appender,
-                // What others decided while this one waited to write is read before it decides.
-                None => {
-                    appender = Some(self.appender()?);
-                    continue;
-                }
-            };
             let decision = Decision { at_ms: now_ms(), changes };
             let end = follower.reader.position();
-            if appender.append_at(end, &[record(&decision)?])?.is_some() {
+            if self.engine.append_at(&Topic::versions(), end, &[record(&decision)?])?.is_some() {
                 follower.registry.apply(&decision)?;
                 return Ok(follower.registry);
-            }
-        }
-    }
-
-    /// A directory has one writer a stream, and decisions are short.
-    fn appender(&self) -> Result<std::sync::Arc<dyn Appender>> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.engine.appender(&Topic::versions()) {
-                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
-                outcome => return outcome,
             }
         }
     }

@@ -2,79 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::Mutex,
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 use super::*;
 use crate::{
-    engine::{Appended, Appender, Engine, Reader, Record, Stored, Topic},
+    engine::{Engine, Memory, Record, Topic},
     error::Result,
 };
-
-/// Streams in memory, with a place to act between a read and an append.
-#[derive(Default, Clone)]
-struct InMemory {
-    records: Arc<Mutex<Vec<Vec<u8>>>>,
-}
-
-impl Engine for InMemory {
-    fn appender(&self, _: &Topic) -> Result<Arc<dyn Appender>> {
-        Ok(Arc::new(self.clone()))
-    }
-
-    fn reader(&self, _: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(At { engine: self.clone(), position: from }))
-    }
-
-    fn span(&self, _: &Topic) -> Result<Range<u64>> {
-        Ok(0..self.records.lock().unwrap().len() as u64)
-    }
-
-    fn trim(&self, _: &Topic, _: u64) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl Appender for InMemory {
-    fn append(&self, records: &[Record]) -> Result<Appended> {
-        let end = self.records.lock().unwrap().len() as u64;
-        Ok(Appender::append_at(self, end, records)?.expect("nobody else appends"))
-    }
-
-    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
-        let mut kept = self.records.lock().unwrap();
-        if kept.len() as u64 != end {
-            return Ok(None);
-        }
-        kept.extend(records.iter().map(|record| record.payload.clone()));
-        Ok(Some(Appended { end: kept.len() as u64, repeated: 0 }))
-    }
-}
-
-struct At {
-    engine: InMemory,
-    position: u64,
-}
-
-impl Reader for At {
-    fn next(&mut self, most: usize, _: Duration) -> Result<Vec<Stored>> {
-        let kept = self.engine.records.lock().unwrap();
-        let new: Vec<Stored> = (self.position..kept.len() as u64)
-            .take(most)
-            .map(|position| Stored { position, payload: kept[position as usize].clone() })
-            .collect();
-        self.position += new.len() as u64;
-        Ok(new)
-    }
-
-    fn position(&self) -> u64 {
-        self.position
-    }
-}
 
 fn fm(version: &str, tae_dim: usize) -> FmVersion {
     FmVersion {
@@ -118,10 +55,15 @@ fn promotion(name: &str, version: &str, share: f64) -> Promotion {
 /// A registry that takes wishes one after the other.
 #[derive(Default)]
 struct Desk {
-    engine: InMemory,
+    engine: Memory,
 }
 
 impl Desk {
+    /// Decisions so far.
+    fn decisions(&self) -> u64 {
+        self.engine.span(&Topic::versions()).unwrap().end
+    }
+
     fn wish(&self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<Registry> {
         Versions::new(&self.engine).decide(wish)
     }
@@ -131,10 +73,10 @@ impl Desk {
     }
 
     fn refused(&self, word: &str, wish: impl Fn(&Registry) -> Result<Vec<Change>>) {
-        let before = self.engine.records.lock().unwrap().len();
+        let before = self.decisions();
         let error = self.wish(wish).unwrap_err().to_string();
         assert!(error.starts_with("refused: ") && error.contains(word), "{error}");
-        assert_eq!(self.engine.records.lock().unwrap().len(), before, "nothing was appended");
+        assert_eq!(self.decisions(), before, "nothing was appended");
     }
 
     /// FM 1.0.0 active, expert feed 1.0.0 and 2.0.0 on it, the first of which answers.
@@ -155,13 +97,13 @@ fn registering_again_changes_nothing_and_other_facts_need_another_version() {
     let desk = Desk::default();
     register_fm(&desk.engine, &fm("1.0.0", 32)).unwrap();
     register_fm(&desk.engine, &FmVersion { created_ms: 99, ..fm("1.0.0", 32) }).unwrap();
-    assert_eq!(desk.engine.records.lock().unwrap().len(), 1);
+    assert_eq!(desk.decisions(), 1);
     desk.refused("TAE width", |r| r.register_fm(&fm("1.0.0", 64)));
     desk.refused("semver", |r| r.register_fm(&fm("one", 32)));
     let mut changed = expert("feed", "1.0.0", "1.0.0", &["feed"]);
     register_expert(&desk.engine, &changed).unwrap();
     register_expert(&desk.engine, &changed).unwrap();
-    assert_eq!(desk.engine.records.lock().unwrap().len(), 2);
+    assert_eq!(desk.decisions(), 2);
     changed.plugin_hash = "2".into();
     desk.refused("plugin", |r| r.register_expert(&changed));
     desk.refused("no surface", |r| r.register_expert(&expert("x", "1.0.0", "1.0.0", &[])));
@@ -335,8 +277,7 @@ fn the_second_of_two_writers_decides_anew() {
     let result = desk.wish(|registry| {
         let expert = registry.expert("feed").unwrap();
         seen.lock().unwrap().push(expert.share("2.0.0"));
-        // The second look is the one that is appended on.
-        if seen.lock().unwrap().len() == 2
+        if seen.lock().unwrap().len() == 1
             && !std::mem::replace(&mut *interfered.lock().unwrap(), true)
         {
             rival.decide(|r| r.promote_expert(&promotion("feed", "2.0.0", 0.5))).unwrap();
@@ -344,7 +285,7 @@ fn the_second_of_two_writers_decides_anew() {
         registry.retire_expert("feed", "2.0.0", false)
     });
     assert!(result.unwrap_err().to_string().contains("answers 50 %"));
-    assert_eq!(*seen.lock().unwrap(), [0.0, 0.0, 0.5]);
+    assert_eq!(*seen.lock().unwrap(), [0.0, 0.5]);
 }
 
 #[test]
@@ -362,7 +303,7 @@ fn many_writers_at_once_lose_nothing() {
     });
     let registry = Versions::new(&desk.engine).read().unwrap();
     assert_eq!(registry.fms().len(), 100);
-    assert_eq!(desk.engine.records.lock().unwrap().len(), 100);
+    assert_eq!(desk.decisions(), 100);
 }
 
 #[test]
@@ -391,12 +332,9 @@ fn users_keep_their_version_and_are_split_by_share() {
 
 #[test]
 fn a_record_that_is_no_decision_is_named() {
-    let engine = InMemory::default();
-    engine
-        .records
-        .lock()
-        .unwrap()
-        .push(b"{\"at_ms\":1,\"changes\":[{\"change\":\"sold\"}]}".to_vec());
+    let engine = Memory::default();
+    let payload = b"{\"at_ms\":1,\"changes\":[{\"change\":\"sold\"}]}".to_vec();
+    engine.appender(&Topic::versions()).unwrap().append(&[Record { id: 0, payload }]).unwrap();
     let error = Versions::new(&engine).read().unwrap_err().to_string();
     assert!(error.contains("record 0") && error.contains("sold"), "{error}");
 }
