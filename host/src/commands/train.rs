@@ -7,8 +7,10 @@ use clap::Subcommand;
 use crate::{
     config::{Config, parse_time_ms},
     dataset::{Dataset, timeline::Span},
+    engine,
     expert::Engine,
-    train::{expert, fm, materialise, report},
+    stop::Stop,
+    train::{expert, fm, follow_fm, materialise, report},
 };
 
 /// Train the foundation model or an expert
@@ -30,6 +32,9 @@ pub enum What {
         /// Go on where the run was last saved (fm.save_every_requests)
         #[arg(long)]
         resume: bool,
+        /// Training as a service.
+        #[command(flatten)]
+        follow: Follow,
     },
     /// An expert, from the feature logs alone
     Expert {
@@ -41,12 +46,50 @@ pub enum What {
     },
 }
 
+/// Training as a service.
+#[derive(Debug, clap::Args)]
+pub struct Follow {
+    /// Learn from joined examples as they come, publish weights, and go on where it stopped
+    #[arg(long, conflicts_with = "resume")]
+    pub follow: bool,
+    /// The FM version that is trained
+    #[arg(long, requires = "follow", value_name = "VERSION", default_value = fm::FIRST_VERSION)]
+    pub version: String,
+    /// A saved trainer to begin this version with, instead of what `train fm` left
+    #[arg(long, requires = "follow", value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Answer GET /metrics here, for example 127.0.0.1:9464
+    #[arg(long, requires = "follow", value_name = "ADDRESS")]
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Stop at the end of the stream instead of waiting for more
+    #[arg(long, requires = "follow")]
+    pub until_end: bool,
+}
+
+/// Follows the joined examples until SIGTERM or SIGINT.
+fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()> {
+    let Follow { version, from, metrics, until_end, .. } = args;
+    let options = follow_fm::FollowOptions { version, from, metrics, until_end };
+    let stop = Stop::on_signals()?;
+    let engine = engine::open(&config.engine)?;
+    let out = &mut std::io::stdout();
+    let report = follow_fm::follow((dataset, config), engine, &options, (&stop, out))?;
+    let follow_fm::FollowReport { requests, corrections, published, position } = report;
+    eprintln!(
+        "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications"
+    );
+    Ok(())
+}
+
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
-        What::Fm { config, resume } => {
+        What::Fm { config, resume, follow: follow_args } => {
             let config = Config::read(&config)?;
             let dataset = Dataset::open(&config.paths.dataset)?;
+            if follow_args.follow {
+                return follow(&config, &dataset, follow_args);
+            }
             let train = if resume { fm::resume } else { fm::train };
             let report = train(&dataset, &config, config.timeline.until_ms()?)?;
             print!("{}", report::table(&report.progressive));
