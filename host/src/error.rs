@@ -30,6 +30,21 @@ pub enum Error {
         /// What is wrong and what to do about it.
         reason: String,
     },
+    /// A stream's records that are no longer kept.
+    #[error(
+        "stream {topic}: position {position} is no longer kept; the first that is kept is {first}"
+    )]
+    Gone {
+        /// The stream.
+        topic: String,
+        /// What was asked for.
+        position: u64,
+        /// The first record that is kept.
+        first: u64,
+    },
+    /// A server that does not answer, or refuses.
+    #[error("{0}")]
+    Unreachable(String),
     /// A schema that contradicts itself.
     #[error("schema: {0}")]
     Schema(String),
@@ -42,6 +57,9 @@ pub enum Error {
     /// An expert was refused, or failed outside of a request.
     #[error(transparent)]
     Expert(#[from] crate::expert::Error),
+    /// A change of versions that a rule forbids.
+    #[error("refused: {0}")]
+    Refused(String),
     /// An option outside its range, or a tool that failed.
     #[error("{0}")]
     Invalid(String),

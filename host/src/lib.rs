@@ -26,5 +26,7 @@ pub mod progress;
 pub mod publish;
 pub mod schema;
 pub mod serve;
+pub mod stop;
+pub mod telemetry;
 pub mod train;
 pub mod versions;

@@ -190,7 +190,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
     let log = LogReader::open(&config.paths.logs).unwrap();
     let engine = Engine::new(config.plugin_limits.engine()).unwrap();
     let options = LoadOptions {
-        tae_dim: log.manifest.tae_dim,
+        tae_dim: log.tae_dim,
         fm_version: Some("1.0.0".into()),
         ..config.plugin_limits.load_options()
     };

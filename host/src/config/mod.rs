@@ -22,7 +22,7 @@ use crate::{
         FeatureConfig,
         replay::{PRETRAINING_CHUNK, PretrainingOptions},
     },
-    logs::LogOptions,
+    logs::{LogOptions, TaeStorage},
     schema::Schema,
 };
 
@@ -178,6 +178,10 @@ pub struct Logs {
     pub history_len: usize,
     /// Rows a file.
     pub rows_per_file: usize,
+    /// Seconds a file of the logging tier (`hypercast materialise --follow`); 0 ends files by rows alone.
+    pub file_seconds: u64,
+    /// How exactly TAEs are kept: f32, or bf16, which takes about half the bytes.
+    pub tae: TaeStorage,
 }
 
 impl Config {
@@ -195,15 +199,26 @@ impl Config {
 }
 
 impl Logs {
-    /// How a log of TAEs of this width is written.
-    pub fn options(&self, tae_dim: usize) -> LogOptions {
-        LogOptions { tae_dim, history_len: self.history_len, rows_per_file: self.rows_per_file }
+    /// How logs are written.
+    pub fn options(&self) -> LogOptions {
+        LogOptions {
+            history_len: self.history_len,
+            rows_per_file: self.rows_per_file,
+            file_seconds: self.file_seconds,
+            tae: self.tae,
+        }
     }
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { skip_share: 0.3, history_len: 32, rows_per_file: 100_000 }
+        Self {
+            skip_share: 0.3,
+            history_len: 32,
+            rows_per_file: 100_000,
+            file_seconds: 60,
+            tae: TaeStorage::F32,
+        }
     }
 }
 

@@ -4,11 +4,19 @@
 //! A stream (a [`Topic`]) is a sequence of records with positions 0, 1, 2, ...;
 //! a record is kept before its append returns, and never changes. There are two
 //! engines behind one narrow trait: a directory of one machine, and NATS
-//! JetStream across machines. Neither knows what a record means.
+//! JetStream across machines. Neither knows what a record means. A third, in
+//! memory, serves tests and one process.
+
+mod ids;
+mod memory;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+pub use self::memory::Memory;
 
 /// The name of a stream: lower-case letters, digits, `-` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,6 +91,21 @@ pub struct Record {
 /// A longer record is refused: NATS takes 1 MiB by default, its headers included.
 pub const MAX_RECORD_BYTES: usize = 960 << 10;
 
+/// A read ends with the record that reaches so many bytes.
+const READ_BYTES: usize = 8 << 20;
+
+/// Refuses records that are too long, before anything is appended.
+fn checked(topic: &Topic, records: &[Record]) -> Result<()> {
+    let long = records.iter().position(|record| record.payload.len() > MAX_RECORD_BYTES);
+    long.map_or(Ok(()), |at| {
+        Err(Error::Invalid(format!(
+            "stream {topic}: record {at} of {} has {} bytes; at most {MAX_RECORD_BYTES} are possible: send less in one record",
+            records.len(),
+            records[at].payload.len()
+        )))
+    })
+}
+
 /// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -103,7 +126,8 @@ pub struct Appended {
 
 /// Durable streams.
 pub trait Engine: Send + Sync {
-    /// Opens a stream, which is made if need be, for writing. A directory has one writer a stream.
+    /// Opens a stream, which is made if need be, for writing. A directory has one writer a stream, who is so until the
+    /// last copy of the appender is dropped; the same engine gives it again.
     ///
     /// # Errors
     /// A stream that another process writes to (the error has its process id), or an engine that cannot be reached.
@@ -114,6 +138,15 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// An engine that cannot be reached.
     fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>>;
+
+    /// [`Appender::append_at`] for a stream that several processes write to by turns, as the registry's: this one is its
+    /// writer for the call alone, and waits shortly for its turn.
+    ///
+    /// # Errors
+    /// Those of both.
+    fn append_at(&self, topic: &Topic, end: u64, records: &[Record]) -> Result<Option<Appended>> {
+        self.appender(topic)?.append_at(end, records)
+    }
 
     /// The position of the first record that is kept, and the one after the last.
     ///
@@ -130,15 +163,16 @@ pub trait Engine: Send + Sync {
 
 /// Writes to one stream. Threads may share it; appends of several at once share a sync.
 pub trait Appender: Send + Sync {
-    /// Appends records in order and together; when it returns they are durable.
+    /// Appends records in order; when it returns they are durable. A record whose id was already given in the same call is
+    /// passed over too.
     ///
     /// # Errors
-    /// A full disk, a record that is too long, an engine that cannot be reached. What was appended is then not known to be
-    /// durable; the same records can be appended again if they have ids.
+    /// A record that is too long, and then nothing is appended; a full disk, an engine that cannot be reached. Then a
+    /// beginning of the records may be there or not; the same records can be appended again if they have ids.
     fn append(&self, records: &[Record]) -> Result<Appended>;
 
     /// The same, if the stream ends at `end`, else nothing is appended and the answer is `None`: two that
-    /// decide on the same state do not both succeed. Ids are not looked at.
+    /// decide on the same state do not both succeed. Ids are neither looked at nor remembered.
     ///
     /// # Errors
     /// As [`Appender::append`].
@@ -155,20 +189,4 @@ pub trait Reader: Send {
 
     /// The position of the next record.
     fn position(&self) -> u64;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_differ_make_topics_that_differ() {
-        let names = ["feed", "Feed", "fe-ed", "fe.ed", "fe_ed", "feéd"];
-        let topics: std::collections::BTreeSet<Topic> =
-            names.iter().map(|name| Topic::expert(name, "1")).collect();
-        assert_eq!(topics.len(), names.len());
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
-        assert!(topics.iter().all(|topic| topic.name().chars().all(plain)), "{topics:?}");
-        assert_eq!(Topic::fm("1.0.0").name(), "fm-1_0_0");
-    }
 }

@@ -368,9 +368,19 @@ impl<'a> Compiler<'a> {
         if !self.readable(inputs[0]) {
             return None;
         }
-        let weights = Rows { data: self.parameters.values(parameter), stride: to };
+        let weights = self.parameters.values(parameter);
         let bias = self.bias(at, to).map_or(&[][..], |bias| self.parameters.values(bias));
-        let operator = Operator::Linear(Prepared::new(weights, [from, to], bias));
+        let operator = match to {
+            1 => Operator::Dot {
+                weights: weights.to_vec(),
+                bias: bias.first().copied().unwrap_or(0.0),
+            },
+            _ => Operator::Linear(Prepared::new(
+                Rows { data: weights, stride: to },
+                [from, to],
+                bias,
+            )),
+        };
         let operands = vec![self.operand(inputs[0])];
         Some(self.step(operator, operands, to))
     }

@@ -1,13 +1,7 @@
 //! The streams that a joiner writes: what is there already is passed over, the
 //! rest is appended in batches, however often the engine fails meanwhile.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -16,6 +10,7 @@ use crate::{
     engine::{Appender, Engine, MAX_RECORD_BYTES, Record, Topic},
     error::{Error, Result},
     serve::metrics::Metrics,
+    stop::Stop,
 };
 
 /// Records, and bytes of them, that are appended together.
@@ -29,7 +24,7 @@ pub(super) struct Outputs {
     pub(super) joined: Output,
     pub(super) outcomes: Output,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) stop: Arc<AtomicBool>,
+    pub(super) stop: Stop,
     failure: Option<Error>,
 }
 
@@ -52,7 +47,7 @@ impl Outputs {
     pub(super) fn open(
         engine: &Arc<dyn Engine>,
         metrics: Arc<Metrics>,
-        stop: Arc<AtomicBool>,
+        stop: Stop,
     ) -> Result<Outputs> {
         let joined = Output::open(engine, Topic::joined())?;
         let outcomes = Output::open(engine, Topic::outcomes())?;
@@ -160,7 +155,7 @@ impl Output {
     }
 
     /// Appends what is gathered, however often the engine fails meanwhile, unless the process is to stop.
-    fn flush(&mut self, stage: &str, metrics: &Metrics, stop: &AtomicBool) -> Result<()> {
+    fn flush(&mut self, stage: &str, metrics: &Metrics, stop: &Stop) -> Result<()> {
         let mut pause = Duration::from_millis(50);
         let mut unsure = false;
         while !self.batch.is_empty() {
@@ -187,7 +182,7 @@ impl Output {
             if self.batch.is_empty() {
                 break;
             }
-            if stop.load(Ordering::Relaxed) {
+            if stop.is_asked() {
                 return Err(error);
             }
             tracing::warn!(%error, topic = %self.topic, "cannot append; trying again");

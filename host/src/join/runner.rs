@@ -7,10 +7,7 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,6 +20,7 @@ use crate::{
     features::FeatureState,
     ingest::Fact,
     serve::metrics::Metrics,
+    stop::Stop,
 };
 
 /// Events that are read together.
@@ -68,7 +66,7 @@ impl Runner {
         config: &Config,
         dataset: &Dataset,
         metrics: Arc<Metrics>,
-        stop: Arc<AtomicBool>,
+        stop: Stop,
     ) -> Result<Runner> {
         let folder = Folder::hold(&config.paths.state.join("join"))?;
         let (world, wanted) = (world(dataset, config)?, options(config));
@@ -126,7 +124,7 @@ impl Runner {
     pub fn run(mut self, mut passed: impl FnMut(Passed)) -> Result<()> {
         let stop = self.outputs.stop.clone();
         passed(self.passed());
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             if self.step(IDLE)? > 0 {
                 passed(self.passed());
             }

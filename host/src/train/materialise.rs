@@ -11,7 +11,7 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::Result,
     features::replay::{Replay, ReplayOptions},
-    logs::LogWriter,
+    logs::{LogVersion, LogWriter},
     progress::Progress,
 };
 
@@ -25,8 +25,9 @@ const BATCH: usize = 128;
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
-    let options = config.logs.options(manifest.config.tae_width());
-    let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
+    let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
+    let mut log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
     let replay = Replay::new(
         dataset,
         ReplayOptions {
@@ -43,7 +44,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {
             let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
-            let written = log.write_batch(&batch, &said.tae, &manifest.version, |_| true)?;
+            let written = log.write_batch(&batch, &said.tae, |_| true)?;
             rows += written;
             batch.clear();
             progress.advance(written, String::new);

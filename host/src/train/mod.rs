@@ -5,6 +5,7 @@
 
 pub mod expert;
 pub mod fm;
+pub mod follow_fm;
 pub mod materialise;
 pub mod report;
 mod saved;

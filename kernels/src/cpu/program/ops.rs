@@ -52,7 +52,10 @@ fn sigmoids<V: Lanes>(x: &[f32], out: &mut [f32]) {
     let whole = x.len() - x.len() % V::N;
     for at in (0..whole).step_by(V::N) {
         // SAFETY: at + N <= whole <= the length of both.
-        unsafe { sigmoid(V::load(x.as_ptr().add(at))).store(out.as_mut_ptr().add(at)) };
+        unsafe {
+            let x = V::load(x.as_ptr().wrapping_add(at));
+            sigmoid(x).store(out.as_mut_ptr().wrapping_add(at));
+        }
     }
     for (out, x) in out[whole..].iter_mut().zip(&x[whole..]) {
         *out = 1.0 / (1.0 + (-x).exp());
