@@ -30,6 +30,7 @@ enum Command {
     Evaluate(commands::evaluate::Args),
     Experiment(commands::experiment::Args),
     Bench(commands::bench::Args),
+    Versions(commands::versions::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -49,5 +50,6 @@ fn main() -> anyhow::Result<()> {
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Experiment(args) => commands::experiment::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Versions(args) => commands::versions::run(args),
     }
 }

@@ -504,6 +504,12 @@ impl Config {
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
         }
+        if !(0.0..=1.0).contains(&server.shadow_share) {
+            return Err(format!(
+                "server.shadow_share is {}; it must be from 0 to 1",
+                server.shadow_share
+            ));
+        }
         self.join.validate()?;
         self.publish.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;

@@ -29,6 +29,13 @@ pub struct Server {
     pub deadline_ms: u64,
     /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
     pub explain: bool,
+    /// The share of the requests that shadow versions see, after their answers.
+    pub shadow_share: f64,
+    /// Answered requests that may wait for shadows; more are not shown to them, and counted.
+    pub shadow_queue: usize,
+    /// Predictions of served requests that are kept until their outcomes are known, oldest first to go: a value an item,
+    /// task and version.
+    pub served_predictions: usize,
 }
 
 impl Default for Server {
@@ -42,6 +49,9 @@ impl Default for Server {
             max_body_bytes: 4 << 20,
             deadline_ms: 1000,
             explain: true,
+            shadow_share: 1.0,
+            shadow_queue: 64,
+            served_predictions: 8_000_000,
         }
     }
 }

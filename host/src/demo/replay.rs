@@ -166,7 +166,7 @@ impl Client<'_> {
             user: first.user,
             surface: self.schema.surfaces[usize::from(first.surface)].clone(),
             candidates: rows.iter().map(|row| self.candidate(row)).collect(),
-            request: None,
+            request: Some(first.request),
             time_ms: Some(first.time_ms),
             limit: None,
             context: BTreeMap::new(),

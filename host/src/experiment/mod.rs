@@ -40,7 +40,7 @@ use crate::{
     },
     expert::Engine,
     logs::{LogReader, LogVersion, LogWriter},
-    train::fm::remove_dir,
+    train::fm::{FIRST_VERSION, remove_dir},
 };
 
 /// The experiments.

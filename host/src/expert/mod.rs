@@ -16,7 +16,6 @@ pub mod network;
 pub mod normalise;
 pub mod params;
 mod pool;
-pub mod registry;
 pub mod runtime;
 #[cfg(test)]
 mod tests;
@@ -29,7 +28,6 @@ pub use error::Error;
 pub use hypercast_fm::device::DeviceKind as Device;
 pub use normalise::{FeatureStatistics, Normaliser};
 pub use params::{Parameters, SavedParameters};
-pub use registry::{Registry, Route};
 pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};

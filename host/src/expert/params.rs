@@ -2,7 +2,7 @@
 //!
 //! They live in host memory as f32, whatever the device: tables are read by
 //! rows, dense parameters are small. Files are safetensors, with what they
-//! belong to in the metadata. Optimiser state is the trainer's and is not saved.
+//! belong to in the metadata. Optimiser state is the trainer's (`train::saved`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -140,6 +140,22 @@ impl Parameters {
             )));
         }
         Ok(Parameters { specs: graph.parameters.clone(), values, provenance: saved.provenance })
+    }
+
+    /// Parameters of a graph from their values in its order, if they fit.
+    pub(super) fn with_values(
+        graph: &Graph,
+        values: Vec<Vec<f32>>,
+        provenance: Provenance,
+    ) -> Option<Parameters> {
+        let lengths = graph.parameters.iter().map(ParameterSpec::len);
+        let fit = lengths.eq(values.iter().map(Vec::len));
+        fit.then(|| Parameters { specs: graph.parameters.clone(), values, provenance })
+    }
+
+    /// The values of every parameter, in the graph's order.
+    pub(super) fn all_values(&self) -> &[Vec<f32>] {
+        &self.values
     }
 
     /// Writes a safetensors file: to a temporary name first, so that no reader

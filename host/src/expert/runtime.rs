@@ -184,8 +184,8 @@ pub struct Expert {
     network: Box<dyn Network>,
     batches: Pool<ExpertBatch>,
     provenance: Provenance,
-    breaker: Breaker,
-    counters: Counters,
+    breaker: Arc<Breaker>,
+    counters: Arc<Counters>,
 }
 
 impl Expert {
@@ -203,8 +203,21 @@ impl Expert {
             network,
             batches: Pool::default(),
             provenance,
-            breaker: Breaker::new(breaker),
-            counters: Counters::default(),
+            breaker: Arc::new(Breaker::new(breaker)),
+            counters: Arc::default(),
+        })
+    }
+
+    /// The same expert with newer parameters: its breaker and counters go on.
+    pub fn renewed(&self, parameters: Parameters, device: Device) -> Result<Expert, Error> {
+        let provenance = parameters.provenance.clone();
+        Ok(Expert {
+            blueprint: self.blueprint.clone(),
+            network: network(self.blueprint.graph.clone(), parameters, device)?,
+            batches: Pool::default(),
+            provenance,
+            breaker: self.breaker.clone(),
+            counters: self.counters.clone(),
         })
     }
 

@@ -92,6 +92,19 @@ impl LogReader {
         Ok(reader)
     }
 
+    /// The FM versions whose embeddings a log directory holds.
+    ///
+    /// # Errors
+    /// No logs, or damaged ones.
+    pub fn versions(dir: &Path) -> Result<Vec<LogVersion>> {
+        opened(dir)?;
+        let mut found = BTreeSet::new();
+        for number in numbers(dir)? {
+            found.extend(Pair::note(dir, number)?.versions);
+        }
+        Ok(found.into_iter().collect())
+    }
+
     /// All requests, in the order they were written, with what is known of them by now.
     pub fn iter(&self) -> LogIter<'_> {
         LogIter {

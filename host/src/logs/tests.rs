@@ -1,5 +1,7 @@
 //! Tests of the feature logs.
 
+use hypercast_fm::example::Outcome;
+
 use super::*;
 use crate::dataset::Dataset;
 use crate::dataset::timeline::Span;

@@ -144,3 +144,6 @@ pub struct Publication {
     /// Ids whose rows are gone.
     pub removed: Vec<u64>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,9 @@ use super::convert::Named;
 /// The header by which a caller, or one tier to the next, says how many milliseconds are left.
 pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
 
+/// The header by which a caller of an FM's tier says which version it wants; without it, the newest active one answers.
+pub const FM_VERSION_HEADER: &str = "hypercast-fm-version";
+
 /// `POST /v1/rank`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -55,7 +58,7 @@ pub struct RankAnswer {
     pub request: u64,
     /// Best first.
     pub ranking: Vec<Ranked>,
-    /// The version of the FM.
+    /// The version of the FM that was asked.
     pub fm_version: String,
     /// The expert that answered.
     pub expert: Option<ExpertVersion>,
@@ -87,12 +90,15 @@ pub struct Ranked {
 /// Which expert answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertVersion {
-    /// Its name in the configuration.
+    /// Its name in the registry or the configuration.
     pub name: String,
     /// Its plugin.
     pub plugin: String,
-    /// The plugin's version.
+    /// Its version in the registry; the plugin's where the configuration has it.
     pub version: String,
+    /// Name and version, as metrics have them.
+    #[serde(default)]
+    pub arm: String,
 }
 
 /// What `explain` adds. Lists are in the order of the request's candidates.
@@ -278,6 +284,14 @@ pub enum Refusal {
     /// Models are still being loaded.
     #[error("starting: models are being loaded; try again when /readyz says so")]
     Starting,
+    /// The tier has no such version of the FM.
+    #[error("this tier has no FM {given:?}; it has {known:?}")]
+    NoVersion {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: Vec<String>,
+    },
     /// It could not be answered in time.
     #[error("overloaded: it could not be answered in time; try again after {retry_after_ms} ms")]
     Overloaded {
@@ -303,6 +317,7 @@ impl Refusal {
             Refusal::UnknownSurface { .. } => (404, "unknown_surface"),
             Refusal::NoCandidates => (422, "no_candidates"),
             Refusal::TooMany { .. } => (413, "too_many"),
+            Refusal::NoVersion { .. } => (404, "no_version"),
             Refusal::Starting => (503, "starting"),
             Refusal::Overloaded { .. } => (503, "overloaded"),
             Refusal::Deadline => (504, "deadline"),

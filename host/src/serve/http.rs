@@ -15,20 +15,24 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, runtime::Handle, sync::oneshot};
 
 use super::{
     admission::Admission,
     api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
-    fm_tier::FmTier,
+    follow::{Begun, Following},
     ingest,
+    loader::Loader,
     metrics::Metrics,
     routes,
     service::Service,
+    set::Models,
     workers::{PoolSize, Workers},
 };
 use crate::{
     config::{Config, FmTierConfig, Tier},
+    dataset::Dataset,
+    engine,
     error::{Error, Result},
 };
 
@@ -46,9 +50,12 @@ pub(super) struct App {
 
 /// The models of a process.
 pub(super) struct Loaded {
+    /// What serves now.
+    pub(super) models: Arc<Models>,
     /// Features and experts; none in a tier of the FM alone.
     pub(super) service: Option<Arc<Service>>,
-    pub(super) fm: FmTier,
+    /// What follows the registry; it stops with the process' routes.
+    _following: Following,
 }
 
 impl App {
@@ -103,15 +110,17 @@ pub async fn serve(
         config,
     });
     let (failed, failure) = oneshot::channel();
-    let loading = app.clone();
-    std::thread::spawn(move || match load(&loading.config, loading.tier, &loading.metrics) {
-        Ok(loaded) => {
-            // Only this thread sets it.
-            let _ = loading.loaded.set(loaded);
-            ready(address);
+    let (loading, handle) = (app.clone(), Handle::current());
+    std::thread::spawn(move || {
+        match load(&loading.config, loading.tier, &loading.metrics, handle) {
+            Ok(loaded) => {
+                // Only this thread sets it.
+                let _ = loading.loaded.set(loaded);
+                ready(address);
+            }
+            // The receiver is gone only if the server has stopped already.
+            Err(error) => drop(failed.send(error)),
         }
-        // The receiver is gone only if the server has stopped already.
-        Err(error) => drop(failed.send(error)),
     });
     let (halt, halted) = oneshot::channel::<()>();
     let served = axum::serve(listener, routes::of(app.clone())).with_graceful_shutdown(async {
@@ -152,26 +161,35 @@ pub(super) async fn listen(config: &Config) -> Result<(TcpListener, std::net::So
     Ok((listener, address))
 }
 
-fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>) -> Result<Loaded> {
-    let fm_config = fm_config(config, tier);
-    let here = FmTierConfig { url: String::new(), ..fm_config.clone() };
-    let fm = match tier {
-        Tier::Expert if fm_config.url.is_empty() => {
-            return Err(Error::Invalid(
-                "--tier expert needs the FM's address in another process: set fm_serving.url"
-                    .into(),
-            ));
-        }
-        Tier::All | Tier::Expert | Tier::Ingest => FmTier::open(config, fm_config, metrics)?,
-        Tier::FmServing | Tier::FmLogging => FmTier::open(config, &here, metrics)?,
+fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> Result<Loaded> {
+    let ranks = matches!(tier, Tier::All | Tier::Expert);
+    let fm_config = match ranks {
+        true => fm_config(config, tier).clone(),
+        false => FmTierConfig { url: String::new(), ..fm_config(config, tier).clone() },
     };
-    let service = match tier {
-        Tier::All | Tier::Expert => {
-            Some(Arc::new(Service::load(config, fm.manifest(), metrics.clone())?))
-        }
-        Tier::FmServing | Tier::FmLogging | Tier::Ingest => None,
+    if tier == Tier::Expert && fm_config.url.is_empty() {
+        return Err(Error::Invalid(
+            "--tier expert needs the FM's address in another process: set fm_serving.url".into(),
+        ));
+    }
+    let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
+    let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
+    let streams = engine::open(&config.engine)?;
+    let loader =
+        Loader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
+    let begun = Begun::new(loader, (config, tier), schema, &*streams)?;
+    let models = begun.models().clone();
+    let load = |dataset| {
+        Service::load(
+            (config, &dataset),
+            streams.clone(),
+            (models.clone(), metrics.clone()),
+            handle,
+        )
     };
-    Ok(Loaded { service, fm })
+    let service = dataset.map(load).transpose()?.map(Arc::new);
+    let following = begun.follow((streams, metrics.clone()), service.clone())?;
+    Ok(Loaded { models, service, _following: following })
 }
 
 /// Runs on a worker thread what a request needs there, unless its deadline passes first.

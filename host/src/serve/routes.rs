@@ -9,25 +9,30 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use serde::de::DeserializeOwned;
 
 use super::{
-    api::{EventsAnswer, EventsRequest, RankRequest, Refusal},
+    api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal},
     fm_remote::{decode_examples, encode_output},
     http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
+    report,
     service::{FmAnswer, Service},
+    set::{ServedFm, ServingSet},
+    shadow::Seen,
 };
 use crate::{config::Tier, ingest::intake::Taken};
 
 /// The routes of a process.
 pub(super) fn of(app: Arc<App>) -> Router {
     let routes = match app.tier {
-        Tier::All | Tier::Expert | Tier::Ingest => {
-            Router::new().route("/v1/rank", post(rank)).route("/v1/events", post(events))
-        }
+        Tier::All | Tier::Expert | Tier::Ingest => Router::new()
+            .route("/", get(|| async { Html(include_str!("page/index.html")) }))
+            .route("/v1/live", get(live))
+            .route("/v1/rank", post(rank))
+            .route("/v1/events", post(events)),
         Tier::FmServing | Tier::FmLogging => {
             Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
         }
@@ -54,7 +59,7 @@ async fn rank_in_time(
     body: Body,
     start: Instant,
 ) -> Result<Response, Refusal> {
-    let (loaded, service) = (app.loaded()?, service(app)?);
+    let service = service(app)?;
     let left = time_left(headers, app.config.server.deadline_ms)?;
     let deadline = start + left;
     // Before the body: what is refused must cost nothing.
@@ -63,7 +68,7 @@ async fn rank_in_time(
     let (of_fetch, own) = (service.clone(), request.clone());
     let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
     let asked = Instant::now();
-    let output = loaded.fm.infer(fetched.example.clone(), deadline).await;
+    let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
     if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
         output
@@ -71,10 +76,11 @@ async fn rank_in_time(
         return Err(refusal);
     }
     let idle = service.clone();
+    let seen = Seen { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
     let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
     let answer = on_worker(app, deadline, run).await?;
     // What can be done between requests need not wait for the next one; a full queue has no time for it.
-    let _ = app.workers.submit(move || idle.between_requests());
+    let _ = app.workers.submit(move || idle.after(seen));
     Ok(json(StatusCode::OK, &answer))
 }
 
@@ -123,32 +129,62 @@ async fn embed_in_time(
     let _permit = app.admission.enter(left)?;
     let body = bytes(body, app.fm_config().max_body_bytes).await?;
     let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
-    let output = loaded.fm.infer(examples.into(), start + left).await?;
-    let (width, format) = (loaded.fm.manifest().config.tae_width(), app.fm_config().tae);
+    let set = loaded.models.set();
+    let fm = wanted(&set, headers)?;
+    let output = fm.tier.infer(examples.into(), start + left).await?;
+    let (width, format) = (fm.manifest().config.tae_width(), app.fm_config().tae);
     let answer = encode_output(output, width, format)
         .map_err(|error| Refusal::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
 }
 
-async fn manifest(State(app): State<Arc<App>>) -> Response {
-    match app.loaded() {
-        Ok(loaded) => json(StatusCode::OK, loaded.fm.manifest()),
-        Err(refusal) => refuse(&refusal),
-    }
+async fn manifest(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let told = app.loaded().and_then(|loaded| {
+        Ok(json(StatusCode::OK, wanted(&loaded.models.set(), &headers)?.manifest()))
+    });
+    told.unwrap_or_else(|refusal| refuse(&refusal))
+}
+
+/// The version of the FM that a caller asks for.
+fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> Result<&'a ServedFm, Refusal> {
+    let Some(given) = headers.get(FM_VERSION_HEADER) else { return Ok(set.default_fm()) };
+    let given = given.to_str().unwrap_or_default();
+    set.fm(given).ok_or_else(|| Refusal::NoVersion {
+        given: given.to_owned(),
+        known: set.fms().map(|fm| fm.version().to_owned()).collect(),
+    })
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     match app.loaded() {
-        Ok(_) => "ready\n".into_response(),
+        Ok(loaded) => match loaded.models.problem() {
+            None => "ready\n".into_response(),
+            // What serves is whole; a balancer that took every replica out would make a bad promotion an outage.
+            Some(problem) => {
+                format!("ready, but the last change of versions is not served: {problem}\n")
+                    .into_response()
+            }
+        },
         Err(refusal) => refuse(&refusal),
     }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    if let Some(counts) = app.loaded.get().and_then(|loaded| loaded.fm.cache_counts()) {
-        app.metrics.history_cache(counts);
+    if let Some(loaded) = app.loaded.get() {
+        app.metrics.history_cache(loaded.models.set().cache_counts());
+    }
+    if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
+        report::gauges(service, &app.metrics);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+/// What the page at `/` shows.
+async fn live(State(app): State<Arc<App>>) -> Response {
+    match service(&app) {
+        Ok(service) => json(StatusCode::OK, &report::report(&service, &app.metrics)),
+        Err(refusal) => refuse(&refusal),
+    }
 }
 
 fn service(app: &App) -> Result<Arc<Service>, Refusal> {

@@ -16,7 +16,7 @@ use crate::{
     expert::{
         Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions,
         Parameters, TrainerConfig,
-        train::{BatchReport, OptimizerConfig},
+        train::{BatchReport, OptimizerConfig, SavedTrainer},
     },
     logs::{LogReader, Logged},
 };
@@ -174,9 +174,31 @@ impl ExpertStream {
         parameters: Parameters,
         start: &Start<'_>,
     ) -> Result<Self> {
+        let trainer =
+            ExpertTrainer::new(blueprint, parameters, Self::trainer_config(start), start.device)?;
+        Ok(Self { trainer, settings: start.settings.clone() })
+    }
+
+    /// Goes on online with what [`ExpertStream::saved`] gave.
+    ///
+    /// # Errors
+    /// What was saved is of another network or configuration.
+    pub fn resume(
+        blueprint: Arc<Blueprint>,
+        saved: SavedTrainer,
+        start: &Start<'_>,
+    ) -> Result<Self> {
+        let config = Self::trainer_config(start);
+        let trainer = ExpertTrainer::resume(blueprint, saved, config, start.device)?;
+        let mut stream = Self { trainer, settings: start.settings.clone() };
+        stream.go_online();
+        Ok(stream)
+    }
+
+    fn trainer_config(start: &Start<'_>) -> TrainerConfig {
         let settings = start.settings;
         let steps = settings.epochs as u64 * start.rows / settings.batch_rows as u64;
-        let config = TrainerConfig {
+        TrainerConfig {
             optimizer: OptimizerConfig {
                 learning_rate: settings.learning_rate as f32,
                 table_learning_rate: (settings.learning_rate * TABLE_RATE) as f32,
@@ -192,9 +214,7 @@ impl ExpertStream {
             average_decay: settings.average_decay as f32,
             seed: settings.seed,
             ..TrainerConfig::default()
-        };
-        let trainer = ExpertTrainer::new(blueprint, parameters, config, start.device)?;
-        Ok(Self { trainer, settings: settings.clone() })
+        }
     }
 
     /// Learns from a past in as many passes as the settings say. The first goes in time order, and
@@ -232,13 +252,31 @@ impl ExpertStream {
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
         in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
             let chunk = Chunk { examples, tae };
-            let predictions = self.trainer.predict(chunk)?;
+            let predictions = self.predict(chunk)?;
             watch(&examples.iter().collect::<Vec<_>>(), &predictions);
-            if learns {
-                self.trainer.train(chunk, |_| ())?;
-            }
-            Ok(())
+            if learns { self.learn(chunk) } else { Ok(()) }
         })
+    }
+
+    /// Predictions for a chunk's targets, `[rows]` a task, as they would be served now.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.trainer.predict(chunk)?)
+    }
+
+    /// Learns from a chunk.
+    ///
+    /// # Errors
+    /// A plugin whose hooks fail, embeddings of another width.
+    pub fn learn(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        Ok(self.trainer.train(chunk, |_| ())?)
+    }
+
+    /// All that it goes on from.
+    pub fn saved(&self) -> SavedTrainer {
+        self.trainer.saved()
     }
 
     /// The parameters so far.

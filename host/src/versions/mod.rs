@@ -4,6 +4,7 @@
 //! The registry is a stream of decisions ([`crate::engine::Topic::versions`]); its state is their sum ([`Registry`]), and
 //! a decision (`rules`) is appended only where the state it was made on still holds ([`Versions`]). It holds no weights.
 
+mod describe;
 mod registry;
 mod rules;
 mod split;
@@ -16,6 +17,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    describe::{NewExpert, keep},
     registry::{ExpertVersions, Registry},
     rules::Promotion,
     split::{choose, place},

@@ -1,9 +1,9 @@
 //! The registry in its stream: read it, follow it, and append decisions so that
 //! no two writers decide on one state.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use super::{Change, Decision, ExpertVersion, FmVersion, Registry};
+use super::{Change, Decision, ExpertVersion, FmVersion, Registry, describe::now_ms};
 use crate::{
     engine::{Appender, Engine, Reader, Record, Topic},
     error::{Error, Result},
@@ -156,8 +156,4 @@ fn record(decision: &Decision) -> Result<Record> {
     let payload = serde_json::to_vec(decision)
         .map_err(|error| Error::Invalid(format!("a decision cannot be written: {error}")))?;
     Ok(Record { id: 0, payload })
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
