@@ -28,7 +28,7 @@ const WAIT: Duration = Duration::from_millis(200);
 const REST: Duration = Duration::from_secs(1);
 
 /// How often what could not be loaded is tried again.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Records a look.
 const MOST: usize = 4096;
