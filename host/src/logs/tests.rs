@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use hypercast_fm::example::Outcome;
+
 use super::events::{Entry, EventLog, Fsync};
 use super::*;
 use crate::dataset::timeline::Span;
