@@ -75,7 +75,10 @@ pub fn run(options: &Options) -> Result<Report> {
         config
             .experts
             .iter()
-            .try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
+            .try_for_each(|entry| {
+                let logs = train::expert::Source::Logs(None);
+                train::expert::train(&config, entry, &engine, logs).map(drop)
+            })
     })?;
     drop(engine);
 
