@@ -7,6 +7,7 @@
 //! JetStream across machines. Neither knows what a record means. A third, in
 //! memory, serves tests and one process.
 
+mod directory;
 mod ids;
 mod memory;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use crate::error::{Error, Result};
 
+pub use self::directory::Directory;
 pub use self::memory::Memory;
 
 /// The name of a stream: lower-case letters, digits, `-` and `_`.

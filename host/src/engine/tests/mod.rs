@@ -1,5 +1,6 @@
 //! What every engine promises, told once and asked of each.
 
+mod directory;
 mod suite;
 
 use super::*;

@@ -25,6 +25,27 @@ pub(super) fn every_promise(engine: &dyn Engine) {
     topics_do_not_meet(engine, &topic("one"), &topic("two"));
 }
 
+/// What an engine that is opened again, by the next process, knows of what the one before did.
+pub(super) fn opened_again_it_goes_on(open: &dyn Fn() -> Arc<dyn Engine>) {
+    let topic = topic("again");
+    for round in 0..3 {
+        let engine = open();
+        let appender = engine.appender(&topic).unwrap();
+        let before = appender.append(&numbered(1..1 + 20 * round)).unwrap();
+        assert_eq!(before, Appended { end: 20 * round, repeated: 20 * round as usize });
+        let half = numbered(11 + 20 * round..21 + 20 * round);
+        assert_eq!(
+            appender.append(&numbered(1 + 20 * round..11 + 20 * round)).unwrap().repeated,
+            0
+        );
+        assert_eq!(appender.append(&half).unwrap().end, 20 * (round + 1));
+        assert_eq!(appender.append(&half).unwrap().repeated, 10);
+        assert_eq!(engine.span(&topic).unwrap(), 0..20 * (round + 1));
+        assert_eq!(all(&*engine, &topic, 0), texts(1..1 + 20 * (round + 1)));
+    }
+    assert_eq!(all(&*open(), &topic, 20), texts(21..61));
+}
+
 pub(super) fn topic(name: &str) -> Topic {
     Topic::expert("suite", name)
 }
@@ -204,7 +225,8 @@ fn threads_append_all_of_theirs_in_order(engine: &dyn Engine, topic: &Topic) {
     let texts = all(engine, topic, 0);
     assert_eq!(texts.len() as u64, 8 * EACH);
     for of in 1..=8 {
-        let own = texts.iter().map(|text| text.parse().unwrap()).filter(|id| id / 1000 == of);
+        let own =
+            texts.iter().map(|text| text.parse::<u64>().unwrap()).filter(|id| id / 1000 == of);
         assert!(own.eq(of * 1000..of * 1000 + EACH), "the records of thread {of}");
     }
 }
