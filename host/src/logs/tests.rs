@@ -220,11 +220,11 @@ fn embeddings_rounded_to_bf16_take_less() {
     let bytes = [TaeStorage::F32, TaeStorage::Bf16].map(|storage| {
         let logs = dir.path().join(format!("{storage:?}"));
         let options = LogOptions { tae: storage, ..options() };
-        let versions = vec![LogVersion::new("1.0.0", 64)];
+        let versions = vec![LogVersion::new("1.0.0", 256)];
         let mut writer = LogWriter::create(&logs, &data.schema, options, versions).unwrap();
         for example in &examples {
             let tae: Vec<f32> =
-                (0..example.targets.len() * 64).map(|at| value(example.request, at)).collect();
+                (0..example.targets.len() * 256).map(|at| value(example.request, at)).collect();
             writer.write(row(example, &[&tae])).unwrap();
         }
         writer.finish().unwrap();
