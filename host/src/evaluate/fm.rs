@@ -99,7 +99,12 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
     remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-    let mut log = LogWriter::create(&config.paths.logs, &stream.dataset.schema, config.logs.options(), versions)?;
+    let mut log = LogWriter::create(
+        &config.paths.logs,
+        &stream.dataset.schema,
+        config.logs.options(),
+        versions,
+    )?;
     let mut said_of = Predictions::create(stream, &spec, work)?;
     let skip = stream.skip()?;
     stream.run("FM", |part| {

@@ -20,10 +20,7 @@ use crate::{
     demo::Seconds,
     error::Result,
     logs::LogReader,
-    train::{
-        fm::dataset_spec,
-        report::ALL,
-    },
+    train::{fm::dataset_spec, report::ALL},
 };
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];

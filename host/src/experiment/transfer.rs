@@ -23,14 +23,8 @@ use super::{
     targets,
 };
 use crate::{
-    config::Config,
-    dataset::timeline::Span,
-    demo::Seconds,
-    error::Result,
-    evaluate::stream::Part,
-    logs::LogReader,
-    schema::TaskRole,
-    train::fm::dataset_spec,
+    config::Config, dataset::timeline::Span, demo::Seconds, error::Result, evaluate::stream::Part,
+    logs::LogReader, schema::TaskRole, train::fm::dataset_spec,
 };
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];

@@ -91,7 +91,7 @@ impl LogFollower {
     ///
     /// # Errors
     /// Damage, a file that is gone though only a part of it was read, embeddings of another length than before.
-    pub fn next(&mut self) -> Result<Option<Logged>> {
+    pub fn next_request(&mut self) -> Result<Option<Logged>> {
         loop {
             if let Some(logged) = self.ready.next() {
                 self.position.row += 1;
@@ -129,7 +129,10 @@ impl LogFollower {
             if self.position.row > 0 {
                 return Err(Error::data(
                     &self.dir,
-                    format!("file {wanted} is gone and was read to request {} only; the rest is lost: train without what was saved", self.position.row),
+                    format!(
+                        "file {wanted} is gone and was read to request {} only; the rest is lost: train without what was saved",
+                        self.position.row
+                    ),
                 ));
             }
             tracing::warn!("{}: files {wanted} to {} are gone", self.dir.display(), number - 1);
@@ -138,7 +141,11 @@ impl LogFollower {
         let pair = Pair::open(&self.dir, number)?;
         let Some(version) = pair.version(&self.version) else {
             if !self.said {
-                tracing::warn!("{}: file {number} has no TAEs of FM {}; such files are passed over", self.dir.display(), self.version);
+                tracing::warn!(
+                    "{}: file {number} has no TAEs of FM {}; such files are passed over",
+                    self.dir.display(),
+                    self.version
+                );
                 self.said = true;
             }
             self.position = LogPosition::file(number + 1);
@@ -148,7 +155,10 @@ impl LogFollower {
         if before != version.tae_dim {
             return Err(Error::data(
                 &self.dir,
-                format!("file {number}: TAEs of FM {} have {} values, {before} in the files before", self.version, version.tae_dim),
+                format!(
+                    "file {number}: TAEs of FM {} have {} values, {before} in the files before",
+                    self.version, version.tae_dim
+                ),
             ));
         }
         self.start(pair)?;
@@ -168,7 +178,10 @@ impl LogFollower {
             if group == open.pair.groups() {
                 return Err(Error::data(
                     &self.dir,
-                    format!("file {} has fewer requests than the {} that were read of it; these are other logs", self.position.file, self.position.row),
+                    format!(
+                        "file {} has fewer requests than the {} that were read of it; these are other logs",
+                        self.position.file, self.position.row
+                    ),
                 ));
             }
             let version = LogVersion::new(&self.version, self.tae_dim.unwrap_or(0));

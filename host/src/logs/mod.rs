@@ -107,7 +107,9 @@ impl LogManifest {
         if let Some(other) = format.filter(|&format| format != u64::from(FORMAT)) {
             return Err(Error::data(
                 &path,
-                format!("log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"),
+                format!(
+                    "log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"
+                ),
             ));
         }
         serde_json::from_value(value).map_err(wrong)

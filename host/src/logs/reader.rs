@@ -71,7 +71,10 @@ impl LogReader {
         files.retain(|file| file.note.versions.contains(&chosen));
         if files.len() < all {
             let (version, without) = (&chosen.version, all - files.len());
-            tracing::warn!("{}: {without} of {all} files have no TAEs of FM {version}; they are passed over", dir.display());
+            tracing::warn!(
+                "{}: {without} of {all} files have no TAEs of FM {version}; they are passed over",
+                dir.display()
+            );
         }
         let mut reader = LogReader {
             schema,

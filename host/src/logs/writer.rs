@@ -148,7 +148,11 @@ impl LogWriter {
         let example = row.example;
         assert_eq!(row.taes.len(), self.versions.len(), "embeddings of every version");
         for (tae, version) in row.taes.iter().zip(&self.versions) {
-            assert_eq!(tae.len(), example.targets.len() * version.tae_dim, "one embedding a target");
+            assert_eq!(
+                tae.len(),
+                example.targets.len() * version.tae_dim,
+                "one embedding a target"
+            );
         }
         self.position = row.position.or(self.position);
         self.buffered_rows += example.targets.len();

@@ -218,7 +218,12 @@ impl Run {
             remove_dir(&config.paths.logs)?;
         }
         let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-        let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
+        let mut log = LogWriter::create(
+            &config.paths.logs,
+            &dataset.schema,
+            config.logs.options(),
+            versions,
+        )?;
         let options = ReplayOptions {
             span: Span { from_ms: None, until_ms },
             history_len: config.fm.max_history,

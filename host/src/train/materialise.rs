@@ -43,7 +43,8 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
     let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
-    let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
+    let mut log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
     let replay = Replay::new(
         dataset,
         ReplayOptions {

@@ -318,13 +318,13 @@ fn in_chunks(
 mod tests {
     use super::*;
     use crate::{
+        config::Logs,
         dataset::Dataset,
         features::{
             FeatureConfig,
             replay::{Replay, ReplayOptions},
         },
         import::simulate,
-        config::Logs,
         logs::{LogOptions, LogVersion, LogWriter},
     };
 

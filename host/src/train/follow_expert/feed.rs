@@ -73,7 +73,8 @@ impl Computed {
             let mut records = self.reader.next(RECORDS, wait)?;
             let end = self.reader.position();
             records.retain(|record| {
-                !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
+                !record.example.targets.is_empty()
+                    && self.surfaces.contains(&record.example.surface)
             });
             if records.is_empty() {
                 self.position = end;
@@ -108,7 +109,7 @@ impl Feed {
     pub(super) fn next(&mut self, wait: Duration) -> Result<Option<Logged>> {
         match self {
             Feed::Logs(logs) => {
-                let next = logs.next()?;
+                let next = logs.next_request()?;
                 if next.is_none() {
                     std::thread::sleep(wait);
                 }

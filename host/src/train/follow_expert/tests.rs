@@ -57,7 +57,9 @@ impl World {
             let tae: Vec<f32> = example
                 .targets
                 .iter()
-                .flat_map(|own| [own.item.id as f32 * 0.1, 1.0, example.request as f32 * 1e-3, -1.0])
+                .flat_map(|own| {
+                    [own.item.id as f32 * 0.1, 1.0, example.request as f32 * 1e-3, -1.0]
+                })
                 .collect();
             let taes = [tae.as_slice()];
             let row = LogRow { example, taes: &taes, correction, ingested_ms: 7, position: None };
@@ -68,8 +70,7 @@ impl World {
 
     fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowReport {
         let guests = expert::Engine::new(config.plugin_limits.engine()).unwrap();
-        let ground =
-            Ground { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
+        let ground = Ground { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
         let options = FollowOptions {
             version: Some("1.0.0".into()),
             until_end: true,

@@ -28,8 +28,7 @@ fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
         simulate::Options { into, users: 20, items: 30, requests: 150, surfaces: 2, seed: 3 };
     simulate::simulate(&options).unwrap();
     let dataset = Dataset::open(&options.into).unwrap();
-    let mut config = Config::default();
-    config.fm = FmConfig {
+    let fm = FmConfig {
         dim: 16,
         qk_dim: 8,
         v_dim: 8,
@@ -37,6 +36,7 @@ fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
         max_history: 16,
         ..FmConfig::default()
     };
+    let mut config = Config { fm, ..Config::default() };
     config.paths.fm = dir.join("fm");
     config.paths.fm_work = dir.join("fm-work");
     config.paths.logs = dir.join("logs");
@@ -165,7 +165,8 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     let whole = said(&logged(&config, "1.0.0"));
     let fm = inference::load(&config.paths.fm, Default::default()).unwrap();
     let expected = fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap().tae;
-    let found: Vec<f32> = whole.iter().flat_map(|row| &row.2).map(|&bits| f32::from_bits(bits)).collect();
+    let found: Vec<f32> =
+        whole.iter().flat_map(|row| &row.2).map(|&bits| f32::from_bits(bits)).collect();
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
 
