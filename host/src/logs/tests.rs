@@ -250,11 +250,11 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
     let mut follower = LogFollower::open(&logs, "fm-7", LogPosition::default()).unwrap();
     let mut seen = Vec::new();
     for (at, example) in examples.iter().enumerate() {
-        assert!(follower.next().unwrap().is_none(), "what is not complete is not seen");
+        assert!(follower.next_request().unwrap().is_none(), "what is not complete is not seen");
         writer.write(row(example, &[&tae(example)])).unwrap();
         // A file a minute: every 20th example, by this clock.
         writer.tick(at as i64 * 3000).unwrap();
-        while let Some(logged) = follower.next().unwrap() {
+        while let Some(logged) = follower.next_request().unwrap() {
             seen.push(logged.example.request);
             if seen.len() % 7 == 0 {
                 follower = LogFollower::open(&logs, "fm-7", follower.position()).unwrap();
@@ -262,7 +262,7 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
         }
     }
     writer.finish().unwrap();
-    while let Some(logged) = follower.next().unwrap() {
+    while let Some(logged) = follower.next_request().unwrap() {
         seen.push(logged.example.request);
     }
     assert!(numbers(&logs).unwrap().len() >= 9);
@@ -278,7 +278,7 @@ fn a_follower_is_given_its_version_and_corrections_as_they_were_written() {
     several(&logs, &data, &examples, TaeStorage::F32);
     let mut follower = LogFollower::open(&logs, "2.0.0", LogPosition::default()).unwrap();
     let mut rows = Vec::new();
-    while let Some(logged) = follower.next().unwrap() {
+    while let Some(logged) = follower.next_request().unwrap() {
         rows.push(logged);
     }
     assert_eq!(rows.len(), examples.len() - examples.len() / 3 + 1);
