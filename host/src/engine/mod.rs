@@ -9,16 +9,31 @@
 
 mod directory;
 mod ids;
+mod line;
 mod memory;
+mod nats;
 #[cfg(test)]
 mod tests;
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
+use crate::config::{EngineKind, EngineSettings};
 use crate::error::{Error, Result};
 
 pub use self::directory::Directory;
 pub use self::memory::Memory;
+pub use self::nats::Nats;
+
+/// Opens the engine that the settings choose.
+///
+/// # Errors
+/// A directory that cannot be made, a server that cannot be reached.
+pub fn open(settings: &EngineSettings) -> Result<Arc<dyn Engine>> {
+    Ok(match settings.kind {
+        EngineKind::Directory => Arc::new(Directory::open(settings)?),
+        EngineKind::Nats => Arc::new(Nats::open(settings)?),
+    })
+}
 
 /// The name of a stream: lower-case letters, digits, `-` and `_`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
