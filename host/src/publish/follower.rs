@@ -149,6 +149,7 @@ impl Follower {
                     self.coming = None;
                     self.reader =
                         self.engine.reader(&self.topic, newest(&*self.engine, &self.topic)?)?;
+                    continue;
                 }
                 Err(error) => return Err(error),
             }

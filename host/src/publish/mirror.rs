@@ -92,7 +92,9 @@ impl Mirror {
         work: &Path,
     ) -> Result<Self> {
         let dense = source.dense();
-        let total = total_bytes(source);
+        let values: usize = dense.iter().map(|tensor| tensor.values.len()).sum();
+        let rows = source.rows().map_or(0, |rows| rows.len() * row_bytes(rows.dim()));
+        let total = 4 * values + rows;
         // A budget has some tens of blocks, so that it can be spent well.
         let block = (total as f64 * settings.share / 4.0 / 32.0) as usize;
         let block = block.clamp(LEAST_BLOCK, MOST_BLOCK);
@@ -134,6 +136,16 @@ impl Mirror {
         })
     }
 
+    /// All weights of `source` as a snapshot has them, before compression.
+    pub(super) fn all_bytes(&self, source: &dyn Weights) -> u64 {
+        let of = |kept: &Kept| -> usize {
+            kept.values.chunks(self.block).map(|block| block_bytes(&kept.name, block.len())).sum()
+        };
+        let dense: usize = self.dense.iter().map(of).sum();
+        let rows = source.rows().map_or(0, |rows| rows.len() * row_bytes(rows.dim()));
+        (dense + rows) as u64
+    }
+
     /// What to send of `source` now; none where only a snapshot will do.
     pub(super) fn choose(
         &self,
@@ -146,7 +158,7 @@ impl Mirror {
         if !same || source.rows().is_some() != self.rows.is_some() {
             return Ok(None);
         }
-        let mut budget = (total_bytes(source) as f64 * settings.share) as u64;
+        let mut budget = (self.all_bytes(source) as f64 * settings.share) as u64;
         let mut delta = Delta::default();
         let mut candidates = self.moved_blocks(&dense);
         if let (Some(rows), Some(mirror)) = (source.rows(), &self.rows) {
@@ -274,13 +286,6 @@ impl RowMirror {
         moved.iter_mut().for_each(|candidate| candidate.movement /= scale);
         moved
     }
-}
-
-/// All weights as they are written, before compression, but for the names of blocks.
-pub(super) fn total_bytes(source: &dyn Weights) -> u64 {
-    let dense: usize = source.dense().iter().map(|tensor| 4 * tensor.values.len()).sum();
-    let rows = source.rows().map_or(0, |rows| rows.len() * row_bytes(rows.dim()));
-    (dense + rows) as u64
 }
 
 /// The root mean square of values.

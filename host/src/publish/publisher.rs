@@ -159,7 +159,7 @@ impl Publisher {
                 sending.rows(ids, rows)?;
             }
         }
-        let (published, tail) = sending.end(source)?;
+        let (published, tail) = sending.end(mirror.all_bytes(source))?;
         mirror.sent(&delta)?;
         (self.tail, self.mirror) = (Some(tail), Some(mirror));
         self.deltas += 1;
@@ -190,7 +190,7 @@ impl Publisher {
                 mirror.keep_rows(ids, &values)?;
             }
         }
-        let (published, after) = sending.end(source)?;
+        let (published, after) = sending.end(mirror.all_bytes(source))?;
         if let Some(before) = tail.snapshot {
             self.engine.trim(&self.topic, before)?;
         }
@@ -340,7 +340,7 @@ impl Sending {
         Ok(())
     }
 
-    fn end(mut self, source: &dyn Weights) -> Result<(Published, Tail)> {
+    fn end(mut self, all_bytes: u64) -> Result<(Published, Tail)> {
         self.close_part()?;
         let snapshot = self.kind == PublicationKind::Snapshot;
         self.record(&Body::End { snapshot, checksum: self.checksum })?;
@@ -360,7 +360,7 @@ impl Sending {
             removed: self.total.removed,
             raw_bytes: self.raw_bytes,
             bytes: self.bytes,
-            all_bytes: super::mirror::total_bytes(source),
+            all_bytes,
         };
         Ok((published, tail))
     }

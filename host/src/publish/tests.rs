@@ -391,6 +391,7 @@ fn a_follower_goes_on_where_another_was() {
     let mut late = Follower::resume(engine, world.topic.clone(), at).unwrap();
     let newest = next(&mut late).unwrap();
     assert_eq!(newest.header.kind, PublicationKind::Snapshot);
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 1, "it had read that before");
     assert_eq!(next(&mut follower).unwrap().header.sequence, newest.header.sequence);
 }
 

@@ -279,7 +279,11 @@ fn learn_past(
             return Ok(None);
         }
         if !said {
-            tracing::warn!("{}: no rows of expert {} yet; it waits for them", logs.display(), entry.name);
+            tracing::warn!(
+                "{}: no rows of expert {} yet; it waits for them",
+                logs.display(),
+                entry.name
+            );
             said = true;
         }
         std::thread::sleep(LOOK_EVERY);
@@ -290,8 +294,7 @@ fn learn_past(
         load.blueprint(&view, &survey.fm_version, config.plugin_limits.load_options())?;
     let seed = config.expert_training.seed;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
-    let mut stream =
-        ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;
+    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;
     let mut until_ms = i64::MIN;
     stream.learn_past(&view, |report| {
         until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);

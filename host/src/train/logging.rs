@@ -77,12 +77,8 @@ pub fn follow(
     (stop, out): (&Stop, &mut dyn Write),
 ) -> Result<LoggingReport> {
     let _owner = Owner::take(&config.paths.logs)?;
-    let log = LogWriter::create(
-        &config.paths.logs,
-        &dataset.schema,
-        config.logs.options(),
-        Vec::new(),
-    )?;
+    let log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(Telemetry::default());
     let meters = Meters::new(&telemetry);
@@ -229,7 +225,9 @@ impl Tier<'_> {
 
     fn wait_for_weights(&mut self) {
         if !self.waits {
-            tracing::warn!("no FM version has weights yet; examples wait for the first publication");
+            tracing::warn!(
+                "no FM version has weights yet; examples wait for the first publication"
+            );
             self.waits = true;
         }
         std::thread::sleep(LOOK_EVERY);

@@ -155,7 +155,9 @@ impl ExpertTrainer {
             return Err(other("another network"));
         }
         if saved.average.is_some() != (config.average_decay > 0.0) {
-            return Err(other("a configuration that averages otherwise (expert_training.average_decay)"));
+            return Err(other(
+                "a configuration that averages otherwise (expert_training.average_decay)",
+            ));
         }
         let parameters = |values| {
             Parameters::with_values(&blueprint.graph, values, saved.provenance.clone())
@@ -214,8 +216,9 @@ impl ExpertTrainer {
     ) -> Result<(), Error> {
         let mut requests = self.requests(chunk)?;
         let mut labels = self.labels(&requests)?;
-        self.rng =
-            SmallRng::seed_from_u64(self.config.seed ^ self.chunks.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.rng = SmallRng::seed_from_u64(
+            self.config.seed ^ self.chunks.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        );
         self.chunks += 1;
         self.sample(&mut requests, &mut labels)?;
         if self.config.shuffle {

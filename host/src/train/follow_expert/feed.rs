@@ -73,7 +73,8 @@ impl Computed {
             let mut records = self.reader.next(RECORDS, wait)?;
             let end = self.reader.position();
             records.retain(|record| {
-                !record.example.targets.is_empty() && self.surfaces.contains(&record.example.surface)
+                !record.example.targets.is_empty()
+                    && self.surfaces.contains(&record.example.surface)
             });
             if records.is_empty() {
                 self.position = end;

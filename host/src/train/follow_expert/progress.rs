@@ -70,7 +70,8 @@ impl Progress {
     /// Notes what was said of examples, `[rows]` a task, before they were learned from.
     pub(super) fn push(&mut self, examples: &[Example], predictions: &[Vec<f32>]) {
         let all = self.labels.schema.surfaces.len();
-        let rows = examples.iter().flat_map(|own| (0..own.targets.len()).map(move |row| (own, row)));
+        let rows =
+            examples.iter().flat_map(|own| (0..own.targets.len()).map(move |row| (own, row)));
         for (at, (example, row)) in rows.enumerate() {
             for (task, (in_schema, _)) in self.tasks.iter().enumerate() {
                 let label = in_schema.and_then(|own| self.labels.label(example, row, own));

@@ -41,7 +41,8 @@ impl State {
             Error::data(&path, format!("{why}; remove it to train the expert anew on the logs"))
         };
         let (head, body) = bytes.split_at_checked(8).ok_or_else(|| wrong("it is damaged"))?;
-        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         if word(0) != FORMAT {
             return Err(wrong(&format!("format {}, this build reads {FORMAT}", word(0))));
         }
@@ -55,8 +56,8 @@ impl State {
     /// Saves it: a crash leaves the old one or this one.
     pub(super) fn write(&self, work: &Path) -> Result<()> {
         let (path, temporary) = (path(work), work.join("state.tmp"));
-        let body = postcard::to_stdvec(self)
-            .map_err(|error| Error::data(&path, error.to_string()))?;
+        let body =
+            postcard::to_stdvec(self).map_err(|error| Error::data(&path, error.to_string()))?;
         let write = || {
             let mut file = fs::File::create(&temporary)?;
             file.write_all(&FORMAT.to_le_bytes())?;

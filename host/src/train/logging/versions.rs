@@ -136,9 +136,7 @@ impl LoadedVersions {
     pub(super) fn usable(&self) -> Vec<LogVersion> {
         let usable = self.versions.iter().filter_map(|own| own.fm.as_ref().map(|fm| (own, fm)));
         usable
-            .map(|(own, fm)| {
-                LogVersion::new(&own.to_log.version, fm.manifest().config.tae_width())
-            })
+            .map(|(own, fm)| LogVersion::new(&own.to_log.version, fm.manifest().config.tae_width()))
             .collect()
     }
 
