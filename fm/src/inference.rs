@@ -162,7 +162,7 @@ impl<B: ServingBackend> Loaded<B> {
         let live = from.work.map(|work| Live::open(dir, work)).transpose()?;
         let rows = match &live {
             Some(live) => live.rows(),
-            None => Rows::Fixed(StoreReader::open(dir.join("store"))?),
+            None => Rows::Fixed(Box::new(StoreReader::open(dir.join("store"))?)),
         };
         let now = Generation {
             manifest: Arc::new(manifest.clone()),

@@ -31,7 +31,7 @@ pub(crate) struct Generation<B: ServingBackend> {
 #[derive(Debug)]
 pub(crate) enum Rows {
     /// In a checkpoint.
-    Fixed(StoreReader),
+    Fixed(Box<StoreReader>),
     /// In a store that takes new ones.
     Live {
         below: StoreHandle,

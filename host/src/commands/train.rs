@@ -1,6 +1,6 @@
 //! `hypercast train fm|expert` and `hypercast materialise`.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Subcommand;
 
@@ -10,7 +10,13 @@ use crate::{
     engine,
     expert::Engine,
     stop::Stop,
-    train::{expert, fm, follow_expert, follow_fm, logging, materialise, report},
+    train::{
+        expert, fm,
+        follow_expert::{self, Ground},
+        follow_fm,
+        logging::{self, LoggingOptions, Registered},
+        materialise, report,
+    },
 };
 
 /// Train the foundation model or an expert
@@ -32,21 +38,43 @@ pub enum What {
         /// Go on where the run was last saved (fm.save_every_requests)
         #[arg(long)]
         resume: bool,
-        /// As a service.
+        /// Training as a service.
         #[command(flatten)]
         follow: Follow,
     },
     /// An expert, from the feature logs alone
-    Expert {
-        /// Its name in the configuration; every expert if none is given
-        name: Option<String>,
-        /// The configuration file
-        #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
-        config: PathBuf,
-        /// As a service.
-        #[command(flatten)]
-        follow: FollowExpert,
-    },
+    Expert(ExpertArgs),
+}
+
+/// What an expert is trained on.
+#[derive(Debug, clap::Args)]
+pub struct ExpertArgs {
+    /// Its name in the configuration; every expert if none is given
+    pub name: Option<String>,
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
+    pub config: PathBuf,
+    /// The FM version whose TAEs it learns with; needed where the logs hold several
+    #[arg(long = "fm", value_name = "VERSION")]
+    pub fm: Option<String>,
+    /// Compute TAEs with this checkpoint on the spot, instead of reading them from the logs
+    #[arg(long, value_name = "DIR", conflicts_with = "fm")]
+    pub fm_checkpoint: Option<PathBuf>,
+    /// Go on behind the stream until SIGTERM: learn from logs as they are written, save, publish
+    #[arg(long, requires = "name")]
+    pub follow: bool,
+    /// Which version is trained, with --follow; the plugin's own if missing
+    #[arg(long, value_name = "VERSION", requires = "follow")]
+    pub version: Option<String>,
+    /// A surface to learn from, with --follow (may be repeated); those of the configuration if missing
+    #[arg(long = "surface", value_name = "SURFACE", requires = "follow")]
+    pub surfaces: Vec<String>,
+    /// Answer /metrics at this address, with --follow
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of what is there, with --follow
+    #[arg(long, requires = "follow")]
+    pub until_end: bool,
 }
 
 /// Training as a service.
@@ -67,64 +95,6 @@ pub struct Follow {
     /// Stop at the end of the stream instead of waiting for more
     #[arg(long, requires = "follow")]
     pub until_end: bool,
-}
-
-/// An expert's training as a service.
-#[derive(Debug, clap::Args)]
-pub struct FollowExpert {
-    /// Learn from the feature logs as they grow, publish parameters, and go on where it stopped
-    #[arg(long, requires = "name")]
-    pub follow: bool,
-    /// The version that is trained [default: the plugin's]
-    #[arg(long, requires = "follow", value_name = "VERSION")]
-    pub version: Option<String>,
-    /// The FM version whose TAEs it learns with [default: the one that the logs hold]
-    #[arg(long, requires = "follow", value_name = "VERSION")]
-    pub fm: Option<String>,
-    /// Surfaces to learn from, separated by commas [default: those of the configuration]
-    #[arg(long, requires = "follow", value_name = "NAMES", value_delimiter = ',')]
-    pub surface: Vec<String>,
-    /// A checkpoint of the FM that gives TAEs on the spot, instead of the logs
-    #[arg(long, requires = "follow", value_name = "DIR")]
-    pub fm_checkpoint: Option<PathBuf>,
-    /// Answer GET /metrics here, for example 127.0.0.1:9465
-    #[arg(long, requires = "follow", value_name = "ADDRESS")]
-    pub metrics: Option<std::net::SocketAddr>,
-    /// Stop at the end of the logs instead of waiting for more
-    #[arg(long, requires = "follow")]
-    pub until_end: bool,
-}
-
-/// Follows the feature logs until SIGTERM or SIGINT.
-fn follow_logs(config: &Config, name: &str, args: FollowExpert) -> anyhow::Result<()> {
-    let FollowExpert { version, fm, surface, fm_checkpoint, metrics, until_end, .. } = args;
-    let options = follow_expert::FollowOptions {
-        version,
-        fm,
-        surfaces: surface,
-        fm_checkpoint,
-        metrics,
-        until_end,
-    };
-    let stop = Stop::on_signals()?;
-    let dataset = Dataset::open(&config.paths.dataset)?;
-    let guests = Engine::new(config.plugin_limits.engine())?;
-    let ground = follow_expert::Ground {
-        dataset: &dataset,
-        config,
-        entry: config.expert(name)?,
-        guests: &guests,
-    };
-    let streams = engine::open(&config.engine)?;
-    let out = &mut std::io::stdout();
-    let report = follow_expert::follow(ground, streams, &options, (&stop, out))?;
-    let (requests, corrections) =
-        report.place.map_or((0, 0), |place| (place.requests, place.corrections));
-    eprintln!(
-        "learned from {requests} requests and {corrections} corrections of the logs; {} publications",
-        report.published
-    );
-    Ok(())
 }
 
 /// Follows the joined examples until SIGTERM or SIGINT.
@@ -157,29 +127,50 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             println!("checkpoint: {}", config.paths.fm.display());
             println!("logs: {} ({} rows)", config.paths.logs.display(), report.logged_rows);
         }
-        What::Expert { name, config, follow } => {
-            let config = Config::read(&config)?;
-            if let (true, Some(name)) = (follow.follow, &name) {
-                return follow_logs(&config, name, follow);
-            }
-            let engine = Engine::new(config.plugin_limits.engine())?;
-            let entries = match &name {
-                Some(name) => vec![config.expert(name)?.clone()],
-                None => config.experts.clone(),
-            };
-            anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
-            for entry in &entries {
-                let report = expert::train(&config, entry, &engine)?;
-                println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
-                print!("{}", report::table(&report.progressive));
-                println!("parameters: {}", report.parameters.display());
-            }
-        }
+        What::Expert(args) => train_experts(args)?,
     }
     Ok(())
 }
 
-/// Write the TAEs of served items into feature logs, with a finished checkpoint or with every FM version in use
+fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    let guests = Engine::new(config.plugin_limits.engine())?;
+    if let (true, Some(name)) = (args.follow, &args.name) {
+        let dataset = Dataset::open(&config.paths.dataset)?;
+        let entry = config.expert(name)?;
+        let ground = Ground { dataset: &dataset, config: &config, entry, guests: &guests };
+        let options = follow_expert::FollowOptions {
+            version: args.version,
+            fm: args.fm,
+            surfaces: args.surfaces,
+            fm_checkpoint: args.fm_checkpoint,
+            metrics: args.metrics,
+            until_end: args.until_end,
+        };
+        let streams = engine::open(&config.engine)?;
+        let stop = Stop::on_signals()?;
+        follow_expert::follow(ground, streams, &options, (&stop, &mut std::io::stdout()))?;
+        return Ok(());
+    }
+    let entries = match &args.name {
+        Some(name) => vec![config.expert(name)?.clone()],
+        None => config.experts.clone(),
+    };
+    anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
+    for entry in &entries {
+        let source = match &args.fm_checkpoint {
+            Some(checkpoint) => expert::Source::Checkpoint(checkpoint),
+            None => expert::Source::Logs(args.fm.as_deref()),
+        };
+        let report = expert::train(&config, entry, &guests, source)?;
+        println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
+        print!("{}", report::table(&report.progressive));
+        println!("parameters: {}", report.parameters.display());
+    }
+    Ok(())
+}
+
+/// Write the TAEs of served items into feature logs, with a finished checkpoint
 #[derive(Debug, clap::Args)]
 pub struct MaterialiseArgs {
     /// The configuration file
@@ -191,36 +182,28 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// Follow the joined examples as they come, with every FM version in use, until SIGTERM
+    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,
-    /// Answer GET /metrics here, for example 127.0.0.1:9466
-    #[arg(long, requires = "follow", value_name = "ADDRESS")]
-    pub metrics: Option<std::net::SocketAddr>,
-    /// Stop at the end of the stream instead of waiting for more
+    /// Answer /metrics at this address, with --follow
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of the stream, with --follow
     #[arg(long, requires = "follow")]
     pub until_end: bool,
-}
-
-/// The logging tier until SIGTERM or SIGINT.
-fn log_stream(config: &Config, args: &MaterialiseArgs) -> anyhow::Result<()> {
-    let stop = Stop::on_signals()?;
-    let dataset = Dataset::open(&config.paths.dataset)?;
-    let streams = engine::open(&config.engine)?;
-    let mut active = logging::Registered::new(&*streams, &config.paths.fm)?;
-    let options = logging::LoggingOptions { metrics: args.metrics, until_end: args.until_end };
-    let out = &mut std::io::stdout();
-    let report = logging::follow((&dataset, config), streams, &mut active, options, (&stop, out))?;
-    let logging::LoggingReport { requests, rows, position } = report;
-    eprintln!("logged {requests} requests, {rows} rows, up to {position}");
-    Ok(())
 }
 
 /// Materialises and says how much.
 pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.follow {
-        return log_stream(&config, &args);
+        let dataset = Dataset::open(&config.paths.dataset)?;
+        let streams = engine::open(&config.engine)?;
+        let mut active = Registered::new(&*streams, &config.paths.fm)?;
+        let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
+        let quiet = (&Stop::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);
+        logging::follow((&dataset, &config), streams, &mut active, options, quiet)?;
+        return Ok(());
     }
     let offset = config.timeline.utc_offset_h;
     let time =

@@ -73,10 +73,10 @@ pub fn run(options: &Options) -> Result<Report> {
     eprint!("{}", train::report::table(&fm.progressive));
     let engine = Engine::new(config.plugin_limits.engine())?;
     seconds.time("train_experts", || {
-        config
-            .experts
-            .iter()
-            .try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
+        config.experts.iter().try_for_each(|entry| {
+            let logs = train::expert::Source::Logs(None);
+            train::expert::train(&config, entry, &engine, logs).map(drop)
+        })
     })?;
     drop(engine);
 

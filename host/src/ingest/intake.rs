@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +21,7 @@ use crate::{
         convert::Converter,
         metrics::Metrics,
     },
+    stop::Stop,
 };
 
 /// Takes events in for one process.
@@ -121,8 +122,8 @@ impl Intake {
     }
 
     /// Tells the time as long as a window may be open and nothing else does; returns when told to stop.
-    pub fn tick(&self, stop: &AtomicBool) {
-        while self.tick_ms > 0 && !stop.load(Ordering::Relaxed) {
+    pub fn tick(&self, stop: &Stop) {
+        while self.tick_ms > 0 && !stop.is_asked() {
             std::thread::sleep(Duration::from_millis(self.tick_ms.min(50) as u64));
             let now = now_ms();
             let quiet = now - self.last_append_ms.load(Ordering::Relaxed) >= self.tick_ms;

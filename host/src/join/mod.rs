@@ -9,7 +9,9 @@
 mod core;
 mod delays;
 mod folder;
+mod made;
 mod memory;
+mod outputs;
 mod runner;
 mod saved;
 mod unit;
@@ -18,8 +20,9 @@ mod waiting;
 use hypercast_fm::example::{Example, Item, User};
 use serde::{Deserialize, Serialize};
 
-pub use self::core::{Counts, Joiner, Made, Options, Sink};
+pub use self::core::Joiner;
 pub use self::folder::Folder;
+pub use self::made::{Counts, Made, Options, Sink};
 pub use self::runner::{Passed, Runner};
 pub(crate) use self::runner::{now_ms, world};
 use crate::{

@@ -7,8 +7,9 @@ use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    core::{Counts, Joiner, Options},
+    core::Joiner,
     delays::Delays,
+    made::{Counts, Options},
     memory::{Orphans, Seen},
     unit::{Row, Unit},
 };

@@ -2,10 +2,7 @@
 //! so that it starts at once and needs little.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +26,7 @@ use crate::{
     error::{Error, Result},
     ingest::intake::Intake,
     schema::Schema,
+    stop::Stop,
 };
 
 /// Threads that wait for the disk.
@@ -59,13 +57,13 @@ pub(super) async fn serve(
     let size = PoolSize { threads: THREADS, queue: config.server.queue };
     let workers = Workers::start(size)
         .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
-    let halt = Arc::new(AtomicBool::new(false));
+    let halt = Stop::default();
     let (ticks, of_ticks) = (intake.clone(), halt.clone());
     let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
     let app = Arc::new(App { config, intake, workers, metrics });
     ready(address);
     let served = axum::serve(listener, routes(app)).with_graceful_shutdown(stop).await;
-    halt.store(true, Ordering::Relaxed);
+    halt.ask();
     // A thread that panicked has said so already.
     let _ = ticks.join();
     served.map_err(|error| Error::Invalid(format!("the server failed: {error}")))

@@ -7,10 +7,7 @@
 use std::{
     ops::Range,
     path::Path,
-    sync::{
-        Arc, RwLock, RwLockReadGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -25,6 +22,7 @@ use crate::{
     error::{Error, Result},
     features::{FeatureState, saved::SavedState},
     join::{Folder, Known, Outcome, now_ms, world},
+    stop::Stop,
 };
 
 /// Outcomes that are read together.
@@ -156,8 +154,8 @@ impl Follower {
     }
 
     /// Follows until it is told to stop, then saves the state. An engine that is gone for a while is asked again.
-    pub(super) fn run(mut self, stop: &AtomicBool) {
-        while !stop.load(Ordering::Relaxed) {
+    pub(super) fn run(mut self, stop: &Stop) {
+        while !stop.is_asked() {
             if let Err(error) = self.step(IDLE) {
                 tracing::warn!(%error, "outcomes cannot be followed; trying again");
                 std::thread::sleep(IDLE);

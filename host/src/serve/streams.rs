@@ -3,10 +3,7 @@
 //! and saves their states.
 
 use std::{
-    sync::{
-        Arc, Mutex, RwLockReadGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, RwLockReadGuard},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -26,6 +23,7 @@ use crate::{
     features::FeatureState,
     ingest::intake::{Intake, Taken},
     join::{Passed, Runner},
+    stop::Stop,
 };
 
 /// All of it.
@@ -34,7 +32,7 @@ pub struct Streams {
     live: Arc<Live>,
     /// How far the joiner of this process is.
     passed: Option<watch::Receiver<Passed>>,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -49,7 +47,7 @@ impl Streams {
         dataset: &Dataset,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Stop::default();
         let schema = dataset.schema.clone();
         let intake = Arc::new(Intake::new(engine.clone(), schema, config, metrics.clone()));
         let joiner = match config.join.in_daemon {
@@ -113,14 +111,14 @@ impl Streams {
 
     /// Ends the threads after what they are at, with their states saved.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.ask();
         for thread in self.threads.lock().expect("no holder panics").drain(..) {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
+    fn spawn(&self, name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new()
             .name(name.into())
@@ -142,7 +140,7 @@ fn caught_up(
     engine: &Arc<dyn Engine>,
     config: &Config,
     dataset: &Dataset,
-    (metrics, stop): (&Arc<Metrics>, &Arc<AtomicBool>),
+    (metrics, stop): (&Arc<Metrics>, &Stop),
 ) -> Result<Runner> {
     let mut joiner = Runner::open(engine.clone(), config, dataset, metrics.clone(), stop.clone())?;
     let end = engine.span(&Topic::events())?.end;

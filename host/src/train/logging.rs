@@ -129,6 +129,25 @@ struct Batch {
     since: Option<Instant>,
 }
 
+impl Batch {
+    /// The next records of at most so many targets, or one record.
+    fn take(&mut self, most: usize) -> Vec<Record> {
+        let mut targets = 0;
+        let fits = |record: &&Record| {
+            targets += record.example.targets.len();
+            targets <= most
+        };
+        let count = self.records.iter().take_while(fits).count().max(1);
+        let rest = self.records.split_off(count);
+        let pass = std::mem::replace(&mut self.records, rest);
+        self.targets -= pass.iter().map(|record| record.example.targets.len()).sum::<usize>();
+        if self.records.is_empty() {
+            self.since = None;
+        }
+        pass
+    }
+}
+
 impl Tier<'_> {
     fn run(
         mut self,
@@ -151,7 +170,8 @@ impl Tier<'_> {
             let waited = batch.since.is_some_and(|since| since.elapsed() >= wait);
             if batch.targets >= most || (!batch.records.is_empty() && (waited || over)) {
                 if self.versions.advance(self.position)? {
-                    self.log_batch(std::mem::take(&mut batch))?;
+                    let pass = batch.take(most);
+                    self.log_batch(pass)?;
                     self.waits = false;
                 } else {
                     self.wait_for_weights();
@@ -185,9 +205,9 @@ impl Tier<'_> {
         Ok(came)
     }
 
-    fn log_batch(&mut self, batch: Batch) -> Result<()> {
+    fn log_batch(&mut self, records: Vec<Record>) -> Result<()> {
         let versions = self.versions.usable();
-        let examples: Vec<&Example> = batch.records.iter().map(|record| &record.example).collect();
+        let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
         let taes = self.versions.infer(&examples).map_err(|error| {
             Error::Invalid(format!(
                 "the examples of joined from position {} on: {error}",
@@ -197,7 +217,7 @@ impl Tier<'_> {
         let widths: Vec<usize> = versions.iter().map(|version| version.tae_dim).collect();
         self.log.set_versions(versions)?;
         let mut row = 0;
-        for record in &batch.records {
+        for record in &records {
             let rows = row..row + record.example.targets.len();
             row = rows.end;
             self.position = record.end;
@@ -219,7 +239,7 @@ impl Tier<'_> {
             self.report.requests += 1;
             self.report.rows += rows.len() as u64;
         }
-        self.meters.logged(&batch.records, row, self.position);
+        self.meters.logged(&records, row, self.position);
         Ok(())
     }
 

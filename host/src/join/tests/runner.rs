@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -19,6 +19,7 @@ use crate::{
     ingest::Told,
     join::{Joined, Outcome, Runner},
     serve::metrics::Metrics,
+    stop::Stop,
 };
 
 /// Streams of which those of the joiner fail after so many records, as those of a process that is killed do.
@@ -122,7 +123,8 @@ fn a_joiner_that_is_killed_at_any_moment_makes_each_record_once() {
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
             let engine = Arc::new(Mortal { streams: memory.clone(), left });
             // It is told to stop, so it does not wait for an engine that is not coming back.
-            let stop = Arc::new(AtomicBool::new(true));
+            let stop = Stop::default();
+            stop.ask();
             let mut runner =
                 Runner::open(engine, &config, &data, Arc::new(Metrics::new()), stop).unwrap();
             let end = memory.span(&Topic::events()).unwrap().end;
@@ -147,7 +149,7 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
     let config = config(dir.path());
     let memory = Arc::new(Memory::default());
     let open = |streams: &Arc<Memory>, config: &Config| {
-        let (metrics, stop) = (Arc::new(Metrics::new()), Arc::new(AtomicBool::new(false)));
+        let (metrics, stop) = (Arc::new(Metrics::new()), Stop::default());
         Runner::open(streams.clone(), config, &data, metrics, stop)
     };
     told(&memory, &random(1, 40));
@@ -189,7 +191,7 @@ fn settings_change_only_after_what_was_made_by_the_old_ones_is_made_again() {
     told(&memory, &facts);
     for windows in [60, 2] {
         config.join.first_window_s = windows;
-        let (metrics, stop) = (Arc::new(Metrics::new()), Arc::new(AtomicBool::new(false)));
+        let (metrics, stop) = (Arc::new(Metrics::new()), Stop::default());
         let mut runner = Runner::open(memory.clone(), &config, &data, metrics, stop).unwrap();
         while runner.step(Duration::ZERO).unwrap() > 0 {}
         assert_eq!(streams(&memory), expected, "made once, by the first settings");
