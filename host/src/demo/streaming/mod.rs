@@ -158,13 +158,11 @@ fn replay(
     (client, fleet, stop): (&Client, &Mutex<Fleet>, &Stop),
     seconds: &mut Seconds,
 ) -> Result<Report> {
-    let (requests, until_ms) = drive::count(&ground.dataset, ground.from_ms)?;
+    let Ground { from_ms, requests, speed_up, .. } = *ground;
     let most = Duration::from_secs_f64(options.minutes * 60.0);
-    let fits = (until_ms - ground.from_ms) as f64 / 1e3 / most.as_secs_f64();
-    let speed_up = options.speed_up.unwrap_or(fits.max(1.0));
     println!("replaying {requests} requests, {speed_up:.0} times as fast as they came");
     let late_ms = (ground.config.join.max_window_s as i64 + 1) * 1000;
-    let pace = Pace { from_ms: ground.from_ms, speed_up, requests, most, late_ms };
+    let pace = Pace { from_ms, speed_up, requests, most, late_ms };
     let mut drive = Drive::new(client, Scores::new(&ground.dataset.schema), pace);
     let course = Course::default();
     let mut said = Instant::now();

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Options, processes::Fleet};
+use super::{Options, drive, processes::Fleet};
 use crate::{
     config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms},
     dataset::Dataset,
@@ -40,6 +40,10 @@ pub struct Ground {
     pub dataset: Dataset,
     /// Where the stream begins, milliseconds since the epoch.
     pub from_ms: i64,
+    /// Requests of the stream.
+    pub requests: u64,
+    /// Event time over wall time.
+    pub speed_up: f64,
     /// What every process reads, but for the second FM's trainer.
     pub config: Config,
     /// Where that is.
@@ -75,7 +79,10 @@ pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Resul
     let mut config = options.data.config(&dataset.schema, &options.plugins);
     let from_ms = from_ms(options, &config, &dataset)?;
     config.timeline.until = from_ms.to_string();
-    configure(options, &mut config);
+    let (requests, until_ms) = drive::count(&dataset, from_ms)?;
+    let fits = (until_ms - from_ms) as f64 / 1e3 / (options.minutes * 60.0);
+    let speed_up = options.speed_up.unwrap_or(fits.max(1.0));
+    configure(options, speed_up, &mut config);
     let mut second = config.clone();
     config.fm.dim = if options.small { 16 } else { 32 };
     config.fm.layers = 1;
@@ -100,7 +107,7 @@ pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Resul
         let args = ["train".as_ref(), "fm".as_ref(), "--config".as_ref(), path.as_os_str()];
         seconds.time(step, || fleet.complete(&args))?;
     }
-    Ok(Ground { dataset, from_ms, config, first, second })
+    Ok(Ground { dataset, from_ms, requests, speed_up, config, first, second })
 }
 
 fn import(options: &Options, into: &Path) -> Result<()> {
@@ -134,7 +141,7 @@ fn from_ms(options: &Options, config: &Config, dataset: &Dataset) -> Result<i64>
 }
 
 /// What a loop over minutes needs: it publishes and logs within seconds.
-fn configure(options: &Options, config: &mut Config) {
+fn configure(options: &Options, speed_up: f64, config: &mut Config) {
     config.engine.kind = options.engine;
     if let (EngineKind::Nats, Some(url)) = (options.engine, &options.nats_url) {
         config.engine.nats_url.clone_from(url);
@@ -143,9 +150,12 @@ fn configure(options: &Options, config: &mut Config) {
     config.publish.snapshot_every = 20;
     config.logs.file_seconds = if options.small { 1 } else { 3 };
     config.fm.save_every_requests = 2000;
-    config.join.first_window_s = 300;
-    config.join.max_window_s = 900;
-    config.join.correction_s = 30 * 86_400;
+    // What happens at once here is so far apart in the events' own time: a shorter window would end between two bodies
+    // of one moment.
+    config.join.min_window_s = (speed_up * 0.5).ceil().max(5.0) as u64;
+    config.join.first_window_s = config.join.min_window_s.max(300);
+    config.join.max_window_s = 2 * config.join.first_window_s;
+    config.join.correction_s = 100 * config.join.max_window_s;
     config.experts = vec![ExpertEntry {
         name: EXPERT.into(),
         plugin: options.plugins.join("mlp-fusion.wasm"),

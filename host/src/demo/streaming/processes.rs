@@ -87,6 +87,7 @@ impl Fleet {
     pub fn ask(&self, args: &[&OsStr]) -> Result<(bool, String)> {
         let output = Command::new(&self.program)
             .args(args)
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .output()
             .map_err(cannot_start(&words(args)))?;

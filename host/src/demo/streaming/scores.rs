@@ -19,7 +19,7 @@ use crate::{
 const KEEP: usize = 1 << 20;
 
 /// Lines that a window is over.
-const WINDOW_LINES: usize = 6;
+const WINDOW_LINES: usize = 4;
 
 /// The arm of the true probabilities, in a simulated world.
 const BEST: &str = "best possible";
