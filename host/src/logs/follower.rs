@@ -91,7 +91,7 @@ impl LogFollower {
     ///
     /// # Errors
     /// Damage, a file that is gone though only a part of it was read, embeddings of another length than before.
-    pub fn next(&mut self) -> Result<Option<Logged>> {
+    pub fn next_request(&mut self) -> Result<Option<Logged>> {
         loop {
             if let Some(logged) = self.ready.next() {
                 self.position.row += 1;

@@ -220,11 +220,11 @@ fn embeddings_rounded_to_bf16_take_less() {
     let bytes = [TaeStorage::F32, TaeStorage::Bf16].map(|storage| {
         let logs = dir.path().join(format!("{storage:?}"));
         let options = LogOptions { tae: storage, ..options() };
-        let versions = vec![LogVersion::new("1.0.0", 64)];
+        let versions = vec![LogVersion::new("1.0.0", 256)];
         let mut writer = LogWriter::create(&logs, &data.schema, options, versions).unwrap();
         for example in &examples {
             let tae: Vec<f32> =
-                (0..example.targets.len() * 64).map(|at| value(example.request, at)).collect();
+                (0..example.targets.len() * 256).map(|at| value(example.request, at)).collect();
             writer.write(row(example, &[&tae])).unwrap();
         }
         writer.finish().unwrap();
@@ -250,11 +250,11 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
     let mut follower = LogFollower::open(&logs, "fm-7", LogPosition::default()).unwrap();
     let mut seen = Vec::new();
     for (at, example) in examples.iter().enumerate() {
-        assert!(follower.next().unwrap().is_none(), "what is not complete is not seen");
+        assert!(follower.next_request().unwrap().is_none(), "what is not complete is not seen");
         writer.write(row(example, &[&tae(example)])).unwrap();
         // A file a minute: every 20th example, by this clock.
         writer.tick(at as i64 * 3000).unwrap();
-        while let Some(logged) = follower.next().unwrap() {
+        while let Some(logged) = follower.next_request().unwrap() {
             seen.push(logged.example.request);
             if seen.len() % 7 == 0 {
                 follower = LogFollower::open(&logs, "fm-7", follower.position()).unwrap();
@@ -262,7 +262,7 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
         }
     }
     writer.finish().unwrap();
-    while let Some(logged) = follower.next().unwrap() {
+    while let Some(logged) = follower.next_request().unwrap() {
         seen.push(logged.example.request);
     }
     assert!(numbers(&logs).unwrap().len() >= 9);
@@ -278,7 +278,7 @@ fn a_follower_is_given_its_version_and_corrections_as_they_were_written() {
     several(&logs, &data, &examples, TaeStorage::F32);
     let mut follower = LogFollower::open(&logs, "2.0.0", LogPosition::default()).unwrap();
     let mut rows = Vec::new();
-    while let Some(logged) = follower.next().unwrap() {
+    while let Some(logged) = follower.next_request().unwrap() {
         rows.push(logged);
     }
     assert_eq!(rows.len(), examples.len() - examples.len() / 3 + 1);

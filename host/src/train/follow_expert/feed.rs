@@ -109,7 +109,7 @@ impl Feed {
     pub(super) fn next(&mut self, wait: Duration) -> Result<Option<Logged>> {
         match self {
             Feed::Logs(logs) => {
-                let next = logs.next()?;
+                let next = logs.next_request()?;
                 if next.is_none() {
                     std::thread::sleep(wait);
                 }

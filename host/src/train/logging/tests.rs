@@ -28,8 +28,7 @@ fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
         simulate::Options { into, users: 20, items: 30, requests: 150, surfaces: 2, seed: 3 };
     simulate::simulate(&options).unwrap();
     let dataset = Dataset::open(&options.into).unwrap();
-    let mut config = Config::default();
-    config.fm = FmConfig {
+    let fm = FmConfig {
         dim: 16,
         qk_dim: 8,
         v_dim: 8,
@@ -37,6 +36,7 @@ fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
         max_history: 16,
         ..FmConfig::default()
     };
+    let mut config = Config { fm, ..Config::default() };
     config.paths.fm = dir.join("fm");
     config.paths.fm_work = dir.join("fm-work");
     config.paths.logs = dir.join("logs");
