@@ -45,8 +45,8 @@ function svg(name, attributes) {
   return element;
 }
 
-/** One chart a surface and task, a line an arm. */
-function chart(title, arms) {
+/** One chart a surface and task, a line an arm; an arm has one colour everywhere. */
+function chart(title, arms, colour) {
   const points = arms.flatMap((arm) => arm.series);
   const figure = document.createElement("figure");
   const caption = document.createElement("figcaption");
@@ -58,14 +58,14 @@ function chart(title, arms) {
   const [y0, y1] = [Math.min(...ys), Math.max(...ys)];
   const x = (value) => pad + ((value - x0) / (x1 - x0 || 1)) * (width - 2 * pad);
   const y = (value) => height - pad - ((value - y0) / (y1 - y0 || 1)) * (height - 2 * pad);
-  arms.forEach((arm, index) => {
+  arms.forEach((arm) => {
     const line = arm.series.map(([time, ne]) => `${x(time).toFixed(1)},${y(ne).toFixed(1)}`).join(" ");
-    drawing.append(svg("polyline", { points: line, fill: "none", stroke: COLOURS[index % COLOURS.length], "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" }));
+    drawing.append(svg("polyline", { points: line, fill: "none", stroke: colour(arm.arm), "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" }));
   });
   caption.append(`${title} `);
-  arms.forEach((arm, index) => {
+  arms.forEach((arm) => {
     const label = document.createElement("b");
-    label.style.color = COLOURS[index % COLOURS.length];
+    label.style.color = colour(arm.arm);
     label.textContent = `${arm.arm || "all"} ${fixed(arm.ne, 4)} `;
     caption.append(label);
   });
@@ -76,13 +76,15 @@ function chart(title, arms) {
 
 function charts(ne) {
   const groups = new Map();
+  const names = [...new Set(ne.map((row) => row.arm))].sort();
+  const colour = (arm) => COLOURS[names.indexOf(arm) % COLOURS.length];
   for (const row of ne) {
     const drawn = { ...row, series: row.series.filter((point) => point[1] !== null) };
     if (drawn.series.length < 2) continue;
     const title = `${row.surface} · ${row.task}`;
     groups.set(title, [...(groups.get(title) ?? []), drawn]);
   }
-  byId("charts").replaceChildren(...[...groups].slice(0, 24).map(([title, arms]) => chart(title, arms)));
+  byId("charts").replaceChildren(...[...groups].slice(0, 24).map(([title, arms]) => chart(title, arms, colour)));
 }
 
 function show(live) {
