@@ -3,15 +3,16 @@
 //! Every change is checked against the registry's rules and refused with the reason; daemons, trainers and the
 //! logging tier follow the registry and act on it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 
 use crate::{
     config::Config,
     dataset::Dataset,
-    engine::{self, Engine},
-    expert::Engine as WasmEngine,
+    engine::{self, Engine, Topic},
+    expert::{Engine as WasmEngine, Provenance, SavedParameters},
+    publish::{Follower, Header},
     versions::{
         Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
         Weights, keep,
@@ -97,6 +98,9 @@ pub enum Register {
         /// Its folder, which must stay as it is [default: paths.fm]
         #[arg(long, value_name = "DIR")]
         checkpoint: Option<PathBuf>,
+        /// Instead, the version that a trainer publishes (`train fm --follow`)
+        #[arg(long, value_name = "VERSION", conflicts_with = "checkpoint")]
+        published: Option<String>,
         /// The version that it began as
         #[arg(long, value_name = "VERSION")]
         parent: Option<String>,
@@ -116,6 +120,9 @@ pub enum Register {
         /// Its parameters
         #[arg(long, value_name = "FILE")]
         parameters: Option<PathBuf>,
+        /// Its parameters are those that a trainer publishes (`train expert --follow`)
+        #[arg(long, conflicts_with = "parameters")]
+        published: bool,
         /// The surfaces that it serves, separated by commas
         #[arg(long, value_name = "NAMES", value_delimiter = ',')]
         surfaces: Vec<String>,
@@ -207,7 +214,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             return Ok(());
         }
         Action::Show(which) => return show(&versions.read()?, &which),
-        Action::Register(what) => register(&config, &*engine, what)?,
+        Action::Register(what) => register(&config, &engine, what)?,
         Action::Promote(Promote::Fm { version }) => versions.decide(|r| r.promote_fm(&version))?,
         Action::Promote(Promote::Expert { name, version, share, replace }) => {
             let promotion = Promotion { name, version, share, replace };
@@ -230,29 +237,51 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn register(config: &Config, engine: &dyn Engine, what: Register) -> anyhow::Result<Registry> {
+fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
-    let versions = Versions::new(engine);
+    let versions = Versions::new(&**engine);
     let decide =
         |wish: &dyn Fn(&Registry) -> crate::error::Result<Vec<Change>>| Ok(versions.decide(wish)?);
     match what {
-        Register::Fm { checkpoint, parent } => {
+        Register::Fm { published: Some(version), parent, .. } => {
+            let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;
+            let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Published) };
+            decide(&|registry| registry.register_fm(&fm))
+        }
+        Register::Fm { checkpoint, published: None, parent } => {
             let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
             let manifest = Manifest::read(&dir)?;
             let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
             let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Path(dir)) };
             decide(&|registry| registry.register_fm(&fm))
         }
-        Register::Expert { name, version, fm, plugin, parameters, surfaces, parent } => {
+        Register::Expert {
+            name,
+            version,
+            fm,
+            plugin,
+            parameters,
+            published: is_published,
+            surfaces,
+            parent,
+        } => {
             let entry = config.experts.iter().find(|entry| entry.name == name);
             let plugin =
                 plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
                     format!("the configuration has no expert {name:?}; give --plugin")
                 })?;
-            let parameters =
-                parameters.or_else(|| entry.map(|entry| config.parameters(entry))).with_context(
-                    || format!("the configuration has no expert {name:?}; give --parameters"),
-                )?;
+            let kept = |file: &PathBuf, as_name| keep(config, &name, &version, file, as_name);
+            let (weights, trained): (Weights, Provenance) = if is_published {
+                let header = published(engine, Topic::expert(&name, &version))?;
+                (Weights::Published, serde_json::from_str(&header.manifest)?)
+            } else {
+                let own = || entry.map(|entry| config.parameters(entry));
+                let file = parameters.or_else(own).with_context(|| {
+                    format!("the configuration has no expert {name:?}; give --parameters")
+                })?;
+                let trained = SavedParameters::read(&file)?.provenance;
+                (Weights::Path(kept(&file, "parameters.safetensors")?), trained)
+            };
             let surfaces = match (surfaces.is_empty(), entry) {
                 (false, _) => surfaces,
                 (true, Some(entry)) => config
@@ -264,11 +293,9 @@ fn register(config: &Config, engine: &dyn Engine, what: Register) -> anyhow::Res
                     anyhow::bail!("the configuration has no expert {name:?}; give --surfaces")
                 }
             };
-            let trained = crate::expert::SavedParameters::read(&parameters)?.provenance;
-            let kept = |file: &PathBuf, as_name| keep(config, &name, &version, file, as_name);
             let new = NewExpert {
                 plugin: kept(&plugin, "plugin.wasm")?,
-                weights: Weights::Path(kept(&parameters, "parameters.safetensors")?),
+                weights,
                 fm: fm.unwrap_or(trained.fm_version),
                 tae_dim: trained.tae_dim,
                 without_tae: entry.is_some_and(|entry| entry.without_tae),
@@ -281,6 +308,15 @@ fn register(config: &Config, engine: &dyn Engine, what: Register) -> anyhow::Res
             decide(&|registry| registry.register_expert(&expert))
         }
     }
+}
+
+/// What the first publication that is still kept says of itself.
+fn published(engine: &Arc<dyn Engine>, topic: Topic) -> anyhow::Result<Header> {
+    let mut follower = Follower::open(engine.clone(), topic.clone())?;
+    let first = follower.next(Duration::ZERO)?.with_context(|| {
+        format!("nothing is published in stream {topic} yet; start its trainer with --follow")
+    })?;
+    Ok(first.header)
 }
 
 fn show(registry: &Registry, which: &Which) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ pub(crate) mod daemon;
 mod preset;
 pub mod replay;
 pub mod report;
+pub mod streaming;
 
 use std::{
     collections::BTreeMap,

@@ -27,7 +27,7 @@ pub use breaker::BreakerConfig;
 pub use error::Error;
 pub use hypercast_fm::device::DeviceKind as Device;
 pub use normalise::{FeatureStatistics, Normaliser};
-pub use params::{Parameters, SavedParameters};
+pub use params::{Parameters, Provenance, SavedParameters};
 pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};

@@ -9,7 +9,7 @@ use axum::{
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use serde::de::DeserializeOwned;
@@ -29,7 +29,9 @@ use crate::{config::Tier, ingest::intake::Taken};
 pub(super) fn of(app: Arc<App>) -> Router {
     let routes = match app.tier {
         Tier::All | Tier::Expert | Tier::Ingest => Router::new()
-            .route("/", get(|| async { Html(include_str!("page/index.html")) }))
+            .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
+            .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
+            .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
             .route("/v1/live", get(live))
             .route("/v1/rank", post(rank))
             .route("/v1/events", post(events)),
@@ -45,6 +47,22 @@ pub(super) fn of(app: Arc<App>) -> Router {
             refuse_with(404, "not_found", "no such route; see README.md for those there are")
         })
         .with_state(app)
+}
+
+/// The page may use what this daemon serves, and ask it alone.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page at `/` and its parts.
+async fn page(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
 }
 
 async fn rank(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {

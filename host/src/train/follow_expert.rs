@@ -359,6 +359,12 @@ impl Batch {
         self.examples.push(logged.example);
     }
 
+    fn append(&mut self, mut other: Batch) {
+        self.rows += other.rows;
+        self.tae.append(&mut other.tae);
+        self.examples.append(&mut other.examples);
+    }
+
     fn chunk(&self) -> Chunk<'_> {
         Chunk { examples: &self.examples, tae: &self.tae }
     }
@@ -403,7 +409,8 @@ impl Following<'_> {
                 self.place.position = self.feed.position();
             }
             let full = |own: &Waiting| own.rows() >= most;
-            let ready = |own: &Waiting| full(own) || at_end || own.since.elapsed() >= BATCH_WAIT;
+            let waited = |own: &Waiting| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
+            let ready = |own: &Waiting| full(own) || at_end || waited(own);
             if waiting.as_ref().is_some_and(ready) {
                 self.learn(waiting.take().expect("it is there"), out)?;
             }
@@ -425,28 +432,29 @@ impl Following<'_> {
     }
 
     fn learn(&mut self, waiting: Waiting, out: &mut dyn Write) -> Result<()> {
-        let Waiting { rows, corrections, ingested_ms, position, .. } = waiting;
+        let Waiting { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
             let predictions = self.stream.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
-            self.stream.learn(rows.chunk())?;
         }
-        if corrections.rows > 0 {
-            self.stream.learn(corrections.chunk())?;
-        }
+        let times = rows.examples.iter().map(|example| example.time_ms);
+        let until_ms = times.fold(self.place.until_ms, i64::max);
+        let (requests, late) = (rows.examples.len() as u64, corrections.examples.len() as u64);
+        // One step for both: what is corrected is nearly all of one label, and would take a step of its own as far as
+        // all rows together take theirs.
+        rows.append(corrections);
+        self.stream.learn(rows.chunk())?;
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
             self.progress.latency(now_ms - ingested_ms);
         }
-        let late = corrections.examples.len() as u64;
         self.progress.corrected(late);
-        let times = rows.examples.iter().map(|example| example.time_ms);
         self.place = Place {
             position,
-            requests: self.place.requests + rows.examples.len() as u64,
+            requests: self.place.requests + requests,
             corrections: self.place.corrections + late,
-            until_ms: times.fold(self.place.until_ms, i64::max),
+            until_ms,
             ..self.place
         };
         match self.progress.line(&self.place) {
