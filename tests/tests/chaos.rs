@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::TcpStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -182,7 +183,10 @@ impl System {
             config.engine.nats_url = format!("nats://127.0.0.1:{port}");
             let store = dir.join("nats");
             let args = ["-js", "-sd", store.to_str().unwrap(), "-a", "127.0.0.1", "-p", &port];
-            Service::start("nats", &program, &args, dir)
+            let server = Service::start("nats", &program, &args, dir);
+            let address = format!("127.0.0.1:{port}");
+            wait_until("NATS listens", PATIENCE, || TcpStream::connect(&address).is_ok());
+            server
         });
         // Paths that were read are whole: they are to be those of the copy.
         let text = toml(&config).replace(trained.to_str().unwrap(), dir.to_str().unwrap());
@@ -200,7 +204,7 @@ impl System {
         let mut rng = SmallRng::seed_from_u64(11);
         let every = (bodies.len() / (scope.rounds as usize + 1)).max(1);
         for (at, body) in bodies.iter().enumerate() {
-            self.tell(body);
+            self.tell(body, &mut services);
             if scope.rounds > 0 && at % every == every - 1 {
                 // A moment that nothing decides: amid an append, a step, a file.
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
@@ -210,7 +214,7 @@ impl System {
                 services[victim].begin();
             }
         }
-        self.settle(&services);
+        self.settle(&mut services);
         if scope.services.contains(&"serve") {
             self.check_followers(&mut services);
         }
@@ -239,29 +243,49 @@ impl System {
     }
 
     /// POSTs a body until it is acknowledged, as a caller that must not lose events does.
-    fn tell(&self, body: &str) {
+    fn tell(&self, body: &str, services: &mut [Service]) {
         let url = format!("http://{}/v1/events", self.ingest);
-        wait_until("the events are acknowledged", PATIENCE, || {
+        let start = Instant::now();
+        loop {
             let sent = agent().post(&url).header("content-type", "application/json").send(body);
-            match sent {
-                Ok(answer) if answer.status().as_u16() == 200 => true,
+            let last = match sent {
+                Ok(answer) if answer.status().as_u16() == 200 => return,
                 Ok(mut answer) => {
                     let status = answer.status().as_u16();
                     let said = answer.body_mut().read_to_string().unwrap_or_default();
                     assert!(status >= 500, "{status}: {said}");
-                    false
+                    said
                 }
-                Err(_) => false,
+                Err(error) => error.to_string(),
+            };
+            if start.elapsed() > PATIENCE {
+                let logs = services.iter().map(|one| format!("{}:\n{}\n", one.name, one.said()));
+                panic!("events are not acknowledged: {last}\n{}", logs.collect::<String>());
             }
-        });
+            self.supervise(services);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Who begins while NATS is away ends with an error; a supervisor begins it again.
+    fn supervise(&self, services: &mut [Service]) {
+        if self.config.engine.kind == EngineKind::Nats {
+            for service in services.iter_mut().filter(|service| service.name != "nats") {
+                if !service.is_running() {
+                    service.kill();
+                    service.begin();
+                }
+            }
+        }
     }
 
     /// Waits until the joiner has nothing left to join.
-    fn settle(&self, services: &[Service]) {
+    fn settle(&self, services: &mut [Service]) {
         let engine = engine::open(&self.config.engine).unwrap();
         let ends = || [Topic::joined(), Topic::outcomes()].map(|topic| engine.span(&topic));
         let (mut last, mut since) = (Vec::new(), Instant::now());
         wait_until("the joiner has joined everything", PATIENCE, || {
+            self.supervise(services);
             let now: Vec<u64> = ends().into_iter().flatten().map(|span| span.end).collect();
             if now != last || now.len() != 2 || now.contains(&0) {
                 (last, since) = (now, Instant::now());
@@ -280,6 +304,7 @@ impl System {
         let url = format!("http://{}/v1/rank", self.serve);
         let mut said = String::new();
         wait_until("the daemon ranks", PATIENCE, || {
+            self.supervise(services);
             let sent = agent().post(&url).header("content-type", "application/json").send(body);
             said = sent.map_or_else(
                 |e| e.to_string(),
