@@ -9,7 +9,9 @@
 
 mod directory;
 mod ids;
+mod line;
 mod memory;
+mod nats;
 #[cfg(test)]
 mod tests;
 
@@ -22,18 +24,17 @@ use crate::{
 
 pub use self::directory::Directory;
 pub use self::memory::Memory;
+pub use self::nats::Nats;
 
-/// Opens the engine that the settings name.
+/// Opens the engine that the settings choose.
 ///
 /// # Errors
-/// An engine that cannot be reached, or that this build lacks.
+/// A directory that cannot be made, a server that cannot be reached.
 pub fn open(settings: &EngineSettings) -> Result<Arc<dyn Engine>> {
-    match settings.kind {
-        EngineKind::Directory => Ok(Arc::new(Directory::open(settings)?)),
-        EngineKind::Nats => Err(Error::Invalid(
-            "engine.kind is \"nats\", which this build lacks; use \"directory\"".into(),
-        )),
-    }
+    Ok(match settings.kind {
+        EngineKind::Directory => Arc::new(Directory::open(settings)?),
+        EngineKind::Nats => Arc::new(Nats::open(settings)?),
+    })
 }
 
 /// The name of a stream: lower-case letters, digits, `-` and `_`.

@@ -11,6 +11,7 @@ use super::segment::{self, Next, Records};
 use super::{Limits, remove};
 use crate::engine::Appended;
 use crate::engine::ids::Ids;
+use crate::engine::line::{Outcome, Sink};
 use crate::error::{Error, Result};
 
 /// One call's records.
@@ -21,9 +22,6 @@ pub(super) struct Job {
     /// Encoded records, one after another.
     pub(super) records: Vec<u8>,
 }
-
-/// What came of a job: none if the stream ended elsewhere.
-pub(super) type Outcome = Option<Appended>;
 
 #[derive(Debug)]
 pub(super) struct Tail {
@@ -66,46 +64,6 @@ impl Tail {
         end_file.write(&end).map_err(Error::io(folder.join("end")))?;
         let folder = folder.to_path_buf();
         Ok(Tail { folder, limits, file, end, end_file, ids, broken: None })
-    }
-
-    /// Appends the jobs in order with one write and one sync: all of them, or none.
-    pub(super) fn commit(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>> {
-        let known = self.ids.len();
-        let mut group = Vec::with_capacity(jobs.iter().map(|job| job.records.len()).sum());
-        let mut end = self.end.position;
-        let mut outcomes = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            if job.at.is_some_and(|at| at != end) {
-                outcomes.push(None);
-                continue;
-            }
-            let mut repeated = 0;
-            let mut rest = &job.records[..];
-            while !rest.is_empty() {
-                let (length, id) = segment::measure(rest);
-                let (record, behind) = rest.split_at(length);
-                rest = behind;
-                if job.at.is_none() && !self.ids.admit(id) {
-                    repeated += 1;
-                    continue;
-                }
-                let back = group.len();
-                group.extend_from_slice(record);
-                segment::seal(&mut group[back..], back);
-                end += 1;
-            }
-            outcomes.push(Some(Appended { end, repeated }));
-        }
-        match self.write(&group, end) {
-            Ok(()) => {
-                self.ids.settle();
-                Ok(outcomes)
-            }
-            Err(error) => {
-                self.ids.undo(known);
-                Err(error)
-            }
-        }
     }
 
     fn write(&mut self, group: &[u8], position: u64) -> Result<()> {
@@ -180,6 +138,54 @@ impl Tail {
             }
         }
         Ok(())
+    }
+}
+
+impl Sink for Tail {
+    type Job = Job;
+
+    fn bytes(job: &Job) -> usize {
+        job.records.len()
+    }
+
+    /// Appends the jobs in order with one write and one sync: all of them, or none.
+    fn commit(&mut self, jobs: &[Job]) -> Result<Vec<Outcome>> {
+        let known = self.ids.len();
+        let mut group = Vec::with_capacity(jobs.iter().map(|job| job.records.len()).sum());
+        let mut end = self.end.position;
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if job.at.is_some_and(|at| at != end) {
+                outcomes.push(None);
+                continue;
+            }
+            let mut repeated = 0;
+            let mut rest = &job.records[..];
+            while !rest.is_empty() {
+                let (length, id) = segment::measure(rest);
+                let (record, behind) = rest.split_at(length);
+                rest = behind;
+                if job.at.is_none() && !self.ids.admit(id) {
+                    repeated += 1;
+                    continue;
+                }
+                let back = group.len();
+                group.extend_from_slice(record);
+                segment::seal(&mut group[back..], back);
+                end += 1;
+            }
+            outcomes.push(Some(Appended { end, repeated }));
+        }
+        match self.write(&group, end) {
+            Ok(()) => {
+                self.ids.settle();
+                Ok(outcomes)
+            }
+            Err(error) => {
+                self.ids.undo(known);
+                Err(error)
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What every engine promises, told once and asked of each.
 
 mod directory;
+mod nats;
 mod suite;
 
 use super::*;
