@@ -90,6 +90,11 @@ fn every_kind_of_request_has_its_documented_answer() {
         "{metrics}"
     );
     assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 2"), "{metrics}");
+    let (status, page) = daemon.get("/");
+    assert!(status == 200 && page.contains("page.js") && page.contains("page.css"), "{page}");
+    for part in ["/page.js", "/page.css"] {
+        assert_eq!(daemon.get(part).0, 200, "{part}");
+    }
     let (status, answer) = daemon.post("/v2/rank", "{}");
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
     assert!(daemon.stop());

@@ -69,7 +69,7 @@ fn the_loop_learns_serves_promotes_and_rolls_back() {
     let refused =
         decisions.iter().find(|own| own["command"] == "hypercast versions retire fm 1.0.0");
     let why = refused.unwrap()["refused"].as_str().unwrap();
-    assert!(why.contains("pinned by ranker 1.0.0"), "{why}");
+    assert!(why.contains("pinned by expert ranker 1.0.0"), "{why}");
 }
 
 #[test]

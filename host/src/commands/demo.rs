@@ -42,7 +42,7 @@ pub struct Args {
 /// How the loop runs.
 #[derive(Debug, clap::Args)]
 pub struct Live {
-    /// How many times as fast as they came events are replayed [default: what fits the minutes]
+    /// How many times as fast as they came events are replayed [default: what fits the minutes, at 40 requests a second at most]
     #[arg(long, requires = "streaming", value_name = "N")]
     pub speed_up: Option<f64>,
     /// How long the replay takes at most

@@ -58,7 +58,7 @@ pub struct Options {
     pub plugins: PathBuf,
     /// Where everything is written; what an earlier demo left there is replaced.
     pub work: PathBuf,
-    /// Event time over wall time; if missing, what lets the stream end with the minutes.
+    /// Event time over wall time; if missing, what lets the stream end with the minutes, as far as two cores bear it.
     pub speed_up: Option<f64>,
     /// The replay ends after so long.
     pub minutes: f64,

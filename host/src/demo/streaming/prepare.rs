@@ -17,6 +17,9 @@ use crate::{
 /// The expert of the demo, which serves every surface.
 pub const EXPERT: &str = "ranker";
 
+/// What two cores bear beside four trainers; a larger stream is replayed in part unless a speed-up is asked for.
+const REQUESTS_PER_SECOND: f64 = 40.0;
+
 /// What an earlier demo wrote, which is replaced.
 const OWN: [&str; 12] = [
     "data",
@@ -80,8 +83,10 @@ pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Resul
     let from_ms = from_ms(options, &config, &dataset)?;
     config.timeline.until = from_ms.to_string();
     let (requests, until_ms) = drive::count(&dataset, from_ms)?;
-    let fits = (until_ms - from_ms) as f64 / 1e3 / (options.minutes * 60.0);
-    let speed_up = options.speed_up.unwrap_or(fits.max(1.0));
+    let span_s = ((until_ms - from_ms) as f64 / 1e3).max(1.0);
+    let fits = span_s / (options.minutes * 60.0);
+    let bearable = REQUESTS_PER_SECOND * span_s / requests as f64;
+    let speed_up = options.speed_up.unwrap_or(fits.min(bearable).max(1.0));
     configure(options, speed_up, &mut config);
     let mut second = config.clone();
     config.fm.dim = if options.small { 16 } else { 32 };
@@ -150,6 +155,8 @@ fn configure(options: &Options, speed_up: f64, config: &mut Config) {
     config.publish.snapshot_every = 20;
     config.logs.file_seconds = if options.small { 1 } else { 3 };
     config.fm.save_every_requests = 2000;
+    // The past is learned in a minute or two: what has no times is left out.
+    config.fm.pretraining_passes = 0;
     // What happens at once here is so far apart in the events' own time: a shorter window would end between two bodies
     // of one moment.
     config.join.min_window_s = (speed_up * 0.5).ceil().max(5.0) as u64;

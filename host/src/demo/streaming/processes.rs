@@ -42,6 +42,8 @@ struct Process {
     name: String,
     child: Child,
     said: PathBuf,
+    /// Whether how it ends says how it went: other programs have other ways once they are asked to stop.
+    ours: bool,
 }
 
 impl Fleet {
@@ -65,7 +67,7 @@ impl Fleet {
         let mut command = Command::new(&self.program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().map_err(cannot_start(&name))?;
-        let mut process = Process { name, child, said: PathBuf::new() };
+        let mut process = Process { name, child, said: PathBuf::new(), ours: true };
         loop {
             match process.ended()? {
                 Some(status) if status.success() => return Ok(()),
@@ -115,7 +117,8 @@ impl Fleet {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(file).stderr(both);
         let child = command.spawn().map_err(cannot_start(name))?;
-        self.running.push(Process { name: name.to_owned(), child, said });
+        let ours = program == self.program;
+        self.running.push(Process { name: name.to_owned(), child, said, ours });
         Ok(())
     }
 
@@ -231,7 +234,7 @@ impl Process {
         let until = Instant::now() + GRACE;
         loop {
             match self.ended()? {
-                Some(status) if status.success() => return Ok(()),
+                Some(status) if status.success() || !self.ours => return Ok(()),
                 Some(status) => return Err(self.failed(status)),
                 None if Instant::now() > until => {
                     let name = &self.name;
