@@ -53,7 +53,7 @@ pub enum Action {
     /// Print all that is registered of one version, as JSON
     #[command(subcommand)]
     Show(Which),
-    /// Register a version as training; trainers that follow the stream do so themselves
+    /// Register a version as training: a checkpoint, a trained expert, or what a trainer publishes
     #[command(subcommand)]
     Register(Register),
     /// Let a version answer
