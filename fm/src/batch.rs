@@ -78,6 +78,11 @@ impl Statistics {
         }
     }
 
+    /// Whether all numbers are finite.
+    pub fn is_finite(&self) -> bool {
+        self.item_dense.is_finite() && self.features.is_finite()
+    }
+
     /// Learns from the targets of an example.
     pub fn observe(&mut self, example: &Example) {
         for target in &example.targets {

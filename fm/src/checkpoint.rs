@@ -130,9 +130,8 @@ pub fn restore_whole(dir: &Path) -> Result<()> {
 
 /// Saves every weight of a module under its path, for example `layers.0.uvqk.weight`.
 pub(crate) fn save_weights<B: Backend, M: Module<B>>(module: &M, path: &Path) -> Result<()> {
-    let mut collector = Collector { path: Vec::new(), weights: Vec::new() };
-    module.visit(&mut collector);
-    write_tensors(&collector.weights, path)
+    let weights = weights_of(module).into_iter().map(|(name, data)| named(name, data));
+    write_tensors(&weights.collect::<Vec<_>>(), path)
 }
 
 /// A tensor's name, shape and little-endian f32 values.
@@ -156,13 +155,25 @@ pub(crate) fn load_weights<B: Backend, M: Module<B>>(
     path: &Path,
     device: &B::Device,
 ) -> Result<M> {
-    let weights = read_tensors(path)?;
+    place_weights(module, read_tensors(path)?, device).map_err(|fault| failed(path, fault))
+}
+
+/// Gives a module its weights; none may be missing or of another shape. The error says which is.
+pub(crate) fn place_weights<B: Backend, M: Module<B>>(
+    module: M,
+    weights: Tensors,
+    device: &B::Device,
+) -> std::result::Result<M, String> {
     let mut loader = Loader { path: Vec::new(), weights, fault: None, device: device.clone() };
     let module = module.map(&mut loader);
-    match loader.fault {
-        Some(fault) => Err(failed(path, fault)),
-        None => Ok(module),
-    }
+    loader.fault.map_or(Ok(module), Err)
+}
+
+/// Every weight of a module, under its path.
+pub(crate) fn weights_of<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
+    let mut collector = Collector { path: Vec::new(), weights: Vec::new() };
+    module.visit(&mut collector);
+    collector.weights
 }
 
 /// Tensors by name: shapes and values.
@@ -194,7 +205,7 @@ pub(crate) fn failed(path: &Path, message: impl ToString) -> Error {
 
 struct Collector {
     path: Vec<String>,
-    weights: Vec<Named>,
+    weights: Vec<(String, TensorData)>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for Collector {
@@ -207,7 +218,7 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.weights.push(named(self.path.join("."), param.val().into_data()));
+        self.weights.push((self.path.join("."), param.val().into_data()));
     }
 }
 

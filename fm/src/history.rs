@@ -118,11 +118,8 @@ impl<B: HistoryBackend> HistoryCache<B> {
             return Found::Whole(known);
         }
         // It is taken out of the cache to grow in place, unless another request reads it just now.
-        drop(known);
-        let taken = self.entries.as_ref().and_then(|entries| entries.remove(&user));
-        let mut own = taken.map_or_else(Default::default, |(_, entry)| Arc::unwrap_or_clone(entry));
-        // Another request may have changed the entry in between.
-        let common = own.common(history);
+        self.entries.as_ref().and_then(|entries| entries.remove(&user));
+        let mut own = Arc::unwrap_or_clone(known);
         own.truncate(common);
         Found::Prefix(Box::new(own))
     }

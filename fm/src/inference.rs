@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -20,16 +20,18 @@ use hypercast_store::StoreReader;
 use rayon::prelude::*;
 
 use crate::{
-    Result,
+    Error, Result,
     batch::{Batch, Batcher},
     checkpoint::{Manifest, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
     history::{CacheCounts, Encoded, Found, HistoryCache},
+    live::{Generation, Live, Place, Rows},
     model::{self, Embedded, FmModel, Forward},
     sampling::{Selected, parts},
     serving::{ServingBackend, ServingModel},
     spec::{Label, TaskSpec},
+    update::Update,
 };
 
 /// What the FM says of the targets of some requests.
@@ -58,8 +60,22 @@ impl Default for Serving {
 
 /// A loaded FM, whatever its device.
 pub trait FoundationModel: Send + Sync {
-    /// What the checkpoint says of itself.
+    /// What the checkpoint says of itself, as it was loaded. Updates change neither version nor configuration nor
+    /// specification.
     fn manifest(&self) -> &Manifest;
+
+    /// What the weights in service say of themselves.
+    fn now(&self) -> Arc<Manifest>;
+
+    /// Puts new weights in service. A pass that runs goes on with the old ones; every pass sees one or the other,
+    /// and none waits. Histories are encoded anew, each when it is asked for next. It returns when the last pass with the
+    /// old weights has ended.
+    ///
+    /// # Errors
+    /// A model that was not loaded for updates ([`load_live`]), or weights that do not fit it or are damaged: nothing has
+    /// changed then. A store that cannot be written to: the old weights are in service, but the
+    /// model takes no more updates and is to be loaded again.
+    fn update(&self, update: Update) -> Result<()>;
 
     /// TAEs and main predictions of every target, in order. What one request gets does not depend on the others, nor
     /// on what is cached, up to rounding (1e-5).
@@ -83,11 +99,32 @@ pub trait FoundationModel: Send + Sync {
 /// # Errors
 /// A checkpoint that is missing, damaged or foreign, or a device that is not in this build.
 pub fn load(dir: &Path, serving: Serving) -> Result<Box<dyn FoundationModel>> {
+    open(Source { checkpoint: dir, work: None }, serving)
+}
+
+/// Loads a checkpoint that takes updates: its rows are copied to `work`, a folder of this process alone, which is
+/// replaced.
+///
+/// # Errors
+/// As [`load`]; a folder that cannot be written to.
+pub fn load_live(dir: &Path, work: &Path, serving: Serving) -> Result<Box<dyn FoundationModel>> {
+    open(Source { checkpoint: dir, work: Some(work) }, serving)
+}
+
+/// What a model is loaded from.
+#[derive(Debug, Clone, Copy)]
+struct Source<'a> {
+    checkpoint: &'a Path,
+    /// Where rows go that updates bring, if there are updates.
+    work: Option<&'a Path>,
+}
+
+fn open(from: Source<'_>, serving: Serving) -> Result<Box<dyn FoundationModel>> {
     serving.device.check()?;
     match serving.device {
-        DeviceKind::Cpu => Ok(Box::new(Loaded::<Cpu>::open(dir, serving)?)),
+        DeviceKind::Cpu => Ok(Box::new(Loaded::<Cpu>::open(from, serving)?)),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => Ok(Box::new(Loaded::<crate::device::Cuda>::open(dir, serving)?)),
+        DeviceKind::Cuda => Ok(Box::new(Loaded::<crate::device::Cuda>::open(from, serving)?)),
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
@@ -103,26 +140,54 @@ const MICRO_BATCH: usize = 128;
 const MICRO_BATCH_LEAST: usize = 16;
 
 struct Loaded<B: ServingBackend> {
+    /// As it was loaded.
     manifest: Manifest,
-    model: ServingModel<B>,
     batcher: Batcher,
-    store: StoreReader,
     device: B::Device,
-    cache: HistoryCache<B>,
+    /// Held for an instant: to take a generation, or to replace it.
+    now: RwLock<Arc<Generation<B>>>,
+    /// Where updates are possible. None in the lock once a store has failed.
+    live: Option<Mutex<Option<Live<B>>>>,
+    history_cache_bytes: usize,
     counts: [AtomicU64; 3],
 }
 
 impl<B: ServingBackend> Loaded<B> {
-    fn open(dir: &Path, serving: Serving) -> Result<Self> {
+    fn open(from: Source<'_>, serving: Serving) -> Result<Self> {
+        let dir = from.checkpoint;
         let manifest = Manifest::read(dir)?;
         let device = B::Device::default();
         let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
         let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
-        let model = ServingModel::new(model);
-        let batcher = Batcher::new(&manifest.spec, &manifest.config);
-        let store = StoreReader::open(dir.join("store"))?;
-        let cache = HistoryCache::new(serving.history_cache_bytes);
-        Ok(Self { model, batcher, store, device, cache, counts: Default::default(), manifest })
+        let live = from.work.map(|work| Live::open(dir, work)).transpose()?;
+        let rows = match &live {
+            Some(live) => live.rows(),
+            None => Rows::Fixed(Box::new(StoreReader::open(dir.join("store"))?)),
+        };
+        let now = Generation {
+            manifest: Arc::new(manifest.clone()),
+            model: Arc::new(ServingModel::new(model)),
+            cache: Arc::new(HistoryCache::new(serving.history_cache_bytes)),
+            rows,
+        };
+        Ok(Self {
+            batcher: Batcher::new(&manifest.spec, &manifest.config),
+            manifest,
+            device,
+            now: RwLock::new(Arc::new(now)),
+            live: live.map(|live| Mutex::new(Some(live))),
+            history_cache_bytes: serving.history_cache_bytes,
+            counts: Default::default(),
+        })
+    }
+
+    /// What a pass that begins now goes by.
+    fn generation(&self) -> Arc<Generation<B>> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn pass<'a>(&'a self, now: &'a Generation<B>) -> Pass<'a, B> {
+        Pass { fm: self, now }
     }
 }
 
@@ -134,14 +199,47 @@ where
         &self.manifest
     }
 
+    fn now(&self) -> Arc<Manifest> {
+        self.generation().manifest.clone()
+    }
+
+    fn update(&self, update: Update) -> Result<()> {
+        let Some(live) = &self.live else {
+            return Err(Error::Update("the model was loaded without a place for new rows".into()));
+        };
+        let mut slot = live.lock().map_err(|_| Error::Update("an earlier one failed".into()))?;
+        let Some(mut live) = slot.take() else {
+            let why = "an earlier one could not be written; load the model again";
+            return Err(Error::Update(why.into()));
+        };
+        let history_cache_bytes = self.history_cache_bytes;
+        let place = Place { device: &self.device, history_cache_bytes };
+        let next = match live.prepare(update, &self.generation(), place) {
+            Ok(next) => next,
+            Err(error) => {
+                *slot = Some(live);
+                return Err(error);
+            }
+        };
+        let put = |generation| {
+            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, generation)
+        };
+        live.replace(next, put)?;
+        *slot = Some(live);
+        Ok(())
+    }
+
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
         examples.iter().try_for_each(|example| self.batcher.check(example))?;
+        let now = self.generation();
+        let pass = self.pass(&now);
         let mut output = FmOutput::default();
         for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
-            let histories = self.histories(part)?;
+            let histories = pass.histories(part)?;
             let passes = micro_batches(part, rayon::current_num_threads());
             let said: Vec<Result<FmOutput>> =
-                passes.par_iter().map(|pass| self.score(part, pass, &histories)).collect();
+                passes.par_iter().map(|slices| pass.score(part, slices, &histories)).collect();
             for said in said {
                 let said = said?;
                 output.tae.extend(said.tae);
@@ -152,14 +250,16 @@ where
     }
 
     fn infer_plain(&self, examples: &[&Example]) -> Result<FmOutput> {
+        let now = self.generation();
+        let pass = self.pass(&now);
         let mut output = FmOutput::default();
         for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
-            let batch = self.batcher.batch(part, &self.manifest.statistics)?;
+            let batch = self.batcher.batch(part, &now.manifest.statistics)?;
             if batch.targets() == 0 {
                 continue;
             }
             let attention = model::attention(&self.manifest.config, &batch)?;
-            let forward = self.model.model.forward(self.embed(&batch), &batch, &attention);
+            let forward = now.model.model.forward(pass.embed(&batch), &batch, &attention);
             let said = self::output(forward, self.manifest.spec.main_tasks());
             output.tae.extend(said.tae);
             output.main.extend(said.main);
@@ -170,20 +270,26 @@ where
     fn cache_counts(&self) -> CacheCounts {
         let [whole, known_tokens, new_tokens] =
             [0, 1, 2].map(|at: usize| self.counts[at].load(Ordering::Relaxed));
-        CacheCounts { whole, known_tokens, new_tokens, bytes: self.cache.bytes() }
+        CacheCounts { whole, known_tokens, new_tokens, bytes: self.generation().cache.bytes() }
     }
 }
 
-impl<B: ServingBackend> Loaded<B>
+/// A pass, with one generation of weights from its beginning to its end.
+struct Pass<'a, B: ServingBackend> {
+    fm: &'a Loaded<B>,
+    now: &'a Generation<B>,
+}
+
+impl<B: ServingBackend> Pass<'_, B>
 where
     ServingModel<B>: Sync,
 {
     /// The encoded history of each example: what the cache lacks is encoded in one pass.
     fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {
-        let window = self.manifest.config.history_window();
+        let window = self.fm.manifest.config.history_window();
         let first = |example: &Example| window.first(&example.history);
         let mut found: Vec<Found<B>> =
-            examples.iter().map(|example| self.cache.find(example, first(example))).collect();
+            examples.iter().map(|example| self.now.cache.find(example, first(example))).collect();
         let mut selected = Vec::new();
         let mut growing: Vec<&mut Encoded<B>> = Vec::new();
         let (mut whole, mut known_tokens) = (0, 0);
@@ -204,19 +310,19 @@ where
             }
         }
         let new_tokens: usize = selected.iter().map(|selected| selected.events.len()).sum();
-        for (count, more) in self.counts.iter().zip([whole, known_tokens, new_tokens]) {
+        for (count, more) in self.fm.counts.iter().zip([whole, known_tokens, new_tokens]) {
             count.fetch_add(more as u64, Ordering::Relaxed);
         }
         if new_tokens > 0 {
-            let batch = self.batcher.lay_out(&selected, &self.manifest.statistics);
-            let attention = model::attention(&self.manifest.config, &batch)?;
-            self.model.encode(self.embed(&batch), &batch, &attention, &mut growing);
+            let batch = self.fm.batcher.lay_out(&selected, &self.now.manifest.statistics);
+            let attention = model::attention(&self.fm.manifest.config, &batch)?;
+            self.now.model.encode(self.embed(&batch), &batch, &attention, &mut growing);
         }
         let keep = |(found, example): (Found<B>, &&Example)| match found {
             Found::Whole(history) => history,
             Found::Prefix(history) => {
                 let history = Arc::from(history);
-                self.cache.keep(example.user.id, Arc::clone(&history));
+                self.now.cache.keep(example.user.id, Arc::clone(&history));
                 history
             }
         };
@@ -240,17 +346,17 @@ where
             .collect();
         let histories: Vec<&Encoded<B>> =
             pass.iter().map(|slice| &*histories[slice.example]).collect();
-        let batch = self.batcher.lay_out(&selected, &self.manifest.statistics);
-        let attention = model::attention(&self.manifest.config, &batch)?;
-        let forward = self.model.score(self.embed(&batch), &batch, &attention, &histories);
-        Ok(output(forward, self.manifest.spec.main_tasks()))
+        let batch = self.fm.batcher.lay_out(&selected, &self.now.manifest.statistics);
+        let attention = model::attention(&self.fm.manifest.config, &batch)?;
+        let forward = self.now.model.score(self.embed(&batch), &batch, &attention, &histories);
+        Ok(output(forward, self.fm.manifest.spec.main_tasks()))
     }
 
     fn embed(&self, batch: &Batch) -> Embedded<B> {
-        let dim = self.manifest.config.embedding_dim;
+        let dim = self.fm.manifest.config.embedding_dim;
         let mut rows = vec![0.0; batch.keys.len() * dim];
-        self.store.gather(&batch.keys, &mut rows);
-        Gathered::new(batch, &rows, dim).tensors(&self.device)
+        self.now.rows.gather(&batch.keys, &mut rows);
+        Gathered::new(batch, &rows, dim).tensors(&self.fm.device)
     }
 }
 

@@ -17,6 +17,7 @@ pub mod example;
 pub mod history;
 pub mod hstu;
 pub mod inference;
+mod live;
 pub mod loss;
 pub mod metrics;
 pub mod model;
@@ -28,6 +29,7 @@ mod shard;
 pub mod spec;
 pub mod standardise;
 pub mod trainer;
+pub mod update;
 
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,9 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
+    /// An update of a serving model that does not fit it; the model goes on as it is.
+    #[error("update of the FM: {0}")]
+    Update(String),
     /// The device is not available in this build.
     #[error("{0}")]
     Device(String),

@@ -28,6 +28,13 @@ impl Standardiser {
         self.mean.len()
     }
 
+    /// Whether all its numbers are finite, and none is missing.
+    pub fn is_finite(&self) -> bool {
+        let all = [&self.mean, &self.spread];
+        let finite = all.iter().all(|numbers| numbers.iter().all(|number| number.is_finite()));
+        self.count.is_finite() && finite && self.spread.len() == self.width()
+    }
+
     /// Learns from one row; values that are not finite count as the mean.
     ///
     /// # Panics

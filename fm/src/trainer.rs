@@ -39,6 +39,7 @@ use crate::{
     sampling::{Sampler, Selected, parts},
     shard::{self, Context, Network, Part, Pass, Shard, Weights, merge_rows, valid_samples},
     spec::{FmConfig, FmSpec},
+    update::{Dense, Trained},
 };
 
 /// What a step predicted for its targets before it learned from them.
@@ -62,7 +63,23 @@ pub trait FmTrainer: Send {
     ///
     /// # Errors
     /// An example that does not fit, a store that fails, a loss that is not finite.
-    fn step(&mut self, examples: &[&Example]) -> Result<StepOutput>;
+    fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
+        self.step_with(examples, &[])
+    }
+
+    /// The same, and in the same step it learns what changed of earlier examples: the targets of `corrections` are
+    /// those whose outcomes came late, and only what changed is known of them. Corrections are not in the output, and
+    /// statistics have seen their columns before.
+    ///
+    /// # Errors
+    /// As [`FmTrainer::step`].
+    fn step_with(&mut self, examples: &[&Example], corrections: &[&Example]) -> Result<StepOutput>;
+
+    /// What serving needs of it, as of this moment, which it commits; of the name `version`.
+    ///
+    /// # Errors
+    /// What the store says.
+    fn trained(&mut self, version: &str) -> Result<Trained<'_>>;
 
     /// Predicts `examples` as a checkpoint of this moment would, and learns nothing: neither weights,
     /// nor rows of the store, nor statistics. The loss is 0.
@@ -355,6 +372,12 @@ where
         in_waves(all, self.shards, prepare, |(network, part)| look(network, part, context))
     }
 
+    fn manifest(&self, version: &str) -> Manifest {
+        let (requests, trained_until_ms) = (self.requests, self.trained_until_ms);
+        let manifest = Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
+        Manifest { requests, trained_until_ms, ..manifest }
+    }
+
     /// The weights that predict, serve and make TAEs.
     fn predicting(&self) -> Network<A::InnerBackend> {
         self.average.clone().unwrap_or_else(|| self.network.valid())
@@ -400,12 +423,13 @@ where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
+    fn step_with(&mut self, examples: &[&Example], corrections: &[&Example]) -> Result<StepOutput> {
         examples.iter().for_each(|example| self.statistics.observe(example));
         self.store.set_clock(clock(self.steps));
         let mut shards = Vec::with_capacity(self.shards);
-        let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
-        for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
+        let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
+        let requests = all.len().div_ceil(self.shards).max(LEAST_REQUESTS);
+        for part in parts(&all, &self.config, requests, LEARNING_BYTES) {
             shards.extend(self.shard(part)?);
         }
         let mut passes = self.passes(shards)?;
@@ -430,7 +454,23 @@ where
             output.labels.extend(pass.batch.labels);
             output.mask.extend(pass.batch.mask);
         }
+        // Corrections are the last of the rows.
+        let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+        let cells = rows * self.batcher.spec.tasks.len();
+        output.tae.truncate(rows * self.config.tae_width());
+        output.predictions.truncate(cells);
+        output.labels.truncate(cells);
+        output.mask.truncate(cells);
         Ok(output)
+    }
+
+    fn trained(&mut self, version: &str) -> Result<Trained<'_>> {
+        self.store.commit()?;
+        Ok(Trained {
+            manifest: self.manifest(version),
+            dense: Dense::of(&self.predicting().model),
+            rows: &self.store,
+        })
     }
 
     fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
@@ -461,10 +501,7 @@ where
 
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()> {
         self.store.commit()?;
-        let mut manifest =
-            Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
-        manifest.requests = self.requests;
-        manifest.trained_until_ms = self.trained_until_ms;
+        let manifest = self.manifest(version);
         let network = self.predicting();
         write_whole(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;

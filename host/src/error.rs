@@ -57,6 +57,9 @@ pub enum Error {
     /// An expert was refused, or failed outside of a request.
     #[error(transparent)]
     Expert(#[from] crate::expert::Error),
+    /// A change of versions that a rule forbids.
+    #[error("refused: {0}")]
+    Refused(String),
     /// An option outside its range, or a tool that failed.
     #[error("{0}")]
     Invalid(String),

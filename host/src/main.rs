@@ -23,12 +23,14 @@ enum Command {
     Train(commands::train::Args),
     Materialise(commands::train::MaterialiseArgs),
     Serve(commands::serve::Args),
+    Join(commands::join::Args),
     Plugin(commands::plugin::PluginArgs),
     Store(commands::store::StoreArgs),
     Demo(commands::demo::Args),
     Evaluate(commands::evaluate::Args),
     Experiment(commands::experiment::Args),
     Bench(commands::bench::Args),
+    Versions(commands::versions::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -41,11 +43,13 @@ fn main() -> anyhow::Result<()> {
         Command::Train(args) => commands::train::run(args),
         Command::Materialise(args) => commands::train::run_materialise(args),
         Command::Serve(args) => commands::serve::run(args),
+        Command::Join(args) => commands::join::run(args),
         Command::Plugin(args) => commands::plugin::run_plugin(args),
         Command::Store(args) => commands::store::run(args),
         Command::Demo(args) => commands::demo::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Experiment(args) => commands::experiment::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Versions(args) => commands::versions::run(args),
     }
 }

@@ -12,31 +12,54 @@ use hypercast_kernels::cpu::{self, Isa, Rows};
 struct Size {
     requests: usize,
     heads: usize,
+    /// The longest history; where they are jagged, the shortest is half as long.
     history: usize,
+    jagged: bool,
     targets: usize,
     dim: usize,
     biases: bool,
 }
 
 fn main() {
-    let figure = Size { requests: 8, heads: 4, history: 256, targets: 0, dim: 32, biases: false };
-    let train = Size { requests: 64, heads: 2, history: 100, targets: 16, ..figure };
+    let figure = Size {
+        requests: 8,
+        heads: 4,
+        history: 256,
+        jagged: true,
+        targets: 0,
+        dim: 32,
+        biases: false,
+    };
+    let larger = Size { requests: 4, history: 1024, dim: 64, ..figure };
+    let train = Size { requests: 64, heads: 2, history: 100, jagged: false, targets: 16, ..figure };
     let biased = Size { biases: true, ..train };
     let narrow = Size { dim: 16, ..train };
-    let long = Size { requests: 4, history: 1024, targets: 64, ..figure };
-    for size in [figure, train, biased, narrow, long] {
+    let long = Size { requests: 4, history: 1024, jagged: false, targets: 64, ..figure };
+    for size in [figure, larger, train, biased, narrow, long] {
         for isa in Isa::available() {
             measure(&size, isa);
         }
     }
 }
 
+impl Size {
+    fn histories(&self) -> Vec<usize> {
+        let step = self.history / 2 / (self.requests - 1);
+        let shorter = |request| if self.jagged { request * step } else { 0 };
+        (0..self.requests).map(|request| self.history - shorter(request)).collect()
+    }
+}
+
 fn measure(size: &Size, isa: Isa) {
-    let offsets = |length: usize| (0..=size.requests).map(|b| (b * length) as u32).collect();
-    let rows = size.requests * (size.history + size.targets);
+    let histories = size.histories();
+    let offsets = |lengths: &[usize]| {
+        (0..=lengths.len()).map(|b| lengths[..b].iter().sum::<usize>() as u32).collect()
+    };
+    let targets = vec![size.targets; size.requests];
+    let rows = histories.iter().chain(&targets).sum::<usize>();
     let shape = HstuAttention {
-        history_offsets: offsets(size.history),
-        target_offsets: offsets(size.targets),
+        history_offsets: offsets(&histories),
+        target_offsets: offsets(&targets),
         heads: size.heads,
         alpha: 1.0 / (size.dim as f32).sqrt(),
         norm: 128.0,
@@ -67,10 +90,10 @@ fn measure(size: &Size, isa: Isa) {
     let backward_s = fastest_s(|| {
         black_box(cpu::backward(&shape, dims, &inputs, matrix(&grad), isa));
     });
-    let pairs = size.history * (size.history + 1) / 2 + size.targets * (size.history + 1);
-    let operations = (4 * size.dim * size.heads * size.requests * pairs) as f64;
+    let pairs: usize = histories.iter().map(|n| n * (n + 1) / 2 + size.targets * (n + 1)).sum();
+    let operations = (4 * size.dim * size.heads * pairs) as f64;
     println!(
-        "{} x {} heads, history {}, targets {}, dim {}, biases {}, {isa:?}: forward {:.1} ms, {:.0} GFLOP/s; with backward {:.1} ms, {:.0} GFLOP/s",
+        "{} x {} heads, history up to {}, targets {}, dim {}, biases {}, {isa:?}: forward {:.1} ms, {:.0} GFLOP/s; with backward {:.1} ms, {:.0} GFLOP/s",
         size.requests,
         size.heads,
         size.history,

@@ -146,13 +146,7 @@ pub fn hstu_attention<B: HstuBackend>(
     inputs: HstuInputs<Tensor<B, 2>, Tensor<B, 1>>,
     shape: &Arc<HstuAttention>,
 ) -> Tensor<B, 2> {
-    let inputs = HstuInputs {
-        q: inputs.q.into_primitive().tensor(),
-        k: inputs.k.into_primitive().tensor(),
-        v: inputs.v.into_primitive().tensor(),
-        position: inputs.position.map(|table| table.into_primitive().tensor()),
-        time: inputs.time.map(|table| table.into_primitive().tensor()),
-    };
+    let inputs = inputs.into_primitives();
     Tensor::from_primitive(TensorPrimitive::Float(B::hstu_attention(inputs, shape.clone())))
 }
 
@@ -310,6 +304,20 @@ impl<T> HstuInputs<T> {
             v: f(self.v),
             position: self.position.map(&mut f),
             time: self.time.map(&mut f),
+        }
+    }
+}
+
+impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
+    /// The inputs as a backend takes them.
+    pub fn into_primitives(self) -> HstuInputs<FloatTensor<B>> {
+        let table = |table: Tensor<B, 1>| table.into_primitive().tensor();
+        HstuInputs {
+            q: self.q.into_primitive().tensor(),
+            k: self.k.into_primitive().tensor(),
+            v: self.v.into_primitive().tensor(),
+            position: self.position.map(table),
+            time: self.time.map(table),
         }
     }
 }

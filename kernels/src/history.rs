@@ -95,13 +95,7 @@ pub fn attend<B: HistoryBackend>(
     kept: &[KeptHistory<'_, B::Kept>],
     shape: &Arc<HstuAttention>,
 ) -> Tensor<B, 2> {
-    let inputs = HstuInputs {
-        q: inputs.q.into_primitive().tensor(),
-        k: inputs.k.into_primitive().tensor(),
-        v: inputs.v.into_primitive().tensor(),
-        position: inputs.position.map(|table| table.into_primitive().tensor()),
-        time: inputs.time.map(|table| table.into_primitive().tensor()),
-    };
+    let inputs = inputs.into_primitives();
     Tensor::from_primitive(TensorPrimitive::Float(B::attend(inputs, kept, shape)))
 }
 

@@ -9,6 +9,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+pub mod services;
+
 use hypercast::{
     config::{Config, ExpertEntry, ExpertTraining, PluginLimits},
     import::simulate,

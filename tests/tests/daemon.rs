@@ -9,7 +9,7 @@ use hypercast::{
     logs::LogReader,
     serve::convert::Converter,
 };
-use hypercast_tests::{Daemon, expert, prerequisites, run_well, world};
+use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
 
 /// A trained world with both in-tree experts, whose last fifth is not trained on.
@@ -90,6 +90,11 @@ fn every_kind_of_request_has_its_documented_answer() {
         "{metrics}"
     );
     assert!(metrics.contains("hypercast_stage_seconds_count{stage=\"wasm\"} 2"), "{metrics}");
+    let (status, page) = daemon.get("/");
+    assert!(status == 200 && page.contains("page.js") && page.contains("page.css"), "{page}");
+    for part in ["/page.js", "/page.css"] {
+        assert_eq!(daemon.get(part).0, 200, "{part}");
+    }
     let (status, answer) = daemon.post("/v2/rank", "{}");
     assert_eq!((status, answer["error"]["code"].as_str()), (404, Some("not_found")));
     assert!(daemon.stop());
@@ -105,18 +110,75 @@ fn events_reach_the_features_and_survive_a_kill() {
     assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], true);
     let event = |action: &str| {
         json!({ "events": [{ "user": 987_654_321, "item": 2, "surface": "feed",
-                             "time_ms": 1_800_000_000_000u64, "actions": { action: true } }] })
+                             "time_ms": 1_700_000_000_000u64, "actions": { action: true } }] })
     };
     let (status, answer) = daemon.post("/v1/events", &event("bought").to_string());
     assert_eq!(status, 400, "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("events[0]"), "{answer}");
     let (status, answer) = daemon.post("/v1/events", &event("click").to_string());
     assert_eq!((status, &answer["accepted"]), (200, &json!(1)), "{answer}");
+    assert_eq!((&answer["applied"], &answer["repeated"]), (&json!(true), &json!(0)), "{answer}");
     assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false);
+    let (_, answer) = daemon.post("/v1/events", &event("click").to_string());
+    assert_eq!((&answer["accepted"], &answer["repeated"]), (&json!(0), &json!(1)), "{answer}");
     // Dropping it is a kill -9.
     drop(daemon);
     let daemon = Daemon::start(&binary, dir.path());
     assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false, "the event was kept");
+}
+
+#[test]
+fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
+    let Some((binary, plugins, _)) = prerequisites("join") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = trained(dir.path(), &plugins, &binary);
+    // Its events' own times are the clock.
+    config.join.tick_ms = 0;
+    config.write(&config_path(dir.path(), "hypercast.toml")).unwrap();
+    let daemon = Daemon::start(&binary, dir.path());
+    let mut body = rank(987_654_321, "feed", &[1, 2, 3]);
+    (body["time_ms"], body["explain"]) = (json!(1_700_000_100_000_u64), json!(true));
+    let body = body.to_string();
+    let ask = |daemon: &Daemon| daemon.post("/v1/rank", &body).1;
+    let answer = ask(&daemon);
+    assert_eq!(answer["new_user"], true);
+    let request = answer["request"].as_u64().unwrap();
+    assert!(request > 0 && request < 1 << 53);
+    let tell = |daemon: &Daemon, events: Value| {
+        let (status, answer) = daemon.post("/v1/events", &events.to_string());
+        assert_eq!((status, &answer["applied"]), (200, &json!(true)), "{answer}");
+    };
+    let shown = |item: u64| {
+        json!({ "request": request, "user": 987_654_321, "item": item, "surface": "feed",
+                "time_ms": 1_700_000_000_000_u64 })
+    };
+    tell(&daemon, json!({ "impressions": [shown(1), shown(2)] }));
+    assert_eq!(ask(&daemon)["new_user"], true, "their outcomes are not known yet");
+    drop(daemon);
+    let daemon = Daemon::start(&binary, dir.path());
+    let done = |item: u64| {
+        json!({ "request": request, "item": item, "time_ms": 1_700_000_001_000_u64,
+                "actions": { "click": true }, "complete": true })
+    };
+    tell(&daemon, json!({ "actions": [done(1), done(2)] }));
+    let known = ask(&daemon);
+    assert_eq!(known["new_user"], false, "all is known: they need not wait");
+    assert!(daemon.stop());
+    let same = |daemon: &Daemon| {
+        let answer = ask(daemon);
+        assert_eq!(answer["explain"]["fm"], known["explain"]["fm"]);
+        assert_eq!(answer["explain"]["expert"], known["explain"]["expert"]);
+    };
+    let daemon = Daemon::start(&binary, dir.path());
+    same(&daemon);
+    drop(daemon);
+    // Without what was saved, it is made of the streams alone.
+    std::fs::remove_dir_all(config.paths.state.join("serve")).unwrap();
+    let daemon = Daemon::start(&binary, dir.path());
+    same(&daemon);
+    let (well, text) = run(&binary, dir.path(), &["join"]);
+    assert!(!well && text.contains("process"), "the daemon joins already: {text}");
+    assert!(daemon.stop());
 }
 
 #[test]
@@ -133,7 +195,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
     let log = LogReader::open(&config.paths.logs).unwrap();
     let engine = Engine::new(config.plugin_limits.engine()).unwrap();
     let options = LoadOptions {
-        tae_dim: log.manifest.tae_dim,
+        tae_dim: log.tae_dim,
         fm_version: Some("1.0.0".into()),
         ..config.plugin_limits.load_options()
     };

@@ -165,12 +165,16 @@ impl Network {
         let events = history_offsets[requests.len()].max(1) as usize;
         let rows = target_offsets[requests.len()] as usize;
         let mut rng = SmallRng::seed_from_u64(5);
-        let mut noise = |count: usize| {
-            ColumnData::Numbers((0..count).map(|_| rng.random_range(-1.5..1.5)).collect())
+        let mut values = |count: usize| -> Vec<f32> {
+            (0..count).map(|_| rng.random_range(-1.5..1.5)).collect()
         };
+        let is_feature = |column: &&Column| matches!(column, Column::Feature(_));
+        let features = values(rows * self.columns.iter().filter(is_feature).count());
+        let mut places = 0..;
+        let mut noise = |count: usize| ColumnData::Numbers(values(count));
         let columns = self.columns.iter().map(|column| match column {
             Column::Tae => noise(rows * TAE_DIM),
-            Column::Feature(_) => noise(rows),
+            Column::Feature(_) => ColumnData::Feature(places.next().expect("no end")),
             Column::Id(name) if name == "surface" => {
                 ColumnData::Ids((0..rows as u64).map(|row| row % 3).collect())
             }
@@ -181,7 +185,8 @@ impl Network {
                 ColumnData::Numbers((0..events).map(|event| 21.5 - 6.0 * event as f32).collect())
             }
         });
-        ExpertBatch { rows, history_offsets, target_offsets, columns: columns.collect() }
+        let columns = columns.collect();
+        ExpertBatch { rows, history_offsets, target_offsets, columns, features }
     }
 
     /// The outputs in serving, `[rows, tasks]`.
@@ -259,7 +264,7 @@ fn without_embedding(network: &Network, batch: &mut ExpertBatch, row: usize) {
     let tae = network.columns.iter().position(|column| matches!(column, Column::Tae));
     match &mut batch.columns[tae.expect("it reads the embedding")] {
         ColumnData::Numbers(values) => values[row * TAE_DIM..][..TAE_DIM].fill(0.0),
-        ColumnData::Ids(_) => unreachable!("the embedding is numbers"),
+        ColumnData::Ids(_) | ColumnData::Feature(_) => unreachable!("the embedding is numbers"),
     }
 }
 

@@ -67,10 +67,10 @@ fn request(dataset: &Dataset) -> Result<Example> {
     let context = |kind| {
         dataset.schema.context_features.iter().filter(move |feature| feature.kind == kind).count()
     };
-    let context = Context {
+    let context = Arc::new(Context {
         ids: vec![0; context(FeatureKind::Categorical)],
         dense: vec![0.0; context(FeatureKind::Dense)],
-    };
+    });
     let mut items: Vec<u64> = dataset.items.keys().copied().collect();
     items.sort_unstable();
     let candidates = items.iter().cycle().take(ROWS).map(|&item| CandidateInput {

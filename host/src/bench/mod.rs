@@ -13,6 +13,7 @@ mod machine;
 mod report;
 mod rivals;
 mod serving;
+mod stages;
 mod store;
 mod timing;
 mod torch;

@@ -1,14 +1,22 @@
 //! `hypercast train fm|expert` and `hypercast materialise`.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Subcommand;
 
 use crate::{
     config::{Config, parse_time_ms},
     dataset::{Dataset, timeline::Span},
+    engine,
     expert::Engine,
-    train::{expert, fm, materialise, report},
+    stop::Stop,
+    train::{
+        expert, fm,
+        follow_expert::{self, Ground},
+        follow_fm,
+        logging::{self, LoggingOptions, Registered},
+        materialise, report,
+    },
 };
 
 /// Train the foundation model or an expert
@@ -30,44 +38,134 @@ pub enum What {
         /// Go on where the run was last saved (fm.save_every_requests)
         #[arg(long)]
         resume: bool,
+        /// Training as a service.
+        #[command(flatten)]
+        follow: Follow,
     },
     /// An expert, from the feature logs alone
-    Expert {
-        /// Its name in the configuration; every expert if none is given
-        name: Option<String>,
-        /// The configuration file
-        #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
-        config: PathBuf,
-    },
+    Expert(ExpertArgs),
+}
+
+/// What an expert is trained on.
+#[derive(Debug, clap::Args)]
+pub struct ExpertArgs {
+    /// Its name in the configuration; every expert if none is given
+    pub name: Option<String>,
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
+    pub config: PathBuf,
+    /// The FM version whose TAEs it learns with; needed where the logs hold several
+    #[arg(long = "fm", value_name = "VERSION")]
+    pub fm: Option<String>,
+    /// Compute TAEs with this checkpoint on the spot, instead of reading them from the logs
+    #[arg(long, value_name = "DIR", conflicts_with = "fm")]
+    pub fm_checkpoint: Option<PathBuf>,
+    /// Go on behind the stream until SIGTERM: learn from logs as they are written, save, publish
+    #[arg(long, requires = "name")]
+    pub follow: bool,
+    /// Which version is trained, with --follow; the plugin's own if missing
+    #[arg(long, value_name = "VERSION", requires = "follow")]
+    pub version: Option<String>,
+    /// A surface to learn from, with --follow (may be repeated); those of the configuration if missing
+    #[arg(long = "surface", value_name = "SURFACE", requires = "follow")]
+    pub surfaces: Vec<String>,
+    /// Answer /metrics at this address, with --follow
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of what is there, with --follow
+    #[arg(long, requires = "follow")]
+    pub until_end: bool,
+}
+
+/// Training as a service.
+#[derive(Debug, clap::Args)]
+pub struct Follow {
+    /// Learn from joined examples as they come, publish weights, and go on where it stopped
+    #[arg(long, conflicts_with = "resume")]
+    pub follow: bool,
+    /// The FM version that is trained
+    #[arg(long, requires = "follow", value_name = "VERSION", default_value = fm::FIRST_VERSION)]
+    pub version: String,
+    /// A saved trainer to begin this version with, instead of what `train fm` left
+    #[arg(long, requires = "follow", value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Answer GET /metrics here, for example 127.0.0.1:9464
+    #[arg(long, requires = "follow", value_name = "ADDRESS")]
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Stop at the end of the stream instead of waiting for more
+    #[arg(long, requires = "follow")]
+    pub until_end: bool,
+}
+
+/// Follows the joined examples until SIGTERM or SIGINT.
+fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()> {
+    let Follow { version, from, metrics, until_end, .. } = args;
+    let options = follow_fm::FollowOptions { version, from, metrics, until_end };
+    let stop = Stop::on_signals()?;
+    let engine = engine::open(&config.engine)?;
+    let out = &mut std::io::stdout();
+    let report = follow_fm::follow((dataset, config), engine, &options, (&stop, out))?;
+    let follow_fm::FollowReport { requests, corrections, published, position } = report;
+    eprintln!(
+        "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications"
+    );
+    Ok(())
 }
 
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
-        What::Fm { config, resume } => {
+        What::Fm { config, resume, follow: follow_args } => {
             let config = Config::read(&config)?;
             let dataset = Dataset::open(&config.paths.dataset)?;
+            if follow_args.follow {
+                return follow(&config, &dataset, follow_args);
+            }
             let train = if resume { fm::resume } else { fm::train };
             let report = train(&dataset, &config, config.timeline.until_ms()?)?;
             print!("{}", report::table(&report.progressive));
             println!("checkpoint: {}", config.paths.fm.display());
             println!("logs: {} ({} rows)", config.paths.logs.display(), report.logged_rows);
         }
-        What::Expert { name, config } => {
-            let config = Config::read(&config)?;
-            let engine = Engine::new(config.plugin_limits.engine())?;
-            let entries = match &name {
-                Some(name) => vec![config.expert(name)?.clone()],
-                None => config.experts.clone(),
-            };
-            anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
-            for entry in &entries {
-                let report = expert::train(&config, entry, &engine)?;
-                println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
-                print!("{}", report::table(&report.progressive));
-                println!("parameters: {}", report.parameters.display());
-            }
-        }
+        What::Expert(args) => train_experts(args)?,
+    }
+    Ok(())
+}
+
+fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    let guests = Engine::new(config.plugin_limits.engine())?;
+    if let (true, Some(name)) = (args.follow, &args.name) {
+        let dataset = Dataset::open(&config.paths.dataset)?;
+        let entry = config.expert(name)?;
+        let ground = Ground { dataset: &dataset, config: &config, entry, guests: &guests };
+        let options = follow_expert::FollowOptions {
+            version: args.version,
+            fm: args.fm,
+            surfaces: args.surfaces,
+            fm_checkpoint: args.fm_checkpoint,
+            metrics: args.metrics,
+            until_end: args.until_end,
+        };
+        let streams = engine::open(&config.engine)?;
+        let stop = Stop::on_signals()?;
+        follow_expert::follow(ground, streams, &options, (&stop, &mut std::io::stdout()))?;
+        return Ok(());
+    }
+    let entries = match &args.name {
+        Some(name) => vec![config.expert(name)?.clone()],
+        None => config.experts.clone(),
+    };
+    anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
+    for entry in &entries {
+        let source = match &args.fm_checkpoint {
+            Some(checkpoint) => expert::Source::Checkpoint(checkpoint),
+            None => expert::Source::Logs(args.fm.as_deref()),
+        };
+        let report = expert::train(&config, entry, &guests, source)?;
+        println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
+        print!("{}", report::table(&report.progressive));
+        println!("parameters: {}", report.parameters.display());
     }
     Ok(())
 }
@@ -84,11 +182,29 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
+    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the logging tier
+    #[arg(long, conflicts_with_all = ["from", "until"])]
+    pub follow: bool,
+    /// Answer /metrics at this address, with --follow
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of the stream, with --follow
+    #[arg(long, requires = "follow")]
+    pub until_end: bool,
 }
 
 /// Materialises and says how much.
 pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
+    if args.follow {
+        let dataset = Dataset::open(&config.paths.dataset)?;
+        let streams = engine::open(&config.engine)?;
+        let mut active = Registered::new(&*streams, &config.paths.fm)?;
+        let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
+        let quiet = (&Stop::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);
+        logging::follow((&dataset, &config), streams, &mut active, options, quiet)?;
+        return Ok(());
+    }
     let offset = config.timeline.utc_offset_h;
     let time =
         |text: &Option<String>| text.as_deref().map(|text| parse_time_ms(text, offset)).transpose();

@@ -43,7 +43,7 @@ impl Default for EngineSettings {
 }
 
 /// What keeps the streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// Files of this machine.
@@ -69,6 +69,9 @@ pub struct JoinSettings {
     pub first_window_s: u64,
     /// How long after its example an outcome still makes a correction, in seconds.
     pub correction_s: u64,
+    /// How far ahead of the machine's clock an event's time may be, in seconds: the joiner's clock never goes back, so one
+    /// wrong time would close every window. 0 takes any time.
+    pub max_future_s: u64,
     /// Impressions that wait, or can be corrected, at most; beyond it the oldest are let go.
     pub max_impressions: usize,
     /// After so long without events the clock of the machine closes windows, in milliseconds; 0 leaves that to events alone,
@@ -87,6 +90,7 @@ impl Default for JoinSettings {
             max_window_s: 3600,
             first_window_s: 600,
             correction_s: 86_400,
+            max_future_s: 300,
             max_impressions: 1_000_000,
             tick_ms: 1000,
             save_every_events: 1_000_000,

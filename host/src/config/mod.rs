@@ -22,7 +22,7 @@ use crate::{
         FeatureConfig,
         replay::{PRETRAINING_CHUNK, PretrainingOptions},
     },
-    logs::LogOptions,
+    logs::{LogOptions, TaeStorage},
     schema::Schema,
 };
 
@@ -99,8 +99,8 @@ pub struct Paths {
     pub logs: PathBuf,
     /// Trained parameters, a folder an expert.
     pub experts: PathBuf,
-    /// Events that the daemon was told of; empty for none kept across restarts.
-    pub events: PathBuf,
+    /// States of the joiner and of the daemon, a folder each; a process of its own needs one of its own.
+    pub state: PathBuf,
 }
 
 impl Default for Paths {
@@ -111,7 +111,7 @@ impl Default for Paths {
             fm: "runs/fm".into(),
             logs: "runs/logs".into(),
             experts: "runs/experts".into(),
-            events: "runs/events.log".into(),
+            state: "runs/state".into(),
         }
     }
 }
@@ -178,6 +178,10 @@ pub struct Logs {
     pub history_len: usize,
     /// Rows a file.
     pub rows_per_file: usize,
+    /// Seconds a file of the logging tier (`hypercast materialise --follow`); 0 ends files by rows alone.
+    pub file_seconds: u64,
+    /// How exactly TAEs are kept: f32, or bf16, which takes about half the bytes.
+    pub tae: TaeStorage,
 }
 
 impl Config {
@@ -195,15 +199,26 @@ impl Config {
 }
 
 impl Logs {
-    /// How a log of TAEs of this width is written.
-    pub fn options(&self, tae_dim: usize) -> LogOptions {
-        LogOptions { tae_dim, history_len: self.history_len, rows_per_file: self.rows_per_file }
+    /// How logs are written.
+    pub fn options(&self) -> LogOptions {
+        LogOptions {
+            history_len: self.history_len,
+            rows_per_file: self.rows_per_file,
+            file_seconds: self.file_seconds,
+            tae: self.tae,
+        }
     }
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { skip_share: 0.3, history_len: 32, rows_per_file: 100_000 }
+        Self {
+            skip_share: 0.3,
+            history_len: 32,
+            rows_per_file: 100_000,
+            file_seconds: 60,
+            tae: TaeStorage::F32,
+        }
     }
 }
 
@@ -440,7 +455,7 @@ impl Config {
             &mut paths.fm,
             &mut paths.logs,
             &mut paths.experts,
-            &mut paths.events,
+            &mut paths.state,
             &mut self.engine.dir,
         ];
         for path in own.into_iter().chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
@@ -456,6 +471,7 @@ impl Config {
             ("server.threads", server.threads),
             ("server.queue", server.queue),
             ("server.max_candidates", server.max_candidates),
+            ("server.max_events", server.max_events),
             ("server.max_body_bytes", server.max_body_bytes),
             ("fm_serving.queue", self.fm_serving.queue),
             ("fm_serving.batch_candidates", self.fm_serving.batch_candidates),
@@ -469,6 +485,7 @@ impl Config {
             ("features.max_counter_keys", self.features.max_counter_keys),
             ("engine.segment_mib", self.engine.segment_mib as usize),
             ("join.max_impressions", self.join.max_impressions),
+            ("join.save_every_events", self.join.save_every_events as usize),
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
@@ -486,6 +503,12 @@ impl Config {
         }
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
+        }
+        if !(0.0..=1.0).contains(&server.shadow_share) {
+            return Err(format!(
+                "server.shadow_share is {}; it must be from 0 to 1",
+                server.shadow_share
+            ));
         }
         self.join.validate()?;
         self.publish.validate()?;

@@ -20,6 +20,8 @@ pub struct Server {
     pub queue: usize,
     /// The most candidates of one request.
     pub max_candidates: usize,
+    /// The most events of one request.
+    pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
     /// How long a request may wait and run, in milliseconds; 504 after that. A request that is expected to take longer
@@ -27,6 +29,13 @@ pub struct Server {
     pub deadline_ms: u64,
     /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
     pub explain: bool,
+    /// The share of the requests that shadow versions see, after their answers.
+    pub shadow_share: f64,
+    /// Answered requests that may wait for shadows; more are not shown to them, and counted.
+    pub shadow_queue: usize,
+    /// Predictions of served requests that are kept until their outcomes are known, oldest first to go: a value an item,
+    /// task and version.
+    pub served_predictions: usize,
 }
 
 impl Default for Server {
@@ -36,9 +45,13 @@ impl Default for Server {
             threads: 2,
             queue: 256,
             max_candidates: 1000,
+            max_events: 10_000,
             max_body_bytes: 4 << 20,
             deadline_ms: 1000,
             explain: true,
+            shadow_share: 1.0,
+            shadow_queue: 64,
+            served_predictions: 8_000_000,
         }
     }
 }
@@ -129,4 +142,6 @@ pub enum Tier {
     FmServing,
     /// The FM for served items, in big batches, for other processes
     FmLogging,
+    /// Events alone, for processes that join and serve elsewhere
+    Ingest,
 }

@@ -94,6 +94,16 @@ impl Dataset {
         Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows, content })
     }
 
+    /// The same without items' content vectors, which joined examples do not carry.
+    pub(crate) fn without_content(&self) -> Dataset {
+        let bare = |item: &Arc<Item>| match item.content.is_empty() {
+            true => item.clone(),
+            false => Arc::new(Item { content: Arc::default(), ..(**item).clone() }),
+        };
+        let items = self.items.iter().map(|(&id, item)| (id, bare(item))).collect();
+        Dataset { items, content: 0, ..self.clone() }
+    }
+
     /// All impressions in time order, streamed from disk.
     pub fn impressions(&self) -> Result<ImpressionReader> {
         ImpressionReader::open(&self.dir, &self.schema)

@@ -8,6 +8,7 @@ pub(crate) mod daemon;
 mod preset;
 pub mod replay;
 pub mod report;
+pub mod streaming;
 
 use std::{
     collections::BTreeMap,
@@ -72,10 +73,10 @@ pub fn run(options: &Options) -> Result<Report> {
     eprint!("{}", train::report::table(&fm.progressive));
     let engine = Engine::new(config.plugin_limits.engine())?;
     seconds.time("train_experts", || {
-        config
-            .experts
-            .iter()
-            .try_for_each(|entry| train::expert::train(&config, entry, &engine).map(drop))
+        config.experts.iter().try_for_each(|entry| {
+            let logs = train::expert::Source::Logs(None);
+            train::expert::train(&config, entry, &engine, logs).map(drop)
+        })
     })?;
     drop(engine);
 
@@ -129,13 +130,17 @@ impl Source {
     }
 }
 
+/// What an earlier demo told its daemon.
 fn remove_old_events(config: &Config) -> Result<()> {
-    match std::fs::remove_file(&config.paths.events) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(&config.paths.events)(error))
+    for dir in [&config.engine.dir, &config.paths.state] {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(dir)(error));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// How long each step took.

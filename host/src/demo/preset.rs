@@ -62,10 +62,13 @@ impl Data {
                 fm: "fm".into(),
                 logs: "logs".into(),
                 experts: "experts".into(),
-                events: "events.log".into(),
+                state: "state".into(),
             },
             ..Config::default()
         };
+        config.engine.dir = "streams".into();
+        // Its events are of the past: their own times are the clock.
+        config.join.tick_ms = 0;
         let short_term: &[&str] = match self {
             Data::Movielens => {
                 config.fm = FmConfig { max_history: 48, max_targets: 16, ..FmConfig::default() };

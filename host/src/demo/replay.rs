@@ -166,6 +166,7 @@ impl Client<'_> {
             user: first.user,
             surface: self.schema.surfaces[usize::from(first.surface)].clone(),
             candidates: rows.iter().map(|row| self.candidate(row)).collect(),
+            request: None,
             time_ms: Some(first.time_ms),
             limit: None,
             context: BTreeMap::new(),
@@ -183,7 +184,8 @@ impl Client<'_> {
     fn tell(&self, outcomes: &[Impression]) -> Result<()> {
         for part in outcomes.chunks(500) {
             let events = part.iter().map(|impression| self.event(impression)).collect();
-            let _: serde_json::Value = self.post("/v1/events", &EventsRequest { events })?;
+            let _: serde_json::Value =
+                self.post("/v1/events", &EventsRequest { events, ..EventsRequest::default() })?;
         }
         Ok(())
     }
@@ -195,6 +197,7 @@ impl Client<'_> {
         let values =
             self.schema.values.iter().zip(outcome.values).filter(|(_, value)| value.is_finite());
         EventBody {
+            id: None,
             request: impression.request,
             user: impression.user,
             item: impression.item,

@@ -17,8 +17,10 @@ mod tests;
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
-use crate::config::{EngineKind, EngineSettings};
-use crate::error::{Error, Result};
+use crate::{
+    config::{EngineKind, EngineSettings},
+    error::{Error, Result},
+};
 
 pub use self::directory::Directory;
 pub use self::memory::Memory;

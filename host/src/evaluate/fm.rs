@@ -22,7 +22,7 @@ use crate::{
     demo::replay::{Arm, BaseRates},
     error::{Error, Result},
     features::FeatureConfig,
-    logs::LogWriter,
+    logs::{LogVersion, LogWriter},
     train::fm::{FIRST_VERSION, dataset_spec, remove_dir},
 };
 
@@ -98,8 +98,13 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
     remove_dir(&config.paths.fm_work)?;
     remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
-    let options = config.logs.options(config.fm.tae_width());
-    let mut log = LogWriter::create(&config.paths.logs, &stream.dataset.schema, options)?;
+    let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
+    let mut log = LogWriter::create(
+        &config.paths.logs,
+        &stream.dataset.schema,
+        config.logs.options(),
+        versions,
+    )?;
     let mut said_of = Predictions::create(stream, &spec, work)?;
     let skip = stream.skip()?;
     stream.run("FM", |part| {
@@ -109,7 +114,7 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
         }
         said_of.push(&part, &said.predictions)?;
         if part.seen >= skip {
-            log.write_batch(part.examples, &said.tae, FIRST_VERSION, |_| true)?;
+            log.write_batch(part.examples, &said.tae, |_| true)?;
         }
         Ok(())
     })?;

@@ -74,11 +74,16 @@ impl Window {
 
     /// A moment by the data set's clock, to the minute: `2022-04-29 08:30`.
     pub fn say(&self, ms: i64) -> String {
-        let minutes = (ms + i64::from(self.utc_offset_h) * 3_600_000).div_euclid(60_000);
-        let (year, month, day) = civil(minutes.div_euclid(1440));
-        let minute = minutes.rem_euclid(1440);
-        format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
+        say(ms, self.utc_offset_h)
     }
+}
+
+/// A moment by a clock that is some hours ahead of UTC, to the minute: `2022-04-29 08:30`.
+pub fn say(ms: i64, utc_offset_h: i32) -> String {
+    let minutes = (ms + i64::from(utc_offset_h) * 3_600_000).div_euclid(60_000);
+    let (year, month, day) = civil(minutes.div_euclid(1440));
+    let minute = minutes.rem_euclid(1440);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
 }
 
 /// The times of the first and the last request.

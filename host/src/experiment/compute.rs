@@ -126,7 +126,7 @@ fn embed(
         }
         if part.seen >= skip {
             let own = |example: &Example| example.surface == surface;
-            log.write_batch(part.examples, &said.tae, FIRST_VERSION, own)?;
+            log.write_batch(part.examples, &said.tae, own)?;
         }
         let own: Vec<Example> =
             part.examples.iter().filter(|example| example.surface == surface).cloned().collect();

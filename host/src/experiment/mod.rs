@@ -39,8 +39,8 @@ use crate::{
         window::{Asked, Window},
     },
     expert::Engine,
-    logs::{LogReader, LogWriter},
-    train::fm::remove_dir,
+    logs::{LogReader, LogVersion, LogWriter},
+    train::fm::{FIRST_VERSION, remove_dir},
 };
 
 /// The experiments.
@@ -173,7 +173,8 @@ impl Ground<'_> {
     /// A fresh log for embeddings of a width.
     fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
         remove_dir(&config.paths.logs)?;
-        LogWriter::create(&config.paths.logs, &self.dataset.schema, config.logs.options(width))
+        let versions = vec![LogVersion::new(FIRST_VERSION, width)];
+        LogWriter::create(&config.paths.logs, &self.dataset.schema, config.logs.options(), versions)
     }
 
     /// Where the arms of a seed are trained and measured.

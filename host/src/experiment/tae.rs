@@ -20,10 +20,7 @@ use crate::{
     demo::Seconds,
     error::Result,
     logs::LogReader,
-    train::{
-        fm::{FIRST_VERSION, dataset_spec},
-        report::ALL,
-    },
+    train::{fm::dataset_spec, report::ALL},
 };
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
@@ -93,7 +90,7 @@ fn embed(ground: &Ground<'_>, config: &Config) -> Result<()> {
                 joined.extend_from_slice(own);
             }
         }
-        log.write_batch(part.examples, &joined, FIRST_VERSION, |_| true).map(drop)
+        log.write_batch(part.examples, &joined, |_| true).map(drop)
     })?;
     log.finish()
 }

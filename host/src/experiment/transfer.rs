@@ -23,14 +23,8 @@ use super::{
     targets,
 };
 use crate::{
-    config::Config,
-    dataset::timeline::Span,
-    demo::Seconds,
-    error::Result,
-    evaluate::stream::Part,
-    logs::LogReader,
-    schema::TaskRole,
-    train::fm::{FIRST_VERSION, dataset_spec},
+    config::Config, dataset::timeline::Span, demo::Seconds, error::Result, evaluate::stream::Part,
+    logs::LogReader, schema::TaskRole, train::fm::dataset_spec,
 };
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
@@ -100,7 +94,7 @@ fn embed(ground: &Ground<'_>, config: &Config, tally: &mut Tally) -> Result<()> 
         }
         let pairs = small.tae.chunks_exact(width).zip(large.tae.chunks_exact(width));
         let joined: Vec<f32> = pairs.flat_map(|(a, b)| [a, b].concat()).collect();
-        log.write_batch(part.examples, &joined, FIRST_VERSION, |_| true).map(drop)
+        log.write_batch(part.examples, &joined, |_| true).map(drop)
     })?;
     log.finish()
 }
@@ -151,7 +145,7 @@ impl Heads {
 
 fn experts(field: &Field<'_>, tally: &mut Tally) -> Result<()> {
     let surfaces = field.surfaces();
-    let width = field.log.manifest.tae_dim / 2;
+    let width = field.log.tae_dim / 2;
     let middle_ms = middle(field)?;
     let small = Arm { index: 2, embedding: 0..width, without_tae: false };
     let large = Arm { index: 3, embedding: width..2 * width, without_tae: false };

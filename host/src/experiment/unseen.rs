@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     evaluate::stream::Users,
     logs::LogReader,
-    train::fm::{FIRST_VERSION, dataset_spec},
+    train::fm::dataset_spec,
 };
 
 const ARMS: [&str; 2] = ["baseline", "+TAE"];
@@ -141,7 +141,7 @@ fn embed(ground: &Ground<'_>, config: &Config, spec: &FmSpec, case: &Case) -> Re
             return Ok(());
         }
         let own = |example: &Example| example.surface == case.surface;
-        log.write_batch(part.examples, &said.tae, FIRST_VERSION, own).map(drop)
+        log.write_batch(part.examples, &said.tae, own).map(drop)
     })?;
     log.finish()
 }

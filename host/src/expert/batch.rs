@@ -2,12 +2,13 @@
 //! serving, so that the two cannot differ.
 //!
 //! Columns are resolved by name once, when an expert is loaded. A batch is
-//! host memory, column-major; the executor moves it to its device.
+//! host memory that can be filled again: numeric features as one block of rows,
+//! which is how examples have them, and the other columns one by one.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::sync::Arc;
 
-use hypercast_fm::example::{Event, Example};
+use hypercast_fm::example::{Event, Example, Target};
 
 use super::Error;
 use super::normalise::Normaliser;
@@ -19,12 +20,14 @@ use crate::schema::Schema;
 pub enum ColumnData {
     /// f32.
     Numbers(Vec<f32>),
+    /// f32: the column at this place of [`ExpertBatch::features`].
+    Feature(usize),
     /// Raw ids.
     Ids(Vec<u64>),
 }
 
 /// The inputs of a network for a batch of whole requests.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ExpertBatch {
     /// Rows (candidates) of all requests.
     pub rows: usize,
@@ -35,9 +38,27 @@ pub struct ExpertBatch {
     /// One for each column of the description. History columns of a batch
     /// without any event hold one event of zeros, which belongs to no request.
     pub columns: Vec<ColumnData>,
+    /// `[rows, feature columns]`, row-major: the numeric features that the network reads, standardised, in the order of
+    /// their columns.
+    pub features: Vec<f32>,
 }
 
 impl ExpertBatch {
+    /// The values of a numeric column.
+    ///
+    /// # Panics
+    /// Where the column holds ids.
+    pub fn numbers(&self, column: usize) -> Cow<'_, [f32]> {
+        match &self.columns[column] {
+            ColumnData::Numbers(values) => values.into(),
+            ColumnData::Feature(place) => {
+                let width = self.features.len() / self.rows.max(1);
+                self.features.iter().skip(*place).step_by(width.max(1)).copied().collect()
+            }
+            ColumnData::Ids(_) => panic!("column {column} holds ids"),
+        }
+    }
+
     /// Short-history events of all requests.
     pub fn history_events(&self) -> usize {
         self.history_offsets.last().map_or(0, |events| *events as usize)
@@ -75,6 +96,8 @@ enum Source {
 #[derive(Debug, Clone)]
 pub struct Columns {
     sources: Vec<Source>,
+    /// Which numeric columns of the schema the network reads, in the order of its columns.
+    features: Vec<usize>,
     rank: Vec<(Column, Source)>,
     feature_names: Vec<String>,
     history_len: usize,
@@ -98,9 +121,14 @@ impl Columns {
             resolver.resolve(column).map_err(|why| Error::refused(&description.name, why))
         };
         let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        let feature = |source: &Source| match source {
+            Source::Feature(index) => Some(*index),
+            _ => None,
+        };
         let rank =
             description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
         Ok(Columns {
+            features: sources.iter().filter_map(feature).collect(),
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
             feature_names: resolver.features,
@@ -135,18 +163,45 @@ impl Columns {
         tae: Tae,
         normaliser: &Normaliser,
     ) -> ExpertBatch {
+        let mut batch = ExpertBatch::default();
+        self.fill(&mut batch, examples, tae, normaliser);
+        batch
+    }
+
+    /// The same, into a batch of these columns that was used before, or an empty one.
+    ///
+    /// # Panics
+    /// As [`Columns::batch`].
+    pub fn fill<E: Borrow<Example>>(
+        &self,
+        batch: &mut ExpertBatch,
+        examples: &[E],
+        tae: Tae,
+        normaliser: &Normaliser,
+    ) {
         let histories: Vec<Vec<&Event>> =
             examples.iter().map(|example| self.history(example.borrow())).collect();
-        let target_offsets = offsets(examples.iter().map(|example| example.borrow().targets.len()));
-        let history_offsets = offsets(histories.iter().map(Vec::len));
-        let rows = target_offsets.last().map_or(0, |rows| *rows as usize);
+        batch.target_offsets =
+            offsets(examples.iter().map(|example| example.borrow().targets.len()));
+        batch.history_offsets = offsets(histories.iter().map(Vec::len));
+        let rows = batch.target_offsets.last().map_or(0, |rows| *rows as usize);
+        batch.rows = rows;
         if let Tae::Rows(values) = tae {
             assert_eq!(values.len(), rows * self.tae_dim, "the TAE has tae_dim values a target");
         }
         let builder =
             Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
-        let columns = self.sources.iter().map(|source| builder.column(*source)).collect();
-        ExpertBatch { rows, history_offsets, target_offsets, columns }
+        batch.columns.resize(self.sources.len(), ColumnData::Feature(0));
+        let mut places = 0..;
+        for (source, column) in self.sources.iter().zip(&mut batch.columns) {
+            match source {
+                Source::Feature(_) => {
+                    *column = ColumnData::Feature(places.next().expect("no end of places"));
+                }
+                source => builder.fill(*source, column),
+            }
+        }
+        builder.features(&mut batch.features);
     }
 
     /// What `rank` reads of a request besides the predictions: raw values, not normalised.
@@ -221,68 +276,104 @@ struct Builder<'a, E> {
 }
 
 impl<E: Borrow<Example>> Builder<'_, E> {
-    fn column(&self, source: Source) -> ColumnData {
-        match source {
-            Source::Tae => ColumnData::Numbers(match self.tae {
-                Tae::Rows(values) => values.to_vec(),
-                Tae::Without => vec![0.0; self.rows * self.columns.tae_dim],
-            }),
-            Source::Feature(index) => {
-                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
-                let value = |target: &hypercast_fm::example::Target| {
-                    self.normaliser.apply(index, target.features[index])
-                };
-                ColumnData::Numbers(targets.map(value).collect())
-            }
-            Source::Id(index) => {
-                let targets = self.examples.iter().flat_map(|example| &example.borrow().targets);
-                ColumnData::Ids(targets.map(|target| target.ids[index]).collect())
-            }
-            Source::HistoryItem => self.history_ids(|event| event.item.id),
-            Source::HistorySurface => self.history_ids(|event| u64::from(event.surface)),
-            Source::HistoryItemFeature(index) => self.history_ids(|event| event.item.ids[index]),
-            Source::HistoryActions => self.history_actions(),
-            Source::HistoryAge => self.history_age(),
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.examples.iter().flat_map(|example| &example.borrow().targets)
+    }
+
+    /// Every numeric feature that the network reads, row by row.
+    fn features(&self, block: &mut Vec<f32>) {
+        let features = &self.columns.features;
+        block.clear();
+        block.reserve(self.rows * features.len());
+        for target in self.targets() {
+            block.extend(features.iter().map(|&index| target.features[index]));
+        }
+        if features.is_empty() {
+            return;
+        }
+        let scale: Vec<_> = features.iter().map(|&index| self.normaliser.scale(index)).collect();
+        for row in block.chunks_exact_mut(features.len()) {
+            row.iter_mut().zip(&scale).for_each(|(value, scale)| *value = scale.apply(*value));
         }
     }
 
-    fn history_ids(&self, id: impl Fn(&Event) -> u64) -> ColumnData {
-        let mut ids: Vec<u64> = self.histories.iter().flatten().map(|event| id(event)).collect();
+    fn fill(&self, source: Source, column: &mut ColumnData) {
+        match source {
+            Source::Tae => {
+                let values = numbers(column);
+                match self.tae {
+                    Tae::Rows(tae) => values.extend_from_slice(tae),
+                    Tae::Without => values.resize(self.rows * self.columns.tae_dim, 0.0),
+                }
+            }
+            Source::Feature(_) => unreachable!("numeric features are one block"),
+            Source::Id(index) => {
+                ids(column).extend(self.targets().map(|target| target.ids[index]));
+            }
+            Source::HistoryItem => self.history_ids(column, |event| event.item.id),
+            Source::HistorySurface => self.history_ids(column, |event| u64::from(event.surface)),
+            Source::HistoryItemFeature(index) => {
+                self.history_ids(column, |event| event.item.ids[index]);
+            }
+            Source::HistoryActions => self.history_actions(numbers(column)),
+            Source::HistoryAge => self.history_age(numbers(column)),
+        }
+    }
+
+    fn history_ids(&self, column: &mut ColumnData, id: impl Fn(&Event) -> u64) {
+        let ids = ids(column);
+        ids.extend(self.histories.iter().flatten().map(|event| id(event)));
         if ids.is_empty() {
             ids.push(0);
         }
-        ColumnData::Ids(ids)
     }
 
-    fn history_actions(&self) -> ColumnData {
+    fn history_actions(&self, values: &mut Vec<f32>) {
         let actions = self.columns.actions;
         let events = self.histories.iter().flatten();
         let bits = |event: &&Event| {
             let happened = event.outcome.actions;
             (0..actions).map(move |action| ((happened >> action) & 1) as f32)
         };
-        let mut values: Vec<f32> = events.flat_map(bits).collect();
+        values.extend(events.flat_map(bits));
         if values.is_empty() {
             values.resize(actions, 0.0);
         }
-        ColumnData::Numbers(values)
     }
 
-    fn history_age(&self) -> ColumnData {
+    fn history_age(&self, values: &mut Vec<f32>) {
         let requests = self.examples.iter().zip(self.histories);
-        let ages = requests.flat_map(|(example, events)| {
+        values.extend(requests.flat_map(|(example, events)| {
             let now = example.borrow().time_ms;
             events.iter().map(move |event| {
                 let seconds = (now - event.time_ms).max(0) as f64 / 1000.0;
                 (1.0 + seconds).log2() as f32
             })
-        });
-        let mut values: Vec<f32> = ages.collect();
+        }));
         if values.is_empty() {
             values.push(0.0);
         }
-        ColumnData::Numbers(values)
     }
+}
+
+/// A column as one of numbers, empty; it keeps its memory where it was one before.
+fn numbers(column: &mut ColumnData) -> &mut Vec<f32> {
+    if !matches!(column, ColumnData::Numbers(_)) {
+        *column = ColumnData::Numbers(Vec::new());
+    }
+    let ColumnData::Numbers(values) = column else { unreachable!("it was made one above") };
+    values.clear();
+    values
+}
+
+/// The same for ids.
+fn ids(column: &mut ColumnData) -> &mut Vec<u64> {
+    if !matches!(column, ColumnData::Ids(_)) {
+        *column = ColumnData::Ids(Vec::new());
+    }
+    let ColumnData::Ids(ids) = column else { unreachable!("it was made one above") };
+    ids.clear();
+    ids
 }
 
 fn offsets(lengths: impl Iterator<Item = usize>) -> Arc<[u32]> {

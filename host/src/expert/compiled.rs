@@ -16,13 +16,17 @@ use super::executor::hash_id;
 use super::graph::{Binary, Compare, Graph, Lead, Node, Op, Reduction, Type, Unary};
 use super::network::{Network, OnDevice};
 use super::params::Parameters;
+use super::pool::Pool;
+use super::wasm::contract::Column;
 
 /// A network for serving.
 pub struct Compiled {
     program: Program,
-    /// Columns of the batch that the program reads.
+    /// Columns of the batch that the program reads. After them it reads the block of features.
     columns: Vec<usize>,
     lookups: Vec<Lookup>,
+    /// The rows of tables that a request reads, for each lookup.
+    indices: Pool<Vec<Vec<u32>>>,
     /// What the program does not do, with the widths of its results.
     rest: Option<(OnDevice<Flex>, Vec<usize>)>,
 }
@@ -53,7 +57,7 @@ impl Compiled {
             let graph = Arc::new(pruned(graph, &rest));
             (OnDevice::new(graph, parameters, Default::default()), widths)
         });
-        Self { program, columns, lookups, rest }
+        Self { program, columns, lookups, indices: Pool::default(), rest }
     }
 }
 
@@ -64,25 +68,45 @@ impl Network for Compiled {
         });
         let numbers = |column: &usize| match &batch.columns[*column] {
             ColumnData::Numbers(values) => values.as_slice(),
-            ColumnData::Ids(_) => unreachable!("an id column is no input of the program"),
+            ColumnData::Ids(_) | ColumnData::Feature(_) => {
+                unreachable!("ids are looked up, and features are one block")
+            }
         };
-        let inputs: Vec<&[f32]> =
-            self.columns.iter().map(numbers).chain(rest.iter().map(Vec::as_slice)).collect();
-        let indices: Vec<Vec<u32>> =
-            self.lookups.iter().map(|lookup| lookup.rows(&batch.columns[lookup.column])).collect();
-        let indices: Vec<&[u32]> = indices.iter().map(Vec::as_slice).collect();
-        let feed = Feed { rows: batch.rows, inputs: &inputs, indices: &indices };
-        self.program.run(&feed, Isa::best())
+        let columns = self.columns.iter().map(numbers);
+        let inputs: Vec<&[f32]> = columns
+            .chain([batch.features.as_slice()])
+            .chain(rest.iter().map(Vec::as_slice))
+            .collect();
+        self.indices.with(|indices| {
+            indices.resize(self.lookups.len(), Vec::new());
+            for (lookup, rows) in self.lookups.iter().zip(&mut *indices) {
+                lookup.rows(&batch.columns[lookup.column], rows);
+            }
+            let indices: Vec<&[u32]> = indices.iter().map(Vec::as_slice).collect();
+            let feed = Feed { rows: batch.rows, inputs: &inputs, indices: &indices };
+            self.program.run(&feed, Isa::best())
+        })
     }
 }
 
 impl Lookup {
-    fn rows(&self, column: &ColumnData) -> Vec<u32> {
+    fn rows(&self, column: &ColumnData, rows: &mut Vec<u32>) {
         let ColumnData::Ids(ids) = column else {
             unreachable!("a numeric column has no ids");
         };
-        let row = |id: &u64| if self.hashed { hash_id(*id) } else { *id } % self.entries;
-        ids.iter().map(|id| row(id) as u32).collect()
+        let row = |id: u64| (if self.hashed { hash_id(id) } else { id } % self.entries) as u32;
+        rows.clear();
+        rows.reserve(ids.len());
+        // Many columns are the same for all candidates of a request.
+        let mut last = None;
+        for &id in ids {
+            let row = match last {
+                Some((known, row)) if known == id => row,
+                _ => row(id),
+            };
+            last = Some((id, row));
+            rows.push(row);
+        }
     }
 }
 
@@ -138,6 +162,8 @@ struct Compiler<'a> {
     steps: Vec<Step>,
     constants: Vec<Vec<f32>>,
     columns: Vec<usize>,
+    /// The place of each column of the batch among its features.
+    features: Vec<Option<usize>>,
     lookups: Vec<Lookup>,
     /// Nodes of the executor that the program reads, in the order of their places.
     rest: Vec<usize>,
@@ -150,10 +176,18 @@ impl<'a> Compiler<'a> {
         for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
             node.inputs.iter().for_each(|input| readers[*input].push(at));
         }
-        // Inputs of the run are all columns that any node reads, then the executor's results; so the latter's places
-        // are known once the former are counted.
+        let mut places = 0..;
+        let place = |column: &Column| match column {
+            Column::Feature(_) => places.next(),
+            _ => None,
+        };
+        let features: Vec<Option<usize>> = graph.columns.iter().map(place).collect();
+        // Inputs of the run are all columns that any node reads, the features, then the executor's results; so the
+        // latter's places are known once the former are counted.
         let column = |node: &Node| match node.op {
-            Op::Input { column } if node.ty == Type::Number => Some(column),
+            Op::Input { column } if node.ty == Type::Number && features[column].is_none() => {
+                Some(column)
+            }
             _ => None,
         };
         let mut columns: Vec<usize> = graph.nodes.iter().filter_map(column).collect();
@@ -168,6 +202,7 @@ impl<'a> Compiler<'a> {
             steps: Vec::new(),
             constants: Vec::new(),
             columns,
+            features,
             lookups: Vec::new(),
             rest: Vec::new(),
         }
@@ -178,12 +213,54 @@ impl<'a> Compiler<'a> {
         if let Some(known) = self.known[node] {
             return known;
         }
+        if let Some(place) = self.feature(node) {
+            let operand = self.features(place, 1);
+            self.known[node] = Some(operand);
+            return operand;
+        }
         let place = self.rest.iter().position(|known| *known == node).unwrap_or_else(|| {
             self.rest.push(node);
             self.rest.len() - 1
         });
         let width = self.graph.nodes[node].shape.dims[0];
-        Operand::Input { index: self.columns.len() + place, width }
+        Operand::Input { index: self.columns.len() + 1 + place, width }
+    }
+
+    /// Where a node's values are among the batch's features.
+    fn feature(&self, node: usize) -> Option<usize> {
+        match self.graph.nodes[node].op {
+            Op::Input { column } => self.features[column],
+            _ => None,
+        }
+    }
+
+    /// Columns of the block of features.
+    fn features(&mut self, first: usize, width: usize) -> Operand {
+        let all = self.features.iter().flatten().count();
+        let block = Operand::Input { index: self.columns.len(), width: all };
+        match width == all {
+            true => block,
+            false => self.step(Operator::Slice(first), vec![block], width),
+        }
+    }
+
+    /// Operands side by side; features that are neighbours in their block are one.
+    fn side_by_side(&mut self, nodes: &[usize]) -> Vec<Operand> {
+        let mut operands = Vec::new();
+        let mut rest = nodes;
+        while let [first, ..] = rest {
+            let place = self.feature(*first);
+            let follows = |(at, node): (usize, &usize)| {
+                place.is_some_and(|place| self.feature(*node) == Some(place + at))
+            };
+            let run = rest.iter().enumerate().position(|node| !follows(node)).unwrap_or(rest.len());
+            operands.push(match place {
+                Some(place) => self.features(place, run),
+                None => self.operand(*first),
+            });
+            rest = &rest[run.max(1)..];
+        }
+        operands
     }
 
     /// A node in the program, if it can be.
@@ -225,7 +302,13 @@ impl<'a> Compiler<'a> {
             Op::Binary(op) => Operator::Zip(zip(*op)),
             Op::Compare(op) => Operator::Zip(comparison(*op)),
             Op::Where => Operator::Select,
-            Op::Concat { axis } if *axis == lead => Operator::Concat,
+            Op::Concat { axis } if *axis == lead => {
+                let operands = self.side_by_side(&numbers);
+                return Some(match operands[..] {
+                    [all] => all,
+                    _ => self.step(Operator::Concat, operands, node.shape.dims[0]),
+                });
+            }
             Op::Slice { axis, start, .. } if *axis == lead => Operator::Slice(*start),
             Op::Softmax { axis } if *axis == lead => Operator::Softmax,
             Op::Reduce { kind, axis } if *axis == lead => Operator::Fold(fold(*kind)),
@@ -247,6 +330,7 @@ impl<'a> Compiler<'a> {
     fn source(&mut self, node: &Node) -> Option<Option<Operand>> {
         let width = node.shape.dims[0];
         match &node.op {
+            // Features become operands when they are read, most of them many at once.
             Op::Input { column } => {
                 let index = self.columns.binary_search(column).ok();
                 Some(index.map(|index| Operand::Input { index, width }))
@@ -284,9 +368,19 @@ impl<'a> Compiler<'a> {
         if !self.readable(inputs[0]) {
             return None;
         }
-        let weights = Rows { data: self.parameters.values(parameter), stride: to };
+        let weights = self.parameters.values(parameter);
         let bias = self.bias(at, to).map_or(&[][..], |bias| self.parameters.values(bias));
-        let operator = Operator::Linear(Prepared::new(weights, [from, to], bias));
+        let operator = match to {
+            1 => Operator::Dot {
+                weights: weights.to_vec(),
+                bias: bias.first().copied().unwrap_or(0.0),
+            },
+            _ => Operator::Linear(Prepared::new(
+                Rows { data: weights, stride: to },
+                [from, to],
+                bias,
+            )),
+        };
         let operands = vec![self.operand(inputs[0])];
         Some(self.step(operator, operands, to))
     }

@@ -61,6 +61,14 @@ pub enum Error {
         /// What is wrong, and what to do.
         why: String,
     },
+    /// Published weights that do not fit the expert in service, which goes on with its own.
+    #[error("published weights of expert `{plugin}` are refused: {why}")]
+    Published {
+        /// The plugin.
+        plugin: String,
+        /// What does not fit.
+        why: String,
+    },
     /// A device that this binary or machine does not have.
     #[error("{0}")]
     Device(String),

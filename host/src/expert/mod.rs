@@ -15,7 +15,7 @@ pub mod graph;
 pub mod network;
 pub mod normalise;
 pub mod params;
-pub mod registry;
+mod pool;
 pub mod runtime;
 #[cfg(test)]
 mod tests;
@@ -27,8 +27,7 @@ pub use breaker::BreakerConfig;
 pub use error::Error;
 pub use hypercast_fm::device::DeviceKind as Device;
 pub use normalise::{FeatureStatistics, Normaliser};
-pub use params::{Parameters, SavedParameters};
-pub use registry::{Registry, Route};
+pub use params::{Parameters, Provenance, SavedParameters};
 pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};

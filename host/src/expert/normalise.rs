@@ -30,12 +30,25 @@ impl Normaliser {
         }
     }
 
-    /// The standardised value of column `index`; 0 for a value that is not finite.
-    pub fn apply(&self, index: usize, value: f32) -> f32 {
-        if !value.is_finite() {
-            return 0.0;
-        }
-        ((value - self.mean[index]) / self.deviation[index]).clamp(-CLIP, CLIP)
+    /// How column `index` is standardised.
+    pub fn scale(&self, index: usize) -> Scale {
+        Scale { mean: self.mean[index], deviation: self.deviation[index] }
+    }
+}
+
+/// How one column is standardised.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale {
+    mean: f32,
+    deviation: f32,
+}
+
+impl Scale {
+    /// The standardised value; 0 for one that is not finite.
+    #[inline]
+    pub fn apply(self, value: f32) -> f32 {
+        let scaled = ((value - self.mean) / self.deviation).clamp(-CLIP, CLIP);
+        if value.is_finite() { scaled } else { 0.0 }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! They live in host memory as f32, whatever the device: tables are read by
 //! rows, dense parameters are small. Files are safetensors, with what they
-//! belong to in the metadata. Optimiser state is the trainer's and is not saved.
+//! belong to in the metadata. Optimiser state is the trainer's (`train::saved`).
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,6 +17,7 @@ use super::Error;
 use super::graph::{Graph, ParameterSpec};
 use super::normalise::Normaliser;
 use super::wasm::contract::Initialiser;
+use crate::publish::{Block, Publication, PublicationKind};
 
 /// The metadata key under which [`Provenance`] is kept.
 const PROVENANCE: &str = "hypercast_expert";
@@ -141,6 +142,22 @@ impl Parameters {
         Ok(Parameters { specs: graph.parameters.clone(), values, provenance: saved.provenance })
     }
 
+    /// Parameters of a graph from their values in its order, if they fit.
+    pub(super) fn with_values(
+        graph: &Graph,
+        values: Vec<Vec<f32>>,
+        provenance: Provenance,
+    ) -> Option<Parameters> {
+        let lengths = graph.parameters.iter().map(ParameterSpec::len);
+        let fit = lengths.eq(values.iter().map(Vec::len));
+        fit.then(|| Parameters { specs: graph.parameters.clone(), values, provenance })
+    }
+
+    /// The values of every parameter, in the graph's order.
+    pub(super) fn all_values(&self) -> &[Vec<f32>] {
+        &self.values
+    }
+
     /// Writes a safetensors file: to a temporary name first, so that no reader
     /// ever sees half of one.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
@@ -168,6 +185,53 @@ impl Parameters {
             .and_then(|()| std::fs::File::open(&temporary)?.sync_all())
             .and_then(|()| std::fs::rename(&temporary, path));
         written.map_err(write)
+    }
+
+    /// Every parameter: its name, its shape, its values.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
+        let values = self.specs.iter().zip(&self.values);
+        values.map(|(spec, values)| (spec.name.as_str(), spec.shape.as_slice(), values.as_slice()))
+    }
+
+    /// These with what was published of the same expert; a snapshot must have every value. They stay as they are where
+    /// anything of it does not fit or is not finite.
+    pub fn apply(&self, publication: &Publication) -> Result<Parameters, Error> {
+        let refused =
+            |why: String| Error::Published { plugin: self.provenance.plugin.clone(), why };
+        let provenance: Provenance = serde_json::from_str(&publication.header.manifest)
+            .map_err(|error| refused(format!("their provenance cannot be read: {error}")))?;
+        let Provenance { plugin, graph, fm_version, .. } = &self.provenance;
+        if (&provenance.plugin, &provenance.graph) != (plugin, graph) {
+            let Provenance { plugin, plugin_version, .. } = &provenance;
+            return Err(refused(format!(
+                "they are of another network, of {plugin} {plugin_version}"
+            )));
+        }
+        if provenance.fm_version != *fm_version {
+            let theirs = &provenance.fm_version;
+            return Err(refused(format!("they are for FM {theirs:?}, and not for {fm_version:?}")));
+        }
+        let mut new = Parameters { provenance, ..self.clone() };
+        let mut count = 0;
+        for block in &publication.blocks {
+            let Block { name, shape, start, values } = block;
+            let at = self.specs.iter().position(|spec| spec.name == *name && spec.shape == *shape);
+            let end = start.checked_add(values.len());
+            let place = at.zip(end).and_then(|(at, end)| new.values[at].get_mut(*start..end));
+            let place = place.ok_or_else(|| {
+                refused(format!("the network has no {} values of `{name}` {shape:?}", values.len()))
+            })?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(refused(format!("`{name}` holds a value that is not finite")));
+            }
+            place.copy_from_slice(values);
+            count += values.len();
+        }
+        let whole = publication.header.kind == PublicationKind::Snapshot;
+        if (whole && count != self.count()) || !publication.ids.is_empty() {
+            return Err(refused(format!("they have {count} of {} values", self.count())));
+        }
+        Ok(new)
     }
 
     /// The number of values.

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use hypercast_fm::example::Example;
 
-use super::batch::{Columns, Tae};
+use super::batch::{Columns, ExpertBatch, Tae};
 use super::breaker::{Breaker, BreakerConfig, BreakerState};
 use super::counters::{Counters, CountersSnapshot};
 use super::graph::{Graph, GraphLimits};
 use super::network::{Network, network};
 use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters, hash_text};
+use super::pool::Pool;
 use super::train::prediction;
 use super::wasm::contract::{self, Description, HostInfo, Prediction, RankRequest, Ranked};
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
@@ -181,9 +182,10 @@ pub struct ExpertTimes {
 pub struct Expert {
     blueprint: Arc<Blueprint>,
     network: Box<dyn Network>,
+    batches: Pool<ExpertBatch>,
     provenance: Provenance,
-    breaker: Breaker,
-    counters: Counters,
+    breaker: Arc<Breaker>,
+    counters: Arc<Counters>,
 }
 
 impl Expert {
@@ -199,9 +201,23 @@ impl Expert {
         Ok(Expert {
             blueprint,
             network,
+            batches: Pool::default(),
             provenance,
-            breaker: Breaker::new(breaker),
-            counters: Counters::default(),
+            breaker: Arc::new(Breaker::new(breaker)),
+            counters: Arc::default(),
+        })
+    }
+
+    /// The same expert with newer parameters: its breaker and counters go on.
+    pub fn renewed(&self, parameters: Parameters, device: Device) -> Result<Expert, Error> {
+        let provenance = parameters.provenance.clone();
+        Ok(Expert {
+            blueprint: self.blueprint.clone(),
+            network: network(self.blueprint.graph.clone(), parameters, device)?,
+            batches: Pool::default(),
+            provenance,
+            breaker: self.breaker.clone(),
+            counters: self.counters.clone(),
         })
     }
 
@@ -272,8 +288,10 @@ impl Expert {
         examples: &[E],
         tae: Tae,
     ) -> Result<Predictions, ExpertFault> {
-        let batch = self.blueprint.columns.batch(examples, tae, &self.provenance.normaliser);
-        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
+        let outputs = self.batches.with(|batch| {
+            self.blueprint.columns.fill(batch, examples, tae, &self.provenance.normaliser);
+            if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
+        });
         let values = self.blueprint.predictions(&outputs);
         let tasks = self.blueprint.description.tasks.iter().zip(values);
         let tasks: Vec<Prediction> =

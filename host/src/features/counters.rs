@@ -5,11 +5,13 @@
 //! key; it also holds their effects ([`super::effects`]). An impression whose action is not
 //! known counts for nothing.
 
-use hypercast_fm::example::Outcome;
+use hypercast_fm::example::{Outcome, Target};
+use serde::{Deserialize, Serialize};
 
 use super::FeatureConfig;
 use super::effects::{Belief, Effect};
 use super::recent::Recent;
+use crate::error::{Error, Result};
 use crate::schema::Schema;
 
 /// Above it an f32 would soon no longer count by one.
@@ -36,6 +38,8 @@ struct Table {
     key: Vec<usize>,
     /// Whether the key names the surface, the hour or the context, which an event of the mere history lacks.
     needs_place: bool,
+    /// Whether the key names something of a candidate: its item or its context.
+    by_candidate: bool,
     members: Vec<Member>,
     rows: Recent<Vec<Cell>>,
 }
@@ -48,35 +52,64 @@ struct Member {
 }
 
 /// What is known of a counter's key.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Cell {
     tally: Tally,
     effect: Effect,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Tally {
     impressions: f32,
     positives: f32,
 }
 
-/// The global rates at a request's time, computed once for all its candidates.
-pub(super) struct Priors {
+/// The global rates at a request's time.
+struct Priors {
     now_ms: i64,
     /// Rate and its logit, one pair a counter.
     rates: Vec<(f64, f64)>,
+}
+
+/// What all candidates of a request have in common, worked out once.
+pub(super) struct Common {
+    priors: Priors,
+    /// The columns, those of keys that name nothing of a candidate filled in.
+    pub(super) columns: Vec<f32>,
+    /// What the surface and those keys say of every action.
+    beliefs: Vec<Belief>,
 }
 
 /// An outcome to count.
 pub(super) struct Observation<'a> {
     /// The impression's id columns.
     pub(super) ids: &'a [u64],
+    /// What was counted of it so far: `Outcome::UNKNOWN` the first time.
+    pub(super) before: Outcome,
     /// What came of it.
     pub(super) outcome: Outcome,
     /// When that became known.
     pub(super) now_ms: i64,
     /// Whether surface, hour and context are known.
     pub(super) place_known: bool,
+}
+
+/// What an observation says of an action that was not known before.
+#[derive(Debug, Clone, Copy)]
+struct News {
+    positive: bool,
+    /// Whether the opposite was counted before.
+    moved: bool,
+}
+
+impl Observation<'_> {
+    fn news(&self, action: usize) -> Option<News> {
+        let bit = |bits: u32| bits >> action & 1 == 1;
+        let positive = bit(self.outcome.actions);
+        let moved = bit(self.before.known) && positive != bit(self.before.actions);
+        let new = bit(self.outcome.known) && (moved || !bit(self.before.known));
+        new.then_some(News { positive, moved })
+    }
 }
 
 impl Counters {
@@ -94,6 +127,7 @@ impl Counters {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
                     needs_place: description.key.iter().any(|name| of_the_place(schema, name)),
+                    by_candidate: description.key.iter().any(|name| of_a_candidate(schema, name)),
                     key,
                     members: vec![member],
                     rows: Recent::new(config.max_counter_keys),
@@ -123,7 +157,18 @@ impl Counters {
         self.places[self.totals.len()] + 2 * self.believed.len()
     }
 
-    pub(super) fn priors(&self, now_ms: i64) -> Priors {
+    /// What a request's candidates have in common. Of `ids`, what is of a candidate is not read.
+    pub(super) fn common(&self, ids: &[u64], now_ms: i64) -> Common {
+        let priors = self.priors(now_ms);
+        let mut columns = vec![0.0; self.columns()];
+        let mut beliefs = self.of_surface(self.surface(ids, true));
+        for table in self.tables.iter().filter(|table| !table.by_candidate) {
+            self.add(table, table.find(ids), &priors, &mut beliefs, &mut columns);
+        }
+        Common { priors, columns, beliefs }
+    }
+
+    fn priors(&self, now_ms: i64) -> Priors {
         let rate = |(&(last_ms, total), &half_life_ms): (&(i64, Tally), &f32)| {
             let total = total.faded(now_ms - last_ms, half_life_ms);
             let rate = (f64::from(total.positives) + 0.5) / (f64::from(total.impressions) + 1.0);
@@ -132,47 +177,66 @@ impl Counters {
         Priors { now_ms, rates: self.totals.iter().zip(&self.half_lives_ms).map(rate).collect() }
     }
 
-    /// Appends `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then
-    /// `ACTION_log_odds` and `ACTION_doubt` of each action that has effects.
-    pub(super) fn fetch(&self, ids: &[u64], priors: &Priors, features: &mut Vec<f32>) {
-        let start = features.len();
-        features.resize(start + self.columns(), 0.0);
-        let mut beliefs = self.of_surface(self.surface(ids, true));
-        for table in &self.tables {
-            let found = table.rows.get_with_time(table.hash(ids));
-            table.add_effects(found.map(|(_, row)| row), &mut beliefs);
-            let Some((last_ms, row)) = found else {
-                continue;
-            };
-            for (member, cell) in table.members.iter().zip(row) {
-                let tally =
-                    cell.tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
-                let (prior, prior_logit) = priors.rates[member.counter];
-                let (n, k) = (f64::from(tally.impressions), self.prior_strength);
-                let rate = (f64::from(tally.positives) + k * prior) / (n + k);
-                let at = start + self.places[member.counter];
-                features[at] = (logit(rate) - prior_logit) as f32;
-                features[at + 1] = tally.impressions.ln_1p();
-                if member.lasting {
-                    features[at + 2] = cell.effect.mean;
-                }
+    /// Fills in `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then `ACTION_log_odds` and
+    /// `ACTION_doubt` of each action that has effects. Each target's columns begin at `at` of its features and hold
+    /// [`Common::columns`] before.
+    pub(super) fn fill(&self, targets: &mut [Target], common: &Common, at: usize) {
+        let mut beliefs = common.beliefs.repeat(targets.len());
+        let mut found = Vec::with_capacity(targets.len());
+        let actions = common.beliefs.len().max(1);
+        for table in self.tables.iter().filter(|table| table.by_candidate) {
+            // Nothing but look-ups in this loop, so that the cache misses of several overlap.
+            found.clear();
+            found.extend(targets.iter().map(|target| table.find(&target.ids)));
+            let beliefs = beliefs.chunks_exact_mut(actions);
+            for ((target, beliefs), found) in targets.iter_mut().zip(beliefs).zip(&found) {
+                self.add(table, *found, &common.priors, beliefs, &mut target.features[at..]);
             }
         }
-        let columns = &mut features[start + self.places[self.totals.len()]..];
-        for (&action, columns) in self.believed.iter().zip(columns.chunks_exact_mut(2)) {
-            columns[0] = beliefs[action].mean as f32;
-            columns[1] = beliefs[action].variance.sqrt() as f32;
+        let effects = at + self.places[self.totals.len()];
+        for (target, beliefs) in targets.iter_mut().zip(beliefs.chunks_exact(actions)) {
+            let columns = target.features[effects..].chunks_exact_mut(2);
+            for (&action, columns) in self.believed.iter().zip(columns) {
+                columns[0] = beliefs[action].mean as f32;
+                columns[1] = beliefs[action].variance.sqrt() as f32;
+            }
         }
     }
 
+    /// What a table knows of a key: into the columns of its counters, and to the beliefs.
+    fn add(
+        &self,
+        table: &Table,
+        found: Option<(i64, &Vec<Cell>)>,
+        priors: &Priors,
+        beliefs: &mut [Belief],
+        columns: &mut [f32],
+    ) {
+        table.add_effects(found.map(|(_, row)| row), beliefs);
+        let Some((last_ms, row)) = found else { return };
+        for (member, cell) in table.members.iter().zip(row) {
+            let tally =
+                cell.tally.faded(priors.now_ms - last_ms, self.half_lives_ms[member.counter]);
+            let (prior, prior_logit) = priors.rates[member.counter];
+            let (n, k) = (f64::from(tally.impressions), self.prior_strength);
+            let rate = (f64::from(tally.positives) + k * prior) / (n + k);
+            let at = self.places[member.counter];
+            columns[at] = (logit(rate) - prior_logit) as f32;
+            columns[at + 1] = tally.impressions.ln_1p();
+            if member.lasting {
+                columns[at + 2] = cell.effect.mean;
+            }
+        }
+    }
+
+    /// Counts what is known now and was not before; where an action was counted as the other thing, it moves. Effects
+    /// learn what changed as an outcome of its own: what they took from the earlier one cannot be told apart any more.
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
         let beliefs = self.beliefs(seen.ids, seen.place_known);
-        let known = |action: usize| seen.outcome.known >> action & 1 == 1;
-        let positive = |action: usize| seen.outcome.actions >> action & 1 == 1;
         let surface = self.surface(seen.ids, seen.place_known);
         for (action, effect) in self.surfaces[surface].iter_mut().enumerate() {
-            if known(action) {
-                effect.learn(beliefs[action].lesson(positive(action)));
+            if let Some(news) = seen.news(action) {
+                effect.learn(beliefs[action].lesson(news.positive));
             }
         }
         for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
@@ -182,16 +246,15 @@ impl Counters {
             for (member, cell) in table.members.iter().zip(row) {
                 let half_life_ms = self.half_lives_ms[member.counter];
                 cell.tally = cell.tally.faded(seen.now_ms - last_ms, half_life_ms);
-                if known(member.action) {
-                    let positive = positive(member.action);
-                    cell.tally.add(positive);
+                if let Some(news) = seen.news(member.action) {
+                    cell.tally.take(news);
                     if member.lasting {
-                        cell.effect.learn(beliefs[member.action].lesson(positive));
+                        cell.effect.learn(beliefs[member.action].lesson(news.positive));
                     }
                     let (total_ms, total) = &mut self.totals[member.counter];
                     *total = total.faded(seen.now_ms - *total_ms, half_life_ms);
                     *total_ms = seen.now_ms.max(*total_ms);
-                    total.add(positive);
+                    total.take(news);
                 }
             }
         }
@@ -222,6 +285,40 @@ impl Counters {
     }
 }
 
+/// All that counters hold, table by table.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedCounters {
+    /// Key, last touch, and a cell a member.
+    tables: Vec<Vec<(u64, i64, Vec<Cell>)>>,
+    totals: Vec<(i64, Tally)>,
+    surfaces: Vec<Vec<Effect>>,
+}
+
+impl Counters {
+    pub(super) fn saved(&self) -> SavedCounters {
+        let rows = |table: &Table| {
+            table.rows.iter().map(|(key, last_ms, row)| (key, last_ms, row.clone())).collect()
+        };
+        SavedCounters {
+            tables: self.tables.iter().map(rows).collect(),
+            totals: self.totals.clone(),
+            surfaces: self.surfaces.clone(),
+        }
+    }
+
+    pub(super) fn restore(&mut self, saved: SavedCounters) -> Result<()> {
+        let shape = (saved.tables.len(), saved.totals.len(), saved.surfaces.len());
+        if shape != (self.tables.len(), self.totals.len(), self.surfaces.len()) {
+            return Err(Error::Invalid("a saved state has counters of another schema".into()));
+        }
+        for (table, rows) in self.tables.iter_mut().zip(saved.tables) {
+            rows.into_iter().for_each(|(key, last_ms, row)| table.rows.put(key, last_ms, row));
+        }
+        (self.totals, self.surfaces) = (saved.totals, saved.surfaces);
+        Ok(())
+    }
+}
+
 /// Where the surface stands among the id columns (`schema::BUILT_IN_IDS`).
 const SURFACE_COLUMN: usize = 2;
 
@@ -245,6 +342,11 @@ impl Table {
         }
     }
 
+    /// What is known of a key, and when it was last touched.
+    fn find(&self, ids: &[u64]) -> Option<(i64, &Vec<Cell>)> {
+        self.rows.get_with_time(self.hash(ids))
+    }
+
     fn hash(&self, ids: &[u64]) -> u64 {
         self.key.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, &column| mix(hash ^ mix(ids[column])))
     }
@@ -257,6 +359,15 @@ impl Tally {
         }
         let keep = (-(age_ms as f32) / half_life_ms).exp2();
         Tally { impressions: self.impressions * keep, positives: self.positives * keep }
+    }
+
+    fn take(&mut self, news: News) {
+        if news.moved {
+            let by = if news.positive { 1.0 } else { -1.0 };
+            self.positives = (self.positives + by).clamp(0.0, self.impressions);
+        } else {
+            self.add(news.positive);
+        }
     }
 
     fn add(&mut self, positive: bool) {
@@ -273,6 +384,11 @@ fn of_the_place(schema: &Schema, column: &str) -> bool {
     column == "surface"
         || column == "hour"
         || schema.context_features.iter().any(|feature| feature.name == column)
+}
+
+fn of_a_candidate(schema: &Schema, column: &str) -> bool {
+    let mut features = schema.item_features.iter().chain(&schema.context_features);
+    column == "item_id" || features.any(|feature| feature.name == column)
 }
 
 fn logit(rate: f64) -> f64 {

@@ -11,6 +11,8 @@
 
 use std::f64::consts::PI;
 
+use serde::{Deserialize, Serialize};
+
 /// Variance of a key's effect of which nothing is known, in squared log odds. NE on KuaiRand hardly
 /// depends on it: halved or doubled, it changes in the fourth digit.
 const KEY_VARIANCE: f32 = 0.3;
@@ -19,7 +21,7 @@ const KEY_VARIANCE: f32 = 0.3;
 const SURFACE_VARIANCE: f32 = 4.0;
 
 /// One weight: log odds that a key adds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Effect {
     pub(super) mean: f32,
     variance: f32,

@@ -3,15 +3,17 @@
 //! `FeatureState` is the one code path for training and serving: `fetch` turns
 //! a request into an `Example`, `apply` takes in an outcome once it is known.
 //! It follows the order in which it is called and has no clock; who decides what
-//! was known when is `dataset::timeline` or the daemon. It is not stored: it is
-//! rebuilt from the data set and the events log.
+//! was known when is `dataset::timeline` or the joiner (`crate::join`). It can be
+//! rebuilt from the data set and the `outcomes` stream; `saved` makes that short.
 
 mod counters;
 mod effects;
+mod ids;
 mod recent;
 pub mod replay;
+pub(crate) mod saved;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
@@ -19,7 +21,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::counters::mix;
-use self::counters::{Counters, Observation, Priors};
+use self::counters::{Common, Counters, Observation};
+use self::ids::IdMap;
 use self::recent::Recent;
 use crate::dataset::timeline::{Span, Step, Timeline};
 use crate::dataset::{Context, Dataset, Impression};
@@ -55,7 +58,7 @@ impl Default for FeatureConfig {
 }
 
 /// Candidates from which they are looked up on more than one thread.
-const PARALLEL_FROM: usize = 64;
+const PARALLEL_FROM: usize = 512;
 
 /// A request as it comes in.
 #[derive(Debug, Clone)]
@@ -81,8 +84,8 @@ pub struct CandidateInput {
     pub item: u64,
     /// The item's features where the caller sent them; else those of the data set, else zeros.
     pub features: Option<Arc<Item>>,
-    /// The context features.
-    pub context: Context,
+    /// The context features, which candidates of a request may share.
+    pub context: Arc<Context>,
     /// What came of it; `Outcome::UNKNOWN` while serving.
     pub outcome: Outcome,
     /// The true probabilities in a simulated world, else empty.
@@ -94,11 +97,20 @@ pub struct FeatureState {
     schema: Arc<Schema>,
     config: FeatureConfig,
     widths: Widths,
-    items: HashMap<u64, Arc<Item>>,
-    users: HashMap<u64, Arc<User>>,
+    items: IdMap<Arc<Item>>,
+    users: IdMap<Arc<User>>,
     histories: Recent<History>,
     first_shown: Recent<Option<i64>>,
     counters: Counters,
+    /// Items and users whose features are not those of the data set.
+    changed: Changed,
+}
+
+/// Ids of what was told after the data set was read.
+#[derive(Debug, Clone, Default)]
+struct Changed {
+    items: HashSet<u64>,
+    users: HashSet<u64>,
 }
 
 /// A user's past.
@@ -121,6 +133,15 @@ struct Widths {
     context_dense: usize,
 }
 
+/// A request on the way to its candidates: what they have in common.
+struct Asked<'a> {
+    request: &'a RequestInput,
+    user: &'a User,
+    counters: Common,
+    /// The built-in columns that the user's past decides.
+    past: [f32; 2],
+}
+
 /// What a candidate or an impression is, for its id columns.
 struct Subject<'a> {
     user: &'a User,
@@ -136,11 +157,12 @@ impl FeatureState {
         let schema = dataset.schema.clone();
         FeatureState {
             widths: Widths::new(&schema),
-            items: dataset.items.clone(),
-            users: dataset.users.clone(),
+            items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
+            users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
             histories: Recent::new(config.max_users),
             first_shown: Recent::new(config.max_items),
             counters: Counters::new(&schema, &config),
+            changed: Changed::default(),
             schema,
             config,
         }
@@ -157,6 +179,7 @@ impl FeatureState {
             histories: Recent::new(self.config.max_users),
             first_shown: Recent::new(self.config.max_items),
             counters: Counters::new(&self.schema, &self.config),
+            changed: self.changed.clone(),
         }
     }
 
@@ -208,6 +231,7 @@ impl FeatureState {
                 item.id
             )));
         }
+        self.changed.items.insert(item.id);
         self.items.insert(item.id, Arc::new(item));
         Ok(())
     }
@@ -222,6 +246,7 @@ impl FeatureState {
                 user.id
             )));
         }
+        self.changed.users.insert(user.id);
         self.users.insert(user.id, Arc::new(user));
         Ok(())
     }
@@ -238,6 +263,19 @@ impl FeatureState {
         check_widths("item", item.id, (item.ids.len(), item.dense.len()), wanted)
     }
 
+    /// Refuses a context whose features are not those of the schema; one without any stands for zeros.
+    pub(crate) fn check_context(&self, context: &Context) -> Result<()> {
+        let or = |given, wanted| if given == 0 { wanted } else { given };
+        let wanted = (self.widths.context_ids, self.widths.context_dense);
+        let given = (or(context.ids.len(), wanted.0), or(context.dense.len(), wanted.1));
+        match given == wanted {
+            true => Ok(()),
+            false => Err(Error::Invalid(format!(
+                "a context has {given:?} categorical and dense features, the schema {wanted:?}"
+            ))),
+        }
+    }
+
     /// What is known about a request now: its history, at most `history_len` events, and every
     /// column of its candidates. Features of the wrong number are a programmer's error.
     pub fn fetch(&self, request: &RequestInput, history_len: usize) -> Example {
@@ -250,13 +288,14 @@ impl FeatureState {
             let skip = history.events.len().saturating_sub(history_len);
             history.events.iter().skip(skip).cloned().collect()
         });
-        let priors = self.counters.priors(request.time_ms);
-        let target =
-            |candidate: &CandidateInput| self.target(request, &user, candidate, history, &priors);
+        let asked = self.asked(request, &user, history);
         let candidates = &request.candidates;
         let targets = match candidates.len() {
-            0..PARALLEL_FROM => candidates.iter().map(target).collect(),
-            _ => candidates.par_iter().with_min_len(PARALLEL_FROM / 2).map(target).collect(),
+            0..PARALLEL_FROM => self.targets(&asked, candidates),
+            _ => {
+                let parts = candidates.par_chunks(PARALLEL_FROM / 2);
+                parts.flat_map_iter(|part| self.targets(&asked, part)).collect()
+            }
         };
         Example {
             request: request.request,
@@ -266,6 +305,37 @@ impl FeatureState {
             targets,
             user,
         }
+    }
+
+    /// Takes in that the outcome of an impression which was applied is another one: the whole of what is known of it
+    /// now. Counters move by the difference. An impression that is no longer among its user's events is too old to
+    /// correct, and the answer is false.
+    pub fn correct(&mut self, impression: &Impression) -> bool {
+        let same = |event: &&mut Event| {
+            (event.time_ms, event.item.id, event.surface)
+                == (impression.time_ms, impression.item, impression.surface)
+        };
+        let history = self.histories.get_mut(impression.user);
+        let event = history.and_then(|history| history.events.iter_mut().rev().find(same));
+        let Some(event) = event else { return false };
+        let before = std::mem::replace(&mut event.outcome, impression.outcome);
+        let item = event.item.clone();
+        let user = self.user(impression.user);
+        let ids = self.ids(&Subject {
+            user: &user,
+            item: &item,
+            surface: impression.surface,
+            time_ms: impression.time_ms,
+            context: &impression.context,
+        });
+        self.counters.apply(&Observation {
+            ids: &ids,
+            before,
+            outcome: impression.outcome,
+            now_ms: impression.outcome_ms,
+            place_known: !impression.history_only,
+        });
+        true
     }
 
     /// Takes in an outcome that is known now. Call it in the order of `outcome_ms`.
@@ -281,6 +351,7 @@ impl FeatureState {
         });
         self.counters.apply(&Observation {
             ids: &ids,
+            before: Outcome::UNKNOWN,
             outcome: impression.outcome,
             now_ms: impression.outcome_ms,
             place_known: !impression.history_only,
@@ -296,38 +367,69 @@ impl FeatureState {
         history.push(Event { item, surface, time_ms, outcome }, limit);
     }
 
+    fn asked<'a>(
+        &self,
+        request: &'a RequestInput,
+        user: &'a User,
+        history: Option<&History>,
+    ) -> Asked<'a> {
+        let RequestInput { surface, time_ms, .. } = *request;
+        let (item, context) = (&Item::default(), &Context::default());
+        let ids = self.ids(&Subject { user, item, surface, time_ms, context });
+        let since_last = history.map_or(0, |history| time_ms - history.last_ms);
+        Asked {
+            request,
+            user,
+            counters: self.counters.common(&ids, time_ms),
+            past: [
+                (history.map_or(0, |history| history.count) as f32).ln_1p(),
+                (since_last.max(0) as f32 / 1e3).ln_1p(),
+            ],
+        }
+    }
+
+    /// Candidates' columns, stage by stage over all of them, so that the cache misses of many look-ups overlap.
+    fn targets(&self, asked: &Asked<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
+        let item = |candidate: &CandidateInput| match &candidate.features {
+            Some(item) => Some(item.clone()),
+            None => self.items.get(&candidate.item).cloned(),
+        };
+        let items: Vec<Option<Arc<Item>>> = candidates.iter().map(item).collect();
+        let first_shown: Vec<Option<i64>> = candidates
+            .iter()
+            .map(|candidate| self.first_shown.get(candidate.item).copied().flatten())
+            .collect();
+        let mut targets: Vec<Target> = candidates
+            .iter()
+            .zip(items)
+            .zip(first_shown)
+            .map(|((candidate, item), first_ms)| self.target(asked, candidate, item, first_ms))
+            .collect();
+        self.counters.fill(&mut targets, &asked.counters, self.widths.dense());
+        targets
+    }
+
+    /// A candidate with every column but those of counters that know something of it.
     fn target(
         &self,
-        request: &RequestInput,
-        user: &User,
+        asked: &Asked<'_>,
         candidate: &CandidateInput,
-        history: Option<&History>,
-        priors: &Priors,
+        item: Option<Arc<Item>>,
+        first_ms: Option<i64>,
     ) -> Target {
-        let item = match &candidate.features {
-            Some(item) => item.clone(),
-            None => self.item_or_blank(candidate.item),
-        };
-        let context = &candidate.context;
+        let Asked { request, user, .. } = *asked;
+        let item = item.unwrap_or_else(|| self.blank(candidate.item));
+        let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
         let ids = self.ids(&Subject { user, item: &item, surface, time_ms, context });
         let mut features = Vec::with_capacity(self.widths.features(&self.counters));
         extend(&mut features, &item.dense, self.widths.item_dense);
         extend(&mut features, &user.dense, self.widths.user_dense);
         extend(&mut features, &context.dense, self.widths.context_dense);
-        self.counters.fetch(&ids, priors, &mut features);
-        let since_last = history.map_or(0, |history| time_ms - history.last_ms);
-        let since_first = self
-            .first_shown
-            .get(item.id)
-            .copied()
-            .flatten()
-            .map_or(0, |first_ms| time_ms - first_ms);
-        features.extend([
-            (history.map_or(0, |history| history.count) as f32).ln_1p(),
-            (since_last.max(0) as f32 / 1e3).ln_1p(),
-            (since_first.max(0) as f32 / 3.6e6).ln_1p(),
-        ]);
+        features.extend_from_slice(&asked.counters.columns);
+        let since_first = first_ms.map_or(0, |first_ms| time_ms - first_ms);
+        features.extend(asked.past);
+        features.push((since_first.max(0) as f32 / 3.6e6).ln_1p());
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
@@ -349,10 +451,13 @@ impl FeatureState {
     }
 
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        self.items.get(&id).cloned().unwrap_or_else(|| {
-            let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
-            Arc::new(Item { id, ids, dense, ..Item::default() })
-        })
+        self.items.get(&id).cloned().unwrap_or_else(|| self.blank(id))
+    }
+
+    /// An item of which nothing is known.
+    fn blank(&self, id: u64) -> Arc<Item> {
+        let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
+        Arc::new(Item { id, ids, dense, ..Item::default() })
     }
 }
 
@@ -386,11 +491,12 @@ impl Widths {
     }
 
     fn features(&self, counters: &Counters) -> usize {
-        self.item_dense
-            + self.user_dense
-            + self.context_dense
-            + counters.columns()
-            + BUILT_IN_FEATURES.len()
+        self.dense() + counters.columns() + BUILT_IN_FEATURES.len()
+    }
+
+    /// The features that are no counter's and not built in.
+    fn dense(&self) -> usize {
+        self.item_dense + self.user_dense + self.context_dense
     }
 }
 

@@ -1,18 +1,18 @@
 //! A map of bounded size that forgets what was not touched for longest. It has
 //! no clock: the caller says when.
 
-use std::collections::HashMap;
+use super::ids::IdMap;
 
 /// Values by id, each with the time of its last touch.
 pub(super) struct Recent<V> {
-    entries: HashMap<u64, (i64, V)>,
+    entries: IdMap<(i64, V)>,
     capacity: usize,
 }
 
 impl<V: Default> Recent<V> {
     /// An empty map of at most `capacity` entries.
     pub(super) fn new(capacity: usize) -> Recent<V> {
-        Recent { entries: HashMap::new(), capacity: capacity.max(1) }
+        Recent { entries: IdMap::default(), capacity: capacity.max(1) }
     }
 
     /// The number of entries.
@@ -23,6 +23,21 @@ impl<V: Default> Recent<V> {
     /// A value.
     pub(super) fn get(&self, id: u64) -> Option<&V> {
         self.entries.get(&id).map(|(_, value)| value)
+    }
+
+    /// A value to change, which does not touch it.
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut V> {
+        self.entries.get_mut(&id).map(|(_, value)| value)
+    }
+
+    /// All values, each with its id and the time of its last touch, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, i64, &V)> {
+        self.entries.iter().map(|(&id, (last_ms, value))| (id, *last_ms, value))
+    }
+
+    /// Puts back what `iter` gave.
+    pub(super) fn put(&mut self, id: u64, last_ms: i64, value: V) {
+        self.entries.insert(id, (last_ms, value));
     }
 
     /// A value and when it was last touched.

@@ -2,6 +2,7 @@
 //! time. Training, materialising and the test replay all read these.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use hypercast_fm::example::Example;
 
@@ -102,7 +103,7 @@ pub fn request_input(rows: &[Impression]) -> RequestInput {
     let candidate = |row: &Impression| CandidateInput {
         item: row.item,
         features: None,
-        context: row.context.clone(),
+        context: Arc::new(row.context.clone()),
         outcome: row.outcome,
         truth: row.truth.clone(),
     };

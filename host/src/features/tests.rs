@@ -152,7 +152,7 @@ fn counters_give_smoothed_rates_relative_to_the_prior() {
         candidates: vec![CandidateInput {
             item,
             features: None,
-            context: Context::default(),
+            context: Arc::default(),
             outcome: Outcome::UNKNOWN,
             truth: vec![],
         }],
@@ -259,4 +259,87 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
         .collect();
     assert_eq!(replayed.len(), 1);
     assert_eq!(replayed[0].history.len(), 8, "the last of ten");
+}
+
+#[test]
+fn a_correction_moves_counters_and_the_event_as_if_it_had_been_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![]);
+    let (mut told, mut corrected) = (
+        FeatureState::new(&data, FeatureConfig::default()),
+        FeatureState::new(&data, FeatureConfig::default()),
+    );
+    for i in 0..20 {
+        let right = impression((i, i as i64, i as i64, 1, 1 + i % 2, i % 3 == 0));
+        told.apply(&right);
+        let mut wrong = right.clone();
+        // Half were said to be the other thing, half were not known.
+        match i % 2 {
+            0 => wrong.outcome.actions ^= 1,
+            _ => wrong.outcome.known = 0b10,
+        }
+        corrected.apply(&wrong);
+        assert!(corrected.correct(&right));
+        assert!(corrected.correct(&right), "and what is right already stays");
+    }
+    let ask = |state: &FeatureState| {
+        let mut row = impression((99, 30, 30, 1, 1, true));
+        row.outcome = Outcome::UNKNOWN;
+        state.fetch(&replay::request_input(&[row]), 50)
+    };
+    let (told, corrected) = (ask(&told), ask(&corrected));
+    assert_eq!(format!("{:?}", told.history), format!("{:?}", corrected.history));
+    let columns = data.schema.feature_columns();
+    for (name, (a, b)) in
+        columns.iter().zip(told.targets[0].features.iter().zip(&corrected.targets[0].features))
+    {
+        // Effects learn the correction as one more outcome; tallies are what they would have been.
+        if !["effect", "log_odds", "doubt"].iter().any(|end| name.ends_with(end)) {
+            assert!((a - b).abs() < 1e-5, "{name}: {a} {b}");
+        }
+    }
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    assert!(!state.correct(&impression((1, 1, 1, 1, 1, true))), "there is nothing to correct");
+}
+
+#[test]
+fn a_state_that_is_saved_and_restored_goes_on_as_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), vec![]);
+    let mut state = FeatureState::new(&data, FeatureConfig::default());
+    for i in 0..60 {
+        if i == 30 {
+            state
+                .upsert_item(Item { id: 2, ids: vec![9], dense: vec![4.5], ..Item::default() })
+                .unwrap();
+            state.upsert_user(User { id: 77, ids: vec![1], dense: vec![] }).unwrap();
+        }
+        state.apply(&impression((
+            i,
+            i as i64 * 1000,
+            i as i64 * 1000,
+            i % 3 + 1,
+            i % 6 + 1,
+            i % 4 == 0,
+        )));
+    }
+    let bytes = postcard::to_allocvec(&state.saved()).unwrap();
+    let mut again = FeatureState::new(&data, FeatureConfig::default());
+    again.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
+    assert_eq!((again.items(), again.users_with_history()), (state.items(), 3));
+    for step in 0..20 {
+        let row = impression((
+            100 + step,
+            70_000 + step as i64,
+            70_001,
+            step % 3 + 1,
+            step % 6 + 1,
+            step % 2 == 0,
+        ));
+        let ask = replay::request_input(std::slice::from_ref(&row));
+        let (one, other) = (state.fetch(&ask, 50), again.fetch(&ask, 50));
+        assert_eq!(format!("{one:?}"), format!("{other:?}"));
+        state.apply(&row);
+        again.apply(&row);
+    }
 }

@@ -6,10 +6,29 @@
 //! joiner that crashed makes the same records again and loses or doubles none.
 //! It does not train, and it does not run a model.
 
+mod core;
+mod delays;
+mod folder;
+mod made;
+mod memory;
+mod outputs;
+mod runner;
+mod saved;
+mod unit;
+mod waiting;
+
 use hypercast_fm::example::{Example, Item, User};
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Impression;
+pub use self::core::Joiner;
+pub use self::folder::Folder;
+pub use self::made::{Counts, Made, Options, Sink};
+pub use self::runner::{Passed, Runner};
+pub(crate) use self::runner::{now_ms, world};
+use crate::{
+    dataset::Impression,
+    error::{Error, Result},
+};
 
 /// A record of [`crate::engine::Topic::joined`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +51,15 @@ pub struct JoinedExample {
 
 /// A record of [`crate::engine::Topic::outcomes`]: what the live state of a daemon follows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What is known now.
+    pub known: Known,
+    /// When the newest event that it comes from was taken in, by the clock of who took it in, milliseconds since the epoch.
+    pub ingested_ms: i64,
+}
+
+/// What is known now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Known {
     /// An impression's outcome is known.
     Outcome(Impression),
@@ -42,3 +70,38 @@ pub enum Known {
     /// A user's features are new or changed.
     User(User),
 }
+
+impl Joined {
+    /// The example, or the correction.
+    pub fn joined(&self) -> &JoinedExample {
+        match self {
+            Joined::Example(joined) | Joined::Correction(joined) => joined,
+        }
+    }
+
+    /// Reads a record of the `joined` stream.
+    ///
+    /// # Errors
+    /// One that another version wrote.
+    pub fn decode(payload: &[u8]) -> Result<Joined> {
+        decode("joined", payload)
+    }
+}
+
+impl Outcome {
+    /// Reads a record of the `outcomes` stream.
+    ///
+    /// # Errors
+    /// One that another version wrote.
+    pub fn decode(payload: &[u8]) -> Result<Outcome> {
+        decode("outcomes", payload)
+    }
+}
+
+fn decode<'a, T: Deserialize<'a>>(stream: &str, payload: &'a [u8]) -> Result<T> {
+    postcard::from_bytes(payload)
+        .map_err(|error| Error::Invalid(format!("a record of the {stream} stream: {error}")))
+}
+
+#[cfg(test)]
+mod tests;

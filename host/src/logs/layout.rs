@@ -4,24 +4,49 @@ use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
-use super::Logged;
+use super::{LogVersion, Logged};
 use crate::dataset::table::{Column, Field, Kind, Values};
-use crate::schema::{BUILT_IN_IDS, FeatureKind, Schema, names};
+use crate::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, names};
 
 /// Columns of the requests before the history's item features.
-const REQUEST_FIELDS: [(&str, Kind, bool); 11] = [
+const REQUEST_FIELDS: [(&str, Kind, bool); 12] = [
     ("request", Kind::U64, false),
     ("user", Kind::U64, false),
     ("surface", Kind::U32, false),
     ("time_ms", Kind::I64, false),
-    ("fm_version", Kind::Text, false),
+    ("correction", Kind::Bool, false),
     ("targets", Kind::U32, false),
     ("history_item", Kind::U64, true),
     ("history_surface", Kind::U32, true),
     ("history_actions", Kind::U32, true),
     ("history_known", Kind::U32, true),
     ("history_time_ms", Kind::I64, true),
+    ("ingested_ms", Kind::I64, false),
 ];
+
+/// A request that waits to be written.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) example: Example,
+    /// For each version `[targets, tae_dim]`.
+    pub(super) taes: Vec<Vec<f32>>,
+    pub(super) correction: bool,
+    pub(super) ingested_ms: i64,
+}
+
+/// What a task's label and sample space are made of.
+#[derive(Debug, Clone)]
+struct TaskColumns {
+    name: String,
+    source: LabelSource,
+    surfaces: Vec<bool>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum LabelSource {
+    Action(usize),
+    Value(usize),
+}
 
 /// What is where in the two tables.
 #[derive(Debug, Clone)]
@@ -33,6 +58,8 @@ pub(super) struct Layout {
     item_dense: usize,
     user_ids: usize,
     user_dense: usize,
+    surfaces: usize,
+    tasks: Vec<TaskColumns>,
 }
 
 /// One row group of both tables.
@@ -53,7 +80,14 @@ impl Layout {
             item_dense: count(&schema.item_features, FeatureKind::Dense),
             user_ids: count(&schema.user_features, FeatureKind::Categorical),
             user_dense: count(&schema.user_features, FeatureKind::Dense),
+            surfaces: schema.surfaces.len(),
+            tasks: (0..schema.tasks.len()).map(|task| TaskColumns::new(schema, task)).collect(),
         }
+    }
+
+    /// Whether the schema has a surface of that index.
+    pub(super) fn has_surface(&self, surface: u16) -> bool {
+        usize::from(surface) < self.surfaces
     }
 
     pub(super) fn request_fields(&self) -> Vec<Field> {
@@ -74,19 +108,42 @@ impl Layout {
         fields.extend([Field::new("actions", Kind::U32), Field::new("known", Kind::U32)]);
         fields
             .extend(self.values.iter().map(|name| Field::new(format!("value_{name}"), Kind::F32)));
-        fields.extend([Field::list("truth", Kind::F32), Field::list("tae", Kind::F32)]);
+        fields.push(Field::list("truth", Kind::F32));
         fields
     }
 
-    /// Lays logged requests out in columns.
-    pub(super) fn columns(&self, rows: &[Logged], tae_dim: usize) -> Group {
-        Group {
-            requests: self.request_columns(rows),
-            examples: self.example_columns(rows, tae_dim),
-        }
+    /// Label and mask of each task, which any data tool can train on; they follow from outcome and surface, so
+    /// that they are never read here.
+    pub(super) fn task_fields(&self) -> Vec<Field> {
+        let fields = |task: &TaskColumns| {
+            [
+                Field::new(format!("label:{}", task.name), Kind::F32),
+                Field::new(format!("mask:{}", task.name), Kind::Bool),
+            ]
+        };
+        self.tasks.iter().flat_map(fields).collect()
     }
 
-    fn request_columns(&self, rows: &[Logged]) -> Vec<Column> {
+    /// The embeddings of an FM version.
+    pub(super) fn tae_field(version: &str) -> Field {
+        Field::list(format!("tae:{version}"), Kind::F32)
+    }
+
+    /// Lays requests out in columns: those of `example_fields`, of `task_fields`, and one of embeddings a version.
+    pub(super) fn columns(&self, rows: &[Row], versions: &[LogVersion]) -> Group {
+        let mut examples = self.example_columns(rows);
+        examples.extend(self.tasks.iter().flat_map(|task| task.columns(rows)));
+        let targets = || rows.iter().flat_map(|row| &row.example.targets);
+        for (at, version) in versions.iter().enumerate() {
+            examples.push(Column::lists(
+                Values::F32(rows.iter().flat_map(|row| row.taes[at].iter().copied()).collect()),
+                offsets(targets().map(|_| version.tae_dim)),
+            ));
+        }
+        Group { requests: self.request_columns(rows), examples }
+    }
+
+    fn request_columns(&self, rows: &[Row]) -> Vec<Column> {
         let examples = || rows.iter().map(|row| &row.example);
         let events = || examples().flat_map(|example| &example.history);
         let offsets = offsets(examples().map(|example| example.history.len()));
@@ -98,7 +155,7 @@ impl Layout {
                 examples().map(|example| u32::from(example.surface)).collect(),
             )),
             Column::scalars(Values::I64(examples().map(|example| example.time_ms).collect())),
-            Column::scalars(Values::Text(rows.iter().map(|row| row.fm_version.clone()).collect())),
+            Column::scalars(Values::Bool(rows.iter().map(|row| row.correction).collect())),
             Column::scalars(Values::U32(
                 examples().map(|example| example.targets.len() as u32).collect(),
             )),
@@ -107,6 +164,7 @@ impl Layout {
             list(Values::U32(events().map(|event| event.outcome.actions).collect())),
             list(Values::U32(events().map(|event| event.outcome.known).collect())),
             list(Values::I64(events().map(|event| event.time_ms).collect())),
+            Column::scalars(Values::I64(rows.iter().map(|row| row.ingested_ms).collect())),
         ];
         let items = 0..self.item_features.len();
         columns.extend(
@@ -115,7 +173,7 @@ impl Layout {
         columns
     }
 
-    fn example_columns(&self, rows: &[Logged], tae_dim: usize) -> Vec<Column> {
+    fn example_columns(&self, rows: &[Row]) -> Vec<Column> {
         let targets = || rows.iter().flat_map(|row| &row.example.targets);
         let f32s = |get: &dyn Fn(&Target) -> f32| {
             Column::scalars(Values::F32(targets().map(get).collect()))
@@ -138,14 +196,11 @@ impl Layout {
             Values::F32(targets().flat_map(|target| target.truth.iter().copied()).collect()),
             offsets(targets().map(|target| target.truth.len())),
         ));
-        columns.push(Column::lists(
-            Values::F32(rows.iter().flat_map(|row| row.tae.iter().copied()).collect()),
-            offsets(targets().map(|_| tae_dim)),
-        ));
         columns
     }
 
-    /// Puts logged requests together again; `None` where the two tables do not fit each other.
+    /// Puts logged requests together again from the columns of `example_fields` and one of embeddings; `None` where the
+    /// two tables do not fit each other.
     pub(super) fn rows(&self, group: &Group) -> Option<Vec<Logged>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
@@ -183,7 +238,12 @@ impl Layout {
             history: requests[6].range(row).map(|at| event(requests, at)).collect(),
             targets,
         };
-        Logged { example, tae: embeddings.to_vec(), fm_version: requests[4].texts()[row].clone() }
+        Logged {
+            example,
+            tae: embeddings.to_vec(),
+            correction: requests[4].bools()[row],
+            ingested_ms: requests[11].i64s()[row],
+        }
     }
 
     fn target(&self, columns: &[Column], at: usize) -> Target {
@@ -220,6 +280,44 @@ impl Layout {
             ids: target.ids[ids..ids + self.user_ids].to_vec(),
             dense: target.features[self.item_dense..self.item_dense + self.user_dense].to_vec(),
         }
+    }
+}
+
+impl TaskColumns {
+    fn new(schema: &Schema, index: usize) -> TaskColumns {
+        let task = &schema.tasks[index];
+        let source = match task.kind {
+            TaskKind::Binary => schema.action(&task.label).map(LabelSource::Action),
+            TaskKind::Regression => schema.value(&task.label).map(LabelSource::Value),
+        };
+        TaskColumns {
+            name: task.name.clone(),
+            source: source.expect("a schema's tasks have labels"),
+            surfaces: (0..schema.surfaces.len())
+                .map(|surface| schema.task_valid(index, surface as u16))
+                .collect(),
+        }
+    }
+
+    /// Labels, 0 outside the sample space, and whether each target is in it.
+    fn columns(&self, rows: &[Row]) -> [Column; 2] {
+        let label = |example: &Example, target: &Target| {
+            let outcome = &target.outcome;
+            let label = match self.source {
+                LabelSource::Action(bit) => (outcome.known >> bit & 1 == 1)
+                    .then_some(f32::from(u8::from(outcome.actions >> bit & 1 == 1))),
+                LabelSource::Value(at) => Some(outcome.values[at]).filter(|value| !value.is_nan()),
+            };
+            label.filter(|_| self.surfaces[usize::from(example.surface)])
+        };
+        let labels: Vec<Option<f32>> = rows
+            .iter()
+            .flat_map(|row| row.example.targets.iter().map(|target| label(&row.example, target)))
+            .collect();
+        [
+            Column::scalars(Values::F32(labels.iter().map(|label| label.unwrap_or(0.0)).collect())),
+            Column::scalars(Values::Bool(labels.iter().map(Option::is_some).collect())),
+        ]
     }
 }
 

@@ -1,15 +1,18 @@
 //! Logs: what is written while the system runs.
 //!
-//! `events` is the daemon's append-only log of what happened. `writer` and
-//! `reader` are the feature logs: served requests with their columns, outcomes
+//! `writer` and `reader` are the feature logs: served requests with their columns, outcomes
 //! and materialised target-aware embeddings (paper section 3.2), in Parquet +
-//! zstd. An expert is trained on these alone, without the FM.
+//! zstd. An expert is trained on these alone, without the FM; `follower` reads them
+//! while another process writes them.
 //!
 //! A log directory holds `log-manifest.json`, `schema.toml` and pairs of tables
-//! joined by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`.
+//! joined by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file holds the
+//! embeddings of one or several FM versions, a column each (`tae:VERSION`), and says which in its metadata.
 
-pub mod events;
+mod corrections;
+mod follower;
 mod layout;
+mod pair;
 mod reader;
 mod writer;
 
@@ -19,8 +22,9 @@ use std::path::{Path, PathBuf};
 use hypercast_fm::example::{Event, Example};
 use serde::{Deserialize, Serialize};
 
+pub use follower::{LogFollower, LogPosition};
 pub use reader::{LogIter, LogReader};
-pub use writer::{LogOptions, LogWriter};
+pub use writer::{LogOptions, LogRow, LogWriter, TaeStorage};
 
 use crate::error::{Error, Result};
 
@@ -32,11 +36,43 @@ use crate::error::{Error, Result};
 pub struct Logged {
     /// The request, its history cut to the short one of its own surface.
     pub example: Example,
-    /// The targets' embeddings, row-major `[targets, tae_dim]`.
+    /// The targets' embeddings of the FM version that the log was opened for, row-major `[targets, tae_dim]`.
     pub tae: Vec<f32>,
-    /// The FM version that made them.
-    pub fm_version: String,
+    /// Whether these are outcomes that came after their request was logged: only what changed is known of the targets.
+    pub correction: bool,
+    /// When the newest of its events was taken in, milliseconds since the epoch; 0 where that is not known.
+    pub ingested_ms: i64,
 }
+
+/// An FM version whose embeddings a file holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogVersion {
+    /// The version.
+    pub version: String,
+    /// Length of its embedding.
+    pub tae_dim: usize,
+}
+
+impl LogVersion {
+    /// A version whose embeddings have `tae_dim` values.
+    pub fn new(version: impl Into<String>, tae_dim: usize) -> LogVersion {
+        LogVersion { version: version.into(), tae_dim }
+    }
+}
+
+/// What a file says of itself, under the key `hypercast` of its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FileNote {
+    /// The FM versions, in the order of their columns.
+    versions: Vec<LogVersion>,
+    /// The position in the stream `joined` after the last request; none where the logs are not of a stream.
+    position: Option<u64>,
+    /// Corrections among the requests.
+    corrections: usize,
+}
+
+/// The metadata key of [`FileNote`].
+const NOTE: &str = "hypercast";
 
 /// What holds for all files of a log directory: `log-manifest.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,14 +80,12 @@ pub struct Logged {
 pub struct LogManifest {
     /// Version of this layout.
     pub format: u32,
-    /// Length of a target-aware embedding.
-    pub tae_dim: usize,
     /// Events of short history at most.
     pub history_len: usize,
 }
 
 /// The layout that this version writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The last `len` events on one surface: what an expert sees of the history.
 pub fn short_history(history: &[Event], surface: u16, len: usize) -> Vec<Event> {
@@ -65,15 +99,18 @@ impl LogManifest {
     fn load(dir: &Path) -> Result<LogManifest> {
         let path = dir.join("log-manifest.json");
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let manifest: LogManifest =
-            serde_json::from_str(&text).map_err(|error| Error::data(&path, error.to_string()))?;
-        match manifest.format {
-            FORMAT => Ok(manifest),
-            other => Err(Error::data(
+        let wrong = |error: serde_json::Error| Error::data(&path, error.to_string());
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(wrong)?;
+        let format = value.get("format").and_then(serde_json::Value::as_u64);
+        if let Some(other) = format.filter(|&format| format != u64::from(FORMAT)) {
+            return Err(Error::data(
                 &path,
-                format!("log format {other}; this version reads format {FORMAT}"),
-            )),
+                format!(
+                    "log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"
+                ),
+            ));
         }
+        serde_json::from_value(value).map_err(wrong)
     }
 }
 

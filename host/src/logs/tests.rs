@@ -1,12 +1,10 @@
-//! Tests of the events log and of the feature logs.
+//! Tests of the feature logs.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use hypercast_fm::example::Outcome;
 
-use super::events::{Entry, EventLog, Fsync};
 use super::*;
+use crate::dataset::Dataset;
 use crate::dataset::timeline::Span;
-use crate::dataset::{Dataset, Impression};
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
 use crate::import::simulate::{Options, simulate};
@@ -37,7 +35,15 @@ fn examples(data: &Dataset) -> Vec<Example> {
 }
 
 fn options() -> LogOptions {
-    LogOptions { tae_dim: 3, history_len: 5, rows_per_file: 500 }
+    LogOptions { history_len: 5, rows_per_file: 500, file_seconds: 60, tae: TaeStorage::F32 }
+}
+
+fn one() -> Vec<LogVersion> {
+    vec![LogVersion::new("fm-7", 3)]
+}
+
+fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
+    LogRow { example, taes, correction: false, ingested_ms: 0, position: None }
 }
 
 /// Embeddings with every difficult bit pattern.
@@ -58,13 +64,14 @@ fn logs_read_back_bit_for_bit() {
     let logs = dir.path().join("logs");
     // Two writers in turn: the second continues the directory.
     for half in examples.chunks(120) {
-        let mut writer = LogWriter::create(&logs, &data.schema, options()).unwrap();
-        half.iter().for_each(|example| writer.write(example, &tae(example), "fm-7").unwrap());
+        let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+        half.iter().for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
         writer.finish().unwrap();
     }
     let reader = LogReader::open(&logs).unwrap();
     assert!(numbers(&logs).unwrap().len() > 2);
     assert_eq!((reader.requests, reader.examples), (200, 1200));
+    assert_eq!((reader.fm_version.as_str(), reader.tae_dim), ("fm-7", 3));
     assert_eq!(*reader.schema, *data.schema);
     let logged: Vec<Logged> = reader.iter().map(Result::unwrap).collect();
     assert_eq!(logged.len(), examples.len());
@@ -74,7 +81,7 @@ fn logs_read_back_bit_for_bit() {
             (read.request, read.surface, read.time_ms),
             (original.request, original.surface, original.time_ms)
         );
-        assert_eq!((&read.user, logged.fm_version.as_str()), (&original.user, "fm-7"));
+        assert_eq!((&read.user, logged.correction), (&original.user, false));
         assert_eq!(bits(&logged.tae), bits(&tae(original)));
         for (read, original) in read.targets.iter().zip(&original.targets) {
             assert_eq!((&read.item, &read.ids), (&original.item, &original.ids));
@@ -108,16 +115,16 @@ fn an_unfinished_file_is_not_seen_and_a_foreign_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let data = world(dir.path());
     let logs = dir.path().join("logs");
-    let mut writer = LogWriter::create(&logs, &data.schema, options()).unwrap();
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
     examples(&data)[..100]
         .iter()
-        .for_each(|example| writer.write(example, &tae(example), "1").unwrap());
+        .for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
     drop(writer);
     let reader = LogReader::open(&logs).unwrap();
     assert_eq!(reader.iter().count(), reader.requests);
     assert_eq!(reader.requests, 84, "the whole file of 504 rows");
-    let other = LogOptions { tae_dim: 4, ..options() };
-    let message = LogWriter::create(&logs, &data.schema, other).err().unwrap().to_string();
+    let other = LogOptions { history_len: 6, ..options() };
+    let message = LogWriter::create(&logs, &data.schema, other, one()).err().unwrap().to_string();
     assert!(message.contains("use another directory"), "{message}");
     std::fs::remove_file(examples_path(&logs, 0)).unwrap();
     assert!(LogReader::open(&logs).err().unwrap().to_string().contains("examples-0000.parquet"));
@@ -126,100 +133,173 @@ fn an_unfinished_file_is_not_seen_and_a_foreign_directory_is_refused() {
 }
 
 #[test]
+fn logs_of_an_older_format_are_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = dir.path().join("log-manifest.json");
+    std::fs::write(manifest, r#"{ "format": 1, "tae_dim": 24, "history_len": 32 }"#).unwrap();
+    let message = LogReader::open(dir.path()).err().unwrap().to_string();
+    assert!(message.contains("log format 1") && message.contains("materialise"), "{message}");
+}
+
+/// Logs of two versions, of which the second appears after a third of the examples and the first goes after two;
+/// the last example has a correction.
+fn several(logs: &Path, data: &Dataset, examples: &[Example], tae_storage: TaeStorage) {
+    let versions = [LogVersion::new("1.0.0", 3), LogVersion::new("2.0.0", 2)];
+    let options = LogOptions { tae: tae_storage, ..options() };
+    let mut writer = LogWriter::create(logs, &data.schema, options, vec![]).unwrap();
+    let third = examples.len() / 3;
+    for (at, example) in examples.iter().enumerate() {
+        let second: Vec<f32> = tae(example).chunks(3).flat_map(|row| [row[0], 7.1]).collect();
+        let (active, taes) = match at / third {
+            0 => (&versions[..1], vec![tae(example)]),
+            1 => (&versions[..], vec![tae(example), second]),
+            _ => (&versions[1..], vec![second]),
+        };
+        writer.set_versions(active.to_vec()).unwrap();
+        let taes: Vec<&[f32]> = taes.iter().map(Vec::as_slice).collect();
+        let position = Some(at as u64 + 1);
+        writer.write(LogRow { position, ingested_ms: 5, ..row(example, &taes) }).unwrap();
+    }
+    let mut late = examples[examples.len() - 1].clone();
+    late.targets.truncate(1);
+    late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
+    let correction =
+        LogRow { correction: true, position: Some(1000), ..row(&late, &[&[0.5, 0.25]]) };
+    writer.write(correction).unwrap();
+    writer.finish().unwrap();
+}
+
+#[test]
+fn each_version_is_read_where_it_was_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let examples = examples(&data);
+    let logs = dir.path().join("logs");
+    several(&logs, &data, &examples, TaeStorage::F32);
+    let third = examples.len() / 3;
+    let message = LogReader::open(&logs).err().unwrap().to_string();
+    assert!(message.contains("FM 1.0.0, 2.0.0") && message.contains("--fm"), "{message}");
+    let message = LogReader::open_for(&logs, Some("3.0.0")).err().unwrap().to_string();
+    assert!(message.contains("no TAEs of FM 3.0.0"), "{message}");
+    for (version, dim, range) in [("1.0.0", 3, 0..2 * third), ("2.0.0", 2, third..examples.len())] {
+        let reader = LogReader::open_for(&logs, Some(version)).unwrap();
+        let rows: Vec<Logged> = reader.iter().map(Result::unwrap).collect();
+        assert_eq!((reader.tae_dim, rows.len()), (dim, range.len()));
+        for (read, original) in rows.iter().zip(&examples[range]) {
+            assert_eq!((read.example.request, read.ingested_ms), (original.request, 5));
+            let first: Vec<f32> = read.tae.chunks(dim).map(|row| row[0]).collect();
+            let expected: Vec<f32> = tae(original).chunks(3).map(|row| row[0]).collect();
+            assert_eq!(bits(&first), bits(&expected));
+        }
+    }
+    // A reader of the past sees the corrected outcome in its place, and once.
+    let reader = LogReader::open_for(&logs, Some("2.0.0")).unwrap();
+    let last = reader.iter().last().unwrap().unwrap();
+    let outcome = last.example.targets[0].outcome;
+    assert_eq!((outcome.actions & 1, outcome.known & 1), (1, 1));
+    let before = examples[examples.len() - 1].targets[0].outcome;
+    assert_eq!(
+        (outcome.actions >> 1, outcome.known >> 1),
+        (before.actions >> 1, before.known >> 1)
+    );
+    // Whoever writes goes on after what is complete.
+    let writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    assert_eq!(writer.position(), Some(1000));
+}
+
+#[test]
+fn embeddings_rounded_to_bf16_take_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let examples = examples(&data);
+    // Nothing about them repeats, as in real embeddings.
+    let value = |request: u64, at: usize| {
+        let mixed = (request << 20 | at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let bytes = [TaeStorage::F32, TaeStorage::Bf16].map(|storage| {
+        let logs = dir.path().join(format!("{storage:?}"));
+        let options = LogOptions { tae: storage, ..options() };
+        let versions = vec![LogVersion::new("1.0.0", 256)];
+        let mut writer = LogWriter::create(&logs, &data.schema, options, versions).unwrap();
+        for example in &examples {
+            let tae: Vec<f32> =
+                (0..example.targets.len() * 256).map(|at| value(example.request, at)).collect();
+            writer.write(row(example, &[&tae])).unwrap();
+        }
+        writer.finish().unwrap();
+        let read = LogReader::open(&logs).unwrap();
+        let first = read.iter().next().unwrap().unwrap();
+        let exact = value(first.example.request, 0);
+        let allowed = if storage == TaeStorage::F32 { 0.0 } else { exact.abs() / 256.0 };
+        assert!((first.tae[0] - exact).abs() <= allowed);
+        let files = (0..numbers(&logs).unwrap().len() as u32).map(|at| examples_path(&logs, at));
+        files.map(|path| std::fs::metadata(path).unwrap().len()).sum::<u64>()
+    });
+    assert!(bytes[1] * 3 < bytes[0] * 2, "{bytes:?}");
+}
+
+#[test]
+fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let examples = examples(&data);
+    let logs = dir.path().join("logs");
+    assert!(LogFollower::open(&logs, "fm-7", LogPosition::default()).is_err(), "nothing is there");
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    let mut follower = LogFollower::open(&logs, "fm-7", LogPosition::default()).unwrap();
+    let mut seen = Vec::new();
+    for (at, example) in examples.iter().enumerate() {
+        assert!(follower.next_request().unwrap().is_none(), "what is not complete is not seen");
+        writer.write(row(example, &[&tae(example)])).unwrap();
+        // A file a minute: every 20th example, by this clock.
+        writer.tick(at as i64 * 3000).unwrap();
+        while let Some(logged) = follower.next_request().unwrap() {
+            seen.push(logged.example.request);
+            if seen.len() % 7 == 0 {
+                follower = LogFollower::open(&logs, "fm-7", follower.position()).unwrap();
+            }
+        }
+    }
+    writer.finish().unwrap();
+    while let Some(logged) = follower.next_request().unwrap() {
+        seen.push(logged.example.request);
+    }
+    assert!(numbers(&logs).unwrap().len() >= 9);
+    assert_eq!(seen, examples.iter().map(|example| example.request).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_follower_is_given_its_version_and_corrections_as_they_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = world(dir.path());
+    let examples = examples(&data);
+    let logs = dir.path().join("logs");
+    several(&logs, &data, &examples, TaeStorage::F32);
+    let mut follower = LogFollower::open(&logs, "2.0.0", LogPosition::default()).unwrap();
+    let mut rows = Vec::new();
+    while let Some(logged) = follower.next_request().unwrap() {
+        rows.push(logged);
+    }
+    assert_eq!(rows.len(), examples.len() - examples.len() / 3 + 1);
+    let correction = rows.pop().unwrap();
+    assert!(correction.correction && correction.tae == [0.5, 0.25]);
+    assert!(rows.iter().all(|row| !row.correction));
+}
+
+#[test]
 fn tables_that_do_not_belong_together_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let data = world(dir.path());
     let logs = dir.path().join("logs");
-    let mut writer = LogWriter::create(&logs, &data.schema, options()).unwrap();
-    examples(&data).iter().for_each(|example| writer.write(example, &tae(example), "1").unwrap());
+    let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
+    examples(&data)
+        .iter()
+        .for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
     writer.finish().unwrap();
     std::fs::copy(examples_path(&logs, 1), examples_path(&logs, 0)).unwrap();
     let outcome: Result<Vec<Logged>> = LogReader::open(&logs).unwrap().iter().collect();
     assert!(
         outcome.unwrap_err().to_string().contains("examples-0000.parquet: its rows do not fit")
     );
-}
-
-fn entries(data: &Dataset) -> Vec<Entry> {
-    let mut entries: Vec<Entry> =
-        data.impressions().unwrap().take(20).map(|row| Entry::Impression(row.unwrap())).collect();
-    entries.push(Entry::Item((*data.items[&1]).clone()));
-    entries.push(Entry::User((*data.users[&1]).clone()));
-    entries
-}
-
-fn replayed(log: &mut EventLog) -> String {
-    let mut entries = Vec::new();
-    log.replay(|entry| {
-        entries.push(entry);
-        Ok(())
-    })
-    .unwrap();
-    format!("{entries:?}")
-}
-
-#[test]
-fn a_torn_tail_is_cut_and_the_rest_replayed() {
-    let dir = tempfile::tempdir().unwrap();
-    let entries = entries(&world(dir.path()));
-    let path = dir.path().join("events.log");
-    let mut log = EventLog::open(&path, Fsync::Always).unwrap();
-    log.append(&entries[..10]).unwrap();
-    log.append(&entries[10..]).unwrap();
-    assert_eq!(replayed(&mut log), format!("{entries:?}"));
-    assert!(
-        EventLog::open(&path, Fsync::Never).unwrap_err().to_string().contains("another process")
-    );
-    drop(log);
-    let whole = std::fs::read(&path).unwrap();
-    let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
-    // A crash can leave any part of the last entry.
-    for length in [last, last + 1, last + 9, last + 20, whole.len() - 1] {
-        std::fs::write(&path, &whole[..length]).unwrap();
-        let mut log = EventLog::open(&path, Fsync::Every(4)).unwrap();
-        assert_eq!(replayed(&mut log), format!("{:?}", &entries[..entries.len() - 1]));
-        log.append(&entries[entries.len() - 1..]).unwrap();
-        assert_eq!(replayed(&mut log), format!("{entries:?}"));
-        drop(log);
-        assert_eq!(std::fs::read(&path).unwrap(), whole);
-    }
-}
-
-#[test]
-fn damage_before_sound_entries_is_an_error() {
-    let dir = tempfile::tempdir().unwrap();
-    let entries = entries(&world(dir.path()));
-    let path = dir.path().join("events.log");
-    EventLog::open(&path, Fsync::Never).unwrap().append(&entries).unwrap();
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[30] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    let message = EventLog::open(&path, Fsync::Never).unwrap_err().to_string();
-    assert!(message.contains("events.log") && message.contains("byte 0 is damaged"), "{message}");
-    // Garbage alone after sound entries is a tail.
-    bytes[30] ^= 1;
-    std::fs::write(&path, &bytes).unwrap();
-    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 4000]).unwrap();
-    assert_eq!(replayed(&mut EventLog::open(&path, Fsync::Never).unwrap()), format!("{entries:?}"));
-}
-
-#[test]
-fn values_that_are_not_known_stay_unknown() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = world(dir.path());
-    let row = data
-        .impressions()
-        .unwrap()
-        .map(Result::unwrap)
-        .find(|row: &Impression| row.outcome.values[0].is_nan())
-        .unwrap();
-    let path = dir.path().join("events.log");
-    let mut log = EventLog::open(&path, Fsync::Never).unwrap();
-    log.append(&[Entry::Impression(row)]).unwrap();
-    log.replay(|entry| {
-        let Entry::Impression(row) = entry else { panic!("an impression was appended") };
-        assert!(row.outcome.values.iter().all(|value| value.is_nan()));
-        Ok(())
-    })
-    .unwrap();
 }

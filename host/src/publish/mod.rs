@@ -6,7 +6,75 @@
 //! torn, damaged or of another chain is refused and changes nothing. What weights mean
 //! is the models' business: here they are named tensors and rows by id.
 
+mod follower;
+mod mirror;
+mod models;
+mod publisher;
+mod select;
+mod wire;
+
+pub use follower::{At, Follower, Refusals};
+pub use models::{bootstrap, fm_update};
+pub use publisher::{Facts, Published, Publisher};
+
 use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+/// A model's weights at one moment, as they serve: named dense tensors, and rows by id.
+pub trait Weights {
+    /// What goes with them, for [`Header::manifest`].
+    fn manifest(&self) -> String;
+
+    /// Every dense tensor, in an order that does not change.
+    fn dense(&self) -> Vec<DenseTensor<'_>>;
+
+    /// The rows, if the model has any.
+    fn rows(&self) -> Option<&dyn Rows>;
+}
+
+/// A dense tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseTensor<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its values, row-major.
+    pub values: &'a [f32],
+}
+
+/// Rows by id, and what became of them.
+pub trait Rows {
+    /// Values a row.
+    fn dim(&self) -> usize;
+
+    /// How many there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A mark of this moment, for [`Rows::changed_since`].
+    fn generation(&self) -> u64;
+
+    /// Every id.
+    fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_>;
+
+    /// Ids of the rows that changed or are new since a mark, maybe more.
+    fn changed_since(&self, generation: u64) -> Vec<u64>;
+
+    /// Ids that were removed since a mark; none where that is not known any more.
+    fn removed_since(&self, generation: u64) -> Option<Vec<u64>>;
+
+    /// Whether an id has a row.
+    fn contains(&self, id: u64) -> bool;
+
+    /// Copies rows to `out`, `[ids.len(), dim]`.
+    fn gather(&self, ids: &[u64], out: &mut [f32]);
+}
 
 /// What a publication says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +120,16 @@ pub struct Block {
     pub values: Vec<f32>,
 }
 
+impl Publication {
+    /// Takes over what a later delta brings, so that this is what a follower of both would have.
+    ///
+    /// # Errors
+    /// A block of a tensor that is not here, or of another shape: the two are not of one model.
+    pub fn absorb(&mut self, later: Publication) -> Result<()> {
+        models::absorb(self, later)
+    }
+}
+
 /// A whole publication, read and checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
@@ -66,3 +144,6 @@ pub struct Publication {
     /// Ids whose rows are gone.
     pub removed: Vec<u64>,
 }
+
+#[cfg(test)]
+mod tests;

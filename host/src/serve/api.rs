@@ -10,6 +10,9 @@ use super::convert::Named;
 /// The header by which a caller, or one tier to the next, says how many milliseconds are left.
 pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
 
+/// The header by which a caller of an FM's tier says which version it wants; without it, the newest active one answers.
+pub const FM_VERSION_HEADER: &str = "hypercast-fm-version";
+
 /// `POST /v1/rank`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +23,9 @@ pub struct RankRequest {
     pub surface: String,
     /// What to rank.
     pub candidates: Vec<Candidate>,
+    /// An id for the request, above 0 and below 2^53, by which its events are joined; the answer has one otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<u64>,
     /// The request's time, milliseconds since the epoch; now if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<i64>,
@@ -48,9 +54,11 @@ pub struct Candidate {
 /// The answer to `POST /v1/rank`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RankAnswer {
+    /// The request's id, to be sent back with its impressions and actions.
+    pub request: u64,
     /// Best first.
     pub ranking: Vec<Ranked>,
-    /// The version of the FM.
+    /// The version of the FM that was asked.
     pub fm_version: String,
     /// The expert that answered.
     pub expert: Option<ExpertVersion>,
@@ -82,12 +90,15 @@ pub struct Ranked {
 /// Which expert answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpertVersion {
-    /// Its name in the configuration.
+    /// Its name in the registry or the configuration.
     pub name: String,
     /// Its plugin.
     pub plugin: String,
-    /// The plugin's version.
+    /// Its version in the registry; the plugin's where the configuration has it.
     pub version: String,
+    /// Name and version, as metrics have them.
+    #[serde(default)]
+    pub arm: String,
 }
 
 /// What `explain` adds. Lists are in the order of the request's candidates.
@@ -103,19 +114,111 @@ pub struct Explanation {
     pub stages_us: BTreeMap<String, f64>,
 }
 
-/// `POST /v1/events`: outcomes of what was shown.
+/// `POST /v1/events`: what was shown and what came of it, at most `server.max_events` over all lists.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsRequest {
+    /// Impressions with all that will be known of them, oldest first: they are joined at once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<EventBody>,
+    /// Impressions whose outcomes will come as `actions`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub impressions: Vec<ImpressionBody>,
+    /// What came of impressions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub actions: Vec<ActionBody>,
+    /// Items that are new or changed, with all their features.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<EntityBody>,
+    /// Users that are new or changed, with all their features.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<EntityBody>,
+    /// Nothing older will come: windows that end before it are closed, which a replay of the past needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_ms: Option<i64>,
+}
+
+impl EventsRequest {
+    /// Events in all lists.
+    pub fn len(&self) -> usize {
+        let EventsRequest { events, impressions, actions, items, users, clock_ms: _ } = self;
+        events.len() + impressions.len() + actions.len() + items.len() + users.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// An impression whose outcome is not known yet.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct EventsRequest {
-    /// At most `server.max_candidates` events, oldest first.
-    pub events: Vec<EventBody>,
+pub struct ImpressionBody {
+    /// What tells it from others, so that it can be sent again; by default what it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The request that showed it ([`RankAnswer::request`]); its own id if there was none.
+    #[serde(default)]
+    pub request: u64,
+    /// Who saw it.
+    pub user: u64,
+    /// What was shown.
+    pub item: u64,
+    /// Where.
+    pub surface: String,
+    /// When, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// Context features that the request had, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub context: Named,
+}
+
+/// What came of an impression, or a part of it.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActionBody {
+    /// What tells it from others; by default what it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The impression's request, or its `id` if it was sent without a request.
+    pub request: u64,
+    /// The impression's item.
+    pub item: u64,
+    /// Who acted. The impression says it, so it may be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u64>,
+    /// When it happened, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// Actions whose outcome is known now, by name.
+    #[serde(default)]
+    pub actions: BTreeMap<String, bool>,
+    /// Real-valued outcomes that are known now, by name.
+    #[serde(default)]
+    pub values: BTreeMap<String, f32>,
+    /// Nothing more will come of the impression: actions that were not told of did not happen.
+    #[serde(default)]
+    pub complete: bool,
+}
+
+/// An item or a user.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntityBody {
+    /// Its id.
+    pub id: u64,
+    /// All its features, by name.
+    pub features: Named,
 }
 
 /// One impression and what came of it.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventBody {
-    /// The request that showed it, for joining with logs; 0 if there was none.
+    /// What tells it from others, so that it can be sent again; by default what it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// The request that showed it ([`RankAnswer::request`]); 0 if there was none.
     #[serde(default)]
     pub request: u64,
     /// Who saw it.
@@ -143,8 +246,12 @@ pub struct EventBody {
 /// The answer to `POST /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsAnswer {
-    /// Events appended.
+    /// Events that are new; they are durable now.
     pub accepted: usize,
+    /// Events that were there already, which changes nothing.
+    pub repeated: usize,
+    /// Whether rankings see what they led to; if not yet, they will soon.
+    pub applied: bool,
 }
 
 /// Why a request is not answered, and what to do.
@@ -177,6 +284,14 @@ pub enum Refusal {
     /// Models are still being loaded.
     #[error("starting: models are being loaded; try again when /readyz says so")]
     Starting,
+    /// The tier has no such version of the FM.
+    #[error("this tier has no FM {given:?}; it has {known:?}")]
+    NoVersion {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        known: Vec<String>,
+    },
     /// It could not be answered in time.
     #[error("overloaded: it could not be answered in time; try again after {retry_after_ms} ms")]
     Overloaded {
@@ -202,6 +317,7 @@ impl Refusal {
             Refusal::UnknownSurface { .. } => (404, "unknown_surface"),
             Refusal::NoCandidates => (422, "no_candidates"),
             Refusal::TooMany { .. } => (413, "too_many"),
+            Refusal::NoVersion { .. } => (404, "no_version"),
             Refusal::Starting => (503, "starting"),
             Refusal::Overloaded { .. } => (503, "overloaded"),
             Refusal::Deadline => (504, "deadline"),

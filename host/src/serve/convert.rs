@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
+use hypercast_fm::example::{Item, Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::api::{Candidate, EventBody, RankRequest, Refusal};
@@ -53,10 +53,21 @@ impl Converter {
     ) -> Result<RequestInput, Refusal> {
         let surface = self.surface(&request.surface)?;
         self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
+        let shared = Arc::new(self.context(&request.context, &Named::new())?);
+        let of_request = CandidateInput {
+            item: 0,
+            features: None,
+            context: shared,
+            outcome: Outcome::UNKNOWN,
+            truth: Vec::new(),
+        };
         let candidates = request
             .candidates
             .iter()
-            .map(|candidate| self.candidate(candidate, &request.context, &known))
+            .map(|candidate| match candidate.features.is_empty() {
+                true => Ok(CandidateInput { item: candidate.id, ..of_request.clone() }),
+                false => self.candidate(candidate, &request.context, &known),
+            })
             .collect::<Result<_, _>>()?;
         Ok(RequestInput {
             request: id,
@@ -74,23 +85,7 @@ impl Converter {
     /// An unknown surface, action, value or feature name.
     pub fn event(&self, event: &EventBody) -> Result<Impression, Refusal> {
         let surface = self.surface(&event.surface)?;
-        let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
-        for (name, &happened) in &event.actions {
-            let bit = self
-                .schema
-                .action(name)
-                .ok_or_else(|| unknown("action", name, &self.schema.actions))?;
-            outcome.known |= 1 << bit;
-            outcome.actions |= u32::from(happened) << bit;
-        }
-        for (name, &value) in &event.values {
-            let at = self
-                .schema
-                .value(name)
-                .ok_or_else(|| unknown("value", name, &self.schema.values))?;
-            outcome.values[at] = value;
-        }
-        self.refuse_unknown(&event.context, &[&self.schema.context_features], "context")?;
+        let outcome = self.outcome(&event.actions, &event.values)?;
         Ok(Impression {
             request: event.request,
             time_ms: event.time_ms,
@@ -99,7 +94,7 @@ impl Converter {
             item: event.item,
             surface,
             outcome,
-            context: self.context(&event.context, &Named::new())?,
+            context: self.context_of(&event.context)?,
             truth: Vec::new(),
             history_only: false,
         })
@@ -116,13 +111,53 @@ impl Converter {
         features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
     }
 
-    fn surface(&self, name: &str) -> Result<u16, Refusal> {
+    /// The schema.
+    pub(super) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The bit of an action.
+    pub(super) fn action(&self, name: &str) -> Result<usize, Refusal> {
+        let known = &self.schema.actions;
+        self.schema.action(name).ok_or_else(|| unknown("action", name, known))
+    }
+
+    /// The place of a real-valued outcome.
+    pub(super) fn value(&self, name: &str) -> Result<usize, Refusal> {
+        self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))
+    }
+
+    /// The context features of an impression.
+    pub(super) fn context_of(&self, named: &Named) -> Result<Context, Refusal> {
+        self.refuse_unknown(named, &[&self.schema.context_features], "context")?;
+        self.context(named, &Named::new())
+    }
+
+    /// The features of an item or a user, 0 where one is missing.
+    pub(super) fn entity_columns(
+        &self,
+        features: &[Feature],
+        named: &Named,
+    ) -> Result<(Vec<u64>, Vec<f32>), Refusal> {
+        if let Some(name) = named.keys().find(|name| features.iter().all(|f| f.name != **name)) {
+            let known: Vec<String> = features.iter().map(|feature| feature.name.clone()).collect();
+            return Err(unknown("feature", name, &known));
+        }
+        let (sent_ids, sent_dense) = self.columns(features, &[named])?;
+        let (mut ids, mut dense) = (Vec::new(), Vec::new());
+        overlay(&mut ids, sent_ids, 0);
+        overlay(&mut dense, sent_dense, 0.0);
+        Ok((ids, dense))
+    }
+
+    pub(super) fn surface(&self, name: &str) -> Result<u16, Refusal> {
         self.schema.surface(name).ok_or_else(|| Refusal::UnknownSurface {
             given: name.to_owned(),
             known: self.schema.surfaces.clone(),
         })
     }
 
+    /// A candidate of which something was sent.
     fn candidate(
         &self,
         candidate: &Candidate,
@@ -147,7 +182,7 @@ impl Converter {
         Ok(CandidateInput {
             item: candidate.id,
             features,
-            context: self.context(context, &candidate.features)?,
+            context: Arc::new(self.context(context, &candidate.features)?),
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         })

@@ -84,6 +84,11 @@ impl FmBatcher {
         self.fm.manifest()
     }
 
+    /// The FM, for its updates: those come between two passes.
+    pub fn fm(&self) -> &dyn FoundationModel {
+        &*self.fm
+    }
+
     /// What the history cache was worth.
     pub fn cache_counts(&self) -> CacheCounts {
         self.fm.cache_counts()

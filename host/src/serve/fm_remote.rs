@@ -17,7 +17,7 @@ use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    api::{DEADLINE_HEADER, Refusal, RefusalBody},
+    api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody},
     tae::TaeFormat,
 };
 use crate::error::{Error, Result};
@@ -79,23 +79,29 @@ fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, S
 /// A tier in another process.
 pub struct RemoteFm {
     url: String,
+    /// The version that is asked for; none takes what the tier answers with.
+    version: Option<String>,
     client: Client<HttpConnector, Full<Bytes>>,
     manifest: Manifest,
 }
 
 impl RemoteFm {
-    /// Asks the tier at `url` what it is. Blocks; call it outside of the server's threads.
+    /// Asks the tier at `url` what it is, or what it knows of one version. Blocks; call it outside of the server's threads.
     ///
     /// # Errors
     /// A tier that does not answer, or not as one.
-    pub fn connect(url: &str) -> Result<Self> {
+    pub fn connect(url: &str, version: Option<&str>) -> Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
         let cannot = |why: String| {
             Error::Invalid(format!(
                 "no FM at {url:?} (fm_serving.url): {why}; start one with `hypercast serve --tier fm-serving`"
             ))
         };
-        let mut answer = ureq::get(format!("{url}/v1/fm"))
+        let mut ask = ureq::get(format!("{url}/v1/fm"));
+        if let Some(version) = version {
+            ask = ask.header(FM_VERSION_HEADER, version);
+        }
+        let mut answer = ask
             .config()
             .timeout_global(Some(std::time::Duration::from_secs(10)))
             .build()
@@ -109,7 +115,7 @@ impl RemoteFm {
             .map_err(|error| cannot(error.to_string()))?;
         let manifest = serde_json::from_slice(&text).map_err(|error| cannot(error.to_string()))?;
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self { url, client, manifest })
+        Ok(Self { url, version: version.map(str::to_owned), client, manifest })
     }
 
     /// What the tier's checkpoint says of itself.
@@ -142,8 +148,12 @@ impl RemoteFm {
         let internal = |error: String| Refusal::Internal(error);
         let body = encode_examples(examples).map_err(|error| internal(error.to_string()))?;
         let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
-        let request = axum::http::Request::post(format!("{}/v1/embed", self.url))
-            .header(DEADLINE_HEADER, left_ms.to_string())
+        let mut request = axum::http::Request::post(format!("{}/v1/embed", self.url))
+            .header(DEADLINE_HEADER, left_ms.to_string());
+        if let Some(version) = &self.version {
+            request = request.header(FM_VERSION_HEADER, version);
+        }
+        let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| internal(error.to_string()))?;
         let response =

@@ -1,21 +1,14 @@
-//! The FM as the daemon asks it: here, or in another process.
+//! A version of the FM as the daemon asks it: here, or in another process.
 
 use std::{sync::Arc, time::Instant};
 
 use hypercast_fm::{
-    checkpoint::Manifest,
-    example::Example,
-    history::CacheCounts,
-    inference::{self, FmOutput, FoundationModel},
+    checkpoint::Manifest, example::Example, history::CacheCounts, inference::FmOutput,
 };
 
-use super::{api::Refusal, fm_batcher::FmBatcher, fm_remote::RemoteFm, metrics::Metrics};
-use crate::{
-    config::{Config, FmTierConfig},
-    error::Result,
-};
+use super::{api::Refusal, fm_batcher::FmBatcher, fm_remote::RemoteFm};
 
-/// A tier that runs the FM.
+/// What runs a version of the FM.
 pub enum FmTier {
     /// In this process.
     Local(FmBatcher),
@@ -24,20 +17,6 @@ pub enum FmTier {
 }
 
 impl FmTier {
-    /// Loads the FM, or connects to the process that has it.
-    ///
-    /// # Errors
-    /// A checkpoint or a process that cannot be used.
-    pub fn open(config: &Config, tier: &FmTierConfig, metrics: &Arc<Metrics>) -> Result<Self> {
-        if !tier.url.is_empty() {
-            return Ok(Self::Remote(Box::new(RemoteFm::connect(&tier.url)?)));
-        }
-        let fm: Arc<dyn FoundationModel> =
-            Arc::from(inference::load(&config.paths.fm, tier.loading(config.device))?);
-        metrics.version("fm", "fm", &fm.manifest().version);
-        Ok(Self::Local(FmBatcher::start(fm, tier, metrics.clone())?))
-    }
-
     /// What the checkpoint says of itself.
     pub fn manifest(&self) -> &Manifest {
         match self {

@@ -15,19 +15,24 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{net::TcpListener, runtime::Handle, sync::oneshot};
 
 use super::{
     admission::Admission,
     api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
-    fm_tier::FmTier,
+    follow::{Begun, Following},
+    ingest,
+    loader::Loader,
     metrics::Metrics,
     routes,
     service::Service,
+    set::Models,
     workers::{PoolSize, Workers},
 };
 use crate::{
     config::{Config, FmTierConfig, Tier},
+    dataset::Dataset,
+    engine,
     error::{Error, Result},
 };
 
@@ -37,15 +42,20 @@ pub(super) struct App {
     pub(super) tier: Tier,
     pub(super) loaded: OnceLock<Loaded>,
     pub(super) workers: Workers,
+    /// Threads of their own for events, which wait for the disk.
+    pub(super) intake: Workers,
     pub(super) admission: Arc<Admission>,
     pub(super) metrics: Arc<Metrics>,
 }
 
 /// The models of a process.
 pub(super) struct Loaded {
+    /// What serves now.
+    pub(super) models: Arc<Models>,
     /// Features and experts; none in a tier of the FM alone.
     pub(super) service: Option<Arc<Service>>,
-    pub(super) fm: FmTier,
+    /// What follows the registry; it stops with the process' routes.
+    _following: Following,
 }
 
 impl App {
@@ -61,7 +71,7 @@ impl App {
 
 fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
     match tier {
-        Tier::All | Tier::Expert | Tier::FmServing => &config.fm_serving,
+        Tier::All | Tier::Expert | Tier::FmServing | Tier::Ingest => &config.fm_serving,
         Tier::FmLogging => &config.fm_logging,
     }
 }
@@ -77,40 +87,43 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
 ) -> Result<()> {
-    let listen = config.server.listen.clone();
-    let cannot = |error: std::io::Error| {
-        Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"))
-    };
-    let listener = TcpListener::bind(&listen).await.map_err(cannot)?;
-    let address = listener.local_addr().map_err(cannot)?;
+    if tier == Tier::Ingest {
+        return ingest::serve(config, stop, ready).await;
+    }
+    let (listener, address) = listen(&config).await?;
     let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
     let workers = Workers::start(size)
         .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
+    let intake = Workers::start(PoolSize { threads: 2, ..size })
+        .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
     let most = match tier {
-        Tier::All | Tier::Expert => config.server.queue,
+        Tier::All | Tier::Expert | Tier::Ingest => config.server.queue,
         Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
     };
     let app = Arc::new(App {
         tier,
         loaded: OnceLock::new(),
         workers,
+        intake,
         admission: Admission::new(most),
         metrics: Arc::new(Metrics::new()),
         config,
     });
     let (failed, failure) = oneshot::channel();
-    let loading = app.clone();
-    std::thread::spawn(move || match load(&loading.config, loading.tier, &loading.metrics) {
-        Ok(loaded) => {
-            // Only this thread sets it.
-            let _ = loading.loaded.set(loaded);
-            ready(address);
+    let (loading, handle) = (app.clone(), Handle::current());
+    std::thread::spawn(move || {
+        match load(&loading.config, loading.tier, &loading.metrics, handle) {
+            Ok(loaded) => {
+                // Only this thread sets it.
+                let _ = loading.loaded.set(loaded);
+                ready(address);
+            }
+            // The receiver is gone only if the server has stopped already.
+            Err(error) => drop(failed.send(error)),
         }
-        // The receiver is gone only if the server has stopped already.
-        Err(error) => drop(failed.send(error)),
     });
     let (halt, halted) = oneshot::channel::<()>();
-    let served = axum::serve(listener, routes::of(app)).with_graceful_shutdown(async {
+    let served = axum::serve(listener, routes::of(app.clone())).with_graceful_shutdown(async {
         // An error means that the sender is gone, which is a reason to stop too.
         let _ = halted.await;
     });
@@ -120,33 +133,63 @@ pub async fn serve(
         Ok(error) = failure => Err(error),
     };
     let _ = halt.send(());
-    match server.await {
+    let served = server.await;
+    // What was accepted is finished: now its streams can end, with their states saved.
+    let stopping = tokio::task::spawn_blocking(move || {
+        if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
+            service.stop();
+        }
+    });
+    if let Err(error) = stopping.await {
+        tracing::error!(%error, "the streams did not stop well");
+    }
+    match served {
         Ok(Ok(())) => outcome,
         Ok(Err(error)) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
         Err(error) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
     }
 }
 
-fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>) -> Result<Loaded> {
-    let fm_config = fm_config(config, tier);
-    let here = FmTierConfig { url: String::new(), ..fm_config.clone() };
-    let fm = match tier {
-        Tier::Expert if fm_config.url.is_empty() => {
-            return Err(Error::Invalid(
-                "--tier expert needs the FM's address in another process: set fm_serving.url"
-                    .into(),
-            ));
-        }
-        Tier::All | Tier::Expert => FmTier::open(config, fm_config, metrics)?,
-        Tier::FmServing | Tier::FmLogging => FmTier::open(config, &here, metrics)?,
+/// The address of the configuration, bound.
+pub(super) async fn listen(config: &Config) -> Result<(TcpListener, std::net::SocketAddr)> {
+    let listen = &config.server.listen;
+    let cannot = |error: std::io::Error| {
+        Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"))
     };
-    let service = match tier {
-        Tier::All | Tier::Expert => {
-            Some(Arc::new(Service::load(config, fm.manifest(), metrics.clone())?))
-        }
-        Tier::FmServing | Tier::FmLogging => None,
+    let listener = TcpListener::bind(listen).await.map_err(cannot)?;
+    let address = listener.local_addr().map_err(cannot)?;
+    Ok((listener, address))
+}
+
+fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> Result<Loaded> {
+    let ranks = matches!(tier, Tier::All | Tier::Expert);
+    let fm_config = match ranks {
+        true => fm_config(config, tier).clone(),
+        false => FmTierConfig { url: String::new(), ..fm_config(config, tier).clone() },
     };
-    Ok(Loaded { service, fm })
+    if tier == Tier::Expert && fm_config.url.is_empty() {
+        return Err(Error::Invalid(
+            "--tier expert needs the FM's address in another process: set fm_serving.url".into(),
+        ));
+    }
+    let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
+    let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
+    let streams = engine::open(&config.engine)?;
+    let loader =
+        Loader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
+    let begun = Begun::new(loader, (config, tier), schema, &*streams)?;
+    let models = begun.models().clone();
+    let load = |dataset| {
+        Service::load(
+            (config, &dataset),
+            streams.clone(),
+            (models.clone(), metrics.clone()),
+            handle,
+        )
+    };
+    let service = dataset.map(load).transpose()?.map(Arc::new);
+    let following = begun.follow((streams, metrics.clone()), service.clone())?;
+    Ok(Loaded { models, service, _following: following })
 }
 
 /// Runs on a worker thread what a request needs there, unless its deadline passes first.
@@ -155,8 +198,17 @@ pub(super) async fn on_worker<T: Send + 'static>(
     deadline: Instant,
     run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
 ) -> std::result::Result<T, Refusal> {
+    on_pool(&app.workers, deadline, run).await
+}
+
+/// The same on a pool of its own.
+pub(super) async fn on_pool<T: Send + 'static>(
+    workers: &Workers,
+    deadline: Instant,
+    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
+) -> std::result::Result<T, Refusal> {
     let (done, result) = oneshot::channel();
-    app.workers
+    workers
         .submit(move || {
             // Nobody waits for an answer after the deadline; a late one only delays others.
             if Instant::now() < deadline && !done.is_closed() {

@@ -3,17 +3,36 @@
 //! [`http`] binds a process' tiers to [`routes`](self) and answers ([`api`]); a request is let in by
 //! `admission`, gets its features and its ranking from [`service`] (on [`workers`]), and in between its TAEs from
 //! [`fm_tier`]: an FM in this process ([`fm_batcher`]) or in another one ([`fm_remote`]).
+//!
+//! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
+//! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
+//! remembers predictions until their outcomes are known, and `report` tells of all that.
 //! Training never happens here.
 
 mod admission;
 pub mod api;
 pub mod convert;
+mod events;
+mod feed;
 pub mod fm_batcher;
 pub mod fm_remote;
 pub mod fm_tier;
+mod follow;
 pub mod http;
+pub mod ids;
+mod ingest;
+mod live;
+mod loader;
 pub mod metrics;
+mod plan;
+mod recent;
+mod report;
 mod routes;
+mod served;
 pub mod service;
+pub mod set;
+mod shadow;
+pub mod streams;
 pub mod tae;
+mod window;
 pub mod workers;

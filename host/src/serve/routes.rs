@@ -15,19 +15,26 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    api::{EventsAnswer, EventsRequest, RankRequest, Refusal},
+    api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal},
     fm_remote::{decode_examples, encode_output},
-    http::{App, bytes, json, on_worker, refuse, refuse_with, time_left, told},
+    http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
+    report,
     service::{FmAnswer, Service},
+    set::{ServedFm, ServingSet},
+    shadow::Seen,
 };
-use crate::config::Tier;
+use crate::{config::Tier, ingest::intake::Taken};
 
 /// The routes of a process.
 pub(super) fn of(app: Arc<App>) -> Router {
     let routes = match app.tier {
-        Tier::All | Tier::Expert => {
-            Router::new().route("/v1/rank", post(rank)).route("/v1/events", post(events))
-        }
+        Tier::All | Tier::Expert | Tier::Ingest => Router::new()
+            .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
+            .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
+            .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
+            .route("/v1/live", get(live))
+            .route("/v1/rank", post(rank))
+            .route("/v1/events", post(events)),
         Tier::FmServing | Tier::FmLogging => {
             Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
         }
@@ -42,6 +49,22 @@ pub(super) fn of(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// The page may use what this daemon serves, and ask it alone.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page at `/` and its parts.
+async fn page(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}
+
 async fn rank(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
     let start = Instant::now();
     let outcome = rank_in_time(&app, &headers, body, start).await;
@@ -54,7 +77,7 @@ async fn rank_in_time(
     body: Body,
     start: Instant,
 ) -> Result<Response, Refusal> {
-    let (loaded, service) = (app.loaded()?, service(app)?);
+    let service = service(app)?;
     let left = time_left(headers, app.config.server.deadline_ms)?;
     let deadline = start + left;
     // Before the body: what is refused must cost nothing.
@@ -63,7 +86,7 @@ async fn rank_in_time(
     let (of_fetch, own) = (service.clone(), request.clone());
     let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
     let asked = Instant::now();
-    let output = loaded.fm.infer(fetched.example.clone(), deadline).await;
+    let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
     let took = asked.elapsed();
     if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
         output
@@ -71,10 +94,11 @@ async fn rank_in_time(
         return Err(refusal);
     }
     let idle = service.clone();
+    let seen = Seen { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
     let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
     let answer = on_worker(app, deadline, run).await?;
     // What can be done between requests need not wait for the next one; a full queue has no time for it.
-    let _ = app.workers.submit(move || idle.between_requests());
+    let _ = app.workers.submit(move || idle.after(seen));
     Ok(json(StatusCode::OK, &answer))
 }
 
@@ -92,9 +116,17 @@ async fn events_in_time(
 ) -> Result<Response, Refusal> {
     let service = service(app)?;
     let deadline = start + time_left(headers, app.config.server.deadline_ms)?;
-    let request: EventsRequest = body_of(app, body).await?;
-    let accepted = on_worker(app, deadline, move || service.events(&request)).await?;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted }))
+    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let streams = service.streams().clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        streams.take(&request)
+    };
+    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
+    // They are durable now: whoever waits too long for the joiner is answered all the same.
+    let applied = service.streams().seen(end, deadline).await;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
 }
 
 /// The FM for another process.
@@ -115,32 +147,62 @@ async fn embed_in_time(
     let _permit = app.admission.enter(left)?;
     let body = bytes(body, app.fm_config().max_body_bytes).await?;
     let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
-    let output = loaded.fm.infer(examples.into(), start + left).await?;
-    let (width, format) = (loaded.fm.manifest().config.tae_width(), app.fm_config().tae);
+    let set = loaded.models.set();
+    let fm = wanted(&set, headers)?;
+    let output = fm.tier.infer(examples.into(), start + left).await?;
+    let (width, format) = (fm.manifest().config.tae_width(), app.fm_config().tae);
     let answer = encode_output(output, width, format)
         .map_err(|error| Refusal::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
 }
 
-async fn manifest(State(app): State<Arc<App>>) -> Response {
-    match app.loaded() {
-        Ok(loaded) => json(StatusCode::OK, loaded.fm.manifest()),
-        Err(refusal) => refuse(&refusal),
-    }
+async fn manifest(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let told = app.loaded().and_then(|loaded| {
+        Ok(json(StatusCode::OK, wanted(&loaded.models.set(), &headers)?.manifest()))
+    });
+    told.unwrap_or_else(|refusal| refuse(&refusal))
+}
+
+/// The version of the FM that a caller asks for.
+fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> Result<&'a ServedFm, Refusal> {
+    let Some(given) = headers.get(FM_VERSION_HEADER) else { return Ok(set.default_fm()) };
+    let given = given.to_str().unwrap_or_default();
+    set.fm(given).ok_or_else(|| Refusal::NoVersion {
+        given: given.to_owned(),
+        known: set.fms().map(|fm| fm.version().to_owned()).collect(),
+    })
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Response {
     match app.loaded() {
-        Ok(_) => "ready\n".into_response(),
+        Ok(loaded) => match loaded.models.problem() {
+            None => "ready\n".into_response(),
+            // What serves is whole; a balancer that took every replica out would make a bad promotion an outage.
+            Some(problem) => {
+                format!("ready, but the last change of versions is not served: {problem}\n")
+                    .into_response()
+            }
+        },
         Err(refusal) => refuse(&refusal),
     }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    if let Some(counts) = app.loaded.get().and_then(|loaded| loaded.fm.cache_counts()) {
-        app.metrics.history_cache(counts);
+    if let Some(loaded) = app.loaded.get() {
+        app.metrics.history_cache(loaded.models.set().cache_counts());
+    }
+    if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
+        report::gauges(service, &app.metrics);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+/// What the page at `/` shows.
+async fn live(State(app): State<Arc<App>>) -> Response {
+    match service(&app) {
+        Ok(service) => json(StatusCode::OK, &report::report(&service, &app.metrics)),
+        Err(refusal) => refuse(&refusal),
+    }
 }
 
 fn service(app: &App) -> Result<Arc<Service>, Refusal> {

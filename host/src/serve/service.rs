@@ -7,78 +7,73 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput, spec::TaskSpec};
+use hypercast_fm::{example::Example, inference::FmOutput, spec::TaskSpec};
+use tokio::runtime::Handle;
 
 use super::{
-    api::{EventsRequest, ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+    api::{ExpertVersion, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
     convert::Converter,
-    metrics::{Metrics, STAGES},
+    events::check_request,
+    ids::RequestIds,
+    metrics::{Answered, Metrics, STAGES},
+    served::{Predicted, Served, Shown},
+    set::{Arm, Models, ServedFm, ServingSet},
+    shadow::{Lane, Seen, Shadows, of_fm},
+    streams::Streams,
 };
 use crate::{
-    config::{Config, ExpertEntry},
-    dataset::{Dataset, Impression},
-    error::{Error, Result},
-    expert::{
-        Blueprint, Engine, Expert, LoadOptions, Predictions, RankOutcome, Registry, Route, Tae,
-        wasm::contract,
-    },
-    features::{FeatureState, RequestInput},
-    logs::events::{Entry, EventLog, Fsync},
+    config::Config,
+    dataset::Dataset,
+    engine::Engine,
+    error::Result,
+    expert::{Expert, Predictions, RankOutcome, wasm::contract},
+    features::RequestInput,
+    join::now_ms,
     schema::Schema,
 };
 
-/// Everything that a request needs besides the FM, loaded.
+/// Everything that a request needs besides models.
 pub struct Service {
     config: Config,
     schema: Arc<Schema>,
     converter: Converter,
-    state: RwLock<FeatureState>,
-    events: Option<Mutex<EventLog>>,
-    fm: FmFacts,
-    registry: Registry,
-    /// What was configured for each expert.
-    entries: Vec<(Arc<Expert>, ExpertEntry)>,
+    streams: Arc<Streams>,
+    models: Arc<Models>,
+    served: Arc<Served>,
+    shadows: Shadows,
     metrics: Arc<Metrics>,
-    requests: AtomicU64,
+    requests: RequestIds,
 }
 
-/// What of the FM's manifest a request needs.
-struct FmFacts {
-    version: String,
-    max_history: usize,
-    tasks: Vec<TaskSpec>,
-}
-
-impl FmFacts {
-    fn of(manifest: &Manifest) -> Self {
-        Self {
-            version: manifest.version.clone(),
-            max_history: manifest.config.max_history,
-            tasks: manifest.spec.main_tasks().to_vec(),
-        }
-    }
-}
-
-/// A request with its features.
+/// A request with its features, and who answers it.
 pub struct Fetched {
     /// The request, alone.
     pub example: Arc<[Example]>,
+    /// What serves it, whatever serves the next one.
+    pub set: Arc<ServingSet>,
+    /// Who answers, with the parameters of this moment.
+    arm: Option<(Arc<Arm>, Arc<Expert>)>,
     unknown_items: Vec<u64>,
     start: Instant,
     took: Duration,
 }
 
+impl Fetched {
+    /// The FM version to ask: the one that the expert pins.
+    pub fn fm(&self) -> &ServedFm {
+        let pinned = self.arm.as_ref().and_then(|(arm, _)| self.set.fm(&arm.fm));
+        pinned.unwrap_or_else(|| self.set.default_fm())
+    }
+}
+
 /// What the FM's tier said.
 pub struct FmAnswer {
     /// Its output, or why there is none.
-    pub output: std::result::Result<FmOutput, Refusal>,
+    pub output: std::result::Result<Arc<FmOutput>, Refusal>,
     /// How long that took, waiting included.
     pub took: Duration,
 }
@@ -87,32 +82,53 @@ pub struct FmAnswer {
 type StageTimes = [Duration; STAGES.len()];
 
 impl Service {
-    /// Loads every expert that fits the FM, and the live state.
+    /// Loads the live state. Shadows ask FMs in other processes from `handle`.
     ///
     /// # Errors
-    /// Anything missing, damaged or refused: a daemon starts whole or not at all.
-    pub fn load(config: &Config, fm: &Manifest, metrics: Arc<Metrics>) -> Result<Self> {
-        let dataset = Dataset::open(&config.paths.dataset)?;
+    /// Streams that cannot be read, or written by this process.
+    pub fn load(
+        (config, dataset): (&Config, &Dataset),
+        engine: Arc<dyn Engine>,
+        (models, metrics): (Arc<Models>, Arc<Metrics>),
+        handle: Handle,
+    ) -> Result<Self> {
         let schema = dataset.schema.clone();
-        let (registry, entries) = load_experts(config, &schema, fm)?;
-        for (expert, entry) in &entries {
-            metrics.version("expert", &entry.name, expert.version());
-        }
-        let mut state =
-            FeatureState::rebuild(&dataset, config.features, config.timeline.until_ms()?)?;
-        let events = open_events(config, &mut state)?;
+        let streams = Arc::new(Streams::start(engine, config, dataset, metrics.clone())?);
+        let served = Arc::new(Served::new(config.server.served_predictions));
+        let shadows = Shadows::start(Lane {
+            share: config.server.shadow_share,
+            queue: config.server.shadow_queue,
+            deadline: Duration::from_millis(config.server.deadline_ms),
+            handle,
+            served: served.clone(),
+            metrics: metrics.clone(),
+        })?;
         Ok(Self {
             converter: Converter::new(schema.clone()),
             config: config.clone(),
             schema,
-            state: RwLock::new(state),
-            events,
-            fm: FmFacts::of(fm),
-            registry,
-            entries,
+            streams,
+            models,
+            served,
+            shadows,
             metrics,
-            requests: AtomicU64::new(1),
+            requests: RequestIds::new(),
         })
+    }
+
+    /// What serves.
+    pub fn models(&self) -> &Models {
+        &self.models
+    }
+
+    /// What was predicted for served requests.
+    pub fn served(&self) -> &Served {
+        &self.served
+    }
+
+    /// The data set's schema.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// The features of a request as of now, for FM and expert alike.
@@ -123,8 +139,10 @@ impl Service {
         self.check_size(request)?;
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
-        let id = self.requests.fetch_add(1, Ordering::Relaxed);
-        let state = self.state.read().expect("no writer panics");
+        check_request(request.request)?;
+        let id = request.request.unwrap_or_else(|| self.requests.next());
+        let set = self.models.set();
+        let state = self.streams.state();
         let input: RequestInput =
             self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
         let unknown_items = input
@@ -133,8 +151,10 @@ impl Service {
             .map(|c| c.item)
             .filter(|&item| state.item(item).is_none())
             .collect();
-        let example = state.fetch(&input, self.fm.max_history);
-        Ok(Fetched { example: [example].into(), unknown_items, start, took: start.elapsed() })
+        let arm = set.arm(input.surface, request.user);
+        let arm = arm.map(|arm| (arm.clone(), arm.expert()));
+        let example = [state.fetch(&input, set.max_history)].into();
+        Ok(Fetched { example, set, arm, unknown_items, start, took: start.elapsed() })
     }
 
     /// Ranks the candidates of a request with what the FM says of them. Without it, the expert goes without a TAE and the
@@ -150,81 +170,68 @@ impl Service {
     ) -> std::result::Result<RankAnswer, Refusal> {
         let example = &fetched.example[0];
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
-        let route = self.registry.route(example.surface);
         let mut times = StageTimes::default();
         (times[0], times[1]) = (fetched.took, fm.took);
-        let outcome = match route {
-            Some(route) => {
-                let (outcome, spent) = route.active.serve(
-                    example,
-                    self.tae(&route.active, fm.output.as_ref().ok()),
-                    limit,
-                );
-                (times[2], times[3]) = (spent.network, spent.wasm);
-                Some(outcome)
-            }
-            None => None,
-        };
-        let expert = route.map(|route| self.version(&route.active));
-        let mut answer = self.answer(example, &fm, outcome.as_ref(), limit, expert)?;
+        let said = fm.output.as_deref().ok();
+        let outcome = fetched.arm.as_ref().map(|(arm, expert)| {
+            let (outcome, spent) = expert.serve(example, arm.tae(rows(said)), limit);
+            (times[2], times[3]) = (spent.network, spent.wasm);
+            outcome
+        });
+        let mut answer = self.answer(fetched, &fm, outcome.as_ref(), limit)?;
         answer.unknown_items.clone_from(&fetched.unknown_items);
-        for (stage, took) in STAGES.iter().zip(times) {
-            self.metrics.stage(stage, took);
-        }
+        self.measure(fetched, &answer, times);
+        self.remember(fetched, said, outcome.as_ref());
         if request.explain && self.config.server.explain {
-            let total = fetched.start.elapsed();
-            let fm = fm.output.as_ref().ok();
-            answer.explain =
-                Some(self.explain(example, fm, outcome.as_ref(), route, (times, total)));
+            answer.explain = Some(explain(fetched, said, outcome.as_ref(), times));
         }
         Ok(answer)
     }
 
-    /// Appends events to the log, then applies them to histories and counters.
-    ///
-    /// # Errors
-    /// An event that does not fit the schema: then none of the request is taken. A full disk.
-    pub fn events(&self, request: &EventsRequest) -> std::result::Result<usize, Refusal> {
-        let most = self.config.server.max_candidates;
-        if request.events.len() > most {
-            return Err(Refusal::TooMany { given: request.events.len(), what: "events", most });
-        }
-        let impressions = request
-            .events
-            .iter()
-            .enumerate()
-            .map(|(at, event)| {
-                self.converter.event(event).map_err(|refusal| match refusal {
-                    Refusal::BadRequest(why) => Refusal::BadRequest(format!("events[{at}]: {why}")),
-                    other => other,
-                })
-            })
-            .collect::<std::result::Result<Vec<Impression>, Refusal>>()?;
-        // The log's lock is held until the state has the events, so both have them in one order.
-        let log = self.events.as_ref().map(|log| log.lock().expect("no holder panics"));
-        if let Some(mut log) = log {
-            let entries: Vec<Entry> = impressions.iter().cloned().map(Entry::Impression).collect();
-            log.append(&entries).map_err(|error| Refusal::Internal(error.to_string()))?;
-            self.apply(&impressions);
-        } else {
-            self.apply(&impressions);
-        }
-        Ok(impressions.len())
+    fn measure(&self, fetched: &Fetched, answer: &RankAnswer, times: StageTimes) {
+        self.metrics.stages(times);
+        self.metrics.arm(Answered {
+            surface: &self.schema.surfaces[usize::from(fetched.example[0].surface)],
+            arm: fetched.arm.as_ref().map_or("", |(arm, _)| &arm.label),
+            fm: fetched.fm().version(),
+            degraded: answer.degraded,
+            took: fetched.start.elapsed(),
+        });
     }
 
-    /// Does what can be done between requests, so that the next one need not wait for it.
-    pub fn between_requests(&self) {
-        for (expert, _) in &self.entries {
-            expert.blueprint().plugin.prepare();
+    /// Keeps what was predicted until outcomes are known: by the expert, and by the FM itself.
+    fn remember(&self, fetched: &Fetched, fm: Option<&FmOutput>, outcome: Option<&RankOutcome>) {
+        let example = &fetched.example[0];
+        let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
+        let shown = Shown { request: example.request, items: &items };
+        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) =
+            (&fetched.arm, outcome)
+        {
+            let tasks =
+                predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone()));
+            self.served.keep(shown, Predicted { arm: arm.label.clone(), tasks: tasks.collect() });
+        }
+        if let Some(said) = fm {
+            self.served.keep(shown, of_fm(fetched.fm(), said));
         }
     }
 
-    fn apply(&self, impressions: &[Impression]) {
-        let mut state = self.state.write().expect("no writer panics");
-        for impression in impressions {
-            state.apply(impression);
-            self.metrics.events(&self.schema.surfaces[usize::from(impression.surface)], 1);
+    /// Events in, and the live state.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
+    }
+
+    /// Ends what runs beside requests, with its state saved.
+    pub fn stop(&self) {
+        self.streams.stop();
+    }
+
+    /// Does what can be done between requests, so that no answer need wait for it.
+    pub fn after(&self, seen: Seen) {
+        for arm in seen.fetched.set.arms().iter().filter(|arm| arm.share > 0.0) {
+            arm.expert().blueprint().plugin.prepare();
         }
+        self.shadows.offer(seen);
     }
 
     fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
@@ -236,43 +243,24 @@ impl Service {
         }
     }
 
-    fn version(&self, expert: &Arc<Expert>) -> ExpertVersion {
-        ExpertVersion {
-            name: self.name(expert).to_owned(),
-            plugin: expert.name().to_owned(),
-            version: expert.version().to_owned(),
-        }
-    }
-
-    fn name(&self, expert: &Arc<Expert>) -> &str {
-        self.entry(expert).map_or("", |entry| &entry.name)
-    }
-
-    fn entry(&self, expert: &Arc<Expert>) -> Option<&ExpertEntry> {
-        self.entries.iter().find(|(known, _)| Arc::ptr_eq(known, expert)).map(|(_, entry)| entry)
-    }
-
-    /// The TAE as the expert was trained with it.
-    fn tae<'a>(&self, expert: &Arc<Expert>, fm: Option<&'a FmOutput>) -> Tae<'a> {
-        match (self.entry(expert), fm) {
-            (Some(entry), _) if entry.without_tae => Tae::Without,
-            (_, Some(fm)) => Tae::Rows(&fm.tae),
-            (_, None) => Tae::Without,
-        }
-    }
-
     fn answer(
         &self,
-        example: &Example,
+        fetched: &Fetched,
         fm: &FmAnswer,
         outcome: Option<&RankOutcome>,
         limit: usize,
-        expert: Option<ExpertVersion>,
     ) -> std::result::Result<RankAnswer, Refusal> {
+        let example = &fetched.example[0];
         let by_fm = || match &fm.output {
-            Ok(said) => Ok(self.fm_ranking(example, said, limit)),
+            Ok(said) => Ok(fm_ranking(example, fetched.fm().tasks(), said, limit)),
             Err(refusal) => Err(refusal.clone()),
         };
+        let expert = fetched.arm.as_ref().map(|(arm, expert)| ExpertVersion {
+            name: arm.name.clone(),
+            plugin: expert.name().to_owned(),
+            version: arm.version.clone(),
+            arm: arm.label.clone(),
+        });
         let (ranking, reason) = match outcome {
             Some(RankOutcome::Ranked { ranked, predictions }) => {
                 let without = fm.output.as_ref().err().map(|refusal| {
@@ -294,8 +282,9 @@ impl Service {
             }
         };
         Ok(RankAnswer {
+            request: example.request,
             ranking,
-            fm_version: self.fm.version.clone(),
+            fm_version: fetched.fm().version().to_owned(),
             expert,
             degraded: reason.is_some(),
             reason,
@@ -304,71 +293,67 @@ impl Service {
             explain: None,
         })
     }
+}
 
-    /// The fallback: by the FM's first main task, best first.
-    fn fm_ranking(&self, example: &Example, fm: &FmOutput, limit: usize) -> Vec<Ranked> {
-        let tasks = self.main_tasks();
-        let mut order: Vec<usize> = (0..example.targets.len()).collect();
-        let score = |row: usize| fm.main[row * tasks.len()];
-        order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
-        order.truncate(limit);
-        let ranked = |row: usize| Ranked {
-            id: example.targets[row].item.id,
-            score: score(row),
-            predictions: tasks
-                .iter()
-                .enumerate()
-                .map(|(task, spec)| (spec.name.clone(), fm.main[row * tasks.len() + task]))
-                .collect(),
-        };
-        order.into_iter().map(ranked).collect()
-    }
-
-    fn main_tasks(&self) -> &[TaskSpec] {
-        &self.fm.tasks
-    }
-
-    fn explain(
-        &self,
-        example: &Example,
-        fm: Option<&FmOutput>,
-        outcome: Option<&RankOutcome>,
-        route: Option<&Route>,
-        (times, total): (StageTimes, Duration),
-    ) -> Explanation {
-        let tasks = self.main_tasks();
-        let main = fm.map_or(&[][..], |fm| &fm.main);
-        let column = |task: usize| main.iter().skip(task).step_by(tasks.len()).copied().collect();
-        let micros = |took: Duration| took.as_secs_f64() * 1e6;
-        let mut stages: BTreeMap<String, f64> = STAGES
+/// The fallback: by the FM's first main task, best first.
+fn fm_ranking(example: &Example, tasks: &[TaskSpec], fm: &FmOutput, limit: usize) -> Vec<Ranked> {
+    let mut order: Vec<usize> = (0..example.targets.len()).collect();
+    let score = |row: usize| fm.main[row * tasks.len()];
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+    order.truncate(limit);
+    let ranked = |row: usize| Ranked {
+        id: example.targets[row].item.id,
+        score: score(row),
+        predictions: tasks
             .iter()
-            .zip(times)
-            .map(|(stage, took)| (stage.to_string(), micros(took)))
-            .collect();
-        stages.insert("total".into(), micros(total));
-        let shadows = route.into_iter().flat_map(|route| &route.shadows).filter_map(|shadow| {
-            match shadow.predict(&[example], self.tae(shadow, fm)) {
-                Ok(predictions) => Some((self.name(shadow).to_owned(), by_task(&predictions))),
-                Err(fault) => {
-                    tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
-                    None
-                }
+            .enumerate()
+            .map(|(task, spec)| (spec.name.clone(), fm.main[row * tasks.len() + task]))
+            .collect(),
+    };
+    order.into_iter().map(ranked).collect()
+}
+
+fn explain(
+    fetched: &Fetched,
+    fm: Option<&FmOutput>,
+    outcome: Option<&RankOutcome>,
+    times: StageTimes,
+) -> Explanation {
+    let (example, tasks) = (&fetched.example[0], fetched.fm().tasks());
+    let main = fm.map_or(&[][..], |fm| &fm.main);
+    let column = |task: usize| main.iter().skip(task).step_by(tasks.len()).copied().collect();
+    let micros = |took: Duration| took.as_secs_f64() * 1e6;
+    let mut stages: BTreeMap<String, f64> =
+        STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
+    stages.insert("total".into(), micros(fetched.start.elapsed()));
+    // Those of another FM version are measured after the answer alone.
+    let asked = fetched.fm().version();
+    let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
+    let shadows =
+        shadows.filter_map(|arm| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
+            Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
+            Err(fault) => {
+                tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
+                None
             }
         });
-        Explanation {
-            expert: match outcome {
-                Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
-                _ => BTreeMap::new(),
-            },
-            fm: tasks
-                .iter()
-                .enumerate()
-                .map(|(task, spec)| (spec.name.clone(), column(task)))
-                .collect(),
-            shadows: shadows.collect(),
-            stages_us: stages,
-        }
+    Explanation {
+        expert: match outcome {
+            Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
+            _ => BTreeMap::new(),
+        },
+        fm: tasks
+            .iter()
+            .enumerate()
+            .map(|(task, spec)| (spec.name.clone(), column(task)))
+            .collect(),
+        shadows: shadows.collect(),
+        stages_us: stages,
     }
+}
+
+fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
+    fm.map(|fm| &*fm.tae)
 }
 
 fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
@@ -395,99 +380,4 @@ fn expert_ranking(
             }
         })
         .collect()
-}
-
-type Entries = Vec<(Arc<Expert>, ExpertEntry)>;
-
-/// A surface's experts while the configuration is read.
-#[derive(Default)]
-struct Planned {
-    active: Option<Arc<Expert>>,
-    shadows: Vec<Arc<Expert>>,
-}
-
-fn load_experts(config: &Config, schema: &Schema, fm: &Manifest) -> Result<(Registry, Entries)> {
-    let engine = Engine::new(config.plugin_limits.engine())?;
-    let options = LoadOptions {
-        tae_dim: fm.config.tae_width(),
-        fm_version: Some(fm.version.clone()),
-        ..config.plugin_limits.load_options()
-    };
-    let mut routes: BTreeMap<u16, Planned> = BTreeMap::new();
-    let mut entries = Entries::new();
-    for entry in &config.experts {
-        let blueprint = Arc::new(Blueprint::load(&engine, &entry.plugin, schema, &options)?);
-        let expert = open_expert(config, entry, blueprint)?;
-        entries.push((expert.clone(), entry.clone()));
-        for surface in config.serving_surfaces(entry, schema)? {
-            let route = routes.entry(surface).or_default();
-            match entry.shadow {
-                true => route.shadows.push(expert.clone()),
-                false => {
-                    if let Some(other) = route.active.replace(expert.clone()) {
-                        return Err(Error::Invalid(format!(
-                            "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
-                            entries
-                                .iter()
-                                .find(|(known, _)| Arc::ptr_eq(known, &other))
-                                .map_or("", |(_, entry)| &entry.name),
-                            entry.name,
-                            schema.surfaces[usize::from(surface)]
-                        )));
-                    }
-                }
-            }
-        }
-    }
-    let mut registry = Registry::new();
-    for (surface, Planned { active, shadows }) in routes {
-        if let Some(active) = active {
-            registry.insert(
-                schema,
-                &schema.surfaces[usize::from(surface)],
-                Route { active, shadows },
-            )?;
-        }
-    }
-    Ok((registry, entries))
-}
-
-fn open_expert(
-    config: &Config,
-    entry: &ExpertEntry,
-    blueprint: Arc<Blueprint>,
-) -> Result<Arc<Expert>> {
-    let path = config.parameters(entry);
-    if !path.is_file() {
-        let why = format!(
-            "expert {:?} has no trained parameters; run `hypercast train expert {}`",
-            entry.name, entry.name
-        );
-        return Err(Error::data(path, why));
-    }
-    Ok(Arc::new(Expert::open(blueprint, &path, config.device, config.plugin_limits.breaker())?))
-}
-
-fn open_events(config: &Config, state: &mut FeatureState) -> Result<Option<Mutex<EventLog>>> {
-    if config.paths.events.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    if let Some(dir) = config.paths.events.parent() {
-        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    }
-    let mut log = EventLog::open(&config.paths.events, Fsync::Every(1024))?;
-    let replayed = log.replay(|entry| {
-        match entry {
-            Entry::Impression(impression) => state.apply(&impression),
-            Entry::Item(item) => state.upsert_item(item)?,
-            Entry::User(user) => state.upsert_user(user)?,
-        }
-        Ok(())
-    })?;
-    tracing::info!(replayed, "events log opened");
-    Ok(Some(Mutex::new(log)))
-}
-
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

@@ -84,6 +84,11 @@ impl TaeFormat {
     }
 }
 
+/// The nearest number that bf16 can hold.
+pub(crate) fn to_bf16(x: f32) -> f32 {
+    f32::from_bits(u32::from(bf16(x)) << 16)
+}
+
 /// The nearest bf16, ties to even; NaN stays NaN.
 fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();

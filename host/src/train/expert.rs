@@ -5,18 +5,23 @@
 //! from the feature logs (section 3.3.1). How rows become steps is
 //! `stream`'s, and what a step is, `expert::train`'s.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use hypercast_fm::metrics::{Keeper, Scored};
 use serde::Serialize;
 
 use super::{
+    fm::remove_dir,
+    materialise,
     report::{ALL, Line},
     stream::{ExpertStream, Load, LogView, Start},
 };
 use crate::{
     config::{Config, ExpertEntry},
-    dataset::timeline::Span,
+    dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     expert::{Blueprint, Engine, train::BatchReport, wasm::contract::TaskKind},
     logs::LogReader,
@@ -41,15 +46,50 @@ pub struct ExpertReport {
     pub progressive: Vec<Line>,
 }
 
-/// Trains the expert of `entry` on the configured logs and saves its parameters.
+/// Where the TAEs come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// The configured logs: those of an FM version, or of the only one that they hold.
+    Logs(Option<&'a str>),
+    /// A checkpoint, which computes them for the data set up to `timeline.until`.
+    Checkpoint(&'a Path),
+}
+
+/// Trains the expert of `entry` and saves its parameters.
 ///
 /// # Errors
 /// Logs that are missing or hold no row of its surfaces, a plugin that is refused or faults.
-pub fn train(config: &Config, entry: &ExpertEntry, engine: &Engine) -> Result<ExpertReport> {
+pub fn train(
+    config: &Config,
+    entry: &ExpertEntry,
+    engine: &Engine,
+    source: Source<'_>,
+) -> Result<ExpertReport> {
+    let (logs, version) = match source {
+        Source::Logs(version) => (config.paths.logs.clone(), version),
+        Source::Checkpoint(checkpoint) => {
+            let logs = config.paths.experts.join(&entry.name).join("past");
+            let dataset = Dataset::open(&config.paths.dataset)?;
+            materialise::past(&dataset, config, (checkpoint, &logs))?;
+            (logs, None)
+        }
+    };
+    let report = train_on(config, entry, engine, &LogReader::open_for(&logs, version)?)?;
+    if let Source::Checkpoint(_) = source {
+        remove_dir(&logs)?;
+    }
+    Ok(report)
+}
+
+fn train_on(
+    config: &Config,
+    entry: &ExpertEntry,
+    engine: &Engine,
+    log: &LogReader,
+) -> Result<ExpertReport> {
     let started = std::time::Instant::now();
-    let log = LogReader::open(&config.paths.logs)?;
     let surfaces = config.training_surfaces(entry, &log.schema)?;
-    let view = LogView { log: &log, surfaces, span: Span::default(), embedding: None };
+    let view = LogView { log, surfaces, span: Span::default(), embedding: None };
     let survey = view.survey()?.ok_or_else(|| {
         Error::Invalid(format!(
             "expert {:?}: the logs hold no row of its surfaces; log more or give it others",

@@ -20,7 +20,8 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     features::replay::{Pretraining, Replay, ReplayOptions},
-    logs::{self, LogWriter},
+    logs::{self, LogVersion, LogWriter},
+    owner::Owner,
     progress::Progress,
     schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names},
 };
@@ -103,7 +104,11 @@ fn profile_ids(schema: &Schema) -> Vec<usize> {
 /// A data set, configuration or device that cannot be used; a full disk.
 pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
-    remove_dir(&config.paths.fm_work)?;
+    let _owner = Owner::take(&config.paths.fm_work)?;
+    // What trainers that follow the stream keep beside it stays.
+    for own in ["store", "saved", "saved.old", "saved.partial", "trained"] {
+        remove_dir(&config.paths.fm_work.join(own))?;
+    }
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let collector = Collector::new(&spec);
     let over = Over { dataset, config, until_ms };
@@ -117,6 +122,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
 /// No saved run, or one of another data set or configuration; what [`train`] can fail at.
 pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
+    let _owner = Owner::take(&config.paths.fm_work)?;
     let over = Over { dataset, config, until_ms };
     let (place, collector) = over.load(&spec)?;
     let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
@@ -125,6 +131,11 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
     Run::new(trainer, collector, spec, place, dataset).complete(over)
+}
+
+/// Where a finished training leaves its trainer, for one that goes on with the stream.
+pub(super) fn trained_dir(config: &Config) -> std::path::PathBuf {
+    config.paths.fm_work.join("trained")
 }
 
 /// Where each task of the specification stands in `Target::truth`, which has the schema's order.
@@ -162,6 +173,7 @@ impl Run {
         }
         self.stream(over)?;
         self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
+        self.trainer.save(&trained_dir(over.config))?;
         Ok(FmReport {
             requests: self.place.requests,
             rows: self.place.rows,
@@ -205,8 +217,13 @@ impl Run {
         if self.place.done == 0 {
             remove_dir(&config.paths.logs)?;
         }
-        let options = config.logs.options(config.fm.tae_width());
-        let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
+        let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
+        let mut log = LogWriter::create(
+            &config.paths.logs,
+            &dataset.schema,
+            config.logs.options(),
+            versions,
+        )?;
         let options = ReplayOptions {
             span: Span { from_ms: None, until_ms },
             history_len: config.fm.max_history,
@@ -271,7 +288,7 @@ impl Run {
             row += rows;
         }
         if let Some(log) = log {
-            self.place.logged_rows += log.write_batch(batch, &said.tae, FIRST_VERSION, |_| true)?;
+            self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;

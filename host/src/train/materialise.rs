@@ -4,6 +4,8 @@
 //! stretch of a data set with any checkpoint, in big batches and without
 //! learning: the logging tier of section 3.3.3.
 
+use std::path::Path;
+
 use hypercast_fm::inference;
 
 use crate::{
@@ -11,22 +13,38 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::Result,
     features::replay::{Replay, ReplayOptions},
-    logs::LogWriter,
+    logs::{LogVersion, LogWriter},
+    owner::Owner,
     progress::Progress,
 };
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
 
+/// Writes logs of the past (up to `timeline.until`) with the TAEs of a checkpoint into a folder, which is replaced.
+///
+/// # Errors
+/// As [`materialise`].
+pub fn past(dataset: &Dataset, config: &Config, (checkpoint, logs): (&Path, &Path)) -> Result<u64> {
+    super::fm::remove_dir(logs)?;
+    let mut config = config.clone();
+    config.paths.fm = checkpoint.to_path_buf();
+    config.paths.logs = logs.to_path_buf();
+    let span = Span { from_ms: None, until_ms: config.timeline.until_ms()? };
+    materialise(dataset, &config, span)
+}
+
 /// Writes the logs of `span` into the configured folder, beside what is there; returns the rows.
 ///
 /// # Errors
 /// A data set, checkpoint or log folder that cannot be used.
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
+    let _owner = Owner::take(&config.paths.logs)?;
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
-    let options = config.logs.options(manifest.config.tae_width());
-    let mut log = LogWriter::create(&config.paths.logs, &dataset.schema, options)?;
+    let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
+    let mut log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
     let replay = Replay::new(
         dataset,
         ReplayOptions {
@@ -43,7 +61,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
         batch.push(example?);
         if batch.len() == BATCH || examples.peek().is_none() {
             let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
-            let written = log.write_batch(&batch, &said.tae, &manifest.version, |_| true)?;
+            let written = log.write_batch(&batch, &said.tae, |_| true)?;
             rows += written;
             batch.clear();
             progress.advance(written, String::new);

@@ -5,6 +5,10 @@
 
 pub mod expert;
 pub mod fm;
+pub mod follow_expert;
+pub mod follow_fm;
+mod joined;
+pub mod logging;
 pub mod materialise;
 pub mod report;
 mod saved;

@@ -16,7 +16,7 @@ use crate::{
     expert::{
         Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions,
         Parameters, TrainerConfig,
-        train::{BatchReport, OptimizerConfig},
+        train::{BatchReport, OptimizerConfig, SavedTrainer},
     },
     logs::{LogReader, Logged},
 };
@@ -45,7 +45,7 @@ impl LogView<'_> {
     pub fn tae_dim(&self) -> usize {
         match &self.embedding {
             Some(parts) => parts.iter().map(Range::len).sum(),
-            None => self.log.manifest.tae_dim,
+            None => self.log.tae_dim,
         }
     }
 
@@ -61,26 +61,17 @@ impl LogView<'_> {
     /// A first look at the rows; none if there are none.
     ///
     /// # Errors
-    /// Logs that cannot be read, or that hold the embeddings of several FMs.
+    /// Logs that cannot be read.
     pub fn survey(&self) -> Result<Option<Survey>> {
         let mut statistics = FeatureStatistics::new(&self.log.schema.feature_columns());
-        let (mut rows, mut fm_version) = (0, None::<String>);
+        let mut rows = 0;
         for logged in self.rows() {
             let logged = logged?;
             statistics.observe(&logged.example);
             rows += logged.example.targets.len() as u64;
-            match &fm_version {
-                None => fm_version = Some(logged.fm_version),
-                Some(version) if *version != logged.fm_version => {
-                    return Err(Error::Invalid(format!(
-                        "the logs hold TAEs of FM {version} and of FM {}; materialise them again with one",
-                        logged.fm_version
-                    )));
-                }
-                Some(_) => {}
-            }
         }
-        Ok(fm_version.map(|fm_version| Survey { rows, fm_version, statistics }))
+        let fm_version = self.log.fm_version.clone();
+        Ok((rows > 0).then_some(Survey { rows, fm_version, statistics }))
     }
 
     fn holds(&self, example: &Example) -> bool {
@@ -92,7 +83,7 @@ impl LogView<'_> {
 
     fn cut(&self, mut logged: Logged) -> Logged {
         if let Some(parts) = &self.embedding {
-            let rows = logged.tae.chunks_exact(self.log.manifest.tae_dim.max(1));
+            let rows = logged.tae.chunks_exact(self.log.tae_dim.max(1));
             let part = |row: &[f32]| parts.iter().flat_map(|at| row[at.clone()].to_vec()).collect();
             logged.tae = rows.flat_map(|row| -> Vec<f32> { part(row) }).collect();
         }
@@ -183,9 +174,31 @@ impl ExpertStream {
         parameters: Parameters,
         start: &Start<'_>,
     ) -> Result<Self> {
+        let trainer =
+            ExpertTrainer::new(blueprint, parameters, Self::trainer_config(start), start.device)?;
+        Ok(Self { trainer, settings: start.settings.clone() })
+    }
+
+    /// Goes on online with what [`ExpertStream::saved`] gave.
+    ///
+    /// # Errors
+    /// What was saved is of another network or configuration.
+    pub fn resume(
+        blueprint: Arc<Blueprint>,
+        saved: SavedTrainer,
+        start: &Start<'_>,
+    ) -> Result<Self> {
+        let config = Self::trainer_config(start);
+        let trainer = ExpertTrainer::resume(blueprint, saved, config, start.device)?;
+        let mut stream = Self { trainer, settings: start.settings.clone() };
+        stream.go_online();
+        Ok(stream)
+    }
+
+    fn trainer_config(start: &Start<'_>) -> TrainerConfig {
         let settings = start.settings;
         let steps = settings.epochs as u64 * start.rows / settings.batch_rows as u64;
-        let config = TrainerConfig {
+        TrainerConfig {
             optimizer: OptimizerConfig {
                 learning_rate: settings.learning_rate as f32,
                 table_learning_rate: (settings.learning_rate * TABLE_RATE) as f32,
@@ -201,9 +214,7 @@ impl ExpertStream {
             average_decay: settings.average_decay as f32,
             seed: settings.seed,
             ..TrainerConfig::default()
-        };
-        let trainer = ExpertTrainer::new(blueprint, parameters, config, start.device)?;
-        Ok(Self { trainer, settings: settings.clone() })
+        }
     }
 
     /// Learns from a past in as many passes as the settings say. The first goes in time order, and
@@ -241,13 +252,31 @@ impl ExpertStream {
     pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
         in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
             let chunk = Chunk { examples, tae };
-            let predictions = self.trainer.predict(chunk)?;
+            let predictions = self.predict(chunk)?;
             watch(&examples.iter().collect::<Vec<_>>(), &predictions);
-            if learns {
-                self.trainer.train(chunk, |_| ())?;
-            }
-            Ok(())
+            if learns { self.learn(chunk) } else { Ok(()) }
         })
+    }
+
+    /// Predictions for a chunk's targets, `[rows]` a task, as they would be served now.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.trainer.predict(chunk)?)
+    }
+
+    /// Learns from a chunk.
+    ///
+    /// # Errors
+    /// A plugin whose hooks fail, embeddings of another width.
+    pub fn learn(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        Ok(self.trainer.train(chunk, |_| ())?)
+    }
+
+    /// All that it goes on from.
+    pub fn saved(&self) -> SavedTrainer {
+        self.trainer.saved()
     }
 
     /// The parameters so far.
@@ -289,13 +318,14 @@ fn in_chunks(
 mod tests {
     use super::*;
     use crate::{
+        config::Logs,
         dataset::Dataset,
         features::{
             FeatureConfig,
             replay::{Replay, ReplayOptions},
         },
         import::simulate,
-        logs::{LogOptions, LogWriter},
+        logs::{LogOptions, LogVersion, LogWriter},
     };
 
     /// A log whose embeddings are `[request, row, 7]`.
@@ -313,14 +343,16 @@ mod tests {
         };
         let examples: Vec<Example> =
             Replay::new(&dataset, replay).unwrap().map(Result::unwrap).collect();
-        let options = LogOptions { tae_dim: 3, history_len: 4, rows_per_file: 200 };
+        let options =
+            LogOptions { history_len: 4, rows_per_file: 200, ..Logs::default().options() };
         let logs = dir.join("logs");
-        let mut writer = LogWriter::create(&logs, &dataset.schema, options).unwrap();
+        let versions = vec![LogVersion::new("1.0.0", 3)];
+        let mut writer = LogWriter::create(&logs, &dataset.schema, options, versions).unwrap();
         for example in &examples {
             let tae = (0..example.targets.len())
                 .flat_map(|row| [example.request as f32, row as f32, 7.0])
                 .collect::<Vec<f32>>();
-            writer.write(example, &tae, "1.0.0").unwrap();
+            writer.write_batch(std::slice::from_ref(example), &tae, |_| true).unwrap();
         }
         writer.finish().unwrap();
         (LogReader::open(&logs).unwrap(), examples)

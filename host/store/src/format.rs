@@ -81,7 +81,7 @@ impl RowFormat {
     }
 
     /// What `values` become by being kept; doing it again changes nothing.
-    pub(crate) fn round(self, values: &mut [f32]) {
+    pub fn round(self, values: &mut [f32]) {
         if self == RowFormat::F32 {
             return;
         }

@@ -1,13 +1,17 @@
 //! The serving store: a snapshot that takes new rows from outside, from a trainer's deltas, while its handles go on
-//! reading. It has no optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
+//! reading; or a store that is made of such rows from the start. It has no optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
 
+use std::fs;
 use std::path::Path;
 
-use crate::error::Result;
-use crate::lock::WriterLock;
+use crate::error::{Result, io};
+use crate::header::sync_dir;
+use crate::index::{self, Contents};
+use crate::journal::{Head, Journal};
+use crate::lock::{ReadersLock, WriterLock};
 use crate::meta::{Kind, Meta};
 use crate::writer::Writer;
-use crate::{Error, RowFormat, StoreHandle, Verify};
+use crate::{Error, RowFormat, StoreHandle, StoreOptions, Verify};
 
 /// A snapshot that is open for rows from outside. Dropping it discards what is not committed.
 #[derive(Debug)]
@@ -16,6 +20,25 @@ pub struct ServingStore {
 }
 
 impl ServingStore {
+    /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of `dim` values.
+    pub fn create(dir: impl AsRef<Path>, dim: usize, format: RowFormat) -> Result<ServingStore> {
+        let dir = dir.as_ref();
+        // It initialises nothing.
+        let options = StoreOptions { dim, init_scale: 0.0, seed: 0 };
+        let meta = Meta::new(&options, Kind::Inference, format)?;
+        fs::create_dir_all(dir).map_err(io("create", dir))?;
+        let lock = WriterLock::acquire(dir)?;
+        if Meta::exists(dir) || dir.join("rows-00000.slab").exists() {
+            return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
+        }
+        ReadersLock::create(dir)?;
+        Journal::create(dir, dim, Head::folded(0, 0))?;
+        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        sync_dir(dir)?;
+        meta.write(dir)?;
+        Ok(ServingStore { writer: Writer::load(dir, meta, lock, Verify::Full)? })
+    }
+
     /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`] while another
     /// has it open for writing, and with [`Error::NotServing`] for a training store.
     pub fn open(dir: impl AsRef<Path>, verify: Verify) -> Result<ServingStore> {
@@ -41,6 +64,22 @@ impl ServingStore {
     /// Values a row.
     pub fn dim(&self) -> usize {
         self.writer.meta.dim
+    }
+
+    /// All ids, in the order of their rows.
+    pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.writer.view.ids_and_rows().map(|(id, _)| id)
+    }
+
+    /// Whether `id` has a row, be it uncommitted.
+    pub fn contains(&self, id: u64) -> bool {
+        self.writer.view.find(id).is_some()
+    }
+
+    /// Copies the rows of `ids` to `out`, `[ids.len(), dim]` row-major; a missing
+    /// id gives zeros. Returns the number of missing ids. Sees uncommitted rows.
+    pub fn gather(&self, ids: &[u64], out: &mut [f32]) -> usize {
+        self.writer.view.gather(ids, out)
     }
 
     /// How rows are kept.

@@ -1,6 +1,7 @@
 //! The training store: trains rows in the overlay and commits them, gives ids their rows, and takes
 //! rows back. It alone opens optimizer state. It does not decide when to commit, nor which ids matter: its caller does.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 
@@ -18,6 +19,9 @@ use crate::{Adagrad, Error, RowFormat, StoreHandle, StoreOptions, StoreReader, V
 /// Ids worked on together: their cache misses overlap.
 const BLOCK: usize = 64;
 
+/// Removed ids that are remembered, at most.
+const MOST_REMOVED: usize = 1 << 20;
+
 /// A store that is open for training. It holds the store's writer lock; dropping
 /// it discards what is not committed, as a crash would.
 #[derive(Debug)]
@@ -25,6 +29,10 @@ pub struct Store {
     writer: Writer,
     clock: u32,
     admit_after: u8,
+    /// The newest removals, with the generation of the commit that has or will have them.
+    removed: VecDeque<(u64, u64)>,
+    /// Removals by later commits are all remembered.
+    removed_from: u64,
 }
 
 impl Store {
@@ -85,7 +93,8 @@ impl Store {
     }
 
     fn of(writer: Writer) -> Store {
-        Store { writer, clock: 0, admit_after: 1 }
+        let removed_from = writer.generation();
+        Store { writer, clock: 0, admit_after: 1, removed: VecDeque::new(), removed_from }
     }
 
     /// Ids that have a row, uncommitted ones included.
@@ -144,19 +153,44 @@ impl Store {
     pub fn expire(&mut self, before: u32) -> usize {
         let view = &self.writer.view;
         let old = |&(_, row): &(u64, u32)| self.writer.state(row).clock < before;
-        let rows: Vec<u32> = view.ids_and_rows().filter(old).map(|(_, row)| row).collect();
-        for &row in &rows {
+        let rows: Vec<(u64, u32)> = view.ids_and_rows().filter(old).collect();
+        for &(id, row) in &rows {
             self.writer.view.remove(row);
+            self.note_removed(id);
         }
         rows.len()
     }
 
     /// Removes the rows of `ids`, where they have one; gives the number. It takes effect as with [`Store::expire`].
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
+        let there: Vec<u64> = ids.iter().copied().filter(|&id| self.contains(id)).collect();
+        there.iter().for_each(|&id| self.note_removed(id));
         self.writer.remove_rows(ids)
     }
 
-    /// The ids whose rows a commit after `generation` has changed or made, in the order of their rows. What was removed is not told.
+    fn note_removed(&mut self, id: u64) {
+        if self.removed.len() == MOST_REMOVED
+            && let Some((generation, _)) = self.removed.pop_front()
+        {
+            self.removed_from = generation;
+        }
+        self.removed.push_back((self.generation() + 1, id));
+    }
+
+    /// The ids whose rows a commit after `generation` has removed, or the next one will; some may have a new row since.
+    /// None where that is no longer known: a store remembers its newest removals (a million) while it is open.
+    pub fn removed_since(&self, generation: u64) -> Option<Vec<u64>> {
+        let newer = self.removed.iter().filter(|(at, _)| *at > generation);
+        (generation >= self.removed_from).then(|| newer.map(|&(_, id)| id).collect())
+    }
+
+    /// Whether `id` has a row, be it uncommitted.
+    pub fn contains(&self, id: u64) -> bool {
+        self.writer.view.find(id).is_some()
+    }
+
+    /// The ids whose rows a commit after `generation` has changed or made, in the order of their rows. What was removed,
+    /// [`Store::removed_since`] tells.
     pub fn changed_since(&self, generation: u64) -> impl Iterator<Item = u64> + '_ {
         let newer = move |row| u64::from(self.writer.state(row).generation) > generation;
         self.writer.view.ids_and_rows().filter(move |&(_, row)| newer(row)).map(|(id, _)| id)

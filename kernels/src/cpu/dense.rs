@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::isa::Kernel;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Extent, Left, Right, accumulate, sigmoid};
+use super::product::{Activation, Matrix, multiply};
 use super::rowwise::{Stats, normalise};
 use super::{Isa, Rows, matrix, readable, rows, span};
 use crate::dense::{DenseBackend, Gated, Norm};
@@ -97,26 +97,18 @@ fn product(input: Input<'_>, linear: &Prepared, output: Output<'_>, count: usize
     assert_eq!((input.scale.len(), input.shift.len()), (linear.from, linear.from), "norm's width");
     let mut out = vec![0.0; count * linear.to];
     let isa = Isa::best().checked();
-    let block = |scratch: &mut Scratch, (index, out): (usize, &mut [f32])| {
+    let block = |left: &mut Matrix, (index, out): (usize, &mut [f32])| {
         let job = Job { input, linear, output, first: index * BLOCK };
-        isa.run(Block { job: &job, scratch, out });
+        isa.run(Block { job: &job, left, out });
     };
     let size = (BLOCK * linear.to).max(1);
     if count * linear.from * linear.to < PARALLEL_FROM {
-        let mut scratch = Scratch::default();
-        out.chunks_mut(size).enumerate().for_each(|part| block(&mut scratch, part));
+        let mut left = Matrix::default();
+        out.chunks_mut(size).enumerate().for_each(|part| block(&mut left, part));
     } else {
-        out.par_chunks_mut(size).enumerate().for_each_init(Scratch::default, block);
+        out.par_chunks_mut(size).enumerate().for_each_init(Matrix::default, block);
     }
     out
-}
-
-#[derive(Default)]
-struct Scratch {
-    /// `[BLOCK, from]`: the product's left factor.
-    left: Vec<f32>,
-    /// `[R, PANEL]`.
-    tile: Vec<f32>,
 }
 
 /// A block of rows.
@@ -130,7 +122,8 @@ struct Job<'a> {
 /// Computes a block.
 struct Block<'a> {
     job: &'a Job<'a>,
-    scratch: &'a mut Scratch,
+    /// The product's left factor.
+    left: &'a mut Matrix,
     out: &'a mut [f32],
 }
 
@@ -139,66 +132,36 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        run::<V, R>(self.job, self.scratch, self.out);
+        run::<V, R>(self.job, self.left, self.out);
     }
 }
 
 #[inline(always)]
-fn run<V: Lanes, const R: usize>(job: &Job<'_>, scratch: &mut Scratch, out: &mut [f32]) {
-    let Prepared { from, to, panels, bias } = job.linear;
-    let (from, to) = (*from, *to);
+fn run<V: Lanes, const R: usize>(job: &Job<'_>, left: &mut Matrix, out: &mut [f32]) {
+    let (from, to) = (job.linear.from, job.linear.to);
     let count = out.len() / to;
-    scratch.left.clear();
-    scratch.left.resize(count.next_multiple_of(R) * from, 0.0);
-    for (row, left) in scratch.left.chunks_exact_mut(from).take(count).enumerate() {
-        prepare_row(&job.input, job.first + row, left);
+    left.resize(count, from);
+    for row in 0..count {
+        prepare_row(&job.input, job.first + row, &mut left.row_mut(row)[..from]);
     }
-    scratch.tile.resize(R * PANEL, 0.0);
-    for (panel, right) in panels.chunks_exact(from * PANEL).enumerate() {
-        let (column, width) = (panel * PANEL, PANEL.min(to - panel * PANEL));
-        let bias = &bias[column..][..PANEL];
-        for row in (0..count).step_by(R) {
-            for tile in scratch.tile.chunks_exact_mut(PANEL) {
-                tile.copy_from_slice(bias);
-            }
-            accumulate::<V, R>(
-                &mut scratch.tile,
-                PANEL,
-                Left { data: &scratch.left[row * from..], row: from, step: 1 },
-                Right { data: right, stride: PANEL },
-                Extent { columns: PANEL, steps: from },
-            );
-            for (r, tile) in scratch.tile.chunks_exact_mut(PANEL).enumerate().take(count - row) {
-                let at = (row + r) * to + column;
-                finish::<V>(job, tile, row + r, column, &mut out[at..at + width]);
-            }
-        }
-    }
-}
-
-/// A row of a product to its place.
-#[inline(always)]
-fn finish<V: Lanes>(job: &Job<'_>, tile: &mut [f32], row: usize, column: usize, out: &mut [f32]) {
-    match job.output {
-        Output::Activated => {
-            assert_eq!(tile.len() % V::N, 0, "a tile is of whole vectors");
-            for at in (0..tile.len()).step_by(V::N) {
-                // SAFETY: at + N <= tile.len(), by the assertion.
-                unsafe {
-                    let cell = tile.as_mut_ptr().add(at);
-                    let x = V::load(cell);
-                    x.mul(sigmoid(x)).store(cell);
+    let activation = match job.output {
+        Output::Activated => Activation::Silu,
+        Output::Added(_) => Activation::None,
+    };
+    let (factor, panels) = (left.factor(0..count), 0..to.div_ceil(PANEL));
+    multiply::<V, R>(&factor, job.linear, panels, activation, |row, panel, values| {
+        let columns = panel * PANEL..to.min((panel + 1) * PANEL);
+        let out = &mut out[row * to..][columns.clone()];
+        match job.output {
+            Output::Activated => out.copy_from_slice(&values[..out.len()]),
+            Output::Added(x) => {
+                let x = &x.data[(job.first + row) * x.stride..][columns];
+                for ((out, value), x) in out.iter_mut().zip(values).zip(x) {
+                    *out = *value + x;
                 }
             }
-            out.copy_from_slice(&tile[..out.len()]);
         }
-        Output::Added(x) => {
-            let x = &x.data[(job.first + row) * x.stride + column..][..out.len()];
-            for ((out, tile), x) in out.iter_mut().zip(&*tile).zip(x) {
-                *out = tile + x;
-            }
-        }
-    }
+    });
 }
 
 /// The left factor's row: normalised, and gated where there is a gate.

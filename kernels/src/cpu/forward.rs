@@ -3,7 +3,7 @@
 use super::isa::Kernel;
 use super::kept::Packed;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
+use super::math::{Extent, Left, Right, accumulate, dot, product, sigmoid};
 use super::task::{Biases, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
 
 /// A thread's memory: it grows with a history's length, not with its square.
@@ -86,9 +86,8 @@ fn attend<V: Lanes, const R: usize>(
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     let seen = (block.end(block.count - 1) - j0).min(KEYS);
     let weights = &mut scratch.weights;
-    weights.clear();
     weights.resize(R * KEYS, 0.0);
-    accumulate::<V, R>(
+    product::<V, R>(
         weights,
         KEYS,
         Left { data: &scratch.queries, row: dims.qk, step: 1 },
@@ -140,8 +139,8 @@ fn activate<V: Lanes>(dots: &mut [f32], bias: &[f32], alpha: f32, inverse_norm: 
     for at in (0..dots.len()).step_by(V::N) {
         // SAFETY: at + N <= dots.len() <= bias.len(), by the assertion.
         unsafe {
-            let cell = dots.as_mut_ptr().add(at);
-            let bias = V::load(bias.as_ptr().add(at));
+            let cell = dots.as_mut_ptr().wrapping_add(at);
+            let bias = V::load(bias.as_ptr().wrapping_add(at));
             let score = V::load(cell).mul_add(V::splat(alpha), bias);
             score.mul(sigmoid(score)).mul(V::splat(inverse_norm)).store(cell);
         }

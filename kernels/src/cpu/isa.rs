@@ -1,11 +1,13 @@
 //! Which instruction set the fused path runs on, and how a kernel gets to it.
 
+use std::sync::OnceLock;
+
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{F32x8, F32x16};
 use super::lanes::{Lanes, Portable};
 
-/// An instruction set that the fused path is compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An instruction set that the fused path is compiled for; a machine that has one has those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What the target guarantees.
     Portable,
@@ -17,26 +19,27 @@ pub enum Isa {
 
 impl Isa {
     /// Those that this machine has, the best last.
-    pub fn available() -> Vec<Isa> {
-        let mut found = vec![Isa::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("lzcnt")
-            {
-                found.push(Isa::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512cd") {
-                    found.push(Isa::Avx512);
-                }
-            }
-        }
-        found
+    pub fn available() -> impl Iterator<Item = Isa> {
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        all.into_iter().filter(|isa| *isa <= Isa::best())
     }
 
-    /// The best that this machine has.
+    /// The best that this machine has: found once.
     pub fn best() -> Isa {
-        Self::available().pop().unwrap_or(Isa::Portable)
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(Isa::detect)
+    }
+
+    fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("lzcnt")
+        {
+            let wider = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512cd");
+            return if wider { Isa::Avx512 } else { Isa::Avx2 };
+        }
+        Isa::Portable
     }
 
     /// An instruction set that kernels may run on.
@@ -44,7 +47,7 @@ impl Isa {
     /// # Panics
     /// If the machine lacks it.
     pub(super) fn checked(self) -> Checked {
-        assert!(Isa::available().contains(&self), "this machine lacks {self:?}");
+        assert!(self <= Isa::best(), "this machine lacks {self:?}");
         Checked(self)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Both are generic over the vector type and know nothing of attention.
 
-use super::lanes::{Lanes, MAGIC, MAX_LANES};
+use super::lanes::{Lanes, MAGIC, MAX_LANES, value_at};
 
 /// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded to f32 (4e-8).
 const EXP: [f32; 7] =
@@ -48,6 +48,18 @@ pub(super) struct Right<'a> {
     pub(super) stride: usize,
 }
 
+/// `out[r, c] = Σ_{k < steps} left[r, k] * right[k, c]`: as `accumulate`, whatever `out` was.
+#[inline(always)]
+pub(super) fn product<V: Lanes, const R: usize>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: Extent,
+) {
+    tiles::<V, R, true>(out, stride, left, right, extent);
+}
+
 /// `out[r, c] += Σ_{k < steps} left[r, k] * right[k, c]` for R rows and `columns` (a multiple of
 /// the vector's length) columns; `stride` is out's.
 ///
@@ -61,13 +73,24 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
     right: Right<'_>,
     extent: Extent,
 ) {
+    tiles::<V, R, false>(out, stride, left, right, extent);
+}
+
+#[inline(always)]
+fn tiles<V: Lanes, const R: usize, const FRESH: bool>(
+    out: &mut [f32],
+    stride: usize,
+    left: Left<'_>,
+    right: Right<'_>,
+    extent: Extent,
+) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
-        tile::<V, R, 2>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 2, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
         column += 2 * V::N;
     }
     if column < extent.columns {
-        tile::<V, R, 1>(&mut out[column..], stride, left, right.from(column), extent.steps);
+        tile::<V, R, 1, FRESH>(&mut out[column..], stride, left, right.from(column), extent.steps);
     }
 }
 
@@ -86,7 +109,7 @@ impl<'a> Right<'a> {
 }
 
 #[inline(always)]
-fn tile<V: Lanes, const R: usize, const C: usize>(
+fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
     out: &mut [f32],
     stride: usize,
     left: Left<'_>,
@@ -94,6 +117,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     steps: usize,
 ) {
     if steps == 0 {
+        assert!(!FRESH, "a sum of nothing");
         return;
     }
     assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
@@ -103,24 +127,25 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     );
     assert!((steps - 1) * right.stride + C * V::N <= right.data.len(), "right factor too short");
     let mut sums = [[V::splat(0.0); C]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
+    for (r, sums) in sums.iter_mut().enumerate().filter(|_| !FRESH) {
         for (c, sum) in sums.iter_mut().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the load.
-            *sum = unsafe { V::load(out.as_ptr().add(r * stride + c * V::N)) };
+            *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
         }
     }
     // Moving pointers, because the build checks index arithmetic for overflow.
     let (mut a, mut b) = (left.data.as_ptr(), right.data.as_ptr());
-    let a_rows: [usize; R] = std::array::from_fn(|r| r * left.row);
+    let mut a_rows = [0; R];
+    a_rows.iter_mut().enumerate().for_each(|(r, row)| *row = r * left.row);
     for _ in 0..steps {
         let mut values = [V::splat(0.0); C];
         for (c, value) in values.iter_mut().enumerate() {
             // SAFETY: after k < steps moves, the third assertion bounds the load.
-            *value = unsafe { V::load(b.add(c * V::N)) };
+            *value = unsafe { V::load(b.wrapping_add(c * V::N)) };
         }
         for (sums, a_row) in sums.iter_mut().zip(a_rows) {
             // SAFETY: after k < steps moves, the second assertion bounds the index.
-            let factor = V::splat(unsafe { *a.add(a_row) });
+            let factor = V::splat(unsafe { value_at(a.wrapping_add(a_row)) });
             for (sum, value) in sums.iter_mut().zip(values) {
                 *sum = factor.mul_add(value, *sum);
             }
@@ -130,7 +155,7 @@ fn tile<V: Lanes, const R: usize, const C: usize>(
     for (r, sums) in sums.iter().enumerate() {
         for (c, sum) in sums.iter().enumerate() {
             // SAFETY: r < R and c < C, so the first assertion bounds the store.
-            unsafe { sum.store(out.as_mut_ptr().add(r * stride + c * V::N)) };
+            unsafe { sum.store(out.as_mut_ptr().wrapping_add(r * stride + c * V::N)) };
         }
     }
 }
@@ -143,7 +168,8 @@ pub(super) fn dot<V: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = V::splat(0.0);
     for at in (0..whole).step_by(V::N) {
         // SAFETY: at + N <= whole <= the length of both slices.
-        let (a, b) = unsafe { (V::load(a.as_ptr().add(at)), V::load(b.as_ptr().add(at))) };
+        let (a, b) =
+            unsafe { (V::load(a.as_ptr().wrapping_add(at)), V::load(b.as_ptr().wrapping_add(at))) };
         sums = a.mul_add(b, sums);
     }
     let mut lanes = [0.0; MAX_LANES];

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::dense::{PANEL, Prepared};
 use super::isa::{Checked, Isa, Kernel};
 use super::lanes::Lanes;
-use super::product::{Factor, Matrix, WeightGrad, multiply, multiply_activated};
+use super::product::{Activation, Factor, Matrix, WeightGrad, multiply, multiply_activated};
 use super::task::Sink;
 use super::{Rows, add_to, matrix, readable, rows, span};
 use crate::mlp::{FusedMlp, MlpGrads, MlpInputs, MlpWidths, Wanted, Weights};
@@ -152,7 +152,7 @@ impl Network<'_> {
         if sloped {
             slopes.resize(rows.len(), self.hidden.to);
         }
-        let factor = Factor { matrix: input, rows: 0..rows.len(), first: 0 };
+        let factor = input.factor(0..rows.len());
         let panels = 0..self.hidden.to.div_ceil(PANEL);
         let slopes = sloped.then_some(slopes);
         multiply_activated::<V, R>(&factor, &self.hidden, panels, hidden, slopes);
@@ -175,7 +175,7 @@ impl Kernel for Forward<'_> {
     fn run<V: Lanes, const R: usize>(self) {
         let Forward { network, linear, rows, scratch, sink } = self;
         network.activate::<V, R>(rows.clone(), scratch, false);
-        let factor = Factor { matrix: &scratch.hidden, rows: 0..rows.len(), first: 0 };
+        let factor = scratch.hidden.factor(0..rows.len());
         store::<V, R>(&factor, linear, rows.start, sink);
     }
 }
@@ -189,7 +189,8 @@ fn store<V: Lanes, const R: usize>(
     sink: &Sink<'_>,
 ) {
     let to = right.to;
-    multiply::<V, R>(factor, right, 0..to.div_ceil(PANEL), |row, panel, values| {
+    let panels = 0..to.div_ceil(PANEL);
+    multiply::<V, R>(factor, right, panels, Activation::None, |row, panel, values| {
         let columns = panel * PANEL..to.min((panel + 1) * PANEL);
         // SAFETY: every row belongs to one block, and this borrow ends here.
         let out = unsafe { sink.part(first + row, 0, to) };
@@ -254,9 +255,9 @@ impl Kernel for Backward<'_> {
             add_to(Some(&mut sums.output.bias), &grad.row(row)[..to]);
         }
         hidden_grad.resize(rows.len(), between);
-        let factor = Factor { matrix: grad, rows: all.clone(), first: 0 };
+        let (factor, none) = (grad.factor(all.clone()), Activation::None);
         let panels = 0..between.div_ceil(PANEL);
-        multiply::<V, R>(&factor, &pass.output, panels.clone(), |row, panel, values| {
+        multiply::<V, R>(&factor, &pass.output, panels.clone(), none, |row, panel, values| {
             let columns = panel * PANEL..(panel + 1) * PANEL;
             let slopes = &slopes.row(row)[columns.clone()];
             let cells = &mut hidden_grad.row_mut(row)[columns];
@@ -270,7 +271,7 @@ impl Kernel for Backward<'_> {
         sums.output.weight.add::<V, R>([hidden, grad], all.clone(), 0..to.div_ceil(PANEL));
         sums.hidden.weight.add::<V, R>([input, hidden_grad], all.clone(), panels);
         if let Some(sink) = &pass.x_grads {
-            let factor = Factor { matrix: hidden_grad, rows: all, first: 0 };
+            let factor = hidden_grad.factor(all);
             store::<V, R>(&factor, &pass.hidden, rows.start, sink);
         }
     }

@@ -1,7 +1,9 @@
-//! The products of fused ops and of their gradients, over some rows at a time.
+//! The products with prepared weights, of fused ops, of their gradients and of
+//! programs, over some rows at a time.
 
 use std::ops::Range;
 
+use super::Rows;
 use super::dense::{PANEL, Prepared};
 use super::lanes::Lanes;
 use super::math::{Extent, Left, Right, accumulate};
@@ -28,6 +30,12 @@ impl Matrix {
         self.data.resize((rows + TALLEST) * self.stride, 0.0);
     }
 
+    /// All columns of some rows, as a left factor.
+    #[inline(always)]
+    pub(super) fn factor(&self, rows: Range<usize>) -> Factor<'_> {
+        Factor { data: Rows { data: &self.data, stride: self.stride }, rows, first: 0 }
+    }
+
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.stride..][..self.stride]
@@ -40,69 +48,105 @@ impl Matrix {
 }
 
 /// A product's left factor: some rows, and the columns from `first` on, which meet the weights' rows
-/// from `first` on.
+/// from `first` on. A stride of 0 repeats one row.
 #[derive(Clone)]
 pub(super) struct Factor<'a> {
-    pub(super) matrix: &'a Matrix,
+    pub(super) data: Rows<'a>,
     pub(super) rows: Range<usize>,
     pub(super) first: usize,
 }
 
-/// Gives each row of `factor · right + bias` to `finish`, by panels of columns: `(row, panel, values)`.
+/// What becomes of a product before it is given away. It is no closure's business, because the compiler
+/// may leave a closure a function, which would be without the kernel's instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    None,
+    Silu,
+}
+
+/// Gives each row of `factor · right + bias`, activated, to `finish`, by panels of columns: `(row, panel, values)`.
 #[inline(always)]
 pub(super) fn multiply<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
     right: &Prepared,
     panels: Range<usize>,
+    activation: Activation,
     mut finish: impl FnMut(usize, usize, &mut [f32]),
 ) {
     const { assert!(R <= TALLEST) };
     let mut tile = [0.0; TALLEST * PANEL];
-    let (Factor { matrix, rows, first }, steps) = (factor, right.from - factor.first);
+    let (rows, steps) = (&factor.rows, right.from - factor.first);
     for panel in panels {
-        let weights = &right.panels[(panel * right.from + first) * PANEL..][..steps * PANEL];
+        let weights = &right.panels[(panel * right.from + factor.first) * PANEL..][..steps * PANEL];
+        let weights = Right { data: weights, stride: PANEL };
         let bias = &right.bias[panel * PANEL..][..PANEL];
-        for row in rows.clone().step_by(R) {
-            for tile in tile[..R * PANEL].chunks_exact_mut(PANEL) {
+        // A panel that is mostly padding is computed to the vector that holds its last column.
+        let columns = PANEL.min(right.to - panel * PANEL).next_multiple_of(V::N);
+        let extent = Extent { columns, steps };
+        let mut row = rows.start;
+        while row < rows.end {
+            let (start, height) = factor.tile::<R>(row, steps);
+            let tile = &mut tile[..height * PANEL];
+            for tile in tile.chunks_exact_mut(PANEL) {
                 tile.copy_from_slice(bias);
             }
-            accumulate::<V, R>(
-                &mut tile,
-                PANEL,
-                Left {
-                    data: &matrix.data[row * matrix.stride + first..],
-                    row: matrix.stride,
-                    step: 1,
-                },
-                Right { data: weights, stride: PANEL },
-                Extent { columns: PANEL, steps },
-            );
-            let count = R.min(rows.end - row);
-            for (r, values) in tile.chunks_exact_mut(PANEL).enumerate().take(count) {
-                finish(row + r, panel, values);
+            match height == R {
+                true => accumulate::<V, R>(tile, PANEL, factor.left(start), weights, extent),
+                false => accumulate::<V, 1>(tile, PANEL, factor.left(start), weights, extent),
             }
+            if activation == Activation::Silu {
+                activate::<V>(tile, None);
+            }
+            let end = rows.end.min(start + height);
+            let fresh = tile[(row - start) * PANEL..].chunks_exact_mut(PANEL);
+            for (row, values) in (row..end).zip(fresh) {
+                finish(row, panel, values);
+            }
+            row = end;
         }
     }
 }
 
+impl<'a> Factor<'a> {
+    /// Where the tile that computes `row` begins, and its height. Near the end of the data it begins
+    /// earlier rather than reading what is not there, or is of one row where there are too few.
+    #[inline(always)]
+    fn tile<const R: usize>(&self, row: usize, steps: usize) -> (usize, usize) {
+        let reach = (row + R - 1) * self.data.stride + self.first + steps;
+        match self.rows.end.checked_sub(R) {
+            _ if reach <= self.data.data.len() => (row, R),
+            Some(earlier) if earlier >= self.rows.start => (row.min(earlier), R),
+            _ => (row, 1),
+        }
+    }
+
+    #[inline(always)]
+    fn left(&self, row: usize) -> Left<'a> {
+        let stride = self.data.stride;
+        Left { data: &self.data.data[row * stride + self.first..], row: stride, step: 1 }
+    }
+}
+
 /// Writes `SiLU(factor · right + bias)` to the same rows of `out`, and the activation's slopes where
-/// there is room for them. The activation takes a pass of its own, because the compiler may leave a
-/// closure a function, which would be without the kernel's instruction set.
+/// there is room for them.
 #[inline(always)]
 pub(super) fn multiply_activated<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
     right: &Prepared,
     panels: Range<usize>,
     out: &mut Matrix,
-    mut slopes: Option<&mut Matrix>,
+    slopes: Option<&mut Matrix>,
 ) {
     let columns = panels.start * PANEL..panels.end * PANEL;
-    multiply::<V, R>(factor, right, panels, |row, panel, values| {
+    let activation = if slopes.is_some() { Activation::None } else { Activation::Silu };
+    multiply::<V, R>(factor, right, panels, activation, |row, panel, values| {
         out.row_mut(row)[panel * PANEL..][..PANEL].copy_from_slice(values);
     });
-    for row in factor.rows.clone() {
-        let slopes = slopes.as_mut().map(|slopes| &mut slopes.row_mut(row)[columns.clone()]);
-        activate::<V>(&mut out.row_mut(row)[columns.clone()], slopes);
+    if let Some(slopes) = slopes {
+        for row in factor.rows.clone() {
+            let slopes = &mut slopes.row_mut(row)[columns.clone()];
+            activate::<V>(&mut out.row_mut(row)[columns.clone()], Some(slopes));
+        }
     }
 }
 

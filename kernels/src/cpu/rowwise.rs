@@ -86,13 +86,13 @@ pub(super) fn activate<V: Lanes>(cells: &mut [f32], slopes: Option<&mut [f32]>) 
     for at in (0..cells.len()).step_by(V::N) {
         // SAFETY: at + N is at most the length of both, by the assertions.
         unsafe {
-            let cell = cells.as_mut_ptr().add(at);
+            let cell = cells.as_mut_ptr().wrapping_add(at);
             let x = V::load(cell);
             let sigmoid = sigmoid(x);
             let silu = x.mul(sigmoid);
             silu.store(cell);
             if let Some(slopes) = slopes {
-                silu.mul(V::splat(1.0).sub(sigmoid)).add(sigmoid).store(slopes.add(at));
+                silu.mul(V::splat(1.0).sub(sigmoid)).add(sigmoid).store(slopes.wrapping_add(at));
             }
         }
     }

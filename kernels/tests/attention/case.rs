@@ -115,6 +115,11 @@ impl Case {
         (0..len).map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0).collect()
     }
 
+    pub fn grad_tensor<B: HstuBackend>(&self) -> Tensor<B, 2> {
+        let width = [self.shape.rows(), self.shape.heads * self.v];
+        Tensor::from_data(TensorData::new(self.grad(), width), &Default::default())
+    }
+
     pub fn raw_backward(&self, isa: Isa) -> Values {
         let grad = self.grad();
         let grad = Rows { data: &grad, stride: self.shape.heads * self.v };

@@ -4,20 +4,19 @@
 //! HYPERCAST_REQUIRE_WGPU is set, as in CI: there they fail.
 
 use burn::backend::Autodiff;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, f16};
+use burn::tensor::{DType, f16};
 use burn_cubecl::CubeBackend;
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
-use hypercast_kernels::attention::{HstuBackend, HstuInputs, Window, hstu_attention};
+use hypercast_kernels::attention::{HstuBackend, HstuInputs, Window};
 use hypercast_kernels::cpu::Isa;
 use hypercast_kernels::gpu;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::case::{Case, Limits, Options, RECIPES, Recipe, Values, cases, random_cases};
-use crate::{assert_close, assert_same_grads};
+use crate::{assert_close, assert_same_grads, autodiff_grads, forward_of_columns, values};
 
 type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
 
@@ -40,34 +39,15 @@ fn fuses(case: &Case, dtype: DType) -> bool {
     gpu::fuses(&WgpuRuntime::client(&WgpuDevice::default()), case.dims(), dtype)
 }
 
-fn inputs<B: HstuBackend>(case: &Case) -> HstuInputs<FloatTensor<B>> {
-    let inputs = case.tensors::<B>();
-    HstuInputs {
-        q: inputs.q.into_primitive().tensor(),
-        k: inputs.k.into_primitive().tensor(),
-        v: inputs.v.into_primitive().tensor(),
-        position: inputs.position.map(|table| table.into_primitive().tensor()),
-        time: inputs.time.map(|table| table.into_primitive().tensor()),
-    }
-}
-
-fn grad<B: HstuBackend>(case: &Case) -> Tensor<B, 2> {
-    let width = [case.shape.rows(), case.shape.heads * case.v];
-    Tensor::from_data(TensorData::new(case.grad(), width), &Default::default())
-}
-
-fn values<B: HstuBackend, const D: usize>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let tensor = Tensor::<B, D>::from_primitive(TensorPrimitive::Float(tensor));
-    tensor.into_data().convert::<f32>().to_vec().expect("f32")
-}
-
 fn forward<B: HstuBackend>(case: &Case) -> Vec<f32> {
-    values::<B, 2>(B::hstu_attention(inputs::<B>(case), case.shape.clone()))
+    let inputs = case.tensors::<B>().into_primitives();
+    values::<B, 2>(B::hstu_attention(inputs, case.shape.clone()))
 }
 
 fn backward<B: HstuBackend>(case: &Case) -> Values {
-    let grad = grad::<B>(case).into_primitive().tensor();
-    let found = B::hstu_attention_backward(inputs::<B>(case), grad, case.shape.clone());
+    let inputs = case.tensors::<B>().into_primitives();
+    let grad = case.grad_tensor::<B>().into_primitive().tensor();
+    let found = B::hstu_attention_backward(inputs, grad, case.shape.clone());
     HstuInputs {
         q: values::<B, 2>(found.q),
         k: values::<B, 2>(found.k),
@@ -146,32 +126,13 @@ fn gradients_are_the_same_every_time() {
 
 #[test]
 fn autodiff_gives_the_raw_gradients() {
-    type A = Autodiff<Wgpu>;
     if !adapter() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(21);
     let options = Options { position: 9, time: 30, ..Options::default() };
     let case = Case::new(&mut rng, &RECIPES[2], options);
-    let inputs = case.tensors::<A>();
-    let inputs = HstuInputs {
-        q: inputs.q.require_grad(),
-        k: inputs.k.require_grad(),
-        v: inputs.v.require_grad(),
-        position: inputs.position.map(Tensor::require_grad),
-        time: inputs.time.map(Tensor::require_grad),
-    };
-    let out = hstu_attention(inputs.clone(), &case.shape);
-    let grads = (out * grad::<A>(&case)).sum().backward();
-    let values = |data: TensorData| -> Vec<f32> { data.to_vec().expect("f32") };
-    let table = |table: &Tensor<A, 1>| values(table.grad(&grads).expect("tracked").into_data());
-    let found = HstuInputs {
-        q: values(inputs.q.grad(&grads).expect("tracked").into_data()),
-        k: values(inputs.k.grad(&grads).expect("tracked").into_data()),
-        v: values(inputs.v.grad(&grads).expect("tracked").into_data()),
-        position: inputs.position.as_ref().map(table),
-        time: inputs.time.as_ref().map(table),
-    };
+    let found = autodiff_grads::<Autodiff<Wgpu>>(&case);
     assert_same_grads(&case, "autodiff", found, &backward::<Wgpu>(&case), 0.0);
 }
 
@@ -182,13 +143,7 @@ fn columns_sliced_from_a_wider_tensor_are_read_where_they_are() {
     }
     let mut rng = SmallRng::seed_from_u64(22);
     let case = Case::new(&mut rng, &RECIPES[3], Options::default());
-    let inputs = case.tensors::<Wgpu>();
-    let width = case.shape.heads * case.v;
-    let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
-    let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
-    let inputs = HstuInputs { q, k, v, position: None, time: None };
-    let found = hstu_attention(inputs, &case.shape).into_data();
-    assert_close("sliced", found.as_slice().expect("f32"), &case.oracle(), 1e-5);
+    assert_close("sliced", &forward_of_columns::<Wgpu>(&case), &case.oracle(), 1e-5);
 }
 
 #[test]

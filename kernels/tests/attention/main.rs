@@ -9,10 +9,12 @@ mod layer;
 mod mlp;
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{
-    HstuAttention, HstuInputs, Window, hstu_attention, oracle, time_bucket,
+    HstuAttention, HstuBackend, HstuInputs, Window, hstu_attention, oracle, time_bucket,
 };
 use hypercast_kernels::cpu::{self, Isa};
 use hypercast_kernels::plain;
@@ -54,6 +56,44 @@ fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, 
         let expected: Vec<f64> = expected.iter().map(|x| f64::from(*x)).collect();
         assert_close(&format!("{path}, d{name}: {}", case.name), found, &expected, tolerance);
     }
+}
+
+fn values<B: Backend, const D: usize>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let tensor = Tensor::<B, D>::from_primitive(TensorPrimitive::Float(tensor));
+    tensor.into_data().convert::<f32>().to_vec().expect("f32")
+}
+
+/// The gradients that autodiff gives every input.
+fn autodiff_grads<A: HstuBackend + AutodiffBackend>(case: &Case) -> Values {
+    let inputs = case.tensors::<A>();
+    let inputs = HstuInputs {
+        q: inputs.q.require_grad(),
+        k: inputs.k.require_grad(),
+        v: inputs.v.require_grad(),
+        position: inputs.position.map(Tensor::require_grad),
+        time: inputs.time.map(Tensor::require_grad),
+    };
+    let out = hstu_attention(inputs.clone(), &case.shape);
+    let grads = (out * case.grad_tensor()).sum().backward();
+    let values = |data: TensorData| -> Vec<f32> { data.to_vec().expect("f32") };
+    let table = |table: &Tensor<A, 1>| values(table.grad(&grads).expect("tracked").into_data());
+    HstuInputs {
+        q: values(inputs.q.grad(&grads).expect("tracked").into_data()),
+        k: values(inputs.k.grad(&grads).expect("tracked").into_data()),
+        v: values(inputs.v.grad(&grads).expect("tracked").into_data()),
+        position: inputs.position.as_ref().map(table),
+        time: inputs.time.as_ref().map(table),
+    }
+}
+
+/// The op of q, k and v that are columns of one wider tensor; the case has no tables and one width.
+fn forward_of_columns<B: HstuBackend>(case: &Case) -> Vec<f32> {
+    let inputs = case.tensors::<B>();
+    let width = case.shape.heads * case.v;
+    let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
+    let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
+    let inputs = HstuInputs { q, k, v, position: None, time: None };
+    hstu_attention(inputs, &case.shape).into_data().to_vec().expect("f32")
 }
 
 #[test]
@@ -107,26 +147,17 @@ fn gradients_equal_differences_of_the_oracle() {
 #[test]
 fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
     for case in cases().into_iter().chain(random_cases(16, 40, LIMITS)) {
-        let inputs = case.tensors::<Flex>();
-        let inputs = HstuInputs {
-            q: inputs.q.into_primitive().tensor(),
-            k: inputs.k.into_primitive().tensor(),
-            v: inputs.v.into_primitive().tensor(),
-            position: inputs.position.map(|t| t.into_primitive().tensor()),
-            time: inputs.time.map(|t| t.into_primitive().tensor()),
-        };
-        let values = |tensor| -> Vec<f32> {
-            let tensor = Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(tensor));
-            tensor.into_data().to_vec().expect("f32")
-        };
-        let width = [case.shape.rows(), case.shape.heads * case.v];
-        let grad = TensorData::new(case.grad(), width);
-        let grad = Tensor::<Flex, 2>::from_data(grad, &Default::default());
-        let grad = grad.into_primitive().tensor();
+        let inputs = case.tensors::<Flex>().into_primitives();
+        let grad = case.grad_tensor::<Flex>().into_primitive().tensor();
         // One group for all, one for each request, and something between.
         for group_scores in [plain::GROUP_SCORES, 1, 2000] {
             let out = plain::forward::<Flex>(inputs.clone(), &case.shape, group_scores);
-            assert_close(&format!("plain: {}", case.name), &values(out), &case.oracle(), 1e-5);
+            assert_close(
+                &format!("plain: {}", case.name),
+                &values::<Flex, 2>(out),
+                &case.oracle(),
+                1e-5,
+            );
             let (inputs, grad) = (inputs.clone(), grad.clone());
             let found = plain::backward::<Flex>(inputs, grad, &case.shape, group_scores);
             let found = found.map(|tensor| tensor.into_data().to_vec().expect("f32"));
@@ -141,29 +172,8 @@ fn backward_and_forward_of_primitive_ops_equal_the_fused_ones() {
 
 #[test]
 fn autodiff_gives_the_raw_gradients() {
-    type A = Autodiff<Flex>;
     for case in cases().iter().step_by(3) {
-        let inputs = case.tensors::<A>();
-        let inputs = HstuInputs {
-            q: inputs.q.require_grad(),
-            k: inputs.k.require_grad(),
-            v: inputs.v.require_grad(),
-            position: inputs.position.map(Tensor::require_grad),
-            time: inputs.time.map(Tensor::require_grad),
-        };
-        let out = hstu_attention(inputs.clone(), &case.shape);
-        let width = [case.shape.rows(), case.shape.heads * case.v];
-        let grad = Tensor::from_data(TensorData::new(case.grad(), width), &Default::default());
-        let grads = (out * grad).sum().backward();
-        let values = |data: TensorData| -> Vec<f32> { data.to_vec().expect("f32") };
-        let table = |table: &Tensor<A, 1>| values(table.grad(&grads).expect("tracked").into_data());
-        let found = HstuInputs {
-            q: values(inputs.q.grad(&grads).expect("tracked").into_data()),
-            k: values(inputs.k.grad(&grads).expect("tracked").into_data()),
-            v: values(inputs.v.grad(&grads).expect("tracked").into_data()),
-            position: inputs.position.as_ref().map(table),
-            time: inputs.time.as_ref().map(table),
-        };
+        let found = autodiff_grads::<Autodiff<Flex>>(case);
         assert_same_grads(case, "autodiff", found, &case.raw_backward(Isa::best()), 0.0);
     }
 }
@@ -175,10 +185,8 @@ fn only_tracked_inputs_get_gradients() {
     let both = Options { position: 6, time: 6, ..Options::default() };
     let case = Case::new(&mut rng, &RECIPES[0], both);
     let expected = case.raw_backward(Isa::best());
-    let width = [case.shape.rows(), case.shape.heads * case.v];
     let backward = |inputs: HstuInputs<Tensor<A, 2>, Tensor<A, 1>>| {
-        let grad = Tensor::from_data(TensorData::new(case.grad(), width), &Default::default());
-        (hstu_attention(inputs, &case.shape) * grad).sum().backward()
+        (hstu_attention(inputs, &case.shape) * case.grad_tensor()).sum().backward()
     };
 
     let mut inputs = case.tensors::<A>();
@@ -202,13 +210,7 @@ fn only_tracked_inputs_get_gradients() {
 fn columns_sliced_from_a_wider_tensor_need_no_copy_to_be_right() {
     let mut rng = SmallRng::seed_from_u64(10);
     let case = Case::new(&mut rng, &RECIPES[3], Options::default());
-    let inputs = case.tensors::<Flex>();
-    let width = case.shape.heads * case.v;
-    let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
-    let [q, k, v] = [0, 1, 2].map(|at| all.clone().narrow(1, at * width, width));
-    let inputs = HstuInputs { q, k, v, position: None, time: None };
-    let found = hstu_attention(inputs, &case.shape).into_data();
-    assert_close("sliced", found.as_slice().expect("f32"), &case.oracle(), 1e-5);
+    assert_close("sliced", &forward_of_columns::<Flex>(&case), &case.oracle(), 1e-5);
 }
 
 #[test]

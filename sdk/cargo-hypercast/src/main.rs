@@ -100,5 +100,8 @@ mod tests {
             ["cargo-hypercast", "demo", "--data", "kuairand", "--port", "0"].map(OsString::from);
         let Command::Demo(demo) = Cli::parse_from(line).command else { panic!("not the demo") };
         assert_eq!(demo.args, ["--data", "kuairand", "--port", "0"]);
+        let line = ["cargo-hypercast", "demo", "--", "--streaming"].map(OsString::from);
+        let Command::Demo(demo) = Cli::parse_from(line).command else { panic!("not the demo") };
+        assert_eq!(demo.args, ["--streaming"]);
     }
 }

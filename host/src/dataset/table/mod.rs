@@ -163,8 +163,11 @@ mod tests {
         writer.write(&group(0)).unwrap();
         assert!(!path.exists(), "an unfinished table has no name");
         writer.write(&group(1)).unwrap();
+        writer.note("what", "a test".into());
         writer.finish().unwrap();
         let reader = TableReader::open(&path).unwrap();
+        assert_eq!((reader.note("what"), reader.note("who")), (Some("a test"), None));
+        assert_eq!(reader.group_rows(1), 3);
         assert_eq!((reader.groups(), reader.rows()), (2, 6));
         assert_eq!(reader.read(0, &fields).unwrap(), group(0));
         assert_eq!(reader.read(1, &fields).unwrap(), group(1));

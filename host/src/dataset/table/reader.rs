@@ -41,6 +41,17 @@ impl TableReader {
         self.column_index(name).is_some()
     }
 
+    /// What the writer noted about the whole table under `key`.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let notes = self.reader.metadata().file_metadata().key_value_metadata()?;
+        notes.iter().find(|note| note.key == key)?.value.as_deref()
+    }
+
+    /// The number of rows of a row group.
+    pub fn group_rows(&self, group: usize) -> usize {
+        self.reader.metadata().row_group(group).num_rows().max(0) as usize
+    }
+
     /// Reads the named columns of one row group.
     pub fn read(&self, group: usize, fields: &[Field]) -> Result<Vec<Column>> {
         fields.iter().map(|field| self.read_field(group, field)).collect()

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode, context};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{sleep, timeout};
 
 use self::appender::NatsAppender;
@@ -128,6 +128,14 @@ impl Engine for Nats {
     }
 }
 
+/// Waits for a future, on a thread of the daemon's own runtime too, where an engine is opened and closed.
+fn blocking<F: Future>(runtime: &Runtime, future: F) -> F::Output {
+    match Handle::try_current() {
+        Ok(_) => tokio::task::block_in_place(|| runtime.block_on(future)),
+        Err(_) => runtime.block_on(future),
+    }
+}
+
 /// The connection, and the runtime that drives it. It reconnects by itself.
 #[derive(Debug)]
 struct Server {
@@ -153,7 +161,7 @@ impl Server {
             .map_err(|error| cannot(error.to_string()))?;
         let urls: Vec<String> = url.split(',').map(|url| url.trim().to_owned()).collect();
         let until = Instant::now() + PATIENCE / 3;
-        let client = runtime.block_on(async {
+        let client = blocking(&runtime, async {
             loop {
                 let options = async_nats::ConnectOptions::new()
                     .name("hypercast")
@@ -189,7 +197,7 @@ impl Server {
     }
 
     fn block_on<F: Future>(&self, future: F) -> F::Output {
-        self.runtime.as_ref().expect("there until it is dropped").block_on(future)
+        blocking(self.runtime.as_ref().expect("there until it is dropped"), future)
     }
 
     /// Asks until there is an answer or patience ends.

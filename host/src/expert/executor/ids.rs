@@ -97,7 +97,9 @@ fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) 
     match &node.op {
         Op::Input { column } => match &batch.columns[*column] {
             ColumnData::Ids(values) => values.clone(),
-            ColumnData::Numbers(_) => unreachable!("a numeric column is no id node"),
+            ColumnData::Numbers(_) | ColumnData::Feature(_) => {
+                unreachable!("a numeric column is no id node")
+            }
         },
         Op::Reshape { .. } => input(0).clone(),
         Op::Concat { axis } => {

@@ -21,7 +21,7 @@ use burn::tensor::{FloatDType, Shape as Dims, TensorData, TensorMetadata};
 use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
 
-use super::batch::{ColumnData, ExpertBatch};
+use super::batch::ExpertBatch;
 use super::graph::{Graph, Lead, Node, Op, Shape, Type};
 use super::params::Parameters;
 pub use ids::{Lookups, hash_id};
@@ -213,12 +213,10 @@ impl<B: HstuBackend> Run<'_, B> {
     fn source(&mut self, index: usize, node: &Node) -> Option<FloatTensor<B>> {
         let device = &self.executor.device;
         Some(match &node.op {
-            Op::Input { column } => match &self.batch.columns[*column] {
-                ColumnData::Numbers(values) => {
-                    upload::<B>(values.clone(), &self.dims(&node.shape), device)
-                }
-                ColumnData::Ids(_) => unreachable!("an id column is an id node"),
-            },
+            Op::Input { column } => {
+                let values = self.batch.numbers(*column).into_owned();
+                upload::<B>(values, &self.dims(&node.shape), device)
+            }
             Op::Parameter { parameter } => self.leaves[*parameter].clone(),
             Op::Constant { value, .. } => B::float_full(
                 Dims::from(node.shape.dims.clone()),

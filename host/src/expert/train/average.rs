@@ -32,6 +32,16 @@ impl Average {
         }
     }
 
+    /// Goes on as one that averaged `parameters` over so many steps.
+    pub(super) fn resumed(self, parameters: Parameters, steps: u64) -> Average {
+        Average { parameters, steps, ..self }
+    }
+
+    /// Steps that were followed.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// The averaged parameters.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters

@@ -8,6 +8,7 @@
 mod average;
 mod loss;
 mod optimizer;
+mod saved;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod trainer;
 
 pub use loss::{TaskTargets, task_loss};
 pub use optimizer::{Optimizer, OptimizerConfig};
+pub use saved::SavedTrainer;
 pub use step::{Compute, Gradients, LossFn, Seed, compute};
 pub(crate) use trainer::prediction;
 pub use trainer::{BatchReport, Chunk, ExpertTrainer, TrainerConfig};

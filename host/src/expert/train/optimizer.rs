@@ -5,6 +5,8 @@
 use crate::expert::graph::Graph;
 use crate::expert::params::Parameters;
 
+use serde::{Deserialize, Serialize};
+
 use super::step::Gradients;
 
 const BETA1: f32 = 0.9;
@@ -12,7 +14,7 @@ const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 
 /// Learning rates and their schedule.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
     /// Adam's learning rate at its peak.
     pub learning_rate: f32,
@@ -42,14 +44,14 @@ impl Default for OptimizerConfig {
 }
 
 /// Optimiser state of one expert.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Optimizer {
     config: OptimizerConfig,
     steps: u64,
     state: Vec<State>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum State {
     Adam {
         mean: Vec<f32>,
@@ -75,6 +77,20 @@ impl Optimizer {
             },
         });
         Optimizer { config, steps: 0, state: state.collect() }
+    }
+
+    /// Whether it is that of the parameters of `graph`.
+    pub(super) fn fits(&self, graph: &Graph) -> bool {
+        let fits = |(state, spec): (&State, &crate::expert::graph::ParameterSpec)| match state {
+            State::Adam { mean, square, .. } => {
+                !spec.table && mean.len() == spec.len() && square.len() == spec.len()
+            }
+            State::RowAdagrad { sums, width } => {
+                spec.table && sums.len() == spec.shape[0] && *width == spec.shape[1]
+            }
+        };
+        self.state.len() == graph.parameters.len()
+            && self.state.iter().zip(&graph.parameters).all(fits)
     }
 
     /// Steps taken.

@@ -11,9 +11,10 @@ use rand::{Rng, SeedableRng};
 use super::average::Average;
 use super::loss::{TaskTargets, sigmoid, task_loss};
 use super::optimizer::{Optimizer, OptimizerConfig};
+use super::saved::SavedTrainer;
 use super::step::{Compute, Seed, compute};
 use crate::expert::batch::Tae;
-use crate::expert::params::Parameters;
+use crate::expert::params::{Parameters, hash_text};
 use crate::expert::wasm::contract::{ActionBatch, Outcome, TaskKind, TaskLabels};
 use crate::expert::{Blueprint, Device, Error};
 
@@ -87,6 +88,9 @@ pub struct ExpertTrainer {
     average: Option<Average>,
     optimizer: Optimizer,
     config: TrainerConfig,
+    /// Chunks learned from. With the seed they decide what is drawn in the next one, so that a resumed training
+    /// draws what an uninterrupted one does.
+    chunks: u64,
     rng: SmallRng,
 }
 
@@ -109,6 +113,7 @@ impl ExpertTrainer {
         Ok(ExpertTrainer {
             compute: compute(blueprint.graph.clone(), device)?,
             optimizer: Optimizer::new(&blueprint.graph, config.optimizer.clone()),
+            chunks: 0,
             rng: SmallRng::seed_from_u64(config.seed),
             average: (config.average_decay > 0.0)
                 .then(|| Average::new(&blueprint.graph, &parameters, config.average_decay)),
@@ -116,6 +121,64 @@ impl ExpertTrainer {
             parameters,
             config,
         })
+    }
+
+    /// All that it goes on from.
+    pub fn saved(&self) -> SavedTrainer {
+        SavedTrainer {
+            values: self.parameters.all_values().to_vec(),
+            provenance: self.parameters.provenance.clone(),
+            average: self
+                .average
+                .as_ref()
+                .map(|average| (average.parameters().all_values().to_vec(), average.steps())),
+            optimizer: self.optimizer.clone(),
+            chunks: self.chunks,
+        }
+    }
+
+    /// Goes on from what another trainer saved; with the same configuration and chunks it computes what that one would have.
+    ///
+    /// # Errors
+    /// What was saved is of another network or plugin, or `config` averages and the other one did not.
+    pub fn resume(
+        blueprint: Arc<Blueprint>,
+        saved: SavedTrainer,
+        config: TrainerConfig,
+        device: Device,
+    ) -> Result<ExpertTrainer, Error> {
+        let other = |why: &str| {
+            let why = format!("the saved trainer is of {why}; train the expert anew");
+            Error::refused(&blueprint.description.name, why)
+        };
+        if saved.provenance.graph != hash_text(&blueprint.graph) {
+            return Err(other("another network"));
+        }
+        if saved.average.is_some() != (config.average_decay > 0.0) {
+            return Err(other(
+                "a configuration that averages otherwise (expert_training.average_decay)",
+            ));
+        }
+        let parameters = |values| {
+            Parameters::with_values(&blueprint.graph, values, saved.provenance.clone())
+                .ok_or_else(|| other("parameters of other shapes"))
+        };
+        let average = match saved.average {
+            Some((values, steps)) => Some((parameters(values)?, steps)),
+            None => None,
+        };
+        if !saved.optimizer.fits(&blueprint.graph) {
+            return Err(other("parameters of other shapes"));
+        }
+        let parameters = parameters(saved.values)?;
+        let mut trainer = ExpertTrainer::new(blueprint, parameters, config, device)?;
+        trainer.optimizer = saved.optimizer;
+        trainer.chunks = saved.chunks;
+        trainer.average = trainer
+            .average
+            .zip(average)
+            .map(|(own, (parameters, steps))| own.resumed(parameters, steps));
+        Ok(trainer)
     }
 
     /// The parameters so far, averaged if the configuration says so.
@@ -153,6 +216,10 @@ impl ExpertTrainer {
     ) -> Result<(), Error> {
         let mut requests = self.requests(chunk)?;
         let mut labels = self.labels(&requests)?;
+        self.rng = SmallRng::seed_from_u64(
+            self.config.seed ^ self.chunks.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        );
+        self.chunks += 1;
         self.sample(&mut requests, &mut labels)?;
         if self.config.shuffle {
             requests.shuffle(&mut self.rng);

@@ -12,7 +12,7 @@ use super::group::Group;
 use crate::cpu::dense::{PANEL, Prepared};
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::product::{Factor, Matrix, WeightGrad, multiply};
+use crate::cpu::product::{Activation, Factor, Matrix, WeightGrad, multiply};
 use crate::cpu::rowwise::{NormGrads, Stats, drop_out, normalise};
 use crate::cpu::task::{Sink, Task};
 use crate::cpu::{Rows, add_to, backward};
@@ -166,8 +166,8 @@ impl Kernel for Ungate<'_> {
             let given = &given.out.data[group.out_row(row) * given.out.stride..][..dim];
             grad.row_mut(row)[..dim].copy_from_slice(given);
         }
-        let factor = Factor { matrix: grad, rows: rows.clone(), first: 0 };
-        multiply::<V, R>(&factor, output, 0..v.div_ceil(PANEL), |row, panel, values| {
+        let (factor, panels) = (grad.factor(rows.clone()), 0..v.div_ceil(PANEL));
+        multiply::<V, R>(&factor, output, panels, Activation::None, |row, panel, values| {
             attended_grad.row_mut(row)[panel * PANEL..][..PANEL].copy_from_slice(values);
         });
         let norm = &layer.inputs.norm_out;
@@ -229,8 +229,9 @@ impl Kernel for Unmix<'_> {
             }
             let panels = first..width.div_ceil(PANEL);
             sums.mix.add::<V, R>([&mixed.normed, mixed_grad], rows.clone(), panels);
-            let factor = Factor { matrix: mixed_grad, rows, first: columns.start };
-            multiply::<V, R>(&factor, mix, 0..dim.div_ceil(PANEL), |row, panel, values| {
+            let factor = Factor { first: columns.start, ..mixed_grad.factor(rows) };
+            let panels = 0..dim.div_ceil(PANEL);
+            multiply::<V, R>(&factor, mix, panels, Activation::None, |row, panel, values| {
                 x_grad.row_mut(row)[panel * PANEL..][..PANEL].copy_from_slice(values);
             });
         }

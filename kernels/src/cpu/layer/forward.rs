@@ -6,7 +6,7 @@ use crate::attention::{Dims, HstuInputs};
 use crate::cpu::dense::PANEL;
 use crate::cpu::isa::Kernel;
 use crate::cpu::lanes::Lanes;
-use crate::cpu::product::{Factor, Matrix, multiply, multiply_activated};
+use crate::cpu::product::{Activation, Matrix, multiply, multiply_activated};
 use crate::cpu::rowwise::{Stats, drop_out, normalise};
 use crate::cpu::task::{Sink, Task};
 use crate::cpu::{CpuInputs, Rows, forward};
@@ -120,7 +120,7 @@ impl Kernel for Mix<'_> {
             stats.push(of_row);
         }
         for (rows, first) in layer.segments(group) {
-            let factor = Factor { matrix: normed, rows, first: 0 };
+            let factor = normed.factor(rows);
             let panels = first..width.div_ceil(PANEL);
             let slopes = sloped.then_some(&mut *slopes);
             multiply_activated::<V, R>(&factor, &layer.mix, panels, uvqk, slopes);
@@ -157,8 +157,8 @@ impl Kernel for Gate<'_> {
             }
             drop_out(layer.options.dropout, group.out_row(row), gated);
         }
-        let factor = Factor { matrix: gated, rows, first: 0 };
-        multiply::<V, R>(&factor, &layer.output, 0..dim.div_ceil(PANEL), |row, panel, values| {
+        let (factor, panels) = (gated.factor(rows), 0..dim.div_ceil(PANEL));
+        multiply::<V, R>(&factor, &layer.output, panels, Activation::None, |row, panel, values| {
             let columns = panel * PANEL..dim.min((panel + 1) * PANEL);
             // SAFETY: every row belongs to one group, and this borrow ends with the closure.
             let out = unsafe { sinks.out.part(group.out_row(row), 0, dim) };

@@ -5,6 +5,7 @@ use burn::backend::Autodiff;
 use burn_flex::Flex;
 
 use super::*;
+use crate::expert::batch::ColumnData;
 
 #[test]
 fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
@@ -65,6 +66,37 @@ fn stop_gradient_stops_gradients() {
     };
     assert!(of("rows.scale").is_none_or(|gradient| gradient.iter().all(|g| *g == 0.0)));
     assert!(of("weights").is_some_and(|gradient| gradient.iter().any(|g| *g != 0.0)));
+}
+
+#[test]
+fn features_are_read_from_their_block_and_products_are_cut_at_the_tae() {
+    let feature = |name: &str| Column::Feature(name.into());
+    let columns = vec![
+        feature("length"),
+        Column::Tae,
+        feature("user_history_len"),
+        feature("seconds_since_last_event"),
+        feature("item_age"),
+    ];
+    let description = description(columns, &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let [length, tae, count, last, age] = [0, 1, 2, 3, 4].map(|column| net.input(column));
+    let beside = |net: &mut Net, parts: &[u32]| net.op("Concat", parts, vec![int("axis", 1)]);
+    let all = beside(&mut net, &[length, count, last, age]);
+    let neighbours = beside(&mut net, &[count, last]);
+    let others = beside(&mut net, &[age, length, last]);
+    let squashed = net.op("Sigmoid", &[tae], vec![]);
+    let mixed = beside(&mut net, &[neighbours, squashed, all, tae, others]);
+    let weights = net.parameter("mixed", &[17, 5], Initialiser::Normal(0.3));
+    let bias = net.parameter("bias", &[5], Initialiser::Normal(0.3));
+    let product = net.op("MatMul", &[mixed, weights], vec![]);
+    let product = net.op("Add", &[product, bias], vec![]);
+    let column = net.parameter("column", &[4, 1], Initialiser::Normal(0.3));
+    let single = net.op("MatMul", &[all, column], vec![]);
+    let result = beside(&mut net, &[product, single, age]);
+    finish(&mut net, &description, result);
+    let graph = net.valid(&description);
+    check("features and TAE", &Case { description, graph });
 }
 
 #[test]

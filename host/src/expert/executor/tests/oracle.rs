@@ -69,10 +69,8 @@ fn evaluate_node(
     match &node.op {
         Op::Input { column } => {
             let data = match &batch.columns[*column] {
-                ColumnData::Numbers(values) => {
-                    values.iter().map(|value| f64::from(*value)).collect()
-                }
                 ColumnData::Ids(values) => values.iter().map(|id| *id as f64).collect(),
+                _ => batch.numbers(*column).iter().map(|value| f64::from(*value)).collect(),
             };
             Array { dims, data }
         }

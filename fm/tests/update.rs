@@ -1,0 +1,212 @@
+//! A model that takes updates while it serves is, after each, the checkpoint of the same weights, and never
+//! anything between two of them.
+
+mod world;
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use hypercast_fm::{
+    device::DeviceKind,
+    example::Example,
+    inference::{self, FmOutput, FoundationModel, Serving},
+    spec::FmConfig,
+    trainer::{self, FmTrainer},
+    update::{Piece, Update},
+};
+use world::{batch, config, spec};
+
+/// Rows come late and go again.
+fn shifting() -> FmConfig {
+    FmConfig { expire_after_steps: 4, average_decay: 0.9, ..config() }
+}
+
+fn step(trainer: &mut dyn FmTrainer, at: u64) {
+    let examples = batch(at * 16);
+    // Few, so that most rows rest.
+    trainer.step(&examples.iter().take(1).collect::<Vec<&Example>>()).unwrap();
+}
+
+/// Everything that a trainer has.
+fn whole(trainer: &mut dyn FmTrainer) -> Update {
+    let trained = trainer.trained("1.0.0").unwrap();
+    let ids: Vec<u64> = trained.rows.ids().collect();
+    let mut rows = vec![0.0; ids.len() * trained.rows.dim()];
+    trained.rows.gather(&ids, &mut rows);
+    let piece = |dense: hypercast_fm::update::Dense| Piece {
+        name: dense.name,
+        shape: dense.shape,
+        start: 0,
+        values: dense.values,
+    };
+    let pieces = trained.dense.into_iter().map(piece).collect();
+    Update { whole: true, manifest: trained.manifest, pieces, ids, rows, removed: vec![] }
+}
+
+/// What changed since a generation of the store, with dense tensors in pieces of odd sizes.
+fn changed(trainer: &mut dyn FmTrainer, since: u64) -> (Update, u64) {
+    let all = whole(trainer);
+    let trained = trainer.trained("1.0.0").unwrap();
+    let ids: Vec<u64> = trained.rows.changed_since(since).collect();
+    let mut removed = trained.rows.removed_since(since).expect("the store was not reopened");
+    removed.retain(|&id| !trained.rows.contains(id));
+    removed.sort_unstable();
+    removed.dedup();
+    let mut rows = vec![0.0; ids.len() * trained.rows.dim()];
+    trained.rows.gather(&ids, &mut rows);
+    let cut = |piece: &Piece| -> Vec<Piece> {
+        let parts = piece.values.chunks(37).enumerate();
+        parts
+            .map(|(at, values)| Piece { start: at * 37, values: values.into(), ..piece.clone() })
+            .collect()
+    };
+    let pieces = all.pieces.iter().flat_map(cut).collect();
+    let update = Update { whole: false, pieces, ids, rows, removed, ..all };
+    (update, trained.rows.generation())
+}
+
+fn said(fm: &dyn FoundationModel, examples: &[Example]) -> FmOutput {
+    fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap()
+}
+
+fn assert_is(fm: &dyn FoundationModel, checkpoint: &Path, what: &str) {
+    let fresh = inference::load(checkpoint, Serving::default()).unwrap();
+    for from in [0, 160, 9000] {
+        let examples = batch(from);
+        assert_eq!(said(fm, &examples), said(&*fresh, &examples), "{what}, from {from}");
+    }
+    assert_eq!(*fm.now(), *fresh.manifest(), "{what}");
+}
+
+#[test]
+fn after_every_update_it_is_the_checkpoint_of_the_same_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut trainer =
+        trainer::create(&path("work"), &shifting(), &spec(), DeviceKind::Cpu).unwrap();
+    step(&mut *trainer, 0);
+    trainer.checkpoint(&path("first"), "1.0.0").unwrap();
+    let fm = inference::load_live(&path("first"), &path("live"), Serving::default()).unwrap();
+    let mut generation = trainer.trained("1.0.0").unwrap().rows.generation();
+    let (mut removed, mut at) = (0, 1);
+    for round in 0..12 {
+        for _ in 0..round % 4 {
+            step(&mut *trainer, at * 3);
+            at += 1;
+        }
+        let update = if round == 7 {
+            generation = trainer.trained("1.0.0").unwrap().rows.generation();
+            whole(&mut *trainer)
+        } else {
+            let (update, now) = changed(&mut *trainer, generation);
+            generation = now;
+            update
+        };
+        removed += update.removed.len();
+        fm.update(update).unwrap();
+        trainer.checkpoint(&path("now"), "1.0.0").unwrap();
+        assert_is(&*fm, &path("now"), &format!("round {round}"));
+    }
+    assert!(removed > 10, "{removed} rows were removed: too few to see that they are gone");
+    whole(&mut *trainer).checkpoint(&path("made")).unwrap();
+    assert_is(&*fm, &path("made"), "a checkpoint of what is published");
+}
+
+#[test]
+fn a_pass_sees_all_of_one_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut trainer =
+        trainer::create(&path("work"), &shifting(), &spec(), DeviceKind::Cpu).unwrap();
+    step(&mut *trainer, 0);
+    let first = whole(&mut *trainer);
+    (1..6).for_each(|at| step(&mut *trainer, at * 2));
+    let second = whole(&mut *trainer);
+    first.checkpoint(&path("first")).unwrap();
+    second.checkpoint(&path("second")).unwrap();
+    let examples = batch(32);
+    let answers = ["first", "second"]
+        .map(|name| said(&*inference::load(&path(name), Serving::default()).unwrap(), &examples));
+    assert_ne!(answers[0], answers[1]);
+    let fm = inference::load_live(&path("first"), &path("live"), Serving::default()).unwrap();
+    let (stop, seen) = (AtomicBool::new(false), [AtomicUsize::new(0), AtomicUsize::new(0)]);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = said(&*fm, &examples);
+                    let which = answers.iter().position(|one| *one == answer);
+                    seen[which.expect("an answer of neither generation")]
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..20 {
+            let update = if round % 2 == 0 { &second } else { &first };
+            // As a part, so that the rows that only the other has stay and nothing depends on them being gone.
+            fm.update(update.clone()).unwrap();
+            let before = seen.each_ref().map(|seen| seen.load(Ordering::Relaxed));
+            while seen.each_ref().map(|seen| seen.load(Ordering::Relaxed)) == before {
+                std::thread::yield_now();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(seen.iter().all(|seen| seen.load(Ordering::Relaxed) > 0));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let mut trainer = trainer::create(&path("work"), &config(), &spec(), DeviceKind::Cpu).unwrap();
+    step(&mut *trainer, 0);
+    let first = whole(&mut *trainer);
+    first.checkpoint(&path("first")).unwrap();
+    step(&mut *trainer, 1);
+    let good = whole(&mut *trainer);
+    let fixed = inference::load(&path("first"), Serving::default()).unwrap();
+    assert!(fixed.update(good.clone()).is_err(), "it was not loaded for updates");
+    let fm = inference::load_live(&path("first"), &path("live"), Serving::default()).unwrap();
+    let refused = |change: &dyn Fn(&mut Update), why: &str| {
+        let mut update = good.clone();
+        change(&mut update);
+        let error = fm.update(update).unwrap_err().to_string();
+        assert!(error.contains(why), "{error:?} should say {why:?}");
+        assert_is(&*fm, &path("first"), why);
+    };
+    refused(&|u| u.rows[3] = f32::NAN, "not finite");
+    refused(&|u| u.pieces[0].values[0] = f32::INFINITY, "not finite");
+    refused(&|u| u.rows.truncate(5), "values for");
+    refused(&|u| (u.whole, u.pieces[1].name) = (false, "nobody".into()), "nobody");
+    refused(&|u| u.pieces[1].shape.push(1), "in the model");
+    refused(&|u| u.pieces[1].start = usize::MAX, "has no");
+    refused(&|u| _ = u.pieces.pop(), "missing");
+    refused(&|u| u.removed.push(u.ids[0]), "both there and gone");
+    refused(&|u| u.manifest.version = "2.0.0".into(), "version");
+    refused(&|u| u.manifest.config.dim = 32, "configuration");
+    refused(&|u| u.manifest.spec.actions = 2, "specification");
+    fm.update(good).unwrap();
+}
+
+#[test]
+fn corrections_teach_and_are_not_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = |name: &str| {
+        trainer::create(&dir.path().join(name), &config(), &spec(), DeviceKind::Cpu).unwrap()
+    };
+    let (mut with, mut without) = (new("a"), new("b"));
+    let (examples, late) = (batch(0), batch(400));
+    let (examples, late): (Vec<&Example>, Vec<&Example>) =
+        (examples.iter().collect(), late.iter().collect());
+    let (a, b) = (with.step_with(&examples, &late).unwrap(), without.step(&examples).unwrap());
+    assert_eq!(a.predictions.len(), b.predictions.len());
+    for (a, b) in a.predictions.iter().zip(&b.predictions).filter(|(a, _)| !a.is_nan()) {
+        assert!((a - b).abs() < 1e-6, "what is said of examples does not depend on corrections");
+    }
+    let (a, b) = (with.trained("1").unwrap(), without.trained("1").unwrap());
+    assert_ne!(a.dense, b.dense, "corrections teach");
+    assert_eq!(a.manifest, b.manifest, "neither requests nor statistics count them");
+}

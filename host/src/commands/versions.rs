@@ -1,0 +1,404 @@
+//! `hypercast versions`: which FMs and experts there are, and which of them answers whom.
+//!
+//! Every change is checked against the registry's rules and refused with the reason; daemons, trainers and the
+//! logging tier follow the registry and act on it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+
+use crate::{
+    config::Config,
+    dataset::Dataset,
+    engine::{self, Engine, Topic},
+    expert::{Engine as WasmEngine, Provenance, SavedParameters},
+    publish::{Follower, Header},
+    versions::{
+        Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
+        Weights, keep,
+    },
+};
+use hypercast_fm::checkpoint::Manifest;
+
+/// Register, promote, roll back and retire versions of the FM and of experts
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+An expert's version pins one FM version. The way of a version: training, shadow (it sees requests, and is only
+measured), active (it answers), retired. A daemon loads what is promoted before it answers with it, and keeps the
+version before for `rollback` until that is retired.
+
+  hypercast versions list
+  hypercast versions register expert feed 2.0.0 --fm 1.0.0
+  hypercast versions promote expert feed 2.0.0 --share 0.1
+  hypercast versions promote expert feed 2.0.0
+  hypercast versions rollback expert feed")]
+pub struct Args {
+    /// The configuration file
+    #[arg(long, global = true, value_name = "FILE", default_value = "hypercast.toml")]
+    pub config: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What can be done with versions.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Print every version, its state, its pin and who it answers
+    List {
+        /// As JSON, with all that is registered
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print all that is registered of one version, as JSON
+    #[command(subcommand)]
+    Show(Which),
+    /// Register a version as training; trainers that follow the stream do so themselves
+    #[command(subcommand)]
+    Register(Register),
+    /// Let a version answer
+    #[command(subcommand)]
+    Promote(Promote),
+    /// Give an expert's users back to the version that answered before
+    #[command(subcommand)]
+    Rollback(Rollback),
+    /// Let a version see requests, and only be measured
+    #[command(subcommand)]
+    Shadow(Which),
+    /// Put a version out of use; daemons unload it
+    #[command(subcommand)]
+    Retire(Retire),
+    /// Have a training expert go on with another FM version
+    #[command(subcommand)]
+    Pin(Pin),
+}
+
+/// A version.
+#[derive(Debug, clap::Subcommand)]
+pub enum Which {
+    /// A version of the FM
+    Fm {
+        /// Its version
+        version: String,
+    },
+    /// A version of an expert
+    Expert {
+        /// Its name
+        name: String,
+        /// Its version
+        version: String,
+    },
+}
+
+/// What is registered.
+#[derive(Debug, clap::Subcommand)]
+pub enum Register {
+    /// A checkpoint of the FM, with the version that it says it has
+    Fm {
+        /// Its folder, which must stay as it is [default: paths.fm]
+        #[arg(long, value_name = "DIR")]
+        checkpoint: Option<PathBuf>,
+        /// Instead, the version that a trainer publishes (`train fm --follow`)
+        #[arg(long, value_name = "VERSION", conflicts_with = "checkpoint")]
+        published: Option<String>,
+        /// The version that it began as
+        #[arg(long, value_name = "VERSION")]
+        parent: Option<String>,
+    },
+    /// A trained expert; its plugin and parameters are copied to its version's own folder
+    Expert {
+        /// Its name; what is not given is taken from its entry in the configuration
+        name: String,
+        /// Its version, as 1.0.0
+        version: String,
+        /// The FM version that it pins [default: the one that its parameters were trained with]
+        #[arg(long, value_name = "VERSION")]
+        fm: Option<String>,
+        /// The component
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+        /// Its parameters
+        #[arg(long, value_name = "FILE")]
+        parameters: Option<PathBuf>,
+        /// Its parameters are those that a trainer publishes (`train expert --follow`)
+        #[arg(long, conflicts_with = "parameters")]
+        published: bool,
+        /// The surfaces that it serves, separated by commas
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        surfaces: Vec<String>,
+        /// The version that it began as
+        #[arg(long, value_name = "VERSION")]
+        parent: Option<String>,
+    },
+}
+
+/// What is promoted.
+#[derive(Debug, clap::Subcommand)]
+pub enum Promote {
+    /// A version of the FM: experts that pin it can be promoted. Several may be active
+    Fm {
+        /// Its version
+        version: String,
+    },
+    /// A version of an expert
+    Expert {
+        /// Its name
+        name: String,
+        /// Its version
+        version: String,
+        /// The share of the expert's users that it answers; those that answer now keep the rest
+        #[arg(long, default_value_t = 1.0)]
+        share: f64,
+        /// Take the place of other experts on its surfaces
+        #[arg(long)]
+        replace: bool,
+    },
+}
+
+/// What is rolled back.
+#[derive(Debug, clap::Subcommand)]
+pub enum Rollback {
+    /// An expert, to the version or shares before
+    Expert {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What is retired.
+#[derive(Debug, clap::Subcommand)]
+pub enum Retire {
+    /// A version of the FM that no expert pins
+    Fm {
+        /// Its version
+        version: String,
+    },
+    /// A version of an expert that answers nobody
+    Expert {
+        /// Its name
+        name: String,
+        /// Its version
+        version: String,
+        /// Even the only one that answers: its surfaces then get the FM's own ranking, marked degraded
+        #[arg(long)]
+        unserve: bool,
+    },
+}
+
+/// What is pinned.
+#[derive(Debug, clap::Subcommand)]
+pub enum Pin {
+    /// A version of an expert
+    Expert {
+        /// Its name
+        name: String,
+        /// Its version
+        version: String,
+        /// The FM version
+        fm: String,
+    },
+}
+
+/// Does it, and prints what is registered then.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    let engine = engine::open(&config.engine)?;
+    let versions = Versions::new(&*engine);
+    let registry = match args.action {
+        Action::List { json } => {
+            let registry = versions.read()?;
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&registry)?),
+                false => print!("{}", table(&registry)),
+            }
+            return Ok(());
+        }
+        Action::Show(which) => return show(&versions.read()?, &which),
+        Action::Register(what) => register(&config, &engine, what)?,
+        Action::Promote(Promote::Fm { version }) => versions.decide(|r| r.promote_fm(&version))?,
+        Action::Promote(Promote::Expert { name, version, share, replace }) => {
+            let promotion = Promotion { name, version, share, replace };
+            versions.decide(|r| r.promote_expert(&promotion))?
+        }
+        Action::Rollback(Rollback::Expert { name }) => versions.decide(|r| r.roll_back(&name))?,
+        Action::Shadow(Which::Fm { version }) => versions.decide(|r| r.shadow_fm(&version))?,
+        Action::Shadow(Which::Expert { name, version }) => {
+            versions.decide(|r| r.shadow_expert(&name, &version))?
+        }
+        Action::Retire(Retire::Fm { version }) => versions.decide(|r| r.retire_fm(&version))?,
+        Action::Retire(Retire::Expert { name, version, unserve }) => {
+            versions.decide(|r| r.retire_expert(&name, &version, unserve))?
+        }
+        Action::Pin(Pin::Expert { name, version, fm }) => {
+            versions.decide(|r| r.pin(&name, &version, &fm))?
+        }
+    };
+    print!("{}", table(&registry));
+    Ok(())
+}
+
+fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow::Result<Registry> {
+    let schema = Dataset::open(&config.paths.dataset)?.schema;
+    let versions = Versions::new(&**engine);
+    let decide =
+        |wish: &dyn Fn(&Registry) -> crate::error::Result<Vec<Change>>| Ok(versions.decide(wish)?);
+    match what {
+        Register::Fm { published: Some(version), parent, .. } => {
+            let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;
+            let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Published) };
+            decide(&|registry| registry.register_fm(&fm))
+        }
+        Register::Fm { checkpoint, published: None, parent } => {
+            let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
+            let manifest = Manifest::read(&dir)?;
+            let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+            let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Path(dir)) };
+            decide(&|registry| registry.register_fm(&fm))
+        }
+        Register::Expert {
+            name,
+            version,
+            fm,
+            plugin,
+            parameters,
+            published: is_published,
+            surfaces,
+            parent,
+        } => {
+            let entry = config.experts.iter().find(|entry| entry.name == name);
+            let plugin =
+                plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
+                    format!("the configuration has no expert {name:?}; give --plugin")
+                })?;
+            let kept = |file: &PathBuf, as_name| keep(config, &name, &version, file, as_name);
+            let (weights, trained): (Weights, Provenance) = if is_published {
+                let header = published(engine, Topic::expert(&name, &version))?;
+                (Weights::Published, serde_json::from_str(&header.manifest)?)
+            } else {
+                let own = || entry.map(|entry| config.parameters(entry));
+                let file = parameters.or_else(own).with_context(|| {
+                    format!("the configuration has no expert {name:?}; give --parameters")
+                })?;
+                let trained = SavedParameters::read(&file)?.provenance;
+                (Weights::Path(kept(&file, "parameters.safetensors")?), trained)
+            };
+            let surfaces = match (surfaces.is_empty(), entry) {
+                (false, _) => surfaces,
+                (true, Some(entry)) => config
+                    .serving_surfaces(entry, &schema)?
+                    .into_iter()
+                    .map(|at| schema.surfaces[usize::from(at)].clone())
+                    .collect(),
+                (true, None) => {
+                    anyhow::bail!("the configuration has no expert {name:?}; give --surfaces")
+                }
+            };
+            let new = NewExpert {
+                plugin: kept(&plugin, "plugin.wasm")?,
+                weights,
+                fm: fm.unwrap_or(trained.fm_version),
+                tae_dim: trained.tae_dim,
+                without_tae: entry.is_some_and(|entry| entry.without_tae),
+                surfaces,
+                name: name.clone(),
+                version: version.clone(),
+            };
+            let wasm = WasmEngine::new(config.plugin_limits.engine())?;
+            let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
+            decide(&|registry| registry.register_expert(&expert))
+        }
+    }
+}
+
+/// What the first publication that is still kept says of itself.
+fn published(engine: &Arc<dyn Engine>, topic: Topic) -> anyhow::Result<Header> {
+    let mut follower = Follower::open(engine.clone(), topic.clone())?;
+    let first = follower.next(Duration::ZERO)?.with_context(|| {
+        format!("nothing is published in stream {topic} yet; start its trainer with --follow")
+    })?;
+    Ok(first.header)
+}
+
+fn show(registry: &Registry, which: &Which) -> anyhow::Result<()> {
+    let text = match which {
+        Which::Fm { version } => {
+            let fm = registry.fm(version).with_context(|| format!("no FM {version}"))?;
+            let pins: Vec<String> = registry
+                .pins(version)
+                .iter()
+                .map(|pin| format!("{} {}", pin.name, pin.version))
+                .collect();
+            serde_json::to_string_pretty(&serde_json::json!({ "fm": fm, "pinned_by": pins }))?
+        }
+        Which::Expert { name, version } => {
+            let expert = registry
+                .expert_version(name, version)
+                .with_context(|| format!("no expert {name} {version}"))?;
+            let share = registry.expert(name).map_or(0.0, |all| all.share(version));
+            serde_json::to_string_pretty(&serde_json::json!({ "expert": expert, "share": share }))?
+        }
+    };
+    println!("{text}");
+    Ok(())
+}
+
+/// Every version in a line.
+pub fn table(registry: &Registry) -> String {
+    if registry.is_empty() {
+        return "nothing is registered: the configuration says what serves\n".into();
+    }
+    let mut lines = vec![
+        ["kind", "version", "state", "share", "FM", "TAE", "weights", "surfaces"]
+            .map(str::to_owned),
+    ];
+    for fm in registry.fms() {
+        lines.push([
+            "fm".into(),
+            fm.version.clone(),
+            word(fm.state),
+            String::new(),
+            String::new(),
+            fm.tae_dim.to_string(),
+            place(&fm.weights),
+            String::new(),
+        ]);
+    }
+    for (name, expert) in registry.experts() {
+        for version in expert.in_order() {
+            let share = match (version.state, expert.share(&version.version)) {
+                (VersionState::Active, share) if share > 0.0 => format!("{:.1} %", share * 100.0),
+                (VersionState::Active, _) => "standby".into(),
+                _ => String::new(),
+            };
+            lines.push([
+                name.to_owned(),
+                version.version.clone(),
+                word(version.state),
+                share,
+                version.fm.clone(),
+                version.tae_dim.to_string(),
+                place(&version.weights),
+                version.surfaces.join(","),
+            ]);
+        }
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let widths: Vec<usize> = (0..8).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |cells: &[String; 8]| {
+        let cells: Vec<String> =
+            cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    lines.iter().map(line).collect()
+}
+
+fn word(state: VersionState) -> String {
+    format!("{state:?}").to_lowercase()
+}
+
+fn place(weights: &Weights) -> String {
+    match weights {
+        Weights::Path(_) => "files".into(),
+        Weights::Published => "published".into(),
+    }
+}

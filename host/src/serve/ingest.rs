@@ -1,0 +1,114 @@
+//! The tier that takes events in and does nothing else: no models, no features,
+//! so that it starts at once and needs little.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+
+use super::{
+    api::{EventsAnswer, EventsRequest, Refusal},
+    http::{self, bytes, json, refuse, refuse_with, time_left},
+    metrics::Metrics,
+    workers::{PoolSize, Workers},
+};
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    ingest::intake::Intake,
+    schema::Schema,
+    stop::Stop,
+};
+
+/// Threads that wait for the disk.
+const THREADS: usize = 4;
+
+struct App {
+    config: Config,
+    intake: Arc<Intake>,
+    workers: Workers,
+    metrics: Arc<Metrics>,
+}
+
+/// Takes events in until `stop` resolves, then finishes what was accepted.
+///
+/// # Errors
+/// An address that cannot be bound, a data set without a schema, an engine that cannot be reached or written to.
+pub(super) async fn serve(
+    config: Config,
+    stop: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
+) -> Result<()> {
+    let (listener, address) = http::listen(&config).await?;
+    let metrics = Arc::new(Metrics::new());
+    let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
+    let engine = crate::engine::open(&config.engine)?;
+    let intake = Arc::new(Intake::new(engine, schema, &config, metrics.clone()));
+    intake.open()?;
+    let size = PoolSize { threads: THREADS, queue: config.server.queue };
+    let workers = Workers::start(size)
+        .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
+    let halt = Stop::default();
+    let (ticks, of_ticks) = (intake.clone(), halt.clone());
+    let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
+    let app = Arc::new(App { config, intake, workers, metrics });
+    ready(address);
+    let served = axum::serve(listener, routes(app)).with_graceful_shutdown(stop).await;
+    halt.ask();
+    // A thread that panicked has said so already.
+    let _ = ticks.join();
+    served.map_err(|error| Error::Invalid(format!("the server failed: {error}")))
+}
+
+fn routes(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/events", post(events))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/metrics", get(metrics))
+        .fallback(|| async {
+            refuse_with(404, "not_found", "this tier takes events alone: POST /v1/events")
+        })
+        .with_state(app)
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+async fn events(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let response = match taken(&app, &headers, body, start).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(refusal) => refuse(&refusal),
+    };
+    app.metrics.request("/v1/events", response.status().as_u16(), start.elapsed());
+    response
+}
+
+async fn taken(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> std::result::Result<EventsAnswer, Refusal> {
+    let left: Duration = time_left(headers, app.config.server.deadline_ms)?;
+    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let intake = app.intake.clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        intake.take(&request)
+    };
+    let taken = http::on_pool(&app.workers, start + left, take).await?;
+    Ok(EventsAnswer { accepted: taken.accepted, repeated: taken.repeated, applied: false })
+}

@@ -1,0 +1,125 @@
+"use strict";
+const COLOURS = ["#2f6fed", "#d9730d", "#16794c", "#a23ab8", "#b3261e", "#0b7a8a"];
+const byId = (id) => document.getElementById(id);
+const fixed = (number, digits) => (number === null || number === undefined ? "–" : number.toFixed(digits));
+const whole = (number) => (number ?? 0).toLocaleString("en");
+
+function ago(ms, now) {
+  if (!ms) return "–";
+  const s = Math.max(0, (now - ms) / 1000);
+  if (s < 120) return `${s.toFixed(0)} s ago`;
+  return s < 7200 ? `${(s / 60).toFixed(0)} min ago` : new Date(ms).toISOString().slice(0, 16).replace("T", " ");
+}
+
+function span(ms) {
+  if (ms === null || ms === undefined) return "–";
+  return ms < 1000 ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms` : ms < 120000 ? `${(ms / 1000).toFixed(1)} s` : `${(ms / 60000).toFixed(0)} min`;
+}
+
+/** A table; cells are texts, so nothing that a plugin or a schema is called can become markup. */
+function table(into, heads, rows, nothing) {
+  const element = document.createElement(rows.length ? "table" : "p");
+  if (!rows.length) {
+    element.textContent = nothing;
+    element.className = "soft";
+  } else {
+    const line = (cells, kind) => {
+      const tr = document.createElement("tr");
+      for (const cell of cells) {
+        const td = document.createElement(kind);
+        const [text, style] = Array.isArray(cell) ? cell : [cell, ""];
+        td.textContent = text;
+        td.className = style;
+        tr.append(td);
+      }
+      return tr;
+    };
+    element.append(line(heads, "th"), ...rows.map((row) => line(row, "td")));
+  }
+  byId(into).replaceChildren(element);
+}
+
+function svg(name, attributes) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  return element;
+}
+
+/** One chart a surface and task, a line an arm; an arm has one colour everywhere. */
+function chart(title, arms, colour) {
+  const points = arms.flatMap((arm) => arm.series);
+  const figure = document.createElement("figure");
+  const caption = document.createElement("figcaption");
+  figure.append(caption);
+  const [width, height, pad] = [300, 110, 6];
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": title });
+  const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
+  const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
+  const [y0, y1] = [Math.min(...ys), Math.max(...ys)];
+  const x = (value) => pad + ((value - x0) / (x1 - x0 || 1)) * (width - 2 * pad);
+  const y = (value) => height - pad - ((value - y0) / (y1 - y0 || 1)) * (height - 2 * pad);
+  arms.forEach((arm) => {
+    const line = arm.series.map(([time, ne]) => `${x(time).toFixed(1)},${y(ne).toFixed(1)}`).join(" ");
+    drawing.append(svg("polyline", { points: line, fill: "none", stroke: colour(arm.arm), "stroke-width": 1.6, "vector-effect": "non-scaling-stroke" }));
+  });
+  caption.append(`${title} `);
+  arms.forEach((arm) => {
+    const label = document.createElement("b");
+    label.style.color = colour(arm.arm);
+    label.textContent = `${arm.arm || "all"} ${fixed(arm.ne, 4)} `;
+    caption.append(label);
+  });
+  caption.append(`(${fixed(y0, 3)} to ${fixed(y1, 3)})`);
+  figure.append(drawing);
+  return figure;
+}
+
+function charts(ne) {
+  const groups = new Map();
+  const names = [...new Set(ne.map((row) => row.arm))].sort();
+  const colour = (arm) => COLOURS[names.indexOf(arm) % COLOURS.length];
+  for (const row of ne) {
+    const drawn = { ...row, series: row.series.filter((point) => point[1] !== null) };
+    if (drawn.series.length < 2) continue;
+    const title = `${row.surface} · ${row.task}`;
+    groups.set(title, [...(groups.get(title) ?? []), drawn]);
+  }
+  byId("charts").replaceChildren(...[...groups].slice(0, 24).map(([title, arms]) => chart(title, arms, colour)));
+}
+
+function show(live) {
+  const now = live.now_ms, requests = live.requests;
+  const up = span(now - live.started_ms);
+  byId("summary").textContent = `${live.tier} · up ${up} · ${whole(requests.total)} requests, ${fixed(requests.per_second, 1)} a second · ` +
+    `${whole(requests.degraded)} degraded · ${whole(requests.refused)} refused`;
+  byId("summary").className = requests.degraded || requests.refused ? "" : "soft";
+  charts(live.ne);
+  table("ne", ["surface", ["task", "left"], ["arm", "left"], "rows", "NE", "predicted / observed"],
+    live.ne.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], whole(row.n), fixed(row.ne, 4), fixed(row.calibration, 3)]),
+    "no outcome of a served request is known yet");
+  table("latency", ["stage", "p50", "p99", "count"],
+    live.latency.map((row) => [row.stage, span(row.p50_us === null ? null : row.p50_us / 1000), span(row.p99_us === null ? null : row.p99_us / 1000), whole(row.count)]), "no request yet");
+  table("freshness", ["from … to", "p50", "p99", "count"],
+    live.freshness.map((row) => [row.what, span(row.p50_ms), span(row.p99_ms), whole(row.count)]), "nothing came in yet");
+  table("fms", ["version", ["state", "left"], "publications", "refused", "trained until", "applied"],
+    live.fms.map((fm) => [fm.version, [fm.state, "left " + (fm.state === "active" ? "good" : "")], whole(fm.publications),
+      [whole(fm.refused), fm.refused ? "bad" : ""], fm.trained_until_ms ? new Date(fm.trained_until_ms).toISOString().slice(0, 16).replace("T", " ") : "–", ago(fm.applied_ms, now)]), "no foundation model in this process");
+  table("experts", ["expert", ["version", "left"], ["state", "left"], ["FM", "left"], ["surfaces", "left"], "share"],
+    live.experts.map((e) => [e.name, [e.version, "left"], [e.state, "left " + (e.state === "active" ? "good" : "")], [e.fm, "left"], [e.surfaces.join(", "), "left"], `${fixed((e.share ?? 0) * 100, 0)} %`]), "no expert in this process");
+  table("plugins", ["plugin", ["version", "left"], "requests", "degraded", ["faults", "left"], ["breaker", "left"]],
+    live.plugins.map((p) => [p.name, [p.version, "left"], whole(p.requests), [whole(p.degraded), p.degraded ? "bad" : ""],
+      [Object.entries(p.faults).map(([cause, count]) => `${cause} ${count}`).join(", ") || "none", "left"], [p.breaker, "left " + (p.breaker === "closed" ? "good" : "bad")]]), "no plugin in this process");
+}
+
+async function ask() {
+  try {
+    const answer = await fetch("v1/live", { cache: "no-store" });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
+    show(await answer.json());
+  } catch (error) {
+    byId("summary").textContent = `the daemon does not answer (${error.message}); trying again`;
+    byId("summary").className = "bad";
+  }
+  setTimeout(ask, 1000);
+}
+ask();

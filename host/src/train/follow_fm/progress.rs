@@ -1,0 +1,191 @@
+//! What a streaming trainer tells: progressive NE over a window of requests, how old events were when they were
+//! learned from, and the same as metrics.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use hypercast_fm::{
+    example::Example,
+    metrics::cross_entropy,
+    spec::{FmSpec, Label},
+    trainer::StepOutput,
+};
+use prometheus::{GaugeVec, Histogram, IntCounter};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{super::report::ALL, place::Place};
+use crate::{publish::Published, telemetry::Telemetry};
+
+/// Requests a line.
+const WINDOW: u64 = 1000;
+
+/// Predictions of some requests, summed up by `surface/task`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Window {
+    requests: u64,
+    slices: BTreeMap<String, Slice>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Slice {
+    n: u64,
+    positives: u64,
+    /// The sum of cross-entropies, as the bits of an f64: JSON may lose the last one.
+    entropy_bits: u64,
+}
+
+impl Slice {
+    fn push(&mut self, probability: f32, label: bool) {
+        self.n += 1;
+        self.positives += u64::from(label);
+        let entropy = f64::from_bits(self.entropy_bits) + cross_entropy(probability, label);
+        self.entropy_bits = entropy.to_bits();
+    }
+
+    /// Eq. 5; none for one class only.
+    fn ne(&self) -> Option<f64> {
+        if self.positives == 0 || self.positives == self.n {
+            return None;
+        }
+        let rate = self.positives as f64 / self.n as f64;
+        let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
+        Some(f64::from_bits(self.entropy_bits) / self.n as f64 / base)
+    }
+}
+
+/// The window, and what is not saved with it.
+pub(super) struct Progress {
+    window: Window,
+    surfaces: Vec<String>,
+    /// Binary tasks by name, with their place among all.
+    tasks: Vec<(usize, String)>,
+    width: usize,
+    /// Of the window's requests.
+    latencies_ms: Vec<i64>,
+}
+
+impl Progress {
+    pub(super) fn new(spec: &FmSpec, window: Window) -> Self {
+        let tasks = spec.tasks.iter().enumerate();
+        let binary = tasks.filter(|(_, task)| matches!(task.label, Label::Action(_)));
+        Self {
+            window,
+            surfaces: spec.surfaces.clone(),
+            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
+            width: spec.tasks.len(),
+            latencies_ms: Vec::new(),
+        }
+    }
+
+    pub(super) fn window(&self) -> Window {
+        self.window.clone()
+    }
+
+    /// Notes how long after its newest event a request was learned from.
+    pub(super) fn latency(&mut self, meters: &Meters, ms: i64) {
+        meters.latency.observe(ms.max(0) as f64 / 1e3);
+        self.latencies_ms.push(ms);
+    }
+
+    /// Notes what was said of examples before they were learned from.
+    pub(super) fn push(&mut self, examples: &[Example], said: &StepOutput) {
+        let mut row = 0;
+        for example in examples {
+            let surface = &self.surfaces[usize::from(example.surface)];
+            for _ in &example.targets {
+                for (task, name) in &self.tasks {
+                    let at = row * self.width + task;
+                    if !said.mask[at] || said.predictions[at].is_nan() {
+                        continue;
+                    }
+                    for surface in [surface.as_str(), ALL] {
+                        let slice = self.window.slices.entry(format!("{surface}/{name}"));
+                        slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
+                    }
+                }
+                row += 1;
+            }
+        }
+        self.window.requests += examples.len() as u64;
+    }
+
+    /// A line for every window; the next one then begins.
+    pub(super) fn line(&mut self, place: &Place, meters: &Meters) -> Option<Value> {
+        if self.window.requests < WINDOW {
+            return None;
+        }
+        let window = std::mem::take(&mut self.window);
+        let slices = window.slices.iter().map(|(name, slice)| {
+            let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
+            if let Some(ne) = slice.ne() {
+                meters.ne.with_label_values(&[surface, task]).set(ne);
+            }
+            json!({ "surface": surface, "task": task, "n": slice.n, "ne": slice.ne() })
+        });
+        let slices: Vec<Value> = slices.collect();
+        let mut latencies = std::mem::take(&mut self.latencies_ms);
+        latencies.sort_unstable();
+        let at = |share: usize| latencies.get(latencies.len() * share / 100).copied();
+        Some(json!({
+            "kind": "trained", "position": place.position, "requests": place.requests,
+            "corrections": place.corrections, "until_ms": place.until_ms,
+            "event_to_trainer_ms": { "p50": at(50), "p99": at(99) }, "progressive": slices,
+        }))
+    }
+}
+
+/// The metrics.
+pub(super) struct Meters {
+    latency: Histogram,
+    ne: GaugeVec,
+    requests: IntCounter,
+    corrections: IntCounter,
+    publishing: Histogram,
+    publications: IntCounter,
+    failures: IntCounter,
+    raw_bytes: IntCounter,
+    bytes: IntCounter,
+}
+
+impl Meters {
+    pub(super) fn new(telemetry: &Arc<Telemetry>) -> Self {
+        let counter = |name: &str, help: &str| telemetry.counter(name, help);
+        Self {
+            latency: telemetry.seconds(
+                "hypercast_event_to_trainer_seconds",
+                "From when the newest event of a request was taken in to when it was learned from",
+            ),
+            ne: telemetry.gauges(
+                "hypercast_progressive_ne",
+                "NE of the last thousand requests, each predicted before it was learned from",
+                &["surface", "task"],
+            ),
+            requests: counter("hypercast_trained_requests_total", "Requests learned from"),
+            corrections: counter("hypercast_corrections_total", "Corrections learned from"),
+            publishing: telemetry.seconds("hypercast_publish_seconds", "Time of a publication"),
+            publications: counter("hypercast_publications_total", "Publications"),
+            failures: counter("hypercast_publish_failures_total", "Publications that failed"),
+            raw_bytes: counter(
+                "hypercast_published_raw_bytes_total",
+                "Bytes of published weights before compression",
+            ),
+            bytes: counter("hypercast_published_bytes_total", "Bytes of published records"),
+        }
+    }
+
+    pub(super) fn learned(&self, requests: u64, corrections: u64) {
+        self.requests.inc_by(requests);
+        self.corrections.inc_by(corrections);
+    }
+
+    pub(super) fn published(&self, took: Duration, published: &Published) {
+        self.publishing.observe(took.as_secs_f64());
+        self.publications.inc();
+        self.raw_bytes.inc_by(published.raw_bytes);
+        self.bytes.inc_by(published.bytes);
+    }
+
+    pub(super) fn publish_failed(&self) {
+        self.failures.inc();
+    }
+}

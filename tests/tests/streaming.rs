@@ -1,0 +1,104 @@
+//! The whole loop as `hypercast demo --streaming` runs it: every process, publications under load, a promotion and
+//! a rollback, and each impression in exactly one example.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hypercast_tests::prerequisites;
+use serde_json::Value;
+
+/// The demo in `dir/work`, with its result in `dir/report.json`.
+fn demo(binary: &Path, plugins: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .args(["demo", "--streaming", "--data", "simulated", "--small", "--minutes", "0.2"])
+        .args(["--json", "report.json", "--work", "work", "--plugins"])
+        .arg(plugins)
+        .current_dir(dir);
+    command
+}
+
+/// A demo under way; dropping it ends the process.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Of one that has ended both do nothing.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_loop_learns_serves_promotes_and_rolls_back() {
+    let Some((binary, plugins, _)) = prerequisites("streaming") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let output = demo(&binary, &plugins, dir.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{told}");
+    let text = std::fs::read_to_string(dir.path().join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+
+    let joined = &report["joined"];
+    assert!(report["impressions"].as_u64().unwrap() > 1000, "{text}");
+    assert_eq!(report["impressions"], joined["impressions"], "{joined}");
+    assert_eq!(joined["doubled"], 0, "{joined}");
+    let late = report["late_actions"].as_u64().unwrap();
+    let corrected = joined["corrected"].as_u64().unwrap();
+    assert!(late > 0 && corrected > 0, "{late} late, {corrected} corrected");
+
+    assert_eq!((&report["degraded"], &report["refused"]), (&Value::from(0), &Value::from(0)));
+    for model in ["fm@1.0.0", "fm@2.0.0", "ranker@1.0.0", "ranker@2.0.0"] {
+        let served = report["live"]["publications"][model].as_u64().unwrap();
+        assert!(served > 0, "{model}: {}", report["live"]["publications"]);
+    }
+    for arm in ["ranker@1.0.0", "ranker@2.0.0"] {
+        assert!(report["arms"][arm].as_u64().unwrap() > 0, "{}", report["arms"]);
+        let rows = report["rows"].as_array().unwrap();
+        assert!(rows.iter().any(|row| row["arm"] == arm && row["ne"].is_f64()), "{arm}");
+    }
+    let decisions = report["decisions"].as_array().unwrap();
+    let of = |word: &str| {
+        decisions.iter().filter(|own| own["command"].as_str().unwrap().contains(word)).count()
+    };
+    assert_eq!((of("promote"), of("rollback")), (2, 2), "{decisions:?}");
+    let refused =
+        decisions.iter().find(|own| own["command"] == "hypercast versions retire fm 1.0.0");
+    let why = refused.unwrap()["refused"].as_str().unwrap();
+    assert!(why.contains("pinned by expert ranker 1.0.0"), "{why}");
+}
+
+#[test]
+fn a_second_demo_in_a_work_folder_is_refused_and_an_asked_one_stops() {
+    let Some((binary, plugins, _)) = prerequisites("streaming, twice") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = demo(&binary, &plugins, dir.path());
+    let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (pid, mut first) = (first.id(), Running(first));
+    let serves = dir.path().join("work/said/serve.log");
+    let until = Instant::now() + Duration::from_secs(120);
+    while !std::fs::read_to_string(&serves).is_ok_and(|said| said.contains("listening on")) {
+        assert!(
+            Instant::now() < until && first.0.try_wait().unwrap().is_none(),
+            "it does not start"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let second = demo(&binary, &plugins, dir.path()).output().unwrap();
+    let told = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && told.contains(&pid.to_string()), "{told}");
+
+    assert!(Command::new("kill").arg(pid.to_string()).status().unwrap().success());
+    // What it started has ended with it: their folders are free again.
+    assert!(!first.0.wait().unwrap().success(), "it says that it did not come to its end");
+    let again = Command::new(&binary)
+        .args(["materialise", "--follow", "--until-end"])
+        .current_dir(dir.path().join("work"))
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}

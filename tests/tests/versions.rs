@@ -1,0 +1,215 @@
+//! Versions as an operator handles them: two FMs side by side, experts pinned to
+//! either, promotions and rollbacks under requests, refusals with their reasons.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use hypercast::config::Config;
+use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use serde_json::{Value, json};
+
+/// FM 1.0.0 and two experts on it (`hypercast.toml`), FM 2.0.0 and the same on it (`second.toml`).
+fn trained(dir: &Path, plugins: &Path, binary: &Path) -> Config {
+    let mut config = world(dir, 1500, 2);
+    config.experts = vec![
+        expert("short", plugins.join("short-term.wasm"), &["feed"]),
+        expert("mlp", plugins.join("mlp-fusion.wasm"), &["search"]),
+    ];
+    config.write(&dir.join("hypercast.toml")).unwrap();
+    let mut second = config.clone();
+    second.fm.seed = 8;
+    second.paths.fm = "runs/fm2".into();
+    second.paths.fm_work = "runs/fm2-work".into();
+    second.paths.logs = "runs/logs2".into();
+    second.paths.experts = "runs/experts2".into();
+    second.write(&dir.join("second.toml")).unwrap();
+    run_well(binary, dir, &["train", "fm"]);
+    run_well(binary, dir, &["train", "expert"]);
+    run_well(binary, dir, &["train", "fm", "--config", "second.toml"]);
+    // The second FM gets a version of its own, and experts learn from logs with its embeddings.
+    let manifest = dir.join("runs/fm2/fm.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let mut fields: Value = serde_json::from_str(&text).unwrap();
+    fields["version"] = json!("2.0.0");
+    std::fs::write(&manifest, fields.to_string()).unwrap();
+    std::fs::remove_dir_all(dir.join("runs/logs2")).unwrap();
+    run_well(binary, dir, &["materialise", "--config", "second.toml"]);
+    run_well(binary, dir, &["train", "expert", "--config", "second.toml"]);
+    config
+}
+
+fn versions(binary: &Path, dir: &Path, args: &[&str]) -> String {
+    run_well(binary, dir, &[&["versions"], args].concat())
+}
+
+fn refused(binary: &Path, dir: &Path, args: &[&str], word: &str) {
+    let (well, text) = run(binary, dir, &[&["versions"], args].concat());
+    assert!(!well && text.contains("refused") && text.contains(word), "{args:?}: {text}");
+}
+
+fn rank(user: u64, surface: &str) -> String {
+    let candidates: Vec<Value> = (1..20).map(|id| json!({ "id": id })).collect();
+    let time_ms = 1_800_000_000_000_u64;
+    json!({ "user": user, "surface": surface, "candidates": candidates, "time_ms": time_ms, "explain": true })
+        .to_string()
+}
+
+/// What the expert predicts for each user on a surface.
+fn predictions(daemon: &Daemon, surface: &str) -> Vec<f64> {
+    let of = |user| {
+        let (status, answer) = daemon.post("/v1/rank", &rank(user, surface));
+        assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+        let tasks = answer["explain"]["expert"].as_object().unwrap().clone();
+        tasks.into_iter().flat_map(|(_, values)| values.as_array().unwrap().clone())
+    };
+    (1..8).flat_map(of).map(|value| value.as_f64().unwrap()).collect()
+}
+
+fn assert_close(a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len());
+    let most = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(most <= 1e-5, "{most}");
+}
+
+/// Waits until a request on `feed` is answered by a version.
+fn until(daemon: &Daemon, arm: &str) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (_, answer) = daemon.post("/v1/rank", &rank(1, "feed"));
+        if answer["expert"]["arm"] == arm {
+            return;
+        }
+        assert!(
+            Instant::now() < give_up,
+            "{arm} does not serve: {answer}; {:?}",
+            daemon.get("/readyz")
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn versions_serve_side_by_side_and_swap_under_requests() {
+    let Some((binary, plugins, _)) = prerequisites("versions") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    trained(dir, &plugins, &binary);
+    // What each expert predicts alone with the FM that it learned from.
+    let first = Daemon::start(&binary, dir);
+    let (feed_1, search_1) = (predictions(&first, "feed"), predictions(&first, "search"));
+    assert!(first.stop());
+    let second = Daemon::start_with(&binary, dir, &["--config", "second.toml"]);
+    let feed_2 = predictions(&second, "feed");
+    assert!(second.stop());
+
+    // The registry takes over from the configuration.
+    assert!(versions(&binary, dir, &["list"]).contains("nothing is registered"));
+    versions(&binary, dir, &["register", "fm"]);
+    versions(&binary, dir, &["register", "fm", "--checkpoint", "runs/fm2"]);
+    versions(&binary, dir, &["register", "expert", "short", "1.0.0"]);
+    versions(&binary, dir, &["register", "expert", "mlp", "1.0.0"]);
+    versions(&binary, dir, &["register", "expert", "short", "2.0.0", "--config", "second.toml"]);
+    refused(&binary, dir, &["promote", "expert", "short", "1.0.0"], "promote that FM first");
+    versions(&binary, dir, &["promote", "fm", "1.0.0"]);
+    versions(&binary, dir, &["promote", "expert", "short", "1.0.0"]);
+    versions(&binary, dir, &["promote", "expert", "mlp", "1.0.0"]);
+    let daemon = Daemon::start(&binary, dir);
+    assert_close(&predictions(&daemon, "feed"), &feed_1);
+
+    // A promotion and a rollback while requests come.
+    let stop = AtomicBool::new(false);
+    let answered: usize = std::thread::scope(|scope| {
+        let ask = |user: u64| {
+            let (daemon, stop) = (&daemon, &stop);
+            scope.spawn(move || {
+                let mut answered = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let (status, answer) = daemon.post("/v1/rank", &rank(user, "feed"));
+                    assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+                    let pins =
+                        if answer["expert"]["version"] == "2.0.0" { "2.0.0" } else { "1.0.0" };
+                    assert_eq!(answer["fm_version"], pins, "one set from beginning to end");
+                    answered += 1;
+                }
+                answered
+            })
+        };
+        let threads: Vec<_> = (1..3).map(ask).collect();
+        versions(&binary, dir, &["promote", "fm", "2.0.0"]);
+        versions(&binary, dir, &["promote", "expert", "short", "2.0.0"]);
+        until(&daemon, "short@2.0.0");
+        versions(&binary, dir, &["rollback", "expert", "short"]);
+        until(&daemon, "short@1.0.0");
+        versions(&binary, dir, &["promote", "expert", "short", "2.0.0"]);
+        until(&daemon, "short@2.0.0");
+        stop.store(true, Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!(answered > 0);
+
+    // Each expert is served with the FM that it pins.
+    assert_close(&predictions(&daemon, "feed"), &feed_2);
+    assert_close(&predictions(&daemon, "search"), &search_1);
+    refused(&binary, dir, &["retire", "fm", "1.0.0"], "expert mlp 1.0.0 (active)");
+    refused(&binary, dir, &["retire", "expert", "short", "2.0.0"], "answers 100 %");
+
+    // Shares of users, and shadows.
+    versions(&binary, dir, &["promote", "expert", "short", "1.0.0", "--share", "0.5"]);
+    let give_up = Instant::now() + Duration::from_secs(60);
+    let arms = || -> Vec<Value> {
+        (1..30)
+            .map(|user| daemon.post("/v1/rank", &rank(user, "feed")).1["expert"]["version"].clone())
+            .collect()
+    };
+    while !arms().contains(&json!("1.0.0")) {
+        assert!(Instant::now() < give_up, "the share is served");
+    }
+    let split = arms();
+    assert!(split.contains(&json!("2.0.0")), "{split:?}");
+    assert_eq!(split, arms(), "a user stays with a version");
+    let (_, metrics) = daemon.get("/metrics");
+    assert!(metrics.contains("hypercast_arm_requests_total{arm=\"short@2.0.0\""), "{metrics}");
+    let live: Value = serde_json::from_str(&daemon.get("/v1/live").1).unwrap();
+    assert_eq!(live["fms"].as_array().unwrap().len(), 2, "{live}");
+    assert_eq!(daemon.get("/readyz"), (200, "ready\n".into()));
+    assert!(daemon.stop());
+}
+
+#[test]
+fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
+    let Some((binary, plugins, _)) = prerequisites("a bad promotion") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut config = world(dir, 1000, 2);
+    config.experts = vec![expert("mlp", plugins.join("mlp-fusion.wasm"), &[])];
+    config.write(&dir.join("hypercast.toml")).unwrap();
+    run_well(&binary, dir, &["train", "fm"]);
+    run_well(&binary, dir, &["train", "expert"]);
+    versions(&binary, dir, &["register", "fm"]);
+    versions(&binary, dir, &["promote", "fm", "1.0.0"]);
+    for version in ["1.0.0", "1.1.0"] {
+        versions(&binary, dir, &["register", "expert", "mlp", version]);
+    }
+    versions(&binary, dir, &["promote", "expert", "mlp", "1.0.0"]);
+    let daemon = Daemon::start(&binary, dir);
+    std::fs::write(dir.join("runs/experts/mlp/1.1.0/plugin.wasm"), b"something else").unwrap();
+    versions(&binary, dir, &["promote", "expert", "mlp", "1.1.0"]);
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !daemon.get("/readyz").1.contains("not the component that was registered") {
+        assert!(Instant::now() < give_up, "{:?}", daemon.get("/readyz"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (status, answer) = daemon.post("/v1/rank", &rank(1, "feed"));
+    assert_eq!((status, &answer["expert"]["arm"]), (200, &json!("mlp@1.0.0")), "{answer}");
+    // What it falls back to serves; what cannot be loaded is told of as long as it is to be kept ready.
+    versions(&binary, dir, &["rollback", "expert", "mlp"]);
+    versions(&binary, dir, &["retire", "expert", "mlp", "1.1.0"]);
+    while daemon.get("/readyz").1 != "ready\n" {
+        assert!(Instant::now() < give_up, "{:?}", daemon.get("/readyz"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(daemon.stop());
+}
