@@ -4,6 +4,7 @@
 //! Each part has a file: it makes its inputs, times itself and its rivals in
 //! turns, and gives [`Figure`]s. Nothing here is a test: no figure fails a build.
 
+mod engine;
 mod expert;
 mod fm;
 mod kernels;
@@ -33,6 +34,8 @@ pub enum Part {
     Expert,
     /// The daemon under load from another process
     Serving,
+    /// The engines of streams: a directory, and NATS where it is installed
+    Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
 }
@@ -80,6 +83,7 @@ impl Options {
 pub fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new(machine::describe());
     match options.part {
+        Part::Engine => engine::measure(options, &mut report)?,
         Part::Expert => expert::measure(options, &mut report)?,
         Part::Serving => serving::measure(options, &mut report)?,
         Part::Kernels => {

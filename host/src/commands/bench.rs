@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
     /// One group of figures alone; kernels: attention, window, shared, step, history; store:
-    /// reads, open, writer, formats, rivals; serving: logging, stages, load
+    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory, nats
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store; they take about 290 bytes each on disk and in memory, and as much again for rivals

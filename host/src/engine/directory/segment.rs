@@ -182,5 +182,5 @@ pub(super) fn later_write_follows(path: &Path, offset: u64) -> Result<bool> {
     let bytes = fs::read(path).map_err(Error::io(path))?;
     let tail = bytes.get(offset as usize..).unwrap_or_default();
     Ok((1..tail.len())
-        .any(|at| sound(&tail[at..]).is_some_and(|record| word(record, 16) as usize <= at - 1)))
+        .any(|at| sound(&tail[at..]).is_some_and(|record| (word(record, 16) as usize) < at)))
 }

@@ -208,7 +208,7 @@ impl Publisher {
                         .server
                         .unreachable(&format!("append to the stream {}", self.name), &reason));
                 }
-                Some(_) => self.server.block_on(sleep(PAUSE)),
+                Some(_) => self.server.block_on(async { sleep(PAUSE).await }),
             }
         }
         Ok(Some(published))

@@ -312,7 +312,8 @@ fn a_writer_that_is_killed_loses_and_doubles_nothing() {
     let mut kept = [0_u64; 4];
     for round in 0..rounds {
         let this = std::env::current_exe().unwrap();
-        let name = thread::current().name().unwrap().to_owned();
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let name = format!("{module}::a_writer_that_is_killed_loses_and_doubles_nothing");
         let mut child = Command::new(this)
             .args([&name, "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, dir.path())

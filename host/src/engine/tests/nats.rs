@@ -146,7 +146,9 @@ fn a_server_that_is_killed_amid_appends_loses_and_doubles_nothing() {
         let read = scope.spawn(|| {
             let mut reader = engine.reader(&topic, 0).unwrap();
             while reader.position() < RECORDS - 1 {
-                for stored in reader.next(5000, LONG).unwrap() {
+                let read = reader.next(5000, LONG).unwrap();
+                assert!(!read.is_empty(), "nothing behind {}", reader.position());
+                for stored in read {
                     let text = (stored.position + 1).to_string();
                     assert_eq!(stored.payload, text.into_bytes());
                 }
@@ -156,7 +158,7 @@ fn a_server_that_is_killed_amid_appends_loses_and_doubles_nothing() {
         for kill in 1..=3 {
             // Amid the appends, wherever that is.
             while watch.position() < kill * RECORDS / 5 {
-                watch.next(10_000, LONG).unwrap();
+                assert!(!watch.next(10_000, LONG).unwrap().is_empty());
             }
             server.restart();
         }
