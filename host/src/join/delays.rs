@@ -81,7 +81,7 @@ impl Delays {
         surface.all.add(delay_ms);
         surface.actions[action].add(delay_ms);
         // Often enough to follow, seldom enough to cost nothing.
-        let due = surface.all.total % 16 == 0 || surface.all.total == ENOUGH;
+        let due = surface.all.total.is_multiple_of(16) || surface.all.total == ENOUGH;
         if due {
             surface.renew(bounds);
         }

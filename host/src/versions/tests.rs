@@ -220,8 +220,11 @@ fn check(registry: &Registry) {
     }
 }
 
+/// What somebody wants to be decided.
+type Wish = Box<dyn Fn(&Registry) -> Result<Vec<Change>>>;
+
 /// Some wish; most of them are refused in most states.
-fn random_wish(rng: &mut SmallRng) -> Box<dyn Fn(&Registry) -> Result<Vec<Change>>> {
+fn random_wish(rng: &mut SmallRng) -> Wish {
     let version = *["1.0.0", "1.1.0", "2.0.0", "3.0.0"].choose(rng).unwrap();
     let other = *["1.0.0", "1.1.0", "2.0.0", "3.0.0"].choose(rng).unwrap();
     let name = *["a", "b", "c"].choose(rng).unwrap();

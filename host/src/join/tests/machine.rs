@@ -10,8 +10,11 @@ use crate::{
     join::{Joined, Joiner, Known, Made, saved::SavedJoiner},
 };
 
+/// Of each target: item, actions, and which of them are known.
+type Targets = Vec<(u64, u32, u32)>;
+
 /// Request, items and actions of each example.
-fn examples(made: &Made) -> Vec<(u64, Vec<(u64, u32, u32)>)> {
+fn examples(made: &Made) -> Vec<(u64, Targets)> {
     let of = |joined: &Joined| match joined {
         Joined::Example(joined) => {
             let targets = joined.example.targets.iter();
