@@ -44,7 +44,7 @@ impl<B: HistoryBackend> Encoded<B> {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let layers: usize = self.layers.iter().map(|layer| B::kept_size(layer).bytes).sum();
         layers + self.events.capacity() * size_of::<Event>() + self.times_s.capacity() * 8
     }
@@ -76,6 +76,8 @@ pub struct CacheCounts {
     pub known_tokens: u64,
     /// Tokens that had to be encoded.
     pub new_tokens: u64,
+    /// Tokens that updates encoded with their weights before those were in service.
+    pub warmed_tokens: u64,
     /// Bytes in the cache now.
     pub bytes: u64,
 }
@@ -84,6 +86,8 @@ pub struct CacheCounts {
 #[derive(Debug)]
 pub(crate) struct HistoryCache<B: HistoryBackend> {
     entries: Option<Cache<u64, Arc<Encoded<B>>, Bytes>>,
+    /// At most.
+    most_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -102,7 +106,7 @@ impl<B: HistoryBackend> HistoryCache<B> {
         const ENTRY_BYTES: usize = 256 << 10;
         let entries = (bytes > 0)
             .then(|| Cache::with_weighter((bytes / ENTRY_BYTES).max(64), bytes as u64, Bytes));
-        Self { entries }
+        Self { entries, most_bytes: bytes as u64 }
     }
 
     /// What is known of the history of an example that begins at its event `first`.
@@ -128,6 +132,25 @@ impl<B: HistoryBackend> HistoryCache<B> {
     pub(crate) fn keep(&self, user: u64, history: Arc<Encoded<B>>) {
         if let Some(entries) = self.entries.as_ref().filter(|_| !history.events.is_empty()) {
             entries.insert(user, history);
+        }
+    }
+
+    /// What is there of a user, which makes it no more useful.
+    pub(crate) fn peek(&self, user: u64) -> Option<Arc<Encoded<B>>> {
+        self.entries.as_ref().and_then(|entries| entries.peek(&user))
+    }
+
+    /// Has `bytes` less room than it was made with; 0 gives it all back.
+    pub(crate) fn give_up(&self, bytes: u64) {
+        if let Some(entries) = &self.entries {
+            entries.set_capacity(self.most_bytes.saturating_sub(bytes));
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        if let Some(entries) = &self.entries {
+            entries.clear();
         }
     }
 

@@ -32,6 +32,7 @@ use crate::{
     serving::{ServingBackend, ServingModel},
     spec::{Label, TaskSpec},
     update::Update,
+    warm::Warmer,
 };
 
 /// What the FM says of the targets of some requests.
@@ -50,11 +51,14 @@ pub struct Serving {
     pub device: DeviceKind,
     /// Bytes of encoded histories that are kept between requests; 0 keeps none.
     pub history_cache_bytes: usize,
+    /// Histories of the users asked for last that an update encodes before its weights are in service, at most;
+    /// 0 encodes none. They take at most a quarter of the cache.
+    pub warm_histories: usize,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20 }
+        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20, warm_histories: 512 }
     }
 }
 
@@ -68,8 +72,9 @@ pub trait FoundationModel: Send + Sync {
     fn now(&self) -> Arc<Manifest>;
 
     /// Puts new weights in service. A pass that runs goes on with the old ones; every pass sees one or the other,
-    /// and none waits. Histories are encoded anew, each when it is asked for next. It returns when the last pass with the
-    /// old weights has ended.
+    /// and none waits. Histories are encoded anew: those of the users asked for last before the weights are in service
+    /// ([`Serving::warm_histories`]; for 5 seconds at most), the others each when it is asked for next. It returns when
+    /// the last pass with the old weights has ended.
     ///
     /// # Errors
     /// A model that was not loaded for updates ([`load_live`]), or weights that do not fit it or are damaged: nothing has
@@ -149,7 +154,9 @@ struct Loaded<B: ServingBackend> {
     /// Where updates are possible. None in the lock once a store has failed.
     live: Option<Mutex<Option<Live<B>>>>,
     history_cache_bytes: usize,
-    counts: [AtomicU64; 3],
+    warmer: Option<Warmer>,
+    /// Of requests: whole, known tokens, new tokens. Of updates: warmed tokens.
+    counts: [AtomicU64; 4],
 }
 
 impl<B: ServingBackend> Loaded<B> {
@@ -160,6 +167,11 @@ impl<B: ServingBackend> Loaded<B> {
         let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
         let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
         let live = from.work.map(|work| Live::open(dir, work)).transpose()?;
+        let Serving { history_cache_bytes, warm_histories, .. } = serving;
+        let warmer = match &live {
+            Some(_) => Warmer::start(warm_histories, history_cache_bytes)?,
+            None => None,
+        };
         let rows = match &live {
             Some(live) => live.rows(),
             None => Rows::Fixed(Box::new(StoreReader::open(dir.join("store"))?)),
@@ -167,7 +179,7 @@ impl<B: ServingBackend> Loaded<B> {
         let now = Generation {
             manifest: Arc::new(manifest.clone()),
             model: Arc::new(ServingModel::new(model)),
-            cache: Arc::new(HistoryCache::new(serving.history_cache_bytes)),
+            cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows,
         };
         Ok(Self {
@@ -176,7 +188,8 @@ impl<B: ServingBackend> Loaded<B> {
             device,
             now: RwLock::new(Arc::new(now)),
             live: live.map(|live| Mutex::new(Some(live))),
-            history_cache_bytes: serving.history_cache_bytes,
+            history_cache_bytes,
+            warmer,
             counts: Default::default(),
         })
     }
@@ -188,6 +201,20 @@ impl<B: ServingBackend> Loaded<B> {
 
     fn pass<'a>(&'a self, now: &'a Generation<B>) -> Pass<'a, B> {
         Pass { fm: self, now }
+    }
+
+    /// Encodes for a generation that is to come what its first requests are likely to ask for.
+    fn warm(&self, next: &Generation<B>)
+    where
+        ServingModel<B>: Sync,
+    {
+        let Some(warmer) = &self.warmer else { return };
+        match warmer.warm(&self.pass(next), &self.generation().cache) {
+            Ok(tokens) => _ = self.counts[3].fetch_add(tokens, Ordering::Relaxed),
+            Err(error) => {
+                tracing::warn!(%error, "histories are encoded when they are asked for, not before");
+            }
+        }
     }
 }
 
@@ -225,7 +252,8 @@ where
             let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *now, generation)
         };
-        live.replace(next, put)?;
+        self.warm(&next.generation);
+        live.replace(next, put).inspect_err(|_| self.generation().cache.give_up(0))?;
         *slot = Some(live);
         Ok(())
     }
@@ -268,16 +296,17 @@ where
     }
 
     fn cache_counts(&self) -> CacheCounts {
-        let [whole, known_tokens, new_tokens] =
-            [0, 1, 2].map(|at: usize| self.counts[at].load(Ordering::Relaxed));
-        CacheCounts { whole, known_tokens, new_tokens, bytes: self.generation().cache.bytes() }
+        let [whole, known_tokens, new_tokens, warmed_tokens] =
+            self.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let bytes = self.generation().cache.bytes();
+        CacheCounts { whole, known_tokens, new_tokens, warmed_tokens, bytes }
     }
 }
 
 /// A pass, with one generation of weights from its beginning to its end.
-struct Pass<'a, B: ServingBackend> {
+pub(crate) struct Pass<'a, B: ServingBackend> {
     fm: &'a Loaded<B>,
-    now: &'a Generation<B>,
+    pub(crate) now: &'a Generation<B>,
 }
 
 impl<B: ServingBackend> Pass<'_, B>
@@ -286,6 +315,9 @@ where
 {
     /// The encoded history of each example: what the cache lacks is encoded in one pass.
     fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {
+        if let Some(warmer) = &self.fm.warmer {
+            examples.iter().for_each(|example| warmer.touch(example.user.id));
+        }
         let window = self.fm.manifest.config.history_window();
         let first = |example: &Example| window.first(&example.history);
         let mut found: Vec<Found<B>> =
@@ -314,9 +346,7 @@ where
             count.fetch_add(more as u64, Ordering::Relaxed);
         }
         if new_tokens > 0 {
-            let batch = self.fm.batcher.lay_out(&selected, &self.now.manifest.statistics);
-            let attention = model::attention(&self.fm.manifest.config, &batch)?;
-            self.now.model.encode(self.embed(&batch), &batch, &attention, &mut growing);
+            self.encode(&selected, &mut growing)?;
         }
         let keep = |(found, example): (Found<B>, &&Example)| match found {
             Found::Whole(history) => history,
@@ -327,6 +357,18 @@ where
             }
         };
         Ok(found.into_iter().zip(examples).map(keep).collect())
+    }
+
+    /// Encodes the selected events, which follow what is encoded already; all of them are in `events` there.
+    pub(crate) fn encode(
+        &self,
+        selected: &[Selected<'_>],
+        growing: &mut [&mut Encoded<B>],
+    ) -> Result<()> {
+        let batch = self.fm.batcher.lay_out(selected, &self.now.manifest.statistics);
+        let attention = model::attention(&self.fm.manifest.config, &batch)?;
+        self.now.model.encode(self.embed(&batch), &batch, &attention, growing);
+        Ok(())
     }
 
     /// What some targets are over their histories.

@@ -30,6 +30,7 @@ pub mod spec;
 pub mod standardise;
 pub mod trainer;
 pub mod update;
+mod warm;
 
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]

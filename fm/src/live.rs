@@ -4,7 +4,7 @@
 //! the new ones, and never waits. New rows first lie above the store, in the generation that brings them; once
 //! no pass of an earlier generation is left they are committed below, where nobody can tell the difference, and the
 //! next generation goes without them. Histories were encoded with the weights of one generation and are kept by it
-//! alone. Who may update what, and how updates travel, is decided above.
+//! alone, or for it (`warm`). Who may update what, and how updates travel, is decided above.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -173,6 +173,8 @@ impl<B: ServingBackend> Live<B> {
         let (ids, rows) = above.there();
         self.store.upsert_rows(&ids, &rows)?;
         let before = put(generation.clone());
+        // The new generation has the room; a pass that still runs with the old one has what it needs.
+        before.cache.clear();
         self.retired.push(before.clone());
         drop(before);
         let before = self.wait();

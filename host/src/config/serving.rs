@@ -75,6 +75,9 @@ pub struct FmTierConfig {
     pub batch_wait_us: u64,
     /// Memory for encoded histories, which the FM keeps between requests, in MiB; 0 keeps none.
     pub history_cache_mib: usize,
+    /// Histories of the users asked for last that are encoded with published weights before those serve, at most;
+    /// 0 encodes each when it is asked for.
+    pub warm_histories: usize,
     /// How TAEs travel between processes: f32, bf16, or int8 with a scale a row.
     pub tae: TaeFormat,
     /// The largest body that this tier takes from another, in bytes.
@@ -92,6 +95,7 @@ impl FmTierConfig {
             batch_candidates: 2048,
             batch_wait_us: 0,
             history_cache_mib: 256,
+            warm_histories: 512,
             tae: TaeFormat::F32,
             max_body_bytes: 64 << 20,
         }
@@ -99,7 +103,14 @@ impl FmTierConfig {
 
     /// A few served items a request, in big batches, when there is time.
     pub fn logging() -> Self {
-        Self { queue: 4096, batch_candidates: 8192, batch_wait_us: 50_000, ..Self::serving() }
+        Self {
+            queue: 4096,
+            batch_candidates: 8192,
+            batch_wait_us: 50_000,
+            // Nobody waits for its answers, and an item is logged once.
+            warm_histories: 0,
+            ..Self::serving()
+        }
     }
 
     /// How its FM is loaded, on `device` unless it has its own.
@@ -107,6 +118,7 @@ impl FmTierConfig {
         Serving {
             device: self.device.unwrap_or(device),
             history_cache_bytes: self.history_cache_mib << 20,
+            warm_histories: self.warm_histories,
         }
     }
 

@@ -55,7 +55,7 @@ pub struct Models<'a> {
 /// A checkpoint that cannot be loaded, an expert that faults.
 pub fn measure(models: Models<'_>, examples: &[Example]) -> Result<Latency> {
     // Nothing is kept between requests: both models are told all of a history each time.
-    let serving = Serving { device: models.device, history_cache_bytes: 0 };
+    let serving = Serving { device: models.device, history_cache_bytes: 0, ..Serving::default() };
     let one_stage = inference::load(models.one_stage, serving)?;
     let fm = inference::load(models.fm, serving)?;
     let Models { blueprint, parameters, device, .. } = models;

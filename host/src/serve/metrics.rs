@@ -142,7 +142,7 @@ impl Metrics {
         let history_cache = IntGaugeVec::new(
             Opts::new(
                 "hypercast_history_cache",
-                "Encoded histories: requests whose whole history was kept, tokens known and new since the start, bytes now",
+                "Encoded histories: requests whose whole history was kept, tokens known, new and encoded by updates since the start, bytes now",
             ),
             &["what"],
         )
@@ -423,11 +423,12 @@ impl Metrics {
 
     /// Says what the history cache was worth.
     pub fn history_cache(&self, counts: CacheCounts) {
-        let CacheCounts { whole, known_tokens, new_tokens, bytes } = counts;
+        let CacheCounts { whole, known_tokens, new_tokens, warmed_tokens, bytes } = counts;
         let values = [
             ("whole_requests", whole),
             ("known_tokens", known_tokens),
             ("new_tokens", new_tokens),
+            ("warmed_tokens", warmed_tokens),
             ("bytes", bytes),
         ];
         for (what, value) in values {

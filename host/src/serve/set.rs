@@ -195,6 +195,7 @@ impl ServingSet {
             whole: sum.whole + more.whole,
             known_tokens: sum.known_tokens + more.known_tokens,
             new_tokens: sum.new_tokens + more.new_tokens,
+            warmed_tokens: sum.warmed_tokens + more.warmed_tokens,
             bytes: sum.bytes + more.bytes,
         })
     }
