@@ -386,9 +386,7 @@ fn a_cross_layer_is_its_equation() {
     let (parameters, batch) = (network.random_parameters(), network.batch(&[(0, 3)]));
     let outputs = network.serve(&parameters, &batch);
     let of = |name: &str| parameters.by_name(name).expect("a parameter");
-    let [ColumnData::Numbers(rate), ColumnData::Numbers(count)] = &batch.columns[..] else {
-        unreachable!("two features")
-    };
+    let [rate, count] = [0, 1].map(|column| batch.numbers(column));
     for row in 0..3 {
         let x0 = [rate[row], count[row]];
         let mut x = x0;
@@ -411,7 +409,7 @@ fn each_surface_has_its_own_scale_and_bias() {
     let mut parameters = network.parameters();
     let batch = network.batch(&[(0, 5)]);
     let rates = network.serve(&parameters, &batch);
-    assert_eq!(ColumnData::Numbers(rates.clone()), batch.columns[0], "it starts as the identity");
+    assert_eq!(rates[..], batch.numbers(0)[..], "it starts as the identity");
     let index = |name: &str| network.graph.parameters.iter().position(|p| p.name == name);
     let (scale, bias) = (index("surface/scale").unwrap(), index("surface/bias").unwrap());
     assert!(

@@ -8,6 +8,7 @@ mod engine;
 mod expert;
 mod fm;
 mod kernels;
+mod lifecycle;
 mod load;
 mod machine;
 mod report;
@@ -21,7 +22,10 @@ mod world;
 
 use std::path::PathBuf;
 
-use crate::error::{Error, Result};
+use crate::{
+    config::EngineKind,
+    error::{Error, Result},
+};
 
 pub use self::report::{Figure, Report, Rival};
 
@@ -38,6 +42,8 @@ pub enum Part {
     Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
+    /// Events in, joined, learned from and published, by real processes
+    Lifecycle,
 }
 
 /// What to measure, and how thoroughly.
@@ -55,6 +61,12 @@ pub struct Options {
     pub only: Option<String>,
     /// Rows of the store.
     pub rows: usize,
+    /// How long events are offered to ingest, in seconds.
+    pub seconds: u64,
+    /// Publications that are applied under load.
+    pub publications: usize,
+    /// What keeps the streams of the lifecycle.
+    pub engine: EngineKind,
 }
 
 impl Options {
@@ -96,6 +108,7 @@ pub fn run(options: &Options) -> Result<Report> {
             }
         }
         Part::Store => store::measure(options, &mut report)?,
+        Part::Lifecycle => lifecycle::measure(options, &mut report)?,
     }
     Ok(report)
 }

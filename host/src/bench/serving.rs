@@ -65,7 +65,8 @@ pub(super) struct World {
     pub(super) two_tiers: PathBuf,
     /// The FM alone: a one-stage model of its size.
     pub(super) one_stage: PathBuf,
-    dataset: PathBuf,
+    /// The data of both.
+    pub(super) dataset: PathBuf,
 }
 
 /// A daemon and its caller.
@@ -211,7 +212,7 @@ impl World {
 }
 
 /// Runs a training as an operator does.
-fn train(job: [&str; 2], config: &Path) -> Result<()> {
+pub(super) fn train(job: [&str; 2], config: &Path) -> Result<()> {
     let failed = |error: std::io::Error| Error::Invalid(format!("cannot train: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
     let status = Command::new(program)

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::bench::{self, Options, Part};
+use crate::{
+    bench::{self, Options, Part},
+    config::EngineKind,
+};
 
 /// Measure how fast a part is, beside rivals on the same machine
 #[derive(Debug, clap::Args)]
@@ -25,18 +28,30 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
     /// One group of figures alone; kernels: attention, window, shared, step, history; store:
-    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory, nats
+    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory, nats;
+    /// lifecycle: ingest, latency, publish
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store; they take about 290 bytes each on disk and in memory, and as much again for rivals
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub rows: usize,
+    /// Seconds for which lifecycle's events come
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub seconds: u64,
+    /// Publications that lifecycle applies under load
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub publications: usize,
+    /// What keeps lifecycle's streams; `nats` starts a nats-server that is in PATH
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: EngineKind,
 }
 
 /// Measures, prints each figure as it comes, and writes them.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.runs > 0, "--runs 0: at least one is needed");
     anyhow::ensure!(args.rows > 0, "--rows 0: at least one is needed");
+    anyhow::ensure!(args.seconds >= 10, "--seconds {}: at least 10 are needed", args.seconds);
+    anyhow::ensure!(args.publications >= 4, "--publications: at least 4 are needed");
     let options = Options {
         part: args.part,
         runs: args.runs,
@@ -44,6 +59,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         plugins: args.plugins,
         only: args.only,
         rows: args.rows,
+        seconds: args.seconds,
+        publications: args.publications,
+        engine: args.engine,
     };
     let report = bench::run(&options)?;
     println!("{report}");

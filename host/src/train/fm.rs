@@ -134,7 +134,7 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
 }
 
 /// Where a finished training leaves its trainer, for one that goes on with the stream.
-pub(super) fn trained_dir(config: &Config) -> std::path::PathBuf {
+pub(crate) fn trained_dir(config: &Config) -> std::path::PathBuf {
     config.paths.fm_work.join("trained")
 }
 

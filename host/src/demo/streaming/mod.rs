@@ -8,7 +8,7 @@ mod client;
 mod drive;
 mod operator;
 mod prepare;
-mod processes;
+pub(crate) mod processes;
 mod report;
 mod scores;
 mod watch;
@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut options = options.clone();
     let mut fleet = Fleet::new(options.work.join("said"), stop.clone())?;
     if options.engine == EngineKind::Nats && options.nats_url.is_none() {
-        options.nats_url = Some(start_nats(&options, &mut fleet)?);
+        options.nats_url = Some(fleet.start_nats(&options.work.join("nats"))?);
     }
     let ground = prepare::prepare(&options, &fleet, &mut seconds)?;
     let url = seconds.time("start", || start(&ground, &mut fleet, &options.listen))?;
@@ -133,22 +133,6 @@ fn start(ground: &Ground, fleet: &mut Fleet, listen: &str) -> Result<String> {
     fleet
         .start("serve", &[&["serve", "--listen", listen].map(OsStr::new)[..], &config].concat())?;
     fleet.await_word("serve", "listening on ", PATIENCE)
-}
-
-/// A NATS server of the demo's own, with its files in the work folder.
-fn start_nats(options: &Options, fleet: &mut Fleet) -> Result<String> {
-    let dir = options.work.join("nats");
-    let failed =
-        |error: std::io::Error| Error::Invalid(format!("no port for a NATS server: {error}"));
-    let free = std::net::TcpListener::bind("127.0.0.1:0").map_err(failed)?;
-    let port = free.local_addr().map_err(failed)?.port().to_string();
-    drop(free);
-    let words = ["-js", "-a", "127.0.0.1", "-p", &port, "-sd"];
-    let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-    args.push(dir.as_os_str());
-    fleet.start_program("nats-server", "nats-server".as_ref(), &args)?;
-    fleet.await_word("nats-server", "Server is ready", PATIENCE)?;
-    Ok(format!("nats://127.0.0.1:{port}"))
 }
 
 /// Replays under an operator's decisions, then waits for the last examples.

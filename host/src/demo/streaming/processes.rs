@@ -20,6 +20,9 @@ use crate::{
 /// How long a process may take to stop once it is asked.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// How long a server of others may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
 /// How often a process is looked at while something is awaited of it.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -120,6 +123,23 @@ impl Fleet {
         let ours = program == self.program;
         self.running.push(Process { name: name.to_owned(), child, said, ours });
         Ok(())
+    }
+
+    /// Starts a NATS server whose files are in `store`, and gives its address.
+    ///
+    /// # Errors
+    /// A server that is not in PATH, or does not become ready.
+    pub fn start_nats(&mut self, store: &Path) -> Result<String> {
+        let failed = |error: std::io::Error| Error::Invalid(format!("no port for NATS: {error}"));
+        let free = std::net::TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+        let port = free.local_addr().map_err(failed)?.port().to_string();
+        drop(free);
+        let words = ["-js", "-a", "127.0.0.1", "-p", &port, "-sd"];
+        let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        args.push(store.as_os_str());
+        self.start_program("nats-server", "nats-server".as_ref(), &args)?;
+        self.await_word("nats-server", "Server is ready", READY_WITHIN)?;
+        Ok(format!("nats://127.0.0.1:{port}"))
     }
 
     /// Waits until a process has said something, and gives the rest of that line.
