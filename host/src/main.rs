@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
         Command::Materialise(args) => commands::train::run_materialise(args),
         Command::Serve(args) => commands::serve::run(args),
         Command::Join(args) => commands::join::run(args),
-        Command::Plugin(args) => commands::plugin::run_plugin(args),
+        Command::Plugin(args) => commands::plugin::run(args),
         Command::Store(args) => commands::store::run(args),
         Command::Demo(args) => commands::demo::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),

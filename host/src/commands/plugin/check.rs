@@ -13,28 +13,6 @@ use crate::expert::wasm::contract::{Description, TaskKind};
 use crate::expert::{Blueprint, Engine, EngineConfig, Limits, LoadOptions};
 use crate::schema::Schema;
 
-/// Look at expert plugins
-#[derive(Debug, clap::Args)]
-pub struct PluginArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub action: Action,
-}
-
-/// What can be done with a plugin.
-#[derive(Debug, clap::Subcommand)]
-pub enum Action {
-    /// Print what a component says of itself and what its network costs, or why it is refused
-    Check(Args),
-}
-
-/// Runs the chosen action.
-pub fn run_plugin(args: PluginArgs) -> anyhow::Result<()> {
-    match args.action {
-        Action::Check(args) => run(args),
-    }
-}
-
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
 pub struct Args {
