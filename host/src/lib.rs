@@ -28,5 +28,6 @@ pub mod schema;
 pub mod serve;
 pub mod stop;
 pub mod telemetry;
+pub mod trace;
 pub mod train;
 pub mod versions;
