@@ -5,7 +5,7 @@
 //! is kept is a MAC of each under a key of this process, and every comparison goes through all of them in constant time.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -75,11 +75,21 @@ enum Admin {
 }
 
 impl Access {
-    /// For an address that was bound.
+    /// For a server at one of several addresses; what others reach decides for all.
     ///
     /// # Errors
     /// As [`Access::read`].
-    pub(super) fn new(server: &Server, address: IpAddr, metrics: &Metrics) -> Result<Arc<Self>> {
+    ///
+    /// # Panics
+    /// Without an address.
+    pub(super) fn new(
+        server: &Server,
+        addresses: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>> {
+        let all = || addresses.iter().map(SocketAddr::ip);
+        let address = all().find(|address| !is_local(*address)).or_else(|| all().next());
+        let address = address.expect("a server has an address");
         let refused = metrics.counter(
             "hypercast_unauthorised_total",
             "Requests refused for want of a token, by kind of route and cause",
@@ -132,7 +142,7 @@ impl Rules {
             given.then(|| Tokens::read(path)).transpose()
         };
         let (admin, callers) = (tokens(&server.admin_tokens)?, tokens(&server.tokens)?);
-        let local = address.to_canonical().is_loopback();
+        let local = is_local(address);
         let protected = local || server.has_tls() || server.insecure_admin;
         let admin = match admin {
             _ if !server.admin => Admin::Off(
@@ -222,6 +232,11 @@ async fn answer(
         }
         Err(denial) => access.refuse(routes, &denial),
     }
+}
+
+/// Whether this machine alone reaches it.
+fn is_local(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 /// Why a request is not let in.

@@ -23,7 +23,7 @@ use super::{
     auth::Access,
     follow::{Begun, Following},
     ingest,
-    listen::Bound,
+    listen::{self, Bound},
     loader::Loader,
     metrics::Metrics,
     reload::{self, Origin, Outcome, Reloader},
@@ -107,8 +107,10 @@ pub async fn serve(
         only_for_tiers(&mut config);
     }
     let metrics = Arc::new(Metrics::new());
-    let bound = Bound::new(&config.server, &metrics).await?;
-    let access = Access::new(&config.server, bound.address.ip(), &metrics)?;
+    let addresses = listen::resolve(&config.server).await?;
+    // Before anything is open: what others would reach may not be without protection.
+    let access = Access::new(&config.server, &addresses, &metrics)?;
+    let bound = Bound::new(&config.server, &addresses, &metrics).await?;
     let settings = Settings::new(config.clone());
     let reloader = Reloader::new((origin, settings.clone()), (access, bound.tls()), &metrics);
     if tier == Tier::Ingest {

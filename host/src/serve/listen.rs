@@ -51,22 +51,23 @@ const MOST_BYTES: u64 = 1 << 20;
 pub(super) struct Bound {
     listener: TcpListener,
     /// The address in use.
-    pub(super) address: SocketAddr,
+    address: SocketAddr,
     tls: Option<Arc<Tls>>,
 }
 
 impl Bound {
-    /// Binds the address of the configuration.
+    /// Binds one of the addresses that [`resolve`] gave.
     ///
     /// # Errors
-    /// An address that cannot be had; files of TLS that are missing or do not fit each other.
-    pub(super) async fn new(server: &Server, metrics: &Metrics) -> Result<Self> {
+    /// Addresses that cannot be had; files of TLS that are missing or do not fit each other.
+    pub(super) async fn new(
+        server: &Server,
+        addresses: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self> {
         let tls = server.has_tls().then(|| Tls::new(server, metrics)).transpose()?;
-        let listen = &server.listen;
-        let cannot = |error: io::Error| {
-            Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"))
-        };
-        let listener = TcpListener::bind(listen).await.map_err(cannot)?;
+        let cannot = |error: io::Error| cannot_listen(server, &error);
+        let listener = TcpListener::bind(addresses).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
         Ok(Self { listener, address, tls: tls.map(Arc::new) })
     }
@@ -99,6 +100,23 @@ impl Bound {
             }
         }
     }
+}
+
+/// The addresses that `server.listen` means; nothing is opened yet.
+///
+/// # Errors
+/// A text that is no address and port, or a name that is not known.
+pub(super) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host(&server.listen).await;
+    let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
+    match addresses.is_empty() {
+        true => Err(Error::Invalid(format!("{:?} (server.listen) is no address", server.listen))),
+        false => Ok(addresses),
+    }
+}
+
+fn cannot_listen(server: &Server, error: &io::Error) -> Error {
+    Error::Invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
 }
 
 /// What connections are encrypted with.
