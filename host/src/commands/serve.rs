@@ -26,8 +26,7 @@ pub struct Args {
 /// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it prints `listening on
 /// http://ADDRESS`, or `https://` where it has a certificate.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let origin = Origin { path: args.config, listen: args.listen };
-    let config = origin.read()?;
+    let origin = Origin { path: args.config, listen: args.listen, tier: args.tier };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -41,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             tracing::info!("stopping: finishing accepted requests");
         };
         let ready = |url: &str| println!("listening on {url}");
-        http::serve((config, origin), args.tier, stop, ready).await?;
+        http::serve(origin, stop, ready).await?;
         Ok(())
     })
 }

@@ -34,7 +34,7 @@ use super::{
     workers::{PoolSize, Workers},
 };
 use crate::{
-    config::{Config, FmTierConfig, Server, Tier},
+    config::{Config, FmTierConfig, Tier},
     dataset::Dataset,
     engine,
     error::{Error, Result},
@@ -95,17 +95,14 @@ pub(super) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
 /// `ready` is told where (`http://ADDRESS` or `https://ADDRESS`) once models are loaded.
 ///
 /// # Errors
-/// An address that cannot be bound, or that may not be without protection; whatever loading says.
+/// A configuration that is wrong; an address that cannot be bound, or that may not be without protection; whatever loading says.
 pub async fn serve(
-    (mut config, origin): (Config, Origin),
-    tier: Tier,
+    origin: Origin,
     stop: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
+    let (config, tier) = (origin.read()?, origin.tier);
     trace::set(&config.server.log)?;
-    if matches!(tier, Tier::FmServing | Tier::FmLogging) {
-        only_for_tiers(&mut config);
-    }
     let metrics = Arc::new(Metrics::new());
     let addresses = listen::resolve(&config.server).await?;
     // Before anything is open: what others would reach may not be without protection.
@@ -177,15 +174,6 @@ pub async fn serve(
         Ok(Err(error)) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
         Err(error) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
     }
-}
-
-/// Tiers of the FM alone are for other tiers, which speak plain HTTP and have no tokens; a file may be shared with one that has both.
-fn only_for_tiers(config: &mut Config) {
-    let own = Server::default();
-    let server = &mut config.server;
-    (server.tls_certificate, server.tls_key) = (own.tls_certificate, own.tls_key);
-    (server.tokens, server.admin_tokens) = (own.tokens, own.admin_tokens);
-    (server.admin, server.insecure_admin) = (false, false);
 }
 
 fn load(

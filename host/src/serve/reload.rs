@@ -20,7 +20,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    config::{Config, Reloaded},
+    config::{Config, Reloaded, Server, Tier},
     error::{Error, Result},
     trace,
 };
@@ -35,10 +35,12 @@ pub struct Origin {
     pub path: PathBuf,
     /// What stands in the place of its `server.listen`.
     pub listen: Option<String>,
+    /// The tier that the process runs.
+    pub tier: Tier,
 }
 
 impl Origin {
-    /// Reads the configuration.
+    /// Reads the configuration, as far as it is for this process.
     ///
     /// # Errors
     /// As [`Config::read`].
@@ -47,8 +49,20 @@ impl Origin {
         if let Some(listen) = &self.listen {
             config.server.listen.clone_from(listen);
         }
+        if matches!(self.tier, Tier::FmServing | Tier::FmLogging) {
+            only_for_tiers(&mut config.server);
+        }
         Ok(config)
     }
+}
+
+/// Tiers of the FM alone are for other tiers, which speak plain HTTP and have no tokens; a file may be shared with one that
+/// has both.
+fn only_for_tiers(server: &mut Server) {
+    let own = Server::default();
+    (server.tls_certificate, server.tls_key) = (own.tls_certificate, own.tls_key);
+    (server.tokens, server.admin_tokens) = (own.tokens, own.admin_tokens);
+    (server.admin, server.insecure_admin) = (false, false);
 }
 
 /// What a reload did.
