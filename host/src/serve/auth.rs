@@ -125,7 +125,7 @@ impl Access {
 
     fn refuse(&self, routes: &str, denial: &Denial) -> Response {
         self.refused.with_label_values(&[routes, denial.cause]).inc();
-        tracing::info!(routes, cause = denial.cause, "a request is refused");
+        tracing::debug!(routes, cause = denial.cause, "a request is refused");
         let mut response = refuse_with(denial.status, denial.code, &denial.message);
         if denial.status == 401 {
             let challenge = HeaderValue::from_static("Bearer realm=\"hypercast\"");
