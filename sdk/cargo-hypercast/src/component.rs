@@ -8,7 +8,8 @@ use wit_parser::WorldItem;
 const LOG: &str = "log";
 
 /// The contract's functions that an expert exports.
-const EXPORTS: [&str; 5] = ["describe", "network", "rank", "labels", "sample"];
+const EXPORTS: [&str; 7] =
+    ["describe", "network", "rank", "labels", "sample", "schedule", "evaluate"];
 
 /// Wraps a core module that was built against a WIT world.
 pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
