@@ -11,12 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_fm::priority::give_way;
+
 use super::{loader::Loader, metrics::Metrics, plan::Plan, service::Service, set::Models};
 use crate::{
+    clock::now_ms,
     config::{Config, Tier},
     engine::{Engine, Topic},
     error::{Error, Result},
-    join::{Known, Outcome, now_ms},
+    join::{Known, Outcome},
     schema::Schema,
     versions::Follower,
 };
@@ -74,7 +77,10 @@ impl Begun {
         let mut following = Following { stop: Arc::default(), threads: Vec::new() };
         let registrar = self.registrar;
         let feeds = registrar.loader.feeds();
-        following.spawn("weights", move |stop| feeds.follow(stop, &metrics))?;
+        following.spawn("weights", move |stop| {
+            give_way();
+            feeds.follow(stop, &metrics);
+        })?;
         following.spawn("versions", move |stop| registrar.follow(stop))?;
         if let Some(service) = service {
             following.spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;

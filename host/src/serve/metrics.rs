@@ -18,10 +18,7 @@ use prometheus::{
 use serde::Serialize;
 
 use super::{recent::Recent, set::ServingSet, window::Quality};
-use crate::{
-    join::{Counts, now_ms},
-    publish::Header,
-};
+use crate::{clock::now_ms, join::Counts, publish::Header};
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];

@@ -26,13 +26,13 @@ use super::{
     streams::Streams,
 };
 use crate::{
+    clock::now_ms,
     config::Config,
     dataset::Dataset,
     engine::Engine,
     error::Result,
     expert::{Expert, Predictions, RankOutcome, wasm::contract},
     features::RequestInput,
-    join::now_ms,
     schema::Schema,
 };
 
