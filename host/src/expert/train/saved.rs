@@ -42,7 +42,10 @@ impl SavedTrainer {
     }
 
     /// The averaged parameters, and the steps that they followed.
-    pub(super) fn averaged(&self, graph: &Graph) -> Result<Option<(Parameters, u64)>, &'static str> {
+    pub(super) fn averaged(
+        &self,
+        graph: &Graph,
+    ) -> Result<Option<(Parameters, u64)>, &'static str> {
         let averaged = self.average.as_ref();
         averaged.map(|(values, steps)| Ok((self.parameters(graph, values)?, *steps))).transpose()
     }
