@@ -63,7 +63,7 @@ pub fn on_host(subcommand: &str, args: &[OsString]) -> Result<()> {
     host::plugin(&host_binary()?, subcommand, args.iter().cloned())
 }
 
-/// The arguments, and the package's own schema and configuration where they are wanted and not given.
+/// The arguments, and the package's own schema, configuration, name and version where they are wanted and not given.
 fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
     let wanted: &[(&str, &str)] = match subcommand {
         "check" | "bench" => &[("--schema", "schema.toml"), ("--config", "hypercast.toml")],
@@ -75,10 +75,18 @@ fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsSt
         let set = format!("{flag}=");
         args.iter().any(|arg| arg == flag || arg.to_string_lossy().starts_with(&set))
     };
-    let missing = wanted
+    let files = wanted
         .iter()
-        .filter(|(flag, file)| !is_given(flag) && folder.join(file).is_file())
-        .flat_map(|(flag, file)| [OsString::from(flag), folder.join(file).into()]);
+        .filter(|(_, file)| folder.join(file).is_file())
+        .map(|(flag, file)| (*flag, folder.join(file).into_os_string()));
+    // A push that brings a signature says in it what it is.
+    let is_signed_here = subcommand == "sign" || subcommand == "push" && is_given("--key");
+    let own = [("--name", &package.name), ("--version", &package.version)];
+    let own = own.into_iter().filter(|_| is_signed_here).map(|(flag, text)| (flag, text.into()));
+    let missing = files
+        .chain(own)
+        .filter(|(flag, _)| !is_given(flag))
+        .flat_map(|(flag, value)| [OsString::from(flag), value]);
     args.iter().cloned().chain(missing).collect()
 }
 
@@ -246,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("schema.toml"), "").unwrap();
         let package: Package = serde_json::from_value(serde_json::json!({
-            "name": "a", "manifest_path": dir.path().join("Cargo.toml"), "targets": [],
+            "name": "a", "version": "1.2.3", "manifest_path": dir.path().join("Cargo.toml"), "targets": [],
         }))
         .unwrap();
         let filled = |subcommand, args: &[&str]| {
@@ -259,5 +267,8 @@ mod tests {
         assert_eq!(filled("check", &["--schema=x"]), ["--schema=x"]);
         assert_eq!(filled("bench", &["--schema", "x"]), ["--schema", "x"]);
         assert_eq!(filled("push", &["http://host"]), ["http://host"]);
+        assert_eq!(filled("sign", &["--name", "b"]), ["--name", "b", "--version", "1.2.3"]);
+        let pushed = filled("push", &["http://host", "--key", "k"]);
+        assert_eq!(pushed, ["http://host", "--key", "k", "--name", "a", "--version", "1.2.3"]);
     }
 }
