@@ -28,6 +28,7 @@ pub mod publish;
 pub mod schema;
 pub mod serve;
 pub mod stop;
+pub mod synthetic;
 pub mod telemetry;
 pub mod trace;
 pub mod train;

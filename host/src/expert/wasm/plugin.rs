@@ -302,6 +302,11 @@ pub struct Instance<'a> {
 }
 
 impl Instance<'_> {
+    /// Its linear memory, in bytes; memory never shrinks, so this is the most that its calls needed.
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes
+    }
+
     /// As [`Plugin::rank`], in this instance.
     pub fn rank(
         &mut self,
