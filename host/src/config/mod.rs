@@ -5,11 +5,13 @@
 //! key; a test keeps it complete.
 
 mod lifecycle;
+mod rollout;
 mod serving;
 
 use std::path::{Path, PathBuf};
 
 pub use self::lifecycle::{EngineKind, EngineSettings, JoinSettings, PublishSettings};
+pub use self::rollout::{RecordedSettings, RolloutSettings};
 pub use self::serving::{FmTierConfig, Server, Tier};
 
 use hypercast_fm::{device::DeviceKind, spec::FmConfig};
@@ -59,6 +61,10 @@ pub struct Config {
     pub expert_training: ExpertTraining,
     /// Limits of every plugin.
     pub plugin_limits: PluginLimits,
+    /// How pushed versions come to serve.
+    pub rollout: RolloutSettings,
+    /// Which answered requests are recorded.
+    pub recorded: RecordedSettings,
     /// Which plugin serves which surfaces.
     pub experts: Vec<ExpertEntry>,
 }
@@ -80,6 +86,8 @@ impl Default for Config {
             logs: Logs::default(),
             expert_training: ExpertTraining::default(),
             plugin_limits: PluginLimits::default(),
+            rollout: RolloutSettings::default(),
+            recorded: RecordedSettings::default(),
             experts: Vec::new(),
         }
     }
@@ -512,6 +520,8 @@ impl Config {
         }
         self.join.validate()?;
         self.publish.validate()?;
+        self.rollout.validate()?;
+        self.recorded.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         for (at, entry) in self.experts.iter().enumerate() {

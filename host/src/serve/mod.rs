@@ -7,8 +7,10 @@
 //! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
 //! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
 //! remembers predictions until their outcomes are known, and `report` tells of all that.
+//! `admin` takes pushes, and `rollouts` shows them what serves.
 //! Training never happens here.
 
+pub mod admin;
 mod admission;
 pub mod api;
 pub mod convert;
@@ -27,6 +29,7 @@ pub mod metrics;
 mod plan;
 mod recent;
 mod report;
+mod rollouts;
 mod routes;
 mod served;
 pub mod service;

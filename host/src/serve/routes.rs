@@ -15,6 +15,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 
 use super::{
+    admin,
     api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal},
     fm_remote::{decode_examples, encode_output},
     http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
@@ -34,7 +35,8 @@ pub(super) fn of(app: Arc<App>) -> Router {
             .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
             .route("/v1/live", get(live))
             .route("/v1/rank", post(rank))
-            .route("/v1/events", post(events)),
+            .route("/v1/events", post(events))
+            .merge(admin::routes()),
         Tier::FmServing | Tier::FmLogging => {
             Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
         }

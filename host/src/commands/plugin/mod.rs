@@ -2,6 +2,13 @@
 //! component and calls these.
 
 pub mod check;
+mod host;
+pub mod keygen;
+pub mod logs;
+pub mod push;
+pub mod replay;
+pub mod rollback;
+pub mod sign;
 
 /// Work on expert plugins
 #[derive(Debug, clap::Args)]
@@ -16,11 +23,29 @@ pub struct PluginArgs {
 pub enum Action {
     /// Print what a component says of itself and what its network costs, or why it is refused
     Check(check::Args),
+    /// Run a component over recorded requests, beside another version or what was answered
+    Replay(replay::Args),
+    /// Make a key that signs pushes
+    Keygen(keygen::Args),
+    /// Vouch for a component and its parameters with a key
+    Sign(sign::Args),
+    /// Bring a signed component to a daemon, and follow its rollout
+    Push(push::Args),
+    /// Print an expert's rollouts, what its plugin wrote, and its faults
+    Logs(logs::Args),
+    /// Give an expert's users back to the version before
+    Rollback(rollback::Args),
 }
 
 /// Runs the chosen action.
 pub fn run(args: PluginArgs) -> anyhow::Result<()> {
     match args.action {
         Action::Check(args) => check::run(args),
+        Action::Replay(args) => replay::run(args),
+        Action::Keygen(args) => keygen::run(args),
+        Action::Sign(args) => sign::run(args),
+        Action::Push(args) => push::run(args),
+        Action::Logs(args) => logs::run(args),
+        Action::Rollback(args) => rollback::run(args),
     }
 }
