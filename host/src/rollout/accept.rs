@@ -11,7 +11,7 @@ use std::{
 use super::{
     Limits, Push, Rollout, Step, frame, moves,
     repository::{Admitted, Repository},
-    signature::{Manifest, sha256},
+    signature::{Manifest, PublicKey, sha256},
 };
 use crate::{
     config::Config,
@@ -40,9 +40,14 @@ pub enum Taken {
     New(Box<Rollout>, Box<Expert>),
 }
 
+/// Gives the keys that are trusted.
+pub type Trusted = Box<dyn Fn() -> Result<Vec<PublicKey>> + Send + Sync>;
+
 /// Accepts pushes for one daemon.
 pub struct Acceptor {
     config: Config,
+    /// The keys that are trusted now: they change while a daemon runs.
+    trusted: Trusted,
     schema: Arc<Schema>,
     wasm: Engine,
     streams: Arc<dyn Streams>,
@@ -55,12 +60,12 @@ impl Acceptor {
     /// # Errors
     /// What the file system says.
     pub fn new(
-        config: &Config,
+        (config, trusted): (&Config, Trusted),
         schema: Arc<Schema>,
         (wasm, streams): (Engine, Arc<dyn Streams>),
     ) -> Result<Self> {
         let repository = Repository::open(&config.paths.experts.join("pushed"))?;
-        Ok(Self { config: config.clone(), schema, wasm, streams, repository })
+        Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
     /// Checks a push's body. `under_way` are the files that rollouts use which the registry does not know yet.
@@ -75,7 +80,7 @@ impl Acceptor {
     ) -> Result<Taken> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
-        let keys = settings.keys()?;
+        let keys = (self.trusted)()?;
         if keys.is_empty() {
             return refuse(
                 "no key is trusted here: the operator adds public keys to rollout.trusted_keys"

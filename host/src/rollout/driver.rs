@@ -22,11 +22,11 @@ use super::{
     watch::Watch,
 };
 use crate::{
+    clock::now_ms,
     config::Config,
     engine::Engine as Streams,
     error::{Error, Result},
     expert::Expert,
-    join::now_ms,
     recorded::{self, Candidate},
     schema::Schema,
     stop::Stop,

@@ -63,12 +63,12 @@ pub struct DoneAnswer {
     pub done: String,
 }
 
-/// The routes.
+/// The routes below `/v1/admin`.
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/v1/admin/experts/{name}/versions/{version}", post(push).get(rollout))
-        .route("/v1/admin/experts/{name}/logs", get(logs))
-        .route("/v1/admin/experts/{name}/rollback", post(roll_back))
+        .route("/experts/{name}/versions/{version}", post(push).get(rollout))
+        .route("/experts/{name}/logs", get(logs))
+        .route("/experts/{name}/rollback", post(roll_back))
 }
 
 type Named = Path<(String, String)>;

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     service::Service,
+    settings::Settings,
     window::{Quality, Window},
 };
 use crate::{
-    config::Config,
     engine::Engine as Streams,
     error::Result,
     expert::Engine,
@@ -16,13 +16,16 @@ use crate::{
 
 /// Starts the rollouts of a daemon with experts.
 pub(super) fn start(
-    config: &Config,
+    settings: Arc<Settings>,
     service: Arc<Service>,
     (wasm, streams): (Engine, Arc<dyn Streams>),
 ) -> Result<Rollouts> {
     let schema = Arc::new(service.schema().clone());
-    let acceptor = Arc::new(Acceptor::new(config, schema.clone(), (wasm, streams.clone()))?);
-    Rollouts::start(config, Tools { acceptor, serving: service, streams, schema })
+    let config = settings.now();
+    let trusted = Box::new(move || settings.now().rollout.keys());
+    let acceptor = Acceptor::new((&config, trusted), schema.clone(), (wasm, streams.clone()))?;
+    let acceptor = Arc::new(acceptor);
+    Rollouts::start(&config, Tools { acceptor, serving: service, streams, schema })
 }
 
 impl Serving for Service {

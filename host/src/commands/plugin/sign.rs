@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::{
+    clock::now_ms,
     expert::wasm::contract::TYPES_IMPORT,
-    join::now_ms,
     rollout::{Manifest, SecretKey, Signed, sha256},
 };
 

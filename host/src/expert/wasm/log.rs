@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::join::now_ms;
+use crate::clock::now_ms;
 
 /// Lines a plugin.
 const LINES: usize = 256;
