@@ -122,7 +122,12 @@ impl Optimizer {
 
     /// Applies one batch's gradients at `factor` times the rates of this step. Gradients that are not finite change
     /// nothing: the answer says whether the step was taken.
-    pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients, factor: f32) -> bool {
+    pub fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        gradients: &Gradients,
+        factor: f32,
+    ) -> bool {
         let norm = gradients.norm();
         if !norm.is_finite() {
             return false;

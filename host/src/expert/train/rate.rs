@@ -31,7 +31,9 @@ impl Rate {
                 self.in_a_row += 1;
                 let fault = fault.to_string();
                 if self.in_a_row == GIVE_UP {
-                    tracing::warn!("{fault}, {GIVE_UP} times in a row: training goes on without its schedule");
+                    tracing::warn!(
+                        "{fault}, {GIVE_UP} times in a row: training goes on without its schedule"
+                    );
                 } else if self.last.as_ref() != Some(&fault) {
                     tracing::warn!("{fault}: the step is taken at the host's own rate");
                 }

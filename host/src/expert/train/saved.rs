@@ -27,6 +27,12 @@ impl SavedTrainer {
         &self.provenance
     }
 
+    /// Whether parameters, average and optimiser are those of `other`, whatever is drawn next.
+    #[cfg(test)]
+    pub(crate) fn learned_like(&self, other: &SavedTrainer) -> bool {
+        *self == SavedTrainer { chunks: self.chunks, ..other.clone() }
+    }
+
     /// The parameters that predicted then: the averaged ones, if there were any.
     ///
     /// # Errors
@@ -42,7 +48,10 @@ impl SavedTrainer {
     }
 
     /// The averaged parameters, and the steps that they followed.
-    pub(super) fn averaged(&self, graph: &Graph) -> Result<Option<(Parameters, u64)>, &'static str> {
+    pub(super) fn averaged(
+        &self,
+        graph: &Graph,
+    ) -> Result<Option<(Parameters, u64)>, &'static str> {
         let averaged = self.average.as_ref();
         averaged.map(|(values, steps)| Ok((self.parameters(graph, values)?, *steps))).transpose()
     }

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use hypercast_fm::example::Example;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 
 use super::average::Average;
 use super::hooks::{Hooks, Request};
