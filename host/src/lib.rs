@@ -29,5 +29,6 @@ pub mod schema;
 pub mod serve;
 pub mod stop;
 pub mod telemetry;
+pub mod trace;
 pub mod train;
 pub mod versions;

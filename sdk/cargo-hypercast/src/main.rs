@@ -31,6 +31,8 @@ struct Cli {
 enum Command {
     /// Builds a plugin crate into a component
     Build(Build),
+    /// Wraps a core module that another toolchain built into a component, and checks that it is an expert
+    Componentize(Componentize),
     /// Builds the in-tree plugins and the host, then runs `hypercast demo`
     Demo(Forwarded),
     /// Builds the in-tree plugins and hostile guests, then runs all tests
@@ -51,6 +53,15 @@ struct Build {
 }
 
 #[derive(Args)]
+struct Componentize {
+    /// The module, linked with the bindings that `wit-bindgen` makes of the contract (see examples/c-expert)
+    module: PathBuf,
+    /// The component to write; MODULE with `.component.wasm` by default
+    #[arg(short, long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct Forwarded {
     /// Handed on as they are, to `hypercast demo` or `cargo test --workspace`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -65,6 +76,12 @@ fn main() -> anyhow::Result<()> {
                 tasks::PackageChoice { manifest: build.manifest_path, name: build.package };
             let component = tasks::build(cli.wasm_toolchain, &package, build.out)?;
             println!("{}", component.display());
+            Ok(())
+        }
+        Command::Componentize(Componentize { module, out }) => {
+            let out = out.unwrap_or_else(|| module.with_extension("component.wasm"));
+            component::wrap(&module, &out)?;
+            println!("{}", out.display());
             Ok(())
         }
         Command::Demo(demo) => tasks::demo(cli.wasm_toolchain, &demo.args),
