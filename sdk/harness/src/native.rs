@@ -54,6 +54,7 @@ impl<E: Expert + 'static> Native<E> {
             tae_dim: world.options.tae_dim,
             tasks: description.tasks.iter().map(|task| task.name.clone()).collect(),
             trained_rows: 0,
+            trained_until_ms: 0,
             normaliser: training::normaliser(world),
         };
         let parameters = Parameters::init(&graph, provenance, training::SEED);
