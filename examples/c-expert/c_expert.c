@@ -286,3 +286,28 @@ void exports_expert_sample(expert_host_info_t *info, expert_action_batch_t *batc
     // Every example is kept.
     *ret = (expert_list_f32_t){0};
 }
+
+// The host's own rate: its warm-up and decay are good enough.
+float exports_expert_schedule(expert_training_step_t *step) {
+    (void)step;
+    return 1;
+}
+
+// ---- what may serve: nothing that is clearly worse than what serves now ----
+
+enum { ENOUGH_EXAMPLES = 1000 };
+
+void exports_expert_evaluate(expert_host_info_t *info, expert_evaluation_t *evaluation, expert_verdict_t *ret) {
+    (void)info;
+    *ret = (expert_verdict_t){.tag = HYPERCAST_EXPERT_TYPES_VERDICT_PUBLISH};
+    for (size_t i = 0; i < evaluation->slices.len; i++) {
+        hypercast_expert_types_slice_t *slice = &evaluation->slices.ptr[i];
+        bool compared = slice->candidate.ne.is_some && slice->serving.is_some && slice->serving.val.ne.is_some;
+        if (!compared || slice->surface.is_some || slice->examples < ENOUGH_EXAMPLES) continue;
+        if (slice->candidate.ne.val > 1.02 * slice->serving.val.ne.val) {
+            ret->tag = HYPERCAST_EXPERT_TYPES_VERDICT_HOLD;
+            ret->val.hold = text("c-expert: a task's NE is more than 2 % above that of what serves");
+            return;
+        }
+    }
+}

@@ -30,6 +30,7 @@ pub mod rollout;
 pub mod schema;
 pub mod serve;
 pub mod stop;
+pub mod synthetic;
 pub mod telemetry;
 pub mod trace;
 pub mod train;

@@ -1,9 +1,9 @@
 //! What a process says of itself, on standard error: as text, or as JSON lines where `HYPERCAST_LOG_FORMAT` is `json`.
 //!
-//! How much is said, `HYPERCAST_LOG` decides (levels by module, as `warn,hypercast=info`); where it is not set, the daemon's
+//! How much is said, `HYPERCAST_LOG` decides (levels by module, as `warn,hypercast::serve=info`); where it is not set, the daemon's
 //! configuration does. Metrics and reports are elsewhere.
 
-use std::sync::OnceLock;
+use std::{io::IsTerminal, sync::OnceLock};
 
 use tracing_subscriber::EnvFilter;
 
@@ -19,7 +19,11 @@ static CHANGE: OnceLock<Change> = OnceLock::new();
 /// Begins to say warnings and errors, or what `HYPERCAST_LOG` wants. A process does this once, first of all.
 pub fn start() {
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // Colours are for people: a journal or a file gets none.
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter);
     let gone = |error: tracing_subscriber::reload::Error| Error::Invalid(error.to_string());
     let change: Change = match std::env::var("HYPERCAST_LOG_FORMAT").as_deref() {
         Ok("json") => {
@@ -69,7 +73,7 @@ mod tests {
 
     #[test]
     fn levels_are_checked_before_they_are_taken() {
-        assert!(check("warn,hypercast=info").is_ok());
+        assert!(check("warn,hypercast::serve=info").is_ok());
         assert!(check("hypercast=loud").unwrap_err().contains("loud"));
         assert!(set("hypercast=loud").is_err());
     }

@@ -119,3 +119,24 @@ fn every_metric_of_the_guide_exists() {
     let missing: Vec<&String> = spoken_of.difference(&known).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
+
+#[test]
+fn the_image_is_made_of_the_whole_workspace() {
+    let root = host().join("..");
+    let file = std::fs::read_to_string(host().join("deploy/Containerfile")).unwrap();
+    let lines = file.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let copied: BTreeSet<&str> = lines
+        .filter(|line| !line.starts_with("--from"))
+        .flat_map(|line| line.split_whitespace().rev().skip(1))
+        .collect();
+    for source in &copied {
+        assert!(root.join(source).exists(), "{source}");
+    }
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let members = manifest.split_once("members = [").unwrap().1.split_once(']').unwrap().0;
+    for member in members.lines().filter_map(|line| line.trim().strip_prefix('"')) {
+        let top = member.split(['/', '"']).next().unwrap();
+        assert!(copied.contains(top), "{member} is not copied");
+    }
+    assert!(file.contains("\nUSER 10001"), "it does not run as root");
+}

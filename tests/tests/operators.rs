@@ -273,3 +273,23 @@ fn a_joiner_says_where_its_metrics_are() {
     assert!(signal("-TERM"));
     assert!(joiner.wait().unwrap().success());
 }
+
+#[test]
+fn the_tier_that_takes_events_asks_for_tokens_too() {
+    let Some((binary, ..)) = prerequisites("tokens of ingest") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut config = world(dir, 100, 2);
+    config.server.tokens = "callers".into();
+    write_secret(&dir.join("callers"), &format!("feed {FEED}\n"));
+    write(&config, dir);
+    let daemon = Daemon::start_with(&binary, dir, &["--tier", "ingest"]);
+    let body = json!({ "clock_ms": 1_700_000_000_000_u64 }).to_string();
+    let tell = Ask { route: "/v1/events", body: Some(&body), ..Ask::default() };
+    let status = |token| ask(daemon.url(), None, Ask { token, ..tell }).unwrap().status;
+    assert_eq!((status(None), status(Some(FEED)), status(Some(OPS))), (401, 200, 401));
+    write_secret(&dir.join("callers"), &format!("feed {FEED}\nlater {OPS}\n"));
+    reloaded(&daemon, "applied", &|| daemon.get("/metrics").1);
+    assert_eq!((status(Some(FEED)), status(Some(OPS))), (200, 200));
+    assert!(daemon.stop());
+}

@@ -62,7 +62,7 @@ impl Default for Server {
             admin_tokens: PathBuf::new(),
             insecure_admin: false,
             tokens: PathBuf::new(),
-            log: "warn,hypercast=info".into(),
+            log: "warn,hypercast::serve=info".into(),
             threads: 2,
             queue: 256,
             max_candidates: 1000,

@@ -94,9 +94,15 @@ impl Blueprint {
             tae_dim: self.columns.tae_dim(),
             tasks: self.description.tasks.iter().map(|task| task.name.clone()).collect(),
             trained_rows: 0,
+            trained_until_ms: 0,
             normaliser,
         };
         Parameters::init(&self.graph, provenance, seed)
+    }
+
+    /// The FM that it was loaded for; empty without one.
+    pub fn fm_version(&self) -> &str {
+        &self.fm_version
     }
 
     /// Whether the expert can serve `surface`.

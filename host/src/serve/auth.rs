@@ -125,7 +125,7 @@ impl Access {
 
     fn refuse(&self, routes: &str, denial: &Denial) -> Response {
         self.refused.with_label_values(&[routes, denial.cause]).inc();
-        tracing::info!(routes, cause = denial.cause, "a request is refused");
+        tracing::debug!(routes, cause = denial.cause, "a request is refused");
         let mut response = refuse_with(denial.status, denial.code, &denial.message);
         if denial.status == 401 {
             let challenge = HeaderValue::from_static("Bearer realm=\"hypercast\"");
@@ -177,7 +177,7 @@ impl Rules {
                 true => Err(Denial::new(
                     403,
                     "forbidden",
-                    "without tokens, admin routes are for programs of this machine, not for pages in a browser; set server.admin_tokens",
+                    "without tokens, admin routes are for programs of this machine, not for pages in a browser: ask localhost or 127.0.0.1 by its name, or set server.admin_tokens",
                 )),
             },
             Admin::Tokens(tokens) => match presented(headers) {

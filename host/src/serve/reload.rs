@@ -220,3 +220,26 @@ fn now_s() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_as_far_as_it_is_for_a_tier() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hypercast.toml");
+        let text = "[server]\nlisten = 'a:1'\nadmin_tokens = 'admin'\ntokens = 'callers'\ntls_certificate = 'c'\ntls_key = 'k'\n";
+        std::fs::write(&path, text).unwrap();
+        let read = |tier| {
+            let origin = Origin { path: path.clone(), listen: Some("b:2".into()), tier };
+            origin.read().unwrap().server
+        };
+        let whole = read(Tier::All);
+        assert!(whole.has_tls() && whole.admin && whole.tokens == dir.path().join("callers"));
+        let tier = read(Tier::FmServing);
+        assert!(!tier.has_tls() && !tier.admin, "other tiers speak plain HTTP to it");
+        assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), PathBuf::new()));
+        assert_eq!((whole.listen, tier.listen), ("b:2".into(), "b:2".into()));
+    }
+}

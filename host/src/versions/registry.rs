@@ -68,6 +68,19 @@ impl Registry {
         fms
     }
 
+    /// Whether the configured FM is in use beside what is registered: as long as the configured experts are, since none
+    /// was promoted here, or no FM version is active.
+    pub fn leaves_the_configured_fm(&self) -> bool {
+        !self.has_promoted() || self.newest_fm().is_none()
+    }
+
+    /// Whether any expert was ever promoted: then the registry says which experts serve, and not the configuration.
+    pub fn has_promoted(&self) -> bool {
+        let used = |state| matches!(state, VersionState::Active | VersionState::Retired);
+        let mut versions = self.experts.values().flat_map(|expert| expert.versions.values());
+        versions.any(|version| used(version.state))
+    }
+
     /// The newest active FM version: it answers where no expert does.
     pub fn newest_fm(&self) -> Option<&FmVersion> {
         self.fms().into_iter().rfind(|fm| fm.state == VersionState::Active)

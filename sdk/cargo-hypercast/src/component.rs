@@ -10,7 +10,8 @@ use wit_parser::WorldItem;
 const LOG: &str = "log";
 
 /// The contract's functions that an expert exports.
-const EXPORTS: [&str; 5] = ["describe", "network", "rank", "labels", "sample"];
+const EXPORTS: [&str; 7] =
+    ["describe", "network", "rank", "labels", "sample", "schedule", "evaluate"];
 
 /// Makes the component `out` of the core module in the file `module`, whatever toolchain built it, if it is an expert.
 pub fn wrap(module: &Path, out: &Path) -> Result<()> {

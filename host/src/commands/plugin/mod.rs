@@ -1,6 +1,7 @@
 //! `hypercast plugin ...`: what a surface team does with a component, a file a subcommand. `cargo hypercast` builds the
 //! component and calls these.
 
+pub mod bench;
 pub mod check;
 mod host;
 pub mod keygen;
@@ -9,6 +10,8 @@ pub mod push;
 pub mod replay;
 pub mod rollback;
 pub mod sign;
+pub mod subject;
+pub mod train;
 
 /// Work on expert plugins
 #[derive(Debug, clap::Args)]
@@ -23,6 +26,10 @@ pub struct PluginArgs {
 pub enum Action {
     /// Print what a component says of itself and what its network costs, or why it is refused
     Check(check::Args),
+    /// Measure a component's calls and network, and the headroom to each limit
+    Bench(bench::Args),
+    /// Train a component on feature logs into a parameters file, with progressive NE
+    Train(train::Args),
     /// Run a component over recorded requests, beside another version or what was answered
     Replay(replay::Args),
     /// Make a key that signs pushes
@@ -41,6 +48,8 @@ pub enum Action {
 pub fn run(args: PluginArgs) -> anyhow::Result<()> {
     match args.action {
         Action::Check(args) => check::run(args),
+        Action::Bench(args) => bench::run(args),
+        Action::Train(args) => train::run(args),
         Action::Replay(args) => replay::run(args),
         Action::Keygen(args) => keygen::run(args),
         Action::Sign(args) => sign::run(args),

@@ -144,13 +144,22 @@ pub(super) struct HostState {
     pub(super) plugin: Arc<str>,
     pub(super) memory_limit: usize,
     pub(super) memory_denied: bool,
+    /// The linear memory's size: it never shrinks.
+    pub(super) memory_bytes: usize,
     log_lines_left: u32,
     log: Arc<GuestLog>,
 }
 
 impl HostState {
     pub(super) fn new(plugin: Arc<str>, memory_limit: usize, log: Arc<GuestLog>) -> HostState {
-        HostState { plugin, memory_limit, memory_denied: false, log_lines_left: LOG_LINES, log }
+        HostState {
+            plugin,
+            memory_limit,
+            memory_denied: false,
+            memory_bytes: 0,
+            log_lines_left: LOG_LINES,
+            log,
+        }
     }
 }
 
@@ -163,6 +172,9 @@ impl ResourceLimiter for HostState {
     ) -> wasmtime::Result<bool> {
         let allowed = desired <= self.memory_limit;
         self.memory_denied |= !allowed;
+        if allowed {
+            self.memory_bytes = self.memory_bytes.max(desired);
+        }
         Ok(allowed)
     }
 
