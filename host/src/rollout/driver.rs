@@ -15,7 +15,7 @@ use std::{
 use super::{
     Rollout, Serving, Step, StopAfter,
     accept::{Acceptor, Route, Taken},
-    evaluate::{Verdict, verdict},
+    evaluate::judge,
     limits::enough_times,
     moves,
     state::{All, Files},
@@ -26,7 +26,7 @@ use crate::{
     config::Config,
     engine::Engine as Streams,
     error::{Error, Result},
-    expert::Expert,
+    expert::{Expert, wasm::contract::Verdict},
     recorded::{self, Candidate},
     schema::Schema,
     stop::Stop,
@@ -664,11 +664,7 @@ impl Driver {
         if cause.is_none() && answers && watch.judged.is_none_or(|at| now - at >= JUDGE) {
             watch.judged = Some(now);
             let slices = self.tools.serving.slices(&name, &version, previous);
-            let verdict = match slices.is_empty() {
-                true => Verdict::Publish,
-                false => verdict(&arm.expert, &slices),
-            };
-            let held = match verdict {
+            let held = match judge(&arm.expert, slices) {
                 Verdict::Publish => None,
                 Verdict::Hold(why) => Some(why),
                 Verdict::RollBack(why) => {

@@ -8,7 +8,7 @@
 
 pub mod accept;
 mod driver;
-pub mod evaluate;
+mod evaluate;
 pub mod frame;
 pub mod limits;
 mod moves;
@@ -25,14 +25,13 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     accept::{Acceptor, Route},
     driver::{Rollouts, Tools},
-    evaluate::Slice,
     frame::Push,
     limits::{Limits, StopAfter, Wishes},
     signature::{Manifest, PublicKey, SecretKey, Signed, sha256},
     tally::Tally,
 };
 use crate::{
-    expert::Expert,
+    expert::{Expert, wasm::contract::Slice},
     versions::{ExpertVersion, VersionState},
 };
 
@@ -185,6 +184,7 @@ pub trait Serving: Send + Sync {
     /// Why the registry's last decision is not served.
     fn problem(&self) -> Option<String>;
 
-    /// How good a version's predictions were of late, beside those of another version of its name.
+    /// How good a version's predictions were of late, beside those of another version of its name: each task on each
+    /// surface, and on all together.
     fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
 }

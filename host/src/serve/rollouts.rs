@@ -10,8 +10,11 @@ use super::{
 use crate::{
     engine::Engine as Streams,
     error::Result,
-    expert::Engine,
-    rollout::{Acceptor, ArmNow, Rollouts, Serving, Slice, Tools, evaluate::Measured},
+    expert::{
+        Engine,
+        wasm::contract::{Quality as Measured, Slice},
+    },
+    rollout::{Acceptor, ArmNow, Rollouts, Serving, Tools},
 };
 
 /// Starts the rollouts of a daemon with experts.
@@ -88,5 +91,7 @@ impl Serving for Service {
 }
 
 fn measured(quality: Quality) -> Measured {
-    Measured { ne: quality.ne, calibration: quality.calibration }
+    // Users are not kept with outcomes, and regressions are not followed here.
+    let (ne, calibration) = (quality.ne, quality.calibration);
+    Measured { ne, auc: None, gauc: None, calibration, mse: None }
 }
