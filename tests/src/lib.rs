@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+pub mod guests;
 pub mod services;
 
 use hypercast::{
@@ -75,6 +76,7 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         without_tae: false,
         shadow: false,
         train_on: hypercast::config::TrainOn::All,
+        limits: Default::default(),
     }
 }
 

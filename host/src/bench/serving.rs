@@ -176,6 +176,7 @@ impl World {
             without_tae: false,
             shadow: false,
             train_on: TrainOn::All,
+            limits: Default::default(),
         }];
         config.write(&world.two_tiers)?;
         for job in [["train", "fm"], ["train", "expert"]] {

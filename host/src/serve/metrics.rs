@@ -17,7 +17,7 @@ use prometheus::{
 };
 use serde::Serialize;
 
-use super::{recent::Recent, set::ServingSet, window::Quality};
+use super::{plugin_metrics::PluginMetrics, recent::Recent, set::ServingSet, window::Quality};
 use crate::{
     join::{Counts, now_ms},
     publish::Header,
@@ -61,6 +61,7 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    plugins: PluginMetrics,
     started_ms: i64,
     totals: [AtomicU64; 3],
     lately: Mutex<Lately>,
@@ -215,6 +216,7 @@ impl Metrics {
             joiner,
             freshness,
             quality,
+            plugins: PluginMetrics::new(&registry),
             started_ms: now_ms(),
             totals: Default::default(),
             lately: Mutex::default(),
@@ -325,6 +327,11 @@ impl Metrics {
                 }
             }
         }
+    }
+
+    /// Says what plugins in service used.
+    pub fn plugins(&self, set: &ServingSet) {
+        self.plugins.copy(set);
     }
 
     /// When the process began, milliseconds since the epoch.

@@ -25,6 +25,7 @@ mod live;
 mod loader;
 pub mod metrics;
 mod plan;
+mod plugin_metrics;
 mod recent;
 mod report;
 mod routes;

@@ -97,7 +97,7 @@ fn train_on(
         ))
     })?;
     let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
-    let options = config.plugin_limits.load_options();
+    let options = config.load_options(&entry.name);
     let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
     let settings = &config.expert_training;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);

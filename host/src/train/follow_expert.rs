@@ -160,7 +160,7 @@ pub fn work_dir(config: &Config, entry: &ExpertEntry, version: &str) -> PathBuf 
 
 fn plugin_version(ground: Ground<'_>) -> Result<String> {
     let Ground { dataset, config, entry, guests } = ground;
-    let options = config.plugin_limits.load_options();
+    let options = config.load_options(&entry.name);
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     Ok(blueprint.description.version.clone())
 }
@@ -231,7 +231,7 @@ fn resume(ground: Ground<'_>, state: State) -> Result<Found> {
     let options = expert::LoadOptions {
         tae_dim: provenance.tae_dim,
         fm_version: Some(provenance.fm_version.clone()),
-        ..config.plugin_limits.load_options()
+        ..config.load_options(&entry.name)
     };
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     let blueprint = Arc::new(blueprint);
@@ -291,7 +291,7 @@ fn learn_past(
     let view = view(&log, surfaces);
     let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
     let blueprint =
-        load.blueprint(&view, &survey.fm_version, config.plugin_limits.load_options())?;
+        load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
     let seed = config.expert_training.seed;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
     let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;

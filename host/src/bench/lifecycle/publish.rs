@@ -116,6 +116,7 @@ fn trained(dir: &Path, options: &Options, fleet: &mut Fleet) -> Result<World> {
         without_tae: false,
         shadow: false,
         train_on: TrainOn::All,
+        limits: Default::default(),
     }];
     config.write(&world.two_tiers)?;
     for job in [["train", "fm"], ["train", "expert"]] {

@@ -69,7 +69,7 @@ impl World {
     }
 
     fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowReport {
-        let guests = expert::Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = expert::Engine::new(config.guests()).unwrap();
         let ground = Ground { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
         let options = FollowOptions {
             version: Some("1.0.0".into()),
