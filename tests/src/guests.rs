@@ -13,7 +13,7 @@ use wit_parser::{Resolve, WorldId, WorldItem, abi::AbiVariant, abi::WasmType};
 /// A guest by what is odd in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Guest<'a> {
-    /// What each export does, as instructions; by default it traps.
+    /// What each export does that returns an address, as instructions; by default, and where it returns none, it traps.
     pub export: &'a str,
     /// What the allocator does that the host calls for lists and texts.
     pub realloc: &'a str,
@@ -109,14 +109,15 @@ fn text(resolve: &Resolve, world: WorldId, guest: Guest<'_>) -> String {
     for (key, item) in &resolve.worlds[world].exports {
         let WorldItem::Function(function) = item else { continue };
         let signature = resolve.wasm_signature(AbiVariant::GuestExport, function);
-        let types = |types: &[WasmType]| types.iter().map(|ty| core(*ty)).collect::<Vec<_>>().join(" ");
+        let types =
+            |types: &[WasmType]| types.iter().map(|ty| core(*ty)).collect::<Vec<_>>().join(" ");
         writeln!(
             text,
             "(func (export \"{}\") (param {}) (result {}) {})",
             resolve.name_world_key(key),
             types(&signature.params),
             types(&signature.results),
-            guest.export
+            if types(&signature.results) == "i32" { guest.export } else { "unreachable" }
         )
         .expect("texts grow");
     }

@@ -387,7 +387,8 @@ impl Config {
     /// The limits that an expert is loaded with, but for what the FM decides.
     pub fn load_options(&self, expert: &str) -> LoadOptions {
         let own = self.experts.iter().find(|entry| entry.name == expert).map(|entry| &entry.limits);
-        let limits = own.map_or_else(|| self.plugin_limits.clone(), |own| self.plugin_limits.with(own));
+        let limits =
+            own.map_or_else(|| self.plugin_limits.clone(), |own| self.plugin_limits.with(own));
         let mut options = limits.load_options();
         let threads = self.server.threads as f64 * self.plugin_limits.threads_share;
         options.limits.gate.threads = (threads as u32).max(1);

@@ -3,9 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::expert::{
-    BreakerConfig, EngineConfig, Limits, LoadOptions,
-    gate::GateConfig,
-    graph::GraphLimits,
+    BreakerConfig, EngineConfig, Limits, LoadOptions, gate::GateConfig, graph::GraphLimits,
     wasm::LogRate,
 };
 
@@ -176,13 +174,18 @@ impl PluginLimits {
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("plugin_limits.{key} is 0; it must be at least 1"));
         }
-        let shares =
-            [("threads_share", self.threads_share), ("breaker_lost_share", self.breaker_lost_share)];
+        let shares = [
+            ("threads_share", self.threads_share),
+            ("breaker_lost_share", self.breaker_lost_share),
+        ];
         if let Some((key, share)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
             return Err(format!("plugin_limits.{key} is {share}; it must be from 0 to 1"));
         }
         if !(self.slow_ms >= 0.0) {
-            return Err(format!("plugin_limits.slow_ms is {}; it must be at least 0", self.slow_ms));
+            return Err(format!(
+                "plugin_limits.slow_ms is {}; it must be at least 0",
+                self.slow_ms
+            ));
         }
         Ok(())
     }
@@ -213,9 +216,9 @@ impl ExpertLimits {
 
 fn more(key: &str, own: Option<u32>, most: u32) -> Result<(), String> {
     match own {
-        Some(own) if own > most => {
-            Err(format!("{key} is {own}, more than plugin_limits.{key} of {most}; raise that first"))
-        }
+        Some(own) if own > most => Err(format!(
+            "{key} is {own}, more than plugin_limits.{key} of {most}; raise that first"
+        )),
         _ => Ok(()),
     }
 }
@@ -227,14 +230,18 @@ mod tests {
     #[test]
     fn an_expert_may_have_less_and_never_more() {
         let all = PluginLimits::default();
-        let less = ExpertLimits { deadline_ms: Some(20), instances_each: Some(2), ..Default::default() };
+        let less =
+            ExpertLimits { deadline_ms: Some(20), instances_each: Some(2), ..Default::default() };
         less.validate(&all).unwrap();
         let options = all.with(&less).load_options();
         assert_eq!((options.limits.deadline_ms, options.limits.deadline_max_ms), (20, 20));
         assert_eq!((options.limits.instances, options.limits.memory_mib), (2, all.memory_mib));
         let more = ExpertLimits { memory_mib: Some(all.memory_mib + 1), ..Default::default() };
         let why = more.validate(&all).unwrap_err();
-        assert!(why.contains("memory_mib is 65, more than plugin_limits.memory_mib of 64"), "{why}");
+        assert!(
+            why.contains("memory_mib is 65, more than plugin_limits.memory_mib of 64"),
+            "{why}"
+        );
         let none = ExpertLimits { output_mib: Some(0), ..Default::default() };
         assert!(none.validate(&all).unwrap_err().contains("output_mib is 0"));
     }
@@ -243,7 +250,9 @@ mod tests {
     fn limits_that_make_no_sense_are_refused_by_key() {
         let refused = |limits: PluginLimits| limits.validate().unwrap_err();
         let limits = PluginLimits::default;
-        assert!(refused(PluginLimits { instances: 0, ..limits() }).contains("plugin_limits.instances "));
+        assert!(
+            refused(PluginLimits { instances: 0, ..limits() }).contains("plugin_limits.instances ")
+        );
         assert!(refused(PluginLimits { threads_share: 1.5, ..limits() }).contains("threads_share"));
         assert!(refused(PluginLimits { slow_ms: f64::NAN, ..limits() }).contains("slow_ms"));
     }

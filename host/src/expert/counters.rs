@@ -165,12 +165,8 @@ mod tests {
     #[test]
     fn a_fault_on_every_request_is_told_once_in_a_while_and_another_cause_at_once() {
         let counters = Counters::default();
-        let fault = |cause| ExpertFault {
-            plugin: "p".into(),
-            call: Call::Rank,
-            cause,
-            trace: Vec::new(),
-        };
+        let fault =
+            |cause| ExpertFault { plugin: "p".into(), call: Call::Rank, cause, trace: Vec::new() };
         let (trap, start) = (fault(Fault::Trap("x".into())), Instant::now());
         assert_eq!(counters.telling(&trap, start), Some(1));
         assert_eq!(counters.telling(&trap, start + TELL / 2), None);

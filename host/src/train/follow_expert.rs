@@ -290,8 +290,7 @@ fn learn_past(
     };
     let view = view(&log, surfaces);
     let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
-    let blueprint =
-        load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
+    let blueprint = load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
     let seed = config.expert_training.seed;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
     let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;

@@ -1,7 +1,10 @@
 //! A description that wants a column which no schema has.
 
 use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::{Column, Description}};
+use hypercast_sdk::raw::{
+    self,
+    types::{Column, Description},
+};
 
 struct ForeignColumn;
 

@@ -1,7 +1,10 @@
 //! A description whose `rank` wants the ids of histories, which it may not read.
 
 use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::{Column, Description}};
+use hypercast_sdk::raw::{
+    self,
+    types::{Column, Description},
+};
 
 struct ForeignRankColumn;
 

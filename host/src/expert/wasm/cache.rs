@@ -71,7 +71,9 @@ impl Cache {
             return Ok(component);
         }
         let component = Component::from_binary(engine, bytes)?;
-        if let Err(error) = component.serialize().map_err(io::Error::other).and_then(|code| self.keep(&name, &code)) {
+        if let Err(error) =
+            component.serialize().map_err(io::Error::other).and_then(|code| self.keep(&name, &code))
+        {
             tracing::warn!(folder = %self.config.folder.display(), %error, "a compiled plugin is not kept; the next start compiles it again");
         }
         Ok(component)
@@ -86,7 +88,9 @@ impl Cache {
         };
         let mut content = Vec::new();
         // Twice the bound of the folder is no file of ours.
-        if let Err(error) = (&mut file).take(self.config.bytes.saturating_add(64)).read_to_end(&mut content) {
+        if let Err(error) =
+            (&mut file).take(self.config.bytes.saturating_add(64)).read_to_end(&mut content)
+        {
             return self.distrust(&path, &error.to_string());
         }
         let Some((tag, code)) =
@@ -144,7 +148,9 @@ impl Cache {
         for entry in fs::read_dir(&self.config.folder)? {
             let path = entry?.path();
             // Another process may let go of the same.
-            if let (Some(EXTENSION), Ok(meta)) = (path.extension().and_then(|e| e.to_str()), fs::symlink_metadata(&path)) {
+            if let (Some(EXTENSION), Ok(meta)) =
+                (path.extension().and_then(|e| e.to_str()), fs::symlink_metadata(&path))
+            {
                 files.push((meta.modified()?, meta.len(), path));
             }
         }
@@ -260,7 +266,8 @@ mod tests {
     }
 
     fn files(cache: &Cache) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&cache.config.folder).unwrap().map(|entry| entry.unwrap().path());
+        let entries =
+            fs::read_dir(&cache.config.folder).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some()).collect()
     }
 
@@ -287,7 +294,9 @@ mod tests {
         cache.component(&engine, &component(1)).unwrap();
         let (one, two) = (name(&engine, &component(1)), name(&engine, &component(2)));
         let whole = fs::read(cache.path(&one)).unwrap();
-        for at in (0..whole.len()).step_by(whole.len() / 97 + 1).chain([0, 8, 39, 40, whole.len() - 1]) {
+        for at in
+            (0..whole.len()).step_by(whole.len() / 97 + 1).chain([0, 8, 39, 40, whole.len() - 1])
+        {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << (at % 8);
             fs::write(cache.path(&one), &damaged).unwrap();

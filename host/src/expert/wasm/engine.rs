@@ -263,7 +263,11 @@ impl contract::ExpertImports for HostState {
             Line::Write => {}
             Line::Drop => return,
             Line::Tell(dropped) => {
-                tracing::warn!(plugin, dropped, "it writes more log lines than it may; the rest is left out");
+                tracing::warn!(
+                    plugin,
+                    dropped,
+                    "it writes more log lines than it may; the rest is left out"
+                );
                 return;
             }
         }

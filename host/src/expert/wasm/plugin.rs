@@ -352,9 +352,7 @@ impl Plugin {
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
-            _ if state.table_denied => {
-                Fault::Table { limit_elements: self.limits.table_elements }
-            }
+            _ if state.table_denied => Fault::Table { limit_elements: self.limits.table_elements },
             Some(trap) => {
                 Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
             }
@@ -414,8 +412,7 @@ impl Instance<'_> {
         let start = Instant::now();
         let answer = f(&self.expert, &mut self.store);
         self.plugin.usage.call(call, start.elapsed());
-        answer
-            .map_err(|error| self.plugin.classify(call, &error, self.store.data()))
+        answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
 }
 
