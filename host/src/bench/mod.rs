@@ -16,7 +16,7 @@ mod rivals;
 mod serving;
 mod stages;
 mod store;
-mod timing;
+pub(crate) mod timing;
 mod torch;
 mod world;
 

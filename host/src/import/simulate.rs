@@ -162,7 +162,8 @@ impl std::fmt::Display for SimulateReport {
     }
 }
 
-fn schema(surfaces: usize) -> Schema {
+/// The schema of a world with so many surfaces.
+pub fn schema(surfaces: usize) -> Schema {
     const NAMES: [&str; 3] = ["feed", "search", "stories"];
     let surface = |index: usize| {
         NAMES.get(index).map_or_else(|| format!("surface{index}"), |name| name.to_string())

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::guests::{self, Guests, Kind};
+use crate::host::{self, Host};
 use crate::wasm_toolchain::{Route, Toolchain};
 use crate::workspace::{Package, Workspace, cargo};
 
@@ -25,20 +26,95 @@ pub struct PackageChoice {
 /// Builds one plugin into `out`, or into the target folder. Returns the file.
 pub fn build(route: Route, choice: &PackageChoice, out: Option<PathBuf>) -> Result<PathBuf> {
     let workspace = Workspace::load(choice.manifest.as_deref())?;
+    build_package(route, (&workspace, choose(&workspace, choice)?), out)
+}
+
+/// Builds one plugin and runs its package's tests, which find the component in the environment.
+pub fn test(route: Route, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
+    let workspace = Workspace::load(choice.manifest.as_deref())?;
     let package = choose(&workspace, choice)?;
+    let component = build_package(route, (&workspace, package), None)?;
+    let error = Command::new(cargo())
+        .args(["test", "--manifest-path"])
+        .arg(&package.manifest_path)
+        .args(["--package", &package.name])
+        .args(args)
+        .env("HYPERCAST_COMPONENT", component)
+        .exec();
+    Err(error).context("cannot run cargo test")
+}
+
+/// Builds one plugin and becomes `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
+pub fn on_component(
+    route: Route,
+    choice: &PackageChoice,
+    (subcommand, args): (&str, &[OsString]),
+) -> Result<()> {
+    let workspace = Workspace::load(choice.manifest.as_deref())?;
+    let package = choose(&workspace, choice)?;
+    let binary = host_binary()?;
+    let component = build_package(route, (&workspace, package), None)?;
+    let given = filled_in(package, subcommand, args);
+    host::plugin(&binary, subcommand, [component.into()].into_iter().chain(given))
+}
+
+/// Becomes `hypercast plugin SUBCOMMAND ARGS`.
+pub fn on_host(subcommand: &str, args: &[OsString]) -> Result<()> {
+    host::plugin(&host_binary()?, subcommand, args.iter().cloned())
+}
+
+/// The arguments, and the package's own schema, configuration, name and version where they are wanted and not given.
+fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
+    let wanted: &[(&str, &str)] = match subcommand {
+        "check" | "bench" => &[("--schema", "schema.toml"), ("--config", "hypercast.toml")],
+        "train" => &[("--config", "hypercast.toml")],
+        _ => &[],
+    };
+    let folder = package.manifest_path.parent().unwrap_or(Path::new("."));
+    let is_given = |flag: &str| {
+        let set = format!("{flag}=");
+        args.iter().any(|arg| arg == flag || arg.to_string_lossy().starts_with(&set))
+    };
+    let files = wanted
+        .iter()
+        .filter(|(_, file)| folder.join(file).is_file())
+        .map(|(flag, file)| (*flag, folder.join(file).into_os_string()));
+    // A push that brings a signature says in it what it is.
+    let is_signed_here = subcommand == "sign" || subcommand == "push" && is_given("--key");
+    let own = [("--name", &package.name), ("--version", &package.version)];
+    let own = own.into_iter().filter(|_| is_signed_here).map(|(flag, text)| (flag, text.into()));
+    let missing = files
+        .chain(own)
+        .filter(|(flag, _)| !is_given(flag))
+        .flat_map(|(flag, value)| [OsString::from(flag), value]);
+    args.iter().cloned().chain(missing).collect()
+}
+
+fn host_binary() -> Result<PathBuf> {
+    match host::find()? {
+        Host::Binary(path) => Ok(path),
+        Host::Workspace(workspace) => build_host(&workspace),
+    }
+}
+
+fn build_package(
+    route: Route,
+    (workspace, package): (&Workspace, &Package),
+    out: Option<PathBuf>,
+) -> Result<PathBuf> {
     let toolchain = Toolchain::ensure(route)?;
     let guests = Guests {
         manifest: &package.manifest_path,
         packages: vec![&package.name],
         kind: Kind::Plugin,
-        target: guest_target(&workspace, &toolchain),
+        target: guest_target(workspace, &toolchain),
     };
     let components = guests::build(&toolchain, &guests)?;
     let [component] = components.as_slice() else {
         bail!("{} made several components", package.name)
     };
     let file =
-        out.unwrap_or_else(|| folder(&workspace, "").join(format!("{}.wasm", component.name)));
+        out.unwrap_or_else(|| folder(workspace, "").join(format!("{}.wasm", component.name)));
     if let Some(parent) = file.parent() {
         std::fs::create_dir_all(parent)
             .with_context(|| format!("cannot make {}", parent.display()))?;
@@ -167,4 +243,32 @@ fn folder(workspace: &Workspace, name: &str) -> PathBuf {
 
 fn guest_target(workspace: &Workspace, toolchain: &Toolchain) -> PathBuf {
     folder(workspace, &format!("wasm-{}", toolchain.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packages_schema_and_configuration_are_filled_in_where_they_are_not_given() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("schema.toml"), "").unwrap();
+        let package: Package = serde_json::from_value(serde_json::json!({
+            "name": "a", "version": "1.2.3", "manifest_path": dir.path().join("Cargo.toml"), "targets": [],
+        }))
+        .unwrap();
+        let filled = |subcommand, args: &[&str]| {
+            let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            let all = filled_in(&package, subcommand, &args);
+            all.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        let schema = dir.path().join("schema.toml").display().to_string();
+        assert_eq!(filled("check", &["--json"]), ["--json", "--schema", &schema]);
+        assert_eq!(filled("check", &["--schema=x"]), ["--schema=x"]);
+        assert_eq!(filled("bench", &["--schema", "x"]), ["--schema", "x"]);
+        assert_eq!(filled("push", &["http://host"]), ["http://host"]);
+        assert_eq!(filled("sign", &["--name", "b"]), ["--name", "b", "--version", "1.2.3"]);
+        let pushed = filled("push", &["http://host", "--key", "k"]);
+        assert_eq!(pushed, ["http://host", "--key", "k", "--name", "a", "--version", "1.2.3"]);
+    }
 }

@@ -1,56 +1,36 @@
-//! `hypercast plugin check FILE`: what a component says of itself and what its
-//! network costs, or why it is refused.
+//! `hypercast plugin check FILE`: what a component says of itself, what its
+//! network costs of its surface's budget, and which columns it is sent; or why it is refused.
 //!
 //! It loads a plugin exactly as training and serving do, and goes no further.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::expert::graph::{Graph, GraphLimits, Lead, Op};
-use crate::expert::wasm::contract::{Description, TaskKind};
-use crate::expert::{Blueprint, Engine, EngineConfig, Limits, LoadOptions};
-use crate::schema::Schema;
+use super::subject::{Loaded, Subject};
+use crate::expert::graph::{Graph, Lead, Op};
+use crate::expert::wasm::contract::{self, Column, Description, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// The component, as `cargo hypercast build` writes it.
-    pub file: PathBuf,
-    /// The schema that it is to fit (`schema.toml` of a data set).
-    #[arg(long)]
-    pub schema: PathBuf,
-    /// The width of the foundation model's embedding; 0 without one.
-    #[arg(long, default_value_t = 64)]
-    pub tae_dim: usize,
-    /// The most FLOPs a candidate that its surface allows.
-    #[arg(long)]
-    pub max_flops: Option<u64>,
+    /// What is checked.
+    #[command(flatten)]
+    pub subject: Subject,
+    /// Candidates of the request whose bytes are told
+    #[arg(long, default_value_t = 200)]
+    pub candidates: usize,
 }
 
 /// Checks the plugin and prints what it is.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let schema = Schema::load(&args.schema)?;
-    let mut graph_limits = GraphLimits::default();
-    if let Some(flops) = args.max_flops {
-        graph_limits.flops_per_candidate = flops;
-    }
-    let engine = Engine::new(EngineConfig { instances: 1, ..EngineConfig::default() })?;
-    let options = LoadOptions {
-        limits: Limits::default(),
-        graph_limits,
-        tae_dim: args.tae_dim,
-        fm_version: None,
-    };
-    let blueprint = Blueprint::load(&engine, &args.file, &schema, &options)?;
-    print!("{}", report(&blueprint.description, &blueprint.graph));
+    print!("{}", report(&args.subject.load()?, args.candidates));
     Ok(())
 }
 
 /// The plugin in words.
-pub fn report(description: &Description, graph: &Graph) -> String {
-    let d = description;
+pub fn report(loaded: &Loaded, candidates: usize) -> String {
+    let (d, graph) = (&loaded.blueprint.description, &*loaded.blueprint.graph);
     let list = |items: Vec<String>, none: &str| {
         if items.is_empty() { none.to_owned() } else { items.join(", ") }
     };
@@ -61,36 +41,82 @@ pub fn report(description: &Description, graph: &Graph) -> String {
         };
         format!("{} ({kind})", task.name)
     });
-    let columns = d.columns.iter().map(|column| column.label()).collect();
-    let rank_columns = d.rank_columns.iter().map(|column| column.label()).collect();
-    let history = u64::from(d.history_len);
     let cost = graph.cost;
+    let (flops, most) = (cost.per_candidate(d.history_len), loaded.limits.max_flops);
+    let (count, parameters) = (graph.parameter_count(), loaded.limits.max_parameters);
     let mut text = format!(
         "expert          {} {}\n\
+         contract        {}\n\
          surfaces        {}\n\
          tasks           {}\n\
-         columns         {}\n\
-         rank columns    {}\n\
          short history   {} events\n\
          FM versions     {}\n\
-         parameters      {}\n\
-         FLOPs           {} a candidate, {} an event of the short history ({} a full one)\n\n",
+         parameters      {count}, {} of {parameters}\n\
+         FLOPs           {flops} a candidate with its share of a full short history, {} of {most}\n\
+         \u{20}               ({} a candidate, {} an event of the short history)\n\n",
         d.name,
         d.version,
+        contract::VERSION,
         list(d.surfaces.clone(), "any"),
         list(tasks.collect(), "none"),
-        list(columns, "none"),
-        list(rank_columns, "none"),
         d.history_len,
         d.fm_version,
-        graph.parameter_count(),
+        share(count as u64, parameters as u64),
+        share(flops, most),
         cost.per_row,
         cost.per_history,
-        cost.per_history.saturating_mul(history),
     );
+    text.push_str(&columns(loaded, candidates));
     text.push_str(&layers(graph));
     text.push_str("accepted\n");
     text
+}
+
+/// A part of a limit, in per cent.
+pub fn share(part: u64, whole: u64) -> String {
+    let percent = part as f64 / whole.max(1) as f64 * 100.0;
+    if percent >= 10.0 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+/// What goes to the network and to `rank` for a request of so many candidates.
+fn columns(loaded: &Loaded, candidates: usize) -> String {
+    let d = &loaded.blueprint.description;
+    let widths = Widths { loaded, candidates };
+    let mut text = format!("columns of a request of {candidates} candidates\n");
+    let mut part = |name: &str, columns: &[Column], more: u64| {
+        let bytes: u64 = columns.iter().map(|column| widths.bytes(column)).sum::<u64>() + more;
+        let (count, size) = (columns.len(), bytes as f64 / 1024.0);
+        text.push_str(&format!("  {name:<22} {count:>4} columns {size:>10.1} KiB\n"));
+        for column in columns {
+            let (label, size) = (column.label(), widths.bytes(column) as f64 / 1024.0);
+            text.push_str(&format!("    {label:<32} {size:>10.1} KiB\n"));
+        }
+    };
+    part("network (in the host)", &d.columns, 0);
+    // Besides its columns `rank` is sent the candidates' ids and a prediction a task.
+    part("rank (into Wasm)", &d.rank_columns, ((8 + 4 * d.tasks.len()) * candidates) as u64);
+    text.push('\n');
+    text
+}
+
+struct Widths<'a> {
+    loaded: &'a Loaded,
+    candidates: usize,
+}
+
+impl Widths<'_> {
+    fn bytes(&self, column: &Column) -> u64 {
+        let Description { history_len, .. } = self.loaded.blueprint.description;
+        let (rows, events) = (self.candidates as u64, u64::from(history_len));
+        match column {
+            Column::Tae => 4 * rows * self.loaded.blueprint.columns.tae_dim() as u64,
+            Column::Feature(_) => 4 * rows,
+            Column::Id(_) => 8 * rows,
+            Column::HistoryId(_) => 8 * events,
+            Column::HistoryActions => 4 * events * self.loaded.schema.actions.len() as u64,
+            Column::HistoryAge => 4 * events,
+        }
+    }
 }
 
 /// What one layer holds.

@@ -15,6 +15,13 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// What one candidate takes of a request that shares a full short history, and the parameters' own arithmetic, with 19
+    /// others: what is held against `GraphLimits::flops_per_candidate`.
+    pub fn per_candidate(&self, history_len: u32) -> u64 {
+        let history = self.per_history.saturating_mul(u64::from(history_len));
+        self.per_row.saturating_add(history.saturating_add(self.fixed) / 20)
+    }
+
     /// Adds one node's cost.
     pub(super) fn add(&mut self, op: &Op, inputs: &[&Shape], result: &Shape, history_len: u32) {
         let history = u64::from(history_len);

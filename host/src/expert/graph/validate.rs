@@ -226,10 +226,7 @@ impl Validator<'_> {
     }
 
     fn check_cost(&self, cost: &Cost) -> Result<(), String> {
-        let history = cost.per_history.saturating_mul(u64::from(self.description.history_len));
-        // The history and the parameters' own arithmetic are shared by a request's candidates.
-        let shared = history.saturating_add(cost.fixed) / 20;
-        let flops = cost.per_row.saturating_add(shared);
+        let flops = cost.per_candidate(self.description.history_len);
         let limit = self.limits.flops_per_candidate;
         if flops > limit {
             return Err(format!(

@@ -1,0 +1,257 @@
+//! `hypercast plugin bench FILE`: how long a component's calls and its network take,
+//! how much memory a call needs, and the headroom to each limit.
+//!
+//! Requests are made up, of one size, and parameters are untrained: neither changes
+//! what a call costs. It measures one expert on a quiet thread; what a daemon under
+//! load does is `hypercast bench serving`'s.
+
+use std::time::Instant;
+
+use clap::Parser;
+use serde::Serialize;
+
+use super::check::share;
+use super::subject::{Loaded, Subject};
+use crate::bench::timing::quantile;
+use crate::expert::wasm::Call;
+use crate::expert::wasm::contract::{ActionBatch, Outcome, RankRequest};
+use crate::expert::{BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
+use crate::synthetic::{Sample, Size, Synthetic};
+
+/// Bytes of one ranked candidate, as they leave the guest: an index and a score.
+const RANKED_BYTES: u64 = 8;
+
+/// Arguments of `hypercast plugin bench`.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// What is measured.
+    #[command(flatten)]
+    pub subject: Subject,
+    /// Candidates of a request, and examples of a training hook's batch
+    #[arg(long, default_value_t = 500)]
+    pub candidates: usize,
+    /// Events of a request's history
+    #[arg(long, default_value_t = 100)]
+    pub history: usize,
+    /// Calls of each kind that are timed
+    #[arg(long, default_value_t = 200)]
+    pub runs: usize,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The plugin and its version.
+    pub expert: String,
+    /// Candidates of a request.
+    pub candidates: usize,
+    /// The guest's exports.
+    pub calls: Vec<Timed>,
+    /// The network over all candidates, on this machine's CPU.
+    pub network: Timed,
+    /// The same a candidate, at its median, in microseconds.
+    pub network_us_a_candidate: f64,
+    /// What is used of each limit.
+    pub headroom: Vec<Used>,
+}
+
+/// Times of one thing.
+#[derive(Debug, Clone, Serialize)]
+pub struct Timed {
+    /// What.
+    pub name: &'static str,
+    /// The median, in microseconds.
+    pub p50_us: f64,
+    /// The 99th percentile, in microseconds.
+    pub p99_us: f64,
+}
+
+/// A limit, and how much of it is used.
+#[derive(Debug, Serialize)]
+pub struct Used {
+    /// The limit, as the configuration calls it.
+    pub limit: &'static str,
+    /// What is used.
+    pub used: f64,
+    /// What may be.
+    pub most: f64,
+    /// Of both.
+    pub unit: &'static str,
+}
+
+/// Measures and prints.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    anyhow::ensure!(args.candidates > 0 && args.runs > 0, "candidates and runs must be above 0");
+    let report = measure(&args)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", table(&report)),
+    }
+    Ok(())
+}
+
+fn measure(args: &Args) -> anyhow::Result<Report> {
+    let loaded = args.subject.load()?;
+    let blueprint = &loaded.blueprint;
+    let surface = loaded.surfaces().next();
+    let surface = surface.ok_or_else(|| anyhow::anyhow!("it serves no surface of the schema"))?;
+    let world = Synthetic::new(loaded.schema.clone(), args.subject.tae_dim, 1);
+    let size = Size { surface, candidates: args.candidates, history: args.history };
+    let sample = world.request(1, size);
+    let normaliser = Normaliser::identity(blueprint.columns.feature_names());
+    let parameters = blueprint.init_parameters(normaliser, 1);
+    let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
+    let expert = Expert::new(blueprint.clone(), parameters, Device::Cpu, breaker)?;
+
+    let tae = Tae::Rows(&sample.tae);
+    let predict = || expert.predict(&[&sample.example], tae);
+    let predictions = predict()?;
+    let network = timed("network", args.runs, || predict().map(drop))?;
+    let (rank, memory_bytes) = rank(&expert, &sample, &predictions.tasks, args.runs)?;
+    let batch = batch(&loaded, &sample);
+    let (plugin, info) = (&blueprint.plugin, &blueprint.info);
+    let few = args.runs.min(50);
+    let calls = vec![
+        rank.clone(),
+        timed("labels", few, || plugin.labels(&blueprint.description, info, &batch).map(drop))?,
+        timed("sample", few, || plugin.sample(info, &batch).map(drop))?,
+        timed("network (building it)", few, || plugin.network(info).map(drop))?,
+    ];
+    let limits = &loaded.limits;
+    let used = |limit, used: f64, most: f64, unit| Used { limit, used, most, unit };
+    let flops = blueprint.graph.cost.per_candidate(blueprint.description.history_len);
+    let output = limits.load_options().limits.output_bytes;
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let headroom = vec![
+        used("deadline_ms", rank.p99_us / 1e3, f64::from(deadline_ms(&loaded)), "ms"),
+        used("memory_mib", mib(memory_bytes as f64), f64::from(memory_mib(&loaded)), "MiB"),
+        used(
+            "output",
+            mib((RANKED_BYTES * args.candidates as u64) as f64),
+            mib(output as f64),
+            "MiB",
+        ),
+        used("max_flops", flops as f64, limits.max_flops as f64, "FLOPs a candidate"),
+        used(
+            "max_parameters",
+            blueprint.graph.parameter_count() as f64,
+            limits.max_parameters as f64,
+            "values",
+        ),
+    ];
+    Ok(Report {
+        expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
+        candidates: args.candidates,
+        calls,
+        network_us_a_candidate: network.p50_us / args.candidates as f64,
+        network,
+        headroom,
+    })
+}
+
+/// `rank` in a fresh instance a call, as it is served, and the memory that one needed.
+fn rank(
+    expert: &Expert,
+    sample: &Sample,
+    predictions: &[crate::expert::wasm::contract::Prediction],
+    runs: usize,
+) -> Result<(Timed, usize), ExpertFault> {
+    let blueprint = expert.blueprint();
+    let (plugin, example) = (&blueprint.plugin, &sample.example);
+    let columns = blueprint.columns.rank_columns(example, Tae::Rows(&sample.tae));
+    let request = RankRequest {
+        surface: blueprint.info.surfaces[usize::from(example.surface)].clone(),
+        user: example.user.id,
+        time_ms: example.time_ms,
+        candidates: example.targets.iter().map(|target| target.item.id).collect(),
+        limit: example.targets.len() as u32,
+    };
+    let mut instance = plugin.instance(Call::Rank)?;
+    instance.rank(&request, predictions, &columns)?;
+    let memory_bytes = instance.memory_bytes();
+    drop(instance);
+    let mut took_us = Vec::with_capacity(runs);
+    for run in 0..runs + runs.div_ceil(10) {
+        // A daemon does this between requests.
+        plugin.prepare();
+        let start = Instant::now();
+        plugin.rank(&request, predictions, &columns)?;
+        if run >= runs.div_ceil(10) {
+            took_us.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    Ok((Timed::new("rank", took_us), memory_bytes))
+}
+
+/// The examples of a request as the training hooks get them.
+fn batch(loaded: &Loaded, sample: &Sample) -> ActionBatch {
+    let targets = &sample.example.targets;
+    let value = |(index, name): (usize, &String)| Outcome {
+        name: name.clone(),
+        values: targets.iter().map(|target| target.outcome.values[index]).collect(),
+    };
+    ActionBatch {
+        surface: vec![u32::from(sample.example.surface); targets.len()],
+        actions: targets.iter().map(|target| target.outcome.actions).collect(),
+        known: targets.iter().map(|target| target.outcome.known).collect(),
+        values: loaded.schema.values.iter().enumerate().map(value).collect(),
+    }
+}
+
+/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is less.
+fn deadline_ms(loaded: &Loaded) -> u32 {
+    bounded(loaded.blueprint.description.limits.deadline_ms, loaded.limits.deadline_ms)
+}
+
+fn memory_mib(loaded: &Loaded) -> u32 {
+    bounded(loaded.blueprint.description.limits.memory_mib, loaded.limits.memory_mib)
+}
+
+fn bounded(asked: u32, most: u32) -> u32 {
+    if asked == 0 { most } else { asked.min(most) }
+}
+
+fn timed<E>(
+    name: &'static str,
+    runs: usize,
+    mut call: impl FnMut() -> Result<(), E>,
+) -> Result<Timed, E> {
+    // What the first calls meet is the machine's, not the component's.
+    (0..runs.div_ceil(10)).try_for_each(|_| call())?;
+    let mut took_us = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        let start = Instant::now();
+        call()?;
+        took_us.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(Timed::new(name, took_us))
+}
+
+impl Timed {
+    fn new(name: &'static str, mut took_us: Vec<f64>) -> Timed {
+        let p50_us = quantile(&mut took_us, 0.5);
+        Timed { name, p50_us, p99_us: quantile(&mut took_us, 0.99) }
+    }
+}
+
+fn table(report: &Report) -> String {
+    let Report { expert, candidates, calls, network, network_us_a_candidate, headroom } = report;
+    let mut text = format!("{expert}, requests of {candidates} candidates\n\n");
+    text.push_str(&format!("{:<24} {:>12} {:>12}\n", "guest", "p50 us", "p99 us"));
+    for Timed { name, p50_us, p99_us } in calls {
+        text.push_str(&format!("{name:<24} {p50_us:>12.1} {p99_us:>12.1}\n"));
+    }
+    text.push_str(&format!(
+        "\n{:<24} {:>12.1} {:>12.1}   {network_us_a_candidate:.2} us a candidate\n\n",
+        "network (native)", network.p50_us, network.p99_us
+    ));
+    text.push_str(&format!("{:<24} {:>14} {:>14} {:>8}\n", "limit", "used", "of", ""));
+    for Used { limit, used, most, unit } in headroom {
+        let part = share((used * 1e6) as u64, (most * 1e6) as u64);
+        text.push_str(&format!("{limit:<24} {used:>14.2} {most:>14.2} {part:>8}  {unit}\n"));
+    }
+    text
+}

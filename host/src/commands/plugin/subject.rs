@@ -1,0 +1,69 @@
+//! What the subcommands of `hypercast plugin` look at: a component, in the world that it is to fit.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::{Config, PluginLimits};
+use crate::error::Result;
+use crate::expert::{Blueprint, Engine, EngineConfig, LoadOptions};
+use crate::import::simulate;
+use crate::schema::Schema;
+
+/// A component, and what it is to fit.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Subject {
+    /// The component, as `cargo hypercast build` writes it.
+    pub file: PathBuf,
+    /// The schema that it is to fit (`schema.toml` of a data set); that of `hypercast simulate` if missing
+    #[arg(long, value_name = "FILE")]
+    pub schema: Option<PathBuf>,
+    /// A configuration, whose [plugin_limits] are the budgets; those of an empty one if missing
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The width of the foundation model's embedding; 0 without one
+    #[arg(long, default_value_t = 64)]
+    pub tae_dim: usize,
+    /// The most FLOPs a candidate that its surface allows, in place of the configuration's
+    #[arg(long)]
+    pub max_flops: Option<u64>,
+}
+
+/// A component that fits.
+pub struct Loaded {
+    /// The checked plugin and graph.
+    pub blueprint: Arc<Blueprint>,
+    /// What it fits.
+    pub schema: Arc<Schema>,
+    /// What it may use.
+    pub limits: PluginLimits,
+}
+
+impl Subject {
+    /// Loads and checks it, exactly as training and serving do.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn load(&self) -> Result<Loaded> {
+        let schema = match &self.schema {
+            Some(file) => Schema::load(file)?,
+            None => simulate::schema(3),
+        };
+        let mut limits = match &self.config {
+            Some(file) => Config::read(file)?.plugin_limits,
+            None => PluginLimits::default(),
+        };
+        limits.max_flops = self.max_flops.unwrap_or(limits.max_flops);
+        let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
+        let options = LoadOptions { tae_dim: self.tae_dim, ..limits.load_options() };
+        let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
+        Ok(Loaded { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
+    }
+}
+
+impl Loaded {
+    /// The surfaces that the component can serve, by index.
+    pub fn surfaces(&self) -> impl Iterator<Item = u16> + '_ {
+        let all = self.schema.surfaces.iter().zip(0..);
+        all.filter(|(name, _)| self.blueprint.serves(name)).map(|(_, index)| index)
+    }
+}

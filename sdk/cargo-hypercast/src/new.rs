@@ -1,0 +1,179 @@
+//! `cargo hypercast new`: an expert's crate with a test, a schema to test it on and a
+//! configuration to run it with.
+//!
+//! It writes files and asks nobody: whether they build is for `cargo hypercast test` to say.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Surfaces of the simulated world, which `hypercast simulate` makes.
+const SIMULATED: [&str; 3] = ["feed", "search", "stories"];
+
+/// The files of a crate, with what stands in them. `.in` keeps tools from taking them for files of this repository.
+const FILES: [(&str, &str); 7] = [
+    ("Cargo.toml", include_str!("../template/Cargo.toml.in")),
+    (".cargo/config.toml", include_str!("../template/config.toml.in")),
+    ("src/lib.rs", include_str!("../template/lib.rs.in")),
+    ("tests/expert.rs", include_str!("../template/expert.rs.in")),
+    ("README.md", include_str!("../template/README.md.in")),
+    ("hypercast.toml", include_str!("../template/hypercast.toml.in")),
+    (".gitignore", "/target\n/run\n"),
+];
+
+const SCHEMA: &str = include_str!("../template/schema.toml.in");
+
+/// What is made.
+#[derive(Debug, clap::Args)]
+pub struct New {
+    /// The expert's name, which is its crate's: small letters, digits and hyphens
+    pub name: String,
+    /// The surface that it serves
+    #[arg(long, default_value = "feed")]
+    pub surface: String,
+    /// The data that it is tested on (`schema.toml` of a data set); that of `hypercast simulate` if missing
+    #[arg(long, value_name = "FILE")]
+    pub schema: Option<PathBuf>,
+    /// The folder to make; the name if missing
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// HyperCast's checkout; the one that this tool was built in if missing
+    #[arg(long, value_name = "DIR")]
+    pub sdk: Option<PathBuf>,
+}
+
+/// Makes the crate and returns its folder.
+pub fn new(new: &New) -> Result<PathBuf> {
+    check_name(&new.name)?;
+    ensure!(
+        !new.surface.is_empty() && !new.surface.contains(['"', '\\', '\n']),
+        "surface {:?}: a name without quotes is needed",
+        new.surface
+    );
+    let sdk = checkout(new.sdk.as_deref())?;
+    let folder = new.into.clone().unwrap_or_else(|| PathBuf::from(&new.name));
+    let is_free = std::fs::read_dir(&folder).map_or(true, |mut files| files.next().is_none());
+    ensure!(is_free, "{} is there already and is not empty", folder.display());
+    for (file, template) in FILES {
+        write(&folder.join(file), &filled(template, new, &sdk))?;
+    }
+    let schema = match &new.schema {
+        Some(file) => std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?,
+        None => filled(SCHEMA, new, &sdk),
+    };
+    write(&folder.join("schema.toml"), &schema)?;
+    // The versions that HyperCast is tested with, which are those that are built already.
+    for shared in ["Cargo.lock", "rust-toolchain.toml"] {
+        let from = sdk.join(shared);
+        if from.is_file() {
+            std::fs::copy(&from, folder.join(shared))
+                .with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+    }
+    Ok(folder)
+}
+
+/// HyperCast's checkout: where its SDK and its harness are.
+///
+/// # Errors
+/// There is none, with what to do.
+pub fn checkout(asked: Option<&Path>) -> Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = asked.unwrap_or(&own);
+    let is_there = folder.join("sdk/wit/expert.wit").is_file();
+    ensure!(
+        is_there,
+        "{} is no checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --path sdk/cargo-hypercast`)",
+        folder.display()
+    );
+    std::fs::canonicalize(folder).with_context(|| format!("cannot read {}", folder.display()))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let is_first = name.starts_with(|first: char| first.is_ascii_lowercase());
+    let is_rest = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if is_first && is_rest && !name.ends_with('-') && name.len() <= 64 {
+        return Ok(());
+    }
+    bail!("{name:?} is no name of an expert: small letters, digits and hyphens, a letter first")
+}
+
+fn filled(template: &str, new: &New, sdk: &Path) -> String {
+    let surfaces = match SIMULATED.contains(&new.surface.as_str()) {
+        true => SIMULATED.to_vec(),
+        false => [&[new.surface.as_str()], &SIMULATED[..]].concat(),
+    };
+    let quoted: Vec<String> = surfaces.iter().map(|name| format!("{name:?}")).collect();
+    template
+        .replace("{{name}}", &new.name)
+        .replace("{{crate}}", &new.name.replace('-', "_"))
+        .replace("{{type}}", &type_name(&new.name))
+        .replace("{{surface}}", &new.surface)
+        .replace("{{surfaces}}", &quoted.join(", "))
+        .replace("{{first}}", surfaces[0])
+        .replace("{{sdk}}", &sdk.display().to_string())
+}
+
+fn type_name(name: &str) -> String {
+    let part =
+        |part: &str| part[..part.len().min(1)].to_ascii_uppercase() + part.get(1..).unwrap_or("");
+    name.split('-').map(part).collect()
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    let parent = file.parent().expect("a file in the crate's folder");
+    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(name: &str, surface: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let into = Some(dir.path().join(name));
+        let args =
+            New { name: name.into(), surface: surface.into(), schema: None, into, sdk: None };
+        let folder = new(&args).unwrap();
+        (dir, folder)
+    }
+
+    #[test]
+    fn every_file_is_filled_in() {
+        let (_dir, folder) = made("home-page-2", "checkout");
+        for (file, _) in FILES.iter().chain(&[("schema.toml", "")]) {
+            let text = std::fs::read_to_string(folder.join(file)).unwrap();
+            assert!(!text.contains("{{") && !text.is_empty(), "{file}: {text}");
+        }
+        let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(read("src/lib.rs").contains("pub struct HomePage2;"));
+        assert!(read("tests/expert.rs").contains("use home_page_2::HomePage2;"));
+        let schema = read("schema.toml");
+        assert!(
+            schema.starts_with("surfaces = [\"checkout\", \"feed\", \"search\", \"stories\"]"),
+            "{schema}"
+        );
+        assert!(folder.join("Cargo.lock").is_file(), "the versions of the checkout");
+    }
+
+    #[test]
+    fn names_that_are_no_crates_and_folders_that_are_used_are_refused() {
+        for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        let (_dir, folder) = made("feed", "feed");
+        let again = New {
+            name: "feed".into(),
+            surface: "feed".into(),
+            schema: None,
+            into: Some(folder),
+            sdk: None,
+        };
+        assert!(new(&again).unwrap_err().to_string().contains("not empty"));
+        let sdk = Some(std::env::temp_dir());
+        let error = new(&New { into: None, sdk, ..again }).unwrap_err().to_string();
+        assert!(error.contains("--sdk"), "{error}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Calibration: after a short training the mean prediction is near the mean label.
+
+use super::Checked;
+use crate::cases::Case;
+use crate::contract::{TaskKind, TaskLabels};
+use crate::error::{Failure, Place};
+use crate::harness::Harness;
+
+const CHECK: &str = "calibration";
+const FAULT: &str = "a training hook or the network faults on an ordinary log; `check_labels` and `check_predictions` tell more";
+const STEP: &str = "gradients must stay finite: look for a logarithm, a square root or a division near 0 in the network";
+const MEAN: &str = "the network does not learn its tasks' rates: does every head have a bias, is an output a logit and not a probability, do labels and weights mean what they should?";
+
+/// Requests of the log, six candidates each.
+const REQUESTS: usize = 600;
+
+/// The mean prediction over the mean label of a binary task.
+const RATIO: std::ops::Range<f64> = 0.67..1.5;
+
+/// The difference of the means of a regression, in standard deviations of the label.
+const DEVIATIONS: f64 = 0.75;
+
+/// Positives (or values) below which a mean says nothing.
+const LEAST: f64 = 30.0;
+
+impl Harness {
+    /// The host's trainer, with the expert's own hooks, on a small simulated log: every step's gradient is finite, and then
+    /// each task's mean prediction is near its mean label. A native expert passes: the trainer calls components.
+    ///
+    /// # Errors
+    /// The first task that is far off.
+    pub fn check_calibration(&self) -> Checked {
+        let log = self.world.log(REQUESTS, &self.surfaces());
+        let fail = |place, seen, advice| Err(Failure { check: CHECK, place, seen, advice });
+        let trained = match self.train(&log) {
+            Ok(None) => return Ok(()),
+            Ok(Some(trained)) => trained,
+            Err(error) => return fail(Place::default(), error.to_string(), FAULT),
+        };
+        if let Some(step) = trained.lost_step {
+            let seen = format!("the gradient of step {step} was not finite");
+            return fail(Place::default(), seen, STEP);
+        }
+        let means = self
+            .runtime
+            .with_parameters(trained.parameters)
+            .map_err(|error| error.to_string())
+            .and_then(|runtime| {
+                let harness = Harness { world: self.world.clone(), runtime, drops: self.drops };
+                harness.means(&log)
+            });
+        match means {
+            Err(fault) => fail(Place::default(), fault, FAULT),
+            Ok(means) => match means.iter().find_map(Means::far_off) {
+                Some((task, seen)) => fail(Place::default().task(&task), seen, MEAN),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Weighted means of labels and predictions a task. The trainer weighs sampled examples for those that were dropped, so
+    /// all of them count here.
+    fn means(&self, log: &[Case]) -> Result<Vec<Means>, String> {
+        let labels = self.labels(log)?;
+        let mut predictions: Vec<Vec<f32>> = vec![Vec::new(); self.description().tasks.len()];
+        for case in log {
+            for (all, part) in predictions.iter_mut().zip(self.predict(case)?.tasks) {
+                all.extend(part.values);
+            }
+        }
+        let tasks = self.description().tasks.iter().zip(&predictions);
+        let means = tasks.filter_map(|(task, predictions)| {
+            let labels = labels.iter().find(|entry| entry.task == task.name)?;
+            Some(Means::new(task.kind, labels, predictions))
+        });
+        Ok(means.collect())
+    }
+}
+
+/// Weighted sums of one task.
+struct Means {
+    task: String,
+    kind: TaskKind,
+    weight: f64,
+    label: f64,
+    label_squares: f64,
+    prediction: f64,
+}
+
+impl Means {
+    fn new(kind: TaskKind, labels: &TaskLabels, predictions: &[f32]) -> Means {
+        let task = labels.task.clone();
+        let mut means =
+            Means { task, kind, weight: 0.0, label: 0.0, label_squares: 0.0, prediction: 0.0 };
+        for row in (0..predictions.len()).filter(|row| labels.mask[*row] != 0) {
+            let weight = f64::from(labels.weights.get(row).copied().unwrap_or(1.0));
+            let label = f64::from(labels.labels[row]);
+            means.weight += weight;
+            means.label += weight * label;
+            means.label_squares += weight * label * label;
+            means.prediction += weight * f64::from(predictions[row]);
+        }
+        means
+    }
+
+    fn far_off(&self) -> Option<(String, String)> {
+        let (label, prediction) = (self.label / self.weight, self.prediction / self.weight);
+        let known = match self.kind {
+            TaskKind::Binary => self.label,
+            TaskKind::Regression => self.weight,
+        };
+        let near = match self.kind {
+            TaskKind::Binary => RATIO.contains(&(prediction / label)),
+            TaskKind::Regression => {
+                let deviation =
+                    (self.label_squares / self.weight - label * label).max(1e-12).sqrt();
+                (prediction - label).abs() <= DEVIATIONS * deviation
+            }
+        };
+        let seen = || {
+            format!(
+                "after training, it predicts {prediction:.4} on average, and labels are {label:.4}"
+            )
+        };
+        (known >= LEAST && !near).then(|| (self.task.clone(), seen()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn means(kind: TaskKind, label: impl Fn(usize) -> f32, prediction: f32) -> Means {
+        let labels = TaskLabels {
+            task: "click".into(),
+            labels: (0..200).map(label).collect(),
+            mask: vec![1; 200],
+            weights: Vec::new(),
+        };
+        Means::new(kind, &labels, &[prediction; 200])
+    }
+
+    #[test]
+    fn a_mean_prediction_far_from_the_mean_label_is_told_with_both() {
+        let half = |row: usize| (row % 2) as f32;
+        assert_eq!(means(TaskKind::Binary, half, 0.6).far_off(), None);
+        let (task, seen) = means(TaskKind::Binary, half, 0.9).far_off().unwrap();
+        assert!(task == "click" && seen.contains("0.9000") && seen.contains("0.5000"), "{seen}");
+        assert!(means(TaskKind::Binary, half, f32::NAN).far_off().is_some());
+        assert_eq!(means(TaskKind::Regression, half, 0.8).far_off(), None);
+        assert!(means(TaskKind::Regression, half, 1.2).far_off().is_some());
+        // Ten positives say nothing of a rate.
+        assert_eq!(
+            means(TaskKind::Binary, |row| f32::from(u8::from(row < 10)), 0.9).far_off(),
+            None
+        );
+    }
+}

@@ -1,0 +1,162 @@
+//! Between the two sets of types that come of one `expert.wit`: the SDK's, which
+//! a native expert speaks, and the host's.
+//!
+//! Field by field and without exceptions, so that a contract that grows does not
+//! compile here until this has grown too.
+
+use hypercast::expert::wasm::contract as host;
+use hypercast_sdk::raw::types as sdk;
+
+pub(crate) fn info(info: &host::HostInfo) -> sdk::HostInfo {
+    let host::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids } =
+        info.clone();
+    let task = |task: host::SchemaTask| {
+        let host::SchemaTask { name, kind, label, surfaces } = task;
+        let kind = match kind {
+            host::TaskKind::Binary => sdk::TaskKind::Binary,
+            host::TaskKind::Regression => sdk::TaskKind::Regression,
+        };
+        sdk::SchemaTask { name, kind, label, surfaces }
+    };
+    let tasks = tasks.into_iter().map(task).collect();
+    sdk::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids }
+}
+
+pub(crate) fn description(description: sdk::Description) -> host::Description {
+    let sdk::Description {
+        name,
+        version,
+        surfaces,
+        tasks,
+        columns,
+        rank_columns,
+        history_len,
+        fm_version,
+        limits: sdk::Limits { deadline_ms, memory_mib },
+    } = description;
+    let task = |task: sdk::Task| {
+        let kind = match task.kind {
+            sdk::TaskKind::Binary => host::TaskKind::Binary,
+            sdk::TaskKind::Regression => host::TaskKind::Regression,
+        };
+        host::Task { name: task.name, kind }
+    };
+    host::Description {
+        name,
+        version,
+        surfaces,
+        tasks: tasks.into_iter().map(task).collect(),
+        columns: columns.into_iter().map(host_column).collect(),
+        rank_columns: rank_columns.into_iter().map(host_column).collect(),
+        history_len,
+        fm_version,
+        limits: host::Limits { deadline_ms, memory_mib },
+    }
+}
+
+pub(crate) fn network(network: sdk::Network) -> host::Network {
+    let sdk::Network { parameters, nodes, outputs, extra_loss } = network;
+    let parameter = |parameter: sdk::Parameter| {
+        let sdk::Parameter { name, shape, init } = parameter;
+        let init = match init {
+            sdk::Initialiser::Zeros => host::Initialiser::Zeros,
+            sdk::Initialiser::Ones => host::Initialiser::Ones,
+            sdk::Initialiser::Constant(value) => host::Initialiser::Constant(value),
+            sdk::Initialiser::Normal(deviation) => host::Initialiser::Normal(deviation),
+            sdk::Initialiser::XavierUniform => host::Initialiser::XavierUniform,
+            sdk::Initialiser::KaimingUniform => host::Initialiser::KaimingUniform,
+        };
+        host::Parameter { name, shape, init }
+    };
+    let node = |node: sdk::Node| {
+        let sdk::Node { op, inputs, attributes, layer } = node;
+        host::Node {
+            op,
+            inputs,
+            attributes: attributes.into_iter().map(attribute).collect(),
+            layer,
+        }
+    };
+    let output = |sdk::Output { task, node }| host::Output { task, node };
+    host::Network {
+        parameters: parameters.into_iter().map(parameter).collect(),
+        nodes: nodes.into_iter().map(node).collect(),
+        outputs: outputs.into_iter().map(output).collect(),
+        extra_loss,
+    }
+}
+
+pub(crate) fn rank_request(request: &host::RankRequest) -> sdk::RankRequest {
+    let host::RankRequest { surface, user, time_ms, candidates, limit } = request.clone();
+    sdk::RankRequest { surface, user, time_ms, candidates, limit }
+}
+
+pub(crate) fn predictions(predictions: &[host::Prediction]) -> Vec<sdk::Prediction> {
+    let one = |host::Prediction { task, values }| sdk::Prediction { task, values };
+    predictions.iter().cloned().map(one).collect()
+}
+
+pub(crate) fn columns(columns: &[host::NamedColumn]) -> Vec<sdk::NamedColumn> {
+    let one = |host::NamedColumn { column, data }| {
+        let data = match data {
+            host::Data::Numbers(values) => sdk::Data::Numbers(values),
+            host::Data::Ids(values) => sdk::Data::Ids(values),
+        };
+        sdk::NamedColumn { column: sdk_column(column), data }
+    };
+    columns.iter().cloned().map(one).collect()
+}
+
+pub(crate) fn ranked(ranked: Vec<sdk::Ranked>) -> Vec<host::Ranked> {
+    let one = |sdk::Ranked { candidate, score }| host::Ranked { candidate, score };
+    ranked.into_iter().map(one).collect()
+}
+
+pub(crate) fn action_batch(batch: &host::ActionBatch) -> sdk::ActionBatch {
+    let host::ActionBatch { surface, actions, known, values } = batch.clone();
+    let value = |host::Outcome { name, values }| sdk::Outcome { name, values };
+    let values = values.into_iter().map(value).collect();
+    sdk::ActionBatch { surface, actions, known, values }
+}
+
+pub(crate) fn labels(labels: Vec<sdk::TaskLabels>) -> Vec<host::TaskLabels> {
+    let one = |sdk::TaskLabels { task, labels, mask, weights }| host::TaskLabels {
+        task,
+        labels,
+        mask,
+        weights,
+    };
+    labels.into_iter().map(one).collect()
+}
+
+fn attribute(attribute: sdk::Attribute) -> host::Attribute {
+    let value = match attribute.value {
+        sdk::Value::Integer(value) => host::Value::Integer(value),
+        sdk::Value::Number(value) => host::Value::Number(value),
+        sdk::Value::Integers(values) => host::Value::Integers(values),
+        sdk::Value::Text(text) => host::Value::Text(text),
+    };
+    host::Attribute { name: attribute.name, value }
+}
+
+fn host_column(column: sdk::Column) -> host::Column {
+    match column {
+        sdk::Column::Tae => host::Column::Tae,
+        sdk::Column::Feature(name) => host::Column::Feature(name),
+        sdk::Column::Id(name) => host::Column::Id(name),
+        sdk::Column::HistoryId(name) => host::Column::HistoryId(name),
+        sdk::Column::HistoryActions => host::Column::HistoryActions,
+        sdk::Column::HistoryAge => host::Column::HistoryAge,
+    }
+}
+
+fn sdk_column(column: host::Column) -> sdk::Column {
+    match column {
+        host::Column::Tae => sdk::Column::Tae,
+        host::Column::Feature(name) => sdk::Column::Feature(name),
+        host::Column::Id(name) => sdk::Column::Id(name),
+        host::Column::HistoryId(name) => sdk::Column::HistoryId(name),
+        host::Column::HistoryActions => sdk::Column::HistoryActions,
+        host::Column::HistoryAge => sdk::Column::HistoryAge,
+    }
+}

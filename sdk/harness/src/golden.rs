@@ -1,0 +1,230 @@
+//! Golden replay: what an expert answered to fixed requests before, in a file
+//! that is committed with it.
+//!
+//! It catches what no promise does: a value model whose weights were changed by
+//! mistake, a layer that reads another column. Parameters are made up from a seed,
+//! so that the file does not depend on any training.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cases::Case;
+use crate::error::{Failure, Place};
+use crate::harness::Harness;
+
+/// Set to `write`, it has golden files written anew.
+const VARIABLE: &str = "HYPERCAST_GOLDEN";
+
+const CHECK: &str = "golden replay";
+const ADVICE: &str = "if the change is meant, write the file anew with HYPERCAST_GOLDEN=write and commit it; else the expert changed by mistake";
+
+/// Machines differ in the last digits of sums.
+const TOLERANCE: f32 = 1e-3;
+
+/// Differences that are told; the rest are counted.
+const TOLD: usize = 12;
+
+/// One request's answer.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Answer {
+    request: String,
+    /// Item ids, best first, with their scores.
+    ranking: Vec<(u64, f32)>,
+    /// A task each, a value a candidate in the request's order.
+    predictions: BTreeMap<String, Vec<f32>>,
+}
+
+impl Harness {
+    /// Compares rankings and predictions of a fixed seeded set of requests with those in `file`. With
+    /// `HYPERCAST_GOLDEN=write` in the environment it writes the file instead.
+    ///
+    /// # Errors
+    /// The differences; a file that is missing or cannot be read or written; a fault.
+    pub fn golden(&self, file: impl AsRef<Path>) -> Result<(), Failure> {
+        let write = std::env::var(VARIABLE).is_ok_and(|value| value == "write");
+        self.replay(file.as_ref(), write)
+    }
+
+    fn replay(&self, file: &Path, write: bool) -> Result<(), Failure> {
+        let fail =
+            |seen: String, advice| Failure { check: CHECK, place: Place::default(), seen, advice };
+        let now = self.answers().map_err(|fault| fail(fault, "`check_all` tells more"))?;
+        let shown = file.display();
+        if write {
+            let text = serde_json::to_string_pretty(&now).expect("answers are plain data");
+            return std::fs::write(file, text + "\n").map_err(|error| {
+                fail(format!("cannot write {shown}: {error}"), "is its folder there?")
+            });
+        }
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| fail(format!("cannot read {shown}: {error}"), ADVICE))?;
+        let before: Vec<Answer> = serde_json::from_str(&text)
+            .map_err(|error| fail(format!("{shown} is no golden file: {error}"), ADVICE))?;
+        let differences = differences(&before, &now);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let rest = differences.len().saturating_sub(TOLD);
+        let mut seen = format!("{} differences from {shown}", differences.len());
+        for difference in differences.iter().take(TOLD) {
+            seen.push_str(&format!("\n  {difference}"));
+        }
+        if rest > 0 {
+            seen.push_str(&format!("\n  and {rest} more"));
+        }
+        Err(fail(seen, ADVICE))
+    }
+
+    fn answers(&self) -> Result<Vec<Answer>, String> {
+        let names = &self.runtime.info().surfaces;
+        let cases = self.surfaces().into_iter().flat_map(|surface| {
+            [(5, 0), (8, 20)].into_iter().zip(500u64..).map(
+                move |((candidates, history), number)| {
+                    let request = self.world.request(number + u64::from(surface) * 10);
+                    let request = request.surface(&names[usize::from(surface)]);
+                    request.candidates(candidates).history(history).serving().build()
+                },
+            )
+        });
+        cases.map(|case| self.answer(&case)).collect()
+    }
+
+    fn answer(&self, case: &Case) -> Result<Answer, String> {
+        let place = self.place(case).to_string();
+        let in_place = |fault: String| format!("{place}: {fault}");
+        let predictions = self.predict(case).map_err(in_place)?;
+        let ranking = self.rank(case, case.candidates()).map_err(in_place)?;
+        Ok(Answer {
+            ranking: ranking.items.into_iter().zip(ranking.scores).collect(),
+            predictions: predictions.tasks.into_iter().map(|p| (p.task, p.values)).collect(),
+            request: place,
+        })
+    }
+}
+
+fn differences(before: &[Answer], now: &[Answer]) -> Vec<String> {
+    let mut found = Vec::new();
+    if before.len() != now.len() {
+        found.push(format!("{} requests, and the file has {}", now.len(), before.len()));
+    }
+    for (before, now) in before.iter().zip(now) {
+        let request = &now.request;
+        if before.request != *request {
+            found.push(format!("{request}: the file has {}", before.request));
+            continue;
+        }
+        let mut pairs = before.ranking.iter().zip(&now.ranking);
+        // Candidates of one score may change places.
+        let other = pairs.position(|(a, b)| !near(a.1, b.1) || (a.0 != b.0 && !tied(before, a, b)));
+        let other = other.or((before.ranking.len() != now.ranking.len())
+            .then(|| before.ranking.len().min(now.ranking.len())));
+        if let Some(at) = other {
+            let show = |answer: &Answer| match answer.ranking.get(at) {
+                Some((item, score)) => format!("item {item} ({score})"),
+                None => "nothing".into(),
+            };
+            found.push(format!("{request}: place {at} has {}, had {}", show(now), show(before)));
+        }
+        for task in before.predictions.keys().filter(|t| !now.predictions.contains_key(*t)) {
+            found.push(format!("{request}: task `{task}` is gone"));
+        }
+        for (task, values) in &now.predictions {
+            let Some(old) = before.predictions.get(task) else {
+                found.push(format!("{request}: task `{task}` is new"));
+                continue;
+            };
+            for (row, (old, new)) in old.iter().zip(values).enumerate() {
+                if !near(*old, *new) {
+                    let change = new - old;
+                    found.push(format!(
+                        "{request}, row {row}, task `{task}`: {new}, was {old} ({change:+})"
+                    ));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn near(a: f32, b: f32) -> bool {
+    (a - b).abs() <= TOLERANCE * (1.0 + a.abs().max(b.abs()))
+}
+
+/// Whether the item that stands here now had a score near that of the one which did.
+fn tied(before: &Answer, old: &(u64, f32), new: &(u64, f32)) -> bool {
+    before.ranking.iter().any(|(item, score)| *item == new.0 && near(*score, old.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear, Ranked, Request};
+
+    use super::*;
+
+    struct Before;
+    struct After;
+
+    impl Expert for Before {
+        fn describe(info: &HostInfo) -> Description {
+            Description::new("golden", "1.0.0").all_tasks(info)
+        }
+        fn network(g: &Graph) {
+            for task in g.tasks() {
+                g.output(&task.name, Linear::new(&task.name, 1).apply(g.tae()));
+            }
+        }
+    }
+
+    impl Expert for After {
+        fn describe(info: &HostInfo) -> Description {
+            Before::describe(info)
+        }
+        fn network(g: &Graph) {
+            Before::network(g);
+        }
+        fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
+            Ok(request.top(&request.weighted_sum(|task| if task == "like" { 9.0 } else { 1.0 })))
+        }
+    }
+
+    #[test]
+    fn what_was_answered_before_is_kept_and_a_change_is_told_by_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("golden.json");
+        let (before, after) = (Harness::native::<Before>(), Harness::native::<After>());
+        let missing = before.replay(&file, false).unwrap_err();
+        assert!(missing.to_string().contains("HYPERCAST_GOLDEN=write"), "{missing}");
+        before.replay(&file, true).unwrap();
+        before.replay(&file, false).unwrap();
+        let changed = after.replay(&file, false).unwrap_err().to_string();
+        assert!(
+            changed.contains("surface feed") && changed.contains("place 0 has item"),
+            "{changed}"
+        );
+        assert!(!changed.contains("task `"), "the predictions stayed: {changed}");
+        after.replay(&file, true).unwrap();
+        after.replay(&file, false).unwrap();
+    }
+
+    #[test]
+    fn the_last_digits_may_differ_and_tied_candidates_may_change_places() {
+        let answer = |ranking: &[(u64, f32)], click: f32| Answer {
+            request: "request 1".into(),
+            ranking: ranking.to_vec(),
+            predictions: BTreeMap::from([("click".into(), vec![click])]),
+        };
+        let before = [answer(&[(1, 0.5), (2, 0.5), (3, 0.1)], 0.25)];
+        let same = [answer(&[(2, 0.50001), (1, 0.5), (3, 0.1)], 0.25001)];
+        assert_eq!(differences(&before, &same), Vec::<String>::new());
+        let other = differences(&before, &[answer(&[(3, 0.5), (1, 0.5), (2, 0.1)], 0.5)]);
+        assert_eq!(other.len(), 2, "{other:?}");
+        assert!(
+            other[0].contains("place 0") && other[1].contains("row 0, task `click`"),
+            "{other:?}"
+        );
+        let shorter = differences(&before, &[answer(&[(1, 0.5), (2, 0.5)], 0.25)]);
+        assert!(shorter[0].contains("place 2 has nothing"), "{shorter:?}");
+    }
+}

@@ -1,0 +1,154 @@
+//! The SDK's trait, called in this process: a debugger stops in it, a panic has
+//! its own backtrace, and no component needs to be built.
+//!
+//! `describe`, `network`, `rank`, `labels` and `sample` are plain calls. The graph that
+//! `network` built is checked and run by the host's own code, as for a component.
+//! There is no deadline, no memory cap and no fresh instance: those are Wasm's.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use hypercast::expert::batch::Columns;
+use hypercast::expert::graph::Graph;
+use hypercast::expert::network::{Network, network};
+use hypercast::expert::params::hash_text;
+use hypercast::expert::{Device, Parameters, Predictions, Provenance};
+use hypercast_sdk::{Expert, Request};
+
+use crate::cases::Case;
+use crate::contract::{
+    self, ActionBatch, Description, HostInfo, NamedColumn, Prediction, Ranked, TaskKind, TaskLabels,
+};
+use crate::convert;
+use crate::error::Error;
+use crate::runtime::{RankCall, Runtime};
+use crate::training;
+use crate::world::World;
+
+/// A native expert with parameters.
+pub(crate) struct Native<E> {
+    world: World,
+    description: Description,
+    info: HostInfo,
+    graph: Arc<Graph>,
+    columns: Columns,
+    network: Box<dyn Network>,
+    parameters: Parameters,
+    expert: PhantomData<E>,
+}
+
+impl<E: Expert + 'static> Native<E> {
+    pub(crate) fn load(world: &World) -> Result<Self, Error> {
+        let info = contract::host_info(world.schema(), world.options.tae_dim);
+        let (description, network) =
+            hypercast_sdk::build::<E>(&convert::info(&info)).map_err(Error::Network)?;
+        let (description, network) = (convert::description(description), convert::network(network));
+        let limits = &world.options.graph_limits;
+        let graph = Arc::new(Graph::new(&description, &network, &info, limits)?);
+        let provenance = Provenance {
+            plugin: description.name.clone(),
+            plugin_version: description.version.clone(),
+            contract: contract::VERSION.into(),
+            graph: hash_text(&graph),
+            fm_version: world.options.fm_version.clone().unwrap_or_default(),
+            tae_dim: world.options.tae_dim,
+            tasks: description.tasks.iter().map(|task| task.name.clone()).collect(),
+            trained_rows: 0,
+            trained_until_ms: 0,
+            normaliser: training::normaliser(world),
+        };
+        let parameters = Parameters::init(&graph, provenance, training::SEED);
+        let parameters = training::shaken(parameters, &graph);
+        Self::new(world, (description, info, graph), parameters)
+    }
+
+    fn new(
+        world: &World,
+        (description, info, graph): (Description, HostInfo, Arc<Graph>),
+        parameters: Parameters,
+    ) -> Result<Self, Error> {
+        Ok(Native {
+            columns: Columns::new(&description, world.schema(), world.options.tae_dim)?,
+            network: network(graph.clone(), parameters.clone(), Device::Cpu)?,
+            world: world.clone(),
+            description,
+            info,
+            graph,
+            parameters,
+            expert: PhantomData,
+        })
+    }
+}
+
+impl<E: Expert + 'static> Runtime for Native<E> {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+
+    fn info(&self) -> &HostInfo {
+        &self.info
+    }
+
+    fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    fn rank_columns(&self, case: &Case) -> Vec<NamedColumn> {
+        self.columns.rank_columns(&case.example, case.tae())
+    }
+
+    fn predict(&self, case: &Case) -> Result<Predictions, String> {
+        let normaliser = &self.parameters.provenance.normaliser;
+        let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
+        let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
+        let tasks = &self.description.tasks;
+        let values = |at: usize| {
+            let outputs = outputs.iter().skip(at).step_by(tasks.len());
+            outputs.map(|output| prediction(tasks[at].kind, *output)).collect()
+        };
+        let one = |at: usize| Prediction { task: tasks[at].name.clone(), values: values(at) };
+        Ok(Predictions { tasks: (0..tasks.len()).map(one).collect() })
+    }
+
+    fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String> {
+        let RankCall { request, predictions, columns } = call;
+        let request = Request::new(
+            convert::rank_request(request),
+            convert::predictions(predictions),
+            convert::columns(columns),
+        );
+        E::rank(&request).map(convert::ranked)
+    }
+
+    fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String> {
+        Ok([self.rank(call)?, self.rank(call)?])
+    }
+
+    fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
+        E::labels(&convert::info(&self.info), &convert::action_batch(batch)).map(convert::labels)
+    }
+
+    fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
+        Ok(E::sample(&convert::info(&self.info), &convert::action_batch(batch)))
+    }
+
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error> {
+        let parts = (self.description.clone(), self.info.clone(), self.graph.clone());
+        Ok(Box::new(Self::new(&self.world, parts, parameters)?))
+    }
+
+    fn anew(&self) -> Result<Box<dyn Runtime>, Error> {
+        Self::load(&self.world)?.with_parameters(self.parameters.clone())
+    }
+}
+
+fn prediction(kind: TaskKind, output: f32) -> f32 {
+    match kind {
+        TaskKind::Binary => 1.0 / (1.0 + (-output).exp()),
+        TaskKind::Regression => output,
+    }
+}

@@ -1,0 +1,58 @@
+//! What the harness asks of an expert, whichever way it runs.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use hypercast::expert::graph::Graph;
+use hypercast::expert::{Parameters, Predictions};
+
+use crate::cases::Case;
+use crate::contract::{
+    ActionBatch, Description, HostInfo, NamedColumn, Prediction, RankRequest, Ranked, TaskLabels,
+};
+use crate::error::Error;
+
+/// The arguments of one `rank` call.
+pub(crate) struct RankCall {
+    pub(crate) request: RankRequest,
+    pub(crate) predictions: Vec<Prediction>,
+    pub(crate) columns: Vec<NamedColumn>,
+}
+
+/// An expert with parameters. Faults come as words: a test tells them to a person.
+pub(crate) trait Runtime: Any {
+    fn description(&self) -> &Description;
+    fn info(&self) -> &HostInfo;
+    fn graph(&self) -> &Arc<Graph>;
+    /// What `rank` is sent besides the predictions.
+    fn rank_columns(&self, case: &Case) -> Vec<NamedColumn>;
+    fn predict(&self, case: &Case) -> Result<Predictions, String>;
+    /// One call, in an instance of its own where there are instances.
+    fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String>;
+    /// Two calls of one instance.
+    fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String>;
+    fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String>;
+    fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String>;
+    fn parameters(&self) -> &Parameters;
+    /// The same expert with other parameters.
+    fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error>;
+    /// The same expert and parameters, loaded from its beginnings.
+    fn anew(&self) -> Result<Box<dyn Runtime>, Error>;
+}
+
+/// The examples of some requests as the training hooks get them.
+pub(crate) fn action_batch(cases: &[Case], info: &HostInfo) -> ActionBatch {
+    let rows = || {
+        cases.iter().flat_map(|case| case.example.targets.iter().map(move |t| (&case.example, t)))
+    };
+    let value = |(index, name): (usize, &String)| crate::contract::Outcome {
+        name: name.clone(),
+        values: rows().map(|(_, target)| target.outcome.values[index]).collect(),
+    };
+    ActionBatch {
+        surface: rows().map(|(example, _)| u32::from(example.surface)).collect(),
+        actions: rows().map(|(_, target)| target.outcome.actions).collect(),
+        known: rows().map(|(_, target)| target.outcome.known).collect(),
+        values: info.values.iter().enumerate().map(value).collect(),
+    }
+}

@@ -1,0 +1,94 @@
+//! Real components in the host's runtime: the in-tree experts keep every promise
+//! on several schemas, guests that misbehave are told, and what is trained serves.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_harness::{Failure, Harness, World};
+
+fn components(variable: &str, test: &str) -> Vec<PathBuf> {
+    let Some(folder) = std::env::var_os(variable) else {
+        eprintln!("SKIPPED {test}: `cargo verify` builds the components that {variable} names");
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(&folder).expect("the folder can be read");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "wasm"));
+    assert!(!files.is_empty(), "{variable} names a folder without components");
+    files.sort();
+    files
+}
+
+fn name(file: &Path) -> String {
+    file.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn in_tree_components_keep_every_promise_without_history_and_with_another_fm() {
+    for file in components("HYPERCAST_PLUGINS", "in-tree components") {
+        let harness = World::default().tae_dim(16).seed(3).component(&file).unwrap();
+        harness.check_all().unwrap_or_else(|failures| panic!("{}: {failures}", name(&file)));
+    }
+}
+
+#[test]
+fn a_component_trained_on_a_log_predicts_it_better_and_its_parameters_open_again() {
+    for file in components("HYPERCAST_PLUGINS", "training") {
+        let fresh = Harness::of(&file);
+        let log = fresh.world().log(300, &[0, 1, 2]);
+        let before = entropy(&fresh, &log);
+        let trained = fresh.trained(&log).unwrap();
+        let after = entropy(&trained, &log);
+        assert!(after < before, "{}: {before} before and {after} after", name(&file));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("parameters.safetensors");
+        trained.parameter_values().save(&path).unwrap();
+        let opened = Harness::of(&file).parameters(&path).unwrap();
+        let one = trained.predict(&log[0]).unwrap().tasks;
+        let two = opened.predict(&log[0]).unwrap().tasks;
+        assert!(one.iter().zip(&two).all(|(a, b)| a.values == b.values), "{}", name(&file));
+    }
+}
+
+/// Mean cross-entropy of clicks.
+fn entropy(harness: &Harness, log: &[hypercast_harness::Case]) -> f64 {
+    let rows = log.iter().flat_map(|case| {
+        let predictions = harness.predict(case).unwrap();
+        let clicks = predictions.task("click").unwrap().to_vec();
+        let labels = case.example.targets.iter().map(|target| target.outcome.actions & 1 == 1);
+        clicks.into_iter().zip(labels).collect::<Vec<_>>()
+    });
+    let (mut sum, mut count) = (0.0, 0.0);
+    for (click, label) in rows {
+        sum -= f64::from(if label { click } else { 1.0 - click }).max(1e-7).ln();
+        count += 1.0;
+    }
+    sum / count
+}
+
+/// A check by name.
+type Check = fn(&Harness) -> Result<(), Failure>;
+
+/// Guests that load, which check they fail, and a word of what the harness says of them.
+const TOLD: [(&str, Check, &str); 9] = [
+    ("spin", Harness::check_ranking, "deadline"),
+    ("bomb", Harness::check_ranking, "MiB of memory"),
+    ("trap", Harness::check_ranking, "trapped"),
+    ("rank_error", Harness::check_determinism, "returned an error"),
+    ("nan", Harness::check_ranking, "score NaN"),
+    ("nan_network", Harness::check_predictions, "prediction NaN"),
+    ("duplicates", Harness::check_unknown_features, "bad output"),
+    ("labels_short", Harness::check_labels, "`labels` gave a bad output"),
+    ("sample_invalid", Harness::check_calibration, "`sample` gave a bad output"),
+];
+
+#[test]
+fn guests_that_misbehave_are_told_by_name_and_cause() {
+    // A short deadline: one of them spins.
+    let world = World::default().max_candidates(50).deadline_ms(500);
+    let files = components("HYPERCAST_HOSTILE", "hostile guests");
+    for (guest, check, word) in TOLD.iter().filter(|_| !files.is_empty()) {
+        let file = files.iter().find(|file| name(file) == *guest).expect("a guest of that name");
+        let told = check(&world.component(file).unwrap()).unwrap_err().to_string();
+        assert!(told.contains(word) && told.contains(guest), "{guest}: {told}");
+    }
+}
