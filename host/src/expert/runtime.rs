@@ -101,9 +101,26 @@ impl Blueprint {
         Parameters::init(&self.graph, provenance, seed)
     }
 
-    /// The FM that it was loaded for; empty without one.
-    pub fn fm_version(&self) -> &str {
-        &self.fm_version
+    /// The parameters of a file, which must be those of this very network and FM.
+    pub fn restore(&self, path: &Path) -> Result<Parameters, Error> {
+        let trained = Parameters::restore(&self.graph, SavedParameters::read(path)?)?;
+        let found = &trained.provenance;
+        if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, self.columns.tae_dim())
+        {
+            let why = format!(
+                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
+                found.fm_version,
+                found.tae_dim,
+                self.fm_version,
+                self.columns.tae_dim()
+            );
+            return Err(Error::Parameters { path: path.to_path_buf(), why });
+        }
+        if found.normaliser.names != self.columns.feature_names() {
+            let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
+            return Err(Error::Parameters { path: path.to_path_buf(), why });
+        }
+        Ok(trained)
     }
 
     /// Whether the expert can serve `surface`.
@@ -239,26 +256,8 @@ impl Expert {
         device: Device,
         breaker: BreakerConfig,
     ) -> Result<Expert, Error> {
-        let parameters_of_graph =
-            Parameters::restore(&blueprint.graph, SavedParameters::read(parameters)?)?;
-        let found = &parameters_of_graph.provenance;
-        if (found.fm_version.as_str(), found.tae_dim)
-            != (&blueprint.fm_version, blueprint.columns.tae_dim())
-        {
-            let why = format!(
-                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
-                found.fm_version,
-                found.tae_dim,
-                blueprint.fm_version,
-                blueprint.columns.tae_dim()
-            );
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
-        }
-        if found.normaliser.names != blueprint.columns.feature_names() {
-            let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
-        }
-        Expert::new(blueprint, parameters_of_graph, device, breaker)
+        let trained = blueprint.restore(parameters)?;
+        Expert::new(blueprint, trained, device, breaker)
     }
 
     /// The expert's plugin, description and graph.

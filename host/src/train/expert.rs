@@ -26,7 +26,7 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     expert::{
-        Blueprint, Engine, Parameters, SavedParameters,
+        Blueprint, Engine, Parameters,
         train::{BatchReport, Serving},
         wasm::contract::{TaskKind, Verdict},
     },
@@ -161,11 +161,9 @@ fn train_on(
 
 /// What serves now, if it is of this network and FM, and it is known what it has learned from.
 fn serving(path: &Path, blueprint: &Blueprint) -> Option<Serving> {
-    let saved = SavedParameters::read(path).ok()?;
-    let parameters = Parameters::restore(&blueprint.graph, saved).ok()?;
+    let parameters = blueprint.restore(path).ok()?;
     let learned_until_ms = parameters.provenance.trained_until_ms;
-    let own = blueprint.fm_version() == parameters.provenance.fm_version;
-    (own && learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
+    (learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
 }
 
 /// Replaces what serves, or leaves the parameters beside it.
@@ -280,6 +278,7 @@ mod tests {
     use super::*;
     use crate::{
         evaluate::tests::{hostile, plugins},
+        expert::SavedParameters,
         features::replay::{Replay, ReplayOptions},
         import::simulate,
         logs::{LogVersion, LogWriter},
