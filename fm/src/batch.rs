@@ -376,7 +376,8 @@ fn hour_of_day(time_ms: i64) -> u64 {
 
 /// floor(log2(1 + seconds since the event before)), and 63 without one.
 fn gap_bucket(time_ms: i64, before_ms: Option<i64>) -> u64 {
-    before_ms.map_or(63, |before| u64::from((1 + (time_ms - before).max(0) as u64 / 1000).ilog2()))
+    let gap = |before: i64| time_ms.saturating_sub(before).max(0) as u64 / 1000;
+    before_ms.map_or(63, |before| u64::from((1 + gap(before)).ilog2()))
 }
 
 fn outcome_numbers(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {

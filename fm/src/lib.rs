@@ -21,6 +21,7 @@ mod live;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+pub mod priority;
 mod probe;
 mod resume;
 pub mod sampling;

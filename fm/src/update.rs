@@ -126,22 +126,29 @@ impl Update {
 
     /// The dense tensors of an update that is whole.
     fn tensors(&self) -> Result<Tensors> {
-        let mut tensors: Tensors = HashMap::new();
-        let mut places: Vec<(&str, usize, usize)> = Vec::new();
+        let mut places: Vec<(&str, usize, usize, usize)> = Vec::new();
         for piece in &self.pieces {
-            let values = vec![0.0; piece.shape.iter().product()];
-            tensors.entry(piece.name.clone()).or_insert((piece.shape.clone(), values));
-            places.push((&piece.name, piece.start, piece.start + piece.values.len()));
+            let (len, end) = (piece.shape.iter().product(), piece.start + piece.values.len());
+            places.push((&piece.name, piece.start, end, len));
         }
-        self.place(&mut tensors)?;
         places.sort_unstable();
+        // Before there is room for any: a shape may say more than all of memory.
         for of_one in places.chunk_by(|a, b| a.0 == b.0) {
-            let name = of_one[0].0;
-            let end = of_one.iter().try_fold(0, |end, &(_, from, to)| (from == end).then_some(to));
-            if end != Some(tensors[name].1.len()) {
+            let (name, _, _, len) = of_one[0];
+            let goes_on = |end, &(_, from, to, of): &(&str, usize, usize, usize)| {
+                (from == end && of == len).then_some(to)
+            };
+            let end = of_one.iter().try_fold(0, goes_on);
+            if end != Some(len) {
                 return Err(Error::Update(format!("only a part of {name} is there")));
             }
         }
+        let mut tensors: Tensors = HashMap::new();
+        for piece in &self.pieces {
+            let room = || (piece.shape.clone(), vec![0.0; piece.shape.iter().product()]);
+            tensors.entry(piece.name.clone()).or_insert_with(room);
+        }
+        self.place(&mut tensors)?;
         Ok(tensors)
     }
 

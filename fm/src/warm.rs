@@ -90,6 +90,7 @@ impl Warmer {
         let thread = rayon::ThreadPoolBuilder::new()
             .num_threads(1)
             .thread_name(|_| "fm-warm".into())
+            .start_handler(|_| crate::priority::give_way())
             .build()
             .map_err(|error| Error::Update(format!("no thread for its histories: {error}")))?;
         let bytes = (history_cache_bytes / SHARE) as u64;

@@ -7,6 +7,7 @@
 //! without a daemon, [`experiment`] makes the paper's tables, and [`bench`] says how fast it is. The FM itself is the crate `hypercast-fm`.
 
 pub mod bench;
+pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod dataset;
@@ -29,5 +30,6 @@ pub mod serve;
 pub mod stop;
 pub mod synthetic;
 pub mod telemetry;
+pub mod trace;
 pub mod train;
 pub mod versions;

@@ -34,9 +34,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HYPERCAST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    hypercast::trace::start();
     match Cli::parse().command {
         Command::Import(args) => commands::import::run(args),
         Command::Simulate(args) => commands::simulate::run(args),

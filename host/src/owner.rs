@@ -8,14 +8,28 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::error::{Error, Result};
+
+/// How often a claim that waits looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Holds a folder until it is dropped.
 #[derive(Debug)]
 pub struct Owner {
     file: File,
+}
+
+/// What came of a claim.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// It is ours.
+    Taken(Owner),
+    /// Somebody has it, in words.
+    Of(String),
 }
 
 impl Owner {
@@ -25,24 +39,39 @@ impl Owner {
     /// Another owner (the error has its process id), or what the file system says.
     pub fn take(dir: &Path) -> Result<Owner> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let path = dir.join("owner.lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(taken(dir, &mut file)),
-            Err(TryLockError::Error(error)) => return Err(Error::io(&path)(error)),
+        match Owner::claim(&dir.join("owner.lock"), Duration::ZERO)? {
+            Claim::Taken(owner) => Ok(owner),
+            Claim::Of(who) => Err(Error::data(
+                dir,
+                format!("{who} works here; stop it first, or take another folder"),
+            )),
+        }
+    }
+
+    /// Claims what the lock file `path` stands for, and waits so long for an owner that is about to go.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn claim(path: &Path, patience: Duration) -> Result<Claim> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(path).map_err(Error::io(path))?;
+        let until = Instant::now() + patience;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    thread::sleep(LOOK_EVERY);
+                }
+                Err(TryLockError::WouldBlock) => return Ok(Claim::Of(owner_of(&mut file))),
+                Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
+            }
         }
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(Error::io(&path))?;
-        Ok(Owner { file })
+            .map_err(Error::io(path))?;
+        Ok(Claim::Taken(Owner { file }))
     }
 }
 
@@ -53,15 +82,13 @@ impl Drop for Owner {
     }
 }
 
-fn taken(dir: &Path, file: &mut File) -> Error {
+fn owner_of(file: &mut File) -> String {
     let mut pid = String::new();
     // The text only serves the message; the lock itself has answered.
-    let read = file.read_to_string(&mut pid);
-    let pid = match (read, pid.trim()) {
-        (Ok(_), pid) if !pid.is_empty() => pid,
-        _ => "unknown",
-    };
-    Error::data(dir, format!("process {pid} works here; stop it first, or take another folder"))
+    match (file.read_to_string(&mut pid), pid.trim()) {
+        (Ok(_), pid) if !pid.is_empty() => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -29,16 +29,21 @@ impl Stop {
         let asked = stop.clone();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
-        let (mut terminate, mut interrupt) = {
+        let (mut terminate, mut interrupt, mut hangup) = {
             let _within = runtime.enter();
             let watch = |kind| signal(kind).map_err(cannot);
-            (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?)
+            let hangup = watch(SignalKind::hangup())?;
+            (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?, hangup)
         };
         let watch = move || {
             runtime.block_on(async {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
+                loop {
+                    tokio::select! {
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                        // The default would be to end at once, without saving.
+                        _ = hangup.recv() => tracing::warn!("SIGHUP: this process reads its configuration at its start alone; restart it"),
+                    }
                 }
             });
             asked.ask();

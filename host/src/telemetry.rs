@@ -64,26 +64,36 @@ impl Telemetry {
     /// # Errors
     /// An address that cannot be had.
     pub fn serve(self: &Arc<Self>, address: SocketAddr) -> Result<SocketAddr> {
-        let cannot =
-            |error: std::io::Error| Error::Invalid(format!("metrics at {address}: {error}"));
-        let listener = std::net::TcpListener::bind(address).map_err(cannot)?;
-        listener.set_nonblocking(true).map_err(cannot)?;
-        let bound = listener.local_addr().map_err(cannot)?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         let own = self.clone();
-        let app = Router::new().route("/metrics", get(move || async move { own.render() }));
-        let serve = move || {
-            let served = runtime.block_on(async {
-                axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await
-            });
-            if let Err(error) = served {
-                tracing::warn!(%error, "metrics are no longer answered");
-            }
-        };
-        std::thread::Builder::new().name("metrics".into()).spawn(serve).map_err(cannot)?;
-        Ok(bound)
+        serve(address, move || own.render())
     }
+}
+
+/// Answers `GET /metrics` at `address` with what `render` gives, on a thread that ends with the process; gives the address in use.
+///
+/// # Errors
+/// An address that cannot be had.
+pub fn serve(
+    address: SocketAddr,
+    render: impl Fn() -> String + Clone + Send + Sync + 'static,
+) -> Result<SocketAddr> {
+    let cannot = |error: std::io::Error| Error::Invalid(format!("metrics at {address}: {error}"));
+    let listener = std::net::TcpListener::bind(address).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
+    let bound = listener.local_addr().map_err(cannot)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    let app = Router::new().route("/metrics", get(move || async move { render() }));
+    let serve = move || {
+        let served = runtime.block_on(async {
+            axum::serve(tokio::net::TcpListener::from_std(listener)?, app).await
+        });
+        if let Err(error) = served {
+            tracing::warn!(%error, "metrics are no longer answered");
+        }
+    };
+    std::thread::Builder::new().name("metrics".into()).spawn(serve).map_err(cannot)?;
+    Ok(bound)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 
 use crate::raw::types::{
-    self as wit, ActionBatch, HostInfo, NamedColumn, Network, Prediction, RankRequest, Ranked,
-    TaskLabels,
+    self as wit, ActionBatch, Evaluation, HostInfo, NamedColumn, Network, Prediction, RankRequest,
+    Ranked, TaskLabels, TrainingStep, Verdict,
 };
 use crate::{Expert, Graph, Request, raw};
 
@@ -38,6 +38,14 @@ impl<E: Expert> raw::Guest for Component<E> {
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
         E::sample(&info, &batch)
+    }
+
+    fn schedule(step: TrainingStep) -> f32 {
+        E::schedule(&step)
+    }
+
+    fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
+        E::evaluate(&info, &evaluation)
     }
 }
 

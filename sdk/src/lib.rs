@@ -2,12 +2,14 @@
 //!
 //! An expert is a type that implements [`Expert`] and is named in [`export!`].
 //! Its network is built once, as a graph that the host trains and runs; only
-//! `rank`, `labels` and `sample` run as Wasm. See `examples/hello-expert` for the
-//! smallest one. This crate runs no network and knows no host: what it may ask
+//! the team's rules run as Wasm: `rank` for requests, `labels`, `sample` and `schedule` in
+//! training, `evaluate` before a publication. See `examples/hello-expert` for the
+//! smallest one, `plugins/value-model` for one that uses them all. This crate runs no network and knows no host: what it may ask
 //! for is in the contract, `sdk/wit/expert.wit`.
 
 mod component;
 mod description;
+pub mod evaluate;
 mod expert_fusion;
 mod fusion;
 mod graph;
@@ -32,8 +34,8 @@ pub use layers::{Dropout, Embedding, LayerNorm, Linear, Mlp, RmsNorm, Squash};
 pub use ops::{Attention, Projections};
 pub use rank::{Diversity, Request};
 pub use raw::types::{
-    ActionBatch, Column, HostInfo, Initialiser, Outcome, Prediction, Ranked, SchemaTask, Task,
-    TaskKind, TaskLabels,
+    ActionBatch, Column, Decision, Evaluation, HostInfo, Initialiser, Outcome, Prediction, Quality,
+    Ranked, SchemaTask, Slice, Task, TaskKind, TaskLabels, TrainingStep, Verdict,
 };
 pub use shape::{Dim, Shape};
 
@@ -68,8 +70,21 @@ pub trait Expert {
     }
 
     /// The probability with which each example is kept for training; empty keeps all.
+    ///
+    /// The host weighs those that are kept by its inverse, so predictions stay calibrated; metrics count every example.
     fn sample(_info: &HostInfo, _batch: &ActionBatch) -> Vec<f32> {
         Vec::new()
+    }
+
+    /// A factor of a training step's learning rate, from 0 to 10, beside the warm-up and decay that the host has.
+    fn schedule(_step: &TrainingStep) -> f32 {
+        1.0
+    }
+
+    /// Whether what was trained may serve. Unless written otherwise no task's NE may be worse than that of what serves
+    /// (see [`evaluate::NoWorse`]).
+    fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
+        evaluate::NoWorse::default().judge(evaluation)
     }
 }
 

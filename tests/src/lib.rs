@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+pub mod secure;
 pub mod services;
 
 use hypercast::{
@@ -119,6 +120,12 @@ impl Daemon {
         BufReader::new(stdout).read_line(&mut line).expect("its first line is read");
         let url = line.trim().strip_prefix("listening on ").expect("it became ready").to_owned();
         Self { child, url }
+    }
+
+    /// Asks it to read its configuration again (SIGHUP).
+    pub fn hang_up(&self) {
+        let asked = Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status();
+        assert!(asked.expect("kill runs").success(), "the daemon can be signalled");
     }
 
     /// Where it listens, as `http://ADDRESS`.

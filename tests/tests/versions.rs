@@ -202,6 +202,11 @@ fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
         assert!(Instant::now() < give_up, "{:?}", daemon.get("/readyz"));
         std::thread::sleep(Duration::from_millis(50));
     }
+    let (status, text) = daemon.get("/readyz");
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("not_ready")), "{answer}");
+    assert_eq!(answer["missing"], json!(["expert mlp 1.1.0 on FM 1.0.0"]), "{answer}");
+    assert_eq!(daemon.get("/readyz/serving"), (200, "serving\n".into()));
     let (status, answer) = daemon.post("/v1/rank", &rank(1, "feed"));
     assert_eq!((status, &answer["expert"]["arm"]), (200, &json!("mlp@1.0.0")), "{answer}");
     // What it falls back to serves; what cannot be loaded is told of as long as it is to be kept ready.

@@ -169,14 +169,7 @@ impl World {
         config.paths.state = "runs/one-stage".into();
         config.write(&world.one_stage)?;
         config.paths.state = Config::default().paths.state;
-        config.experts = vec![ExpertEntry {
-            name: "mlp".into(),
-            plugin,
-            surfaces: Vec::new(),
-            without_tae: false,
-            shadow: false,
-            train_on: TrainOn::All,
-        }];
+        config.experts = vec![mlp(plugin)];
         config.write(&world.two_tiers)?;
         for job in [["train", "fm"], ["train", "expert"]] {
             train(job, &world.two_tiers)?;
@@ -208,6 +201,18 @@ impl World {
             .to_string()
         };
         Ok(newest.keys().map(body).collect())
+    }
+}
+
+/// An expert on every surface.
+pub(super) fn mlp(plugin: PathBuf) -> ExpertEntry {
+    ExpertEntry {
+        name: "mlp".into(),
+        plugin,
+        surfaces: Vec::new(),
+        without_tae: false,
+        shadow: false,
+        train_on: TrainOn::All,
     }
 }
 

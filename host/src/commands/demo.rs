@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     config::EngineKind,
-    demo::{self, Data, Options, streaming},
+    demo::{self, Data, Options, Source, streaming},
 };
 
 /// Import, train, serve and replay real data, and show what the paradigm buys
@@ -67,15 +67,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let kind = if args.streaming { "streaming" } else { "demo" };
     let name = format!("{kind}-{:?}", args.data).to_lowercase();
     let work = args.work.unwrap_or_else(|| PathBuf::from("target/hypercast").join(name));
+    // The configuration is written into the work folder, and its paths start there.
+    let base = Options {
+        source: Source { data: args.data, from: args.from, wheel: args.wheel },
+        test_from: args.test_from,
+        plugins: std::path::absolute(args.plugins)?,
+        work: std::path::absolute(work)?,
+    };
     if args.streaming {
         let Live { speed_up, minutes, engine, nats_url, listen, small } = args.live;
         let report = streaming::run(&streaming::Options {
-            data: args.data,
-            from: args.from,
-            wheel: args.wheel,
-            test_from: args.test_from,
-            plugins: std::path::absolute(args.plugins)?,
-            work: std::path::absolute(work)?,
+            base,
             speed_up,
             minutes,
             engine,
@@ -86,16 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         print!("\n{report}");
         return write_json(args.json, &report);
     }
-    let options = Options {
-        data: args.data,
-        from: args.from,
-        wheel: args.wheel,
-        test_from: args.test_from,
-        // The configuration is written into the work folder, and its paths start there.
-        plugins: std::path::absolute(args.plugins)?,
-        work,
-    };
-    let report = demo::run(&options)?;
+    let report = demo::run(&base)?;
     print!("{report}");
     write_json(args.json, &report)
 }

@@ -6,7 +6,7 @@ use crate::{
     experiment::{Experiment, Options, run as experiment},
 };
 
-/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), or compute
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, or publish
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Which experiment
@@ -30,6 +30,9 @@ pub struct Args {
     /// tae: how old a user embedding is at least
     #[arg(long, value_name = "HOURS", default_value_t = 6.0)]
     pub stale_hours: f64,
+    /// publish: minutes of the data set's clock between publications
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
+    pub publish_minutes: f64,
     /// unseen, compute: the surface [default: the one with the most impressions]
     #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
@@ -75,6 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         replicates: args.replicates,
         expert: args.expert,
         stale_hours: args.stale_hours,
+        publish_minutes: args.publish_minutes,
         surface: args.surface,
         task: args.task,
     };

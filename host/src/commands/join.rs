@@ -1,9 +1,10 @@
 //! `hypercast join`: the joiner as a process of its own.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use crate::{
     config::Config, dataset::Dataset, engine, join::Runner, serve::metrics::Metrics, stop::Stop,
+    telemetry,
 };
 
 /// Join events to examples, for trainers and daemons that follow them
@@ -12,15 +13,24 @@ pub struct Args {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
     pub config: PathBuf,
+    /// Answer GET /metrics here, for example 127.0.0.1:9465
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
 }
 
-/// Joins until SIGTERM or SIGINT, then saves its state. When it is ready it prints `joining from event N`.
+/// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are, and when it is ready `joining from event N`.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = Stop::on_signals()?;
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
     let engine = engine::open(&config.engine)?;
-    let runner = Runner::open(engine, &config, &dataset, Arc::new(Metrics::new()), stop)?;
+    let metrics = Arc::new(Metrics::new());
+    if let Some(address) = args.metrics {
+        let metrics = metrics.clone();
+        let address = telemetry::serve(address, move || metrics.render())?;
+        println!("metrics at http://{address}/metrics");
+    }
+    let runner = Runner::open(engine, &config, &dataset, metrics, stop)?;
     drop(dataset);
     println!("joining from event {}", runner.passed().events);
     Ok(runner.run(|_| {})?)

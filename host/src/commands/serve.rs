@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    config::{Config, Tier},
-    serve::http,
+    config::Tier,
+    serve::{http, reload::Origin},
 };
 
 /// Serve rankings over HTTP
@@ -23,12 +23,10 @@ pub struct Args {
     pub tier: Tier,
 }
 
-/// Serves until SIGTERM or SIGINT. When it is ready it prints `listening on http://ADDRESS`.
+/// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it prints `listening on
+/// http://ADDRESS`, or `https://` where it has a certificate.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let mut config = Config::read(&args.config)?;
-    if let Some(listen) = args.listen {
-        config.server.listen = listen;
-    }
+    let origin = Origin { path: args.config, listen: args.listen, tier: args.tier };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -41,8 +39,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             tracing::info!("stopping: finishing accepted requests");
         };
-        http::serve(config, args.tier, stop, |address| println!("listening on http://{address}"))
-            .await?;
+        let ready = |url: &str| println!("listening on {url}");
+        http::serve(origin, stop, ready).await?;
         Ok(())
     })
 }

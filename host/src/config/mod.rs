@@ -5,11 +5,13 @@
 //! key; a test keeps it complete.
 
 mod lifecycle;
+mod reload;
 mod serving;
 
 use std::path::{Path, PathBuf};
 
 pub use self::lifecycle::{EngineKind, EngineSettings, JoinSettings, PublishSettings};
+pub use self::reload::Reloaded;
 pub use self::serving::{FmTierConfig, Server, Tier};
 
 use hypercast_fm::{device::DeviceKind, spec::FmConfig};
@@ -458,7 +460,8 @@ impl Config {
             &mut paths.state,
             &mut self.engine.dir,
         ];
-        for path in own.into_iter().chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
+        let own = own.into_iter().chain(self.server.files());
+        for path in own.chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
             if path.is_relative() && !path.as_os_str().is_empty() {
                 *path = base.join(&*path);
             }
@@ -504,12 +507,10 @@ impl Config {
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
         }
-        if !(0.0..=1.0).contains(&server.shadow_share) {
-            return Err(format!(
-                "server.shadow_share is {}; it must be from 0 to 1",
-                server.shadow_share
-            ));
+        if self.fm_serving.url.starts_with("https:") {
+            return Err("fm_serving.url is https, but tiers speak plain HTTP to each other: use http:// inside a private network or a tunnel".into());
         }
+        server.validate()?;
         self.join.validate()?;
         self.publish.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;

@@ -1,7 +1,7 @@
 //! How the daemon serves: its HTTP side, and the tiers of an FM (paper section
 //! 3.3.3), each with threads, batching and limits of its own.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use hypercast_fm::{device::DeviceKind, inference::Serving};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -14,6 +14,20 @@ use crate::serve::tae::TaeFormat;
 pub struct Server {
     /// Address and port; port 0 takes a free one.
     pub listen: String,
+    /// Certificates in PEM, the server's own first: with it and `tls_key` the daemon speaks HTTPS (TLS 1.3). Empty for HTTP.
+    pub tls_certificate: PathBuf,
+    /// The certificate's private key, in PEM; others than its owner and group may not read the file.
+    pub tls_key: PathBuf,
+    /// Whether there are routes under `/v1/admin` at all.
+    pub admin: bool,
+    /// Tokens for the routes under `/v1/admin`, `NAME TOKEN` a line; empty for none, which a loopback address alone allows.
+    pub admin_tokens: PathBuf,
+    /// Whether admin tokens may come over plain HTTP on an address that others reach: for a proxy in front that speaks TLS.
+    pub insecure_admin: bool,
+    /// Tokens for the other routes under `/v1`, as `admin_tokens` has them; empty lets everyone ask who reaches the address.
+    pub tokens: PathBuf,
+    /// What the daemon logs, as `HYPERCAST_LOG` says it where that is set.
+    pub log: String,
     /// Threads that fetch features and run experts.
     pub threads: usize,
     /// Requests that may wait for a thread; more are answered 503 at once.
@@ -42,6 +56,13 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8570".into(),
+            tls_certificate: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            admin: true,
+            admin_tokens: PathBuf::new(),
+            insecure_admin: false,
+            tokens: PathBuf::new(),
+            log: "warn,hypercast::serve=info".into(),
             threads: 2,
             queue: 256,
             max_candidates: 1000,
@@ -53,6 +74,34 @@ impl Default for Server {
             shadow_queue: 64,
             served_predictions: 8_000_000,
         }
+    }
+}
+
+impl Server {
+    /// Whether it speaks HTTPS.
+    pub fn has_tls(&self) -> bool {
+        !self.tls_certificate.as_os_str().is_empty()
+    }
+
+    pub(super) fn files(&mut self) -> [&mut PathBuf; 4] {
+        [&mut self.tls_certificate, &mut self.tls_key, &mut self.admin_tokens, &mut self.tokens]
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        if self.has_tls() == self.tls_key.as_os_str().is_empty() {
+            return Err(
+                "one of server.tls_certificate and server.tls_key is set without the other; set both, or neither"
+                    .into(),
+            );
+        }
+        crate::trace::check(&self.log).map_err(|why| format!("server.log: {why}"))?;
+        if !(0.0..=1.0).contains(&self.shadow_share) {
+            return Err(format!(
+                "server.shadow_share is {}; it must be from 0 to 1",
+                self.shadow_share
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -34,12 +34,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The data set.
-    pub data: Data,
-    /// Its files, for KuaiRand.
-    pub from: Option<PathBuf>,
-    /// The wheel that holds MovieLens, instead of fetching it.
-    pub wheel: Option<PathBuf>,
-    /// Where the test begins; the data set's default if missing.
+    pub source: Source,
+    /// Where the test begins, or the stream; the data set's default if missing.
     pub test_from: Option<String>,
     /// Built plugins: `mlp-fusion.wasm`, `short-term.wasm`.
     pub plugins: PathBuf,
@@ -55,13 +51,11 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut seconds = Seconds::default();
     std::fs::create_dir_all(&options.work).map_err(Error::io(&options.work))?;
     let data = options.work.join("data");
-    let source =
-        Source { data: options.data, from: options.from.clone(), wheel: options.wheel.clone() };
+    let source = &options.source;
     seconds.time("import", || source.import(&data))?;
     let dataset = Dataset::open(&data)?;
-    let mut config = options.data.config(&dataset.schema, &options.plugins);
-    let test_from_ms =
-        options.data.test_from_ms(options.test_from.as_deref(), &config, &dataset)?;
+    let mut config = source.data.config(&dataset.schema, &options.plugins);
+    let test_from_ms = source.data.test_from_ms(options.test_from.as_deref(), &config, &dataset)?;
     config.timeline.until = test_from_ms.to_string();
     let path = options.work.join("hypercast.toml");
     config.write(&path)?;

@@ -1,5 +1,5 @@
 //! The paper's experiments (section 4) on any data set: what a TAE is worth, what
-//! of a bigger FM's gain reaches experts, what unseen tasks gain, what it costs.
+//! of a bigger FM's gain reaches experts, what unseen tasks gain, what it costs, what publishing a part costs.
 //!
 //! Every arm of a seed shares one FM pass and one log; arms are compared on the
 //! same rows, with intervals from a bootstrap over users. Nothing is selected:
@@ -9,6 +9,7 @@ mod bootstrap;
 mod compute;
 mod field;
 mod latency;
+mod publish;
 mod report;
 mod tae;
 mod tally;
@@ -54,6 +55,8 @@ pub enum Experiment {
     Unseen,
     /// FM and expert against a one-stage model: parameters, FLOPs, samples/s, latency
     Compute,
+    /// Component-wise publishing: all that moved, a share of it, or nothing, to copies that serve
+    Publish,
 }
 
 /// What to run.
@@ -77,6 +80,8 @@ pub struct Options {
     pub expert: String,
     /// How old a user embedding is at least, in hours (`tae`).
     pub stale_hours: f64,
+    /// Minutes of the data set's clock between publications (`publish`).
+    pub publish_minutes: f64,
     /// The surface of `unseen` and `compute`; the one with the most requests if missing.
     pub surface: Option<String>,
     /// The one task of that surface which the FM sees (`unseen`); the first if missing.
@@ -123,6 +128,7 @@ pub fn run(options: &Options) -> Result<Report> {
         Experiment::Transfer => transfer::run(&ground, &mut seconds),
         Experiment::Unseen => unseen::run(&ground, &mut seconds),
         Experiment::Compute => compute::run(&ground, &mut seconds),
+        Experiment::Publish => publish::run(&ground, &mut seconds),
     }?;
     Ok(ground.report(outcome, seconds.0))
 }

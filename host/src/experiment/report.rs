@@ -14,7 +14,7 @@ use crate::{error::Result, schema::Schema, train::report::ALL};
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// `tae`, `transfer`, `unseen` or `compute`.
+    /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
     pub experiment: &'static str,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
@@ -22,7 +22,7 @@ pub struct Report {
     pub seeds: Vec<u64>,
     /// A row a surface, task, arm and seed, and one for the mean over seeds.
     pub rows: Vec<Row>,
-    /// What the models cost, for `compute`; empty otherwise.
+    /// What the models cost (`compute`), or what was sent (`publish`); empty otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<Value>,
     /// Seconds by step.

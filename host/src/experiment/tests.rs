@@ -20,6 +20,7 @@ fn options(dir: &Path, experiment: Experiment) -> Option<Options> {
         replicates: 50,
         expert: "mlp-fusion".into(),
         stale_hours: 6.0,
+        publish_minutes: 30.0,
         surface: None,
         task: None,
     })
@@ -157,4 +158,24 @@ fn options_that_cannot_work_are_refused() {
     assert!(fail(&Options { seeds: vec![], ..options.clone() }).contains("seed"));
     let message = fail(&Options { expert: "missing".into(), ..options });
     assert!(message.contains("missing.wasm"), "{message}");
+}
+
+#[test]
+fn what_is_published_in_part_costs_bytes_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Publish) else { return };
+    let json = found(&options, &["everything", "30 %", "10 %", "never"]);
+    let sent = |arm: usize| json["models"][arm].clone();
+    let share = |arm: usize| sent(arm)["share_of_bytes"].as_f64().unwrap();
+    assert!(share(0) > 0.3 && share(1) <= 0.3 && share(2) <= 0.1, "{}", json["models"]);
+    assert!(sent(0)["publications"].as_u64() > Some(2) && sent(3)["publications"] == 0);
+    // The copies differ, so publications reach them.
+    let ne = |arm: &str| {
+        let rows = json["rows"].as_array().unwrap().iter();
+        let mut own = rows.filter(|row| row["arm"] == arm && row["surface"] == "all");
+        own.find(|row| row["task"] == "click" && row["seed"] == 1).unwrap()["ne"].clone()
+    };
+    assert!(ne("everything") != ne("30 %") && ne("everything") != ne("never"));
+    let fixed = run(&Options { mode: Mode::Fixed, ..options }).unwrap_err().to_string();
+    assert!(fixed.contains("--mode fixed"), "{fixed}");
 }

@@ -346,7 +346,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         values.extend(requests.flat_map(|(example, events)| {
             let now = example.borrow().time_ms;
             events.iter().map(move |event| {
-                let seconds = (now - event.time_ms).max(0) as f64 / 1000.0;
+                let seconds = now.saturating_sub(event.time_ms).max(0) as f64 / 1000.0;
                 (1.0 + seconds).log2() as f32
             })
         }));

@@ -39,8 +39,8 @@ pub enum Error {
     },
     /// A component of another contract.
     #[error(
-        "expert `{plugin}` is refused: it was built for expert contract {found}, and this host speaks {host}; \
-         rebuild it with the SDK of contract {}.x", host.split('.').next().unwrap_or(host)
+        "expert `{plugin}` is refused: it was built for expert contract {found}, and this host speaks {host}; {}",
+        upgrade(found, host)
     )]
     ContractVersion {
         /// The plugin.
@@ -89,5 +89,19 @@ impl Error {
 
     pub(crate) fn engine(error: wasmtime::Error) -> Error {
         Error::Engine(format!("{error:#}"))
+    }
+}
+
+/// Who is behind, and the command that upgrades.
+fn upgrade(found: &str, host: &str) -> String {
+    let major = |version: &str| version.split('.').next().and_then(|own| own.parse::<u64>().ok());
+    match major(found) > major(host) {
+        true => {
+            "the host is older: update it (`cargo install --path host` in a newer HyperCast), or build the expert with an older SDK".into()
+        }
+        false => format!(
+            "the expert is older: rebuild it with the SDK of contract {}.x (`cargo update -p hypercast-sdk && cargo hypercast build`)",
+            major(host).unwrap_or_default()
+        ),
     }
 }

@@ -42,6 +42,9 @@ pub struct Provenance {
     pub tasks: Vec<String>,
     /// Rows trained on so far.
     pub trained_rows: u64,
+    /// Time of the newest request trained on, milliseconds since the epoch; 0 where that is not known.
+    #[serde(default)]
+    pub trained_until_ms: i64,
     /// The standardisation of numeric features that it was trained with.
     pub normaliser: Normaliser,
 }

@@ -94,6 +94,7 @@ impl Blueprint {
             tae_dim: self.columns.tae_dim(),
             tasks: self.description.tasks.iter().map(|task| task.name.clone()).collect(),
             trained_rows: 0,
+            trained_until_ms: 0,
             normaliser,
         };
         Parameters::init(&self.graph, provenance, seed)

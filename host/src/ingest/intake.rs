@@ -11,10 +11,10 @@ use std::{
 
 use super::{Told, What};
 use crate::{
+    clock::now_ms,
     config::Config,
     engine::{Appender, Engine, Record, Topic},
     error::Result,
-    join::now_ms,
     schema::Schema,
     serve::{
         api::{EventsRequest, Refusal},

@@ -109,6 +109,38 @@ impl Told {
     }
 }
 
+/// How far from the epoch a time may be, in milliseconds: 285,000 years, so that JSON carries it whole and no difference of
+/// two overflows.
+pub const FARTHEST_MS: i64 = 1 << 53;
+
+/// Refuses a time that nobody can mean, whichever way it came in.
+///
+/// # Errors
+/// A time farther from the epoch than [`FARTHEST_MS`].
+pub fn check_time(time_ms: i64) -> Result<()> {
+    match time_ms.unsigned_abs() <= FARTHEST_MS.unsigned_abs() {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!(
+            "{time_ms} is no time; times are milliseconds since the epoch, at most 2^53"
+        ))),
+    }
+}
+
+impl What {
+    /// Refuses it if one of its times is none.
+    pub(crate) fn check_times(&self) -> Result<()> {
+        match self {
+            What::Impression(shown) => check_time(shown.time_ms),
+            What::Action(reaction) => check_time(reaction.time_ms),
+            What::Whole(rows) => {
+                rows.iter().flat_map(|row| [row.time_ms, row.outcome_ms]).try_for_each(check_time)
+            }
+            What::Tick { time_ms } => check_time(*time_ms),
+            What::Item(_) | What::User(_) => Ok(()),
+        }
+    }
+}
+
 impl Fact {
     /// Reads a record of the stream.
     ///

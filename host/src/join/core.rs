@@ -136,6 +136,7 @@ impl Joiner {
 
     /// What comes in was checked by who took it in; by another schema, if that was changed since.
     fn check(&self, what: &What) -> Result<()> {
+        what.check_times()?;
         let fits = |surface: u16, context: &Context| match self.awaited.get(usize::from(surface)) {
             Some(_) => self.state.check_context(context),
             None => Err(Error::Invalid(format!("the schema has no surface {surface}"))),

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 pub use self::core::Joiner;
 pub use self::folder::Folder;
 pub use self::made::{Counts, Made, Options, Sink};
+pub(crate) use self::runner::world;
 pub use self::runner::{Passed, Runner};
-pub(crate) use self::runner::{now_ms, world};
 use crate::{
     dataset::Impression,
     error::{Error, Result},

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{Joined, Joiner, Outcome, made::Sink, runner::now_ms};
+use super::{Joined, Joiner, Outcome, made::Sink};
 use crate::{
+    clock::now_ms,
     engine::{Appender, Engine, MAX_RECORD_BYTES, Record, Topic},
     error::{Error, Result},
     serve::metrics::Metrics,

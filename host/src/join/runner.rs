@@ -8,7 +8,7 @@
 use std::{
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use super::{Folder, Joiner, Options, outputs::Outputs, saved::SavedJoiner};
@@ -243,8 +243,4 @@ fn refuse_other(world: &str, saved: &SavedJoiner, dir: &Path) -> Result<()> {
         saved.world
     );
     Err(Error::data(dir, why))
-}
-
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

@@ -218,7 +218,9 @@ impl Follower {
             return self.refuse(record.position, this, "it is in another place than it says");
         }
         let goes_on = self.at.is_some_and(|at| {
-            at.chain == envelope.chain && at.sequence == parent && sequence == parent + 1
+            at.chain == envelope.chain
+                && at.sequence == parent
+                && parent.checked_add(1) == Some(sequence)
         });
         if kind == PublicationKind::Delta && !goes_on {
             self.refusals.out_of_chain += 1;

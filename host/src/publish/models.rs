@@ -124,11 +124,20 @@ pub(super) fn absorb(own: &mut Publication, later: Publication) -> Result<()> {
         *own = later;
         return Ok(());
     }
+    let width =
+        |publication: &Publication| publication.rows.len().checked_div(publication.ids.len());
+    if let (Some(dim), Some(was)) = (width(&later), width(own))
+        && dim != was
+    {
+        return Err(Error::Invalid(format!(
+            "published weights: rows of {dim} values come after rows of {was}; they are not of one model"
+        )));
+    }
+    let dim = width(&later).unwrap_or(0);
     own.header = super::Header { kind: own.header.kind, ..later.header };
     for block in later.blocks {
         patch(&mut own.blocks, &block)?;
     }
-    let dim = if later.ids.is_empty() { 0 } else { later.rows.len() / later.ids.len() };
     let mut places: HashMap<u64, usize> =
         own.ids.iter().enumerate().map(|(at, &id)| (id, at)).collect();
     for (id, row) in later.ids.iter().zip(later.rows.chunks(dim.max(1))) {
@@ -141,7 +150,7 @@ pub(super) fn absorb(own: &mut Publication, later: Publication) -> Result<()> {
             }
         }
     }
-    let width = if own.ids.is_empty() { 0 } else { own.rows.len() / own.ids.len() };
+    let width = width(own).unwrap_or(0);
     for id in later.removed {
         if let Some(at) = places.remove(&id) {
             own.ids.swap_remove(at);

@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -20,6 +20,7 @@ use super::{
     wire::{self, Body, Envelope, PART_BYTES, Part, Total},
 };
 use crate::{
+    clock::now_ms,
     config::PublishSettings,
     engine::{Appender, Engine, MAX_RECORD_BYTES, Record, Topic},
     error::{Error, Result},
@@ -407,10 +408,4 @@ impl Tail {
         }
         Ok(all)
     }
-}
-
-/// The clock, in milliseconds since the epoch.
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

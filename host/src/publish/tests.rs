@@ -239,6 +239,13 @@ fn who_follows_everything_has_what_the_trainer_has() {
     }
     patched.take(&begun);
     assert!(patched == served, "what absorbs the deltas is what applies them");
+    // A delta of another width of rows, which a trainer of another configuration might send.
+    let header = Header { kind: PublicationKind::Delta, ..begun.header.clone() };
+    let ids = begun.ids[..1].to_vec();
+    let wide =
+        Publication { header, blocks: vec![], ids, rows: vec![0.5; DIM + 1], removed: vec![] };
+    let error = begun.clone().absorb(wide).unwrap_err().to_string();
+    assert!(error.contains("4 values") && error.contains("rows of 3"), "{error}");
 }
 
 #[test]

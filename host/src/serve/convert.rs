@@ -10,6 +10,7 @@ use super::api::{Candidate, EventBody, RankRequest, Refusal};
 use crate::{
     dataset::{Context, Impression},
     features::{CandidateInput, RequestInput},
+    ingest::check_time,
     schema::{Feature, FeatureKind, Schema, category_id},
 };
 
@@ -43,7 +44,7 @@ impl Converter {
     /// The request in the host's terms; `known` gives the features of known items.
     ///
     /// # Errors
-    /// An unknown surface or feature name, a value of the wrong kind.
+    /// An unknown surface or feature name, a value of the wrong kind, a time that is none.
     pub fn request(
         &self,
         request: &RankRequest,
@@ -52,6 +53,7 @@ impl Converter {
         known: impl Fn(u64) -> Option<Arc<Item>>,
     ) -> Result<RequestInput, Refusal> {
         let surface = self.surface(&request.surface)?;
+        check_time(time_ms).map_err(|why| Refusal::BadRequest(format!("time_ms: {why}")))?;
         self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
         let shared = Arc::new(self.context(&request.context, &Named::new())?);
         let of_request = CandidateInput {

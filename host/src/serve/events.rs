@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     dataset::Impression,
-    ingest::{Reaction, Shown, Told, What, own_id},
+    ingest::{Reaction, Shown, Told, What, check_time, own_id},
     schema::Feature,
 };
 
@@ -39,8 +39,10 @@ impl Converter {
             told.push(placed("impressions", at, made)?);
         }
         for (at, body) in request.events.iter().enumerate() {
-            let time_ms = body.outcome_ms.unwrap_or(body.time_ms).max(body.time_ms);
-            let made = in_time(time_ms, latest_ms).and_then(|()| self.whole(body));
+            let known_ms = body.outcome_ms.unwrap_or(body.time_ms);
+            let made = in_time(body.time_ms, latest_ms)
+                .and_then(|()| in_time(known_ms, latest_ms))
+                .and_then(|()| self.whole(body));
             let whole = placed("events", at, made)?;
             match told.last_mut() {
                 Some(Told { id: None, what: What::Whole(rows) })
@@ -143,6 +145,7 @@ fn same_request(first: &Impression, next: &Impression) -> bool {
 }
 
 fn in_time(time_ms: i64, latest_ms: i64) -> Made<()> {
+    check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))?;
     match time_ms <= latest_ms {
         true => Ok(()),
         false => Err(Refusal::BadRequest(format!(
@@ -255,6 +258,9 @@ mod tests {
             "request",
         );
         refused(r#"{"clock_ms": 2000}"#, "clock_ms", "max_future_s");
+        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "no time");
+        let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
+        refused(never, "events[0]", "no time");
         refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");
         refused(r#"{"users": [{"id": 1, "features": {"age": 3}}]}"#, "users[0]", "age");
         let bought = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"bought": true}}]}"#;

@@ -6,17 +6,28 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use super::{loader::Loader, metrics::Metrics, plan::Plan, service::Service, set::Models};
+use hypercast_fm::priority::give_way;
+
+use super::{
+    loader::Loader,
+    metrics::Metrics,
+    plan::{Contents, Plan, contents},
+    ready,
+    service::Service,
+    set::Models,
+};
 use crate::{
+    clock::now_ms,
     config::{Config, Tier},
     engine::{Engine, Topic},
     error::{Error, Result},
-    join::{Known, Outcome, now_ms},
+    join::{Known, Outcome},
     schema::Schema,
     versions::Follower,
 };
@@ -51,10 +62,15 @@ impl Begun {
     ) -> Result<Self> {
         let mut follower = Follower::new(streams)?;
         follower.catch_up()?;
-        let plan = Plan::new(config, tier, schema.as_deref(), follower.registry())?;
+        let contents = contents(config);
+        let mut plan = Plan::new(config, tier, schema.as_deref(), follower.registry())?;
+        plan.tell_apart(&contents);
         let models = Arc::new(Models::new(loader.load(&plan, None, follower.position())?));
         let config = config.clone();
-        Ok(Self { registrar: Registrar { config, tier, schema, loader, follower, plan, models } })
+        let registrar =
+            Registrar { config, contents, tier, schema, loader, follower, plan, models };
+        registrar.tell_missing();
+        Ok(Self { registrar })
     }
 
     /// Where requests find what serves.
@@ -71,11 +87,15 @@ impl Begun {
         (streams, metrics): (Arc<dyn Engine>, Arc<Metrics>),
         service: Option<Arc<Service>>,
     ) -> Result<Following> {
-        let mut following = Following { stop: Arc::default(), threads: Vec::new() };
+        let (asks, asked) = sync_channel(1);
+        let mut following = Following { stop: Arc::default(), threads: Vec::new(), asks };
         let registrar = self.registrar;
         let feeds = registrar.loader.feeds();
-        following.spawn("weights", move |stop| feeds.follow(stop, &metrics))?;
-        following.spawn("versions", move |stop| registrar.follow(stop))?;
+        following.spawn("weights", move |stop| {
+            give_way();
+            feeds.follow(stop, &metrics);
+        })?;
+        following.spawn("versions", move |stop| registrar.follow(stop, &asked))?;
         if let Some(service) = service {
             following.spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
         }
@@ -87,9 +107,27 @@ impl Begun {
 pub struct Following {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
+    asks: SyncSender<Ask>,
+}
+
+/// Another configuration, and who waits for what comes of it.
+struct Ask {
+    config: Config,
+    done: SyncSender<Result<bool>>,
 }
 
 impl Following {
+    /// Loads the experts of another configuration, where they or their files changed, and lets them serve; whether any did. Blocks.
+    ///
+    /// # Errors
+    /// What cannot be loaded; what served before goes on.
+    pub fn reload(&self, config: Config) -> Result<bool> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::Invalid("versions are no longer followed; see the log".into());
+        self.asks.send(Ask { config, done }).map_err(|_| ended())?;
+        outcome.recv().map_err(|_| ended())?
+    }
+
     fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new()
@@ -114,6 +152,8 @@ impl Drop for Following {
 /// Turns decisions into sets.
 struct Registrar {
     config: Config,
+    /// Of the experts of the configuration.
+    contents: Contents,
     tier: Tier,
     schema: Option<Arc<Schema>>,
     loader: Loader,
@@ -124,9 +164,13 @@ struct Registrar {
 }
 
 impl Registrar {
-    fn follow(mut self, stop: &AtomicBool) {
+    fn follow(mut self, stop: &AtomicBool, asked: &Receiver<Ask>) {
         let mut tried = Instant::now();
         while !stop.load(Ordering::Relaxed) {
+            if let Ok(Ask { config, done }) = asked.try_recv() {
+                // Who asked may have given up.
+                let _ = done.send(self.reload(config));
+            }
             match self.follower.poll(WAIT) {
                 // A trainer may have published meanwhile what was missing.
                 Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
@@ -147,9 +191,31 @@ impl Registrar {
         }
     }
 
+    /// Serves another configuration's experts, or goes on with the old ones.
+    fn reload(&mut self, config: Config) -> Result<bool> {
+        let contents = contents(&config);
+        if self.schema.is_none()
+            || (config.experts == self.config.experts && contents == self.contents)
+        {
+            return Ok(false);
+        }
+        let before = (
+            std::mem::replace(&mut self.config, config),
+            std::mem::replace(&mut self.contents, contents),
+        );
+        let served = self.models.set();
+        if let Err(error) = self.swap() {
+            (self.config, self.contents) = before;
+            return Err(error);
+        }
+        self.tell_missing();
+        Ok(!Arc::ptr_eq(&served, &self.models.set()))
+    }
+
     fn swap(&mut self) -> Result<()> {
         let registry = self.follower.registry();
-        let plan = Plan::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
+        let mut plan = Plan::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
+        plan.tell_apart(&self.contents);
         // Versions that only train change nothing here.
         if plan == self.plan && self.models.problem().is_none() {
             return Ok(());
@@ -162,7 +228,13 @@ impl Registrar {
         Ok(())
     }
 
+    fn tell_missing(&self) {
+        let known = ready::Known::of(&self.models.set(), self.schema.is_some());
+        self.models.tell_missing(ready::missing(self.follower.registry(), &known));
+    }
+
     fn tell(&self, outcome: Result<()>) {
+        self.tell_missing();
         if let Err(error) = outcome {
             tracing::error!(%error, "a change of versions cannot be served; what served before goes on");
             self.models.tell(Some(error.to_string()));

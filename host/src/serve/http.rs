@@ -15,18 +15,22 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::{net::TcpListener, runtime::Handle, sync::oneshot};
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     admission::Admission,
     api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
+    auth::Access,
     follow::{Begun, Following},
     ingest,
+    listen::{self, Bound},
     loader::Loader,
     metrics::Metrics,
+    reload::{self, Origin, Outcome, Reloader},
     routes,
     service::Service,
     set::Models,
+    settings::Settings,
     workers::{PoolSize, Workers},
 };
 use crate::{
@@ -34,11 +38,16 @@ use crate::{
     dataset::Dataset,
     engine,
     error::{Error, Result},
+    trace,
 };
 
 /// What handlers share.
 pub(super) struct App {
+    /// The configuration of the start.
     pub(super) config: Config,
+    /// What of it can change.
+    pub(super) settings: Arc<Settings>,
+    pub(super) reloader: Reloader,
     pub(super) tier: Tier,
     pub(super) loaded: OnceLock<Loaded>,
     pub(super) workers: Workers,
@@ -55,21 +64,27 @@ pub(super) struct Loaded {
     /// Features and experts; none in a tier of the FM alone.
     pub(super) service: Option<Arc<Service>>,
     /// What follows the registry; it stops with the process' routes.
-    _following: Following,
+    following: Following,
 }
 
 impl App {
-    /// The configuration of the FM's tier that this process runs or asks.
-    pub(super) fn fm_config(&self) -> &FmTierConfig {
-        fm_config(&self.config, self.tier)
-    }
-
     pub(super) fn loaded(&self) -> std::result::Result<&Loaded, Refusal> {
         self.loaded.get().ok_or(Refusal::Starting)
     }
+
+    /// Who may ask.
+    pub(super) fn access(&self) -> &Arc<Access> {
+        &self.reloader.access
+    }
+
+    /// Reads the configuration again; none before the models are loaded. Blocks.
+    pub(super) fn reload(&self) -> Option<Result<Outcome>> {
+        let following = &self.loaded.get()?.following;
+        Some(self.reloader.reload(|config| following.reload(config.clone())))
+    }
 }
 
-fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
+pub(super) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
     match tier {
         Tier::All | Tier::Expert | Tier::FmServing | Tier::Ingest => &config.fm_serving,
         Tier::FmLogging => &config.fm_logging,
@@ -77,20 +92,27 @@ fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
 }
 
 /// Binds, loads, serves until `stop` resolves, then finishes what was accepted.
-/// `ready` is told the address once models are loaded.
+/// `ready` is told where (`http://ADDRESS` or `https://ADDRESS`) once models are loaded.
 ///
 /// # Errors
-/// An address that cannot be bound; whatever loading says.
+/// A configuration that is wrong; an address that cannot be bound, or that may not be without protection; whatever loading says.
 pub async fn serve(
-    config: Config,
-    tier: Tier,
+    origin: Origin,
     stop: impl Future<Output = ()> + Send + 'static,
-    ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
+    ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
+    let (config, tier) = (origin.read()?, origin.tier);
+    trace::set(&config.server.log)?;
+    let metrics = Arc::new(Metrics::new());
+    let addresses = listen::resolve(&config.server).await?;
+    // Before anything is open: what others would reach may not be without protection.
+    let access = Access::new(&config.server, &addresses, &metrics)?;
+    let bound = Bound::new(&config.server, &addresses, &metrics).await?;
+    let settings = Settings::new(config.clone());
+    let reloader = Reloader::new((origin, settings.clone()), (access, bound.tls()), &metrics);
     if tier == Tier::Ingest {
-        return ingest::serve(config, stop, ready).await;
+        return ingest::serve((config, settings), (bound, metrics, reloader), stop, ready).await;
     }
-    let (listener, address) = listen(&config).await?;
     let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
     let workers = Workers::start(size)
         .map_err(|error| Error::Invalid(format!("cannot start threads: {error}")))?;
@@ -106,28 +128,32 @@ pub async fn serve(
         workers,
         intake,
         admission: Admission::new(most),
-        metrics: Arc::new(Metrics::new()),
+        metrics,
+        settings,
+        reloader,
         config,
     });
+    let own = Arc::downgrade(&app);
+    reload::at_signals(move || own.upgrade()?.reload())?;
+    let url = bound.url();
     let (failed, failure) = oneshot::channel();
     let (loading, handle) = (app.clone(), Handle::current());
     std::thread::spawn(move || {
-        match load(&loading.config, loading.tier, &loading.metrics, handle) {
+        match load((&loading.config, &loading.settings), loading.tier, &loading.metrics, handle) {
             Ok(loaded) => {
                 // Only this thread sets it.
                 let _ = loading.loaded.set(loaded);
-                ready(address);
+                ready(&url);
             }
             // The receiver is gone only if the server has stopped already.
             Err(error) => drop(failed.send(error)),
         }
     });
     let (halt, halted) = oneshot::channel::<()>();
-    let served = axum::serve(listener, routes::of(app.clone())).with_graceful_shutdown(async {
+    let server = tokio::spawn(bound.serve(routes::of(app.clone()), async {
         // An error means that the sender is gone, which is a reason to stop too.
         let _ = halted.await;
-    });
-    let server = tokio::spawn(served.into_future());
+    }));
     let outcome = tokio::select! {
         () = stop => Ok(()),
         Ok(error) = failure => Err(error),
@@ -150,18 +176,12 @@ pub async fn serve(
     }
 }
 
-/// The address of the configuration, bound.
-pub(super) async fn listen(config: &Config) -> Result<(TcpListener, std::net::SocketAddr)> {
-    let listen = &config.server.listen;
-    let cannot = |error: std::io::Error| {
-        Error::Invalid(format!("cannot listen on {listen:?} (server.listen): {error}"))
-    };
-    let listener = TcpListener::bind(listen).await.map_err(cannot)?;
-    let address = listener.local_addr().map_err(cannot)?;
-    Ok((listener, address))
-}
-
-fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> Result<Loaded> {
+fn load(
+    (config, settings): (&Config, &Arc<Settings>),
+    tier: Tier,
+    metrics: &Arc<Metrics>,
+    handle: Handle,
+) -> Result<Loaded> {
     let ranks = matches!(tier, Tier::All | Tier::Expert);
     let fm_config = match ranks {
         true => fm_config(config, tier).clone(),
@@ -181,7 +201,7 @@ fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> 
     let models = begun.models().clone();
     let load = |dataset| {
         Service::load(
-            (config, &dataset),
+            (settings.clone(), &dataset),
             streams.clone(),
             (models.clone(), metrics.clone()),
             handle,
@@ -189,7 +209,7 @@ fn load(config: &Config, tier: Tier, metrics: &Arc<Metrics>, handle: Handle) -> 
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
     let following = begun.follow((streams, metrics.clone()), service.clone())?;
-    Ok(Loaded { models, service, _following: following })
+    Ok(Loaded { models, service, following })
 }
 
 /// Runs on a worker thread what a request needs there, unless its deadline passes first.

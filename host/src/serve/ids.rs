@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::join::now_ms;
+use crate::clock::now_ms;
 
 /// 2024-01-01, in seconds since the epoch: 29 bits of seconds last until 2041.
 const EPOCH_S: i64 = 1_704_067_200;

@@ -17,8 +17,12 @@ use axum::{
 
 use super::{
     api::{EventsAnswer, EventsRequest, Refusal},
+    auth,
     http::{self, bytes, json, refuse, refuse_with, time_left},
+    listen::Bound,
     metrics::Metrics,
+    reload::{self, Reloader},
+    settings::Settings,
     workers::{PoolSize, Workers},
 };
 use crate::{
@@ -33,7 +37,8 @@ use crate::{
 const THREADS: usize = 4;
 
 struct App {
-    config: Config,
+    settings: Arc<Settings>,
+    reloader: Reloader,
     intake: Arc<Intake>,
     workers: Workers,
     metrics: Arc<Metrics>,
@@ -42,14 +47,13 @@ struct App {
 /// Takes events in until `stop` resolves, then finishes what was accepted.
 ///
 /// # Errors
-/// An address that cannot be bound, a data set without a schema, an engine that cannot be reached or written to.
+/// A data set without a schema, an engine that cannot be reached or written to.
 pub(super) async fn serve(
-    config: Config,
+    (config, settings): (Config, Arc<Settings>),
+    (bound, metrics, reloader): (Bound, Arc<Metrics>, Reloader),
     stop: impl Future<Output = ()> + Send + 'static,
-    ready: impl FnOnce(std::net::SocketAddr) + Send + 'static,
+    ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
-    let (listener, address) = http::listen(&config).await?;
-    let metrics = Arc::new(Metrics::new());
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
     let engine = crate::engine::open(&config.engine)?;
     let intake = Arc::new(Intake::new(engine, schema, &config, metrics.clone()));
@@ -60,9 +64,12 @@ pub(super) async fn serve(
     let halt = Stop::default();
     let (ticks, of_ticks) = (intake.clone(), halt.clone());
     let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
-    let app = Arc::new(App { config, intake, workers, metrics });
-    ready(address);
-    let served = axum::serve(listener, routes(app)).with_graceful_shutdown(stop).await;
+    let app = Arc::new(App { settings, reloader, intake, workers, metrics });
+    let own = Arc::downgrade(&app);
+    // It has no experts.
+    reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
+    ready(&bound.url());
+    let served = bound.serve(routes(app), stop).await;
     halt.ask();
     // A thread that panicked has said so already.
     let _ = ticks.join();
@@ -70,10 +77,11 @@ pub(super) async fn serve(
 }
 
 fn routes(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/events", post(events))
+    let taking = Router::new().route("/v1/events", post(events));
+    auth::guard_callers(taking, &app.reloader.access)
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ready\n" }))
+        .route("/readyz/serving", get(|| async { "serving\n" }))
         .route("/metrics", get(metrics))
         .fallback(|| async {
             refuse_with(404, "not_found", "this tier takes events alone: POST /v1/events")
@@ -101,8 +109,9 @@ async fn taken(
     body: Body,
     start: Instant,
 ) -> std::result::Result<EventsAnswer, Refusal> {
-    let left: Duration = time_left(headers, app.config.server.deadline_ms)?;
-    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let server = &app.settings.now().server;
+    let left: Duration = time_left(headers, server.deadline_ms)?;
+    let body = bytes(body, server.max_body_bytes).await?;
     let intake = app.intake.clone();
     let take = move || {
         let request: EventsRequest = serde_json::from_slice(&body)

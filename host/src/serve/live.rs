@@ -16,12 +16,13 @@ use tokio::sync::watch;
 
 use super::metrics::Metrics;
 use crate::{
+    clock::now_ms,
     config::Config,
     dataset::Dataset,
     engine::{Engine, Reader, Stored, Topic},
     error::{Error, Result},
     features::{FeatureState, saved::SavedState},
-    join::{Folder, Known, Outcome, now_ms, world},
+    join::{Folder, Known, Outcome, world},
     stop::Stop,
 };
 

@@ -12,16 +12,13 @@ use std::{
 
 use hypercast_fm::history::CacheCounts;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use serde::Serialize;
 
 use super::{recent::Recent, set::ServingSet, window::Quality};
-use crate::{
-    join::{Counts, now_ms},
-    publish::Header,
-};
+use crate::{clock::now_ms, join::Counts, publish::Header};
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
@@ -240,6 +237,26 @@ impl Metrics {
             versions,
             registry,
         }
+    }
+
+    /// A counter of another part of the daemon, by labels.
+    ///
+    /// # Panics
+    /// If the name is taken or not valid.
+    pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
+        self.registry.register(Box::new(counter.clone())).expect("registered once");
+        counter
+    }
+
+    /// A value of another part of the daemon.
+    ///
+    /// # Panics
+    /// If the name is taken or not valid.
+    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        let gauge = IntGauge::new(name, help).expect("a valid name");
+        self.registry.register(Box::new(gauge.clone())).expect("registered once");
+        gauge
     }
 
     /// Counts an answered request.

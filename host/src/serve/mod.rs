@@ -7,10 +7,13 @@
 //! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
 //! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
 //! remembers predictions until their outcomes are known, and `report` tells of all that.
+//! `listen` speaks HTTP or TLS, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
+//! whether all is loaded that should serve.
 //! Training never happens here.
 
 mod admission;
 pub mod api;
+mod auth;
 pub mod convert;
 mod events;
 mod feed;
@@ -21,16 +24,21 @@ mod follow;
 pub mod http;
 pub mod ids;
 mod ingest;
+mod listen;
 mod live;
 mod loader;
 pub mod metrics;
 mod plan;
+mod ready;
 mod recent;
+pub mod reload;
 mod report;
 mod routes;
+mod secret;
 mod served;
 pub mod service;
 pub mod set;
+pub mod settings;
 mod shadow;
 pub mod streams;
 pub mod tae;

@@ -1,13 +1,13 @@
 //! What is to be loaded: from the registry, and as long as nothing was promoted
 //! there, from the configuration. It loads nothing.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{
-    config::{Config, Tier},
+    config::{Config, ExpertEntry, Tier},
     error::{Error, Result},
     schema::Schema,
-    versions::{Registry, VersionState, Weights},
+    versions::{Registry, VersionState, Weights, content_hash},
 };
 
 /// An FM version to be loaded.
@@ -55,6 +55,21 @@ pub struct PlannedExpert {
     pub state: VersionState,
     /// The share of the expert's users.
     pub share: f64,
+    /// What the configuration's files held when they were read; none for a registered version.
+    pub content: Option<String>,
+}
+
+/// What the files of the configuration's experts hold, by name; none where they cannot be read.
+pub type Contents = BTreeMap<String, Option<String>>;
+
+/// Reads the files of the configuration's experts.
+pub fn contents(config: &Config) -> Contents {
+    let content = |entry: &ExpertEntry| {
+        let plugin = std::fs::read(&entry.plugin).ok()?;
+        let parameters = std::fs::read(config.parameters(entry)).ok()?;
+        Some(format!("{} {}", content_hash(&plugin), content_hash(&parameters)))
+    };
+    config.experts.iter().map(|entry| (entry.name.clone(), content(entry))).collect()
 }
 
 /// Everything to be loaded.
@@ -104,6 +119,13 @@ impl Plan {
 }
 
 impl Plan {
+    /// Tells the configuration's experts by what their files held, so that other files at the same places are loaded.
+    pub fn tell_apart(&mut self, contents: &Contents) {
+        for expert in self.experts.iter_mut().filter(|expert| expert.version.is_none()) {
+            expert.content = contents.get(&expert.name).cloned().flatten();
+        }
+    }
+
     /// Whether an expert that answers pins an FM version, or the configuration has it.
     pub fn needs(&self, fm: &PlannedFm) -> bool {
         fm.version.is_none()
@@ -153,6 +175,7 @@ fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<Planne
                 surfaces: version.surfaces.iter().map(index).collect::<Result<_>>()?,
                 state: version.state,
                 share: expert.share(&version.version),
+                content: None,
             });
         }
     }
@@ -186,6 +209,7 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<PlannedExp
             surfaces,
             state: if entry.shadow { VersionState::Shadow } else { VersionState::Active },
             share: if entry.shadow { 0.0 } else { 1.0 },
+            content: None,
         });
     }
     Ok(planned)

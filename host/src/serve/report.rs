@@ -127,7 +127,7 @@ pub(super) fn report(service: &Service, metrics: &Metrics) -> Report {
         series: window.series(),
     });
     Report {
-        now_ms: crate::join::now_ms(),
+        now_ms: crate::clock::now_ms(),
         started_ms: metrics.started_ms(),
         tier: "ranking",
         problem: service.models().problem(),

@@ -12,13 +12,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal},
+    api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText},
+    auth,
     fm_remote::{decode_examples, encode_output},
-    http::{App, bytes, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
-    report,
+    http::{App, bytes, fm_config, json, on_pool, on_worker, refuse, refuse_with, time_left, told},
+    reload, report,
     service::{FmAnswer, Service},
     set::{ServedFm, ServingSet},
     shadow::Seen,
@@ -32,9 +33,8 @@ pub(super) fn of(app: Arc<App>) -> Router {
             .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
             .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
             .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
-            .route("/v1/live", get(live))
-            .route("/v1/rank", post(rank))
-            .route("/v1/events", post(events)),
+            .merge(auth::guard_callers(for_callers(), app.access()))
+            .nest("/v1/admin", auth::guard(for_operators(), app.access())),
         Tier::FmServing | Tier::FmLogging => {
             Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
         }
@@ -42,11 +42,24 @@ pub(super) fn of(app: Arc<App>) -> Router {
     routes
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
+        .route("/readyz/serving", get(serving))
         .route("/metrics", get(metrics))
         .fallback(|| async {
             refuse_with(404, "not_found", "no such route; see README.md for those there are")
         })
         .with_state(app)
+}
+
+fn for_callers() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/live", get(live))
+        .route("/v1/rank", post(rank))
+        .route("/v1/events", post(events))
+}
+
+/// Under `/v1/admin`.
+fn for_operators() -> Router<Arc<App>> {
+    Router::new().route("/reload", post(reload::route))
 }
 
 /// The page may use what this daemon serves, and ask it alone.
@@ -78,7 +91,7 @@ async fn rank_in_time(
     start: Instant,
 ) -> Result<Response, Refusal> {
     let service = service(app)?;
-    let left = time_left(headers, app.config.server.deadline_ms)?;
+    let left = time_left(headers, app.settings.now().server.deadline_ms)?;
     let deadline = start + left;
     // Before the body: what is refused must cost nothing.
     let _permit = app.admission.enter(left)?;
@@ -115,8 +128,9 @@ async fn events_in_time(
     start: Instant,
 ) -> Result<Response, Refusal> {
     let service = service(app)?;
-    let deadline = start + time_left(headers, app.config.server.deadline_ms)?;
-    let body = bytes(body, app.config.server.max_body_bytes).await?;
+    let server = &app.settings.now().server;
+    let deadline = start + time_left(headers, server.deadline_ms)?;
+    let body = bytes(body, server.max_body_bytes).await?;
     let streams = service.streams().clone();
     let take = move || {
         let request: EventsRequest = serde_json::from_slice(&body)
@@ -143,14 +157,16 @@ async fn embed_in_time(
     start: Instant,
 ) -> Result<Response, Refusal> {
     let loaded = app.loaded()?;
-    let left = time_left(headers, app.config.server.deadline_ms)?;
+    let config = app.settings.now();
+    let left = time_left(headers, config.server.deadline_ms)?;
     let _permit = app.admission.enter(left)?;
-    let body = bytes(body, app.fm_config().max_body_bytes).await?;
+    let own = fm_config(&config, app.tier);
+    let body = bytes(body, own.max_body_bytes).await?;
     let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
     let set = loaded.models.set();
     let fm = wanted(&set, headers)?;
     let output = fm.tier.infer(examples.into(), start + left).await?;
-    let (width, format) = (fm.manifest().config.tae_width(), app.fm_config().tae);
+    let (width, format) = (fm.manifest().config.tae_width(), own.tae);
     let answer = encode_output(output, width, format)
         .map_err(|error| Refusal::Internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
@@ -173,16 +189,40 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> Result<&'a ServedFm, 
     })
 }
 
+/// Whether everything serves that was decided.
 async fn readyz(State(app): State<Arc<App>>) -> Response {
-    match app.loaded() {
-        Ok(loaded) => match loaded.models.problem() {
+    let models = match app.loaded() {
+        Ok(loaded) => &loaded.models,
+        Err(refusal) => return refuse(&refusal),
+    };
+    let (missing, problem) = (models.missing(), models.problem());
+    if missing.is_empty() {
+        // What answers nobody, as a shadow, is told alone.
+        return match problem {
             None => "ready\n".into_response(),
-            // What serves is whole; a balancer that took every replica out would make a bad promotion an outage.
-            Some(problem) => {
-                format!("ready, but the last change of versions is not served: {problem}\n")
-                    .into_response()
-            }
-        },
+            Some(problem) => format!("ready, but not all is loaded: {problem}\n").into_response(),
+        };
+    }
+    let message = format!(
+        "not loaded: {}; what served before goes on. Why: {}",
+        missing.join(", "),
+        problem.as_deref().unwrap_or("it is being loaded")
+    );
+    let error = RefusalText { code: "not_ready".into(), message };
+    json(StatusCode::SERVICE_UNAVAILABLE, &NotReady { error, missing })
+}
+
+/// A refusal that says what is missing.
+#[derive(Serialize)]
+struct NotReady {
+    error: RefusalText,
+    missing: Vec<String>,
+}
+
+/// Whether requests are answered, by whatever versions.
+async fn serving(State(app): State<Arc<App>>) -> Response {
+    match app.loaded() {
+        Ok(_) => "serving\n".into_response(),
         Err(refusal) => refuse(&refusal),
     }
 }
@@ -211,7 +251,7 @@ fn service(app: &App) -> Result<Arc<Service>, Refusal> {
 }
 
 async fn body_of<Q: DeserializeOwned>(app: &App, body: Body) -> Result<Q, Refusal> {
-    let bytes = bytes(body, app.config.server.max_body_bytes).await?;
+    let bytes = bytes(body, app.settings.now().server.max_body_bytes).await?;
     serde_json::from_slice(&bytes)
         .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
 }

@@ -22,23 +22,23 @@ use super::{
     metrics::{Answered, Metrics, STAGES},
     served::{Predicted, Served, Shown},
     set::{Arm, Models, ServedFm, ServingSet},
+    settings::Settings,
     shadow::{Lane, Seen, Shadows, of_fm},
     streams::Streams,
 };
 use crate::{
-    config::Config,
+    clock::now_ms,
     dataset::Dataset,
     engine::Engine,
     error::Result,
     expert::{Expert, Predictions, RankOutcome, wasm::contract},
     features::RequestInput,
-    join::now_ms,
     schema::Schema,
 };
 
 /// Everything that a request needs besides models.
 pub struct Service {
-    config: Config,
+    settings: Arc<Settings>,
     schema: Arc<Schema>,
     converter: Converter,
     streams: Arc<Streams>,
@@ -87,11 +87,12 @@ impl Service {
     /// # Errors
     /// Streams that cannot be read, or written by this process.
     pub fn load(
-        (config, dataset): (&Config, &Dataset),
+        (settings, dataset): (Arc<Settings>, &Dataset),
         engine: Arc<dyn Engine>,
         (models, metrics): (Arc<Models>, Arc<Metrics>),
         handle: Handle,
     ) -> Result<Self> {
+        let config = &*settings.now();
         let schema = dataset.schema.clone();
         let streams = Arc::new(Streams::start(engine, config, dataset, metrics.clone())?);
         let served = Arc::new(Served::new(config.server.served_predictions));
@@ -105,7 +106,7 @@ impl Service {
         })?;
         Ok(Self {
             converter: Converter::new(schema.clone()),
-            config: config.clone(),
+            settings,
             schema,
             streams,
             models,
@@ -182,7 +183,7 @@ impl Service {
         answer.unknown_items.clone_from(&fetched.unknown_items);
         self.measure(fetched, &answer, times);
         self.remember(fetched, said, outcome.as_ref());
-        if request.explain && self.config.server.explain {
+        if request.explain && self.settings.now().server.explain {
             answer.explain = Some(explain(fetched, said, outcome.as_ref(), times));
         }
         Ok(answer)
@@ -235,7 +236,7 @@ impl Service {
     }
 
     fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
-        let (given, most) = (request.candidates.len(), self.config.server.max_candidates);
+        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
         match given {
             0 => Err(Refusal::NoCandidates),
             _ if given > most => Err(Refusal::TooMany { given, what: "candidates", most }),

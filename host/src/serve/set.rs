@@ -210,13 +210,18 @@ impl ServingSet {
 pub struct Models {
     set: RwLock<Arc<ServingSet>>,
     problem: Mutex<Option<String>>,
+    missing: Mutex<Vec<String>>,
 }
 
 impl Models {
     /// Begins with a set.
     pub fn new(set: ServingSet) -> Self {
         let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
-        Self { set: RwLock::new(Arc::new(set)), problem: Mutex::new(problem) }
+        Self {
+            set: RwLock::new(Arc::new(set)),
+            problem: Mutex::new(problem),
+            missing: Mutex::default(),
+        }
     }
 
     /// The set now; a request asks once.
@@ -240,6 +245,16 @@ impl Models {
     /// Says why the registry's last decision is not served.
     pub fn tell(&self, problem: Option<String>) {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Says which versions are to serve and are not loaded.
+    pub fn tell_missing(&self, missing: Vec<String>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    /// Versions that are to serve and are not loaded.
+    pub fn missing(&self) -> Vec<String> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the registry's last decision is not served.

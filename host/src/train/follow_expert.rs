@@ -24,17 +24,17 @@ use serde_json::json;
 
 pub use self::feed::FeedPosition;
 use self::{
-    feed::{Computed, Feed},
+    feed::{Computed, Feed, Next},
     progress::Progress,
     state::State,
 };
 use super::{
-    joined::now_ms,
-    logging::tell,
     materialise,
     stream::{ExpertStream, Load, LogView, Start},
+    tell::{tell, told},
 };
 use crate::{
+    clock::now_ms,
     config::{Config, ExpertEntry},
     dataset::{Dataset, timeline::Span},
     engine::{Engine, Topic},
@@ -42,7 +42,7 @@ use crate::{
     expert::{self, Chunk},
     logs::{LogFollower, LogReader, Logged},
     owner::Owner,
-    publish::{Facts, PublicationKind, Publisher},
+    publish::{Facts, Publisher},
     stop::Stop,
     telemetry::Telemetry,
 };
@@ -395,8 +395,10 @@ impl Following<'_> {
         let mut waiting = None::<Waiting>;
         while !stop.is_asked() {
             let next = self.feed.next(LOOK_EVERY)?;
-            let at_end = next.is_none() && options.until_end;
-            if let Some(logged) = next.filter(|logged| self.is_own(logged)) {
+            let at_end = options.until_end && matches!(next, Next::End);
+            if let Next::Row(logged) = next
+                && self.is_own(&logged)
+            {
                 let position = self.feed.position();
                 // A step that a trainer would have to cut would leave it one of a few rows.
                 let rows = logged.example.targets.len();
@@ -490,12 +492,8 @@ impl Following<'_> {
         let published = self.publisher.publish(self.stream.parameters(), facts)?;
         self.published_position = Some(self.place.position);
         self.published += 1;
-        let mut line = serde_json::to_value(published).expect("plain values");
-        line["kind"] = json!("published");
-        line["all"] = json!(published.kind == PublicationKind::Snapshot);
-        line["position"] = json!(self.place.position);
-        line["took_ms"] = json!(started.elapsed().as_millis() as u64);
-        tell(out, &line)
+        let position = json!(self.place.position);
+        tell(out, &told(&published, position, started.elapsed()))
     }
 }
 

@@ -10,16 +10,15 @@ mod place;
 mod progress;
 
 use std::{
-    collections::HashMap,
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use hypercast_fm::{
-    example::{Event, Example, Item},
+    example::Example,
     spec::FmSpec,
     trainer::{self, FmTrainer, Resume},
 };
@@ -29,13 +28,17 @@ use self::{
     place::Place,
     progress::{Meters, Progress},
 };
-use super::fm::dataset_spec;
+use super::{
+    fm::dataset_spec,
+    joined::JoinedReader,
+    tell::{tell, told},
+};
 use crate::{
+    clock::now_ms,
     config::Config,
     dataset::Dataset,
-    engine::{Engine, Reader, Topic},
-    error::{Error, Result},
-    join::Joined,
+    engine::{Engine, Topic},
+    error::Result,
     owner::Owner,
     publish::{Facts, Publisher},
     stop::Stop,
@@ -47,12 +50,6 @@ const BATCH_WAIT: Duration = Duration::from_millis(500);
 
 /// How often it looks whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// How long it waits after an engine has failed.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// Failures in a row after which it gives up.
-const MOST_FAILURES: u32 = 120;
 
 /// What to follow, and how.
 #[derive(Debug, Clone)]
@@ -95,6 +92,8 @@ pub fn follow(
     let _owner = Owner::take(&work)?;
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin((config, &spec), options, &work)?;
+    let from = place.as_ref().map(|place| place.position);
+    let place = place.unwrap_or_default();
     let telemetry = Arc::new(Telemetry::default());
     let meters = Meters::new(&telemetry);
     if let Some(address) = options.metrics {
@@ -104,17 +103,14 @@ pub fn follow(
     let topic = Topic::fm(&options.version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let reader = engine.reader(&Topic::joined(), place.position)?;
-    let content = contents(dataset);
+    let reader = JoinedReader::open(engine, dataset, from)?;
     let follower = Following {
         config,
         options,
         work,
-        engine,
         reader,
         trainer,
         publisher,
-        content,
         progress: Progress::new(&spec, place.window.clone()),
         published_at: Instant::now(),
         published_position: None,
@@ -122,7 +118,6 @@ pub fn follow(
         place,
         meters,
         report: FollowReport::default(),
-        failures: 0,
     };
     follower.run(stop, out)
 }
@@ -132,19 +127,19 @@ pub fn work_dir(config: &Config, version: &str) -> PathBuf {
     config.paths.fm_work.join("follow").join(version)
 }
 
-/// Where this version stands, or what it begins with.
+/// The trainer where this version stands, or what it begins with and no place.
 fn begin(
     (config, spec): (&Config, &FmSpec),
     options: &FollowOptions,
     work: &Path,
-) -> Result<(Box<dyn FmTrainer>, Place)> {
+) -> Result<(Box<dyn FmTrainer>, Option<Place>)> {
     let own = work.join("trainer");
     let resume = |saved: &Path| {
         let from = Resume { saved, work: &own };
         trainer::resume(from, &config.fm, spec, config.device)
     };
     if let Some(place) = Place::read(work)? {
-        return Ok((resume(&place::trainer_dir(work))?, place));
+        return Ok((resume(&place::trainer_dir(work))?, Some(place)));
     }
     let trained = super::fm::trained_dir(config);
     let from = options.from.clone().or_else(|| trained.exists().then_some(trained));
@@ -158,24 +153,16 @@ fn begin(
             trainer::create(&own, &config.fm, spec, config.device)?
         }
     };
-    Ok((trainer, Place::default()))
-}
-
-/// The content vectors of a data set's items.
-fn contents(dataset: &Dataset) -> HashMap<u64, Arc<[f32]>> {
-    let with = dataset.items.values().filter(|item| !item.content.is_empty());
-    with.map(|item| (item.id, item.content.clone())).collect()
+    Ok((trainer, None))
 }
 
 struct Following<'a> {
     config: &'a Config,
     options: &'a FollowOptions,
     work: PathBuf,
-    engine: Arc<dyn Engine>,
-    reader: Box<dyn Reader>,
+    reader: JoinedReader,
     trainer: Box<dyn FmTrainer>,
     publisher: Publisher,
-    content: HashMap<u64, Arc<[f32]>>,
     place: Place,
     progress: Progress,
     meters: Meters,
@@ -184,7 +171,6 @@ struct Following<'a> {
     published_position: Option<u64>,
     saved_requests: u64,
     report: FollowReport,
-    failures: u32,
 }
 
 /// Records that are learned from together.
@@ -238,60 +224,24 @@ impl Following<'_> {
         Ok(self.report)
     }
 
-    /// Whether records came.
+    /// Whether records came, or may be there.
     fn read(&mut self, batch: &mut Batch, size: usize) -> Result<bool> {
-        let records = match self.reader.next(size - batch.len(), LOOK_EVERY) {
-            Ok(records) => records,
-            Err(error) => {
-                self.failures += 1;
-                if self.failures >= MOST_FAILURES {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "the joined stream cannot be read; trying again");
-                std::thread::sleep(RETRY_AFTER);
-                let position = self.reader.position();
-                if let Ok(reader) = self.engine.reader(&Topic::joined(), position) {
-                    self.reader = reader;
-                }
-                return Ok(true);
-            }
+        let Some(records) = self.reader.next(size - batch.len(), LOOK_EVERY)? else {
+            return Ok(true);
         };
-        self.failures = 0;
         let came = !records.is_empty();
         for record in records {
-            let joined: Joined = postcard::from_bytes(&record.payload).map_err(|error| {
-                let at = record.position;
-                Error::Invalid(format!("joined, record {at}: {error}; another version wrote it"))
-            })?;
-            batch.end = record.position + 1;
+            batch.end = record.end;
             batch.since.get_or_insert_with(Instant::now);
-            match joined {
-                Joined::Example(joined) => {
-                    batch.ingested_ms.push(joined.ingested_ms);
-                    batch.examples.push(self.restored(joined.example));
-                }
-                Joined::Correction(joined) => {
-                    self.place.ingested_ms = self.place.ingested_ms.max(joined.ingested_ms);
-                    batch.corrections.push(self.restored(joined.example));
-                }
+            if record.correction {
+                self.place.ingested_ms = self.place.ingested_ms.max(record.ingested_ms);
+                batch.corrections.push(record.example);
+            } else {
+                batch.ingested_ms.push(record.ingested_ms);
+                batch.examples.push(record.example);
             }
         }
         Ok(came)
-    }
-
-    /// With the content vectors of its items.
-    fn restored(&self, mut example: Example) -> Example {
-        if self.content.is_empty() {
-            return example;
-        }
-        let restore = |item: &mut Arc<Item>| {
-            if let Some(content) = self.content.get(&item.id) {
-                Arc::make_mut(item).content = content.clone();
-            }
-        };
-        example.history.iter_mut().for_each(|event: &mut Event| restore(&mut event.item));
-        example.targets.iter_mut().for_each(|target| restore(&mut target.item));
-        example
     }
 
     fn learn(&mut self, batch: Batch, out: &mut dyn Write) -> Result<()> {
@@ -300,7 +250,7 @@ impl Following<'_> {
         let said = self.trainer.step_with(&examples, &corrections)?;
         let now = now_ms();
         for &ingested_ms in &batch.ingested_ms {
-            self.progress.latency(&self.meters, now - ingested_ms);
+            self.meters.learning.latency(now - ingested_ms);
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
         }
         self.progress.push(&batch.examples, &said);
@@ -312,8 +262,8 @@ impl Following<'_> {
         self.place.corrections += late;
         self.report.requests += requests;
         self.report.corrections += late;
-        self.meters.learned(requests, late);
-        if let Some(line) = self.progress.line(&self.place, &self.meters) {
+        self.meters.learning.learned(requests, late);
+        if let Some(line) = self.progress.line(&self.place, &mut self.meters.learning) {
             tell(out, &line)?;
         }
         Ok(())
@@ -352,22 +302,8 @@ impl Following<'_> {
         self.published_position = Some(self.place.position);
         self.report.published += 1;
         self.meters.published(started.elapsed(), &published);
-        let mut line = serde_json::to_value(published).expect("plain values");
-        line["kind"] = json!("published");
-        line["all"] = json!(published.kind == crate::publish::PublicationKind::Snapshot);
-        line["position"] = json!(self.place.position);
-        line["took_ms"] = json!(started.elapsed().as_millis() as u64);
-        tell(out, &line)
+        tell(out, &told(&published, json!(self.place.position), started.elapsed()))
     }
-}
-
-fn tell(out: &mut dyn Write, line: &serde_json::Value) -> Result<()> {
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::io("standard output"))
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,11 +1,7 @@
 //! The stream of joined examples as its followers read it: decoded, with the
-//! content vectors of the data set put back. An engine that fails is asked again for a while.
+//! content vectors of the data set put back. An engine that fails is asked again for a while, and its failing is no end.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hypercast_fm::example::{Event, Example, Item};
 
@@ -69,25 +65,24 @@ impl JoinedReader {
         self.reader.position()
     }
 
-    /// The next records, for the first of which it waits; none if there is none, or the engine has failed.
+    /// The next records, for the first of which it waits: an empty list at the end of what is there, and none where the
+    /// engine has failed, which says nothing about what is there.
     ///
     /// # Errors
     /// A record of another version, or an engine that has failed for long.
-    pub(super) fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<Record>> {
+    pub(super) fn next(&mut self, most: usize, wait: Duration) -> Result<Option<Vec<Record>>> {
         let records = match self.reader.next(most, wait) {
             Ok(records) => records,
             Err(error) => {
                 self.retry(error)?;
-                return Ok(Vec::new());
+                return Ok(None);
             }
         };
         self.failures = 0;
         let read = |record: crate::engine::Stored| {
-            let joined: Joined = postcard::from_bytes(&record.payload).map_err(|error| {
+            let joined = Joined::decode(&record.payload).map_err(|error| {
                 let at = record.position;
-                Error::Invalid(format!(
-                    "stream joined, record {at}: {error}; another version wrote it"
-                ))
+                Error::Invalid(format!("position {at}: {error}; another version wrote it"))
             })?;
             let (correction, JoinedExample { example, ingested_ms }) = match joined {
                 Joined::Example(joined) => (false, joined),
@@ -96,7 +91,7 @@ impl JoinedReader {
             let example = self.restored(example);
             Ok(Record { example, correction, ingested_ms, end: record.position + 1 })
         };
-        records.into_iter().map(read).collect()
+        records.into_iter().map(read).collect::<Result<_>>().map(Some)
     }
 
     fn retry(&mut self, error: Error) -> Result<()> {
@@ -127,8 +122,80 @@ impl JoinedReader {
     }
 }
 
-/// The clock, in milliseconds since the epoch.
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+    use crate::engine::{Appender, Memory, Record as Told, Stored};
+
+    /// An engine whose first reader fails once.
+    #[derive(Default)]
+    struct Failing(Memory, std::sync::atomic::AtomicBool);
+
+    struct FailingReader(Option<Error>, Box<dyn Reader>);
+
+    impl Engine for Failing {
+        fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
+            self.0.appender(topic)
+        }
+
+        fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
+            let first = !self.1.swap(true, std::sync::atomic::Ordering::Relaxed);
+            let error = first.then(|| Error::Unreachable("gone for a moment".into()));
+            Ok(Box::new(FailingReader(error, self.0.reader(topic, from)?)))
+        }
+
+        fn span(&self, topic: &Topic) -> Result<Range<u64>> {
+            self.0.span(topic)
+        }
+
+        fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
+            self.0.trim(topic, before)
+        }
+    }
+
+    impl Reader for FailingReader {
+        fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<Stored>> {
+            match self.0.take() {
+                Some(error) => Err(error),
+                None => self.1.next(most, wait),
+            }
+        }
+
+        fn position(&self) -> u64 {
+            self.1.position()
+        }
+    }
+
+    #[test]
+    fn an_engine_that_fails_is_no_end_of_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let world = crate::import::simulate::Options {
+            into: dir.path().join("data"),
+            users: 5,
+            items: 20,
+            requests: 20,
+            surfaces: 1,
+            seed: 1,
+        };
+        crate::import::simulate::simulate(&world).unwrap();
+        let dataset = Dataset::open(&world.into).unwrap();
+        let engine = Arc::new(Failing::default());
+        let example = Example {
+            request: 1,
+            user: Arc::default(),
+            surface: 0,
+            time_ms: 1,
+            history: Vec::new(),
+            targets: Vec::new(),
+        };
+        let joined = Joined::Example(JoinedExample { example, ingested_ms: 1 });
+        let payload = postcard::to_stdvec(&joined).unwrap();
+        let appender = engine.appender(&Topic::joined()).unwrap();
+        appender.append(&[Told { id: 0, payload }]).unwrap();
+        let mut reader = JoinedReader::open(engine, &dataset, None).unwrap();
+        let mut next = || reader.next(8, Duration::ZERO).unwrap().map(|records| records.len());
+        assert_eq!([next(), next(), next()], [None, Some(1), Some(0)]);
+    }
 }

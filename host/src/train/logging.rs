@@ -20,8 +20,12 @@ use serde_json::json;
 
 pub use self::versions::{ActiveVersions, Registered, ToLog};
 use self::versions::{LoadedVersions, Loading};
-use super::joined::{JoinedReader, Record, now_ms};
+use super::{
+    joined::{JoinedReader, Record},
+    tell::tell,
+};
 use crate::{
+    clock::now_ms,
     config::Config,
     dataset::Dataset,
     engine::Engine,
@@ -190,12 +194,12 @@ impl Tier<'_> {
         Ok(self.report)
     }
 
-    /// Whether records came.
+    /// Whether records came, or may be there.
     fn read(&mut self, batch: &mut Batch, wait: Duration) -> Result<bool> {
         if batch.targets >= self.config.fm_logging.batch_candidates {
             return Ok(false);
         }
-        let records = self.reader.next(RECORDS, wait)?;
+        let Some(records) = self.reader.next(RECORDS, wait)? else { return Ok(true) };
         let came = !records.is_empty();
         batch.targets += records.iter().map(|record| record.example.targets.len()).sum::<usize>();
         batch.records.extend(records);
@@ -298,10 +302,6 @@ impl Meters {
         self.rows.inc_by(rows as u64);
         self.position.set(position as f64);
     }
-}
-
-pub(super) fn tell(out: &mut dyn Write, line: &serde_json::Value) -> Result<()> {
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::io("standard output"))
 }
 
 #[cfg(test)]

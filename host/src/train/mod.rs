@@ -13,3 +13,4 @@ pub mod materialise;
 pub mod report;
 mod saved;
 pub mod stream;
+mod tell;

@@ -4,13 +4,13 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use hypercast_fm::checkpoint::Manifest;
 
 use super::{ExpertVersion, FmVersion, VersionState, Weights, content_hash, schema_hash};
 use crate::{
+    clock::now_ms,
     config::Config,
     error::{Error, Result},
     expert::{Blueprint, Engine, Expert, LoadOptions},
@@ -135,8 +135,4 @@ pub fn keep(
             .map_err(Error::io(&kept))?;
     }
     std::fs::canonicalize(&kept).map_err(Error::io(&kept))
-}
-
-pub(super) fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use super::{Change, Decision, ExpertVersion, FmVersion, Registry, describe::now_ms};
+use super::{Change, Decision, ExpertVersion, FmVersion, Registry};
 use crate::{
+    clock::now_ms,
     engine::{Engine, Reader, Record, Topic},
     error::{Error, Result},
 };

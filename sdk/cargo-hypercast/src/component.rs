@@ -1,5 +1,7 @@
 //! From a core module to a component, and the check of what it imports.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::WorldItem;
@@ -8,7 +10,18 @@ use wit_parser::WorldItem;
 const LOG: &str = "log";
 
 /// The contract's functions that an expert exports.
-const EXPORTS: [&str; 5] = ["describe", "network", "rank", "labels", "sample"];
+const EXPORTS: [&str; 7] =
+    ["describe", "network", "rank", "labels", "sample", "schedule", "evaluate"];
+
+/// Makes the component `out` of the core module in the file `module`, whatever toolchain built it, if it is an expert.
+pub fn wrap(module: &Path, out: &Path) -> Result<()> {
+    let bytes =
+        std::fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
+    let component = encode(&bytes)
+        .and_then(|component| check(&component).map(|()| component))
+        .with_context(|| module.display().to_string())?;
+    std::fs::write(out, component).with_context(|| format!("cannot write {}", out.display()))
+}
 
 /// Wraps a core module that was built against a WIT world.
 pub fn encode(module: &[u8]) -> Result<Vec<u8>> {

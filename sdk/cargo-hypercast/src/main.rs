@@ -56,6 +56,8 @@ enum Command {
     Logs(Forwarded),
     /// Gives an expert's users back to the version before (`hypercast plugin rollback`)
     Rollback(Forwarded),
+    /// Wraps a core module that another toolchain built into a component, and checks that it is an expert
+    Componentize(Componentize),
     /// Builds the in-tree plugins and the host, then runs `hypercast demo`
     Demo(Forwarded),
     /// Builds the in-tree plugins and hostile guests, then runs all tests
@@ -87,6 +89,15 @@ struct OnComponent {
     package: Choice,
     #[command(flatten)]
     rest: Forwarded,
+}
+
+#[derive(Args)]
+struct Componentize {
+    /// The module, linked with the bindings that `wit-bindgen` makes of the contract (see examples/c-expert)
+    module: PathBuf,
+    /// The component to write; MODULE with `.component.wasm` by default
+    #[arg(short, long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -133,6 +144,12 @@ fn main() -> anyhow::Result<()> {
         Command::Rollback(args) => tasks::on_host("rollback", &args.args),
         Command::Demo(demo) => tasks::demo(route, &demo.args),
         Command::Verify(verify) => tasks::verify(route, &verify.args),
+        Command::Componentize(Componentize { module, out }) => {
+            let out = out.unwrap_or_else(|| module.with_extension("component.wasm"));
+            component::wrap(&module, &out)?;
+            println!("{}", out.display());
+            Ok(())
+        }
     }
 }
 

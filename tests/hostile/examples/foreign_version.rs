@@ -4,7 +4,7 @@
 
 wit_bindgen::generate!({
     inline: "
-        package hypercast:expert@2.0.0;
+        package hypercast:expert@1.0.0;
 
         interface types {
             record host-info { tae-dim: u32 }
@@ -22,7 +22,7 @@ struct ForeignVersion;
 
 impl Guest for ForeignVersion {
     fn describe(_info: HostInfo) -> Description {
-        panic!("a host of version 1 must not come this far")
+        panic!("a host of version 2 must not come this far")
     }
 }
 

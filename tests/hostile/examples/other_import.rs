@@ -15,14 +15,14 @@ wit_bindgen::generate!({
         }
 
         world other-import {
-            include hypercast:expert/expert@1.0.0;
+            include hypercast:expert/expert@2.0.0;
             import clock;
         }
     ",
     path: "../../sdk/wit",
     world: "hypercast:hostile/other-import",
     with: {
-        "hypercast:expert/types@1.0.0": hypercast_sdk::raw::types,
+        "hypercast:expert/types@2.0.0": hypercast_sdk::raw::types,
         "hypercast:hostile/clock": generate,
     },
 });
@@ -53,6 +53,14 @@ impl Guest for OtherImport {
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
         <Component<Good> as Contract>::sample(info, batch)
+    }
+
+    fn schedule(step: TrainingStep) -> f32 {
+        <Component<Good> as Contract>::schedule(step)
+    }
+
+    fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
+        <Component<Good> as Contract>::evaluate(info, evaluation)
     }
 }
 

@@ -8,8 +8,8 @@ use std::marker::PhantomData;
 use hypercast_sdk::raw::types::{Description as WitDescription, NamedColumn, Network, RankRequest};
 use hypercast_sdk::raw::{Guest, types};
 use hypercast_sdk::{
-    ActionBatch, Component, Description, Expert, Graph, HostInfo, Linear, Prediction, Ranked,
-    TaskLabels,
+    ActionBatch, Component, Description, Evaluation, Expert, Graph, HostInfo, Linear, Prediction,
+    Ranked, TaskLabels, TrainingStep, Verdict,
 };
 
 /// A description without fault.
@@ -77,6 +77,14 @@ impl<M: Mutation> Guest for Mutant<M> {
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
         <Component<Good> as Guest>::sample(info, batch)
+    }
+
+    fn schedule(step: TrainingStep) -> f32 {
+        <Component<Good> as Guest>::schedule(step)
+    }
+
+    fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
+        <Component<Good> as Guest>::evaluate(info, evaluation)
     }
 }
 

@@ -14,9 +14,10 @@ use serde_json::Value;
 use super::{Setting, folder, sender::Offer};
 use crate::{
     bench::{Options, Report, Rival, timing::quantile},
+    clock::now_ms,
     engine::{self, Engine, Topic},
     error::{Error, Result},
-    join::{Joined, now_ms},
+    join::Joined,
 };
 
 const RATE: f64 = 2_000.0;

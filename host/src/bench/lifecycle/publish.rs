@@ -11,10 +11,10 @@ use crate::{
     bench::{
         Options, Report, Rival,
         load::{Caller, Stretch},
-        serving::{World, rank_url, train},
+        serving::{World, mlp, rank_url, train},
         timing::quantile,
     },
-    config::{Config, ExpertEntry, PublishSettings, TrainOn},
+    config::{Config, PublishSettings},
     dataset::{Dataset, timeline::Span},
     demo::{daemon::Daemon, streaming::processes::Fleet},
     engine::{self, Engine, Memory, Record, Topic},
@@ -109,14 +109,7 @@ fn trained(dir: &Path, options: &Options, fleet: &mut Fleet) -> Result<World> {
     config.features.history_events = 64;
     config.join.in_daemon = false;
     keep_streams(&mut config, options.engine, (dir, fleet))?;
-    config.experts = vec![ExpertEntry {
-        name: "mlp".into(),
-        plugin: options.plugin("mlp-fusion")?,
-        surfaces: Vec::new(),
-        without_tae: false,
-        shadow: false,
-        train_on: TrainOn::All,
-    }];
+    config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
     config.write(&world.two_tiers)?;
     for job in [["train", "fm"], ["train", "expert"]] {
         train(job, &world.two_tiers)?;

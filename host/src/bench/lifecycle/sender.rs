@@ -10,8 +10,8 @@ use std::{
 
 use super::{ITEMS, USERS};
 use crate::{
+    clock::now_ms,
     error::{Error, Result},
-    join::now_ms,
     serve::api::{ActionBody, EventsRequest, ImpressionBody},
 };
 

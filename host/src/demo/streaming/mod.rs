@@ -15,7 +15,6 @@ mod watch;
 
 use std::{
     ffi::OsStr,
-    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,7 +30,7 @@ use self::{
     scores::Scores,
     watch::{Line, Live},
 };
-use super::{Data, Seconds};
+use super::Seconds;
 use crate::{
     config::EngineKind,
     engine,
@@ -46,18 +45,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// What to run the loop on.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The data set.
-    pub data: Data,
-    /// Its files, for KuaiRand.
-    pub from: Option<PathBuf>,
-    /// The wheel that holds MovieLens, instead of fetching it.
-    pub wheel: Option<PathBuf>,
-    /// Where the stream begins; the data set's default if missing.
-    pub test_from: Option<String>,
-    /// Built plugins: `mlp-fusion.wasm`.
-    pub plugins: PathBuf,
-    /// Where everything is written; what an earlier demo left there is replaced.
-    pub work: PathBuf,
+    /// What it shares with the demo of every step.
+    pub base: super::Options,
     /// Event time over wall time; if missing, what lets the stream end with the minutes, as far as two cores bear it.
     pub speed_up: Option<f64>,
     /// The replay ends after so long.
@@ -81,14 +70,14 @@ pub fn run(options: &Options) -> Result<Report> {
     if !(options.minutes > 0.0 && options.speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
         return Err(Error::Invalid("--minutes and --speed-up must be above 0".into()));
     }
-    let _owner = Owner::take(&options.work)?;
-    prepare::clear(&options.work)?;
+    let _owner = Owner::take(&options.base.work)?;
+    prepare::clear(&options.base.work)?;
     let stop = Stop::on_signals()?;
     let mut seconds = Seconds::default();
     let mut options = options.clone();
-    let mut fleet = Fleet::new(options.work.join("said"), stop.clone())?;
+    let mut fleet = Fleet::new(options.base.work.join("said"), stop.clone())?;
     if options.engine == EngineKind::Nats && options.nats_url.is_none() {
-        options.nats_url = Some(fleet.start_nats(&options.work.join("nats"))?);
+        options.nats_url = Some(fleet.start_nats(&options.base.work.join("nats"))?);
     }
     let ground = prepare::prepare(&options, &fleet, &mut seconds)?;
     let url = seconds.time("start", || start(&ground, &mut fleet, &options.listen))?;

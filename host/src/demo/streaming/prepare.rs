@@ -9,7 +9,7 @@ use super::{Options, drive, processes::Fleet};
 use crate::{
     config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms},
     dataset::Dataset,
-    demo::{Data, Seconds, Source, preset},
+    demo::{Data, Seconds, preset},
     error::{Error, Result},
     import::simulate,
 };
@@ -76,10 +76,10 @@ pub fn clear(work: &Path) -> Result<()> {
 /// # Errors
 /// Whatever a step says.
 pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Result<Ground> {
-    let data = options.work.join("data");
+    let data = options.base.work.join("data");
     seconds.time("import", || import(options, &data))?;
     let dataset = Dataset::open(&data)?;
-    let mut config = options.data.config(&dataset.schema, &options.plugins);
+    let mut config = options.base.source.data.config(&dataset.schema, &options.base.plugins);
     let from_ms = from_ms(options, &config, &dataset)?;
     config.timeline.until = from_ms.to_string();
     let (requests, until_ms) = drive::count(&dataset, from_ms)?;
@@ -103,7 +103,7 @@ pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Resul
     second.paths.fm_work = "fm-work-2".into();
     second.paths.logs = "logs-2".into();
     let write = |config: &Config, name: &str| {
-        let path = options.work.join(name);
+        let path = options.base.work.join(name);
         config.write(&path).map(|()| path)
     };
     let (first, second) = (write(&config, "hypercast.toml")?, write(&second, "second.toml")?);
@@ -116,7 +116,7 @@ pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Resul
 }
 
 fn import(options: &Options, into: &Path) -> Result<()> {
-    if let Data::Simulated = options.data {
+    if let Data::Simulated = options.base.source.data {
         let full = preset::world(into.to_path_buf());
         let world = match options.small {
             true => {
@@ -127,15 +127,14 @@ fn import(options: &Options, into: &Path) -> Result<()> {
         eprint!("{}", simulate::simulate(&world)?);
         return Ok(());
     }
-    let Options { data, from, wheel, .. } = options.clone();
-    Source { data, from, wheel }.import(into)
+    options.base.source.import(into)
 }
 
 /// Where the stream begins: as asked, at the data set's own date, else after six tenths of its impressions.
 fn from_ms(options: &Options, config: &Config, dataset: &Dataset) -> Result<i64> {
-    match (&options.test_from, options.data) {
+    match (&options.base.test_from, options.base.source.data) {
         (Some(asked), _) => parse_time_ms(asked, config.timeline.utc_offset_h),
-        (None, Data::Kuairand) => options.data.test_from_ms(None, config, dataset),
+        (None, Data::Kuairand) => options.base.source.data.test_from_ms(None, config, dataset),
         (None, Data::Movielens | Data::Simulated) => {
             match dataset.impressions()?.nth(dataset.rows * 6 / 10) {
                 Some(impression) => Ok(impression?.time_ms),
@@ -165,7 +164,7 @@ fn configure(options: &Options, speed_up: f64, config: &mut Config) {
     config.join.correction_s = 100 * config.join.max_window_s;
     config.experts = vec![ExpertEntry {
         name: EXPERT.into(),
-        plugin: options.plugins.join("mlp-fusion.wasm"),
+        plugin: options.base.plugins.join("mlp-fusion.wasm"),
         surfaces: Vec::new(),
         without_tae: false,
         shadow: false,

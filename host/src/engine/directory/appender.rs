@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use super::Limits;
-use super::owner::Owner;
+use super::owner;
 use super::segment;
 use super::tail::{Job, Tail};
 use crate::engine::line::{Line, Outcome};
 use crate::engine::{Appended, Appender, Record, Topic, checked};
 use crate::error::{Error, Result};
+use crate::owner::Owner;
 
 #[derive(Debug)]
 pub(super) struct DirectoryAppender {
@@ -22,7 +23,7 @@ pub(super) struct DirectoryAppender {
 impl DirectoryAppender {
     pub(super) fn open(topic: &Topic, folder: &Path, limits: Limits) -> Result<DirectoryAppender> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let owner = Owner::claim(topic, folder)?;
+        let owner = owner::claim(topic, folder)?;
         let line = Line::new(topic, Tail::open(folder, limits)?);
         Ok(DirectoryAppender { topic: topic.clone(), line, _owner: owner })
     }

@@ -181,6 +181,7 @@ pub(crate) fn parameters(graph: &Graph, seed: u64) -> Parameters {
         tae_dim: TAE_DIM,
         tasks: vec!["click".into()],
         trained_rows: 0,
+        trained_until_ms: 0,
         normaliser: Normaliser::identity(&schema().feature_columns()),
     };
     Parameters::init(graph, provenance, seed)

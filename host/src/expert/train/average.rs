@@ -68,6 +68,7 @@ impl Average {
             }
         }
         self.parameters.provenance.trained_rows = now.provenance.trained_rows;
+        self.parameters.provenance.trained_until_ms = now.provenance.trained_until_ms;
     }
 
     /// Ends averaging.

@@ -1,4 +1,4 @@
-//! Training an expert: labels and sampling by the plugin's own hooks, masked
+//! Training an expert: labels, sampling and rates by the plugin's own hooks, masked
 //! losses, Adam for dense parameters, row-wise Adagrad for tables.
 //!
 //! The trainer takes chunks of examples with their TAEs, as the logs hold them,
@@ -6,8 +6,10 @@
 //! every batch's predictions before that batch is learnt from.
 
 mod average;
+mod hooks;
 mod loss;
 mod optimizer;
+mod rate;
 mod saved;
 mod step;
 #[cfg(test)]
@@ -19,4 +21,4 @@ pub use optimizer::{Optimizer, OptimizerConfig};
 pub use saved::SavedTrainer;
 pub use step::{Compute, Gradients, LossFn, Seed, compute};
 pub(crate) use trainer::prediction;
-pub use trainer::{BatchReport, Chunk, ExpertTrainer, TrainerConfig};
+pub use trainer::{BatchReport, Chunk, ExpertTrainer, Serving, TrainerConfig};

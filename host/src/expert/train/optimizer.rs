@@ -110,16 +110,31 @@ impl Optimizer {
         };
     }
 
-    /// Applies one batch's gradients. Gradients that are not finite change
+    /// Steps over which the rates fall; 0 where they have no end.
+    pub fn planned(&self) -> u64 {
+        self.config.decay_steps
+    }
+
+    /// Adam's learning rate of the next step.
+    pub fn learning_rate(&self) -> f32 {
+        self.schedule(self.steps + 1) * self.config.learning_rate
+    }
+
+    /// Applies one batch's gradients at `factor` times the rates of this step. Gradients that are not finite change
     /// nothing: the answer says whether the step was taken.
-    pub fn step(&mut self, parameters: &mut Parameters, gradients: &Gradients) -> bool {
+    pub fn step(
+        &mut self,
+        parameters: &mut Parameters,
+        gradients: &Gradients,
+        factor: f32,
+    ) -> bool {
         let norm = gradients.norm();
         if !norm.is_finite() {
             return false;
         }
         let clip = if norm > self.config.clip_norm { self.config.clip_norm / norm } else { 1.0 };
         self.steps += 1;
-        let factor = self.schedule();
+        let factor = factor * self.schedule(self.steps);
         let (config, steps) = (&self.config, self.steps);
         for (index, state) in self.state.iter_mut().enumerate() {
             let Some(gradient) = &gradients.values[index] else {
@@ -149,15 +164,16 @@ impl Optimizer {
         true
     }
 
-    fn schedule(&self) -> f32 {
+    /// The share of its peak that the rate of a step has; steps count from 1.
+    fn schedule(&self, step: u64) -> f32 {
         let OptimizerConfig { warmup_steps, decay_steps, .. } = self.config;
-        if self.steps < warmup_steps {
-            return self.steps as f32 / warmup_steps as f32;
+        if step < warmup_steps {
+            return step as f32 / warmup_steps as f32;
         }
         if decay_steps == 0 {
             return 1.0;
         }
-        let done = ((self.steps - warmup_steps) as f32 / decay_steps as f32).min(1.0);
+        let done = ((step - warmup_steps) as f32 / decay_steps as f32).min(1.0);
         0.1 + 0.9 * 0.5 * (1.0 + (std::f32::consts::PI * done).cos())
     }
 }

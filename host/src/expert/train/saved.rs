@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Optimizer;
-use crate::expert::params::Provenance;
+use crate::expert::graph::Graph;
+use crate::expert::params::{Parameters, Provenance, hash_text};
 
 /// What [`super::ExpertTrainer::resume`] goes on from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,5 +25,37 @@ impl SavedTrainer {
     /// What the parameters belong to.
     pub fn provenance(&self) -> &Provenance {
         &self.provenance
+    }
+
+    /// The parameters that predicted then: the averaged ones, if there were any.
+    ///
+    /// # Errors
+    /// What does not fit `graph`, in words.
+    pub fn predicting(&self, graph: &Graph) -> Result<Parameters, &'static str> {
+        let values = self.average.as_ref().map_or(&self.values, |(values, _)| values);
+        self.parameters(graph, values)
+    }
+
+    /// The parameters that learned.
+    pub(super) fn learning(&self, graph: &Graph) -> Result<Parameters, &'static str> {
+        self.parameters(graph, &self.values)
+    }
+
+    /// The averaged parameters, and the steps that they followed.
+    pub(super) fn averaged(
+        &self,
+        graph: &Graph,
+    ) -> Result<Option<(Parameters, u64)>, &'static str> {
+        let averaged = self.average.as_ref();
+        averaged.map(|(values, steps)| Ok((self.parameters(graph, values)?, *steps))).transpose()
+    }
+
+    fn parameters(&self, graph: &Graph, values: &[Vec<f32>]) -> Result<Parameters, &'static str> {
+        if self.provenance.graph != hash_text(graph) {
+            return Err("another network");
+        }
+        Parameters::with_values(graph, values.to_vec(), self.provenance.clone())
+            .filter(|_| self.optimizer.fits(graph))
+            .ok_or("parameters of other shapes")
     }
 }

@@ -85,9 +85,9 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
         values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],
         rows: vec![Some(vec![3, 8]), None],
     };
-    assert!(!optimizer.step(&mut values, &gradients(f32::NAN)));
+    assert!(!optimizer.step(&mut values, &gradients(f32::NAN), 1.0));
     assert_eq!((values.values(0), optimizer.steps()), (before.values(0), 0));
-    assert!(optimizer.step(&mut values, &gradients(1.0)));
+    assert!(optimizer.step(&mut values, &gradients(1.0), 1.0));
     for row in 0..10 {
         let moved = values.values(0)[row * 2..][..2] != before.values(0)[row * 2..][..2];
         assert_eq!(moved, [3, 8].contains(&row), "row {row}");
@@ -119,7 +119,7 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
     let gradients = Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] };
     let mut moved = || {
         let before = values.values(0)[0];
-        assert!(optimizer.step(&mut values, &gradients));
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
         before - values.values(0)[0]
     };
     // With one gradient all along, Adam moves by the rate itself.
@@ -129,8 +129,39 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
     assert_eq!(optimizer.steps(), 5);
     for _ in 0..4 {
         let before = values.values(0)[0];
-        assert!(optimizer.step(&mut values, &gradients));
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
         assert!((before - values.values(0)[0] - 5e-4).abs() < 1e-7);
+    }
+    assert_eq!((optimizer.learning_rate(), optimizer.planned()), (5e-4, 0));
+    let before = values.values(0)[0];
+    assert!(optimizer.step(&mut values, &gradients, 3.0));
+    assert!((before - values.values(0)[0] - 15e-4).abs() < 1e-7, "a factor scales the step");
+}
+
+#[test]
+fn the_rate_that_is_told_is_that_of_the_step_to_come() {
+    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let tae = net.input(0);
+    let w = net.parameter("w", &[4, 1], Initialiser::Zeros);
+    let x = net.op("MatMul", &[tae, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let mut values = parameters(&graph, 1);
+    let config = OptimizerConfig {
+        weight_decay: 0.0,
+        warmup_steps: 4,
+        decay_steps: 8,
+        clip_norm: 100.0,
+        ..OptimizerConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&graph, config);
+    let gradients = Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] };
+    for step in 0..16 {
+        let (told, before) = (optimizer.learning_rate(), values.values(0)[0]);
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        // With one gradient all along, Adam moves by the rate itself.
+        assert!((before - values.values(0)[0] - told).abs() < 1e-7, "step {step}: {told}");
     }
 }
 

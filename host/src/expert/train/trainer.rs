@@ -1,21 +1,24 @@
-//! The training loop over one chunk at a time: hooks, sampling, shuffling,
+//! The training loop over one chunk at a time: the plugin's hooks, shuffling,
 //! batches of whole requests, predict, learn.
 
 use std::sync::Arc;
 
-use hypercast_fm::example::{Example, Target};
+use hypercast_fm::example::Example;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
 
 use super::average::Average;
+use super::hooks::{Hooks, Request};
 use super::loss::{TaskTargets, sigmoid, task_loss};
 use super::optimizer::{Optimizer, OptimizerConfig};
+use super::rate::Rate;
 use super::saved::SavedTrainer;
 use super::step::{Compute, Seed, compute};
-use crate::expert::batch::Tae;
-use crate::expert::params::{Parameters, hash_text};
-use crate::expert::wasm::contract::{ActionBatch, Outcome, TaskKind, TaskLabels};
+use crate::expert::batch::{ExpertBatch, Tae};
+use crate::expert::normalise::Normaliser;
+use crate::expert::params::Parameters;
+use crate::expert::wasm::contract::{TaskKind, TrainingStep};
 use crate::expert::{Blueprint, Device, Error};
 
 /// How an expert is trained.
@@ -72,12 +75,23 @@ pub struct BatchReport<'a> {
     pub examples: &'a [&'a Example],
     /// For each task `[rows]`: probabilities or values. Empty unless `progressive`.
     pub predictions: Vec<Vec<f32>>,
-    /// For each task: labels, sample space and weights.
+    /// The same of [`ExpertTrainer::compare_with`]; empty where none of the rows is new to it.
+    pub serving: Vec<Vec<f32>>,
+    /// For each task: labels, sample space and weights, of all rows: also of those that `sample` drops.
     pub targets: &'a [TaskTargets],
-    /// For each task: the loss, with dropout.
+    /// For each task: the loss of the rows that are learned from, with dropout.
     pub losses: Vec<f64>,
-    /// Whether the step was taken; false where a gradient was not finite.
+    /// Whether the step was taken; false where a gradient was not finite, or `sample` keeps no row.
     pub stepped: bool,
+}
+
+/// Parameters that serve, for predictions beside those that learn.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// Of the same network.
+    pub parameters: Parameters,
+    /// Requests up to this time are not predicted: they were learned from. Milliseconds since the epoch.
+    pub learned_until_ms: i64,
 }
 
 /// Trains one expert.
@@ -87,6 +101,8 @@ pub struct ExpertTrainer {
     parameters: Parameters,
     average: Option<Average>,
     optimizer: Optimizer,
+    rate: Rate,
+    serving: Option<Serving>,
     config: TrainerConfig,
     /// Chunks learned from. With the seed they decide what is drawn in the next one, so that a resumed training
     /// draws what an uninterrupted one does.
@@ -94,12 +110,12 @@ pub struct ExpertTrainer {
     rng: SmallRng,
 }
 
-/// A request within a chunk.
-struct Request<'a> {
-    example: &'a Example,
-    tae: &'a [f32],
-    /// Its first row in the chunk's labels.
-    row: usize,
+/// The chunk's labels.
+struct Labels {
+    /// Of all rows.
+    all: Vec<TaskTargets>,
+    /// Of those that are learned from, the others masked.
+    kept: Vec<TaskTargets>,
 }
 
 impl ExpertTrainer {
@@ -113,6 +129,8 @@ impl ExpertTrainer {
         Ok(ExpertTrainer {
             compute: compute(blueprint.graph.clone(), device)?,
             optimizer: Optimizer::new(&blueprint.graph, config.optimizer.clone()),
+            rate: Rate::default(),
+            serving: None,
             chunks: 0,
             rng: SmallRng::seed_from_u64(config.seed),
             average: (config.average_decay > 0.0)
@@ -151,34 +169,56 @@ impl ExpertTrainer {
             let why = format!("the saved trainer is of {why}; train the expert anew");
             Error::refused(&blueprint.description.name, why)
         };
-        if saved.provenance.graph != hash_text(&blueprint.graph) {
-            return Err(other("another network"));
-        }
+        let parameters = saved.learning(&blueprint.graph).map_err(other)?;
         if saved.average.is_some() != (config.average_decay > 0.0) {
             return Err(other(
                 "a configuration that averages otherwise (expert_training.average_decay)",
             ));
         }
-        let parameters = |values| {
-            Parameters::with_values(&blueprint.graph, values, saved.provenance.clone())
-                .ok_or_else(|| other("parameters of other shapes"))
-        };
-        let average = match saved.average {
-            Some((values, steps)) => Some((parameters(values)?, steps)),
-            None => None,
-        };
-        if !saved.optimizer.fits(&blueprint.graph) {
-            return Err(other("parameters of other shapes"));
-        }
-        let parameters = parameters(saved.values)?;
         let mut trainer = ExpertTrainer::new(blueprint, parameters, config, device)?;
-        trainer.optimizer = saved.optimizer;
         trainer.chunks = saved.chunks;
-        trainer.average = trainer
+        trainer.go_back(&saved)?;
+        Ok(trainer)
+    }
+
+    /// Takes parameters, average and optimiser back to what was saved. What is drawn goes on, so that what was learned
+    /// since is not drawn again.
+    ///
+    /// # Errors
+    /// What was saved is of another network.
+    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<(), Error> {
+        let graph = &self.blueprint.graph;
+        let other = |why: &str| {
+            let why = format!("the saved trainer is of {why}; train the expert anew");
+            Error::refused(&self.blueprint.description.name, why)
+        };
+        let (parameters, average) = saved
+            .learning(graph)
+            .and_then(|parameters| Ok((parameters, saved.averaged(graph)?)))
+            .map_err(other)?;
+        self.parameters = parameters;
+        self.optimizer = saved.optimizer.clone();
+        self.average = self
             .average
+            .take()
             .zip(average)
             .map(|(own, (parameters, steps))| own.resumed(parameters, steps));
-        Ok(trainer)
+        Ok(())
+    }
+
+    /// Has progressive predictions made by parameters that serve, too.
+    pub fn compare_with(&mut self, serving: Serving) {
+        self.serving = Some(serving);
+    }
+
+    /// Calls of the plugin's `schedule` that failed.
+    pub fn schedule_faults(&self) -> u64 {
+        self.rate.faults()
+    }
+
+    /// How the last of them failed.
+    pub fn last_schedule_fault(&self) -> Option<&str> {
+        self.rate.last_fault()
     }
 
     /// The parameters so far, averaged if the configuration says so.
@@ -215,42 +255,72 @@ impl ExpertTrainer {
         mut report: impl FnMut(&BatchReport),
     ) -> Result<(), Error> {
         let mut requests = self.requests(chunk)?;
-        let mut labels = self.labels(&requests)?;
+        let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
+        let all = hooks.labels(&requests)?;
         self.rng = SmallRng::seed_from_u64(
             self.config.seed ^ self.chunks.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         );
         self.chunks += 1;
-        self.sample(&mut requests, &mut labels)?;
+        let kept = hooks.sample(&mut requests, &all, &mut self.rng)?;
+        let labels = Labels { all, kept };
+        if !self.config.progressive {
+            requests.retain(|request| request.kept);
+        }
         if self.config.shuffle {
             requests.shuffle(&mut self.rng);
         }
         let mut rest = requests.as_slice();
         while !rest.is_empty() {
-            let mut rows = 0;
-            let fits = |request: &&Request| {
-                rows += request.example.targets.len();
-                rows <= self.config.batch_rows
-            };
-            let (batch, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            let (batch, after) = rest.split_at(self.batch_len(rest));
             self.step(batch, &labels, &mut report);
             rest = after;
         }
         Ok(())
     }
 
+    /// The requests of the next step: as many as have so many rows to learn from, and a bounded number of others that
+    /// are only predicted.
+    fn batch_len(&self, requests: &[Request]) -> usize {
+        let (mut kept, mut all) = (0, 0);
+        let fits = |request: &&Request| {
+            let rows = request.example.targets.len();
+            all += rows;
+            kept += if request.kept { rows } else { 0 };
+            kept <= self.config.batch_rows && all <= 4 * self.config.batch_rows
+        };
+        requests.iter().take_while(fits).count().max(1)
+    }
+
     /// Predictions for a chunk's targets, `[rows]` a task: what serving would answer.
     pub fn predict(&self, chunk: Chunk) -> Result<Vec<Vec<f32>>, Error> {
+        self.predict_with(self.parameters(), chunk)
+    }
+
+    /// The same by other parameters of the network.
+    pub fn predict_with(
+        &self,
+        parameters: &Parameters,
+        chunk: Chunk,
+    ) -> Result<Vec<Vec<f32>>, Error> {
         let requests = self.requests(chunk)?;
         let mut predictions = vec![Vec::new(); self.blueprint.description.tasks.len()];
         for requests in requests.chunks(64) {
-            let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
-            let batch = self.batch(&examples, requests);
-            let outputs = self.compute.forward(self.parameters(), &batch);
-            for (all, part) in predictions.iter_mut().zip(self.blueprint.predictions(&outputs)) {
+            for (all, part) in predictions.iter_mut().zip(self.forward(parameters, requests)) {
                 all.extend(part);
             }
         }
         Ok(predictions)
+    }
+
+    /// The plugin's labels of every target of a chunk, a task each.
+    pub fn targets(&self, chunk: Chunk) -> Result<Vec<TaskTargets>, Error> {
+        let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
+        hooks.labels(&self.requests(chunk)?)
+    }
+
+    fn forward(&self, parameters: &Parameters, requests: &[Request]) -> Vec<Vec<f32>> {
+        let batch = self.batch(requests, &parameters.provenance.normaliser);
+        self.blueprint.predictions(&self.compute.forward(parameters, &batch))
     }
 
     fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<Request<'a>>, Error> {
@@ -271,6 +341,7 @@ impl ExpertTrainer {
                 example,
                 tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] },
                 row: start,
+                kept: true,
             }
         };
         Ok(chunk
@@ -285,103 +356,53 @@ impl ExpertTrainer {
         self.blueprint.columns.reads_tae() && !self.config.without_tae
     }
 
-    /// The plugin's labels for every row of the chunk.
-    fn labels(&self, requests: &[Request]) -> Result<Vec<TaskTargets>, Error> {
-        let blueprint = &self.blueprint;
-        let mut all = vec![TaskTargets::default(); blueprint.description.tasks.len()];
-        for part in self.hook_parts(requests) {
-            let batch = self.action_batch(part);
-            let labels =
-                blueprint.plugin.labels(&blueprint.description, &blueprint.info, &batch)?;
-            for (all, part) in all.iter_mut().zip(labels) {
-                all.append(part);
-            }
-        }
-        Ok(all)
-    }
-
-    /// Takes the rows that the plugin's `sample` drops out of every task's
-    /// sample space; a request without any row left is not trained on.
-    fn sample(
-        &mut self,
-        requests: &mut Vec<Request>,
-        labels: &mut [TaskTargets],
-    ) -> Result<(), Error> {
-        let mut kept = Vec::new();
-        for part in self.hook_parts(requests) {
-            let keep =
-                self.blueprint.plugin.sample(&self.blueprint.info, &self.action_batch(part))?;
-            kept.extend(keep.into_iter().map(|p| p >= 1.0 || self.rng.random::<f32>() < p));
-        }
-        for (row, _) in kept.iter().enumerate().filter(|(_, kept)| !**kept) {
-            labels.iter_mut().for_each(|task| task.mask[row] = false);
-        }
-        requests
-            .retain(|request| kept[request.row..][..request.example.targets.len()].contains(&true));
-        Ok(())
-    }
-
-    fn hook_parts<'r, 'a>(&self, requests: &'r [Request<'a>]) -> Vec<&'r [Request<'a>]> {
-        let mut parts = Vec::new();
-        let (mut start, mut rows) = (0, 0);
-        for (end, request) in requests.iter().enumerate() {
-            let more = request.example.targets.len();
-            if rows + more > self.config.hook_rows && end > start {
-                parts.push(&requests[start..end]);
-                (start, rows) = (end, 0);
-            }
-            rows += more;
-        }
-        if start < requests.len() {
-            parts.push(&requests[start..]);
-        }
-        parts
-    }
-
-    fn action_batch(&self, requests: &[Request]) -> ActionBatch {
-        let rows = || {
-            requests
-                .iter()
-                .flat_map(|request| request.example.targets.iter().map(move |t| (request, t)))
-        };
-        let value =
-            |index: usize| move |(_, target): (&Request, &Target)| target.outcome.values[index];
-        let outcome = |(index, name): (usize, &String)| Outcome {
-            name: name.clone(),
-            values: rows().map(value(index)).collect(),
-        };
-        ActionBatch {
-            surface: rows().map(|(request, _)| u32::from(request.example.surface)).collect(),
-            actions: rows().map(|(_, target)| target.outcome.actions).collect(),
-            known: rows().map(|(_, target)| target.outcome.known).collect(),
-            values: self.blueprint.info.values.iter().enumerate().map(outcome).collect(),
-        }
-    }
-
-    fn batch(
-        &self,
-        examples: &[&Example],
-        requests: &[Request],
-    ) -> crate::expert::batch::ExpertBatch {
+    fn batch(&self, requests: &[Request], normaliser: &Normaliser) -> ExpertBatch {
+        let examples = examples(requests);
         let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
         let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
-        self.blueprint.columns.batch(examples, tae, &self.parameters.provenance.normaliser)
+        self.blueprint.columns.batch(&examples, tae, normaliser)
     }
 
+    /// Predicts the requests where predictions are asked for, and learns from those that are kept.
     fn step(
         &mut self,
         requests: &[Request],
-        labels: &[TaskTargets],
+        labels: &Labels,
         report: &mut impl FnMut(&BatchReport),
     ) {
-        let examples: Vec<&Example> = requests.iter().map(|request| request.example).collect();
+        let examples = examples(requests);
+        let targets: Vec<TaskTargets> =
+            labels.all.iter().map(|labels| labels.gather(requests)).collect();
+        let (mut predictions, mut serving) = (Vec::new(), Vec::new());
+        if self.config.progressive {
+            predictions = self.forward(self.parameters(), requests);
+            let new_to = |serving: &&Serving| {
+                examples.iter().any(|example| example.time_ms > serving.learned_until_ms)
+            };
+            if let Some(own) = self.serving.as_ref().filter(new_to) {
+                serving = self.forward(&own.parameters, requests);
+            }
+        }
+        let kept: Vec<Request> = requests.iter().filter(|request| request.kept).copied().collect();
+        let (losses, stepped) = match kept.is_empty() {
+            true => (vec![0.0; targets.len()], false),
+            false => self.learn(&kept, &labels.kept),
+        };
+        report(&BatchReport {
+            examples: &examples,
+            predictions,
+            serving,
+            targets: &targets,
+            losses,
+            stepped,
+        });
+    }
+
+    /// Each task's loss, and whether the step was taken.
+    fn learn(&mut self, requests: &[Request], labels: &[TaskTargets]) -> (Vec<f64>, bool) {
         let targets: Vec<TaskTargets> =
             labels.iter().map(|labels| labels.gather(requests)).collect();
-        let batch = self.batch(&examples, requests);
-        let predictions = match self.config.progressive {
-            true => self.blueprint.predictions(&self.compute.forward(self.parameters(), &batch)),
-            false => Vec::new(),
-        };
+        let batch = self.batch(requests, &self.parameters.provenance.normaliser);
         let kinds: Vec<TaskKind> =
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
         let mut losses = Vec::new();
@@ -391,19 +412,28 @@ impl ExpertTrainer {
             seed
         };
         let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
-        let stepped = self.optimizer.step(&mut self.parameters, &gradients);
-        self.parameters.provenance.trained_rows += batch.rows as u64;
+        let step = TrainingStep {
+            taken: self.optimizer.steps(),
+            planned: self.optimizer.planned(),
+            trained_rows: self.parameters.provenance.trained_rows,
+            rows: batch.rows as u32,
+            learning_rate: self.optimizer.learning_rate(),
+        };
+        let factor = self.rate.factor(&self.blueprint, step);
+        let stepped = self.optimizer.step(&mut self.parameters, &gradients, factor);
+        let provenance = &mut self.parameters.provenance;
+        provenance.trained_rows += batch.rows as u64;
+        let times = requests.iter().map(|request| request.example.time_ms);
+        provenance.trained_until_ms = times.fold(provenance.trained_until_ms, i64::max);
         if let Some(average) = self.average.as_mut().filter(|_| stepped) {
             average.follow(&self.parameters, &gradients);
         }
-        report(&BatchReport {
-            examples: &examples,
-            predictions,
-            targets: &targets,
-            losses,
-            stepped,
-        });
+        (losses, stepped)
     }
+}
+
+fn examples<'a>(requests: &[Request<'a>]) -> Vec<&'a Example> {
+    requests.iter().map(|request| request.example).collect()
 }
 
 /// Each task's loss, and the gradient of all outputs.
@@ -439,31 +469,6 @@ fn extra_weights(targets: &[TaskTargets], rows: usize) -> Vec<f32> {
     let weights: Vec<f32> = (0..rows).map(weight).collect();
     let total: f32 = weights.iter().sum();
     if total > 0.0 { weights.iter().map(|weight| weight / total).collect() } else { weights }
-}
-
-impl TaskTargets {
-    fn append(&mut self, labels: TaskLabels) {
-        let rows = labels.labels.len();
-        self.labels.extend(labels.labels);
-        self.mask.extend(labels.mask.iter().map(|mask| *mask != 0));
-        match labels.weights.is_empty() {
-            true => self.weights.extend(std::iter::repeat_n(1.0, rows)),
-            false => self.weights.extend(labels.weights),
-        }
-    }
-
-    fn gather(&self, requests: &[Request]) -> TaskTargets {
-        let rows = || {
-            requests
-                .iter()
-                .flat_map(|request| request.row..request.row + request.example.targets.len())
-        };
-        TaskTargets {
-            labels: rows().map(|row| self.labels[row]).collect(),
-            mask: rows().map(|row| self.mask[row]).collect(),
-            weights: rows().map(|row| self.weights[row]).collect(),
-        }
-    }
 }
 
 /// Turns an output into a prediction: the probability of a binary task, the

@@ -2,13 +2,15 @@
 
 use std::collections::HashSet;
 
-use super::contract::{Column, Description, HostInfo, Ranked, Task, TaskLabels};
+use super::contract::{Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
 
 /// Names longer than this are refused, and quoted text is cut here.
 const TEXT_BYTES: usize = 256;
 const COLUMNS: usize = 1024;
 const TASKS: usize = 64;
 const HISTORY: u32 = 4096;
+/// The most by which a step's learning rate may be multiplied.
+const FACTOR: f32 = 10.0;
 
 /// A guest's own words, cut to a length that suits a message.
 pub(super) fn quote(text: &str) -> String {
@@ -170,5 +172,25 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
     match keep.iter().find(|p| !(0.0..=1.0).contains(*p)) {
         Some(p) => Err(format!("keep probability {p} outside 0..=1")),
         None => Ok(keep),
+    }
+}
+
+pub(super) fn factor(factor: f32) -> Result<f32, String> {
+    match (0.0..=FACTOR).contains(&factor) {
+        true => Ok(factor),
+        false => Err(format!("learning-rate factor {factor} outside 0..={FACTOR}")),
+    }
+}
+
+/// A verdict whose reason suits a message.
+pub(super) fn verdict(verdict: Verdict) -> Verdict {
+    let reason = |why: String| match why.trim() {
+        "" => "it gave no reason".to_owned(),
+        why => quote(why),
+    };
+    match verdict {
+        Verdict::Publish => Verdict::Publish,
+        Verdict::Hold(why) => Verdict::Hold(reason(why)),
+        Verdict::RollBack(why) => Verdict::RollBack(reason(why)),
     }
 }

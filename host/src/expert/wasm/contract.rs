@@ -11,7 +11,7 @@ wasmtime::component::bindgen!({ path: "../sdk/wit", world: "expert" });
 pub use self::hypercast::expert::types::*;
 
 /// The version of the contract that this host speaks.
-pub const VERSION: &str = "1.0.0";
+pub const VERSION: &str = "2.0.0";
 
 /// The component import that carries the contract's version.
 pub const TYPES_IMPORT: &str = "hypercast:expert/types@";

@@ -15,6 +15,10 @@ pub enum Call {
     Labels,
     /// `sample`, in training.
     Sample,
+    /// `schedule`, before a step of training.
+    Schedule,
+    /// `evaluate`, before a publication or in a canary.
+    Evaluate,
     /// The host's run of the expert's network.
     Predict,
 }
@@ -27,6 +31,8 @@ impl fmt::Display for Call {
             Call::Rank => "rank",
             Call::Labels => "labels",
             Call::Sample => "sample",
+            Call::Schedule => "schedule",
+            Call::Evaluate => "evaluate",
             Call::Predict => "the network",
         })
     }

@@ -13,8 +13,8 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::check;
 use super::contract::{
-    self, ActionBatch, Description, Expert, ExpertPre, HostInfo, NamedColumn, Network, Prediction,
-    RankRequest, Ranked, TaskLabels,
+    self, ActionBatch, Description, Evaluation, Expert, ExpertPre, HostInfo, NamedColumn, Network,
+    Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
 use super::engine::{Engine, HostState};
 use super::fault::{Call, ExpertFault, Fault};
@@ -28,7 +28,7 @@ pub struct Limits {
     pub deadline_ms: u32,
     /// The most that a description can ask for.
     pub deadline_max_ms: u32,
-    /// Deadline of `describe`, `network`, `labels` and `sample`, in milliseconds.
+    /// Deadline of every call but `rank`, in milliseconds.
     pub hook_deadline_ms: u32,
     /// Linear memory of a guest whose description asks for none, in MiB.
     pub memory_mib: u32,
@@ -223,6 +223,27 @@ impl Plugin {
         let keep = instance.run(call, |expert, store| expert.call_sample(store, info, batch))?;
         check::sample(keep, batch.surface.len())
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
+    /// A factor of a training step's learning rate, in 0..=10.
+    pub fn schedule(&self, step: TrainingStep) -> Result<f32, ExpertFault> {
+        let call = Call::Schedule;
+        let mut instance = self.instance(call)?;
+        let factor = instance.run(call, |expert, store| expert.call_schedule(store, step))?;
+        check::factor(factor).map_err(|why| self.fault(call, Fault::BadOutput(why)))
+    }
+
+    /// Whether what was trained may serve. A reason is of bounded length, without control characters.
+    pub fn evaluate(
+        &self,
+        info: &HostInfo,
+        evaluation: &Evaluation,
+    ) -> Result<Verdict, ExpertFault> {
+        let call = Call::Evaluate;
+        let mut instance = self.instance(call)?;
+        let verdict =
+            instance.run(call, |expert, store| expert.call_evaluate(store, info, evaluation))?;
+        Ok(check::verdict(verdict))
     }
 
     /// A fresh instance, made under `call`'s deadline.

@@ -38,6 +38,23 @@ fn corrections(made: &Made) -> Vec<(u64, u32, u32)> {
 }
 
 #[test]
+fn a_time_that_is_none_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    all(&mut joiner, &[shown(7, 1, 0, 1000), reacted(7, 1, 2000, (CLICK, CLICK))]);
+    for time_ms in [i64::MIN, i64::MAX, (1 << 53) + 1] {
+        let made = all(
+            &mut joiner,
+            &[shown(8, 1, 0, time_ms), reacted(7, 1, time_ms, (LIKE, LIKE)), tick(time_ms)],
+        );
+        assert!(made.joined.is_empty());
+    }
+    assert_eq!(joiner.counts().refused, 9);
+    let made = all(&mut joiner, &[tick(100_000)]);
+    assert_eq!(examples(&made).len(), 1, "it goes on");
+}
+
+#[test]
 fn a_request_leaves_with_its_last_window_or_as_soon_as_all_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());

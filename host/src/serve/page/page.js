@@ -1,4 +1,9 @@
 "use strict";
+// A token comes behind the address, where no server or log sees it, and stays in this tab alone.
+if (location.hash.length > 1) {
+  sessionStorage.setItem("token", location.hash.slice(1));
+  history.replaceState(null, "", location.pathname);
+}
 const COLOURS = ["#2f6fed", "#d9730d", "#16794c", "#a23ab8", "#b3261e", "#0b7a8a"];
 const byId = (id) => document.getElementById(id);
 const fixed = (number, digits) => (number === null || number === undefined ? "–" : number.toFixed(digits));
@@ -113,7 +118,10 @@ function show(live) {
 
 async function ask() {
   try {
-    const answer = await fetch("v1/live", { cache: "no-store" });
+    const token = sessionStorage.getItem("token");
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const answer = await fetch("v1/live", { cache: "no-store", headers });
+    if (answer.status === 401) throw new Error("it wants a token: open this page with #TOKEN at the end of its address");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     show(await answer.json());
   } catch (error) {

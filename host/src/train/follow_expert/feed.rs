@@ -40,6 +40,16 @@ impl FeedPosition {
     }
 }
 
+/// What a feed has next.
+pub(super) enum Next {
+    /// A request, or a correction.
+    Row(Logged),
+    /// Nothing now, though there may be more: rows of others, or an engine that fails.
+    Later,
+    /// Nothing that is there already.
+    End,
+}
+
 /// Rows as they come.
 pub(super) enum Feed {
     Logs(Box<LogFollower>),
@@ -68,9 +78,12 @@ impl Computed {
         Ok(Computed { reader, fm, surfaces, ready: Default::default(), position })
     }
 
-    fn next(&mut self, wait: Duration) -> Result<Option<Logged>> {
+    fn next(&mut self, wait: Duration) -> Result<Next> {
         if self.ready.is_empty() {
-            let mut records = self.reader.next(RECORDS, wait)?;
+            let Some(mut records) = self.reader.next(RECORDS, wait)? else {
+                return Ok(Next::Later);
+            };
+            let at_end = records.is_empty();
             let end = self.reader.position();
             records.retain(|record| {
                 !record.example.targets.is_empty()
@@ -78,7 +91,7 @@ impl Computed {
             });
             if records.is_empty() {
                 self.position = end;
-                return Ok(None);
+                return Ok(if at_end { Next::End } else { Next::Later });
             }
             let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
             let tae = self.fm.infer(&examples)?.tae;
@@ -96,24 +109,22 @@ impl Computed {
                 self.ready.push_back((logged, record.end));
             }
         }
-        let next = self.ready.pop_front();
-        Ok(next.map(|(logged, end)| {
-            self.position = end;
-            logged
-        }))
+        let (logged, end) = self.ready.pop_front().expect("it was filled");
+        self.position = end;
+        Ok(Next::Row(logged))
     }
 }
 
 impl Feed {
-    /// The next row; none if there is none yet, after a wait of about `wait`.
-    pub(super) fn next(&mut self, wait: Duration) -> Result<Option<Logged>> {
+    /// The next row; at the end of what is there after a wait of about `wait`.
+    pub(super) fn next(&mut self, wait: Duration) -> Result<Next> {
         match self {
             Feed::Logs(logs) => {
-                let next = logs.next_request()?;
-                if next.is_none() {
-                    std::thread::sleep(wait);
+                if let Some(logged) = logs.next_request()? {
+                    return Ok(Next::Row(logged));
                 }
-                Ok(next)
+                std::thread::sleep(wait);
+                Ok(Next::End)
             }
             Feed::Computed(computed) => computed.next(wait),
         }

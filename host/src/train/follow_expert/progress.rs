@@ -7,10 +7,15 @@ use hypercast_fm::{
     example::Example,
     metrics::{Keeper, Scored},
 };
-use prometheus::{GaugeVec, Histogram, IntCounter};
 use serde_json::{Value, json};
 
-use super::{super::report::ALL, Place};
+use super::{
+    super::{
+        report::ALL,
+        tell::{Learning, Slice, Stands},
+    },
+    Place,
+};
 use crate::{evaluate::scores::Labels, expert::Blueprint, schema::Schema, telemetry::Telemetry};
 
 /// Requests a line.
@@ -26,16 +31,7 @@ pub(super) struct Progress {
     tasks: Vec<(Option<usize>, String)>,
     kept: Keeper<(usize, usize)>,
     requests: u64,
-    latencies_ms: Vec<i64>,
-    meters: Meters,
-}
-
-/// The metrics.
-struct Meters {
-    latency: Histogram,
-    ne: GaugeVec,
-    requests: IntCounter,
-    corrections: IntCounter,
+    learning: Learning,
 }
 
 impl Progress {
@@ -50,20 +46,7 @@ impl Progress {
             tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),
             kept: Keeper::new(KEEP),
             requests: 0,
-            latencies_ms: Vec::new(),
-            meters: Meters {
-                latency: telemetry.seconds(
-                    "hypercast_event_to_trainer_seconds",
-                    "From when the newest event of a request was taken in to when it was learned from",
-                ),
-                ne: telemetry.gauges(
-                    "hypercast_progressive_ne",
-                    "NE of the last thousand requests, each predicted before it was learned from",
-                    &["surface", "task"],
-                ),
-                requests: telemetry.counter("hypercast_trained_requests_total", "Requests learned from"),
-                corrections: telemetry.counter("hypercast_corrections_total", "Corrections learned from"),
-            },
+            learning: Learning::new(telemetry),
         }
     }
 
@@ -83,17 +66,16 @@ impl Progress {
             }
         }
         self.requests += examples.len() as u64;
-        self.meters.requests.inc_by(examples.len() as u64);
+        self.learning.learned(examples.len() as u64, 0);
     }
 
     /// Notes how long after its newest event a request was learned from.
     pub(super) fn latency(&mut self, ms: i64) {
-        self.meters.latency.observe(ms.max(0) as f64 / 1e3);
-        self.latencies_ms.push(ms);
+        self.learning.latency(ms);
     }
 
     pub(super) fn corrected(&self, corrections: u64) {
-        self.meters.corrections.inc_by(corrections);
+        self.learning.learned(0, corrections);
     }
 
     /// A line for every window; the next one then begins.
@@ -104,22 +86,18 @@ impl Progress {
         self.requests = 0;
         let kept = std::mem::replace(&mut self.kept, Keeper::new(KEEP));
         let surfaces = &self.labels.schema.surfaces;
-        let slices = kept.summaries().map(|(&(surface, task), summary)| {
-            let surface = surfaces.get(surface).map_or(ALL, String::as_str);
-            let task = &self.tasks[task].1;
-            if let Some(ne) = summary.ne {
-                self.meters.ne.with_label_values(&[surface, task]).set(ne);
-            }
-            json!({ "surface": surface, "task": task, "n": summary.n, "ne": summary.ne })
+        let slices = kept.summaries().map(|(&(surface, task), summary)| Slice {
+            surface: surfaces.get(surface).map_or(ALL, String::as_str),
+            task: &self.tasks[task].1,
+            n: summary.n as u64,
+            ne: summary.ne,
         });
-        let slices: Vec<Value> = slices.collect();
-        let mut latencies = std::mem::take(&mut self.latencies_ms);
-        latencies.sort_unstable();
-        let at = |share: usize| latencies.get(latencies.len() * share / 100).copied();
-        Some(json!({
-            "kind": "trained", "position": place.position, "requests": place.requests,
-            "corrections": place.corrections, "until_ms": place.until_ms,
-            "event_to_trainer_ms": { "p50": at(50), "p99": at(99) }, "progressive": slices,
-        }))
+        let stands = Stands {
+            position: json!(place.position),
+            requests: place.requests,
+            corrections: place.corrections,
+            until_ms: place.until_ms,
+        };
+        Some(self.learning.line(stands, slices))
     }
 }

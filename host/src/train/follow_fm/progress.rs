@@ -9,11 +9,17 @@ use hypercast_fm::{
     spec::{FmSpec, Label},
     trainer::StepOutput,
 };
-use prometheus::{GaugeVec, Histogram, IntCounter};
+use prometheus::{Histogram, IntCounter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{super::report::ALL, place::Place};
+use super::{
+    super::{
+        report::ALL,
+        tell::{self, Learning, Stands},
+    },
+    place::Place,
+};
 use crate::{publish::Published, telemetry::Telemetry};
 
 /// Requests a line.
@@ -60,8 +66,6 @@ pub(super) struct Progress {
     /// Binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
     width: usize,
-    /// Of the window's requests.
-    latencies_ms: Vec<i64>,
 }
 
 impl Progress {
@@ -73,18 +77,11 @@ impl Progress {
             surfaces: spec.surfaces.clone(),
             tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
             width: spec.tasks.len(),
-            latencies_ms: Vec::new(),
         }
     }
 
     pub(super) fn window(&self) -> Window {
         self.window.clone()
-    }
-
-    /// Notes how long after its newest event a request was learned from.
-    pub(super) fn latency(&mut self, meters: &Meters, ms: i64) {
-        meters.latency.observe(ms.max(0) as f64 / 1e3);
-        self.latencies_ms.push(ms);
     }
 
     /// Notes what was said of examples before they were learned from.
@@ -110,36 +107,28 @@ impl Progress {
     }
 
     /// A line for every window; the next one then begins.
-    pub(super) fn line(&mut self, place: &Place, meters: &Meters) -> Option<Value> {
+    pub(super) fn line(&mut self, place: &Place, learning: &mut Learning) -> Option<Value> {
         if self.window.requests < WINDOW {
             return None;
         }
         let window = std::mem::take(&mut self.window);
         let slices = window.slices.iter().map(|(name, slice)| {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
-            if let Some(ne) = slice.ne() {
-                meters.ne.with_label_values(&[surface, task]).set(ne);
-            }
-            json!({ "surface": surface, "task": task, "n": slice.n, "ne": slice.ne() })
+            tell::Slice { surface, task, n: slice.n, ne: slice.ne() }
         });
-        let slices: Vec<Value> = slices.collect();
-        let mut latencies = std::mem::take(&mut self.latencies_ms);
-        latencies.sort_unstable();
-        let at = |share: usize| latencies.get(latencies.len() * share / 100).copied();
-        Some(json!({
-            "kind": "trained", "position": place.position, "requests": place.requests,
-            "corrections": place.corrections, "until_ms": place.until_ms,
-            "event_to_trainer_ms": { "p50": at(50), "p99": at(99) }, "progressive": slices,
-        }))
+        let stands = Stands {
+            position: json!(place.position),
+            requests: place.requests,
+            corrections: place.corrections,
+            until_ms: place.until_ms,
+        };
+        Some(learning.line(stands, slices))
     }
 }
 
 /// The metrics.
 pub(super) struct Meters {
-    latency: Histogram,
-    ne: GaugeVec,
-    requests: IntCounter,
-    corrections: IntCounter,
+    pub(super) learning: Learning,
     publishing: Histogram,
     publications: IntCounter,
     failures: IntCounter,
@@ -151,17 +140,7 @@ impl Meters {
     pub(super) fn new(telemetry: &Arc<Telemetry>) -> Self {
         let counter = |name: &str, help: &str| telemetry.counter(name, help);
         Self {
-            latency: telemetry.seconds(
-                "hypercast_event_to_trainer_seconds",
-                "From when the newest event of a request was taken in to when it was learned from",
-            ),
-            ne: telemetry.gauges(
-                "hypercast_progressive_ne",
-                "NE of the last thousand requests, each predicted before it was learned from",
-                &["surface", "task"],
-            ),
-            requests: counter("hypercast_trained_requests_total", "Requests learned from"),
-            corrections: counter("hypercast_corrections_total", "Corrections learned from"),
+            learning: Learning::new(telemetry),
             publishing: telemetry.seconds("hypercast_publish_seconds", "Time of a publication"),
             publications: counter("hypercast_publications_total", "Publications"),
             failures: counter("hypercast_publish_failures_total", "Publications that failed"),
@@ -171,11 +150,6 @@ impl Meters {
             ),
             bytes: counter("hypercast_published_bytes_total", "Bytes of published records"),
         }
-    }
-
-    pub(super) fn learned(&self, requests: u64, corrections: u64) {
-        self.requests.inc_by(requests);
-        self.corrections.inc_by(corrections);
     }
 
     pub(super) fn published(&self, took: Duration, published: &Published) {

@@ -9,10 +9,11 @@ use super::*;
 use crate::{
     config::PublishSettings,
     dataset::timeline::Span,
+    engine::Reader,
     engine::{Appender, Memory, Record, Stored},
     features::replay::{Replay, ReplayOptions},
     import::simulate,
-    join::JoinedExample,
+    join::{Joined, JoinedExample},
     publish,
 };
 

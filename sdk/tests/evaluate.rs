@@ -1,0 +1,61 @@
+//! The rule that decides whether what was trained may serve, unless an expert brings its own.
+
+use hypercast_sdk::evaluate::{NoWorse, over_all_surfaces, task};
+use hypercast_sdk::{Decision, Evaluation, Quality, Slice, Verdict};
+
+fn quality(ne: Option<f64>) -> Quality {
+    Quality { ne, auc: None, gauc: None, calibration: None, mse: None }
+}
+
+fn slice(task: &str, surface: Option<&str>, ne: (Option<f64>, Option<f64>)) -> Slice {
+    Slice {
+        task: task.into(),
+        surface: surface.map(str::to_owned),
+        examples: 1000,
+        candidate: quality(ne.0),
+        serving: ne.1.map(|serving| quality(Some(serving))),
+    }
+}
+
+fn judge(decision: Decision, slices: Vec<Slice>) -> Verdict {
+    NoWorse::default().judge(&Evaluation { decision, slices })
+}
+
+#[test]
+fn what_is_no_worse_is_published() {
+    let slices = || {
+        vec![
+            slice("click", None, (Some(0.909), Some(0.9))),
+            // A surface alone has noise; a task without classes has no NE; nothing serves yet.
+            slice("click", Some("feed"), (Some(1.5), Some(0.9))),
+            slice("like", None, (None, Some(0.9))),
+            slice("share", None, (Some(1.5), None)),
+        ]
+    };
+    for decision in [Decision::Publication, Decision::Canary] {
+        assert!(matches!(judge(decision, slices()), Verdict::Publish));
+    }
+    let evaluation = Evaluation { decision: Decision::Publication, slices: slices() };
+    assert_eq!(over_all_surfaces(&evaluation).count(), 3);
+    assert!(task(&evaluation, "click").is_some_and(|own| own.surface.is_none()));
+    assert!(task(&evaluation, "buy").is_none());
+}
+
+#[test]
+fn what_is_worse_is_held_in_training_and_rolled_back_before_users() {
+    let slices = || {
+        vec![
+            slice("click", None, (Some(0.8), Some(0.9))),
+            slice("like", None, (Some(0.95), Some(0.9))),
+        ]
+    };
+    let Verdict::Hold(why) = judge(Decision::Publication, slices()) else { panic!("it is worse") };
+    assert!(why.contains("like is 0.9500, 0.9000") && !why.contains("click"), "{why}");
+    assert!(matches!(judge(Decision::Canary, slices()), Verdict::RollBack(_)));
+}
+
+#[test]
+fn few_examples_say_nothing() {
+    let few = Slice { examples: 999, ..slice("like", None, (Some(0.95), Some(0.9))) };
+    assert!(matches!(judge(Decision::Publication, vec![few]), Verdict::Publish));
+}

@@ -1,0 +1,142 @@
+//! What an operator copies: every command of the operations guide and of the units is one that the binary takes, and
+//! every metric that the guide speaks of exists.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use hypercast_tests::{prerequisites, run};
+
+fn host() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../host")
+}
+
+fn guide() -> String {
+    std::fs::read_to_string(host().join("README.md")).unwrap()
+}
+
+/// Whether the binary knows a command with all its options: asked for help, it parses what comes before.
+fn takes(binary: &Path, words: &[&str]) {
+    let args: Vec<&str> = words.iter().copied().chain(["--help"]).collect();
+    let (well, text) = run(binary, Path::new("."), &args);
+    assert!(well, "hypercast {}: {text}", words.join(" "));
+}
+
+/// Commands of the binary in the guide's shell blocks.
+fn commands(guide: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut shell = false;
+    for line in guide.lines() {
+        match line {
+            "```sh" => shell = true,
+            "```" => shell = false,
+            _ if shell => {
+                let line = line.split("  #").next().unwrap_or_default();
+                let parts = line.split("&&").flat_map(|part| part.split('|'));
+                let own = parts.filter_map(|part| part.trim().strip_prefix("hypercast "));
+                commands.extend(own.map(str::to_owned));
+            }
+            _ => {}
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_of_the_guide_is_taken() {
+    let Some((binary, ..)) = prerequisites("the guide's commands") else { return };
+    let commands = commands(&guide());
+    assert!(commands.len() > 10, "{commands:?}");
+    for command in &commands {
+        takes(&binary, &command.split_whitespace().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn every_unit_starts_what_there_is() {
+    let Some((binary, ..)) = prerequisites("units") else { return };
+    let mut seen = 0;
+    for entry in std::fs::read_dir(host().join("deploy")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|end| end != "service") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        let mut start = line("ExecStart=/usr/local/bin/hypercast ").unwrap().replace("%i", "1.0.0");
+        for pair in line("Environment=").unwrap_or_default().split_whitespace() {
+            let (name, value) = pair.split_once('=').unwrap();
+            start = start.replace(&format!("${{{name}}}"), value);
+        }
+        takes(&binary, &start.split_whitespace().collect::<Vec<_>>());
+        seen += 1;
+        verified(&path, &text, &binary);
+    }
+    assert_eq!(seen, 5);
+}
+
+/// What systemd itself says of a unit, where there is one.
+fn verified(path: &Path, text: &str, binary: &Path) {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("SKIPPED systemd-analyze verify: this machine has none");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap().replace('@', "@1.0.0");
+    let unit = dir.path().join(name);
+    let here = text.replace("/usr/local/bin/hypercast", binary.to_str().unwrap());
+    std::fs::write(&unit, here).unwrap();
+    let told =
+        Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
+    let said = String::from_utf8_lossy(&told.stderr);
+    let own: Vec<&str> = said.lines().filter(|line| line.contains("hypercast")).collect();
+    assert!(own.is_empty(), "{}: {own:?}", path.display());
+}
+
+#[test]
+fn every_metric_of_the_guide_exists() {
+    let named = |text: &str| -> BTreeSet<String> {
+        let part = |rest: &str| -> String {
+            rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect()
+        };
+        text.match_indices("hypercast_").map(|(at, _)| part(&text[at..])).collect()
+    };
+    let mut known = BTreeSet::new();
+    let mut folders = vec![host().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => known.extend(named(&std::fs::read_to_string(path).unwrap_or_default())),
+            }
+        }
+    }
+    let spoken_of = named(&guide());
+    assert!(spoken_of.len() > 8, "{spoken_of:?}");
+    let missing: Vec<&String> = spoken_of.difference(&known).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_image_is_made_of_the_whole_workspace() {
+    let root = host().join("..");
+    let file = std::fs::read_to_string(host().join("deploy/Containerfile")).unwrap();
+    let lines = file.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let copied: BTreeSet<&str> = lines
+        .filter(|line| !line.starts_with("--from"))
+        .flat_map(|line| line.split_whitespace().rev().skip(1))
+        .collect();
+    for source in &copied {
+        assert!(root.join(source).exists(), "{source}");
+    }
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let members = manifest.split_once("members = [").unwrap().1.split_once(']').unwrap().0;
+    for member in members.lines().filter_map(|line| line.trim().strip_prefix('"')) {
+        let top = member.split(['/', '"']).next().unwrap();
+        assert!(copied.contains(top), "{member} is not copied");
+    }
+    assert!(file.contains("\nUSER 10001"), "it does not run as root");
+}
