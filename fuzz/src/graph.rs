@@ -381,6 +381,7 @@ fn exercise(description: &Description, graph: Graph, sizes: [(usize, usize); 2])
         tae_dim: world::TAE_DIM,
         tasks: vec!["click".into(), "seconds".into()],
         trained_rows: 0,
+        trained_until_ms: 0,
         normaliser: Normaliser::identity(&world::schema().feature_columns()),
     };
     let parameters = Parameters::init(&graph, provenance, 3);

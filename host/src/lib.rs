@@ -25,6 +25,8 @@ pub mod logs;
 pub mod owner;
 pub mod progress;
 pub mod publish;
+pub mod recorded;
+pub mod rollout;
 pub mod schema;
 pub mod serve;
 pub mod stop;

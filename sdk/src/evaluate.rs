@@ -34,7 +34,9 @@ impl NoWorse {
     fn worse(self, slice: &Slice) -> Option<String> {
         let (own, serving) = (slice.candidate.ne?, slice.serving.as_ref()?.ne?);
         let enough = slice.examples >= self.examples;
-        (enough && own > serving * (1.0 + self.tolerance)).then(|| {
+        // Predictions that are no numbers have an NE that is none, which compares with nothing.
+        let worse = own.is_nan() || own > serving * (1.0 + self.tolerance);
+        (enough && worse).then(|| {
             format!(
                 "NE of {} is {own:.4}, {serving:.4} of what serves, over {} examples",
                 slice.task, slice.examples

@@ -55,6 +55,12 @@ fn what_is_worse_is_held_in_training_and_rolled_back_before_users() {
 }
 
 #[test]
+fn what_predicts_no_numbers_is_worse() {
+    let broken = slice("like", None, (Some(f64::NAN), Some(0.9)));
+    assert!(matches!(judge(Decision::Publication, vec![broken]), Verdict::Hold(_)));
+}
+
+#[test]
 fn few_examples_say_nothing() {
     let few = Slice { examples: 999, ..slice("like", None, (Some(0.95), Some(0.9))) };
     assert!(matches!(judge(Decision::Publication, vec![few]), Verdict::Publish));

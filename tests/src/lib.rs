@@ -133,6 +133,15 @@ impl Daemon {
         &self.url
     }
 
+    /// What it has in memory now, in MiB; 0 where the system does not say.
+    pub fn memory_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        kib.unwrap_or(0.0) / 1024.0
+    }
+
     /// POSTs a body: status and JSON answer.
     pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
         let request =

@@ -135,6 +135,7 @@ impl Network {
             tae_dim: TAE_DIM,
             tasks: Vec::new(),
             trained_rows: 0,
+            trained_until_ms: 0,
             normaliser: Normaliser::default(),
         };
         Parameters::init(&self.graph, provenance, 3)

@@ -27,7 +27,7 @@ const AT_LOAD: [(&str, &str); 7] = [
     ("unknown_op", "the op is unknown"),
     ("cycle", "no cycle"),
     ("huge", "1000000000 values"),
-    ("foreign_version", "contract 2.0.0, and this host speaks 1.0.0"),
+    ("foreign_version", "contract 1.0.0, and this host speaks 2.0.0"),
     ("other_import", "nothing but `log`"),
     ("spin_describe", "deadline"),
 ];

@@ -157,6 +157,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         None => config.experts.clone(),
     };
     anyhow::ensure!(!entries.is_empty(), "the configuration has no [[experts]]");
+    let mut held = Vec::new();
     for entry in &entries {
         let source = match &args.fm_checkpoint {
             Some(checkpoint) => expert::Source::Checkpoint(checkpoint),
@@ -165,8 +166,24 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
         let report = expert::train(&config, entry, &guests, source)?;
         println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
         print!("{}", report::table(&report.progressive));
-        println!("parameters: {}", report.parameters.display());
+        match report.held {
+            None => println!("parameters: {}", report.parameters.display()),
+            Some(own) => {
+                println!(
+                    "held: {}\ncandidate: {} (copy it to {} to serve it all the same)",
+                    own.reason,
+                    own.candidate.display(),
+                    report.parameters.display()
+                );
+                held.push(format!("{}: {}", report.name, own.reason));
+            }
+        }
     }
+    anyhow::ensure!(
+        held.is_empty(),
+        "what serves was left as it is, as the expert's `evaluate` wants; {}",
+        held.join("; ")
+    );
     Ok(())
 }
 

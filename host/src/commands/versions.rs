@@ -27,6 +27,9 @@ An expert's version pins one FM version. The way of a version: training, shadow 
 measured), active (it answers), retired. A daemon loads what is promoted before it answers with it, and keeps the
 version before for `rollback` until that is retired.
 
+Trainers that publish (`hypercast train ... --follow`) register their versions themselves; `register` is for what was
+trained elsewhere.
+
   hypercast versions list
   hypercast versions register expert feed 2.0.0 --fm 1.0.0
   hypercast versions promote expert feed 2.0.0 --share 0.1

@@ -6,12 +6,14 @@
 
 mod lifecycle;
 mod reload;
+mod rollout;
 mod serving;
 
 use std::path::{Path, PathBuf};
 
 pub use self::lifecycle::{EngineKind, EngineSettings, JoinSettings, PublishSettings};
 pub use self::reload::Reloaded;
+pub use self::rollout::{RecordedSettings, RolloutSettings};
 pub use self::serving::{FmTierConfig, Server, Tier};
 
 use hypercast_fm::{device::DeviceKind, spec::FmConfig};
@@ -61,6 +63,10 @@ pub struct Config {
     pub expert_training: ExpertTraining,
     /// Limits of every plugin.
     pub plugin_limits: PluginLimits,
+    /// How pushed versions come to serve.
+    pub rollout: RolloutSettings,
+    /// Which answered requests are recorded.
+    pub recorded: RecordedSettings,
     /// Which plugin serves which surfaces.
     pub experts: Vec<ExpertEntry>,
 }
@@ -82,6 +88,8 @@ impl Default for Config {
             logs: Logs::default(),
             expert_training: ExpertTraining::default(),
             plugin_limits: PluginLimits::default(),
+            rollout: RolloutSettings::default(),
+            recorded: RecordedSettings::default(),
             experts: Vec::new(),
         }
     }
@@ -513,6 +521,8 @@ impl Config {
         server.validate()?;
         self.join.validate()?;
         self.publish.validate()?;
+        self.rollout.validate()?;
+        self.recorded.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         for (at, entry) in self.experts.iter().enumerate() {

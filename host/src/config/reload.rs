@@ -8,10 +8,11 @@ use super::Config;
 use crate::error::{Error, Result};
 
 /// Keys that hold from the next request on. All others size something that was made at the start.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 15] = [
     "experts",
     "fm_logging.max_body_bytes",
     "fm_serving.max_body_bytes",
+    "rollout.trusted_keys",
     "server.admin",
     "server.admin_tokens",
     "server.deadline_ms",

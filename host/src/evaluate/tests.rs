@@ -16,6 +16,15 @@ pub(crate) fn plugins(test: &str) -> Option<PathBuf> {
     dir
 }
 
+/// A guest that misbehaves; none, loudly, without one.
+pub(crate) fn hostile(test: &str, name: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os("HYPERCAST_HOSTILE").map(PathBuf::from);
+    if dir.is_none() {
+        eprintln!("SKIPPED {test}: HYPERCAST_HOSTILE names no folder (`cargo verify` builds it)");
+    }
+    dir.map(|dir| dir.join(format!("{name}.wasm")))
+}
+
 /// A world, and settings as small as they can learn something.
 pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Setup {
     let world = dir.join("world");

@@ -100,6 +100,11 @@ impl Blueprint {
         Parameters::init(&self.graph, provenance, seed)
     }
 
+    /// The FM that it was loaded for; empty without one.
+    pub fn fm_version(&self) -> &str {
+        &self.fm_version
+    }
+
     /// Whether the expert can serve `surface`.
     pub fn serves(&self, surface: &str) -> bool {
         self.description.surfaces.is_empty()

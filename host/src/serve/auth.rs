@@ -177,7 +177,7 @@ impl Rules {
                 true => Err(Denial::new(
                     403,
                     "forbidden",
-                    "without tokens, admin routes are for programs of this machine, not for pages in a browser; set server.admin_tokens",
+                    "without tokens, admin routes are for programs of this machine, not for pages in a browser: ask localhost or 127.0.0.1 by its name, or set server.admin_tokens",
                 )),
             },
             Admin::Tokens(tokens) => match presented(headers) {

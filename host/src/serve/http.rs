@@ -15,7 +15,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 
 use super::{
     admission::Admission,
@@ -27,7 +30,7 @@ use super::{
     loader::Loader,
     metrics::Metrics,
     reload::{self, Origin, Outcome, Reloader},
-    routes,
+    rollouts, routes,
     service::Service,
     set::Models,
     settings::Settings,
@@ -38,6 +41,7 @@ use crate::{
     dataset::Dataset,
     engine,
     error::{Error, Result},
+    rollout::Rollouts,
     trace,
 };
 
@@ -54,6 +58,8 @@ pub(super) struct App {
     /// Threads of their own for events, which wait for the disk.
     pub(super) intake: Workers,
     pub(super) admission: Arc<Admission>,
+    /// One push at a time: each may be large, and is compiled.
+    pub(super) pushes: Arc<Semaphore>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -63,6 +69,8 @@ pub(super) struct Loaded {
     pub(super) models: Arc<Models>,
     /// Features and experts; none in a tier of the FM alone.
     pub(super) service: Option<Arc<Service>>,
+    /// Pushed versions on their way; none in a tier without experts.
+    pub(super) rollouts: Option<Arc<Rollouts>>,
     /// What follows the registry; it stops with the process' routes.
     following: Following,
 }
@@ -128,6 +136,7 @@ pub async fn serve(
         workers,
         intake,
         admission: Admission::new(most),
+        pushes: Arc::new(Semaphore::new(1)),
         metrics,
         settings,
         reloader,
@@ -162,8 +171,13 @@ pub async fn serve(
     let served = server.await;
     // What was accepted is finished: now its streams can end, with their states saved.
     let stopping = tokio::task::spawn_blocking(move || {
-        if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
-            service.stop();
+        if let Some(loaded) = app.loaded.get() {
+            if let Some(rollouts) = &loaded.rollouts {
+                rollouts.stop();
+            }
+            if let Some(service) = &loaded.service {
+                service.stop();
+            }
         }
     });
     if let Err(error) = stopping.await {
@@ -197,6 +211,7 @@ fn load(
     let streams = engine::open(&config.engine)?;
     let loader =
         Loader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
+    let wasm = loader.wasm();
     let begun = Begun::new(loader, (config, tier), schema, &*streams)?;
     let models = begun.models().clone();
     let load = |dataset| {
@@ -208,8 +223,10 @@ fn load(
         )
     };
     let service = dataset.map(load).transpose()?.map(Arc::new);
+    let start = |service| rollouts::start(settings.clone(), service, (wasm, streams.clone()));
+    let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
     let following = begun.follow((streams, metrics.clone()), service.clone())?;
-    Ok(Loaded { models, service, following })
+    Ok(Loaded { models, service, rollouts, following })
 }
 
 /// Runs on a worker thread what a request needs there, unless its deadline passes first.

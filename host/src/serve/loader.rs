@@ -50,6 +50,11 @@ impl Loader {
         Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
     }
 
+    /// What compiles its components.
+    pub fn wasm(&self) -> Engine {
+        self.wasm.clone()
+    }
+
     /// The streams of weights that what it loaded follows.
     pub fn feeds(&self) -> Arc<Feeds> {
         self.feeds.clone()

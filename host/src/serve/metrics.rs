@@ -55,6 +55,7 @@ pub struct Metrics {
     arms: IntCounterVec,
     arm_seconds: HistogramVec,
     shadows: IntCounterVec,
+    recorded: IntCounterVec,
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
@@ -203,6 +204,11 @@ impl Metrics {
                 "Answered requests that shadows have seen, that were dropped since they were busy, and those at which one failed",
                 &["what"],
             ),
+            recorded: counter(
+                "hypercast_recorded_requests_total",
+                "Answered requests of the share that is recorded: kept, dropped since the writer was busy, failed to be written",
+                &["what"],
+            ),
             publications: counter(
                 "hypercast_publications_total",
                 "Publications of weights by version and what became of them",
@@ -300,6 +306,11 @@ impl Metrics {
     /// Counts what became of a request that shadows were to see.
     pub fn shadow(&self, what: &str) {
         self.shadows.with_label_values(&[what]).inc();
+    }
+
+    /// Counts what became of a request that was to be recorded.
+    pub fn recorded(&self, what: &str) {
+        self.recorded.with_label_values(&[what]).inc();
     }
 
     /// Counts a publication that serves now; `arm` is `fm@VERSION` or `NAME@VERSION`.

@@ -9,8 +9,10 @@
 //! remembers predictions until their outcomes are known, and `report` tells of all that.
 //! `listen` speaks HTTP or TLS, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
 //! whether all is loaded that should serve.
+//! `admin` takes pushes, and `rollouts` shows them what serves.
 //! Training never happens here.
 
+pub mod admin;
 mod admission;
 pub mod api;
 mod auth;
@@ -33,6 +35,7 @@ mod ready;
 mod recent;
 pub mod reload;
 mod report;
+mod rollouts;
 mod routes;
 mod secret;
 mod served;

@@ -93,12 +93,8 @@ impl Plan {
         registry: &Registry,
     ) -> Result<Self> {
         let mut plan = Self::default();
-        let promoted = registry.experts().any(|(_, expert)| {
-            let used = |state| matches!(state, VersionState::Active | VersionState::Retired);
-            expert.versions.values().any(|version| used(version.state))
-        });
         // A version that was promoted comes last, and with it what answers without an expert.
-        if !promoted || registry.newest_fm().is_none() {
+        if registry.leaves_the_configured_fm() {
             plan.fms.push(configured_fm(config, tier));
         }
         plan.fms.extend(registry.live_fms().into_iter().map(|fm| PlannedFm {
@@ -110,7 +106,7 @@ impl Plan {
         plan.fms.sort_by_key(|fm| fm.state == VersionState::Active);
         if let Some(schema) = schema {
             plan.experts = registered_experts(registry, schema)?;
-            if !promoted {
+            if !registry.has_promoted() {
                 plan.experts.extend(configured_experts(config, schema)?);
             }
         }

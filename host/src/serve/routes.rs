@@ -15,6 +15,7 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
+    admin,
     api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText},
     auth,
     fm_remote::{decode_examples, encode_output},
@@ -59,7 +60,7 @@ fn for_callers() -> Router<Arc<App>> {
 
 /// Under `/v1/admin`.
 fn for_operators() -> Router<Arc<App>> {
-    Router::new().route("/reload", post(reload::route))
+    Router::new().route("/reload", post(reload::route)).merge(admin::routes())
 }
 
 /// The page may use what this daemon serves, and ask it alone.

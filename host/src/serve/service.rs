@@ -33,7 +33,9 @@ use crate::{
     error::Result,
     expert::{Expert, Predictions, RankOutcome, wasm::contract},
     features::RequestInput,
+    recorded::{Offer, Recorder},
     schema::Schema,
+    versions::schema_hash,
 };
 
 /// Everything that a request needs besides models.
@@ -47,6 +49,7 @@ pub struct Service {
     shadows: Shadows,
     metrics: Arc<Metrics>,
     requests: RequestIds,
+    recorder: Recorder,
 }
 
 /// A request with its features, and who answers it.
@@ -104,6 +107,13 @@ impl Service {
             served: served.clone(),
             metrics: metrics.clone(),
         })?;
+        let counted = metrics.clone();
+        let recorder = Recorder::start(
+            &config.paths.state.join("recorded"),
+            schema_hash(&schema),
+            &config.recorded,
+            move |what| counted.recorded(what),
+        )?;
         Ok(Self {
             converter: Converter::new(schema.clone()),
             settings,
@@ -114,6 +124,7 @@ impl Service {
             shadows,
             metrics,
             requests: RequestIds::new(),
+            recorder,
         })
     }
 
@@ -177,12 +188,14 @@ impl Service {
         let outcome = fetched.arm.as_ref().map(|(arm, expert)| {
             let (outcome, spent) = expert.serve(example, arm.tae(rows(said)), limit);
             (times[2], times[3]) = (spent.network, spent.wasm);
+            arm.count(&outcome, spent);
             outcome
         });
         let mut answer = self.answer(fetched, &fm, outcome.as_ref(), limit)?;
         answer.unknown_items.clone_from(&fetched.unknown_items);
         self.measure(fetched, &answer, times);
         self.remember(fetched, said, outcome.as_ref());
+        self.record(fetched, fm.output.as_ref().ok(), &answer);
         if request.explain && self.settings.now().server.explain {
             answer.explain = Some(explain(fetched, said, outcome.as_ref(), times));
         }
@@ -214,6 +227,26 @@ impl Service {
         }
         if let Some(said) = fm {
             self.served.keep(shown, of_fm(fetched.fm(), said));
+        }
+    }
+
+    /// Offers the request to those that are recorded, if it is of their share.
+    fn record(&self, fetched: &Fetched, said: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
+        if !self.recorder.wants(answer.request) {
+            return;
+        }
+        let fm = fetched.fm();
+        let kept = self.recorder.offer(Offer {
+            example: fetched.example.clone(),
+            fm: (fm.version().to_owned(), fm.manifest().config.tae_width()),
+            output: said.cloned(),
+            arm: fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone()),
+            degraded: answer.degraded,
+            ranking: answer.ranking.iter().map(|place| (place.id, place.score)).collect(),
+            at_ms: now_ms(),
+        });
+        if !kept {
+            self.metrics.recorded("dropped");
         }
     }
 

@@ -13,7 +13,9 @@ use super::{
     plan::{PlannedExpert, PlannedFm},
 };
 use crate::{
-    expert::{Expert, Tae},
+    clock::now_ms,
+    expert::{Expert, ExpertTimes, Fault, RankOutcome, Tae},
+    rollout::Tally,
     versions::{Shares, VersionState, choose, place},
 };
 
@@ -64,11 +66,12 @@ pub struct Arm {
 /// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
 pub(super) struct LiveExpert {
     now: RwLock<Arc<Expert>>,
+    tally: Arc<Tally>,
 }
 
 impl LiveExpert {
     pub(super) fn new(expert: Expert) -> Self {
-        Self { now: RwLock::new(Arc::new(expert)) }
+        Self { now: RwLock::new(Arc::new(expert)), tally: Arc::default() }
     }
 
     pub(super) fn now(&self) -> Arc<Expert> {
@@ -92,6 +95,29 @@ impl Arm {
     /// The expert with its newest parameters; a request asks once.
     pub fn expert(&self) -> Arc<Expert> {
         self.live.now()
+    }
+
+    /// What it did so far.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.live.tally
+    }
+
+    /// Counts a request that it ranked, or was to.
+    pub fn count(&self, outcome: &RankOutcome, spent: ExpertTimes) {
+        let fault = match outcome {
+            // That every instance was taken is not this version's doing.
+            RankOutcome::Degraded(fault) if !matches!(fault.cause, Fault::Busy(_)) => Some(fault),
+            _ => None,
+        };
+        self.live.tally.add(spent.network + spent.wasm, fault.is_some());
+        if let Some(fault) = fault {
+            self.live.tally.tell(now_ms(), fault.to_string());
+        }
+    }
+
+    /// Whether it goes without the TAE.
+    pub fn without_tae(&self) -> bool {
+        self.planned.without_tae
     }
 
     /// What it is used for.

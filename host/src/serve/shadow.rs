@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    expert::RankOutcome,
     versions::place,
 };
 
@@ -124,12 +125,15 @@ impl Lane {
             let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
             let output = said.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
             let rows = output.as_ref().map(|output| &*output.tae);
-            match arm.expert().predict(&[example], arm.tae(rows)) {
-                Ok(predictions) => {
+            // All of it, as if it answered: what would fault is to be known before it does.
+            let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
+            arm.count(&outcome, spent);
+            match outcome {
+                RankOutcome::Ranked { predictions, .. } => {
                     let tasks = predictions.tasks.into_iter().map(|task| (task.task, task.values));
                     keep(Predicted { arm: arm.label.clone(), tasks: tasks.collect() });
                 }
-                Err(fault) => {
+                RankOutcome::Degraded(fault) => {
                     self.metrics.shadow("failed");
                     tracing::warn!(%fault, arm = arm.label, "a shadow expert failed; its request was answered before");
                 }

@@ -66,6 +66,13 @@ impl Window {
         self.over(0..self.buckets.len())
     }
 
+    /// Over all that several windows keep.
+    pub fn together<'a>(windows: impl Iterator<Item = &'a Window>) -> Quality {
+        let mut buckets = VecDeque::new();
+        windows.for_each(|window| buckets.extend(&window.buckets));
+        Window { buckets }.quality()
+    }
+
     /// NE of the minute before the end of each bucket, with the time of its beginning.
     pub fn series(&self) -> Vec<(i64, Option<f64>)> {
         let point = |at: usize| {

@@ -1,19 +1,22 @@
 //! An expert's trainer as a service: it follows the feature logs as files appear, learns online, publishes, and saves
 //! where it stands.
 //!
-//! Rows are predicted before they are learned from. A correction is learned from too, its changed outcomes alone,
-//! and is in no metric. A trainer that begins learns from the logs that are there as `train expert` does, in passes,
-//! and goes on behind the stream. It needs neither the FM's trainer nor a daemon. Nothing is saved between publications:
-//! what was learned since is learned again.
+//! Rows are predicted before they are learned from. What they say of the parameters, beside those that were published
+//! last, is put to the expert's `evaluate`, which publishes, holds or goes back (`gate`). A correction is learned from
+//! too, its changed outcomes alone, and is in no metric. A trainer that begins learns from the logs that are there as
+//! `train expert` does, in passes, and goes on behind the stream (`begin`). It needs neither the FM's trainer nor a
+//! daemon. Nothing is saved until the expert was asked: what was learned since is learned again.
 
+mod begin;
 mod feed;
+mod gate;
 mod progress;
 mod state;
 
 use std::{
     io::Write,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,27 +27,29 @@ use serde_json::json;
 
 pub use self::feed::FeedPosition;
 use self::{
-    feed::{Computed, Feed, Next},
+    begin::{Begun, begin},
+    feed::{Feed, Next},
+    gate::{Gate, Word},
     progress::Progress,
-    state::State,
+    state::{LastPublished, State},
 };
 use super::{
-    materialise,
-    stream::{ExpertStream, Load, LogView, Start},
+    stream::ExpertStream,
     tell::{tell, told},
 };
 use crate::{
     clock::now_ms,
     config::{Config, ExpertEntry},
-    dataset::{Dataset, timeline::Span},
+    dataset::Dataset,
     engine::{Engine, Topic},
-    error::{Error, Result},
-    expert::{self, Chunk},
-    logs::{LogFollower, LogReader, Logged},
+    error::Result,
+    expert::{self, Chunk, wasm::contract::Verdict},
+    logs::Logged,
     owner::Owner,
     publish::{Facts, Publisher},
     stop::Stop,
     telemetry::Telemetry,
+    versions::{OwnExpert, register_own_expert},
 };
 
 /// How long the first row of a step waits for others.
@@ -107,7 +112,7 @@ pub struct Ground<'a> {
     pub guests: &'a expert::Engine,
 }
 
-/// Follows until it is asked to stop; then it has saved and published. Lines of JSON go to `out`.
+/// Follows until it is asked to stop; then it has saved, and published what the expert lets it. Lines of JSON go to `out`.
 ///
 /// # Errors
 /// A work folder that another process has, a saved state that is damaged or of another network, a plugin that is refused or
@@ -125,29 +130,34 @@ pub fn follow(
     };
     let work = work_dir(config, entry, &version);
     let _owner = Owner::take(&work)?;
-    let Some(begun) = begin(ground, &engine, (options, &work), stop)? else {
+    let Some((begun, feed, surfaces)) = begin(ground, &engine, (options, &work), stop)? else {
         return Ok(FollowReport { place: None, published: 0 });
     };
     let telemetry = Arc::new(Telemetry::default());
-    let progress = Progress::new(&begun.schema, &begun.blueprint, &telemetry);
+    let Begun { blueprint, stream, place, last, measured } = begun;
+    let progress = Progress::new(&ground.dataset.schema, &blueprint, &telemetry);
+    let gate = Gate::new(blueprint, measured, last, &telemetry)?;
     if let Some(address) = options.metrics {
         let address = telemetry.serve(address)?;
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
     }
     let topic = Topic::expert(&entry.name, &version);
     let publisher =
-        Publisher::open(engine, topic, config.publish.clone(), &work.join("published"))?;
+        Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
     let following = Following {
-        config,
+        ground,
+        engine,
+        version,
         work,
-        feed: begun.feed,
-        surfaces: begun.surfaces,
-        stream: begun.stream,
-        place: begun.place,
+        feed,
+        surfaces,
+        stream,
+        place,
         publisher,
+        gate,
         progress,
-        published_at: Instant::now(),
-        published_position: None,
+        asked_at: Instant::now(),
+        asked_position: None,
         published: 0,
     };
     following.run(options, (stop, out))
@@ -165,182 +175,21 @@ fn plugin_version(ground: Ground<'_>) -> Result<String> {
     Ok(blueprint.description.version.clone())
 }
 
-/// What there is to go on with.
-struct Begun {
-    schema: Arc<crate::schema::Schema>,
-    blueprint: Arc<expert::Blueprint>,
-    stream: ExpertStream,
-    feed: Feed,
-    surfaces: Vec<u16>,
-    place: Place,
-}
-
-/// Where this version stands, or what it makes of the past. None if it was asked to stop before there was one.
-fn begin(
-    ground: Ground<'_>,
-    engine: &Arc<dyn Engine>,
-    (options, work): (&FollowOptions, &Path),
-    stop: &Stop,
-) -> Result<Option<Begun>> {
-    let Ground { dataset, config, entry, .. } = ground;
-    let surfaces = match options.surfaces.is_empty() {
-        true => config.training_surfaces(entry, &dataset.schema)?,
-        false => {
-            let own = ExpertEntry { surfaces: options.surfaces.clone(), ..entry.clone() };
-            let own = ExpertEntry { train_on: crate::config::TrainOn::Own, ..own };
-            config.training_surfaces(&own, &dataset.schema)?
-        }
-    };
-    let found = match State::read(work)? {
-        Some(state) => Some(resume(ground, state)?),
-        None => learn_past(ground, engine, (options, &surfaces, work), stop)?,
-    };
-    let Some((blueprint, stream, place)) = found else { return Ok(None) };
-    let fm = stream.parameters().provenance.fm_version.clone();
-    if let Some(asked) = options.fm.as_ref().filter(|asked| **asked != fm) {
-        return Err(Error::data(
-            work,
-            format!("this version learns with FM {fm}, not {asked}; give another --version"),
-        ));
-    }
-    let feed = match (place.position, &options.fm_checkpoint) {
-        (FeedPosition::Logs(from), None) => {
-            Feed::Logs(Box::new(LogFollower::open(&config.paths.logs, &fm, from)?))
-        }
-        (FeedPosition::Joined(from), Some(checkpoint)) => {
-            let from = (Some(from), surfaces.clone());
-            let ground = (dataset, config);
-            Feed::Computed(Box::new(Computed::open(ground, engine.clone(), checkpoint, from)?))
-        }
-        _ => {
-            return Err(Error::data(
-                work,
-                "it has followed the logs and is to follow a checkpoint, or the reverse; give another --version",
-            ));
-        }
-    };
-    let schema = dataset.schema.clone();
-    Ok(Some(Begun { schema, blueprint, stream, feed, surfaces, place }))
-}
-
-type Found = (Arc<expert::Blueprint>, ExpertStream, Place);
-
-fn resume(ground: Ground<'_>, state: State) -> Result<Found> {
-    let Ground { dataset, config, entry, guests } = ground;
-    let provenance = state.trainer.provenance();
-    let options = expert::LoadOptions {
-        tae_dim: provenance.tae_dim,
-        fm_version: Some(provenance.fm_version.clone()),
-        ..config.plugin_limits.load_options()
-    };
-    let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
-    let blueprint = Arc::new(blueprint);
-    let start = start(ground, 0);
-    let stream = ExpertStream::resume(blueprint.clone(), state.trainer, &start)?;
-    Ok((blueprint, stream, state.place))
-}
-
-fn start<'a>(ground: Ground<'a>, rows: u64) -> Start<'a> {
-    Start {
-        settings: &ground.config.expert_training,
-        rows,
-        without_tae: ground.entry.without_tae,
-        device: ground.config.device,
-    }
-}
-
-/// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the checkpoint.
-fn learn_past(
-    ground: Ground<'_>,
-    engine: &Arc<dyn Engine>,
-    (options, surfaces, work): (&FollowOptions, &[u16], &Path),
-    stop: &Stop,
-) -> Result<Option<Found>> {
-    let Ground { dataset, config, entry, guests } = ground;
-    // The past ends where the stream begins.
-    let (logs, joined) = match &options.fm_checkpoint {
-        Some(checkpoint) => {
-            let begin = engine.span(&Topic::joined())?.start;
-            let logs = work.join("past");
-            materialise::past(dataset, config, (checkpoint, &logs))?;
-            (logs, Some(begin))
-        }
-        None => (config.paths.logs.clone(), None),
-    };
-    let mut said = false;
-    let (log, survey) = loop {
-        if let Some(log) = opened(&logs, options)? {
-            let view = view(&log, surfaces);
-            if let Some(survey) = view.survey()? {
-                break (log, survey);
-            }
-        }
-        if stop.is_asked() || options.until_end {
-            return Ok(None);
-        }
-        if !said {
-            tracing::warn!(
-                "{}: no rows of expert {} yet; it waits for them",
-                logs.display(),
-                entry.name
-            );
-            said = true;
-        }
-        std::thread::sleep(LOOK_EVERY);
-    };
-    let view = view(&log, surfaces);
-    let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
-    let blueprint =
-        load.blueprint(&view, &survey.fm_version, config.plugin_limits.load_options())?;
-    let seed = config.expert_training.seed;
-    let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
-    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;
-    let mut until_ms = i64::MIN;
-    stream.learn_past(&view, |report| {
-        until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
-    })?;
-    stream.go_online();
-    let position = match joined {
-        Some(position) => FeedPosition::Joined(position),
-        None => FeedPosition::Logs(log.end()),
-    };
-    if joined.is_some() {
-        super::fm::remove_dir(&logs)?;
-    }
-    let place = Place { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some((blueprint, stream, place)))
-}
-
-/// The logs, if there are any yet.
-fn opened(logs: &Path, options: &FollowOptions) -> Result<Option<LogReader>> {
-    if !logs.join("log-manifest.json").is_file() {
-        return Ok(None);
-    }
-    let asked = options.fm.as_deref().filter(|_| options.fm_checkpoint.is_none());
-    match asked {
-        Some(asked) if !LogReader::versions(logs)?.iter().any(|own| own.version == asked) => {
-            Ok(None)
-        }
-        _ => LogReader::open_for(logs, asked).map(Some),
-    }
-}
-
-fn view<'a>(log: &'a LogReader, surfaces: &[u16]) -> LogView<'a> {
-    LogView { log, surfaces: surfaces.to_vec(), span: Span::default(), embedding: None }
-}
-
 struct Following<'a> {
-    config: &'a Config,
+    ground: Ground<'a>,
+    engine: Arc<dyn Engine>,
+    version: String,
     work: PathBuf,
     feed: Feed,
     surfaces: Vec<u16>,
     stream: ExpertStream,
     place: Place,
     publisher: Publisher,
+    gate: Gate,
     progress: Progress,
-    published_at: Instant,
-    /// Where it stood when it published last.
-    published_position: Option<FeedPosition>,
+    asked_at: Instant,
+    /// Where it stood when it asked last whether it may publish.
+    asked_position: Option<FeedPosition>,
     published: u64,
 }
 
@@ -386,11 +235,10 @@ impl Following<'_> {
         options: &FollowOptions,
         (stop, out): (&Stop, &mut dyn Write),
     ) -> Result<FollowReport> {
-        let most = self.config.expert_training.online_batch_rows;
-        let every = Duration::from_secs(self.config.publish.every_s);
+        let most = self.ground.config.expert_training.online_batch_rows;
+        let every = Duration::from_secs(self.ground.config.publish.every_s);
         if !self.publisher.has_snapshot() {
-            self.save()?;
-            self.publish(out)?;
+            self.ask(out)?;
         }
         let mut waiting = None::<Waiting>;
         while !stop.is_asked() {
@@ -419,13 +267,11 @@ impl Following<'_> {
             if at_end {
                 break;
             }
-            if self.published_at.elapsed() >= every {
-                self.save()?;
-                self.publish_or_warn(out)?;
+            if self.asked_at.elapsed() >= every {
+                self.ask_or_warn(out)?;
             }
         }
-        self.save()?;
-        self.publish(out)?;
+        self.ask(out)?;
         Ok(FollowReport { place: Some(self.place), published: self.published })
     }
 
@@ -438,6 +284,7 @@ impl Following<'_> {
         if rows.rows > 0 {
             let predictions = self.stream.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
+            self.gate.measure(&self.stream, rows.chunk(), &predictions)?;
         }
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
@@ -446,6 +293,7 @@ impl Following<'_> {
         // all rows together take theirs.
         rows.append(corrections);
         self.stream.learn(rows.chunk())?;
+        self.gate.scheduled(&self.stream);
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
@@ -465,35 +313,77 @@ impl Following<'_> {
         }
     }
 
-    fn save(&self) -> Result<()> {
-        let state = State { place: self.place, trainer: self.stream.saved() };
-        state.write(&self.work)
+    /// Asks the expert whether what was learned may be published, and does what it says. Then all is saved.
+    fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
+        let position = self.place.position;
+        self.asked_at = Instant::now();
+        if self.asked_position == Some(position) {
+            return Ok(());
+        }
+        let word = self.gate.ask();
+        match word.verdict {
+            Verdict::Publish => {
+                // What is saved is never behind what is published.
+                self.save(true)?;
+                self.publish(&word, out)?;
+            }
+            Verdict::Hold(_) => self.save(false)?,
+            Verdict::RollBack(_) => {
+                if let Some(last) = self.gate.last() {
+                    self.stream.go_back(last)?;
+                }
+                self.gate.rolled_back();
+                self.save(true)?;
+            }
+        }
+        self.asked_position = Some(position);
+        match word.line(json!(position)) {
+            Some(line) => tell(out, &line),
+            None => Ok(()),
+        }
     }
 
     /// Parameters that cannot be published now are published later.
-    fn publish_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
-        if let Err(error) = self.publish(out) {
+    fn ask_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
+        if let Err(error) = self.ask(out) {
             tracing::warn!(%error, "parameters could not be published; trying again later");
         }
         Ok(())
     }
 
-    fn publish(&mut self, out: &mut dyn Write) -> Result<()> {
+    /// Saves where it stands, as what is published or as what is held.
+    fn save(&self, is_published: bool) -> Result<()> {
+        let (published, measured) = match is_published {
+            true => (LastPublished::This, Vec::new()),
+            false => self.gate.state(),
+        };
+        let trainer = self.stream.saved();
+        State { place: self.place, trainer, published, measured }.write(&self.work)
+    }
+
+    fn publish(&mut self, word: &Word, out: &mut dyn Write) -> Result<()> {
         let started = Instant::now();
-        self.published_at = started;
-        if self.published_position == Some(self.place.position) {
-            return Ok(());
-        }
         let facts = Facts {
             trained_position: self.place.position.number(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
         let published = self.publisher.publish(self.stream.parameters(), facts)?;
-        self.published_position = Some(self.place.position);
         self.published += 1;
-        let position = json!(self.place.position);
-        tell(out, &told(&published, position, started.elapsed()))
+        self.gate.published(self.stream.saved())?;
+        let Ground { dataset, config, entry, guests } = self.ground;
+        let own = OwnExpert {
+            config,
+            entry,
+            version: &self.version,
+            provenance: &self.stream.parameters().provenance,
+            guests,
+            schema: &dataset.schema,
+        };
+        register_own_expert(&*self.engine, own);
+        let mut line = told(&published, json!(self.place.position), started.elapsed());
+        line["evaluation"] = word.measured.clone();
+        tell(out, &line)
     }
 }
 

@@ -43,6 +43,7 @@ use crate::{
     publish::{Facts, Publisher},
     stop::Stop,
     telemetry::Telemetry,
+    versions::register_own_fm,
 };
 
 /// How long the first record of a batch waits for others.
@@ -103,11 +104,13 @@ pub fn follow(
     let topic = Topic::fm(&options.version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let reader = JoinedReader::open(engine, dataset, from)?;
+    let reader = JoinedReader::open(engine.clone(), dataset, from)?;
     let follower = Following {
         config,
         options,
         work,
+        engine,
+        dataset,
         reader,
         trainer,
         publisher,
@@ -160,6 +163,8 @@ struct Following<'a> {
     config: &'a Config,
     options: &'a FollowOptions,
     work: PathBuf,
+    engine: Arc<dyn Engine>,
+    dataset: &'a Dataset,
     reader: JoinedReader,
     trainer: Box<dyn FmTrainer>,
     publisher: Publisher,
@@ -299,6 +304,7 @@ impl Following<'_> {
         };
         let trained = self.trainer.trained(&self.options.version)?;
         let published = self.publisher.publish(&trained, facts)?;
+        register_own_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
         self.published_position = Some(self.place.position);
         self.report.published += 1;
         self.meters.published(started.elapsed(), &published);

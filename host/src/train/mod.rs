@@ -10,6 +10,7 @@ pub mod follow_fm;
 mod joined;
 pub mod logging;
 pub mod materialise;
+mod measured;
 pub mod report;
 mod saved;
 pub mod stream;

@@ -16,7 +16,7 @@ use crate::{
     expert::{
         Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions,
         Parameters, TrainerConfig,
-        train::{BatchReport, OptimizerConfig, SavedTrainer},
+        train::{BatchReport, OptimizerConfig, SavedTrainer, Serving, TaskTargets},
     },
     logs::{LogReader, Logged},
 };
@@ -264,6 +264,40 @@ impl ExpertStream {
     /// Embeddings of another width.
     pub fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
         Ok(self.trainer.predict(chunk)?)
+    }
+
+    /// The same by other parameters of the expert.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn predict_with(&self, parameters: &Parameters, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.trainer.predict_with(parameters, chunk)?)
+    }
+
+    /// The plugin's labels of a chunk's targets, a task each.
+    ///
+    /// # Errors
+    /// A plugin whose `labels` fails.
+    pub fn targets(&self, chunk: Chunk<'_>) -> Result<Vec<TaskTargets>> {
+        Ok(self.trainer.targets(chunk)?)
+    }
+
+    /// Has the first pass over a past also predict with parameters that serve.
+    pub fn compare_with(&mut self, serving: Serving) {
+        self.trainer.compare_with(serving);
+    }
+
+    /// Calls of the plugin's `schedule` that failed; their steps were taken at the host's own rate.
+    pub fn schedule_faults(&self) -> u64 {
+        self.trainer.schedule_faults()
+    }
+
+    /// Goes back to what was saved: parameters, their average and the optimiser.
+    ///
+    /// # Errors
+    /// What was saved is of another network.
+    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<()> {
+        Ok(self.trainer.go_back(saved)?)
     }
 
     /// Learns from a chunk.

@@ -72,6 +72,19 @@ impl NewExpert {
             ..config.plugin_limits.load_options()
         };
         let blueprint = Arc::new(Blueprint::load(engine, &self.plugin, schema, &options)?);
+        Ok(self.describe_loaded(config, schema, &blueprint)?.0)
+    }
+
+    /// The same of a plugin that is loaded, with the expert as it would serve where its parameters are in a file.
+    ///
+    /// # Errors
+    /// Whatever would keep it from being served.
+    pub fn describe_loaded(
+        &self,
+        config: &Config,
+        schema: &Schema,
+        blueprint: &Arc<Blueprint>,
+    ) -> Result<(ExpertVersion, Option<Expert>)> {
         for surface in &self.surfaces {
             if schema.surface(surface).is_none() || !blueprint.serves(surface) {
                 return Err(Error::Refused(format!(
@@ -81,11 +94,15 @@ impl NewExpert {
                 )));
             }
         }
-        if let Weights::Path(path) = &self.weights {
-            Expert::open(blueprint.clone(), path, config.device, config.plugin_limits.breaker())?;
-        }
+        let breaker = config.plugin_limits.breaker();
+        let expert = match &self.weights {
+            Weights::Path(path) => {
+                Some(Expert::open(blueprint.clone(), path, config.device, breaker)?)
+            }
+            Weights::Published => None,
+        };
         let bytes = std::fs::read(&self.plugin).map_err(Error::io(&self.plugin))?;
-        Ok(ExpertVersion {
+        let version = ExpertVersion {
             name: self.name.clone(),
             version: self.version.clone(),
             state: VersionState::Training,
@@ -102,7 +119,8 @@ impl NewExpert {
             created_ms: now_ms(),
             trained_ms: 0,
             weights: self.weights.clone(),
-        })
+        };
+        Ok((version, expert))
     }
 }
 

@@ -5,6 +5,7 @@
 //! a decision (`rules`) is appended only where the state it was made on still holds ([`Versions`]). It holds no weights.
 
 mod describe;
+mod own;
 mod registry;
 mod rules;
 mod split;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     describe::{NewExpert, keep},
+    own::{OwnExpert, register_own_expert, register_own_fm},
     registry::{ExpertVersions, Registry},
     rules::Promotion,
     split::{choose, place},

@@ -68,6 +68,19 @@ impl Registry {
         fms
     }
 
+    /// Whether the configured FM is in use beside what is registered: as long as the configured experts are, since none
+    /// was promoted here, or no FM version is active.
+    pub fn leaves_the_configured_fm(&self) -> bool {
+        !self.has_promoted() || self.newest_fm().is_none()
+    }
+
+    /// Whether any expert was ever promoted: then the registry says which experts serve, and not the configuration.
+    pub fn has_promoted(&self) -> bool {
+        let used = |state| matches!(state, VersionState::Active | VersionState::Retired);
+        let mut versions = self.experts.values().flat_map(|expert| expert.versions.values());
+        versions.any(|version| used(version.state))
+    }
+
     /// The newest active FM version: it answers where no expert does.
     pub fn newest_fm(&self) -> Option<&FmVersion> {
         self.fms().into_iter().rfind(|fm| fm.state == VersionState::Active)
@@ -111,10 +124,43 @@ impl Registry {
     /// # Errors
     /// One that speaks of what is not there; the registry is then as it was.
     pub fn apply(&mut self, decision: &Decision) -> Result<()> {
-        let mut next = self.clone();
-        decision.changes.iter().try_for_each(|change| next.change(change))?;
-        *self = next;
-        Ok(())
+        // All of it is looked at before any of it is done: a copy would cost more the more versions there ever were.
+        for (at, change) in decision.changes.iter().enumerate() {
+            self.speaks_of_known(change, &decision.changes[..at])?;
+        }
+        decision.changes.iter().try_for_each(|change| self.change(change))
+    }
+
+    /// Whether what a change is about is registered, or is by the changes before it.
+    fn speaks_of_known(&self, change: &Change, before: &[Change]) -> Result<()> {
+        let registers = |name: &str, version: Option<&str>| {
+            before.iter().any(|change| match change {
+                Change::ExpertRegistered { expert } => {
+                    expert.name == name && version.is_none_or(|version| expert.version == version)
+                }
+                _ => false,
+            })
+        };
+        let registers_fm = |version: &str| {
+            let of = |change: &Change| matches!(change, Change::FmRegistered { fm } if fm.version == version);
+            before.iter().any(of)
+        };
+        match change {
+            Change::FmRegistered { .. } | Change::ExpertRegistered { .. } => Ok(()),
+            Change::FmState { version, .. } => {
+                let known = self.fms.contains_key(version) || registers_fm(version);
+                known.then_some(()).ok_or_else(|| unknown("FM", version))
+            }
+            Change::ExpertState { name, version, .. } | Change::Pinned { name, version, .. } => {
+                let known =
+                    self.expert_version(name, version).is_some() || registers(name, Some(version));
+                known.then_some(()).ok_or_else(|| unknown("expert", &format!("{name} {version}")))
+            }
+            Change::Traffic { name, .. } | Change::RolledBack { name, .. } => {
+                let known = self.experts.contains_key(name) || registers(name, None);
+                known.then_some(()).ok_or_else(|| unknown("expert", name))
+            }
+        }
     }
 
     fn change(&mut self, change: &Change) -> Result<()> {

@@ -41,19 +41,8 @@ impl<'a> Versions<'a> {
     /// What `wish` says against it; an engine that cannot be read or written.
     pub fn decide(&self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<Registry> {
         let mut follower = Follower::new(self.engine)?;
-        loop {
-            follower.catch_up()?;
-            let changes = wish(&follower.registry)?;
-            if changes.is_empty() {
-                return Ok(follower.registry);
-            }
-            let decision = Decision { at_ms: now_ms(), changes };
-            let end = follower.reader.position();
-            if self.engine.append_at(&Topic::versions(), end, &[record(&decision)?])?.is_some() {
-                follower.registry.apply(&decision)?;
-                return Ok(follower.registry);
-            }
-        }
+        follower.decide(self.engine, wish)?;
+        Ok(follower.registry)
     }
 }
 
@@ -97,6 +86,31 @@ impl Follower {
     /// Decisions that were read.
     pub fn position(&self) -> u64 {
         self.reader.position()
+    }
+
+    /// As [`Versions::decide`], for who follows anyway; whether anything was decided.
+    ///
+    /// # Errors
+    /// See [`Versions::decide`].
+    pub fn decide(
+        &mut self,
+        engine: &dyn Engine,
+        wish: impl Fn(&Registry) -> Result<Vec<Change>>,
+    ) -> Result<bool> {
+        loop {
+            self.catch_up()?;
+            let changes = wish(&self.registry)?;
+            if changes.is_empty() {
+                return Ok(false);
+            }
+            let decision = Decision { at_ms: now_ms(), changes };
+            let end = self.reader.position();
+            if engine.append_at(&Topic::versions(), end, &[record(&decision)?])?.is_some() {
+                // Read back as anybody reads it, so that the reader passes it too.
+                self.catch_up()?;
+                return Ok(true);
+            }
+        }
     }
 
     /// Reads what is there.

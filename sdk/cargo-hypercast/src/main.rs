@@ -36,6 +36,8 @@ enum Command {
     New(new::New),
     /// Builds a plugin crate into a component
     Build(Build),
+    /// Wraps a core module that another toolchain built into a component, and checks that it is an expert
+    Componentize(Componentize),
     /// Says what a plugin is, what it costs of its surface's budget and which columns it is sent (`hypercast plugin check`)
     Check(OnComponent),
     /// Builds a plugin, then runs its tests
@@ -56,8 +58,6 @@ enum Command {
     Logs(Forwarded),
     /// Gives an expert's users back to the version before (`hypercast plugin rollback`)
     Rollback(Forwarded),
-    /// Wraps a core module that another toolchain built into a component, and checks that it is an expert
-    Componentize(Componentize),
     /// Builds the in-tree plugins and the host, then runs `hypercast demo`
     Demo(Forwarded),
     /// Builds the in-tree plugins and hostile guests, then runs all tests
@@ -69,6 +69,15 @@ struct Build {
     #[command(flatten)]
     package: Choice,
     /// The component to write; `target/hypercast/NAME.wasm` by default
+    #[arg(short, long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Componentize {
+    /// The module, linked with the bindings that `wit-bindgen` makes of the contract (see examples/c-expert)
+    module: PathBuf,
+    /// The component to write; MODULE with `.component.wasm` by default
     #[arg(short, long)]
     out: Option<PathBuf>,
 }
@@ -89,15 +98,6 @@ struct OnComponent {
     package: Choice,
     #[command(flatten)]
     rest: Forwarded,
-}
-
-#[derive(Args)]
-struct Componentize {
-    /// The module, linked with the bindings that `wit-bindgen` makes of the contract (see examples/c-expert)
-    module: PathBuf,
-    /// The component to write; MODULE with `.component.wasm` by default
-    #[arg(short, long)]
-    out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -130,6 +130,12 @@ fn main() -> anyhow::Result<()> {
             println!("{}", component.display());
             Ok(())
         }
+        Command::Componentize(Componentize { module, out }) => {
+            let out = out.unwrap_or_else(|| module.with_extension("component.wasm"));
+            component::wrap(&module, &out)?;
+            println!("{}", out.display());
+            Ok(())
+        }
         Command::Test(OnComponent { package, rest }) => {
             tasks::test(route, &package.into(), &rest.args)
         }
@@ -144,12 +150,6 @@ fn main() -> anyhow::Result<()> {
         Command::Rollback(args) => tasks::on_host("rollback", &args.args),
         Command::Demo(demo) => tasks::demo(route, &demo.args),
         Command::Verify(verify) => tasks::verify(route, &verify.args),
-        Command::Componentize(Componentize { module, out }) => {
-            let out = out.unwrap_or_else(|| module.with_extension("component.wasm"));
-            component::wrap(&module, &out)?;
-            println!("{}", out.display());
-            Ok(())
-        }
     }
 }
 

@@ -3,6 +3,13 @@
 
 pub mod bench;
 pub mod check;
+mod host;
+pub mod keygen;
+pub mod logs;
+pub mod push;
+pub mod replay;
+pub mod rollback;
+pub mod sign;
 pub mod subject;
 pub mod train;
 
@@ -23,6 +30,18 @@ pub enum Action {
     Bench(bench::Args),
     /// Train a component on feature logs into a parameters file, with progressive NE
     Train(train::Args),
+    /// Run a component over recorded requests, beside another version or what was answered
+    Replay(replay::Args),
+    /// Make a key that signs pushes
+    Keygen(keygen::Args),
+    /// Vouch for a component and its parameters with a key
+    Sign(sign::Args),
+    /// Bring a signed component to a daemon, and follow its rollout
+    Push(push::Args),
+    /// Print an expert's rollouts, what its plugin wrote, and its faults
+    Logs(logs::Args),
+    /// Give an expert's users back to the version before
+    Rollback(rollback::Args),
 }
 
 /// Runs the chosen action.
@@ -31,5 +50,11 @@ pub fn run(args: PluginArgs) -> anyhow::Result<()> {
         Action::Check(args) => check::run(args),
         Action::Bench(args) => bench::run(args),
         Action::Train(args) => train::run(args),
+        Action::Replay(args) => replay::run(args),
+        Action::Keygen(args) => keygen::run(args),
+        Action::Sign(args) => sign::run(args),
+        Action::Push(args) => push::run(args),
+        Action::Logs(args) => logs::run(args),
+        Action::Rollback(args) => rollback::run(args),
     }
 }

@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
-use crate::expert::train::OptimizerConfig;
+use crate::expert::train::{OptimizerConfig, Serving};
 use crate::expert::wasm::Fault;
+use crate::expert::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::expert::{
     Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, Expert, ExpertTrainer,
     FeatureStatistics, Limits, LoadOptions, RankOutcome, Tae, TrainerConfig,
@@ -38,7 +39,12 @@ fn engine() -> &'static Engine {
 
 fn options() -> LoadOptions {
     // A deadline that a slow machine does not reach before a guest's own cause shows.
-    let limits = Limits { deadline_ms: 1_000, deadline_max_ms: 1_000, ..Limits::default() };
+    let limits = Limits {
+        deadline_ms: 1_000,
+        deadline_max_ms: 1_000,
+        hook_deadline_ms: 1_000,
+        ..Limits::default()
+    };
     LoadOptions {
         limits,
         tae_dim: TAE_DIM,
@@ -162,18 +168,21 @@ fn training_is_deterministic() {
 
 /// What each hostile guest's message must say; `None` where the guest's misuse
 /// is bounded without a fault.
-const EXPECTED: [(&str, Option<&str>); 21] = [
+const EXPECTED: [(&str, Option<&str>); 27] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("cycle", Some("no cycle")),
     ("duplicates", Some("twice")),
-    ("foreign_version", Some("contract 2.0.0, and this host speaks 1.0.0")),
+    ("foreign_version", Some("contract 1.0.0, and this host speaks 2.0.0")),
+    ("frozen", None),
     ("huge", Some("1000000000 values")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
     ("log_flood", None),
+    ("long_verdict", Some("long_verdict\\n\\u{1b}[31m")),
     ("nan", Some("score NaN")),
     ("nan_network", Some("prediction NaN")),
+    ("nan_schedule", Some("`schedule` gave a bad output: learning-rate factor NaN")),
     ("other_import", Some("may import nothing but `log`")),
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
@@ -181,7 +190,10 @@ const EXPECTED: [(&str, Option<&str>); 21] = [
     ("sample_invalid", Some("`sample` gave a bad output")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
+    ("spin_schedule", Some("`schedule` ran past its deadline")),
+    ("takes_back", Some("never wants anything new")),
     ("trap", Some("trapped")),
+    ("trap_evaluate", Some("`evaluate` trapped")),
     ("unknown_op", Some("the op is unknown")),
     ("wrong_length", Some("bad output")),
 ];
@@ -224,9 +236,11 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains; the first fault, if there is any.
+/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or what is held against it.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
-    let mut trainer = trainer(&blueprint, log, TrainerConfig::default());
+    let own = blueprint.clone();
+    let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
+    let mut trainer = trainer(&blueprint, log, config);
     let parameters = trainer.parameters().clone();
     let breaker = BreakerConfig { faults: 3, open_ms: 60_000 };
     let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
@@ -240,8 +254,101 @@ fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
             assert_eq!((expert.counters().requests, expert.counters().degraded()), (4, 4));
             Some(first.to_string())
         }
-        _ => trainer.train(log.chunk(), |_| {}).err().map(|error| error.to_string()),
+        _ => hooks(&own, &mut trainer, log),
     }
+}
+
+fn hooks(blueprint: &Blueprint, trainer: &mut ExpertTrainer, log: &Log) -> Option<String> {
+    let mut steps = 0;
+    if let Err(error) = trainer.train(log.chunk(), |report| steps += u32::from(report.stepped)) {
+        return Some(error.to_string());
+    }
+    assert!(steps > 5, "a schedule that fails keeps no step from being taken");
+    if let Some(fault) = trainer.last_schedule_fault() {
+        assert_eq!(trainer.schedule_faults(), 3, "it is asked no more: {fault}");
+        return Some(fault.to_owned());
+    }
+    let quality = Quality { ne: Some(1.0), auc: None, gauc: None, calibration: None, mse: None };
+    let slice = Slice {
+        task: "click".into(),
+        surface: None,
+        examples: 1,
+        candidate: quality,
+        serving: Some(quality),
+    };
+    let evaluation = Evaluation { decision: Decision::Canary, slices: vec![slice] };
+    match blueprint.plugin.evaluate(&blueprint.info, &evaluation) {
+        Err(fault) => Some(fault.to_string()),
+        Ok(Verdict::Publish) => None,
+        Ok(Verdict::Hold(why) | Verdict::RollBack(why)) => {
+            assert!(why.len() < 1024 && !why.contains('\n'), "a reason suits a line: {why}");
+            Some(why)
+        }
+    }
+}
+
+#[test]
+fn a_schedule_decides_how_far_steps_go() {
+    let Some(path) =
+        components("HYPERCAST_HOSTILE").into_iter().find(|p| p.ends_with("frozen.wasm"))
+    else {
+        return;
+    };
+    let log = log(40);
+    let (_, mut trainer) = trained(&path, &log);
+    let before = trainer.predict(log.chunk()).unwrap();
+    loss(&mut trainer, &log);
+    assert_eq!(trainer.predict(log.chunk()).unwrap(), before, "a factor of 0 leaves all as it is");
+    assert_eq!(trainer.schedule_faults(), 0);
+}
+
+#[test]
+fn what_sampling_drops_is_measured_and_not_learned_from() {
+    let Some(path) =
+        components("HYPERCAST_PLUGINS").into_iter().find(|p| p.ends_with("value-model.wasm"))
+    else {
+        return;
+    };
+    let log = log(200);
+    let all: usize = log.examples.iter().map(|example| example.targets.len()).sum();
+    let (blueprint, mut trainer) = trained(&path, &log);
+    let tasks: Vec<&str> =
+        blueprint.description.tasks.iter().map(|task| task.name.as_str()).collect();
+    assert_eq!(tasks, ["click", "like", "engaged"]);
+    let until_ms = log.examples[0].time_ms;
+    let rows = |trainer: &mut ExpertTrainer, progressive: bool| {
+        trainer.set_pass(false, progressive);
+        let (mut rows, mut valid) = (0, 0);
+        trainer
+            .train(log.chunk(), |report| {
+                let own: usize = report.examples.iter().map(|example| example.targets.len()).sum();
+                rows += own;
+                valid += report.targets[2].mask.iter().filter(|valid| **valid).count();
+                let predicted = if progressive { own } else { 0 };
+                assert!(report.predictions.iter().all(|task| task.len() == predicted));
+                assert_eq!(report.predictions.is_empty(), !progressive);
+                assert_eq!(report.serving, report.predictions, "one network, before and after");
+            })
+            .unwrap();
+        (rows, valid)
+    };
+    // Those that learn nothing are a comparison that cannot differ.
+    trainer.hold_rates(0.0, 0.0);
+    let parameters = trainer.parameters().clone();
+    trainer
+        .compare_with(Serving { parameters: parameters.clone(), learned_until_ms: until_ms - 1 });
+    assert_eq!(
+        rows(&mut trainer, true),
+        (all, all),
+        "each outcome is known, and each row measured"
+    );
+    let (learned, _) = rows(&mut trainer, false);
+    assert!(learned < all, "{learned} of {all}: requests without a row that is kept are left out");
+    assert_eq!(trainer.parameters().provenance.trained_until_ms, until_ms);
+    // What serves has learned from all of it: nothing compares the two.
+    trainer.compare_with(Serving { parameters, learned_until_ms: until_ms });
+    trainer.set_pass(false, true);
+    trainer.train(log.chunk(), |report| assert!(report.serving.is_empty())).unwrap();
 }
 
 #[test]

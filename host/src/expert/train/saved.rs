@@ -27,6 +27,12 @@ impl SavedTrainer {
         &self.provenance
     }
 
+    /// Whether parameters, average and optimiser are those of `other`, whatever is drawn next.
+    #[cfg(test)]
+    pub(crate) fn learned_like(&self, other: &SavedTrainer) -> bool {
+        *self == SavedTrainer { chunks: self.chunks, ..other.clone() }
+    }
+
     /// The parameters that predicted then: the averaged ones, if there were any.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter};
 
 use super::contract::{self, Level};
+use super::log::GuestLog;
 use crate::expert::Error;
 
 /// One epoch.
@@ -46,6 +47,7 @@ struct Inner {
     linker: Linker<HostState>,
     config: EngineConfig,
     stop: Arc<AtomicBool>,
+    log: Arc<GuestLog>,
 }
 
 impl Engine {
@@ -59,7 +61,12 @@ impl Engine {
         .map_err(Error::engine)?;
         let stop = Arc::new(AtomicBool::new(false));
         start_ticker(engine.weak(), stop.clone())?;
-        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, stop }) })
+        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, stop, log: Arc::default() }) })
+    }
+
+    /// What its guests wrote of late.
+    pub fn log(&self) -> &Arc<GuestLog> {
+        &self.inner.log
     }
 
     /// The pool's sizes.
@@ -140,16 +147,18 @@ pub(super) struct HostState {
     /// The linear memory's size: it never shrinks.
     pub(super) memory_bytes: usize,
     log_lines_left: u32,
+    log: Arc<GuestLog>,
 }
 
 impl HostState {
-    pub(super) fn new(plugin: Arc<str>, memory_limit: usize) -> HostState {
+    pub(super) fn new(plugin: Arc<str>, memory_limit: usize, log: Arc<GuestLog>) -> HostState {
         HostState {
             plugin,
             memory_limit,
             memory_denied: false,
             memory_bytes: 0,
             log_lines_left: LOG_LINES,
+            log,
         }
     }
 }
@@ -190,6 +199,13 @@ impl contract::ExpertImports for HostState {
         self.log_lines_left -= 1;
         let end = message.floor_char_boundary(LOG_BYTES);
         let (message, plugin) = (&message[..end], &*self.plugin);
+        let word = match level {
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        };
+        self.log.keep(plugin, word, message);
         match level {
             Level::Debug => tracing::debug!(plugin, "{message}"),
             Level::Info => tracing::info!(plugin, "{message}"),

@@ -10,8 +10,10 @@ mod check;
 pub mod contract;
 mod engine;
 mod fault;
+mod log;
 mod plugin;
 
 pub use engine::{Engine, EngineConfig};
 pub use fault::{Call, ExpertFault, Fault};
+pub use log::{GuestLog, LogLine};
 pub use plugin::{Instance, Limits, Plugin};

@@ -18,6 +18,7 @@ use super::contract::{
 };
 use super::engine::{Engine, HostState};
 use super::fault::{Call, ExpertFault, Fault};
+use super::log::GuestLog;
 use crate::expert::Error;
 
 /// What a guest may use. A description asks for its own `rank` limits; the
@@ -126,6 +127,11 @@ impl Plugin {
     /// The name used in messages: the file's, then the description's.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What guests of its engine wrote of late.
+    pub fn log(&self) -> Arc<GuestLog> {
+        self.engine.log().clone()
     }
 
     /// Calls `describe`, checks the description, and takes its name and limits
@@ -248,7 +254,11 @@ impl Plugin {
 
     /// A fresh instance, made under `call`'s deadline.
     pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
-        let state = HostState::new(self.name.clone(), (self.memory_mib as usize) << 20);
+        let state = HostState::new(
+            self.name.clone(),
+            (self.memory_mib as usize) << 20,
+            self.engine.log().clone(),
+        );
         let mut store = Store::new(self.engine.wasmtime(), state);
         store.limiter(|state| state);
         store.set_hostcall_fuel(self.limits.output_bytes);

@@ -1,5 +1,5 @@
-//! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, replaced
-//! as one whole, with a checksum.
+//! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what it published last
+//! and what was measured since, replaced as one whole, with a checksum.
 
 use std::{
     fs,
@@ -9,19 +9,33 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Place;
+use super::{super::measured::Row, Place};
 use crate::{
     error::{Error, Result},
     expert::train::SavedTrainer,
 };
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What is saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) place: Place,
     pub(super) trainer: SavedTrainer,
+    pub(super) published: LastPublished,
+    /// Since then.
+    pub(super) measured: Vec<Row>,
+}
+
+/// What was published last, beside what is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum LastPublished {
+    /// Nothing yet.
+    Nothing,
+    /// What is saved.
+    This,
+    /// What was so then; what came after it is held.
+    Earlier(Box<SavedTrainer>),
 }
 
 fn path(work: &Path) -> PathBuf {

@@ -15,6 +15,7 @@ use crate::{
     import::simulate,
     join::{Joined, JoinedExample},
     publish,
+    versions::{VersionState, Versions, Weights},
 };
 
 /// Streams of which a reader of joined examples stops its trainer at a position, or crashes it.
@@ -195,7 +196,16 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     let engine = streams(&[]);
     run(&dataset, &config, engine.clone(), &Stop::default());
     let into = dir.path().join("published");
-    publish::bootstrap(engine, Topic::fm("1.0.0"), &into).unwrap().unwrap();
+    publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
+    // It has registered itself, once; who promotes it is not asked again.
+    let versions = Versions::new(&*engine);
+    let own = versions.read().unwrap().fm("1.0.0").unwrap().clone();
+    assert_eq!((own.state, own.weights), (VersionState::Training, Weights::Published));
+    assert_eq!(own.tae_dim, config.fm.tae_width());
+    versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
+    run(&dataset, &config, engine.clone(), &Stop::default());
+    assert_eq!(versions.read().unwrap().fm("1.0.0").unwrap().state, VersionState::Active);
+    assert_eq!(engine.span(&Topic::versions()).unwrap().end, 2, "registered and promoted");
     let infer = |from: &Path| {
         let fm = inference::load(from, Serving::default()).unwrap();
         let Joined::Example(joined) = postcard::from_bytes(&records[9].payload).unwrap() else {

@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
+    checkpoint::Manifest,
     device::DeviceKind,
     example::{Example, Outcome},
     inference,
@@ -19,6 +20,7 @@ use crate::{
     logs::{LogReader, Logged},
     publish::{Facts, Publisher},
     train::fm::dataset_spec,
+    versions::{Versions, register_own_fm},
 };
 
 /// A world, its requests, and a configuration without a file.
@@ -264,6 +266,38 @@ fn weights_are_used_only_past_what_they_had_learned() {
     // A pass that began before position 80 keeps the old weights to its end.
     let pass = config.fm_logging.batch_candidates / targets;
     assert!((80 + pass..150).all(|at| of_request(at, &new) && !of_request(at, &old)));
+}
+
+#[test]
+fn the_configured_version_is_logged_as_long_as_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, _) = world(dir.path());
+    fresh(&dataset, &config, (&dir.path().join("a"), 1))
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    let engine = Memory::new(10);
+    let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
+    let mut logged = || {
+        let own = registered.to_log().unwrap().into_iter();
+        own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
+    };
+    let configured = ("1.0.0".to_owned(), true);
+    assert_eq!(logged(), [configured.clone()]);
+    // Trainers that register what they train change nothing.
+    let versions = Versions::new(&engine);
+    let manifest = Manifest::read(&config.paths.fm).unwrap();
+    let newer = Manifest { version: "2.0.0".into(), ..manifest.clone() };
+    for manifest in [&manifest, &newer] {
+        register_own_fm(&engine, manifest, &dataset.schema);
+    }
+    assert_eq!(versions.read().unwrap().fms().len(), 2);
+    assert_eq!(logged(), [configured.clone()]);
+    // One that is promoted is logged beside it, since the configured experts learn with the other.
+    versions.decide(|registry| registry.promote_fm("2.0.0")).unwrap();
+    assert_eq!(logged(), [("2.0.0".to_owned(), false), configured]);
+    // Of a version that is in both, the registry has the weights.
+    versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
+    assert_eq!(logged(), [("1.0.0".to_owned(), false), ("2.0.0".to_owned(), false)]);
 }
 
 #[test]

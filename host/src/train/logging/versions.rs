@@ -44,7 +44,7 @@ pub trait ActiveVersions {
     fn to_log(&mut self) -> Result<Vec<ToLog>>;
 }
 
-/// The registry's active and shadow versions; while nothing is registered, the configured checkpoint.
+/// The registry's active and shadow versions, and the configured checkpoint as long as it serves (`serve::plan`).
 pub struct Registered {
     follower: versions::Follower,
     checkpoint: PathBuf,
@@ -65,11 +65,6 @@ impl ActiveVersions for Registered {
     fn to_log(&mut self) -> Result<Vec<ToLog>> {
         self.follower.catch_up()?;
         let registry = self.follower.registry();
-        if registry.is_empty() {
-            let version = Manifest::read(&self.checkpoint)?.version;
-            let checkpoint = Some(self.checkpoint.clone());
-            return Ok(vec![ToLog { version, checkpoint, published: true }]);
-        }
         let to_log = |fm: &versions::FmVersion| {
             let (checkpoint, published) = match &fm.weights {
                 Weights::Path(path) => (Some(path.clone()), false),
@@ -78,7 +73,21 @@ impl ActiveVersions for Registered {
             };
             ToLog { version: fm.version.clone(), checkpoint, published }
         };
-        Ok(registry.live_fms().into_iter().map(to_log).collect())
+        let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(to_log).collect();
+        if registry.leaves_the_configured_fm() {
+            match Manifest::read(&self.checkpoint) {
+                // What is registered of a version says more than the configuration.
+                Ok(Manifest { version, .. }) if all.iter().all(|own| own.version != version) => {
+                    let checkpoint = Some(self.checkpoint.clone());
+                    all.push(ToLog { version, checkpoint, published: true });
+                }
+                Ok(_) => {}
+                // Where FMs are registered and none was ever trained here, there is none to configure.
+                Err(_) if !all.is_empty() && !self.checkpoint.exists() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
     }
 }
 

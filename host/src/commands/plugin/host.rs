@@ -1,0 +1,90 @@
+//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as errors.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+
+use crate::serve::api::RefusalBody;
+
+/// The environment variable of the token.
+const TOKEN: &str = "HYPERCAST_TOKEN";
+
+/// How long an answer may take: a push is compiled before it is answered.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Which daemon, and as whom.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Host {
+    /// The daemon, as http://127.0.0.1:8570 or https://HOST
+    pub host: String,
+    /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl Host {
+    /// GETs a route.
+    ///
+    /// # Errors
+    /// A daemon that cannot be reached, or refuses.
+    pub fn get<T: DeserializeOwned>(&self, route: &str) -> anyhow::Result<T> {
+        let mut request = agent().get(self.url(route));
+        if let Some(token) = self.token()? {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        self.answer(request.call())
+    }
+
+    /// POSTs a body.
+    ///
+    /// # Errors
+    /// A daemon that cannot be reached, or refuses.
+    pub fn post<T: DeserializeOwned>(&self, route: &str, body: &[u8]) -> anyhow::Result<T> {
+        let mut request =
+            agent().post(self.url(route)).header("content-type", "application/octet-stream");
+        if let Some(token) = self.token()? {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        self.answer(request.send(body))
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<T> {
+        let mut answer = answer.with_context(|| format!("cannot reach {}", self.host))?;
+        let status = answer.status();
+        let text = answer.body_mut().with_config().limit(64 << 20).read_to_string()?;
+        if status.is_success() {
+            return serde_json::from_str(&text).with_context(|| {
+                format!("{} gave another answer than this version knows", self.host)
+            });
+        }
+        match serde_json::from_str::<RefusalBody>(&text) {
+            Ok(body) => bail!("{} ({status}): {}", self.host, body.error.message),
+            Err(_) => bail!("{} ({status}): {}", self.host, text.trim()),
+        }
+    }
+
+    fn url(&self, route: &str) -> String {
+        let host = self.host.trim_end_matches('/');
+        match host.contains("://") {
+            true => format!("{host}{route}"),
+            false => format!("http://{host}{route}"),
+        }
+    }
+
+    fn token(&self) -> anyhow::Result<Option<String>> {
+        if let Some(path) = &self.token_file {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            return Ok(Some(text.trim().to_owned()));
+        }
+        Ok(std::env::var(TOKEN).ok().map(|token| token.trim().to_owned()))
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    ureq::Agent::new_with_config(config.timeout_global(Some(PATIENCE)).build())
+}

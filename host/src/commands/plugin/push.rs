@@ -1,0 +1,137 @@
+//! `hypercast plugin push COMPONENT HOST`: brings a signed component to a daemon, and tells how its rollout goes.
+//!
+//! It ends with 0 once the version answers everybody, with 3 where it waits for an operator, and with 1 where it was refused,
+//! given up or rolled back. Ending it does not end the rollout.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+
+use super::{
+    host::Host,
+    sign::{What, signature_path},
+};
+use crate::{
+    rollout::{Manifest, Push, Rollout, Signed, Step, Wishes},
+    serve::admin::RolloutAnswer,
+};
+
+/// How often it asks.
+const POLL: Duration = Duration::from_millis(250);
+
+/// How long a daemon may be away while a rollout goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The exit status where a rollout waits for an operator.
+const WAITS: i32 = 3;
+
+/// Arguments of `hypercast plugin push`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The component
+    pub component: PathBuf,
+    /// Where to
+    #[command(flatten)]
+    pub host: Host,
+    /// Its signature; with --key it is signed at once [default: COMPONENT.sig]
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    pub signature: Option<PathBuf>,
+    /// What it is to be, where it is signed at once; its parameters in any case
+    #[command(flatten)]
+    pub what: What,
+    /// How it is to go
+    #[command(flatten)]
+    pub wishes: Wishes,
+    /// End once it is taken, instead of following its rollout
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Pushes, and follows.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let signed = match (&args.what.key, &args.signature) {
+        (Some(_), _) => args.what.sign(&args.component)?,
+        (None, Some(path)) => Signed::read(path)?,
+        (None, None) => Signed::read(&signature_path(&args.component))?,
+    };
+    let Manifest { name, version, .. } = signed.claims()?;
+    let component =
+        std::fs::read(&args.component).with_context(|| args.component.display().to_string())?;
+    let parameters = args
+        .what
+        .parameters
+        .as_ref()
+        .map(|path| std::fs::read(path).with_context(|| path.display().to_string()))
+        .transpose()?;
+    let push = Push {
+        signed,
+        wishes: args.wishes,
+        component: &component,
+        parameters: parameters.as_deref(),
+    };
+    let route = format!("/v1/admin/experts/{name}/versions/{version}");
+    let answer: RolloutAnswer = args.host.post(&route, &push.encode())?;
+    if !answer.begun {
+        eprintln!("{name} {version} was pushed before; this is its rollout:");
+    }
+    let mut told = Told::default();
+    told.tell(&answer.rollout);
+    if args.no_wait {
+        return Ok(());
+    }
+    let mut away: Option<Instant> = None;
+    let mut rollout = answer.rollout;
+    loop {
+        match rollout.step {
+            Step::Promoted => return Ok(()),
+            Step::Waiting => std::process::exit(WAITS),
+            Step::Failed | Step::RolledBack => {
+                bail!("{name} {version} does not serve: {}", rollout.cause.unwrap_or_default())
+            }
+            Step::Replay | Step::Shadow | Step::Canary => std::thread::sleep(POLL),
+        }
+        match args.host.get::<RolloutAnswer>(&route) {
+            Ok(answer) => {
+                rollout = answer.rollout;
+                told.tell(&rollout);
+                away = None;
+            }
+            // A daemon that is started again goes on with its rollouts.
+            Err(error) if away.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
+                return Err(error);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Lines of a rollout's log that were printed.
+#[derive(Default)]
+pub struct Told {
+    last_ms: i64,
+    lines: Vec<String>,
+}
+
+impl Told {
+    /// Prints what is new.
+    pub fn tell(&mut self, rollout: &Rollout) {
+        for line in &rollout.log {
+            let text = format!("{:<11} {}", line.step.word(), line.text);
+            // Of one millisecond there may be several lines.
+            if line.at_ms < self.last_ms
+                || (line.at_ms == self.last_ms && self.lines.contains(&text))
+            {
+                continue;
+            }
+            if line.at_ms > self.last_ms {
+                self.lines.clear();
+            }
+            println!("{text}");
+            self.last_ms = line.at_ms;
+            self.lines.push(text);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `hypercast plugin replay COMPONENT --requests PATH`: a component over recorded requests, beside another version or
+//! what was answered.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+
+use crate::{
+    config::Config,
+    dataset::Dataset,
+    expert::{
+        Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
+    },
+    recorded::{self, Candidate, Recorded},
+    schema::Schema,
+    versions::schema_hash,
+};
+
+/// Arguments of `hypercast plugin replay`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The component
+    pub component: PathBuf,
+    /// Recorded requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
+    #[arg(long, value_name = "PATH")]
+    pub requests: PathBuf,
+    /// Its parameters; without any it runs with initial values, which tells of faults and times alone
+    #[arg(long, value_name = "FILE")]
+    pub parameters: Option<PathBuf>,
+    /// Another component, instead of what was answered
+    #[arg(long, value_name = "COMPONENT")]
+    pub against: Option<PathBuf>,
+    /// Its parameters
+    #[arg(long, value_name = "FILE", requires = "against")]
+    pub against_parameters: Option<PathBuf>,
+    /// Run both with zeros in the embedding's place
+    #[arg(long)]
+    pub without_tae: bool,
+    /// The schema of the requests (`schema.toml` of a data set) [default: that of the configuration's data set]
+    #[arg(long, value_name = "FILE")]
+    pub schema: Option<PathBuf>,
+    /// The configuration file, for limits, device and data set
+    #[arg(long, value_name = "FILE", default_value = "hypercast.toml")]
+    pub config: PathBuf,
+    /// Requests to run, the newest ones
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub most: usize,
+    /// Length of the lists that are compared at their tops
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    pub k: usize,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What components are loaded with.
+struct Loading<'a> {
+    config: &'a Config,
+    schema: &'a Schema,
+    engine: &'a Engine,
+    options: &'a LoadOptions,
+}
+
+/// Runs, and prints what came of it.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    anyhow::ensure!(args.k > 0 && args.most > 0, "--k and --most: at least 1");
+    let config = match args.config.is_file() {
+        true => Config::read(&args.config)?,
+        false => Config::default(),
+    };
+    let schema = match &args.schema {
+        Some(path) => Arc::new(Schema::load(path)?),
+        None => {
+            Dataset::open(&config.paths.dataset)
+                .context("the requests' schema is needed: give --schema or --config")?
+                .schema
+        }
+    };
+    let all = recorded::newest(&args.requests, args.most, |_| true)?;
+    let Some(last) = all.last() else { bail!("{} holds no requests", args.requests.display()) };
+    let (fm, tae_dim, hash) = (last.fm.clone(), last.tae_dim, schema_hash(&schema));
+    if last.schema != hash {
+        bail!(
+            "the requests are of schema {}, and this one is {hash}; give the schema of the daemon's data set",
+            last.schema
+        );
+    }
+    let options = LoadOptions {
+        tae_dim,
+        fm_version: Some(fm.clone()),
+        ..config.plugin_limits.load_options()
+    };
+    let engine = Engine::new(config.plugin_limits.engine())?;
+    let loading = Loading { config: &config, schema: &schema, engine: &engine, options: &options };
+    let own = loading.open(&args.component, args.parameters.as_deref())?;
+    let other = args
+        .against
+        .as_ref()
+        .map(|path| loading.open(path, args.against_parameters.as_deref()))
+        .transpose()?;
+    let mut left_out = std::collections::BTreeMap::new();
+    let serves = |expert: &Expert, record: &Recorded| {
+        expert.blueprint().serves(&schema.surfaces[usize::from(record.example.surface)])
+    };
+    let fits = |record: &Recorded| {
+        let why = if record.schema != hash {
+            "of another schema"
+        } else if record.fm != fm || record.tae_dim != tae_dim {
+            "with embeddings of another FM than the newest one's"
+        } else if !serves(&own, record)
+            || other.as_ref().is_some_and(|other| !serves(other, record))
+        {
+            "of surfaces that it does not serve"
+        } else {
+            return true;
+        };
+        *left_out.entry(why.to_owned()).or_insert(0) += 1;
+        false
+    };
+    let requests: Vec<Recorded> = all.into_iter().filter(fits).collect();
+    let label = |path: &Path| path.display().to_string();
+    let (own_label, other_label) =
+        (label(&args.component), args.against.as_deref().map(label).unwrap_or_default());
+    let without_tae = args.without_tae;
+    let candidate = Candidate { expert: &own, without_tae, label: &own_label };
+    let against =
+        other.as_ref().map(|expert| Candidate { expert, without_tae, label: &other_label });
+    let mut report = recorded::replay(&requests, candidate, against, (args.k, &|| false));
+    report.left_out.append(&mut left_out);
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{report}"),
+    }
+    Ok(())
+}
+
+impl Loading<'_> {
+    fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<Expert> {
+        let blueprint = Blueprint::load(self.engine, component, self.schema, self.options)?;
+        let breaker = self.config.plugin_limits.breaker();
+        let parameters = match parameters {
+            Some(path) => Parameters::restore(&blueprint.graph, SavedParameters::read(path)?)?,
+            None => {
+                eprintln!(
+                    "{}: no parameters given, so it runs with initial values",
+                    component.display()
+                );
+                let columns = blueprint.columns.feature_names().to_vec();
+                blueprint.init_parameters(FeatureStatistics::new(&columns).finish(), 0)
+            }
+        };
+        Ok(Expert::new(Arc::new(blueprint), parameters, self.config.device, breaker)?)
+    }
+}

@@ -1,0 +1,425 @@
+//! Pushes as a surface team makes them: to everybody by steps and under requests, refused by cause, rolled back by
+//! themselves, and going on after a restart.
+//!
+//! `HYPERCAST_ROLLOUT_PUSHES` sets how many pushes the last test makes one after the other (3 by default).
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use hypercast::{
+    config::Config,
+    rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256},
+};
+use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, services::wait_until, world};
+use serde_json::{Value, json};
+
+/// How long a step may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A world with an FM and version 1.0.0 of expert `home` in service, other parameters of the same network, and a key.
+struct Team {
+    binary: PathBuf,
+    dir: PathBuf,
+    plugins: PathBuf,
+    hostile: PathBuf,
+    config: Config,
+    _folder: tempfile::TempDir,
+}
+
+impl Team {
+    fn new(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
+        let (binary, plugins, hostile) = prerequisites(test)?;
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().to_path_buf();
+        let key = SecretKey::generate().unwrap();
+        key.write(&dir.join("team.key")).unwrap();
+        let mut config = world(&dir, 1000, 2);
+        config.plugin_limits.deadline_ms = 500;
+        config.experts = vec![expert("home", plugins.join("mlp-fusion.wasm"), &[])];
+        config.rollout.trusted_keys = vec![key.public().text()];
+        config.rollout.shadow_requests = 20;
+        config.rollout.canary_share = 0.5;
+        config.rollout.canary_requests = 20;
+        config.rollout.canary_s = 0;
+        // Times of an unoptimised build on a busy machine are not what these tests are about.
+        config.rollout.latency_slack_ms = 10_000.0;
+        config.recorded.share = 1.0;
+        change(&mut config);
+        config.write(&dir.join("hypercast.toml")).unwrap();
+        run_well(&binary, &dir, &["train", "fm"]);
+        run_well(&binary, &dir, &["train", "expert"]);
+        run_well(&binary, &dir, &["versions", "register", "fm"]);
+        run_well(&binary, &dir, &["versions", "promote", "fm", "1.0.0"]);
+        run_well(&binary, &dir, &["versions", "register", "expert", "home", "1.0.0"]);
+        run_well(&binary, &dir, &["versions", "promote", "expert", "home", "1.0.0"]);
+        Some(Team { binary, dir, plugins, hostile, config, _folder: folder })
+    }
+
+    /// Trains other parameters of `home` with another seed, or those of another component.
+    fn trained(&self, component: &Path, seed: u64) -> PathBuf {
+        let mut other = self.config.clone();
+        other.experts[0].plugin = component.to_path_buf();
+        other.expert_training.seed = seed;
+        other.paths.experts = format!("runs/experts-{seed}").into();
+        other.write(&self.dir.join("other.toml")).unwrap();
+        run_well(&self.binary, &self.dir, &["train", "expert", "--config", "other.toml"]);
+        self.dir.join(format!("runs/experts-{seed}/home/parameters.safetensors"))
+    }
+
+    fn daemon(&self) -> Daemon {
+        Daemon::start(&self.binary, &self.dir)
+    }
+
+    fn component(&self) -> PathBuf {
+        self.plugins.join("mlp-fusion.wasm")
+    }
+
+    /// `hypercast plugin push`: its exit status and all it said.
+    fn push(&self, daemon: &Daemon, component: &Path, args: &[&str]) -> (i32, String) {
+        let output = Command::new(&self.binary)
+            .args(["plugin", "push", component.to_str().unwrap(), daemon.url(), "--name", "home"])
+            .args(["--key", "team.key"])
+            .args(args)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the binary starts");
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), text.into_owned())
+    }
+
+    fn key(&self) -> SecretKey {
+        SecretKey::read(&self.dir.join("team.key")).unwrap()
+    }
+
+    fn versions(&self) -> String {
+        run_well(&self.binary, &self.dir, &["versions", "list"])
+    }
+}
+
+fn rank(user: u64, candidates: usize) -> String {
+    let candidates: Vec<Value> = (1..=candidates).map(|id| json!({ "id": id })).collect();
+    let time_ms = 1_800_000_000_000_u64;
+    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms, "explain": true })
+        .to_string()
+}
+
+fn predictions(daemon: &Daemon) -> Vec<f64> {
+    let (status, answer) = daemon.post("/v1/rank", &rank(1, 12));
+    assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+    let tasks = answer["explain"]["expert"].as_object().unwrap().clone();
+    let values = tasks.into_iter().flat_map(|(_, values)| values.as_array().unwrap().clone());
+    values.map(|value| value.as_f64().unwrap()).collect()
+}
+
+/// POSTs a push's body as it is: status, and message.
+fn send(daemon: &Daemon, version: &str, body: &[u8]) -> (u16, String) {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    let url = format!("{}/v1/admin/experts/home/versions/{version}", daemon.url());
+    let mut answer = ureq::Agent::new_with_config(config.build()).post(&url).send(body).unwrap();
+    let status = answer.status().as_u16();
+    let answer: Value = answer.body_mut().read_json().unwrap();
+    (status, answer["error"]["message"].as_str().unwrap_or_default().to_owned())
+}
+
+fn state(daemon: &Daemon, version: &str) -> Value {
+    let (_, text) = daemon.get(&format!("/v1/admin/experts/home/versions/{version}"));
+    serde_json::from_str::<Value>(&text).unwrap()["rollout"].clone()
+}
+
+/// What came of requests that were sent meanwhile.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    candidates: AtomicUsize,
+    answered: AtomicUsize,
+    /// Neither an answer nor one by an expert.
+    bad: AtomicUsize,
+}
+
+impl Load {
+    fn of(candidates: usize) -> Load {
+        Load { candidates: AtomicUsize::new(candidates), ..Load::default() }
+    }
+
+    /// Sends requests of many users until `run` is done.
+    fn during<T>(&self, daemon: &Daemon, run: impl FnOnce() -> T) -> T {
+        std::thread::scope(|scope| {
+            for first in [0, 50] {
+                scope.spawn(move || {
+                    for user in (first..first + 50).cycle() {
+                        if self.stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let body = rank(user + 1, self.candidates.load(Ordering::Relaxed));
+                        let (status, answer) = daemon.post("/v1/rank", &body);
+                        self.answered.fetch_add(1, Ordering::Relaxed);
+                        if status != 200 || answer["degraded"] != json!(false) {
+                            self.bad.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            let guard = Stopped(self);
+            let done = run();
+            drop(guard);
+            done
+        })
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.answered.load(Ordering::Relaxed), self.bad.load(Ordering::Relaxed))
+    }
+}
+
+/// Ends the load even where an assertion fails meanwhile.
+struct Stopped<'a>(&'a Load);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
+    let Some(team) = Team::new("rollout", |_| {}) else { return };
+    let other = team.trained(&team.component(), 8);
+    let other = other.to_str().unwrap();
+    let daemon = team.daemon();
+    let first = predictions(&daemon);
+
+    // Under requests, none of which fails or is degraded.
+    let load = Load::of(12);
+    let push =
+        || team.push(&daemon, &team.component(), &["--version", "1.1.0", "--parameters", other]);
+    let (status, said) = load.during(&daemon, push);
+    assert_eq!(status, 0, "{said}");
+    for word in
+        ["signed by key", "recorded requests replayed", "shadow", "canary", "answers everybody"]
+    {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(load.counts().1, 0, "of {} requests", load.counts().0);
+    let second = predictions(&daemon);
+    assert_ne!(first, second, "other parameters answer");
+    assert!(team.versions().contains("standby"), "{}", team.versions());
+
+    // The guard, by the bytes themselves: each is refused by its cause, and nothing changes.
+    let before = team.versions();
+    let component = std::fs::read(team.component()).unwrap();
+    let manifest = |version: &str| Manifest {
+        name: "home".into(),
+        version: version.into(),
+        contract: contract(&component),
+        surfaces: Vec::new(),
+        fm: None,
+        component: sha256(&component),
+        parameters: None,
+        created_ms: i64::MAX,
+    };
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+    let body = |signed: Signed, component: &[u8]| {
+        Push { signed, wishes: Wishes::default(), component, parameters: None }.encode()
+    };
+    let key = team.key();
+    let sign =
+        |version: &str, created_ms: i64| key.sign(&Manifest { created_ms, ..manifest(version) });
+    let good = body(sign("1.2.0", now()), &component);
+    let refused = |version: &str, body: &[u8], word: &str| {
+        let (status, said) = send(&daemon, version, body);
+        assert!(status >= 400 && status < 500 && said.contains(word), "{word}: {status} {said}");
+    };
+    let stranger = SecretKey::generate().unwrap();
+    refused("1.2.0", &body(stranger.sign(&manifest("1.2.0")), &component), "not trusted");
+    let posing = Signed { key: key.public().id(), ..stranger.sign(&manifest("1.2.0")) };
+    refused("1.2.0", &body(posing, &component), "the signature is not one of key");
+    let mut flipped = good.clone();
+    let last = flipped.len() - 1000;
+    flipped[last] ^= 1;
+    refused("1.2.0", &flipped, "not the one that was signed");
+    refused("1.2.0", &good[..good.len() - 1], "cut short");
+    refused("1.3.0", &good, "what was signed is home 1.2.0");
+    refused("1.2.0", &body(sign("1.2.0", 1000), &component), "an old push is not taken again");
+    refused("1.2.0", &body(sign("1.2.0", i64::MAX), &component), "clock");
+    refused("1.1.0", &body(sign("1.1.0", now()), &component), "other content");
+    refused("1.2.0", b"no push", "hcpush01");
+    let wishes = Wishes { canary_share: Some(0.9), ..Wishes::default() };
+    let eager =
+        Push { signed: sign("1.2.0", now()), wishes, component: &component, parameters: None };
+    refused("1.2.0", &eager.encode(), "rollout.canary_share");
+    // Another network has parameters that the one that serves lacks.
+    let short = team.plugins.join("short-term.wasm");
+    let (status, said) = team.push(&daemon, &short, &["--version", "2.0.0"]);
+    assert!(
+        status == 1 && said.contains("by name and shape: `") && said.contains("train"),
+        "{said}"
+    );
+    // A component that faults at the very requests that were recorded goes no further.
+    let trap = team.hostile.join("trap.wasm");
+    let parameters = team.trained(&trap, 9);
+    let args = ["--version", "2.1.0", "--parameters", parameters.to_str().unwrap()];
+    assert_eq!(team.versions(), before, "refusals change nothing");
+    let (status, said) = team.push(&daemon, &trap, &args);
+    assert!(status == 1 && said.contains("replay:") && said.contains("trap"), "{said}");
+    assert_eq!((team.versions(), predictions(&daemon)), (before, second));
+
+    // Without parameters it starts from those that serve; then back by hand.
+    let load = Load::of(12);
+    let (status, said) =
+        load.during(&daemon, || team.push(&daemon, &team.component(), &["--version", "1.2.0"]));
+    assert!(status == 0 && said.contains("the parameters of 1.1.0"), "{said}");
+    assert_eq!(load.counts().1, 0);
+    let done = run_well(&team.binary, &team.dir, &["plugin", "rollback", "home", daemon.url()]);
+    assert!(done.contains("1.1.0 (100 %)"), "{done}");
+    let logs = run_well(&team.binary, &team.dir, &["plugin", "logs", "home", daemon.url()]);
+    assert!(logs.contains("home@1.2.0 (rolled-back)") && logs.contains("asked to"), "{logs}");
+
+    // What was served can be replayed.
+    let args = ["plugin", "replay", team.plugins.join("mlp-fusion.wasm").to_str().unwrap()]
+        .map(str::to_owned);
+    let more = ["--requests", "runs/state/recorded", "--parameters", other, "--json"];
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(more).collect();
+    let report: Value = serde_json::from_str(&run_well(&team.binary, &team.dir, &args)).unwrap();
+    assert!(report["compared"].as_u64().unwrap() > 20, "{report}");
+    assert_eq!(report["faults"], json!({}), "{report}");
+    assert!(daemon.stop());
+}
+
+fn contract(component: &[u8]) -> String {
+    let import = b"hypercast:expert/types@";
+    let at = component.windows(import.len()).position(|bytes| bytes == import).unwrap();
+    let version = component[at + import.len()..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_digit() || **byte == b'.');
+    version.map(|byte| char::from(*byte)).collect()
+}
+
+#[test]
+fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
+    let Some(team) = Team::new("canary", |config| config.rollout.canary_requests = 1_000_000)
+    else {
+        return;
+    };
+    let crowd = team.hostile.join("crowd.wasm");
+    if !crowd.is_file() {
+        eprintln!("SKIPPED canary: {} is missing", crowd.display());
+        return;
+    }
+    let parameters = team.trained(&crowd, 9);
+    let daemon = team.daemon();
+    let first = predictions(&daemon);
+    let load = Load::of(12);
+    let (status, said) = load.during(&daemon, || {
+        std::thread::scope(|scope| {
+            let push = scope.spawn(|| {
+                let args = ["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()];
+                team.push(&daemon, &crowd, &args)
+            });
+            wait_until("it is a canary that answers", PATIENCE, || {
+                push.is_finished() || state(&daemon, "1.1.0")["step"] == "canary"
+            });
+            // Now come requests that it cannot stand.
+            load.candidates.store(20, Ordering::Relaxed);
+            push.join().unwrap()
+        })
+    });
+    assert_eq!(status, 1, "{said}");
+    for word in ["rolled-back rolled back to 1.0.0: canary: faults", "trap"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    // Nobody went without an answer, and all users are with the version before.
+    let (answered, bad) = load.counts();
+    assert!(bad > 0 && bad < answered, "{bad} of {answered}");
+    let give_up = Instant::now() + PATIENCE;
+    while (1..30).any(|user| daemon.post("/v1/rank", &rank(user, 20)).1["degraded"] != json!(false))
+    {
+        assert!(Instant::now() < give_up, "users are given back");
+    }
+    assert_eq!(predictions(&daemon), first);
+    assert!(team.versions().contains("retired"), "{}", team.versions());
+    // The same version does not come again.
+    let (status, said) = team.push(
+        &daemon,
+        &crowd,
+        &["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()],
+    );
+    assert!(status == 1 && said.contains("retired"), "{said}");
+    let (well, said) = run(&team.binary, &team.dir, &["plugin", "rollback", "home", daemon.url()]);
+    assert!(!well && said.contains("no earlier version"), "{said}");
+    assert!(daemon.stop());
+}
+
+#[test]
+fn a_rollout_goes_on_after_a_restart_and_waits_where_it_was_asked_to() {
+    let Some(team) = Team::new("restart", |_| {}) else { return };
+    let daemon = team.daemon();
+    let args = ["--version", "1.1.0", "--no-wait", "--stop-after", "canary"];
+    let (status, said) = team.push(&daemon, &team.component(), &args);
+    assert_eq!(status, 0, "{said}");
+    wait_until("it is a shadow", PATIENCE, || state(&daemon, "1.1.0")["step"] == "shadow");
+    let (status, said) = team.push(&daemon, &team.component(), &["--version", "1.2.0"]);
+    assert!(status == 1 && said.contains("1.1.0 is under way (shadow)"), "{said}");
+    assert!(daemon.stop());
+    let daemon = team.daemon();
+    let load = Load::of(12);
+    load.during(&daemon, || {
+        wait_until("it waits", PATIENCE, || state(&daemon, "1.1.0")["step"] == "waiting");
+        run_well(&team.binary, &team.dir, &["versions", "promote", "expert", "home", "1.1.0"]);
+        wait_until("it is promoted", PATIENCE, || state(&daemon, "1.1.0")["step"] == "promoted");
+    });
+    assert_eq!(load.counts().1, 0);
+    assert!(daemon.stop());
+}
+
+#[test]
+fn one_push_after_the_other_under_requests() {
+    let change = |config: &mut Config| {
+        config.rollout.shadow_requests = 5;
+        config.rollout.canary_requests = 5;
+        config.rollout.replay_requests = 10;
+        config.recorded.share = 0.05;
+        config.engine.fsync = false;
+    };
+    let Some(team) = Team::new("many pushes", change) else { return };
+    let pushes: usize = std::env::var("HYPERCAST_ROLLOUT_PUSHES")
+        .map_or(3, |pushes| pushes.parse().expect("HYPERCAST_ROLLOUT_PUSHES is a number"));
+    let daemon = team.daemon();
+    let load = Load::of(12);
+    let memory = load.during(&daemon, || {
+        let mut memory = Vec::new();
+        let start = Instant::now();
+        for push in 1..=pushes {
+            let version = format!("1.0.{push}");
+            let (status, said) = team.push(&daemon, &team.component(), &["--version", &version]);
+            assert_eq!(status, 0, "{said}");
+            memory.push(daemon.memory_mib());
+            if push % 10 == 0 || push == pushes {
+                let (answered, bad) = load.counts();
+                eprintln!(
+                    "{push} pushes in {:.0} s, {answered} requests, {bad} failed or degraded, {:.0} MiB",
+                    start.elapsed().as_secs_f64(),
+                    memory[push - 1]
+                );
+            }
+        }
+        memory
+    });
+    let (answered, bad) = load.counts();
+    assert_eq!(bad, 0, "of {answered} requests");
+    let list = team.versions();
+    assert_eq!(list.matches("standby").count(), 1, "{list}");
+    // Once caches are warm, memory stays.
+    if pushes >= 50 {
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (early, late) =
+            (mean(&memory[pushes / 4..pushes / 2]), mean(&memory[pushes * 3 / 4..]));
+        assert!(late < early * 1.1 + 16.0, "{early:.0} MiB, then {late:.0} MiB");
+    }
+    assert!(daemon.stop());
+}
