@@ -101,7 +101,8 @@ fn check<B: HstuBackend<Device = CudaDevice>>(name: &str, dtype: DType, share: f
         {
             let most = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
             let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-            let worst = worst.fold(0.0f32, |worst, x| if x > worst || x.is_nan() { x } else { worst });
+            let worst =
+                worst.fold(0.0f32, |worst, x| if x > worst || x.is_nan() { x } else { worst });
             println!("  {what}: off by {worst:e} at most, the largest is {most:e}");
             ensure!(worst <= share * most, "{what} in {name} with heads of {dim} is wrong");
         }
@@ -130,11 +131,7 @@ fn outputs<B: HstuBackend>(
     })
 }
 
-fn attention<B: HstuBackend<Device = CudaDevice>>(
-    dtype: &str,
-    n: usize,
-    results: &mut Vec<Value>,
-) {
+fn attention<B: HstuBackend<Device = CudaDevice>>(dtype: &str, n: usize, results: &mut Vec<Value>) {
     const DIM: usize = 256;
     let shape = layout(&[n; REQUESTS], 0, DIM);
     let device = CudaDevice::default();
@@ -145,7 +142,8 @@ fn attention<B: HstuBackend<Device = CudaDevice>>(
     };
     let inputs = HstuInputs { q: matrix(), k: matrix(), v: matrix(), position: None, time: None };
     let grad = matrix();
-    let forward = |inputs: HstuInputs<FloatTensor<B>>| drop(B::hstu_attention(inputs, shape.clone()));
+    let forward =
+        |inputs: HstuInputs<FloatTensor<B>>| drop(B::hstu_attention(inputs, shape.clone()));
     let backward = |inputs: HstuInputs<FloatTensor<B>>| {
         drop(B::hstu_attention_backward(inputs, grad.clone(), shape.clone()));
     };
@@ -155,9 +153,8 @@ fn attention<B: HstuBackend<Device = CudaDevice>>(
     let plain_backward = |inputs: HstuInputs<FloatTensor<B>>| {
         drop(plain::backward::<B>(inputs, grad.clone(), &shape, plain::GROUP_SCORES));
     };
-    let time = |run: &dyn Fn(HstuInputs<FloatTensor<B>>)| {
-        median_s::<B>(&device, || run(inputs.clone()))
-    };
+    let time =
+        |run: &dyn Fn(HstuInputs<FloatTensor<B>>)| median_s::<B>(&device, || run(inputs.clone()));
     let operations = (4 * DIM * HEADS * REQUESTS * (n * (n + 1) / 2)) as f64;
     let fused = [time(&forward), time(&backward)];
     let composed = [time(&plain_forward), time(&plain_backward)];
@@ -191,9 +188,7 @@ fn stack<B: HstuBackend<Device = CudaDevice>>(dtype: &str, results: &mut Vec<Val
     // From 896 to 1,144 tokens, 1,020 on average.
     let histories: Vec<usize> = (0..REQUESTS).map(|b| 896 + 8 * b).collect();
     let shape = layout(&histories, 2048, WIDTH / HEADS);
-    let random = |size| {
-        Tensor::<B, 2>::random(size, Distribution::Uniform(-0.05, 0.05), &device)
-    };
+    let random = |size| Tensor::<B, 2>::random(size, Distribution::Uniform(-0.05, 0.05), &device);
     let layers: Vec<Layer<B>> = (0..5)
         .map(|_| Layer { uvqk: random([WIDTH, 4 * WIDTH]), output: random([WIDTH, WIDTH]) })
         .collect();

@@ -305,7 +305,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
     /// Whether every head begins at a multiple of what is copied at once.
     fn heads_are_aligned(&self) -> bool {
         let bytes = [self.dims.qk, self.dims.v].map(|width| width * self.dtype.size());
-        bytes.iter().all(|bytes| bytes % mma::CHUNK_BYTES == 0)
+        bytes.iter().all(|bytes| bytes.is_multiple_of(mma::CHUNK_BYTES))
     }
 
     fn grid(&self, groups: usize) -> CubeCount {
@@ -373,7 +373,7 @@ fn readable<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R
 fn is_aligned<R: CubeRuntime>(tensor: &CubeTensor<R>) -> bool {
     let row = tensor.meta.strides()[0] * tensor.dtype.size();
     let start = tensor.handle.offset_start.unwrap_or_default();
-    row % mma::CHUNK_BYTES == 0 && start % mma::CHUNK_BYTES as u64 == 0
+    row.is_multiple_of(mma::CHUNK_BYTES) && start.is_multiple_of(mma::CHUNK_BYTES as u64)
 }
 
 fn entries<R: CubeRuntime>(table: &CubeTensor<R>) -> usize {

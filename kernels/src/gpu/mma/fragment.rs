@@ -84,6 +84,21 @@ impl Sums {
         self.fragments.index(at)[lower]
     }
 
+    /// Adds a pair of the right factor, times the left one's two rows.
+    fn add(
+        &mut self,
+        #[comptime] down: usize,
+        #[comptime] across: usize,
+        pair: Pair<f32>,
+        upper: f32,
+        lower: f32,
+    ) {
+        let sum = self.pair(down, across, 0usize) + pair * Pair::<f32>::new(upper);
+        self.set(down, across, 0usize, sum);
+        let sum = self.pair(down, across, 1usize) + pair * Pair::<f32>::new(lower);
+        self.set(down, across, 1usize, sum);
+    }
+
     pub(super) fn set(
         &mut self,
         #[comptime] down: usize,
@@ -128,26 +143,22 @@ pub(super) fn dot_products<E: Float>(
         }
     } else {
         let lane = UNIT_POS % WARP as u32;
-        #[unroll]
-        for down in 0..comptime!(sums.down) {
+        for k in 0..left.width {
             #[unroll]
-            for across in 0..comptime!(sums.across) {
+            for down in 0..comptime!(sums.down) {
                 let row = left_row + comptime!((down * STEP) as u32) + lane / 4;
-                let other = right_row + comptime!((across * COLUMNS) as u32) + lane % 4 * 2;
-                let upper_at = row as usize * left.pitch;
-                let lower_at = upper_at + comptime!(8 * left.pitch);
-                let right_at = other as usize * right.pitch;
-                let mut upper = Pair::<f32>::new(0.0f32);
-                let mut lower = Pair::<f32>::new(0.0f32);
-                for k in 0..left.width {
+                let upper_at = row as usize * left.pitch + k;
+                let upper = f32::cast_from(left.memory[upper_at]);
+                let lower = f32::cast_from(left.memory[upper_at + comptime!(8 * left.pitch)]);
+                #[unroll]
+                for across in 0..comptime!(sums.across) {
+                    let other = right_row + comptime!((across * COLUMNS) as u32) + lane % 4 * 2;
+                    let right_at = other as usize * right.pitch + k;
                     let mut pair = Pair::<f32>::new(0.0f32);
-                    pair[0] = f32::cast_from(right.memory[right_at + k]);
-                    pair[1] = f32::cast_from(right.memory[right_at + right.pitch + k]);
-                    upper += pair * Pair::<f32>::new(f32::cast_from(left.memory[upper_at + k]));
-                    lower += pair * Pair::<f32>::new(f32::cast_from(left.memory[lower_at + k]));
+                    pair[0] = f32::cast_from(right.memory[right_at]);
+                    pair[1] = f32::cast_from(right.memory[right_at + right.pitch]);
+                    sums.add(down, across, pair, upper, lower);
                 }
-                sums.set(down, across, 0usize, upper);
-                sums.set(down, across, 1usize, lower);
             }
         }
     }
@@ -238,26 +249,23 @@ fn add_weighted_portable<E: Float>(
     summed: Summed,
     #[comptime] plan: Plan,
 ) {
-    #[unroll]
-    for down in 0..comptime!(sums.down) {
+    for k in 0..plan.columns {
         #[unroll]
-        for across in 0..comptime!(sums.across) {
+        for down in 0..comptime!(sums.down) {
             let row = place.row + comptime!((down * STEP) as u32) + place.lane_row;
-            let column = summed.column + comptime!((across * COLUMNS) as u32) + place.lane_column;
-            let upper_at = row as usize * stash.pitch;
-            let lower_at = upper_at + comptime!(8 * stash.pitch);
-            let right_at = summed.row as usize * right.pitch + column as usize;
-            let mut upper = sums.pair(down, across, 0usize);
-            let mut lower = sums.pair(down, across, 1usize);
-            for k in 0..plan.columns {
+            let upper_at = row as usize * stash.pitch + k;
+            let upper = f32::cast_from(stash.memory[upper_at]);
+            let lower = f32::cast_from(stash.memory[upper_at + comptime!(8 * stash.pitch)]);
+            #[unroll]
+            for across in 0..comptime!(sums.across) {
+                let column =
+                    summed.column + comptime!((across * COLUMNS) as u32) + place.lane_column;
+                let right_at = (summed.row as usize + k) * right.pitch + column as usize;
                 let mut pair = Pair::<f32>::new(0.0f32);
-                pair[0] = f32::cast_from(right.memory[right_at + k * right.pitch]);
-                pair[1] = f32::cast_from(right.memory[right_at + k * right.pitch + 1]);
-                upper += pair * Pair::<f32>::new(f32::cast_from(stash.memory[upper_at + k]));
-                lower += pair * Pair::<f32>::new(f32::cast_from(stash.memory[lower_at + k]));
+                pair[0] = f32::cast_from(right.memory[right_at]);
+                pair[1] = f32::cast_from(right.memory[right_at + 1]);
+                sums.add(down, across, pair, upper, lower);
             }
-            sums.set(down, across, 0usize, upper);
-            sums.set(down, across, 1usize, lower);
         }
     }
 }

@@ -120,30 +120,53 @@ fn add_distances<E: Float>(
 ) -> f32 {
     let mut far = 0.0f32;
     #[comptime]
-    match (&operands.position, by_pair) {
-        (ComptimeOption::Some(table), ComptimeOption::Some(memory)) => {
-            // The last tile's sums are read to the end before this barrier's other side.
-            sync_cube();
-            put_grads(grads, memory, plan);
-            sync_cube();
-            let spread = (pairs.queries.position - pairs.keys.position) as i32;
-            let (rows, columns) = comptime!((plan.rows() as i32, plan.columns as i32));
-            let least = (spread - (columns - 1) * pairs.keys.step as i32).max(0);
-            let most = spread + (rows - 1) * pairs.queries.step as i32;
-            // Each unit has the distances that leave its number, divided by their number.
-            let turn = (UNIT_POS + CUBE_DIM - least as u32 % CUBE_DIM) % CUBE_DIM;
-            let mut distance = least + turn as i32;
-            while distance <= most {
-                let sum = diagonal(memory, pairs, spread - distance, plan);
-                if (distance as usize) < table.len() - 1 {
-                    partials[slot * partials.stride(0) + distance as usize] += sum;
-                } else {
-                    far += sum;
+    match &operands.position {
+        ComptimeOption::Some(table) =>
+        {
+            #[comptime]
+            match by_pair {
+                ComptimeOption::Some(memory) => {
+                    far = add_diagonals(table.len(), partials, slot, grads, pairs, memory, plan);
                 }
-                distance += CUBE_DIM as i32;
+                ComptimeOption::None => {}
             }
         }
-        _ => {}
+        ComptimeOption::None => {}
+    }
+    far
+}
+
+/// Adds the sums of the tile's diagonals; gives the unit's of those beyond the table.
+#[cube]
+fn add_diagonals(
+    entries: usize,
+    partials: &mut Tensor<f32>,
+    slot: usize,
+    grads: &Sums,
+    pairs: Pairs,
+    memory: &mut SharedMemory<f32>,
+    #[comptime] plan: Plan,
+) -> f32 {
+    let mut far = 0.0f32;
+    // The last tile's sums are read to the end before this barrier's other side.
+    sync_cube();
+    put_grads(grads, memory, plan);
+    sync_cube();
+    let spread = (pairs.queries.position - pairs.keys.position) as i32;
+    let (rows, columns) = comptime!((plan.rows() as i32, plan.columns as i32));
+    let least = (spread - (columns - 1) * pairs.keys.step as i32).max(0);
+    let most = spread + (rows - 1) * pairs.queries.step as i32;
+    // Each unit has the distances that leave its number, divided by their number.
+    let turn = (UNIT_POS + CUBE_DIM - least as u32 % CUBE_DIM) % CUBE_DIM;
+    let mut distance = least + turn as i32;
+    while distance <= most {
+        let sum = diagonal(memory, pairs, spread - distance, plan);
+        if (distance as usize) < entries - 1 {
+            partials[slot * partials.stride(0) + distance as usize] += sum;
+        } else {
+            far += sum;
+        }
+        distance += CUBE_DIM as i32;
     }
     far
 }

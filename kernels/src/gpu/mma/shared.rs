@@ -70,7 +70,6 @@ impl<E: Float> Tile<E> {
                     comptime!(length as u32),
                 );
             } else {
-                #[unroll]
                 for i in 0..length {
                     let mut value = E::from_int(0);
                     if i < left {
