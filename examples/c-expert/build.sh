@@ -9,7 +9,7 @@ trap 'rm -rf "$made"' EXIT
 read -r -a cc <<< "${WASM_CC:-python3 -m ziglang cc}"
 read -r -a tool <<< "${HYPERCAST_TOOL:-cargo hypercast}"
 
-"${WIT_BINDGEN:-wit-bindgen}" c "$here/../../sdk/wit" --world expert --out-dir "$made" &> /dev/null
+"${WIT_BINDGEN:-wit-bindgen}" c "$here/../../sdk/wit" --world expert --out-dir "$made" > /dev/null
 # A reactor: a library without `main`. Of libc only memory and strings are used, so nothing of WASI is imported.
 "${cc[@]}" --target=wasm32-wasi -mexec-model=reactor -Os -Wall -Wextra -Werror -I "$made" \
   "$here/c_expert.c" "$made/expert.c" "$made/expert_component_type.o" -o "$made/c_expert.wasm"
