@@ -19,7 +19,7 @@ use prometheus::{
 };
 use serde::Serialize;
 
-use super::{recent::Recent, set::ServingSet, window::Quality};
+use super::{plugin_metrics::PluginMetrics, recent::Recent, set::ServingSet, window::Quality};
 use crate::{clock::now_ms, join::Counts, publish::Header};
 
 /// The stages of a request, in order.
@@ -61,6 +61,7 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    plugins: PluginMetrics,
     started_ms: i64,
     totals: [AtomicU64; 3],
     lately: Mutex<Lately>,
@@ -220,6 +221,7 @@ impl Metrics {
             joiner,
             freshness,
             quality,
+            plugins: PluginMetrics::new(&registry),
             started_ms: now_ms(),
             totals: Default::default(),
             lately: Mutex::default(),
@@ -355,6 +357,11 @@ impl Metrics {
                 }
             }
         }
+    }
+
+    /// Says what plugins in service used.
+    pub fn plugins(&self, set: &ServingSet) {
+        self.plugins.copy(set);
     }
 
     /// When the process began, milliseconds since the epoch.
