@@ -58,6 +58,8 @@ fn an_expert_in_c_is_checked_trained_and_serves() {
         &["plugin", "check", component.to_str().unwrap(), "--schema", schema.to_str().unwrap()],
     );
     assert!(said.contains("c-expert") && said.contains("click"), "{said}");
+    // What every expert promises, in whichever language it is written.
+    Harness::of(&component).check_all().unwrap();
     config.experts = vec![expert("c", component, &["feed", "search"])];
     config.write(&dir.path().join("hypercast.toml")).unwrap();
     run_well(&binary, dir.path(), &["train", "fm"]);
