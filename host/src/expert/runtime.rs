@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use hypercast_fm::example::Example;
 
 use super::batch::{Columns, ExpertBatch, Tae};
-use super::breaker::{Breaker, BreakerConfig, BreakerState};
+use super::breaker::{Breaker, BreakerConfig, BreakerState, Lost};
 use super::counters::{Counters, CountersSnapshot};
+use super::gate::{Gate, Pass};
 use super::graph::{Graph, GraphLimits};
 use super::network::{Network, network};
 use super::normalise::Normaliser;
@@ -208,6 +209,7 @@ pub struct Expert {
     batches: Pool<ExpertBatch>,
     provenance: Provenance,
     breaker: Arc<Breaker>,
+    gate: Arc<Gate>,
     counters: Arc<Counters>,
 }
 
@@ -227,6 +229,7 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: Arc::new(Breaker::new(breaker)),
+            gate: Arc::default(),
             counters: Arc::default(),
         })
     }
@@ -240,6 +243,7 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: self.breaker.clone(),
+            gate: self.gate.clone(),
             counters: self.counters.clone(),
         })
     }
@@ -339,17 +343,18 @@ impl Expert {
         self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
-    /// Answers one request: breaker, network, `rank`, counters. `tae` is the
+    /// Answers one request: breaker, fair threads, network, `rank`, counters. `tae` is the
     /// FM's `[candidates, tae_dim]`; `limit` is how many candidates are wanted.
     pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
         let start = Instant::now();
-        self.counters.request();
         let mut times = ExpertTimes::default();
-        if !self.breaker.admit(start) {
-            return (self.degraded(self.fault(Call::Rank, Fault::Open)), times);
-        }
+        let _pass = match self.enter(start) {
+            Ok(pass) => pass,
+            Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
+        };
         let predictions = self.predict(&[example], tae);
         times.network = start.elapsed();
+        self.counters.network(times.network);
         let answer = predictions.and_then(|predictions| {
             let start = Instant::now();
             let ranked = self.rank(example, tae, &predictions, limit);
@@ -358,15 +363,38 @@ impl Expert {
         });
         match answer {
             Ok((ranked, predictions)) => {
-                self.breaker.success();
+                self.breaker.success(Instant::now());
+                self.counters.ranked();
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
-            Err(fault) => {
-                self.breaker.fault(Instant::now());
-                tracing::warn!(plugin = self.name(), cause = fault.cause.label(), "{fault}");
-                (self.degraded(fault), times)
-            }
+            Err(fault) => (self.failed(fault, times), times),
         }
+    }
+
+    /// Makes ready what the next request would wait for, unless the plugin is left alone.
+    pub fn prepare(&self) {
+        if self.breaker.state() == BreakerState::Closed {
+            self.blueprint.plugin.prepare();
+        }
+    }
+
+    /// The gate first: a breaker's one try must not be spent on a call that is not made.
+    fn enter(&self, now: Instant) -> Result<Pass<'_>, Fault> {
+        let pass =
+            self.gate.enter(&self.blueprint.plugin.limits().gate, now).map_err(Fault::Busy)?;
+        if self.breaker.admit(now) { Ok(pass) } else { Err(Fault::Open) }
+    }
+
+    fn failed(&self, fault: ExpertFault, times: ExpertTimes) -> RankOutcome {
+        let at = Instant::now();
+        // A busy pool says nothing of the plugin, and costs nobody time.
+        if !matches!(fault.cause, Fault::Busy(_)) {
+            // A machine that stood still is not the plugin's fault either.
+            let most = Duration::from_millis(self.blueprint.plugin.rank_deadline_ms().into());
+            self.breaker.fault(Lost { at, took: (times.network + times.wasm).min(most) });
+        }
+        self.counters.tell(&fault, at);
+        self.degraded(fault)
     }
 
     fn degraded(&self, fault: ExpertFault) -> RankOutcome {
@@ -375,6 +403,6 @@ impl Expert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name().to_owned(), call, cause }
+        ExpertFault { plugin: self.name().to_owned(), call, cause, trace: Vec::new() }
     }
 }

@@ -125,7 +125,8 @@ impl Acceptor {
     /// # Errors
     /// Whatever keeps it from being served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
-        let blueprint = self.blueprint(&expert.plugin, &expert.fm, expert.tae_dim)?;
+        let blueprint =
+            self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
         match &expert.weights {
             Weights::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
@@ -137,11 +138,16 @@ impl Acceptor {
         }
     }
 
-    fn blueprint(&self, plugin: &Path, fm: &str, tae_dim: usize) -> Result<Arc<Blueprint>> {
+    fn blueprint(
+        &self,
+        expert: &str,
+        (plugin, fm): (&Path, &str),
+        tae_dim: usize,
+    ) -> Result<Arc<Blueprint>> {
         let options = LoadOptions {
             tae_dim,
             fm_version: Some(fm.to_owned()),
-            ..self.config.plugin_limits.load_options()
+            ..self.config.load_options(expert)
         };
         Ok(Arc::new(Blueprint::load(&self.wasm, plugin, &self.schema, &options)?))
     }
@@ -161,7 +167,7 @@ impl Acceptor {
         let serving = moves::main_version(registry, &manifest.name);
         let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
         let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
-        let blueprint = self.blueprint(&plugin, &fm, tae_dim)?;
+        let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
         let parameters = match parameters {
             Some(path) => path,
             None => {
@@ -254,7 +260,8 @@ impl Acceptor {
 
     /// The newest published parameters of a version.
     fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
-        let blueprint = self.blueprint(&serving.plugin, &serving.fm, serving.tae_dim)?;
+        let blueprint =
+            self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
         let mut follower = Follower::open(self.streams.clone(), topic)?;
         let normaliser = crate::expert::FeatureStatistics::new(&[]).finish();

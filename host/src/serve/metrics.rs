@@ -17,7 +17,7 @@ use prometheus::{
 };
 use serde::Serialize;
 
-use super::{recent::Recent, set::ServingSet, window::Quality};
+use super::{plugin_metrics::PluginMetrics, recent::Recent, set::ServingSet, window::Quality};
 use crate::{clock::now_ms, join::Counts, publish::Header};
 
 /// The stages of a request, in order.
@@ -59,6 +59,7 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    plugins: PluginMetrics,
     started_ms: i64,
     totals: [AtomicU64; 3],
     lately: Mutex<Lately>,
@@ -218,6 +219,7 @@ impl Metrics {
             joiner,
             freshness,
             quality,
+            plugins: PluginMetrics::new(&registry),
             started_ms: now_ms(),
             totals: Default::default(),
             lately: Mutex::default(),
@@ -353,6 +355,11 @@ impl Metrics {
                 }
             }
         }
+    }
+
+    /// Says what plugins in service used.
+    pub fn plugins(&self, set: &ServingSet) {
+        self.plugins.copy(set);
     }
 
     /// When the process began, milliseconds since the epoch.

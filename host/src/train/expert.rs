@@ -114,7 +114,7 @@ fn train_on(
         ))
     })?;
     let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
-    let options = config.plugin_limits.load_options();
+    let options = config.load_options(&entry.name);
     let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
     let settings = &config.expert_training;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
@@ -325,7 +325,7 @@ mod tests {
         let Some(never) = hostile("held parameters", "long_verdict") else { return };
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
-        let guests = Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
         let trained =
             |plugin: &Path| train(&config, &entry(plugin), &guests, Source::Logs(None)).unwrap();
         let report = trained(&good.join("mlp-fusion.wasm"));
@@ -348,7 +348,7 @@ mod tests {
         let Some(plugin) = hostile("comparison", "takes_back") else { return };
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
-        let guests = Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
         let trained =
             |config: &Config| train(config, &entry(&plugin), &guests, Source::Logs(None)).unwrap();
         // It refuses whatever is compared with what serves.

@@ -11,7 +11,10 @@ use hypercast::expert::{
 };
 
 use crate::cases::Case;
-use crate::contract::{ActionBatch, Description, HostInfo, NamedColumn, Ranked, TaskLabels};
+use crate::contract::{
+    ActionBatch, Description, Evaluation, HostInfo, NamedColumn, Ranked, TaskLabels, TrainingStep,
+    Verdict,
+};
 use crate::error::Error;
 use crate::runtime::{RankCall, Runtime};
 use crate::training;
@@ -108,6 +111,14 @@ impl Runtime for Component {
 
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
         self.blueprint().plugin.sample(&self.blueprint().info, batch).map_err(words)
+    }
+
+    fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
+        self.blueprint().plugin.schedule(step).map_err(words)
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
+        self.blueprint().plugin.evaluate(&self.blueprint().info, evaluation).map_err(words)
     }
 
     fn parameters(&self) -> &Parameters {

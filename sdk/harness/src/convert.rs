@@ -129,6 +129,42 @@ pub(crate) fn labels(labels: Vec<sdk::TaskLabels>) -> Vec<host::TaskLabels> {
     labels.into_iter().map(one).collect()
 }
 
+pub(crate) fn step(step: host::TrainingStep) -> sdk::TrainingStep {
+    let host::TrainingStep { taken, planned, trained_rows, rows, learning_rate } = step;
+    sdk::TrainingStep { taken, planned, trained_rows, rows, learning_rate }
+}
+
+pub(crate) fn evaluation(evaluation: &host::Evaluation) -> sdk::Evaluation {
+    let host::Evaluation { decision, slices } = evaluation.clone();
+    let decision = match decision {
+        host::Decision::Publication => sdk::Decision::Publication,
+        host::Decision::Canary => sdk::Decision::Canary,
+    };
+    let quality = |host::Quality { ne, auc, gauc, calibration, mse }| sdk::Quality {
+        ne,
+        auc,
+        gauc,
+        calibration,
+        mse,
+    };
+    let slice = |host::Slice { task, surface, examples, candidate, serving }| sdk::Slice {
+        task,
+        surface,
+        examples,
+        candidate: quality(candidate),
+        serving: serving.map(quality),
+    };
+    sdk::Evaluation { decision, slices: slices.into_iter().map(slice).collect() }
+}
+
+pub(crate) fn verdict(verdict: sdk::Verdict) -> host::Verdict {
+    match verdict {
+        sdk::Verdict::Publish => host::Verdict::Publish,
+        sdk::Verdict::Hold(why) => host::Verdict::Hold(why),
+        sdk::Verdict::RollBack(why) => host::Verdict::RollBack(why),
+    }
+}
+
 fn attribute(attribute: sdk::Attribute) -> host::Attribute {
     let value = match attribute.value {
         sdk::Value::Integer(value) => host::Value::Integer(value),

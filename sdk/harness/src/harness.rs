@@ -8,7 +8,9 @@ use hypercast_sdk::Expert;
 
 use crate::cases::Case;
 use crate::component::Component;
-use crate::contract::{Description, Prediction, RankRequest, Ranked, TaskLabels};
+use crate::contract::{
+    Description, Evaluation, Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
+};
 use crate::error::{Error, Place};
 use crate::runtime::{RankCall, Runtime, action_batch};
 use crate::training::{self, Trained};
@@ -146,6 +148,22 @@ impl Harness {
     /// The fault, in words.
     pub fn sample(&self, cases: &[Case]) -> Result<Vec<f32>, String> {
         self.runtime.sample(&action_batch(cases, self.runtime.info()))
+    }
+
+    /// The factor of a training step's learning rate.
+    ///
+    /// # Errors
+    /// The fault, in words.
+    pub fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
+        self.runtime.schedule(step)
+    }
+
+    /// Whether the expert lets what was measured so serve.
+    ///
+    /// # Errors
+    /// The fault, in words.
+    pub fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
+        self.runtime.evaluate(evaluation)
     }
 
     fn rank_by(

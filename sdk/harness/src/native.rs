@@ -1,7 +1,7 @@
 //! The SDK's trait, called in this process: a debugger stops in it, a panic has
 //! its own backtrace, and no component needs to be built.
 //!
-//! `describe`, `network`, `rank`, `labels` and `sample` are plain calls. The graph that
+//! `describe`, `network`, `rank` and the training hooks are plain calls. The graph that
 //! `network` built is checked and run by the host's own code, as for a component.
 //! There is no deadline, no memory cap and no fresh instance: those are Wasm's.
 
@@ -17,7 +17,8 @@ use hypercast_sdk::{Expert, Request};
 
 use crate::cases::Case;
 use crate::contract::{
-    self, ActionBatch, Description, HostInfo, NamedColumn, Prediction, Ranked, TaskKind, TaskLabels,
+    self, ActionBatch, Description, Evaluation, HostInfo, NamedColumn, Prediction, Ranked,
+    TaskKind, TaskLabels, TrainingStep, Verdict,
 };
 use crate::convert;
 use crate::error::Error;
@@ -130,6 +131,15 @@ impl<E: Expert + 'static> Runtime for Native<E> {
 
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String> {
         Ok(E::sample(&convert::info(&self.info), &convert::action_batch(batch)))
+    }
+
+    fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
+        Ok(E::schedule(&convert::step(step)))
+    }
+
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
+        let verdict = E::evaluate(&convert::info(&self.info), &convert::evaluation(evaluation));
+        Ok(convert::verdict(verdict))
     }
 
     fn parameters(&self) -> &Parameters {

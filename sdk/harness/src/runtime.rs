@@ -8,7 +8,8 @@ use hypercast::expert::{Parameters, Predictions};
 
 use crate::cases::Case;
 use crate::contract::{
-    ActionBatch, Description, HostInfo, NamedColumn, Prediction, RankRequest, Ranked, TaskLabels,
+    ActionBatch, Description, Evaluation, HostInfo, NamedColumn, Prediction, RankRequest, Ranked,
+    TaskLabels, TrainingStep, Verdict,
 };
 use crate::error::Error;
 
@@ -33,6 +34,8 @@ pub(crate) trait Runtime: Any {
     fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String>;
     fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String>;
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String>;
+    fn schedule(&self, step: TrainingStep) -> Result<f32, String>;
+    fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String>;
     fn parameters(&self) -> &Parameters;
     /// The same expert with other parameters.
     fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error>;

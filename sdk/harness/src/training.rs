@@ -67,7 +67,8 @@ pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Trained,
     let (mut steps, mut lost_step) = (0, None);
     for _ in 0..PASSES {
         trainer.train(Chunk { examples: &examples, tae: &tae }, |report| {
-            if !report.stepped {
+            // A step of which sampling keeps no row is none; its losses are 0.
+            if !report.stepped && report.losses.iter().any(|loss| *loss != 0.0) {
                 lost_step.get_or_insert(steps);
             }
             steps += 1;

@@ -69,7 +69,7 @@ fn entropy(harness: &Harness, log: &[hypercast_harness::Case]) -> f64 {
 type Check = fn(&Harness) -> Result<(), Failure>;
 
 /// Guests that load, which check they fail, and a word of what the harness says of them.
-const TOLD: [(&str, Check, &str); 9] = [
+const TOLD: [(&str, Check, &str); 12] = [
     ("spin", Harness::check_ranking, "deadline"),
     ("bomb", Harness::check_ranking, "MiB of memory"),
     ("trap", Harness::check_ranking, "trapped"),
@@ -79,6 +79,9 @@ const TOLD: [(&str, Check, &str); 9] = [
     ("duplicates", Harness::check_unknown_features, "bad output"),
     ("labels_short", Harness::check_labels, "`labels` gave a bad output"),
     ("sample_invalid", Harness::check_calibration, "`sample` gave a bad output"),
+    ("nan_schedule", Harness::check_gates, "step 0 of 1000"),
+    ("spin_schedule", Harness::check_gates, "deadline"),
+    ("trap_evaluate", Harness::check_gates, "trapped"),
 ];
 
 #[test]

@@ -98,7 +98,7 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
     let blueprint = &loaded.blueprint;
     let surface = loaded.surfaces().next();
     let surface = surface.ok_or_else(|| anyhow::anyhow!("it serves no surface of the schema"))?;
-    let world = Synthetic::new(loaded.schema.clone(), args.subject.tae_dim, 1);
+    let world = Synthetic::new(loaded.schema.clone(), blueprint.columns.tae_dim(), 1);
     let size = Size { surface, candidates: args.candidates, history: args.history };
     let sample = world.request(1, size);
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());

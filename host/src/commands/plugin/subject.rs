@@ -20,9 +20,9 @@ pub struct Subject {
     /// A configuration, whose [plugin_limits] are the budgets; those of an empty one if missing
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The width of the foundation model's embedding; 0 without one
-    #[arg(long, default_value_t = 64)]
-    pub tae_dim: usize,
+    /// The width of the foundation model's embedding, 0 without one; the configuration's if missing
+    #[arg(long)]
+    pub tae_dim: Option<usize>,
     /// The most FLOPs a candidate that its surface allows, in place of the configuration's
     #[arg(long)]
     pub max_flops: Option<u64>,
@@ -48,13 +48,18 @@ impl Subject {
             Some(file) => Schema::load(file)?,
             None => simulate::schema(3),
         };
-        let mut limits = match &self.config {
-            Some(file) => Config::read(file)?.plugin_limits,
-            None => PluginLimits::default(),
+        let config = match &self.config {
+            Some(file) => Config::read(file)?,
+            None => Config::default(),
         };
+        let tae_dim = self.tae_dim.unwrap_or(match config.fm.tae_dim {
+            0 => config.fm.dim,
+            tae_dim => tae_dim,
+        });
+        let mut limits = config.plugin_limits;
         limits.max_flops = self.max_flops.unwrap_or(limits.max_flops);
         let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
-        let options = LoadOptions { tae_dim: self.tae_dim, ..limits.load_options() };
+        let options = LoadOptions { tae_dim, ..limits.load_options() };
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
         Ok(Loaded { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
     }

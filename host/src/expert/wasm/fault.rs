@@ -56,6 +56,12 @@ pub enum Fault {
         /// The cap.
         limit_mib: u32,
     },
+    /// The guest asked for a larger table of functions than it may have.
+    #[error("asked for more than its {limit_elements} entries of a table")]
+    Table {
+        /// The cap.
+        limit_elements: usize,
+    },
     /// The guest's call stack overflowed.
     #[error("overflowed its call stack")]
     StackOverflow,
@@ -65,8 +71,8 @@ pub enum Fault {
     /// The guest returned an error of its own.
     #[error("returned an error: {0}")]
     Refused(String),
-    /// Every instance of the pool was in use.
-    #[error("found no free instance: {0}")]
+    /// As many calls of the plugin as may be, or all that the pool has room for, were under way.
+    #[error("is busy: {0}")]
     Busy(String),
     /// The breaker is open after repeated faults; the guest was not called.
     #[error("was not called: its breaker is open after repeated faults")]
@@ -80,6 +86,7 @@ impl Fault {
             Fault::Trap(_) => "trap",
             Fault::Deadline { .. } => "deadline",
             Fault::Memory { .. } => "memory",
+            Fault::Table { .. } => "table",
             Fault::StackOverflow => "stack_overflow",
             Fault::BadOutput(_) => "bad_output",
             Fault::Refused(_) => "refused",
@@ -99,4 +106,29 @@ pub struct ExpertFault {
     pub call: Call,
     /// What went wrong.
     pub cause: Fault,
+    /// The guest's functions at that moment, innermost first; empty where none was running.
+    pub trace: Vec<String>,
+}
+
+impl ExpertFault {
+    /// The functions as lines of a message, each on one of its own; nothing where there is none.
+    pub fn backtrace(&self) -> String {
+        self.trace.iter().map(|function| format!("\n    in {function}")).collect()
+    }
+}
+
+/// Functions of a backtrace that are kept, and bytes of a name: both are the guest's choice.
+const FRAMES: usize = 24;
+const FRAME_BYTES: usize = 200;
+
+/// The guest's functions at a trap, demangled, innermost first.
+pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
+    let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else {
+        return Vec::new();
+    };
+    // wasmtime demangles in its text alone: `NUMBER: OFFSET - MODULE!FUNCTION` lines.
+    let text = backtrace.to_string();
+    let functions = text.lines().skip(1).filter_map(|line| line.split_once(" - ")).take(FRAMES);
+    let cut = |name: &str| name[..name.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string();
+    functions.map(|(_, function)| cut(function.trim())).collect()
 }

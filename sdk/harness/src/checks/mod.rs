@@ -2,6 +2,7 @@
 //! failure and says where, what was seen, and what to do.
 
 mod calibration;
+mod gates;
 mod labels;
 mod predictions;
 mod ranking;
@@ -26,6 +27,7 @@ impl Harness {
             Harness::check_determinism,
             Harness::check_unknown_features,
             Harness::check_labels,
+            Harness::check_gates,
             Harness::check_calibration,
         ];
         let failures: Vec<Failure> = checks.iter().filter_map(|check| check(self).err()).collect();
