@@ -7,6 +7,7 @@
 //! without a daemon, [`experiment`] makes the paper's tables, and [`bench`] says how fast it is. The FM itself is the crate `hypercast-fm`.
 
 pub mod bench;
+pub mod client;
 pub mod clock;
 pub mod commands;
 pub mod config;

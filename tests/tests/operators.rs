@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hypercast::config::Config;
+use hypercast::{client, config::Config};
 use hypercast_tests::{
     Daemon, expert, prerequisites, run, run_well,
     secure::{Answer, Ask, Certificate, ask, write_secret},
@@ -112,6 +112,19 @@ fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
     assert_eq!(first_answer(Ask { token: Some(OTHER_OPS), ..reload }).status, 401);
     let answer = first_answer(Ask { token: Some(OPS), ..reload });
     assert_eq!((answer.status, &answer.json()["changed"]), (200, &json!([])), "{}", answer.body);
+
+    // As commands ask.
+    let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+    let client = |ca: &Certificate| {
+        let agent = client::agent(config.clone(), Some(&ca.certificate)).unwrap();
+        let url = daemon.url().replace("127.0.0.1", "localhost") + "/v1/admin/reload";
+        agent.post(url).header("authorization", format!("Bearer {OPS}")).send("")
+    };
+    let mut answer = client(&first).unwrap();
+    let outcome: Value = answer.body_mut().read_json().unwrap();
+    assert_eq!((answer.status().as_u16(), &outcome["restart"]), (200, &json!([])), "{outcome}");
+    let error = client(&second).unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
 
     // Another certificate and other tokens, at the same places.
     let read = |trusted: &Certificate| {

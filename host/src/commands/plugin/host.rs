@@ -5,13 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
-use ureq::unversioned::{
-    resolver::DefaultResolver,
-    transport::{Connector, TcpConnector},
-};
-
-use super::tls::Tls;
-use crate::serve::api::RefusalBody;
+use crate::{client, serve::api::RefusalBody};
 
 /// The environment variable of the token.
 const TOKEN: &str = "HYPERCAST_TOKEN";
@@ -77,8 +71,11 @@ impl Host {
     }
 
     fn agent(&self) -> anyhow::Result<ureq::Agent> {
-        let encrypted = self.host.starts_with("https://");
-        Ok(agent(encrypted.then(|| Tls::new(self.ca.as_deref())).transpose()?))
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .build();
+        Ok(client::agent(config, self.ca.as_deref())?)
     }
 
     fn url(&self, route: &str) -> String {
@@ -95,18 +92,5 @@ impl Host {
             return Ok(Some(text.trim().to_owned()));
         }
         Ok(std::env::var(TOKEN).ok().map(|token| token.trim().to_owned()))
-    }
-}
-
-/// Encrypts where the address is https.
-fn agent(tls: Option<Tls>) -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
-    let config = config.timeout_global(Some(PATIENCE)).build();
-    match tls {
-        Some(tls) => {
-            let connector = TcpConnector::default().chain(tls);
-            ureq::Agent::with_parts(config, connector, DefaultResolver::default())
-        }
-        None => ureq::Agent::new_with_config(config),
     }
 }
