@@ -66,15 +66,13 @@ impl Expert for ValueModel {
         let tasks: Vec<Task> = info.tasks.iter().map(task).collect();
         let mut all = labels::from_schema(&tasks, info, batch)?;
         let good = good_actions(info);
-        // One good action settles it; that there was none is known once all are known.
-        let engaged = |actions: &u32| f32::from(u8::from(actions & good != 0));
-        let settled = |(actions, known): (&u32, &u32)| {
-            u8::from(actions & known & good != 0 || known & good == good)
-        };
+        // By the good actions that are known: which those are depends on the surface, and not on what the user did.
+        let rows = || batch.actions.iter().zip(&batch.known);
+        let engaged = |(actions, known): (&u32, &u32)| u8::from(actions & known & good != 0);
         all.push(TaskLabels {
             task: ENGAGED.into(),
-            labels: batch.actions.iter().map(engaged).collect(),
-            mask: batch.actions.iter().zip(&batch.known).map(settled).collect(),
+            labels: rows().map(engaged).map(f32::from).collect(),
+            mask: batch.known.iter().map(|known| u8::from(known & good != 0)).collect(),
             weights: Vec::new(),
         });
         Ok(all)

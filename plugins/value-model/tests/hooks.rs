@@ -26,12 +26,12 @@ fn info(tae_dim: u32, features: &[&str]) -> HostInfo {
     }
 }
 
-/// Five examples: clicked, liked, hidden, nothing, and nothing known of the like.
+/// Five examples: clicked, liked, hidden, nothing, and nothing known that is good.
 fn batch() -> ActionBatch {
     ActionBatch {
         surface: vec![0; 5],
         actions: vec![0b001, 0b010, 0b100, 0, 0],
-        known: vec![0b101, 0b111, 0b111, 0b111, 0b101],
+        known: vec![0b101, 0b111, 0b111, 0b111, 0b100],
         values: Vec::new(),
     }
 }
@@ -48,11 +48,11 @@ fn its_network_has_the_own_task_and_an_extra_loss() {
 }
 
 #[test]
-fn the_own_task_is_labelled_where_it_is_settled() {
+fn the_own_task_is_labelled_by_the_good_actions_that_are_known() {
     let labels = ValueModel::labels(&info(8, &[]), &batch()).expect("labels");
     let engaged = labels.iter().find(|own| own.task == ENGAGED).expect("the own task");
     assert_eq!(engaged.labels, [1.0, 1.0, 0.0, 0.0, 0.0]);
-    assert_eq!(engaged.mask, [1, 1, 1, 1, 0], "a like may still come to the last");
+    assert_eq!(engaged.mask, [1, 1, 1, 1, 0], "by what is known, whatever came");
     assert_eq!(labels.len(), 3, "and the schema's tasks");
 }
 
