@@ -43,6 +43,7 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         memory_max_mib: 8,
         output_bytes: 1 << 20,
         component_bytes: 2 * MOST_BYTES,
+        ..Limits::default()
     };
     if let Ok(plugin) = Plugin::from_bytes(engine, "fuzz", &bytes, &limits) {
         use_it(plugin);

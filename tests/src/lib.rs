@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+pub mod guests;
 pub mod secure;
 pub mod services;
 
@@ -76,6 +77,7 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         without_tae: false,
         shadow: false,
         train_on: hypercast::config::TrainOn::All,
+        limits: Default::default(),
     }
 }
 

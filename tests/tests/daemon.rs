@@ -193,7 +193,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
     let from = config.timeline.until.clone();
     run_well(&binary, dir.path(), &["materialise", "--config", "logs.toml", "--from", &from]);
     let log = LogReader::open(&config.paths.logs).unwrap();
-    let engine = Engine::new(config.plugin_limits.engine()).unwrap();
+    let engine = Engine::new(config.guests()).unwrap();
     let options = LoadOptions {
         tae_dim: log.tae_dim,
         fm_version: Some("1.0.0".into()),

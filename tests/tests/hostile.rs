@@ -7,7 +7,9 @@ use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
 
 /// Guests that load and train like any other and misbehave in `rank` or their network, with the
 /// cause that an answer must name.
-const AT_SERVING: [(&str, &str); 11] = [
+const AT_SERVING: [(&str, &str); 13] = [
+    ("empty", "no ranked candidate"),
+    ("greedy", "deadline of 1000 ms"),
     ("spin", "deadline"),
     ("bomb", "MiB of memory"),
     ("overflow", "call stack"),
@@ -22,7 +24,18 @@ const AT_SERVING: [(&str, &str); 11] = [
 ];
 
 /// Guests that are refused at load, with a word of the reason.
-const AT_LOAD: [(&str, &str); 7] = [
+const AT_LOAD: [(&str, &str); 18] = [
+    ("bomb_describe", "MiB of memory"),
+    ("deep", "more than the limit"),
+    ("flops", "FLOPs a candidate"),
+    ("foreign_column", "`no_such_feature`"),
+    ("foreign_rank_column", "rank-columns"),
+    ("long_history", "history-len"),
+    ("long_name", "longer than"),
+    ("shape_overflow", "more than the limit"),
+    ("spin_network", "deadline"),
+    ("tasks_twice", "declared twice"),
+    ("wide", "has a dimension of"),
     ("bad_shape", "the inner dimensions 64 and 3 differ"),
     ("unknown_op", "the op is unknown"),
     ("cycle", "no cycle"),
@@ -33,9 +46,13 @@ const AT_LOAD: [(&str, &str); 7] = [
 ];
 
 /// Guests that fail while training.
-const AT_TRAINING: [(&str, &str); 2] = [
+const AT_TRAINING: [(&str, &str); 6] = [
+    ("spin_labels", "`labels` ran past its deadline"),
+    ("spin_sample", "`sample` ran past its deadline"),
     ("labels_short", "`labels` gave a bad output"),
     ("sample_invalid", "`sample` gave a bad output"),
+    ("spin_evaluate", "`evaluate` ran past its deadline"),
+    ("trap_evaluate", "`evaluate` trapped"),
 ];
 
 fn rank(surface: &str, user: u64) -> String {
@@ -57,6 +74,7 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 1500, AT_SERVING.len() + 1);
     config.plugin_limits.breaker_faults = 1000;
+    config.plugin_limits.breaker_lost_share = 1.0;
     // A deadline that a busy machine does not reach before a guest's own cause shows.
     config.plugin_limits.deadline_ms = 1000;
     config.server.deadline_ms = 60_000;
@@ -101,6 +119,14 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
     let (_, metrics) = daemon.get("/metrics");
     assert!(
         metrics.contains("hypercast_degraded_total{cause=\"deadline\",expert=\"spin\"} 3"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("hypercast_plugin_faults_total{arm=\"spin@1.0.0\",cause=\"deadline\"} 3"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("hypercast_plugin_breaker{arm=\"good@0.1.0\",state=\"closed\"} 1"),
         "{metrics}"
     );
     assert!(!metrics.contains("expert=\"good\"}"), "the good expert never degraded: {metrics}");

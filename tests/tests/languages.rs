@@ -49,6 +49,7 @@ fn an_expert_in_c_is_checked_trained_and_serves() {
     let dir = tempfile::tempdir().unwrap();
     let Some(component) = c_expert(dir.path()) else { return };
     let binary = binary().expect("`cargo test --workspace` builds the binary");
+    Harness::of(&component).check_all().expect("what every expert must keep");
     let mut config = world(dir.path(), 1500, 2);
     let schema = dir.path().join("data/schema.toml");
     let said = run_well(

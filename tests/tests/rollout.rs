@@ -14,7 +14,12 @@ use hypercast::{
     config::Config,
     rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256},
 };
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, services::wait_until, world};
+use hypercast_tests::{
+    Daemon, expert, prerequisites, run, run_well,
+    secure::{Ask, Certificate, ask, write_secret},
+    services::wait_until,
+    world,
+};
 use serde_json::{Value, json};
 
 /// How long a step may take.
@@ -32,6 +37,16 @@ struct Team {
 
 impl Team {
     fn new(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
+        let team = Team::unregistered(test, change)?;
+        team.versions(&["register", "fm"]);
+        team.versions(&["promote", "fm", "1.0.0"]);
+        team.versions(&["register", "expert", "home", "1.0.0"]);
+        team.versions(&["promote", "expert", "home", "1.0.0"]);
+        Some(team)
+    }
+
+    /// The same where the configuration still says what serves.
+    fn unregistered(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
         let (binary, plugins, hostile) = prerequisites(test)?;
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().to_path_buf();
@@ -52,10 +67,6 @@ impl Team {
         config.write(&dir.join("hypercast.toml")).unwrap();
         run_well(&binary, &dir, &["train", "fm"]);
         run_well(&binary, &dir, &["train", "expert"]);
-        run_well(&binary, &dir, &["versions", "register", "fm"]);
-        run_well(&binary, &dir, &["versions", "promote", "fm", "1.0.0"]);
-        run_well(&binary, &dir, &["versions", "register", "expert", "home", "1.0.0"]);
-        run_well(&binary, &dir, &["versions", "promote", "expert", "home", "1.0.0"]);
         Some(Team { binary, dir, plugins, hostile, config, _folder: folder })
     }
 
@@ -80,8 +91,12 @@ impl Team {
 
     /// `hypercast plugin push`: its exit status and all it said.
     fn push(&self, daemon: &Daemon, component: &Path, args: &[&str]) -> (i32, String) {
+        self.push_to(daemon.url(), component, args)
+    }
+
+    fn push_to(&self, url: &str, component: &Path, args: &[&str]) -> (i32, String) {
         let output = Command::new(&self.binary)
-            .args(["plugin", "push", component.to_str().unwrap(), daemon.url(), "--name", "home"])
+            .args(["plugin", "push", component.to_str().unwrap(), url, "--name", "home"])
             .args(["--key", "team.key"])
             .args(args)
             .current_dir(&self.dir)
@@ -97,8 +112,12 @@ impl Team {
         SecretKey::read(&self.dir.join("team.key")).unwrap()
     }
 
-    fn versions(&self) -> String {
-        run_well(&self.binary, &self.dir, &["versions", "list"])
+    fn versions(&self, args: &[&str]) -> String {
+        run_well(&self.binary, &self.dir, &[&["versions"], args].concat())
+    }
+
+    fn list(&self) -> String {
+        self.versions(&["list"])
     }
 }
 
@@ -140,6 +159,8 @@ struct Load {
     answered: AtomicUsize,
     /// Neither an answer nor one by an expert.
     bad: AtomicUsize,
+    /// Whether what came of each answer is told.
+    tells: bool,
 }
 
 impl Load {
@@ -162,6 +183,9 @@ impl Load {
                         if status != 200 || answer["degraded"] != json!(false) {
                             self.bad.fetch_add(1, Ordering::Relaxed);
                         }
+                        if self.tells {
+                            tell(daemon, user + 1, &answer);
+                        }
                     }
                 });
             }
@@ -175,6 +199,20 @@ impl Load {
     fn counts(&self) -> (usize, usize) {
         (self.answered.load(Ordering::Relaxed), self.bad.load(Ordering::Relaxed))
     }
+}
+
+/// Tells what came of an answer: the first of its items was clicked.
+fn tell(daemon: &Daemon, user: u64, answer: &Value) {
+    let ranking = answer["ranking"].as_array().unwrap();
+    let event = |(place, item): (usize, &Value)| {
+        json!({
+            "request": answer["request"], "user": user, "item": item["id"], "surface": "feed",
+            "time_ms": 1_800_000_000_000_u64, "actions": { "click": place == 0 },
+        })
+    };
+    let events: Vec<Value> = ranking.iter().enumerate().map(event).collect();
+    let (status, said) = daemon.post("/v1/events", &json!({ "events": events }).to_string());
+    assert_eq!(status, 200, "{said}");
 }
 
 /// Ends the load even where an assertion fails meanwhile.
@@ -208,10 +246,10 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     assert_eq!(load.counts().1, 0, "of {} requests", load.counts().0);
     let second = predictions(&daemon);
     assert_ne!(first, second, "other parameters answer");
-    assert!(team.versions().contains("standby"), "{}", team.versions());
+    assert!(team.list().contains("standby"), "{}", team.list());
 
     // The guard, by the bytes themselves: each is refused by its cause, and nothing changes.
-    let before = team.versions();
+    let before = team.list();
     let component = std::fs::read(team.component()).unwrap();
     let manifest = |version: &str| Manifest {
         name: "home".into(),
@@ -264,10 +302,10 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     let trap = team.hostile.join("trap.wasm");
     let parameters = team.trained(&trap, 9);
     let args = ["--version", "2.1.0", "--parameters", parameters.to_str().unwrap()];
-    assert_eq!(team.versions(), before, "refusals change nothing");
+    assert_eq!(team.list(), before, "refusals change nothing");
     let (status, said) = team.push(&daemon, &trap, &args);
     assert!(status == 1 && said.contains("replay:") && said.contains("trap"), "{said}");
-    assert_eq!((team.versions(), predictions(&daemon)), (before, second));
+    assert_eq!((team.list(), predictions(&daemon)), (before, second));
 
     // Without parameters it starts from those that serve; then back by hand.
     let load = Load::of(12);
@@ -342,7 +380,7 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
         assert!(Instant::now() < give_up, "users are given back");
     }
     assert_eq!(predictions(&daemon), first);
-    assert!(team.versions().contains("retired"), "{}", team.versions());
+    assert!(team.list().contains("retired"), "{}", team.list());
     // The same version does not come again.
     let (status, said) = team.push(
         &daemon,
@@ -352,6 +390,100 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
     assert!(status == 1 && said.contains("retired"), "{said}");
     let (well, said) = run(&team.binary, &team.dir, &["plugin", "rollback", "home", daemon.url()]);
     assert!(!well && said.contains("no earlier version"), "{said}");
+    assert!(daemon.stop());
+}
+
+#[test]
+fn a_canary_that_its_own_evaluate_takes_back_is_rolled_back() {
+    let change = |config: &mut Config| {
+        config.rollout.canary_requests = 1_000_000;
+        config.join.max_future_s = 0;
+    };
+    let Some(team) = Team::new("evaluate", change) else { return };
+    let takes_back = team.hostile.join("takes_back.wasm");
+    let parameters = team.trained(&takes_back, 9);
+    let daemon = team.daemon();
+    let load = Load { tells: true, ..Load::of(12) };
+    let args = ["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()];
+    let (status, said) = load.during(&daemon, || team.push(&daemon, &takes_back, &args));
+    assert_eq!(status, 1, "{said}");
+    let cause = "rolled back to 1.0.0: canary: evaluate: takes_back never wants anything new";
+    assert!(said.contains(cause), "{said}");
+    assert_eq!(load.counts().1, 0, "nobody noticed");
+    assert!(daemon.stop());
+}
+
+#[test]
+fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
+    const TOKEN: &str = "4f1d0d5c2f7e4f3aa1b0c9d8e7f60514";
+    let change = |config: &mut Config| {
+        config.server.admin_tokens = "admin".into();
+        config.server.tls_certificate = "own.crt".into();
+        config.server.tls_key = "own.key".into();
+    };
+    let Some(team) = Team::unregistered("first push", change) else { return };
+    let own = Certificate::make(&team.dir, "own");
+    write_secret(&team.dir.join("admin"), &format!("team {TOKEN}\n"));
+    write_secret(&team.dir.join("token"), TOKEN);
+    let daemon = team.daemon();
+    let url = daemon.url().replace("127.0.0.1", "localhost");
+    let answered = || {
+        let body = rank(1, 12);
+        let asked = Ask {
+            route: "/v1/rank",
+            body: Some(&body),
+            header: Some("Content-Type: application/json"),
+            ..Ask::default()
+        };
+        let answer = ask(&url, Some(&own), asked).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()
+    };
+    let before = answered();
+    assert_eq!(
+        (&before["expert"]["arm"], &before["degraded"]),
+        (&json!("home@0.1.0"), &json!(false))
+    );
+
+    let (status, said) = team.push_to(&url, &team.component(), &["--version", "1.1.0"]);
+    assert!(
+        status == 1 && said.contains("cannot reach"),
+        "no authority is trusted that nobody named: {said}"
+    );
+    let (status, said) =
+        team.push_to(&url, &team.component(), &["--version", "1.1.0", "--ca", "own.crt"]);
+    assert!(status == 1 && said.contains("401"), "{said}");
+    let stop = AtomicBool::new(false);
+    let (status, said) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                assert_eq!(answered()["degraded"], json!(false));
+            }
+        });
+        let args = [
+            "--version",
+            "1.1.0",
+            "--ca",
+            "own.crt",
+            "--token-file",
+            "token",
+            "--stop-after",
+            "shadow",
+        ];
+        let pushed = team.push_to(&url, &team.component(), &args);
+        stop.store(true, Ordering::Relaxed);
+        pushed
+    });
+    assert!(
+        status == 3 && said.contains("the parameters of 0.1.0") && said.contains("waits for"),
+        "{said}"
+    );
+    // What the configuration served is registered now, and answers as before.
+    let after = answered();
+    assert_eq!(after["expert"]["arm"], json!("home@0.1.0"));
+    assert_eq!(before["ranking"], after["ranking"]);
+    let list = team.list();
+    assert!(list.contains("100.0 %") && list.contains("shadow"), "{list}");
     assert!(daemon.stop());
 }
 
@@ -370,7 +502,7 @@ fn a_rollout_goes_on_after_a_restart_and_waits_where_it_was_asked_to() {
     let load = Load::of(12);
     load.during(&daemon, || {
         wait_until("it waits", PATIENCE, || state(&daemon, "1.1.0")["step"] == "waiting");
-        run_well(&team.binary, &team.dir, &["versions", "promote", "expert", "home", "1.1.0"]);
+        team.versions(&["promote", "expert", "home", "1.1.0"]);
         wait_until("it is promoted", PATIENCE, || state(&daemon, "1.1.0")["step"] == "promoted");
     });
     assert_eq!(load.counts().1, 0);
@@ -412,7 +544,7 @@ fn one_push_after_the_other_under_requests() {
     });
     let (answered, bad) = load.counts();
     assert_eq!(bad, 0, "of {answered} requests");
-    let list = team.versions();
+    let list = team.list();
     assert_eq!(list.matches("standby").count(), 1, "{list}");
     // Once caches are warm, memory stays.
     if pushes >= 50 {

@@ -7,6 +7,7 @@
 mod engine;
 mod expert;
 mod fm;
+mod isolation;
 mod kernels;
 mod lifecycle;
 mod load;
@@ -42,6 +43,8 @@ pub enum Part {
     Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
+    /// What a bad plugin costs the others, and what a plugin costs
+    Isolation,
     /// Events in, joined, learned from and published, by real processes
     Lifecycle,
 }
@@ -57,6 +60,8 @@ pub struct Options {
     pub python: String,
     /// Built plugins.
     pub plugins: PathBuf,
+    /// Built guests that misbehave.
+    pub hostile: PathBuf,
     /// The one group of figures to take; all if missing.
     pub only: Option<String>,
     /// Rows of the store.
@@ -77,6 +82,18 @@ impl Options {
             true => path.canonicalize().map_err(Error::io(&path)),
             false => Err(Error::Invalid(format!(
                 "{} is missing: build it with `cargo hypercast build -p {name}`, or name its folder by --plugins",
+                path.display()
+            ))),
+        }
+    }
+
+    /// A guest that misbehaves.
+    fn hostile(&self, name: &str) -> Result<PathBuf> {
+        let path = self.hostile.join(format!("{name}.wasm"));
+        match path.is_file() {
+            true => path.canonicalize().map_err(Error::io(&path)),
+            false => Err(Error::Invalid(format!(
+                "{} is missing: `cargo verify` builds it; or name its folder by --hostile",
                 path.display()
             ))),
         }
@@ -107,6 +124,7 @@ pub fn run(options: &Options) -> Result<Report> {
                 fm::history(options, &mut report)?;
             }
         }
+        Part::Isolation => isolation::measure(options, &mut report)?,
         Part::Store => store::measure(options, &mut report)?,
         Part::Lifecycle => lifecycle::measure(options, &mut report)?,
     }

@@ -179,28 +179,7 @@ impl World {
 
     /// Requests of all users for drawn candidates.
     pub(super) fn bodies(&self, explain: bool) -> Result<Vec<String>> {
-        let dataset = Dataset::open(&self.dataset)?;
-        let mut newest = BTreeMap::<u64, i64>::new();
-        for impression in dataset.impressions()? {
-            let impression = impression?;
-            newest.insert(impression.user, impression.time_ms);
-        }
-        let time_ms = newest.values().max().copied().unwrap_or(0) + 1;
-        let mut items: Vec<u64> = dataset.items.keys().copied().collect();
-        items.sort_unstable();
-        let mut random = SmallRng::seed_from_u64(3);
-        let surface = &dataset.schema.surfaces[0];
-        let body = |user: &u64| {
-            let candidates: Vec<_> = (0..CANDIDATES)
-                .map(|_| json!({ "id": items[random.random_range(0..items.len())] }))
-                .collect();
-            json!({
-                "user": user, "surface": surface, "candidates": candidates,
-                "time_ms": time_ms, "explain": explain,
-            })
-            .to_string()
-        };
-        Ok(newest.keys().map(body).collect())
+        bodies(&self.dataset, 0, explain)
     }
 }
 
@@ -213,7 +192,34 @@ pub(super) fn mlp(plugin: PathBuf) -> ExpertEntry {
         without_tae: false,
         shadow: false,
         train_on: TrainOn::All,
+        limits: Default::default(),
     }
+}
+
+/// Requests on a surface of all users of a data set, for drawn candidates.
+pub(super) fn bodies(dataset: &Path, surface: usize, explain: bool) -> Result<Vec<String>> {
+    let dataset = Dataset::open(dataset)?;
+    let mut newest = BTreeMap::<u64, i64>::new();
+    for impression in dataset.impressions()? {
+        let impression = impression?;
+        newest.insert(impression.user, impression.time_ms);
+    }
+    let time_ms = newest.values().max().copied().unwrap_or(0) + 1;
+    let mut items: Vec<u64> = dataset.items.keys().copied().collect();
+    items.sort_unstable();
+    let mut random = SmallRng::seed_from_u64(3);
+    let surface = &dataset.schema.surfaces[surface];
+    let body = |user: &u64| {
+        let candidates: Vec<_> = (0..CANDIDATES)
+            .map(|_| json!({ "id": items[random.random_range(0..items.len())] }))
+            .collect();
+        json!({
+            "user": user, "surface": surface, "candidates": candidates,
+            "time_ms": time_ms, "explain": explain,
+        })
+        .to_string()
+    };
+    Ok(newest.keys().map(body).collect())
 }
 
 /// Runs a training as an operator does.

@@ -27,9 +27,12 @@ pub struct Args {
     /// The folder of built plugins
     #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
+    /// The folder of built guests that misbehave
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
+    pub hostile: PathBuf,
     /// One group of figures alone; kernels: attention, window, shared, step, history; store:
     /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory, nats;
-    /// lifecycle: ingest, latency, publish
+    /// lifecycle: ingest, latency, publish; isolation: rank, faults, plugins, neighbours
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
     /// Rows of the store; they take about 290 bytes each on disk and in memory, and as much again for rivals
@@ -57,6 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         runs: args.runs,
         python: args.python,
         plugins: args.plugins,
+        hostile: args.hostile,
         only: args.only,
         rows: args.rows,
         seconds: args.seconds,

@@ -134,7 +134,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
-    let guests = Engine::new(config.plugin_limits.engine())?;
+    let guests = Engine::new(config.guests())?;
     if let (true, Some(name)) = (args.follow, &args.name) {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let entry = config.expert(name)?;

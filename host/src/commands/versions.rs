@@ -306,7 +306,7 @@ fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow
                 name: name.clone(),
                 version: version.clone(),
             };
-            let wasm = WasmEngine::new(config.plugin_limits.engine())?;
+            let wasm = WasmEngine::new(config.guests())?;
             let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
             decide(&|registry| registry.register_expert(&expert))
         }

@@ -5,6 +5,7 @@
 //! key; a test keeps it complete.
 
 mod lifecycle;
+mod plugins;
 mod reload;
 mod rollout;
 mod serving;
@@ -12,6 +13,7 @@ mod serving;
 use std::path::{Path, PathBuf};
 
 pub use self::lifecycle::{EngineKind, EngineSettings, JoinSettings, PublishSettings};
+pub use self::plugins::{ExpertLimits, PluginLimits};
 pub use self::reload::Reloaded;
 pub use self::rollout::{RecordedSettings, RolloutSettings};
 pub use self::serving::{FmTierConfig, Server, Tier};
@@ -21,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    expert::{BreakerConfig, EngineConfig, Limits, LoadOptions, graph::GraphLimits},
+    expert::{CacheConfig, EngineConfig, LoadOptions},
     features::{
         FeatureConfig,
         replay::{PRETRAINING_CHUNK, PretrainingOptions},
@@ -273,79 +275,6 @@ impl Default for ExpertTraining {
     }
 }
 
-/// Limits of every plugin; a plugin may ask for less, never for more.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PluginLimits {
-    /// Wall-clock limit of a guest call while serving, in milliseconds.
-    pub deadline_ms: u32,
-    /// Wall-clock limit of a guest call at load and in training, in milliseconds.
-    pub setup_deadline_ms: u32,
-    /// Linear memory of an instance, in MiB.
-    pub memory_mib: u32,
-    /// Instances alive at once, over all plugins.
-    pub instances: u32,
-    /// Parameters of a network.
-    pub max_parameters: usize,
-    /// Floating-point operations a candidate.
-    pub max_flops: u64,
-    /// Consecutive faults that open a plugin's breaker.
-    pub breaker_faults: u32,
-    /// How long an open breaker rests, in milliseconds.
-    pub breaker_rest_ms: u64,
-}
-
-impl Default for PluginLimits {
-    fn default() -> Self {
-        Self {
-            deadline_ms: 50,
-            setup_deadline_ms: 5000,
-            memory_mib: 64,
-            instances: 64,
-            max_parameters: 64 << 20,
-            max_flops: 20_000_000,
-            breaker_faults: 5,
-            breaker_rest_ms: 5000,
-        }
-    }
-}
-
-impl PluginLimits {
-    /// The limits of a load, but for what the FM decides.
-    pub fn load_options(&self) -> LoadOptions {
-        LoadOptions {
-            limits: Limits {
-                deadline_ms: self.deadline_ms,
-                deadline_max_ms: self.deadline_ms,
-                hook_deadline_ms: self.setup_deadline_ms,
-                memory_mib: self.memory_mib,
-                memory_max_mib: self.memory_mib,
-                ..Limits::default()
-            },
-            graph_limits: GraphLimits {
-                parameters: self.max_parameters,
-                flops_per_candidate: self.max_flops,
-                ..GraphLimits::default()
-            },
-            ..LoadOptions::default()
-        }
-    }
-
-    /// The pool of instances.
-    pub fn engine(&self) -> EngineConfig {
-        EngineConfig {
-            instances: self.instances,
-            memory_mib: self.memory_mib,
-            ..EngineConfig::default()
-        }
-    }
-
-    /// The breaker of each plugin.
-    pub fn breaker(&self) -> BreakerConfig {
-        BreakerConfig { faults: self.breaker_faults, open_ms: self.breaker_rest_ms }
-    }
-}
-
 /// One expert in service.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -366,6 +295,9 @@ pub struct ExpertEntry {
     /// Which surfaces' rows it learns from.
     #[serde(default)]
     pub train_on: TrainOn,
+    /// Where it may use less than every plugin may.
+    #[serde(default)]
+    pub limits: ExpertLimits,
 }
 
 /// Which surfaces' rows an expert learns from.
@@ -452,6 +384,27 @@ impl Config {
         }
     }
 
+    /// The engine of plugins: its pool, and where it keeps what it compiled.
+    pub fn guests(&self) -> EngineConfig {
+        let limits = &self.plugin_limits;
+        let cache = CacheConfig {
+            folder: self.paths.state.join("compiled"),
+            bytes: limits.compiled_mib << 20,
+        };
+        EngineConfig { cache: (limits.compiled_mib > 0).then_some(cache), ..limits.engine() }
+    }
+
+    /// The limits that an expert is loaded with, but for what the FM decides.
+    pub fn load_options(&self, expert: &str) -> LoadOptions {
+        let own = self.experts.iter().find(|entry| entry.name == expert).map(|entry| &entry.limits);
+        let limits =
+            own.map_or_else(|| self.plugin_limits.clone(), |own| self.plugin_limits.with(own));
+        let mut options = limits.load_options();
+        let threads = self.server.threads as f64 * self.plugin_limits.threads_share;
+        options.limits.gate.threads = (threads as u32).max(1);
+        options
+    }
+
     /// An expert's parameter file.
     pub fn parameters(&self, entry: &ExpertEntry) -> PathBuf {
         self.paths.experts.join(&entry.name).join("parameters.safetensors")
@@ -500,8 +453,6 @@ impl Config {
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
-            ("plugin_limits.memory_mib", self.plugin_limits.memory_mib as usize),
-            ("plugin_limits.instances", self.plugin_limits.instances as usize),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} is 0; it must be at least 1"));
@@ -519,6 +470,7 @@ impl Config {
             return Err("fm_serving.url is https, but tiers speak plain HTTP to each other: use http:// inside a private network or a tunnel".into());
         }
         server.validate()?;
+        self.plugin_limits.validate()?;
         self.join.validate()?;
         self.publish.validate()?;
         self.rollout.validate()?;
@@ -537,6 +489,10 @@ impl Config {
             if self.experts[..at].iter().any(|other| other.name == entry.name) {
                 return Err(format!("two experts are named {:?}", entry.name));
             }
+            entry
+                .limits
+                .validate(&self.plugin_limits)
+                .map_err(|why| format!("experts[{at}].limits.{why}"))?;
         }
         Ok(())
     }

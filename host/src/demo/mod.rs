@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let fm =
         seconds.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
     eprint!("{}", train::report::table(&fm.progressive));
-    let engine = Engine::new(config.plugin_limits.engine())?;
+    let engine = Engine::new(config.guests())?;
     seconds.time("train_experts", || {
         config.experts.iter().try_for_each(|entry| {
             let logs = train::expert::Source::Logs(None);

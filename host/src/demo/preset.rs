@@ -128,6 +128,7 @@ pub fn world(into: PathBuf) -> simulate::Options {
 fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
     let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
         let with = ExpertEntry {
+            limits: Default::default(),
             name: name.into(),
             plugin: plugins.join(file),
             surfaces: surfaces.to_vec(),

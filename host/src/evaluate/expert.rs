@@ -71,7 +71,7 @@ impl Phase<'_> {
         })?;
         let past = view(surfaces.clone(), None, test_from_ms);
         let load = Load { engine: self.engine, plugin: &entry.plugin, name: &entry.name };
-        let options = self.config.plugin_limits.load_options();
+        let options = self.config.load_options(&entry.name);
         let blueprint = load.blueprint(&past, &survey.fm_version, options)?;
         let settings = &self.config.expert_training;
         let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);

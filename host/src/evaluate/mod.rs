@@ -102,7 +102,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let mut scores = Scores::new(&dataset.schema, &window, every_ms);
     seconds.time("score_fm", || fm::score(&stream, &setup.work, &mut scores))?;
     let log = LogReader::open(&config.paths.logs)?;
-    let engine = Engine::new(config.plugin_limits.engine())?;
+    let engine = Engine::new(config.guests())?;
     let phase = Phase { config: &config, log: &log, engine: &engine, window, mode: options.mode };
     for entry in &config.experts {
         seconds.time("experts", || phase.run(entry, &mut scores))?;

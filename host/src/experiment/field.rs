@@ -100,7 +100,7 @@ impl<'a> Field<'a> {
             Error::Invalid("the logs hold no row to train the expert on; let the test begin later, or take more users".into())
         })?;
         let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
-        let options = self.config.plugin_limits.load_options();
+        let options = self.config.load_options("experiment");
         let blueprint = load.blueprint(view, &survey.fm_version, options)?;
         let settings = &self.config.expert_training;
         let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);

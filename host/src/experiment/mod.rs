@@ -116,7 +116,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let ground = Ground {
         window: Window::new(options.setup.data, &options.asked, &config, &dataset)?,
         users: Users { share, salt: 0 },
-        engine: Engine::new(config.plugin_limits.engine())?,
+        engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
         labels: Labels::new(&dataset.schema),
         options,

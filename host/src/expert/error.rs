@@ -51,7 +51,7 @@ pub enum Error {
         host: &'static str,
     },
     /// A guest failed while its expert was loaded or trained.
-    #[error(transparent)]
+    #[error("{fault}{trace}", fault = .0, trace = .0.backtrace())]
     Fault(#[from] ExpertFault),
     /// A parameter file that is damaged or belongs to something else.
     #[error("{}: {why}", path.display())]

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use hypercast_fm::example::Example;
 
 use super::batch::{Columns, ExpertBatch, Tae};
-use super::breaker::{Breaker, BreakerConfig, BreakerState};
+use super::breaker::{Breaker, BreakerConfig, BreakerState, Lost};
 use super::counters::{Counters, CountersSnapshot};
+use super::gate::{Gate, Pass};
 use super::graph::{Graph, GraphLimits};
 use super::network::{Network, network};
 use super::normalise::Normaliser;
@@ -100,9 +101,26 @@ impl Blueprint {
         Parameters::init(&self.graph, provenance, seed)
     }
 
-    /// The FM that it was loaded for; empty without one.
-    pub fn fm_version(&self) -> &str {
-        &self.fm_version
+    /// The parameters of a file, which must be those of this very network and FM.
+    pub fn restore(&self, path: &Path) -> Result<Parameters, Error> {
+        let trained = Parameters::restore(&self.graph, SavedParameters::read(path)?)?;
+        let found = &trained.provenance;
+        if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, self.columns.tae_dim())
+        {
+            let why = format!(
+                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
+                found.fm_version,
+                found.tae_dim,
+                self.fm_version,
+                self.columns.tae_dim()
+            );
+            return Err(Error::Parameters { path: path.to_path_buf(), why });
+        }
+        if found.normaliser.names != self.columns.feature_names() {
+            let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
+            return Err(Error::Parameters { path: path.to_path_buf(), why });
+        }
+        Ok(trained)
     }
 
     /// Whether the expert can serve `surface`.
@@ -191,6 +209,7 @@ pub struct Expert {
     batches: Pool<ExpertBatch>,
     provenance: Provenance,
     breaker: Arc<Breaker>,
+    gate: Arc<Gate>,
     counters: Arc<Counters>,
 }
 
@@ -210,6 +229,7 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: Arc::new(Breaker::new(breaker)),
+            gate: Arc::default(),
             counters: Arc::default(),
         })
     }
@@ -223,6 +243,7 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: self.breaker.clone(),
+            gate: self.gate.clone(),
             counters: self.counters.clone(),
         })
     }
@@ -235,26 +256,8 @@ impl Expert {
         device: Device,
         breaker: BreakerConfig,
     ) -> Result<Expert, Error> {
-        let parameters_of_graph =
-            Parameters::restore(&blueprint.graph, SavedParameters::read(parameters)?)?;
-        let found = &parameters_of_graph.provenance;
-        if (found.fm_version.as_str(), found.tae_dim)
-            != (&blueprint.fm_version, blueprint.columns.tae_dim())
-        {
-            let why = format!(
-                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
-                found.fm_version,
-                found.tae_dim,
-                blueprint.fm_version,
-                blueprint.columns.tae_dim()
-            );
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
-        }
-        if found.normaliser.names != blueprint.columns.feature_names() {
-            let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
-            return Err(Error::Parameters { path: parameters.to_path_buf(), why });
-        }
-        Expert::new(blueprint, parameters_of_graph, device, breaker)
+        let trained = blueprint.restore(parameters)?;
+        Expert::new(blueprint, trained, device, breaker)
     }
 
     /// The expert's plugin, description and graph.
@@ -340,17 +343,18 @@ impl Expert {
         self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
-    /// Answers one request: breaker, network, `rank`, counters. `tae` is the
+    /// Answers one request: breaker, fair threads, network, `rank`, counters. `tae` is the
     /// FM's `[candidates, tae_dim]`; `limit` is how many candidates are wanted.
     pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
         let start = Instant::now();
-        self.counters.request();
         let mut times = ExpertTimes::default();
-        if !self.breaker.admit(start) {
-            return (self.degraded(self.fault(Call::Rank, Fault::Open)), times);
-        }
+        let _pass = match self.enter(start) {
+            Ok(pass) => pass,
+            Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
+        };
         let predictions = self.predict(&[example], tae);
         times.network = start.elapsed();
+        self.counters.network(times.network);
         let answer = predictions.and_then(|predictions| {
             let start = Instant::now();
             let ranked = self.rank(example, tae, &predictions, limit);
@@ -359,15 +363,38 @@ impl Expert {
         });
         match answer {
             Ok((ranked, predictions)) => {
-                self.breaker.success();
+                self.breaker.success(Instant::now());
+                self.counters.ranked();
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
-            Err(fault) => {
-                self.breaker.fault(Instant::now());
-                tracing::warn!(plugin = self.name(), cause = fault.cause.label(), "{fault}");
-                (self.degraded(fault), times)
-            }
+            Err(fault) => (self.failed(fault, times), times),
         }
+    }
+
+    /// Makes ready what the next request would wait for, unless the plugin is left alone.
+    pub fn prepare(&self) {
+        if self.breaker.state() == BreakerState::Closed {
+            self.blueprint.plugin.prepare();
+        }
+    }
+
+    /// The gate first: a breaker's one try must not be spent on a call that is not made.
+    fn enter(&self, now: Instant) -> Result<Pass<'_>, Fault> {
+        let pass =
+            self.gate.enter(&self.blueprint.plugin.limits().gate, now).map_err(Fault::Busy)?;
+        if self.breaker.admit(now) { Ok(pass) } else { Err(Fault::Open) }
+    }
+
+    fn failed(&self, fault: ExpertFault, times: ExpertTimes) -> RankOutcome {
+        let at = Instant::now();
+        // A busy pool says nothing of the plugin, and costs nobody time.
+        if !matches!(fault.cause, Fault::Busy(_)) {
+            // A machine that stood still is not the plugin's fault either.
+            let most = Duration::from_millis(self.blueprint.plugin.rank_deadline_ms().into());
+            self.breaker.fault(Lost { at, took: (times.network + times.wasm).min(most) });
+        }
+        self.counters.tell(&fault, at);
+        self.degraded(fault)
     }
 
     fn degraded(&self, fault: ExpertFault) -> RankOutcome {
@@ -376,6 +403,6 @@ impl Expert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name().to_owned(), call, cause }
+        ExpertFault { plugin: self.name().to_owned(), call, cause, trace: Vec::new() }
     }
 }

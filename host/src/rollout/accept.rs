@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Limits, Push, Rollout, Step, frame, moves,
+    Limits, Push, Rollout, Step, adopt, frame, moves,
     repository::{Admitted, Repository},
     signature::{Manifest, PublicKey, sha256},
 };
@@ -20,7 +20,7 @@ use crate::{
     expert::{Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, wasm::contract},
     publish::Follower,
     schema::Schema,
-    versions::{ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights},
+    versions::{Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights},
 };
 
 /// The route that a push came by.
@@ -36,8 +36,18 @@ pub struct Route<'a> {
 pub enum Taken {
     /// It was known: its rollout goes on as it was.
     Known,
-    /// Its rollout can begin, with the expert as it is loaded.
-    New(Box<Rollout>, Box<Expert>),
+    /// Its rollout can begin.
+    New(Begun),
+}
+
+/// A rollout that can begin.
+pub struct Begun {
+    /// Where it stands.
+    pub rollout: Box<Rollout>,
+    /// The expert as it is loaded.
+    pub expert: Box<Expert>,
+    /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
+    pub adoption: Vec<Change>,
 }
 
 /// Gives the keys that are trusted.
@@ -95,6 +105,13 @@ impl Acceptor {
             return Ok(Taken::Known);
         }
         let registry = Versions::new(&*self.streams).read()?;
+        let adoption = match adopt::is_due(&registry) {
+            true => adopt::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
+            false => Vec::new(),
+        };
+        let mut plan = moves::Plan::new(&registry);
+        plan.add(adoption)?;
+        let moves::Plan { registry, changes: adoption } = plan;
         let mut used = used(&registry);
         used.extend(under_way);
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
@@ -110,7 +127,10 @@ impl Acceptor {
             Ok((begin(expert, &push, (&manifest, limits), (&registry, now_ms)), loaded))
         });
         match begun {
-            Ok((rollout, loaded)) => Ok(Taken::New(Box::new(rollout), Box::new(loaded))),
+            Ok((rollout, expert)) => {
+                let (rollout, expert) = (Box::new(rollout), Box::new(expert));
+                Ok(Taken::New(Begun { rollout, expert, adoption }))
+            }
             Err(error) => {
                 for file in files.iter().filter(|file| !used.contains(*file)) {
                     self.repository.forget(file);
@@ -125,7 +145,8 @@ impl Acceptor {
     /// # Errors
     /// Whatever keeps it from being served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
-        let blueprint = self.blueprint(&expert.plugin, &expert.fm, expert.tae_dim)?;
+        let blueprint =
+            self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
         match &expert.weights {
             Weights::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
@@ -137,11 +158,16 @@ impl Acceptor {
         }
     }
 
-    fn blueprint(&self, plugin: &Path, fm: &str, tae_dim: usize) -> Result<Arc<Blueprint>> {
+    fn blueprint(
+        &self,
+        expert: &str,
+        (plugin, fm): (&Path, &str),
+        tae_dim: usize,
+    ) -> Result<Arc<Blueprint>> {
         let options = LoadOptions {
             tae_dim,
             fm_version: Some(fm.to_owned()),
-            ..self.config.plugin_limits.load_options()
+            ..self.config.load_options(expert)
         };
         Ok(Arc::new(Blueprint::load(&self.wasm, plugin, &self.schema, &options)?))
     }
@@ -161,7 +187,7 @@ impl Acceptor {
         let serving = moves::main_version(registry, &manifest.name);
         let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
         let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
-        let blueprint = self.blueprint(&plugin, &fm, tae_dim)?;
+        let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
         let parameters = match parameters {
             Some(path) => path,
             None => {
@@ -254,7 +280,8 @@ impl Acceptor {
 
     /// The newest published parameters of a version.
     fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
-        let blueprint = self.blueprint(&serving.plugin, &serving.fm, serving.tae_dim)?;
+        let blueprint =
+            self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
         let mut follower = Follower::open(self.streams.clone(), topic)?;
         let normaliser = crate::expert::FeatureStatistics::new(&[]).finish();

@@ -14,7 +14,8 @@ use std::{
 
 use super::{
     Rollout, Serving, Step, StopAfter,
-    accept::{Acceptor, Route, Taken},
+    accept::{Acceptor, Begun, Route, Taken},
+    adopt,
     evaluate::judge,
     limits::enough_times,
     moves,
@@ -74,7 +75,7 @@ pub struct Tools {
 }
 
 enum Command {
-    Begin { rollout: Box<Rollout>, expert: Box<Expert>, done: SyncSender<Result<()>> },
+    Begin { begun: Begun, done: SyncSender<Result<()>> },
     RollBack { name: String, done: SyncSender<Result<String>> },
 }
 
@@ -144,19 +145,22 @@ impl Rollouts {
             Taken::Known => {
                 let rollout = self.rollout(route.name, route.version);
                 let gone = || {
-                    Error::Refused(format!("{} {} was pushed before", route.name, route.version))
+                    Error::Refused(format!(
+                        "{} {} was pushed before, and its rollout is no longer known here; sign it anew",
+                        route.name, route.version
+                    ))
                 };
                 Ok((rollout.ok_or_else(gone)?, false))
             }
-            Taken::New(rollout, expert) => {
+            Taken::New(begun) => {
                 if let Some(known) = self.rollout(route.name, route.version)
                     && !known.step.is_over()
                 {
                     return Ok((known, false));
                 }
-                let begun = (*rollout).clone();
-                self.ask(|done| Command::Begin { rollout, expert, done })?;
-                Ok((begun, true))
+                let rollout = (*begun.rollout).clone();
+                self.ask(|done| Command::Begin { begun, done })?;
+                Ok((rollout, true))
             }
         }
     }
@@ -257,8 +261,8 @@ impl Driver {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Begin { rollout, expert, done } => {
-                let begun = self.begin(&rollout);
+            Command::Begin { begun: Begun { rollout, expert, adoption }, done } => {
+                let begun = self.adopt(&adoption).and_then(|()| self.begin(&rollout));
                 if begun.is_ok() {
                     self.loaded.insert(rollout.label(), expert);
                 }
@@ -269,6 +273,19 @@ impl Driver {
                 let _ = done.send(self.undo(&name));
             }
         }
+    }
+
+    fn adopt(&mut self, adoption: &[Change]) -> Result<()> {
+        let adopted = self.decide(|registry| match adopt::is_due(registry) {
+            true => Ok(adoption.to_vec()),
+            false => Ok(Vec::new()),
+        })?;
+        if adopted {
+            tracing::warn!(
+                "what the configuration serves is registered and promoted: from now on the registry says what serves, and `hypercast versions` changes it"
+            );
+        }
+        Ok(())
     }
 
     fn begin(&mut self, rollout: &Rollout) -> Result<()> {

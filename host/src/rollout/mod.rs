@@ -7,6 +7,7 @@
 //! in the registry alone ([`crate::versions`]); where a rollout stands is in a file ([`state`]), so that it goes on after a restart.
 
 pub mod accept;
+mod adopt;
 mod driver;
 mod evaluate;
 pub mod frame;

@@ -8,17 +8,19 @@ use crate::{
 };
 
 /// Changes that follow on one another.
-struct Plan {
-    registry: Registry,
-    changes: Vec<Change>,
+pub(super) struct Plan {
+    /// As it is after them.
+    pub(super) registry: Registry,
+    /// So far.
+    pub(super) changes: Vec<Change>,
 }
 
 impl Plan {
-    fn new(registry: &Registry) -> Self {
+    pub(super) fn new(registry: &Registry) -> Self {
         Self { registry: registry.clone(), changes: Vec::new() }
     }
 
-    fn add(&mut self, changes: Vec<Change>) -> Result<()> {
+    pub(super) fn add(&mut self, changes: Vec<Change>) -> Result<()> {
         self.registry.apply(&Decision { at_ms: 0, changes: changes.clone() })?;
         self.changes.extend(changes);
         Ok(())

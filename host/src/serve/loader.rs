@@ -45,7 +45,7 @@ impl Loader {
         schema: Option<Arc<Schema>>,
         (streams, metrics): (Arc<dyn Streams>, Arc<Metrics>),
     ) -> Result<Self> {
-        let wasm = Engine::new(config.plugin_limits.engine())?;
+        let wasm = Engine::new(config.guests())?;
         let (config, fm_config) = (config.clone(), fm_config.clone());
         Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
     }
@@ -222,7 +222,7 @@ impl Loader {
         let options = LoadOptions {
             tae_dim: fm.manifest().config.tae_width(),
             fm_version: Some(fm.version().to_owned()),
-            ..self.config.plugin_limits.load_options()
+            ..self.config.load_options(&planned.name)
         };
         let blueprint = Arc::new(Blueprint::load(&self.wasm, &planned.plugin, schema, &options)?);
         for &surface in &planned.surfaces {

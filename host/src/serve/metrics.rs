@@ -2,7 +2,7 @@
 //! last values for `GET /v1/live`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -14,10 +14,12 @@ use hypercast_fm::history::CacheCounts;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
+    proto::{LabelPair, MetricFamily},
 };
 use serde::Serialize;
 
-use super::{recent::Recent, set::ServingSet, window::Quality};
+use super::{plugin_metrics::PluginMetrics, recent::Recent, set::ServingSet, window::Quality};
 use crate::{clock::now_ms, join::Counts, publish::Header};
 
 /// The stages of a request, in order.
@@ -59,6 +61,7 @@ pub struct Metrics {
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
+    plugins: PluginMetrics,
     started_ms: i64,
     totals: [AtomicU64; 3],
     lately: Mutex<Lately>,
@@ -218,6 +221,7 @@ impl Metrics {
             joiner,
             freshness,
             quality,
+            plugins: PluginMetrics::new(&registry),
             started_ms: now_ms(),
             totals: Default::default(),
             lately: Mutex::default(),
@@ -355,6 +359,11 @@ impl Metrics {
         }
     }
 
+    /// Says what plugins in service used.
+    pub fn plugins(&self, set: &ServingSet) {
+        self.plugins.copy(set);
+    }
+
     /// When the process began, milliseconds since the epoch.
     pub fn started_ms(&self) -> i64 {
         self.started_ms
@@ -466,12 +475,38 @@ impl Metrics {
 
     /// Says which versions are in service, and that no others are.
     pub fn in_service(&self, set: &ServingSet) {
+        self.forget(set);
         self.versions.reset();
         for fm in set.fms() {
             self.versions.with_label_values(&["fm", "fm", fm.version()]).set(1);
         }
         for arm in set.arms() {
             self.versions.with_label_values(&["expert", &arm.name, &arm.version]).set(1);
+        }
+    }
+
+    /// Ends the series of versions that are not loaded any more: there would be more of them with every push.
+    fn forget(&self, set: &ServingSet) {
+        let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
+        let gone = |labels: &[LabelPair]| {
+            let arm = labels.iter().find(|label| label.name() == "arm").map(|label| label.value());
+            arm.is_some_and(|arm| !arm.is_empty() && !loaded.contains(arm))
+        };
+        let value = |labels: &[LabelPair], name: &str| {
+            let found = labels.iter().find(|label| label.name() == name);
+            found.map_or_else(String::new, |label| label.value().to_owned())
+        };
+        let series = |families: Vec<MetricFamily>| -> Vec<Vec<LabelPair>> {
+            let all = families.iter().flat_map(|family| family.get_metric());
+            all.map(|metric| metric.get_label().to_vec()).filter(|labels| gone(labels)).collect()
+        };
+        // One that a request of the set before counts again meanwhile goes with the next change.
+        for labels in series(self.arms.collect()) {
+            let values = ["surface", "arm", "fm", "degraded"].map(|name| value(&labels, name));
+            let _ = self.arms.remove_label_values(&values);
+        }
+        for labels in series(self.arm_seconds.collect()) {
+            let _ = self.arm_seconds.remove_label_values(&[value(&labels, "arm")]);
         }
     }
 

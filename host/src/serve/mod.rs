@@ -31,6 +31,7 @@ mod live;
 mod loader;
 pub mod metrics;
 mod plan;
+mod plugin_metrics;
 mod ready;
 mod recent;
 pub mod reload;

@@ -1,7 +1,10 @@
 //! `GET /v1/live`: what the daemon does now, for the page at `/` (which says
 //! what its fields are). It reads what others measured and computes nothing anew but percentiles.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -11,7 +14,7 @@ use super::{
     set::{Arm, ServedFm},
     window::Quality,
 };
-use crate::versions::VersionState;
+use crate::{expert::wasm::Call, versions::VersionState};
 
 /// The answer.
 #[derive(Debug, Serialize)]
@@ -73,8 +76,17 @@ struct PluginHealth {
     version: String,
     requests: u64,
     degraded: u64,
+    /// Of the last requests.
+    degraded_lately: Option<f64>,
     faults: BTreeMap<&'static str, u64>,
-    breaker: String,
+    breaker: &'static str,
+    /// Means, in microseconds: the network and `rank` a request, an instance each.
+    network_us: Option<f64>,
+    rank_us: Option<f64>,
+    instance_us: Option<f64>,
+    memory_bytes: u64,
+    log_lines: u64,
+    log_lines_dropped: u64,
 }
 
 /// What is now.
@@ -110,13 +122,22 @@ pub(super) fn report(service: &Service, metrics: &Metrics) -> Report {
     let plugin = |arm: &Arm| {
         let expert = arm.expert();
         let counts = expert.counters();
+        let usage = expert.blueprint().plugin.usage();
+        let rank = usage.calls.get(&Call::Rank).copied().unwrap_or_default();
         PluginHealth {
             name: arm.label.clone(),
             version: expert.version().to_owned(),
             requests: counts.requests,
             degraded: counts.degraded(),
+            degraded_lately: counts.degraded_lately,
+            network_us: mean_us(counts.network, rank.calls),
+            rank_us: mean_us(rank.took, rank.calls),
+            instance_us: mean_us(usage.instances.took, usage.instances.calls),
+            memory_bytes: usage.memory_bytes,
+            log_lines: usage.log_lines,
+            log_lines_dropped: usage.log_lines_dropped,
             faults: counts.faults.into_iter().filter(|(_, count)| *count > 0).collect(),
-            breaker: format!("{:?}", expert.breaker_state()).to_lowercase(),
+            breaker: expert.breaker_state().label(),
         }
     };
     let lines = service.served().windows().into_iter().map(|((at, task, arm), window)| Line {
@@ -143,7 +164,11 @@ pub(super) fn report(service: &Service, metrics: &Metrics) -> Report {
     }
 }
 
-/// NE and calibration now, for `/metrics`.
+fn mean_us(took: Duration, calls: u64) -> Option<f64> {
+    (calls > 0).then(|| took.as_secs_f64() * 1e6 / calls as f64)
+}
+
+/// NE and calibration now, and what plugins used, for `/metrics`.
 pub(super) fn gauges(service: &Service, metrics: &Metrics) {
     let schema = service.schema();
     let mut seen: HashMap<[String; 3], Quality> = HashMap::new();
@@ -152,4 +177,5 @@ pub(super) fn gauges(service: &Service, metrics: &Metrics) {
         seen.insert([surface, task, arm], window.quality());
     }
     metrics.quality(&seen);
+    metrics.plugins(&service.models().set());
 }

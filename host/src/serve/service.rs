@@ -262,8 +262,9 @@ impl Service {
 
     /// Does what can be done between requests, so that no answer need wait for it.
     pub fn after(&self, seen: Seen) {
-        for arm in seen.fetched.set.arms().iter().filter(|arm| arm.share > 0.0) {
-            arm.expert().blueprint().plugin.prepare();
+        // A plugin's time is spent after its own requests alone.
+        if let Some((_, expert)) = &seen.fetched.arm {
+            expert.prepare();
         }
         self.shadows.offer(seen);
     }

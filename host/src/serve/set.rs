@@ -110,7 +110,8 @@ impl Arm {
             _ => None,
         };
         self.live.tally.add(spent.network + spent.wasm, fault.is_some());
-        if let Some(fault) = fault {
+        // An open breaker says nothing that the faults before it did not.
+        if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
             self.live.tally.tell(now_ms(), fault.to_string());
         }
     }

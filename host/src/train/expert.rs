@@ -26,7 +26,7 @@ use crate::{
     dataset::{Dataset, timeline::Span},
     error::{Error, Result},
     expert::{
-        Blueprint, Engine, Parameters, SavedParameters,
+        Blueprint, Engine, Parameters,
         train::{BatchReport, Serving},
         wasm::contract::{TaskKind, Verdict},
     },
@@ -114,7 +114,7 @@ fn train_on(
         ))
     })?;
     let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
-    let options = config.plugin_limits.load_options();
+    let options = config.load_options(&entry.name);
     let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
     let settings = &config.expert_training;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
@@ -161,11 +161,9 @@ fn train_on(
 
 /// What serves now, if it is of this network and FM, and it is known what it has learned from.
 fn serving(path: &Path, blueprint: &Blueprint) -> Option<Serving> {
-    let saved = SavedParameters::read(path).ok()?;
-    let parameters = Parameters::restore(&blueprint.graph, saved).ok()?;
+    let parameters = blueprint.restore(path).ok()?;
     let learned_until_ms = parameters.provenance.trained_until_ms;
-    let own = blueprint.fm_version() == parameters.provenance.fm_version;
-    (own && learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
+    (learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
 }
 
 /// Replaces what serves, or leaves the parameters beside it.
@@ -280,6 +278,7 @@ mod tests {
     use super::*;
     use crate::{
         evaluate::tests::{hostile, plugins},
+        expert::SavedParameters,
         features::replay::{Replay, ReplayOptions},
         import::simulate,
         logs::{LogVersion, LogWriter},
@@ -326,7 +325,7 @@ mod tests {
         let Some(never) = hostile("held parameters", "long_verdict") else { return };
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
-        let guests = Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
         let trained =
             |plugin: &Path| train(&config, &entry(plugin), &guests, Source::Logs(None)).unwrap();
         let report = trained(&good.join("mlp-fusion.wasm"));
@@ -349,7 +348,7 @@ mod tests {
         let Some(plugin) = hostile("comparison", "takes_back") else { return };
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
-        let guests = Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = Engine::new(config.guests()).unwrap();
         let trained =
             |config: &Config| train(config, &entry(&plugin), &guests, Source::Logs(None)).unwrap();
         // It refuses whatever is compared with what serves.

@@ -170,7 +170,7 @@ pub fn work_dir(config: &Config, entry: &ExpertEntry, version: &str) -> PathBuf 
 
 fn plugin_version(ground: Ground<'_>) -> Result<String> {
     let Ground { dataset, config, entry, guests } = ground;
-    let options = config.plugin_limits.load_options();
+    let options = config.load_options(&entry.name);
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     Ok(blueprint.description.version.clone())
 }

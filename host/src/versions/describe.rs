@@ -69,7 +69,7 @@ impl NewExpert {
         let options = LoadOptions {
             tae_dim: self.tae_dim,
             fm_version: Some(self.fm.clone()),
-            ..config.plugin_limits.load_options()
+            ..config.load_options(&self.name)
         };
         let blueprint = Arc::new(Blueprint::load(engine, &self.plugin, schema, &options)?);
         Ok(self.describe_loaded(config, schema, &blueprint)?.0)

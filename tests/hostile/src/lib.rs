@@ -38,22 +38,26 @@ impl Expert for Good {
     }
 }
 
-/// A fault in a network that no builder would make.
+/// A fault in a description or network that no builder would make.
 pub trait Mutation {
     /// The expert's name.
     const NAME: &'static str;
 
+    /// Spoils a valid description.
+    fn describe(_description: &mut WitDescription) {}
+
     /// Spoils a valid network.
-    fn mutate(network: &mut Network);
+    fn mutate(_network: &mut Network) {}
 }
 
-/// An expert whose network has the fault of `M`.
+/// An expert whose description or network has the fault of `M`.
 pub struct Mutant<M>(PhantomData<M>);
 
 impl<M: Mutation> Guest for Mutant<M> {
     fn describe(info: HostInfo) -> WitDescription {
         let mut description = <Component<Good> as Guest>::describe(info);
         description.name = M::NAME.into();
+        M::describe(&mut description);
         description
     }
 

@@ -5,6 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
+use ureq::unversioned::{
+    resolver::DefaultResolver,
+    transport::{Connector, TcpConnector},
+};
+
+use super::tls::Tls;
 use crate::serve::api::RefusalBody;
 
 /// The environment variable of the token.
@@ -21,6 +27,9 @@ pub struct Host {
     /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// The certificate of the operator's own authority (PEM), for https [default: those of the system]
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 impl Host {
@@ -29,7 +38,7 @@ impl Host {
     /// # Errors
     /// A daemon that cannot be reached, or refuses.
     pub fn get<T: DeserializeOwned>(&self, route: &str) -> anyhow::Result<T> {
-        let mut request = agent().get(self.url(route));
+        let mut request = self.agent()?.get(self.url(route));
         if let Some(token) = self.token()? {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -42,7 +51,7 @@ impl Host {
     /// A daemon that cannot be reached, or refuses.
     pub fn post<T: DeserializeOwned>(&self, route: &str, body: &[u8]) -> anyhow::Result<T> {
         let mut request =
-            agent().post(self.url(route)).header("content-type", "application/octet-stream");
+            self.agent()?.post(self.url(route)).header("content-type", "application/octet-stream");
         if let Some(token) = self.token()? {
             request = request.header("authorization", format!("Bearer {token}"));
         }
@@ -67,6 +76,11 @@ impl Host {
         }
     }
 
+    fn agent(&self) -> anyhow::Result<ureq::Agent> {
+        let encrypted = self.host.starts_with("https://");
+        Ok(agent(encrypted.then(|| Tls::new(self.ca.as_deref())).transpose()?))
+    }
+
     fn url(&self, route: &str) -> String {
         let host = self.host.trim_end_matches('/');
         match host.contains("://") {
@@ -84,7 +98,15 @@ impl Host {
     }
 }
 
-fn agent() -> ureq::Agent {
+/// Encrypts where the address is https.
+fn agent(tls: Option<Tls>) -> ureq::Agent {
     let config = ureq::Agent::config_builder().http_status_as_error(false);
-    ureq::Agent::new_with_config(config.timeout_global(Some(PATIENCE)).build())
+    let config = config.timeout_global(Some(PATIENCE)).build();
+    match tls {
+        Some(tls) => {
+            let connector = TcpConnector::default().chain(tls);
+            ureq::Agent::with_parts(config, connector, DefaultResolver::default())
+        }
+        None => ureq::Agent::new_with_config(config),
+    }
 }

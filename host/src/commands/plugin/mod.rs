@@ -11,6 +11,7 @@ pub mod replay;
 pub mod rollback;
 pub mod sign;
 pub mod subject;
+mod tls;
 pub mod train;
 
 /// Work on expert plugins

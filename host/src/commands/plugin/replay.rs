@@ -93,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         fm_version: Some(fm.clone()),
         ..config.plugin_limits.load_options()
     };
-    let engine = Engine::new(config.plugin_limits.engine())?;
+    let engine = Engine::new(config.guests())?;
     let loading = Loading { config: &config, schema: &schema, engine: &engine, options: &options };
     let own = loading.open(&args.component, args.parameters.as_deref())?;
     let other = args

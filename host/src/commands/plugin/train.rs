@@ -51,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     config.paths.logs = args.logs.clone();
     config.expert_training.epochs = args.epochs.unwrap_or(config.expert_training.epochs);
-    let engine = Engine::new(config.plugin_limits.engine())?;
+    let engine = Engine::new(config.guests())?;
     // Training writes into a folder of its own, so that a run that fails leaves no file.
     let out = args.out.clone().unwrap_or_else(|| args.file.with_extension("safetensors"));
     let beside = out.parent().filter(|dir| !dir.as_os_str().is_empty());
@@ -70,6 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         without_tae: false,
         shadow: false,
         train_on: TrainOn::Own,
+        limits: Default::default(),
     };
     let source = expert::Source::Logs(args.fm.as_deref());
     let trained = expert::train(&config, &entry, &engine, source)?;

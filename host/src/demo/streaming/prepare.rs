@@ -169,5 +169,6 @@ fn configure(options: &Options, speed_up: f64, config: &mut Config) {
         without_tae: false,
         shadow: false,
         train_on: TrainOn::All,
+        limits: Default::default(),
     }];
 }

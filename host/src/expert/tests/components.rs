@@ -43,6 +43,7 @@ fn options() -> LoadOptions {
         deadline_ms: 1_000,
         deadline_max_ms: 1_000,
         hook_deadline_ms: 1_000,
+        memory_max_mib: 64,
         ..Limits::default()
     };
     LoadOptions {
@@ -168,17 +169,26 @@ fn training_is_deterministic() {
 
 /// What each hostile guest's message must say; `None` where the guest's misuse
 /// is bounded without a fault.
-const EXPECTED: [(&str, Option<&str>); 27] = [
+const EXPECTED: [(&str, Option<&str>); 45] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
+    ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
     ("cycle", Some("no cycle")),
+    ("deep", Some("more than the limit")),
     ("duplicates", Some("twice")),
+    ("empty", Some("no ranked candidate")),
+    ("flops", Some("FLOPs a candidate")),
+    ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
+    ("foreign_rank_column", Some("rank-columns hold")),
     ("foreign_version", Some("contract 1.0.0, and this host speaks 2.0.0")),
     ("frozen", None),
+    ("greedy", Some("past its deadline of 1000 ms")),
     ("huge", Some("1000000000 values")),
     ("huge_output", Some("bytes of output")),
     ("labels_short", Some("`labels` gave a bad output")),
     ("log_flood", None),
+    ("long_history", Some("its history-len of 4294967295")),
+    ("long_name", Some("name or version is empty or longer")),
     ("long_verdict", Some("long_verdict\\n\\u{1b}[31m")),
     ("nan", Some("score NaN")),
     ("nan_network", Some("prediction NaN")),
@@ -188,13 +198,22 @@ const EXPECTED: [(&str, Option<&str>); 27] = [
     ("overflow", Some("call stack")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
+    ("shape_overflow", Some("more than the limit")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
+    ("spin_evaluate", Some("`evaluate` ran past its deadline")),
+    ("spin_labels", Some("`labels` ran past its deadline")),
+    ("spin_network", Some("`network` ran past its deadline")),
+    ("spin_sample", Some("`sample` ran past its deadline")),
     ("spin_schedule", Some("`schedule` ran past its deadline")),
+    ("stateful", None),
     ("takes_back", Some("never wants anything new")),
+    ("tasks_twice", Some("declared twice")),
     ("trap", Some("trapped")),
     ("trap_evaluate", Some("`evaluate` trapped")),
     ("unknown_op", Some("the op is unknown")),
+    ("unsorted", None),
+    ("wide", Some("has a dimension of 262144")),
     ("wrong_length", Some("bad output")),
 ];
 
@@ -242,7 +261,8 @@ fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
     let mut trainer = trainer(&blueprint, log, config);
     let parameters = trainer.parameters().clone();
-    let breaker = BreakerConfig { faults: 3, open_ms: 60_000 };
+    let breaker =
+        BreakerConfig { faults: 3, lost_share: 1.0, open_ms: 60_000, open_max_ms: 60_000 };
     let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
     let example = &log.examples[4];
     let tae = noise(3, example.targets.len() * TAE_DIM);

@@ -2,21 +2,22 @@
 //! that ticks the epoch by which calls meet their deadlines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use wasmtime::component::{HasSelf, Linker};
+use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter};
 
+use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
 use super::log::GuestLog;
+use super::usage::{Line, Usage};
 use crate::expert::Error;
 
 /// One epoch.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// Log lines that a guest may write in one call, and their length in bytes.
-const LOG_LINES: u32 = 16;
+/// The length of a log line in bytes; longer ones are cut.
 const LOG_BYTES: usize = 512;
 
 /// Sizes of the instance pool, fixed for the life of the process.
@@ -28,11 +29,21 @@ pub struct EngineConfig {
     pub memory_mib: u32,
     /// The guests' call stack, in KiB.
     pub stack_kib: u32,
+    /// Entries of a table of functions.
+    pub table_elements: usize,
+    /// Where compiled components are kept; none compiles them at each load.
+    pub cache: Option<CacheConfig>,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig { instances: 64, memory_mib: 256, stack_kib: 512 }
+        EngineConfig {
+            instances: 64,
+            memory_mib: 256,
+            stack_kib: 512,
+            table_elements: 10_000,
+            cache: None,
+        }
     }
 }
 
@@ -46,6 +57,7 @@ struct Inner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
     config: EngineConfig,
+    cache: Option<Cache>,
     stop: Arc<AtomicBool>,
     log: Arc<GuestLog>,
 }
@@ -61,12 +73,29 @@ impl Engine {
         .map_err(Error::engine)?;
         let stop = Arc::new(AtomicBool::new(false));
         start_ticker(engine.weak(), stop.clone())?;
-        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, stop, log: Arc::default() }) })
+        let cache = config.cache.as_ref().and_then(|cache| match Cache::open(cache) {
+            Ok(opened) => Some(opened),
+            // Compiling takes a while longer and is always right.
+            Err(error) => {
+                tracing::warn!(folder = %cache.folder.display(), %error, "compiled plugins are not kept");
+                None
+            }
+        });
+        let log = Arc::default();
+        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, cache, stop, log }) })
     }
 
     /// What its guests wrote of late.
     pub fn log(&self) -> &Arc<GuestLog> {
         &self.inner.log
+    }
+
+    /// Checks and compiles a component, or takes what was compiled of the same bytes before.
+    pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
+        match &self.inner.cache {
+            Some(cache) => cache.component(self.wasmtime(), bytes),
+            None => Component::from_binary(self.wasmtime(), bytes),
+        }
     }
 
     /// The pool's sizes.
@@ -109,6 +138,7 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
         .max_memories_per_component(1)
         .total_tables(config.instances * 2)
         .max_tables_per_component(2)
+        .table_elements(config.table_elements)
         .max_memory_size((config.memory_mib as usize) << 20)
         // Clearing this much by hand is cheaper than giving the pages back.
         .linear_memory_keep_resident(256 << 10)
@@ -142,24 +172,65 @@ fn start_ticker(engine: wasmtime::EngineWeak, stop: Arc<AtomicBool>) -> Result<(
 /// What an instance may use, and what it has used.
 pub(super) struct HostState {
     pub(super) plugin: Arc<str>,
-    pub(super) memory_limit: usize,
     pub(super) memory_denied: bool,
+    pub(super) table_denied: bool,
+    memory_limit: usize,
+    table_limit: usize,
     /// The linear memory's size: it never shrinks.
     pub(super) memory_bytes: usize,
-    log_lines_left: u32,
+    usage: Arc<Usage>,
     log: Arc<GuestLog>,
+    /// One of the instances that the plugin may have.
+    _held: Held,
+}
+
+/// A place for an instance; dropping it makes it free.
+pub(super) struct Held(Arc<AtomicU32>);
+
+impl Held {
+    /// A place of `most`, if one is free.
+    pub(super) fn take(alive: &Arc<AtomicU32>, most: u32) -> Option<Held> {
+        let held = Held(alive.clone());
+        // Where there was none, dropping it takes the count back.
+        (alive.fetch_add(1, Ordering::Relaxed) < most).then_some(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whose instance it is, and what it may have.
+pub(super) struct Owner {
+    pub(super) plugin: Arc<str>,
+    pub(super) usage: Arc<Usage>,
+    pub(super) log: Arc<GuestLog>,
+    pub(super) memory_limit: usize,
+    pub(super) table_limit: usize,
 }
 
 impl HostState {
-    pub(super) fn new(plugin: Arc<str>, memory_limit: usize, log: Arc<GuestLog>) -> HostState {
+    pub(super) fn new(owner: Owner, held: Held) -> HostState {
+        let Owner { plugin, usage, log, memory_limit, table_limit } = owner;
         HostState {
             plugin,
-            memory_limit,
             memory_denied: false,
+            table_denied: false,
+            memory_limit,
+            table_limit,
             memory_bytes: 0,
-            log_lines_left: LOG_LINES,
+            usage,
             log,
+            _held: held,
         }
+    }
+}
+
+impl Drop for HostState {
+    fn drop(&mut self) {
+        self.usage.memory(self.memory_bytes);
     }
 }
 
@@ -185,7 +256,9 @@ impl ResourceLimiter for HostState {
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
         // Indirect-call tables of real guests have hundreds of entries.
-        Ok(desired <= 1 << 16)
+        let allowed = desired <= self.table_limit;
+        self.table_denied |= !allowed;
+        Ok(allowed)
     }
 }
 
@@ -193,30 +266,34 @@ impl contract::hypercast::expert::types::Host for HostState {}
 
 impl contract::ExpertImports for HostState {
     fn log(&mut self, level: Level, message: String) {
-        if self.log_lines_left == 0 {
-            return;
-        }
-        self.log_lines_left -= 1;
         let end = message.floor_char_boundary(LOG_BYTES);
-        let (message, plugin) = (&message[..end], &*self.plugin);
+        // A guest's line must not look like several of the host's.
+        let message = message[..end].escape_debug().to_string();
+        let plugin = &*self.plugin;
+        match self.usage.line(end, Instant::now()) {
+            Line::Write => {}
+            Line::Drop => return,
+            Line::Tell(dropped) => {
+                tracing::warn!(
+                    plugin,
+                    dropped,
+                    "it writes more log lines than it may; the rest is left out"
+                );
+                return;
+            }
+        }
         let word = match level {
             Level::Debug => "debug",
             Level::Info => "info",
             Level::Warn => "warn",
             Level::Error => "error",
         };
-        self.log.keep(plugin, word, message);
+        self.log.keep(plugin, word, &message);
         match level {
             Level::Debug => tracing::debug!(plugin, "{message}"),
             Level::Info => tracing::info!(plugin, "{message}"),
             Level::Warn => tracing::warn!(plugin, "{message}"),
             Level::Error => tracing::error!(plugin, "{message}"),
-        }
-        if self.log_lines_left == 0 {
-            tracing::warn!(
-                plugin,
-                "wrote {LOG_LINES} log lines in one call; the rest of this call's are dropped"
-            );
         }
     }
 }

@@ -56,6 +56,12 @@ pub enum Fault {
         /// The cap.
         limit_mib: u32,
     },
+    /// The guest asked for a larger table of functions than it may have.
+    #[error("asked for more than its {limit_elements} entries of a table")]
+    Table {
+        /// The cap.
+        limit_elements: usize,
+    },
     /// The guest's call stack overflowed.
     #[error("overflowed its call stack")]
     StackOverflow,
@@ -65,8 +71,8 @@ pub enum Fault {
     /// The guest returned an error of its own.
     #[error("returned an error: {0}")]
     Refused(String),
-    /// Every instance of the pool was in use.
-    #[error("found no free instance: {0}")]
+    /// As many calls of the plugin as may be, or all that the pool has room for, were under way.
+    #[error("is busy: {0}")]
     Busy(String),
     /// The breaker is open after repeated faults; the guest was not called.
     #[error("was not called: its breaker is open after repeated faults")]
@@ -80,6 +86,7 @@ impl Fault {
             Fault::Trap(_) => "trap",
             Fault::Deadline { .. } => "deadline",
             Fault::Memory { .. } => "memory",
+            Fault::Table { .. } => "table",
             Fault::StackOverflow => "stack_overflow",
             Fault::BadOutput(_) => "bad_output",
             Fault::Refused(_) => "refused",
@@ -99,4 +106,65 @@ pub struct ExpertFault {
     pub call: Call,
     /// What went wrong.
     pub cause: Fault,
+    /// The guest's functions at that moment, innermost first; empty where none was running.
+    pub trace: Vec<String>,
+}
+
+impl ExpertFault {
+    /// The functions as lines of a message, each on one of its own; nothing where there is none.
+    pub fn backtrace(&self) -> String {
+        self.trace.iter().map(|function| format!("\n    in {function}")).collect()
+    }
+}
+
+/// Functions of a backtrace that are kept, and bytes of a name: both are the guest's choice.
+const FRAMES: usize = 24;
+const FRAME_BYTES: usize = 200;
+
+/// The guest's functions at a trap, demangled, innermost first.
+pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
+    let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else {
+        return Vec::new();
+    };
+    // wasmtime demangles in its text alone: `NUMBER: OFFSET - MODULE!FUNCTION` lines.
+    let text = backtrace.to_string();
+    let functions = text.lines().skip(1).filter_map(|line| line.split_once(" - ")).take(FRAMES);
+    functions.map(|(_, place)| function(place)).collect()
+}
+
+/// A function of a frame as people call it, without module and hashes of crates.
+fn function(place: &str) -> String {
+    let name = place.split_once('!').map_or(place, |(_, name)| name).trim();
+    let mut parts = name.split('[');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(']') {
+            Some((hash, rest))
+                if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) =>
+            {
+                plain.push_str(rest);
+            }
+            _ => {
+                plain.push('[');
+                plain.push_str(part);
+            }
+        }
+    }
+    plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_told_without_module_and_hashes() {
+        let told = [
+            ("a-a44fee246c00ee52.wasm!std[a543996e6e7dbf1e]::alloc::oom", "std::alloc::oom"),
+            ("<unknown>!<[u8] as my[0123456789abcdef]::Trait>::go", "<[u8] as my::Trait>::go"),
+            ("m!f\u{1b}[2J", "f\\u{1b}[2J"),
+        ];
+        told.iter().for_each(|(place, plain)| assert_eq!(function(place), *plain));
+        assert_eq!(function(&"x".repeat(1000)).len(), FRAME_BYTES);
+    }
 }

@@ -3,10 +3,13 @@
 //!
 //! Every call makes a fresh instance, so a fault leaves nothing behind. What
 //! comes back is checked here; whether it makes sense as a network is for
-//! `graph`.
+//! `graph`. What is asked at load is asked twice, of two instances, which must agree.
 
+use std::fmt::Debug;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Component;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
@@ -16,10 +19,12 @@ use super::contract::{
     self, ActionBatch, Description, Evaluation, Expert, ExpertPre, HostInfo, NamedColumn, Network,
     Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use super::engine::{Engine, HostState};
-use super::fault::{Call, ExpertFault, Fault};
+use super::engine::{Engine, Held, HostState, Owner};
+use super::fault::{Call, ExpertFault, Fault, trace};
 use super::log::GuestLog;
+use super::usage::{LogRate, Usage, UsageSnapshot};
 use crate::expert::Error;
+use crate::expert::gate::GateConfig;
 
 /// What a guest may use. A description asks for its own `rank` limits; the
 /// `_max` fields bound what it gets.
@@ -39,6 +44,14 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Size of a component file, in bytes.
     pub component_bytes: usize,
+    /// Instances of one plugin that may be alive at one time; the pool's bound is over all plugins.
+    pub instances: u32,
+    /// Entries of a table of functions; the engine's pool bounds it too.
+    pub table_elements: usize,
+    /// What it may log.
+    pub log: LogRate,
+    /// The threads that it may hold where its calls take long.
+    pub gate: GateConfig,
 }
 
 impl Default for Limits {
@@ -51,12 +64,20 @@ impl Default for Limits {
             memory_max_mib: 256,
             output_bytes: 16 << 20,
             component_bytes: 64 << 20,
+            instances: 16,
+            table_elements: 10_000,
+            log: LogRate { lines_per_s: 20, bytes_per_s: 8 << 10 },
+            gate: GateConfig::default(),
         }
     }
 }
 
 /// Instances that a plugin keeps ready for `rank`, and used ones that it keeps for clearing.
 const READY: usize = 2;
+
+/// How long an instance may take that is made ahead of its call: a start function of the guest's runs in it, at a time
+/// that no call of its own pays for.
+const SOON: Duration = Duration::from_millis(5);
 
 /// A checked component, ready to be instantiated.
 pub struct Plugin {
@@ -66,7 +87,11 @@ pub struct Plugin {
     limits: Limits,
     rank_deadline_ms: u32,
     memory_mib: u32,
+    usage: Arc<Usage>,
+    alive: Arc<AtomicU32>,
     spares: Mutex<Spares>,
+    /// Whether the last instance failed, or took long.
+    unprepared: AtomicBool,
 }
 
 /// What need not happen while a request waits: making an instance, and clearing a used one's memory.
@@ -101,7 +126,8 @@ impl Plugin {
         check_size(name, bytes.len() as u64, limits)?;
         check_header(name, bytes)?;
         let refused = |why: String| Error::refused(name, why);
-        let component = Component::from_binary(engine.wasmtime(), bytes)
+        let component = engine
+            .compile(bytes)
             .map_err(|error| refused(format!("it is not a valid component: {error:#}")))?;
         check_imports(name, engine, &component)?;
         let pre = engine.linker().instantiate_pre(&component).and_then(ExpertPre::new).map_err(
@@ -119,8 +145,11 @@ impl Plugin {
             name: name.into(),
             rank_deadline_ms: limits.deadline_ms,
             memory_mib,
+            usage: Arc::new(Usage::new(limits.log)),
+            alive: Arc::default(),
             limits: limits.clone(),
             spares: Mutex::default(),
+            unprepared: AtomicBool::new(false),
         })
     }
 
@@ -134,12 +163,27 @@ impl Plugin {
         self.engine.log().clone()
     }
 
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What it has used.
+    pub fn usage(&self) -> UsageSnapshot {
+        self.usage.snapshot()
+    }
+
+    /// The deadline of a `rank` call, in milliseconds.
+    pub fn rank_deadline_ms(&self) -> u32 {
+        self.rank_deadline_ms
+    }
+
     /// Calls `describe`, checks the description, and takes its name and limits
     /// for the calls that follow.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
-        let call = Call::Describe;
-        let mut instance = self.instance(call)?;
-        let description = instance.run(call, |expert, store| expert.call_describe(store, info))?;
+        let description = self.twice(Call::Describe, |instance| {
+            instance.run(Call::Describe, |expert, store| expert.call_describe(store, info))
+        })?;
         check::description(&description, info).map_err(|why| Error::refused(&self.name, why))?;
         self.name = description.name.as_str().into();
         let asked = description.limits;
@@ -155,15 +199,27 @@ impl Plugin {
 
     /// Calls `network`. The result is not checked: see `graph`.
     pub fn network(&self, info: &HostInfo) -> Result<Network, Error> {
-        let call = Call::Network;
-        let mut instance = self.instance(call)?;
-        let network = instance.run(call, |expert, store| expert.call_network(store, info))?;
+        let network = self.twice(Call::Network, |instance| {
+            instance.run(Call::Network, |expert, store| expert.call_network(store, info))
+        })?;
         network.map_err(|why| {
             Error::refused(
                 &self.name,
                 format!("its network does not fit this schema: {}", check::quote(&why)),
             )
         })
+    }
+
+    /// Asks two fresh instances, which must answer alike: training and serving ask others, in other processes.
+    fn twice<T: Debug>(
+        &self,
+        call: Call,
+        ask: impl Fn(&mut Instance<'_>) -> Result<T, ExpertFault>,
+    ) -> Result<T, Error> {
+        let first = ask(&mut self.instance(call)?)?;
+        let second = ask(&mut self.instance(call)?)?;
+        agree(&first, &second).map_err(|why| self.fault(call, Fault::BadOutput(why)))?;
+        Ok(first)
     }
 
     /// Ranks the request's candidates in a fresh instance: one made ahead by
@@ -180,7 +236,12 @@ impl Plugin {
         let ready = self.spares().ready.pop();
         let mut instance = match ready {
             Some((store, expert)) => Instance { plugin: self, store, expert },
-            None => self.instance(Call::Rank)?,
+            None => {
+                let start = Instant::now();
+                let instance = self.instance(Call::Rank)?;
+                self.unprepared.store(start.elapsed() > SOON, Ordering::Relaxed);
+                instance
+            }
         };
         let ranked = instance.rank(request, predictions, columns);
         let mut spares = self.spares();
@@ -192,14 +253,25 @@ impl Plugin {
 
     /// Clears used instances and makes the next ones. Call it between requests:
     /// it is most of the cost of a fresh instance a call. An instance that
-    /// cannot be made is left to the next `rank`, whose fault then says why.
+    /// cannot be made, or takes long, is left to the next `rank`, whose fault or
+    /// time it then is; none is made ahead until a `rank` had one soon.
     pub fn prepare(&self) {
-        let used = std::mem::take(&mut self.spares().used);
-        drop(used);
-        while self.spares().ready.len() < READY && self.engine.has_room() {
-            let Ok(Instance { store, expert, .. }) = self.instance(Call::Rank) else { return };
+        self.clear();
+        while self.spares().ready.len() < READY.min(self.limits.instances as usize)
+            && !self.unprepared.load(Ordering::Relaxed)
+            && self.engine.has_room()
+        {
+            let start = Instant::now();
+            let made = self.instance(Call::Rank);
+            self.unprepared.store(made.is_err() || start.elapsed() > SOON, Ordering::Relaxed);
+            let Ok(Instance { store, expert, .. }) = made else { return };
             self.spares().ready.push((store, expert));
         }
+    }
+
+    fn clear(&self) {
+        let used = std::mem::take(&mut self.spares().used);
+        drop(used);
     }
 
     fn spares(&self) -> MutexGuard<'_, Spares> {
@@ -254,19 +326,38 @@ impl Plugin {
 
     /// A fresh instance, made under `call`'s deadline.
     pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
-        let state = HostState::new(
-            self.name.clone(),
-            (self.memory_mib as usize) << 20,
-            self.engine.log().clone(),
-        );
-        let mut store = Store::new(self.engine.wasmtime(), state);
+        let start = Instant::now();
+        let mut store = Store::new(self.engine.wasmtime(), self.state(call)?);
         store.limiter(|state| state);
         store.set_hostcall_fuel(self.limits.output_bytes);
         store.set_epoch_deadline(self.deadline_ticks(call));
-        match self.pre.instantiate(&mut store) {
+        let made = self.pre.instantiate(&mut store);
+        self.usage.instance(start.elapsed());
+        match made {
             Ok(expert) => Ok(Instance { plugin: self, store, expert }),
             Err(error) => Err(self.classify(call, &error, store.data())),
         }
+    }
+
+    /// The state of another instance, if the plugin may have one.
+    fn state(&self, call: Call) -> Result<HostState, ExpertFault> {
+        let most = self.limits.instances;
+        let held = Held::take(&self.alive, most).or_else(|| {
+            // Used ones that are not cleared yet count too.
+            self.clear();
+            Held::take(&self.alive, most)
+        });
+        let held = held.ok_or_else(|| {
+            self.fault(call, Fault::Busy(format!("all of its {most} instances are in use")))
+        })?;
+        let owner = Owner {
+            plugin: self.name.clone(),
+            usage: self.usage.clone(),
+            log: self.engine.log().clone(),
+            memory_limit: (self.memory_mib as usize) << 20,
+            table_limit: self.limits.table_elements,
+        };
+        Ok(HostState::new(owner, held))
     }
 
     fn deadline_ms(&self, call: Call) -> u32 {
@@ -279,7 +370,7 @@ impl Plugin {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name.to_string(), call, cause }
+        ExpertFault { plugin: self.name.to_string(), call, cause, trace: Vec::new() }
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
@@ -289,17 +380,28 @@ impl Plugin {
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
+            _ if state.table_denied => Fault::Table { limit_elements: self.limits.table_elements },
             Some(trap) => {
                 Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
             }
-            None if error.is::<PoolConcurrencyLimitError>() => Fault::Busy(error.to_string()),
+            None if error.is::<PoolConcurrencyLimitError>() => {
+                Fault::Busy(format!("the pool of instances has no room: {error}"))
+            }
             None if error.root_cause().to_string().contains("allocated for hostcalls") => {
                 Fault::BadOutput(format!("more than {} bytes of output", self.limits.output_bytes))
             }
             // What is left are values that break the canonical ABI.
             None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
         };
-        self.fault(call, cause)
+        ExpertFault { trace: trace(error), ..self.fault(call, cause) }
+    }
+}
+
+/// Whether two answers are the same, to the last bit that their text shows.
+fn agree<T: Debug>(first: &T, second: &T) -> Result<(), String> {
+    match format!("{first:?}") == format!("{second:?}") {
+        true => Ok(()),
+        false => Err("two fresh instances answered differently; an answer may depend on nothing but what is asked".into()),
     }
 }
 
@@ -340,8 +442,10 @@ impl Instance<'_> {
         f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
         self.store.set_epoch_deadline(self.plugin.deadline_ticks(call));
-        f(&self.expert, &mut self.store)
-            .map_err(|error| self.plugin.classify(call, &error, self.store.data()))
+        let start = Instant::now();
+        let answer = f(&self.expert, &mut self.store);
+        self.plugin.usage.call(call, start.elapsed());
+        answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
 }
 
@@ -399,4 +503,16 @@ fn check_imports(name: &str, engine: &Engine, component: &Component) -> Result<(
 
 fn major(version: &str) -> &str {
     version.split('.').next().unwrap_or(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_differ_anywhere_do_not_agree() {
+        assert!(agree(&vec![1.0f32, f32::NAN], &vec![1.0f32, f32::NAN]).is_ok());
+        assert!(agree(&vec![1.0f32], &vec![1.0f32 + f32::EPSILON]).is_err());
+        assert!(agree(&Ok::<_, String>(1), &Err::<i32, _>("1".to_owned())).is_err());
+    }
 }

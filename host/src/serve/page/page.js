@@ -111,8 +111,11 @@ function show(live) {
       [whole(fm.refused), fm.refused ? "bad" : ""], fm.trained_until_ms ? new Date(fm.trained_until_ms).toISOString().slice(0, 16).replace("T", " ") : "–", ago(fm.applied_ms, now)]), "no foundation model in this process");
   table("experts", ["expert", ["version", "left"], ["state", "left"], ["FM", "left"], ["surfaces", "left"], "share"],
     live.experts.map((e) => [e.name, [e.version, "left"], [e.state, "left " + (e.state === "active" ? "good" : "")], [e.fm, "left"], [e.surfaces.join(", "), "left"], `${fixed((e.share ?? 0) * 100, 0)} %`]), "no expert in this process");
-  table("plugins", ["plugin", ["version", "left"], "requests", "degraded", ["faults", "left"], ["breaker", "left"]],
+  const us = (value) => span(value === null ? null : value / 1000);
+  table("plugins", ["plugin", ["version", "left"], "requests", "degraded", "lately", "network", "rank", "instance", "memory", "log lines", ["faults", "left"], ["breaker", "left"]],
     live.plugins.map((p) => [p.name, [p.version, "left"], whole(p.requests), [whole(p.degraded), p.degraded ? "bad" : ""],
+      p.degraded_lately === null ? "–" : `${fixed(p.degraded_lately * 100, 0)} %`, us(p.network_us), us(p.rank_us), us(p.instance_us), `${fixed(p.memory_bytes / 1048576, 1)} MiB`,
+      [whole(p.log_lines) + (p.log_lines_dropped ? ` (${whole(p.log_lines_dropped)} dropped)` : ""), p.log_lines_dropped ? "bad" : ""],
       [Object.entries(p.faults).map(([cause, count]) => `${cause} ${count}`).join(", ") || "none", "left"], [p.breaker, "left " + (p.breaker === "closed" ? "good" : "bad")]]), "no plugin in this process");
 }
 

@@ -86,7 +86,7 @@ fn resume(ground: Ground<'_>, state: State) -> Result<Begun> {
     let options = expert::LoadOptions {
         tae_dim: provenance.tae_dim,
         fm_version: Some(provenance.fm_version.clone()),
-        ..config.plugin_limits.load_options()
+        ..config.load_options(&entry.name)
     };
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     let blueprint = Arc::new(blueprint);
@@ -151,8 +151,7 @@ fn learn_past(
     };
     let view = view(&log, surfaces);
     let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
-    let blueprint =
-        load.blueprint(&view, &survey.fm_version, config.plugin_limits.load_options())?;
+    let blueprint = load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
     let seed = config.expert_training.seed;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
     let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;

@@ -80,7 +80,7 @@ impl World {
     }
 
     fn follow_and_say(&self, engine: &Arc<Memory>, config: &Config) -> (FollowReport, String) {
-        let guests = expert::Engine::new(config.plugin_limits.engine()).unwrap();
+        let guests = expert::Engine::new(config.guests()).unwrap();
         let ground = Ground { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
         let options = FollowOptions {
             version: Some("1.0.0".into()),

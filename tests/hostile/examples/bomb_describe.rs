@@ -1,0 +1,21 @@
+//! `describe` takes memory until there is none.
+
+use hypercast_hostile as good;
+use hypercast_sdk::{Description, Expert, Graph, HostInfo};
+
+struct BombDescribe;
+
+impl Expert for BombDescribe {
+    fn describe(_info: &HostInfo) -> Description {
+        let mut held = Vec::new();
+        loop {
+            held.push(std::hint::black_box(vec![1u8; 1 << 20]));
+        }
+    }
+
+    fn network(g: &Graph) {
+        good::network(g);
+    }
+}
+
+hypercast_sdk::export!(BombDescribe);
