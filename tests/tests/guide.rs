@@ -92,6 +92,7 @@ fn the_guide_followed_literally_ends_well() {
         .env("CARGO_TARGET_DIR", target)
         // What the guide builds was built for this test: nothing is fetched.
         .env("CARGO_NET_OFFLINE", "true")
+        .env_remove("HYPERCAST")
         .env_remove("HYPERCAST_PLUGINS")
         .env_remove("HYPERCAST_COMPONENT")
         .output()
