@@ -15,6 +15,7 @@ mod edit;
 mod graph;
 mod model;
 mod publication;
+mod push;
 mod store;
 mod update;
 mod world;
@@ -49,6 +50,9 @@ pub const BODIES: Target = Target { name: "bodies", run: bodies::run };
 /// A stream of published weights, as its follower reads it.
 pub const PUBLICATION: Target = Target { name: "publication", run: publication::run };
 
+/// The body of a push.
+pub const PUSH: Target = Target { name: "push", run: push::run };
+
 /// New weights for a model that serves.
 pub const UPDATE: Target = Target { name: "update", run: update::run };
 
@@ -56,4 +60,5 @@ pub const UPDATE: Target = Target { name: "update", run: update::run };
 pub const STORE: Target = Target { name: "store", run: store::run };
 
 /// All of them.
-pub const TARGETS: [&Target; 6] = [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &UPDATE, &STORE];
+pub const TARGETS: [&Target; 7] =
+    [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];

@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use hypercast_fuzz::{BODIES, COMPONENT, GRAPH, PUBLICATION, STORE, Target, UPDATE};
+use hypercast_fuzz::{BODIES, COMPONENT, GRAPH, PUBLICATION, PUSH, STORE, Target, UPDATE};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -47,6 +47,11 @@ fn bodies() {
 #[test]
 fn publication() {
     run(&PUBLICATION, 300);
+}
+
+#[test]
+fn push() {
+    run(&PUSH, 2000);
 }
 
 #[test]

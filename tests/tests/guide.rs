@@ -15,6 +15,9 @@ use hypercast_tests::prerequisites;
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
 
+/// How long it may take, in seconds: nearly all of it is for building the host, on a machine that may be slow.
+const MOST_S: &str = "3600";
+
 /// What a failure shows of the script's output, in bytes.
 const TOLD_BYTES: usize = 6_000;
 
@@ -80,8 +83,9 @@ fn the_guide_followed_literally_ends_well() {
     let folders = std::iter::once(bin).chain(std::env::split_paths(&path));
     let script = script(&blocks(GUIDE), &checkout, free_port());
     let start = Instant::now();
-    let output = Command::new("bash")
-        .arg("-c")
+    // Where the guide waits in vain, this ends it and all that it started.
+    let output = Command::new("timeout")
+        .args([MOST_S, "bash", "-c"])
         .arg(format!("{{ {script}\n}} 2>&1"))
         .current_dir(dir.path())
         .env("PATH", std::env::join_paths(folders).unwrap())
@@ -113,7 +117,10 @@ fn every_fenced_command_of_the_guide_is_one_that_the_test_runs() {
         "a block is `sh`, or `rust` or `text` to be read"
     );
     let all = blocks.join("");
-    for subcommand in ["new", "build", "check", "test", "bench", "train"] {
+    for subcommand in [
+        "new", "build", "check", "test", "bench", "train", "replay", "keygen", "sign", "push",
+        "logs", "rollback",
+    ] {
         assert!(all.contains(&format!("cargo hypercast {subcommand}")), "{subcommand}");
     }
     let script = script(&blocks, &PathBuf::from("/checkout"), 4321);

@@ -46,11 +46,13 @@ const AT_LOAD: [(&str, &str); 18] = [
 ];
 
 /// Guests that fail while training.
-const AT_TRAINING: [(&str, &str); 4] = [
+const AT_TRAINING: [(&str, &str); 6] = [
     ("spin_labels", "`labels` ran past its deadline"),
     ("spin_sample", "`sample` ran past its deadline"),
     ("labels_short", "`labels` gave a bad output"),
     ("sample_invalid", "`sample` gave a bad output"),
+    ("spin_evaluate", "`evaluate` ran past its deadline"),
+    ("trap_evaluate", "`evaluate` trapped"),
 ];
 
 fn rank(surface: &str, user: u64) -> String {

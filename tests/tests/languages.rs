@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hypercast_harness::Harness;
 use hypercast_tests::{Daemon, binary, expert, run_well, world};
 use serde_json::{Value, json};
 
@@ -48,6 +49,7 @@ fn an_expert_in_c_is_checked_trained_and_serves() {
     let dir = tempfile::tempdir().unwrap();
     let Some(component) = c_expert(dir.path()) else { return };
     let binary = binary().expect("`cargo test --workspace` builds the binary");
+    Harness::of(&component).check_all().expect("what every expert must keep");
     let mut config = world(dir.path(), 1500, 2);
     let schema = dir.path().join("data/schema.toml");
     let said = run_well(
@@ -56,6 +58,8 @@ fn an_expert_in_c_is_checked_trained_and_serves() {
         &["plugin", "check", component.to_str().unwrap(), "--schema", schema.to_str().unwrap()],
     );
     assert!(said.contains("c-expert") && said.contains("click"), "{said}");
+    // What every expert promises, in whichever language it is written.
+    Harness::of(&component).check_all().unwrap();
     config.experts = vec![expert("c", component, &["feed", "search"])];
     config.write(&dir.path().join("hypercast.toml")).unwrap();
     run_well(&binary, dir.path(), &["train", "fm"]);

@@ -39,7 +39,7 @@ pub struct PluginLimits {
     pub max_flops: u64,
     /// Consecutive faults that open a plugin's breaker.
     pub breaker_faults: u32,
-    /// The share of one thread's time, over ten seconds, that a plugin's faults may take; more opens its breaker.
+    /// The share of one thread's time, over ten seconds, that a plugin's faults may not take: its breaker opens at that.
     pub breaker_lost_share: f64,
     /// How long an open breaker rests at first, in milliseconds.
     pub breaker_rest_ms: u64,
@@ -90,7 +90,7 @@ impl Default for PluginLimits {
             max_parameters: 64 << 20,
             max_flops: 20_000_000,
             breaker_faults: 5,
-            breaker_lost_share: 0.02,
+            breaker_lost_share: 0.01,
             breaker_rest_ms: 5000,
             breaker_rest_max_ms: 300_000,
             compiled_mib: 512,

@@ -16,7 +16,7 @@ const LOST_OVER: Duration = Duration::from_secs(10);
 pub struct BreakerConfig {
     /// Consecutive faults that open it.
     pub faults: u32,
-    /// The share of one thread's time, over ten seconds, that calls which end in faults may take; more opens it.
+    /// The share of one thread's time, over ten seconds, that calls which end in faults may not take: it opens at that.
     pub lost_share: f64,
     /// How long it stays open before one call may try again, in milliseconds.
     pub open_ms: u64,
@@ -27,7 +27,7 @@ pub struct BreakerConfig {
 
 impl Default for BreakerConfig {
     fn default() -> Self {
-        BreakerConfig { faults: 5, lost_share: 0.02, open_ms: 5_000, open_max_ms: 300_000 }
+        BreakerConfig { faults: 5, lost_share: 0.01, open_ms: 5_000, open_max_ms: 300_000 }
     }
 }
 
@@ -124,7 +124,7 @@ impl Breaker {
         let mut inner = self.lock();
         inner.consecutive = inner.consecutive.saturating_add(1);
         let most_s = self.config.lost_share * LOST_OVER.as_secs_f64();
-        let too_much = inner.lose(lost, self.config.lost_share) > most_s;
+        let too_much = inner.lose(lost, self.config.lost_share) >= most_s;
         if inner.probing || inner.consecutive >= self.config.faults || too_much {
             inner.open(lost.at, &self.config);
         }
@@ -228,10 +228,10 @@ mod tests {
 
     #[test]
     fn few_long_faults_and_many_short_ones_leave_it_closed() {
-        let breaker = Breaker::new(BreakerConfig::default());
+        let breaker = Breaker::new(BreakerConfig { lost_share: 0.02, ..BreakerConfig::default() });
         let start = Instant::now();
         for second in 0..60 {
-            // One a hundred of a second's thread, and a success beside each.
+            // A hundredth of a second's thread, and a success beside each.
             breaker.fault(lost(after(start, 1000 * second), 10));
             breaker.success(after(start, 1000 * second + 10));
         }

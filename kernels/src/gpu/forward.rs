@@ -39,13 +39,18 @@ pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
 
 /// The keys of a tile: the history's tiles without the skipped ones, then the targets' own.
 #[cube]
-pub(super) fn keys(item: Item, tile: u32) -> Rows {
-    let itself = item.queries.step == 0 && tile + 1 == item.tiles;
+pub(super) fn keys(item: Item, tile: u32, #[comptime] columns: usize) -> Rows {
+    let columns = comptime!(columns as u32);
+    let own = select(item.queries.step == 0, item.queries.count.div_ceil(columns), 0u32);
+    let of_history = item.tiles - own;
+    let itself = tile >= of_history;
     let index = select(tile < item.before, tile, tile + item.skipped);
-    let position = index * TILE as u32;
+    let position = index * columns;
+    let target = (tile - of_history) * columns;
+    let left = select(itself, item.queries.count - target, item.end - position);
     Rows {
-        first: select(itself, item.queries.first, item.history + position),
-        count: select(itself, item.queries.count, (item.end - position).min(TILE as u32)),
+        first: select(itself, item.queries.first + target, item.history + position),
+        count: left.min(columns),
         position: select(itself, item.queries.position, position),
         step: select(itself, 0u32, 1u32),
     }
@@ -68,7 +73,7 @@ pub(super) fn forward<E: Float>(
         let item = item(&operands.work, index);
         zero(&mut sums, panels * LANES);
         for tile in 0..item.tiles {
-            let keys = keys(item, tile);
+            let keys = keys(item, tile, TILE);
             let (queries_of, keys_of) = (&operands.q, &operands.k);
             multiply::<E>(&mut scores, queries_of, item.queries, keys_of, keys, qk, &mut shared);
             weigh::<E>(&mut scores, operands, item.queries, keys);

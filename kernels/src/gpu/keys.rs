@@ -15,18 +15,18 @@ use super::work::{TILE, WORDS};
 
 /// A `work::KeyItem`.
 #[derive(CubeType, Clone, Copy)]
-struct Item {
-    keys: Rows,
+pub(super) struct Item {
+    pub(super) keys: Rows,
     history: u32,
-    from: u32,
-    to: u32,
+    pub(super) from: u32,
+    pub(super) to: u32,
     first_target: u32,
-    targets: u32,
+    pub(super) targets: u32,
     n: u32,
 }
 
 #[cube]
-fn item(work: &Array<u32>, index: u32) -> Item {
+pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
     let at = index as usize * WORDS;
     let keys =
         Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
@@ -43,22 +43,23 @@ fn item(work: &Array<u32>, index: u32) -> Item {
 
 /// The queries of a tile: `of_history` tiles of history tokens, then the targets.
 #[cube]
-fn queries(item: Item, tile: u32, of_history: u32) -> Rows {
+pub(super) fn queries(item: Item, tile: u32, of_history: u32, #[comptime] columns: usize) -> Rows {
+    let columns = comptime!(columns as u32);
     let in_history = tile < of_history;
-    let position = item.from + tile * TILE as u32;
-    let target = (tile - of_history) * TILE as u32;
+    let position = item.from + tile * columns;
+    let target = (tile - of_history) * columns;
     let left = select(in_history, item.to - position, item.targets - target);
     Rows {
         first: select(in_history, item.history + position, item.first_target + target),
-        count: left.min(TILE as u32),
+        count: left.min(columns),
         position: select(in_history, position, item.n),
         step: select(in_history, 1u32, 0u32),
     }
 }
 
 #[cube]
-fn tiles(count: u32) -> u32 {
-    count.div_ceil(TILE as u32)
+pub(super) fn tiles(count: u32, #[comptime] columns: usize) -> u32 {
+    count.div_ceil(comptime!(columns as u32))
 }
 
 /// `dK = α dSᵀ Q` and `dV = Aᵀ dO`.
@@ -84,9 +85,9 @@ pub(super) fn backward_keys<E: Float>(
         let keys = item.keys;
         zero(&mut dk_sums, qk_panels * LANES);
         zero(&mut dv_sums, v_panels * LANES);
-        let of_history = tiles(item.to - item.from);
-        for tile in 0..of_history + tiles(item.targets) {
-            let queries = queries(item, tile, of_history);
+        let of_history = tiles(item.to - item.from, TILE);
+        for tile in 0..of_history + tiles(item.targets, TILE) {
+            let queries = queries(item, tile, of_history, TILE);
             multiply::<E>(&mut scores, &operands.k, keys, &operands.q, queries, qk, &mut shared);
             multiply::<E>(&mut grads, &operands.v, keys, grad, queries, v, &mut shared);
             differentiate::<E>(&mut scores, &mut grads, operands, queries, keys);

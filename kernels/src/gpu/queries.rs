@@ -12,6 +12,7 @@ use super::tile::{
     Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
     shared, sigmoid, time_bucket, write, zero,
 };
+use super::work::TILE;
 
 /// `dQ = α dS K`, and dS summed by distance and by time bucket into `partials`.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -39,7 +40,7 @@ pub(super) fn backward_queries<E: Float>(
         let queries = item.queries;
         zero(&mut sums, panels * LANES);
         for tile in 0..item.tiles {
-            let keys = keys(item, tile);
+            let keys = keys(item, tile, TILE);
             multiply::<E>(&mut scores, &operands.q, queries, &operands.k, keys, qk, &mut shared);
             multiply::<E>(&mut grads, grad, queries, &operands.v, keys, v, &mut shared);
             differentiate::<E>(&scores, &mut grads, operands, queries, keys, &mut by_bucket);
@@ -50,8 +51,8 @@ pub(super) fn backward_queries<E: Float>(
         write::<E>(dq, &sums, queries, qk, operands.alpha, panels);
         index += CUBE_COUNT_X;
     }
-    add_far::<E>(operands, partials, slot, far, &mut shared);
-    by_bucket.write::<E>(operands, partials, slot, &mut shared);
+    add_far::<E>(operands, partials, slot, far, &mut shared.weights);
+    by_bucket.write::<E>(operands, partials, slot, &mut shared.weights);
 }
 
 /// Makes dS of dA, given the dot products of the unit's queries (rows) and keys (columns).

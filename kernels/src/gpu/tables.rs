@@ -41,7 +41,7 @@ impl BucketSums {
         operands: &Operands<E>,
         partials: &mut Tensor<f32>,
         slot: usize,
-        shared: &mut Shared,
+        scratch: &mut SharedMemory<Four>,
     ) {
         #[comptime]
         match &operands.time {
@@ -53,7 +53,7 @@ impl BucketSums {
                     for lane in 0..LANES {
                         four[lane] = self.sums[first + lane];
                     }
-                    let four = sum_over_units(four, shared);
+                    let four = sum_over_units(four, scratch);
                     #[unroll]
                     for lane in 0..LANES {
                         if UNIT_POS == 0 && first + lane < table.len() {
@@ -65,7 +65,7 @@ impl BucketSums {
                 let mut entry = self.len + UNIT_POS as usize;
                 while entry < table.len() {
                     partials[start + entry] = 0.0f32;
-                    entry += UNITS as usize;
+                    entry += CUBE_DIM as usize;
                 }
             }
             ComptimeOption::None => {}
@@ -73,7 +73,8 @@ impl BucketSums {
     }
 }
 
-/// Zeros the distances of the workgroup's row; unit u has those that leave u divided by UNITS.
+/// Zeros the distances of the workgroup's row; unit u has those that leave u divided by the
+/// number of units.
 #[cube]
 pub(super) fn begin_distances<E: Float>(
     operands: &Operands<E>,
@@ -87,7 +88,7 @@ pub(super) fn begin_distances<E: Float>(
             let mut entry = UNIT_POS as usize;
             while entry < table.len() {
                 partials[start + entry] = 0.0f32;
-                entry += UNITS as usize;
+                entry += CUBE_DIM as usize;
             }
         }
         ComptimeOption::None => {}
@@ -155,12 +156,12 @@ pub(super) fn add_far<E: Float>(
     partials: &mut Tensor<f32>,
     slot: usize,
     far: f32,
-    shared: &mut Shared,
+    scratch: &mut SharedMemory<Four>,
 ) {
     #[comptime]
     match &operands.position {
         ComptimeOption::Some(table) => {
-            let sum = sum_over_units(Four::new(far), shared);
+            let sum = sum_over_units(Four::new(far), scratch);
             if UNIT_POS == 0 {
                 partials[slot * partials.stride(0) + table.len() - 1] = sum[0];
             }

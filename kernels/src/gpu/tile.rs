@@ -261,7 +261,7 @@ pub(super) fn write<E: Float>(
     }
 }
 
-/// Whether query i sees key j; keys without a step are targets, which only they themselves see.
+/// Whether query i sees key j; keys without a step are targets, each seen by itself alone.
 #[cube]
 pub(super) fn sees<E: Float>(
     operands: &Operands<E>,
@@ -274,7 +274,8 @@ pub(super) fn sees<E: Float>(
     let key = keys.position + j * keys.step;
     let inside = i < queries.count && j < keys.count;
     let near = position < key + operands.recent || key < operands.global;
-    inside && key <= position && near && (keys.step == 1 || i == j)
+    let itself = queries.first + i == keys.first + j;
+    inside && key <= position && near && (keys.step == 1 || itself)
 }
 
 /// The biases of a pair that `sees` allows.
@@ -337,23 +338,23 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 
 /// The sums of every unit's values, which all units get; all must call it together.
 ///
-/// It uses the memory of the weights, and the order of the sums is fixed.
+/// The memory has a place for every unit, and the order of the sums is fixed.
 #[cube]
-pub(super) fn sum_over_units(values: Four, shared: &mut Shared) -> Four {
+pub(super) fn sum_over_units(values: Four, scratch: &mut SharedMemory<Four>) -> Four {
     let unit = UNIT_POS as usize;
     sync_cube();
-    shared.weights[unit] = values;
-    let mut half = (UNITS as usize / 2).runtime();
+    scratch[unit] = values;
+    let mut half = CUBE_DIM as usize / 2;
     while half > 0 {
         sync_cube();
         if unit < half {
-            let other = shared.weights[unit + half];
-            shared.weights[unit] += other;
+            let other = scratch[unit + half];
+            scratch[unit] += other;
         }
         half /= 2;
     }
     sync_cube();
-    shared.weights[0]
+    scratch[0]
 }
 
 #[cube]

@@ -9,8 +9,22 @@ use std::cmp::Reverse;
 
 use crate::attention::{HstuAttention, Request, Window};
 
-/// Rows of a tile of scores, and its columns.
+/// Rows of a tile of scores of the kernels without tensor cores, and its columns.
 pub(super) const TILE: usize = 64;
+
+/// The size of a kernel's tiles of scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Queries of a workgroup's block, or keys where the kernel goes by keys.
+    pub(super) rows: usize,
+    /// Keys of a tile, or queries.
+    pub(super) columns: usize,
+}
+
+impl Tiling {
+    /// That of the kernels without tensor cores.
+    pub(super) const SQUARE: Tiling = Tiling { rows: TILE, columns: TILE };
+}
 
 /// Words of an item of either list.
 pub(super) const WORDS: usize = 10;
@@ -20,7 +34,7 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).expect("rows are numbered by u32 offsets")
 }
 
-/// A block of up to [`TILE`] queries, and the tiles of keys it sees.
+/// A block of queries, and the tiles of keys it sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueryItem {
     pub(super) first: usize,
@@ -37,11 +51,11 @@ pub(super) struct QueryItem {
     pub(super) before: usize,
     /// those that are skipped,
     pub(super) skipped: usize,
-    /// and all that are not, with the targets' own tile, which comes last.
+    /// and all that are not, with the targets' own tiles, which come last.
     pub(super) tiles: usize,
 }
 
-/// A block of up to [`TILE`] keys, and the queries that may see one of them.
+/// A block of keys, and the queries that may see one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct KeyItem {
     pub(super) first: usize,
@@ -91,19 +105,20 @@ impl KeyItem {
 }
 
 /// Every block of queries, the one with most to do first, so that none is left for the end.
-pub(super) fn query_items(shape: &HstuAttention) -> Vec<QueryItem> {
+pub(super) fn query_items(shape: &HstuAttention, tiling: Tiling) -> Vec<QueryItem> {
     let mut items = Vec::new();
     for request in (0..shape.requests()).map(|b| shape.request(b)) {
         let n = request.history.len();
-        for first in request.history.clone().step_by(TILE) {
-            let count = TILE.min(request.history.end - first);
+        for first in request.history.clone().step_by(tiling.rows) {
+            let count = tiling.rows.min(request.history.end - first);
             let position = first - request.history.start;
             let end = if shape.targets_only { 0 } else { position + count };
-            items.push(queries(shape.window, &request, [first, count, position, 1, end]));
+            let block = [first, count, position, 1, end];
+            items.push(queries(shape.window, &request, tiling.columns, block));
         }
-        for first in request.targets.clone().step_by(TILE) {
-            let count = TILE.min(request.targets.end - first);
-            items.push(queries(shape.window, &request, [first, count, n, 0, n]));
+        for first in request.targets.clone().step_by(tiling.rows) {
+            let count = tiling.rows.min(request.targets.end - first);
+            items.push(queries(shape.window, &request, tiling.columns, [first, count, n, 0, n]));
         }
     }
     items.sort_by_key(|item| Reverse(item.tiles));
@@ -113,28 +128,30 @@ pub(super) fn query_items(shape: &HstuAttention) -> Vec<QueryItem> {
 fn queries(
     window: Option<Window>,
     request: &Request,
+    columns: usize,
     [first, count, position, step, end]: [usize; 5],
 ) -> QueryItem {
-    let all = end.div_ceil(TILE);
+    let all = end.div_ceil(columns);
     // What the window hides from the first query it hides from at most some of the others' keys:
     // the hidden range only grows at its end with the position.
     let hidden = window.map_or(0..0, |window| {
         window.global..(position + 1).saturating_sub(window.recent).min(end)
     });
-    let before = hidden.start.div_ceil(TILE).min(all);
-    let skipped = (hidden.end / TILE).saturating_sub(before);
-    let tiles = all - skipped + usize::from(step == 0);
+    let before = hidden.start.div_ceil(columns).min(all);
+    let skipped = (hidden.end / columns).saturating_sub(before);
+    let own = if step == 0 { count.div_ceil(columns) } else { 0 };
+    let tiles = all - skipped + own;
     let history = request.history.start;
     QueryItem { first, count, position, step, history, end, before, skipped, tiles }
 }
 
 /// Every block of keys, the one with most to do first.
-pub(super) fn key_items(shape: &HstuAttention) -> Vec<KeyItem> {
+pub(super) fn key_items(shape: &HstuAttention, tiling: Tiling) -> Vec<KeyItem> {
     let mut items = Vec::new();
     for request in (0..shape.requests()).map(|b| shape.request(b)) {
         let (n, history) = (request.history.len(), request.history.start);
-        for first in request.history.clone().step_by(TILE) {
-            let count = TILE.min(request.history.end - first);
+        for first in request.history.clone().step_by(tiling.rows) {
+            let count = tiling.rows.min(request.history.end - first);
             let from = first - history;
             // The last position from which the last key of the block is still seen, plus one.
             let reach = shape.window.map_or(usize::MAX, |window| {
@@ -157,8 +174,8 @@ pub(super) fn key_items(shape: &HstuAttention) -> Vec<KeyItem> {
                 n,
             });
         }
-        for first in request.targets.clone().step_by(TILE) {
-            let count = TILE.min(request.targets.end - first);
+        for first in request.targets.clone().step_by(tiling.rows) {
+            let count = tiling.rows.min(request.targets.end - first);
             items.push(KeyItem {
                 first,
                 count,
@@ -215,11 +232,12 @@ mod tests {
     }
 
     /// Pairs (query row, key row) of an item's tiles, as the kernel walks them.
-    fn pairs_of_queries(item: &QueryItem) -> Vec<(usize, usize)> {
+    fn pairs_of_queries(item: &QueryItem, columns: usize) -> Vec<(usize, usize)> {
         let rows = item.first..item.first + item.count;
-        let tiles = 0..item.tiles - usize::from(item.step == 0);
+        let own = if item.step == 0 { item.count.div_ceil(columns) } else { 0 };
+        let tiles = 0..item.tiles - own;
         let tiles = tiles.map(|tile| if tile < item.before { tile } else { tile + item.skipped });
-        let keys = tiles.flat_map(|tile| tile * TILE..item.end.min((tile + 1) * TILE));
+        let keys = tiles.flat_map(|tile| tile * columns..item.end.min((tile + 1) * columns));
         let keys: Vec<usize> = keys.map(|key| item.history + key).collect();
         rows.flat_map(|row| keys.iter().map(move |key| (row, *key))).collect()
     }
@@ -237,13 +255,18 @@ mod tests {
         let windows = [(1, 0), (64, 0), (65, 64), (100, 3), (700, 1), (1, 600)];
         let windows = windows.map(|(recent, global)| Some(Window { recent, global }));
         let requests = [(500, 70), (0, 3), (64, 0), (1, 1), (0, 0), (129, 65)];
-        for (window, targets_only) in
-            windows.into_iter().chain([None]).flat_map(|w| [(w, false), (w, true)])
+        let tilings = [(64, 64), (128, 64), (128, 32), (16, 32)];
+        let tilings = tilings.map(|(rows, columns)| Tiling { rows, columns });
+        let cases = windows.into_iter().chain([None]).zip(tilings.into_iter().cycle());
+        for (window, tiling, targets_only) in
+            cases.flat_map(|(window, tiling)| [(window, tiling, false), (window, tiling, true)])
         {
             let shape = HstuAttention { targets_only, ..shape(&requests, window) };
-            let of_queries: Vec<_> =
-                query_items(&shape).iter().flat_map(pairs_of_queries).collect();
-            let of_keys: Vec<_> = key_items(&shape)
+            let of_queries: Vec<_> = query_items(&shape, tiling)
+                .iter()
+                .flat_map(|item| pairs_of_queries(item, tiling.columns))
+                .collect();
+            let of_keys: Vec<_> = key_items(&shape, tiling)
                 .iter()
                 .filter(|item| item.step == 1)
                 .flat_map(pairs_of_keys)
@@ -271,7 +294,10 @@ mod tests {
             }
         }
         let all = |window| -> usize {
-            query_items(&shape(&[(4096, 0)], window)).iter().map(|item| item.tiles).sum()
+            query_items(&shape(&[(4096, 0)], window), Tiling::SQUARE)
+                .iter()
+                .map(|item| item.tiles)
+                .sum()
         };
         let sparse = all(Some(Window { recent: 256, global: 0 }));
         // 64 blocks of queries see 5 tiles of keys each, but for the first few.
@@ -289,8 +315,18 @@ mod tests {
                 rows.sort_unstable();
                 assert_eq!(rows, (0..shape.rows()).collect::<Vec<_>>());
             };
-            blocks(query_items(&shape).iter().map(|item| (item.first, item.count)).collect());
-            blocks(key_items(&shape).iter().map(|item| (item.first, item.count)).collect());
+            blocks(
+                query_items(&shape, Tiling::SQUARE)
+                    .iter()
+                    .map(|item| (item.first, item.count))
+                    .collect(),
+            );
+            blocks(
+                key_items(&shape, Tiling::SQUARE)
+                    .iter()
+                    .map(|item| (item.first, item.count))
+                    .collect(),
+            );
         }
     }
 

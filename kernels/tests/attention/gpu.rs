@@ -11,7 +11,7 @@ use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
 use hypercast_kernels::attention::{HstuBackend, HstuInputs, Window};
 use hypercast_kernels::cpu::Isa;
-use hypercast_kernels::gpu;
+use hypercast_kernels::gpu::{self, Family};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -24,7 +24,7 @@ type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
 ///
 /// # Panics
 /// If they cannot although HYPERCAST_REQUIRE_WGPU is set.
-fn adapter() -> bool {
+pub fn adapter() -> bool {
     let found = !WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend()).is_empty();
     if !found {
         let reason =
@@ -36,7 +36,8 @@ fn adapter() -> bool {
 }
 
 fn fuses(case: &Case, dtype: DType) -> bool {
-    gpu::fuses(&WgpuRuntime::client(&WgpuDevice::default()), case.dims(), dtype)
+    let client = WgpuRuntime::client(&WgpuDevice::default());
+    gpu::family(&client, case.dims(), dtype) == Some(Family::Scalar)
 }
 
 fn forward<B: HstuBackend>(case: &Case) -> Vec<f32> {

@@ -4,6 +4,10 @@ mod case;
 mod dense;
 #[cfg(feature = "wgpu")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_emulated;
+#[cfg(feature = "wgpu")]
+mod gpu_fragments;
 mod kept;
 mod layer;
 mod mlp;

@@ -1,4 +1,4 @@
-//! A network of a million nodes.
+//! A network of a many thousand nodes.
 
 use hypercast_hostile::{Mutant, Mutation, node};
 use hypercast_sdk::raw::{self, types::Network};
@@ -9,7 +9,7 @@ impl Mutation for Deep {
     const NAME: &'static str = "deep";
 
     fn mutate(network: &mut Network) {
-        for _ in 0..1_000_000 {
+        for _ in 0..20_000 {
             let last = network.nodes.len() as u32 - 1;
             network.nodes.push(node("Sigmoid", &[last]));
         }

@@ -169,7 +169,7 @@ fn training_is_deterministic() {
 
 /// What each hostile guest's message must say; `None` where the guest's misuse
 /// is bounded without a fault.
-const EXPECTED: [(&str, Option<&str>); 44] = [
+const EXPECTED: [(&str, Option<&str>); 45] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -201,6 +201,7 @@ const EXPECTED: [(&str, Option<&str>); 44] = [
     ("shape_overflow", Some("more than the limit")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
+    ("spin_evaluate", Some("`evaluate` ran past its deadline")),
     ("spin_labels", Some("`labels` ran past its deadline")),
     ("spin_network", Some("`network` ran past its deadline")),
     ("spin_sample", Some("`sample` ran past its deadline")),

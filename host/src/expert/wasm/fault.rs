@@ -129,6 +129,42 @@ pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
     // wasmtime demangles in its text alone: `NUMBER: OFFSET - MODULE!FUNCTION` lines.
     let text = backtrace.to_string();
     let functions = text.lines().skip(1).filter_map(|line| line.split_once(" - ")).take(FRAMES);
-    let cut = |name: &str| name[..name.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string();
-    functions.map(|(_, function)| cut(function.trim())).collect()
+    functions.map(|(_, place)| function(place)).collect()
+}
+
+/// A function of a frame as people call it, without module and hashes of crates.
+fn function(place: &str) -> String {
+    let name = place.split_once('!').map_or(place, |(_, name)| name).trim();
+    let mut parts = name.split('[');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(']') {
+            Some((hash, rest))
+                if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) =>
+            {
+                plain.push_str(rest);
+            }
+            _ => {
+                plain.push('[');
+                plain.push_str(part);
+            }
+        }
+    }
+    plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_told_without_module_and_hashes() {
+        let told = [
+            ("a-a44fee246c00ee52.wasm!std[a543996e6e7dbf1e]::alloc::oom", "std::alloc::oom"),
+            ("<unknown>!<[u8] as my[0123456789abcdef]::Trait>::go", "<[u8] as my::Trait>::go"),
+            ("m!f\u{1b}[2J", "f\\u{1b}[2J"),
+        ];
+        told.iter().for_each(|(place, plain)| assert_eq!(function(place), *plain));
+        assert_eq!(function(&"x".repeat(1000)).len(), FRAME_BYTES);
+    }
 }

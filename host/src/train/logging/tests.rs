@@ -282,7 +282,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
         own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
     };
     let configured = ("1.0.0".to_owned(), true);
-    assert_eq!(logged(), [configured.clone()]);
+    assert_eq!(logged(), std::slice::from_ref(&configured));
     // Trainers that register what they train change nothing.
     let versions = Versions::new(&engine);
     let manifest = Manifest::read(&config.paths.fm).unwrap();
@@ -291,7 +291,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
         register_own_fm(&engine, manifest, &dataset.schema);
     }
     assert_eq!(versions.read().unwrap().fms().len(), 2);
-    assert_eq!(logged(), [configured.clone()]);
+    assert_eq!(logged(), std::slice::from_ref(&configured));
     // One that is promoted is logged beside it, since the configured experts learn with the other.
     versions.decide(|registry| registry.promote_fm("2.0.0")).unwrap();
     assert_eq!(logged(), [("2.0.0".to_owned(), false), configured]);
