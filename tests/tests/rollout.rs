@@ -53,14 +53,15 @@ impl Team {
         let key = SecretKey::generate().unwrap();
         key.write(&dir.join("team.key")).unwrap();
         let mut config = world(&dir, 1000, 2);
+        // Times of an unoptimised build on a busy machine are not what these tests are about.
         config.plugin_limits.deadline_ms = 500;
+        config.plugin_limits.slow_ms = 100_000.0;
         config.experts = vec![expert("home", plugins.join("mlp-fusion.wasm"), &[])];
         config.rollout.trusted_keys = vec![key.public().text()];
         config.rollout.shadow_requests = 20;
         config.rollout.canary_share = 0.5;
         config.rollout.canary_requests = 20;
         config.rollout.canary_s = 0;
-        // Times of an unoptimised build on a busy machine are not what these tests are about.
         config.rollout.latency_slack_ms = 10_000.0;
         config.recorded.share = 1.0;
         change(&mut config);

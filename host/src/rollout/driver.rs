@@ -6,16 +6,16 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
-    Rollout, Serving, Step, StopAfter,
-    accept::{Acceptor, Begun, Route, Taken},
+    Rollout, Step, StopAfter,
+    accept::Begun,
     adopt,
+    desk::{Command, Tools},
     evaluate::judge,
     limits::enough_times,
     moves,
@@ -25,11 +25,9 @@ use super::{
 use crate::{
     clock::now_ms,
     config::Config,
-    engine::Engine as Streams,
     error::{Error, Result},
     expert::{Expert, wasm::contract::Verdict},
     recorded::{self, Candidate},
-    schema::Schema,
     stop::Stop,
     versions::{Change, Follower, Registry, VersionState, schema_hash},
 };
@@ -47,177 +45,11 @@ const LOAD: Duration = Duration::from_secs(120);
 /// How often quality is judged.
 const JUDGE: Duration = Duration::from_secs(2);
 
-/// Commands that may wait.
-const COMMANDS: usize = 8;
-
 /// Length of the lists that a replay compares at their tops.
 const TOP: usize = 10;
 
-/// The rollouts of a daemon.
-pub struct Rollouts {
-    all: Arc<Mutex<All>>,
-    acceptor: Arc<Acceptor>,
-    commands: SyncSender<Command>,
-    stop: Stop,
-    thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What the driver works with.
-pub struct Tools {
-    /// Accepts pushes, and loads what goes on.
-    pub acceptor: Arc<Acceptor>,
-    /// What serves.
-    pub serving: Arc<dyn Serving>,
-    /// Where the registry is.
-    pub streams: Arc<dyn Streams>,
-    /// The data set's schema.
-    pub schema: Arc<Schema>,
-}
-
-enum Command {
-    Begin { begun: Begun, done: SyncSender<Result<()>> },
-    RollBack { name: String, done: SyncSender<Result<String>> },
-}
-
-impl Rollouts {
-    /// Goes on with the rollouts that files tell of.
-    ///
-    /// # Errors
-    /// Files or streams that cannot be read; a thread that cannot be started.
-    pub fn start(config: &Config, tools: Tools) -> Result<Self> {
-        let files = Files::open(&config.paths.state.join("rollouts"))?;
-        let all = Arc::new(Mutex::new(files.read()?));
-        let (commands, asked) = sync_channel(COMMANDS);
-        let (stop, acceptor) = (Stop::default(), tools.acceptor.clone());
-        let driver = Driver {
-            follower: Follower::new(&*tools.streams)?,
-            recorded: config.paths.state.join("recorded"),
-            keep_versions: config.rollout.keep_versions,
-            schema: schema_hash(&tools.schema),
-            tools,
-            files,
-            all: all.clone(),
-            watches: HashMap::new(),
-            loaded: HashMap::new(),
-            rests: HashMap::new(),
-            stop: stop.clone(),
-        };
-        let thread = std::thread::Builder::new()
-            .name("rollouts".into())
-            .spawn(move || driver.run(&asked))
-            .map_err(|error| Error::Invalid(format!("cannot start a thread: {error}")))?;
-        Ok(Self { all, acceptor, commands, stop, thread: Mutex::new(Some(thread)) })
-    }
-
-    /// Takes a push, and begins its rollout. Blocks while the component is compiled. Gives the rollout, and whether it is new.
-    ///
-    /// # Errors
-    /// See [`Acceptor::accept`]; another rollout of the name that is under way.
-    pub fn push(&self, route: Route<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
-        let under_way = |all: &All| {
-            let other = all.values().find(|rollout| {
-                rollout.name() == route.name
-                    && rollout.version() != route.version
-                    && rollout.is_under_way()
-            });
-            other.map(|other| (other.version().to_owned(), other.step.word()))
-        };
-        let files = {
-            let all = self.all();
-            let own = all.values().filter(|rollout| rollout.is_under_way());
-            own.flat_map(|rollout| {
-                let weights = match &rollout.expert.weights {
-                    crate::versions::Weights::Path(path) => Some(path.clone()),
-                    crate::versions::Weights::Published => None,
-                };
-                [Some(rollout.expert.plugin.clone()), weights]
-            })
-            .flatten()
-            .collect()
-        };
-        if let Some((version, step)) = under_way(&self.all()) {
-            return Err(Error::Refused(format!(
-                "the rollout of {} {version} is under way ({step}); wait for its end, or roll it back",
-                route.name
-            )));
-        }
-        match self.acceptor.accept(route, body, (files, now_ms()))? {
-            Taken::Known => {
-                let rollout = self.rollout(route.name, route.version);
-                let gone = || {
-                    Error::Refused(format!(
-                        "{} {} was pushed before, and its rollout is no longer known here; sign it anew",
-                        route.name, route.version
-                    ))
-                };
-                Ok((rollout.ok_or_else(gone)?, false))
-            }
-            Taken::New(begun) => {
-                if let Some(known) = self.rollout(route.name, route.version)
-                    && !known.step.is_over()
-                {
-                    return Ok((known, false));
-                }
-                let rollout = (*begun.rollout).clone();
-                self.ask(|done| Command::Begin { begun, done })?;
-                Ok((rollout, true))
-            }
-        }
-    }
-
-    /// A rollout that is known.
-    pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
-        self.all().get(&(name.to_owned(), version.to_owned())).cloned()
-    }
-
-    /// The rollouts of a name, the newest last.
-    pub fn of(&self, name: &str) -> Vec<Rollout> {
-        let mut own: Vec<Rollout> =
-            self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
-        own.sort_by_key(|rollout| rollout.begun_ms);
-        own
-    }
-
-    /// Gives an expert's users back to the version before: ends a rollout that is under way, or undoes the last one. Blocks.
-    /// Says what was done.
-    ///
-    /// # Errors
-    /// Nothing to go back to.
-    pub fn roll_back(&self, name: &str) -> Result<String> {
-        self.ask(|done| Command::RollBack { name: name.to_owned(), done })
-    }
-
-    /// Ends the thread after what it is at; rollouts go on at the next start.
-    pub fn stop(&self) {
-        self.stop.ask();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
-    }
-
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> Command) -> Result<T> {
-        let (done, outcome) = sync_channel(1);
-        let ended = || Error::Invalid("rollouts have ended here; see the daemon's log".into());
-        self.commands.try_send(command(done)).map_err(|_| {
-            Error::Unreachable("too much is asked of rollouts at once; try again".into())
-        })?;
-        outcome.recv().map_err(|_| ended())?
-    }
-
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Rollouts {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-struct Driver {
+/// All that a thread needs to take rollouts along.
+pub(super) struct Driver {
     tools: Tools,
     follower: Follower,
     files: Files,
@@ -233,7 +65,30 @@ struct Driver {
 }
 
 impl Driver {
-    fn run(mut self, asked: &Receiver<Command>) {
+    /// Over what files told of.
+    pub(super) fn new(
+        config: &Config,
+        tools: Tools,
+        (files, all): (Files, Arc<Mutex<All>>),
+        stop: Stop,
+    ) -> Result<Self> {
+        Ok(Self {
+            follower: Follower::new(&*tools.streams)?,
+            recorded: config.paths.state.join("recorded"),
+            keep_versions: config.rollout.keep_versions,
+            schema: schema_hash(&tools.schema),
+            tools,
+            files,
+            all,
+            watches: HashMap::new(),
+            loaded: HashMap::new(),
+            rests: HashMap::new(),
+            stop,
+        })
+    }
+
+    /// Until it is told to stop.
+    pub(super) fn run(mut self, asked: &Receiver<Command>) {
         while !self.stop.is_asked() {
             let active = self.active();
             let wait = if active.is_empty() { IDLE } else { BUSY };

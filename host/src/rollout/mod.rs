@@ -1,13 +1,14 @@
 //! Rollouts: from a push to a version that answers everybody, step by step, and back by itself where it fails.
 //!
 //! A push ([`frame`]) is vouched for by a key that the operator trusts ([`signature`]); [`accept`] checks it, keeps its
-//! files ([`repository`]) and loads it as serving would. Then one thread ([`driver`]) takes it along: recorded requests are
+//! files ([`repository`]) and loads it as serving would. The daemon's side of it is `desk`; one thread (`driver`) takes it along: recorded requests are
 //! replayed, it is registered, sees requests as a shadow, answers a share of the users, and then all. What it must stand is
-//! in [`limits`], what it did in [`tally`], whether it predicts well enough in [`evaluate`]. Who answers whom is decided
-//! in the registry alone ([`crate::versions`]); where a rollout stands is in a file ([`state`]), so that it goes on after a restart.
+//! in [`limits`], what it did in [`tally`], whether it predicts well enough in `evaluate`. Who answers whom is decided
+//! in the registry alone ([`crate::versions`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
 
 pub mod accept;
 mod adopt;
+mod desk;
 mod driver;
 mod evaluate;
 pub mod frame;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     accept::{Acceptor, Route},
-    driver::{Rollouts, Tools},
+    desk::{Rollouts, Tools},
     frame::Push,
     limits::{Limits, StopAfter, Wishes},
     signature::{Manifest, PublicKey, SecretKey, Signed, sha256},
