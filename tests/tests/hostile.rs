@@ -32,7 +32,7 @@ const AT_LOAD: [(&str, &str); 18] = [
     ("foreign_rank_column", "rank-columns"),
     ("long_history", "history-len"),
     ("long_name", "longer than"),
-    ("shape_overflow", "more than the limit"),
+    ("shape_overflow", "overflows"),
     ("spin_network", "deadline"),
     ("tasks_twice", "declared twice"),
     ("wide", "has a dimension of"),

@@ -193,7 +193,7 @@ const EXPECTED: [(&str, Option<&str>); 38] = [
     ("overflow", Some("call stack")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
-    ("shape_overflow", Some("more than the limit")),
+    ("shape_overflow", Some("overflows")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
     ("spin_labels", Some("`labels` ran past its deadline")),
