@@ -35,7 +35,7 @@ const AT_LOAD: [(&str, &str); 18] = [
     ("shape_overflow", "overflows"),
     ("spin_network", "deadline"),
     ("tasks_twice", "declared twice"),
-    ("wide", "has a dimension of"),
+    ("wide", "values a candidate"),
     ("bad_shape", "the inner dimensions 64 and 3 differ"),
     ("unknown_op", "the op is unknown"),
     ("cycle", "no cycle"),

@@ -204,7 +204,7 @@ const EXPECTED: [(&str, Option<&str>); 38] = [
     ("trap", Some("trapped")),
     ("unknown_op", Some("the op is unknown")),
     ("unsorted", None),
-    ("wide", Some("has a dimension of 262144")),
+    ("wide", Some("values a candidate")),
     ("wrong_length", Some("bad output")),
 ];
 
