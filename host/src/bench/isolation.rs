@@ -152,7 +152,7 @@ fn faults(options: &Options, report: &mut Report) -> Result<()> {
         let bytes = read(&options.hostile(name)?)?;
         let expert = load(&engine, &ground, (name, &bytes), never)?;
         // A guest that fills its memory before it faults takes a thousand times as long.
-        let count = if name == "trap" { FAULTS } else { FAULTS / 100 };
+        let count = if name == "trap" { FAULTS } else { FAULTS / 1000 };
         fail(&expert, &ground.example, count / 10)?;
         let before = resident_mib();
         fail(&expert, &ground.example, count)?;

@@ -198,7 +198,7 @@ const EXPECTED: [(&str, Option<&str>); 45] = [
     ("overflow", Some("call stack")),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
-    ("shape_overflow", Some("more than the limit")),
+    ("shape_overflow", Some("overflows")),
     ("spin", Some("`rank` ran past its deadline")),
     ("spin_describe", Some("`describe` ran past its deadline")),
     ("spin_evaluate", Some("`evaluate` ran past its deadline")),
@@ -213,7 +213,7 @@ const EXPECTED: [(&str, Option<&str>); 45] = [
     ("trap_evaluate", Some("`evaluate` trapped")),
     ("unknown_op", Some("the op is unknown")),
     ("unsorted", None),
-    ("wide", Some("has a dimension of 262144")),
+    ("wide", Some("values a candidate")),
     ("wrong_length", Some("bad output")),
 ];
 

@@ -139,9 +139,7 @@ fn function(place: &str) -> String {
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         match part.split_once(']') {
-            Some((hash, rest))
-                if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) =>
-            {
+            Some((hash, rest)) if is_hash(hash) => {
                 plain.push_str(rest);
             }
             _ => {
@@ -150,7 +148,17 @@ fn function(place: &str) -> String {
             }
         }
     }
+    // The older mangling ends in `::h` and a hash.
+    if let Some((name, hash)) = plain.rsplit_once("::h")
+        && is_hash(hash)
+    {
+        plain.truncate(name.len());
+    }
     plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]
@@ -162,6 +170,7 @@ mod tests {
         let told = [
             ("a-a44fee246c00ee52.wasm!std[a543996e6e7dbf1e]::alloc::oom", "std::alloc::oom"),
             ("<unknown>!<[u8] as my[0123456789abcdef]::Trait>::go", "<[u8] as my::Trait>::go"),
+            ("m!my::rank::h27c25fea5ec6e326", "my::rank"),
             ("m!f\u{1b}[2J", "f\\u{1b}[2J"),
         ];
         told.iter().for_each(|(place, plain)| assert_eq!(function(place), *plain));
