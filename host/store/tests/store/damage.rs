@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
+use hypercast_store::{
+    Adagrad, Error, RowFormat, ServingStore, Store, StoreOptions, StoreReader, Verify,
+};
 
 use crate::model::Model;
 
