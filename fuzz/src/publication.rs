@@ -61,7 +61,8 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
 fn forge(u: &mut Unstructured, record: &[u8], body: bool) -> Result<Option<Vec<u8>>> {
     // Where the body begins is where zstd's magic number is.
     let magic = [0x28, 0xb5, 0x2f, 0xfd];
-    let Some(at) = record.windows(4).position(|bytes| bytes == magic) else { return Ok(None) };
+    let found = record.windows(4).position(|bytes| bytes == magic);
+    let Some(at) = found.filter(|&at| at >= PREFIX) else { return Ok(None) };
     let mut rest = record[PREFIX..at].to_vec();
     let compressed = &record[at..];
     if body {

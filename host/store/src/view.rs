@@ -197,11 +197,11 @@ impl View {
         index::build(dir, Contents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
     }
 
-    /// The row number of `id`.
+    /// The row number of `id`. An index that was not verified may lead to a row that there is not: a miss, as for readers.
     #[inline]
     pub fn find(&self, id: u64) -> Option<u32> {
         let row = self.base.index.find(id);
-        if row != NONE && !self.is_gone(row) {
+        if row != NONE && (row as usize) < self.rows && !self.is_gone(row) {
             return Some(row);
         }
         self.young.get(&id).copied()

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use hypercast_store::{Adagrad, Error, Store, StoreOptions, StoreReader};
+use hypercast_store::{
+    Adagrad, Error, RowFormat, ServingStore, Store, StoreOptions, StoreReader, Verify,
+};
 
 use crate::model::Model;
 
@@ -109,6 +111,26 @@ fn a_lost_index_is_rebuilt_by_a_writer() {
     expect_named(&StoreReader::open(dir.path()).unwrap_err(), "index.table", "missing");
     model.check_store(&Store::open(dir.path()).unwrap());
     model.check_reader(&StoreReader::open(dir.path()).unwrap());
+}
+
+#[test]
+fn an_index_that_was_not_verified_leads_a_writer_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (training, serving) = (dir.path().join("training"), dir.path().join("serving"));
+    store(&training);
+    let store = Store::open(&training).unwrap();
+    let (dim, ids) = (store.dim(), store.ids().collect::<Vec<u64>>());
+    store.snapshot_into(&serving, RowFormat::F32).unwrap();
+    let file = serving.join("index.table");
+    let sound = fs::read(&file).unwrap();
+    for at in (64..sound.len() - 4).step_by(37) {
+        let mut damaged = sound.clone();
+        damaged[at..at + 4].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+        fs::write(&file, &damaged).unwrap();
+        // Opened unread, damage may go unnoticed; it must not end the process.
+        let Ok(mut store) = ServingStore::open(&serving, Verify::Journal) else { continue };
+        store.upsert_rows(&ids, &vec![0.5; ids.len() * dim]).unwrap();
+    }
 }
 
 #[test]
