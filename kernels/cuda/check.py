@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles the tensor-core kernels for NVIDIA GPUs, on a machine without one.
 
-    python3 kernels/cuda/check.py [--work FOLDER] [--json FILE]
+    python3 kernels/cuda/check.py [--work FOLDER] [--json FILE] [--only NAME]
 
 It writes the kernels as CUDA C++ (cargo example `cuda_source`), compiles each with NVRTC to PTX and
 with ptxas to machine code, and fails unless every kernel multiplies on tensor cores (mma.sync), loads
@@ -70,6 +70,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--work", type=Path, default=REPOSITORY / "target/cuda-check")
     arguments.add_argument("--json", type=Path)
+    arguments.add_argument("--only", default="", help="kernels whose name has this")
     options = arguments.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     library, ptxas, includes = toolkit(options.work)
@@ -80,6 +81,8 @@ def main():
     written = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     results, wrong = [], []
     for kernel in map(json.loads, written.stdout.splitlines()):
+        if options.only not in kernel["file"]:
+            continue
         # As CubeCL compiles: from 9.0 on for the very architecture.
         name = f"sm_{kernel['capability']}" + ("a" if kernel["capability"] >= 90 else "")
         flags = [f"--gpu-architecture={name}", *(f"--include-path={include}" for include in includes)]
