@@ -124,7 +124,7 @@ impl Harness {
                 ));
             }
         }
-        let short = ranked.len() < limit && !(self.drops && !ranked.is_empty());
+        let short = ranked.len() < limit && (ranked.is_empty() || !self.drops);
         if ranked.len() > limit || short {
             let seen = format!("{} candidates ranked", ranked.len());
             return Err(failure(CHECK, place(), seen, ALL));

@@ -11,8 +11,11 @@ use crate::harness::Harness;
 const CHECK: &str = "unknown features";
 const FAULT: &str = "tomorrow's requests have new items and missing features: look up by id with a default, never by index";
 
+/// A change of a request.
+type Change = fn(&mut Case);
+
 /// What is changed of a request, by name.
-const CHANGES: [(&str, fn(&mut Case)); 6] = [
+const CHANGES: [(&str, Change); 6] = [
     ("ids never seen", |case| ids(case, |at| u64::MAX / 2 - at)),
     ("the largest ids", |case| ids(case, |_| i64::MAX as u64)),
     ("ids missing", |case| ids(case, |_| 0)),
