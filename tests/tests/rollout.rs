@@ -518,6 +518,8 @@ fn one_push_after_the_other_under_requests() {
         config.rollout.replay_requests = 10;
         config.recorded.share = 0.05;
         config.engine.fsync = false;
+        // What waits for outcomes is bounded, and would take an hour to fill.
+        config.server.served_predictions = 100_000;
     };
     let Some(team) = Team::new("many pushes", change) else { return };
     let pushes: usize = std::env::var("HYPERCAST_ROLLOUT_PUSHES")
