@@ -181,7 +181,7 @@ impl PluginLimits {
         if let Some((key, share)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
             return Err(format!("plugin_limits.{key} is {share}; it must be from 0 to 1"));
         }
-        if !(self.slow_ms >= 0.0) {
+        if self.slow_ms.is_nan() || self.slow_ms < 0.0 {
             return Err(format!(
                 "plugin_limits.slow_ms is {}; it must be at least 0",
                 self.slow_ms
