@@ -1,20 +1,19 @@
 //! `network` never returns.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo};
+use hypercast_hostile::{Mutant, Mutation};
+use hypercast_sdk::raw::{self, types::Network};
 
 struct SpinNetwork;
 
-impl Expert for SpinNetwork {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("spin_network", info)
-    }
+impl Mutation for SpinNetwork {
+    const NAME: &'static str = "spin_network";
 
-    fn network(_g: &Graph) {
+    fn mutate(_network: &mut Network) {
         loop {
             std::hint::black_box(());
         }
     }
 }
 
-hypercast_sdk::export!(SpinNetwork);
+type Component = Mutant<SpinNetwork>;
+raw::export_expert_world!(Component with_types_in raw);

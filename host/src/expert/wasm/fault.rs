@@ -152,7 +152,8 @@ fn function(place: &str) -> String {
     if let Some((name, hash)) = plain.rsplit_once("::h")
         && is_hash(hash)
     {
-        plain.truncate(name.len());
+        let end = name.len();
+        plain.truncate(end);
     }
     plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
 }
