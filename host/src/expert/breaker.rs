@@ -58,7 +58,7 @@ impl BreakerState {
 pub struct Lost {
     /// When it ended.
     pub at: Instant,
-    /// How long it had taken.
+    /// The processor's time that it had taken: that a machine was busy with others is not the plugin's fault.
     pub took: Duration,
 }
 

@@ -5,7 +5,9 @@
 //! at once, not queued: a queue of slow calls would only make its callers wait for a late answer.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::thread_time;
 
 /// How fast the mean follows: about the last four calls count, so that one call to a deadline is enough.
 const FOLLOW: f64 = 0.25;
@@ -13,7 +15,8 @@ const FOLLOW: f64 = 0.25;
 /// What a plugin whose calls take long may hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateConfig {
-    /// The mean time of calls above which they take long, in milliseconds.
+    /// The mean time of calls above which they take long, in milliseconds of the processor: on a machine that is busy with
+    /// others every call takes long by the wall clock.
     pub slow_ms: f64,
     /// Threads that such calls may hold at one time.
     pub threads: u32,
@@ -36,12 +39,13 @@ pub(super) struct Gate {
 /// A call under way; dropping it ends it.
 pub(super) struct Pass<'a> {
     gate: &'a Gate,
-    start: Instant,
+    /// Of this thread's own time.
+    start: Duration,
 }
 
 impl Gate {
     /// Lets a call in, or says why not.
-    pub(super) fn enter(&self, config: &GateConfig, now: Instant) -> Result<Pass<'_>, String> {
+    pub(super) fn enter(&self, config: &GateConfig) -> Result<Pass<'_>, String> {
         let running = self.running.fetch_add(1, Ordering::Relaxed);
         let mean_ms = self.mean_ns.load(Ordering::Relaxed) as f64 / 1e6;
         if running >= config.threads && mean_ms > config.slow_ms {
@@ -50,7 +54,7 @@ impl Gate {
                 "its calls take {mean_ms:.0} ms lately, and {running} of them hold as many threads as they may"
             ));
         }
-        Ok(Pass { gate: self, start: now })
+        Ok(Pass { gate: self, start: thread_time() })
     }
 
     fn leave(&self, took: Duration) {
@@ -62,9 +66,16 @@ impl Gate {
     }
 }
 
+impl Pass<'_> {
+    /// The processor's time that the call has taken so far, on the thread that it came in on.
+    pub(super) fn took(&self) -> Duration {
+        thread_time().saturating_sub(self.start)
+    }
+}
+
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        self.gate.leave(self.start.elapsed());
+        self.gate.leave(self.took());
     }
 }
 
@@ -74,24 +85,24 @@ mod tests {
 
     #[test]
     fn only_a_plugin_whose_calls_take_long_is_held_to_its_threads() {
-        let (gate, config, now) = (Gate::default(), GateConfig::default(), Instant::now());
-        let passes: Vec<Pass> = (0..8).map(|_| gate.enter(&config, now).unwrap()).collect();
+        let (gate, config) = (Gate::default(), GateConfig::default());
+        let passes: Vec<Pass> = (0..8).map(|_| gate.enter(&config).unwrap()).collect();
         drop(passes);
         // One call to a deadline of 50 ms, as its start tells.
         let _ = gate.running.fetch_add(1, Ordering::Relaxed);
         gate.leave(Duration::from_millis(50));
-        let held = gate.enter(&config, now).unwrap();
-        let refused = gate.enter(&config, now).err().unwrap();
+        let held = gate.enter(&config).unwrap();
+        let refused = gate.enter(&config).err().unwrap();
         assert!(refused.contains("ms lately"), "{refused}");
         std::mem::forget(held);
         gate.leave(Duration::ZERO);
-        let free = gate.enter(&config, now).unwrap();
+        let free = gate.enter(&config).unwrap();
         std::mem::forget(free);
         // Short calls again: the mean falls below the bound.
         for _ in 0..20 {
             gate.leave(Duration::ZERO);
             gate.running.fetch_add(1, Ordering::Relaxed);
         }
-        assert!(gate.enter(&config, now).is_ok());
+        assert!(gate.enter(&config).is_ok());
     }
 }

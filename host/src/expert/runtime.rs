@@ -348,7 +348,7 @@ impl Expert {
     pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
         let start = Instant::now();
         let mut times = ExpertTimes::default();
-        let _pass = match self.enter(start) {
+        let pass = match self.enter(start) {
             Ok(pass) => pass,
             Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
         };
@@ -367,7 +367,7 @@ impl Expert {
                 self.counters.ranked();
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
-            Err(fault) => (self.failed(fault, times), times),
+            Err(fault) => (self.failed(fault, pass.took()), times),
         }
     }
 
@@ -380,18 +380,15 @@ impl Expert {
 
     /// The gate first: a breaker's one try must not be spent on a call that is not made.
     fn enter(&self, now: Instant) -> Result<Pass<'_>, Fault> {
-        let pass =
-            self.gate.enter(&self.blueprint.plugin.limits().gate, now).map_err(Fault::Busy)?;
+        let pass = self.gate.enter(&self.blueprint.plugin.limits().gate).map_err(Fault::Busy)?;
         if self.breaker.admit(now) { Ok(pass) } else { Err(Fault::Open) }
     }
 
-    fn failed(&self, fault: ExpertFault, times: ExpertTimes) -> RankOutcome {
+    fn failed(&self, fault: ExpertFault, took: Duration) -> RankOutcome {
         let at = Instant::now();
         // A busy pool says nothing of the plugin, and costs nobody time.
         if !matches!(fault.cause, Fault::Busy(_)) {
-            // A machine that stood still is not the plugin's fault either.
-            let most = Duration::from_millis(self.blueprint.plugin.rank_deadline_ms().into());
-            self.breaker.fault(Lost { at, took: (times.network + times.wasm).min(most) });
+            self.breaker.fault(Lost { at, took });
         }
         self.counters.tell(&fault, at);
         self.degraded(fault)
