@@ -169,10 +169,11 @@ fn training_is_deterministic() {
 
 /// What each hostile guest's message must say; `None` where the guest's misuse
 /// is bounded without a fault.
-const EXPECTED: [(&str, Option<&str>); 45] = [
+const EXPECTED: [(&str, Option<&str>); 46] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
+    ("crowd", None),
     ("cycle", Some("no cycle")),
     ("deep", Some("more than the limit")),
     ("duplicates", Some("twice")),

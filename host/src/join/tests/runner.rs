@@ -163,7 +163,7 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
         .unwrap()
         .append(&[Record { id: 0, payload: vec![0] }])
         .unwrap();
-    told(&memory, &[shown(1000, 1, 0, i64::MAX / 4), tick(i64::MAX / 3)]);
+    told(&memory, &[shown(1000, 1, 0, (1 << 52) + 1), tick(1 << 53)]);
     let error = runner.step(Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("another joiner writes"), "{error}");
     drop(runner);

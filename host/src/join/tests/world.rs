@@ -181,6 +181,6 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<Fact> {
     for (at, fact) in facts.iter_mut().enumerate() {
         fact.ingested_ms = at as i64;
     }
-    facts.push(tick(i64::MAX / 4));
+    facts.push(tick(1 << 52));
     facts
 }
