@@ -390,10 +390,10 @@ fn exercise(description: &Description, graph: Graph, sizes: [(usize, usize); 2])
     let (one, other) = (batch(description, sizes, 5), batch(description, sizes, 9));
     let width = description.tasks.len();
     let first = sizes[0].1 * width;
-    let ways: [&dyn Fn(&ExpertBatch) -> Vec<f32>; 2] =
-        [&|batch| served.outputs(batch), &|batch| trained.forward(&parameters, batch)];
-    for (way, name) in ways.iter().zip(["served", "trained"]) {
-        let (with_one, with_other) = (way(&one), way(&other));
+    let of = |batch: &ExpertBatch| [served.outputs(batch), trained.forward(&parameters, batch)];
+    for ((with_one, with_other), name) in
+        of(&one).iter().zip(&of(&other)).zip(["served", "trained"])
+    {
         assert_eq!(with_one.len(), one.rows * width, "{name}: an output a row and task");
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
         assert!(

@@ -272,7 +272,7 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     let good = body(sign("1.2.0", now()), &component);
     let refused = |version: &str, body: &[u8], word: &str| {
         let (status, said) = send(&daemon, version, body);
-        assert!(status >= 400 && status < 500 && said.contains(word), "{word}: {status} {said}");
+        assert!((400..500).contains(&status) && said.contains(word), "{word}: {status} {said}");
     };
     let stranger = SecretKey::generate().unwrap();
     refused("1.2.0", &body(stranger.sign(&manifest("1.2.0")), &component), "not trusted");
