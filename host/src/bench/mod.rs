@@ -70,6 +70,8 @@ pub struct Options {
     pub seconds: u64,
     /// Publications that are applied under load.
     pub publications: usize,
+    /// Between two publications, in milliseconds.
+    pub publish_every_ms: u64,
     /// What keeps the streams of the lifecycle.
     pub engine: EngineKind,
 }

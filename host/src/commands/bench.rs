@@ -44,6 +44,9 @@ pub struct Args {
     /// Publications that lifecycle applies under load
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub publications: usize,
+    /// Milliseconds between them; an FM's trainer publishes every minute by default
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
+    pub publish_every_ms: u64,
     /// What keeps lifecycle's streams; `nats` starts a nats-server that is in PATH
     #[arg(long, value_enum, default_value_t)]
     pub engine: EngineKind,
@@ -65,6 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         rows: args.rows,
         seconds: args.seconds,
         publications: args.publications,
+        publish_every_ms: args.publish_every_ms,
         engine: args.engine,
     };
     let report = bench::run(&options)?;

@@ -29,8 +29,8 @@ use crate::{
 /// Stretches of each kind.
 const ROUNDS: usize = 4;
 
-/// Between publications.
-const EVERY: Duration = Duration::from_millis(500);
+/// How often it looks whether the last ones are applied.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Requests that are learned from between two publications.
 const LEARNED: usize = 32;
@@ -55,15 +55,16 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     caller.one_by_one(200);
     let rate = 0.5e3 / quantile(&mut caller.one_by_one(400), 0.5);
     let before = counted(&daemon)?;
-    let mut rounds = Rounds::default();
+    let every = Duration::from_millis(options.publish_every_ms);
+    let mut rounds = Rounds { every, ..Rounds::default() };
     for deltas in made.deltas.chunks(options.publications.div_ceil(ROUNDS)) {
-        let lasting = EVERY * deltas.len() as u32;
+        let lasting = every * deltas.len() as u32;
         rounds.quiet.push(caller.send(rate, lasting));
         let stretch = std::thread::scope(|scope| {
             let publishing = scope.spawn(|| {
                 for delta in deltas {
                     to.append(delta)?;
-                    std::thread::sleep(EVERY);
+                    std::thread::sleep(every);
                 }
                 Result::Ok(())
             });
@@ -76,7 +77,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let start = std::time::Instant::now();
     let mut after = counted(&daemon)?;
     while after.applied - before.applied < all && start.elapsed() < PATIENCE {
-        std::thread::sleep(EVERY);
+        std::thread::sleep(LOOK_EVERY);
         after = counted(&daemon)?;
     }
     daemon.stop()?;
@@ -209,6 +210,7 @@ fn replayed(dataset: &Dataset, config: &Config) -> Result<Replay> {
 /// Stretches of load.
 #[derive(Default)]
 struct Rounds {
+    every: Duration,
     quiet: Vec<Stretch>,
     busy: Vec<Stretch>,
 }
@@ -222,7 +224,8 @@ impl Rounds {
             };
             let rival = Rival { name: "without".into(), value: of(&self.quiet) };
             let (ours, over) = (of(&self.busy), of(&self.busy) / rival.value);
-            let name = format!("request, {name}, with publications every {} ms", EVERY.as_millis());
+            let name =
+                format!("request, {name}, with publications every {} ms", self.every.as_millis());
             report.add(name.clone(), (ours, "ms"), Some(rival));
             report.add(format!("{name}, over without"), (over, "times"), None);
         }
