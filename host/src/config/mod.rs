@@ -384,6 +384,13 @@ impl Config {
         }
     }
 
+    /// The defaults, for a command that was given no file. There is then no folder that is the configuration's own, so
+    /// compiled plugins are not kept.
+    pub fn without_folder() -> Self {
+        let plugin_limits = PluginLimits { compiled_mib: 0, ..PluginLimits::default() };
+        Self { plugin_limits, ..Self::default() }
+    }
+
     /// The engine of plugins: its pool, and where it keeps what it compiled.
     pub fn guests(&self) -> EngineConfig {
         let limits = &self.plugin_limits;

@@ -58,7 +58,14 @@ impl Setup {
             config = overlay(&config, path)?;
         }
         let paths = &mut config.paths;
-        for path in [&mut paths.fm_work, &mut paths.fm, &mut paths.logs, &mut paths.experts] {
+        let own = [
+            &mut paths.fm_work,
+            &mut paths.fm,
+            &mut paths.logs,
+            &mut paths.experts,
+            &mut paths.state,
+        ];
+        for path in own {
             *path = self.work.join(&*path);
         }
         config.paths.dataset = dataset.dir.clone();

@@ -294,6 +294,7 @@ mod tests {
         let mut config = Config::default();
         config.paths.logs = dir.join("logs");
         config.paths.experts = dir.join("experts");
+        config.paths.state = dir.join("state");
         config.expert_training.epochs = 1;
         config.expert_training.batch_rows = 64;
         let replay = ReplayOptions {

@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.k > 0 && args.most > 0, "--k and --most: at least 1");
     let config = match args.config.is_file() {
         true => Config::read(&args.config)?,
-        false => Config::default(),
+        false => Config::without_folder(),
     };
     let schema = match &args.schema {
         Some(path) => Arc::new(Schema::load(path)?),

@@ -47,7 +47,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut config = match &args.config {
         Some(file) => Config::read(file)?,
-        None => Config::default(),
+        None => Config::without_folder(),
     };
     config.paths.logs = args.logs.clone();
     config.expert_training.epochs = args.epochs.unwrap_or(config.expert_training.epochs);

@@ -1,9 +1,13 @@
 //! Losses against central differences, the exact zero, and the optimisers.
 
+use std::sync::Arc;
+
 use super::average::Average;
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::step::Gradients;
 use super::{TaskTargets, task_loss};
+use crate::expert::graph::Graph;
+use crate::expert::params::Parameters;
 use crate::expert::tests::build::{Net, description, noise, parameters};
 use crate::expert::wasm::contract::{Column, Initialiser, TaskKind};
 
@@ -98,8 +102,8 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     assert!((values.values(1)[0] - first).abs() < 1e-6);
 }
 
-#[test]
-fn a_held_rate_stays_and_keeps_what_was_gathered() {
+/// Four weights at zero, and the gradient that each step is given.
+fn one_gradient_all_along() -> (Arc<Graph>, Parameters, Gradients) {
     let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
     let tae = net.input(0);
@@ -107,7 +111,13 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
     let x = net.op("MatMul", &[tae, w], vec![]);
     net.output("click", x);
     let graph = net.valid(&description);
-    let mut values = parameters(&graph, 1);
+    let values = parameters(&graph, 1);
+    (graph, values, Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] })
+}
+
+#[test]
+fn a_held_rate_stays_and_keeps_what_was_gathered() {
+    let (graph, mut values, gradients) = one_gradient_all_along();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 0,
@@ -116,7 +126,6 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
         ..OptimizerConfig::default()
     };
     let mut optimizer = Optimizer::new(&graph, config.clone());
-    let gradients = Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] };
     let mut moved = || {
         let before = values.values(0)[0];
         assert!(optimizer.step(&mut values, &gradients, 1.0));
@@ -140,14 +149,7 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
 
 #[test]
 fn the_rate_that_is_told_is_that_of_the_step_to_come() {
-    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
-    let mut net = Net::new();
-    let tae = net.input(0);
-    let w = net.parameter("w", &[4, 1], Initialiser::Zeros);
-    let x = net.op("MatMul", &[tae, w], vec![]);
-    net.output("click", x);
-    let graph = net.valid(&description);
-    let mut values = parameters(&graph, 1);
+    let (graph, mut values, gradients) = one_gradient_all_along();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 4,
@@ -156,7 +158,6 @@ fn the_rate_that_is_told_is_that_of_the_step_to_come() {
         ..OptimizerConfig::default()
     };
     let mut optimizer = Optimizer::new(&graph, config);
-    let gradients = Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] };
     for step in 0..16 {
         let (told, before) = (optimizer.learning_rate(), values.values(0)[0]);
         assert!(optimizer.step(&mut values, &gradients, 1.0));

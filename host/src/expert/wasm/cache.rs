@@ -101,13 +101,13 @@ impl Cache {
         if hmac::verify(&self.key, &signed(name, code), tag).is_err() {
             return self.distrust(&path, "it is damaged, or was not made here");
         }
-        // SAFETY: `deserialize` must be given what `Component::serialize` made. The HMAC says that whoever wrote `code` under
-        // this name knew the folder's key, which was drawn at random, is readable by the daemon's user alone (checked when
-        // the folder was opened), and is used by `keep` alone, on the output of `serialize`. `code` is our copy in memory,
-        // so the file cannot change between check and use. The name holds the hash of the component, wasmtime's version
-        // and the engine's settings with the CPU's features; wasmtime compares the latter two again and refuses others.
-        let component = unsafe { Component::deserialize(engine, code) };
-        match component {
+        // The HMAC says that whoever wrote `code` under this name knew the folder's key, which was drawn at random, is
+        // readable by the daemon's user alone (checked when the folder was opened), and is used by `keep` alone, on the
+        // output of `serialize`. `code` is our copy in memory, so the file cannot change between check and use. The name
+        // holds the hash of the component, wasmtime's version and the engine's settings with the CPU's features;
+        // wasmtime compares the latter two again and refuses others.
+        // SAFETY: `code` is what `Component::serialize` made, by the HMAC just verified; see above.
+        match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => {
                 // Used now: it goes last when there is no room. A time that cannot be set makes it go earlier.
                 let _ = file.set_modified(SystemTime::now());

@@ -36,6 +36,7 @@ fn world_of(dir: &Path, plugin: &Path, requests: usize) -> World {
     let mut config = Config::default();
     config.paths.logs = dir.join("logs");
     config.paths.experts = dir.join("experts");
+    config.paths.state = dir.join("state");
     config.expert_training.epochs = 1;
     config.expert_training.online_batch_rows = 48;
     // It is asked at the end alone, however slow the machine.
