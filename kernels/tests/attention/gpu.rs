@@ -4,6 +4,7 @@
 //! HYPERCAST_REQUIRE_WGPU is set, as in CI: there they fail.
 
 use burn::backend::Autodiff;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, f16};
 use burn_cubecl::CubeBackend;
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
@@ -48,23 +49,30 @@ fn forward<B: HstuBackend>(case: &Case) -> Vec<f32> {
 fn backward<B: HstuBackend>(case: &Case) -> Values {
     let inputs = case.tensors::<B>().into_primitives();
     let grad = case.grad_tensor::<B>().into_primitive().tensor();
-    let found = B::hstu_attention_backward(inputs, grad, case.shape.clone());
+    read_grads::<B>(B::hstu_attention_backward(inputs, grad, case.shape.clone()))
+}
+
+/// The gradients that a backend's backward pass left on its device.
+pub fn read_grads<B: HstuBackend>(grads: HstuInputs<FloatTensor<B>>) -> Values {
     HstuInputs {
-        q: values::<B, 2>(found.q),
-        k: values::<B, 2>(found.k),
-        v: values::<B, 2>(found.v),
-        position: found.position.map(values::<B, 1>),
-        time: found.time.map(values::<B, 1>),
+        q: values::<B, 2>(grads.q),
+        k: values::<B, 2>(grads.k),
+        v: values::<B, 2>(grads.v),
+        position: grads.position.map(values::<B, 1>),
+        time: grads.time.map(values::<B, 1>),
     }
 }
 
 fn assert_right(case: &Case) {
     assert!(fuses(case, DType::F32), "{} is not fused", case.name);
-    let found = forward::<Wgpu>(case);
-    assert_close(&format!("wgpu: {}", case.name), &found, &case.oracle(), 1e-5);
-    let expected = case.raw_backward(Isa::best());
+    assert_exact(case, "wgpu", forward::<Wgpu>(case), backward::<Wgpu>(case));
+}
+
+/// Asserts what f32 kernels on a device owe: the oracle's output and the CPU's gradients.
+pub fn assert_exact(case: &Case, kernels: &str, output: Vec<f32>, grads: Values) {
+    assert_close(&format!("{kernels}: {}", case.name), &output, &case.oracle(), 1e-5);
     // Sums over thousands of pairs (the tables' gradients) round apart a little.
-    assert_same_grads(case, "wgpu", backward::<Wgpu>(case), &expected, 5e-5);
+    assert_same_grads(case, kernels, grads, &case.raw_backward(Isa::best()), 5e-5);
 }
 
 #[test]
