@@ -441,6 +441,8 @@ impl Config {
         let positive = [
             ("server.threads", server.threads),
             ("server.queue", server.queue),
+            ("server.max_connections", server.max_connections),
+            ("server.header_timeout_ms", server.header_timeout_ms as usize),
             ("server.max_candidates", server.max_candidates),
             ("server.max_events", server.max_events),
             ("server.max_body_bytes", server.max_body_bytes),

@@ -32,6 +32,10 @@ pub struct Server {
     pub threads: usize,
     /// Requests that may wait for a thread; more are answered 503 at once.
     pub queue: usize,
+    /// Connections that may be open; further ones wait in the system's queue.
+    pub max_connections: usize,
+    /// How long a connection may take to send a request's headers, or rest between two requests, in milliseconds.
+    pub header_timeout_ms: u64,
     /// The most candidates of one request.
     pub max_candidates: usize,
     /// The most events of one request.
@@ -65,6 +69,8 @@ impl Default for Server {
             log: "warn,hypercast::serve=info".into(),
             threads: 2,
             queue: 256,
+            max_connections: 4096,
+            header_timeout_ms: 60_000,
             max_candidates: 1000,
             max_events: 10_000,
             max_body_bytes: 4 << 20,

@@ -45,6 +45,9 @@ use crate::{
     trace,
 };
 
+/// How long a body may take to come. A push of many megabytes is to have the time, too.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// What handlers share.
 pub(super) struct App {
     /// The configuration of the start.
@@ -184,8 +187,7 @@ pub async fn serve(
         tracing::error!(%error, "the streams did not stop well");
     }
     match served {
-        Ok(Ok(())) => outcome,
-        Ok(Err(error)) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
+        Ok(()) => outcome,
         Err(error) => outcome.and(Err(Error::Invalid(format!("the server failed: {error}")))),
     }
 }
@@ -321,12 +323,17 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
 /// A body as bytes, at most `most` of them.
 ///
 /// # Errors
-/// One that is longer, or breaks off.
+/// One that is longer, breaks off, or does not come within [`BODY_TIMEOUT`].
 pub(super) async fn bytes(
     body: axum::body::Body,
     most: usize,
 ) -> std::result::Result<Bytes, Refusal> {
-    axum::body::to_bytes(body, most).await.map_err(|_| {
+    let reading = axum::body::to_bytes(body, most);
+    let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
+        let waited_s = BODY_TIMEOUT.as_secs();
+        return Err(Refusal::BadRequest(format!("the body did not come whole in {waited_s} s")));
+    };
+    read.map_err(|_| {
         Refusal::BadRequest(format!("the body is over {most} bytes (max_body_bytes), or broke off"))
     })
 }

@@ -69,11 +69,11 @@ pub(super) async fn serve(
     // It has no experts.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
     ready(&bound.url());
-    let served = bound.serve(routes(app), stop).await;
+    bound.serve(routes(app), stop).await;
     halt.ask();
     // A thread that panicked has said so already.
     let _ = ticks.join();
-    served.map_err(|error| Error::Invalid(format!("the server failed: {error}")))
+    Ok(())
 }
 
 fn routes(app: Arc<App>) -> Router {

@@ -1,51 +1,33 @@
 //! Where requests come in: plain HTTP, or TLS where the configuration names a certificate.
 //!
-//! Handshakes run beside the requests, bounded in number and time, so that who begins one and says nothing keeps nobody
-//! else waiting for long. The certificate can be replaced while connections live; new ones get the new one. What a
-//! request may ask is [`super::auth`]'s.
+//! Connections are bounded in number: further ones wait in the system's queue. Each has a bounded time for its handshake
+//! and for the headers of every request, also of one that never comes, so that who connects and says nothing holds a place
+//! for no longer than that. What connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::{GracefulShutdown, Watcher},
+    service::TowerToHyperService,
 };
-
-use axum::{Router, serve::Listener};
-use prometheus::IntCounterVec;
+use prometheus::IntGauge;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
-    task::JoinHandle,
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    },
-    server::TlsStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{metrics::Metrics, secret};
+use super::{metrics::Metrics, tls::Tls};
 use crate::{
     config::Server,
     error::{Error, Result},
 };
 
-/// Handshakes that may be under way at once; further connections wait in the system's queue.
-const HANDSHAKES: usize = 512;
-
-/// How long a handshake may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// How long accepting rests when the system refuses, for want of files most often.
 const REST: Duration = Duration::from_millis(500);
-
-/// The largest file of certificates or of a key, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
 
 /// An address that is bound, and how it is spoken to.
 pub(super) struct Bound {
@@ -53,6 +35,9 @@ pub(super) struct Bound {
     /// The address in use.
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
+    places: Arc<Semaphore>,
+    header_timeout: Duration,
+    connections: IntGauge,
 }
 
 impl Bound {
@@ -69,7 +54,17 @@ impl Bound {
         let cannot = |error: io::Error| cannot_listen(server, &error);
         let listener = TcpListener::bind(addresses).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        Ok(Self { listener, address, tls: tls.map(Arc::new) })
+        Ok(Self {
+            listener,
+            address,
+            tls: tls.map(Arc::new),
+            places: Arc::new(Semaphore::new(server.max_connections)),
+            header_timeout: Duration::from_millis(server.header_timeout_ms),
+            connections: metrics.gauge(
+                "hypercast_connections",
+                "Connections that are open, of server.max_connections",
+            ),
+        })
     }
 
     /// Where it is, as `http://ADDRESS` or `https://ADDRESS`.
@@ -84,19 +79,47 @@ impl Bound {
     }
 
     /// Answers requests until `stop` resolves, then finishes what was accepted.
-    ///
-    /// # Errors
-    /// What the server says.
-    pub(super) async fn serve(
-        self,
-        router: Router,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> io::Result<()> {
-        match self.tls {
-            None => axum::serve(self.listener, router).with_graceful_shutdown(stop).await,
-            Some(tls) => {
-                let listener = TlsListener::start(self.listener, self.address, tls);
-                axum::serve(listener, router).with_graceful_shutdown(stop).await
+    pub(super) async fn serve(self, router: Router, stop: impl Future<Output = ()> + Send) {
+        let ending = GracefulShutdown::new();
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.accept() => accepted,
+            };
+            let Some((stream, place)) = accepted else { continue };
+            let (tls, open) = (self.tls.clone(), Open::new(&self.connections, place));
+            let talk = Talk {
+                router: router.clone(),
+                header_timeout: self.header_timeout,
+                ending: ending.watcher(),
+            };
+            tokio::spawn(async move {
+                let _open = open;
+                let Some(tls) = tls else { return talk.over(stream).await };
+                if let Some(stream) = tls.handshake(stream).await {
+                    talk.over(stream).await;
+                }
+            });
+        }
+        // Who connects from here on is refused by the system instead of kept waiting.
+        drop(self.listener);
+        ending.shutdown().await;
+    }
+
+    /// The next connection, once there is a place for it; none where the system refuses one.
+    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+        let place = self.places.clone().acquire_owned().await.ok()?;
+        match self.listener.accept().await {
+            Ok((stream, _)) => {
+                // Answers are written whole: waiting for more to send with them would only delay them.
+                let _ = stream.set_nodelay(true);
+                Some((stream, place))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(REST).await;
+                None
             }
         }
     }
@@ -119,181 +142,108 @@ fn cannot_listen(server: &Server, error: &io::Error) -> Error {
     Error::Invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
 }
 
-/// What connections are encrypted with.
-pub(super) struct Tls {
-    now: RwLock<Arc<ServerConfig>>,
-    handshakes: IntCounterVec,
+/// What a connection's requests are answered with.
+struct Talk {
+    router: Router,
+    header_timeout: Duration,
+    ending: Watcher,
 }
 
-impl Tls {
-    fn new(server: &Server, metrics: &Metrics) -> Result<Self> {
-        let handshakes = metrics.counter(
-            "hypercast_tls_handshakes_total",
-            "TLS handshakes by outcome: done, failed, late",
-            &["outcome"],
-        );
-        Ok(Self { now: RwLock::new(read(server)?), handshakes })
-    }
-
-    /// Encrypts connections that come from now on with what [`read`] gave.
-    pub(super) fn replace(&self, config: Arc<ServerConfig>) {
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = config;
-    }
-
-    async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let config = self.now.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let accepting = TlsAcceptor::from(config).accept(stream);
-        let (outcome, stream) = match tokio::time::timeout(PATIENCE, accepting).await {
-            Ok(Ok(stream)) => ("done", Some(stream)),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a TLS handshake failed");
-                ("failed", None)
-            }
-            Err(_) => ("late", None),
-        };
-        self.handshakes.with_label_values(&[outcome]).inc();
-        stream
-    }
-}
-
-/// What the configuration's files say, checked: certificates, and a key that fits the first of them.
-///
-/// # Errors
-/// Files that are missing, of another kind, or do not fit each other; a key that others may read.
-pub(super) fn read(server: &Server) -> Result<Arc<ServerConfig>> {
-    let (certificate, key) = (&server.tls_certificate, &server.tls_key);
-    let chain = certificates(certificate)?;
-    let private =
-        PrivateKeyDer::from_pem_slice(&secret::read(key, MOST_BYTES)?).map_err(|error| {
-            let why = format!(
-                "it holds no private key in PEM that can be read (server.tls_key): {error}"
-            );
-            Error::data(key, why)
-        })?;
-    // Given by name: which provider a process has by default depends on what else is linked.
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-        .map_err(|error| {
-            let why = format!(
-                "this certificate and the key {} cannot be used together: {error}",
-                key.display()
-            );
-            Error::data(certificate, why)
-        })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    let wrong = |why: String| Error::data(path, format!("{why} (server.tls_certificate)"));
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|error| wrong(format!("a certificate cannot be read: {error}")))?;
-    match chain.is_empty() {
-        true => Err(wrong("it holds no certificate in PEM".into())),
-        false => Ok(chain),
-    }
-}
-
-/// Connections whose handshake is done.
-struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: SocketAddr,
-    accepting: JoinHandle<()>,
-}
-
-impl TlsListener {
-    fn start(listener: TcpListener, address: SocketAddr, tls: Arc<Tls>) -> Self {
-        let (sender, ready) = mpsc::channel(HANDSHAKES);
-        Self { ready, address, accepting: tokio::spawn(accept(listener, tls, sender)) }
-    }
-}
-
-impl Drop for TlsListener {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.ready.recv().await {
-            Some(connection) => connection,
-            // The task that accepts has panicked, and has said so.
-            None => std::future::pending().await,
+impl Talk {
+    async fn over(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
+        if let Err(error) = self.ending.watch(connection).await {
+            tracing::debug!(%error, "a connection ended before its last answer");
         }
     }
+}
 
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.address)
+/// A connection's place, and its part of the count.
+struct Open {
+    connections: IntGauge,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(connections: &IntGauge, place: OwnedSemaphorePermit) -> Self {
+        connections.inc();
+        Self { connections: connections.clone(), _place: place }
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Arc<Tls>,
-    sender: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
-) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let (stream, from) = match listener.accept().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(REST).await;
-                continue;
-            }
-        };
-        let (tls, sender) = (tls.clone(), sender.clone());
-        tokio::spawn(async move {
-            if let Some(stream) = tls.handshake(stream).await {
-                // The receiver is gone only when the server stops.
-                let _ = sender.send((stream, from)).await;
-            }
-            drop(slot);
-        });
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.connections.dec();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::oneshot,
+    };
 
     use super::*;
 
-    /// A server with a certificate and its key in `dir`.
-    fn server(dir: &Path, name: &str) -> Server {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let [certificate, key] = ["crt", "key"].map(|end| dir.join(format!("{name}.{end}")));
-        std::fs::write(&certificate, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
-        Server { tls_certificate: certificate, tls_key: key, ..Server::default() }
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+
+    async fn started(
+        server: Server,
+    ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let server = Server { listen: "127.0.0.1:0".into(), ..server };
+        let addresses = resolve(&server).await.unwrap();
+        let bound = Bound::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        let address = bound.address;
+        let (stop, stopped) = oneshot::channel();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let serving = tokio::spawn(async move {
+            bound.serve(router, async { drop(stopped.await) }).await;
+        });
+        (address, stop, serving)
     }
 
-    #[test]
-    fn wrong_files_are_refused_with_what_is_wrong() {
-        let dir = tempfile::tempdir().unwrap();
-        let (one, other) = (server(dir.path(), "one"), server(dir.path(), "other"));
-        assert!(read(&one).is_ok());
-        let refused = |server: Server, word: &str| {
-            let error = read(&server).expect_err(word).to_string();
-            assert!(error.contains(word), "{error}");
-        };
-        refused(Server { tls_key: other.tls_key, ..one.clone() }, "cannot be used together");
-        refused(Server { tls_certificate: one.tls_key.clone(), ..one.clone() }, "no certificate");
-        let swapped = dir.path().join("swapped");
-        std::fs::copy(&one.tls_certificate, &swapped).unwrap();
-        std::fs::set_permissions(&swapped, std::fs::Permissions::from_mode(0o600)).unwrap();
-        refused(Server { tls_key: swapped, ..one.clone() }, "no private key");
-        refused(Server { tls_key: dir.path().join("none"), ..one.clone() }, "none");
-        std::fs::set_permissions(&one.tls_key, std::fs::Permissions::from_mode(0o644)).unwrap();
-        refused(one, "chmod 640");
+    async fn ask(stream: &mut TcpStream) -> String {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let size = stream.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..size]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_gives_the_place_back() {
+        let server = Server { max_connections: 1, header_timeout_ms: 300, ..Server::default() };
+        let (address, _stop, _serving) = started(server).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(b"GET / HTTP/1.1\r\nhost: he").await.unwrap();
+        let begun = Instant::now();
+        // Accepted by the system; answered once the one place is free.
+        let mut next = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut next).await.ends_with("here"));
+        assert!(begun.elapsed() >= Duration::from_millis(250), "it has waited for the place");
+        let mut rest = Vec::new();
+        let _ = silent.read_to_end(&mut rest).await;
+        assert!(!String::from_utf8_lossy(&rest).contains("here"));
+        // One that rests between requests goes likewise.
+        let mut rest = Vec::new();
+        next.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_end_closes_connections_that_rest_and_refuses_new_ones() {
+        let (address, stop, serving) = started(Server::default()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut stream).await.ends_with("here"));
+        assert!(ask(&mut stream).await.ends_with("here"), "a connection is kept");
+        stop.send(()).unwrap();
+        serving.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
     }
 }

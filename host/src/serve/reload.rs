@@ -15,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     auth::{Access, Caller},
     http::{App, json, refuse_with},
-    listen::{self, Tls},
     metrics::Metrics,
     settings::Settings,
+    tls::{self, Tls},
 };
 use crate::{
     config::{Config, Reloaded, Server, Tier},
@@ -157,7 +157,7 @@ impl Reloader {
             )),
         })?;
         let tls = match &self.tls {
-            Some(tls) => Some((tls, listen::read(&config.server)?)),
+            Some(tls) => Some((tls, tls::read(&config.server)?)),
             None => None,
         };
         let experts = experts(&config)?;
