@@ -27,7 +27,7 @@ use crate::{
     example::Example,
     history::{CacheCounts, Encoded, Found, HistoryCache},
     live::{Generation, Live, Place, Rows},
-    model::{self, Embedded, FmModel, Forward},
+    model::{self, Embedded, FmModel, Forward, drawing},
     sampling::{Selected, parts},
     serving::{ServingBackend, ServingModel},
     spec::{Label, TaskSpec},
@@ -164,8 +164,12 @@ impl<B: ServingBackend> Loaded<B> {
         let dir = from.checkpoint;
         let manifest = Manifest::read(dir)?;
         let device = B::Device::default();
-        let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
-        let model = load_weights(fresh, &dir.join("model.safetensors"), &device)?;
+        let model = {
+            // Weights are drawn before they are replaced, which would change what a trainer draws from its seed.
+            let _alone = drawing();
+            let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
+            load_weights(fresh, &dir.join("model.safetensors"), &device)?
+        };
         let live = from.work.map(|work| Live::open(dir, work)).transpose()?;
         let Serving { history_cache_bytes, warm_histories, .. } = serving;
         let warmer = match &live {

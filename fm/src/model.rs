@@ -4,7 +4,7 @@
 //! This is all that a server needs; the alignment modules, which only training
 //! needs, are in [`crate::alignment`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::{
     module::Module,
@@ -72,6 +72,13 @@ pub struct Forward<B: Backend> {
     pub tae: Tensor<B, 2>,
     /// `[R, main tasks]`: logits, or values of regressions.
     pub main: Tensor<B, 2>,
+}
+
+/// Held while weights are drawn: a backend has one generator for all threads, and a seed means the same weights only
+/// while nobody else draws.
+pub(crate) fn drawing() -> MutexGuard<'static, ()> {
+    static DRAWING: Mutex<()> = Mutex::new(());
+    DRAWING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: Backend> FmModel<B> {

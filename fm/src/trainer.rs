@@ -5,10 +5,7 @@
 //! Adagrad. The trainer does not read data sets or write logs: the host feeds
 //! it batches and takes what each step predicted.
 
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::path::Path;
 
 use burn::{
     backend::Autodiff,
@@ -33,7 +30,7 @@ use crate::{
     cost::Size,
     device::{Cpu, DeviceKind},
     example::Example,
-    model::FmModel,
+    model::{FmModel, drawing},
     probe,
     resume::{self, Optimizer, State},
     sampling::{Sampler, Selected, parts},
@@ -555,15 +552,13 @@ fn in_waves<S, P: Send, T: Send>(
     Ok(results)
 }
 
-/// New weights from the configuration's seed. The backend has one generator, which other threads may
-/// be drawing from: the lock keeps trainers apart, and weights are drawn at once and not when used.
+/// New weights from the configuration's seed, drawn at once and not when used: the lock keeps others from drawing meanwhile.
 fn fresh_network<A: AutodiffBackend + HstuBackend>(
     config: &FmConfig,
     spec: &FmSpec,
     device: &A::Device,
 ) -> Network<A> {
-    static DRAWING: Mutex<()> = Mutex::new(());
-    let _alone = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = drawing();
     A::seed(device, config.seed);
     let network = Network {
         model: FmModel::new(config, spec, device),

@@ -349,7 +349,10 @@ fn corrections_teach_and_are_not_told() {
     let (a, b) = (with.step_with(&examples, &late).unwrap(), without.step(&examples).unwrap());
     assert_eq!(a.predictions.len(), b.predictions.len());
     for (a, b) in a.predictions.iter().zip(&b.predictions).filter(|(a, _)| !a.is_nan()) {
-        assert!((a - b).abs() < 1e-6, "what is said of examples does not depend on corrections");
+        assert!(
+            (a - b).abs() < 1e-6,
+            "what is said of examples does not depend on corrections: {a} and {b}"
+        );
     }
     let (a, b) = (with.trained("1").unwrap(), without.trained("1").unwrap());
     assert_ne!(a.dense, b.dense, "corrections teach");

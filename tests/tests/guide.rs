@@ -47,7 +47,8 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
         script.push_str(&format!("echo \"=== block {number} after $SECONDS s\"\n"));
         for line in block.lines() {
             let line = line.replace("127.0.0.1:8570", &format!("127.0.0.1:{port}"));
-            match line.strip_prefix("cargo install --path ") {
+            let installed = line.strip_prefix("cargo install ");
+            match installed.and_then(|options| options.split("--path ").nth(1)) {
                 Some(package) => {
                     let package = package.split(' ').next().unwrap_or(package);
                     let manifest = checkout.join(package).join("Cargo.toml");

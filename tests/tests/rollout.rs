@@ -395,6 +395,46 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
 }
 
 #[test]
+fn a_version_that_is_slow_in_its_canary_is_rolled_back_by_itself() {
+    let change = |config: &mut Config| {
+        config.rollout.canary_requests = 1_000_000;
+        config.rollout.latency_factor = 1.0;
+        config.rollout.latency_slack_ms = 10.0;
+        // It shall not fault: slow is all it is, on whatever machine.
+        config.plugin_limits.deadline_ms = 60_000;
+        config.server.deadline_ms = 60_000;
+    };
+    let Some(team) = Team::new("slow canary", change) else { return };
+    let plods = team.hostile.join("plods.wasm");
+    if !plods.is_file() {
+        eprintln!("SKIPPED slow canary: {} is missing", plods.display());
+        return;
+    }
+    let parameters = team.trained(&plods, 9);
+    let daemon = team.daemon();
+    let load = Load::of(12);
+    let (status, said) = load.during(&daemon, || {
+        std::thread::scope(|scope| {
+            let push = scope.spawn(|| {
+                let args = ["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()];
+                team.push(&daemon, &plods, &args)
+            });
+            wait_until("it is a canary that answers", PATIENCE, || {
+                push.is_finished() || state(&daemon, "1.1.0")["step"] == "canary"
+            });
+            load.candidates.store(20, Ordering::Relaxed);
+            push.join().unwrap()
+        })
+    });
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("rolled-back rolled back to 1.0.0: canary: latency: p99"), "{said}");
+    assert_eq!(load.counts().1, 0, "everybody had an answer of an expert");
+    let list = team.list();
+    assert!(list.contains("retired"), "{list}");
+    assert!(daemon.stop());
+}
+
+#[test]
 fn a_canary_that_its_own_evaluate_takes_back_is_rolled_back() {
     let change = |config: &mut Config| {
         config.rollout.canary_requests = 1_000_000;

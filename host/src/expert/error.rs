@@ -97,7 +97,7 @@ fn upgrade(found: &str, host: &str) -> String {
     let major = |version: &str| version.split('.').next().and_then(|own| own.parse::<u64>().ok());
     match major(found) > major(host) {
         true => {
-            "the host is older: update it (`cargo install --path host` in a newer HyperCast), or build the expert with an older SDK".into()
+            "the host is older: update it (`cargo install --locked --path host` in a newer HyperCast), or build the expert with an older SDK".into()
         }
         false => format!(
             "the expert is older: rebuild it with the SDK of contract {}.x (`cargo update -p hypercast-sdk && cargo hypercast build`)",

@@ -2,11 +2,11 @@
 //!
 //! Connections are bounded in number: further ones wait in the system's queue. Each has a bounded time for its handshake
 //! and for the headers of every request, also of one that never comes, so that who connects and says nothing holds a place
-//! for no longer than that. What connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
+//! for no longer than that. What nobody reads of a body is [`super::linger`]'s, what connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, middleware::map_request};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -20,7 +20,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use super::{metrics::Metrics, tls::Tls};
+use super::{linger, metrics::Metrics, tls::Tls};
 use crate::{
     config::Server,
     error::{Error, Result},
@@ -80,6 +80,7 @@ impl Bound {
 
     /// Answers requests until `stop` resolves, then finishes what was accepted.
     pub(super) async fn serve(self, router: Router, stop: impl Future<Output = ()> + Send) {
+        let router = router.layer(map_request(linger::read_on));
         let ending = GracefulShutdown::new();
         let mut stop = pin!(stop);
         loop {
@@ -207,6 +208,27 @@ mod tests {
             bound.serve(router, async { drop(stopped.await) }).await;
         });
         (address, stop, serving)
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_who_is_still_sending() {
+        let (address, _stop, _serving) = started(Server::default()).await;
+        // Far more than the system keeps for a connection, to a route that reads nothing.
+        let body = vec![b'x'; 32 << 20];
+        for path in ["/", "/nowhere"] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The second time shows that the connection is still good.
+            for size in [body.len(), 0] {
+                let head =
+                    format!("POST {path} HTTP/1.1\r\nhost: here\r\ncontent-length: {size}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(&body[..size]).await.unwrap();
+                let mut answer = vec![0; 4096];
+                let read = stream.read(&mut answer).await.unwrap();
+                let answer = String::from_utf8_lossy(&answer[..read]);
+                assert!(answer.starts_with("HTTP/1.1 40"), "{answer}");
+            }
+        }
     }
 
     async fn ask(stream: &mut TcpStream) -> String {

@@ -7,7 +7,7 @@
 //! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
 //! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
 //! remembers predictions until their outcomes are known, and `report` tells of all that.
-//! `listen` has the connections and `tls` what encrypts them, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
+//! `listen` has the connections, `linger` the bodies that nobody read and `tls` what encrypts them, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
 //! whether all is loaded that should serve.
 //! `admin` takes pushes, and `rollouts` shows them what serves.
 //! Training never happens here.
@@ -26,6 +26,7 @@ mod follow;
 pub mod http;
 pub mod ids;
 mod ingest;
+mod linger;
 mod listen;
 mod live;
 mod loader;

@@ -43,7 +43,7 @@ pub fn find() -> Result<Host> {
         .filter(|workspace| workspace.packages.iter().any(|package| package.name == NAME))
         .map(Host::Workspace)
         .context(
-            "there is no `hypercast`: install the host with `cargo install --path host` in HyperCast's checkout, \
+            "there is no `hypercast`: install the host with `cargo install --locked --path host` in HyperCast's checkout, \
              or name its binary in $HYPERCAST",
         )
 }

@@ -84,7 +84,7 @@ pub fn checkout(asked: Option<&Path>) -> Result<PathBuf> {
     let is_there = folder.join("sdk/wit/expert.wit").is_file();
     ensure!(
         is_there,
-        "{} is no checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --path sdk/cargo-hypercast`)",
+        "{} is no checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --locked --path sdk/cargo-hypercast`)",
         folder.display()
     );
     std::fs::canonicalize(folder).with_context(|| format!("cannot read {}", folder.display()))

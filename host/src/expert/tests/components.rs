@@ -169,7 +169,7 @@ fn training_is_deterministic() {
 
 /// What each hostile guest's message must say; `None` where the guest's misuse
 /// is bounded without a fault.
-const EXPECTED: [(&str, Option<&str>); 46] = [
+const EXPECTED: [(&str, Option<&str>); 47] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
     ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
@@ -197,6 +197,7 @@ const EXPECTED: [(&str, Option<&str>); 46] = [
     ("other_import", Some("may import nothing but `log`")),
     ("out_of_range", Some("candidate index")),
     ("overflow", Some("call stack")),
+    ("plods", None),
     ("rank_error", Some("returned an error")),
     ("sample_invalid", Some("`sample` gave a bad output")),
     ("shape_overflow", Some("overflows")),
