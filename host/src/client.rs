@@ -34,11 +34,15 @@ use crate::error::{Error, Result};
 /// # Errors
 /// A file that is missing or holds no certificate; a machine that trusts none, once HTTPS is spoken.
 pub fn agent(config: Config, ca: Option<&Path>) -> Result<Agent> {
-    let connector = TcpConnector::default().chain(Encrypt { config: trusting(ca)? });
+    let connector = TcpConnector::default().chain(Encrypt { config: Arc::new(trusting(ca)?) });
     Ok(Agent::with_parts(config, connector, DefaultResolver::default()))
 }
 
-fn trusting(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
+/// What a client of this process trusts, as [`agent`] says it.
+///
+/// # Errors
+/// As [`agent`]'s.
+pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match ca {
         None => {
@@ -65,7 +69,7 @@ fn trusting(ca: Option<&Path>) -> Result<Arc<ClientConfig>> {
         .map_err(|error| Error::Invalid(format!("TLS: {error}")))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Puts TLS onto connections of HTTPS.

@@ -125,6 +125,9 @@ fn every_fenced_command_of_the_guide_is_one_that_the_test_runs() {
     ] {
         assert!(all.contains(&format!("cargo hypercast {subcommand}")), "{subcommand}");
     }
+    // Cargo takes an alias for the tool of the same name: in the checkout, where a reader begins, and in experts below it.
+    let config = include_str!("../../.cargo/config.toml");
+    assert!(!config.contains("\nhypercast ="), "an alias hides `cargo hypercast`");
     let script = script(&blocks, &PathBuf::from("/checkout"), 4321);
     assert!(!script.contains("8570"), "every port is mapped");
     assert!(script.contains("test -f '/checkout/host/Cargo.toml'"), "{script}");

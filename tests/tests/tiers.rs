@@ -1,10 +1,15 @@
 //! Tiers as an operator runs them: the FM in a process of its own, deadlines that
 //! travel, and requests that are refused before they can wait in vain.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use hypercast::config::Config;
-use hypercast_tests::{Daemon, expert, prerequisites, run_well, world};
+use hypercast_tests::{
+    Daemon, expert, prerequisites, run_well,
+    secure::{Ask, Certificate, ask, write_secret},
+    services::wait_until,
+    world,
+};
 use serde_json::{Value, json};
 
 /// A small trained world with one expert.
@@ -92,6 +97,68 @@ fn processes_answer_as_one_and_live_without_each_other() {
         assert_eq!(answer["ranking"].as_array().unwrap().len(), 39);
         assert!(experts.stop());
     }
+}
+
+#[test]
+fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
+    const TOKEN: &str = "4f1d0d5c2f7e4f3aa1b0c9d8e7f60514";
+    let Some((binary, plugins, _)) = prerequisites("tiers over TLS") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = trained(dir.path(), &plugins, &binary);
+    let own = Certificate::make(dir.path(), "own");
+    write_secret(&dir.path().join("callers"), &format!("experts {TOKEN}\n"));
+    write_secret(&dir.path().join("token"), &format!("{TOKEN}\n"));
+    write_secret(&dir.path().join("old-token"), &TOKEN.replace('4', "5"));
+
+    let mut of_fm = config.clone();
+    of_fm.server.tls_certificate = "own.crt".into();
+    of_fm.server.tls_key = "own.key".into();
+    of_fm.server.tokens = "callers".into();
+    write(&of_fm, dir.path(), "fm.toml");
+    let args = ["--config", "fm.toml", "--tier", "fm-serving"];
+    let fm = Daemon::start_with(&binary, dir.path(), &args);
+    let url = fm.url().replace("127.0.0.1", "localhost");
+    assert!(url.starts_with("https://"), "{url}");
+    let asked = Ask { route: "/v1/embed", body: Some(""), ..Ask::default() };
+    assert_eq!(ask(fm.url(), Some(&own), asked).unwrap().status, 401);
+
+    let mut of_expert = config;
+    of_expert.fm_serving.url = url;
+    of_expert.fm_serving.ca = "own.crt".into();
+    of_expert.fm_serving.token = "token".into();
+    let args = ["--config", "expert.toml", "--tier", "expert"];
+    for (change, word) in [
+        (
+            &(|config: &mut Config| config.fm_serving.ca = "".into()) as &dyn Fn(&mut Config),
+            "certificate",
+        ),
+        (&|config| config.fm_serving.token = "".into(), "fm_serving.token"),
+        (&|config| config.fm_serving.token = "old-token".into(), "fm_serving.token"),
+        (&|config| config.fm_serving.token = "callers".into(), "one token and nothing else"),
+        (&|config| config.fm_serving.ca = "own.key".into(), "own.key"),
+    ] {
+        let mut wrong = of_expert.clone();
+        change(&mut wrong);
+        write(&wrong, dir.path(), "expert.toml");
+        let args = [&["serve", "--listen", "127.0.0.1:0"], &args[..]].concat();
+        let (well, text) = hypercast_tests::run(&binary, dir.path(), &args);
+        assert!(!well && text.contains(word) && !text.contains(TOKEN), "{word}: {text}");
+    }
+    write(&of_expert, dir.path(), "expert.toml");
+    let experts = Daemon::start_with(&binary, dir.path(), &args);
+    for user in 1..6 {
+        let (status, answer) = experts.post("/v1/rank", &rank(user));
+        assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
+    }
+    // Tokens of the tier can be changed while it serves; the expert goes on without it and says why.
+    write_secret(&dir.path().join("callers"), &format!("others {}\n", TOKEN.replace('4', "6")));
+    fm.hang_up();
+    wait_until("the token is asked for anew", Duration::from_secs(60), || {
+        experts.post("/v1/rank", &rank(1)).1["degraded"] == json!(true)
+    });
+    let (_, answer) = experts.post("/v1/rank", &rank(1));
+    assert!(answer["reason"].as_str().unwrap().contains("token"), "{answer}");
+    assert!(experts.stop() && fm.stop());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The smallest expert: a linear head a task on the target-aware embedding.
 //!
-//! Build it: `cargo hypercast build -p hello-expert`
+//! Build it: `cargo run -p cargo-hypercast -- build -p hello-expert`
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear};
 
 struct Hello;

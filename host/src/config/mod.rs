@@ -428,7 +428,8 @@ impl Config {
             &mut paths.state,
             &mut self.engine.dir,
         ];
-        let own = own.into_iter().chain(self.server.files());
+        let tiers = self.fm_serving.files().into_iter().chain(self.fm_logging.files());
+        let own = own.into_iter().chain(self.server.files()).chain(tiers);
         for path in own.chain(self.experts.iter_mut().map(|entry| &mut entry.plugin)) {
             if path.is_relative() && !path.as_os_str().is_empty() {
                 *path = base.join(&*path);
@@ -474,9 +475,6 @@ impl Config {
         }
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
-        }
-        if self.fm_serving.url.starts_with("https:") {
-            return Err("fm_serving.url is https, but tiers speak plain HTTP to each other: use http:// inside a private network or a tunnel".into());
         }
         server.validate()?;
         self.plugin_limits.validate()?;

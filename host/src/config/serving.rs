@@ -115,8 +115,12 @@ impl Server {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FmTierConfig {
-    /// Where another process runs this tier, as `http://HOST:PORT`; empty runs it in this one.
+    /// Where another process runs this tier, as `http://HOST:PORT` or `https://HOST:PORT`; empty runs it in this one.
     pub url: String,
+    /// What an `https` url's certificate must be, or be signed by, in PEM; empty takes those that the machine trusts.
+    pub ca: PathBuf,
+    /// The file of the token for that process, where its `server.tokens` are set; empty sends none.
+    pub token: PathBuf,
     /// Where its FM runs, if not where other models do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
@@ -144,6 +148,8 @@ impl FmTierConfig {
     pub fn serving() -> Self {
         Self {
             url: String::new(),
+            ca: PathBuf::new(),
+            token: PathBuf::new(),
             device: None,
             threads: 0,
             queue: 256,
@@ -166,6 +172,10 @@ impl FmTierConfig {
             warm_histories: 0,
             ..Self::serving()
         }
+    }
+
+    pub(super) fn files(&mut self) -> [&mut PathBuf; 2] {
+        [&mut self.ca, &mut self.token]
     }
 
     /// How its FM is loaded, on `device` unless it has its own.

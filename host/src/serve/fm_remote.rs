@@ -5,10 +5,18 @@
 //! and the TAEs, in the format that the answering tier is configured for. What
 //! remains of the deadline travels in a header.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use axum::body::Bytes;
+use axum::{
+    body::Bytes,
+    http::{HeaderValue, header},
+};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -18,15 +26,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody},
+    secret,
     tae::TaeFormat,
 };
-use crate::error::{Error, Result};
+use crate::{
+    client,
+    config::FmTierConfig,
+    error::{Error, Result},
+};
 
 /// The most that an answer may be, in bytes.
 const MOST_ANSWER_BYTES: usize = 256 << 20;
 
 /// The most that a manifest may be, in bytes.
 const MOST_MANIFEST_BYTES: usize = 16 << 20;
+
+/// The most that the file of a token may be, in bytes.
+const MOST_TOKEN_BYTES: u64 = 4096;
+
+/// How long a tier has to say what it is.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What `POST /v1/embed` answers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,7 +100,9 @@ pub struct RemoteFm {
     url: String,
     /// The version that is asked for; none takes what the tier answers with.
     version: Option<String>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    /// The header that says who asks, where the tier wants to know.
+    bearer: Option<HeaderValue>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     manifest: Manifest,
 }
 
@@ -89,33 +110,60 @@ impl RemoteFm {
     /// Asks the tier at `url` what it is, or what it knows of one version. Blocks; call it outside of the server's threads.
     ///
     /// # Errors
-    /// A tier that does not answer, or not as one.
-    pub fn connect(url: &str, version: Option<&str>) -> Result<Self> {
+    /// A tier that does not answer, or not as one; files of certificates or the token that cannot be read.
+    pub fn connect(url: &str, config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
-        let cannot = |why: String| {
+        let given = |path: &'_ Path| !path.as_os_str().is_empty();
+        let ca = given(&config.ca).then_some(config.ca.as_path());
+        let bearer = given(&config.token).then(|| bearer(&config.token)).transpose()?;
+        let manifest = Self::ask_manifest((&url, version), ca, bearer.as_ref()).map_err(|why| {
             Error::Invalid(format!(
                 "no FM at {url:?} (fm_serving.url): {why}; start one with `hypercast serve --tier fm-serving`"
             ))
-        };
-        let mut ask = ureq::get(format!("{url}/v1/fm"));
+        })?;
+        let mut plain = HttpConnector::new();
+        // It is asked by one request at a time and connection, whose last bytes are not to wait for more.
+        plain.set_nodelay(true);
+        plain.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(client::trusting(ca)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(plain);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { url, version: version.map(str::to_owned), bearer, client, manifest })
+    }
+
+    fn ask_manifest(
+        (url, version): (&str, Option<&str>),
+        ca: Option<&Path>,
+        bearer: Option<&HeaderValue>,
+    ) -> std::result::Result<Manifest, String> {
+        let told = |error: &dyn std::fmt::Display| error.to_string();
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(MANIFEST_TIMEOUT))
+            .http_status_as_error(false)
+            .build();
+        let agent = client::agent(config, ca).map_err(|error| told(&error))?;
+        let mut ask = agent.get(format!("{url}/v1/fm"));
         if let Some(version) = version {
             ask = ask.header(FM_VERSION_HEADER, version);
         }
-        let mut answer = ask
-            .config()
-            .timeout_global(Some(std::time::Duration::from_secs(10)))
-            .build()
-            .call()
-            .map_err(|error| cannot(error.to_string()))?;
-        let text = answer
-            .body_mut()
-            .with_config()
-            .limit(MOST_MANIFEST_BYTES as u64)
-            .read_to_vec()
-            .map_err(|error| cannot(error.to_string()))?;
-        let manifest = serde_json::from_slice(&text).map_err(|error| cannot(error.to_string()))?;
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self { url, version: version.map(str::to_owned), client, manifest })
+        if let Some(bearer) = bearer {
+            ask = ask.header(header::AUTHORIZATION, bearer);
+        }
+        let mut answer = ask.call().map_err(|error| told(&error))?;
+        let status = answer.status();
+        let body = answer.body_mut().with_config().limit(MOST_MANIFEST_BYTES as u64);
+        let text = body.read_to_vec().map_err(|error| told(&error))?;
+        match status.as_u16() {
+            200 => serde_json::from_slice(&text).map_err(|error| told(&error)),
+            401 | 403 => Err(format!(
+                "it wants another token than fm_serving.token ({status}: {})",
+                said(status.as_u16(), &text)
+            )),
+            other => Err(said(other, &text)),
+        }
     }
 
     /// What the tier's checkpoint says of itself.
@@ -153,6 +201,9 @@ impl RemoteFm {
         if let Some(version) = &self.version {
             request = request.header(FM_VERSION_HEADER, version);
         }
+        if let Some(bearer) = &self.bearer {
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
         let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| internal(error.to_string()))?;
@@ -173,11 +224,31 @@ impl RemoteFm {
 
 /// What the other tier's refusal means for the caller of this one.
 fn refusal(status: u16, body: &[u8], unreachable: impl Fn(String) -> Refusal) -> Refusal {
-    let said = serde_json::from_slice::<RefusalBody>(body)
-        .map_or_else(|_| format!("status {status}"), |body| body.error.message);
     match status {
         503 => Refusal::Overloaded { retry_after_ms: 100 },
         504 => Refusal::Deadline,
-        _ => unreachable(said),
+        _ => unreachable(said(status, body)),
+    }
+}
+
+/// What a refusal says.
+fn said(status: u16, body: &[u8]) -> String {
+    serde_json::from_slice::<RefusalBody>(body)
+        .map_or_else(|_| format!("status {status}"), |body| body.error.message)
+}
+
+/// The header of the token in a file.
+fn bearer(path: &Path) -> Result<HeaderValue> {
+    let text = secret::read(path, MOST_TOKEN_BYTES)?;
+    let token = text.trim_ascii();
+    let whole = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
+    let header = [b"Bearer ", token].concat();
+    match HeaderValue::from_bytes(&header) {
+        Ok(mut value) if whole => {
+            value.set_sensitive(true);
+            Ok(value)
+        }
+        // Without what it holds, which may be a secret.
+        _ => Err(Error::data(path, "it is to hold one token and nothing else")),
     }
 }

@@ -136,7 +136,7 @@ impl Loader {
     fn open_fm(&self, planned: &PlannedFm) -> Result<Arc<FmTier>> {
         let fm: Arc<dyn FoundationModel> = match &planned.source {
             FmSource::Remote(url) => {
-                let remote = RemoteFm::connect(url, planned.version.as_deref())?;
+                let remote = RemoteFm::connect(url, &self.fm_config, planned.version.as_deref())?;
                 return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
             }
             FmSource::Checkpoint(dir) => {

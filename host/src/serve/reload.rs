@@ -56,13 +56,10 @@ impl Origin {
     }
 }
 
-/// Tiers of the FM alone are for other tiers, which speak plain HTTP and have no tokens; a file may be shared with one that
-/// has both.
+/// Tiers of the FM alone have no admin routes; a file may be shared with one that has.
 fn only_for_tiers(server: &mut Server) {
-    let own = Server::default();
-    (server.tls_certificate, server.tls_key) = (own.tls_certificate, own.tls_key);
-    (server.tokens, server.admin_tokens) = (own.tokens, own.admin_tokens);
     (server.admin, server.insecure_admin) = (false, false);
+    server.admin_tokens = Server::default().admin_tokens;
 }
 
 /// What a reload did.

@@ -36,9 +36,7 @@ pub(super) fn of(app: Arc<App>) -> Router {
             .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
             .merge(auth::guard_callers(for_callers(), app.access()))
             .nest("/v1/admin", auth::guard(for_operators(), app.access())),
-        Tier::FmServing | Tier::FmLogging => {
-            Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
-        }
+        Tier::FmServing | Tier::FmLogging => auth::guard_callers(for_tiers(), app.access()),
     };
     routes
         .route("/healthz", get(|| async { "ok\n" }))
@@ -56,6 +54,10 @@ fn for_callers() -> Router<Arc<App>> {
         .route("/v1/live", get(live))
         .route("/v1/rank", post(rank))
         .route("/v1/events", post(events))
+}
+
+fn for_tiers() -> Router<Arc<App>> {
+    Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
 }
 
 /// Under `/v1/admin`.

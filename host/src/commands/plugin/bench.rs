@@ -14,12 +14,23 @@ use super::check::share;
 use super::subject::{Loaded, Subject};
 use crate::bench::timing::quantile;
 use crate::expert::wasm::Call;
-use crate::expert::wasm::contract::{ActionBatch, Outcome, RankRequest};
-use crate::expert::{BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
+use crate::expert::wasm::contract::{
+    ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
+};
+use crate::expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
 use crate::synthetic::{Sample, Size, Synthetic};
 
 /// Bytes of one ranked candidate, as they leave the guest: an index and a score.
 const RANKED_BYTES: u64 = 8;
+
+/// A training step in the middle of a training.
+const STEP: TrainingStep = TrainingStep {
+    taken: 500,
+    planned: 1000,
+    trained_rows: 500 * 512,
+    rows: 512,
+    learning_rate: 1e-3,
+};
 
 /// Arguments of `hypercast plugin bench`.
 #[derive(Debug, Parser)]
@@ -112,14 +123,17 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
     let network = timed("network", args.runs, || predict().map(drop))?;
     let (rank, memory_bytes) = rank(&expert, &sample, &predictions.tasks, args.runs)?;
     let batch = batch(&loaded, &sample);
+    let evaluation = evaluation(blueprint);
     let (plugin, info) = (&blueprint.plugin, &blueprint.info);
     let few = args.runs.min(50);
-    let calls = vec![
-        rank.clone(),
+    let hooks = vec![
         timed("labels", few, || plugin.labels(&blueprint.description, info, &batch).map(drop))?,
         timed("sample", few, || plugin.sample(info, &batch).map(drop))?,
+        timed("schedule", few, || plugin.schedule(STEP).map(drop))?,
+        timed("evaluate", few, || plugin.evaluate(info, &evaluation).map(drop))?,
         timed("network (building it)", few, || plugin.network(info).map(drop))?,
     ];
+    let slowest_hook_us = hooks.iter().map(|hook| hook.p99_us).fold(0.0, f64::max);
     let limits = &loaded.limits;
     let used = |limit, used: f64, most: f64, unit| Used { limit, used, most, unit };
     let flops = blueprint.graph.cost.per_candidate(blueprint.description.history_len);
@@ -127,6 +141,12 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     let headroom = vec![
         used("deadline_ms", rank.p99_us / 1e3, f64::from(deadline_ms(&loaded)), "ms"),
+        used(
+            "setup_deadline_ms",
+            slowest_hook_us / 1e3,
+            f64::from(limits.setup_deadline_ms),
+            "ms, the slowest hook",
+        ),
         used("memory_mib", mib(memory_bytes as f64), f64::from(memory_mib(&loaded)), "MiB"),
         used(
             "output",
@@ -145,7 +165,7 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
     Ok(Report {
         expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
         candidates: args.candidates,
-        calls,
+        calls: std::iter::once(rank).chain(hooks).collect(),
         network_us_a_candidate: network.p50_us / args.candidates as f64,
         network,
         headroom,
@@ -199,6 +219,30 @@ fn batch(loaded: &Loaded, sample: &Sample) -> ActionBatch {
         known: targets.iter().map(|target| target.outcome.known).collect(),
         values: loaded.schema.values.iter().enumerate().map(value).collect(),
     }
+}
+
+/// Every task, over all surfaces and on each of them, as good as what serves.
+fn evaluation(blueprint: &Blueprint) -> Evaluation {
+    let quality = Quality {
+        ne: Some(0.8),
+        auc: Some(0.7),
+        gauc: Some(0.6),
+        calibration: Some(1.0),
+        mse: Some(0.1),
+    };
+    let surfaces = || blueprint.info.surfaces.iter().cloned().map(Some);
+    let slice = |task: &str, surface| Slice {
+        task: task.to_owned(),
+        surface,
+        examples: 10_000,
+        candidate: quality,
+        serving: Some(quality),
+    };
+    let tasks = blueprint.description.tasks.iter();
+    let slices = tasks.flat_map(|task| {
+        std::iter::once(None).chain(surfaces()).map(move |surface| slice(&task.name, surface))
+    });
+    Evaluation { decision: Decision::Publication, slices: slices.collect() }
 }
 
 /// The deadline of `rank` that holds for this component: its own, or the configuration's if that is less.
