@@ -399,7 +399,7 @@ fn a_version_that_is_slow_in_its_canary_is_rolled_back_by_itself() {
     let change = |config: &mut Config| {
         config.rollout.canary_requests = 1_000_000;
         config.rollout.latency_factor = 1.0;
-        config.rollout.latency_slack_ms = 10.0;
+        config.rollout.latency_slack_ms = 5.0;
         // It shall not fault: slow is all it is, on whatever machine.
         config.plugin_limits.deadline_ms = 60_000;
         config.server.deadline_ms = 60_000;

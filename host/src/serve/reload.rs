@@ -235,8 +235,8 @@ mod tests {
         let whole = read(Tier::All);
         assert!(whole.has_tls() && whole.admin && whole.tokens == dir.path().join("callers"));
         let tier = read(Tier::FmServing);
-        assert!(!tier.has_tls() && !tier.admin, "other tiers speak plain HTTP to it");
-        assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), PathBuf::new()));
+        assert!(tier.has_tls() && !tier.admin, "it has no admin routes");
+        assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), whole.tokens));
         assert_eq!((whole.listen, tier.listen), ("b:2".into(), "b:2".into()));
     }
 }

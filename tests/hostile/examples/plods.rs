@@ -7,7 +7,7 @@ use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
 
 /// Some tens of milliseconds.
-const STEPS: u64 = 30_000_000;
+const STEPS: u64 = 100_000_000;
 
 struct Plods;
 
