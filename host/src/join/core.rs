@@ -141,10 +141,26 @@ impl Joiner {
             Some(_) => self.state.check_context(context),
             None => Err(Error::Invalid(format!("the schema has no surface {surface}"))),
         };
+        let happened = |outcome: &Outcome| self.check_outcome(outcome);
         match what {
             What::Impression(shown) => fits(shown.surface, &shown.context),
-            What::Whole(rows) => rows.iter().try_for_each(|row| fits(row.surface, &row.context)),
-            What::Action(_) | What::Item(_) | What::User(_) | What::Tick { .. } => Ok(()),
+            What::Whole(rows) => rows.iter().try_for_each(|row| {
+                fits(row.surface, &row.context)?;
+                happened(&row.outcome)
+            }),
+            What::Action(reaction) => happened(&reaction.outcome),
+            What::Item(_) | What::User(_) | What::Tick { .. } => Ok(()),
+        }
+    }
+
+    fn check_outcome(&self, outcome: &Outcome) -> Result<()> {
+        let actions = self.state.schema().actions.len() as u32;
+        let said = u32::BITS - (outcome.actions | outcome.known).leading_zeros();
+        match said > actions {
+            true => Err(Error::Invalid(format!(
+                "an outcome speaks of action {said}, and the schema has {actions}"
+            ))),
+            false => Ok(()),
         }
     }
 

@@ -55,6 +55,23 @@ fn a_time_that_is_none_is_passed_over() {
 }
 
 #[test]
+fn an_action_that_the_schema_lacks_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut joiner = joiner(&dataset(dir.path()), settings());
+    all(&mut joiner, &[shown(7, 1, 0, 1000)]);
+    // As a schema of three actions may have written it, before or after its impression.
+    let foreign = 1 << 2;
+    for request in [7, 8] {
+        let made = all(&mut joiner, &[reacted(request, 1, 2000, (foreign, foreign | CLICK))]);
+        assert!(made.joined.is_empty() && made.outcomes.is_empty());
+    }
+    all(&mut joiner, &[reacted(7, 1, 2000, (0, 1 << 31))]);
+    assert_eq!((joiner.counts().refused, joiner.held()), (3, (1, 0)));
+    let made = all(&mut joiner, &[shown(8, 1, 1000, 1000), tick(100_000)]);
+    assert_eq!(examples(&made).len(), 2, "it goes on");
+}
+
+#[test]
 fn a_request_leaves_with_its_last_window_or_as_soon_as_all_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
