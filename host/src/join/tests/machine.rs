@@ -67,7 +67,7 @@ fn an_action_that_the_schema_lacks_is_passed_over() {
     }
     all(&mut joiner, &[reacted(7, 1, 2000, (0, 1 << 31))]);
     assert_eq!((joiner.counts().refused, joiner.held()), (3, (1, 0)));
-    let made = all(&mut joiner, &[shown(8, 1, 1000, 1000), tick(100_000)]);
+    let made = all(&mut joiner, &[shown(8, 1, 0, 1000), tick(100_000)]);
     assert_eq!(examples(&made).len(), 2, "it goes on");
 }
 
