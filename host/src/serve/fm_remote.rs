@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ const MOST_MANIFEST_BYTES: usize = 16 << 20;
 
 /// The most that the file of a token may be, in bytes.
 const MOST_TOKEN_BYTES: u64 = 4096;
+
+/// How long a connection to the tier is kept without a request: far shorter than the tier keeps it
+/// (`server.header_timeout_ms`), so that no request meets one which is being closed.
+const MOST_IDLE: Duration = Duration::from_secs(10);
 
 /// How long a tier has to say what it is.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,7 +117,7 @@ impl RemoteFm {
     /// A tier that does not answer, or not as one; files of certificates or the token that cannot be read.
     pub fn connect(url: &str, config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
-        let given = |path: &'_ Path| !path.as_os_str().is_empty();
+        let given = |path: &Path| !path.as_os_str().is_empty();
         let ca = given(&config.ca).then_some(config.ca.as_path());
         let bearer = given(&config.token).then(|| bearer(&config.token)).transpose()?;
         let manifest = Self::ask_manifest((&url, version), ca, bearer.as_ref()).map_err(|why| {
@@ -130,7 +134,10 @@ impl RemoteFm {
             .https_or_http()
             .enable_http1()
             .wrap_connector(plain);
-        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(MOST_IDLE)
+            .build(connector);
         Ok(Self { url, version: version.map(str::to_owned), bearer, client, manifest })
     }
 
