@@ -83,7 +83,8 @@ impl Options {
         match path.is_file() {
             true => path.canonicalize().map_err(Error::io(&path)),
             false => Err(Error::Invalid(format!(
-                "{} is missing: build it with `cargo hypercast build -p {name}`, or name its folder by --plugins",
+                "{} is missing: build it with `cargo run -p cargo-hypercast -- build -p {name} --out {}`, or name its folder by --plugins",
+                path.display(),
                 path.display()
             ))),
         }

@@ -93,14 +93,14 @@ impl Error {
 }
 
 /// Who is behind, and the command that upgrades.
-fn upgrade(found: &str, host: &str) -> String {
+pub(crate) fn upgrade(found: &str, host: &str) -> String {
     let major = |version: &str| version.split('.').next().and_then(|own| own.parse::<u64>().ok());
     match major(found) > major(host) {
         true => {
             "the host is older: update it (`cargo install --locked --path host` in a newer HyperCast), or build the expert with an older SDK".into()
         }
         false => format!(
-            "the expert is older: rebuild it with the SDK of contract {}.x (`cargo update -p hypercast-sdk && cargo hypercast build`)",
+            "the expert is older: rebuild it with the SDK of contract {}.x (`git pull` in the checkout that its Cargo.toml names, or `cargo update -p hypercast-sdk` where it names a repository; then `cargo hypercast build`)",
             major(host).unwrap_or_default()
         ),
     }

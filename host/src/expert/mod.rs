@@ -26,6 +26,7 @@ pub mod wasm;
 pub use batch::Tae;
 pub use breaker::BreakerConfig;
 pub use error::Error;
+pub(crate) use error::upgrade;
 pub use hypercast_fm::device::DeviceKind as Device;
 pub use normalise::{FeatureStatistics, Normaliser};
 pub use params::{Parameters, Provenance, SavedParameters};

@@ -1,3 +1,5 @@
+//! Who follows a stream of published weights has what its trainer has; a damaged or foreign publication changes nothing.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     engine::{Engine as Streams, Topic},
     error::{Error, Result},
-    expert::{Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, wasm::contract},
+    expert::{
+        Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, upgrade,
+        wasm::contract,
+    },
     publish::Follower,
     schema::Schema,
     versions::{Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights},
@@ -349,9 +352,10 @@ fn check(manifest: &Manifest, route: Route<'_>, push: &Push<'_>) -> Result<()> {
     match major(&manifest.contract) == major(contract::VERSION) {
         true => Ok(()),
         false => refuse(format!(
-            "it was built for expert contract {}, and this host speaks {}: `cargo update -p hypercast-sdk && cargo hypercast build`, and sign it again",
+            "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
             manifest.contract,
-            contract::VERSION
+            contract::VERSION,
+            upgrade(&manifest.contract, contract::VERSION)
         )),
     }
 }

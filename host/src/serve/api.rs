@@ -62,7 +62,7 @@ pub struct RankAnswer {
     pub fm_version: String,
     /// The expert that answered.
     pub expert: Option<ExpertVersion>,
-    /// Whether the FM's own ranking stands in for the expert's.
+    /// Whether the FM's own ranking stands in for the expert's, or the expert had to do without the FM's embedding.
     pub degraded: bool,
     /// Why it is degraded.
     #[serde(default, skip_serializing_if = "Option::is_none")]

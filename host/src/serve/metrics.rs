@@ -232,7 +232,7 @@ impl Metrics {
             ),
             degraded: counter(
                 "hypercast_degraded_total",
-                "Requests answered with the FM's own ranking, by expert and cause",
+                "Requests answered with the FM's own ranking, or without its embedding (no_fm), by expert and cause",
                 &["expert", "cause"],
             ),
             stages: histogram(

@@ -1,3 +1,5 @@
+//! A trainer that is interrupted and begins again ends where one ends that never was.
+
 use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
