@@ -29,8 +29,8 @@ use crate::{
 /// Who shares the daemon with the plugin that is measured: a surface each.
 const NEIGHBOURS: [&str; 3] = ["good", "spin", "trap"];
 
-/// How long each neighbour is tried, and how often.
-const STRETCH: Duration = Duration::from_secs(10);
+/// How long each neighbour is tried, from its first request on, and how often.
+const STRETCH: Duration = Duration::from_secs(30);
 const TURNS: usize = 3;
 
 /// Faults that memory is compared over.
@@ -66,6 +66,7 @@ fn neighbours(options: &Options, report: &mut Report) -> Result<()> {
     let dataset = dir.path().join("data");
     let mut p99_ms: [Vec<f64>; 3] = Default::default();
     let mut p50_ms: [Vec<f64>; 3] = Default::default();
+    let mut rate = None;
     for _ in 0..TURNS {
         for (at, neighbour) in NEIGHBOURS.iter().enumerate() {
             // A daemon each: the neighbour's breaker begins closed.
@@ -73,8 +74,8 @@ fn neighbours(options: &Options, report: &mut Report) -> Result<()> {
             let own = Caller::new(rank_url(&daemon), bodies(&dataset, 0, false)?)?;
             let others = Caller::new(rank_url(&daemon), bodies(&dataset, at + 1, false)?)?;
             let alone_ms = quantile(&mut own.one_by_one(100), 0.5);
-            // A fifth of what one request at a time suggests, each: caller and daemon share the machine.
-            let rate = 0.2e3 / alone_ms;
+            // A fifth of what one request at a time suggests, each: caller and daemon share the machine. The same beside all.
+            let rate = *rate.get_or_insert(0.2e3 / alone_ms);
             let (own, _) = beside(&own, &others, rate);
             let (p50, p99) = (own.answered(0.5), own.answered(0.99));
             eprintln!(

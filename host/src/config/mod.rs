@@ -476,6 +476,13 @@ impl Config {
         if !self.fm_logging.url.is_empty() {
             return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
         }
+        let tier = &self.fm_serving;
+        if tier.url.starts_with("http:") && !tier.ca.as_os_str().is_empty() {
+            return Err(format!(
+                "fm_serving.ca is set, but fm_serving.url is {:?}, which is asked without TLS: begin it with https://, or leave ca empty",
+                tier.url
+            ));
+        }
         server.validate()?;
         self.plugin_limits.validate()?;
         self.join.validate()?;

@@ -58,7 +58,8 @@ impl BreakerState {
 pub struct Lost {
     /// When it ended.
     pub at: Instant,
-    /// The processor's time that it had taken: that a machine was busy with others is not the plugin's fault.
+    /// What it had cost: the processor's time, as long as that is short; that a machine was busy with others is not the
+    /// plugin's fault.
     pub took: Duration,
 }
 

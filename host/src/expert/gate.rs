@@ -5,7 +5,7 @@
 //! at once, not queued: a queue of slow calls would only make its callers wait for a late answer.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::thread_time;
 
@@ -32,6 +32,8 @@ impl Default for GateConfig {
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     running: AtomicU32,
+    /// Of them, those that have taken long already.
+    long: AtomicU32,
     /// Nanoseconds of a call, on average.
     mean_ns: AtomicU64,
 }
@@ -41,6 +43,7 @@ pub(super) struct Pass<'a> {
     gate: &'a Gate,
     /// Of this thread's own time.
     start: Duration,
+    since: Instant,
 }
 
 impl Gate {
@@ -48,13 +51,25 @@ impl Gate {
     pub(super) fn enter(&self, config: &GateConfig) -> Result<Pass<'_>, String> {
         let running = self.running.fetch_add(1, Ordering::Relaxed);
         let mean_ms = self.mean_ns.load(Ordering::Relaxed) as f64 / 1e6;
-        if running >= config.threads && mean_ms > config.slow_ms {
+        // What has not ended yet counts too: until the first call to a deadline ends, many may have begun.
+        let long = self.long.load(Ordering::Relaxed);
+        if long >= config.threads || (running >= config.threads && mean_ms > config.slow_ms) {
             self.running.fetch_sub(1, Ordering::Relaxed);
             return Err(format!(
-                "its calls take {mean_ms:.0} ms lately, and {running} of them hold as many threads as they may"
+                "its calls take {mean_ms:.0} ms lately, {long} that run now long already, and the {running} of them hold as many threads as they may"
             ));
         }
-        Ok(Pass { gate: self, start: thread_time() })
+        Ok(Pass { gate: self, start: thread_time(), since: Instant::now() })
+    }
+
+    /// A call under way is found to take long.
+    pub(super) fn grew_long(&self) {
+        self.long.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Such a call ended.
+    pub(super) fn long_ended(&self) {
+        self.long.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn leave(&self, took: Duration) {
@@ -67,8 +82,18 @@ impl Gate {
 }
 
 impl Pass<'_> {
+    /// What the call has cost so far: the processor's time, as long as it is short. A long one gave way to the others, and
+    /// its caller waited all the same: it counts from its beginning.
+    pub(super) fn lost(&self, config: &GateConfig) -> Duration {
+        let took = self.took();
+        match took.as_secs_f64() * 1e3 >= config.slow_ms {
+            true => self.since.elapsed(),
+            false => took,
+        }
+    }
+
     /// The processor's time that the call has taken so far, on the thread that it came in on.
-    pub(super) fn took(&self) -> Duration {
+    fn took(&self) -> Duration {
         thread_time().saturating_sub(self.start)
     }
 }
@@ -103,6 +128,11 @@ mod tests {
             gate.leave(Duration::ZERO);
             gate.running.fetch_add(1, Ordering::Relaxed);
         }
+        assert!(gate.enter(&config).is_ok());
+        // One that grows long lets no other in before it ends.
+        gate.grew_long();
+        assert!(gate.enter(&config).is_err());
+        gate.long_ended();
         assert!(gate.enter(&config).is_ok());
     }
 }

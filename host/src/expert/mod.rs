@@ -13,6 +13,7 @@ mod error;
 pub mod executor;
 pub mod gate;
 pub mod graph;
+pub mod long_call;
 pub mod network;
 pub mod normalise;
 pub mod params;

@@ -16,7 +16,7 @@ use hypercast_fm::example::Example;
 use super::batch::{Columns, ExpertBatch, Tae};
 use super::breaker::{Breaker, BreakerConfig, BreakerState, Lost};
 use super::counters::{Counters, CountersSnapshot};
-use super::gate::{Gate, Pass};
+use super::gate::Pass;
 use super::graph::{Graph, GraphLimits};
 use super::network::{Network, network};
 use super::normalise::Normaliser;
@@ -209,7 +209,6 @@ pub struct Expert {
     batches: Pool<ExpertBatch>,
     provenance: Provenance,
     breaker: Arc<Breaker>,
-    gate: Arc<Gate>,
     counters: Arc<Counters>,
 }
 
@@ -229,7 +228,6 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: Arc::new(Breaker::new(breaker)),
-            gate: Arc::default(),
             counters: Arc::default(),
         })
     }
@@ -243,7 +241,6 @@ impl Expert {
             batches: Pool::default(),
             provenance,
             breaker: self.breaker.clone(),
-            gate: self.gate.clone(),
             counters: self.counters.clone(),
         })
     }
@@ -367,7 +364,10 @@ impl Expert {
                 self.counters.ranked();
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
-            Err(fault) => (self.failed(fault, pass.took()), times),
+            Err(fault) => {
+                let lost = pass.lost(&self.blueprint.plugin.limits().gate);
+                (self.failed(fault, lost), times)
+            }
         }
     }
 
@@ -380,7 +380,8 @@ impl Expert {
 
     /// The gate first: a breaker's one try must not be spent on a call that is not made.
     fn enter(&self, now: Instant) -> Result<Pass<'_>, Fault> {
-        let pass = self.gate.enter(&self.blueprint.plugin.limits().gate).map_err(Fault::Busy)?;
+        let plugin = &self.blueprint.plugin;
+        let pass = plugin.gate().enter(&plugin.limits().gate).map_err(Fault::Busy)?;
         if self.breaker.admit(now) { Ok(pass) } else { Err(Fault::Open) }
     }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Refusal,
-    http::{App, bytes, json, refuse, refuse_with},
+    http::{App, BODY_TIMEOUT, bytes, json, refuse, refuse_with},
 };
 use crate::{
     error::Error,
@@ -84,7 +84,10 @@ async fn push(State(app): State<Arc<App>>, Path((name, version)): Named, body: B
     };
     let most = app.config.rollout.max_push_mib << 20;
     let Ok(body) = bytes(body, most).await else {
-        let why = format!("the push is over {most} bytes (rollout.max_push_mib), or broke off");
+        let waited_s = BODY_TIMEOUT.as_secs();
+        let why = format!(
+            "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to come, or broke off"
+        );
         return refuse_with(413, "too_large", &why);
     };
     let take = move || {

@@ -150,6 +150,8 @@ impl RemoteFm {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(MANIFEST_TIMEOUT))
             .http_status_as_error(false)
+            // Neither is there one between tiers when candidates are sent.
+            .proxy(None)
             .build();
         let agent = client::agent(config, ca).map_err(|error| told(&error))?;
         let mut ask = agent.get(format!("{url}/v1/fm"));

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// How long a body may take to come. A push of many megabytes is to have the time, too.
-const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What handlers share.
 pub(super) struct App {

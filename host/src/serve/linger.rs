@@ -27,14 +27,15 @@ const MOST_TIME: Duration = Duration::from_secs(10);
 
 /// The same request, whose body is read to its end, within bounds, also where nobody wants it.
 pub(super) async fn read_on(request: Request) -> Request {
-    // A client that waits to be asked for its body has sent none yet.
-    match request.headers().contains_key(header::EXPECT) {
-        true => request,
-        false => request.map(|body| Body::new(Unread(body))),
-    }
+    let waits = request.headers().contains_key(header::EXPECT);
+    request.map(|body| Body::new(Unread { body, waits }))
 }
 
-struct Unread(Body);
+struct Unread {
+    body: Body,
+    /// Whether the client waits to be asked for its body, and was not: it has sent none.
+    waits: bool,
+}
 
 impl HttpBody for Unread {
     type Data = Bytes;
@@ -44,26 +45,27 @@ impl HttpBody for Unread {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.0).poll_frame(context)
+        self.waits = false;
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        if self.0.is_end_stream() {
+        if self.waits || self.body.is_end_stream() {
             return;
         }
         // One at most for a connection: its next request comes after this body.
         if let Ok(runtime) = Handle::try_current() {
-            let rest = std::mem::take(&mut self.0);
+            let rest = std::mem::take(&mut self.body);
             runtime.spawn(tokio::time::timeout(MOST_TIME, read_in_vain(rest)));
         }
     }

@@ -1,8 +1,8 @@
 //! Where requests come in: plain HTTP, or TLS where the configuration names a certificate.
 //!
 //! Connections are bounded in number: further ones wait in the system's queue. Each has a bounded time for its handshake
-//! and for the headers of every request, also of one that never comes, so that who connects and says nothing holds a place
-//! for no longer than that. What nobody reads of a body is [`super::linger`]'s, what connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
+//! for the headers of every request, also of one that never comes, and for taking an answer, so that who connects and then
+//! says or reads nothing holds a place for no longer than that. What nobody reads of a body is [`super::linger`]'s, what connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_io_timeout::TimeoutStream;
 
 use super::{linger, metrics::Metrics, tls::Tls};
 use crate::{
@@ -29,6 +30,12 @@ use crate::{
 /// How long accepting rests when the system refuses, for want of files most often.
 const REST: Duration = Duration::from_millis(500);
 
+/// How long a client may take no more of an answer that is written to it.
+const UNREAD: Duration = Duration::from_secs(20);
+
+/// How long a server that ends waits for its last answers; units give it 60 s for all that is to be saved.
+const LAST_ANSWERS: Duration = Duration::from_secs(30);
+
 /// An address that is bound, and how it is spoken to.
 pub(super) struct Bound {
     listener: TcpListener,
@@ -37,6 +44,7 @@ pub(super) struct Bound {
     tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
     header_timeout: Duration,
+    unread: Duration,
     connections: IntGauge,
 }
 
@@ -59,6 +67,7 @@ impl Bound {
             address,
             tls: tls.map(Arc::new),
             places: Arc::new(Semaphore::new(server.max_connections)),
+            unread: UNREAD,
             header_timeout: Duration::from_millis(server.header_timeout_ms),
             connections: metrics.gauge(
                 "hypercast_connections",
@@ -93,6 +102,7 @@ impl Bound {
             let talk = Talk {
                 router: router.clone(),
                 header_timeout: self.header_timeout,
+                unread: self.unread,
                 ending: ending.watcher(),
             };
             tokio::spawn(async move {
@@ -105,7 +115,9 @@ impl Bound {
         }
         // Who connects from here on is refused by the system instead of kept waiting.
         drop(self.listener);
-        ending.shutdown().await;
+        if tokio::time::timeout(LAST_ANSWERS, ending.shutdown()).await.is_err() {
+            tracing::warn!("some connections did not take their last answers; they are closed");
+        }
     }
 
     /// The next connection, once there is a place for it; none where the system refuses one.
@@ -147,15 +159,22 @@ fn cannot_listen(server: &Server, error: &io::Error) -> Error {
 struct Talk {
     router: Router,
     header_timeout: Duration,
+    unread: Duration,
     ending: Watcher,
 }
 
 impl Talk {
     async fn over(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        // Else who never reads would keep its place for ever.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.unread));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
+            .serve_connection(
+                TokioIo::new(Box::pin(stream)),
+                TowerToHyperService::new(self.router),
+            );
         if let Err(error) = self.ending.watch(connection).await {
             tracing::debug!(%error, "a connection ended before its last answer");
         }
@@ -185,7 +204,11 @@ impl Drop for Open {
 mod tests {
     use std::time::Instant;
 
-    use axum::routing::get;
+    use axum::{
+        body::Body,
+        http::StatusCode,
+        routing::{get, post},
+    };
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         sync::oneshot,
@@ -200,10 +223,14 @@ mod tests {
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
         let server = Server { listen: "127.0.0.1:0".into(), ..server };
         let addresses = resolve(&server).await.unwrap();
-        let bound = Bound::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        let mut bound = Bound::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        bound.unread = Duration::from_millis(300);
         let address = bound.address;
         let (stop, stopped) = oneshot::channel();
-        let router = Router::new().route("/", get(|| async { "here" }));
+        let router = Router::new()
+            .route("/", get(|| async { "here" }))
+            .route("/little", post(little))
+            .route("/much", get(|| async { "x".repeat(32 << 20) }));
         let serving = tokio::spawn(async move {
             bound.serve(router, async { drop(stopped.await) }).await;
         });
@@ -228,6 +255,33 @@ mod tests {
                 let answer = String::from_utf8_lossy(&answer[..read]);
                 assert!(answer.starts_with("HTTP/1.1 40"), "{answer}");
             }
+        }
+    }
+
+    /// Reads no more than the beginning of a body.
+    async fn little(body: Body) -> StatusCode {
+        match axum::body::to_bytes(body, 10).await {
+            Ok(_) => StatusCode::OK,
+            Err(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_who_was_asked_for_the_body() {
+        let (address, _stop, _serving) = started(Server::default()).await;
+        let body = vec![b'x'; 32 << 20];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let size = body.len();
+        let head = format!(
+            "POST /little HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: {size}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for (sent, said) in [(0, "HTTP/1.1 100"), (size, "HTTP/1.1 400")] {
+            stream.write_all(&body[..sent]).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let read = stream.read(&mut answer).await.unwrap();
+            let answer = String::from_utf8_lossy(&answer[..read]);
+            assert!(answer.starts_with(said), "{answer}");
         }
     }
 
@@ -256,6 +310,17 @@ mod tests {
         let mut rest = Vec::new();
         next.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_reads_nothing_gives_the_place_back() {
+        let server = Server { max_connections: 1, ..Server::default() };
+        let (address, _stop, _serving) = started(server).await;
+        let mut deaf = TcpStream::connect(address).await.unwrap();
+        deaf.write_all(b"GET /much HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(30), ask(&mut next)).await;
+        assert!(asked.expect("the place is free").ends_with("here"));
     }
 
     #[tokio::test]

@@ -97,8 +97,9 @@ async fn rank_in_time(
     let left = time_left(headers, app.settings.now().server.deadline_ms)?;
     let deadline = start + left;
     // Before the body: what is refused must cost nothing.
-    let _permit = app.admission.enter(left)?;
-    let request: Arc<RankRequest> = Arc::new(body_of(app, body).await?);
+    let mut permit = app.admission.enter(left)?;
+    let request: Arc<RankRequest> = Arc::new(in_time(deadline, body_of(app, body)).await?);
+    permit.begin();
     let (of_fetch, own) = (service.clone(), request.clone());
     let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
     let asked = Instant::now();
@@ -162,9 +163,10 @@ async fn embed_in_time(
     let loaded = app.loaded()?;
     let config = app.settings.now();
     let left = time_left(headers, config.server.deadline_ms)?;
-    let _permit = app.admission.enter(left)?;
+    let mut permit = app.admission.enter(left)?;
     let own = fm_config(&config, app.tier);
-    let body = bytes(body, own.max_body_bytes).await?;
+    let body = in_time(start + left, bytes(body, own.max_body_bytes)).await?;
+    permit.begin();
     let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
     let set = loaded.models.set();
     let fm = wanted(&set, headers)?;
@@ -251,6 +253,14 @@ async fn live(State(app): State<Arc<App>>) -> Response {
 fn service(app: &App) -> Result<Arc<Service>, Refusal> {
     let service = app.loaded()?.service.clone();
     Ok(service.expect("the routes of a tier without a service do not ask for one"))
+}
+
+/// A body that comes before its request's deadline: until then it has a place that others may want.
+async fn in_time<B>(
+    deadline: Instant,
+    body: impl Future<Output = Result<B, Refusal>>,
+) -> Result<B, Refusal> {
+    tokio::time::timeout_at(deadline.into(), body).await.unwrap_or(Err(Refusal::Deadline))
 }
 
 async fn body_of<Q: DeserializeOwned>(app: &App, body: Body) -> Result<Q, Refusal> {

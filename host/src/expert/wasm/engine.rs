@@ -6,13 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter};
+use wasmtime::{
+    Config, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter, Store,
+    UpdateDeadline,
+};
 
 use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
 use super::log::GuestLog;
 use super::usage::{Line, Usage};
 use crate::expert::Error;
+use crate::expert::long_call::{Turn, Watch};
 
 /// One epoch.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -178,6 +182,7 @@ pub(super) struct HostState {
     table_limit: usize,
     /// The linear memory's size: it never shrinks.
     pub(super) memory_bytes: usize,
+    turn: Option<Turn>,
     usage: Arc<Usage>,
     log: Arc<GuestLog>,
     /// One of the instances that the plugin may have.
@@ -221,11 +226,36 @@ impl HostState {
             memory_limit,
             table_limit,
             memory_bytes: 0,
+            turn: None,
             usage,
             log,
             _held: held,
         }
     }
+}
+
+/// A store whose calls end at their deadlines, as [`begin`] sets them.
+pub(super) fn store(engine: &wasmtime::Engine, state: HostState) -> Store<HostState> {
+    let mut store = Store::new(engine, state);
+    store.limiter(|state| state);
+    store.epoch_deadline_callback(|mut context| {
+        let next = context.data_mut().turn.as_mut().and_then(Turn::next);
+        Ok(next.map_or(UpdateDeadline::Interrupt, UpdateDeadline::Continue))
+    });
+    store
+}
+
+/// What runs in the store from now on may take `deadline_ms`, and is watched for being long.
+pub(super) fn begin(store: &mut Store<HostState>, deadline_ms: u32, watch: Watch) {
+    // The tick under way may end at once, so one more.
+    let (turn, first) = Turn::begin(u64::from(deadline_ms) + 1, watch);
+    store.data_mut().turn = Some(turn);
+    store.set_epoch_deadline(first);
+}
+
+/// What ran in the store is over.
+pub(super) fn end(store: &mut Store<HostState>) {
+    store.data_mut().turn = None;
 }
 
 impl Drop for HostState {

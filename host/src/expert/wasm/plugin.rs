@@ -19,12 +19,13 @@ use super::contract::{
     self, ActionBatch, Description, Evaluation, Expert, ExpertPre, HostInfo, NamedColumn, Network,
     Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use super::engine::{Engine, Held, HostState, Owner};
+use super::engine::{self, Engine, Held, HostState, Owner};
 use super::fault::{Call, ExpertFault, Fault, trace};
 use super::log::GuestLog;
 use super::usage::{LogRate, Usage, UsageSnapshot};
 use crate::expert::Error;
-use crate::expert::gate::GateConfig;
+use crate::expert::gate::{Gate, GateConfig};
+use crate::expert::long_call::Watch;
 
 /// What a guest may use. A description asks for its own `rank` limits; the
 /// `_max` fields bound what it gets.
@@ -89,6 +90,7 @@ pub struct Plugin {
     memory_mib: u32,
     usage: Arc<Usage>,
     alive: Arc<AtomicU32>,
+    gate: Arc<Gate>,
     spares: Mutex<Spares>,
     /// Whether the last instance failed, or took long.
     unprepared: AtomicBool,
@@ -147,6 +149,7 @@ impl Plugin {
             memory_mib,
             usage: Arc::new(Usage::new(limits.log)),
             alive: Arc::default(),
+            gate: Arc::default(),
             limits: limits.clone(),
             spares: Mutex::default(),
             unprepared: AtomicBool::new(false),
@@ -166,6 +169,11 @@ impl Plugin {
     /// What it may use.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What lets its calls in.
+    pub(in crate::expert) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// What it has used.
@@ -327,10 +335,9 @@ impl Plugin {
     /// A fresh instance, made under `call`'s deadline.
     pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
         let start = Instant::now();
-        let mut store = Store::new(self.engine.wasmtime(), self.state(call)?);
-        store.limiter(|state| state);
+        let mut store = engine::store(self.engine.wasmtime(), self.state(call)?);
         store.set_hostcall_fuel(self.limits.output_bytes);
-        store.set_epoch_deadline(self.deadline_ticks(call));
+        self.begin(&mut store, call);
         let made = self.pre.instantiate(&mut store);
         self.usage.instance(start.elapsed());
         match made {
@@ -360,13 +367,14 @@ impl Plugin {
         Ok(HostState::new(owner, held))
     }
 
-    fn deadline_ms(&self, call: Call) -> u32 {
-        if call == Call::Rank { self.rank_deadline_ms } else { self.limits.hook_deadline_ms }
+    fn begin(&self, store: &mut Store<HostState>, call: Call) {
+        let gate = (call == Call::Rank).then(|| self.gate.clone());
+        let watch = Watch { gate, slow_ms: self.limits.gate.slow_ms };
+        engine::begin(store, self.deadline_ms(call), watch);
     }
 
-    fn deadline_ticks(&self, call: Call) -> u64 {
-        // The tick under way may end at once, so one more.
-        u64::from(self.deadline_ms(call)) + 1
+    fn deadline_ms(&self, call: Call) -> u32 {
+        if call == Call::Rank { self.rank_deadline_ms } else { self.limits.hook_deadline_ms }
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
@@ -441,10 +449,11 @@ impl Instance<'_> {
         call: Call,
         f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
     ) -> Result<T, ExpertFault> {
-        self.store.set_epoch_deadline(self.plugin.deadline_ticks(call));
+        self.plugin.begin(&mut self.store, call);
         let start = Instant::now();
         let answer = f(&self.expert, &mut self.store);
         self.plugin.usage.call(call, start.elapsed());
+        engine::end(&mut self.store);
         answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
 }
