@@ -1,6 +1,6 @@
 //! Trains and serves on histories of 10,000 events, and says what it took.
 //!
-//! Run it: `cargo run -p hypercast -p hypercast-fm --example lifelong`
+//! Run it: `cargo run -p hypercast-fm --example lifelong`
 //!
 //! It fails if a variant takes 4 GiB or more.
 

@@ -1,6 +1,6 @@
 //! What updates cost a server's latency, with and without warm histories.
 //!
-//! Run it: `cargo run -p hypercast -p hypercast-fm --example warm_updates`
+//! Run it: `cargo run -p hypercast-fm --example warm_updates`
 
 use std::{
     path::Path,

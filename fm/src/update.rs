@@ -11,6 +11,7 @@ use std::{
 
 use burn::{module::Module, tensor::backend::Backend};
 use hypercast_store::{ServingStore, Store};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
@@ -51,7 +52,7 @@ pub struct Trained<'a> {
 }
 
 /// Some consecutive values of a dense tensor.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Piece {
     /// The tensor's path in the model.
     pub name: String,

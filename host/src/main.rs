@@ -1,7 +1,8 @@
 //! The `hypercast` command: see `hypercast --help`.
 
+mod commands;
+
 use clap::{Parser, Subcommand};
-use hypercast::commands;
 
 /// Tensor operators allocate and free large buffers all the time; the system allocator gives each
 /// back to the kernel, which costs a quarter of a training step.
@@ -26,15 +27,21 @@ enum Command {
     Join(commands::join::Args),
     Plugin(commands::plugin::PluginArgs),
     Store(commands::store::StoreArgs),
-    Demo(commands::demo::Args),
-    Evaluate(commands::evaluate::Args),
-    Experiment(commands::experiment::Args),
-    Bench(commands::bench::Args),
     Versions(commands::versions::Args),
+    /// Names the program that has the commands which this one had once.
+    #[command(name = "demo", aliases = ["evaluate", "experiment", "bench"], hide = true)]
+    Moved(MovedArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+struct MovedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<std::ffi::OsString>,
 }
 
 fn main() -> anyhow::Result<()> {
-    hypercast::trace::start();
+    hypercast_core::trace::start();
     match Cli::parse().command {
         Command::Import(args) => commands::import::run(args),
         Command::Simulate(args) => commands::simulate::run(args),
@@ -44,10 +51,10 @@ fn main() -> anyhow::Result<()> {
         Command::Join(args) => commands::join::run(args),
         Command::Plugin(args) => commands::plugin::run(args),
         Command::Store(args) => commands::store::run(args),
-        Command::Demo(args) => commands::demo::run(args),
-        Command::Evaluate(args) => commands::evaluate::run(args),
-        Command::Experiment(args) => commands::experiment::run(args),
-        Command::Bench(args) => commands::bench::run(args),
         Command::Versions(args) => commands::versions::run(args),
+        Command::Moved(_) => anyhow::bail!(
+            "demo, evaluate, experiment and bench are commands of `hypercast-lab`, with the same \
+             options: install it with `cargo install --locked --path host/lab`"
+        ),
     }
 }

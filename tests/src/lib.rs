@@ -13,10 +13,9 @@ pub mod guests;
 pub mod secure;
 pub mod services;
 
-use hypercast::{
-    config::{Config, ExpertEntry, ExpertTraining, PluginLimits},
-    import::simulate,
-};
+use hypercast_config::{Config, ExpertEntry, ExpertTraining, PluginLimits};
+use hypercast_core::prerequisite::skip;
+use hypercast_data::import::simulate;
 
 /// The `hypercast` binary beside the test's own, which `cargo test --workspace` builds.
 pub fn binary() -> Option<PathBuf> {
@@ -30,18 +29,34 @@ pub fn components(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_dir())
 }
 
-/// Binary, plugins and hostile guests, or a loud word on what is missing.
+/// What `cargo verify` builds for the black-box tests.
+#[derive(Debug, Clone)]
+pub struct Prerequisites {
+    /// The `hypercast` binary.
+    pub hypercast: PathBuf,
+    /// The `hypercast-lab` binary.
+    pub lab: PathBuf,
+    /// The folder of the built plugins.
+    pub plugins: PathBuf,
+    /// The folder of the guests that misbehave.
+    pub hostile: PathBuf,
+}
+
+/// The prerequisites of a test, or the reason why it is skipped.
 ///
 /// # Panics
-/// If `cargo verify` set out to build them and the binary is not there: that must not pass for a skip.
-pub fn prerequisites(test: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
+/// The components are there and a binary is not; any of them is missing where `CI` is `true`.
+pub fn prerequisites(test: &str) -> Option<Prerequisites> {
     let (Some(plugins), Some(hostile)) =
         (components("HYPERCAST_PLUGINS"), components("HYPERCAST_HOSTILE"))
     else {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the plugins and hostile guests it needs");
+        skip(test, "`cargo verify` builds the plugins and hostile guests that it needs");
         return None;
     };
-    Some((binary().expect("`cargo verify` builds the hypercast binary"), plugins, hostile))
+    let hypercast = binary().expect("`cargo verify` builds the hypercast binary");
+    let lab = hypercast.with_file_name("hypercast-lab");
+    assert!(lab.is_file(), "`cargo verify` builds the hypercast-lab binary");
+    Some(Prerequisites { hypercast, lab, plugins, hostile })
 }
 
 /// A simulated world in `dir/data` and a configuration for it, as small as it can learn something.
@@ -76,7 +91,7 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         surfaces: surfaces.iter().map(|surface| surface.to_string()).collect(),
         without_tae: false,
         shadow: false,
-        train_on: hypercast::config::TrainOn::All,
+        train_on: hypercast_config::TrainOn::All,
         limits: Default::default(),
     }
 }

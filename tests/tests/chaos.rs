@@ -11,19 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::{Config, EngineKind},
-    dataset::{
-        Dataset, Impression,
-        timeline::{Span, Step, Timeline},
-    },
-    engine::{self, Topic},
-    join::{Joined, JoinedExample},
-    schema::Schema,
-    serve::api::{ActionBody, EventsRequest, ImpressionBody},
+use hypercast_config::{Config, EngineKind};
+use hypercast_data::dataset::{
+    Dataset, Impression,
+    timeline::{Span, Step, Timeline},
 };
+use hypercast_data::schema::Schema;
+use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
+use hypercast_stream::engine::{self, Topic};
+use hypercast_stream::join::{Joined, JoinedExample};
 use hypercast_tests::{
-    expert, prerequisites, run_well,
+    Prerequisites, expert, prerequisites, run_well,
     services::{Service, free_port, wait_until},
     world,
 };
@@ -40,7 +38,9 @@ const GRACE: Duration = Duration::from_secs(20);
 
 #[test]
 fn what_is_killed_at_any_moment_loses_and_doubles_nothing() {
-    let Some((binary, plugins, _)) = prerequisites("chaos") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("chaos") else {
+        return;
+    };
     let kind = match std::env::var("HYPERCAST_CHAOS_ENGINE").as_deref() {
         Ok("nats") => EngineKind::Nats,
         _ => EngineKind::Directory,

@@ -1,15 +1,13 @@
 //! The daemon as a caller meets it: every documented answer, events that
 //! survive a `kill -9`, and predictions equal to those that training computes.
 
-use hypercast::{
-    config::Config,
-    dataset::Dataset,
-    dataset::timeline::{Span, Step, Timeline},
-    expert::{Blueprint, Engine, Expert, LoadOptions, Tae},
-    logs::LogReader,
-    serve::convert::Converter,
-};
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::timeline::{Span, Step, Timeline};
+use hypercast_data::logs::LogReader;
+use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions, Tae};
+use hypercast_serve::convert::Converter;
+use hypercast_tests::{Daemon, Prerequisites, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
 
 /// A trained world with both in-tree experts, whose last fifth is not trained on.
@@ -40,7 +38,10 @@ fn rank(user: u64, surface: &str, items: &[u64]) -> Value {
 
 #[test]
 fn every_kind_of_request_has_its_documented_answer() {
-    let Some((binary, plugins, _)) = prerequisites("daemon answers") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("daemon answers")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     config.server.max_candidates = 20;
@@ -102,7 +103,9 @@ fn every_kind_of_request_has_its_documented_answer() {
 
 #[test]
 fn events_reach_the_features_and_survive_a_kill() {
-    let Some((binary, plugins, _)) = prerequisites("events") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("events") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     trained(dir.path(), &plugins, &binary);
     let daemon = Daemon::start(&binary, dir.path());
@@ -129,7 +132,9 @@ fn events_reach_the_features_and_survive_a_kill() {
 
 #[test]
 fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
-    let Some((binary, plugins, _)) = prerequisites("join") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("join") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     // Its events' own times are the clock.
@@ -183,7 +188,9 @@ fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
 
 #[test]
 fn served_predictions_equal_those_of_training_for_the_same_examples() {
-    let Some((binary, plugins, _)) = prerequisites("skew") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("skew") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     let until_ms = config.timeline.until_ms().unwrap();

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use hypercast_tests::{prerequisites, run};
+use hypercast_tests::{Prerequisites, prerequisites, run};
 
 fn host() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../host")
@@ -46,7 +46,10 @@ fn commands(guide: &str) -> Vec<String> {
 
 #[test]
 fn every_command_of_the_guide_is_taken() {
-    let Some((binary, ..)) = prerequisites("the guide's commands") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("the guide's commands")
+    else {
+        return;
+    };
     let commands = commands(&guide());
     assert!(commands.len() > 10, "{commands:?}");
     for command in &commands {
@@ -56,7 +59,7 @@ fn every_command_of_the_guide_is_taken() {
 
 #[test]
 fn every_unit_starts_what_there_is() {
-    let Some((binary, ..)) = prerequisites("units") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("units") else { return };
     let mut seen = 0;
     for entry in std::fs::read_dir(host().join("deploy")).unwrap() {
         let path = entry.unwrap().path();

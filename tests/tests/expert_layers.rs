@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use hypercast::expert::batch::{ColumnData, ExpertBatch};
-use hypercast::expert::graph::{Graph, GraphLimits};
-use hypercast::expert::params::{Provenance, hash_text};
-use hypercast::expert::train::{Seed, compute};
-use hypercast::expert::wasm::contract;
-use hypercast::expert::{Device, Normaliser, Parameters, SavedParameters};
+use hypercast_expert::batch::{ColumnData, ExpertBatch};
+use hypercast_expert::graph::{Graph, GraphLimits};
+use hypercast_expert::params::{Provenance, hash_text};
+use hypercast_expert::train::{Seed, compute};
+use hypercast_expert::wasm::contract;
+use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_sdk::raw::types as guest;
 use hypercast_sdk::{
     Column, Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear,

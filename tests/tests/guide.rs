@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use hypercast_tests::prerequisites;
+use hypercast_tests::{Prerequisites, prerequisites};
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
 
@@ -69,7 +69,7 @@ fn free_port() -> u16 {
 
 #[test]
 fn the_guide_followed_literally_ends_well() {
-    let Some((binary, _, _)) = prerequisites("guide") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("guide") else { return };
     let dir = tempfile::tempdir().unwrap();
     let checkout = std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
     let beside = binary.parent().expect("a binary lies in a folder");

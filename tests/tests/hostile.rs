@@ -2,8 +2,9 @@
 //! good expert on another: each is contained and named, the good one unharmed.
 //! Guests that misbehave at load are refused with plugin and cause.
 
-use hypercast::{config::Config, schema::Schema};
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_data::schema::Schema;
+use hypercast_tests::{Daemon, Prerequisites, expert, prerequisites, run, run_well, world};
 
 /// Guests that load and train like any other and misbehave in `rank` or their network, with the
 /// cause that an answer must name.
@@ -70,7 +71,10 @@ fn write(config: &Config, dir: &std::path::Path) {
 
 #[test]
 fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
-    let Some((binary, plugins, hostile)) = prerequisites("hostile") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, hostile, .. }) = prerequisites("hostile")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 1500, AT_SERVING.len() + 1);
     config.plugin_limits.breaker_faults = 1000;
@@ -135,7 +139,9 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
 
 #[test]
 fn a_breaker_opens_and_the_daemon_keeps_answering() {
-    let Some((binary, _, hostile)) = prerequisites("breaker") else { return };
+    let Some(Prerequisites { hypercast: binary, hostile, .. }) = prerequisites("breaker") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 800, 1);
     config.plugin_limits.breaker_faults = 2;
@@ -156,7 +162,9 @@ fn a_breaker_opens_and_the_daemon_keeps_answering() {
 
 #[test]
 fn guests_that_misbehave_earlier_are_refused_with_plugin_and_cause() {
-    let Some((binary, _, hostile)) = prerequisites("refusals") else { return };
+    let Some(Prerequisites { hypercast: binary, hostile, .. }) = prerequisites("refusals") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 800, 1);
     for (name, word) in AT_LOAD {

@@ -1,18 +1,17 @@
 //! Guests against the host's own runtime, without a daemon: what no compiler makes, files that are damaged, what is
 //! counted of a plugin, and what one plugin may take from another.
 
+use hypercast_core::prerequisite::skip;
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
 };
 
-use hypercast::{
-    expert::{
-        Blueprint, CacheConfig, Engine, EngineConfig, Fault, Limits, LoadOptions, Plugin,
-        wasm::{Call, LogRate, contract},
-    },
-    import::simulate,
-    schema::Schema,
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, CacheConfig, Engine, EngineConfig, Fault, Limits, LoadOptions, Plugin,
+    wasm::{Call, LogRate, contract},
 };
 use hypercast_tests::{
     components,
@@ -130,7 +129,7 @@ fn options() -> LoadOptions {
     LoadOptions { limits, tae_dim: 8, fm_version: None, ..LoadOptions::default() }
 }
 
-fn load(name: &str, bytes: &[u8]) -> Result<Blueprint, hypercast::expert::Error> {
+fn load(name: &str, bytes: &[u8]) -> Result<Blueprint, hypercast_expert::Error> {
     Blueprint::new(
         Plugin::from_bytes(engine(), name, bytes, &options().limits)?,
         schema(),
@@ -143,7 +142,7 @@ fn read(folder: &Path, name: &str) -> Vec<u8> {
 }
 
 /// A ranking of ten candidates by what `blueprint` is; its network is not asked.
-fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast::expert::ExpertFault> {
+fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast_expert::ExpertFault> {
     let values: Vec<f32> = (0..10).map(|at| (at * 7 % 10) as f32 / 10.0).collect();
     let predict = |task: &contract::Task| contract::Prediction {
         task: task.name.clone(),
@@ -165,7 +164,7 @@ fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast::expert::Exp
 fn built(test: &str) -> Option<(PathBuf, PathBuf)> {
     let found = components("HYPERCAST_PLUGINS").zip(components("HYPERCAST_HOSTILE"));
     if found.is_none() {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the plugins and hostile guests it needs");
+        skip(test, "`cargo verify` builds the plugins and hostile guests that it needs");
     }
     found
 }

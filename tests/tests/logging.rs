@@ -1,20 +1,19 @@
 //! The logging tier as a process: killed at random moments it loses and doubles nothing, and it stops and is refused as it
 //! should be.
 
+use hypercast_core::prerequisite::skip;
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::Config,
-    dataset::{Dataset, timeline::Span},
-    engine::{Record, Topic},
-    features::replay::{Replay, ReplayOptions},
-    join::{Joined, JoinedExample},
-    logs::LogReader,
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::logs::LogReader;
+use hypercast_stream::engine::{Record, Topic};
+use hypercast_stream::join::{Joined, JoinedExample};
 use hypercast_tests::{binary, run_well, world};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -23,7 +22,7 @@ fn join(dir: &Path, config: &Config) -> usize {
     let dataset = Dataset::open(&config.paths.dataset).unwrap();
     let mut settings = config.engine.clone();
     settings.dir = dir.join("runs/streams");
-    let engine = hypercast::engine::open(&settings).unwrap();
+    let engine = hypercast_stream::engine::open(&settings).unwrap();
     let appender = engine.appender(&Topic::joined()).unwrap();
     let options = ReplayOptions {
         span: Span::default(),
@@ -62,7 +61,7 @@ fn requests(logs: &Path) -> Vec<(u64, usize)> {
 #[test]
 fn a_killed_logging_tier_loses_and_doubles_nothing() {
     let Some(binary) = binary() else {
-        eprintln!("SKIPPED logging: `cargo test --workspace` builds the hypercast binary");
+        skip("logging", "`cargo test --workspace` builds the hypercast binary");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use hypercast::{client, config::Config};
+use hypercast_config::Config;
+use hypercast_serve::client;
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run, run_well,
+    Daemon, Prerequisites, expert, prerequisites, run, run_well,
     secure::{Answer, Ask, Certificate, ask, write_secret},
     services::wait_until,
     world,
@@ -71,7 +72,10 @@ fn reloaded(daemon: &Daemon, outcome: &str, metrics: &dyn Fn() -> String) {
 
 #[test]
 fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
-    let Some((binary, plugins, _)) = prerequisites("tokens and TLS") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tokens and TLS")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = trained(dir, &plugins, &binary);
@@ -152,7 +156,9 @@ fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
 
 #[test]
 fn a_configuration_is_read_again_whole_or_not_at_all() {
-    let Some((binary, plugins, _)) = prerequisites("reload") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("reload") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = trained(dir, &plugins, &binary);
@@ -231,7 +237,7 @@ fn restored(binary: &Path, dir: &Path, expected: &Value) {
 
 #[test]
 fn a_daemon_that_others_reach_is_protected_or_does_not_start() {
-    let Some((binary, ..)) = prerequisites("protection") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("protection") else { return };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = Config::default();
@@ -260,7 +266,9 @@ fn a_daemon_that_others_reach_is_protected_or_does_not_start() {
 
 #[test]
 fn a_joiner_says_where_its_metrics_are() {
-    let Some((binary, ..)) = prerequisites("metrics of join") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("metrics of join") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     write(&world(dir.path(), 100, 2), dir.path());
     let mut joiner = Command::new(&binary)
@@ -289,7 +297,9 @@ fn a_joiner_says_where_its_metrics_are() {
 
 #[test]
 fn the_tier_that_takes_events_asks_for_tokens_too() {
-    let Some((binary, ..)) = prerequisites("tokens of ingest") else { return };
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("tokens of ingest") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = world(dir, 100, 2);

@@ -1,17 +1,16 @@
 //! `hypercast train fm --resume` after a kill: metrics, logs and checkpoint are
 //! those of a training that nobody killed.
 
+use hypercast_core::prerequisite::skip;
 use std::{
     path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use hypercast::{
-    config::Config,
-    dataset::{Dataset, ImpressionWriter},
-    logs::LogReader,
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::{Dataset, ImpressionWriter};
+use hypercast_data::logs::LogReader;
 use hypercast_tests::{binary, run, run_well, world};
 
 /// A world whose first third is mere history, so that a run has both phases, and its configuration.
@@ -77,7 +76,7 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_killed_training_resumes_as_if_it_had_not_been_killed() {
     let Some(binary) = binary() else {
-        eprintln!("SKIPPED resume: `cargo test --workspace` builds the hypercast binary");
+        skip("resume", "`cargo test --workspace` builds the hypercast binary");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

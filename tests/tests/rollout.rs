@@ -10,12 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::Config,
-    rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256},
-};
+use hypercast_config::Config;
+use hypercast_serve::rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256};
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run, run_well,
+    Daemon, Prerequisites, expert, prerequisites, run, run_well,
     secure::{Ask, Certificate, ask, write_secret},
     services::wait_until,
     world,
@@ -47,7 +45,7 @@ impl Team {
 
     /// The same where the configuration still says what serves.
     fn unregistered(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
-        let (binary, plugins, hostile) = prerequisites(test)?;
+        let Prerequisites { hypercast: binary, plugins, hostile, .. } = prerequisites(test)?;
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().to_path_buf();
         let key = SecretKey::generate().unwrap();
@@ -346,10 +344,6 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
         return;
     };
     let crowd = team.hostile.join("crowd.wasm");
-    if !crowd.is_file() {
-        eprintln!("SKIPPED canary: {} is missing", crowd.display());
-        return;
-    }
     let parameters = team.trained(&crowd, 9);
     let daemon = team.daemon();
     let first = predictions(&daemon);
@@ -406,10 +400,6 @@ fn a_version_that_is_slow_in_its_canary_is_rolled_back_by_itself() {
     };
     let Some(team) = Team::new("slow canary", change) else { return };
     let plods = team.hostile.join("plods.wasm");
-    if !plods.is_file() {
-        eprintln!("SKIPPED slow canary: {} is missing", plods.display());
-        return;
-    }
     let parameters = team.trained(&plods, 9);
     let daemon = team.daemon();
     let load = Load::of(12);

@@ -1,4 +1,4 @@
-//! The whole loop as `hypercast demo --streaming` runs it: every process, publications under load, a promotion and
+//! The whole loop as `hypercast-lab demo --streaming` runs it: every process, publications under load, a promotion and
 //! a rollback, and each impression in exactly one example.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_tests::prerequisites;
+use hypercast_tests::{Prerequisites, prerequisites};
 use serde_json::Value;
 
 /// The demo in `dir/work`, with its result in `dir/report.json`.
@@ -34,7 +34,9 @@ impl Drop for Running {
 
 #[test]
 fn the_loop_learns_serves_promotes_and_rolls_back() {
-    let Some((binary, plugins, _)) = prerequisites("streaming") else { return };
+    let Some(Prerequisites { lab: binary, plugins, .. }) = prerequisites("streaming") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let output = demo(&binary, &plugins, dir.path()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -74,7 +76,11 @@ fn the_loop_learns_serves_promotes_and_rolls_back() {
 
 #[test]
 fn a_second_demo_in_a_work_folder_is_refused_and_an_asked_one_stops() {
-    let Some((binary, plugins, _)) = prerequisites("streaming, twice") else { return };
+    let Some(Prerequisites { lab: binary, hypercast, plugins, .. }) =
+        prerequisites("streaming, twice")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut first = demo(&binary, &plugins, dir.path());
     let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -95,7 +101,7 @@ fn a_second_demo_in_a_work_folder_is_refused_and_an_asked_one_stops() {
     assert!(Command::new("kill").arg(pid.to_string()).status().unwrap().success());
     // What it started has ended with it: their folders are free again.
     assert!(!first.0.wait().unwrap().success(), "it says that it did not come to its end");
-    let again = Command::new(&binary)
+    let again = Command::new(&hypercast)
         .args(["materialise", "--follow", "--until-end"])
         .current_dir(dir.path().join("work"))
         .output()

@@ -3,9 +3,9 @@
 
 use std::{path::Path, time::Duration};
 
-use hypercast::config::Config;
+use hypercast_config::Config;
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run_well,
+    Daemon, Prerequisites, expert, prerequisites, run_well,
     secure::{Ask, Certificate, ask, write_secret},
     services::wait_until,
     world,
@@ -46,7 +46,9 @@ fn scores(answer: &Value) -> Vec<(u64, f64)> {
 
 #[test]
 fn processes_answer_as_one_and_live_without_each_other() {
-    let Some((binary, plugins, _)) = prerequisites("tiers") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tiers") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let config = trained(dir.path(), &plugins, &binary);
     let whole = Daemon::start(&binary, dir.path());
@@ -102,7 +104,10 @@ fn processes_answer_as_one_and_live_without_each_other() {
 #[test]
 fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
     const TOKEN: &str = "4f1d0d5c2f7e4f3aa1b0c9d8e7f60514";
-    let Some((binary, plugins, _)) = prerequisites("tiers over TLS") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tiers over TLS")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let config = trained(dir.path(), &plugins, &binary);
     let own = Certificate::make(dir.path(), "own");
@@ -163,7 +168,10 @@ fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
 
 #[test]
 fn an_expert_tier_without_an_fm_says_where_to_name_one() {
-    let Some((binary, plugins, _)) = prerequisites("expert tier") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("expert tier")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     trained(dir.path(), &plugins, &binary);
     let (well, text) = hypercast_tests::run(&binary, dir.path(), &["serve", "--tier", "expert"]);
@@ -172,7 +180,9 @@ fn an_expert_tier_without_an_fm_says_where_to_name_one() {
 
 #[test]
 fn what_cannot_be_in_time_is_refused() {
-    let Some((binary, plugins, _)) = prerequisites("shedding") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("shedding") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     (config.server.queue, config.server.threads) = (2, 1);

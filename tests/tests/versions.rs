@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::config::Config;
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_tests::{Daemon, Prerequisites, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
 
 /// FM 1.0.0 and two experts on it (`hypercast.toml`), FM 2.0.0 and the same on it (`second.toml`).
@@ -93,7 +93,9 @@ fn until(daemon: &Daemon, arm: &str) {
 
 #[test]
 fn versions_serve_side_by_side_and_swap_under_requests() {
-    let Some((binary, plugins, _)) = prerequisites("versions") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("versions") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     trained(dir, &plugins, &binary);
@@ -180,7 +182,10 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
 
 #[test]
 fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
-    let Some((binary, plugins, _)) = prerequisites("a bad promotion") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("a bad promotion")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = world(dir, 1000, 2);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::import::{ImportReport, kuairand, movielens};
+use hypercast_data::import::{ImportReport, kuairand, movielens};
 
 /// Import a public data set
 #[derive(Debug, clap::Args)]

@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use crate::{
-    config::Config, dataset::Dataset, engine, join::Runner, serve::metrics::Metrics, stop::Stop,
-    telemetry,
-};
+use hypercast_config::Config;
+use hypercast_core::stop::Stop;
+use hypercast_data::dataset::Dataset;
+use hypercast_serve::metrics::Metrics;
+use hypercast_stream::engine;
+use hypercast_stream::join::Runner;
+use hypercast_train::telemetry;
 
 /// Join events to examples, for trainers and daemons that follow them
 #[derive(Debug, clap::Args)]
@@ -30,7 +33,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let address = telemetry::serve(address, move || metrics.render())?;
         println!("metrics at http://{address}/metrics");
     }
-    let runner = Runner::open(engine, &config, &dataset, metrics, stop)?;
+    let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;
     drop(dataset);
     println!("joining from event {}", runner.passed().events);
     Ok(runner.run(|_| {})?)

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{
-    config::Tier,
-    serve::{http, reload::Origin},
-};
+use hypercast_config::Tier;
+use hypercast_serve::{http, reload::Origin};
 
 /// Serve rankings over HTTP
 #[derive(Debug, clap::Args)]

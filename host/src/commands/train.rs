@@ -4,19 +4,17 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Subcommand;
 
-use crate::{
-    config::{Config, parse_time_ms},
-    dataset::{Dataset, timeline::Span},
-    engine,
-    expert::Engine,
-    stop::Stop,
-    train::{
-        expert, fm,
-        follow_expert::{self, Ground},
-        follow_fm,
-        logging::{self, LoggingOptions, Registered},
-        materialise, report,
-    },
+use hypercast_config::{Config, parse_time_ms};
+use hypercast_core::stop::Stop;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_expert::Engine;
+use hypercast_stream::engine;
+use hypercast_train::{
+    expert, fm,
+    follow_expert::{self, Ground},
+    follow_fm,
+    logging::{self, LoggingOptions, Registered},
+    materialise, report,
 };
 
 /// Train the foundation model or an expert

@@ -7,18 +7,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 
-use crate::{
-    config::Config,
-    dataset::Dataset,
-    engine::{self, Engine, Topic},
-    expert::{Engine as WasmEngine, Provenance, SavedParameters},
-    publish::{Follower, Header},
-    versions::{
-        Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
-        Weights, keep,
-    },
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::Manifest;
+use hypercast_stream::engine::{self, Engine, Topic};
+use hypercast_stream::publish::{Follower, Header};
+use hypercast_stream::versions::{
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
+    Weights, keep,
+};
 
 /// Register, promote, roll back and retire versions of the FM and of experts
 #[derive(Debug, clap::Args)]
@@ -243,8 +241,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
     let versions = Versions::new(&**engine);
-    let decide =
-        |wish: &dyn Fn(&Registry) -> crate::error::Result<Vec<Change>>| Ok(versions.decide(wish)?);
+    let decide = |wish: &dyn Fn(&Registry) -> hypercast_stream::Result<Vec<Change>>| {
+        Ok(versions.decide(wish)?)
+    };
     match what {
         Register::Fm { published: Some(version), parent, .. } => {
             let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;

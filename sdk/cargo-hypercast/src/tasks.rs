@@ -123,14 +123,14 @@ fn build_package(
     Ok(file)
 }
 
-/// Builds the in-tree plugins and the host, then becomes `hypercast demo`.
+/// Builds the in-tree plugins and the host, then becomes `hypercast-lab demo`.
 pub fn demo(route: Route, args: &[OsString]) -> Result<()> {
     let workspace = repository()?;
     let toolchain = Toolchain::ensure(route)?;
     let plugins = build_plugins(&workspace, &toolchain, &["plugins"])?;
-    let host = build_host(&workspace)?;
-    let error = Command::new(&host).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", host.display()))
+    let lab = build_host(&workspace)?.with_file_name("hypercast-lab");
+    let error = Command::new(&lab).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", lab.display()))
 }
 
 /// Builds the in-tree plugins, the hello expert and the hostile guests, then runs all tests.
@@ -185,7 +185,8 @@ fn build_host(workspace: &Workspace) -> Result<PathBuf> {
     let output = Command::new(cargo())
         // With these packages beside it, shared dependencies get the features that `cargo test --workspace`
         // gives them, so that demo and tests share one build.
-        .args(["build", "-p", "hypercast", "-p", "cargo-hypercast", "-p", "hypercast-sdk"])
+        .args(["build", "-p", "hypercast", "-p", "hypercast-lab"])
+        .args(["-p", "cargo-hypercast", "-p", "hypercast-sdk"])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(&workspace.root)
         .stderr(Stdio::inherit())

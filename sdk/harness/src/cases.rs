@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use hypercast::expert::Tae;
-use hypercast::synthetic::{Sample, Size, Synthetic};
+use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::Tae;
 use hypercast_fm::example::{Event, Example, Outcome};
 
 /// A request with its embeddings, as an expert gets them. Its parts are a test's to change.

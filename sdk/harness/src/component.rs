@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::wasm::Call;
-use hypercast::expert::{
+use hypercast_expert::graph::Graph;
+use hypercast_expert::wasm::Call;
+use hypercast_expert::{
     Blueprint, BreakerConfig, Device, Engine, EngineConfig, Expert, ExpertFault, Parameters,
     Predictions,
 };

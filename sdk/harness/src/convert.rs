@@ -4,7 +4,7 @@
 //! Field by field and without exceptions, so that a contract that grows does not
 //! compile here until this has grown too.
 
-use hypercast::expert::wasm::contract as host;
+use hypercast_expert::wasm::contract as host;
 use hypercast_sdk::raw::types as sdk;
 
 pub(crate) fn info(info: &host::HostInfo) -> sdk::HostInfo {

@@ -10,10 +10,10 @@ use hypercast_fm::example::Example;
 pub enum Error {
     /// The host refuses the component, or a native expert's network.
     #[error(transparent)]
-    Expert(#[from] hypercast::expert::Error),
+    Expert(#[from] hypercast_expert::Error),
     /// The schema of the world cannot be read, or is not valid.
     #[error(transparent)]
-    Schema(#[from] hypercast::error::Error),
+    Schema(#[from] hypercast_data::Error),
     /// A native expert's own words about its network.
     #[error("the network does not fit this schema: {0}")]
     Network(String),

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::path::Path;
 
-use hypercast::expert::{Parameters, Predictions, SavedParameters};
+use hypercast_expert::{Parameters, Predictions, SavedParameters};
 use hypercast_sdk::Expert;
 
 use crate::cases::Case;

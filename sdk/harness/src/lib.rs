@@ -35,7 +35,7 @@ pub use error::{Error, Failure, Failures, Place};
 pub use harness::{Harness, Ranking};
 pub use world::World;
 
-pub use hypercast::expert::Predictions;
-pub use hypercast::expert::wasm::contract;
-pub use hypercast::schema;
+pub use hypercast_data::schema;
+pub use hypercast_expert::Predictions;
+pub use hypercast_expert::wasm::contract;
 pub use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};

@@ -8,11 +8,11 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hypercast::expert::batch::Columns;
-use hypercast::expert::graph::Graph;
-use hypercast::expert::network::{Network, network};
-use hypercast::expert::params::hash_text;
-use hypercast::expert::{Device, Parameters, Predictions, Provenance};
+use hypercast_expert::batch::Columns;
+use hypercast_expert::graph::Graph;
+use hypercast_expert::network::{Network, network};
+use hypercast_expert::params::hash_text;
+use hypercast_expert::{Device, Parameters, Predictions, Provenance};
 use hypercast_sdk::{Expert, Request};
 
 use crate::cases::Case;

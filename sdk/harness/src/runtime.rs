@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::{Parameters, Predictions};
+use hypercast_expert::graph::Graph;
+use hypercast_expert::{Parameters, Predictions};
 
 use crate::cases::Case;
 use crate::contract::{

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::train::OptimizerConfig;
-use hypercast::expert::{
+use hypercast_expert::graph::Graph;
+use hypercast_expert::train::OptimizerConfig;
+use hypercast_expert::{
     Blueprint, Chunk, Device, ExpertTrainer, FeatureStatistics, Normaliser, Parameters,
     TrainerConfig,
 };

@@ -4,11 +4,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast::expert::graph::GraphLimits;
-use hypercast::expert::{Limits, LoadOptions};
-use hypercast::import::simulate;
-use hypercast::schema::Schema;
-use hypercast::synthetic::{Size, Synthetic};
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+use hypercast_data::synthetic::{Size, Synthetic};
+use hypercast_expert::graph::GraphLimits;
+use hypercast_expert::{Limits, LoadOptions};
 use hypercast_sdk::Expert;
 
 use crate::cases::{Case, Request};

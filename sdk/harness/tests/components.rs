@@ -1,13 +1,14 @@
 //! Real components in the host's runtime: the in-tree experts keep every promise
 //! on several schemas, guests that misbehave are told, and what is trained serves.
 
+use hypercast_core::prerequisite::skip;
 use std::path::{Path, PathBuf};
 
 use hypercast_harness::{Failure, Harness, World};
 
 fn components(variable: &str, test: &str) -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os(variable) else {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the components that {variable} names");
+        skip(test, &format!("{variable} names no folder; `cargo verify` builds it"));
         return Vec::new();
     };
     let entries = std::fs::read_dir(&folder).expect("the folder can be read");

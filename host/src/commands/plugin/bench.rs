@@ -12,13 +12,13 @@ use serde::Serialize;
 
 use super::check::share;
 use super::subject::{Loaded, Subject};
-use crate::bench::timing::quantile;
-use crate::expert::wasm::Call;
-use crate::expert::wasm::contract::{
+use hypercast_core::quantile::quantile;
+use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::wasm::Call;
+use hypercast_expert::wasm::contract::{
     ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
 };
-use crate::expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
-use crate::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
 
 /// Bytes of one ranked candidate, as they leave the guest: an index and a score.
 const RANKED_BYTES: u64 = 8;
@@ -176,7 +176,7 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
 fn rank(
     expert: &Expert,
     sample: &Sample,
-    predictions: &[crate::expert::wasm::contract::Prediction],
+    predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,
 ) -> Result<(Timed, usize), ExpertFault> {
     let blueprint = expert.blueprint();

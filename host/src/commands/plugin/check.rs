@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use super::subject::{Loaded, Subject};
-use crate::expert::graph::{Graph, Lead, Op};
-use crate::expert::wasm::contract::{self, Column, Description, TaskKind};
+use hypercast_expert::graph::{Graph, Lead, Op};
+use hypercast_expert::wasm::contract::{self, Column, Description, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]

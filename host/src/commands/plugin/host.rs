@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
-use crate::{client, serve::api::RefusalBody};
+use hypercast_serve::api::RefusalBody;
+use hypercast_serve::client;
 
 /// The environment variable of the token.
 const TOKEN: &str = "HYPERCAST_TOKEN";

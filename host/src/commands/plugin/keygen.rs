@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::rollout::SecretKey;
+use hypercast_serve::rollout::SecretKey;
 
 /// Arguments of `hypercast plugin keygen`.
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,7 @@
 //! `hypercast plugin logs NAME HOST`: an expert's rollouts, what its plugin wrote of late, and its faults.
 
 use super::{host::Host, push::Told};
-use crate::serve::admin::LogsAnswer;
+use hypercast_serve::admin::LogsAnswer;
 
 /// Arguments of `hypercast plugin logs`.
 #[derive(Debug, clap::Args)]

@@ -14,10 +14,8 @@ use super::{
     host::Host,
     sign::{What, signature_path},
 };
-use crate::{
-    rollout::{Manifest, Push, Rollout, Signed, Step, Wishes},
-    serve::admin::RolloutAnswer,
-};
+use hypercast_serve::admin::RolloutAnswer;
+use hypercast_serve::rollout::{Manifest, Push, Rollout, Signed, Step, Wishes};
 
 /// How often it asks.
 const POLL: Duration = Duration::from_millis(250);

@@ -8,16 +8,14 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{
-    config::Config,
-    dataset::Dataset,
-    expert::{
-        Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
-    },
-    recorded::{self, Candidate, Recorded},
-    schema::Schema,
-    versions::schema_hash,
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
 };
+use hypercast_serve::recorded::{self, Candidate, Recorded};
+use hypercast_stream::versions::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
 #[derive(Debug, clap::Args)]

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::{
-    clock::now_ms,
-    expert::wasm::contract::TYPES_IMPORT,
-    rollout::{Manifest, SecretKey, Signed, sha256},
-};
+use hypercast_config::sha256;
+use hypercast_core::clock::now_ms;
+use hypercast_expert::wasm::contract::TYPES_IMPORT;
+use hypercast_serve::rollout::{Manifest, SecretKey, Signed};
 
 /// Arguments of `hypercast plugin sign`.
 #[derive(Debug, clap::Args)]

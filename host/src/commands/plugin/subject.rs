@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{Config, PluginLimits};
-use crate::error::Result;
-use crate::expert::{Blueprint, Engine, EngineConfig, LoadOptions};
-use crate::import::simulate;
-use crate::schema::Schema;
+use hypercast_config::{Config, PluginLimits};
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
+use hypercast_serve::Result;
 
 /// A component, and what it is to fit.
 #[derive(Debug, Clone, clap::Args)]

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Parser;
 
-use crate::config::{Config, ExpertEntry, TrainOn};
-use crate::expert::wasm::contract;
-use crate::expert::{Engine, Plugin};
-use crate::logs::LogReader;
-use crate::train::{expert, report};
+use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_data::logs::LogReader;
+use hypercast_expert::wasm::contract;
+use hypercast_expert::{Engine, Plugin};
+use hypercast_train::{expert, report};
 
 /// Arguments of `hypercast plugin train`.
 #[derive(Debug, Parser)]

@@ -1,0 +1,84 @@
+//! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what it published last
+//! and what was measured since, replaced as one whole, with a checksum.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{super::measured::Row, Place};
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_expert::train::SavedTrainer;
+
+const FORMAT: u32 = 2;
+
+/// What is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) place: Place,
+    pub(super) trainer: SavedTrainer,
+    pub(super) published: LastPublished,
+    /// Since then.
+    pub(super) measured: Vec<Row>,
+}
+
+/// What was published last, beside what is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum LastPublished {
+    /// Nothing yet.
+    Nothing,
+    /// What is saved.
+    This,
+    /// What was so then; what came after it is held.
+    Earlier(Box<SavedTrainer>),
+}
+
+fn path(work: &Path) -> PathBuf {
+    work.join("state.bin")
+}
+
+impl State {
+    /// What was saved; none where nothing was.
+    pub(super) fn read(work: &Path) -> Result<Option<State>> {
+        let path = path(work);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path)(error)),
+        };
+        let wrong = |why: &str| {
+            Error::data(&path, format!("{why}; remove it to train the expert anew on the logs"))
+        };
+        let (head, body) = bytes.split_at_checked(8).ok_or_else(|| wrong("it is damaged"))?;
+        let word =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        if word(0) != FORMAT {
+            return Err(wrong(&format!("format {}, this build reads {FORMAT}", word(0))));
+        }
+        if word(4) != crc32fast::hash(body) {
+            return Err(wrong("it is damaged"));
+        }
+        let state = postcard::from_bytes(body).map_err(|error| wrong(&error.to_string()))?;
+        Ok(Some(state))
+    }
+
+    /// Saves it: a crash leaves the old one or this one.
+    pub(super) fn write(&self, work: &Path) -> Result<()> {
+        let (path, temporary) = (path(work), work.join("state.tmp"));
+        let body =
+            postcard::to_stdvec(self).map_err(|error| Error::data(&path, error.to_string()))?;
+        let write = || {
+            let mut file = fs::File::create(&temporary)?;
+            file.write_all(&FORMAT.to_le_bytes())?;
+            file.write_all(&crc32fast::hash(&body).to_le_bytes())?;
+            file.write_all(&body)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            fs::File::open(work)?.sync_all()
+        };
+        write().map_err(Error::io(&path))
+    }
+}
