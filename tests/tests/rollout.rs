@@ -11,7 +11,7 @@ use std::{
 };
 
 use hypercast_config::Config;
-use hypercast_serve::rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256};
+use hypercast_serve::rollout::{Manifest, Push, SecretKey, Signed, Wishes};
 use hypercast_tests::{
     Daemon, Prerequisites, expert, prerequisites, run, run_well,
     secure::{Ask, Certificate, ask, write_secret},
