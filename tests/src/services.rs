@@ -67,12 +67,12 @@ impl Service {
         loop {
             match child.try_wait().expect("a child can be waited for") {
                 Some(status) => {
-                    assert!(status.success(), "{}: {status}\n{}", self.name, self.output());
+                    assert!(status.success(), "{}: {status}\n{}", self.name, self.said());
                     return;
                 }
                 None if start.elapsed() > grace => {
                     let _ = child.kill();
-                    panic!("{} did not stop within {grace:?}\n{}", self.name, self.output());
+                    panic!("{} did not stop within {grace:?}\n{}", self.name, self.said());
                 }
                 None => std::thread::sleep(Duration::from_millis(10)),
             }

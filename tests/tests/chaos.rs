@@ -222,7 +222,7 @@ impl System {
         // NATS goes last, as the others stop by way of it.
         for service in &mut services {
             if service.name != "nats" {
-                assert!(service.is_running(), "{} ended:\n{}", service.name, service.output());
+                assert!(service.is_running(), "{} ended:\n{}", service.name, service.said());
                 service.stop(GRACE);
             }
         }
@@ -259,7 +259,7 @@ impl System {
                 Err(error) => error.to_string(),
             };
             if start.elapsed() > PATIENCE {
-                let logs = services.iter().map(|one| format!("{}:\n{}\n", one.name, one.output()));
+                let logs = services.iter().map(|one| format!("{}:\n{}\n", one.name, one.said()));
                 panic!("events are not acknowledged: {last}\n{}", logs.collect::<String>());
             }
             self.supervise(services);
@@ -294,7 +294,7 @@ impl System {
             since.elapsed() > Duration::from_secs(6)
         });
         let joiner = services.iter().find(|service| service.name == "join").unwrap();
-        assert!(!joiner.output().contains("panicked"), "{}", joiner.output());
+        assert!(!joiner.said().contains("panicked"), "{}", joiner.said());
     }
 
     /// Who follows has gone on: the daemon answers as it should.
@@ -313,7 +313,7 @@ impl System {
             said.contains("\"ranking\"") && said.contains("\"degraded\":false")
         });
         for service in services {
-            assert!(service.is_running(), "{} ended:\n{}", service.name, service.output());
+            assert!(service.is_running(), "{} ended:\n{}", service.name, service.said());
         }
     }
 
