@@ -1,4 +1,4 @@
-//! The rule that decides whether what was trained may serve, unless an expert brings its own.
+//! Tests of the default rule that decides whether newly trained parameters may serve.
 
 use hypercast_sdk::evaluate::{NoWorse, over_all_surfaces, task};
 use hypercast_sdk::{Decision, Evaluation, Quality, Slice, Verdict};
@@ -22,11 +22,11 @@ fn judge(decision: Decision, slices: Vec<Slice>) -> Verdict {
 }
 
 #[test]
-fn what_is_no_worse_is_published() {
+fn parameters_that_are_no_worse_are_published() {
     let slices = || {
         vec![
             slice("click", None, (Some(0.909), Some(0.9))),
-            // A surface alone has noise; a task without classes has no NE; nothing serves yet.
+            // Ignored: one surface alone is noisy, no classes means no NE, and nothing serves yet.
             slice("click", Some("feed"), (Some(1.5), Some(0.9))),
             slice("like", None, (None, Some(0.9))),
             slice("share", None, (Some(1.5), None)),
@@ -42,7 +42,7 @@ fn what_is_no_worse_is_published() {
 }
 
 #[test]
-fn what_is_worse_is_held_in_training_and_rolled_back_before_users() {
+fn worse_parameters_are_held_in_training_and_rolled_back_as_a_canary() {
     let slices = || {
         vec![
             slice("click", None, (Some(0.8), Some(0.9))),
@@ -55,13 +55,13 @@ fn what_is_worse_is_held_in_training_and_rolled_back_before_users() {
 }
 
 #[test]
-fn what_predicts_no_numbers_is_worse() {
+fn nan_predictions_count_as_worse() {
     let broken = slice("like", None, (Some(f64::NAN), Some(0.9)));
     assert!(matches!(judge(Decision::Publication, vec![broken]), Verdict::Hold(_)));
 }
 
 #[test]
-fn few_examples_say_nothing() {
+fn a_task_with_few_examples_is_not_judged() {
     let few = Slice { examples: 999, ..slice("like", None, (Some(0.95), Some(0.9))) };
     assert!(matches!(judge(Decision::Publication, vec![few]), Verdict::Publish));
 }
