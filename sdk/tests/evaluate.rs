@@ -7,13 +7,14 @@ fn quality(ne: Option<f64>) -> Quality {
     Quality { ne, auc: None, gauc: None, calibration: None, mse: None }
 }
 
-fn slice(task: &str, surface: Option<&str>, ne: (Option<f64>, Option<f64>)) -> Slice {
+/// A slice over all surfaces, with the NE of the candidate and of the serving version.
+fn slice(task: &str, candidate: Option<f64>, serving: Option<f64>) -> Slice {
     Slice {
         task: task.into(),
-        surface: surface.map(str::to_owned),
+        surface: None,
         examples: 1000,
-        candidate: quality(ne.0),
-        serving: ne.1.map(|serving| quality(Some(serving))),
+        candidate: quality(candidate),
+        serving: serving.map(|serving| quality(Some(serving))),
     }
 }
 
@@ -25,11 +26,11 @@ fn judge(decision: Decision, slices: Vec<Slice>) -> Verdict {
 fn parameters_that_are_no_worse_are_published() {
     let slices = || {
         vec![
-            slice("click", None, (Some(0.909), Some(0.9))),
+            slice("click", Some(0.909), Some(0.9)),
             // Ignored: one surface alone is noisy, no classes means no NE, and nothing serves yet.
-            slice("click", Some("feed"), (Some(1.5), Some(0.9))),
-            slice("like", None, (None, Some(0.9))),
-            slice("share", None, (Some(1.5), None)),
+            Slice { surface: Some("feed".into()), ..slice("click", Some(1.5), Some(0.9)) },
+            slice("like", None, Some(0.9)),
+            slice("share", Some(1.5), None),
         ]
     };
     for decision in [Decision::Publication, Decision::Canary] {
@@ -45,8 +46,8 @@ fn parameters_that_are_no_worse_are_published() {
 fn worse_parameters_are_held_in_training_and_rolled_back_as_a_canary() {
     let slices = || {
         vec![
-            slice("click", None, (Some(0.8), Some(0.9))),
-            slice("like", None, (Some(0.95), Some(0.9))),
+            slice("click", Some(0.8), Some(0.9)),
+            slice("like", Some(0.95), Some(0.9)),
         ]
     };
     let Verdict::Hold(why) = judge(Decision::Publication, slices()) else { panic!("it is worse") };
@@ -56,12 +57,12 @@ fn worse_parameters_are_held_in_training_and_rolled_back_as_a_canary() {
 
 #[test]
 fn nan_predictions_count_as_worse() {
-    let broken = slice("like", None, (Some(f64::NAN), Some(0.9)));
+    let broken = slice("like", Some(f64::NAN), Some(0.9));
     assert!(matches!(judge(Decision::Publication, vec![broken]), Verdict::Hold(_)));
 }
 
 #[test]
 fn a_task_with_few_examples_is_not_judged() {
-    let few = Slice { examples: 999, ..slice("like", None, (Some(0.95), Some(0.9))) };
+    let few = Slice { examples: 999, ..slice("like", Some(0.95), Some(0.9)) };
     assert!(matches!(judge(Decision::Publication, vec![few]), Verdict::Publish));
 }
