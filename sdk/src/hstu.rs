@@ -24,7 +24,7 @@ pub struct Hstu {
 
 /// The projections of one layer. `W_uvqk` is split into two matrices, because the last layer needs
 /// only the keys and values of the history.
-struct HstuLayer<'g> {
+struct ShortTermLayer<'g> {
     norm: LayerNorm<'g>,
     uq: Linear<'g>,
     kv: Linear<'g>,
@@ -65,7 +65,7 @@ impl Hstu {
             let layers = self.layers.max(1);
             for index in 1..=layers {
                 (history, rows) = g.scope(&format!("layer_{index}"), || {
-                    self.layer(HstuLayer::new(self.width), history, rows, index == layers)
+                    self.layer(ShortTermLayer::new(self.width), history, rows, index == layers)
                 });
             }
             rows
@@ -88,7 +88,7 @@ impl Hstu {
 
     fn layer<'g>(
         &self,
-        layer: HstuLayer<'g>,
+        layer: ShortTermLayer<'g>,
         history: Tensor<'g>,
         rows: Tensor<'g>,
         last: bool,
@@ -115,7 +115,7 @@ impl Hstu {
     // Y = X + dropout(LN(A V) * U) W_o
     fn finish<'g>(
         &self,
-        layer: &HstuLayer<'g>,
+        layer: &ShortTermLayer<'g>,
         x: Tensor<'g>,
         u: Tensor<'g>,
         attended: Tensor<'g>,
@@ -134,7 +134,7 @@ fn age(g: &Graph) -> Tensor<'_> {
     g.concat(&pieces) * 0.1
 }
 
-impl<'g> HstuLayer<'g> {
+impl<'g> ShortTermLayer<'g> {
     fn new(width: u32) -> Self {
         Self {
             norm: LayerNorm::new("norm"),

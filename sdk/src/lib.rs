@@ -154,8 +154,8 @@ macro_rules! export {
     ($expert:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Component = $crate::Component<$expert>;
-    $crate::raw::export_expert_world!(Component with_types_in $crate::raw);
+            type ExportedExpert = $crate::Component<$expert>;
+    $crate::raw::export_expert_world!(ExportedExpert with_types_in $crate::raw);
         };
         // A native build (for unit tests) exports nothing, but still checks the type.
         #[cfg(not(target_arch = "wasm32"))]

@@ -45,7 +45,7 @@ struct CargoHypercast {
 #[derive(Subcommand)]
 enum PluginCommand {
     /// Create the crate of a new, working expert
-    New(new::NewExpert),
+    New(new::NewExpertArgs),
     /// Build a plugin crate into a component
     Build(BuildArgs),
     /// Wrap a core module of any toolchain into a component, and check that it is an expert

@@ -24,7 +24,7 @@ const SCHEMA: &str = include_str!("../template/schema.toml.in");
 
 /// The options of `cargo hypercast new`.
 #[derive(Debug, clap::Args)]
-pub struct NewExpert {
+pub struct NewExpertArgs {
     /// Name of the expert and its crate: lower-case letters, digits and hyphens
     pub name: String,
     /// Surface that the expert serves
@@ -45,7 +45,7 @@ pub struct NewExpert {
 ///
 /// # Errors
 /// A name is not valid, the folder is not empty, or a file cannot be written.
-pub fn new(new: &NewExpert) -> Result<PathBuf> {
+pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
     check_name(&new.name)?;
     ensure!(
         !new.surface.is_empty() && !new.surface.contains(['"', '\\', '\n']),
@@ -105,7 +105,7 @@ fn check_name(name: &str) -> Result<()> {
     )
 }
 
-fn filled(template: &str, new: &NewExpert, sdk: &Path) -> String {
+fn filled(template: &str, new: &NewExpertArgs, sdk: &Path) -> String {
     let surfaces = if SIMULATED.contains(&new.surface.as_str()) {
         SIMULATED.to_vec()
     } else {
@@ -142,8 +142,13 @@ mod tests {
     fn create(name: &str, surface: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let into = Some(dir.path().join(name));
-        let args =
-            NewExpert { name: name.into(), surface: surface.into(), schema: None, into, sdk: None };
+        let args = NewExpertArgs {
+            name: name.into(),
+            surface: surface.into(),
+            schema: None,
+            into,
+            sdk: None,
+        };
         let folder = new(&args).unwrap();
         (dir, folder)
     }
@@ -172,7 +177,7 @@ mod tests {
             assert!(check_name(name).is_err(), "{name}");
         }
         let (_dir, folder) = create("feed", "feed");
-        let again = NewExpert {
+        let again = NewExpertArgs {
             name: "feed".into(),
             surface: "feed".into(),
             schema: None,
@@ -181,7 +186,7 @@ mod tests {
         };
         assert!(new(&again).unwrap_err().to_string().contains("not empty"));
         let sdk = Some(std::env::temp_dir());
-        let error = new(&NewExpert { into: None, sdk, ..again }).unwrap_err().to_string();
+        let error = new(&NewExpertArgs { into: None, sdk, ..again }).unwrap_err().to_string();
         assert!(error.contains("--sdk"), "{error}");
     }
 }
