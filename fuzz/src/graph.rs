@@ -421,16 +421,16 @@ fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, gr
     }
 }
 
-/// A batch of two requests with these numbers of history events and targets. `beside` changes only
-/// the values of the second one.
-fn batch(description: &Description, sizes: [(usize, usize); 2], beside: u64) -> ExpertBatch {
+/// A batch of two requests with these numbers of history events and targets. `other_seed` changes
+/// only the values of the second one.
+fn batch(description: &Description, sizes: [(usize, usize); 2], other_seed: u64) -> ExpertBatch {
     let schema = world::schema();
     let columns = Columns::new(description, &schema, world::TAE_DIM).expect("the schema has them");
     let [first, second] = sizes;
     let examples =
-        [world::example(1, first.0, first.1), world::example(beside, second.0, second.1)];
+        [world::example(1, first.0, first.1), world::example(other_seed, second.0, second.1)];
     let mut tae = world::noise(5, first.1 * world::TAE_DIM);
-    tae.extend(world::noise(beside, second.1 * world::TAE_DIM));
+    tae.extend(world::noise(other_seed, second.1 * world::TAE_DIM));
     columns.batch(&examples, Tae::Rows(&tae), &Normaliser::identity(&schema.feature_columns()))
 }
 

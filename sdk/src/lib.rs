@@ -11,7 +11,8 @@
 //! ```text
 //! Description      who the expert is: name, tasks, surfaces, limits
 //! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
-//! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, TaskHeads
+//! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
+//!                  TaskHeads
 //! Request          what `rank` receives, with helpers to score and order candidates
 //! labels, evaluate the default training hooks, for experts that extend them
 //! log              log lines to the host

@@ -44,12 +44,8 @@ fn parameters_that_are_no_worse_are_published() {
 
 #[test]
 fn worse_parameters_are_held_in_training_and_rolled_back_as_a_canary() {
-    let slices = || {
-        vec![
-            slice("click", Some(0.8), Some(0.9)),
-            slice("like", Some(0.95), Some(0.9)),
-        ]
-    };
+    let slices =
+        || vec![slice("click", Some(0.8), Some(0.9)), slice("like", Some(0.95), Some(0.9))];
     let Verdict::Hold(why) = judge(Decision::Publication, slices()) else { panic!("it is worse") };
     assert!(why.contains("like is 0.9500, 0.9000") && !why.contains("click"), "{why}");
     assert!(matches!(judge(Decision::Canary, slices()), Verdict::RollBack(_)));

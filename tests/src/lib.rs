@@ -17,6 +17,7 @@ use hypercast::{
     config::{Config, ExpertEntry, ExpertTraining, PluginLimits},
     import::simulate,
 };
+use serde_json::{Value, json};
 
 /// The `hypercast` binary in the folder of this test's own, where `cargo test --workspace` puts it.
 pub fn binary() -> Option<PathBuf> {
@@ -26,7 +27,7 @@ pub fn binary() -> Option<PathBuf> {
 }
 
 /// The folder in an environment variable that `cargo verify` sets.
-pub fn components(variable: &str) -> Option<PathBuf> {
+fn components(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_dir())
 }
 
@@ -37,15 +38,17 @@ pub fn components(variable: &str) -> Option<PathBuf> {
 /// The components are there, but the binary is not. `cargo verify` builds both, so this is an error
 /// and no reason to skip.
 pub fn prerequisites(test: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
-    let (Some(plugins), Some(hostile)) =
-        (components("HYPERCAST_PLUGINS"), components("HYPERCAST_HOSTILE"))
-    else {
-        eprintln!(
-            "SKIPPED {test}: run `cargo verify`, which builds the plugins and hostile guests"
-        );
-        return None;
-    };
+    let (plugins, hostile) = built_guests(test)?;
     Some((binary().expect("`cargo verify` builds the hypercast binary"), plugins, hostile))
+}
+
+/// The folders of plugins and hostile guests. If they are missing, prints that the test is skipped.
+pub fn built_guests(test: &str) -> Option<(PathBuf, PathBuf)> {
+    let found = components("HYPERCAST_PLUGINS").zip(components("HYPERCAST_HOSTILE"));
+    if found.is_none() {
+        eprintln!("SKIPPED {test}: run `cargo verify`, which builds plugins and hostile guests");
+    }
+    found
 }
 
 /// Simulates a world in `dir/data` and returns a configuration for it with a very small FM.
@@ -83,6 +86,13 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         train_on: hypercast::config::TrainOn::All,
         limits: Default::default(),
     }
+}
+
+/// The body of `POST /v1/rank` for these items, at a fixed time, so that answers can be compared.
+pub fn rank_body(user: u64, surface: &str, items: impl IntoIterator<Item = u64>) -> Value {
+    let candidates: Vec<Value> = items.into_iter().map(|id| json!({ "id": id })).collect();
+    let time_ms = 1_800_000_000_000_u64;
+    json!({ "user": user, "surface": surface, "candidates": candidates, "time_ms": time_ms })
 }
 
 /// Runs the binary. Returns whether it succeeded, and its output.
@@ -149,7 +159,7 @@ impl TestDaemon {
     }
 
     /// POSTs a body. Returns the status and the JSON response.
-    pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
+    pub fn post(&self, route: &str, body: &str) -> (u16, Value) {
         let request =
             agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
         let mut response = request.send(body).expect("the daemon answers");
@@ -158,12 +168,7 @@ impl TestDaemon {
 
     /// POSTs a body with a deadline header, in milliseconds. Returns the status, the JSON response,
     /// and whether there is a `retry-after` header.
-    pub fn post_within(
-        &self,
-        route: &str,
-        body: &str,
-        left_ms: &str,
-    ) -> (u16, serde_json::Value, bool) {
+    pub fn post_within(&self, route: &str, body: &str, left_ms: &str) -> (u16, Value, bool) {
         let request = agent()
             .post(format!("{}{route}", self.url))
             .header("content-type", "application/json")
@@ -200,6 +205,7 @@ impl Drop for TestDaemon {
     }
 }
 
-fn agent() -> ureq::Agent {
+/// An HTTP client that returns responses with an error status like any other.
+pub fn agent() -> ureq::Agent {
     ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build())
 }

@@ -115,7 +115,7 @@ impl Drop for ServiceProcess {
 pub fn wait_until(what: &str, patience: Duration, mut is: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is() {
-        assert!(start.elapsed() < patience, "waited {patience:?} in vain: {what}");
+        assert!(start.elapsed() < patience, "waited longer than {patience:?} for: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

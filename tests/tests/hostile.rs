@@ -112,8 +112,8 @@ fn guests_that_fail_in_serving_do_not_affect_a_valid_one() {
                 "{name}: {reason}"
             );
             let (_, good) = daemon.post("/v1/rank", &rank(&surface(0), 3));
-            assert_eq!(good["degraded"], false, "beside {name}: {good}");
-            assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "beside {name}");
+            assert_eq!(good["degraded"], false, "next to {name}: {good}");
+            assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "next to {name}");
         }
     }
     let (_, metrics) = daemon.get("/metrics");

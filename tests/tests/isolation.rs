@@ -1,10 +1,7 @@
 //! Guests in the host's own runtime, without a daemon: modules that no compiler would produce,
 //! damaged files, usage counters, and resources that plugins share.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{path::Path, sync::OnceLock};
 
 use hypercast::{
     expert::{
@@ -15,7 +12,7 @@ use hypercast::{
     schema::Schema,
 };
 use hypercast_tests::{
-    components,
+    built_guests,
     guests::{Imports, TextGuest, component},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
@@ -171,17 +168,6 @@ fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast::expert::Exp
     Ok(ranked.iter().map(|entry| (entry.candidate, entry.score.to_bits())).collect())
 }
 
-/// The folders of plugins and hostile guests. If they are missing, prints that the test is skipped.
-fn built(test: &str) -> Option<(PathBuf, PathBuf)> {
-    let found = components("HYPERCAST_PLUGINS").zip(components("HYPERCAST_HOSTILE"));
-    if found.is_none() {
-        eprintln!(
-            "SKIPPED {test}: run `cargo verify`, which builds the plugins and hostile guests"
-        );
-    }
-    found
-}
-
 #[test]
 fn malformed_guests_are_refused_by_name_and_cause() {
     for (name, guest, word) in odd_guests() {
@@ -208,7 +194,7 @@ fn imports_beyond_the_contract_are_refused_by_name() {
 
 #[test]
 fn damaged_files_do_not_affect_the_host() {
-    let Some((_, hostile)) = built("damage") else { return };
+    let Some((_, hostile)) = built_guests("damage") else { return };
     let whole = read(&hostile, "bomb_describe");
     let good = load("good", &read(&hostile, "unsorted")).unwrap();
     let before = rank(&good).unwrap();
@@ -236,7 +222,7 @@ fn damaged_files_do_not_affect_the_host() {
 
 #[test]
 fn a_guest_that_counts_its_calls_always_sees_its_first_call() {
-    let Some((_, hostile)) = built("state") else { return };
+    let Some((_, hostile)) = built_guests("state") else { return };
     let stateful = load("stateful", &read(&hostile, "stateful")).unwrap();
     let first = rank(&stateful).unwrap();
     for _ in 0..20 {
@@ -249,7 +235,7 @@ fn a_guest_that_counts_its_calls_always_sees_its_first_call() {
 
 #[test]
 fn the_backtrace_of_a_trap_names_functions() {
-    let Some((_, hostile)) = built("backtraces") else { return };
+    let Some((_, hostile)) = built_guests("backtraces") else { return };
     for guest in ["trap", "spin", "overflow", "bomb"] {
         let fault = rank(&load(guest, &read(&hostile, guest)).unwrap()).unwrap_err();
         let text = fault.backtrace();
@@ -264,7 +250,7 @@ fn the_backtrace_of_a_trap_names_functions() {
 
 #[test]
 fn one_plugin_cannot_use_up_the_instances_of_others() {
-    let Some((_, hostile)) = built("instances") else { return };
+    let Some((_, hostile)) = built_guests("instances") else { return };
     let of = |name: &str, instances| {
         let mut options = options();
         options.limits.instances = instances;
@@ -289,7 +275,7 @@ fn one_plugin_cannot_use_up_the_instances_of_others() {
 
 #[test]
 fn calls_memory_and_log_lines_of_a_plugin_are_counted() {
-    let Some((_, hostile)) = built("usage") else { return };
+    let Some((_, hostile)) = built_guests("usage") else { return };
     let mut options = options();
     options.limits.log = LogRate { lines_per_s: 5, bytes_per_s: 1 << 20 };
     let plugin =
@@ -312,7 +298,7 @@ fn calls_memory_and_log_lines_of_a_plugin_are_counted() {
 
 #[test]
 fn compiled_components_are_cached_and_damaged_ones_recompiled() {
-    let Some((_, hostile)) = built("the cache") else { return };
+    let Some((_, hostile)) = built_guests("the cache") else { return };
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("compiled");
     let cache = CacheConfig { folder: folder.clone(), bytes: 64 << 20 };

@@ -99,17 +99,17 @@ fn tokens_and_certificates_are_required_and_can_be_replaced() {
     let ranked = HttpRequest { route: "/v1/rank", body: Some(&body), ..HttpRequest::default() };
     let reload =
         HttpRequest { route: "/v1/admin/reload", body: Some(""), ..HttpRequest::default() };
-    let told =
+    let message_of =
         |answer: &HttpResponse| answer.json()["error"]["message"].as_str().unwrap().to_owned();
     let answer = first_answer(ranked);
     assert_eq!(answer.status, 401);
     assert!(answer.headers.contains("www-authenticate: bearer"), "{}", answer.headers);
-    assert!(told(&answer).contains("server.tokens"), "{}", answer.body);
+    assert!(message_of(&answer).contains("server.tokens"), "{}", answer.body);
     for token in [FEED, OPS] {
         assert_eq!(first_answer(HttpRequest { token: Some(token), ..ranked }).status, 200);
     }
     let answer = first_answer(reload);
-    assert!(answer.status == 401 && told(&answer).contains("server.admin_tokens"));
+    assert!(answer.status == 401 && message_of(&answer).contains("server.admin_tokens"));
     assert_eq!(first_answer(HttpRequest { token: Some(FEED), ..reload }).status, 403);
     assert_eq!(first_answer(HttpRequest { token: Some(OTHER_OPS), ..reload }).status, 401);
     let answer = first_answer(HttpRequest { token: Some(OPS), ..reload });
@@ -149,7 +149,7 @@ fn tokens_and_certificates_are_required_and_can_be_replaced() {
     reloaded(&daemon, "refused", &either);
     assert_eq!(second_answer(health).status, 200);
     let answer = second_answer(HttpRequest { token: Some(OTHER_OPS), ..reload });
-    assert!(answer.status == 422 && told(&answer).contains("first.crt"), "{}", answer.body);
+    assert!(answer.status == 422 && message_of(&answer).contains("first.crt"), "{}", answer.body);
     assert!(daemon.stop());
 }
 

@@ -15,7 +15,7 @@ use hypercast::{
     rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256},
 };
 use hypercast_tests::{
-    TestDaemon, expert, prerequisites, run, run_well,
+    TestDaemon, agent, expert, prerequisites, rank_body, run, run_well,
     secure::{Certificate, HttpRequest, ask, write_secret},
     services::wait_until,
     world,
@@ -123,10 +123,9 @@ impl Team {
 }
 
 fn rank(user: u64, candidates: usize) -> String {
-    let candidates: Vec<Value> = (1..=candidates).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms, "explain": true })
-        .to_string()
+    let mut body = rank_body(user, "feed", 1..=candidates as u64);
+    body["explain"] = json!(true);
+    body.to_string()
 }
 
 fn predictions(daemon: &TestDaemon) -> Vec<f64> {
@@ -139,9 +138,8 @@ fn predictions(daemon: &TestDaemon) -> Vec<f64> {
 
 /// POSTs the body of a push. Returns the status and the error message.
 fn send(daemon: &TestDaemon, version: &str, body: &[u8]) -> (u16, String) {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
     let url = format!("{}/v1/admin/experts/home/versions/{version}", daemon.url());
-    let mut answer = ureq::Agent::new_with_config(config.build()).post(&url).send(body).unwrap();
+    let mut answer = agent().post(&url).send(body).unwrap();
     let status = answer.status().as_u16();
     let answer: Value = answer.body_mut().read_json().unwrap();
     (status, answer["error"]["message"].as_str().unwrap_or_default().to_owned())

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use hypercast::config::Config;
 use hypercast_tests::{
-    TestDaemon, expert, prerequisites, run_well,
+    TestDaemon, expert, prerequisites, rank_body, run_well,
     secure::{Certificate, HttpRequest, ask, write_secret},
     services::wait_until,
     world,
@@ -27,10 +27,7 @@ fn write(config: &Config, dir: &Path, name: &str) {
 }
 
 fn rank(user: u64) -> String {
-    let candidates: Vec<Value> = (1..40).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms })
-        .to_string()
+    rank_body(user, "feed", 1..40).to_string()
 }
 
 /// The item and score of each place in the ranking, sorted by item.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hypercast::config::Config;
-use hypercast_tests::{TestDaemon, expert, prerequisites, run, run_well, world};
+use hypercast_tests::{TestDaemon, expert, prerequisites, rank_body, run, run_well, world};
 use serde_json::{Value, json};
 
 /// Trains FM 1.0.0 with two experts (`hypercast.toml`), and FM 2.0.0 with the same experts
@@ -52,10 +52,9 @@ fn refused(binary: &Path, dir: &Path, args: &[&str], word: &str) {
 }
 
 fn rank(user: u64, surface: &str) -> String {
-    let candidates: Vec<Value> = (1..20).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": surface, "candidates": candidates, "time_ms": time_ms, "explain": true })
-        .to_string()
+    let mut body = rank_body(user, surface, 1..20);
+    body["explain"] = json!(true);
+    body.to_string()
 }
 
 /// The expert's predictions for some users on a surface.

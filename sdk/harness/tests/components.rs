@@ -1,5 +1,5 @@
-//! Tests with real components in the host's runtime: the in-tree experts pass every check on several
-//! worlds, failures of hostile guests are reported, and trained parameters can be used.
+//! Tests with real components in the host's runtime: the in-tree experts pass every check on
+//! several worlds, failures of hostile guests are reported, and trained parameters can be used.
 
 use std::path::{Path, PathBuf};
 
