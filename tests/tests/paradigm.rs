@@ -1,5 +1,5 @@
-//! The paradigm on a world whose true probabilities are known, through the demo
-//! command and the daemon that it starts.
+//! The foundation-expert paradigm on a simulated world whose true probabilities are known, run by
+//! the demo command with its daemon.
 
 use hypercast_tests::{Prerequisites, prerequisites, run_well};
 

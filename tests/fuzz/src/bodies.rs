@@ -1,5 +1,5 @@
-//! Bodies of HTTP requests, and everything that a daemon does with them before a model sees them and when one does:
-//! names become columns, events go through the join to the state that features come from, and examples to the FM.
+//! Bodies of HTTP requests, and what a daemon does with them: it converts names to columns, joins
+//! events, updates the state of features, and runs the FM on the examples.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,28 +20,28 @@ use crate::edit;
 use crate::model::model;
 use crate::world;
 
-/// Takes some bodies one after the other, as one daemon would.
+/// Passes several bodies to one daemon.
 pub fn run(u: &mut Unstructured) -> Result<()> {
-    let mut daemon = Daemon::new();
+    let mut daemon = FuzzDaemon::new();
     for _ in 0..u.int_in_range(1..=8)? {
-        let Ok(next) = Body::next(u) else { break };
+        let Ok(next) = RequestBody::next(u) else { break };
         match next {
-            Body::Rank(text) => daemon.rank(&text),
-            Body::Events(text) => daemon.events(&text, u)?,
-            Body::Examples(bytes) => embed(&bytes),
+            RequestBody::Rank(text) => daemon.rank(&text),
+            RequestBody::Events(text) => daemon.events(&text, u)?,
+            RequestBody::Examples(bytes) => embed(&bytes),
         }
     }
     Ok(())
 }
 
-enum Body {
+enum RequestBody {
     Rank(Vec<u8>),
     Events(Vec<u8>),
     Examples(Vec<u8>),
 }
 
-impl Body {
-    fn next(u: &mut Unstructured) -> Result<Body> {
+impl RequestBody {
+    fn next(u: &mut Unstructured) -> Result<RequestBody> {
         let kind = u.int_in_range(0..=7)?;
         let (sizes, seed) =
             ((u.int_in_range(0..=4)?, u.int_in_range(0..=4)?), u.arbitrary::<u8>()?);
@@ -57,22 +57,22 @@ impl Body {
             edit::edits(u, &mut text, 4)?;
         }
         Ok(match kind {
-            0 => Body::Examples(text),
-            1..=3 => Body::Rank(text),
-            _ => Body::Events(text),
+            0 => RequestBody::Examples(text),
+            1..=3 => RequestBody::Rank(text),
+            _ => RequestBody::Events(text),
         })
     }
 }
 
-/// What a daemon has: the joiner, and the state that follows its outcomes.
-struct Daemon {
+/// The parts of a daemon: the joiner, and the state of features that its outcomes update.
+struct FuzzDaemon {
     converter: Converter,
     joiner: Joiner,
     state: FeatureState,
 }
 
-impl Daemon {
-    fn new() -> Daemon {
+impl FuzzDaemon {
+    fn new() -> FuzzDaemon {
         let schema = Arc::new(world::schema());
         let dataset = Dataset {
             dir: PathBuf::new(),
@@ -92,7 +92,7 @@ impl Daemon {
         };
         let settings = JoinSettings { max_impressions: 8, ..JoinSettings::default() };
         let options = Options { settings, history_len: 8, max_targets: 3 };
-        Daemon {
+        FuzzDaemon {
             converter: Converter::new(schema),
             joiner: Joiner::new(FeatureState::new(&dataset, config), options),
             state: FeatureState::new(&dataset, config),
@@ -101,7 +101,7 @@ impl Daemon {
 
     fn rank(&self, text: &[u8]) {
         let Ok(request) = serde_json::from_slice::<RankRequest>(text) else { return };
-        // `server.max_candidates` bounds it before anything is done.
+        // A daemon checks `server.max_candidates` first.
         if request.candidates.len() > 64 {
             return;
         }
@@ -110,16 +110,16 @@ impl Daemon {
         let Ok(input) = self.converter.request(&request, 7, time_ms, known) else { return };
         let example = self.state.fetch(&input, 8);
         assert_eq!(example.targets.len(), request.candidates.len());
-        let output = model().served.infer(&[&example]).expect("what features make fits the model");
+        let output = model().served.infer(&[&example]).expect("the example fits the model");
         assert_eq!(output.main.len() % example.targets.len().max(1), 0);
     }
 
-    /// Some records are changed on their way: another version may have written them.
+    /// Passes events on. Some records are changed, as if another version had written them.
     fn events(&mut self, text: &[u8], u: &mut Unstructured) -> Result<()> {
         let Ok(request) = serde_json::from_slice::<EventsRequest>(text) else { return Ok(()) };
         let Ok(told) = self.converter.told(&request, i64::MAX) else { return Ok(()) };
         for told in told {
-            let record = told.record(1_000_000).expect("what was told can be written");
+            let record = told.record(1_000_000).expect("an accepted event can be written");
             let mut payload = record.payload;
             let changed = u.ratio(1, 16)?;
             if changed {
@@ -128,13 +128,13 @@ impl Daemon {
             let fact = match Fact::decode(&payload) {
                 Ok(fact) => fact,
                 Err(_) if changed => continue,
-                Err(error) => panic!("what was written cannot be read: {error}"),
+                Err(error) => panic!("a written record cannot be read: {error}"),
             };
             let mut made = Made::default();
             self.joiner.take(fact, &mut made);
             for joined in &made.joined {
                 let example = &joined.joined().example;
-                model().served.infer(&[example]).expect("what is joined fits the model");
+                model().served.infer(&[example]).expect("a joined example fits the model");
             }
             for outcome in made.outcomes {
                 match outcome.known {
@@ -149,7 +149,7 @@ impl Daemon {
     }
 }
 
-/// What an FM's tier does with the body of another tier.
+/// Handles a body of `/v1/embed`, as the FM's tier does.
 fn embed(bytes: &[u8]) {
     let Ok(examples) = decode_examples(bytes) else { return };
     let _ = model().served.infer(&examples.iter().collect::<Vec<_>>());
@@ -237,18 +237,20 @@ fn name(u: &mut Unstructured) -> Result<&'static str> {
     Ok(*u.choose(&["feed", "reels", "click", "like", "share", "hide", "nothing", ""])?)
 }
 
-/// Few, so that events meet; some at the edges.
+/// A few small ids, so that events refer to the same items, and some at the limits.
 fn id(u: &mut Unstructured) -> Result<Value> {
-    Ok(match u.ratio(15, 16)? {
-        true => u.int_in_range(0..=5u64)?.into(),
-        false => (*u.choose(&[u64::MAX, 1 << 53, i64::MAX as u64])?).into(),
+    Ok(if u.ratio(15, 16)? {
+        u.int_in_range(0..=5u64)?.into()
+    } else {
+        (*u.choose(&[u64::MAX, 1 << 53, i64::MAX as u64])?).into()
     })
 }
 
 fn time(u: &mut Unstructured) -> Result<Value> {
-    Ok(match u.ratio(7, 8)? {
-        true => (1_000_000 + 1000 * u.int_in_range(0..=100_000i64)?).into(),
-        false => (*u.choose(&[i64::MIN, i64::MAX, 0, -1, 1 << 53, i64::MIN + 1])?).into(),
+    Ok(if u.ratio(7, 8)? {
+        (1_000_000 + 1000 * u.int_in_range(0..=100_000i64)?).into()
+    } else {
+        (*u.choose(&[i64::MIN, i64::MAX, 0, -1, 1 << 53, i64::MIN + 1])?).into()
     })
 }
 

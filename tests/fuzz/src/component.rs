@@ -1,7 +1,7 @@
-//! A component that was changed, or bytes that never were one: load, describe, network, graph, ranking.
+//! Changed components, and bytes that never were one: loads them, builds the network and ranks.
 //!
-//! The components are those that `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name; without them only the bytes
-//! themselves are tried.
+//! The components are in the folders `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE`. If these are not
+//! set, the target only loads the bytes themselves.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -16,25 +16,22 @@ use hypercast_expert::{Engine, EngineConfig, Limits, Plugin};
 use crate::edit;
 use crate::world;
 
-/// Components larger than this take longer to compile than they teach.
+/// The size limit of components: larger ones would take too long to compile.
 const MOST_BYTES: usize = 192 << 10;
 
 const CANDIDATES: u64 = 5;
 
-/// Loads what the bytes say, and calls it as far as it lets itself be called.
+/// Builds a component from the bytes, loads it and calls its functions as far as they succeed.
 pub fn run(u: &mut Unstructured) -> Result<()> {
     let (engine, seeds) = setting();
-    let bytes = match seeds.is_empty() || u.ratio(1, 16)? {
-        true => {
-            let mut bytes = [&b"\0asm\x0d\0\x01\0"[..], u.bytes(u.len())?].concat();
-            bytes.truncate(MOST_BYTES);
-            bytes
-        }
-        false => {
-            let mut bytes = u.choose(seeds)?.clone();
-            edit::edits(u, &mut bytes, 4)?;
-            bytes
-        }
+    let bytes = if seeds.is_empty() || u.ratio(1, 16)? {
+        let mut bytes = [&b"\0asm\x0d\0\x01\0"[..], u.bytes(u.len())?].concat();
+        bytes.truncate(MOST_BYTES);
+        bytes
+    } else {
+        let mut bytes = u.choose(seeds)?.clone();
+        edit::edits(u, &mut bytes, 4)?;
+        bytes
     };
     let limits = Limits {
         deadline_ms: 20,
@@ -47,12 +44,12 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         ..Limits::default()
     };
     if let Ok(plugin) = Plugin::from_bytes(engine, "fuzz", &bytes, &limits) {
-        use_it(plugin);
+        call_all(plugin);
     }
     Ok(())
 }
 
-fn use_it(mut plugin: Plugin) {
+fn call_all(mut plugin: Plugin) {
     let info = world::info();
     let Ok(description) = plugin.describe(&info) else { return };
     if let Ok(network) = plugin.network(&info) {
@@ -101,10 +98,10 @@ fn setting() -> &'static (Engine, Vec<Vec<u8>>) {
             .flat_map(|folder| std::fs::read_dir(folder).expect("a readable folder"))
             .map(|entry| entry.expect("a readable folder").path())
             .collect();
-        // The same input is the same component wherever it is run.
+        // Sort, so that the same bytes select the same component on every machine.
         files.sort();
         if files.is_empty() {
-            eprintln!("component: HYPERCAST_PLUGINS is not set, so no component is changed");
+            eprintln!("component: set HYPERCAST_PLUGINS to the folder of components to change");
         }
         let seeds = files.iter().map(|file| std::fs::read(file).expect("a readable component"));
         (engine, seeds.filter(|bytes| bytes.len() <= MOST_BYTES).collect())

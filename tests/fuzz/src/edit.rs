@@ -1,12 +1,12 @@
-//! Changes of bytes: what a disk, a network or somebody who means harm does to a file.
+//! Random changes of bytes, like those that a broken disk, a network or an attacker causes.
 
 use arbitrary::{Result, Unstructured};
 
-/// Numbers that lengths and offsets are compared with.
+/// Numbers at the limits of lengths and offsets.
 const EDGES: [u64; 8] =
     [0, 1, u32::MAX as u64, u64::MAX, i32::MAX as u64, i64::MAX as u64, 1 << 32, 1 << 20];
 
-/// Bytes that one change adds at most.
+/// The most bytes that one change adds.
 const MOST_ADDED: usize = 64;
 
 /// Makes one change.
@@ -45,7 +45,7 @@ pub fn edit(u: &mut Unstructured, bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Makes up to `most` changes, at least one.
+/// Makes at least one and up to `most` changes.
 pub fn edits(u: &mut Unstructured, bytes: &mut Vec<u8>, most: usize) -> Result<()> {
     (0..u.int_in_range(1..=most)?).try_for_each(|_| edit(u, bytes))
 }

@@ -1,8 +1,8 @@
-//! Networks that nobody would write: the validator takes or refuses them, and what it takes runs and learns.
+//! Random networks. The validator accepts or refuses them; accepted ones are run and trained.
 //!
-//! A network grows node by node: one that the validator refuses is left out, so that what remains is a graph. Both
-//! executors must then agree on sizes, gradients must come, and a request's results must not depend, in any bit, on
-//! what is in the requests beside it.
+//! A network is grown node by node. Nodes that the validator refuses are left out, so the result is
+//! a valid graph. Then both executors must agree on sizes, gradients must have the right sizes, and
+//! the results of a request must not depend, in any bit, on the other requests of its batch.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use rand::rngs::SmallRng;
 
 use crate::world;
 
-/// Nodes that an input tries to add.
+/// The number of nodes that an input tries to add.
 const NODES: usize = 24;
 
 const LIMITS: GraphLimits = GraphLimits {
@@ -33,7 +33,7 @@ const LIMITS: GraphLimits = GraphLimits {
     flops_per_candidate: 1 << 20,
 };
 
-/// Ops, and how many inputs each takes.
+/// The ops, and how many inputs each takes.
 const OPS: [(&str, usize); 43] = [
     ("MatMul", 2),
     ("Add", 2),
@@ -80,20 +80,20 @@ const OPS: [(&str, usize); 43] = [
     ("PoolSum", 1),
 ];
 
-/// Makes a network, checks it, runs it and asks for its gradients.
+/// Builds a network, checks it, runs it and computes its gradients.
 pub fn run(u: &mut Unstructured) -> Result<()> {
     let description = description(u.int_in_range(0..=9)?);
     if u.ratio(1, 8)? {
-        // As a guest may send it, not as anybody would grow it.
+        // A network with random fields, as a hostile guest may send it.
         let network = wild(u)?;
         if let Ok(graph) = Graph::new(&description, &network, &world::info(), &LIMITS) {
             exercise(&description, graph, [(2, 2), (0, 1)]);
         }
         return Ok(());
     }
-    let mut net = Net::new(&description);
+    let mut net = GrownNetwork::new(&description);
     for _ in 0..u.int_in_range(1..=NODES)? {
-        // What is left when the bytes end is a network too.
+        // If the bytes end early, continue with the network so far.
         let Ok((node, parameter)) = net.proposal(u) else { break };
         net.add(node, parameter);
     }
@@ -130,14 +130,14 @@ fn description(history_len: u32) -> Description {
     }
 }
 
-/// A network of which every node was admitted.
-struct Net<'a> {
+/// A network whose nodes the validator has admitted.
+struct GrownNetwork<'a> {
     description: &'a Description,
     network: Network,
     shapes: Vec<Shape>,
 }
 
-impl<'a> Net<'a> {
+impl<'a> GrownNetwork<'a> {
     fn new(description: &'a Description) -> Self {
         let network = Network {
             parameters: Vec::new(),
@@ -145,15 +145,15 @@ impl<'a> Net<'a> {
             outputs: Vec::new(),
             extra_loss: None,
         };
-        let mut net = Net { description, network, shapes: Vec::new() };
-        // The first is a column of one number, which can always be an output.
+        let mut net = GrownNetwork { description, network, shapes: Vec::new() };
+        // The first node is a column of width 1, which can always be an output.
         for column in [1, 0, 2, 3, 4, 5, 6] {
             net.add(node("Input", &[], vec![int("column", column)]), None);
         }
         net
     }
 
-    /// A node and perhaps a parameter that it reads, which fit or do not.
+    /// A random node, with a parameter that it may read. It may not fit.
     fn proposal(&self, u: &mut Unstructured) -> Result<(Node, Option<Parameter>)> {
         if u.ratio(1, 4)? {
             let mut shape = Vec::new();
@@ -188,7 +188,7 @@ impl<'a> Net<'a> {
             let back = u.choose_index(self.shapes.len().min(reach))?;
             inputs.push((self.shapes.len() - 1 - back) as u32);
         }
-        // Some ops take nothing but inputs that are alike.
+        // Some ops need inputs of the same shape.
         if arity >= 3 && op != "LayerNormalization" && u.ratio(3, 4)? {
             inputs = vec![inputs[0]; arity];
         }
@@ -196,13 +196,15 @@ impl<'a> Net<'a> {
         Ok((node(op, &inputs, attributes(u, op, &first)?), None))
     }
 
-    /// Adds a node if the graph is admitted with it.
+    /// Adds a node if the validator admits the graph with it.
     fn add(&mut self, node: Node, parameter: Option<Parameter>) {
         let had = parameter.is_some();
         self.network.parameters.extend(parameter);
         self.network.nodes.push(node);
         match self.graph([0, 0], None) {
-            Ok(graph) => self.shapes.push(graph.nodes.last().expect("it was added").shape.clone()),
+            Ok(graph) => {
+                self.shapes.push(graph.nodes.last().expect("the node was added").shape.clone())
+            }
             Err(_) => {
                 self.network.nodes.pop();
                 if had {
@@ -223,7 +225,7 @@ impl<'a> Net<'a> {
         Graph::new(self.description, &network, &world::info(), &LIMITS)
     }
 
-    /// The graph whose first output depends on the last node that can reach one, and on others.
+    /// The graph. Its first output depends on the last node that can be an output, and on others.
     fn finish(mut self, extra: bool) -> Graph {
         let mut outputs = Vec::new();
         for at in (0..self.shapes.len()).rev() {
@@ -243,7 +245,7 @@ impl<'a> Net<'a> {
                 }
                 let count = self.shapes.len();
                 self.add(node(next, &[last], attributes), None);
-                // `Cast` is for ids alone.
+                // `Cast` accepts only ids.
                 if self.shapes.len() > count {
                     last = count as u32;
                 }
@@ -258,17 +260,14 @@ impl<'a> Net<'a> {
         }
         let output = |at: usize| outputs.get(at).copied().unwrap_or(0);
         let extra = extra.then(|| output(2));
-        self.graph([output(0), output(1)], extra).expect("every part of it was admitted")
+        self.graph([output(0), output(1)], extra).expect("the validator admitted each part")
     }
 }
 
 fn attributes(u: &mut Unstructured, op: &str, first: &Shape) -> Result<Vec<Attribute>> {
     let rank = first.rank() as i64;
     let last = *first.dims.last().unwrap_or(&1) as i64;
-    let axis = match u.ratio(3, 4)? {
-        true => rank - 1,
-        false => u.int_in_range(0..=3)?,
-    };
+    let axis = if u.ratio(3, 4)? { rank - 1 } else { u.int_in_range(0..=3)? };
     Ok(match op {
         "Clip" => vec![num("min", -0.5), num("max", *u.choose(&[0.5, -0.5, -1.0])?)],
         "Softmax" | "Concat" | "ReduceSum" | "ReduceMean" | "ReduceMax" => vec![int("axis", axis)],
@@ -302,7 +301,7 @@ fn attributes(u: &mut Unstructured, op: &str, first: &Shape) -> Result<Vec<Attri
     })
 }
 
-/// A network as bytes would have it: nothing fits on purpose.
+/// A network with random fields, most of which do not fit.
 fn wild(u: &mut Unstructured) -> Result<Network> {
     let mut network = Network {
         parameters: Vec::new(),
@@ -324,10 +323,7 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
     }
     for _ in 0..u.int_in_range(0..=12)? {
         let names = ["Input", "Parameter", "Constant", "Nothing", ""];
-        let op = match u.ratio(1, 3)? {
-            true => *u.choose(&names)?,
-            false => u.choose(&OPS)?.0,
-        };
+        let op = if u.ratio(1, 3)? { *u.choose(&names)? } else { u.choose(&OPS)?.0 };
         let mut inputs = Vec::new();
         for _ in 0..u.int_in_range(0..=6)? {
             inputs.push(u32::from(u.arbitrary::<u8>()? % 16));
@@ -394,7 +390,7 @@ fn exercise(description: &Description, graph: Graph, sizes: [(usize, usize); 2])
     for ((with_one, with_other), name) in
         of(&one).iter().zip(&of(&other)).zip(["served", "trained"])
     {
-        assert_eq!(with_one.len(), one.rows * width, "{name}: an output a row and task");
+        assert_eq!(with_one.len(), one.rows * width, "{name}: one output per row and task");
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
         assert!(
             with_one[..first].iter().zip(&with_other[..first]).all(same),
@@ -410,7 +406,7 @@ fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, gr
     let mut random = SmallRng::seed_from_u64(1);
     let rows = batch.rows;
     let mut loss = |outputs: &[f32], extra: &[f32]| {
-        assert!(extra.len() == rows || graph.extra_loss.is_none(), "an extra loss a row");
+        assert!(extra.len() == rows || graph.extra_loss.is_none(), "one extra loss per row");
         Seed { tasks: vec![1.0; outputs.len()], extra_loss: vec![1.0; extra.len()] }
     };
     let gradients = trained.gradients(parameters, batch, &mut random, &mut loss);
@@ -425,15 +421,16 @@ fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, gr
     }
 }
 
-/// Two requests of these sizes (history, targets); `beside` changes the values of the second alone.
-fn batch(description: &Description, sizes: [(usize, usize); 2], beside: u64) -> ExpertBatch {
+/// A batch of two requests with these numbers of history events and targets. `other_seed` changes
+/// only the values of the second one.
+fn batch(description: &Description, sizes: [(usize, usize); 2], other_seed: u64) -> ExpertBatch {
     let schema = world::schema();
     let columns = Columns::new(description, &schema, world::TAE_DIM).expect("the schema has them");
     let [first, second] = sizes;
     let examples =
-        [world::example(1, first.0, first.1), world::example(beside, second.0, second.1)];
+        [world::example(1, first.0, first.1), world::example(other_seed, second.0, second.1)];
     let mut tae = world::noise(5, first.1 * world::TAE_DIM);
-    tae.extend(world::noise(beside, second.1 * world::TAE_DIM));
+    tae.extend(world::noise(other_seed, second.1 * world::TAE_DIM));
     columns.batch(&examples, Tae::Rows(&tae), &Normaliser::identity(&schema.feature_columns()))
 }
 

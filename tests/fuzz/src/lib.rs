@@ -1,11 +1,10 @@
-//! What the fuzz targets do with their bytes: a library, so that `cargo verify` can run the same on a fixed seed.
+//! The fuzz targets, as a library, so that `cargo verify` can run them with a fixed seed.
 //!
-//! The bytes never are the input itself but say how it is made: which changes are made to a real component, a real
-//! store or a real publication, which nodes a network has, which names and numbers a body holds. So most inputs
-//! come past the first check, and a few hundred bytes are enough for any of them. A target panics where the host
-//! would, and where what it says of itself is not so; errors are what bad input deserves.
-//!
-//! It finds inputs; it does not judge how errors are worded.
+//! The fuzzer's bytes are not the input itself. They describe how to build one: which changes to
+//! make to a real component, store or publication, which nodes a network has, or which names and
+//! numbers a body contains. So most inputs get past the first check, and a few hundred bytes are
+//! enough. A target panics if the host panics or breaks an invariant. An error is the expected
+//! result of a bad input; the targets do not check its text.
 
 use arbitrary::{Result, Unstructured};
 
@@ -20,45 +19,45 @@ mod store;
 mod update;
 mod world;
 
-/// A target: its name, and what it does with bytes.
-pub struct Target {
-    /// As `cargo fuzz run` and `fuzz/run` know it.
+/// A fuzz target.
+pub struct FuzzTarget {
+    /// The name in `cargo fuzz run` and `fuzz/run`.
     pub name: &'static str,
-    /// Runs one input. Bytes that end too early are no input.
+    /// Builds an input from the bytes and runs it. Fails if there are too few bytes.
     run: fn(&mut Unstructured) -> Result<()>,
 }
 
-impl Target {
+impl FuzzTarget {
     /// Runs the input that `bytes` describe.
     ///
     /// # Panics
-    /// On a fault of the host.
+    /// The host panics or breaks an invariant.
     pub fn run(&self, bytes: &[u8]) {
         let _ = (self.run)(&mut Unstructured::new(bytes));
     }
 }
 
-/// A component's bytes, through loading, describing, its network, and one ranking.
-pub const COMPONENT: Target = Target { name: "component", run: component::run };
+/// Loads changed components, builds their networks and ranks with them.
+pub const COMPONENT: FuzzTarget = FuzzTarget { name: "component", run: component::run };
 
-/// A network, through the validator, both executors and the backward pass.
-pub const GRAPH: Target = Target { name: "graph", run: graph::run };
+/// Runs random networks through the validator, both executors and the backward pass.
+pub const GRAPH: FuzzTarget = FuzzTarget { name: "graph", run: graph::run };
 
-/// Bodies of HTTP requests, through parsing, conversion and what follows from them: features and the join.
-pub const BODIES: Target = Target { name: "bodies", run: bodies::run };
+/// Parses and converts bodies of HTTP requests, and runs features, join and FM on them.
+pub const BODIES: FuzzTarget = FuzzTarget { name: "bodies", run: bodies::run };
 
-/// A stream of published weights, as its follower reads it.
-pub const PUBLICATION: Target = Target { name: "publication", run: publication::run };
+/// Follows changed streams of published weights.
+pub const PUBLICATION: FuzzTarget = FuzzTarget { name: "publication", run: publication::run };
 
-/// The body of a push.
-pub const PUSH: Target = Target { name: "push", run: push::run };
+/// Reads and verifies changed bodies of pushes.
+pub const PUSH: FuzzTarget = FuzzTarget { name: "push", run: push::run };
 
-/// New weights for a model that serves.
-pub const UPDATE: Target = Target { name: "update", run: update::run };
+/// Applies changed updates of weights to a serving model.
+pub const UPDATE: FuzzTarget = FuzzTarget { name: "update", run: update::run };
 
-/// A store's files, opened in every way, read and checked.
-pub const STORE: Target = Target { name: "store", run: store::run };
+/// Opens, reads and checks stores with changed files.
+pub const STORE: FuzzTarget = FuzzTarget { name: "store", run: store::run };
 
-/// All of them.
-pub const TARGETS: [&Target; 7] =
+/// All targets.
+pub const TARGETS: [&FuzzTarget; 7] =
     [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];

@@ -1,4 +1,4 @@
-//! A small foundation model of the fuzzed schema: in training, in service, and what it publishes.
+//! A small foundation model of the fuzzed schema: its serving form, weights and publications.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -16,33 +16,33 @@ use hypercast_train::fm::fm_spec;
 
 use crate::world;
 
-/// What the targets have of the model.
-pub struct Model {
-    /// In service, with the weights of `whole`.
+/// The model and what was derived from it.
+pub struct FuzzModel {
+    /// The serving model, with the weights of `whole`.
     pub served: Box<dyn FoundationModel>,
-    /// All weights of a later moment.
+    /// All weights after further training.
     pub whole: Update,
-    /// The records of a snapshot and two deltas.
+    /// The published records: a snapshot and two deltas.
     pub records: Vec<Vec<u8>>,
-    /// A folder for files of one process.
+    /// A folder for temporary files of this process.
     pub dir: PathBuf,
 }
 
-/// A folder in memory where the system has one.
+/// A temporary folder, in memory if the system supports that.
 pub fn folder() -> tempfile::TempDir {
     let memory = std::path::Path::new("/dev/shm");
     let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     made.expect("a temporary folder")
 }
 
-/// The model, made once a process.
-pub fn model() -> &'static Model {
-    static MODEL: OnceLock<Model> = OnceLock::new();
+/// The model of this process.
+pub fn model() -> &'static FuzzModel {
+    static MODEL: OnceLock<FuzzModel> = OnceLock::new();
     MODEL.get_or_init(make)
 }
 
-fn make() -> Model {
-    // Kept until the process ends: what is in service maps its files.
+fn make() -> FuzzModel {
+    // Keep the folder until the process ends, because the serving model maps its files.
     let dir = folder().keep();
     let config = FmConfig {
         dim: 8,
@@ -78,7 +78,7 @@ fn make() -> Model {
     whole.checkpoint(&dir.join("checkpoint")).expect("a checkpoint");
     let live = dir.join("live");
     let served = inference::load_live(&dir.join("checkpoint"), &live, Serving::default());
-    Model {
+    FuzzModel {
         served: served.expect("a model"),
         whole,
         records: records.into_iter().map(|record| record.payload).collect(),

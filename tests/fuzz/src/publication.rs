@@ -1,7 +1,8 @@
-//! A stream of published weights that somebody changed: records lost, doubled, in another order, damaged, or written
-//! anew with a checksum that fits.
+//! Changed streams of published weights: records lost, repeated, reordered, damaged, or forged with
+//! a valid checksum.
 //!
-//! Without a checksum that fits, what the follower gives out is a publication as it was published, or none.
+//! As long as no record is forged, the follower must return only publications as they were
+//! published.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +14,10 @@ use hypercast_stream::publish::{Follower, Publication, fm_update};
 use crate::edit;
 use crate::model::model;
 
-/// Magic and checksum of a record.
+/// The length of a record's magic number and checksum.
 const PREFIX: usize = 8;
 
-/// Bytes of a record's body, decompressed.
+/// The most bytes of a record's decompressed body.
 const MOST_BODY: usize = 4 << 20;
 
 /// Changes the stream and follows it.
@@ -51,15 +52,15 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     let given = follow(records);
     for publication in &given {
         let known = originals().iter().any(|original| original == publication);
-        assert!(forged || known, "a publication that never was: {:?}", publication.header);
+        assert!(forged || known, "this publication was never published: {:?}", publication.header);
     }
     absorb(given);
     Ok(())
 }
 
-/// A record with another body or envelope and a checksum that fits.
+/// Changes the body or envelope of a record and sets a valid checksum.
 fn forge(u: &mut Unstructured, record: &[u8], body: bool) -> Result<Option<Vec<u8>>> {
-    // Where the body begins is where zstd's magic number is.
+    // The body begins with zstd's magic number.
     let magic = [0x28, 0xb5, 0x2f, 0xfd];
     let found = record.windows(4).position(|bytes| bytes == magic);
     let Some(at) = found.filter(|&at| at >= PREFIX) else { return Ok(None) };
@@ -67,7 +68,7 @@ fn forge(u: &mut Unstructured, record: &[u8], body: bool) -> Result<Option<Vec<u
     let compressed = &record[at..];
     if body {
         let Ok(mut bytes) = zstd::bulk::decompress(compressed, MOST_BODY) else { return Ok(None) };
-        // Names, shapes and lengths are at either end; in between are numbers.
+        // Names, shapes and lengths are at both ends; the rest is numbers.
         if u.ratio(1, 2)? && bytes.len() > 256 {
             let tail = bytes.split_off(256);
             edit::edits(u, &mut bytes, 4)?;
@@ -75,7 +76,7 @@ fn forge(u: &mut Unstructured, record: &[u8], body: bool) -> Result<Option<Vec<u
         } else {
             edit::edits(u, &mut bytes, 4)?;
         }
-        rest.extend(zstd::bulk::compress(&bytes, 1).expect("memory is enough"));
+        rest.extend(zstd::bulk::compress(&bytes, 1).expect("there is enough memory"));
     } else {
         edit::edits(u, &mut rest, 2)?;
         rest.extend(compressed);
@@ -92,8 +93,11 @@ fn follow(records: Vec<Vec<u8>>) -> Vec<Publication> {
         .filter(|payload| payload.len() <= MAX_RECORD_BYTES)
         .map(|payload| Record { id: 0, payload })
         .collect();
-    engine.appender(&topic).and_then(|to| to.append(&records)).expect("memory takes it");
-    // Damage at the end of the stream is refused at once.
+    engine
+        .appender(&topic)
+        .and_then(|to| to.append(&records))
+        .expect("the stream in memory accepts records");
+    // Opening fails if the end of the stream is damaged.
     let Ok(mut follower) = Follower::open(engine, topic) else { return Vec::new() };
     let mut given = Vec::new();
     while let Ok(Some(publication)) = follower.next(Duration::ZERO) {
@@ -102,7 +106,7 @@ fn follow(records: Vec<Vec<u8>>) -> Vec<Publication> {
     given
 }
 
-/// What a server does with publications: one after the other, then into a model.
+/// Merges publications and makes a checkpoint of them, as a server does.
 fn absorb(publications: Vec<Publication>) {
     let mut publications = publications.into_iter();
     let Some(mut all) = publications.next() else { return };

@@ -1,4 +1,4 @@
-//! A push that somebody changed on its way: refused, or vouched for by the signature as it was sent.
+//! Pushes that were changed on the way. Each must be refused, or contain exactly what was signed.
 
 use std::sync::OnceLock;
 
@@ -10,37 +10,37 @@ use hypercast_serve::rollout::signature::{Manifest, SecretKey};
 
 use crate::edit;
 
-/// A component that nobody loads here.
+/// A placeholder; this target does not load components.
 const COMPONENT: &[u8] = b"\0asm component";
 
-struct Sent {
+struct SignedPush {
     body: Vec<u8>,
     manifest: Manifest,
     key: PublicKey,
 }
 
-/// Changes the body, reads it and checks who vouches for it.
+/// Changes the body of a push, reads it and verifies its signature.
 pub fn run(u: &mut Unstructured) -> Result<()> {
-    let Sent { body, manifest, key } = sent();
+    let SignedPush { body, manifest, key } = sent();
     let mut body = body.clone();
     edit::edits(u, &mut body, 4)?;
     if u.ratio(1, 2)? && body.len() > 12 {
-        // The header's length, so that changes of its size come past the frame.
+        // Set the header's length, so that a header of another size gets past the frame.
         let end = body.len().saturating_sub(COMPONENT.len() + 10);
         let length = (end.saturating_sub(12) as u32).to_le_bytes();
         body[8..12].copy_from_slice(&length);
     }
     let Ok(push) = Push::decode(&body) else { return Ok(()) };
     let _ = push.signed.claims();
-    if let Ok(vouched) = push.signed.verify(std::slice::from_ref(key)) {
-        assert_eq!(vouched, *manifest, "what was signed");
+    if let Ok(verified) = push.signed.verify(std::slice::from_ref(key)) {
+        assert_eq!(verified, *manifest, "the manifest is the signed one");
     }
-    assert_eq!(Push::decode(&push.encode()).expect("it was read"), push);
+    assert_eq!(Push::decode(&push.encode()).expect("the push was read before"), push);
     Ok(())
 }
 
-fn sent() -> &'static Sent {
-    static SENT: OnceLock<Sent> = OnceLock::new();
+fn sent() -> &'static SignedPush {
+    static SENT: OnceLock<SignedPush> = OnceLock::new();
     SENT.get_or_init(|| {
         let secret = SecretKey::generate().expect("a key");
         let parameters = b"parameters".as_slice();
@@ -60,6 +60,6 @@ fn sent() -> &'static Sent {
             component: COMPONENT,
             parameters: Some(parameters),
         };
-        Sent { body: push.encode(), manifest, key: secret.public() }
+        SignedPush { body: push.encode(), manifest, key: secret.public() }
     })
 }

@@ -1,6 +1,6 @@
-//! A small store whose files somebody changed: it does not open, or it opens and holds what was in it.
+//! Stores with changed files. Each must fail to open, or return only rows that were written.
 //!
-//! With every checksum checked, damage is never taken for data: each row that is read is one that was written.
+//! The latter holds if all checksums are verified; otherwise damaged rows may be returned.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,17 +17,17 @@ use crate::model::folder;
 
 const DIM: usize = 4;
 
-/// Ids that were written at some time.
+/// The number of ids that were written.
 const IDS: u64 = 60;
 
-/// A store as its files, and the rows that it had at each commit.
-struct Written {
+/// The files of a store, and the rows that it had at each commit.
+struct WrittenStore {
     files: Vec<(PathBuf, Vec<u8>)>,
     rows: BTreeMap<u64, Vec<Vec<f32>>>,
     trains: bool,
 }
 
-/// Changes files and opens what they are then.
+/// Changes the files of a store and opens it.
 pub fn run(u: &mut Unstructured) -> Result<()> {
     let written = &written()[usize::from(u.arbitrary::<bool>()?)];
     let mut files: Vec<(PathBuf, Vec<u8>)> = written.files.clone();
@@ -36,14 +36,14 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
         match u.int_in_range(0..=7)? {
             0 => drop(files.remove(at)),
             1 => files[at].1.clear(),
-            // Most of a slab is empty; what is written is at the beginning of its parts.
+            // Most of a slab is empty. Its data is at the beginning of each part.
             2..=4 if files[at].1.len() > 4096 => {
                 let place = u.choose_index(files[at].1.len() / 4096)? * 4096;
                 let mut tail = files[at].1.split_off(place);
                 let rest = tail.split_off(tail.len().min(4096));
                 let size = tail.len();
                 edit::edits(u, &mut tail, 3)?;
-                // Sizes are checked first, and alike; so most changes keep them.
+                // A wrong size is found first. Keep it mostly, to test the other checks.
                 if u.ratio(7, 8)? {
                     tail.resize(size, 0);
                 }
@@ -64,7 +64,7 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     Ok(())
 }
 
-fn open(dir: &Path, written: &Written, deep: bool) {
+fn open(dir: &Path, written: &WrittenStore, deep: bool) {
     let ids: Vec<u64> = (0..IDS).chain([u64::MAX]).collect();
     let mut out = vec![0.0; ids.len() * DIM];
     if let Ok(checked) = check(dir, &mut |_| ()) {
@@ -72,7 +72,7 @@ fn open(dir: &Path, written: &Written, deep: bool) {
     }
     for verify in [Verify::Full, Verify::Journal] {
         let Ok(reader) = StoreReader::open_with(dir, verify) else { continue };
-        // A `meta.json` of another width is another store.
+        // With another width in `meta.json`, the rows cannot be compared.
         if reader.dim() != DIM {
             continue;
         }
@@ -107,10 +107,10 @@ fn open(dir: &Path, written: &Written, deep: bool) {
     }
 }
 
-fn assert_known(ids: &[u64], rows: &[f32], written: &Written) {
+fn assert_known(ids: &[u64], rows: &[f32], written: &WrittenStore) {
     for (id, row) in ids.iter().zip(rows.chunks(DIM)) {
         let known = written.rows.get(id).is_some_and(|rows| rows.iter().any(|known| known == row));
-        assert!(known || row == [0.0; DIM], "row {id} was never {row:?}");
+        assert!(known || row == [0.0; DIM], "row {id} was never written as {row:?}");
     }
 }
 
@@ -124,9 +124,10 @@ fn learn(store: &mut Store, round: u64) -> hypercast_store::Result<()> {
     Ok(())
 }
 
-/// A training store with rows in slabs, in the journal, and removed ones; and a snapshot of it that took rows.
-fn written() -> &'static [Written; 2] {
-    static WRITTEN: OnceLock<[Written; 2]> = OnceLock::new();
+/// A training store with rows in slabs and in the journal and with removed rows; and a serving
+/// store, a snapshot of the first with further rows.
+fn written() -> &'static [WrittenStore; 2] {
+    static WRITTEN: OnceLock<[WrittenStore; 2]> = OnceLock::new();
     WRITTEN.get_or_init(|| {
         let dir = folder();
         let (training, serving) = (dir.path().join("training"), dir.path().join("serving"));
@@ -144,13 +145,13 @@ fn written() -> &'static [Written; 2] {
         store.commit().expect("a commit");
         store.snapshot_into(&serving, RowFormat::F32).expect("a snapshot");
         drop(store);
-        let first = Written { files: files(&training), rows: rows.clone(), trains: true };
+        let first = WrittenStore { files: files(&training), rows: rows.clone(), trains: true };
         let mut store = ServingStore::open(&serving, Verify::Full).expect("a snapshot");
         store.upsert_rows(&[2, 90], &[0.5; 2 * DIM]).expect("rows");
         store.commit().expect("a commit");
         note(&mut rows, |ids, out| _ = store.gather(ids, out));
         drop(store);
-        [first, Written { files: files(&serving), rows, trains: false }]
+        [first, WrittenStore { files: files(&serving), rows, trains: false }]
     })
 }
 

@@ -1,15 +1,15 @@
-//! New weights that are not what they should be, for a model that serves: refused, or in service and answering.
+//! Invalid updates of a serving model. Each must be refused, or the model must still answer.
 
 use arbitrary::{Result, Unstructured};
 use hypercast_fm::inference::{self, Serving};
 use hypercast_fm::update::{Piece, Update};
 
-use crate::model::{Model, model};
+use crate::model::{FuzzModel, model};
 use crate::world;
 
-/// Changes the weights of a real update and puts it in service.
+/// Changes a real update and applies it to the serving model.
 pub fn run(u: &mut Unstructured) -> Result<()> {
-    let Model { served, whole, dir, .. } = model();
+    let FuzzModel { served, whole, dir, .. } = model();
     let mut update = Update { whole: u.arbitrary()?, ..whole.clone() };
     for _ in 0..u.int_in_range(1..=4)? {
         change(u, &mut update)?;
@@ -17,15 +17,15 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     if u.ratio(1, 8)? {
         let made = dir.join("made");
         if update.checkpoint(&made).is_ok() {
-            // It may lack a tensor, which only the model knows.
+            // Loading may fail, because the checkpoint may lack a tensor.
             let _ = inference::load(&made, Serving::default());
         }
     }
     if served.update(update).is_ok() {
         let example = world::example(3, 4, 3);
-        let output = served.infer(&[&example]).expect("it serves");
+        let output = served.infer(&[&example]).expect("the model answers");
         assert!(!output.tae.is_empty());
-        served.update(whole.clone()).expect("the weights that it had");
+        served.update(whole.clone()).expect("the previous weights are valid");
     }
     Ok(())
 }
@@ -52,7 +52,7 @@ fn change(u: &mut Unstructured, update: &mut Update) -> Result<()> {
         }
         4 => update.pieces[at].values.truncate(size),
         5 => {
-            // Dense weights may be in pieces of any size.
+            // Dense weights may be split into pieces of any size.
             let Piece { name, shape, start, values } = update.pieces[at].clone();
             let cut = u.int_in_range(0..=values.len())?;
             let rest = Piece {

@@ -1,4 +1,4 @@
-//! A small schema with something of everything, and requests in it.
+//! A small schema with every kind of feature, and requests of it.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKi
 use hypercast_expert::wasm::contract::{HostInfo, host_info};
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 
-/// Values of a target-aware embedding.
+/// The width of a target-aware embedding.
 pub const TAE_DIM: usize = 4;
 
-/// Two surfaces, four actions, a value, features of all kinds, a counter that forgets and one that does not.
+/// Two surfaces, four actions, a value, features of all kinds, and counters with and without decay.
 pub fn schema() -> Schema {
     let task = |name: &str, kind| Task {
         name: name.into(),
@@ -47,12 +47,12 @@ pub fn schema() -> Schema {
     }
 }
 
-/// What plugins are told of it.
+/// The schema as plugins receive it.
 pub fn info() -> HostInfo {
     host_info(&schema(), TAE_DIM)
 }
 
-/// Values in -1..1 that look random.
+/// Pseudo-random values in -1..1.
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let value = |index: u64| {
         let hash = hypercast_expert::executor::hash_id(
@@ -63,8 +63,8 @@ pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count as u64).map(value).collect()
 }
 
-/// A request with `history` events on its surface, as many elsewhere, and `targets` candidates. What `seed` is changes
-/// every value and no size.
+/// A request with `targets` candidates, `history` events on its surface and as many on the other.
+/// `seed` affects all values but no sizes.
 pub fn example(seed: u64, history: usize, targets: usize) -> Example {
     let schema = schema();
     let (ids, features) = (schema.id_columns().len(), schema.feature_columns().len());

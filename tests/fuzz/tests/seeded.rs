@@ -1,10 +1,10 @@
-//! Every fuzz target on a fixed seed: what `cargo fuzz` does for as long as one lets it, in seconds and the same each time.
+//! Runs every fuzz target with a fixed seed, which takes seconds and is reproducible.
 //!
-//! `HYPERCAST_FUZZ_CASES` asks for more cases, `HYPERCAST_FUZZ_SEED` for others.
+//! `HYPERCAST_FUZZ_CASES` sets the number of cases, `HYPERCAST_FUZZ_SEED` the seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use hypercast_fuzz::{BODIES, COMPONENT, GRAPH, PUBLICATION, PUSH, STORE, Target, UPDATE};
+use hypercast_fuzz::{BODIES, COMPONENT, FuzzTarget, GRAPH, PUBLICATION, PUSH, STORE, UPDATE};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -13,7 +13,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, parse)
 }
 
-fn run(target: &Target, cases: u64) {
+fn run(target: &FuzzTarget, cases: u64) {
     let mut random = SmallRng::seed_from_u64(number("HYPERCAST_FUZZ_SEED", 1));
     for case in 0..number("HYPERCAST_FUZZ_CASES", cases) {
         let mut bytes = vec![0; random.random_range(16..1024)];
@@ -23,7 +23,7 @@ fn run(target: &Target, cases: u64) {
             let name = target.name;
             let file = std::env::temp_dir().join(format!("hypercast-fuzz-{name}-{case}"));
             std::fs::write(&file, &bytes).expect("a file for the input");
-            eprintln!("{name}: case {case} fails; its input is {}", file.display());
+            eprintln!("{name}: case {case} fails; its input is in {}", file.display());
             resume_unwind(panic);
         }
     }

@@ -184,7 +184,10 @@ fn what_got_worse_is_held_until_it_is_better() {
     world.log(100..400, false);
     let (report, said) = world.follow_and_say(&engine, &config);
     assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
-    assert!(said.contains("of what serves, over") && said.contains("serving_ne"), "{said}");
+    assert!(
+        said.contains("for the serving version, over") && said.contains("serving_ne"),
+        "{said}"
+    );
     let held = world.state(&config);
     let LastPublished::Earlier(last) = &held.published else { panic!("it is held") };
     assert!(**last == published.trainer && held.trainer != published.trainer);

@@ -1,8 +1,13 @@
-//! The expert fits schemas of different kinds, and its feed does not repeat itself.
+//! The expert passes every check, answers as before, fits different schemas, and keeps a feed
+//! diverse.
 
+use hypercast_harness::schema::Schema;
+use hypercast_harness::{World, component, standard_tests};
 use hypercast_sdk::raw::types::{Column, Data, NamedColumn, RankRequest};
 use hypercast_sdk::{Expert, HostInfo, Prediction, Request, SchemaTask, TaskKind, build};
 use short_term::ShortTerm;
+
+standard_tests!(ShortTerm);
 
 fn schema(tae_dim: u32, ids: &[&str]) -> HostInfo {
     let strings = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
@@ -69,4 +74,20 @@ fn one_author_does_not_fill_the_feed() {
         ShortTerm::rank(&Request::new(request, predictions, vec![authors])).expect("ranked");
     let order: Vec<_> = ranked.iter().map(|r| r.candidate).collect();
     assert_eq!(order, [0, 1, 4, 5], "two of author 1, then others");
+}
+
+#[test]
+fn one_tag_does_not_fill_the_feed_however_good_its_items_are() {
+    let mut schema = Schema::clone(World::default().schema());
+    let item = schema.item_features.iter_mut().find(|feature| feature.name == "topic");
+    item.expect("the default world's items have a topic").name = "tag".into();
+    schema.counters.clear();
+    let tag = schema.id_columns().iter().position(|column| column == "tag").expect("renamed above");
+    let harness = World::new(schema).component(&component(env!("CARGO_PKG_NAME"))).expect("loads");
+    let mut case = harness.world().request(1).candidates(6).serving().build();
+    let targets = case.example.targets.iter_mut().zip([1, 1, 1, 1, 2, 3]);
+    targets.for_each(|(target, value)| target.ids[tag] = value);
+    let click = vec![0.9, 0.8, 0.7, 0.6, 0.5, 0.4];
+    let ranking = harness.rank_with(&case, &[("click", click)], 4).expect("ranked");
+    assert_eq!(ranking.rows, [0, 1, 4, 5], "two of tag 1, then others");
 }

@@ -1,10 +1,13 @@
-//! What the team says of examples, steps and models.
+//! The expert passes every check and answers as before; its training hooks do what they should.
 
+use hypercast_harness::standard_tests;
 use hypercast_sdk::{
     ActionBatch, Decision, Evaluation, Expert, HostInfo, Quality, SchemaTask, Slice, TaskKind,
     TrainingStep, Verdict, build,
 };
 use value_model::{ENGAGED, ValueModel};
+
+standard_tests!(ValueModel);
 
 fn info(tae_dim: u32, features: &[&str]) -> HostInfo {
     let strings = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
@@ -26,7 +29,7 @@ fn info(tae_dim: u32, features: &[&str]) -> HostInfo {
     }
 }
 
-/// Five examples: clicked, liked, hidden, nothing, and nothing known that is good.
+/// Five examples: clicked, liked, hidden, no action, and one without a known good action.
 fn batch() -> ActionBatch {
     ActionBatch {
         surface: vec![0; 5],
@@ -37,7 +40,7 @@ fn batch() -> ActionBatch {
 }
 
 #[test]
-fn its_network_has_the_own_task_and_an_extra_loss() {
+fn the_network_has_an_output_for_its_own_task_and_an_extra_loss() {
     for info in [info(8, &["click_rate"]), info(8, &[]), info(0, &["click_rate"])] {
         let (description, network) = build::<ValueModel>(&info).expect("a valid network");
         assert_eq!((description.tasks.len(), network.outputs.len()), (3, 3));
@@ -48,21 +51,21 @@ fn its_network_has_the_own_task_and_an_extra_loss() {
 }
 
 #[test]
-fn the_own_task_is_labelled_by_the_good_actions_that_are_known() {
+fn labels_of_its_own_task_follow_from_known_good_actions() {
     let labels = ValueModel::labels(&info(8, &[]), &batch()).expect("labels");
     let engaged = labels.iter().find(|own| own.task == ENGAGED).expect("the own task");
     assert_eq!(engaged.labels, [1.0, 1.0, 0.0, 0.0, 0.0]);
-    assert_eq!(engaged.mask, [1, 1, 1, 1, 0], "by what is known, whatever came");
-    assert_eq!(labels.len(), 3, "and the schema's tasks");
+    assert_eq!(engaged.mask, [1, 1, 1, 1, 0], "the mask depends only on what is known");
+    assert_eq!(labels.len(), 3, "labels of the schema's tasks too");
 }
 
 #[test]
-fn examples_without_good_actions_are_thinned() {
+fn examples_without_good_actions_are_sampled() {
     assert_eq!(ValueModel::sample(&info(8, &[]), &batch()), [1.0, 1.0, 0.5, 0.5, 0.5]);
 }
 
 #[test]
-fn training_comes_to_rest_and_a_stream_does_not() {
+fn the_learning_rate_falls_at_the_end_of_a_training_but_not_on_a_stream() {
     let factor = |taken, planned| {
         let step = TrainingStep { taken, planned, trained_rows: 0, rows: 64, learning_rate: 1e-3 };
         ValueModel::schedule(&step)
@@ -72,35 +75,28 @@ fn training_comes_to_rest_and_a_stream_does_not() {
     assert_eq!(factor(1_000_000, 0), 1.0);
 }
 
-fn evaluation(candidate: (f64, f64), serving: Option<(f64, f64)>, examples: u64) -> Evaluation {
-    let quality = |(ne, calibration)| Quality {
-        ne: Some(ne),
-        auc: None,
-        gauc: None,
-        calibration: Some(calibration),
-        mse: None,
-    };
-    let slice = Slice {
-        task: ENGAGED.into(),
-        surface: None,
-        examples,
-        candidate: quality(candidate),
-        serving: serving.map(quality),
-    };
+fn quality(ne: f64, calibration: f64) -> Quality {
+    Quality { ne: Some(ne), auc: None, gauc: None, calibration: Some(calibration), mse: None }
+}
+
+fn evaluation(candidate: Quality, serving: Option<Quality>, examples: u64) -> Evaluation {
+    let slice = Slice { task: ENGAGED.into(), surface: None, examples, candidate, serving };
     Evaluation { decision: Decision::Publication, slices: vec![slice] }
 }
 
 #[test]
-fn a_model_that_is_worse_is_held_and_one_that_ran_away_is_taken_back() {
+fn a_worse_model_is_held_and_a_miscalibrated_one_is_rolled_back() {
     let judge = |candidate, serving, examples| {
         ValueModel::evaluate(&info(8, &[]), &evaluation(candidate, serving, examples))
     };
-    assert!(matches!(judge((0.9, 1.1), Some((0.9, 1.0)), 5000), Verdict::Publish));
-    assert!(matches!(judge((0.91, 1.1), Some((0.9, 1.0)), 5000), Verdict::Hold(_)));
-    assert!(matches!(judge((0.91, 1.1), Some((0.9, 1.0)), 1500), Verdict::Publish));
-    let Verdict::RollBack(why) = judge((0.9, 2.0), Some((0.9, 1.0)), 5000) else {
-        panic!("it has run away")
+    let serving = Some(quality(0.9, 1.0));
+    assert!(matches!(judge(quality(0.9, 1.1), serving, 5000), Verdict::Publish));
+    assert!(matches!(judge(quality(0.91, 1.1), serving, 5000), Verdict::Hold(_)));
+    assert!(matches!(judge(quality(0.91, 1.1), serving, 1500), Verdict::Publish));
+    let Verdict::RollBack(why) = judge(quality(0.9, 2.0), serving, 5000) else {
+        panic!("it is miscalibrated")
     };
     assert!(why.contains("2.00 times"), "{why}");
-    assert!(matches!(judge((0.9, 2.0), None, 5000), Verdict::Publish), "nothing to go back to");
+    let first = judge(quality(0.9, 2.0), None, 5000);
+    assert!(matches!(first, Verdict::Publish), "there is nothing to roll back to");
 }

@@ -1,7 +1,10 @@
-//! The expert fits schemas of different kinds, and stays within an expert's size.
+//! The expert passes every check, answers as before, and fits different schemas.
 
+use hypercast_harness::standard_tests;
 use hypercast_sdk::{HostInfo, SchemaTask, TaskKind, build};
 use mlp_fusion::MlpFusion;
+
+standard_tests!(MlpFusion);
 
 fn schema(tae_dim: u32, features: &[&str], ids: &[&str]) -> HostInfo {
     let strings = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
@@ -34,7 +37,7 @@ fn it_fits_schemas_with_and_without_fm_and_features() {
         assert_eq!(network.outputs.len(), 2);
         assert_eq!(description.tasks.len(), 2);
         let columns = format!("{:?}", description.columns);
-        assert!(!columns.contains("user_id"), "users are left to the FM: {columns}");
+        assert!(!columns.contains("user_id"), "it does not embed users: {columns}");
         assert_eq!(columns.contains("Tae"), info.tae_dim > 0);
     }
 }
