@@ -41,7 +41,7 @@ struct MovedArgs {
 }
 
 fn main() -> anyhow::Result<()> {
-    hypercast_core::trace::start();
+    hypercast_core::logging::start();
     match Cli::parse().command {
         Command::Import(args) => commands::import::run(args),
         Command::Simulate(args) => commands::simulate::run(args),

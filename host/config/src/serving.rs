@@ -100,7 +100,8 @@ impl Server {
                     .into(),
             );
         }
-        hypercast_core::trace::check(&self.log).map_err(|why| format!("server.log: {why}"))?;
+        hypercast_core::logging::check_levels(&self.log)
+            .map_err(|why| format!("server.log: {why}"))?;
         if !(0.0..=1.0).contains(&self.shadow_share) {
             return Err(format!(
                 "server.shadow_share is {}; it must be from 0 to 1",

@@ -1,22 +1,22 @@
-//! The wall clock, as events and logs tell it, and the processor's time: what a thread has used, and that it lets others
-//! go first. Nothing that must come out the same
-//! twice reads either.
+//! The wall clock, and the processor time and priority of threads. Code whose results must repeat
+//! reads neither.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the epoch; 0 where the clock stands before it.
+/// Milliseconds since 1970 by the wall clock; 0 if the clock is before that.
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The processor's time that the calling thread has used so far: what a call cost, whoever else kept the processor
-/// meanwhile. Two readings on one thread differ by that. Where the system does not tell, it is the wall clock.
+/// The processor time that the calling thread has used. The difference of two readings on one
+/// thread is what the work between them cost, whatever else ran meanwhile. Systems other than Linux
+/// give the wall clock instead.
 pub fn thread_time() -> Duration {
     #[cfg(target_os = "linux")]
     {
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the call writes to the one timespec that it is given, which lives through it.
+        // SAFETY: the call writes only to `now`, which outlives it.
         let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) } != 0;
         if !failed {
             return Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
@@ -25,13 +25,12 @@ pub fn thread_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Lets other threads that want the processor go before the calling one, from now on: where it is short of time, this one
-/// gets about a tenth of what each of them does. Less would make whoever waits for a lock of this one's wait for long. A
-/// thread cannot take that back.
-pub fn give_way() {
+/// Lowers the calling thread's priority for good: when processors are short, it gets about a tenth
+/// of the time of a normal thread. Less than that would make others wait too long for its locks.
+pub fn lower_priority() {
     #[cfg(target_os = "linux")]
-    // SAFETY: the call takes numbers alone. On Linux `PRIO_PROCESS` with 0 means the calling thread; elsewhere it would be
-    // the whole process. That it fails changes nothing but who goes first.
+    // SAFETY: the call takes only numbers. On Linux `PRIO_PROCESS` with 0 means the calling thread;
+    // elsewhere it would be the whole process. A failure only leaves the priority as it was.
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, 10);
     }

@@ -1,7 +1,7 @@
-//! What tests need beside the code: built plugins and guests that misbehave. For tests alone.
+//! What tests need beside the code: built plugins and hostile guests. Only tests use this.
 //!
-//! A prerequisite that is missing skips its test with the reason; where `CI` is `true` it fails it,
-//! so that no check is lost unnoticed.
+//! Without a prerequisite a test is skipped with the reason; if `CI` is `true` it fails instead, so
+//! that no check is lost unnoticed.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,12 @@ pub fn plugins(test: &str) -> Option<PathBuf> {
     folder(test, "HYPERCAST_PLUGINS")
 }
 
-/// The component of a guest that misbehaves.
+/// The component of a hostile guest.
 pub fn hostile(test: &str, name: &str) -> Option<PathBuf> {
     folder(test, "HYPERCAST_HOSTILE").map(|dir| dir.join(format!("{name}.wasm")))
 }
 
-/// Skips `test`, and says why.
+/// Skips `test` with the reason.
 ///
 /// # Panics
 /// Where `CI` is `true`.

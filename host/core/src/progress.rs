@@ -1,5 +1,4 @@
-//! Progress of long commands: a bar on a terminal, else a line now and then,
-//! always on standard error.
+//! Progress of long commands on standard error: a bar on a terminal, else a line every 15 s.
 
 use std::{
     io::IsTerminal,
@@ -8,7 +7,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a line is printed where there is no terminal.
+/// The time between two lines when there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
 /// The progress of one step of a command.
@@ -35,7 +34,7 @@ impl Progress {
         Self { name: name.into(), total, done: 0, bar, last_line: now, started: now }
     }
 
-    /// Counts `units` more; `message` is asked for only when something is drawn.
+    /// Adds `units`. `message` is called only when something is drawn.
     pub fn advance(&mut self, units: u64, message: impl FnOnce() -> String) {
         self.done += units;
         match &self.bar {
@@ -54,7 +53,7 @@ impl Progress {
         }
     }
 
-    /// Ends the step and says how long it took.
+    /// Ends the step, prints `message` with its duration, and returns the duration.
     pub fn finish(self, message: &str) -> Duration {
         let took = self.started.elapsed();
         if let Some(bar) = &self.bar {

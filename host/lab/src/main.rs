@@ -25,7 +25,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    hypercast_core::trace::start();
+    hypercast_core::logging::start();
     match Cli::parse().command {
         Command::Demo(args) => commands::demo::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::metrics::Metrics;
 use hypercast_config::Config;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::engine::Engine;
 use hypercast_stream::ingest::intake::{Intake, Taken};
@@ -80,7 +80,7 @@ impl EventIntake {
     }
 
     /// Appends ticks until `stop`, as [`Intake::tick`].
-    pub fn tick(&self, stop: &Stop) {
+    pub fn tick(&self, stop: &Shutdown) {
         self.intake.tick(stop);
     }
 }

@@ -39,7 +39,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::rollout::Rollouts;
 use hypercast_config::{Config, FmTierConfig, Tier};
-use hypercast_core::trace;
+use hypercast_core::logging;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::engine;
 
@@ -111,7 +111,7 @@ pub async fn serve(
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
     let (config, tier) = (origin.read()?, origin.tier);
-    trace::set(&config.server.log)?;
+    logging::set_levels(&config.server.log)?;
     let metrics = Arc::new(Metrics::new());
     let addresses = listen::resolve(&config.server).await?;
     // Before anything is open: what others would reach may not be without protection.

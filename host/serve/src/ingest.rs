@@ -28,7 +28,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventIntake;
 use hypercast_config::Config;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 
 /// Threads that wait for the disk.
@@ -59,7 +59,7 @@ pub(super) async fn serve(
     let size = PoolSize { threads: THREADS, queue: config.server.queue };
     let workers = Workers::start(size)
         .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
-    let halt = Stop::default();
+    let halt = Shutdown::default();
     let (ticks, of_ticks) = (intake.clone(), halt.clone());
     let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
     let app = Arc::new(App { settings, reloader, intake, workers, metrics });
@@ -68,7 +68,7 @@ pub(super) async fn serve(
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
     ready(&bound.url());
     bound.serve(routes(app), stop).await;
-    halt.ask();
+    halt.request();
     // A thread that panicked has said so already.
     let _ = ticks.join();
     Ok(())

@@ -19,7 +19,7 @@ use super::metrics::Metrics;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureState, saved::SavedState};
 use hypercast_stream::engine::{Engine, Reader, Stored, Topic};
@@ -154,8 +154,8 @@ impl Follower {
     }
 
     /// Follows until it is told to stop, then saves the state. An engine that is gone for a while is asked again.
-    pub(super) fn run(mut self, stop: &Stop) {
-        while !stop.is_asked() {
+    pub(super) fn run(mut self, stop: &Shutdown) {
+        while !stop.is_requested() {
             if let Err(error) = self.step(IDLE) {
                 tracing::warn!(%error, "outcomes cannot be followed; trying again");
                 std::thread::sleep(IDLE);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, Reloaded, Server, Tier};
-use hypercast_core::trace;
+use hypercast_core::logging;
 
 /// How long a signal that comes before the models are loaded waits to be looked at again.
 const STARTING: Duration = Duration::from_millis(100);
@@ -156,7 +156,7 @@ impl Reloader {
             None => None,
         };
         let experts = experts(&config)?;
-        trace::set(&config.server.log)?;
+        logging::set_levels(&config.server.log)?;
         self.access.replace(rules);
         if let Some((tls, config)) = tls {
             tls.replace(config);

@@ -18,7 +18,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::events::EventIntake;
 use hypercast_config::Config;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
 use hypercast_stream::engine::{Engine, Topic};
@@ -31,7 +31,7 @@ pub struct Streams {
     live: Arc<Live>,
     /// How far the joiner of this process is.
     passed: Option<watch::Receiver<Passed>>,
-    stop: Stop,
+    stop: Shutdown,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -46,7 +46,7 @@ impl Streams {
         dataset: &Dataset,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let schema = dataset.schema.clone();
         let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
         let joiner = match config.join.in_daemon {
@@ -110,14 +110,14 @@ impl Streams {
 
     /// Ends the threads after what they are at, with their states saved.
     pub fn stop(&self) {
-        self.stop.ask();
+        self.stop.request();
         for thread in self.threads.lock().expect("no holder panics").drain(..) {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
     }
 
-    fn spawn(&self, name: &str, run: impl FnOnce(&Stop) + Send + 'static) -> Result<()> {
+    fn spawn(&self, name: &str, run: impl FnOnce(&Shutdown) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new()
             .name(name.into())
@@ -139,7 +139,7 @@ fn caught_up(
     engine: &Arc<dyn Engine>,
     config: &Config,
     dataset: &Dataset,
-    (metrics, stop): (&Arc<Metrics>, &Stop),
+    (metrics, stop): (&Arc<Metrics>, &Shutdown),
 ) -> Result<Runner> {
     let mut joiner =
         Runner::open(engine.clone(), &config.joiner()?, dataset, metrics.clone(), stop.clone())?;

@@ -136,7 +136,7 @@ fn leave() {
         Ok(()) => {
             LEFT.set(true);
             // After the other began, which would have it from this one.
-            clock::give_way();
+            clock::lower_priority();
         }
         Err(error) => {
             tracing::warn!(%error, "a thread with a long call has no successor; it stays")

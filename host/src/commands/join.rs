@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use hypercast_config::Config;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_serve::metrics::Metrics;
 use hypercast_stream::engine;
@@ -23,7 +23,7 @@ pub struct Args {
 
 /// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are, and when it is ready `joining from event N`.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let stop = Stop::on_signals()?;
+    let stop = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
     let engine = engine::open(&config.engine)?;

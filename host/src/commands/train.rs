@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Subcommand;
 
 use hypercast_config::{Config, parse_time_ms};
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_expert::Engine;
 use hypercast_stream::engine;
@@ -99,7 +99,7 @@ pub struct Follow {
 fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()> {
     let Follow { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowOptions { version, from, metrics, until_end };
-    let stop = Stop::on_signals()?;
+    let stop = Shutdown::on_signals()?;
     let engine = engine::open(&config.engine)?;
     let out = &mut std::io::stdout();
     let report = follow_fm::follow((dataset, config), engine, &options, (&stop, out))?;
@@ -146,7 +146,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             until_end: args.until_end,
         };
         let streams = engine::open(&config.engine)?;
-        let stop = Stop::on_signals()?;
+        let stop = Shutdown::on_signals()?;
         follow_expert::follow(ground, streams, &options, (&stop, &mut std::io::stdout()))?;
         return Ok(());
     }
@@ -216,7 +216,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         let streams = engine::open(&config.engine)?;
         let mut active = Registered::new(&*streams, &config.paths.fm)?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
-        let quiet = (&Stop::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);
+        let quiet = (&Shutdown::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);
         logging::follow((&dataset, &config), streams, &mut active, options, quiet)?;
         return Ok(());
     }

@@ -17,7 +17,7 @@ use super::report::{Collector, Line, Rows};
 use super::saved::{Over, Phase, Place};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
-use hypercast_core::owner::Owner;
+use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay, ReplayOptions};
@@ -106,7 +106,7 @@ fn profile_ids(schema: &Schema) -> Vec<usize> {
 /// A data set, configuration or device that cannot be used; a full disk.
 pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
-    let _owner = Owner::take(&config.paths.fm_work)?;
+    let _owner = DirLock::acquire(&config.paths.fm_work)?;
     // What trainers that follow the stream keep beside it stays.
     for own in ["store", "saved", "saved.old", "saved.partial", "trained"] {
         remove_dir(&config.paths.fm_work.join(own))?;
@@ -124,7 +124,7 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
 /// No saved run, or one of another data set or configuration; what [`train`] can fail at.
 pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
     let spec = dataset_spec(dataset)?;
-    let _owner = Owner::take(&config.paths.fm_work)?;
+    let _owner = DirLock::acquire(&config.paths.fm_work)?;
     let over = Over { dataset, config, until_ms };
     let (place, collector) = over.load(&spec)?;
     let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };

@@ -41,8 +41,8 @@ use crate::error::Result;
 use crate::telemetry::Telemetry;
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::clock::now_ms;
-use hypercast_core::owner::Owner;
-use hypercast_core::stop::Stop;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::Logged;
 use hypercast_expert as expert;
@@ -120,7 +120,7 @@ pub fn follow(
     ground: Ground<'_>,
     engine: Arc<dyn Engine>,
     options: &FollowOptions,
-    (stop, out): (&Stop, &mut dyn Write),
+    (stop, out): (&Shutdown, &mut dyn Write),
 ) -> Result<FollowReport> {
     let Ground { config, entry, .. } = ground;
     let version = match &options.version {
@@ -128,7 +128,7 @@ pub fn follow(
         None => plugin_version(ground)?,
     };
     let work = work_dir(config, entry, &version);
-    let _owner = Owner::take(&work)?;
+    let _owner = DirLock::acquire(&work)?;
     let Some((begun, feed, surfaces)) = begin(ground, &engine, (options, &work), stop)? else {
         return Ok(FollowReport { place: None, published: 0 });
     };
@@ -232,7 +232,7 @@ impl Following<'_> {
     fn run(
         mut self,
         options: &FollowOptions,
-        (stop, out): (&Stop, &mut dyn Write),
+        (stop, out): (&Shutdown, &mut dyn Write),
     ) -> Result<FollowReport> {
         let most = self.ground.config.expert_training.online_batch_rows;
         let every = Duration::from_secs(self.ground.config.publish.every_s);
@@ -240,7 +240,7 @@ impl Following<'_> {
             self.ask(out)?;
         }
         let mut waiting = None::<Waiting>;
-        while !stop.is_asked() {
+        while !stop.is_requested() {
             let next = self.feed.next(LOOK_EVERY)?;
             let at_end = options.until_end && matches!(next, Next::End);
             if let Next::Row(logged) = next

@@ -37,8 +37,8 @@ use crate::error::Result;
 use crate::telemetry::Telemetry;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
-use hypercast_core::owner::Owner;
-use hypercast_core::stop::Stop;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::engine::{Engine, Topic};
 use hypercast_stream::publish::{Facts, Publisher};
@@ -85,10 +85,10 @@ pub fn follow(
     (dataset, config): (&Dataset, &Config),
     engine: Arc<dyn Engine>,
     options: &FollowOptions,
-    (stop, out): (&Stop, &mut dyn Write),
+    (stop, out): (&Shutdown, &mut dyn Write),
 ) -> Result<FollowReport> {
     let work = work_dir(config, &options.version);
-    let _owner = Owner::take(&work)?;
+    let _owner = DirLock::acquire(&work)?;
     let spec = dataset_spec(dataset)?;
     let (trainer, place) = begin((config, &spec), options, &work)?;
     let from = place.as_ref().map(|place| place.position);
@@ -198,14 +198,14 @@ impl Batch {
 }
 
 impl Following<'_> {
-    fn run(mut self, stop: &Stop, out: &mut dyn Write) -> Result<FollowReport> {
+    fn run(mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<FollowReport> {
         let size = self.config.fm.batch_requests.max(1);
         let every = Duration::from_secs(self.config.publish.every_s);
         let mut batch = Batch::default();
         if !self.publisher.has_snapshot() {
             self.publish(out)?;
         }
-        while !stop.is_asked() {
+        while !stop.is_requested() {
             let came = self.read(&mut batch, size)?;
             let at_end = self.options.until_end && !came;
             if batch.len() >= size || batch.has_waited() || (at_end && batch.len() > 0) {

@@ -28,8 +28,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 use crate::telemetry::Telemetry;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
-use hypercast_core::owner::Owner;
-use hypercast_core::stop::Stop;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::{LogRow, LogWriter};
 use hypercast_stream::engine::Engine;
@@ -76,9 +76,9 @@ pub fn follow(
     engine: Arc<dyn Engine>,
     active: &mut dyn ActiveVersions,
     options: LoggingOptions,
-    (stop, out): (&Stop, &mut dyn Write),
+    (stop, out): (&Shutdown, &mut dyn Write),
 ) -> Result<LoggingReport> {
-    let _owner = Owner::take(&config.paths.logs)?;
+    let _owner = DirLock::acquire(&config.paths.logs)?;
     let log =
         LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
@@ -155,13 +155,13 @@ impl Tier<'_> {
         mut self,
         active: &mut dyn ActiveVersions,
         options: LoggingOptions,
-        (stop, out): (&Stop, &mut dyn Write),
+        (stop, out): (&Shutdown, &mut dyn Write),
     ) -> Result<LoggingReport> {
         let (most, wait) =
             (self.config.fm_logging.batch_candidates, self.config.fm_logging.batch_wait());
         let mut batch = Batch::default();
         let mut asked = None::<Instant>;
-        while !stop.is_asked() {
+        while !stop.is_requested() {
             if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
                 self.versions.set(active.to_log()?)?;
                 asked = Some(Instant::now());

@@ -10,7 +10,7 @@ use hypercast_fm::inference;
 
 use crate::error::Result;
 use hypercast_config::Config;
-use hypercast_core::owner::Owner;
+use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
@@ -37,7 +37,7 @@ pub fn past(dataset: &Dataset, config: &Config, (checkpoint, logs): (&Path, &Pat
 /// # Errors
 /// A data set, checkpoint or log folder that cannot be used.
 pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
-    let _owner = Owner::take(&config.paths.logs)?;
+    let _owner = DirLock::acquire(&config.paths.logs)?;
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
     let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];

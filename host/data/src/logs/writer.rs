@@ -8,6 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
@@ -314,10 +315,8 @@ fn continues(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
         schema.save(&schema_path)?;
         let text = serde_json::to_string_pretty(&manifest)
             .map_err(|error| Error::data(&manifest_path, error.to_string()))?;
-        // A reader that finds the manifest finds all of it.
-        let temporary = dir.join("log-manifest.json.tmp");
-        fs::write(&temporary, text + "\n").map_err(Error::io(&temporary))?;
-        return fs::rename(&temporary, &manifest_path).map_err(Error::io(&manifest_path));
+        return atomic_file::write(&manifest_path, (text + "\n").as_bytes())
+            .map_err(Error::io(&manifest_path));
     }
     let found = LogManifest::load(dir)?;
     if found != manifest {

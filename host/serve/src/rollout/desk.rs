@@ -20,7 +20,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::engine::Engine as Streams;
 use hypercast_stream::versions::Weights;
@@ -33,7 +33,7 @@ pub struct Rollouts {
     all: Arc<Mutex<All>>,
     acceptor: Arc<Acceptor>,
     commands: SyncSender<Command>,
-    stop: Stop,
+    stop: Shutdown,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -66,7 +66,7 @@ impl Rollouts {
         let files = Files::open(&config.paths.state.join("rollouts"))?;
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
-        let (stop, acceptor) = (Stop::default(), tools.acceptor.clone());
+        let (stop, acceptor) = (Shutdown::default(), tools.acceptor.clone());
         let driver = Driver::new(config, tools, (files, all.clone()), stop.clone())?;
         let thread = std::thread::Builder::new()
             .name("rollouts".into())
@@ -150,7 +150,7 @@ impl Rollouts {
 
     /// Ends the thread after what it is at; rollouts go on at the next start.
     pub fn stop(&self) {
-        self.stop.ask();
+        self.stop.request();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A thread that panicked has said so already.

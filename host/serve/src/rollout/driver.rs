@@ -28,7 +28,7 @@ use hypercast_config::Config;
 use hypercast_config::StopAfter;
 use hypercast_core::clock::now_ms;
 use hypercast_core::error::ErrorKind;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_expert::{Expert, wasm::contract::Verdict};
 use hypercast_stream::versions::{Change, Follower, Registry, VersionState, schema_hash};
 
@@ -61,7 +61,7 @@ pub(super) struct Driver {
     /// Experts of rollouts that just began, for their replay.
     loaded: HashMap<String, Box<Expert>>,
     rests: HashMap<String, Instant>,
-    stop: Stop,
+    stop: Shutdown,
 }
 
 impl Driver {
@@ -70,7 +70,7 @@ impl Driver {
         config: &Config,
         tools: Tools,
         (files, all): (Files, Arc<Mutex<All>>),
-        stop: Stop,
+        stop: Shutdown,
     ) -> Result<Self> {
         Ok(Self {
             follower: Follower::new(&*tools.streams)?,
@@ -89,7 +89,7 @@ impl Driver {
 
     /// Until it is told to stop.
     pub(super) fn run(mut self, asked: &Receiver<Command>) {
-        while !self.stop.is_asked() {
+        while !self.stop.is_requested() {
             let active = self.active();
             let wait = if active.is_empty() { IDLE } else { BUSY };
             match asked.recv_timeout(wait) {
@@ -98,7 +98,7 @@ impl Driver {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             for rollout in self.active() {
-                if self.stop.is_asked() {
+                if self.stop.is_requested() {
                     return;
                 }
                 self.round(rollout);
@@ -284,7 +284,7 @@ impl Driver {
         if let Err(cause) = said {
             return self.give_up(rollout, cause);
         }
-        if self.stop.is_asked() {
+        if self.stop.is_requested() {
             return Ok(());
         }
         let expert = rollout.expert.clone();
@@ -341,7 +341,7 @@ impl Driver {
             label: &before_label,
         });
         let stop = self.stop.clone();
-        let report = recorded::replay(&requests, own, other, (TOP, &|| stop.is_asked()));
+        let report = recorded::replay(&requests, own, other, (TOP, &|| stop.is_requested()));
         if let Some((cause, faults)) = report.faults.iter().next() {
             let (count, all, first) = (faults.count, report.requests, &faults.first);
             return Ok(Err(format!(

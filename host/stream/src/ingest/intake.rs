@@ -14,7 +14,7 @@ use crate::engine::{Appender, Engine, Record, Topic};
 use crate::error::Result;
 use hypercast_config::JoinSettings;
 use hypercast_core::clock::now_ms;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 
 /// Takes events in for one process.
 pub struct Intake {
@@ -93,8 +93,8 @@ impl Intake {
     }
 
     /// Tells the time as long as a window may be open and nothing else does; returns when told to stop.
-    pub fn tick(&self, stop: &Stop) {
-        while self.tick_ms > 0 && !stop.is_asked() {
+    pub fn tick(&self, stop: &Shutdown) {
+        while self.tick_ms > 0 && !stop.is_requested() {
             std::thread::sleep(Duration::from_millis(self.tick_ms.min(50) as u64));
             let now = now_ms();
             let quiet = now - self.last_append_ms.load(Ordering::Relaxed) >= self.tick_ms;

@@ -12,7 +12,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::owner::Owner;
+use hypercast_core::dir_lock::DirLock;
 
 /// The layout of the file: its first bytes.
 const MAGIC: &[u8; 8] = b"hcstate1";
@@ -24,7 +24,7 @@ const LEVEL: i32 = 1;
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
-    _owner: Owner,
+    _owner: DirLock,
 }
 
 impl Folder {
@@ -33,7 +33,7 @@ impl Folder {
     /// # Errors
     /// A folder that another process holds: the error has its process id.
     pub fn hold(dir: &Path) -> Result<Folder> {
-        Ok(Folder { _owner: Owner::take(dir)?, dir: dir.to_path_buf() })
+        Ok(Folder { _owner: DirLock::acquire(dir)?, dir: dir.to_path_buf() })
     }
 
     /// Where it is.

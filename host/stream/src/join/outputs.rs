@@ -9,7 +9,7 @@ use super::{JoinMetrics, Joined, Joiner, Outcome, made::Sink};
 use crate::engine::{Appender, Engine, MAX_RECORD_BYTES, Record, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::clock::now_ms;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 
 /// Records, and bytes of them, that are appended together.
 const WRITE: (usize, usize) = (1024, 4 << 20);
@@ -22,7 +22,7 @@ pub(super) struct Outputs {
     pub(super) joined: Output,
     pub(super) outcomes: Output,
     pub(super) metrics: Arc<dyn JoinMetrics>,
-    pub(super) stop: Stop,
+    pub(super) stop: Shutdown,
     failure: Option<Error>,
 }
 
@@ -45,7 +45,7 @@ impl Outputs {
     pub(super) fn open(
         engine: &Arc<dyn Engine>,
         metrics: Arc<dyn JoinMetrics>,
-        stop: Stop,
+        stop: Shutdown,
     ) -> Result<Outputs> {
         let joined = Output::open(engine, Topic::joined())?;
         let outcomes = Output::open(engine, Topic::outcomes())?;
@@ -153,7 +153,7 @@ impl Output {
     }
 
     /// Appends what is gathered, however often the engine fails meanwhile, unless the process is to stop.
-    fn flush(&mut self, stage: &str, metrics: &dyn JoinMetrics, stop: &Stop) -> Result<()> {
+    fn flush(&mut self, stage: &str, metrics: &dyn JoinMetrics, stop: &Shutdown) -> Result<()> {
         let mut pause = Duration::from_millis(50);
         let mut unsure = false;
         while !self.batch.is_empty() {
@@ -180,7 +180,7 @@ impl Output {
             if self.batch.is_empty() {
                 break;
             }
-            if stop.is_asked() {
+            if stop.is_requested() {
                 return Err(error);
             }
             tracing::warn!(%error, topic = %self.topic, "cannot append; trying again");

@@ -18,7 +18,7 @@ use crate::engine::{Engine, Reader, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::ingest::Fact;
 use hypercast_config::JoinerSettings;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
 
@@ -65,7 +65,7 @@ impl Runner {
         settings: &JoinerSettings,
         dataset: &Dataset,
         metrics: Arc<dyn JoinMetrics>,
-        stop: Stop,
+        stop: Shutdown,
     ) -> Result<Runner> {
         let folder = Folder::hold(&settings.state_dir)?;
         let (world, wanted) = (world(dataset, settings)?, options(settings));
@@ -122,7 +122,7 @@ impl Runner {
     pub fn run(mut self, mut passed: impl FnMut(Passed)) -> Result<()> {
         let stop = self.outputs.stop.clone();
         passed(self.passed());
-        while !stop.is_asked() {
+        while !stop.is_requested() {
             if self.step(IDLE)? > 0 {
                 passed(self.passed());
             }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::ExpertEntry;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert as expert;
@@ -37,7 +37,7 @@ pub(super) fn begin(
     ground: Ground<'_>,
     engine: &Arc<dyn Engine>,
     (options, work): (&FollowOptions, &Path),
-    stop: &Stop,
+    stop: &Shutdown,
 ) -> Result<Option<(Begun, Feed, Vec<u16>)>> {
     let Ground { dataset, config, entry, .. } = ground;
     let surfaces = match options.surfaces.is_empty() {
@@ -114,7 +114,7 @@ fn learn_past(
     ground: Ground<'_>,
     engine: &Arc<dyn Engine>,
     (options, surfaces, work): (&FollowOptions, &[u16], &Path),
-    stop: &Stop,
+    stop: &Shutdown,
 ) -> Result<Option<Begun>> {
     let Ground { dataset, config, entry, guests } = ground;
     // The past ends where the stream begins.
@@ -135,7 +135,7 @@ fn learn_past(
                 break (log, survey);
             }
         }
-        if stop.is_asked() || options.until_end {
+        if stop.is_requested() || options.until_end {
             return Ok(None);
         }
         if !said {

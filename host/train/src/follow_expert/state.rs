@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{super::measured::Row, Place};
 use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_core::atomic_file;
 use hypercast_expert::train::SavedTrainer;
 
 const FORMAT: u32 = 2;
@@ -65,20 +65,13 @@ impl State {
         Ok(Some(state))
     }
 
-    /// Saves it: a crash leaves the old one or this one.
+    /// Saves it: after a crash the old one is there or this one.
     pub(super) fn write(&self, work: &Path) -> Result<()> {
-        let (path, temporary) = (path(work), work.join("state.tmp"));
+        let path = path(work);
         let body =
             postcard::to_stdvec(self).map_err(|error| Error::data(&path, error.to_string()))?;
-        let write = || {
-            let mut file = fs::File::create(&temporary)?;
-            file.write_all(&FORMAT.to_le_bytes())?;
-            file.write_all(&crc32fast::hash(&body).to_le_bytes())?;
-            file.write_all(&body)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            fs::File::open(work)?.sync_all()
-        };
-        write().map_err(Error::io(&path))
+        let checksum = crc32fast::hash(&body).to_le_bytes();
+        let bytes = [&FORMAT.to_le_bytes(), &checksum, &body[..]].concat();
+        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 }

@@ -87,7 +87,7 @@ impl World {
             ..FollowOptions::default()
         };
         let mut said = Vec::new();
-        let out = (&Stop::default(), &mut said as &mut dyn Write);
+        let out = (&Shutdown::default(), &mut said as &mut dyn Write);
         let report = follow(ground, engine.clone(), &options, out).unwrap();
         (report, String::from_utf8(said).unwrap())
     }

@@ -22,13 +22,13 @@ use hypercast_stream::versions::{VersionState, Versions, Weights};
 struct Cut {
     inner: Arc<Memory>,
     at: u64,
-    stop: Option<Stop>,
+    stop: Option<Shutdown>,
 }
 
 struct CutReader {
     inner: Box<dyn Reader>,
     at: u64,
-    stop: Option<Stop>,
+    stop: Option<Shutdown>,
 }
 
 impl Engine for Cut {
@@ -56,7 +56,7 @@ impl Engine for Cut {
 impl Reader for CutReader {
     fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
         if self.inner.position() >= self.at {
-            self.stop.as_ref().expect("the trainer crashes here").ask();
+            self.stop.as_ref().expect("the trainer crashes here").request();
         }
         self.inner.next(most.min(5), wait)
     }
@@ -132,7 +132,12 @@ fn options() -> FollowOptions {
     FollowOptions { version: "1.0.0".into(), from: None, metrics: None, until_end: true }
 }
 
-fn run(dataset: &Dataset, config: &Config, engine: Arc<dyn Engine>, stop: &Stop) -> FollowReport {
+fn run(
+    dataset: &Dataset,
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    stop: &Shutdown,
+) -> FollowReport {
     follow((dataset, config), engine, &options(), (stop, &mut std::io::sink())).unwrap()
 }
 
@@ -142,7 +147,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
     let (dataset, records) = world(dir.path());
     let whole = config(&dir.path().join("whole"));
     let engine = streams(&records);
-    let report = run(&dataset, &whole, engine.clone(), &Stop::default());
+    let report = run(&dataset, &whole, engine.clone(), &Shutdown::default());
     assert_eq!(report.position, records.len() as u64);
     assert_eq!(report.requests + report.corrections, records.len() as u64);
     assert!(report.corrections > 20, "{report:?}");
@@ -152,13 +157,13 @@ fn an_interrupted_trainer_is_one_that_never_was() {
     for (at, crashes) in
         [(3, true), (40, false), (97, true), (101, false), (250, true), (299, false)]
     {
-        let stop = Stop::default();
+        let stop = Shutdown::default();
         let asked = (!crashes).then(|| stop.clone());
         let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked });
         let ran = catch_unwind(AssertUnwindSafe(|| run(&dataset, &cut, engine, &stop)));
         assert_eq!(ran.is_err(), crashes, "at {at}");
     }
-    run(&dataset, &cut, other.clone(), &Stop::default());
+    run(&dataset, &cut, other.clone(), &Shutdown::default());
 
     let saved = |config: &Config, file: &str| {
         std::fs::read(work_dir(config, "1.0.0").join("saved").join(file)).unwrap()
@@ -194,7 +199,7 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     config.paths.logs = dir.path().join("logs");
     super::super::fm::train(&dataset, &config, None).unwrap();
     let engine = streams(&[]);
-    run(&dataset, &config, engine.clone(), &Stop::default());
+    run(&dataset, &config, engine.clone(), &Shutdown::default());
     let into = dir.path().join("published");
     publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
     // It has registered itself, once; who promotes it is not asked again.
@@ -203,7 +208,7 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     assert_eq!((own.state, own.weights), (VersionState::Training, Weights::Published));
     assert_eq!(own.tae_dim, config.fm.tae_width());
     versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
-    run(&dataset, &config, engine.clone(), &Stop::default());
+    run(&dataset, &config, engine.clone(), &Shutdown::default());
     assert_eq!(versions.read().unwrap().fm("1.0.0").unwrap().state, VersionState::Active);
     assert_eq!(engine.span(&Topic::versions()).unwrap().end, 2, "registered and promoted");
     let infer = |from: &Path| {
@@ -215,12 +220,12 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     };
     assert!(infer(&into) == infer(&config.paths.fm), "nothing was learned since");
 
-    let _owner = Owner::take(&work_dir(&config, "1.0.0")).unwrap();
+    let _owner = DirLock::acquire(&work_dir(&config, "1.0.0")).unwrap();
     let second = follow(
         (&dataset, &config),
         streams(&[]),
         &options(),
-        (&Stop::default(), &mut std::io::sink()),
+        (&Shutdown::default(), &mut std::io::sink()),
     );
     let error = second.unwrap_err().to_string();
     assert!(error.contains(&format!("process {} works here", std::process::id())), "{error}");

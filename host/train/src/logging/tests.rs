@@ -90,7 +90,7 @@ fn run(
     to_log: Vec<ToLog>,
 ) -> Result<LoggingReport> {
     let options = LoggingOptions { until_end: true, metrics: None };
-    let stop = Stop::default();
+    let stop = Shutdown::default();
     follow((dataset, config), engine, &mut Fixed(to_log), options, (&stop, &mut Vec::new()))
 }
 
@@ -244,7 +244,7 @@ fn weights_are_used_only_past_what_they_had_learned() {
     publisher.publish(&new.trained("1.0.0").unwrap(), facts).unwrap();
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
-    let quiet = (&Stop::default(), &mut Vec::new() as &mut dyn std::io::Write);
+    let quiet = (&Shutdown::default(), &mut Vec::new() as &mut dyn std::io::Write);
     follow((&dataset, &config), engine, &mut registered, options, quiet).unwrap();
     let rows = logged(&config, "1.0.0");
     let of = |dir: &Path| {
@@ -302,7 +302,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
 fn a_second_tier_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, _) = world(dir.path());
-    let _owner = Owner::take(&config.paths.logs).unwrap();
+    let _owner = DirLock::acquire(&config.paths.logs).unwrap();
     let error = run((&dataset, &config), Arc::new(Memory::new(1)), vec![]).unwrap_err().to_string();
     assert!(error.contains(&std::process::id().to_string()), "{error}");
 }

@@ -16,6 +16,7 @@ use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
 use super::{Column, Field, Kind, Values};
 use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_core::atomic_file;
 
 /// Writes a table one row group at a time. The file appears under its name only
 /// when it is finished.
@@ -61,7 +62,7 @@ impl TableWriter {
     pub fn finish(self) -> Result<()> {
         let file = self.writer.into_inner().map_err(Error::parquet(&self.temporary))?;
         file.sync_all().map_err(Error::io(&self.temporary))?;
-        fs::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
+        atomic_file::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
     }
 }
 

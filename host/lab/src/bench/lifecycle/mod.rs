@@ -19,7 +19,7 @@ use super::{Options, Report};
 use crate::demo::streaming::processes::Fleet;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, EngineKind};
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::import::simulate::{self, simulate};
 
 /// How long a process may take to begin.
@@ -63,7 +63,7 @@ impl Setting {
             surfaces: 2,
             seed: 1,
         })?;
-        let mut fleet = Fleet::new(dir.join("said"), Stop::on_signals()?)?;
+        let mut fleet = Fleet::new(dir.join("said"), Shutdown::on_signals()?)?;
         let mut config = Config::default();
         config.join.in_daemon = false;
         config.fm.dim = 16;

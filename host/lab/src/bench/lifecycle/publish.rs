@@ -16,7 +16,7 @@ use crate::bench::{
 use crate::demo::{daemon::Daemon, streaming::processes::Fleet};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, PublishSettings};
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate::{self, simulate};
@@ -39,7 +39,7 @@ const SHARE: f64 = 0.3;
 /// Adds the figures.
 pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let dir = folder()?;
-    let mut fleet = Fleet::new(dir.path().join("said"), Stop::on_signals()?)?;
+    let mut fleet = Fleet::new(dir.path().join("said"), Shutdown::on_signals()?)?;
     let world = trained(dir.path(), options, &mut fleet)?;
     let config = Config::read(&world.two_tiers)?;
     let made = Made::new(&config, dir.path(), options.publications)?;

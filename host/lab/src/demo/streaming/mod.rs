@@ -33,8 +33,8 @@ use self::{
 use super::Seconds;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::EngineKind;
-use hypercast_core::owner::Owner;
-use hypercast_core::stop::Stop;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
 use hypercast_stream::engine;
 
 /// How often a line is printed.
@@ -68,9 +68,9 @@ pub fn run(options: &Options) -> Result<Report> {
     if !(options.minutes > 0.0 && options.speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
         return Err(Error::invalid("--minutes and --speed-up must be above 0"));
     }
-    let _owner = Owner::take(&options.base.work)?;
+    let _owner = DirLock::acquire(&options.base.work)?;
     prepare::clear(&options.base.work)?;
-    let stop = Stop::on_signals()?;
+    let stop = Shutdown::on_signals()?;
     let mut seconds = Seconds::default();
     let mut options = options.clone();
     let mut fleet = Fleet::new(options.base.work.join("said"), stop.clone())?;
@@ -126,7 +126,7 @@ fn start(ground: &Ground, fleet: &mut Fleet, listen: &str) -> Result<String> {
 fn replay(
     options: &Options,
     ground: &Ground,
-    (client, fleet, stop): (&Client, &Mutex<Fleet>, &Stop),
+    (client, fleet, stop): (&Client, &Mutex<Fleet>, &Shutdown),
     seconds: &mut Seconds,
 ) -> Result<Report> {
     let Ground { from_ms, requests, speed_up, .. } = *ground;
@@ -139,7 +139,7 @@ fn replay(
     let mut said = Instant::now();
     let utc_offset_h = ground.config.timeline.utc_offset_h;
     let look = |drive: &mut Drive<'_>| {
-        if stop.is_asked() {
+        if stop.is_requested() {
             return Err(Error::invalid("stopped before its end"));
         }
         course.failed().map_or(Ok(()), Err)?;
@@ -164,7 +164,7 @@ fn replay(
             let outcome = drive.run(&ground.dataset, &course, look);
             if outcome.is_err() {
                 // The operator waits for a replay that goes no further.
-                stop.ask();
+                stop.request();
             }
             outcome
         })

@@ -21,7 +21,7 @@ use super::{
     processes::Fleet,
 };
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 
 /// The FM versions, and the versions of the expert that pin them.
 pub const VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
@@ -117,7 +117,7 @@ pub struct Operator<'a> {
     /// The daemon.
     pub client: &'a Client,
     /// Whether to stop.
-    pub stop: &'a Stop,
+    pub stop: &'a Shutdown,
 }
 
 impl Operator<'_> {
@@ -141,7 +141,7 @@ impl Operator<'_> {
     pub fn follow(&self, course: &Course) {
         for (share, decision) in DECISIONS {
             while !course.is_at(share) {
-                if self.stop.is_asked() {
+                if self.stop.is_requested() {
                     return;
                 }
                 std::thread::sleep(LOOK_EVERY);
@@ -187,7 +187,7 @@ impl Operator<'_> {
     fn published(&self, version: &str) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while !self.fleet().has_said(&trainer(version), PUBLISHED)? {
-            if Instant::now() > until || self.stop.is_asked() {
+            if Instant::now() > until || self.stop.is_requested() {
                 return Err(Error::invalid(format!(
                     "expert {EXPERT} {version} has published nothing within {PATIENCE:?}"
                 )));
@@ -209,7 +209,7 @@ impl Operator<'_> {
             if (is - share).abs() < 1e-9 {
                 break;
             }
-            if asked.elapsed() > PATIENCE || self.stop.is_asked() {
+            if asked.elapsed() > PATIENCE || self.stop.is_requested() {
                 return Err(Error::invalid(format!(
                     "the daemon does not serve what was decided: {}",
                     live["problem"]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 
 /// How long a process may take to stop once it is asked.
 const GRACE: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ pub struct Fleet {
     program: PathBuf,
     /// Where what they say is kept.
     said: PathBuf,
-    stop: Stop,
+    stop: Shutdown,
     running: Vec<Process>,
 }
 
@@ -52,7 +52,7 @@ impl Fleet {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn new(said: PathBuf, stop: Stop) -> Result<Fleet> {
+    pub fn new(said: PathBuf, stop: Shutdown) -> Result<Fleet> {
         std::fs::create_dir_all(&said).map_err(Error::io(&said))?;
         let program = crate::program::hypercast()?;
         Ok(Fleet { program, said, stop, running: Vec::new() })
@@ -218,7 +218,7 @@ impl Fleet {
     }
 
     fn pause(&self) -> Result<()> {
-        if self.stop.is_asked() {
+        if self.stop.is_requested() {
             return Err(Error::invalid("stopped before its end"));
         }
         std::thread::sleep(LOOK_EVERY);

@@ -10,14 +10,14 @@ use super::tail::{Job, Tail};
 use crate::engine::line::{Line, Outcome};
 use crate::engine::{Appended, Appender, Record, Topic, checked};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::owner::Owner;
+use hypercast_core::dir_lock::DirLock;
 
 #[derive(Debug)]
 pub(super) struct DirectoryAppender {
     topic: Topic,
     line: Line<Tail>,
     /// Let go of last.
-    _owner: Owner,
+    _owner: DirLock,
 }
 
 impl DirectoryAppender {

@@ -17,7 +17,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use crate::ingest::Told;
 use crate::join::{Joined, NoMetrics, Outcome, Runner};
 use hypercast_config::Config;
-use hypercast_core::stop::Stop;
+use hypercast_core::shutdown::Shutdown;
 
 /// Streams of which those of the joiner fail after so many records, as those of a process that is killed do.
 struct Mortal {
@@ -120,8 +120,8 @@ fn a_joiner_that_is_killed_at_any_moment_makes_each_record_once() {
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
             let engine = Arc::new(Mortal { streams: memory.clone(), left });
             // It is told to stop, so it does not wait for an engine that is not coming back.
-            let stop = Stop::default();
-            stop.ask();
+            let stop = Shutdown::default();
+            stop.request();
             let mut runner =
                 Runner::open(engine, &config.joiner().unwrap(), &data, Arc::new(NoMetrics), stop)
                     .unwrap();
@@ -147,7 +147,7 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
     let config = config(dir.path());
     let memory = Arc::new(Memory::default());
     let open = |streams: &Arc<Memory>, config: &Config| {
-        let (metrics, stop) = (Arc::new(NoMetrics), Stop::default());
+        let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
         Runner::open(streams.clone(), &config.joiner().unwrap(), &data, metrics, stop)
     };
     told(&memory, &random(1, 40));
@@ -189,7 +189,7 @@ fn settings_change_only_after_what_was_made_by_the_old_ones_is_made_again() {
     told(&memory, &facts);
     for windows in [60, 2] {
         config.join.first_window_s = windows;
-        let (metrics, stop) = (Arc::new(NoMetrics), Stop::default());
+        let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
         let mut runner =
             Runner::open(memory.clone(), &config.joiner().unwrap(), &data, metrics, stop).unwrap();
         while runner.step(Duration::ZERO).unwrap() > 0 {}
