@@ -38,9 +38,9 @@ mod runtime;
 mod training;
 mod world;
 
-pub use cases::{Case, RequestBuilder};
+pub use cases::{Case, RequestBuilder, RequestBuilder as Request};
 pub use component::component;
-pub use error::{Error, Failure, FailureLocation, Failures};
+pub use error::{Error, Failure, FailureLocation, FailureLocation as Place, Failures};
 pub use harness::{Harness, Ranking};
 pub use world::World;
 

@@ -1,6 +1,6 @@
 //! Writing a table: required columns, zstd, and a name only when complete.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
