@@ -1,8 +1,8 @@
 //! A lock on a work directory: one process at a time. A second process gets an error with the
 //! first one's process id.
 //!
-//! It is a kernel lock on an open file. The kernel releases it when the process dies, so a lock file
-//! that is left over means nothing.
+//! It is a kernel lock on an open file. The kernel releases it when the process dies, so a lock
+//! file that is left over means nothing.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},

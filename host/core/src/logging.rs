@@ -1,4 +1,5 @@
-//! Log lines of a process on standard error: text, or JSON lines if `HYPERCAST_LOG_FORMAT` is `json`.
+//! Log lines of a process on standard error: text, or JSON lines if `HYPERCAST_LOG_FORMAT` is
+//! `json`.
 //!
 //! `HYPERCAST_LOG` sets the levels by module, for example `warn,hypercast_serve=info`. Without it,
 //! the daemon's configuration sets them.

@@ -1,5 +1,5 @@
-//! Cooperative shutdown: SIGTERM, SIGINT or the program itself request it, and long jobs look for it
-//! between steps, finish the step and save.
+//! Cooperative shutdown: SIGTERM, SIGINT or the program itself request it, and long jobs look for
+//! it between steps, finish the step and save.
 
 use std::sync::{
     Arc,

@@ -19,7 +19,8 @@ pub struct Args {
 pub enum Source {
     /// KuaiRand-Pure: short videos, a surface a tab
     Kuairand {
-        /// Folder with log_standard_*_pure.csv, user_features_pure.csv, video_features_basic_pure.csv
+        /// Folder with log_standard_*_pure.csv, user_features_pure.csv,
+        /// video_features_basic_pure.csv
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
         /// The data set directory to make

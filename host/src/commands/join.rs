@@ -21,7 +21,8 @@ pub struct Args {
     pub metrics: Option<SocketAddr>,
 }
 
-/// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are, and when it is ready `joining from event N`.
+/// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are,
+/// and when it is ready `joining from event N`.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;

@@ -1,4 +1,5 @@
-//! `hypercast store check DIR`: reads an embedding store from end to end and says all that is wrong with it.
+//! `hypercast store check DIR`: reads an embedding store from end to end and says all that is wrong
+//! with it.
 
 use std::path::PathBuf;
 
@@ -16,7 +17,8 @@ pub struct StoreArgs {
 /// What can be done with a store.
 #[derive(Debug, clap::Subcommand)]
 pub enum Action {
-    /// Verify every checksum of a store or snapshot; what is damaged is named, with what to do, and ends the command with 1
+    /// Verify every checksum of a store or snapshot; what is damaged is named, with what to do, and
+    /// ends the command with 1
     Check(Args),
 }
 

@@ -64,7 +64,8 @@ pub struct ExpertArgs {
     /// Which version is trained, with --follow; the plugin's own if missing
     #[arg(long, value_name = "VERSION", requires = "follow")]
     pub version: Option<String>,
-    /// A surface to learn from, with --follow (may be repeated); those of the configuration if missing
+    /// A surface to learn from, with --follow (may be repeated); those of the configuration if
+    /// missing
     #[arg(long = "surface", value_name = "SURFACE", requires = "follow")]
     pub surfaces: Vec<String>,
     /// Answer /metrics at this address, with --follow
@@ -197,7 +198,8 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the logging tier
+    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the logging
+    /// tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,
     /// Answer /metrics at this address, with --follow

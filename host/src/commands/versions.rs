@@ -1,7 +1,7 @@
 //! `hypercast versions`: which FMs and experts there are, and which of them answers whom.
 //!
-//! Every change is checked against the registry's rules and refused with the reason; daemons, trainers and the
-//! logging tier follow the registry and act on it.
+//! Every change is checked against the registry's rules and refused with the reason; daemons,
+//! trainers and the logging tier follow the registry and act on it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -180,7 +180,8 @@ pub enum Retire {
         name: String,
         /// Its version
         version: String,
-        /// Even the only one that answers: its surfaces then get the FM's own ranking, marked degraded
+        /// Even the only one that answers: its surfaces then get the FM's own ranking, marked
+        /// degraded
         #[arg(long)]
         unserve: bool,
     },

@@ -1,5 +1,5 @@
-//! The offline check: reads a store from end to end and reports everything that is wrong with it, where an
-//! open would stop at the first. It changes nothing and repairs nothing.
+//! The offline check: reads a store from end to end and reports everything that is wrong with it,
+//! where an open would stop at the first. It changes nothing and repairs nothing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,12 +33,12 @@ pub struct Checked {
     pub damages: usize,
 }
 
-/// Reads all of the store or snapshot in `dir` and tells `report` everything that is wrong. A live writer is no
-/// hindrance. Memory grows with the index's row numbers (a bit each) and the journal.
+/// Reads all of the store or snapshot in `dir` and tells `report` everything that is wrong. A live
+/// writer is no hindrance. Memory grows with the index's row numbers (a bit each) and the journal.
 ///
 /// # Errors
-/// A directory without a store, one of another format version, a `meta.json` or a journal's head that says nothing
-/// reliable, and what the file system says.
+/// A directory without a store, one of another format version, a `meta.json` or a journal's head
+/// that says nothing reliable, and what the file system says.
 pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<Checked> {
     let dir = dir.as_ref();
     let meta = Meta::read(dir)?;

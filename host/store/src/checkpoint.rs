@@ -1,5 +1,5 @@
-//! A checkpoint: writes the overlay into the slabs, the index where there must be another, and the sketch, and
-//! syncs them. It may be cut off anywhere and done again: the journal stays in force
+//! A checkpoint: writes the overlay into the slabs, the index where there must be another, and the
+//! sketch, and syncs them. It may be cut off anywhere and done again: the journal stays in force
 //! until its caller, the writer, resets it.
 
 use std::path::Path;
@@ -23,8 +23,9 @@ pub(crate) struct Target<'a> {
     pub with_state: bool,
 }
 
-/// Makes slabs and index hold all that `view` shows, which must be committed. The
-/// caller holds the writer lock and the exclusive readers lock, and no reader of its own process is at these rows of the slabs.
+/// Makes slabs and index hold all that `view` shows, which must be committed. The caller holds the
+/// writer lock and the exclusive readers lock, and no reader of its own process is at these rows of
+/// the slabs.
 pub(crate) fn write(view: &View, sketch: Option<&Sketch>, target: Target<'_>) -> Result<()> {
     write_slabs(view, target)?;
     if view.wants_index() {

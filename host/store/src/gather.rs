@@ -1,7 +1,7 @@
-//! The batched read that all views of a store share. It goes through a batch in stages, so that
-//! the cache misses of many rows overlap: index buckets, then where each row lies, then the rows
-//! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what meanwhile;
-//! a [`Source`] promises that what it points at stays.
+//! The batched read that all views of a store share. It goes through a batch in stages, so that the
+//! cache misses of many rows overlap: index buckets, then where each row lies, then the rows
+//! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what
+//! meanwhile; a [`Source`] promises that what it points at stays.
 
 use crate::RowFormat;
 use crate::index::{Index, NONE, find_from, home};
@@ -32,8 +32,8 @@ pub(crate) enum Place {
 /// What a batch is read from.
 ///
 /// # Safety
-/// The pointers that `place` gives must be good for [`Shape::stride`] bytes, or `dim` f32 values, which nobody
-/// changes while the source is borrowed.
+/// The pointers that `place` gives must be good for [`Shape::stride`] bytes, or `dim` f32 values,
+/// which nobody changes while the source is borrowed.
 pub(crate) unsafe trait Source: Sync {
     /// What rows are like.
     fn shape(&self) -> Shape;
@@ -41,7 +41,8 @@ pub(crate) unsafe trait Source: Sync {
     fn index(&self) -> &Index;
     /// Asks for what `find_young` will read.
     fn prefetch_young(&self, id: u64);
-    /// The row number of an id that the index does not have, or that it has with a row that is gone; or `NONE`.
+    /// The row number of an id that the index does not have, or that it has with a row that is
+    /// gone; or `NONE`.
     fn find_young(&self, id: u64) -> u32;
     /// Asks for what `place` will read, if that is not in the cache anyway.
     fn prefetch_place(&self, row: u32);
@@ -49,7 +50,8 @@ pub(crate) unsafe trait Source: Sync {
     fn place(&self, row: u32) -> Place;
 }
 
-/// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number of those.
+/// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number
+/// of those.
 pub(crate) fn gather(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
     let dim = source.shape().dim;
     assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");

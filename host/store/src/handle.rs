@@ -1,5 +1,5 @@
-//! Handles that read a store beside its one writer, in the same process: [`StoreHandle`], and what the writer
-//! keeps for them, `Published`. Other processes open a `StoreReader` instead.
+//! Handles that read a store beside its one writer, in the same process: [`StoreHandle`], and what
+//! the writer keeps for them, `Published`. Other processes open a `StoreReader` instead.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -18,13 +18,13 @@ use crate::view::{Base, View};
 /// How long a checkpoint waits for handles' reads that are under way.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Reads a store while its writer goes on. Clones are cheap, every thread may have one or share one, and no
-/// call waits for the writer or for another reader.
+/// Reads a store while its writer goes on. Clones are cheap, every thread may have one or share
+/// one, and no call waits for the writer or for another reader.
 ///
-/// It sees committed rows only: each row it gives is whole, as some commit left it, and a read that begins after
-/// [`Store::commit`](crate::Store::commit) returned sees that commit. A read that runs while a commit is being
-/// published may see some rows before and some after it. It lives on when the writer is
-/// dropped, with what was committed last.
+/// It sees committed rows only: each row it gives is whole, as some commit left it, and a read that
+/// begins after [`Store::commit`](crate::Store::commit) returned sees that commit. A read that runs
+/// while a commit is being published may see some rows before and some after it. It lives on when
+/// the writer is dropped, with what was committed last.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
     shared: Arc<Shared>,
@@ -139,8 +139,8 @@ impl Published {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids that lead to
-    /// them, and removals last, so an id whose row is exchanged is never missing.
+    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids
+    /// that lead to them, and removals last, so an id whose row is exchanged is never missing.
     pub fn commit(&mut self, overlay: &Overlay, committed: Committed) {
         let live = self.shared.live();
         let dirty = || overlay.dirty().iter().map(|&at| at as usize);
@@ -161,7 +161,8 @@ impl Published {
         self.collect();
     }
 
-    /// Waits until no reader can come by a row of the slabs that has a version above. False if one takes too long.
+    /// Waits until no reader can come by a row of the slabs that has a version above. False if one
+    /// takes too long.
     pub fn settle(&self) -> bool {
         self.shared.epochs.wait(PATIENCE)
     }
@@ -171,7 +172,8 @@ impl Published {
         let live = Live::new(view.base.clone());
         self.publish_young(&live, view);
         let old = self.shared.live.swap(Box::into_raw(Box::new(live)), Release);
-        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are waited for.
+        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are
+        // waited for.
         let old = unsafe { Box::from_raw(old) };
         self.past.push((self.shared.epochs.current(), old));
         self.collect();
@@ -200,8 +202,9 @@ impl Published {
 impl Drop for Published {
     fn drop(&mut self) {
         if self.is_read() {
-            // This is the writer, which is not in a checkpoint, so nobody has the lock and it does not wait. If it
-            // fails, the handles' rows are at the mercy of another writer's checkpoint; there is nobody to tell.
+            // This is the writer, which is not in a checkpoint, so nobody has the lock and it does
+            // not wait. If it fails, the handles' rows are at the mercy of another writer's
+            // checkpoint; there is nobody to tell.
             if let (Ok(lock), Ok(mut slot)) =
                 (ReadersLock::shared(&self.shared.dir), self.shared.lock.lock())
             {

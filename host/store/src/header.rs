@@ -73,10 +73,10 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Creates `path` with `header` and zeros up to `len` bytes. The zeros are
-/// written and not left as a hole, so that a full disk is an error here and not
-/// a signal when the mapping is first touched; and in large aligned parts, since then systems that can keep
-/// the file in large pages, which saves random reads their address translation.
+/// Creates `path` with `header` and zeros up to `len` bytes. The zeros are written and not left as
+/// a hole, so that a full disk is an error here and not a signal when the mapping is first touched;
+/// and in large aligned parts, since then systems that can keep the file in large pages, which
+/// saves random reads their address translation.
 pub(crate) fn create_zeroed(path: &Path, header: &Header, len: u64) -> Result<File> {
     use std::io::Write;
     const PART: usize = 2 << 20;

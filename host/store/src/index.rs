@@ -1,11 +1,13 @@
-//! The index: a memory-mapped hash table from exact 64-bit id to row number. A table
-//! never changes: a checkpoint that needs another one builds it beside the old and renames it into place. It is
-//! derived from the rows and can be rebuilt from them. Ids younger than the table are not here but in the view.
+//! The index: a memory-mapped hash table from exact 64-bit id to row number. A table never changes:
+//! a checkpoint that needs another one builds it beside the old and renames it into place. It is
+//! derived from the rows and can be rebuilt from them. Ids younger than the table are not here but
+//! in the view.
 //!
-//! A bucket is one cache line: five ids, their five row numbers, how many there are and a
-//! checksum. An id lies in its home bucket or, where that was full, in one of the next, so a lookup
-//! costs one cache miss, compares five ids without a branch, and an id is found only if all its 64 bits match.
-//! After the buckets come the numbers of the rows that belonged to no id when the table was built.
+//! A bucket is one cache line: five ids, their five row numbers, how many there are and a checksum.
+//! An id lies in its home bucket or, where that was full, in one of the next, so a lookup costs one
+//! cache miss, compares five ids without a branch, and an id is found only if all its 64 bits
+//! match. After the buckets come the numbers of the rows that belonged to no id when the table was
+//! built.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -284,8 +286,8 @@ fn find_after(table: &[Bucket], home: usize, id: u64) -> u32 {
 #[inline]
 fn table(bytes: &[u8], buckets: usize) -> &[Bucket] {
     let bytes = &bytes[header::SIZE..header::SIZE + buckets * size_of::<Bucket>()];
-    // SAFETY: a mapping begins at a page, so the buckets behind the 64-byte header are aligned; any bytes
-    // make a bucket, and the length was just taken from the slice.
+    // SAFETY: a mapping begins at a page, so the buckets behind the 64-byte header are aligned; any
+    // bytes make a bucket, and the length was just taken from the slice.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), buckets) }
 }
 

@@ -1,10 +1,11 @@
 //! The redo journal: the rows of each commit since the last checkpoint, behind one
 //! head that says which bytes count. It does not decide when to checkpoint.
 //!
-//! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the
-//! number of rows, the generation, the numbers of removed rows and of counters, the sightings counted so far,
-//! then the rows (id, row number, accumulator, clock, values), the removed rows' ids and numbers, the
-//! changed counters of the admission sketch, and a CRC-32 of all that. Bytes past the head's `end` mean nothing.
+//! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the number of
+//! rows, the generation, the numbers of removed rows and of counters, the sightings counted so far,
+//! then the rows (id, row number, accumulator, clock, values), the removed rows' ids and numbers,
+//! the changed counters of the admission sketch, and a CRC-32 of all that. Bytes past the head's
+//! `end` mean nothing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -220,7 +221,8 @@ impl Journal {
         Ok(overlay)
     }
 
-    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds those.
+    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds
+    /// those.
     pub fn replay_after(
         &mut self,
         from: Position,

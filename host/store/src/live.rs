@@ -1,12 +1,13 @@
 //! What readers beside the writer look at: the slabs and index of a checkpoint, and above them the
-//! committed rows since then, as immutable versions. One writer publishes, any number of threads read, and no
-//! reader ever waits: it finds a row's version, or that it has none, by atomic loads alone. When the writer publishes
-//! and what it does with old versions is the business of `handle`.
+//! committed rows since then, as immutable versions. One writer publishes, any number of threads
+//! read, and no reader ever waits: it finds a row's version, or that it has none, by atomic loads
+//! alone. When the writer publishes and what it does with old versions is the business of `handle`.
 //!
-//! Why immutable versions and not a version word in the row: a reader of a row that is overwritten in place
-//! must copy it word by word and try again when it was torn, and under a fast writer it may try often. A
-//! version that never changes is copied at full speed, once. Its price is a copy of each committed row, and memory for
-//! versions that a reader may still be copying; epochs tell when it can be used again.
+//! Why immutable versions and not a version word in the row: a reader of a row that is overwritten
+//! in place must copy it word by word and try again when it was torn, and under a fast writer it
+//! may try often. A version that never changes is copied at full speed, once. Its price is a copy
+//! of each committed row, and memory for versions that a reader may still be copying; epochs tell
+//! when it can be used again.
 
 use std::collections::VecDeque;
 use std::ptr;
@@ -38,7 +39,8 @@ pub(crate) struct Live {
 /// The versions of 65536 rows.
 #[derive(Debug)]
 struct Chunk {
-    /// A bit a row: whether it has a version. Few enough bytes to stay in the cache, so a row without costs no miss.
+    /// A bit a row: whether it has a version. Few enough bytes to stay in the cache, so a row
+    /// without costs no miss.
     bits: [AtomicU64; ROWS_PER_SLAB / 64],
     versions: [AtomicPtr<f32>; ROWS_PER_SLAB],
 }
@@ -111,7 +113,8 @@ impl Live {
         }
         larger.set(id, row);
         let old = self.young.swap(Box::into_raw(Box::new(larger)), Release);
-        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are waited for.
+        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are
+        // waited for.
         let old = unsafe { Box::from_raw(old) };
         writer.tables.push_back((epochs.current(), old));
     }
@@ -146,8 +149,8 @@ impl Live {
 
     #[inline]
     fn table(&self) -> &IdTable {
-        // SAFETY: a table lives until it is replaced and every reader from before has left its epoch; callers are
-        // such readers, or the writer.
+        // SAFETY: a table lives until it is replaced and every reader from before has left its
+        // epoch; callers are such readers, or the writer.
         unsafe { &*self.young.load(Acquire) }
     }
 }
@@ -166,9 +169,9 @@ impl Drop for Live {
     }
 }
 
-// The caller is within an epoch. The slabs' rows that a checkpoint changes all have versions here by then, and it waits
-// for readers who came before that; versions are used again only once their readers have gone.
-// SAFETY: so what `place` points at stays.
+// The caller is within an epoch. The slabs' rows that a checkpoint changes all have versions here
+// by then, and it waits for readers who came before that; versions are used again only once their
+// readers have gone. SAFETY: so what `place` points at stays.
 unsafe impl Source for Live {
     fn shape(&self) -> Shape {
         self.base.shape
@@ -320,7 +323,8 @@ impl Arena {
             self.grow();
         }
         let Version(version) = self.free.pop().expect("a block has versions");
-        // SAFETY: it has room for `dim` values, and no reader has it: it is new, or its readers have gone.
+        // SAFETY: it has room for `dim` values, and no reader has it: it is new, or its readers
+        // have gone.
         unsafe { ptr::copy_nonoverlapping(values.as_ptr(), version, self.dim) };
         version
     }
@@ -340,7 +344,8 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         for &block in &self.blocks {
-            // SAFETY: it came from a box, and nobody reads versions any more where their `Live` is dropped.
+            // SAFETY: it came from a box, and nobody reads versions any more where their `Live` is
+            // dropped.
             drop(unsafe { Box::from_raw(block) });
         }
     }

@@ -35,7 +35,8 @@ struct Item {
 #[derive(Debug)]
 pub(crate) struct Overlay {
     dim: usize,
-    /// A bit a row: whether it is here. Small enough for the cache, so rows that are not here cost no miss.
+    /// A bit a row: whether it is here. Small enough for the cache, so rows that are not here cost
+    /// no miss.
     bits: Vec<u64>,
     /// By row number: the row's position here, where its bit is set.
     place: Vec<u32>,

@@ -1,5 +1,5 @@
-//! The reader for other processes, and for snapshots: the rows of one committed generation, read-only. It never opens
-//! optimizer state and takes no lock after it is open.
+//! The reader for other processes, and for snapshots: the rows of one committed generation,
+//! read-only. It never opens optimizer state and takes no lock after it is open.
 
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,8 @@ pub struct StoreReader {
 }
 
 impl StoreReader {
-    /// Opens the store or snapshot in `dir` and checks all of it; a live writer is no hindrance. Waits
-    /// while the writer's checkpoint runs.
+    /// Opens the store or snapshot in `dir` and checks all of it; a live writer is no hindrance.
+    /// Waits while the writer's checkpoint runs.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader> {
         Self::open_with(dir, Verify::Full)
     }
@@ -42,9 +42,9 @@ impl StoreReader {
         Ok(StoreReader { dir: dir.to_owned(), meta, followed, base_generation, view, lock })
     }
 
-    /// Moves on to the generation that is committed now; gives it. It reads only what was committed since, or
-    /// maps the store again where a checkpoint came between: its lock is free for an instant in which a
-    /// writer may run one. After a failure it must be opened again.
+    /// Moves on to the generation that is committed now; gives it. It reads only what was committed
+    /// since, or maps the store again where a checkpoint came between: its lock is free for an
+    /// instant in which a writer may run one. After a failure it must be opened again.
     pub fn refresh(&mut self) -> Result<u64> {
         self.lock.pass()?;
         let mut journal = Journal::open_for_reading(&self.dir, self.meta.dim)?;
@@ -62,9 +62,10 @@ impl StoreReader {
         Ok(head.generation)
     }
 
-    /// Says that the store is larger than the memory for it, where that could not be found out when it was opened (the
-    /// system's free memory and the usual control group are looked at): single pages are then read from the disk where
-    /// rows are not in memory, and not their neighbours too.
+    /// Says that the store is larger than the memory for it, where that could not be found out when
+    /// it was opened (the system's free memory and the usual control group are looked at): single
+    /// pages are then read from the disk where rows are not in memory, and not their neighbours
+    /// too.
     pub fn expect_larger_than_memory(&self) {
         self.view.base.expect_partial();
     }

@@ -1,5 +1,6 @@
-//! The serving store: a snapshot that takes new rows from outside, from a trainer's deltas, while its handles go on
-//! reading; or a store that is made of such rows from the start. It has no optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
+//! The serving store: a snapshot that takes new rows from outside, from a trainer's deltas, while
+//! its handles go on reading; or a store that is made of such rows from the start. It has no
+//! optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,8 @@ pub struct ServingStore {
 }
 
 impl ServingStore {
-    /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of `dim` values.
+    /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of
+    /// `dim` values.
     pub fn create(dir: impl AsRef<Path>, dim: usize, format: RowFormat) -> Result<ServingStore> {
         let dir = dir.as_ref();
         // It initialises nothing.
@@ -39,8 +41,8 @@ impl ServingStore {
         Ok(ServingStore { writer: Writer::load(dir, meta, lock, Verify::Full)? })
     }
 
-    /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`] while another
-    /// has it open for writing, and with [`Error::NotServing`] for a training store.
+    /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`]
+    /// while another has it open for writing, and with [`Error::NotServing`] for a training store.
     pub fn open(dir: impl AsRef<Path>, verify: Verify) -> Result<ServingStore> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
@@ -97,8 +99,9 @@ impl ServingStore {
         self.writer.handle()
     }
 
-    /// Sets the rows of `ids` to `values`, `[ids.len(), dim]` row-major, in the precision of the store's format; a missing id
-    /// gets a row. Handles see it after [`ServingStore::commit`]. If any value is not finite, no row changes.
+    /// Sets the rows of `ids` to `values`, `[ids.len(), dim]` row-major, in the precision of the
+    /// store's format; a missing id gets a row. Handles see it after [`ServingStore::commit`]. If
+    /// any value is not finite, no row changes.
     pub fn upsert_rows(&mut self, ids: &[u64], values: &[f32]) -> Result<()> {
         let dim = self.dim();
         assert_eq!(values.len(), ids.len() * dim, "values must be [ids.len(), dim]");
@@ -125,7 +128,8 @@ impl ServingStore {
         Ok(())
     }
 
-    /// Removes the rows of `ids`, where they have one; gives the number. Handles see it after [`ServingStore::commit`].
+    /// Removes the rows of `ids`, where they have one; gives the number. Handles see it after
+    /// [`ServingStore::commit`].
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
         self.writer.remove_rows(ids)
     }
@@ -135,7 +139,8 @@ impl ServingStore {
         self.writer.commit()
     }
 
-    /// Commits, then folds the journal into the slabs; see [`Store::checkpoint`](crate::Store::checkpoint).
+    /// Commits, then folds the journal into the slabs; see
+    /// [`Store::checkpoint`](crate::Store::checkpoint).
     pub fn checkpoint(&mut self) -> Result<bool> {
         self.writer.checkpoint()
     }

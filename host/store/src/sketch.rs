@@ -1,10 +1,12 @@
 //! The admission sketch: counts how often ids without a row were seen, in bounded memory. A row is
-//! given to an id that was seen often enough, so that a long tail of ids seen once costs no rows. It
-//! deliberately keeps no ids: two may share counters, so an id may be admitted early, but never late.
+//! given to an id that was seen often enough, so that a long tail of ids seen once costs no rows.
+//! It deliberately keeps no ids: two may share counters, so an id may be admitted early, but never
+//! late.
 //!
-//! A count-min sketch of two counters an id, saturating bytes, with conservative updates. Once the sightings
-//! fill it, all counters are halved, so that it forgets. It is a function of the sightings alone: commits
-//! save the counters that changed, and a store that is opened again goes on exactly where it was.
+//! A count-min sketch of two counters an id, saturating bytes, with conservative updates. Once the
+//! sightings fill it, all counters are halved, so that it forgets. It is a function of the
+//! sightings alone: commits save the counters that changed, and a store that is opened again goes
+//! on exactly where it was.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -148,8 +150,8 @@ impl Sketch {
         }
     }
 
-    /// Takes over what a journal's record says: all counters, or pairs of place and value. Places that are out of
-    /// range are left to the record's checksum to report.
+    /// Takes over what a journal's record says: all counters, or pairs of place and value. Places
+    /// that are out of range are left to the record's checksum to report.
     pub fn restore(&mut self, bytes: &[u8], all: bool, sightings: u64) {
         self.sightings = sightings;
         self.committed = sightings;

@@ -1,10 +1,11 @@
-//! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer
-//! state, each item with its checksum. A slab knows nothing of generations:
-//! whether an item counts is for the journal to say. Here they are mapped and read; `slab_writer` writes them.
+//! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer state, each item with
+//! its checksum. A slab knows nothing of generations: whether an item counts is for the journal to
+//! say. Here they are mapped and read; `slab_writer` writes them.
 //!
-//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and
-//! 65536 u32 checksums (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a
-//! header and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last touch, u32 checksum.
+//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and 65536 u32 checksums
+//! (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a header
+//! and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last
+//! touch, u32 checksum.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -239,9 +240,10 @@ fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
         std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
         _ => io("open", path)(error),
     })?;
-    // A checkpoint changes rows of it while it is mapped, but never one that is read here meanwhile: other
-    // processes' readers have left (`ReadersLock`), and those of this one have these rows above the slab (`live`).
-    // SAFETY: so no byte that a slice covers changes, and files of a store are never shortened.
+    // A checkpoint changes rows of it while it is mapped, but never one that is read here
+    // meanwhile: other processes' readers have left (`ReadersLock`), and those of this one have
+    // these rows above the slab (`live`). SAFETY: so no byte that a slice covers changes, and files
+    // of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)

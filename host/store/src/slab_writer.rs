@@ -1,5 +1,6 @@
-//! Writes slabs, for checkpoints and snapshots. It decides nothing: its caller holds the locks and says which rows.
-//! Readers have these files mapped; which of their rows they look at meanwhile is the caller's to know.
+//! Writes slabs, for checkpoints and snapshots. It decides nothing: its caller holds the locks and
+//! says which rows. Readers have these files mapped; which of their rows they look at meanwhile is
+//! the caller's to know.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -103,8 +104,8 @@ impl StateSlabWriter {
     }
 }
 
-/// A file that is written here and there, or as a whole where much of it changes. It is written and not mapped: a
-/// mapping would dirty a page of the cache, which may be a large one, for each row.
+/// A file that is written here and there, or as a whole where much of it changes. It is written and
+/// not mapped: a mapping would dirty a page of the cache, which may be a large one, for each row.
 #[derive(Debug)]
 struct Target {
     path: PathBuf,
@@ -150,7 +151,8 @@ impl Target {
 
     fn sync(self) -> Result<()> {
         if let Some(whole) = &self.whole {
-            // Rows that are not set are written as they are, so that a reader of them sees no change.
+            // Rows that are not set are written as they are, so that a reader of them sees no
+            // change.
             self.file.write_all_at(whole, 0).map_err(io("write", &self.path))?;
         }
         self.file.sync_all().map_err(io("sync", &self.path))

@@ -31,7 +31,8 @@ pub(crate) struct Base {
     pub index: Arc<Index>,
 }
 
-/// Where a slab's values begin, kept apart from the slab so that it is found without a chase of pointers.
+/// Where a slab's values begin, kept apart from the slab so that it is found without a chase of
+/// pointers.
 #[derive(Debug, Clone, Copy)]
 struct Start(*const u8);
 
@@ -41,7 +42,8 @@ unsafe impl Send for Start {}
 unsafe impl Sync for Start {}
 
 impl Base {
-    /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is another.
+    /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is
+    /// another.
     pub fn open(dir: &Path, shape: Shape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
         let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });
@@ -87,8 +89,8 @@ pub(crate) struct View {
     pub overlay: Overlay,
     /// Ids that the index does not have.
     young: IdMap,
-    /// Rows of the slabs that belong to no id, for new ids to take. A row that was removed since the last checkpoint
-    /// is not here: readers may still come by its number.
+    /// Rows of the slabs that belong to no id, for new ids to take. A row that was removed since
+    /// the last checkpoint is not here: readers may still come by its number.
     free: BTreeSet<u32>,
 }
 
@@ -102,8 +104,8 @@ pub(crate) struct Load {
 }
 
 impl View {
-    /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's `sketch` is
-    /// brought up to date.
+    /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's
+    /// `sketch` is brought up to date.
     pub fn load(
         dir: &Path,
         journal: &mut Journal,
@@ -120,7 +122,8 @@ impl View {
         let mut view = View { rows, base, overlay, young: IdMap::default(), free: BTreeSet::new() };
         if load.verify == Verify::Full {
             view.base.index.verify()?;
-            // A row in the journal may be half written in its slab by a checkpoint that did not end.
+            // A row in the journal may be half written in its slab by a checkpoint that did not
+            // end.
             for row in (0..base_rows as u32).filter(|&row| view.overlay.position(row).is_none()) {
                 let (slab, at) = view.base.at(row);
                 if let Some(damage) = slab.damage(at) {
@@ -133,7 +136,8 @@ impl View {
         Ok(view)
     }
 
-    /// Ids that came after the index was built: those of the slabs' later rows, of rows that were free then, and of the journal.
+    /// Ids that came after the index was built: those of the slabs' later rows, of rows that were
+    /// free then, and of the journal.
     fn find_young_ids(&mut self) -> Result<()> {
         let index = Arc::clone(&self.base.index);
         let covered = index.extent().rows;
@@ -182,7 +186,8 @@ impl View {
         self.rows
     }
 
-    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which take longer to find, have become many.
+    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which
+    /// take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
         let indexed = self.base.index.extent().ids;
@@ -197,7 +202,8 @@ impl View {
         index::build(dir, Contents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
     }
 
-    /// The row number of `id`. An index that was not verified may lead to a row that there is not: a miss, as for readers.
+    /// The row number of `id`. An index that was not verified may lead to a row that there is not:
+    /// a miss, as for readers.
     #[inline]
     pub fn find(&self, id: u64) -> Option<u32> {
         let row = self.base.index.find(id);
@@ -329,8 +335,9 @@ impl View {
     }
 }
 
-// Slabs and overlay do not change while the view is borrowed: a checkpoint needs its writer's view mutably.
-// SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within their rows.
+// Slabs and overlay do not change while the view is borrowed: a checkpoint needs its writer's view
+// mutably. SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within
+// their rows.
 unsafe impl Source for View {
     fn shape(&self) -> Shape {
         self.base.shape

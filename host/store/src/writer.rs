@@ -1,6 +1,6 @@
-//! A store's one writer, whatever it writes: it holds the lock, commits what its view has changed, folds the
-//! journal into the slabs and publishes to the handles of its process. What changes rows is the business of
-//! `store` (training) and `serving` (rows from outside).
+//! A store's one writer, whatever it writes: it holds the lock, commits what its view has changed,
+//! folds the journal into the slabs and publishes to the handles of its process. What changes rows
+//! is the business of `store` (training) and `serving` (rows from outside).
 
 use std::path::{Path, PathBuf};
 
@@ -21,13 +21,14 @@ use crate::{Error, Verify};
 pub(crate) struct JournalLimits {
     /// A commit that leaves it longer than this folds it into the slabs.
     pub fold: u64,
-    /// If other processes' readers kept it from being folded until it is longer than this, it takes no more.
+    /// If other processes' readers kept it from being folded until it is longer than this, it takes
+    /// no more.
     pub refuse: u64,
 }
 
 impl JournalLimits {
-    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes far more than
-    /// the journal holds; it is put off the longer, the larger the store.
+    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes
+    /// far more than the journal holds; it is put off the longer, the larger the store.
     fn of(slab_bytes: u64) -> JournalLimits {
         let fold = (slab_bytes / 4).clamp(128 << 20, 1 << 30);
         JournalLimits { fold, refuse: fold + (1 << 30) }
@@ -158,7 +159,8 @@ impl Writer {
         Ok(self.published.as_ref().expect("just made").handle())
     }
 
-    /// Makes all updates durable and visible to readers; see [`Store::commit`](crate::Store::commit).
+    /// Makes all updates durable and visible to readers; see
+    /// [`Store::commit`](crate::Store::commit).
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
@@ -188,7 +190,8 @@ impl Writer {
     }
 
     fn publish(&mut self, generation: u64) {
-        // Without handles there is nobody to publish for, and a later handle begins with what is committed then.
+        // Without handles there is nobody to publish for, and a later handle begins with what is
+        // committed then.
         if self.published.as_ref().is_some_and(|published| !published.is_read()) {
             self.published = None;
         }
@@ -221,7 +224,8 @@ impl Writer {
         if self.view.overlay.len() == 0 && self.journal.head().is_folded() {
             return Ok(true);
         }
-        // This process's readers go on, but none may still be at a row of the slabs that changes now.
+        // This process's readers go on, but none may still be at a row of the slabs that changes
+        // now.
         if self.published.as_ref().is_some_and(|published| !published.settle()) {
             return Ok(false);
         }

@@ -1,10 +1,10 @@
 //! Expert training: the logs, and nothing else, through an expert's plugin and
 //! network.
 //!
-//! It never sees the FM or the data set: TAEs, features and outcomes all come
-//! from the feature logs (section 3.3.1). How rows become steps is
-//! `stream`'s, and what a step is, `expert::train`'s. Parameters that serve are replaced if the plugin's `evaluate`
-//! says so; else those that were trained are left beside them.
+//! It never sees the FM or the data set: TAEs, features and outcomes all come from the feature logs
+//! (section 3.3.1). How rows become steps is `stream`'s, and what a step is, `expert::train`'s.
+//! Parameters that serve are replaced if the plugin's `evaluate` says so; else those that were
+//! trained are left beside them.
 
 use std::{
     path::{Path, PathBuf},

@@ -92,7 +92,8 @@ pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
     Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
 }
 
-/// Where the user's and the request's categories stand among the id columns: after the built-in ones and the item's.
+/// Where the user's and the request's categories stand among the id columns: after the built-in
+/// ones and the item's.
 fn profile_ids(schema: &Schema) -> Vec<usize> {
     let count = |features| names(features, FeatureKind::Categorical).len();
     let first = BUILT_IN_IDS.len() + count(&schema.item_features);

@@ -1,11 +1,12 @@
-//! An expert's trainer as a service: it follows the feature logs as files appear, learns online, publishes, and saves
-//! where it stands.
+//! An expert's trainer as a service: it follows the feature logs as files appear, learns online,
+//! publishes, and saves where it stands.
 //!
-//! Rows are predicted before they are learned from. What they say of the parameters, beside those that were published
-//! last, is put to the expert's `evaluate`, which publishes, holds or goes back (`gate`). A correction is learned from
-//! too, its changed outcomes alone, and is in no metric. A trainer that begins learns from the logs that are there as
-//! `train expert` does, in passes, and goes on behind the stream (`begin`). It needs neither the FM's trainer nor a
-//! daemon. Nothing is saved until the expert was asked: what was learned since is learned again.
+//! Rows are predicted before they are learned from. What they say of the parameters, beside those
+//! that were published last, is put to the expert's `evaluate`, which publishes, holds or goes back
+//! (`gate`). A correction is learned from too, its changed outcomes alone, and is in no metric. A
+//! trainer that begins learns from the logs that are there as `train expert` does, in passes, and
+//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. Nothing is
+//! saved until the expert was asked: what was learned since is learned again.
 
 mod begin;
 mod feed;
@@ -60,13 +61,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// What to follow, and how.
 #[derive(Debug, Clone, Default)]
 pub struct FollowOptions {
-    /// The version that is trained: it names the stream of weights and the work folder; the plugin's own if missing.
+    /// The version that is trained: it names the stream of weights and the work folder; the
+    /// plugin's own if missing.
     pub version: Option<String>,
     /// The FM version whose TAEs it learns with; if missing, the one that the logs hold.
     pub fm: Option<String>,
     /// Surfaces to learn from, by name; if none, those of the configuration.
     pub surfaces: Vec<String>,
-    /// A checkpoint that gives TAEs on the spot, for the joined examples themselves instead of the logs.
+    /// A checkpoint that gives TAEs on the spot, for the joined examples themselves instead of the
+    /// logs.
     pub fm_checkpoint: Option<PathBuf>,
     /// Where to answer `/metrics`.
     pub metrics: Option<SocketAddr>,
@@ -111,11 +114,12 @@ pub struct Ground<'a> {
     pub guests: &'a expert::Engine,
 }
 
-/// Follows until it is asked to stop; then it has saved, and published what the expert lets it. Lines of JSON go to `out`.
+/// Follows until it is asked to stop; then it has saved, and published what the expert lets it.
+/// Lines of JSON go to `out`.
 ///
 /// # Errors
-/// A work folder that another process has, a saved state that is damaged or of another network, a plugin that is refused or
-/// faults, a full disk.
+/// A work folder that another process has, a saved state that is damaged or of another network, a
+/// plugin that is refused or faults, a full disk.
 pub fn follow(
     ground: Ground<'_>,
     engine: Arc<dyn Engine>,
@@ -288,8 +292,8 @@ impl Following<'_> {
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
         let (requests, late) = (rows.examples.len() as u64, corrections.examples.len() as u64);
-        // One step for both: what is corrected is nearly all of one label, and would take a step of its own as far as
-        // all rows together take theirs.
+        // One step for both: what is corrected is nearly all of one label, and would take a step of
+        // its own as far as all rows together take theirs.
         rows.append(corrections);
         self.stream.learn(rows.chunk())?;
         self.gate.scheduled(&self.stream);
@@ -312,7 +316,8 @@ impl Following<'_> {
         }
     }
 
-    /// Asks the expert whether what was learned may be published, and does what it says. Then all is saved.
+    /// Asks the expert whether what was learned may be published, and does what it says. Then all
+    /// is saved.
     fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
         let position = self.place.position;
         self.asked_at = Instant::now();

@@ -1,10 +1,11 @@
-//! The FM's trainer as a service: it learns from the stream of joined examples as it grows, publishes what moved, and
-//! saves where it stands.
+//! The FM's trainer as a service: it learns from the stream of joined examples as it grows,
+//! publishes what moved, and saves where it stands.
 //!
-//! Requests are predicted before they are learned from, in batches as they are there: a full one, or what has come
-//! after a short wait. A correction is learned from in the same steps, its changed outcomes alone, and
-//! is in no metric. What is saved goes on bit for bit; which records make a batch depends on when they come, so two runs are
-//! equal where the records were there. It neither joins nor logs, and needs no daemon.
+//! Requests are predicted before they are learned from, in batches as they are there: a full one,
+//! or what has come after a short wait. A correction is learned from in the same steps, its changed
+//! outcomes alone, and is in no metric. What is saved goes on bit for bit; which records make a
+//! batch depends on when they come, so two runs are equal where the records were there. It neither
+//! joins nor logs, and needs no daemon.
 
 mod place;
 mod progress;
@@ -55,7 +56,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub struct FollowOptions {
     /// The version that is trained: it names the stream of weights and the work folder.
     pub version: String,
-    /// A saved trainer to begin with, where this version has not begun; else what `train fm` left, if anything.
+    /// A saved trainer to begin with, where this version has not begun; else what `train fm` left,
+    /// if anything.
     pub from: Option<PathBuf>,
     /// Where to answer `/metrics`.
     pub metrics: Option<SocketAddr>,
@@ -79,8 +81,8 @@ pub struct FollowReport {
 /// Follows until it is asked to stop; then it has saved and published. Lines of JSON go to `out`.
 ///
 /// # Errors
-/// A work folder that another process has, a saved state that is damaged or of another configuration, a full disk, an
-/// engine that is away for long.
+/// A work folder that another process has, a saved state that is damaged or of another
+/// configuration, a full disk, an engine that is away for long.
 pub fn follow(
     (dataset, config): (&Dataset, &Config),
     engine: Arc<dyn Engine>,

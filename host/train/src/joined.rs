@@ -1,5 +1,5 @@
-//! The stream of joined examples as its followers read it: decoded, with the
-//! content vectors of the data set put back. An engine that fails is asked again for a while, and its failing is no end.
+//! The stream of joined examples as its followers read it: decoded, with the content vectors of the
+//! data set put back. An engine that fails is asked again for a while, and its failing is no end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -63,8 +63,8 @@ impl JoinedReader {
         self.reader.position()
     }
 
-    /// The next records, for the first of which it waits: an empty list at the end of what is there, and none where the
-    /// engine has failed, which says nothing about what is there.
+    /// The next records, for the first of which it waits: an empty list at the end of what is
+    /// there, and none where the engine has failed, which says nothing about what is there.
     ///
     /// # Errors
     /// A record of another version, or an engine that has failed for long.

@@ -1,8 +1,9 @@
 //! The logging tier as a service: it follows the joined examples, and each gets the
 //! embeddings of every FM version that is in use, into the feature logs (paper section 3.3.3).
 //!
-//! Files say up to where in the stream they go, so a tier that was killed goes on after the last complete file: no
-//! request is lost or logged twice. It neither joins nor trains, and answers nobody.
+//! Files say up to where in the stream they go, so a tier that was killed goes on after the last
+//! complete file: no request is lost or logged twice. It neither joins nor trains, and answers
+//! nobody.
 
 mod versions;
 
@@ -66,11 +67,12 @@ pub struct LoggingReport {
     pub position: u64,
 }
 
-/// Follows until it is asked to stop; then the file under way is complete. Lines of JSON go to `out`.
+/// Follows until it is asked to stop; then the file under way is complete. Lines of JSON go to
+/// `out`.
 ///
 /// # Errors
-/// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full disk; an engine that is away
-/// for long.
+/// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full
+/// disk; an engine that is away for long.
 pub fn follow(
     (dataset, config): (&Dataset, &Config),
     engine: Arc<dyn Engine>,

@@ -19,7 +19,8 @@ use hypercast_data::logs::{LogVersion, LogWriter};
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
 
-/// Writes logs of the past (up to `timeline.until`) with the TAEs of a checkpoint into a folder, which is replaced.
+/// Writes logs of the past (up to `timeline.until`) with the TAEs of a checkpoint into a folder,
+/// which is replaced.
 ///
 /// # Errors
 /// As [`materialise`].

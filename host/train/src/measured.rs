@@ -1,7 +1,8 @@
-//! What an expert's `evaluate` is told of what may be published: predictions that were made before their rows were
-//! learned from, and those of what serves on the same rows.
+//! What an expert's `evaluate` is told of what may be published: predictions that were made before
+//! their rows were learned from, and those of what serves on the same rows.
 //!
-//! Rows are labelled by the plugin itself, so its own tasks count as the schema's do. It decides nothing.
+//! Rows are labelled by the plugin itself, so its own tasks count as the schema's do. It decides
+//! nothing.
 
 use std::collections::VecDeque;
 
@@ -136,7 +137,8 @@ impl Measured {
                 if examples == 0 {
                     continue;
                 }
-                // Where only some of the rows are known of what serves, the two are not of the same rows.
+                // Where only some of the rows are known of what serves, the two are not of the same
+                // rows.
                 let compared = rows().all(|(_, cell)| !cell.serving.is_nan());
                 let candidate = rows().map(|(user, cell)| (user, cell.candidate, cell.label));
                 let serving = rows().map(|(user, cell)| (user, cell.serving, cell.label));

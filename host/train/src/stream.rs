@@ -234,7 +234,8 @@ impl ExpertStream {
         Ok(())
     }
 
-    /// From here on the learning rate is constant and small; call it once between a past and a stream.
+    /// From here on the learning rate is constant and small; call it once between a past and a
+    /// stream.
     pub fn go_online(&mut self) {
         let rate = self.settings.online_learning_rate;
         self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
@@ -242,8 +243,8 @@ impl ExpertStream {
         self.trainer.set_batch_rows(self.settings.online_batch_rows);
     }
 
-    /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch` see
-    /// it, and, if it `learns`, learns from the batch.
+    /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch`
+    /// see it, and, if it `learns`, learns from the batch.
     ///
     /// # Errors
     /// Logs that cannot be read, a plugin whose hooks fail.

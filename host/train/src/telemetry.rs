@@ -1,5 +1,5 @@
-//! What a job without an HTTP server of its own counts: the trainers and the logging tier. Prometheus' text, at
-//! `/metrics` of an address that the operator gives, if any.
+//! What a job without an HTTP server of its own counts: the trainers and the logging tier.
+//! Prometheus' text, at `/metrics` of an address that the operator gives, if any.
 //!
 //! The daemon has metrics of its own (`serve::metrics`). Nothing is sent anywhere.
 
@@ -59,7 +59,8 @@ impl Telemetry {
         }
     }
 
-    /// Answers `GET /metrics` at `address`, on a thread that ends with the process; gives the address in use.
+    /// Answers `GET /metrics` at `address`, on a thread that ends with the process; gives the
+    /// address in use.
     ///
     /// # Errors
     /// An address that cannot be had.
@@ -69,7 +70,8 @@ impl Telemetry {
     }
 }
 
-/// Answers `GET /metrics` at `address` with what `render` gives, on a thread that ends with the process; gives the address in use.
+/// Answers `GET /metrics` at `address` with what `render` gives, on a thread that ends with the
+/// process; gives the address in use.
 ///
 /// # Errors
 /// An address that cannot be had.

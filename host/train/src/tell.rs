@@ -1,5 +1,5 @@
-//! What the services of training tell: lines of JSON, and metrics of what all that learn from a stream have in
-//! common. What was predicted well is each trainer's own.
+//! What the services of training tell: lines of JSON, and metrics of what all that learn from a
+//! stream have in common. What was predicted well is each trainer's own.
 
 use std::{io::Write, sync::Arc, time::Duration};
 

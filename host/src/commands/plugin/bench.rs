@@ -245,7 +245,8 @@ fn evaluation(blueprint: &Blueprint) -> Evaluation {
     Evaluation { decision: Decision::Publication, slices: slices.collect() }
 }
 
-/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is less.
+/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is
+/// less.
 fn deadline_ms(loaded: &Loaded) -> u32 {
     bounded(loaded.blueprint.description.limits.deadline_ms, loaded.limits.deadline_ms)
 }
@@ -280,7 +281,8 @@ impl Timed {
         Timed { name, p50_us, p99_us: quantile(&mut took_us, 0.99) }
     }
 
-    /// One of the `calls` that each time was for: a network is asked of two instances, which have a deadline each.
+    /// One of the `calls` that each time was for: a network is asked of two instances, which have a
+    /// deadline each.
     fn each_of(self, calls: f64) -> Timed {
         Timed { p50_us: self.p50_us / calls, p99_us: self.p99_us / calls, ..self }
     }

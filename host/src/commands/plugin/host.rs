@@ -1,4 +1,5 @@
-//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as errors.
+//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as
+//! errors.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -22,7 +23,8 @@ pub struct Host {
     /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// The certificate of the operator's own authority (PEM), for https [default: those of the system]
+    /// The certificate of the operator's own authority (PEM), for https [default: those of the
+    /// system]
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }

@@ -1,4 +1,5 @@
-//! `hypercast plugin keygen FILE`: a key that signs pushes, and the line by which an operator trusts it.
+//! `hypercast plugin keygen FILE`: a key that signs pushes, and the line by which an operator
+//! trusts it.
 
 use std::path::PathBuf;
 

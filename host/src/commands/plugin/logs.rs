@@ -1,4 +1,5 @@
-//! `hypercast plugin logs NAME HOST`: an expert's rollouts, what its plugin wrote of late, and its faults.
+//! `hypercast plugin logs NAME HOST`: an expert's rollouts, what its plugin wrote of late, and its
+//! faults.
 
 use super::{host::Host, push::Told};
 use hypercast_serve::admin::LogsAnswer;

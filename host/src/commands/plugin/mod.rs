@@ -1,5 +1,5 @@
-//! `hypercast plugin ...`: what a surface team does with a component, a file a subcommand. `cargo hypercast` builds the
-//! component and calls these.
+//! `hypercast plugin ...`: what a surface team does with a component, a file a subcommand. `cargo
+//! hypercast` builds the component and calls these.
 
 pub mod bench;
 pub mod check;

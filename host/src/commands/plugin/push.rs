@@ -1,7 +1,8 @@
-//! `hypercast plugin push COMPONENT HOST`: brings a signed component to a daemon, and tells how its rollout goes.
+//! `hypercast plugin push COMPONENT HOST`: brings a signed component to a daemon, and tells how its
+//! rollout goes.
 //!
-//! It ends with 0 once the version answers everybody, with 3 where it waits for an operator, and with 1 where it was refused,
-//! given up or rolled back. Ending it does not end the rollout.
+//! It ends with 0 once the version answers everybody, with 3 where it waits for an operator, and
+//! with 1 where it was refused, given up or rolled back. Ending it does not end the rollout.
 
 use std::{
     path::PathBuf,

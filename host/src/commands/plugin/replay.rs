@@ -1,5 +1,5 @@
-//! `hypercast plugin replay COMPONENT --requests PATH`: a component over recorded requests, beside another version or
-//! what was answered.
+//! `hypercast plugin replay COMPONENT --requests PATH`: a component over recorded requests, beside
+//! another version or what was answered.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +25,8 @@ pub struct Args {
     /// Recorded requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
     #[arg(long, value_name = "PATH")]
     pub requests: PathBuf,
-    /// Its parameters; without any it runs with initial values, which tells of faults and times alone
+    /// Its parameters; without any it runs with initial values, which tells of faults and times
+    /// alone
     #[arg(long, value_name = "FILE")]
     pub parameters: Option<PathBuf>,
     /// Another component, instead of what was answered
@@ -37,7 +38,8 @@ pub struct Args {
     /// Run both with zeros in the embedding's place
     #[arg(long)]
     pub without_tae: bool,
-    /// The schema of the requests (`schema.toml` of a data set) [default: that of the configuration's data set]
+    /// The schema of the requests (`schema.toml` of a data set) [default: that of the
+    /// configuration's data set]
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// The configuration file, for limits, device and data set

@@ -1,4 +1,5 @@
-//! `hypercast plugin sign COMPONENT`: vouches for a component, its parameters, and what they are to be.
+//! `hypercast plugin sign COMPONENT`: vouches for a component, its parameters, and what they are to
+//! be.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,8 @@ pub struct What {
     /// Its parameters; without any it starts from those of the version that serves
     #[arg(long, value_name = "FILE")]
     pub parameters: Option<PathBuf>,
-    /// The surfaces that it is to serve, separated by commas [default: those of the version that serves]
+    /// The surfaces that it is to serve, separated by commas [default: those of the version that
+    /// serves]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub surfaces: Vec<String>,
     /// The FM version that it pins [default: that of its parameters, or of the version that serves]

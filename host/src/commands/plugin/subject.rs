@@ -14,7 +14,8 @@ use hypercast_serve::Result;
 pub struct Subject {
     /// The component, as `cargo hypercast build` writes it.
     pub file: PathBuf,
-    /// The schema that it is to fit (`schema.toml` of a data set); that of `hypercast simulate` if missing
+    /// The schema that it is to fit (`schema.toml` of a data set); that of `hypercast simulate` if
+    /// missing
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// A configuration, whose [plugin_limits] are the budgets; those of an empty one if missing

@@ -1,4 +1,5 @@
-//! What an expert's streaming trainer begins with: where its version stands, or what it makes of the past.
+//! What an expert's streaming trainer begins with: where its version stands, or what it makes of
+//! the past.
 
 use std::{path::Path, sync::Arc};
 
@@ -32,7 +33,8 @@ pub(super) struct Begun {
     pub(super) measured: Measured,
 }
 
-/// Where this version stands, or what it makes of the past. None if it was asked to stop before there was one.
+/// Where this version stands, or what it makes of the past. None if it was asked to stop before
+/// there was one.
 pub(super) fn begin(
     ground: Ground<'_>,
     engine: &Arc<dyn Engine>,
@@ -109,7 +111,8 @@ fn start<'a>(ground: Ground<'a>, rows: u64) -> Start<'a> {
     }
 }
 
-/// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the checkpoint.
+/// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
+/// checkpoint.
 fn learn_past(
     ground: Ground<'_>,
     engine: &Arc<dyn Engine>,

@@ -1,5 +1,5 @@
-//! What may be published: the expert's own word on what was predicted since the last publication, by what learns and
-//! by what was published last, on the same rows. It publishes nothing itself.
+//! What may be published: the expert's own word on what was predicted since the last publication,
+//! by what learns and by what was published last, on the same rows. It publishes nothing itself.
 
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ impl Gate {
         Ok(Last { saved, parameters })
     }
 
-    /// Notes what `stream` said of rows that it is about to learn from, and what was published last would say.
+    /// Notes what `stream` said of rows that it is about to learn from, and what was published last
+    /// would say.
     pub(super) fn measure(
         &mut self,
         stream: &ExpertStream,
@@ -102,7 +103,8 @@ impl Gate {
         self.schedule_faults.inc_by(new);
     }
 
-    /// Whether what was learned may be published. There is nothing to go back to before the first publication.
+    /// Whether what was learned may be published. There is nothing to go back to before the first
+    /// publication.
     pub(super) fn ask(&self) -> Word {
         let evaluation = self.measured.evaluation();
         let verdict = match (judge(&self.blueprint, &evaluation), &self.last) {

@@ -1,5 +1,5 @@
-//! What a streaming expert tells: progressive NE over a window of requests by the schema's labels, how
-//! old events were when they were learned from, and the same as metrics.
+//! What a streaming expert tells: progressive NE over a window of requests by the schema's labels,
+//! how old events were when they were learned from, and the same as metrics.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what it published last
-//! and what was measured since, replaced as one whole, with a checksum.
+//! Where an expert's streaming trainer stands: parameters, optimiser and position in the logs, what
+//! it published last and what was measured since, replaced as one whole, with a checksum.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! A streaming expert over logs that grow: it resumes as if it had not stopped, publishes what it has, and
-//! corrections count in no metric.
+//! A streaming expert over logs that grow: it resumes as if it had not stopped, publishes what it
+//! has, and corrections count in no metric.
 
 use std::path::{Path, PathBuf};
 

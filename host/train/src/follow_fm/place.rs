@@ -1,4 +1,5 @@
-//! Where a streaming trainer stands: its saved state and its position in the stream, replaced as one whole.
+//! Where a streaming trainer stands: its saved state and its position in the stream, replaced as
+//! one whole.
 
 use std::path::{Path, PathBuf};
 

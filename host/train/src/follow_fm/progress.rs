@@ -1,5 +1,5 @@
-//! What a streaming trainer tells: progressive NE over a window of requests, how old events were when they were
-//! learned from, and the same as metrics.
+//! What a streaming trainer tells: progressive NE over a window of requests, how old events were
+//! when they were learned from, and the same as metrics.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -107,7 +107,8 @@ fn said(rows: &[Logged]) -> Vec<(u64, i64, Vec<u32>)> {
     rows.iter().map(row).collect()
 }
 
-/// An engine of which a record, where it stands, can no longer be read: whoever reads on dies there.
+/// An engine of which a record, where it stands, can no longer be read: whoever reads on dies
+/// there.
 struct Deadly {
     engine: Arc<Memory>,
     at: u64,

@@ -1,8 +1,9 @@
 //! The FM versions that the logging tier computes embeddings with, each with weights
 //! that had learned nothing that is still to be logged.
 //!
-//! A publication is put in service once the tier's own position in `joined` is at or past the position
-//! up to which its trainer had learned; until then the next one waits, and the older weights stay.
+//! A publication is put in service once the tier's own position in `joined` is at or past the
+//! position up to which its trainer had learned; until then the next one waits, and the older
+//! weights stay.
 
 use std::{
     path::{Path, PathBuf},
@@ -42,7 +43,8 @@ pub trait ActiveVersions {
     fn to_log(&mut self) -> Result<Vec<ToLog>>;
 }
 
-/// The registry's active and shadow versions, and the configured checkpoint as long as it serves (`serve::plan`).
+/// The registry's active and shadow versions, and the configured checkpoint as long as it serves
+/// (`serve::plan`).
 pub struct Registered {
     follower: versions::Follower,
     checkpoint: PathBuf,
@@ -66,7 +68,8 @@ impl ActiveVersions for Registered {
         let to_log = |fm: &versions::FmVersion| {
             let (checkpoint, published) = match &fm.weights {
                 Weights::Path(path) => (Some(path.clone()), false),
-                // What it began from may be another version's: only its own publications are its weights.
+                // What it began from may be another version's: only its own publications are its
+                // weights.
                 Weights::Published => (None, true),
             };
             ToLog { version: fm.version.clone(), checkpoint, published }
@@ -80,7 +83,8 @@ impl ActiveVersions for Registered {
                     all.push(ToLog { version, checkpoint, published: true });
                 }
                 Ok(_) => {}
-                // Where FMs are registered and none was ever trained here, there is none to configure.
+                // Where FMs are registered and none was ever trained here, there is none to
+                // configure.
                 Err(_) if !all.is_empty() && !self.checkpoint.exists() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -130,8 +134,8 @@ impl LoadedVersions {
         Ok(())
     }
 
-    /// Puts the newest weights in service that may be used for what comes at `position`. Whether any version may be
-    /// used, or will never be at this position: if not, weights must come first.
+    /// Puts the newest weights in service that may be used for what comes at `position`. Whether
+    /// any version may be used, or will never be at this position: if not, weights must come first.
     pub(super) fn advance(&mut self, position: u64) -> Result<bool> {
         for own in &mut self.versions {
             own.advance(&self.loading, position)?;
