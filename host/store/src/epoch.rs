@@ -30,11 +30,11 @@ pub(crate) struct Epochs {
 
 /// A reader within an epoch. What it saw stays until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pin<'a> {
+pub(crate) struct EpochPin<'a> {
     readers: &'a AtomicU64,
 }
 
-impl Drop for Pin<'_> {
+impl Drop for EpochPin<'_> {
     fn drop(&mut self) {
         self.readers.fetch_sub(1, SeqCst);
     }
@@ -44,14 +44,14 @@ impl Epochs {
     /// Enters. It tries again only where the epoch changed between two instructions, so it never
     /// waits for anybody.
     #[inline]
-    pub fn pin(&self) -> Pin<'_> {
+    pub fn pin(&self) -> EpochPin<'_> {
         let stripe = &self.stripes[stripe()];
         loop {
             let epoch = self.current.load(SeqCst);
             let readers = &stripe.readers[epoch as usize % 2];
             readers.fetch_add(1, SeqCst);
             if self.current.load(SeqCst) == epoch {
-                return Pin { readers };
+                return EpochPin { readers };
             }
             readers.fetch_sub(1, SeqCst);
         }

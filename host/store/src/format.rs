@@ -57,7 +57,7 @@ impl RowFormat {
         }
     }
 
-    /// Widens a row.
+    /// Converts a stored row to f32.
     #[inline]
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {

@@ -109,7 +109,7 @@ mod store;
 mod view;
 mod writer;
 
-pub use check::{Checked, check};
+pub use check::{StoreCheck, check};
 pub use error::{Damage, Error, Result};
 pub use format::RowFormat;
 pub use handle::StoreHandle;

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::journal::{Journal, Position};
 use crate::lock::ReadersLock;
 use crate::meta::Meta;
-use crate::view::{Load, View};
+use crate::view::{View, ViewOptions};
 use crate::{RowFormat, StoreOptions, Verify, snapshot};
 
 /// A store that is open for reading, at the generation that was last committed
@@ -35,7 +35,7 @@ impl StoreReader {
         let meta = Meta::read(dir)?;
         let lock = ReadersLock::shared(dir)?;
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
-        let load = Load { shape: meta.shape(), verify, may_rebuild: false };
+        let load = ViewOptions { shape: meta.shape(), verify, may_rebuild: false };
         let view = View::load(dir, &mut journal, load, None)?;
         let followed = journal.position();
         let base_generation = journal.head().base_generation;
@@ -50,8 +50,11 @@ impl StoreReader {
         let mut journal = Journal::open_for_reading(&self.dir, self.meta.dim)?;
         let head = journal.head();
         if head.base_generation != self.base_generation {
-            let load =
-                Load { shape: self.meta.shape(), verify: Verify::Journal, may_rebuild: false };
+            let load = ViewOptions {
+                shape: self.meta.shape(),
+                verify: Verify::Journal,
+                may_rebuild: false,
+            };
             self.view = View::load(&self.dir, &mut journal, load, None)?;
         } else if head.generation > self.followed.generation {
             journal.replay_after(self.followed, &mut self.view.overlay, &mut None)?;
@@ -80,7 +83,7 @@ impl StoreReader {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.meta.dim
     }
@@ -111,7 +114,7 @@ impl StoreReader {
         self.view.gather(ids, out)
     }
 
-    /// See [`Store::snapshot_into`](crate::Store::snapshot_into).
+    /// Writes a snapshot as [`Store::snapshot_into`](crate::Store::snapshot_into) does.
     pub fn snapshot_into(&self, dir: impl AsRef<Path>, format: RowFormat) -> Result<()> {
         snapshot::write(self, &self.view, dir.as_ref(), format)
     }

@@ -7,17 +7,17 @@ use std::path::Path;
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::{self, Contents};
-use crate::journal::{Head, Journal};
+use crate::index::{self, IndexContents};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, WriterLock};
-use crate::meta::{Kind, Meta};
-use crate::writer::Writer;
+use crate::meta::{Meta, StoreKind};
+use crate::writer::StoreWriter;
 use crate::{Error, RowFormat, StoreHandle, StoreOptions, Verify};
 
 /// A snapshot that is open for rows from outside. Dropping it discards what is not committed.
 #[derive(Debug)]
 pub struct ServingStore {
-    writer: Writer,
+    writer: StoreWriter,
 }
 
 impl ServingStore {
@@ -27,18 +27,18 @@ impl ServingStore {
         let dir = dir.as_ref();
         // It initialises nothing.
         let options = StoreOptions { dim, init_scale: 0.0, seed: 0 };
-        let meta = Meta::new(&options, Kind::Inference, format)?;
+        let meta = Meta::new(&options, StoreKind::Inference, format)?;
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) || dir.join("rows-00000.slab").exists() {
             return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
         }
         ReadersLock::create(dir)?;
-        Journal::create(dir, dim, Head::folded(0, 0))?;
-        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        Journal::create(dir, dim, JournalHead::folded(0, 0))?;
+        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
         sync_dir(dir)?;
         meta.write(dir)?;
-        Ok(ServingStore { writer: Writer::load(dir, meta, lock, Verify::Full)? })
+        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, Verify::Full)? })
     }
 
     /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`]
@@ -46,11 +46,11 @@ impl ServingStore {
     pub fn open(dir: impl AsRef<Path>, verify: Verify) -> Result<ServingStore> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
-        if meta.kind == Kind::Training {
+        if meta.kind == StoreKind::Training {
             return Err(Error::NotServing { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
-        Ok(ServingStore { writer: Writer::load(dir, meta, lock, verify)? })
+        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, verify)? })
     }
 
     /// Ids that have a row, uncommitted ones included.
@@ -63,7 +63,7 @@ impl ServingStore {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.writer.meta.dim
     }

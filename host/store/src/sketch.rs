@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, Header, create_zeroed, mix};
+use crate::header::{self, FileHeader, create_zeroed, mix};
 
 const MAGIC: [u8; 8] = *b"HCSKETCH";
 /// Counters in each half; an id has one in either.
@@ -56,7 +56,7 @@ impl Sketch {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io("read", &path)(e)),
         };
-        let [size, sightings, crc, ..] = Header::decode(&bytes, MAGIC, &path)?.fields;
+        let [size, sightings, crc, ..] = FileHeader::decode(&bytes, MAGIC, &path)?.fields;
         let cells = &bytes[header::SIZE..];
         if size != Self::SIZE as u64 || cells.len() != Self::SIZE {
             return Err(corrupt(&path, format!("{} bytes are not its length", bytes.len())));
@@ -75,7 +75,7 @@ impl Sketch {
         let crc = u64::from(crc32fast::hash(&self.cells));
         let fields = [Self::SIZE as u64, self.sightings, crc, 0, 0, 0];
         let len = (header::SIZE + Self::SIZE) as u64;
-        let file = create_zeroed(&partial, &Header { magic: MAGIC, fields }, len)?;
+        let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len)?;
         file.write_all_at(&self.cells, header::SIZE as u64)
             .and_then(|()| file.sync_all())
             .map_err(io("write", &partial))?;
@@ -119,7 +119,7 @@ impl Sketch {
         self.sightings
     }
 
-    /// The counters.
+    /// One byte a counter, in the order of the hash.
     pub fn cells(&self) -> &[u8] {
         &self.cells
     }

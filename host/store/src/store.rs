@@ -8,13 +8,13 @@ use std::path::Path;
 
 use crate::error::{Result, io};
 use crate::header::{mix, sync_dir};
-use crate::index::{self, Contents};
-use crate::journal::{Head, Journal};
+use crate::index::{self, IndexContents};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, WriterLock};
-use crate::meta::{Kind, Meta};
+use crate::meta::{Meta, StoreKind};
 use crate::sketch::Sketch;
 use crate::snapshot;
-use crate::writer::Writer;
+use crate::writer::StoreWriter;
 use crate::{Adagrad, Error, RowFormat, StoreHandle, StoreOptions, StoreReader, Verify};
 
 /// Ids worked on together: their cache misses overlap.
@@ -27,7 +27,7 @@ const MOST_REMOVED: usize = 1 << 20;
 /// it discards what is not committed, as a crash would.
 #[derive(Debug)]
 pub struct Store {
-    writer: Writer,
+    writer: StoreWriter,
     clock: u32,
     admit_after: u8,
     /// The newest removals, with the generation of the commit that has or will have them.
@@ -40,7 +40,7 @@ impl Store {
     /// Makes an empty store in `dir`, which is made if need be and must not hold one.
     pub fn create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
         let dir = dir.as_ref();
-        let meta = Meta::new(options, Kind::Training, RowFormat::F32)?;
+        let meta = Meta::new(options, StoreKind::Training, RowFormat::F32)?;
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) {
@@ -52,11 +52,11 @@ impl Store {
             return Err(Error::AlreadyExists { path: dir.to_owned(), what });
         }
         ReadersLock::create(dir)?;
-        Journal::create(dir, options.dim, Head::folded(0, 0))?;
-        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        Journal::create(dir, options.dim, JournalHead::folded(0, 0))?;
+        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
         sync_dir(dir)?;
         meta.write(dir)?;
-        Ok(Self::of(Writer::load(dir, meta, lock, Verify::Full)?))
+        Ok(Self::of(StoreWriter::load(dir, meta, lock, Verify::Full)?))
     }
 
     /// Opens the store in `dir` for writing, at its last committed generation, and checks all of
@@ -69,11 +69,11 @@ impl Store {
     pub fn open_with(dir: impl AsRef<Path>, verify: Verify) -> Result<Store> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
-        if meta.kind == Kind::Inference {
+        if meta.kind == StoreKind::Inference {
             return Err(Error::ReadOnly { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
-        Ok(Self::of(Writer::load(dir, meta, lock, verify)?))
+        Ok(Self::of(StoreWriter::load(dir, meta, lock, verify)?))
     }
 
     /// Opens the store in `dir`, which must have been made with the same options, or makes it.
@@ -93,7 +93,7 @@ impl Store {
         Self::open(dir)
     }
 
-    fn of(writer: Writer) -> Store {
+    fn of(writer: StoreWriter) -> Store {
         let removed_from = writer.generation();
         Store { writer, clock: 0, admit_after: 1, removed: VecDeque::new(), removed_from }
     }
@@ -108,7 +108,7 @@ impl Store {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.writer.meta.dim
     }
