@@ -8,7 +8,7 @@ use hypercast_data::dataset::Dataset;
 use hypercast_serve::metrics::Metrics;
 use hypercast_stream::engine;
 use hypercast_stream::join::Runner;
-use hypercast_train::telemetry;
+use hypercast_train::job_metrics;
 
 /// Join events to examples, for trainers and daemons that follow them
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     if let Some(address) = args.metrics {
         let metrics = metrics.clone();
-        let address = telemetry::serve(address, move || metrics.render())?;
+        let address = job_metrics::serve(address, move || metrics.render())?;
         println!("metrics at http://{address}/metrics");
     }
     let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;

@@ -15,10 +15,10 @@ use hypercast_fm::metrics::{Keeper, Scored};
 use serde::Serialize;
 
 use super::{
+    eval_window::{EvalWindow, WindowPredictions, judge},
     fm::remove_dir,
     materialise,
-    measured::{Measured, Said, judge},
-    report::{ALL, Line},
+    report::{ALL, ReportLine},
     stream::{ExpertStream, Load, LogView, Start},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -45,16 +45,16 @@ pub struct ExpertReport {
     /// The parameter file, of what was trained or, if that is held, of what serves.
     pub parameters: PathBuf,
     /// Why it may not serve, if the plugin's `evaluate` says so.
-    pub held: Option<Held>,
+    pub held: Option<HeldExpert>,
     /// Seconds that it took.
     pub seconds: f64,
-    /// Metrics of the first pass, each prediction made before learning from it.
-    pub progressive: Vec<Line>,
+    /// TrainingMetrics of the first pass, each prediction made before learning from it.
+    pub progressive: Vec<ReportLine>,
 }
 
 /// Trained parameters that do not serve.
 #[derive(Debug, Clone, Serialize)]
-pub struct Held {
+pub struct HeldExpert {
     /// The plugin's reason, or how it failed.
     pub reason: String,
     /// Where they are.
@@ -63,7 +63,7 @@ pub struct Held {
 
 /// Where the TAEs come from.
 #[derive(Debug, Clone, Copy)]
-pub enum Source<'a> {
+pub enum TrainingSource<'a> {
     /// The configured logs: those of an FM version, or of the only one that they hold.
     Logs(Option<&'a str>),
     /// A checkpoint, which computes them for the data set up to `timeline.until`.
@@ -78,19 +78,19 @@ pub fn train(
     config: &Config,
     entry: &ExpertEntry,
     engine: &Engine,
-    source: Source<'_>,
+    source: TrainingSource<'_>,
 ) -> Result<ExpertReport> {
     let (logs, version) = match source {
-        Source::Logs(version) => (config.paths.logs.clone(), version),
-        Source::Checkpoint(checkpoint) => {
+        TrainingSource::Logs(version) => (config.paths.logs.clone(), version),
+        TrainingSource::Checkpoint(checkpoint) => {
             let logs = config.paths.experts.join(&entry.name).join("past");
             let dataset = Dataset::open(&config.paths.dataset)?;
-            materialise::past(&dataset, config, (checkpoint, &logs))?;
+            materialise::past(&dataset, config, checkpoint, &logs)?;
             (logs, None)
         }
     };
     let report = train_on(config, entry, engine, &LogReader::open_for(&logs, version)?)?;
-    if let Source::Checkpoint(_) = source {
+    if let TrainingSource::Checkpoint(_) = source {
         remove_dir(&logs)?;
     }
     Ok(report)
@@ -129,7 +129,7 @@ fn train_on(
     if let Some(serving) = serving {
         stream.compare_with(serving);
     }
-    let mut metrics = Metrics::new(&blueprint, &log.schema, serving_until_ms);
+    let mut metrics = TrainingMetrics::new(&blueprint, &log.schema, serving_until_ms);
     let mut progress =
         Progress::start(&format!("expert {}", entry.name), survey.rows * settings.epochs as u64);
     stream.learn_past(&view, |report| {
@@ -165,7 +165,7 @@ fn serving(path: &Path, blueprint: &Blueprint) -> Option<Serving> {
 }
 
 /// Replaces what serves, or leaves the parameters beside it.
-fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option<Held>> {
+fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option<HeldExpert>> {
     let candidate = path.with_file_name("candidate.safetensors");
     match verdict {
         Verdict::Publish => {
@@ -179,26 +179,26 @@ fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option
         }
         Verdict::Hold(reason) | Verdict::RollBack(reason) => {
             parameters.save(&candidate)?;
-            Ok(Some(Held { reason, candidate }))
+            Ok(Some(HeldExpert { reason, candidate }))
         }
     }
 }
 
 /// Progressive metrics of the first pass, as the plugin labels its tasks.
-struct Metrics {
+struct TrainingMetrics {
     blueprint: Arc<Blueprint>,
     /// By surface (the count of surfaces for all) and task.
     kept: Keeper<(usize, usize)>,
     schema: Arc<Schema>,
     /// Of all rows.
-    all: Measured,
+    all: EvalWindow,
     /// Of those that what serves has not learned from, which alone compare the two.
-    new: Measured,
+    new: EvalWindow,
     /// What serves has learned from requests up to this time.
     serving_until_ms: Option<i64>,
 }
 
-impl Metrics {
+impl TrainingMetrics {
     fn new(
         blueprint: &Arc<Blueprint>,
         schema: &Arc<Schema>,
@@ -208,14 +208,14 @@ impl Metrics {
             blueprint: blueprint.clone(),
             kept: Keeper::new(1 << 20),
             schema: schema.clone(),
-            all: Measured::new(blueprint),
-            new: Measured::new(blueprint),
+            all: EvalWindow::new(blueprint),
+            new: EvalWindow::new(blueprint),
             serving_until_ms,
         }
     }
 
     /// For the plugin's `evaluate`.
-    fn measured(&self) -> &Measured {
+    fn measured(&self) -> &EvalWindow {
         if self.new.is_empty() { &self.all } else { &self.new }
     }
 
@@ -224,8 +224,11 @@ impl Metrics {
         if report.predictions.is_empty() {
             return;
         }
-        let said =
-            |serving| Said { candidate: &report.predictions, serving, targets: report.targets };
+        let said = |serving| WindowPredictions {
+            candidate: &report.predictions,
+            serving,
+            targets: report.targets,
+        };
         let examples = || report.examples.iter().copied();
         self.all.push(examples(), said(&[]), |_| true);
         if let Some(until_ms) = self.serving_until_ms.filter(|_| !report.serving.is_empty()) {
@@ -253,12 +256,12 @@ impl Metrics {
         }
     }
 
-    fn lines(&self) -> Vec<Line> {
+    fn lines(&self) -> Vec<ReportLine> {
         let surface =
             |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
         let tasks = &self.blueprint.description.tasks;
-        let line =
-            |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| Line {
+        let line = |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| {
+            ReportLine {
                 surface: surface(at),
                 task: tasks[task].name.clone(),
                 n: summary.n,
@@ -266,7 +269,8 @@ impl Metrics {
                 auc: summary.auc,
                 gauc: summary.gauc,
                 best_ne: None,
-            };
+            }
+        };
         self.kept.summaries().map(line).collect()
     }
 }
@@ -323,8 +327,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
         let guests = Engine::new(config.guests()).unwrap();
-        let trained =
-            |plugin: &Path| train(&config, &entry(plugin), &guests, Source::Logs(None)).unwrap();
+        let trained = |plugin: &Path| {
+            train(&config, &entry(plugin), &guests, TrainingSource::Logs(None)).unwrap()
+        };
         let report = trained(&good.join("mlp-fusion.wasm"));
         assert!(report.held.is_none());
         let serving = std::fs::read(&report.parameters).unwrap();
@@ -346,8 +351,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = logged(dir.path(), 60);
         let guests = Engine::new(config.guests()).unwrap();
-        let trained =
-            |config: &Config| train(config, &entry(&plugin), &guests, Source::Logs(None)).unwrap();
+        let trained = |config: &Config| {
+            train(config, &entry(&plugin), &guests, TrainingSource::Logs(None)).unwrap()
+        };
         // It refuses whatever is compared with what serves.
         assert!(trained(&config).held.is_none(), "nothing serves yet");
         assert!(trained(&config).held.is_none(), "what serves has learned from all of the logs");

@@ -13,8 +13,8 @@ use hypercast_fm::{
 };
 use serde::Serialize;
 
-use super::report::{Collector, Line, Rows};
-use super::saved::{Over, Phase, Place};
+use super::report::{ProgressiveCollector, ReportLine, TaskRows};
+use super::run_state::{Over, RunPhase, RunPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_core::dir_lock::DirLock;
@@ -34,12 +34,12 @@ pub struct FmReport {
     pub requests: u64,
     /// Candidates learned from.
     pub rows: u64,
-    /// Rows logged with their TAE.
+    /// TaskRows logged with their TAE.
     pub logged_rows: u64,
     /// Seconds that it took.
     pub seconds: f64,
     /// Progressive metrics: each prediction made before learning from it.
-    pub progressive: Vec<Line>,
+    pub progressive: Vec<ReportLine>,
 }
 
 /// What the FM is told of a schema; main tasks come first.
@@ -113,9 +113,9 @@ pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resul
         remove_dir(&config.paths.fm_work.join(own))?;
     }
     let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
-    let collector = Collector::new(&spec);
+    let collector = ProgressiveCollector::new(&spec);
     let over = Over { dataset, config, until_ms };
-    Run::new(trainer, collector, spec, Place::default(), dataset).complete(over)
+    FmRun::new(trainer, collector, spec, RunPosition::default(), dataset).complete(over)
 }
 
 /// Goes on with a training that was interrupted after it had been saved (`fm.save_every_requests`):
@@ -130,10 +130,10 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     let (place, collector) = over.load(&spec)?;
     let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
     let trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
-    if place.phase == Phase::Stream {
+    if place.phase == RunPhase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;
     }
-    Run::new(trainer, collector, spec, place, dataset).complete(over)
+    FmRun::new(trainer, collector, spec, place, dataset).complete(over)
 }
 
 /// Where a finished training leaves its trainer, for one that goes on with the stream.
@@ -146,22 +146,22 @@ pub fn truth_order(spec: &FmSpec, schema: &Schema) -> Vec<usize> {
     spec.tasks.iter().map(|task| schema.task(&task.name).unwrap_or(usize::MAX)).collect()
 }
 
-struct Run {
+struct FmRun {
     trainer: Box<dyn FmTrainer>,
-    collector: Collector,
+    collector: ProgressiveCollector,
     truth_order: Vec<usize>,
     spec: FmSpec,
-    place: Place,
+    place: RunPosition,
     /// Requests since the run was saved.
     unsaved: u64,
 }
 
-impl Run {
+impl FmRun {
     fn new(
         trainer: Box<dyn FmTrainer>,
-        collector: Collector,
+        collector: ProgressiveCollector,
         spec: FmSpec,
-        place: Place,
+        place: RunPosition,
         dataset: &Dataset,
     ) -> Self {
         let truth_order = truth_order(&spec, &dataset.schema);
@@ -170,9 +170,9 @@ impl Run {
 
     fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
         let started = std::time::Instant::now();
-        if self.place.phase == Phase::Pretraining {
+        if self.place.phase == RunPhase::Pretraining {
             self.pretrain(over)?;
-            self.place = Place { phase: Phase::Stream, done: 0, ..self.place };
+            self.place = RunPosition { phase: RunPhase::Stream, done: 0, ..self.place };
         }
         self.stream(over)?;
         self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
@@ -195,7 +195,7 @@ impl Run {
         let mut progress = Progress::start("FM on past histories", examples.examples() as u64);
         progress.advance(self.place.done, String::new);
         let mut batch = Vec::with_capacity(config.fm.batch_requests);
-        let mut seen = Collector::new(&self.spec);
+        let mut seen = ProgressiveCollector::new(&self.spec);
         let mut examples = examples.skip(self.place.done as usize).peekable();
         while let Some(example) = examples.next() {
             batch.push(example);
@@ -271,7 +271,7 @@ impl Run {
     fn learn(
         &mut self,
         batch: &[Example],
-        aside: Option<&mut Collector>,
+        aside: Option<&mut ProgressiveCollector>,
         log: Option<&mut LogWriter>,
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
@@ -282,7 +282,7 @@ impl Run {
         for example in batch {
             let rows = example.targets.len();
             let cells = row * tasks..(row + rows) * tasks;
-            let view = Rows {
+            let view = TaskRows {
                 predictions: &said.predictions[cells.clone()],
                 labels: &said.labels[cells.clone()],
                 mask: &said.mask[cells],

@@ -28,18 +28,18 @@ use serde_json::json;
 
 pub use self::feed::FeedPosition;
 use self::{
-    begin::{Begun, begin},
-    feed::{Feed, Next},
-    gate::{Gate, Word},
-    progress::Progress,
-    state::{LastPublished, State},
+    begin::{Beginning, StartedTrainer, begin},
+    feed::{FeedItem, LogFeed},
+    gate::{GateDecision, PublishGate},
+    progress::ExpertProgress,
+    state::{FollowerState, LastPublished},
 };
 use super::{
+    progress_log::{tell, told},
     stream::ExpertStream,
-    tell::{tell, told},
 };
 use crate::error::Result;
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
@@ -60,7 +60,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What to follow, and how.
 #[derive(Debug, Clone, Default)]
-pub struct FollowOptions {
+pub struct FollowExpertOptions {
     /// The version that is trained: it names the stream of weights and the work folder; the
     /// plugin's own if missing.
     pub version: Option<String>,
@@ -79,7 +79,7 @@ pub struct FollowOptions {
 
 /// Where a trainer stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ExpertCheckpoint {
     /// After the last row learned from.
     pub position: FeedPosition,
     /// Requests learned from behind the stream.
@@ -94,16 +94,16 @@ pub struct Place {
 
 /// What a trainer did since it was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FollowReport {
+pub struct FollowExpertReport {
     /// Where it stands; none if there was nothing to begin with.
-    pub place: Option<Place>,
+    pub place: Option<ExpertCheckpoint>,
     /// Publications.
     pub published: u64,
 }
 
 /// What an expert is trained from and with.
 #[derive(Clone, Copy)]
-pub struct Ground<'a> {
+pub struct ExpertContext<'a> {
     /// The data set: its content vectors, and the past where TAEs are computed on the spot.
     pub dataset: &'a Dataset,
     /// The configuration.
@@ -121,25 +121,28 @@ pub struct Ground<'a> {
 /// A work folder that another process has, a saved state that is damaged or of another network, a
 /// plugin that is refused or faults, a full disk.
 pub fn follow(
-    ground: Ground<'_>,
+    context: ExpertContext<'_>,
     engine: Arc<dyn Engine>,
-    options: &FollowOptions,
-    (stop, out): (&Shutdown, &mut dyn Write),
-) -> Result<FollowReport> {
-    let Ground { config, entry, .. } = ground;
+    options: &FollowExpertOptions,
+    shutdown: &Shutdown,
+    out: &mut dyn Write,
+) -> Result<FollowExpertReport> {
+    let ExpertContext { config, entry, .. } = context;
     let version = match &options.version {
         Some(version) => version.clone(),
-        None => plugin_version(ground)?,
+        None => plugin_version(context)?,
     };
     let work = work_dir(config, entry, &version);
     let _owner = DirLock::acquire(&work)?;
-    let Some((begun, feed, surfaces)) = begin(ground, &engine, (options, &work), stop)? else {
-        return Ok(FollowReport { place: None, published: 0 });
+    let Some(Beginning { trainer: begun, feed, surfaces }) =
+        begin(context, &engine, options, &work, shutdown)?
+    else {
+        return Ok(FollowExpertReport { place: None, published: 0 });
     };
-    let telemetry = Arc::new(Telemetry::default());
-    let Begun { blueprint, stream, place, last, measured } = begun;
-    let progress = Progress::new(&ground.dataset.schema, &blueprint, &telemetry);
-    let gate = Gate::new(blueprint, measured, last, &telemetry)?;
+    let telemetry = Arc::new(JobMetrics::default());
+    let StartedTrainer { blueprint, stream, place, last, measured } = begun;
+    let progress = ExpertProgress::new(&context.dataset.schema, &blueprint, &telemetry);
+    let gate = PublishGate::new(blueprint, measured, last, &telemetry)?;
     if let Some(address) = options.metrics {
         let address = telemetry.serve(address)?;
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
@@ -147,8 +150,8 @@ pub fn follow(
     let topic = Topic::expert(&entry.name, &version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
-    let following = Following {
-        ground,
+    let following = ExpertFollower {
+        context,
         engine,
         version,
         work,
@@ -163,7 +166,7 @@ pub fn follow(
         asked_position: None,
         published: 0,
     };
-    following.run(options, (stop, out))
+    following.run(options, shutdown, out)
 }
 
 /// The work folder of a version's trainer.
@@ -171,25 +174,25 @@ pub fn work_dir(config: &Config, entry: &ExpertEntry, version: &str) -> PathBuf 
     config.paths.experts.join(&entry.name).join("follow").join(version)
 }
 
-fn plugin_version(ground: Ground<'_>) -> Result<String> {
-    let Ground { dataset, config, entry, guests } = ground;
+fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
+    let ExpertContext { dataset, config, entry, guests } = context;
     let options = config.load_options(&entry.name);
     let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
     Ok(blueprint.description.version.clone())
 }
 
-struct Following<'a> {
-    ground: Ground<'a>,
+struct ExpertFollower<'a> {
+    context: ExpertContext<'a>,
     engine: Arc<dyn Engine>,
     version: String,
     work: PathBuf,
-    feed: Feed,
+    feed: LogFeed,
     surfaces: Vec<u16>,
     stream: ExpertStream,
-    place: Place,
+    place: ExpertCheckpoint,
     publisher: Publisher,
-    gate: Gate,
-    progress: Progress,
+    gate: PublishGate,
+    progress: ExpertProgress,
     asked_at: Instant,
     /// Where it stood when it asked last whether it may publish.
     asked_position: Option<FeedPosition>,
@@ -198,20 +201,20 @@ struct Following<'a> {
 
 /// Rows that are learned from together.
 #[derive(Default)]
-struct Batch {
+struct LoggedBatch {
     examples: Vec<Example>,
     tae: Vec<f32>,
     rows: usize,
 }
 
-impl Batch {
+impl LoggedBatch {
     fn add(&mut self, logged: Logged) {
         self.rows += logged.example.targets.len();
         self.tae.extend_from_slice(&logged.tae);
         self.examples.push(logged.example);
     }
 
-    fn append(&mut self, mut other: Batch) {
+    fn append(&mut self, mut other: LoggedBatch) {
         self.rows += other.rows;
         self.tae.append(&mut other.tae);
         self.examples.append(&mut other.examples);
@@ -223,31 +226,32 @@ impl Batch {
 }
 
 /// Rows and corrections that wait to be learned from.
-struct Waiting {
-    rows: Batch,
-    corrections: Batch,
+struct PendingBatch {
+    rows: LoggedBatch,
+    corrections: LoggedBatch,
     ingested_ms: Vec<i64>,
     since: Instant,
     /// After the last of them.
     position: FeedPosition,
 }
 
-impl Following<'_> {
+impl ExpertFollower<'_> {
     fn run(
         mut self,
-        options: &FollowOptions,
-        (stop, out): (&Shutdown, &mut dyn Write),
-    ) -> Result<FollowReport> {
-        let most = self.ground.config.expert_training.online_batch_rows;
-        let every = Duration::from_secs(self.ground.config.publish.every_s);
+        options: &FollowExpertOptions,
+        shutdown: &Shutdown,
+        out: &mut dyn Write,
+    ) -> Result<FollowExpertReport> {
+        let most = self.context.config.expert_training.online_batch_rows;
+        let every = Duration::from_secs(self.context.config.publish.every_s);
         if !self.publisher.has_snapshot() {
             self.ask(out)?;
         }
-        let mut waiting = None::<Waiting>;
-        while !stop.is_requested() {
+        let mut waiting = None::<PendingBatch>;
+        while !shutdown.is_requested() {
             let next = self.feed.next(LOOK_EVERY)?;
-            let at_end = options.until_end && matches!(next, Next::End);
-            if let Next::Row(logged) = next
+            let at_end = options.until_end && matches!(next, FeedItem::End);
+            if let FeedItem::WindowRow(logged) = next
                 && self.is_own(&logged)
             {
                 let position = self.feed.position();
@@ -256,14 +260,15 @@ impl Following<'_> {
                 if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
                     self.learn(waiting.take().expect("it is there"), out)?;
                 }
-                let own = waiting.get_or_insert_with(|| Waiting::new(position));
+                let own = waiting.get_or_insert_with(|| PendingBatch::new(position));
                 own.add(logged, position);
             } else if waiting.is_none() {
                 self.place.position = self.feed.position();
             }
-            let full = |own: &Waiting| own.rows() >= most;
-            let waited = |own: &Waiting| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
-            let ready = |own: &Waiting| full(own) || at_end || waited(own);
+            let full = |own: &PendingBatch| own.rows() >= most;
+            let waited =
+                |own: &PendingBatch| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
+            let ready = |own: &PendingBatch| full(own) || at_end || waited(own);
             if waiting.as_ref().is_some_and(ready) {
                 self.learn(waiting.take().expect("it is there"), out)?;
             }
@@ -275,15 +280,15 @@ impl Following<'_> {
             }
         }
         self.ask(out)?;
-        Ok(FollowReport { place: Some(self.place), published: self.published })
+        Ok(FollowExpertReport { place: Some(self.place), published: self.published })
     }
 
     fn is_own(&self, logged: &Logged) -> bool {
         !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
     }
 
-    fn learn(&mut self, waiting: Waiting, out: &mut dyn Write) -> Result<()> {
-        let Waiting { mut rows, corrections, ingested_ms, position, .. } = waiting;
+    fn learn(&mut self, waiting: PendingBatch, out: &mut dyn Write) -> Result<()> {
+        let PendingBatch { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
             let predictions = self.stream.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
@@ -303,7 +308,7 @@ impl Following<'_> {
             self.progress.latency(now_ms - ingested_ms);
         }
         self.progress.corrected(late);
-        self.place = Place {
+        self.place = ExpertCheckpoint {
             position,
             requests: self.place.requests + requests,
             corrections: self.place.corrections + late,
@@ -362,10 +367,10 @@ impl Following<'_> {
             false => self.gate.state(),
         };
         let trainer = self.stream.saved();
-        State { place: self.place, trainer, published, measured }.write(&self.work)
+        FollowerState { place: self.place, trainer, published, measured }.write(&self.work)
     }
 
-    fn publish(&mut self, word: &Word, out: &mut dyn Write) -> Result<()> {
+    fn publish(&mut self, word: &GateDecision, out: &mut dyn Write) -> Result<()> {
         let started = Instant::now();
         let facts = Facts {
             trained_position: self.place.position.number(),
@@ -375,7 +380,7 @@ impl Following<'_> {
         let published = self.publisher.publish(self.stream.parameters(), facts)?;
         self.published += 1;
         self.gate.published(self.stream.saved())?;
-        let Ground { dataset, config, entry, guests } = self.ground;
+        let ExpertContext { dataset, config, entry, guests } = self.context;
         let own = OwnExpert {
             config,
             entry,
@@ -391,10 +396,10 @@ impl Following<'_> {
     }
 }
 
-impl Waiting {
-    fn new(position: FeedPosition) -> Waiting {
-        let (rows, corrections) = (Batch::default(), Batch::default());
-        Waiting { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
+impl PendingBatch {
+    fn new(position: FeedPosition) -> PendingBatch {
+        let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
+        PendingBatch { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
     }
 
     fn rows(&self) -> usize {

@@ -7,7 +7,7 @@
 //! batch depends on when they come, so two runs are equal where the records were there. It neither
 //! joins nor logs, and needs no daemon.
 
-mod place;
+mod checkpoint;
 mod progress;
 
 use std::{
@@ -26,16 +26,17 @@ use hypercast_fm::{
 use serde_json::json;
 
 use self::{
-    place::Place,
-    progress::{Meters, Progress},
+    checkpoint::FmCheckpoint,
+    progress::{FmMeters, FmProgress},
 };
 use super::{
     fm::dataset_spec,
-    joined::JoinedReader,
-    tell::{tell, told},
+    joined_reader::JoinedReader,
+    progress_log::{tell, told},
 };
+use crate::ServiceContext;
 use crate::error::Result;
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
@@ -53,7 +54,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What to follow, and how.
 #[derive(Debug, Clone)]
-pub struct FollowOptions {
+pub struct FollowFmOptions {
     /// The version that is trained: it names the stream of weights and the work folder.
     pub version: String,
     /// A saved trainer to begin with, where this version has not begun; else what `train fm` left,
@@ -67,7 +68,7 @@ pub struct FollowOptions {
 
 /// What a trainer did since it was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FollowReport {
+pub struct FollowFmReport {
     /// Requests learned from.
     pub requests: u64,
     /// Corrections learned from.
@@ -84,19 +85,20 @@ pub struct FollowReport {
 /// A work folder that another process has, a saved state that is damaged or of another
 /// configuration, a full disk, an engine that is away for long.
 pub fn follow(
-    (dataset, config): (&Dataset, &Config),
-    engine: Arc<dyn Engine>,
-    options: &FollowOptions,
-    (stop, out): (&Shutdown, &mut dyn Write),
-) -> Result<FollowReport> {
+    context: ServiceContext<'_>,
+    options: &FollowFmOptions,
+    shutdown: &Shutdown,
+    out: &mut dyn Write,
+) -> Result<FollowFmReport> {
+    let ServiceContext { dataset, config, engine } = context;
     let work = work_dir(config, &options.version);
     let _owner = DirLock::acquire(&work)?;
     let spec = dataset_spec(dataset)?;
-    let (trainer, place) = begin((config, &spec), options, &work)?;
+    let (trainer, place) = begin(config, &spec, options, &work)?;
     let from = place.as_ref().map(|place| place.position);
     let place = place.unwrap_or_default();
-    let telemetry = Arc::new(Telemetry::default());
-    let meters = Meters::new(&telemetry);
+    let telemetry = Arc::new(JobMetrics::default());
+    let meters = FmMeters::new(&telemetry);
     if let Some(address) = options.metrics {
         let address = telemetry.serve(address)?;
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
@@ -105,7 +107,7 @@ pub fn follow(
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
     let reader = JoinedReader::open(engine.clone(), dataset, from)?;
-    let follower = Following {
+    let follower = FmFollower {
         config,
         options,
         work,
@@ -114,15 +116,15 @@ pub fn follow(
         reader,
         trainer,
         publisher,
-        progress: Progress::new(&spec, place.window.clone()),
+        progress: FmProgress::new(&spec, place.window.clone()),
         published_at: Instant::now(),
         published_position: None,
         saved_requests: place.requests,
         place,
         meters,
-        report: FollowReport::default(),
+        report: FollowFmReport::default(),
     };
-    follower.run(stop, out)
+    follower.run(shutdown, out)
 }
 
 /// The work folder of a version's trainer.
@@ -132,17 +134,18 @@ pub fn work_dir(config: &Config, version: &str) -> PathBuf {
 
 /// The trainer where this version stands, or what it begins with and no place.
 fn begin(
-    (config, spec): (&Config, &FmSpec),
-    options: &FollowOptions,
+    config: &Config,
+    spec: &FmSpec,
+    options: &FollowFmOptions,
     work: &Path,
-) -> Result<(Box<dyn FmTrainer>, Option<Place>)> {
+) -> Result<(Box<dyn FmTrainer>, Option<FmCheckpoint>)> {
     let own = work.join("trainer");
     let resume = |saved: &Path| {
         let from = Resume { saved, work: &own };
         trainer::resume(from, &config.fm, spec, config.device)
     };
-    if let Some(place) = Place::read(work)? {
-        return Ok((resume(&place::trainer_dir(work))?, Some(place)));
+    if let Some(place) = FmCheckpoint::read(work)? {
+        return Ok((resume(&checkpoint::trainer_dir(work))?, Some(place)));
     }
     let trained = super::fm::trained_dir(config);
     let from = options.from.clone().or_else(|| trained.exists().then_some(trained));
@@ -159,28 +162,28 @@ fn begin(
     Ok((trainer, None))
 }
 
-struct Following<'a> {
+struct FmFollower<'a> {
     config: &'a Config,
-    options: &'a FollowOptions,
+    options: &'a FollowFmOptions,
     work: PathBuf,
     engine: Arc<dyn Engine>,
     dataset: &'a Dataset,
     reader: JoinedReader,
     trainer: Box<dyn FmTrainer>,
     publisher: Publisher,
-    place: Place,
-    progress: Progress,
-    meters: Meters,
+    place: FmCheckpoint,
+    progress: FmProgress,
+    meters: FmMeters,
     published_at: Instant,
     /// How far the trainer had learned when it published last.
     published_position: Option<u64>,
     saved_requests: u64,
-    report: FollowReport,
+    report: FollowFmReport,
 }
 
 /// Records that are learned from together.
 #[derive(Default)]
-struct Batch {
+struct JoinedBatch {
     examples: Vec<Example>,
     corrections: Vec<Example>,
     /// When the newest event of each example was taken in.
@@ -189,7 +192,7 @@ struct Batch {
     since: Option<Instant>,
 }
 
-impl Batch {
+impl JoinedBatch {
     fn len(&self) -> usize {
         self.examples.len() + self.corrections.len()
     }
@@ -199,11 +202,11 @@ impl Batch {
     }
 }
 
-impl Following<'_> {
-    fn run(mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<FollowReport> {
+impl FmFollower<'_> {
+    fn run(mut self, stop: &Shutdown, out: &mut dyn Write) -> Result<FollowFmReport> {
         let size = self.config.fm.batch_requests.max(1);
         let every = Duration::from_secs(self.config.publish.every_s);
-        let mut batch = Batch::default();
+        let mut batch = JoinedBatch::default();
         if !self.publisher.has_snapshot() {
             self.publish(out)?;
         }
@@ -230,7 +233,7 @@ impl Following<'_> {
     }
 
     /// Whether records came, or may be there.
-    fn read(&mut self, batch: &mut Batch, size: usize) -> Result<bool> {
+    fn read(&mut self, batch: &mut JoinedBatch, size: usize) -> Result<bool> {
         let Some(records) = self.reader.next(size - batch.len(), LOOK_EVERY)? else {
             return Ok(true);
         };
@@ -249,7 +252,7 @@ impl Following<'_> {
         Ok(came)
     }
 
-    fn learn(&mut self, batch: Batch, out: &mut dyn Write) -> Result<()> {
+    fn learn(&mut self, batch: JoinedBatch, out: &mut dyn Write) -> Result<()> {
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
         let said = self.trainer.step_with(&examples, &corrections)?;

@@ -20,20 +20,19 @@ use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
 pub use self::versions::{ActiveVersions, Registered, ToLog};
-use self::versions::{LoadedVersions, Loading};
+use self::versions::{FmLoading, LoadedVersions};
 use super::{
-    joined::{JoinedReader, Record},
-    tell::tell,
+    joined_reader::{JoinedReader, JoinedRecord},
+    progress_log::tell,
 };
+use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::{LogRow, LogWriter};
-use hypercast_stream::engine::Engine;
 
 /// Records a read.
 const RECORDS: usize = 256;
@@ -74,25 +73,26 @@ pub struct LoggingReport {
 /// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full
 /// disk; an engine that is away for long.
 pub fn follow(
-    (dataset, config): (&Dataset, &Config),
-    engine: Arc<dyn Engine>,
+    context: ServiceContext<'_>,
     active: &mut dyn ActiveVersions,
     options: LoggingOptions,
-    (stop, out): (&Shutdown, &mut dyn Write),
+    shutdown: &Shutdown,
+    out: &mut dyn Write,
 ) -> Result<LoggingReport> {
+    let ServiceContext { dataset, config, engine } = context;
     let _owner = DirLock::acquire(&config.paths.logs)?;
     let log =
         LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
-    let telemetry = Arc::new(Telemetry::default());
-    let meters = Meters::new(&telemetry);
+    let telemetry = Arc::new(JobMetrics::default());
+    let meters = LoggingMeters::new(&telemetry);
     if let Some(address) = options.metrics {
         let address = telemetry.serve(address)?;
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
     }
     let serving = config.fm_logging.loading(config.device);
-    let loading = Loading { engine, serving, work: work_dir(config) };
-    let tier = Tier {
+    let loading = FmLoading { engine, serving, work: work_dir(config) };
+    let tier = LoggingTier {
         config,
         position: reader.position(),
         log,
@@ -103,7 +103,7 @@ pub fn follow(
         said: Instant::now(),
         waits: false,
     };
-    tier.run(active, options, (stop, out))
+    tier.run(active, options, shutdown, out)
 }
 
 /// Where the tier keeps the rows of FMs whose weights are published.
@@ -111,14 +111,14 @@ fn work_dir(config: &Config) -> PathBuf {
     config.paths.fm_work.join("logging")
 }
 
-struct Tier<'a> {
+struct LoggingTier<'a> {
     config: &'a Config,
     log: LogWriter,
     reader: JoinedReader,
     versions: LoadedVersions,
     /// After the last record that was logged.
     position: u64,
-    meters: Meters,
+    meters: LoggingMeters,
     report: LoggingReport,
     said: Instant,
     /// Whether it was said that weights must come first.
@@ -127,17 +127,17 @@ struct Tier<'a> {
 
 /// Records that go through the FMs together.
 #[derive(Default)]
-struct Batch {
-    records: Vec<Record>,
+struct LoggingBatch {
+    records: Vec<JoinedRecord>,
     targets: usize,
     since: Option<Instant>,
 }
 
-impl Batch {
+impl LoggingBatch {
     /// The next records of at most so many targets, or one record.
-    fn take(&mut self, most: usize) -> Vec<Record> {
+    fn take(&mut self, most: usize) -> Vec<JoinedRecord> {
         let mut targets = 0;
-        let fits = |record: &&Record| {
+        let fits = |record: &&JoinedRecord| {
             targets += record.example.targets.len();
             targets <= most
         };
@@ -152,18 +152,19 @@ impl Batch {
     }
 }
 
-impl Tier<'_> {
+impl LoggingTier<'_> {
     fn run(
         mut self,
         active: &mut dyn ActiveVersions,
         options: LoggingOptions,
-        (stop, out): (&Shutdown, &mut dyn Write),
+        shutdown: &Shutdown,
+        out: &mut dyn Write,
     ) -> Result<LoggingReport> {
         let (most, wait) =
             (self.config.fm_logging.batch_candidates, self.config.fm_logging.batch_wait());
-        let mut batch = Batch::default();
+        let mut batch = LoggingBatch::default();
         let mut asked = None::<Instant>;
-        while !stop.is_requested() {
+        while !shutdown.is_requested() {
             if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
                 self.versions.set(active.to_log()?)?;
                 asked = Some(Instant::now());
@@ -195,7 +196,7 @@ impl Tier<'_> {
     }
 
     /// Whether records came, or may be there.
-    fn read(&mut self, batch: &mut Batch, wait: Duration) -> Result<bool> {
+    fn read(&mut self, batch: &mut LoggingBatch, wait: Duration) -> Result<bool> {
         if batch.targets >= self.config.fm_logging.batch_candidates {
             return Ok(false);
         }
@@ -209,7 +210,7 @@ impl Tier<'_> {
         Ok(came)
     }
 
-    fn log_batch(&mut self, records: Vec<Record>) -> Result<()> {
+    fn log_batch(&mut self, records: Vec<JoinedRecord>) -> Result<()> {
         let versions = self.versions.usable();
         let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
         let taes = self.versions.infer(&examples).map_err(|error| {
@@ -272,15 +273,15 @@ impl Tier<'_> {
 }
 
 /// The metrics.
-struct Meters {
+struct LoggingMeters {
     latency: Histogram,
     requests: IntCounter,
     rows: IntCounter,
     position: Gauge,
 }
 
-impl Meters {
-    fn new(telemetry: &Arc<Telemetry>) -> Self {
+impl LoggingMeters {
+    fn new(telemetry: &Arc<JobMetrics>) -> Self {
         Self {
             latency: telemetry.seconds(
                 "hypercast_event_to_log_seconds",
@@ -293,7 +294,7 @@ impl Meters {
         }
     }
 
-    fn logged(&self, records: &[Record], rows: usize, position: u64) {
+    fn logged(&self, records: &[JoinedRecord], rows: usize, position: u64) {
         let now_ms = now_ms();
         for record in records {
             self.latency.observe((now_ms - record.ingested_ms).max(0) as f64 / 1e3);

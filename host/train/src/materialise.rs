@@ -24,7 +24,7 @@ const BATCH: usize = 128;
 ///
 /// # Errors
 /// As [`materialise`].
-pub fn past(dataset: &Dataset, config: &Config, (checkpoint, logs): (&Path, &Path)) -> Result<u64> {
+pub fn past(dataset: &Dataset, config: &Config, checkpoint: &Path, logs: &Path) -> Result<u64> {
     super::fm::remove_dir(logs)?;
     let mut config = config.clone();
     config.paths.fm = checkpoint.to_path_buf();

@@ -12,20 +12,20 @@ use serde::Serialize;
 /// The name of the slice over all surfaces.
 pub const ALL: &str = "all";
 
-/// Rows kept a slice; a longer stream reports its newest part.
+/// TaskRows kept a slice; a longer stream reports its newest part.
 const KEEP: usize = 1 << 20;
 
-/// Rows a task that a progress bar speaks of.
+/// TaskRows a task that a progress bar speaks of.
 const RECENT: usize = 10_000;
 
 /// Metrics of one surface and task.
 #[derive(Debug, Clone, Serialize)]
-pub struct Line {
+pub struct ReportLine {
     /// The surface, or `all`.
     pub surface: String,
     /// The task.
     pub task: String,
-    /// Rows.
+    /// TaskRows.
     pub n: usize,
     /// Normalised entropy.
     pub ne: Option<f64>,
@@ -39,7 +39,7 @@ pub struct Line {
 
 /// Collects predictions of binary tasks as they are made.
 #[derive(Debug)]
-pub struct Collector {
+pub struct ProgressiveCollector {
     surfaces: Vec<String>,
     /// The binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
@@ -51,7 +51,7 @@ pub struct Collector {
 
 /// Predictions and labels of an example's targets, row-major over all tasks.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
+pub struct TaskRows<'a> {
     /// NaN where there is none.
     pub predictions: &'a [f32],
     /// 0 or 1 for binary tasks.
@@ -60,7 +60,7 @@ pub struct Rows<'a> {
     pub mask: &'a [bool],
 }
 
-impl Collector {
+impl ProgressiveCollector {
     /// For an FM's tasks.
     pub fn new(spec: &FmSpec) -> Self {
         let binary = spec
@@ -78,7 +78,7 @@ impl Collector {
     }
 
     /// Adds the targets of an example; `truth_order` maps the tasks here to `Target::truth`.
-    pub fn push(&mut self, example: &Example, rows: Rows<'_>, truth_order: &[usize]) {
+    pub fn push(&mut self, example: &Example, rows: TaskRows<'_>, truth_order: &[usize]) {
         let tasks = rows.labels.len() / example.targets.len().max(1);
         for (row, target) in example.targets.iter().enumerate() {
             for &(task, _) in &self.tasks {
@@ -128,7 +128,7 @@ impl Collector {
     }
 
     /// The metrics of every slice with rows; `all` comes last.
-    pub fn lines(&self) -> Vec<Line> {
+    pub fn lines(&self) -> Vec<ReportLine> {
         let best: BTreeMap<(usize, usize), Summary> =
             self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
         let name = |task: usize| {
@@ -136,7 +136,7 @@ impl Collector {
         };
         self.said
             .summaries()
-            .map(|(&(surface, task), summary)| Line {
+            .map(|(&(surface, task), summary)| ReportLine {
                 surface: self.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
                 task: name(task).unwrap_or_default(),
                 n: summary.n,
@@ -150,7 +150,7 @@ impl Collector {
 }
 
 /// A table of lines for people.
-pub fn table(lines: &[Line]) -> String {
+pub fn table(lines: &[ReportLine]) -> String {
     let best = lines.iter().any(|line| line.best_ne.is_some());
     let mut text = format!(
         "{:<16} {:<18} {:>9} {:>8} {:>8} {:>8}",

@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let engine = Engine::new(config.guests())?;
     seconds.time("train_experts", || {
         config.experts.iter().try_for_each(|entry| {
-            let logs = train::expert::Source::Logs(None);
+            let logs = train::expert::TrainingSource::Logs(None);
             train::expert::train(&config, entry, &engine, logs)?;
             Ok(())
         })

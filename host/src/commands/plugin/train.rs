@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         train_on: TrainOn::Own,
         limits: Default::default(),
     };
-    let source = expert::Source::Logs(args.fm.as_deref());
+    let source = expert::TrainingSource::Logs(args.fm.as_deref());
     let trained = expert::train(&config, &entry, &engine, source)?;
     std::fs::rename(&trained.parameters, &out)
         .with_context(|| format!("cannot write {}", out.display()))?;

@@ -5,14 +5,15 @@ use std::{path::Path, sync::Arc};
 
 use super::{
     super::{
+        eval_window::{EvalWindow, WindowPredictions},
         fm, materialise,
-        measured::{Measured, Said},
         stream::{ExpertStream, Load, LogView, Start},
     },
-    FollowOptions, Ground, LOOK_EVERY, Place,
-    feed::{Computed, Feed, FeedPosition},
-    state::{LastPublished, State},
+    ExpertCheckpoint, ExpertContext, FollowExpertOptions, LOOK_EVERY,
+    feed::{ComputedFeed, FeedPosition, LogFeed},
+    state::{FollowerState, LastPublished},
 };
+use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::ExpertEntry;
 use hypercast_core::shutdown::Shutdown;
@@ -23,25 +24,41 @@ use hypercast_expert::train::SavedTrainer;
 use hypercast_stream::engine::{Engine, Topic};
 
 /// What there is to go on with.
-pub(super) struct Begun {
+pub(super) struct StartedTrainer {
     pub(super) blueprint: Arc<expert::Blueprint>,
     pub(super) stream: ExpertStream,
-    pub(super) place: Place,
+    pub(super) place: ExpertCheckpoint,
     /// What was published last.
     pub(super) last: Option<SavedTrainer>,
     /// What was measured since.
-    pub(super) measured: Measured,
+    pub(super) measured: EvalWindow,
+}
+
+/// What a follower starts with.
+pub(super) struct Beginning {
+    pub(super) trainer: StartedTrainer,
+    pub(super) feed: LogFeed,
+    /// The surfaces whose rows it learns from.
+    pub(super) surfaces: Vec<u16>,
+}
+
+/// What [`learn_past`] learns from.
+struct Past<'a> {
+    options: &'a FollowExpertOptions,
+    surfaces: &'a [u16],
+    work: &'a Path,
 }
 
 /// Where this version stands, or what it makes of the past. None if it was asked to stop before
 /// there was one.
 pub(super) fn begin(
-    ground: Ground<'_>,
+    context: ExpertContext<'_>,
     engine: &Arc<dyn Engine>,
-    (options, work): (&FollowOptions, &Path),
-    stop: &Shutdown,
-) -> Result<Option<(Begun, Feed, Vec<u16>)>> {
-    let Ground { dataset, config, entry, .. } = ground;
+    options: &FollowExpertOptions,
+    work: &Path,
+    shutdown: &Shutdown,
+) -> Result<Option<Beginning>> {
+    let ExpertContext { dataset, config, entry, .. } = context;
     let surfaces = match options.surfaces.is_empty() {
         true => config.training_surfaces(entry, &dataset.schema)?,
         false => {
@@ -50,9 +67,9 @@ pub(super) fn begin(
             config.training_surfaces(&own, &dataset.schema)?
         }
     };
-    let found = match State::read(work)? {
-        Some(state) => Some(resume(ground, state)?),
-        None => learn_past(ground, engine, (options, &surfaces, work), stop)?,
+    let found = match FollowerState::read(work)? {
+        Some(state) => Some(resume(context, state)?),
+        None => learn_past(context, engine, Past { options, surfaces: &surfaces, work }, shutdown)?,
     };
     let Some(begun) = found else { return Ok(None) };
     let fm = begun.stream.parameters().provenance.fm_version.clone();
@@ -64,12 +81,12 @@ pub(super) fn begin(
     }
     let feed = match (begun.place.position, &options.fm_checkpoint) {
         (FeedPosition::Logs(from), None) => {
-            Feed::Logs(Box::new(LogFollower::open(&config.paths.logs, &fm, from)?))
+            LogFeed::Logs(Box::new(LogFollower::open(&config.paths.logs, &fm, from)?))
         }
         (FeedPosition::Joined(from), Some(checkpoint)) => {
-            let from = (Some(from), surfaces.clone());
-            let ground = (dataset, config);
-            Feed::Computed(Box::new(Computed::open(ground, engine.clone(), checkpoint, from)?))
+            let context = ServiceContext { dataset, config, engine: engine.clone() };
+            let computed = ComputedFeed::open(context, checkpoint, Some(from), surfaces.clone())?;
+            LogFeed::Computed(Box::new(computed))
         }
         _ => {
             return Err(Error::data(
@@ -78,11 +95,11 @@ pub(super) fn begin(
             ));
         }
     };
-    Ok(Some((begun, feed, surfaces)))
+    Ok(Some(Beginning { trainer: begun, feed, surfaces }))
 }
 
-fn resume(ground: Ground<'_>, state: State) -> Result<Begun> {
-    let Ground { dataset, config, entry, guests } = ground;
+fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTrainer> {
+    let ExpertContext { dataset, config, entry, guests } = context;
     let provenance = state.trainer.provenance();
     let options = expert::LoadOptions {
         tae_dim: provenance.tae_dim,
@@ -96,36 +113,37 @@ fn resume(ground: Ground<'_>, state: State) -> Result<Begun> {
         LastPublished::This => Some(state.trainer.clone()),
         LastPublished::Earlier(saved) => Some(*saved),
     };
-    let start = start(ground, 0);
+    let start = start(context, 0);
     let stream = ExpertStream::resume(blueprint.clone(), state.trainer, &start)?;
-    let measured = Measured::new(&blueprint).with(state.measured);
-    Ok(Begun { blueprint, stream, place: state.place, last, measured })
+    let measured = EvalWindow::new(&blueprint).with(state.measured);
+    Ok(StartedTrainer { blueprint, stream, place: state.place, last, measured })
 }
 
-fn start<'a>(ground: Ground<'a>, rows: u64) -> Start<'a> {
+fn start<'a>(context: ExpertContext<'a>, rows: u64) -> Start<'a> {
     Start {
-        settings: &ground.config.expert_training,
+        settings: &context.config.expert_training,
         rows,
-        without_tae: ground.entry.without_tae,
-        device: ground.config.device,
+        without_tae: context.entry.without_tae,
+        device: context.config.device,
     }
 }
 
 /// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
 /// checkpoint.
 fn learn_past(
-    ground: Ground<'_>,
+    context: ExpertContext<'_>,
     engine: &Arc<dyn Engine>,
-    (options, surfaces, work): (&FollowOptions, &[u16], &Path),
-    stop: &Shutdown,
-) -> Result<Option<Begun>> {
-    let Ground { dataset, config, entry, guests } = ground;
+    past: Past<'_>,
+    shutdown: &Shutdown,
+) -> Result<Option<StartedTrainer>> {
+    let Past { options, surfaces, work } = past;
+    let ExpertContext { dataset, config, entry, guests } = context;
     // The past ends where the stream begins.
     let (logs, joined) = match &options.fm_checkpoint {
         Some(checkpoint) => {
             let begin = engine.span(&Topic::joined())?.start;
             let logs = work.join("past");
-            materialise::past(dataset, config, (checkpoint, &logs))?;
+            materialise::past(dataset, config, checkpoint, &logs)?;
             (logs, Some(begin))
         }
         None => (config.paths.logs.clone(), None),
@@ -138,7 +156,7 @@ fn learn_past(
                 break (log, survey);
             }
         }
-        if stop.is_requested() || options.until_end {
+        if shutdown.is_requested() || options.until_end {
             return Ok(None);
         }
         if !said {
@@ -156,15 +174,16 @@ fn learn_past(
     let blueprint = load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
     let seed = config.expert_training.seed;
     let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
-    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start(ground, survey.rows))?;
+    let mut stream =
+        ExpertStream::new(blueprint.clone(), parameters, &start(context, survey.rows))?;
     let mut until_ms = i64::MIN;
-    let mut measured = Measured::new(&blueprint);
+    let mut measured = EvalWindow::new(&blueprint);
     stream.learn_past(&view, |report| {
         until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
         // The first pass alone predicts: what comes after it has seen all rows.
         if !report.predictions.is_empty() {
             let (candidate, targets) = (&report.predictions, report.targets);
-            let said = Said { candidate, serving: &[], targets };
+            let said = WindowPredictions { candidate, serving: &[], targets };
             measured.push(report.examples.iter().copied(), said, |_| true);
         }
     })?;
@@ -176,12 +195,13 @@ fn learn_past(
     if joined.is_some() {
         fm::remove_dir(&logs)?;
     }
-    let place = Place { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
-    Ok(Some(Begun { blueprint, stream, place, last: None, measured }))
+    let place =
+        ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
+    Ok(Some(StartedTrainer { blueprint, stream, place, last: None, measured }))
 }
 
 /// The logs, if there are any yet.
-fn opened(logs: &Path, options: &FollowOptions) -> Result<Option<LogReader>> {
+fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader>> {
     if !logs.join("log-manifest.json").is_file() {
         return Ok(None);
     }

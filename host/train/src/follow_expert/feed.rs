@@ -1,7 +1,7 @@
 //! Where a streaming expert's rows come from: the feature logs, or the joined examples with TAEs
 //! that a checkpoint gives on the spot.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
     example::Example,
@@ -9,12 +9,10 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::super::joined::JoinedReader;
+use super::super::joined_reader::JoinedReader;
+use crate::ServiceContext;
 use crate::error::Result;
-use hypercast_config::Config;
-use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::{LogFollower, LogPosition, Logged};
-use hypercast_stream::engine::Engine;
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -39,9 +37,9 @@ impl FeedPosition {
 }
 
 /// What a feed has next.
-pub(super) enum Next {
+pub(super) enum FeedItem {
     /// A request, or a correction.
-    Row(Logged),
+    WindowRow(Logged),
     /// Nothing now, though there may be more: rows of others, or an engine that fails.
     Later,
     /// Nothing that is there already.
@@ -49,13 +47,13 @@ pub(super) enum Next {
 }
 
 /// Rows as they come.
-pub(super) enum Feed {
+pub(super) enum LogFeed {
     Logs(Box<LogFollower>),
-    Computed(Box<Computed>),
+    Computed(Box<ComputedFeed>),
 }
 
 /// Joined examples, with TAEs of a checkpoint that does not change.
-pub(super) struct Computed {
+pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     surfaces: Vec<u16>,
@@ -63,23 +61,24 @@ pub(super) struct Computed {
     position: u64,
 }
 
-impl Computed {
+impl ComputedFeed {
     pub(super) fn open(
-        (dataset, config): (&Dataset, &Config),
-        engine: Arc<dyn Engine>,
+        context: ServiceContext<'_>,
         checkpoint: &Path,
-        (from, surfaces): (Option<u64>, Vec<u16>),
-    ) -> Result<Computed> {
+        from: Option<u64>,
+        surfaces: Vec<u16>,
+    ) -> Result<ComputedFeed> {
+        let ServiceContext { dataset, config, engine } = context;
         let fm = inference::load(checkpoint, config.fm_logging.loading(config.device))?;
         let reader = JoinedReader::open(engine, dataset, from)?;
         let position = reader.position();
-        Ok(Computed { reader, fm, surfaces, ready: Default::default(), position })
+        Ok(ComputedFeed { reader, fm, surfaces, ready: Default::default(), position })
     }
 
-    fn next(&mut self, wait: Duration) -> Result<Next> {
+    fn next(&mut self, wait: Duration) -> Result<FeedItem> {
         if self.ready.is_empty() {
             let Some(mut records) = self.reader.next(RECORDS, wait)? else {
-                return Ok(Next::Later);
+                return Ok(FeedItem::Later);
             };
             let at_end = records.is_empty();
             let end = self.reader.position();
@@ -89,7 +88,7 @@ impl Computed {
             });
             if records.is_empty() {
                 self.position = end;
-                return Ok(if at_end { Next::End } else { Next::Later });
+                return Ok(if at_end { FeedItem::End } else { FeedItem::Later });
             }
             let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
             let tae = self.fm.infer(&examples)?.tae;
@@ -109,30 +108,30 @@ impl Computed {
         }
         let (logged, end) = self.ready.pop_front().expect("it was filled");
         self.position = end;
-        Ok(Next::Row(logged))
+        Ok(FeedItem::WindowRow(logged))
     }
 }
 
-impl Feed {
+impl LogFeed {
     /// The next row; at the end of what is there after a wait of about `wait`.
-    pub(super) fn next(&mut self, wait: Duration) -> Result<Next> {
+    pub(super) fn next(&mut self, wait: Duration) -> Result<FeedItem> {
         match self {
-            Feed::Logs(logs) => {
+            LogFeed::Logs(logs) => {
                 if let Some(logged) = logs.next_request()? {
-                    return Ok(Next::Row(logged));
+                    return Ok(FeedItem::WindowRow(logged));
                 }
                 std::thread::sleep(wait);
-                Ok(Next::End)
+                Ok(FeedItem::End)
             }
-            Feed::Computed(computed) => computed.next(wait),
+            LogFeed::Computed(computed) => computed.next(wait),
         }
     }
 
     /// After the last row that was given.
     pub(super) fn position(&self) -> FeedPosition {
         match self {
-            Feed::Logs(logs) => FeedPosition::Logs(logs.position()),
-            Feed::Computed(computed) => FeedPosition::Joined(computed.position),
+            LogFeed::Logs(logs) => FeedPosition::Logs(logs.position()),
+            LogFeed::Computed(computed) => FeedPosition::Joined(computed.position),
         }
     }
 }

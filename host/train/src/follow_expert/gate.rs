@@ -8,49 +8,49 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        measured::{self, Measured, Said, judge},
+        eval_window::{self, EvalWindow, WindowPredictions, judge},
         stream::ExpertStream,
     },
     state::LastPublished,
 };
 use crate::error::Result;
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_expert::{
     Blueprint, Chunk, Parameters, train::SavedTrainer, wasm::contract::Verdict,
 };
 
 /// Asks the expert.
-pub(super) struct Gate {
+pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
-    measured: Measured,
-    last: Option<Last>,
+    measured: EvalWindow,
+    last: Option<PublishedTrainer>,
     held: IntCounter,
     rolled_back: IntCounter,
     schedule_faults: IntCounter,
 }
 
 /// What was published last.
-struct Last {
+struct PublishedTrainer {
     saved: SavedTrainer,
     parameters: Parameters,
 }
 
 /// The expert's word, and what it was told, for people.
-pub(super) struct Word {
+pub(super) struct GateDecision {
     pub(super) verdict: Verdict,
     pub(super) measured: Value,
 }
 
-impl Gate {
+impl PublishGate {
     /// # Errors
     /// What was published last is of another network.
     pub(super) fn new(
         blueprint: Arc<Blueprint>,
-        measured: Measured,
+        measured: EvalWindow,
         last: Option<SavedTrainer>,
-        telemetry: &Telemetry,
-    ) -> Result<Gate> {
-        let mut gate = Gate {
+        telemetry: &JobMetrics,
+    ) -> Result<PublishGate> {
+        let mut gate = PublishGate {
             blueprint,
             measured,
             last: None,
@@ -71,12 +71,12 @@ impl Gate {
         Ok(gate)
     }
 
-    fn with_parameters(&self, saved: SavedTrainer) -> Result<Last> {
+    fn with_parameters(&self, saved: SavedTrainer) -> Result<PublishedTrainer> {
         let name = &self.blueprint.description.name;
         let parameters = saved.predicting(&self.blueprint.graph).map_err(|why| {
             hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
         })?;
-        Ok(Last { saved, parameters })
+        Ok(PublishedTrainer { saved, parameters })
     }
 
     /// Notes what `stream` said of rows that it is about to learn from, and what was published last
@@ -92,7 +92,7 @@ impl Gate {
             None => Vec::new(),
         };
         let targets = stream.targets(chunk)?;
-        let said = Said { candidate, serving: &serving, targets: &targets };
+        let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
         self.measured.push(chunk.examples.iter(), said, |_| true);
         Ok(())
     }
@@ -105,7 +105,7 @@ impl Gate {
 
     /// Whether what was learned may be published. There is nothing to go back to before the first
     /// publication.
-    pub(super) fn ask(&self) -> Word {
+    pub(super) fn ask(&self) -> GateDecision {
         let evaluation = self.measured.evaluation();
         let verdict = match (judge(&self.blueprint, &evaluation), &self.last) {
             (Verdict::RollBack(why), None) => {
@@ -118,7 +118,7 @@ impl Gate {
             Verdict::Hold(_) => self.held.inc(),
             Verdict::RollBack(_) => self.rolled_back.inc(),
         }
-        Word { verdict, measured: measured::line(&evaluation) }
+        GateDecision { verdict, measured: eval_window::line(&evaluation) }
     }
 
     /// What was published last.
@@ -139,7 +139,7 @@ impl Gate {
     }
 
     /// What is to be saved beside a trainer that was not published as it is.
-    pub(super) fn state(&self) -> (LastPublished, Vec<measured::Row>) {
+    pub(super) fn state(&self) -> (LastPublished, Vec<eval_window::WindowRow>) {
         let last = self.last.as_ref().map_or(LastPublished::Nothing, |last| {
             LastPublished::Earlier(Box::new(last.saved.clone()))
         });
@@ -147,7 +147,7 @@ impl Gate {
     }
 }
 
-impl Word {
+impl GateDecision {
     /// A line for people; none of a publication, which has its own.
     pub(super) fn line(&self, position: Value) -> Option<Value> {
         let (kind, reason) = match &self.verdict {

@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
+        progress_log::{Learning, ProgressSlice, TrainingPosition},
         report::ALL,
-        tell::{Learning, Slice, Stands},
     },
-    Place,
+    ExpertCheckpoint,
 };
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_data::labels::Labels;
 use hypercast_data::schema::Schema;
 use hypercast_expert::Blueprint;
@@ -28,7 +28,7 @@ const WINDOW: u64 = 1000;
 const KEEP: usize = 1 << 16;
 
 /// Predictions of the requests since the last line.
-pub(super) struct Progress {
+pub(super) struct ExpertProgress {
     labels: Labels,
     /// Each of the expert's tasks among the schema's, by name.
     tasks: Vec<(Option<usize>, String)>,
@@ -37,11 +37,11 @@ pub(super) struct Progress {
     learning: Learning,
 }
 
-impl Progress {
+impl ExpertProgress {
     pub(super) fn new(
         schema: &Arc<Schema>,
         blueprint: &Blueprint,
-        telemetry: &Arc<Telemetry>,
+        telemetry: &Arc<JobMetrics>,
     ) -> Self {
         let tasks = blueprint.description.tasks.iter();
         Self {
@@ -82,20 +82,20 @@ impl Progress {
     }
 
     /// A line for every window; the next one then begins.
-    pub(super) fn line(&mut self, place: &Place) -> Option<Value> {
+    pub(super) fn line(&mut self, place: &ExpertCheckpoint) -> Option<Value> {
         if self.requests < WINDOW {
             return None;
         }
         self.requests = 0;
         let kept = std::mem::replace(&mut self.kept, Keeper::new(KEEP));
         let surfaces = &self.labels.schema.surfaces;
-        let slices = kept.summaries().map(|(&(surface, task), summary)| Slice {
+        let slices = kept.summaries().map(|(&(surface, task), summary)| ProgressSlice {
             surface: surfaces.get(surface).map_or(ALL, String::as_str),
             task: &self.tasks[task].1,
             n: summary.n as u64,
             ne: summary.ne,
         });
-        let stands = Stands {
+        let stands = TrainingPosition {
             position: json!(place.position),
             requests: place.requests,
             corrections: place.corrections,

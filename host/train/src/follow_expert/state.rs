@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{super::measured::Row, Place};
+use super::{super::eval_window::WindowRow, ExpertCheckpoint};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::atomic_file;
 use hypercast_expert::train::SavedTrainer;
@@ -17,12 +17,12 @@ const FORMAT: u32 = 2;
 
 /// What is saved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct State {
-    pub(super) place: Place,
+pub(super) struct FollowerState {
+    pub(super) place: ExpertCheckpoint,
     pub(super) trainer: SavedTrainer,
     pub(super) published: LastPublished,
     /// Since then.
-    pub(super) measured: Vec<Row>,
+    pub(super) measured: Vec<WindowRow>,
 }
 
 /// What was published last, beside what is saved.
@@ -40,9 +40,9 @@ fn path(work: &Path) -> PathBuf {
     work.join("state.bin")
 }
 
-impl State {
+impl FollowerState {
     /// What was saved; none where nothing was.
-    pub(super) fn read(work: &Path) -> Result<Option<State>> {
+    pub(super) fn read(work: &Path) -> Result<Option<FollowerState>> {
         let path = path(work);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,

@@ -74,26 +74,31 @@ impl World {
         writer.finish().unwrap();
     }
 
-    fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowReport {
+    fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowExpertReport {
         self.follow_and_say(engine, config).0
     }
 
-    fn follow_and_say(&self, engine: &Arc<Memory>, config: &Config) -> (FollowReport, String) {
+    fn follow_and_say(
+        &self,
+        engine: &Arc<Memory>,
+        config: &Config,
+    ) -> (FollowExpertReport, String) {
         let guests = expert::Engine::new(config.guests()).unwrap();
-        let ground = Ground { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
-        let options = FollowOptions {
+        let ground =
+            ExpertContext { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
+        let options = FollowExpertOptions {
             version: Some("1.0.0".into()),
             until_end: true,
-            ..FollowOptions::default()
+            ..FollowExpertOptions::default()
         };
         let mut said = Vec::new();
-        let out = (&Shutdown::default(), &mut said as &mut dyn Write);
-        let report = follow(ground, engine.clone(), &options, out).unwrap();
+        let report =
+            follow(ground, engine.clone(), &options, &Shutdown::default(), &mut said).unwrap();
         (report, String::from_utf8(said).unwrap())
     }
 
-    fn state(&self, config: &Config) -> State {
-        State::read(&work_dir(config, &self.entry, "1.0.0")).unwrap().unwrap()
+    fn state(&self, config: &Config) -> FollowerState {
+        FollowerState::read(&work_dir(config, &self.entry, "1.0.0")).unwrap().unwrap()
     }
 }
 

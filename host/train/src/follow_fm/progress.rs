@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
+        progress_log::{self, Learning, TrainingPosition},
         report::ALL,
-        tell::{self, Learning, Stands},
     },
-    place::Place,
+    checkpoint::FmCheckpoint,
 };
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_stream::publish::Published;
 
 /// Requests a line.
@@ -28,20 +28,20 @@ const WINDOW: u64 = 1000;
 
 /// Predictions of some requests, summed up by `surface/task`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Window {
+pub(super) struct ProgressWindow {
     requests: u64,
-    slices: BTreeMap<String, Slice>,
+    slices: BTreeMap<String, WindowSlice>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Slice {
+struct WindowSlice {
     n: u64,
     positives: u64,
     /// The sum of cross-entropies, as the bits of an f64: JSON may lose the last one.
     entropy_bits: u64,
 }
 
-impl Slice {
+impl WindowSlice {
     fn push(&mut self, probability: f32, label: bool) {
         self.n += 1;
         self.positives += u64::from(label);
@@ -61,16 +61,16 @@ impl Slice {
 }
 
 /// The window, and what is not saved with it.
-pub(super) struct Progress {
-    window: Window,
+pub(super) struct FmProgress {
+    window: ProgressWindow,
     surfaces: Vec<String>,
     /// Binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
     width: usize,
 }
 
-impl Progress {
-    pub(super) fn new(spec: &FmSpec, window: Window) -> Self {
+impl FmProgress {
+    pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
         let tasks = spec.tasks.iter().enumerate();
         let binary = tasks.filter(|(_, task)| matches!(task.label, Label::Action(_)));
         Self {
@@ -81,7 +81,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn window(&self) -> Window {
+    pub(super) fn window(&self) -> ProgressWindow {
         self.window.clone()
     }
 
@@ -108,16 +108,16 @@ impl Progress {
     }
 
     /// A line for every window; the next one then begins.
-    pub(super) fn line(&mut self, place: &Place, learning: &mut Learning) -> Option<Value> {
+    pub(super) fn line(&mut self, place: &FmCheckpoint, learning: &mut Learning) -> Option<Value> {
         if self.window.requests < WINDOW {
             return None;
         }
         let window = std::mem::take(&mut self.window);
         let slices = window.slices.iter().map(|(name, slice)| {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
-            tell::Slice { surface, task, n: slice.n, ne: slice.ne() }
+            progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
         });
-        let stands = Stands {
+        let stands = TrainingPosition {
             position: json!(place.position),
             requests: place.requests,
             corrections: place.corrections,
@@ -128,7 +128,7 @@ impl Progress {
 }
 
 /// The metrics.
-pub(super) struct Meters {
+pub(super) struct FmMeters {
     pub(super) learning: Learning,
     publishing: Histogram,
     publications: IntCounter,
@@ -137,8 +137,8 @@ pub(super) struct Meters {
     bytes: IntCounter,
 }
 
-impl Meters {
-    pub(super) fn new(telemetry: &Arc<Telemetry>) -> Self {
+impl FmMeters {
+    pub(super) fn new(telemetry: &Arc<JobMetrics>) -> Self {
         let counter = |name: &str, help: &str| telemetry.counter(name, help);
         Self {
             learning: Learning::new(telemetry),

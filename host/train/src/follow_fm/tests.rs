@@ -128,8 +128,8 @@ fn streams(records: &[Record]) -> Arc<Memory> {
     memory
 }
 
-fn options() -> FollowOptions {
-    FollowOptions { version: "1.0.0".into(), from: None, metrics: None, until_end: true }
+fn options() -> FollowFmOptions {
+    FollowFmOptions { version: "1.0.0".into(), from: None, metrics: None, until_end: true }
 }
 
 fn run(
@@ -137,8 +137,9 @@ fn run(
     config: &Config,
     engine: Arc<dyn Engine>,
     stop: &Shutdown,
-) -> FollowReport {
-    follow((dataset, config), engine, &options(), (stop, &mut std::io::sink())).unwrap()
+) -> FollowFmReport {
+    let context = ServiceContext { dataset, config, engine };
+    follow(context, &options(), stop, &mut std::io::sink()).unwrap()
 }
 
 #[test]
@@ -222,10 +223,10 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
 
     let _owner = DirLock::acquire(&work_dir(&config, "1.0.0")).unwrap();
     let second = follow(
-        (&dataset, &config),
-        streams(&[]),
+        ServiceContext { dataset: &dataset, config: &config, engine: streams(&[]) },
         &options(),
-        (&Shutdown::default(), &mut std::io::sink()),
+        &Shutdown::default(),
+        &mut std::io::sink(),
     );
     let error = second.unwrap_err().to_string();
     assert!(error.contains(&format!("process {} works here", std::process::id())), "{error}");

@@ -11,6 +11,9 @@ use hypercast_fm::{
     trainer::{self, FmTrainer},
 };
 
+use hypercast_data::dataset::Dataset;
+use hypercast_stream::engine::Engine;
+
 use super::*;
 use crate::fm::dataset_spec;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
@@ -53,7 +56,7 @@ fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
     (dataset, config, examples)
 }
 
-fn fresh(dataset: &Dataset, config: &Config, (work, seed): (&Path, u64)) -> Box<dyn FmTrainer> {
+fn fresh(dataset: &Dataset, config: &Config, work: &Path, seed: u64) -> Box<dyn FmTrainer> {
     let fm = FmConfig { seed, ..config.fm.clone() };
     trainer::create(work, &fm, &dataset_spec(dataset).unwrap(), DeviceKind::Cpu).unwrap()
 }
@@ -85,13 +88,15 @@ fn checkpoint(version: &str, dir: &Path) -> ToLog {
 }
 
 fn run(
-    (dataset, config): (&Dataset, &Config),
+    dataset: &Dataset,
+    config: &Config,
     engine: Arc<dyn Engine>,
     to_log: Vec<ToLog>,
 ) -> Result<LoggingReport> {
     let options = LoggingOptions { until_end: true, metrics: None };
     let stop = Shutdown::default();
-    follow((dataset, config), engine, &mut Fixed(to_log), options, (&stop, &mut Vec::new()))
+    let context = ServiceContext { dataset, config, engine };
+    follow(context, &mut Fixed(to_log), options, &stop, &mut Vec::new())
 }
 
 fn logged(config: &Config, version: &str) -> Vec<Logged> {
@@ -155,13 +160,13 @@ impl Reader for DeadlyReader {
 fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, examples) = world(dir.path());
-    fresh(&dataset, &config, (&dir.path().join("a"), 1))
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
     let engine = Arc::new(Memory::new(10));
     append(&engine, &joined(&examples));
     let to_log = || vec![checkpoint("1.0.0", &config.paths.fm)];
-    let report = run((&dataset, &config), engine.clone(), to_log()).unwrap();
+    let report = run(&dataset, &config, engine.clone(), to_log()).unwrap();
     assert_eq!((report.requests, report.position), (150, 150));
     let whole = said(&logged(&config, "1.0.0"));
     let fm = inference::load(&config.paths.fm, Default::default()).unwrap();
@@ -176,7 +181,7 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     let mut deaths = 0;
     for at in [3, 4, 31, 47, 47, 90, 91, 120, 149, 150] {
         let deadly = Arc::new(Deadly { engine: engine.clone(), at });
-        deaths += usize::from(run((&dataset, &crashed), deadly, to_log()).is_err());
+        deaths += usize::from(run(&dataset, &crashed, deadly, to_log()).is_err());
     }
     assert_eq!(deaths, 9);
     let close = |a: &[u32], b: &[u32]| {
@@ -196,21 +201,21 @@ fn every_version_in_use_is_logged_and_corrections_too() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, examples) = world(dir.path());
     let second = dir.path().join("fm-2");
-    fresh(&dataset, &config, (&dir.path().join("a"), 1))
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
-    fresh(&dataset, &config, (&dir.path().join("b"), 2)).checkpoint(&second, "2.0.0").unwrap();
+    fresh(&dataset, &config, &dir.path().join("b"), 2).checkpoint(&second, "2.0.0").unwrap();
     let engine = Arc::new(Memory::new(10));
     append(&engine, &joined(&examples[..50]));
     let first = checkpoint("1.0.0", &config.paths.fm);
-    run((&dataset, &config), engine.clone(), vec![first.clone()]).unwrap();
+    run(&dataset, &config, engine.clone(), vec![first.clone()]).unwrap();
     append(&engine, &joined(&examples[50..]));
     let mut late = examples[0].clone();
     late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
     late.targets.truncate(1);
     append(&engine, &[Joined::Correction(JoinedExample { example: late, ingested_ms: 9 })]);
     let both = vec![first, checkpoint("2.0.0", &second)];
-    let report = run((&dataset, &config), engine, both).unwrap();
+    let report = run(&dataset, &config, engine, both).unwrap();
     assert_eq!((report.requests, report.position), (101, 151));
     let (first, second) = (logged(&config, "1.0.0"), logged(&config, "2.0.0"));
     assert_eq!((first.len(), second.len()), (150, 100));
@@ -225,10 +230,10 @@ fn every_version_in_use_is_logged_and_corrections_too() {
 fn weights_are_used_only_past_what_they_had_learned() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, examples) = world(dir.path());
-    let mut old = fresh(&dataset, &config, (&dir.path().join("a"), 1));
+    let mut old = fresh(&dataset, &config, &dir.path().join("a"), 1);
     old.checkpoint(&config.paths.fm, "1.0.0").unwrap();
     let new_dir = dir.path().join("new");
-    let mut new = fresh(&dataset, &config, (&dir.path().join("b"), 1));
+    let mut new = fresh(&dataset, &config, &dir.path().join("b"), 1);
     let learned: Vec<&Example> = examples[..80].iter().collect();
     learned.chunks(16).for_each(|batch| drop(new.step(batch).unwrap()));
     new.checkpoint(&new_dir, "1.0.0").unwrap();
@@ -245,8 +250,8 @@ fn weights_are_used_only_past_what_they_had_learned() {
     publisher.publish(&new.trained("1.0.0").unwrap(), facts).unwrap();
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
-    let quiet = (&Shutdown::default(), &mut Vec::new() as &mut dyn std::io::Write);
-    follow((&dataset, &config), engine, &mut registered, options, quiet).unwrap();
+    let context = ServiceContext { dataset: &dataset, config: &config, engine };
+    follow(context, &mut registered, options, &Shutdown::default(), &mut Vec::new()).unwrap();
     let rows = logged(&config, "1.0.0");
     let of = |dir: &Path| {
         let fm = inference::load(dir, Default::default()).unwrap();
@@ -271,7 +276,7 @@ fn weights_are_used_only_past_what_they_had_learned() {
 fn the_configured_version_is_logged_as_long_as_it_serves() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, _) = world(dir.path());
-    fresh(&dataset, &config, (&dir.path().join("a"), 1))
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
     let engine = Memory::new(10);
@@ -304,6 +309,6 @@ fn a_second_tier_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, _) = world(dir.path());
     let _owner = DirLock::acquire(&config.paths.logs).unwrap();
-    let error = run((&dataset, &config), Arc::new(Memory::new(1)), vec![]).unwrap_err().to_string();
+    let error = run(&dataset, &config, Arc::new(Memory::new(1)), vec![]).unwrap_err().to_string();
     assert!(error.contains(&std::process::id().to_string()), "{error}");
 }

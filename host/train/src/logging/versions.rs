@@ -94,7 +94,7 @@ impl ActiveVersions for Registered {
 }
 
 /// How versions are loaded.
-pub(super) struct Loading {
+pub(super) struct FmLoading {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) serving: Serving,
     /// A folder of this process alone.
@@ -103,11 +103,11 @@ pub(super) struct Loading {
 
 /// The versions in use.
 pub(super) struct LoadedVersions {
-    loading: Loading,
-    versions: Vec<Loaded>,
+    loading: FmLoading,
+    versions: Vec<LoadedFm>,
 }
 
-struct Loaded {
+struct LoadedFm {
     to_log: ToLog,
     fm: Option<Box<dyn FoundationModel>>,
     /// Where its weights come from, if they are published.
@@ -117,7 +117,7 @@ struct Loaded {
 }
 
 impl LoadedVersions {
-    pub(super) fn new(loading: Loading) -> LoadedVersions {
+    pub(super) fn new(loading: FmLoading) -> LoadedVersions {
         LoadedVersions { loading, versions: Vec::new() }
     }
 
@@ -126,7 +126,7 @@ impl LoadedVersions {
         self.versions.retain(|own| to_log.contains(&own.to_log));
         for to_log in to_log {
             if self.versions.iter().all(|own| own.to_log != to_log) {
-                let own = Loaded::open(&self.loading, to_log)?;
+                let own = LoadedFm::open(&self.loading, to_log)?;
                 self.versions.push(own);
             }
         }
@@ -158,8 +158,8 @@ impl LoadedVersions {
     }
 }
 
-impl Loaded {
-    fn open(loading: &Loading, to_log: ToLog) -> Result<Loaded> {
+impl LoadedFm {
+    fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFm> {
         let follower = match to_log.published {
             true => {
                 let topic = Topic::fm(&to_log.version);
@@ -175,14 +175,14 @@ impl Loaded {
             }
             (None, _) => None,
         };
-        Ok(Loaded { to_log, fm, follower, ahead: None })
+        Ok(LoadedFm { to_log, fm, follower, ahead: None })
     }
 
-    fn work(loading: &Loading, version: &str) -> PathBuf {
+    fn work(loading: &FmLoading, version: &str) -> PathBuf {
         loading.work.join(Topic::fm(version).name())
     }
 
-    fn advance(&mut self, loading: &Loading, position: u64) -> Result<()> {
+    fn advance(&mut self, loading: &FmLoading, position: u64) -> Result<()> {
         let Some(follower) = &mut self.follower else { return Ok(()) };
         loop {
             let next = match self.ahead.take() {

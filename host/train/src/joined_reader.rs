@@ -17,7 +17,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const MOST_FAILURES: u32 = 120;
 
 /// A record.
-pub(super) struct Record {
+pub(super) struct JoinedRecord {
     pub(super) example: Example,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
@@ -68,7 +68,11 @@ impl JoinedReader {
     ///
     /// # Errors
     /// A record of another version, or an engine that has failed for long.
-    pub(super) fn next(&mut self, most: usize, wait: Duration) -> Result<Option<Vec<Record>>> {
+    pub(super) fn next(
+        &mut self,
+        most: usize,
+        wait: Duration,
+    ) -> Result<Option<Vec<JoinedRecord>>> {
         let records = match self.reader.next(most, wait) {
             Ok(records) => records,
             Err(error) => {
@@ -87,7 +91,7 @@ impl JoinedReader {
                 Joined::Correction(joined) => (true, joined),
             };
             let example = self.restored(example);
-            Ok(Record { example, correction, ingested_ms, end: record.position + 1 })
+            Ok(JoinedRecord { example, correction, ingested_ms, end: record.position + 1 })
         };
         records.into_iter().map(read).collect::<Result<_>>().map(Some)
     }

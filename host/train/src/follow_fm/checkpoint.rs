@@ -9,14 +9,14 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::progress::Window;
+use super::progress::ProgressWindow;
 use crate::error::{CommonErrors as _, Error, Result};
 
 const FORMAT: u32 = 1;
 
 /// What is saved besides the trainer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Place {
+pub(super) struct FmCheckpoint {
     format: u32,
     /// The position of the next record in the joined stream.
     pub(super) position: u64,
@@ -29,7 +29,7 @@ pub(super) struct Place {
     /// When the newest event was taken in.
     pub(super) ingested_ms: i64,
     /// What was predicted since the last line.
-    pub(super) window: Window,
+    pub(super) window: ProgressWindow,
 }
 
 fn saved_dir(work: &Path) -> PathBuf {
@@ -41,9 +41,9 @@ pub(super) fn trainer_dir(work: &Path) -> PathBuf {
     saved_dir(work).join("trainer")
 }
 
-impl Place {
+impl FmCheckpoint {
     /// What was saved; none where nothing was.
-    pub(super) fn read(work: &Path) -> Result<Option<Place>> {
+    pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);
         restore_whole(&dir)?;
         let path = dir.join("place.json");
@@ -52,7 +52,7 @@ impl Place {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path)(error)),
         };
-        let place: Place =
+        let place: FmCheckpoint =
             serde_json::from_slice(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         if place.format != FORMAT {
             let reason = format!("format {}, this build reads {FORMAT}", place.format);
@@ -69,7 +69,7 @@ impl Place {
         write_whole(&saved_dir(work), |draft| {
             trainer.save(&draft.join("trainer"))?;
             let path = draft.join("place.json");
-            let place = Place { format: FORMAT, ..self.clone() };
+            let place = FmCheckpoint { format: FORMAT, ..self.clone() };
             let text = serde_json::to_vec_pretty(&place).expect("plain values");
             std::fs::write(&path, text).map_err(Error::io(&path))
         })

@@ -15,11 +15,11 @@ use crate::error::{CommonErrors as _, Error, Result};
 
 /// The metrics of a job.
 #[derive(Debug, Default)]
-pub struct Telemetry {
+pub struct JobMetrics {
     registry: Registry,
 }
 
-impl Telemetry {
+impl JobMetrics {
     /// A histogram of seconds, from a millisecond to nine hours, doubling.
     ///
     /// # Panics
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn metrics_are_told_over_http() {
-        let telemetry = Arc::new(Telemetry::default());
+        let telemetry = Arc::new(JobMetrics::default());
         telemetry.counter("hypercast_test_total", "A test's").inc_by(3);
         telemetry.seconds("hypercast_test_seconds", "A test's").observe(0.5);
         let address = telemetry.serve(([127, 0, 0, 1], 0).into()).unwrap();

@@ -17,7 +17,7 @@ use hypercast_fm::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::report::Collector;
+use super::report::ProgressiveCollector;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, Logs};
 use hypercast_data::dataset::{
@@ -33,7 +33,7 @@ const ROWS_A_GROUP: usize = 1 << 16;
 /// What a run goes through, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Phase {
+pub(super) enum RunPhase {
     /// Examples made of mere history.
     #[default]
     Pretraining,
@@ -43,8 +43,8 @@ pub(super) enum Phase {
 
 /// How far a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub(super) struct Place {
-    pub(super) phase: Phase,
+pub(super) struct RunPosition {
+    pub(super) phase: RunPhase,
     /// Examples of the phase that were learned from.
     pub(super) done: u64,
     /// Requests and rows of all phases.
@@ -57,9 +57,9 @@ pub(super) struct Place {
 
 /// `run.toml`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Saved {
+struct RunState {
     format: u32,
-    place: Place,
+    place: RunPosition,
     conditions: Conditions,
 }
 
@@ -114,11 +114,11 @@ impl Over<'_> {
     /// Saves a run at a place.
     pub(super) fn save(
         &self,
-        place: Place,
+        place: RunPosition,
         trainer: &mut dyn FmTrainer,
-        collector: &Collector,
+        collector: &ProgressiveCollector,
     ) -> Result<()> {
-        let saved = Saved { format: FORMAT, place, conditions: self.conditions() };
+        let saved = RunState { format: FORMAT, place, conditions: self.conditions() };
         write_whole(&self.dir(), |draft| {
             trainer.save(&draft.join("trainer"))?;
             write_collector(collector, &draft.join("progressive.parquet"))?;
@@ -130,7 +130,7 @@ impl Over<'_> {
     }
 
     /// Where the saved run stands, and what it predicted so far.
-    pub(super) fn load(&self, spec: &FmSpec) -> Result<(Place, Collector)> {
+    pub(super) fn load(&self, spec: &FmSpec) -> Result<(RunPosition, ProgressiveCollector)> {
         let dir = self.dir();
         restore_whole(&dir)?;
         let path = dir.join("run.toml");
@@ -138,7 +138,7 @@ impl Over<'_> {
             let advice = "no run is saved here; train without --resume (fm.save_every_requests sets how often a run is saved)";
             Error::data(&path, format!("{error}; {advice}"))
         })?;
-        let saved: Saved =
+        let saved: RunState =
             toml::from_str(&text).map_err(|error| Error::data(&path, error.to_string()))?;
         if saved.format != FORMAT {
             let reason = format!("format {}, this build reads {FORMAT}; train anew", saved.format);
@@ -182,20 +182,20 @@ fn fields() -> Vec<Field> {
 }
 
 /// A kept prediction: of the truth or of the model, surface and task, and the row.
-type Kept = (bool, (usize, usize), Scored);
+type KeptRows = (bool, (usize, usize), Scored);
 
-fn write_collector(collector: &Collector, path: &Path) -> Result<()> {
-    let of = |keeper: &Keeper<(usize, usize)>, truth: bool| -> Vec<Kept> {
+fn write_collector(collector: &ProgressiveCollector, path: &Path) -> Result<()> {
+    let of = |keeper: &Keeper<(usize, usize)>, truth: bool| -> Vec<KeptRows> {
         keeper.rows().map(|(&slice, row)| (truth, slice, *row)).collect()
     };
     let mut kept = of(collector.said(), false);
     kept.extend(of(collector.truth(), true));
     let mut writer = TableWriter::create(path, fields())?;
     for rows in kept.chunks(ROWS_A_GROUP) {
-        let u32s = |get: &dyn Fn(&Kept) -> usize| {
+        let u32s = |get: &dyn Fn(&KeptRows) -> usize| {
             Values::U32(rows.iter().map(|row| get(row) as u32).collect())
         };
-        let bools = |get: &dyn Fn(&Kept) -> bool| Values::Bool(rows.iter().map(get).collect());
+        let bools = |get: &dyn Fn(&KeptRows) -> bool| Values::Bool(rows.iter().map(get).collect());
         let columns = [
             bools(&|row| row.0),
             u32s(&|row| row.1.0),
@@ -209,8 +209,8 @@ fn write_collector(collector: &Collector, path: &Path) -> Result<()> {
     Ok(writer.finish()?)
 }
 
-fn read_collector(spec: &FmSpec, path: &Path) -> Result<Collector> {
-    let mut collector = Collector::new(spec);
+fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
+    let mut collector = ProgressiveCollector::new(spec);
     let reader = TableReader::open(path)?;
     for group in 0..reader.groups() {
         let columns = reader.read(group, &fields())?;

@@ -24,40 +24,40 @@ use hypercast_expert::{
 const KEEP: usize = 1 << 16;
 
 /// The newest rows.
-pub(super) struct Measured {
+pub(super) struct EvalWindow {
     tasks: Vec<(String, TaskKind)>,
     surfaces: Vec<String>,
-    rows: VecDeque<Row>,
+    rows: VecDeque<WindowRow>,
 }
 
 /// One target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Row {
+pub(super) struct WindowRow {
     user: u64,
     surface: u16,
     /// A task each.
-    cells: Vec<Cell>,
+    cells: Vec<TaskCell>,
 }
 
 /// What was said of a task, and what came. Not a number where there is none.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Cell {
+struct TaskCell {
     label: f32,
     candidate: f32,
     serving: f32,
 }
 
-impl PartialEq for Cell {
+impl PartialEq for TaskCell {
     /// By bits: what is missing equals what is missing.
-    fn eq(&self, other: &Cell) -> bool {
-        let bits = |own: &Cell| [own.label, own.candidate, own.serving].map(f32::to_bits);
+    fn eq(&self, other: &TaskCell) -> bool {
+        let bits = |own: &TaskCell| [own.label, own.candidate, own.serving].map(f32::to_bits);
         bits(self) == bits(other)
     }
 }
 
 /// What was said of the targets of some examples, `[rows]` a task.
 #[derive(Clone, Copy)]
-pub(super) struct Said<'a> {
+pub(super) struct WindowPredictions<'a> {
     /// By what may be published.
     pub(super) candidate: &'a [Vec<f32>],
     /// By what serves; empty where nothing does.
@@ -66,7 +66,7 @@ pub(super) struct Said<'a> {
     pub(super) targets: &'a [TaskTargets],
 }
 
-impl Measured {
+impl EvalWindow {
     pub(super) fn new(blueprint: &Blueprint) -> Self {
         let tasks = blueprint.description.tasks.iter();
         Self {
@@ -77,12 +77,12 @@ impl Measured {
     }
 
     /// With rows that were saved.
-    pub(super) fn with(mut self, rows: Vec<Row>) -> Self {
+    pub(super) fn with(mut self, rows: Vec<WindowRow>) -> Self {
         self.rows = rows.into();
         self
     }
 
-    pub(super) fn rows(&self) -> Vec<Row> {
+    pub(super) fn rows(&self) -> Vec<WindowRow> {
         self.rows.iter().cloned().collect()
     }
 
@@ -98,12 +98,12 @@ impl Measured {
     pub(super) fn push<'a>(
         &mut self,
         examples: impl Iterator<Item = &'a Example>,
-        said: Said<'_>,
+        said: WindowPredictions<'_>,
         counts: impl Fn(&Example) -> bool,
     ) {
         let targets = examples.flat_map(|own| own.targets.iter().map(move |_| own));
         for (at, example) in targets.enumerate().filter(|(_, example)| counts(example)) {
-            let cell = |task: usize| Cell {
+            let cell = |task: usize| TaskCell {
                 label: match said.targets[task].mask[at] {
                     true => said.targets[task].labels[at],
                     false => f32::NAN,
@@ -114,7 +114,7 @@ impl Measured {
             if self.rows.len() == KEEP {
                 self.rows.pop_front();
             }
-            self.rows.push_back(Row {
+            self.rows.push_back(WindowRow {
                 user: example.user.id,
                 surface: example.surface,
                 cells: (0..self.tasks.len()).map(cell).collect(),
@@ -129,7 +129,8 @@ impl Measured {
             let surfaces = (0..self.surfaces.len() as u16).map(Some);
             for surface in std::iter::once(None).chain(surfaces) {
                 let rows = || {
-                    let here = |row: &&Row| surface.is_none_or(|surface| row.surface == surface);
+                    let here =
+                        |row: &&WindowRow| surface.is_none_or(|surface| row.surface == surface);
                     let own = self.rows.iter().filter(here).map(|row| (row.user, row.cells[task]));
                     own.filter(|(_, cell)| !cell.label.is_nan())
                 };
@@ -214,8 +215,8 @@ mod tests {
 
     use super::*;
 
-    fn measured() -> Measured {
-        Measured {
+    fn measured() -> EvalWindow {
+        EvalWindow {
             tasks: vec![("click".into(), TaskKind::Binary), ("watch".into(), TaskKind::Regression)],
             surfaces: vec!["feed".into(), "search".into()],
             rows: VecDeque::new(),
@@ -250,7 +251,7 @@ mod tests {
         let examples = [example(1, 0, 2), example(2, 1, 2)];
         let clicks = targets(&[1.0, 0.0, 1.0, 0.0], &[true; 4]);
         let watched = targets(&[2.0, 9.0, 4.0, 9.0], &[true, false, true, false]);
-        let said = Said {
+        let said = WindowPredictions {
             candidate: &[vec![0.5; 4], vec![2.0, 0.0, 3.0, 0.0]],
             serving: &[vec![0.9, 0.1, 0.9, 0.1], vec![0.0; 4]],
             targets: &[clicks, watched],
@@ -285,7 +286,7 @@ mod tests {
         let mut own = measured();
         let ones = vec![vec![0.5; 3], vec![0.5; 3]];
         let known = vec![targets(&[1.0; 3], &[true; 3]), targets(&[1.0; 3], &[true; 3])];
-        let said = Said { candidate: &ones, serving: &[], targets: &known };
+        let said = WindowPredictions { candidate: &ones, serving: &[], targets: &known };
         own.push([example(1, 0, 3)].iter(), said, |_| false);
         assert!(own.is_empty() && own.evaluation().slices.is_empty());
         for user in 0..KEEP as u64 / 3 + 1 {

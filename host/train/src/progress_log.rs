@@ -7,7 +7,7 @@ use prometheus::{GaugeVec, Histogram, IntCounter};
 use serde_json::{Value, json};
 
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::telemetry::Telemetry;
+use crate::job_metrics::JobMetrics;
 use hypercast_stream::publish::{PublicationKind, Published};
 
 /// Writes a line.
@@ -39,7 +39,7 @@ pub(super) struct Learning {
 }
 
 /// Where a trainer stands, as a line says it.
-pub(super) struct Stands {
+pub(super) struct TrainingPosition {
     pub(super) position: Value,
     pub(super) requests: u64,
     pub(super) corrections: u64,
@@ -47,7 +47,7 @@ pub(super) struct Stands {
 }
 
 /// Predictions of a surface and task since the last line.
-pub(super) struct Slice<'a> {
+pub(super) struct ProgressSlice<'a> {
     pub(super) surface: &'a str,
     pub(super) task: &'a str,
     pub(super) n: u64,
@@ -56,7 +56,7 @@ pub(super) struct Slice<'a> {
 }
 
 impl Learning {
-    pub(super) fn new(telemetry: &Arc<Telemetry>) -> Self {
+    pub(super) fn new(telemetry: &Arc<JobMetrics>) -> Self {
         Self {
             latency: telemetry.seconds(
                 "hypercast_event_to_trainer_seconds",
@@ -89,10 +89,10 @@ impl Learning {
     /// The line of a window; the next one then begins.
     pub(super) fn line<'a>(
         &mut self,
-        stands: Stands,
-        slices: impl Iterator<Item = Slice<'a>>,
+        stands: TrainingPosition,
+        slices: impl Iterator<Item = ProgressSlice<'a>>,
     ) -> Value {
-        let slices = slices.map(|Slice { surface, task, n, ne }| {
+        let slices = slices.map(|ProgressSlice { surface, task, n, ne }| {
             if let Some(ne) = ne {
                 self.ne.with_label_values(&[surface, task]).set(ne);
             }
