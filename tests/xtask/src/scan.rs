@@ -40,7 +40,7 @@ pub fn scan(text: &str) -> Vec<Line> {
         }
         let (taken, next) = step(&chars, at, state);
         for &char in &chars[at..at + taken] {
-            mark(&mut line, char, (state, next));
+            mark(&mut line, char, state, next);
         }
         state = next;
         at += taken;
@@ -107,7 +107,7 @@ fn quoted(chars: &[char], at: usize) -> usize {
 }
 
 /// Adds a character to the line, by the state before it and after it.
-fn mark(line: &mut Line, char: char, (before, after): (State, State)) {
+fn mark(line: &mut Line, char: char, before: State, after: State) {
     let in_comment = |state| matches!(state, State::LineComment | State::BlockComment(_));
     let is_comment = in_comment(before) || in_comment(after);
     let is_visible = !char.is_whitespace();

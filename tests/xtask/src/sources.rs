@@ -197,7 +197,8 @@ pub fn line(span: Span) -> usize {
     span.start().line
 }
 
-/// The lines of a file, from 1 on, that only tests compile: items under `#[cfg(test)]` and `#[test]`.
+/// The lines of a file, from 1 on, that only tests compile: items under `#[cfg(test)]` and
+/// `#[test]`.
 pub fn test_lines(file: &syn::File) -> BTreeSet<usize> {
     let mut lines = TestLines::default();
     lines.visit_file(file);

@@ -51,6 +51,8 @@ const CRATES: [(&str, Place); 19] = [
     ("xtask", Place::Tool),
 ];
 
+const DAEMON: &str = "hypercast";
+
 /// Folders of which every crate is a plugin.
 const PLUGIN_FOLDERS: [&str; 2] = ["plugins/", "examples/"];
 
@@ -120,7 +122,10 @@ pub fn check(sources: &Sources, _: &[RustFile<'_>]) -> Result<Vec<Finding>> {
         for (at, line) in scan(text).iter().enumerate() {
             for used in crates_named(&line.code) {
                 let name = used.replace('_', "-");
-                let is_known = own.contains(name.as_str()) || confinement(&name).is_some();
+                // A crate may have a module of the daemon's name: the expert contract makes one.
+                let is_module = name == DAEMON && !package.names(DAEMON);
+                let is_own = own.contains(name.as_str()) && !is_module;
+                let is_known = is_own || confinement(&name).is_some();
                 let broken = is_known.then(|| forbidden(package, &name, &packages)).flatten();
                 findings
                     .extend(broken.map(|(problem, remedy)| finding(path, at + 1, problem, remedy)));
@@ -217,6 +222,11 @@ fn packages(sources: &Sources) -> Result<Vec<Package<'_>>> {
 }
 
 impl Package<'_> {
+    /// Whether the manifest has a crate among its dependencies.
+    fn names(&self, name: &str) -> bool {
+        self.dependencies.iter().any(|used| used.name == name)
+    }
+
     /// Reads the tables of dependencies, those under `[target.'cfg(..)']` too.
     fn read_tables(&mut self, table: &toml::Table) {
         for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
@@ -377,5 +387,22 @@ mod tests {
         ];
         let found = places(check, &files);
         assert_eq!(found, [2, 4, 6].map(|line| ("host/core/src/lib.rs".to_owned(), line)));
+    }
+
+    #[test]
+    fn a_module_of_the_daemons_name_is_not_the_daemon() {
+        let daemon = manifest("hypercast", "");
+        let source = "mod hypercast;\nuse hypercast::expert::Graph;\n";
+        let in_a_crate_with = |rest: &str| {
+            let expert = manifest("hypercast-expert", rest);
+            let files = [
+                ("host/Cargo.toml", daemon.as_str()),
+                ("host/expert/Cargo.toml", expert.as_str()),
+                ("host/expert/src/lib.rs", source),
+            ];
+            places(check, &files).len()
+        };
+        assert_eq!(in_a_crate_with(""), 0);
+        assert_eq!(in_a_crate_with("[dependencies]\nhypercast = \"1\"\n"), 2);
     }
 }
