@@ -66,7 +66,7 @@ impl Default for Server {
             admin_tokens: PathBuf::new(),
             insecure_admin: false,
             tokens: PathBuf::new(),
-            log: "warn,hypercast::serve=info".into(),
+            log: "warn,hypercast_serve=info".into(),
             threads: 2,
             queue: 256,
             max_connections: 4096,
