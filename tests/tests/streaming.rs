@@ -1,4 +1,4 @@
-//! The whole training and serving loop as `hypercast demo --streaming` runs it: all processes,
+//! The whole training and serving loop as `hypercast-lab demo --streaming` runs it: all processes,
 //! publications under load, a promotion and a rollback, and each impression in exactly one example.
 
 use std::{

@@ -72,7 +72,7 @@ enum PluginCommand {
     Logs(ForwardedArgs),
     /// Return an expert's users to the previous version (`hypercast plugin rollback`)
     Rollback(ForwardedArgs),
-    /// Build the in-tree plugins and the host, then run `hypercast demo`
+    /// Build the in-tree plugins and the host, then run `hypercast-lab demo`
     Demo(ForwardedArgs),
     /// Build the in-tree plugins and hostile guests, then run all tests
     Verify(ForwardedArgs),

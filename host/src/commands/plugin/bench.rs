@@ -3,7 +3,7 @@
 //!
 //! Requests are made up, of one size, and parameters are untrained: neither changes
 //! what a call costs. It measures one expert on a quiet thread; what a daemon under
-//! load does is `hypercast bench serving`'s.
+//! load does is measured by `hypercast-lab bench serving`.
 
 use std::time::Instant;
 
