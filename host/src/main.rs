@@ -12,13 +12,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// A foundation model for recommendations, and experts as sandboxed Wasm plugins on top of it
 #[derive(Debug, Parser)]
 #[command(name = "hypercast", version, max_term_width = 100)]
-struct Cli {
+struct HypercastCli {
     #[command(subcommand)]
-    command: Command,
+    command: HypercastCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum HypercastCommand {
     Import(commands::import::Args),
     Simulate(commands::simulate::Args),
     Train(commands::train::Args),
@@ -42,17 +42,17 @@ struct MovedArgs {
 
 fn main() -> anyhow::Result<()> {
     hypercast_core::logging::start();
-    match Cli::parse().command {
-        Command::Import(args) => commands::import::run(args),
-        Command::Simulate(args) => commands::simulate::run(args),
-        Command::Train(args) => commands::train::run(args),
-        Command::Materialise(args) => commands::train::run_materialise(args),
-        Command::Serve(args) => commands::serve::run(args),
-        Command::Join(args) => commands::join::run(args),
-        Command::Plugin(args) => commands::plugin::run(args),
-        Command::Store(args) => commands::store::run(args),
-        Command::Versions(args) => commands::versions::run(args),
-        Command::Moved(_) => anyhow::bail!(
+    match HypercastCli::parse().command {
+        HypercastCommand::Import(args) => commands::import::run(args),
+        HypercastCommand::Simulate(args) => commands::simulate::run(args),
+        HypercastCommand::Train(args) => commands::train::run(args),
+        HypercastCommand::Materialise(args) => commands::train::run_materialise(args),
+        HypercastCommand::Serve(args) => commands::serve::run(args),
+        HypercastCommand::Join(args) => commands::join::run(args),
+        HypercastCommand::Plugin(args) => commands::plugin::run(args),
+        HypercastCommand::Store(args) => commands::store::run(args),
+        HypercastCommand::Versions(args) => commands::versions::run(args),
+        HypercastCommand::Moved(_) => anyhow::bail!(
             "demo, evaluate, experiment and bench are commands of `hypercast-lab`, with the same \
              options: install it with `cargo install --locked --path host/lab`"
         ),

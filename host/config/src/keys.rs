@@ -24,10 +24,10 @@ impl From<[u8; 32]> for PublicKey {
 }
 
 impl PublicKey {
-    /// Reads a line as a configuration has it.
+    /// Parses a key as a configuration writes it.
     ///
     /// # Errors
-    /// Another text.
+    /// The text is not `ed25519:` and 64 hex digits.
     pub fn parse(text: &str) -> Result<Self> {
         let bytes = text.trim().strip_prefix(PUBLIC).and_then(unhex);
         bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| {
@@ -37,12 +37,12 @@ impl PublicKey {
         })
     }
 
-    /// The line.
+    /// The key as a configuration writes it: `ed25519:` and 64 hex digits.
     pub fn text(&self) -> String {
         format!("{PUBLIC}{}", hex(&self.0))
     }
 
-    /// Names the key: the beginning of its SHA-256, in hex.
+    /// A short name of the key: the first 16 hex digits of its SHA-256.
     pub fn id(&self) -> String {
         sha256(&self.0)[..16].to_owned()
     }

@@ -36,11 +36,11 @@ use hypercast_data::logs::{LogOptions, TaeStorage};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{CacheConfig, EngineConfig, LoadOptions};
 
-/// The whole file.
+/// The content of `hypercast.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where things are.
+    /// Files and folders.
     pub paths: Paths,
     /// The HTTP server, and the tier of experts behind it.
     pub server: Server,
@@ -49,7 +49,7 @@ pub struct Config {
     /// The tier that runs the FM for served items.
     #[serde(default = "FmTierConfig::logging", deserialize_with = "serving::logging_keys")]
     pub fm_logging: FmTierConfig,
-    /// What of the data set is the past.
+    /// The part of the data set that is the past.
     pub timeline: Timeline,
     /// Bounds of the live features: histories and counters.
     pub features: FeatureConfig,
@@ -61,11 +61,11 @@ pub struct Config {
     pub engine: EngineSettings,
     /// How long impressions wait for their outcomes.
     pub join: JoinSettings,
-    /// What is published when.
+    /// What trainers publish, and how often.
     pub publish: PublishSettings,
     /// What is logged for expert training.
     pub logs: Logs,
-    /// How experts train.
+    /// How experts are trained.
     pub expert_training: ExpertTraining,
     /// Limits of every plugin.
     pub plugin_limits: PluginLimits,
@@ -101,21 +101,22 @@ impl Default for Config {
     }
 }
 
-/// Where things are; relative paths start at the configuration file.
+/// Files and folders; relative paths start at the configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Paths {
-    /// The imported data set.
+    /// The imported data set, as `hypercast import` and `hypercast simulate` write it.
     pub dataset: PathBuf,
-    /// Work folder of FM training: the store with its optimizer state.
+    /// Work folder of FM training: its embedding store with optimizer state.
     pub fm_work: PathBuf,
-    /// The FM checkpoint that is trained and served.
+    /// The FM checkpoint that `train fm` writes and `serve` loads.
     pub fm: PathBuf,
-    /// Feature logs with materialised TAEs.
+    /// Feature logs with TAEs (Parquet with zstd).
     pub logs: PathBuf,
-    /// Trained parameters, a folder an expert.
+    /// Trained parameters, a folder for each expert.
     pub experts: PathBuf,
-    /// States of the joiner and of the daemon, a folder each; a process of its own needs one of its own.
+    /// What the joiner and the daemon save, so that a restart is quick. Daemons on one machine need
+    /// different folders.
     pub state: PathBuf,
 }
 
@@ -132,14 +133,14 @@ impl Default for Paths {
     }
 }
 
-/// What of the data set is the past.
+/// The part of the data set that is the past.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeline {
-    /// Training, and the state that `serve` starts from, end before this time (`2022-04-29`, or
-    /// milliseconds since the epoch); empty takes the whole data set.
+    /// Training, and the state that `serve` starts from, end before this time: a date
+    /// ("2022-04-29") or milliseconds since 1970. "" takes the whole data set.
     pub until: String,
-    /// Hours ahead of UTC of the clock that `until` is told by.
+    /// The offset of that date's time zone from UTC, in hours.
     pub utc_offset_h: i32,
 }
 
@@ -156,7 +157,7 @@ impl Timeline {
     }
 }
 
-/// A date (`2022-04-29`, its midnight) or milliseconds since the epoch.
+/// Parses a date (`2022-04-29`, meaning its midnight) or milliseconds since 1970.
 ///
 /// # Errors
 /// A text that is neither.
@@ -188,15 +189,17 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logs {
-    /// The share of the training stream, from its start, whose TAEs are too young to log.
+    /// The share of the training stream, from its start, that is not logged because its TAEs are
+    /// still poor.
     pub skip_share: f64,
-    /// Own-surface events logged a request, for the experts' short histories.
+    /// Events of the same surface that are logged with a request, for the experts' short histories.
     pub history_len: usize,
-    /// Rows a file.
+    /// Rows in a file.
     pub rows_per_file: usize,
-    /// Seconds a file of the logging tier (`hypercast materialise --follow`); 0 ends files by rows alone.
+    /// Time after which the logging tier (`hypercast materialise --follow`) ends a file, in
+    /// seconds. Experts that follow wait that long. 0 ends files by rows alone.
     pub file_seconds: u64,
-    /// How exactly TAEs are kept: f32, or bf16, which takes about half the bytes.
+    /// How TAEs are stored: "f32", or "bf16" with about half the bytes.
     pub tae: TaeStorage,
 }
 
@@ -216,7 +219,7 @@ impl Config {
         })
     }
 
-    /// How mere history before a time becomes examples for the FM.
+    /// How events without known times become examples for the FM.
     pub fn pretraining(&self, until_ms: Option<i64>) -> PretrainingOptions {
         PretrainingOptions {
             until_ms,
@@ -230,7 +233,7 @@ impl Config {
 }
 
 impl Logs {
-    /// How logs are written.
+    /// The settings of a log writer.
     pub fn options(&self) -> LogOptions {
         LogOptions {
             history_len: self.history_len,
@@ -253,26 +256,26 @@ impl Default for Logs {
     }
 }
 
-/// How experts train.
+/// How experts are trained, on a past and behind a stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertTraining {
     /// Passes over the logs.
     pub epochs: usize,
-    /// Rows a batch, in whole requests.
+    /// Rows in a batch, in whole requests.
     pub batch_rows: usize,
-    /// Peak learning rate.
+    /// AdamW's peak learning rate; it warms up and then falls to a tenth. An expert's `schedule`
+    /// scales it.
     pub learning_rate: f64,
-    /// Learning rate, held constant, of an expert that goes on learning batch by batch behind the stream.
+    /// The constant learning rate of an expert that follows the stream.
     pub online_learning_rate: f64,
-    /// Rows a batch behind the stream, in whole requests.
+    /// Rows in a batch of an expert that follows the stream, in whole requests.
     pub online_batch_rows: usize,
-    /// Share of the old in each step of the running average of the dense parameters, which predicts and
-    /// is served in their place; 0 for none.
+    /// Decay of the moving average of dense parameters, which predicts and serves. 0 turns it off.
     pub average_decay: f64,
     /// AdamW's weight decay.
     pub weight_decay: f64,
-    /// Gradient-norm limit.
+    /// Limit of the gradient norm.
     pub clip_norm: f64,
     /// Seed of initial values, dropout and order.
     pub seed: u64,
@@ -298,23 +301,27 @@ impl Default for ExpertTraining {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertEntry {
-    /// Its name: of its parameter folder, in metrics and answers.
+    /// Names its parameter folder, and appears in metrics and responses.
     pub name: String,
-    /// The component file.
+    /// The component, as `cargo hypercast build -p mlp-fusion --out FILE` writes it.
     pub plugin: PathBuf,
-    /// The surfaces it serves; empty means every surface that no other expert names.
+    /// The surfaces that it serves, by name. [] means every surface that no other expert names.
     #[serde(default)]
     pub surfaces: Vec<String>,
-    /// Train and run it without the TAE (zeros in its place): the baseline arm.
+    /// Train and run it with zeros in place of the TAE: a baseline that shows what the TAE is
+    /// worth.
     #[serde(default)]
     pub without_tae: bool,
-    /// Run beside the serving expert; its predictions are only reported.
+    /// Run beside the serving expert of its surfaces and only report, for a comparison before a
+    /// switch.
     #[serde(default)]
     pub shadow: bool,
-    /// Which surfaces' rows it learns from.
+    /// The rows that it learns from: "own" surfaces, or "all" (for surfaces with few rows of their
+    /// own).
     #[serde(default)]
     pub train_on: TrainOn,
-    /// Where it may use less than every plugin may.
+    /// Limits of this plugin that are stricter than [plugin_limits]: deadline_ms, memory_mib,
+    /// output_mib, instances_each, log_lines_per_s, log_bytes_per_s. Weaker ones are refused.
     #[serde(default)]
     pub limits: ExpertLimits,
 }
@@ -331,10 +338,11 @@ pub enum TrainOn {
 }
 
 impl Config {
-    /// Reads a configuration file; paths in it become relative to where it is.
+    /// Reads a configuration file. Relative paths in it start at the file.
     ///
     /// # Errors
-    /// A file that is missing, an unknown key, a value of another type or out of range: with file, line and key.
+    /// The file is missing, or has an unknown key or a bad value; the error names file, line and
+    /// key.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Error::data(path, format!("{error}; start from the hypercast.toml of the repository"))
@@ -359,7 +367,7 @@ impl Config {
     /// The entry of an expert.
     ///
     /// # Errors
-    /// Names the experts there are.
+    /// There is no such expert; the error lists those that there are.
     pub fn expert(&self, name: &str) -> Result<&ExpertEntry> {
         self.experts.iter().find(|entry| entry.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.experts.iter().map(|entry| entry.name.as_str()).collect();
@@ -367,8 +375,8 @@ impl Config {
         })
     }
 
-    /// The surfaces that an expert serves, by index: its own, or all that no other expert of its kind
-    /// (serving or shadow) names.
+    /// The surfaces that an expert serves, by index: its own, or all that no other expert of its
+    /// kind (serving or shadow) names.
     ///
     /// # Errors
     /// A surface that the schema lacks.
@@ -403,14 +411,14 @@ impl Config {
         }
     }
 
-    /// The defaults, for a command that was given no file. There is then no folder that is the configuration's own, so
-    /// compiled plugins are not kept.
+    /// The defaults, for a command without a configuration file. Compiled plugins are not kept
+    /// then, because no folder belongs to the configuration.
     pub fn without_folder() -> Self {
         let plugin_limits = PluginLimits { compiled_mib: 0, ..PluginLimits::default() };
         Self { plugin_limits, ..Self::default() }
     }
 
-    /// The engine of plugins: its pool, and where it keeps what it compiled.
+    /// The settings of the Wasm engine: its pool of instances, and its cache of compiled plugins.
     pub fn guests(&self) -> EngineConfig {
         let limits = &self.plugin_limits;
         let cache = CacheConfig {

@@ -6,25 +6,27 @@ use std::path::PathBuf;
 use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
 
-/// The streams (`hypercast_stream::engine`).
+/// Where streams are kept: `[engine]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineSettings {
-    /// A directory, or NATS JetStream.
+    /// "directory" (one machine) or "nats" (NATS JetStream, across machines).
     pub kind: EngineKind,
-    /// The directory, where streams are kept in one; a folder each.
+    /// The directory.
     pub dir: PathBuf,
-    /// Where NATS is, as `nats://HOST:PORT`; several are separated by commas.
+    /// The NATS server. Several are separated by commas.
     pub nats_url: String,
-    /// What the names of NATS' streams begin with, so that several systems can share a server.
+    /// Prefix of the stream names in NATS, so that several systems can share a server.
     pub nats_prefix: String,
-    /// Whether an append to the directory waits for the disk, or only for the operating system. NATS has a setting of its own.
+    /// Whether an append to the directory waits for the disk. NATS has its own setting
+    /// (sync_interval).
     pub fsync: bool,
-    /// Bytes of a stream's file before the next one is begun, in MiB.
+    /// Size of a stream's file at which the next one is begun, in MiB.
     pub segment_mib: u64,
-    /// The most that a stream keeps, in MiB, oldest records first to go; 0 keeps everything.
+    /// The most that a stream keeps, in MiB; the oldest records go first. 0 keeps everything.
     pub retain_mib: u64,
-    /// Ids of the newest records that a stream remembers, so that what is sent again is not kept twice.
+    /// Newest record ids that a stream remembers, so that a record that is sent again is not stored
+    /// twice.
     pub remembered_ids: usize,
 }
 
@@ -43,7 +45,7 @@ impl Default for EngineSettings {
     }
 }
 
-/// What keeps the streams.
+/// The storage behind the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
@@ -54,31 +56,32 @@ pub enum EngineKind {
     Nats,
 }
 
-/// Dynamic join (`hypercast_stream::join`).
+/// How long impressions wait for their outcomes: `[join]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JoinSettings {
-    /// Whether the daemon joins; else `hypercast join` does, in a process of its own.
+    /// Whether the daemon joins. Otherwise run `hypercast join` as a process of its own.
     pub in_daemon: bool,
-    /// The share of a surface's outcomes that its window waits for, by the delays seen so far.
+    /// A surface's window is as long as this share of its outcomes has taken so far.
     pub quantile: f64,
     /// The shortest window, in seconds.
     pub min_window_s: u64,
     /// The longest window, in seconds.
     pub max_window_s: u64,
-    /// The window before enough delays were seen, in seconds.
+    /// The window until enough delays were seen, in seconds.
     pub first_window_s: u64,
-    /// How long after its example an outcome still makes a correction, in seconds.
+    /// Time after its example in which an outcome still makes a correction, in seconds.
     pub correction_s: u64,
-    /// How far ahead of the machine's clock an event's time may be, in seconds: the joiner's clock never goes back, so one
-    /// wrong time would close every window. 0 takes any time.
+    /// The most that an event's time may be ahead of the machine's clock, in seconds. The joiner's
+    /// time never goes back, so one wrong time would close every window. 0 accepts any time.
     pub max_future_s: u64,
-    /// Impressions that wait, or can be corrected, at most; beyond it the oldest are let go.
+    /// Impressions that wait or can still be corrected. The oldest are released first.
     pub max_impressions: usize,
-    /// After so long without events the clock of the machine closes windows, in milliseconds; 0 leaves that to events alone,
-    /// as a replay of the past needs.
+    /// Without events for so long, the machine's clock closes windows, in milliseconds. 0 leaves
+    /// that to events, as a replay of the past needs.
     pub tick_ms: u64,
-    /// Events after which the state is saved, so that a restart need not begin at the first one.
+    /// Events between two saves of the joiner's state, so that a restart need not begin at the
+    /// first event.
     pub save_every_events: u64,
 }
 
@@ -108,7 +111,8 @@ pub struct JoinerSettings {
     pub join: JoinSettings,
     /// `[features]`.
     pub features: FeatureConfig,
-    /// The end of the past that features begin with, milliseconds since the epoch; none without one.
+    /// The end of the past that features begin with, milliseconds since the epoch; none without
+    /// one.
     pub until_ms: Option<i64>,
     /// Events of a user's history in an example, at most.
     pub history_len: usize,
@@ -116,19 +120,19 @@ pub struct JoinerSettings {
     pub max_targets: usize,
 }
 
-/// Publishing (`hypercast_stream::publish`).
+/// What trainers publish, and how often: `[publish]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PublishSettings {
-    /// The share of the weights that a delta holds at most.
+    /// The share of the weights in a delta: those that moved most.
     pub share: f64,
-    /// Publications after which what moved at all is sent, however little it moved.
+    /// After so many publications a weight that moved at all is sent, however little it moved.
     pub starve_after: u32,
     /// Seconds between publications.
     pub every_s: u64,
-    /// Deltas after which everything is published again, so that who begins to follow has few to apply.
+    /// Deltas between two snapshots. A new follower applies at most so many.
     pub snapshot_every: u32,
-    /// zstd's level.
+    /// Compression level of zstd.
     pub zstd_level: i32,
 }
 

@@ -11,45 +11,53 @@ use hypercast_expert::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PluginLimits {
-    /// Wall-clock limit of a guest call while serving, in milliseconds.
+    /// Time for a call of `rank`, in milliseconds of the wall clock.
     pub deadline_ms: u32,
-    /// Wall-clock limit of a guest call at load and in training, in milliseconds.
+    /// Time for any other call (at load, in training, before a publication), in milliseconds.
     pub setup_deadline_ms: u32,
     /// Linear memory of an instance, in MiB.
     pub memory_mib: u32,
-    /// Entries of an instance's table of functions.
+    /// Entries of an instance's function table.
     pub table_elements: u32,
-    /// What one call may hand to the host, in MiB.
+    /// What a call may return to the host, in MiB.
     pub output_mib: u32,
-    /// Instances alive at once, over all plugins.
+    /// Instances of all plugins that may live at once. A call that finds none free falls back to
+    /// the FM's ranking at once, with the cause `busy`.
     pub instances: u32,
-    /// Instances of one plugin alive at once.
+    /// Instances of one plugin that may live at once.
     pub instances_each: u32,
-    /// The share of `server.threads` that one plugin's calls may hold at a time where they take long; at least one thread.
+    /// The share of server.threads that one slow plugin may hold, at least one thread. Further
+    /// calls fall back to the FM's ranking at once, with the cause `busy`.
     pub threads_share: f64,
-    /// The mean time of a plugin's calls from which on they take long, in milliseconds.
+    /// A plugin is slow if its calls take more processor time than this, on average or while they
+    /// run, in milliseconds. A call that has taken 2 ms lets other threads go first.
     pub slow_ms: f64,
-    /// Log lines a second of one plugin.
+    /// Log lines a second of one plugin. Further ones are dropped and counted.
     pub log_lines_per_s: u32,
-    /// Bytes of them a second.
+    /// Bytes of log lines a second of one plugin.
     pub log_bytes_per_s: u32,
     /// Parameters of a network.
     pub max_parameters: usize,
-    /// Floating-point operations a candidate.
+    /// Floating-point operations for a candidate.
     pub max_flops: u64,
     /// Consecutive faults that open a plugin's breaker.
     pub breaker_faults: u32,
-    /// The share of one thread's time, over ten seconds, that a plugin's faults may not take: its breaker opens at that.
+    /// The breaker also opens when calls that end in faults take this share of a thread's processor
+    /// time over ten seconds, which is two calls that spin until a deadline of 50 ms.
     pub breaker_lost_share: f64,
-    /// How long an open breaker rests at first, in milliseconds.
+    /// Time that a breaker first stays open, in milliseconds. It doubles each time that the breaker
+    /// opens again soon.
     pub breaker_rest_ms: u64,
-    /// How long it rests at most, where it opens again and again, in milliseconds.
+    /// The longest time that a breaker stays open, in milliseconds.
     pub breaker_rest_max_ms: u64,
-    /// Compiled plugins that are kept on disk, in MiB; 0 compiles them at each start.
+    /// Size of the folder `compiled` under paths.state, in MiB, where compiled plugins are kept for
+    /// the next start. 0 keeps none. Only the daemon may be able to write there: the files run as
+    /// machine code.
     pub compiled_mib: u64,
 }
 
-/// Limits of one expert's plugin; what is not given is that of every plugin, and nothing may be more.
+/// Limits of one expert's plugin; what is not given is that of every plugin, and nothing may be
+/// more.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertLimits {

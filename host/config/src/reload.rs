@@ -1,4 +1,5 @@
-//! A configuration that is read again while a daemon runs: what of it holds at once, and what waits for the next start.
+//! A configuration that is read again while a daemon runs: which keys take effect at once, and
+//! which wait for the next start.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use toml::{Table, Value};
 use super::Config;
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// Keys that hold from the next request on. All others size something that was made at the start.
+/// Keys that take effect on reload. All others size something that was made at the start.
 const LIVE: [&str; 15] = [
     "experts",
     "fm_logging.max_body_bytes",
@@ -26,10 +27,10 @@ const LIVE: [&str; 15] = [
     "server.tokens",
 ];
 
-/// What becomes of a running configuration.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reloaded {
-    /// The old one with what could change.
+    /// The old configuration with the new values of the keys that take effect on reload.
     pub config: Config,
     /// Keys that changed.
     pub changed: Vec<String>,
@@ -38,15 +39,15 @@ pub struct Reloaded {
 }
 
 impl Config {
-    /// Takes over from `file` what can change while a daemon runs.
+    /// This configuration with those keys of `file` that take effect on reload.
     ///
     /// # Errors
-    /// None for configurations that were read from files.
+    /// Never for configurations that were read from files.
     pub fn reloaded(&self, file: &Config) -> Result<Reloaded> {
         let wrong = |error: String| Error::invalid(format!("the configuration: {error}"));
         let table = |of: &Config| Table::try_from(of).map_err(|error| wrong(error.to_string()));
         let (mut old, new) = (table(self)?, table(file)?);
-        // Whether the listener encrypts was decided when it was made.
+        // A listener is HTTP or HTTPS from its start.
         let same_kind = self.server.has_tls() == file.server.has_tls();
         let live = |key: &str| LIVE.contains(&key) && (same_kind || !key.contains(".tls_"));
         let (mut changed, mut waiting) = (Vec::new(), Vec::new());
@@ -61,14 +62,14 @@ impl Config {
                 continue;
             }
             changed.push(name);
-            put(&mut old, (part, key), value);
+            put(&mut old, part, key, value);
         }
         let config = old.try_into().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
         Ok(Reloaded { config, changed, waiting })
     }
 }
 
-/// Tables with their keys; what is no table has an empty key.
+/// Pairs of table and key; a value outside a table has an empty key.
 fn keys(of: &Table) -> BTreeSet<[String; 2]> {
     let of_part = |(part, value): (&String, &Value)| -> Vec<[String; 2]> {
         match value {
@@ -86,7 +87,7 @@ fn at<'a>(of: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
     }
 }
 
-fn put(into: &mut Table, (part, key): (String, String), value: Option<Value>) {
+fn put(into: &mut Table, part: String, key: String, value: Option<Value>) {
     let (table, key) = match key.as_str() {
         "" => (into, part),
         _ => match into.get_mut(&part) {

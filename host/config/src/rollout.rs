@@ -30,42 +30,46 @@ pub enum StopAfter {
     Never,
 }
 
-/// Rollouts: whose pushes are taken, and what a version must stand before it answers everybody. A push may ask for more
-/// care than this, never for less.
+/// Rollouts: whose pushes are taken, and what a version must stand before it answers everybody. A
+/// push may ask for more care than this, never for less.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSettings {
-    /// Public keys whose signatures are taken, as `ed25519:HEX`. Without any, nothing can be pushed.
+    /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
+    /// prints one). Without any, nothing can be pushed.
     pub trusted_keys: Vec<String>,
-    /// The largest push: component and parameters together, in MiB.
+    /// The largest push, component and parameters together, in MiB.
     pub max_push_mib: usize,
-    /// What pushed components and parameters may take on the disk, in MiB; those of retired versions go first.
+    /// What all pushed files may take on the disk, in MiB. Files of retired versions go first.
     pub repository_mib: u64,
-    /// Versions that answered before and stay loaded for a rollback; older ones are retired.
+    /// Earlier versions that stay loaded for a rollback. Older ones are retired.
     pub keep_versions: usize,
-    /// Where a rollout waits for `hypercast versions promote`: never, or after its shadow or canary.
+    /// Where a rollout waits for `hypercast versions promote`: "never", or after its "shadow" or
+    /// "canary".
     pub stop_after: StopAfter,
-    /// Recorded requests that a version is tried with before it sees any other, at most.
+    /// Recorded requests that a version is tried with before it receives any other. 0 tries none.
     pub replay_requests: usize,
-    /// Requests that it sees as a shadow.
+    /// Requests that it receives as a shadow.
     pub shadow_requests: u64,
-    /// The share of the users that it answers as a canary; 1 leaves the canary out.
+    /// The share of the users that it answers as a canary. 1.0 skips the canary.
     pub canary_share: f64,
     /// Requests that it answers as a canary, at least.
     pub canary_requests: u64,
-    /// How long it is a canary at least, in seconds.
+    /// Time that it is a canary, at least, in seconds.
     pub canary_s: u64,
-    /// How long a step may last, in seconds; a version without enough requests by then is given up.
+    /// Time for a step, in seconds. A version without enough requests by then is given up.
     pub step_most_s: u64,
-    /// The share of its requests that may fault, over the window.
+    /// A version is given up or rolled back if it faults at more than this share of its requests in
+    /// a window.
     pub fault_share: f64,
-    /// How many times the p99 of the version before its own may be, in the same window.
+    /// Or if its p99 in a window is above that of the version before times this factor plus
+    /// `latency_slack_ms`.
     pub latency_factor: f64,
-    /// And how much beyond that, in milliseconds.
+    /// The slack, in milliseconds.
     pub latency_slack_ms: f64,
-    /// The window that faults and latency are looked at over, in seconds.
+    /// The window for faults and latency, in seconds.
     pub window_s: u64,
-    /// How long a promoted version is watched, and rolled back where it fails, in seconds.
+    /// Time that a promoted version is watched and can still be rolled back by itself, in seconds.
     pub watch_s: u64,
 }
 
@@ -92,17 +96,17 @@ impl Default for RolloutSettings {
     }
 }
 
-/// Recorded requests.
+/// The sample of answered requests that is recorded: `[recorded]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordedSettings {
-    /// The share of the answered requests that is recorded; 0 for none.
+    /// The share of the requests. 0.0 records none.
     pub share: f64,
-    /// Requests that may wait to be written; more are not recorded, and counted.
+    /// Requests that may wait to be written. Further ones are skipped and counted.
     pub queue: usize,
-    /// Files of the ring, the oldest first to go.
+    /// Files in the ring. The oldest is overwritten first.
     pub files: usize,
-    /// What they may take together, in MiB.
+    /// Size of all files together, in MiB.
     pub mib: u64,
 }
 

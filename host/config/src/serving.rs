@@ -12,47 +12,55 @@ use hypercast_data::tae::TaeFormat;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port. Port 0 takes a free port and prints it.
     pub listen: String,
-    /// Certificates in PEM, the server's own first: with it and `tls_key` the daemon speaks HTTPS (TLS 1.3). Empty for HTTP.
+    /// Certificates in PEM, the server's own first. With this and `tls_key` the daemon speaks HTTPS
+    /// (TLS 1.3).
     pub tls_certificate: PathBuf,
-    /// The certificate's private key, in PEM; others than its owner and group may not read the file.
+    /// The private key of the certificate, in PEM. Only its owner and group may be able to read the
+    /// file.
     pub tls_key: PathBuf,
-    /// Whether there are routes under `/v1/admin` at all.
+    /// Whether the daemon offers routes under /v1/admin. On an address that others reach they need
+    /// tokens and TLS: without tokens they are not offered, with tokens but without TLS the daemon
+    /// does not start.
     pub admin: bool,
-    /// Tokens for the routes under `/v1/admin`, `NAME TOKEN` a line; empty for none, which a loopback address alone allows.
+    /// File of admin tokens. Each line is a name, a space and at least 24 characters (`openssl rand
+    /// -hex 32`). Only its owner and group may be able to read the file.
     pub admin_tokens: PathBuf,
-    /// Whether admin tokens may come over plain HTTP on an address that others reach: for a proxy in front that speaks TLS.
+    /// Accept admin tokens over plain HTTP, for a proxy in front that speaks TLS.
     pub insecure_admin: bool,
-    /// Tokens for the other routes under `/v1`, as `admin_tokens` has them; empty lets everyone ask who reaches the address.
+    /// File of tokens for the other routes under /v1; admin tokens open those, too. "" lets
+    /// everyone in who can reach the address.
     pub tokens: PathBuf,
-    /// What the daemon logs, as `HYPERCAST_LOG` says it where that is set.
+    /// Log levels by module. The environment variable HYPERCAST_LOG overrides it.
     pub log: String,
-    /// Threads that fetch features and run experts.
+    /// Threads that read features and run experts.
     pub threads: usize,
-    /// Requests that may wait for a thread; more are answered 503 at once.
+    /// Requests that may wait for a thread. Further ones get 503 at once.
     pub queue: usize,
-    /// Connections that may be open; further ones wait in the system's queue.
+    /// Connections that may be open. Further ones wait in the operating system's queue.
     pub max_connections: usize,
-    /// How long a connection may take to send a request's headers, or rest between two requests, in milliseconds.
+    /// Time for a connection to send the headers of a request, and to stay idle between two
+    /// requests, in milliseconds.
     pub header_timeout_ms: u64,
-    /// The most candidates of one request.
+    /// The most candidates of a request. More get 413.
     pub max_candidates: usize,
-    /// The most events of one request.
+    /// The most events of a request, over all its lists. More get 413.
     pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// How long a request may wait and run, in milliseconds; 504 after that. A request that is expected to take longer
-    /// is answered 503 at once.
+    /// Time for a request to wait and run, in milliseconds; then it gets 504. A request that is
+    /// expected to take longer gets 503 at once, with the time after which to try again.
     pub deadline_ms: u64,
-    /// Whether requests may ask for `explain`: the FM's, the shadows' predictions and stage times.
+    /// Whether a request may ask for `explain`: predictions of the FM and of shadows, and stage
+    /// times.
     pub explain: bool,
-    /// The share of the requests that shadow versions see, after their answers.
+    /// The share of requests that shadow versions receive, after the response.
     pub shadow_share: f64,
-    /// Answered requests that may wait for shadows; more are not shown to them, and counted.
+    /// Answered requests that may wait for shadows. Further ones are skipped and counted.
     pub shadow_queue: usize,
-    /// Predictions of served requests that are kept until their outcomes are known, oldest first to go: a value an item,
-    /// task and version.
+    /// Predictions that are kept until their outcomes are known, one for each item, task and
+    /// version. The oldest are dropped first.
     pub served_predictions: usize,
 }
 
@@ -116,31 +124,37 @@ impl Server {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FmTierConfig {
-    /// Where another process runs this tier, as `http://HOST:PORT` or `https://HOST:PORT`; empty runs it in this one.
+    /// Another process that runs it (`hypercast serve --tier fm-serving`), as "http://HOST:PORT" or
+    /// "https://HOST:PORT". "" runs it in this process. The other process has the certificate and
+    /// tokens of its own [server].
     pub url: String,
-    /// What an `https` url's certificate must be, or be signed by, in PEM; empty takes those that the machine trusts.
+    /// For an https url: a file of certificates (PEM), one of which is the other process's or has
+    /// signed it. "" uses the certificates that the machine trusts.
     pub ca: PathBuf,
-    /// The file of the token for that process, where its `server.tokens` are set; empty sends none.
+    /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
     /// Where its FM runs, if not where other models do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
-    /// Threads of its own; 0 takes one a core.
+    /// Where its FM runs, if not on `device`: "cpu" or "cuda". device = "cuda" Threads of the FM. 0
+    /// takes one a core.
     pub threads: usize,
-    /// Requests that may wait for it; more are answered 503 at once.
+    /// Requests that may wait for the FM. Further ones get 503 at once.
     pub queue: usize,
-    /// Candidates of several requests that go through the FM together, at most; one request's are never split.
+    /// The most candidates, of several requests together, in one pass of the FM.
     pub batch_candidates: usize,
-    /// How long a request waits for others to share its pass, in microseconds; 0 takes what waits already.
+    /// Time that a request waits for others to share its pass, in microseconds. 0 shares only with
+    /// those that wait already.
     pub batch_wait_us: u64,
-    /// Memory for encoded histories, which the FM keeps between requests, in MiB; 0 keeps none.
+    /// Memory for encoded histories that are kept between requests, in MiB. 0 keeps none.
     pub history_cache_mib: usize,
-    /// Histories of the users asked for last that are encoded with published weights before those serve, at most;
-    /// 0 encodes each when it is asked for.
+    /// Published weights make all encoded histories stale. The histories of so many recent users
+    /// are encoded anew before the weights serve, in at most 5 seconds and a quarter of the cache.
+    /// 0 encodes none in advance.
     pub warm_histories: usize,
-    /// How TAEs travel between processes: f32, bf16, or int8 with a scale a row.
+    /// How TAEs travel between processes: "f32", "bf16", or "int8" with a scale a row.
     pub tae: TaeFormat,
-    /// The largest body that this tier takes from another, in bytes.
+    /// The largest body that this tier accepts from another process, in bytes.
     pub max_body_bytes: usize,
 }
 

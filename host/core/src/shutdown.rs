@@ -54,7 +54,7 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// Requests shutdown.
+    /// Requests shutdown; every clone sees it.
     pub fn request(&self) {
         self.requested.store(true, Ordering::Release);
     }

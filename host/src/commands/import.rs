@@ -11,12 +11,12 @@ use hypercast_data::import::{ImportReport, kuairand, movielens};
 pub struct Args {
     /// Which data set.
     #[command(subcommand)]
-    pub source: Source,
+    pub source: ImportSource,
 }
 
 /// The data sets that can be imported.
 #[derive(Debug, Subcommand)]
-pub enum Source {
+pub enum ImportSource {
     /// KuaiRand-Pure: short videos, a surface a tab
     Kuairand {
         /// Folder with log_standard_*_pure.csv, user_features_pure.csv,
@@ -47,10 +47,10 @@ pub enum Source {
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (report, into) = match args.source {
-        Source::Kuairand { from, into, content } => {
+        ImportSource::Kuairand { from, into, content } => {
             (kuairand::import(&kuairand::Options { from, into: into.clone(), content })?, into)
         }
-        Source::Movielens { into, wheel, content } => {
+        ImportSource::Movielens { into, wheel, content } => {
             (movielens::import(&movielens::Options { wheel, into: into.clone(), content })?, into)
         }
     };

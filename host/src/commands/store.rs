@@ -11,12 +11,12 @@ use hypercast_store::Damage;
 pub struct StoreArgs {
     /// What to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: StoreCommand,
 }
 
 /// What can be done with a store.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
+pub enum StoreCommand {
     /// Verify every checksum of a store or snapshot; what is damaged is named, with what to do, and
     /// ends the command with 1
     Check(Args),
@@ -35,7 +35,7 @@ pub struct Args {
 /// Runs the chosen action.
 pub fn run(args: StoreArgs) -> anyhow::Result<()> {
     match args.action {
-        Action::Check(args) => check(&args),
+        StoreCommand::Check(args) => check(&args),
     }
 }
 

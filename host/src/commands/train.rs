@@ -199,8 +199,8 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// FollowArgs the joined examples until SIGTERM, with every FM version that is in use: the logging
-    /// tier
+    /// FollowArgs the joined examples until SIGTERM, with every FM version that is in use: the
+    /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,
     /// Answer /metrics at this address, with --follow

@@ -39,12 +39,12 @@ pub struct Args {
     pub config: PathBuf,
     /// What to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: VersionsCommand,
 }
 
 /// What can be done with versions.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
+pub enum VersionsCommand {
     /// Print every version, its state, its pin and who it answers
     List {
         /// As JSON, with all that is registered
@@ -71,10 +71,10 @@ pub enum Action {
     Retire(Retire),
     /// Have a training expert go on with another FM version
     #[command(subcommand)]
-    Pin(Pin),
+    PinCommand(PinCommand),
 }
 
-/// A version.
+/// The version to act on.
 #[derive(Debug, clap::Subcommand)]
 pub enum Which {
     /// A version of the FM
@@ -91,7 +91,7 @@ pub enum Which {
     },
 }
 
-/// What is registered.
+/// The kind of version to register.
 #[derive(Debug, clap::Subcommand)]
 pub enum Register {
     /// A checkpoint of the FM, with the version that it says it has
@@ -133,7 +133,7 @@ pub enum Register {
     },
 }
 
-/// What is promoted.
+/// The kind of version to promote.
 #[derive(Debug, clap::Subcommand)]
 pub enum Promote {
     /// A version of the FM: experts that pin it can be promoted. Several may be active
@@ -166,7 +166,7 @@ pub enum Rollback {
     },
 }
 
-/// What is retired.
+/// The kind of version to retire.
 #[derive(Debug, clap::Subcommand)]
 pub enum Retire {
     /// A version of the FM that no expert pins
@@ -187,9 +187,9 @@ pub enum Retire {
     },
 }
 
-/// What is pinned.
+/// The expert to pin, and the FM version.
 #[derive(Debug, clap::Subcommand)]
-pub enum Pin {
+pub enum PinCommand {
     /// A version of an expert
     Expert {
         /// Its name
@@ -207,7 +207,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = engine::open(&config.engine)?;
     let versions = Versions::new(&*engine);
     let registry = match args.action {
-        Action::List { json } => {
+        VersionsCommand::List { json } => {
             let registry = versions.read()?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&registry)?),
@@ -215,23 +215,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             return Ok(());
         }
-        Action::Show(which) => return show(&versions.read()?, &which),
-        Action::Register(what) => register(&config, &engine, what)?,
-        Action::Promote(Promote::Fm { version }) => versions.decide(|r| r.promote_fm(&version))?,
-        Action::Promote(Promote::Expert { name, version, share, replace }) => {
+        VersionsCommand::Show(which) => return show(&versions.read()?, &which),
+        VersionsCommand::Register(what) => register(&config, &engine, what)?,
+        VersionsCommand::Promote(Promote::Fm { version }) => {
+            versions.decide(|r| r.promote_fm(&version))?
+        }
+        VersionsCommand::Promote(Promote::Expert { name, version, share, replace }) => {
             let promotion = Promotion { name, version, share, replace };
             versions.decide(|r| r.promote_expert(&promotion))?
         }
-        Action::Rollback(Rollback::Expert { name }) => versions.decide(|r| r.roll_back(&name))?,
-        Action::Shadow(Which::Fm { version }) => versions.decide(|r| r.shadow_fm(&version))?,
-        Action::Shadow(Which::Expert { name, version }) => {
+        VersionsCommand::Rollback(Rollback::Expert { name }) => {
+            versions.decide(|r| r.roll_back(&name))?
+        }
+        VersionsCommand::Shadow(Which::Fm { version }) => {
+            versions.decide(|r| r.shadow_fm(&version))?
+        }
+        VersionsCommand::Shadow(Which::Expert { name, version }) => {
             versions.decide(|r| r.shadow_expert(&name, &version))?
         }
-        Action::Retire(Retire::Fm { version }) => versions.decide(|r| r.retire_fm(&version))?,
-        Action::Retire(Retire::Expert { name, version, unserve }) => {
+        VersionsCommand::Retire(Retire::Fm { version }) => {
+            versions.decide(|r| r.retire_fm(&version))?
+        }
+        VersionsCommand::Retire(Retire::Expert { name, version, unserve }) => {
             versions.decide(|r| r.retire_expert(&name, &version, unserve))?
         }
-        Action::Pin(Pin::Expert { name, version, fm }) => {
+        VersionsCommand::PinCommand(PinCommand::Expert { name, version, fm }) => {
             versions.decide(|r| r.pin(&name, &version, &fm))?
         }
     };

@@ -32,8 +32,8 @@ pub(crate) enum ValueLocation {
 /// What a batch is read from.
 ///
 /// # Safety
-/// The pointers that `place` gives must be good for [`RowShape::stride`] bytes, or `dim` f32 values,
-/// which nobody changes while the source is borrowed.
+/// The pointers that `place` gives must be good for [`RowShape::stride`] bytes, or `dim` f32
+/// values, which nobody changes while the source is borrowed.
 pub(crate) unsafe trait RowSource: Sync {
     /// What rows are like.
     fn shape(&self) -> RowShape;

@@ -68,7 +68,7 @@ struct RowVersion(*mut f32);
 unsafe impl Send for RowVersion {}
 
 impl LiveRows {
-    /// Starts without versions.
+    /// A view of a checkpoint whose rows have no versions yet.
     pub fn new(base: Base) -> LiveRows {
         let chunks = (0..MOST_SLABS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
         let writer = VersionWriter {

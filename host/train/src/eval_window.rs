@@ -23,14 +23,14 @@ use hypercast_expert::{
 /// Rows that are kept; beyond them the oldest go.
 const KEEP: usize = 1 << 16;
 
-/// The newest rows.
+/// The newest rows, with predictions of what may be published and of what serves.
 pub(super) struct EvalWindow {
     tasks: Vec<(String, TaskKind)>,
     surfaces: Vec<String>,
     rows: VecDeque<WindowRow>,
 }
 
-/// One target.
+/// The predictions and labels of one target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct WindowRow {
     user: u64,

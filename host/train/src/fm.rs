@@ -203,7 +203,7 @@ impl FmRun {
                 let count = batch.len() as u64;
                 self.learn(&batch, Some(&mut seen), None)?;
                 batch.clear();
-                progress.advance(count, || format!("NE {}", seen.recent()));
+                progress.advance(count, || seen.recent());
                 if self.save_is_due(over) {
                     self.save(over)?;
                 }
@@ -244,7 +244,7 @@ impl FmRun {
                 self.learn(&batch, None, to_log)?;
                 let count = batch.len() as u64;
                 batch.clear();
-                progress.advance(count, || format!("NE {}", self.collector.recent()));
+                progress.advance(count, || self.collector.recent());
                 if self.save_is_due(over) {
                     self.place.log_files = log.cut()?;
                     self.save(over)?;

@@ -30,7 +30,7 @@ impl JobMetrics {
         self.register(Histogram::with_opts(options).expect("a valid name"))
     }
 
-    /// A counter.
+    /// A counter that starts at 0.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::new(name, help).expect("a valid name"))
     }
@@ -40,7 +40,7 @@ impl JobMetrics {
         self.register(Gauge::new(name, help).expect("a valid name"))
     }
 
-    /// Values by label.
+    /// Gauges with the given label names.
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.register(GaugeVec::new(Opts::new(name, help), labels).expect("a valid name"))
     }
@@ -50,7 +50,7 @@ impl JobMetrics {
         metric
     }
 
-    /// Prometheus' text.
+    /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut text) {

@@ -16,7 +16,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Failures in a row after which it gives up.
 const MOST_FAILURES: u32 = 120;
 
-/// A record.
+/// An example or a correction, with its position.
 pub(super) struct JoinedRecord {
     pub(super) example: Example,
     pub(super) correction: bool,
@@ -25,7 +25,7 @@ pub(super) struct JoinedRecord {
     pub(super) end: u64,
 }
 
-/// Follows `joined`.
+/// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
     engine: Arc<dyn Engine>,
     reader: Box<dyn Reader>,

@@ -34,7 +34,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::logs::{LogRow, LogWriter};
 
-/// Records a read.
+/// Records that are read together.
 const RECORDS: usize = 256;
 
 /// How often it looks whether it is to stop.
@@ -46,7 +46,7 @@ const VERSIONS_EVERY: Duration = Duration::from_secs(1);
 /// How often it says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// How to follow.
+/// When the tier stops, and where it serves metrics.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoggingOptions {
     /// Where to answer `/metrics`.
@@ -272,7 +272,7 @@ impl LoggingTier<'_> {
     }
 }
 
-/// The metrics.
+/// The metrics that the logging tier serves.
 struct LoggingMeters {
     latency: Histogram,
     requests: IntCounter,

@@ -55,7 +55,7 @@ pub(super) struct RunPosition {
     pub(super) log_files: u32,
 }
 
-/// `run.toml`.
+/// The content of `run.toml`.
 #[derive(Debug, Serialize, Deserialize)]
 struct RunState {
     format: u32,

@@ -317,7 +317,7 @@ impl ExpertStream {
         self.trainer.parameters()
     }
 
-    /// Ends training.
+    /// Ends training and returns the parameters that predict.
     pub fn into_parameters(self) -> Parameters {
         self.trainer.into_parameters()
     }

@@ -57,7 +57,7 @@ pub struct Args {
 }
 
 /// What components are loaded with.
-struct Loading<'a> {
+struct ReplayTarget<'a> {
     config: &'a Config,
     schema: &'a Schema,
     engine: &'a Engine,
@@ -94,7 +94,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..config.plugin_limits.load_options()
     };
     let engine = Engine::new(config.guests())?;
-    let loading = Loading { config: &config, schema: &schema, engine: &engine, options: &options };
+    let loading =
+        ReplayTarget { config: &config, schema: &schema, engine: &engine, options: &options };
     let own = loading.open(&args.component, args.parameters.as_deref())?;
     let other = args
         .against
@@ -137,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Loading<'_> {
+impl ReplayTarget<'_> {
     fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<Expert> {
         let blueprint = Blueprint::load(self.engine, component, self.schema, self.options)?;
         let breaker = self.config.plugin_limits.breaker();

@@ -15,17 +15,17 @@ use hypercast_serve::rollout::{Manifest, SecretKey, Signed};
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// What it is to be
+    /// SignRequest it is to be
     #[command(flatten)]
-    pub what: What,
+    pub what: SignRequest,
     /// Where the signature goes [default: COMPONENT.sig]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
 
-/// What is vouched for.
+/// SignRequest is vouched for.
 #[derive(Debug, Clone, clap::Args)]
-pub struct What {
+pub struct SignRequest {
     /// The expert's name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -58,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl What {
+impl SignRequest {
     /// Vouches for a component.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use hypercast_expert::{
     Blueprint, Chunk, Parameters, train::SavedTrainer, wasm::contract::Verdict,
 };
 
-/// Asks the expert.
+/// Puts the rows measured since the last publication to the expert's `evaluate`.
 pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
     measured: EvalWindow,

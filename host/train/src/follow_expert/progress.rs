@@ -21,7 +21,7 @@ use hypercast_data::labels::Labels;
 use hypercast_data::schema::Schema;
 use hypercast_expert::Blueprint;
 
-/// Requests a line.
+/// A line of the progress log covers so many requests.
 const WINDOW: u64 = 1000;
 
 /// Rows kept a window and slice.

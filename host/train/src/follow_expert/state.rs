@@ -15,7 +15,7 @@ use hypercast_expert::train::SavedTrainer;
 
 const FORMAT: u32 = 2;
 
-/// What is saved.
+/// The content of `state.bin`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct FollowerState {
     pub(super) place: ExpertCheckpoint,
@@ -30,7 +30,7 @@ pub(super) struct FollowerState {
 pub(super) enum LastPublished {
     /// Nothing yet.
     Nothing,
-    /// What is saved.
+    /// The content of `state.bin`.
     This,
     /// What was so then; what came after it is held.
     Earlier(Box<SavedTrainer>),

@@ -36,7 +36,7 @@ fn saved_dir(work: &Path) -> PathBuf {
     work.join("saved")
 }
 
-/// The trainer's part.
+/// The folder of the FM trainer's own state.
 pub(super) fn trainer_dir(work: &Path) -> PathBuf {
     saved_dir(work).join("trainer")
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::job_metrics::JobMetrics;
 use hypercast_stream::publish::Published;
 
-/// Requests a line.
+/// A line of the progress log covers so many requests.
 const WINDOW: u64 = 1000;
 
 /// Predictions of some requests, summed up by `surface/task`.
@@ -127,7 +127,7 @@ impl FmProgress {
     }
 }
 
-/// The metrics.
+/// The metrics that an FM's trainer serves.
 pub(super) struct FmMeters {
     pub(super) learning: Learning,
     publishing: Histogram,
