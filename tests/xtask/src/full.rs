@@ -232,8 +232,8 @@ impl Step {
         {
             return ("passed", last_line(output));
         }
-        let results = output.lines().filter(|line| line.starts_with("test result: ok"));
-        let ran = results.filter(|line| !line.contains(" 0 passed")).next_back();
+        let mut results = output.lines().filter(|line| line.starts_with("test result: ok"));
+        let ran = results.rfind(|line| !line.contains(" 0 passed"));
         ran.map_or(("no test ran", last_line(output)), |line| ("passed", line.to_owned()))
     }
 }
