@@ -62,13 +62,12 @@ const HARNESS_USES: [&str; 5] =
 
 /// Crates from crates.io that few crates of the workspace may name. `*` at the end stands for any
 /// ending. The lab is among Burn's users because its benches time plain Burn operators as a rival.
-const CONFINED: [(&str, &[&str]); 6] = [
+const CONFINED: [(&str, &[&str]); 5] = [
     ("wasmtime*", &["hypercast-expert"]),
     ("async-nats", &["hypercast-stream"]),
     ("parquet", &["hypercast-data"]),
     ("burn", &["hypercast-kernels", "hypercast-fm", "hypercast-expert", "hypercast-lab"]),
     ("burn-*", &["hypercast-kernels", "hypercast-fm", "hypercast-expert", "hypercast-lab"]),
-    ("axum", &["hypercast-serve"]),
 ];
 
 /// What may not be linked into the harness by any crate that it uses: servers and their clients.
