@@ -367,6 +367,8 @@ grep '^learned from' "$said/last" >"$said/learned"
 run "${logging_tier[@]}"
 run "${expert_trainer[@]}" --until-end
 cp "$said/last" "$said/expert_went_on"
+sleep 3 # the daemon takes up both publications
+answers >"$said/followed"
 stop
 mkdir "$said/unpacked"
 tar -xzf "$out/state.tar.gz" -C "$said/unpacked"
@@ -402,6 +404,7 @@ for version in ["1.0.0", "pushed"]:
 expected = {
     "configured": ranked("configured"), "registered": ranked("registered"),
     "rolled_back": ranked("rolled_back"), "published": ranked("published"),
+    "followed": ranked("followed"),
     "joins_from": read("joins_from").strip(),
     "expert_went_on": {
         name: json.loads(read("expert_went_on").splitlines()[-1])[name]
