@@ -13,9 +13,10 @@ use std::{
     time::Duration,
 };
 
+use hypercast_core::prerequisite::skip;
 use hypercast_tests::{
-    Daemon, binary, run, run_well,
-    services::{Service, free_port, wait_until},
+    TestDaemon, binary, run, run_well,
+    services::{ServiceProcess, free_port, wait_until},
 };
 use serde_json::Value;
 
@@ -96,8 +97,7 @@ fn on_registered(check: impl Fn(&State)) {
 fn on_states(check: impl Fn(&State), place: impl Fn(&str) -> (PathBuf, Guard)) {
     let other = std::env::var_os("HYPERCAST_BINARY").map(PathBuf::from);
     let Some(binary) = other.or_else(binary) else {
-        eprintln!("SKIPPED state: `cargo test --workspace` builds the hypercast binary");
-        return;
+        return skip("state", "`cargo test --workspace` builds the hypercast binary");
     };
     for release in releases() {
         let name = release.file_name().unwrap().to_str().unwrap();
@@ -121,8 +121,8 @@ impl State {
         run_well(&self.binary, &self.dir, args)
     }
 
-    fn daemon(&self) -> Daemon {
-        Daemon::start(&self.binary, &self.dir)
+    fn daemon(&self) -> TestDaemon {
+        TestDaemon::start(&self.binary, &self.dir)
     }
 
     /// Takes a folder away, which must be there.
@@ -137,7 +137,7 @@ impl State {
     }
 
     /// The answers to the stored questions.
-    fn answers(&self, daemon: &Daemon) -> Vec<Value> {
+    fn answers(&self, daemon: &TestDaemon) -> Vec<Value> {
         let answer = |question: String| {
             let (status, answer) = daemon.post("/v1/rank", &question);
             assert_eq!((status, &answer["degraded"]), (200, &Value::from(false)), "{answer}");
@@ -147,7 +147,7 @@ impl State {
     }
 
     /// Checks that the stored questions are answered as the release answered them.
-    fn assert_ranks(&self, daemon: &Daemon, expected: &str, tolerance: f64) {
+    fn assert_ranks(&self, daemon: &TestDaemon, expected: &str, tolerance: f64) {
         let expected = self.expected[expected].as_array().unwrap();
         let found = self.answers(daemon);
         assert_eq!(found.len(), expected.len());
@@ -165,7 +165,7 @@ impl State {
     }
 
     /// Sends the events that came after the state was saved.
-    fn send_later_events(&self, daemon: &Daemon) {
+    fn send_later_events(&self, daemon: &TestDaemon) {
         for body in self.lines("events-later.jsonl") {
             let (status, answer) = daemon.post("/v1/events", &body);
             assert_eq!((status, &answer["repeated"]), (200, &Value::from(0)), "{answer}");
@@ -177,10 +177,10 @@ impl State {
     fn join(&self) -> String {
         let address = format!("127.0.0.1:{}", free_port());
         let args = ["join", "--metrics", &address];
-        let mut joiner = Service::start("join", &self.binary, &args, &self.dir);
+        let mut joiner = ServiceProcess::start("join", &self.binary, &args, &self.dir);
         let mut counts = Vec::new();
         wait_until("everything is joined", PATIENCE, || {
-            assert!(joiner.is_running(), "{}", joiner.said());
+            assert!(joiner.is_running(), "{}", joiner.output());
             let said = ureq::get(format!("http://{address}/metrics"))
                 .call()
                 .map_or_else(|e| e.to_string(), |mut a| a.body_mut().read_to_string().unwrap());
@@ -192,7 +192,7 @@ impl State {
         let expected = self.expected["joiner"].as_array().unwrap();
         let expected: Vec<&str> = expected.iter().flat_map(Value::as_str).collect();
         assert_eq!(counts, expected);
-        let said = joiner.said();
+        let said = joiner.output();
         let begins = said.lines().rfind(|line| line.starts_with("joining from"));
         begins.unwrap_or_else(|| panic!("{said}")).to_owned()
     }
@@ -326,10 +326,10 @@ fn registered_versions_answer_as_they_did_from_saved_feature_state() {
         // A daemon that cannot use its saved state warns and starts from the streams instead.
         let address = format!("127.0.0.1:{}", free_port());
         let args = ["serve", "--listen", &address];
-        let mut service = Service::start("serve", &state.binary, &args, &state.dir);
+        let mut service = ServiceProcess::start("serve", &state.binary, &args, &state.dir);
         let ready = || ureq::get(format!("http://{address}/readyz")).call().is_ok();
         wait_until("the daemon is ready", PATIENCE, ready);
-        let said = service.said();
+        let said = service.output();
         assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
         service.stop(PATIENCE);
 
@@ -348,7 +348,7 @@ fn registered_versions_answer_as_they_did_from_saved_feature_state() {
 fn a_saved_joiner_goes_on_and_loses_and_doubles_nothing() {
     on_copies(|state| {
         // Events that are there are known by their ids.
-        let ingest = Daemon::start_with(&state.binary, &state.dir, &["--tier", "ingest"]);
+        let ingest = TestDaemon::start_with(&state.binary, &state.dir, &["--tier", "ingest"]);
         let last = state.lines("events.jsonl").pop().unwrap();
         let (status, answer) = ingest.post("/v1/events", &last);
         assert_eq!((status, &answer["accepted"]), (200, &Value::from(0)), "{answer}");
