@@ -69,7 +69,7 @@ impl Graph {
         }
     }
 
-    /// The host's schema.
+    /// The schema that the host told the expert.
     pub fn info(&self) -> &HostInfo {
         &self.info
     }
@@ -298,7 +298,7 @@ impl<'g> Tensor<'g> {
         self.graph
     }
 
-    /// The tensor's shape.
+    /// The shape, which may have one symbolic dimension.
     pub fn shape(&self) -> Shape {
         self.graph.type_of(self.node).shape
     }

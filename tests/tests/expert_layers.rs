@@ -210,7 +210,7 @@ fn without_embedding(network: &AdmittedNetwork, batch: &mut ExpertBatch, row: us
     }
 }
 
-/// Builds a network.
+/// Builds a network with the SDK, and converts it for the host.
 type BuildNetwork = fn(&hypercast_sdk::Graph);
 
 #[test]

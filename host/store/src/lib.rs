@@ -5,15 +5,17 @@
 //!
 //! # Layout of a store's directory
 //!
-//! | file | content |
-//! |---|---|
-//! | `meta.json` | format version, kind (training or inference), dim, row format, init scale, seed, checksum |
-//! | `rows-NNNNN.slab` | 65536 rows: values (f32, bf16, or int8 with a scale), then ids, then a checksum a row |
-//! | `state-NNNNN.slab` | 65536 row-wise Adagrad accumulators with the generation and clock of the last change, each with a checksum; serving never opens it |
-//! | `index.table` | buckets of one cache line from exact id to row number, a checksum a bucket, and the free rows; never changed, replaced as a whole; rebuilt from the rows if deleted |
-//! | `admission.sketch` | counters of ids without a row, where ids are admitted late |
-//! | `journal` | one checksummed head, then the rows of each commit since the last checkpoint |
-//! | `writer.lock`, `readers.lock` | file locks; the kernel drops them when a process dies |
+//! - `meta.json`: format version, kind (training or inference), dim, row format, init scale, seed,
+//!   checksum.
+//! - `rows-NNNNN.slab`: 65536 rows: values (f32, bf16, or int8 with a scale), then ids, then a
+//!   checksum for each row.
+//! - `state-NNNNN.slab`: 65536 row-wise Adagrad accumulators with the generation and clock of the
+//!   last change, each with a checksum. Serving never opens it.
+//! - `index.table`: buckets of one cache line from exact id to row number, with checksums, and the
+//!   free rows. It is never changed but replaced as a whole, and rebuilt from the rows if deleted.
+//! - `admission.sketch`: counters of ids without a row, where ids are admitted late.
+//! - `journal`: one checksummed head, then the rows of each commit since the last checkpoint.
+//! - `writer.lock`, `readers.lock`: file locks, which the kernel drops when a process dies.
 //!
 //! A row keeps its number for life, so index, values and state are joined by it, and another width
 //! or another column (counts, scales) is another slab. When an id is removed, its row's number goes

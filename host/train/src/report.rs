@@ -114,7 +114,8 @@ impl ProgressiveCollector {
     }
 
     /// Puts back a row of `said` or `truth`, in their order.
-    pub(super) fn put_back(&mut self, truth: bool, slice: (usize, usize), row: Scored) {
+    pub(super) fn put_back(&mut self, truth: bool, surface: usize, task: usize, row: Scored) {
+        let slice = (surface, task);
         if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
     }
 

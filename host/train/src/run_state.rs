@@ -221,7 +221,7 @@ fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
                 probability: columns[4].f32s()[row],
                 label: columns[5].bools()[row],
             };
-            collector.put_back(truth, (at(1), at(2)), scored);
+            collector.put_back(truth, at(1), at(2), scored);
         }
     }
     Ok(collector)

@@ -74,7 +74,7 @@ pub fn write_all(folder: &Path, components: &[BuiltComponent]) -> Result<()> {
     components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
 }
 
-/// Writes one component.
+/// Writes one component to `file`.
 pub fn write(file: &Path, component: &BuiltComponent) -> Result<()> {
     std::fs::write(file, &component.bytes)
         .with_context(|| format!("cannot write {}", file.display()))

@@ -1,4 +1,4 @@
-//! The subcommands.
+//! What each subcommand of `cargo hypercast` does.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

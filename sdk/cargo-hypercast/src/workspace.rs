@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// A cargo workspace.
+/// A cargo workspace, as `cargo metadata` describes it.
 #[derive(Debug, Deserialize)]
 pub struct Workspace {
     /// The folder of the workspace's `Cargo.toml`.

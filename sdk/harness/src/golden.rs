@@ -116,7 +116,8 @@ fn differences(before: &[GoldenAnswer], now: &[GoldenAnswer]) -> Vec<String> {
         }
         let mut pairs = before.ranking.iter().zip(&now.ranking);
         // Candidates with equal scores may change places.
-        let other = pairs.position(|(a, b)| !near(a.1, b.1) || (a.0 != b.0 && !tied(before, a, b)));
+        let other =
+            pairs.position(|(a, b)| !near(a.1, b.1) || (a.0 != b.0 && !tied(before, b.0, a.1)));
         let other = other.or((before.ranking.len() != now.ranking.len())
             .then(|| before.ranking.len().min(now.ranking.len())));
         if let Some(at) = other {
@@ -152,8 +153,8 @@ fn near(a: f32, b: f32) -> bool {
 }
 
 /// Whether the item now at a place had, before, about the same score as the item that was there.
-fn tied(before: &GoldenAnswer, old: &(u64, f32), new: &(u64, f32)) -> bool {
-    before.ranking.iter().any(|(item, score)| *item == new.0 && near(*score, old.1))
+fn tied(before: &GoldenAnswer, item_now: u64, score_before: f32) -> bool {
+    before.ranking.iter().any(|(item, score)| *item == item_now && near(*score, score_before))
 }
 
 #[cfg(test)]

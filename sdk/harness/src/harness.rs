@@ -93,7 +93,7 @@ impl Harness {
         &self.world
     }
 
-    /// The expert's description.
+    /// The description that the expert returned at load.
     pub fn description(&self) -> &Description {
         self.runtime.description()
     }

@@ -1,3 +1,3 @@
-//! `fuzz/run bodies`.
+//! The program of `tests/fuzz/run bodies`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hypercast_fuzz::BODIES.run(bytes));

@@ -1,3 +1,3 @@
-//! `fuzz/run component`.
+//! The program of `tests/fuzz/run component`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hypercast_fuzz::COMPONENT.run(bytes));

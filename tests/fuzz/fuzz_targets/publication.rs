@@ -1,3 +1,3 @@
-//! `fuzz/run publication`.
+//! The program of `tests/fuzz/run publication`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hypercast_fuzz::PUBLICATION.run(bytes));

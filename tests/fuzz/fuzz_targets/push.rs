@@ -1,3 +1,3 @@
-//! `fuzz/run push`.
+//! The program of `tests/fuzz/run push`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hypercast_fuzz::PUSH.run(bytes));

@@ -1,3 +1,3 @@
-//! `fuzz/run update`.
+//! The program of `tests/fuzz/run update`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hypercast_fuzz::UPDATE.run(bytes));

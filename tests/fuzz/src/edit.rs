@@ -9,7 +9,7 @@ const EDGES: [u64; 8] =
 /// The most bytes that one change adds.
 const MOST_ADDED: usize = 64;
 
-/// Makes one change.
+/// Applies one random change to the bytes.
 pub fn edit(u: &mut Unstructured, bytes: &mut Vec<u8>) -> Result<()> {
     if bytes.is_empty() {
         bytes.extend(u.bytes(u.len().min(MOST_ADDED))?);

@@ -19,7 +19,7 @@ mod store;
 mod update;
 mod world;
 
-/// A fuzz target.
+/// Runs one input; a panic is a finding.
 pub struct FuzzTarget {
     /// The name in `cargo fuzz run` and `fuzz/run`.
     pub name: &'static str,
@@ -58,6 +58,6 @@ pub const UPDATE: FuzzTarget = FuzzTarget { name: "update", run: update::run };
 /// Opens, reads and checks stores with changed files.
 pub const STORE: FuzzTarget = FuzzTarget { name: "store", run: store::run };
 
-/// All targets.
+/// Every target with its name.
 pub const TARGETS: [&FuzzTarget; 7] =
     [&COMPONENT, &GRAPH, &BODIES, &PUBLICATION, &PUSH, &UPDATE, &STORE];

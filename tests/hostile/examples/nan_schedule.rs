@@ -1,4 +1,4 @@
-//! `schedule` returns NaN.
+//! `schedule` returns NaN as its factor.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::TrainingStep;

@@ -1,4 +1,4 @@
-//! `rank` never returns.
+//! `rank` never returns to its caller.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::{Ranked, Request};

@@ -1,4 +1,4 @@
-//! `describe` never returns.
+//! `describe` never returns to its caller.
 
 use hypercast_sdk::{Description, Expert, Graph, HostInfo};
 

@@ -1,4 +1,4 @@
-//! `evaluate` never returns.
+//! `evaluate` never returns to its caller.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::{Evaluation, HostInfo, Verdict};

@@ -1,4 +1,4 @@
-//! `labels` never returns.
+//! `labels` never returns to its caller.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::{ActionBatch, HostInfo, TaskLabels};

@@ -1,4 +1,4 @@
-//! `network` never returns.
+//! `network` never returns to its caller.
 
 use hypercast_hostile::hostile_mutant;
 use hypercast_sdk::raw::types::Network;

@@ -1,4 +1,4 @@
-//! `sample` never returns.
+//! `sample` never returns to its caller.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::{ActionBatch, HostInfo};

@@ -1,4 +1,4 @@
-//! `schedule` never returns.
+//! `schedule` never returns to its caller.
 
 use hypercast_hostile::hostile_expert;
 use hypercast_sdk::TrainingStep;

@@ -14,7 +14,7 @@ use hypercast_sdk::{
     Ranked, TaskLabels, TrainingStep, Verdict,
 };
 
-/// A valid description.
+/// A description that the host accepts.
 pub fn describe(name: &str, info: &HostInfo) -> Description {
     Description::new(name, "1.0.0").all_tasks(info)
 }
@@ -27,7 +27,7 @@ pub fn network(g: &Graph) {
     }
 }
 
-/// A valid expert.
+/// An expert that the host accepts.
 pub struct ValidExpert;
 
 impl Expert for ValidExpert {

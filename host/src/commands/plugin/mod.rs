@@ -18,12 +18,12 @@ pub mod train;
 pub struct PluginArgs {
     /// SignRequest to do.
     #[command(subcommand)]
-    pub action: PluginCommand,
+    pub action: PluginSubcommand,
 }
 
 /// SignRequest can be done with a plugin.
 #[derive(Debug, clap::Subcommand)]
-pub enum PluginCommand {
+pub enum PluginSubcommand {
     /// Print what a component says of itself and what its network costs, or why it is refused
     Check(check::Args),
     /// Measure a component's calls and network, and the headroom to each limit
@@ -47,14 +47,14 @@ pub enum PluginCommand {
 /// Runs the chosen action.
 pub fn run(args: PluginArgs) -> anyhow::Result<()> {
     match args.action {
-        PluginCommand::Check(args) => check::run(args),
-        PluginCommand::Bench(args) => bench::run(args),
-        PluginCommand::Train(args) => train::run(args),
-        PluginCommand::Replay(args) => replay::run(args),
-        PluginCommand::Keygen(args) => keygen::run(args),
-        PluginCommand::Sign(args) => sign::run(args),
-        PluginCommand::Push(args) => push::run(args),
-        PluginCommand::Logs(args) => logs::run(args),
-        PluginCommand::Rollback(args) => rollback::run(args),
+        PluginSubcommand::Check(args) => check::run(args),
+        PluginSubcommand::Bench(args) => bench::run(args),
+        PluginSubcommand::Train(args) => train::run(args),
+        PluginSubcommand::Replay(args) => replay::run(args),
+        PluginSubcommand::Keygen(args) => keygen::run(args),
+        PluginSubcommand::Sign(args) => sign::run(args),
+        PluginSubcommand::Push(args) => push::run(args),
+        PluginSubcommand::Logs(args) => logs::run(args),
+        PluginSubcommand::Rollback(args) => rollback::run(args),
     }
 }

@@ -103,7 +103,7 @@ fn streams(memory: &Memory) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn a_joiner_that_is_killed_at_any_moment_makes_each_record_once() {
+fn a_joiner_that_is_killed_makes_each_record_once() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(&dir.path().join("data"));
     for seed in 0..10 {
