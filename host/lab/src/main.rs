@@ -21,7 +21,7 @@ enum Command {
     Demo(commands::demo::Args),
     Evaluate(commands::evaluate::Args),
     Experiment(commands::experiment::Args),
-    Bench(commands::bench::Args),
+    Bench(hypercast_lab::bench::BenchOptions),
 }
 
 fn main() -> anyhow::Result<()> {

@@ -4,7 +4,6 @@
 //! It uses what an operator uses: the import, the training jobs, and the daemon
 //! as a process of its own over HTTP. It has no model code.
 
-pub(crate) mod daemon;
 mod preset;
 pub mod replay;
 pub mod report;
@@ -16,12 +15,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{daemon::Daemon, replay::BaseRates};
+use self::replay::BaseRates;
 pub use self::{
     preset::{Data, world},
     report::Report,
 };
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::processes::DaemonProcess;
 use hypercast_config::Config;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::import::{kuairand, movielens, simulate};
@@ -74,7 +74,7 @@ pub fn run(options: &Options) -> Result<Report> {
     drop(engine);
 
     let base = BaseRates::of(&dataset, test_from_ms)?;
-    let daemon = seconds.time("start_daemon", || Daemon::start(&path))?;
+    let daemon = seconds.time("start_daemon", || DaemonProcess::start(&path))?;
     let span = Span { from_ms: Some(test_from_ms), until_ms: None };
     let outcome = seconds.time("replay", || replay::run(&dataset, span, &daemon.url, &base))?;
     daemon.stop()?;

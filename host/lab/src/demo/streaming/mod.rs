@@ -8,7 +8,7 @@ mod client;
 mod drive;
 mod operator;
 mod prepare;
-pub(crate) mod processes;
+
 mod report;
 mod scores;
 mod watch;
@@ -25,13 +25,13 @@ use self::{
     drive::{Drive, Pace},
     operator::{Course, Operator, PATIENCE, PUBLISHED, VERSIONS},
     prepare::Ground,
-    processes::Fleet,
     report::Examples,
     scores::Scores,
     watch::{Line, Live},
 };
 use super::Seconds;
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::processes::ProcessGroup;
 use hypercast_config::EngineKind;
 use hypercast_core::owner::Owner;
 use hypercast_core::stop::Stop;
@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let stop = Stop::on_signals()?;
     let mut seconds = Seconds::default();
     let mut options = options.clone();
-    let mut fleet = Fleet::new(options.base.work.join("said"), stop.clone())?;
+    let mut fleet = ProcessGroup::new(options.base.work.join("process-logs"), stop.clone())?;
     if options.engine == EngineKind::Nats && options.nats_url.is_none() {
         options.nats_url = Some(fleet.start_nats(&options.base.work.join("nats"))?);
     }
@@ -101,7 +101,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 /// Starts every process but the second expert's trainer: trainers first, so that there are weights to serve.
-fn start(ground: &Ground, fleet: &mut Fleet, listen: &str) -> Result<String> {
+fn start(ground: &Ground, fleet: &mut ProcessGroup, listen: &str) -> Result<String> {
     let configs = [&ground.first, &ground.second];
     for (version, config) in VERSIONS.into_iter().zip(configs) {
         let mut args =
@@ -111,22 +111,22 @@ fn start(ground: &Ground, fleet: &mut Fleet, listen: &str) -> Result<String> {
     }
     operator::start_expert(ground, fleet, VERSIONS[0])?;
     for version in VERSIONS {
-        fleet.await_word(&format!("train-fm-{version}"), PUBLISHED, PATIENCE)?;
+        fleet.await_output(&format!("train-fm-{version}"), PUBLISHED, PATIENCE)?;
     }
-    fleet.await_word(&operator::trainer(VERSIONS[0]), PUBLISHED, PATIENCE)?;
+    fleet.await_output(&operator::trainer(VERSIONS[0]), PUBLISHED, PATIENCE)?;
     Operator::begin(ground, fleet)?;
     let config = [OsStr::new("--config"), ground.first.as_os_str()];
     fleet.start("log", &[&["materialise", "--follow"].map(OsStr::new)[..], &config].concat())?;
     fleet
         .start("serve", &[&["serve", "--listen", listen].map(OsStr::new)[..], &config].concat())?;
-    fleet.await_word("serve", "listening on ", PATIENCE)
+    fleet.await_output("serve", "listening on ", PATIENCE)
 }
 
 /// Replays under an operator's decisions, then waits for the last examples.
 fn replay(
     options: &Options,
     ground: &Ground,
-    (client, fleet, stop): (&Client, &Mutex<Fleet>, &Stop),
+    (client, fleet, stop): (&Client, &Mutex<ProcessGroup>, &Stop),
     seconds: &mut Seconds,
 ) -> Result<Report> {
     let Ground { from_ms, requests, speed_up, .. } = *ground;

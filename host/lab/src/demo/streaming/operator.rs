@@ -18,9 +18,9 @@ use serde::Serialize;
 use super::{
     client::Client,
     prepare::{EXPERT, Ground},
-    processes::Fleet,
 };
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::processes::ProcessGroup;
 use hypercast_core::stop::Stop;
 
 /// The FM versions, and the versions of the expert that pin them.
@@ -113,7 +113,7 @@ pub struct Operator<'a> {
     /// The configurations.
     pub ground: &'a Ground,
     /// The processes.
-    pub fleet: &'a Mutex<Fleet>,
+    pub fleet: &'a Mutex<ProcessGroup>,
     /// The daemon.
     pub client: &'a Client,
     /// Whether to stop.
@@ -125,7 +125,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// A registry that refuses.
-    pub fn begin(ground: &Ground, fleet: &Fleet) -> Result<()> {
+    pub fn begin(ground: &Ground, fleet: &ProcessGroup) -> Result<()> {
         let well = |words: &[&str]| {
             versions(ground, fleet, words).and_then(|said| said.map(drop).map_err(Error::invalid))
         };
@@ -186,7 +186,7 @@ impl Operator<'_> {
     /// Waits for a trainer's first publication; the fleet is free meanwhile.
     fn published(&self, version: &str) -> Result<()> {
         let until = Instant::now() + PATIENCE;
-        while !self.fleet().has_said(&trainer(version), PUBLISHED)? {
+        while self.fleet().find_output(&trainer(version), PUBLISHED)?.is_none() {
             if Instant::now() > until || self.stop.is_asked() {
                 return Err(Error::invalid(format!(
                     "expert {EXPERT} {version} has published nothing within {PATIENCE:?}"
@@ -260,7 +260,7 @@ impl Operator<'_> {
         course.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
-    fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
+    fn fleet(&self) -> std::sync::MutexGuard<'_, ProcessGroup> {
         self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -277,7 +277,7 @@ pub fn trainer(version: &str) -> String {
 ///
 /// # Errors
 /// A process that cannot be started.
-pub fn start_expert(ground: &Ground, fleet: &mut Fleet, version: &str) -> Result<()> {
+pub fn start_expert(ground: &Ground, fleet: &mut ProcessGroup, version: &str) -> Result<()> {
     let words = ["train", "expert", EXPERT, "--follow", "--version", version, "--fm", version];
     let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
     args.extend([OsStr::new("--config"), ground.first.as_os_str()]);
@@ -287,12 +287,11 @@ pub fn start_expert(ground: &Ground, fleet: &mut Fleet, version: &str) -> Result
 /// Runs `hypercast versions`: the table, or why it is refused.
 fn versions(
     ground: &Ground,
-    fleet: &Fleet,
+    fleet: &ProcessGroup,
     words: &[&str],
 ) -> Result<std::result::Result<String, String>> {
     let mut args = vec![OsStr::new("versions")];
     args.extend(words.iter().map(OsStr::new));
     args.extend([OsStr::new("--config"), ground.first.as_os_str()]);
-    let (well, said) = fleet.ask(&args)?;
-    Ok(if well { Ok(said) } else { Err(said) })
+    fleet.output(&args)
 }

@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Options, drive, processes::Fleet};
+use super::{Options, drive};
 use crate::demo::{Data, Seconds, preset};
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::processes::ProcessGroup;
 use hypercast_config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms};
 use hypercast_data::dataset::Dataset;
 use hypercast_data::import::simulate;
@@ -31,7 +32,7 @@ const OWN: [&str; 12] = [
     "fm-work",
     "fm-work-2",
     "experts",
-    "said",
+    "process-logs",
 ];
 
 /// A data set with its past learned.
@@ -73,7 +74,7 @@ pub fn clear(work: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Whatever a step says.
-pub fn prepare(options: &Options, fleet: &Fleet, seconds: &mut Seconds) -> Result<Ground> {
+pub fn prepare(options: &Options, fleet: &ProcessGroup, seconds: &mut Seconds) -> Result<Ground> {
     let data = options.base.work.join("data");
     seconds.time("import", || import(options, &data))?;
     let dataset = Dataset::open(&data)?;
