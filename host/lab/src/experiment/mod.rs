@@ -1,16 +1,16 @@
-//! The paper's experiments (section 4) on any data set: what a TAE is worth, what
-//! of a bigger FM's gain reaches experts, what unseen tasks gain, what it costs, what publishing a part costs.
+//! The paper's experiments (section 4) on any data set: the gain from a TAE, the share of a larger
+//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, and the cost of
+//! publishing a part of the weights.
 //!
-//! Every arm of a seed shares one FM pass and one log; arms are compared on the
-//! same rows, with intervals from a bootstrap over users. Nothing is selected:
-//! every seed is in the report.
+//! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
+//! intervals from a bootstrap over users. Every seed is in the report.
 
 mod bootstrap;
 mod compute;
-mod field;
 mod latency;
 mod publish;
 mod report;
+mod runner;
 mod tae;
 mod tally;
 #[cfg(test)]
@@ -27,14 +27,14 @@ use hypercast_data::labels::Labels;
 use hypercast_fm::example::Example;
 use serde_json::{Value, json};
 
-pub use self::report::{Report, Row, Seed};
-use self::{field::Field, report::Found, tally::Tally};
-use crate::demo::{Data, Seconds};
+pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
+use self::{report::SeedResults, runner::ArmRunner, tally::ScoreTally};
+use crate::demo::{DatasetChoice, StepTimes};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::evaluate::{
-    setup::Setup,
-    stream::{Mode, Part, Stream, Users},
-    window::{Asked, Window},
+    setup::EvaluationSetup,
+    stream::{DatasetStream, StreamBatch, TestMode, UserSample},
+    window::{TestTimes, TestWindow},
 };
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
@@ -59,47 +59,47 @@ pub enum Experiment {
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ExperimentOptions {
     /// Which experiment.
     pub experiment: Experiment,
     /// The data set, the work folder, the plugins.
-    pub setup: Setup,
-    /// Whether the test teaches.
-    pub mode: Mode,
+    pub setup: EvaluationSetup,
+    /// Whether the test may_learn.
+    pub mode: TestMode,
     /// Where the test and the report begin.
-    pub asked: Asked,
+    pub times: TestTimes,
     /// Seeds of FM and experts.
     pub seeds: Vec<u64>,
-    /// The share of users that take part; the data set's default if missing.
+    /// The share of users in the experiment; the data set's default if missing.
     pub users: Option<f64>,
-    /// Draws of the bootstrap.
+    /// Replicates of the bootstrap.
     pub replicates: usize,
-    /// The expert: a file in the plugins' folder, without `.wasm`.
+    /// The expert: the name of a file in the plugins' folder, without `.wasm`.
     pub expert: String,
-    /// How old a user embedding is at least, in hours (`tae`).
+    /// The least age of a user embedding in hours (`tae`).
     pub stale_hours: f64,
     /// Minutes of the data set's clock between publications (`publish`).
     pub publish_minutes: f64,
     /// The surface of `unseen` and `compute`; the one with the most requests if missing.
     pub surface: Option<String>,
-    /// The one task of that surface which the FM sees (`unseen`); the first if missing.
+    /// The only task of that surface that the FM learns (`unseen`); the first if missing.
     pub task: Option<String>,
 }
 
-/// The share of users that lets an experiment with three seeds end within a quarter of an hour on two cores.
-pub fn default_users(data: Data) -> f64 {
+/// The share of users with which an experiment of three seeds takes a quarter of an hour on two cores.
+pub fn default_users(data: DatasetChoice) -> f64 {
     match data {
-        Data::Movielens => 0.3,
-        Data::Kuairand => 0.25,
-        Data::Simulated => 1.0,
+        DatasetChoice::Movielens => 0.3,
+        DatasetChoice::Kuairand => 0.25,
+        DatasetChoice::Simulated => 1.0,
     }
 }
 
 /// Runs an experiment.
 ///
 /// # Errors
-/// Options that do not fit the data, and whatever its steps say.
-pub fn run(options: &Options) -> Result<Report> {
+/// ExperimentOptions that do not fit the data, and whatever its steps say.
+pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let share = options.users.unwrap_or_else(|| default_users(options.setup.data));
     if !(share > 0.0 && share <= 1.0) {
         return Err(Error::invalid(format!("--users {share}: it must be above 0 and at most 1")));
@@ -107,13 +107,13 @@ pub fn run(options: &Options) -> Result<Report> {
     if options.seeds.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
-    let mut seconds = Seconds::default();
-    let dataset = seconds.time("import", || options.setup.dataset())?;
+    let mut times = StepTimes::default();
+    let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
     std::fs::create_dir_all(&options.setup.work).map_err(Error::io(&options.setup.work))?;
-    let ground = Ground {
-        window: Window::new(options.setup.data, &options.asked, &config, &dataset)?,
-        users: Users { share, salt: 0 },
+    let context = ExperimentContext {
+        window: TestWindow::new(options.setup.data, &options.times, &config, &dataset)?,
+        users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
         labels: Labels::new(&dataset.schema),
@@ -122,39 +122,39 @@ pub fn run(options: &Options) -> Result<Report> {
         config: &config,
     };
     let outcome = match options.experiment {
-        Experiment::Tae => tae::run(&ground, &mut seconds),
-        Experiment::Transfer => transfer::run(&ground, &mut seconds),
-        Experiment::Unseen => unseen::run(&ground, &mut seconds),
-        Experiment::Compute => compute::run(&ground, &mut seconds),
-        Experiment::Publish => publish::run(&ground, &mut seconds),
+        Experiment::Tae => tae::run(&context, &mut times),
+        Experiment::Transfer => transfer::run(&context, &mut times),
+        Experiment::Unseen => unseen::run(&context, &mut times),
+        Experiment::Compute => compute::run(&context, &mut times),
+        Experiment::Publish => publish::run(&context, &mut times),
     }?;
-    Ok(ground.report(outcome, seconds.0))
+    Ok(context.report(outcome, times.0))
 }
 
-/// What an experiment found.
-struct Outcome {
+/// The result of an experiment.
+struct ExperimentOutcome {
     name: &'static str,
-    rows: Vec<Row>,
+    rows: Vec<ExperimentRow>,
     models: Vec<Value>,
     table: String,
-    /// What it chose besides the common settings.
+    /// Settings besides the common ones.
     chosen: Value,
 }
 
-/// What all experiments stand on.
-struct Ground<'a> {
-    options: &'a Options,
+/// What all experiments need.
+struct ExperimentContext<'a> {
+    options: &'a ExperimentOptions,
     dataset: &'a Dataset,
     config: &'a Config,
-    window: Window,
-    users: Users,
+    window: TestWindow,
+    users: UserSample,
     engine: Engine,
     plugin: PathBuf,
     labels: Labels,
 }
 
-impl Ground<'_> {
-    /// The configuration of a seed.
+impl ExperimentContext<'_> {
+    /// The configuration with a seed.
     fn seeded(&self, seed: u64) -> Config {
         let mut config = self.config.clone();
         config.fm.seed = seed;
@@ -162,9 +162,9 @@ impl Ground<'_> {
         config
     }
 
-    /// The stream of a seed's configuration, with histories of so many events.
-    fn stream<'b>(&'b self, config: &'b Config, history_len: usize) -> Stream<'b> {
-        Stream {
+    /// The stream of a configuration, with `history_len` events of history per example.
+    fn stream<'b>(&'b self, config: &'b Config, history_len: usize) -> DatasetStream<'b> {
+        DatasetStream {
             dataset: self.dataset,
             config,
             window: self.window,
@@ -174,7 +174,7 @@ impl Ground<'_> {
         }
     }
 
-    /// A fresh log for embeddings of a width.
+    /// An empty log for embeddings of `width` values.
     fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
         remove_dir(&config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
@@ -186,9 +186,9 @@ impl Ground<'_> {
         )?)
     }
 
-    /// Where the arms of a seed are trained and measured.
-    fn field<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> Field<'b> {
-        Field {
+    /// Trains and measures the arms of a seed.
+    fn runner<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> ArmRunner<'b> {
+        ArmRunner {
             config,
             log,
             engine: &self.engine,
@@ -198,14 +198,14 @@ impl Ground<'_> {
         }
     }
 
-    /// Sums for some arms over the reported stretch.
-    fn tally(&self, arms: &[&str]) -> Tally {
-        Tally::new(&self.labels, self.window.report_from_ms, arms)
+    /// Empty sums for some arms over the reported part.
+    fn tally(&self, arms: &[&str]) -> ScoreTally {
+        ScoreTally::new(&self.labels, self.window.report_from_ms, arms)
     }
 
     /// The sums of all seeds.
-    fn found<'b>(&'b self, tallies: &'b [Tally]) -> Found<'b> {
-        Found {
+    fn results<'b>(&'b self, tallies: &'b [ScoreTally]) -> SeedResults<'b> {
+        SeedResults {
             schema: &self.dataset.schema,
             tallies,
             seeds: &self.options.seeds,
@@ -213,7 +213,7 @@ impl Ground<'_> {
         }
     }
 
-    /// The surface that was asked for, or the one with the most impressions before the test.
+    /// The given surface, or the one with the most impressions before the test.
     fn surface(&self) -> Result<u16> {
         let schema = &self.dataset.schema;
         if let Some(name) = &self.options.surface {
@@ -236,12 +236,16 @@ impl Ground<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
-    fn report(&self, outcome: Outcome, seconds: BTreeMap<String, f64>) -> Report {
+    fn report(
+        &self,
+        outcome: ExperimentOutcome,
+        seconds: BTreeMap<String, f64>,
+    ) -> ExperimentReport {
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
             "mode": self.options.mode,
-            "test_from": self.window.say(self.window.test_from_ms),
-            "report_from": self.window.say(self.window.report_from_ms),
+            "test_from": self.window.format(self.window.test_from_ms),
+            "report_from": self.window.format(self.window.report_from_ms),
             "users_share": self.users.share,
             "replicates": self.options.replicates,
             "expert": self.options.expert,
@@ -250,7 +254,7 @@ impl Ground<'_> {
             "logs": self.config.logs,
             "chosen": outcome.chosen,
         });
-        Report {
+        ExperimentReport {
             experiment: outcome.name,
             config,
             seeds: self.options.seeds.clone(),
@@ -262,20 +266,20 @@ impl Ground<'_> {
     }
 }
 
-/// The folder of one FM's store.
+/// An empty folder for one FM's store.
 fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
     let dir = config.paths.fm_work.join(name);
     remove_dir(&dir)?;
     Ok(dir)
 }
 
-/// The targets of a part with their rows.
-fn targets<'a>(part: &Part<'a>) -> impl Iterator<Item = (&'a Example, usize)> + use<'a> {
+/// The targets of a batch.
+fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = (&'a Example, usize)> + use<'a> {
     let examples = part.examples;
     examples.iter().flat_map(|example| (0..example.targets.len()).map(move |row| (example, row)))
 }
 
-/// Where a checkpoint for measuring latency goes.
+/// The folder of a checkpoint for measuring latency.
 fn checkpoint_dir(work: &Path, name: &str) -> PathBuf {
     work.join(format!("checkpoint-{name}"))
 }

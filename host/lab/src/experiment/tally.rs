@@ -1,15 +1,15 @@
-//! Sums of log-loss by user, from which NE and its interval are computed.
-//!
-//! A replicate of the bootstrap needs a user's sums alone, never the rows.
+//! Sums of log loss by user, for NE and its interval: a replicate of the bootstrap needs only a user's
+//! sums, not the rows.
 
 use std::collections::BTreeMap;
 
 use hypercast_fm::{example::Example, metrics::cross_entropy};
 
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::metrics::normalized_entropy;
 use hypercast_data::labels::Labels;
 
-/// What a user's rows come to, for every arm.
+/// The sums of a user's rows, by arm.
 #[derive(Debug, Clone, PartialEq)]
 struct UserSums {
     rows: Vec<u32>,
@@ -18,19 +18,19 @@ struct UserSums {
 }
 
 /// Surface (the number of surfaces for all) and task, as indices of the schema.
-pub type Slice = (usize, usize);
+pub type SurfaceTask = (usize, usize);
 
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub struct ScoreTally {
     labels: Labels,
     from_ms: i64,
     arms: Vec<String>,
-    slices: BTreeMap<Slice, BTreeMap<u64, UserSums>>,
+    slices: BTreeMap<SurfaceTask, BTreeMap<u64, UserSums>>,
 }
 
-impl Tally {
-    /// For some arms, of which the first is compared with; rows before `from_ms` do not count.
+impl ScoreTally {
+    /// Empty sums for some arms; the first is the baseline. Rows before `from_ms` are ignored.
     pub fn new(labels: &Labels, from_ms: i64, arms: &[&str]) -> Self {
         let arms = arms.iter().map(|arm| arm.to_string()).collect();
         Self { labels: labels.clone(), from_ms, arms, slices: BTreeMap::new() }
@@ -41,8 +41,8 @@ impl Tally {
         &self.arms
     }
 
-    /// Adds what arm `arm` predicted for a target and a task of the schema; a target outside the
-    /// task's sample space, or a prediction that is not a number, counts nothing.
+    /// Adds a prediction of an arm for a target and a task of the schema. A target outside the task's
+    /// sample space, and a prediction that is NaN, are ignored.
     pub fn push(&mut self, arm: usize, (example, row): (&Example, usize), task: usize, said: f32) {
         if example.time_ms < self.from_ms || said.is_nan() {
             return;
@@ -68,7 +68,7 @@ impl Tally {
     ///
     /// # Errors
     /// Arms that predicted different rows, which cannot be compared.
-    pub fn slices(&self) -> Result<Vec<Slice>> {
+    pub fn slices(&self) -> Result<Vec<SurfaceTask>> {
         let mut all = Vec::new();
         for (slice, users) in &self.slices {
             let rows =
@@ -90,36 +90,37 @@ impl Tally {
     }
 }
 
-/// The sums of one slice over seeds, laid out for resampling.
+/// The sums of one slice by user, laid out for resampling.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Dense {
-    /// Rows a user.
+pub struct UserTotals {
+    /// Rows per user.
     pub rows: Vec<f64>,
-    /// Positives a user.
+    /// Positives per user.
     pub positives: Vec<f64>,
-    /// `[seeds][arms]`, each of log-loss a user.
+    /// Log loss by `[seeds][arms][users]`.
     pub nats: Vec<Vec<Vec<f64>>>,
 }
 
 /// A slice's sums over users.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Totals {
+pub struct ScoreTotals {
     /// Rows.
     pub rows: f64,
     /// Positives.
     pub positives: f64,
-    /// `[seeds][arms]` of log-loss.
+    /// Log loss by `[seeds][arms]`.
     pub nats: Vec<Vec<f64>>,
 }
 
-impl Dense {
-    /// Of one slice that every tally holds; the tallies are of the same rows.
-    pub fn new(tallies: &[Tally], slice: Slice) -> Self {
+impl UserTotals {
+    /// The sums of one slice that every tally has; all tallies have the same rows.
+    pub fn new(tallies: &[ScoreTally], slice: SurfaceTask) -> Self {
         let users = &tallies[0].slices[&slice];
-        let of_arm = |tally: &Tally, arm: usize| -> Vec<f64> {
+        let of_arm = |tally: &ScoreTally, arm: usize| -> Vec<f64> {
             tally.slices[&slice].values().map(|sums| sums.nats[arm]).collect()
         };
-        let of_seed = |tally: &Tally| (0..tally.arms.len()).map(|arm| of_arm(tally, arm)).collect();
+        let of_seed =
+            |tally: &ScoreTally| (0..tally.arms.len()).map(|arm| of_arm(tally, arm)).collect();
         Self {
             rows: users.values().map(|sums| f64::from(sums.rows[0])).collect(),
             positives: users.values().map(|sums| f64::from(sums.positives)).collect(),
@@ -127,13 +128,13 @@ impl Dense {
         }
     }
 
-    /// Users.
+    /// UserSample.
     pub fn users(&self) -> usize {
         self.rows.len()
     }
 
     /// The sums, with each user counted as often as `weights` says; once without.
-    pub fn totals(&self, weights: Option<&[u32]>) -> Totals {
+    pub fn totals(&self, weights: Option<&[u32]>) -> ScoreTotals {
         let sum = |values: &[f64]| match weights {
             None => values.iter().sum::<f64>(),
             Some(weights) => {
@@ -141,7 +142,7 @@ impl Dense {
             }
         };
         let seed = |arms: &Vec<Vec<f64>>| arms.iter().map(|arm| sum(arm)).collect();
-        Totals {
+        ScoreTotals {
             rows: sum(&self.rows),
             positives: sum(&self.positives),
             nats: self.nats.iter().map(seed).collect(),
@@ -149,14 +150,10 @@ impl Dense {
     }
 }
 
-impl Totals {
+impl ScoreTotals {
     /// The normalised entropy (eq. 5) of an arm; none for one class only.
     pub fn ne(&self, seed: usize, arm: usize) -> Option<f64> {
-        let rate = self.positives / self.rows;
-        (rate > 0.0 && rate < 1.0).then(|| {
-            let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-            self.nats[seed][arm] / self.rows / base
-        })
+        normalized_entropy(self.nats[seed][arm], self.positives, self.rows)
     }
 
     /// How far `arm`'s NE is from `baseline`'s, in per cent of it. On the same rows the entropy of the
@@ -165,7 +162,7 @@ impl Totals {
         100.0 * (self.nats[seed][arm] / self.nats[seed][baseline] - 1.0)
     }
 
-    /// The mean of [`Totals::ne_diff_pct`] over seeds.
+    /// The mean of [`ScoreTotals::ne_diff_pct`] over seeds.
     pub fn mean_ne_diff_pct(&self, arm: usize, baseline: usize) -> f64 {
         let seeds = self.nats.len();
         (0..seeds).map(|seed| self.ne_diff_pct(seed, arm, baseline)).sum::<f64>() / seeds as f64
