@@ -168,7 +168,7 @@ def make_features(schema, rows, shown, test_from_ms, offset_ms):
 
 
 def counters(codes, known_ms, happened, query_codes, query_ms):
-    """Outcomes of the same code that were known before each query, and those of them that happened."""
+    """Outcomes of the same code that were known before each query, and how many were positive."""
     first_ms = min(known_ms.min(), query_ms.min()) if len(known_ms) else query_ms.min()
     span = int(max(known_ms.max() if len(known_ms) else 0, query_ms.max()) - first_ms + 2)
     place = codes * span + (known_ms - first_ms)

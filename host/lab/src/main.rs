@@ -1,10 +1,10 @@
 //! The `hypercast-lab` command: see `hypercast-lab --help`.
 
-use clap::{Parser, Subcommand};
-use hypercast_lab::commands;
+use clap::Parser;
+use hypercast_lab::commands::{LabCommand, run};
 
-/// Tensor operators allocate and free large buffers all the time. The system allocator returns each to
-/// the kernel, which costs a quarter of a training step.
+/// Tensor operators allocate and free large buffers all the time. The system allocator returns each
+/// to the kernel, which costs a quarter of a training step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -16,20 +16,7 @@ struct LabCli {
     command: LabCommand,
 }
 
-#[derive(Debug, Subcommand)]
-enum LabCommand {
-    Demo(commands::demo::DemoArgs),
-    Evaluate(commands::evaluate::EvaluateArgs),
-    Experiment(commands::experiment::ExperimentArgs),
-    Bench(hypercast_lab::bench::BenchOptions),
-}
-
 fn main() -> anyhow::Result<()> {
     hypercast_core::trace::start();
-    match LabCli::parse().command {
-        LabCommand::Demo(args) => commands::demo::run(args),
-        LabCommand::Evaluate(args) => commands::evaluate::run(args),
-        LabCommand::Experiment(args) => commands::experiment::run(args),
-        LabCommand::Bench(args) => commands::bench::run(args),
-    }
+    run(LabCli::parse().command)
 }

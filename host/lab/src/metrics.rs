@@ -1,5 +1,5 @@
-//! What demo, evaluation and experiments share of metrics: slices of predictions, rows of tables, and
-//! sums of log loss. The formulas of AUC and GAUC are those of `hypercast_fm::metrics`.
+//! What demo, evaluation and experiments share of metrics: slices of predictions, rows of tables,
+//! and sums of log loss. The formulas of AUC and GAUC are those of `hypercast_fm::metrics`.
 
 use hypercast_core::quantile::quantile;
 use hypercast_data::schema::Schema;

@@ -1,5 +1,5 @@
-//! Appends to streams and reads of them: a directory with and without fsync, and NATS where a server
-//! is installed. It measures engines, not what their records mean.
+//! Appends to streams and reads of them: a directory with and without fsync, and NATS where a
+//! server is installed. It measures engines, not what their records mean.
 
 use std::time::{Duration, Instant};
 

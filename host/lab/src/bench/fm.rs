@@ -98,7 +98,8 @@ pub fn history(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 }
 
 /// Adds the cost of a request in the logging tier, which embeds many requests at a time, beside the
-/// same requests one at a time. Histories are new in every pass, so that neither side has them cached.
+/// same requests one at a time. Histories are new in every pass, so that neither side has them
+/// cached.
 pub fn logging(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     const REQUESTS: u64 = 64;
     const CANDIDATES: usize = 10;

@@ -1,8 +1,9 @@
-//! The cost of a faulty plugin to the others: their latency while it spins or traps on every request,
-//! and memory after many faults. Also the memory per plugin, and what Wasm adds to a ranking.
+//! The cost of a faulty plugin to the others: their latency while it spins or traps on every
+//! request, and memory after many faults. Also the memory per plugin, and what Wasm adds to a
+//! ranking.
 //!
-//! Neighbours are measured from another process, at a rate that leaves the daemon room, and compared
-//! with the same load beside a well-behaved plugin, in turns.
+//! Neighbours are measured from another process, at a rate that leaves the daemon room, and
+//! compared with the same load beside a well-behaved plugin, in turns.
 
 use std::{
     path::{Path, PathBuf},

@@ -1,7 +1,7 @@
 //! HSTU attention on this machine, beside PyTorch and plain Burn operators.
 //!
-//! Only useful operations count: the pairs that the mask allows, at `2 (qk + v)` operations per pair
-//! and head forward and 5/2 of that backward, whatever a contender computes.
+//! Only useful operations count: the pairs that the mask allows, at `2 (qk + v)` operations per
+//! pair and head forward and 5/2 of that backward, whatever a contender computes.
 
 use std::{hint::black_box, sync::Arc};
 

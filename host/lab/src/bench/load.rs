@@ -1,5 +1,5 @@
-//! Open-loop load: requests leave at their times whether or not earlier ones have been answered, and
-//! latency counts from the time at which a request should have left.
+//! Open-loop load: requests leave at their times whether or not earlier ones have been answered,
+//! and latency counts from the time at which a request should have left.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

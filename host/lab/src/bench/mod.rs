@@ -1,5 +1,5 @@
-//! `hypercast-lab bench`: how fast each part is, beside rivals that do the same work in the same run
-//! on the same machine.
+//! `hypercast-lab bench`: how fast each part is, beside rivals that do the same work in the same
+//! run on the same machine.
 //!
 //! Each part has a file. It makes its inputs, times itself and its rivals in turns, and adds
 //! [`BenchFigure`]s to the report. No figure fails a build: these are not tests.
@@ -74,8 +74,8 @@ pub struct BenchOptions {
     /// nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins, neighbours
     #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
-    /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and as
-    /// much again for a rival
+    /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
+    /// as much again for a rival
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub rows: usize,
     /// serving: users of the simulated world, 50 requests each
@@ -87,7 +87,8 @@ pub struct BenchOptions {
     /// lifecycle: publications that are applied under load
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub publications: usize,
-    /// lifecycle: milliseconds between publications; an FM's trainer publishes every minute by default
+    /// lifecycle: milliseconds between publications; an FM's trainer publishes every minute by
+    /// default
     #[arg(long, value_name = "MS", default_value_t = 2000)]
     pub publish_every_ms: u64,
     /// lifecycle: the stream engine; `nats` starts a nats-server from PATH

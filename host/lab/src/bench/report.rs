@@ -65,8 +65,8 @@ impl BenchReport {
         Self { part: part.to_owned(), machine: machine(), results: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds a figure and prints it at once, since a bench takes minutes. A figure whose rival failed
-    /// on the way has no finite ratio and is left out.
+    /// Adds a figure and prints it at once, since a bench takes minutes. A figure whose rival
+    /// failed on the way has no finite ratio and is left out.
     pub fn add(&mut self, mut figure: BenchFigure) {
         if figure.rival_value.is_some_and(|value| !value.is_finite()) {
             let rival = figure.rival.unwrap_or_default();

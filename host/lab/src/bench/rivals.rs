@@ -125,7 +125,8 @@ mod built_in {
     }
 
     fn lmdb(dir: &Path) -> anyhow::Result<Env> {
-        // SAFETY: the folder is temporary and private to this bench, so nothing else truncates the file.
+        // SAFETY: the folder is temporary and private to this bench, so nothing else truncates the
+        // file.
         Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
     }
 

@@ -1,8 +1,8 @@
 //! One request at a time, stage by stage: an FM and its expert beside a one-stage model of the FM's
 //! size, which is what experiment `compute` compares them with.
 //!
-//! Both are daemons that start from one checkpoint and take turns, since the time of a model does not
-//! depend on its weights. The one-stage model answers with its own ranking. Both have the same
+//! Both are daemons that start from one checkpoint and take turns, since the time of a model does
+//! not depend on its weights. The one-stage model answers with its own ranking. Both have the same
 //! features, and the users' histories in their caches.
 
 use std::collections::BTreeMap;

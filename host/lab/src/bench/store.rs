@@ -1,6 +1,6 @@
-//! The embedding store: random batched reads beside a raw copy of rows whose places are known, which
-//! is the machine's limit, and beside other embedded stores; the tail of reads beside a writer; the
-//! cost of opening.
+//! The embedding store: random batched reads beside a raw copy of rows whose places are known,
+//! which is the machine's limit, and beside other embedded stores; the tail of reads beside a
+//! writer; the cost of opening.
 //!
 //! Everything is in a temporary folder (`TMPDIR`), which is removed at the end.
 

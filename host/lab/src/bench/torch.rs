@@ -40,7 +40,8 @@ pub struct TorchContender<'a> {
 
 impl Torch {
     /// Starts Python and prepares the cases, which `torch_rival.py` describes. Without PyTorch the
-    /// report says so and the result is `None`; a case that does not compile is measured eager only.
+    /// report says so and the result is `None`; a case that does not compile is measured eager
+    /// only.
     pub fn start(
         options: &BenchOptions,
         report: &mut BenchReport,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 
 def biases(position, times, tables):
-    """[batch, 1, query, key]: a bias by distance and one by the logarithm of seconds, for all heads."""
+    """[batch, 1, query, key]: a bias by distance and one by the logarithm of seconds."""
     by_position, by_time = tables
     distance = (position[:, None] - position[None, :]).clamp(0, len(by_position) - 1)
     seconds = (times[:, :, None] - times[:, None, :]).abs().clamp(min=1).float()

@@ -1,5 +1,5 @@
-//! The main job end to end: import, train the FM, train experts through their plugins, serve, replay
-//! the test requests, and report what the paradigm gains.
+//! The main job end to end: import, train the FM, train experts through their plugins, serve,
+//! replay the test requests, and report what the paradigm gains.
 //!
 //! It uses what an operator uses: the import, the training jobs, and the daemon as a process of its
 //! own over HTTP.

@@ -22,8 +22,8 @@ pub enum DatasetChoice {
 }
 
 impl DatasetChoice {
-    /// Where the test begins: at the given time, else at the data set's own date, else with the last
-    /// tenth of its impressions.
+    /// Where the test begins: at the given time, else at the data set's own date, else with the
+    /// last tenth of its impressions.
     ///
     /// # Errors
     /// A time that cannot be read; a data set that is empty or cannot be read.
@@ -83,7 +83,8 @@ impl DatasetChoice {
                     sparse_learning_rate: 0.06,
                     ..FmConfig::default()
                 };
-                // Four days are few: small steps and their average. Steps on the stream may be larger.
+                // Four days are few: small steps and their average. Steps on the stream may be
+                // larger.
                 config.expert_training = ExpertTraining {
                     epochs: 3,
                     batch_rows: 128,

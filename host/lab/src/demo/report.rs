@@ -1,4 +1,5 @@
-//! The demo's result: quality by surface, task and arm, latency by stage, and the time of every step.
+//! The demo's result: quality by surface, task and arm, latency by stage, and the time of every
+//! step.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -1,5 +1,5 @@
-//! Evaluates the paradigm on a data set, in one process: an FM over the stream, then experts from the
-//! logs that it wrote.
+//! Evaluates the paradigm on a data set, in one process: an FM over the stream, then experts from
+//! the logs that it wrote.
 //!
 //! As in production, the two phases share only the feature logs. Every prediction is made before
 //! anything is learned from its row.
@@ -14,7 +14,7 @@ pub mod stream;
 pub(crate) mod tests;
 pub mod window;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Serialize;
 
@@ -33,21 +33,33 @@ use crate::{
 use hypercast_data::logs::LogReader;
 use hypercast_expert::Engine;
 
-/// What to evaluate.
-#[derive(Debug, Clone)]
+/// Train FM and experts up to a date, and measure them on the data after it
+#[derive(Debug, Clone, clap::Args)]
 pub struct EvaluateOptions {
-    /// The data set, the work folder, the plugins.
+    /// The data set and the folders.
+    #[command(flatten)]
     pub setup: EvaluationSetup,
-    /// Whether models learn during the test.
+    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
+    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
     pub mode: TestMode,
     /// Where the test and the report begin.
+    #[command(flatten)]
     pub times: TestTimes,
-    /// Replaces the seeds of FM and experts.
+    /// Seed of FM and experts, instead of the preset's
+    #[arg(long)]
     pub seed: Option<u64>,
-    /// Reuse the FM phase of an earlier run in the work folder.
+    /// Reuse the FM's phase of an earlier run with the same FM settings in the work folder
+    #[arg(long)]
     pub skip_fm: bool,
-    /// Hours between the points of the progressive curve.
+    /// Hours between the points of the progressive curve
+    #[arg(long, value_name = "HOURS", default_value_t = 6)]
     pub window_h: u32,
+    /// Also draw progressive NE over the stream to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// The result, as `--json` writes it.
@@ -93,15 +105,15 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         history_len: config.fm.max_history,
         users: UserSample::ALL,
     };
-    std::fs::create_dir_all(&setup.work).map_err(crate::error::Error::io(&setup.work))?;
+    std::fs::create_dir_all(setup.work()).map_err(crate::error::Error::io(setup.work()))?;
     if options.skip_fm {
-        fm::FmPhaseKey::new(&stream).check(&setup.work)?;
+        fm::FmPhaseKey::new(&stream).check(setup.work())?;
     } else {
-        times.time("fm", || fm::run(&stream, &setup.work))?;
+        times.time("fm", || fm::run(&stream, setup.work()))?;
     }
     let every_ms = i64::from(options.window_h.max(1)) * 3_600_000;
     let mut scores = EvaluationScores::new(&dataset.schema, &window, every_ms);
-    times.time("score_fm", || fm::score(&stream, &setup.work, &mut scores))?;
+    times.time("score_fm", || fm::score(&stream, setup.work(), &mut scores))?;
     let log = LogReader::open(&config.paths.logs)?;
     let engine = Engine::new(config.guests())?;
     let phase =

@@ -13,8 +13,8 @@ const BOTTOM: f64 = 30.0;
 /// Height of the legend.
 const HEAD: f64 = 34.0;
 
-/// The arms that are drawn: their names in points, their titles, and their colours (Okabe and Ito's,
-/// which colour-blind readers can distinguish).
+/// The arms that are drawn: their names in points, their titles, and their colours (Okabe and
+/// Ito's, which colour-blind readers can distinguish).
 const ARMS: [(&str, &str, &str); 3] = [
     ("fm", "FM head", "#0072b2"),
     ("expert", "expert without TAE", "#e69f00"),
@@ -31,14 +31,16 @@ pub fn svg(points: &[CurvePoint], window: &TestWindow) -> String {
     }
     let height = HEAD + PANEL * tasks.len().max(1) as f64;
     let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     for (at, (_, name, colour)) in ARMS.iter().enumerate() {
         let x = LEFT + at as f64 * 180.0;
         let _ = writeln!(
             text,
-            "<line x1=\"{x}\" y1=\"16\" x2=\"{}\" y2=\"16\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{}\" y=\"20\">{name}</text>",
+            "<line x1=\"{x}\" y1=\"16\" x2=\"{}\" y2=\"16\" stroke=\"{colour}\" \
+             stroke-width=\"2\"/><text x=\"{}\" y=\"20\">{name}</text>",
             x + 24.0,
             x + 30.0
         );
@@ -89,7 +91,8 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window
         let y = scale.y(value);
         let _ = writeln!(
             text,
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
+            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
             LEFT - 6.0,
             y + 4.0
         );
@@ -108,7 +111,8 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window
     let _ = writeln!(
         text,
         "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" \
-         stroke-dasharray=\"4 3\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
+         stroke-dasharray=\"4 3\"/>\
+         <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
         top + TOP,
         top + TOP - 10.0,
         window.format(window.test_from_ms)

@@ -1,8 +1,8 @@
-//! The data set's requests as batches in time order, for a foundation model that learns from some and
-//! predicts others.
+//! The data set's requests as batches in time order, for a foundation model that learns from some
+//! and predicts others.
 //!
-//! First come examples of events without times, then the stream. No batch crosses the beginning of the
-//! test.
+//! First come examples of events without times, then the stream. No batch crosses the beginning of
+//! the test.
 
 use hypercast_fm::{
     example::Example,
@@ -79,8 +79,8 @@ pub struct StreamBatch<'a> {
 }
 
 impl StreamBatch<'_> {
-    /// Predicts the batch, and learns from the examples that `learns` accepts if it may. Every prediction
-    /// is made before anything is learned from the batch.
+    /// Predicts the batch, and learns from the examples that `learns` accepts if it may. Every
+    /// prediction is made before anything is learned from the batch.
     ///
     /// # Errors
     /// Those of the trainer.
@@ -184,8 +184,8 @@ impl DatasetStream<'_> {
         Ok(())
     }
 
-    /// The number of examples at the stream's beginning that are not logged, because the TAEs of a young
-    /// FM are of little use.
+    /// The number of examples at the stream's beginning that are not logged, because the TAEs of a
+    /// young FM are of little use.
     ///
     /// # Errors
     /// DatasetChoice that cannot be read.

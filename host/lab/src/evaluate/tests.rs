@@ -30,7 +30,7 @@ pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Evaluation
     EvaluationSetup {
         data: DatasetChoice::Simulated,
         from: Some(world),
-        work: dir.join("work"),
+        work: Some(dir.join("work")),
         plugins,
         config: Some(config),
         reuse_data: false,
@@ -45,6 +45,8 @@ fn options(setup: &EvaluationSetup, mode: TestMode) -> EvaluateOptions {
         seed: Some(3),
         skip_fm: false,
         window_h: 6,
+        plot: None,
+        json: None,
     }
 }
 
@@ -52,8 +54,8 @@ fn numbers(report: &EvaluationReport) -> Value {
     serde_json::to_value((&report.rows, &report.progressive)).unwrap()
 }
 
-/// Whether two reports are equal but for rounding: repeated runs of an expert differed in the seventh
-/// digit on a busy machine, for an unknown reason. Repeated runs of the FM do not.
+/// Whether two reports are equal but for rounding: repeated runs of an expert differed in the
+/// seventh digit on a busy machine, for an unknown reason. Repeated runs of the FM do not.
 pub(crate) fn agree(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) if a.is_f64() && b.is_f64() => {

@@ -21,11 +21,14 @@ pub struct TestWindow {
 }
 
 /// The times that the caller gives.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct TestTimes {
-    /// Where the test begins; the data set's default if missing.
+    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the
+    /// last tenth]
+    #[arg(long, value_name = "TIME")]
     pub test_from: Option<String>,
-    /// Where the report begins; the test's beginning if missing.
+    /// Where the report begins [default: where the test does]
+    #[arg(long, value_name = "TIME")]
     pub report_from: Option<String>,
 }
 

@@ -1,7 +1,8 @@
-//! The bootstrap over users (Efron): users are drawn with replacement, and every statistic is computed
-//! again on their rows.
+//! The bootstrap over users (Efron): users are drawn with replacement, and every statistic is
+//! computed again on their rows.
 //!
-//! Arms are compared within a replicate, on the same users, so that what they have in common cancels.
+//! Arms are compared within a replicate, on the same users, so that what they have in common
+//! cancels.
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -10,8 +11,8 @@ use super::tally::{ScoreTotals, UserTotals};
 /// Fixed, so that every run draws the same users.
 const SEED: u64 = 0x5EED_B007;
 
-/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws. A statistic
-/// that is not finite in a replicate is left out; without any left the interval is NaN.
+/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws. A
+/// statistic that is not finite in a replicate is left out; without any left the interval is NaN.
 pub fn intervals(
     dense: &UserTotals,
     replicates: usize,
@@ -52,7 +53,8 @@ fn percentiles(mut values: Vec<f64>) -> [f64; 2] {
 mod tests {
     use super::*;
 
-    /// ExperimentArm 0 costs 1 nat a row. ExperimentArm 1 costs less by a user's own amount, of mean 0.1.
+    /// ExperimentArm 0 costs 1 nat a row. ExperimentArm 1 costs less by a user's own amount, of
+    /// mean 0.1.
     fn dense(users: usize, spread: f64) -> UserTotals {
         let rows = 10.0;
         let saved = |user: usize| 0.1 + spread * if user.is_multiple_of(2) { 1.0 } else { -1.0 };

@@ -1,8 +1,8 @@
 //! FM and expert against a one-stage model: cost and quality.
 //!
 //! The one-stage model of a surface has the FM's architecture, is trained end to end on only that
-//! surface's requests, and serves with its own heads. The expert's cost is its own: a candidate's TAE
-//! is computed once for all experts.
+//! surface's requests, and serves with its own heads. The expert's cost is its own: a candidate's
+//! TAE is computed once for all experts.
 
 use std::time::Instant;
 
@@ -65,7 +65,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     let surface = context.surface()?;
     let spec = dataset_spec(context.dataset)?;
     let (mut tallies, mut last) = (Vec::new(), None);
-    for &seed in &context.options.seeds {
+    for &seed in &context.options.seeds.0 {
         let config = context.seeded(seed);
         let mut tally = context.tally(&ARMS);
         let pass = times.time("fm", || embed(context, &config, &spec, surface, &mut tally))?;
@@ -83,8 +83,8 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     }
     let (pass, trained) = last.expect("at least one seed");
     let models = TimedModels {
-        one_stage: &checkpoint_dir(&context.options.setup.work, "one-stage"),
-        fm: &checkpoint_dir(&context.options.setup.work, "fm"),
+        one_stage: &checkpoint_dir(context.options.setup.work(), "one-stage"),
+        fm: &checkpoint_dir(context.options.setup.work(), "fm"),
         blueprint: trained.blueprint.clone(),
         parameters: trained.stream.parameters().clone(),
         device: context.config.device,
@@ -152,9 +152,9 @@ fn embed(
     })?;
     log.finish()?;
     (pass.fm_size, pass.one_stage_size) = (fm.size(), one_stage.size());
-    fm.checkpoint(&checkpoint_dir(&context.options.setup.work, "fm"), FIRST_VERSION)?;
+    fm.checkpoint(&checkpoint_dir(context.options.setup.work(), "fm"), FIRST_VERSION)?;
     one_stage
-        .checkpoint(&checkpoint_dir(&context.options.setup.work, "one-stage"), FIRST_VERSION)?;
+        .checkpoint(&checkpoint_dir(context.options.setup.work(), "one-stage"), FIRST_VERSION)?;
     Ok(pass)
 }
 

@@ -1,7 +1,7 @@
 //! The latency of one request in each model, on this machine.
 //!
-//! Requests go one at a time through a checkpoint's inference and an expert's network, as in a server,
-//! but without HTTP, features and Wasm.
+//! Requests go one at a time through a checkpoint's inference and an expert's network, as in a
+//! server, but without HTTP, features and Wasm.
 
 use std::{path::Path, sync::Arc, time::Instant};
 

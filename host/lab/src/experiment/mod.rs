@@ -1,6 +1,6 @@
 //! The paper's experiments (section 4) on any data set: the gain from a TAE, the share of a larger
-//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, and the cost of
-//! publishing a part of the weights.
+//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, and the cost
+//! of publishing a part of the weights.
 //!
 //! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
 //! intervals from a bootstrap over users. Every seed is in the report.
@@ -57,36 +57,74 @@ pub enum Experiment {
     Publish,
 }
 
-/// What to run.
-#[derive(Debug, Clone)]
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, or publish
+#[derive(Debug, Clone, clap::Args)]
 pub struct ExperimentOptions {
-    /// Which experiment.
+    /// The experiment
+    #[arg(value_enum)]
     pub experiment: Experiment,
-    /// The data set, the work folder, the plugins.
+    /// The data set and the folders.
+    #[command(flatten)]
     pub setup: EvaluationSetup,
-    /// Whether the test may_learn.
+    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
+    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
     pub mode: TestMode,
     /// Where the test and the report begin.
+    #[command(flatten)]
     pub times: TestTimes,
-    /// Seeds of FM and experts.
-    pub seeds: Vec<u64>,
-    /// The share of users in the experiment; the data set's default if missing.
+    /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
+    #[arg(long, default_value = "3", value_parser = SeedList::parse)]
+    pub seeds: SeedList,
+    /// The share of users in the experiment [default: 0.3 for movielens, 0.25 for kuairand, 1 for
+    /// simulated]
+    #[arg(long, value_name = "SHARE")]
     pub users: Option<f64>,
-    /// Replicates of the bootstrap.
+    /// Replicates of the bootstrap over users
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     pub replicates: usize,
-    /// The expert: the name of a file in the plugins' folder, without `.wasm`.
+    /// The expert: the name of a component in the plugins' folder
+    #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
-    /// The least age of a user embedding in hours (`tae`).
+    /// tae: the least age of a user embedding
+    #[arg(long, value_name = "HOURS", default_value_t = 6.0)]
     pub stale_hours: f64,
-    /// Minutes of the data set's clock between publications (`publish`).
+    /// publish: minutes of the data set's clock between publications
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
     pub publish_minutes: f64,
-    /// The surface of `unseen` and `compute`; the one with the most requests if missing.
+    /// unseen, compute: the surface [default: the one with the most impressions]
+    #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
-    /// The only task of that surface that the FM learns (`unseen`); the first if missing.
+    /// unseen: the only task of the surface that the FM learns [default: the first]
+    #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
-/// The share of users with which an experiment of three seeds takes a quarter of an hour on two cores.
+/// The seeds of an experiment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedList(pub Vec<u64>);
+
+impl SeedList {
+    /// `3` is how many, `1,5` is which.
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        let number =
+            |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{text:?}: {error}"));
+        if !text.contains(',') {
+            return match number(text)? {
+                count @ 1..=100 => Ok(SeedList((1..=count).collect())),
+                count => Err(format!("{count} seeds; the range is 1 to 100")),
+            };
+        }
+        let parts = text.split(',').filter(|part| !part.trim().is_empty());
+        let seeds = parts.map(number).collect::<std::result::Result<Vec<u64>, String>>()?;
+        if seeds.is_empty() { Err("no seed is given".into()) } else { Ok(SeedList(seeds)) }
+    }
+}
+
+/// The share of users with which an experiment of three seeds takes a quarter of an hour on two
+/// cores.
 pub fn default_users(data: DatasetChoice) -> f64 {
     match data {
         DatasetChoice::Movielens => 0.3,
@@ -104,13 +142,13 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if !(share > 0.0 && share <= 1.0) {
         return Err(Error::invalid(format!("--users {share}: it must be above 0 and at most 1")));
     }
-    if options.seeds.is_empty() || options.replicates == 0 {
+    if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
     let mut times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
-    std::fs::create_dir_all(&options.setup.work).map_err(Error::io(&options.setup.work))?;
+    std::fs::create_dir_all(options.setup.work()).map_err(Error::io(options.setup.work()))?;
     let context = ExperimentContext {
         window: TestWindow::new(options.setup.data, &options.times, &config, &dataset)?,
         users: UserSample { share, salt: 0 },
@@ -208,7 +246,7 @@ impl ExperimentContext<'_> {
         SeedResults {
             schema: &self.dataset.schema,
             tallies,
-            seeds: &self.options.seeds,
+            seeds: &self.options.seeds.0,
             replicates: self.options.replicates,
         }
     }
@@ -257,7 +295,7 @@ impl ExperimentContext<'_> {
         ExperimentReport {
             experiment: outcome.name,
             config,
-            seeds: self.options.seeds.clone(),
+            seeds: self.options.seeds.0.clone(),
             rows: outcome.rows,
             models: outcome.models,
             seconds,

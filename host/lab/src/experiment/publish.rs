@@ -1,8 +1,9 @@
-//! The cost of component-wise publishing (paper section 3.3.4): serving copies of one FM receive all of
-//! each publication, a share of it, or nothing, while the trainer learns during the test.
+//! The cost of component-wise publishing (paper section 3.3.4): serving copies of one FM receive
+//! all of each publication, a share of it, or nothing, while the trainer learns during the test.
 //!
-//! Copies predict every request before the trainer learns from it, with the weights that were published
-//! by then. Weights go through publisher, stream and follower into a model that is loaded for serving.
+//! Copies predict every request before the trainer learns from it, with the weights that were
+//! published by then. Weights go through publisher, stream and follower into a model that is loaded
+//! for serving.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -42,7 +43,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     }
     let mut tallies = Vec::new();
     let mut sent = [PublishedBytes::default(); ARMS.len()];
-    for &seed in &context.options.seeds {
+    for &seed in &context.options.seeds.0 {
         let config = context.seeded(seed);
         let mut tally = context.tally(&ARMS.map(|(name, _)| name));
         times.time("fm", || follow(context, &config, &mut tally, &mut sent))?;

@@ -1,5 +1,5 @@
-//! Trains and measures the arms of an experiment, which share a plugin, a log and a test. An arm is the
-//! same expert with another part of the logged embedding.
+//! Trains and measures the arms of an experiment, which share a plugin, a log and a test. An arm is
+//! the same expert with another part of the logged embedding.
 
 use std::{ops::Range, path::Path, sync::Arc};
 
@@ -14,12 +14,12 @@ use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
 use super::tally::ScoreTally;
 
-/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start across
-/// FMs must leave them out (section 4.3).
+/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
+/// across FMs must leave them out (section 4.3).
 const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
 
-/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct path
-/// from them.
+/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct
+/// path from them.
 pub fn reads_fm(parameter: &str) -> bool {
     parameter.split('/').any(|layer| FM_LAYERS.contains(&layer))
 }
@@ -82,8 +82,8 @@ impl<'a> ArmRunner<'a> {
         Span { from_ms: None, until_ms: Some(self.window.test_from_ms) }
     }
 
-    /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer that
-    /// does not read the FM's embedding.
+    /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer
+    /// that does not read the FM's embedding.
     ///
     /// # Errors
     /// A view without rows, a plugin that is refused or faults.
@@ -94,7 +94,7 @@ impl<'a> ArmRunner<'a> {
         warm: Option<&Parameters>,
     ) -> Result<TrainedArm> {
         let survey = view.survey()?.ok_or_else(|| {
-            Error::invalid("the logs hold no row to train the expert on; let the test begin later, or take more users")
+            Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
         let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
         let options = self.config.load_options("experiment");

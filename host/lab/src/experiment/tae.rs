@@ -1,8 +1,8 @@
 //! Table 1: an expert without embedding, with the user embedding, with the TAE, with both.
 //!
-//! Both embeddings come from one FM at one point of the stream, before it learns. The user embedding is
-//! the wider one and is stale by hours, like an entry of a table of user embeddings that is refreshed
-//! now and then. All arms are one plugin with different `tae` inputs.
+//! Both embeddings come from one FM at one point of the stream, before it learns. The user
+//! embedding is the wider one and is stale by hours, like an entry of a table of user embeddings
+//! that is refreshed now and then. All arms are one plugin with different `tae` inputs.
 
 use hypercast_fm::{example::Example, trainer};
 use serde_json::json;
@@ -26,7 +26,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     let mut tallies = Vec::new();
     let fm = &context.config.fm;
     let (ue, tae) = (fm.user_state_width(), fm.tae_width());
-    for &seed in &context.options.seeds {
+    for &seed in &context.options.seeds.0 {
         let config = context.seeded(seed);
         times.time("fm", || embed(context, &config))?;
         let log = LogReader::open(&config.paths.logs)?;
@@ -50,7 +50,9 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         table: arms_by_task(&rows, ALL),
         rows,
         models: Vec::new(),
-        chosen: json!({ "stale_hours": context.options.stale_hours, "ue_width": ue, "tae_width": tae }),
+        chosen: json!({
+            "stale_hours": context.options.stale_hours, "ue_width": ue, "tae_width": tae,
+        }),
     })
 }
 

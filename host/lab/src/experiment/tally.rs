@@ -1,5 +1,5 @@
-//! Sums of log loss by user, for NE and its interval: a replicate of the bootstrap needs only a user's
-//! sums, not the rows.
+//! Sums of log loss by user, for NE and its interval: a replicate of the bootstrap needs only a
+//! user's sums, not the rows.
 
 use std::collections::BTreeMap;
 
@@ -41,8 +41,8 @@ impl ScoreTally {
         &self.arms
     }
 
-    /// Adds a prediction of an arm for a target and a task of the schema. A target outside the task's
-    /// sample space, and a prediction that is NaN, are ignored.
+    /// Adds a prediction of an arm for a target and a task of the schema. A target outside the
+    /// task's sample space, and a prediction that is NaN, are ignored.
     pub fn push(&mut self, arm: usize, (example, row): (&Example, usize), task: usize, said: f32) {
         if example.time_ms < self.from_ms || said.is_nan() {
             return;
@@ -156,8 +156,8 @@ impl ScoreTotals {
         normalized_entropy(self.nats[seed][arm], self.positives, self.rows)
     }
 
-    /// How far `arm`'s NE is from `baseline`'s, in per cent of it. On the same rows the entropy of the
-    /// base rate cancels.
+    /// How far `arm`'s NE is from `baseline`'s, in per cent of it. On the same rows the entropy of
+    /// the base rate cancels.
     pub fn ne_diff_pct(&self, seed: usize, arm: usize, baseline: usize) -> f64 {
         100.0 * (self.nats[seed][arm] / self.nats[seed][baseline] - 1.0)
     }

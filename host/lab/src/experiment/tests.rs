@@ -16,7 +16,7 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         setup: setup(dir, plugins, 700),
         mode: TestMode::Streaming,
         times: TestTimes::default(),
-        seeds: vec![1, 2],
+        seeds: SeedList(vec![1, 2]),
         users: None,
         replicates: 50,
         expert: "mlp-fusion".into(),
@@ -24,6 +24,7 @@ fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
         publish_minutes: 30.0,
         surface: None,
         task: None,
+        json: None,
     })
 }
 
@@ -158,7 +159,9 @@ fn options_that_cannot_work_are_refused() {
     let Some(options) = options(dir.path(), Experiment::Tae) else { return };
     let fail = |options: &ExperimentOptions| run(options).unwrap_err().to_string();
     assert!(fail(&ExperimentOptions { users: Some(0.0), ..options.clone() }).contains("--users"));
-    assert!(fail(&ExperimentOptions { seeds: vec![], ..options.clone() }).contains("seed"));
+    assert!(
+        fail(&ExperimentOptions { seeds: SeedList(vec![]), ..options.clone() }).contains("seed")
+    );
     let message = fail(&ExperimentOptions { expert: "missing".into(), ..options });
     assert!(message.contains("missing.wasm"), "{message}");
 }
@@ -182,4 +185,14 @@ fn what_is_published_in_part_costs_bytes_in_part() {
     let fixed =
         run(&ExperimentOptions { mode: TestMode::Fixed, ..options }).unwrap_err().to_string();
     assert!(fixed.contains("--mode fixed"), "{fixed}");
+}
+
+#[test]
+fn seeds_are_a_count_or_a_list() {
+    assert_eq!(SeedList::parse("3").unwrap().0, [1, 2, 3]);
+    assert_eq!(SeedList::parse("4,9").unwrap().0, [4, 9]);
+    assert_eq!(SeedList::parse("7,").unwrap().0, [7]);
+    for text in ["0", "x", ","] {
+        assert!(SeedList::parse(text).is_err(), "{text}");
+    }
 }

@@ -1,8 +1,8 @@
 //! Table 2: how much of a larger FM's gain reaches its experts.
 //!
-//! Two FMs follow one stream. As in section 4.3, two experts of one architecture start from an expert
-//! that was trained on the smaller FM, without the layers that read the FM's embedding. Then they learn
-//! the same rows, with different FMs.
+//! Two FMs follow one stream. As in section 4.3, two experts of one architecture start from an
+//! expert that was trained on the smaller FM, without the layers that read the FM's embedding. Then
+//! they learn the same rows, with different FMs.
 
 use std::ops::Range;
 
@@ -46,7 +46,7 @@ const SHOWN: f64 = 100.0;
 /// Runs it for every seed.
 pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
     let mut tallies = Vec::new();
-    for &seed in &context.options.seeds {
+    for &seed in &context.options.seeds.0 {
         let config = context.seeded(seed);
         let mut tally = context.tally(&ARMS);
         times.time("fm", || embed(context, &config, &mut tally))?;
@@ -71,7 +71,8 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     Ok(ExperimentOutcome { name: "transfer", rows, models: Vec::new(), table, chosen })
 }
 
-/// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads' predictions.
+/// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads'
+/// predictions.
 fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTally) -> Result<()> {
     let spec = dataset_spec(context.dataset)?;
     let sizes = [("small", smaller(&config.fm)), ("large", config.fm.clone())];
@@ -104,9 +105,9 @@ fn embed(context: &ExperimentContext<'_>, config: &Config, tally: &mut ScoreTall
     Ok(log.finish()?)
 }
 
-/// The smaller FM: a quarter of the width, one layer, an eighth of the history, and a TAE as wide as the
-/// larger's. With half the width and half the layers the two differed by 0.001 in NE on MovieLens, too
-/// little to measure a transfer.
+/// The smaller FM: a quarter of the width, one layer, an eighth of the history, and a TAE as wide
+/// as the larger's. With half the width and half the layers the two differed by 0.001 in NE on
+/// MovieLens, too little to measure a transfer.
 fn smaller(config: &FmConfig) -> FmConfig {
     let part = |size: usize, of: usize| (size / of).max(1);
     FmConfig {

