@@ -22,14 +22,11 @@ use crate::{
 
 /// A command with its options.
 #[derive(Debug, clap::Subcommand)]
+#[allow(missing_docs, reason = "help is that of the options; text here would replace it")]
 pub enum LabCommand {
-    #[allow(missing_docs)]
     Demo(DemoArgs),
-    #[allow(missing_docs)]
     Evaluate(EvaluateOptions),
-    #[allow(missing_docs)]
     Experiment(ExperimentOptions),
-    #[allow(missing_docs)]
     Bench(BenchOptions),
 }
 

@@ -91,12 +91,8 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     };
     let latency = times.time("latency", || measure(models, &pass.kept))?;
     let costs = costs(context, &spec, &pass, &trained, latency);
-    let results = context.results(&tallies);
     let pairs = [0, 1, 2].map(|arm| ArmPair { baseline: 0, arm });
-    let mut rows = Vec::new();
-    for cell in results.cells()?.into_iter().filter(|cell| cell.slice.0 == usize::from(surface)) {
-        rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, &pairs)))?);
-    }
+    let rows = context.rows(&tallies, &pairs, Some(surface), times)?;
     let name = &context.dataset.schema.surfaces[usize::from(surface)];
     let table = arms_by_task(&rows, name) + &table(&costs);
     Ok(ExperimentOutcome {
@@ -127,19 +123,19 @@ fn embed(
     let heads = FmHeads::new(spec, context);
     let mut pass = FmPasses::default();
     stream.run("FM and one-stage model", |part| {
-        let said = pass.fm.through(&part, fm.as_mut())?;
+        let output = pass.fm.through(&part, fm.as_mut())?;
         if part.history_only {
             return Ok(());
         }
         if part.seen >= skip {
             let own = |example: &Example| example.surface == surface;
-            log.write_batch(part.examples, &said.tae, own)?;
+            log.write_batch(part.examples, &output.tae, own)?;
         }
         let own: Vec<Example> =
             part.examples.iter().filter(|example| example.surface == surface).cloned().collect();
         let own = StreamBatch { examples: &own, ..part };
-        let said = pass.one_stage.through(&own, one_stage.as_mut())?;
-        heads.tally(&own, 0, &said.predictions, tally);
+        let output = pass.one_stage.through(&own, one_stage.as_mut())?;
+        heads.tally(&own, 0, &output.predictions, tally);
         for example in own.examples.iter().filter(|e| e.time_ms >= context.window.test_from_ms) {
             pass.requests += 1;
             pass.history += example.history.len() as u64;
@@ -166,13 +162,13 @@ impl TrainingPace {
         trainer: &mut dyn FmTrainer,
     ) -> Result<StepOutput> {
         let start = Instant::now();
-        let said = part.through(trainer, &|_| true)?;
+        let output = part.through(trainer, &|_| true)?;
         if part.may_learn {
             self.seconds += start.elapsed().as_secs_f64();
             self.rows +=
                 part.examples.iter().map(|example| example.targets.len() as u64).sum::<u64>();
         }
-        Ok(said)
+        Ok(output)
     }
 }
 

@@ -65,8 +65,8 @@ pub fn measure(models: TimedModels<'_>, examples: &[Example]) -> Result<ModelLat
         let (_, alone) = timed(|| infer(&*one_stage, example))?;
         let (tae, of_fm) = timed(|| infer(&*fm, example))?;
         let ((), of_expert) = timed(|| {
-            let said = expert.predict(&[example], Tae::Rows(&tae));
-            said.map(drop).map_err(|fault| Error::invalid(fault.to_string()))
+            let predictions = expert.predict(&[example], Tae::Rows(&tae));
+            predictions.map(drop).map_err(|fault| Error::internal(fault.to_string()))
         })?;
         for (all, ms) in took.iter_mut().zip([alone, of_fm, of_expert, of_fm + of_expert]) {
             all.push(ms);

@@ -28,7 +28,11 @@ use hypercast_fm::example::Example;
 use serde_json::{Value, json};
 
 pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
-use self::{report::SeedResults, runner::ArmRunner, tally::ScoreTally};
+use self::{
+    report::{ArmPair, SeedResults},
+    runner::ArmRunner,
+    tally::{ScoreTally, TargetRow},
+};
 use crate::demo::{DatasetChoice, StepTimes};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::evaluate::{
@@ -251,6 +255,24 @@ impl ExperimentContext<'_> {
         }
     }
 
+    /// The rows of some pairs on every slice that all arms predict, or only on those of `surface`.
+    fn rows(
+        &self,
+        tallies: &[ScoreTally],
+        pairs: &[ArmPair],
+        surface: Option<u16>,
+        times: &mut StepTimes,
+    ) -> Result<Vec<ExperimentRow>> {
+        let results = self.results(tallies);
+        let mut rows = Vec::new();
+        for cell in results.cells()? {
+            if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
+                rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, pairs)))?);
+            }
+        }
+        Ok(rows)
+    }
+
     /// The given surface, or the one with the most impressions before the test.
     fn surface(&self) -> Result<u16> {
         let schema = &self.dataset.schema;
@@ -312,9 +334,11 @@ fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
 }
 
 /// The targets of a batch.
-fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = (&'a Example, usize)> + use<'a> {
-    let examples = part.examples;
-    examples.iter().flat_map(|example| (0..example.targets.len()).map(move |row| (example, row)))
+fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = TargetRow<'a>> + use<'a> {
+    let rows = |example: &'a Example| {
+        (0..example.targets.len()).map(move |row| TargetRow { example, row })
+    };
+    part.examples.iter().flat_map(rows)
 }
 
 /// The folder of a checkpoint for measuring latency.

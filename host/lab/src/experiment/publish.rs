@@ -17,7 +17,7 @@ use super::{
     ExperimentContext, ExperimentOutcome,
     report::{ArmPair, arms_by_task},
     store_dir,
-    tally::ScoreTally,
+    tally::{ScoreTally, TargetRow},
 };
 use crate::demo::StepTimes;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -49,12 +49,8 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         times.time("fm", || follow(context, &config, &mut tally, &mut sent))?;
         tallies.push(tally);
     }
-    let results = context.results(&tallies);
     let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let mut rows = Vec::new();
-    for cell in results.cells()? {
-        rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, &pairs)))?);
-    }
+    let rows = context.rows(&tallies, &pairs, None, times)?;
     let mut table = arms_by_task(&rows, ALL);
     table += &format!(
         "\n\n{:<14}{:>14}{:>18}{:>16}\n",
@@ -126,7 +122,9 @@ fn follow(
             next_ms = time_ms - time_ms.rem_euclid(every_ms) + every_ms;
         }
         for (arm, copy) in copies.iter().enumerate() {
-            copy.predict(&part, &tasks, |target, task, said| tally.push(arm, target, task, said))?;
+            copy.predict(&part, &tasks, |target, task, probability| {
+                tally.push(arm, target, task, probability)
+            })?;
         }
         part.through(&mut *trainer, &|_| true).map(drop)
     })
@@ -197,14 +195,14 @@ impl ServingCopy {
         &self,
         part: &StreamBatch<'a>,
         tasks: &[Option<usize>],
-        mut push: impl FnMut((&'a hypercast_fm::example::Example, usize), usize, f32),
+        mut push: impl FnMut(TargetRow<'a>, usize, f32),
     ) -> Result<()> {
         let examples: Vec<_> = part.examples.iter().collect();
-        let said = self.fm.infer(&examples)?.main;
-        for (target, said) in super::targets(part).zip(said.chunks_exact(tasks.len())) {
-            for (task, said) in tasks.iter().zip(said) {
+        let main = self.fm.infer(&examples)?.main;
+        for (target, row) in super::targets(part).zip(main.chunks_exact(tasks.len())) {
+            for (task, probability) in tasks.iter().zip(row) {
                 if let Some(task) = task {
-                    push(target, *task, *said);
+                    push(target, *task, *probability);
                 }
             }
         }

@@ -166,8 +166,8 @@ impl SeedResults<'_> {
             more.insert("sd_seeds", Value::from(deviation(&diffs)));
         }
         ExperimentRow {
-            surface: self.surface(cell.slice.0).to_owned(),
-            task: self.schema.tasks[cell.slice.1].name.clone(),
+            surface: self.surface(cell.slice.surface).to_owned(),
+            task: self.schema.tasks[cell.slice.task].name.clone(),
             arm: self.tallies[0].arms()[pair.arm].clone(),
             seed: seed.map_or(SeedLabel::Mean, |seed| SeedLabel::One(self.seeds[seed])),
             n: totals.rows as u64,

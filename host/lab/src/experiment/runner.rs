@@ -12,7 +12,7 @@ use hypercast_data::logs::LogReader;
 use hypercast_expert::{Blueprint, Engine, Parameters};
 use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
-use super::tally::ScoreTally;
+use super::tally::{ScoreTally, TargetRow};
 
 /// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
 /// across FMs must leave them out (section 4.3).
@@ -146,8 +146,9 @@ impl<'a> ArmRunner<'a> {
             &view,
             self.mode == TestMode::Streaming,
             &mut |examples, predictions| {
-                let rows =
-                    examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
+                let rows = examples.iter().flat_map(|e| {
+                    (0..e.targets.len()).map(move |row| TargetRow { example: *e, row })
+                });
                 for (at, target) in rows.enumerate() {
                     for (predictions, task) in predictions.iter().zip(&*tasks) {
                         if let Some(task) = *task {

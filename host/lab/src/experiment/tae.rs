@@ -39,12 +39,8 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         }
         tallies.push(tally);
     }
-    let results = context.results(&tallies);
     let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let mut rows = Vec::new();
-    for cell in results.cells()? {
-        rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, &pairs)))?);
-    }
+    let rows = context.rows(&tallies, &pairs, None, times)?;
     Ok(ExperimentOutcome {
         name: "tae",
         table: arms_by_task(&rows, ALL),

@@ -17,8 +17,23 @@ struct UserSums {
     nats: Vec<f64>,
 }
 
-/// Surface (the number of surfaces for all) and task, as indices of the schema.
-pub type SurfaceTask = (usize, usize);
+/// A surface and a task, as indices of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SurfaceTask {
+    /// The surface; the number of surfaces stands for all of them.
+    pub surface: usize,
+    /// The task.
+    pub task: usize,
+}
+
+/// A target of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetRow<'a> {
+    /// The request.
+    pub example: &'a Example,
+    /// Index of the target.
+    pub row: usize,
+}
 
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
@@ -43,15 +58,16 @@ impl ScoreTally {
 
     /// Adds a prediction of an arm for a target and a task of the schema. A target outside the
     /// task's sample space, and a prediction that is NaN, are ignored.
-    pub fn push(&mut self, arm: usize, (example, row): (&Example, usize), task: usize, said: f32) {
-        if example.time_ms < self.from_ms || said.is_nan() {
+    pub fn push(&mut self, arm: usize, target: TargetRow<'_>, task: usize, probability: f32) {
+        let TargetRow { example, row } = target;
+        if example.time_ms < self.from_ms || probability.is_nan() {
             return;
         }
         let Some(label) = self.labels.label(example, row, task) else { return };
-        let nats = cross_entropy(said, label);
+        let nats = cross_entropy(probability, label);
         let arms = self.arms.len();
         for surface in [usize::from(example.surface), self.labels.schema.surfaces.len()] {
-            let users = self.slices.entry((surface, task)).or_default();
+            let users = self.slices.entry(SurfaceTask { surface, task }).or_default();
             let sums = users.entry(example.user.id).or_insert_with(|| UserSums {
                 rows: vec![0; arms],
                 positives: 0,
@@ -78,7 +94,7 @@ impl ScoreTally {
                 continue;
             }
             if users.values().any(|sums| sums.rows.iter().any(|rows| *rows != sums.rows[0])) {
-                let task = &self.labels.schema.tasks[slice.1].name;
+                let task = &self.labels.schema.tasks[slice.task].name;
                 return Err(Error::invalid(format!(
                     "task {task:?}: the arms {:?} predicted {counts:?} rows, and not the same ones",
                     self.arms

@@ -145,12 +145,12 @@ impl FmHeads {
         &self,
         part: &StreamBatch<'_>,
         arm: usize,
-        said: &[f32],
+        predictions: &[f32],
         tally: &mut ScoreTally,
     ) {
-        for (target, said) in targets(part).zip(said.chunks_exact(self.tasks)) {
+        for (target, row) in targets(part).zip(predictions.chunks_exact(self.tasks)) {
             for &(task, place) in &self.places {
-                tally.push(arm, target, task, said[place]);
+                tally.push(arm, target, task, row[place]);
             }
         }
     }
@@ -202,7 +202,7 @@ fn add_ratios(results: &SeedResults<'_>, cell: &SliceTotals, rows: &mut [Experim
         vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals, 0..seeds)]
     });
     let clear = bounds[0][1] < 0.0 || bounds[0][0] > 0.0;
-    let kind = match results.schema.tasks[cell.slice.1].role {
+    let kind = match results.schema.tasks[cell.slice.task].role {
         TaskRole::Main => "main",
         TaskRole::Auxiliary => "aux",
     };

@@ -63,18 +63,10 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         }
         tallies.push(tally);
     }
-    let results = context.results(&tallies);
     let pairs = [0, 1].map(|arm| ArmPair { baseline: 0, arm });
-    let mut rows = Vec::new();
-    for cell in
-        results.cells()?.into_iter().filter(|cell| cell.slice.0 == usize::from(case.surface))
-    {
-        let mut of_cell = times.time("bootstrap", || Ok(results.rows(&cell, &pairs)))?;
-        let withheld = cell.slice.1 != case.task;
-        of_cell.iter_mut().for_each(|row| {
-            row.more.insert("withheld", withheld.into());
-        });
-        rows.extend(of_cell);
+    let mut rows = context.rows(&tallies, &pairs, Some(case.surface), times)?;
+    for row in &mut rows {
+        row.more.insert("withheld", (row.task != seen).into());
     }
     let table = arms_by_task(&rows, &surface)
         + &format!("{seen} was the FM's auxiliary task there; the others were withheld from it\n");

@@ -77,7 +77,7 @@ pub struct DecisionRecord {
 }
 
 impl ReplayProgress {
-    /// DecisionRecords how far the replay is.
+    /// Records how far the replay is.
     pub fn advance_to(&self, share: f64) {
         self.share.store((share * 1e6) as u64, Ordering::Relaxed);
     }
@@ -125,7 +125,7 @@ impl OperatorScript<'_> {
     pub fn begin(setup: &DemoSetup, processes: &ProcessGroup) -> Result<()> {
         let accepted = |words: &[&str]| {
             versions(setup, processes, words)
-                .and_then(|said| said.map(drop).map_err(Error::invalid))
+                .and_then(|answer| answer.map(drop).map_err(Error::invalid))
         };
         for version in VERSIONS {
             accepted(&["register", "fm", "--published", version])?;
@@ -224,9 +224,9 @@ impl OperatorScript<'_> {
     }
 
     fn accepted(&self, words: &[&str], progress: &ReplayProgress) -> Result<()> {
-        let said = versions(self.setup, &self.processes(), words)?;
+        let answer = versions(self.setup, &self.processes(), words)?;
         self.record(words, None, progress);
-        match said {
+        match answer {
             Ok(table) => {
                 table.lines().for_each(|line| println!("  {line}"));
                 Ok(())
