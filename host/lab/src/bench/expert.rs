@@ -3,6 +3,16 @@
 
 use std::{hint::black_box, sync::Arc};
 
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::{Context, Dataset},
+    features::{CandidateInput, FeatureState, RequestInput},
+    import::simulate::{self, simulate},
+    schema::FeatureKind,
+};
+use hypercast_expert::{
+    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Plugin, Predictions, Tae,
+};
 use hypercast_fm::example::{Example, Outcome};
 use serde_json::json;
 
@@ -12,14 +22,6 @@ use super::{
     torch::Torch,
 };
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Config;
-use hypercast_data::dataset::{Context, Dataset};
-use hypercast_data::features::{CandidateInput, FeatureState, RequestInput};
-use hypercast_data::import::simulate::{self, simulate};
-use hypercast_data::schema::FeatureKind;
-use hypercast_expert::{
-    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Plugin, Predictions, Tae,
-};
 
 const ROWS: usize = 500;
 

@@ -25,9 +25,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum as _;
 use hypercast_config::EngineKind;
 
-use crate::error::{CommonErrors as _, Error, Result};
-
 pub use self::report::{BenchFigure, BenchReport};
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// The parts that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -16,18 +16,23 @@ use std::{
     time::Instant,
 };
 
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::{Dataset, timeline::Span},
+    import::{kuairand, movielens, simulate},
+};
+use hypercast_expert::Engine;
+use hypercast_train as train;
+
 use self::replay::BaseRates;
 pub use self::{
     preset::{DatasetChoice, world},
     report::DemoReport,
 };
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::processes::DaemonProcess;
-use hypercast_config::Config;
-use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::import::{kuairand, movielens, simulate};
-use hypercast_expert::Engine;
-use hypercast_train as train;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::DaemonProcess,
+};
 
 /// What to run the demo on.
 #[derive(Debug, Clone)]

@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
+use hypercast_data::{dataset::Dataset, import::simulate, schema::Schema};
 use hypercast_fm::spec::FmConfig;
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate;
-use hypercast_data::schema::Schema;
 
 /// The data sets of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -4,22 +4,22 @@
 //! It reads only the logs. A surface's rows are scored by the expert that serves it, so every arm
 //! covers the same rows.
 
-use hypercast_data::labels::Labels;
+use hypercast_config::{Config, ExpertEntry};
+use hypercast_core::progress::Progress;
+use hypercast_data::{dataset::timeline::Span, labels::Labels, logs::LogReader};
+use hypercast_expert::{Blueprint, Engine};
 use hypercast_fm::example::Example;
+use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
     stream::TestMode,
     window::TestWindow,
 };
-use crate::demo::replay::PredictionArm;
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, ExpertEntry};
-use hypercast_core::progress::Progress;
-use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::LogReader;
-use hypercast_expert::{Blueprint, Engine};
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+use crate::{
+    demo::replay::PredictionArm,
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// The inputs of the phase.
 #[derive(Clone, Copy)]

@@ -6,24 +6,28 @@
 
 use std::path::{Path, PathBuf};
 
-use hypercast_data::labels::Labels;
+use hypercast_config::Logs;
+use hypercast_data::{
+    dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values},
+    features::FeatureConfig,
+    labels::Labels,
+    logs::{LogVersion, LogWriter},
+};
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
 };
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
 use serde::{Deserialize, Serialize};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
     stream::{DatasetStream, StreamBatch, TestMode},
 };
-use crate::demo::replay::{BaseRates, PredictionArm};
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Logs;
-use hypercast_data::dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values};
-use hypercast_data::features::FeatureConfig;
-use hypercast_data::logs::{LogVersion, LogWriter};
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
+use crate::{
+    demo::replay::{BaseRates, PredictionArm},
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// The settings of an FM phase. Phases with equal settings write equal files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -16,6 +16,8 @@ pub mod window;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use hypercast_data::logs::LogReader;
+use hypercast_expert::Engine;
 use serde::Serialize;
 
 use self::{
@@ -25,13 +27,11 @@ use self::{
     stream::{DatasetStream, TestMode, UserSample},
     window::{TestTimes, TestWindow},
 };
-use crate::error::{CommonErrors as _, Result};
 use crate::{
     demo::{StepTimes, step_times},
+    error::{CommonErrors as _, Result},
     metrics::{MetricRow, table},
 };
-use hypercast_data::logs::LogReader;
-use hypercast_expert::Engine;
 
 /// Train FM and experts up to a date, and measure them on the data after it
 #[derive(Debug, Clone, clap::Args)]

@@ -4,9 +4,9 @@
 //! Labels are the schema's, whatever a plugin trains on, so that all arms are measured on the same
 //! rows.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use hypercast_data::schema::Schema;
 use hypercast_fm::{
     example::Example,
     metrics::{Keeper, Scored},
@@ -18,7 +18,6 @@ use crate::{
     demo::replay::PredictionArm,
     metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows},
 };
-use hypercast_data::schema::Schema;
 
 /// Rows kept per slice.
 const KEEP: usize = 1 << 22;

@@ -3,10 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::demo::{DatasetChoice, DatasetSource};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
+
+use crate::{
+    demo::{DatasetChoice, DatasetSource},
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// Tables of `hypercast.toml` that `--config` may set.
 const TABLES: [&str; 4] = ["fm", "expert_training", "features", "logs"];

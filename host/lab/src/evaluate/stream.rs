@@ -4,6 +4,12 @@
 //! First come examples of events without times, then the stream. No batch crosses the beginning of
 //! the test.
 
+use hypercast_config::Config;
+use hypercast_core::progress::Progress;
+use hypercast_data::{
+    dataset::{Dataset, timeline::Span},
+    features::replay::{Pretraining, Replay, ReplayOptions},
+};
 use hypercast_fm::{
     example::Example,
     trainer::{FmTrainer, StepOutput},
@@ -11,10 +17,6 @@ use hypercast_fm::{
 
 use super::window::TestWindow;
 use crate::error::Result;
-use hypercast_config::Config;
-use hypercast_core::progress::Progress;
-use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::features::replay::{Pretraining, Replay, ReplayOptions};
 
 /// Whether models learn during the test.
 #[derive(

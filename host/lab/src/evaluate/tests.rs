@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use hypercast_core::prerequisite::plugins;
+use hypercast_data::{dataset::Dataset, import::simulate};
 use serde_json::Value;
 
-use crate::demo::DatasetChoice;
-
 use super::{stream::TestMode, window::TestTimes, *};
-use hypercast_core::prerequisite::plugins;
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate;
+use crate::demo::DatasetChoice;
 
 /// A world, and settings that are as small as can learn something.
 pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> EvaluationSetup {

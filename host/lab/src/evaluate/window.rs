@@ -1,9 +1,12 @@
 //! Which parts of a data set are for training, test and report, by the data set's own clock.
 
-use crate::demo::DatasetChoice;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, parse_time_ms};
 use hypercast_data::dataset::Dataset;
+
+use crate::{
+    demo::DatasetChoice,
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// Where the test and the report begin, and the extent of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

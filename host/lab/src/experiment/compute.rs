@@ -6,12 +6,15 @@
 
 use std::time::Instant;
 
+use hypercast_config::Config;
+use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     cost::{Size, Tokens, flops},
     example::Example,
     spec::FmSpec,
     trainer::{self, FmTrainer, StepOutput},
 };
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 use serde_json::{Value, json};
 
 use super::{
@@ -23,12 +26,7 @@ use super::{
     tally::ScoreTally,
     transfer::FmHeads,
 };
-use crate::demo::StepTimes;
-use crate::error::Result;
-use crate::evaluate::stream::StreamBatch;
-use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
+use crate::{demo::StepTimes, error::Result, evaluate::stream::StreamBatch};
 
 const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];
 

@@ -5,16 +5,15 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
+use hypercast_core::quantile::quantile;
+use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
     inference::{self, FoundationModel, Serving},
 };
 
-use hypercast_core::quantile::quantile;
-
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
 
 /// The first requests, which only warm up.
 const WARM_UP: usize = 20;

@@ -23,8 +23,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hypercast_data::labels::Labels;
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::Dataset,
+    labels::Labels,
+    logs::{LogReader, LogVersion, LogWriter},
+};
+use hypercast_expert::Engine;
 use hypercast_fm::example::Example;
+use hypercast_train::fm::{FIRST_VERSION, remove_dir};
 use serde_json::{Value, json};
 
 pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
@@ -33,18 +40,15 @@ use self::{
     runner::ArmRunner,
     tally::{ScoreTally, TargetRow},
 };
-use crate::demo::{DatasetChoice, StepTimes};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::{
-    setup::EvaluationSetup,
-    stream::{DatasetStream, StreamBatch, TestMode, UserSample},
-    window::{TestTimes, TestWindow},
+use crate::{
+    demo::{DatasetChoice, StepTimes},
+    error::{CommonErrors as _, Error, Result},
+    evaluate::{
+        setup::EvaluationSetup,
+        stream::{DatasetStream, StreamBatch, TestMode, UserSample},
+        window::{TestTimes, TestWindow},
+    },
 };
-use hypercast_config::Config;
-use hypercast_data::dataset::Dataset;
-use hypercast_data::logs::{LogReader, LogVersion, LogWriter};
-use hypercast_expert::Engine;
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
 
 /// The experiments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

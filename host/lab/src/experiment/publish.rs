@@ -7,9 +7,18 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use hypercast_config::{Config, PublishSettings};
 use hypercast_fm::{
     inference::{self, FoundationModel, Serving},
     trainer::{self, FmTrainer},
+};
+use hypercast_stream::{
+    engine::{Engine, Memory, Topic},
+    publish::{self, Facts, Follower, Publisher},
+};
+use hypercast_train::{
+    fm::{FIRST_VERSION, dataset_spec},
+    report::ALL,
 };
 use serde_json::{Value, json};
 
@@ -19,15 +28,10 @@ use super::{
     store_dir,
     tally::{ScoreTally, TargetRow},
 };
-use crate::demo::StepTimes;
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::stream::{StreamBatch, TestMode};
-use hypercast_config::{Config, PublishSettings};
-use hypercast_stream::engine::{Engine, Memory, Topic};
-use hypercast_stream::publish::{self, Facts, Follower, Publisher};
-use hypercast_train::{
-    fm::{FIRST_VERSION, dataset_spec},
-    report::ALL,
+use crate::{
+    demo::StepTimes,
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::{StreamBatch, TestMode},
 };
 
 /// The arms, and the share of the weights that each receives in a publication.

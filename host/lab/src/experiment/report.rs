@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_data::schema::Schema;
+use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -9,8 +11,6 @@ use super::{
     bootstrap::intervals,
     tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
-use hypercast_data::schema::Schema;
-use hypercast_train::report::ALL;
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]

@@ -3,16 +3,17 @@
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::{stream::TestMode, window::TestWindow};
 use hypercast_config::Config;
 use hypercast_core::progress::Progress;
-use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::LogReader;
+use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::{Blueprint, Engine, Parameters};
 use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
 use super::tally::{ScoreTally, TargetRow};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::{stream::TestMode, window::TestWindow},
+};
 
 /// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
 /// across FMs must leave them out (section 4.3).

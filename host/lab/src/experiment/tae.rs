@@ -4,7 +4,10 @@
 //! embedding is the wider one and is stale by hours, like an entry of a table of user embeddings
 //! that is refreshed now and then. All arms are one plugin with different `tae` inputs.
 
+use hypercast_config::Config;
+use hypercast_data::logs::LogReader;
 use hypercast_fm::{example::Example, trainer};
+use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::json;
 
 use super::{
@@ -13,11 +16,7 @@ use super::{
     runner::ExperimentArm,
     store_dir,
 };
-use crate::demo::StepTimes;
-use crate::error::Result;
-use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_train::{fm::dataset_spec, report::ALL};
+use crate::{demo::StepTimes, error::Result};
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
 

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use hypercast_data::labels::Labels;
 use hypercast_fm::{example::Example, metrics::cross_entropy};
 
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::metrics::normalized_entropy;
-use hypercast_data::labels::Labels;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::normalized_entropy,
+};
 
 /// The sums of a user's rows, by arm.
 #[derive(Debug, Clone, PartialEq)]

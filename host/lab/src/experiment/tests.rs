@@ -1,8 +1,8 @@
 //! Each experiment end to end on a small simulated world.
 
-use hypercast_core::prerequisite::plugins;
 use std::{path::Path, sync::Arc};
 
+use hypercast_core::prerequisite::plugins;
 use hypercast_fm::example::{Event, Item, Outcome as Happened, User};
 use serde_json::Value;
 

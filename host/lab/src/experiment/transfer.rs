@@ -6,11 +6,14 @@
 
 use std::ops::Range;
 
+use hypercast_config::Config;
+use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::TaskRole};
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
     trainer::FmTrainer,
 };
+use hypercast_train::fm::dataset_spec;
 use serde_json::{Value, json};
 
 use super::{
@@ -22,14 +25,7 @@ use super::{
     tally::{ScoreTally, ScoreTotals},
     targets,
 };
-use crate::demo::StepTimes;
-use crate::error::Result;
-use crate::evaluate::stream::StreamBatch;
-use hypercast_config::Config;
-use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::LogReader;
-use hypercast_data::schema::TaskRole;
-use hypercast_train::fm::dataset_spec;
+use crate::{demo::StepTimes, error::Result, evaluate::stream::StreamBatch};
 
 const ARMS: [&str; 4] = ["FM small", "FM large", "expert small", "expert large"];
 

@@ -4,11 +4,14 @@
 //! one task, as an auxiliary one. The expert of that surface, on all of its data, is compared with
 //! the same expert without TAE.
 
+use hypercast_config::Config;
+use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     example::Example,
     spec::{FmSpec, Label, TaskSpec},
     trainer,
 };
+use hypercast_train::fm::dataset_spec;
 use serde_json::json;
 
 use super::{
@@ -17,12 +20,11 @@ use super::{
     runner::ExperimentArm,
     store_dir,
 };
-use crate::demo::StepTimes;
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::stream::UserSample;
-use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_train::fm::dataset_spec;
+use crate::{
+    demo::StepTimes,
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::UserSample,
+};
 
 const ARMS: [&str; 2] = ["baseline", "+TAE"];
 

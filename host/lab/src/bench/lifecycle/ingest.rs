@@ -18,8 +18,10 @@ use super::{
     LifecycleFixture, PATIENCE, folder,
     sender::{EventLoad, EventLoadResult, place},
 };
-use crate::bench::{BenchFigure, BenchOptions, BenchReport};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    bench::{BenchFigure, BenchOptions, BenchReport},
+    error::{CommonErrors as _, Error, Result},
+};
 
 const RATE: f64 = 20_000.0;
 const BATCH: u64 = 500;

@@ -17,8 +17,10 @@ use hypercast_stream::{
 use serde_json::Value;
 
 use super::{LifecycleFixture, folder, sender::EventLoad};
-use crate::bench::{BenchFigure, BenchOptions, BenchReport};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    bench::{BenchFigure, BenchOptions, BenchReport},
+    error::{CommonErrors as _, Error, Result},
+};
 
 const RATE: f64 = 2_000.0;
 const WINDOW_S: u64 = 5;

@@ -15,14 +15,15 @@ use std::{
     time::Duration,
 };
 
+use hypercast_config::{Config, EngineKind};
+use hypercast_core::stop::Stop;
+use hypercast_data::import::simulate::{self, simulate};
+
 use super::{BenchOptions, BenchReport};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     processes::ProcessGroup,
 };
-use hypercast_config::{Config, EngineKind};
-use hypercast_core::stop::Stop;
-use hypercast_data::import::simulate::{self, simulate};
 
 /// How long a process may take to start.
 const PATIENCE: Duration = Duration::from_secs(120);

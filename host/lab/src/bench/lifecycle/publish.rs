@@ -11,7 +11,18 @@ use std::{
     time::Duration,
 };
 
-use hypercast_core::quantile::quantile;
+use hypercast_config::{Config, PublishSettings};
+use hypercast_core::{quantile::quantile, stop::Stop};
+use hypercast_data::{
+    dataset::{Dataset, timeline::Span},
+    features::replay::{Replay, ReplayOptions},
+    import::simulate::{self, simulate},
+};
+use hypercast_stream::{
+    engine::{self, Engine, Memory, Record, Topic},
+    publish::{Facts, Publisher},
+};
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
 use super::{PATIENCE, choose_engine, folder};
 use crate::{
@@ -23,14 +34,6 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, ProcessGroup},
 };
-use hypercast_config::{Config, PublishSettings};
-use hypercast_core::stop::Stop;
-use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::import::simulate::{self, simulate};
-use hypercast_stream::engine::{self, Engine, Memory, Record, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
 /// Stretches of each kind.
 const ROUNDS: usize = 4;

@@ -8,10 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ITEMS, USERS};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::clock::now_ms;
 use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
+
+use super::{ITEMS, USERS};
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// Impressions per request.
 const SHOWN: u64 = 5;

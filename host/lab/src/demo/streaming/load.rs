@@ -11,14 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{operator::ReplayProgress, scores::ServedScores};
-use crate::demo::client::DemoClient;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::dataset::{
     Dataset, Impression,
     timeline::{Span, Step, Timeline},
 };
 use hypercast_serve::api::{ActionBody, EventBody, EventsRequest, ImpressionBody};
+
+use super::{operator::ReplayProgress, scores::ServedScores};
+use crate::{
+    demo::client::DemoClient,
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// Requests that go out together at most.
 const BATCH: usize = 32;

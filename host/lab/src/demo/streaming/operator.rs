@@ -14,12 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_core::stop::Stop;
 use serde::Serialize;
 
 use super::prepare::{DemoSetup, EXPERT};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::{demo::client::DemoClient, processes::ProcessGroup};
-use hypercast_core::stop::Stop;
+use crate::{
+    demo::client::DemoClient,
+    error::{CommonErrors as _, Error, Result},
+    processes::ProcessGroup,
+};
 
 /// The FM versions, and the versions of the expert that pin them.
 pub const VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
@@ -30,17 +33,17 @@ pub const VERSION_WITHIN: Duration = Duration::from_secs(300);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The decisions, each after a share of the replay.
-const DECISIONS: [(f64, Decision); 6] = [
-    (0.15, Decision::Train),
-    (0.35, Decision::PromoteHalf),
-    (0.55, Decision::PromoteAll),
-    (0.60, Decision::RetireFm),
-    (0.75, Decision::RollBackHalf),
-    (0.85, Decision::RollBackAll),
+const DECISIONS: [(f64, OperatorDecision); 6] = [
+    (0.15, OperatorDecision::Train),
+    (0.35, OperatorDecision::PromoteHalf),
+    (0.55, OperatorDecision::PromoteAll),
+    (0.60, OperatorDecision::RetireFm),
+    (0.75, OperatorDecision::RollBackHalf),
+    (0.85, OperatorDecision::RollBackAll),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
+enum OperatorDecision {
     /// The second version begins to learn, and sees requests.
     Train,
     /// It gets half of the users.
@@ -152,29 +155,29 @@ impl OperatorScript<'_> {
         }
     }
 
-    fn decide(&self, decision: Decision, progress: &ReplayProgress) -> Result<()> {
+    fn decide(&self, decision: OperatorDecision, progress: &ReplayProgress) -> Result<()> {
         let [first, second] = VERSIONS;
         match decision {
-            Decision::Train => {
+            OperatorDecision::Train => {
                 start_expert(self.setup, &mut self.processes(), second)?;
                 self.published(second)?;
                 self.accepted(&["register", "expert", EXPERT, second, "--published"], progress)?;
                 self.accepted(&["shadow", "expert", EXPERT, second], progress)
             }
-            Decision::PromoteHalf => {
+            OperatorDecision::PromoteHalf => {
                 self.accepted(&["promote", "expert", EXPERT, second, "--share", "0.5"], progress)?;
                 self.served(0.5, progress)
             }
-            Decision::PromoteAll => {
+            OperatorDecision::PromoteAll => {
                 self.accepted(&["promote", "expert", EXPERT, second], progress)?;
                 self.served(1.0, progress)
             }
-            Decision::RetireFm => self.refused(&["retire", "fm", first], progress),
-            Decision::RollBackHalf => {
+            OperatorDecision::RetireFm => self.refused(&["retire", "fm", first], progress),
+            OperatorDecision::RollBackHalf => {
                 self.accepted(&["rollback", "expert", EXPERT], progress)?;
                 self.served(0.5, progress)
             }
-            Decision::RollBackAll => {
+            OperatorDecision::RollBackAll => {
                 self.accepted(&["rollback", "expert", EXPERT], progress)?;
                 self.served(0.0, progress)
             }

@@ -3,15 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
+use hypercast_config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms};
+use hypercast_data::{dataset::Dataset, import::simulate};
+
 use super::{StreamingDemoOptions, load};
 use crate::{
     demo::{DatasetChoice, StepTimes, preset, remove_dirs},
     error::{CommonErrors as _, Error, Result},
     processes::ProcessGroup,
 };
-use hypercast_config::{Config, EngineKind, ExpertEntry, TrainOn, parse_time_ms};
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate;
 
 /// The expert of the demo, which serves every surface.
 pub const EXPERT: &str = "ranker";

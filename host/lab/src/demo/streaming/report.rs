@@ -7,13 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_stream::{
+    engine::{Engine, Topic},
+    join::Joined,
+};
 use serde::Serialize;
 
 use super::{load::ReplayCounts, operator::DecisionRecord, status::LiveStatus};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::metrics::{LatencyQuantiles, MetricRow, table};
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::join::Joined;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::{LatencyQuantiles, MetricRow, table},
+};
 
 /// The time that the joiner has for the last events.
 const JOIN_WITHIN: Duration = Duration::from_secs(60);

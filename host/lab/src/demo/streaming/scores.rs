@@ -36,14 +36,14 @@ pub struct TaskStatus {
     pub window: Option<f64>,
 }
 
-/// Served predictions and their outcomes.
+/// ServedPredictions predictions and their outcomes.
 #[derive(Debug)]
 pub struct ServedScores<'a> {
     schema: &'a Schema,
     /// Binary tasks with the bit of their label.
     tasks: Vec<LabelledTask>,
-    /// Served predictions by request and item, until the outcome is known.
-    served: HashMap<(u64, u64), Served>,
+    /// ServedPredictions predictions by request and item, until the outcome is known.
+    served: HashMap<(u64, u64), ServedPredictions>,
     kept: Keeper<MetricSlice<String>>,
     /// By task and arm, over all surfaces.
     sums: BTreeMap<(usize, String), WindowedSums>,
@@ -56,7 +56,7 @@ struct LabelledTask {
 }
 
 #[derive(Debug)]
-struct Served {
+struct ServedPredictions {
     arm: String,
     /// By task of the schema; NaN where the answer has none.
     predictions: Vec<f32>,
@@ -93,7 +93,7 @@ impl<'a> ServedScores<'a> {
         for ranked in &answer.ranking {
             let of = |task: &Task| ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN);
             let predictions = self.schema.tasks.iter().map(of).collect();
-            let served = Served { arm: arm.clone(), predictions };
+            let served = ServedPredictions { arm: arm.clone(), predictions };
             self.served.insert((answer.request, ranked.id), served);
         }
         arm
