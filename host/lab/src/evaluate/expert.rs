@@ -126,7 +126,7 @@ impl ExpertScorer {
         }
     }
 
-    /// EvaluationScores predictions, `[rows]` a task; none if the pass made none.
+    /// Scores predictions, `[tasks][rows]`; there are no tasks if the pass did not predict.
     pub fn score(
         &self,
         examples: &[&Example],

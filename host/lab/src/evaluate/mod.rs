@@ -77,7 +77,7 @@ pub struct EvaluationReport {
     pub rows: Vec<MetricRow>,
     /// Normalised entropy of all surfaces by time, over the whole stream.
     pub progressive: Vec<CurvePoint>,
-    /// StepTimes by step.
+    /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
     #[serde(skip)]
     window: TestWindow,

@@ -134,10 +134,10 @@ impl StreamBatch<'_> {
 }
 
 impl DatasetStream<'_> {
-    /// Hands on every part; `name` stands in the progress shown.
+    /// Passes every batch to `take`; `name` is shown in the progress.
     ///
     /// # Errors
-    /// DatasetChoice that cannot be read, and those of `take`.
+    /// Data that cannot be read; those of `take`.
     pub fn run(
         &self,
         name: &str,
@@ -190,7 +190,7 @@ impl DatasetStream<'_> {
     /// young FM are of little use.
     ///
     /// # Errors
-    /// DatasetChoice that cannot be read.
+    /// Data that cannot be read.
     pub fn skip(&self) -> Result<usize> {
         let before_test = self.window.test_from_ms;
         let requests =

@@ -53,7 +53,7 @@ fn percentiles(mut values: Vec<f64>) -> [f64; 2] {
 mod tests {
     use super::*;
 
-    /// ExperimentArm 0 costs 1 nat a row. ExperimentArm 1 costs less by a user's own amount, of
+    /// Arm 0 costs 1 nat per row. Arm 1 costs less by a user's own amount, of
     /// mean 0.1.
     fn dense(users: usize, spread: f64) -> UserTotals {
         let rows = 10.0;
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn arms_are_compared_on_the_same_users() {
-        // UserSample differ a hundredfold in what they cost, but each saves exactly a tenth.
+        // The costs of users differ a hundredfold, but each saves exactly a tenth.
         let mut paired = dense(200, 0.0);
         for user in 0..200 {
             let cost = if user % 7 == 0 { 1000.0 } else { 10.0 };

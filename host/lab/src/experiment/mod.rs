@@ -144,7 +144,7 @@ pub fn default_users(data: DatasetChoice) -> f64 {
 /// Runs an experiment.
 ///
 /// # Errors
-/// ExperimentOptions that do not fit the data, and whatever its steps say.
+/// Options that do not fit the data; the failure of a step.
 pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let share = options.users.unwrap_or_else(|| default_users(options.setup.data));
     if !(share > 0.0 && share <= 1.0) {

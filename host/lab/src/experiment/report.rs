@@ -17,7 +17,7 @@ use super::{
 pub struct ExperimentReport {
     /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
     pub experiment: &'static str,
-    /// DatasetChoice set, window, sizes of models, plugin and everything else that was chosen.
+    /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
     /// Seeds of FM and experts.
     pub seeds: Vec<u64>,
@@ -26,7 +26,7 @@ pub struct ExperimentReport {
     /// The models' costs (`compute`), or the published bytes (`publish`); empty otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<Value>,
-    /// StepTimes by step.
+    /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
     /// The table for people.
     #[serde(skip)]

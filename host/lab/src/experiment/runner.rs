@@ -63,7 +63,7 @@ pub struct TrainedArm {
     tasks: Vec<Option<usize>>,
     /// Rows that it learned from.
     pub rows: u64,
-    /// StepTimes that took.
+    /// Seconds of training.
     pub seconds: f64,
 }
 

@@ -97,7 +97,7 @@ impl ScoreTally {
             }
             if users.values().any(|sums| sums.rows.iter().any(|rows| *rows != sums.rows[0])) {
                 let task = &self.labels.schema.tasks[slice.task].name;
-                return Err(Error::invalid(format!(
+                return Err(Error::internal(format!(
                     "task {task:?}: the arms {:?} predicted {counts:?} rows, and not the same ones",
                     self.arms
                 )));
@@ -146,7 +146,7 @@ impl UserTotals {
         }
     }
 
-    /// UserSample.
+    /// The number of users.
     pub fn users(&self) -> usize {
         self.rows.len()
     }

@@ -63,8 +63,8 @@ pub struct StreamingDemoOptions {
 /// Runs the loop to its end, and stops everything.
 ///
 /// # Errors
-/// A work folder that another demo uses (the error has its process id); a process that ends early; an
-/// impression that was lost or doubled.
+/// A work folder that another demo uses (the error has its process id); a process that ends early;
+/// an impression that was lost or doubled.
 pub fn run(options: &StreamingDemoOptions) -> Result<StreamingReport> {
     if !(options.minutes > 0.0 && options.speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
         return Err(Error::invalid("--minutes and --speed-up must be above 0"));

@@ -128,7 +128,7 @@ impl OperatorScript<'_> {
     pub fn begin(setup: &DemoSetup, processes: &ProcessGroup) -> Result<()> {
         let accepted = |words: &[&str]| {
             versions(setup, processes, words)
-                .and_then(|answer| answer.map(drop).map_err(Error::invalid))
+                .and_then(|answer| answer.map(drop).map_err(Error::internal))
         };
         for version in VERSIONS {
             accepted(&["register", "fm", "--published", version])?;
@@ -189,7 +189,7 @@ impl OperatorScript<'_> {
         let until = Instant::now() + VERSION_WITHIN;
         while self.processes().find_output(&trainer(version), PUBLISHED)?.is_none() {
             if Instant::now() > until || self.stop.is_asked() {
-                return Err(Error::invalid(format!(
+                return Err(Error::internal(format!(
                     "expert {EXPERT} {version} has published nothing within {VERSION_WITHIN:?}"
                 )));
             }
@@ -211,7 +211,7 @@ impl OperatorScript<'_> {
                 break;
             }
             if asked.elapsed() > VERSION_WITHIN || self.stop.is_asked() {
-                return Err(Error::invalid(format!(
+                return Err(Error::internal(format!(
                     "the daemon does not serve as decided: {}",
                     live["problem"]
                 )));
@@ -235,7 +235,7 @@ impl OperatorScript<'_> {
                 Ok(())
             }
             Err(why) => {
-                Err(Error::invalid(format!("hypercast versions {}: {why}", words.join(" "))))
+                Err(Error::internal(format!("hypercast versions {}: {why}", words.join(" "))))
             }
         }
     }
@@ -247,7 +247,7 @@ impl OperatorScript<'_> {
                 println!("  {why}");
                 Ok(())
             }
-            Ok(_) => Err(Error::invalid(format!(
+            Ok(_) => Err(Error::internal(format!(
                 "hypercast versions {}: it was not refused",
                 words.join(" ")
             ))),

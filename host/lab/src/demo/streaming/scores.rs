@@ -36,13 +36,13 @@ pub struct TaskStatus {
     pub window: Option<f64>,
 }
 
-/// ServedPredictions predictions and their outcomes.
+/// Served predictions and their outcomes.
 #[derive(Debug)]
 pub struct ServedScores<'a> {
     schema: &'a Schema,
     /// Binary tasks with the bit of their label.
     tasks: Vec<LabelledTask>,
-    /// ServedPredictions predictions by request and item, until the outcome is known.
+    /// Served predictions by request and item, until the outcome is known.
     served: HashMap<(u64, u64), ServedPredictions>,
     kept: Keeper<MetricSlice<String>>,
     /// By task and arm, over all surfaces.
