@@ -85,7 +85,7 @@ fn a_second_demo_in_the_same_folder_is_refused_and_the_first_stops_on_request() 
     let mut first = demo(&binary, &plugins, dir.path());
     let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let (pid, mut first) = (first.id(), RunningDemo(first));
-    let serves = dir.path().join("work/said/serve.log");
+    let serves = dir.path().join("work/process-logs/serve.log");
     let until = Instant::now() + Duration::from_secs(120);
     while !std::fs::read_to_string(&serves).is_ok_and(|said| said.contains("listening on")) {
         assert!(Instant::now() < until && first.0.try_wait().unwrap().is_none(), "the demo starts");

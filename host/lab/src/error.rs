@@ -1,4 +1,4 @@
-//! The errors of this crate: its own, and those of the crates below it.
+//! The crate's error: those of the crates below it, and the common ones.
 
 pub(crate) use hypercast_core::error::CommonErrors;
 

@@ -1,7 +1,20 @@
-//! What measures and shows HyperCast: [`demo`] runs all of it end to end, [`evaluate`] measures it
-//! without a daemon, [`experiment`] makes the paper's tables, and [`bench`] measures speed.
+//! The laboratory of HyperCast: everything that measures or shows the product.
 //!
-//! The daemon links nothing of this crate; its binary is `hypercast-lab`.
+//! - [`demo`] runs it end to end on real data, or with `--streaming` the whole loop live,
+//! - [`evaluate`] measures FM and experts on a data set without a daemon,
+//! - [`experiment`] makes the paper's tables,
+//! - [`bench`] measures speed beside rivals.
+//!
+//! Its binary is `hypercast-lab`. It is not part of the product: the daemon links nothing of this
+//! crate, and demo and benches start the installed `hypercast` program, as an operator does
+//! ([`processes`]). No model code is here; metrics are those of `hypercast_fm::metrics`.
+//!
+//! ```
+//! use hypercast_lab::bench::BenchFigure;
+//!
+//! let figure = BenchFigure::new("a read", 2.0, "ms").versus("a rival", 6.0);
+//! assert_eq!(figure.ratio, Some(3.0), "3 times better");
+//! ```
 
 pub mod bench;
 pub mod commands;
@@ -9,6 +22,7 @@ pub mod demo;
 pub mod error;
 pub mod evaluate;
 pub mod experiment;
-pub mod program;
+pub mod metrics;
+pub mod processes;
 
 pub use error::{Error, Result};

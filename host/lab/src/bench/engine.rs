@@ -1,90 +1,96 @@
-//! Appends to streams and reads of them: a directory with and without syncs, and
-//! NATS where a server is installed. It measures engines alone, not what their records mean.
+//! Appends to streams and reads of them: a directory with and without fsync, and NATS where a
+//! server is installed. It measures engines, not what their records mean.
 
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Options, Report};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{EngineKind, EngineSettings};
-use hypercast_core::quantile::quantile;
+use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_stream::engine::{self, Engine, Record, Topic};
 
-/// An event's bytes, and the events of a call.
-const EVENT: (usize, usize) = (200, 100);
+use super::{BenchFigure, BenchOptions, BenchReport};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::ProcessGroup,
+};
+
+const EVENT_BYTES: usize = 200;
+
+/// Events per call.
+const BATCH: usize = 100;
 
 /// How long each figure appends.
-const APPENDING: Duration = Duration::from_secs(3);
+const DURATION: Duration = Duration::from_secs(3);
 
-/// Measures every engine that is there.
+/// Measures every engine that is installed.
 ///
 /// # Errors
 /// A temporary folder that cannot be made or filled.
-pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
-    let temp = std::env::temp_dir();
-    let folder = tempfile::tempdir().map_err(Error::io(&temp))?;
+pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     if options.wants("directory") {
         for (name, fsync) in [("a directory", true), ("a directory, without syncs", false)] {
-            let dir = folder.path().join(name.replace([' ', ','], "-"));
+            let dir = folder.path().join(format!("fsync-{fsync}"));
             let settings = EngineSettings { dir, fsync, ..EngineSettings::default() };
             rates(report, name, &*engine::open(&settings)?)?;
         }
     }
     if options.wants("nats") {
-        match Server::start(&folder.path().join("nats"))? {
-            Some(server) => rates(report, "NATS", &*engine::open(&server.settings())?)?,
-            None => report.note("NATS: nats-server is not in PATH (apt-get install nats-server)"),
+        let mut processes = ProcessGroup::new(folder.path().join("logs"), Shutdown::on_signals()?)?;
+        match processes.start_nats(&folder.path().join("nats")) {
+            Ok(nats_url) => {
+                let kind = EngineKind::Nats;
+                let settings = EngineSettings { kind, nats_url, ..EngineSettings::default() };
+                rates(report, "NATS", &*engine::open(&settings)?)?;
+            }
+            Err(error) => report.note(format!("NATS: {error} (apt-get install nats-server)")),
         }
     }
     Ok(())
 }
 
-fn rates(report: &mut Report, name: &str, engine: &dyn Engine) -> Result<()> {
-    let (bytes, batch) = EVENT;
+fn rates(report: &mut BenchReport, name: &str, engine: &dyn Engine) -> Result<()> {
     for threads in [1, 8] {
         let topic = Topic::expert("bench", &threads.to_string());
         let start = Instant::now();
-        let mut took = appended(engine, &topic, threads)?;
-        let events = took.len() * batch;
-        let rate = events as f64 / start.elapsed().as_secs_f64();
-        let of =
-            format!("engine: {name}, {threads} threads, calls of {batch} events of {bytes} bytes");
-        report.add(format!("{of}: appended"), (rate, "events/s"), None);
-        report.add(format!("{of}: p50"), (quantile(&mut took, 0.5), "ms"), None);
-        report.add(format!("{of}: p99"), (quantile(&mut took, 0.99), "ms"), None);
+        let mut calls_ms = appended(engine, &topic, threads)?;
+        let events = calls_ms.len() * BATCH;
+        let appended = events as f64 / start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut reader = engine.reader(&topic, 0)?;
         while reader.position() < events as u64 {
-            reader.next(10_000, APPENDING)?;
+            reader.next(10_000, DURATION)?;
         }
-        let rate = events as f64 / start.elapsed().as_secs_f64();
-        report.add(format!("{of}: read"), (rate, "events/s"), None);
+        let read = events as f64 / start.elapsed().as_secs_f64();
         let start = Instant::now();
         engine.appender(&topic)?;
-        let took = start.elapsed().as_secs_f64();
-        report.add(
-            format!("engine: {name}, opening a stream of {events} events"),
-            (took, "s"),
-            None,
-        );
+        let opening_s = start.elapsed().as_secs_f64();
+        let size = format!("calls of {BATCH} events of {EVENT_BYTES} bytes");
+        let mut add = |what: &str, value, unit| {
+            let name = format!("engine: {name}, {threads} threads, {size}: {what}");
+            report.add(BenchFigure::new(name, value, unit));
+        };
+        add("appended", appended, "events/s");
+        add("p50", quantile(&mut calls_ms, 0.5), "ms");
+        add("p99", quantile(&mut calls_ms, 0.99), "ms");
+        add("read", read, "events/s");
+        let name = format!("engine: {name}, {threads} threads, opening the stream again");
+        report.add(BenchFigure::new(name, opening_s, "s"));
     }
     Ok(())
 }
 
-/// Appends from so many threads for a while; the milliseconds of every call.
+/// Appends from several threads for a while; the milliseconds of every call.
 fn appended(engine: &dyn Engine, topic: &Topic, threads: u64) -> Result<Vec<f64>> {
     let appender = engine.appender(topic)?;
-    let until = Instant::now() + APPENDING;
+    let until = Instant::now() + DURATION;
     let calls = |thread: u64| -> Result<Vec<f64>> {
         let mut took = Vec::new();
         let mut next = (thread + 1) << 40;
         while Instant::now() < until {
-            let records: Vec<Record> = (next..next + EVENT.1 as u64)
-                .map(|id| Record { id, payload: vec![id as u8; EVENT.0] })
+            let records: Vec<Record> = (next..next + BATCH as u64)
+                .map(|id| Record { id, payload: vec![id as u8; EVENT_BYTES] })
                 .collect();
-            next += EVENT.1 as u64;
+            next += BATCH as u64;
             let start = Instant::now();
             appender.append(&records)?;
             took.push(start.elapsed().as_secs_f64() * 1e3);
@@ -100,37 +106,4 @@ fn appended(engine: &dyn Engine, topic: &Topic, threads: u64) -> Result<Vec<f64>
         }
         Ok(took)
     })
-}
-
-/// A NATS server that ends with the bench.
-struct Server {
-    process: Child,
-    port: u16,
-}
-
-impl Server {
-    /// None where it is not installed.
-    fn start(dir: &Path) -> Result<Option<Server>> {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = free.map_err(Error::io(dir))?.port();
-        let process = Command::new("nats-server")
-            .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
-            .arg(dir)
-            .stderr(Stdio::null())
-            .spawn();
-        Ok(process.ok().map(|process| Server { process, port }))
-    }
-
-    fn settings(&self) -> EngineSettings {
-        let nats_url = format!("nats://127.0.0.1:{}", self.port);
-        EngineSettings { kind: EngineKind::Nats, nats_url, ..EngineSettings::default() }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Err(error) = self.process.kill().and_then(|()| self.process.wait()) {
-            eprintln!("nats-server: {error}; end process {} by hand", self.process.id());
-        }
-    }
 }

@@ -3,54 +3,54 @@
 
 use std::{hint::black_box, sync::Arc};
 
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::{Context, Dataset},
+    features::{CandidateInput, FeatureState, RequestInput},
+    import::simulate::{self, simulate},
+    schema::FeatureKind,
+};
+use hypercast_expert::{
+    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Plugin, Predictions, Tae,
+};
 use hypercast_fm::example::{Example, Outcome};
 use serde_json::json;
 
 use super::{
-    Options, Report, Rival,
-    timing::{Contender, medians_s},
-    torch,
+    BenchFigure, BenchOptions, BenchReport,
+    timing::{medians_s, timed},
+    torch::Torch,
 };
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Config;
-use hypercast_data::dataset::{Context, Dataset};
-use hypercast_data::features::{CandidateInput, FeatureState, RequestInput};
-use hypercast_data::import::simulate::{self, simulate};
-use hypercast_data::schema::FeatureKind;
-use hypercast_expert::{
-    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Predictions, Tae,
-};
 
 const ROWS: usize = 500;
 
-/// Width of the TAE.
 const TAE: usize = 64;
 
 /// Adds the figures of the part.
 ///
 /// # Errors
-/// A plugin that is not built, or is refused.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
-    let ground = Ground::new()?;
-    let expert = expert(options, &ground.dataset)?;
-    network(options, report, &expert, &ground.example, &tae());
-    ranking(options, report, &expert, &ground.example, &tae())
+/// A plugin that is not built or is rejected.
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    let expert = fixture.expert(options)?;
+    network(options, report, &expert, &fixture.example);
+    ranking(options, report, &expert, &fixture.example)
 }
 
-/// The ranking's figures alone.
-pub(super) fn rank_alone(options: &Options, report: &mut Report) -> Result<()> {
-    let ground = Ground::new()?;
-    let expert = expert(options, &ground.dataset)?;
-    ranking(options, report, &expert, &ground.example, &tae())
+/// Adds the ranking's figures only.
+pub(super) fn rank_alone(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    ranking(options, report, &fixture.expert(options)?, &fixture.example)
 }
 
-/// A small world, and a request in it.
-pub(super) struct Ground {
+/// A small simulated world, and a request in it.
+pub(super) struct ExpertFixture {
     pub(super) dataset: Dataset,
     pub(super) example: Example,
 }
 
-impl Ground {
+impl ExpertFixture {
     pub(super) fn new() -> Result<Self> {
         let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
         let world = simulate::Options {
@@ -66,23 +66,35 @@ impl Ground {
         let example = request(&dataset)?;
         Ok(Self { dataset, example })
     }
+
+    fn expert(&self, options: &BenchOptions) -> Result<Expert> {
+        let limits = Config::default().plugin_limits;
+        let plugin =
+            std::fs::read(options.plugin("mlp-fusion")?).map_err(Error::io(&options.plugins))?;
+        let engine = Engine::new(limits.engine())?;
+        self.load(&engine, "mlp-fusion", &plugin, BreakerConfig::default())
+    }
+
+    /// An untrained expert from a component's bytes.
+    pub(super) fn load(
+        &self,
+        engine: &Engine,
+        name: &str,
+        component: &[u8],
+        breaker: BreakerConfig,
+    ) -> Result<Expert> {
+        let limits = Config::default().plugin_limits.load_options();
+        let options = LoadOptions { tae_dim: TAE, fm_version: Some("1.0.0".into()), ..limits };
+        let plugin = Plugin::from_bytes(engine, name, component, &options.limits)?;
+        let blueprint = Arc::new(Blueprint::new(plugin, &self.dataset.schema, &options)?);
+        let normaliser = Normaliser::identity(blueprint.columns.feature_names());
+        let parameters = blueprint.init_parameters(normaliser, 1);
+        Ok(Expert::new(blueprint, parameters, Config::default().device, breaker)?)
+    }
 }
 
 fn tae() -> Vec<f32> {
     (0..ROWS * TAE).map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0).collect()
-}
-
-fn expert(options: &Options, dataset: &Dataset) -> Result<Expert> {
-    let plugin = options.plugin("mlp-fusion")?;
-    let limits = Config::default().plugin_limits;
-    let engine = Engine::new(limits.engine())?;
-    let load =
-        LoadOptions { tae_dim: TAE, fm_version: Some("1.0.0".into()), ..limits.load_options() };
-    let blueprint = Arc::new(Blueprint::load(&engine, &plugin, &dataset.schema, &load)?);
-    let normaliser = Normaliser::identity(blueprint.columns.feature_names());
-    let parameters = blueprint.init_parameters(normaliser, 1);
-    let device = Config::default().device;
-    Ok(Expert::new(blueprint, parameters, device, BreakerConfig::default())?)
 }
 
 fn request(dataset: &Dataset) -> Result<Example> {
@@ -116,13 +128,7 @@ fn request(dataset: &Dataset) -> Result<Example> {
 }
 
 /// The network, from the request's columns to predictions.
-fn network(
-    options: &Options,
-    report: &mut Report,
-    expert: &Expert,
-    example: &Example,
-    tae: &[f32],
-) {
+fn network(options: &BenchOptions, report: &mut BenchReport, expert: &Expert, example: &Example) {
     let info = &expert.blueprint().info;
     let ids = info.ids.iter().filter(|id| *id != "user_id");
     let tables: Vec<[usize; 2]> =
@@ -132,53 +138,47 @@ fn network(
         "tables": tables, "tasks": expert.blueprint().description.tasks.len(),
         "surfaces": info.surfaces.len(),
     });
-    let ours = medians_s(
-        options.runs.max(50),
-        &mut [Box::new(|| drop(black_box(expert.predict(&[example], Tae::Rows(tae)))))],
-    )[0];
-    let rival = match torch::run(&options.python, &[case], options.runs.max(50)) {
-        Ok(torch) => {
-            report.version("torch", &torch.version);
-            let name = "the same network in PyTorch eager".into();
-            Some(Rival { name, value: torch.seconds[0] * 1e3 })
-        }
-        Err(why) => {
-            report.note(why);
-            None
-        }
-    };
-    report.add(format!("expert's network, {ROWS} candidates"), (ours * 1e3, "ms"), rival);
+    let tae = tae();
+    let torch = Torch::start(options, report, &[case]);
+    let mut contenders =
+        vec![timed(|| drop(black_box(expert.predict(&[example], Tae::Rows(&tae)))))];
+    let mut names = Vec::new();
+    for rival in torch.iter().flat_map(|torch| torch.contenders(0)) {
+        names.push(rival.name);
+        contenders.push(rival.run);
+    }
+    let times_s = medians_s(options.runs.max(50), &mut contenders);
+    let name = format!("expert's network, {ROWS} candidates");
+    let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
+    report.add_against(&figure, &names, |rival| times_s[rival + 1] * 1e3);
 }
 
-/// The ranking alone: best first by the first task, as the plugin has it.
+/// The ranking by itself: by the first task, as the plugin does it.
 fn ranking(
-    options: &Options,
-    report: &mut Report,
+    options: &BenchOptions,
+    report: &mut BenchReport,
     expert: &Expert,
     example: &Example,
-    tae: &[f32],
 ) -> Result<()> {
-    let failed = |why: String| Error::invalid(format!("the expert failed: {why}"));
-    let predictions =
-        expert.predict(&[example], Tae::Rows(tae)).map_err(|fault| failed(fault.to_string()))?;
-    let took = {
-        let mut contenders: [Contender<'_>; 2] = [
-            Box::new(|| {
-                drop(black_box(expert.rank(example, Tae::Rows(tae), &predictions, ROWS)));
-            }),
-            Box::new(|| drop(black_box(natively(&predictions)))),
-        ];
-        medians_s(options.runs.max(200), &mut contenders)
-    };
-    let rival = Rival { name: "native Rust".into(), value: took[1] * 1e6 };
-    report.add(format!("rank in Wasm, {ROWS} candidates"), (took[0] * 1e6, "us"), Some(rival));
-    let more = (took[0] - took[1]) * 1e6;
-    report.add(format!("what Wasm adds to it, {ROWS} candidates"), (more, "us"), None);
+    let tae = tae();
+    let predictions = expert
+        .predict(&[example], Tae::Rows(&tae))
+        .map_err(|fault| Error::internal(format!("the expert failed: {fault}")))?;
+    let mut contenders = [
+        timed(|| drop(black_box(expert.rank(example, Tae::Rows(&tae), &predictions, ROWS)))),
+        timed(|| drop(black_box(rank_natively(&predictions)))),
+    ];
+    let times_s = medians_s(options.runs.max(200), &mut contenders);
+    let [wasm_us, native_us] = [times_s[0] * 1e6, times_s[1] * 1e6];
+    let name = format!("rank in Wasm, {ROWS} candidates");
+    report.add(BenchFigure::new(name, wasm_us, "us").versus("native Rust", native_us));
+    let name = format!("what Wasm adds to it, {ROWS} candidates");
+    report.add(BenchFigure::new(name, wasm_us - native_us, "us"));
     Ok(())
 }
 
-/// The rule of the plugin: by the first task, best first, earlier candidates first among equals.
-fn natively(predictions: &Predictions) -> Vec<(u32, f32)> {
+/// The rule of the plugin: the best first by the first task, earlier candidates first among equals.
+fn rank_natively(predictions: &Predictions) -> Vec<(u32, f32)> {
     let scores = &predictions.tasks[0].values;
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));

@@ -1,37 +1,44 @@
-//! What a bad plugin costs the others: their latency while one spins or traps on
-//! every request, memory after many faults, memory a plugin, and what Wasm adds to a ranking.
+//! The cost of a faulty plugin to the others: their latency while it spins or traps on every
+//! request, and memory after many faults. Also the memory per plugin, and what Wasm adds to a
+//! ranking.
 //!
-//! Neighbours are measured from another process, at a rate that leaves the daemon room: what is compared is the same
-//! load with a well-behaved plugin in the bad one's place, in turns.
+//! Neighbours are measured from another process, at a rate that leaves the daemon room, and
+//! compared with the same load beside a well-behaved plugin, in turns.
 
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::quantile::quantile;
-use std::{path::Path, sync::Arc, thread, time::Duration};
-
+use hypercast_data::{
+    dataset::Dataset,
+    import::simulate::{self, simulate},
+};
+use hypercast_expert::{BreakerConfig, Engine, Expert, RankOutcome, Tae, wasm::EngineConfig};
 use hypercast_fm::example::Example;
 
 use super::{
-    Options, Report, Rival, expert,
-    load::{Caller, Stretch},
-    serving::{bodies, rank_url, train},
+    BenchFigure, BenchOptions, BenchReport,
+    expert::{self, ExpertFixture},
+    load::{LoadResult, OpenLoopClient},
+    serving::{bodies, mlp, rank_url, train_both},
 };
-use crate::demo::daemon::Daemon;
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, ExpertEntry, TrainOn};
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate::{self, simulate};
-use hypercast_expert::{
-    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Plugin, RankOutcome, Tae,
-    wasm::EngineConfig,
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::{DaemonProcess, resident_mib},
 };
 
-/// Who shares the daemon with the plugin that is measured: a surface each.
+/// The plugins beside the measured one, each on a surface of its own.
 const NEIGHBOURS: [&str; 3] = ["good", "spin", "trap"];
 
-/// How long each neighbour is tried, from its first request on, and how often.
+/// How long each neighbour is measured from its first request on, and how often.
 const STRETCH: Duration = Duration::from_secs(30);
 const TURNS: usize = 3;
 
-/// Faults that memory is compared over.
+/// Faults between two measurements of memory.
 const FAULTS: usize = 100_000;
 
 /// Plugins that are loaded together.
@@ -40,8 +47,8 @@ const PLUGINS: u64 = 100;
 /// Adds the figures of the part.
 ///
 /// # Errors
-/// Plugins that are not built; whatever training and serving say.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+/// Plugins that are not built; a failure of training or serving.
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     if options.wants("rank") {
         expert::rank_alone(options, report)?;
     }
@@ -58,7 +65,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 /// The others' latency, with each neighbour in turn.
-fn neighbours(options: &Options, report: &mut Report) -> Result<()> {
+fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
     let config = world(options, dir.path())?;
     let dataset = dir.path().join("data");
@@ -67,14 +74,16 @@ fn neighbours(options: &Options, report: &mut Report) -> Result<()> {
     let mut rate = None;
     for _ in 0..TURNS {
         for (at, neighbour) in NEIGHBOURS.iter().enumerate() {
-            // A daemon each: the neighbour's breaker begins closed.
-            let daemon = Daemon::start(&config)?;
-            let own = Caller::new(rank_url(&daemon), bodies(&dataset, 0, false)?)?;
-            let others = Caller::new(rank_url(&daemon), bodies(&dataset, at + 1, false)?)?;
+            // A new daemon each time, so that the neighbour's breaker begins closed.
+            let daemon = DaemonProcess::start(&config)?;
+            let own = OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, 0, false)?)?;
+            let others =
+                OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, at + 1, false)?)?;
             let alone_ms = quantile(&mut own.one_by_one(100), 0.5);
-            // A fifth of what one request at a time suggests, each: caller and daemon share the machine. The same beside all.
+            // A fifth of what one request at a time suggests, since client and daemon share the
+            // machine; the same beside every neighbour.
             let rate = *rate.get_or_insert(0.2e3 / alone_ms);
-            let (own, _) = beside(&own, &others, rate);
+            let own = beside(&own, &others, rate);
             let (p50, p99) = (own.answered(0.5), own.answered(0.99));
             eprintln!(
                 "  beside {neighbour}, {rate:.0} requests/s each: p50 {p50:.2}, p99 {p99:.2} ms"
@@ -87,24 +96,24 @@ fn neighbours(options: &Options, report: &mut Report) -> Result<()> {
     for (share, times) in [("p50", p50_ms), ("p99", p99_ms)] {
         let [good, bad @ ..] = times.map(|mut times| quantile(&mut times, 0.5));
         for (name, value) in NEIGHBOURS[1..].iter().zip(bad) {
-            let rival = Rival { name: "beside a good one".into(), value: good };
             let what = format!("others' {share} beside a plugin that {name}s on every request");
-            report.add(what, (value, "ms"), Some(rival));
+            report.add(BenchFigure::new(what, value, "ms").versus("beside a good one", good));
         }
     }
     Ok(())
 }
 
-fn beside(own: &Caller, others: &Caller, rate: f64) -> (Stretch, Stretch) {
+fn beside(own: &OpenLoopClient, others: &OpenLoopClient, rate: f64) -> LoadResult {
     thread::scope(|scope| {
         let others = scope.spawn(|| others.send(rate, STRETCH));
         let own = own.send(rate, STRETCH);
-        (own, others.join().expect("a caller does not panic"))
+        others.join().expect("a client does not panic");
+        own
     })
 }
 
-/// A world of four surfaces: the measured plugin's, and one for each neighbour.
-fn world(options: &Options, dir: &Path) -> Result<std::path::PathBuf> {
+/// A world of four surfaces: one for the measured plugin, and one for each neighbour.
+fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
     let (path, into) = (dir.join("hypercast.toml"), dir.join("data"));
     simulate(&simulate::Options {
         into: into.clone(),
@@ -119,16 +128,12 @@ fn world(options: &Options, dir: &Path) -> Result<std::path::PathBuf> {
     (config.fm.dim, config.fm.qk_dim, config.fm.v_dim) = (32, 16, 16);
     config.fm.max_history = 64;
     config.expert_training.epochs = 1;
-    // Nothing is told of events here.
+    // There are no events here.
     config.join.in_daemon = false;
     let entry = |name: &str, plugin, surface: usize| ExpertEntry {
         name: name.into(),
-        plugin,
         surfaces: vec![surfaces[surface].clone()],
-        without_tae: false,
-        shadow: false,
-        train_on: TrainOn::All,
-        limits: Default::default(),
+        ..mlp(plugin)
     };
     let good = options.plugin("mlp-fusion")?;
     config.experts = vec![entry("measured", good.clone(), 0), entry("good", good, 1)];
@@ -136,28 +141,25 @@ fn world(options: &Options, dir: &Path) -> Result<std::path::PathBuf> {
         config.experts.push(entry(name, options.hostile(name)?, at + 1));
     }
     config.write(&path)?;
-    for job in [["train", "fm"], ["train", "expert"]] {
-        train(job, &path)?;
-    }
+    train_both(&path)?;
     Ok(path)
 }
 
 /// Memory before and after many faults.
-fn faults(options: &Options, report: &mut Report) -> Result<()> {
-    let ground = expert::Ground::new()?;
+fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     for name in ["trap", "bomb"] {
         let never = BreakerConfig { faults: u32::MAX, lost_share: f64::MAX, ..Default::default() };
         let bytes = read(&options.hostile(name)?)?;
-        let expert = load(&engine, &ground, (name, &bytes), never)?;
+        let expert = fixture.load(&engine, name, &bytes, never)?;
         // A guest that fills its memory before it faults takes a thousand times as long.
         let count = if name == "trap" { FAULTS } else { FAULTS / 1000 };
-        fail(&expert, &ground.example, count / 10)?;
-        let before = resident_mib();
-        fail(&expert, &ground.example, count)?;
-        let rival = Rival { name: "before".into(), value: before };
+        fail(&expert, &fixture.example, count / 10)?;
+        let before = own_memory_mib();
+        fail(&expert, &fixture.example, count)?;
         let what = format!("memory after {count} faults of {name}");
-        report.add(what, (resident_mib(), "MiB"), Some(rival));
+        report.add(BenchFigure::new(what, own_memory_mib(), "MiB").versus("before", before));
     }
     Ok(())
 }
@@ -165,7 +167,8 @@ fn faults(options: &Options, report: &mut Report) -> Result<()> {
 fn fail(expert: &Expert, example: &Example, times: usize) -> Result<()> {
     for _ in 0..times {
         let (RankOutcome::Degraded(_), _) = expert.serve(example, Tae::Without, 10) else {
-            return Err(Error::invalid(format!("{} was to fail, and ranked", expert.name())));
+            let name = expert.name();
+            return Err(Error::internal(format!("{name} ranked, although it should fail")));
         };
         expert.prepare();
     }
@@ -173,56 +176,37 @@ fn fail(expert: &Expert, example: &Example, times: usize) -> Result<()> {
 }
 
 /// Memory of a loaded plugin with its parameters, by loading many.
-fn plugins(options: &Options, report: &mut Report) -> Result<()> {
-    let ground = expert::Ground::new()?;
+fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     let bytes = read(&options.plugin("mlp-fusion")?)?;
-    // A custom section of its own makes each another component, of which nothing is shared.
+    // A custom section makes each a different component, so that they share nothing.
     let another = |mark: u64| [&bytes[..], &[0, 10, 1, b'm'], &mark.to_le_bytes()].concat();
-    let load =
-        |mark| load(&engine, &ground, ("mlp-fusion", &another(mark)), BreakerConfig::default());
-    // What the first brings with it, compiler and all, is not the others'.
+    let load = |mark| fixture.load(&engine, "mlp-fusion", &another(mark), BreakerConfig::default());
+    // The first also loads the compiler, which the others share.
     let first = load(PLUGINS)?;
-    let serve = |expert: &Expert| expert.serve(&ground.example, Tae::Without, 10);
+    let serve = |expert: &Expert| expert.serve(&fixture.example, Tae::Without, 10);
     serve(&first);
-    let before = resident_mib();
+    let before = own_memory_mib();
     let loaded = (0..PLUGINS).map(load).collect::<Result<Vec<_>>>()?;
     for expert in &loaded {
         serve(expert);
         expert.prepare();
     }
-    let each = (resident_mib() - before) / PLUGINS as f64;
-    report.add(format!("memory a plugin, {PLUGINS} loaded and asked"), (each, "MiB"), None);
+    let each = (own_memory_mib() - before) / PLUGINS as f64;
+    let what = format!("memory a plugin, {PLUGINS} loaded and asked");
+    report.add(BenchFigure::new(what, each, "MiB"));
     let parameters: usize =
         first.blueprint().graph.parameters.iter().map(|parameter| parameter.len()).sum();
     let of_them = parameters as f64 * 4.0 / f64::from(1 << 20);
-    report.add("of which its parameters", (of_them, "MiB"), None);
+    report.add(BenchFigure::new("of which its parameters", of_them, "MiB"));
     Ok(())
-}
-
-fn load(
-    engine: &Engine,
-    ground: &expert::Ground,
-    (name, bytes): (&str, &[u8]),
-    breaker: BreakerConfig,
-) -> Result<Expert> {
-    let limits = Config::default().plugin_limits.load_options();
-    let options = LoadOptions { tae_dim: 64, fm_version: Some("1.0.0".into()), ..limits };
-    let plugin = Plugin::from_bytes(engine, name, bytes, &options.limits)?;
-    let blueprint = Arc::new(Blueprint::new(plugin, &ground.dataset.schema, &options)?);
-    let normaliser = Normaliser::identity(blueprint.columns.feature_names());
-    let parameters = blueprint.init_parameters(normaliser, 1);
-    Ok(Expert::new(blueprint, parameters, Config::default().device, breaker)?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }
 
-/// What this process has in memory, in MiB; 0 where the system does not say.
-fn resident_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
-    kib.unwrap_or(0.0) / 1024.0
+fn own_memory_mib() -> f64 {
+    resident_mib(std::process::id())
 }

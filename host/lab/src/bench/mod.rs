@@ -1,8 +1,8 @@
-//! `hypercast bench`: how fast each part is, beside a rival that does the same
-//! work in the same run on the same machine.
+//! `hypercast-lab bench`: how fast each part is, beside rivals that do the same work in the same
+//! run on the same machine.
 //!
-//! Each part has a file: it makes its inputs, times itself and its rivals in
-//! turns, and gives [`Figure`]s. Nothing here is a test: no figure fails a build.
+//! Each part has a file. It makes its inputs, times itself and its rivals in turns, and adds
+//! [`BenchFigure`]s to the report. No figure fails a build: these are not tests.
 
 mod engine;
 mod expert;
@@ -11,112 +11,152 @@ mod isolation;
 mod kernels;
 mod lifecycle;
 mod load;
-mod machine;
 mod report;
 mod rivals;
 mod serving;
 mod stages;
 mod store;
-pub(crate) mod timing;
+mod timing;
 mod torch;
-mod world;
+mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::{CommonErrors as _, Error, Result};
+use clap::ValueEnum as _;
 use hypercast_config::EngineKind;
 
-pub use self::report::{Figure, Report, Rival};
+pub use self::report::{BenchFigure, BenchReport};
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// The parts that can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Part {
-    /// HSTU attention and the FM, beside PyTorch, plain Burn operators and histories that are not kept
+pub enum BenchPart {
+    /// HSTU attention and the FM, beside PyTorch, plain Burn operators and uncached histories
     Kernels,
     /// An expert's network and its ranking in Wasm, beside PyTorch and native Rust
     Expert,
     /// The daemon under load from another process
     Serving,
-    /// The engines of streams: a directory, and NATS where it is installed
+    /// The stream engines: a directory, and NATS where it is installed
     Engine,
     /// The embedding store, beside a raw copy of rows and other embedded stores
     Store,
-    /// What a bad plugin costs the others, and what a plugin costs
+    /// What a faulty plugin costs the others, and what a plugin costs
     Isolation,
-    /// Events in, joined, learned from and published, by real processes
+    /// Events ingested, joined, trained on and published, by real processes
     Lifecycle,
 }
 
-/// What to measure, and how thoroughly.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Which part.
-    pub part: Part,
-    /// Timed repetitions of each figure; the median counts.
+/// Measure how fast a part is, beside rivals on the same machine
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchOptions {
+    /// The part to measure
+    #[arg(value_enum)]
+    pub part: BenchPart,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Timed repetitions of each figure; the median is reported
+    #[arg(long, value_name = "N", default_value_t = 21)]
     pub runs: usize,
-    /// A Python with PyTorch, for the rivals that need one.
+    /// A Python that has PyTorch, for the rivals that need it
+    #[arg(long, value_name = "PYTHON", default_value = "python3")]
     pub python: String,
-    /// Built plugins.
+    /// The folder of built plugins
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
     pub plugins: PathBuf,
-    /// Built guests that misbehave.
+    /// The folder of built guests that misbehave
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/hostile")]
     pub hostile: PathBuf,
-    /// The one group of figures to take; all if missing.
+    /// Measure one group of figures only. kernels: attention, window, shared, step, history; store:
+    /// reads, open, writer, formats, rivals; serving: logging, stages, load; engine: directory,
+    /// nats; lifecycle: ingest, latency, publish; isolation: rank, faults, plugins, neighbours
+    #[arg(long, value_name = "GROUP")]
     pub only: Option<String>,
-    /// Rows of the store.
+    /// Rows of the store and of its rivals; each takes about 290 bytes on disk and in memory, and
+    /// as much again for a rival
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     pub rows: usize,
-    /// How long events are offered to ingest, in seconds.
+    /// serving: users of the simulated world, 50 requests each
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub users: usize,
+    /// lifecycle: seconds during which events are sent; serving: seconds per rate, up to 8
+    #[arg(long, value_name = "N", default_value_t = 300)]
     pub seconds: u64,
-    /// Publications that are applied under load.
+    /// lifecycle: publications that are applied under load
+    #[arg(long, value_name = "N", default_value_t = 100)]
     pub publications: usize,
-    /// Between two publications, in milliseconds.
+    /// lifecycle: milliseconds between publications; an FM's trainer publishes every minute by
+    /// default
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
     pub publish_every_ms: u64,
-    /// What keeps the streams of the lifecycle.
+    /// lifecycle: the stream engine; `nats` starts a nats-server from PATH
+    #[arg(long, value_enum, default_value_t)]
     pub engine: EngineKind,
+    /// Measure although this build has debug assertions; the figures are then not comparable
+    #[arg(long)]
+    pub allow_debug: bool,
 }
 
-impl Options {
+impl BenchOptions {
     /// A component in the plugins' folder.
     fn plugin(&self, name: &str) -> Result<PathBuf> {
-        let path = self.plugins.join(format!("{name}.wasm"));
-        match path.is_file() {
-            true => path.canonicalize().map_err(Error::io(&path)),
-            false => Err(Error::invalid(format!(
-                "{} is missing: build it with `cargo run -p cargo-hypercast -- build -p {name} --out {}`, or name its folder by --plugins",
-                path.display(),
-                path.display()
-            ))),
-        }
+        let build = format!(
+            "build it with `cargo run -p cargo-hypercast -- build -p {name} --out {}`, or pass \
+             --plugins",
+            self.plugins.display()
+        );
+        component(&self.plugins, name, &build)
     }
 
     /// A guest that misbehaves.
     fn hostile(&self, name: &str) -> Result<PathBuf> {
-        let path = self.hostile.join(format!("{name}.wasm"));
-        match path.is_file() {
-            true => path.canonicalize().map_err(Error::io(&path)),
-            false => Err(Error::invalid(format!(
-                "{} is missing: `cargo verify` builds it; or name its folder by --hostile",
-                path.display()
-            ))),
-        }
+        component(&self.hostile, name, "build it with `cargo verify`, or pass --hostile")
     }
 
-    /// Whether a group of figures is asked for.
+    /// Whether a group of figures is measured.
     fn wants(&self, group: &str) -> bool {
         self.only.as_ref().is_none_or(|only| only == group)
     }
+
+    fn check(&self) -> Result<()> {
+        let wrong = if cfg!(debug_assertions) && !self.allow_debug {
+            "this build has debug assertions, so its figures would not be comparable with a \
+             rival's: run it with `cargo run --release`, or pass --allow-debug"
+        } else if self.runs == 0 || self.rows == 0 || self.users == 0 {
+            "--runs, --rows and --users must be at least 1"
+        } else if self.seconds == 0 {
+            "--seconds must be at least 1"
+        } else if self.publications < 4 {
+            "--publications must be at least 4"
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(wrong))
+    }
+}
+
+fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
+    let path = folder.join(format!("{name}.wasm"));
+    if path.is_file() {
+        return path.canonicalize().map_err(Error::io(&path));
+    }
+    Err(Error::invalid(format!("{} is missing: {build}", path.display())))
 }
 
 /// Measures a part.
 ///
 /// # Errors
-/// What the part's own set-up meets. A rival that is not installed is no error: its figures say so.
-pub fn run(options: &Options) -> Result<Report> {
-    let mut report = Report::new(machine::describe());
+/// Whatever its set-up fails with. A rival that is not installed is no error: the report notes it.
+pub fn run(options: &BenchOptions) -> Result<BenchReport> {
+    options.check()?;
+    let part = options.part.to_possible_value().expect("no part is hidden");
+    let mut report = BenchReport::new(part.get_name());
     match options.part {
-        Part::Engine => engine::measure(options, &mut report)?,
-        Part::Expert => expert::measure(options, &mut report)?,
-        Part::Serving => serving::measure(options, &mut report)?,
-        Part::Kernels => {
+        BenchPart::Engine => engine::measure(options, &mut report)?,
+        BenchPart::Expert => expert::measure(options, &mut report)?,
+        BenchPart::Serving => serving::measure(options, &mut report)?,
+        BenchPart::Kernels => {
             kernels::measure(options, &mut report);
             if options.wants("step") {
                 fm::step(options, &mut report)?;
@@ -125,9 +165,9 @@ pub fn run(options: &Options) -> Result<Report> {
                 fm::history(options, &mut report)?;
             }
         }
-        Part::Isolation => isolation::measure(options, &mut report)?,
-        Part::Store => store::measure(options, &mut report)?,
-        Part::Lifecycle => lifecycle::measure(options, &mut report)?,
+        BenchPart::Isolation => isolation::measure(options, &mut report)?,
+        BenchPart::Store => store::measure(options, &mut report)?,
+        BenchPart::Lifecycle => lifecycle::measure(options, &mut report)?,
     }
     Ok(report)
 }

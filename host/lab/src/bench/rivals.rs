@@ -1,60 +1,45 @@
-//! Other embedded stores that hold the same rows, for `hypercast bench store`: redb, LMDB (through heed) and
-//! fjall, each loaded in the order of its keys, which suits it best, with a cache as large as its rows, and read in one
-//! transaction a batch. They are built with the feature `rivals` alone; without it there are none.
+//! Other embedded stores with the same rows, for `hypercast-lab bench store`: redb, LMDB (through
+//! heed) and fjall. Each is loaded in the order of its keys, which suits it best, with a cache as
+//! large as its rows, and read in one transaction per batch. Only the feature `rivals` builds them.
 
 use std::path::Path;
-use std::time::Instant;
 
 use hypercast_store::StoreReader;
 
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// A read of a batch, as [`StoreReader::gather`].
-pub(super) type Read<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
-/// What is done with a store that is open for reading; gives its times.
-pub(super) type With<'a> = dyn FnMut(&mut Read<'_>) -> Vec<f64> + 'a;
+pub(super) type RivalRead<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
 
-/// Ids and their rows, as bytes.
-type RowsOf<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
+/// Measures a store that is open for reading; returns times.
+pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> Vec<f64> + 'a;
 
-/// One of them.
-pub(super) struct Rival {
-    /// What it is called.
+/// Ids and their rows as bytes, by rising ids.
+type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
+
+/// An embedded store.
+pub(super) struct RivalStore {
     pub name: &'static str,
-    load: fn(&Path, &mut RowsOf<'_>) -> anyhow::Result<()>,
-    with_reader: fn(&Path, &mut With<'_>) -> anyhow::Result<Vec<f64>>,
+    load: fn(&Path, &mut EncodedRows<'_>) -> anyhow::Result<()>,
+    with_reader: fn(&Path, &mut Measure<'_>) -> anyhow::Result<Vec<f64>>,
 }
 
-impl Rival {
-    /// Copies the first `rows` rows into `dir`, or as many as there is time for; gives the number.
-    pub fn load(
-        &self,
-        dir: &Path,
-        from: &StoreReader,
-        rows: usize,
-        until: Instant,
-    ) -> Result<usize> {
-        // Rows go in by rising keys. Where time may run out, those that are in must be the first by number: so parts.
-        let mut loaded = 0;
-        let part = rows.div_ceil(5);
-        while loaded < rows && Instant::now() < until {
-            let end = rows.min(loaded + part);
-            let mut ids: Vec<u64> = (loaded..end).map(super::store::id).collect();
-            ids.sort_unstable();
-            let mut values = vec![0.0; super::store::DIM];
-            let mut rows = ids.iter().map(|&id| {
-                from.gather(&[id], &mut values);
-                (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
-            });
-            (self.load)(dir, &mut rows).map_err(|error| self.failed(&error))?;
-            loaded = end;
-        }
-        Ok(loaded)
+impl RivalStore {
+    /// Copies the first `rows` rows of our store into `dir`.
+    pub fn load(&self, dir: &Path, from: &StoreReader, rows: usize) -> Result<()> {
+        let mut ids: Vec<u64> = (0..rows).map(super::store::id).collect();
+        ids.sort_unstable();
+        let mut values = vec![0.0; super::store::DIM];
+        let mut rows = ids.iter().map(|&id| {
+            from.gather(&[id], &mut values);
+            (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        });
+        (self.load)(dir, &mut rows).map_err(|error| self.failed(&error))
     }
 
-    /// Opens it for reading.
-    pub fn with_reader(&self, dir: &Path, with: &mut With<'_>) -> Result<Vec<f64>> {
-        (self.with_reader)(dir, with).map_err(|error| self.failed(&error))
+    /// Opens the store for reading and measures it.
+    pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<Vec<f64>> {
+        (self.with_reader)(dir, measure).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &anyhow::Error) -> Error {
@@ -62,8 +47,8 @@ impl Rival {
     }
 }
 
-/// Those that are built in.
-pub(super) fn all() -> Vec<Rival> {
+/// The stores that are built in.
+pub(super) fn all() -> Vec<RivalStore> {
     #[cfg(feature = "rivals")]
     return built_in::all();
     #[cfg(not(feature = "rivals"))]
@@ -79,15 +64,15 @@ mod built_in {
     use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
     use redb::{ReadableDatabase, TableDefinition};
 
-    use super::{Rival, RowsOf, With};
+    use super::{EncodedRows, Measure, RivalStore};
 
     const CACHE_BYTES: usize = 4 << 30;
 
-    pub(super) fn all() -> Vec<Rival> {
+    pub(super) fn all() -> Vec<RivalStore> {
         vec![
-            Rival { name: "redb", load: load_redb, with_reader: with_redb },
-            Rival { name: "LMDB (heed)", load: load_lmdb, with_reader: with_lmdb },
-            Rival { name: "fjall", load: load_fjall, with_reader: with_fjall },
+            RivalStore { name: "redb", load: load_redb, with_reader: with_redb },
+            RivalStore { name: "LMDB (heed)", load: load_lmdb, with_reader: with_lmdb },
+            RivalStore { name: "fjall", load: load_fjall, with_reader: with_fjall },
         ]
     }
 
@@ -97,7 +82,7 @@ mod built_in {
         }
     }
 
-    /// Copies what `get` finds.
+    /// Copies the rows that `get` finds; returns the number of missing ids.
     fn gather<E: std::fmt::Debug>(
         ids: &[u64],
         out: &mut [f32],
@@ -116,7 +101,7 @@ mod built_in {
         Ok(builder.create(dir.join("redb"))?)
     }
 
-    fn load_redb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+    fn load_redb(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
         let db = redb(dir)?;
         let write = db.begin_write()?;
         {
@@ -128,9 +113,9 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_redb(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
         let db = redb(dir)?;
-        Ok(with(&mut |ids, out| {
+        Ok(measure(&mut |ids, out| {
             let table = db.begin_read().map(|read| read.open_table(TABLE));
             let table = table.expect("it opens").expect("it has the table");
             gather(ids, out, |id, out| {
@@ -140,7 +125,8 @@ mod built_in {
     }
 
     fn lmdb(dir: &Path) -> anyhow::Result<Env> {
-        // SAFETY: the folder is this bench's own, and nobody else opens or cuts the file.
+        // SAFETY: the folder is temporary and private to this bench, so nothing else truncates the
+        // file.
         Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
     }
 
@@ -153,7 +139,7 @@ mod built_in {
         Ok(made.unwrap_commit())
     }
 
-    fn load_lmdb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+    fn load_lmdb(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         let mut write = env.write_txn()?;
@@ -163,10 +149,10 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_lmdb(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
-        Ok(with(&mut |ids, out| {
+        Ok(measure(&mut |ids, out| {
             let read = env.read_txn().expect("it opens");
             gather(ids, out, |id, out| {
                 table.get(&read, &id).map(|row| row.map(|row| copy(row, out)).is_some())
@@ -180,7 +166,7 @@ mod built_in {
         Ok((db, rows))
     }
 
-    fn load_fjall(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+    fn load_fjall(dir: &Path, rows: &mut EncodedRows<'_>) -> anyhow::Result<()> {
         let (_db, table) = fjall(dir)?;
         for (id, row) in rows {
             table.insert(id.to_be_bytes(), row)?;
@@ -189,9 +175,9 @@ mod built_in {
         Ok(table.major_compact()?)
     }
 
-    fn with_fjall(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
         let (_db, table) = fjall(dir)?;
-        Ok(with(&mut |ids, out| {
+        Ok(measure(&mut |ids, out| {
             gather(ids, out, |id, out| {
                 table.get(id.to_be_bytes()).map(|row| row.map(|row| copy(&row, out)).is_some())
             })

@@ -1,32 +1,39 @@
-//! The daemon under load from another process: how much it serves in time, and
-//! what becomes of it at twice that.
+//! The daemon under load from another process: the highest rate that it serves in time, and its
+//! behaviour at twice that rate.
 //!
-//! A simulated world gives every user a history of 256 events; a request has 200
-//! candidates. Models are trained as an operator trains them.
+//! A simulated world gives every user a history of 256 events; a request has 200 candidates. Models
+//! are trained as an operator trains them. While requests come, so do events: one for each request,
+//! which makes the user's cached history one event too short. A tenth of the requests are of users
+//! whom neither the training data nor the cache has seen.
 
-use hypercast_core::quantile::quantile;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    thread,
     time::Duration,
 };
 
+use axum::body::Bytes;
+use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_core::quantile::quantile;
+use hypercast_data::{
+    dataset::Dataset,
+    import::simulate::{self, simulate},
+};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    Options, Report, Rival, fm,
-    load::{Caller, Stretch},
+    BenchFigure, BenchOptions, BenchReport, fm,
+    load::{LoadResult, MetricsSnapshot, OpenLoopClient},
     stages,
 };
-use crate::demo::daemon::Daemon;
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, ExpertEntry, TrainOn};
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate::{self, simulate};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::{DaemonProcess, hypercast},
+};
 
-const USERS: usize = 300;
 const ITEMS: usize = 5_000;
 pub(super) const CANDIDATES: usize = 200;
 const HISTORY: usize = 256;
@@ -34,151 +41,315 @@ const HISTORY: usize = 256;
 /// The latency that 99 of 100 requests must keep, in milliseconds.
 const TARGET_MS: f64 = 50.0;
 
-/// How long each rate is tried.
-const STRETCH: Duration = Duration::from_secs(8);
+/// The longest time for which a rate is tried, in seconds.
+const STRETCH_S: u64 = 8;
+
+/// Events in a body of `/v1/events`.
+const EVENTS_PER_BODY: u64 = 10;
+
+/// One request in so many is of a new user, and a new user makes five requests.
+const NEW_USER_ONE_IN: u64 = 10;
+const NEW_USER_REQUESTS: u64 = 5;
+
+/// Ids of new users begin here; the data set's are far below.
+const NEW_USERS: u64 = 1 << 40;
+
+/// Requests are this much later than the data set, so that all events are of their past.
+const REQUESTS_AFTER_MS: i64 = 3_600_000;
 
 /// Adds the figures of the part.
 ///
 /// # Errors
-/// A plugin that is not built; whatever training and serving say.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+/// A plugin that is not built; a failure of training or serving.
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     if options.wants("logging") {
         fm::logging(options, report)?;
     }
-    let (of_stages, of_load) = (options.wants("stages"), options.wants("load"));
-    if !of_stages && !of_load {
+    let (wants_stages, wants_load) = (options.wants("stages"), options.wants("load"));
+    if !wants_stages && !wants_load {
         return Ok(());
     }
     let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-    let world = World::trained(dir.path(), options.plugin("mlp-fusion")?)?;
-    if of_stages {
-        stages::measure(&world, report)?;
+    let fixture = ServingFixture::trained(dir.path(), options)?;
+    if wants_stages {
+        stages::measure(&fixture, report)?;
     }
-    if of_load { load(&world, report) } else { Ok(()) }
+    if wants_load {
+        let stretch = Duration::from_secs(options.seconds.min(STRETCH_S));
+        LoadBench::start(&fixture, stretch)?.run(report)?;
+    }
+    Ok(())
 }
 
-/// What daemons are started from, and asked.
-pub(super) struct World {
+/// Configurations that daemons are started from, and their data set.
+pub(super) struct ServingFixture {
     /// An FM and an expert.
     pub(super) two_tiers: PathBuf,
-    /// The FM alone: a one-stage model of its size.
+    /// The FM by itself: a one-stage model of its size.
     pub(super) one_stage: PathBuf,
-    /// The data of both.
+    /// The FM and the expert, with the joiner in the daemon, so that events reach features.
+    with_events: PathBuf,
     pub(super) dataset: PathBuf,
 }
 
-/// A daemon and its caller.
-fn load(world: &World, report: &mut Report) -> Result<()> {
-    let daemon = Daemon::start(&world.two_tiers)?;
-    let caller = Caller::new(rank_url(&daemon), world.bodies(false)?)?;
-    caller.one_by_one(200);
-    let alone = quantile(&mut caller.one_by_one(400), 0.5);
-    report.add(format!("request of {CANDIDATES} candidates alone, p50"), (alone, "ms"), None);
-    let peak = peak(&caller, 1e3 / alone, report);
-    let Some((rate, at_peak)) = peak else {
-        report.note(format!("no rate kept p99 under {TARGET_MS} ms"));
-        return daemon.stop();
-    };
-    let memory = daemon.memory_mib();
-    report.add(format!("highest rate with p99 <= {TARGET_MS} ms"), (rate, "requests/s"), None);
-    report.add("p50 at that rate", (at_peak.answered(0.5), "ms"), None);
-    report.add("p99 at that rate", (at_peak.answered(0.99), "ms"), None);
-    overload(&caller, rate, &at_peak, report);
-    let rival = Rival { name: "before it".into(), value: memory };
-    report.add("memory after twice the rate", (daemon.memory_mib(), "MiB"), Some(rival));
-    daemon.stop()
-}
-
-/// Where a daemon takes requests for a ranking.
-pub(super) fn rank_url(daemon: &Daemon) -> String {
-    format!("{}/v1/rank", daemon.url)
-}
-
-/// A rate at which 99 of 100 requests are answered in time: raised by steps from below what one at a time suggests, until
-/// two in a row fail. One alone may have met what else the machine does.
-fn peak(caller: &Caller, one_by_one: f64, report: &mut Report) -> Option<(f64, Stretch)> {
-    let (mut best, mut failed) = (None, 0);
-    for step in 0..40 {
-        let rate = one_by_one * 0.5 * 1.15f64.powi(step);
-        let stretch = caller.send(rate, STRETCH);
-        let answered = stretch.answered_ms.len() as f64 / stretch.requests().max(1) as f64;
-        let p99 = stretch.answered(0.99);
-        eprintln!("  {rate:.0} requests/s: {:.1} % answered, p99 {p99:.1} ms", answered * 100.0);
-        if answered < 0.99 || p99 > TARGET_MS {
-            failed += 1;
-            if failed == 2 {
-                report.version("load_steps", &format!("{}", step + 1));
-                break;
-            }
-            continue;
-        }
-        failed = 0;
-        best = Some((rate, stretch));
-    }
-    best
-}
-
-/// Twice the rate.
-fn overload(caller: &Caller, rate: f64, at_peak: &Stretch, report: &mut Report) {
-    let mut twice = caller.send(2.0 * rate, 2 * STRETCH);
-    let rival = |name: &str, value| Some(Rival { name: name.into(), value });
-    report.add(
-        "goodput at twice the rate",
-        (twice.goodput(TARGET_MS), "requests/s"),
-        rival("at the rate", at_peak.goodput(TARGET_MS)),
-    );
-    let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
-    report.add("let in at twice the rate, and late", (late, "% of requests"), None);
-    if twice.failed > 0 {
-        report.note(format!("{} requests got no proper status", twice.failed));
-    }
-    match twice.refused_ms.is_empty() {
-        true => report.note("no request was refused at twice the rate"),
-        false => {
-            let refused = quantile(&mut twice.refused_ms, 0.99);
-            report.add("status of a refused request, p99", (refused, "ms"), None);
-        }
-    }
-}
-
-impl World {
+impl ServingFixture {
     /// Simulates a world in `dir`, and trains an FM and an expert.
-    fn trained(dir: &Path, plugin: PathBuf) -> Result<Self> {
-        let dataset = dir.join("data");
+    fn trained(dir: &Path, options: &BenchOptions) -> Result<Self> {
+        let fixture = Self {
+            two_tiers: dir.join("hypercast.toml"),
+            one_stage: dir.join("one-stage.toml"),
+            with_events: dir.join("with-events.toml"),
+            dataset: dir.join("data"),
+        };
         simulate(&simulate::Options {
-            into: dataset.clone(),
-            users: USERS,
+            into: fixture.dataset.clone(),
+            users: options.users,
             items: ITEMS,
-            requests: USERS * 50,
+            requests: options.users * 50,
             surfaces: 2,
             seed: 1,
         })?;
-        let world = Self {
-            two_tiers: dir.join("hypercast.toml"),
-            one_stage: dir.join("one-stage.toml"),
-            dataset,
-        };
         let mut config = Config::default();
         config.fm.max_history = HISTORY;
         config.features.history_events = HISTORY;
         config.server.deadline_ms = TARGET_MS as u64;
-        // Two daemons cannot have one joiner or state, and nothing is told of events here.
+        // Two daemons cannot share a joiner or a state folder.
         config.join.in_daemon = false;
         config.paths.state = "runs/one-stage".into();
-        config.write(&world.one_stage)?;
+        config.write(&fixture.one_stage)?;
         config.paths.state = Config::default().paths.state;
-        config.experts = vec![mlp(plugin)];
-        config.write(&world.two_tiers)?;
-        for job in [["train", "fm"], ["train", "expert"]] {
-            train(job, &world.two_tiers)?;
-        }
-        Ok(world)
+        config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
+        config.write(&fixture.two_tiers)?;
+        config.join.in_daemon = true;
+        // The events are of the simulated past: their own times are the clock.
+        config.join.tick_ms = 0;
+        config.paths.state = "runs/with-events".into();
+        config.write(&fixture.with_events)?;
+        train_both(&fixture.two_tiers)?;
+        Ok(fixture)
     }
 
-    /// Requests of all users for drawn candidates.
+    /// A request of every user, for random candidates.
     pub(super) fn bodies(&self, explain: bool) -> Result<Vec<String>> {
         bodies(&self.dataset, 0, explain)
     }
+}
+
+/// A daemon under load of requests and events.
+struct LoadBench {
+    daemon: DaemonProcess,
+    requests: OpenLoopClient,
+    events: OpenLoopClient,
+    stretch: Duration,
+}
+
+/// The highest rate that was served in time.
+struct Peak {
+    rate: f64,
+    result: LoadResult,
+    cache: CacheShares,
+}
+
+/// Shares of what the FM read of histories, in per cent.
+#[derive(Clone, Copy)]
+struct CacheShares {
+    /// History tokens that were cached.
+    tokens: f64,
+    /// Requests whose whole history was cached.
+    whole: f64,
+}
+
+impl LoadBench {
+    fn start(fixture: &ServingFixture, stretch: Duration) -> Result<Self> {
+        let daemon = DaemonProcess::start(&fixture.with_events)?;
+        let traffic = Traffic::new(&fixture.dataset, 0)?;
+        let of_events = traffic.clone();
+        let requests = OpenLoopClient::new(
+            rank_url(&daemon),
+            Box::new(move |at| Bytes::from(traffic.request(at).to_string())),
+        )?;
+        let events = OpenLoopClient::new(
+            format!("{}/v1/events", daemon.url),
+            Box::new(move |at| Bytes::from(of_events.events(at).to_string())),
+        )?;
+        Ok(Self { daemon, requests, events, stretch })
+    }
+
+    fn run(self, report: &mut BenchReport) -> Result<()> {
+        self.requests.one_by_one(200);
+        let alone = quantile(&mut self.requests.one_by_one(400), 0.5);
+        let name = format!("request of {CANDIDATES} candidates alone, p50");
+        report.add(BenchFigure::new(name, alone, "ms"));
+        let Some(peak) = self.peak(1e3 / alone)? else {
+            report.note(format!("no rate kept p99 under {TARGET_MS} ms"));
+            return self.daemon.stop();
+        };
+        let memory = self.daemon.memory_mib();
+        let name = format!("highest rate with p99 <= {TARGET_MS} ms");
+        report.add(BenchFigure::new(name, peak.rate, "requests/s"));
+        report.add(BenchFigure::new("p50 at that rate", peak.result.answered(0.5), "ms"));
+        report.add(BenchFigure::new("p99 at that rate", peak.result.answered(0.99), "ms"));
+        report.add(BenchFigure::new("events at that rate", peak.rate, "events/s"));
+        let new_users = 100.0 / NEW_USER_ONE_IN as f64;
+        report.add(BenchFigure::new("requests of new users", new_users, "% of requests"));
+        let name = "history cache: tokens found at that rate";
+        report.add(BenchFigure::new(name, peak.cache.tokens, "% of tokens"));
+        let name = "history cache: whole histories found at that rate";
+        report.add(BenchFigure::new(name, peak.cache.whole, "% of requests"));
+        self.overload(&peak, report);
+        let figure =
+            BenchFigure::new("memory after twice the rate", self.daemon.memory_mib(), "MiB");
+        report.add(figure.versus("before it", memory));
+        self.daemon.stop()
+    }
+
+    /// Requests at a rate, and as many events.
+    fn send(&self, rate: f64, lasting: Duration) -> LoadResult {
+        thread::scope(|scope| {
+            let events = scope.spawn(|| self.events.send(rate / EVENTS_PER_BODY as f64, lasting));
+            let result = self.requests.send(rate, lasting);
+            events.join().expect("a client does not panic");
+            result
+        })
+    }
+
+    /// The highest rate at which 99 of 100 requests are answered in time: raised by steps from half
+    /// of `one_by_one` until two in a row fail, since one may have met other load on the machine.
+    fn peak(&self, one_by_one: f64) -> Result<Option<Peak>> {
+        let (mut best, mut failed) = (None, 0);
+        for step in 0..40 {
+            let rate = one_by_one * 0.5 * 1.15f64.powi(step);
+            let before = MetricsSnapshot::read(&self.daemon)?;
+            let result = self.send(rate, self.stretch);
+            let cache = CacheShares::between(&before, &MetricsSnapshot::read(&self.daemon)?);
+            let answered = result.answered_ms.len() as f64 / result.requests().max(1) as f64;
+            let p99 = result.answered(0.99);
+            eprintln!(
+                "  {rate:.0} requests/s: {:.1} % answered, p99 {p99:.1} ms, {:.1} % of history \
+                 tokens cached",
+                answered * 100.0,
+                cache.tokens
+            );
+            if answered < 0.99 || p99 > TARGET_MS {
+                failed += 1;
+                if failed == 2 {
+                    break;
+                }
+                continue;
+            }
+            failed = 0;
+            best = Some(Peak { rate, result, cache });
+        }
+        Ok(best)
+    }
+
+    fn overload(&self, peak: &Peak, report: &mut BenchReport) {
+        let mut twice = self.send(2.0 * peak.rate, 2 * self.stretch);
+        let goodput = twice.goodput(TARGET_MS);
+        let figure = BenchFigure::new("goodput at twice the rate", goodput, "requests/s");
+        report.add(figure.versus("at the rate", peak.result.goodput(TARGET_MS)));
+        let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
+        let name = "let in at twice the rate, and late";
+        report.add(BenchFigure::new(name, late, "% of requests"));
+        if twice.failed > 0 {
+            report.note(format!("{} requests got no proper status", twice.failed));
+        }
+        if twice.refused_ms.is_empty() {
+            report.note("no request was refused at twice the rate");
+        } else {
+            let refused = quantile(&mut twice.refused_ms, 0.99);
+            report.add(BenchFigure::new("status of a refused request, p99", refused, "ms"));
+        }
+    }
+}
+
+impl CacheShares {
+    fn between(before: &MetricsSnapshot, after: &MetricsSnapshot) -> Self {
+        let more = |name: &str, label: &str| after.sum(name, label) - before.sum(name, label);
+        let cache = |what: &str| more("hypercast_history_cache", &format!("\"{what}\""));
+        let (known, new) = (cache("known_tokens"), cache("new_tokens"));
+        let requests = more("hypercast_requests_total", "/v1/rank");
+        Self {
+            tokens: known / (known + new).max(1.0) * 100.0,
+            whole: cache("whole_requests") / requests.max(1.0) * 100.0,
+        }
+    }
+}
+
+/// The n-th request and the n-th body of events; both follow the same sequence of users.
+#[derive(Clone)]
+struct Traffic {
+    users: Vec<u64>,
+    items: Vec<u64>,
+    surface: String,
+    /// After the newest event of the data set, milliseconds since the epoch.
+    from_ms: i64,
+}
+
+impl Traffic {
+    /// Of the users of a data set, on one of its surfaces.
+    fn new(dataset: &Path, surface: usize) -> Result<Self> {
+        let dataset = Dataset::open(dataset)?;
+        let mut newest = BTreeMap::<u64, i64>::new();
+        for impression in dataset.impressions()? {
+            let impression = impression?;
+            newest.insert(impression.user, impression.time_ms);
+        }
+        let mut items: Vec<u64> = dataset.items.keys().copied().collect();
+        items.sort_unstable();
+        Ok(Self {
+            users: newest.keys().copied().collect(),
+            items,
+            surface: dataset.schema.surfaces[surface].clone(),
+            from_ms: newest.values().max().copied().unwrap_or(0) + 1,
+        })
+    }
+
+    fn user(&self, at: u64) -> u64 {
+        if at % NEW_USER_ONE_IN == NEW_USER_ONE_IN - 1 {
+            return NEW_USERS + at / (NEW_USER_ONE_IN * NEW_USER_REQUESTS);
+        }
+        self.users[at as usize % self.users.len()]
+    }
+
+    fn request(&self, at: u64) -> Value {
+        self.request_of(self.user(at), &mut SmallRng::seed_from_u64(at), false)
+    }
+
+    fn request_of(&self, user: u64, random: &mut SmallRng, explain: bool) -> Value {
+        let item = |_| json!({ "id": self.items[random.random_range(0..self.items.len())] });
+        let candidates: Vec<Value> = (0..CANDIDATES).map(item).collect();
+        json!({
+            "user": user, "surface": self.surface, "candidates": candidates,
+            "time_ms": self.from_ms + REQUESTS_AFTER_MS, "explain": explain,
+        })
+    }
+
+    /// What the users of the requests before did: each clicked on an item.
+    fn events(&self, at: u64) -> Value {
+        let event = |at: u64| {
+            let item = self.items[at as usize % self.items.len()];
+            json!({
+                "request": at + 1, "user": self.user(at), "item": item, "surface": self.surface,
+                "time_ms": self.from_ms + at as i64, "actions": { "click": true },
+            })
+        };
+        let first = at * EVENTS_PER_BODY;
+        json!({ "events": (first..first + EVENTS_PER_BODY).map(event).collect::<Vec<_>>() })
+    }
+}
+
+/// Requests of all users of a data set on a surface, for random candidates.
+pub(super) fn bodies(dataset: &Path, surface: usize, explain: bool) -> Result<Vec<String>> {
+    let traffic = Traffic::new(dataset, surface)?;
+    let mut random = SmallRng::seed_from_u64(3);
+    let mut body = |&user: &u64| traffic.request_of(user, &mut random, explain).to_string();
+    Ok(traffic.users.iter().map(&mut body).collect())
+}
+
+/// The address of a daemon's rankings.
+pub(super) fn rank_url(daemon: &DaemonProcess) -> String {
+    format!("{}/v1/rank", daemon.url)
 }
 
 /// An expert on every surface.
@@ -194,45 +365,15 @@ pub(super) fn mlp(plugin: PathBuf) -> ExpertEntry {
     }
 }
 
-/// Requests on a surface of all users of a data set, for drawn candidates.
-pub(super) fn bodies(dataset: &Path, surface: usize, explain: bool) -> Result<Vec<String>> {
-    let dataset = Dataset::open(dataset)?;
-    let mut newest = BTreeMap::<u64, i64>::new();
-    for impression in dataset.impressions()? {
-        let impression = impression?;
-        newest.insert(impression.user, impression.time_ms);
+/// Trains the FM and the experts of a configuration as an operator does.
+pub(super) fn train_both(config: &Path) -> Result<()> {
+    for model in ["fm", "expert"] {
+        let failed = |error: std::io::Error| Error::internal(format!("cannot train: {error}"));
+        let mut command = Command::new(hypercast()?);
+        command.args(["train", model, "--config"]).arg(config).stdout(Stdio::null());
+        if !command.status().map_err(failed)?.success() {
+            return Err(Error::internal(format!("`hypercast train {model}` failed; see above")));
+        }
     }
-    let time_ms = newest.values().max().copied().unwrap_or(0) + 1;
-    let mut items: Vec<u64> = dataset.items.keys().copied().collect();
-    items.sort_unstable();
-    let mut random = SmallRng::seed_from_u64(3);
-    let surface = &dataset.schema.surfaces[surface];
-    let body = |user: &u64| {
-        let candidates: Vec<_> = (0..CANDIDATES)
-            .map(|_| json!({ "id": items[random.random_range(0..items.len())] }))
-            .collect();
-        json!({
-            "user": user, "surface": surface, "candidates": candidates,
-            "time_ms": time_ms, "explain": explain,
-        })
-        .to_string()
-    };
-    Ok(newest.keys().map(body).collect())
-}
-
-/// Runs a training as an operator does.
-pub(super) fn train(job: [&str; 2], config: &Path) -> Result<()> {
-    let failed = |error: std::io::Error| Error::invalid(format!("cannot train: {error}"));
-    let program = crate::program::hypercast()?;
-    let status = Command::new(program)
-        .args(job)
-        .arg("--config")
-        .arg(config)
-        .stdout(std::process::Stdio::null())
-        .status()
-        .map_err(failed)?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(Error::invalid(format!("`hypercast {}` failed; see above", job.join(" ")))),
-    }
+    Ok(())
 }

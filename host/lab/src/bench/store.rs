@@ -1,134 +1,137 @@
-//! The embedding store: random batched reads beside the raw copy of rows whose places are known, which is as fast as the
-//! machine goes, and beside other embedded stores; the tail of reads while a writer updates rows; what opening costs.
+//! The embedding store: random batched reads beside a raw copy of rows whose places are known,
+//! which is the machine's limit, and beside other embedded stores; the tail of reads beside a
+//! writer; the cost of opening.
 //!
-//! Everything lies in a temporary folder, which is removed at the end.
+//! Everything is in a temporary folder (`TMPDIR`), which is removed at the end.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
+use hypercast_core::{hash::mix64, quantile::quantile};
 use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader, Verify};
 
-use crate::bench::report::{Report, Rival};
-use crate::bench::{Options, rivals};
+use super::{
+    BenchFigure, BenchOptions, BenchReport,
+    rivals::{self, RivalStore},
+    timing::{medians_s, timed},
+};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::quantile::quantile;
 
-/// Values a row.
+/// Values per row.
 pub(super) const DIM: usize = 64;
-/// Ids a read.
-const BATCH: usize = 512;
-/// Reads of a timed repetition.
-const READS: usize = 400;
-/// How far ahead the raw copy with prefetch looks.
-const AHEAD: usize = 8;
-/// Updates a second while reads are timed, and how many are committed at once.
-const UPDATES_A_SECOND: f64 = 100_000.0;
-const UPDATES_A_COMMIT: usize = 10_000;
-/// A rival that has not loaded all rows by then is measured with those it has.
-const LOADING: Duration = Duration::from_secs(150);
 
-/// Which rows a bench reads.
-pub(super) struct Pattern {
+/// Ids per read.
+const BATCH: usize = 512;
+
+/// Reads per timed repetition.
+const READS: usize = 400;
+
+/// How many rows ahead the raw copy prefetches.
+const PREFETCH_AHEAD: usize = 8;
+
+/// Rows per second that the writer updates while reads are timed, and how many it commits at once.
+const UPDATES_PER_SECOND: f64 = 100_000.0;
+const UPDATES_PER_COMMIT: usize = 10_000;
+
+/// The random rows of a read pattern.
+pub(super) struct ReadPattern {
     rows: Vec<usize>,
     ids: Vec<u64>,
 }
 
-impl Pattern {
-    /// Random reads of a store of so many rows.
-    fn new(rows: usize) -> Pattern {
-        let rows: Vec<usize> =
-            (0..READS * BATCH).map(|at| mix(at as u64) as usize % rows).collect();
-        let ids = rows.iter().map(|&row| id(row)).collect();
-        Pattern { rows, ids }
-    }
-
-    /// Reads all of it by `read`, which gives the number of missing ids; adds each read's time.
-    fn time(&self, read: &mut Read<'_>, times_us: &mut Vec<f64>) {
-        let mut out = vec![0.0; BATCH * DIM];
-        for (rows, ids) in self.rows.chunks_exact(BATCH).zip(self.ids.chunks_exact(BATCH)) {
-            let start = Instant::now();
-            let missing = read(Batch { rows, ids }, &mut out);
-            times_us.push(start.elapsed().as_secs_f64() * 1e6);
-            assert_eq!(missing, 0, "every row is there");
-        }
-    }
-
-    /// The median microseconds of a read by each, in turns, after one turn of each that does not count. Single reads are
-    /// timed: they are short beside the slices in which a busy machine gives its cores away.
-    fn medians_us(&self, runs: usize, contenders: &mut [Box<Read<'_>>]) -> Vec<f64> {
-        let mut times = vec![Vec::new(); contenders.len()];
-        for run in 0..=runs {
-            for (times, contender) in times.iter_mut().zip(contenders.iter_mut()) {
-                if run == 1 {
-                    times.clear();
-                }
-                self.time(contender, times);
-            }
-        }
-        times.into_iter().map(|mut times| quantile(&mut times, 0.5)).collect()
-    }
-}
-
-/// One read's rows, by number and by id.
+/// The rows of one read, by number and by id.
 #[derive(Clone, Copy)]
-struct Batch<'a> {
+struct ReadBatch<'a> {
     rows: &'a [usize],
     ids: &'a [u64],
 }
 
-/// A read; gives the number of missing ids.
-type Read<'a> = dyn FnMut(Batch<'_>, &mut [f32]) -> usize + 'a;
+/// A read; returns the number of missing ids.
+type ReadFn<'a> = dyn FnMut(ReadBatch<'_>, &mut [f32]) -> usize + 'a;
 
-/// Million rows a second.
+impl ReadPattern {
+    /// Random reads of a store of `rows` rows.
+    fn new(rows: usize) -> ReadPattern {
+        let random = |at: usize| mix64(at as u64) as usize % rows;
+        let rows: Vec<usize> = (0..READS * BATCH).map(random).collect();
+        let ids = rows.iter().map(|&row| id(row)).collect();
+        ReadPattern { rows, ids }
+    }
+
+    /// Does every read, and adds the microseconds of each to `times_us`.
+    fn time(&self, read: &mut ReadFn<'_>, times_us: &mut Vec<f64>) {
+        let mut out = vec![0.0; BATCH * DIM];
+        for (rows, ids) in self.rows.chunks_exact(BATCH).zip(self.ids.chunks_exact(BATCH)) {
+            let start = Instant::now();
+            let missing = read(ReadBatch { rows, ids }, &mut out);
+            times_us.push(start.elapsed().as_secs_f64() * 1e6);
+            assert_eq!(missing, 0, "every row exists");
+        }
+    }
+
+    /// The median microseconds of a read by each contender, in turns, after a turn that warms up.
+    /// Single reads are timed, since they are short beside the time slices of a busy machine.
+    fn medians_us(&self, runs: usize, contenders: &mut [Box<ReadFn<'_>>]) -> Vec<f64> {
+        let mut times_us = vec![Vec::new(); contenders.len()];
+        for run in 0..=runs {
+            for (times_us, contender) in times_us.iter_mut().zip(contenders.iter_mut()) {
+                if run == 1 {
+                    times_us.clear();
+                }
+                self.time(contender, times_us);
+            }
+        }
+        times_us.into_iter().map(|mut times_us| quantile(&mut times_us, 0.5)).collect()
+    }
+}
+
+/// Millions of rows per second.
 fn speed(read_us: f64) -> f64 {
     BATCH as f64 / read_us
 }
 
 /// The id of a row: spread over the whole range.
 pub(super) fn id(row: usize) -> u64 {
-    mix(row as u64 + 0x0123_4567)
-}
-
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    mix64(row as u64 + 0x0123_4567)
 }
 
 /// Measures the store.
 ///
 /// # Errors
 /// A temporary folder that cannot be made or filled.
-pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
-    let folder = Folder::new()?;
-    let rows = options.rows;
-    let ours = folder.0.join("ours");
-    let took = load(&ours, rows)?;
-    let of = format!("{} rows of {DIM} f32", count(rows));
-    report.add(format!("store: load {of}"), (took.as_secs_f64(), "s"), None);
-    report.add("store: bytes a row, index included", (bytes(&ours)? / rows as f64, "bytes"), None);
+pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let bench = StoreBench { options, dir: dir.path() };
+    let start = Instant::now();
+    load(&bench.ours(), options.rows)?;
+    let name = format!("store: load {}", bench.size());
+    report.add(BenchFigure::new(name, start.elapsed().as_secs_f64(), "s"));
+    let bytes = bytes(&bench.ours())? / options.rows as f64;
+    report.add(BenchFigure::new("store: bytes a row, index included", bytes, "bytes"));
     if options.wants("reads") {
-        reads(options, report, &ours, &of)?;
+        bench.reads(report)?;
     }
     if options.wants("open") {
-        open(options, report, &ours, &of)?;
+        bench.open(report)?;
     }
     if options.wants("writer") {
-        beside_a_writer(options, report, &ours, &of)?;
+        bench.beside_a_writer(report)?;
     }
     if options.wants("formats") {
-        formats(options, report, &folder.0)?;
+        bench.formats(report)?;
     }
     if options.wants("rivals") {
-        against_rivals(options, report, &folder.0)?;
+        bench.rivals(report)?;
     }
     Ok(())
 }
 
-fn load(dir: &Path, rows: usize) -> Result<Duration> {
+/// Fills a new store.
+fn load(dir: &Path, rows: usize) -> Result<()> {
     const PART: usize = 8192;
-    let start = Instant::now();
     let mut store = Store::create(dir, &StoreOptions { dim: DIM, init_scale: 0.1, seed: 1 })?;
     let mut out = vec![0.0; PART * DIM];
     for first in (0..rows).step_by(PART) {
@@ -139,26 +142,164 @@ fn load(dir: &Path, rows: usize) -> Result<Duration> {
         }
     }
     store.checkpoint()?;
-    Ok(start.elapsed())
+    Ok(())
 }
 
-fn reads(options: &Options, report: &mut Report, ours: &Path, of: &str) -> Result<()> {
-    let reader = StoreReader::open_with(ours, Verify::Journal)?;
-    let raw = plain_copy(&reader, options.rows);
-    let pattern = Pattern::new(options.rows);
-    let mut contenders: Vec<Box<Read<'_>>> = vec![
-        Box::new(|batch, out| reader.gather(batch.ids, out)),
-        Box::new(|batch, out| raw_copy(&raw, batch.rows, out, None)),
-        Box::new(|batch, out| raw_copy(&raw, batch.rows, out, Some(AHEAD))),
-    ];
-    let took = pattern.medians_us(options.runs, &mut contenders);
-    let name = format!("store: {BATCH} random rows a read, of {of}");
-    let raw_loops = ["a raw copy, places known", "a raw copy, places known, with prefetch"];
-    for (rival, took_raw) in raw_loops.into_iter().zip(&took[1..]) {
-        let rival = Rival { name: rival.to_owned(), value: speed(*took_raw) };
-        report.add(name.clone(), (speed(took[0]), "Mrows/s"), Some(rival));
+struct StoreBench<'a> {
+    options: &'a BenchOptions,
+    dir: &'a Path,
+}
+
+impl StoreBench<'_> {
+    fn ours(&self) -> std::path::PathBuf {
+        self.dir.join("ours")
     }
-    Ok(())
+
+    fn reader(&self) -> Result<StoreReader> {
+        Ok(StoreReader::open_with(self.ours(), Verify::Journal)?)
+    }
+
+    /// `10 million rows of 64 f32`.
+    fn size(&self) -> String {
+        let rows = self.options.rows;
+        let rows = if rows.is_multiple_of(1_000_000) {
+            format!("{} million", rows / 1_000_000)
+        } else {
+            rows.to_string()
+        };
+        format!("{rows} rows of {DIM} f32")
+    }
+
+    fn reads(&self, report: &mut BenchReport) -> Result<()> {
+        let reader = self.reader()?;
+        let raw = plain_copy(&reader, self.options.rows);
+        let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
+            Box::new(|batch, out| reader.gather(batch.ids, out)),
+            Box::new(|batch, out| raw_copy(&raw, batch.rows, out, None)),
+            Box::new(|batch, out| raw_copy(&raw, batch.rows, out, Some(PREFETCH_AHEAD))),
+        ];
+        let pattern = ReadPattern::new(self.options.rows);
+        let times_us = pattern.medians_us(self.options.runs, &mut contenders);
+        let name = format!("store: {BATCH} random rows a read, of {}", self.size());
+        let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
+        let rivals = ["a raw copy, places known", "a raw copy, places known, with prefetch"];
+        report.add_against(&figure, &rivals, |rival| speed(times_us[rival + 1]));
+        Ok(())
+    }
+
+    fn open(&self, report: &mut BenchReport) -> Result<()> {
+        let ours = self.ours();
+        let open = |verify| StoreReader::open_with(&ours, verify).map(drop);
+        // The first failure ends the bench; later ones are of the same store.
+        open(Verify::Full)?;
+        let mut contenders = [
+            timed(|| open(Verify::Journal).expect("it opened before")),
+            timed(|| open(Verify::Full).expect("it opened before")),
+        ];
+        let times_s = medians_s(self.options.runs.min(5), &mut contenders);
+        let name = format!("store: open {}, journal checked", self.size());
+        let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
+        report.add(figure.versus("with every checksum", times_s[1] * 1e3));
+        Ok(())
+    }
+
+    fn beside_a_writer(&self, report: &mut BenchReport) -> Result<()> {
+        let mut store = Store::open_with(self.ours(), Verify::Journal)?;
+        let handle = store.handle()?;
+        let rows = self.options.rows;
+        let pattern = ReadPattern::new(rows);
+        let (mut alone_us, mut beside_us, mut updates) = (Vec::new(), Vec::new(), 0.0);
+        let turns = self.options.runs.max(3);
+        for _ in 0..turns {
+            let mut read = |batch: ReadBatch<'_>, out: &mut [f32]| handle.gather(batch.ids, out);
+            pattern.time(&mut read, &mut alone_us);
+            let stop = AtomicBool::new(false);
+            let rate = std::thread::scope(|scope| {
+                let writer = scope.spawn(|| update(&mut store, rows, &stop));
+                // The first commit makes the overlay that the later ones fill.
+                std::thread::sleep(Duration::from_millis(200));
+                for _ in 0..5 {
+                    pattern.time(&mut read, &mut beside_us);
+                }
+                stop.store(true, Ordering::Relaxed);
+                writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })?;
+            updates += rate / turns as f64;
+        }
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let name = format!("store: {name} of {BATCH} rows of {} beside a writer", self.size());
+            let figure = BenchFigure::new(name, quantile(&mut beside_us, share), "us");
+            report.add(figure.versus("without a writer", quantile(&mut alone_us, share)));
+        }
+        let name = "store: rows the writer updated a second";
+        report.add(BenchFigure::new(name, updates, "rows/s"));
+        Ok(())
+    }
+
+    fn formats(&self, report: &mut BenchReport) -> Result<()> {
+        let store = self.reader()?;
+        let pattern = ReadPattern::new(self.options.rows);
+        for format in [RowFormat::Bf16, RowFormat::Int8] {
+            let dir = self.dir.join("snapshot");
+            store.snapshot_into(&dir, format)?;
+            let reader = StoreReader::open_with(&dir, Verify::Journal)?;
+            let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
+                Box::new(|batch, out| reader.gather(batch.ids, out)),
+                Box::new(|batch, out| store.gather(batch.ids, out)),
+            ];
+            let times_us = pattern.medians_us(self.options.runs, &mut contenders);
+            drop(contenders);
+            let name = format!("store: {BATCH} random rows a read, kept as {format:?}");
+            let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
+            report.add(figure.versus("kept as F32", speed(times_us[1])));
+            let name = format!("store: bytes a row, kept as {format:?}");
+            let bytes = bytes(&dir)? / self.options.rows as f64;
+            report.add(BenchFigure::new(name, bytes, "bytes"));
+            drop(reader);
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+        }
+        Ok(())
+    }
+
+    /// Each rival holds the same rows as our store.
+    fn rivals(&self, report: &mut BenchReport) -> Result<()> {
+        let rivals = rivals::all();
+        if rivals.is_empty() {
+            report.note(
+                "redb, LMDB (heed) and fjall are not built in; build with `--features rivals`",
+            );
+        }
+        for rival in rivals {
+            let dir = self.dir.join("rival");
+            std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+            let start = Instant::now();
+            rival.load(&dir, &self.reader()?, self.options.rows)?;
+            let name = format!("{}: load {}", rival.name, self.size());
+            report.add(BenchFigure::new(name, start.elapsed().as_secs_f64(), "s"));
+            self.against(report, &rival, &dir)?;
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+        }
+        Ok(())
+    }
+
+    fn against(&self, report: &mut BenchReport, rival: &RivalStore, theirs: &Path) -> Result<()> {
+        let reader = self.reader()?;
+        let pattern = ReadPattern::new(self.options.rows);
+        let times_us = rival.with_reader(theirs, &mut |read| {
+            let mut contenders: Vec<Box<ReadFn<'_>>> = vec![
+                Box::new(|batch, out| reader.gather(batch.ids, out)),
+                Box::new(|batch, out| read(batch.ids, out)),
+            ];
+            pattern.medians_us(self.options.runs.min(5), &mut contenders)
+        })?;
+        let name = format!("store: {BATCH} random rows a read, of {}", self.size());
+        let figure = BenchFigure::new(name, speed(times_us[0]), "Mrows/s");
+        report.add(figure.versus(rival.name, speed(times_us[1])));
+        let of = |dir: &Path| bytes(dir).map(|bytes| bytes / self.options.rows as f64);
+        let figure = BenchFigure::new("store: bytes a row on disk", of(&self.ours())?, "bytes");
+        report.add(figure.versus(rival.name, of(theirs)?));
+        Ok(())
+    }
 }
 
 /// The rows in the order of their numbers, in an array.
@@ -167,7 +308,7 @@ fn plain_copy(reader: &StoreReader, rows: usize) -> Vec<f32> {
     let mut raw = vec![0.0; rows * DIM];
     for (part, out) in raw.chunks_mut(PART * DIM).enumerate() {
         let ids: Vec<u64> = (part * PART..).map(id).take(out.len() / DIM).collect();
-        assert_eq!(reader.gather(&ids, out), 0, "every row is there");
+        assert_eq!(reader.gather(&ids, out), 0, "every row exists");
     }
     raw
 }
@@ -186,63 +327,14 @@ fn prefetch(row: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in row.chunks(16) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing, and every x86-64 has it.
+        // SAFETY: every x86-64 has the instruction, and it accesses no memory on its own.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = row;
 }
 
-fn open(options: &Options, report: &mut Report, ours: &Path, of: &str) -> Result<()> {
-    let took = |verify| -> Result<f64> {
-        let mut times = Vec::new();
-        for _ in 0..options.runs.min(5) {
-            let start = Instant::now();
-            StoreReader::open_with(ours, verify)?;
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-        Ok(quantile(&mut times, 0.5))
-    };
-    let full = Rival { name: "with every checksum".into(), value: took(Verify::Full)? };
-    let name = format!("store: open {of}, journal checked");
-    report.add(name, (took(Verify::Journal)?, "ms"), Some(full));
-    Ok(())
-}
-
-fn beside_a_writer(options: &Options, report: &mut Report, ours: &Path, of: &str) -> Result<()> {
-    let mut store = Store::open_with(ours, Verify::Journal)?;
-    let handle = store.handle()?;
-    let pattern = Pattern::new(options.rows);
-    let mut alone = Vec::new();
-    let mut beside = Vec::new();
-    let mut updates = 0.0;
-    // In turns, so that what else the machine does meets both alike.
-    for _ in 0..options.runs.max(3) {
-        let mut read = |batch: Batch<'_>, out: &mut [f32]| handle.gather(batch.ids, out);
-        pattern.time(&mut read, &mut alone);
-        let stop = AtomicBool::new(false);
-        let rate = std::thread::scope(|scope| {
-            let writer = scope.spawn(|| update(&mut store, options.rows, &stop));
-            // The first commit makes the overlay that the later ones fill.
-            std::thread::sleep(Duration::from_millis(200));
-            for _ in 0..5 {
-                pattern.time(&mut read, &mut beside);
-            }
-            stop.store(true, Ordering::Relaxed);
-            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
-        updates += rate / options.runs.max(3) as f64;
-    }
-    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let rival = Rival { name: "without a writer".into(), value: quantile(&mut alone, share) };
-        let name = format!("store: {name} of {BATCH} rows of {of} beside a writer");
-        report.add(name, (quantile(&mut beside, share), "us"), Some(rival));
-    }
-    report.add("store: rows the writer updated a second", (updates, "rows/s"), None);
-    Ok(())
-}
-
-/// Trains random rows at the set rate until it is told to stop; gives the rate that it reached.
+/// Trains random rows at the set rate until `stop`; returns the rate that it reached.
 fn update(store: &mut Store, rows: usize, stop: &AtomicBool) -> Result<f64> {
     const PART: usize = 1000;
     let adagrad = Adagrad { learning_rate: 0.01, epsilon: 1e-6 };
@@ -251,102 +343,16 @@ fn update(store: &mut Store, rows: usize, stop: &AtomicBool) -> Result<f64> {
     let mut updated = 0;
     while !stop.load(Ordering::Relaxed) {
         let ids: Vec<u64> =
-            (updated..updated + PART).map(|at| id(mix(!(at as u64)) as usize % rows)).collect();
+            (updated..updated + PART).map(|at| id(mix64(!(at as u64)) as usize % rows)).collect();
         store.adagrad(&ids, &grads, &adagrad)?;
         updated += PART;
-        if updated.is_multiple_of(UPDATES_A_COMMIT) {
+        if updated.is_multiple_of(UPDATES_PER_COMMIT) {
             store.commit()?;
         }
-        let due = Duration::from_secs_f64(updated as f64 / UPDATES_A_SECOND);
+        let due = Duration::from_secs_f64(updated as f64 / UPDATES_PER_SECOND);
         std::thread::sleep(due.saturating_sub(start.elapsed()));
     }
     Ok(updated as f64 / start.elapsed().as_secs_f64())
-}
-
-fn formats(options: &Options, report: &mut Report, folder: &Path) -> Result<()> {
-    let store = StoreReader::open_with(folder.join("ours"), Verify::Journal)?;
-    let pattern = Pattern::new(options.rows);
-    for format in [RowFormat::Bf16, RowFormat::Int8] {
-        let dir = folder.join("snapshot");
-        store.snapshot_into(&dir, format)?;
-        let reader = StoreReader::open_with(&dir, Verify::Journal)?;
-        let mut contenders: Vec<Box<Read<'_>>> = vec![
-            Box::new(|batch, out| reader.gather(batch.ids, out)),
-            Box::new(|batch, out| store.gather(batch.ids, out)),
-        ];
-        let took = pattern.medians_us(options.runs, &mut contenders);
-        drop(contenders);
-        let name = format!("store: {BATCH} random rows a read, kept as {format:?}");
-        let rival = Rival { name: "kept as F32".into(), value: speed(took[1]) };
-        report.add(name, (speed(took[0]), "Mrows/s"), Some(rival));
-        let name = format!("store: bytes a row, kept as {format:?}");
-        report.add(name, (bytes(&dir)? / options.rows as f64, "bytes"), None);
-        drop(reader);
-        std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
-    }
-    Ok(())
-}
-
-/// Each rival holds the same rows, or as many as it loads in time; then our store has as many.
-fn against_rivals(options: &Options, report: &mut Report, folder: &Path) -> Result<()> {
-    let rivals = rivals::all();
-    if rivals.is_empty() {
-        report.note(
-            "redb, LMDB (heed) and fjall are not built in: build with `--features rivals` to be compared with them",
-        );
-    }
-    for rival in rivals {
-        let dir = folder.join("rival");
-        std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
-        let all = StoreReader::open_with(folder.join("ours"), Verify::Journal)?;
-        let start = Instant::now();
-        let loaded = rival.load(&dir, &all, options.rows, start + LOADING)?;
-        drop(all);
-        report.add(
-            format!("{}: load {} rows", rival.name, count(loaded)),
-            (start.elapsed().as_secs_f64(), "s"),
-            None,
-        );
-        let small = folder.join("ours-small");
-        let ours = if loaded < options.rows {
-            load(&small, loaded)?;
-            &small
-        } else {
-            &folder.join("ours")
-        };
-        against(options, report, &rival, (ours, &dir), loaded)?;
-        for dir in [&dir, &small] {
-            if dir.exists() {
-                std::fs::remove_dir_all(dir).map_err(Error::io(dir))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn against(
-    options: &Options,
-    report: &mut Report,
-    rival: &rivals::Rival,
-    (ours, theirs): (&Path, &Path),
-    rows: usize,
-) -> Result<()> {
-    let reader = StoreReader::open_with(ours, Verify::Journal)?;
-    let pattern = Pattern::new(rows);
-    let took = rival.with_reader(theirs, &mut |read| {
-        let mut contenders: Vec<Box<Read<'_>>> = vec![
-            Box::new(|batch, out| reader.gather(batch.ids, out)),
-            Box::new(|batch, out| read(batch.ids, out)),
-        ];
-        pattern.medians_us(options.runs.min(5), &mut contenders)
-    })?;
-    let of = format!("{} rows of {DIM} f32", count(rows));
-    let name = format!("store: {BATCH} random rows a read, of {of}");
-    let them = Rival { name: rival.name.to_owned(), value: speed(took[1]) };
-    report.add(name, (speed(took[0]), "Mrows/s"), Some(them));
-    let them = Rival { name: rival.name.to_owned(), value: bytes(theirs)? / rows as f64 };
-    report.add("store: bytes a row on disk", (bytes(ours)? / rows as f64, "bytes"), Some(them));
-    Ok(())
 }
 
 /// Bytes of a folder's files.
@@ -358,30 +364,4 @@ fn bytes(dir: &Path) -> Result<f64> {
         sum += if meta.is_dir() { bytes(&entry.path())? as u64 } else { meta.len() };
     }
     Ok(sum as f64)
-}
-
-fn count(rows: usize) -> String {
-    match rows {
-        rows if rows.is_multiple_of(1_000_000) => format!("{} million", rows / 1_000_000),
-        rows => rows.to_string(),
-    }
-}
-
-/// A folder that goes when the bench does.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder> {
-        let path = std::env::temp_dir().join(format!("hypercast-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(Error::io(&path))?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("{}: {error}; remove it by hand", self.0.display());
-        }
-    }
 }

@@ -1,18 +1,16 @@
-//! The demo's configurations: one a data set, small enough for two cores.
+//! The demo's configurations: one per data set, small enough for two cores.
 
 use std::path::{Path, PathBuf};
 
+use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
+use hypercast_data::{dataset::Dataset, import::simulate, schema::Schema};
 use hypercast_fm::spec::FmConfig;
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
-use hypercast_data::dataset::Dataset;
-use hypercast_data::import::simulate;
-use hypercast_data::schema::Schema;
 
 /// The data sets of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Data {
+pub enum DatasetChoice {
     /// MovieLens-1M, fetched with pip.
     Movielens,
     /// KuaiRand-Pure, from its own files.
@@ -21,19 +19,19 @@ pub enum Data {
     Simulated,
 }
 
-impl Data {
-    /// Where the test begins: at the time that is asked for, else at the data set's own date or with the last
-    /// tenth of its impressions.
+impl DatasetChoice {
+    /// Where the test begins: at the given time, else at the data set's own date, else with the
+    /// last tenth of its impressions.
     ///
     /// # Errors
     /// A time that cannot be read; a data set that is empty or cannot be read.
     pub fn test_from_ms(
         self,
-        asked: Option<&str>,
+        given: Option<&str>,
         config: &Config,
         dataset: &Dataset,
     ) -> Result<i64> {
-        if let Some(date) = asked.or(self.test_from()) {
+        if let Some(date) = given.or(self.test_from()) {
             return Ok(parse_time_ms(date, config.timeline.utc_offset_h)?);
         }
         let at = dataset.rows - dataset.rows / 10;
@@ -43,11 +41,11 @@ impl Data {
         }
     }
 
-    /// The date where the test begins if nothing is asked for; none for the last tenth of impressions.
+    /// The data set's own date for the test.
     fn test_from(self) -> Option<&'static str> {
         match self {
-            Data::Kuairand => Some("2022-04-29"),
-            Data::Movielens | Data::Simulated => None,
+            DatasetChoice::Kuairand => Some("2022-04-29"),
+            DatasetChoice::Movielens | DatasetChoice::Simulated => None,
         }
     }
 
@@ -65,25 +63,26 @@ impl Data {
             ..Config::default()
         };
         config.engine.dir = "streams".into();
-        // Its events are of the past: their own times are the clock.
+        // The events are of the past: their own times are the clock.
         config.join.tick_ms = 0;
         let short_term: &[&str] = match self {
-            Data::Movielens => {
+            DatasetChoice::Movielens => {
                 config.fm = FmConfig { max_history: 48, max_targets: 16, ..FmConfig::default() };
                 config.expert_training = ExpertTraining { epochs: 1, ..ExpertTraining::default() };
                 config.logs = Logs { skip_share: 0.4, ..Logs::default() };
                 &["drama", "comedy"]
             }
-            Data::Kuairand => {
+            DatasetChoice::Kuairand => {
                 config.timeline.utc_offset_h = 8;
                 config.logs = Logs { skip_share: 0.0, ..Logs::default() };
-                // Most of what is known of users is older than the logs, without its times.
+                // Most of the users' events are older than the logs and have no times.
                 config.fm = FmConfig {
                     pretraining_passes: 2,
                     sparse_learning_rate: 0.06,
                     ..FmConfig::default()
                 };
-                // Four days are few: small steps, and their average. What follows the stream may take larger ones.
+                // Four days are few: small steps and their average. Steps on the stream may be
+                // larger.
                 config.expert_training = ExpertTraining {
                     epochs: 3,
                     batch_rows: 128,
@@ -93,8 +92,8 @@ impl Data {
                 };
                 &["tab1"]
             }
-            Data::Simulated => {
-                // The world is small, so steps are: many of them matter more than big ones.
+            DatasetChoice::Simulated => {
+                // In a small world many small steps are better than few large ones.
                 config.fm = FmConfig {
                     max_history: 128,
                     batch_requests: 16,
@@ -122,7 +121,7 @@ pub fn world(into: PathBuf) -> simulate::Options {
     simulate::Options { into, users: 400, items: 200, requests: 24_000, surfaces: 3, seed: 1 }
 }
 
-/// Two experts, each with a shadow that has no TAE: the baseline it is compared with.
+/// Two experts, each with a shadow without TAE as its baseline.
 fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
     let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
         let with = ExpertEntry {

@@ -1,47 +1,47 @@
-//! The experts' phase of an evaluation: each expert of the preset learns from the
-//! logs up to the test, then predicts the test in time order.
+//! The experts' phase of an evaluation: each expert of the preset learns from the logs up to the
+//! test, then predicts the test in time order.
 //!
-//! It reads the logs alone. A surface's rows are scored by the expert that serves
-//! it, so every arm covers the same rows.
+//! It reads only the logs. A surface's rows are scored by the expert that serves it, so every arm
+//! covers the same rows.
 
-use hypercast_data::labels::Labels;
-use hypercast_fm::example::Example;
-
-use super::{
-    scores::{Impression, Scores},
-    stream::Mode,
-    window::Window,
-};
-use crate::demo::replay::Arm;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::progress::Progress;
-use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::LogReader;
+use hypercast_data::{dataset::timeline::Span, labels::Labels, logs::LogReader};
 use hypercast_expert::{Blueprint, Engine};
+use hypercast_fm::example::Example;
 use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
-/// What the experts are evaluated on.
+use super::{
+    scores::{EvaluationScores, ScoredImpression},
+    stream::TestMode,
+    window::TestWindow,
+};
+use crate::{
+    demo::replay::PredictionArm,
+    error::{CommonErrors as _, Error, Result},
+};
+
+/// The inputs of the phase.
 #[derive(Clone, Copy)]
-pub struct Phase<'a> {
+pub struct ExpertPhase<'a> {
     /// The preset.
     pub config: &'a Config,
-    /// The logs that the FM's phase left.
+    /// The logs that the FM's phase wrote.
     pub log: &'a LogReader,
-    /// Where guests run.
+    /// Runs the plugins.
     pub engine: &'a Engine,
     /// Where the test begins.
-    pub window: Window,
+    pub window: TestWindow,
     /// Whether experts go on learning through the test.
-    pub mode: Mode,
+    pub mode: TestMode,
 }
 
-impl Phase<'_> {
+impl ExpertPhase<'_> {
     /// Trains one expert and scores it.
     ///
     /// # Errors
     /// Logs or a plugin that cannot be used.
-    pub fn run(&self, entry: &ExpertEntry, scores: &mut Scores) -> Result<()> {
+    pub fn run(&self, entry: &ExpertEntry, scores: &mut EvaluationScores) -> Result<()> {
         let test_from_ms = Some(self.window.test_from_ms);
         let schema = &self.log.schema;
         let serves = self.config.serving_surfaces(entry, schema)?;
@@ -80,7 +80,7 @@ impl Phase<'_> {
             without_tae: entry.without_tae,
             device: self.config.device,
         };
-        let scorer = Scorer::new(self.log, &blueprint, &serves, entry);
+        let scorer = ExpertScorer::new(self.log, &blueprint, &serves, entry);
         let mut stream = ExpertStream::new(blueprint, parameters, &start)?;
         let total = survey.rows * settings.epochs as u64;
         let mut progress = Progress::start(&format!("expert {}", entry.name), total);
@@ -91,7 +91,7 @@ impl Phase<'_> {
         })?;
         stream.go_online();
         let test = view(surfaces, test_from_ms, None);
-        stream.follow(&test, self.mode == Mode::Streaming, &mut |examples, predictions| {
+        stream.follow(&test, self.mode == TestMode::Streaming, &mut |examples, predictions| {
             scorer.score(examples, predictions, scores);
         })?;
         progress.finish(&format!("trained on {} rows before the test", survey.rows));
@@ -100,16 +100,16 @@ impl Phase<'_> {
 }
 
 /// Turns an expert's predictions into scores.
-pub struct Scorer {
+pub struct ExpertScorer {
     labels: Labels,
-    /// Each of the expert's tasks among the schema's.
+    /// Index in the schema of each of the expert's tasks.
     tasks: Vec<Option<usize>>,
     serves: Vec<u16>,
-    arm: Arm,
+    arm: PredictionArm,
 }
 
-impl Scorer {
-    /// For an expert's tasks on the surfaces that it serves.
+impl ExpertScorer {
+    /// A scorer of an expert's tasks on the surfaces that it serves.
     pub fn new(
         log: &LogReader,
         blueprint: &Blueprint,
@@ -122,12 +122,17 @@ impl Scorer {
             tasks: tasks.collect(),
             labels,
             serves: serves.to_vec(),
-            arm: if entry.without_tae { Arm::Expert } else { Arm::ExpertTae },
+            arm: if entry.without_tae { PredictionArm::Expert } else { PredictionArm::ExpertTae },
         }
     }
 
-    /// Scores predictions, `[rows]` a task; none if the pass made none.
-    pub fn score(&self, examples: &[&Example], predictions: &[Vec<f32>], scores: &mut Scores) {
+    /// Scores predictions, `[tasks][rows]`; there are no tasks if the pass did not predict.
+    pub fn score(
+        &self,
+        examples: &[&Example],
+        predictions: &[Vec<f32>],
+        scores: &mut EvaluationScores,
+    ) {
         let rows = examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
         for (at, (example, row)) in rows.enumerate() {
             if !self.serves.contains(&example.surface) {
@@ -136,7 +141,8 @@ impl Scorer {
             for (predictions, task) in predictions.iter().zip(&self.tasks) {
                 let Some(task) = *task else { continue };
                 if let Some(label) = self.labels.label(example, row, task) {
-                    scores.push(Impression::of(example), (task, self.arm), predictions[at], label);
+                    let of = ScoredImpression::of(example, task, self.arm, label);
+                    scores.push(of, predictions[at]);
                 }
             }
         }

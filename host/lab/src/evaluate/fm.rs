@@ -1,34 +1,38 @@
-//! The FM's phase of an evaluation: the FM over the stream, its TAEs into feature
-//! logs, its own predictions into a table beside them.
+//! The FM's phase of an evaluation: the FM over the stream, its TAEs into feature logs, its own
+//! predictions into a table beside them.
 //!
-//! What it leaves in the work folder is all that the experts' phase needs, so a
-//! later run with other expert settings can take it over.
+//! Its files in the work folder are all that the experts' phase needs, so a later run with other
+//! expert settings can reuse them.
 
 use std::path::{Path, PathBuf};
 
-use hypercast_data::labels::Labels;
+use hypercast_config::Logs;
+use hypercast_data::{
+    dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values},
+    features::FeatureConfig,
+    labels::Labels,
+    logs::{LogVersion, LogWriter},
+};
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
 };
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    scores::{Impression, Scores},
-    stream::{Mode, Part, Stream},
+    scores::{EvaluationScores, ScoredImpression},
+    stream::{DatasetStream, StreamBatch, TestMode},
 };
-use crate::demo::replay::{Arm, BaseRates};
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Logs;
-use hypercast_data::dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values};
-use hypercast_data::features::FeatureConfig;
-use hypercast_data::logs::{LogVersion, LogWriter};
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
+use crate::{
+    demo::replay::{BaseRates, PredictionArm},
+    error::{CommonErrors as _, Error, Result},
+};
 
-/// What an FM phase was run with; another phase with the same would leave the same.
+/// The settings of an FM phase. Phases with equal settings write equal files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Key {
-    mode: Mode,
+pub struct FmPhaseKey {
+    mode: TestMode,
     test_from_ms: i64,
     rows: usize,
     fm: FmConfig,
@@ -36,9 +40,9 @@ pub struct Key {
     features: FeatureConfig,
 }
 
-impl Key {
-    /// Of a stream.
-    pub fn new(stream: &Stream<'_>) -> Self {
+impl FmPhaseKey {
+    /// The settings of a phase over this stream.
+    pub fn new(stream: &DatasetStream<'_>) -> Self {
         Self {
             mode: stream.mode,
             test_from_ms: stream.window.test_from_ms,
@@ -53,19 +57,19 @@ impl Key {
         work.join("fm-phase.json")
     }
 
-    /// Refuses what an earlier run left if it was run with anything else.
+    /// Checks that an earlier run in `work` had the same settings.
     ///
     /// # Errors
-    /// Nothing was left, or with other settings: they are named.
+    /// No earlier run, or one with other settings, which are named.
     pub fn check(&self, work: &Path) -> Result<()> {
         let path = Self::path(work);
         let advice = "run once without --skip-fm";
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::data(&path, format!("no FM phase to take over ({error}); {advice}"))
+            Error::data(&path, format!("no FM phase to reuse ({error}); {advice}"))
         })?;
         let parse = |error: serde_json::Error| Error::data(&path, format!("{error}; {advice}"));
         let left: serde_json::Value = serde_json::from_str(&text).map_err(parse)?;
-        // Through text, as what was left: a 32-bit float reads back as another number than it casts to.
+        // Through text like the file: a 32-bit float reads back as another number than it casts to.
         let own = serde_json::to_string(self).and_then(|text| serde_json::from_str(&text));
         let own: serde_json::Value = own.map_err(parse)?;
         let fields = own.as_object().into_iter().flatten();
@@ -73,23 +77,21 @@ impl Key {
             .filter(|(name, value)| left.get(name) != Some(value))
             .map(|(name, _)| name.clone())
             .collect();
-        match other.is_empty() {
-            true => Ok(()),
-            false => Err(Error::data(
-                &path,
-                format!("the FM phase that was left differs in {}; {advice}", other.join(", ")),
-            )),
+        if other.is_empty() {
+            return Ok(());
         }
+        let what = format!("the earlier FM phase differs in {}; {advice}", other.join(", "));
+        Err(Error::data(&path, what))
     }
 }
 
-/// Runs the phase and leaves its results in `work`.
+/// Runs the phase and writes its results into `work`.
 ///
 /// # Errors
 /// A data set, configuration or device that cannot be used; a full disk.
-pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
+pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     let config = stream.config;
-    let key_path = Key::path(work);
+    let key_path = FmPhaseKey::path(work);
     if key_path.exists() {
         std::fs::remove_file(&key_path).map_err(Error::io(&key_path))?;
     }
@@ -104,33 +106,34 @@ pub fn run(stream: &Stream<'_>, work: &Path) -> Result<()> {
         config.logs.options(),
         versions,
     )?;
-    let mut said_of = Predictions::create(stream, &spec, work)?;
+    let mut table = FmPredictionTable::create(stream, &spec, work)?;
     let skip = stream.skip()?;
     stream.run("FM", |part| {
-        let said = part.through(trainer.as_mut(), &|_| true)?;
+        let output = part.through(trainer.as_mut(), &|_| true)?;
         if part.history_only {
             return Ok(());
         }
-        said_of.push(&part, &said.predictions)?;
+        table.push(&part, &output.predictions)?;
         if part.seen >= skip {
-            log.write_batch(part.examples, &said.tae, |_| true)?;
+            log.write_batch(part.examples, &output.tae, |_| true)?;
         }
         Ok(())
     })?;
     log.finish()?;
-    said_of.finish()?;
-    let text = serde_json::to_string_pretty(&Key::new(stream)).expect("plain structs serialise");
+    table.finish()?;
+    let text =
+        serde_json::to_string_pretty(&FmPhaseKey::new(stream)).expect("plain structs serialise");
     std::fs::write(&key_path, text + "\n").map_err(Error::io(&key_path))
 }
 
-/// Reads what the FM's heads said, and the base rates, into `scores`.
+/// Adds the predictions of the FM's heads and the base rates to `scores`.
 ///
 /// # Errors
-/// A table that is missing or foreign.
-pub fn score(stream: &Stream<'_>, work: &Path, scores: &mut Scores) -> Result<()> {
+/// A table that is missing or has other columns.
+pub fn score(stream: &DatasetStream<'_>, work: &Path, scores: &mut EvaluationScores) -> Result<()> {
     let labels = Labels::new(&stream.dataset.schema);
     let base = BaseRates::of(stream.dataset, stream.window.test_from_ms)?;
-    let path = Predictions::path(work);
+    let path = FmPredictionTable::path(work);
     let reader = TableReader::open(&path)?;
     let tasks: Vec<usize> = labels.tasks().collect();
     let fields = fields(&labels);
@@ -138,27 +141,27 @@ pub fn score(stream: &Stream<'_>, work: &Path, scores: &mut Scores) -> Result<()
         let columns = reader.read(group, &fields)?;
         let (users, surfaces, times) = (columns[0].u64s(), columns[1].u32s(), columns[2].i64s());
         for row in 0..users.len() {
-            let at = Impression {
-                user: users[row],
-                surface: u16::try_from(surfaces[row])
-                    .map_err(|_| Error::data(&path, "column `surface` is out of range"))?,
-                time_ms: times[row],
-            };
+            let (user, time_ms) = (users[row], times[row]);
+            let surface = u16::try_from(surfaces[row])
+                .map_err(|_| Error::data(&path, "column `surface` is out of range"))?;
             for (task, columns) in tasks.iter().zip(columns[3..].chunks_exact(3)) {
-                let [said, label, truth] = [0, 1, 2].map(|column| columns[column].f32s()[row]);
+                let [predicted, label, truth] = [0, 1, 2].map(|column| columns[column].f32s()[row]);
                 if label.is_nan() {
                     continue;
                 }
-                let mut push =
-                    |arm, probability| scores.push(at, (*task, arm), probability, label > 0.5);
-                if at.time_ms >= stream.window.report_from_ms {
-                    push(Arm::Base, base.rate(at.surface, *task));
+                let (task, label) = (*task, label > 0.5);
+                let mut push = |arm, probability| {
+                    let of = ScoredImpression { user, surface, time_ms, task, arm, label };
+                    scores.push(of, probability);
+                };
+                if time_ms >= stream.window.report_from_ms {
+                    push(PredictionArm::Base, base.rate(surface, task));
                     if truth.is_finite() {
-                        push(Arm::Best, truth);
+                        push(PredictionArm::Best, truth);
                     }
                 }
-                if !said.is_nan() {
-                    push(Arm::Fm, said);
+                if !predicted.is_nan() {
+                    push(PredictionArm::Fm, predicted);
                 }
             }
         }
@@ -166,26 +169,28 @@ pub fn score(stream: &Stream<'_>, work: &Path, scores: &mut Scores) -> Result<()
     Ok(())
 }
 
-/// Rows a group of the table.
+/// Rows per group of the table.
 const GROUP_ROWS: usize = 1 << 15;
 
-/// Writes what the FM's heads said of every target of the stream.
-struct Predictions {
+/// Writes the predictions of the FM's heads for every target of the stream.
+struct FmPredictionTable {
     labels: Labels,
-    /// Where each binary task stands among the FM's.
+    /// Index of each binary task among the FM's tasks.
     places: Vec<usize>,
     tasks: usize,
     writer: TableWriter,
-    rows: (Vec<u64>, Vec<u32>, Vec<i64>),
+    users: Vec<u64>,
+    surfaces: Vec<u32>,
+    times_ms: Vec<i64>,
     values: Vec<Vec<f32>>,
 }
 
-impl Predictions {
+impl FmPredictionTable {
     fn path(work: &Path) -> PathBuf {
         work.join("fm-predictions.parquet")
     }
 
-    fn create(stream: &Stream<'_>, spec: &FmSpec, work: &Path) -> Result<Self> {
+    fn create(stream: &DatasetStream<'_>, spec: &FmSpec, work: &Path) -> Result<Self> {
         let labels = Labels::new(&stream.dataset.schema);
         let place = |task: usize| {
             let name = &labels.schema.tasks[task].name;
@@ -195,38 +200,40 @@ impl Predictions {
         Ok(Self {
             writer: TableWriter::create(&Self::path(work), fields(&labels))?,
             values: vec![Vec::new(); 3 * places.len()],
-            rows: Default::default(),
+            users: Vec::new(),
+            surfaces: Vec::new(),
+            times_ms: Vec::new(),
             tasks: spec.tasks.len(),
             places,
             labels,
         })
     }
 
-    fn push(&mut self, part: &Part<'_>, predictions: &[f32]) -> Result<()> {
+    fn push(&mut self, part: &StreamBatch<'_>, predictions: &[f32]) -> Result<()> {
         let rows = part.examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (e, row)));
-        for ((example, row), said) in rows.zip(predictions.chunks_exact(self.tasks)) {
-            self.rows.0.push(example.user.id);
-            self.rows.1.push(u32::from(example.surface));
-            self.rows.2.push(example.time_ms);
+        for ((example, row), predicted) in rows.zip(predictions.chunks_exact(self.tasks)) {
+            self.users.push(example.user.id);
+            self.surfaces.push(u32::from(example.surface));
+            self.times_ms.push(example.time_ms);
             for (at, task) in self.labels.tasks().enumerate() {
                 let label = self.labels.label(example, row, task);
                 let truth = example.targets[row].truth.get(task).copied().unwrap_or(f32::NAN);
                 let label = label.map_or(f32::NAN, |label| f32::from(u8::from(label)));
-                for (column, value) in [said[self.places[at]], label, truth].into_iter().enumerate()
+                for (column, value) in
+                    [predicted[self.places[at]], label, truth].into_iter().enumerate()
                 {
                     self.values[3 * at + column].push(value);
                 }
             }
         }
-        if self.rows.0.len() >= GROUP_ROWS { self.flush() } else { Ok(()) }
+        if self.users.len() >= GROUP_ROWS { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
-        let (users, surfaces, times) = std::mem::take(&mut self.rows);
         let mut columns = vec![
-            Column::scalars(Values::U64(users)),
-            Column::scalars(Values::U32(surfaces)),
-            Column::scalars(Values::I64(times)),
+            Column::scalars(Values::U64(std::mem::take(&mut self.users))),
+            Column::scalars(Values::U32(std::mem::take(&mut self.surfaces))),
+            Column::scalars(Values::I64(std::mem::take(&mut self.times_ms))),
         ];
         let values = self.values.iter_mut().map(std::mem::take);
         columns.extend(values.map(|values| Column::scalars(Values::F32(values))));
@@ -234,14 +241,14 @@ impl Predictions {
     }
 
     fn finish(mut self) -> Result<()> {
-        if !self.rows.0.is_empty() {
+        if !self.users.is_empty() {
             self.flush()?;
         }
         Ok(self.writer.finish()?)
     }
 }
 
-/// User, surface, time; then, a binary task, prediction, label and truth, NaN where there is none.
+/// User, surface, time; then the prediction, label and truth of each binary task, NaN if missing.
 fn fields(labels: &Labels) -> Vec<Field> {
     let mut fields = vec![
         Field::new("user", Kind::U64),

@@ -1,8 +1,8 @@
-//! Evaluating the paradigm on a data set, in one process: an FM over the stream,
-//! then experts from the logs that it left.
+//! Evaluates the paradigm on a data set, in one process: an FM over the stream, then experts from
+//! the logs that it wrote.
 //!
-//! The two phases meet in the feature logs alone, as in production. Every number
-//! is a prediction made before anything was learned from its row.
+//! As in production, the two phases share only the feature logs. Every prediction is made before
+//! anything is learned from its row.
 
 pub mod expert;
 pub mod fm;
@@ -14,44 +14,59 @@ pub mod stream;
 pub(crate) mod tests;
 pub mod window;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
+use hypercast_data::logs::LogReader;
+use hypercast_expert::Engine;
 use serde::Serialize;
 
 use self::{
-    expert::Phase,
-    scores::{Point, Scores},
-    setup::Setup,
-    stream::{Mode, Stream, Users},
-    window::{Asked, Window},
+    expert::ExpertPhase,
+    scores::{CurvePoint, EvaluationScores},
+    setup::EvaluationSetup,
+    stream::{DatasetStream, TestMode, UserSample},
+    window::{TestTimes, TestWindow},
 };
-use crate::demo::{Data, Seconds, report::Row};
-use crate::error::{CommonErrors as _, Result};
-use hypercast_data::logs::LogReader;
-use hypercast_expert::Engine;
+use crate::{
+    demo::{StepTimes, step_times},
+    error::{CommonErrors as _, Result},
+    metrics::{MetricRow, table},
+};
 
-/// What to evaluate.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The data set, the work folder, the plugins.
-    pub setup: Setup,
-    /// Whether the test teaches.
-    pub mode: Mode,
+/// Train FM and experts up to a date, and measure them on the data after it
+#[derive(Debug, Clone, clap::Args)]
+pub struct EvaluateOptions {
+    /// The data set and the folders.
+    #[command(flatten)]
+    pub setup: EvaluationSetup,
+    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
+    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
+    pub mode: TestMode,
     /// Where the test and the report begin.
-    pub asked: Asked,
-    /// Replaces the seeds of FM and experts.
+    #[command(flatten)]
+    pub times: TestTimes,
+    /// Seed of FM and experts, instead of the preset's
+    #[arg(long)]
     pub seed: Option<u64>,
-    /// Take over what an earlier run's FM phase left in the work folder.
+    /// Reuse the FM's phase of an earlier run with the same FM settings in the work folder
+    #[arg(long)]
     pub skip_fm: bool,
-    /// Hours between the points of the progressive curve.
+    /// Hours between the points of the progressive curve
+    #[arg(long, value_name = "HOURS", default_value_t = 6)]
     pub window_h: u32,
+    /// Also draw progressive NE over the stream to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
-/// What came of it, as `--json` writes it.
+/// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct EvaluationReport {
     /// `fixed` or `streaming`.
-    pub mode: Mode,
+    pub mode: TestMode,
     /// Seed of FM and experts.
     pub seed: u64,
     /// Where the test begins, by the data set's clock.
@@ -59,91 +74,84 @@ pub struct Report {
     /// Where the report begins.
     pub report_from: String,
     /// Metrics over the reported impressions, by surface, task and arm.
-    pub rows: Vec<Row>,
+    pub rows: Vec<MetricRow>,
     /// Normalised entropy of all surfaces by time, over the whole stream.
-    pub progressive: Vec<Point>,
+    pub progressive: Vec<CurvePoint>,
     /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
     #[serde(skip)]
-    window: Window,
+    window: TestWindow,
 }
 
 /// Runs both phases.
 ///
 /// # Errors
-/// Whatever a phase says; what the FM's phase wrote stays in the work folder.
-pub fn run(options: &Options) -> Result<Report> {
-    let mut seconds = Seconds::default();
-    let setup = Setup { reuse_data: options.skip_fm, ..options.setup.clone() };
-    let dataset = seconds.time("import", || setup.dataset())?;
+/// The failure of a phase; the files of the FM's phase stay in the work folder.
+pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
+    let mut times = StepTimes::default();
+    let setup = EvaluationSetup { reuse_data: options.skip_fm, ..options.setup.clone() };
+    let dataset = times.time("import", || setup.dataset())?;
     let mut config = setup.config(&dataset)?;
     if let Some(seed) = options.seed {
         config.fm.seed = seed;
         config.expert_training.seed = seed;
     }
-    let window = Window::new(setup.data, &options.asked, &config, &dataset)?;
-    let stream = Stream {
+    let window = TestWindow::new(setup.data, &options.times, &config, &dataset)?;
+    let stream = DatasetStream {
         dataset: &dataset,
         config: &config,
         window,
         mode: options.mode,
         history_len: config.fm.max_history,
-        users: Users::ALL,
+        users: UserSample::ALL,
     };
-    std::fs::create_dir_all(&setup.work).map_err(crate::error::Error::io(&setup.work))?;
+    std::fs::create_dir_all(setup.work()).map_err(crate::error::Error::io(setup.work()))?;
     if options.skip_fm {
-        fm::Key::new(&stream).check(&setup.work)?;
+        fm::FmPhaseKey::new(&stream).check(setup.work())?;
     } else {
-        seconds.time("fm", || fm::run(&stream, &setup.work))?;
+        times.time("fm", || fm::run(&stream, setup.work()))?;
     }
     let every_ms = i64::from(options.window_h.max(1)) * 3_600_000;
-    let mut scores = Scores::new(&dataset.schema, &window, every_ms);
-    seconds.time("score_fm", || fm::score(&stream, &setup.work, &mut scores))?;
+    let mut scores = EvaluationScores::new(&dataset.schema, &window, every_ms);
+    times.time("score_fm", || fm::score(&stream, setup.work(), &mut scores))?;
     let log = LogReader::open(&config.paths.logs)?;
     let engine = Engine::new(config.guests())?;
-    let phase = Phase { config: &config, log: &log, engine: &engine, window, mode: options.mode };
+    let phase =
+        ExpertPhase { config: &config, log: &log, engine: &engine, window, mode: options.mode };
     for entry in &config.experts {
-        seconds.time("experts", || phase.run(entry, &mut scores))?;
+        times.time("experts", || phase.run(entry, &mut scores))?;
     }
-    Ok(Report {
+    Ok(EvaluationReport {
         mode: options.mode,
         seed: config.fm.seed,
-        test_from: window.say(window.test_from_ms),
-        report_from: window.say(window.report_from_ms),
+        test_from: window.format(window.test_from_ms),
+        report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
         progressive: scores.points(),
-        seconds: seconds.0,
+        seconds: times.0,
         window,
     })
 }
 
-impl Report {
+impl EvaluationReport {
     /// The progressive curve as an SVG.
     pub fn plot(&self) -> String {
         plot::svg(&self.progressive, &self.window)
     }
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for EvaluationReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&crate::demo::report::table(&self.rows))?;
+        f.write_str(&table(&self.rows))?;
         let mode = match self.mode {
-            Mode::Fixed => "weights fixed",
-            Mode::Streaming => "streaming",
+            TestMode::Fixed => "weights fixed",
+            TestMode::Streaming => "streaming",
         };
         writeln!(
             f,
             "\n{mode} from {}, reported from {}, seed {}",
             self.test_from, self.report_from, self.seed
         )?;
-        let steps: Vec<String> =
-            self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
-        writeln!(f, "{}", steps.join(", "))
+        writeln!(f, "{}", step_times(&self.seconds))
     }
-}
-
-/// The name of a data set's default work folder.
-pub fn work_name(command: &str, data: Data) -> std::path::PathBuf {
-    let name = format!("{command}-{data:?}").to_lowercase();
-    std::path::Path::new("target/hypercast").join(name)
 }

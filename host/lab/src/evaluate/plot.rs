@@ -1,10 +1,8 @@
-//! Progressive NE over the stream as an SVG: a panel a task, a line an arm.
-//!
-//! It draws what it is given and computes no metric.
+//! Progressive NE over the stream as an SVG: a panel per task, a line per arm.
 
 use std::fmt::Write;
 
-use super::{scores::Point, window::Window};
+use super::{scores::CurvePoint, window::TestWindow};
 
 const WIDTH: f64 = 900.0;
 const PANEL: f64 = 220.0;
@@ -12,19 +10,19 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 30.0;
-/// Where the legend stands.
+/// Height of the legend.
 const HEAD: f64 = 34.0;
 
-/// The arms that are drawn: their names in points, to people, and their colours (Okabe and Ito's,
-/// which colour-blind readers tell apart).
+/// The arms that are drawn: their names in points, their titles, and their colours (Okabe and
+/// Ito's, which colour-blind readers can distinguish).
 const ARMS: [(&str, &str, &str); 3] = [
     ("fm", "FM head", "#0072b2"),
     ("expert", "expert without TAE", "#e69f00"),
     ("expert+tae", "expert with TAE", "#009e73"),
 ];
 
-/// Draws the points of a stream; the test's beginning is marked.
-pub fn svg(points: &[Point], window: &Window) -> String {
+/// Draws the points of a stream, and marks the beginning of the test.
+pub fn svg(points: &[CurvePoint], window: &TestWindow) -> String {
     let mut tasks: Vec<&str> = Vec::new();
     for point in points {
         if !tasks.contains(&point.task.as_str()) {
@@ -33,33 +31,35 @@ pub fn svg(points: &[Point], window: &Window) -> String {
     }
     let height = HEAD + PANEL * tasks.len().max(1) as f64;
     let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     for (at, (_, name, colour)) in ARMS.iter().enumerate() {
         let x = LEFT + at as f64 * 180.0;
         let _ = writeln!(
             text,
-            "<line x1=\"{x}\" y1=\"16\" x2=\"{}\" y2=\"16\" stroke=\"{colour}\" stroke-width=\"2\"/><text x=\"{}\" y=\"20\">{name}</text>",
+            "<line x1=\"{x}\" y1=\"16\" x2=\"{}\" y2=\"16\" stroke=\"{colour}\" \
+             stroke-width=\"2\"/><text x=\"{}\" y=\"20\">{name}</text>",
             x + 24.0,
             x + 30.0
         );
     }
     for (at, task) in tasks.iter().enumerate() {
-        let own: Vec<&Point> = points.iter().filter(|point| point.task == **task).collect();
+        let own: Vec<&CurvePoint> = points.iter().filter(|point| point.task == **task).collect();
         panel(&mut text, HEAD + at as f64 * PANEL, task, &own, window);
     }
     text + "</svg>\n"
 }
 
 /// Maps times and values into a panel.
-struct Scale {
+struct PanelScale {
     top: f64,
     times: (f64, f64),
     values: (f64, f64),
 }
 
-impl Scale {
+impl PanelScale {
     fn x(&self, time_ms: i64) -> f64 {
         let share = (time_ms as f64 - self.times.0) / (self.times.1 - self.times.0).max(1.0);
         LEFT + share * (WIDTH - LEFT - RIGHT)
@@ -71,10 +71,10 @@ impl Scale {
     }
 }
 
-fn panel(text: &mut String, top: f64, task: &str, points: &[&Point], window: &Window) {
-    let drawn = |point: &&&Point| ARMS.iter().any(|(arm, ..)| *arm == point.arm);
+fn panel(text: &mut String, top: f64, task: &str, points: &[&CurvePoint], window: &TestWindow) {
+    let drawn = |point: &&&CurvePoint| ARMS.iter().any(|(arm, ..)| *arm == point.arm);
     let values: Vec<f64> = points.iter().filter(drawn).map(|point| point.ne).collect();
-    let scale = Scale {
+    let scale = PanelScale {
         top,
         times: (window.first_ms as f64, window.last_ms as f64),
         values: bounds(&values),
@@ -91,7 +91,8 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&Point], window: &Wi
         let y = scale.y(value);
         let _ = writeln!(
             text,
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
+            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value:.3}</text>",
             LEFT - 6.0,
             y + 4.0
         );
@@ -102,17 +103,19 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&Point], window: &Wi
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
             scale.x(time_ms),
             bottom + 18.0,
-            window.say(time_ms)
+            window.format(time_ms)
         );
     }
     let x = scale.x(window.test_from_ms);
     let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
     let _ = writeln!(
         text,
-        "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" stroke-dasharray=\"4 3\"/><text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
+        "<line x1=\"{x:.1}\" y1=\"{}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"#888\" \
+         stroke-dasharray=\"4 3\"/>\
+         <text x=\"{x:.1}\" y=\"{}\" text-anchor=\"{anchor}\">test from {}</text>",
         top + TOP,
         top + TOP - 10.0,
-        window.say(window.test_from_ms)
+        window.format(window.test_from_ms)
     );
     for (arm, _, colour) in ARMS {
         let line: Vec<String> = points
@@ -128,7 +131,7 @@ fn panel(text: &mut String, top: f64, task: &str, points: &[&Point], window: &Wi
     }
 }
 
-/// The range of the values without the worst twentieth, which the beginning of training would stretch.
+/// The range of the values without the worst twentieth: the beginning of training would stretch it.
 fn bounds(values: &[f64]) -> (f64, f64) {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -148,21 +151,21 @@ mod tests {
 
     #[test]
     fn every_task_has_a_panel_and_every_arm_a_line() {
-        let window = Window {
+        let window = TestWindow {
             first_ms: 0,
             last_ms: 40_000_000,
             test_from_ms: 20_000_000,
             report_from_ms: 20_000_000,
             utc_offset_h: 0,
         };
-        let point = |task: &str, arm: &'static str, at: i64| Point {
+        let point = |task: &str, arm: &'static str, at: i64| CurvePoint {
             task: task.into(),
             arm,
             time_ms: at * 10_000_000,
             n: 100,
             ne: 0.8 + at as f64 / 100.0,
         };
-        let points: Vec<Point> = ["a<b", "c"]
+        let points: Vec<CurvePoint> = ["a<b", "c"]
             .into_iter()
             .flat_map(|task| {
                 ["fm", "expert", "expert+tae", "base"]

@@ -1,86 +1,85 @@
-//! What was predicted and what came of it: by surface, task and arm over the
-//! reported stretch, and by time over the whole stream.
+//! Predictions with their labels: by surface, task and arm over the reported part of the data, and
+//! by time over the whole stream.
 //!
-//! Labels are the schema's, whatever a plugin trains on, so that all arms are
-//! measured on the same rows.
+//! Labels are the schema's, whatever a plugin trains on, so that all arms are measured on the same
+//! rows.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use hypercast_data::schema::Schema;
 use hypercast_fm::{
     example::Example,
-    metrics::{Keeper, Scored, cross_entropy},
+    metrics::{Keeper, Scored},
 };
 use serde::Serialize;
 
-use super::window::Window;
-use crate::demo::{
-    replay::{Arm, Slice},
-    report::{self, Row},
+use super::window::TestWindow;
+use crate::{
+    demo::replay::PredictionArm,
+    metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows},
 };
-use hypercast_data::schema::Schema;
 
-/// Rows kept a slice.
+/// Rows kept per slice.
 const KEEP: usize = 1 << 22;
 
-/// Rows of one class that a point in time needs to be drawn.
-const LEAST: u64 = 20;
+/// Rows of each label that a point of the curve needs.
+const MIN_LABELS: u64 = 20;
 
-/// One target, as far as scoring asks.
+/// A label, and the prediction that is scored against it.
 #[derive(Debug, Clone, Copy)]
-pub struct Impression {
-    /// Who saw it.
+pub struct ScoredImpression {
+    /// The user.
     pub user: u64,
-    /// Where.
+    /// Index of the surface.
     pub surface: u16,
-    /// When, in milliseconds since the epoch.
+    /// The time of the request, milliseconds since the epoch.
     pub time_ms: i64,
+    /// Index of the task in the schema.
+    pub task: usize,
+    /// What predicted.
+    pub arm: PredictionArm,
+    /// Whether it happened.
+    pub label: bool,
 }
 
-impl Impression {
-    /// Of a request's targets.
-    pub fn of(example: &Example) -> Self {
-        Self { user: example.user.id, surface: example.surface, time_ms: example.time_ms }
+impl ScoredImpression {
+    /// A target of a request.
+    pub fn of(example: &Example, task: usize, arm: PredictionArm, label: bool) -> Self {
+        let Example { surface, time_ms, .. } = *example;
+        Self { user: example.user.id, surface, time_ms, task, arm, label }
     }
 }
 
 /// Collects predictions.
 #[derive(Debug)]
-pub struct Scores {
+pub struct EvaluationScores {
     schema: Arc<Schema>,
     report_from_ms: i64,
     first_ms: i64,
     every_ms: i64,
-    kept: Keeper<Slice>,
-    /// By task, arm and number of the stretch of time.
-    curve: BTreeMap<(usize, Arm, i64), Sums>,
+    kept: Keeper<MetricSlice<PredictionArm>>,
+    /// By task, arm and index of the interval of time.
+    curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Sums {
-    rows: u64,
-    positives: u64,
-    nats: f64,
-}
-
-/// The normalised entropy of one task and arm over a stretch of time.
+/// The normalised entropy of one task and arm over an interval of time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Point {
+pub struct CurvePoint {
     /// The task.
     pub task: String,
     /// The arm.
     pub arm: &'static str,
-    /// The middle of the stretch, in milliseconds since the epoch.
+    /// The middle of the interval, milliseconds since the epoch.
     pub time_ms: i64,
-    /// Rows.
+    /// Rows of the interval.
     pub n: u64,
-    /// Normalised entropy over them.
+    /// Their normalised entropy.
     pub ne: f64,
 }
 
-impl Scores {
-    /// For the stretch of `window` that is reported, and points `every_ms` apart.
-    pub fn new(schema: &Arc<Schema>, window: &Window, every_ms: i64) -> Self {
+impl EvaluationScores {
+    /// Scores of the reported part of `window`, with points of the curve `every_ms` apart.
+    pub fn new(schema: &Arc<Schema>, window: &TestWindow, every_ms: i64) -> Self {
         Self {
             schema: schema.clone(),
             report_from_ms: window.report_from_ms,
@@ -91,48 +90,40 @@ impl Scores {
         }
     }
 
-    /// Adds a prediction for a task of the schema.
-    pub fn push(
-        &mut self,
-        at: Impression,
-        (task, arm): (usize, Arm),
-        probability: f32,
-        label: bool,
-    ) {
-        let stretch = (at.time_ms - self.first_ms).div_euclid(self.every_ms);
-        let sums = self.curve.entry((task, arm, stretch)).or_default();
-        sums.rows += 1;
-        sums.positives += u64::from(label);
-        sums.nats += cross_entropy(probability, label);
-        if at.time_ms >= self.report_from_ms {
-            let scored = Scored { user: at.user, probability, label };
-            for surface in [usize::from(at.surface), self.schema.surfaces.len()] {
-                self.kept.push((surface, task, arm), scored);
+    /// Adds a prediction.
+    pub fn push(&mut self, of: ScoredImpression, probability: f32) {
+        let ScoredImpression { user, time_ms, task, arm, label, .. } = of;
+        let interval = (time_ms - self.first_ms).div_euclid(self.every_ms);
+        let sums = self.curve.entry((task, arm, interval)).or_default();
+        *sums += LogLossSums::of(probability, label);
+        if time_ms >= self.report_from_ms {
+            for surface in [usize::from(of.surface), self.schema.surfaces.len()] {
+                let scored = Scored { user, probability, label };
+                self.kept.push(MetricSlice { surface, task, arm }, scored);
             }
         }
     }
 
-    /// The metrics of the reported stretch.
-    pub fn rows(&self) -> Vec<Row> {
-        report::rows(&self.schema, &self.kept)
+    /// The metrics of the reported part.
+    pub fn rows(&self) -> Vec<MetricRow> {
+        metric_rows(&self.schema, &self.kept, |arm| arm.name().to_owned())
     }
 
-    /// The normalised entropy by time, where the rows can give one.
-    pub fn points(&self) -> Vec<Point> {
-        let point = |(&(task, arm, stretch), sums): (&(usize, Arm, i64), &Sums)| {
-            let least = sums.positives.min(sums.rows - sums.positives);
-            (least >= LEAST).then(|| {
-                let rate = sums.positives as f64 / sums.rows as f64;
-                let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-                Point {
-                    task: self.schema.tasks[task].name.clone(),
-                    arm: report::arm_name(arm),
-                    time_ms: self.first_ms + stretch * self.every_ms + self.every_ms / 2,
-                    n: sums.rows,
-                    ne: sums.nats / sums.rows as f64 / base,
-                }
-            })
-        };
-        self.curve.iter().filter_map(point).collect()
+    /// The normalised entropy by time, where there are enough rows of both labels.
+    pub fn points(&self) -> Vec<CurvePoint> {
+        let mut points = Vec::new();
+        for (&(task, arm, interval), sums) in &self.curve {
+            if sums.positives.min(sums.count - sums.positives) < MIN_LABELS {
+                continue;
+            }
+            points.extend(sums.normalized_entropy().map(|ne| CurvePoint {
+                task: self.schema.tasks[task].name.clone(),
+                arm: arm.name(),
+                time_ms: self.first_ms + interval * self.every_ms + self.every_ms / 2,
+                n: sums.count,
+                ne,
+            }));
+        }
+        points
     }
 }

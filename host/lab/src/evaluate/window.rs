@@ -1,45 +1,55 @@
-//! Which stretch of a data set trains, tests and is reported, told by the data
-//! set's own clock.
+//! Which parts of a data set are for training, test and report, by the data set's own clock.
 
-use crate::demo::Data;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, parse_time_ms};
 use hypercast_data::dataset::Dataset;
 
-/// Where the test and the report begin, and what the data holds.
+use crate::{
+    demo::DatasetChoice,
+    error::{CommonErrors as _, Error, Result},
+};
+
+/// Where the test and the report begin, and the extent of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// The first request.
+pub struct TestWindow {
+    /// Time of the first request, milliseconds since the epoch like all times here.
     pub first_ms: i64,
-    /// The last request.
+    /// Time of the last request.
     pub last_ms: i64,
-    /// The first moment of the test; what is before it trains.
+    /// The beginning of the test; earlier requests are for training.
     pub test_from_ms: i64,
-    /// The first moment that is reported.
+    /// The beginning of the report.
     pub report_from_ms: i64,
-    /// Hours ahead of UTC of the data set's clock.
+    /// Hours by which the data set's clock is ahead of UTC.
     pub utc_offset_h: i32,
 }
 
-/// The times that were asked for.
-#[derive(Debug, Clone, Default)]
-pub struct Asked {
-    /// Where the test begins; the data set's default if missing.
+/// The times that the caller gives.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct TestTimes {
+    /// Where the test begins: a date or milliseconds [default: 2022-04-29 for kuairand, else the
+    /// last tenth]
+    #[arg(long, value_name = "TIME")]
     pub test_from: Option<String>,
-    /// Where the report begins; the test's beginning if missing.
+    /// Where the report begins [default: where the test does]
+    #[arg(long, value_name = "TIME")]
     pub report_from: Option<String>,
 }
 
-impl Window {
-    /// Checks what was asked for against the data.
+impl TestWindow {
+    /// Checks the given times against the data.
     ///
     /// # Errors
     /// A time that cannot be read, or with no request before or after it.
-    pub fn new(data: Data, asked: &Asked, config: &Config, dataset: &Dataset) -> Result<Self> {
+    pub fn new(
+        data: DatasetChoice,
+        times: &TestTimes,
+        config: &Config,
+        dataset: &Dataset,
+    ) -> Result<Self> {
         let utc_offset_h = config.timeline.utc_offset_h;
-        let (first_ms, last_ms) = reach(dataset)?;
-        let test_from_ms = data.test_from_ms(asked.test_from.as_deref(), config, dataset)?;
-        let report_from_ms = match asked.report_from.as_deref() {
+        let (first_ms, last_ms) = extent(dataset)?;
+        let test_from_ms = data.test_from_ms(times.test_from.as_deref(), config, dataset)?;
+        let report_from_ms = match times.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,
         };
@@ -50,15 +60,15 @@ impl Window {
 
     fn check(&self) -> Result<()> {
         let Self { first_ms, last_ms, test_from_ms, report_from_ms, .. } = *self;
-        let say = |ms| self.say(ms);
-        let holds = format!("the data holds requests from {} to {}", say(first_ms), say(last_ms));
+        let say = |ms| self.format(ms);
+        let holds = format!("the data has requests from {} to {}", say(first_ms), say(last_ms));
         let wrong = if test_from_ms <= first_ms {
             format!("--test-from {}: nothing to train on before it; {holds}", say(test_from_ms))
         } else if test_from_ms > last_ms {
             format!("--test-from {}: no request from there on; {holds}", say(test_from_ms))
         } else if report_from_ms < test_from_ms {
             format!(
-                "--report-from {} is before --test-from {}; what trains is not reported",
+                "--report-from {} is before --test-from {}, where training ends",
                 say(report_from_ms),
                 say(test_from_ms)
             )
@@ -70,14 +80,14 @@ impl Window {
         Err(Error::invalid(wrong))
     }
 
-    /// A moment by the data set's clock, to the minute: `2022-04-29 08:30`.
-    pub fn say(&self, ms: i64) -> String {
-        say(ms, self.utc_offset_h)
+    /// A time by the data set's clock, to the minute: `2022-04-29 08:30`.
+    pub fn format(&self, ms: i64) -> String {
+        format_time(ms, self.utc_offset_h)
     }
 }
 
-/// A moment by a clock that is some hours ahead of UTC, to the minute: `2022-04-29 08:30`.
-pub fn say(ms: i64, utc_offset_h: i32) -> String {
+/// A time by a clock that is some hours ahead of UTC, to the minute: `2022-04-29 08:30`.
+pub fn format_time(ms: i64, utc_offset_h: i32) -> String {
     let minutes = (ms + i64::from(utc_offset_h) * 3_600_000).div_euclid(60_000);
     let (year, month, day) = civil(minutes.div_euclid(1440));
     let minute = minutes.rem_euclid(1440);
@@ -85,7 +95,7 @@ pub fn say(ms: i64, utc_offset_h: i32) -> String {
 }
 
 /// The times of the first and the last request.
-fn reach(dataset: &Dataset) -> Result<(i64, i64)> {
+fn extent(dataset: &Dataset) -> Result<(i64, i64)> {
     let (mut first, mut last) = (None, None);
     for impression in dataset.impressions()? {
         let impression = impression?;
@@ -94,7 +104,7 @@ fn reach(dataset: &Dataset) -> Result<(i64, i64)> {
             last = Some(impression.time_ms);
         }
     }
-    first.zip(last).ok_or_else(|| Error::data(&dataset.dir, "the data set holds no request"))
+    first.zip(last).ok_or_else(|| Error::data(&dataset.dir, "the data set has no request"))
 }
 
 /// Year, month and day of a day since the epoch, in the proleptic Gregorian calendar.
@@ -114,15 +124,15 @@ fn civil(days: i64) -> (i64, i64, i64) {
 mod tests {
     use super::*;
 
-    fn window(test_from_ms: i64, report_from_ms: i64) -> Window {
-        Window { first_ms: 1000, last_ms: 9000, test_from_ms, report_from_ms, utc_offset_h: 8 }
+    fn window(test_from_ms: i64, report_from_ms: i64) -> TestWindow {
+        TestWindow { first_ms: 1000, last_ms: 9000, test_from_ms, report_from_ms, utc_offset_h: 8 }
     }
 
     #[test]
     fn a_moment_is_told_by_the_data_sets_clock_and_reads_back() {
         for text in ["1970-01-01", "2000-02-29", "2022-04-29", "2023-12-31", "1999-03-01"] {
             let ms = parse_time_ms(text, 8).unwrap();
-            assert_eq!(window(0, 0).say(ms + 5 * 60_000), format!("{text} 00:05"));
+            assert_eq!(window(0, 0).format(ms + 5 * 60_000), format!("{text} 00:05"));
         }
     }
 

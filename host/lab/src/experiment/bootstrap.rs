@@ -1,22 +1,22 @@
-//! The bootstrap over users (Efron): users are drawn with replacement, and every
-//! statistic is computed again on their rows.
+//! The bootstrap over users (Efron): users are drawn with replacement, and every statistic is
+//! computed again on their rows.
 //!
-//! Arms are compared within a replicate, on the same drawn users, so that what
-//! they have in common cancels.
+//! Arms are compared within a replicate, on the same users, so that what they have in common
+//! cancels.
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use super::tally::{Dense, Totals};
+use super::tally::{ScoreTotals, UserTotals};
 
-/// The draws are the same in every run.
+/// Fixed, so that every run draws the same users.
 const SEED: u64 = 0x5EED_B007;
 
-/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws. A replicate
-/// in which a statistic is not a number is left out for it; without any left the interval is NaN.
+/// The 95 % interval of each statistic that `measure` computes, over `replicates` draws. A
+/// statistic that is not finite in a replicate is left out; without any left the interval is NaN.
 pub fn intervals(
-    dense: &Dense,
+    dense: &UserTotals,
     replicates: usize,
-    measure: impl Fn(&Totals) -> Vec<f64>,
+    measure: impl Fn(&ScoreTotals) -> Vec<f64>,
 ) -> Vec<[f64; 2]> {
     let users = dense.users();
     let mut rng = SmallRng::seed_from_u64(SEED);
@@ -42,9 +42,9 @@ pub fn intervals(
 fn percentiles(mut values: Vec<f64>) -> [f64; 2] {
     values.sort_unstable_by(f64::total_cmp);
     let at = |share: f64| {
-        let place = share * (values.len() as f64 - 1.0);
-        let (low, high) = (values[place.floor() as usize], values[place.ceil() as usize]);
-        low + (high - low) * place.fract()
+        let rank = share * (values.len() as f64 - 1.0);
+        let (low, high) = (values[rank.floor() as usize], values[rank.ceil() as usize]);
+        low + (high - low) * rank.fract()
     };
     if values.is_empty() { [f64::NAN; 2] } else { [at(0.025), at(0.975)] }
 }
@@ -53,11 +53,12 @@ fn percentiles(mut values: Vec<f64>) -> [f64; 2] {
 mod tests {
     use super::*;
 
-    /// Arm 0 costs 1 nat a row. Arm 1 costs less by a user's own amount, of mean 0.1.
-    fn dense(users: usize, spread: f64) -> Dense {
+    /// Arm 0 costs 1 nat per row. Arm 1 costs less by a user's own amount, of
+    /// mean 0.1.
+    fn dense(users: usize, spread: f64) -> UserTotals {
         let rows = 10.0;
         let saved = |user: usize| 0.1 + spread * if user.is_multiple_of(2) { 1.0 } else { -1.0 };
-        Dense {
+        UserTotals {
             rows: vec![rows; users],
             positives: vec![rows / 2.0; users],
             nats: vec![vec![
@@ -67,7 +68,7 @@ mod tests {
         }
     }
 
-    fn interval(dense: &Dense) -> [f64; 2] {
+    fn interval(dense: &UserTotals) -> [f64; 2] {
         intervals(dense, 2000, |totals| vec![totals.mean_ne_diff_pct(1, 0)])[0]
     }
 
@@ -84,7 +85,7 @@ mod tests {
 
     #[test]
     fn arms_are_compared_on_the_same_users() {
-        // Users differ a hundredfold in what they cost, but each saves exactly a tenth.
+        // The costs of users differ a hundredfold, but each saves exactly a tenth.
         let mut paired = dense(200, 0.0);
         for user in 0..200 {
             let cost = if user % 7 == 0 { 1000.0 } else { 10.0 };

@@ -1,137 +1,140 @@
-//! FM and expert against a one-stage model: what each costs, and how good it is.
+//! FM and expert against a one-stage model: cost and quality.
 //!
-//! The one-stage model of a surface is the FM's own architecture, trained end to
-//! end on that surface's requests alone, its heads serving. The expert pays only
-//! for itself: the FM's TAE is computed once for all experts of a candidate.
+//! The one-stage model of a surface has the FM's architecture, is trained end to end on only that
+//! surface's requests, and serves with its own heads. The expert's cost is its own: a candidate's
+//! TAE is computed once for all experts.
 
 use std::time::Instant;
 
+use hypercast_config::Config;
+use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     cost::{Size, Tokens, flops},
     example::Example,
     spec::FmSpec,
     trainer::{self, FmTrainer, StepOutput},
 };
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 use serde_json::{Value, json};
 
 use super::{
-    Ground, Outcome, checkpoint_dir,
-    field::{Arm, Trained},
-    latency::{Latency, Models, REQUESTS, measure},
-    report::{Pair, arms_by_task},
+    ExperimentContext, ExperimentOutcome, checkpoint_dir,
+    latency::{ModelLatency, REQUESTS, TimedModels, measure},
+    report::{ArmPair, arms_by_task},
+    runner::{ExperimentArm, TrainedArm},
     store_dir,
-    tally::Tally,
-    transfer::Heads,
+    tally::ScoreTally,
+    transfer::FmHeads,
 };
-use crate::demo::Seconds;
-use crate::error::Result;
-use crate::evaluate::stream::Part;
-use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
+use crate::{demo::StepTimes, error::Result, evaluate::stream::StreamBatch};
 
 const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];
 
-/// What a pass of two FMs measured.
+/// Measurements of a pass of two FMs over the stream.
 #[derive(Default)]
-struct Pass {
-    fm: Pace,
-    one_stage: Pace,
+struct FmPasses {
+    fm: TrainingPace,
+    one_stage: TrainingPace,
     fm_size: Size,
     one_stage_size: Size,
-    /// Requests of the surface's test, and their tokens in sum.
+    /// Requests of the surface in the test, and the sums of their tokens.
     requests: u64,
     history: u64,
     targets: u64,
-    /// Requests to time.
+    /// Requests for measuring latency.
     kept: Vec<Example>,
 }
 
-/// Rows learned, and how long that took.
+/// Rows that a model learned from, and the time for it.
 #[derive(Default)]
-struct Pace {
+struct TrainingPace {
     rows: u64,
     seconds: f64,
 }
 
-impl Pace {
+impl TrainingPace {
     fn rows_s(&self) -> f64 {
         self.rows as f64 / self.seconds
     }
 }
 
-/// Runs it for every seed; what the models cost is that of the last.
-pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
-    let surface = ground.surface()?;
-    let spec = dataset_spec(ground.dataset)?;
+/// Runs the experiment for every seed. The models' costs are of the last seed.
+pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+    let surface = context.surface()?;
+    let spec = dataset_spec(context.dataset)?;
     let (mut tallies, mut last) = (Vec::new(), None);
-    for &seed in &ground.options.seeds {
-        let config = ground.seeded(seed);
-        let mut tally = ground.tally(&ARMS);
-        let pass = seconds.time("fm", || embed(ground, &config, &spec, surface, &mut tally))?;
+    for &seed in &context.options.seeds.0 {
+        let config = context.seeded(seed);
+        let mut tally = context.tally(&ARMS);
+        let pass = times.time("fm", || embed(context, &config, &spec, surface, &mut tally))?;
         let log = LogReader::open(&config.paths.logs)?;
-        let field = ground.field(&config, &log);
-        let arm =
-            |index| Arm { index, embedding: 0..config.fm.tae_width(), without_tae: index == 1 };
-        seconds.time("experts", || field.run(&arm(1), &[surface], &mut tally).map(drop))?;
-        let trained = seconds.time("experts", || field.run(&arm(2), &[surface], &mut tally))?;
+        let runner = context.runner(&config, &log);
+        let arm = |index| ExperimentArm {
+            index,
+            embedding: 0..config.fm.tae_width(),
+            without_tae: index == 1,
+        };
+        times.time("experts", || runner.run(&arm(1), &[surface], &mut tally).map(drop))?;
+        let trained = times.time("experts", || runner.run(&arm(2), &[surface], &mut tally))?;
         last = Some((pass, trained));
         tallies.push(tally);
     }
     let (pass, trained) = last.expect("at least one seed");
-    let models = Models {
-        one_stage: &checkpoint_dir(&ground.options.setup.work, "one-stage"),
-        fm: &checkpoint_dir(&ground.options.setup.work, "fm"),
+    let models = TimedModels {
+        one_stage: &checkpoint_dir(context.options.setup.work(), "one-stage"),
+        fm: &checkpoint_dir(context.options.setup.work(), "fm"),
         blueprint: trained.blueprint.clone(),
         parameters: trained.stream.parameters().clone(),
-        device: ground.config.device,
+        device: context.config.device,
     };
-    let latency = seconds.time("latency", || measure(models, &pass.kept))?;
-    let costs = costs(ground, &spec, &pass, &trained, latency);
-    let found = ground.found(&tallies);
-    let pairs = [0, 1, 2].map(|arm| Pair { baseline: 0, arm });
-    let mut rows = Vec::new();
-    for cell in found.cells()?.into_iter().filter(|cell| cell.slice.0 == usize::from(surface)) {
-        rows.extend(seconds.time("bootstrap", || Ok(found.rows(&cell, &pairs)))?);
-    }
-    let name = &ground.dataset.schema.surfaces[usize::from(surface)];
+    let latency = times.time("latency", || measure(models, &pass.kept))?;
+    let costs = costs(context, &spec, &pass, &trained, latency);
+    let pairs = [0, 1, 2].map(|arm| ArmPair { baseline: 0, arm });
+    let rows = context.rows(&tallies, &pairs, Some(surface), times)?;
+    let name = &context.dataset.schema.surfaces[usize::from(surface)];
     let table = arms_by_task(&rows, name) + &table(&costs);
-    Ok(Outcome { name: "compute", rows, models: costs, table, chosen: json!({ "surface": name }) })
+    Ok(ExperimentOutcome {
+        name: "compute",
+        rows,
+        models: costs,
+        table,
+        chosen: json!({ "surface": name }),
+    })
 }
 
-/// The FM over every surface, and the one-stage model over its own, in one stream.
+/// Runs the FM over all surfaces and the one-stage model over its own, in one stream.
 fn embed(
-    ground: &Ground<'_>,
+    context: &ExperimentContext<'_>,
     config: &Config,
     spec: &FmSpec,
     surface: u16,
-    tally: &mut Tally,
-) -> Result<Pass> {
+    tally: &mut ScoreTally,
+) -> Result<FmPasses> {
     let create = |name: &str| -> Result<Box<dyn FmTrainer>> {
         let dir = store_dir(config, name)?;
         Ok(trainer::create(&dir, &config.fm, spec, config.device)?)
     };
     let (mut fm, mut one_stage) = (create("fm")?, create("one-stage")?);
-    let mut log = ground.log(config, config.fm.tae_width())?;
-    let stream = ground.stream(config, config.fm.max_history);
+    let mut log = context.log(config, config.fm.tae_width())?;
+    let stream = context.stream(config, config.fm.max_history);
     let skip = stream.skip()?;
-    let heads = Heads::new(spec, ground);
-    let mut pass = Pass::default();
+    let heads = FmHeads::new(spec, context);
+    let mut pass = FmPasses::default();
     stream.run("FM and one-stage model", |part| {
-        let said = pass.fm.through(&part, fm.as_mut())?;
+        let output = pass.fm.through(&part, fm.as_mut())?;
         if part.history_only {
             return Ok(());
         }
         if part.seen >= skip {
             let own = |example: &Example| example.surface == surface;
-            log.write_batch(part.examples, &said.tae, own)?;
+            log.write_batch(part.examples, &output.tae, own)?;
         }
         let own: Vec<Example> =
             part.examples.iter().filter(|example| example.surface == surface).cloned().collect();
-        let own = Part { examples: &own, ..part };
-        let said = pass.one_stage.through(&own, one_stage.as_mut())?;
-        heads.tally(&own, 0, &said.predictions, tally);
-        for example in own.examples.iter().filter(|e| e.time_ms >= ground.window.test_from_ms) {
+        let own = StreamBatch { examples: &own, ..part };
+        let output = pass.one_stage.through(&own, one_stage.as_mut())?;
+        heads.tally(&own, 0, &output.predictions, tally);
+        for example in own.examples.iter().filter(|e| e.time_ms >= context.window.test_from_ms) {
             pass.requests += 1;
             pass.history += example.history.len() as u64;
             pass.targets += example.targets.len() as u64;
@@ -143,46 +146,50 @@ fn embed(
     })?;
     log.finish()?;
     (pass.fm_size, pass.one_stage_size) = (fm.size(), one_stage.size());
-    fm.checkpoint(&checkpoint_dir(&ground.options.setup.work, "fm"), FIRST_VERSION)?;
+    fm.checkpoint(&checkpoint_dir(context.options.setup.work(), "fm"), FIRST_VERSION)?;
     one_stage
-        .checkpoint(&checkpoint_dir(&ground.options.setup.work, "one-stage"), FIRST_VERSION)?;
+        .checkpoint(&checkpoint_dir(context.options.setup.work(), "one-stage"), FIRST_VERSION)?;
     Ok(pass)
 }
 
-impl Pace {
-    /// Takes a part through a trainer and the time.
-    fn through(&mut self, part: &Part<'_>, trainer: &mut dyn FmTrainer) -> Result<StepOutput> {
+impl TrainingPace {
+    /// Passes a batch through a trainer, and measures the time.
+    fn through(
+        &mut self,
+        part: &StreamBatch<'_>,
+        trainer: &mut dyn FmTrainer,
+    ) -> Result<StepOutput> {
         let start = Instant::now();
-        let said = part.through(trainer, &|_| true)?;
-        if part.teaches {
+        let output = part.through(trainer, &|_| true)?;
+        if part.may_learn {
             self.seconds += start.elapsed().as_secs_f64();
             self.rows +=
                 part.examples.iter().map(|example| example.targets.len() as u64).sum::<u64>();
         }
-        Ok(said)
+        Ok(output)
     }
 }
 
-/// One object a model.
+/// A JSON object per model.
 fn costs(
-    ground: &Ground<'_>,
+    context: &ExperimentContext<'_>,
     spec: &FmSpec,
-    pass: &Pass,
-    trained: &Trained,
-    latency: Latency,
+    pass: &FmPasses,
+    trained: &TrainedArm,
+    latency: ModelLatency,
 ) -> Vec<Value> {
     let requests = pass.requests.max(1) as f64;
     let (history, targets) =
         (pass.history as f64 / requests, (pass.targets as f64 / requests).max(1.0));
     let tokens = Tokens { history: history.round() as usize, targets: targets.round() as usize };
-    let of_request = flops(&ground.config.fm, spec, tokens);
+    let of_request = flops(&context.config.fm, spec, tokens);
     let fm_flops = of_request / tokens.targets as f64;
     let graph = &trained.blueprint.graph;
     let short = f64::from(trained.blueprint.description.history_len);
     let expert_flops = graph.cost.per_row as f64 + graph.cost.per_history as f64 * short / targets;
     let tables: usize =
         graph.parameters.iter().filter(|spec| spec.table).map(|spec| spec.len()).sum();
-    let passes = ground.config.expert_training.epochs as f64;
+    let passes = context.config.expert_training.epochs as f64;
     let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: f64, p50_ms: f64| {
         json!({
             "arm": arm,

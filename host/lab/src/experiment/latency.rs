@@ -1,10 +1,12 @@
-//! How long one request takes, model by model, on this machine.
+//! The latency of one request in each model, on this machine.
 //!
-//! Requests go one at a time through what a server would run: a checkpoint's
-//! inference and an expert's network. HTTP, features and Wasm are the daemon's.
+//! Requests go one at a time through a checkpoint's inference and an expert's network, as in a
+//! server, but without HTTP, features and Wasm.
 
 use std::{path::Path, sync::Arc, time::Instant};
 
+use hypercast_core::quantile::quantile;
+use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
@@ -12,17 +14,16 @@ use hypercast_fm::{
 };
 
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
 
-/// Requests that warm up, before those that are timed.
+/// The first requests, which only warm up.
 const WARM_UP: usize = 20;
 
-/// Requests that are asked for.
+/// Requests that a measurement needs.
 pub const REQUESTS: usize = 220;
 
-/// Median milliseconds a request.
+/// Median milliseconds per request.
 #[derive(Debug, Clone, Copy)]
-pub struct Latency {
+pub struct ModelLatency {
     /// The one-stage model.
     pub one_stage_ms: f64,
     /// The FM alone.
@@ -34,7 +35,7 @@ pub struct Latency {
 }
 
 /// The models to time.
-pub struct Models<'a> {
+pub struct TimedModels<'a> {
     /// A checkpoint.
     pub one_stage: &'a Path,
     /// A checkpoint.
@@ -43,7 +44,7 @@ pub struct Models<'a> {
     pub blueprint: Arc<Blueprint>,
     /// Its parameters.
     pub parameters: Parameters,
-    /// Where they run.
+    /// The device that runs them.
     pub device: DeviceKind,
 }
 
@@ -51,27 +52,27 @@ pub struct Models<'a> {
 ///
 /// # Errors
 /// A checkpoint that cannot be loaded, an expert that faults.
-pub fn measure(models: Models<'_>, examples: &[Example]) -> Result<Latency> {
-    // Nothing is kept between requests: both models are told all of a history each time.
+pub fn measure(models: TimedModels<'_>, examples: &[Example]) -> Result<ModelLatency> {
+    // Without a cache, both models read the whole history each time.
     let serving = Serving { device: models.device, history_cache_bytes: 0, ..Serving::default() };
     let one_stage = inference::load(models.one_stage, serving)?;
     let fm = inference::load(models.fm, serving)?;
-    let Models { blueprint, parameters, device, .. } = models;
+    let TimedModels { blueprint, parameters, device, .. } = models;
     let expert = Expert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();
     for example in examples {
         let (_, alone) = timed(|| infer(&*one_stage, example))?;
         let (tae, of_fm) = timed(|| infer(&*fm, example))?;
         let ((), of_expert) = timed(|| {
-            let said = expert.predict(&[example], Tae::Rows(&tae));
-            said.map(drop).map_err(|fault| Error::invalid(fault.to_string()))
+            let predictions = expert.predict(&[example], Tae::Rows(&tae));
+            predictions.map(drop).map_err(|fault| Error::internal(fault.to_string()))
         })?;
         for (all, ms) in took.iter_mut().zip([alone, of_fm, of_expert, of_fm + of_expert]) {
             all.push(ms);
         }
     }
     let [one_stage_ms, fm_ms, expert_ms, both_ms] = took.map(median);
-    Ok(Latency { one_stage_ms, fm_ms, expert_ms, both_ms })
+    Ok(ModelLatency { one_stage_ms, fm_ms, expert_ms, both_ms })
 }
 
 fn infer(model: &dyn FoundationModel, example: &Example) -> Result<Vec<f32>> {
@@ -84,9 +85,8 @@ fn timed<T>(run: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     Ok((result, start.elapsed().as_secs_f64() * 1e3))
 }
 
-fn median(took: Vec<f64>) -> f64 {
-    let warm = if took.len() > WARM_UP { WARM_UP } else { 0 };
-    let mut took = took[warm..].to_vec();
-    took.sort_unstable_by(f64::total_cmp);
-    took.get(took.len() / 2).copied().unwrap_or(f64::NAN)
+fn median(times_ms: Vec<f64>) -> f64 {
+    let warm_up = if times_ms.len() > WARM_UP { WARM_UP } else { 0 };
+    let mut times_ms = times_ms[warm_up..].to_vec();
+    if times_ms.is_empty() { f64::NAN } else { quantile(&mut times_ms, 0.5) }
 }

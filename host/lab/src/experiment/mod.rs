@@ -1,16 +1,16 @@
-//! The paper's experiments (section 4) on any data set: what a TAE is worth, what
-//! of a bigger FM's gain reaches experts, what unseen tasks gain, what it costs, what publishing a part costs.
+//! The paper's experiments (section 4) on any data set: the gain from a TAE, the share of a larger
+//! FM's gain that reaches experts, the gain for unseen tasks, the cost of the models, and the cost
+//! of publishing a part of the weights.
 //!
-//! Every arm of a seed shares one FM pass and one log; arms are compared on the
-//! same rows, with intervals from a bootstrap over users. Nothing is selected:
-//! every seed is in the report.
+//! All arms of a seed share one FM pass and one log. They are compared on the same rows, with
+//! intervals from a bootstrap over users. Every seed is in the report.
 
 mod bootstrap;
 mod compute;
-mod field;
 mod latency;
 mod publish;
 mod report;
+mod runner;
 mod tae;
 mod tally;
 #[cfg(test)]
@@ -23,24 +23,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hypercast_data::labels::Labels;
+use hypercast_config::Config;
+use hypercast_data::{
+    dataset::Dataset,
+    labels::Labels,
+    logs::{LogReader, LogVersion, LogWriter},
+};
+use hypercast_expert::Engine;
 use hypercast_fm::example::Example;
+use hypercast_train::fm::{FIRST_VERSION, remove_dir};
 use serde_json::{Value, json};
 
-pub use self::report::{Report, Row, Seed};
-use self::{field::Field, report::Found, tally::Tally};
-use crate::demo::{Data, Seconds};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::{
-    setup::Setup,
-    stream::{Mode, Part, Stream, Users},
-    window::{Asked, Window},
+pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
+use self::{
+    report::{ArmPair, SeedResults},
+    runner::ArmRunner,
+    tally::{ScoreTally, TargetRow},
 };
-use hypercast_config::Config;
-use hypercast_data::dataset::Dataset;
-use hypercast_data::logs::{LogReader, LogVersion, LogWriter};
-use hypercast_expert::Engine;
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
+use crate::{
+    demo::{DatasetChoice, StepTimes},
+    error::{CommonErrors as _, Error, Result},
+    evaluate::{
+        setup::EvaluationSetup,
+        stream::{DatasetStream, StreamBatch, TestMode, UserSample},
+        window::{TestTimes, TestWindow},
+    },
+};
 
 /// The experiments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -57,63 +65,101 @@ pub enum Experiment {
     Publish,
 }
 
-/// What to run.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Which experiment.
+/// Reproduce a table of the paper: tae (1), transfer (2), unseen (3), compute, or publish
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExperimentOptions {
+    /// The experiment
+    #[arg(value_enum)]
     pub experiment: Experiment,
-    /// The data set, the work folder, the plugins.
-    pub setup: Setup,
-    /// Whether the test teaches.
-    pub mode: Mode,
+    /// The data set and the folders.
+    #[command(flatten)]
+    pub setup: EvaluationSetup,
+    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
+    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
+    pub mode: TestMode,
     /// Where the test and the report begin.
-    pub asked: Asked,
-    /// Seeds of FM and experts.
-    pub seeds: Vec<u64>,
-    /// The share of users that take part; the data set's default if missing.
+    #[command(flatten)]
+    pub times: TestTimes,
+    /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
+    #[arg(long, default_value = "3", value_parser = SeedList::parse)]
+    pub seeds: SeedList,
+    /// The share of users in the experiment [default: 0.3 for movielens, 0.25 for kuairand, 1 for
+    /// simulated]
+    #[arg(long, value_name = "SHARE")]
     pub users: Option<f64>,
-    /// Draws of the bootstrap.
+    /// Replicates of the bootstrap over users
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     pub replicates: usize,
-    /// The expert: a file in the plugins' folder, without `.wasm`.
+    /// The expert: the name of a component in the plugins' folder
+    #[arg(long, value_name = "NAME", default_value = "mlp-fusion")]
     pub expert: String,
-    /// How old a user embedding is at least, in hours (`tae`).
+    /// tae: the least age of a user embedding
+    #[arg(long, value_name = "HOURS", default_value_t = 6.0)]
     pub stale_hours: f64,
-    /// Minutes of the data set's clock between publications (`publish`).
+    /// publish: minutes of the data set's clock between publications
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
     pub publish_minutes: f64,
-    /// The surface of `unseen` and `compute`; the one with the most requests if missing.
+    /// unseen, compute: the surface [default: the one with the most impressions]
+    #[arg(long, value_name = "NAME")]
     pub surface: Option<String>,
-    /// The one task of that surface which the FM sees (`unseen`); the first if missing.
+    /// unseen: the only task of the surface that the FM learns [default: the first]
+    #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// Also write the result to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
-/// The share of users that lets an experiment with three seeds end within a quarter of an hour on two cores.
-pub fn default_users(data: Data) -> f64 {
+/// The seeds of an experiment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedList(pub Vec<u64>);
+
+impl SeedList {
+    /// `3` is how many, `1,5` is which.
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        let number =
+            |text: &str| text.trim().parse::<u64>().map_err(|error| format!("{text:?}: {error}"));
+        if !text.contains(',') {
+            return match number(text)? {
+                count @ 1..=100 => Ok(SeedList((1..=count).collect())),
+                count => Err(format!("{count} seeds; the range is 1 to 100")),
+            };
+        }
+        let parts = text.split(',').filter(|part| !part.trim().is_empty());
+        let seeds = parts.map(number).collect::<std::result::Result<Vec<u64>, String>>()?;
+        if seeds.is_empty() { Err("no seed is given".into()) } else { Ok(SeedList(seeds)) }
+    }
+}
+
+/// The share of users with which an experiment of three seeds takes a quarter of an hour on two
+/// cores.
+pub fn default_users(data: DatasetChoice) -> f64 {
     match data {
-        Data::Movielens => 0.3,
-        Data::Kuairand => 0.25,
-        Data::Simulated => 1.0,
+        DatasetChoice::Movielens => 0.3,
+        DatasetChoice::Kuairand => 0.25,
+        DatasetChoice::Simulated => 1.0,
     }
 }
 
 /// Runs an experiment.
 ///
 /// # Errors
-/// Options that do not fit the data, and whatever its steps say.
-pub fn run(options: &Options) -> Result<Report> {
+/// Options that do not fit the data; the failure of a step.
+pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let share = options.users.unwrap_or_else(|| default_users(options.setup.data));
     if !(share > 0.0 && share <= 1.0) {
         return Err(Error::invalid(format!("--users {share}: it must be above 0 and at most 1")));
     }
-    if options.seeds.is_empty() || options.replicates == 0 {
+    if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
-    let mut seconds = Seconds::default();
-    let dataset = seconds.time("import", || options.setup.dataset())?;
+    let mut times = StepTimes::default();
+    let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
-    std::fs::create_dir_all(&options.setup.work).map_err(Error::io(&options.setup.work))?;
-    let ground = Ground {
-        window: Window::new(options.setup.data, &options.asked, &config, &dataset)?,
-        users: Users { share, salt: 0 },
+    std::fs::create_dir_all(options.setup.work()).map_err(Error::io(options.setup.work()))?;
+    let context = ExperimentContext {
+        window: TestWindow::new(options.setup.data, &options.times, &config, &dataset)?,
+        users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
         labels: Labels::new(&dataset.schema),
@@ -122,39 +168,39 @@ pub fn run(options: &Options) -> Result<Report> {
         config: &config,
     };
     let outcome = match options.experiment {
-        Experiment::Tae => tae::run(&ground, &mut seconds),
-        Experiment::Transfer => transfer::run(&ground, &mut seconds),
-        Experiment::Unseen => unseen::run(&ground, &mut seconds),
-        Experiment::Compute => compute::run(&ground, &mut seconds),
-        Experiment::Publish => publish::run(&ground, &mut seconds),
+        Experiment::Tae => tae::run(&context, &mut times),
+        Experiment::Transfer => transfer::run(&context, &mut times),
+        Experiment::Unseen => unseen::run(&context, &mut times),
+        Experiment::Compute => compute::run(&context, &mut times),
+        Experiment::Publish => publish::run(&context, &mut times),
     }?;
-    Ok(ground.report(outcome, seconds.0))
+    Ok(context.report(outcome, times.0))
 }
 
-/// What an experiment found.
-struct Outcome {
+/// The result of an experiment.
+struct ExperimentOutcome {
     name: &'static str,
-    rows: Vec<Row>,
+    rows: Vec<ExperimentRow>,
     models: Vec<Value>,
     table: String,
-    /// What it chose besides the common settings.
+    /// Settings besides the common ones.
     chosen: Value,
 }
 
-/// What all experiments stand on.
-struct Ground<'a> {
-    options: &'a Options,
+/// What all experiments need.
+struct ExperimentContext<'a> {
+    options: &'a ExperimentOptions,
     dataset: &'a Dataset,
     config: &'a Config,
-    window: Window,
-    users: Users,
+    window: TestWindow,
+    users: UserSample,
     engine: Engine,
     plugin: PathBuf,
     labels: Labels,
 }
 
-impl Ground<'_> {
-    /// The configuration of a seed.
+impl ExperimentContext<'_> {
+    /// The configuration with a seed.
     fn seeded(&self, seed: u64) -> Config {
         let mut config = self.config.clone();
         config.fm.seed = seed;
@@ -162,9 +208,9 @@ impl Ground<'_> {
         config
     }
 
-    /// The stream of a seed's configuration, with histories of so many events.
-    fn stream<'b>(&'b self, config: &'b Config, history_len: usize) -> Stream<'b> {
-        Stream {
+    /// The stream of a configuration, with `history_len` events of history per example.
+    fn stream<'b>(&'b self, config: &'b Config, history_len: usize) -> DatasetStream<'b> {
+        DatasetStream {
             dataset: self.dataset,
             config,
             window: self.window,
@@ -174,7 +220,7 @@ impl Ground<'_> {
         }
     }
 
-    /// A fresh log for embeddings of a width.
+    /// An empty log for embeddings of `width` values.
     fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
         remove_dir(&config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
@@ -186,9 +232,9 @@ impl Ground<'_> {
         )?)
     }
 
-    /// Where the arms of a seed are trained and measured.
-    fn field<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> Field<'b> {
-        Field {
+    /// Trains and measures the arms of a seed.
+    fn runner<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> ArmRunner<'b> {
+        ArmRunner {
             config,
             log,
             engine: &self.engine,
@@ -198,22 +244,40 @@ impl Ground<'_> {
         }
     }
 
-    /// Sums for some arms over the reported stretch.
-    fn tally(&self, arms: &[&str]) -> Tally {
-        Tally::new(&self.labels, self.window.report_from_ms, arms)
+    /// Empty sums for some arms over the reported part.
+    fn tally(&self, arms: &[&str]) -> ScoreTally {
+        ScoreTally::new(&self.labels, self.window.report_from_ms, arms)
     }
 
     /// The sums of all seeds.
-    fn found<'b>(&'b self, tallies: &'b [Tally]) -> Found<'b> {
-        Found {
+    fn results<'b>(&'b self, tallies: &'b [ScoreTally]) -> SeedResults<'b> {
+        SeedResults {
             schema: &self.dataset.schema,
             tallies,
-            seeds: &self.options.seeds,
+            seeds: &self.options.seeds.0,
             replicates: self.options.replicates,
         }
     }
 
-    /// The surface that was asked for, or the one with the most impressions before the test.
+    /// The rows of some pairs on every slice that all arms predict, or only on those of `surface`.
+    fn rows(
+        &self,
+        tallies: &[ScoreTally],
+        pairs: &[ArmPair],
+        surface: Option<u16>,
+        times: &mut StepTimes,
+    ) -> Result<Vec<ExperimentRow>> {
+        let results = self.results(tallies);
+        let mut rows = Vec::new();
+        for cell in results.cells()? {
+            if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
+                rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, pairs)))?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The given surface, or the one with the most impressions before the test.
     fn surface(&self) -> Result<u16> {
         let schema = &self.dataset.schema;
         if let Some(name) = &self.options.surface {
@@ -236,12 +300,16 @@ impl Ground<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
-    fn report(&self, outcome: Outcome, seconds: BTreeMap<String, f64>) -> Report {
+    fn report(
+        &self,
+        outcome: ExperimentOutcome,
+        seconds: BTreeMap<String, f64>,
+    ) -> ExperimentReport {
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
             "mode": self.options.mode,
-            "test_from": self.window.say(self.window.test_from_ms),
-            "report_from": self.window.say(self.window.report_from_ms),
+            "test_from": self.window.format(self.window.test_from_ms),
+            "report_from": self.window.format(self.window.report_from_ms),
             "users_share": self.users.share,
             "replicates": self.options.replicates,
             "expert": self.options.expert,
@@ -250,10 +318,10 @@ impl Ground<'_> {
             "logs": self.config.logs,
             "chosen": outcome.chosen,
         });
-        Report {
+        ExperimentReport {
             experiment: outcome.name,
             config,
-            seeds: self.options.seeds.clone(),
+            seeds: self.options.seeds.0.clone(),
             rows: outcome.rows,
             models: outcome.models,
             seconds,
@@ -262,20 +330,22 @@ impl Ground<'_> {
     }
 }
 
-/// The folder of one FM's store.
+/// An empty folder for one FM's store.
 fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
     let dir = config.paths.fm_work.join(name);
     remove_dir(&dir)?;
     Ok(dir)
 }
 
-/// The targets of a part with their rows.
-fn targets<'a>(part: &Part<'a>) -> impl Iterator<Item = (&'a Example, usize)> + use<'a> {
-    let examples = part.examples;
-    examples.iter().flat_map(|example| (0..example.targets.len()).map(move |row| (example, row)))
+/// The targets of a batch.
+fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = TargetRow<'a>> + use<'a> {
+    let rows = |example: &'a Example| {
+        (0..example.targets.len()).map(move |row| TargetRow { example, row })
+    };
+    part.examples.iter().flat_map(rows)
 }
 
-/// Where a checkpoint for measuring latency goes.
+/// The folder of a checkpoint for measuring latency.
 fn checkpoint_dir(work: &Path, name: &str) -> PathBuf {
     work.join(format!("checkpoint-{name}"))
 }

@@ -1,59 +1,60 @@
-//! What component-wise publishing costs (paper section 3.3.4): serving copies of one FM that get every publication
-//! whole, a share of it, or none, while its trainer goes on through the test.
+//! The cost of component-wise publishing (paper section 3.3.4): serving copies of one FM receive
+//! all of each publication, a share of it, or nothing, while the trainer learns during the test.
 //!
-//! Copies predict every request before the trainer learns from it, with the weights that were published by then. They
-//! are real ones: weights go through publisher, stream and follower into a model that is loaded for serving.
+//! Copies predict every request before the trainer learns from it, with the weights that were
+//! published by then. Weights go through publisher, stream and follower into a model that is loaded
+//! for serving.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use hypercast_config::{Config, PublishSettings};
 use hypercast_fm::{
     inference::{self, FoundationModel, Serving},
     trainer::{self, FmTrainer},
 };
-use serde_json::{Value, json};
-
-use super::{
-    Ground, Outcome,
-    report::{Pair, arms_by_task},
-    store_dir,
-    tally::Tally,
+use hypercast_stream::{
+    engine::{Engine, Memory, Topic},
+    publish::{self, Facts, Follower, Publisher},
 };
-use crate::demo::Seconds;
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::stream::{Mode, Part};
-use hypercast_config::{Config, PublishSettings};
-use hypercast_stream::engine::{Engine, Memory, Topic};
-use hypercast_stream::publish::{self, Facts, Follower, Publisher};
 use hypercast_train::{
     fm::{FIRST_VERSION, dataset_spec},
     report::ALL,
 };
+use serde_json::{Value, json};
 
-/// The arms, and the share of the weights that each gets in a publication.
+use super::{
+    ExperimentContext, ExperimentOutcome,
+    report::{ArmPair, arms_by_task},
+    store_dir,
+    tally::{ScoreTally, TargetRow},
+};
+use crate::{
+    demo::StepTimes,
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::{StreamBatch, TestMode},
+};
+
+/// The arms, and the share of the weights that each receives in a publication.
 const ARMS: [(&str, Option<f64>); 4] =
     [("everything", Some(1.0)), ("30 %", Some(0.3)), ("10 %", Some(0.1)), ("never", None)];
 
 /// Runs it for every seed.
-pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
-    if ground.options.mode == Mode::Fixed {
+pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+    if context.options.mode == TestMode::Fixed {
         return Err(Error::invalid(
-            "publish: weights that stay as they are have nothing to publish; leave --mode fixed away",
+            "publish: fixed weights have nothing to publish; run without --mode fixed",
         ));
     }
     let mut tallies = Vec::new();
-    let mut sent = [Sent::default(); ARMS.len()];
-    for &seed in &ground.options.seeds {
-        let config = ground.seeded(seed);
-        let mut tally = ground.tally(&ARMS.map(|(name, _)| name));
-        seconds.time("fm", || follow(ground, &config, (&mut tally, &mut sent)))?;
+    let mut sent = [PublishedBytes::default(); ARMS.len()];
+    for &seed in &context.options.seeds.0 {
+        let config = context.seeded(seed);
+        let mut tally = context.tally(&ARMS.map(|(name, _)| name));
+        times.time("fm", || follow(context, &config, &mut tally, &mut sent))?;
         tallies.push(tally);
     }
-    let found = ground.found(&tallies);
-    let pairs: Vec<Pair> = (0..ARMS.len()).map(|arm| Pair { baseline: 0, arm }).collect();
-    let mut rows = Vec::new();
-    for cell in found.cells()? {
-        rows.extend(seconds.time("bootstrap", || Ok(found.rows(&cell, &pairs)))?);
-    }
+    let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
+    let rows = context.rows(&tallies, &pairs, None, times)?;
     let mut table = arms_by_task(&rows, ALL);
     table += &format!(
         "\n\n{:<14}{:>14}{:>18}{:>16}\n",
@@ -68,22 +69,22 @@ pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
         );
     }
     let models = ARMS.iter().zip(&sent).map(|((name, _), sent)| sent.json(name)).collect();
-    let chosen = json!({ "publish_minutes": ground.options.publish_minutes });
-    Ok(Outcome { name: "publish", table, rows, models, chosen })
+    let chosen = json!({ "publish_minutes": context.options.publish_minutes });
+    Ok(ExperimentOutcome { name: "publish", table, rows, models, chosen })
 }
 
-/// What an arm was sent, over all seeds.
+/// What was published to an arm, over all seeds.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sent {
+struct PublishedBytes {
     publications: u64,
-    /// Bytes of weights and ids, and of all that there were.
+    /// Bytes of published weights and ids, and of all weights and ids.
     raw_bytes: u64,
     all_bytes: u64,
-    /// Bytes of the records.
+    /// Bytes of the records, compressed.
     bytes: u64,
 }
 
-impl Sent {
+impl PublishedBytes {
     fn share(&self) -> f64 {
         self.raw_bytes as f64 / (self.all_bytes as f64).max(1.0)
     }
@@ -96,56 +97,59 @@ impl Sent {
     }
 }
 
-/// The FM through past and test, with its copies from the test's beginning on.
+/// Runs the FM over the stream, with its copies from the test's beginning on.
 fn follow(
-    ground: &Ground<'_>,
+    context: &ExperimentContext<'_>,
     config: &Config,
-    (tally, sent): (&mut Tally, &mut [Sent; ARMS.len()]),
+    tally: &mut ScoreTally,
+    sent: &mut [PublishedBytes; ARMS.len()],
 ) -> Result<()> {
-    let spec = dataset_spec(ground.dataset)?;
-    let names = &ground.dataset.schema.tasks;
+    let spec = dataset_spec(context.dataset)?;
+    let names = &context.dataset.schema.tasks;
     let place = |name: &str| names.iter().position(|task| task.name == name);
     let tasks: Vec<Option<usize>> = spec.main_tasks().iter().map(|own| place(&own.name)).collect();
     let dir = store_dir(config, "fm")?;
     let mut trainer = trainer::create(&dir.join("trainer"), &config.fm, &spec, config.device)?;
-    let every_ms = (ground.options.publish_minutes * 6e4) as i64;
-    let mut copies: Vec<Copy> = Vec::new();
-    let mut next_ms = ground.window.test_from_ms;
-    ground.stream(config, config.fm.max_history).run("FM", |part| {
+    let every_ms = (context.options.publish_minutes * 6e4) as i64;
+    let mut copies: Vec<ServingCopy> = Vec::new();
+    let mut next_ms = context.window.test_from_ms;
+    context.stream(config, config.fm.max_history).run("FM", |part| {
         let time_ms = part.examples.first().map_or(i64::MIN, |first| first.time_ms);
         if !part.history_only && time_ms >= next_ms {
-            match copies.is_empty() {
-                true => copies = open(config, &mut *trainer, &dir)?,
-                false => copies
-                    .iter_mut()
-                    .zip(&mut *sent)
-                    .try_for_each(|(copy, sent)| copy.publish(&mut *trainer, sent))?,
+            if copies.is_empty() {
+                copies = open(config, &mut *trainer, &dir)?;
+            } else {
+                for (copy, sent) in copies.iter_mut().zip(&mut *sent) {
+                    copy.publish(&mut *trainer, sent)?;
+                }
             }
             next_ms = time_ms - time_ms.rem_euclid(every_ms) + every_ms;
         }
         for (arm, copy) in copies.iter().enumerate() {
-            copy.predict(&part, &tasks, |target, task, said| tally.push(arm, target, task, said))?;
+            copy.predict(&part, &tasks, |target, task, probability| {
+                tally.push(arm, target, task, probability)
+            })?;
         }
         part.through(&mut *trainer, &|_| true).map(drop)
     })
 }
 
-/// A copy that serves.
-struct Copy {
+/// A copy of the FM for serving.
+struct ServingCopy {
     fm: Arc<dyn FoundationModel>,
-    /// None for one that gets nothing more.
-    line: Option<Line>,
+    /// `None` if it receives nothing after the snapshot.
+    channel: Option<PublicationChannel>,
 }
 
 /// From the trainer to a copy.
-struct Line {
+struct PublicationChannel {
     streams: Arc<Memory>,
     publisher: Publisher,
     follower: Follower,
 }
 
-/// The copies, all with what the trainer has now.
-fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<Copy>> {
+/// The copies, all with the trainer's present weights.
+fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<ServingCopy>> {
     let topic = Topic::fm(FIRST_VERSION);
     let serving = Serving { device: config.device, warm_histories: 0, ..Serving::default() };
     let copy = |&(name, share): &(&str, Option<f64>)| {
@@ -153,7 +157,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         let streams = Arc::new(Memory::default());
         let settings = PublishSettings {
             share: share.unwrap_or(1.0),
-            // Deltas alone, so that their bytes are what is compared.
+            // Only deltas, so that their bytes are compared.
             snapshot_every: u32::MAX,
             ..config.publish.clone()
         };
@@ -164,44 +168,45 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
         let fm = inference::load_live(&checkpoint, &dir.join("rows"), serving)?;
-        let line = share.is_some().then_some(Line { streams, publisher, follower });
-        Ok(Copy { fm: Arc::from(fm), line })
+        let channel =
+            share.is_some().then_some(PublicationChannel { streams, publisher, follower });
+        Ok(ServingCopy { fm: Arc::from(fm), channel })
     };
     ARMS.iter().map(copy).collect()
 }
 
-impl Copy {
-    /// Brings what is new of the trainer's weights.
-    fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut Sent) -> Result<()> {
-        let Some(line) = &mut self.line else { return Ok(()) };
+impl ServingCopy {
+    /// Publishes the trainer's changed weights to the copy.
+    fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut PublishedBytes) -> Result<()> {
+        let Some(channel) = &mut self.channel else { return Ok(()) };
         let published =
-            line.publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
+            channel.publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;
         sent.bytes += published.bytes;
-        while let Some(publication) = line.follower.next(Duration::ZERO)? {
+        while let Some(publication) = channel.follower.next(Duration::ZERO)? {
             self.fm.update(publish::fm_update(publication)?)?;
         }
         let topic = Topic::fm(FIRST_VERSION);
-        let end = line.streams.span(&topic)?.end;
-        // The snapshot's records may go: nobody begins to follow any more.
-        Ok(line.streams.trim(&topic, end)?)
+        let end = channel.streams.span(&topic)?.end;
+        // The snapshot's records are no longer needed: no new follower begins.
+        Ok(channel.streams.trim(&topic, end)?)
     }
 
-    /// What it says of a part's targets, before anybody learns from them.
+    /// Predicts a batch's targets, before the trainer learns from them.
     fn predict<'a>(
         &self,
-        part: &Part<'a>,
+        part: &StreamBatch<'a>,
         tasks: &[Option<usize>],
-        mut push: impl FnMut((&'a hypercast_fm::example::Example, usize), usize, f32),
+        mut push: impl FnMut(TargetRow<'a>, usize, f32),
     ) -> Result<()> {
         let examples: Vec<_> = part.examples.iter().collect();
-        let said = self.fm.infer(&examples)?.main;
-        for (target, said) in super::targets(part).zip(said.chunks_exact(tasks.len())) {
-            for (task, said) in tasks.iter().zip(said) {
+        let main = self.fm.infer(&examples)?.main;
+        for (target, row) in super::targets(part).zip(main.chunks_exact(tasks.len())) {
+            for (task, probability) in tasks.iter().zip(row) {
                 if let Some(task) = task {
-                    push(target, *task, *said);
+                    push(target, *task, *probability);
                 }
             }
         }

@@ -1,30 +1,29 @@
-//! What an experiment found, for people and as JSON.
+//! The result of an experiment, for people and as JSON.
 
 use std::collections::BTreeMap;
 
+use hypercast_data::schema::Schema;
+use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     bootstrap::intervals,
-    tally::{Dense, Slice, Tally, Totals},
+    tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
-use crate::error::Result;
-use hypercast_data::schema::Schema;
-use hypercast_train::report::ALL;
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct ExperimentReport {
     /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
     pub experiment: &'static str,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
     /// Seeds of FM and experts.
     pub seeds: Vec<u64>,
-    /// A row a surface, task, arm and seed, and one for the mean over seeds.
-    pub rows: Vec<Row>,
-    /// What the models cost (`compute`), or what was sent (`publish`); empty otherwise.
+    /// A row per surface, task, arm and seed, and one for the mean over seeds.
+    pub rows: Vec<ExperimentRow>,
+    /// The models' costs (`compute`), or the published bytes (`publish`); empty otherwise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<Value>,
     /// Seconds by step.
@@ -36,84 +35,84 @@ pub struct Report {
 
 /// One surface, task and arm.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub struct ExperimentRow {
     /// The surface, or `all`.
     pub surface: String,
     /// The task.
     pub task: String,
-    /// What was tried.
+    /// The arm.
     pub arm: String,
     /// The seed, or `mean`.
-    pub seed: Seed,
+    pub seed: SeedLabel,
     /// Rows predicted.
     pub n: u64,
     /// Normalised entropy.
     pub ne: Option<f64>,
-    /// Its difference from that of the arm that is compared with, in per cent; below 0 is better.
+    /// Its difference from the baseline's, in per cent; below 0 is better.
     pub ne_diff_pct: Option<f64>,
     /// The 95 % interval of the difference, from the bootstrap over users.
     pub ci95: Option<[f64; 2]>,
-    /// What this experiment alone has.
+    /// Columns of this experiment only.
     #[serde(flatten)]
     pub more: BTreeMap<&'static str, Value>,
 }
 
-/// A seed, or all of them together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Seed {
-    /// One.
+/// A seed, or the mean over all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeedLabel {
+    /// One seed, serialised as its number.
     One(u64),
-    /// `mean`.
-    Mean(Mean),
+    /// The mean over seeds, serialised as `mean`.
+    Mean,
 }
 
-/// The mean over seeds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mean {
-    /// Serialised as `mean`.
-    Mean,
+impl Serialize for SeedLabel {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            SeedLabel::One(seed) => serializer.serialize_u64(*seed),
+            SeedLabel::Mean => serializer.serialize_str("mean"),
+        }
+    }
 }
 
 /// Two arms, the second compared with the first.
 #[derive(Debug, Clone, Copy)]
-pub struct Pair {
-    /// Index of the arm that is compared with.
+pub struct ArmPair {
+    /// Index of the baseline's arm.
     pub baseline: usize,
     /// Index of the arm.
     pub arm: usize,
 }
 
 /// The sums of an experiment over its seeds.
-pub struct Found<'a> {
+pub struct SeedResults<'a> {
     /// Names.
     pub schema: &'a Schema,
-    /// One a seed.
-    pub tallies: &'a [Tally],
+    /// One per seed.
+    pub tallies: &'a [ScoreTally],
     /// In the order of the tallies.
     pub seeds: &'a [u64],
-    /// Draws of the bootstrap.
+    /// Replicates of the bootstrap.
     pub replicates: usize,
 }
 
-/// One slice with its sums.
-pub struct Cell {
+/// The sums of one surface and task.
+pub struct SliceTotals {
     /// Where it is.
-    pub slice: Slice,
+    pub slice: SurfaceTask,
     /// Its sums by user.
-    pub dense: Dense,
+    pub dense: UserTotals,
     /// Its sums.
-    pub totals: Totals,
+    pub totals: ScoreTotals,
 }
 
-impl Found<'_> {
+impl SeedResults<'_> {
     /// The slices that every arm of every seed predicts; those over all surfaces come last.
     ///
     /// # Errors
     /// Arms that predicted different rows.
-    pub fn cells(&self) -> Result<Vec<Cell>> {
-        let mut slices: Option<Vec<Slice>> = None;
+    pub fn cells(&self) -> crate::error::Result<Vec<SliceTotals>> {
+        let mut slices: Option<Vec<SurfaceTask>> = None;
         for tally in self.tallies {
             let own = tally.slices()?;
             slices = Some(match slices {
@@ -122,17 +121,17 @@ impl Found<'_> {
             });
         }
         let cell = |slice| {
-            let dense = Dense::new(self.tallies, slice);
-            Cell { slice, totals: dense.totals(None), dense }
+            let dense = UserTotals::new(self.tallies, slice);
+            SliceTotals { slice, totals: dense.totals(None), dense }
         };
         Ok(slices.unwrap_or_default().into_iter().map(cell).collect())
     }
 
     /// The rows of some pairs on a slice: one a seed, then the mean.
-    pub fn rows(&self, cell: &Cell, pairs: &[Pair]) -> Vec<Row> {
+    pub fn rows(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
         let seeds = self.seeds.len();
-        let measure = |totals: &Totals| {
-            let of_pair = |pair: &Pair| {
+        let measure = |totals: &ScoreTotals| {
+            let of_pair = |pair: &ArmPair| {
                 let each = (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline));
                 let mean = totals.mean_ne_diff_pct(pair.arm, pair.baseline);
                 each.chain([mean]).collect::<Vec<f64>>()
@@ -149,7 +148,13 @@ impl Found<'_> {
         rows
     }
 
-    fn row(&self, cell: &Cell, pair: Pair, seed: Option<usize>, ci95: [f64; 2]) -> Row {
+    fn row(
+        &self,
+        cell: &SliceTotals,
+        pair: ArmPair,
+        seed: Option<usize>,
+        ci95: [f64; 2],
+    ) -> ExperimentRow {
         let totals = &cell.totals;
         let seeds = self.seeds.len();
         let diffs: Vec<f64> =
@@ -160,11 +165,11 @@ impl Found<'_> {
         if seed.is_none() && !baseline {
             more.insert("sd_seeds", Value::from(deviation(&diffs)));
         }
-        Row {
-            surface: self.surface(cell.slice.0).to_owned(),
-            task: self.schema.tasks[cell.slice.1].name.clone(),
+        ExperimentRow {
+            surface: self.surface(cell.slice.surface).to_owned(),
+            task: self.schema.tasks[cell.slice.task].name.clone(),
             arm: self.tallies[0].arms()[pair.arm].clone(),
-            seed: seed.map_or(Seed::Mean(Mean::Mean), |seed| Seed::One(self.seeds[seed])),
+            seed: seed.map_or(SeedLabel::Mean, |seed| SeedLabel::One(self.seeds[seed])),
             n: totals.rows as u64,
             ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
             ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),
@@ -202,10 +207,9 @@ pub fn with_interval(value: Option<f64>, ci95: Option<[f64; 2]>) -> String {
     }
 }
 
-/// A table of an arm a line and a task a column, over one surface, as the paper's table 1.
-pub fn arms_by_task(rows: &[Row], surface: &str) -> String {
-    let means =
-        || rows.iter().filter(|row| row.surface == surface && matches!(row.seed, Seed::Mean(_)));
+/// A table with a line per arm and a column per task, for one surface, like the paper's table 1.
+pub fn arms_by_task(rows: &[ExperimentRow], surface: &str) -> String {
+    let means = || rows.iter().filter(|row| row.surface == surface && row.seed == SeedLabel::Mean);
     let (mut tasks, mut arms): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     for row in means() {
         if !tasks.contains(&row.task.as_str()) {
@@ -228,16 +232,14 @@ pub fn arms_by_task(rows: &[Row], surface: &str) -> String {
     text + "\n"
 }
 
-impl std::fmt::Display for Report {
+impl std::fmt::Display for ExperimentReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.table)?;
-        let steps: Vec<String> =
-            self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
         writeln!(
             f,
             "\nmean over seeds {:?}; [95 % interval, bootstrap over users]; {}",
             self.seeds,
-            steps.join(", ")
+            crate::demo::step_times(&self.seconds)
         )
     }
 }

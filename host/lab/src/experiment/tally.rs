@@ -1,15 +1,17 @@
-//! Sums of log-loss by user, from which NE and its interval are computed.
-//!
-//! A replicate of the bootstrap needs a user's sums alone, never the rows.
+//! Sums of log loss by user, for NE and its interval: a replicate of the bootstrap needs only a
+//! user's sums, not the rows.
 
 use std::collections::BTreeMap;
 
+use hypercast_data::labels::Labels;
 use hypercast_fm::{example::Example, metrics::cross_entropy};
 
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_data::labels::Labels;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::normalized_entropy,
+};
 
-/// What a user's rows come to, for every arm.
+/// The sums of a user's rows, by arm.
 #[derive(Debug, Clone, PartialEq)]
 struct UserSums {
     rows: Vec<u32>,
@@ -17,20 +19,35 @@ struct UserSums {
     nats: Vec<f64>,
 }
 
-/// Surface (the number of surfaces for all) and task, as indices of the schema.
-pub type Slice = (usize, usize);
+/// A surface and a task, as indices of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SurfaceTask {
+    /// The surface; the number of surfaces stands for all of them.
+    pub surface: usize,
+    /// The task.
+    pub task: usize,
+}
+
+/// A target of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct TargetRow<'a> {
+    /// The request.
+    pub example: &'a Example,
+    /// Index of the target.
+    pub row: usize,
+}
 
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub struct ScoreTally {
     labels: Labels,
     from_ms: i64,
     arms: Vec<String>,
-    slices: BTreeMap<Slice, BTreeMap<u64, UserSums>>,
+    slices: BTreeMap<SurfaceTask, BTreeMap<u64, UserSums>>,
 }
 
-impl Tally {
-    /// For some arms, of which the first is compared with; rows before `from_ms` do not count.
+impl ScoreTally {
+    /// Empty sums for some arms; the first is the baseline. Rows before `from_ms` are ignored.
     pub fn new(labels: &Labels, from_ms: i64, arms: &[&str]) -> Self {
         let arms = arms.iter().map(|arm| arm.to_string()).collect();
         Self { labels: labels.clone(), from_ms, arms, slices: BTreeMap::new() }
@@ -41,17 +58,18 @@ impl Tally {
         &self.arms
     }
 
-    /// Adds what arm `arm` predicted for a target and a task of the schema; a target outside the
-    /// task's sample space, or a prediction that is not a number, counts nothing.
-    pub fn push(&mut self, arm: usize, (example, row): (&Example, usize), task: usize, said: f32) {
-        if example.time_ms < self.from_ms || said.is_nan() {
+    /// Adds a prediction of an arm for a target and a task of the schema. A target outside the
+    /// task's sample space, and a prediction that is NaN, are ignored.
+    pub fn push(&mut self, arm: usize, target: TargetRow<'_>, task: usize, probability: f32) {
+        let TargetRow { example, row } = target;
+        if example.time_ms < self.from_ms || probability.is_nan() {
             return;
         }
         let Some(label) = self.labels.label(example, row, task) else { return };
-        let nats = cross_entropy(said, label);
+        let nats = cross_entropy(probability, label);
         let arms = self.arms.len();
         for surface in [usize::from(example.surface), self.labels.schema.surfaces.len()] {
-            let users = self.slices.entry((surface, task)).or_default();
+            let users = self.slices.entry(SurfaceTask { surface, task }).or_default();
             let sums = users.entry(example.user.id).or_insert_with(|| UserSums {
                 rows: vec![0; arms],
                 positives: 0,
@@ -68,7 +86,7 @@ impl Tally {
     ///
     /// # Errors
     /// Arms that predicted different rows, which cannot be compared.
-    pub fn slices(&self) -> Result<Vec<Slice>> {
+    pub fn slices(&self) -> Result<Vec<SurfaceTask>> {
         let mut all = Vec::new();
         for (slice, users) in &self.slices {
             let rows =
@@ -78,8 +96,8 @@ impl Tally {
                 continue;
             }
             if users.values().any(|sums| sums.rows.iter().any(|rows| *rows != sums.rows[0])) {
-                let task = &self.labels.schema.tasks[slice.1].name;
-                return Err(Error::invalid(format!(
+                let task = &self.labels.schema.tasks[slice.task].name;
+                return Err(Error::internal(format!(
                     "task {task:?}: the arms {:?} predicted {counts:?} rows, and not the same ones",
                     self.arms
                 )));
@@ -90,36 +108,37 @@ impl Tally {
     }
 }
 
-/// The sums of one slice over seeds, laid out for resampling.
+/// The sums of one slice by user, laid out for resampling.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Dense {
-    /// Rows a user.
+pub struct UserTotals {
+    /// Rows per user.
     pub rows: Vec<f64>,
-    /// Positives a user.
+    /// Positives per user.
     pub positives: Vec<f64>,
-    /// `[seeds][arms]`, each of log-loss a user.
+    /// Log loss by `[seeds][arms][users]`.
     pub nats: Vec<Vec<Vec<f64>>>,
 }
 
 /// A slice's sums over users.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Totals {
+pub struct ScoreTotals {
     /// Rows.
     pub rows: f64,
     /// Positives.
     pub positives: f64,
-    /// `[seeds][arms]` of log-loss.
+    /// Log loss by `[seeds][arms]`.
     pub nats: Vec<Vec<f64>>,
 }
 
-impl Dense {
-    /// Of one slice that every tally holds; the tallies are of the same rows.
-    pub fn new(tallies: &[Tally], slice: Slice) -> Self {
+impl UserTotals {
+    /// The sums of one slice that every tally has; all tallies have the same rows.
+    pub fn new(tallies: &[ScoreTally], slice: SurfaceTask) -> Self {
         let users = &tallies[0].slices[&slice];
-        let of_arm = |tally: &Tally, arm: usize| -> Vec<f64> {
+        let of_arm = |tally: &ScoreTally, arm: usize| -> Vec<f64> {
             tally.slices[&slice].values().map(|sums| sums.nats[arm]).collect()
         };
-        let of_seed = |tally: &Tally| (0..tally.arms.len()).map(|arm| of_arm(tally, arm)).collect();
+        let of_seed =
+            |tally: &ScoreTally| (0..tally.arms.len()).map(|arm| of_arm(tally, arm)).collect();
         Self {
             rows: users.values().map(|sums| f64::from(sums.rows[0])).collect(),
             positives: users.values().map(|sums| f64::from(sums.positives)).collect(),
@@ -127,13 +146,13 @@ impl Dense {
         }
     }
 
-    /// Users.
+    /// The number of users.
     pub fn users(&self) -> usize {
         self.rows.len()
     }
 
     /// The sums, with each user counted as often as `weights` says; once without.
-    pub fn totals(&self, weights: Option<&[u32]>) -> Totals {
+    pub fn totals(&self, weights: Option<&[u32]>) -> ScoreTotals {
         let sum = |values: &[f64]| match weights {
             None => values.iter().sum::<f64>(),
             Some(weights) => {
@@ -141,7 +160,7 @@ impl Dense {
             }
         };
         let seed = |arms: &Vec<Vec<f64>>| arms.iter().map(|arm| sum(arm)).collect();
-        Totals {
+        ScoreTotals {
             rows: sum(&self.rows),
             positives: sum(&self.positives),
             nats: self.nats.iter().map(seed).collect(),
@@ -149,23 +168,19 @@ impl Dense {
     }
 }
 
-impl Totals {
+impl ScoreTotals {
     /// The normalised entropy (eq. 5) of an arm; none for one class only.
     pub fn ne(&self, seed: usize, arm: usize) -> Option<f64> {
-        let rate = self.positives / self.rows;
-        (rate > 0.0 && rate < 1.0).then(|| {
-            let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-            self.nats[seed][arm] / self.rows / base
-        })
+        normalized_entropy(self.nats[seed][arm], self.positives, self.rows)
     }
 
-    /// How far `arm`'s NE is from `baseline`'s, in per cent of it. On the same rows the entropy of the
-    /// base rate cancels.
+    /// How far `arm`'s NE is from `baseline`'s, in per cent of it. On the same rows the entropy of
+    /// the base rate cancels.
     pub fn ne_diff_pct(&self, seed: usize, arm: usize, baseline: usize) -> f64 {
         100.0 * (self.nats[seed][arm] / self.nats[seed][baseline] - 1.0)
     }
 
-    /// The mean of [`Totals::ne_diff_pct`] over seeds.
+    /// The mean of [`ScoreTotals::ne_diff_pct`] over seeds.
     pub fn mean_ne_diff_pct(&self, arm: usize, baseline: usize) -> f64 {
         let seeds = self.nats.len();
         (0..seeds).map(|seed| self.ne_diff_pct(seed, arm, baseline)).sum::<f64>() / seeds as f64

@@ -1,22 +1,22 @@
 //! Each experiment end to end on a small simulated world.
 
-use hypercast_core::prerequisite::plugins;
 use std::{path::Path, sync::Arc};
 
+use hypercast_core::prerequisite::plugins;
 use hypercast_fm::example::{Event, Item, Outcome as Happened, User};
 use serde_json::Value;
 
 use super::*;
 use crate::evaluate::tests::{agree, setup};
 
-fn options(dir: &Path, experiment: Experiment) -> Option<Options> {
+fn options(dir: &Path, experiment: Experiment) -> Option<ExperimentOptions> {
     let plugins = plugins(&format!("{experiment:?}"))?;
-    Some(Options {
+    Some(ExperimentOptions {
         experiment,
         setup: setup(dir, plugins, 700),
-        mode: Mode::Streaming,
-        asked: Asked::default(),
-        seeds: vec![1, 2],
+        mode: TestMode::Streaming,
+        times: TestTimes::default(),
+        seeds: SeedList(vec![1, 2]),
         users: None,
         replicates: 50,
         expert: "mlp-fusion".into(),
@@ -24,11 +24,12 @@ fn options(dir: &Path, experiment: Experiment) -> Option<Options> {
         publish_minutes: 30.0,
         surface: None,
         task: None,
+        json: None,
     })
 }
 
 /// Runs an experiment and gives its JSON, whose common shape is checked.
-fn found(options: &Options, arms: &[&str]) -> Value {
+fn found(options: &ExperimentOptions, arms: &[&str]) -> Value {
     let report = run(options).unwrap();
     assert!(report.to_string().contains("click"), "{report}");
     let json = serde_json::to_value(&report).unwrap();
@@ -94,17 +95,19 @@ fn table_2_has_a_ratio_for_every_surface_and_task() {
 fn table_3_withholds_all_tasks_but_one() {
     let dir = tempfile::tempdir().unwrap();
     let Some(options) = options(dir.path(), Experiment::Unseen) else { return };
-    let options = Options { surface: Some("feed".into()), task: Some("like".into()), ..options };
+    let options =
+        ExperimentOptions { surface: Some("feed".into()), task: Some("like".into()), ..options };
     let json = found(&options, &["baseline", "+TAE"]);
     for row in json["rows"].as_array().unwrap() {
         assert_eq!(row["surface"], "feed");
         assert_eq!(row["withheld"], row["task"] != "like", "{row}");
     }
-    let message = run(&Options { surface: Some("nowhere".into()), ..options.clone() })
+    let message = run(&ExperimentOptions { surface: Some("nowhere".into()), ..options.clone() })
         .unwrap_err()
         .to_string();
     assert!(message.contains("nowhere") && message.contains("search"), "{message}");
-    let message = run(&Options { task: Some("watch".into()), ..options }).unwrap_err().to_string();
+    let message =
+        run(&ExperimentOptions { task: Some("watch".into()), ..options }).unwrap_err().to_string();
     assert!(message.contains("click"), "{message}");
 }
 
@@ -154,10 +157,12 @@ fn a_user_embedding_sees_no_event_younger_than_the_staleness() {
 fn options_that_cannot_work_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let Some(options) = options(dir.path(), Experiment::Tae) else { return };
-    let fail = |options: &Options| run(options).unwrap_err().to_string();
-    assert!(fail(&Options { users: Some(0.0), ..options.clone() }).contains("--users"));
-    assert!(fail(&Options { seeds: vec![], ..options.clone() }).contains("seed"));
-    let message = fail(&Options { expert: "missing".into(), ..options });
+    let fail = |options: &ExperimentOptions| run(options).unwrap_err().to_string();
+    assert!(fail(&ExperimentOptions { users: Some(0.0), ..options.clone() }).contains("--users"));
+    assert!(
+        fail(&ExperimentOptions { seeds: SeedList(vec![]), ..options.clone() }).contains("seed")
+    );
+    let message = fail(&ExperimentOptions { expert: "missing".into(), ..options });
     assert!(message.contains("missing.wasm"), "{message}");
 }
 
@@ -177,6 +182,17 @@ fn what_is_published_in_part_costs_bytes_in_part() {
         own.find(|row| row["task"] == "click" && row["seed"] == 1).unwrap()["ne"].clone()
     };
     assert!(ne("everything") != ne("30 %") && ne("everything") != ne("never"));
-    let fixed = run(&Options { mode: Mode::Fixed, ..options }).unwrap_err().to_string();
+    let fixed =
+        run(&ExperimentOptions { mode: TestMode::Fixed, ..options }).unwrap_err().to_string();
     assert!(fixed.contains("--mode fixed"), "{fixed}");
+}
+
+#[test]
+fn seeds_are_a_count_or_a_list() {
+    assert_eq!(SeedList::parse("3").unwrap().0, [1, 2, 3]);
+    assert_eq!(SeedList::parse("4,9").unwrap().0, [4, 9]);
+    assert_eq!(SeedList::parse("7,").unwrap().0, [7]);
+    for text in ["0", "x", ","] {
+        assert!(SeedList::parse(text).is_err(), "{text}");
+    }
 }

@@ -1,108 +1,103 @@
-//! Table 3: what an expert's tasks gain from an FM that was never trained on them.
+//! Table 3: the gain of an expert's tasks from an FM that was never trained on them.
 //!
-//! The FM learns other surfaces whole, but of one surface a fifth of the users,
-//! and there one task alone, as an auxiliary one. The expert of that surface, on
-//! all of its data, is compared with the same expert without TAE.
+//! The FM learns all of the other surfaces. Of one surface it learns a fifth of the users, and only
+//! one task, as an auxiliary one. The expert of that surface, on all of its data, is compared with
+//! the same expert without TAE.
 
+use hypercast_config::Config;
+use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     example::Example,
     spec::{FmSpec, Label, TaskSpec},
     trainer,
 };
+use hypercast_train::fm::dataset_spec;
 use serde_json::json;
 
 use super::{
-    Ground, Outcome,
-    field::Arm,
-    report::{Pair, arms_by_task},
+    ExperimentContext, ExperimentOutcome,
+    report::{ArmPair, arms_by_task},
+    runner::ExperimentArm,
     store_dir,
 };
-use crate::demo::Seconds;
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::stream::Users;
-use hypercast_config::Config;
-use hypercast_data::logs::LogReader;
-use hypercast_train::fm::dataset_spec;
+use crate::{
+    demo::StepTimes,
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::UserSample,
+};
 
 const ARMS: [&str; 2] = ["baseline", "+TAE"];
 
 /// The share of the surface's users whose rows the FM learns.
 const SHARE: f64 = 0.2;
 
-/// Chooses those users independently of the users of the experiment.
+/// Chooses those users independently of the experiment's sample of users.
 const SALT: u64 = 0x5EED_0020;
 
-/// The surface, and the task that the FM sees there.
-struct Case {
+/// The surface, and the only task that the FM learns there.
+struct UnseenCase {
     surface: u16,
     task: usize,
 }
 
 /// Runs it for every seed.
-pub fn run(ground: &Ground<'_>, seconds: &mut Seconds) -> Result<Outcome> {
-    let case = case(ground)?;
-    let schema = &ground.dataset.schema;
+pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+    let case = case(context)?;
+    let schema = &context.dataset.schema;
     let seen = schema.tasks[case.task].name.clone();
     let surface = schema.surfaces[usize::from(case.surface)].clone();
     let spec = masked(
-        &dataset_spec(ground.dataset)?,
+        &dataset_spec(context.dataset)?,
         &case,
         schema.action(&schema.tasks[case.task].label),
     )?;
     let mut tallies = Vec::new();
-    for &seed in &ground.options.seeds {
-        let config = ground.seeded(seed);
-        seconds.time("fm", || embed(ground, &config, &spec, &case))?;
+    for &seed in &context.options.seeds.0 {
+        let config = context.seeded(seed);
+        times.time("fm", || embed(context, &config, &spec, &case))?;
         let log = LogReader::open(&config.paths.logs)?;
-        let field = ground.field(&config, &log);
-        let mut tally = ground.tally(&ARMS);
+        let runner = context.runner(&config, &log);
+        let mut tally = context.tally(&ARMS);
         for index in 0..ARMS.len() {
             let embedding = 0..config.fm.tae_width();
-            let arm = Arm { index, embedding, without_tae: index == 0 };
-            seconds.time("experts", || field.run(&arm, &[case.surface], &mut tally))?;
+            let arm = ExperimentArm { index, embedding, without_tae: index == 0 };
+            times.time("experts", || runner.run(&arm, &[case.surface], &mut tally))?;
         }
         tallies.push(tally);
     }
-    let found = ground.found(&tallies);
-    let pairs = [0, 1].map(|arm| Pair { baseline: 0, arm });
-    let mut rows = Vec::new();
-    for cell in found.cells()?.into_iter().filter(|cell| cell.slice.0 == usize::from(case.surface))
-    {
-        let mut of_cell = seconds.time("bootstrap", || Ok(found.rows(&cell, &pairs)))?;
-        let withheld = cell.slice.1 != case.task;
-        of_cell.iter_mut().for_each(|row| {
-            row.more.insert("withheld", withheld.into());
-        });
-        rows.extend(of_cell);
+    let pairs = [0, 1].map(|arm| ArmPair { baseline: 0, arm });
+    let mut rows = context.rows(&tallies, &pairs, Some(case.surface), times)?;
+    for row in &mut rows {
+        row.more.insert("withheld", (row.task != seen).into());
     }
     let table = arms_by_task(&rows, &surface)
         + &format!("{seen} was the FM's auxiliary task there; the others were withheld from it\n");
     let chosen = json!({ "surface": surface, "auxiliary_task": seen, "fm_share": SHARE });
-    Ok(Outcome { name: "unseen", rows, models: Vec::new(), table, chosen })
+    Ok(ExperimentOutcome { name: "unseen", rows, models: Vec::new(), table, chosen })
 }
 
-fn case(ground: &Ground<'_>) -> Result<Case> {
-    let schema = &ground.dataset.schema;
-    let surface = ground.surface()?;
+fn case(context: &ExperimentContext<'_>) -> Result<UnseenCase> {
+    let schema = &context.dataset.schema;
+    let surface = context.surface()?;
     let valid: Vec<usize> =
-        ground.labels.tasks().filter(|&task| schema.task_valid(task, surface)).collect();
+        context.labels.tasks().filter(|&task| schema.task_valid(task, surface)).collect();
     let names = || valid.iter().map(|&task| &schema.tasks[task].name).collect::<Vec<_>>();
-    let task = match &ground.options.task {
+    let task = match &context.options.task {
         Some(name) => valid.iter().copied().find(|&task| schema.tasks[task].name == *name),
         None => valid.first().copied(),
     };
     match task {
-        Some(task) if valid.len() > 1 => Ok(Case { surface, task }),
+        Some(task) if valid.len() > 1 => Ok(UnseenCase { surface, task }),
         _ => Err(Error::invalid(format!(
-            "surface {:?} has the binary tasks {:?}; two are needed, one of them --task",
+            "surface {:?} has the binary tasks {:?}; two are needed, and --task must be one of them",
             schema.surfaces[usize::from(surface)],
             names()
         ))),
     }
 }
 
-/// The FM's tasks without those of the surface, and the one as an auxiliary task of it.
-fn masked(spec: &FmSpec, case: &Case, action: Option<usize>) -> Result<FmSpec> {
+/// The FM's specification without the surface's tasks, except for the one as an auxiliary task.
+fn masked(spec: &FmSpec, case: &UnseenCase, action: Option<usize>) -> Result<FmSpec> {
     let surface = usize::from(case.surface);
     let mut spec = spec.clone();
     for task in &mut spec.tasks {
@@ -123,23 +118,28 @@ fn masked(spec: &FmSpec, case: &Case, action: Option<usize>) -> Result<FmSpec> {
     Ok(spec)
 }
 
-/// The FM's pass; logs the surface's rows alone.
-fn embed(ground: &Ground<'_>, config: &Config, spec: &FmSpec, case: &Case) -> Result<()> {
+/// Runs the FM, and logs only the surface's rows.
+fn embed(
+    context: &ExperimentContext<'_>,
+    config: &Config,
+    spec: &FmSpec,
+    case: &UnseenCase,
+) -> Result<()> {
     let dir = store_dir(config, "fm")?;
     let mut trainer = trainer::create(&dir, &config.fm, spec, config.device)?;
-    let mut log = ground.log(config, config.fm.tae_width())?;
-    let stream = ground.stream(config, config.fm.max_history);
+    let mut log = context.log(config, config.fm.tae_width())?;
+    let stream = context.stream(config, config.fm.max_history);
     let skip = stream.skip()?;
-    let taught = Users { share: SHARE, salt: SALT };
+    let learned = UserSample { share: SHARE, salt: SALT };
     let learns =
-        |example: &Example| example.surface != case.surface || taught.hold(example.user.id);
+        |example: &Example| example.surface != case.surface || learned.contains(example.user.id);
     stream.run("FM", |part| {
-        let said = part.through(trainer.as_mut(), &learns)?;
+        let output = part.through(trainer.as_mut(), &learns)?;
         if part.history_only || part.seen < skip {
             return Ok(());
         }
         let own = |example: &Example| example.surface == case.surface;
-        log.write_batch(part.examples, &said.tae, own)?;
+        log.write_batch(part.examples, &output.tae, own)?;
         Ok(())
     })?;
     Ok(log.finish()?)
@@ -173,7 +173,7 @@ mod tests {
             ],
             content: 0,
         };
-        let masked = super::masked(&spec, &Case { surface: 1, task: 0 }, Some(0)).unwrap();
+        let masked = super::masked(&spec, &UnseenCase { surface: 1, task: 0 }, Some(0)).unwrap();
         let on_b: Vec<&TaskSpec> = masked.tasks.iter().filter(|task| task.surfaces[1]).collect();
         assert_eq!(on_b.len(), 1);
         assert!(!on_b[0].main && !on_b[0].surfaces[0]);

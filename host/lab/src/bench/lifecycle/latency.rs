@@ -1,77 +1,81 @@
-//! How old events are when they are joined, and when they are learned from.
+//! The age of events when they are joined, and when a trainer learns from them.
 //!
-//! Windows have one length, and no impression is complete before its window ends, so that what
-//! is above the window is the system's own delay.
+//! All windows have one length, and no impression is complete before its window ends, so the age
+//! above that length is the system's own delay.
 
-use hypercast_core::quantile::quantile;
 use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
+use hypercast_core::{clock::now_ms, quantile::quantile};
+use hypercast_stream::{
+    engine::{self, Engine, Topic},
+    join::Joined,
+};
 use serde_json::Value;
 
-use super::{Setting, folder, sender::Offer};
-use crate::bench::{Options, Report, Rival};
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::clock::now_ms;
-use hypercast_stream::engine::{self, Engine, Topic};
-use hypercast_stream::join::Joined;
+use super::{LifecycleFixture, folder, sender::EventLoad};
+use crate::{
+    bench::{BenchFigure, BenchOptions, BenchReport},
+    error::{CommonErrors as _, Error, Result},
+};
 
 const RATE: f64 = 2_000.0;
 const WINDOW_S: u64 = 5;
 
-/// What may be on top of the window, in seconds.
-const MORE_S: f64 = 10.0;
+/// The delay that is allowed on top of the window, in seconds.
+const ALLOWED_S: f64 = 10.0;
 
 /// Adds the figures.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = folder()?;
-    let mut setting = Setting::new(dir.path(), options.engine, |config| {
+    let mut fixture = LifecycleFixture::new(dir.path(), options.engine, |config| {
         config.join.min_window_s = WINDOW_S;
         config.join.first_window_s = WINDOW_S;
         config.join.max_window_s = WINDOW_S;
         config.publish.every_s = 5;
     })?;
-    let url = setting.begin()?;
-    setting.start("train-fm", &["train", "fm", "--follow"], "\"published\"")?;
-    let engine = engine::open(&setting.config.engine)?;
+    let url = fixture.begin()?;
+    fixture.start("train-fm", &["train", "fm", "--follow"], "\"published\"")?;
+    let engine = engine::open(&fixture.config.engine)?;
     let lasting = Duration::from_secs(options.seconds.min(60));
-    let offer = Offer { rate: RATE, batch: 50, lasting, complete: false };
+    let load = EventLoad { rate: RATE, batch: 50, lasting, complete: false };
     let ended = AtomicBool::new(false);
     let (sent, ages) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| ages_s(&*engine, &ended));
-        let sent = offer.send(&url, || Ok(()));
-        // The last windows end, too.
-        std::thread::sleep(Duration::from_secs(WINDOW_S + MORE_S as u64));
+        let sent = load.send(&url, || Ok(()));
+        // The last windows must end too.
+        std::thread::sleep(Duration::from_secs(WINDOW_S + ALLOWED_S as u64));
         ended.store(true, Ordering::Release);
         (sent, watching.join().expect("a reader does not panic"))
     });
     let (sent, mut ages) = (sent?, ages?);
-    setting.fleet.stop()?;
+    fixture.processes.stop()?;
     let rate = sent.events as f64 / sent.seconds;
-    report.add("events of the latencies", (rate, "events/s"), None);
-    let limit = || Some(Rival { name: "window + 10 s".into(), value: WINDOW_S as f64 + MORE_S });
+    report.add(BenchFigure::new("events of the latencies", rate, "events/s"));
+    let limit_s = WINDOW_S as f64 + ALLOWED_S;
+    let mut add = |name: String, age_s: f64| {
+        report.add(BenchFigure::new(name, age_s, "s").versus("window + 10 s", limit_s));
+    };
     if ages.is_empty() {
-        return Err(Error::invalid("nothing was joined"));
+        return Err(Error::internal("nothing was joined"));
     }
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
-        let age = quantile(&mut ages, share);
-        report.add(format!("impression to joined example, {name}"), (age, "s"), limit());
+        add(format!("impression to joined example, {name}"), quantile(&mut ages, share));
     }
-    let lines = said(&dir.path().join("said/train-fm.log"))?;
-    let Some(((p50, p99), count)) = lines else {
+    let Some(trainer) = TrainerLatency::read(&fixture.processes.log("train-fm"))? else {
         report.note("event to trainer: the trainer has not learned from 1000 requests");
         return Ok(());
     };
-    let of = format!("of {count} windows of 1000 requests");
-    report.add(format!("newest event to trainer, p50 (median {of})"), (p50, "s"), limit());
-    report.add(format!("newest event to trainer, p99 (worst {of})"), (p99, "s"), limit());
+    let of = format!("of {} windows of 1000 requests", trainer.windows);
+    add(format!("newest event to trainer, p50 (median {of})"), trainer.median_p50_s);
+    add(format!("newest event to trainer, p99 (worst {of})"), trainer.worst_p99_s);
     Ok(())
 }
 
-/// How long after its impressions each example could be read.
+/// The age of each example's impressions when the example could be read.
 fn ages_s(engine: &dyn Engine, ended: &AtomicBool) -> Result<Vec<f64>> {
     let mut reader = engine.reader(&Topic::joined(), 0)?;
     let mut ages = Vec::new();
@@ -87,16 +91,25 @@ fn ages_s(engine: &dyn Engine, ended: &AtomicBool) -> Result<Vec<f64>> {
     Ok(ages)
 }
 
-/// What the trainer said of its latencies: the median p50 and the largest p99 in seconds, and the number of lines.
-fn said(path: &Path) -> Result<Option<((f64, f64), usize)>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
-    let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
-    let (mut p50, p99): (Vec<f64>, Vec<f64>) = pairs.unzip();
-    if p50.is_empty() {
-        return Ok(None);
+/// The latencies in a trainer's log, which has a line for every window of requests.
+struct TrainerLatency {
+    median_p50_s: f64,
+    worst_p99_s: f64,
+    windows: usize,
+}
+
+impl TrainerLatency {
+    /// `None` if the log has no such line.
+    fn read(log: &Path) -> Result<Option<TrainerLatency>> {
+        let text = std::fs::read_to_string(log).map_err(Error::io(log))?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
+        let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
+        let (mut p50_ms, p99_ms): (Vec<f64>, Vec<f64>) = pairs.unzip();
+        Ok((!p50_ms.is_empty()).then(|| TrainerLatency {
+            windows: p50_ms.len(),
+            median_p50_s: quantile(&mut p50_ms, 0.5) / 1e3,
+            worst_p99_s: p99_ms.into_iter().fold(0.0, f64::max) / 1e3,
+        }))
     }
-    let worst = p99.into_iter().fold(0.0, f64::max);
-    Ok(Some(((quantile(&mut p50, 0.5) / 1e3, worst / 1e3), p50.len())))
 }

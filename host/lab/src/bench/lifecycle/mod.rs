@@ -1,8 +1,8 @@
-//! The lifecycle at work: ingest and join at a rate, how old events are when they
-//! are learned from, and what publications cost the requests that are served meanwhile.
+//! The lifecycle at work: ingest and join at a rate, the age of events when a trainer learns from
+//! them, and the cost of publications to requests that are served meanwhile.
 //!
-//! Every part is a process of its own over loopback, as an operator runs them, with files below the
-//! temporary folder (`TMPDIR`) on which appends wait for the disk.
+//! Every part is a process of its own over loopback, as an operator runs them. Files are in the
+//! temporary folder (`TMPDIR`), and appends wait for its disk.
 
 mod ingest;
 mod latency;
@@ -15,14 +15,17 @@ use std::{
     time::Duration,
 };
 
-use super::{Options, Report};
-use crate::demo::streaming::processes::Fleet;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::import::simulate::{self, simulate};
 
-/// How long a process may take to begin.
+use super::{BenchOptions, BenchReport};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::ProcessGroup,
+};
+
+/// How long a process may take to start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const USERS: usize = 300;
@@ -31,8 +34,8 @@ const ITEMS: usize = 200;
 /// Adds the figures of the part.
 ///
 /// # Errors
-/// A plugin that is not built; a process that ends before it is asked to.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+/// A plugin that is not built; a process that ends early.
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     if options.wants("ingest") {
         ingest::measure(options, report)?;
     }
@@ -46,15 +49,19 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 /// A small world whose processes share one configuration.
-struct Setting {
+struct LifecycleFixture {
     config: Config,
     path: PathBuf,
-    fleet: Fleet,
+    processes: ProcessGroup,
 }
 
-impl Setting {
-    /// Simulates the world in `dir`; `adjust` says how the configuration differs.
-    fn new(dir: &Path, engine: EngineKind, adjust: impl FnOnce(&mut Config)) -> Result<Setting> {
+impl LifecycleFixture {
+    /// Simulates the world in `dir`; `adjust` changes the configuration.
+    fn new(
+        dir: &Path,
+        engine: EngineKind,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Result<LifecycleFixture> {
         simulate(&simulate::Options {
             into: dir.join("data"),
             users: USERS,
@@ -63,7 +70,7 @@ impl Setting {
             surfaces: 2,
             seed: 1,
         })?;
-        let mut fleet = Fleet::new(dir.join("said"), Shutdown::on_signals()?)?;
+        let mut processes = ProcessGroup::new(dir.join("process-logs"), Shutdown::on_signals()?)?;
         let mut config = Config::default();
         config.join.in_daemon = false;
         config.fm.dim = 16;
@@ -71,22 +78,22 @@ impl Setting {
         config.fm.qk_dim = 8;
         config.fm.v_dim = 8;
         config.fm.max_history = 16;
-        keep_streams(&mut config, engine, (dir, &mut fleet))?;
+        choose_engine(&mut config, engine, dir, &mut processes)?;
         adjust(&mut config);
         let path = dir.join("hypercast.toml");
         config.write(&path)?;
-        Ok(Setting { config: Config::read(&path)?, path, fleet })
+        Ok(LifecycleFixture { config: Config::read(&path)?, path, processes })
     }
 
-    /// Starts a command that runs until it is stopped, and waits until it has said a word.
+    /// Starts a command that runs until it is stopped, and waits until it has written `ready`.
     fn start(&mut self, name: &str, words: &[&str], ready: &str) -> Result<String> {
         let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
         args.extend([OsStr::new("--config"), self.path.as_os_str()]);
-        self.fleet.start(name, &args)?;
-        self.fleet.await_word(name, ready, PATIENCE)
+        self.processes.start(name, &args)?;
+        self.processes.await_output(name, ready, PATIENCE)
     }
 
-    /// Ingest, and the joiner; where events are told.
+    /// Starts the joiner and the ingest tier; returns the address for events.
     fn begin(&mut self) -> Result<String> {
         self.start("join", &["join"], "joining from")?;
         let ingest = ["serve", "--tier", "ingest", "--listen", "127.0.0.1:0"];
@@ -94,20 +101,21 @@ impl Setting {
     }
 }
 
-/// The streams' settings; a NATS server is started where they are its.
-fn keep_streams(
+/// Sets the stream engine, and starts a NATS server if it needs one.
+fn choose_engine(
     config: &mut Config,
     engine: EngineKind,
-    (dir, fleet): (&Path, &mut Fleet),
+    dir: &Path,
+    processes: &mut ProcessGroup,
 ) -> Result<()> {
     config.engine.kind = engine;
     if engine == EngineKind::Nats {
-        config.engine.nats_url = fleet.start_nats(&dir.join("nats"))?;
+        config.engine.nats_url = processes.start_nats(&dir.join("nats"))?;
     }
     Ok(())
 }
 
-/// A folder that is removed in the end.
+/// A folder that is removed when it is dropped.
 fn folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
 }

@@ -1,63 +1,76 @@
-//! What publications cost the requests that are served while they are applied.
+//! The cost of publications to the requests that are served while they are applied.
 //!
-//! A daemon follows an FM's published weights under a constant load. Stretches
-//! with and without publications alternate, so that what else the machine does meets both alike, and their medians
-//! count. The deltas are made beforehand: the trainer is elsewhere, and costs the daemon's machine nothing.
+//! A daemon follows an FM's published weights under a constant load. Stretches with and without
+//! publications alternate, and their medians count. The deltas are prepared: a trainer would run on
+//! another machine.
 
-use hypercast_core::quantile::quantile;
-use std::{ffi::OsStr, path::Path, sync::Arc, time::Duration};
-
-use super::{PATIENCE, folder, keep_streams};
-use crate::bench::{
-    Options, Report, Rival,
-    load::{Caller, Stretch},
-    serving::{World, mlp, rank_url, train},
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
-use crate::demo::{daemon::Daemon, streaming::processes::Fleet};
-use crate::error::{CommonErrors as _, Error, Result};
+
 use hypercast_config::{Config, PublishSettings};
-use hypercast_core::shutdown::Shutdown;
-use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::import::simulate::{self, simulate};
-use hypercast_stream::engine::{self, Engine, Memory, Record, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_core::{quantile::quantile, shutdown::Shutdown};
+use hypercast_data::{
+    dataset::{Dataset, timeline::Span},
+    features::replay::{Replay, ReplayOptions},
+    import::simulate::{self, simulate},
+};
+use hypercast_stream::{
+    engine::{self, Engine, Memory, Record, Topic},
+    publish::{Facts, Publisher},
+};
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
+
+use super::{PATIENCE, choose_engine, folder};
+use crate::{
+    bench::{
+        BenchFigure, BenchOptions, BenchReport,
+        load::{LoadResult, MetricsSnapshot, OpenLoopClient},
+        serving::{bodies, mlp, rank_url, train_both},
+    },
+    error::{CommonErrors as _, Error, Result},
+    processes::{DaemonProcess, ProcessGroup},
+};
 
 /// Stretches of each kind.
 const ROUNDS: usize = 4;
 
-/// How often it looks whether the last ones are applied.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it polls whether the last publications are applied.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Requests that are learned from between two publications.
-const LEARNED: usize = 32;
+/// Requests that the trainer learns from between two publications.
+const REQUESTS_PER_DELTA: usize = 32;
 
 /// The largest share of the weights in a delta.
 const SHARE: f64 = 0.3;
 
 /// Adds the figures.
-pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
+pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dir = folder()?;
-    let mut fleet = Fleet::new(dir.path().join("said"), Shutdown::on_signals()?)?;
-    let world = trained(dir.path(), options, &mut fleet)?;
-    let config = Config::read(&world.two_tiers)?;
-    let made = Made::new(&config, dir.path(), options.publications)?;
-    report.add("weights of a delta", (made.share * 100.0, "% of the bytes"), None);
+    let mut processes =
+        ProcessGroup::new(dir.path().join("process-logs"), Shutdown::on_signals()?)?;
+    let path = trained(dir.path(), options, &mut processes)?;
+    let config = Config::read(&path)?;
+    let prepared = PreparedPublications::new(&config, dir.path(), options.publications)?;
+    report.add(BenchFigure::new("weights of a delta", prepared.share * 100.0, "% of the bytes"));
     let streams = engine::open(&config.engine)?;
     let to = streams.appender(&Topic::fm(FIRST_VERSION))?;
-    to.append(&made.snapshot)?;
-    register(&fleet, &world.two_tiers)?;
-    let daemon = Daemon::start(&world.two_tiers)?;
-    let caller = Caller::new(rank_url(&daemon), world.bodies(false)?)?;
-    caller.one_by_one(200);
-    let rate = 0.5e3 / quantile(&mut caller.one_by_one(400), 0.5);
-    let before = counted(&daemon)?;
+    to.append(&prepared.snapshot)?;
+    register(&processes, &path)?;
+    let daemon = DaemonProcess::start(&path)?;
+    let client =
+        OpenLoopClient::cycle(rank_url(&daemon), bodies(&config.paths.dataset, 0, false)?)?;
+    client.one_by_one(200);
+    let rate = 0.5e3 / quantile(&mut client.one_by_one(400), 0.5);
+    let before = MetricsSnapshot::read(&daemon)?;
     let every = Duration::from_millis(options.publish_every_ms);
-    let mut rounds = Rounds { every, ..Rounds::default() };
-    for deltas in made.deltas.chunks(options.publications.div_ceil(ROUNDS)) {
+    let mut rounds = PublishRounds { every, ..PublishRounds::default() };
+    for deltas in prepared.deltas.chunks(options.publications.div_ceil(ROUNDS)) {
         let lasting = every * deltas.len() as u32;
-        rounds.quiet.push(caller.send(rate, lasting));
+        rounds.quiet.push(client.send(rate, lasting));
         let stretch = std::thread::scope(|scope| {
             let publishing = scope.spawn(|| {
                 for delta in deltas {
@@ -66,37 +79,39 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
                 }
                 Result::Ok(())
             });
-            let stretch = caller.send(rate, lasting);
+            let stretch = client.send(rate, lasting);
             publishing.join().expect("a publisher does not panic").map(|()| stretch)
         })?;
         rounds.busy.push(stretch);
     }
-    let all = made.deltas.len() as f64;
+    let all = prepared.deltas.len() as f64;
     let start = std::time::Instant::now();
-    let mut after = counted(&daemon)?;
-    while after.applied - before.applied < all && start.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK_EVERY);
-        after = counted(&daemon)?;
+    let mut after = MetricsSnapshot::read(&daemon)?;
+    let applied = |after: &MetricsSnapshot| count_applied(after) - count_applied(&before);
+    while applied(&after) < all && start.elapsed() < PATIENCE {
+        std::thread::sleep(POLL_INTERVAL);
+        after = MetricsSnapshot::read(&daemon)?;
     }
     daemon.stop()?;
-    fleet.stop()?;
-    report.add("load, half of what one request at a time gives", (rate, "requests/s"), None);
+    processes.stop()?;
+    report.add(BenchFigure::new(
+        "load, half of what one request at a time gives",
+        rate,
+        "requests/s",
+    ));
     rounds.figures(report);
-    let published = Rival { name: "published".into(), value: all };
-    report.add("publications applied", (after.applied - before.applied, ""), Some(published));
-    report.add("degraded requests", (after.degraded - before.degraded, ""), None);
+    let figure = BenchFigure::new("publications applied", applied(&after), "");
+    report.add(figure.versus("published", all));
+    let degraded = |metrics: &MetricsSnapshot| metrics.sum("hypercast_degraded_total", "");
+    let degraded = degraded(&after) - degraded(&before);
+    report.add(BenchFigure::new("degraded requests", degraded, ""));
     Ok(())
 }
 
-/// A world, its configuration and two trained tiers.
-fn trained(dir: &Path, options: &Options, fleet: &mut Fleet) -> Result<World> {
-    let world = World {
-        two_tiers: dir.join("hypercast.toml"),
-        one_stage: dir.join("hypercast.toml"),
-        dataset: dir.join("data"),
-    };
+/// Simulates a world and trains both tiers; returns the path of the configuration.
+fn trained(dir: &Path, options: &BenchOptions, processes: &mut ProcessGroup) -> Result<PathBuf> {
     simulate(&simulate::Options {
-        into: world.dataset.clone(),
+        into: dir.join("data"),
         users: 300,
         items: 5_000,
         requests: 4_000,
@@ -107,17 +122,16 @@ fn trained(dir: &Path, options: &Options, fleet: &mut Fleet) -> Result<World> {
     config.fm.max_history = 64;
     config.features.history_events = 64;
     config.join.in_daemon = false;
-    keep_streams(&mut config, options.engine, (dir, fleet))?;
+    choose_engine(&mut config, options.engine, dir, processes)?;
     config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
-    config.write(&world.two_tiers)?;
-    for job in [["train", "fm"], ["train", "expert"]] {
-        train(job, &world.two_tiers)?;
-    }
-    Ok(world)
+    let path = dir.join("hypercast.toml");
+    config.write(&path)?;
+    train_both(&path)?;
+    Ok(path)
 }
 
-/// The FM as it is published, and the expert on it, answer.
-fn register(fleet: &Fleet, config: &Path) -> Result<()> {
+/// Registers and promotes the published FM and the expert that pins it.
+fn register(processes: &ProcessGroup, config: &Path) -> Result<()> {
     let commands: [&[&str]; 4] = [
         &["register", "fm", "--published", FIRST_VERSION],
         &["promote", "fm", FIRST_VERSION],
@@ -128,25 +142,24 @@ fn register(fleet: &Fleet, config: &Path) -> Result<()> {
         let mut args = vec![OsStr::new("versions")];
         args.extend(words.iter().map(OsStr::new));
         args.extend([OsStr::new("--config"), config.as_os_str()]);
-        let (well, said) = fleet.ask(&args)?;
-        if !well {
-            return Err(Error::invalid(format!("versions {}: {said}", words.join(" "))));
-        }
+        processes
+            .output(&args)?
+            .map_err(|reason| Error::internal(format!("versions {}: {reason}", words.join(" "))))?;
     }
     Ok(())
 }
 
-/// The records of publications.
-struct Made {
+/// The records of publications, made before they are needed.
+struct PreparedPublications {
     snapshot: Vec<Record>,
     deltas: Vec<Vec<Record>>,
     /// Bytes of the largest delta over those of all weights, before compression.
     share: f64,
 }
 
-impl Made {
-    /// Goes on with the trained FM, and publishes after every few requests.
-    fn new(config: &Config, dir: &Path, publications: usize) -> Result<Made> {
+impl PreparedPublications {
+    /// Continues training the FM, and publishes after every few requests.
+    fn new(config: &Config, dir: &Path, publications: usize) -> Result<PreparedPublications> {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let spec = dataset_spec(&dataset)?;
         let saved = trained_dir(config);
@@ -178,10 +191,12 @@ impl Made {
         let (snapshot, mut deltas, mut share) = (records()?, Vec::new(), 0.0f64);
         let mut examples = std::iter::empty().chain(replayed(&dataset, config)?);
         while deltas.len() < publications {
-            let batch: Vec<_> =
-                examples.by_ref().take(LEARNED).collect::<hypercast_data::Result<_>>()?;
-            if batch.len() < LEARNED {
-                // The same requests once more: weights move all the same.
+            let batch: Vec<_> = examples
+                .by_ref()
+                .take(REQUESTS_PER_DELTA)
+                .collect::<hypercast_data::Result<_>>()?;
+            if batch.len() < REQUESTS_PER_DELTA {
+                // The same requests again: they still move the weights.
                 examples = std::iter::empty().chain(replayed(&dataset, config)?);
                 continue;
             }
@@ -191,7 +206,7 @@ impl Made {
             share = share.max(published.raw_bytes as f64 / published.all_bytes as f64);
             deltas.push(records()?);
         }
-        Ok(Made { snapshot, deltas, share })
+        Ok(PreparedPublications { snapshot, deltas, share })
     }
 }
 
@@ -206,54 +221,41 @@ fn replayed(dataset: &Dataset, config: &Config) -> Result<Replay> {
     Ok(Replay::new(dataset, options)?)
 }
 
-/// Stretches of load.
+/// The stretches of load so far.
 #[derive(Default)]
-struct Rounds {
+struct PublishRounds {
     every: Duration,
-    quiet: Vec<Stretch>,
-    busy: Vec<Stretch>,
+    quiet: Vec<LoadResult>,
+    busy: Vec<LoadResult>,
 }
 
-impl Rounds {
-    fn figures(&self, report: &mut Report) {
+impl PublishRounds {
+    fn figures(&self, report: &mut BenchReport) {
         for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
-            let of = |stretches: &[Stretch]| {
+            let of = |stretches: &[LoadResult]| {
                 let mut each: Vec<f64> = stretches.iter().map(|s| s.answered(share)).collect();
                 quantile(&mut each, 0.5)
             };
-            let rival = Rival { name: "without".into(), value: of(&self.quiet) };
-            let (ours, over) = (of(&self.busy), of(&self.busy) / rival.value);
+            let (busy_ms, quiet_ms) = (of(&self.busy), of(&self.quiet));
             let name =
                 format!("request, {name}, with publications every {} ms", self.every.as_millis());
-            report.add(name.clone(), (ours, "ms"), Some(rival));
-            report.add(format!("{name}, over without"), (over, "times"), None);
+            report.add(BenchFigure::new(&*name, busy_ms, "ms").versus("without", quiet_ms));
+            let name = format!("{name}, over without");
+            report.add(BenchFigure::new(name, busy_ms / quiet_ms, "times"));
         }
         for (name, stretches) in [("without", &self.quiet), ("with", &self.busy)] {
-            let sum = |of: fn(&Stretch) -> usize| stretches.iter().map(of).sum::<usize>() as f64;
-            report.add(format!("requests {name} publications"), (sum(Stretch::requests), ""), None);
+            let sum = |of: fn(&LoadResult) -> usize| stretches.iter().map(of).sum::<usize>() as f64;
+            report.add(BenchFigure::new(
+                format!("requests {name} publications"),
+                sum(LoadResult::requests),
+                "",
+            ));
             let failed = sum(|s| s.failed + s.late + s.refused_ms.len());
-            report.add(format!("of them not answered, {name}"), (failed, ""), None);
+            report.add(BenchFigure::new(format!("of them not answered, {name}"), failed, ""));
         }
     }
 }
 
-/// What the daemon counts.
-struct Counted {
-    applied: f64,
-    degraded: f64,
-}
-
-fn counted(daemon: &Daemon) -> Result<Counted> {
-    let url = format!("{}/metrics", daemon.url);
-    let failed = |error: ureq::Error| Error::unreachable(format!("{url}: {error}"));
-    let text = ureq::get(&url).call().map_err(failed)?.body_mut().read_to_string();
-    let text = text.map_err(failed)?;
-    let sum = |name: &str, label: &str| -> f64 {
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
-    Ok(Counted {
-        applied: sum("hypercast_publications_total{", "outcome=\"applied\""),
-        degraded: sum("hypercast_degraded_total{", ""),
-    })
+fn count_applied(metrics: &MetricsSnapshot) -> f64 {
+    metrics.sum("hypercast_publications_total", "outcome=\"applied\"")
 }

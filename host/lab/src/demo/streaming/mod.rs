@@ -1,17 +1,16 @@
-//! The whole loop live on one machine (paper section 3.3): events replayed in time
-//! order against the daemon, joined, learned from by both tiers' trainers, and their weights served under that load;
-//! two FM versions side by side, and an operator who promotes and rolls back.
+//! The whole loop live on one machine (paper section 3.3): events are replayed in time order
+//! against the daemon, joined, and learned from by the trainers of both tiers, whose weights are
+//! served under that load. Two FM versions run side by side, and an operator promotes and rolls
+//! back.
 //!
-//! Every part is a process of its own, over HTTP and the streams, as an operator runs them. It has no model code.
+//! Every part is a process of its own, over HTTP and the streams, as an operator runs them.
 
-mod client;
-mod drive;
+mod load;
 mod operator;
 mod prepare;
-pub(crate) mod processes;
 mod report;
 mod scores;
-mod watch;
+mod status;
 
 use std::{
     ffi::OsStr,
@@ -19,39 +18,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::report::Report;
-use self::{
-    client::Client,
-    drive::{Drive, Pace},
-    operator::{Course, Operator, PATIENCE, PUBLISHED, VERSIONS},
-    prepare::Ground,
-    processes::Fleet,
-    report::Examples,
-    scores::Scores,
-    watch::{Line, Live},
-};
-use super::Seconds;
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::EngineKind;
-use hypercast_core::dir_lock::DirLock;
-use hypercast_core::shutdown::Shutdown;
+use hypercast_core::{dir_lock::DirLock, shutdown::Shutdown};
 use hypercast_stream::engine;
 
-/// How often a line is printed.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+pub use self::report::StreamingReport;
+use self::{
+    load::{LoadGenerator, ReplaySchedule},
+    operator::{OperatorScript, PUBLISHED, ReplayProgress, VERSION_WITHIN, VERSIONS},
+    prepare::DemoSetup,
+    report::JoinedCounts,
+    scores::ServedScores,
+    status::{LiveStatus, StatusLine},
+};
+use super::{DemoOptions, StepTimes, client::DemoClient};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    processes::ProcessGroup,
+};
+
+/// The time between two printed status lines.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
 
 /// What to run the loop on.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// What it shares with the demo of every step.
-    pub base: super::Options,
-    /// Event time over wall time; if missing, what lets the stream end with the minutes, as far as two cores bear it.
+pub struct StreamingDemoOptions {
+    /// Options that every demo has.
+    pub base: DemoOptions,
+    /// Event time over wall time. By default the stream ends with the minutes, as far as two cores
+    /// can serve it.
     pub speed_up: Option<f64>,
-    /// The replay ends after so long.
+    /// The replay ends after so many minutes.
     pub minutes: f64,
-    /// What keeps the streams.
+    /// The stream engine.
     pub engine: EngineKind,
-    /// Where a NATS server runs; if missing, one is started.
+    /// The address of a NATS server; if missing, one is started.
     pub nats_url: Option<String>,
     /// The daemon's address.
     pub listen: String,
@@ -62,119 +63,140 @@ pub struct Options {
 /// Runs the loop to its end, and stops everything.
 ///
 /// # Errors
-/// A work folder that another demo has (the error says its process id); a process that ends before it is asked;
+/// A work folder that another demo uses (the error has its process id); a process that ends early;
 /// an impression that was lost or doubled.
-pub fn run(options: &Options) -> Result<Report> {
+pub fn run(options: &StreamingDemoOptions) -> Result<StreamingReport> {
     if !(options.minutes > 0.0 && options.speed_up.is_none_or(|speed_up| speed_up > 0.0)) {
         return Err(Error::invalid("--minutes and --speed-up must be above 0"));
     }
     let _owner = DirLock::acquire(&options.base.work)?;
     prepare::clear(&options.base.work)?;
     let stop = Shutdown::on_signals()?;
-    let mut seconds = Seconds::default();
+    let mut times = StepTimes::default();
     let mut options = options.clone();
-    let mut fleet = Fleet::new(options.base.work.join("said"), stop.clone())?;
+    let mut processes = ProcessGroup::new(options.base.work.join("process-logs"), stop.clone())?;
     if options.engine == EngineKind::Nats && options.nats_url.is_none() {
-        options.nats_url = Some(fleet.start_nats(&options.base.work.join("nats"))?);
+        options.nats_url = Some(processes.start_nats(&options.base.work.join("nats"))?);
     }
-    let ground = prepare::prepare(&options, &fleet, &mut seconds)?;
-    let url = seconds.time("start", || start(&ground, &mut fleet, &options.listen))?;
+    let setup = prepare::prepare(&options, &processes, &mut times)?;
+    let url = times.time("start", || start(&setup, &mut processes, &options.listen))?;
     println!("the page is at {url}/");
-    let client = Client::new(url, ground.dataset.schema.clone());
-    let fleet = Mutex::new(fleet);
-    let replayed = replay(&options, &ground, (&client, &fleet, &stop), &mut seconds);
-    let mut fleet = fleet.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let client = DemoClient::new(url, setup.dataset.schema.clone());
+    let processes = Mutex::new(processes);
+    let running = RunningDemo {
+        options: &options,
+        setup: &setup,
+        client: &client,
+        processes: &processes,
+        stop: &stop,
+    };
+    let replayed = running.replay(&mut times);
+    let mut processes = processes.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut report = match replayed {
         Ok(report) => report,
         Err(error) => {
-            // What was wrong first matters more than how others end.
-            if let Err(also) = fleet.stop() {
+            // The first failure matters more than how the others end.
+            if let Err(also) = processes.stop() {
                 tracing::warn!("{also}");
             }
             return Err(error);
         }
     };
-    report.memory_mib = fleet.memory_mib().into_iter().collect();
-    seconds.time("stop", || fleet.stop())?;
-    report.seconds = seconds.0;
+    report.memory_mib = processes.memory_mib().into_iter().collect();
+    times.time("stop", || processes.stop())?;
+    report.seconds = times.0;
     Ok(report)
 }
 
-/// Starts every process but the second expert's trainer: trainers first, so that there are weights to serve.
-fn start(ground: &Ground, fleet: &mut Fleet, listen: &str) -> Result<String> {
-    let configs = [&ground.first, &ground.second];
+/// Starts every process but the second expert's trainer; the trainers first, so that there are
+/// weights to serve. Returns the daemon's address.
+fn start(setup: &DemoSetup, processes: &mut ProcessGroup, listen: &str) -> Result<String> {
+    let configs = [&setup.first, &setup.second];
     for (version, config) in VERSIONS.into_iter().zip(configs) {
         let mut args =
             ["train", "fm", "--follow", "--version", version, "--config"].map(OsStr::new).to_vec();
         args.push(config.as_os_str());
-        fleet.start(&format!("train-fm-{version}"), &args)?;
+        processes.start(&format!("train-fm-{version}"), &args)?;
     }
-    operator::start_expert(ground, fleet, VERSIONS[0])?;
+    operator::start_expert(setup, processes, VERSIONS[0])?;
     for version in VERSIONS {
-        fleet.await_word(&format!("train-fm-{version}"), PUBLISHED, PATIENCE)?;
+        processes.await_output(&format!("train-fm-{version}"), PUBLISHED, VERSION_WITHIN)?;
     }
-    fleet.await_word(&operator::trainer(VERSIONS[0]), PUBLISHED, PATIENCE)?;
-    Operator::begin(ground, fleet)?;
-    let config = [OsStr::new("--config"), ground.first.as_os_str()];
-    fleet.start("log", &[&["materialise", "--follow"].map(OsStr::new)[..], &config].concat())?;
-    fleet
+    processes.await_output(&operator::trainer(VERSIONS[0]), PUBLISHED, VERSION_WITHIN)?;
+    OperatorScript::begin(setup, processes)?;
+    let config = [OsStr::new("--config"), setup.first.as_os_str()];
+    processes
+        .start("log", &[&["materialise", "--follow"].map(OsStr::new)[..], &config].concat())?;
+    processes
         .start("serve", &[&["serve", "--listen", listen].map(OsStr::new)[..], &config].concat())?;
-    fleet.await_word("serve", "listening on ", PATIENCE)
+    processes.await_output("serve", "listening on ", VERSION_WITHIN)
 }
 
-/// Replays under an operator's decisions, then waits for the last examples.
-fn replay(
-    options: &Options,
-    ground: &Ground,
-    (client, fleet, stop): (&Client, &Mutex<Fleet>, &Shutdown),
-    seconds: &mut Seconds,
-) -> Result<Report> {
-    let Ground { from_ms, requests, speed_up, .. } = *ground;
-    let most = Duration::from_secs_f64(options.minutes * 60.0);
-    println!("replaying {requests} requests, {speed_up:.0} times as fast as they came");
-    let late_ms = (ground.config.join.max_window_s as i64 + 1) * 1000;
-    let pace = Pace { from_ms, speed_up, requests, most, late_ms };
-    let mut drive = Drive::new(client, Scores::new(&ground.dataset.schema), pace);
-    let course = Course::default();
-    let mut said = Instant::now();
-    let utc_offset_h = ground.config.timeline.utc_offset_h;
-    let look = |drive: &mut Drive<'_>| {
-        if stop.is_requested() {
-            return Err(Error::invalid("stopped before its end"));
-        }
-        course.failed().map_or(Ok(()), Err)?;
-        if said.elapsed() >= SAY_EVERY {
-            said = Instant::now();
-            // The operator may hold the fleet; it looks itself then.
-            if let Ok(mut fleet) = fleet.try_lock() {
-                fleet.check()?;
+/// A demo whose processes run.
+struct RunningDemo<'a> {
+    options: &'a StreamingDemoOptions,
+    setup: &'a DemoSetup,
+    client: &'a DemoClient,
+    processes: &'a Mutex<ProcessGroup>,
+    stop: &'a Shutdown,
+}
+
+impl RunningDemo<'_> {
+    /// Replays under an operator's decisions, then waits for the last examples.
+    fn replay(&self, times: &mut StepTimes) -> Result<StreamingReport> {
+        let Self { setup, client, processes, stop, .. } = *self;
+        let DemoSetup { from_ms, requests, speed_up, .. } = *setup;
+        let max_duration = Duration::from_secs_f64(self.options.minutes * 60.0);
+        println!("replaying {requests} requests, {speed_up:.0} times as fast as they came");
+        let late_ms = (setup.config.join.max_window_s as i64 + 1) * 1000;
+        let schedule = ReplaySchedule { from_ms, speed_up, requests, max_duration, late_ms };
+        let scores = ServedScores::new(&setup.dataset.schema);
+        let mut load = LoadGenerator::new(client, scores, schedule);
+        let progress = ReplayProgress::default();
+        let mut printed = Instant::now();
+        let look = |load: &mut LoadGenerator<'_>| {
+            if stop.is_requested() {
+                return Err(Error::refused("stopped before its end"));
             }
-            let live = Live::read(&client.live()?);
-            let (scores, share) = (drive.scores.line(), drive.share());
-            let line =
-                Line { sent: &drive.sent, share, live: &live, scores: &scores, utc_offset_h };
-            println!("{}", line.text());
+            progress.take_failure().map_or(Ok(()), Err)?;
+            if printed.elapsed() >= STATUS_EVERY {
+                printed = Instant::now();
+                self.print_status(load)?;
+            }
+            Ok(())
+        };
+        let operator = OperatorScript { setup, processes, client, stop };
+        times.time("replay", || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| operator.follow(&progress));
+                let outcome = load.run(&setup.dataset, &progress, look);
+                if outcome.is_err() {
+                    // The operator would wait for a replay that goes no further.
+                    stop.request();
+                }
+                outcome
+            })
+        })?;
+        progress.take_failure().map_or(Ok(()), Err)?;
+        let streams = engine::open(&setup.config.engine)?;
+        let joined = JoinedCounts::read(&*streams, load.sent.impressions)?;
+        let live = LiveStatus::read(&client.live()?);
+        let mut report = StreamingReport::new(&load.sent, load.scores.rows(), live, joined);
+        report.decisions = progress.decisions();
+        report.check()?;
+        Ok(report)
+    }
+
+    fn print_status(&self, load: &mut LoadGenerator<'_>) -> Result<()> {
+        // The operator checks the processes itself while it holds them.
+        if let Ok(mut processes) = self.processes.try_lock() {
+            processes.check()?;
         }
+        let live = LiveStatus::read(&self.client.live()?);
+        let (tasks, share) = (load.scores.next_line(), load.share());
+        let utc_offset_h = self.setup.config.timeline.utc_offset_h;
+        let line = StatusLine { sent: &load.sent, share, live: &live, tasks: &tasks, utc_offset_h };
+        println!("{}", line.text());
         Ok(())
-    };
-    let operator = Operator { ground, fleet, client, stop };
-    seconds.time("replay", || {
-        std::thread::scope(|scope| {
-            scope.spawn(|| operator.follow(&course));
-            let outcome = drive.run(&ground.dataset, &course, look);
-            if outcome.is_err() {
-                // The operator waits for a replay that goes no further.
-                stop.request();
-            }
-            outcome
-        })
-    })?;
-    course.failed().map_or(Ok(()), Err)?;
-    let streams = engine::open(&ground.config.engine)?;
-    let examples = Examples::read(&*streams, drive.sent.impressions)?;
-    let live = Live::read(&client.live()?);
-    let mut report = Report::new(&drive.sent, drive.scores.rows(), (live, examples));
-    report.decisions = course.notes();
-    report.check()?;
-    Ok(report)
+    }
 }

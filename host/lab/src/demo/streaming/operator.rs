@@ -1,8 +1,9 @@
-//! The operator of the demo: what is decided at which point of the replay, by the
-//! commands that an operator has, while requests come.
+//! The operator of the demo: decisions at fixed points of the replay, made with the commands that
+//! an operator has, while requests come.
 //!
-//! A second version of the expert begins to learn, sees requests as a shadow, gets half of the users, then all, and is
-//! rolled back; an FM version that is pinned is not retired. Nothing is decided here by how good a version is.
+//! A second version of the expert begins to learn, sees requests as a shadow, gets half of the
+//! users, then all, and is rolled back; the retirement of a pinned FM version is refused. The
+//! quality of versions decides nothing here.
 
 use std::{
     ffi::OsStr,
@@ -13,94 +14,92 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hypercast_core::shutdown::Shutdown;
 use serde::Serialize;
 
-use super::{
-    client::Client,
-    prepare::{EXPERT, Ground},
-    processes::Fleet,
+use super::prepare::{DemoSetup, EXPERT};
+use crate::{
+    demo::client::DemoClient,
+    error::{CommonErrors as _, Error, Result},
+    processes::ProcessGroup,
 };
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::shutdown::Shutdown;
 
 /// The FM versions, and the versions of the expert that pin them.
 pub const VERSIONS: [&str; 2] = ["1.0.0", "2.0.0"];
 
-/// How long a version may take to publish, or to be served.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+/// The time that a version has to publish, or to be served.
+pub const VERSION_WITHIN: Duration = Duration::from_secs(300);
 
-/// How often something that is awaited is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A decision, and the share of the replay after which it comes.
-const DECISIONS: [(f64, Decision); 6] = [
-    (0.15, Decision::Train),
-    (0.35, Decision::Share),
-    (0.55, Decision::Whole),
-    (0.60, Decision::Retire),
-    (0.75, Decision::RollBack),
-    (0.85, Decision::RollBackWhole),
+/// The decisions, each after a share of the replay.
+const DECISIONS: [(f64, OperatorDecision); 6] = [
+    (0.15, OperatorDecision::Train),
+    (0.35, OperatorDecision::PromoteHalf),
+    (0.55, OperatorDecision::PromoteAll),
+    (0.60, OperatorDecision::RetireFm),
+    (0.75, OperatorDecision::RollBackHalf),
+    (0.85, OperatorDecision::RollBackAll),
 ];
 
-/// What is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Decision {
+enum OperatorDecision {
     /// The second version begins to learn, and sees requests.
     Train,
-    /// Half of the users are its own.
-    Share,
-    /// All of them are.
-    Whole,
-    /// The first FM is to go, which is refused.
-    Retire,
-    /// Half of the users are given back.
-    RollBack,
-    /// All of them are.
-    RollBackWhole,
+    /// It gets half of the users.
+    PromoteHalf,
+    /// It gets all users.
+    PromoteAll,
+    /// The first FM is retired, which is refused because an expert pins it.
+    RetireFm,
+    /// Half of the users go back to the first version.
+    RollBackHalf,
+    /// All users do.
+    RollBackAll,
 }
 
-/// How far the replay is, and which decisions are made.
+/// How far the replay is, and which decisions were made.
 #[derive(Debug, Default)]
-pub struct Course {
-    /// In millionths.
+pub struct ReplayProgress {
+    /// The share of the replay, in millionths.
     share: AtomicU64,
     made: AtomicUsize,
     failed: Mutex<Option<Error>>,
-    notes: Mutex<Vec<Note>>,
+    decisions: Mutex<Vec<DecisionRecord>>,
 }
 
 /// A decision that was made.
 #[derive(Debug, Clone, Serialize)]
-pub struct Note {
+pub struct DecisionRecord {
     /// The command.
     pub command: String,
-    /// Whether it was refused, with the reason.
+    /// The reason if it was refused.
     pub refused: Option<String>,
-    /// Seconds until the daemon served so.
+    /// Seconds until the daemon served accordingly.
     pub served_s: f64,
 }
 
-impl Course {
-    /// Notes how far the replay is.
-    pub fn went_to(&self, share: f64) {
+impl ReplayProgress {
+    /// Records how far the replay is.
+    pub fn advance_to(&self, share: f64) {
         self.share.store((share * 1e6) as u64, Ordering::Relaxed);
     }
 
-    /// Whether the replay is at the decision after one that is not made yet, and has to wait.
+    /// Whether the replay has reached the decision after the pending one, and must wait.
     pub fn is_ahead(&self, share: f64) -> bool {
         let made = self.made.load(Ordering::Acquire);
         let next = DECISIONS.get(made + 1).map_or(1.0, |(at, _)| *at);
         made < DECISIONS.len() && share >= next
     }
 
-    /// The reason why the operator gave up, once.
-    pub fn failed(&self) -> Option<Error> {
+    /// The reason why the operator gave up; returned once.
+    pub fn take_failure(&self) -> Option<Error> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// What was decided.
-    pub fn notes(&self) -> Vec<Note> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The decisions so far.
+    pub fn decisions(&self) -> Vec<DecisionRecord> {
+        self.decisions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn is_at(&self, share: f64) -> bool {
@@ -108,97 +107,99 @@ impl Course {
     }
 }
 
-/// Who decides.
-pub struct Operator<'a> {
+/// Makes the decisions.
+pub struct OperatorScript<'a> {
     /// The configurations.
-    pub ground: &'a Ground,
+    pub setup: &'a DemoSetup,
     /// The processes.
-    pub fleet: &'a Mutex<Fleet>,
+    pub processes: &'a Mutex<ProcessGroup>,
     /// The daemon.
-    pub client: &'a Client,
-    /// Whether to stop.
+    pub client: &'a DemoClient,
+    /// Ends all waiting.
     pub stop: &'a Shutdown,
 }
 
-impl Operator<'_> {
-    /// Registers and promotes what serves from the beginning: both FMs, and the first version of the expert.
+impl OperatorScript<'_> {
+    /// Registers and promotes what serves from the beginning: both FMs and the first expert
+    /// version.
     ///
     /// # Errors
     /// A registry that refuses.
-    pub fn begin(ground: &Ground, fleet: &Fleet) -> Result<()> {
-        let well = |words: &[&str]| {
-            versions(ground, fleet, words).and_then(|said| said.map(drop).map_err(Error::invalid))
+    pub fn begin(setup: &DemoSetup, processes: &ProcessGroup) -> Result<()> {
+        let accepted = |words: &[&str]| {
+            versions(setup, processes, words)
+                .and_then(|answer| answer.map(drop).map_err(Error::internal))
         };
         for version in VERSIONS {
-            well(&["register", "fm", "--published", version])?;
-            well(&["promote", "fm", version])?;
+            accepted(&["register", "fm", "--published", version])?;
+            accepted(&["promote", "fm", version])?;
         }
-        well(&["register", "expert", EXPERT, VERSIONS[0], "--published"])?;
-        well(&["promote", "expert", EXPERT, VERSIONS[0]])
+        accepted(&["register", "expert", EXPERT, VERSIONS[0], "--published"])?;
+        accepted(&["promote", "expert", EXPERT, VERSIONS[0]])
     }
 
-    /// Makes every decision when the replay is there.
-    pub fn follow(&self, course: &Course) {
+    /// Makes every decision when the replay has reached it.
+    pub fn follow(&self, progress: &ReplayProgress) {
         for (share, decision) in DECISIONS {
-            while !course.is_at(share) {
+            while !progress.is_at(share) {
                 if self.stop.is_requested() {
                     return;
                 }
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(POLL_INTERVAL);
             }
-            if let Err(error) = self.decide(decision, course) {
-                *course.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            if let Err(error) = self.decide(decision, progress) {
+                *progress.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 return;
             }
-            course.made.fetch_add(1, Ordering::Release);
+            progress.made.fetch_add(1, Ordering::Release);
         }
     }
 
-    fn decide(&self, decision: Decision, course: &Course) -> Result<()> {
+    fn decide(&self, decision: OperatorDecision, progress: &ReplayProgress) -> Result<()> {
         let [first, second] = VERSIONS;
         match decision {
-            Decision::Train => {
-                start_expert(self.ground, &mut self.fleet(), second)?;
+            OperatorDecision::Train => {
+                start_expert(self.setup, &mut self.processes(), second)?;
                 self.published(second)?;
-                self.well(&["register", "expert", EXPERT, second, "--published"], course)?;
-                self.well(&["shadow", "expert", EXPERT, second], course)
+                self.accepted(&["register", "expert", EXPERT, second, "--published"], progress)?;
+                self.accepted(&["shadow", "expert", EXPERT, second], progress)
             }
-            Decision::Share => {
-                self.well(&["promote", "expert", EXPERT, second, "--share", "0.5"], course)?;
-                self.served(0.5, course)
+            OperatorDecision::PromoteHalf => {
+                self.accepted(&["promote", "expert", EXPERT, second, "--share", "0.5"], progress)?;
+                self.served(0.5, progress)
             }
-            Decision::Whole => {
-                self.well(&["promote", "expert", EXPERT, second], course)?;
-                self.served(1.0, course)
+            OperatorDecision::PromoteAll => {
+                self.accepted(&["promote", "expert", EXPERT, second], progress)?;
+                self.served(1.0, progress)
             }
-            Decision::Retire => self.refused(&["retire", "fm", first], course),
-            Decision::RollBack => {
-                self.well(&["rollback", "expert", EXPERT], course)?;
-                self.served(0.5, course)
+            OperatorDecision::RetireFm => self.refused(&["retire", "fm", first], progress),
+            OperatorDecision::RollBackHalf => {
+                self.accepted(&["rollback", "expert", EXPERT], progress)?;
+                self.served(0.5, progress)
             }
-            Decision::RollBackWhole => {
-                self.well(&["rollback", "expert", EXPERT], course)?;
-                self.served(0.0, course)
+            OperatorDecision::RollBackAll => {
+                self.accepted(&["rollback", "expert", EXPERT], progress)?;
+                self.served(0.0, progress)
             }
         }
     }
 
-    /// Waits for a trainer's first publication; the fleet is free meanwhile.
+    /// Waits for a trainer's first publication, without holding the processes.
     fn published(&self, version: &str) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
-        while !self.fleet().has_said(&trainer(version), PUBLISHED)? {
+        let until = Instant::now() + VERSION_WITHIN;
+        while self.processes().find_output(&trainer(version), PUBLISHED)?.is_none() {
             if Instant::now() > until || self.stop.is_requested() {
-                return Err(Error::invalid(format!(
-                    "expert {EXPERT} {version} has published nothing within {PATIENCE:?}"
+                return Err(Error::internal(format!(
+                    "expert {EXPERT} {version} has published nothing within {VERSION_WITHIN:?}"
                 )));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
-    /// Waits until the daemon gives the second version that share of users.
-    fn served(&self, share: f64, course: &Course) -> Result<()> {
+    /// Waits until the daemon gives the second version this share of users.
+    fn served(&self, share: f64, progress: &ReplayProgress) -> Result<()> {
         let asked = Instant::now();
         loop {
             let live = self.client.live()?;
@@ -209,15 +210,15 @@ impl Operator<'_> {
             if (is - share).abs() < 1e-9 {
                 break;
             }
-            if asked.elapsed() > PATIENCE || self.stop.is_requested() {
-                return Err(Error::invalid(format!(
-                    "the daemon does not serve what was decided: {}",
+            if asked.elapsed() > VERSION_WITHIN || self.stop.is_requested() {
+                return Err(Error::internal(format!(
+                    "the daemon does not serve as decided: {}",
                     live["problem"]
                 )));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
         }
-        let mut notes = course.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = progress.decisions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(note) = notes.last_mut() {
             note.served_s = asked.elapsed().as_secs_f64();
             println!("  served so after {:.1} s", note.served_s);
@@ -225,47 +226,47 @@ impl Operator<'_> {
         Ok(())
     }
 
-    fn well(&self, words: &[&str], course: &Course) -> Result<()> {
-        let said = versions(self.ground, &self.fleet(), words)?;
-        self.note(words, None, course);
-        match said {
+    fn accepted(&self, words: &[&str], progress: &ReplayProgress) -> Result<()> {
+        let answer = versions(self.setup, &self.processes(), words)?;
+        self.record(words, None, progress);
+        match answer {
             Ok(table) => {
                 table.lines().for_each(|line| println!("  {line}"));
                 Ok(())
             }
             Err(why) => {
-                Err(Error::invalid(format!("hypercast versions {}: {why}", words.join(" "))))
+                Err(Error::internal(format!("hypercast versions {}: {why}", words.join(" "))))
             }
         }
     }
 
-    fn refused(&self, words: &[&str], course: &Course) -> Result<()> {
-        match versions(self.ground, &self.fleet(), words)? {
+    fn refused(&self, words: &[&str], progress: &ReplayProgress) -> Result<()> {
+        match versions(self.setup, &self.processes(), words)? {
             Err(why) => {
-                self.note(words, Some(why.clone()), course);
+                self.record(words, Some(why.clone()), progress);
                 println!("  {why}");
                 Ok(())
             }
-            Ok(_) => Err(Error::invalid(format!(
+            Ok(_) => Err(Error::internal(format!(
                 "hypercast versions {}: it was not refused",
                 words.join(" ")
             ))),
         }
     }
 
-    fn note(&self, words: &[&str], refused: Option<String>, course: &Course) {
+    fn record(&self, words: &[&str], refused: Option<String>, progress: &ReplayProgress) {
         let command = format!("hypercast versions {}", words.join(" "));
         println!("\n$ {command}");
-        let note = Note { command, refused, served_s: 0.0 };
-        course.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        let note = DecisionRecord { command, refused, served_s: 0.0 };
+        progress.decisions.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
-    fn fleet(&self) -> std::sync::MutexGuard<'_, Fleet> {
-        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    fn processes(&self) -> std::sync::MutexGuard<'_, ProcessGroup> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a trainer says when it has published.
+/// The output of a trainer that has published.
 pub const PUBLISHED: &str = "\"kind\":\"published\"";
 
 /// The name of a version's trainer.
@@ -273,26 +274,25 @@ pub fn trainer(version: &str) -> String {
     format!("train-{EXPERT}-{version}")
 }
 
-/// Starts the trainer of a version of the expert, which learns with the FM of the same version.
+/// Starts the trainer of a version of the expert, which uses the FM of the same version.
 ///
 /// # Errors
 /// A process that cannot be started.
-pub fn start_expert(ground: &Ground, fleet: &mut Fleet, version: &str) -> Result<()> {
+pub fn start_expert(setup: &DemoSetup, processes: &mut ProcessGroup, version: &str) -> Result<()> {
     let words = ["train", "expert", EXPERT, "--follow", "--version", version, "--fm", version];
     let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-    args.extend([OsStr::new("--config"), ground.first.as_os_str()]);
-    fleet.start(&trainer(version), &args)
+    args.extend([OsStr::new("--config"), setup.first.as_os_str()]);
+    processes.start(&trainer(version), &args)
 }
 
-/// Runs `hypercast versions`: the table, or why it is refused.
+/// Runs `hypercast versions`: the table, or the reason for a refusal.
 fn versions(
-    ground: &Ground,
-    fleet: &Fleet,
+    setup: &DemoSetup,
+    processes: &ProcessGroup,
     words: &[&str],
 ) -> Result<std::result::Result<String, String>> {
     let mut args = vec![OsStr::new("versions")];
     args.extend(words.iter().map(OsStr::new));
-    args.extend([OsStr::new("--config"), ground.first.as_os_str()]);
-    let (well, said) = fleet.ask(&args)?;
-    Ok(if well { Ok(said) } else { Err(said) })
+    args.extend([OsStr::new("--config"), setup.first.as_os_str()]);
+    processes.output(&args)
 }

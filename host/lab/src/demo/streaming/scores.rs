@@ -1,206 +1,158 @@
-//! How good served predictions were, by surface, task and arm: over the whole
-//! run, and over the last lines. An arm is what answered: an expert's version, or the FM alone.
+//! Quality of served predictions by surface, task and arm: over the whole run, and over the last
+//! status lines. The arm is what answered: an expert's version, or the FM by itself.
 //!
-//! A prediction counts once its outcome is known. Nothing is scored that was not served.
+//! A prediction counts once its outcome is known. Only served predictions are scored.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use hypercast_fm::metrics::{Keeper, Scored, cross_entropy};
-use serde::Serialize;
-
-use hypercast_data::dataset::Impression;
-use hypercast_data::schema::{Schema, TaskKind, TaskRole};
+use hypercast_data::{
+    dataset::Impression,
+    schema::{Schema, Task, TaskKind, TaskRole},
+};
+use hypercast_fm::metrics::{Keeper, Scored};
 use hypercast_serve::api::RankAnswer;
-use hypercast_train::report::ALL;
 
-/// Rows kept a slice.
+use crate::metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows};
+
+/// Rows kept per slice.
 const KEEP: usize = 1 << 20;
 
-/// Lines that a window is over.
+/// Status lines per window.
 const WINDOW_LINES: usize = 4;
 
 /// The arm of the true probabilities, in a simulated world.
 const BEST: &str = "best possible";
 
-/// Surface (the number of surfaces for all), task, arm.
-type Slice = (usize, usize, String);
-
-/// One surface, task and arm over the whole run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Row {
-    /// The surface, or `all`.
-    pub surface: String,
-    /// The task.
-    pub task: String,
-    /// Name and version of the expert that answered, or `fm` where none did.
-    pub arm: String,
-    /// Normalised entropy.
-    pub ne: Option<f64>,
-    /// Area under the curve.
-    pub auc: Option<f64>,
-    /// AUC within users.
-    pub gauc: Option<f64>,
-    /// Rows.
-    pub n: usize,
-}
-
-/// NE of a main task over all surfaces, for a line.
+/// NE of a main task over all surfaces, for a status line.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Now {
+pub struct TaskStatus {
     /// The task.
     pub task: String,
     /// The arm.
     pub arm: String,
-    /// Over the run so far.
+    /// NE over the run so far.
     pub all: Option<f64>,
-    /// Over the last lines.
+    /// NE over the last lines.
     pub window: Option<f64>,
 }
 
-/// Served predictions, and what came of them.
+/// Served predictions and their outcomes.
 #[derive(Debug)]
-pub struct Scores<'a> {
+pub struct ServedScores<'a> {
     schema: &'a Schema,
-    /// Binary tasks by index, with the bit of their label.
-    tasks: Vec<(usize, usize)>,
-    /// By request and item, what was served and by whom; until the outcome is known.
-    served: HashMap<(u64, u64), (String, Vec<f32>)>,
-    kept: Keeper<Slice>,
-    sums: BTreeMap<(usize, String), Sums>,
+    /// Binary tasks with the bit of their label.
+    tasks: Vec<LabelledTask>,
+    /// Served predictions by request and item, until the outcome is known.
+    served: HashMap<(u64, u64), ServedPredictions>,
+    kept: Keeper<MetricSlice<String>>,
+    /// By task and arm, over all surfaces.
+    sums: BTreeMap<(usize, String), WindowedSums>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LabelledTask {
+    task: usize,
+    bit: usize,
+}
+
+#[derive(Debug)]
+struct ServedPredictions {
+    arm: String,
+    /// By task of the schema; NaN where the answer has none.
+    predictions: Vec<f32>,
 }
 
 #[derive(Debug, Default)]
-struct Sums {
-    all: Sum,
-    lines: VecDeque<Sum>,
+struct WindowedSums {
+    all: LogLossSums,
+    lines: VecDeque<LogLossSums>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    n: u64,
-    positives: u64,
-    entropy: f64,
-}
-
-impl Sum {
-    fn add(self, other: Sum) -> Sum {
-        Sum {
-            n: self.n + other.n,
-            positives: self.positives + other.positives,
-            entropy: self.entropy + other.entropy,
-        }
-    }
-
-    /// Eq. 5; none where all outcomes were alike.
-    fn ne(self) -> Option<f64> {
-        if self.positives == 0 || self.positives == self.n {
-            return None;
-        }
-        let rate = self.positives as f64 / self.n as f64;
-        let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-        Some(self.entropy / self.n as f64 / base)
-    }
-}
-
-impl<'a> Scores<'a> {
-    /// None yet.
+impl<'a> ServedScores<'a> {
+    /// No scores yet.
     pub fn new(schema: &'a Schema) -> Self {
-        let label = |(at, task): (usize, &hypercast_data::schema::Task)| {
-            let bit = schema.action(&task.label).filter(|_| task.kind == TaskKind::Binary);
-            bit.map(|bit| (at, bit))
+        let labelled = |(task, spec): (usize, &Task)| {
+            let bit = schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary)?;
+            Some(LabelledTask { task, bit })
         };
         Self {
             schema,
-            tasks: schema.tasks.iter().enumerate().filter_map(label).collect(),
+            tasks: schema.tasks.iter().enumerate().filter_map(labelled).collect(),
             served: HashMap::new(),
             kept: Keeper::new(KEEP),
             sums: BTreeMap::new(),
         }
     }
 
-    /// Notes an answer until its outcomes are known.
-    pub fn served(&mut self, answer: &RankAnswer) -> String {
+    /// Keeps an answer until its outcomes are known; returns the arm that answered.
+    pub fn serve(&mut self, answer: &RankAnswer) -> String {
         let arm = match (&answer.expert, answer.degraded) {
             (Some(expert), false) => expert.arm.clone(),
             _ => format!("fm@{}", answer.fm_version),
         };
         for ranked in &answer.ranking {
-            let of = |task: &hypercast_data::schema::Task| {
-                ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN)
-            };
+            let of = |task: &Task| ranked.predictions.get(&task.name).copied().unwrap_or(f32::NAN);
             let predictions = self.schema.tasks.iter().map(of).collect();
-            self.served.insert((answer.request, ranked.id), (arm.clone(), predictions));
+            let served = ServedPredictions { arm: arm.clone(), predictions };
+            self.served.insert((answer.request, ranked.id), served);
         }
         arm
     }
 
-    /// Scores what was served of an impression.
-    pub fn outcome(&mut self, request: u64, impression: &Impression) {
-        let Some((arm, predictions)) = self.served.remove(&(request, impression.item)) else {
-            return;
-        };
-        for &(task, bit) in &self.tasks.clone() {
-            let outcome = &impression.outcome;
+    /// Scores the predictions that were served for an impression.
+    pub fn score(&mut self, request: u64, impression: &Impression) {
+        let Some(served) = self.served.remove(&(request, impression.item)) else { return };
+        let outcome = &impression.outcome;
+        for LabelledTask { task, bit } in self.tasks.clone() {
             if !self.schema.task_valid(task, impression.surface) || outcome.known >> bit & 1 == 0 {
                 continue;
             }
-            let label = outcome.actions >> bit & 1 == 1;
+            let (user, label) = (impression.user, outcome.actions >> bit & 1 == 1);
             let best = impression.truth.get(task).copied().unwrap_or(f32::NAN);
-            for (arm, probability) in [(arm.as_str(), predictions[task]), (BEST, best)] {
+            for (arm, probability) in [(&*served.arm, served.predictions[task]), (BEST, best)] {
                 if probability.is_finite() {
-                    let scored = Scored { user: impression.user, probability, label };
-                    self.score((impression.surface.into(), task, arm), scored);
+                    let surface = usize::from(impression.surface);
+                    let slice = MetricSlice { surface, task, arm: arm.to_owned() };
+                    self.push(slice, Scored { user, probability, label });
                 }
             }
         }
     }
 
-    fn score(&mut self, (surface, task, arm): (usize, usize, &str), scored: Scored) {
-        for surface in [surface, self.schema.surfaces.len()] {
-            self.kept.push((surface, task, arm.to_owned()), scored);
+    fn push(&mut self, slice: MetricSlice<String>, scored: Scored) {
+        let one = LogLossSums::of(scored.probability, scored.label);
+        let sums = self.sums.entry((slice.task, slice.arm.clone())).or_default();
+        sums.all += one;
+        if sums.lines.is_empty() {
+            sums.lines.push_back(LogLossSums::default());
         }
-        let one = Sum {
-            n: 1,
-            positives: u64::from(scored.label),
-            entropy: cross_entropy(scored.probability, scored.label),
-        };
-        let sums = self.sums.entry((task, arm.to_owned())).or_default();
-        sums.all = sums.all.add(one);
-        match sums.lines.back_mut() {
-            Some(last) => *last = last.add(one),
-            None => sums.lines.push_back(one),
-        }
+        *sums.lines.back_mut().expect("pushed above") += one;
+        let all = MetricSlice { surface: self.schema.surfaces.len(), ..slice.clone() };
+        self.kept.push(slice, scored);
+        self.kept.push(all, scored);
     }
 
-    /// The main tasks over all surfaces now. The next line begins.
-    pub fn line(&mut self) -> Vec<Now> {
+    /// The state of the main tasks. The next status line begins.
+    pub fn next_line(&mut self) -> Vec<TaskStatus> {
         let mut line = Vec::new();
         for ((task, arm), sums) in &mut self.sums {
-            let window = sums.lines.iter().copied().fold(Sum::default(), Sum::add);
-            sums.lines.push_back(Sum::default());
+            let mut window = LogLossSums::default();
+            sums.lines.iter().for_each(|sums| window += *sums);
+            sums.lines.push_back(LogLossSums::default());
             if sums.lines.len() > WINDOW_LINES {
                 sums.lines.pop_front();
             }
             let task = &self.schema.tasks[*task];
             if task.role == TaskRole::Main && arm != BEST {
-                let (all, window) = (sums.all.ne(), window.ne());
-                line.push(Now { task: task.name.clone(), arm: arm.clone(), all, window });
+                let (all, window) = (sums.all.normalized_entropy(), window.normalized_entropy());
+                line.push(TaskStatus { task: task.name.clone(), arm: arm.clone(), all, window });
             }
         }
         line
     }
 
-    /// Everything, those over all surfaces last.
-    pub fn rows(&self) -> Vec<Row> {
-        let row = |((surface, task, arm), summary): (&Slice, hypercast_fm::metrics::Summary)| Row {
-            surface: self.schema.surfaces.get(*surface).map_or(ALL, String::as_str).to_owned(),
-            task: self.schema.tasks[*task].name.clone(),
-            arm: arm.clone(),
-            ne: summary.ne,
-            auc: summary.auc,
-            gauc: summary.gauc,
-            n: summary.n,
-        };
-        self.kept.summaries().map(row).collect()
+    /// The metrics of the whole run.
+    pub fn rows(&self) -> Vec<MetricRow> {
+        metric_rows(self.schema, &self.kept, String::clone)
     }
 }

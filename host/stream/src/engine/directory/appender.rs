@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Limits;
 use super::owner;
 use super::segment;
+use super::signal::AppendSignal;
 use super::tail::{Job, Tail};
 use crate::engine::line::{Line, Outcome};
 use crate::engine::{Appended, Appender, Record, Topic, checked};
@@ -16,16 +18,22 @@ use hypercast_core::dir_lock::DirLock;
 pub(super) struct DirectoryAppender {
     topic: Topic,
     line: Line<Tail>,
+    signal: Arc<AppendSignal>,
     /// Let go of last.
     _owner: DirLock,
 }
 
 impl DirectoryAppender {
-    pub(super) fn open(topic: &Topic, folder: &Path, limits: Limits) -> Result<DirectoryAppender> {
+    pub(super) fn open(
+        topic: &Topic,
+        folder: &Path,
+        limits: Limits,
+        signal: Arc<AppendSignal>,
+    ) -> Result<DirectoryAppender> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let owner = owner::claim(topic, folder)?;
         let line = Line::new(topic, Tail::open(folder, limits)?);
-        Ok(DirectoryAppender { topic: topic.clone(), line, _owner: owner })
+        Ok(DirectoryAppender { topic: topic.clone(), line, signal, _owner: owner })
     }
 
     fn submit(&self, at: Option<u64>, records: &[Record]) -> Result<Outcome> {
@@ -37,7 +45,9 @@ impl DirectoryAppender {
             let id = if at.is_none() { record.id } else { 0 };
             segment::encode(id, &record.payload, &mut encoded);
         }
-        self.line.submit(Job { at, records: encoded })
+        let outcome = self.line.submit(Job { at, records: encoded })?;
+        self.signal.notify();
+        Ok(outcome)
     }
 }
 

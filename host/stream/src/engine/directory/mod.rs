@@ -10,6 +10,7 @@ mod end;
 mod owner;
 mod reader;
 mod segment;
+mod signal;
 mod tail;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use self::appender::DirectoryAppender;
 use self::end::End;
 use self::reader::DirectoryReader;
+use self::signal::AppendSignal;
 use super::{Appender, Engine, Reader, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::EngineSettings;
@@ -33,6 +35,8 @@ pub struct Directory {
     limits: Limits,
     /// This process' writers, as long as somebody holds them.
     appenders: Mutex<BTreeMap<Topic, Weak<DirectoryAppender>>>,
+    /// Wake this process' readers when one of those writers appends.
+    signals: Mutex<BTreeMap<Topic, Arc<AppendSignal>>>,
 }
 
 /// How streams are kept; of [`EngineSettings`], in bytes.
@@ -68,11 +72,21 @@ impl Directory {
 
     pub(super) fn with(dir: &Path, limits: Limits) -> Result<Directory> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        Ok(Directory { dir: dir.to_path_buf(), limits, appenders: Mutex::default() })
+        Ok(Directory {
+            dir: dir.to_path_buf(),
+            limits,
+            appenders: Mutex::default(),
+            signals: Mutex::default(),
+        })
     }
 
     fn folder(&self, topic: &Topic) -> PathBuf {
         self.dir.join(topic.name())
+    }
+
+    fn signal(&self, topic: &Topic) -> Arc<AppendSignal> {
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals.entry(topic.clone()).or_default().clone()
     }
 }
 
@@ -82,14 +96,15 @@ impl Engine for Directory {
         if let Some(appender) = appenders.get(topic).and_then(Weak::upgrade) {
             return Ok(appender);
         }
-        let appender = DirectoryAppender::open(topic, &self.folder(topic), self.limits)?;
+        let signal = self.signal(topic);
+        let appender = DirectoryAppender::open(topic, &self.folder(topic), self.limits, signal)?;
         let appender = Arc::new(appender);
         appenders.insert(topic.clone(), Arc::downgrade(&appender));
         Ok(appender)
     }
 
     fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), from)))
+        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), from, self.signal(topic))))
     }
 
     fn span(&self, topic: &Topic) -> Result<Range<u64>> {

@@ -1,17 +1,18 @@
-//! Reads a stream's segments in order, as far as its end says, from any
-//! process. What is not there yet is looked for again after a pause.
+//! Reads a stream's segments in order, as far as its end says, from any process. A reader that is
+//! at the end is woken by appends of its own process; those of others it finds by polling.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::end::{End, EndFile};
 use super::segment::{self, Next, Records};
+use super::signal::AppendSignal;
 use crate::engine::{READ_BYTES, Reader, Stored, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// Between two looks for more: from, to.
+/// The first and the longest pause between two looks for appends of other processes.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(20));
 
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(super) struct DirectoryReader {
     position: u64,
     end: Option<EndFile>,
     open: Option<Open>,
+    signal: Arc<AppendSignal>,
 }
 
 /// The segment that is being read.
@@ -33,9 +35,14 @@ struct Open {
 }
 
 impl DirectoryReader {
-    pub(super) fn new(topic: &Topic, folder: &Path, from: u64) -> DirectoryReader {
+    pub(super) fn new(
+        topic: &Topic,
+        folder: &Path,
+        from: u64,
+        signal: Arc<AppendSignal>,
+    ) -> DirectoryReader {
         let (topic, folder) = (topic.clone(), folder.to_path_buf());
-        DirectoryReader { topic, folder, position: from, end: None, open: None }
+        DirectoryReader { topic, folder, position: from, end: None, open: None, signal }
     }
 
     fn end(&mut self) -> Result<Option<End>> {
@@ -81,6 +88,8 @@ impl Reader for DirectoryReader {
         let until = Instant::now() + wait;
         let mut pause = PAUSE.0;
         loop {
+            // Read before the look at the end, so that an append between the two is not missed.
+            let appends = self.signal.count();
             if let Some(end) = self.end()?.filter(|end| self.position < end.position) {
                 let mut read = Vec::new();
                 match self.read(&end, most, &mut read) {
@@ -94,7 +103,7 @@ impl Reader for DirectoryReader {
             if left.is_zero() {
                 return Ok(Vec::new());
             }
-            thread::sleep(pause.min(left));
+            self.signal.wait(appends, pause.min(left));
             pause = (pause * 2).min(PAUSE.1);
         }
     }

@@ -1,5 +1,5 @@
-//! Requests for benches: a catalogue, histories of any length, candidates. The
-//! ids are drawn, the rest is regular; nothing is to be learned from it.
+//! Requests for benches: a catalogue, and histories and candidates of any number. Ids are random,
+//! the rest is regular; there is nothing to learn from them.
 
 use std::sync::Arc;
 
@@ -12,13 +12,15 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 /// Items of the catalogue.
 pub const ITEMS: u64 = 20_000;
 
-/// Actions of an event.
+/// Numeric columns of a candidate, such as counters.
+pub const COLUMNS: usize = 32;
+
 const ACTIONS: usize = 3;
 
 /// A request's size.
 #[derive(Debug, Clone, Copy)]
-pub struct Request {
-    /// Who asks.
+pub struct RequestSize {
+    /// The user, who also seeds the request's random choices.
     pub user: u64,
     /// Events of history.
     pub events: usize,
@@ -26,7 +28,7 @@ pub struct Request {
     pub candidates: usize,
 }
 
-/// The data that requests are of.
+/// The specification of the requests.
 pub fn spec() -> FmSpec {
     let task = |at: usize| TaskSpec {
         name: format!("task{at}"),
@@ -41,7 +43,7 @@ pub fn spec() -> FmSpec {
         values: 0,
         item_ids: 2,
         item_dense: 0,
-        features: 0,
+        features: COLUMNS,
         profile_ids: vec![],
         tasks: (0..ACTIONS).map(task).collect(),
         content: 0,
@@ -54,13 +56,13 @@ pub fn items() -> Vec<Arc<Item>> {
     (0..ITEMS).map(|id| Arc::new(item(id))).collect()
 }
 
-/// A request; the same one for the same `request` and items.
-pub fn example(items: &[Arc<Item>], request: Request) -> Example {
-    let mut random = SmallRng::seed_from_u64(request.user);
+/// A request; the same one for the same size and items.
+pub fn example(items: &[Arc<Item>], size: RequestSize) -> Example {
+    let mut random = SmallRng::seed_from_u64(size.user);
     let mut item = || items[random.random_range(0..items.len())].clone();
     let outcome =
         |at: usize| Outcome { actions: (at % 5) as u32 & 0b111, known: 0b111, ..Outcome::UNKNOWN };
-    let history = (0..request.events)
+    let history = (0..size.events)
         .map(|at| Event {
             item: item(),
             surface: (at % 2) as u16,
@@ -68,20 +70,21 @@ pub fn example(items: &[Arc<Item>], request: Request) -> Example {
             outcome: outcome(at),
         })
         .collect();
-    let targets = (0..request.candidates)
+    let column = |at: usize| move |column: usize| ((at * 37 + column * 11) % 101) as f32 / 50.0;
+    let targets = (0..size.candidates)
         .map(|at| Target {
             item: item(),
             ids: vec![],
-            features: vec![],
+            features: (0..COLUMNS).map(column(at)).collect(),
             outcome: outcome(at),
             truth: vec![],
         })
         .collect();
     Example {
-        request: request.user,
-        user: Arc::new(User { id: request.user, ..User::default() }),
+        request: size.user,
+        user: Arc::new(User { id: size.user, ..User::default() }),
         surface: 0,
-        time_ms: request.events as i64 * 1_000_000,
+        time_ms: size.events as i64 * 1_000_000,
         history,
         targets,
     }

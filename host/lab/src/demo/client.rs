@@ -1,7 +1,7 @@
-//! The demo as a caller of the daemon: rankings, events, and what the page shows.
+//! The demo as a client of the daemon: rankings, events, and the numbers of the live page.
 //!
-//! Events are sent again until they are taken, which changes nothing where they were. A request that is refused is
-//! counted and goes without predictions.
+//! Events are sent again until they are accepted, which is safe because the daemon ignores repeated
+//! events. A request for a ranking that is refused for lack of time is not repeated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,11 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
-
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_data::dataset::Impression;
-use hypercast_data::schema::Schema;
+use hypercast_data::{dataset::Impression, schema::Schema};
 use hypercast_serve::{
     api::{
         ActionBody, Candidate, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
@@ -21,60 +17,58 @@ use hypercast_serve::{
     },
     convert::Converter,
 };
+use serde::{Serialize, de::DeserializeOwned};
 
-/// Client threads.
+use crate::error::{CommonErrors as _, Error, Result};
+
 const THREADS: usize = 2;
 
-/// How often events are sent again, and how long after.
-const TRIES: u32 = 100;
-const TRY_AFTER: Duration = Duration::from_millis(100);
+/// How often events are sent again, and the time between.
+const ATTEMPTS: u32 = 100;
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// How long the daemon may take for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The time that the daemon has for an answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A caller.
-pub struct Client {
-    /// Where the daemon listens.
-    pub url: String,
+/// A client of one daemon.
+pub struct DemoClient {
+    url: String,
     agent: ureq::Agent,
     schema: Arc<Schema>,
     converter: Converter,
 }
 
-/// An answer, if there was one, and how long its caller waited for it.
-pub struct Answered {
-    /// The answer; none if the request was refused.
+/// The answer to a request for a ranking, and the time of its round trip.
+pub struct TimedAnswer {
+    /// `None` if the request was refused for lack of time.
     pub answer: Option<RankAnswer>,
     /// The round trip.
     pub took: Duration,
 }
 
-impl Client {
-    /// A caller of the daemon at `url`.
+impl DemoClient {
+    /// A client of the daemon at `url`.
     pub fn new(url: String, schema: Arc<Schema>) -> Self {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .build();
         let converter = Converter::new(schema.clone());
         Self { url, agent: ureq::Agent::new_with_config(agent), schema, converter }
     }
 
-    /// Ranks requests, over a few threads; the answers are in their order.
+    /// Ranks requests on a few threads. The answers are in the order of the requests.
     ///
     /// # Errors
-    /// A daemon that cannot be reached, or answers something else.
-    pub fn rank(&self, requests: &[Vec<Impression>]) -> Result<Vec<Answered>> {
+    /// A daemon that cannot be reached or rejects a request.
+    pub fn rank_all(&self, requests: &[RankRequest]) -> Result<Vec<TimedAnswer>> {
         let share = requests.len().div_ceil(THREADS).max(1);
-        let parts: Vec<Result<Vec<Answered>>> = std::thread::scope(|scope| {
-            let all =
-                |part: &[Vec<Impression>]| part.iter().map(|rows| self.rank_one(rows)).collect();
+        let rank = |part: &[RankRequest]| part.iter().map(|request| self.rank(request)).collect();
+        let parts: Vec<Result<Vec<TimedAnswer>>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
-                requests.chunks(share).map(|part| scope.spawn(move || all(part))).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().expect("a client thread does not panic"))
-                .collect()
+                requests.chunks(share).map(|part| scope.spawn(move || rank(part))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().expect("no panic"));
+            joined.collect()
         });
         let mut answers = Vec::with_capacity(requests.len());
         for part in parts {
@@ -83,29 +77,43 @@ impl Client {
         Ok(answers)
     }
 
-    fn rank_one(&self, rows: &[Impression]) -> Result<Answered> {
-        let first = &rows[0];
+    fn rank(&self, request: &RankRequest) -> Result<TimedAnswer> {
+        let start = Instant::now();
+        let answer = self.post("/v1/rank", request)?;
+        Ok(TimedAnswer { answer, took: start.elapsed() })
+    }
+
+    /// The request that showed `rows`, with every row as a candidate, and with its explanation.
+    pub fn explained_request(&self, rows: &[Impression]) -> RankRequest {
+        RankRequest { request: None, explain: true, ..self.rank_request(rows.iter()) }
+    }
+
+    /// The request that showed `rows`, with its id, and each item once.
+    pub fn live_request(&self, rows: &[Impression]) -> RankRequest {
+        self.rank_request(distinct_items(rows))
+    }
+
+    fn rank_request<'a>(&self, rows: impl Iterator<Item = &'a Impression>) -> RankRequest {
+        let mut rows = rows.peekable();
+        let first = *rows.peek().expect("a request shows at least one item");
         let candidate = |row: &Impression| Candidate {
             id: row.item,
             features: self.converter.named(&row.context),
         };
-        let request = RankRequest {
+        RankRequest {
             user: first.user,
             surface: self.surface(first),
-            candidates: distinct(rows).map(candidate).collect(),
+            candidates: rows.map(candidate).collect(),
             request: Some(request_id(first)),
             time_ms: Some(first.time_ms),
             limit: None,
             context: BTreeMap::new(),
             explain: false,
-        };
-        let start = Instant::now();
-        let answer = self.post("/v1/rank", &request)?;
-        Ok(Answered { answer, took: start.elapsed() })
+        }
     }
 
-    /// What a request showed.
-    pub fn shown(&self, rows: &[Impression]) -> Vec<ImpressionBody> {
+    /// The impressions of a request, without their outcomes.
+    pub fn impressions(&self, rows: &[Impression]) -> Vec<ImpressionBody> {
         let body = |row: &Impression| ImpressionBody {
             id: None,
             request: request_id(row),
@@ -115,11 +123,11 @@ impl Client {
             time_ms: row.time_ms,
             context: self.converter.named(&row.context),
         };
-        distinct(rows).map(body).collect()
+        distinct_items(rows).map(body).collect()
     }
 
-    /// An impression with all that came of it.
-    pub fn whole(&self, row: &Impression) -> EventBody {
+    /// An impression together with its outcome.
+    pub fn event(&self, row: &Impression) -> EventBody {
         let ActionBody { request, item, time_ms, actions, values, .. } = self.action(row);
         EventBody {
             id: None,
@@ -135,7 +143,7 @@ impl Client {
         }
     }
 
-    /// All that came of an impression.
+    /// The outcome of an impression.
     pub fn action(&self, row: &Impression) -> ActionBody {
         let (schema, outcome) = (&self.schema, &row.outcome);
         let known = |bit: &usize| outcome.known >> bit & 1 == 1;
@@ -156,27 +164,27 @@ impl Client {
         }
     }
 
-    /// Tells of events until they are taken.
+    /// Sends events until they are accepted.
     ///
     /// # Errors
-    /// A daemon that refuses them for good.
-    pub fn tell(&self, events: &EventsRequest) -> Result<()> {
+    /// A daemon that rejects them, or is overloaded for too long.
+    pub fn send(&self, events: &EventsRequest) -> Result<()> {
         if events.is_empty() && events.clock_ms.is_none() {
             return Ok(());
         }
-        for _ in 0..TRIES {
+        for _ in 0..ATTEMPTS {
             if self.post::<EventsAnswer>("/v1/events", events)?.is_some() {
                 return Ok(());
             }
-            std::thread::sleep(TRY_AFTER);
+            std::thread::sleep(RETRY_AFTER);
         }
         Err(Error::unreachable(format!(
-            "{}/v1/events refused {TRIES} times, for lack of time, to take events",
+            "{}/v1/events refused events {ATTEMPTS} times for lack of time",
             self.url
         )))
     }
 
-    /// What the page shows now.
+    /// The numbers of the live page.
     ///
     /// # Errors
     /// A daemon that cannot be reached.
@@ -187,7 +195,7 @@ impl Client {
         response.body_mut().read_json().map_err(failed)
     }
 
-    /// The answer, or none where there was no time for one.
+    /// The answer, or `None` if there was no time for one.
     fn post<A: DeserializeOwned>(&self, route: &str, body: &impl Serialize) -> Result<Option<A>> {
         let url = format!("{}{route}", self.url);
         let failed = |error: ureq::Error| Error::unreachable(format!("{url}: {error}"));
@@ -197,7 +205,7 @@ impl Client {
             503 | 504 => Ok(None),
             status => {
                 let text = response.body_mut().read_to_string().unwrap_or_default();
-                Err(Error::invalid(format!("{url} answered {status}: {text}")))
+                Err(Error::internal(format!("{url} answered {status}: {text}")))
             }
         }
     }
@@ -207,13 +215,13 @@ impl Client {
     }
 }
 
-/// A request's id, above 0 as callers' ids are.
+/// The id of a request, above 0 as the API wants it.
 fn request_id(row: &Impression) -> u64 {
     row.request + 1
 }
 
-/// Each item of a request once: what was shown twice at once is one impression.
-fn distinct(rows: &[Impression]) -> impl Iterator<Item = &Impression> {
+/// Each item of a request once: an item that was shown twice at once is one impression.
+fn distinct_items(rows: &[Impression]) -> impl Iterator<Item = &Impression> {
     let mut seen = BTreeSet::new();
     rows.iter().filter(move |row| seen.insert(row.item))
 }

@@ -1,75 +1,75 @@
-//! What the arms of an experiment have in common: one plugin, one log, one test.
-//!
-//! An arm is the same expert with another part of the logged embedding. Training
-//! and the stream are those of `train::stream`.
+//! Trains and measures the arms of an experiment, which share a plugin, a log and a test. An arm is
+//! the same expert with another part of the logged embedding.
 
 use std::{ops::Range, path::Path, sync::Arc};
 
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::evaluate::{stream::Mode, window::Window};
 use hypercast_config::Config;
 use hypercast_core::progress::Progress;
-use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::LogReader;
+use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::{Blueprint, Engine, Parameters};
 use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
 
-use super::tally::Tally;
+use super::tally::{ScoreTally, TargetRow};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::{stream::TestMode, window::TestWindow},
+};
 
-/// The parts of a network that face the FM, by the layer names that the SDK's plugins use: what a warm
-/// start across FMs must leave out (section 4.3).
+/// The layers that read the FM's embedding, by the names that the SDK's plugins use. A warm start
+/// across FMs must leave them out (section 4.3).
 const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
 
-/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct path from them.
-pub fn faces_fm(parameter: &str) -> bool {
+/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct
+/// path from them.
+pub fn reads_fm(parameter: &str) -> bool {
     parameter.split('/').any(|layer| FM_LAYERS.contains(&layer))
 }
 
 /// An expert's arm.
 #[derive(Debug, Clone)]
-pub struct Arm {
-    /// Its place in the tally.
+pub struct ExperimentArm {
+    /// Index of the arm in the tally.
     pub index: usize,
-    /// Columns of the logged embedding that it is given.
+    /// Columns of the logged embedding that the expert reads.
     pub embedding: Range<usize>,
-    /// Zeros in their place.
+    /// Replaces them by zeros.
     pub without_tae: bool,
 }
 
-/// Where the arms of one seed are trained and measured.
+/// Trains and measures the arms of one seed.
 #[derive(Clone, Copy)]
-pub struct Field<'a> {
+pub struct ArmRunner<'a> {
     /// Settings of the experts, their seed among them.
     pub config: &'a Config,
     /// The seed's log.
     pub log: &'a LogReader,
-    /// Where guests run.
+    /// Runs the plugin.
     pub engine: &'a Engine,
     /// The component.
     pub plugin: &'a Path,
     /// Where the test begins.
-    pub window: Window,
-    /// Whether experts learn through the test.
-    pub mode: Mode,
+    pub window: TestWindow,
+    /// Whether experts learn during the test.
+    pub mode: TestMode,
 }
 
 /// An expert after its past.
-pub struct Trained {
+pub struct TrainedArm {
     /// Its plugin and network.
     pub blueprint: Arc<Blueprint>,
     /// Ready for the stream.
     pub stream: ExpertStream,
-    /// The schema's place of each of its tasks.
+    /// Index in the schema of each of the expert's tasks.
     tasks: Vec<Option<usize>>,
-    /// Rows it learned from.
+    /// Rows that it learned from.
     pub rows: u64,
-    /// Seconds that took.
+    /// Seconds of training.
     pub seconds: f64,
 }
 
-impl<'a> Field<'a> {
-    /// The rows of some surfaces and a stretch of time, with an arm's part of the embedding.
-    pub fn view(&self, surfaces: &[u16], arm: &Arm, span: Span) -> LogView<'a> {
+impl<'a> ArmRunner<'a> {
+    /// The rows of some surfaces and a span of time, with the arm's part of the embedding.
+    pub fn view(&self, surfaces: &[u16], arm: &ExperimentArm, span: Span) -> LogView<'a> {
         LogView {
             log: self.log,
             surfaces: surfaces.to_vec(),
@@ -78,24 +78,24 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Before the test.
+    /// The span before the test.
     pub fn past(&self) -> Span {
         Span { from_ms: None, until_ms: Some(self.window.test_from_ms) }
     }
 
-    /// Trains an expert on a view, from fresh parameters, or with those of `warm` for every layer that
-    /// does not face the FM.
+    /// Trains an expert on a view, from fresh parameters, or from those of `warm` for every layer
+    /// that does not read the FM's embedding.
     ///
     /// # Errors
     /// A view without rows, a plugin that is refused or faults.
     pub fn train(
         &self,
         view: &LogView<'_>,
-        arm: &Arm,
+        arm: &ExperimentArm,
         warm: Option<&Parameters>,
-    ) -> Result<Trained> {
+    ) -> Result<TrainedArm> {
         let survey = view.survey()?.ok_or_else(|| {
-            Error::invalid("the logs hold no row to train the expert on; let the test begin later, or take more users")
+            Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
         let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
         let options = self.config.load_options("experiment");
@@ -103,7 +103,7 @@ impl<'a> Field<'a> {
         let settings = &self.config.expert_training;
         let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
         if let Some(warm) = warm {
-            parameters.warm_start_from(warm, |name| !faces_fm(name));
+            parameters.warm_start_from(warm, |name| !reads_fm(name));
             parameters.provenance.normaliser = warm.provenance.normaliser.clone();
         }
         let schema = &self.log.schema;
@@ -125,48 +125,59 @@ impl<'a> Field<'a> {
         })?;
         let seconds = began.elapsed().as_secs_f64();
         progress.finish(&format!("trained on {} rows", survey.rows));
-        Ok(Trained { blueprint, stream, tasks, rows: survey.rows, seconds })
+        Ok(TrainedArm { blueprint, stream, tasks, rows: survey.rows, seconds })
     }
 
-    /// Follows the test with a trained expert, and tallies what it says.
+    /// Follows the test with a trained expert, and tallies its predictions.
     ///
     /// # Errors
     /// Logs that cannot be read, a plugin that faults.
     pub fn measure(
         &self,
-        trained: &mut Trained,
-        arm: &Arm,
+        trained: &mut TrainedArm,
+        arm: &ExperimentArm,
         surfaces: &[u16],
-        tally: &mut Tally,
+        tally: &mut ScoreTally,
     ) -> Result<()> {
         let span = Span { from_ms: Some(self.window.test_from_ms), until_ms: None };
         let view = self.view(surfaces, arm, span);
-        let Trained { stream, tasks, .. } = trained;
+        let TrainedArm { stream, tasks, .. } = trained;
         stream.go_online();
-        Ok(stream.follow(&view, self.mode == Mode::Streaming, &mut |examples, predictions| {
-            let rows = examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
-            for (at, target) in rows.enumerate() {
-                for (predictions, task) in predictions.iter().zip(&*tasks) {
-                    if let Some(task) = *task {
-                        tally.push(arm.index, target, task, predictions[at]);
+        Ok(stream.follow(
+            &view,
+            self.mode == TestMode::Streaming,
+            &mut |examples, predictions| {
+                let rows = examples.iter().flat_map(|e| {
+                    (0..e.targets.len()).map(move |row| TargetRow { example: *e, row })
+                });
+                for (at, target) in rows.enumerate() {
+                    for (predictions, task) in predictions.iter().zip(&*tasks) {
+                        if let Some(task) = *task {
+                            tally.push(arm.index, target, task, predictions[at]);
+                        }
                     }
                 }
-            }
-        })?)
+            },
+        )?)
     }
 
     /// Trains an arm on everything before the test and measures it on the test.
     ///
     /// # Errors
     /// Those of both.
-    pub fn run(&self, arm: &Arm, surfaces: &[u16], tally: &mut Tally) -> Result<Trained> {
+    pub fn run(
+        &self,
+        arm: &ExperimentArm,
+        surfaces: &[u16],
+        tally: &mut ScoreTally,
+    ) -> Result<TrainedArm> {
         let view = self.view(surfaces, arm, self.past());
         let mut trained = self.train(&view, arm, None)?;
         self.measure(&mut trained, arm, surfaces, tally)?;
         Ok(trained)
     }
 
-    /// Every surface.
+    /// All surfaces of the log.
     pub fn surfaces(&self) -> Vec<u16> {
         (0..self.log.schema.surfaces.len() as u16).collect()
     }

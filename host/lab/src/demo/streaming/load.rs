@@ -1,8 +1,9 @@
-//! The load: the data set's requests in time order at the chosen speed, each
-//! ranked by the daemon, what was shown and what came of it told as it becomes known.
+//! The load: the data set's requests in time order at the chosen speed. Each is ranked by the
+//! daemon; its impressions and their outcomes are sent as they become known.
 //!
-//! An event is due when the data set says, divided by the speed-up. Where the machine cannot keep up the
-//! replay falls behind and says so; it leaves nothing out. Some outcomes are told after their window, on purpose.
+//! An event is due at its time in the data set, divided by the speed-up. Where the machine cannot
+//! keep up the replay falls behind and reports it, but leaves nothing out. Some outcomes are sent
+//! after their window on purpose.
 
 use std::{
     cmp::Reverse,
@@ -10,63 +11,67 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{client::Client, operator::Course, scores::Scores};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::dataset::{
     Dataset, Impression,
     timeline::{Span, Step, Timeline},
 };
 use hypercast_serve::api::{ActionBody, EventBody, EventsRequest, ImpressionBody};
 
-/// Requests that go out together at most.
-const TOGETHER: usize = 32;
+use super::{operator::ReplayProgress, scores::ServedScores};
+use crate::{
+    demo::client::DemoClient,
+    error::{CommonErrors as _, Error, Result},
+};
 
-/// How long what is due may be gathered.
+/// Requests that go out together at most.
+const BATCH: usize = 32;
+
+/// How long due events may be gathered.
 const GATHER: Duration = Duration::from_millis(100);
 
-/// Of so many impressions with a positive outcome one is told late.
+/// One in so many impressions with a positive outcome is sent late.
 const LATE_ONE_IN: u64 = 25;
 
 /// Events in one body.
-const EVENTS: usize = 500;
+const EVENTS_PER_BODY: usize = 500;
 
-/// The most round trips that are kept for quantiles.
-const KEPT: usize = 1 << 20;
+/// Round trips that are kept for quantiles at most.
+const MAX_ROUND_TRIPS: usize = 1 << 20;
 
-/// When the replay goes how fast.
+/// Speed and limits of a replay.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// The first event.
+pub struct ReplaySchedule {
+    /// Time of the first event, milliseconds since the epoch.
     pub from_ms: i64,
     /// Event time over wall time.
     pub speed_up: f64,
     /// Requests in all.
     pub requests: u64,
-    /// The end, however far it is then.
-    pub most: Duration,
-    /// After the end of the longest window.
+    /// The replay ends after this time, however far it is.
+    pub max_duration: Duration,
+    /// How long after an impression a late outcome is sent: after the longest window.
     pub late_ms: i64,
 }
 
-/// What was sent and answered.
+/// Counts of what was sent and answered.
 #[derive(Debug, Clone, Default)]
-pub struct Sent {
+pub struct ReplayCounts {
     /// Requests for rankings.
     pub requests: u64,
-    /// Of those, answered by an arm, by name.
+    /// Requests by the arm that answered.
     pub arms: BTreeMap<String, u64>,
-    /// Of those, answered by the FM's own ranking.
+    /// Requests answered by the FM's own ranking.
     pub degraded: u64,
-    /// Requests that were refused; their impressions were told all the same.
+    /// Requests that were refused; their impressions were sent all the same.
     pub refused: u64,
-    /// Impressions.
+    /// Impressions sent.
     pub impressions: u64,
-    /// Actions in time.
+    /// Actions sent within their windows.
     pub actions: u64,
-    /// Actions after their window.
+    /// Actions sent after their windows.
     pub late: u64,
-    /// Round trips of requests, milliseconds.
-    pub took_ms: Vec<f64>,
+    /// Round trips of requests.
+    pub round_trips_ms: Vec<f64>,
     /// The time of the newest event.
     pub event_ms: i64,
     /// How far behind its schedule the replay is.
@@ -74,50 +79,50 @@ pub struct Sent {
 }
 
 /// A replay under way.
-pub struct Drive<'a> {
-    client: &'a Client,
-    pace: Pace,
+pub struct LoadGenerator<'a> {
+    client: &'a DemoClient,
+    schedule: ReplaySchedule,
     /// What was sent so far.
-    pub sent: Sent,
-    /// How good what was served was.
-    pub scores: Scores<'a>,
-    group: Group,
-    late: BinaryHeap<Reverse<Late>>,
-    /// What is told late, by request and item.
+    pub sent: ReplayCounts,
+    /// Quality of the served predictions.
+    pub scores: ServedScores<'a>,
+    pending: PendingBatch,
+    late: BinaryHeap<Reverse<LateOutcome>>,
+    /// The actions that are sent late, by request and item.
     held: BTreeMap<(u64, u64), ActionBody>,
     /// Impressions that were shown before the stream began.
     older: BTreeSet<(u64, u64)>,
     started: Instant,
 }
 
-/// What goes out together: requests first, then what came of earlier ones.
+/// What goes out together: requests first, then the outcomes of earlier ones.
 #[derive(Default)]
-struct Group {
+struct PendingBatch {
     requests: Vec<Vec<Impression>>,
     outcomes: Vec<Impression>,
-    /// A user's next request waits for what the user did before.
+    /// The users of both; a user's next request waits for what the user did before.
     users: BTreeSet<u64>,
     since: Option<Instant>,
 }
 
-/// An outcome that is told late.
+/// An outcome that is sent late.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Late {
+struct LateOutcome {
     due_ms: i64,
     request: u64,
     item: u64,
 }
 
-impl<'a> Drive<'a> {
-    /// Nothing is sent yet.
-    pub fn new(client: &'a Client, scores: Scores<'a>, pace: Pace) -> Self {
-        let sent = Sent { event_ms: pace.from_ms, ..Sent::default() };
+impl<'a> LoadGenerator<'a> {
+    /// A replay that has not begun.
+    pub fn new(client: &'a DemoClient, scores: ServedScores<'a>, schedule: ReplaySchedule) -> Self {
+        let sent = ReplayCounts { event_ms: schedule.from_ms, ..ReplayCounts::default() };
         Self {
             client,
-            pace,
+            schedule,
             sent,
             scores,
-            group: Group::default(),
+            pending: PendingBatch::default(),
             late: BinaryHeap::new(),
             held: BTreeMap::new(),
             older: BTreeSet::new(),
@@ -125,29 +130,29 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Replays to the end; `look` is called between groups, and may end it early with an error.
+    /// Replays to the end. `look` is called between batches, and may end the replay with an error.
     ///
     /// # Errors
-    /// A daemon that refuses events; those of `look`.
+    /// A daemon that rejects events; those of `look`.
     pub fn run(
         &mut self,
         dataset: &Dataset,
-        course: &Course,
+        progress: &ReplayProgress,
         mut look: impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let span = Span { from_ms: Some(self.pace.from_ms), until_ms: None };
+        let span = Span { from_ms: Some(self.schedule.from_ms), until_ms: None };
         for step in Timeline::new(dataset, span)? {
             let step = step?;
             let time_ms = match &step {
                 Step::Request(rows) => rows[0].time_ms,
                 Step::Outcome(row) => row.outcome_ms,
             };
-            if self.started.elapsed() >= self.pace.most {
+            if self.started.elapsed() >= self.schedule.max_duration {
                 break;
             }
             self.keep_pace(time_ms, &mut look)?;
             // The operator's next decision comes before what is replayed after it.
-            while course.is_ahead(self.share()) {
+            while progress.is_ahead(self.share()) {
                 self.flush()?;
                 look(self)?;
                 std::thread::sleep(GATHER);
@@ -156,94 +161,96 @@ impl<'a> Drive<'a> {
             match step {
                 Step::Outcome(row) if row.history_only => {}
                 Step::Outcome(row) => {
-                    self.group.users.insert(row.user);
-                    self.group.outcomes.push(row);
+                    self.pending.users.insert(row.user);
+                    self.pending.outcomes.push(row);
                 }
                 Step::Request(rows) => {
                     let user = rows[0].user;
-                    let full = self.group.requests.len() == TOGETHER;
-                    if full || self.group.users.contains(&user) {
+                    let full = self.pending.requests.len() == BATCH;
+                    if full || self.pending.users.contains(&user) {
                         self.flush()?;
                         look(self)?;
                     }
-                    self.group.users.insert(user);
-                    self.group.requests.push(rows);
+                    self.pending.users.insert(user);
+                    self.pending.requests.push(rows);
                 }
             }
-            self.group.since.get_or_insert_with(Instant::now);
-            course.went_to(self.share());
+            self.pending.since.get_or_insert_with(Instant::now);
+            progress.advance_to(self.share());
         }
         self.flush()?;
-        course.went_to(1.0);
+        progress.advance_to(1.0);
         self.end()
     }
 
-    /// How much of the replay is done.
+    /// The share of the replay that is done.
     pub fn share(&self) -> f64 {
-        let requests = self.sent.requests + self.group.requests.len() as u64;
-        let of_data = requests as f64 / self.pace.requests.max(1) as f64;
-        let of_time = self.started.elapsed().as_secs_f64() / self.pace.most.as_secs_f64();
+        let requests = self.sent.requests + self.pending.requests.len() as u64;
+        let of_data = requests as f64 / self.schedule.requests.max(1) as f64;
+        let of_time =
+            self.started.elapsed().as_secs_f64() / self.schedule.max_duration.as_secs_f64();
         of_data.max(of_time).min(1.0)
     }
 
-    /// Waits until an event is due; what is gathered goes out meanwhile.
+    /// Waits until an event is due; gathered events go out meanwhile.
     fn keep_pace(
         &mut self,
         time_ms: i64,
         look: &mut impl FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        let after_ms = (time_ms - self.pace.from_ms).max(0) as f64 / self.pace.speed_up;
+        let after_ms = (time_ms - self.schedule.from_ms).max(0) as f64 / self.schedule.speed_up;
         let due = self.started + Duration::from_secs_f64(after_ms / 1e3);
         loop {
-            let gathered = self.group.since.is_some_and(|since| since.elapsed() >= GATHER);
+            let gathered = self.pending.since.is_some_and(|since| since.elapsed() >= GATHER);
             if gathered {
                 self.flush()?;
                 look(self)?;
             }
             let now = Instant::now();
             self.sent.behind = now.saturating_duration_since(due);
-            if now >= due || self.started.elapsed() >= self.pace.most {
+            if now >= due || self.started.elapsed() >= self.schedule.max_duration {
                 return Ok(());
             }
             std::thread::sleep((due - now).min(GATHER / 4));
         }
     }
 
-    /// Sends what is gathered.
+    /// Sends the gathered events.
     fn flush(&mut self) -> Result<()> {
-        let Group { requests, outcomes, .. } = std::mem::take(&mut self.group);
+        let PendingBatch { requests, outcomes, .. } = std::mem::take(&mut self.pending);
         if requests.is_empty() && outcomes.is_empty() {
             return Ok(());
         }
+        let bodies: Vec<_> = requests.iter().map(|rows| self.client.live_request(rows)).collect();
         let mut body = EventsRequest::default();
-        for (rows, answered) in requests.iter().zip(self.client.rank(&requests)?) {
+        for (rows, answered) in requests.iter().zip(self.client.rank_all(&bodies)?) {
             self.sent.requests += 1;
             match answered.answer {
                 Some(answer) => {
                     self.sent.degraded += u64::from(answer.degraded);
-                    let arm = self.scores.served(&answer);
+                    let arm = self.scores.serve(&answer);
                     *self.sent.arms.entry(arm).or_default() += 1;
                 }
                 None => self.sent.refused += 1,
             }
-            if self.sent.took_ms.len() < KEPT {
-                self.sent.took_ms.push(answered.took.as_secs_f64() * 1e3);
+            if self.sent.round_trips_ms.len() < MAX_ROUND_TRIPS {
+                self.sent.round_trips_ms.push(answered.took.as_secs_f64() * 1e3);
             }
-            body.impressions.extend(self.client.shown(rows));
+            body.impressions.extend(self.client.impressions(rows));
         }
         self.sent.impressions += body.impressions.len() as u64;
         for row in outcomes {
             self.outcome(row, &mut body);
         }
-        self.tell_late(self.sent.event_ms, &mut body);
+        self.send_late(self.sent.event_ms, &mut body);
         self.send(body, self.sent.event_ms)
     }
 
-    /// What came of an impression: told now, or late.
+    /// The outcome of an impression: sent now, or late.
     fn outcome(&mut self, row: Impression, body: &mut EventsRequest) {
-        if row.time_ms < self.pace.from_ms {
-            // It was shown before the stream began: nobody has told of it yet.
-            let whole = self.client.whole(&row);
+        if row.time_ms < self.schedule.from_ms {
+            // It was shown before the stream began, so its impression was not sent yet.
+            let whole = self.client.event(&row);
             if self.older.insert((whole.request, whole.item)) {
                 self.sent.impressions += 1;
                 body.events.push(whole);
@@ -251,12 +258,12 @@ impl<'a> Drive<'a> {
             return;
         }
         let action = self.client.action(&row);
-        self.scores.outcome(action.request, &row);
+        self.scores.score(action.request, &row);
         let hash = hypercast_core::hash::mix64(action.request ^ action.item.rotate_left(32));
         if row.outcome.actions != 0 && hash.is_multiple_of(LATE_ONE_IN) {
-            let due_ms = action.time_ms + self.pace.late_ms;
+            let due_ms = action.time_ms + self.schedule.late_ms;
             let (request, item) = (action.request, action.item);
-            self.late.push(Reverse(Late { due_ms, request, item }));
+            self.late.push(Reverse(LateOutcome { due_ms, request, item }));
             self.held.insert((request, item), ActionBody { time_ms: due_ms, ..action });
         } else {
             self.sent.actions += 1;
@@ -264,7 +271,7 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn tell_late(&mut self, until_ms: i64, body: &mut EventsRequest) {
+    fn send_late(&mut self, until_ms: i64, body: &mut EventsRequest) {
         while self.late.peek().is_some_and(|Reverse(late)| late.due_ms <= until_ms) {
             if let Some(Reverse(late)) = self.late.pop() {
                 body.actions.extend(self.held.remove(&(late.request, late.item)));
@@ -273,34 +280,34 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Sends a body in parts: what was shown first, the clock last.
+    /// Sends a body in parts: impressions before actions, the clock last.
     fn send(&self, body: EventsRequest, clock_ms: i64) -> Result<()> {
-        for part in body.events.chunks(EVENTS) {
+        for part in body.events.chunks(EVENTS_PER_BODY) {
             let events: Vec<EventBody> = part.to_vec();
-            self.client.tell(&EventsRequest { events, ..EventsRequest::default() })?;
+            self.client.send(&EventsRequest { events, ..EventsRequest::default() })?;
         }
-        for part in body.impressions.chunks(EVENTS) {
+        for part in body.impressions.chunks(EVENTS_PER_BODY) {
             let impressions: Vec<ImpressionBody> = part.to_vec();
-            self.client.tell(&EventsRequest { impressions, ..EventsRequest::default() })?;
+            self.client.send(&EventsRequest { impressions, ..EventsRequest::default() })?;
         }
-        for part in body.actions.chunks(EVENTS) {
+        for part in body.actions.chunks(EVENTS_PER_BODY) {
             let actions: Vec<ActionBody> = part.to_vec();
-            self.client.tell(&EventsRequest { actions, ..EventsRequest::default() })?;
+            self.client.send(&EventsRequest { actions, ..EventsRequest::default() })?;
         }
-        self.client.tell(&EventsRequest { clock_ms: Some(clock_ms), ..EventsRequest::default() })
+        self.client.send(&EventsRequest { clock_ms: Some(clock_ms), ..EventsRequest::default() })
     }
 
-    /// What is late is told, and every window closes.
+    /// Sends the late outcomes, after every window has closed.
     fn end(&mut self) -> Result<()> {
-        let close_ms = self.sent.event_ms + self.pace.late_ms;
+        let close_ms = self.sent.event_ms + self.schedule.late_ms;
         self.send(EventsRequest::default(), close_ms)?;
         let mut body = EventsRequest::default();
-        self.tell_late(i64::MAX, &mut body);
+        self.send_late(i64::MAX, &mut body);
         self.send(body, close_ms)
     }
 }
 
-/// The requests of a data set from a time on.
+/// The number of requests of a data set from a time on, and the time of the last.
 ///
 /// # Errors
 /// A data set that has none, or cannot be read.
@@ -316,8 +323,8 @@ pub fn count(dataset: &Dataset, from_ms: i64) -> Result<(u64, i64)> {
             count += 1;
         }
     }
-    match count {
-        0 => Err(Error::invalid("the data set has no request from where the stream begins")),
-        count => Ok((count, until_ms)),
+    if count == 0 {
+        return Err(Error::invalid("the data set has no request from where the stream begins"));
     }
+    Ok((count, until_ms))
 }
