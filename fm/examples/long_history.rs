@@ -1,6 +1,6 @@
 //! Trains and serves with histories of 10,000 events, and prints time and peak memory.
 //!
-//! Run it: `cargo run -p hypercast -p hypercast-fm --example long_history`
+//! Run it: `cargo run -p hypercast-fm --example long_history`
 //!
 //! Fails if a variant takes 4 GiB of memory or more.
 

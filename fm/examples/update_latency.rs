@@ -1,6 +1,6 @@
 //! Measures how weight updates affect the latency of inference, with and without cache warm-up.
 //!
-//! Run it: `cargo run -p hypercast -p hypercast-fm --example update_latency`
+//! Run it: `cargo run -p hypercast-fm --example update_latency`
 
 use std::{
     path::Path,

@@ -1,9 +1,9 @@
-//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC, GAUC, and
-//! quantiles of samples. Every formula is here once; callers keep the sums or the rows.
+//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC. Every
+//! formula is here once; callers keep the sums or the rows.
 //!
-//! NE needs only sums ([`LogLossSums`], or the bare [`normalized_entropy`] for weighted or
-//! resampled sums). AUC and GAUC need the rows themselves; [`MetricsWindow`] bounds how many it
-//! keeps, and the numbers are exact over those.
+//! NE needs only sums ([`LogLossSums`], or [`normalized_entropy`] for weighted or resampled sums).
+//! AUC and GAUC need the rows; [`MetricsWindow`] bounds how many it keeps, and its metrics are exact
+//! over those.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -161,22 +161,6 @@ pub fn gauc(rows: &[ScoredPrediction]) -> Option<f64> {
     (weight > 0.0).then(|| total / weight)
 }
 
-/// The value at the nearest rank to `share` in `[0, 1]` of an ascending slice. `None` without
-/// values.
-pub fn quantile_nearest(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    Some(sorted[((last as f64 * share).round() as usize).min(last)])
-}
-
-/// The quantile at `share` in `[0, 1]` of an ascending slice, interpolated linearly between the two
-/// nearest ranks. `None` without values.
-pub fn quantile_interpolated(sorted: &[f64], share: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let rank = share.clamp(0.0, 1.0) * last as f64;
-    let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-    Some(low + (high - low) * rank.fract())
-}
-
 /// Keeps the newest rows of each slice (for example a surface and a task) and computes their
 /// metrics.
 #[derive(Debug, Clone)]
@@ -277,16 +261,6 @@ mod tests {
         let ne = merged.normalized_entropy().unwrap();
         assert!(ne.is_finite(), "a wrong certainty is clamped");
         assert!((ne - binary_metrics(&rows).ne.unwrap()).abs() < 1e-12);
-    }
-
-    #[test]
-    fn quantiles_are_ranks_or_between_them() {
-        let sorted = [1.0, 2.0, 4.0];
-        assert_eq!(quantile_nearest(&sorted, 0.5), Some(2.0));
-        assert_eq!(quantile_nearest(&sorted, 0.99), Some(4.0));
-        assert_eq!(quantile_interpolated(&sorted, 0.75), Some(3.0));
-        assert_eq!(quantile_interpolated(&sorted, 1.0), Some(4.0));
-        assert_eq!((quantile_nearest(&[], 0.5), quantile_interpolated(&[], 0.5)), (None, None));
     }
 
     #[test]

@@ -19,10 +19,10 @@ use hypercast_kernels::{
 use crate::{
     Error, Result,
     batch::FmBatch,
-    hash_rng::hash_parts,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
+use hypercast_core::hash::mix_parts;
 
 /// The FM without its alignment modules.
 #[derive(Module, Debug)]
@@ -131,7 +131,7 @@ impl<B: HstuBackend> FmModel<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
         let mut x = self.tokens(embedded, batch, history, history + targets);
         let (last, others) = self.layers.split_last().expect("a model has at least one layer");
-        let dropout_seed = |layer: usize| hash_parts(&[batch.dropout_seed, layer as u64]);
+        let dropout_seed = |layer: usize| mix_parts(&[batch.dropout_seed, layer as u64]);
         for (at, layer) in others.iter().enumerate() {
             x = layer.forward(x, &attention.inner_layers, dropout_seed(at));
         }

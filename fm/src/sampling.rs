@@ -7,9 +7,10 @@
 
 use crate::{
     example::{Event, Example},
-    hash_rng::{hash_parts, uniform},
+    hash_rng::uniform,
     spec::{FmConfig, FmSpec},
 };
+use hypercast_core::hash::mix_parts;
 
 /// The part of a history that the model reads: its newest events, from a start that rarely moves.
 ///
@@ -31,7 +32,7 @@ impl HistoryWindow {
         // A history of exactly the maximum may be the end of a longer one.
         let Some(oldest) = history.len().checked_sub(self.max_events) else { return 0 };
         let last = (oldest + self.anchors.max(1)).min(history.len());
-        let rank = |event: &Event| hash_parts(&[event.time_ms as u64, event.item.id]);
+        let rank = |event: &Event| mix_parts(&[event.time_ms as u64, event.item.id]);
         (oldest..last).min_by_key(|&at| (rank(&history[at]), at)).unwrap_or(oldest)
     }
 }
@@ -199,7 +200,7 @@ struct DrawSite {
 
 impl DrawSite {
     fn uniform(self, draw: DrawKind, at: usize) -> f64 {
-        uniform(&[hash_parts(&[self.seed, self.step, self.request]), draw as u64, at as u64])
+        uniform(&[mix_parts(&[self.seed, self.step, self.request]), draw as u64, at as u64])
     }
 }
 

@@ -29,7 +29,6 @@ use crate::{
     device::{Cpu, DeviceKind},
     ema,
     example::Example,
-    hash_rng::hash_parts,
     model::{FmModel, lock_weight_rng},
     predict_only,
     resume::{self, DenseOptimizer, TrainingState},
@@ -41,6 +40,7 @@ use crate::{
     spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
 };
+use hypercast_core::hash::mix_parts;
 
 /// A step's predictions, which were made before it learned, with the labels.
 #[derive(Debug, Clone, Default)]
@@ -338,7 +338,7 @@ where
         for (at, shard) in shards.iter_mut().enumerate() {
             let Shard { whole, sample } = shard;
             let learned = sample.as_mut().unwrap_or(whole);
-            learned.batch.dropout_seed = hash_parts(&[self.config.seed, self.steps, at as u64]);
+            learned.batch.dropout_seed = mix_parts(&[self.config.seed, self.steps, at as u64]);
         }
         let valid = valid_samples(&shards, self.batch_builder.spec.tasks.len());
         let context = PassContext {

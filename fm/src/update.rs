@@ -11,6 +11,7 @@ use std::{
 
 use burn::{module::Module, tensor::backend::Backend};
 use hypercast_store::{ServingStore, Store};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
@@ -53,7 +54,7 @@ pub struct TrainedWeights<'a> {
 }
 
 /// A range of consecutive values of a dense tensor.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorSlice {
     /// The tensor's path in the model.
     pub name: String,

@@ -1,7 +1,8 @@
 //! The `hypercast` command: see `hypercast --help`.
 
+mod commands;
+
 use clap::{Parser, Subcommand};
-use hypercast::commands;
 
 /// Tensor operators allocate and free large buffers all the time; the system allocator gives each
 /// back to the kernel, which costs a quarter of a training step.
@@ -11,13 +12,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// A foundation model for recommendations, and experts as sandboxed Wasm plugins on top of it
 #[derive(Debug, Parser)]
 #[command(name = "hypercast", version, max_term_width = 100)]
-struct Cli {
+struct HypercastCli {
     #[command(subcommand)]
-    command: Command,
+    command: HypercastCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum HypercastCommand {
     Import(commands::import::Args),
     Simulate(commands::simulate::Args),
     Train(commands::train::Args),
@@ -26,28 +27,34 @@ enum Command {
     Join(commands::join::Args),
     Plugin(commands::plugin::PluginArgs),
     Store(commands::store::StoreArgs),
-    Demo(commands::demo::Args),
-    Evaluate(commands::evaluate::Args),
-    Experiment(commands::experiment::Args),
-    Bench(commands::bench::Args),
     Versions(commands::versions::Args),
+    /// Names the program that has the commands which this one had once.
+    #[command(name = "demo", aliases = ["evaluate", "experiment", "bench"], hide = true)]
+    Moved(MovedArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+struct MovedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _args: Vec<std::ffi::OsString>,
 }
 
 fn main() -> anyhow::Result<()> {
-    hypercast::trace::start();
-    match Cli::parse().command {
-        Command::Import(args) => commands::import::run(args),
-        Command::Simulate(args) => commands::simulate::run(args),
-        Command::Train(args) => commands::train::run(args),
-        Command::Materialise(args) => commands::train::run_materialise(args),
-        Command::Serve(args) => commands::serve::run(args),
-        Command::Join(args) => commands::join::run(args),
-        Command::Plugin(args) => commands::plugin::run(args),
-        Command::Store(args) => commands::store::run(args),
-        Command::Demo(args) => commands::demo::run(args),
-        Command::Evaluate(args) => commands::evaluate::run(args),
-        Command::Experiment(args) => commands::experiment::run(args),
-        Command::Bench(args) => commands::bench::run(args),
-        Command::Versions(args) => commands::versions::run(args),
+    hypercast_core::logging::start();
+    match HypercastCli::parse().command {
+        HypercastCommand::Import(args) => commands::import::run(args),
+        HypercastCommand::Simulate(args) => commands::simulate::run(args),
+        HypercastCommand::Train(args) => commands::train::run(args),
+        HypercastCommand::Materialise(args) => commands::train::run_materialise(args),
+        HypercastCommand::Serve(args) => commands::serve::run(args),
+        HypercastCommand::Join(args) => commands::join::run(args),
+        HypercastCommand::Plugin(args) => commands::plugin::run(args),
+        HypercastCommand::Store(args) => commands::store::run(args),
+        HypercastCommand::Versions(args) => commands::versions::run(args),
+        HypercastCommand::Moved(_) => anyhow::bail!(
+            "demo, evaluate, experiment and bench are commands of `hypercast-lab`, with the same \
+             options: install it with `cargo install --locked --path host/lab`"
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! From the trait `Expert` to the contract's functions.
+//! Implements the contract's functions for every type that implements `Expert`.
 
 use std::marker::PhantomData;
 
@@ -8,14 +8,14 @@ use crate::raw::types::{
 };
 use crate::{Expert, Graph, Request, raw};
 
-/// The contract, implemented by an expert.
+/// Adapts an [`Expert`] to the contract's exports. `export!` uses it.
 pub struct Component<E>(PhantomData<E>);
 
 impl<E: Expert> raw::Guest for Component<E> {
     fn describe(info: HostInfo) -> wit::Description {
         let description = E::describe(&info);
-        // The columns follow from the network. Where it cannot be built there are none, and the
-        // host learns the reason from `network`.
+        // The columns follow from the network. If it cannot be built, there are none, and the host
+        // gets the reason from `network`.
         let columns = finish::<E>(info).map(|finished| finished.columns).unwrap_or_default();
         description.into_wit(columns)
     }
@@ -49,10 +49,10 @@ impl<E: Expert> raw::Guest for Component<E> {
     }
 }
 
-/// What the host would be told at load: for a plugin's own tests.
+/// Returns the description and network that the host would receive at load, for a plugin's tests.
 ///
 /// # Errors
-/// The first mistake of the network, with its layer's path.
+/// The first mistake in the network, with the path of its layer.
 pub fn build<E: Expert>(info: &HostInfo) -> Result<(wit::Description, Network), String> {
     let finished = finish::<E>(info.clone())?;
     Ok((E::describe(info).into_wit(finished.columns), finished.network))

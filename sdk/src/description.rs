@@ -1,11 +1,11 @@
-//! What an expert says of itself, as a builder.
+//! The builder of an expert's description.
 //!
-//! The columns that the network reads are not part of it: they follow from the
-//! network (see `Graph`), so nobody lists them twice.
+//! A description does not list the columns that the network reads: they follow from the network
+//! itself (see `Graph`), so an author does not have to repeat them.
 
 use crate::raw::types::{self as wit, Column, HostInfo, Limits, Task, TaskKind};
 
-/// An expert's description.
+/// Describes an expert to the host: its name, version, tasks, surfaces and limits.
 #[derive(Debug, Clone)]
 pub struct Description {
     name: String,
@@ -19,7 +19,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// An expert for any surface and any FM version, without tasks yet.
+    /// Starts the description of an expert for any surface and FM version, with no tasks yet.
     pub fn new(name: &str, version: &str) -> Self {
         Self {
             name: name.into(),
@@ -33,57 +33,57 @@ impl Description {
         }
     }
 
-    /// The surfaces that it can serve.
+    /// Limits the expert to these surfaces.
     pub fn surfaces<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
         Self { surfaces: names.into_iter().map(Into::into).collect(), ..self }
     }
 
-    /// One task. The default labels take the schema's task, action or value of this name.
+    /// Adds one task. The default labels use the schema's task, action or value of this name.
     pub fn task(mut self, name: &str, kind: TaskKind) -> Self {
         self.tasks.push(Task { name: name.into(), kind });
         self
     }
 
-    /// All tasks of the host's schema.
+    /// Adds every task of the host's schema.
     pub fn all_tasks(self, info: &HostInfo) -> Self {
         info.tasks.iter().fold(self, |description, task| description.task(&task.name, task.kind))
     }
 
-    /// A numeric feature that `rank` reads.
+    /// Requests a numeric feature for `rank`.
     pub fn rank_feature(mut self, name: &str) -> Self {
         self.rank_columns.push(Column::Feature(name.into()));
         self
     }
 
-    /// A categorical feature or raw id that `rank` reads.
+    /// Requests a categorical feature or raw id for `rank`.
     pub fn rank_id(mut self, name: &str) -> Self {
         self.rank_columns.push(Column::Id(name.into()));
         self
     }
 
-    /// `rank` reads the target-aware embedding.
+    /// Requests the target-aware embedding for `rank`.
     pub fn rank_tae(mut self) -> Self {
         self.rank_columns.push(Column::Tae);
         self
     }
 
-    /// How many of the user's last events on the surface the history columns hold, at most.
+    /// Sets how many of the user's last events on the surface the history columns contain at most.
     pub fn history_len(self, history_len: u32) -> Self {
         Self { history_len, ..self }
     }
 
-    /// The FM versions that it accepts, as a semver requirement.
+    /// Sets the FM versions that the expert accepts, as a semver requirement.
     pub fn fm_version(self, requirement: &str) -> Self {
         Self { fm_version: requirement.into(), ..self }
     }
 
-    /// The wall-clock limit of one `rank` call that it asks for.
+    /// Requests a wall-clock limit for one `rank` call. The host may grant less.
     pub fn deadline_ms(mut self, deadline_ms: u32) -> Self {
         self.limits.deadline_ms = deadline_ms;
         self
     }
 
-    /// The memory limit that it asks for.
+    /// Requests a limit of linear memory. The host may grant less.
     pub fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.limits.memory_mib = memory_mib;
         self

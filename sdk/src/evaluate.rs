@@ -1,56 +1,58 @@
-//! Whether what was trained may serve: the rule that every expert has, unless it brings its own.
+//! The default rule that decides whether newly trained parameters may serve.
 
 use crate::raw::types::{Decision, Evaluation, Slice, Verdict};
 
-/// A bound on how much worse than what serves an expert may be.
+/// Accepts parameters whose NE is at most `tolerance` worse than that of the serving version.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NoWorse {
-    /// The part by which a task's NE may be above that of what serves.
+    /// How far a task's NE may exceed that of the serving version, as a fraction of the latter.
     pub tolerance: f64,
-    /// Examples below which a task's NE says nothing.
+    /// The fewest examples for which a task is judged; with fewer, its NE is mostly noise.
     pub examples: u64,
 }
 
 impl Default for NoWorse {
-    /// One per cent, on at least a thousand examples.
+    /// A tolerance of one per cent, for tasks with at least a thousand examples.
     fn default() -> Self {
         Self { tolerance: 0.01, examples: 1000 }
     }
 }
 
 impl NoWorse {
-    /// Publishes unless some task is worse over all surfaces. Then a publication is held, since the trainer goes on
-    /// learning, and a canary, which users see, is rolled back.
+    /// Returns `Publish` unless some task is worse over all surfaces. If one is, a publication is
+    /// held, because the trainer keeps learning, and a canary is rolled back, because users see it.
     pub fn judge(self, evaluation: &Evaluation) -> Verdict {
         let worse: Vec<String> =
             over_all_surfaces(evaluation).filter_map(|slice| self.worse(slice)).collect();
-        match (worse.is_empty(), evaluation.decision) {
-            (true, _) => Verdict::Publish,
-            (false, Decision::Publication) => Verdict::Hold(worse.join("; ")),
-            (false, Decision::Canary) => Verdict::RollBack(worse.join("; ")),
+        if worse.is_empty() {
+            return Verdict::Publish;
+        }
+        match evaluation.decision {
+            Decision::Publication => Verdict::Hold(worse.join("; ")),
+            Decision::Canary => Verdict::RollBack(worse.join("; ")),
         }
     }
 
     fn worse(self, slice: &Slice) -> Option<String> {
         let (own, serving) = (slice.candidate.ne?, slice.serving.as_ref()?.ne?);
         let enough = slice.examples >= self.examples;
-        // Predictions that are no numbers have an NE that is none, which compares with nothing.
+        // NaN predictions give a NaN NE, for which `>` is always false.
         let worse = own.is_nan() || own > serving * (1.0 + self.tolerance);
         (enough && worse).then(|| {
             format!(
-                "NE of {} is {own:.4}, {serving:.4} of what serves, over {} examples",
+                "NE of {} is {own:.4}, {serving:.4} for the serving version, over {} examples",
                 slice.task, slice.examples
             )
         })
     }
 }
 
-/// The slices of each task over all surfaces.
+/// Returns the slices that cover all surfaces, one for each task that has examples.
 pub fn over_all_surfaces(evaluation: &Evaluation) -> impl Iterator<Item = &Slice> {
     evaluation.slices.iter().filter(|slice| slice.surface.is_none())
 }
 
-/// A task over all surfaces, if it has examples.
+/// Returns the slice of one task over all surfaces, or `None` if it has no examples.
 pub fn task<'a>(evaluation: &'a Evaluation, name: &str) -> Option<&'a Slice> {
     over_all_surfaces(evaluation).find(|slice| slice.task == name)
 }

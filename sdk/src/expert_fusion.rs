@@ -1,9 +1,9 @@
-//! The Expert Fusion Module (paper section 3.2): everything the expert knows of a
-//! candidate, interacted.
+//! The Expert Fusion Module (paper section 3.2), which models interactions between all inputs of an
+//! expert.
 //!
-//! The paper leaves its architecture open, "from a simple MLP to more advanced
-//! structures"; here are an MLP, and an MLP beside a cross network (DCN-v2, arXiv
-//! 2008.13535, parallel form). The result is the bottom that `TaskHeads` shares.
+//! The paper leaves its architecture open, "from a simple MLP to more advanced structures". This
+//! module offers an MLP, and an MLP in parallel with a cross network (DCN-v2, arXiv 2008.13535).
+//! The result is the shared bottom of `TaskHeads`.
 
 use std::cell::OnceCell;
 
@@ -11,10 +11,10 @@ use crate::graph::Tensor;
 use crate::layers::{LayerNorm, Linear, Mlp};
 use crate::raw::types::Initialiser;
 
-/// The layers of a cross network: `x_{l+1} = x_0 * (W_l x_l + b_l) + x_l` (DCN-v2, equation 1). Layer l models
-/// products of up to l + 1 inputs, exactly.
+/// A cross network: `x_{l+1} = x_0 * (W_l x_l + b_l) + x_l` (DCN-v2, equation 1). Layer l models
+/// products of up to l + 1 inputs exactly.
 ///
-/// With `rank`, `W = U V` of that rank (equation 2). It starts close to the identity.
+/// With `rank`, `W = U V` has that rank (equation 2). The network starts close to the identity.
 pub struct Cross<'g> {
     name: String,
     layers: u32,
@@ -23,24 +23,24 @@ pub struct Cross<'g> {
 }
 
 struct CrossLayer<'g> {
-    /// V, where W is factored.
+    /// V, if W is factored.
     down: Option<Linear<'g>>,
     /// U or W, with b.
     up: Linear<'g>,
 }
 
 impl<'g> Cross<'g> {
-    /// Layers, at least one, with full matrices.
+    /// A network of `layers` layers (at least one) with full matrices.
     pub fn new(name: &str, layers: u32) -> Self {
         Self { name: name.into(), layers, rank: None, weights: OnceCell::new() }
     }
 
-    /// Matrices of this rank, in two factors: `4 k rank` FLOPs a layer in place of `2 k k`.
+    /// Factors each matrix at this rank: `4 k rank` FLOPs per layer instead of `2 k k`.
     pub fn rank(self, rank: u32) -> Self {
         Self { rank: Some(rank), ..self }
     }
 
-    /// `[.., k]` to `[.., k]`. Inputs should be of one scale.
+    /// Maps `[.., k]` to `[.., k]`. All inputs should have a similar scale.
     pub fn apply(&self, x0: Tensor<'g>) -> Tensor<'g> {
         let g = x0.graph();
         g.scope(&self.name, || {
@@ -64,41 +64,42 @@ impl<'g> Cross<'g> {
     }
 }
 
-/// The Expert Fusion Module: an MLP, or an MLP beside a cross network.
+/// The Expert Fusion Module: an MLP, or an MLP in parallel with a cross network.
 pub struct ExpertFusion<'g> {
     name: String,
     deep: Mlp<'g>,
-    cross: Option<Crossing<'g>>,
+    cross: Option<CrossBranch<'g>>,
 }
 
-/// The cross network beside the MLP.
-struct Crossing<'g> {
+/// The cross network in parallel with the MLP.
+struct CrossBranch<'g> {
     norm: LayerNorm<'g>,
     network: Cross<'g>,
     out: Linear<'g>,
 }
 
 impl<'g> ExpertFusion<'g> {
-    /// An `Mlp` of the given widths: `[rows, k]` to `[rows, last width]`.
+    /// An `Mlp` of the given widths. It maps `[rows, k]` to `[rows, last width]`.
     pub fn mlp(name: &str, widths: impl IntoIterator<Item = u32>) -> Self {
         Self { name: name.into(), deep: Mlp::new("deep", widths), cross: None }
     }
 
-    /// The same `Mlp` in parallel with `network` over the normalised input, whose result is projected to the last
-    /// width: `[rows, k]` to `[rows, 2 * last width]`.
+    /// The same `Mlp` in parallel with `network`, which reads the normalised input and whose result
+    /// is projected to the last width. Together they map `[rows, k]` to `[rows, 2 * last width]`.
     pub fn cross(name: &str, widths: impl IntoIterator<Item = u32>, network: Cross<'g>) -> Self {
         let widths: Vec<u32> = widths.into_iter().collect();
         let out = Linear::new("out", widths.last().copied().unwrap_or(1));
-        let cross = Some(Crossing { norm: LayerNorm::new("norm"), network, out });
+        let cross = Some(CrossBranch { norm: LayerNorm::new("norm"), network, out });
         Self { cross, ..Self::mlp(name, widths) }
     }
 
-    /// Dropout after each layer of the `Mlp`; 0 unless set.
+    /// Sets the dropout rate after each layer of the `Mlp`; 0 by default.
     pub fn dropout(self, rate: f32) -> Self {
         Self { deep: self.deep.dropout(rate), ..self }
     }
 
-    /// `x`, `[rows, k]`: embeddings, numeric features and the output of `FmFusion` side by side.
+    /// Applies the module to `x`, `[rows, k]`: the concatenated embeddings, numeric features and
+    /// output of `FmFusion`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || {

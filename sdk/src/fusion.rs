@@ -1,8 +1,7 @@
-//! The expert's two modules around the FM's embedding (paper section 3.2).
+//! The two modules of an expert that process the FM's embedding (paper section 3.2).
 //!
-//! `FmEmbedding` prepares the embedding, `FmFusion` joins its long-term interests
-//! with the short-term ones of `Hstu`. What follows, the Expert Fusion Module, is
-//! in `expert_fusion`; the logits are `TaskHeads`'s.
+//! `FmEmbedding` prepares the embedding. `FmFusion` combines the long-term interests in it with the
+//! short-term ones from `Hstu`. The Expert Fusion Module (`expert_fusion`) and `TaskHeads` follow.
 
 use std::cell::OnceCell;
 
@@ -10,19 +9,21 @@ use crate::graph::{Graph, Tensor};
 use crate::layers::{Dropout, LayerNorm, Linear, Mlp, RmsNorm};
 use crate::raw::types::Initialiser;
 
-/// The FM Embedding Module (section 3.2): normalises the target-aware embedding, denoises it, and
-/// makes the expert live without it.
+/// The FM Embedding Module (section 3.2): normalises and denoises the target-aware embedding, and
+/// prepares the expert for requests without one.
 ///
-/// - Normalised: `LayerNorm` unless `rms` is chosen, so that a new FM's or a drifting FM's scale does not matter.
-/// - Denoised: a bottleneck keeps the few directions that serve this expert's tasks, optionally `gated`;
-///   in training, values are dropped (0.05) and `noise` may be added.
-/// - Dispensable: in training a row's whole embedding is taken away at a rate of 0.05. Such a row, and one whose
-///   embedding is all zeros (the FM is down, or the expert runs without), gets a trained vector in its place, and
-///   `FmEmbedded::present` says so: training and serving see the same thing.
+/// - Normalisation: `LayerNorm`, or `RmsNorm` with `rms`. The expert then does not depend on the
+///   scale of the embedding, which changes with a new FM and as an FM keeps learning.
+/// - Denoising: a bottleneck keeps the few directions that help this expert's tasks, with an
+///   optional gate (`gated`). In training, values are dropped (rate 0.05) and `noise` may be added.
+/// - Missing embeddings: training drops the whole embedding of a row at a rate of 0.05. Such a row
+///   gets a trained vector instead, and `FmEmbedded::present` is 0. The same happens in serving
+///   when an embedding is all zeros, because the FM is down or the expert runs without it. So
+///   training and serving treat a missing embedding alike.
 pub struct FmEmbedding<'g> {
     name: String,
     width: u32,
-    norm: Norm<'g>,
+    norm: EmbeddingNorm<'g>,
     row_dropout: Dropout,
     value_dropout: Dropout,
     noise: f32,
@@ -31,18 +32,19 @@ pub struct FmEmbedding<'g> {
     missing: OnceCell<Tensor<'g>>,
 }
 
-/// What `FmEmbedding` makes of the embedding.
+/// The output of `FmEmbedding`.
 #[derive(Clone, Copy)]
 pub struct FmEmbedded<'g> {
-    /// `[rows, width]`.
+    /// `[rows, width]`: the denoised embedding, or the trained vector if it is missing.
     pub values: Tensor<'g>,
-    /// `[rows, tae_dim]`: normalised alone, for a direct path to the logits; zeros where there is none.
+    /// `[rows, tae_dim]`: the normalised embedding, for a direct path to the logits; zeros if it is
+    /// missing.
     pub normalised: Tensor<'g>,
-    /// `[rows, 1]`: 1 where there is an embedding, 0 where there is none or training took it away.
+    /// `[rows, 1]`: 1 if there is an embedding, 0 if it is missing or training dropped it.
     pub present: Tensor<'g>,
 }
 
-enum Norm<'g> {
+enum EmbeddingNorm<'g> {
     Layer(LayerNorm<'g>),
     Rms(RmsNorm<'g>),
 }
@@ -53,7 +55,7 @@ impl<'g> FmEmbedding<'g> {
         Self {
             name: name.into(),
             width,
-            norm: Norm::Layer(LayerNorm::new("norm")),
+            norm: EmbeddingNorm::Layer(LayerNorm::new("norm")),
             row_dropout: Dropout::new(0.05),
             value_dropout: Dropout::new(0.05),
             noise: 0.0,
@@ -63,39 +65,40 @@ impl<'g> FmEmbedding<'g> {
         }
     }
 
-    /// Normalises by the root mean square alone, which keeps the mean.
+    /// Normalises by the root mean square only, which keeps the mean.
     pub fn rms(self) -> Self {
-        Self { norm: Norm::Rms(RmsNorm::new("norm")), ..self }
+        Self { norm: EmbeddingNorm::Rms(RmsNorm::new("norm")), ..self }
     }
 
-    /// Multiplies the bottleneck by a sigmoid gate of the embedding: what looks like noise is shut out.
+    /// Multiplies the bottleneck by a sigmoid gate of the embedding, which can shut out noise.
     pub fn gated(self) -> Self {
         Self { gate: Some(Linear::new("gate", self.width)), ..self }
     }
 
-    /// The rate, in [0, 1), at which a row's whole embedding is taken away in training; 0.05 unless set.
+    /// Sets the rate, in [0, 1), at which training drops a row's whole embedding; 0.05 by default.
     pub fn row_dropout(self, rate: f32) -> Self {
         Self { row_dropout: Dropout::new(rate), ..self }
     }
 
-    /// The rate, in [0, 1), at which single values are dropped in training; 0.05 unless set.
+    /// Sets the rate, in [0, 1), at which training drops single values; 0.05 by default.
     pub fn value_dropout(self, rate: f32) -> Self {
         Self { value_dropout: Dropout::new(rate), ..self }
     }
 
-    /// The deviation of the noise added to normalised values in training; 0 unless set.
+    /// Sets the standard deviation of the noise that training adds to normalised values; 0 by
+    /// default.
     pub fn noise(self, deviation: f32) -> Self {
         Self { noise: deviation, ..self }
     }
 
-    /// The embedding `[rows, tae_dim]` to `[rows, width]`, and whether it is there.
+    /// Maps the embedding, `[rows, tae_dim]`, to `[rows, width]`, and marks missing ones.
     pub fn apply(&self, tae: Tensor<'g>) -> FmEmbedded<'g> {
         let g = tae.graph();
         g.scope(&self.name, || {
             let present = self.present(g, tae);
             let normed = match &self.norm {
-                Norm::Layer(norm) => norm.apply(tae),
-                Norm::Rms(norm) => norm.apply(tae),
+                EmbeddingNorm::Layer(norm) => norm.apply(tae),
+                EmbeddingNorm::Rms(norm) => norm.apply(tae),
             };
             let clean = self.value_dropout.apply(self.noisy(normed));
             let narrow = self.bottleneck.apply(clean);
@@ -111,15 +114,15 @@ impl<'g> FmEmbedding<'g> {
         })
     }
 
-    // Dropout scales up what it keeps; the comparison after it makes a plain 0 or 1 of that.
+    // Dropout scales up the values it keeps. The comparison after it turns them into 0 or 1.
     fn present(&self, g: &'g Graph, tae: Tensor<'g>) -> Tensor<'g> {
         let zero = g.constant(0.0);
         let there = tae.abs().sum().greater(zero);
         self.row_dropout.apply(there).greater(zero)
     }
 
-    // A graph has no random op, but dropout of ones at a half yields 0 or 2 in training and 1 in
-    // serving: one less is a random sign in training and exactly 0 in serving.
+    // Graphs have no random op. But dropout of ones at rate 0.5 gives 0 or 2 in training and 1 in
+    // serving; minus 1, that is a random sign in training and exactly 0 in serving.
     fn noisy(&self, x: Tensor<'g>) -> Tensor<'g> {
         if self.noise == 0.0 {
             return x;
@@ -129,11 +132,13 @@ impl<'g> FmEmbedding<'g> {
     }
 }
 
-/// The FM Fusion Module (section 3.2): long-term interests (from `FmEmbedding`) and short-term ones (from `Hstu`)
-/// as a gated sum, plus an interaction layer over both and their element-wise product.
+/// The FM Fusion Module (section 3.2): a gated sum of long-term interests (from `FmEmbedding`) and
+/// short-term ones (from `Hstu`), plus an interaction layer over both and their element-wise
+/// product.
 ///
-/// The gate, a sigmoid for each of `width`, knows whether there is an embedding at all. The short-term side
-/// starts small: the embedding leads until the expert's own sequence model has learnt something.
+/// The gate is a sigmoid for each of `width` values, and its input includes
+/// `FmEmbedded::present`. The short-term weights start small, so the embedding dominates until the
+/// expert's own sequence model has learnt something.
 pub struct FmFusion<'g> {
     name: String,
     long: Linear<'g>,
@@ -144,7 +149,7 @@ pub struct FmFusion<'g> {
 }
 
 impl<'g> FmFusion<'g> {
-    /// A module that yields `[rows, width]`.
+    /// A module whose output is `[rows, width]`.
     pub fn new(name: &str, width: u32) -> Self {
         Self {
             name: name.into(),
@@ -156,7 +161,8 @@ impl<'g> FmFusion<'g> {
         }
     }
 
-    /// `fm` `[rows, d]` and `short` `[rows, e]`, if the expert has one, to `[rows, width]`.
+    /// Combines `fm` with `short`, `[rows, e]`, into `[rows, width]`. `short` is `None` for an
+    /// expert without a sequence model.
     pub fn apply(&self, fm: FmEmbedded<'g>, short: Option<Tensor<'g>>) -> Tensor<'g> {
         let g = fm.values.graph();
         g.scope(&self.name, || {

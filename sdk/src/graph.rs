@@ -1,8 +1,8 @@
-//! The graph that `Expert::network` builds: columns, parameters, nodes, outputs.
+//! The graph that `Expert::network` builds: columns, parameters, nodes and outputs.
 //!
-//! A `Tensor` is a handle of a node. Nothing is computed here: the host runs the
-//! graph. A mistake does not stop the building code; the first one is kept, with
-//! the layer where it happened, and `Graph::finish` returns it.
+//! A `Tensor` is a handle to a node. Nothing is computed here: the host runs the graph. A mistake
+//! does not interrupt the code that builds the graph. Instead, the graph records the first mistake
+//! with the layer where it happened, and `Graph::finish` returns it.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -18,40 +18,40 @@ pub struct Graph {
     info: HostInfo,
     tasks: Vec<Task>,
     history_len: u32,
-    state: RefCell<State>,
+    state: RefCell<GraphState>,
 }
 
 #[derive(Default)]
-struct State {
+struct GraphState {
     columns: Vec<(Column, u32)>,
     parameters: Vec<Parameter>,
     names: HashSet<String>,
     nodes: Vec<Node>,
-    /// What each node yields, in the order of `nodes`.
-    values: Vec<Kind>,
+    /// The type of each node's result, in the order of `nodes`.
+    types: Vec<TensorType>,
     outputs: Vec<Output>,
     extra_loss: Option<u32>,
     scope: Vec<String>,
     error: Option<String>,
 }
 
-/// What a node yields.
+/// The shape of a node's result, and whether it contains ids.
 #[derive(Debug, Clone)]
-pub(crate) struct Kind {
+pub(crate) struct TensorType {
     pub shape: Shape,
-    /// Whether the values are ids (i64) and not numbers (f32).
+    /// True for ids (i64), false for numbers (f32).
     pub ids: bool,
 }
 
-/// What a finished graph is: the contract's network, and the columns that it reads.
+/// The result of a finished graph: the contract's network and the columns that it reads.
 pub struct Finished {
-    /// For the host, as the contract has it.
+    /// The network as the contract defines it.
     pub network: Network,
-    /// For `description.columns`: the network's `Input` nodes index this list.
+    /// The value of `description.columns`, which the network's `Input` nodes index.
     pub columns: Vec<Column>,
 }
 
-/// A handle of a node: a value of f32 or of ids, with a shape.
+/// A handle to a node whose result is a tensor of numbers (f32) or of ids.
 #[derive(Clone, Copy)]
 pub struct Tensor<'g> {
     pub(crate) graph: &'g Graph,
@@ -74,12 +74,12 @@ impl Graph {
         &self.info
     }
 
-    /// The tasks of the description, each of which needs an `output`.
+    /// The tasks of the description. Each needs an `output`.
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 
-    /// How many events the history columns hold a request, at most.
+    /// The most events that the history columns contain for one request.
     pub fn history_len(&self) -> u32 {
         self.history_len
     }
@@ -98,7 +98,7 @@ impl Graph {
         self.column(Column::Feature(name.into()), Shape::rows(1), false)
     }
 
-    /// Numeric features side by side, `[rows, names]`.
+    /// Several numeric features, concatenated to `[rows, names]`.
     pub fn features<N: AsRef<str>>(&self, names: &[N]) -> Tensor<'_> {
         let columns: Vec<_> = names.iter().map(|name| self.feature(name.as_ref())).collect();
         self.concat(&columns)
@@ -127,7 +127,8 @@ impl Graph {
         self.column(Column::HistoryAge, Shape::history(1), false)
     }
 
-    /// A trained parameter. Its name is the layer's path and `name`, and must be the graph's only one.
+    /// A trained parameter. Its full name, the layer path followed by `name`, must be unique in the
+    /// graph.
     pub fn parameter(&self, name: &str, shape: &[u32], init: Initialiser) -> Tensor<'_> {
         let path = self.path(name);
         if shape.contains(&0) {
@@ -136,7 +137,7 @@ impl Graph {
         }
         if !self.state.borrow_mut().names.insert(path.clone()) {
             return self.fail(&format!(
-                "two parameters are called `{path}`: give one of the layers another name, or share one layer"
+                "two parameters are called `{path}`: rename one of the layers, or apply one layer twice"
             ));
         }
         let index = {
@@ -145,19 +146,19 @@ impl Graph {
             state.parameters.len() - 1
         };
         let attributes = vec![attribute("parameter", Value::Integer(index as i64))];
-        self.push("Parameter", &[], attributes, Kind { shape: Shape::fixed(shape), ids: false })
+        self.push("Parameter", &[], attributes, TensorType::numbers(Shape::fixed(shape)))
     }
 
-    /// A constant of one value, `[1]`.
+    /// A constant of shape `[1]`.
     pub fn constant(&self, value: f32) -> Tensor<'_> {
         let attributes = vec![
             attribute("value", Value::Number(value)),
             attribute("shape", Value::Integers(vec![1])),
         ];
-        self.push("Constant", &[], attributes, Kind { shape: Shape::fixed(&[1]), ids: false })
+        self.push("Constant", &[], attributes, TensorType::numbers(Shape::fixed(&[1])))
     }
 
-    /// Runs `build` with `name` appended to the layer path of all that it creates.
+    /// Runs `build` with `name` appended to the layer path.
     pub fn scope<T>(&self, name: &str, build: impl FnOnce() -> T) -> T {
         self.state.borrow_mut().scope.push(name.into());
         let built = build();
@@ -165,10 +166,13 @@ impl Graph {
         built
     }
 
-    /// The prediction of a task, `[rows, 1]`: the logit of a binary task, the value of a regression.
+    /// Sets the prediction of a task, `[rows, 1]`: the logit of a binary task, or the value of a
+    /// regression.
     pub fn output(&self, task: &str, value: Tensor<'_>) {
         if !self.tasks.iter().any(|t| t.name == task) {
-            self.fail(&format!("output for `{task}`, which the description does not list"));
+            self.fail(&format!(
+                "output for `{task}`, which is not in the description: add it with `Description::task`"
+            ));
         } else if self.state.borrow().outputs.iter().any(|o| o.task == task) {
             self.fail(&format!("two outputs for task `{task}`"));
         } else if *value.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || value.is_ids() {
@@ -178,7 +182,7 @@ impl Graph {
         }
     }
 
-    /// Adds the mean of `loss`, `[rows, 1]`, to the tasks' losses in training.
+    /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
         if *loss.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || loss.is_ids() {
             self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
@@ -186,7 +190,8 @@ impl Graph {
         self.state.borrow_mut().extra_loss = Some(loss.node);
     }
 
-    /// Records a mistake, unless there was one before. Returns a stand-in, so that building code can go on.
+    /// Records a mistake, unless one was recorded before. Returns a placeholder tensor, so that the
+    /// code that builds the graph can continue.
     pub fn fail(&self, message: &str) -> Tensor<'_> {
         {
             let mut state = self.state.borrow_mut();
@@ -196,10 +201,13 @@ impl Graph {
                 state.error = Some(format!("{place}{message}"));
             }
         }
-        self.push("Constant", &[], Vec::new(), Kind { shape: Shape::rows(1), ids: false })
+        self.push("Constant", &[], Vec::new(), TensorType::numbers(Shape::rows(1)))
     }
 
-    /// The network, or the first mistake.
+    /// Returns the network.
+    ///
+    /// # Errors
+    /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
         let state = self.state.into_inner();
         if let Some(error) = state.error {
@@ -228,17 +236,17 @@ impl Graph {
         op: &str,
         inputs: &[u32],
         attributes: Vec<Attribute>,
-        kind: Kind,
+        result: TensorType,
     ) -> Tensor<'_> {
         let mut state = self.state.borrow_mut();
         let layer = state.scope.join("/");
         state.nodes.push(Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer });
-        state.values.push(kind);
+        state.types.push(result);
         Tensor { graph: self, node: (state.nodes.len() - 1) as u32 }
     }
 
-    pub(crate) fn kind(&self, node: u32) -> Kind {
-        self.state.borrow().values[node as usize].clone()
+    fn type_of(&self, node: u32) -> TensorType {
+        self.state.borrow().types[node as usize].clone()
     }
 
     fn path(&self, name: &str) -> String {
@@ -257,7 +265,7 @@ impl Graph {
         }
     }
 
-    // A column that is read twice is one input.
+    // Reading a column twice gives the same input node.
     fn column(&self, column: Column, shape: Shape, ids: bool) -> Tensor<'_> {
         if matches!(shape.dims()[0], Dim::History) && self.history_len == 0 {
             return self.fail("a history column needs `Description::history_len` above 0");
@@ -272,9 +280,15 @@ impl Graph {
             return Tensor { graph: self, node };
         }
         let attributes = vec![attribute("column", Value::Integer(index as i64))];
-        let input = self.push("Input", &[], attributes, Kind { shape, ids });
+        let input = self.push("Input", &[], attributes, TensorType { shape, ids });
         self.state.borrow_mut().columns.push((column, input.node));
         input
+    }
+}
+
+impl TensorType {
+    pub fn numbers(shape: Shape) -> Self {
+        Self { shape, ids: false }
     }
 }
 
@@ -286,12 +300,12 @@ impl<'g> Tensor<'g> {
 
     /// The tensor's shape.
     pub fn shape(&self) -> Shape {
-        self.graph.kind(self.node).shape
+        self.graph.type_of(self.node).shape
     }
 
-    /// Whether the values are ids and not numbers.
+    /// Whether the tensor contains ids rather than numbers.
     pub fn is_ids(&self) -> bool {
-        self.graph.kind(self.node).ids
+        self.graph.type_of(self.node).ids
     }
 }
 
@@ -299,7 +313,7 @@ pub(crate) fn attribute(name: &str, value: Value) -> Attribute {
     Attribute { name: name.into(), value }
 }
 
-/// Distinct for distinct columns: the generated type has no equality.
+/// A key that identifies a column, because the generated type has no equality.
 fn column_name(column: &Column) -> String {
     format!("{column:?}")
 }

@@ -1,24 +1,27 @@
-//! From the shared bottom to one logit a task (the multi-task objectives of paper
-//! section 3.2), calibrated for each surface.
+//! Computes one logit per task from the shared bottom (the multi-task objectives of paper section
+//! 3.2) and calibrates it for each surface.
 //!
-//! Every last layer starts near zero: training begins at even odds and not at
-//! random ones, and a calibration starts as the identity.
+//! Every last layer starts near zero, so training begins at even odds instead of random ones. A
+//! calibration starts as the identity.
 
 use crate::fusion::FmEmbedded;
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Linear, Mlp};
 use crate::raw::types::Initialiser;
 
-/// How much faster than other weights a head's bias learns: a task of one positive in a hundred is a logit of 4.6
-/// away from the even odds that it starts at, which Adam's steps of one learning rate each take long to walk.
+/// How much faster than other weights a head's bias learns. The bias of a task with one positive in
+/// a hundred must move by 4.6 from its start at even odds. Adam moves it by about one learning rate
+/// per step, which would take too many steps.
 const BIAS_SPEED: f32 = 10.0;
 
-/// A small tower a task over a shared bottom, plus direct linear paths from first-order features and from the
-/// FM's embedding, so that a linear model is the floor of the expert. Then a `PerSurface` calibration.
+/// A small tower per task over a shared bottom, plus direct linear paths from first-order features
+/// and from the FM's embedding, followed by a `PerSurface` calibration. Thanks to the direct paths
+/// an expert is at least as good as a linear model.
 ///
-/// Task `click` of heads `heads` has its parameters under `heads/click/`, so tasks come and go without
-/// touching each other's trained values. Those that read the FM's embedding are apart, under `heads/click/fm/`:
-/// another FM's embedding has other axes, and an expert that moves to it begins them afresh.
+/// The parameters of task `click` of the heads named `heads` are under `heads/click/`, so adding or
+/// removing a task leaves the trained values of the others alone. Weights that read the FM's
+/// embedding are separate, under `heads/click/fm/`: the axes of another FM's embedding mean
+/// something else, so an expert that moves to another FM must train them from scratch.
 pub struct TaskHeads<'g> {
     name: String,
     tower: Vec<u32>,
@@ -29,7 +32,7 @@ pub struct TaskHeads<'g> {
 }
 
 impl<'g> TaskHeads<'g> {
-    /// Towers of one layer, 16 wide, calibrated for each surface.
+    /// Heads with towers of one layer, 16 wide, calibrated for each surface.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -41,47 +44,48 @@ impl<'g> TaskHeads<'g> {
         }
     }
 
-    /// A direct path from first-order features `[rows, f]`.
+    /// Adds a direct path from first-order features, `[rows, f]`.
     pub fn direct(self, features: Tensor<'g>) -> Self {
         Self { direct: Some(features), ..self }
     }
 
-    /// A direct path from the FM's whole normalised embedding.
+    /// Adds a direct path from the FM's whole normalised embedding.
     pub fn fm(self, fm: FmEmbedded<'g>) -> Self {
         Self { fm: Some(fm), ..self }
     }
 
-    /// The widths of each tower's layers; none makes it linear.
+    /// Sets the layer widths of each tower; an empty list makes the head linear.
     pub fn tower(self, widths: impl IntoIterator<Item = u32>) -> Self {
         Self { tower: widths.into_iter().collect(), ..self }
     }
 
-    /// Dropout after each layer of the towers; 0 unless set.
+    /// Sets the dropout rate after each layer of the towers; 0 by default.
     pub fn dropout(self, rate: f32) -> Self {
         Self { dropout: rate, ..self }
     }
 
-    /// Without the calibration.
+    /// Removes the calibration per surface.
     pub fn one_for_all_surfaces(self) -> Self {
         Self { per_surface: false, ..self }
     }
 
-    /// `bottom` `[rows, k]` to an output of each of the graph's tasks.
+    /// Sets the output of each of the graph's tasks from `bottom`, `[rows, k]`.
     pub fn apply(&self, g: &'g Graph, bottom: Tensor<'g>) {
         for task in g.tasks() {
             g.output(&task.name, self.logit(&task.name, bottom));
         }
     }
 
-    /// The logit (or value, of a regression) of one task, `[rows, 1]`, for an expert that goes on from there.
+    /// Returns the logit of one task (the value, for a regression), `[rows, 1]`, without making it
+    /// an output.
     pub fn logit(&self, task: &str, bottom: Tensor<'g>) -> Tensor<'g> {
         let g = bottom.graph();
         let build = || {
-            let top = match self.tower.is_empty() {
-                true => bottom,
-                false => Mlp::new("tower", self.tower.iter().copied())
-                    .dropout(self.dropout)
-                    .apply(bottom),
+            let top = if self.tower.is_empty() {
+                bottom
+            } else {
+                let tower = Mlp::new("tower", self.tower.iter().copied());
+                tower.dropout(self.dropout).apply(bottom)
             };
             let deep = Linear::new("out", 1).no_bias().init(Initialiser::Normal(0.01)).apply(top);
             let deep = deep + g.parameter("bias", &[1], Initialiser::Zeros) * BIAS_SPEED;
@@ -100,22 +104,24 @@ impl<'g> TaskHeads<'g> {
     }
 }
 
-/// A scale and a bias for each surface, for an expert that serves several: `x * scale[s] + bias[s]`, at first 1 and 0.
+/// A scale and a bias for each surface, for an expert that serves several:
+/// `x * scale[s] + bias[s]`, initially 1 and 0.
 ///
-/// They are tables by surface: a step touches those of the surfaces in its batch alone, at the tables'
-/// learning rate, so that the calibration follows faster than the network below it.
+/// Both are tables indexed by surface. A step updates only the surfaces in its batch, and at the
+/// learning rate of tables, so the calibration adapts faster than the network below it.
 pub struct PerSurface {
     name: String,
 }
 
 impl PerSurface {
-    /// A calibration that is not shared between places.
+    /// A calibration whose parameters are under `name`.
     pub fn new(name: &str) -> Self {
         Self { name: name.into() }
     }
 
-    /// Logits `[rows, d]` to `[rows, d]`; unchanged where the schema names no surfaces. A new surface at the end of
-    /// the schema changes the tables' shape, so that a warm start begins the calibration afresh.
+    /// Maps logits `[rows, d]` to `[rows, d]`. Returns `x` unchanged if the schema has no surfaces
+    /// or no `surface` id. A surface added to the schema changes the shape of the tables, so a warm
+    /// start then resets the calibration.
     pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         let surfaces = g.info().surfaces.len() as u32;

@@ -1,16 +1,16 @@
-//! The expert's own lightweight HSTU over the user's last events on its surface:
-//! short-term, real-time interests (paper sections 3.1.2 and 3.2).
+//! A lightweight HSTU over the user's last events on the expert's surface. It models short-term,
+//! real-time interests (paper sections 3.1.2 and 3.2).
 //!
-//! The same sequence modelling as the FM's, at an expert's size: histories are
-//! `f(ids) + actions + age`, candidates `f(ids)`, in one joint sequence a request.
-//! An event's outcome (its actions) and its time (its age, and its place in the
-//! causal order) are all that the contract offers of it besides ids.
+//! It is the FM's sequence model at the size of an expert. The token of a past event is
+//! `f(ids) + actions + age`, that of a candidate is `f(ids)`, and each request is one joint
+//! sequence of both. Besides ids, the contract offers only an event's actions and its age.
 
 use crate::graph::{Graph, Tensor};
 use crate::layers::{Dropout, Embedding, LayerNorm, Linear};
 use crate::ops::{Attention, Projections};
 
-/// Where an event's meaning changes with its age, as log2 of seconds: a minute, an hour, a day, a week.
+/// The ages at which the effect of an event bends, as log2 of seconds: about a minute, an hour, a
+/// day and a week.
 const AGES: [f32; 4] = [6.0, 12.0, 16.5, 19.0];
 
 /// HSTU layers over the short history, with the candidates as target tokens.
@@ -22,9 +22,9 @@ pub struct Hstu {
     dropout: f32,
 }
 
-/// The projections of one layer. `W_uvqk` is held as two matrices, since the
-/// last layer needs only the history's keys and values.
-struct Layer<'g> {
+/// The projections of one layer. `W_uvqk` is split into two matrices, because the last layer needs
+/// only the keys and values of the history.
+struct ShortTermLayer<'g> {
     norm: LayerNorm<'g>,
     uq: Linear<'g>,
     kv: Linear<'g>,
@@ -33,30 +33,30 @@ struct Layer<'g> {
 }
 
 impl Hstu {
-    /// One layer of one head, `width` wide.
+    /// An HSTU with one layer of one head, `width` wide.
     pub fn new(name: &str, width: u32) -> Self {
         Self { name: name.into(), width, heads: 1, layers: 1, dropout: 0.0 }
     }
 
-    /// Attention heads; they divide the width.
+    /// Sets the number of attention heads, which must divide the width.
     pub fn heads(self, heads: u32) -> Self {
         Self { heads, ..self }
     }
 
-    /// Layers, at least one.
+    /// Sets the number of layers, at least one.
     pub fn layers(self, layers: u32) -> Self {
         Self { layers, ..self }
     }
 
-    /// Dropout of each layer's attention output.
+    /// Sets the dropout rate of each layer's attention output, in [0, 1).
     pub fn dropout(self, rate: f32) -> Self {
         Self { dropout: rate, ..self }
     }
 
-    /// The candidates' short-term representation, `[rows, width]`. Each table is an id column and
-    /// its embedding: one and the same for the history's items and the candidates.
+    /// Returns the candidates' short-term representation, `[rows, width]`. Each entry of `tables`
+    /// is an id column and its embedding, which past items and candidates share.
     pub fn apply<'g>(&self, g: &'g Graph, tables: &[(&str, &Embedding<'g>)]) -> Tensor<'g> {
-        // The tables belong to whoever applied them first; the scope is ours.
+        // Apply the tables outside our scope: their parameters belong to the caller's layers.
         let history: Vec<_> =
             tables.iter().map(|(id, table)| table.apply(g.history_id(id))).collect();
         let rows: Vec<_> = tables.iter().map(|(id, table)| table.apply(g.id(id))).collect();
@@ -65,14 +65,14 @@ impl Hstu {
             let layers = self.layers.max(1);
             for index in 1..=layers {
                 (history, rows) = g.scope(&format!("layer_{index}"), || {
-                    self.layer(Layer::new(self.width), history, rows, index == layers)
+                    self.layer(ShortTermLayer::new(self.width), history, rows, index == layers)
                 });
             }
             rows
         })
     }
 
-    // Equations 1 and 2: f is shared, actions (and age) are summed onto the history's tokens.
+    // Equations 1 and 2: `f` is shared; actions and age are added to the tokens of past events.
     fn tokens<'g>(
         &self,
         g: &'g Graph,
@@ -88,7 +88,7 @@ impl Hstu {
 
     fn layer<'g>(
         &self,
-        layer: Layer<'g>,
+        layer: ShortTermLayer<'g>,
         history: Tensor<'g>,
         rows: Tensor<'g>,
         last: bool,
@@ -96,7 +96,8 @@ impl Hstu {
         let g = rows.graph();
         let attention = Attention { heads: self.heads, max_len: g.history_len() };
         let (row_u, row) = layer.project(rows, self.width);
-        // The op ignores the history's queries where only rows are wanted, so keys stand in for them.
+        // The last layer computes rows only. The op then ignores the history's queries, so the keys
+        // take their place.
         let (history_u, events) = if last {
             let (k, v) = layer.keys_values(layer.norm.apply(history), self.width);
             (None, Projections { q: k, k, v })
@@ -114,7 +115,7 @@ impl Hstu {
     // Y = X + dropout(LN(A V) * U) W_o
     fn finish<'g>(
         &self,
-        layer: &Layer<'g>,
+        layer: &ShortTermLayer<'g>,
         x: Tensor<'g>,
         u: Tensor<'g>,
         attended: Tensor<'g>,
@@ -124,8 +125,8 @@ impl Hstu {
     }
 }
 
-// `[history, 5]`: a linear layer of it is piecewise linear in log2 of seconds, with a bend at each of `AGES`.
-// Ages go up to about 25; a tenth of it is of an embedding's order.
+// `[history, 5]`. A linear layer over it is piecewise linear in log2 of seconds, with a bend at
+// each of `AGES`. Ages go up to about 25, so a tenth of them has the scale of an embedding.
 fn age(g: &Graph) -> Tensor<'_> {
     let age = g.history_age();
     let bend = |at: &f32| (age - *at).relu();
@@ -133,7 +134,7 @@ fn age(g: &Graph) -> Tensor<'_> {
     g.concat(&pieces) * 0.1
 }
 
-impl<'g> Layer<'g> {
+impl<'g> ShortTermLayer<'g> {
     fn new(width: u32) -> Self {
         Self {
             norm: LayerNorm::new("norm"),

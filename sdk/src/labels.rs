@@ -1,10 +1,16 @@
-//! The default training labels: each task's label is an action or a value.
+//! The default training labels: the label of each task is an action or a value.
 
 use crate::raw::types::{ActionBatch, HostInfo, SchemaTask, Task, TaskKind, TaskLabels};
 
-/// Labels by the host's schema: the bit of an action (in the sample space where it is known), or a value
-/// (where it is not NaN), on the surfaces where the schema says the task is valid. A task that the schema
-/// does not have is taken for the action or value of its own name.
+/// Makes labels as the host's schema defines them.
+///
+/// The label of a binary task is the bit of its action; it counts where that bit is known. The
+/// label of a regression is its value; it counts where the value is not NaN. Both count only on the
+/// surfaces for which the schema declares the task. A task that the schema does not declare uses
+/// the action or value of the task's own name.
+///
+/// # Errors
+/// The schema has no such action or value.
 pub fn from_schema(
     tasks: &[Task],
     info: &HostInfo,
@@ -18,7 +24,7 @@ fn task_labels(task: &Task, info: &HostInfo, batch: &ActionBatch) -> Result<Task
     let label = schema.map_or(task.name.as_str(), |t| &t.label);
     let missing = |what, names: &[String]| {
         format!(
-            "labels: task `{}` is labelled by {what} `{label}`, which the schema lacks; it has: {}. Implement `Expert::labels` to make labels of another kind",
+            "labels: the label of task `{}` is {what} `{label}`, which the schema does not have; it has: {}. Name one of these, or implement `Expert::labels`",
             task.name,
             names.join(", ")
         )

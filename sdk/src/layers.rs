@@ -1,14 +1,14 @@
-//! Layers: parameters with the arithmetic around them.
+//! Layers: parameters and the arithmetic that uses them.
 //!
-//! A layer makes its parameters when it is first applied, under the layer path
-//! of that place, and shares them whenever it is applied again.
+//! A layer creates its parameters the first time it is applied, under the layer path at that point.
+//! Later applications share them.
 
 use std::cell::OnceCell;
 
 use crate::graph::{Graph, Tensor};
 use crate::raw::types::Initialiser;
 
-/// `x W + b`.
+/// The linear layer `x W + b`.
 pub struct Linear<'g> {
     name: String,
     width: u32,
@@ -24,17 +24,17 @@ impl<'g> Linear<'g> {
         Self { name: name.into(), width, bias: true, init, parameters: OnceCell::new() }
     }
 
-    /// How `W` starts; Xavier's uniform distribution unless set. `b` starts at zero.
+    /// Sets the initial distribution of `W`; Xavier uniform by default. `b` starts at zero.
     pub fn init(self, init: Initialiser) -> Self {
         Self { init, ..self }
     }
 
-    /// Without `b`.
+    /// Removes the bias `b`.
     pub fn no_bias(self) -> Self {
         Self { bias: false, ..self }
     }
 
-    /// `[.., k]` to `[.., width]`.
+    /// Maps `[.., k]` to `[.., width]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || {
@@ -57,12 +57,12 @@ pub struct LayerNorm<'g> {
 }
 
 impl<'g> LayerNorm<'g> {
-    /// A layer as wide as what it is applied to.
+    /// A layer whose width is that of its input.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), parameters: OnceCell::new() }
     }
 
-    /// `[.., d]` to `[.., d]`.
+    /// Maps `[.., d]` to `[.., d]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || {
@@ -83,12 +83,12 @@ pub struct RmsNorm<'g> {
 }
 
 impl<'g> RmsNorm<'g> {
-    /// A layer as wide as what it is applied to.
+    /// A layer whose width is that of its input.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), scale: OnceCell::new() }
     }
 
-    /// `[.., d]` to `[.., d]`.
+    /// Maps `[.., d]` to `[.., d]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || {
@@ -100,7 +100,7 @@ impl<'g> RmsNorm<'g> {
     }
 }
 
-/// Drops values, or whole rows, while training; the identity while serving.
+/// Drops values, or whole rows, in training. In serving it is the identity.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     rate: f32,
@@ -113,23 +113,25 @@ impl Dropout {
         Self { rate, rows: false }
     }
 
-    /// Drops whole rows instead.
+    /// Drops whole rows instead of single values.
     pub fn rows(self) -> Self {
         Self { rows: true, ..self }
     }
 
-    /// `x` of any shape.
+    /// Applies dropout to `x`, of any shape.
     pub fn apply<'g>(&self, x: Tensor<'g>) -> Tensor<'g> {
-        match (self.rate > 0.0, self.rows) {
-            (false, _) => x,
-            (true, false) => x.dropout(self.rate),
-            (true, true) => x.dropout_rows(self.rate),
+        if self.rate <= 0.0 {
+            x
+        } else if self.rows {
+            x.dropout_rows(self.rate)
+        } else {
+            x.dropout(self.rate)
         }
     }
 }
 
-/// Linear layers with SiLU between them and after the last; the first is followed by a `LayerNorm`,
-/// so that inputs of any scale do.
+/// Linear layers, each followed by SiLU. A `LayerNorm` follows the first, so inputs may have any
+/// scale.
 pub struct Mlp<'g> {
     name: String,
     layers: Vec<Linear<'g>>,
@@ -138,7 +140,7 @@ pub struct Mlp<'g> {
 }
 
 impl<'g> Mlp<'g> {
-    /// Layers of the given widths.
+    /// An MLP with layers of the given widths.
     pub fn new(name: &str, widths: impl IntoIterator<Item = u32>) -> Self {
         let layer = |(i, width)| Linear::new(&format!("linear_{}", i + 1), width);
         Self {
@@ -149,12 +151,12 @@ impl<'g> Mlp<'g> {
         }
     }
 
-    /// Dropout after each layer.
+    /// Sets the dropout rate after each layer; 0 by default.
     pub fn dropout(self, rate: f32) -> Self {
         Self { dropout: Dropout::new(rate), ..self }
     }
 
-    /// `[.., k]` to `[.., last width]`.
+    /// Maps `[.., k]` to `[.., last width]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         x.graph().scope(&self.name, || {
             self.layers.iter().enumerate().fold(x, |x, (i, layer)| {
@@ -175,12 +177,12 @@ pub struct Embedding<'g> {
 }
 
 impl<'g> Embedding<'g> {
-    /// A table of `rows` vectors; ids share a vector where their hashes meet.
+    /// A table of `rows` vectors of `width` values. Ids whose hashes collide share a vector.
     pub fn new(name: &str, rows: u32, width: u32) -> Self {
         Self { name: name.into(), rows, width, table: OnceCell::new() }
     }
 
-    /// ids `[rows or history, k]` to `[rows or history, width]`, the mean over k.
+    /// Maps ids, `[rows or history, k]`, to `[rows or history, width]`: the mean over k.
     pub fn apply(&self, ids: Tensor<'g>) -> Tensor<'g> {
         let g: &'g Graph = ids.graph();
         g.scope(&self.name, || {
@@ -192,19 +194,20 @@ impl<'g> Embedding<'g> {
     }
 }
 
-/// Numbers of unknown scale, tamed: `sign(x) log(1 + |x|)`, times a trained scale each, plus a trained bias each.
+/// Compresses numbers of unknown scale: `sign(x) log(1 + |x|)`, then a trained scale and bias for
+/// each column.
 pub struct Squash<'g> {
     name: String,
     parameters: OnceCell<(Tensor<'g>, Tensor<'g>)>,
 }
 
 impl<'g> Squash<'g> {
-    /// A layer as wide as what it is applied to.
+    /// A layer whose width is that of its input.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), parameters: OnceCell::new() }
     }
 
-    /// `[.., d]` to `[.., d]`.
+    /// Maps `[.., d]` to `[.., d]`.
     pub fn apply(&self, x: Tensor<'g>) -> Tensor<'g> {
         let g = x.graph();
         g.scope(&self.name, || {

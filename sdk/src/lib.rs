@@ -1,11 +1,69 @@
-//! `hypercast-sdk`: what a surface team writes an expert with.
+//! The guest side of the expert contract: the library that a surface team writes an expert with.
 //!
-//! An expert is a type that implements [`Expert`] and is named in [`export!`].
-//! Its network is built once, as a graph that the host trains and runs; only
-//! the team's rules run as Wasm: `rank` for requests, `labels`, `sample` and `schedule` in
-//! training, `evaluate` before a publication. See `examples/hello-expert` for the
-//! smallest one, `plugins/value-model` for one that uses them all. This crate runs no network and knows no host: what it may ask
-//! for is in the contract, `sdk/wit/expert.wit`.
+//! An expert is a type that implements [`Expert`] and is passed to [`export!`]. The host calls
+//! `network` once, at load, and from then on trains and runs the resulting graph itself. Only the
+//! team's rules run as Wasm: `rank` for each request, `labels`, `sample` and `schedule` during
+//! training, and `evaluate` before a publication.
+//!
+//! This crate does not execute networks and does not depend on the host. Everything that crosses
+//! the boundary between the two is defined in the contract, `sdk/wit/expert.wit`.
+//!
+//! ```text
+//! Description      who the expert is: name, tasks, surfaces, limits
+//! Graph, Tensor    the network under construction, with the ops of sdk/wit/ops.md
+//! layers           Linear, Mlp, Embedding, ...; Hstu, FmEmbedding, FmFusion, ExpertFusion, Cross,
+//!                  TaskHeads
+//! Request          what `rank` receives, with helpers to score and order candidates
+//! labels, evaluate the default training hooks, for experts that extend them
+//! log              log lines to the host
+//! raw              the generated bindings, for components that implement the contract by hand
+//! ```
+//!
+//! The smallest expert puts one linear layer per task on the FM's target-aware embedding:
+//!
+//! ```
+//! use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear, SchemaTask, TaskKind};
+//!
+//! struct Hello;
+//!
+//! impl Expert for Hello {
+//!     fn describe(info: &HostInfo) -> Description {
+//!         Description::new("hello", "1.0.0").all_tasks(info)
+//!     }
+//!
+//!     fn network(g: &Graph) {
+//!         for task in g.tasks() {
+//!             g.output(&task.name, Linear::new(&task.name, 1).apply(g.tae()));
+//!         }
+//!     }
+//! }
+//!
+//! hypercast_sdk::export!(Hello);
+//!
+//! // A test can ask for what the host would receive at load.
+//! let click = SchemaTask {
+//!     name: "click".into(),
+//!     kind: TaskKind::Binary,
+//!     label: "click".into(),
+//!     surfaces: vec![],
+//! };
+//! let info = HostInfo {
+//!     tae_dim: 16,
+//!     surfaces: vec!["feed".into()],
+//!     actions: vec!["click".into()],
+//!     values: vec![],
+//!     tasks: vec![click],
+//!     features: vec![],
+//!     ids: vec![],
+//!     history_ids: vec![],
+//! };
+//! let (description, network) = hypercast_sdk::build::<Hello>(&info)?;
+//! assert_eq!(description.name, "hello");
+//! assert_eq!(network.outputs[0].task, "click");
+//! # Ok::<(), String>(())
+//! ```
+//!
+//! `examples/hello-expert` is this expert as a crate; `plugins/value-model` uses every hook.
 
 mod component;
 mod description;
@@ -39,29 +97,30 @@ pub use raw::types::{
 };
 pub use shape::{Dim, Shape};
 
-/// An expert. Every call may run in a fresh instance, so there is no state to keep.
+/// An expert. Each call may run in a fresh instance, so an expert cannot keep state between calls.
 pub trait Expert {
-    /// Its name, version, tasks and limits, for the host's schema.
+    /// Returns the expert's name, version, tasks and limits for a host with this schema.
     fn describe(info: &HostInfo) -> Description;
 
-    /// Its network: read columns of `g`, apply layers, and give each task an `output`.
+    /// Builds the network: reads columns from `g`, applies layers and sets one `output` per task.
     ///
-    /// A mistake in a shape or a name is kept and reported with its layer's path; `g.fail` adds one's own.
+    /// The graph records the first wrong shape or name and reports it with the path of its layer.
+    /// Call `g.fail` to report a mistake of your own.
     fn network(g: &Graph);
 
-    /// The final order of a request's candidates, at most `request.limit` of them, each at most once.
-    /// By the first task's prediction unless written otherwise.
+    /// Returns the final order of a request's candidates: at most `request.limit` of them, each at
+    /// most once. The default orders by the prediction of the first task.
     ///
     /// # Errors
-    /// An error is a fault of this request: the host answers with the FM's own ranking.
+    /// The host counts an error as a fault and answers this request with the FM's own ranking.
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let first =
             request.predictions().first().ok_or("rank: the expert has no task to rank by")?;
         Ok(request.top(&first.values))
     }
 
-    /// The labels, sample space and weights of a batch of training examples, a task each.
-    /// By the schema's tasks unless written otherwise (see [`labels::from_schema`]).
+    /// Returns the labels, masks and weights of a batch of training examples, one entry per task.
+    /// The default follows the schema's tasks (see [`labels::from_schema`]).
     ///
     /// # Errors
     /// An error stops the expert's training.
@@ -69,35 +128,37 @@ pub trait Expert {
         labels::from_schema(&Self::describe(info).tasks, info, batch)
     }
 
-    /// The probability with which each example is kept for training; empty keeps all.
+    /// Returns the probability of keeping each example for training. An empty list keeps all.
     ///
-    /// The host weighs those that are kept by its inverse, so predictions stay calibrated; metrics count every example.
+    /// The host weights each kept example by the inverse of its probability, so predictions stay
+    /// calibrated. Metrics count every example, whether kept or not.
     fn sample(_info: &HostInfo, _batch: &ActionBatch) -> Vec<f32> {
         Vec::new()
     }
 
-    /// A factor of a training step's learning rate, from 0 to 10, beside the warm-up and decay that the host has.
+    /// Returns a factor from 0 to 10 for the learning rate of a training step. The host applies it
+    /// on top of its own warm-up and decay.
     fn schedule(_step: &TrainingStep) -> f32 {
         1.0
     }
 
-    /// Whether what was trained may serve. Unless written otherwise no task's NE may be worse than that of what serves
-    /// (see [`evaluate::NoWorse`]).
+    /// Decides whether newly trained parameters may serve. By default, the NE of each task must not
+    /// be worse than that of the serving version (see [`evaluate::NoWorse`]).
     fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
         evaluate::NoWorse::default().judge(evaluation)
     }
 }
 
-/// Makes the crate a component whose expert is the named type. Once a crate, which must be a `cdylib`.
+/// Exports an expert as this crate's component. Call it once, in a crate of type `cdylib`.
 #[macro_export]
 macro_rules! export {
     ($expert:ty) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
-            type Component = $crate::Component<$expert>;
-    $crate::raw::export_expert_world!(Component with_types_in $crate::raw);
+            type ExportedExpert = $crate::Component<$expert>;
+    $crate::raw::export_expert_world!(ExportedExpert with_types_in $crate::raw);
         };
-        // A native build, as for unit tests, exports nothing but checks the type.
+        // A native build (for unit tests) exports nothing, but still checks the type.
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn(&$crate::HostInfo) -> $crate::Description =
             <$expert as $crate::Expert>::describe;

@@ -1,24 +1,24 @@
-//! Log lines, the only thing that a guest can send out of its sandbox between
-//! calls. The host marks them with the plugin's name and limits their rate.
+//! Log lines. Apart from the results of its calls, they are all that a guest can send out of its
+//! sandbox. The host adds the plugin's name to each line and limits their rate.
 
 use crate::raw::types::Level;
 
-/// A line for the plugin's author.
+/// Logs details that help the plugin's author.
 pub fn debug(message: &str) {
     write(Level::Debug, message);
 }
 
-/// A line for the operator's log.
+/// Logs an ordinary event for the operator.
 pub fn info(message: &str) {
     write(Level::Info, message);
 }
 
-/// Something that a person should look at.
+/// Logs something that a person should look at.
 pub fn warn(message: &str) {
     write(Level::Warn, message);
 }
 
-/// Something that went wrong; a fault of `rank` is returned as `Err`, not logged.
+/// Logs a failure. Return a fault of `rank` as `Err` instead of logging it.
 pub fn error(message: &str) {
     write(Level::Error, message);
 }
@@ -28,7 +28,7 @@ fn write(level: Level, message: &str) {
     crate::raw::log(level, message);
 }
 
-// There is no host behind a native build, as in a plugin's unit tests.
+// A native build (for unit tests) has no host to log to.
 #[cfg(not(target_arch = "wasm32"))]
 fn write(level: Level, message: &str) {
     eprintln!("{level:?}: {message}");

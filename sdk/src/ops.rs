@@ -1,39 +1,39 @@
-//! The graph ops of `sdk/wit/ops.md` as methods and operators of `Tensor`.
+//! The ops of `sdk/wit/ops.md` as methods and operators of `Tensor`.
 //!
-//! Each checks its inputs and infers its result's shape, so that a mistake is
-//! found where it was made and named by its layer. The host checks again.
+//! Each method checks its inputs and computes the shape of its result, so a mistake is reported
+//! with the layer where it was made. The host repeats the checks.
 
 use std::ops;
 
-use crate::graph::{Graph, Kind, Tensor, attribute};
+use crate::graph::{Graph, Tensor, TensorType, attribute};
 use crate::raw::types::{Attribute, Value};
 use crate::shape::{Dim, Shape};
 
-/// How the attention ops of `Hstu` split and scale.
+/// The settings of the attention ops.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
-    /// Heads; the width is split evenly.
+    /// The number of heads; each gets an equal part of the width.
     pub heads: u32,
-    /// The constant that divides the attention weights.
+    /// The constant by which the attention weights are divided.
     pub max_len: u32,
 }
 
 /// Queries, keys and values of one kind of token, `[history or rows, heads * d]` each.
 #[derive(Clone, Copy)]
 pub struct Projections<'g> {
-    /// Queries.
+    /// The queries.
     pub q: Tensor<'g>,
-    /// Keys.
+    /// The keys.
     pub k: Tensor<'g>,
-    /// Values.
+    /// The values.
     pub v: Tensor<'g>,
 }
 
 impl Graph {
-    /// Joins tensors along their last dimension.
+    /// Concatenates tensors along their last dimension.
     pub fn concat<'g>(&'g self, parts: &[Tensor<'g>]) -> Tensor<'g> {
         let Some(first) = parts.first() else {
-            return self.fail("Concat of nothing");
+            return self.fail("Concat of nothing: it takes at least one tensor");
         };
         let shape = first.shape();
         let axis = shape.rank().saturating_sub(1);
@@ -58,11 +58,12 @@ impl Graph {
             "Concat",
             &nodes,
             vec![integer("axis", axis as i64)],
-            numbers(shape.with(axis, width)),
+            TensorType::numbers(shape.with(axis, width)),
         )
     }
 
-    /// `HstuAttention`: `rows` over each request's history and themselves. Only the history's `k` and `v` matter to the result.
+    /// `HstuAttention`: each row attends to its request's history and to itself. The result does
+    /// not depend on the `q` of the history.
     pub fn hstu_attention<'g>(
         &'g self,
         history: Projections<'g>,
@@ -73,7 +74,7 @@ impl Graph {
         self.attention("HstuAttention", &inputs, attention)
     }
 
-    /// `HstuHistory`: the causal attention of the history alone.
+    /// `HstuHistory`: causal attention within each request's history.
     pub fn hstu_history<'g>(
         &'g self,
         history: Projections<'g>,
@@ -104,7 +105,7 @@ impl Graph {
         if attention.heads == 0 || !width.is_multiple_of(attention.heads) || attention.max_len == 0
         {
             return self.fail(&format!(
-                "{op}: width {width} with {} heads and max-len {}: both must be above 0, and the heads divide the width",
+                "{op}: width {width} with {} heads and max-len {}: both must be above 0, and the heads must divide the width",
                 attention.heads, attention.max_len
             ));
         }
@@ -113,7 +114,7 @@ impl Graph {
             integer("heads", attention.heads.into()),
             integer("max-len", attention.max_len.into()),
         ];
-        self.push(op, &nodes, attributes, numbers(wanted(inputs.len() - 1)))
+        self.push(op, &nodes, attributes, TensorType::numbers(wanted(inputs.len() - 1)))
     }
 }
 
@@ -126,25 +127,25 @@ macro_rules! unary {
 }
 
 unary! {
-    /// e^x
+    /// The exponential e^x.
     exp = "Exp";
-    /// Natural logarithm; inputs below 1e-12 count as 1e-12.
+    /// The natural logarithm; inputs below 1e-12 count as 1e-12.
     log = "Log";
-    /// Square root; inputs below 1e-12 count as 1e-12.
+    /// The square root; inputs below 1e-12 count as 1e-12.
     sqrt = "Sqrt";
-    /// |x|
+    /// The absolute value |x|.
     abs = "Abs";
-    /// 1 / (1 + e^-x)
+    /// The logistic function 1 / (1 + e^-x).
     sigmoid = "Sigmoid";
-    /// x * sigmoid(x)
+    /// The SiLU activation x * sigmoid(x).
     silu = "Silu";
-    /// max(x, 0)
+    /// The ReLU activation max(x, 0).
     relu = "Relu";
     /// The Gaussian error linear unit.
     gelu = "Gelu";
-    /// Hyperbolic tangent.
+    /// The hyperbolic tangent.
     tanh = "Tanh";
-    /// log(1 + e^x)
+    /// The softplus activation log(1 + e^x).
     softplus = "Softplus";
     /// The same values, without gradient.
     stop_gradient = "StopGradient";
@@ -172,14 +173,19 @@ binary! {
 }
 
 impl<'g> Tensor<'g> {
-    /// `self` `[.., k]` times `weight` `[k, n]`.
+    /// The matrix product of `self`, `[.., k]`, and `weight`, `[k, n]`.
     pub fn matmul(self, weight: Tensor<'g>) -> Tensor<'g> {
         let (a, b) = (self.shape(), weight.shape());
         let fits = a.rank() >= 1 && b.rank() == 2 && a.width().is_some() && a.width() == b.size(0);
         match (fits && !self.is_ids() && !weight.is_ids(), b.size(1)) {
             (true, Some(n)) => {
                 let shape = a.with(a.rank() - 1, n);
-                self.graph.push("MatMul", &[self.node, weight.node], Vec::new(), numbers(shape))
+                self.graph.push(
+                    "MatMul",
+                    &[self.node, weight.node],
+                    Vec::new(),
+                    TensorType::numbers(shape),
+                )
             }
             _ => self.mismatch(
                 "MatMul",
@@ -189,7 +195,7 @@ impl<'g> Tensor<'g> {
         }
     }
 
-    /// Values below `min` become `min`, above `max` `max`.
+    /// Limits values to `min..=max`.
     pub fn clip(self, min: f32, max: f32) -> Tensor<'g> {
         self.unary("Clip", vec![number("min", min), number("max", max)])
     }
@@ -226,14 +232,14 @@ impl<'g> Tensor<'g> {
                     integer("start", start.into()),
                     integer("end", end.into()),
                 ];
-                let kind = numbers(shape.with(axis, end - start));
+                let kind = TensorType::numbers(shape.with(axis, end - start));
                 self.graph.push("Slice", &[self.node], attributes, kind)
             }
             _ => self.graph.fail(&format!("Slice {start}..{end} of {}", describe(self))),
         }
     }
 
-    /// Another arrangement of each row's values: `dims` without the symbolic dimension, which stays first.
+    /// Reshapes each row to `dims`. A symbolic dimension stays first and is not part of `dims`.
     pub fn reshape(self, dims: &[u32]) -> Tensor<'g> {
         let shape = self.shape();
         let symbolic = shape.dims().first().copied().filter(|d| !matches!(d, Dim::Fixed(_)));
@@ -250,10 +256,10 @@ impl<'g> Tensor<'g> {
         let zero = symbolic.map(|_| 0);
         let values = zero.into_iter().chain(dims.iter().map(|&d| i64::from(d))).collect();
         let attributes = vec![attribute("shape", Value::Integers(values))];
-        self.graph.push("Reshape", &[self.node], attributes, numbers(result))
+        self.graph.push("Reshape", &[self.node], attributes, TensorType::numbers(result))
     }
 
-    /// Dimensions in the order of `perm`; a symbolic dimension stays first.
+    /// Reorders dimensions by `perm`. A symbolic dimension must stay first.
     pub fn transpose(self, perm: &[u32]) -> Tensor<'g> {
         let shape = self.shape();
         let mut sorted = perm.to_vec();
@@ -268,17 +274,22 @@ impl<'g> Tensor<'g> {
             "perm",
             Value::Integers(perm.iter().map(|&axis| axis.into()).collect()),
         )];
-        self.graph.push("Transpose", &[self.node], attributes, numbers(Shape::new(dims)))
+        self.graph.push(
+            "Transpose",
+            &[self.node],
+            attributes,
+            TensorType::numbers(Shape::new(dims)),
+        )
     }
 
-    /// `self` where `condition` is not 0, `other` elsewhere; all of one shape.
+    /// `self` where `condition` is not 0, else `other`. All three must have the same shape.
     pub fn where_or(self, condition: Tensor<'g>, other: Tensor<'g>) -> Tensor<'g> {
         let shape = self.shape();
         if condition.shape() != shape || other.shape() != shape {
             return self.mismatch("Where", other, "condition and both values must have one shape");
         }
         let inputs = [condition.node, self.node, other.node];
-        self.graph.push("Where", &inputs, Vec::new(), numbers(shape))
+        self.graph.push("Where", &inputs, Vec::new(), TensorType::numbers(shape))
     }
 
     /// Row `index mod n` of `self`, `[n, d]`, for each of `ids`, `[rows or history, 1]`.
@@ -291,15 +302,15 @@ impl<'g> Tensor<'g> {
         self.lookup("EmbeddingBag", ids)
     }
 
-    /// Ids as numbers.
+    /// Converts ids to numbers (f32).
     pub fn to_numbers(self) -> Tensor<'g> {
         if !self.is_ids() {
             return self.graph.fail(&format!("Cast of {}: it takes ids", describe(self)));
         }
-        self.graph.push("Cast", &[self.node], Vec::new(), numbers(self.shape()))
+        self.graph.push("Cast", &[self.node], Vec::new(), TensorType::numbers(self.shape()))
     }
 
-    /// Normalised over the last dimension, then scaled and shifted by `scale` and `bias`, `[d]`.
+    /// Normalises the last dimension, then multiplies by `scale` and adds `bias`, both `[d]`.
     pub fn layer_normalization(self, scale: Tensor<'g>, bias: Tensor<'g>) -> Tensor<'g> {
         let width = self.shape().width().map(|w| Shape::fixed(&[w]));
         if width.as_ref() != Some(&scale.shape()) || scale.shape() != bias.shape() || self.is_ids()
@@ -308,30 +319,37 @@ impl<'g> Tensor<'g> {
         }
         let inputs = [self.node, scale.node, bias.node];
         let attributes = vec![number("epsilon", 1e-6)];
-        self.graph.push("LayerNormalization", &inputs, attributes, numbers(self.shape()))
+        self.graph.push(
+            "LayerNormalization",
+            &inputs,
+            attributes,
+            TensorType::numbers(self.shape()),
+        )
     }
 
-    /// Drops values at `rate` in training and scales up the rest.
+    /// Drops values at `rate`, in [0, 1), in training, and scales up the others.
     pub fn dropout(self, rate: f32) -> Tensor<'g> {
         self.drop(rate, 0)
     }
 
-    /// Drops whole rows at `rate` in training: a network that survives it does not lean on this input alone.
+    /// Drops whole rows at `rate`, in [0, 1), in training, so that the network learns not to depend
+    /// on this input alone.
     pub fn dropout_rows(self, rate: f32) -> Tensor<'g> {
         self.drop(rate, 1)
     }
 
-    /// The mean over each request's history, given to each of its rows: `[history, d]` to `[rows, d]`.
+    /// The mean over each request's history, repeated for each of its rows: `[history, d]` to
+    /// `[rows, d]`.
     pub fn pool_mean(self) -> Tensor<'g> {
         self.pool("PoolMean")
     }
 
-    /// The maximum over each request's history, given to each of its rows.
+    /// The maximum over each request's history, repeated for each of its rows.
     pub fn pool_max(self) -> Tensor<'g> {
         self.pool("PoolMax")
     }
 
-    /// The sum over each request's history, given to each of its rows.
+    /// The sum over each request's history, repeated for each of its rows.
     pub fn pool_sum(self) -> Tensor<'g> {
         self.pool("PoolSum")
     }
@@ -340,16 +358,19 @@ impl<'g> Tensor<'g> {
         if self.is_ids() {
             return self
                 .graph
-                .fail(&format!("{op} of {}: embed ids, or cast them", describe(self)));
+                .fail(&format!("{op} of {}: embed the ids, or cast them", describe(self)));
         }
-        self.graph.push(op, &[self.node], attributes, numbers(self.shape()))
+        self.graph.push(op, &[self.node], attributes, TensorType::numbers(self.shape()))
     }
 
     fn binary(self, op: &str, other: Tensor<'g>) -> Tensor<'g> {
         match self.shape().broadcast(&other.shape()) {
-            Some(shape) if !self.is_ids() && !other.is_ids() => {
-                self.graph.push(op, &[self.node, other.node], Vec::new(), numbers(shape))
-            }
+            Some(shape) if !self.is_ids() && !other.is_ids() => self.graph.push(
+                op,
+                &[self.node, other.node],
+                Vec::new(),
+                TensorType::numbers(shape),
+            ),
             _ => self.mismatch(op, other, "the shapes do not broadcast"),
         }
     }
@@ -364,7 +385,7 @@ impl<'g> Tensor<'g> {
             op,
             &[self.node],
             vec![integer("axis", axis as i64)],
-            numbers(shape.with(axis, 1)),
+            TensorType::numbers(shape.with(axis, 1)),
         )
     }
 
@@ -376,7 +397,7 @@ impl<'g> Tensor<'g> {
                 if one && ids.is_ids() =>
             {
                 let shape = Shape::new(vec![*s, *d]);
-                self.graph.push(op, &[self.node, ids.node], Vec::new(), numbers(shape))
+                self.graph.push(op, &[self.node, ids.node], Vec::new(), TensorType::numbers(shape))
             }
             _ => self.mismatch(op, ids, "it takes a table [n, d] and ids of rows or history"),
         }
@@ -391,9 +412,12 @@ impl<'g> Tensor<'g> {
 
     fn pool(self, op: &str) -> Tensor<'g> {
         match *self.shape().dims() {
-            [Dim::History, Dim::Fixed(width)] if !self.is_ids() => {
-                self.graph.push(op, &[self.node], Vec::new(), numbers(Shape::rows(width)))
-            }
+            [Dim::History, Dim::Fixed(width)] if !self.is_ids() => self.graph.push(
+                op,
+                &[self.node],
+                Vec::new(),
+                TensorType::numbers(Shape::rows(width)),
+            ),
             _ => self.graph.fail(&format!("{op} of {}: it takes [history, d]", describe(self))),
         }
     }
@@ -427,10 +451,6 @@ impl<'g> ops::Neg for Tensor<'g> {
     fn neg(self) -> Self {
         self.unary("Neg", Vec::new())
     }
-}
-
-fn numbers(shape: Shape) -> Kind {
-    Kind { shape, ids: false }
 }
 
 fn integer(name: &str, value: i64) -> Attribute {

@@ -1,7 +1,7 @@
-//! What `Expert::rank` sees of a request, and small rules to order candidates by.
+//! The request that `Expert::rank` receives, and small rules to score and order its candidates.
 //!
-//! Scores are the team's own scale: the host returns them and does not compare
-//! them with other experts' scores.
+//! A score has whatever scale the team chooses: the host returns scores to the caller and does not
+//! compare them with those of other experts.
 
 use std::cmp::Ordering;
 
@@ -10,11 +10,11 @@ use crate::raw::types::{Column, Data, NamedColumn, Prediction, RankRequest, Rank
 /// One request, with the predictions and columns of its candidates.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Where the candidates will be shown.
+    /// The surface on which the candidates will be shown.
     pub surface: String,
-    /// Who asked.
+    /// The id of the user to rank for.
     pub user: u64,
-    /// When, in milliseconds since the epoch.
+    /// The time of the request, in milliseconds since the epoch.
     pub time_ms: i64,
     /// The candidates' item ids.
     pub candidates: Vec<u64>,
@@ -24,17 +24,17 @@ pub struct Request {
     columns: Vec<NamedColumn>,
 }
 
-/// At most `at_most` candidates of one key in any `window` neighbours.
+/// Allows at most `at_most` candidates with the same key in any `window` consecutive places.
 #[derive(Debug, Clone, Copy)]
 pub struct Diversity {
-    /// How many candidates of one key.
+    /// The most candidates with the same key within a window.
     pub at_most: usize,
-    /// Among how many neighbours.
+    /// The length of the window, in places of the ranking.
     pub window: usize,
 }
 
 impl Request {
-    /// A request as the contract sends it.
+    /// Builds a request from the arguments of the contract's `rank`.
     pub fn new(
         request: RankRequest,
         predictions: Vec<Prediction>,
@@ -56,7 +56,7 @@ impl Request {
         &self.predictions
     }
 
-    /// A task's prediction of each candidate: a probability, or a regression's value.
+    /// One task's prediction for each candidate: a probability, or the value of a regression.
     pub fn prediction(&self, task: &str) -> Result<&[f32], String> {
         let found = self.predictions.iter().find(|p| p.task == task);
         found
@@ -64,51 +64,53 @@ impl Request {
             .ok_or_else(|| format!("rank: no prediction of task `{task}`"))
     }
 
-    /// A numeric feature of each candidate; declare it with `Description::rank_feature`.
+    /// A numeric feature of each candidate. Declare it with `Description::rank_feature`.
     pub fn feature(&self, name: &str) -> Result<&[f32], String> {
         let data = self.column(name, |column| matches!(column, Column::Feature(n) if n == name))?;
         match data {
             Data::Numbers(values) => Ok(values),
-            Data::Ids(_) => Err(format!("rank: column `{name}` holds ids, not numbers")),
+            Data::Ids(_) => Err(format!("rank: column `{name}` contains ids, not numbers")),
         }
     }
 
-    /// A categorical feature or raw id of each candidate; declare it with `Description::rank_id`.
+    /// A categorical feature or raw id of each candidate. Declare it with `Description::rank_id`.
     pub fn id(&self, name: &str) -> Result<&[u64], String> {
         let data = self.column(name, |column| matches!(column, Column::Id(n) if n == name))?;
         match data {
             Data::Ids(values) => Ok(values),
-            Data::Numbers(_) => Err(format!("rank: column `{name}` holds numbers, not ids")),
+            Data::Numbers(_) => Err(format!("rank: column `{name}` contains numbers, not ids")),
         }
     }
 
-    /// The target-aware embeddings, row after row; declare them with `Description::rank_tae`.
+    /// The target-aware embeddings, row-major. Declare them with `Description::rank_tae`.
     pub fn tae(&self) -> Result<&[f32], String> {
         match self.column("tae", |column| matches!(column, Column::Tae))? {
             Data::Numbers(values) => Ok(values),
-            Data::Ids(_) => Err("rank: column `tae` holds ids, not numbers".into()),
+            Data::Ids(_) => Err("rank: column `tae` contains ids, not numbers".into()),
         }
     }
 
-    /// The value model `sum of weight(task) * prediction`, a score a candidate.
+    /// The value model `sum of weight(task) * prediction`. Returns one score per candidate.
     pub fn weighted_sum(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
         self.combine(0.0, |score, task, prediction| score + weight(task) * prediction)
     }
 
-    /// The value model `product of prediction ^ weight(task)`, a score a candidate. Predictions below 0 count as 0.
+    /// The value model `product of prediction ^ weight(task)`. Returns one score per candidate.
+    /// Predictions below 0 count as 0.
     pub fn weighted_product(&self, weight: impl Fn(&str) -> f32) -> Vec<f32> {
         self.combine(1.0, |score, task, prediction| score * prediction.max(0.0).powf(weight(task)))
     }
 
-    /// The best candidates by score, ties by index; `limit` of them.
+    /// The `limit` best candidates by score. Ties are broken by index.
     pub fn top(&self, scores: &[f32]) -> Vec<Ranked> {
         let mut ranked = by_score(scores);
         ranked.truncate(self.limit);
         ranked
     }
 
-    /// As `top`, but a candidate waits while `at_most` of the last `window - 1` had its key. Where all
-    /// that are left would have to wait, the best of them goes first: no place stays empty.
+    /// Like `top`, but delays a candidate while `at_most` of the last `window - 1` places have its
+    /// key. If that applies to all remaining candidates, the best of them is placed anyway, so the
+    /// ranking is as long as that of `top`.
     pub fn top_diverse(&self, scores: &[f32], keys: &[u64], rule: Diversity) -> Vec<Ranked> {
         let mut waiting = by_score(scores);
         let mut placed: Vec<Ranked> = Vec::with_capacity(self.limit.min(waiting.len()));
@@ -146,7 +148,7 @@ impl Request {
 fn by_score(scores: &[f32]) -> Vec<Ranked> {
     let ranked = |(candidate, &score)| Ranked { candidate: candidate as u32, score };
     let mut all: Vec<_> = scores.iter().enumerate().map(ranked).collect();
-    // A NaN has no place in an order; it goes last, and the host reports it.
+    // NaN is not ordered. Put it last; the host reports it.
     all.sort_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or_else(|| nan_last(a.score, b.score)));
     all
 }

@@ -1,11 +1,11 @@
 //! The bindings that `wit-bindgen` generates from `sdk/wit/expert.wit`.
 //!
-//! A plugin that implements the contract by hand uses these; any other uses the
-//! trait `Expert` and never sees them.
+//! Use them only in a plugin that implements the contract by hand; other plugins implement the
+//! trait `Expert`.
 
-// The generated types carry the contract's comments, which not every field has.
+// The generated items have no doc comments; `expert.wit` documents them.
 #![allow(missing_docs)]
-// The generator's functions take a record's fields one by one.
+// A generated function has one parameter for each field of a record.
 #![allow(clippy::too_many_arguments)]
 
 wit_bindgen::generate!({

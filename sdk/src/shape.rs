@@ -1,13 +1,13 @@
-//! Shapes with a symbolic first dimension, and the arithmetic of broadcasting.
+//! Shapes with a symbolic first dimension, and how they broadcast.
 //!
-//! Knows nothing of ops: see `ops` for what each one does to a shape.
+//! The shape that each op produces is computed in `ops`.
 
 use std::fmt;
 
 /// One dimension of a shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dim {
-    /// A number known when the graph is built.
+    /// A size known when the graph is built.
     Fixed(u32),
     /// The candidates of a batch, or its examples in training.
     Rows,
@@ -20,17 +20,17 @@ pub enum Dim {
 pub struct Shape(Vec<Dim>);
 
 impl Shape {
-    /// `[rows, width]`
+    /// The shape `[rows, width]`.
     pub fn rows(width: u32) -> Self {
         Self(vec![Dim::Rows, Dim::Fixed(width)])
     }
 
-    /// `[history, width]`
+    /// The shape `[history, width]`.
     pub fn history(width: u32) -> Self {
         Self(vec![Dim::History, Dim::Fixed(width)])
     }
 
-    /// A shape without symbolic dimension.
+    /// A shape without a symbolic dimension.
     pub fn fixed(dims: &[u32]) -> Self {
         Self(dims.iter().map(|&d| Dim::Fixed(d)).collect())
     }
@@ -44,12 +44,12 @@ impl Shape {
         &self.0
     }
 
-    /// How many dimensions there are.
+    /// The number of dimensions.
     pub fn rank(&self) -> usize {
         self.0.len()
     }
 
-    /// The size of a fixed dimension; `None` where it is symbolic or absent.
+    /// The size of a fixed dimension; `None` if it is symbolic or does not exist.
     pub fn size(&self, axis: usize) -> Option<u32> {
         match self.0.get(axis) {
             Some(&Dim::Fixed(size)) => Some(size),
@@ -62,7 +62,7 @@ impl Shape {
         self.size(self.rank().checked_sub(1)?)
     }
 
-    /// The same shape with another size of one dimension.
+    /// The same shape with one dimension set to `size`.
     pub(crate) fn with(&self, axis: usize, size: u32) -> Self {
         let mut dims = self.0.clone();
         dims[axis] = Dim::Fixed(size);

@@ -1,4 +1,4 @@
-//! The rule that decides whether what was trained may serve, unless an expert brings its own.
+//! Tests of the default rule that decides whether newly trained parameters may serve.
 
 use hypercast_sdk::evaluate::{NoWorse, over_all_surfaces, task};
 use hypercast_sdk::{Decision, Evaluation, Quality, Slice, Verdict};
@@ -7,13 +7,14 @@ fn quality(ne: Option<f64>) -> Quality {
     Quality { ne, auc: None, gauc: None, calibration: None, mse: None }
 }
 
-fn slice(task: &str, surface: Option<&str>, ne: (Option<f64>, Option<f64>)) -> Slice {
+/// A slice over all surfaces, with the NE of the candidate and of the serving version.
+fn slice(task: &str, candidate: Option<f64>, serving: Option<f64>) -> Slice {
     Slice {
         task: task.into(),
-        surface: surface.map(str::to_owned),
+        surface: None,
         examples: 1000,
-        candidate: quality(ne.0),
-        serving: ne.1.map(|serving| quality(Some(serving))),
+        candidate: quality(candidate),
+        serving: serving.map(|serving| quality(Some(serving))),
     }
 }
 
@@ -22,14 +23,14 @@ fn judge(decision: Decision, slices: Vec<Slice>) -> Verdict {
 }
 
 #[test]
-fn what_is_no_worse_is_published() {
+fn parameters_that_are_no_worse_are_published() {
     let slices = || {
         vec![
-            slice("click", None, (Some(0.909), Some(0.9))),
-            // A surface alone has noise; a task without classes has no NE; nothing serves yet.
-            slice("click", Some("feed"), (Some(1.5), Some(0.9))),
-            slice("like", None, (None, Some(0.9))),
-            slice("share", None, (Some(1.5), None)),
+            slice("click", Some(0.909), Some(0.9)),
+            // Ignored: one surface alone is noisy, no classes means no NE, and nothing serves yet.
+            Slice { surface: Some("feed".into()), ..slice("click", Some(1.5), Some(0.9)) },
+            slice("like", None, Some(0.9)),
+            slice("share", Some(1.5), None),
         ]
     };
     for decision in [Decision::Publication, Decision::Canary] {
@@ -42,26 +43,22 @@ fn what_is_no_worse_is_published() {
 }
 
 #[test]
-fn what_is_worse_is_held_in_training_and_rolled_back_before_users() {
-    let slices = || {
-        vec![
-            slice("click", None, (Some(0.8), Some(0.9))),
-            slice("like", None, (Some(0.95), Some(0.9))),
-        ]
-    };
+fn worse_parameters_are_held_in_training_and_rolled_back_as_a_canary() {
+    let slices =
+        || vec![slice("click", Some(0.8), Some(0.9)), slice("like", Some(0.95), Some(0.9))];
     let Verdict::Hold(why) = judge(Decision::Publication, slices()) else { panic!("it is worse") };
     assert!(why.contains("like is 0.9500, 0.9000") && !why.contains("click"), "{why}");
     assert!(matches!(judge(Decision::Canary, slices()), Verdict::RollBack(_)));
 }
 
 #[test]
-fn what_predicts_no_numbers_is_worse() {
-    let broken = slice("like", None, (Some(f64::NAN), Some(0.9)));
+fn nan_predictions_count_as_worse() {
+    let broken = slice("like", Some(f64::NAN), Some(0.9));
     assert!(matches!(judge(Decision::Publication, vec![broken]), Verdict::Hold(_)));
 }
 
 #[test]
-fn few_examples_say_nothing() {
-    let few = Slice { examples: 999, ..slice("like", None, (Some(0.95), Some(0.9))) };
+fn a_task_with_few_examples_is_not_judged() {
+    let few = Slice { examples: 999, ..slice("like", Some(0.95), Some(0.9)) };
     assert!(matches!(judge(Decision::Publication, vec![few]), Verdict::Publish));
 }

@@ -1,4 +1,5 @@
-//! The layers of the paper's section 3.2: shapes, parameter names, and mistakes that name their layer.
+//! Tests of the layers of the paper's section 3.2: shapes, parameter names, and error messages that
+//! name the layer.
 
 use hypercast_sdk::{
     Cross, Description, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo, Initialiser, Linear,
@@ -72,7 +73,7 @@ fn a_layer_applied_twice_shares_its_parameters() {
 }
 
 #[test]
-fn tasks_have_parameters_of_their_own_names() {
+fn each_task_has_parameters_under_its_own_name() {
     let g = graph(&info(&["feed", "reels"]));
     TaskHeads::new("heads").direct(g.features(&["click_rate"])).apply(&g, g.tae());
     let names = names(g);
@@ -138,7 +139,7 @@ fn a_schema_without_surfaces_has_no_calibration() {
         g.output("click", layers.apply(x));
         g.output("like", layers.apply(x));
         assert_eq!(names(g), ["head/weight", "head/bias"]);
-        // Nor does one whose columns do not say which surface a row is on.
+        // The second time: a schema with surfaces but without the `surface` id.
         nowhere = HostInfo { ids: vec!["item_id".into()], ..info(&["feed", "reels"]) };
     }
 }

@@ -1,4 +1,4 @@
-//! What runs as Wasm: the default labels, and the rules that order candidates.
+//! Tests of the default labels and of the rules that order candidates.
 
 use hypercast_sdk::raw::types::{Data, NamedColumn, RankRequest};
 use hypercast_sdk::{
@@ -6,9 +6,10 @@ use hypercast_sdk::{
     Prediction, Ranked, Request, SchemaTask, TaskKind,
 };
 
-struct Plain;
+/// An expert that overrides no default.
+struct DefaultExpert;
 
-impl Expert for Plain {
+impl Expert for DefaultExpert {
     fn describe(info: &HostInfo) -> Description {
         Description::new("plain", "1.0.0").all_tasks(info)
     }
@@ -52,7 +53,7 @@ fn batch() -> ActionBatch {
 
 #[test]
 fn default_labels_follow_the_schema() {
-    let labels = Plain::labels(&info(), &batch()).expect("labels");
+    let labels = DefaultExpert::labels(&info(), &batch()).expect("labels");
     assert_eq!((labels[0].task.as_str(), labels[1].task.as_str()), ("liked", "watch"));
     assert_eq!(labels[0].labels, [1.0, 0.0, 1.0]);
     assert_eq!(labels[0].mask, [1, 1, 0], "unknown actions are outside the sample space");
@@ -64,7 +65,7 @@ fn default_labels_follow_the_schema() {
 fn labels_of_an_unknown_action_say_what_to_do() {
     let mut info = info();
     info.tasks[0].label = "share".into();
-    let error = Plain::labels(&info, &batch()).expect_err("the schema has no such action");
+    let error = DefaultExpert::labels(&info, &batch()).expect_err("the schema has no such action");
     assert!(
         error.contains("`liked`") && error.contains("`share`") && error.contains("click, like"),
         "{error}"
@@ -96,7 +97,7 @@ fn order(ranked: &[Ranked]) -> Vec<u32> {
 
 #[test]
 fn default_rank_sorts_by_the_first_task_with_ties_by_index() {
-    let ranked = Plain::rank(&request(&[0.1, 0.9, 0.5, 0.9], 3)).expect("ranked");
+    let ranked = DefaultExpert::rank(&request(&[0.1, 0.9, 0.5, 0.9], 3)).expect("ranked");
     assert_eq!(order(&ranked), [1, 3, 2]);
     assert_eq!(ranked[0].score, 0.9);
 }
@@ -111,7 +112,7 @@ fn value_models_combine_all_tasks() {
 }
 
 #[test]
-fn diversity_delays_a_key_but_leaves_no_place_empty() {
+fn diversity_delays_a_key_but_fills_every_place() {
     let request = request(&[0.0; 5], 5);
     let scores = [5.0, 4.0, 3.0, 2.0, 1.0];
     let rule = Diversity { at_most: 1, window: 2 };

@@ -1,9 +1,10 @@
-// The daemon's page in headless Chromium: its tables fill, nothing is asked of another host, the console has no error.
+// Checks the daemon's page in headless Chromium: its tables fill, it makes no request to another
+// host, and the console shows no error.
 //
 //   node tests/page/check.mjs http://127.0.0.1:PORT/ [--wait SECONDS] [--screenshot FILE]
 //
-// It needs Node 18 and a Chromium (CHROMIUM names one), and nothing else: it speaks the DevTools protocol over a pipe.
-// Where there is no browser it says so and passes.
+// It needs only Node 18 and Chromium (set CHROMIUM to its path), because it uses the DevTools
+// protocol over a pipe. Without a browser it prints SKIPPED and passes.
 
 import { spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -26,7 +27,7 @@ function browser() {
   return names.find((name) => spawnSync(name, ["--version"], { stdio: "ignore" }).status === 0);
 }
 
-/** A browser, spoken to by messages that end with a zero byte. */
+/** A browser, controlled by messages that end with a zero byte. */
 class Chromium {
   constructor(program) {
     this.profile = mkdtempSync(join(tmpdir(), "hypercast-page-"));
@@ -75,7 +76,7 @@ class Chromium {
   }
 }
 
-/** Rows of each table, but for its head; charts; and the line on top. */
+/** The rows of each table without its header, the number of charts, and the summary line. */
 const LOOK = `(() => {
   const rows = (id) => Math.max(0, document.querySelectorAll("#" + id + " tr").length - 1);
   return JSON.stringify({
@@ -106,7 +107,7 @@ function faults(heard, origin) {
     if (method === "Log.entryAdded" && params.entry.level === "error") all.push(`log: ${params.entry.text} ${params.entry.url ?? ""}`);
     if (method === "Network.requestWillBeSent") {
       const { url } = params.request;
-      if (!url.startsWith("data:") && new URL(url).origin !== origin) all.push(`it asks ${url}`);
+      if (!url.startsWith("data:") && new URL(url).origin !== origin) all.push(`request to ${url}`);
     }
   }
   return all;
@@ -130,14 +131,14 @@ async function main() {
     if (!seen) wrong.push("the page has no summary");
     for (const id of seen ? TABLES : []) if (!seen.rows[id]) wrong.push(`table ${id} is empty`);
     if (seen && !seen.charts) wrong.push("there is no chart");
-    if (seen?.broken.length) wrong.push(`it shows ${seen.broken.join(", ")}`);
-    if (seen?.overflow) wrong.push("it is wider than its window");
+    if (seen?.broken.length) wrong.push(`the page shows ${seen.broken.join(", ")}`);
+    if (seen?.overflow) wrong.push("the page is wider than its window");
     if (screenshot) {
       const { data } = await ask("Page.captureScreenshot", { captureBeyondViewport: true });
       writeFileSync(screenshot, Buffer.from(data, "base64"));
     }
     if (wrong.length) throw new Error(`${url}:\n  ${wrong.join("\n  ")}`);
-    console.log(`the page is whole: ${JSON.stringify(seen)}`);
+    console.log(`the page is complete: ${JSON.stringify(seen)}`);
   } finally {
     await chromium.close();
   }

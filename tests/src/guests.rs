@@ -1,6 +1,7 @@
-//! Guests that no compiler would make: core modules as text, wrapped as components of the contract in `sdk/wit`.
+//! Guests that no compiler would produce: core modules written as text and wrapped into components
+//! of the contract in `sdk/wit`.
 //!
-//! Every export is there with its right type; what it does is up to the test.
+//! Every export exists and has the right type. The test decides what it does.
 
 use std::{
     fmt::Write,
@@ -10,39 +11,39 @@ use std::{
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::{Resolve, WorldId, WorldItem, abi::AbiVariant, abi::WasmType};
 
-/// A guest by what is odd in it.
+/// The parts of a guest that a test can set. The default is a guest whose exports trap.
 #[derive(Debug, Clone, Copy)]
-pub struct Guest<'a> {
-    /// What each export does that returns an address, as instructions; by default, and where it returns none, it traps.
+pub struct TextGuest<'a> {
+    /// The instructions of each export that returns an address. Other exports always trap.
     pub export: &'a str,
-    /// What the allocator does that the host calls for lists and texts.
+    /// The instructions of the allocator that the host calls for lists and strings.
     pub realloc: &'a str,
-    /// The memory's and other limits: fields of the module.
+    /// Fields of the module before its functions: memories and tables with their limits.
     pub fields: &'a str,
-    /// Fields that come after the functions: a start function, data.
+    /// Fields of the module after its functions: a start function, data.
     pub more: &'a str,
-    /// What is imported besides the contract, as WIT items of the world, with its packages.
+    /// An import that is not part of the contract.
     pub imports: Option<Imports<'a>>,
 }
 
-/// Imports besides the contract's.
+/// An import that is not part of the contract.
 #[derive(Debug, Clone, Copy)]
 pub struct Imports<'a> {
-    /// WIT of the package, with its header.
+    /// The WIT of the package that contains it.
     pub package: &'a str,
-    /// Its interface, as a world names it.
+    /// The full name of its interface.
     pub interface: &'a str,
-    /// The core import.
+    /// The import of the core module, as text.
     pub import: &'a str,
 }
 
-/// An allocator that never frees.
+/// An allocator that never frees memory.
 const BUMP: &str = "(local $at i32)
     (local.set $at (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
     (global.set $heap (i32.add (local.get $at) (local.get 3)))
     (local.get $at)";
 
-impl Default for Guest<'_> {
+impl Default for TextGuest<'_> {
     fn default() -> Self {
         Self {
             export: "unreachable",
@@ -54,11 +55,11 @@ impl Default for Guest<'_> {
     }
 }
 
-/// The guest's component.
+/// Builds the guest's component.
 ///
 /// # Panics
-/// If its text is none, or the contract cannot be read.
-pub fn component(guest: Guest<'_>) -> Vec<u8> {
+/// The text is not a valid module, or the contract cannot be read.
+pub fn component(guest: TextGuest<'_>) -> Vec<u8> {
     let mut resolve = Resolve::default();
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk/wit");
     let (package, _) = resolve.push_dir(&wit).expect("the contract can be read");
@@ -66,14 +67,14 @@ pub fn component(guest: Guest<'_>) -> Vec<u8> {
     if let Some(imports) = guest.imports {
         world = world_with(&mut resolve, package, imports);
     }
-    let mut module = wat::parse_str(text(&resolve, world, guest)).expect("it is a module's text");
+    let mut module = wat::parse_str(text(&resolve, world, guest)).expect("the text is a module");
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
-        .expect("the world can be told");
+        .expect("the world can be embedded");
     ComponentEncoder::default()
         .validate(true)
         .module(&module)
         .and_then(|encoder| encoder.encode())
-        .expect("it is a component")
+        .expect("the module can be encoded as a component")
 }
 
 fn world_with(
@@ -93,8 +94,8 @@ fn world_with(
     resolve.select_world(&[package], Some("hostile")).expect("it was just made")
 }
 
-/// The module: each export of the world with the type that the canonical ABI gives it.
-fn text(resolve: &Resolve, world: WorldId, guest: Guest<'_>) -> String {
+/// The text of the module. Each export of the world has the type that the canonical ABI defines.
+fn text(resolve: &Resolve, world: WorldId, guest: TextGuest<'_>) -> String {
     let mut text = String::from("(module\n");
     if let Some(imports) = guest.imports {
         writeln!(text, "{}", imports.import).expect("texts grow");

@@ -1,7 +1,7 @@
-//! What the black-box tests share: the binary, a small trained world, a daemon.
+//! What the black-box tests share: the binary, a small simulated world and a running daemon.
 //!
-//! The binary and the components are those that `cargo verify` built; a test
-//! that lacks them says so and passes over.
+//! `cargo verify` builds the binary and the components. Without them a test is
+//! skipped, or fails in CI.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,12 +13,12 @@ pub mod guests;
 pub mod secure;
 pub mod services;
 
-use hypercast::{
-    config::{Config, ExpertEntry, ExpertTraining, PluginLimits},
-    import::simulate,
-};
+use hypercast_config::{Config, ExpertEntry, ExpertTraining, PluginLimits};
+use hypercast_core::prerequisite::skip;
+use hypercast_data::import::simulate;
+use serde_json::{Value, json};
 
-/// The `hypercast` binary beside the test's own, which `cargo test --workspace` builds.
+/// The `hypercast` binary in the folder of this test's own, where `cargo test --workspace` puts it.
 pub fn binary() -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let path = own.parent()?.parent()?.join("hypercast");
@@ -26,25 +26,54 @@ pub fn binary() -> Option<PathBuf> {
 }
 
 /// The folder in an environment variable that `cargo verify` sets.
-pub fn components(variable: &str) -> Option<PathBuf> {
+fn components(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).filter(|dir| dir.is_dir())
 }
 
-/// Binary, plugins and hostile guests, or a loud word on what is missing.
-///
-/// # Panics
-/// If `cargo verify` set out to build them and the binary is not there: that must not pass for a skip.
-pub fn prerequisites(test: &str) -> Option<(PathBuf, PathBuf, PathBuf)> {
-    let (Some(plugins), Some(hostile)) =
-        (components("HYPERCAST_PLUGINS"), components("HYPERCAST_HOSTILE"))
-    else {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the plugins and hostile guests it needs");
-        return None;
-    };
-    Some((binary().expect("`cargo verify` builds the hypercast binary"), plugins, hostile))
+/// What `cargo verify` builds for the black-box tests.
+#[derive(Debug, Clone)]
+pub struct Prerequisites {
+    /// The `hypercast` binary.
+    pub hypercast: PathBuf,
+    /// The `hypercast-lab` binary.
+    pub lab: PathBuf,
+    /// The folder of the built plugins.
+    pub plugins: PathBuf,
+    /// The folder of the hostile guests.
+    pub hostile: PathBuf,
 }
 
-/// A simulated world in `dir/data` and a configuration for it, as small as it can learn something.
+/// The prerequisites of `test`; without them the test is skipped.
+///
+/// # Panics
+/// The components are there and a binary is not; or they are missing where `CI` is `true`.
+pub fn prerequisites(test: &str) -> Option<Prerequisites> {
+    let guests = built_guests(test)?;
+    let hypercast = binary().expect("`cargo verify` builds the hypercast binary");
+    let lab = hypercast.with_file_name("hypercast-lab");
+    assert!(lab.is_file(), "`cargo verify` builds the hypercast-lab binary");
+    Some(Prerequisites { hypercast, lab, plugins: guests.plugins, hostile: guests.hostile })
+}
+
+/// The folders of built guests.
+#[derive(Debug, Clone)]
+pub struct BuiltGuests {
+    /// The plugins.
+    pub plugins: PathBuf,
+    /// The hostile guests.
+    pub hostile: PathBuf,
+}
+
+/// The folders of built guests; without them the test is skipped.
+pub fn built_guests(test: &str) -> Option<BuiltGuests> {
+    let found = components("HYPERCAST_PLUGINS").zip(components("HYPERCAST_HOSTILE"));
+    if found.is_none() {
+        skip(test, "`cargo verify` builds the plugins and hostile guests that it needs");
+    }
+    found.map(|(plugins, hostile)| BuiltGuests { plugins, hostile })
+}
+
+/// Simulates a world in `dir/data` and returns a configuration for it with a very small FM.
 pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
     let options = simulate::Options {
         into: dir.join("data"),
@@ -68,7 +97,7 @@ pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
     config
 }
 
-/// An entry of an expert.
+/// The entry of an expert in the configuration.
 pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
     ExpertEntry {
         name: name.into(),
@@ -76,12 +105,19 @@ pub fn expert(name: &str, plugin: PathBuf, surfaces: &[&str]) -> ExpertEntry {
         surfaces: surfaces.iter().map(|surface| surface.to_string()).collect(),
         without_tae: false,
         shadow: false,
-        train_on: hypercast::config::TrainOn::All,
+        train_on: hypercast_config::TrainOn::All,
         limits: Default::default(),
     }
 }
 
-/// Runs the binary to its end: whether it went well, and all it said.
+/// The body of `POST /v1/rank` for these items, at a fixed time, so that answers can be compared.
+pub fn rank_body(user: u64, surface: &str, items: impl IntoIterator<Item = u64>) -> Value {
+    let candidates: Vec<Value> = items.into_iter().map(|id| json!({ "id": id })).collect();
+    let time_ms = 1_800_000_000_000_u64;
+    json!({ "user": user, "surface": surface, "candidates": candidates, "time_ms": time_ms })
+}
+
+/// Runs the binary. Returns whether it succeeded, and its output.
 pub fn run(binary: &Path, dir: &Path, args: &[&str]) -> (bool, String) {
     let output =
         Command::new(binary).args(args).current_dir(dir).output().expect("the binary starts");
@@ -89,26 +125,26 @@ pub fn run(binary: &Path, dir: &Path, args: &[&str]) -> (bool, String) {
     (output.status.success(), text.into_owned())
 }
 
-/// Runs the binary and expects it to go well.
+/// Runs the binary, expects it to succeed and returns its output.
 pub fn run_well(binary: &Path, dir: &Path, args: &[&str]) -> String {
     let (well, text) = run(binary, dir, args);
     assert!(well, "hypercast {args:?}: {text}");
     text
 }
 
-/// A daemon on a free loopback port; dropping it ends the process.
-pub struct Daemon {
+/// A daemon on a free loopback port. Dropping it kills the process.
+pub struct TestDaemon {
     child: Child,
     url: String,
 }
 
-impl Daemon {
+impl TestDaemon {
     /// Starts `hypercast serve` in `dir` and waits until it is ready.
     pub fn start(binary: &Path, dir: &Path) -> Self {
         Self::start_with(binary, dir, &[])
     }
 
-    /// The same with further arguments.
+    /// Like `start`, with further arguments.
     pub fn start_with(binary: &Path, dir: &Path, args: &[&str]) -> Self {
         let mut child = Command::new(binary)
             .args(["serve", "--listen", "127.0.0.1:0"])
@@ -124,18 +160,18 @@ impl Daemon {
         Self { child, url }
     }
 
-    /// Asks it to read its configuration again (SIGHUP).
+    /// Tells the daemon to reload its configuration (SIGHUP).
     pub fn hang_up(&self) {
         let asked = Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status();
         assert!(asked.expect("kill runs").success(), "the daemon can be signalled");
     }
 
-    /// Where it listens, as `http://ADDRESS`.
+    /// The URL on which the daemon listens, such as `http://127.0.0.1:8570`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What it has in memory now, in MiB; 0 where the system does not say.
+    /// The resident memory of the daemon, in MiB; 0 if the system does not report it.
     pub fn memory_mib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.unwrap_or_default();
@@ -144,22 +180,17 @@ impl Daemon {
         kib.unwrap_or(0.0) / 1024.0
     }
 
-    /// POSTs a body: status and JSON answer.
-    pub fn post(&self, route: &str, body: &str) -> (u16, serde_json::Value) {
+    /// POSTs a body. Returns the status and the JSON response.
+    pub fn post(&self, route: &str, body: &str) -> (u16, Value) {
         let request =
             agent().post(format!("{}{route}", self.url)).header("content-type", "application/json");
         let mut response = request.send(body).expect("the daemon answers");
         (response.status().as_u16(), response.body_mut().read_json().expect("the answer is JSON"))
     }
 
-    /// POSTs a body that is to be answered within so many milliseconds, as the header has it: status, JSON answer,
-    /// and whether it says when to try again.
-    pub fn post_within(
-        &self,
-        route: &str,
-        body: &str,
-        left_ms: &str,
-    ) -> (u16, serde_json::Value, bool) {
+    /// POSTs a body with a deadline header, in milliseconds. Returns the status, the JSON response,
+    /// and whether there is a `retry-after` header.
+    pub fn post_within(&self, route: &str, body: &str, left_ms: &str) -> (u16, Value, bool) {
         let request = agent()
             .post(format!("{}{route}", self.url))
             .header("content-type", "application/json")
@@ -170,7 +201,7 @@ impl Daemon {
         (response.status().as_u16(), answer, again)
     }
 
-    /// GETs a text.
+    /// GETs a route. Returns the status and the body.
     pub fn get(&self, route: &str) -> (u16, String) {
         let mut response =
             agent().get(format!("{}{route}", self.url)).call().expect("the daemon answers");
@@ -180,7 +211,7 @@ impl Daemon {
         )
     }
 
-    /// Asks it to stop; whether it ended well.
+    /// Stops the daemon (SIGTERM). Returns whether it exited without an error.
     pub fn stop(mut self) -> bool {
         let asked =
             Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
@@ -188,14 +219,15 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
+impl Drop for TestDaemon {
     fn drop(&mut self) {
-        // After `stop` the process is gone and both calls do nothing.
+        // After `stop` the process has ended, and both calls do nothing.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn agent() -> ureq::Agent {
+/// An HTTP client that returns responses with an error status like any other.
+pub fn agent() -> ureq::Agent {
     ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build())
 }

@@ -1,4 +1,5 @@
-//! A caller that speaks TLS and has a token: requests by hand over one connection each, trusting one certificate alone.
+//! An HTTP client for tests of TLS and tokens. It opens a connection for each request and trusts
+//! one certificate only.
 
 use std::{
     io::{Read, Write},
@@ -14,17 +15,17 @@ use tokio_rustls::rustls::{
     pki_types::CertificateDer,
 };
 
-/// A certificate for `localhost` that signs itself, with its files in PEM.
+/// A self-signed certificate for `localhost`, with its files in PEM.
 pub struct Certificate {
-    /// The certificate's file.
+    /// The path of the certificate.
     pub certificate: PathBuf,
-    /// The key's file.
+    /// The path of its private key.
     pub key: PathBuf,
     trusted: CertificateDer<'static>,
 }
 
 impl Certificate {
-    /// Makes one in `dir/NAME.crt` and `dir/NAME.key`.
+    /// Creates a certificate in `dir/NAME.crt` and `dir/NAME.key`.
     pub fn make(dir: &Path, name: &str) -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])
             .expect("a certificate can be made");
@@ -34,56 +35,61 @@ impl Certificate {
         Self { certificate, key, trusted: made.cert.der().clone() }
     }
 
-    /// Puts this one's files in the place of another's.
+    /// Overwrites the files of another certificate with those of this one.
     pub fn replace(&self, other: &Certificate) {
         std::fs::copy(&self.certificate, &other.certificate).expect("it can be copied");
         std::fs::copy(&self.key, &other.key).expect("it can be copied");
     }
 }
 
-/// Writes a file that its owner alone may read.
+/// Writes a file that only its owner may read.
 pub fn write_secret(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text).expect("it can be written");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .expect("it can be closed to others");
+        .expect("its permissions can be set");
 }
 
-/// What is asked of a server.
+/// A request to a server.
 #[derive(Default, Clone, Copy)]
-pub struct Ask<'a> {
-    /// The route.
+pub struct HttpRequest<'a> {
+    /// The path of the URL, such as `/v1/rank`.
     pub route: &'a str,
-    /// What is sent; GET without.
+    /// The body of a POST; `None` sends a GET.
     pub body: Option<&'a str>,
-    /// The bearer token.
+    /// A bearer token.
     pub token: Option<&'a str>,
-    /// Another header, whole.
+    /// Another header, as `Name: value`.
     pub header: Option<&'a str>,
 }
 
-/// An answer.
-pub struct Answer {
-    /// The status.
+/// The response of a server.
+pub struct HttpResponse {
+    /// The status code.
     pub status: u16,
-    /// The headers, as they came.
+    /// The status line and headers, in lower case.
     pub headers: String,
-    /// The body.
+    /// The body as text.
     pub body: String,
 }
 
-impl Answer {
-    /// The body as JSON.
+impl HttpResponse {
+    /// Parses the body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {:?}", self.body))
     }
 }
 
-/// Asks the server at `url` (`http` or `https`), which must show the certificate that is trusted.
+/// Sends a request to the server at `url` (`http` or `https`). A server with `https` must present
+/// the `trusted` certificate.
 ///
 /// # Errors
-/// A server that does not answer, or shows another certificate.
-pub fn ask(url: &str, trusted: Option<&Certificate>, ask: Ask) -> std::io::Result<Answer> {
+/// The server does not answer or presents another certificate.
+pub fn ask(
+    url: &str,
+    trusted: Option<&Certificate>,
+    ask: HttpRequest,
+) -> std::io::Result<HttpResponse> {
     let (scheme, address) = url.split_once("://").expect("a URL");
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -108,14 +114,14 @@ pub fn ask(url: &str, trusted: Option<&Certificate>, ask: Ask) -> std::io::Resul
             stream.write_all(request.as_bytes())?;
             stream.read_to_end(&mut text)?;
         }
-        _ => panic!("{url}: say what is trusted with https, and nothing with http"),
+        _ => panic!("{url}: `trusted` is for https only, and required there"),
     }
     let text = String::from_utf8_lossy(&text);
-    let no_http = || std::io::Error::other(format!("no HTTP: {text:?}"));
+    let no_http = || std::io::Error::other(format!("not an HTTP response: {text:?}"));
     let (headers, body) = text.split_once("\r\n\r\n").ok_or_else(no_http)?;
     let status =
         headers.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(no_http)?;
-    Ok(Answer { status, headers: headers.to_lowercase(), body: body.to_owned() })
+    Ok(HttpResponse { status, headers: headers.to_lowercase(), body: body.to_owned() })
 }
 
 fn connection(trusted: &Certificate) -> ClientConnection {

@@ -1,8 +1,8 @@
-//! Processes killed at random moments, amid the stream: afterwards the examples are those of an
-//! undisturbed run, trainers have gone on, and the daemon answers.
+//! Kills processes at random moments while events arrive. Afterwards the joined examples equal
+//! those of an undisturbed run, the trainers have continued, and the daemon answers.
 //!
-//! `HYPERCAST_CHAOS_ROUNDS` sets the kills (6 by default), `HYPERCAST_CHAOS_ENGINE=nats` the engine; NATS' own server is
-//! then among the killed.
+//! `HYPERCAST_CHAOS_ROUNDS` sets the number of kills (6 by default). `HYPERCAST_CHAOS_ENGINE=nats`
+//! uses NATS, whose server is then killed too.
 
 use std::{
     collections::BTreeMap,
@@ -11,36 +11,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::{Config, EngineKind},
-    dataset::{
-        Dataset, Impression,
-        timeline::{Span, Step, Timeline},
-    },
-    engine::{self, Topic},
-    join::{Joined, JoinedExample},
-    schema::Schema,
-    serve::api::{ActionBody, EventsRequest, ImpressionBody},
+use hypercast_config::{Config, EngineKind};
+use hypercast_data::dataset::{
+    Dataset, Impression,
+    timeline::{Span, Step, Timeline},
 };
+use hypercast_data::schema::Schema;
+use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
+use hypercast_stream::engine::{self, Topic};
+use hypercast_stream::join::{Joined, JoinedExample};
 use hypercast_tests::{
-    expert, prerequisites, run_well,
-    services::{Service, free_port, wait_until},
+    Prerequisites, expert, prerequisites, run_well,
+    services::{ServiceProcess, free_port, wait_until},
     world,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Events of one POST, about.
+/// The approximate number of events in one POST.
 const BATCH: usize = 25;
 
-/// How long anything may take to catch up.
+/// How long the processes may take to catch up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long a process may take to stop when it is asked to.
+/// How long a process may take to stop.
 const GRACE: Duration = Duration::from_secs(20);
 
 #[test]
-fn what_is_killed_at_any_moment_loses_and_doubles_nothing() {
-    let Some((binary, plugins, _)) = prerequisites("chaos") else { return };
+fn killed_processes_neither_lose_nor_repeat_examples() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("chaos") else {
+        return;
+    };
     let kind = match std::env::var("HYPERCAST_CHAOS_ENGINE").as_deref() {
         Ok("nats") => EngineKind::Nats,
         _ => EngineKind::Directory,
@@ -53,27 +53,28 @@ fn what_is_killed_at_any_moment_loses_and_doubles_nothing() {
 
     let calm = System::begin(&binary, &trained, &dir.path().join("calm"), kind);
     let quiet = Scope { services: &["ingest", "join"], rounds: 0 };
-    let expected = calm.live_through(&bodies, quiet);
+    let expected = calm.process(&bodies, quiet);
     assert!(expected.examples.len() > 100, "{} examples", expected.examples.len());
 
     let wild = System::begin(&binary, &trained, &dir.path().join("wild"), kind);
     let all = ["ingest", "join", "log", "fm", "expert", "serve"];
-    let found = wild.live_through(&bodies, Scope { services: &all, rounds });
-    assert_eq!(found.examples.len(), expected.examples.len(), "none lost, none doubled");
+    let found = wild.process(&bodies, Scope { services: &all, rounds });
+    assert_eq!(found.examples.len(), expected.examples.len(), "none lost, none repeated");
     for (at, (found, expected)) in found.examples.iter().zip(&expected.examples).enumerate() {
         assert_eq!(found, expected, "record {at} of `joined`");
     }
     assert_eq!(found.outcomes, expected.outcomes, "records of `outcomes`");
 }
 
-/// What the streams hold in the end.
-struct Streams {
-    /// Each record of `joined`, without the clock of who took it in.
+/// The final contents of the streams.
+struct StreamContents {
+    /// Each record of `joined`, without the time of its ingestion.
     examples: Vec<String>,
     outcomes: u64,
 }
 
-/// Trains an FM and an expert on the first half of a world; gives the rest as bodies of `POST /v1/events`.
+/// Trains an FM and an expert on the first half of a world. Returns the second half as bodies of
+/// `POST /v1/events`.
 fn prepare(binary: &Path, dir: &Path, plugins: &Path) -> Vec<String> {
     std::fs::create_dir_all(dir).unwrap();
     let mut config = world(dir, 1600, 2);
@@ -97,8 +98,8 @@ fn prepare(binary: &Path, dir: &Path, plugins: &Path) -> Vec<String> {
     bodies(&dataset, middle_ms)
 }
 
-/// The events from a time on. Outcomes tell of what happened alone, so windows must say what did not; every fifth is
-/// complete at once, and every seventh comes twice.
+/// The events from a time on. Outcomes contain only actions that happened, so the joiner must wait
+/// to know which did not. Every fifth outcome is complete at once, and every seventh is sent twice.
 fn bodies(dataset: &Dataset, from_ms: i64) -> Vec<String> {
     let schema = &dataset.schema;
     let (mut bodies, mut body, mut outcomes) = (Vec::new(), EventsRequest::default(), 0);
@@ -153,24 +154,24 @@ fn acted(schema: &Schema, row: &Impression, complete: bool) -> ActionBody {
     }
 }
 
-/// Which processes live, and how many of them are killed.
+/// Which processes run, and how often one of them is killed.
 struct Scope<'a> {
     services: &'a [&'a str],
     rounds: u32,
 }
 
-/// The processes over one folder.
+/// The processes that work on one folder.
 struct System {
     binary: PathBuf,
     dir: PathBuf,
     config: Config,
     ingest: String,
     serve: String,
-    nats: Option<Service>,
+    nats: Option<ServiceProcess>,
 }
 
 impl System {
-    /// Copies what was trained to a folder of its own.
+    /// Copies the trained models to a new folder.
     fn begin(binary: &Path, trained: &Path, dir: &Path, kind: EngineKind) -> System {
         copy(trained, dir);
         let path = dir.join("hypercast.toml");
@@ -183,12 +184,12 @@ impl System {
             config.engine.nats_url = format!("nats://127.0.0.1:{port}");
             let store = dir.join("nats");
             let args = ["-js", "-sd", store.to_str().unwrap(), "-a", "127.0.0.1", "-p", &port];
-            let server = Service::start("nats", &program, &args, dir);
+            let server = ServiceProcess::start("nats", &program, &args, dir);
             let address = format!("127.0.0.1:{port}");
             wait_until("NATS listens", PATIENCE, || TcpStream::connect(&address).is_ok());
             server
         });
-        // Paths that were read are whole: they are to be those of the copy.
+        // The configuration contains absolute paths. Make them point to the copy.
         let text = toml(&config).replace(trained.to_str().unwrap(), dir.to_str().unwrap());
         std::fs::write(&path, text).unwrap();
         let config = Config::read(&path).unwrap();
@@ -196,17 +197,17 @@ impl System {
         System { binary: binary.into(), dir: dir.into(), config, ingest, serve, nats }
     }
 
-    /// Sends the events through the processes, of which some are killed, and gives what came of them.
-    fn live_through(mut self, bodies: &[String], scope: Scope<'_>) -> Streams {
-        let mut services: Vec<Service> =
+    /// Sends the events to the processes, kills some of these, and returns the resulting streams.
+    fn process(mut self, bodies: &[String], scope: Scope<'_>) -> StreamContents {
+        let mut services: Vec<ServiceProcess> =
             scope.services.iter().map(|name| self.service(name)).collect();
         services.extend(self.nats.take());
         let mut rng = SmallRng::seed_from_u64(11);
         let every = (bodies.len() / (scope.rounds as usize + 1)).max(1);
         for (at, body) in bodies.iter().enumerate() {
-            self.tell(body, &mut services);
+            self.send(body, &mut services);
             if scope.rounds > 0 && at % every == every - 1 {
-                // A moment that nothing decides: amid an append, a step, a file.
+                // A random moment, perhaps in the middle of an append, a step or a file.
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..400)));
                 let victim = rng.random_range(0..services.len());
                 services[victim].kill();
@@ -219,17 +220,17 @@ impl System {
             self.check_followers(&mut services);
         }
         let streams = self.read();
-        // NATS goes last, as the others stop by way of it.
+        // Stop NATS last, because the others need it to stop cleanly.
         for service in &mut services {
             if service.name != "nats" {
-                assert!(service.is_running(), "{} ended:\n{}", service.name, service.said());
+                assert!(service.is_running(), "{} ended:\n{}", service.name, service.output());
                 service.stop(GRACE);
             }
         }
         streams
     }
 
-    fn service(&self, name: &str) -> Service {
+    fn service(&self, name: &str) -> ServiceProcess {
         let args: &[&str] = match name {
             "ingest" => &["serve", "--tier", "ingest", "--listen", &self.ingest],
             "join" => &["join"],
@@ -239,11 +240,11 @@ impl System {
             "serve" => &["serve", "--listen", &self.serve],
             other => unreachable!("no process is called {other}"),
         };
-        Service::start(name, &self.binary, args, &self.dir)
+        ServiceProcess::start(name, &self.binary, args, &self.dir)
     }
 
-    /// POSTs a body until it is acknowledged, as a caller that must not lose events does.
-    fn tell(&self, body: &str, services: &mut [Service]) {
+    /// POSTs a body until it is acknowledged, like a caller that must not lose events.
+    fn send(&self, body: &str, services: &mut [ServiceProcess]) {
         let url = format!("http://{}/v1/events", self.ingest);
         let start = Instant::now();
         loop {
@@ -259,7 +260,7 @@ impl System {
                 Err(error) => error.to_string(),
             };
             if start.elapsed() > PATIENCE {
-                let logs = services.iter().map(|one| format!("{}:\n{}\n", one.name, one.said()));
+                let logs = services.iter().map(|one| format!("{}:\n{}\n", one.name, one.output()));
                 panic!("events are not acknowledged: {last}\n{}", logs.collect::<String>());
             }
             self.supervise(services);
@@ -267,8 +268,9 @@ impl System {
         }
     }
 
-    /// Who begins while NATS is away ends with an error; a supervisor begins it again.
-    fn supervise(&self, services: &mut [Service]) {
+    /// Restarts processes that have ended, as a supervisor does: a process that starts while NATS
+    /// is down ends with an error.
+    fn supervise(&self, services: &mut [ServiceProcess]) {
         if self.config.engine.kind == EngineKind::Nats {
             for service in services.iter_mut().filter(|service| service.name != "nats") {
                 if !service.is_running() {
@@ -280,7 +282,7 @@ impl System {
     }
 
     /// Waits until the joiner has nothing left to join.
-    fn settle(&self, services: &mut [Service]) {
+    fn settle(&self, services: &mut [ServiceProcess]) {
         let engine = engine::open(&self.config.engine).unwrap();
         let ends = || [Topic::joined(), Topic::outcomes()].map(|topic| engine.span(&topic));
         let (mut last, mut since) = (Vec::new(), Instant::now());
@@ -290,15 +292,15 @@ impl System {
             if now != last || now.len() != 2 || now.contains(&0) {
                 (last, since) = (now, Instant::now());
             }
-            // Nothing comes any more, so a joiner that is at work moves on within that.
+            // No more events arrive, so a joiner with work left makes progress within this time.
             since.elapsed() > Duration::from_secs(6)
         });
         let joiner = services.iter().find(|service| service.name == "join").unwrap();
-        assert!(!joiner.said().contains("panicked"), "{}", joiner.said());
+        assert!(!joiner.output().contains("panicked"), "{}", joiner.output());
     }
 
-    /// Who follows has gone on: the daemon answers as it should.
-    fn check_followers(&self, services: &mut [Service]) {
+    /// Checks that all processes run and that the daemon answers without degradation.
+    fn check_followers(&self, services: &mut [ServiceProcess]) {
         let body =
             r#"{"user": 3, "surface": "feed", "candidates": [{"id": 1}, {"id": 2}, {"id": 5}]}"#;
         let url = format!("http://{}/v1/rank", self.serve);
@@ -313,11 +315,11 @@ impl System {
             said.contains("\"ranking\"") && said.contains("\"degraded\":false")
         });
         for service in services {
-            assert!(service.is_running(), "{} ended:\n{}", service.name, service.said());
+            assert!(service.is_running(), "{} ended:\n{}", service.name, service.output());
         }
     }
 
-    fn read(&self) -> Streams {
+    fn read(&self) -> StreamContents {
         let engine = engine::open(&self.config.engine).unwrap();
         let mut reader = engine.reader(&Topic::joined(), 0).unwrap();
         let mut examples = Vec::new();
@@ -333,12 +335,12 @@ impl System {
                     Joined::Example(joined) => Joined::Example(timeless(joined)),
                     Joined::Correction(joined) => Joined::Correction(timeless(joined)),
                 };
-                // As text, since what is not known is NaN, which equals nothing.
+                // Compare as text, because unknown values are NaN, which is not equal to itself.
                 format!("{joined:?}")
             }));
         }
         let outcomes = engine.span(&Topic::outcomes()).unwrap().end;
-        Streams { examples, outcomes }
+        StreamContents { examples, outcomes }
     }
 }
 
@@ -358,9 +360,10 @@ fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
         }
     }
 }

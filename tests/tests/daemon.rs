@@ -1,18 +1,16 @@
-//! The daemon as a caller meets it: every documented answer, events that
-//! survive a `kill -9`, and predictions equal to those that training computes.
+//! The daemon from a caller's point of view: every documented response, events that survive a kill,
+//! and predictions equal to those in training.
 
-use hypercast::{
-    config::Config,
-    dataset::Dataset,
-    dataset::timeline::{Span, Step, Timeline},
-    expert::{Blueprint, Engine, Expert, LoadOptions, Tae},
-    logs::LogReader,
-    serve::convert::Converter,
-};
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::dataset::timeline::{Span, Step, Timeline};
+use hypercast_data::logs::LogReader;
+use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions, Tae};
+use hypercast_serve::convert::Converter;
+use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
 
-/// A trained world with both in-tree experts, whose last fifth is not trained on.
+/// Trains an FM and two in-tree experts on the first four fifths of a simulated world.
 fn trained(dir: &std::path::Path, plugins: &std::path::Path, binary: &std::path::Path) -> Config {
     let mut config = world(dir, 2000, 2);
     let dataset = Dataset::open(&config_path(dir, "data")).unwrap();
@@ -39,13 +37,16 @@ fn rank(user: u64, surface: &str, items: &[u64]) -> Value {
 }
 
 #[test]
-fn every_kind_of_request_has_its_documented_answer() {
-    let Some((binary, plugins, _)) = prerequisites("daemon answers") else { return };
+fn every_kind_of_request_gets_its_documented_response() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("daemon answers")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     config.server.max_candidates = 20;
     config.write(&config_path(dir.path(), "hypercast.toml")).unwrap();
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let refused = |body: &str, status: u16, code: &str, word: &str| {
         let (got, answer) = daemon.post("/v1/rank", body);
         assert_eq!(
@@ -74,7 +75,7 @@ fn every_kind_of_request_has_its_documented_answer() {
     assert_eq!(answer["fm_version"], "1.0.0");
     assert_eq!(answer["expert"]["name"], "short");
     assert!(answer["ranking"][0]["predictions"]["click"].as_f64().is_some(), "{answer}");
-    assert!(answer.get("explain").is_none(), "only where it is asked for");
+    assert!(answer.get("explain").is_none(), "`explain` is only present if requested");
 
     let (status, answer) =
         daemon.post("/v1/rank", &rank(987_654_321, "search", &[1, 777_777]).to_string());
@@ -102,10 +103,12 @@ fn every_kind_of_request_has_its_documented_answer() {
 
 #[test]
 fn events_reach_the_features_and_survive_a_kill() {
-    let Some((binary, plugins, _)) = prerequisites("events") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("events") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     trained(dir.path(), &plugins, &binary);
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let body = rank(987_654_321, "feed", &[1, 2, 3]).to_string();
     assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], true);
     let event = |action: &str| {
@@ -121,30 +124,32 @@ fn events_reach_the_features_and_survive_a_kill() {
     assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false);
     let (_, answer) = daemon.post("/v1/events", &event("click").to_string());
     assert_eq!((&answer["accepted"], &answer["repeated"]), (&json!(0), &json!(1)), "{answer}");
-    // Dropping it is a kill -9.
+    // Dropping kills the process.
     drop(daemon);
-    let daemon = Daemon::start(&binary, dir.path());
-    assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false, "the event was kept");
+    let daemon = TestDaemon::start(&binary, dir.path());
+    assert_eq!(daemon.post("/v1/rank", &body).1["new_user"], false, "the event was stored");
 }
 
 #[test]
-fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
-    let Some((binary, plugins, _)) = prerequisites("join") else { return };
+fn impressions_wait_for_their_outcomes_and_survive_restarts() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("join") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
-    // Its events' own times are the clock.
+    // Only the times of events advance the joiner's clock.
     config.join.tick_ms = 0;
     config.write(&config_path(dir.path(), "hypercast.toml")).unwrap();
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let mut body = rank(987_654_321, "feed", &[1, 2, 3]);
     (body["time_ms"], body["explain"]) = (json!(1_700_000_100_000_u64), json!(true));
     let body = body.to_string();
-    let ask = |daemon: &Daemon| daemon.post("/v1/rank", &body).1;
+    let ask = |daemon: &TestDaemon| daemon.post("/v1/rank", &body).1;
     let answer = ask(&daemon);
     assert_eq!(answer["new_user"], true);
     let request = answer["request"].as_u64().unwrap();
     assert!(request > 0 && request < 1 << 53);
-    let tell = |daemon: &Daemon, events: Value| {
+    let tell = |daemon: &TestDaemon, events: Value| {
         let (status, answer) = daemon.post("/v1/events", &events.to_string());
         assert_eq!((status, &answer["applied"]), (200, &json!(true)), "{answer}");
     };
@@ -153,28 +158,28 @@ fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
                 "time_ms": 1_700_000_000_000_u64 })
     };
     tell(&daemon, json!({ "impressions": [shown(1), shown(2)] }));
-    assert_eq!(ask(&daemon)["new_user"], true, "their outcomes are not known yet");
+    assert_eq!(ask(&daemon)["new_user"], true, "the outcomes are not known yet");
     drop(daemon);
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let done = |item: u64| {
         json!({ "request": request, "item": item, "time_ms": 1_700_000_001_000_u64,
                 "actions": { "click": true }, "complete": true })
     };
     tell(&daemon, json!({ "actions": [done(1), done(2)] }));
     let known = ask(&daemon);
-    assert_eq!(known["new_user"], false, "all is known: they need not wait");
+    assert_eq!(known["new_user"], false, "the outcomes are complete, so the joiner does not wait");
     assert!(daemon.stop());
-    let same = |daemon: &Daemon| {
+    let same = |daemon: &TestDaemon| {
         let answer = ask(daemon);
         assert_eq!(answer["explain"]["fm"], known["explain"]["fm"]);
         assert_eq!(answer["explain"]["expert"], known["explain"]["expert"]);
     };
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     same(&daemon);
     drop(daemon);
-    // Without what was saved, it is made of the streams alone.
+    // Without the saved state, the daemon rebuilds it from the streams.
     std::fs::remove_dir_all(config.paths.state.join("serve")).unwrap();
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     same(&daemon);
     let (well, text) = run(&binary, dir.path(), &["join"]);
     assert!(!well && text.contains("process"), "the daemon joins already: {text}");
@@ -183,11 +188,13 @@ fn what_was_shown_waits_for_what_came_of_it_and_survives_every_end() {
 
 #[test]
 fn served_predictions_equal_those_of_training_for_the_same_examples() {
-    let Some((binary, plugins, _)) = prerequisites("skew") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("skew") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     let until_ms = config.timeline.until_ms().unwrap();
-    // What a trainer would see of the test part: its logs, with the TAEs of the served checkpoint.
+    // Write the logs of the last fifth as a trainer would see them, with the serving FM's TAEs.
     config.paths.logs = dir.path().join("test-logs");
     config.write(&config_path(dir.path(), "logs.toml")).unwrap();
     let from = config.timeline.until.clone();
@@ -208,7 +215,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
     };
     let experts = [open(0), open(1)];
 
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let dataset = Dataset::open(&config.paths.dataset).unwrap();
     let schema = &dataset.schema;
     let converter = Converter::new(schema.clone());

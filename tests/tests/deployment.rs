@@ -1,5 +1,5 @@
-//! What an operator copies: every command of the operations guide and of the units is one that the binary takes, and
-//! every metric that the guide speaks of exists.
+//! Checks of what an operator copies: the binary accepts every command of the operations guide and
+//! of the systemd units, and every metric that the guide mentions exists.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use hypercast_tests::{prerequisites, run};
+use hypercast_tests::{Prerequisites, prerequisites, run};
 
 fn host() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../host")
@@ -17,14 +17,15 @@ fn guide() -> String {
     std::fs::read_to_string(host().join("README.md")).unwrap()
 }
 
-/// Whether the binary knows a command with all its options: asked for help, it parses what comes before.
-fn takes(binary: &Path, words: &[&str]) {
+/// Checks that the binary accepts a command with all its options. With `--help` appended, it parses
+/// them without running the command.
+fn assert_accepted(binary: &Path, words: &[&str]) {
     let args: Vec<&str> = words.iter().copied().chain(["--help"]).collect();
     let (well, text) = run(binary, Path::new("."), &args);
     assert!(well, "hypercast {}: {text}", words.join(" "));
 }
 
-/// Commands of the binary in the guide's shell blocks.
+/// The `hypercast` commands in the guide's shell blocks.
 fn commands(guide: &str) -> Vec<String> {
     let mut commands = Vec::new();
     let mut shell = false;
@@ -45,18 +46,21 @@ fn commands(guide: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_of_the_guide_is_taken() {
-    let Some((binary, ..)) = prerequisites("the guide's commands") else { return };
+fn the_binary_accepts_every_command_of_the_guide() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("the guide's commands")
+    else {
+        return;
+    };
     let commands = commands(&guide());
     assert!(commands.len() > 10, "{commands:?}");
     for command in &commands {
-        takes(&binary, &command.split_whitespace().collect::<Vec<_>>());
+        assert_accepted(&binary, &command.split_whitespace().collect::<Vec<_>>());
     }
 }
 
 #[test]
-fn every_unit_starts_what_there_is() {
-    let Some((binary, ..)) = prerequisites("units") else { return };
+fn the_binary_accepts_the_command_of_every_unit() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("units") else { return };
     let mut seen = 0;
     for entry in std::fs::read_dir(host().join("deploy")).unwrap() {
         let path = entry.unwrap().path();
@@ -70,14 +74,14 @@ fn every_unit_starts_what_there_is() {
             let (name, value) = pair.split_once('=').unwrap();
             start = start.replace(&format!("${{{name}}}"), value);
         }
-        takes(&binary, &start.split_whitespace().collect::<Vec<_>>());
+        assert_accepted(&binary, &start.split_whitespace().collect::<Vec<_>>());
         seen += 1;
         verified(&path, &text, &binary);
     }
     assert_eq!(seen, 5);
 }
 
-/// What systemd itself says of a unit, where there is one.
+/// Verifies a unit with `systemd-analyze`, if this machine has it.
 fn verified(path: &Path, text: &str, binary: &Path) {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         eprintln!("SKIPPED systemd-analyze verify: this machine has none");
@@ -88,9 +92,9 @@ fn verified(path: &Path, text: &str, binary: &Path) {
     let unit = dir.path().join(name);
     let here = text.replace("/usr/local/bin/hypercast", binary.to_str().unwrap());
     std::fs::write(&unit, here).unwrap();
-    let told =
+    let output =
         Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
-    let said = String::from_utf8_lossy(&told.stderr);
+    let said = String::from_utf8_lossy(&output.stderr);
     let own: Vec<&str> = said.lines().filter(|line| line.contains("hypercast")).collect();
     assert!(own.is_empty(), "{}: {own:?}", path.display());
 }
@@ -104,24 +108,25 @@ fn every_metric_of_the_guide_exists() {
         text.match_indices("hypercast_").map(|(at, _)| part(&text[at..])).collect()
     };
     let mut known = BTreeSet::new();
-    let mut folders = vec![host().join("src")];
+    let mut folders = vec![host()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            match path.is_dir() {
-                true => folders.push(path),
-                false => known.extend(named(&std::fs::read_to_string(path).unwrap_or_default())),
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                known.extend(named(&std::fs::read_to_string(path).unwrap_or_default()));
             }
         }
     }
-    let spoken_of = named(&guide());
-    assert!(spoken_of.len() > 8, "{spoken_of:?}");
-    let missing: Vec<&String> = spoken_of.difference(&known).collect();
+    let mentioned = named(&guide());
+    assert!(mentioned.len() > 8, "{mentioned:?}");
+    let missing: Vec<&String> = mentioned.difference(&known).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
-fn the_image_is_made_of_the_whole_workspace() {
+fn the_image_contains_the_whole_workspace() {
     let root = host().join("..");
     let file = std::fs::read_to_string(host().join("deploy/Containerfile")).unwrap();
     let lines = file.lines().filter_map(|line| line.strip_prefix("COPY "));
@@ -136,7 +141,7 @@ fn the_image_is_made_of_the_whole_workspace() {
     let members = manifest.split_once("members = [").unwrap().1.split_once(']').unwrap().0;
     for member in members.lines().filter_map(|line| line.trim().strip_prefix('"')) {
         let top = member.split(['/', '"']).next().unwrap();
-        assert!(copied.contains(top), "{member} is not copied");
+        assert!(copied.contains(top), "the Containerfile copies {member}");
     }
-    assert!(file.contains("\nUSER 10001"), "it does not run as root");
+    assert!(file.contains("\nUSER 10001"), "the image does not run as root");
 }

@@ -1,18 +1,15 @@
-//! The SDK's expert layers through the host's executor: gradients against central
-//! differences, what training takes away and serving does not, and warm starts.
-//!
-//! The SDK and the host share no type but the contract's; the first half of this
-//! file carries a network across, as a component would.
+//! The SDK's expert layers in the host's executor: gradients against central differences, dropout
+//! and noise in training but not in serving, and warm starts.
 
 use std::sync::Arc;
 
-use hypercast::expert::batch::{ColumnData, ExpertBatch};
-use hypercast::expert::graph::{Graph, GraphLimits};
-use hypercast::expert::params::{Provenance, hash_text};
-use hypercast::expert::train::{Seed, compute};
-use hypercast::expert::wasm::contract;
-use hypercast::expert::{Device, Normaliser, Parameters, SavedParameters};
-use hypercast_sdk::raw::types as guest;
+use hypercast_expert::batch::{ColumnData, ExpertBatch};
+use hypercast_expert::graph::{Graph, GraphLimits};
+use hypercast_expert::params::{Provenance, hash_text};
+use hypercast_expert::train::{Seed, compute};
+use hypercast_expert::wasm::contract;
+use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
+use hypercast_harness::convert;
 use hypercast_sdk::{
     Column, Cross, Description, Embedding, ExpertFusion, FmEmbedding, FmFusion, Hstu, Linear,
     PerSurface, RmsNorm, TaskHeads, TaskKind, Tensor,
@@ -23,16 +20,16 @@ use rand::{Rng, SeedableRng};
 const TAE_DIM: usize = 4;
 const SURFACES: [&str; 3] = ["feed", "reels", "stories"];
 
-/// A network that the host has admitted, with the columns that it reads.
-struct Network {
+/// A network that the host has admitted, and the columns that it reads.
+struct AdmittedNetwork {
     graph: Arc<Graph>,
     columns: Vec<Column>,
 }
 
 /// The network that `build` makes, with the named tasks.
-fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Network {
+fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> AdmittedNetwork {
     let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect();
-    let info = guest::HostInfo {
+    let info = contract::HostInfo {
         tae_dim: TAE_DIM as u32,
         surfaces: names(&SURFACES),
         actions: names(&["click", "like"]),
@@ -44,7 +41,7 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Network
     };
     let describe = Description::new("layers", "1.0.0").history_len(4);
     let describe = tasks.iter().fold(describe, |d, task| d.task(task, TaskKind::Binary));
-    let g = hypercast_sdk::Graph::new(info, &describe);
+    let g = hypercast_sdk::Graph::new(convert::info(&info), &describe);
     build(&g);
     let finished = g.finish().expect("the network is valid");
     let description = contract::Description {
@@ -55,76 +52,19 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Network
             .iter()
             .map(|task| contract::Task { name: task.to_string(), kind: contract::TaskKind::Binary })
             .collect(),
-        columns: finished.columns.iter().map(column).collect(),
+        columns: finished.columns.iter().cloned().map(convert::host_column).collect(),
         rank_columns: Vec::new(),
         history_len: 4,
         fm_version: "*".into(),
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
     };
-    let info = contract::HostInfo {
-        tae_dim: TAE_DIM as u32,
-        surfaces: names(&SURFACES),
-        actions: names(&["click", "like"]),
-        values: Vec::new(),
-        tasks: Vec::new(),
-        features: names(&["rate", "count"]),
-        ids: names(&["item_id", "surface"]),
-        history_ids: names(&["item_id"]),
-    };
-    let network = carried(finished.network);
+    let network = convert::network(finished.network);
     let graph = Graph::new(&description, &network, &info, &GraphLimits::default());
-    Network { graph: Arc::new(graph.expect("the host admits it")), columns: finished.columns }
+    let graph = Arc::new(graph.expect("the host admits the network"));
+    AdmittedNetwork { graph, columns: finished.columns }
 }
 
-fn column(column: &Column) -> contract::Column {
-    match column {
-        Column::Tae => contract::Column::Tae,
-        Column::Feature(name) => contract::Column::Feature(name.clone()),
-        Column::Id(name) => contract::Column::Id(name.clone()),
-        Column::HistoryId(name) => contract::Column::HistoryId(name.clone()),
-        Column::HistoryActions => contract::Column::HistoryActions,
-        Column::HistoryAge => contract::Column::HistoryAge,
-    }
-}
-
-fn carried(network: guest::Network) -> contract::Network {
-    let parameter = |p: guest::Parameter| contract::Parameter {
-        name: p.name,
-        shape: p.shape,
-        init: match p.init {
-            guest::Initialiser::Zeros => contract::Initialiser::Zeros,
-            guest::Initialiser::Ones => contract::Initialiser::Ones,
-            guest::Initialiser::Constant(value) => contract::Initialiser::Constant(value),
-            guest::Initialiser::Normal(deviation) => contract::Initialiser::Normal(deviation),
-            guest::Initialiser::XavierUniform => contract::Initialiser::XavierUniform,
-            guest::Initialiser::KaimingUniform => contract::Initialiser::KaimingUniform,
-        },
-    };
-    let attribute = |a: guest::Attribute| contract::Attribute {
-        name: a.name,
-        value: match a.value {
-            guest::Value::Integer(value) => contract::Value::Integer(value),
-            guest::Value::Number(value) => contract::Value::Number(value),
-            guest::Value::Integers(values) => contract::Value::Integers(values),
-            guest::Value::Text(text) => contract::Value::Text(text),
-        },
-    };
-    let node = |n: guest::Node| contract::Node {
-        op: n.op,
-        inputs: n.inputs,
-        attributes: n.attributes.into_iter().map(attribute).collect(),
-        layer: n.layer,
-    };
-    let output = |o: guest::Output| contract::Output { task: o.task, node: o.node };
-    contract::Network {
-        parameters: network.parameters.into_iter().map(parameter).collect(),
-        nodes: network.nodes.into_iter().map(node).collect(),
-        outputs: network.outputs.into_iter().map(output).collect(),
-        extra_loss: network.extra_loss,
-    }
-}
-
-impl Network {
+impl AdmittedNetwork {
     fn parameters(&self) -> Parameters {
         let provenance = Provenance {
             plugin: "layers".into(),
@@ -141,7 +81,7 @@ impl Network {
         Parameters::init(&self.graph, provenance, 3)
     }
 
-    /// As trained ones are: none of them at a value that hides an error.
+    /// Random values, as after a training: initial values such as 0 could hide an error.
     fn random_parameters(&self) -> Parameters {
         let (mut parameters, mut rng) = (self.parameters(), SmallRng::seed_from_u64(4));
         for index in 0..self.graph.parameters.len() {
@@ -152,7 +92,8 @@ impl Network {
         parameters
     }
 
-    /// Requests of (history events, rows) each; row r is on surface r mod 3.
+    /// A batch with the given numbers of history events and rows per request. Row r is on surface
+    /// r mod 3.
     fn batch(&self, requests: &[(u32, u32)]) -> ExpertBatch {
         let offsets = |sizes: Vec<u32>| -> Arc<[u32]> {
             let ends = sizes.iter().scan(0, |end, size| {
@@ -251,7 +192,7 @@ impl Network {
     }
 }
 
-/// An embedding that keeps everything, so that training and serving agree.
+/// An embedding module without dropout, so that training and serving agree.
 fn embedding<'g>() -> FmEmbedding<'g> {
     FmEmbedding::new("fm", 3).row_dropout(0.0).value_dropout(0.0)
 }
@@ -260,8 +201,8 @@ fn out<'g>(g: &'g hypercast_sdk::Graph, x: Tensor<'g>) {
     g.output("click", Linear::new("head", 1).apply(x));
 }
 
-/// Replaces the embedding of `row` by zeros: what the host sends where there is none.
-fn without_embedding(network: &Network, batch: &mut ExpertBatch, row: usize) {
+/// Replaces the embedding of `row` by zeros, as the host does for a missing one.
+fn without_embedding(network: &AdmittedNetwork, batch: &mut ExpertBatch, row: usize) {
     let tae = network.columns.iter().position(|column| matches!(column, Column::Tae));
     match &mut batch.columns[tae.expect("it reads the embedding")] {
         ColumnData::Numbers(values) => values[row * TAE_DIM..][..TAE_DIM].fill(0.0),
@@ -269,12 +210,12 @@ fn without_embedding(network: &Network, batch: &mut ExpertBatch, row: usize) {
     }
 }
 
-/// A network to be built.
-type Build = fn(&hypercast_sdk::Graph);
+/// Builds a network.
+type BuildNetwork = fn(&hypercast_sdk::Graph);
 
 #[test]
 fn gradients_are_central_differences() {
-    let cases: [(&str, Build); 10] = [
+    let cases: [(&str, BuildNetwork); 10] = [
         ("embedding", |g| out(g, embedding().apply(g.tae()).values)),
         ("normalised embedding", |g| out(g, embedding().apply(g.tae()).normalised)),
         ("gated embedding by RMS", |g| out(g, embedding().rms().gated().apply(g.tae()).values)),
@@ -312,8 +253,8 @@ fn gradients_are_central_differences() {
     }
 }
 
-/// Two outputs: a value of the embedding, and whether it is there.
-fn embedding_outputs(row_dropout: f32, noise: f32) -> Network {
+/// A network with two outputs: one value of the embedding, and whether there is an embedding.
+fn embedding_outputs(row_dropout: f32, noise: f32) -> AdmittedNetwork {
     network(&["value", "present"], |g| {
         let fm = embedding().row_dropout(row_dropout).noise(noise).apply(g.tae());
         g.output("value", fm.values.slice(1, 2));
@@ -322,7 +263,7 @@ fn embedding_outputs(row_dropout: f32, noise: f32) -> Network {
 }
 
 #[test]
-fn a_missing_embedding_is_a_trained_vector_and_says_so() {
+fn a_missing_embedding_is_replaced_by_a_trained_vector_and_marked() {
     let network = embedding_outputs(0.0, 0.0);
     let parameters = network.random_parameters();
     let mut batch = network.batch(&[(0, 3)]);
@@ -339,7 +280,7 @@ fn a_missing_embedding_is_a_trained_vector_and_says_so() {
 }
 
 #[test]
-fn training_takes_whole_embeddings_away_as_if_the_fm_were_down() {
+fn training_drops_whole_embeddings_as_if_the_fm_were_down() {
     let network = embedding_outputs(0.2, 0.0);
     let parameters = network.random_parameters();
     let batch = network.batch(&[(0, 2000)]);
@@ -353,15 +294,15 @@ fn training_takes_whole_embeddings_away_as_if_the_fm_were_down() {
                 taken += 1;
                 assert_eq!(trained[0], missing);
             }
-            // What is kept is not scaled up: serving must not look different.
+            // Kept embeddings are not scaled up, so they look the same in serving.
             _ => assert!((served[0] - trained[0]).abs() < 1e-5 && trained[1] == 1.0),
         }
     }
-    assert!((320..480).contains(&taken), "{taken} of 2000 taken at a rate of 0.2");
+    assert!((320..480).contains(&taken), "{taken} of 2000 dropped at a rate of 0.2");
 }
 
 #[test]
-fn noise_is_of_training_alone_and_has_no_mean() {
+fn noise_is_added_in_training_only_and_has_mean_zero() {
     let (noisy, plain) = (embedding_outputs(0.0, 0.3), embedding_outputs(0.0, 0.0));
     let (parameters, batch) = (noisy.random_parameters(), noisy.batch(&[(0, 4000)]));
     let served = noisy.serve(&parameters, &batch);
@@ -378,7 +319,7 @@ fn noise_is_of_training_alone_and_has_no_mean() {
 }
 
 #[test]
-fn a_cross_layer_is_its_equation() {
+fn a_cross_layer_computes_its_equation() {
     let network = network(&["a", "b"], |g| {
         let x = Cross::new("cross", 2).apply(g.features(&["rate", "count"]));
         g.output("a", x.slice(0, 1));
@@ -413,10 +354,7 @@ fn each_surface_has_its_own_scale_and_bias() {
     assert_eq!(rates[..], batch.numbers(0)[..], "it starts as the identity");
     let index = |name: &str| network.graph.parameters.iter().position(|p| p.name == name);
     let (scale, bias) = (index("surface/scale").unwrap(), index("surface/bias").unwrap());
-    assert!(
-        network.graph.parameters[scale].table,
-        "a step touches the surfaces of its batch alone"
-    );
+    assert!(network.graph.parameters[scale].table, "a step updates only the surfaces of its batch");
     parameters.values_mut(scale)[1] = 2.0;
     parameters.values_mut(bias)[1] = -0.5;
     let outputs = network.serve(&parameters, &batch);
@@ -436,7 +374,7 @@ fn rms_norm_has_a_root_mean_square_of_one() {
     assert!(squares.iter().all(|square| (square - 1.0).abs() < 1e-4), "{squares:?}");
 }
 
-/// A whole expert, as a plugin builds one.
+/// A complete expert, as a plugin would build it.
 fn expert<'g>(g: &'g hypercast_sdk::Graph, heads: TaskHeads<'g>) {
     let items = Embedding::new("items", 50, 4);
     let short = Hstu::new("short", 8).apply(g, &[("item_id", &items)]);
@@ -456,7 +394,7 @@ fn an_expert_starts_at_even_odds() {
 }
 
 #[test]
-fn a_new_version_keeps_what_it_shares_with_the_old_one() {
+fn a_new_version_keeps_the_parameters_that_did_not_change() {
     let old = network(&["click", "like"], |g| expert(g, TaskHeads::new("heads")));
     let trained = old.random_parameters();
     let folder = tempfile::tempdir().expect("a folder");
@@ -464,7 +402,7 @@ fn a_new_version_keeps_what_it_shares_with_the_old_one() {
     trained.save(&path).expect("saved");
     let saved = SavedParameters::read(&path).expect("read");
 
-    // One task goes and one comes: the bottom and the task that stays are kept.
+    // One task is removed and one added: the bottom and the remaining task keep their parameters.
     let new = network(&["like", "share"], |g| expert(g, TaskHeads::new("heads")));
     let mut parameters = new.parameters();
     let report = parameters.warm_start(&saved);
@@ -475,7 +413,7 @@ fn a_new_version_keeps_what_it_shares_with_the_old_one() {
     let surface = "heads/like/surface/scale";
     assert_eq!(parameters.by_name(surface), trained.by_name(surface));
 
-    // Wider towers: only they and what reads them start afresh.
+    // With wider towers, only the towers and the layers that read them are initialised again.
     let wider = network(&["click", "like"], |g| expert(g, TaskHeads::new("heads").tower([24])));
     let report = wider.parameters().warm_start(&saved);
     let in_head = |name: &String| name.contains("/tower/") || name.contains("/out/weight");

@@ -1,25 +1,24 @@
-//! The author's guide, `sdk/README.md`, followed literally: its fenced commands, in
-//! their order, in one shell, in a folder of their own. So guide and tool cannot drift apart.
+//! Runs the author's guide, `sdk/README.md`: all its fenced commands, in order, in one shell, in a
+//! new folder. So the guide always matches the tool.
 //!
-//! Two things are mapped: the daemon's port, to one that is free, and `cargo install`, to
-//! the binaries that were built beside this test, which are what it would install.
+//! Two things are replaced: the daemon's port, by a free one, and `cargo install`, by the binaries
+//! that were built along with this test.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
-use hypercast_tests::prerequisites;
+use hypercast_tests::{Prerequisites, prerequisites, services::free_port};
 
 const GUIDE: &str = include_str!("../../sdk/README.md");
 
-/// How long it may take, in seconds: nearly all of it is for building the host, on a machine that may be slow.
-const MOST_S: &str = "3600";
+/// The time limit of the whole guide, in seconds. Most of the time goes into building the host.
+const LIMIT_S: &str = "3600";
 
-/// What a failure shows of the script's output, in bytes.
-const TOLD_BYTES: usize = 6_000;
+/// How much of the script's output a failure shows, in bytes.
+const SHOWN_BYTES: usize = 6_000;
 
 /// The commands of ```` ```sh ```` blocks.
 fn blocks(guide: &str) -> Vec<String> {
@@ -36,11 +35,12 @@ fn blocks(guide: &str) -> Vec<String> {
             (None, _) => {}
         }
     }
-    assert!(block.is_none(), "a block of the guide does not end");
+    assert!(block.is_none(), "every block of the guide is closed");
     blocks
 }
 
-/// The whole guide as one script that stops at the first command that fails, and ends what it started.
+/// The guide as one script. It stops at the first command that fails, and kills its background
+/// jobs.
 fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
     let mut script = String::from("set -eu\ntrap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n");
     for (number, block) in blocks.iter().enumerate() {
@@ -62,19 +62,14 @@ fn script(blocks: &[String], checkout: &Path, port: u16) -> String {
     script
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
-}
-
 #[test]
-fn the_guide_followed_literally_ends_well() {
-    let Some((binary, _, _)) = prerequisites("guide") else { return };
+fn all_commands_of_the_guide_succeed() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("guide") else { return };
     let dir = tempfile::tempdir().unwrap();
     let checkout = std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap();
-    let beside = binary.parent().expect("a binary lies in a folder");
-    let target = beside.parent().expect("a profile's folder lies in the target folder");
-    // What `cargo install` would have put into the path, and nothing else of the target folder.
+    let beside = binary.parent().expect("the binary is in a folder");
+    let target = beside.parent().expect("the profile's folder is in the target folder");
+    // Put only those binaries into the path that `cargo install` would install.
     let bin = dir.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
     for name in ["hypercast", "cargo-hypercast"] {
@@ -84,14 +79,14 @@ fn the_guide_followed_literally_ends_well() {
     let folders = std::iter::once(bin).chain(std::env::split_paths(&path));
     let script = script(&blocks(GUIDE), &checkout, free_port());
     let start = Instant::now();
-    // Where the guide waits in vain, this ends it and all that it started.
+    // The timeout also kills everything that the guide has started.
     let output = Command::new("timeout")
-        .args([MOST_S, "bash", "-c"])
+        .args([LIMIT_S, "bash", "-c"])
         .arg(format!("{{ {script}\n}} 2>&1"))
         .current_dir(dir.path())
         .env("PATH", std::env::join_paths(folders).unwrap())
         .env("CARGO_TARGET_DIR", target)
-        // What the guide builds was built for this test: nothing is fetched.
+        // All dependencies were fetched to build this test.
         .env("CARGO_NET_OFFLINE", "true")
         .env_remove("HYPERCAST")
         .env_remove("HYPERCAST_PLUGINS")
@@ -99,16 +94,16 @@ fn the_guide_followed_literally_ends_well() {
         .output()
         .expect("bash runs");
     let said = String::from_utf8_lossy(&output.stdout);
-    let last = said.len().saturating_sub(TOLD_BYTES);
+    let last = said.len().saturating_sub(SHOWN_BYTES);
     let last = said.ceil_char_boundary(last);
-    assert!(output.status.success(), "the guide stopped:\n{}", &said[last..]);
+    assert!(output.status.success(), "a command of the guide failed:\n{}", &said[last..]);
     let times = said.lines().filter(|line| line.starts_with("=== "));
     eprintln!("{}", times.collect::<Vec<_>>().join("\n"));
     eprintln!("the guide took {:.0} s", start.elapsed().as_secs_f64());
 }
 
 #[test]
-fn every_fenced_command_of_the_guide_is_one_that_the_test_runs() {
+fn the_test_runs_every_fenced_command_of_the_guide() {
     let fences = GUIDE.lines().filter(|line| line.trim_start().starts_with("```")).count();
     let shown = ["```rust", "```text"];
     let other = GUIDE.lines().filter(|line| shown.contains(&line.trim_end())).count();
@@ -116,7 +111,7 @@ fn every_fenced_command_of_the_guide_is_one_that_the_test_runs() {
     assert_eq!(
         fences,
         2 * (blocks.len() + other),
-        "a block is `sh`, or `rust` or `text` to be read"
+        "every block is `sh`, which the test runs, or `rust` or `text`, which it does not"
     );
     let all = blocks.join("");
     for subcommand in [
@@ -125,10 +120,10 @@ fn every_fenced_command_of_the_guide_is_one_that_the_test_runs() {
     ] {
         assert!(all.contains(&format!("cargo hypercast {subcommand}")), "{subcommand}");
     }
-    // Cargo takes an alias for the tool of the same name: in the checkout, where a reader begins, and in experts below it.
+    // An alias would hide the installed tool in the checkout, and in experts created inside it.
     let config = include_str!("../../.cargo/config.toml");
     assert!(!config.contains("\nhypercast ="), "an alias hides `cargo hypercast`");
     let script = script(&blocks, &PathBuf::from("/checkout"), 4321);
-    assert!(!script.contains("8570"), "every port is mapped");
+    assert!(!script.contains("8570"), "every port is replaced");
     assert!(script.contains("test -f '/checkout/host/Cargo.toml'"), "{script}");
 }

@@ -1,12 +1,13 @@
-//! Hostile guests in a running daemon, each on a surface of its own, beside a
-//! good expert on another: each is contained and named, the good one unharmed.
-//! Guests that misbehave at load are refused with plugin and cause.
+//! Hostile guests in a running daemon, each on its own surface, next to a valid expert on another.
+//! The fault of each is contained and reported, and the valid expert is not affected. Guests that
+//! fail at load or in training are refused with plugin and cause.
 
-use hypercast::{config::Config, schema::Schema};
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_data::schema::Schema;
+use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
 
-/// Guests that load and train like any other and misbehave in `rank` or their network, with the
-/// cause that an answer must name.
+/// Guests that load and train like any other and fail in `rank` or in their network, with the cause
+/// that an answer must contain.
 const AT_SERVING: [(&str, &str); 13] = [
     ("empty", "no ranked candidate"),
     ("greedy", "deadline of 1000 ms"),
@@ -23,7 +24,7 @@ const AT_SERVING: [(&str, &str); 13] = [
     ("duplicates", "bad output"),
 ];
 
-/// Guests that are refused at load, with a word of the reason.
+/// Guests that are refused at load, with a part of the reason.
 const AT_LOAD: [(&str, &str); 18] = [
     ("bomb_describe", "MiB of memory"),
     ("deep", "more than the limit"),
@@ -45,7 +46,7 @@ const AT_LOAD: [(&str, &str); 18] = [
     ("spin_describe", "deadline"),
 ];
 
-/// Guests that fail while training.
+/// Guests that fail in training, with a part of the reason.
 const AT_TRAINING: [(&str, &str); 6] = [
     ("spin_labels", "`labels` ran past its deadline"),
     ("spin_sample", "`sample` ran past its deadline"),
@@ -69,13 +70,16 @@ fn write(config: &Config, dir: &std::path::Path) {
 }
 
 #[test]
-fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
-    let Some((binary, plugins, hostile)) = prerequisites("hostile") else { return };
+fn guests_that_fail_in_serving_do_not_affect_a_valid_one() {
+    let Some(Prerequisites { hypercast: binary, plugins, hostile, .. }) = prerequisites("hostile")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 1500, AT_SERVING.len() + 1);
     config.plugin_limits.breaker_faults = 1000;
     config.plugin_limits.breaker_lost_share = 1.0;
-    // A deadline that a busy machine does not reach before a guest's own cause shows.
+    // Long enough that a guest fails for its own cause first, even on a busy machine.
     config.plugin_limits.deadline_ms = 1000;
     config.server.deadline_ms = 60_000;
     let schema = Schema::load(&dir.path().join("data/schema.toml")).unwrap();
@@ -91,7 +95,7 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
     write(&config, dir.path());
     run_well(&binary, dir.path(), &["train", "fm"]);
     run_well(&binary, dir.path(), &["train", "expert"]);
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let (_, before) = daemon.post("/v1/rank", &rank(&surface(0), 3));
     assert_eq!(before["degraded"], false, "{before}");
 
@@ -112,8 +116,8 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
                 "{name}: {reason}"
             );
             let (_, good) = daemon.post("/v1/rank", &rank(&surface(0), 3));
-            assert_eq!(good["degraded"], false, "beside {name}: {good}");
-            assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "beside {name}");
+            assert_eq!(good["degraded"], false, "next to {name}: {good}");
+            assert_eq!(good["ranking"][0]["id"], before["ranking"][0]["id"], "next to {name}");
         }
     }
     let (_, metrics) = daemon.get("/metrics");
@@ -129,13 +133,15 @@ fn guests_that_misbehave_while_serving_are_contained_beside_a_good_one() {
         metrics.contains("hypercast_plugin_breaker{arm=\"good@0.1.0\",state=\"closed\"} 1"),
         "{metrics}"
     );
-    assert!(!metrics.contains("expert=\"good\"}"), "the good expert never degraded: {metrics}");
-    assert!(daemon.stop(), "it stops cleanly");
+    assert!(!metrics.contains("expert=\"good\"}"), "the valid expert never degraded: {metrics}");
+    assert!(daemon.stop(), "the daemon stops cleanly");
 }
 
 #[test]
 fn a_breaker_opens_and_the_daemon_keeps_answering() {
-    let Some((binary, _, hostile)) = prerequisites("breaker") else { return };
+    let Some(Prerequisites { hypercast: binary, hostile, .. }) = prerequisites("breaker") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 800, 1);
     config.plugin_limits.breaker_faults = 2;
@@ -144,7 +150,7 @@ fn a_breaker_opens_and_the_daemon_keeps_answering() {
     write(&config, dir.path());
     run_well(&binary, dir.path(), &["train", "fm"]);
     run_well(&binary, dir.path(), &["train", "expert"]);
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let reasons: Vec<String> = (0..4)
         .map(|user| {
             daemon.post("/v1/rank", &rank("feed", user)).1["reason"].as_str().unwrap().to_owned()
@@ -155,8 +161,10 @@ fn a_breaker_opens_and_the_daemon_keeps_answering() {
 }
 
 #[test]
-fn guests_that_misbehave_earlier_are_refused_with_plugin_and_cause() {
-    let Some((binary, _, hostile)) = prerequisites("refusals") else { return };
+fn guests_that_fail_at_load_or_in_training_are_refused_with_plugin_and_cause() {
+    let Some(Prerequisites { hypercast: binary, hostile, .. }) = prerequisites("refusals") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = world(dir.path(), 800, 1);
     for (name, word) in AT_LOAD {

@@ -1,60 +1,64 @@
-//! Guests against the host's own runtime, without a daemon: what no compiler makes, files that are damaged, what is
-//! counted of a plugin, and what one plugin may take from another.
+//! Guests in the host's own runtime, without a daemon: modules that no compiler would produce,
+//! damaged files, usage counters, and resources that plugins share.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{path::Path, sync::OnceLock};
 
-use hypercast::{
-    expert::{
-        Blueprint, CacheConfig, Engine, EngineConfig, Fault, Limits, LoadOptions, Plugin,
-        wasm::{Call, LogRate, contract},
-    },
-    import::simulate,
-    schema::Schema,
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, CacheConfig, Engine, EngineConfig, Fault, Limits, LoadOptions, Plugin,
+    wasm::{Call, LogRate, contract},
 };
 use hypercast_tests::{
-    components,
-    guests::{Guest, Imports, component},
+    BuiltGuests, built_guests,
+    guests::{Imports, TextGuest, component},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// A description of zeros, which every rule refuses, but as a value it is whole.
+/// Returns a description that is all zeros: a valid value of the type, but one that breaks the
+/// rules.
 const ZEROS: &str = "(i32.const 1024)";
 
 /// A description whose name is four bytes at 2048.
 const NAMED: &str = "(data (i32.const 1024) \"\\00\\08\\00\\00\\04\\00\\00\\00\")";
 
-/// Guests as text, with a word of what must be said.
-fn odd_guests() -> Vec<(&'static str, Guest<'static>, &'static str)> {
+/// Names and texts of guests, with a part of the expected error.
+fn odd_guests() -> Vec<(&'static str, TextGuest<'static>, &'static str)> {
     let loops = "(func $start (loop $again (br $again))) (start $start)";
     let grows_memory = "(func $start (loop $again (br_if $again (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable) (start $start)";
     let grows_table = "(func $start (loop $again (br_if $again (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1)))) unreachable) (start $start)";
     let recurses = "(func $start (call $start) (call $start)) (start $start)";
     let table = "(memory (export \"memory\") 32) (table $t 1 funcref)";
-    let more = |more| Guest { more, ..Guest::default() };
-    let fields = |fields| Guest { fields, ..Guest::default() };
-    let export = |export| Guest { export, ..Guest::default() };
+    let more = |more| TextGuest { more, ..TextGuest::default() };
+    let fields = |fields| TextGuest { fields, ..TextGuest::default() };
+    let export = |export| TextGuest { export, ..TextGuest::default() };
     vec![
         ("start_spins", more(loops), "`describe` ran past its deadline"),
         ("start_takes_memory", more(grows_memory), "MiB of memory"),
-        ("start_grows_a_table", Guest { fields: table, ..more(grows_table) }, "entries of a table"),
+        (
+            "start_grows_a_table",
+            TextGuest { fields: table, ..more(grows_table) },
+            "entries of a table",
+        ),
         ("start_recurses", more(recurses), "call stack"),
         ("start_traps", more("(func $start unreachable) (start $start)"), "trapped"),
         (
             "allocator_spins",
-            Guest { realloc: "(loop $a (br $a)) (i32.const 0)", ..Guest::default() },
+            TextGuest { realloc: "(loop $a (br $a)) (i32.const 0)", ..TextGuest::default() },
             "deadline",
         ),
-        ("allocator_lies", Guest { realloc: "(i32.const -16)", ..Guest::default() }, "bad output"),
+        (
+            "allocator_lies",
+            TextGuest { realloc: "(i32.const -16)", ..TextGuest::default() },
+            "bad output",
+        ),
         ("exports_trap", export("unreachable"), "trapped"),
         ("result_beyond_memory", export("(i32.const -256)"), "bad output"),
         ("result_not_aligned", export("(i32.const 1025)"), "bad output"),
         ("nameless", export(ZEROS), "name or version is empty"),
         (
             "text_is_no_text",
-            Guest {
+            TextGuest {
                 more: "(data (i32.const 1024) \"\\00\\08\\00\\00\\04\\00\\00\\00\") (data (i32.const 2048) \"\\ff\\fe\\fd\\fc\")",
                 ..export(ZEROS)
             },
@@ -62,13 +66,13 @@ fn odd_guests() -> Vec<(&'static str, Guest<'static>, &'static str)> {
         ),
         (
             "text_without_end",
-            Guest {
+            TextGuest {
                 more: "(data (i32.const 1024) \"\\00\\08\\00\\00\\ff\\ff\\ff\\7f\")",
                 ..export(ZEROS)
             },
             "bad output",
         ),
-        ("no_task", Guest { more: NAMED, ..export(ZEROS) }, "it declares 0 tasks"),
+        ("no_task", TextGuest { more: NAMED, ..export(ZEROS) }, "it declares 0 tasks"),
         ("born_too_big", fields("(memory (export \"memory\") 60000)"), "refused"),
         (
             "born_with_a_big_table",
@@ -130,7 +134,7 @@ fn options() -> LoadOptions {
     LoadOptions { limits, tae_dim: 8, fm_version: None, ..LoadOptions::default() }
 }
 
-fn load(name: &str, bytes: &[u8]) -> Result<Blueprint, hypercast::expert::Error> {
+fn load(name: &str, bytes: &[u8]) -> Result<Blueprint, hypercast_expert::Error> {
     Blueprint::new(
         Plugin::from_bytes(engine(), name, bytes, &options().limits)?,
         schema(),
@@ -142,8 +146,9 @@ fn read(folder: &Path, name: &str) -> Vec<u8> {
     std::fs::read(folder.join(format!("{name}.wasm"))).unwrap()
 }
 
-/// A ranking of ten candidates by what `blueprint` is; its network is not asked.
-fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast::expert::ExpertFault> {
+/// Ranks ten candidates by fixed predictions, without running the network. Returns the candidates
+/// with the bits of their scores.
+fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast_expert::ExpertFault> {
     let values: Vec<f32> = (0..10).map(|at| (at * 7 % 10) as f32 / 10.0).collect();
     let predict = |task: &contract::Task| contract::Prediction {
         task: task.name.clone(),
@@ -161,39 +166,33 @@ fn rank(blueprint: &Blueprint) -> Result<Vec<(u32, u32)>, hypercast::expert::Exp
     Ok(ranked.iter().map(|entry| (entry.candidate, entry.score.to_bits())).collect())
 }
 
-/// The folders of plugins and hostile guests, or a loud word.
-fn built(test: &str) -> Option<(PathBuf, PathBuf)> {
-    let found = components("HYPERCAST_PLUGINS").zip(components("HYPERCAST_HOSTILE"));
-    if found.is_none() {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the plugins and hostile guests it needs");
-    }
-    found
-}
-
 #[test]
-fn guests_that_no_compiler_makes_are_refused_by_name_and_cause() {
+fn malformed_guests_are_refused_by_name_and_cause() {
     for (name, guest, word) in odd_guests() {
-        let told =
+        let error =
             load(name, &component(guest)).err().unwrap_or_else(|| panic!("{name} was accepted"));
-        let told = told.to_string();
-        assert!(told.contains(word) && told.contains(name), "{name}: `{told}` lacks `{word}`");
+        let error = error.to_string();
+        assert!(error.contains(word) && error.contains(name), "{name}: `{error}` lacks `{word}`");
     }
 }
 
 #[test]
 fn imports_beyond_the_contract_are_refused_by_name() {
     for (name, imports) in [("wasi", WASI), ("unknown", UNKNOWN)] {
-        let guest = Guest { imports: Some(imports), ..Guest::default() };
-        // An import that is never called is left out of a component.
-        let guest = Guest { export: "(drop (call 0)) unreachable", ..guest };
-        let told = load(name, &component(guest)).err().unwrap().to_string();
-        assert!(told.contains(imports.interface) && told.contains("nothing but `log`"), "{told}");
+        let guest = TextGuest { imports: Some(imports), ..TextGuest::default() };
+        // Call the import, because an unused one is not part of the component.
+        let guest = TextGuest { export: "(drop (call 0)) unreachable", ..guest };
+        let error = load(name, &component(guest)).err().unwrap().to_string();
+        assert!(
+            error.contains(imports.interface) && error.contains("nothing but `log`"),
+            "{error}"
+        );
     }
 }
 
 #[test]
-fn damaged_files_never_harm_the_host() {
-    let Some((_, hostile)) = built("damage") else { return };
+fn damaged_files_do_not_affect_the_host() {
+    let Some(BuiltGuests { hostile, .. }) = built_guests("damage") else { return };
     let whole = read(&hostile, "bomb_describe");
     let good = load("good", &read(&hostile, "unsorted")).unwrap();
     let before = rank(&good).unwrap();
@@ -202,10 +201,10 @@ fn damaged_files_never_harm_the_host() {
         let length = random.random_range(0..whole.len());
         assert!(load("truncated", &whole[..length]).is_err(), "{length} bytes of {}", whole.len());
     }
-    // What a flip makes may still be a component: then it is one like any other.
+    // A flipped bit may leave a valid component, which is then loaded like any other.
     for at in 0..200 {
         let mut damaged = whole.clone();
-        // The first bytes tell what everything is; the rest is code.
+        // The first bytes contain the structure, the rest is code. Damage both equally often.
         let place = if at < 100 {
             random.random_range(0..512)
         } else {
@@ -220,8 +219,8 @@ fn damaged_files_never_harm_the_host() {
 }
 
 #[test]
-fn a_guest_that_counts_its_calls_is_asked_as_if_it_were_the_first_time() {
-    let Some((_, hostile)) = built("state") else { return };
+fn a_guest_that_counts_its_calls_always_sees_its_first_call() {
+    let Some(BuiltGuests { hostile, .. }) = built_guests("state") else { return };
     let stateful = load("stateful", &read(&hostile, "stateful")).unwrap();
     let first = rank(&stateful).unwrap();
     for _ in 0..20 {
@@ -233,8 +232,8 @@ fn a_guest_that_counts_its_calls_is_asked_as_if_it_were_the_first_time() {
 }
 
 #[test]
-fn a_trap_tells_the_functions_that_led_to_it() {
-    let Some((_, hostile)) = built("backtraces") else { return };
+fn the_backtrace_of_a_trap_names_functions() {
+    let Some(BuiltGuests { hostile, .. }) = built_guests("backtraces") else { return };
     for guest in ["trap", "spin", "overflow", "bomb"] {
         let fault = rank(&load(guest, &read(&hostile, guest)).unwrap()).unwrap_err();
         let text = fault.backtrace();
@@ -242,14 +241,14 @@ fn a_trap_tells_the_functions_that_led_to_it() {
             text.contains("hypercast_sdk::") || text.contains(&format!("{guest}::")),
             "{guest}: {text}"
         );
-        assert!(!text.contains("_ZN") && !text.contains("17h"), "names are for people: {text}");
-        assert!(!fault.to_string().contains("    in "), "callers of the daemon are not told of it");
+        assert!(!text.contains("_ZN") && !text.contains("17h"), "names are demangled: {text}");
+        assert!(!fault.to_string().contains("    in "), "the message has no backtrace");
     }
 }
 
 #[test]
-fn one_plugin_cannot_take_the_instances_of_others() {
-    let Some((_, hostile)) = built("instances") else { return };
+fn one_plugin_cannot_use_up_the_instances_of_others() {
+    let Some(BuiltGuests { hostile, .. }) = built_guests("instances") else { return };
     let of = |name: &str, instances| {
         let mut options = options();
         options.limits.instances = instances;
@@ -266,7 +265,7 @@ fn one_plugin_cannot_take_the_instances_of_others() {
     assert!(rank(&other).is_ok());
     drop(held);
     for _ in 0..5 {
-        assert!(rank(&one).is_ok(), "used instances make room");
+        assert!(rank(&one).is_ok(), "released instances can be used again");
     }
     one.plugin.prepare();
     assert!(rank(&one).is_ok() && rank(&one).is_ok() && rank(&one).is_ok());
@@ -274,7 +273,7 @@ fn one_plugin_cannot_take_the_instances_of_others() {
 
 #[test]
 fn calls_memory_and_log_lines_of_a_plugin_are_counted() {
-    let Some((_, hostile)) = built("usage") else { return };
+    let Some(BuiltGuests { hostile, .. }) = built_guests("usage") else { return };
     let mut options = options();
     options.limits.log = LogRate { lines_per_s: 5, bytes_per_s: 1 << 20 };
     let plugin =
@@ -286,18 +285,18 @@ fn calls_memory_and_log_lines_of_a_plugin_are_counted() {
     assert_eq!(usage.log_lines + usage.log_lines_dropped, 1000);
     assert!(usage.log_lines <= 10 && usage.log_bytes_dropped > 400_000, "{usage:?}");
     assert_eq!(usage.calls[&Call::Rank].calls, 1);
-    assert_eq!(usage.calls[&Call::Describe].calls, 2, "two instances are asked");
+    assert_eq!(usage.calls[&Call::Describe].calls, 2, "the host compares two instances");
     let bomb = load("bomb", &read(&hostile, "bomb")).unwrap();
     rank(&bomb).unwrap_err();
-    // The instance's memory is known once it is cleared.
+    // Clearing the instance records its memory.
     bomb.plugin.prepare();
     let high = bomb.plugin.usage().memory_bytes;
     assert!((32 << 20..=64 << 20).contains(&high), "{high}");
 }
 
 #[test]
-fn compiled_components_are_kept_and_a_damaged_one_is_compiled_again() {
-    let Some((_, hostile)) = built("the cache") else { return };
+fn compiled_components_are_cached_and_damaged_ones_recompiled() {
+    let Some(BuiltGuests { hostile, .. }) = built_guests("the cache") else { return };
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("compiled");
     let cache = CacheConfig { folder: folder.clone(), bytes: 64 << 20 };
@@ -323,5 +322,6 @@ fn compiled_components_are_kept_and_a_damaged_one_is_compiled_again() {
     damaged[whole.len() / 2] ^= 1;
     std::fs::write(file, damaged).unwrap();
     assert_eq!(load(), first);
-    assert!(std::fs::read(file).unwrap().len() == whole.len() && kept().len() == 1, "kept again");
+    let repaired = std::fs::read(file).unwrap().len() == whole.len() && kept().len() == 1;
+    assert!(repaired, "the file is written again");
 }

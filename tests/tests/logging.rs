@@ -1,29 +1,28 @@
-//! The logging tier as a process: killed at random moments it loses and doubles nothing, and it stops and is refused as it
-//! should be.
+//! The logging tier as a process: killed at random moments, it neither loses nor repeats a request.
+//! It stops cleanly, and a second one in the same folder is refused.
 
+use hypercast_core::prerequisite::skip;
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::Config,
-    dataset::{Dataset, timeline::Span},
-    engine::{Record, Topic},
-    features::replay::{Replay, ReplayOptions},
-    join::{Joined, JoinedExample},
-    logs::LogReader,
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::logs::LogReader;
+use hypercast_stream::engine::{Record, Topic};
+use hypercast_stream::join::{Joined, JoinedExample};
 use hypercast_tests::{binary, run_well, world};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Puts the data set's requests into the joined stream.
+/// Appends the data set's requests to the joined stream. Returns how many there are.
 fn join(dir: &Path, config: &Config) -> usize {
     let dataset = Dataset::open(&config.paths.dataset).unwrap();
     let mut settings = config.engine.clone();
     settings.dir = dir.join("runs/streams");
-    let engine = hypercast::engine::open(&settings).unwrap();
+    let engine = hypercast_stream::engine::open(&settings).unwrap();
     let appender = engine.appender(&Topic::joined()).unwrap();
     let options = ReplayOptions {
         span: Span::default(),
@@ -60,9 +59,9 @@ fn requests(logs: &Path) -> Vec<(u64, usize)> {
 }
 
 #[test]
-fn a_killed_logging_tier_loses_and_doubles_nothing() {
+fn a_killed_logging_tier_neither_loses_nor_repeats_requests() {
     let Some(binary) = binary() else {
-        eprintln!("SKIPPED logging: `cargo test --workspace` builds the hypercast binary");
+        skip("logging", "`cargo test --workspace` builds the hypercast binary");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -107,7 +106,7 @@ fn a_killed_logging_tier_loses_and_doubles_nothing() {
     while logged(&killed) < total * 9 / 10 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(50));
     }
-    // A second one is refused; the first stops cleanly, with its last file complete.
+    // A second process is refused. The first one stops cleanly and completes its last file.
     let second = start(&binary, dir.path(), "killed.toml").wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(
@@ -122,5 +121,5 @@ fn a_killed_logging_tier_loses_and_doubles_nothing() {
         &["materialise", "--follow", "--until-end", "--config", "killed.toml"],
     );
     assert!(rounds >= 2, "it was killed {rounds} times");
-    assert!(requests(&killed) == expected, "the rows of an undisturbed run");
+    assert!(requests(&killed) == expected, "the rows are those of an undisturbed run");
 }

@@ -1,5 +1,5 @@
-//! The daemon as an operator runs it: tokens and TLS, a configuration that is read again while requests are
-//! answered, and processes that say where their metrics are.
+//! The daemon as an operator runs it: tokens and TLS, reloading the configuration under load, and
+//! processes that print where their metrics are.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use hypercast::{client, config::Config};
+use hypercast_config::Config;
+use hypercast_serve::client;
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run, run_well,
-    secure::{Answer, Ask, Certificate, ask, write_secret},
+    Prerequisites, TestDaemon, expert, prerequisites, run, run_well,
+    secure::{Certificate, HttpRequest, HttpResponse, ask, write_secret},
     services::wait_until,
     world,
 };
@@ -24,7 +25,7 @@ const FEED: &str = "9a8b7c6d5e4f30219a8b7c6d5e4f3021";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A small trained world with one expert, whose component is in the world's own folder.
+/// Trains an FM and an expert on a small simulated world. The component is copied to its folder.
 fn trained(dir: &Path, plugins: &Path, binary: &Path) -> Config {
     let mut config = world(dir, 1000, 2);
     std::fs::copy(plugins.join("mlp-fusion.wasm"), dir.join("mlp.wasm")).unwrap();
@@ -44,25 +45,25 @@ fn rank() -> String {
     json!({ "user": 3, "surface": "feed", "candidates": candidates }).to_string()
 }
 
-/// The same at a time of its own, so that answers can be compared.
+/// The same request with a fixed time, so that answers can be compared.
 fn timed_rank() -> String {
     let mut body: Value = serde_json::from_str(&rank()).unwrap();
     body["time_ms"] = json!(1_800_000_000_000_u64);
     body.to_string()
 }
 
-/// A metric without labels, or with those in the name.
+/// The value of a metric. `name` includes its labels, if it has any.
 fn metric(text: &str, name: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map(|value| value.parse().unwrap())
 }
 
-/// Signals the daemon and waits until it says `outcome` of one more reload.
-fn reloaded(daemon: &Daemon, outcome: &str, metrics: &dyn Fn() -> String) {
+/// Tells the daemon to reload and waits until its metrics count one more reload with `outcome`.
+fn reloaded(daemon: &TestDaemon, outcome: &str, metrics: &dyn Fn() -> String) {
     let name = format!("hypercast_reloads_total{{outcome=\"{outcome}\"}}");
     let before = metric(&metrics(), &name).unwrap_or(0.0);
     daemon.hang_up();
-    wait_until("the configuration is read again", PATIENCE, || {
+    wait_until("the daemon reloads its configuration", PATIENCE, || {
         metric(&metrics(), &name).is_some_and(|now| now > before)
     });
     let ok = metric(&metrics(), "hypercast_config_reload_ok");
@@ -70,8 +71,11 @@ fn reloaded(daemon: &Daemon, outcome: &str, metrics: &dyn Fn() -> String) {
 }
 
 #[test]
-fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
-    let Some((binary, plugins, _)) = prerequisites("tokens and TLS") else { return };
+fn tokens_and_certificates_are_required_and_can_be_replaced() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tokens and TLS")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = trained(dir, &plugins, &binary);
@@ -83,37 +87,39 @@ fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
     config.server.tls_certificate = "first.crt".into();
     config.server.tls_key = "first.key".into();
     write(&config, dir);
-    let daemon = Daemon::start(&binary, dir);
+    let daemon = TestDaemon::start(&binary, dir);
     assert!(daemon.url().starts_with("https://127.0.0.1:"), "{}", daemon.url());
-    // Somebody who begins a handshake and says nothing.
+    // A client that connects but never starts the handshake must not block others.
     let _silent = TcpStream::connect(daemon.url().trim_start_matches("https://")).unwrap();
-    let asked = |trusted: &Certificate, of: Ask| ask(daemon.url(), Some(trusted), of);
-    let first_answer = |of: Ask| asked(&first, of).unwrap();
+    let asked = |trusted: &Certificate, of: HttpRequest| ask(daemon.url(), Some(trusted), of);
+    let first_answer = |of: HttpRequest| asked(&first, of).unwrap();
     let plain = daemon.url().replace("https", "http");
-    let health = Ask { route: "/healthz", ..Ask::default() };
-    assert!(ask(&plain, None, health).is_err(), "HTTP is not spoken there");
-    assert!(asked(&second, health).is_err(), "it is not the second certificate's");
-    assert_eq!(first_answer(health).status, 200, "health needs no token");
+    let health = HttpRequest { route: "/healthz", ..HttpRequest::default() };
+    assert!(ask(&plain, None, health).is_err(), "the port does not accept plain HTTP");
+    assert!(asked(&second, health).is_err(), "the daemon does not use the second certificate");
+    assert_eq!(first_answer(health).status, 200, "the health route needs no token");
 
     let body = rank();
-    let ranked = Ask { route: "/v1/rank", body: Some(&body), ..Ask::default() };
-    let reload = Ask { route: "/v1/admin/reload", body: Some(""), ..Ask::default() };
-    let told = |answer: &Answer| answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    let ranked = HttpRequest { route: "/v1/rank", body: Some(&body), ..HttpRequest::default() };
+    let reload =
+        HttpRequest { route: "/v1/admin/reload", body: Some(""), ..HttpRequest::default() };
+    let message_of =
+        |answer: &HttpResponse| answer.json()["error"]["message"].as_str().unwrap().to_owned();
     let answer = first_answer(ranked);
     assert_eq!(answer.status, 401);
     assert!(answer.headers.contains("www-authenticate: bearer"), "{}", answer.headers);
-    assert!(told(&answer).contains("server.tokens"), "{}", answer.body);
+    assert!(message_of(&answer).contains("server.tokens"), "{}", answer.body);
     for token in [FEED, OPS] {
-        assert_eq!(first_answer(Ask { token: Some(token), ..ranked }).status, 200);
+        assert_eq!(first_answer(HttpRequest { token: Some(token), ..ranked }).status, 200);
     }
     let answer = first_answer(reload);
-    assert!(answer.status == 401 && told(&answer).contains("server.admin_tokens"));
-    assert_eq!(first_answer(Ask { token: Some(FEED), ..reload }).status, 403);
-    assert_eq!(first_answer(Ask { token: Some(OTHER_OPS), ..reload }).status, 401);
-    let answer = first_answer(Ask { token: Some(OPS), ..reload });
+    assert!(answer.status == 401 && message_of(&answer).contains("server.admin_tokens"));
+    assert_eq!(first_answer(HttpRequest { token: Some(FEED), ..reload }).status, 403);
+    assert_eq!(first_answer(HttpRequest { token: Some(OTHER_OPS), ..reload }).status, 401);
+    let answer = first_answer(HttpRequest { token: Some(OPS), ..reload });
     assert_eq!((answer.status, &answer.json()["changed"]), (200, &json!([])), "{}", answer.body);
 
-    // As commands ask.
+    // The same with the HTTP client of the host's commands.
     let config = ureq::Agent::config_builder().http_status_as_error(false).build();
     let client = |ca: &Certificate| {
         let agent = client::agent(config.clone(), Some(&ca.certificate)).unwrap();
@@ -126,37 +132,40 @@ fn tokens_and_certificates_are_asked_for_and_can_be_replaced() {
     let error = client(&second).unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
 
-    // Another certificate and other tokens, at the same places.
+    // Replace the certificate and the tokens in the same files.
     let read = |trusted: &Certificate| {
-        asked(trusted, Ask { route: "/metrics", ..Ask::default() }).map(|answer| answer.body)
+        asked(trusted, HttpRequest { route: "/metrics", ..HttpRequest::default() })
+            .map(|answer| answer.body)
     };
     let either = || read(&first).or_else(|_| read(&second)).unwrap();
     second.replace(&first);
     write_secret(&dir.join("admin"), &format!("ops {OTHER_OPS}\n"));
     reloaded(&daemon, "applied", &either);
-    assert!(asked(&first, health).is_err(), "the first certificate is gone");
-    let second_answer = |of: Ask| asked(&second, of).unwrap();
-    assert_eq!(second_answer(Ask { token: Some(OPS), ..reload }).status, 401);
-    assert_eq!(second_answer(Ask { token: Some(OTHER_OPS), ..reload }).status, 200);
+    assert!(asked(&first, health).is_err(), "the first certificate is no longer in use");
+    let second_answer = |of: HttpRequest| asked(&second, of).unwrap();
+    assert_eq!(second_answer(HttpRequest { token: Some(OPS), ..reload }).status, 401);
+    assert_eq!(second_answer(HttpRequest { token: Some(OTHER_OPS), ..reload }).status, 200);
 
-    // A key that does not fit keeps everything as it is, tokens too.
+    // If the key does not match the certificate, nothing changes, not even the tokens.
     let third = Certificate::make(dir, "third");
     std::fs::copy(&third.key, dir.join("first.key")).unwrap();
     write_secret(&dir.join("admin"), &format!("ops {OPS}\n"));
     reloaded(&daemon, "refused", &either);
     assert_eq!(second_answer(health).status, 200);
-    let answer = second_answer(Ask { token: Some(OTHER_OPS), ..reload });
-    assert!(answer.status == 422 && told(&answer).contains("first.crt"), "{}", answer.body);
+    let answer = second_answer(HttpRequest { token: Some(OTHER_OPS), ..reload });
+    assert!(answer.status == 422 && message_of(&answer).contains("first.crt"), "{}", answer.body);
     assert!(daemon.stop());
 }
 
 #[test]
-fn a_configuration_is_read_again_whole_or_not_at_all() {
-    let Some((binary, plugins, _)) = prerequisites("reload") else { return };
+fn a_configuration_is_reloaded_completely_or_not_at_all() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("reload") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = trained(dir, &plugins, &binary);
-    let daemon = Daemon::start(&binary, dir);
+    let daemon = TestDaemon::start(&binary, dir);
     let metrics = || daemon.get("/metrics").1;
     let served = || {
         let (status, answer) = daemon.post("/v1/rank", &rank());
@@ -168,19 +177,20 @@ fn a_configuration_is_read_again_whole_or_not_at_all() {
     config.server.threads = 7;
     write(&config, dir);
     reloaded(&daemon, "applied", &metrics);
-    assert_eq!(served().0, 413, "a limit that a request asks for holds at once");
+    assert_eq!(served().0, 413, "the new limit applies at once");
     let (status, answer) = daemon.post("/v1/admin/reload", "");
     assert_eq!((status, &answer["restart"]), (200, &json!(["server.threads"])), "{answer}");
     assert_eq!(answer["experts"], false);
-    let of_a_page = Ask {
+    let of_a_page = HttpRequest {
         route: "/v1/admin/reload",
         body: Some(""),
         header: Some("Origin: http://page.example"),
-        ..Ask::default()
+        ..HttpRequest::default()
     };
-    assert_eq!(ask(daemon.url(), None, of_a_page).unwrap().status, 403, "not for pages");
+    let status = ask(daemon.url(), None, of_a_page).unwrap().status;
+    assert_eq!(status, 403, "requests of web pages are refused");
 
-    // What is broken changes nothing, and says why.
+    // An invalid file changes nothing, and the error says why.
     std::fs::write(dir.join("hypercast.toml"), "[server]\nmax_candidates = 20\nlisen = 1\n")
         .unwrap();
     reloaded(&daemon, "refused", &metrics);
@@ -189,7 +199,7 @@ fn a_configuration_is_read_again_whole_or_not_at_all() {
     assert!(answer["error"]["message"].as_str().unwrap().contains("lisen"), "{answer}");
     assert_eq!(served().0, 413);
 
-    // Another expert by the configuration; one without parameters is not taken.
+    // The configuration names another expert. One without parameters is refused.
     config.server.max_candidates = 20;
     config.experts[0].name = "untrained".into();
     write(&config, dir);
@@ -201,7 +211,7 @@ fn a_configuration_is_read_again_whole_or_not_at_all() {
     reloaded(&daemon, "applied", &metrics);
     assert_eq!(served(), (200, "renamed".into()));
 
-    // Another component at the same place: the old one with a section that says nothing.
+    // Another component in the same file: the old one with an additional empty section.
     let mut component = std::fs::read(dir.join("mlp.wasm")).unwrap();
     component.extend([0, 3, 1, b'x', b'y']);
     std::fs::write(dir.join("mlp.wasm"), &component).unwrap();
@@ -210,28 +220,28 @@ fn a_configuration_is_read_again_whole_or_not_at_all() {
     std::fs::write(dir.join("mlp.wasm"), "no component").unwrap();
     let (status, answer) = daemon.post("/v1/admin/reload", "");
     assert_eq!(status, 422, "{answer}");
-    assert_eq!(served(), (200, "renamed".into()), "what is loaded goes on");
+    assert_eq!(served(), (200, "renamed".into()), "the loaded component keeps serving");
     std::fs::write(dir.join("mlp.wasm"), &component).unwrap();
     let expected = daemon.post("/v1/rank", &timed_rank()).1["ranking"].clone();
     assert!(daemon.stop());
     restored(&binary, dir, &expected);
 }
 
-/// A copy of everything, taken while nothing ran, answers as what was copied.
+/// Copies the folder while nothing runs, and checks that a daemon on the copy answers the same.
 fn restored(binary: &Path, dir: &Path, expected: &Value) {
     let copy = tempfile::tempdir().unwrap();
     let args = [dir.join("."), copy.path().to_path_buf()];
     assert!(Command::new("cp").arg("-a").args(args).status().unwrap().success());
     run_well(binary, copy.path(), &["store", "check", "runs/fm/store"]);
-    let daemon = Daemon::start(binary, copy.path());
+    let daemon = TestDaemon::start(binary, copy.path());
     assert_eq!(daemon.get("/readyz"), (200, "ready\n".into()));
     assert_eq!(daemon.post("/v1/rank", &timed_rank()).1["ranking"], *expected);
     assert!(daemon.stop());
 }
 
 #[test]
-fn a_daemon_that_others_reach_is_protected_or_does_not_start() {
-    let Some((binary, ..)) = prerequisites("protection") else { return };
+fn a_daemon_on_a_public_address_must_be_protected() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("protection") else { return };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = Config::default();
@@ -239,7 +249,7 @@ fn a_daemon_that_others_reach_is_protected_or_does_not_start() {
     config.server.admin_tokens = "admin".into();
     write(&config, dir);
     let refused = |word: &str| {
-        // It is refused before anything is opened.
+        // The daemon refuses before it opens any file of the FM.
         let (well, text) = run(&binary, dir, &["serve", "--listen", "0.0.0.0:0"]);
         assert!(!well && text.contains(word), "{text}");
     };
@@ -259,8 +269,10 @@ fn a_daemon_that_others_reach_is_protected_or_does_not_start() {
 }
 
 #[test]
-fn a_joiner_says_where_its_metrics_are() {
-    let Some((binary, ..)) = prerequisites("metrics of join") else { return };
+fn a_joiner_prints_where_its_metrics_are() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("metrics of join") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     write(&world(dir.path(), 100, 2), dir.path());
     let mut joiner = Command::new(&binary)
@@ -276,11 +288,12 @@ fn a_joiner_says_where_its_metrics_are() {
     let signal = |name: &str| {
         Command::new("kill").args([name, &joiner.id().to_string()]).status().unwrap().success()
     };
-    assert!(signal("-HUP"), "which must not end it");
+    assert!(signal("-HUP"), "the joiner ignores SIGHUP");
     let (url, route) = url.rsplit_once('/').unwrap();
     let route = format!("/{route}");
-    wait_until("the joiner counts", PATIENCE, || {
-        let answer = ask(url, None, Ask { route: &route, ..Ask::default() }).unwrap();
+    wait_until("the joiner reports its lag", PATIENCE, || {
+        let answer =
+            ask(url, None, HttpRequest { route: &route, ..HttpRequest::default() }).unwrap();
         metric(&answer.body, "hypercast_joiner{what=\"lag_events\"}") == Some(0.0)
     });
     assert!(signal("-TERM"));
@@ -288,18 +301,20 @@ fn a_joiner_says_where_its_metrics_are() {
 }
 
 #[test]
-fn the_tier_that_takes_events_asks_for_tokens_too() {
-    let Some((binary, ..)) = prerequisites("tokens of ingest") else { return };
+fn the_ingest_tier_requires_tokens_too() {
+    let Some(Prerequisites { hypercast: binary, .. }) = prerequisites("tokens of ingest") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = world(dir, 100, 2);
     config.server.tokens = "callers".into();
     write_secret(&dir.join("callers"), &format!("feed {FEED}\n"));
     write(&config, dir);
-    let daemon = Daemon::start_with(&binary, dir, &["--tier", "ingest"]);
+    let daemon = TestDaemon::start_with(&binary, dir, &["--tier", "ingest"]);
     let body = json!({ "clock_ms": 1_700_000_000_000_u64 }).to_string();
-    let tell = Ask { route: "/v1/events", body: Some(&body), ..Ask::default() };
-    let status = |token| ask(daemon.url(), None, Ask { token, ..tell }).unwrap().status;
+    let tell = HttpRequest { route: "/v1/events", body: Some(&body), ..HttpRequest::default() };
+    let status = |token| ask(daemon.url(), None, HttpRequest { token, ..tell }).unwrap().status;
     assert_eq!((status(None), status(Some(FEED)), status(Some(OPS))), (401, 200, 401));
     write_secret(&dir.join("callers"), &format!("feed {FEED}\nlater {OPS}\n"));
     reloaded(&daemon, "applied", &|| daemon.get("/metrics").1);

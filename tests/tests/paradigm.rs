@@ -1,11 +1,13 @@
-//! The paradigm on a world whose true probabilities are known, through the demo
-//! command and the daemon that it starts.
+//! The foundation-expert paradigm on a simulated world whose true probabilities are known, run by
+//! the demo command with its daemon.
 
-use hypercast_tests::{prerequisites, run_well};
+use hypercast_tests::{Prerequisites, prerequisites, run_well};
 
 #[test]
 fn the_expert_with_tae_closes_at_least_half_of_the_gap_to_the_best_possible() {
-    let Some((binary, plugins, _)) = prerequisites("paradigm") else { return };
+    let Some(Prerequisites { lab: binary, plugins, .. }) = prerequisites("paradigm") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let plugins = plugins.display().to_string();
     let args = [

@@ -1,20 +1,20 @@
-//! `hypercast train fm --resume` after a kill: metrics, logs and checkpoint are
-//! those of a training that nobody killed.
+//! `hypercast train fm --resume` after a kill: metrics, logs and checkpoint equal those of an
+//! undisturbed training.
 
+use hypercast_core::prerequisite::skip;
 use std::{
     path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use hypercast::{
-    config::Config,
-    dataset::{Dataset, ImpressionWriter},
-    logs::LogReader,
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::{Dataset, ImpressionWriter};
+use hypercast_data::logs::LogReader;
 use hypercast_tests::{binary, run, run_well, world};
 
-/// A world whose first third is mere history, so that a run has both phases, and its configuration.
+/// Simulates a world and marks its first third as history, so that a run has both phases. Returns
+/// the configuration.
 fn prepare(dir: &Path) -> Config {
     let mut config = world(dir, 1500, 2);
     config.fm.dropout = 0.1;
@@ -40,7 +40,7 @@ fn prepare(dir: &Path) -> Config {
     config
 }
 
-/// Trains and kills the process once it has saved a run in this phase.
+/// Starts a training and kills it after it has saved its state in the given phase.
 fn train_and_kill(binary: &Path, dir: &Path, phase: &str, args: &[&str]) {
     let mut child = Command::new(binary)
         .args(["train", "fm"])
@@ -52,22 +52,23 @@ fn train_and_kill(binary: &Path, dir: &Path, phase: &str, args: &[&str]) {
     let saved = dir.join("runs/fm-work/saved/run.toml");
     let wanted = format!("phase = \"{phase}\"");
     while !std::fs::read_to_string(&saved).is_ok_and(|text| text.contains(&wanted)) {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it saved in the {phase}");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before saving in phase {phase}");
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
-/// Every file under `dir` with its bytes, in the order of their names.
+/// All files under `dir` with their contents, sorted by name.
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        match path.is_dir() {
-            true => all.extend(files(&path).into_iter().map(|(at, b)| (format!("{name}/{at}"), b))),
-            false => all.push((name, std::fs::read(&path).unwrap())),
+        if path.is_dir() {
+            all.extend(files(&path).into_iter().map(|(at, b)| (format!("{name}/{at}"), b)));
+        } else {
+            all.push((name, std::fs::read(&path).unwrap()));
         }
     }
     all.sort();
@@ -77,7 +78,7 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_killed_training_resumes_as_if_it_had_not_been_killed() {
     let Some(binary) = binary() else {
-        eprintln!("SKIPPED resume: `cargo test --workspace` builds the hypercast binary");
+        skip("resume", "`cargo test --workspace` builds the hypercast binary");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -106,7 +107,7 @@ fn a_killed_training_resumes_as_if_it_had_not_been_killed() {
     };
     let (a, b) = (logged(&whole), logged(&killed));
     assert!(a.len() > 300);
-    assert!(a == b, "{} and {} requests are logged, and not the same", a.len(), b.len());
+    assert!(a == b, "the logs differ; they have {} and {} requests", a.len(), b.len());
     for folder in ["runs/fm", "runs/logs"] {
         let (a, b) = (files(&whole.join(folder)), files(&killed.join(folder)));
         let names = |files: &[(String, Vec<u8>)]| {
@@ -119,7 +120,7 @@ fn a_killed_training_resumes_as_if_it_had_not_been_killed() {
         }
     }
 
-    // A finished run still has its last save; with another configuration it is refused.
+    // A finished run keeps its last saved state. Resuming with another configuration is refused.
     let mut config = Config::read(&killed.join("hypercast.toml")).unwrap();
     config.logs.history_len += 1;
     config.write(&killed.join("hypercast.toml")).unwrap();

@@ -1,7 +1,7 @@
-//! Pushes as a surface team makes them: to everybody by steps and under requests, refused by cause, rolled back by
-//! themselves, and going on after a restart.
+//! Pushes as a surface team makes them: rolled out step by step under load, refused with a reason,
+//! rolled back automatically, and continued after a restart.
 //!
-//! `HYPERCAST_ROLLOUT_PUSHES` sets how many pushes the last test makes one after the other (3 by default).
+//! `HYPERCAST_ROLLOUT_PUSHES` sets the number of pushes that the last test makes (3 by default).
 
 use std::{
     path::{Path, PathBuf},
@@ -10,22 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::{
-    config::Config,
-    rollout::{Manifest, Push, SecretKey, Signed, Wishes, sha256},
-};
+use hypercast_config::Config;
+use hypercast_config::sha256;
+use hypercast_serve::rollout::{Manifest, Push, SecretKey, Signed, Wishes};
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run, run_well,
-    secure::{Ask, Certificate, ask, write_secret},
+    Prerequisites, TestDaemon, agent, expert, prerequisites, rank_body, run, run_well,
+    secure::{Certificate, HttpRequest, ask, write_secret},
     services::wait_until,
     world,
 };
 use serde_json::{Value, json};
 
-/// How long a step may take.
+/// How long a step of a rollout may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A world with an FM and version 1.0.0 of expert `home` in service, other parameters of the same network, and a key.
+/// A simulated world with an FM, version 1.0.0 of the expert `home`, and a trusted key.
 struct Team {
     binary: PathBuf,
     dir: PathBuf,
@@ -45,15 +44,15 @@ impl Team {
         Some(team)
     }
 
-    /// The same where the configuration still says what serves.
+    /// Like `new`, but without registered versions: the configuration decides what serves.
     fn unregistered(test: &str, change: impl Fn(&mut Config)) -> Option<Team> {
-        let (binary, plugins, hostile) = prerequisites(test)?;
+        let Prerequisites { hypercast: binary, plugins, hostile, .. } = prerequisites(test)?;
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().to_path_buf();
         let key = SecretKey::generate().unwrap();
         key.write(&dir.join("team.key")).unwrap();
         let mut config = world(&dir, 1000, 2);
-        // Times of an unoptimised build on a busy machine are not what these tests are about.
+        // These tests do not measure speed, so allow for a busy machine.
         config.plugin_limits.deadline_ms = 500;
         config.plugin_limits.slow_ms = 100_000.0;
         config.experts = vec![expert("home", plugins.join("mlp-fusion.wasm"), &[])];
@@ -71,7 +70,7 @@ impl Team {
         Some(Team { binary, dir, plugins, hostile, config, _folder: folder })
     }
 
-    /// Trains other parameters of `home` with another seed, or those of another component.
+    /// Trains parameters of a component with the given seed.
     fn trained(&self, component: &Path, seed: u64) -> PathBuf {
         let mut other = self.config.clone();
         other.experts[0].plugin = component.to_path_buf();
@@ -82,16 +81,16 @@ impl Team {
         self.dir.join(format!("runs/experts-{seed}/home/parameters.safetensors"))
     }
 
-    fn daemon(&self) -> Daemon {
-        Daemon::start(&self.binary, &self.dir)
+    fn daemon(&self) -> TestDaemon {
+        TestDaemon::start(&self.binary, &self.dir)
     }
 
     fn component(&self) -> PathBuf {
         self.plugins.join("mlp-fusion.wasm")
     }
 
-    /// `hypercast plugin push`: its exit status and all it said.
-    fn push(&self, daemon: &Daemon, component: &Path, args: &[&str]) -> (i32, String) {
+    /// Runs `hypercast plugin push`. Returns its exit status and its output.
+    fn push(&self, daemon: &TestDaemon, component: &Path, args: &[&str]) -> (i32, String) {
         self.push_to(daemon.url(), component, args)
     }
 
@@ -123,13 +122,12 @@ impl Team {
 }
 
 fn rank(user: u64, candidates: usize) -> String {
-    let candidates: Vec<Value> = (1..=candidates).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms, "explain": true })
-        .to_string()
+    let mut body = rank_body(user, "feed", 1..=candidates as u64);
+    body["explain"] = json!(true);
+    body.to_string()
 }
 
-fn predictions(daemon: &Daemon) -> Vec<f64> {
+fn predictions(daemon: &TestDaemon) -> Vec<f64> {
     let (status, answer) = daemon.post("/v1/rank", &rank(1, 12));
     assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
     let tasks = answer["explain"]["expert"].as_object().unwrap().clone();
@@ -137,40 +135,39 @@ fn predictions(daemon: &Daemon) -> Vec<f64> {
     values.map(|value| value.as_f64().unwrap()).collect()
 }
 
-/// POSTs a push's body as it is: status, and message.
-fn send(daemon: &Daemon, version: &str, body: &[u8]) -> (u16, String) {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
+/// POSTs the body of a push. Returns the status and the error message.
+fn send(daemon: &TestDaemon, version: &str, body: &[u8]) -> (u16, String) {
     let url = format!("{}/v1/admin/experts/home/versions/{version}", daemon.url());
-    let mut answer = ureq::Agent::new_with_config(config.build()).post(&url).send(body).unwrap();
+    let mut answer = agent().post(&url).send(body).unwrap();
     let status = answer.status().as_u16();
     let answer: Value = answer.body_mut().read_json().unwrap();
     (status, answer["error"]["message"].as_str().unwrap_or_default().to_owned())
 }
 
-fn state(daemon: &Daemon, version: &str) -> Value {
+fn state(daemon: &TestDaemon, version: &str) -> Value {
     let (_, text) = daemon.get(&format!("/v1/admin/experts/home/versions/{version}"));
     serde_json::from_str::<Value>(&text).unwrap()["rollout"].clone()
 }
 
-/// What came of requests that were sent meanwhile.
+/// Sends requests in the background and counts the answers.
 #[derive(Default)]
-struct Load {
+struct RequestLoad {
     stop: AtomicBool,
     candidates: AtomicUsize,
     answered: AtomicUsize,
-    /// Neither an answer nor one by an expert.
+    /// The number of errors and degraded answers.
     bad: AtomicUsize,
-    /// Whether what came of each answer is told.
-    tells: bool,
+    /// Whether to send the outcome of each answer.
+    sends_outcomes: bool,
 }
 
-impl Load {
-    fn of(candidates: usize) -> Load {
-        Load { candidates: AtomicUsize::new(candidates), ..Load::default() }
+impl RequestLoad {
+    fn of(candidates: usize) -> RequestLoad {
+        RequestLoad { candidates: AtomicUsize::new(candidates), ..RequestLoad::default() }
     }
 
-    /// Sends requests of many users until `run` is done.
-    fn during<T>(&self, daemon: &Daemon, run: impl FnOnce() -> T) -> T {
+    /// Sends requests of many users until `run` returns.
+    fn during<T>(&self, daemon: &TestDaemon, run: impl FnOnce() -> T) -> T {
         std::thread::scope(|scope| {
             for first in [0, 50] {
                 scope.spawn(move || {
@@ -184,13 +181,13 @@ impl Load {
                         if status != 200 || answer["degraded"] != json!(false) {
                             self.bad.fetch_add(1, Ordering::Relaxed);
                         }
-                        if self.tells {
-                            tell(daemon, user + 1, &answer);
+                        if self.sends_outcomes {
+                            send_outcomes(daemon, user + 1, &answer);
                         }
                     }
                 });
             }
-            let guard = Stopped(self);
+            let guard = StopOnDrop(self);
             let done = run();
             drop(guard);
             done
@@ -202,8 +199,8 @@ impl Load {
     }
 }
 
-/// Tells what came of an answer: the first of its items was clicked.
-fn tell(daemon: &Daemon, user: u64, answer: &Value) {
+/// Sends the outcomes of an answer: the user clicked the first item.
+fn send_outcomes(daemon: &TestDaemon, user: u64, answer: &Value) {
     let ranking = answer["ranking"].as_array().unwrap();
     let event = |(place, item): (usize, &Value)| {
         json!({
@@ -216,25 +213,25 @@ fn tell(daemon: &Daemon, user: u64, answer: &Value) {
     assert_eq!(status, 200, "{said}");
 }
 
-/// Ends the load even where an assertion fails meanwhile.
-struct Stopped<'a>(&'a Load);
+/// Stops the load when dropped, also if an assertion fails.
+struct StopOnDrop<'a>(&'a RequestLoad);
 
-impl Drop for Stopped<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.stop.store(true, Ordering::Relaxed);
     }
 }
 
 #[test]
-fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
+fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reason() {
     let Some(team) = Team::new("rollout", |_| {}) else { return };
     let other = team.trained(&team.component(), 8);
     let other = other.to_str().unwrap();
     let daemon = team.daemon();
     let first = predictions(&daemon);
 
-    // Under requests, none of which fails or is degraded.
-    let load = Load::of(12);
+    // Roll out under load. No request fails or is degraded.
+    let load = RequestLoad::of(12);
     let push =
         || team.push(&daemon, &team.component(), &["--version", "1.1.0", "--parameters", other]);
     let (status, said) = load.during(&daemon, push);
@@ -246,10 +243,10 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     }
     assert_eq!(load.counts().1, 0, "of {} requests", load.counts().0);
     let second = predictions(&daemon);
-    assert_ne!(first, second, "other parameters answer");
+    assert_ne!(first, second, "the new parameters answer");
     assert!(team.list().contains("standby"), "{}", team.list());
 
-    // The guard, by the bytes themselves: each is refused by its cause, and nothing changes.
+    // Send invalid pushes directly. Each is refused with its reason, and nothing changes.
     let before = team.list();
     let component = std::fs::read(team.component()).unwrap();
     let manifest = |version: &str| Manifest {
@@ -292,14 +289,14 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     let eager =
         Push { signed: sign("1.2.0", now()), wishes, component: &component, parameters: None };
     refused("1.2.0", &eager.encode(), "rollout.canary_share");
-    // Another network has parameters that the one that serves lacks.
+    // A push without parameters needs a network whose parameters the serving version has.
     let short = team.plugins.join("short-term.wasm");
     let (status, said) = team.push(&daemon, &short, &["--version", "2.0.0"]);
     assert!(
         status == 1 && said.contains("by name and shape: `") && said.contains("train"),
         "{said}"
     );
-    // A component that faults at the very requests that were recorded goes no further.
+    // A component that faults on the recorded requests does not get past the replay.
     let trap = team.hostile.join("trap.wasm");
     let parameters = team.trained(&trap, 9);
     let args = ["--version", "2.1.0", "--parameters", parameters.to_str().unwrap()];
@@ -308,8 +305,8 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     assert!(status == 1 && said.contains("replay:") && said.contains("trap"), "{said}");
     assert_eq!((team.list(), predictions(&daemon)), (before, second));
 
-    // Without parameters it starts from those that serve; then back by hand.
-    let load = Load::of(12);
+    // A push without parameters starts from those of the serving version. Roll it back by hand.
+    let load = RequestLoad::of(12);
     let (status, said) =
         load.during(&daemon, || team.push(&daemon, &team.component(), &["--version", "1.2.0"]));
     assert!(status == 0 && said.contains("the parameters of 1.1.0"), "{said}");
@@ -319,7 +316,7 @@ fn a_push_comes_to_answer_everybody_and_what_is_wrong_is_refused_by_cause() {
     let logs = run_well(&team.binary, &team.dir, &["plugin", "logs", "home", daemon.url()]);
     assert!(logs.contains("home@1.2.0 (rolled-back)") && logs.contains("asked to"), "{logs}");
 
-    // What was served can be replayed.
+    // The recorded requests can be replayed.
     let args = ["plugin", "replay", team.plugins.join("mlp-fusion.wasm").to_str().unwrap()]
         .map(str::to_owned);
     let more = ["--requests", "runs/state/recorded", "--parameters", other, "--json"];
@@ -340,20 +337,16 @@ fn contract(component: &[u8]) -> String {
 }
 
 #[test]
-fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
+fn a_version_that_faults_in_its_canary_is_rolled_back() {
     let Some(team) = Team::new("canary", |config| config.rollout.canary_requests = 1_000_000)
     else {
         return;
     };
     let crowd = team.hostile.join("crowd.wasm");
-    if !crowd.is_file() {
-        eprintln!("SKIPPED canary: {} is missing", crowd.display());
-        return;
-    }
     let parameters = team.trained(&crowd, 9);
     let daemon = team.daemon();
     let first = predictions(&daemon);
-    let load = Load::of(12);
+    let load = RequestLoad::of(12);
     let (status, said) = load.during(&daemon, || {
         std::thread::scope(|scope| {
             let push = scope.spawn(|| {
@@ -363,7 +356,7 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
             wait_until("it is a canary that answers", PATIENCE, || {
                 push.is_finished() || state(&daemon, "1.1.0")["step"] == "canary"
             });
-            // Now come requests that it cannot stand.
+            // From now on send requests on which it faults.
             load.candidates.store(20, Ordering::Relaxed);
             push.join().unwrap()
         })
@@ -372,17 +365,17 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
     for word in ["rolled-back rolled back to 1.0.0: canary: faults", "trap"] {
         assert!(said.contains(word), "{word}: {said}");
     }
-    // Nobody went without an answer, and all users are with the version before.
+    // Every request was answered, and all users are back on the previous version.
     let (answered, bad) = load.counts();
     assert!(bad > 0 && bad < answered, "{bad} of {answered}");
     let give_up = Instant::now() + PATIENCE;
     while (1..30).any(|user| daemon.post("/v1/rank", &rank(user, 20)).1["degraded"] != json!(false))
     {
-        assert!(Instant::now() < give_up, "users are given back");
+        assert!(Instant::now() < give_up, "all users return to the previous version");
     }
     assert_eq!(predictions(&daemon), first);
     assert!(team.list().contains("retired"), "{}", team.list());
-    // The same version does not come again.
+    // The same version cannot be pushed again.
     let (status, said) = team.push(
         &daemon,
         &crowd,
@@ -395,24 +388,20 @@ fn a_version_that_faults_in_its_canary_is_rolled_back_by_itself() {
 }
 
 #[test]
-fn a_version_that_is_slow_in_its_canary_is_rolled_back_by_itself() {
+fn a_version_that_is_slow_in_its_canary_is_rolled_back() {
     let change = |config: &mut Config| {
         config.rollout.canary_requests = 1_000_000;
         config.rollout.latency_factor = 1.0;
         config.rollout.latency_slack_ms = 5.0;
-        // It shall not fault: slow is all it is, on whatever machine.
+        // The guest must be slow without running past a deadline, on any machine.
         config.plugin_limits.deadline_ms = 60_000;
         config.server.deadline_ms = 60_000;
     };
     let Some(team) = Team::new("slow canary", change) else { return };
     let plods = team.hostile.join("plods.wasm");
-    if !plods.is_file() {
-        eprintln!("SKIPPED slow canary: {} is missing", plods.display());
-        return;
-    }
     let parameters = team.trained(&plods, 9);
     let daemon = team.daemon();
-    let load = Load::of(12);
+    let load = RequestLoad::of(12);
     let (status, said) = load.during(&daemon, || {
         std::thread::scope(|scope| {
             let push = scope.spawn(|| {
@@ -428,14 +417,14 @@ fn a_version_that_is_slow_in_its_canary_is_rolled_back_by_itself() {
     });
     assert_eq!(status, 1, "{said}");
     assert!(said.contains("rolled-back rolled back to 1.0.0: canary: latency: p99"), "{said}");
-    assert_eq!(load.counts().1, 0, "everybody had an answer of an expert");
+    assert_eq!(load.counts().1, 0, "no answer was degraded");
     let list = team.list();
     assert!(list.contains("retired"), "{list}");
     assert!(daemon.stop());
 }
 
 #[test]
-fn a_canary_that_its_own_evaluate_takes_back_is_rolled_back() {
+fn a_canary_that_its_own_evaluate_rejects_is_rolled_back() {
     let change = |config: &mut Config| {
         config.rollout.canary_requests = 1_000_000;
         config.join.max_future_s = 0;
@@ -444,18 +433,18 @@ fn a_canary_that_its_own_evaluate_takes_back_is_rolled_back() {
     let takes_back = team.hostile.join("takes_back.wasm");
     let parameters = team.trained(&takes_back, 9);
     let daemon = team.daemon();
-    let load = Load { tells: true, ..Load::of(12) };
+    let load = RequestLoad { sends_outcomes: true, ..RequestLoad::of(12) };
     let args = ["--version", "1.1.0", "--parameters", parameters.to_str().unwrap()];
     let (status, said) = load.during(&daemon, || team.push(&daemon, &takes_back, &args));
     assert_eq!(status, 1, "{said}");
     let cause = "rolled back to 1.0.0: canary: evaluate: takes_back never wants anything new";
     assert!(said.contains(cause), "{said}");
-    assert_eq!(load.counts().1, 0, "nobody noticed");
+    assert_eq!(load.counts().1, 0, "no answer was degraded");
     assert!(daemon.stop());
 }
 
 #[test]
-fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
+fn a_first_push_over_tls_registers_the_configured_expert() {
     const TOKEN: &str = "4f1d0d5c2f7e4f3aa1b0c9d8e7f60514";
     let change = |config: &mut Config| {
         config.server.admin_tokens = "admin".into();
@@ -470,11 +459,11 @@ fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
     let url = daemon.url().replace("127.0.0.1", "localhost");
     let answered = || {
         let body = rank(1, 12);
-        let asked = Ask {
+        let asked = HttpRequest {
             route: "/v1/rank",
             body: Some(&body),
             header: Some("Content-Type: application/json"),
-            ..Ask::default()
+            ..HttpRequest::default()
         };
         let answer = ask(&url, Some(&own), asked).unwrap();
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -489,7 +478,7 @@ fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
     let (status, said) = team.push_to(&url, &team.component(), &["--version", "1.1.0"]);
     assert!(
         status == 1 && said.contains("cannot reach"),
-        "no authority is trusted that nobody named: {said}"
+        "only the authority named by --ca is trusted: {said}"
     );
     let (status, said) =
         team.push_to(&url, &team.component(), &["--version", "1.1.0", "--ca", "own.crt"]);
@@ -519,7 +508,7 @@ fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
         status == 3 && said.contains("the parameters of 0.1.0") && said.contains("waits for"),
         "{said}"
     );
-    // What the configuration served is registered now, and answers as before.
+    // The configured expert is now registered and answers as before.
     let after = answered();
     assert_eq!(after["expert"]["arm"], json!("home@0.1.0"));
     assert_eq!(before["ranking"], after["ranking"]);
@@ -529,7 +518,7 @@ fn a_first_push_over_tls_takes_over_what_the_configuration_serves() {
 }
 
 #[test]
-fn a_rollout_goes_on_after_a_restart_and_waits_where_it_was_asked_to() {
+fn a_rollout_continues_after_a_restart_and_waits_at_the_given_step() {
     let Some(team) = Team::new("restart", |_| {}) else { return };
     let daemon = team.daemon();
     let args = ["--version", "1.1.0", "--no-wait", "--stop-after", "canary"];
@@ -540,7 +529,7 @@ fn a_rollout_goes_on_after_a_restart_and_waits_where_it_was_asked_to() {
     assert!(status == 1 && said.contains("1.1.0 is under way (shadow)"), "{said}");
     assert!(daemon.stop());
     let daemon = team.daemon();
-    let load = Load::of(12);
+    let load = RequestLoad::of(12);
     load.during(&daemon, || {
         wait_until("it waits", PATIENCE, || state(&daemon, "1.1.0")["step"] == "waiting");
         team.versions(&["promote", "expert", "home", "1.1.0"]);
@@ -551,21 +540,21 @@ fn a_rollout_goes_on_after_a_restart_and_waits_where_it_was_asked_to() {
 }
 
 #[test]
-fn one_push_after_the_other_under_requests() {
+fn many_pushes_in_a_row_under_load() {
     let change = |config: &mut Config| {
         config.rollout.shadow_requests = 5;
         config.rollout.canary_requests = 5;
         config.rollout.replay_requests = 10;
         config.recorded.share = 0.05;
         config.engine.fsync = false;
-        // What waits for outcomes is bounded, and would take an hour to fill.
+        // The default takes an hour to fill; until then memory would grow.
         config.server.served_predictions = 100_000;
     };
     let Some(team) = Team::new("many pushes", change) else { return };
     let pushes: usize = std::env::var("HYPERCAST_ROLLOUT_PUSHES")
         .map_or(3, |pushes| pushes.parse().expect("HYPERCAST_ROLLOUT_PUSHES is a number"));
     let daemon = team.daemon();
-    let load = Load::of(12);
+    let load = RequestLoad::of(12);
     let memory = load.during(&daemon, || {
         let mut memory = Vec::new();
         let start = Instant::now();
@@ -589,7 +578,7 @@ fn one_push_after_the_other_under_requests() {
     assert_eq!(bad, 0, "of {answered} requests");
     let list = team.list();
     assert_eq!(list.matches("standby").count(), 1, "{list}");
-    // Once caches are warm, memory stays.
+    // After the caches have filled, memory must not grow.
     if pushes >= 50 {
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (early, late) =

@@ -1,5 +1,5 @@
-//! The whole loop as `hypercast demo --streaming` runs it: every process, publications under load, a promotion and
-//! a rollback, and each impression in exactly one example.
+//! The whole training and serving loop as `hypercast-lab demo --streaming` runs it: all processes,
+//! publications under load, a promotion and a rollback, and each impression in exactly one example.
 
 use std::{
     path::Path,
@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_tests::prerequisites;
+use hypercast_tests::{Prerequisites, prerequisites};
 use serde_json::Value;
 
-/// The demo in `dir/work`, with its result in `dir/report.json`.
+/// The command of the demo. It works in `dir/work` and writes its result to `dir/report.json`.
 fn demo(binary: &Path, plugins: &Path, dir: &Path) -> Command {
     let mut command = Command::new(binary);
     command
@@ -21,12 +21,12 @@ fn demo(binary: &Path, plugins: &Path, dir: &Path) -> Command {
     command
 }
 
-/// A demo under way; dropping it ends the process.
-struct Running(Child);
+/// A running demo. Dropping it kills the process.
+struct RunningDemo(Child);
 
-impl Drop for Running {
+impl Drop for RunningDemo {
     fn drop(&mut self) {
-        // Of one that has ended both do nothing.
+        // Both calls do nothing if the process has ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -34,12 +34,14 @@ impl Drop for Running {
 
 #[test]
 fn the_loop_learns_serves_promotes_and_rolls_back() {
-    let Some((binary, plugins, _)) = prerequisites("streaming") else { return };
+    let Some(Prerequisites { lab: binary, plugins, .. }) = prerequisites("streaming") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let output = demo(&binary, &plugins, dir.path()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{told}");
+    let [stdout, stderr] =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
     let text = std::fs::read_to_string(dir.path().join("report.json")).unwrap();
     let report: Value = serde_json::from_str(&text).unwrap();
 
@@ -73,29 +75,30 @@ fn the_loop_learns_serves_promotes_and_rolls_back() {
 }
 
 #[test]
-fn a_second_demo_in_a_work_folder_is_refused_and_an_asked_one_stops() {
-    let Some((binary, plugins, _)) = prerequisites("streaming, twice") else { return };
+fn a_second_demo_in_the_same_folder_is_refused_and_the_first_stops_on_request() {
+    let Some(Prerequisites { lab: binary, hypercast, plugins, .. }) =
+        prerequisites("streaming, twice")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut first = demo(&binary, &plugins, dir.path());
     let first = first.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let (pid, mut first) = (first.id(), Running(first));
+    let (pid, mut first) = (first.id(), RunningDemo(first));
     let serves = dir.path().join("work/said/serve.log");
     let until = Instant::now() + Duration::from_secs(120);
     while !std::fs::read_to_string(&serves).is_ok_and(|said| said.contains("listening on")) {
-        assert!(
-            Instant::now() < until && first.0.try_wait().unwrap().is_none(),
-            "it does not start"
-        );
+        assert!(Instant::now() < until && first.0.try_wait().unwrap().is_none(), "the demo starts");
         std::thread::sleep(Duration::from_millis(100));
     }
     let second = demo(&binary, &plugins, dir.path()).output().unwrap();
-    let told = String::from_utf8_lossy(&second.stderr);
-    assert!(!second.status.success() && told.contains(&pid.to_string()), "{told}");
+    let stderr = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && stderr.contains(&pid.to_string()), "{stderr}");
 
     assert!(Command::new("kill").arg(pid.to_string()).status().unwrap().success());
-    // What it started has ended with it: their folders are free again.
-    assert!(!first.0.wait().unwrap().success(), "it says that it did not come to its end");
-    let again = Command::new(&binary)
+    // Its child processes have ended too, so their folders are no longer locked.
+    assert!(!first.0.wait().unwrap().success(), "a demo that was stopped reports a failure");
+    let again = Command::new(&hypercast)
         .args(["materialise", "--follow", "--until-end"])
         .current_dir(dir.path().join("work"))
         .output()

@@ -1,12 +1,12 @@
-//! Tiers as an operator runs them: the FM in a process of its own, deadlines that
-//! travel, and requests that are refused before they can wait in vain.
+//! Tiers as an operator runs them: the FM in its own process, deadlines that are passed on, and
+//! requests that are refused at once if they cannot be answered in time.
 
 use std::{path::Path, time::Duration};
 
-use hypercast::config::Config;
+use hypercast_config::Config;
 use hypercast_tests::{
-    Daemon, expert, prerequisites, run_well,
-    secure::{Ask, Certificate, ask, write_secret},
+    Prerequisites, TestDaemon, expert, prerequisites, rank_body, run_well,
+    secure::{Certificate, HttpRequest, ask, write_secret},
     services::wait_until,
     world,
 };
@@ -27,13 +27,10 @@ fn write(config: &Config, dir: &Path, name: &str) {
 }
 
 fn rank(user: u64) -> String {
-    let candidates: Vec<Value> = (1..40).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": "feed", "candidates": candidates, "time_ms": time_ms })
-        .to_string()
+    rank_body(user, "feed", 1..40).to_string()
 }
 
-/// Item and score of each place.
+/// The item and score of each place in the ranking, sorted by item.
 fn scores(answer: &Value) -> Vec<(u64, f64)> {
     let places = answer["ranking"].as_array().unwrap_or_else(|| panic!("{answer}"));
     let mut scores: Vec<(u64, f64)> = places
@@ -45,11 +42,13 @@ fn scores(answer: &Value) -> Vec<(u64, f64)> {
 }
 
 #[test]
-fn processes_answer_as_one_and_live_without_each_other() {
-    let Some((binary, plugins, _)) = prerequisites("tiers") else { return };
+fn separate_tiers_answer_like_one_process_and_survive_each_other() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tiers") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let config = trained(dir.path(), &plugins, &binary);
-    let whole = Daemon::start(&binary, dir.path());
+    let whole = TestDaemon::start(&binary, dir.path());
     let expected: Vec<Value> = (1..6).map(|user| whole.post("/v1/rank", &rank(user)).1).collect();
     assert!(whole.stop());
 
@@ -57,17 +56,17 @@ fn processes_answer_as_one_and_live_without_each_other() {
         let mut of_fm = config.clone();
         of_fm.fm_serving.tae = serde_json::from_value(json!(format)).unwrap();
         write(&of_fm, dir.path(), "fm.toml");
-        let fm = Daemon::start_with(
+        let fm = TestDaemon::start_with(
             &binary,
             dir.path(),
             &["--config", "fm.toml", "--tier", "fm-serving"],
         );
         let mut of_expert = config.clone();
         of_expert.fm_serving.url = fm.url().into();
-        // Experts need no checkpoint where the FM is elsewhere.
+        // The expert tier needs no checkpoint of the FM.
         of_expert.paths.fm = "nowhere".into();
         write(&of_expert, dir.path(), "expert.toml");
-        let experts = Daemon::start_with(
+        let experts = TestDaemon::start_with(
             &binary,
             dir.path(),
             &["--config", "expert.toml", "--tier", "expert"],
@@ -83,12 +82,12 @@ fn processes_answer_as_one_and_live_without_each_other() {
                 );
             }
         }
-        assert_eq!(fm.post("/v1/rank", &rank(1)).0, 404, "the FM's tier ranks nothing");
+        assert_eq!(fm.post("/v1/rank", &rank(1)).0, 404, "the FM's tier does not rank");
         let (_, metrics) = fm.get("/metrics");
         assert!(metrics.contains("hypercast_fm_batch_requests_count 5"), "{metrics}");
         assert!(metrics.contains("hypercast_history_cache{what=\"new_tokens\"}"), "{metrics}");
 
-        // Dropping it is a kill -9: the expert goes on without the embedding, and says so.
+        // Dropping kills the process. The expert continues without embeddings and reports that.
         drop(fm);
         let (status, answer) = experts.post("/v1/rank", &rank(1));
         assert_eq!((status, &answer["degraded"]), (200, &json!(true)), "{answer}");
@@ -100,9 +99,12 @@ fn processes_answer_as_one_and_live_without_each_other() {
 }
 
 #[test]
-fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
+fn the_expert_tier_uses_tls_and_tokens_of_the_fm_tier() {
     const TOKEN: &str = "4f1d0d5c2f7e4f3aa1b0c9d8e7f60514";
-    let Some((binary, plugins, _)) = prerequisites("tiers over TLS") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("tiers over TLS")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let config = trained(dir.path(), &plugins, &binary);
     let own = Certificate::make(dir.path(), "own");
@@ -116,10 +118,10 @@ fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
     of_fm.server.tokens = "callers".into();
     write(&of_fm, dir.path(), "fm.toml");
     let args = ["--config", "fm.toml", "--tier", "fm-serving"];
-    let fm = Daemon::start_with(&binary, dir.path(), &args);
+    let fm = TestDaemon::start_with(&binary, dir.path(), &args);
     let url = fm.url().replace("127.0.0.1", "localhost");
     assert!(url.starts_with("https://"), "{url}");
-    let asked = Ask { route: "/v1/embed", body: Some(""), ..Ask::default() };
+    let asked = HttpRequest { route: "/v1/embed", body: Some(""), ..HttpRequest::default() };
     assert_eq!(ask(fm.url(), Some(&own), asked).unwrap().status, 401);
 
     let mut of_expert = config;
@@ -145,15 +147,16 @@ fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
         assert!(!well && text.contains(word) && !text.contains(TOKEN), "{word}: {text}");
     }
     write(&of_expert, dir.path(), "expert.toml");
-    let experts = Daemon::start_with(&binary, dir.path(), &args);
+    let experts = TestDaemon::start_with(&binary, dir.path(), &args);
     for user in 1..6 {
         let (status, answer) = experts.post("/v1/rank", &rank(user));
         assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
     }
-    // Tokens of the tier can be changed while it serves; the expert goes on without it and says why.
+    // After a reload the FM's tier rejects the old token. The expert continues without embeddings
+    // and reports why.
     write_secret(&dir.path().join("callers"), &format!("others {}\n", TOKEN.replace('4', "6")));
     fm.hang_up();
-    wait_until("the token is asked for anew", Duration::from_secs(60), || {
+    wait_until("the FM's tier rejects the token", Duration::from_secs(60), || {
         experts.post("/v1/rank", &rank(1)).1["degraded"] == json!(true)
     });
     let (_, answer) = experts.post("/v1/rank", &rank(1));
@@ -162,8 +165,11 @@ fn a_tier_with_a_certificate_and_tokens_is_asked_as_it_wants() {
 }
 
 #[test]
-fn an_expert_tier_without_an_fm_says_where_to_name_one() {
-    let Some((binary, plugins, _)) = prerequisites("expert tier") else { return };
+fn an_expert_tier_without_an_fm_names_the_missing_key() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("expert tier")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     trained(dir.path(), &plugins, &binary);
     let (well, text) = hypercast_tests::run(&binary, dir.path(), &["serve", "--tier", "expert"]);
@@ -171,13 +177,15 @@ fn an_expert_tier_without_an_fm_says_where_to_name_one() {
 }
 
 #[test]
-fn what_cannot_be_in_time_is_refused() {
-    let Some((binary, plugins, _)) = prerequisites("shedding") else { return };
+fn requests_that_cannot_be_answered_in_time_are_refused() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("shedding") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let mut config = trained(dir.path(), &plugins, &binary);
     (config.server.queue, config.server.threads) = (2, 1);
     write(&config, dir.path(), "hypercast.toml");
-    let daemon = Daemon::start(&binary, dir.path());
+    let daemon = TestDaemon::start(&binary, dir.path());
     let (status, answer, _) = daemon.post_within("/v1/rank", &rank(1), "soon");
     assert_eq!(status, 400, "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("hypercast-deadline-ms"));
@@ -197,8 +205,8 @@ fn what_cannot_be_in_time_is_refused() {
     assert_eq!(count(200) + count(503), 40, "{answers:?}");
     assert!(count(200) >= 2 && count(503) >= 1, "{} answered, {} refused", count(200), count(503));
     for (status, answer, again) in &answers {
-        assert_eq!(*status == 503, *again, "a refusal says when to try again: {answer}");
+        assert_eq!(*status == 503, *again, "a refusal has a retry-after header: {answer}");
     }
-    assert_eq!(daemon.post("/v1/rank", &rank(1)).0, 200, "and then it goes on");
+    assert_eq!(daemon.post("/v1/rank", &rank(1)).0, 200, "the daemon accepts requests again");
     assert!(daemon.stop());
 }

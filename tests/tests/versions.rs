@@ -1,5 +1,5 @@
-//! Versions as an operator handles them: two FMs side by side, experts pinned to
-//! either, promotions and rollbacks under requests, refusals with their reasons.
+//! Versions as an operator manages them: two FMs side by side, experts pinned to either, promotions
+//! and rollbacks under load, and refusals with their reasons.
 
 use std::{
     path::Path,
@@ -7,11 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast::config::Config;
-use hypercast_tests::{Daemon, expert, prerequisites, run, run_well, world};
+use hypercast_config::Config;
+use hypercast_tests::{
+    Prerequisites, TestDaemon, expert, prerequisites, rank_body, run, run_well, world,
+};
 use serde_json::{Value, json};
 
-/// FM 1.0.0 and two experts on it (`hypercast.toml`), FM 2.0.0 and the same on it (`second.toml`).
+/// Trains FM 1.0.0 with two experts (`hypercast.toml`), and FM 2.0.0 with the same experts
+/// (`second.toml`).
 fn trained(dir: &Path, plugins: &Path, binary: &Path) -> Config {
     let mut config = world(dir, 1500, 2);
     config.experts = vec![
@@ -29,7 +32,7 @@ fn trained(dir: &Path, plugins: &Path, binary: &Path) -> Config {
     run_well(binary, dir, &["train", "fm"]);
     run_well(binary, dir, &["train", "expert"]);
     run_well(binary, dir, &["train", "fm", "--config", "second.toml"]);
-    // The second FM gets a version of its own, and experts learn from logs with its embeddings.
+    // Give the second FM its own version, and let experts learn from logs with its embeddings.
     let manifest = dir.join("runs/fm2/fm.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
     let mut fields: Value = serde_json::from_str(&text).unwrap();
@@ -51,14 +54,13 @@ fn refused(binary: &Path, dir: &Path, args: &[&str], word: &str) {
 }
 
 fn rank(user: u64, surface: &str) -> String {
-    let candidates: Vec<Value> = (1..20).map(|id| json!({ "id": id })).collect();
-    let time_ms = 1_800_000_000_000_u64;
-    json!({ "user": user, "surface": surface, "candidates": candidates, "time_ms": time_ms, "explain": true })
-        .to_string()
+    let mut body = rank_body(user, surface, 1..20);
+    body["explain"] = json!(true);
+    body.to_string()
 }
 
-/// What the expert predicts for each user on a surface.
-fn predictions(daemon: &Daemon, surface: &str) -> Vec<f64> {
+/// The expert's predictions for some users on a surface.
+fn predictions(daemon: &TestDaemon, surface: &str) -> Vec<f64> {
     let of = |user| {
         let (status, answer) = daemon.post("/v1/rank", &rank(user, surface));
         assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
@@ -74,8 +76,8 @@ fn assert_close(a: &[f64], b: &[f64]) {
     assert!(most <= 1e-5, "{most}");
 }
 
-/// Waits until a request on `feed` is answered by a version.
-fn until(daemon: &Daemon, arm: &str) {
+/// Waits until the given version answers requests on `feed`.
+fn until(daemon: &TestDaemon, arm: &str) {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
         let (_, answer) = daemon.post("/v1/rank", &rank(1, "feed"));
@@ -93,19 +95,21 @@ fn until(daemon: &Daemon, arm: &str) {
 
 #[test]
 fn versions_serve_side_by_side_and_swap_under_requests() {
-    let Some((binary, plugins, _)) = prerequisites("versions") else { return };
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("versions") else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     trained(dir, &plugins, &binary);
-    // What each expert predicts alone with the FM that it learned from.
-    let first = Daemon::start(&binary, dir);
+    // The predictions of each expert with the FM that it was trained on, in separate daemons.
+    let first = TestDaemon::start(&binary, dir);
     let (feed_1, search_1) = (predictions(&first, "feed"), predictions(&first, "search"));
     assert!(first.stop());
-    let second = Daemon::start_with(&binary, dir, &["--config", "second.toml"]);
+    let second = TestDaemon::start_with(&binary, dir, &["--config", "second.toml"]);
     let feed_2 = predictions(&second, "feed");
     assert!(second.stop());
 
-    // The registry takes over from the configuration.
+    // Register the versions. From then on the registry decides what serves.
     assert!(versions(&binary, dir, &["list"]).contains("nothing is registered"));
     versions(&binary, dir, &["register", "fm"]);
     versions(&binary, dir, &["register", "fm", "--checkpoint", "runs/fm2"]);
@@ -116,10 +120,10 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
     versions(&binary, dir, &["promote", "fm", "1.0.0"]);
     versions(&binary, dir, &["promote", "expert", "short", "1.0.0"]);
     versions(&binary, dir, &["promote", "expert", "mlp", "1.0.0"]);
-    let daemon = Daemon::start(&binary, dir);
+    let daemon = TestDaemon::start(&binary, dir);
     assert_close(&predictions(&daemon, "feed"), &feed_1);
 
-    // A promotion and a rollback while requests come.
+    // Promote and roll back under load.
     let stop = AtomicBool::new(false);
     let answered: usize = std::thread::scope(|scope| {
         let ask = |user: u64| {
@@ -131,7 +135,7 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
                     assert_eq!((status, &answer["degraded"]), (200, &json!(false)), "{answer}");
                     let pins =
                         if answer["expert"]["version"] == "2.0.0" { "2.0.0" } else { "1.0.0" };
-                    assert_eq!(answer["fm_version"], pins, "one set from beginning to end");
+                    assert_eq!(answer["fm_version"], pins, "expert and FM belong together");
                     answered += 1;
                 }
                 answered
@@ -150,7 +154,7 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
     });
     assert!(answered > 0);
 
-    // Each expert is served with the FM that it pins.
+    // Each expert uses the FM to which it is pinned.
     assert_close(&predictions(&daemon, "feed"), &feed_2);
     assert_close(&predictions(&daemon, "search"), &search_1);
     refused(&binary, dir, &["retire", "fm", "1.0.0"], "expert mlp 1.0.0 (active)");
@@ -165,11 +169,11 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
             .collect()
     };
     while !arms().contains(&json!("1.0.0")) {
-        assert!(Instant::now() < give_up, "the share is served");
+        assert!(Instant::now() < give_up, "1.0.0 serves its share");
     }
     let split = arms();
     assert!(split.contains(&json!("2.0.0")), "{split:?}");
-    assert_eq!(split, arms(), "a user stays with a version");
+    assert_eq!(split, arms(), "a user always gets the same version");
     let (_, metrics) = daemon.get("/metrics");
     assert!(metrics.contains("hypercast_arm_requests_total{arm=\"short@2.0.0\""), "{metrics}");
     let live: Value = serde_json::from_str(&daemon.get("/v1/live").1).unwrap();
@@ -179,8 +183,11 @@ fn versions_serve_side_by_side_and_swap_under_requests() {
 }
 
 #[test]
-fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
-    let Some((binary, plugins, _)) = prerequisites("a bad promotion") else { return };
+fn a_version_that_cannot_be_loaded_does_not_affect_the_serving_one() {
+    let Some(Prerequisites { hypercast: binary, plugins, .. }) = prerequisites("a bad promotion")
+    else {
+        return;
+    };
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mut config = world(dir, 1000, 2);
@@ -194,7 +201,7 @@ fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
         versions(&binary, dir, &["register", "expert", "mlp", version]);
     }
     versions(&binary, dir, &["promote", "expert", "mlp", "1.0.0"]);
-    let daemon = Daemon::start(&binary, dir);
+    let daemon = TestDaemon::start(&binary, dir);
     std::fs::write(dir.join("runs/experts/mlp/1.1.0/plugin.wasm"), b"something else").unwrap();
     versions(&binary, dir, &["promote", "expert", "mlp", "1.1.0"]);
     let give_up = Instant::now() + Duration::from_secs(60);
@@ -209,7 +216,8 @@ fn what_cannot_be_loaded_leaves_what_serves_as_it_is() {
     assert_eq!(daemon.get("/readyz/serving"), (200, "serving\n".into()));
     let (status, answer) = daemon.post("/v1/rank", &rank(1, "feed"));
     assert_eq!((status, &answer["expert"]["arm"]), (200, &json!("mlp@1.0.0")), "{answer}");
-    // What it falls back to serves; what cannot be loaded is told of as long as it is to be kept ready.
+    // After the rollback the broken version is only a standby, which is still reported. Retiring it
+    // ends that.
     versions(&binary, dir, &["rollback", "expert", "mlp"]);
     versions(&binary, dir, &["retire", "expert", "mlp", "1.1.0"]);
     while daemon.get("/readyz").1 != "ready\n" {

@@ -1,6 +1,6 @@
-//! The smallest expert: a linear head a task on the target-aware embedding.
+//! The smallest expert: one linear layer per task on the FM's target-aware embedding.
 //!
-//! Build it: `cargo run -p cargo-hypercast -- build -p hello-expert`
+//! Build it with `cargo run -p cargo-hypercast -- build -p hello-expert`.
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear};
 
 struct Hello;

@@ -4,22 +4,23 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::import::{ImportReport, kuairand, movielens};
+use hypercast_data::import::{ImportReport, kuairand, movielens};
 
 /// Import a public data set
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Which data set.
     #[command(subcommand)]
-    pub source: Source,
+    pub source: ImportSource,
 }
 
 /// The data sets that can be imported.
 #[derive(Debug, Subcommand)]
-pub enum Source {
+pub enum ImportSource {
     /// KuaiRand-Pure: short videos, a surface a tab
     Kuairand {
-        /// Folder with log_standard_*_pure.csv, user_features_pure.csv, video_features_basic_pure.csv
+        /// Folder with log_standard_*_pure.csv, user_features_pure.csv,
+        /// video_features_basic_pure.csv
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
         /// The data set directory to make
@@ -46,10 +47,10 @@ pub enum Source {
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (report, into) = match args.source {
-        Source::Kuairand { from, into, content } => {
+        ImportSource::Kuairand { from, into, content } => {
             (kuairand::import(&kuairand::Options { from, into: into.clone(), content })?, into)
         }
-        Source::Movielens { into, wheel, content } => {
+        ImportSource::Movielens { into, wheel, content } => {
             (movielens::import(&movielens::Options { wheel, into: into.clone(), content })?, into)
         }
     };

@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use crate::{
-    config::Config, dataset::Dataset, engine, join::Runner, serve::metrics::Metrics, stop::Stop,
-    telemetry,
-};
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::Dataset;
+use hypercast_serve::metrics::Metrics;
+use hypercast_stream::engine;
+use hypercast_stream::join::Runner;
+use hypercast_train::job_metrics;
 
 /// Join events to examples, for trainers and daemons that follow them
 #[derive(Debug, clap::Args)]
@@ -18,19 +21,20 @@ pub struct Args {
     pub metrics: Option<SocketAddr>,
 }
 
-/// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are, and when it is ready `joining from event N`.
+/// Joins until SIGTERM or SIGINT, then saves its state. With `--metrics` it prints where they are,
+/// and when it is ready `joining from event N`.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let stop = Stop::on_signals()?;
+    let stop = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
     let engine = engine::open(&config.engine)?;
     let metrics = Arc::new(Metrics::new());
     if let Some(address) = args.metrics {
         let metrics = metrics.clone();
-        let address = telemetry::serve(address, move || metrics.render())?;
+        let address = job_metrics::serve(address, move || metrics.render())?;
         println!("metrics at http://{address}/metrics");
     }
-    let runner = Runner::open(engine, &config, &dataset, metrics, stop)?;
+    let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;
     drop(dataset);
     println!("joining from event {}", runner.passed().events);
     Ok(runner.run(|_| {})?)

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{
-    config::Tier,
-    serve::{http, reload::Origin},
-};
+use hypercast_config::Tier;
+use hypercast_serve::{http, reload::Origin};
 
 /// Serve rankings over HTTP
 #[derive(Debug, clap::Args)]
@@ -23,8 +21,8 @@ pub struct Args {
     pub tier: Tier,
 }
 
-/// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it prints `listening on
-/// http://ADDRESS`, or `https://` where it has a certificate.
+/// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it
+/// prints `listening on http://ADDRESS`, or `https://` where it has a certificate.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let origin = Origin { path: args.config, listen: args.listen, tier: args.tier };
     let runtime =

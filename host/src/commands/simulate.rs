@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::import::simulate::{Options, simulate};
+use hypercast_data::import::simulate::{Options, simulate};
 
 /// Simulate a cross-surface world
 #[derive(Debug, clap::Args)]

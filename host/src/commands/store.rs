@@ -1,4 +1,5 @@
-//! `hypercast store check DIR`: reads an embedding store from end to end and says all that is wrong with it.
+//! `hypercast store check DIR`: reads an embedding store from end to end and says all that is wrong
+//! with it.
 
 use std::path::PathBuf;
 
@@ -10,13 +11,14 @@ use hypercast_store::Damage;
 pub struct StoreArgs {
     /// What to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: StoreCommand,
 }
 
 /// What can be done with a store.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
-    /// Verify every checksum of a store or snapshot; what is damaged is named, with what to do, and ends the command with 1
+pub enum StoreCommand {
+    /// Verify every checksum of a store or snapshot; what is damaged is named, with what to do, and
+    /// ends the command with 1
     Check(Args),
 }
 
@@ -33,7 +35,7 @@ pub struct Args {
 /// Runs the chosen action.
 pub fn run(args: StoreArgs) -> anyhow::Result<()> {
     match args.action {
-        Action::Check(args) => check(&args),
+        StoreCommand::Check(args) => check(&args),
     }
 }
 

@@ -4,32 +4,30 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Subcommand;
 
-use crate::{
-    config::{Config, parse_time_ms},
-    dataset::{Dataset, timeline::Span},
-    engine,
-    expert::Engine,
-    stop::Stop,
-    train::{
-        expert, fm,
-        follow_expert::{self, Ground},
-        follow_fm,
-        logging::{self, LoggingOptions, Registered},
-        materialise, report,
-    },
+use hypercast_config::{Config, parse_time_ms};
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_expert::Engine;
+use hypercast_stream::engine;
+use hypercast_train::{
+    ServiceContext, expert, fm,
+    follow_expert::{self, ExpertContext},
+    follow_fm,
+    logging::{self, LoggingOptions, Registered},
+    materialise, report,
 };
 
 /// Train the foundation model or an expert
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to train.
+    /// TrainTarget to train.
     #[command(subcommand)]
-    pub what: What,
+    pub what: TrainTarget,
 }
 
-/// What can be trained.
+/// TrainTarget can be trained.
 #[derive(Debug, Subcommand)]
-pub enum What {
+pub enum TrainTarget {
     /// The foundation model, over the data set's stream; logs TAEs on the way
     Fm {
         /// The configuration file
@@ -40,13 +38,13 @@ pub enum What {
         resume: bool,
         /// Training as a service.
         #[command(flatten)]
-        follow: Follow,
+        follow: FollowArgs,
     },
     /// An expert, from the feature logs alone
     Expert(ExpertArgs),
 }
 
-/// What an expert is trained on.
+/// TrainTarget an expert is trained on.
 #[derive(Debug, clap::Args)]
 pub struct ExpertArgs {
     /// Its name in the configuration; every expert if none is given
@@ -66,7 +64,8 @@ pub struct ExpertArgs {
     /// Which version is trained, with --follow; the plugin's own if missing
     #[arg(long, value_name = "VERSION", requires = "follow")]
     pub version: Option<String>,
-    /// A surface to learn from, with --follow (may be repeated); those of the configuration if missing
+    /// A surface to learn from, with --follow (may be repeated); those of the configuration if
+    /// missing
     #[arg(long = "surface", value_name = "SURFACE", requires = "follow")]
     pub surfaces: Vec<String>,
     /// Answer /metrics at this address, with --follow
@@ -79,7 +78,7 @@ pub struct ExpertArgs {
 
 /// Training as a service.
 #[derive(Debug, clap::Args)]
-pub struct Follow {
+pub struct FollowArgs {
     /// Learn from joined examples as they come, publish weights, and go on where it stopped
     #[arg(long, conflicts_with = "resume")]
     pub follow: bool,
@@ -98,14 +97,15 @@ pub struct Follow {
 }
 
 /// Follows the joined examples until SIGTERM or SIGINT.
-fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()> {
-    let Follow { version, from, metrics, until_end, .. } = args;
-    let options = follow_fm::FollowOptions { version, from, metrics, until_end };
-    let stop = Stop::on_signals()?;
+fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Result<()> {
+    let FollowArgs { version, from, metrics, until_end, .. } = args;
+    let options = follow_fm::FollowFmOptions { version, from, metrics, until_end };
+    let stop = Shutdown::on_signals()?;
     let engine = engine::open(&config.engine)?;
     let out = &mut std::io::stdout();
-    let report = follow_fm::follow((dataset, config), engine, &options, (&stop, out))?;
-    let follow_fm::FollowReport { requests, corrections, published, position } = report;
+    let report =
+        follow_fm::follow(ServiceContext { dataset, config, engine }, &options, &stop, out)?;
+    let follow_fm::FollowFmReport { requests, corrections, published, position } = report;
     eprintln!(
         "learned from {requests} requests and {corrections} corrections, up to {position}; {published} publications"
     );
@@ -115,7 +115,7 @@ fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()
 /// Trains and prints progressive metrics.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.what {
-        What::Fm { config, resume, follow: follow_args } => {
+        TrainTarget::Fm { config, resume, follow: follow_args } => {
             let config = Config::read(&config)?;
             let dataset = Dataset::open(&config.paths.dataset)?;
             if follow_args.follow {
@@ -127,7 +127,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             println!("checkpoint: {}", config.paths.fm.display());
             println!("logs: {} ({} rows)", config.paths.logs.display(), report.logged_rows);
         }
-        What::Expert(args) => train_experts(args)?,
+        TrainTarget::Expert(args) => train_experts(args)?,
     }
     Ok(())
 }
@@ -138,8 +138,8 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
     if let (true, Some(name)) = (args.follow, &args.name) {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let entry = config.expert(name)?;
-        let ground = Ground { dataset: &dataset, config: &config, entry, guests: &guests };
-        let options = follow_expert::FollowOptions {
+        let context = ExpertContext { dataset: &dataset, config: &config, entry, guests: &guests };
+        let options = follow_expert::FollowExpertOptions {
             version: args.version,
             fm: args.fm,
             surfaces: args.surfaces,
@@ -148,8 +148,8 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             until_end: args.until_end,
         };
         let streams = engine::open(&config.engine)?;
-        let stop = Stop::on_signals()?;
-        follow_expert::follow(ground, streams, &options, (&stop, &mut std::io::stdout()))?;
+        let stop = Shutdown::on_signals()?;
+        follow_expert::follow(context, streams, &options, &stop, &mut std::io::stdout())?;
         return Ok(());
     }
     let entries = match &args.name {
@@ -160,8 +160,8 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
     let mut held = Vec::new();
     for entry in &entries {
         let source = match &args.fm_checkpoint {
-            Some(checkpoint) => expert::Source::Checkpoint(checkpoint),
-            None => expert::Source::Logs(args.fm.as_deref()),
+            Some(checkpoint) => expert::TrainingSource::Checkpoint(checkpoint),
+            None => expert::TrainingSource::Logs(args.fm.as_deref()),
         };
         let report = expert::train(&config, entry, &guests, source)?;
         println!("{} ({}), {} rows, first pass:", report.name, report.plugin, report.rows);
@@ -199,7 +199,8 @@ pub struct MaterialiseArgs {
     /// The day (or millisecond) to end before; the end of the data set if missing
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// Follow the joined examples until SIGTERM, with every FM version that is in use: the logging tier
+    /// FollowArgs the joined examples until SIGTERM, with every FM version that is in use: the
+    /// logging tier
     #[arg(long, conflicts_with_all = ["from", "until"])]
     pub follow: bool,
     /// Answer /metrics at this address, with --follow
@@ -218,8 +219,10 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
         let streams = engine::open(&config.engine)?;
         let mut active = Registered::new(&*streams, &config.paths.fm)?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
-        let quiet = (&Stop::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);
-        logging::follow((&dataset, &config), streams, &mut active, options, quiet)?;
+        let context =
+            ServiceContext { dataset: &dataset, config: &config, engine: streams.clone() };
+        let shutdown = Shutdown::on_signals()?;
+        logging::follow(context, &mut active, options, &shutdown, &mut std::io::stdout())?;
         return Ok(());
     }
     let offset = config.timeline.utc_offset_h;

@@ -1,24 +1,22 @@
 //! `hypercast versions`: which FMs and experts there are, and which of them answers whom.
 //!
-//! Every change is checked against the registry's rules and refused with the reason; daemons, trainers and the
-//! logging tier follow the registry and act on it.
+//! Every change is checked against the registry's rules and refused with the reason; daemons,
+//! trainers and the logging tier follow the registry and act on it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 
-use crate::{
-    config::Config,
-    dataset::Dataset,
-    engine::{self, Engine, Topic},
-    expert::{Engine as WasmEngine, Provenance, SavedParameters},
-    publish::{Follower, Header},
-    versions::{
-        Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
-        Weights, keep,
-    },
-};
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::Manifest;
+use hypercast_stream::engine::{self, Engine, Topic};
+use hypercast_stream::publish::{Follower, Header};
+use hypercast_stream::versions::{
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
+    Weights, keep,
+};
 
 /// Register, promote, roll back and retire versions of the FM and of experts
 #[derive(Debug, clap::Args)]
@@ -41,12 +39,12 @@ pub struct Args {
     pub config: PathBuf,
     /// What to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: VersionsCommand,
 }
 
 /// What can be done with versions.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
+pub enum VersionsCommand {
     /// Print every version, its state, its pin and who it answers
     List {
         /// As JSON, with all that is registered
@@ -73,10 +71,10 @@ pub enum Action {
     Retire(Retire),
     /// Have a training expert go on with another FM version
     #[command(subcommand)]
-    Pin(Pin),
+    PinCommand(PinCommand),
 }
 
-/// A version.
+/// The version to act on.
 #[derive(Debug, clap::Subcommand)]
 pub enum Which {
     /// A version of the FM
@@ -93,7 +91,7 @@ pub enum Which {
     },
 }
 
-/// What is registered.
+/// The kind of version to register.
 #[derive(Debug, clap::Subcommand)]
 pub enum Register {
     /// A checkpoint of the FM, with the version that it says it has
@@ -135,7 +133,7 @@ pub enum Register {
     },
 }
 
-/// What is promoted.
+/// The kind of version to promote.
 #[derive(Debug, clap::Subcommand)]
 pub enum Promote {
     /// A version of the FM: experts that pin it can be promoted. Several may be active
@@ -168,7 +166,7 @@ pub enum Rollback {
     },
 }
 
-/// What is retired.
+/// The kind of version to retire.
 #[derive(Debug, clap::Subcommand)]
 pub enum Retire {
     /// A version of the FM that no expert pins
@@ -182,15 +180,16 @@ pub enum Retire {
         name: String,
         /// Its version
         version: String,
-        /// Even the only one that answers: its surfaces then get the FM's own ranking, marked degraded
+        /// Even the only one that answers: its surfaces then get the FM's own ranking, marked
+        /// degraded
         #[arg(long)]
         unserve: bool,
     },
 }
 
-/// What is pinned.
+/// The expert to pin, and the FM version.
 #[derive(Debug, clap::Subcommand)]
-pub enum Pin {
+pub enum PinCommand {
     /// A version of an expert
     Expert {
         /// Its name
@@ -208,7 +207,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let engine = engine::open(&config.engine)?;
     let versions = Versions::new(&*engine);
     let registry = match args.action {
-        Action::List { json } => {
+        VersionsCommand::List { json } => {
             let registry = versions.read()?;
             match json {
                 true => println!("{}", serde_json::to_string_pretty(&registry)?),
@@ -216,23 +215,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
             return Ok(());
         }
-        Action::Show(which) => return show(&versions.read()?, &which),
-        Action::Register(what) => register(&config, &engine, what)?,
-        Action::Promote(Promote::Fm { version }) => versions.decide(|r| r.promote_fm(&version))?,
-        Action::Promote(Promote::Expert { name, version, share, replace }) => {
+        VersionsCommand::Show(which) => return show(&versions.read()?, &which),
+        VersionsCommand::Register(what) => register(&config, &engine, what)?,
+        VersionsCommand::Promote(Promote::Fm { version }) => {
+            versions.decide(|r| r.promote_fm(&version))?
+        }
+        VersionsCommand::Promote(Promote::Expert { name, version, share, replace }) => {
             let promotion = Promotion { name, version, share, replace };
             versions.decide(|r| r.promote_expert(&promotion))?
         }
-        Action::Rollback(Rollback::Expert { name }) => versions.decide(|r| r.roll_back(&name))?,
-        Action::Shadow(Which::Fm { version }) => versions.decide(|r| r.shadow_fm(&version))?,
-        Action::Shadow(Which::Expert { name, version }) => {
+        VersionsCommand::Rollback(Rollback::Expert { name }) => {
+            versions.decide(|r| r.roll_back(&name))?
+        }
+        VersionsCommand::Shadow(Which::Fm { version }) => {
+            versions.decide(|r| r.shadow_fm(&version))?
+        }
+        VersionsCommand::Shadow(Which::Expert { name, version }) => {
             versions.decide(|r| r.shadow_expert(&name, &version))?
         }
-        Action::Retire(Retire::Fm { version }) => versions.decide(|r| r.retire_fm(&version))?,
-        Action::Retire(Retire::Expert { name, version, unserve }) => {
+        VersionsCommand::Retire(Retire::Fm { version }) => {
+            versions.decide(|r| r.retire_fm(&version))?
+        }
+        VersionsCommand::Retire(Retire::Expert { name, version, unserve }) => {
             versions.decide(|r| r.retire_expert(&name, &version, unserve))?
         }
-        Action::Pin(Pin::Expert { name, version, fm }) => {
+        VersionsCommand::PinCommand(PinCommand::Expert { name, version, fm }) => {
             versions.decide(|r| r.pin(&name, &version, &fm))?
         }
     };
@@ -243,8 +250,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
     let versions = Versions::new(&**engine);
-    let decide =
-        |wish: &dyn Fn(&Registry) -> crate::error::Result<Vec<Change>>| Ok(versions.decide(wish)?);
+    let decide = |wish: &dyn Fn(&Registry) -> hypercast_stream::Result<Vec<Change>>| {
+        Ok(versions.decide(wish)?)
+    };
     match what {
         Register::Fm { published: Some(version), parent, .. } => {
             let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;

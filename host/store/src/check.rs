@@ -1,14 +1,14 @@
-//! The offline check: reads a store from end to end and reports everything that is wrong with it, where an
-//! open would stop at the first. It changes nothing and repairs nothing.
+//! The offline check: reads a store from end to end and reports everything that is wrong with it,
+//! where an open would stop at the first. It changes nothing and repairs nothing.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Damage, REBUILD, Result};
 use crate::index::Index;
-use crate::journal::{Head, Journal};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
-use crate::meta::{Kind, Meta};
+use crate::meta::{Meta, StoreKind};
 use crate::overlay::Overlay;
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowSlab, SlabId, StateSlab, slabs_for};
@@ -16,7 +16,7 @@ use crate::{Error, RowFormat};
 
 /// What a check has looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Checked {
+pub struct StoreCheck {
     /// The committed generation.
     pub generation: u64,
     /// Row numbers in use, free ones included.
@@ -33,13 +33,13 @@ pub struct Checked {
     pub damages: usize,
 }
 
-/// Reads all of the store or snapshot in `dir` and tells `report` everything that is wrong. A live writer is no
-/// hindrance. Memory grows with the index's row numbers (a bit each) and the journal.
+/// Reads all of the store or snapshot in `dir` and tells `report` everything that is wrong. A live
+/// writer is no hindrance. Memory grows with the index's row numbers (a bit each) and the journal.
 ///
 /// # Errors
-/// A directory without a store, one of another format version, a `meta.json` or a journal's head that says nothing
-/// reliable, and what the file system says.
-pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<Checked> {
+/// A directory without a store, one of another format version, a `meta.json` or a journal's head
+/// that says nothing reliable, and what the file system says.
+pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<StoreCheck> {
     let dir = dir.as_ref();
     let meta = Meta::read(dir)?;
     let _lock = ReadersLock::shared(dir)?;
@@ -58,17 +58,17 @@ pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<Ch
     let head = journal.head();
     let index = check.index()?;
     check.rows(head, &overlay, index.as_ref())?;
-    if meta.kind == Kind::Training {
+    if meta.kind == StoreKind::Training {
         check.states(head, &overlay)?;
         check.or_report(Sketch::read(dir))?;
     }
-    Ok(Checked {
+    Ok(StoreCheck {
         generation: head.generation,
         rows: head.rows,
         journal_rows: overlay.len(),
         dim: meta.dim,
         format: meta.row_format,
-        trains: meta.kind == Kind::Training,
+        trains: meta.kind == StoreKind::Training,
         damages,
     })
 }
@@ -101,7 +101,12 @@ impl Check<'_> {
     }
 
     /// Every row that the journal does not hold, and whether the index leads to it.
-    fn rows(&mut self, head: Head, overlay: &Overlay, index: Option<&Arc<Index>>) -> Result<()> {
+    fn rows(
+        &mut self,
+        head: JournalHead,
+        overlay: &Overlay,
+        index: Option<&Arc<Index>>,
+    ) -> Result<()> {
         let shape = self.meta.shape();
         for number in 0..slabs_for(head.base_rows) {
             let slab = RowSlab::open(self.dir, SlabId { number, shape });
@@ -142,7 +147,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn states(&mut self, head: Head, overlay: &Overlay) -> Result<()> {
+    fn states(&mut self, head: JournalHead, overlay: &Overlay) -> Result<()> {
         let shape = self.meta.shape();
         for number in 0..slabs_for(head.base_rows) {
             let slab = StateSlab::open(self.dir, SlabId { number, shape });

@@ -1,11 +1,12 @@
 //! Epochs: how a writer learns that no reader can still see what it has taken away, without
 //! any reader ever waiting. It does not know what is protected by it.
 //!
-//! Readers count themselves in and out of one of two counters, that of the epoch's parity, and
-//! look at the epoch again once they are counted: so a reader that goes on is counted under the epoch that
-//! it saw. The writer begins the next epoch only when nobody is left in the last but one. What was taken away in epoch
-//! `e` can be seen by readers of `e` and before; once the epoch is `e + 2` they have all gone. Counters are
-//! striped by thread, each on its own cache lines, so readers do not slow one another.
+//! Readers count themselves in and out of one of two counters, that of the epoch's parity, and look
+//! at the epoch again once they are counted: so a reader that goes on is counted under the epoch
+//! that it saw. The writer begins the next epoch only when nobody is left in the last but one. What
+//! was taken away in epoch `e` can be seen by readers of `e` and before; once the epoch is `e + 2`
+//! they have all gone. Counters are striped by thread, each on its own cache lines, so readers do
+//! not slow one another.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
@@ -29,27 +30,28 @@ pub(crate) struct Epochs {
 
 /// A reader within an epoch. What it saw stays until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pin<'a> {
+pub(crate) struct EpochPin<'a> {
     readers: &'a AtomicU64,
 }
 
-impl Drop for Pin<'_> {
+impl Drop for EpochPin<'_> {
     fn drop(&mut self) {
         self.readers.fetch_sub(1, SeqCst);
     }
 }
 
 impl Epochs {
-    /// Enters. It tries again only where the epoch changed between two instructions, so it never waits for anybody.
+    /// Enters. It tries again only where the epoch changed between two instructions, so it never
+    /// waits for anybody.
     #[inline]
-    pub fn pin(&self) -> Pin<'_> {
+    pub fn pin(&self) -> EpochPin<'_> {
         let stripe = &self.stripes[stripe()];
         loop {
             let epoch = self.current.load(SeqCst);
             let readers = &stripe.readers[epoch as usize % 2];
             readers.fetch_add(1, SeqCst);
             if self.current.load(SeqCst) == epoch {
-                return Pin { readers };
+                return EpochPin { readers };
             }
             readers.fetch_sub(1, SeqCst);
         }
@@ -60,7 +62,8 @@ impl Epochs {
         self.current.load(SeqCst)
     }
 
-    /// Begins the next epoch, if nobody is left in the last but one; gives the current one. The writer's alone.
+    /// Begins the next epoch, if nobody is left in the last but one; gives the current one. The
+    /// writer's alone.
     pub fn advance(&self) -> u64 {
         let epoch = self.current();
         let before = (epoch + 1) as usize % 2;
@@ -76,7 +79,8 @@ impl Epochs {
         self.current() >= epoch + 2
     }
 
-    /// Waits until every reader that is within now has gone. Gives up, with false, after `patience`.
+    /// Waits until every reader that is within now has gone. Gives up, with false, after
+    /// `patience`.
     pub fn wait(&self, patience: Duration) -> bool {
         let from = self.current();
         let until = Instant::now() + patience;

@@ -1,6 +1,6 @@
 //! Row formats: how a row's values lie in a slab. Training keeps f32; a serving snapshot may be
-//! bf16 (half the bytes) or int8 with a scale a row (a quarter). Readers always get f32. It does not decide
-//! which format a store has.
+//! bf16 (half the bytes) or int8 with a scale a row (a quarter). Readers always get f32. It does
+//! not decide which format a store has.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,8 @@ pub enum RowFormat {
     F32,
     /// Rounded to the nearest of the upper 16 bits of an f32: a relative error of at most 2⁻⁸.
     Bf16,
-    /// A signed byte a value and an f32 scale a row: an absolute error of about 1/254 of the row's largest value.
+    /// A signed byte a value and an f32 scale a row: an absolute error of about 1/254 of the row's
+    /// largest value.
     Int8,
 }
 
@@ -56,7 +57,7 @@ impl RowFormat {
         }
     }
 
-    /// Widens a row.
+    /// Converts a stored row to f32.
     #[inline]
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
@@ -91,7 +92,8 @@ impl RowFormat {
     }
 }
 
-/// Rounds to nearest, ties to even; a value that would become infinite stays the largest finite one.
+/// Rounds to nearest, ties to even; a value that would become infinite stays the largest finite
+/// one.
 fn to_bf16(value: f32) -> u16 {
     if value.is_nan() {
         return 0x7fc0;
@@ -104,8 +106,8 @@ fn to_bf16(value: f32) -> u16 {
     if rounded & 0x7fff == 0x7f80 { rounded - 1 } else { rounded }
 }
 
-/// The largest magnitude over 127, rounded up to 16 significant bits: then all multiples up to 127 are exact
-/// in f32, and a row that was widened and is kept again gives the same bytes.
+/// The largest magnitude over 127, rounded up to 16 significant bits: then all multiples up to 127
+/// are exact in f32, and a row that was widened and is kept again gives the same bytes.
 fn scale_of(values: &[f32]) -> f32 {
     let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     let scale = largest / LARGEST;

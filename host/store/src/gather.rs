@@ -1,11 +1,11 @@
-//! The batched read that all views of a store share. It goes through a batch in stages, so that
-//! the cache misses of many rows overlap: index buckets, then where each row lies, then the rows
-//! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what meanwhile;
-//! a [`Source`] promises that what it points at stays.
+//! The batched read that all views of a store share. It goes through a batch in stages, so that the
+//! cache misses of many rows overlap: index buckets, then where each row lies, then the rows
+//! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what
+//! meanwhile; a [`RowSource`] promises that what it points at stays.
 
 use crate::RowFormat;
 use crate::index::{Index, NONE, find_from, home};
-use crate::slab::Shape;
+use crate::slab::RowShape;
 
 /// Ids of a block: enough for stages to run at length, few enough for the first cache.
 const BLOCK: usize = 256;
@@ -20,7 +20,7 @@ const PARALLEL: usize = 8192;
 
 /// Where a row's values are.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Place {
+pub(crate) enum ValueLocation {
     /// Nowhere: the id has no row.
     Missing,
     /// In a slab, in the store's format.
@@ -32,25 +32,27 @@ pub(crate) enum Place {
 /// What a batch is read from.
 ///
 /// # Safety
-/// The pointers that `place` gives must be good for [`Shape::stride`] bytes, or `dim` f32 values, which nobody
-/// changes while the source is borrowed.
-pub(crate) unsafe trait Source: Sync {
+/// The pointers that `place` gives must be good for [`RowShape::stride`] bytes, or `dim` f32
+/// values, which nobody changes while the source is borrowed.
+pub(crate) unsafe trait RowSource: Sync {
     /// What rows are like.
-    fn shape(&self) -> Shape;
+    fn shape(&self) -> RowShape;
     /// The index that is looked into first.
     fn index(&self) -> &Index;
     /// Asks for what `find_young` will read.
     fn prefetch_young(&self, id: u64);
-    /// The row number of an id that the index does not have, or that it has with a row that is gone; or `NONE`.
+    /// The row number of an id that the index does not have, or that it has with a row that is
+    /// gone; or `NONE`.
     fn find_young(&self, id: u64) -> u32;
     /// Asks for what `place` will read, if that is not in the cache anyway.
     fn prefetch_place(&self, row: u32);
     /// Where a row is. Any number may be asked for.
-    fn place(&self, row: u32) -> Place;
+    fn place(&self, row: u32) -> ValueLocation;
 }
 
-/// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number of those.
-pub(crate) fn gather(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
+/// Copies the rows of `ids` to `out`, `[ids.len(), dim]`, zeros for missing ones; gives the number
+/// of those.
+pub(crate) fn gather(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
     let dim = source.shape().dim;
     assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
     if ids.len() >= PARALLEL {
@@ -65,12 +67,12 @@ pub(crate) fn gather(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usiz
     gather_blocks(source, ids, out)
 }
 
-fn gather_blocks(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
+fn gather_blocks(source: &impl RowSource, ids: &[u64], out: &mut [f32]) -> usize {
     let dim = source.shape().dim;
     let mut misses = 0;
     for (ids, out) in ids.chunks(BLOCK).zip(out.chunks_mut(BLOCK * dim)) {
         let mut rows = [NONE; BLOCK];
-        let mut places = [Place::Missing; BLOCK];
+        let mut places = [ValueLocation::Missing; BLOCK];
         find_rows(source, ids, &mut rows);
         let without = find_places(source, ids, &rows, &mut places);
         if without > 0 {
@@ -84,15 +86,15 @@ fn gather_blocks(source: &impl Source, ids: &[u64], out: &mut [f32]) -> usize {
 /// Where the rows that the index knows are; gives the number of ids without one.
 #[inline]
 fn find_places(
-    source: &impl Source,
+    source: &impl RowSource,
     ids: &[u64],
     rows: &[u32; BLOCK],
-    places: &mut [Place; BLOCK],
+    places: &mut [ValueLocation; BLOCK],
 ) -> usize {
     let mut without = 0;
     for ((place, &row), &id) in places.iter_mut().zip(rows).zip(ids) {
         *place = source.place(row);
-        if matches!(place, Place::Missing) {
+        if matches!(place, ValueLocation::Missing) {
             source.prefetch_young(id);
             without += 1;
         }
@@ -101,10 +103,14 @@ fn find_places(
 }
 
 /// The same for ids that the index does not know; gives the number that have no row at all.
-fn find_young_places(source: &impl Source, ids: &[u64], places: &mut [Place; BLOCK]) -> usize {
+fn find_young_places(
+    source: &impl RowSource,
+    ids: &[u64],
+    places: &mut [ValueLocation; BLOCK],
+) -> usize {
     let mut misses = 0;
     let mut rows = [NONE; BLOCK];
-    let is_missing = |place: &Place| matches!(place, Place::Missing);
+    let is_missing = |place: &ValueLocation| matches!(place, ValueLocation::Missing);
     for ((row, place), &id) in rows.iter_mut().zip(&*places).zip(ids) {
         if is_missing(place) {
             *row = source.find_young(id);
@@ -121,7 +127,7 @@ fn find_young_places(source: &impl Source, ids: &[u64], places: &mut [Place; BLO
 }
 
 #[inline]
-fn find_rows(source: &impl Source, ids: &[u64], rows: &mut [u32; BLOCK]) {
+fn find_rows(source: &impl RowSource, ids: &[u64], rows: &mut [u32; BLOCK]) {
     let table = source.index().table();
     let mut homes = [0; BLOCK];
     let (homes, rows) = (&mut homes[..ids.len()], &mut rows[..ids.len()]);
@@ -138,8 +144,8 @@ fn find_rows(source: &impl Source, ids: &[u64], rows: &mut [u32; BLOCK]) {
 }
 
 #[inline]
-fn copy_rows(shape: Shape, places: &[Place], out: &mut [f32]) {
-    let Shape { dim, format } = shape;
+fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
+    let RowShape { dim, format } = shape;
     let stride = shape.stride();
     for &place in &places[..places.len().min(ROWS_AHEAD)] {
         prefetch_row(place, stride);
@@ -149,8 +155,8 @@ fn copy_rows(shape: Shape, places: &[Place], out: &mut [f32]) {
             prefetch_row(place, stride);
         }
         match place {
-            Place::Missing => out.fill(0.0),
-            Place::Slab(start) => {
+            ValueLocation::Missing => out.fill(0.0),
+            ValueLocation::Slab(start) => {
                 // SAFETY: `Source` promises that a row lies there and stays as it is.
                 let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
                 match format {
@@ -158,7 +164,7 @@ fn copy_rows(shape: Shape, places: &[Place], out: &mut [f32]) {
                     format => format.decode(bytes, out),
                 }
             }
-            Place::Above(start) => {
+            ValueLocation::Above(start) => {
                 // SAFETY: likewise; bytes of an f32 are little-endian here as in a slab.
                 let bytes = unsafe { std::slice::from_raw_parts(start.cast::<u8>(), dim * 4) };
                 copy_floats(bytes.as_chunks().0, out);
@@ -181,11 +187,11 @@ fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
 }
 
 #[inline]
-fn prefetch_row(place: Place, stride: usize) {
+fn prefetch_row(place: ValueLocation, stride: usize) {
     let start = match place {
-        Place::Missing => return,
-        Place::Slab(start) => start,
-        Place::Above(start) => start.cast(),
+        ValueLocation::Missing => return,
+        ValueLocation::Slab(start) => start,
+        ValueLocation::Above(start) => start.cast(),
     };
     for line in 0..stride.div_ceil(64).min(MOST_LINES) {
         prefetch(start.wrapping_add(line * 64));

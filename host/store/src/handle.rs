@@ -1,5 +1,5 @@
-//! Handles that read a store beside its one writer, in the same process: [`StoreHandle`], and what the writer
-//! keeps for them, `Published`. Other processes open a `StoreReader` instead.
+//! Handles that read a store beside its one writer, in the same process: [`StoreHandle`], and what
+//! the writer keeps for them, `Published`. Other processes open a `StoreReader` instead.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::epoch::Epochs;
-use crate::gather::{self, Source};
+use crate::gather::{self, RowSource};
 use crate::index::NONE;
-use crate::live::Live;
+use crate::live::LiveRows;
 use crate::lock::ReadersLock;
 use crate::overlay::Overlay;
 use crate::view::{Base, View};
@@ -18,23 +18,23 @@ use crate::view::{Base, View};
 /// How long a checkpoint waits for handles' reads that are under way.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Reads a store while its writer goes on. Clones are cheap, every thread may have one or share one, and no
-/// call waits for the writer or for another reader.
+/// Reads a store while its writer goes on. Clones are cheap, every thread may have one or share
+/// one, and no call waits for the writer or for another reader.
 ///
-/// It sees committed rows only: each row it gives is whole, as some commit left it, and a read that begins after
-/// [`Store::commit`](crate::Store::commit) returned sees that commit. A read that runs while a commit is being
-/// published may see some rows before and some after it. It lives on when the writer is
-/// dropped, with what was committed last.
+/// It sees committed rows only: each row it gives is whole, as some commit left it, and a read that
+/// begins after [`Store::commit`](crate::Store::commit) returned sees that commit. A read that runs
+/// while a commit is being published may see some rows before and some after it. It lives on when
+/// the writer is dropped, with what was committed last.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
-    shared: Arc<Shared>,
+    shared: Arc<HandleShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct HandleShared {
     dir: PathBuf,
     epochs: Epochs,
-    live: AtomicPtr<Live>,
+    live: AtomicPtr<LiveRows>,
     generation: AtomicU64,
     len: AtomicU64,
     /// Held once the writer is gone, so that another does not change the slabs under the handles.
@@ -53,7 +53,8 @@ impl StoreHandle {
     pub fn contains(&self, id: u64) -> bool {
         let _pin = self.shared.epochs.pin();
         let live = self.shared.live();
-        let is_there = |row| row != NONE && !matches!(live.place(row), gather::Place::Missing);
+        let is_there =
+            |row| row != NONE && !matches!(live.place(row), gather::ValueLocation::Missing);
         is_there(live.index().find(id)) || is_there(live.find_young(id))
     }
 
@@ -67,7 +68,7 @@ impl StoreHandle {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         let _pin = self.shared.epochs.pin();
         self.shared.live().shape().dim
@@ -79,16 +80,16 @@ impl StoreHandle {
     }
 }
 
-impl Shared {
+impl HandleShared {
     /// What there is to read. The caller is within an epoch, or the writer.
     #[inline]
-    fn live(&self) -> &Live {
+    fn live(&self) -> &LiveRows {
         // SAFETY: it lives until it is replaced and every reader from before has left its epoch.
         unsafe { &*self.live.load(Acquire) }
     }
 }
 
-impl Drop for Shared {
+impl Drop for HandleShared {
     fn drop(&mut self) {
         // SAFETY: it came from a box, and no handle and no writer is left.
         drop(unsafe { Box::from_raw(*self.live.get_mut()) });
@@ -97,31 +98,31 @@ impl Drop for Shared {
 
 /// The writer's side of its handles.
 #[derive(Debug)]
-pub(crate) struct Published {
-    shared: Arc<Shared>,
+pub(crate) struct HandlePublisher {
+    shared: Arc<HandleShared>,
     /// Earlier checkpoints' rows, by the epoch in which they were replaced.
-    past: Vec<(u64, Box<Live>)>,
+    past: Vec<(u64, Box<LiveRows>)>,
 }
 
-/// What is committed.
+/// The last commit: its generation, and the number of rows then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Committed {
     pub generation: u64,
     pub len: usize,
 }
 
-impl Published {
+impl HandlePublisher {
     /// Publishes what `view` shows, which must be committed, upon `base`.
-    pub fn new(dir: &Path, base: Base, view: &View, generation: u64) -> Published {
-        let shared = Shared {
+    pub fn new(dir: &Path, base: Base, view: &View, generation: u64) -> HandlePublisher {
+        let shared = HandleShared {
             dir: dir.to_owned(),
             epochs: Epochs::default(),
-            live: AtomicPtr::new(Box::into_raw(Box::new(Live::new(base)))),
+            live: AtomicPtr::new(Box::into_raw(Box::new(LiveRows::new(base)))),
             generation: AtomicU64::new(generation),
             len: AtomicU64::new(view.len() as u64),
             lock: Mutex::new(None),
         };
-        let published = Published { shared: Arc::new(shared), past: Vec::new() };
+        let published = HandlePublisher { shared: Arc::new(shared), past: Vec::new() };
         for at in 0..view.overlay.len() {
             published.publish_row(&view.overlay, at);
         }
@@ -129,7 +130,7 @@ impl Published {
         published
     }
 
-    /// One more handle.
+    /// Another handle on the same store, for another thread.
     pub fn handle(&self) -> StoreHandle {
         StoreHandle { shared: Arc::clone(&self.shared) }
     }
@@ -139,8 +140,8 @@ impl Published {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids that lead to
-    /// them, and removals last, so an id whose row is exchanged is never missing.
+    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids
+    /// that lead to them, and removals last, so an id whose row is exchanged is never missing.
     pub fn commit(&mut self, overlay: &Overlay, committed: Committed) {
         let live = self.shared.live();
         let dirty = || overlay.dirty().iter().map(|&at| at as usize);
@@ -161,17 +162,19 @@ impl Published {
         self.collect();
     }
 
-    /// Waits until no reader can come by a row of the slabs that has a version above. False if one takes too long.
+    /// Waits until no reader can come by a row of the slabs that has a version above. False if one
+    /// takes too long.
     pub fn settle(&self) -> bool {
         self.shared.epochs.wait(PATIENCE)
     }
 
     /// Replaces the slabs and versions by what a checkpoint has made of them.
     pub fn rebase(&mut self, view: &View) {
-        let live = Live::new(view.base.clone());
+        let live = LiveRows::new(view.base.clone());
         self.publish_young(&live, view);
         let old = self.shared.live.swap(Box::into_raw(Box::new(live)), Release);
-        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are waited for.
+        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are
+        // waited for.
         let old = unsafe { Box::from_raw(old) };
         self.past.push((self.shared.epochs.current(), old));
         self.collect();
@@ -182,7 +185,7 @@ impl Published {
         self.shared.live().publish(overlay.entry(at).row, values, &self.shared.epochs);
     }
 
-    fn publish_young(&self, live: &Live, view: &View) {
+    fn publish_young(&self, live: &LiveRows, view: &View) {
         for (id, row) in view.young() {
             live.publish_id(id, row, &self.shared.epochs);
         }
@@ -197,11 +200,12 @@ impl Published {
     }
 }
 
-impl Drop for Published {
+impl Drop for HandlePublisher {
     fn drop(&mut self) {
         if self.is_read() {
-            // This is the writer, which is not in a checkpoint, so nobody has the lock and it does not wait. If it
-            // fails, the handles' rows are at the mercy of another writer's checkpoint; there is nobody to tell.
+            // This is the writer, which is not in a checkpoint, so nobody has the lock and it does
+            // not wait. If it fails, the handles' rows are at the mercy of another writer's
+            // checkpoint; there is nobody to tell.
             if let (Ok(lock), Ok(mut slot)) =
                 (ReadersLock::shared(&self.shared.dir), self.shared.lock.lock())
             {

@@ -13,12 +13,12 @@ pub(crate) const SIZE: usize = 64;
 
 /// A binary file's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
+pub(crate) struct FileHeader {
     pub magic: [u8; 8],
     pub fields: [u64; 6],
 }
 
-impl Header {
+impl FileHeader {
     /// The bytes to write: magic, version, six fields, CRC-32 of all before it.
     pub fn encode(&self) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
@@ -33,7 +33,7 @@ impl Header {
     }
 
     /// Reads a header back; `path` is for messages, `magic` is what must be there.
-    pub fn decode(bytes: &[u8], magic: [u8; 8], path: &Path) -> Result<Header> {
+    pub fn decode(bytes: &[u8], magic: [u8; 8], path: &Path) -> Result<FileHeader> {
         let Some(bytes) = bytes.first_chunk::<SIZE>() else {
             return Err(corrupt(path, "it is too short for its header"));
         };
@@ -52,7 +52,7 @@ impl Header {
         for (field, bytes) in fields.iter_mut().zip(bytes[12..60].as_chunks::<8>().0) {
             *field = u64::from_le_bytes(*bytes);
         }
-        Ok(Header { magic, fields })
+        Ok(FileHeader { magic, fields })
     }
 }
 
@@ -73,11 +73,11 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Creates `path` with `header` and zeros up to `len` bytes. The zeros are
-/// written and not left as a hole, so that a full disk is an error here and not
-/// a signal when the mapping is first touched; and in large aligned parts, since then systems that can keep
-/// the file in large pages, which saves random reads their address translation.
-pub(crate) fn create_zeroed(path: &Path, header: &Header, len: u64) -> Result<File> {
+/// Creates `path` with `header` and zeros up to `len` bytes. The zeros are written and not left as
+/// a hole, so that a full disk is an error here and not a signal when the mapping is first touched;
+/// and in large aligned parts, since then systems that can keep the file in large pages, which
+/// saves random reads their address translation.
+pub(crate) fn create_zeroed(path: &Path, header: &FileHeader, len: u64) -> Result<File> {
     use std::io::Write;
     const PART: usize = 2 << 20;
     let mut file = OpenOptions::new()
@@ -109,17 +109,18 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const HEADER: Header = Header { magic: *b"HCTEST\0\0", fields: [1, 2, 3, u64::MAX, 5, 6] };
+    const HEADER: FileHeader =
+        FileHeader { magic: *b"HCTEST\0\0", fields: [1, 2, 3, u64::MAX, 5, 6] };
 
     #[test]
     fn a_header_reads_back_and_any_flipped_bit_is_seen() {
         let path = Path::new("x");
         let bytes = HEADER.encode();
-        assert_eq!(Header::decode(&bytes, HEADER.magic, path).unwrap(), HEADER);
+        assert_eq!(FileHeader::decode(&bytes, HEADER.magic, path).unwrap(), HEADER);
         for bit in 0..SIZE * 8 {
             let mut bad = bytes;
             bad[bit / 8] ^= 1 << (bit % 8);
-            Header::decode(&bad, HEADER.magic, path).unwrap_err();
+            FileHeader::decode(&bad, HEADER.magic, path).unwrap_err();
         }
     }
 
@@ -129,7 +130,7 @@ mod tests {
         bytes[8] = 9;
         let crc = crc32fast::hash(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
-        let error = Header::decode(&bytes, HEADER.magic, Path::new("x")).unwrap_err();
+        let error = FileHeader::decode(&bytes, HEADER.magic, Path::new("x")).unwrap_err();
         assert!(matches!(error, Error::Version { found: 9, supported: 2, .. }), "{error}");
     }
 }

@@ -1,11 +1,13 @@
-//! The index: a memory-mapped hash table from exact 64-bit id to row number. A table
-//! never changes: a checkpoint that needs another one builds it beside the old and renames it into place. It is
-//! derived from the rows and can be rebuilt from them. Ids younger than the table are not here but in the view.
+//! The index: a memory-mapped hash table from exact 64-bit id to row number. A table never changes:
+//! a checkpoint that needs another one builds it beside the old and renames it into place. It is
+//! derived from the rows and can be rebuilt from them. Ids younger than the table are not here but
+//! in the view.
 //!
-//! A bucket is one cache line: five ids, their five row numbers, how many there are and a
-//! checksum. An id lies in its home bucket or, where that was full, in one of the next, so a lookup
-//! costs one cache miss, compares five ids without a branch, and an id is found only if all its 64 bits match.
-//! After the buckets come the numbers of the rows that belonged to no id when the table was built.
+//! A bucket is one cache line: five ids, their five row numbers, how many there are and a checksum.
+//! An id lies in its home bucket or, where that was full, in one of the next, so a lookup costs one
+//! cache miss, compares five ids without a branch, and an id is found only if all its 64 bits
+//! match. After the buckets come the numbers of the rows that belonged to no id when the table was
+//! built.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use memmap2::{Mmap, MmapMut};
 
 use crate::Error;
 use crate::error::{Damage, REBUILD, Result, io};
-use crate::header::{self, Header, create_zeroed, mix};
+use crate::header::{self, FileHeader, create_zeroed, mix};
 use crate::memory::Residency;
 
 const MAGIC: [u8; 8] = *b"HCINDEX\0";
@@ -23,22 +25,22 @@ const SLOTS: usize = 5;
 const LOAD: usize = 3;
 /// The length of a bucket that was full when one more id came.
 const OVERFLOWN: u32 = SLOTS as u32 + 1;
-/// No row.
+/// Marks a cell without a row.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// One cache line of the table.
 #[repr(C, align(64))]
 #[derive(Debug)]
-pub(crate) struct Bucket {
+pub(crate) struct IndexBucket {
     ids: [u64; SLOTS],
     rows: [u32; SLOTS],
     /// The length in the upper 8 bits, the lower 24 of a CRC-32 in the others.
     seal: u32,
 }
 
-const _: () = assert!(size_of::<Bucket>() == 64 && header::SIZE == 64);
+const _: () = assert!(size_of::<IndexBucket>() == 64 && header::SIZE == 64);
 
-impl Bucket {
+impl IndexBucket {
     #[inline]
     fn len(&self) -> u32 {
         self.seal >> 24
@@ -68,7 +70,7 @@ impl Bucket {
 
 /// How much of a store a table covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub(crate) struct IndexExtent {
     /// Row numbers below this are in the table, or in its list of free rows.
     pub rows: usize,
     /// Ids in the table.
@@ -81,7 +83,7 @@ pub(crate) struct Index {
     path: PathBuf,
     map: Mmap,
     buckets: usize,
-    extent: Extent,
+    extent: IndexExtent,
     free: Vec<u32>,
 }
 
@@ -101,7 +103,7 @@ impl Index {
         // SAFETY: a table is never changed once it has its name, and never shortened.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
         Residency::of(map.len() as u64).advise(&map);
-        let header = Header::decode(&map, MAGIC, &path).map_err(|error| match error {
+        let header = FileHeader::decode(&map, MAGIC, &path).map_err(|error| match error {
             Error::Corrupt { what, .. } => damaged(&path, what),
             other => other,
         })?;
@@ -118,12 +120,12 @@ impl Index {
             return Err(damaged(&path, what));
         }
         let free = tail.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-        let extent = Extent { rows: rows as usize, ids: ids as usize };
+        let extent = IndexExtent { rows: rows as usize, ids: ids as usize };
         Ok(Index { path, map, buckets: buckets as usize, extent, free })
     }
 
     /// What the table covers.
-    pub fn extent(&self) -> Extent {
+    pub fn extent(&self) -> IndexExtent {
         self.extent
     }
 
@@ -134,7 +136,7 @@ impl Index {
 
     /// The table, for many lookups: [`home`], then [`find_from`].
     #[inline]
-    pub fn table(&self) -> &[Bucket] {
+    pub fn table(&self) -> &[IndexBucket] {
         table(&self.map, self.buckets)
     }
 
@@ -196,8 +198,8 @@ impl Index {
 
 /// What a table is built of.
 #[derive(Debug)]
-pub(crate) struct Contents<'a, I> {
-    /// As in [`Extent`].
+pub(crate) struct IndexContents<'a, I> {
+    /// As in [`IndexExtent`].
     pub rows: usize,
     /// Ids with their row numbers, `rows - free.len()` of them.
     pub ids: I,
@@ -208,9 +210,9 @@ pub(crate) struct Contents<'a, I> {
 /// Builds a table and makes it `dir`'s index.
 pub(crate) fn build(
     dir: &Path,
-    contents: Contents<'_, impl Iterator<Item = (u64, u32)>>,
+    contents: IndexContents<'_, impl Iterator<Item = (u64, u32)>>,
 ) -> Result<()> {
-    let Contents { rows, ids, free } = contents;
+    let IndexContents { rows, ids, free } = contents;
     let count = rows - free.len();
     let buckets = (count / LOAD + 1).max(64);
     let tail: Vec<u8> = free.iter().flat_map(|row| row.to_le_bytes()).collect();
@@ -218,7 +220,7 @@ pub(crate) fn build(
     let fields = [buckets as u64, rows as u64, count as u64, free.len() as u64, free_crc, 0];
     let partial = dir.join("index.table.partial");
     let len = header::SIZE + buckets * 64 + tail.len();
-    let file = create_zeroed(&partial, &Header { magic: MAGIC, fields }, len as u64)?;
+    let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len as u64)?;
     // SAFETY: the file was made just now under a name that nobody else opens.
     let mut map = unsafe { MmapMut::map_mut(&file) }.map_err(io("map", &partial))?;
     let at = map.len() - tail.len();
@@ -238,7 +240,7 @@ pub(crate) fn build(
     fs::rename(&partial, &path).map_err(io("rename to", &path))
 }
 
-fn insert(table: &mut [Bucket], id: u64, row: u32) {
+fn insert(table: &mut [IndexBucket], id: u64, row: u32) {
     let mut at = home(id, table.len());
     loop {
         let bucket = &mut table[at];
@@ -262,7 +264,7 @@ pub(crate) fn home(id: u64, buckets: usize) -> usize {
 
 /// The row number of `id`, whose home it is, or `NONE`.
 #[inline(always)]
-pub(crate) fn find_from(table: &[Bucket], home: usize, id: u64) -> u32 {
+pub(crate) fn find_from(table: &[IndexBucket], home: usize, id: u64) -> u32 {
     let bucket = &table[home];
     let row = bucket.find(id);
     if row != NONE || bucket.len() < OVERFLOWN { row } else { find_after(table, home, id) }
@@ -270,7 +272,7 @@ pub(crate) fn find_from(table: &[Bucket], home: usize, id: u64) -> u32 {
 
 #[cold]
 #[inline(never)]
-fn find_after(table: &[Bucket], home: usize, id: u64) -> u32 {
+fn find_after(table: &[IndexBucket], home: usize, id: u64) -> u32 {
     let (before, from) = table.split_at(home);
     for bucket in from[1..].iter().chain(before) {
         let row = bucket.find(id);
@@ -282,15 +284,15 @@ fn find_after(table: &[Bucket], home: usize, id: u64) -> u32 {
 }
 
 #[inline]
-fn table(bytes: &[u8], buckets: usize) -> &[Bucket] {
-    let bytes = &bytes[header::SIZE..header::SIZE + buckets * size_of::<Bucket>()];
-    // SAFETY: a mapping begins at a page, so the buckets behind the 64-byte header are aligned; any bytes
-    // make a bucket, and the length was just taken from the slice.
+fn table(bytes: &[u8], buckets: usize) -> &[IndexBucket] {
+    let bytes = &bytes[header::SIZE..header::SIZE + buckets * size_of::<IndexBucket>()];
+    // SAFETY: a mapping begins at a page, so the buckets behind the 64-byte header are aligned; any
+    // bytes make a bucket, and the length was just taken from the slice.
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), buckets) }
 }
 
-fn table_mut(bytes: &mut [u8], buckets: usize) -> &mut [Bucket] {
-    let bytes = &mut bytes[header::SIZE..header::SIZE + buckets * size_of::<Bucket>()];
+fn table_mut(bytes: &mut [u8], buckets: usize) -> &mut [IndexBucket] {
+    let bytes = &mut bytes[header::SIZE..header::SIZE + buckets * size_of::<IndexBucket>()];
     // SAFETY: as in `table`; and the slice is borrowed mutably.
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), buckets) }
 }
@@ -312,7 +314,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ids = [0, 1, u64::MAX, 1 << 63, 42, 42 + (1 << 32)];
         let with_rows = ids.iter().copied().zip([7, 1, 2, 3, 4, 6]);
-        build(dir.path(), Contents { rows: 8, ids: with_rows.clone(), free: &[0, 5] }).unwrap();
+        build(dir.path(), IndexContents { rows: 8, ids: with_rows.clone(), free: &[0, 5] })
+            .unwrap();
         let index = Index::open(dir.path()).unwrap();
         for (id, row) in with_rows {
             assert_eq!(index.find(id), row);
@@ -320,7 +323,7 @@ mod tests {
         for id in 2..42 {
             assert_eq!(index.find(id), NONE);
         }
-        assert_eq!((index.free(), index.extent()), (&[0, 5][..], Extent { rows: 8, ids: 6 }));
+        assert_eq!((index.free(), index.extent()), (&[0, 5][..], IndexExtent { rows: 8, ids: 6 }));
         index.verify().unwrap();
     }
 
@@ -329,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rows = 50_000;
         let ids = (0..rows as u64).map(|row| (row * 7, row as u32));
-        build(dir.path(), Contents { rows, ids, free: &[] }).unwrap();
+        build(dir.path(), IndexContents { rows, ids, free: &[] }).unwrap();
         let index = Index::open(dir.path()).unwrap();
         index.verify().unwrap();
         assert!(index.table().iter().any(|bucket| bucket.len() == OVERFLOWN));

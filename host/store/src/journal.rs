@@ -1,10 +1,11 @@
 //! The redo journal: the rows of each commit since the last checkpoint, behind one
 //! head that says which bytes count. It does not decide when to checkpoint.
 //!
-//! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the
-//! number of rows, the generation, the numbers of removed rows and of counters, the sightings counted so far,
-//! then the rows (id, row number, accumulator, clock, values), the removed rows' ids and numbers, the
-//! changed counters of the admission sketch, and a CRC-32 of all that. Bytes past the head's `end` mean nothing.
+//! The head is 64 bytes at offset 0. Records begin at 4096; one is a magic word, the number of
+//! rows, the generation, the numbers of removed rows and of counters, the sightings counted so far,
+//! then the rows (id, row number, accumulator, clock, values), the removed rows' ids and numbers,
+//! the changed counters of the admission sketch, and a CRC-32 of all that. Bytes past the head's
+//! `end` mean nothing.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, Header, create_zeroed, u32_at, u64_at};
+use crate::header::{self, FileHeader, create_zeroed, u32_at, u64_at};
 use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
 
@@ -30,7 +31,7 @@ const CRC: u64 = 4;
 
 /// The state of a store that is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Head {
+pub(crate) struct JournalHead {
     /// The last committed generation; 0 is the empty store.
     pub generation: u64,
     /// Rows at that generation.
@@ -43,10 +44,10 @@ pub(crate) struct Head {
     end: u64,
 }
 
-impl Head {
+impl JournalHead {
     /// The head of a store whose slabs hold everything.
-    pub fn folded(generation: u64, rows: usize) -> Head {
-        Head { generation, rows, base_generation: generation, base_rows: rows, end: START }
+    pub fn folded(generation: u64, rows: usize) -> JournalHead {
+        JournalHead { generation, rows, base_generation: generation, base_rows: rows, end: START }
     }
 
     /// Whether the slabs hold everything.
@@ -55,13 +56,13 @@ impl Head {
     }
 }
 
-/// An open journal.
+/// The journal of an open store, whose writer lock is held.
 #[derive(Debug)]
 pub(crate) struct Journal {
     file: File,
     path: PathBuf,
     dim: usize,
-    head: Head,
+    head: JournalHead,
 }
 
 impl Journal {
@@ -71,7 +72,7 @@ impl Journal {
     }
 
     /// Makes an empty journal.
-    pub fn create(dir: &Path, dim: usize, head: Head) -> Result<Journal> {
+    pub fn create(dir: &Path, dim: usize, head: JournalHead) -> Result<Journal> {
         let path = Self::path(dir);
         let file = create_zeroed(&path, &encode(dim, head), START)?;
         Ok(Journal { file, path, dim, head })
@@ -110,7 +111,7 @@ impl Journal {
         }
         file.read_exact(&mut bytes).map_err(io("read", &path))?;
         let [of_dim, generation, rows, base_generation, base_rows, end] =
-            Header::decode(&bytes, MAGIC, &path)?.fields;
+            FileHeader::decode(&bytes, MAGIC, &path)?.fields;
         if of_dim != dim as u64 {
             return Err(corrupt(&path, format!("it is of dim {of_dim} and the store of {dim}")));
         }
@@ -118,12 +119,12 @@ impl Journal {
             return Err(corrupt(&path, format!("it is cut off at {len} of {end} bytes")));
         }
         let (rows, base_rows) = (rows as usize, base_rows as usize);
-        let head = Head { generation, rows, base_generation, base_rows, end };
+        let head = JournalHead { generation, rows, base_generation, base_rows, end };
         Ok(Journal { file, path, dim, head })
     }
 
-    /// What is committed.
-    pub fn head(&self) -> Head {
+    /// The head of the last commit.
+    pub fn head(&self) -> JournalHead {
         self.head
     }
 
@@ -132,7 +133,7 @@ impl Journal {
         Position { generation: self.head.generation, end: self.head.end }
     }
 
-    /// Bytes in use.
+    /// Bytes from the start of the file to the end of the last commit.
     pub fn bytes(&self) -> u64 {
         self.head.end
     }
@@ -141,20 +142,20 @@ impl Journal {
     pub fn commit(&mut self, changes: Changes<'_>) -> Result<u64> {
         let generation = self.head.generation + 1;
         let end = self.append(&changes, generation).map_err(io("append to", &self.path))?;
-        self.set_head(Head { generation, rows: changes.rows, end, ..self.head })?;
+        self.set_head(JournalHead { generation, rows: changes.rows, end, ..self.head })?;
         Ok(generation)
     }
 
     /// Notes that the slabs hold everything, which empties the journal.
     pub fn reset(&mut self) -> Result<()> {
-        self.set_head(Head::folded(self.head.generation, self.head.rows))?;
+        self.set_head(JournalHead::folded(self.head.generation, self.head.rows))?;
         self.file.set_len(START).map_err(io("truncate", &self.path))
     }
 
     fn append(&mut self, changes: &Changes<'_>, generation: u64) -> std::io::Result<u64> {
         let Changes { overlay, sketch, .. } = *changes;
         self.file.seek(SeekFrom::Start(self.head.end))?;
-        let mut out = Checked {
+        let mut out = ChecksummingReader {
             crc: crc32fast::Hasher::new(),
             bytes: 0,
             inner: BufWriter::with_capacity(1 << 20, &self.file),
@@ -195,7 +196,7 @@ impl Journal {
         Ok(self.head.end + out.bytes + CRC)
     }
 
-    fn set_head(&mut self, head: Head) -> Result<()> {
+    fn set_head(&mut self, head: JournalHead) -> Result<()> {
         let bytes = encode(self.dim, head).encode();
         self.file
             .seek(SeekFrom::Start(0))
@@ -210,7 +211,7 @@ impl Journal {
     /// checkpoint, is brought up to date; readers do without.
     pub fn replay(&mut self, mut sketch: Option<&mut Sketch>) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.dim);
-        let Head { base_generation, rows, base_rows, .. } = self.head;
+        let JournalHead { base_generation, rows, base_rows, .. } = self.head;
         let from = Position { generation: base_generation, end: START };
         self.replay_after(from, &mut overlay, &mut sketch)?;
         let new = (base_rows..rows).filter(|&row| overlay.position(row as u32).is_some()).count();
@@ -220,17 +221,18 @@ impl Journal {
         Ok(overlay)
     }
 
-    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds those.
+    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds
+    /// those.
     pub fn replay_after(
         &mut self,
         from: Position,
         overlay: &mut Overlay,
         sketch: &mut Option<&mut Sketch>,
     ) -> Result<()> {
-        let Head { generation, end, .. } = self.head;
+        let JournalHead { generation, end, .. } = self.head;
         self.file.seek(SeekFrom::Start(from.end)).map_err(io("read", &self.path))?;
         let inner = BufReader::with_capacity(1 << 20, &self.file);
-        let mut input = Checked { crc: crc32fast::Hasher::new(), bytes: 0, inner };
+        let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
         let mut left = end.checked_sub(from.end).ok_or_else(|| self.damaged("its end"))?;
         for generation in from.generation + 1..=generation {
             let expect = Expect { generation, left };
@@ -244,7 +246,7 @@ impl Journal {
 
     fn replay_record(
         &self,
-        input: &mut Checked<BufReader<&File>>,
+        input: &mut ChecksummingReader<BufReader<&File>>,
         overlay: &mut Overlay,
         sketch: &mut Option<&mut Sketch>,
         expect: Expect,
@@ -336,13 +338,13 @@ struct Expect {
 }
 
 /// Passes bytes through and checksums them.
-struct Checked<T> {
+struct ChecksummingReader<T> {
     crc: crc32fast::Hasher,
     bytes: u64,
     inner: T,
 }
 
-impl<W: Write> Checked<W> {
+impl<W: Write> ChecksummingReader<W> {
     fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.crc.update(bytes);
         self.bytes += bytes.len() as u64;
@@ -350,7 +352,7 @@ impl<W: Write> Checked<W> {
     }
 }
 
-impl<R: Read> Checked<R> {
+impl<R: Read> ChecksummingReader<R> {
     fn read_exact(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
         self.inner.read_exact(bytes)?;
         self.bytes += bytes.len() as u64;
@@ -359,10 +361,10 @@ impl<R: Read> Checked<R> {
     }
 }
 
-fn encode(dim: usize, head: Head) -> Header {
-    let Head { generation, rows, base_generation, base_rows, end } = head;
+fn encode(dim: usize, head: JournalHead) -> FileHeader {
+    let JournalHead { generation, rows, base_generation, base_rows, end } = head;
     let fields = [dim as u64, generation, rows as u64, base_generation, base_rows as u64, end];
-    Header { magic: MAGIC, fields }
+    FileHeader { magic: MAGIC, fields }
 }
 
 fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {

@@ -1,7 +1,7 @@
-//! The embedding store: memory-mapped rows by 64-bit id, with row-wise Adagrad
-//! state apart and crash-safe commits, read without locks beside its one writer. It sits below the model and knows
-//! nothing of tables, features or experts. It deliberately does not send deltas anywhere, nor decide which ids matter:
-//! it tells what changed, and admits and expires rows as its caller says.
+//! The embedding store: memory-mapped rows by 64-bit id, with row-wise Adagrad state apart and
+//! crash-safe commits, read without locks beside its one writer. It sits below the model and knows
+//! nothing of tables, features or experts. It deliberately does not send deltas anywhere, nor
+//! decide which ids matter: it tells what changed, and admits and expires rows as its caller says.
 //!
 //! # Layout of a store's directory
 //!
@@ -15,9 +15,10 @@
 //! | `journal` | one checksummed head, then the rows of each commit since the last checkpoint |
 //! | `writer.lock`, `readers.lock` | file locks; the kernel drops them when a process dies |
 //!
-//! A row keeps its number for life, so index, values and state are joined by
-//! it, and another width or another column (counts, scales) is another slab. When an id is removed, its row's number goes to a new
-//! id only after a checkpoint has made an index without it: until then somebody may still come by the number.
+//! A row keeps its number for life, so index, values and state are joined by it, and another width
+//! or another column (counts, scales) is another slab. When an id is removed, its row's number goes
+//! to a new id only after a checkpoint has made an index without it: until then somebody may still
+//! come by the number.
 //!
 //! # Commits: a redo journal
 //!
@@ -32,11 +33,11 @@
 //! checksum below the end is always damage and never a torn write, and is
 //! reported instead of being cut off.
 //!
-//! When the journal has grown to a quarter of the slabs (at least 128 MiB, at most 1 GiB), a *checkpoint* copies the
-//! overlay into the slabs, makes another index if many ids are new or any was removed, syncs, and then resets the head. A crash on
-//! the way leaves the journal in force: it holds every row that the checkpoint
-//! was writing, so whatever the slabs hold for those rows is not looked at; and an index that is newer than the slabs leads
-//! to rows that the journal has.
+//! When the journal has grown to a quarter of the slabs (at least 128 MiB, at most 1 GiB), a
+//! *checkpoint* copies the overlay into the slabs, makes another index if many ids are new or any
+//! was removed, syncs, and then resets the head. A crash on the way leaves the journal in force: it
+//! holds every row that the checkpoint was writing, so whatever the slabs hold for those rows is
+//! not looked at; and an index that is newer than the slabs leads to rows that the journal has.
 //!
 //! Why redo and not undo or shadow pages: an undo journal must be synced
 //! before a page is first changed, in the middle of training, and grows by pages where
@@ -46,38 +47,39 @@
 //!
 //! # Readers of the same process
 //!
-//! A [`StoreHandle`] reads beside the writer, from any number of threads, and never waits: not for a commit, a
-//! checkpoint, or growth. It sees committed rows only. A commit publishes each changed row as a new immutable version,
-//! found through a bitmap that stays in the cache (a row without a version costs no miss) and one pointer; a version is used
-//! again once every reader that could see it has left its epoch. Versions that never change, and not a version word that a
-//! reader checks before and after its copy, so that a copy is made once, at full speed, and cannot be torn.
-//! A checkpoint writes only rows that have versions, after the readers from before these have gone; so the same versions
-//! shield readers from the slabs' change. Memory is that of the overlay a second time, while there are handles.
+//! A [`StoreHandle`] reads beside the writer, from any number of threads, and never waits: not for
+//! a commit, a checkpoint, or growth. It sees committed rows only. A commit publishes each changed
+//! row as a new immutable version, found through a bitmap that stays in the cache (a row without a
+//! version costs no miss) and one pointer; a version is used again once every reader that could see
+//! it has left its epoch. Versions that never change, and not a version word that a reader checks
+//! before and after its copy, so that a copy is made once, at full speed, and cannot be torn. A
+//! checkpoint writes only rows that have versions, after the readers from before these have gone;
+//! so the same versions shield readers from the slabs' change. Memory is that of the overlay a
+//! second time, while there are handles.
 //!
-//! A read goes through a batch in stages, prefetched some rows ahead: one cache line of the index, then where the
-//! row lies, then the row. So many cache misses overlap, and going through the index costs little more than
-//! knowing the rows' places. Large batches use two threads.
+//! A read goes through a batch in stages, prefetched some rows ahead: one cache line of the index,
+//! then where the row lies, then the row. So many cache misses overlap, and going through the index
+//! costs little more than knowing the rows' places. Large batches use two threads.
 //!
 //! # Readers of other processes
 //!
-//! A [`StoreReader`] maps the slabs, reads the journal into an overlay of its
-//! own, and so sees exactly the generation committed last when it was opened or refreshed,
-//! whatever a writer does meanwhile. While such readers are open, checkpoints wait and the
-//! journal grows; 1 GiB past where it would be folded, [`Store::commit`] refuses with
-//! [`Error::JournalHeld`]. A long-lived server should serve a snapshot
-//! ([`Store::snapshot_into`]), whose rows may be bf16 or int8; a [`ServingStore`] takes newer rows into it, with
-//! commits, checkpoints and handles as above.
+//! A [`StoreReader`] maps the slabs, reads the journal into an overlay of its own, and so sees
+//! exactly the generation committed last when it was opened or refreshed, whatever a writer does
+//! meanwhile. While such readers are open, checkpoints wait and the journal grows; 1 GiB past where
+//! it would be folded, [`Store::commit`] refuses with [`Error::JournalHeld`]. A long-lived server
+//! should serve a snapshot ([`Store::snapshot_into`]), whose rows may be bf16 or int8; a
+//! [`ServingStore`] takes newer rows into it, with commits, checkpoints and handles as above.
 //!
 //! # Integrity and limits
 //!
-//! Opening reads the whole store once and checks every checksum, or with [`Verify::Journal`] only what can be
-//! torn; [`check`] reports all damage. No open needs the store in memory: slabs and index are mapped, and where they are larger than
-//! memory, pages are read singly. In memory are the overlay, the ids younger than the index (at most a sixteenth), and a bit a row while
-//! verifying. Files are
-//! little-endian, and a store must lie on a local disk of a POSIX system:
-//! mappings must not be truncated by others, and file locks must work.
-//! At most 2³² − 2 rows and 2³² − 1 generations, dim at most 4096. The overlay takes about 4·dim + 40
-//! bytes for each distinct row changed since the last checkpoint.
+//! Opening reads the whole store once and checks every checksum, or with [`Verify::Journal`] only
+//! what can be torn; [`check`] reports all damage. No open needs the store in memory: slabs and
+//! index are mapped, and where they are larger than memory, pages are read singly. In memory are
+//! the overlay, the ids younger than the index (at most a sixteenth), and a bit a row while
+//! verifying. Files are little-endian, and a store must lie on a local disk of a POSIX system:
+//! mappings must not be truncated by others, and file locks must work. At most 2³² − 2 rows and 2³²
+//! − 1 generations, dim at most 4096. The overlay takes about 4·dim + 40 bytes for each distinct
+//! row changed since the last checkpoint.
 
 #[cfg(not(all(unix, target_endian = "little")))]
 compile_error!("the store maps little-endian files and needs a POSIX system");
@@ -107,7 +109,7 @@ mod store;
 mod view;
 mod writer;
 
-pub use check::{Checked, check};
+pub use check::{StoreCheck, check};
 pub use error::{Damage, Error, Result};
 pub use format::RowFormat;
 pub use handle::StoreHandle;
@@ -121,8 +123,8 @@ pub enum Verify {
     /// Every checksum of every file: the store is read once from end to end.
     #[default]
     Full,
-    /// The files' headers and sizes and the journal. Damage within slabs or index may go unnoticed, so run
-    /// [`check`] now and then.
+    /// The files' headers and sizes and the journal. Damage within slabs or index may go unnoticed,
+    /// so run [`check`] now and then.
     Journal,
 }
 

@@ -1,12 +1,13 @@
 //! What readers beside the writer look at: the slabs and index of a checkpoint, and above them the
-//! committed rows since then, as immutable versions. One writer publishes, any number of threads read, and no
-//! reader ever waits: it finds a row's version, or that it has none, by atomic loads alone. When the writer publishes
-//! and what it does with old versions is the business of `handle`.
+//! committed rows since then, as immutable versions. One writer publishes, any number of threads
+//! read, and no reader ever waits: it finds a row's version, or that it has none, by atomic loads
+//! alone. When the writer publishes and what it does with old versions is the business of `handle`.
 //!
-//! Why immutable versions and not a version word in the row: a reader of a row that is overwritten in place
-//! must copy it word by word and try again when it was torn, and under a fast writer it may try often. A
-//! version that never changes is copied at full speed, once. Its price is a copy of each committed row, and memory for
-//! versions that a reader may still be copying; epochs tell when it can be used again.
+//! Why immutable versions and not a version word in the row: a reader of a row that is overwritten
+//! in place must copy it word by word and try again when it was torn, and under a fast writer it
+//! may try often. A version that never changes is copied at full speed, once. Its price is a copy
+//! of each committed row, and memory for versions that a reader may still be copying; epochs tell
+//! when it can be used again.
 
 use std::collections::VecDeque;
 use std::ptr;
@@ -15,10 +16,10 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 
 use crate::epoch::Epochs;
-use crate::gather::{Place, Source, prefetch};
+use crate::gather::{RowSource, ValueLocation, prefetch};
 use crate::header::mix;
 use crate::index::{Index, NONE};
-use crate::slab::{ROWS_PER_SLAB, Shape};
+use crate::slab::{ROWS_PER_SLAB, RowShape};
 use crate::view::Base;
 
 /// Slabs that row numbers of 32 bits can name.
@@ -26,19 +27,20 @@ const MOST_SLABS: usize = 1 << 16;
 
 /// A checkpoint's rows, and those committed since.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct LiveRows {
     base: Base,
     /// By slab: its rows' versions, once it has any.
-    chunks: Box<[AtomicPtr<Chunk>]>,
+    chunks: Box<[AtomicPtr<VersionChunk>]>,
     young: AtomicPtr<IdTable>,
     /// The writer's; readers never lock it.
-    writer: Mutex<Writer>,
+    writer: Mutex<VersionWriter>,
 }
 
 /// The versions of 65536 rows.
 #[derive(Debug)]
-struct Chunk {
-    /// A bit a row: whether it has a version. Few enough bytes to stay in the cache, so a row without costs no miss.
+struct VersionChunk {
+    /// A bit a row: whether it has a version. Few enough bytes to stay in the cache, so a row
+    /// without costs no miss.
     bits: [AtomicU64; ROWS_PER_SLAB / 64],
     versions: [AtomicPtr<f32>; ROWS_PER_SLAB],
 }
@@ -51,31 +53,31 @@ fn removed() -> *mut f32 {
 }
 
 #[derive(Debug)]
-struct Writer {
+struct VersionWriter {
     arena: Arena,
     /// Versions that were replaced, by the epoch in which they were.
-    replaced: VecDeque<(u64, Version)>,
+    replaced: VecDeque<(u64, RowVersion)>,
     tables: VecDeque<(u64, Box<IdTable>)>,
 }
 
-/// A version's memory.
+/// Points to the values of one version of a row.
 #[derive(Debug, Clone, Copy)]
-struct Version(*mut f32);
+struct RowVersion(*mut f32);
 
 // SAFETY: it points into the arena that lies beside it under the same lock.
-unsafe impl Send for Version {}
+unsafe impl Send for RowVersion {}
 
-impl Live {
-    /// One without versions.
-    pub fn new(base: Base) -> Live {
+impl LiveRows {
+    /// A view of a checkpoint whose rows have no versions yet.
+    pub fn new(base: Base) -> LiveRows {
         let chunks = (0..MOST_SLABS).map(|_| AtomicPtr::new(ptr::null_mut())).collect();
-        let writer = Writer {
+        let writer = VersionWriter {
             arena: Arena::new(base.shape.dim),
             replaced: VecDeque::new(),
             tables: VecDeque::new(),
         };
         let young = AtomicPtr::new(Box::into_raw(Box::new(IdTable::new(1024))));
-        Live { base, chunks, young, writer: Mutex::new(writer) }
+        LiveRows { base, chunks, young, writer: Mutex::new(writer) }
     }
 
     /// Lets readers see a row's new values, `None` for a row that was removed. The writer's alone.
@@ -90,7 +92,7 @@ impl Live {
         let old = chunk.versions[at].swap(version, Release);
         chunk.bits[at / 64].fetch_or(1 << (at % 64), Release);
         if !old.is_null() && old != removed() {
-            writer.replaced.push_back((epochs.current(), Version(old)));
+            writer.replaced.push_back((epochs.current(), RowVersion(old)));
         }
     }
 
@@ -111,7 +113,8 @@ impl Live {
         }
         larger.set(id, row);
         let old = self.young.swap(Box::into_raw(Box::new(larger)), Release);
-        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are waited for.
+        // SAFETY: it came from a box, and nobody finds it here any more; readers who have it are
+        // waited for.
         let old = unsafe { Box::from_raw(old) };
         writer.tables.push_back((epochs.current(), old));
     }
@@ -119,18 +122,18 @@ impl Live {
     /// Takes back the memory of what no reader sees any more. The writer's alone.
     pub fn collect(&self, epochs: &Epochs) {
         let mut writer = self.writer.lock().expect("a publication does not panic");
-        let Writer { arena, replaced, tables } = &mut *writer;
+        let VersionWriter { arena, replaced, tables } = &mut *writer;
         while let Some((_, version)) = replaced.pop_front_if(|(epoch, _)| epochs.is_past(*epoch)) {
             arena.free.push(version);
         }
         while tables.pop_front_if(|(epoch, _)| epochs.is_past(*epoch)).is_some() {}
     }
 
-    fn chunk(&self, row: u32) -> &Chunk {
+    fn chunk(&self, row: u32) -> &VersionChunk {
         let slot = &self.chunks[row as usize / ROWS_PER_SLAB];
         let mut chunk = slot.load(Acquire);
         if chunk.is_null() {
-            chunk = Chunk::new();
+            chunk = VersionChunk::new();
             slot.store(chunk, Release);
         }
         // SAFETY: a chunk that was put there lives as long as this `Live`.
@@ -138,7 +141,7 @@ impl Live {
     }
 
     #[inline(always)]
-    fn chunk_if_any(&self, row: u32) -> Option<&Chunk> {
+    fn chunk_if_any(&self, row: u32) -> Option<&VersionChunk> {
         let chunk = self.chunks[row as usize / ROWS_PER_SLAB].load(Acquire);
         // SAFETY: it is null or a chunk, which lives as long as this `Live`.
         unsafe { chunk.as_ref() }
@@ -146,13 +149,13 @@ impl Live {
 
     #[inline]
     fn table(&self) -> &IdTable {
-        // SAFETY: a table lives until it is replaced and every reader from before has left its epoch; callers are
-        // such readers, or the writer.
+        // SAFETY: a table lives until it is replaced and every reader from before has left its
+        // epoch; callers are such readers, or the writer.
         unsafe { &*self.young.load(Acquire) }
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveRows {
     fn drop(&mut self) {
         for chunk in &mut self.chunks {
             let chunk = *chunk.get_mut();
@@ -166,11 +169,11 @@ impl Drop for Live {
     }
 }
 
-// The caller is within an epoch. The slabs' rows that a checkpoint changes all have versions here by then, and it waits
-// for readers who came before that; versions are used again only once their readers have gone.
-// SAFETY: so what `place` points at stays.
-unsafe impl Source for Live {
-    fn shape(&self) -> Shape {
+// The caller is within an epoch. The slabs' rows that a checkpoint changes all have versions here
+// by then, and it waits for readers who came before that; versions are used again only once their
+// readers have gone. SAFETY: so what `place` points at stays.
+unsafe impl RowSource for LiveRows {
+    fn shape(&self) -> RowShape {
         self.base.shape
     }
 
@@ -201,20 +204,24 @@ unsafe impl Source for Live {
     }
 
     #[inline(always)]
-    fn place(&self, row: u32) -> Place {
+    fn place(&self, row: u32) -> ValueLocation {
         let at = row as usize % ROWS_PER_SLAB;
         let Some(chunk) = self.chunk_if_any(row) else { return self.base.place(row) };
         if chunk.bits[at / 64].load(Acquire) >> (at % 64) & 1 == 0 {
             return self.base.place(row);
         }
         let version = chunk.versions[at].load(Acquire).cast_const();
-        if ptr::eq(version, &raw const REMOVED) { Place::Missing } else { Place::Above(version) }
+        if ptr::eq(version, &raw const REMOVED) {
+            ValueLocation::Missing
+        } else {
+            ValueLocation::Above(version)
+        }
     }
 }
 
-impl Chunk {
-    fn new() -> *mut Chunk {
-        let layout = std::alloc::Layout::new::<Chunk>();
+impl VersionChunk {
+    fn new() -> *mut VersionChunk {
+        let layout = std::alloc::Layout::new::<VersionChunk>();
         // Half a mebibyte, made where it stays and not on the stack.
         // SAFETY: the layout is not empty; zeros are valid atomics, and null pointers, throughout.
         let chunk = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -290,7 +297,7 @@ impl IdTable {
 /// Sixteen values on a cache line of their own.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-struct Line {
+struct CacheLine {
     _values: [f32; 16],
 }
 
@@ -299,8 +306,8 @@ struct Line {
 struct Arena {
     dim: usize,
     /// From boxes, and kept as pointers since versions are pointers into them.
-    blocks: Vec<*mut [Line]>,
-    free: Vec<Version>,
+    blocks: Vec<*mut [CacheLine]>,
+    free: Vec<RowVersion>,
 }
 
 // SAFETY: the blocks are its own.
@@ -319,8 +326,9 @@ impl Arena {
         if self.free.is_empty() {
             self.grow();
         }
-        let Version(version) = self.free.pop().expect("a block has versions");
-        // SAFETY: it has room for `dim` values, and no reader has it: it is new, or its readers have gone.
+        let RowVersion(version) = self.free.pop().expect("a block has versions");
+        // SAFETY: it has room for `dim` values, and no reader has it: it is new, or its readers
+        // have gone.
         unsafe { ptr::copy_nonoverlapping(values.as_ptr(), version, self.dim) };
         version
     }
@@ -328,11 +336,12 @@ impl Arena {
     fn grow(&mut self) {
         let lines = self.dim.div_ceil(16);
         let versions = (Self::BLOCK / (lines * 64)).max(1);
-        let block = vec![Line { _values: [0.0; 16] }; versions * lines].into_boxed_slice();
+        let block = vec![CacheLine { _values: [0.0; 16] }; versions * lines].into_boxed_slice();
         let block = Box::into_raw(block);
-        let start = block.cast::<Line>();
-        self.free
-            .extend((0..versions).rev().map(|at| Version(start.wrapping_add(at * lines).cast())));
+        let start = block.cast::<CacheLine>();
+        self.free.extend(
+            (0..versions).rev().map(|at| RowVersion(start.wrapping_add(at * lines).cast())),
+        );
         self.blocks.push(block);
     }
 }
@@ -340,7 +349,8 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         for &block in &self.blocks {
-            // SAFETY: it came from a box, and nobody reads versions any more where their `Live` is dropped.
+            // SAFETY: it came from a box, and nobody reads versions any more where their `Live` is
+            // dropped.
             drop(unsafe { Box::from_raw(block) });
         }
     }

@@ -1,7 +1,7 @@
-//! The two file locks of a store. Both are kernel locks on open files, so the
-//! death of a process, however sudden, releases them: a lock file that is left
-//! over means nothing by itself. They are also released by hand on drop: a child process in the instant
-//! between fork and exec has copies of all open files, which would prolong them.
+//! The two file locks of a store. Both are kernel locks on open files, so the death of a process,
+//! however sudden, releases them: a lock file that is left over means nothing by itself. They are
+//! also released by hand on drop: a child process in the instant between fork and exec has copies
+//! of all open files, which would prolong them.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};

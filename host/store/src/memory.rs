@@ -1,7 +1,8 @@
-//! How much memory there is for a store's pages: it decides which advice the mappings get. A store that fits is
-//! read ahead and mapped in large pages, where the system has them for files, which spares random reads most of the
-//! cost of address translation; one that does not fit is read page by page, so that a read from the disk brings only what was asked for.
-//! It is advice: answers never depend on it.
+//! How much memory there is for a store's pages: it decides which advice the mappings get. A store
+//! that fits is read ahead and mapped in large pages, where the system has them for files, which
+//! spares random reads most of the cost of address translation; one that does not fit is read page
+//! by page, so that a read from the disk brings only what was asked for. It is advice: answers
+//! never depend on it.
 
 use std::fs;
 
@@ -41,7 +42,8 @@ impl Residency {
     }
 }
 
-/// What the system could give to this process, its control group's limit included, where that can be found out.
+/// What the system could give to this process, its control group's limit included, where that can
+/// be found out.
 fn available() -> Option<u64> {
     let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -50,7 +52,8 @@ fn available() -> Option<u64> {
     free.into_iter().chain(limits).min()
 }
 
-/// Where the limits of a process's control groups are; within a container the group is the root of what is mounted.
+/// Where the limits of a process's control groups are; within a container the group is the root of
+/// what is mounted.
 fn limit_files(groups: &str) -> Vec<String> {
     let (new, old) = ("/sys/fs/cgroup", "/sys/fs/cgroup/memory");
     let mut files = vec![format!("{new}/memory.max"), format!("{old}/memory.limit_in_bytes")];

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, corrupt, io};
 use crate::header::sync_dir;
-use crate::slab::{ROWS_PER_SLAB, Shape};
+use crate::slab::{ROWS_PER_SLAB, RowShape};
 use crate::{Error, RowFormat, StoreOptions};
 
 /// The version of every file of a store.
@@ -18,7 +18,7 @@ const MAX_DIM: usize = 4096;
 /// What a store is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
+pub(crate) enum StoreKind {
     /// Has optimizer state.
     Training,
     /// A snapshot without it.
@@ -30,7 +30,7 @@ pub(crate) enum Kind {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Meta {
     pub format_version: u64,
-    pub kind: Kind,
+    pub kind: StoreKind,
     pub dim: usize,
     pub row_format: RowFormat,
     pub init_scale: f32,
@@ -42,7 +42,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     /// The meta of a new store, if the options are in range.
-    pub fn new(options: &StoreOptions, kind: Kind, row_format: RowFormat) -> Result<Meta> {
+    pub fn new(options: &StoreOptions, kind: StoreKind, row_format: RowFormat) -> Result<Meta> {
         let &StoreOptions { dim, init_scale, seed } = options;
         if !(1..=MAX_DIM).contains(&dim) {
             return Err(Error::Options(format!("dim is {dim}, it must be 1 to {MAX_DIM}")));
@@ -74,8 +74,8 @@ impl Meta {
     }
 
     /// What its rows are like.
-    pub fn shape(&self) -> Shape {
-        Shape { dim: self.dim, format: self.row_format }
+    pub fn shape(&self) -> RowShape {
+        RowShape { dim: self.dim, format: self.row_format }
     }
 
     /// Whether `dir` has a `meta.json`.
@@ -87,7 +87,7 @@ impl Meta {
     pub fn read(dir: &Path) -> Result<Meta> {
         /// The version comes first, since another version's fields are unknown.
         #[derive(Deserialize)]
-        struct Version {
+        struct FormatVersion {
             format_version: u64,
         }
         let path = path(dir);
@@ -99,7 +99,8 @@ impl Meta {
             Err(e) => return Err(io("read", &path)(e)),
         };
         let damaged = |e: serde_json::Error| corrupt(&path, e.to_string());
-        let Version { format_version: found } = serde_json::from_slice(&text).map_err(damaged)?;
+        let FormatVersion { format_version: found } =
+            serde_json::from_slice(&text).map_err(damaged)?;
         if found != FORMAT_VERSION {
             return Err(Error::Version { path, found, supported: FORMAT_VERSION });
         }

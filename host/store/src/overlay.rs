@@ -23,7 +23,7 @@ pub(crate) struct Entry<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Item {
+struct OverlayRow {
     row: u32,
     id: u64,
     state: RowState,
@@ -35,11 +35,12 @@ struct Item {
 #[derive(Debug)]
 pub(crate) struct Overlay {
     dim: usize,
-    /// A bit a row: whether it is here. Small enough for the cache, so rows that are not here cost no miss.
+    /// A bit a row: whether it is here. Small enough for the cache, so rows that are not here cost
+    /// no miss.
     bits: Vec<u64>,
     /// By row number: the row's position here, where its bit is set.
     place: Vec<u32>,
-    items: Vec<Item>,
+    items: Vec<OverlayRow>,
     values: Vec<f32>,
     dirty: Vec<u32>,
     removed: usize,
@@ -90,9 +91,9 @@ impl Overlay {
         assert_eq!(entry.values.len(), self.dim);
         if let Some(at) = self.position(entry.row) {
             self.removed -= usize::from(self.items[at].is_removed);
-            let Item { is_dirty, .. } = self.items[at];
+            let OverlayRow { is_dirty, .. } = self.items[at];
             let Entry { row, id, state, .. } = entry;
-            self.items[at] = Item { row, id, state, is_dirty, is_removed: false };
+            self.items[at] = OverlayRow { row, id, state, is_dirty, is_removed: false };
             self.values[at * self.dim..(at + 1) * self.dim].copy_from_slice(entry.values);
             return at;
         }
@@ -130,14 +131,14 @@ impl Overlay {
         }
         self.place[index] = at as u32;
         self.bits[index / 64] |= 1 << (row % 64);
-        self.items.push(Item { row, id, state, is_dirty: false, is_removed: false });
+        self.items.push(OverlayRow { row, id, state, is_dirty: false, is_removed: false });
         at
     }
 
     /// The row at a position.
     #[inline]
     pub fn entry(&self, at: usize) -> Entry<'_> {
-        let Item { row, id, state, .. } = self.items[at];
+        let OverlayRow { row, id, state, .. } = self.items[at];
         Entry { row, id, state, values: self.values(at) }
     }
 

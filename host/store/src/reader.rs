@@ -1,5 +1,5 @@
-//! The reader for other processes, and for snapshots: the rows of one committed generation, read-only. It never opens
-//! optimizer state and takes no lock after it is open.
+//! The reader for other processes, and for snapshots: the rows of one committed generation,
+//! read-only. It never opens optimizer state and takes no lock after it is open.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::journal::{Journal, Position};
 use crate::lock::ReadersLock;
 use crate::meta::Meta;
-use crate::view::{Load, View};
+use crate::view::{View, ViewOptions};
 use crate::{RowFormat, StoreOptions, Verify, snapshot};
 
 /// A store that is open for reading, at the generation that was last committed
@@ -23,8 +23,8 @@ pub struct StoreReader {
 }
 
 impl StoreReader {
-    /// Opens the store or snapshot in `dir` and checks all of it; a live writer is no hindrance. Waits
-    /// while the writer's checkpoint runs.
+    /// Opens the store or snapshot in `dir` and checks all of it; a live writer is no hindrance.
+    /// Waits while the writer's checkpoint runs.
     pub fn open(dir: impl AsRef<Path>) -> Result<StoreReader> {
         Self::open_with(dir, Verify::Full)
     }
@@ -35,23 +35,26 @@ impl StoreReader {
         let meta = Meta::read(dir)?;
         let lock = ReadersLock::shared(dir)?;
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
-        let load = Load { shape: meta.shape(), verify, may_rebuild: false };
+        let load = ViewOptions { shape: meta.shape(), verify, may_rebuild: false };
         let view = View::load(dir, &mut journal, load, None)?;
         let followed = journal.position();
         let base_generation = journal.head().base_generation;
         Ok(StoreReader { dir: dir.to_owned(), meta, followed, base_generation, view, lock })
     }
 
-    /// Moves on to the generation that is committed now; gives it. It reads only what was committed since, or
-    /// maps the store again where a checkpoint came between: its lock is free for an instant in which a
-    /// writer may run one. After a failure it must be opened again.
+    /// Moves on to the generation that is committed now; gives it. It reads only what was committed
+    /// since, or maps the store again where a checkpoint came between: its lock is free for an
+    /// instant in which a writer may run one. After a failure it must be opened again.
     pub fn refresh(&mut self) -> Result<u64> {
         self.lock.pass()?;
         let mut journal = Journal::open_for_reading(&self.dir, self.meta.dim)?;
         let head = journal.head();
         if head.base_generation != self.base_generation {
-            let load =
-                Load { shape: self.meta.shape(), verify: Verify::Journal, may_rebuild: false };
+            let load = ViewOptions {
+                shape: self.meta.shape(),
+                verify: Verify::Journal,
+                may_rebuild: false,
+            };
             self.view = View::load(&self.dir, &mut journal, load, None)?;
         } else if head.generation > self.followed.generation {
             journal.replay_after(self.followed, &mut self.view.overlay, &mut None)?;
@@ -62,9 +65,10 @@ impl StoreReader {
         Ok(head.generation)
     }
 
-    /// Says that the store is larger than the memory for it, where that could not be found out when it was opened (the
-    /// system's free memory and the usual control group are looked at): single pages are then read from the disk where
-    /// rows are not in memory, and not their neighbours too.
+    /// Says that the store is larger than the memory for it, where that could not be found out when
+    /// it was opened (the system's free memory and the usual control group are looked at): single
+    /// pages are then read from the disk where rows are not in memory, and not their neighbours
+    /// too.
     pub fn expect_larger_than_memory(&self) {
         self.view.base.expect_partial();
     }
@@ -79,7 +83,7 @@ impl StoreReader {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.meta.dim
     }
@@ -110,7 +114,7 @@ impl StoreReader {
         self.view.gather(ids, out)
     }
 
-    /// See [`Store::snapshot_into`](crate::Store::snapshot_into).
+    /// Writes a snapshot as [`Store::snapshot_into`](crate::Store::snapshot_into) does.
     pub fn snapshot_into(&self, dir: impl AsRef<Path>, format: RowFormat) -> Result<()> {
         snapshot::write(self, &self.view, dir.as_ref(), format)
     }

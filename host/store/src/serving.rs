@@ -1,54 +1,56 @@
-//! The serving store: a snapshot that takes new rows from outside, from a trainer's deltas, while its handles go on
-//! reading; or a store that is made of such rows from the start. It has no optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
+//! The serving store: a snapshot that takes new rows from outside, from a trainer's deltas, while
+//! its handles go on reading; or a store that is made of such rows from the start. It has no
+//! optimizer state, trains nothing and initialises nothing: a row's values are what was sent.
 
 use std::fs;
 use std::path::Path;
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::{self, Contents};
-use crate::journal::{Head, Journal};
+use crate::index::{self, IndexContents};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, WriterLock};
-use crate::meta::{Kind, Meta};
-use crate::writer::Writer;
+use crate::meta::{Meta, StoreKind};
+use crate::writer::StoreWriter;
 use crate::{Error, RowFormat, StoreHandle, StoreOptions, Verify};
 
 /// A snapshot that is open for rows from outside. Dropping it discards what is not committed.
 #[derive(Debug)]
 pub struct ServingStore {
-    writer: Writer,
+    writer: StoreWriter,
 }
 
 impl ServingStore {
-    /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of `dim` values.
+    /// Makes an empty one in `dir`, which is made if need be and must not hold a store, for rows of
+    /// `dim` values.
     pub fn create(dir: impl AsRef<Path>, dim: usize, format: RowFormat) -> Result<ServingStore> {
         let dir = dir.as_ref();
         // It initialises nothing.
         let options = StoreOptions { dim, init_scale: 0.0, seed: 0 };
-        let meta = Meta::new(&options, Kind::Inference, format)?;
+        let meta = Meta::new(&options, StoreKind::Inference, format)?;
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) || dir.join("rows-00000.slab").exists() {
             return Err(Error::AlreadyExists { path: dir.to_owned(), what: "a store" });
         }
         ReadersLock::create(dir)?;
-        Journal::create(dir, dim, Head::folded(0, 0))?;
-        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        Journal::create(dir, dim, JournalHead::folded(0, 0))?;
+        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
         sync_dir(dir)?;
         meta.write(dir)?;
-        Ok(ServingStore { writer: Writer::load(dir, meta, lock, Verify::Full)? })
+        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, Verify::Full)? })
     }
 
-    /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`] while another
-    /// has it open for writing, and with [`Error::NotServing`] for a training store.
+    /// Opens the snapshot in `dir`, at its last committed generation. Fails with [`Error::Locked`]
+    /// while another has it open for writing, and with [`Error::NotServing`] for a training store.
     pub fn open(dir: impl AsRef<Path>, verify: Verify) -> Result<ServingStore> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
-        if meta.kind == Kind::Training {
+        if meta.kind == StoreKind::Training {
             return Err(Error::NotServing { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
-        Ok(ServingStore { writer: Writer::load(dir, meta, lock, verify)? })
+        Ok(ServingStore { writer: StoreWriter::load(dir, meta, lock, verify)? })
     }
 
     /// Ids that have a row, uncommitted ones included.
@@ -61,7 +63,7 @@ impl ServingStore {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.writer.meta.dim
     }
@@ -97,8 +99,9 @@ impl ServingStore {
         self.writer.handle()
     }
 
-    /// Sets the rows of `ids` to `values`, `[ids.len(), dim]` row-major, in the precision of the store's format; a missing id
-    /// gets a row. Handles see it after [`ServingStore::commit`]. If any value is not finite, no row changes.
+    /// Sets the rows of `ids` to `values`, `[ids.len(), dim]` row-major, in the precision of the
+    /// store's format; a missing id gets a row. Handles see it after [`ServingStore::commit`]. If
+    /// any value is not finite, no row changes.
     pub fn upsert_rows(&mut self, ids: &[u64], values: &[f32]) -> Result<()> {
         let dim = self.dim();
         assert_eq!(values.len(), ids.len() * dim, "values must be [ids.len(), dim]");
@@ -125,7 +128,8 @@ impl ServingStore {
         Ok(())
     }
 
-    /// Removes the rows of `ids`, where they have one; gives the number. Handles see it after [`ServingStore::commit`].
+    /// Removes the rows of `ids`, where they have one; gives the number. Handles see it after
+    /// [`ServingStore::commit`].
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
         self.writer.remove_rows(ids)
     }
@@ -135,7 +139,8 @@ impl ServingStore {
         self.writer.commit()
     }
 
-    /// Commits, then folds the journal into the slabs; see [`Store::checkpoint`](crate::Store::checkpoint).
+    /// Commits, then folds the journal into the slabs; see
+    /// [`Store::checkpoint`](crate::Store::checkpoint).
     pub fn checkpoint(&mut self) -> Result<bool> {
         self.writer.checkpoint()
     }

@@ -1,16 +1,18 @@
 //! The admission sketch: counts how often ids without a row were seen, in bounded memory. A row is
-//! given to an id that was seen often enough, so that a long tail of ids seen once costs no rows. It
-//! deliberately keeps no ids: two may share counters, so an id may be admitted early, but never late.
+//! given to an id that was seen often enough, so that a long tail of ids seen once costs no rows.
+//! It deliberately keeps no ids: two may share counters, so an id may be admitted early, but never
+//! late.
 //!
-//! A count-min sketch of two counters an id, saturating bytes, with conservative updates. Once the sightings
-//! fill it, all counters are halved, so that it forgets. It is a function of the sightings alone: commits
-//! save the counters that changed, and a store that is opened again goes on exactly where it was.
+//! A count-min sketch of two counters an id, saturating bytes, with conservative updates. Once the
+//! sightings fill it, all counters are halved, so that it forgets. It is a function of the
+//! sightings alone: commits save the counters that changed, and a store that is opened again goes
+//! on exactly where it was.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, Header, create_zeroed, mix};
+use crate::header::{self, FileHeader, create_zeroed, mix};
 
 const MAGIC: [u8; 8] = *b"HCSKETCH";
 /// Counters in each half; an id has one in either.
@@ -54,7 +56,7 @@ impl Sketch {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io("read", &path)(e)),
         };
-        let [size, sightings, crc, ..] = Header::decode(&bytes, MAGIC, &path)?.fields;
+        let [size, sightings, crc, ..] = FileHeader::decode(&bytes, MAGIC, &path)?.fields;
         let cells = &bytes[header::SIZE..];
         if size != Self::SIZE as u64 || cells.len() != Self::SIZE {
             return Err(corrupt(&path, format!("{} bytes are not its length", bytes.len())));
@@ -73,7 +75,7 @@ impl Sketch {
         let crc = u64::from(crc32fast::hash(&self.cells));
         let fields = [Self::SIZE as u64, self.sightings, crc, 0, 0, 0];
         let len = (header::SIZE + Self::SIZE) as u64;
-        let file = create_zeroed(&partial, &Header { magic: MAGIC, fields }, len)?;
+        let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len)?;
         file.write_all_at(&self.cells, header::SIZE as u64)
             .and_then(|()| file.sync_all())
             .map_err(io("write", &partial))?;
@@ -117,7 +119,7 @@ impl Sketch {
         self.sightings
     }
 
-    /// The counters.
+    /// One byte a counter, in the order of the hash.
     pub fn cells(&self) -> &[u8] {
         &self.cells
     }
@@ -148,8 +150,8 @@ impl Sketch {
         }
     }
 
-    /// Takes over what a journal's record says: all counters, or pairs of place and value. Places that are out of
-    /// range are left to the record's checksum to report.
+    /// Takes over what a journal's record says: all counters, or pairs of place and value. Places
+    /// that are out of range are left to the record's checksum to report.
     pub fn restore(&mut self, bytes: &[u8], all: bool, sightings: u64) {
         self.sightings = sightings;
         self.committed = sightings;

@@ -1,10 +1,11 @@
-//! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer
-//! state, each item with its checksum. A slab knows nothing of generations:
-//! whether an item counts is for the journal to say. Here they are mapped and read; `slab_writer` writes them.
+//! Slabs: fixed-size files that hold 65536 rows' values, or their optimizer state, each item with
+//! its checksum. A slab knows nothing of generations: whether an item counts is for the journal to
+//! say. Here they are mapped and read; `slab_writer` writes them.
 //!
-//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and
-//! 65536 u32 checksums (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a
-//! header and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last touch, u32 checksum.
+//! A rows slab is a 64-byte header, 65536 rows of values, 65536 u64 ids, and 65536 u32 checksums
+//! (CRC-32 of row number, id and values, inverted where the row is free). A state slab is a header
+//! and 65536 items of f32 accumulator, u32 generation of the last change, u32 clock of the last
+//! touch, u32 checksum.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,11 +14,11 @@ use memmap2::Mmap;
 
 use crate::RowFormat;
 use crate::error::{Damage, Result, corrupt, io};
-use crate::header::{self, Header, u32_at, u64_at};
+use crate::header::{self, FileHeader, u32_at, u64_at};
 use crate::memory::Residency;
 use crate::overlay::RowState;
 
-/// Rows a slab.
+/// The number of rows in one slab.
 pub(crate) const ROWS_PER_SLAB: usize = 1 << 16;
 /// Bytes of a row's state.
 pub(crate) const STATE: usize = 16;
@@ -29,12 +30,12 @@ pub(crate) fn slabs_for(rows: usize) -> usize {
 
 /// What the rows of a store are like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct RowShape {
     pub dim: usize,
     pub format: RowFormat,
 }
 
-impl Shape {
+impl RowShape {
     /// Bytes from one row's values to the next's.
     #[inline]
     pub fn stride(self) -> usize {
@@ -46,22 +47,22 @@ impl Shape {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlabId {
     pub number: usize,
-    pub shape: Shape,
+    pub shape: RowShape,
 }
 
 /// Where the parts of a rows slab begin.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Places {
+pub(crate) struct SlabOffsets {
     pub values: usize,
     pub ids: usize,
     pub checks: usize,
 }
 
-impl Places {
+impl SlabOffsets {
     /// Those of a slab.
-    pub fn of(id: SlabId) -> Places {
+    pub fn of(id: SlabId) -> SlabOffsets {
         let ids = header::SIZE + ROWS_PER_SLAB * id.shape.stride();
-        Places { values: header::SIZE, ids, checks: ids + ROWS_PER_SLAB * 8 }
+        SlabOffsets { values: header::SIZE, ids, checks: ids + ROWS_PER_SLAB * 8 }
     }
 }
 
@@ -104,10 +105,10 @@ impl RowSlab {
         dir.join(format!("rows-{:05}.slab", id.number))
     }
 
-    pub fn header(id: SlabId) -> Header {
-        let Shape { dim, format } = id.shape;
+    pub fn header(id: SlabId) -> FileHeader {
+        let RowShape { dim, format } = id.shape;
         let fields = [id.number as u64, dim as u64, ROWS_PER_SLAB as u64, format as u64, 0, 0];
-        Header { magic: *b"HCROWS\0\0", fields }
+        FileHeader { magic: *b"HCROWS\0\0", fields }
     }
 
     /// Bytes of a slab's file.
@@ -118,7 +119,7 @@ impl RowSlab {
     /// A row's values as they are kept.
     fn bytes(&self, at: usize) -> &[u8] {
         let stride = self.id.shape.stride();
-        &self.map[Places::of(self.id).values + at * stride..][..stride]
+        &self.map[SlabOffsets::of(self.id).values + at * stride..][..stride]
     }
 
     /// Widens a row's values into `out`.
@@ -126,9 +127,9 @@ impl RowSlab {
         self.id.shape.format.decode(self.bytes(at), out);
     }
 
-    /// A row's id.
+    /// The id in row `row` of this slab.
     pub fn id(&self, at: usize) -> u64 {
-        u64_at(&self.map, Places::of(self.id).ids + at * 8)
+        u64_at(&self.map, SlabOffsets::of(self.id).ids + at * 8)
     }
 
     /// Whether a row belongs to no id. Fails if it is not what was written.
@@ -157,7 +158,7 @@ impl RowSlab {
     }
 
     fn check_of(&self, at: usize) -> u32 {
-        u32_at(&self.map, Places::of(self.id).checks + at * 4)
+        u32_at(&self.map, SlabOffsets::of(self.id).checks + at * 4)
     }
 
     fn checksum(&self, at: usize) -> u32 {
@@ -180,12 +181,12 @@ impl StateSlab {
         dir.join(format!("state-{:05}.slab", id.number))
     }
 
-    pub fn header(id: SlabId) -> Header {
+    pub fn header(id: SlabId) -> FileHeader {
         let fields = [id.number as u64, id.shape.dim as u64, ROWS_PER_SLAB as u64, 0, 0, 0];
-        Header { magic: *b"HCSTATE\0", fields }
+        FileHeader { magic: *b"HCSTATE\0", fields }
     }
 
-    /// A row's state.
+    /// The optimizer state of row `row` of this slab.
     pub fn state(&self, at: usize) -> RowState {
         let start = header::SIZE + at * STATE;
         RowState {
@@ -234,24 +235,25 @@ pub(crate) fn row_number(id: SlabId, at: usize) -> u64 {
     (id.number * ROWS_PER_SLAB + at) as u64
 }
 
-fn map(path: &Path, header: &Header, len: u64) -> Result<Mmap> {
+fn map(path: &Path, header: &FileHeader, len: u64) -> Result<Mmap> {
     let file = File::open(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => corrupt(path, "it is missing"),
         _ => io("open", path)(error),
     })?;
-    // A checkpoint changes rows of it while it is mapped, but never one that is read here meanwhile: other
-    // processes' readers have left (`ReadersLock`), and those of this one have these rows above the slab (`live`).
-    // SAFETY: so no byte that a slice covers changes, and files of a store are never shortened.
+    // A checkpoint changes rows of it while it is mapped, but never one that is read here
+    // meanwhile: other processes' readers have left (`ReadersLock`), and those of this one have
+    // these rows above the slab (`live`). SAFETY: so no byte that a slice covers changes, and files
+    // of a store are never shortened.
     let map = unsafe { Mmap::map(&file) }.map_err(io("map", path))?;
     check_file(&map, header, len, path)?;
     Ok(map)
 }
 
-fn check_file(bytes: &[u8], header: &Header, len: u64, path: &Path) -> Result<()> {
+fn check_file(bytes: &[u8], header: &FileHeader, len: u64, path: &Path) -> Result<()> {
     if bytes.len() as u64 != len {
         return Err(corrupt(path, format!("it has {} bytes instead of {len}", bytes.len())));
     }
-    if Header::decode(bytes, header.magic, path)? != *header {
+    if FileHeader::decode(bytes, header.magic, path)? != *header {
         return Err(corrupt(path, "its header is that of another slab"));
     }
     Ok(())

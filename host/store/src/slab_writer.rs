@@ -1,15 +1,16 @@
-//! Writes slabs, for checkpoints and snapshots. It decides nothing: its caller holds the locks and says which rows.
-//! Readers have these files mapped; which of their rows they look at meanwhile is the caller's to know.
+//! Writes slabs, for checkpoints and snapshots. It decides nothing: its caller holds the locks and
+//! says which rows. Readers have these files mapped; which of their rows they look at meanwhile is
+//! the caller's to know.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, io};
-use crate::header::{self, Header};
+use crate::header::{self, FileHeader};
 use crate::overlay::RowState;
 use crate::slab::{
-    Places, ROWS_PER_SLAB, RowSlab, STATE, SlabId, StateSlab, row_checksum, row_number,
+    ROWS_PER_SLAB, RowSlab, STATE, SlabId, SlabOffsets, StateSlab, row_checksum, row_number,
     state_checksum,
 };
 
@@ -18,14 +19,14 @@ use crate::slab::{
 pub(crate) struct RowSlabWriter {
     id: SlabId,
     bytes: Vec<u8>,
-    target: Target,
+    target: SlabFile,
 }
 
 /// A state slab that a checkpoint writes.
 #[derive(Debug)]
 pub(crate) struct StateSlabWriter {
     id: SlabId,
-    target: Target,
+    target: SlabFile,
 }
 
 /// How a slab is to be written.
@@ -40,7 +41,7 @@ pub(crate) struct Writing {
 impl RowSlabWriter {
     /// Opens or makes a slab for writing.
     pub fn open(dir: &Path, id: SlabId, writing: Writing) -> Result<Self> {
-        let target = Target::open(
+        let target = SlabFile::open(
             RowSlab::path(dir, id),
             &RowSlab::header(id),
             RowSlab::file_len(id),
@@ -63,7 +64,7 @@ impl RowSlabWriter {
     }
 
     fn put(&mut self, at: usize, id: u64, invert: u32) -> Result<()> {
-        let Places { values, ids, checks } = Places::of(self.id);
+        let SlabOffsets { values, ids, checks } = SlabOffsets::of(self.id);
         let check = row_checksum(row_number(self.id, at), id, &self.bytes) ^ invert;
         self.target.put(values + at * self.bytes.len(), &self.bytes)?;
         self.target.put(ids + at * 8, &id.to_le_bytes())?;
@@ -82,7 +83,7 @@ impl StateSlabWriter {
         let (path, header) = (StateSlab::path(dir, id), StateSlab::header(id));
         Ok(StateSlabWriter {
             id,
-            target: Target::open(path, &header, StateSlab::FILE_LEN, writing)?,
+            target: SlabFile::open(path, &header, StateSlab::FILE_LEN, writing)?,
         })
     }
 
@@ -103,21 +104,21 @@ impl StateSlabWriter {
     }
 }
 
-/// A file that is written here and there, or as a whole where much of it changes. It is written and not mapped: a
-/// mapping would dirty a page of the cache, which may be a large one, for each row.
+/// A file that is written here and there, or as a whole where much of it changes. It is written and
+/// not mapped: a mapping would dirty a page of the cache, which may be a large one, for each row.
 #[derive(Debug)]
-struct Target {
+struct SlabFile {
     path: PathBuf,
     file: File,
     /// All of it.
     whole: Option<Vec<u8>>,
 }
 
-impl Target {
+impl SlabFile {
     /// Slabs of which at least this part changes are written as a whole.
     const PART: usize = 16;
 
-    fn open(path: PathBuf, header: &Header, len: u64, writing: Writing) -> Result<Target> {
+    fn open(path: PathBuf, header: &FileHeader, len: u64, writing: Writing) -> Result<SlabFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         if writing.fresh {
@@ -135,7 +136,7 @@ impl Target {
         } else {
             None
         };
-        Ok(Target { path, file, whole })
+        Ok(SlabFile { path, file, whole })
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
@@ -150,7 +151,8 @@ impl Target {
 
     fn sync(self) -> Result<()> {
         if let Some(whole) = &self.whole {
-            // Rows that are not set are written as they are, so that a reader of them sees no change.
+            // Rows that are not set are written as they are, so that a reader of them sees no
+            // change.
             self.file.write_all_at(whole, 0).map_err(io("write", &self.path))?;
         }
         self.file.sync_all().map_err(io("sync", &self.path))

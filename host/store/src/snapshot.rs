@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::{self, Contents};
-use crate::journal::{Head, Journal};
+use crate::index::{self, IndexContents};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
-use crate::meta::{Kind, Meta};
-use crate::slab::{ROWS_PER_SLAB, Shape, SlabId};
+use crate::meta::{Meta, StoreKind};
+use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId};
 use crate::slab_writer::{RowSlabWriter, Writing};
 use crate::view::View;
 use crate::{Error, RowFormat, StoreReader};
@@ -24,13 +24,13 @@ pub(crate) fn write(
     format: RowFormat,
 ) -> Result<()> {
     into_place(dir, |partial| {
-        write_rows(view, partial, Shape { dim: reader.dim(), format })?;
+        write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
-        index::build(partial, Contents { rows, ids, free: &[] })?;
-        Journal::create(partial, reader.dim(), Head::folded(reader.generation(), rows))?;
+        index::build(partial, IndexContents { rows, ids, free: &[] })?;
+        Journal::create(partial, reader.dim(), JournalHead::folded(reader.generation(), rows))?;
         ReadersLock::create(partial)?;
-        Meta::new(&reader.options(), Kind::Inference, format)?.write(partial)
+        Meta::new(&reader.options(), StoreKind::Inference, format)?.write(partial)
     })
 }
 
@@ -70,7 +70,7 @@ fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
     }
 }
 
-fn write_rows(view: &View, dir: &Path, shape: Shape) -> Result<()> {
+fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {
     let mut values = vec![0.0; shape.dim];
     let mut slab: Option<RowSlabWriter> = None;
     for (to, (id, row)) in view.ids_and_rows().enumerate() {

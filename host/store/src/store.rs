@@ -1,5 +1,6 @@
 //! The training store: trains rows in the overlay and commits them, gives ids their rows, and takes
-//! rows back. It alone opens optimizer state. It does not decide when to commit, nor which ids matter: its caller does.
+//! rows back. It alone opens optimizer state. It does not decide when to commit, nor which ids
+//! matter: its caller does.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -7,13 +8,13 @@ use std::path::Path;
 
 use crate::error::{Result, io};
 use crate::header::{mix, sync_dir};
-use crate::index::{self, Contents};
-use crate::journal::{Head, Journal};
+use crate::index::{self, IndexContents};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, WriterLock};
-use crate::meta::{Kind, Meta};
+use crate::meta::{Meta, StoreKind};
 use crate::sketch::Sketch;
 use crate::snapshot;
-use crate::writer::Writer;
+use crate::writer::StoreWriter;
 use crate::{Adagrad, Error, RowFormat, StoreHandle, StoreOptions, StoreReader, Verify};
 
 /// Ids worked on together: their cache misses overlap.
@@ -26,7 +27,7 @@ const MOST_REMOVED: usize = 1 << 20;
 /// it discards what is not committed, as a crash would.
 #[derive(Debug)]
 pub struct Store {
-    writer: Writer,
+    writer: StoreWriter,
     clock: u32,
     admit_after: u8,
     /// The newest removals, with the generation of the commit that has or will have them.
@@ -39,7 +40,7 @@ impl Store {
     /// Makes an empty store in `dir`, which is made if need be and must not hold one.
     pub fn create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
         let dir = dir.as_ref();
-        let meta = Meta::new(options, Kind::Training, RowFormat::F32)?;
+        let meta = Meta::new(options, StoreKind::Training, RowFormat::F32)?;
         fs::create_dir_all(dir).map_err(io("create", dir))?;
         let lock = WriterLock::acquire(dir)?;
         if Meta::exists(dir) {
@@ -51,15 +52,15 @@ impl Store {
             return Err(Error::AlreadyExists { path: dir.to_owned(), what });
         }
         ReadersLock::create(dir)?;
-        Journal::create(dir, options.dim, Head::folded(0, 0))?;
-        index::build(dir, Contents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        Journal::create(dir, options.dim, JournalHead::folded(0, 0))?;
+        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
         sync_dir(dir)?;
         meta.write(dir)?;
-        Ok(Self::of(Writer::load(dir, meta, lock, Verify::Full)?))
+        Ok(Self::of(StoreWriter::load(dir, meta, lock, Verify::Full)?))
     }
 
-    /// Opens the store in `dir` for writing, at its last committed generation, and checks all of it. Fails with
-    /// [`Error::Locked`] while another writer lives.
+    /// Opens the store in `dir` for writing, at its last committed generation, and checks all of
+    /// it. Fails with [`Error::Locked`] while another writer lives.
     pub fn open(dir: impl AsRef<Path>) -> Result<Store> {
         Self::open_with(dir, Verify::Full)
     }
@@ -68,11 +69,11 @@ impl Store {
     pub fn open_with(dir: impl AsRef<Path>, verify: Verify) -> Result<Store> {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
-        if meta.kind == Kind::Inference {
+        if meta.kind == StoreKind::Inference {
             return Err(Error::ReadOnly { path: dir.to_owned() });
         }
         let lock = WriterLock::acquire(dir)?;
-        Ok(Self::of(Writer::load(dir, meta, lock, verify)?))
+        Ok(Self::of(StoreWriter::load(dir, meta, lock, verify)?))
     }
 
     /// Opens the store in `dir`, which must have been made with the same options, or makes it.
@@ -92,7 +93,7 @@ impl Store {
         Self::open(dir)
     }
 
-    fn of(writer: Writer) -> Store {
+    fn of(writer: StoreWriter) -> Store {
         let removed_from = writer.generation();
         Store { writer, clock: 0, admit_after: 1, removed: VecDeque::new(), removed_from }
     }
@@ -107,7 +108,7 @@ impl Store {
         self.len() == 0
     }
 
-    /// Values a row.
+    /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         self.writer.meta.dim
     }
@@ -132,9 +133,10 @@ impl Store {
         self.writer.handle()
     }
 
-    /// From now on an id gets a row when it is asked for the `sightings`th time in [`Store::gather_or_init`]; 1, the
-    /// default, is at once. Until then its reads give zeros and its gradients change nothing. Sightings are counted
-    /// in bounded memory, so an id may be admitted early; they are part of commits.
+    /// From now on an id gets a row when it is asked for the `sightings`th time in
+    /// [`Store::gather_or_init`]; 1, the default, is at once. Until then its reads give zeros and
+    /// its gradients change nothing. Sightings are counted in bounded memory, so an id may be
+    /// admitted early; they are part of commits.
     pub fn admit_after(&mut self, sightings: u8) {
         assert!(sightings > 0, "an id is seen at least once");
         self.admit_after = sightings;
@@ -143,13 +145,15 @@ impl Store {
         }
     }
 
-    /// Sets the time that changed rows are stamped with, in the caller's unit, say training steps; see [`Store::expire`].
+    /// Sets the time that changed rows are stamped with, in the caller's unit, say training steps;
+    /// see [`Store::expire`].
     pub fn set_clock(&mut self, clock: u32) {
         self.clock = clock;
     }
 
-    /// Removes the rows that were not changed at clock `before` or later; gives their number. It takes effect with the next
-    /// commit. Their row numbers are given to new ids after the next checkpoint.
+    /// Removes the rows that were not changed at clock `before` or later; gives their number. It
+    /// takes effect with the next commit. Their row numbers are given to new ids after the next
+    /// checkpoint.
     pub fn expire(&mut self, before: u32) -> usize {
         let view = &self.writer.view;
         let old = |&(_, row): &(u64, u32)| self.writer.state(row).clock < before;
@@ -161,7 +165,8 @@ impl Store {
         rows.len()
     }
 
-    /// Removes the rows of `ids`, where they have one; gives the number. It takes effect as with [`Store::expire`].
+    /// Removes the rows of `ids`, where they have one; gives the number. It takes effect as with
+    /// [`Store::expire`].
     pub fn remove_rows(&mut self, ids: &[u64]) -> usize {
         let there: Vec<u64> = ids.iter().copied().filter(|&id| self.contains(id)).collect();
         there.iter().for_each(|&id| self.note_removed(id));
@@ -177,8 +182,9 @@ impl Store {
         self.removed.push_back((self.generation() + 1, id));
     }
 
-    /// The ids whose rows a commit after `generation` has removed, or the next one will; some may have a new row since.
-    /// None where that is no longer known: a store remembers its newest removals (a million) while it is open.
+    /// The ids whose rows a commit after `generation` has removed, or the next one will; some may
+    /// have a new row since. None where that is no longer known: a store remembers its newest
+    /// removals (a million) while it is open.
     pub fn removed_since(&self, generation: u64) -> Option<Vec<u64>> {
         let newer = self.removed.iter().filter(|(at, _)| *at > generation);
         (generation >= self.removed_from).then(|| newer.map(|&(_, id)| id).collect())
@@ -189,8 +195,8 @@ impl Store {
         self.writer.view.find(id).is_some()
     }
 
-    /// The ids whose rows a commit after `generation` has changed or made, in the order of their rows. What was removed,
-    /// [`Store::removed_since`] tells.
+    /// The ids whose rows a commit after `generation` has changed or made, in the order of their
+    /// rows. What was removed, [`Store::removed_since`] tells.
     pub fn changed_since(&self, generation: u64) -> impl Iterator<Item = u64> + '_ {
         let newer = move |row| u64::from(self.writer.state(row).generation) > generation;
         self.writer.view.ids_and_rows().filter(move |&(_, row)| newer(row)).map(|(id, _)| id)
@@ -202,8 +208,8 @@ impl Store {
         self.writer.view.gather(ids, out)
     }
 
-    /// Like [`Store::gather`], but a missing id gets a row, whose values depend on
-    /// the store's seed and the id alone; see also [`Store::admit_after`]. Returns the number of new rows.
+    /// Like [`Store::gather`], but a missing id gets a row, whose values depend on the store's seed
+    /// and the id alone; see also [`Store::admit_after`]. Returns the number of new rows.
     pub fn gather_or_init(&mut self, ids: &[u64], out: &mut [f32]) -> Result<usize> {
         let dim = self.dim();
         assert_eq!(out.len(), ids.len() * dim, "out must be [ids.len(), dim]");
@@ -220,11 +226,11 @@ impl Store {
         Ok(self.len() - before)
     }
 
-    /// A step of row-wise Adagrad on the rows of `ids`, with `grads`
-    /// `[ids.len(), dim]` row-major: `state += mean(g²)`, then
-    /// `row -= (learning_rate / (√state + epsilon)) · g`. Ids are meant to be unique;
-    /// a repeated one takes a step for each time. A missing id gets a row first, or is passed over where
-    /// [`Store::admit_after`] says more than 1. If any gradient is not finite, no row changes.
+    /// A step of row-wise Adagrad on the rows of `ids`, with `grads` `[ids.len(), dim]` row-major:
+    /// `state += mean(g²)`, then `row -= (learning_rate / (√state + epsilon)) · g`. Ids are meant
+    /// to be unique; a repeated one takes a step for each time. A missing id gets a row first, or
+    /// is passed over where [`Store::admit_after`] says more than 1. If any gradient is not finite,
+    /// no row changes.
     pub fn adagrad(&mut self, ids: &[u64], grads: &[f32], adagrad: &Adagrad) -> Result<()> {
         let dim = self.dim();
         assert_eq!(grads.len(), ids.len() * dim, "grads must be [ids.len(), dim]");
@@ -258,10 +264,10 @@ impl Store {
         }
     }
 
-    /// Makes all updates durable and visible to handles, and to readers opened from now on; returns the new
-    /// generation, or the old one if nothing has changed. After a failure other than
-    /// [`Error::JournalHeld`] the store must be reopened: it opens to the generation
-    /// before, or to this one if it was already durable.
+    /// Makes all updates durable and visible to handles, and to readers opened from now on; returns
+    /// the new generation, or the old one if nothing has changed. After a failure other than
+    /// [`Error::JournalHeld`] the store must be reopened: it opens to the generation before, or to
+    /// this one if it was already durable.
     pub fn commit(&mut self) -> Result<u64> {
         self.writer.commit()
     }
@@ -273,8 +279,8 @@ impl Store {
         self.writer.checkpoint()
     }
 
-    /// Copies the committed rows, without optimizer state, into a new store
-    /// in `dir` (which must not exist or be empty) for serving, with its rows in `format`. It opens with
+    /// Copies the committed rows, without optimizer state, into a new store in `dir` (which must
+    /// not exist or be empty) for serving, with its rows in `format`. It opens with
     /// [`StoreReader::open`] or [`ServingStore::open`](crate::ServingStore::open) only.
     pub fn snapshot_into(&self, dir: impl AsRef<Path>, format: RowFormat) -> Result<()> {
         // The writer has verified the store, or was told not to.

@@ -8,41 +8,43 @@ use std::sync::Arc;
 
 use crate::Verify;
 use crate::error::{Result, corrupt};
-use crate::gather::{self, Place, Source};
+use crate::gather::{self, RowSource, ValueLocation};
 use crate::header::{mix, sync_dir};
-use crate::index::{self, Contents, Index, NONE};
-use crate::journal::{Head, Journal};
+use crate::index::{self, Index, IndexContents, NONE};
+use crate::journal::{Journal, JournalHead};
 use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
-use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, slabs_for};
+use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, slabs_for};
 
 /// Row numbers by id.
-pub(crate) type IdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
+pub(crate) type RowByIdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
 
 /// What the last checkpoint left, mapped. Clones share the mappings.
 #[derive(Debug, Clone)]
 pub(crate) struct Base {
-    pub shape: Shape,
+    pub shape: RowShape,
     /// Row numbers that the slabs hold.
     pub rows: usize,
     slabs: Vec<Arc<RowSlab>>,
-    starts: Vec<Start>,
+    starts: Vec<ValuesStart>,
     pub index: Arc<Index>,
 }
 
-/// Where a slab's values begin, kept apart from the slab so that it is found without a chase of pointers.
+/// Where a slab's values begin, kept apart from the slab so that it is found without a chase of
+/// pointers.
 #[derive(Debug, Clone, Copy)]
-struct Start(*const u8);
+struct ValuesStart(*const u8);
 
 // SAFETY: it points into a read-only mapping that the same `Base` keeps alive.
-unsafe impl Send for Start {}
+unsafe impl Send for ValuesStart {}
 // SAFETY: likewise.
-unsafe impl Sync for Start {}
+unsafe impl Sync for ValuesStart {}
 
 impl Base {
-    /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is another.
-    pub fn open(dir: &Path, shape: Shape, rows: usize, old: Option<&Base>) -> Result<Base> {
+    /// Maps the slabs of `rows` rows, those that `old` has not mapped yet, and the index if it is
+    /// another.
+    pub fn open(dir: &Path, shape: RowShape, rows: usize, old: Option<&Base>) -> Result<Base> {
         let mut slabs = old.map_or(Vec::new(), |old| old.slabs.clone());
         let bytes = slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape });
         let residency = Residency::of(bytes);
@@ -51,7 +53,7 @@ impl Base {
             slab.advise(residency);
             slabs.push(Arc::new(slab));
         }
-        let starts = slabs.iter().map(|slab| Start(slab.start())).collect();
+        let starts = slabs.iter().map(|slab| ValuesStart(slab.start())).collect();
         let index = Arc::new(Index::open(dir)?);
         Ok(Base { shape, rows, slabs, starts, index })
     }
@@ -63,13 +65,13 @@ impl Base {
 
     /// Where a row's values lie in the slabs.
     #[inline(always)]
-    pub fn place(&self, row: u32) -> Place {
+    pub fn place(&self, row: u32) -> ValueLocation {
         let row = row as usize;
         if row >= self.rows {
-            return Place::Missing;
+            return ValueLocation::Missing;
         }
-        let Start(start) = self.starts[row / ROWS_PER_SLAB];
-        Place::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
+        let ValuesStart(start) = self.starts[row / ROWS_PER_SLAB];
+        ValueLocation::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
     }
 
     /// Says that the store is larger than memory, whatever was found out.
@@ -78,7 +80,7 @@ impl Base {
     }
 }
 
-/// A store's rows.
+/// The rows of a store as its writer sees them.
 #[derive(Debug)]
 pub(crate) struct View {
     /// Row numbers in use, free ones included.
@@ -86,41 +88,43 @@ pub(crate) struct View {
     pub base: Base,
     pub overlay: Overlay,
     /// Ids that the index does not have.
-    young: IdMap,
-    /// Rows of the slabs that belong to no id, for new ids to take. A row that was removed since the last checkpoint
-    /// is not here: readers may still come by its number.
+    young: RowByIdMap,
+    /// Rows of the slabs that belong to no id, for new ids to take. A row that was removed since
+    /// the last checkpoint is not here: readers may still come by its number.
     free: BTreeSet<u32>,
 }
 
 /// How a view is loaded.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Load {
-    pub shape: Shape,
+pub(crate) struct ViewOptions {
+    pub shape: RowShape,
     pub verify: Verify,
     /// Whether a lost index may be rebuilt.
     pub may_rebuild: bool,
 }
 
 impl View {
-    /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's `sketch` is
-    /// brought up to date.
+    /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's
+    /// `sketch` is brought up to date.
     pub fn load(
         dir: &Path,
         journal: &mut Journal,
-        load: Load,
+        load: ViewOptions,
         sketch: Option<&mut Sketch>,
     ) -> Result<View> {
-        let Head { rows, base_rows, .. } = journal.head();
+        let JournalHead { rows, base_rows, .. } = journal.head();
         let overlay = journal.replay(sketch)?;
         let shape = load.shape;
         if load.may_rebuild && !Index::exists(dir) {
             rebuild_index(dir, shape, base_rows, &overlay)?;
         }
         let base = Base::open(dir, shape, base_rows, None)?;
-        let mut view = View { rows, base, overlay, young: IdMap::default(), free: BTreeSet::new() };
+        let mut view =
+            View { rows, base, overlay, young: RowByIdMap::default(), free: BTreeSet::new() };
         if load.verify == Verify::Full {
             view.base.index.verify()?;
-            // A row in the journal may be half written in its slab by a checkpoint that did not end.
+            // A row in the journal may be half written in its slab by a checkpoint that did not
+            // end.
             for row in (0..base_rows as u32).filter(|&row| view.overlay.position(row).is_none()) {
                 let (slab, at) = view.base.at(row);
                 if let Some(damage) = slab.damage(at) {
@@ -133,7 +137,8 @@ impl View {
         Ok(view)
     }
 
-    /// Ids that came after the index was built: those of the slabs' later rows, of rows that were free then, and of the journal.
+    /// Ids that came after the index was built: those of the slabs' later rows, of rows that were
+    /// free then, and of the journal.
     fn find_young_ids(&mut self) -> Result<()> {
         let index = Arc::clone(&self.base.index);
         let covered = index.extent().rows;
@@ -167,12 +172,12 @@ impl View {
         self.free.extend(removed_rows(&self.overlay));
         self.overlay = Overlay::new(self.base.shape.dim);
         if rebuilt_index {
-            self.young = IdMap::default();
+            self.young = RowByIdMap::default();
         }
         Ok(())
     }
 
-    /// Ids.
+    /// The ids of all rows.
     pub fn len(&self) -> usize {
         self.rows - self.free.len() - self.overlay.removed()
     }
@@ -182,7 +187,8 @@ impl View {
         self.rows
     }
 
-    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which take longer to find, have become many.
+    /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which
+    /// take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
         let indexed = self.base.index.extent().ids;
@@ -194,10 +200,11 @@ impl View {
         let mut free: BTreeSet<u32> = self.free.clone();
         free.extend(removed_rows(&self.overlay));
         let free: Vec<u32> = free.into_iter().collect();
-        index::build(dir, Contents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
+        index::build(dir, IndexContents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
     }
 
-    /// The row number of `id`. An index that was not verified may lead to a row that there is not: a miss, as for readers.
+    /// The row number of `id`. An index that was not verified may lead to a row that there is not:
+    /// a miss, as for readers.
     #[inline]
     pub fn find(&self, id: u64) -> Option<u32> {
         let row = self.base.index.find(id);
@@ -329,10 +336,11 @@ impl View {
     }
 }
 
-// Slabs and overlay do not change while the view is borrowed: a checkpoint needs its writer's view mutably.
-// SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within their rows.
-unsafe impl Source for View {
-    fn shape(&self) -> Shape {
+// Slabs and overlay do not change while the view is borrowed: a checkpoint needs its writer's view
+// mutably. SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within
+// their rows.
+unsafe impl RowSource for View {
+    fn shape(&self) -> RowShape {
         self.base.shape
     }
 
@@ -355,11 +363,11 @@ unsafe impl Source for View {
     }
 
     #[inline(always)]
-    fn place(&self, row: u32) -> Place {
+    fn place(&self, row: u32) -> ValueLocation {
         match self.overlay.position(row) {
             None => self.base.place(row),
-            Some(at) if self.overlay.is_removed(at) => Place::Missing,
-            Some(at) => Place::Above(self.overlay.values(at).as_ptr()),
+            Some(at) if self.overlay.is_removed(at) => ValueLocation::Missing,
+            Some(at) => ValueLocation::Above(self.overlay.values(at).as_ptr()),
         }
     }
 }
@@ -368,7 +376,7 @@ fn removed_rows(overlay: &Overlay) -> impl Iterator<Item = u32> + '_ {
     (0..overlay.len()).filter(|&at| overlay.is_removed(at)).map(|at| overlay.entry(at).row)
 }
 
-fn rebuild_index(dir: &Path, shape: Shape, rows: usize, overlay: &Overlay) -> Result<()> {
+fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) -> Result<()> {
     let mut ids = Vec::with_capacity(rows);
     let mut free = Vec::new();
     for number in 0..slabs_for(rows) {
@@ -383,7 +391,7 @@ fn rebuild_index(dir: &Path, shape: Shape, rows: usize, overlay: &Overlay) -> Re
             }
         }
     }
-    index::build(dir, Contents { rows, ids: ids.into_iter(), free: &free })?;
+    index::build(dir, IndexContents { rows, ids: ids.into_iter(), free: &free })?;
     sync_dir(dir)
 }
 

@@ -1,19 +1,19 @@
-//! A store's one writer, whatever it writes: it holds the lock, commits what its view has changed, folds the
-//! journal into the slabs and publishes to the handles of its process. What changes rows is the business of
-//! `store` (training) and `serving` (rows from outside).
+//! A store's one writer, whatever it writes: it holds the lock, commits what its view has changed,
+//! folds the journal into the slabs and publishes to the handles of its process. What changes rows
+//! is the business of `store` (training) and `serving` (rows from outside).
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, Target};
+use crate::checkpoint::{self, CheckpointTarget};
 use crate::error::Result;
-use crate::handle::{Committed, Published, StoreHandle};
+use crate::handle::{Committed, HandlePublisher, StoreHandle};
 use crate::journal::{Changes, Journal};
 use crate::lock::{ReadersLock, WriterLock};
-use crate::meta::{Kind, Meta};
+use crate::meta::{Meta, StoreKind};
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
-use crate::slab::{ROWS_PER_SLAB, RowSlab, Shape, SlabId, StateSlab, slabs_for};
-use crate::view::{Load, View};
+use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, StateSlab, slabs_for};
+use crate::view::{View, ViewOptions};
 use crate::{Error, Verify};
 
 /// How long the journal may become, in bytes.
@@ -21,13 +21,14 @@ use crate::{Error, Verify};
 pub(crate) struct JournalLimits {
     /// A commit that leaves it longer than this folds it into the slabs.
     pub fold: u64,
-    /// If other processes' readers kept it from being folded until it is longer than this, it takes no more.
+    /// If other processes' readers kept it from being folded until it is longer than this, it takes
+    /// no more.
     pub refuse: u64,
 }
 
 impl JournalLimits {
-    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes far more than
-    /// the journal holds; it is put off the longer, the larger the store.
+    /// Those of a store whose slabs have so many bytes. Updates go here and there, so a fold writes
+    /// far more than the journal holds; it is put off the longer, the larger the store.
     fn of(slab_bytes: u64) -> JournalLimits {
         let fold = (slab_bytes / 4).clamp(128 << 20, 1 << 30);
         JournalLimits { fold, refuse: fold + (1 << 30) }
@@ -36,7 +37,7 @@ impl JournalLimits {
 
 /// An open store, its lock held.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct StoreWriter {
     pub dir: PathBuf,
     pub meta: Meta,
     pub journal: Journal,
@@ -46,19 +47,19 @@ pub(crate) struct Writer {
     pub sketch: Option<Sketch>,
     pub limits: JournalLimits,
     poisoned: bool,
-    published: Option<Published>,
+    published: Option<HandlePublisher>,
     _lock: WriterLock,
 }
 
-impl Writer {
+impl StoreWriter {
     /// Maps and checks what is committed. The caller has read `meta` and taken the lock.
-    pub fn load(dir: &Path, meta: Meta, lock: WriterLock, verify: Verify) -> Result<Writer> {
+    pub fn load(dir: &Path, meta: Meta, lock: WriterLock, verify: Verify) -> Result<StoreWriter> {
         let shape = meta.shape();
         let mut journal = Journal::open(dir, meta.dim)?;
         let mut sketch = Sketch::read(dir)?;
         // A journal may hold the counters of a sketch that no checkpoint has written yet.
         let mut fresh = Sketch::new();
-        let load = Load { shape, verify, may_rebuild: true };
+        let load = ViewOptions { shape, verify, may_rebuild: true };
         let view =
             View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
         if fresh.sightings() > 0 {
@@ -66,8 +67,8 @@ impl Writer {
         }
         let base_rows = journal.head().base_rows;
         let states = match meta.kind {
-            Kind::Training => open_states(dir, shape, base_rows)?,
-            Kind::Inference => Vec::new(),
+            StoreKind::Training => open_states(dir, shape, base_rows)?,
+            StoreKind::Inference => Vec::new(),
         };
         if verify == Verify::Full && !states.is_empty() {
             for row in (0..base_rows).filter(|&row| view.overlay.position(row as u32).is_none()) {
@@ -77,7 +78,7 @@ impl Writer {
                 }
             }
         }
-        Ok(Writer {
+        Ok(StoreWriter {
             dir: dir.to_owned(),
             meta,
             journal,
@@ -150,15 +151,17 @@ impl Writer {
         if self.published.is_none() {
             // The view may have uncommitted changes; readers begin with what is committed.
             let shape = self.meta.shape();
-            let load = Load { shape, verify: Verify::Journal, may_rebuild: false };
+            let load = ViewOptions { shape, verify: Verify::Journal, may_rebuild: false };
             let committed = View::load(&self.dir, &mut self.journal, load, None)?;
             let base = self.view.base.clone();
-            self.published = Some(Published::new(&self.dir, base, &committed, self.generation()));
+            self.published =
+                Some(HandlePublisher::new(&self.dir, base, &committed, self.generation()));
         }
         Ok(self.published.as_ref().expect("just made").handle())
     }
 
-    /// Makes all updates durable and visible to readers; see [`Store::commit`](crate::Store::commit).
+    /// Makes all updates durable and visible to readers; see
+    /// [`Store::commit`](crate::Store::commit).
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
@@ -171,7 +174,7 @@ impl Writer {
             return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }
         self.poisoned = true;
-        let Writer { view, sketch, .. } = self;
+        let StoreWriter { view, sketch, .. } = self;
         let (overlay, rows) = (&view.overlay, view.rows());
         let changes = Changes { overlay, rows, sketch: sketch.as_ref() };
         let generation = self.journal.commit(changes)?;
@@ -188,7 +191,8 @@ impl Writer {
     }
 
     fn publish(&mut self, generation: u64) {
-        // Without handles there is nobody to publish for, and a later handle begins with what is committed then.
+        // Without handles there is nobody to publish for, and a later handle begins with what is
+        // committed then.
         if self.published.as_ref().is_some_and(|published| !published.is_read()) {
             self.published = None;
         }
@@ -221,16 +225,17 @@ impl Writer {
         if self.view.overlay.len() == 0 && self.journal.head().is_folded() {
             return Ok(true);
         }
-        // This process's readers go on, but none may still be at a row of the slabs that changes now.
+        // This process's readers go on, but none may still be at a row of the slabs that changes
+        // now.
         if self.published.as_ref().is_some_and(|published| !published.settle()) {
             return Ok(false);
         }
         self.poisoned = true;
         let shape = self.meta.shape();
         let base_rows = self.journal.head().base_rows;
-        let with_state = self.meta.kind == Kind::Training;
+        let with_state = self.meta.kind == StoreKind::Training;
         let wants_index = self.view.wants_index();
-        let target = Target { dir: &self.dir, shape, base_rows, with_state };
+        let target = CheckpointTarget { dir: &self.dir, shape, base_rows, with_state };
         checkpoint::write(&self.view, self.sketch.as_ref(), target)?;
         self.journal.reset()?;
         self.view.reload(&self.dir, wants_index)?;
@@ -249,11 +254,11 @@ impl Writer {
     }
 }
 
-fn slab_bytes(shape: Shape, rows: usize) -> u64 {
+fn slab_bytes(shape: RowShape, rows: usize) -> u64 {
     slabs_for(rows) as u64 * RowSlab::file_len(SlabId { number: 0, shape })
 }
 
-fn open_states(dir: &Path, shape: Shape, rows: usize) -> Result<Vec<StateSlab>> {
+fn open_states(dir: &Path, shape: RowShape, rows: usize) -> Result<Vec<StateSlab>> {
     add_states(Vec::new(), dir, shape, rows)
 }
 
@@ -261,7 +266,7 @@ fn open_states(dir: &Path, shape: Shape, rows: usize) -> Result<Vec<StateSlab>> 
 fn add_states(
     mut states: Vec<StateSlab>,
     dir: &Path,
-    shape: Shape,
+    shape: RowShape,
     rows: usize,
 ) -> Result<Vec<StateSlab>> {
     for number in states.len()..slabs_for(rows) {

@@ -1,15 +1,14 @@
-//! `mlp-fusion`: everything the host's schema offers, fused by an MLP.
+//! `mlp-fusion`: an expert that fuses everything the host's schema offers with an MLP.
 //!
-//! It fits any surface and any data set: all numeric features, an embedding of
-//! each id column, the FM's embedding. It has no short-term HSTU; see
-//! `short-term` for an expert that does.
+//! It fits any surface and data set: it reads all numeric features, an embedding of each id column
+//! and the FM's embedding. It has no sequence model of its own; see `short-term` for one that has.
 
 use hypercast_sdk::{
     Description, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph, HostInfo,
     Squash, TaskHeads, Tensor,
 };
 
-/// The expert.
+/// The expert; its tasks are those of the host's schema.
 pub struct MlpFusion;
 
 impl Expert for MlpFusion {
@@ -18,8 +17,9 @@ impl Expert for MlpFusion {
     }
 
     fn network(g: &Graph) {
-        // First-order parts reach the logits directly: a linear model is the floor of this one, and where a surface's
-        // logs are few, most of it. The perceptron has what is left to find.
+        // First-order parts reach the logits directly, so the expert is at least as good as a
+        // linear model. That is most of what a surface with few logs can learn; the MLP adds the
+        // rest.
         let mut heads = TaskHeads::new("heads");
         let mut parts: Vec<_> = embeddings(g).into_iter().collect();
         if !g.info().features.is_empty() {
@@ -33,7 +33,7 @@ impl Expert for MlpFusion {
             heads = heads.fm(fm);
         }
         if parts.is_empty() {
-            g.fail("the schema has no input for this expert: no id, no numeric feature, no FM");
+            g.fail("the schema has no input for this expert: no id and no numeric feature, and the host has no FM");
             return;
         }
         let bottom = ExpertFusion::mlp("expert", [64, 32]).dropout(0.2).apply(g.concat(&parts));
@@ -41,7 +41,8 @@ impl Expert for MlpFusion {
     }
 }
 
-// A user has few rows: an embedding of `user_id` learns them by heart, and the FM knows the user better.
+// Leaves out `user_id`: a user has few rows, so an embedding would memorise them. The FM's
+// embedding describes users better.
 fn embeddings(g: &Graph) -> Option<Tensor<'_>> {
     let ids = g.info().ids.iter().filter(|id| *id != "user_id");
     let embed = |id: &String| {

@@ -1,17 +1,17 @@
-//! `short-term`: what the user did on this surface in the last minutes and days,
-//! fused with what the FM knows of them, and a feed that does not repeat itself.
+//! `short-term`: an expert that fuses a sequence model of the user's last events on this surface
+//! with the FM's embedding, and ranks a diverse feed.
 //!
-//! It fits any surface of any data set whose items have ids in the history.
+//! It fits any surface of a data set with item ids in the history.
 
 use hypercast_sdk::{
     Description, Diversity, Dropout, Embedding, Expert, ExpertFusion, FmEmbedding, FmFusion, Graph,
     HostInfo, Hstu, Ranked, Request, Squash, TaskHeads, Tensor,
 };
 
-/// The first id column of these that the schema has keeps a feed diverse.
+/// The keys of the diversity rule: the first id column of these that the schema has.
 const DIVERSITY_KEYS: [&str; 3] = ["author_id", "tag", "genre"];
 
-/// The expert.
+/// The expert; its tasks are those of the host's schema.
 pub struct ShortTerm;
 
 impl Expert for ShortTerm {
@@ -26,7 +26,7 @@ impl Expert for ShortTerm {
     fn network(g: &Graph) {
         let tables = item_tables(g);
         if tables.is_empty() {
-            g.fail("the schema has no id of both candidates and history");
+            g.fail("the schema has no id column that both candidates and history have");
             return;
         }
         let sequence: Vec<_> = tables.iter().map(|(id, table)| (*id, table)).collect();
@@ -61,7 +61,7 @@ impl Expert for ShortTerm {
     }
 }
 
-/// The value model: what one unit of each prediction is worth to this surface.
+/// The value model: the worth of one unit of each prediction to this surface.
 fn value(task: &str) -> f32 {
     match task {
         "is_like" | "like" | "finish" => 2.0,
@@ -72,7 +72,7 @@ fn value(task: &str) -> f32 {
     }
 }
 
-// One table a column that both candidates and past events have, and that differs between items.
+// One table for each id column that both candidates and past events have, except the surface.
 fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     let info = g.info();
     let shared = info.history_ids.iter().filter(|id| info.ids.contains(id) && *id != "surface");
@@ -83,7 +83,8 @@ fn item_tables(g: &Graph) -> Vec<(&str, Embedding<'_>)> {
     shared.map(|id| (id.as_str(), table(id))).collect()
 }
 
-// The other columns (hour, surface, kinds of user) have few values. A user's own id is left to the FM.
+// Embeddings of the other id columns (hour, surface, user segments), which have few values. Leaves
+// out `user_id`, because the FM's embedding describes users better.
 fn context<'g>(g: &'g Graph, tables: &[(&str, Embedding<'g>)]) -> Vec<Tensor<'g>> {
     let is_item = |id: &str| tables.iter().any(|(table, _)| *table == id);
     let others = g.info().ids.iter().filter(|id| *id != "user_id" && !is_item(id));

@@ -1,8 +1,13 @@
-//! `value-model`: a team that says what a good example, a good step and a good model are.
+//! `value-model`: an expert that implements every training hook.
 //!
-//! It shows every hook of training: `labels` make a task that the schema lacks, `sample` thins what the surface has
-//! too much of, `schedule` brings training to rest, the extra loss says what no label can, `evaluate` decides what may
-//! serve. Its network is plain; see `mlp-fusion` and `short-term` for more of one. It fits any data set with actions.
+//! - `labels` defines a task that the schema does not have.
+//! - `sample` drops some of the frequent, similar examples.
+//! - `schedule` lowers the learning rate at the end of a training.
+//! - The extra loss in `network` expresses a relation between tasks.
+//! - `evaluate` decides whether trained parameters may serve.
+//!
+//! Its network is simple; see `mlp-fusion` and `short-term` for larger ones. It fits any data set
+//! with actions.
 
 use hypercast_sdk::{
     ActionBatch, Description, Evaluation, Expert, ExpertFusion, FmEmbedding, Graph, HostInfo,
@@ -10,16 +15,17 @@ use hypercast_sdk::{
     TrainingStep, Verdict, evaluate, labels,
 };
 
-/// The team's own task: whether the user did anything at all that they would do again.
+/// The expert's own task: whether the user took any positive action.
 pub const ENGAGED: &str = "engaged";
 
-/// Actions that say that an impression was a mistake.
-const AGAINST: [&str; 4] = ["dislike", "hate", "hide", "report"];
+/// Actions that show that an impression was a mistake.
+const NEGATIVE_ACTIONS: [&str; 4] = ["dislike", "hate", "hide", "report"];
 
-/// The share of examples without any good action that is trained on: they are most, and much alike.
+/// The share of examples without a positive action that training keeps. Most examples are like
+/// that, and they differ little.
 const KEPT: f32 = 0.5;
 
-/// The expert.
+/// The expert; its tasks are those of the host's schema and [`ENGAGED`].
 pub struct ValueModel;
 
 impl Expert for ValueModel {
@@ -43,48 +49,50 @@ impl Expert for ValueModel {
             heads = heads.fm(fm);
         }
         if parts.is_empty() {
-            g.fail("the schema has neither numeric features nor an FM");
+            g.fail("there is no input for this expert: neither numeric features in the schema nor an FM");
             return;
         }
         let bottom = ExpertFusion::mlp("expert", [32]).apply(g.concat(&parts));
         let engaged = heads.logit(ENGAGED, bottom);
         g.output(ENGAGED, engaged);
-        // Whoever likes something is engaged by it: the likelihood of a part above that of the whole is a loss.
-        let mut broken = g.constant(0.0) * engaged;
+        // A user who takes a positive action is engaged. So predicting such an action as more
+        // likely than engagement adds to the loss.
+        let mut excess = g.constant(0.0) * engaged;
         for task in g.info().tasks.iter() {
             let logit = heads.logit(&task.name, bottom);
             g.output(&task.name, logit);
-            if is_for(task) {
-                broken = broken + (logit - engaged).relu();
+            if is_positive(task) {
+                excess = excess + (logit - engaged).relu();
             }
         }
-        g.extra_loss(broken * 0.1);
+        g.extra_loss(excess * 0.1);
     }
 
     fn labels(info: &HostInfo, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
         let task = |own: &SchemaTask| Task { name: own.name.clone(), kind: own.kind };
         let tasks: Vec<Task> = info.tasks.iter().map(task).collect();
         let mut all = labels::from_schema(&tasks, info, batch)?;
-        let good = good_actions(info);
-        // By the good actions that are known: which those are depends on the surface, and not on what the user did.
+        let positive = positive_actions(info);
+        // Use the positive actions that are known. Which ones are depends on the surface, not on
+        // what the user did, so the mask does not bias the labels.
         let rows = || batch.actions.iter().zip(&batch.known);
-        let engaged = |(actions, known): (&u32, &u32)| u8::from(actions & known & good != 0);
+        let engaged = |(actions, known): (&u32, &u32)| u8::from(actions & known & positive != 0);
         all.push(TaskLabels {
             task: ENGAGED.into(),
             labels: rows().map(engaged).map(f32::from).collect(),
-            mask: batch.known.iter().map(|known| u8::from(known & good != 0)).collect(),
+            mask: batch.known.iter().map(|known| u8::from(known & positive != 0)).collect(),
             weights: Vec::new(),
         });
         Ok(all)
     }
 
     fn sample(info: &HostInfo, batch: &ActionBatch) -> Vec<f32> {
-        let good = good_actions(info);
-        let keep = |actions: &u32| if actions & good != 0 { 1.0 } else { KEPT };
+        let positive = positive_actions(info);
+        let keep = |actions: &u32| if actions & positive != 0 { 1.0 } else { KEPT };
         batch.actions.iter().map(keep).collect()
     }
 
-    /// The last fifth of the steps goes to rest; behind the stream the rate is the host's.
+    /// Lowers the learning rate over the last fifth of a training. On a stream, keeps the host's.
     fn schedule(step: &TrainingStep) -> f32 {
         if step.planned == 0 {
             return 1.0;
@@ -93,7 +101,8 @@ impl Expert for ValueModel {
         (5.0 * left).clamp(0.1, 1.0)
     }
 
-    /// No task may be worse, and one that has run away is taken back.
+    /// Rolls back if the predicted engagement is badly miscalibrated; else accepts parameters for
+    /// which no task is worse.
     fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
         let engaged = evaluate::task(evaluation, ENGAGED).filter(|own| own.examples >= 1000);
         if let Some((engaged, serving)) = engaged.and_then(|own| Some((own, own.serving.as_ref()?)))
@@ -102,7 +111,7 @@ impl Expert for ValueModel {
             if now > 0.5 && now > 2.0 * before {
                 let calibration = engaged.candidate.calibration.unwrap_or_default();
                 return Verdict::RollBack(format!(
-                    "it predicts {calibration:.2} times the engagement that there is, over {} examples",
+                    "it predicts {calibration:.2} times the observed engagement, over {} examples",
                     engaged.examples
                 ));
             }
@@ -113,25 +122,26 @@ impl Expert for ValueModel {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let worth = |task: &str| match task {
             ENGAGED => 1.0,
-            task if AGAINST.contains(&task) => -1.0,
+            task if NEGATIVE_ACTIONS.contains(&task) => -1.0,
             _ => 0.2,
         };
         Ok(request.top(&request.weighted_sum(worth)))
     }
 }
 
-/// The bits of the actions that speak for an impression.
-fn good_actions(info: &HostInfo) -> u32 {
-    let speaks_for = |(_, action): &(usize, &String)| !AGAINST.contains(&action.as_str());
-    info.actions.iter().enumerate().filter(speaks_for).map(|(bit, _)| 1 << bit).sum()
+/// The bits of the positive actions.
+fn positive_actions(info: &HostInfo) -> u32 {
+    let is_positive = |action: &String| !NEGATIVE_ACTIONS.contains(&action.as_str());
+    let actions = info.actions.iter().enumerate();
+    actions.filter(|(_, action)| is_positive(action)).map(|(bit, _)| 1 << bit).sum()
 }
 
-/// Whether a task's positives are engaged users.
-fn is_for(task: &SchemaTask) -> bool {
-    task.kind == TaskKind::Binary && !AGAINST.contains(&task.label.as_str())
+/// Whether the label of a task is a positive action.
+fn is_positive(task: &SchemaTask) -> bool {
+    task.kind == TaskKind::Binary && !NEGATIVE_ACTIONS.contains(&task.label.as_str())
 }
 
-/// 0 where the predictions are right on average; 0.7 where they are twice, or half, of what comes.
+/// 0 if the predictions are right on average; 0.7 if they are twice or half the outcomes.
 fn miscalibration(quality: &Quality) -> f64 {
     quality.calibration.map_or(0.0, |calibration| calibration.ln().abs())
 }

@@ -1,4 +1,4 @@
-//! From a core module to a component, and the check of what it imports.
+//! Turns a core module into a component and checks that the component is an expert.
 
 use std::path::Path;
 
@@ -6,14 +6,18 @@ use anyhow::{Context, Result, bail};
 use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::WorldItem;
 
-/// The function of the contract that a guest may call.
+/// The only function of the contract that a guest may call.
 const LOG: &str = "log";
 
-/// The contract's functions that an expert exports.
+/// The functions of the contract that an expert must export.
 const EXPORTS: [&str; 7] =
     ["describe", "network", "rank", "labels", "sample", "schedule", "evaluate"];
 
-/// Makes the component `out` of the core module in the file `module`, whatever toolchain built it, if it is an expert.
+/// Writes the component `out` from the core module in the file `module`. Any toolchain may have
+/// built the module.
+///
+/// # Errors
+/// The module is not an expert, or a file cannot be read or written.
 pub fn wrap(module: &Path, out: &Path) -> Result<()> {
     let bytes =
         std::fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
@@ -23,22 +27,27 @@ pub fn wrap(module: &Path, out: &Path) -> Result<()> {
     std::fs::write(out, component).with_context(|| format!("cannot write {}", out.display()))
 }
 
-/// Wraps a core module that was built against a WIT world.
+/// Turns a core module that was linked with `wit-bindgen`'s bindings into a component.
 pub fn encode(module: &[u8]) -> Result<Vec<u8>> {
     ComponentEncoder::default()
         .validate(true)
         .module(module)
         .and_then(|encoder| encoder.encode())
-        .context("the module cannot become a component")
+        .context(
+            "cannot turn the module into a component: is it linked with the contract's bindings?",
+        )
 }
 
-/// Refuses a component that is no expert, or that can call more than the contract gives: no host would load it.
+/// Checks that a component is an expert that a host would load.
+///
+/// # Errors
+/// The component lacks an export of the contract, or imports more than the contract offers.
 pub fn check(component: &[u8]) -> Result<()> {
     let interface = Interface::read(component)?;
     if let Some(missing) = EXPORTS.iter().find(|name| !interface.exports.iter().any(|e| e == *name))
     {
         bail!(
-            "the component does not export `{missing}`: does the crate call `hypercast_sdk::export!`?"
+            "the component does not export `{missing}`: call `hypercast_sdk::export!` in the crate"
         );
     }
     let foreign: Vec<_> =
@@ -48,13 +57,14 @@ pub fn check(component: &[u8]) -> Result<()> {
     }
     bail!(
         "the component imports {}; an expert may import nothing but `{LOG}`. \
-         A dependency that wants files, clocks or randomness is the usual cause: see `cargo tree`",
+         Usually a dependency that uses files, clocks or randomness causes this: find it with \
+         `cargo tree` and remove it",
         foreign.join(", ")
     )
 }
 
-/// What a component can call and what it can be called for, by name: functions, and interfaces with
-/// functions. Types are left out, since importing them reaches nothing.
+/// The names of the functions and of the interfaces with functions that a component imports and
+/// exports. Imports of types alone are harmless and left out.
 #[derive(Debug)]
 struct Interface {
     imports: Vec<String>,
@@ -66,7 +76,7 @@ impl Interface {
         let DecodedWasm::Component(resolve, world) =
             wit_component::decode(component).context("cannot read the component")?
         else {
-            bail!("this is a WIT package, not a component");
+            bail!("the file contains a WIT package, not a component");
         };
         let is_callable = |item: &WorldItem| match item {
             WorldItem::Function(_) => true,
@@ -88,10 +98,10 @@ mod tests {
 
     use super::*;
 
-    // `cargo verify` builds the guests and says where they are.
+    // `cargo verify` builds the guests and sets the variable to their folder.
     fn components(variable: &str) -> Option<Vec<(String, Vec<u8>)>> {
         let Some(folder) = std::env::var_os(variable).map(PathBuf::from) else {
-            eprintln!("skipped: {variable} is not set; run `cargo verify`");
+            eprintln!("SKIPPED: {variable} is not set; run `cargo verify`");
             return None;
         };
         let read = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -126,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_without_expert_is_refused() {
+    fn a_module_without_an_expert_is_refused() {
         assert!(encode(b"not wasm").is_err());
         // The smallest core module: its magic number and version.
         let component = encode(b"\0asm\x01\0\0\0").expect("an empty component");

@@ -1,4 +1,4 @@
-//! Builds guest crates for Wasm and writes them as components.
+//! Builds guest crates for Wasm and turns them into components.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,77 +9,79 @@ use serde::Deserialize;
 use crate::component;
 use crate::wasm_toolchain::{TARGET, Toolchain};
 
-// Set on the command line, so that a plugin's workspace needs no profile of its own. Only the
-// plugins': optimising two dozen hostile guests as a whole would take minutes and help nobody.
+// Set on the command line, so that a plugin's workspace does not have to define a profile. Hostile
+// guests are built without it: link-time optimisation of some fifty of them would take minutes.
 const PLUGIN_PROFILE: [&str; 3] =
     ["profile.release.opt-level=3", "profile.release.lto=true", "profile.release.codegen-units=1"];
 
-/// Which guests of a workspace to build.
-pub struct Guests<'a> {
-    /// A manifest of the workspace.
+/// Selects the guests of a workspace to build.
+pub struct GuestBuild<'a> {
+    /// The path of a `Cargo.toml` in the workspace.
     pub manifest: &'a Path,
-    /// Packages by name.
+    /// The names of the packages.
     pub packages: Vec<&'a str>,
-    /// What of them.
-    pub kind: Kind,
-    /// Where cargo may build; not the caller's own target folder, whose lock it may hold.
+    /// Which of the packages' targets to build.
+    pub kind: GuestKind,
+    /// Cargo's target folder for this build. It must not be the caller's, which the cargo that runs
+    /// this tool may have locked.
     pub target: PathBuf,
 }
 
-/// What of a package is a guest.
+/// Which targets of a package are guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Its library, which may import only what the contract gives.
+pub enum GuestKind {
+    /// The library. It is checked to import nothing but the contract's functions.
     Plugin,
-    /// Each of its examples, unchecked: the hostile guests of the tests.
+    /// The examples. They are not checked: these are the hostile guests of the tests.
     Hostile,
 }
 
-/// A component that was built.
-pub struct Component {
-    /// Its file's name, without extension.
+/// A component, not yet written to a file.
+pub struct BuiltComponent {
+    /// The file name without its extension.
     pub name: String,
-    /// Its bytes.
+    /// The content of the file.
     pub bytes: Vec<u8>,
 }
 
 #[derive(Deserialize)]
-struct Message {
+struct CargoMessage {
     reason: String,
-    target: Option<Target>,
+    target: Option<ArtifactTarget>,
     #[serde(default)]
     filenames: Vec<PathBuf>,
 }
 
 #[derive(Deserialize)]
-struct Target {
+struct ArtifactTarget {
     name: String,
     kind: Vec<String>,
 }
 
-/// Builds guests; cargo shows its progress on stderr.
-pub fn build(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<Component>> {
-    modules(toolchain, guests)?.iter().map(|(name, file)| wrap(name, file, guests.kind)).collect()
+/// Builds guests. Cargo prints its progress on stderr.
+pub fn build(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<BuiltComponent>> {
+    modules(toolchain, build)?.iter().map(|(name, file)| wrap(name, file, build.kind)).collect()
 }
 
-/// Makes `folder` hold these components and no others.
-pub fn write_all(folder: &Path, components: &[Component]) -> Result<()> {
+/// Writes the components to `folder`, after deleting everything else in it.
+pub fn write_all(folder: &Path, components: &[BuiltComponent]) -> Result<()> {
     if folder.exists() {
         std::fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot empty {}", folder.display()))?;
+            .with_context(|| format!("cannot delete the folder {}", folder.display()))?;
     }
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
     components.iter().try_for_each(|c| write(&folder.join(format!("{}.wasm", c.name)), c))
 }
 
 /// Writes one component.
-pub fn write(file: &Path, component: &Component) -> Result<()> {
+pub fn write(file: &Path, component: &BuiltComponent) -> Result<()> {
     std::fs::write(file, &component.bytes)
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
-// Cargo itself says which files it made: (name, file) each.
-fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, PathBuf)>> {
+// Builds the guests and returns the target name and file of each, as cargo reports them.
+fn modules(toolchain: Toolchain, build: &GuestBuild<'_>) -> Result<Vec<(String, PathBuf)>> {
     let mut command = toolchain.cargo();
     command.args([
         "build",
@@ -88,25 +90,29 @@ fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, Pa
         TARGET,
         "--message-format=json-render-diagnostics",
     ]);
-    match guests.kind {
-        Kind::Plugin => {
+    match build.kind {
+        GuestKind::Plugin => {
             command.arg("--lib");
             command.args(PLUGIN_PROFILE.iter().flat_map(|setting| ["--config", setting]));
         }
-        Kind::Hostile => {
+        GuestKind::Hostile => {
             command.arg("--examples");
         }
     }
-    command.arg("--manifest-path").arg(guests.manifest).arg("--target-dir").arg(&guests.target);
+    command.arg("--manifest-path").arg(build.manifest).arg("--target-dir").arg(&build.target);
     command.args(toolchain.build_args());
-    for package in &guests.packages {
+    for package in &build.packages {
         command.args(["--package", package]);
     }
     let output = command.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(output.status.success(), "building {} for {TARGET} failed", guests.packages.join(", "));
+    ensure!(
+        output.status.success(),
+        "building {} for {TARGET} failed: see cargo's messages above",
+        build.packages.join(", ")
+    );
     let mut modules = Vec::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let Ok(message) = serde_json::from_str::<Message>(line) else {
+        let Ok(message) = serde_json::from_str::<CargoMessage>(line) else {
             continue;
         };
         let (Some(target), "compiler-artifact") = (message.target, message.reason.as_str()) else {
@@ -123,21 +129,21 @@ fn modules(toolchain: &Toolchain, guests: &Guests<'_>) -> Result<Vec<(String, Pa
     }
     if modules.is_empty() {
         bail!(
-            "{} made no Wasm module: set `crate-type = [\"cdylib\", \"rlib\"]` under [lib]",
-            guests.packages.join(", ")
+            "{} built no Wasm module: set `crate-type = [\"cdylib\", \"rlib\"]` under [lib] in Cargo.toml",
+            build.packages.join(", ")
         );
     }
     Ok(modules)
 }
 
-fn wrap(target: &str, file: &Path, kind: Kind) -> Result<Component> {
+fn wrap(target: &str, file: &Path, kind: GuestKind) -> Result<BuiltComponent> {
     let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let bytes =
-        component::encode(&module).with_context(|| format!("{target}: cannot make a component"))?;
-    if kind == Kind::Hostile {
-        return Ok(Component { name: target.into(), bytes });
+    let bytes = component::encode(&module)
+        .with_context(|| format!("cannot make a component of {target}"))?;
+    if kind == GuestKind::Hostile {
+        return Ok(BuiltComponent { name: target.into(), bytes });
     }
-    component::check(&bytes).with_context(|| format!("{target}: refused"))?;
-    // Cargo's libraries have underscores where their packages have hyphens.
-    Ok(Component { name: target.replace('_', "-"), bytes })
+    component::check(&bytes).with_context(|| format!("{target} is not a valid expert"))?;
+    // Cargo replaces the hyphens of a package name by underscores in the name of its library.
+    Ok(BuiltComponent { name: target.replace('_', "-"), bytes })
 }

@@ -1,54 +1,78 @@
-//! The host's binary, whose `hypercast plugin ...` does what this tool only
-//! prepares: this tool links no host, so that it installs in a moment.
+//! Finds or builds the host's binary, and runs `hypercast plugin`.
+//!
+//! This tool does not link the host, so that it installs quickly. Whatever needs the host runs in
+//! its binary.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, cargo};
 
-/// The host's binary by name.
+/// The name of the host's binary and package.
 const NAME: &str = "hypercast";
 
-/// A binary, or the workspace that has one to be built.
-pub enum Host {
-    /// The file.
-    Binary(PathBuf),
-    /// HyperCast's own repository.
-    Workspace(Workspace),
-}
-
-/// Finds the host: `$HYPERCAST`, beside this executable, in the path, or in a workspace that has it as a member.
+/// Returns the host's binary: `$HYPERCAST`, or the one beside this executable or in the path. In
+/// HyperCast's own repository, builds it if none is installed.
 ///
 /// # Errors
-/// There is none, with what to do.
-pub fn find() -> Result<Host> {
+/// No binary was found. The message says how to install one.
+pub fn binary() -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("HYPERCAST") {
         let path = PathBuf::from(given);
-        anyhow::ensure!(path.is_file(), "HYPERCAST names {}, which is no file", path.display());
-        return Ok(Host::Binary(path));
+        ensure!(
+            path.is_file(),
+            "$HYPERCAST is {}, which is not a file: set it to the `hypercast` binary, or unset it",
+            path.display()
+        );
+        return Ok(path);
     }
     let own = std::env::current_exe().ok();
     let beside = own.as_deref().and_then(Path::parent).map(Path::to_path_buf);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = beside.into_iter().chain(std::env::split_paths(&path));
     if let Some(found) = folders.map(|folder| folder.join(NAME)).find(|file| file.is_file()) {
-        return Ok(Host::Binary(found));
+        return Ok(found);
     }
-    let workspace = Workspace::load(None).ok();
-    workspace
-        .filter(|workspace| workspace.packages.iter().any(|package| package.name == NAME))
-        .map(Host::Workspace)
-        .context(
-            "there is no `hypercast`: install the host with `cargo install --locked --path host` in HyperCast's checkout, \
-             or name its binary in $HYPERCAST",
-        )
+    let workspace = Workspace::load(None).ok().filter(Workspace::is_hypercast).context(
+        "cannot find the `hypercast` binary: install it with \
+         `cargo install --locked --path host` in HyperCast's checkout, or set $HYPERCAST to it",
+    )?;
+    build(&workspace)
 }
 
-/// Becomes `hypercast plugin SUBCOMMAND ARGS`.
+/// Builds the host in HyperCast's own repository and returns its binary.
+///
+/// # Errors
+/// The build fails.
+pub fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let output = Command::new(cargo())
+        // With these packages, shared dependencies get the features that `cargo test --workspace`
+        // gives them, so the demo and the tests share one build.
+        .args(["build", "-p", NAME, "-p", "hypercast-lab"])
+        .args(["-p", "cargo-hypercast", "-p", "hypercast-sdk"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(&workspace.root)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "building the host failed: see cargo's messages above");
+    // Cargo reports the path of each executable that it builds.
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_host = message["target"]["name"] == NAME;
+        message["executable"].as_str().filter(|_| is_host).map(PathBuf::from)
+    };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(executable)
+        .with_context(|| format!("cargo build reported no `{NAME}` executable"))
+}
+
+/// Replaces this process by `hypercast plugin SUBCOMMAND ARGS`.
 ///
 /// # Errors
 /// The binary cannot be run.

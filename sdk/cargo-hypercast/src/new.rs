@@ -1,16 +1,15 @@
-//! `cargo hypercast new`: an expert's crate with a test, a schema to test it on and a
-//! configuration to run it with.
-//!
-//! It writes files and asks nobody: whether they build is for `cargo hypercast test` to say.
+//! `cargo hypercast new`: creates an expert's crate with a test, a schema to test it with and a
+//! configuration to run it with. It only writes files; `cargo hypercast test` builds them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Surfaces of the simulated world, which `hypercast simulate` makes.
+/// The surfaces of the simulated world of `hypercast simulate`.
 const SIMULATED: [&str; 3] = ["feed", "search", "stories"];
 
-/// The files of a crate, with what stands in them. `.in` keeps tools from taking them for files of this repository.
+/// The files of a crate and their templates. The extension `.in` keeps tools from treating the
+/// templates as source files of this repository.
 const FILES: [(&str, &str); 7] = [
     ("Cargo.toml", include_str!("../template/Cargo.toml.in")),
     (".cargo/config.toml", include_str!("../template/config.toml.in")),
@@ -23,37 +22,44 @@ const FILES: [(&str, &str); 7] = [
 
 const SCHEMA: &str = include_str!("../template/schema.toml.in");
 
-/// What is made.
+/// The options of `cargo hypercast new`.
 #[derive(Debug, clap::Args)]
-pub struct New {
-    /// The expert's name, which is its crate's: small letters, digits and hyphens
+pub struct NewExpertArgs {
+    /// Name of the expert and its crate: lower-case letters, digits and hyphens
     pub name: String,
-    /// The surface that it serves
+    /// Surface that the expert serves
     #[arg(long, default_value = "feed")]
     pub surface: String,
-    /// The data that it is tested on (`schema.toml` of a data set); that of `hypercast simulate` if missing
+    /// Schema to test with, a data set's `schema.toml` [default: that of `hypercast simulate`]
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
-    /// The folder to make; the name if missing
+    /// Folder to create [default: NAME]
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
-    /// HyperCast's checkout; the one that this tool was built in if missing
+    /// Checkout of HyperCast to build against [default: the one that this tool was built in]
     #[arg(long, value_name = "DIR")]
     pub sdk: Option<PathBuf>,
 }
 
-/// Makes the crate and returns its folder.
-pub fn new(new: &New) -> Result<PathBuf> {
+/// Creates the crate and returns its folder.
+///
+/// # Errors
+/// A name is not valid, the folder is not empty, or a file cannot be written.
+pub fn new(new: &NewExpertArgs) -> Result<PathBuf> {
     check_name(&new.name)?;
     ensure!(
         !new.surface.is_empty() && !new.surface.contains(['"', '\\', '\n']),
-        "surface {:?}: a name without quotes is needed",
+        "--surface {:?} is not valid: it must not be empty or contain quotes, backslashes or line breaks",
         new.surface
     );
     let sdk = checkout(new.sdk.as_deref())?;
     let folder = new.into.clone().unwrap_or_else(|| PathBuf::from(&new.name));
     let is_free = std::fs::read_dir(&folder).map_or(true, |mut files| files.next().is_none());
-    ensure!(is_free, "{} is there already and is not empty", folder.display());
+    ensure!(
+        is_free,
+        "the folder {} exists and is not empty: choose another one with --into",
+        folder.display()
+    );
     for (file, template) in FILES {
         write(&folder.join(file), &filled(template, new, &sdk))?;
     }
@@ -63,7 +69,7 @@ pub fn new(new: &New) -> Result<PathBuf> {
         None => filled(SCHEMA, new, &sdk),
     };
     write(&folder.join("schema.toml"), &schema)?;
-    // The versions that HyperCast is tested with, which are those that are built already.
+    // The same versions as HyperCast's own, so that its build can be reused.
     for shared in ["Cargo.lock", "rust-toolchain.toml"] {
         let from = sdk.join(shared);
         if from.is_file() {
@@ -74,17 +80,14 @@ pub fn new(new: &New) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// HyperCast's checkout: where its SDK and its harness are.
-///
-/// # Errors
-/// There is none, with what to do.
-pub fn checkout(asked: Option<&Path>) -> Result<PathBuf> {
+/// The folder of HyperCast's checkout, which contains the SDK and the harness.
+fn checkout(given: Option<&Path>) -> Result<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = asked.unwrap_or(&own);
+    let folder = given.unwrap_or(&own);
     let is_there = folder.join("sdk/wit/expert.wit").is_file();
     ensure!(
         is_there,
-        "{} is no checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --locked --path sdk/cargo-hypercast`)",
+        "{} is not a checkout of HyperCast: name one with --sdk, or install this tool from one (`cargo install --locked --path sdk/cargo-hypercast`)",
         folder.display()
     );
     std::fs::canonicalize(folder).with_context(|| format!("cannot read {}", folder.display()))
@@ -96,13 +99,17 @@ fn check_name(name: &str) -> Result<()> {
     if is_first && is_rest && !name.ends_with('-') && name.len() <= 64 {
         return Ok(());
     }
-    bail!("{name:?} is no name of an expert: small letters, digits and hyphens, a letter first")
+    bail!(
+        "{name:?} is not a valid name for an expert: use lower-case letters, digits and hyphens, \
+         at most 64, starting with a letter and not ending with a hyphen"
+    )
 }
 
-fn filled(template: &str, new: &New, sdk: &Path) -> String {
-    let surfaces = match SIMULATED.contains(&new.surface.as_str()) {
-        true => SIMULATED.to_vec(),
-        false => [&[new.surface.as_str()], &SIMULATED[..]].concat(),
+fn filled(template: &str, new: &NewExpertArgs, sdk: &Path) -> String {
+    let surfaces = if SIMULATED.contains(&new.surface.as_str()) {
+        SIMULATED.to_vec()
+    } else {
+        [&[new.surface.as_str()], &SIMULATED[..]].concat()
     };
     let quoted: Vec<String> = surfaces.iter().map(|name| format!("{name:?}")).collect();
     template
@@ -123,7 +130,8 @@ fn type_name(name: &str) -> String {
 
 fn write(file: &Path, text: &str) -> Result<()> {
     let parent = file.parent().expect("a file in the crate's folder");
-    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    std::fs::create_dir_all(parent)
+        .with_context(|| format!("cannot create the folder {}", parent.display()))?;
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
@@ -131,18 +139,23 @@ fn write(file: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn made(name: &str, surface: &str) -> (tempfile::TempDir, PathBuf) {
+    fn create(name: &str, surface: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let into = Some(dir.path().join(name));
-        let args =
-            New { name: name.into(), surface: surface.into(), schema: None, into, sdk: None };
+        let args = NewExpertArgs {
+            name: name.into(),
+            surface: surface.into(),
+            schema: None,
+            into,
+            sdk: None,
+        };
         let folder = new(&args).unwrap();
         (dir, folder)
     }
 
     #[test]
     fn every_file_is_filled_in() {
-        let (_dir, folder) = made("home-page-2", "checkout");
+        let (_dir, folder) = create("home-page-2", "checkout");
         for (file, _) in FILES.iter().chain(&[("schema.toml", "")]) {
             let text = std::fs::read_to_string(folder.join(file)).unwrap();
             assert!(!text.contains("{{") && !text.is_empty(), "{file}: {text}");
@@ -159,12 +172,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_crates_and_folders_that_are_used_are_refused() {
+    fn invalid_names_and_folders_in_use_are_refused() {
         for name in ["", "Home", "2nd", "a_b", "a-", "a b", "../a"] {
             assert!(check_name(name).is_err(), "{name}");
         }
-        let (_dir, folder) = made("feed", "feed");
-        let again = New {
+        let (_dir, folder) = create("feed", "feed");
+        let again = NewExpertArgs {
             name: "feed".into(),
             surface: "feed".into(),
             schema: None,
@@ -173,7 +186,7 @@ mod tests {
         };
         assert!(new(&again).unwrap_err().to_string().contains("not empty"));
         let sdk = Some(std::env::temp_dir());
-        let error = new(&New { into: None, sdk, ..again }).unwrap_err().to_string();
+        let error = new(&NewExpertArgs { into: None, sdk, ..again }).unwrap_err().to_string();
         assert!(error.contains("--sdk"), "{error}");
     }
 }

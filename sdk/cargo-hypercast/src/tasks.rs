@@ -3,68 +3,119 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
 
-use crate::guests::{self, Guests, Kind};
-use crate::host::{self, Host};
-use crate::wasm_toolchain::{Route, Toolchain};
+use crate::guests::{self, GuestBuild, GuestKind};
+use crate::host;
+use crate::wasm_toolchain::{Toolchain, ToolchainSource};
 use crate::workspace::{Package, Workspace, cargo};
 
-/// The package of the guests that misbehave.
+/// The package of the hostile guests.
 const HOSTILE: &str = "hypercast-hostile";
 
-/// Which package to build, as the user named it.
+/// Selects the plugin's package.
+#[derive(Args)]
 pub struct PackageChoice {
-    /// Its `Cargo.toml`.
-    pub manifest: Option<PathBuf>,
-    /// Its name.
-    pub name: Option<String>,
+    /// Path to the plugin's Cargo.toml [default: the one in the current folder]
+    #[arg(long)]
+    pub manifest_path: Option<PathBuf>,
+    /// Package name of the plugin, in a workspace with several
+    #[arg(short, long)]
+    pub package: Option<String>,
+}
+
+/// A plugin that can be built: its package and where it is.
+struct PluginCrate {
+    workspace: Workspace,
+    package: Package,
+}
+
+impl PluginCrate {
+    fn load(choice: &PackageChoice) -> Result<Self> {
+        let mut workspace = Workspace::load(choice.manifest_path.as_deref())?;
+        let index = choose(&workspace.packages, choice)?;
+        let package = workspace.packages.swap_remove(index);
+        Ok(Self { workspace, package })
+    }
+
+    /// Builds the component into `out`, or into the target folder. Returns its file.
+    fn build(&self, source: ToolchainSource, out: Option<PathBuf>) -> Result<PathBuf> {
+        let toolchain = Toolchain::ensure(source)?;
+        let build = GuestBuild {
+            manifest: &self.package.manifest_path,
+            packages: vec![&self.package.name],
+            kind: GuestKind::Plugin,
+            target: guest_target(&self.workspace, toolchain),
+        };
+        let components = guests::build(toolchain, &build)?;
+        let [component] = components.as_slice() else {
+            bail!(
+                "{} built {} components: a plugin must have exactly one `cdylib` library",
+                self.package.name,
+                components.len()
+            )
+        };
+        let file = out.unwrap_or_else(|| {
+            output_folder(&self.workspace, "").join(format!("{}.wasm", component.name))
+        });
+        if let Some(parent) = file.parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("cannot create the folder {}", parent.display()))?;
+        }
+        guests::write(&file, component)?;
+        Ok(file)
+    }
 }
 
 /// Builds one plugin into `out`, or into the target folder. Returns the file.
-pub fn build(route: Route, choice: &PackageChoice, out: Option<PathBuf>) -> Result<PathBuf> {
-    let workspace = Workspace::load(choice.manifest.as_deref())?;
-    build_package(route, (&workspace, choose(&workspace, choice)?), out)
+pub fn build(
+    source: ToolchainSource,
+    choice: &PackageChoice,
+    out: Option<PathBuf>,
+) -> Result<PathBuf> {
+    PluginCrate::load(choice)?.build(source, out)
 }
 
-/// Builds one plugin and runs its package's tests, which find the component in the environment.
-pub fn test(route: Route, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
-    let workspace = Workspace::load(choice.manifest.as_deref())?;
-    let package = choose(&workspace, choice)?;
-    let component = build_package(route, (&workspace, package), None)?;
+/// Builds one plugin and runs the tests of its package. An environment variable tells them where
+/// the component is.
+pub fn test(source: ToolchainSource, choice: &PackageChoice, args: &[OsString]) -> Result<()> {
+    let plugin = PluginCrate::load(choice)?;
+    let component = plugin.build(source, None)?;
     let error = Command::new(cargo())
         .args(["test", "--manifest-path"])
-        .arg(&package.manifest_path)
-        .args(["--package", &package.name])
+        .arg(&plugin.package.manifest_path)
+        .args(["--package", &plugin.package.name])
         .args(args)
         .env("HYPERCAST_COMPONENT", component)
         .exec();
     Err(error).context("cannot run cargo test")
 }
 
-/// Builds one plugin and becomes `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
+/// Builds one plugin and replaces this process by `hypercast plugin SUBCOMMAND COMPONENT ARGS`.
 pub fn on_component(
-    route: Route,
+    source: ToolchainSource,
     choice: &PackageChoice,
-    (subcommand, args): (&str, &[OsString]),
+    subcommand: &str,
+    args: &[OsString],
 ) -> Result<()> {
-    let workspace = Workspace::load(choice.manifest.as_deref())?;
-    let package = choose(&workspace, choice)?;
-    let binary = host_binary()?;
-    let component = build_package(route, (&workspace, package), None)?;
-    let given = filled_in(package, subcommand, args);
-    host::plugin(&binary, subcommand, [component.into()].into_iter().chain(given))
+    let plugin = PluginCrate::load(choice)?;
+    let binary = host::binary()?;
+    let component = plugin.build(source, None)?;
+    let args = with_defaults(&plugin.package, subcommand, args);
+    host::plugin(&binary, subcommand, [component.into()].into_iter().chain(args))
 }
 
-/// Becomes `hypercast plugin SUBCOMMAND ARGS`.
+/// Replaces this process by `hypercast plugin SUBCOMMAND ARGS`.
 pub fn on_host(subcommand: &str, args: &[OsString]) -> Result<()> {
-    host::plugin(&host_binary()?, subcommand, args.iter().cloned())
+    host::plugin(&host::binary()?, subcommand, args.iter().cloned())
 }
 
-/// The arguments, and the package's own schema, configuration, name and version where they are wanted and not given.
-fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
+/// Adds the package's own schema, configuration, name and version to the arguments of subcommands
+/// that need them, unless they are given.
+fn with_defaults(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsString> {
     let wanted: &[(&str, &str)] = match subcommand {
         "check" | "bench" => &[("--schema", "schema.toml"), ("--config", "hypercast.toml")],
         "train" => &[("--config", "hypercast.toml")],
@@ -79,7 +130,7 @@ fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsSt
         .iter()
         .filter(|(_, file)| folder.join(file).is_file())
         .map(|(flag, file)| (*flag, folder.join(file).into_os_string()));
-    // A push that brings a signature says in it what it is.
+    // A push without a key sends an existing signature, which contains name and version.
     let is_signed_here = subcommand == "sign" || subcommand == "push" && is_given("--key");
     let own = [("--name", &package.name), ("--version", &package.version)];
     let own = own.into_iter().filter(|_| is_signed_here).map(|(flag, text)| (flag, text.into()));
@@ -90,57 +141,25 @@ fn filled_in(package: &Package, subcommand: &str, args: &[OsString]) -> Vec<OsSt
     args.iter().cloned().chain(missing).collect()
 }
 
-fn host_binary() -> Result<PathBuf> {
-    match host::find()? {
-        Host::Binary(path) => Ok(path),
-        Host::Workspace(workspace) => build_host(&workspace),
-    }
-}
-
-fn build_package(
-    route: Route,
-    (workspace, package): (&Workspace, &Package),
-    out: Option<PathBuf>,
-) -> Result<PathBuf> {
-    let toolchain = Toolchain::ensure(route)?;
-    let guests = Guests {
-        manifest: &package.manifest_path,
-        packages: vec![&package.name],
-        kind: Kind::Plugin,
-        target: guest_target(workspace, &toolchain),
-    };
-    let components = guests::build(&toolchain, &guests)?;
-    let [component] = components.as_slice() else {
-        bail!("{} made several components", package.name)
-    };
-    let file =
-        out.unwrap_or_else(|| folder(workspace, "").join(format!("{}.wasm", component.name)));
-    if let Some(parent) = file.parent() {
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot make {}", parent.display()))?;
-    }
-    guests::write(&file, component)?;
-    Ok(file)
-}
-
-/// Builds the in-tree plugins and the host, then becomes `hypercast demo`.
-pub fn demo(route: Route, args: &[OsString]) -> Result<()> {
+/// Builds the in-tree plugins and the host, then replaces this process by `hypercast-lab demo`.
+pub fn demo(source: ToolchainSource, args: &[OsString]) -> Result<()> {
     let workspace = repository()?;
-    let toolchain = Toolchain::ensure(route)?;
-    let plugins = build_plugins(&workspace, &toolchain, &["plugins"])?;
-    let host = build_host(&workspace)?;
-    let error = Command::new(&host).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
-    Err(error).with_context(|| format!("cannot run {}", host.display()))
+    let toolchain = Toolchain::ensure(source)?;
+    let plugins = build_plugins(&workspace, toolchain, &["plugins"])?;
+    let lab = host::build(&workspace)?.with_file_name("hypercast-lab");
+    let error = Command::new(&lab).arg("demo").arg("--plugins").arg(plugins).args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", lab.display()))
 }
 
 /// Builds the in-tree plugins, the hello expert and the hostile guests, then runs all tests.
-pub fn verify(route: Route, args: &[OsString]) -> Result<()> {
+pub fn verify(source: ToolchainSource, args: &[OsString]) -> Result<()> {
     let workspace = repository()?;
-    let toolchain = Toolchain::ensure(route)?;
-    let plugins = build_plugins(&workspace, &toolchain, &["plugins", "examples"])?;
-    let hostile = build_hostile(&workspace, &toolchain)?;
-    // `cargo test` makes test harnesses, and the black-box tests want the binary itself.
-    build_host(&workspace)?;
+    let toolchain = Toolchain::ensure(source)?;
+    let plugins = build_plugins(&workspace, toolchain, &["plugins", "examples"])?;
+    let hostile =
+        build_guests(&workspace, toolchain, "hostile", vec![HOSTILE], GuestKind::Hostile)?;
+    // `cargo test` builds only test executables, and the black-box tests run the binary itself.
+    host::build(&workspace)?;
     let error = Command::new(cargo())
         .args(["test", "--workspace"])
         .args(args)
@@ -151,98 +170,68 @@ pub fn verify(route: Route, args: &[OsString]) -> Result<()> {
     Err(error).context("cannot run cargo test")
 }
 
-fn build_plugins(
-    workspace: &Workspace,
-    toolchain: &Toolchain,
-    folders: &[&str],
-) -> Result<PathBuf> {
+fn build_plugins(workspace: &Workspace, toolchain: Toolchain, folders: &[&str]) -> Result<PathBuf> {
     let packages = folders.iter().flat_map(|folder| workspace.plugins_in(folder));
-    let guests = Guests {
+    let names = packages.map(|package| package.name.as_str()).collect();
+    build_guests(workspace, toolchain, "plugins", names, GuestKind::Plugin)
+}
+
+/// Builds guests of this repository into `target/hypercast/FOLDER` and returns that folder.
+fn build_guests(
+    workspace: &Workspace,
+    toolchain: Toolchain,
+    folder: &str,
+    packages: Vec<&str>,
+    kind: GuestKind,
+) -> Result<PathBuf> {
+    let build = GuestBuild {
         manifest: &workspace.root.join("Cargo.toml"),
-        packages: packages.map(|p| p.name.as_str()).collect(),
-        kind: Kind::Plugin,
+        packages,
+        kind,
         target: guest_target(workspace, toolchain),
     };
-    let folder = folder(workspace, "plugins");
-    guests::write_all(&folder, &guests::build(toolchain, &guests)?)?;
+    let folder = output_folder(workspace, folder);
+    guests::write_all(&folder, &guests::build(toolchain, &build)?)?;
     Ok(folder)
 }
 
-fn build_hostile(workspace: &Workspace, toolchain: &Toolchain) -> Result<PathBuf> {
-    let guests = Guests {
-        manifest: &workspace.root.join("Cargo.toml"),
-        packages: vec![HOSTILE],
-        kind: Kind::Hostile,
-        target: guest_target(workspace, toolchain),
-    };
-    let folder = folder(workspace, "hostile");
-    guests::write_all(&folder, &guests::build(toolchain, &guests)?)?;
-    Ok(folder)
-}
-
-// The host's binary, by cargo's own word.
-fn build_host(workspace: &Workspace) -> Result<PathBuf> {
-    let output = Command::new(cargo())
-        // With these packages beside it, shared dependencies get the features that `cargo test --workspace`
-        // gives them, so that demo and tests share one build.
-        .args(["build", "-p", "hypercast", "-p", "cargo-hypercast", "-p", "hypercast-sdk"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(&workspace.root)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run cargo")?;
-    ensure!(output.status.success(), "building the host failed");
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_host = message["target"]["name"] == "hypercast";
-        message["executable"].as_str().filter(|_| is_host).map(PathBuf::from)
-    };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(executable)
-        .context("cargo made no `hypercast`")
-}
-
-// The demo and the tests are this repository's, wherever the command is called in it.
+// `demo` and `verify` work in any folder of HyperCast's repository.
 fn repository() -> Result<Workspace> {
     let workspace = Workspace::load(None)?;
-    let is_ours = workspace.packages.iter().any(|p| p.name == "hypercast");
     ensure!(
-        is_ours,
-        "this runs in HyperCast's repository; {} is another",
+        workspace.is_hypercast(),
+        "this command runs in HyperCast's repository only, and {} is another workspace",
         workspace.root.display()
     );
     Ok(workspace)
 }
 
-fn choose<'a>(workspace: &'a Workspace, choice: &PackageChoice) -> Result<&'a Package> {
-    let package = match (&choice.name, &choice.manifest) {
-        (Some(name), _) => workspace.packages.iter().find(|p| p.name == *name),
-        (None, Some(manifest)) => at_manifest(workspace, &std::fs::canonicalize(manifest)?),
-        (None, None) => at_manifest(workspace, &std::env::current_dir()?.join("Cargo.toml")),
+/// The index of the package that the user selected.
+fn choose(packages: &[Package], choice: &PackageChoice) -> Result<usize> {
+    let at_manifest = |manifest: PathBuf| packages.iter().position(|p| p.manifest_path == manifest);
+    let chosen = match (&choice.package, &choice.manifest_path) {
+        (Some(name), _) => packages.iter().position(|p| p.name == *name),
+        (None, Some(manifest)) => at_manifest(std::fs::canonicalize(manifest)?),
+        (None, None) => at_manifest(std::env::current_dir()?.join("Cargo.toml")),
     };
-    let package =
-        package.filter(|p| p.is_plugin()).or_else(|| match workspace.packages.as_slice() {
-            [only] if choice.name.is_none() => Some(only),
-            _ => None,
-        });
-    package.with_context(|| {
-        let plugins = workspace.packages.iter().filter(|p| p.is_plugin());
-        let names: Vec<_> = plugins.map(|p| p.name.as_str()).collect();
-        format!("which plugin? name one with `-p`; this workspace has: {}", names.join(", "))
+    let chosen = chosen.filter(|&index| packages[index].is_plugin());
+    let only = (choice.package.is_none() && packages.len() == 1).then_some(0);
+    chosen.or(only).with_context(|| {
+        let plugins = packages.iter().filter(|package| package.is_plugin());
+        let names: Vec<_> = plugins.map(|package| package.name.as_str()).collect();
+        format!(
+            "cannot tell which plugin to use: name one with `-p`; this workspace has: {}",
+            names.join(", ")
+        )
     })
 }
 
-fn at_manifest<'a>(workspace: &'a Workspace, manifest: &Path) -> Option<&'a Package> {
-    workspace.packages.iter().find(|p| p.manifest_path == manifest)
-}
-
-fn folder(workspace: &Workspace, name: &str) -> PathBuf {
+fn output_folder(workspace: &Workspace, name: &str) -> PathBuf {
     workspace.target.join("hypercast").join(name)
 }
 
-fn guest_target(workspace: &Workspace, toolchain: &Toolchain) -> PathBuf {
-    folder(workspace, &format!("wasm-{}", toolchain.name()))
+fn guest_target(workspace: &Workspace, toolchain: Toolchain) -> PathBuf {
+    output_folder(workspace, &format!("wasm-{}", toolchain.name()))
 }
 
 #[cfg(test)]
@@ -250,25 +239,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packages_schema_and_configuration_are_filled_in_where_they_are_not_given() {
+    fn missing_arguments_are_taken_from_the_package() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("schema.toml"), "").unwrap();
         let package: Package = serde_json::from_value(serde_json::json!({
             "name": "a", "version": "1.2.3", "manifest_path": dir.path().join("Cargo.toml"), "targets": [],
         }))
         .unwrap();
-        let filled = |subcommand, args: &[&str]| {
+        let args_of = |subcommand, args: &[&str]| {
             let args: Vec<OsString> = args.iter().map(OsString::from).collect();
-            let all = filled_in(&package, subcommand, &args);
+            let all = with_defaults(&package, subcommand, &args);
             all.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>()
         };
         let schema = dir.path().join("schema.toml").display().to_string();
-        assert_eq!(filled("check", &["--json"]), ["--json", "--schema", &schema]);
-        assert_eq!(filled("check", &["--schema=x"]), ["--schema=x"]);
-        assert_eq!(filled("bench", &["--schema", "x"]), ["--schema", "x"]);
-        assert_eq!(filled("push", &["http://host"]), ["http://host"]);
-        assert_eq!(filled("sign", &["--name", "b"]), ["--name", "b", "--version", "1.2.3"]);
-        let pushed = filled("push", &["http://host", "--key", "k"]);
+        assert_eq!(args_of("check", &["--json"]), ["--json", "--schema", &schema]);
+        assert_eq!(args_of("check", &["--schema=x"]), ["--schema=x"]);
+        assert_eq!(args_of("bench", &["--schema", "x"]), ["--schema", "x"]);
+        assert_eq!(args_of("push", &["http://host"]), ["http://host"]);
+        assert_eq!(args_of("sign", &["--name", "b"]), ["--name", "b", "--version", "1.2.3"]);
+        let pushed = args_of("push", &["http://host", "--key", "k"]);
         assert_eq!(pushed, ["http://host", "--key", "k", "--name", "a", "--version", "1.2.3"]);
     }
 }

@@ -1,8 +1,8 @@
-//! A Rust compiler for `wasm32-unknown-unknown`, found or installed.
+//! Finds or installs a Rust compiler for `wasm32-unknown-unknown`.
 //!
-//! In order: the active toolchain, if it has the target; `rustup target add`; and
-//! where rustup is missing or cannot reach its server, Debian's packages, which
-//! hold a compiler, a cargo and the standard library's source that match.
+//! It tries, in this order: the active toolchain, if it has the target; `rustup target add`; and,
+//! if rustup is missing or cannot reach its server, Debian's packages. Those contain a matching
+//! compiler, cargo and source of the standard library.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use clap::ValueEnum;
 
 use crate::workspace::cargo;
 
-/// What guests are built for: no system interface at all.
+/// The target of guests. It has no system interface.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
 const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld-19"];
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-// A server that cannot be reached may never answer.
+// Without a limit, rustup can wait forever for a server that it cannot reach.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(120);
 
-/// Where the compiler comes from.
+/// Where to get the compiler from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Route {
-    /// The first of the others that works
+pub enum ToolchainSource {
+    /// rustup, or else debian
     Auto,
-    /// The active toolchain, with its target added if need be
+    /// The active toolchain; adds the Wasm target with rustup if it is missing
     Rustup,
     /// Debian's packages rustc-web, cargo-web, rust-web-src and lld-19
     Debian,
@@ -37,26 +37,29 @@ pub enum Route {
 /// A compiler that can build guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Toolchain {
-    /// The active one.
+    /// The active toolchain.
     Rustup,
-    /// Debian's.
+    /// The compiler of Debian's packages.
     Debian,
 }
 
 impl Toolchain {
-    /// Finds a compiler, or installs what it lacks, and says so.
-    pub fn ensure(route: Route) -> Result<Self> {
-        match route {
-            Route::Rustup => rustup(),
-            Route::Debian => debian(),
-            Route::Auto => rustup().or_else(|why| {
-                say(&format!("{why:#}; turning to Debian's packages"));
+    /// Finds a compiler, or installs what is missing and prints what it installs.
+    ///
+    /// # Errors
+    /// No compiler is available. The message says what to install.
+    pub fn ensure(source: ToolchainSource) -> Result<Self> {
+        match source {
+            ToolchainSource::Rustup => rustup(),
+            ToolchainSource::Debian => debian(),
+            ToolchainSource::Auto => rustup().or_else(|why| {
+                say(&format!("{why:#}; trying Debian's packages instead"));
                 debian()
             }),
         }
     }
 
-    /// Its name, for folders: the builds of two compilers do not mix.
+    /// A name for the target folder: builds of two compilers must not share one.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rustup => "rustup",
@@ -64,13 +67,14 @@ impl Toolchain {
         }
     }
 
-    /// A cargo that uses this compiler, whatever the caller's cargo has put into the environment.
+    /// A cargo command that uses this compiler, regardless of the environment that the calling
+    /// cargo has set up.
     pub fn cargo(self) -> Command {
         let mut command = match self {
             Self::Rustup => Command::new(cargo()),
             Self::Debian => Command::new(DEBIAN_CARGO),
         };
-        // Flags for the host's compiler do not fit the guests'.
+        // Flags meant for native code may not work for Wasm.
         for name in
             ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "CARGO_BUILD_TARGET"]
         {
@@ -88,14 +92,15 @@ impl Toolchain {
                 command.env_remove(name);
             }
             command.env("RUSTC", DEBIAN_RUSTC);
-            // -Zbuild-std is a nightly flag; this compiler and its library source are of one version.
+            // Allows the nightly flag -Zbuild-std. It works because the compiler and the library
+            // source have the same version.
             command.env("RUSTC_BOOTSTRAP", "1");
             command.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld-19");
         }
         command
     }
 
-    /// What `cargo build` needs besides the target.
+    /// Further arguments that `cargo build` needs.
     pub fn build_args(self) -> &'static [&'static str] {
         match self {
             Self::Rustup => &[],
@@ -122,22 +127,22 @@ fn rustup() -> Result<Toolchain> {
         if Instant::now() > deadline {
             child.kill()?;
             child.wait()?;
-            bail!("rustup got no answer within {} s", RUSTUP_LIMIT.as_secs());
+            bail!("`rustup target add` did not finish within {} s", RUSTUP_LIMIT.as_secs());
         }
         std::thread::sleep(Duration::from_millis(100));
     };
-    ensure!(status.success() && has_target()?, "rustup could not add {TARGET}");
+    ensure!(status.success() && has_target()?, "`rustup target add {TARGET}` failed");
     Ok(Toolchain::Rustup)
 }
 
-// The standard library for the target lies where the compiler would look for it.
+// Whether the compiler's folder for the target contains a standard library.
 fn has_target() -> Result<bool> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
         .args(["--print", "target-libdir", "--target", TARGET])
         .output()
         .context("cannot run rustc")?;
-    ensure!(output.status.success(), "rustc does not know {TARGET}");
+    ensure!(output.status.success(), "rustc does not know the target {TARGET}");
     let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let Ok(files) = std::fs::read_dir(folder) else {
         return Ok(false);
@@ -151,7 +156,8 @@ fn debian() -> Result<Toolchain> {
     }
     ensure!(
         Path::new("/usr/bin/apt-get").exists(),
-        "no {TARGET} and no apt-get: install the target with rustup"
+        "there is no compiler for {TARGET} and no apt-get to install one: install rustup from \
+         https://rustup.rs and run `rustup target add {TARGET}`"
     );
     let install =
         format!("apt-get install --yes --no-install-recommends {}", DEBIAN_PACKAGES.join(" "));
@@ -160,14 +166,14 @@ fn debian() -> Result<Toolchain> {
         "plugins need Debian's compiler for {TARGET}. Run: sudo apt-get update && sudo {install}"
     );
     say(&format!("plugins need a compiler for {TARGET}: running `{install}` (once)"));
-    // A mirror that fails half-way may still have left a usable index.
+    // The existing package index may do even if the update fails.
     if let Err(error) = apt(&["update"]) {
-        say(&format!("{error:#}; going on with the index at hand"));
+        say(&format!("{error:#}; continuing with the existing package index"));
     }
     apt(&install.split(' ').skip(1).collect::<Vec<_>>())?;
     ensure!(
         installed(&DEBIAN_PACKAGES)?,
-        "apt-get ended well, yet {} are not all there",
+        "apt-get succeeded, but not all of these packages are installed: {}",
         DEBIAN_PACKAGES.join(", ")
     );
     Ok(Toolchain::Debian)
@@ -186,7 +192,7 @@ fn is_root() -> Result<bool> {
     Ok(output.stdout.trim_ascii() == b"0")
 }
 
-// Its talk goes to stderr: stdout is for the command's own answer.
+// Apt's output goes to stderr, because stdout is for the result of our own command.
 fn apt(args: &[&str]) -> Result<()> {
     let output = Command::new("apt-get")
         .args(args)

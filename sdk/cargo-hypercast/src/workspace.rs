@@ -1,4 +1,4 @@
-//! What `cargo metadata` says of the workspace: where it is and which guests it has.
+//! The cargo workspace: its folders and its packages, as `cargo metadata` reports them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,36 +9,39 @@ use serde::Deserialize;
 /// A cargo workspace.
 #[derive(Debug, Deserialize)]
 pub struct Workspace {
-    /// Its folder.
+    /// The folder of the workspace's `Cargo.toml`.
     #[serde(rename = "workspace_root")]
     pub root: PathBuf,
-    /// Where cargo builds.
+    /// Cargo's target folder.
     #[serde(rename = "target_directory")]
     pub target: PathBuf,
-    /// Its members.
+    /// The workspace's members.
     pub packages: Vec<Package>,
 }
 
-/// A member.
+/// A member of a workspace.
 #[derive(Debug, Deserialize)]
 pub struct Package {
-    /// Its name.
+    /// The name in its `Cargo.toml`.
     pub name: String,
-    /// Its version.
+    /// The version in its `Cargo.toml`.
     pub version: String,
-    /// Its `Cargo.toml`.
+    /// The path of its `Cargo.toml`.
     pub manifest_path: PathBuf,
-    targets: Vec<Target>,
+    targets: Vec<PackageTarget>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Target {
+struct PackageTarget {
     kind: Vec<String>,
     crate_types: Vec<String>,
 }
 
 impl Workspace {
-    /// The workspace of a manifest, or of the current folder.
+    /// Loads the workspace of a manifest, or that of the current folder.
+    ///
+    /// # Errors
+    /// `cargo metadata` fails, for example because there is no `Cargo.toml`.
     pub fn load(manifest: Option<&Path>) -> Result<Self> {
         let mut command = Command::new(cargo());
         command.args(["metadata", "--no-deps", "--format-version", "1"]);
@@ -51,23 +54,26 @@ impl Workspace {
             "cargo metadata: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         );
-        serde_json::from_slice(&output.stdout).context("cargo metadata answered something else")
+        serde_json::from_slice(&output.stdout).context("cannot read the output of cargo metadata")
     }
 
-    /// The members below a folder of the workspace that are plugins: libraries of type `cdylib`.
+    /// Whether this is HyperCast's own repository.
+    pub fn is_hypercast(&self) -> bool {
+        self.packages.iter().any(|package| package.name == "hypercast")
+    }
+
+    /// The plugins among the members in a folder of the workspace.
     pub fn plugins_in(&self, folder: &str) -> Vec<&Package> {
         let folder = self.root.join(folder);
-        self.packages
-            .iter()
-            .filter(|p| p.manifest_path.starts_with(&folder) && p.is_plugin())
-            .collect()
+        let in_folder = |p: &&Package| p.manifest_path.starts_with(&folder) && p.is_plugin();
+        self.packages.iter().filter(in_folder).collect()
     }
 }
 
 impl Package {
-    /// Whether its library is one that a component can be made of.
+    /// Whether the package has a library of type `cdylib`, from which a component can be made.
     pub fn is_plugin(&self) -> bool {
-        let is_library = |t: &&Target| t.kind.iter().all(|kind| kind != "example");
+        let is_library = |t: &&PackageTarget| t.kind.iter().all(|kind| kind != "example");
         self.targets
             .iter()
             .filter(is_library)
@@ -75,7 +81,7 @@ impl Package {
     }
 }
 
-/// The cargo that runs us, or the one on the path.
+/// The cargo that runs this tool, or the one in the path.
 pub fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }

@@ -1,17 +1,17 @@
-//! Requests for a test: made up whole, and changed where the test needs it.
+//! Test requests: generated as a whole, then changed as a test needs.
 
 use std::sync::Arc;
 
-use hypercast::expert::Tae;
-use hypercast::synthetic::{Sample, Size, Synthetic};
+use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::Tae;
 use hypercast_fm::example::{Event, Example, Outcome};
 
-/// A request with its embeddings, as an expert gets them. Its parts are a test's to change.
+/// A request with its embeddings, as an expert receives them. A test may change any part.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// The request: user, history, candidates with columns, outcomes.
+    /// The request: the user, the history, and the candidates with their columns and outcomes.
     pub example: Example,
-    /// `[candidates, tae_dim]`, row-major.
+    /// The embeddings, `[candidates, tae_dim]`, row-major.
     pub tae: Vec<f32>,
 }
 
@@ -20,7 +20,7 @@ impl Case {
         Case { example: sample.example, tae: sample.tae }
     }
 
-    /// How many candidates it has.
+    /// The number of candidates.
     pub fn candidates(&self) -> usize {
         self.example.targets.len()
     }
@@ -30,8 +30,8 @@ impl Case {
     }
 }
 
-/// A request under construction.
-pub struct Request {
+/// Builds a [`Case`]. Everything that a test does not set is generated from the world's seed.
+pub struct RequestBuilder {
     world: Synthetic,
     number: u64,
     size: Size,
@@ -42,9 +42,9 @@ pub struct Request {
     events: Option<Vec<Event>>,
 }
 
-impl Request {
-    pub(crate) fn new(world: Synthetic, number: u64) -> Request {
-        Request {
+impl RequestBuilder {
+    pub(crate) fn new(world: Synthetic, number: u64) -> RequestBuilder {
+        RequestBuilder {
             world,
             number,
             size: Size { surface: 0, candidates: 20, history: 30 },
@@ -56,11 +56,11 @@ impl Request {
         }
     }
 
-    /// On this surface.
+    /// Sets the surface; the first one of the schema by default.
     ///
     /// # Panics
-    /// If the schema has no such surface.
-    pub fn surface(mut self, name: &str) -> Request {
+    /// The schema has no such surface.
+    pub fn surface(mut self, name: &str) -> RequestBuilder {
         let schema = self.world.schema();
         self.size.surface = schema.surface(name).unwrap_or_else(|| {
             panic!("the schema has no surface `{name}`; it has: {}", schema.surfaces.join(", "))
@@ -68,56 +68,56 @@ impl Request {
         self
     }
 
-    /// With so many candidates.
-    pub fn candidates(mut self, candidates: usize) -> Request {
+    /// Sets the number of candidates; 20 by default.
+    pub fn candidates(mut self, candidates: usize) -> RequestBuilder {
         self.size.candidates = candidates;
         self
     }
 
-    /// With these items as candidates, in this order; an id decides an item's features.
-    pub fn items(mut self, ids: impl IntoIterator<Item = u64>) -> Request {
+    /// Sets the candidates, in this order. An item's features follow from its id.
+    pub fn items(mut self, ids: impl IntoIterator<Item = u64>) -> RequestBuilder {
         let ids: Vec<u64> = ids.into_iter().collect();
         self.size.candidates = ids.len();
         self.items = Some(ids);
         self
     }
 
-    /// From this user; an id decides a user's features.
-    pub fn user(self, id: u64) -> Request {
-        Request { user: Some(id), ..self }
+    /// Sets the user. A user's features follow from the id.
+    pub fn user(self, id: u64) -> RequestBuilder {
+        RequestBuilder { user: Some(id), ..self }
     }
 
-    /// With so many events of history, over all surfaces.
-    pub fn history(mut self, events: usize) -> Request {
+    /// Sets the number of events in the history, over all surfaces; 30 by default.
+    pub fn history(mut self, events: usize) -> RequestBuilder {
         self.size.history = events;
         self
     }
 
-    /// With this history, oldest first.
-    pub fn events(self, events: Vec<Event>) -> Request {
-        Request { events: Some(events), ..self }
+    /// Sets the events of the history, oldest first.
+    pub fn events(self, events: Vec<Event>) -> RequestBuilder {
+        RequestBuilder { events: Some(events), ..self }
     }
 
-    /// With a numeric column at this value in every candidate.
-    pub fn feature(mut self, name: &str, value: f32) -> Request {
+    /// Sets a numeric column to this value for every candidate.
+    pub fn feature(mut self, name: &str, value: f32) -> RequestBuilder {
         self.features.push((name.into(), value));
         self
     }
 
-    /// With this outcome of every candidate.
-    pub fn outcome(self, outcome: Outcome) -> Request {
-        Request { outcome: Some(outcome), ..self }
+    /// Sets the outcome of every candidate.
+    pub fn outcome(self, outcome: Outcome) -> RequestBuilder {
+        RequestBuilder { outcome: Some(outcome), ..self }
     }
 
-    /// With nothing known of what came of it, as while serving.
-    pub fn serving(self) -> Request {
+    /// Makes all outcomes unknown, as they are in serving.
+    pub fn serving(self) -> RequestBuilder {
         self.outcome(Outcome::UNKNOWN)
     }
 
-    /// The request.
+    /// Builds the request.
     ///
     /// # Panics
-    /// If a feature is not one of the schema's numeric columns.
+    /// A feature is not one of the schema's numeric columns.
     pub fn build(self) -> Case {
         let mut case = Case::new(self.world.request(self.number, self.size));
         let example = &mut case.example;
@@ -131,7 +131,7 @@ impl Request {
             }
         }
         for target in &mut example.targets {
-            // The columns repeat what user and item say.
+            // Copy the features of user and item to the columns.
             let (item, user) = (&target.item, &example.user);
             let own = [user.id, item.id, target.ids[2], target.ids[3]];
             let ids = own.iter().chain(&item.ids).chain(&user.ids);

@@ -1,11 +1,11 @@
-//! A component in the host's own runtime: nothing here stands in for it.
+//! Runs a component in the host's own runtime.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::wasm::Call;
-use hypercast::expert::{
+use hypercast_expert::graph::Graph;
+use hypercast_expert::wasm::Call;
+use hypercast_expert::{
     Blueprint, BreakerConfig, Device, Engine, EngineConfig, Expert, ExpertFault, Parameters,
     Predictions,
 };
@@ -20,58 +20,61 @@ use crate::runtime::{RankCall, Runtime};
 use crate::training;
 use crate::world::World;
 
-/// The component of a package, as `cargo hypercast test` built it (or, in HyperCast's repository, `cargo verify`).
+/// Returns the component of a package, which `cargo hypercast test` (or, in HyperCast's repository,
+/// `cargo verify`) has built.
 ///
 /// # Panics
-/// If there is none.
+/// There is no such component.
 pub fn component(package: &str) -> PathBuf {
     let file = format!("{package}.wasm");
     let given = std::env::var_os("HYPERCAST_COMPONENT").map(PathBuf::from);
     let given = given.filter(|path| path.file_name().is_some_and(|name| name == file.as_str()));
     let folder = std::env::var_os("HYPERCAST_PLUGINS").map(|folder| Path::new(&folder).join(&file));
-    // A test's executable lies in the target folder, and so does what `cargo hypercast build` makes.
+    // `cargo hypercast build` writes components to the target folder, which also contains this
+    // test's executable.
     let own = std::env::current_exe().unwrap_or_default();
     let built = own.ancestors().skip(1).map(|folder| folder.join("hypercast").join(&file));
     let candidates = given.into_iter().chain(folder).chain(built);
     candidates.into_iter().find(|path| path.is_file()).unwrap_or_else(|| {
-        panic!("there is no {file}: run `cargo hypercast test`, which builds it, in place of `cargo test`")
+        panic!("cannot find {file}: run `cargo hypercast test`, which builds it, instead of `cargo test`")
     })
 }
 
-/// A loaded component with parameters.
-pub(crate) struct Component {
+/// A loaded component and its parameters.
+pub(crate) struct ComponentRuntime {
     world: World,
     file: PathBuf,
     expert: Expert,
     parameters: Parameters,
 }
 
-impl Component {
-    pub(crate) fn load(world: &World, file: &Path) -> Result<Component, Error> {
+impl ComponentRuntime {
+    pub(crate) fn load(world: &World, file: &Path) -> Result<ComponentRuntime, Error> {
         let schema = world.schema();
         let blueprint = Arc::new(Blueprint::load(engine(), file, schema, &world.options)?);
         let parameters = blueprint.init_parameters(training::normaliser(world), training::SEED);
         let parameters = training::shaken(parameters, &blueprint.graph);
-        Component::new((world, file), blueprint, parameters)
+        ComponentRuntime::new(world, file, blueprint, parameters)
     }
 
     fn new(
-        (world, file): (&World, &Path),
+        world: &World,
+        file: &Path,
         blueprint: Arc<Blueprint>,
         parameters: Parameters,
-    ) -> Result<Component, Error> {
+    ) -> Result<ComponentRuntime, Error> {
         let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
         let expert = Expert::new(blueprint, parameters.clone(), Device::Cpu, breaker)?;
-        Ok(Component { world: world.clone(), file: file.into(), expert, parameters })
+        Ok(ComponentRuntime { world: world.clone(), file: file.into(), expert, parameters })
     }
 
-    /// What training needs: the checked plugin.
+    /// The loaded and checked plugin, which training needs.
     pub(crate) fn blueprint(&self) -> &Arc<Blueprint> {
         self.expert.blueprint()
     }
 }
 
-impl Runtime for Component {
+impl Runtime for ComponentRuntime {
     fn description(&self) -> &Description {
         &self.blueprint().description
     }
@@ -127,18 +130,19 @@ impl Runtime for Component {
 
     fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error> {
         let blueprint = self.blueprint().clone();
-        Ok(Box::new(Component::new((&self.world, &self.file), blueprint, parameters)?))
+        Ok(Box::new(ComponentRuntime::new(&self.world, &self.file, blueprint, parameters)?))
     }
 
-    fn anew(&self) -> Result<Box<dyn Runtime>, Error> {
-        let schema = self.world.schema();
-        let blueprint = Blueprint::load(engine(), &self.file, schema, &self.world.options)?;
+    fn reloaded(&self) -> Result<Box<dyn Runtime>, Error> {
+        let (world, file) = (&self.world, &self.file);
+        let blueprint = Blueprint::load(engine(), file, world.schema(), &world.options)?;
         let parameters = self.parameters.clone();
-        Ok(Box::new(Component::new((&self.world, &self.file), Arc::new(blueprint), parameters)?))
+        Ok(Box::new(ComponentRuntime::new(world, file, Arc::new(blueprint), parameters)?))
     }
 }
 
-/// One for all tests of a process: it reserves the instances' address space.
+/// The engine of all tests in this process. There is only one, because it reserves address space
+/// for its instances.
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {

@@ -1,13 +1,13 @@
-//! Between the two sets of types that come of one `expert.wit`: the SDK's, which
-//! a native expert speaks, and the host's.
+//! Conversions between the two sets of types generated from `expert.wit`: the SDK's, which a native
+//! expert uses, and the host's.
 //!
-//! Field by field and without exceptions, so that a contract that grows does not
-//! compile here until this has grown too.
+//! Each conversion names every field, so a field added to the contract is a compile error here.
 
-use hypercast::expert::wasm::contract as host;
+use hypercast_expert::wasm::contract as host;
 use hypercast_sdk::raw::types as sdk;
 
-pub(crate) fn info(info: &host::HostInfo) -> sdk::HostInfo {
+/// The SDK's form of the host's schema.
+pub fn info(info: &host::HostInfo) -> sdk::HostInfo {
     let host::HostInfo { tae_dim, surfaces, actions, values, tasks, features, ids, history_ids } =
         info.clone();
     let task = |task: host::SchemaTask| {
@@ -54,7 +54,8 @@ pub(crate) fn description(description: sdk::Description) -> host::Description {
     }
 }
 
-pub(crate) fn network(network: sdk::Network) -> host::Network {
+/// The host's form of a network.
+pub fn network(network: sdk::Network) -> host::Network {
     let sdk::Network { parameters, nodes, outputs, extra_loss } = network;
     let parameter = |parameter: sdk::Parameter| {
         let sdk::Parameter { name, shape, init } = parameter;
@@ -175,7 +176,8 @@ fn attribute(attribute: sdk::Attribute) -> host::Attribute {
     host::Attribute { name: attribute.name, value }
 }
 
-fn host_column(column: sdk::Column) -> host::Column {
+/// The host's form of a column.
+pub fn host_column(column: sdk::Column) -> host::Column {
     match column {
         sdk::Column::Tae => host::Column::Tae,
         sdk::Column::Feature(name) => host::Column::Feature(name),

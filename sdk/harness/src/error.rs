@@ -1,38 +1,38 @@
-//! What a test is told: why an expert could not be loaded, or what it broke,
-//! where, and what to do about it.
+//! The errors and failures of tests: why an expert could not be loaded, or which check failed,
+//! where, and what to do.
 
 use std::fmt;
 
 use hypercast_fm::example::Example;
 
-/// The harness could not do what it was asked to.
+/// An expert could not be loaded or trained.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host refuses the component, or a native expert's network.
+    /// The host refused the component, or the network of a native expert.
     #[error(transparent)]
-    Expert(#[from] hypercast::expert::Error),
-    /// The schema of the world cannot be read, or is not valid.
+    Expert(#[from] hypercast_expert::Error),
+    /// The schema of the world cannot be read or is not valid.
     #[error(transparent)]
-    Schema(#[from] hypercast::error::Error),
-    /// A native expert's own words about its network.
+    Schema(#[from] hypercast_data::Error),
+    /// A native expert could not build its network. Contains the expert's message.
     #[error("the network does not fit this schema: {0}")]
     Network(String),
 }
 
-/// Where in a test's requests something went wrong.
+/// The request, row and task of a failure, as far as they are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Place {
-    /// The request, in words.
+pub struct FailureLocation {
+    /// A description of the request.
     pub request: Option<String>,
-    /// The candidate's place in the request, or the example's in a batch.
+    /// The index of the candidate in the request, or of the example in a batch.
     pub row: Option<usize>,
-    /// The task.
+    /// The name of the task.
     pub task: Option<String>,
 }
 
-impl Place {
-    /// A request.
-    pub fn of(example: &Example, surfaces: &[String]) -> Place {
+impl FailureLocation {
+    /// The location of a request.
+    pub fn of(example: &Example, surfaces: &[String]) -> FailureLocation {
         let surface = surfaces.get(usize::from(example.surface)).map_or("?", String::as_str);
         let Example { request, targets, history, .. } = example;
         let words = format!(
@@ -40,21 +40,21 @@ impl Place {
             targets.len(),
             history.len()
         );
-        Place { request: Some(words), ..Place::default() }
+        FailureLocation { request: Some(words), ..FailureLocation::default() }
     }
 
-    /// The same, at a row.
-    pub fn row(self, row: usize) -> Place {
-        Place { row: Some(row), ..self }
+    /// Adds a row to the location.
+    pub fn row(self, row: usize) -> FailureLocation {
+        FailureLocation { row: Some(row), ..self }
     }
 
-    /// The same, of a task.
-    pub fn task(self, task: &str) -> Place {
-        Place { task: Some(task.into()), ..self }
+    /// Adds a task to the location.
+    pub fn task(self, task: &str) -> FailureLocation {
+        FailureLocation { task: Some(task.into()), ..self }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for FailureLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let request = self.request.clone();
         let row = self.row.map(|row| format!("row {row}"));
@@ -64,17 +64,29 @@ impl fmt::Display for Place {
     }
 }
 
-/// A promise that an expert broke. It is shown alike by `{}` and `{:?}`, so that a test which returns it is readable.
+/// A check that an expert failed. `{:?}` prints the same text as `{}`, so that a test can return
+/// it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Which promise.
+    /// The name of the check.
     pub check: &'static str,
-    /// Where.
-    pub place: Place,
-    /// What was seen.
+    /// Where in the test's requests the check failed.
+    pub place: FailureLocation,
+    /// The wrong result.
     pub seen: String,
-    /// What to do.
+    /// How to correct the expert.
     pub advice: &'static str,
+}
+
+impl Failure {
+    pub(crate) fn new(
+        check: &'static str,
+        place: FailureLocation,
+        seen: String,
+        advice: &'static str,
+    ) -> Failure {
+        Failure { check, place, seen, advice }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -93,14 +105,14 @@ impl fmt::Debug for Failure {
 
 impl std::error::Error for Failure {}
 
-/// All promises that an expert broke, the first failure of each.
+/// The first failure of each check that an expert failed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Failures(pub Vec<Failure>);
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
-        write!(f, "{count} of the promises that every expert makes are broken:")?;
+        write!(f, "{count} of the checks that every expert must pass failed:")?;
         self.0.iter().try_for_each(|failure| write!(f, "\n{failure}"))
     }
 }

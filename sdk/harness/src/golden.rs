@@ -1,9 +1,8 @@
-//! Golden replay: what an expert answered to fixed requests before, in a file
-//! that is committed with it.
+//! Golden replay: compares an expert's answers to fixed requests with those in a committed file.
 //!
-//! It catches what no promise does: a value model whose weights were changed by
-//! mistake, a layer that reads another column. Parameters are made up from a seed,
-//! so that the file does not depend on any training.
+//! It catches mistakes that no general check can find, such as a changed weight in the value model
+//! or a layer that reads another column. Parameters are generated from a seed, so the file does not
+//! depend on a training.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,37 +10,37 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::Case;
-use crate::error::{Failure, Place};
+use crate::error::{Failure, FailureLocation};
 use crate::harness::Harness;
 
-/// Set to `write`, it has golden files written anew.
+/// If this environment variable is `write`, golden files are rewritten.
 const VARIABLE: &str = "HYPERCAST_GOLDEN";
 
 const CHECK: &str = "golden replay";
-const ADVICE: &str = "if the change is meant, write the file anew with HYPERCAST_GOLDEN=write and commit it; else the expert changed by mistake";
+const ADVICE: &str = "if the change is intended, rewrite the file with HYPERCAST_GOLDEN=write and commit it; else find what changed the expert";
 
-/// Machines differ in the last digits of sums.
+/// The relative difference that is allowed, since machines differ in the last digits of sums.
 const TOLERANCE: f32 = 1e-3;
 
-/// Differences that are told; the rest are counted.
-const TOLD: usize = 12;
+/// The most differences that a failure lists. It only counts the others.
+const MAX_LISTED: usize = 12;
 
-/// One request's answer.
+/// The answer to one request.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Answer {
+struct GoldenAnswer {
     request: String,
     /// Item ids, best first, with their scores.
     ranking: Vec<(u64, f32)>,
-    /// A task each, a value a candidate in the request's order.
+    /// By task: one value per candidate, in the order of the request.
     predictions: BTreeMap<String, Vec<f32>>,
 }
 
 impl Harness {
-    /// Compares rankings and predictions of a fixed seeded set of requests with those in `file`. With
-    /// `HYPERCAST_GOLDEN=write` in the environment it writes the file instead.
+    /// Compares rankings and predictions for a fixed set of requests with those in `file`. If the
+    /// environment variable `HYPERCAST_GOLDEN` is `write`, writes the file instead.
     ///
     /// # Errors
-    /// The differences; a file that is missing or cannot be read or written; a fault.
+    /// The answers differ, the expert faults, or the file cannot be read or written.
     pub fn golden(&self, file: impl AsRef<Path>) -> Result<(), Failure> {
         let write = std::env::var(VARIABLE).is_ok_and(|value| value == "write");
         self.replay(file.as_ref(), write)
@@ -49,26 +48,26 @@ impl Harness {
 
     fn replay(&self, file: &Path, write: bool) -> Result<(), Failure> {
         let fail =
-            |seen: String, advice| Failure { check: CHECK, place: Place::default(), seen, advice };
-        let now = self.answers().map_err(|fault| fail(fault, "`check_all` tells more"))?;
+            |seen: String, advice| Failure::new(CHECK, FailureLocation::default(), seen, advice);
+        let now = self.answers().map_err(|fault| fail(fault, "run `check_all` for details"))?;
         let shown = file.display();
         if write {
             let text = serde_json::to_string_pretty(&now).expect("answers are plain data");
             return std::fs::write(file, text + "\n").map_err(|error| {
-                fail(format!("cannot write {shown}: {error}"), "is its folder there?")
+                fail(format!("cannot write {shown}: {error}"), "create its folder")
             });
         }
         let text = std::fs::read_to_string(file)
             .map_err(|error| fail(format!("cannot read {shown}: {error}"), ADVICE))?;
-        let before: Vec<Answer> = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("{shown} is no golden file: {error}"), ADVICE))?;
+        let before: Vec<GoldenAnswer> = serde_json::from_str(&text)
+            .map_err(|error| fail(format!("{shown} is not a golden file: {error}"), ADVICE))?;
         let differences = differences(&before, &now);
         if differences.is_empty() {
             return Ok(());
         }
-        let rest = differences.len().saturating_sub(TOLD);
+        let rest = differences.len().saturating_sub(MAX_LISTED);
         let mut seen = format!("{} differences from {shown}", differences.len());
-        for difference in differences.iter().take(TOLD) {
+        for difference in differences.iter().take(MAX_LISTED) {
             seen.push_str(&format!("\n  {difference}"));
         }
         if rest > 0 {
@@ -77,7 +76,7 @@ impl Harness {
         Err(fail(seen, ADVICE))
     }
 
-    fn answers(&self) -> Result<Vec<Answer>, String> {
+    fn answers(&self) -> Result<Vec<GoldenAnswer>, String> {
         let names = &self.runtime.info().surfaces;
         let cases = self.surfaces().into_iter().flat_map(|surface| {
             [(5, 0), (8, 20)].into_iter().zip(500u64..).map(
@@ -91,12 +90,12 @@ impl Harness {
         cases.map(|case| self.answer(&case)).collect()
     }
 
-    fn answer(&self, case: &Case) -> Result<Answer, String> {
+    fn answer(&self, case: &Case) -> Result<GoldenAnswer, String> {
         let place = self.place(case).to_string();
         let in_place = |fault: String| format!("{place}: {fault}");
         let predictions = self.predict(case).map_err(in_place)?;
         let ranking = self.rank(case, case.candidates()).map_err(in_place)?;
-        Ok(Answer {
+        Ok(GoldenAnswer {
             ranking: ranking.items.into_iter().zip(ranking.scores).collect(),
             predictions: predictions.tasks.into_iter().map(|p| (p.task, p.values)).collect(),
             request: place,
@@ -104,7 +103,7 @@ impl Harness {
     }
 }
 
-fn differences(before: &[Answer], now: &[Answer]) -> Vec<String> {
+fn differences(before: &[GoldenAnswer], now: &[GoldenAnswer]) -> Vec<String> {
     let mut found = Vec::new();
     if before.len() != now.len() {
         found.push(format!("{} requests, and the file has {}", now.len(), before.len()));
@@ -116,19 +115,19 @@ fn differences(before: &[Answer], now: &[Answer]) -> Vec<String> {
             continue;
         }
         let mut pairs = before.ranking.iter().zip(&now.ranking);
-        // Candidates of one score may change places.
+        // Candidates with equal scores may change places.
         let other = pairs.position(|(a, b)| !near(a.1, b.1) || (a.0 != b.0 && !tied(before, a, b)));
         let other = other.or((before.ranking.len() != now.ranking.len())
             .then(|| before.ranking.len().min(now.ranking.len())));
         if let Some(at) = other {
-            let show = |answer: &Answer| match answer.ranking.get(at) {
+            let show = |answer: &GoldenAnswer| match answer.ranking.get(at) {
                 Some((item, score)) => format!("item {item} ({score})"),
                 None => "nothing".into(),
             };
             found.push(format!("{request}: place {at} has {}, had {}", show(now), show(before)));
         }
         for task in before.predictions.keys().filter(|t| !now.predictions.contains_key(*t)) {
-            found.push(format!("{request}: task `{task}` is gone"));
+            found.push(format!("{request}: task `{task}` is missing"));
         }
         for (task, values) in &now.predictions {
             let Some(old) = before.predictions.get(task) else {
@@ -152,8 +151,8 @@ fn near(a: f32, b: f32) -> bool {
     (a - b).abs() <= TOLERANCE * (1.0 + a.abs().max(b.abs()))
 }
 
-/// Whether the item that stands here now had a score near that of the one which did.
-fn tied(before: &Answer, old: &(u64, f32), new: &(u64, f32)) -> bool {
+/// Whether the item now at a place had, before, about the same score as the item that was there.
+fn tied(before: &GoldenAnswer, old: &(u64, f32), new: &(u64, f32)) -> bool {
     before.ranking.iter().any(|(item, score)| *item == new.0 && near(*score, old.1))
 }
 
@@ -163,10 +162,10 @@ mod tests {
 
     use super::*;
 
-    struct Before;
-    struct After;
+    struct OldRule;
+    struct NewRule;
 
-    impl Expert for Before {
+    impl Expert for OldRule {
         fn describe(info: &HostInfo) -> Description {
             Description::new("golden", "1.0.0").all_tasks(info)
         }
@@ -177,12 +176,12 @@ mod tests {
         }
     }
 
-    impl Expert for After {
+    impl Expert for NewRule {
         fn describe(info: &HostInfo) -> Description {
-            Before::describe(info)
+            OldRule::describe(info)
         }
         fn network(g: &Graph) {
-            Before::network(g);
+            OldRule::network(g);
         }
         fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
             Ok(request.top(&request.weighted_sum(|task| if task == "like" { 9.0 } else { 1.0 })))
@@ -190,10 +189,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_before_is_kept_and_a_change_is_told_by_request() {
+    fn a_changed_answer_is_reported_with_its_request() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("golden.json");
-        let (before, after) = (Harness::native::<Before>(), Harness::native::<After>());
+        let (before, after) = (Harness::native::<OldRule>(), Harness::native::<NewRule>());
         let missing = before.replay(&file, false).unwrap_err();
         assert!(missing.to_string().contains("HYPERCAST_GOLDEN=write"), "{missing}");
         before.replay(&file, true).unwrap();
@@ -203,14 +202,14 @@ mod tests {
             changed.contains("surface feed") && changed.contains("place 0 has item"),
             "{changed}"
         );
-        assert!(!changed.contains("task `"), "the predictions stayed: {changed}");
+        assert!(!changed.contains("task `"), "the predictions did not change: {changed}");
         after.replay(&file, true).unwrap();
         after.replay(&file, false).unwrap();
     }
 
     #[test]
     fn the_last_digits_may_differ_and_tied_candidates_may_change_places() {
-        let answer = |ranking: &[(u64, f32)], click: f32| Answer {
+        let answer = |ranking: &[(u64, f32)], click: f32| GoldenAnswer {
             request: "request 1".into(),
             ranking: ranking.to_vec(),
             predictions: BTreeMap::from([("click".into(), vec![click])]),

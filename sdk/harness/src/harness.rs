@@ -1,126 +1,129 @@
-//! An expert in a world: what a test asks of it.
+//! An expert in a world, with the calls that a test can make.
 
 use std::any::Any;
 use std::path::Path;
 
-use hypercast::expert::{Parameters, Predictions, SavedParameters};
+use hypercast_expert::{Parameters, Predictions, SavedParameters};
 use hypercast_sdk::Expert;
 
 use crate::cases::Case;
-use crate::component::Component;
+use crate::component::ComponentRuntime;
 use crate::contract::{
     Description, Evaluation, Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use crate::error::{Error, Place};
+use crate::error::{Error, FailureLocation};
 use crate::runtime::{RankCall, Runtime, action_batch};
-use crate::training::{self, Trained};
+use crate::training::{self, TrainingResult};
 use crate::world::World;
 
-/// An expert under test. Its parameters are made up unless [`Harness::trained`] or [`Harness::parameters`] gave it others.
+/// An expert under test. Its parameters are random, unless set by [`Harness::trained`] or
+/// [`Harness::parameters`].
 pub struct Harness {
     pub(crate) world: World,
     pub(crate) runtime: Box<dyn Runtime>,
+    /// Whether a ranking may leave candidates out.
     pub(crate) drops: bool,
 }
 
 /// A request's candidates in order, best first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranking {
-    /// Item ids.
+    /// The item ids.
     pub items: Vec<u64>,
-    /// Each one's place among the request's candidates.
+    /// The index of each item among the request's candidates.
     pub rows: Vec<usize>,
-    /// The expert's scores.
+    /// The scores that the expert gave.
     pub scores: Vec<f32>,
 }
 
 impl Harness {
-    /// A component in the default world (see [`World::default`]).
+    /// Loads a component in the default world (see [`World::default`]).
     ///
     /// # Panics
-    /// If the host refuses it; the message says why.
+    /// The host refuses the component. The message says why.
     #[track_caller]
     pub fn of(component: impl AsRef<Path>) -> Harness {
         World::default().component(component.as_ref()).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The SDK's trait in the default world, in this process and without Wasm: for a debugger.
+    /// Runs the SDK's trait in the default world, in this process and without Wasm, for use with a
+    /// debugger.
     ///
     /// # Panics
-    /// If its network cannot be built, or the host refuses it.
+    /// The network cannot be built, or the host refuses it.
     #[track_caller]
     pub fn native<E: Expert + 'static>() -> Harness {
         World::default().native::<E>().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub(crate) fn new(world: World, runtime: Box<dyn Runtime>) -> Result<Harness, Error> {
-        Ok(Harness { world, runtime, drops: false })
+    pub(crate) fn new(world: World, runtime: Box<dyn Runtime>) -> Harness {
+        Harness { world, runtime, drops: false }
     }
 
-    /// The expert leaves candidates out on purpose (a filter): a ranking need not hold all of them.
+    /// Accepts rankings that leave candidates out, for an expert that filters on purpose.
     pub fn may_drop_candidates(self) -> Harness {
         Harness { drops: true, ..self }
     }
 
-    /// With the parameters of a file, as `cargo hypercast train` writes it.
+    /// Loads parameters from a file that `cargo hypercast train` wrote.
     ///
     /// # Errors
-    /// A file that is none, or of another network.
+    /// The file cannot be read or belongs to another network.
     pub fn parameters(self, file: &Path) -> Result<Harness, Error> {
         let saved = SavedParameters::read(file)?;
         let parameters = Parameters::restore(self.runtime.graph(), saved)?;
         Ok(Harness { runtime: self.runtime.with_parameters(parameters)?, ..self })
     }
 
-    /// Trained on a log by the host's own trainer, hooks and all. It wants a component.
+    /// Trains the expert on a log with the host's own trainer and the expert's hooks.
     ///
     /// # Errors
-    /// A hook that faults.
+    /// A hook faults.
     ///
     /// # Panics
-    /// If the expert is native: the host's trainer calls components.
+    /// The expert is native. The host's trainer can only train components.
     pub fn trained(self, log: &[Case]) -> Result<Harness, Error> {
-        let Trained { parameters, .. } =
-            self.train(log)?.expect("a component: the host's trainer calls no native expert");
+        let TrainingResult { parameters, .. } =
+            self.train(log)?.expect("only components can be trained, not native experts");
         Ok(Harness { runtime: self.runtime.with_parameters(parameters)?, ..self })
     }
 
-    /// The world it is in, for requests.
+    /// The world of this test, which builds requests.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// What the expert says of itself.
+    /// The expert's description.
     pub fn description(&self) -> &Description {
         self.runtime.description()
     }
 
-    /// The parameters that it has.
+    /// The expert's current parameters.
     pub fn parameter_values(&self) -> &Parameters {
         self.runtime.parameters()
     }
 
-    /// Predictions for a request's candidates.
+    /// Runs the network on a request's candidates.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn predict(&self, case: &Case) -> Result<Predictions, String> {
         self.runtime.predict(case)
     }
 
-    /// The network, then `rank`: what a daemon would answer with.
+    /// Runs the network, then `rank`, as a daemon does.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn rank(&self, case: &Case, limit: usize) -> Result<Ranking, String> {
         let predictions = self.predict(case)?.tasks;
         self.rank_by(case, predictions, limit)
     }
 
-    /// `rank` alone, on predictions of the test's choice: the value model and the rules, without the network.
+    /// Runs `rank` alone, with the given predictions, to test the value model and the rules.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn rank_with(
         &self,
         case: &Case,
@@ -134,34 +137,35 @@ impl Harness {
         self.rank_by(case, predictions.iter().map(one).collect(), limit)
     }
 
-    /// The expert's labels for some requests' candidates, a task each; rows are candidates in order.
+    /// Returns the expert's labels, one entry per task. The rows are the candidates of all
+    /// requests, in order.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn labels(&self, cases: &[Case]) -> Result<Vec<TaskLabels>, String> {
         self.runtime.labels(&action_batch(cases, self.runtime.info()))
     }
 
-    /// The probability with which each of some requests' candidates is kept for training.
+    /// Returns the probability of keeping each candidate of the requests for training.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn sample(&self, cases: &[Case]) -> Result<Vec<f32>, String> {
         self.runtime.sample(&action_batch(cases, self.runtime.info()))
     }
 
-    /// The factor of a training step's learning rate.
+    /// Returns the factor for the learning rate of a training step.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn schedule(&self, step: TrainingStep) -> Result<f32, String> {
         self.runtime.schedule(step)
     }
 
-    /// Whether the expert lets what was measured so serve.
+    /// Returns the expert's verdict on an evaluation.
     ///
     /// # Errors
-    /// The fault, in words.
+    /// The call faults. The error is the message of the fault.
     pub fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String> {
         self.runtime.evaluate(evaluation)
     }
@@ -177,7 +181,7 @@ impl Harness {
         Ranking::new(case, &ranked)
     }
 
-    /// A `rank` call as the host makes it.
+    /// The arguments with which the host would call `rank`.
     pub(crate) fn call(&self, case: &Case, predictions: Vec<Prediction>, limit: usize) -> RankCall {
         let example = &case.example;
         let surfaces = &self.runtime.info().surfaces;
@@ -191,14 +195,14 @@ impl Harness {
         RankCall { request, predictions, columns: self.runtime.rank_columns(case) }
     }
 
-    /// None for a native expert.
-    pub(crate) fn train(&self, log: &[Case]) -> Result<Option<Trained>, Error> {
+    /// Trains the expert. Returns `None` for a native expert, which cannot be trained.
+    pub(crate) fn train(&self, log: &[Case]) -> Result<Option<TrainingResult>, Error> {
         let runtime: &dyn Any = &*self.runtime;
-        let component = runtime.downcast_ref::<Component>();
+        let component = runtime.downcast_ref::<ComponentRuntime>();
         component.map(|component| training::train(component.blueprint(), log)).transpose()
     }
 
-    /// The surfaces that the expert serves, by index.
+    /// The indices of the surfaces that the expert serves.
     pub(crate) fn surfaces(&self) -> Vec<u16> {
         let served = &self.description().surfaces;
         let all = self.runtime.info().surfaces.iter().enumerate();
@@ -206,19 +210,23 @@ impl Harness {
         own.map(|(index, _)| index as u16).collect()
     }
 
-    pub(crate) fn place(&self, case: &Case) -> Place {
-        Place::of(&case.example, &self.runtime.info().surfaces)
+    pub(crate) fn place(&self, case: &Case) -> FailureLocation {
+        FailureLocation::of(&case.example, &self.runtime.info().surfaces)
     }
 }
 
 impl Ranking {
-    /// Fails where an entry names no candidate.
+    /// Fails if an entry is not the index of a candidate.
     fn new(case: &Case, ranked: &[Ranked]) -> Result<Ranking, String> {
         let targets = &case.example.targets;
         let item = |entry: &Ranked| {
             let target = targets.get(entry.candidate as usize);
             target.map(|target| target.item.id).ok_or_else(|| {
-                format!("candidate index {} of {} candidates", entry.candidate, targets.len())
+                format!(
+                    "candidate index {} is out of range: the request has {} candidates",
+                    entry.candidate,
+                    targets.len()
+                )
             })
         };
         Ok(Ranking {

@@ -1,18 +1,18 @@
-//! The SDK's trait, called in this process: a debugger stops in it, a panic has
-//! its own backtrace, and no component needs to be built.
+//! Runs the SDK's trait in this process. A debugger can stop in it, a panic has a backtrace, and no
+//! component has to be built.
 //!
-//! `describe`, `network`, `rank` and the training hooks are plain calls. The graph that
-//! `network` built is checked and run by the host's own code, as for a component.
-//! There is no deadline, no memory cap and no fresh instance: those are Wasm's.
+//! `describe`, `network`, `rank` and the training hooks are plain function calls. The host's own
+//! code checks and runs the graph, as for a component. Unlike a component, a native expert has no
+//! deadline and no memory limit, and does not get a fresh instance for each call.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hypercast::expert::batch::Columns;
-use hypercast::expert::graph::Graph;
-use hypercast::expert::network::{Network, network};
-use hypercast::expert::params::hash_text;
-use hypercast::expert::{Device, Parameters, Predictions, Provenance};
+use hypercast_expert::batch::Columns;
+use hypercast_expert::graph::Graph;
+use hypercast_expert::network::{Network, network};
+use hypercast_expert::params::hash_text;
+use hypercast_expert::{Device, Parameters, Predictions, Provenance};
 use hypercast_sdk::{Expert, Request};
 
 use crate::cases::Case;
@@ -26,8 +26,8 @@ use crate::runtime::{RankCall, Runtime};
 use crate::training;
 use crate::world::World;
 
-/// A native expert with parameters.
-pub(crate) struct Native<E> {
+/// A native expert and its parameters.
+pub(crate) struct NativeRuntime<E> {
     world: World,
     description: Description,
     info: HostInfo,
@@ -38,7 +38,7 @@ pub(crate) struct Native<E> {
     expert: PhantomData<E>,
 }
 
-impl<E: Expert + 'static> Native<E> {
+impl<E: Expert + 'static> NativeRuntime<E> {
     pub(crate) fn load(world: &World) -> Result<Self, Error> {
         let info = contract::host_info(world.schema(), world.options.tae_dim);
         let (description, network) =
@@ -60,15 +60,17 @@ impl<E: Expert + 'static> Native<E> {
         };
         let parameters = Parameters::init(&graph, provenance, training::SEED);
         let parameters = training::shaken(parameters, &graph);
-        Self::new(world, (description, info, graph), parameters)
+        Self::new(world, description, info, graph, parameters)
     }
 
     fn new(
         world: &World,
-        (description, info, graph): (Description, HostInfo, Arc<Graph>),
+        description: Description,
+        info: HostInfo,
+        graph: Arc<Graph>,
         parameters: Parameters,
     ) -> Result<Self, Error> {
-        Ok(Native {
+        Ok(NativeRuntime {
             columns: Columns::new(&description, world.schema(), world.options.tae_dim)?,
             network: network(graph.clone(), parameters.clone(), Device::Cpu)?,
             world: world.clone(),
@@ -81,7 +83,7 @@ impl<E: Expert + 'static> Native<E> {
     }
 }
 
-impl<E: Expert + 'static> Runtime for Native<E> {
+impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
     fn description(&self) -> &Description {
         &self.description
     }
@@ -147,11 +149,12 @@ impl<E: Expert + 'static> Runtime for Native<E> {
     }
 
     fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error> {
-        let parts = (self.description.clone(), self.info.clone(), self.graph.clone());
-        Ok(Box::new(Self::new(&self.world, parts, parameters)?))
+        let (description, info) = (self.description.clone(), self.info.clone());
+        let graph = self.graph.clone();
+        Ok(Box::new(Self::new(&self.world, description, info, graph, parameters)?))
     }
 
-    fn anew(&self) -> Result<Box<dyn Runtime>, Error> {
+    fn reloaded(&self) -> Result<Box<dyn Runtime>, Error> {
         Self::load(&self.world)?.with_parameters(self.parameters.clone())
     }
 }

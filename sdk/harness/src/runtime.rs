@@ -1,10 +1,10 @@
-//! What the harness asks of an expert, whichever way it runs.
+//! The interface to an expert under test, whether it runs as a component or natively.
 
 use std::any::Any;
 use std::sync::Arc;
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::{Parameters, Predictions};
+use hypercast_expert::graph::Graph;
+use hypercast_expert::{Parameters, Predictions};
 
 use crate::cases::Case;
 use crate::contract::{
@@ -20,30 +20,30 @@ pub(crate) struct RankCall {
     pub(crate) columns: Vec<NamedColumn>,
 }
 
-/// An expert with parameters. Faults come as words: a test tells them to a person.
+/// An expert and its parameters. Faults are returned as text, because a test only prints them.
 pub(crate) trait Runtime: Any {
     fn description(&self) -> &Description;
     fn info(&self) -> &HostInfo;
     fn graph(&self) -> &Arc<Graph>;
-    /// What `rank` is sent besides the predictions.
+    /// The columns that `rank` receives besides the predictions.
     fn rank_columns(&self, case: &Case) -> Vec<NamedColumn>;
     fn predict(&self, case: &Case) -> Result<Predictions, String>;
-    /// One call, in an instance of its own where there are instances.
+    /// Calls `rank` once; a component does so in a fresh instance.
     fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String>;
-    /// Two calls of one instance.
+    /// Calls `rank` twice in the same instance.
     fn rank_twice(&self, call: &RankCall) -> Result<[Vec<Ranked>; 2], String>;
     fn labels(&self, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String>;
     fn sample(&self, batch: &ActionBatch) -> Result<Vec<f32>, String>;
     fn schedule(&self, step: TrainingStep) -> Result<f32, String>;
     fn evaluate(&self, evaluation: &Evaluation) -> Result<Verdict, String>;
     fn parameters(&self) -> &Parameters;
-    /// The same expert with other parameters.
+    /// Returns the same expert with other parameters.
     fn with_parameters(&self, parameters: Parameters) -> Result<Box<dyn Runtime>, Error>;
-    /// The same expert and parameters, loaded from its beginnings.
-    fn anew(&self) -> Result<Box<dyn Runtime>, Error>;
+    /// Loads the expert again, with the same parameters.
+    fn reloaded(&self) -> Result<Box<dyn Runtime>, Error>;
 }
 
-/// The examples of some requests as the training hooks get them.
+/// The candidates of some requests as the batch that training hooks receive.
 pub(crate) fn action_batch(cases: &[Case], info: &HostInfo) -> ActionBatch {
     let rows = || {
         cases.iter().flat_map(|case| case.example.targets.iter().map(move |t| (&case.example, t)))

@@ -1,11 +1,10 @@
-//! Parameters for tests: made up, so that every one of them matters, or trained
-//! on a small log by the host's own trainer.
+//! Parameters for tests: random ones, or ones that the host's own trainer learned from a small log.
 
 use std::sync::Arc;
 
-use hypercast::expert::graph::Graph;
-use hypercast::expert::train::OptimizerConfig;
-use hypercast::expert::{
+use hypercast_expert::graph::Graph;
+use hypercast_expert::train::OptimizerConfig;
+use hypercast_expert::{
     Blueprint, Chunk, Device, ExpertTrainer, FeatureStatistics, Normaliser, Parameters,
     TrainerConfig,
 };
@@ -15,16 +14,17 @@ use crate::cases::Case;
 use crate::error::Error;
 use crate::world::World;
 
-/// Of all initial values.
+/// The seed of all initial values.
 pub(crate) const SEED: u64 = 1;
 
-/// How far made-up values lie from initial ones.
+/// The largest amount that is added to, or subtracted from, an initial value.
 const SHAKE: f32 = 0.1;
 
-/// Passes over a log: enough for the output layers of a small one to find the rates of their tasks.
+/// The number of passes over a log. With a small log, output layers need about this many to learn
+/// the rates of their tasks.
 const PASSES: usize = 6;
 
-/// The standardisation that a log of this world has.
+/// The normaliser of numeric features that a log of this world gives.
 pub(crate) fn normaliser(world: &World) -> Normaliser {
     let mut statistics = FeatureStatistics::new(&world.schema().feature_columns());
     let surfaces: Vec<u16> = (0..world.schema().surfaces.len() as u16).collect();
@@ -32,7 +32,8 @@ pub(crate) fn normaliser(world: &World) -> Normaliser {
     statistics.finish()
 }
 
-/// Initial values are often zeros, which hide what is wired wrongly. These are not.
+/// Adds random amounts to all values. Initial values are often zero, which would hide mistakes in
+/// the network.
 pub(crate) fn shaken(mut parameters: Parameters, graph: &Graph) -> Parameters {
     let mut random = SmallRng::seed_from_u64(SEED);
     for index in 0..graph.parameters.len() {
@@ -42,10 +43,10 @@ pub(crate) fn shaken(mut parameters: Parameters, graph: &Graph) -> Parameters {
     parameters
 }
 
-/// What training came to.
-pub(crate) struct Trained {
+/// The result of a training.
+pub(crate) struct TrainingResult {
     pub(crate) parameters: Parameters,
-    /// The first step whose gradient was not finite.
+    /// The index of the first step whose gradient was not finite.
     pub(crate) lost_step: Option<usize>,
 }
 
@@ -53,11 +54,11 @@ pub(crate) struct Trained {
 ///
 /// # Errors
 /// A training hook that faults.
-pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Trained, Error> {
+pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<TrainingResult, Error> {
     let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());
     log.iter().for_each(|case| statistics.observe(&case.example));
     let parameters = blueprint.init_parameters(statistics.finish(), SEED);
-    // Few rows: small batches and a high rate.
+    // The log has few rows, so use small batches and a high learning rate.
     let optimizer =
         OptimizerConfig { learning_rate: 5e-3, warmup_steps: 10, ..OptimizerConfig::default() };
     let config = TrainerConfig { optimizer, batch_rows: 128, ..TrainerConfig::default() };
@@ -67,12 +68,12 @@ pub(crate) fn train(blueprint: &Arc<Blueprint>, log: &[Case]) -> Result<Trained,
     let (mut steps, mut lost_step) = (0, None);
     for _ in 0..PASSES {
         trainer.train(Chunk { examples: &examples, tae: &tae }, |report| {
-            // A step of which sampling keeps no row is none; its losses are 0.
+            // If sampling keeps no row, no step is made and the losses are 0.
             if !report.stepped && report.losses.iter().any(|loss| *loss != 0.0) {
                 lost_step.get_or_insert(steps);
             }
             steps += 1;
         })?;
     }
-    Ok(Trained { parameters: trainer.into_parameters(), lost_step })
+    Ok(TrainingResult { parameters: trainer.into_parameters(), lost_step })
 }

@@ -1,13 +1,14 @@
-//! Real components in the host's runtime: the in-tree experts keep every promise
-//! on several schemas, guests that misbehave are told, and what is trained serves.
+//! Tests with real components in the host's runtime: the in-tree experts pass every check on
+//! several worlds, failures of hostile guests are reported, and trained parameters can be used.
 
+use hypercast_core::prerequisite::skip;
 use std::path::{Path, PathBuf};
 
 use hypercast_harness::{Failure, Harness, World};
 
 fn components(variable: &str, test: &str) -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os(variable) else {
-        eprintln!("SKIPPED {test}: `cargo verify` builds the components that {variable} names");
+        skip(test, &format!("{variable} names no folder; `cargo verify` builds it"));
         return Vec::new();
     };
     let entries = std::fs::read_dir(&folder).expect("the folder can be read");
@@ -23,7 +24,7 @@ fn name(file: &Path) -> String {
 }
 
 #[test]
-fn in_tree_components_keep_every_promise_without_history_and_with_another_fm() {
+fn in_tree_components_pass_every_check_with_another_fm_and_seed() {
     for file in components("HYPERCAST_PLUGINS", "in-tree components") {
         let harness = World::default().tae_dim(16).seed(3).component(&file).unwrap();
         harness.check_all().unwrap_or_else(|failures| panic!("{}: {failures}", name(&file)));
@@ -31,7 +32,7 @@ fn in_tree_components_keep_every_promise_without_history_and_with_another_fm() {
 }
 
 #[test]
-fn a_component_trained_on_a_log_predicts_it_better_and_its_parameters_open_again() {
+fn a_component_trained_on_a_log_predicts_it_better_and_its_parameters_can_be_loaded() {
     for file in components("HYPERCAST_PLUGINS", "training") {
         let fresh = Harness::of(&file);
         let log = fresh.world().log(300, &[0, 1, 2]);
@@ -49,7 +50,7 @@ fn a_component_trained_on_a_log_predicts_it_better_and_its_parameters_open_again
     }
 }
 
-/// Mean cross-entropy of clicks.
+/// The mean cross-entropy of predicted clicks.
 fn entropy(harness: &Harness, log: &[hypercast_harness::Case]) -> f64 {
     let rows = log.iter().flat_map(|case| {
         let predictions = harness.predict(case).unwrap();
@@ -65,11 +66,11 @@ fn entropy(harness: &Harness, log: &[hypercast_harness::Case]) -> f64 {
     sum / count
 }
 
-/// A check by name.
-type Check = fn(&Harness) -> Result<(), Failure>;
+/// A method of the harness that runs one check.
+type HarnessCheck = fn(&Harness) -> Result<(), Failure>;
 
-/// Guests that load, which check they fail, and a word of what the harness says of them.
-const TOLD: [(&str, Check, &str); 12] = [
+/// Hostile guests that load, the check that each fails, and part of the failure's text.
+const FAILURES: [(&str, HarnessCheck, &str); 12] = [
     ("spin", Harness::check_ranking, "deadline"),
     ("bomb", Harness::check_ranking, "MiB of memory"),
     ("trap", Harness::check_ranking, "trapped"),
@@ -85,13 +86,13 @@ const TOLD: [(&str, Check, &str); 12] = [
 ];
 
 #[test]
-fn guests_that_misbehave_are_told_by_name_and_cause() {
-    // A short deadline: one of them spins.
+fn failures_of_hostile_guests_are_reported_by_name_and_cause() {
+    // The deadline is short, because two of the guests never return.
     let world = World::default().max_candidates(50).deadline_ms(500);
     let files = components("HYPERCAST_HOSTILE", "hostile guests");
-    for (guest, check, word) in TOLD.iter().filter(|_| !files.is_empty()) {
+    for (guest, check, word) in FAILURES.iter().filter(|_| !files.is_empty()) {
         let file = files.iter().find(|file| name(file) == *guest).expect("a guest of that name");
-        let told = check(&world.component(file).unwrap()).unwrap_err().to_string();
-        assert!(told.contains(word) && told.contains(guest), "{guest}: {told}");
+        let failure = check(&world.component(file).unwrap()).unwrap_err().to_string();
+        assert!(failure.contains(word) && failure.contains(guest), "{guest}: {failure}");
     }
 }

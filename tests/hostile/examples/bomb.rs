@@ -1,19 +1,9 @@
-//! `rank` takes memory until there is none.
+//! `rank` allocates memory without end.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct Bomb;
-
-impl Expert for Bomb {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("bomb", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {
         let mut held = Vec::new();
         loop {
@@ -21,5 +11,3 @@ impl Expert for Bomb {
         }
     }
 }
-
-hypercast_sdk::export!(Bomb);

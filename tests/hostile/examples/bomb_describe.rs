@@ -1,6 +1,5 @@
-//! `describe` takes memory until there is none.
+//! `describe` allocates memory without end.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo};
 
 struct BombDescribe;
@@ -14,7 +13,7 @@ impl Expert for BombDescribe {
     }
 
     fn network(g: &Graph) {
-        good::network(g);
+        hypercast_hostile::network(g);
     }
 }
 

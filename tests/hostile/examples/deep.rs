@@ -1,13 +1,9 @@
-//! A network of a many thousand nodes.
+//! A network of many thousand nodes.
 
-use hypercast_hostile::{Mutant, Mutation, node};
-use hypercast_sdk::raw::{self, types::Network};
+use hypercast_hostile::{hostile_mutant, node};
+use hypercast_sdk::raw::types::Network;
 
-struct Deep;
-
-impl Mutation for Deep {
-    const NAME: &'static str = "deep";
-
+hostile_mutant! {
     fn mutate(network: &mut Network) {
         for _ in 0..20_000 {
             let last = network.nodes.len() as u32 - 1;
@@ -15,6 +11,3 @@ impl Mutation for Deep {
         }
     }
 }
-
-type Component = Mutant<Deep>;
-raw::export_expert_world!(Component with_types_in raw);

@@ -1,22 +1,10 @@
-//! `rank` returns no candidate.
+//! `rank` returns no candidates.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct Empty;
-
-impl Expert for Empty {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("empty", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {
         Ok(Vec::new())
     }
 }
-
-hypercast_sdk::export!(Empty);

@@ -1,13 +1,12 @@
-//! A network whose parameters would do, and whose operations would not.
+//! A network within the limit of parameters that exceeds the limit of FLOPs.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear};
 
 struct Flops;
 
 impl Expert for Flops {
     fn describe(info: &HostInfo) -> Description {
-        good::describe("flops", info)
+        hypercast_hostile::describe("flops", info)
     }
 
     fn network(g: &Graph) {

@@ -1,20 +1,10 @@
-//! A description that wants a column which no schema has.
+//! A description with a column that no schema has.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{
-    self,
-    types::{Column, Description},
-};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::{Column, Description};
 
-struct ForeignColumn;
-
-impl Mutation for ForeignColumn {
-    const NAME: &'static str = "foreign_column";
-
+hostile_mutant! {
     fn describe(description: &mut Description) {
         description.columns.push(Column::Feature("no_such_feature".into()));
     }
 }
-
-type Component = Mutant<ForeignColumn>;
-raw::export_expert_world!(Component with_types_in raw);

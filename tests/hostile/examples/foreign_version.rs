@@ -1,4 +1,5 @@
-//! A component of another version of the contract, which the host must refuse before it runs any of it.
+//! A component of another version of the contract. The host must refuse it before running any of
+//! its code.
 
 #![allow(missing_docs, reason = "generated bindings")]
 
@@ -22,7 +23,7 @@ struct ForeignVersion;
 
 impl Guest for ForeignVersion {
     fn describe(_info: HostInfo) -> Description {
-        panic!("a host of version 2 must not come this far")
+        panic!("a host of version 2 must refuse this component before it calls it")
     }
 }
 

@@ -1,22 +1,11 @@
-//! `schedule` lets no step change anything: harmless to others, and the proof that its word is taken.
+//! `schedule` returns 0 for every step. This is valid; a test uses it to see that the factor is
+//! applied.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, TrainingStep};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::TrainingStep;
 
-struct Frozen;
-
-impl Expert for Frozen {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("frozen", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn schedule(_step: &TrainingStep) -> f32 {
         0.0
     }
 }
-
-hypercast_sdk::export!(Frozen);

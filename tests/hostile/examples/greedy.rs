@@ -1,17 +1,16 @@
-//! A description that asks for weeks and for all memory, and a `rank` that uses what it gets.
+//! A description that requests a deadline of weeks and all memory, and a `rank` that never returns.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
 
 struct Greedy;
 
 impl Expert for Greedy {
     fn describe(info: &HostInfo) -> Description {
-        good::describe("greedy", info).deadline_ms(u32::MAX).memory_mib(u32::MAX)
+        hypercast_hostile::describe("greedy", info).deadline_ms(u32::MAX).memory_mib(u32::MAX)
     }
 
     fn network(g: &Graph) {
-        good::network(g);
+        hypercast_hostile::network(g);
     }
 
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {

@@ -1,13 +1,12 @@
-//! The network has 10^9 parameters.
+//! A network with 10^9 parameters.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Embedding, Expert, Graph, HostInfo, Linear};
 
 struct Huge;
 
 impl Expert for Huge {
     fn describe(info: &HostInfo) -> Description {
-        good::describe("huge", info)
+        hypercast_hostile::describe("huge", info)
     }
 
     fn network(g: &Graph) {

@@ -1,19 +1,9 @@
 //! `labels` returns fewer labels than there are examples.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{ActionBatch, Description, Expert, Graph, HostInfo, TaskLabels, labels};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{ActionBatch, HostInfo, TaskLabels, labels};
 
-struct LabelsShort;
-
-impl Expert for LabelsShort {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("labels_short", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn labels(info: &HostInfo, batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
         let tasks: Vec<_> = hypercast_sdk::build::<Self>(info)?.0.tasks;
         let mut all = labels::from_schema(&tasks, info, batch)?;
@@ -21,5 +11,3 @@ impl Expert for LabelsShort {
         Ok(all)
     }
 }
-
-hypercast_sdk::export!(LabelsShort);

@@ -1,19 +1,9 @@
-//! `rank` writes more log lines than anybody reads, and long ones, then ranks as it should.
+//! `rank` writes a thousand long log lines, then ranks correctly.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct LogFlood;
-
-impl Expert for LogFlood {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("log_flood", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let line = "flood ".repeat(1_000);
         for _ in 0..1_000 {
@@ -23,5 +13,3 @@ impl Expert for LogFlood {
         Ok(request.top(&first.values))
     }
 }
-
-hypercast_sdk::export!(LogFlood);

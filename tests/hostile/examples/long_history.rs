@@ -1,17 +1,10 @@
-//! A description that wants more history than there is.
+//! A description that requests a longer history than the host offers.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::Description};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::Description;
 
-struct LongHistory;
-
-impl Mutation for LongHistory {
-    const NAME: &'static str = "long_history";
-
+hostile_mutant! {
     fn describe(description: &mut Description) {
         description.history_len = u32::MAX;
     }
 }
-
-type Component = Mutant<LongHistory>;
-raw::export_expert_world!(Component with_types_in raw);

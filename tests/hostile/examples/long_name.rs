@@ -1,17 +1,10 @@
-//! A description with a name of a megabyte.
+//! A description with a name of one megabyte.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::Description};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::Description;
 
-struct LongName;
-
-impl Mutation for LongName {
-    const NAME: &'static str = "long_name";
-
+hostile_mutant! {
     fn describe(description: &mut Description) {
         description.name = description.name.repeat(100_000);
     }
 }
-
-type Component = Mutant<LongName>;
-raw::export_expert_world!(Component with_types_in raw);

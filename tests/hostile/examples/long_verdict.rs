@@ -1,22 +1,11 @@
-//! `evaluate` gives a reason of a mebibyte with control characters, which the host must cut and escape.
+//! `evaluate` returns a reason of one mebibyte with control characters, which the host must shorten
+//! and escape.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Evaluation, Expert, Graph, HostInfo, Verdict};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Evaluation, HostInfo, Verdict};
 
-struct LongVerdict;
-
-impl Expert for LongVerdict {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("long_verdict", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn evaluate(_info: &HostInfo, _evaluation: &Evaluation) -> Verdict {
         Verdict::Hold("long_verdict\n\u{1b}[31m".repeat(1 << 16))
     }
 }
-
-hypercast_sdk::export!(LongVerdict);

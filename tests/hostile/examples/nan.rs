@@ -1,23 +1,11 @@
-//! `rank` returns scores that are no numbers.
+//! `rank` returns NaN scores.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct Nan;
-
-impl Expert for Nan {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("nan", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let ranked = |candidate| Ranked { candidate, score: f32::NAN };
         Ok((0..request.limit as u32).map(ranked).collect())
     }
 }
-
-hypercast_sdk::export!(Nan);

@@ -1,13 +1,12 @@
-//! The network is valid, and all that it predicts is 0 / 0.
+//! A valid network whose predictions are all 0 / 0.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear};
 
 struct NanNetwork;
 
 impl Expert for NanNetwork {
     fn describe(info: &HostInfo) -> Description {
-        good::describe("nan_network", info)
+        hypercast_hostile::describe("nan_network", info)
     }
 
     fn network(g: &Graph) {

@@ -1,8 +1,8 @@
-//! A component that wants a clock of its host.
+//! A component that imports a clock.
 
 #![allow(missing_docs, clippy::too_many_arguments, reason = "generated bindings")]
 
-use hypercast_hostile::Good;
+use hypercast_hostile::ValidExpert;
 use hypercast_sdk::Component;
 use hypercast_sdk::raw::Guest as Contract;
 
@@ -31,11 +31,11 @@ struct OtherImport;
 
 impl Guest for OtherImport {
     fn describe(info: HostInfo) -> Description {
-        <Component<Good> as Contract>::describe(info)
+        <Component<ValidExpert> as Contract>::describe(info)
     }
 
     fn network(info: HostInfo) -> Result<Network, String> {
-        <Component<Good> as Contract>::network(info)
+        <Component<ValidExpert> as Contract>::network(info)
     }
 
     fn rank(
@@ -44,23 +44,23 @@ impl Guest for OtherImport {
         columns: Vec<NamedColumn>,
     ) -> Result<Vec<Ranked>, String> {
         let request = RankRequest { time_ms: hypercast::hostile::clock::now() as i64, ..request };
-        <Component<Good> as Contract>::rank(request, predictions, columns)
+        <Component<ValidExpert> as Contract>::rank(request, predictions, columns)
     }
 
     fn labels(info: HostInfo, batch: ActionBatch) -> Result<Vec<TaskLabels>, String> {
-        <Component<Good> as Contract>::labels(info, batch)
+        <Component<ValidExpert> as Contract>::labels(info, batch)
     }
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
-        <Component<Good> as Contract>::sample(info, batch)
+        <Component<ValidExpert> as Contract>::sample(info, batch)
     }
 
     fn schedule(step: TrainingStep) -> f32 {
-        <Component<Good> as Contract>::schedule(step)
+        <Component<ValidExpert> as Contract>::schedule(step)
     }
 
     fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
-        <Component<Good> as Contract>::evaluate(info, evaluation)
+        <Component<ValidExpert> as Contract>::evaluate(info, evaluation)
     }
 }
 

@@ -1,33 +1,21 @@
-//! `rank` is quick until a request has more than 15 candidates, and then slow, but right: no fault, and still nothing that
-//! users should wait for.
+//! `rank` is fast for up to 15 candidates and slow with more. Its results are correct, so there is
+//! no fault, but users should not have to wait for it.
 
 use std::hint::black_box;
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::{ValidExpert, hostile_expert};
+use hypercast_sdk::{Expert, Ranked, Request};
 
-/// Some tens of milliseconds.
+/// Takes some tens of milliseconds.
 const STEPS: u64 = 100_000_000;
 
-struct Plods;
-
-impl Expert for Plods {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("plods", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         if request.candidates.len() > 15 {
             (0..STEPS).for_each(|step| {
                 black_box(step);
             });
         }
-        <good::Good as Expert>::rank(request)
+        <ValidExpert as Expert>::rank(request)
     }
 }
-
-hypercast_sdk::export!(Plods);

@@ -1,22 +1,10 @@
-//! `sample` returns keep probabilities that are none, and too many of them.
+//! `sample` returns NaN as keep probabilities, and one too many.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{ActionBatch, Description, Expert, Graph, HostInfo};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{ActionBatch, HostInfo};
 
-struct SampleInvalid;
-
-impl Expert for SampleInvalid {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("sample_invalid", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn sample(_info: &HostInfo, batch: &ActionBatch) -> Vec<f32> {
         vec![f32::NAN; batch.actions.len() + 1]
     }
 }
-
-hypercast_sdk::export!(SampleInvalid);

@@ -1,17 +1,10 @@
-//! A parameter whose size no integer can hold.
+//! A parameter whose number of values overflows an integer.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::Network};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::Network;
 
-struct ShapeOverflow;
-
-impl Mutation for ShapeOverflow {
-    const NAME: &'static str = "shape_overflow";
-
+hostile_mutant! {
     fn mutate(network: &mut Network) {
         network.parameters[0].shape = vec![u32::MAX; 3];
     }
 }
-
-type Component = Mutant<ShapeOverflow>;
-raw::export_expert_world!(Component with_types_in raw);

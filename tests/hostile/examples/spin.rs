@@ -1,24 +1,12 @@
 //! `rank` never returns.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct Spin;
-
-impl Expert for Spin {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("spin", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(_request: &Request) -> Result<Vec<Ranked>, String> {
         loop {
             std::hint::black_box(());
         }
     }
 }
-
-hypercast_sdk::export!(Spin);

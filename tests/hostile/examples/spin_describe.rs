@@ -1,6 +1,5 @@
 //! `describe` never returns.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo};
 
 struct SpinDescribe;
@@ -13,7 +12,7 @@ impl Expert for SpinDescribe {
     }
 
     fn network(g: &Graph) {
-        good::network(g);
+        hypercast_hostile::network(g);
     }
 }
 

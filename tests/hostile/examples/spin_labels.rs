@@ -1,24 +1,12 @@
 //! `labels` never returns.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{ActionBatch, Description, Expert, Graph, HostInfo, TaskLabels};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{ActionBatch, HostInfo, TaskLabels};
 
-struct SpinLabels;
-
-impl Expert for SpinLabels {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("spin_labels", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn labels(_info: &HostInfo, _batch: &ActionBatch) -> Result<Vec<TaskLabels>, String> {
         loop {
             std::hint::black_box(());
         }
     }
 }
-
-hypercast_sdk::export!(SpinLabels);

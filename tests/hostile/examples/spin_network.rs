@@ -1,19 +1,12 @@
 //! `network` never returns.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::Network};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::Network;
 
-struct SpinNetwork;
-
-impl Mutation for SpinNetwork {
-    const NAME: &'static str = "spin_network";
-
+hostile_mutant! {
     fn mutate(_network: &mut Network) {
         loop {
             std::hint::black_box(());
         }
     }
 }
-
-type Component = Mutant<SpinNetwork>;
-raw::export_expert_world!(Component with_types_in raw);

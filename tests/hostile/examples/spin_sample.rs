@@ -1,24 +1,12 @@
 //! `sample` never returns.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{ActionBatch, Description, Expert, Graph, HostInfo};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{ActionBatch, HostInfo};
 
-struct SpinSample;
-
-impl Expert for SpinSample {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("spin_sample", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn sample(_info: &HostInfo, _batch: &ActionBatch) -> Vec<f32> {
         loop {
             std::hint::black_box(());
         }
     }
 }
-
-hypercast_sdk::export!(SpinSample);

@@ -1,24 +1,12 @@
 //! `schedule` never returns.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, TrainingStep};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::TrainingStep;
 
-struct SpinSchedule;
-
-impl Expert for SpinSchedule {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("spin_schedule", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn schedule(_step: &TrainingStep) -> f32 {
         loop {
             std::hint::black_box(());
         }
     }
 }
-
-hypercast_sdk::export!(SpinSchedule);

@@ -1,24 +1,14 @@
-//! `rank` wants to answer each call otherwise than the last: it counts them. Every call meets a fresh instance, so
-//! all are alike.
+//! `rank` counts its calls and gives each one another answer. Since each call runs in a fresh
+//! instance, all answers are the same.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
-
-struct Stateful;
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
 static CALLS: AtomicU32 = AtomicU32::new(0);
 
-impl Expert for Stateful {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("stateful", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
         let call = CALLS.fetch_add(1, Ordering::Relaxed);
         let rows = request.limit as u32;
@@ -26,5 +16,3 @@ impl Expert for Stateful {
         Ok((0..rows).map(ranked).collect())
     }
 }
-
-hypercast_sdk::export!(Stateful);

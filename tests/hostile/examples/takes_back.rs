@@ -1,25 +1,14 @@
-//! `evaluate` publishes what there is first and takes back all that comes after it.
+//! `evaluate` publishes the first parameters and rolls back all later ones.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Evaluation, Expert, Graph, HostInfo, Verdict};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Evaluation, HostInfo, Verdict};
 
-struct TakesBack;
-
-impl Expert for TakesBack {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("takes_back", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
-        match evaluation.slices.iter().any(|slice| slice.serving.is_some()) {
-            true => Verdict::RollBack("takes_back never wants anything new".into()),
-            false => Verdict::Publish,
+        if evaluation.slices.iter().any(|slice| slice.serving.is_some()) {
+            Verdict::RollBack("takes_back never wants anything new".into())
+        } else {
+            Verdict::Publish
         }
     }
 }
-
-hypercast_sdk::export!(TakesBack);

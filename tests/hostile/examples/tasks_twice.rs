@@ -1,17 +1,10 @@
-//! A description that names each task twice.
+//! A description that lists each task twice.
 
-use hypercast_hostile::{Mutant, Mutation};
-use hypercast_sdk::raw::{self, types::Description};
+use hypercast_hostile::hostile_mutant;
+use hypercast_sdk::raw::types::Description;
 
-struct TasksTwice;
-
-impl Mutation for TasksTwice {
-    const NAME: &'static str = "tasks_twice";
-
+hostile_mutant! {
     fn describe(description: &mut Description) {
         description.tasks.extend(description.tasks.clone());
     }
 }
-
-type Component = Mutant<TasksTwice>;
-raw::export_expert_world!(Component with_types_in raw);

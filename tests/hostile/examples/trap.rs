@@ -1,22 +1,10 @@
-//! `rank` panics, which is a Wasm trap.
+//! `rank` panics, which traps in Wasm.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Expert, Graph, HostInfo, Ranked, Request};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Ranked, Request};
 
-struct Trap;
-
-impl Expert for Trap {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("trap", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn rank(request: &Request) -> Result<Vec<Ranked>, String> {
-        panic!("as this guest is meant to, with {} candidates", request.candidates.len())
+        panic!("intended panic with {} candidates", request.candidates.len())
     }
 }
-
-hypercast_sdk::export!(Trap);

@@ -1,22 +1,10 @@
-//! `evaluate` panics, which is a Wasm trap.
+//! `evaluate` panics, which traps in Wasm.
 
-use hypercast_hostile as good;
-use hypercast_sdk::{Description, Evaluation, Expert, Graph, HostInfo, Verdict};
+use hypercast_hostile::hostile_expert;
+use hypercast_sdk::{Evaluation, HostInfo, Verdict};
 
-struct TrapEvaluate;
-
-impl Expert for TrapEvaluate {
-    fn describe(info: &HostInfo) -> Description {
-        good::describe("trap_evaluate", info)
-    }
-
-    fn network(g: &Graph) {
-        good::network(g);
-    }
-
+hostile_expert! {
     fn evaluate(_info: &HostInfo, evaluation: &Evaluation) -> Verdict {
-        panic!("as this guest is meant to, with {} slices", evaluation.slices.len())
+        panic!("intended panic with {} slices", evaluation.slices.len())
     }
 }
-
-hypercast_sdk::export!(TrapEvaluate);

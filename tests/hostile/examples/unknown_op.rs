@@ -1,19 +1,12 @@
-//! An op that the contract does not have.
+//! A network with an op that is not in the contract.
 
-use hypercast_hostile::{Mutant, Mutation, node};
-use hypercast_sdk::raw::{self, types::Network};
+use hypercast_hostile::{hostile_mutant, node};
+use hypercast_sdk::raw::types::Network;
 
-struct UnknownOp;
-
-impl Mutation for UnknownOp {
-    const NAME: &'static str = "unknown_op";
-
+hostile_mutant! {
     fn mutate(network: &mut Network) {
         let output = &mut network.outputs[0];
         network.nodes.push(node("ReadFile", &[output.node]));
         output.node = network.nodes.len() as u32 - 1;
     }
 }
-
-type Component = Mutant<UnknownOp>;
-raw::export_expert_world!(Component with_types_in raw);

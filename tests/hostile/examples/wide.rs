@@ -1,13 +1,12 @@
-//! A layer as wide as a small table.
+//! A network with a layer as wide as an embedding table.
 
-use hypercast_hostile as good;
 use hypercast_sdk::{Description, Expert, Graph, HostInfo, Linear};
 
 struct Wide;
 
 impl Expert for Wide {
     fn describe(info: &HostInfo) -> Description {
-        good::describe("wide", info)
+        hypercast_hostile::describe("wide", info)
     }
 
     fn network(g: &Graph) {

@@ -1,7 +1,9 @@
-//! Guests that misbehave, for the host's tests: the parts of them that behave.
+//! Hostile guests for the host's tests: the parts of them that are valid.
 //!
-//! Each example is one component with one fault. Everything else of it is a valid
-//! expert for any schema and surface, so that a test can put it beside good ones.
+//! Each example of this crate is one component with one fault. Everything else about it is a valid
+//! expert for any schema and surface, so a test can load it next to good ones. The macros
+//! [`hostile_expert!`] and [`hostile_mutant!`] define and export such an expert. Its name is that
+//! of the example.
 
 use std::marker::PhantomData;
 
@@ -12,12 +14,12 @@ use hypercast_sdk::{
     Ranked, TaskLabels, TrainingStep, Verdict,
 };
 
-/// A description without fault.
+/// A valid description.
 pub fn describe(name: &str, info: &HostInfo) -> Description {
     Description::new(name, "1.0.0").all_tasks(info)
 }
 
-/// A network without fault: a linear head a task.
+/// A valid network: one linear layer per task.
 pub fn network(g: &Graph) {
     let input = if g.info().tae_dim > 0 { g.tae() } else { g.features(&g.info().features) };
     for task in g.tasks() {
@@ -25,12 +27,12 @@ pub fn network(g: &Graph) {
     }
 }
 
-/// An expert without fault.
-pub struct Good;
+/// A valid expert.
+pub struct ValidExpert;
 
-impl Expert for Good {
+impl Expert for ValidExpert {
     fn describe(info: &HostInfo) -> Description {
-        describe("good", info)
+        describe("valid", info)
     }
 
     fn network(g: &Graph) {
@@ -38,15 +40,15 @@ impl Expert for Good {
     }
 }
 
-/// A fault in a description or network that no builder would make.
+/// A fault in a description or network that the SDK's builders would not produce.
 pub trait Mutation {
-    /// The expert's name.
+    /// The name of the expert.
     const NAME: &'static str;
 
-    /// Spoils a valid description.
+    /// Adds a fault to a valid description.
     fn describe(_description: &mut WitDescription) {}
 
-    /// Spoils a valid network.
+    /// Adds a fault to a valid network.
     fn mutate(_network: &mut Network) {}
 }
 
@@ -55,14 +57,14 @@ pub struct Mutant<M>(PhantomData<M>);
 
 impl<M: Mutation> Guest for Mutant<M> {
     fn describe(info: HostInfo) -> WitDescription {
-        let mut description = <Component<Good> as Guest>::describe(info);
+        let mut description = <Component<ValidExpert> as Guest>::describe(info);
         description.name = M::NAME.into();
         M::describe(&mut description);
         description
     }
 
     fn network(info: HostInfo) -> Result<Network, String> {
-        let mut network = <Component<Good> as Guest>::network(info)?;
+        let mut network = <Component<ValidExpert> as Guest>::network(info)?;
         M::mutate(&mut network);
         Ok(network)
     }
@@ -72,27 +74,67 @@ impl<M: Mutation> Guest for Mutant<M> {
         predictions: Vec<Prediction>,
         columns: Vec<NamedColumn>,
     ) -> Result<Vec<Ranked>, String> {
-        <Component<Good> as Guest>::rank(request, predictions, columns)
+        <Component<ValidExpert> as Guest>::rank(request, predictions, columns)
     }
 
     fn labels(info: HostInfo, batch: ActionBatch) -> Result<Vec<TaskLabels>, String> {
-        <Component<Good> as Guest>::labels(info, batch)
+        <Component<ValidExpert> as Guest>::labels(info, batch)
     }
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
-        <Component<Good> as Guest>::sample(info, batch)
+        <Component<ValidExpert> as Guest>::sample(info, batch)
     }
 
     fn schedule(step: TrainingStep) -> f32 {
-        <Component<Good> as Guest>::schedule(step)
+        <Component<ValidExpert> as Guest>::schedule(step)
     }
 
     fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
-        <Component<Good> as Guest>::evaluate(info, evaluation)
+        <Component<ValidExpert> as Guest>::evaluate(info, evaluation)
     }
 }
 
-/// A node of an op and its inputs, for mutations.
+/// Exports an expert that is valid except for the given methods of `Expert`.
+#[macro_export]
+macro_rules! hostile_expert {
+    ($($methods:tt)*) => {
+        struct HostileExpert;
+
+        impl hypercast_sdk::Expert for HostileExpert {
+            fn describe(info: &hypercast_sdk::HostInfo) -> hypercast_sdk::Description {
+                $crate::describe(env!("CARGO_CRATE_NAME"), info)
+            }
+
+            fn network(g: &hypercast_sdk::Graph) {
+                $crate::network(g);
+            }
+
+            $($methods)*
+        }
+
+        hypercast_sdk::export!(HostileExpert);
+    };
+}
+
+/// Exports a valid expert with a fault in its description or network: the given methods of
+/// [`Mutation`].
+#[macro_export]
+macro_rules! hostile_mutant {
+    ($($methods:tt)*) => {
+        struct HostileMutation;
+
+        impl $crate::Mutation for HostileMutation {
+            const NAME: &'static str = env!("CARGO_CRATE_NAME");
+
+            $($methods)*
+        }
+
+        type MutantComponent = $crate::Mutant<HostileMutation>;
+        hypercast_sdk::raw::export_expert_world!(MutantComponent with_types_in hypercast_sdk::raw);
+    };
+}
+
+/// A node with an op and its inputs, for mutations.
 pub fn node(op: &str, inputs: &[u32]) -> types::Node {
     types::Node {
         op: op.into(),

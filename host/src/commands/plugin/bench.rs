@@ -3,7 +3,7 @@
 //!
 //! Requests are made up, of one size, and parameters are untrained: neither changes
 //! what a call costs. It measures one expert on a quiet thread; what a daemon under
-//! load does is `hypercast bench serving`'s.
+//! load does is measured by `hypercast-lab bench serving`.
 
 use std::time::Instant;
 
@@ -11,14 +11,14 @@ use clap::Parser;
 use serde::Serialize;
 
 use super::check::share;
-use super::subject::{Loaded, Subject};
-use crate::bench::timing::quantile;
-use crate::expert::wasm::Call;
-use crate::expert::wasm::contract::{
+use super::subject::{LoadedPlugin, PluginUnderTest};
+use hypercast_core::quantile::quantile;
+use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::wasm::Call;
+use hypercast_expert::wasm::contract::{
     ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
 };
-use crate::expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
-use crate::synthetic::{Sample, Size, Synthetic};
+use hypercast_expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
 
 /// Bytes of one ranked candidate, as they leave the guest: an index and a score.
 const RANKED_BYTES: u64 = 8;
@@ -37,7 +37,7 @@ const STEP: TrainingStep = TrainingStep {
 pub struct Args {
     /// What is measured.
     #[command(flatten)]
-    pub subject: Subject,
+    pub subject: PluginUnderTest,
     /// Candidates of a request, and examples of a training hook's batch
     #[arg(long, default_value_t = 500)]
     pub candidates: usize,
@@ -52,9 +52,9 @@ pub struct Args {
     pub json: bool,
 }
 
-/// What was measured.
+/// Times and memory of each call, and the headroom to each limit.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct PluginBenchReport {
     /// The plugin and its version.
     pub expert: String,
     /// Candidates of a request.
@@ -93,7 +93,7 @@ pub struct Used {
     pub unit: &'static str,
 }
 
-/// Measures and prints.
+/// Measures the component and prints the report, as a table or as JSON.
 pub fn run(args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.candidates > 0 && args.runs > 0, "candidates and runs must be above 0");
     let report = measure(&args)?;
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(args: &Args) -> anyhow::Result<Report> {
+fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let loaded = args.subject.load()?;
     let blueprint = &loaded.blueprint;
     let surface = loaded.surfaces().next();
@@ -162,7 +162,7 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
             "values",
         ),
     ];
-    Ok(Report {
+    Ok(PluginBenchReport {
         expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
         candidates: args.candidates,
         calls: std::iter::once(rank).chain(hooks).collect(),
@@ -176,7 +176,7 @@ fn measure(args: &Args) -> anyhow::Result<Report> {
 fn rank(
     expert: &Expert,
     sample: &Sample,
-    predictions: &[crate::expert::wasm::contract::Prediction],
+    predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,
 ) -> Result<(Timed, usize), ExpertFault> {
     let blueprint = expert.blueprint();
@@ -207,7 +207,7 @@ fn rank(
 }
 
 /// The examples of a request as the training hooks get them.
-fn batch(loaded: &Loaded, sample: &Sample) -> ActionBatch {
+fn batch(loaded: &LoadedPlugin, sample: &Sample) -> ActionBatch {
     let targets = &sample.example.targets;
     let value = |(index, name): (usize, &String)| Outcome {
         name: name.clone(),
@@ -245,12 +245,13 @@ fn evaluation(blueprint: &Blueprint) -> Evaluation {
     Evaluation { decision: Decision::Publication, slices: slices.collect() }
 }
 
-/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is less.
-fn deadline_ms(loaded: &Loaded) -> u32 {
+/// The deadline of `rank` that holds for this component: its own, or the configuration's if that is
+/// less.
+fn deadline_ms(loaded: &LoadedPlugin) -> u32 {
     bounded(loaded.blueprint.description.limits.deadline_ms, loaded.limits.deadline_ms)
 }
 
-fn memory_mib(loaded: &Loaded) -> u32 {
+fn memory_mib(loaded: &LoadedPlugin) -> u32 {
     bounded(loaded.blueprint.description.limits.memory_mib, loaded.limits.memory_mib)
 }
 
@@ -280,14 +281,16 @@ impl Timed {
         Timed { name, p50_us, p99_us: quantile(&mut took_us, 0.99) }
     }
 
-    /// One of the `calls` that each time was for: a network is asked of two instances, which have a deadline each.
+    /// One of the `calls` that each time was for: a network is asked of two instances, which have a
+    /// deadline each.
     fn each_of(self, calls: f64) -> Timed {
         Timed { p50_us: self.p50_us / calls, p99_us: self.p99_us / calls, ..self }
     }
 }
 
-fn table(report: &Report) -> String {
-    let Report { expert, candidates, calls, network, network_us_a_candidate, headroom } = report;
+fn table(report: &PluginBenchReport) -> String {
+    let PluginBenchReport { expert, candidates, calls, network, network_us_a_candidate, headroom } =
+        report;
     let mut text = format!("{expert}, requests of {candidates} candidates\n\n");
     text.push_str(&format!("{:<24} {:>12} {:>12}\n", "guest", "p50 us", "p99 us"));
     for Timed { name, p50_us, p99_us } in calls {

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 
 use clap::Parser;
 
-use super::subject::{Loaded, Subject};
-use crate::expert::graph::{Graph, Lead, Op};
-use crate::expert::wasm::contract::{self, Column, Description, TaskKind};
+use super::subject::{LoadedPlugin, PluginUnderTest};
+use hypercast_expert::graph::{Graph, Lead, Op};
+use hypercast_expert::wasm::contract::{self, Column, Description, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
 #[derive(Debug, Parser)]
 pub struct Args {
     /// What is checked.
     #[command(flatten)]
-    pub subject: Subject,
+    pub subject: PluginUnderTest,
     /// Candidates of the request whose bytes are told
     #[arg(long, default_value_t = 200)]
     pub candidates: usize,
@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The plugin in words.
-pub fn report(loaded: &Loaded, candidates: usize) -> String {
+pub fn report(loaded: &LoadedPlugin, candidates: usize) -> String {
     let (d, graph) = (&loaded.blueprint.description, &*loaded.blueprint.graph);
     let list = |items: Vec<String>, none: &str| {
         if items.is_empty() { none.to_owned() } else { items.join(", ") }
@@ -79,9 +79,9 @@ pub fn share(part: u64, whole: u64) -> String {
 }
 
 /// What goes to the network and to `rank` for a request of so many candidates.
-fn columns(loaded: &Loaded, candidates: usize) -> String {
+fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
     let d = &loaded.blueprint.description;
-    let widths = Widths { loaded, candidates };
+    let widths = LayerWidths { loaded, candidates };
     let mut text = format!("columns of a request of {candidates} candidates\n");
     let mut part = |name: &str, columns: &[Column], more: u64| {
         let bytes: u64 = columns.iter().map(|column| widths.bytes(column)).sum::<u64>() + more;
@@ -99,12 +99,12 @@ fn columns(loaded: &Loaded, candidates: usize) -> String {
     text
 }
 
-struct Widths<'a> {
-    loaded: &'a Loaded,
+struct LayerWidths<'a> {
+    loaded: &'a LoadedPlugin,
     candidates: usize,
 }
 
-impl Widths<'_> {
+impl LayerWidths<'_> {
     fn bytes(&self, column: &Column) -> u64 {
         let Description { history_len, .. } = self.loaded.blueprint.description;
         let (rows, events) = (self.candidates as u64, u64::from(history_len));
@@ -121,7 +121,7 @@ impl Widths<'_> {
 
 /// What one layer holds.
 #[derive(Default)]
-struct Layer {
+struct LayerReport {
     ops: BTreeMap<&'static str, usize>,
     parameters: usize,
     last: String,
@@ -129,11 +129,11 @@ struct Layer {
 
 fn layers(graph: &Graph) -> String {
     let mut order: Vec<&str> = Vec::new();
-    let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
+    let mut layers: BTreeMap<&str, LayerReport> = BTreeMap::new();
     for node in &graph.nodes {
         let layer = layers.entry(&node.layer).or_insert_with(|| {
             order.push(&node.layer);
-            Layer::default()
+            LayerReport::default()
         });
         match node.op {
             Op::Parameter { parameter } => layer.parameters += graph.parameters[parameter].len(),

@@ -1,11 +1,13 @@
-//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as errors.
+//! A daemon that is asked by the plugin commands: its address, the token, and its refusals as
+//! errors.
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
-use crate::{client, serve::api::RefusalBody};
+use hypercast_serve::api::RefusalBody;
+use hypercast_serve::client;
 
 /// The environment variable of the token.
 const TOKEN: &str = "HYPERCAST_TOKEN";
@@ -21,7 +23,8 @@ pub struct Host {
     /// A file with the bearer token [default: the environment variable HYPERCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// The certificate of the operator's own authority (PEM), for https [default: those of the system]
+    /// The certificate of the operator's own authority (PEM), for https [default: those of the
+    /// system]
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }

@@ -1,8 +1,9 @@
-//! `hypercast plugin keygen FILE`: a key that signs pushes, and the line by which an operator trusts it.
+//! `hypercast plugin keygen FILE`: a key that signs pushes, and the line by which an operator
+//! trusts it.
 
 use std::path::PathBuf;
 
-use crate::rollout::SecretKey;
+use hypercast_serve::rollout::SecretKey;
 
 /// Arguments of `hypercast plugin keygen`.
 #[derive(Debug, clap::Args)]

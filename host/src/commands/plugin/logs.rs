@@ -1,7 +1,8 @@
-//! `hypercast plugin logs NAME HOST`: an expert's rollouts, what its plugin wrote of late, and its faults.
+//! `hypercast plugin logs NAME HOST`: an expert's rollouts, what its plugin wrote of late, and its
+//! faults.
 
-use super::{host::Host, push::Told};
-use crate::serve::admin::LogsAnswer;
+use super::{host::Host, push::RolloutPrinter};
+use hypercast_serve::admin::LogsAnswer;
 
 /// Arguments of `hypercast plugin logs`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,7 @@ pub struct Args {
     pub json: bool,
 }
 
-/// Prints them.
+/// Asks the daemon and prints rollouts, log lines and faults of the expert.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut answer: LogsAnswer = args.host.get(&format!("/v1/admin/experts/{}/logs", args.name))?;
     let before = answer.rollouts.len().saturating_sub(args.rollouts);
@@ -30,7 +31,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     for rollout in &answer.rollouts {
         println!("{} ({})", rollout.label(), rollout.step.word());
-        Told::default().tell(rollout);
+        RolloutPrinter::default().tell(rollout);
         println!();
     }
     // Times are UTC, by the daemon's clock.

@@ -1,5 +1,5 @@
-//! `hypercast plugin ...`: what a surface team does with a component, a file a subcommand. `cargo hypercast` builds the
-//! component and calls these.
+//! `hypercast plugin ...`: what a surface team does with a component, a file a subcommand. `cargo
+//! hypercast` builds the component and calls these.
 
 pub mod bench;
 pub mod check;
@@ -16,14 +16,14 @@ pub mod train;
 /// Work on expert plugins
 #[derive(Debug, clap::Args)]
 pub struct PluginArgs {
-    /// What to do.
+    /// SignRequest to do.
     #[command(subcommand)]
-    pub action: Action,
+    pub action: PluginCommand,
 }
 
-/// What can be done with a plugin.
+/// SignRequest can be done with a plugin.
 #[derive(Debug, clap::Subcommand)]
-pub enum Action {
+pub enum PluginCommand {
     /// Print what a component says of itself and what its network costs, or why it is refused
     Check(check::Args),
     /// Measure a component's calls and network, and the headroom to each limit
@@ -47,14 +47,14 @@ pub enum Action {
 /// Runs the chosen action.
 pub fn run(args: PluginArgs) -> anyhow::Result<()> {
     match args.action {
-        Action::Check(args) => check::run(args),
-        Action::Bench(args) => bench::run(args),
-        Action::Train(args) => train::run(args),
-        Action::Replay(args) => replay::run(args),
-        Action::Keygen(args) => keygen::run(args),
-        Action::Sign(args) => sign::run(args),
-        Action::Push(args) => push::run(args),
-        Action::Logs(args) => logs::run(args),
-        Action::Rollback(args) => rollback::run(args),
+        PluginCommand::Check(args) => check::run(args),
+        PluginCommand::Bench(args) => bench::run(args),
+        PluginCommand::Train(args) => train::run(args),
+        PluginCommand::Replay(args) => replay::run(args),
+        PluginCommand::Keygen(args) => keygen::run(args),
+        PluginCommand::Sign(args) => sign::run(args),
+        PluginCommand::Push(args) => push::run(args),
+        PluginCommand::Logs(args) => logs::run(args),
+        PluginCommand::Rollback(args) => rollback::run(args),
     }
 }

@@ -1,7 +1,8 @@
-//! `hypercast plugin push COMPONENT HOST`: brings a signed component to a daemon, and tells how its rollout goes.
+//! `hypercast plugin push COMPONENT HOST`: brings a signed component to a daemon, and tells how its
+//! rollout goes.
 //!
-//! It ends with 0 once the version answers everybody, with 3 where it waits for an operator, and with 1 where it was refused,
-//! given up or rolled back. Ending it does not end the rollout.
+//! It ends with 0 once the version answers everybody, with 3 where it waits for an operator, and
+//! with 1 where it was refused, given up or rolled back. Ending it does not end the rollout.
 
 use std::{
     path::PathBuf,
@@ -12,12 +13,10 @@ use anyhow::{Context, bail};
 
 use super::{
     host::Host,
-    sign::{What, signature_path},
+    sign::{SignRequest, signature_path},
 };
-use crate::{
-    rollout::{Manifest, Push, Rollout, Signed, Step, Wishes},
-    serve::admin::RolloutAnswer,
-};
+use hypercast_serve::admin::RolloutAnswer;
+use hypercast_serve::rollout::{Manifest, Push, Rollout, Signed, Step, Wishes};
 
 /// How often it asks.
 const POLL: Duration = Duration::from_millis(250);
@@ -39,9 +38,9 @@ pub struct Args {
     /// Its signature; with --key it is signed at once [default: COMPONENT.sig]
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     pub signature: Option<PathBuf>,
-    /// What it is to be, where it is signed at once; its parameters in any case
+    /// SignRequest it is to be, where it is signed at once; its parameters in any case
     #[command(flatten)]
-    pub what: What,
+    pub what: SignRequest,
     /// How it is to go
     #[command(flatten)]
     pub wishes: Wishes,
@@ -50,7 +49,7 @@ pub struct Args {
     pub no_wait: bool,
 }
 
-/// Pushes, and follows.
+/// Sends the push and prints the steps of its rollout until it ends.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = match (&args.what.key, &args.signature) {
         (Some(_), _) => args.what.sign(&args.component)?,
@@ -77,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if !answer.begun {
         eprintln!("{name} {version} was pushed before; this is its rollout:");
     }
-    let mut told = Told::default();
+    let mut told = RolloutPrinter::default();
     told.tell(&answer.rollout);
     if args.no_wait {
         return Ok(());
@@ -110,12 +109,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Lines of a rollout's log that were printed.
 #[derive(Default)]
-pub struct Told {
+pub struct RolloutPrinter {
     last_ms: i64,
     lines: Vec<String>,
 }
 
-impl Told {
+impl RolloutPrinter {
     /// Prints what is new.
     pub fn tell(&mut self, rollout: &Rollout) {
         for line in &rollout.log {

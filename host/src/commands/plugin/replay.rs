@@ -1,5 +1,5 @@
-//! `hypercast plugin replay COMPONENT --requests PATH`: a component over recorded requests, beside another version or
-//! what was answered.
+//! `hypercast plugin replay COMPONENT --requests PATH`: a component over recorded requests, beside
+//! another version or what was answered.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,16 +8,14 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use crate::{
-    config::Config,
-    dataset::Dataset,
-    expert::{
-        Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
-    },
-    recorded::{self, Candidate, Recorded},
-    schema::Schema,
-    versions::schema_hash,
+use hypercast_config::Config;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
 };
+use hypercast_serve::recorded::{self, Candidate, Recorded};
+use hypercast_stream::versions::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +25,8 @@ pub struct Args {
     /// Recorded requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
     #[arg(long, value_name = "PATH")]
     pub requests: PathBuf,
-    /// Its parameters; without any it runs with initial values, which tells of faults and times alone
+    /// Its parameters; without any it runs with initial values, which tells of faults and times
+    /// alone
     #[arg(long, value_name = "FILE")]
     pub parameters: Option<PathBuf>,
     /// Another component, instead of what was answered
@@ -39,7 +38,8 @@ pub struct Args {
     /// Run both with zeros in the embedding's place
     #[arg(long)]
     pub without_tae: bool,
-    /// The schema of the requests (`schema.toml` of a data set) [default: that of the configuration's data set]
+    /// The schema of the requests (`schema.toml` of a data set) [default: that of the
+    /// configuration's data set]
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// The configuration file, for limits, device and data set
@@ -57,7 +57,7 @@ pub struct Args {
 }
 
 /// What components are loaded with.
-struct Loading<'a> {
+struct ReplayTarget<'a> {
     config: &'a Config,
     schema: &'a Schema,
     engine: &'a Engine,
@@ -94,7 +94,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..config.plugin_limits.load_options()
     };
     let engine = Engine::new(config.guests())?;
-    let loading = Loading { config: &config, schema: &schema, engine: &engine, options: &options };
+    let loading =
+        ReplayTarget { config: &config, schema: &schema, engine: &engine, options: &options };
     let own = loading.open(&args.component, args.parameters.as_deref())?;
     let other = args
         .against
@@ -137,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Loading<'_> {
+impl ReplayTarget<'_> {
     fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<Expert> {
         let blueprint = Blueprint::load(self.engine, component, self.schema, self.options)?;
         let breaker = self.config.plugin_limits.breaker();

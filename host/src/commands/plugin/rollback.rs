@@ -1,7 +1,7 @@
 //! `hypercast plugin rollback NAME HOST`: gives an expert's users back to the version before.
 
 use super::host::Host;
-use crate::serve::admin::DoneAnswer;
+use hypercast_serve::admin::DoneAnswer;
 
 /// Arguments of `hypercast plugin rollback`.
 #[derive(Debug, clap::Args)]

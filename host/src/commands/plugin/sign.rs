@@ -1,31 +1,31 @@
-//! `hypercast plugin sign COMPONENT`: vouches for a component, its parameters, and what they are to be.
+//! `hypercast plugin sign COMPONENT`: vouches for a component, its parameters, and what they are to
+//! be.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::{
-    clock::now_ms,
-    expert::wasm::contract::TYPES_IMPORT,
-    rollout::{Manifest, SecretKey, Signed, sha256},
-};
+use hypercast_config::sha256;
+use hypercast_core::clock::now_ms;
+use hypercast_expert::wasm::contract::TYPES_IMPORT;
+use hypercast_serve::rollout::{Manifest, SecretKey, Signed};
 
 /// Arguments of `hypercast plugin sign`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// What it is to be
+    /// SignRequest it is to be
     #[command(flatten)]
-    pub what: What,
+    pub what: SignRequest,
     /// Where the signature goes [default: COMPONENT.sig]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
 
-/// What is vouched for.
+/// SignRequest is vouched for.
 #[derive(Debug, Clone, clap::Args)]
-pub struct What {
+pub struct SignRequest {
     /// The expert's name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -38,7 +38,8 @@ pub struct What {
     /// Its parameters; without any it starts from those of the version that serves
     #[arg(long, value_name = "FILE")]
     pub parameters: Option<PathBuf>,
-    /// The surfaces that it is to serve, separated by commas [default: those of the version that serves]
+    /// The surfaces that it is to serve, separated by commas [default: those of the version that
+    /// serves]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub surfaces: Vec<String>,
     /// The FM version that it pins [default: that of its parameters, or of the version that serves]
@@ -57,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl What {
+impl SignRequest {
     /// Vouches for a component.
     ///
     /// # Errors

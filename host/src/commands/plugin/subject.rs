@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::{Config, PluginLimits};
-use crate::error::Result;
-use crate::expert::{Blueprint, Engine, EngineConfig, LoadOptions};
-use crate::import::simulate;
-use crate::schema::Schema;
+use hypercast_config::{Config, PluginLimits};
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{Blueprint, Engine, EngineConfig, LoadOptions};
+use hypercast_serve::Result;
 
 /// A component, and what it is to fit.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Subject {
+pub struct PluginUnderTest {
     /// The component, as `cargo hypercast build` writes it.
     pub file: PathBuf,
-    /// The schema that it is to fit (`schema.toml` of a data set); that of `hypercast simulate` if missing
+    /// The schema that it is to fit (`schema.toml` of a data set); that of `hypercast simulate` if
+    /// missing
     #[arg(long, value_name = "FILE")]
     pub schema: Option<PathBuf>,
     /// A configuration, whose [plugin_limits] are the budgets; those of an empty one if missing
@@ -29,7 +30,7 @@ pub struct Subject {
 }
 
 /// A component that fits.
-pub struct Loaded {
+pub struct LoadedPlugin {
     /// The checked plugin and graph.
     pub blueprint: Arc<Blueprint>,
     /// What it fits.
@@ -38,12 +39,12 @@ pub struct Loaded {
     pub limits: PluginLimits,
 }
 
-impl Subject {
+impl PluginUnderTest {
     /// Loads and checks it, exactly as training and serving do.
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn load(&self) -> Result<Loaded> {
+    pub fn load(&self) -> Result<LoadedPlugin> {
         let schema = match &self.schema {
             Some(file) => Schema::load(file)?,
             None => simulate::schema(3),
@@ -61,11 +62,11 @@ impl Subject {
         let engine = Engine::new(EngineConfig { instances: 8, ..limits.engine() })?;
         let options = LoadOptions { tae_dim, ..limits.load_options() };
         let blueprint = Blueprint::load(&engine, &self.file, &schema, &options)?;
-        Ok(Loaded { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
+        Ok(LoadedPlugin { blueprint: Arc::new(blueprint), schema: Arc::new(schema), limits })
     }
 }
 
-impl Loaded {
+impl LoadedPlugin {
     /// The surfaces that the component can serve, by index.
     pub fn surfaces(&self) -> impl Iterator<Item = u16> + '_ {
         let all = self.schema.surfaces.iter().zip(0..);

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Parser;
 
-use crate::config::{Config, ExpertEntry, TrainOn};
-use crate::expert::wasm::contract;
-use crate::expert::{Engine, Plugin};
-use crate::logs::LogReader;
-use crate::train::{expert, report};
+use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_data::logs::LogReader;
+use hypercast_expert::wasm::contract;
+use hypercast_expert::{Engine, Plugin};
+use hypercast_train::{expert, report};
 
 /// Arguments of `hypercast plugin train`.
 #[derive(Debug, Parser)]
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         train_on: TrainOn::Own,
         limits: Default::default(),
     };
-    let source = expert::Source::Logs(args.fm.as_deref());
+    let source = expert::TrainingSource::Logs(args.fm.as_deref());
     let trained = expert::train(&config, &entry, &engine, source)?;
     std::fs::rename(&trained.parameters, &out)
         .with_context(|| format!("cannot write {}", out.display()))?;

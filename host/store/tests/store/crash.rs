@@ -34,7 +34,8 @@ fn updates(generation: u64) -> (Vec<u64>, Vec<f32>) {
     (ids, grads)
 }
 
-/// What leaves the store before a generation is committed: a few ids of three generations ago, which come back later.
+/// What leaves the store before a generation is committed: a few ids of three generations ago,
+/// which come back later.
 fn expired(generation: u64) -> Vec<u64> {
     match generation.checked_sub(3) {
         Some(old) if generation.is_multiple_of(4) => {
@@ -44,7 +45,8 @@ fn expired(generation: u64) -> Vec<u64> {
     }
 }
 
-/// The child: commits generation after generation until it is killed, while threads read what is committed.
+/// The child: commits generation after generation until it is killed, while threads read what is
+/// committed.
 fn write_forever(dir: &Path) {
     let mut store = Store::open_or_create(dir, &OPTIONS).unwrap();
     let handle = store.handle().unwrap();

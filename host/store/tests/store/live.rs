@@ -1,4 +1,5 @@
-//! Handles beside the writer: whole rows, committed ones only, whatever commits, checkpoints, growth and removals go on.
+//! Handles beside the writer: whole rows, committed ones only, whatever commits, checkpoints,
+//! growth and removals go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -1,4 +1,5 @@
-//! Which ids have rows: admission, expiry, rows that are used again, and what has changed since a generation.
+//! Which ids have rows: admission, expiry, rows that are used again, and what has changed since a
+//! generation.
 
 use hypercast_store::{Adagrad, Store, StoreOptions, StoreReader};
 
@@ -61,7 +62,8 @@ fn rows_expire_and_their_numbers_are_used_again() {
     let before = StoreReader::open(dir.path()).unwrap();
     assert_eq!(before.len(), 1000, "the removal is not committed");
     drop(before);
-    // An expired id may come back at once, as a new one, and its old row stays out of use until the next checkpoint.
+    // An expired id may come back at once, as a new one, and its old row stays out of use until the
+    // next checkpoint.
     learn(&mut store, &mut model, &[1], 6);
     model.check_store(&store);
     store.commit().unwrap();

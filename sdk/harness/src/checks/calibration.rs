@@ -1,45 +1,46 @@
-//! Calibration: after a short training the mean prediction is near the mean label.
+//! The check of calibration: after a short training, the mean prediction is near the mean label.
 
-use super::Checked;
+use super::CheckResult;
 use crate::cases::Case;
 use crate::contract::{TaskKind, TaskLabels};
-use crate::error::{Failure, Place};
+use crate::error::{Failure, FailureLocation};
 use crate::harness::Harness;
 
 const CHECK: &str = "calibration";
-const FAULT: &str = "a training hook or the network faults on an ordinary log; `check_labels` and `check_predictions` tell more";
+const FAULT: &str = "a training hook or the network faults on an ordinary log; run `check_labels` and `check_predictions` for details";
 const STEP: &str = "gradients must stay finite: look for a logarithm, a square root or a division near 0 in the network";
-const MEAN: &str = "the network does not learn its tasks' rates: does every head have a bias, is an output a logit and not a probability, do labels and weights mean what they should?";
+const MEAN: &str = "the network does not learn the rates of its tasks: check that every head has a bias, that outputs are logits and not probabilities, and that labels and weights are right";
 
-/// Requests of the log, six candidates each.
+/// The number of requests in the log, each with six candidates.
 const REQUESTS: usize = 600;
 
-/// The mean prediction over the mean label of a binary task.
+/// The allowed ratio of the mean prediction to the mean label of a binary task.
 const RATIO: std::ops::Range<f64> = 0.67..1.5;
 
-/// The difference of the means of a regression, in standard deviations of the label.
+/// The allowed difference of the means of a regression, in standard deviations of the label.
 const DEVIATIONS: f64 = 0.75;
 
-/// Positives (or values) below which a mean says nothing.
+/// The fewest positives (or values) for which a mean is compared.
 const LEAST: f64 = 30.0;
 
 impl Harness {
-    /// The host's trainer, with the expert's own hooks, on a small simulated log: every step's gradient is finite, and then
-    /// each task's mean prediction is near its mean label. A native expert passes: the trainer calls components.
+    /// Trains the expert on a small simulated log with the host's trainer and the expert's hooks.
+    /// Checks that the gradient of every step is finite, and that the mean prediction of each task
+    /// is near its mean label. A native expert always passes, because it cannot be trained.
     ///
     /// # Errors
-    /// The first task that is far off.
-    pub fn check_calibration(&self) -> Checked {
+    /// The first task whose mean prediction is far from its mean label.
+    pub fn check_calibration(&self) -> CheckResult {
         let log = self.world.log(REQUESTS, &self.surfaces());
-        let fail = |place, seen, advice| Err(Failure { check: CHECK, place, seen, advice });
+        let fail = |place, seen, advice| Err(Failure::new(CHECK, place, seen, advice));
         let trained = match self.train(&log) {
             Ok(None) => return Ok(()),
             Ok(Some(trained)) => trained,
-            Err(error) => return fail(Place::default(), error.to_string(), FAULT),
+            Err(error) => return fail(FailureLocation::default(), error.to_string(), FAULT),
         };
         if let Some(step) = trained.lost_step {
             let seen = format!("the gradient of step {step} was not finite");
-            return fail(Place::default(), seen, STEP);
+            return fail(FailureLocation::default(), seen, STEP);
         }
         let means = self
             .runtime
@@ -50,16 +51,16 @@ impl Harness {
                 harness.means(&log)
             });
         match means {
-            Err(fault) => fail(Place::default(), fault, FAULT),
+            Err(fault) => fail(FailureLocation::default(), fault, FAULT),
             Ok(means) => match means.iter().find_map(Means::far_off) {
-                Some((task, seen)) => fail(Place::default().task(&task), seen, MEAN),
+                Some((task, seen)) => fail(FailureLocation::default().task(&task), seen, MEAN),
                 None => Ok(()),
             },
         }
     }
 
-    /// Weighted means of labels and predictions a task. The trainer weighs sampled examples for those that were dropped, so
-    /// all of them count here.
+    /// Weighted means of labels and predictions for each task. Examples that sampling drops count
+    /// too, because the trainer weights the kept ones to make up for them.
     fn means(&self, log: &[Case]) -> Result<Vec<Means>, String> {
         let labels = self.labels(log)?;
         let mut predictions: Vec<Vec<f32>> = vec![Vec::new(); self.description().tasks.len()];
@@ -77,7 +78,7 @@ impl Harness {
     }
 }
 
-/// Weighted sums of one task.
+/// Weighted sums of the labels and predictions of one task.
 struct Means {
     task: String,
     kind: TaskKind,
@@ -119,7 +120,7 @@ impl Means {
         };
         let seen = || {
             format!(
-                "after training, it predicts {prediction:.4} on average, and labels are {label:.4}"
+                "after training, the mean prediction is {prediction:.4} and the mean label {label:.4}"
             )
         };
         (known >= LEAST && !near).then(|| (self.task.clone(), seen()))
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mean_prediction_far_from_the_mean_label_is_told_with_both() {
+    fn a_mean_prediction_far_from_the_mean_label_is_reported_with_both() {
         let half = |row: usize| (row % 2) as f32;
         assert_eq!(means(TaskKind::Binary, half, 0.6).far_off(), None);
         let (task, seen) = means(TaskKind::Binary, half, 0.9).far_off().unwrap();
@@ -149,7 +150,7 @@ mod tests {
         assert!(means(TaskKind::Binary, half, f32::NAN).far_off().is_some());
         assert_eq!(means(TaskKind::Regression, half, 0.8).far_off(), None);
         assert!(means(TaskKind::Regression, half, 1.2).far_off().is_some());
-        // Ten positives say nothing of a rate.
+        // Ten positives are too few to estimate a rate.
         assert_eq!(
             means(TaskKind::Binary, |row| f32::from(u8::from(row < 10)), 0.9).far_off(),
             None

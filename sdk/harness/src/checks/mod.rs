@@ -1,25 +1,23 @@
-//! What every expert must keep, whatever it is for. Each check stops at its first
-//! failure and says where, what was seen, and what to do.
+//! The checks that every expert must pass. Each stops at its first failure and reports where it
+//! happened, what was seen and what to do.
 
 mod calibration;
-mod gates;
-mod labels;
+mod hooks;
 mod predictions;
 mod ranking;
-mod unknown;
 
 use crate::cases::Case;
 use crate::error::{Failure, Failures};
 use crate::harness::Harness;
 
-/// A check's outcome.
-type Checked = Result<(), Failure>;
+/// The outcome of a check.
+type CheckResult = Result<(), Failure>;
 
 impl Harness {
-    /// All checks of this crate but `golden`.
+    /// Runs all checks except `golden`.
     ///
     /// # Errors
-    /// Every broken promise, with where and what to do.
+    /// The first failure of each check that fails.
     pub fn check_all(&self) -> Result<(), Failures> {
         let checks = [
             Harness::check_predictions,
@@ -34,7 +32,7 @@ impl Harness {
         if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
     }
 
-    /// Requests of all sizes that a daemon lets in, on every surface that the expert serves.
+    /// Requests of various sizes, on every surface that the expert serves.
     fn cases(&self) -> Vec<Case> {
         let names = &self.runtime.info().surfaces;
         let sizes = [(1, 0), (1, 40), (2, 3), (20, 0), (20, 200), (100, 40)];
@@ -49,7 +47,7 @@ impl Harness {
         self.surfaces().into_iter().flat_map(of_surface).collect()
     }
 
-    /// The largest request that a daemon lets in.
+    /// A request with as many candidates as a daemon accepts.
     fn largest(&self) -> Option<Case> {
         let surface = *self.surfaces().first()?;
         let request = self.world.request(9_999);

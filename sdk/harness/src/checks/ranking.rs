@@ -1,36 +1,37 @@
-//! Rankings: distinct candidates with finite scores, for no candidate, one, and
-//! as many as can be; and the same answer however often it is asked for.
+//! Checks of rankings: distinct candidates with finite scores, for no candidate, one, and as many
+//! as a request may have; and the same answer to the same request.
 
-use super::Checked;
+use super::CheckResult;
 use crate::cases::Case;
 use crate::contract::{Prediction, Ranked};
-use crate::error::{Failure, Place};
+use crate::error::{Failure, FailureLocation};
 use crate::harness::Harness;
 
 const CHECK: &str = "ranking";
-const FAULT: &str = "`rank` must answer every request, an error is a degraded answer; run it with `Harness::native` in a debugger";
-const ORDER: &str = "give each candidate's index at most once, below the number of candidates (`Request::top` does)";
+const FAULT: &str = "`rank` must answer every request, because an error degrades the answer; debug it with `Harness::native`";
+const ORDER: &str = "return each candidate's index at most once, below the number of candidates, as `Request::top` does";
 const SCORE: &str =
     "a score must be a finite number: look for 0/0 or a logarithm of 0 in the value model";
 const ALL: &str =
-    "rank every candidate up to the limit, or say `may_drop_candidates` if it filters on purpose";
+    "rank every candidate up to the limit, or call `may_drop_candidates` if it filters on purpose";
 
 const DETERMINISM: &str = "determinism";
-const SAME: &str = "an answer may depend on its arguments alone: keep no state, and order no result by a hash map's iteration";
+const SAME: &str = "an answer may depend only on the arguments: keep no state, and do not rely on the iteration order of a hash map";
 
 impl Harness {
-    /// A ranking holds distinct candidates of the request with finite scores, at most as many as were asked for, and all of
-    /// them unless the expert may drop some: for 0, 1, several, and the most candidates that a daemon takes.
+    /// Checks that a ranking contains distinct candidates of the request with finite scores, and as
+    /// many as requested (fewer, if the expert may drop candidates). Requests have 0, 1, several
+    /// and the most candidates that a daemon accepts.
     ///
     /// # Errors
-    /// The first that does not.
-    pub fn check_ranking(&self) -> Checked {
+    /// The first ranking that is wrong.
+    pub fn check_ranking(&self) -> CheckResult {
         let empty = self.world.request(77).candidates(0).serving().build();
         for case in self.cases().iter().chain(&self.largest()).chain([&empty]) {
             let all = case.candidates();
             let predictions = self.predict(case).map(|predictions| predictions.tasks);
             let predictions =
-                predictions.map_err(|fault| failure(CHECK, self.place(case), fault, FAULT))?;
+                predictions.map_err(|fault| Failure::new(CHECK, self.place(case), fault, FAULT))?;
             for limit in [all, all / 2, 1.min(all)] {
                 self.ranked(case, &predictions, limit)?;
             }
@@ -38,33 +39,34 @@ impl Harness {
         Ok(())
     }
 
-    /// The same request has the same predictions and the same ranking: a second time in one instance, in a fresh instance,
-    /// and from a component that was loaded anew.
+    /// Checks that the same request gets the same predictions and ranking: again in the same
+    /// instance, in a fresh one, and after reloading the expert.
     ///
     /// # Errors
-    /// The first request that has not.
-    pub fn check_determinism(&self) -> Checked {
-        let anew = self.runtime.anew().map_err(|error| {
-            failure(DETERMINISM, Place::default(), format!("loaded anew: {error}"), SAME)
+    /// The first request that gets another answer.
+    pub fn check_determinism(&self) -> CheckResult {
+        let reloaded = self.runtime.reloaded().map_err(|error| {
+            let seen = format!("reloading fails: {error}");
+            Failure::new(DETERMINISM, FailureLocation::default(), seen, SAME)
         })?;
         for case in self.cases().iter().chain(&self.largest()) {
             let place = || self.place(case);
-            let fault = |fault| failure(DETERMINISM, place(), fault, FAULT);
+            let fault = |fault| Failure::new(DETERMINISM, place(), fault, FAULT);
             let first = self.predict(case).map_err(fault)?.tasks;
             for (name, again) in [
-                ("again", self.predict(case).map_err(fault)?.tasks),
-                ("loaded anew", anew.predict(case).map_err(fault)?.tasks),
+                ("a second time", self.predict(case).map_err(fault)?.tasks),
+                ("after reloading", reloaded.predict(case).map_err(fault)?.tasks),
             ] {
-                self.same_predictions(case, (&first, &again), name)?;
+                self.same_predictions(case, name, &first, &again)?;
             }
             let call = self.call(case, first, case.candidates());
             let [one, two] = self.runtime.rank_twice(&call).map_err(fault)?;
             let fresh = self.runtime.rank(&call).map_err(fault)?;
-            let loaded = anew.rank(&call).map_err(fault)?;
+            let reloaded = reloaded.rank(&call).map_err(fault)?;
             let others = [
                 ("twice in one instance", two),
                 ("in a fresh instance", fresh),
-                ("loaded anew", loaded),
+                ("after reloading", reloaded),
             ];
             for (name, other) in others {
                 if let Some(at) = differs(&one, &other) {
@@ -73,7 +75,7 @@ impl Harness {
                         entry(&other, at),
                         entry(&one, at)
                     );
-                    return Err(failure(DETERMINISM, place(), seen, SAME));
+                    return Err(Failure::new(DETERMINISM, place(), seen, SAME));
                 }
             }
         }
@@ -83,22 +85,25 @@ impl Harness {
     fn same_predictions(
         &self,
         case: &Case,
-        (first, again): (&[Prediction], &[Prediction]),
         name: &str,
-    ) -> Checked {
+        first: &[Prediction],
+        again: &[Prediction],
+    ) -> CheckResult {
         for (one, two) in first.iter().zip(again) {
             let mut pairs = one.values.iter().zip(&two.values);
             if let Some(row) = pairs.position(|(a, b)| a.to_bits() != b.to_bits()) {
                 let place = self.place(case).row(row).task(&one.task);
-                let seen =
-                    format!("{name}, it predicts {}, and did {}", two.values[row], one.values[row]);
-                return Err(failure(DETERMINISM, place, seen, SAME));
+                let seen = format!(
+                    "{name}, the prediction is {}, and was {}",
+                    two.values[row], one.values[row]
+                );
+                return Err(Failure::new(DETERMINISM, place, seen, SAME));
             }
         }
         Ok(())
     }
 
-    fn ranked(&self, case: &Case, predictions: &[Prediction], limit: usize) -> Checked {
+    fn ranked(&self, case: &Case, predictions: &[Prediction], limit: usize) -> CheckResult {
         let place = || {
             let mut place = self.place(case);
             place.request = place.request.map(|request| format!("{request} with limit {limit}"));
@@ -106,28 +111,24 @@ impl Harness {
         };
         let call = self.call(case, predictions.to_vec(), limit);
         let ranked =
-            self.runtime.rank(&call).map_err(|fault| failure(CHECK, place(), fault, FAULT))?;
+            self.runtime.rank(&call).map_err(|fault| Failure::new(CHECK, place(), fault, FAULT))?;
         let mut seen = vec![false; case.candidates()];
         for entry in &ranked {
             let row = entry.candidate as usize;
             if seen.get(row).copied().unwrap_or(true) {
-                let why = if row < seen.len() { "ranked twice" } else { "no candidate of it" };
-                return Err(failure(CHECK, place().row(row), why.into(), ORDER));
+                let why = if row < seen.len() { "ranked twice" } else { "not a candidate" };
+                return Err(Failure::new(CHECK, place().row(row), why.into(), ORDER));
             }
             seen[row] = true;
             if !entry.score.is_finite() {
-                return Err(failure(
-                    CHECK,
-                    place().row(row),
-                    format!("score {}", entry.score),
-                    SCORE,
-                ));
+                let score = format!("score {}", entry.score);
+                return Err(Failure::new(CHECK, place().row(row), score, SCORE));
             }
         }
         let short = ranked.len() < limit && (ranked.is_empty() || !self.drops);
         if ranked.len() > limit || short {
             let seen = format!("{} candidates ranked", ranked.len());
-            return Err(failure(CHECK, place(), seen, ALL));
+            return Err(Failure::new(CHECK, place(), seen, ALL));
         }
         Ok(())
     }
@@ -145,8 +146,4 @@ fn entry(ranked: &[Ranked], at: usize) -> String {
     ranked.get(at).map_or("nothing".into(), |entry| {
         format!("candidate {} with score {}", entry.candidate, entry.score)
     })
-}
-
-fn failure(check: &'static str, place: Place, seen: String, advice: &'static str) -> Failure {
-    Failure { check, place, seen, advice }
 }

@@ -1,0 +1,149 @@
+//! A configuration that is read again while a daemon runs: which keys take effect at once, and
+//! which wait for the next start.
+
+use std::collections::BTreeSet;
+
+use toml::{Table, Value};
+
+use super::Config;
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// Keys that take effect on reload. All others size something that was made at the start.
+const LIVE: [&str; 15] = [
+    "experts",
+    "fm_logging.max_body_bytes",
+    "fm_serving.max_body_bytes",
+    "rollout.trusted_keys",
+    "server.admin",
+    "server.admin_tokens",
+    "server.deadline_ms",
+    "server.explain",
+    "server.insecure_admin",
+    "server.log",
+    "server.max_body_bytes",
+    "server.max_candidates",
+    "server.tls_certificate",
+    "server.tls_key",
+    "server.tokens",
+];
+
+/// The result of a reload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reloaded {
+    /// The old configuration with the new values of the keys that take effect on reload.
+    pub config: Config,
+    /// Keys that changed.
+    pub changed: Vec<String>,
+    /// Keys that differ and keep their old values until the next start.
+    pub waiting: Vec<String>,
+}
+
+impl Config {
+    /// This configuration with those keys of `file` that take effect on reload.
+    ///
+    /// # Errors
+    /// Never for configurations that were read from files.
+    pub fn reloaded(&self, file: &Config) -> Result<Reloaded> {
+        let wrong = |error: String| Error::invalid(format!("the configuration: {error}"));
+        let table = |of: &Config| Table::try_from(of).map_err(|error| wrong(error.to_string()));
+        let (mut old, new) = (table(self)?, table(file)?);
+        // A listener is HTTP or HTTPS from its start.
+        let same_kind = self.server.has_tls() == file.server.has_tls();
+        let live = |key: &str| LIVE.contains(&key) && (same_kind || !key.contains(".tls_"));
+        let (mut changed, mut waiting) = (Vec::new(), Vec::new());
+        for [part, key] in keys(&old).union(&keys(&new)).cloned().collect::<Vec<_>>() {
+            let value = at(&new, &part, &key).cloned();
+            if at(&old, &part, &key) == value.as_ref() {
+                continue;
+            }
+            let name = if key.is_empty() { part.clone() } else { format!("{part}.{key}") };
+            if !live(&name) {
+                waiting.push(name);
+                continue;
+            }
+            changed.push(name);
+            put(&mut old, part, key, value);
+        }
+        let config = old.try_into().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
+        Ok(Reloaded { config, changed, waiting })
+    }
+}
+
+/// Pairs of table and key; a value outside a table has an empty key.
+fn keys(of: &Table) -> BTreeSet<[String; 2]> {
+    let of_part = |(part, value): (&String, &Value)| -> Vec<[String; 2]> {
+        match value {
+            Value::Table(table) => table.keys().map(|key| [part.clone(), key.clone()]).collect(),
+            _ => vec![[part.clone(), String::new()]],
+        }
+    };
+    of.iter().flat_map(of_part).collect()
+}
+
+fn at<'a>(of: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
+    match key {
+        "" => of.get(part),
+        key => of.get(part)?.get(key),
+    }
+}
+
+fn put(into: &mut Table, part: String, key: String, value: Option<Value>) {
+    let (table, key) = match key.as_str() {
+        "" => (into, part),
+        _ => match into.get_mut(&part) {
+            Some(Value::Table(table)) => (table, key),
+            _ => unreachable!("both configurations have the same tables"),
+        },
+    };
+    match value {
+        Some(value) => table.insert(key, value),
+        None => table.remove(&key),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn what_can_change_does_and_the_rest_is_named() {
+        let old = config("[server]\ndeadline_ms = 10\n");
+        let file = config(
+            "device = 'cuda'\n[server]\ndeadline_ms = 20\nthreads = 9\n[fm_serving]\ndevice = 'cpu'\n[[experts]]\nname = 'a'\nplugin = 'a.wasm'\n",
+        );
+        let Reloaded { config: now, changed, waiting } = old.reloaded(&file).unwrap();
+        assert_eq!(changed, ["experts", "server.deadline_ms"]);
+        assert_eq!(waiting, ["device", "fm_serving.device", "server.threads"]);
+        let mut expected = old.clone();
+        expected.server.deadline_ms = 20;
+        expected.experts = file.experts.clone();
+        assert_eq!(now, expected);
+        let back = now.reloaded(&old).unwrap();
+        assert_eq!((back.config, back.waiting), (old.clone(), Vec::new()));
+        assert_eq!(old.reloaded(&old).unwrap().changed, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_live_key_is_a_key() {
+        let all = Table::try_from(Config::default()).unwrap();
+        for name in LIVE {
+            let (part, key) = name.split_once('.').unwrap_or((name, ""));
+            assert!(at(&all, part, key).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_listener_stays_of_its_kind() {
+        let plain = config("");
+        let one = config("[server]\ntls_certificate = 'a'\ntls_key = 'b'\n");
+        let other = config("[server]\ntls_certificate = 'c'\ntls_key = 'd'\n");
+        let keys = ["server.tls_certificate", "server.tls_key"];
+        assert_eq!(plain.reloaded(&one).unwrap().waiting, keys);
+        assert_eq!(one.reloaded(&plain).unwrap().waiting, keys);
+        assert_eq!(one.reloaded(&other).unwrap().changed, keys);
+    }
+}

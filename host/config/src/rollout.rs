@@ -1,0 +1,162 @@
+//! How pushed versions come to serve (`hypercast_serve::rollout`), and which requests are
+//! recorded for their replays (`hypercast_serve::recorded`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::keys::PublicKey;
+
+/// Where a rollout waits for an operator.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum StopAfter {
+    /// After it has seen enough requests as a shadow
+    Shadow,
+    /// After it has answered enough users as a canary
+    Canary,
+    /// Nowhere
+    #[default]
+    Never,
+}
+
+/// Rollouts: whose pushes are taken, and what a version must stand before it answers everybody. A
+/// push may ask for more care than this, never for less.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RolloutSettings {
+    /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
+    /// prints one). Without any, nothing can be pushed.
+    pub trusted_keys: Vec<String>,
+    /// The largest push, component and parameters together, in MiB.
+    pub max_push_mib: usize,
+    /// What all pushed files may take on the disk, in MiB. Files of retired versions go first.
+    pub repository_mib: u64,
+    /// Earlier versions that stay loaded for a rollback. Older ones are retired.
+    pub keep_versions: usize,
+    /// Where a rollout waits for `hypercast versions promote`: "never", or after its "shadow" or
+    /// "canary".
+    pub stop_after: StopAfter,
+    /// Recorded requests that a version is tried with before it receives any other. 0 tries none.
+    pub replay_requests: usize,
+    /// Requests that it receives as a shadow.
+    pub shadow_requests: u64,
+    /// The share of the users that it answers as a canary. 1.0 skips the canary.
+    pub canary_share: f64,
+    /// Requests that it answers as a canary, at least.
+    pub canary_requests: u64,
+    /// Time that it is a canary, at least, in seconds.
+    pub canary_s: u64,
+    /// Time for a step, in seconds. A version without enough requests by then is given up.
+    pub step_most_s: u64,
+    /// A version is given up or rolled back if it faults at more than this share of its requests in
+    /// a window.
+    pub fault_share: f64,
+    /// Or if its p99 in a window is above that of the version before times this factor plus
+    /// `latency_slack_ms`.
+    pub latency_factor: f64,
+    /// The slack, in milliseconds.
+    pub latency_slack_ms: f64,
+    /// The window for faults and latency, in seconds.
+    pub window_s: u64,
+    /// Time that a promoted version is watched and can still be rolled back by itself, in seconds.
+    pub watch_s: u64,
+}
+
+impl Default for RolloutSettings {
+    fn default() -> Self {
+        Self {
+            trusted_keys: Vec::new(),
+            max_push_mib: 128,
+            repository_mib: 4096,
+            keep_versions: 1,
+            stop_after: StopAfter::Never,
+            replay_requests: 200,
+            shadow_requests: 200,
+            canary_share: 0.1,
+            canary_requests: 200,
+            canary_s: 60,
+            step_most_s: 3600,
+            fault_share: 0.01,
+            latency_factor: 1.5,
+            latency_slack_ms: 5.0,
+            window_s: 60,
+            watch_s: 900,
+        }
+    }
+}
+
+/// The sample of answered requests that is recorded: `[recorded]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecordedSettings {
+    /// The share of the requests. 0.0 records none.
+    pub share: f64,
+    /// Requests that may wait to be written. Further ones are skipped and counted.
+    pub queue: usize,
+    /// Files in the ring. The oldest is overwritten first.
+    pub files: usize,
+    /// Size of all files together, in MiB.
+    pub mib: u64,
+}
+
+impl Default for RecordedSettings {
+    fn default() -> Self {
+        Self { share: 0.01, queue: 32, files: 16, mib: 256 }
+    }
+}
+
+impl RolloutSettings {
+    /// The keys whose signatures are taken.
+    ///
+    /// # Errors
+    /// A text that is no key.
+    pub fn keys(&self) -> crate::error::Result<Vec<PublicKey>> {
+        self.trusted_keys.iter().map(|text| PublicKey::parse(text)).collect()
+    }
+
+    pub(super) fn validate(&self) -> Result<(), String> {
+        self.keys().map_err(|error| format!("rollout.trusted_keys: {error}"))?;
+        if !(self.canary_share > 0.0 && self.canary_share <= 1.0) {
+            let share = self.canary_share;
+            return Err(format!("rollout.canary_share is {share}; it must be above 0, at most 1"));
+        }
+        if !(0.0..1.0).contains(&self.fault_share) {
+            let share = self.fault_share;
+            return Err(format!("rollout.fault_share is {share}; it must be at least 0, below 1"));
+        }
+        if !(self.latency_factor >= 1.0 && self.latency_slack_ms >= 0.0) {
+            return Err(
+                "rollout.latency_factor must be at least 1, latency_slack_ms at least 0".into()
+            );
+        }
+        match [self.max_push_mib, self.window_s as usize, self.step_most_s as usize].contains(&0) {
+            true => Err("rollout.max_push_mib, window_s and step_most_s must be at least 1".into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl RecordedSettings {
+    pub(super) fn validate(&self) -> Result<(), String> {
+        if !(0.0..=1.0).contains(&self.share) {
+            return Err(format!("recorded.share is {}; it must be from 0 to 1", self.share));
+        }
+        match self.queue == 0 || self.files < 2 || self.mib == 0 {
+            true => {
+                Err("recorded.queue and mib must be at least 1, recorded.files at least 2".into())
+            }
+            false => Ok(()),
+        }
+    }
+}

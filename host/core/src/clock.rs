@@ -1,0 +1,54 @@
+//! The wall clock, and the processor time and priority of threads. Code whose results must repeat
+//! reads neither.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970 by the wall clock; 0 if the clock is before that.
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The processor time that the calling thread has used. The difference of two readings on one
+/// thread is what the work between them cost, whatever else ran meanwhile. Systems other than Linux
+/// give the wall clock instead.
+pub fn thread_time() -> Duration {
+    #[cfg(target_os = "linux")]
+    {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes only to `now`, which outlives it.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) } != 0;
+        if !failed {
+            return Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+        }
+    }
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Lowers the calling thread's priority for good: when processors are short, it gets about a tenth
+/// of the time of a normal thread. Less than that would make others wait too long for its locks.
+pub fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call takes only numbers. On Linux `PRIO_PROCESS` with 0 means the calling thread;
+    // elsewhere it would be the whole process. A failure only leaves the priority as it was.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_sleeps_uses_no_time() {
+        let (wall, own) = (std::time::Instant::now(), thread_time());
+        std::thread::sleep(Duration::from_millis(50));
+        let slept = thread_time() - own;
+        assert!(slept < wall.elapsed() / 2, "{slept:?}");
+        let mut sum = 0u64;
+        while thread_time() - own < Duration::from_millis(5) {
+            sum = std::hint::black_box(sum + 1);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A lock on a work directory: one process at a time. A second process gets an error with the
+//! first one's process id.
+//!
+//! It is a kernel lock on an open file. The kernel releases it when the process dies, so a lock
+//! file that is left over means nothing.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read, Seek, Write},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// The pause between two attempts to get a lock.
+const RETRY_EVERY: Duration = Duration::from_millis(2);
+
+/// Holds a directory until it is dropped.
+#[derive(Debug)]
+pub struct DirLock {
+    file: File,
+}
+
+/// The result of an attempt to get a lock.
+#[derive(Debug)]
+pub enum LockAttempt {
+    /// This process holds it now.
+    Acquired(DirLock),
+    /// Another process holds it; describes the holder.
+    Held(String),
+}
+
+impl DirLock {
+    /// Locks `dir`, and creates it if it is missing.
+    ///
+    /// # Errors
+    /// Another process holds it (the error has its process id), or the file system fails.
+    pub fn acquire(dir: &Path) -> Result<DirLock> {
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        match DirLock::try_acquire(&dir.join("owner.lock"), Duration::ZERO)? {
+            LockAttempt::Acquired(lock) => Ok(lock),
+            LockAttempt::Held(holder) => Err(Error::data(
+                dir,
+                format!("{holder} works here; stop it first, or use another folder"),
+            )),
+        }
+    }
+
+    /// Locks the file `path`, and waits up to `patience` for a holder that is about to end.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn try_acquire(path: &Path, patience: Duration) -> Result<LockAttempt> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(path).map_err(Error::io(path))?;
+        let until = Instant::now() + patience;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    thread::sleep(RETRY_EVERY);
+                }
+                Err(TryLockError::WouldBlock) => return Ok(LockAttempt::Held(holder(&mut file))),
+                Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
+            }
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(Error::io(path))?;
+        Ok(LockAttempt::Acquired(DirLock { file }))
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child between fork and exec has a copy of it. If this
+        // fails, closing releases the lock a moment later.
+        drop(self.file.unlock());
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut pid = String::new();
+    // Only the message needs the text, so a failure to read it is not an error.
+    match (file.read_to_string(&mut pid), pid.trim()) {
+        (Ok(_), pid) if !pid.is_empty() => format!("process {pid}"),
+        _ => "another process".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_process_is_refused_with_the_first_ones_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = dir.path().join("work");
+        let lock = DirLock::acquire(&work).unwrap();
+        let refused = DirLock::acquire(&work).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("process {} works here", std::process::id())),
+            "{refused}"
+        );
+        drop(lock);
+        DirLock::acquire(&work).unwrap();
+    }
+}

@@ -1,0 +1,123 @@
+//! Errors that any crate can meet, and the distinction that every caller needs: what the caller
+//! did wrong apart from what failed here.
+//!
+//! Each crate has an error enum of its own that wraps [`Error`]. [`CommonErrors`] gives all of them
+//! the same constructors.
+
+use std::path::{Path, PathBuf};
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The caller's input is wrong; the same call fails again.
+    Invalid,
+    /// A rule forbids it in the present state.
+    Refused,
+    /// An expert does not fit what serves.
+    Unfit,
+    /// Something that is needed does not answer at the moment; try again.
+    Unavailable,
+    /// The failure is ours.
+    Internal,
+}
+
+/// An error that is not specific to one crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file's content is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Data {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+    /// An option or argument is outside its range.
+    #[error("{0}")]
+    Invalid(String),
+    /// A rule forbids what was asked for.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// A server does not answer, or a queue is full.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Something failed that no caller can mend.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// A result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Invalid(_) => ErrorKind::Invalid,
+            Error::Refused(_) => ErrorKind::Refused,
+            Error::Unreachable(_) => ErrorKind::Unavailable,
+            Error::Io { .. } | Error::Data { .. } | Error::Internal(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+impl Error {
+    /// The same error, for another caller whose call it failed too.
+    pub fn again(&self) -> Error {
+        match self {
+            Error::Io { path, source } => {
+                let source = std::io::Error::new(source.kind(), source.to_string());
+                Error::Io { path: path.clone(), source }
+            }
+            Error::Data { path, reason } => Error::data(path, reason.clone()),
+            Error::Invalid(reason) => Error::invalid(reason.clone()),
+            Error::Refused(reason) => Error::refused(reason.clone()),
+            Error::Unreachable(reason) => Error::unreachable(reason.clone()),
+            Error::Internal(reason) => Error::internal(reason.clone()),
+        }
+    }
+}
+
+/// Constructors that every crate's error enum shares, because each wraps [`Error`].
+pub trait CommonErrors: From<Error> {
+    /// An input/output error at `path`.
+    fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Io { path, source }.into()
+    }
+
+    /// Bad content in `path`.
+    fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }.into()
+    }
+
+    /// An option or argument of the caller that is outside its range.
+    fn invalid(reason: impl Into<String>) -> Self {
+        Error::Invalid(reason.into()).into()
+    }
+
+    /// Something that a rule forbids.
+    fn refused(reason: impl Into<String>) -> Self {
+        Error::Refused(reason.into()).into()
+    }
+
+    /// A server that does not answer, or a full queue.
+    fn unreachable(reason: impl Into<String>) -> Self {
+        Error::Unreachable(reason.into()).into()
+    }
+
+    /// A failure that is ours.
+    fn internal(reason: impl Into<String>) -> Self {
+        Error::Internal(reason.into()).into()
+    }
+}
+
+impl<E: From<Error>> CommonErrors for E {}

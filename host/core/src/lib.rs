@@ -1,0 +1,33 @@
+//! What every crate of HyperCast uses, and nothing that knows what HyperCast does: errors, files
+//! that are replaced as a whole, locks of work directories, shutdown, logging, progress, the clock,
+//! hashing and quantiles.
+//!
+//! ```text
+//! error         the errors that any crate can meet, and what a caller can do about each
+//! atomic_file   replace a file as a whole      dir_lock   one process a work directory
+//! shutdown      finish the step and save       clock      wall clock, processor time, priority
+//! logging       lines on standard error        progress   bars of long commands
+//! hash          SplitMix64                     hex        bytes as text
+//! quantile      the one definition             prerequisite   what tests need beside the code
+//! ```
+//!
+//! ```
+//! use hypercast_core::error::{CommonErrors as _, Error, ErrorKind};
+//!
+//! let error = Error::invalid("--minutes is 0; it must be above 0");
+//! assert_eq!(error.kind(), ErrorKind::Invalid);
+//! ```
+
+pub mod atomic_file;
+pub mod clock;
+pub mod dir_lock;
+pub mod error;
+pub mod hash;
+pub mod hex;
+pub mod logging;
+pub mod prerequisite;
+pub mod progress;
+pub mod quantile;
+pub mod shutdown;
+
+pub use error::{Error, Result};

@@ -1,0 +1,168 @@
+//! An imported data set: a directory that any data tool can read.
+//!
+//! `schema.toml`, `items.parquet`, `users.parquet` and `impressions.parquet`, the
+//! last sorted by `time_ms` with the impressions of one request next to each
+//! other; optionally `content.parquet`, a vector an item. Written by `import`, read by everything after it. Nothing here knows a
+//! model, or what was known when (see `timeline`).
+
+pub mod content;
+mod entities;
+mod impressions;
+pub mod table;
+pub mod timeline;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hypercast_fm::example::{Item, Outcome, User};
+use serde::{Deserialize, Serialize};
+
+pub use impressions::{ImpressionReader, ImpressionWriter};
+
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::Schema;
+
+/// One item shown to one user, and what came of it: a row of `impressions.parquet`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Impression {
+    /// The request that it was an answer to; shared by the items shown together.
+    pub request: u64,
+    /// When the request was made, in milliseconds since the epoch.
+    pub time_ms: i64,
+    /// When the outcome became known.
+    pub outcome_ms: i64,
+    /// Who saw it.
+    pub user: u64,
+    /// What was shown.
+    pub item: u64,
+    /// Where: an index into `schema.surfaces`.
+    pub surface: u16,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The context features.
+    pub context: Context,
+    /// The true probability (or expected value) of each task in a simulated world, else empty.
+    pub truth: Vec<f32>,
+    /// A past event without an exact time or surface: history, never a request.
+    pub history_only: bool,
+}
+
+/// The context features of an impression or a candidate, in the schema's order.
+/// An empty list stands for a feature that is missing (0) throughout.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Context {
+    /// Categorical features.
+    pub ids: Vec<u64>,
+    /// Dense features.
+    pub dense: Vec<f32>,
+}
+
+/// An imported data set, its items and users in memory, its impressions on disk.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// What its columns mean.
+    pub schema: Arc<Schema>,
+    /// Items by raw id.
+    pub items: HashMap<u64, Arc<Item>>,
+    /// Names of items for people; empty where the data has none.
+    pub item_names: HashMap<u64, String>,
+    /// Users by raw id.
+    pub users: HashMap<u64, Arc<User>>,
+    /// The number of impressions.
+    pub rows: usize,
+    /// Width of the items' content vectors; 0 without any.
+    pub content: usize,
+}
+
+impl Dataset {
+    /// Opens the directory that an import wrote.
+    pub fn open(dir: &Path) -> Result<Dataset> {
+        let schema_path = dir.join("schema.toml");
+        if !schema_path.is_file() {
+            let reason = "no data set here: `schema.toml` is missing; make one with `hypercast import` or `hypercast simulate`";
+            return Err(Error::data(dir, reason));
+        }
+        let schema = Arc::new(Schema::load(&schema_path)?);
+        let (mut items, item_names) = entities::read_items(&dir.join("items.parquet"), &schema)?;
+        let users = entities::read_users(&dir.join("users.parquet"), &schema)?;
+        let content = content::attach(dir, &mut items)?;
+        let rows = ImpressionReader::open(dir, &schema)?.rows();
+        Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows, content })
+    }
+
+    /// The same without items' content vectors, which joined examples do not carry.
+    pub fn without_content(&self) -> Dataset {
+        let bare = |item: &Arc<Item>| match item.content.is_empty() {
+            true => item.clone(),
+            false => Arc::new(Item { content: Arc::default(), ..(**item).clone() }),
+        };
+        let items = self.items.iter().map(|(&id, item)| (id, bare(item))).collect();
+        Dataset { items, content: 0, ..self.clone() }
+    }
+
+    /// All impressions in time order, streamed from disk.
+    pub fn impressions(&self) -> Result<ImpressionReader> {
+        ImpressionReader::open(&self.dir, &self.schema)
+    }
+
+    /// How many requests of users that `hold` accepts come before `until_ms`, mere history not counted.
+    ///
+    /// # Errors
+    /// Impressions that cannot be read.
+    pub fn requests(&self, until_ms: Option<i64>, hold: impl Fn(u64) -> bool) -> Result<u64> {
+        let (mut count, mut last) = (0, None);
+        for impression in self.impressions()? {
+            let impression = impression?;
+            if until_ms.is_some_and(|until_ms| impression.time_ms >= until_ms) {
+                break;
+            }
+            let request = Some(impression.request);
+            if !impression.history_only && last != request && hold(impression.user) {
+                count += 1;
+                last = request;
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// What an import writes besides the impressions.
+#[derive(Debug)]
+pub struct Entities<'a> {
+    /// The schema.
+    pub schema: &'a Schema,
+    /// All items.
+    pub items: &'a [Item],
+    /// Their names, in the same order; empty where there are none.
+    pub item_names: &'a [String],
+    /// All users.
+    pub users: &'a [User],
+}
+
+/// Writes the schema, the items and the users.
+pub fn write_entities(dir: &Path, entities: &Entities<'_>) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    entities.schema.save(&dir.join("schema.toml"))?;
+    entities::write_items(&dir.join("items.parquet"), entities)?;
+    entities::write_users(&dir.join("users.parquet"), entities)
+}
+
+/// Writes a whole data set: sorts the impressions by time and request (equal
+/// ones keep their order) and renames each file into place when it is complete.
+pub fn write_dataset(
+    dir: &Path,
+    entities: &Entities<'_>,
+    impressions: &mut [Impression],
+) -> Result<()> {
+    write_entities(dir, entities)?;
+    impressions.sort_by_key(|impression| (impression.time_ms, impression.request));
+    let mut writer = ImpressionWriter::create(dir, entities.schema)?;
+    for impression in impressions.iter() {
+        writer.write(impression)?;
+    }
+    writer.finish()
+}

@@ -1,0 +1,177 @@
+//! Writing a table: required columns, zstd, and a name only when complete.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type,
+};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use parquet::schema::types::{ColumnPath, Type, TypePtr};
+
+use super::{Column, Field, Kind, Values};
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_core::atomic_file;
+
+/// Writes a table one row group at a time. The file appears under its name only
+/// when it is finished.
+pub struct TableWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    fields: Vec<Field>,
+    writer: SerializedFileWriter<File>,
+}
+
+impl TableWriter {
+    /// Opens `path` with `.tmp` appended for writing.
+    pub fn create(path: &Path, fields: Vec<Field>) -> Result<TableWriter> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".tmp");
+        let temporary = PathBuf::from(temporary);
+        let file = File::create(&temporary).map_err(Error::io(&temporary))?;
+        let writer = table_type(&fields)
+            .and_then(|schema| {
+                SerializedFileWriter::new(file, schema, Arc::new(properties(&fields)))
+            })
+            .map_err(Error::parquet(&temporary))?;
+        Ok(TableWriter { path: path.to_path_buf(), temporary, fields, writer })
+    }
+
+    /// Writes one row group: `columns` in the order of the fields, all of the same length.
+    pub fn write(&mut self, columns: &[Column]) -> Result<()> {
+        assert_eq!(columns.len(), self.fields.len(), "one column a field");
+        let mut group = self.writer.next_row_group().map_err(Error::parquet(&self.temporary))?;
+        for column in columns {
+            write_column(&mut group, column).map_err(Error::parquet(&self.temporary))?;
+        }
+        group.close().map_err(Error::parquet(&self.temporary))?;
+        Ok(())
+    }
+
+    /// Notes something about the whole table in its metadata, where any reader of Parquet finds it.
+    pub fn note(&mut self, key: &str, value: String) {
+        self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+    }
+
+    /// Completes the file on disk and gives it its name.
+    pub fn finish(self) -> Result<()> {
+        let file = self.writer.into_inner().map_err(Error::parquet(&self.temporary))?;
+        file.sync_all().map_err(Error::io(&self.temporary))?;
+        atomic_file::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
+    }
+}
+
+fn properties(fields: &[Field]) -> WriterProperties {
+    let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
+    let builder = WriterProperties::builder().set_compression(Compression::ZSTD(level));
+    // Floats hardly repeat: a dictionary would only be built to be thrown away. Their bytes are laid out
+    // by place, so that exponents compress, and so do the zeros that a vector rounded to bf16 ends its values with.
+    let floats = fields.iter().filter(|field| field.kind == Kind::F32);
+    floats
+        .fold(builder, |builder, field| {
+            builder
+                .set_column_dictionary_enabled(path_of(field), false)
+                .set_column_encoding(path_of(field), Encoding::BYTE_STREAM_SPLIT)
+        })
+        .build()
+}
+
+fn path_of(field: &Field) -> ColumnPath {
+    match field.list {
+        false => ColumnPath::from(field.name.clone()),
+        true => ColumnPath::new(vec![field.name.clone(), "list".into(), "element".into()]),
+    }
+}
+
+fn table_type(fields: &[Field]) -> std::result::Result<TypePtr, ParquetError> {
+    let columns = fields.iter().map(field_type).collect::<std::result::Result<Vec<_>, _>>()?;
+    Ok(Arc::new(Type::group_type_builder("table").with_fields(columns).build()?))
+}
+
+fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
+    if !field.list {
+        return scalar_type(&field.name, field.kind);
+    }
+    let list = Type::group_type_builder("list")
+        .with_repetition(Repetition::REPEATED)
+        .with_fields(vec![scalar_type("element", field.kind)?])
+        .build()?;
+    let outer = Type::group_type_builder(&field.name)
+        .with_repetition(Repetition::REQUIRED)
+        .with_logical_type(Some(LogicalType::List))
+        .with_fields(vec![Arc::new(list)])
+        .build()?;
+    Ok(Arc::new(outer))
+}
+
+fn scalar_type(name: &str, kind: Kind) -> std::result::Result<TypePtr, ParquetError> {
+    let unsigned = |bit_width| Some(LogicalType::Integer { bit_width, is_signed: false });
+    let (physical, logical) = match kind {
+        Kind::U64 => (Physical::INT64, unsigned(64)),
+        Kind::I64 => (Physical::INT64, None),
+        Kind::U32 => (Physical::INT32, unsigned(32)),
+        Kind::F32 => (Physical::FLOAT, None),
+        Kind::Bool => (Physical::BOOLEAN, None),
+        Kind::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+    };
+    let builder =
+        Type::primitive_type_builder(name, physical).with_repetition(Repetition::REQUIRED);
+    Ok(Arc::new(builder.with_logical_type(logical).build()?))
+}
+
+fn write_column(
+    group: &mut SerializedRowGroupWriter<'_, File>,
+    column: &Column,
+) -> std::result::Result<(), ParquetError> {
+    let offsets = column.offsets.as_deref();
+    match &column.values {
+        Values::U64(v) => {
+            write_as::<Int64Type>(group, &v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets)
+        }
+        Values::I64(v) => write_as::<Int64Type>(group, v, offsets),
+        Values::U32(v) => {
+            write_as::<Int32Type>(group, &v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets)
+        }
+        Values::F32(v) => write_as::<FloatType>(group, v, offsets),
+        Values::Bool(v) => write_as::<BoolType>(group, v, offsets),
+        Values::Text(v) => {
+            let bytes: Vec<ByteArray> =
+                v.iter().map(|text| ByteArray::from(text.as_str())).collect();
+            write_as::<ByteArrayType>(group, &bytes, offsets)
+        }
+    }
+}
+
+fn write_as<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, File>,
+    values: &[T::T],
+    offsets: Option<&[usize]>,
+) -> std::result::Result<(), ParquetError> {
+    let mut writer = group.next_column()?.expect("as many columns as fields");
+    match offsets {
+        None => writer.typed::<T>().write_batch(values, None, None)?,
+        Some(offsets) => {
+            let (definition, repetition) = levels(offsets);
+            writer.typed::<T>().write_batch(values, Some(&definition), Some(&repetition))?
+        }
+    };
+    writer.close()
+}
+
+/// Dremel levels of required lists of required elements: an empty list is one entry of definition 0,
+/// and every element but a list's first repeats.
+fn levels(offsets: &[usize]) -> (Vec<i16>, Vec<i16>) {
+    let (mut definition, mut repetition) = (Vec::new(), Vec::new());
+    for pair in offsets.windows(2) {
+        let length = pair[1] - pair[0];
+        definition.extend(std::iter::repeat_n(i16::from(length > 0), length.max(1)));
+        repetition.push(0);
+        repetition.extend(std::iter::repeat_n(1, length.saturating_sub(1)));
+    }
+    (definition, repetition)
+}

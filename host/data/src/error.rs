@@ -1,0 +1,51 @@
+//! The errors of this crate: its own, and those of the crates below it.
+
+use std::path::{Path, PathBuf};
+
+pub(crate) use hypercast_core::error::CommonErrors;
+use hypercast_core::error::ErrorKind;
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file, an option, or a service that does not answer.
+    #[error(transparent)]
+    Core(#[from] hypercast_core::Error),
+    /// An embedding store failed.
+    #[error(transparent)]
+    Store(#[from] hypercast_store::Error),
+    /// The foundation model failed.
+    #[error(transparent)]
+    Fm(#[from] hypercast_fm::Error),
+    /// A Parquet file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// The reader's reason.
+        source: parquet::errors::ParquetError,
+    },
+    /// A schema that contradicts itself.
+    #[error("schema: {0}")]
+    Schema(String),
+}
+
+/// A result with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Core(error) => error.kind(),
+            Error::Parquet { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
+            Error::Schema(_) => ErrorKind::Invalid,
+        }
+    }
+
+    /// A Parquet error at `path`.
+    pub fn parquet(path: impl AsRef<Path>) -> impl FnOnce(parquet::errors::ParquetError) -> Error {
+        let path = path.as_ref().to_path_buf();
+        move |source| Error::Parquet { path, source }
+    }
+}

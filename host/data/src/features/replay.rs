@@ -1,0 +1,209 @@
+//! Replays: a data set's requests as examples, each with what was known at its
+//! time. Training, materialising and the test replay all read these.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use hypercast_fm::example::Example;
+
+use super::{CandidateInput, FeatureConfig, FeatureState, RequestInput};
+use crate::dataset::timeline::{Span, Step, Timeline};
+use crate::dataset::{Dataset, Impression};
+use crate::error::Result;
+use hypercast_core::hash::mix64;
+
+/// What to replay.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplayOptions {
+    /// Which requests; what is before them is applied first.
+    pub span: Span,
+    /// Events of history an example holds at most.
+    pub history_len: usize,
+    /// Targets an example holds at most; a larger request comes as several examples.
+    pub max_targets: usize,
+    /// The state's bounds.
+    pub features: FeatureConfig,
+}
+
+/// Yields the requests of a span in time order as examples with their outcomes.
+pub struct Replay {
+    timeline: Timeline,
+    state: FeatureState,
+    ready: VecDeque<Example>,
+    options: ReplayOptions,
+    /// Examples still to be left out.
+    skip: u64,
+}
+
+impl Replay {
+    /// Brings a fresh state to the span's beginning and starts there.
+    pub fn new(dataset: &Dataset, options: ReplayOptions) -> Result<Replay> {
+        let state = match options.span.from_ms {
+            Some(from_ms) => FeatureState::rebuild(dataset, options.features, Some(from_ms))?,
+            None => FeatureState::new(dataset, options.features),
+        };
+        Replay::with_state(dataset, state, options)
+    }
+
+    /// Goes on with a state that is as of the span's beginning.
+    pub fn with_state(
+        dataset: &Dataset,
+        state: FeatureState,
+        options: ReplayOptions,
+    ) -> Result<Replay> {
+        let timeline = Timeline::new(dataset, options.span)?;
+        Ok(Replay { timeline, state, ready: VecDeque::new(), options, skip: 0 })
+    }
+
+    /// Leaves out the next `examples`, whose outcomes are applied all the same: a run that is
+    /// resumed has learned from them.
+    pub fn skipping(self, examples: u64) -> Replay {
+        Replay { skip: examples, ..self }
+    }
+
+    /// The state where the replay stands: after its end, that of the span's end.
+    pub fn into_state(self) -> FeatureState {
+        self.state
+    }
+
+    fn fetch(&mut self, rows: &[Impression]) {
+        for (part, rows) in rows.chunks(self.options.max_targets.max(1)).enumerate() {
+            if self.skip > 0 {
+                self.skip -= 1;
+                continue;
+            }
+            let mut request = request_input(rows);
+            // The parts of a request are known by ids of their own, the first by the request's.
+            if part > 0 {
+                request.request = mix64(request.request ^ mix64(part as u64));
+            }
+            self.ready.push_back(self.state.fetch(&request, self.options.history_len));
+        }
+    }
+}
+
+impl Iterator for Replay {
+    type Item = Result<Example>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.ready.is_empty() {
+            match self.timeline.next()? {
+                Err(error) => return Some(Err(error)),
+                Ok(Step::Outcome(impression)) => self.state.apply(&impression),
+                Ok(Step::Request(rows)) => self.fetch(&rows),
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+/// The request that some impressions answered, with their outcomes.
+pub fn request_input(rows: &[Impression]) -> RequestInput {
+    let first = rows.first().expect("a request has candidates");
+    let candidate = |row: &Impression| CandidateInput {
+        item: row.item,
+        features: None,
+        context: Arc::new(row.context.clone()),
+        outcome: row.outcome,
+        truth: row.truth.clone(),
+    };
+    RequestInput {
+        request: first.request,
+        user: first.user,
+        user_features: None,
+        surface: first.surface,
+        time_ms: first.time_ms,
+        candidates: rows.iter().map(candidate).collect(),
+    }
+}
+
+/// Consecutive history events that make one pre-training request.
+pub const PRETRAINING_CHUNK: usize = 8;
+
+/// How to turn mere history into examples.
+#[derive(Debug, Clone, Copy)]
+pub struct PretrainingOptions {
+    /// Leaves out events from here on; `None` takes all.
+    pub until_ms: Option<i64>,
+    /// Events of history an example holds at most.
+    pub history_len: usize,
+    /// Consecutive events of a user that make an example's targets.
+    pub chunk: usize,
+    /// Times that all of it is gone through, each with counters of its own.
+    pub passes: usize,
+    /// Seed of the order of users.
+    pub seed: u64,
+    /// The state's bounds.
+    pub features: FeatureConfig,
+}
+
+/// Yields examples made of history-only events: chunk k of every user, then chunk k + 1 of every user,
+/// so that the order is about that of time although the events' own times are not known.
+///
+/// An example's targets are the chunk, its history what the same user did before. The counters run
+/// along in this order and start empty, so early chunks see few of them; the state is thrown away after it.
+pub struct Pretraining {
+    state: FeatureState,
+    options: PretrainingOptions,
+    users: Vec<Vec<Impression>>,
+    pass: usize,
+    round: usize,
+    next_user: usize,
+    examples: usize,
+}
+
+impl Pretraining {
+    /// Reads the history-only events of a data set.
+    pub fn new(dataset: &Dataset, options: PretrainingOptions) -> Result<Pretraining> {
+        let mut by_user: BTreeMap<u64, Vec<Impression>> = BTreeMap::new();
+        for impression in dataset.impressions()? {
+            let impression = impression?;
+            if impression.history_only
+                && options.until_ms.is_none_or(|until_ms| impression.outcome_ms < until_ms)
+            {
+                by_user.entry(impression.user).or_default().push(impression);
+            }
+        }
+        let mut users: Vec<(u64, Vec<Impression>)> = by_user.into_iter().collect();
+        users.sort_by_key(|(user, _)| mix64(options.seed ^ mix64(*user)));
+        let users: Vec<Vec<Impression>> = users.into_iter().map(|(_, events)| events).collect();
+        let once: usize =
+            users.iter().map(|events| events.len().div_ceil(options.chunk.max(1))).sum();
+        let state = FeatureState::new(dataset, options.features);
+        let examples = once * options.passes;
+        Ok(Pretraining { state, options, users, pass: 0, round: 0, next_user: 0, examples })
+    }
+
+    /// How many examples there are in all.
+    pub fn examples(&self) -> usize {
+        self.examples
+    }
+}
+
+impl Iterator for Pretraining {
+    type Item = Example;
+
+    fn next(&mut self) -> Option<Example> {
+        let chunk = self.options.chunk.max(1);
+        let rounds = self.users.iter().map(|events| events.len().div_ceil(chunk)).max()?;
+        while self.pass < self.options.passes {
+            let Some(events) = self.users.get(self.next_user) else {
+                self.next_user = 0;
+                self.round += 1;
+                if self.round == rounds {
+                    self.round = 0;
+                    self.pass += 1;
+                    self.state = self.state.forgetful();
+                }
+                continue;
+            };
+            self.next_user += 1;
+            if let Some(rows) = events.chunks(chunk).nth(self.round) {
+                let example = self.state.fetch(&request_input(rows), self.options.history_len);
+                rows.iter().for_each(|row| self.state.apply(row));
+                return Some(example);
+            }
+        }
+        None
+    }
+}

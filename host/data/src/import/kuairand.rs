@@ -1,0 +1,193 @@
+//! KuaiRand-Pure (Gao et al., CIKM 2022): the data set's own files become a data
+//! set directory. Surfaces are the app's tabs.
+//!
+//! The optional `user_history_*.parquet` holds what users saw before the logs
+//! begin, without exact times and tabs: it becomes history-only impressions on the
+//! surface `unknown`, an hour apart, the newest at its true time.
+
+mod entities;
+mod log;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{ImportReport, counters, features, number_requests, task};
+use crate::dataset::{Entities, Impression, content, write_dataset};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::{Counter, FeatureKind, Schema, TaskKind, TaskRole};
+
+/// Impressions of one user and tab this close together answer one request.
+const REQUEST_MS: i64 = 2_000;
+
+/// Actions, in the order of their bits; the columns of the log have the same names.
+const ACTIONS: [&str; 8] = [
+    "is_click",
+    "long_view",
+    "is_like",
+    "is_profile_enter",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+];
+
+/// Where to read and where to write.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder of the data set's files.
+    pub from: PathBuf,
+    /// The data set directory to make.
+    pub into: PathBuf,
+    /// Content vectors of the videos (see `dataset::content`).
+    pub content: Option<PathBuf>,
+}
+
+/// Imports the data set.
+pub fn import(options: &Options) -> Result<ImportReport> {
+    let start = Instant::now();
+    let mut report = ImportReport::default();
+    let from = &options.from;
+    let logs = matching(from, "log_standard_", "_pure.csv")?;
+    if logs.is_empty() {
+        let expected =
+            "no log_standard_*_pure.csv in it; expected the folder of KuaiRand-Pure's files";
+        return Err(Error::data(from, expected));
+    }
+    let users = entities::read_users(&from.join("user_features_pure.csv"), &mut report)?;
+    let mut videos =
+        entities::read_videos(&from.join("video_features_basic_pure.csv"), &mut report)?;
+    let mut rows = Vec::new();
+    {
+        let mut reader = log::Reader {
+            users: &users,
+            videos: &mut videos,
+            rows: &mut rows,
+            report: &mut report,
+        };
+        for path in &logs {
+            reader.read_log(path)?;
+        }
+        for path in matching(from, "user_history_", ".parquet")? {
+            reader.read_history(&path)?;
+        }
+    }
+    let tabs: BTreeSet<u16> =
+        rows.iter().filter(|row| !row.history_only).map(|row| row.surface).collect();
+    let schema = schema(&tabs);
+    name_surfaces(&mut rows, &tabs);
+    form_requests(&mut rows);
+    report.count(&rows);
+    let items = entities::items(&videos);
+    let mut users: Vec<_> = users.into_values().collect();
+    users.sort_by_key(|user| user.id);
+    (report.items, report.users) = (items.len() as u64, users.len() as u64);
+    let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
+    report.attach(content::import(options.content.as_deref(), &options.into, &items)?);
+    write_dataset(&options.into, &entities, &mut rows)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    report.save(&options.into)?;
+    Ok(report)
+}
+
+/// The files in `dir` whose names have this beginning and end, sorted.
+fn matching(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let entry = entry.map_err(Error::io(dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(suffix) {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn schema(tabs: &BTreeSet<u16>) -> Schema {
+    let mut item_features = features(&entities::ITEM_CATEGORIES, FeatureKind::Categorical);
+    item_features.extend(features(&entities::ITEM_DENSE, FeatureKind::Dense));
+    let mut user_features = features(&entities::USER_CATEGORIES, FeatureKind::Categorical);
+    user_features.extend(features(&entities::USER_DENSE, FeatureKind::Dense));
+    let keys: [&[&str]; 12] = [
+        &["user_id"],
+        &["item_id"],
+        &["author_id"],
+        &["tag"],
+        &["music_id"],
+        &["duration_step", "surface"],
+        &["tag", "surface"],
+        &["user_id", "duration_step"],
+        &["user_id", "surface"],
+        &["item_id", "surface"],
+        &["user_id", "tag"],
+        &["user_id", "author_id"],
+    ];
+    let mut all_counters = counters(&keys, &["is_click", "long_view"]);
+    all_counters.extend(counters(&keys[..3], &["is_like", "is_profile_enter"]));
+    let recent = |counter: Counter| Counter {
+        name: format!("recent_{}", counter.name),
+        half_life_days: 1.0,
+        ..counter
+    };
+    let moving: [&[&str]; 3] = [&["user_id"], &["item_id"], &["surface", "hour"]];
+    all_counters.extend(counters(&moving, &["is_click", "long_view"]).into_iter().map(recent));
+    let main = |name| task(name, TaskRole::Main, TaskKind::Binary);
+    Schema {
+        surfaces: std::iter::once("unknown".into())
+            .chain(tabs.iter().map(|tab| format!("tab{tab}")))
+            .collect(),
+        actions: ACTIONS.map(String::from).to_vec(),
+        values: vec!["watch_ratio".into()],
+        tasks: vec![
+            main("is_click"),
+            main("long_view"),
+            main("is_like"),
+            task("is_profile_enter", TaskRole::Auxiliary, TaskKind::Binary),
+            task("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
+        ],
+        item_features,
+        user_features,
+        context_features: Vec::new(),
+        counters: all_counters,
+    }
+}
+
+/// Turns tab numbers into indices of the schema's surfaces.
+fn name_surfaces(rows: &mut [Impression], tabs: &BTreeSet<u16>) {
+    for row in rows {
+        row.surface = match row.history_only {
+            true => 0,
+            false => 1 + tabs.range(..row.surface).count() as u16,
+        };
+    }
+}
+
+/// Gives impressions of one user and surface that lie close together one request and the time of
+/// the first, then numbers the requests in time order.
+fn form_requests(rows: &mut [Impression]) {
+    rows.sort_by_key(|row| (row.history_only, row.user, row.surface, row.time_ms));
+    let mut request = 0;
+    let mut first = None;
+    for row in rows.iter_mut() {
+        let place = (row.history_only, row.user, row.surface);
+        match first {
+            Some((of, start_ms))
+                if !row.history_only && of == place && row.time_ms - start_ms <= REQUEST_MS =>
+            {
+                row.time_ms = start_ms;
+            }
+            _ => {
+                first = Some((place, row.time_ms));
+                request += 1;
+            }
+        }
+        row.request = request;
+    }
+    number_requests(rows);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! KuaiRand's two feature files.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+
+use hypercast_fm::example::{Item, User};
+
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::import::ImportReport;
+use crate::import::text::{Row, TextFile};
+use crate::schema::category_id;
+
+/// Columns of `user_features_pure.csv`: the id, then `USER_CATEGORIES`, then the numbers.
+const USER_COLUMNS: [&str; 31] = [
+    "user_id",
+    "user_active_degree",
+    "is_lowactive_period",
+    "is_live_streamer",
+    "is_video_author",
+    "follow_user_num_range",
+    "fans_user_num_range",
+    "friend_user_num_range",
+    "register_days_range",
+    "onehot_feat0",
+    "onehot_feat1",
+    "onehot_feat2",
+    "onehot_feat3",
+    "onehot_feat4",
+    "onehot_feat5",
+    "onehot_feat6",
+    "onehot_feat7",
+    "onehot_feat8",
+    "onehot_feat9",
+    "onehot_feat10",
+    "onehot_feat11",
+    "onehot_feat12",
+    "onehot_feat13",
+    "onehot_feat14",
+    "onehot_feat15",
+    "onehot_feat16",
+    "onehot_feat17",
+    "follow_user_num",
+    "fans_user_num",
+    "friend_user_num",
+    "register_days",
+];
+
+const FIRST_USER_NUMBER: usize = 27;
+
+/// Categorical user features: the columns after the id.
+pub(super) const USER_CATEGORIES: [&str; FIRST_USER_NUMBER - 1] = {
+    let mut names = [""; FIRST_USER_NUMBER - 1];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = USER_COLUMNS[i + 1];
+        i += 1;
+    }
+    names
+};
+
+/// Dense user features: log(1 + n) of each number.
+pub(super) const USER_DENSE: [&str; 4] =
+    ["log_follow_users", "log_fans", "log_friends", "log_register_days"];
+
+const VIDEO_COLUMNS: [&str; 10] = [
+    "video_id",
+    "author_id",
+    "tag",
+    "music_id",
+    "music_type",
+    "upload_type",
+    "video_type",
+    "video_duration",
+    "server_width",
+    "server_height",
+];
+
+const FIRST_VIDEO_NUMBER: usize = 7;
+
+/// Categorical item features: the columns after the id, and how long it is in steps of about 1.4.
+pub(super) const ITEM_CATEGORIES: [&str; 7] =
+    ["author_id", "tag", "music_id", "music_type", "upload_type", "video_type", "duration_step"];
+
+/// Dense item features: log(1 + seconds), height over width, both 0 where unknown.
+pub(super) const ITEM_DENSE: [&str; 2] = ["log_duration", "aspect"];
+
+/// A video, before the logs have said how long it is where its own row does not.
+pub(super) struct Video {
+    item: Item,
+    /// In milliseconds; `None` until somebody says.
+    pub(super) duration_ms: Option<f32>,
+}
+
+pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, User>> {
+    let file = open(path, &USER_COLUMNS, "KuaiRand-Pure's user_features_pure.csv")?;
+    let mut users = HashMap::new();
+    file.read(report, |row| {
+        let id = row.number(0)?;
+        let ids = (1..FIRST_USER_NUMBER).map(|column| category(row, column)).collect();
+        let mut dense = Vec::with_capacity(USER_DENSE.len());
+        for column in FIRST_USER_NUMBER..USER_COLUMNS.len() {
+            dense.push(row.optional(column)?.unwrap_or(0.0).max(0.0).ln_1p());
+        }
+        match users.insert(id, User { id, ids, dense }) {
+            None => Ok(()),
+            Some(_) => Err(row.bad(0, format!("user {id} has two rows; the last one counts"))),
+        }
+    })?;
+    Ok(users)
+}
+
+pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, Video>> {
+    let file = open(path, &VIDEO_COLUMNS, "KuaiRand-Pure's video_features_basic_pure.csv")?;
+    let mut videos = HashMap::new();
+    file.read(report, |row| {
+        let id = row.number(0)?;
+        let ids = (1..FIRST_VIDEO_NUMBER).map(|column| category(row, column)).collect();
+        let duration_ms = row.optional(FIRST_VIDEO_NUMBER)?;
+        if duration_ms.is_some_and(|duration_ms| duration_ms < 0.0) {
+            return Err(row.bad(FIRST_VIDEO_NUMBER, "a negative duration".into()));
+        }
+        let (width, height) = (row.optional(8)?.unwrap_or(0.0), row.optional(9)?.unwrap_or(0.0));
+        let aspect = if width > 0.0 { height / width } else { 0.0 };
+        let item = Item { id, ids, dense: vec![0.0, aspect], ..Item::default() };
+        match videos.insert(id, Video { item, duration_ms }) {
+            None => Ok(()),
+            Some(_) => Err(row.bad(0, format!("video {id} has two rows; the last one counts"))),
+        }
+    })?;
+    Ok(videos)
+}
+
+/// The items, by id, with the durations that are known by now.
+pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
+    let finished = |video: &Video| {
+        let mut item = video.item.clone();
+        let duration_s = video.duration_ms.unwrap_or(0.0) / 1e3;
+        item.dense[0] = duration_s.ln_1p();
+        item.ids.push((2.0 * (1.0 + duration_s).log2()) as u64);
+        item
+    };
+    let mut items: Vec<Item> = videos.values().map(finished).collect();
+    items.sort_by_key(|item| item.id);
+    items
+}
+
+/// Opens a comma-separated file of the data set.
+pub(super) fn open(
+    path: &Path,
+    columns: &'static [&'static str],
+    expected: &'static str,
+) -> Result<TextFile<std::io::BufReader<File>>> {
+    let missing = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::data(path, format!("no such file; expected {expected}"))
+        }
+        _ => Error::io(path)(error),
+    };
+    let content = std::io::BufReader::new(File::open(path).map_err(missing)?);
+    Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
+}
+
+/// The first of the cell's values; whole numbers are the same category with and without `.0`.
+fn category(row: &Row<'_>, column: usize) -> u64 {
+    let text = row.text(column);
+    // Ranges such as `(250,500]` contain a comma too, but no list of tags begins with a bracket.
+    let first =
+        if text.starts_with(['(', '[']) { &text } else { text.split(',').next().unwrap_or("") };
+    category_id(first.strip_suffix(".0").unwrap_or(first))
+}

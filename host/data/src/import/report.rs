@@ -1,0 +1,171 @@
+//! What an import read, and which rows it could not use.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::{Impression, content::Coverage};
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// How many bad rows are shown; all are counted.
+const SHOWN: usize = 10;
+
+/// The content of `import-report.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Each file that was read.
+    pub files: Vec<FileReport>,
+    /// Rows that could not be used, by file and column.
+    pub bad_rows: u64,
+    /// How many bad rows each column is to blame for, as `FILE: COLUMN`.
+    pub bad_rows_by_column: BTreeMap<String, u64>,
+    /// The first bad rows.
+    pub first_bad_rows: Vec<BadRow>,
+    /// Impressions written, history included.
+    pub impressions: u64,
+    /// Those of them that are history only.
+    pub history_only: u64,
+    /// Requests that the other impressions form.
+    pub requests: u64,
+    /// Items written.
+    pub items: u64,
+    /// Users written.
+    pub users: u64,
+    /// Items with a content vector.
+    #[serde(default)]
+    pub items_with_content: u64,
+    /// Numbers a content vector.
+    #[serde(default)]
+    pub content_width: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// One file that was read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileReport {
+    /// Its name.
+    pub file: String,
+    /// Rows in it, without the header; for lists, their elements.
+    pub rows: u64,
+    /// Rows that could not be used.
+    pub bad: u64,
+}
+
+/// One row that could not be used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BadRow {
+    /// The file.
+    pub file: String,
+    /// The line, counted from 1, or the row of a Parquet file.
+    pub line: u64,
+    /// The column at fault.
+    pub column: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Why a row cannot be used.
+#[derive(Debug)]
+pub(super) struct Bad {
+    pub(super) column: &'static str,
+    pub(super) reason: String,
+}
+
+impl ImportReport {
+    /// Begins a file.
+    pub(super) fn open(&mut self, file: &str) {
+        self.files.push(FileReport { file: file.to_string(), rows: 0, bad: 0 });
+    }
+
+    /// Counts a row of the file begun last.
+    pub(super) fn row(&mut self, line: u64, outcome: std::result::Result<(), Bad>) {
+        let file = self.files.last_mut().expect("a file is open");
+        file.rows += 1;
+        if let Err(bad) = outcome {
+            file.bad += 1;
+            self.bad_rows += 1;
+            *self
+                .bad_rows_by_column
+                .entry(format!("{}: {}", file.file, bad.column))
+                .or_default() += 1;
+            if self.first_bad_rows.len() < SHOWN {
+                let (file, column) = (file.file.clone(), bad.column.to_string());
+                self.first_bad_rows.push(BadRow { file, line, column, reason: bad.reason });
+            }
+        }
+    }
+
+    /// Ends the file begun last. A file in which every row is bad is the wrong file.
+    pub(super) fn close(&mut self) -> Result<()> {
+        let file = self.files.last().expect("a file is open");
+        if file.rows == 0 || file.bad < file.rows {
+            return Ok(());
+        }
+        let first = self.first_bad_rows.iter().find(|bad| bad.file == file.file);
+        let first = first.map_or(String::new(), |bad| {
+            format!("; line {}, column `{}`: {}", bad.line, bad.column, bad.reason)
+        });
+        Err(Error::data(&file.file, format!("none of its {} rows can be used{first}", file.rows)))
+    }
+
+    /// Counts what will be written.
+    pub(super) fn count(&mut self, rows: &[Impression]) {
+        self.impressions = rows.len() as u64;
+        self.history_only = rows.iter().filter(|row| row.history_only).count() as u64;
+        let requests: HashSet<u64> =
+            rows.iter().filter(|row| !row.history_only).map(|row| row.request).collect();
+        self.requests = requests.len() as u64;
+    }
+
+    /// Counts the content vectors.
+    pub(super) fn attach(&mut self, content: Option<Coverage>) {
+        if let Some(content) = content {
+            self.items_with_content = content.with as u64;
+            self.content_width = content.width as u64;
+        }
+    }
+
+    /// Writes `import-report.json` into `dir`.
+    pub(super) fn save(&self, dir: &Path) -> Result<()> {
+        let path = dir.join("import-report.json");
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::data(&path, error.to_string()))?;
+        fs::write(&path, text + "\n").map_err(Error::io(&path))
+    }
+}
+
+impl std::fmt::Display for ImportReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "{} impressions ({} of them history only) in {} requests, {} items, {} users, {:.1} s",
+            self.impressions,
+            self.history_only,
+            self.requests,
+            self.items,
+            self.users,
+            self.seconds
+        )?;
+        if self.content_width > 0 {
+            let (with, items, width) = (self.items_with_content, self.items, self.content_width);
+            writeln!(f, "{with} of {items} items have a content vector of {width} numbers")?;
+        }
+        if self.bad_rows > 0 {
+            writeln!(f, "{} rows could not be used:", self.bad_rows)?;
+            for bad in &self.first_bad_rows {
+                writeln!(
+                    f,
+                    "  {}:{}: column `{}`: {}",
+                    bad.file, bad.line, bad.column, bad.reason
+                )?;
+            }
+            if self.bad_rows > self.first_bad_rows.len() as u64 {
+                writeln!(f, "  ... and {} more", self.bad_rows - self.first_bad_rows.len() as u64)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,306 @@
+//! Made-up requests for any schema: users, items, histories, candidates, outcomes
+//! and embeddings of realistic sizes, all a function of one seed.
+//!
+//! What measures or tests one expert by itself reads these; nothing trains a model
+//! that serves on them. A candidate's features, embedding and outcomes depend on
+//! one hidden affinity, so there is something to learn, and no more than that: the
+//! world whose statistics are worth something is `import::simulate`.
+
+use hypercast_core::hash::splitmix64;
+use std::sync::Arc;
+
+use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureKind, Schema, names};
+
+/// Users and items that requests draw from.
+const USERS: u64 = 500;
+const ITEMS: u64 = 2_000;
+
+/// Values of a categorical feature.
+const CATEGORIES: u64 = 50;
+
+/// When the first request is made: 1 January 2024, midnight UTC.
+const START_MS: i64 = 1_704_067_200_000;
+
+/// Between two requests, and between two events of a history, on average.
+const REQUEST_GAP_MS: i64 = 20_000;
+const EVENT_GAP_MS: f32 = 600_000.0;
+
+/// The share of a history's events that are of the request's surface.
+const OWN_SURFACE: f32 = 0.6;
+
+/// How large a request is, and where it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// An index into the schema's surfaces.
+    pub surface: u16,
+    /// Candidates.
+    pub candidates: usize,
+    /// Events of history, over all surfaces.
+    pub history: usize,
+}
+
+/// A request with its embeddings, as an expert gets them.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// The request, with outcomes.
+    pub example: Example,
+    /// `[candidates, tae_dim]`, row-major.
+    pub tae: Vec<f32>,
+}
+
+/// A schema's made-up world.
+#[derive(Debug, Clone)]
+pub struct Synthetic {
+    schema: Arc<Schema>,
+    tae_dim: usize,
+    seed: u64,
+    item_features: [usize; 2],
+    user_features: [usize; 2],
+    context_features: [usize; 2],
+}
+
+impl Synthetic {
+    /// A world of `schema`, whose FM's embeddings have `tae_dim` values. The same seed makes the same world.
+    pub fn new(schema: Arc<Schema>, tae_dim: usize, seed: u64) -> Synthetic {
+        let counts = |features: &[_]| {
+            [FeatureKind::Categorical, FeatureKind::Dense].map(|kind| names(features, kind).len())
+        };
+        Synthetic {
+            item_features: counts(&schema.item_features),
+            user_features: counts(&schema.user_features),
+            context_features: counts(&schema.context_features),
+            schema,
+            tae_dim,
+            seed,
+        }
+    }
+
+    /// The schema.
+    pub fn schema(&self) -> &Arc<Schema> {
+        &self.schema
+    }
+
+    /// Values of one embedding.
+    pub fn tae_dim(&self) -> usize {
+        self.tae_dim
+    }
+
+    /// Request `number`: the same one for the same world, number and size. Later numbers are later in time.
+    pub fn request(&self, number: u64, size: Size) -> Sample {
+        let mut random = SmallRng::seed_from_u64(splitmix64(self.seed ^ splitmix64(number)));
+        let time_ms = START_MS + number as i64 * REQUEST_GAP_MS;
+        let user = self.user(1 + random.random_range(0..USERS));
+        let history = self.history(&user, time_ms, size, &mut random);
+        let context = Context {
+            user: &user,
+            surface: size.surface,
+            time_ms,
+            ids: (0..self.context_features[0]).map(|_| 1 + random.random_range(0..4)).collect(),
+            dense: (0..self.context_features[1]).map(|_| random.random()).collect(),
+            events: history.len(),
+        };
+        let mut tae = Vec::with_capacity(size.candidates * self.tae_dim);
+        let targets = distinct(size.candidates, &mut random)
+            .map(|item| self.target(self.item(item), &context, &mut tae, &mut random))
+            .collect();
+        let example = Example {
+            request: number + 1,
+            surface: size.surface,
+            time_ms,
+            history,
+            targets,
+            user: Arc::new(user),
+        };
+        Sample { example, tae }
+    }
+
+    /// The user of an id.
+    pub fn user(&self, id: u64) -> User {
+        let [ids, dense] = self.user_features;
+        User { id, ids: self.categories(id, 1, ids), dense: self.numbers(id, 2, dense) }
+    }
+
+    /// The item of an id.
+    pub fn item(&self, id: u64) -> Arc<Item> {
+        let [ids, dense] = self.item_features;
+        Arc::new(Item {
+            id,
+            ids: self.categories(id, 3, ids),
+            dense: self.numbers(id, 4, dense),
+            ..Item::default()
+        })
+    }
+
+    fn history(&self, user: &User, time_ms: i64, size: Size, random: &mut SmallRng) -> Vec<Event> {
+        let surfaces = self.schema.surfaces.len().max(1) as u16;
+        let mut at_ms = time_ms;
+        let mut events: Vec<Event> = (0..size.history)
+            .map(|_| {
+                at_ms -= 1 + (-EVENT_GAP_MS * (1.0 - random.random::<f32>()).ln()) as i64;
+                let item = self.item(1 + random.random_range(0..ITEMS));
+                let own = random.random::<f32>() < OWN_SURFACE;
+                let surface = if own { size.surface } else { random.random_range(0..surfaces) };
+                let outcome = self.outcome(self.affinity(user.id, item.id), random);
+                Event { item, surface, time_ms: at_ms, outcome }
+            })
+            .collect();
+        events.reverse();
+        events
+    }
+
+    fn target(
+        &self,
+        item: Arc<Item>,
+        context: &Context<'_>,
+        tae: &mut Vec<f32>,
+        random: &mut SmallRng,
+    ) -> Target {
+        let affinity = self.affinity(context.user.id, item.id);
+        let direction = |at: usize| {
+            (splitmix64(self.seed ^ 7 ^ splitmix64(at as u64)) % 2_001) as f32 / 1e3 - 1.0
+        };
+        tae.extend((0..self.tae_dim).map(|at| direction(at) * affinity + 0.5 * noise(random)));
+        let hour = (context.time_ms / 3_600_000).rem_euclid(24) as u64;
+        let built_in = [context.user.id, item.id, u64::from(context.surface), hour];
+        const { assert!(BUILT_IN_IDS.len() == 4, "the built-in ids are those above") };
+        let ids = built_in.iter().chain(&item.ids).chain(&context.user.ids).chain(&context.ids);
+        let own = item.dense.iter().chain(&context.user.dense).chain(&context.dense);
+        let mut features: Vec<f32> = own.copied().collect();
+        let counted = self.schema.feature_columns().len() - BUILT_IN_FEATURES.len();
+        features.extend((features.len()..counted).map(|_| affinity - 1.0 + noise(random)));
+        features.extend([(1.0 + context.events as f32).ln(), 5.0 + noise(random), 4.0]);
+        const { assert!(BUILT_IN_FEATURES.len() == 3, "the built-in features are those above") };
+        Target {
+            ids: ids.copied().collect(),
+            features,
+            outcome: self.outcome(affinity, random),
+            truth: Vec::new(),
+            item,
+        }
+    }
+
+    /// How much a user likes an item, about in -1.7..1.7.
+    fn affinity(&self, user: u64, item: u64) -> f32 {
+        let hidden = splitmix64(self.seed ^ splitmix64(user).rotate_left(17) ^ splitmix64(item));
+        (hidden % 10_000) as f32 / 2_900.0 - 1.724
+    }
+
+    /// What comes of an impression: each action is rarer than the one before it, one in twenty is not known, and a value
+    /// is known where the first action happened.
+    fn outcome(&self, affinity: f32, random: &mut SmallRng) -> Outcome {
+        let (mut actions, mut known) = (0, 0);
+        for action in 0..self.schema.actions.len() {
+            let logit = 1.5 * affinity - 0.8 - 0.4 * action as f32;
+            let happened = random.random::<f32>() < 1.0 / (1.0 + (-logit).exp());
+            actions |= u32::from(happened) << action;
+            known |= u32::from(random.random::<f32>() < 0.95) << action;
+        }
+        let mut values = [f32::NAN; MAX_VALUES];
+        for value in values.iter_mut().take(self.schema.values.len()) {
+            if actions & 1 == 1 {
+                *value = (0.5 + 0.25 * affinity + 0.1 * noise(random)).clamp(0.0, 1.0);
+            }
+        }
+        Outcome { actions: actions & known, known, values }
+    }
+
+    fn categories(&self, id: u64, salt: u64, count: usize) -> Vec<u64> {
+        (0..count as u64)
+            .map(|at| 1 + splitmix64(id ^ splitmix64(salt ^ at << 8)) % CATEGORIES)
+            .collect()
+    }
+
+    fn numbers(&self, id: u64, salt: u64, count: usize) -> Vec<f32> {
+        let mut random = SmallRng::seed_from_u64(splitmix64(id ^ splitmix64(self.seed ^ salt)));
+        (0..count).map(|_| noise(&mut random)).collect()
+    }
+}
+
+/// What all candidates of a request share.
+struct Context<'a> {
+    user: &'a User,
+    surface: u16,
+    time_ms: i64,
+    ids: Vec<u64>,
+    dense: Vec<f32>,
+    events: usize,
+}
+
+/// Distinct item ids; ids beyond the catalogue where more are asked for than it has.
+fn distinct(count: usize, random: &mut SmallRng) -> impl Iterator<Item = u64> + use<> {
+    let catalogue = ITEMS.max(count as u64);
+    let start = random.random_range(0..catalogue);
+    // A step that shares no factor with the catalogue visits each of its items once.
+    let step = (1..).map(|at| 769 + 2 * at).find(|step| gcd(*step, catalogue) == 1).unwrap_or(1);
+    (0..count as u64).map(move |at| 1 + (start + at * step) % catalogue)
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// About standard normal: the sum of twelve uniform values (Irwin and Hall), which is the same on every machine.
+fn noise(random: &mut SmallRng) -> f32 {
+    (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::import::simulate;
+
+    fn world(seed: u64) -> Synthetic {
+        Synthetic::new(Arc::new(simulate::schema(3)), 8, seed)
+    }
+
+    const SIZE: Size = Size { surface: 1, candidates: 40, history: 30 };
+
+    #[test]
+    fn a_request_has_the_columns_and_sizes_that_its_schema_says() {
+        let world = world(1);
+        for (number, size) in [(0, SIZE), (1, Size { candidates: 5_000, history: 0, ..SIZE })] {
+            let Sample { example, tae } = world.request(number, size);
+            assert_eq!(
+                (example.targets.len(), example.history.len()),
+                (size.candidates, size.history)
+            );
+            assert_eq!(tae.len(), size.candidates * 8);
+            let items: HashSet<u64> = example.targets.iter().map(|t| t.item.id).collect();
+            assert_eq!(items.len(), size.candidates, "candidates are distinct");
+            for target in &example.targets {
+                assert_eq!(target.ids.len(), world.schema.id_columns().len());
+                assert_eq!(target.features.len(), world.schema.feature_columns().len());
+                assert_eq!(target.ids[1], target.item.id);
+                assert_eq!(target.outcome.actions & !target.outcome.known, 0);
+            }
+            let times = example.history.iter().map(|event| event.time_ms);
+            assert!(times.clone().is_sorted() && times.max() < Some(example.time_ms));
+        }
+    }
+
+    #[test]
+    fn the_seed_alone_decides() {
+        let text = |world: &Synthetic| format!("{:?}", world.request(5, SIZE));
+        assert_eq!(text(&world(1)), text(&world(1)));
+        assert_ne!(text(&world(1)), text(&world(2)));
+    }
+
+    #[test]
+    fn outcomes_follow_what_features_and_embeddings_tell() {
+        let world = world(3);
+        let (mut liked, mut other) = (Vec::new(), Vec::new());
+        for number in 0..50 {
+            for target in world.request(number, SIZE).example.targets {
+                let rate = target.features[5];
+                if target.outcome.actions & 1 == 1 { liked.push(rate) } else { other.push(rate) }
+            }
+        }
+        let mean = |rates: &[f32]| rates.iter().sum::<f32>() / rates.len() as f32;
+        assert!(mean(&liked) > mean(&other) + 0.3, "{} {}", mean(&liked), mean(&other));
+    }
+}

@@ -1,0 +1,151 @@
+//! Ids are worked out on the host: they have no gradient and no arithmetic,
+//! and which table rows a batch touches must be known before anything is moved
+//! to the device.
+
+use crate::batch::{ColumnData, ExpertBatch};
+use crate::graph::{Graph, Node, Op, Type};
+
+/// The row indices of a batch.
+pub struct Lookups {
+    /// For each parameter that is a table: the rows that the batch touches,
+    /// ascending, without repeats. `None` for dense parameters.
+    pub rows: Vec<Option<Vec<u32>>>,
+    ids: Vec<Vec<u64>>,
+    index: Vec<Vec<i64>>,
+}
+
+impl Lookups {
+    pub(super) fn new(graph: &Graph, batch: &ExpertBatch) -> Lookups {
+        let nodes = &graph.nodes;
+        let mut ids: Vec<Vec<u64>> = vec![Vec::new(); nodes.len()];
+        let mut index: Vec<Vec<i64>> = vec![Vec::new(); nodes.len()];
+        for (at, node) in nodes.iter().enumerate() {
+            match node.op {
+                Op::EmbeddingBag | Op::Gather => {
+                    index[at] = row_indices(graph, node, &ids[node.inputs[1]])
+                }
+                Op::Cast => ids[at] = ids[node.inputs[0]].clone(),
+                _ if node.ty == Type::Id => ids[at] = id_values(graph, node, &ids, batch),
+                _ => {}
+            }
+        }
+        let rows = touched_rows(graph, &mut index);
+        Lookups { rows, ids, index }
+    }
+
+    /// The values of a `Cast` node.
+    pub(super) fn cast(&self, node: usize) -> Vec<f32> {
+        self.ids[node].iter().map(|id| *id as i64 as f32).collect()
+    }
+
+    /// The rows that a lookup node reads, into its leaf.
+    pub(super) fn index(&self, node: usize) -> &[i64] {
+        &self.index[node]
+    }
+}
+
+/// Spreads ids over the rows of a table (the finaliser of SplitMix64).
+pub fn hash_id(id: u64) -> u64 {
+    let z = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn row_indices(graph: &Graph, node: &Node, ids: &[u64]) -> Vec<i64> {
+    let n = graph.nodes[node.inputs[0]].shape.dims[0] as u64;
+    let row = |id: &u64| match node.op {
+        Op::Gather => (id % n) as i64,
+        _ => (hash_id(*id) % n) as i64,
+    };
+    ids.iter().map(row).collect()
+}
+
+/// Renumbers the indices into tables: from rows of the table to rows of the
+/// leaf that holds the touched ones.
+fn touched_rows(graph: &Graph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> {
+    let mut rows: Vec<Option<Vec<u32>>> =
+        graph.parameters.iter().map(|spec| spec.table.then(Vec::new)).collect();
+    let table =
+        |node: &Node| match (&node.op, node.inputs.first().map(|input| &graph.nodes[*input].op)) {
+            (Op::EmbeddingBag | Op::Gather, Some(Op::Parameter { parameter })) => Some(*parameter),
+            _ => None,
+        };
+    for (node, index) in graph.nodes.iter().zip(index.iter()) {
+        if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_mut()) {
+            rows.extend(index.iter().map(|row| *row as u32));
+        }
+    }
+    for rows in rows.iter_mut().flatten() {
+        rows.sort_unstable();
+        rows.dedup();
+    }
+    for (node, index) in graph.nodes.iter().zip(index.iter_mut()) {
+        if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_ref()) {
+            for row in index {
+                *row = rows.binary_search(&(*row as u32)).expect("every touched row was gathered")
+                    as i64;
+            }
+        }
+    }
+    rows
+}
+
+/// The values of an id node, row-major.
+fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) -> Vec<u64> {
+    let input = |at: usize| &ids[node.inputs[at]];
+    let dims = |at: usize| &graph.nodes[node.inputs[at]].shape;
+    match &node.op {
+        Op::Input { column } => match &batch.columns[*column] {
+            ColumnData::Ids(values) => values.clone(),
+            ColumnData::Numbers(_) | ColumnData::Feature(_) => {
+                unreachable!("a numeric column is no id node")
+            }
+        },
+        Op::Reshape { .. } => input(0).clone(),
+        Op::Concat { axis } => {
+            let at = axis - dims(0).lead.iter().len();
+            let parts: Vec<(&[u64], usize)> = (0..node.inputs.len())
+                .map(|part| (input(part).as_slice(), dims(part).dims[at..].iter().product()))
+                .collect();
+            concat(&parts)
+        }
+        Op::Slice { axis, start, end } => {
+            let at = axis - dims(0).lead.iter().len();
+            let inner: usize = dims(0).dims[at + 1..].iter().product();
+            let chunks = input(0).chunks_exact(dims(0).dims[at] * inner);
+            chunks.flat_map(|chunk| &chunk[start * inner..end * inner]).copied().collect()
+        }
+        Op::Transpose { perm } => {
+            transpose(input(0), &dims(0).dims, &perm[dims(0).lead.iter().len()..], dims(0).rank())
+        }
+        op => unreachable!("{} gives no ids", op.name()),
+    }
+}
+
+fn concat(parts: &[(&[u64], usize)]) -> Vec<u64> {
+    let outer = parts[0].0.len() / parts[0].1;
+    let row = |row: usize| {
+        parts.iter().flat_map(move |(values, width)| &values[row * width..(row + 1) * width])
+    };
+    (0..outer).flat_map(row).copied().collect()
+}
+
+/// Permutes the fixed axes of each row; `perm` counts from `rank - dims.len()`.
+fn transpose(values: &[u64], dims: &[usize], perm: &[usize], rank: usize) -> Vec<u64> {
+    let lead = rank - dims.len();
+    let strides: Vec<usize> =
+        (0..dims.len()).map(|axis| dims[axis + 1..].iter().product()).collect();
+    let row: usize = dims.iter().product();
+    let source = |mut position: usize| {
+        let mut at = 0;
+        for axis in perm.iter().rev().map(|axis| axis - lead) {
+            at += position % dims[axis] * strides[axis];
+            position /= dims[axis];
+        }
+        at
+    };
+    values
+        .chunks_exact(row)
+        .flat_map(|chunk| (0..row).map(|position| chunk[source(position)]))
+        .collect()
+}

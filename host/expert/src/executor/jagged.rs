@@ -1,0 +1,165 @@
+//! The ops that cross between rows and history, by the batch's offsets: HSTU
+//! attention and pooling. Nothing else in the executor reads offsets.
+
+use std::sync::Arc;
+
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{FloatDType, Shape as Dims, TensorMetadata, get_device_settings};
+use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs};
+
+use super::{ops, upload};
+use crate::batch::ExpertBatch;
+use crate::graph::Reduction;
+
+/// A batch's layout.
+pub(super) struct Jagged<B> {
+    history_offsets: Arc<[u32]>,
+    target_offsets: Arc<[u32]>,
+    backend: std::marker::PhantomData<B>,
+}
+
+impl<B: HstuBackend> Jagged<B> {
+    pub(super) fn new(batch: &ExpertBatch) -> Jagged<B> {
+        Jagged {
+            history_offsets: batch.history_offsets.clone(),
+            target_offsets: batch.target_offsets.clone(),
+            backend: std::marker::PhantomData,
+        }
+    }
+
+    /// `HstuAttention` of qh, kh, vh, q, k, v: `[rows, heads * d]`.
+    pub(super) fn attention(
+        &self,
+        inputs: Vec<FloatTensor<B>>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
+        let [qh, kh, vh, q, k, v] = inputs.try_into().expect("the graph was checked: six inputs");
+        let history = self.events();
+        // The one event of a batch without history belongs to no request.
+        let joint = |past, rows| {
+            if history == 0 { rows } else { B::float_cat(vec![past, rows], 0) }
+        };
+        let qkv = [joint(qh, q), joint(kh, k), joint(vh, v)];
+        let joint = self.hstu(qkv, self.target_offsets.clone(), heads, max_len);
+        let end = joint.shape().as_slice()[0];
+        if history == 0 { joint } else { ops::slice::<B>(joint, 0, history..end) }
+    }
+
+    /// `HstuHistory` of qh, kh, vh: `[history, heads * d]`.
+    pub(super) fn history_attention(
+        &self,
+        inputs: Vec<FloatTensor<B>>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
+        let [q, k, v] = super::three(inputs);
+        if self.events() == 0 {
+            return B::float_zeros(v.shape(), &B::float_device(&v), FloatDType::F32);
+        }
+        let no_targets = vec![0; self.target_offsets.len()].into();
+        self.hstu([q, k, v], no_targets, heads, max_len)
+    }
+
+    fn hstu(
+        &self,
+        qkv: [FloatTensor<B>; 3],
+        target_offsets: Arc<[u32]>,
+        heads: usize,
+        max_len: usize,
+    ) -> FloatTensor<B> {
+        let [q, k, v] = qkv;
+        let d = q.shape().as_slice()[1] / heads;
+        let shape = HstuAttention {
+            history_offsets: self.history_offsets.clone(),
+            heads,
+            alpha: 1.0 / (d as f32).sqrt(),
+            norm: max_len as f32,
+            window: None,
+            // With targets the graph reads their rows alone, without them the history's.
+            targets_only: target_offsets.last() != Some(&0),
+            times_s: None,
+            target_offsets,
+        };
+        B::hstu_attention(HstuInputs { q, k, v, position: None, time: None }, Arc::new(shape))
+    }
+
+    /// Each request's history pooled and given to its rows: `[rows, d]`.
+    pub(super) fn pool(&self, kind: Reduction, x: FloatTensor<B>) -> FloatTensor<B> {
+        let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
+        let (events, requests) = (self.events(), self.target_offsets.len() - 1);
+        if events == 0 {
+            let rows = self.target_offsets[requests] as usize;
+            return B::float_zeros(Dims::from(vec![rows, width]), &device, FloatDType::F32);
+        }
+        let pooled = match kind {
+            Reduction::Max => self.pool_max(x),
+            Reduction::Sum | Reduction::Mean => {
+                let x =
+                    if kind == Reduction::Mean { B::float_mul(x, self.shares(&device)) } else { x };
+                let zeros =
+                    B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
+                B::float_select_add(zeros, 0, owners::<B>(&self.history_offsets, &device), x)
+            }
+        };
+        B::float_select(pooled, 0, owners::<B>(&self.target_offsets, &device))
+    }
+
+    /// `[requests, d]`. Requests are padded to the longest with their own first
+    /// event, which changes no maximum; those without any are set to 0 after.
+    fn pool_max(&self, x: FloatTensor<B>) -> FloatTensor<B> {
+        let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
+        let spans: Vec<(u32, u32)> =
+            self.history_offsets.windows(2).map(|span| (span[0], span[1])).collect();
+        let longest = spans.iter().map(|(start, end)| end - start).max().unwrap_or(0).max(1);
+        let last = self.events() as u32 - 1;
+        let padded =
+            spans.iter().flat_map(|(start, end)| {
+                (0..longest).map(move |step| {
+                    if start + step < *end { start + step } else { (*start).min(last) }
+                })
+            });
+        let padded = ops::indices::<B>(padded.map(i64::from).collect(), &device);
+        let dims = Dims::from(vec![spans.len(), longest as usize, width]);
+        let most = B::float_max_dim(B::float_reshape(B::float_select(x, 0, padded), dims), 1);
+        let most = B::float_reshape(most, Dims::from(vec![spans.len(), width]));
+        let empty = spans.iter().map(|(start, end)| f32::from(u8::from(start == end)));
+        let empty = upload::<B>(
+            empty.flat_map(|flag| std::iter::repeat_n(flag, width)).collect(),
+            &[spans.len(), width],
+            &device,
+        );
+        let bool_dtype = get_device_settings::<B>(&device).bool_dtype;
+        B::float_mask_fill(
+            most,
+            B::float_greater_elem(empty, 0.5f32.into(), bool_dtype),
+            0f32.into(),
+        )
+    }
+
+    /// One over the length of the history that each event is in: `[history, 1]`.
+    fn shares(&self, device: &B::Device) -> FloatTensor<B> {
+        let share = |span: &[u32]| {
+            let length = (span[1] - span[0]) as usize;
+            std::iter::repeat_n(1.0 / length.max(1) as f32, length)
+        };
+        upload::<B>(
+            self.history_offsets.windows(2).flat_map(share).collect(),
+            &[self.events(), 1],
+            device,
+        )
+    }
+
+    fn events(&self) -> usize {
+        self.history_offsets.last().map_or(0, |events| *events as usize)
+    }
+}
+
+/// The request of each entry.
+fn owners<B: HstuBackend>(offsets: &[u32], device: &B::Device) -> IntTensor<B> {
+    let spans = offsets.windows(2).enumerate();
+    let owners = spans.flat_map(|(request, span)| {
+        std::iter::repeat_n(request as i64, (span[1] - span[0]) as usize)
+    });
+    ops::indices::<B>(owners.collect(), device)
+}

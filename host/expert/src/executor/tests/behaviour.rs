@@ -1,0 +1,126 @@
+//! What the oracle does not show: clamps, dropout, stopped gradients, and that
+//! requests stay apart.
+
+use burn::backend::Autodiff;
+use burn_flex::Flex;
+
+use super::*;
+use crate::batch::ColumnData;
+
+#[test]
+fn clamps_of_log_and_sqrt_and_the_slope_of_softplus_at_zero() {
+    let zero = case(|net, base| {
+        let nothing = net.op("Sub", &[base.rows, base.rows], vec![]);
+        let log = net.op("Log", &[nothing], vec![]);
+        let sqrt = net.op("Sqrt", &[nothing], vec![]);
+        net.op("Add", &[log, sqrt], vec![])
+    });
+    let batch = batch(&zero, &[(1, 2)]);
+    let compute = compute(zero.graph.clone(), crate::Device::Cpu).unwrap();
+    assert!(
+        compute.forward(&parameters(&zero.graph), &batch).iter().all(|output| output.is_finite())
+    );
+    type A = Autodiff<Flex>;
+    let x = A::float_set_require_grad(upload::<A>(vec![0.0], &[1], &Default::default()), true);
+    let y = ops::unary::<A>(crate::graph::Unary::Softplus, x.clone());
+    use burn::tensor::backend::AutodiffBackend;
+    use burn::tensor::ops::FloatTensorOps;
+    let slope = A::grad(&x, &A::backward(y)).expect("softplus has a gradient");
+    assert!((download::<Flex>(slope)[0] - 0.5).abs() < 1e-6);
+}
+
+#[test]
+fn dropout_scales_what_it_keeps_and_serves_as_identity() {
+    for per_row in [0, 1] {
+        let case = case(|net, base| {
+            net.op("Dropout", &[base.rows], vec![num("rate", 0.25), int("per-row", per_row)])
+        });
+        check_forward_only(&case);
+        let x = upload::<Flex>(vec![1.0; 4000], &[1000, 4], &Default::default());
+        let y = download::<Flex>(ops::dropout::<Flex>(
+            x,
+            0.25,
+            per_row == 1,
+            &mut SmallRng::seed_from_u64(2),
+        ));
+        let kept = y.iter().filter(|value| **value != 0.0).count();
+        assert!(y.iter().all(|value| *value == 0.0 || (*value - 4.0 / 3.0).abs() < 1e-6));
+        assert!((2800..3200).contains(&kept), "{kept} of 4000 kept at a rate of 0.25");
+        let whole = y.chunks(4).all(|row| row.iter().all(|value| *value == row[0]));
+        assert_eq!(whole, per_row == 1, "per-row drops whole rows, and only it");
+    }
+}
+
+#[test]
+fn stop_gradient_stops_gradients() {
+    let case = case(|net, base| net.op("StopGradient", &[base.rows], vec![]));
+    let batch = batch(&case, &[(1, 3)]);
+    let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
+    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+    let parameters = parameters(&case.graph);
+    let gradients =
+        compute.gradients(&parameters, &batch, &mut SmallRng::seed_from_u64(1), &mut loss);
+    let of = |name: &str| {
+        let index = case.graph.parameters.iter().position(|spec| spec.name == name).unwrap();
+        gradients.values[index].clone()
+    };
+    assert!(of("rows.scale").is_none_or(|gradient| gradient.iter().all(|g| *g == 0.0)));
+    assert!(of("weights").is_some_and(|gradient| gradient.iter().any(|g| *g != 0.0)));
+}
+
+#[test]
+fn features_are_read_from_their_block_and_products_are_cut_at_the_tae() {
+    let feature = |name: &str| Column::Feature(name.into());
+    let columns = vec![
+        feature("length"),
+        Column::Tae,
+        feature("user_history_len"),
+        feature("seconds_since_last_event"),
+        feature("item_age"),
+    ];
+    let description = description(columns, &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let [length, tae, count, last, age] = [0, 1, 2, 3, 4].map(|column| net.input(column));
+    let beside = |net: &mut Net, parts: &[u32]| net.op("Concat", parts, vec![int("axis", 1)]);
+    let all = beside(&mut net, &[length, count, last, age]);
+    let neighbours = beside(&mut net, &[count, last]);
+    let others = beside(&mut net, &[age, length, last]);
+    let squashed = net.op("Sigmoid", &[tae], vec![]);
+    let mixed = beside(&mut net, &[neighbours, squashed, all, tae, others]);
+    let weights = net.parameter("mixed", &[17, 5], Initialiser::Normal(0.3));
+    let bias = net.parameter("bias", &[5], Initialiser::Normal(0.3));
+    let product = net.op("MatMul", &[mixed, weights], vec![]);
+    let product = net.op("Add", &[product, bias], vec![]);
+    let column = net.parameter("column", &[4, 1], Initialiser::Normal(0.3));
+    let single = net.op("MatMul", &[all, column], vec![]);
+    let result = beside(&mut net, &[product, single, age]);
+    finish(&mut net, &description, result);
+    let graph = net.valid(&description);
+    check("features and TAE", &Case { description, graph });
+}
+
+#[test]
+fn one_request_does_not_reach_another() {
+    let mixed = case(|net, b| {
+        let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
+        let attended = net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)]);
+        let most = net.op("PoolMax", &[b.history], vec![]);
+        let mean = net.op("PoolMean", &[b.past], vec![]);
+        net.op("Concat", &[attended, most, mean], vec![int("axis", 1)])
+    });
+    let together = batch(&mixed, &[(3, 2), (0, 1), (2, 3)]);
+    let mut changed = together.clone();
+    // The first request's TAE and history become something else entirely.
+    if let ColumnData::Numbers(tae) = &mut changed.columns[0] {
+        tae[..2 * TAE_DIM].fill(7.0);
+    }
+    if let ColumnData::Numbers(actions) = &mut changed.columns[1] {
+        actions[..3 * 4].fill(5.0);
+    }
+    let compute = compute(mixed.graph.clone(), crate::Device::Cpu).unwrap();
+    let parameters = parameters(&mixed.graph);
+    let (before, after) =
+        (compute.forward(&parameters, &together), compute.forward(&parameters, &changed));
+    assert_ne!(before[..2], after[..2]);
+    assert_eq!(before[2..], after[2..], "the other requests' outputs stay, bit for bit");
+}

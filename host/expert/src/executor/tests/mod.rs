@@ -1,0 +1,409 @@
+//! Every op against the f64 oracle: forward to 1e-5, and every gradient against
+//! the oracle's central differences; batches without history and of one row.
+
+mod behaviour;
+mod oracle;
+
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::*;
+use crate::batch::{Columns, Tae};
+use crate::graph::Graph;
+use crate::network::network;
+use crate::normalise::Normaliser;
+use crate::tests::build::{Net, TAE_DIM, description, example, int, ints, noise, num, schema};
+use crate::train::{Compute, Seed, compute};
+use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
+
+/// The nodes that a case may start from; all but the ids carry gradient.
+struct Base {
+    /// `[rows, 4]`
+    rows: u32,
+    /// `[rows, 4]`
+    other: u32,
+    /// `[history, 4]`
+    history: u32,
+    /// `[history, 4]`
+    past: u32,
+    /// `[4, 3]`
+    matrix: u32,
+    /// `[rows, 1]` ids
+    id: u32,
+    /// `[history, 1]` ids
+    history_id: u32,
+}
+
+struct Case {
+    description: Description,
+    graph: Arc<Graph>,
+}
+
+fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
+    let columns = vec![
+        Column::Tae,
+        Column::HistoryActions,
+        Column::Id("item_id".into()),
+        Column::HistoryId("item_id".into()),
+    ];
+    let description = description(columns, &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let (tae, actions) = (net.input(0), net.input(1));
+    let mut affine = |name: &str, x: u32| {
+        let scale = net.parameter(&format!("{name}.scale"), &[4], Initialiser::Normal(0.7));
+        let bias = net.parameter(&format!("{name}.bias"), &[4], Initialiser::Normal(0.7));
+        let scaled = net.op("Mul", &[x, scale], vec![]);
+        net.op("Add", &[scaled, bias], vec![])
+    };
+    let (rows, other) = (affine("rows", tae), affine("other", tae));
+    let (history, past) = (affine("history", actions), affine("past", actions));
+    let matrix = net.parameter("matrix", &[4, 3], Initialiser::Normal(0.7));
+    let (id, history_id) = (net.input(2), net.input(3));
+    let result = build(&mut net, &Base { rows, other, history, past, matrix, id, history_id });
+    finish(&mut net, &description, result);
+    let graph = net.valid(&description);
+    Case { description, graph }
+}
+
+/// Brings any result to `[rows, 1]` with a weight for each of its elements.
+fn finish(net: &mut Net, description: &Description, result: u32) {
+    let mut probe = net.clone();
+    let column = probe.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
+    probe.output("click", column);
+    let shape = probe.valid(description).nodes[result as usize].shape.clone();
+    let count = shape.row_elements() as i64;
+    let lead = i64::from(shape.lead.is_some());
+    let flat = if lead == 1 { vec![0, count] } else { vec![1, count] };
+    let flat = net.op("Reshape", &[result], vec![ints("shape", &flat)]);
+    let weights = net.parameter("weights", &[count as u32, 1], Initialiser::Normal(1.0));
+    let sum = net.op("MatMul", &[flat, weights], vec![]);
+    let led = match shape.lead {
+        Some(Lead::Rows) => sum,
+        Some(Lead::History) => net.op("PoolSum", &[sum], vec![]),
+        None => {
+            let column =
+                net.op("Slice", &[0], vec![int("axis", 1), int("start", 0), int("end", 1)]);
+            net.op("Add", &[column, sum], vec![])
+        }
+    };
+    net.output("click", led);
+}
+
+fn batch(case: &Case, requests: &[(usize, usize)]) -> ExpertBatch {
+    let schema = schema();
+    let columns = Columns::new(&case.description, &schema, TAE_DIM).unwrap();
+    let sizes = requests.iter().enumerate();
+    let examples: Vec<_> = sizes
+        .map(|(index, (history, targets))| example(index as u64 + 1, *history, *targets))
+        .collect();
+    let rows: usize = requests.iter().map(|(_, targets)| targets).sum();
+    columns.batch(
+        &examples,
+        Tae::Rows(&noise(5, rows * TAE_DIM)),
+        &Normaliser::identity(&schema.feature_columns()),
+    )
+}
+
+fn parameters(graph: &Graph) -> Parameters {
+    crate::tests::build::parameters(graph, 3)
+}
+
+/// Compares outputs and all gradients with the oracle's.
+fn check(name: &str, case: &Case) {
+    for requests in [&[(3, 2), (0, 1), (2, 3)][..], &[(0, 2), (0, 1)], &[(1, 1)], &[(0, 1)]] {
+        let batch = batch(case, requests);
+        let parameters = parameters(&case.graph);
+        let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
+        let outputs = compute.forward(&parameters, &batch);
+        let served = network(case.graph.clone(), parameters.clone(), crate::Device::Cpu);
+        let served = served.unwrap().outputs(&batch);
+        let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
+            .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
+            .collect();
+        let expected = oracle::outputs(&case.graph, &values, &batch);
+        for (how, outputs) in [("trained", &outputs), ("served", &served)] {
+            assert_eq!(outputs.len(), expected.len(), "{name} {how}");
+            for (row, (output, expected)) in outputs.iter().zip(&expected).enumerate() {
+                let error = (f64::from(*output) - expected).abs();
+                assert!(
+                    error <= 1e-5 * expected.abs().max(1.0),
+                    "{name} {how} {requests:?} row {row}: {output} is not {expected}"
+                );
+            }
+        }
+        check_gradients(&format!("{name} {requests:?}"), case, &*compute, &values, &batch);
+    }
+}
+
+fn check_gradients(
+    name: &str,
+    case: &Case,
+    compute: &dyn Compute,
+    values: &[Vec<f64>],
+    batch: &ExpertBatch,
+) {
+    let seed = noise(9, batch.rows);
+    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: Vec::new() };
+    let parameters = parameters(&case.graph);
+    let gradients =
+        compute.gradients(&parameters, batch, &mut SmallRng::seed_from_u64(1), &mut loss);
+    let value = |values: &[Vec<f64>]| -> f64 {
+        let outputs = oracle::outputs(&case.graph, values, batch);
+        outputs.iter().zip(&seed).map(|(output, seed)| output * f64::from(*seed)).sum()
+    };
+    for (index, spec) in case.graph.parameters.iter().enumerate() {
+        let mut dense = vec![0.0; spec.len()];
+        match (&gradients.values[index], &gradients.rows[index]) {
+            (None, _) => {}
+            (Some(gradient), None) => dense.copy_from_slice(gradient),
+            (Some(gradient), Some(rows)) => {
+                for (row, part) in rows.iter().zip(gradient.chunks_exact(spec.shape[1])) {
+                    dense[*row as usize * spec.shape[1]..][..spec.shape[1]].copy_from_slice(part);
+                }
+            }
+        }
+        for (position, gradient) in dense.iter().enumerate() {
+            let nudge = |by: f64| {
+                let mut values = values.to_vec();
+                values[index][position] += by;
+                value(&values)
+            };
+            let expected = (nudge(1e-5) - nudge(-1e-5)) / 2e-5;
+            let error = (f64::from(*gradient) - expected).abs();
+            let at = format!("{name}: gradient of {}[{position}]", spec.name);
+            assert!(error <= 2e-4 * expected.abs().max(1.0), "{at} is {gradient}, not {expected}");
+        }
+    }
+}
+
+fn check_forward_only(case: &Case) {
+    let batch = batch(case, &[(1, 3)]);
+    let parameters = parameters(&case.graph);
+    let outputs =
+        compute(case.graph.clone(), crate::Device::Cpu).unwrap().forward(&parameters, &batch);
+    let values: Vec<Vec<f64>> = (0..case.graph.parameters.len())
+        .map(|index| parameters.values(index).iter().map(|value| f64::from(*value)).collect())
+        .collect();
+    for (output, expected) in outputs.iter().zip(oracle::outputs(&case.graph, &values, &batch)) {
+        assert!((f64::from(*output) - expected).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn elementwise_ops_of_one_input() {
+    for op in
+        ["Exp", "Log", "Sqrt", "Neg", "Abs", "Sigmoid", "Silu", "Relu", "Gelu", "Tanh", "Softplus"]
+    {
+        check(
+            op,
+            &case(|net, base| match op {
+                // Their inputs are positive here; the clamp has a test of its own.
+                "Log" | "Sqrt" => {
+                    let positive = net.op("Exp", &[base.rows], vec![]);
+                    net.op(op, &[positive], vec![])
+                }
+                _ => net.op(op, &[base.rows], vec![]),
+            }),
+        );
+    }
+    check(
+        "Clip",
+        &case(|net, base| net.op("Clip", &[base.rows], vec![num("min", -0.5), num("max", 0.4)])),
+    );
+}
+
+#[test]
+fn elementwise_ops_of_two_inputs_broadcast() {
+    for op in ["Add", "Sub", "Mul", "Div", "Max", "Min"] {
+        check(op, &case(|net, base| net.op(op, &[base.rows, base.other], vec![])));
+        check(
+            &format!("{op} with a vector"),
+            &case(|net, base| {
+                let vector = net.parameter("vector", &[4], Initialiser::Normal(1.0));
+                net.op(op, &[vector, base.history], vec![])
+            }),
+        );
+        check(
+            &format!("{op} of ranks 3 and 2"),
+            &case(|net, base| {
+                let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+                let grid = net.parameter("grid", &[2, 1], Initialiser::Normal(1.0));
+                net.op(op, &[cube, grid], vec![])
+            }),
+        );
+        check(
+            &format!("{op} of a row and a fixed one"),
+            &case(|net, base| {
+                let column = net.op(
+                    "Slice",
+                    &[base.rows],
+                    vec![int("axis", 1), int("start", 1), int("end", 2)],
+                );
+                let one = net.parameter("one", &[1, 4], Initialiser::Normal(1.0));
+                net.op(op, &[column, one], vec![])
+            }),
+        );
+    }
+}
+
+#[test]
+fn comparisons_and_where() {
+    for op in ["Greater", "Less", "Equal"] {
+        check(
+            op,
+            &case(|net, base| {
+                let truth = net.op(op, &[base.rows, base.other], vec![]);
+                net.op("Where", &[truth, base.rows, base.other], vec![])
+            }),
+        );
+    }
+}
+
+#[test]
+fn matrix_products_of_rank_2_and_3() {
+    check("MatMul", &case(|net, base| net.op("MatMul", &[base.rows, base.matrix], vec![])));
+    check(
+        "MatMul history",
+        &case(|net, base| net.op("MatMul", &[base.history, base.matrix], vec![])),
+    );
+    check(
+        "MatMul rank 3",
+        &case(|net, base| {
+            let small = net.parameter("small", &[2, 5], Initialiser::Normal(1.0));
+            let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+            net.op("MatMul", &[cube, small], vec![])
+        }),
+    );
+    check(
+        "MatMul of parameters",
+        &case(|net, base| {
+            let left = net.parameter("left", &[2, 4], Initialiser::Normal(1.0));
+            net.op("MatMul", &[left, base.matrix], vec![])
+        }),
+    );
+}
+
+#[test]
+fn shapes_are_moved_as_onnx_says() {
+    check(
+        "Concat",
+        &case(|net, base| {
+            net.op("Concat", &[base.rows, base.other, base.rows], vec![int("axis", 1)])
+        }),
+    );
+    check(
+        "Slice",
+        &case(|net, base| {
+            net.op("Slice", &[base.rows], vec![int("axis", 1), int("start", 1), int("end", 3)])
+        }),
+    );
+    check(
+        "Transpose",
+        &case(|net, base| {
+            let cube = net.op("Reshape", &[base.rows], vec![ints("shape", &[0, 2, 2])]);
+            net.op("Transpose", &[cube], vec![ints("perm", &[0, 2, 1])])
+        }),
+    );
+    check(
+        "Transpose of a parameter",
+        &case(|net, base| net.op("Transpose", &[base.matrix], vec![ints("perm", &[1, 0])])),
+    );
+}
+
+#[test]
+fn reductions_and_normalisation() {
+    for op in ["ReduceSum", "ReduceMean", "ReduceMax", "Softmax"] {
+        check(op, &case(|net, base| net.op(op, &[base.rows], vec![int("axis", 1)])));
+        check(
+            &format!("{op} inside"),
+            &case(|net, base| {
+                let cube = net.op("Reshape", &[base.history], vec![ints("shape", &[0, 2, 2])]);
+                net.op(op, &[cube], vec![int("axis", 1)])
+            }),
+        );
+    }
+    check(
+        "LayerNormalization",
+        &case(|net, base| {
+            let scale = net.parameter("norm.scale", &[4], Initialiser::Normal(1.0));
+            let bias = net.parameter("norm.bias", &[4], Initialiser::Normal(1.0));
+            net.op("LayerNormalization", &[base.rows, scale, bias], vec![num("epsilon", 1e-3)])
+        }),
+    );
+}
+
+#[test]
+fn lookups_read_rows_by_id() {
+    for dense in [false, true] {
+        for op in ["EmbeddingBag", "Gather"] {
+            check(
+                &format!("{op}, dense {dense}"),
+                &case(|net, base| {
+                    let table = net.parameter("table", &[5, 3], Initialiser::Normal(1.0));
+                    // Arithmetic on the table makes it a dense parameter.
+                    let table = if dense { net.op("Tanh", &[table], vec![]) } else { table };
+                    let past = net.op(op, &[table, base.history_id], vec![]);
+                    let past = net.op("PoolMean", &[past], vec![]);
+                    let now = net.op(op, &[table, base.id], vec![]);
+                    net.op("Mul", &[now, past], vec![])
+                }),
+            );
+        }
+    }
+    check(
+        "EmbeddingBag of several ids",
+        &case(|net, base| {
+            let table = net.parameter("table", &[7, 3], Initialiser::Normal(1.0));
+            let ids = net.op("Concat", &[base.id, base.id, base.id, base.id], vec![int("axis", 1)]);
+            let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 2, 2])]);
+            let ids = net.op("Transpose", &[ids], vec![ints("perm", &[0, 2, 1])]);
+            let ids = net.op("Reshape", &[ids], vec![ints("shape", &[0, 4])]);
+            let ids = net.op("Slice", &[ids], vec![int("axis", 1), int("start", 1), int("end", 4)]);
+            net.op("EmbeddingBag", &[table, ids], vec![])
+        }),
+    );
+    check(
+        "Cast",
+        &case(|net, base| {
+            let number = net.op("Cast", &[base.id], vec![]);
+            let scale = net.op("Constant", &[], vec![num("value", 0.01), ints("shape", &[1])]);
+            let number = net.op("Mul", &[number, scale], vec![]);
+            net.op("Mul", &[number, base.rows], vec![])
+        }),
+    );
+}
+
+#[test]
+fn hstu_and_pooling_cross_by_request() {
+    check(
+        "HstuAttention",
+        &case(|net, b| {
+            let inputs = [b.history, b.past, b.history, b.rows, b.other, b.rows];
+            net.op("HstuAttention", &inputs, vec![int("heads", 2), int("max-len", 8)])
+        }),
+    );
+    check(
+        "HstuHistory",
+        &case(|net, b| {
+            net.op(
+                "HstuHistory",
+                &[b.history, b.past, b.history],
+                vec![int("heads", 2), int("max-len", 8)],
+            )
+        }),
+    );
+    for op in ["PoolSum", "PoolMean", "PoolMax"] {
+        // Multi-hot histories tie in their maxima; a product with the age-free id breaks ties.
+        check(
+            op,
+            &case(|net, base| {
+                let table = net.parameter("table", &[64, 4], Initialiser::Normal(1.0));
+                let item = net.op("EmbeddingBag", &[table, base.history_id], vec![]);
+                let mixed = net.op("Add", &[base.history, item], vec![]);
+                net.op(op, &[mixed], vec![])
+            }),
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! The ops and their attributes: from the names of `sdk/wit/ops.md` to a typed enum.
+//!
+//! It knows names and attributes, not shapes.
+
+use crate::wasm::contract::{Attribute, Value};
+
+/// An op with its attributes. Axes count from 0 over all dimensions.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum Op {
+    Input { column: usize },
+    Parameter { parameter: usize },
+    Constant { value: f32, shape: Vec<usize> },
+    MatMul,
+    Binary(Binary),
+    Unary(Unary),
+    Clip { min: f32, max: f32 },
+    Softmax { axis: usize },
+    Compare(Compare),
+    Where,
+    Concat { axis: usize },
+    Slice { axis: usize, start: usize, end: usize },
+    Reshape { shape: Vec<usize> },
+    Transpose { perm: Vec<usize> },
+    Gather,
+    Reduce { kind: Reduction, axis: usize },
+    LayerNormalization { epsilon: f32 },
+    Dropout { rate: f32, per_row: bool },
+    StopGradient,
+    EmbeddingBag,
+    Cast,
+    HstuAttention { heads: usize, max_len: usize },
+    HstuHistory { heads: usize, max_len: usize },
+    Pool(Reduction),
+}
+
+/// Elementwise ops of two inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Max,
+    Min,
+}
+
+/// Elementwise ops of one input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum Unary {
+    Exp,
+    Log,
+    Sqrt,
+    Neg,
+    Abs,
+    Sigmoid,
+    Silu,
+    Relu,
+    Gelu,
+    Tanh,
+    Softplus,
+}
+
+/// Comparisons: 1.0 where true, else 0.0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum Compare {
+    Greater,
+    Less,
+    Equal,
+}
+
+/// What a reduction or pooling takes of its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+pub enum Reduction {
+    Sum,
+    Mean,
+    Max,
+}
+
+impl Op {
+    /// Reads an op and all its attributes, or says which rule it breaks.
+    pub(super) fn parse(name: &str, attributes: &[Attribute]) -> Result<Op, String> {
+        let mut a = Attributes::new(attributes)?;
+        let op = match name {
+            "Input" => Op::Input { column: a.index("column")? },
+            "Parameter" => Op::Parameter { parameter: a.index("parameter")? },
+            "Constant" => Op::Constant { value: a.number("value")?, shape: a.indices("shape")? },
+            "MatMul" => Op::MatMul,
+            "Clip" => clip(&mut a)?,
+            "Softmax" => Op::Softmax { axis: a.index("axis")? },
+            "Where" => Op::Where,
+            "Concat" => Op::Concat { axis: a.index("axis")? },
+            "Slice" => {
+                Op::Slice { axis: a.index("axis")?, start: a.index("start")?, end: a.index("end")? }
+            }
+            "Reshape" => Op::Reshape { shape: a.indices("shape")? },
+            "Transpose" => Op::Transpose { perm: a.indices("perm")? },
+            "Gather" => Op::Gather,
+            "LayerNormalization" => layer_normalization(&mut a)?,
+            "Dropout" => dropout(&mut a)?,
+            "StopGradient" => Op::StopGradient,
+            "EmbeddingBag" => Op::EmbeddingBag,
+            "Cast" => Op::Cast,
+            "HstuAttention" => {
+                Op::HstuAttention { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
+            }
+            "HstuHistory" => {
+                Op::HstuHistory { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
+            }
+            _ => elementwise(name).or_else(|| reduction(name, &mut a)).ok_or_else(|| {
+                "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
+            })??,
+        };
+        a.finish()?;
+        Ok(op)
+    }
+
+    /// The op's name in the contract.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input { .. } => "Input",
+            Op::Parameter { .. } => "Parameter",
+            Op::Constant { .. } => "Constant",
+            Op::MatMul => "MatMul",
+            Op::Binary(op) => {
+                BINARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
+            Op::Unary(op) => {
+                UNARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
+            Op::Compare(op) => {
+                COMPARE.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
+            }
+            Op::Clip { .. } => "Clip",
+            Op::Softmax { .. } => "Softmax",
+            Op::Where => "Where",
+            Op::Concat { .. } => "Concat",
+            Op::Slice { .. } => "Slice",
+            Op::Reshape { .. } => "Reshape",
+            Op::Transpose { .. } => "Transpose",
+            Op::Gather => "Gather",
+            Op::Reduce { kind: Reduction::Sum, .. } => "ReduceSum",
+            Op::Reduce { kind: Reduction::Mean, .. } => "ReduceMean",
+            Op::Reduce { kind: Reduction::Max, .. } => "ReduceMax",
+            Op::LayerNormalization { .. } => "LayerNormalization",
+            Op::Dropout { .. } => "Dropout",
+            Op::StopGradient => "StopGradient",
+            Op::EmbeddingBag => "EmbeddingBag",
+            Op::Cast => "Cast",
+            Op::HstuAttention { .. } => "HstuAttention",
+            Op::HstuHistory { .. } => "HstuHistory",
+            Op::Pool(Reduction::Sum) => "PoolSum",
+            Op::Pool(Reduction::Mean) => "PoolMean",
+            Op::Pool(Reduction::Max) => "PoolMax",
+        }
+    }
+}
+
+const BINARY: [(&str, Binary); 6] = [
+    ("Add", Binary::Add),
+    ("Sub", Binary::Sub),
+    ("Mul", Binary::Mul),
+    ("Div", Binary::Div),
+    ("Max", Binary::Max),
+    ("Min", Binary::Min),
+];
+
+const UNARY: [(&str, Unary); 11] = [
+    ("Exp", Unary::Exp),
+    ("Log", Unary::Log),
+    ("Sqrt", Unary::Sqrt),
+    ("Neg", Unary::Neg),
+    ("Abs", Unary::Abs),
+    ("Sigmoid", Unary::Sigmoid),
+    ("Silu", Unary::Silu),
+    ("Relu", Unary::Relu),
+    ("Gelu", Unary::Gelu),
+    ("Tanh", Unary::Tanh),
+    ("Softplus", Unary::Softplus),
+];
+
+const COMPARE: [(&str, Compare); 3] =
+    [("Greater", Compare::Greater), ("Less", Compare::Less), ("Equal", Compare::Equal)];
+
+const REDUCTION: [(&str, Reduction); 3] =
+    [("Sum", Reduction::Sum), ("Mean", Reduction::Mean), ("Max", Reduction::Max)];
+
+fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
+    table.iter().find(|(found, _)| *found == name).map(|(_, op)| *op)
+}
+
+fn elementwise(name: &str) -> Option<Result<Op, String>> {
+    let op = lookup(&BINARY, name).map(Op::Binary);
+    op.or_else(|| lookup(&UNARY, name).map(Op::Unary))
+        .or_else(|| lookup(&COMPARE, name).map(Op::Compare))
+        .map(Ok)
+}
+
+fn reduction(name: &str, a: &mut Attributes) -> Option<Result<Op, String>> {
+    if let Some(kind) = name.strip_prefix("Reduce").and_then(|kind| lookup(&REDUCTION, kind)) {
+        return Some(a.index("axis").map(|axis| Op::Reduce { kind, axis }));
+    }
+    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind))?;
+    Some(Ok(Op::Pool(kind)))
+}
+
+fn clip(a: &mut Attributes) -> Result<Op, String> {
+    let (min, max) = (a.number("min")?, a.number("max")?);
+    if min > max {
+        return Err(format!("its `min` of {min} is above its `max` of {max}"));
+    }
+    Ok(Op::Clip { min, max })
+}
+
+fn layer_normalization(a: &mut Attributes) -> Result<Op, String> {
+    let epsilon = a.number("epsilon")?;
+    if epsilon <= 0.0 {
+        return Err(format!("its `epsilon` of {epsilon} is not positive"));
+    }
+    Ok(Op::LayerNormalization { epsilon })
+}
+
+fn dropout(a: &mut Attributes) -> Result<Op, String> {
+    let rate = a.number("rate")?;
+    if !(0.0..1.0).contains(&rate) {
+        return Err(format!("its `rate` of {rate} is outside 0..1"));
+    }
+    match a.index("per-row")? {
+        per_row @ (0 | 1) => Ok(Op::Dropout { rate, per_row: per_row == 1 }),
+        other => Err(format!("its `per-row` of {other} is neither 0 nor 1")),
+    }
+}
+
+/// A node's attributes; each is taken once, and none may be left.
+struct Attributes<'a> {
+    left: Vec<&'a Attribute>,
+}
+
+impl<'a> Attributes<'a> {
+    fn new(attributes: &'a [Attribute]) -> Result<Self, String> {
+        match attributes.len() {
+            0..=16 => Ok(Attributes { left: attributes.iter().collect() }),
+            many => Err(format!("it has {many} attributes; no op has more than 3")),
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Result<&'a Value, String> {
+        let at = self.left.iter().position(|attribute| attribute.name == name);
+        let at = at.ok_or_else(|| format!("its attribute `{name}` is missing"))?;
+        Ok(&self.left.remove(at).value)
+    }
+
+    fn number(&mut self, name: &str) -> Result<f32, String> {
+        match self.take(name)? {
+            Value::Number(value) if value.is_finite() => Ok(*value),
+            Value::Number(value) => Err(format!("its attribute `{name}` is {value}")),
+            _ => Err(format!("its attribute `{name}` is not a number")),
+        }
+    }
+
+    fn index(&mut self, name: &str) -> Result<usize, String> {
+        match self.take(name)? {
+            Value::Integer(value) => usize::try_from(*value)
+                .map_err(|_| format!("its attribute `{name}` is negative ({value})")),
+            _ => Err(format!("its attribute `{name}` is not an integer")),
+        }
+    }
+
+    fn positive(&mut self, name: &str) -> Result<usize, String> {
+        match self.index(name)? {
+            0 => Err(format!("its attribute `{name}` is 0")),
+            value => Ok(value),
+        }
+    }
+
+    fn indices(&mut self, name: &str) -> Result<Vec<usize>, String> {
+        let Value::Integers(values) = self.take(name)? else {
+            return Err(format!("its attribute `{name}` is not a list of integers"));
+        };
+        if values.len() > super::validate::MAX_RANK {
+            return Err(format!(
+                "its attribute `{name}` has {} entries; 4 is the highest rank",
+                values.len()
+            ));
+        }
+        let index = |value: &i64| {
+            usize::try_from(*value).map_err(|_| format!("its attribute `{name}` holds {value}"))
+        };
+        values.iter().map(index).collect()
+    }
+
+    fn finish(self) -> Result<(), String> {
+        match self.left.first() {
+            None => Ok(()),
+            Some(extra) => Err(format!("it has no attribute `{}`", extra.name.escape_debug())),
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! From the network that a guest described to a checked [`Graph`], or to the
+//! rule that it breaks: every message names plugin, layer, op and shapes.
+
+use std::collections::HashSet;
+
+use super::infer::{infer, working_elements};
+use super::{Cost, Graph, Lead, Node, Op, ParameterSpec, Shape, Type};
+use crate::Error;
+use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
+
+/// The highest rank of a tensor.
+pub(super) const MAX_RANK: usize = 4;
+const TEXT_BYTES: usize = 256;
+
+/// What a graph may cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GraphLimits {
+    /// Nodes.
+    pub nodes: usize,
+    /// Parameter values, over all parameters.
+    pub parameters: usize,
+    /// Each fixed dimension, except a parameter's first.
+    pub dimension: usize,
+    /// Values that one candidate (or event) may need over all nodes: bounds memory.
+    pub row_elements: usize,
+    /// Floating-point operations a candidate, with its share of a full short
+    /// history when a request has 20 candidates.
+    pub flops_per_candidate: u64,
+}
+
+impl Default for GraphLimits {
+    fn default() -> Self {
+        GraphLimits {
+            nodes: 4096,
+            parameters: 64 << 20,
+            dimension: 1 << 20,
+            row_elements: 1 << 18,
+            flops_per_candidate: 50_000_000,
+        }
+    }
+}
+
+impl Graph {
+    /// Checks `network`, which `description` goes with, against the rules of
+    /// `sdk/wit/ops.md` and the limits.
+    pub fn new(
+        description: &Description,
+        network: &Network,
+        info: &HostInfo,
+        limits: &GraphLimits,
+    ) -> Result<Graph, Error> {
+        let validator = Validator { description, network, info, limits };
+        validator.graph().map_err(|why| Error::refused(&description.name, why))
+    }
+}
+
+struct Validator<'a> {
+    description: &'a Description,
+    network: &'a Network,
+    info: &'a HostInfo,
+    limits: &'a GraphLimits,
+}
+
+impl Validator<'_> {
+    fn graph(&self) -> Result<Graph, String> {
+        let mut parameters = self.parameters()?;
+        if self.network.nodes.len() > self.limits.nodes {
+            let (nodes, limit) = (self.network.nodes.len(), self.limits.nodes);
+            return Err(format!("its network has {nodes} nodes, more than the limit of {limit}"));
+        }
+        let mut nodes = Vec::with_capacity(self.network.nodes.len());
+        let mut cost = Cost::default();
+        let mut elements = Elements::default();
+        for index in 0..self.network.nodes.len() {
+            let node = self.node(index, &nodes, &parameters)?;
+            let inputs: Vec<&Shape> =
+                node.inputs.iter().map(|input| &nodes[*input].shape).collect();
+            cost.add(&node.op, &inputs, &node.shape, self.description.history_len);
+            elements.add(&node, &inputs);
+            self.check_size(index, &node, &elements)?;
+            nodes.push(node);
+        }
+        self.check_cost(&cost)?;
+        let outputs = self.outputs(&nodes)?;
+        let extra_loss = self
+            .network
+            .extra_loss
+            .map(|node| self.output("the extra loss", node, &nodes))
+            .transpose()?;
+        mark_tables(&mut parameters, &nodes, &outputs, extra_loss);
+        let hash = fnv1a(format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
+        let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
+        Ok(Graph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
+    }
+
+    fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {
+        if self.network.parameters.len() > self.limits.nodes {
+            let (count, limit) = (self.network.parameters.len(), self.limits.nodes);
+            return Err(format!(
+                "its network has {count} parameters, more than the limit of {limit}"
+            ));
+        }
+        let mut names = HashSet::new();
+        let mut total = 0usize;
+        let mut specs = Vec::new();
+        for parameter in &self.network.parameters {
+            let name = parameter.name.as_str();
+            if name.is_empty() || name.len() > TEXT_BYTES || !names.insert(name) {
+                let name = &name[..name.floor_char_boundary(TEXT_BYTES)];
+                return Err(format!(
+                    "the name of its parameter `{name}` is empty, too long or used twice"
+                ));
+            }
+            let elements = parameter_elements(parameter)?;
+            total = total.saturating_add(elements);
+            if total > self.limits.parameters {
+                let limit = self.limits.parameters;
+                return Err(format!(
+                    "its parameters up to `{name}` {:?} have {total} values, more than the limit of {limit}",
+                    parameter.shape
+                ));
+            }
+            let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
+            specs.push(ParameterSpec {
+                name: name.to_owned(),
+                shape,
+                init: parameter.init,
+                table: false,
+            });
+        }
+        Ok(specs)
+    }
+
+    fn node(
+        &self,
+        index: usize,
+        earlier: &[Node],
+        parameters: &[ParameterSpec],
+    ) -> Result<Node, String> {
+        let raw = &self.network.nodes[index];
+        let mut inputs = Vec::with_capacity(raw.inputs.len());
+        for input in &raw.inputs {
+            let input = *input as usize;
+            if input >= index {
+                let why = format!(
+                    "its input is node {input}, which is not before it: a graph has no cycle or forward reference"
+                );
+                return Err(self.at(index, &[], &why));
+            }
+            inputs.push(input);
+        }
+        let typed: Vec<(Type, &Shape)> =
+            inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
+        let shapes: Vec<&Shape> = typed.iter().map(|(_, shape)| *shape).collect();
+        let op =
+            Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
+        let (ty, shape) = match &op {
+            Op::Input { .. } | Op::Parameter { .. } if !inputs.is_empty() => {
+                Err("it takes no input".to_owned())
+            }
+            Op::Input { column } => self.column(*column),
+            Op::Parameter { parameter } => match parameters.get(*parameter) {
+                Some(spec) => Ok((Type::Number, Shape::fixed(&spec.shape))),
+                None => Err(format!("parameter {parameter} of {} parameters", parameters.len())),
+            },
+            _ => infer(&op, &typed),
+        }
+        .map_err(|why| self.at(index, &shapes, &why))?;
+        if shape.rank() > MAX_RANK {
+            return Err(self.at(
+                index,
+                &shapes,
+                &format!("its result {shape} has a rank above {MAX_RANK}"),
+            ));
+        }
+        let layer = raw.layer[..raw.layer.floor_char_boundary(TEXT_BYTES)].to_owned();
+        Ok(Node { op, inputs, ty, shape, layer })
+    }
+
+    fn column(&self, index: usize) -> Result<(Type, Shape), String> {
+        let columns = &self.description.columns;
+        let column = columns.get(index).ok_or_else(|| {
+            format!("column {index}, but its description declares {} columns", columns.len())
+        })?;
+        if self.description.history_len == 0 && is_history(column) {
+            return Err(format!(
+                "it reads {}, but the description's history-len is 0",
+                column.label()
+            ));
+        }
+        if matches!(column, Column::HistoryActions) && self.info.actions.is_empty() {
+            return Err("it reads history actions, but the schema has no action".into());
+        }
+        Ok(match column {
+            Column::Tae => (Type::Number, Shape::led(Lead::Rows, &[self.info.tae_dim as usize])),
+            Column::Feature(_) => (Type::Number, Shape::led(Lead::Rows, &[1])),
+            Column::Id(_) => (Type::Id, Shape::led(Lead::Rows, &[1])),
+            Column::HistoryId(_) => (Type::Id, Shape::led(Lead::History, &[1])),
+            Column::HistoryActions => {
+                (Type::Number, Shape::led(Lead::History, &[self.info.actions.len()]))
+            }
+            Column::HistoryAge => (Type::Number, Shape::led(Lead::History, &[1])),
+        })
+    }
+
+    fn check_size(&self, index: usize, node: &Node, elements: &Elements) -> Result<(), String> {
+        let limits = self.limits;
+        let is_parameter = matches!(node.op, Op::Parameter { .. });
+        if let Some(dim) =
+            node.shape.dims.iter().find(|dim| !is_parameter && **dim > limits.dimension)
+        {
+            let why = format!(
+                "its result {} has a dimension of {dim}, more than the limit of {}",
+                node.shape, limits.dimension
+            );
+            return Err(self.at(index, &[], &why));
+        }
+        if elements.led > limits.row_elements || elements.fixed > limits.parameters {
+            let why = format!(
+                "with its result {} the network holds {} values a candidate and {} others, more than the limits of {} and {}",
+                node.shape, elements.led, elements.fixed, limits.row_elements, limits.parameters
+            );
+            return Err(self.at(index, &[], &why));
+        }
+        Ok(())
+    }
+
+    fn check_cost(&self, cost: &Cost) -> Result<(), String> {
+        let flops = cost.per_candidate(self.description.history_len);
+        let limit = self.limits.flops_per_candidate;
+        if flops > limit {
+            return Err(format!(
+                "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn outputs(&self, nodes: &[Node]) -> Result<Vec<usize>, String> {
+        let tasks = &self.description.tasks;
+        let outputs = &self.network.outputs;
+        if let Some(extra) =
+            outputs.iter().find(|output| tasks.iter().all(|task| task.name != output.task))
+        {
+            let name = &extra.task[..extra.task.floor_char_boundary(TEXT_BYTES)];
+            return Err(format!(
+                "its network has an output for task `{name}`, which its description lacks"
+            ));
+        }
+        let output = |task: &str| {
+            let mut found = outputs.iter().filter(|output| output.task == task);
+            match (found.next(), found.next()) {
+                (Some(output), None) => self.output(&format!("task `{task}`"), output.node, nodes),
+                (None, _) => Err(format!("its network has no output for task `{task}`")),
+                _ => Err(format!("its network has two outputs for task `{task}`")),
+            }
+        };
+        tasks.iter().map(|task| output(&task.name)).collect()
+    }
+
+    fn output(&self, what: &str, node: u32, nodes: &[Node]) -> Result<usize, String> {
+        let index = node as usize;
+        let found = nodes
+            .get(index)
+            .ok_or_else(|| format!("the output of {what} is node {index} of {}", nodes.len()))?;
+        let expected = Shape::led(Lead::Rows, &[1]);
+        if found.shape != expected || found.ty != Type::Number {
+            let why = format!(
+                "it is the output of {what} with shape {}; an output is f32 {expected}",
+                found.shape
+            );
+            return Err(self.at(index, &[], &why));
+        }
+        Ok(index)
+    }
+
+    fn at(&self, index: usize, inputs: &[&Shape], why: &str) -> String {
+        let node = &self.network.nodes[index];
+        let text =
+            |text: &str| text[..text.floor_char_boundary(TEXT_BYTES)].escape_debug().to_string();
+        let shapes: Vec<String> = inputs.iter().map(|shape| shape.to_string()).collect();
+        let of =
+            if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
+        format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
+    }
+}
+
+fn is_history(column: &Column) -> bool {
+    matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
+}
+
+fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
+    let (name, shape) = (&parameter.name, &parameter.shape);
+    if shape.is_empty() || shape.len() > MAX_RANK || shape.contains(&0) {
+        let shown = &shape[..shape.len().min(8)];
+        return Err(format!(
+            "its parameter `{name}` has shape {shown:?}; rank 1 to {MAX_RANK} without 0 is allowed"
+        ));
+    }
+    let product = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim as usize));
+    product.ok_or_else(|| format!("the size of its parameter `{name}` {shape:?} overflows"))
+}
+
+/// Values that all nodes hold at once.
+#[derive(Default)]
+struct Elements {
+    led: usize,
+    fixed: usize,
+}
+
+impl Elements {
+    fn add(&mut self, node: &Node, inputs: &[&Shape]) {
+        let working = working_elements(&node.op, inputs, &node.shape);
+        let elements = node.shape.row_elements();
+        match node.shape.lead {
+            Some(_) => self.led = self.led.saturating_add(elements).saturating_add(working),
+            // Parameters have their own limit.
+            None if matches!(node.op, Op::Parameter { .. }) => {}
+            None => self.fixed = self.fixed.saturating_add(elements),
+        }
+    }
+}
+
+/// Marks the parameters that only lookups read.
+fn mark_tables(
+    parameters: &mut [ParameterSpec],
+    nodes: &[Node],
+    outputs: &[usize],
+    extra_loss: Option<usize>,
+) {
+    let mut lookups = vec![0usize; parameters.len()];
+    let mut others = vec![0usize; parameters.len()];
+    let parameter = |node: usize| match nodes[node].op {
+        Op::Parameter { parameter } => Some(parameter),
+        _ => None,
+    };
+    for node in nodes {
+        for (position, input) in node.inputs.iter().enumerate() {
+            let Some(parameter) = parameter(*input) else {
+                continue;
+            };
+            match node.op {
+                Op::EmbeddingBag | Op::Gather if position == 0 => lookups[parameter] += 1,
+                _ => others[parameter] += 1,
+            }
+        }
+    }
+    for node in outputs.iter().copied().chain(extra_loss) {
+        if let Some(parameter) = parameter(node) {
+            others[parameter] += 1;
+        }
+    }
+    for (index, spec) in parameters.iter_mut().enumerate() {
+        spec.table = lookups[index] > 0 && others[index] == 0;
+    }
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

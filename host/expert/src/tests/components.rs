@@ -1,0 +1,404 @@
+//! Real components: the in-tree plugins train and serve, hostile guests are
+//! contained. `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders.
+
+use hypercast_core::prerequisite::skip;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use hypercast_fm::example::Example;
+
+use super::build::{TAE_DIM, example, noise, schema};
+use crate::train::{OptimizerConfig, Serving};
+use crate::wasm::Fault;
+use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
+use crate::{
+    Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, Expert, ExpertTrainer,
+    FeatureStatistics, Limits, LoadOptions, RankOutcome, Tae, TrainerConfig,
+};
+
+/// The components in the folder that `variable` names; none, loudly, without it.
+fn components(variable: &str) -> Vec<PathBuf> {
+    let Some(folder) = std::env::var_os(variable) else {
+        skip("components", &format!("{variable} names no folder; `cargo verify` builds it"));
+        return Vec::new();
+    };
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{variable}={folder:?}: {error}"));
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "wasm"));
+    files.sort();
+    assert!(!files.is_empty(), "{variable}={folder:?} holds no .wasm file");
+    files
+}
+
+fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        Engine::new(EngineConfig { instances: 16, ..EngineConfig::default() }).unwrap()
+    })
+}
+
+fn options() -> LoadOptions {
+    // A deadline that a slow machine does not reach before a guest's own cause shows.
+    let limits = Limits {
+        deadline_ms: 1_000,
+        deadline_max_ms: 1_000,
+        hook_deadline_ms: 1_000,
+        memory_max_mib: 64,
+        ..Limits::default()
+    };
+    LoadOptions {
+        limits,
+        tae_dim: TAE_DIM,
+        fm_version: Some("1.0.0".into()),
+        ..LoadOptions::default()
+    }
+}
+
+struct Log {
+    examples: Vec<Example>,
+    tae: Vec<f32>,
+}
+
+fn log(requests: u64) -> Log {
+    let examples: Vec<Example> =
+        (0..requests).map(|r| example(r, (r % 6) as usize, 1 + (r % 5) as usize)).collect();
+    let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+    Log { tae: noise(4, rows * TAE_DIM), examples }
+}
+
+impl Log {
+    fn chunk(&self) -> Chunk<'_> {
+        Chunk { examples: &self.examples, tae: &self.tae }
+    }
+}
+
+fn trainer(blueprint: &Arc<Blueprint>, log: &Log, config: TrainerConfig) -> ExpertTrainer {
+    let mut statistics = FeatureStatistics::new(blueprint.columns.feature_names());
+    log.examples.iter().for_each(|example| statistics.observe(example));
+    let parameters = blueprint.init_parameters(statistics.finish(), 1);
+    ExpertTrainer::new(blueprint.clone(), parameters, config, Device::Cpu).unwrap()
+}
+
+fn loss(trainer: &mut ExpertTrainer, log: &Log) -> f64 {
+    let mut total = 0.0;
+    trainer
+        .train(log.chunk(), |report| {
+            assert!(report.stepped);
+            total += report.losses.iter().sum::<f64>();
+        })
+        .unwrap();
+    total
+}
+
+fn trained(path: &std::path::Path, log: &Log) -> (Arc<Blueprint>, ExpertTrainer) {
+    let blueprint = Arc::new(Blueprint::load(engine(), path, &schema(), &options()).unwrap());
+    // Few rows: short warm-up, high rate.
+    let optimizer =
+        OptimizerConfig { learning_rate: 1e-2, warmup_steps: 5, ..OptimizerConfig::default() };
+    let trainer = trainer(
+        &blueprint,
+        log,
+        TrainerConfig { optimizer, batch_rows: 64, ..TrainerConfig::default() },
+    );
+    (blueprint, trainer)
+}
+
+#[test]
+fn plugins_learn_and_serve_what_the_trainer_predicts() {
+    let log = log(200);
+    for path in components("HYPERCAST_PLUGINS") {
+        let name = path.display();
+        let (blueprint, mut trainer) = trained(&path, &log);
+        let first = loss(&mut trainer, &log);
+        let last = (0..12).map(|_| loss(&mut trainer, &log)).last().unwrap();
+        assert!(last < 0.99 * first, "{name}: the loss went from {first} to {last}");
+        let trained = trainer.predict(log.chunk()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("expert.safetensors");
+        trainer.parameters().save(&file).unwrap();
+        let expert = Expert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
+        let mut row = 0;
+        for example in &log.examples {
+            let rows = example.targets.len();
+            let tae = Tae::Rows(&log.tae[row * TAE_DIM..(row + rows) * TAE_DIM]);
+            let (outcome, _) = expert.serve(example, tae, 3);
+            let RankOutcome::Ranked { ranked, predictions } = outcome else {
+                panic!("{name}: {outcome:?}")
+            };
+            assert!(!ranked.is_empty() && ranked.len() <= 3.min(rows), "{name}: {ranked:?}");
+            for (served, trained) in predictions.tasks.iter().zip(&trained) {
+                for (served, trained) in served.values.iter().zip(&trained[row..]) {
+                    assert!(
+                        (served - trained).abs() <= 1e-5,
+                        "{name}: served {served}, trained {trained}"
+                    );
+                }
+            }
+            row += rows;
+        }
+        assert_eq!(expert.counters().degraded(), 0);
+    }
+}
+
+#[test]
+fn without_tae_the_tae_is_not_read() {
+    let log = log(60);
+    for path in components("HYPERCAST_PLUGINS") {
+        let blueprint = Arc::new(Blueprint::load(engine(), &path, &schema(), &options()).unwrap());
+        let config = TrainerConfig { without_tae: true, ..TrainerConfig::default() };
+        let mut trainer = trainer(&blueprint, &log, config);
+        loss(&mut trainer, &log);
+        let with = trainer.predict(log.chunk()).unwrap();
+        let other = noise(77, log.tae.len());
+        let without = trainer.predict(Chunk { examples: &log.examples, tae: &other }).unwrap();
+        assert_eq!(with, without);
+    }
+}
+
+#[test]
+fn training_is_deterministic() {
+    let log = log(60);
+    for path in components("HYPERCAST_PLUGINS") {
+        let run = || {
+            let (_, mut trainer) = trained(&path, &log);
+            (0..2).map(|_| loss(&mut trainer, &log)).collect::<Vec<_>>()
+        };
+        assert_eq!(run(), run(), "{}", path.display());
+    }
+}
+
+/// What each hostile guest's message must say; `None` where the guest's misuse
+/// is bounded without a fault.
+const EXPECTED: [(&str, Option<&str>); 47] = [
+    ("bad_shape", Some("inner dimensions 4 and 3 differ")),
+    ("bomb", Some("MiB of memory")),
+    ("bomb_describe", Some("`describe` asked for more than its 64 MiB")),
+    ("crowd", None),
+    ("cycle", Some("no cycle")),
+    ("deep", Some("more than the limit")),
+    ("duplicates", Some("twice")),
+    ("empty", Some("no ranked candidate")),
+    ("flops", Some("FLOPs a candidate")),
+    ("foreign_column", Some("`no_such_feature`, which the schema lacks")),
+    ("foreign_rank_column", Some("rank-columns hold")),
+    ("foreign_version", Some("contract 1.0.0, and this host speaks 2.0.0")),
+    ("frozen", None),
+    ("greedy", Some("past its deadline of 1000 ms")),
+    ("huge", Some("1000000000 values")),
+    ("huge_output", Some("bytes of output")),
+    ("labels_short", Some("`labels` gave a bad output")),
+    ("log_flood", None),
+    ("long_history", Some("its history-len of 4294967295")),
+    ("long_name", Some("name or version is empty or longer")),
+    ("long_verdict", Some("long_verdict\\n\\u{1b}[31m")),
+    ("nan", Some("score NaN")),
+    ("nan_network", Some("prediction NaN")),
+    ("nan_schedule", Some("`schedule` gave a bad output: learning-rate factor NaN")),
+    ("other_import", Some("may import nothing but `log`")),
+    ("out_of_range", Some("candidate index")),
+    ("overflow", Some("call stack")),
+    ("plods", None),
+    ("rank_error", Some("returned an error")),
+    ("sample_invalid", Some("`sample` gave a bad output")),
+    ("shape_overflow", Some("overflows")),
+    ("spin", Some("`rank` ran past its deadline")),
+    ("spin_describe", Some("`describe` ran past its deadline")),
+    ("spin_evaluate", Some("`evaluate` ran past its deadline")),
+    ("spin_labels", Some("`labels` ran past its deadline")),
+    ("spin_network", Some("`network` ran past its deadline")),
+    ("spin_sample", Some("`sample` ran past its deadline")),
+    ("spin_schedule", Some("`schedule` ran past its deadline")),
+    ("stateful", None),
+    ("takes_back", Some("never wants anything new")),
+    ("tasks_twice", Some("declared twice")),
+    ("trap", Some("trapped")),
+    ("trap_evaluate", Some("`evaluate` trapped")),
+    ("unknown_op", Some("the op is unknown")),
+    ("unsorted", None),
+    ("wide", Some("values a candidate")),
+    ("wrong_length", Some("bad output")),
+];
+
+#[test]
+fn hostile_guests_are_refused_or_contained_while_others_answer() {
+    let log = log(20);
+    let plugins = components("HYPERCAST_PLUGINS");
+    let hostile = components("HYPERCAST_HOSTILE");
+    let Some(good) = plugins.first() else { return };
+    let (blueprint, trainer) = trained(good, &log);
+    let good =
+        Expert::new(blueprint, trainer.into_parameters(), Device::Cpu, BreakerConfig::default())
+            .unwrap();
+    for path in hostile {
+        let file = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let told = match Blueprint::load(engine(), &path, &schema(), &options()) {
+            Err(error) => Some(error.to_string()),
+            Ok(blueprint) => fault(Arc::new(blueprint), &log),
+        };
+        let (_, expected) = EXPECTED
+            .iter()
+            .find(|(name, _)| *name == file)
+            .expect("a new guest needs its expectation");
+        match (&told, expected) {
+            (None, None) => {}
+            (Some(told), Some(expected)) => {
+                assert!(
+                    told.contains(expected) && told.contains(&file),
+                    "{file}: `{told}` lacks `{expected}`"
+                );
+            }
+            _ => panic!("{file}: expected {expected:?}, got {told:?}"),
+        }
+        for example in &log.examples {
+            let tae = noise(3, example.targets.len() * TAE_DIM);
+            let (outcome, _) = good.serve(example, Tae::Rows(&tae), 5);
+            assert!(matches!(outcome, RankOutcome::Ranked { .. }), "after {file}: {outcome:?}");
+        }
+    }
+}
+
+/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or what is held against it.
+fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
+    let own = blueprint.clone();
+    let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
+    let mut trainer = trainer(&blueprint, log, config);
+    let parameters = trainer.parameters().clone();
+    let breaker =
+        BreakerConfig { faults: 3, lost_share: 1.0, open_ms: 60_000, open_max_ms: 60_000 };
+    let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
+    let example = &log.examples[4];
+    let tae = noise(3, example.targets.len() * TAE_DIM);
+    let outcomes: Vec<RankOutcome> =
+        (0..4).map(|_| expert.serve(example, Tae::Rows(&tae), 3).0).collect();
+    match (&outcomes[0], &outcomes[3]) {
+        (RankOutcome::Degraded(first), RankOutcome::Degraded(last)) => {
+            assert_eq!(last.cause, Fault::Open, "the breaker opens after three faults");
+            assert_eq!((expert.counters().requests, expert.counters().degraded()), (4, 4));
+            Some(first.to_string())
+        }
+        _ => hooks(&own, &mut trainer, log),
+    }
+}
+
+fn hooks(blueprint: &Blueprint, trainer: &mut ExpertTrainer, log: &Log) -> Option<String> {
+    let mut steps = 0;
+    if let Err(error) = trainer.train(log.chunk(), |report| steps += u32::from(report.stepped)) {
+        return Some(error.to_string());
+    }
+    assert!(steps > 5, "a schedule that fails keeps no step from being taken");
+    if let Some(fault) = trainer.last_schedule_fault() {
+        assert_eq!(trainer.schedule_faults(), 3, "it is asked no more: {fault}");
+        return Some(fault.to_owned());
+    }
+    let quality = Quality { ne: Some(1.0), auc: None, gauc: None, calibration: None, mse: None };
+    let slice = Slice {
+        task: "click".into(),
+        surface: None,
+        examples: 1,
+        candidate: quality,
+        serving: Some(quality),
+    };
+    let evaluation = Evaluation { decision: Decision::Canary, slices: vec![slice] };
+    match blueprint.plugin.evaluate(&blueprint.info, &evaluation) {
+        Err(fault) => Some(fault.to_string()),
+        Ok(Verdict::Publish) => None,
+        Ok(Verdict::Hold(why) | Verdict::RollBack(why)) => {
+            assert!(why.len() < 1024 && !why.contains('\n'), "a reason suits a line: {why}");
+            Some(why)
+        }
+    }
+}
+
+#[test]
+fn a_schedule_decides_how_far_steps_go() {
+    let Some(path) =
+        components("HYPERCAST_HOSTILE").into_iter().find(|p| p.ends_with("frozen.wasm"))
+    else {
+        return;
+    };
+    let log = log(40);
+    let (_, mut trainer) = trained(&path, &log);
+    let before = trainer.predict(log.chunk()).unwrap();
+    loss(&mut trainer, &log);
+    assert_eq!(trainer.predict(log.chunk()).unwrap(), before, "a factor of 0 leaves all as it is");
+    assert_eq!(trainer.schedule_faults(), 0);
+}
+
+#[test]
+fn what_sampling_drops_is_measured_and_not_learned_from() {
+    let Some(path) =
+        components("HYPERCAST_PLUGINS").into_iter().find(|p| p.ends_with("value-model.wasm"))
+    else {
+        return;
+    };
+    let log = log(200);
+    let all: usize = log.examples.iter().map(|example| example.targets.len()).sum();
+    let (blueprint, mut trainer) = trained(&path, &log);
+    let tasks: Vec<&str> =
+        blueprint.description.tasks.iter().map(|task| task.name.as_str()).collect();
+    assert_eq!(tasks, ["click", "like", "engaged"]);
+    let until_ms = log.examples[0].time_ms;
+    let rows = |trainer: &mut ExpertTrainer, progressive: bool| {
+        trainer.set_pass(false, progressive);
+        let (mut rows, mut valid) = (0, 0);
+        trainer
+            .train(log.chunk(), |report| {
+                let own: usize = report.examples.iter().map(|example| example.targets.len()).sum();
+                rows += own;
+                valid += report.targets[2].mask.iter().filter(|valid| **valid).count();
+                let predicted = if progressive { own } else { 0 };
+                assert!(report.predictions.iter().all(|task| task.len() == predicted));
+                assert_eq!(report.predictions.is_empty(), !progressive);
+                assert_eq!(report.serving, report.predictions, "one network, before and after");
+            })
+            .unwrap();
+        (rows, valid)
+    };
+    // Those that learn nothing are a comparison that cannot differ.
+    trainer.hold_rates(0.0, 0.0);
+    let parameters = trainer.parameters().clone();
+    trainer
+        .compare_with(Serving { parameters: parameters.clone(), learned_until_ms: until_ms - 1 });
+    assert_eq!(
+        rows(&mut trainer, true),
+        (all, all),
+        "each outcome is known, and each row measured"
+    );
+    let (learned, _) = rows(&mut trainer, false);
+    assert!(learned < all, "{learned} of {all}: requests without a row that is kept are left out");
+    assert_eq!(trainer.parameters().provenance.trained_until_ms, until_ms);
+    // What serves has learned from all of it: nothing compares the two.
+    trainer.compare_with(Serving { parameters, learned_until_ms: until_ms });
+    trainer.set_pass(false, true);
+    trainer.train(log.chunk(), |report| assert!(report.serving.is_empty())).unwrap();
+}
+
+#[test]
+fn a_missing_column_and_a_foreign_fm_are_refused_by_name() {
+    for path in components("HYPERCAST_PLUGINS") {
+        let other = LoadOptions { fm_version: Some("not a version".into()), ..options() };
+        let refused =
+            Blueprint::load(engine(), &path, &schema(), &other).err().unwrap().to_string();
+        assert!(refused.contains("`not a version`"), "{refused}");
+    }
+    let description = super::build::description(
+        vec![crate::wasm::contract::Column::Feature("no-such".into())],
+        &[("click", crate::wasm::contract::TaskKind::Binary)],
+    );
+    let refused =
+        crate::batch::Columns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
+    assert!(refused.contains("feature `no-such`") && refused.contains("`length`"), "{refused}");
+}
+
+#[test]
+fn what_is_no_component_is_refused() {
+    let load = |bytes: &[u8]| {
+        let plugin = crate::Plugin::from_bytes(engine(), "thing", bytes, &Limits::default());
+        plugin.err().unwrap().to_string()
+    };
+    assert!(load(b"hello").contains("`thing` is refused: it is not a WebAssembly file"));
+    assert!(load(b"\0asm\x01\0\0\0").contains("core Wasm module"));
+    assert!(load(b"\0asm\x0d\0\x01\0").contains("no HyperCast expert"));
+    assert!(load(b"\0asm\x0d\0\x01\0rest").contains("not a valid component"));
+}

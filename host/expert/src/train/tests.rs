@@ -1,0 +1,201 @@
+//! Losses against central differences, the exact zero, and the optimisers.
+
+use std::sync::Arc;
+
+use super::average::Average;
+use super::optimizer::{Optimizer, OptimizerConfig};
+use super::step::Gradients;
+use super::{TaskTargets, task_loss};
+use crate::graph::Graph;
+use crate::params::Parameters;
+use crate::tests::build::{Net, description, noise, parameters};
+use crate::wasm::contract::{Column, Initialiser, TaskKind};
+
+fn targets(rows: usize) -> TaskTargets {
+    TaskTargets {
+        labels: (0..rows).map(|row| (row % 2) as f32).collect(),
+        mask: (0..rows).map(|row| row % 3 != 0).collect(),
+        weights: (0..rows).map(|row| 0.5 + row as f32).collect(),
+    }
+}
+
+#[test]
+fn loss_gradients_are_central_differences() {
+    for kind in [TaskKind::Binary, TaskKind::Regression] {
+        let mut outputs: Vec<f32> = noise(1, 9).iter().map(|x| x * 4.0).collect();
+        outputs[1] = 0.0;
+        let (_, gradient) = task_loss(kind, &outputs, &targets(9));
+        for row in 0..9 {
+            let nudge = |by: f32| {
+                let mut outputs = outputs.clone();
+                outputs[row] += by;
+                task_loss(kind, &outputs, &targets(9)).0
+            };
+            let expected = (nudge(1e-2) - nudge(-1e-2)) / 2e-2;
+            assert!(
+                (f64::from(gradient[row]) - expected).abs() < 1e-4,
+                "{kind:?} row {row}: {} {expected}",
+                gradient[row]
+            );
+            assert_eq!(
+                gradient[row] == 0.0,
+                row % 3 == 0,
+                "rows outside the sample space have no gradient"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_task_without_valid_sample_contributes_exactly_zero() {
+    let none =
+        TaskTargets { labels: vec![f32::NAN; 4], mask: vec![false; 4], weights: vec![f32::NAN; 4] };
+    for kind in [TaskKind::Binary, TaskKind::Regression] {
+        let (loss, gradient) = task_loss(kind, &[1.0, f32::MAX, -2.0, 0.0], &none);
+        assert_eq!((loss, gradient), (0.0, vec![0.0; 4]));
+    }
+}
+
+#[test]
+fn the_loss_is_a_mean_over_valid_rows_and_finite_at_the_extremes() {
+    let targets = TaskTargets {
+        labels: vec![1.0, 0.0, 1.0],
+        mask: vec![true, true, false],
+        weights: vec![1.0; 3],
+    };
+    let (loss, _) = task_loss(TaskKind::Binary, &[0.0, 0.0, 55.0], &targets);
+    assert!((loss - 2f64.ln()).abs() < 1e-12);
+    let (loss, gradient) = task_loss(TaskKind::Binary, &[-1e30, 1e30, 0.0], &targets);
+    assert!(loss.is_finite() && gradient.iter().all(|g| g.is_finite()));
+}
+
+#[test]
+fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let id = net.input(0);
+    let table = net.parameter("table", &[10, 2], Initialiser::Normal(1.0));
+    let w = net.parameter("w", &[2, 1], Initialiser::Normal(1.0));
+    let x = net.op("EmbeddingBag", &[table, id], vec![]);
+    let x = net.op("MatMul", &[x, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let mut values = parameters(&graph, 1);
+    let before = values.clone();
+    let config = OptimizerConfig { warmup_steps: 0, ..OptimizerConfig::default() };
+    let mut optimizer = Optimizer::new(&graph, config.clone());
+    let gradients = |g: f32| Gradients {
+        values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],
+        rows: vec![Some(vec![3, 8]), None],
+    };
+    assert!(!optimizer.step(&mut values, &gradients(f32::NAN), 1.0));
+    assert_eq!((values.values(0), optimizer.steps()), (before.values(0), 0));
+    assert!(optimizer.step(&mut values, &gradients(1.0), 1.0));
+    for row in 0..10 {
+        let moved = values.values(0)[row * 2..][..2] != before.values(0)[row * 2..][..2];
+        assert_eq!(moved, [3, 8].contains(&row), "row {row}");
+    }
+    // Adam's first step is the learning rate, whatever the gradient's size.
+    let first = before.values(1)[0] * (1.0 - config.learning_rate * config.weight_decay)
+        - config.learning_rate;
+    assert!((values.values(1)[0] - first).abs() < 1e-6);
+}
+
+/// Four weights at zero, and the gradient that each step is given.
+fn one_gradient_all_along() -> (Arc<Graph>, Parameters, Gradients) {
+    let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let tae = net.input(0);
+    let w = net.parameter("w", &[4, 1], Initialiser::Zeros);
+    let x = net.op("MatMul", &[tae, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let values = parameters(&graph, 1);
+    (graph, values, Gradients { values: vec![Some(vec![1.0; 4])], rows: vec![None] })
+}
+
+#[test]
+fn a_held_rate_stays_and_keeps_what_was_gathered() {
+    let (graph, mut values, gradients) = one_gradient_all_along();
+    let config = OptimizerConfig {
+        weight_decay: 0.0,
+        warmup_steps: 0,
+        decay_steps: 3,
+        clip_norm: 100.0,
+        ..OptimizerConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&graph, config.clone());
+    let mut moved = || {
+        let before = values.values(0)[0];
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        before - values.values(0)[0]
+    };
+    // With one gradient all along, Adam moves by the rate itself.
+    let decayed: Vec<f32> = (0..5).map(|_| moved()).collect();
+    assert!((decayed[4] - 0.1 * config.learning_rate).abs() < 1e-6, "{decayed:?}");
+    optimizer.hold(5e-4, 1e-3);
+    assert_eq!(optimizer.steps(), 5);
+    for _ in 0..4 {
+        let before = values.values(0)[0];
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        assert!((before - values.values(0)[0] - 5e-4).abs() < 1e-7);
+    }
+    assert_eq!((optimizer.learning_rate(), optimizer.planned()), (5e-4, 0));
+    let before = values.values(0)[0];
+    assert!(optimizer.step(&mut values, &gradients, 3.0));
+    assert!((before - values.values(0)[0] - 15e-4).abs() < 1e-7, "a factor scales the step");
+}
+
+#[test]
+fn the_rate_that_is_told_is_that_of_the_step_to_come() {
+    let (graph, mut values, gradients) = one_gradient_all_along();
+    let config = OptimizerConfig {
+        weight_decay: 0.0,
+        warmup_steps: 4,
+        decay_steps: 8,
+        clip_norm: 100.0,
+        ..OptimizerConfig::default()
+    };
+    let mut optimizer = Optimizer::new(&graph, config);
+    for step in 0..16 {
+        let (told, before) = (optimizer.learning_rate(), values.values(0)[0]);
+        assert!(optimizer.step(&mut values, &gradients, 1.0));
+        // With one gradient all along, Adam moves by the rate itself.
+        assert!((before - values.values(0)[0] - told).abs() < 1e-7, "step {step}: {told}");
+    }
+}
+
+#[test]
+fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
+    let description =
+        description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
+    let mut net = Net::new();
+    let id = net.input(0);
+    let table = net.parameter("table", &[10, 2], Initialiser::Normal(1.0));
+    let w = net.parameter("w", &[2, 1], Initialiser::Normal(1.0));
+    let x = net.op("EmbeddingBag", &[table, id], vec![]);
+    let x = net.op("MatMul", &[x, w], vec![]);
+    net.output("click", x);
+    let graph = net.valid(&description);
+    let start = parameters(&graph, 1);
+    let mut now = start.clone();
+    let mut average = Average::new(&graph, &start, 0.5);
+    let gradients =
+        Gradients { values: vec![Some(vec![0.0; 2]), None], rows: vec![Some(vec![3]), None] };
+    for index in 0..2 {
+        now.values_mut(index).iter_mut().for_each(|value| *value += 1.0);
+    }
+    let mut left = 1.0;
+    for step in 0..20u8 {
+        average.follow(&now, &gradients);
+        // A tenth of the old is kept at first, a half once the warm-up allows.
+        left *= (f32::from(1 + step) / f32::from(10 + step)).min(0.5);
+        let own = average.parameters().values(1)[0];
+        assert!((now.values(1)[0] - left - own).abs() < 1e-5, "step {step}");
+    }
+    for row in 0..10 {
+        let as_it_is = average.parameters().values(0)[2 * row] == now.values(0)[2 * row];
+        assert_eq!(as_it_is, row == 3, "row {row}");
+    }
+}

@@ -1,0 +1,200 @@
+//! Other embedded stores that hold the same rows, for `hypercast bench store`: redb, LMDB (through heed) and
+//! fjall, each loaded in the order of its keys, which suits it best, with a cache as large as its rows, and read in one
+//! transaction a batch. They are built with the feature `rivals` alone; without it there are none.
+
+use std::path::Path;
+use std::time::Instant;
+
+use hypercast_store::StoreReader;
+
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// A read of a batch, as [`StoreReader::gather`].
+pub(super) type Read<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
+/// What is done with a store that is open for reading; gives its times.
+pub(super) type With<'a> = dyn FnMut(&mut Read<'_>) -> Vec<f64> + 'a;
+
+/// Ids and their rows, as bytes.
+type RowsOf<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
+
+/// One of them.
+pub(super) struct Rival {
+    /// What it is called.
+    pub name: &'static str,
+    load: fn(&Path, &mut RowsOf<'_>) -> anyhow::Result<()>,
+    with_reader: fn(&Path, &mut With<'_>) -> anyhow::Result<Vec<f64>>,
+}
+
+impl Rival {
+    /// Copies the first `rows` rows into `dir`, or as many as there is time for; gives the number.
+    pub fn load(
+        &self,
+        dir: &Path,
+        from: &StoreReader,
+        rows: usize,
+        until: Instant,
+    ) -> Result<usize> {
+        // Rows go in by rising keys. Where time may run out, those that are in must be the first by number: so parts.
+        let mut loaded = 0;
+        let part = rows.div_ceil(5);
+        while loaded < rows && Instant::now() < until {
+            let end = rows.min(loaded + part);
+            let mut ids: Vec<u64> = (loaded..end).map(super::store::id).collect();
+            ids.sort_unstable();
+            let mut values = vec![0.0; super::store::DIM];
+            let mut rows = ids.iter().map(|&id| {
+                from.gather(&[id], &mut values);
+                (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            });
+            (self.load)(dir, &mut rows).map_err(|error| self.failed(&error))?;
+            loaded = end;
+        }
+        Ok(loaded)
+    }
+
+    /// Opens it for reading.
+    pub fn with_reader(&self, dir: &Path, with: &mut With<'_>) -> Result<Vec<f64>> {
+        (self.with_reader)(dir, with).map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &anyhow::Error) -> Error {
+        Error::data(self.name, format!("{error:#}"))
+    }
+}
+
+/// Those that are built in.
+pub(super) fn all() -> Vec<Rival> {
+    #[cfg(feature = "rivals")]
+    return built_in::all();
+    #[cfg(not(feature = "rivals"))]
+    Vec::new()
+}
+
+#[cfg(feature = "rivals")]
+mod built_in {
+    use std::path::Path;
+
+    use fjall::{Database as FjallDatabase, Keyspace, KeyspaceCreateOptions};
+    use heed::types::{Bytes, U64};
+    use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
+    use redb::{ReadableDatabase, TableDefinition};
+
+    use super::{Rival, RowsOf, With};
+
+    const CACHE_BYTES: usize = 4 << 30;
+
+    pub(super) fn all() -> Vec<Rival> {
+        vec![
+            Rival { name: "redb", load: load_redb, with_reader: with_redb },
+            Rival { name: "LMDB (heed)", load: load_lmdb, with_reader: with_lmdb },
+            Rival { name: "fjall", load: load_fjall, with_reader: with_fjall },
+        ]
+    }
+
+    fn copy(bytes: &[u8], out: &mut [f32]) {
+        for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *out = f32::from_le_bytes(*bytes);
+        }
+    }
+
+    /// Copies what `get` finds.
+    fn gather<E: std::fmt::Debug>(
+        ids: &[u64],
+        out: &mut [f32],
+        mut get: impl FnMut(u64, &mut [f32]) -> Result<bool, E>,
+    ) -> usize {
+        let dim = out.len() / ids.len();
+        let found = ids.iter().zip(out.chunks_exact_mut(dim)).map(|(&id, out)| get(id, out));
+        found.filter(|found| !found.as_ref().expect("a rival reads what it has written")).count()
+    }
+
+    const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
+
+    fn redb(dir: &Path) -> anyhow::Result<redb::Database> {
+        let mut builder = redb::Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        Ok(builder.create(dir.join("redb"))?)
+    }
+
+    fn load_redb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+        let db = redb(dir)?;
+        let write = db.begin_write()?;
+        {
+            let mut table = write.open_table(TABLE)?;
+            for (id, row) in rows {
+                table.insert(id, row.as_slice())?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    fn with_redb(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+        let db = redb(dir)?;
+        Ok(with(&mut |ids, out| {
+            let table = db.begin_read().map(|read| read.open_table(TABLE));
+            let table = table.expect("it opens").expect("it has the table");
+            gather(ids, out, |id, out| {
+                table.get(id).map(|row| row.map(|row| copy(row.value(), out)).is_some())
+            })
+        }))
+    }
+
+    fn lmdb(dir: &Path) -> anyhow::Result<Env> {
+        // SAFETY: the folder is this bench's own, and nobody else opens or cuts the file.
+        Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
+    }
+
+    type LmdbRows<'a> = Database<'a, U64<heed::byteorder::BigEndian>, Bytes>;
+
+    fn lmdb_rows(env: &Env) -> anyhow::Result<LmdbRows<'_>> {
+        let made = env.create_databases_and_commit(env.write_txn()?, |opener, write| {
+            opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
+        })?;
+        Ok(made.unwrap_commit())
+    }
+
+    fn load_lmdb(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+        let env = lmdb(dir)?;
+        let table = lmdb_rows(&env)?;
+        let mut write = env.write_txn()?;
+        for (id, row) in rows {
+            table.put(&mut write, &id, &row)?;
+        }
+        Ok(write.commit()?)
+    }
+
+    fn with_lmdb(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+        let env = lmdb(dir)?;
+        let table = lmdb_rows(&env)?;
+        Ok(with(&mut |ids, out| {
+            let read = env.read_txn().expect("it opens");
+            gather(ids, out, |id, out| {
+                table.get(&read, &id).map(|row| row.map(|row| copy(row, out)).is_some())
+            })
+        }))
+    }
+
+    fn fjall(dir: &Path) -> anyhow::Result<(FjallDatabase, Keyspace)> {
+        let db = FjallDatabase::builder(dir.join("fjall")).cache_size(CACHE_BYTES as u64).open()?;
+        let rows = db.keyspace("rows", KeyspaceCreateOptions::default)?;
+        Ok((db, rows))
+    }
+
+    fn load_fjall(dir: &Path, rows: &mut RowsOf<'_>) -> anyhow::Result<()> {
+        let (_db, table) = fjall(dir)?;
+        for (id, row) in rows {
+            table.insert(id.to_be_bytes(), row)?;
+        }
+        table.rotate_memtable_and_wait()?;
+        Ok(table.major_compact()?)
+    }
+
+    fn with_fjall(dir: &Path, with: &mut With<'_>) -> anyhow::Result<Vec<f64>> {
+        let (_db, table) = fjall(dir)?;
+        Ok(with(&mut |ids, out| {
+            gather(ids, out, |id, out| {
+                table.get(id.to_be_bytes()).map(|row| row.map(|row| copy(&row, out)).is_some())
+            })
+        }))
+    }
+}

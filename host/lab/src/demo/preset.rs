@@ -1,0 +1,148 @@
+//! The demo's configurations: one a data set, small enough for two cores.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_fm::spec::FmConfig;
+
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::{Config, ExpertEntry, ExpertTraining, Logs, Paths, TrainOn, parse_time_ms};
+use hypercast_data::dataset::Dataset;
+use hypercast_data::import::simulate;
+use hypercast_data::schema::Schema;
+
+/// The data sets of the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Data {
+    /// MovieLens-1M, fetched with pip.
+    Movielens,
+    /// KuaiRand-Pure, from its own files.
+    Kuairand,
+    /// A simulated world whose true probabilities are known.
+    Simulated,
+}
+
+impl Data {
+    /// Where the test begins: at the time that is asked for, else at the data set's own date or with the last
+    /// tenth of its impressions.
+    ///
+    /// # Errors
+    /// A time that cannot be read; a data set that is empty or cannot be read.
+    pub fn test_from_ms(
+        self,
+        asked: Option<&str>,
+        config: &Config,
+        dataset: &Dataset,
+    ) -> Result<i64> {
+        if let Some(date) = asked.or(self.test_from()) {
+            return Ok(parse_time_ms(date, config.timeline.utc_offset_h)?);
+        }
+        let at = dataset.rows - dataset.rows / 10;
+        match dataset.impressions()?.nth(at) {
+            Some(impression) => Ok(impression?.time_ms),
+            None => Err(Error::invalid("the data set is empty")),
+        }
+    }
+
+    /// The date where the test begins if nothing is asked for; none for the last tenth of impressions.
+    fn test_from(self) -> Option<&'static str> {
+        match self {
+            Data::Kuairand => Some("2022-04-29"),
+            Data::Movielens | Data::Simulated => None,
+        }
+    }
+
+    /// The configuration, for a work folder that holds `data/`.
+    pub fn config(self, schema: &Schema, plugins: &Path) -> Config {
+        let mut config = Config {
+            paths: Paths {
+                dataset: "data".into(),
+                fm_work: "fm-work".into(),
+                fm: "fm".into(),
+                logs: "logs".into(),
+                experts: "experts".into(),
+                state: "state".into(),
+            },
+            ..Config::default()
+        };
+        config.engine.dir = "streams".into();
+        // Its events are of the past: their own times are the clock.
+        config.join.tick_ms = 0;
+        let short_term: &[&str] = match self {
+            Data::Movielens => {
+                config.fm = FmConfig { max_history: 48, max_targets: 16, ..FmConfig::default() };
+                config.expert_training = ExpertTraining { epochs: 1, ..ExpertTraining::default() };
+                config.logs = Logs { skip_share: 0.4, ..Logs::default() };
+                &["drama", "comedy"]
+            }
+            Data::Kuairand => {
+                config.timeline.utc_offset_h = 8;
+                config.logs = Logs { skip_share: 0.0, ..Logs::default() };
+                // Most of what is known of users is older than the logs, without its times.
+                config.fm = FmConfig {
+                    pretraining_passes: 2,
+                    sparse_learning_rate: 0.06,
+                    ..FmConfig::default()
+                };
+                // Four days are few: small steps, and their average. What follows the stream may take larger ones.
+                config.expert_training = ExpertTraining {
+                    epochs: 3,
+                    batch_rows: 128,
+                    average_decay: 0.997,
+                    online_learning_rate: 2e-3,
+                    ..ExpertTraining::default()
+                };
+                &["tab1"]
+            }
+            Data::Simulated => {
+                // The world is small, so steps are: many of them matter more than big ones.
+                config.fm = FmConfig {
+                    max_history: 128,
+                    batch_requests: 16,
+                    learning_rate: 2e-3,
+                    sparse_learning_rate: 0.1,
+                    ..FmConfig::default()
+                };
+                config.logs = Logs { skip_share: 0.4, ..Logs::default() };
+                &["feed"]
+            }
+        };
+        let served: Vec<String> = short_term
+            .iter()
+            .map(|name| name.to_string())
+            .filter(|name| schema.surface(name).is_some())
+            .collect();
+        let first = if served.is_empty() { schema.surfaces[..1].to_vec() } else { served };
+        config.experts = experts(plugins, &first);
+        config
+    }
+}
+
+/// The world of `--data simulated`.
+pub fn world(into: PathBuf) -> simulate::Options {
+    simulate::Options { into, users: 400, items: 200, requests: 24_000, surfaces: 3, seed: 1 }
+}
+
+/// Two experts, each with a shadow that has no TAE: the baseline it is compared with.
+fn experts(plugins: &Path, short_term: &[String]) -> Vec<ExpertEntry> {
+    let entry = |name: &str, file: &str, surfaces: &[String], train_on| {
+        let with = ExpertEntry {
+            limits: Default::default(),
+            name: name.into(),
+            plugin: plugins.join(file),
+            surfaces: surfaces.to_vec(),
+            without_tae: false,
+            shadow: false,
+            train_on,
+        };
+        let without = ExpertEntry {
+            name: format!("{name}-without-tae"),
+            without_tae: true,
+            shadow: true,
+            ..with.clone()
+        };
+        [with, without]
+    };
+    let mut all = Vec::from(entry("short-term", "short-term.wasm", short_term, TrainOn::Own));
+    all.extend(entry("mlp-fusion", "mlp-fusion.wasm", &[], TrainOn::All));
+    all
+}

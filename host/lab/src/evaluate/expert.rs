@@ -1,0 +1,144 @@
+//! The experts' phase of an evaluation: each expert of the preset learns from the
+//! logs up to the test, then predicts the test in time order.
+//!
+//! It reads the logs alone. A surface's rows are scored by the expert that serves
+//! it, so every arm covers the same rows.
+
+use hypercast_data::labels::Labels;
+use hypercast_fm::example::Example;
+
+use super::{
+    scores::{Impression, Scores},
+    stream::Mode,
+    window::Window,
+};
+use crate::demo::replay::Arm;
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::{Config, ExpertEntry};
+use hypercast_core::progress::Progress;
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::logs::LogReader;
+use hypercast_expert::{Blueprint, Engine};
+use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+
+/// What the experts are evaluated on.
+#[derive(Clone, Copy)]
+pub struct Phase<'a> {
+    /// The preset.
+    pub config: &'a Config,
+    /// The logs that the FM's phase left.
+    pub log: &'a LogReader,
+    /// Where guests run.
+    pub engine: &'a Engine,
+    /// Where the test begins.
+    pub window: Window,
+    /// Whether experts go on learning through the test.
+    pub mode: Mode,
+}
+
+impl Phase<'_> {
+    /// Trains one expert and scores it.
+    ///
+    /// # Errors
+    /// Logs or a plugin that cannot be used.
+    pub fn run(&self, entry: &ExpertEntry, scores: &mut Scores) -> Result<()> {
+        let test_from_ms = Some(self.window.test_from_ms);
+        let schema = &self.log.schema;
+        let serves = self.config.serving_surfaces(entry, schema)?;
+        let view = |surfaces: Vec<u16>, from_ms, until_ms| LogView {
+            log: self.log,
+            surfaces,
+            span: Span { from_ms, until_ms },
+            embedding: None,
+        };
+        if view(serves.clone(), test_from_ms, None).rows().next().transpose()?.is_none() {
+            eprintln!("expert {}: the test holds no row of its surfaces", entry.name);
+            return Ok(());
+        }
+        let mut surfaces = self.config.training_surfaces(entry, schema)?;
+        let mut survey = view(surfaces.clone(), None, test_from_ms).survey()?;
+        if survey.is_none() {
+            eprintln!(
+                "expert {}: no row of its surfaces before the test; it learns from all",
+                entry.name
+            );
+            surfaces = (0..schema.surfaces.len() as u16).collect();
+            survey = view(surfaces.clone(), None, test_from_ms).survey()?;
+        }
+        let survey = survey.ok_or_else(|| {
+            Error::invalid(format!("expert {:?}: the logs hold no row before the test", entry.name))
+        })?;
+        let past = view(surfaces.clone(), None, test_from_ms);
+        let load = Load { engine: self.engine, plugin: &entry.plugin, name: &entry.name };
+        let options = self.config.load_options(&entry.name);
+        let blueprint = load.blueprint(&past, &survey.fm_version, options)?;
+        let settings = &self.config.expert_training;
+        let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
+        let start = Start {
+            settings,
+            rows: survey.rows,
+            without_tae: entry.without_tae,
+            device: self.config.device,
+        };
+        let scorer = Scorer::new(self.log, &blueprint, &serves, entry);
+        let mut stream = ExpertStream::new(blueprint, parameters, &start)?;
+        let total = survey.rows * settings.epochs as u64;
+        let mut progress = Progress::start(&format!("expert {}", entry.name), total);
+        stream.learn_past(&past, |report| {
+            let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
+            scorer.score(report.examples, &report.predictions, scores);
+            progress.advance(rows as u64, String::new);
+        })?;
+        stream.go_online();
+        let test = view(surfaces, test_from_ms, None);
+        stream.follow(&test, self.mode == Mode::Streaming, &mut |examples, predictions| {
+            scorer.score(examples, predictions, scores);
+        })?;
+        progress.finish(&format!("trained on {} rows before the test", survey.rows));
+        Ok(())
+    }
+}
+
+/// Turns an expert's predictions into scores.
+pub struct Scorer {
+    labels: Labels,
+    /// Each of the expert's tasks among the schema's.
+    tasks: Vec<Option<usize>>,
+    serves: Vec<u16>,
+    arm: Arm,
+}
+
+impl Scorer {
+    /// For an expert's tasks on the surfaces that it serves.
+    pub fn new(
+        log: &LogReader,
+        blueprint: &Blueprint,
+        serves: &[u16],
+        entry: &ExpertEntry,
+    ) -> Self {
+        let labels = Labels::new(&log.schema);
+        let tasks = blueprint.description.tasks.iter().map(|task| log.schema.task(&task.name));
+        Self {
+            tasks: tasks.collect(),
+            labels,
+            serves: serves.to_vec(),
+            arm: if entry.without_tae { Arm::Expert } else { Arm::ExpertTae },
+        }
+    }
+
+    /// Scores predictions, `[rows]` a task; none if the pass made none.
+    pub fn score(&self, examples: &[&Example], predictions: &[Vec<f32>], scores: &mut Scores) {
+        let rows = examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
+        for (at, (example, row)) in rows.enumerate() {
+            if !self.serves.contains(&example.surface) {
+                continue;
+            }
+            for (predictions, task) in predictions.iter().zip(&self.tasks) {
+                let Some(task) = *task else { continue };
+                if let Some(label) = self.labels.label(example, row, task) {
+                    scores.push(Impression::of(example), (task, self.arm), predictions[at], label);
+                }
+            }
+        }
+    }
+}

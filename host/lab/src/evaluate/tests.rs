@@ -1,0 +1,139 @@
+//! The evaluation end to end on a small simulated world.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{stream::Mode, window::Asked, *};
+use hypercast_core::prerequisite::plugins;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::import::simulate;
+
+/// A world, and settings as small as they can learn something.
+pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> Setup {
+    let world = dir.join("world");
+    let options = simulate::Options {
+        into: world.clone(),
+        users: 60,
+        items: 80,
+        requests,
+        surfaces: 2,
+        seed: 4,
+    };
+    simulate::simulate(&options).unwrap();
+    let config = dir.join("small.toml");
+    let text = "[fm]\ndim = 16\nqk_dim = 8\nv_dim = 8\nembedding_dim = 8\nmax_history = 16\n\
+                [expert_training]\nepochs = 1\nbatch_rows = 256\n[logs]\nskip_share = 0.1\n";
+    std::fs::write(&config, text).unwrap();
+    Setup {
+        data: Data::Simulated,
+        from: Some(world),
+        work: dir.join("work"),
+        plugins,
+        config: Some(config),
+        reuse_data: false,
+    }
+}
+
+fn options(setup: &Setup, mode: Mode) -> Options {
+    Options {
+        setup: setup.clone(),
+        mode,
+        asked: Asked::default(),
+        seed: Some(3),
+        skip_fm: false,
+        window_h: 6,
+    }
+}
+
+fn numbers(report: &Report) -> Value {
+    serde_json::to_value((&report.rows, &report.progressive)).unwrap()
+}
+
+/// Whether two reports are the same but for rounding: an expert's repeated run was seen to differ in the seventh
+/// digit on a busy machine, for a reason that is not found yet. The FM's repeated runs do not.
+pub(crate) fn agree(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) if a.is_f64() && b.is_f64() => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            (a - b).abs() <= 1e-3 * a.abs().max(1.0)
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| agree(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| agree(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+/// What the FM's phase alone decides.
+fn of_the_fm(report: &Report) -> Value {
+    let rows: Vec<_> = report.rows.iter().filter(|row| row.arm == "fm").collect();
+    serde_json::to_value(rows).unwrap()
+}
+
+#[test]
+fn both_modes_run_repeat_and_reuse_the_fm_phase() {
+    let Some(plugins) = plugins("evaluation") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let setup = setup(dir.path(), plugins, 1500);
+    let streaming = run(&options(&setup, Mode::Streaming)).unwrap();
+    let again = run(&options(&setup, Mode::Streaming)).unwrap();
+    assert!(agree(&numbers(&streaming), &numbers(&again)), "one seed, one result");
+    assert_eq!(of_the_fm(&streaming), of_the_fm(&again), "the FM's to the last bit");
+    let reused = run(&Options { skip_fm: true, ..options(&setup, Mode::Streaming) }).unwrap();
+    assert!(agree(&numbers(&streaming), &numbers(&reused)), "the experts' phase sees the same");
+    assert_eq!(of_the_fm(&streaming), of_the_fm(&reused), "the FM's phase is taken over whole");
+    let message =
+        run(&Options { skip_fm: true, ..options(&setup, Mode::Fixed) }).unwrap_err().to_string();
+    assert!(message.contains("mode") && message.contains("--skip-fm"), "{message}");
+    let fixed = run(&options(&setup, Mode::Fixed)).unwrap();
+    assert!(!agree(&numbers(&streaming), &numbers(&fixed)));
+
+    // Every arm covers the same rows, and all surfaces come to the sum of each.
+    for report in [&streaming, &fixed] {
+        let n = |surface: &str, task: &str, arm: &str| {
+            let same = |row: &&Row| (&*row.surface, &*row.task, row.arm) == (surface, task, arm);
+            report.rows.iter().find(same).map_or(0, |row| row.n)
+        };
+        for task in ["click", "like"] {
+            for arm in ["expert", "expert+tae", "fm", "best"] {
+                assert!(n("all", task, arm) > 500, "{task} {arm}");
+                assert_eq!(n("all", task, arm), n("all", task, "base"), "{task} {arm}");
+                assert_eq!(n("feed", task, arm) + n("search", task, arm), n("all", task, arm));
+            }
+        }
+        assert!(n("feed", "finish", "fm") > 0 && n("search", "finish", "fm") == 0);
+    }
+}
+
+#[test]
+fn the_report_begins_where_it_is_told() {
+    let Some(plugins) = plugins("report window") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let setup = setup(dir.path(), plugins, 600);
+    let dataset = Dataset::open(setup.from.as_deref().unwrap()).unwrap();
+    let time = |share: f64| {
+        let at = (dataset.rows as f64 * share) as usize;
+        dataset.impressions().unwrap().nth(at).unwrap().unwrap().time_ms
+    };
+    let asked = |test: i64, report: i64| Asked {
+        test_from: Some(test.to_string()),
+        report_from: Some(report.to_string()),
+    };
+    let run = |asked: Asked| run(&Options { asked, ..options(&setup, Mode::Fixed) });
+    let late = run(asked(time(0.6), time(0.8))).unwrap();
+    let expected = dataset
+        .impressions()
+        .unwrap()
+        .map(|read| read.unwrap())
+        .filter(|row| row.time_ms >= time(0.8))
+        .count();
+    let row = |row: &&Row| (&*row.surface, &*row.task, row.arm) == ("all", "click", "expert+tae");
+    assert_eq!(late.rows.iter().find(row).unwrap().n, expected);
+    let message = run(asked(time(0.0) - 1, time(0.5))).unwrap_err().to_string();
+    assert!(message.contains("--test-from"), "{message}");
+    assert!(late.plot().contains("<polyline"));
+}

@@ -1,0 +1,143 @@
+//! Which stretch of a data set trains, tests and is reported, told by the data
+//! set's own clock.
+
+use crate::demo::Data;
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::{Config, parse_time_ms};
+use hypercast_data::dataset::Dataset;
+
+/// Where the test and the report begin, and what the data holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// The first request.
+    pub first_ms: i64,
+    /// The last request.
+    pub last_ms: i64,
+    /// The first moment of the test; what is before it trains.
+    pub test_from_ms: i64,
+    /// The first moment that is reported.
+    pub report_from_ms: i64,
+    /// Hours ahead of UTC of the data set's clock.
+    pub utc_offset_h: i32,
+}
+
+/// The times that were asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Where the test begins; the data set's default if missing.
+    pub test_from: Option<String>,
+    /// Where the report begins; the test's beginning if missing.
+    pub report_from: Option<String>,
+}
+
+impl Window {
+    /// Checks what was asked for against the data.
+    ///
+    /// # Errors
+    /// A time that cannot be read, or with no request before or after it.
+    pub fn new(data: Data, asked: &Asked, config: &Config, dataset: &Dataset) -> Result<Self> {
+        let utc_offset_h = config.timeline.utc_offset_h;
+        let (first_ms, last_ms) = reach(dataset)?;
+        let test_from_ms = data.test_from_ms(asked.test_from.as_deref(), config, dataset)?;
+        let report_from_ms = match asked.report_from.as_deref() {
+            Some(text) => parse_time_ms(text, utc_offset_h)?,
+            None => test_from_ms,
+        };
+        let window = Self { first_ms, last_ms, test_from_ms, report_from_ms, utc_offset_h };
+        window.check()?;
+        Ok(window)
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { first_ms, last_ms, test_from_ms, report_from_ms, .. } = *self;
+        let say = |ms| self.say(ms);
+        let holds = format!("the data holds requests from {} to {}", say(first_ms), say(last_ms));
+        let wrong = if test_from_ms <= first_ms {
+            format!("--test-from {}: nothing to train on before it; {holds}", say(test_from_ms))
+        } else if test_from_ms > last_ms {
+            format!("--test-from {}: no request from there on; {holds}", say(test_from_ms))
+        } else if report_from_ms < test_from_ms {
+            format!(
+                "--report-from {} is before --test-from {}; what trains is not reported",
+                say(report_from_ms),
+                say(test_from_ms)
+            )
+        } else if report_from_ms > last_ms {
+            format!("--report-from {}: no request from there on; {holds}", say(report_from_ms))
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(wrong))
+    }
+
+    /// A moment by the data set's clock, to the minute: `2022-04-29 08:30`.
+    pub fn say(&self, ms: i64) -> String {
+        say(ms, self.utc_offset_h)
+    }
+}
+
+/// A moment by a clock that is some hours ahead of UTC, to the minute: `2022-04-29 08:30`.
+pub fn say(ms: i64, utc_offset_h: i32) -> String {
+    let minutes = (ms + i64::from(utc_offset_h) * 3_600_000).div_euclid(60_000);
+    let (year, month, day) = civil(minutes.div_euclid(1440));
+    let minute = minutes.rem_euclid(1440);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minute / 60, minute % 60)
+}
+
+/// The times of the first and the last request.
+fn reach(dataset: &Dataset) -> Result<(i64, i64)> {
+    let (mut first, mut last) = (None, None);
+    for impression in dataset.impressions()? {
+        let impression = impression?;
+        if !impression.history_only {
+            first.get_or_insert(impression.time_ms);
+            last = Some(impression.time_ms);
+        }
+    }
+    first.zip(last).ok_or_else(|| Error::data(&dataset.dir, "the data set holds no request"))
+}
+
+/// Year, month and day of a day since the epoch, in the proleptic Gregorian calendar.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let of_era = days.rem_euclid(146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (year + era * 400 + carry, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(test_from_ms: i64, report_from_ms: i64) -> Window {
+        Window { first_ms: 1000, last_ms: 9000, test_from_ms, report_from_ms, utc_offset_h: 8 }
+    }
+
+    #[test]
+    fn a_moment_is_told_by_the_data_sets_clock_and_reads_back() {
+        for text in ["1970-01-01", "2000-02-29", "2022-04-29", "2023-12-31", "1999-03-01"] {
+            let ms = parse_time_ms(text, 8).unwrap();
+            assert_eq!(window(0, 0).say(ms + 5 * 60_000), format!("{text} 00:05"));
+        }
+    }
+
+    #[test]
+    fn times_outside_the_data_are_refused_with_what_it_holds() {
+        assert!(window(5000, 5000).check().is_ok());
+        let cases = [
+            ((1000, 5000), "before"),
+            ((9001, 9001), "no request"),
+            ((5000, 4000), "before"),
+            ((5000, 9001), "no request"),
+        ];
+        for ((test, report), word) in cases {
+            let message = window(test, report).check().unwrap_err().to_string();
+            assert!(message.contains(word) && message.contains("1970-01-01"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What the arms of an experiment have in common: one plugin, one log, one test.
+//!
+//! An arm is the same expert with another part of the logged embedding. Training
+//! and the stream are those of `train::stream`.
+
+use std::{ops::Range, path::Path, sync::Arc};
+
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::evaluate::{stream::Mode, window::Window};
+use hypercast_config::Config;
+use hypercast_core::progress::Progress;
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::logs::LogReader;
+use hypercast_expert::{Blueprint, Engine, Parameters};
+use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+
+use super::tally::Tally;
+
+/// The parts of a network that face the FM, by the layer names that the SDK's plugins use: what a warm
+/// start across FMs must leave out (section 4.3).
+const FM_LAYERS: [&str; 2] = ["fm", "fusion"];
+
+/// Whether a parameter belongs to the FM Embedding Module, the FM Fusion Module or a head's direct path from them.
+pub fn faces_fm(parameter: &str) -> bool {
+    parameter.split('/').any(|layer| FM_LAYERS.contains(&layer))
+}
+
+/// An expert's arm.
+#[derive(Debug, Clone)]
+pub struct Arm {
+    /// Its place in the tally.
+    pub index: usize,
+    /// Columns of the logged embedding that it is given.
+    pub embedding: Range<usize>,
+    /// Zeros in their place.
+    pub without_tae: bool,
+}
+
+/// Where the arms of one seed are trained and measured.
+#[derive(Clone, Copy)]
+pub struct Field<'a> {
+    /// Settings of the experts, their seed among them.
+    pub config: &'a Config,
+    /// The seed's log.
+    pub log: &'a LogReader,
+    /// Where guests run.
+    pub engine: &'a Engine,
+    /// The component.
+    pub plugin: &'a Path,
+    /// Where the test begins.
+    pub window: Window,
+    /// Whether experts learn through the test.
+    pub mode: Mode,
+}
+
+/// An expert after its past.
+pub struct Trained {
+    /// Its plugin and network.
+    pub blueprint: Arc<Blueprint>,
+    /// Ready for the stream.
+    pub stream: ExpertStream,
+    /// The schema's place of each of its tasks.
+    tasks: Vec<Option<usize>>,
+    /// Rows it learned from.
+    pub rows: u64,
+    /// Seconds that took.
+    pub seconds: f64,
+}
+
+impl<'a> Field<'a> {
+    /// The rows of some surfaces and a stretch of time, with an arm's part of the embedding.
+    pub fn view(&self, surfaces: &[u16], arm: &Arm, span: Span) -> LogView<'a> {
+        LogView {
+            log: self.log,
+            surfaces: surfaces.to_vec(),
+            span,
+            embedding: Some(vec![arm.embedding.clone()]),
+        }
+    }
+
+    /// Before the test.
+    pub fn past(&self) -> Span {
+        Span { from_ms: None, until_ms: Some(self.window.test_from_ms) }
+    }
+
+    /// Trains an expert on a view, from fresh parameters, or with those of `warm` for every layer that
+    /// does not face the FM.
+    ///
+    /// # Errors
+    /// A view without rows, a plugin that is refused or faults.
+    pub fn train(
+        &self,
+        view: &LogView<'_>,
+        arm: &Arm,
+        warm: Option<&Parameters>,
+    ) -> Result<Trained> {
+        let survey = view.survey()?.ok_or_else(|| {
+            Error::invalid("the logs hold no row to train the expert on; let the test begin later, or take more users")
+        })?;
+        let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
+        let options = self.config.load_options("experiment");
+        let blueprint = load.blueprint(view, &survey.fm_version, options)?;
+        let settings = &self.config.expert_training;
+        let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
+        if let Some(warm) = warm {
+            parameters.warm_start_from(warm, |name| !faces_fm(name));
+            parameters.provenance.normaliser = warm.provenance.normaliser.clone();
+        }
+        let schema = &self.log.schema;
+        let tasks =
+            blueprint.description.tasks.iter().map(|task| schema.task(&task.name)).collect();
+        let start = Start {
+            settings,
+            rows: survey.rows,
+            without_tae: arm.without_tae,
+            device: self.config.device,
+        };
+        let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
+        let total = survey.rows * settings.epochs as u64;
+        let mut progress = Progress::start("expert", total);
+        let began = std::time::Instant::now();
+        stream.learn_past(view, |report| {
+            let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
+            progress.advance(rows as u64, String::new);
+        })?;
+        let seconds = began.elapsed().as_secs_f64();
+        progress.finish(&format!("trained on {} rows", survey.rows));
+        Ok(Trained { blueprint, stream, tasks, rows: survey.rows, seconds })
+    }
+
+    /// Follows the test with a trained expert, and tallies what it says.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin that faults.
+    pub fn measure(
+        &self,
+        trained: &mut Trained,
+        arm: &Arm,
+        surfaces: &[u16],
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let span = Span { from_ms: Some(self.window.test_from_ms), until_ms: None };
+        let view = self.view(surfaces, arm, span);
+        let Trained { stream, tasks, .. } = trained;
+        stream.go_online();
+        Ok(stream.follow(&view, self.mode == Mode::Streaming, &mut |examples, predictions| {
+            let rows = examples.iter().flat_map(|e| (0..e.targets.len()).map(move |row| (*e, row)));
+            for (at, target) in rows.enumerate() {
+                for (predictions, task) in predictions.iter().zip(&*tasks) {
+                    if let Some(task) = *task {
+                        tally.push(arm.index, target, task, predictions[at]);
+                    }
+                }
+            }
+        })?)
+    }
+
+    /// Trains an arm on everything before the test and measures it on the test.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn run(&self, arm: &Arm, surfaces: &[u16], tally: &mut Tally) -> Result<Trained> {
+        let view = self.view(surfaces, arm, self.past());
+        let mut trained = self.train(&view, arm, None)?;
+        self.measure(&mut trained, arm, surfaces, tally)?;
+        Ok(trained)
+    }
+
+    /// Every surface.
+    pub fn surfaces(&self) -> Vec<u16> {
+        (0..self.log.schema.surfaces.len() as u16).collect()
+    }
+}

@@ -1,0 +1,243 @@
+//! What an experiment found, for people and as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    bootstrap::intervals,
+    tally::{Dense, Slice, Tally, Totals},
+};
+use crate::error::Result;
+use hypercast_data::schema::Schema;
+use hypercast_train::report::ALL;
+
+/// The result, as `--json` writes it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
+    pub experiment: &'static str,
+    /// Data set, window, sizes of models, plugin and everything else that was chosen.
+    pub config: Value,
+    /// Seeds of FM and experts.
+    pub seeds: Vec<u64>,
+    /// A row a surface, task, arm and seed, and one for the mean over seeds.
+    pub rows: Vec<Row>,
+    /// What the models cost (`compute`), or what was sent (`publish`); empty otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<Value>,
+    /// Seconds by step.
+    pub seconds: BTreeMap<String, f64>,
+    /// The table for people.
+    #[serde(skip)]
+    pub table: String,
+}
+
+/// One surface, task and arm.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The surface, or `all`.
+    pub surface: String,
+    /// The task.
+    pub task: String,
+    /// What was tried.
+    pub arm: String,
+    /// The seed, or `mean`.
+    pub seed: Seed,
+    /// Rows predicted.
+    pub n: u64,
+    /// Normalised entropy.
+    pub ne: Option<f64>,
+    /// Its difference from that of the arm that is compared with, in per cent; below 0 is better.
+    pub ne_diff_pct: Option<f64>,
+    /// The 95 % interval of the difference, from the bootstrap over users.
+    pub ci95: Option<[f64; 2]>,
+    /// What this experiment alone has.
+    #[serde(flatten)]
+    pub more: BTreeMap<&'static str, Value>,
+}
+
+/// A seed, or all of them together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Seed {
+    /// One.
+    One(u64),
+    /// `mean`.
+    Mean(Mean),
+}
+
+/// The mean over seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mean {
+    /// Serialised as `mean`.
+    Mean,
+}
+
+/// Two arms, the second compared with the first.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair {
+    /// Index of the arm that is compared with.
+    pub baseline: usize,
+    /// Index of the arm.
+    pub arm: usize,
+}
+
+/// The sums of an experiment over its seeds.
+pub struct Found<'a> {
+    /// Names.
+    pub schema: &'a Schema,
+    /// One a seed.
+    pub tallies: &'a [Tally],
+    /// In the order of the tallies.
+    pub seeds: &'a [u64],
+    /// Draws of the bootstrap.
+    pub replicates: usize,
+}
+
+/// One slice with its sums.
+pub struct Cell {
+    /// Where it is.
+    pub slice: Slice,
+    /// Its sums by user.
+    pub dense: Dense,
+    /// Its sums.
+    pub totals: Totals,
+}
+
+impl Found<'_> {
+    /// The slices that every arm of every seed predicts; those over all surfaces come last.
+    ///
+    /// # Errors
+    /// Arms that predicted different rows.
+    pub fn cells(&self) -> Result<Vec<Cell>> {
+        let mut slices: Option<Vec<Slice>> = None;
+        for tally in self.tallies {
+            let own = tally.slices()?;
+            slices = Some(match slices {
+                None => own,
+                Some(known) => known.into_iter().filter(|slice| own.contains(slice)).collect(),
+            });
+        }
+        let cell = |slice| {
+            let dense = Dense::new(self.tallies, slice);
+            Cell { slice, totals: dense.totals(None), dense }
+        };
+        Ok(slices.unwrap_or_default().into_iter().map(cell).collect())
+    }
+
+    /// The rows of some pairs on a slice: one a seed, then the mean.
+    pub fn rows(&self, cell: &Cell, pairs: &[Pair]) -> Vec<Row> {
+        let seeds = self.seeds.len();
+        let measure = |totals: &Totals| {
+            let of_pair = |pair: &Pair| {
+                let each = (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline));
+                let mean = totals.mean_ne_diff_pct(pair.arm, pair.baseline);
+                each.chain([mean]).collect::<Vec<f64>>()
+            };
+            pairs.iter().flat_map(of_pair).collect()
+        };
+        let bounds = intervals(&cell.dense, self.replicates, measure);
+        let mut rows = Vec::new();
+        for (pair, bounds) in pairs.iter().zip(bounds.chunks_exact(seeds + 1)) {
+            for (seed, bounds) in bounds.iter().enumerate() {
+                rows.push(self.row(cell, *pair, (seed < seeds).then_some(seed), *bounds));
+            }
+        }
+        rows
+    }
+
+    fn row(&self, cell: &Cell, pair: Pair, seed: Option<usize>, ci95: [f64; 2]) -> Row {
+        let totals = &cell.totals;
+        let seeds = self.seeds.len();
+        let diffs: Vec<f64> =
+            (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline)).collect();
+        let nes: Option<Vec<f64>> = (0..seeds).map(|seed| totals.ne(seed, pair.arm)).collect();
+        let baseline = pair.arm == pair.baseline;
+        let mut more = BTreeMap::new();
+        if seed.is_none() && !baseline {
+            more.insert("sd_seeds", Value::from(deviation(&diffs)));
+        }
+        Row {
+            surface: self.surface(cell.slice.0).to_owned(),
+            task: self.schema.tasks[cell.slice.1].name.clone(),
+            arm: self.tallies[0].arms()[pair.arm].clone(),
+            seed: seed.map_or(Seed::Mean(Mean::Mean), |seed| Seed::One(self.seeds[seed])),
+            n: totals.rows as u64,
+            ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
+            ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),
+            ci95: ci95[0].is_finite().then_some(ci95),
+            more,
+        }
+    }
+
+    /// The name of a slice's surface.
+    pub fn surface(&self, surface: usize) -> &str {
+        self.schema.surfaces.get(surface).map_or(ALL, String::as_str)
+    }
+}
+
+/// The mean.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The standard deviation over seeds; none of one seed.
+fn deviation(values: &[f64]) -> Option<f64> {
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (values.len() > 1).then(|| (squares / (values.len() as f64 - 1.0)).sqrt())
+}
+
+/// A difference with its interval: `-2.13 [-2.40, -1.85]`.
+pub fn with_interval(value: Option<f64>, ci95: Option<[f64; 2]>) -> String {
+    match (value, ci95) {
+        // An arm compared with itself.
+        (Some(0.0), Some([0.0, 0.0])) => "0".into(),
+        (Some(value), Some([low, high])) => format!("{value:+.2} [{low:+.2}, {high:+.2}]"),
+        (Some(value), None) => format!("{value:.2}"),
+        (None, _) => "-".into(),
+    }
+}
+
+/// A table of an arm a line and a task a column, over one surface, as the paper's table 1.
+pub fn arms_by_task(rows: &[Row], surface: &str) -> String {
+    let means =
+        || rows.iter().filter(|row| row.surface == surface && matches!(row.seed, Seed::Mean(_)));
+    let (mut tasks, mut arms): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    for row in means() {
+        if !tasks.contains(&row.task.as_str()) {
+            tasks.push(&row.task);
+        }
+        if !arms.contains(&row.arm.as_str()) {
+            arms.push(&row.arm);
+        }
+    }
+    let mut text = format!("{:<22}", format!("NE diff (%), {surface}"));
+    tasks.iter().for_each(|task| text += &format!(" {task:>24}"));
+    for arm in arms {
+        text += &format!("\n{arm:<22}");
+        for task in &tasks {
+            let row = means().find(|row| row.task == *task && row.arm == arm);
+            let cell = row.map_or("-".into(), |row| with_interval(row.ne_diff_pct, row.ci95));
+            text += &format!(" {cell:>24}");
+        }
+    }
+    text + "\n"
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.table)?;
+        let steps: Vec<String> =
+            self.seconds.iter().map(|(step, took)| format!("{step} {took:.1} s")).collect();
+        writeln!(
+            f,
+            "\nmean over seeds {:?}; [95 % interval, bootstrap over users]; {}",
+            self.seeds,
+            steps.join(", ")
+        )
+    }
+}

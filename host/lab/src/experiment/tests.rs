@@ -1,0 +1,182 @@
+//! Each experiment end to end on a small simulated world.
+
+use hypercast_core::prerequisite::plugins;
+use std::{path::Path, sync::Arc};
+
+use hypercast_fm::example::{Event, Item, Outcome as Happened, User};
+use serde_json::Value;
+
+use super::*;
+use crate::evaluate::tests::{agree, setup};
+
+fn options(dir: &Path, experiment: Experiment) -> Option<Options> {
+    let plugins = plugins(&format!("{experiment:?}"))?;
+    Some(Options {
+        experiment,
+        setup: setup(dir, plugins, 700),
+        mode: Mode::Streaming,
+        asked: Asked::default(),
+        seeds: vec![1, 2],
+        users: None,
+        replicates: 50,
+        expert: "mlp-fusion".into(),
+        stale_hours: 6.0,
+        publish_minutes: 30.0,
+        surface: None,
+        task: None,
+    })
+}
+
+/// Runs an experiment and gives its JSON, whose common shape is checked.
+fn found(options: &Options, arms: &[&str]) -> Value {
+    let report = run(options).unwrap();
+    assert!(report.to_string().contains("click"), "{report}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["seeds"], serde_json::json!([1, 2]));
+    for key in ["data", "mode", "test_from", "fm", "expert_training", "users_share"] {
+        assert!(json["config"].get(key).is_some(), "config.{key}");
+    }
+    let rows = json["rows"].as_array().unwrap();
+    for arm in arms {
+        for seed in [Value::from(1), Value::from(2), Value::from("mean")] {
+            let row = rows
+                .iter()
+                .find(|row| row["arm"] == *arm && row["seed"] == seed && row["task"] == "click");
+            let row = row.unwrap_or_else(|| panic!("no row of {arm}, seed {seed}"));
+            assert!(row["n"].as_u64().unwrap() > 20 && row["ne"].as_f64().unwrap() > 0.0, "{row}");
+            let diff = row["ne_diff_pct"].as_f64().unwrap();
+            let ci = row["ci95"].as_array().unwrap();
+            let [low, high] = [0, 1].map(|at| ci[at].as_f64().unwrap());
+            let width = high - low;
+            assert!(low - width <= diff && diff <= high + width && width >= 0.0, "{row}");
+        }
+    }
+    json
+}
+
+#[test]
+fn table_1_has_every_arm_and_repeats() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Tae) else { return };
+    let json = found(&options, &["baseline", "+UE", "+TAE", "+UE+TAE"]);
+    assert_eq!(json["experiment"], "tae");
+    assert_eq!(json["config"]["chosen"]["ue_width"], 3 * 16);
+    let again = serde_json::to_value(run(&options).unwrap()).unwrap();
+    assert!(agree(&json["rows"], &again["rows"]), "one seed, one result");
+}
+
+#[test]
+fn table_2_has_a_ratio_for_every_surface_and_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Transfer) else { return };
+    let json = found(&options, &["FM small", "FM large", "expert small", "expert large"]);
+    let ratios = json["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["arm"] == "expert large" && row["seed"] == "mean");
+    let ratios: Vec<&Value> = ratios.collect();
+    assert_eq!(
+        ratios.len(),
+        3 * 2 + 2,
+        "click and like on two surfaces and all, finish on one and all"
+    );
+    for row in ratios {
+        assert!(row["transfer_ratio"].as_f64().is_some(), "{row}");
+        let kind = if row["task"] == "finish" { "aux" } else { "main" };
+        assert_eq!(row["task_type"], kind);
+    }
+    assert_eq!(json["config"]["chosen"]["fm_small"]["dim"], 4);
+    assert_eq!(json["config"]["chosen"]["fm_small"]["tae_dim"], 16);
+}
+
+#[test]
+fn table_3_withholds_all_tasks_but_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Unseen) else { return };
+    let options = Options { surface: Some("feed".into()), task: Some("like".into()), ..options };
+    let json = found(&options, &["baseline", "+TAE"]);
+    for row in json["rows"].as_array().unwrap() {
+        assert_eq!(row["surface"], "feed");
+        assert_eq!(row["withheld"], row["task"] != "like", "{row}");
+    }
+    let message = run(&Options { surface: Some("nowhere".into()), ..options.clone() })
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("nowhere") && message.contains("search"), "{message}");
+    let message = run(&Options { task: Some("watch".into()), ..options }).unwrap_err().to_string();
+    assert!(message.contains("click"), "{message}");
+}
+
+#[test]
+fn compute_tells_what_each_model_costs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Compute) else { return };
+    let json = found(&options, &["one-stage", "expert without TAE", "expert with TAE"]);
+    let models = json["models"].as_array().unwrap();
+    let flops = |arm: &str| {
+        let model = models.iter().find(|model| model["arm"] == arm).unwrap();
+        for key in ["dense_parameters", "sparse_parameters", "latency_p50_ms"] {
+            assert!(model[key].as_f64().unwrap() > 0.0, "{arm}: {key}");
+        }
+        model["flops_per_candidate"].as_f64().unwrap()
+    };
+    assert_eq!(flops("FM + expert"), flops("FM") + flops("expert with TAE"));
+    assert_eq!(models[0]["share_of_one_stage_pct"], 100.0);
+}
+
+#[test]
+fn a_user_embedding_sees_no_event_younger_than_the_staleness() {
+    let event = |time_ms: i64| Event {
+        item: Arc::new(Item::default()),
+        surface: 0,
+        time_ms,
+        outcome: Happened::UNKNOWN,
+    };
+    let example = Example {
+        request: 1,
+        user: Arc::new(User::default()),
+        surface: 0,
+        time_ms: 100_000_000,
+        history: [10, 70_000_000, 78_400_000, 78_400_001, 99_999_999].map(event).to_vec(),
+        targets: Vec::new(),
+    };
+    let times = |hours: f64| -> Vec<i64> {
+        let old = tae::stale(&example, (hours * 3.6e6) as i64);
+        old.history.iter().map(|event| event.time_ms).collect()
+    };
+    assert_eq!(times(6.0), [10, 70_000_000, 78_400_000]);
+    assert_eq!(times(0.0).len(), 5);
+    assert_eq!(times(27.0), [10]);
+}
+
+#[test]
+fn options_that_cannot_work_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Tae) else { return };
+    let fail = |options: &Options| run(options).unwrap_err().to_string();
+    assert!(fail(&Options { users: Some(0.0), ..options.clone() }).contains("--users"));
+    assert!(fail(&Options { seeds: vec![], ..options.clone() }).contains("seed"));
+    let message = fail(&Options { expert: "missing".into(), ..options });
+    assert!(message.contains("missing.wasm"), "{message}");
+}
+
+#[test]
+fn what_is_published_in_part_costs_bytes_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(options) = options(dir.path(), Experiment::Publish) else { return };
+    let json = found(&options, &["everything", "30 %", "10 %", "never"]);
+    let sent = |arm: usize| json["models"][arm].clone();
+    let share = |arm: usize| sent(arm)["share_of_bytes"].as_f64().unwrap();
+    assert!(share(0) > 0.3 && share(1) <= 0.3 && share(2) <= 0.1, "{}", json["models"]);
+    assert!(sent(0)["publications"].as_u64() > Some(2) && sent(3)["publications"] == 0);
+    // The copies differ, so publications reach them.
+    let ne = |arm: &str| {
+        let rows = json["rows"].as_array().unwrap().iter();
+        let mut own = rows.filter(|row| row["arm"] == arm && row["surface"] == "all");
+        own.find(|row| row["task"] == "click" && row["seed"] == 1).unwrap()["ne"].clone()
+    };
+    assert!(ne("everything") != ne("30 %") && ne("everything") != ne("never"));
+    let fixed = run(&Options { mode: Mode::Fixed, ..options }).unwrap_err().to_string();
+    assert!(fixed.contains("--mode fixed"), "{fixed}");
+}

@@ -1,0 +1,427 @@
+//! Accepting a push: signature, content, order, and whether it can be served at all. What is refused here changes
+//! nothing; what is accepted is on the disk.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Limits, Push, Rollout, Step, adopt, frame, moves,
+    repository::{Admitted, Repository},
+    signature::Manifest,
+};
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::Config;
+use hypercast_config::{PublicKey, sha256};
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, upgrade, wasm::contract,
+};
+use hypercast_stream::engine::{Engine as Streams, Topic};
+use hypercast_stream::publish::Follower;
+use hypercast_stream::versions::{
+    Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights,
+};
+
+/// The route that a push came by.
+#[derive(Debug, Clone, Copy)]
+pub struct Route<'a> {
+    /// The expert's name.
+    pub name: &'a str,
+    /// Its version.
+    pub version: &'a str,
+}
+
+/// What became of a push.
+pub enum Taken {
+    /// It was known: its rollout goes on as it was.
+    Known,
+    /// Its rollout can begin.
+    New(Begun),
+}
+
+/// A rollout that can begin.
+pub struct Begun {
+    /// Where it stands.
+    pub rollout: Box<Rollout>,
+    /// The expert as it is loaded.
+    pub expert: Box<Expert>,
+    /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
+    pub adoption: Vec<Change>,
+}
+
+/// Gives the keys that are trusted.
+pub type Trusted = Box<dyn Fn() -> Result<Vec<PublicKey>> + Send + Sync>;
+
+/// Accepts pushes for one daemon.
+pub struct Acceptor {
+    config: Config,
+    /// The keys that are trusted now: they change while a daemon runs.
+    trusted: Trusted,
+    schema: Arc<Schema>,
+    wasm: Engine,
+    streams: Arc<dyn Streams>,
+    repository: Repository,
+}
+
+impl Acceptor {
+    /// With the repository beside the experts' parameters.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn new(
+        (config, trusted): (&Config, Trusted),
+        schema: Arc<Schema>,
+        (wasm, streams): (Engine, Arc<dyn Streams>),
+    ) -> Result<Self> {
+        let repository = Repository::open(&config.paths.experts.join("pushed"))?;
+        Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
+    }
+
+    /// Checks a push's body. `under_way` are the files that rollouts use which the registry does not know yet.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Invalid`] or [`Error::Expert`], each with its cause; nothing has changed then.
+    pub fn accept(
+        &self,
+        route: Route<'_>,
+        body: &[u8],
+        (under_way, now_ms): (HashSet<PathBuf>, i64),
+    ) -> Result<Taken> {
+        let settings = &self.config.rollout;
+        let push = frame::Push::decode(body)?;
+        let keys = (self.trusted)()?;
+        if keys.is_empty() {
+            return refuse(
+                "no key is trusted here: the operator adds public keys to rollout.trusted_keys"
+                    .into(),
+            );
+        }
+        let manifest = push.signed.verify(&keys)?;
+        check(&manifest, route, &push)?;
+        let limits = Limits::new(settings, &push.wishes)?;
+        let admitted = self.repository.admits(&manifest, now_ms)?;
+        if admitted == Admitted::Repeated {
+            return Ok(Taken::Known);
+        }
+        let registry = Versions::new(&*self.streams).read()?;
+        let adoption = match adopt::is_due(&registry) {
+            true => adopt::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
+            false => Vec::new(),
+        };
+        let mut plan = moves::Plan::new(&registry);
+        plan.add(adoption)?;
+        let moves::Plan { registry, changes: adoption } = plan;
+        let mut used = used(&registry);
+        used.extend(under_way);
+        let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
+        // A warm start writes parameters of its own, of about the size of those that serve.
+        self.repository.make_room((bytes as u64 * 2, settings.repository_mib << 20), &used)?;
+        let mut files: Vec<PathBuf> = Vec::new();
+        let loaded = self.load(&manifest, &push, &registry, &mut files);
+        let begun = loaded.and_then(|(expert, loaded)| {
+            let rehearsed =
+                moves::rehearse(&registry, &expert, (limits.canary_share, limits.replace))?;
+            let limits = Limits { canary_share: rehearsed.unwrap_or(1.0), ..limits };
+            self.repository.remember(&manifest)?;
+            Ok((begin(expert, &push, (&manifest, limits), (&registry, now_ms)), loaded))
+        });
+        match begun {
+            Ok((rollout, expert)) => {
+                let (rollout, expert) = (Box::new(rollout), Box::new(expert));
+                Ok(Taken::New(Begun { rollout, expert, adoption }))
+            }
+            Err(error) => {
+                for file in files.iter().filter(|file| !used.contains(*file)) {
+                    self.repository.forget(file);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Loads the version of a rollout that goes on, as serving would.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being served.
+    pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
+        let blueprint =
+            self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
+        match &expert.weights {
+            Weights::Path(path) => {
+                let breaker = self.config.plugin_limits.breaker();
+                Ok(Expert::open(blueprint, path, self.config.device, breaker)?)
+            }
+            Weights::Published => {
+                Err(Error::invalid(format!("{} {} was not pushed", expert.name, expert.version)))
+            }
+        }
+    }
+
+    fn blueprint(
+        &self,
+        expert: &str,
+        (plugin, fm): (&Path, &str),
+        tae_dim: usize,
+    ) -> Result<Arc<Blueprint>> {
+        let options = LoadOptions {
+            tae_dim,
+            fm_version: Some(fm.to_owned()),
+            ..self.config.load_options(expert)
+        };
+        Ok(Arc::new(Blueprint::load(&self.wasm, plugin, &self.schema, &options)?))
+    }
+
+    fn load(
+        &self,
+        manifest: &Manifest,
+        push: &Push<'_>,
+        registry: &Registry,
+        files: &mut Vec<PathBuf>,
+    ) -> Result<(ExpertVersion, Expert)> {
+        let plugin = self.repository.keep(push.component, "wasm")?;
+        files.push(plugin.clone());
+        let parameters =
+            push.parameters.map(|bytes| self.repository.keep(bytes, "safetensors")).transpose()?;
+        files.extend(parameters.clone());
+        let serving = moves::main_version(registry, &manifest.name);
+        let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
+        let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
+        let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
+        let parameters = match parameters {
+            Some(path) => path,
+            None => {
+                let path = self.warm_start(manifest, &blueprint, serving)?;
+                files.push(path.clone());
+                path
+            }
+        };
+        let entry = self.config.experts.iter().find(|entry| entry.name == manifest.name);
+        let surfaces = match (manifest.surfaces.is_empty(), serving, entry) {
+            (false, ..) => manifest.surfaces.clone(),
+            (true, Some(serving), _) => serving.surfaces.clone(),
+            (true, None, Some(entry)) => {
+                let own = self.config.serving_surfaces(entry, &self.schema)?;
+                own.iter().map(|at| self.schema.surfaces[usize::from(*at)].clone()).collect()
+            }
+            (true, None, None) => {
+                return refuse(format!(
+                    "no version of {} serves yet, so the push must say on which surfaces it is to (`hypercast plugin sign --surfaces`)",
+                    manifest.name
+                ));
+            }
+        };
+        let without_tae = match serving {
+            Some(serving) => serving.without_tae,
+            None => entry.is_some_and(|entry| entry.without_tae),
+        };
+        let new = NewExpert {
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            plugin,
+            surfaces,
+            fm,
+            tae_dim,
+            without_tae,
+            weights: Weights::Path(parameters),
+        };
+        let (mut version, expert) = new.describe_loaded(&self.config, &self.schema, &blueprint)?;
+        version.parent = serving.map(|serving| serving.version.clone());
+        Ok((version, expert.expect("its parameters are in a file")))
+    }
+
+    /// The parameters of the version that serves, if they are all that the new network has.
+    fn warm_start(
+        &self,
+        manifest: &Manifest,
+        blueprint: &Arc<Blueprint>,
+        serving: Option<&ExpertVersion>,
+    ) -> Result<PathBuf> {
+        let Some(serving) = serving else {
+            return refuse(format!(
+                "no version of {} serves whose parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+                manifest.name
+            ));
+        };
+        let (mut parameters, report) = match &serving.weights {
+            Weights::Path(path) => {
+                let saved = SavedParameters::read(path)?;
+                let mut fresh = blueprint.init_parameters(saved.provenance.normaliser.clone(), 0);
+                let report = fresh.warm_start(&saved);
+                fresh.provenance.trained_rows = saved.provenance.trained_rows;
+                (fresh, report)
+            }
+            Weights::Published => {
+                let published = self.published(serving)?;
+                let mut fresh =
+                    blueprint.init_parameters(published.provenance.normaliser.clone(), 0);
+                let report = fresh.warm_start_from(&published, |_| true);
+                fresh.provenance.trained_rows = published.provenance.trained_rows;
+                (fresh, report)
+            }
+        };
+        if !report.fresh.is_empty() {
+            return refuse(format!(
+                "it came without parameters, and those of {} {}, which serves, lack {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
+                serving.name,
+                serving.version,
+                report.fresh.len(),
+                report.fresh.len() + report.kept.len(),
+                few(&report.fresh)
+            ));
+        }
+        parameters.provenance.fm_version.clone_from(&serving.fm);
+        let draft = tempfile::Builder::new().suffix(".safetensors").tempfile();
+        let draft = draft.map_err(Error::io(std::env::temp_dir()))?;
+        parameters.save(draft.path())?;
+        let bytes = std::fs::read(draft.path()).map_err(Error::io(draft.path()))?;
+        self.repository.keep(&bytes, "safetensors")
+    }
+
+    /// The newest published parameters of a version.
+    fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
+        let blueprint =
+            self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
+        let topic = Topic::expert(&serving.name, &serving.version);
+        let mut follower = Follower::open(self.streams.clone(), topic)?;
+        let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
+        let mut parameters = blueprint.init_parameters(normaliser, 0);
+        while let Some(publication) = follower.next(Duration::ZERO)? {
+            parameters = parameters.apply(&publication.parameter_update())?;
+        }
+        Ok(parameters)
+    }
+}
+
+/// The FM version, and values of its TAE.
+fn pin(
+    manifest: &Manifest,
+    saved: Option<&SavedParameters>,
+    (registry, serving): (&Registry, Option<&ExpertVersion>),
+) -> Result<(String, usize)> {
+    let trained = saved.map(|saved| saved.provenance.fm_version.clone());
+    let own = manifest.fm.clone().or(trained).or(serving.map(|serving| serving.fm.clone()));
+    let Some(fm) = own else {
+        return refuse(format!(
+            "no version of {} serves whose FM and parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+            manifest.name
+        ));
+    };
+    match registry.fm(&fm) {
+        Some(known) => Ok((fm, known.tae_dim)),
+        None => {
+            let known: Vec<&str> = registry.fms().iter().map(|fm| fm.version.as_str()).collect();
+            refuse(format!(
+                "it pins FM {fm}, which is not registered here; there are {known:?} (`hypercast versions register fm`)"
+            ))
+        }
+    }
+}
+
+/// What came is what was signed, for where it came.
+fn check(manifest: &Manifest, route: Route<'_>, push: &Push<'_>) -> Result<()> {
+    if (manifest.name.as_str(), manifest.version.as_str()) != (route.name, route.version) {
+        return refuse(format!(
+            "what was signed is {} {}, and it was pushed as {} {}",
+            manifest.name, manifest.version, route.name, route.version
+        ));
+    }
+    if let Err(error) = semver::Version::parse(&manifest.version) {
+        return refuse(format!("version {:?} is no semver version: {error}", manifest.version));
+    }
+    let same = |what: &str, signed: &str, bytes: &[u8]| match sha256(bytes) == signed {
+        true => Ok(()),
+        false => refuse(format!(
+            "the {what} is not the one that was signed: its SHA-256 is {}, and {signed} was signed; it was changed or cut short",
+            sha256(bytes)
+        )),
+    };
+    same("component", &manifest.component, push.component)?;
+    match (&manifest.parameters, push.parameters) {
+        (Some(signed), Some(bytes)) => same("parameter file", signed, bytes)?,
+        (None, None) => {}
+        (Some(_), None) => return refuse("parameters were signed and did not come with it".into()),
+        (None, Some(_)) => {
+            return refuse("its parameters were not signed; sign it with --parameters".into());
+        }
+    }
+    let major = |version: &str| version.split('.').next().map(str::to_owned);
+    match major(&manifest.contract) == major(contract::VERSION) {
+        true => Ok(()),
+        false => refuse(format!(
+            "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
+            manifest.contract,
+            contract::VERSION,
+            upgrade(&manifest.contract, contract::VERSION)
+        )),
+    }
+}
+
+fn begin(
+    expert: ExpertVersion,
+    push: &Push<'_>,
+    (manifest, limits): (&Manifest, Limits),
+    (registry, now_ms): (&Registry, i64),
+) -> Rollout {
+    let previous = moves::main_version(registry, &manifest.name);
+    let mut rollout = Rollout {
+        key: push.signed.key.clone(),
+        created_ms: manifest.created_ms,
+        begun_ms: now_ms,
+        step: Step::Replay,
+        since_ms: now_ms,
+        previous: previous.map(|previous| previous.version.clone()),
+        displaced: if limits.replace { moves::displaced(registry, &expert) } else { Vec::new() },
+        limits,
+        before_us: None,
+        settled: false,
+        cause: None,
+        log: Vec::new(),
+        expert,
+    };
+    let said = &rollout.expert;
+    let from = match manifest.parameters {
+        Some(_) => "its own parameters".to_owned(),
+        None => format!("the parameters of {}", said.parent.as_deref().unwrap_or("none")),
+    };
+    let text = format!(
+        "signed by key {}; component {} ({} bytes), plugin version {}, with {from}, on FM {}, for {:?}",
+        rollout.key,
+        &manifest.component[..16],
+        push.component.len(),
+        said.plugin_version,
+        said.fm,
+        said.surfaces
+    );
+    rollout.tell(now_ms, text);
+    rollout
+}
+
+/// The files of versions that may serve.
+fn used(registry: &Registry) -> HashSet<PathBuf> {
+    let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
+    let mut used = HashSet::new();
+    for version in versions.filter(|version| version.state != VersionState::Retired) {
+        used.insert(version.plugin.clone());
+        if let Weights::Path(path) = &version.weights {
+            used.insert(path.clone());
+        }
+    }
+    used
+}
+
+fn few(names: &[String]) -> String {
+    const FEW: usize = 12;
+    let shown = names.iter().take(FEW).map(|name| format!("`{name}`")).collect::<Vec<_>>();
+    match names.len() > FEW {
+        true => format!("{} and {} more", shown.join(", "), names.len() - FEW),
+        false => shown.join(", "),
+    }
+}
+
+fn refuse<T>(why: String) -> Result<T> {
+    Err(Error::refused(why))
+}

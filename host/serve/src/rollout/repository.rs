@@ -1,0 +1,280 @@
+//! Pushed files, by their content, and which push of a name was the newest: so that an old push that is sent again, or
+//! other files under a version's name, are refused.
+//!
+//! Files are written beside, put on the disk and renamed. It knows neither keys nor the registry.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::signature::Manifest;
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::sha256;
+
+/// How far ahead of this machine's clock a push may be signed, in milliseconds: later ones of the name must be newer.
+const AHEAD_MS: i64 = 300_000;
+
+/// The longest name, in bytes.
+const LONGEST_NAME: usize = 64;
+
+/// The files.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    dir: PathBuf,
+}
+
+/// A version that was pushed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// When it was signed, milliseconds since the epoch.
+    pub created_ms: i64,
+    /// SHA-256 of its component.
+    pub component: String,
+    /// SHA-256 of the parameters that came with it.
+    pub parameters: Option<String>,
+}
+
+/// What a push is to the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// A version that was not pushed before.
+    New,
+    /// The very push that is known: it was sent again.
+    Repeated,
+    /// The same content, signed anew.
+    Again,
+}
+
+/// The versions of a name.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Known {
+    newest_ms: i64,
+    versions: BTreeMap<String, Pushed>,
+}
+
+impl Repository {
+    /// Makes the folder if need be.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(dir: &Path) -> Result<Self> {
+        for part in ["objects", "names"] {
+            let part = dir.join(part);
+            fs::create_dir_all(&part).map_err(Error::io(&part))?;
+        }
+        Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
+    }
+
+    /// Whether a push may follow those that there were.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: a name that is none, an older push, other content; a file that cannot be read.
+    pub fn admits(&self, manifest: &Manifest, now_ms: i64) -> Result<Admitted> {
+        check_name(&manifest.name)?;
+        let known = self.known(&manifest.name)?;
+        let Manifest { name, version, created_ms, .. } = manifest;
+        let refuse = |why: String| Err(Error::refused(why));
+        if let Some(pushed) = known.versions.get(version) {
+            if (&pushed.component, &pushed.parameters)
+                != (&manifest.component, &manifest.parameters)
+            {
+                return refuse(format!(
+                    "{name} {version} was pushed with other content; give what is different a new version"
+                ));
+            }
+            if pushed.created_ms == *created_ms {
+                return Ok(Admitted::Repeated);
+            }
+        }
+        if *created_ms <= known.newest_ms {
+            return refuse(format!(
+                "this push of {name} was signed at {created_ms}, and the newest one known at {}: an old push is not taken again; sign it anew",
+                known.newest_ms
+            ));
+        }
+        if *created_ms > now_ms + AHEAD_MS {
+            return refuse(format!(
+                "this push of {name} was signed at {created_ms}, and it is {now_ms} here: set the signer's clock, and sign it anew"
+            ));
+        }
+        Ok(if known.versions.contains_key(version) { Admitted::Again } else { Admitted::New })
+    }
+
+    /// Remembers a push.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remember(&self, manifest: &Manifest) -> Result<()> {
+        let mut known = self.known(&manifest.name)?;
+        known.newest_ms = known.newest_ms.max(manifest.created_ms);
+        let pushed = Pushed {
+            created_ms: manifest.created_ms,
+            component: manifest.component.clone(),
+            parameters: manifest.parameters.clone(),
+        };
+        known.versions.insert(manifest.version.clone(), pushed);
+        let bytes = serde_json::to_vec(&known).expect("a plain struct serialises");
+        write(&self.name_path(&manifest.name), &bytes)
+    }
+
+    /// Keeps bytes under their hash; they may be there already.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&self, bytes: &[u8], extension: &str) -> Result<PathBuf> {
+        let path = self.dir.join("objects").join(format!("{}.{extension}", sha256(bytes)));
+        // One that was damaged is written anew.
+        if fs::read(&path).is_ok_and(|there| there == bytes) {
+            return Ok(path);
+        }
+        write(&path, bytes)?;
+        Ok(path)
+    }
+
+    /// Makes room for so many bytes: files that are not in `used` go, the oldest first, as far as `most` needs it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where what is used leaves no room; what the file system says.
+    pub fn make_room(&self, (bytes, most): (u64, u64), used: &HashSet<PathBuf>) -> Result<()> {
+        let objects = self.dir.join("objects");
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(&objects).map_err(Error::io(&objects))? {
+            let entry = entry.map_err(Error::io(&objects))?;
+            let about = entry.metadata().map_err(Error::io(entry.path()))?;
+            let modified = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            files.push((modified, about.len(), entry.path()));
+        }
+        files.sort();
+        let mut held: u64 = files.iter().map(|(_, size, _)| size).sum();
+        for (_, size, path) in files.iter().filter(|(_, _, path)| !used.contains(path)) {
+            if held + bytes <= most {
+                break;
+            }
+            fs::remove_file(path).map_err(Error::io(path))?;
+            held -= size;
+        }
+        if held + bytes > most {
+            return Err(Error::refused(format!(
+                "the repository holds {held} bytes of versions in use, and {bytes} more are over its {most} (rollout.repository_mib); retire versions"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Removes a file that nothing uses: of a push that was refused.
+    pub fn forget(&self, path: &Path) {
+        // What stays is removed when room is needed.
+        let _ = fs::remove_file(path);
+    }
+
+    fn known(&self, name: &str) -> Result<Known> {
+        let path = self.name_path(name);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+                Error::data(&path, format!("the list of pushes is damaged ({error}); restore it, or move it away and with it what guards against old pushes"))
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) => Err(Error::io(&path)(error)),
+        }
+    }
+
+    fn name_path(&self, name: &str) -> PathBuf {
+        self.dir.join("names").join(format!("{name}.json"))
+    }
+}
+
+/// Names are parts of paths.
+///
+/// # Errors
+/// [`Error::Refused`].
+pub fn check_name(name: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    match name.is_empty()
+        || name.len() > LONGEST_NAME
+        || name.starts_with('.')
+        || !name.chars().all(plain)
+    {
+        true => Err(Error::refused(format!(
+            "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
+            &name[..name.floor_char_boundary(LONGEST_NAME)]
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Writes a file as a whole, durably.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let draft = path.with_extension("partial");
+    let mut file = File::create(&draft).map_err(Error::io(&draft))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&draft))?;
+    fs::rename(&draft, path).map_err(Error::io(path))?;
+    let dir = path.parent().expect("a file is in a folder");
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(version: &str, content: &[u8], created_ms: i64) -> Manifest {
+        Manifest {
+            name: "feed".into(),
+            version: version.into(),
+            contract: "1.0.0".into(),
+            surfaces: Vec::new(),
+            fm: None,
+            component: sha256(content),
+            parameters: None,
+            created_ms,
+        }
+    }
+
+    #[test]
+    fn an_old_push_or_other_content_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::open(dir.path()).unwrap();
+        let first = manifest("1.0.0", b"a", 1000);
+        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::New);
+        repository.remember(&first).unwrap();
+        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::Repeated);
+        repository.remember(&manifest("1.1.0", b"b", 2000)).unwrap();
+        assert_eq!(
+            repository.admits(&manifest("1.0.0", b"a", 3000), 3000).unwrap(),
+            Admitted::Again
+        );
+        for (manifest, word) in [
+            (manifest("1.0.0", b"other", 3000), "other content"),
+            (manifest("1.0.1", b"c", 1500), "signed anew"),
+            (manifest("1.0.1", b"c", 2000), "newest one known at 2000"),
+            (manifest("1.0.1", b"c", 3000 + AHEAD_MS + 1), "clock"),
+            (Manifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) }, "no name"),
+        ] {
+            let why = repository.admits(&manifest, 3000).unwrap_err().to_string();
+            assert!(why.contains(word) || why.contains("sign it anew"), "{word}: {why}");
+        }
+        // Another name has pushes of its own.
+        let other = Manifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
+        assert_eq!(repository.admits(&other, 3000).unwrap(), Admitted::New);
+    }
+
+    #[test]
+    fn room_is_made_by_what_nothing_uses() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::open(dir.path()).unwrap();
+        let paths: Vec<PathBuf> =
+            (0..4u8).map(|at| repository.keep(&[at; 100], "wasm").unwrap()).collect();
+        assert_eq!(repository.keep(&[0; 100], "wasm").unwrap(), paths[0]);
+        let used: HashSet<PathBuf> = [paths[0].clone(), paths[1].clone()].into();
+        repository.make_room((100, 400), &used).unwrap();
+        assert_eq!(paths.iter().filter(|path| path.exists()).count(), 3);
+        let why = repository.make_room((300, 400), &used).unwrap_err().to_string();
+        assert!(why.contains("repository_mib"), "{why}");
+        assert!(paths[0].exists() && paths[1].exists());
+    }
+}

@@ -1,0 +1,235 @@
+//! Signatures of pushes: who vouches for a component, its parameters and what they are to be.
+//!
+//! What is signed is a text, kept as it was signed: nothing is written anew before it is checked. A key is a line in a
+//! file; nothing here decides which keys are trusted.
+
+use std::{io::Write, path::Path};
+
+use ring::{
+    rand::SystemRandom,
+    signature::{Ed25519KeyPair, KeyPair},
+};
+use serde::{Deserialize, Serialize};
+
+use hypercast_config::PublicKey;
+use hypercast_core::hex::{hex, unhex};
+
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// What precedes the signed text, so that a signature made for something else says nothing here.
+const DOMAIN: &[u8] = b"hypercast plugin push 1\n";
+
+/// How a secret key is written: this and its PKCS#8 document in hex.
+const SECRET: &str = "ed25519-secret:";
+
+/// What a signature vouches for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The expert's name.
+    pub name: String,
+    /// Its version, a semver.
+    pub version: String,
+    /// The expert contract that the component was built for.
+    pub contract: String,
+    /// The surfaces that it is to serve; empty for those of the version that serves.
+    #[serde(default)]
+    pub surfaces: Vec<String>,
+    /// The FM version that it pins; none for that of its parameters, or of the version that serves.
+    #[serde(default)]
+    pub fm: Option<String>,
+    /// SHA-256 of the component, in hex.
+    pub component: String,
+    /// SHA-256 of the parameters, in hex; none starts from those of the version that serves.
+    #[serde(default)]
+    pub parameters: Option<String>,
+    /// When it was signed, milliseconds since the epoch: later pushes of a name are newer.
+    pub created_ms: i64,
+}
+
+/// A manifest with its signature, as a file has it and a push sends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signed {
+    /// The manifest as JSON, exactly as it was signed.
+    pub manifest: String,
+    /// [`PublicKey::id`] of the signer.
+    pub key: String,
+    /// The signature, in hex.
+    pub signature: String,
+}
+
+/// A key that signs.
+pub struct SecretKey {
+    pair: Ed25519KeyPair,
+    document: Vec<u8>,
+}
+
+impl SecretKey {
+    /// A new one.
+    ///
+    /// # Errors
+    /// A system without randomness.
+    pub fn generate() -> Result<Self> {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
+            .map_err(|_| Error::invalid("the system gives no random bytes"))?;
+        Self::of(document.as_ref()).map_err(Error::invalid)
+    }
+
+    /// Reads a file that [`SecretKey::write`] wrote.
+    ///
+    /// # Errors
+    /// A file that is missing, or holds something else.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let bytes = text.trim().strip_prefix(SECRET).and_then(unhex);
+        let wrong = "it is no secret key; `hypercast plugin keygen` makes one";
+        let bytes = bytes.ok_or_else(|| Error::data(path, wrong))?;
+        Self::of(&bytes).map_err(|why| Error::data(path, why))
+    }
+
+    /// Writes it to a new file that its owner alone can read.
+    ///
+    /// # Errors
+    /// A file that is there already; what the file system says.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file =
+            options.write(true).create_new(true).mode(0o600).open(path).map_err(Error::io(path))?;
+        writeln!(file, "{SECRET}{}", hex(&self.document)).map_err(Error::io(path))
+    }
+
+    /// The key that checks what this one signs.
+    pub fn public(&self) -> PublicKey {
+        let bytes = self.pair.public_key().as_ref();
+        PublicKey::from(<[u8; 32]>::try_from(bytes).expect("an Ed25519 key has 32 bytes"))
+    }
+
+    /// Signs a manifest.
+    pub fn sign(&self, manifest: &Manifest) -> Signed {
+        let manifest = serde_json::to_string(manifest).expect("a plain struct serialises");
+        let signature = hex(self.pair.sign(&message(&manifest)).as_ref());
+        Signed { manifest, key: self.public().id(), signature }
+    }
+
+    fn of(document: &[u8]) -> std::result::Result<Self, String> {
+        let pair = Ed25519KeyPair::from_pkcs8(document)
+            .map_err(|error| format!("the secret key is damaged ({error})"))?;
+        Ok(Self { pair, document: document.to_vec() })
+    }
+}
+
+impl Signed {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that is missing, or holds something else.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(|error| {
+            Error::data(
+                path,
+                format!("it is no signature ({error}); `hypercast plugin sign` makes one"),
+            )
+        })
+    }
+
+    /// What is vouched for, if one of `trusted` vouches for it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: a key that is not trusted, a signature that does not fit, a text that is no manifest.
+    pub fn verify(&self, trusted: &[PublicKey]) -> Result<Manifest> {
+        let refused = |why: String| Err(Error::refused(why));
+        let Some(key) = trusted.iter().find(|key| key.id() == self.key) else {
+            return refused(format!(
+                "key {:?} is not trusted here; the operator adds the public key to rollout.trusted_keys",
+                short(&self.key)
+            ));
+        };
+        let signature = unhex(&self.signature).unwrap_or_default();
+        if !key.verifies(&message(&self.manifest), &signature) {
+            return refused(format!(
+                "the signature is not one of key {} for this manifest; sign it again",
+                key.id()
+            ));
+        }
+        serde_json::from_str(&self.manifest).map_err(|error| {
+            Error::refused(format!("what was signed is no manifest of this version: {error}"))
+        })
+    }
+
+    /// What it says is vouched for, unchecked: for messages, and for who made it.
+    ///
+    /// # Errors
+    /// A text that is no manifest.
+    pub fn claims(&self) -> Result<Manifest> {
+        serde_json::from_str(&self.manifest)
+            .map_err(|error| Error::invalid(format!("what was signed is no manifest: {error}")))
+    }
+}
+
+fn message(manifest: &str) -> Vec<u8> {
+    [DOMAIN, manifest.as_bytes()].concat()
+}
+
+fn short(text: &str) -> &str {
+    &text[..text.floor_char_boundary(64)]
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_config::sha256;
+
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            name: "feed".into(),
+            version: "1.2.0".into(),
+            contract: "1.0.0".into(),
+            surfaces: vec!["feed".into()],
+            fm: None,
+            component: sha256(b"component"),
+            parameters: None,
+            created_ms: 5,
+        }
+    }
+
+    #[test]
+    fn what_was_signed_is_what_is_verified() {
+        let key = SecretKey::generate().unwrap();
+        let other = SecretKey::generate().unwrap();
+        let signed = key.sign(&manifest());
+        let trusted = [other.public(), key.public()];
+        assert_eq!(signed.verify(&trusted).unwrap(), manifest());
+        let why = signed.verify(&trusted[..1]).unwrap_err().to_string();
+        assert!(why.contains("not trusted") && why.contains("rollout.trusted_keys"), "{why}");
+        let changed =
+            Signed { manifest: signed.manifest.replace("1.2.0", "1.3.0"), ..signed.clone() };
+        assert!(changed.verify(&trusted).unwrap_err().to_string().contains("signature"));
+        // Another trusted key's id does not make its holder's of it.
+        let posing = Signed { key: other.public().id(), ..signed };
+        assert!(posing.verify(&trusted).unwrap_err().to_string().contains("signature"));
+    }
+
+    #[test]
+    fn keys_are_files_that_are_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("team.key");
+        let key = SecretKey::generate().unwrap();
+        key.write(&path).unwrap();
+        assert!(key.write(&path).is_err());
+        assert_eq!(SecretKey::read(&path).unwrap().public(), key.public());
+        assert_eq!(PublicKey::parse(&key.public().text()).unwrap(), key.public());
+        std::fs::write(&path, "ed25519-secret:00ff").unwrap();
+        assert!(SecretKey::read(&path).is_err());
+        assert!(PublicKey::parse("ed25519:12").is_err());
+    }
+
+    #[test]
+    fn the_hash_is_sha256() {
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(sha256(b""), empty);
+    }
+}

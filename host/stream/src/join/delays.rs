@@ -1,0 +1,209 @@
+//! How long outcomes take: a histogram of observed delays for each surface and
+//! action, and the window that follows from it.
+//!
+//! Buckets grow by a quarter of an octave, so a quantile is at most 25 % too long;
+//! counts are halved now and then, so that a window follows what delays become.
+
+use serde::{Deserialize, Serialize};
+
+use hypercast_config::JoinSettings;
+
+/// Delays before a quantile means something.
+const ENOUGH: u32 = 100;
+
+/// Counts of a histogram at which all are halved.
+const MANY: u32 = 20_000;
+
+/// Four an octave, up to 2^40 ms (35 years).
+const BUCKETS: usize = 4 * 40;
+
+/// Delays of every surface and action.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Delays {
+    surfaces: Vec<Surface>,
+}
+
+/// Delays of a surface: of all its actions together, and of each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Surface {
+    all: Histogram,
+    actions: Vec<Histogram>,
+    /// Of each action, in milliseconds.
+    windows: Vec<i64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Histogram {
+    /// Up to the largest bucket that was needed.
+    counts: Vec<u32>,
+    total: u32,
+}
+
+/// What a window is made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Bounds {
+    quantile: f64,
+    min_ms: i64,
+    max_ms: i64,
+    first_ms: i64,
+}
+
+impl Bounds {
+    pub(super) fn of(settings: &JoinSettings) -> Bounds {
+        let ms = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX / 4);
+        Bounds {
+            quantile: settings.quantile,
+            min_ms: ms(settings.min_window_s),
+            max_ms: ms(settings.max_window_s),
+            first_ms: ms(settings.first_window_s),
+        }
+    }
+}
+
+impl Delays {
+    pub(super) fn new(surfaces: usize, actions: usize, bounds: &Bounds) -> Delays {
+        let surface = Surface {
+            all: Histogram::default(),
+            actions: vec![Histogram::default(); actions],
+            windows: vec![bounds.first_ms.clamp(bounds.min_ms, bounds.max_ms); actions],
+        };
+        Delays { surfaces: vec![surface; surfaces] }
+    }
+
+    /// An action came so long after its impression. Whether windows may have changed.
+    pub(super) fn observe(
+        &mut self,
+        (surface, action): (u16, usize),
+        delay_ms: i64,
+        bounds: &Bounds,
+    ) -> bool {
+        let surface = &mut self.surfaces[usize::from(surface)];
+        surface.all.add(delay_ms);
+        surface.actions[action].add(delay_ms);
+        // Often enough to follow, seldom enough to cost nothing.
+        let due = surface.all.total.is_multiple_of(16) || surface.all.total == ENOUGH;
+        if due {
+            surface.renew(bounds);
+        }
+        due
+    }
+
+    /// Surfaces, and actions of each.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.surfaces.len(), self.surfaces.first().map_or(0, |surface| surface.actions.len()))
+    }
+
+    /// Windows for other bounds.
+    pub(super) fn renew(&mut self, bounds: &Bounds) {
+        self.surfaces.iter_mut().for_each(|surface| surface.renew(bounds));
+    }
+
+    /// How long to wait for the slowest of some actions (a bit each) on a surface, in milliseconds.
+    pub(super) fn window_ms(&self, surface: u16, actions: u32) -> i64 {
+        let windows = &self.surfaces[usize::from(surface)].windows;
+        let waited = windows.iter().enumerate().filter(|(action, _)| actions >> action & 1 == 1);
+        waited.map(|(_, &window)| window).max().unwrap_or(0)
+    }
+}
+
+impl Surface {
+    /// An action with few delays of its own waits as the others of its surface do, and all wait for the first window
+    /// until there are enough.
+    fn renew(&mut self, bounds: &Bounds) {
+        let window = |histogram: &Histogram| {
+            (histogram.total >= ENOUGH).then(|| histogram.quantile_ms(bounds.quantile))
+        };
+        let all = window(&self.all).unwrap_or(bounds.first_ms);
+        for (action, kept) in self.actions.iter().zip(&mut self.windows) {
+            *kept = window(action).unwrap_or(all).clamp(bounds.min_ms, bounds.max_ms);
+        }
+    }
+}
+
+impl Histogram {
+    fn add(&mut self, delay_ms: i64) {
+        let bucket = bucket(delay_ms);
+        if self.counts.len() <= bucket {
+            self.counts.resize(bucket + 1, 0);
+        }
+        self.counts[bucket] += 1;
+        self.total += 1;
+        if self.total >= MANY {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+            self.total = self.counts.iter().sum();
+        }
+    }
+
+    fn quantile_ms(&self, quantile: f64) -> i64 {
+        let wanted = (quantile * f64::from(self.total)).ceil() as u32;
+        let mut seen = 0;
+        let reaches = |&count: &u32| {
+            seen += count;
+            seen >= wanted
+        };
+        let at = self.counts.iter().position(reaches).unwrap_or(self.counts.len());
+        upper_ms(at)
+    }
+}
+
+/// Whole numbers alone, so that every machine says the same.
+fn bucket(delay_ms: i64) -> usize {
+    let delay = delay_ms.max(4) as u64;
+    let octave = delay.ilog2();
+    let quarter = (delay >> (octave - 2)) & 3;
+    (4 * (octave as usize - 2) + quarter as usize).min(BUCKETS - 1)
+}
+
+/// Where a bucket ends.
+fn upper_ms(bucket: usize) -> i64 {
+    let (octave, quarter) = (bucket / 4, bucket % 4);
+    ((5 + quarter as i64) << octave) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds =
+        Bounds { quantile: 0.9, min_ms: 1000, max_ms: 3_600_000, first_ms: 600_000 };
+
+    #[test]
+    fn a_bucket_ends_at_most_a_quarter_above_what_is_in_it() {
+        for delay in (1..100_000).chain([1 << 30, (1 << 39) + 7]) {
+            let upper = upper_ms(bucket(delay));
+            assert!(upper >= delay && upper <= (delay + delay / 4).max(4), "{delay}: {upper}");
+        }
+        assert_eq!(bucket(i64::MAX), BUCKETS - 1);
+        assert_eq!(bucket(-5), bucket(0));
+    }
+
+    #[test]
+    fn windows_follow_delays_and_stay_in_bounds() {
+        let mut delays = Delays::new(2, 3, &BOUNDS);
+        assert_eq!(delays.window_ms(0, 0b111), 600_000, "nothing was seen yet");
+        for step in 0..1000 {
+            delays.observe((0, 0), 10_000 + step % 100, &BOUNDS);
+        }
+        let window = delays.window_ms(0, 0b001);
+        assert!((10_000..=12_600).contains(&window), "{window}");
+        assert_eq!(delays.window_ms(0, 0b100), window, "a rare action waits as its surface does");
+        assert_eq!(delays.window_ms(1, 0b001), 600_000, "another surface has seen nothing");
+        assert_eq!(delays.window_ms(0, 0), 0, "nothing to wait for");
+        for _ in 0..200 {
+            delays.observe((0, 1), 60_000, &BOUNDS);
+        }
+        assert!(delays.window_ms(0, 0b011) >= 60_000, "the slowest decides");
+        // Delays become ten times longer: what was before is forgotten.
+        for _ in 0..60_000 {
+            delays.observe((0, 0), 100_000, &BOUNDS);
+        }
+        let window = delays.window_ms(0, 0b001);
+        assert!((100_000..=126_000).contains(&window), "{window}");
+        for _ in 0..60_000 {
+            delays.observe((0, 0), 1, &BOUNDS);
+            delays.observe((0, 1), i64::MAX, &BOUNDS);
+        }
+        assert_eq!(delays.window_ms(0, 0b001), BOUNDS.min_ms);
+        assert_eq!(delays.window_ms(0, 0b010), BOUNDS.max_ms);
+    }
+}

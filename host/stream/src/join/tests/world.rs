@@ -1,0 +1,184 @@
+//! A small world, events in it, and what came out as text that can be compared.
+
+use std::path::Path;
+
+use hypercast_fm::example::{self, Item, MAX_VALUES, User};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+use crate::ingest::{Fact, Reaction, Shown, What};
+use crate::join::{Joiner, Made, Options};
+use hypercast_config::JoinSettings;
+use hypercast_data::dataset::{Context, Dataset, Entities, Impression, write_dataset};
+use hypercast_data::features::{FeatureConfig, FeatureState};
+use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
+
+pub(super) const CLICK: u32 = 0b01;
+pub(super) const LIKE: u32 = 0b10;
+
+/// Surface 0 has both actions, surface 1 clicks alone.
+fn schema() -> Schema {
+    let counter = |name: &str, key: &[&str], half_life_days| Counter {
+        name: name.into(),
+        key: key.iter().map(|name| name.to_string()).collect(),
+        action: "click".into(),
+        half_life_days,
+    };
+    let task = |name: &str, surfaces: &[&str]| Task {
+        name: name.into(),
+        role: TaskRole::Main,
+        kind: TaskKind::Binary,
+        label: name.into(),
+        surfaces: surfaces.iter().map(|name| name.to_string()).collect(),
+        weight: 1.0,
+    };
+    Schema {
+        surfaces: vec!["feed".into(), "search".into()],
+        actions: vec!["click".into(), "like".into()],
+        values: vec!["watched".into()],
+        tasks: vec![task("click", &[]), task("like", &["feed"])],
+        item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
+        user_features: vec![],
+        context_features: vec![Feature { name: "device".into(), kind: FeatureKind::Categorical }],
+        counters: vec![
+            counter("item", &["item_id"], 0.0),
+            counter("user", &["user_id"], 0.0),
+            counter("tag", &["tag"], 1.0),
+        ],
+    }
+}
+
+pub(super) fn dataset(dir: &Path) -> Dataset {
+    let schema = schema();
+    let items: Vec<Item> =
+        (1..=8).map(|id| Item { id, ids: vec![id % 3 + 10], ..Item::default() }).collect();
+    let users: Vec<User> = (1..=5).map(|id| User { id, ..User::default() }).collect();
+    let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
+    write_dataset(dir, &entities, &mut []).unwrap();
+    Dataset::open(dir).unwrap()
+}
+
+pub(super) fn settings() -> JoinSettings {
+    JoinSettings {
+        quantile: 0.9,
+        min_window_s: 1,
+        max_window_s: 600,
+        first_window_s: 60,
+        correction_s: 3600,
+        max_impressions: 10_000,
+        ..JoinSettings::default()
+    }
+}
+
+pub(super) fn joiner(data: &Dataset, settings: JoinSettings) -> Joiner {
+    let state = FeatureState::new(data, FeatureConfig::default());
+    Joiner::new(state, Options { settings, history_len: 8, max_targets: 4 })
+}
+
+pub(super) fn fact(what: What) -> Fact {
+    Fact { ingested_ms: 1, what }
+}
+
+pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> Fact {
+    let context = Context { ids: vec![request % 2], dense: vec![] };
+    fact(What::Impression(Shown {
+        request,
+        user: request % 5 + 1,
+        item,
+        surface,
+        time_ms,
+        context,
+    }))
+}
+
+pub(super) fn reacted(request: u64, item: u64, time_ms: i64, (actions, known): (u32, u32)) -> Fact {
+    let outcome = example::Outcome { actions, known, values: [f32::NAN; MAX_VALUES] };
+    fact(What::Action(Reaction { request, item, time_ms, outcome, complete: false }))
+}
+
+pub(super) fn tick(time_ms: i64) -> Fact {
+    fact(What::Tick { time_ms })
+}
+
+pub(super) fn whole(request: u64, item: u64, time_ms: i64) -> Impression {
+    let values = [f32::NAN; MAX_VALUES];
+    Impression {
+        request,
+        time_ms,
+        outcome_ms: time_ms,
+        user: request % 5 + 1,
+        item,
+        surface: 0,
+        outcome: example::Outcome { actions: CLICK, known: CLICK, values },
+        context: Context::default(),
+        truth: vec![],
+        history_only: false,
+    }
+}
+
+/// Everything that came of some events, one after the other.
+pub(super) fn all(joiner: &mut Joiner, facts: &[Fact]) -> Made {
+    let mut made = Made::default();
+    facts.iter().for_each(|fact| joiner.take(fact.clone(), &mut made));
+    made
+}
+
+/// Each record as text; what is not known has no digits to compare.
+pub(super) fn texts(made: &Made) -> (Vec<String>, Vec<String>) {
+    let joined = made.joined.iter().map(|joined| format!("{joined:?}")).collect();
+    (joined, made.outcomes.iter().map(|outcome| format!("{outcome:?}")).collect())
+}
+
+/// Random events: requests of up to six items, actions that come soon, late or before their impression, some twice,
+/// whole impressions, new items, and times that are not in order.
+pub(super) fn random(seed: u64, requests: u64) -> Vec<Fact> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut timed: Vec<(i64, Fact)> = Vec::new();
+    for request in 1..=requests {
+        let at = request as i64 * 700 + rng.random_range(0..900);
+        let surface = rng.random_range(0..2);
+        let mut items: Vec<u64> = (1..=9).collect();
+        items.shuffle(&mut rng);
+        items.truncate(rng.random_range(1..=6));
+        if rng.random_bool(0.1) {
+            let rows = items.iter().map(|&item| whole(request, item, at)).collect();
+            timed.push((at, fact(What::Whole(rows))));
+            continue;
+        }
+        for &item in &items {
+            let seen_ms = at + rng.random_range(0..300);
+            timed.push((seen_ms, shown(request, item, surface, at)));
+            if rng.random_bool(0.15) {
+                timed.push((
+                    seen_ms + rng.random_range(0..90_000),
+                    shown(request, item, surface, at),
+                ));
+            }
+            for _ in 0..rng.random_range(0..3) {
+                let delay = [500, 5_000, 50_000, 2_000_000][rng.random_range(0..4)];
+                let acted = at + rng.random_range(0..delay);
+                let known = rng.random_range(1..4);
+                let mut fact =
+                    reacted(request, item, acted, (rng.random_range(0..4) & known, known));
+                if let What::Action(reaction) = &mut fact.what {
+                    reaction.complete = rng.random_bool(0.2);
+                    if rng.random_bool(0.3) {
+                        reaction.outcome.values[0] = rng.random_range(0.0..9.0);
+                    }
+                }
+                // An action may be told before its impression.
+                timed.push((acted - rng.random_range(0..400), fact));
+            }
+        }
+        if rng.random_bool(0.05) {
+            let item = Item { id: rng.random_range(1..12), ids: vec![77], ..Item::default() };
+            timed.push((at, fact(What::Item(item))));
+        }
+    }
+    timed.sort_by_key(|(at, _)| *at);
+    let mut facts: Vec<Fact> = timed.into_iter().map(|(_, fact)| fact).collect();
+    for (at, fact) in facts.iter_mut().enumerate() {
+        fact.ingested_ms = at as i64;
+    }
+    facts.push(tick(1 << 52));
+    facts
+}

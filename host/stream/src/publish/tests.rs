@@ -1,0 +1,420 @@
+//! Who follows a stream of published weights has what its trainer has; a damaged or foreign publication changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::*;
+use crate::engine::{Engine, Memory, Record, Topic};
+use hypercast_config::PublishSettings;
+
+const DIM: usize = 3;
+
+/// A model that anybody can change.
+#[derive(Default)]
+struct Model {
+    dense: Vec<(String, Vec<usize>, Vec<f32>)>,
+    table: Table,
+}
+
+#[derive(Default)]
+struct Table {
+    rows: BTreeMap<u64, [f32; DIM]>,
+    changed: BTreeMap<u64, u64>,
+    removed: Vec<(u64, u64)>,
+    generation: u64,
+    forgetful: bool,
+}
+
+impl Model {
+    fn new() -> Model {
+        let dense = |name: &str, shape: [usize; 2], value| {
+            (name.to_owned(), shape.to_vec(), vec![value; shape[0] * shape[1]])
+        };
+        let dense = vec![dense("a", [40, 50], 1.0), dense("b", [7, 9], -2.0)];
+        let mut model = Model { dense, table: Table::default() };
+        (0..1000).for_each(|id| model.table.set(id * 77, [id as f32, 1.0, -1.0]));
+        model
+    }
+
+    /// A step of training.
+    fn learn(&mut self, random: &mut SmallRng) {
+        for (_, _, values) in &mut self.dense {
+            values.iter_mut().for_each(|value| *value += random.random_range(-0.01..0.01));
+        }
+        for _ in 0..random.random_range(0..200) {
+            let id = random.random_range(0..1200u64) * 77;
+            let values = std::array::from_fn(|_| random.random_range(-9.0..9.0));
+            self.table.set(id, values);
+        }
+        for _ in 0..random.random_range(0..9) {
+            self.table.remove(random.random_range(0..1200) * 77);
+        }
+        self.table.generation += 1;
+    }
+}
+
+impl Table {
+    fn set(&mut self, id: u64, row: [f32; DIM]) {
+        self.rows.insert(id, row);
+        self.changed.insert(id, self.generation + 1);
+    }
+
+    fn remove(&mut self, id: u64) {
+        if self.rows.remove(&id).is_some() {
+            self.removed.push((self.generation + 1, id));
+        }
+    }
+}
+
+impl Weights for Model {
+    fn manifest(&self) -> String {
+        format!("generation {}", self.table.generation)
+    }
+
+    fn dense(&self) -> Vec<DenseTensor<'_>> {
+        let tensors = self.dense.iter();
+        tensors.map(|(name, shape, values)| DenseTensor { name, shape, values }).collect()
+    }
+
+    fn rows(&self) -> Option<&dyn Rows> {
+        Some(&self.table)
+    }
+}
+
+impl Rows for Table {
+    fn dim(&self) -> usize {
+        DIM
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_> {
+        Box::new(self.rows.keys().copied())
+    }
+
+    fn changed_since(&self, generation: u64) -> Vec<u64> {
+        let newer = self.changed.iter().filter(|&(id, &at)| at > generation && self.contains(*id));
+        newer.map(|(&id, _)| id).collect()
+    }
+
+    fn removed_since(&self, generation: u64) -> Option<Vec<u64>> {
+        let newer = self.removed.iter().filter(|(at, _)| *at > generation);
+        (!self.forgetful).then(|| newer.map(|&(_, id)| id).collect())
+    }
+
+    fn contains(&self, id: u64) -> bool {
+        self.rows.contains_key(&id)
+    }
+
+    fn gather(&self, ids: &[u64], out: &mut [f32]) {
+        for (id, out) in ids.iter().zip(out.chunks_exact_mut(DIM)) {
+            out.copy_from_slice(self.rows.get(id).unwrap_or(&[0.0; DIM]));
+        }
+    }
+}
+
+/// What a server has.
+#[derive(Debug, Default, PartialEq, Clone)]
+struct Served {
+    dense: BTreeMap<String, Vec<f32>>,
+    rows: BTreeMap<u64, Vec<f32>>,
+}
+
+impl Served {
+    fn take(&mut self, publication: &Publication) {
+        if publication.header.kind == PublicationKind::Snapshot {
+            *self = Served::default();
+        }
+        for block in &publication.blocks {
+            let len = block.shape.iter().product();
+            let values =
+                self.dense.entry(block.name.clone()).or_insert_with(|| vec![f32::NAN; len]);
+            values[block.start..block.start + block.values.len()].copy_from_slice(&block.values);
+        }
+        for (&id, row) in publication.ids.iter().zip(publication.rows.chunks(DIM)) {
+            self.rows.insert(id, row.into());
+        }
+        publication.removed.iter().for_each(|id| _ = self.rows.remove(id));
+    }
+
+    fn of(model: &Model) -> Served {
+        let rows = model.table.rows.iter().map(|(&id, row)| (id, row.to_vec())).collect();
+        let dense = model.dense.iter().map(|(name, _, values)| (name.clone(), values.clone()));
+        Served { dense: dense.collect(), rows }
+    }
+}
+
+struct World {
+    engine: Arc<Memory>,
+    topic: Topic,
+    dir: tempfile::TempDir,
+    random: SmallRng,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let engine = Arc::new(Memory::default());
+        let dir = tempfile::tempdir().unwrap();
+        World { engine, topic: Topic::fm("1.0.0"), dir, random: SmallRng::seed_from_u64(seed) }
+    }
+
+    fn publisher(&self, settings: &PublishSettings) -> Publisher {
+        let work = self.dir.path().join("work");
+        Publisher::open(self.engine.clone(), self.topic.clone(), settings.clone(), &work).unwrap()
+    }
+
+    fn follower(&self) -> Follower {
+        Follower::open(self.engine.clone(), self.topic.clone()).unwrap()
+    }
+
+    fn end(&self) -> u64 {
+        self.engine.span(&self.topic).unwrap().end
+    }
+
+    fn payloads(&self, from: u64) -> Vec<Vec<u8>> {
+        let mut reader = self.engine.reader(&self.topic, from).unwrap();
+        let mut all = Vec::new();
+        while reader.position() < self.end() {
+            let records = reader.next(100, Duration::ZERO).unwrap();
+            all.extend(records.into_iter().map(|record| record.payload));
+        }
+        all
+    }
+
+    fn append(&self, payloads: &[Vec<u8>]) {
+        let record = |payload: &Vec<u8>| Record { id: 0, payload: payload.clone() };
+        let records: Vec<Record> = payloads.iter().map(record).collect();
+        self.engine.appender(&self.topic).unwrap().append(&records).unwrap();
+    }
+}
+
+fn next(follower: &mut Follower) -> Option<Publication> {
+    follower.next(Duration::ZERO).unwrap()
+}
+
+const FACTS: Facts = Facts { trained_position: 5, trained_until_ms: 6, ingested_ms: 7 };
+
+fn all_of_it() -> PublishSettings {
+    PublishSettings { share: 1.0, ..PublishSettings::default() }
+}
+
+#[test]
+fn who_follows_everything_has_what_the_trainer_has() {
+    let mut world = World::new(1);
+    let mut model = Model::new();
+    let mut publisher = world.publisher(&PublishSettings { snapshot_every: 7, ..all_of_it() });
+    let (mut follower, mut served) = (world.follower(), Served::default());
+    for round in 0..20 {
+        let published = publisher.publish(&model, FACTS).unwrap();
+        assert_eq!(published.sequence, round);
+        let publication = next(&mut follower).expect("it was published");
+        assert_eq!(publication.header.manifest, model.manifest());
+        assert_eq!(publication.header.trained_position, 5);
+        let snapshot = publication.header.kind == PublicationKind::Snapshot;
+        assert_eq!(snapshot, round % 8 == 0, "round {round}");
+        served.take(&publication);
+        assert!(served == Served::of(&model), "round {round}");
+        assert_eq!(next(&mut follower), None);
+        model.learn(&mut world.random);
+    }
+    assert_eq!(follower.refusals(), Refusals::default());
+    assert!(world.engine.span(&world.topic).unwrap().start > 0, "old records are let go of");
+    let mut late = world.follower();
+    let mut begun = next(&mut late).unwrap();
+    assert_eq!(begun.header.sequence, 16, "the newest snapshot");
+    let mut patched = Served::default();
+    while let Some(later) = next(&mut late) {
+        begun.absorb(later).unwrap();
+    }
+    patched.take(&begun);
+    assert!(patched == served, "what absorbs the deltas is what applies them");
+    // A delta of another width of rows, which a trainer of another configuration might send.
+    let header = Header { kind: PublicationKind::Delta, ..begun.header.clone() };
+    let ids = begun.ids[..1].to_vec();
+    let wide =
+        Publication { header, blocks: vec![], ids, rows: vec![0.5; DIM + 1], removed: vec![] };
+    let error = begun.clone().absorb(wide).unwrap_err().to_string();
+    assert!(error.contains("4 values") && error.contains("rows of 3"), "{error}");
+}
+
+#[test]
+fn a_share_is_kept_and_nothing_starves() {
+    let mut world = World::new(2);
+    let mut model = Model::new();
+    let settings = PublishSettings { share: 0.3, starve_after: 4, ..PublishSettings::default() };
+    let mut publisher = world.publisher(&settings);
+    let (mut follower, mut served) = (world.follower(), Served::default());
+    let mut behind: BTreeMap<u64, u32> = BTreeMap::new();
+    for round in 0..30 {
+        let published = publisher.publish(&model, FACTS).unwrap();
+        served.take(&next(&mut follower).unwrap());
+        if round > 0 {
+            let share = published.raw_bytes as f64 / published.all_bytes as f64;
+            assert!(share < 0.31 && published.kind == PublicationKind::Delta, "{published:?}");
+        }
+        let now = Served::of(&model);
+        let ids: BTreeSet<u64> = now.rows.keys().chain(served.rows.keys()).copied().collect();
+        for id in ids {
+            let waits = behind.entry(id).or_default();
+            *waits = if now.rows.get(&id) == served.rows.get(&id) { 0 } else { *waits + 1 };
+            assert!(*waits <= settings.starve_after, "round {round}: row {id} waits");
+        }
+        model.learn(&mut world.random);
+    }
+    // Without learning, a few publications bring all.
+    for _ in 0..4 {
+        publisher.publish(&model, FACTS).unwrap();
+        served.take(&next(&mut follower).unwrap());
+    }
+    assert!(served == Served::of(&model));
+    let idle = publisher.publish(&model, FACTS).unwrap();
+    assert_eq!((idle.blocks, idle.rows, idle.removed), (0, 0, 0));
+}
+
+#[test]
+fn after_a_restart_or_forgotten_removals_a_snapshot_comes_first() {
+    let mut world = World::new(3);
+    let mut model = Model::new();
+    let mut publisher = world.publisher(&all_of_it());
+    assert!(!publisher.has_snapshot());
+    publisher.publish(&model, FACTS).unwrap();
+    drop(publisher);
+    let mut publisher = world.publisher(&all_of_it());
+    assert!(publisher.has_snapshot());
+    let again = publisher.publish(&model, FACTS).unwrap();
+    assert_eq!((again.kind, again.sequence), (PublicationKind::Snapshot, 1));
+    model.learn(&mut world.random);
+    assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Delta);
+    model.table.forgetful = true;
+    assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Snapshot);
+    model.dense[0].1 = vec![2000];
+    assert_eq!(publisher.publish(&model, FACTS).unwrap().kind, PublicationKind::Snapshot);
+    let mut follower = world.follower();
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 4);
+}
+
+#[test]
+fn two_publishers_of_one_model_do_not_mix() {
+    let world = World::new(4);
+    let model = Model::new();
+    let (mut one, mut other) = (world.publisher(&all_of_it()), world.publisher(&all_of_it()));
+    one.publish(&model, FACTS).unwrap();
+    let error = other.publish(&model, FACTS).unwrap_err().to_string();
+    assert!(error.contains("another process publishes"), "{error}");
+    let mut follower = world.follower();
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 0);
+    assert_eq!(next(&mut follower), None);
+}
+
+/// A stream with a snapshot and a delta, and the delta's records.
+fn with_delta(seed: u64) -> (World, Model, Publisher, Vec<Vec<u8>>) {
+    let mut world = World::new(seed);
+    let mut model = Model::new();
+    let mut publisher = world.publisher(&PublishSettings { snapshot_every: 1, ..all_of_it() });
+    publisher.publish(&model, FACTS).unwrap();
+    let at = world.end();
+    model.learn(&mut world.random);
+    publisher.publish(&model, FACTS).unwrap();
+    let delta = world.payloads(at);
+    assert!(delta.len() >= 3, "a beginning, parts and an end");
+    (world, model, publisher, delta)
+}
+
+#[test]
+fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
+    let (source, mut model, mut publisher, delta) = with_delta(5);
+    let records = source.payloads(0);
+    let snapshot = &records[..records.len() - delta.len()];
+    let end = source.end();
+    model.learn(&mut SmallRng::seed_from_u64(9));
+    let published = publisher.publish(&model, FACTS).unwrap();
+    assert_eq!(published.kind, PublicationKind::Snapshot);
+    let mut damaged = delta.clone();
+    damaged[1][40] ^= 1;
+    let torn = delta[..delta.len() - 1].to_vec();
+    let gap = [&delta[..1], &delta[2..]].concat();
+    let (_, _, _, foreign) = with_delta(6);
+    let mixed = [&delta[..1], &foreign[1..]].concat();
+    let cases = [
+        ("damaged", damaged),
+        ("torn", torn),
+        ("gap", gap),
+        ("foreign", foreign),
+        ("mixed", mixed),
+        ("tail", delta[1..].to_vec()),
+    ];
+    for (what, bad) in cases {
+        let world = World::new(0);
+        world.append(snapshot);
+        let mut follower = world.follower();
+        let first = next(&mut follower).unwrap();
+        let at = follower.at().unwrap();
+        world.append(&bad);
+        assert_eq!(next(&mut follower).map(|publication| publication.header.kind), None, "{what}");
+        assert_eq!(follower.at(), Some(at), "{what}");
+        world.publisher(&all_of_it()).publish(&model, FACTS).unwrap();
+        let next = next(&mut follower).expect("a snapshot mends it");
+        assert_eq!(next.header.kind, PublicationKind::Snapshot, "{what}");
+        let refusals = follower.refusals();
+        let count = refusals.damaged + refusals.foreign + refusals.torn + refusals.out_of_chain;
+        assert!(count > 0, "{what}: {refusals:?}");
+        let mut served = Served::default();
+        served.take(&first);
+        served.take(&next);
+        assert!(served == Served::of(&model), "{what}");
+    }
+    assert!(source.payloads(end).len() > 2);
+}
+
+#[test]
+fn a_follower_goes_on_where_another_was() {
+    let (world, mut model, mut publisher, _) = with_delta(7);
+    let mut follower = world.follower();
+    next(&mut follower).unwrap();
+    let at = follower.at().unwrap();
+    let engine: Arc<dyn Engine> = world.engine.clone();
+    let mut other = Follower::resume(engine.clone(), world.topic.clone(), at).unwrap();
+    assert_eq!(next(&mut other).unwrap().header.sequence, 1, "the delta");
+    let text = serde_json::to_string(&at).unwrap();
+    assert_eq!(serde_json::from_str::<At>(&text).unwrap(), at);
+    // Far behind, where records are gone, it goes on at the newest snapshot.
+    for _ in 0..8 {
+        model.learn(&mut SmallRng::seed_from_u64(3));
+        publisher.publish(&model, FACTS).unwrap();
+    }
+    let start = world.engine.span(&world.topic).unwrap().start;
+    assert!(at.position < start);
+    let mut late = Follower::resume(engine, world.topic.clone(), at).unwrap();
+    let newest = next(&mut late).unwrap();
+    assert_eq!(newest.header.kind, PublicationKind::Snapshot);
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 1, "it had read that before");
+    assert_eq!(next(&mut follower).unwrap().header.sequence, newest.header.sequence);
+}
+
+#[test]
+fn a_damaged_end_of_the_stream_does_not_hide_its_snapshot() {
+    let (world, model, _, delta) = with_delta(8);
+    let mut last = delta[delta.len() - 1].clone();
+    last[9] ^= 1;
+    world.append(&[last]);
+    let mut follower = world.follower();
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 0);
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 1);
+    assert_eq!(next(&mut follower), None);
+    assert_eq!(follower.refusals().damaged, 1);
+    let mut publisher = world.publisher(&all_of_it());
+    let published = publisher.publish(&model, FACTS).unwrap();
+    assert!(published.sequence > 1, "no number comes twice");
+    assert_eq!(next(&mut follower).unwrap().header.sequence, published.sequence);
+}

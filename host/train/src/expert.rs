@@ -1,0 +1,363 @@
+//! Expert training: the logs, and nothing else, through an expert's plugin and
+//! network.
+//!
+//! It never sees the FM or the data set: TAEs, features and outcomes all come from the feature logs
+//! (section 3.3.1). How rows become steps is `stream`'s, and what a step is, `expert::train`'s.
+//! Parameters that serve are replaced if the plugin's `evaluate` says so; else those that were
+//! trained are left beside them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hypercast_fm::metrics::{Keeper, Scored};
+use serde::Serialize;
+
+use super::{
+    eval_window::{EvalWindow, WindowPredictions, judge},
+    fm::remove_dir,
+    materialise,
+    report::{ALL, ReportLine},
+    stream::{ExpertStream, Load, LogView, Start},
+};
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::{Config, ExpertEntry};
+use hypercast_core::progress::Progress;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::logs::LogReader;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{
+    Blueprint, Engine, Parameters,
+    train::{BatchReport, Serving},
+    wasm::contract::{TaskKind, Verdict},
+};
+
+/// What an expert's training did.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExpertReport {
+    /// The expert's name in the configuration.
+    pub name: String,
+    /// The plugin and its version.
+    pub plugin: String,
+    /// Rows a pass.
+    pub rows: u64,
+    /// The parameter file, of what was trained or, if that is held, of what serves.
+    pub parameters: PathBuf,
+    /// Why it may not serve, if the plugin's `evaluate` says so.
+    pub held: Option<HeldExpert>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// TrainingMetrics of the first pass, each prediction made before learning from it.
+    pub progressive: Vec<ReportLine>,
+}
+
+/// Trained parameters that do not serve.
+#[derive(Debug, Clone, Serialize)]
+pub struct HeldExpert {
+    /// The plugin's reason, or how it failed.
+    pub reason: String,
+    /// Where they are.
+    pub candidate: PathBuf,
+}
+
+/// Where the TAEs come from.
+#[derive(Debug, Clone, Copy)]
+pub enum TrainingSource<'a> {
+    /// The configured logs: those of an FM version, or of the only one that they hold.
+    Logs(Option<&'a str>),
+    /// A checkpoint, which computes them for the data set up to `timeline.until`.
+    Checkpoint(&'a Path),
+}
+
+/// Trains the expert of `entry` and saves its parameters.
+///
+/// # Errors
+/// Logs that are missing or hold no row of its surfaces, a plugin that is refused or faults.
+pub fn train(
+    config: &Config,
+    entry: &ExpertEntry,
+    engine: &Engine,
+    source: TrainingSource<'_>,
+) -> Result<ExpertReport> {
+    let (logs, version) = match source {
+        TrainingSource::Logs(version) => (config.paths.logs.clone(), version),
+        TrainingSource::Checkpoint(checkpoint) => {
+            let logs = config.paths.experts.join(&entry.name).join("past");
+            let dataset = Dataset::open(&config.paths.dataset)?;
+            materialise::past(&dataset, config, checkpoint, &logs)?;
+            (logs, None)
+        }
+    };
+    let report = train_on(config, entry, engine, &LogReader::open_for(&logs, version)?)?;
+    if let TrainingSource::Checkpoint(_) = source {
+        remove_dir(&logs)?;
+    }
+    Ok(report)
+}
+
+fn train_on(
+    config: &Config,
+    entry: &ExpertEntry,
+    engine: &Engine,
+    log: &LogReader,
+) -> Result<ExpertReport> {
+    let started = std::time::Instant::now();
+    let surfaces = config.training_surfaces(entry, &log.schema)?;
+    let view = LogView { log, surfaces, span: Span::default(), embedding: None };
+    let survey = view.survey()?.ok_or_else(|| {
+        Error::invalid(format!(
+            "expert {:?}: the logs hold no row of its surfaces; log more or give it others",
+            entry.name
+        ))
+    })?;
+    let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
+    let options = config.load_options(&entry.name);
+    let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
+    let settings = &config.expert_training;
+    let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
+    let start = Start {
+        settings,
+        rows: survey.rows,
+        without_tae: entry.without_tae,
+        device: config.device,
+    };
+    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
+    let path = config.parameters(entry);
+    let serving = serving(&path, &blueprint);
+    let serving_until_ms = serving.as_ref().map(|serving| serving.learned_until_ms);
+    if let Some(serving) = serving {
+        stream.compare_with(serving);
+    }
+    let mut metrics = TrainingMetrics::new(&blueprint, &log.schema, serving_until_ms);
+    let mut progress =
+        Progress::start(&format!("expert {}", entry.name), survey.rows * settings.epochs as u64);
+    stream.learn_past(&view, |report| {
+        let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
+        metrics.observe(report);
+        progress.advance(rows as u64, || format!("loss {:.4}", report.losses.iter().sum::<f64>()));
+    })?;
+    let dir = path.parent().expect("a file in the expert's folder");
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let mut parameters = stream.into_parameters();
+    parameters.provenance.trained_rows = survey.rows;
+    let held = save(&parameters, &path, judge(&blueprint, &metrics.measured().evaluation()))?;
+    progress.finish(&format!("trained on {} rows", survey.rows));
+    Ok(ExpertReport {
+        name: entry.name.clone(),
+        plugin: format!(
+            "{} {}",
+            parameters.provenance.plugin, parameters.provenance.plugin_version
+        ),
+        rows: survey.rows,
+        parameters: path,
+        held,
+        seconds: started.elapsed().as_secs_f64(),
+        progressive: metrics.lines(),
+    })
+}
+
+/// What serves now, if it is of this network and FM, and it is known what it has learned from.
+fn serving(path: &Path, blueprint: &Blueprint) -> Option<Serving> {
+    let parameters = blueprint.restore(path).ok()?;
+    let learned_until_ms = parameters.provenance.trained_until_ms;
+    (learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
+}
+
+/// Replaces what serves, or leaves the parameters beside it.
+fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option<HeldExpert>> {
+    let candidate = path.with_file_name("candidate.safetensors");
+    match verdict {
+        Verdict::Publish => {
+            parameters.save(path)?;
+            match std::fs::remove_file(&candidate) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::io(&candidate)(error))
+                }
+                _ => Ok(None),
+            }
+        }
+        Verdict::Hold(reason) | Verdict::RollBack(reason) => {
+            parameters.save(&candidate)?;
+            Ok(Some(HeldExpert { reason, candidate }))
+        }
+    }
+}
+
+/// Progressive metrics of the first pass, as the plugin labels its tasks.
+struct TrainingMetrics {
+    blueprint: Arc<Blueprint>,
+    /// By surface (the count of surfaces for all) and task.
+    kept: Keeper<(usize, usize)>,
+    schema: Arc<Schema>,
+    /// Of all rows.
+    all: EvalWindow,
+    /// Of those that what serves has not learned from, which alone compare the two.
+    new: EvalWindow,
+    /// What serves has learned from requests up to this time.
+    serving_until_ms: Option<i64>,
+}
+
+impl TrainingMetrics {
+    fn new(
+        blueprint: &Arc<Blueprint>,
+        schema: &Arc<Schema>,
+        serving_until_ms: Option<i64>,
+    ) -> Self {
+        Self {
+            blueprint: blueprint.clone(),
+            kept: Keeper::new(1 << 20),
+            schema: schema.clone(),
+            all: EvalWindow::new(blueprint),
+            new: EvalWindow::new(blueprint),
+            serving_until_ms,
+        }
+    }
+
+    /// For the plugin's `evaluate`.
+    fn measured(&self) -> &EvalWindow {
+        if self.new.is_empty() { &self.all } else { &self.new }
+    }
+
+    /// Keeps the predictions of a progressive batch.
+    fn observe(&mut self, report: &BatchReport<'_>) {
+        if report.predictions.is_empty() {
+            return;
+        }
+        let said = |serving| WindowPredictions {
+            candidate: &report.predictions,
+            serving,
+            targets: report.targets,
+        };
+        let examples = || report.examples.iter().copied();
+        self.all.push(examples(), said(&[]), |_| true);
+        if let Some(until_ms) = self.serving_until_ms.filter(|_| !report.serving.is_empty()) {
+            self.new.push(examples(), said(&report.serving), |own| own.time_ms > until_ms);
+        }
+        let all = self.schema.surfaces.len();
+        let rows = report
+            .examples
+            .iter()
+            .flat_map(|example| example.targets.iter().map(move |_| *example));
+        for (row, example) in rows.enumerate() {
+            for (task, predictions) in report.predictions.iter().enumerate() {
+                let targets = &report.targets[task];
+                let binary = self.blueprint.description.tasks[task].kind == TaskKind::Binary;
+                if binary && targets.mask[row] {
+                    let scored = Scored {
+                        user: example.user.id,
+                        probability: predictions[row],
+                        label: targets.labels[row] > 0.5,
+                    };
+                    self.kept.push((usize::from(example.surface), task), scored);
+                    self.kept.push((all, task), scored);
+                }
+            }
+        }
+    }
+
+    fn lines(&self) -> Vec<ReportLine> {
+        let surface =
+            |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
+        let tasks = &self.blueprint.description.tasks;
+        let line = |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| {
+            ReportLine {
+                surface: surface(at),
+                task: tasks[task].name.clone(),
+                n: summary.n,
+                ne: summary.ne,
+                auc: summary.auc,
+                gauc: summary.gauc,
+                best_ne: None,
+            }
+        };
+        self.kept.summaries().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_core::prerequisite::{hostile, plugins};
+    use hypercast_data::features::replay::{Replay, ReplayOptions};
+    use hypercast_data::import::simulate;
+    use hypercast_data::logs::{LogVersion, LogWriter};
+    use hypercast_expert::SavedParameters;
+
+    /// A configuration, and a log of the first requests of a world.
+    fn logged(dir: &Path, requests: usize) -> Config {
+        let into = dir.join("world");
+        let options =
+            simulate::Options { into, users: 20, items: 30, requests: 200, surfaces: 2, seed: 3 };
+        simulate::simulate(&options).unwrap();
+        let dataset = Dataset::open(&options.into).unwrap();
+        let mut config = Config::default();
+        config.paths.logs = dir.join("logs");
+        config.paths.experts = dir.join("experts");
+        config.paths.state = dir.join("state");
+        config.expert_training.epochs = 1;
+        config.expert_training.batch_rows = 64;
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 32,
+            max_targets: 16,
+            features: config.features,
+        };
+        let _ = std::fs::remove_dir_all(&config.paths.logs);
+        let (options, versions) = (config.logs.options(), vec![LogVersion::new("1.0.0", 2)]);
+        let mut writer =
+            LogWriter::create(&config.paths.logs, &dataset.schema, options, versions).unwrap();
+        for example in Replay::new(&dataset, replay).unwrap().take(requests) {
+            let example = example.unwrap();
+            let tae = vec![0.5; 2 * example.targets.len()];
+            writer.write_batch(std::slice::from_ref(&example), &tae, |_| true).unwrap();
+        }
+        writer.finish().unwrap();
+        config
+    }
+
+    fn entry(plugin: &Path) -> ExpertEntry {
+        toml::from_str(&format!("name = \"all\"\nplugin = {plugin:?}")).unwrap()
+    }
+
+    #[test]
+    fn what_is_held_leaves_what_serves_as_it_is() {
+        let Some(good) = plugins("held parameters") else { return };
+        let Some(never) = hostile("held parameters", "long_verdict") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let config = logged(dir.path(), 60);
+        let guests = Engine::new(config.guests()).unwrap();
+        let trained = |plugin: &Path| {
+            train(&config, &entry(plugin), &guests, TrainingSource::Logs(None)).unwrap()
+        };
+        let report = trained(&good.join("mlp-fusion.wasm"));
+        assert!(report.held.is_none());
+        let serving = std::fs::read(&report.parameters).unwrap();
+        let report = trained(&never);
+        let held = report.held.expect("it never lets anything serve");
+        assert!(held.reason.starts_with("long_verdict"), "{}", held.reason);
+        assert_eq!(std::fs::read(&report.parameters).unwrap(), serving);
+        let candidate = SavedParameters::read(&held.candidate).unwrap();
+        assert_eq!(candidate.provenance.plugin, "long_verdict");
+        assert!(candidate.provenance.trained_until_ms > 0);
+        // What is let through takes the place of both.
+        trained(&good.join("mlp-fusion.wasm"));
+        assert!(!held.candidate.exists());
+    }
+
+    #[test]
+    fn what_serves_is_compared_on_rows_that_it_has_not_learned_from() {
+        let Some(plugin) = hostile("comparison", "takes_back") else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let config = logged(dir.path(), 60);
+        let guests = Engine::new(config.guests()).unwrap();
+        let trained = |config: &Config| {
+            train(config, &entry(&plugin), &guests, TrainingSource::Logs(None)).unwrap()
+        };
+        // It refuses whatever is compared with what serves.
+        assert!(trained(&config).held.is_none(), "nothing serves yet");
+        assert!(trained(&config).held.is_none(), "what serves has learned from all of the logs");
+        let config = logged(dir.path(), 120);
+        assert!(trained(&config).held.is_some(), "half of the logs are new to both");
+    }
+}

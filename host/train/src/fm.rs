@@ -1,0 +1,310 @@
+//! FM training: the data set's requests in time order through the trainer,
+//! and the TAEs that it computed before learning into the logs.
+//!
+//! The logs so hold what a logging tier beside a streaming trainer would have
+//! written: every TAE is older than the outcome it is stored with. Only served
+//! items are in the stream, so only their TAEs are materialised. A run that was
+//! saved (`saved`) can be resumed as if it had not been interrupted.
+
+use hypercast_fm::{
+    example::Example,
+    spec::{FmSpec, Label, TaskSpec},
+    trainer::{self, FmTrainer},
+};
+use serde::Serialize;
+
+use super::report::{ProgressiveCollector, ReportLine, TaskRows};
+use super::run_state::{Over, RunPhase, RunPosition};
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::Config;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::progress::Progress;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::features::replay::{Pretraining, Replay, ReplayOptions};
+use hypercast_data::logs::{self, LogVersion, LogWriter};
+use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names};
+
+/// The version of a freshly trained FM.
+pub const FIRST_VERSION: &str = "1.0.0";
+
+/// What an FM training did.
+#[derive(Debug, Clone, Serialize)]
+pub struct FmReport {
+    /// Requests learned from, those made of mere history included.
+    pub requests: u64,
+    /// Candidates learned from.
+    pub rows: u64,
+    /// TaskRows logged with their TAE.
+    pub logged_rows: u64,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Progressive metrics: each prediction made before learning from it.
+    pub progressive: Vec<ReportLine>,
+}
+
+/// What the FM is told of a schema; main tasks come first.
+pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
+    let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
+    tasks.sort_by_key(|task| task.role != TaskRole::Main);
+    let tasks = tasks
+        .into_iter()
+        .map(|task| {
+            let label = match task.kind {
+                TaskKind::Binary => schema.action(&task.label).map(Label::Action),
+                TaskKind::Regression => schema.value(&task.label).map(Label::Value),
+            };
+            let missing = || {
+                hypercast_data::Error::Schema(format!(
+                    "task {:?}: no label {:?}",
+                    task.name, task.label
+                ))
+            };
+            Ok(TaskSpec {
+                name: task.name.clone(),
+                main: task.role == TaskRole::Main,
+                label: label.ok_or_else(missing)?,
+                surfaces: schema
+                    .surfaces
+                    .iter()
+                    .map(|surface| task.surfaces.is_empty() || task.surfaces.contains(surface))
+                    .collect(),
+                weight: task.weight,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let spec = FmSpec {
+        surfaces: schema.surfaces.clone(),
+        actions: schema.actions.len(),
+        values: schema.values.len(),
+        item_ids: names(&schema.item_features, FeatureKind::Categorical).len(),
+        item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
+        features: schema.feature_columns().len(),
+        profile_ids: profile_ids(schema),
+        content: 0,
+        tasks,
+    };
+    spec.validate()?;
+    Ok(spec)
+}
+
+/// What the FM is told of a data set: its schema and the width of its content vectors.
+pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
+    Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
+}
+
+/// Where the user's and the request's categories stand among the id columns: after the built-in
+/// ones and the item's.
+fn profile_ids(schema: &Schema) -> Vec<usize> {
+    let count = |features| names(features, FeatureKind::Categorical).len();
+    let first = BUILT_IN_IDS.len() + count(&schema.item_features);
+    let width = count(&schema.user_features) + count(&schema.context_features);
+    (first..first + width).collect()
+}
+
+/// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
+///
+/// # Errors
+/// A data set, configuration or device that cannot be used; a full disk.
+pub fn train(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
+    let spec = dataset_spec(dataset)?;
+    let _owner = DirLock::acquire(&config.paths.fm_work)?;
+    // What trainers that follow the stream keep beside it stays.
+    for own in ["store", "saved", "saved.old", "saved.partial", "trained"] {
+        remove_dir(&config.paths.fm_work.join(own))?;
+    }
+    let trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
+    let collector = ProgressiveCollector::new(&spec);
+    let over = Over { dataset, config, until_ms };
+    FmRun::new(trainer, collector, spec, RunPosition::default(), dataset).complete(over)
+}
+
+/// Goes on with a training that was interrupted after it had been saved (`fm.save_every_requests`):
+/// metrics, logs and checkpoint are those of a training that was never interrupted.
+///
+/// # Errors
+/// No saved run, or one of another data set or configuration; what [`train`] can fail at.
+pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Result<FmReport> {
+    let spec = dataset_spec(dataset)?;
+    let _owner = DirLock::acquire(&config.paths.fm_work)?;
+    let over = Over { dataset, config, until_ms };
+    let (place, collector) = over.load(&spec)?;
+    let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
+    let trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
+    if place.phase == RunPhase::Stream {
+        logs::truncate(&config.paths.logs, place.log_files)?;
+    }
+    FmRun::new(trainer, collector, spec, place, dataset).complete(over)
+}
+
+/// Where a finished training leaves its trainer, for one that goes on with the stream.
+pub fn trained_dir(config: &Config) -> std::path::PathBuf {
+    config.paths.fm_work.join("trained")
+}
+
+/// Where each task of the specification stands in `Target::truth`, which has the schema's order.
+pub fn truth_order(spec: &FmSpec, schema: &Schema) -> Vec<usize> {
+    spec.tasks.iter().map(|task| schema.task(&task.name).unwrap_or(usize::MAX)).collect()
+}
+
+struct FmRun {
+    trainer: Box<dyn FmTrainer>,
+    collector: ProgressiveCollector,
+    truth_order: Vec<usize>,
+    spec: FmSpec,
+    place: RunPosition,
+    /// Requests since the run was saved.
+    unsaved: u64,
+}
+
+impl FmRun {
+    fn new(
+        trainer: Box<dyn FmTrainer>,
+        collector: ProgressiveCollector,
+        spec: FmSpec,
+        place: RunPosition,
+        dataset: &Dataset,
+    ) -> Self {
+        let truth_order = truth_order(&spec, &dataset.schema);
+        Self { trainer, collector, truth_order, spec, place, unsaved: 0 }
+    }
+
+    fn complete(mut self, over: Over<'_>) -> Result<FmReport> {
+        let started = std::time::Instant::now();
+        if self.place.phase == RunPhase::Pretraining {
+            self.pretrain(over)?;
+            self.place = RunPosition { phase: RunPhase::Stream, done: 0, ..self.place };
+        }
+        self.stream(over)?;
+        self.trainer.checkpoint(&over.config.paths.fm, FIRST_VERSION)?;
+        self.trainer.save(&trained_dir(over.config))?;
+        Ok(FmReport {
+            requests: self.place.requests,
+            rows: self.place.rows,
+            logged_rows: self.place.logged_rows,
+            seconds: started.elapsed().as_secs_f64(),
+            progressive: self.collector.lines(),
+        })
+    }
+
+    fn pretrain(&mut self, over: Over<'_>) -> Result<()> {
+        let Over { dataset, config, until_ms } = over;
+        let examples = Pretraining::new(dataset, config.pretraining(until_ms))?;
+        if examples.examples() == 0 {
+            return Ok(());
+        }
+        let mut progress = Progress::start("FM on past histories", examples.examples() as u64);
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(config.fm.batch_requests);
+        let mut seen = ProgressiveCollector::new(&self.spec);
+        let mut examples = examples.skip(self.place.done as usize).peekable();
+        while let Some(example) = examples.next() {
+            batch.push(example);
+            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
+                let count = batch.len() as u64;
+                self.learn(&batch, Some(&mut seen), None)?;
+                batch.clear();
+                progress.advance(count, || seen.recent());
+                if self.save_is_due(over) {
+                    self.save(over)?;
+                }
+            }
+        }
+        progress.finish("learned");
+        Ok(())
+    }
+
+    fn stream(&mut self, over: Over<'_>) -> Result<()> {
+        let Over { dataset, config, until_ms } = over;
+        let total = dataset.requests(until_ms, |_| true)?;
+        let skip = (total as f64 * config.logs.skip_share) as u64;
+        if self.place.done == 0 {
+            remove_dir(&config.paths.logs)?;
+        }
+        let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
+        let mut log = LogWriter::create(
+            &config.paths.logs,
+            &dataset.schema,
+            config.logs.options(),
+            versions,
+        )?;
+        let options = ReplayOptions {
+            span: Span { from_ms: None, until_ms },
+            history_len: config.fm.max_history,
+            max_targets: config.fm.max_targets,
+            features: config.features,
+        };
+        let mut progress = Progress::start("FM on the stream", total);
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(config.fm.batch_requests);
+        let mut examples = Replay::new(dataset, options)?.skipping(self.place.done).peekable();
+        while let Some(example) = examples.next() {
+            batch.push(example?);
+            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
+                let to_log = (self.place.done >= skip).then_some(&mut log);
+                self.learn(&batch, None, to_log)?;
+                let count = batch.len() as u64;
+                batch.clear();
+                progress.advance(count, || self.collector.recent());
+                if self.save_is_due(over) {
+                    self.place.log_files = log.cut()?;
+                    self.save(over)?;
+                }
+            }
+        }
+        log.finish()?;
+        let logged = self.place.logged_rows;
+        progress.finish(&format!("learned; {logged} rows logged with their TAE"));
+        Ok(())
+    }
+
+    fn save_is_due(&self, over: Over<'_>) -> bool {
+        let every = over.config.fm.save_every_requests;
+        every > 0 && self.unsaved >= every
+    }
+
+    fn save(&mut self, over: Over<'_>) -> Result<()> {
+        self.unsaved = 0;
+        over.save(self.place, &mut *self.trainer, &self.collector)
+    }
+
+    /// Predicts, reports, logs and learns a batch.
+    fn learn(
+        &mut self,
+        batch: &[Example],
+        aside: Option<&mut ProgressiveCollector>,
+        log: Option<&mut LogWriter>,
+    ) -> Result<()> {
+        let references: Vec<&Example> = batch.iter().collect();
+        let said = self.trainer.step(&references)?;
+        let collector = aside.unwrap_or(&mut self.collector);
+        let tasks = self.spec.tasks.len();
+        let mut row = 0;
+        for example in batch {
+            let rows = example.targets.len();
+            let cells = row * tasks..(row + rows) * tasks;
+            let view = TaskRows {
+                predictions: &said.predictions[cells.clone()],
+                labels: &said.labels[cells.clone()],
+                mask: &said.mask[cells],
+            };
+            collector.push(example, view, &self.truth_order);
+            row += rows;
+        }
+        if let Some(log) = log {
+            self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
+        }
+        self.place.done += batch.len() as u64;
+        self.place.requests += batch.len() as u64;
+        self.place.rows += row as u64;
+        self.unsaved += batch.len() as u64;
+        Ok(())
+    }
+}
+
+/// Removes the results of an earlier run of the same configuration.
+pub fn remove_dir(dir: &std::path::Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,422 @@
+//! An expert's trainer as a service: it follows the feature logs as files appear, learns online,
+//! publishes, and saves where it stands.
+//!
+//! Rows are predicted before they are learned from. What they say of the parameters, beside those
+//! that were published last, is put to the expert's `evaluate`, which publishes, holds or goes back
+//! (`gate`). A correction is learned from too, its changed outcomes alone, and is in no metric. A
+//! trainer that begins learns from the logs that are there as `train expert` does, in passes, and
+//! goes on behind the stream (`begin`). It needs neither the FM's trainer nor a daemon. Nothing is
+//! saved until the expert was asked: what was learned since is learned again.
+
+mod begin;
+mod feed;
+mod gate;
+mod progress;
+mod state;
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hypercast_fm::example::Example;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+pub use self::feed::FeedPosition;
+use self::{
+    begin::{Beginning, StartedTrainer, begin},
+    feed::{FeedItem, LogFeed},
+    gate::{GateDecision, PublishGate},
+    progress::ExpertProgress,
+    state::{FollowerState, LastPublished},
+};
+use super::{
+    progress_log::{tell, told},
+    stream::ExpertStream,
+};
+use crate::error::Result;
+use crate::job_metrics::JobMetrics;
+use hypercast_config::{Config, ExpertEntry};
+use hypercast_core::clock::now_ms;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::Dataset;
+use hypercast_data::logs::Logged;
+use hypercast_expert as expert;
+use hypercast_expert::{Chunk, wasm::contract::Verdict};
+use hypercast_stream::engine::{Engine, Topic};
+use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_stream::versions::{OwnExpert, register_own_expert};
+
+/// How long the first row of a step waits for others.
+const BATCH_WAIT: Duration = Duration::from_millis(500);
+
+/// How often it looks for rows, and whether it is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What to follow, and how.
+#[derive(Debug, Clone, Default)]
+pub struct FollowExpertOptions {
+    /// The version that is trained: it names the stream of weights and the work folder; the
+    /// plugin's own if missing.
+    pub version: Option<String>,
+    /// The FM version whose TAEs it learns with; if missing, the one that the logs hold.
+    pub fm: Option<String>,
+    /// Surfaces to learn from, by name; if none, those of the configuration.
+    pub surfaces: Vec<String>,
+    /// A checkpoint that gives TAEs on the spot, for the joined examples themselves instead of the
+    /// logs.
+    pub fm_checkpoint: Option<PathBuf>,
+    /// Where to answer `/metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of what is there.
+    pub until_end: bool,
+}
+
+/// Where a trainer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertCheckpoint {
+    /// After the last row learned from.
+    pub position: FeedPosition,
+    /// Requests learned from behind the stream.
+    pub requests: u64,
+    /// Corrections learned from.
+    pub corrections: u64,
+    /// Time of the newest request, milliseconds since the epoch.
+    pub until_ms: i64,
+    /// When the newest event was taken in, milliseconds since the epoch.
+    pub ingested_ms: i64,
+}
+
+/// What a trainer did since it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FollowExpertReport {
+    /// Where it stands; none if there was nothing to begin with.
+    pub place: Option<ExpertCheckpoint>,
+    /// Publications.
+    pub published: u64,
+}
+
+/// What an expert is trained from and with.
+#[derive(Clone, Copy)]
+pub struct ExpertContext<'a> {
+    /// The data set: its content vectors, and the past where TAEs are computed on the spot.
+    pub dataset: &'a Dataset,
+    /// The configuration.
+    pub config: &'a Config,
+    /// The expert.
+    pub entry: &'a ExpertEntry,
+    /// Where guests run.
+    pub guests: &'a expert::Engine,
+}
+
+/// Follows until it is asked to stop; then it has saved, and published what the expert lets it.
+/// Lines of JSON go to `out`.
+///
+/// # Errors
+/// A work folder that another process has, a saved state that is damaged or of another network, a
+/// plugin that is refused or faults, a full disk.
+pub fn follow(
+    context: ExpertContext<'_>,
+    engine: Arc<dyn Engine>,
+    options: &FollowExpertOptions,
+    shutdown: &Shutdown,
+    out: &mut dyn Write,
+) -> Result<FollowExpertReport> {
+    let ExpertContext { config, entry, .. } = context;
+    let version = match &options.version {
+        Some(version) => version.clone(),
+        None => plugin_version(context)?,
+    };
+    let work = work_dir(config, entry, &version);
+    let _owner = DirLock::acquire(&work)?;
+    let Some(Beginning { trainer: begun, feed, surfaces }) =
+        begin(context, &engine, options, &work, shutdown)?
+    else {
+        return Ok(FollowExpertReport { place: None, published: 0 });
+    };
+    let telemetry = Arc::new(JobMetrics::default());
+    let StartedTrainer { blueprint, stream, place, last, measured } = begun;
+    let progress = ExpertProgress::new(&context.dataset.schema, &blueprint, &telemetry);
+    let gate = PublishGate::new(blueprint, measured, last, &telemetry)?;
+    if let Some(address) = options.metrics {
+        let address = telemetry.serve(address)?;
+        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
+    }
+    let topic = Topic::expert(&entry.name, &version);
+    let publisher =
+        Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;
+    let following = ExpertFollower {
+        context,
+        engine,
+        version,
+        work,
+        feed,
+        surfaces,
+        stream,
+        place,
+        publisher,
+        gate,
+        progress,
+        asked_at: Instant::now(),
+        asked_position: None,
+        published: 0,
+    };
+    following.run(options, shutdown, out)
+}
+
+/// The work folder of a version's trainer.
+pub fn work_dir(config: &Config, entry: &ExpertEntry, version: &str) -> PathBuf {
+    config.paths.experts.join(&entry.name).join("follow").join(version)
+}
+
+fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
+    let ExpertContext { dataset, config, entry, guests } = context;
+    let options = config.load_options(&entry.name);
+    let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
+    Ok(blueprint.description.version.clone())
+}
+
+struct ExpertFollower<'a> {
+    context: ExpertContext<'a>,
+    engine: Arc<dyn Engine>,
+    version: String,
+    work: PathBuf,
+    feed: LogFeed,
+    surfaces: Vec<u16>,
+    stream: ExpertStream,
+    place: ExpertCheckpoint,
+    publisher: Publisher,
+    gate: PublishGate,
+    progress: ExpertProgress,
+    asked_at: Instant,
+    /// Where it stood when it asked last whether it may publish.
+    asked_position: Option<FeedPosition>,
+    published: u64,
+}
+
+/// Rows that are learned from together.
+#[derive(Default)]
+struct LoggedBatch {
+    examples: Vec<Example>,
+    tae: Vec<f32>,
+    rows: usize,
+}
+
+impl LoggedBatch {
+    fn add(&mut self, logged: Logged) {
+        self.rows += logged.example.targets.len();
+        self.tae.extend_from_slice(&logged.tae);
+        self.examples.push(logged.example);
+    }
+
+    fn append(&mut self, mut other: LoggedBatch) {
+        self.rows += other.rows;
+        self.tae.append(&mut other.tae);
+        self.examples.append(&mut other.examples);
+    }
+
+    fn chunk(&self) -> Chunk<'_> {
+        Chunk { examples: &self.examples, tae: &self.tae }
+    }
+}
+
+/// Rows and corrections that wait to be learned from.
+struct PendingBatch {
+    rows: LoggedBatch,
+    corrections: LoggedBatch,
+    ingested_ms: Vec<i64>,
+    since: Instant,
+    /// After the last of them.
+    position: FeedPosition,
+}
+
+impl ExpertFollower<'_> {
+    fn run(
+        mut self,
+        options: &FollowExpertOptions,
+        shutdown: &Shutdown,
+        out: &mut dyn Write,
+    ) -> Result<FollowExpertReport> {
+        let most = self.context.config.expert_training.online_batch_rows;
+        let every = Duration::from_secs(self.context.config.publish.every_s);
+        if !self.publisher.has_snapshot() {
+            self.ask(out)?;
+        }
+        let mut waiting = None::<PendingBatch>;
+        while !shutdown.is_requested() {
+            let next = self.feed.next(LOOK_EVERY)?;
+            let at_end = options.until_end && matches!(next, FeedItem::End);
+            if let FeedItem::WindowRow(logged) = next
+                && self.is_own(&logged)
+            {
+                let position = self.feed.position();
+                // A step that a trainer would have to cut would leave it one of a few rows.
+                let rows = logged.example.targets.len();
+                if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
+                    self.learn(waiting.take().expect("it is there"), out)?;
+                }
+                let own = waiting.get_or_insert_with(|| PendingBatch::new(position));
+                own.add(logged, position);
+            } else if waiting.is_none() {
+                self.place.position = self.feed.position();
+            }
+            let full = |own: &PendingBatch| own.rows() >= most;
+            let waited =
+                |own: &PendingBatch| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
+            let ready = |own: &PendingBatch| full(own) || at_end || waited(own);
+            if waiting.as_ref().is_some_and(ready) {
+                self.learn(waiting.take().expect("it is there"), out)?;
+            }
+            if at_end {
+                break;
+            }
+            if self.asked_at.elapsed() >= every {
+                self.ask_or_warn(out)?;
+            }
+        }
+        self.ask(out)?;
+        Ok(FollowExpertReport { place: Some(self.place), published: self.published })
+    }
+
+    fn is_own(&self, logged: &Logged) -> bool {
+        !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
+    }
+
+    fn learn(&mut self, waiting: PendingBatch, out: &mut dyn Write) -> Result<()> {
+        let PendingBatch { mut rows, corrections, ingested_ms, position, .. } = waiting;
+        if rows.rows > 0 {
+            let predictions = self.stream.predict(rows.chunk())?;
+            self.progress.push(&rows.examples, &predictions);
+            self.gate.measure(&self.stream, rows.chunk(), &predictions)?;
+        }
+        let times = rows.examples.iter().map(|example| example.time_ms);
+        let until_ms = times.fold(self.place.until_ms, i64::max);
+        let (requests, late) = (rows.examples.len() as u64, corrections.examples.len() as u64);
+        // One step for both: what is corrected is nearly all of one label, and would take a step of
+        // its own as far as all rows together take theirs.
+        rows.append(corrections);
+        self.stream.learn(rows.chunk())?;
+        self.gate.scheduled(&self.stream);
+        let now_ms = now_ms();
+        for ingested_ms in ingested_ms {
+            self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
+            self.progress.latency(now_ms - ingested_ms);
+        }
+        self.progress.corrected(late);
+        self.place = ExpertCheckpoint {
+            position,
+            requests: self.place.requests + requests,
+            corrections: self.place.corrections + late,
+            until_ms,
+            ..self.place
+        };
+        match self.progress.line(&self.place) {
+            Some(line) => tell(out, &line),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the expert whether what was learned may be published, and does what it says. Then all
+    /// is saved.
+    fn ask(&mut self, out: &mut dyn Write) -> Result<()> {
+        let position = self.place.position;
+        self.asked_at = Instant::now();
+        if self.asked_position == Some(position) {
+            return Ok(());
+        }
+        let word = self.gate.ask();
+        match word.verdict {
+            Verdict::Publish => {
+                // What is saved is never behind what is published.
+                self.save(true)?;
+                self.publish(&word, out)?;
+            }
+            Verdict::Hold(_) => self.save(false)?,
+            Verdict::RollBack(_) => {
+                if let Some(last) = self.gate.last() {
+                    self.stream.go_back(last)?;
+                }
+                self.gate.rolled_back();
+                self.save(true)?;
+            }
+        }
+        self.asked_position = Some(position);
+        match word.line(json!(position)) {
+            Some(line) => tell(out, &line),
+            None => Ok(()),
+        }
+    }
+
+    /// Parameters that cannot be published now are published later.
+    fn ask_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
+        if let Err(error) = self.ask(out) {
+            tracing::warn!(%error, "parameters could not be published; trying again later");
+        }
+        Ok(())
+    }
+
+    /// Saves where it stands, as what is published or as what is held.
+    fn save(&self, is_published: bool) -> Result<()> {
+        let (published, measured) = match is_published {
+            true => (LastPublished::This, Vec::new()),
+            false => self.gate.state(),
+        };
+        let trainer = self.stream.saved();
+        FollowerState { place: self.place, trainer, published, measured }.write(&self.work)
+    }
+
+    fn publish(&mut self, word: &GateDecision, out: &mut dyn Write) -> Result<()> {
+        let started = Instant::now();
+        let facts = Facts {
+            trained_position: self.place.position.number(),
+            trained_until_ms: self.place.until_ms,
+            ingested_ms: self.place.ingested_ms,
+        };
+        let published = self.publisher.publish(self.stream.parameters(), facts)?;
+        self.published += 1;
+        self.gate.published(self.stream.saved())?;
+        let ExpertContext { dataset, config, entry, guests } = self.context;
+        let own = OwnExpert {
+            config,
+            entry,
+            version: &self.version,
+            provenance: &self.stream.parameters().provenance,
+            guests,
+            schema: &dataset.schema,
+        };
+        register_own_expert(&*self.engine, own);
+        let mut line = told(&published, json!(self.place.position), started.elapsed());
+        line["evaluation"] = word.measured.clone();
+        tell(out, &line)
+    }
+}
+
+impl PendingBatch {
+    fn new(position: FeedPosition) -> PendingBatch {
+        let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
+        PendingBatch { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.rows + self.corrections.rows
+    }
+
+    fn add(&mut self, logged: Logged, position: FeedPosition) {
+        self.position = position;
+        match logged.correction {
+            true => self.corrections.add(logged),
+            false => {
+                self.ingested_ms.extend(Some(logged.ingested_ms).filter(|&ms| ms > 0));
+                self.rows.add(logged);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! What an expert's streaming trainer begins with: where its version stands, or what it makes of
+//! the past.
+
+use std::{path::Path, sync::Arc};
+
+use super::{
+    super::{
+        eval_window::{EvalWindow, WindowPredictions},
+        fm, materialise,
+        stream::{ExpertStream, Load, LogView, Start},
+    },
+    ExpertCheckpoint, ExpertContext, FollowExpertOptions, LOOK_EVERY,
+    feed::{ComputedFeed, FeedPosition, LogFeed},
+    state::{FollowerState, LastPublished},
+};
+use crate::ServiceContext;
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::ExpertEntry;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::logs::{LogFollower, LogReader};
+use hypercast_expert as expert;
+use hypercast_expert::train::SavedTrainer;
+use hypercast_stream::engine::{Engine, Topic};
+
+/// What there is to go on with.
+pub(super) struct StartedTrainer {
+    pub(super) blueprint: Arc<expert::Blueprint>,
+    pub(super) stream: ExpertStream,
+    pub(super) place: ExpertCheckpoint,
+    /// What was published last.
+    pub(super) last: Option<SavedTrainer>,
+    /// What was measured since.
+    pub(super) measured: EvalWindow,
+}
+
+/// What a follower starts with.
+pub(super) struct Beginning {
+    pub(super) trainer: StartedTrainer,
+    pub(super) feed: LogFeed,
+    /// The surfaces whose rows it learns from.
+    pub(super) surfaces: Vec<u16>,
+}
+
+/// What [`learn_past`] learns from.
+struct Past<'a> {
+    options: &'a FollowExpertOptions,
+    surfaces: &'a [u16],
+    work: &'a Path,
+}
+
+/// Where this version stands, or what it makes of the past. None if it was asked to stop before
+/// there was one.
+pub(super) fn begin(
+    context: ExpertContext<'_>,
+    engine: &Arc<dyn Engine>,
+    options: &FollowExpertOptions,
+    work: &Path,
+    shutdown: &Shutdown,
+) -> Result<Option<Beginning>> {
+    let ExpertContext { dataset, config, entry, .. } = context;
+    let surfaces = match options.surfaces.is_empty() {
+        true => config.training_surfaces(entry, &dataset.schema)?,
+        false => {
+            let own = ExpertEntry { surfaces: options.surfaces.clone(), ..entry.clone() };
+            let own = ExpertEntry { train_on: hypercast_config::TrainOn::Own, ..own };
+            config.training_surfaces(&own, &dataset.schema)?
+        }
+    };
+    let found = match FollowerState::read(work)? {
+        Some(state) => Some(resume(context, state)?),
+        None => learn_past(context, engine, Past { options, surfaces: &surfaces, work }, shutdown)?,
+    };
+    let Some(begun) = found else { return Ok(None) };
+    let fm = begun.stream.parameters().provenance.fm_version.clone();
+    if let Some(asked) = options.fm.as_ref().filter(|asked| **asked != fm) {
+        return Err(Error::data(
+            work,
+            format!("this version learns with FM {fm}, not {asked}; give another --version"),
+        ));
+    }
+    let feed = match (begun.place.position, &options.fm_checkpoint) {
+        (FeedPosition::Logs(from), None) => {
+            LogFeed::Logs(Box::new(LogFollower::open(&config.paths.logs, &fm, from)?))
+        }
+        (FeedPosition::Joined(from), Some(checkpoint)) => {
+            let context = ServiceContext { dataset, config, engine: engine.clone() };
+            let computed = ComputedFeed::open(context, checkpoint, Some(from), surfaces.clone())?;
+            LogFeed::Computed(Box::new(computed))
+        }
+        _ => {
+            return Err(Error::data(
+                work,
+                "it has followed the logs and is to follow a checkpoint, or the reverse; give another --version",
+            ));
+        }
+    };
+    Ok(Some(Beginning { trainer: begun, feed, surfaces }))
+}
+
+fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTrainer> {
+    let ExpertContext { dataset, config, entry, guests } = context;
+    let provenance = state.trainer.provenance();
+    let options = expert::LoadOptions {
+        tae_dim: provenance.tae_dim,
+        fm_version: Some(provenance.fm_version.clone()),
+        ..config.load_options(&entry.name)
+    };
+    let blueprint = expert::Blueprint::load(guests, &entry.plugin, &dataset.schema, &options)?;
+    let blueprint = Arc::new(blueprint);
+    let last = match state.published {
+        LastPublished::Nothing => None,
+        LastPublished::This => Some(state.trainer.clone()),
+        LastPublished::Earlier(saved) => Some(*saved),
+    };
+    let start = start(context, 0);
+    let stream = ExpertStream::resume(blueprint.clone(), state.trainer, &start)?;
+    let measured = EvalWindow::new(&blueprint).with(state.measured);
+    Ok(StartedTrainer { blueprint, stream, place: state.place, last, measured })
+}
+
+fn start<'a>(context: ExpertContext<'a>, rows: u64) -> Start<'a> {
+    Start {
+        settings: &context.config.expert_training,
+        rows,
+        without_tae: context.entry.without_tae,
+        device: context.config.device,
+    }
+}
+
+/// Learns from the logs that are there, for which it waits, or from the data set with TAEs of the
+/// checkpoint.
+fn learn_past(
+    context: ExpertContext<'_>,
+    engine: &Arc<dyn Engine>,
+    past: Past<'_>,
+    shutdown: &Shutdown,
+) -> Result<Option<StartedTrainer>> {
+    let Past { options, surfaces, work } = past;
+    let ExpertContext { dataset, config, entry, guests } = context;
+    // The past ends where the stream begins.
+    let (logs, joined) = match &options.fm_checkpoint {
+        Some(checkpoint) => {
+            let begin = engine.span(&Topic::joined())?.start;
+            let logs = work.join("past");
+            materialise::past(dataset, config, checkpoint, &logs)?;
+            (logs, Some(begin))
+        }
+        None => (config.paths.logs.clone(), None),
+    };
+    let mut said = false;
+    let (log, survey) = loop {
+        if let Some(log) = opened(&logs, options)? {
+            let view = view(&log, surfaces);
+            if let Some(survey) = view.survey()? {
+                break (log, survey);
+            }
+        }
+        if shutdown.is_requested() || options.until_end {
+            return Ok(None);
+        }
+        if !said {
+            tracing::warn!(
+                "{}: no rows of expert {} yet; it waits for them",
+                logs.display(),
+                entry.name
+            );
+            said = true;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    };
+    let view = view(&log, surfaces);
+    let load = Load { engine: guests, plugin: &entry.plugin, name: &entry.name };
+    let blueprint = load.blueprint(&view, &survey.fm_version, config.load_options(&entry.name))?;
+    let seed = config.expert_training.seed;
+    let parameters = blueprint.init_parameters(survey.statistics.finish(), seed);
+    let mut stream =
+        ExpertStream::new(blueprint.clone(), parameters, &start(context, survey.rows))?;
+    let mut until_ms = i64::MIN;
+    let mut measured = EvalWindow::new(&blueprint);
+    stream.learn_past(&view, |report| {
+        until_ms = report.examples.iter().map(|own| own.time_ms).fold(until_ms, i64::max);
+        // The first pass alone predicts: what comes after it has seen all rows.
+        if !report.predictions.is_empty() {
+            let (candidate, targets) = (&report.predictions, report.targets);
+            let said = WindowPredictions { candidate, serving: &[], targets };
+            measured.push(report.examples.iter().copied(), said, |_| true);
+        }
+    })?;
+    stream.go_online();
+    let position = match joined {
+        Some(position) => FeedPosition::Joined(position),
+        None => FeedPosition::Logs(log.end()),
+    };
+    if joined.is_some() {
+        fm::remove_dir(&logs)?;
+    }
+    let place =
+        ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
+    Ok(Some(StartedTrainer { blueprint, stream, place, last: None, measured }))
+}
+
+/// The logs, if there are any yet.
+fn opened(logs: &Path, options: &FollowExpertOptions) -> Result<Option<LogReader>> {
+    if !logs.join("log-manifest.json").is_file() {
+        return Ok(None);
+    }
+    let asked = options.fm.as_deref().filter(|_| options.fm_checkpoint.is_none());
+    match asked {
+        Some(asked) if !LogReader::versions(logs)?.iter().any(|own| own.version == asked) => {
+            Ok(None)
+        }
+        _ => Ok(Some(LogReader::open_for(logs, asked)?)),
+    }
+}
+
+fn view<'a>(log: &'a LogReader, surfaces: &[u16]) -> LogView<'a> {
+    LogView { log, surfaces: surfaces.to_vec(), span: Span::default(), embedding: None }
+}

@@ -1,0 +1,162 @@
+//! What may be published: the expert's own word on what was predicted since the last publication,
+//! by what learns and by what was published last, on the same rows. It publishes nothing itself.
+
+use std::sync::Arc;
+
+use prometheus::IntCounter;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        eval_window::{self, EvalWindow, WindowPredictions, judge},
+        stream::ExpertStream,
+    },
+    state::LastPublished,
+};
+use crate::error::Result;
+use crate::job_metrics::JobMetrics;
+use hypercast_expert::{
+    Blueprint, Chunk, Parameters, train::SavedTrainer, wasm::contract::Verdict,
+};
+
+/// Puts the rows measured since the last publication to the expert's `evaluate`.
+pub(super) struct PublishGate {
+    blueprint: Arc<Blueprint>,
+    measured: EvalWindow,
+    last: Option<PublishedTrainer>,
+    held: IntCounter,
+    rolled_back: IntCounter,
+    schedule_faults: IntCounter,
+}
+
+/// What was published last.
+struct PublishedTrainer {
+    saved: SavedTrainer,
+    parameters: Parameters,
+}
+
+/// The expert's word, and what it was told, for people.
+pub(super) struct GateDecision {
+    pub(super) verdict: Verdict,
+    pub(super) measured: Value,
+}
+
+impl PublishGate {
+    /// # Errors
+    /// What was published last is of another network.
+    pub(super) fn new(
+        blueprint: Arc<Blueprint>,
+        measured: EvalWindow,
+        last: Option<SavedTrainer>,
+        telemetry: &JobMetrics,
+    ) -> Result<PublishGate> {
+        let mut gate = PublishGate {
+            blueprint,
+            measured,
+            last: None,
+            held: telemetry.counter(
+                "hypercast_held_publications_total",
+                "Publications that the expert's evaluate held",
+            ),
+            rolled_back: telemetry.counter(
+                "hypercast_rolled_back_publications_total",
+                "Times that the expert's evaluate took the trainer back to what was published last",
+            ),
+            schedule_faults: telemetry.counter(
+                "hypercast_schedule_faults_total",
+                "Faults of the expert's schedule; their steps were taken at the host's own rate",
+            ),
+        };
+        gate.last = last.map(|saved| gate.with_parameters(saved)).transpose()?;
+        Ok(gate)
+    }
+
+    fn with_parameters(&self, saved: SavedTrainer) -> Result<PublishedTrainer> {
+        let name = &self.blueprint.description.name;
+        let parameters = saved.predicting(&self.blueprint.graph).map_err(|why| {
+            hypercast_expert::Error::refused(name, format!("what it published last is of {why}"))
+        })?;
+        Ok(PublishedTrainer { saved, parameters })
+    }
+
+    /// Notes what `stream` said of rows that it is about to learn from, and what was published last
+    /// would say.
+    pub(super) fn measure(
+        &mut self,
+        stream: &ExpertStream,
+        chunk: Chunk<'_>,
+        candidate: &[Vec<f32>],
+    ) -> Result<()> {
+        let serving = match &self.last {
+            Some(last) => stream.predict_with(&last.parameters, chunk)?,
+            None => Vec::new(),
+        };
+        let targets = stream.targets(chunk)?;
+        let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
+        self.measured.push(chunk.examples.iter(), said, |_| true);
+        Ok(())
+    }
+
+    /// Notes how often `schedule` has failed so far.
+    pub(super) fn scheduled(&self, stream: &ExpertStream) {
+        let new = stream.schedule_faults().saturating_sub(self.schedule_faults.get());
+        self.schedule_faults.inc_by(new);
+    }
+
+    /// Whether what was learned may be published. There is nothing to go back to before the first
+    /// publication.
+    pub(super) fn ask(&self) -> GateDecision {
+        let evaluation = self.measured.evaluation();
+        let verdict = match (judge(&self.blueprint, &evaluation), &self.last) {
+            (Verdict::RollBack(why), None) => {
+                Verdict::Hold(format!("{why} (nothing was published that it could go back to)"))
+            }
+            (verdict, _) => verdict,
+        };
+        match &verdict {
+            Verdict::Publish => {}
+            Verdict::Hold(_) => self.held.inc(),
+            Verdict::RollBack(_) => self.rolled_back.inc(),
+        }
+        GateDecision { verdict, measured: eval_window::line(&evaluation) }
+    }
+
+    /// What was published last.
+    pub(super) fn last(&self) -> Option<&SavedTrainer> {
+        self.last.as_ref().map(|last| &last.saved)
+    }
+
+    /// From here on this is what was published last, and all is measured anew.
+    pub(super) fn published(&mut self, saved: SavedTrainer) -> Result<()> {
+        self.last = Some(self.with_parameters(saved)?);
+        self.measured.clear();
+        Ok(())
+    }
+
+    /// Forgets what was measured of parameters that are no more.
+    pub(super) fn rolled_back(&mut self) {
+        self.measured.clear();
+    }
+
+    /// What is to be saved beside a trainer that was not published as it is.
+    pub(super) fn state(&self) -> (LastPublished, Vec<eval_window::WindowRow>) {
+        let last = self.last.as_ref().map_or(LastPublished::Nothing, |last| {
+            LastPublished::Earlier(Box::new(last.saved.clone()))
+        });
+        (last, self.measured.rows())
+    }
+}
+
+impl GateDecision {
+    /// A line for people; none of a publication, which has its own.
+    pub(super) fn line(&self, position: Value) -> Option<Value> {
+        let (kind, reason) = match &self.verdict {
+            Verdict::Publish => return None,
+            Verdict::Hold(reason) => ("held", reason),
+            Verdict::RollBack(reason) => ("rolled-back", reason),
+        };
+        Some(json!({
+            "kind": kind, "reason": reason, "position": position, "evaluation": self.measured,
+        }))
+    }
+}

@@ -1,0 +1,106 @@
+//! What a streaming expert tells: progressive NE over a window of requests by the schema's labels,
+//! how old events were when they were learned from, and the same as metrics.
+
+use std::sync::Arc;
+
+use hypercast_fm::{
+    example::Example,
+    metrics::{Keeper, Scored},
+};
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        progress_log::{Learning, ProgressSlice, TrainingPosition},
+        report::ALL,
+    },
+    ExpertCheckpoint,
+};
+use crate::job_metrics::JobMetrics;
+use hypercast_data::labels::Labels;
+use hypercast_data::schema::Schema;
+use hypercast_expert::Blueprint;
+
+/// A line of the progress log covers so many requests.
+const WINDOW: u64 = 1000;
+
+/// Rows kept a window and slice.
+const KEEP: usize = 1 << 16;
+
+/// Predictions of the requests since the last line.
+pub(super) struct ExpertProgress {
+    labels: Labels,
+    /// Each of the expert's tasks among the schema's, by name.
+    tasks: Vec<(Option<usize>, String)>,
+    kept: Keeper<(usize, usize)>,
+    requests: u64,
+    learning: Learning,
+}
+
+impl ExpertProgress {
+    pub(super) fn new(
+        schema: &Arc<Schema>,
+        blueprint: &Blueprint,
+        telemetry: &Arc<JobMetrics>,
+    ) -> Self {
+        let tasks = blueprint.description.tasks.iter();
+        Self {
+            labels: Labels::new(schema),
+            tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),
+            kept: Keeper::new(KEEP),
+            requests: 0,
+            learning: Learning::new(telemetry),
+        }
+    }
+
+    /// Notes what was said of examples, `[rows]` a task, before they were learned from.
+    pub(super) fn push(&mut self, examples: &[Example], predictions: &[Vec<f32>]) {
+        let all = self.labels.schema.surfaces.len();
+        let rows =
+            examples.iter().flat_map(|own| (0..own.targets.len()).map(move |row| (own, row)));
+        for (at, (example, row)) in rows.enumerate() {
+            for (task, (in_schema, _)) in self.tasks.iter().enumerate() {
+                let label = in_schema.and_then(|own| self.labels.label(example, row, own));
+                let Some(label) = label else { continue };
+                let probability = predictions[task][at];
+                let scored = Scored { user: example.user.id, probability, label };
+                self.kept.push((usize::from(example.surface), task), scored);
+                self.kept.push((all, task), scored);
+            }
+        }
+        self.requests += examples.len() as u64;
+        self.learning.learned(examples.len() as u64, 0);
+    }
+
+    /// Notes how long after its newest event a request was learned from.
+    pub(super) fn latency(&mut self, ms: i64) {
+        self.learning.latency(ms);
+    }
+
+    pub(super) fn corrected(&self, corrections: u64) {
+        self.learning.learned(0, corrections);
+    }
+
+    /// A line for every window; the next one then begins.
+    pub(super) fn line(&mut self, place: &ExpertCheckpoint) -> Option<Value> {
+        if self.requests < WINDOW {
+            return None;
+        }
+        self.requests = 0;
+        let kept = std::mem::replace(&mut self.kept, Keeper::new(KEEP));
+        let surfaces = &self.labels.schema.surfaces;
+        let slices = kept.summaries().map(|(&(surface, task), summary)| ProgressSlice {
+            surface: surfaces.get(surface).map_or(ALL, String::as_str),
+            task: &self.tasks[task].1,
+            n: summary.n as u64,
+            ne: summary.ne,
+        });
+        let stands = TrainingPosition {
+            position: json!(place.position),
+            requests: place.requests,
+            corrections: place.corrections,
+            until_ms: place.until_ms,
+        };
+        Some(self.learning.line(stands, slices))
+    }
+}

@@ -1,0 +1,239 @@
+//! A streaming expert over logs that grow: it resumes as if it had not stopped, publishes what it
+//! has, and corrections count in no metric.
+
+use std::path::{Path, PathBuf};
+
+use hypercast_fm::example::{Example, Outcome};
+
+use super::*;
+use hypercast_core::prerequisite::{hostile, plugins};
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::import::simulate;
+use hypercast_data::logs::{LogRow, LogVersion, LogWriter};
+use hypercast_stream::engine::Memory;
+use hypercast_stream::publish::Follower;
+use hypercast_stream::versions::{VersionState, Versions, Weights};
+
+struct World {
+    dataset: Dataset,
+    config: Config,
+    entry: ExpertEntry,
+    examples: Vec<Example>,
+}
+
+fn world(dir: &Path, plugins: PathBuf) -> World {
+    world_of(dir, &plugins.join("mlp-fusion.wasm"), 240)
+}
+
+fn world_of(dir: &Path, plugin: &Path, requests: usize) -> World {
+    let into = dir.join("world");
+    let options = simulate::Options { into, users: 20, items: 30, requests, surfaces: 2, seed: 3 };
+    simulate::simulate(&options).unwrap();
+    let dataset = Dataset::open(&options.into).unwrap();
+    let mut config = Config::default();
+    config.paths.logs = dir.join("logs");
+    config.paths.experts = dir.join("experts");
+    config.paths.state = dir.join("state");
+    config.expert_training.epochs = 1;
+    config.expert_training.online_batch_rows = 48;
+    // It is asked at the end alone, however slow the machine.
+    config.publish.every_s = 3600;
+    let replay = ReplayOptions {
+        span: Span::default(),
+        history_len: 64,
+        max_targets: 16,
+        features: config.features,
+    };
+    let examples: Vec<Example> =
+        Replay::new(&dataset, replay).unwrap().map(|read| read.unwrap()).collect();
+    assert!(examples.iter().all(|own| own.targets.len() == 6), "eight requests are a step");
+    let text = format!("name = \"all\"\nplugin = {plugin:?}");
+    World { dataset, config, entry: toml::from_str(&text).unwrap(), examples }
+}
+
+impl World {
+    fn log(&self, range: std::ops::Range<usize>, correction: bool) {
+        let options = self.config.logs.options();
+        let versions = vec![LogVersion::new("1.0.0", 4)];
+        let schema = &self.dataset.schema;
+        let mut writer =
+            LogWriter::create(&self.config.paths.logs, schema, options, versions).unwrap();
+        for example in &self.examples[range] {
+            let tae: Vec<f32> = example
+                .targets
+                .iter()
+                .flat_map(|own| {
+                    [own.item.id as f32 * 0.1, 1.0, example.request as f32 * 1e-3, -1.0]
+                })
+                .collect();
+            let taes = [tae.as_slice()];
+            let row = LogRow { example, taes: &taes, correction, ingested_ms: 7, position: None };
+            writer.write(row).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowExpertReport {
+        self.follow_and_say(engine, config).0
+    }
+
+    fn follow_and_say(
+        &self,
+        engine: &Arc<Memory>,
+        config: &Config,
+    ) -> (FollowExpertReport, String) {
+        let guests = expert::Engine::new(config.guests()).unwrap();
+        let ground =
+            ExpertContext { dataset: &self.dataset, config, entry: &self.entry, guests: &guests };
+        let options = FollowExpertOptions {
+            version: Some("1.0.0".into()),
+            until_end: true,
+            ..FollowExpertOptions::default()
+        };
+        let mut said = Vec::new();
+        let report =
+            follow(ground, engine.clone(), &options, &Shutdown::default(), &mut said).unwrap();
+        (report, String::from_utf8(said).unwrap())
+    }
+
+    fn state(&self, config: &Config) -> FollowerState {
+        FollowerState::read(&work_dir(config, &self.entry, "1.0.0")).unwrap().unwrap()
+    }
+}
+
+#[test]
+fn a_stopped_expert_goes_on_as_if_it_had_not_been() {
+    let Some(plugins) = plugins("following expert") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let world = world(dir.path(), plugins);
+    let engine = Arc::new(Memory::new(10));
+    assert_eq!(world.follow(&engine, &world.config).place, None, "nothing is there yet");
+    world.log(0..80, false);
+    let begun = world.follow(&engine, &world.config);
+    assert_eq!((begun.published, begun.place.unwrap().requests), (1, 0));
+    let registry = Versions::new(&*engine).read().unwrap();
+    let own = registry.expert_version("all", "1.0.0").unwrap();
+    assert_eq!((own.state, own.weights.clone()), (VersionState::Training, Weights::Published));
+    assert_eq!((own.fm.as_str(), own.surfaces.len(), own.tae_dim), ("1.0.0", 2, 4));
+    assert!(own.plugin.ends_with("all/1.0.0/plugin.wasm"), "a component of its own: {own:?}");
+    // Another folder that stands at the same place.
+    let mut once = world.config.clone();
+    once.paths.experts = dir.path().join("once");
+    let work = work_dir(&once, &world.entry, "1.0.0");
+    std::fs::create_dir_all(&work).unwrap();
+    world.state(&world.config).write(&work).unwrap();
+    assert_eq!(world.state(&once), world.state(&world.config), "what is saved reads back");
+
+    world.log(80..160, false);
+    world.follow(&engine, &world.config);
+    world.log(160..240, false);
+    let stopped = world.follow(&engine, &world.config).place.unwrap();
+    let whole = world.follow(&Arc::new(Memory::new(10)), &once).place.unwrap();
+    assert_eq!((stopped, stopped.requests), (whole, 160));
+    let (stopped, whole) = (world.state(&world.config), world.state(&once));
+    assert!(stopped == whole, "the same parameters, optimiser and average, to the bit");
+
+    // What is published is what it has: a follower's parameters are the averaged ones.
+    let mut follower = Follower::open(engine, Topic::expert("all", "1.0.0")).unwrap();
+    let mut last = follower.next(Duration::ZERO).unwrap().unwrap();
+    while let Some(next) = follower.next(Duration::ZERO).unwrap() {
+        last = next;
+    }
+    assert_eq!(last.header.trained_position, stopped.place.position.number());
+    assert_eq!(last.header.ingested_ms, 7);
+    assert!(!last.blocks.is_empty());
+}
+
+#[test]
+fn corrections_teach_and_are_not_counted() {
+    let Some(plugins) = plugins("corrected expert") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world(dir.path(), plugins);
+    let engine = Arc::new(Memory::new(10));
+    world.log(0..80, false);
+    world.follow(&engine, &world.config);
+    let before = world.state(&world.config);
+    for example in &mut world.examples[..8] {
+        for target in &mut example.targets {
+            target.outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
+        }
+    }
+    world.log(0..8, true);
+    let place = world.follow(&engine, &world.config).place.unwrap();
+    assert_eq!((place.requests, place.corrections), (0, 8));
+    assert_ne!(before.trainer, world.state(&world.config).trainer);
+}
+
+fn kinds(said: &str) -> Vec<String> {
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    said.lines().map(|own| line(own)["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_got_worse_is_held_until_it_is_better() {
+    let Some(plugins) = plugins("held expert") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = world_of(dir.path(), &plugins.join("mlp-fusion.wasm"), 600);
+    let engine = Arc::new(Memory::new(10));
+    world.log(0..100, false);
+    world.follow(&engine, &world.config);
+    // Steps so long that they spoil it.
+    world.config.expert_training.average_decay = 0.0;
+    world.config.expert_training.online_learning_rate = 1.0;
+    let config = world.config.clone();
+    std::fs::remove_dir_all(work_dir(&config, &world.entry, "1.0.0")).unwrap();
+    world.follow(&engine, &config);
+    let published = world.state(&config);
+    assert_eq!(published.published, LastPublished::This);
+    world.log(100..400, false);
+    let (report, said) = world.follow_and_say(&engine, &config);
+    assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
+    assert!(
+        said.contains("for the serving version, over") && said.contains("serving_ne"),
+        "{said}"
+    );
+    let held = world.state(&config);
+    let LastPublished::Earlier(last) = &held.published else { panic!("it is held") };
+    assert!(**last == published.trainer && held.trainer != published.trainer);
+    assert_eq!(held.measured.len(), 300 * 6, "what was measured is kept");
+    // A restart holds it still, by what was measured before and since.
+    world.log(400..410, false);
+    let (report, said) = world.follow_and_say(&engine, &config);
+    assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
+    assert_eq!(world.state(&config).measured.len(), 310 * 6);
+}
+
+#[test]
+fn an_expert_takes_its_trainer_back_to_what_was_published() {
+    let Some(plugin) = hostile("expert that goes back", "takes_back") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let world = world_of(dir.path(), &plugin, 240);
+    let engine = Arc::new(Memory::new(10));
+    world.log(0..80, false);
+    assert_eq!(world.follow(&engine, &world.config).published, 1);
+    let published = world.state(&world.config);
+    world.log(80..160, false);
+    let (report, said) = world.follow_and_say(&engine, &world.config);
+    assert_eq!((report.published, kinds(&said)), (0, vec!["rolled-back".to_owned()]), "{said}");
+    assert!(said.contains("takes_back never wants anything new"), "{said}");
+    let back = world.state(&world.config);
+    assert_eq!((&back.published, back.measured.len()), (&LastPublished::This, 0));
+    assert_eq!(back.place.requests, 80, "it does not learn from them again");
+    assert!(back.trainer.learned_like(&published.trainer), "parameters, average and optimiser");
+}
+
+#[test]
+fn an_expert_that_fails_to_judge_publishes_nothing_and_is_not_registered() {
+    let Some(plugin) = hostile("expert that fails to judge", "trap_evaluate") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let world = world_of(dir.path(), &plugin, 240);
+    let engine = Arc::new(Memory::new(10));
+    world.log(0..80, false);
+    let (report, said) = world.follow_and_say(&engine, &world.config);
+    assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
+    assert!(said.contains("`evaluate` trapped"), "{said}");
+    assert_eq!(engine.span(&Topic::expert("all", "1.0.0")).unwrap().end, 0);
+    assert!(Versions::new(&*engine).read().unwrap().is_empty());
+    assert_eq!(world.state(&world.config).published, LastPublished::Nothing);
+}

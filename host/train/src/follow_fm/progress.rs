@@ -1,0 +1,166 @@
+//! What a streaming trainer tells: progressive NE over a window of requests, how old events were
+//! when they were learned from, and the same as metrics.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use hypercast_fm::{
+    example::Example,
+    metrics::cross_entropy,
+    spec::{FmSpec, Label},
+    trainer::StepOutput,
+};
+use prometheus::{Histogram, IntCounter};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        progress_log::{self, Learning, TrainingPosition},
+        report::ALL,
+    },
+    checkpoint::FmCheckpoint,
+};
+use crate::job_metrics::JobMetrics;
+use hypercast_stream::publish::Published;
+
+/// A line of the progress log covers so many requests.
+const WINDOW: u64 = 1000;
+
+/// Predictions of some requests, summed up by `surface/task`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ProgressWindow {
+    requests: u64,
+    slices: BTreeMap<String, WindowSlice>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct WindowSlice {
+    n: u64,
+    positives: u64,
+    /// The sum of cross-entropies, as the bits of an f64: JSON may lose the last one.
+    entropy_bits: u64,
+}
+
+impl WindowSlice {
+    fn push(&mut self, probability: f32, label: bool) {
+        self.n += 1;
+        self.positives += u64::from(label);
+        let entropy = f64::from_bits(self.entropy_bits) + cross_entropy(probability, label);
+        self.entropy_bits = entropy.to_bits();
+    }
+
+    /// Eq. 5; none for one class only.
+    fn ne(&self) -> Option<f64> {
+        if self.positives == 0 || self.positives == self.n {
+            return None;
+        }
+        let rate = self.positives as f64 / self.n as f64;
+        let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
+        Some(f64::from_bits(self.entropy_bits) / self.n as f64 / base)
+    }
+}
+
+/// The window, and what is not saved with it.
+pub(super) struct FmProgress {
+    window: ProgressWindow,
+    surfaces: Vec<String>,
+    /// Binary tasks by name, with their place among all.
+    tasks: Vec<(usize, String)>,
+    width: usize,
+}
+
+impl FmProgress {
+    pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
+        let tasks = spec.tasks.iter().enumerate();
+        let binary = tasks.filter(|(_, task)| matches!(task.label, Label::Action(_)));
+        Self {
+            window,
+            surfaces: spec.surfaces.clone(),
+            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
+            width: spec.tasks.len(),
+        }
+    }
+
+    pub(super) fn window(&self) -> ProgressWindow {
+        self.window.clone()
+    }
+
+    /// Notes what was said of examples before they were learned from.
+    pub(super) fn push(&mut self, examples: &[Example], said: &StepOutput) {
+        let mut row = 0;
+        for example in examples {
+            let surface = &self.surfaces[usize::from(example.surface)];
+            for _ in &example.targets {
+                for (task, name) in &self.tasks {
+                    let at = row * self.width + task;
+                    if !said.mask[at] || said.predictions[at].is_nan() {
+                        continue;
+                    }
+                    for surface in [surface.as_str(), ALL] {
+                        let slice = self.window.slices.entry(format!("{surface}/{name}"));
+                        slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
+                    }
+                }
+                row += 1;
+            }
+        }
+        self.window.requests += examples.len() as u64;
+    }
+
+    /// A line for every window; the next one then begins.
+    pub(super) fn line(&mut self, place: &FmCheckpoint, learning: &mut Learning) -> Option<Value> {
+        if self.window.requests < WINDOW {
+            return None;
+        }
+        let window = std::mem::take(&mut self.window);
+        let slices = window.slices.iter().map(|(name, slice)| {
+            let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
+            progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
+        });
+        let stands = TrainingPosition {
+            position: json!(place.position),
+            requests: place.requests,
+            corrections: place.corrections,
+            until_ms: place.until_ms,
+        };
+        Some(learning.line(stands, slices))
+    }
+}
+
+/// The metrics that an FM's trainer serves.
+pub(super) struct FmMeters {
+    pub(super) learning: Learning,
+    publishing: Histogram,
+    publications: IntCounter,
+    failures: IntCounter,
+    raw_bytes: IntCounter,
+    bytes: IntCounter,
+}
+
+impl FmMeters {
+    pub(super) fn new(telemetry: &Arc<JobMetrics>) -> Self {
+        let counter = |name: &str, help: &str| telemetry.counter(name, help);
+        Self {
+            learning: Learning::new(telemetry),
+            publishing: telemetry.seconds("hypercast_publish_seconds", "Time of a publication"),
+            publications: counter("hypercast_publications_total", "Publications"),
+            failures: counter("hypercast_publish_failures_total", "Publications that failed"),
+            raw_bytes: counter(
+                "hypercast_published_raw_bytes_total",
+                "Bytes of published weights before compression",
+            ),
+            bytes: counter("hypercast_published_bytes_total", "Bytes of published records"),
+        }
+    }
+
+    pub(super) fn published(&self, took: Duration, published: &Published) {
+        self.publishing.observe(took.as_secs_f64());
+        self.publications.inc();
+        self.raw_bytes.inc_by(published.raw_bytes);
+        self.bytes.inc_by(published.bytes);
+    }
+
+    pub(super) fn publish_failed(&self) {
+        self.failures.inc();
+    }
+}

@@ -1,0 +1,233 @@
+//! A trainer that is interrupted and begins again ends where one ends that never was.
+
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use hypercast_fm::{inference, inference::Serving, spec::FmConfig};
+
+use super::*;
+use hypercast_config::PublishSettings;
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::import::simulate;
+use hypercast_stream::engine::Reader;
+use hypercast_stream::engine::{Appender, Memory, Record, Stored};
+use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::publish;
+use hypercast_stream::versions::{VersionState, Versions, Weights};
+
+/// Streams of which a reader of joined examples stops its trainer at a position, or crashes it.
+struct Cut {
+    inner: Arc<Memory>,
+    at: u64,
+    stop: Option<Shutdown>,
+}
+
+struct CutReader {
+    inner: Box<dyn Reader>,
+    at: u64,
+    stop: Option<Shutdown>,
+}
+
+impl Engine for Cut {
+    fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
+        self.inner.appender(topic)
+    }
+
+    fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
+        let inner = self.inner.reader(topic, from)?;
+        if *topic != Topic::joined() {
+            return Ok(inner);
+        }
+        Ok(Box::new(CutReader { inner, at: self.at, stop: self.stop.clone() }))
+    }
+
+    fn span(&self, topic: &Topic) -> hypercast_stream::Result<Range<u64>> {
+        self.inner.span(topic)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> hypercast_stream::Result<()> {
+        self.inner.trim(topic, before)
+    }
+}
+
+impl Reader for CutReader {
+    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
+        if self.inner.position() >= self.at {
+            self.stop.as_ref().expect("the trainer crashes here").request();
+        }
+        self.inner.next(most.min(5), wait)
+    }
+
+    fn position(&self) -> u64 {
+        self.inner.position()
+    }
+}
+
+/// A data set, and its requests as a joiner would tell them, some with a late outcome.
+fn world(dir: &Path) -> (Dataset, Vec<Record>) {
+    let into = dir.join("data");
+    let options = simulate::Options {
+        into: into.clone(),
+        users: 30,
+        items: 60,
+        requests: 300,
+        surfaces: 2,
+        seed: 3,
+    };
+    simulate::simulate(&options).unwrap();
+    let dataset = Dataset::open(&into).unwrap();
+    let options = ReplayOptions {
+        span: Span { from_ms: None, until_ms: None },
+        history_len: 8,
+        max_targets: 32,
+        features: Config::default().features,
+    };
+    let mut records = Vec::new();
+    for example in Replay::new(&dataset, options).unwrap() {
+        let example = example.unwrap();
+        let mut late = example.clone();
+        late.targets.truncate(1);
+        late.targets[0].outcome.known &= 1;
+        let joined = |example: Example| JoinedExample { ingested_ms: example.time_ms, example };
+        let is_late = example.request % 7 == 0;
+        let mut tell = |joined: &Joined| {
+            records.push(Record { id: 0, payload: postcard::to_stdvec(joined).unwrap() });
+        };
+        tell(&Joined::Example(joined(example)));
+        if is_late {
+            tell(&Joined::Correction(joined(late)));
+        }
+    }
+    (dataset, records)
+}
+
+fn config(work: &Path) -> Config {
+    let fm = FmConfig {
+        dim: 16,
+        qk_dim: 8,
+        v_dim: 8,
+        embedding_dim: 8,
+        max_history: 8,
+        batch_requests: 16,
+        save_every_requests: 50,
+        dropout: 0.1,
+        ..FmConfig::default()
+    };
+    let mut config = Config { fm, ..Config::default() };
+    config.paths.fm_work = work.to_path_buf();
+    config.publish = PublishSettings { every_s: 1000, share: 1.0, ..config.publish };
+    config
+}
+
+fn streams(records: &[Record]) -> Arc<Memory> {
+    let memory = Arc::new(Memory::default());
+    memory.appender(&Topic::joined()).unwrap().append(records).unwrap();
+    memory
+}
+
+fn options() -> FollowFmOptions {
+    FollowFmOptions { version: "1.0.0".into(), from: None, metrics: None, until_end: true }
+}
+
+fn run(
+    dataset: &Dataset,
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    stop: &Shutdown,
+) -> FollowFmReport {
+    let context = ServiceContext { dataset, config, engine };
+    follow(context, &options(), stop, &mut std::io::sink()).unwrap()
+}
+
+#[test]
+fn an_interrupted_trainer_is_one_that_never_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, records) = world(dir.path());
+    let whole = config(&dir.path().join("whole"));
+    let engine = streams(&records);
+    let report = run(&dataset, &whole, engine.clone(), &Shutdown::default());
+    assert_eq!(report.position, records.len() as u64);
+    assert_eq!(report.requests + report.corrections, records.len() as u64);
+    assert!(report.corrections > 20, "{report:?}");
+
+    let cut = config(&dir.path().join("cut"));
+    let other = streams(&records);
+    for (at, crashes) in
+        [(3, true), (40, false), (97, true), (101, false), (250, true), (299, false)]
+    {
+        let stop = Shutdown::default();
+        let asked = (!crashes).then(|| stop.clone());
+        let engine = Arc::new(Cut { inner: other.clone(), at, stop: asked });
+        let ran = catch_unwind(AssertUnwindSafe(|| run(&dataset, &cut, engine, &stop)));
+        assert_eq!(ran.is_err(), crashes, "at {at}");
+    }
+    run(&dataset, &cut, other.clone(), &Shutdown::default());
+
+    let saved = |config: &Config, file: &str| {
+        std::fs::read(work_dir(config, "1.0.0").join("saved").join(file)).unwrap()
+    };
+    for file in ["network", "average", "moments"] {
+        let file = format!("trainer/{file}.safetensors");
+        assert!(saved(&whole, &file) == saved(&cut, &file), "{file} differs");
+    }
+    assert!(saved(&whole, "place.json") == saved(&cut, "place.json"), "where they stand differs");
+    let weights = |engine: &Arc<Memory>, name: &str| {
+        let into = dir.path().join(name);
+        let found = publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
+        assert_eq!(found.0.header.trained_position, records.len() as u64);
+        let fm = inference::load(&into, Serving::default()).unwrap();
+        let asked: Vec<Example> = records[..40]
+            .iter()
+            .filter_map(|record| match postcard::from_bytes(&record.payload).unwrap() {
+                Joined::Example(joined) => Some(joined.example),
+                Joined::Correction(_) => None,
+            })
+            .collect();
+        fm.infer(&asked.iter().collect::<Vec<_>>()).unwrap()
+    };
+    assert!(weights(&engine, "a") == weights(&other, "b"), "what is served differs");
+}
+
+#[test]
+fn it_begins_with_what_was_trained_and_has_one_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, records) = world(dir.path());
+    let mut config = config(&dir.path().join("work"));
+    config.paths.fm = dir.path().join("fm");
+    config.paths.logs = dir.path().join("logs");
+    super::super::fm::train(&dataset, &config, None).unwrap();
+    let engine = streams(&[]);
+    run(&dataset, &config, engine.clone(), &Shutdown::default());
+    let into = dir.path().join("published");
+    publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
+    // It has registered itself, once; who promotes it is not asked again.
+    let versions = Versions::new(&*engine);
+    let own = versions.read().unwrap().fm("1.0.0").unwrap().clone();
+    assert_eq!((own.state, own.weights), (VersionState::Training, Weights::Published));
+    assert_eq!(own.tae_dim, config.fm.tae_width());
+    versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
+    run(&dataset, &config, engine.clone(), &Shutdown::default());
+    assert_eq!(versions.read().unwrap().fm("1.0.0").unwrap().state, VersionState::Active);
+    assert_eq!(engine.span(&Topic::versions()).unwrap().end, 2, "registered and promoted");
+    let infer = |from: &Path| {
+        let fm = inference::load(from, Serving::default()).unwrap();
+        let Joined::Example(joined) = postcard::from_bytes(&records[9].payload).unwrap() else {
+            panic!("record 9 is an example");
+        };
+        fm.infer(&[&joined.example]).unwrap()
+    };
+    assert!(infer(&into) == infer(&config.paths.fm), "nothing was learned since");
+
+    let _owner = DirLock::acquire(&work_dir(&config, "1.0.0")).unwrap();
+    let second = follow(
+        ServiceContext { dataset: &dataset, config: &config, engine: streams(&[]) },
+        &options(),
+        &Shutdown::default(),
+        &mut std::io::sink(),
+    );
+    let error = second.unwrap_err().to_string();
+    assert!(error.contains(&format!("process {} works here", std::process::id())), "{error}");
+}

@@ -1,0 +1,309 @@
+//! The logging tier as a service: it follows the joined examples, and each gets the
+//! embeddings of every FM version that is in use, into the feature logs (paper section 3.3.3).
+//!
+//! Files say up to where in the stream they go, so a tier that was killed goes on after the last
+//! complete file: no request is lost or logged twice. It neither joins nor trains, and answers
+//! nobody.
+
+mod versions;
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hypercast_fm::example::Example;
+use prometheus::{Gauge, Histogram, IntCounter};
+use serde_json::json;
+
+pub use self::versions::{ActiveVersions, Registered, ToLog};
+use self::versions::{FmLoading, LoadedVersions};
+use super::{
+    joined_reader::{JoinedReader, JoinedRecord},
+    progress_log::tell,
+};
+use crate::ServiceContext;
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::job_metrics::JobMetrics;
+use hypercast_config::Config;
+use hypercast_core::clock::now_ms;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::logs::{LogRow, LogWriter};
+
+/// Records that are read together.
+const RECORDS: usize = 256;
+
+/// How often it looks whether it is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How often it asks which versions are in use.
+const VERSIONS_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// When the tier stops, and where it serves metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoggingOptions {
+    /// Where to answer `/metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// Stop at the end of the stream.
+    pub until_end: bool,
+}
+
+/// What the tier did since it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LoggingReport {
+    /// Requests logged, corrections among them.
+    pub requests: u64,
+    /// Targets logged.
+    pub rows: u64,
+    /// Where it stands in the stream.
+    pub position: u64,
+}
+
+/// Follows until it is asked to stop; then the file under way is complete. Lines of JSON go to
+/// `out`.
+///
+/// # Errors
+/// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full
+/// disk; an engine that is away for long.
+pub fn follow(
+    context: ServiceContext<'_>,
+    active: &mut dyn ActiveVersions,
+    options: LoggingOptions,
+    shutdown: &Shutdown,
+    out: &mut dyn Write,
+) -> Result<LoggingReport> {
+    let ServiceContext { dataset, config, engine } = context;
+    let _owner = DirLock::acquire(&config.paths.logs)?;
+    let log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
+    let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
+    let telemetry = Arc::new(JobMetrics::default());
+    let meters = LoggingMeters::new(&telemetry);
+    if let Some(address) = options.metrics {
+        let address = telemetry.serve(address)?;
+        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
+    }
+    let serving = config.fm_logging.loading(config.device);
+    let loading = FmLoading { engine, serving, work: work_dir(config) };
+    let tier = LoggingTier {
+        config,
+        position: reader.position(),
+        log,
+        reader,
+        versions: LoadedVersions::new(loading),
+        meters,
+        report: LoggingReport::default(),
+        said: Instant::now(),
+        waits: false,
+    };
+    tier.run(active, options, shutdown, out)
+}
+
+/// Where the tier keeps the rows of FMs whose weights are published.
+fn work_dir(config: &Config) -> PathBuf {
+    config.paths.fm_work.join("logging")
+}
+
+struct LoggingTier<'a> {
+    config: &'a Config,
+    log: LogWriter,
+    reader: JoinedReader,
+    versions: LoadedVersions,
+    /// After the last record that was logged.
+    position: u64,
+    meters: LoggingMeters,
+    report: LoggingReport,
+    said: Instant,
+    /// Whether it was said that weights must come first.
+    waits: bool,
+}
+
+/// Records that go through the FMs together.
+#[derive(Default)]
+struct LoggingBatch {
+    records: Vec<JoinedRecord>,
+    targets: usize,
+    since: Option<Instant>,
+}
+
+impl LoggingBatch {
+    /// The next records of at most so many targets, or one record.
+    fn take(&mut self, most: usize) -> Vec<JoinedRecord> {
+        let mut targets = 0;
+        let fits = |record: &&JoinedRecord| {
+            targets += record.example.targets.len();
+            targets <= most
+        };
+        let count = self.records.iter().take_while(fits).count().max(1);
+        let rest = self.records.split_off(count);
+        let pass = std::mem::replace(&mut self.records, rest);
+        self.targets -= pass.iter().map(|record| record.example.targets.len()).sum::<usize>();
+        if self.records.is_empty() {
+            self.since = None;
+        }
+        pass
+    }
+}
+
+impl LoggingTier<'_> {
+    fn run(
+        mut self,
+        active: &mut dyn ActiveVersions,
+        options: LoggingOptions,
+        shutdown: &Shutdown,
+        out: &mut dyn Write,
+    ) -> Result<LoggingReport> {
+        let (most, wait) =
+            (self.config.fm_logging.batch_candidates, self.config.fm_logging.batch_wait());
+        let mut batch = LoggingBatch::default();
+        let mut asked = None::<Instant>;
+        while !shutdown.is_requested() {
+            if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
+                self.versions.set(active.to_log()?)?;
+                asked = Some(Instant::now());
+            }
+            let look = if batch.records.is_empty() { LOOK_EVERY } else { wait.min(LOOK_EVERY) };
+            let came = self.read(&mut batch, look)?;
+            let over = options.until_end && !came;
+            let waited = batch.since.is_some_and(|since| since.elapsed() >= wait);
+            if batch.targets >= most || (!batch.records.is_empty() && (waited || over)) {
+                if self.versions.advance(self.position)? {
+                    let pass = batch.take(most);
+                    self.log_batch(pass)?;
+                    self.waits = false;
+                } else {
+                    self.wait_for_weights();
+                }
+            } else if over {
+                break;
+            }
+            self.log.tick(now_ms())?;
+            if self.said.elapsed() >= SAY_EVERY {
+                self.say(out)?;
+            }
+        }
+        self.log.cut()?;
+        self.say(out)?;
+        self.report.position = self.position;
+        Ok(self.report)
+    }
+
+    /// Whether records came, or may be there.
+    fn read(&mut self, batch: &mut LoggingBatch, wait: Duration) -> Result<bool> {
+        if batch.targets >= self.config.fm_logging.batch_candidates {
+            return Ok(false);
+        }
+        let Some(records) = self.reader.next(RECORDS, wait)? else { return Ok(true) };
+        let came = !records.is_empty();
+        batch.targets += records.iter().map(|record| record.example.targets.len()).sum::<usize>();
+        batch.records.extend(records);
+        if came {
+            batch.since.get_or_insert_with(Instant::now);
+        }
+        Ok(came)
+    }
+
+    fn log_batch(&mut self, records: Vec<JoinedRecord>) -> Result<()> {
+        let versions = self.versions.usable();
+        let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
+        let taes = self.versions.infer(&examples).map_err(|error| {
+            Error::invalid(format!(
+                "the examples of joined from position {} on: {error}",
+                self.position
+            ))
+        })?;
+        let widths: Vec<usize> = versions.iter().map(|version| version.tae_dim).collect();
+        self.log.set_versions(versions)?;
+        let mut row = 0;
+        for record in &records {
+            let rows = row..row + record.example.targets.len();
+            row = rows.end;
+            self.position = record.end;
+            if rows.is_empty() {
+                continue;
+            }
+            let own: Vec<&[f32]> = taes
+                .iter()
+                .zip(&widths)
+                .map(|(tae, dim)| &tae[rows.start * dim..rows.end * dim])
+                .collect();
+            self.log.write(LogRow {
+                example: &record.example,
+                taes: &own,
+                correction: record.correction,
+                ingested_ms: record.ingested_ms,
+                position: Some(record.end),
+            })?;
+            self.report.requests += 1;
+            self.report.rows += rows.len() as u64;
+        }
+        self.meters.logged(&records, row, self.position);
+        Ok(())
+    }
+
+    fn wait_for_weights(&mut self) {
+        if !self.waits {
+            tracing::warn!(
+                "no FM version has weights yet; examples wait for the first publication"
+            );
+            self.waits = true;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+
+    fn say(&mut self, out: &mut dyn Write) -> Result<()> {
+        self.said = Instant::now();
+        let versions: Vec<&str> =
+            self.log.versions().iter().map(|version| version.version.as_str()).collect();
+        tell(
+            out,
+            &json!({
+                "kind": "logged", "position": self.position, "requests": self.report.requests,
+                "rows": self.report.rows, "fm": versions,
+            }),
+        )
+    }
+}
+
+/// The metrics that the logging tier serves.
+struct LoggingMeters {
+    latency: Histogram,
+    requests: IntCounter,
+    rows: IntCounter,
+    position: Gauge,
+}
+
+impl LoggingMeters {
+    fn new(telemetry: &Arc<JobMetrics>) -> Self {
+        Self {
+            latency: telemetry.seconds(
+                "hypercast_event_to_log_seconds",
+                "From when the newest event of a request was taken in to when its TAE was computed",
+            ),
+            requests: telemetry.counter("hypercast_logged_requests_total", "Requests logged"),
+            rows: telemetry.counter("hypercast_logged_rows_total", "Targets logged"),
+            position: telemetry
+                .gauge("hypercast_logged_position", "The position in the joined stream"),
+        }
+    }
+
+    fn logged(&self, records: &[JoinedRecord], rows: usize, position: u64) {
+        let now_ms = now_ms();
+        for record in records {
+            self.latency.observe((now_ms - record.ingested_ms).max(0) as f64 / 1e3);
+        }
+        self.requests.inc_by(records.len() as u64);
+        self.rows.inc_by(rows as u64);
+        self.position.set(position as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! The logging tier over a stream in memory: crashes, versions, and what weights it may use.
+
+use std::{path::Path, time::Duration};
+
+use hypercast_fm::{
+    checkpoint::Manifest,
+    device::DeviceKind,
+    example::{Example, Outcome},
+    inference,
+    spec::FmConfig,
+    trainer::{self, FmTrainer},
+};
+
+use hypercast_data::dataset::Dataset;
+use hypercast_stream::engine::Engine;
+
+use super::*;
+use crate::fm::dataset_spec;
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::import::simulate;
+use hypercast_data::logs::{LogReader, Logged};
+use hypercast_stream::engine::{Appender, Memory, Reader, Record as Appended, Stored, Topic};
+use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_stream::versions::{Versions, register_own_fm};
+
+/// A world, its requests, and a configuration without a file.
+fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
+    let into = dir.join("world");
+    let options =
+        simulate::Options { into, users: 20, items: 30, requests: 150, surfaces: 2, seed: 3 };
+    simulate::simulate(&options).unwrap();
+    let dataset = Dataset::open(&options.into).unwrap();
+    let fm = FmConfig {
+        dim: 16,
+        qk_dim: 8,
+        v_dim: 8,
+        embedding_dim: 8,
+        max_history: 16,
+        ..FmConfig::default()
+    };
+    let mut config = Config { fm, ..Config::default() };
+    config.paths.fm = dir.join("fm");
+    config.paths.fm_work = dir.join("fm-work");
+    config.paths.logs = dir.join("logs");
+    config.logs.rows_per_file = 100;
+    config.fm_logging.batch_candidates = 48;
+    config.fm_logging.batch_wait_us = 0;
+    let replay = ReplayOptions {
+        span: Default::default(),
+        history_len: 16,
+        max_targets: 16,
+        features: config.features,
+    };
+    let examples = Replay::new(&dataset, replay).unwrap().map(|read| read.unwrap()).collect();
+    (dataset, config, examples)
+}
+
+fn fresh(dataset: &Dataset, config: &Config, work: &Path, seed: u64) -> Box<dyn FmTrainer> {
+    let fm = FmConfig { seed, ..config.fm.clone() };
+    trainer::create(work, &fm, &dataset_spec(dataset).unwrap(), DeviceKind::Cpu).unwrap()
+}
+
+fn append(engine: &Memory, records: &[Joined]) {
+    let appender = engine.appender(&Topic::joined()).unwrap();
+    for joined in records {
+        let payload = postcard::to_stdvec(joined).unwrap();
+        appender.append(&[Appended { id: 0, payload }]).unwrap();
+    }
+}
+
+fn joined(examples: &[Example]) -> Vec<Joined> {
+    let joined = |own: &Example| JoinedExample { example: own.clone(), ingested_ms: own.time_ms };
+    examples.iter().map(|own| Joined::Example(joined(own))).collect()
+}
+
+/// Versions that do not change.
+struct Fixed(Vec<ToLog>);
+
+impl ActiveVersions for Fixed {
+    fn to_log(&mut self) -> Result<Vec<ToLog>> {
+        Ok(self.0.clone())
+    }
+}
+
+fn checkpoint(version: &str, dir: &Path) -> ToLog {
+    ToLog { version: version.into(), checkpoint: Some(dir.to_path_buf()), published: false }
+}
+
+fn run(
+    dataset: &Dataset,
+    config: &Config,
+    engine: Arc<dyn Engine>,
+    to_log: Vec<ToLog>,
+) -> Result<LoggingReport> {
+    let options = LoggingOptions { until_end: true, metrics: None };
+    let stop = Shutdown::default();
+    let context = ServiceContext { dataset, config, engine };
+    follow(context, &mut Fixed(to_log), options, &stop, &mut Vec::new())
+}
+
+fn logged(config: &Config, version: &str) -> Vec<Logged> {
+    let log = LogReader::open_for(&config.paths.logs, Some(version)).unwrap();
+    log.iter().map(|read| read.unwrap()).collect()
+}
+
+fn said(rows: &[Logged]) -> Vec<(u64, i64, Vec<u32>)> {
+    let row = |own: &Logged| {
+        let bits = own.tae.iter().map(|value| value.to_bits()).collect();
+        (own.example.request, own.ingested_ms, bits)
+    };
+    rows.iter().map(row).collect()
+}
+
+/// An engine of which a record, where it stands, can no longer be read: whoever reads on dies
+/// there.
+struct Deadly {
+    engine: Arc<Memory>,
+    at: u64,
+}
+
+struct DeadlyReader {
+    reader: Box<dyn Reader>,
+    at: u64,
+}
+
+impl Engine for Deadly {
+    fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
+        self.engine.appender(topic)
+    }
+
+    fn reader(&self, topic: &Topic, from: u64) -> hypercast_stream::Result<Box<dyn Reader>> {
+        Ok(Box::new(DeadlyReader { reader: self.engine.reader(topic, from)?, at: self.at }))
+    }
+
+    fn span(&self, topic: &Topic) -> hypercast_stream::Result<std::ops::Range<u64>> {
+        self.engine.span(topic)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> hypercast_stream::Result<()> {
+        self.engine.trim(topic, before)
+    }
+}
+
+impl Reader for DeadlyReader {
+    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
+        let mut records = self.reader.next(most.min(5), wait)?;
+        for record in records.iter_mut().filter(|record| record.position >= self.at) {
+            record.payload = vec![0xff; 3];
+        }
+        Ok(records)
+    }
+
+    fn position(&self) -> u64 {
+        self.reader.position()
+    }
+}
+
+#[test]
+fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, examples) = world(dir.path());
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    let engine = Arc::new(Memory::new(10));
+    append(&engine, &joined(&examples));
+    let to_log = || vec![checkpoint("1.0.0", &config.paths.fm)];
+    let report = run(&dataset, &config, engine.clone(), to_log()).unwrap();
+    assert_eq!((report.requests, report.position), (150, 150));
+    let whole = said(&logged(&config, "1.0.0"));
+    let fm = inference::load(&config.paths.fm, Default::default()).unwrap();
+    let expected = fm.infer(&examples.iter().collect::<Vec<_>>()).unwrap().tae;
+    let found: Vec<f32> =
+        whole.iter().flat_map(|row| &row.2).map(|&bits| f32::from_bits(bits)).collect();
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+
+    let mut crashed = config.clone();
+    crashed.paths.logs = dir.path().join("crashed");
+    let mut deaths = 0;
+    for at in [3, 4, 31, 47, 47, 90, 91, 120, 149, 150] {
+        let deadly = Arc::new(Deadly { engine: engine.clone(), at });
+        deaths += usize::from(run(&dataset, &crashed, deadly, to_log()).is_err());
+    }
+    assert_eq!(deaths, 9);
+    let close = |a: &[u32], b: &[u32]| {
+        a.len() == b.len()
+            && a.iter().zip(b).all(|(&a, &b)| (f32::from_bits(a) - f32::from_bits(b)).abs() < 1e-5)
+    };
+    let rows = said(&logged(&crashed, "1.0.0"));
+    assert_eq!(rows.len(), whole.len());
+    for (a, b) in rows.iter().zip(&whole) {
+        assert_eq!((a.0, a.1), (b.0, b.1));
+        assert!(close(&a.2, &b.2), "request {}", a.0);
+    }
+}
+
+#[test]
+fn every_version_in_use_is_logged_and_corrections_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, examples) = world(dir.path());
+    let second = dir.path().join("fm-2");
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    fresh(&dataset, &config, &dir.path().join("b"), 2).checkpoint(&second, "2.0.0").unwrap();
+    let engine = Arc::new(Memory::new(10));
+    append(&engine, &joined(&examples[..50]));
+    let first = checkpoint("1.0.0", &config.paths.fm);
+    run(&dataset, &config, engine.clone(), vec![first.clone()]).unwrap();
+    append(&engine, &joined(&examples[50..]));
+    let mut late = examples[0].clone();
+    late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
+    late.targets.truncate(1);
+    append(&engine, &[Joined::Correction(JoinedExample { example: late, ingested_ms: 9 })]);
+    let both = vec![first, checkpoint("2.0.0", &second)];
+    let report = run(&dataset, &config, engine, both).unwrap();
+    assert_eq!((report.requests, report.position), (101, 151));
+    let (first, second) = (logged(&config, "1.0.0"), logged(&config, "2.0.0"));
+    assert_eq!((first.len(), second.len()), (150, 100));
+    assert_eq!(first[0].example.targets[0].outcome.actions & 1, 1, "the correction is applied");
+    for (a, b) in first[50..].iter().zip(&second) {
+        assert_eq!(a.example.request, b.example.request);
+        assert_ne!(a.tae, b.tae);
+    }
+}
+
+#[test]
+fn weights_are_used_only_past_what_they_had_learned() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, examples) = world(dir.path());
+    let mut old = fresh(&dataset, &config, &dir.path().join("a"), 1);
+    old.checkpoint(&config.paths.fm, "1.0.0").unwrap();
+    let new_dir = dir.path().join("new");
+    let mut new = fresh(&dataset, &config, &dir.path().join("b"), 1);
+    let learned: Vec<&Example> = examples[..80].iter().collect();
+    learned.chunks(16).for_each(|batch| drop(new.step(batch).unwrap()));
+    new.checkpoint(&new_dir, "1.0.0").unwrap();
+    let engine = Arc::new(Memory::new(10));
+    append(&engine, &joined(&examples));
+    let mut publisher = Publisher::open(
+        engine.clone(),
+        Topic::fm("1.0.0"),
+        config.publish.clone(),
+        &dir.path().join("published"),
+    )
+    .unwrap();
+    let facts = Facts { trained_position: 80, ..Facts::default() };
+    publisher.publish(&new.trained("1.0.0").unwrap(), facts).unwrap();
+    let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
+    let options = LoggingOptions { until_end: true, metrics: None };
+    let context = ServiceContext { dataset: &dataset, config: &config, engine };
+    follow(context, &mut registered, options, &Shutdown::default(), &mut Vec::new()).unwrap();
+    let rows = logged(&config, "1.0.0");
+    let of = |dir: &Path| {
+        let fm = inference::load(dir, Default::default()).unwrap();
+        let references: Vec<&Example> = examples.iter().collect();
+        fm.infer(&references).unwrap().tae
+    };
+    let (old, new) = (of(&config.paths.fm), of(&new_dir));
+    let width = config.fm.tae_width();
+    assert!(examples.iter().all(|own| own.targets.len() == examples[0].targets.len()));
+    let targets = examples[0].targets.len();
+    let of_request = |request: usize, tae: &[f32]| {
+        let own = &tae[request * targets * width..(request + 1) * targets * width];
+        rows[request].tae.iter().zip(own).all(|(a, b)| (a - b).abs() < 1e-4)
+    };
+    assert!((0..80).all(|at| of_request(at, &old) && !of_request(at, &new)));
+    // A pass that began before position 80 keeps the old weights to its end.
+    let pass = config.fm_logging.batch_candidates / targets;
+    assert!((80 + pass..150).all(|at| of_request(at, &new) && !of_request(at, &old)));
+}
+
+#[test]
+fn the_configured_version_is_logged_as_long_as_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, _) = world(dir.path());
+    fresh(&dataset, &config, &dir.path().join("a"), 1)
+        .checkpoint(&config.paths.fm, "1.0.0")
+        .unwrap();
+    let engine = Memory::new(10);
+    let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
+    let mut logged = || {
+        let own = registered.to_log().unwrap().into_iter();
+        own.map(|own| (own.version, own.checkpoint.is_some())).collect::<Vec<_>>()
+    };
+    let configured = ("1.0.0".to_owned(), true);
+    assert_eq!(logged(), std::slice::from_ref(&configured));
+    // Trainers that register what they train change nothing.
+    let versions = Versions::new(&engine);
+    let manifest = Manifest::read(&config.paths.fm).unwrap();
+    let newer = Manifest { version: "2.0.0".into(), ..manifest.clone() };
+    for manifest in [&manifest, &newer] {
+        register_own_fm(&engine, manifest, &dataset.schema);
+    }
+    assert_eq!(versions.read().unwrap().fms().len(), 2);
+    assert_eq!(logged(), std::slice::from_ref(&configured));
+    // One that is promoted is logged beside it, since the configured experts learn with the other.
+    versions.decide(|registry| registry.promote_fm("2.0.0")).unwrap();
+    assert_eq!(logged(), [("2.0.0".to_owned(), false), configured]);
+    // Of a version that is in both, the registry has the weights.
+    versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
+    assert_eq!(logged(), [("1.0.0".to_owned(), false), ("2.0.0".to_owned(), false)]);
+}
+
+#[test]
+fn a_second_tier_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dataset, config, _) = world(dir.path());
+    let _owner = DirLock::acquire(&config.paths.logs).unwrap();
+    let error = run(&dataset, &config, Arc::new(Memory::new(1)), vec![]).unwrap_err().to_string();
+    assert!(error.contains(&std::process::id().to_string()), "{error}");
+}

@@ -1,0 +1,210 @@
+//! The FM versions that the logging tier computes embeddings with, each with weights
+//! that had learned nothing that is still to be logged.
+//!
+//! A publication is put in service once the tier's own position in `joined` is at or past the
+//! position up to which its trainer had learned; until then the next one waits, and the older
+//! weights stay.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hypercast_fm::{
+    checkpoint::Manifest,
+    example::Example,
+    inference::{self, FoundationModel, Serving},
+};
+
+use crate::error::Result;
+use hypercast_data::logs::LogVersion;
+use hypercast_stream::engine::{Engine, Topic};
+use hypercast_stream::publish::{self, Publication, fm_update};
+use hypercast_stream::versions::{self, Weights};
+
+/// A version that is to be logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToLog {
+    /// The version.
+    pub version: String,
+    /// A checkpoint of it, which any of its publications is newer than.
+    pub checkpoint: Option<PathBuf>,
+    /// Whether its weights are published.
+    pub published: bool,
+}
+
+/// Says which versions are to be logged.
+pub trait ActiveVersions {
+    /// Those of this moment, each once.
+    ///
+    /// # Errors
+    /// An engine that cannot be reached, a checkpoint that cannot be read.
+    fn to_log(&mut self) -> Result<Vec<ToLog>>;
+}
+
+/// The registry's active and shadow versions, and the configured checkpoint as long as it serves
+/// (`serve::plan`).
+pub struct Registered {
+    follower: versions::Follower,
+    checkpoint: PathBuf,
+}
+
+impl Registered {
+    /// Those of an engine's registry, or the checkpoint in a folder.
+    ///
+    /// # Errors
+    /// An engine that cannot be reached.
+    pub fn new(engine: &dyn Engine, checkpoint: &Path) -> Result<Registered> {
+        let follower = versions::Follower::new(engine)?;
+        Ok(Registered { follower, checkpoint: checkpoint.to_path_buf() })
+    }
+}
+
+impl ActiveVersions for Registered {
+    fn to_log(&mut self) -> Result<Vec<ToLog>> {
+        self.follower.catch_up()?;
+        let registry = self.follower.registry();
+        let to_log = |fm: &versions::FmVersion| {
+            let (checkpoint, published) = match &fm.weights {
+                Weights::Path(path) => (Some(path.clone()), false),
+                // What it began from may be another version's: only its own publications are its
+                // weights.
+                Weights::Published => (None, true),
+            };
+            ToLog { version: fm.version.clone(), checkpoint, published }
+        };
+        let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(to_log).collect();
+        if registry.leaves_the_configured_fm() {
+            match Manifest::read(&self.checkpoint) {
+                // What is registered of a version says more than the configuration.
+                Ok(Manifest { version, .. }) if all.iter().all(|own| own.version != version) => {
+                    let checkpoint = Some(self.checkpoint.clone());
+                    all.push(ToLog { version, checkpoint, published: true });
+                }
+                Ok(_) => {}
+                // Where FMs are registered and none was ever trained here, there is none to
+                // configure.
+                Err(_) if !all.is_empty() && !self.checkpoint.exists() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// How versions are loaded.
+pub(super) struct FmLoading {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) serving: Serving,
+    /// A folder of this process alone.
+    pub(super) work: PathBuf,
+}
+
+/// The versions in use.
+pub(super) struct LoadedVersions {
+    loading: FmLoading,
+    versions: Vec<LoadedFm>,
+}
+
+struct LoadedFm {
+    to_log: ToLog,
+    fm: Option<Box<dyn FoundationModel>>,
+    /// Where its weights come from, if they are published.
+    follower: Option<publish::Follower>,
+    /// The next publication, which is ahead of what was logged.
+    ahead: Option<Publication>,
+}
+
+impl LoadedVersions {
+    pub(super) fn new(loading: FmLoading) -> LoadedVersions {
+        LoadedVersions { loading, versions: Vec::new() }
+    }
+
+    /// Takes up versions that are new and lets go of those that are out of use.
+    pub(super) fn set(&mut self, to_log: Vec<ToLog>) -> Result<()> {
+        self.versions.retain(|own| to_log.contains(&own.to_log));
+        for to_log in to_log {
+            if self.versions.iter().all(|own| own.to_log != to_log) {
+                let own = LoadedFm::open(&self.loading, to_log)?;
+                self.versions.push(own);
+            }
+        }
+        self.versions.sort_by(|a, b| a.to_log.version.cmp(&b.to_log.version));
+        Ok(())
+    }
+
+    /// Puts the newest weights in service that may be used for what comes at `position`. Whether
+    /// any version may be used, or will never be at this position: if not, weights must come first.
+    pub(super) fn advance(&mut self, position: u64) -> Result<bool> {
+        for own in &mut self.versions {
+            own.advance(&self.loading, position)?;
+        }
+        Ok(self.versions.iter().any(|own| own.fm.is_some() || own.ahead.is_some()))
+    }
+
+    /// Those that may be used, in the order of [`LoadedVersions::infer`].
+    pub(super) fn usable(&self) -> Vec<LogVersion> {
+        let usable = self.versions.iter().filter_map(|own| own.fm.as_ref().map(|fm| (own, fm)));
+        usable
+            .map(|(own, fm)| LogVersion::new(&own.to_log.version, fm.manifest().config.tae_width()))
+            .collect()
+    }
+
+    /// The embeddings of all targets, a usable version each.
+    pub(super) fn infer(&self, examples: &[&Example]) -> Result<Vec<Vec<f32>>> {
+        let usable = self.versions.iter().filter_map(|own| own.fm.as_ref());
+        usable.map(|fm| Ok(fm.infer(examples)?.tae)).collect()
+    }
+}
+
+impl LoadedFm {
+    fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFm> {
+        let follower = match to_log.published {
+            true => {
+                let topic = Topic::fm(&to_log.version);
+                Some(publish::Follower::open(loading.engine.clone(), topic)?)
+            }
+            false => None,
+        };
+        let fm = match (&to_log.checkpoint, to_log.published) {
+            (Some(dir), false) => Some(inference::load(dir, loading.serving)?),
+            (Some(dir), true) => {
+                let work = Self::work(loading, &to_log.version);
+                Some(inference::load_live(dir, &work.join("rows"), loading.serving)?)
+            }
+            (None, _) => None,
+        };
+        Ok(LoadedFm { to_log, fm, follower, ahead: None })
+    }
+
+    fn work(loading: &FmLoading, version: &str) -> PathBuf {
+        loading.work.join(Topic::fm(version).name())
+    }
+
+    fn advance(&mut self, loading: &FmLoading, position: u64) -> Result<()> {
+        let Some(follower) = &mut self.follower else { return Ok(()) };
+        loop {
+            let next = match self.ahead.take() {
+                Some(publication) => Some(publication),
+                None => follower.next(Duration::ZERO)?,
+            };
+            let Some(publication) = next else { return Ok(()) };
+            if publication.header.trained_position > position {
+                self.ahead = Some(publication);
+                return Ok(());
+            }
+            let update = fm_update(publication)?;
+            match &self.fm {
+                Some(fm) => fm.update(update)?,
+                None => {
+                    let work = Self::work(loading, &self.to_log.version);
+                    let checkpoint = work.join("checkpoint");
+                    update.checkpoint(&checkpoint)?;
+                    let rows = work.join("rows");
+                    self.fm = Some(inference::load_live(&checkpoint, &rows, loading.serving)?);
+                }
+            }
+        }
+    }
+}

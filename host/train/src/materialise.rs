@@ -1,0 +1,72 @@
+//! Materialising: a finished FM's TAEs of served items into feature logs.
+//!
+//! `train fm` logs the TAEs of its own stream; this does the same for any
+//! stretch of a data set with any checkpoint, in big batches and without
+//! learning: the logging tier of section 3.3.3.
+
+use std::path::Path;
+
+use hypercast_fm::inference;
+
+use crate::error::Result;
+use hypercast_config::Config;
+use hypercast_core::dir_lock::DirLock;
+use hypercast_core::progress::Progress;
+use hypercast_data::dataset::{Dataset, timeline::Span};
+use hypercast_data::features::replay::{Replay, ReplayOptions};
+use hypercast_data::logs::{LogVersion, LogWriter};
+
+/// Requests a forward pass: latency does not matter here.
+const BATCH: usize = 128;
+
+/// Writes logs of the past (up to `timeline.until`) with the TAEs of a checkpoint into a folder,
+/// which is replaced.
+///
+/// # Errors
+/// As [`materialise`].
+pub fn past(dataset: &Dataset, config: &Config, checkpoint: &Path, logs: &Path) -> Result<u64> {
+    super::fm::remove_dir(logs)?;
+    let mut config = config.clone();
+    config.paths.fm = checkpoint.to_path_buf();
+    config.paths.logs = logs.to_path_buf();
+    let span = Span { from_ms: None, until_ms: config.timeline.until_ms()? };
+    materialise(dataset, &config, span)
+}
+
+/// Writes the logs of `span` into the configured folder, beside what is there; returns the rows.
+///
+/// # Errors
+/// A data set, checkpoint or log folder that cannot be used.
+pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64> {
+    let _owner = DirLock::acquire(&config.paths.logs)?;
+    let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
+    let manifest = fm.manifest().clone();
+    let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
+    let mut log =
+        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
+    let replay = Replay::new(
+        dataset,
+        ReplayOptions {
+            span,
+            history_len: manifest.config.max_history,
+            max_targets: manifest.config.max_targets,
+            features: config.features,
+        },
+    )?;
+    let mut progress = Progress::start("materialise", dataset.rows as u64);
+    let (mut batch, mut rows) = (Vec::with_capacity(BATCH), 0);
+    let mut examples = replay.peekable();
+    while let Some(example) = examples.next() {
+        batch.push(example?);
+        if batch.len() == BATCH || examples.peek().is_none() {
+            let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+            let written = log.write_batch(&batch, &said.tae, |_| true)?;
+            rows += written;
+            batch.clear();
+            progress.advance(written, String::new);
+        }
+    }
+    log.finish()?;
+    progress.finish(&format!("{rows} rows logged with the TAE of FM {}", manifest.version));
+    Ok(rows)
+}

@@ -1,0 +1,174 @@
+//! Progressive metrics by surface and task, and how they are shown.
+
+use std::collections::BTreeMap;
+
+use hypercast_fm::{
+    example::Example,
+    metrics::{Keeper, Scored, Summary},
+    spec::{FmSpec, Label},
+};
+use serde::Serialize;
+
+/// The name of the slice over all surfaces.
+pub const ALL: &str = "all";
+
+/// TaskRows kept a slice; a longer stream reports its newest part.
+const KEEP: usize = 1 << 20;
+
+/// TaskRows a task that a progress bar speaks of.
+const RECENT: usize = 10_000;
+
+/// Metrics of one surface and task.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReportLine {
+    /// The surface, or `all`.
+    pub surface: String,
+    /// The task.
+    pub task: String,
+    /// TaskRows.
+    pub n: usize,
+    /// Normalised entropy.
+    pub ne: Option<f64>,
+    /// Area under the curve.
+    pub auc: Option<f64>,
+    /// AUC within users.
+    pub gauc: Option<f64>,
+    /// The NE of the true probabilities, where they are known.
+    pub best_ne: Option<f64>,
+}
+
+/// Collects predictions of binary tasks as they are made.
+#[derive(Debug)]
+pub struct ProgressiveCollector {
+    surfaces: Vec<String>,
+    /// The binary tasks by name, with their place among all.
+    tasks: Vec<(usize, String)>,
+    said: Keeper<(usize, usize)>,
+    truth: Keeper<(usize, usize)>,
+    /// The newest rows by task, for a progress bar.
+    recent: Keeper<usize>,
+}
+
+/// Predictions and labels of an example's targets, row-major over all tasks.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskRows<'a> {
+    /// NaN where there is none.
+    pub predictions: &'a [f32],
+    /// 0 or 1 for binary tasks.
+    pub labels: &'a [f32],
+    /// The sample space.
+    pub mask: &'a [bool],
+}
+
+impl ProgressiveCollector {
+    /// For an FM's tasks.
+    pub fn new(spec: &FmSpec) -> Self {
+        let binary = spec
+            .tasks
+            .iter()
+            .enumerate()
+            .filter(|(_, task)| matches!(task.label, Label::Action(_)));
+        Self {
+            surfaces: spec.surfaces.clone(),
+            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
+            said: Keeper::new(KEEP),
+            truth: Keeper::new(KEEP),
+            recent: Keeper::new(RECENT),
+        }
+    }
+
+    /// Adds the targets of an example; `truth_order` maps the tasks here to `Target::truth`.
+    pub fn push(&mut self, example: &Example, rows: TaskRows<'_>, truth_order: &[usize]) {
+        let tasks = rows.labels.len() / example.targets.len().max(1);
+        for (row, target) in example.targets.iter().enumerate() {
+            for &(task, _) in &self.tasks {
+                let at = row * tasks + task;
+                if !rows.mask[at] || rows.predictions[at].is_nan() {
+                    continue;
+                }
+                let scored = |probability| Scored {
+                    user: example.user.id,
+                    probability,
+                    label: rows.labels[at] > 0.5,
+                };
+                let truth = target.truth.get(truth_order[task]).copied().filter(|p| p.is_finite());
+                self.recent.push(task, scored(rows.predictions[at]));
+                for surface in [usize::from(example.surface), self.surfaces.len()] {
+                    self.said.push((surface, task), scored(rows.predictions[at]));
+                    if let Some(truth) = truth {
+                        self.truth.push((surface, task), scored(truth));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the model predicted, by surface and task; one past the last surface stands for all.
+    pub(super) fn said(&self) -> &Keeper<(usize, usize)> {
+        &self.said
+    }
+
+    /// The true probabilities, likewise.
+    pub(super) fn truth(&self) -> &Keeper<(usize, usize)> {
+        &self.truth
+    }
+
+    /// Puts back a row of `said` or `truth`, in their order.
+    pub(super) fn put_back(&mut self, truth: bool, slice: (usize, usize), row: Scored) {
+        if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
+    }
+
+    /// The NE of each task over its newest rows, in words.
+    pub fn recent(&self) -> String {
+        let say = |(at, summary): (&usize, Summary)| {
+            let name = self.tasks.iter().find(|(task, _)| task == at).map_or("", |(_, name)| name);
+            format!("{name} {}", number(summary.ne))
+        };
+        format!("NE {}", self.recent.summaries().map(say).collect::<Vec<_>>().join(", "))
+    }
+
+    /// The metrics of every slice with rows; `all` comes last.
+    pub fn lines(&self) -> Vec<ReportLine> {
+        let best: BTreeMap<(usize, usize), Summary> =
+            self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
+        let name = |task: usize| {
+            self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone())
+        };
+        self.said
+            .summaries()
+            .map(|(&(surface, task), summary)| ReportLine {
+                surface: self.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
+                task: name(task).unwrap_or_default(),
+                n: summary.n,
+                ne: summary.ne,
+                auc: summary.auc,
+                gauc: summary.gauc,
+                best_ne: best.get(&(surface, task)).and_then(|summary| summary.ne),
+            })
+            .collect()
+    }
+}
+
+/// A table of lines for people.
+pub fn table(lines: &[ReportLine]) -> String {
+    let best = lines.iter().any(|line| line.best_ne.is_some());
+    let mut text = format!(
+        "{:<16} {:<18} {:>9} {:>8} {:>8} {:>8}",
+        "surface", "task", "rows", "NE", "AUC", "GAUC"
+    );
+    text += if best { "  best NE\n" } else { "\n" };
+    for line in lines {
+        let [ne, auc, gauc] = [line.ne, line.auc, line.gauc].map(number);
+        text += &format!(
+            "{:<16} {:<18} {:>9} {ne:>8} {auc:>8} {gauc:>8}",
+            line.surface, line.task, line.n
+        );
+        text += &if best { format!(" {:>8}\n", number(line.best_ne)) } else { "\n".into() };
+    }
+    text
+}
+
+/// Four decimals, or a dash for a metric that the rows cannot give.
+pub fn number(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.4}"))
+}

@@ -1,0 +1,440 @@
+//! An expert that learns from logged rows as they come: passes over a past, then
+//! predict-then-train behind a stream.
+//!
+//! `train expert`, evaluations and experiments all learn through this. It reads
+//! the logs alone; what is measured is up to the caller, who sees predictions
+//! before they are learned from.
+
+use std::{ops::Range, sync::Arc};
+
+use hypercast_fm::example::Example;
+
+use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_config::ExpertTraining;
+use hypercast_data::dataset::timeline::Span;
+use hypercast_data::logs::{LogReader, Logged};
+use hypercast_expert::{
+    Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
+    TrainerConfig,
+    train::{BatchReport, OptimizerConfig, SavedTrainer, Serving, TaskTargets},
+};
+
+/// Rows that are held, hooked and shuffled together.
+const CHUNK_ROWS: usize = 65_536;
+
+/// Learning rate of embedding tables, relative to that of dense weights.
+const TABLE_RATE: f64 = 10.0;
+
+/// Which logged rows an expert sees, and which part of their embeddings.
+#[derive(Clone)]
+pub struct LogView<'a> {
+    /// The logs.
+    pub log: &'a LogReader,
+    /// Surfaces, by index.
+    pub surfaces: Vec<u16>,
+    /// Requests of this stretch of time alone.
+    pub span: Span,
+    /// Columns of the logged embeddings, joined in this order; none for the whole.
+    pub embedding: Option<Vec<Range<usize>>>,
+}
+
+impl LogView<'_> {
+    /// Width of the embedding that it gives.
+    pub fn tae_dim(&self) -> usize {
+        match &self.embedding {
+            Some(parts) => parts.iter().map(Range::len).sum(),
+            None => self.log.tae_dim,
+        }
+    }
+
+    /// The rows, in the order they were written.
+    pub fn rows(&self) -> impl Iterator<Item = Result<Logged>> + '_ {
+        self.log.iter().filter_map(|logged| match logged {
+            Ok(logged) if self.holds(&logged.example) => Some(Ok(self.cut(logged))),
+            Ok(_) => None,
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    /// A first look at the rows; none if there are none.
+    ///
+    /// # Errors
+    /// Logs that cannot be read.
+    pub fn survey(&self) -> Result<Option<Survey>> {
+        let mut statistics = FeatureStatistics::new(&self.log.schema.feature_columns());
+        let mut rows = 0;
+        for logged in self.rows() {
+            let logged = logged?;
+            statistics.observe(&logged.example);
+            rows += logged.example.targets.len() as u64;
+        }
+        let fm_version = self.log.fm_version.clone();
+        Ok((rows > 0).then_some(Survey { rows, fm_version, statistics }))
+    }
+
+    fn holds(&self, example: &Example) -> bool {
+        !example.targets.is_empty()
+            && self.surfaces.contains(&example.surface)
+            && self.span.from_ms.is_none_or(|from_ms| example.time_ms >= from_ms)
+            && self.span.until_ms.is_none_or(|until_ms| example.time_ms < until_ms)
+    }
+
+    fn cut(&self, mut logged: Logged) -> Logged {
+        if let Some(parts) = &self.embedding {
+            let rows = logged.tae.chunks_exact(self.log.tae_dim.max(1));
+            let part = |row: &[f32]| parts.iter().flat_map(|at| row[at.clone()].to_vec()).collect();
+            logged.tae = rows.flat_map(|row| -> Vec<f32> { part(row) }).collect();
+        }
+        logged
+    }
+}
+
+/// What a first look at the logs tells.
+pub struct Survey {
+    /// Targets.
+    pub rows: u64,
+    /// The FM that made the embeddings.
+    pub fm_version: String,
+    /// Of the numeric features.
+    pub statistics: FeatureStatistics,
+}
+
+/// A plugin to be loaded for the rows of a view.
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    /// Where guests run.
+    pub engine: &'a Engine,
+    /// The component.
+    pub plugin: &'a std::path::Path,
+    /// The expert's name, for messages.
+    pub name: &'a str,
+}
+
+impl Load<'_> {
+    /// Loads the plugin for `view`, whose embeddings FM `fm_version` made.
+    ///
+    /// # Errors
+    /// A plugin that is refused, or that wants a longer short history than was logged.
+    pub fn blueprint(
+        &self,
+        view: &LogView<'_>,
+        fm_version: &str,
+        options: LoadOptions,
+    ) -> Result<Arc<Blueprint>> {
+        let options = LoadOptions {
+            tae_dim: view.tae_dim(),
+            fm_version: Some(fm_version.to_owned()),
+            ..options
+        };
+        let schema = &view.log.schema;
+        let blueprint = Blueprint::load(self.engine, self.plugin, schema, &options)?;
+        let wanted = blueprint.description.history_len as usize;
+        let logged = view.log.manifest.history_len;
+        if wanted > logged {
+            return Err(Error::invalid(format!(
+                "expert {:?} reads {wanted} events of short history and the logs hold {logged}; raise logs.history_len and log again",
+                self.name
+            )));
+        }
+        Ok(Arc::new(blueprint))
+    }
+}
+
+/// How an expert starts.
+#[derive(Debug, Clone)]
+pub struct Start<'a> {
+    /// Rates, passes, batches and seed.
+    pub settings: &'a ExpertTraining,
+    /// Rows a pass, which the schedule spans.
+    pub rows: u64,
+    /// Zeros in the TAE's place.
+    pub without_tae: bool,
+    /// Where it is trained.
+    pub device: Device,
+}
+
+/// An expert in training over logged rows.
+pub struct ExpertStream {
+    trainer: ExpertTrainer,
+    settings: ExpertTraining,
+}
+
+/// Sees requests and, a task, the predictions for their targets, before they are learned from.
+pub type Watcher<'a> = &'a mut dyn FnMut(&[&Example], &[Vec<f32>]);
+
+impl ExpertStream {
+    /// Starts from `parameters`, which are the blueprint's: fresh or warm-started.
+    ///
+    /// # Errors
+    /// A device that is not in this build.
+    pub fn new(
+        blueprint: Arc<Blueprint>,
+        parameters: Parameters,
+        start: &Start<'_>,
+    ) -> Result<Self> {
+        let trainer =
+            ExpertTrainer::new(blueprint, parameters, Self::trainer_config(start), start.device)?;
+        Ok(Self { trainer, settings: start.settings.clone() })
+    }
+
+    /// Goes on online with what [`ExpertStream::saved`] gave.
+    ///
+    /// # Errors
+    /// What was saved is of another network or configuration.
+    pub fn resume(
+        blueprint: Arc<Blueprint>,
+        saved: SavedTrainer,
+        start: &Start<'_>,
+    ) -> Result<Self> {
+        let config = Self::trainer_config(start);
+        let trainer = ExpertTrainer::resume(blueprint, saved, config, start.device)?;
+        let mut stream = Self { trainer, settings: start.settings.clone() };
+        stream.go_online();
+        Ok(stream)
+    }
+
+    fn trainer_config(start: &Start<'_>) -> TrainerConfig {
+        let settings = start.settings;
+        let steps = settings.epochs as u64 * start.rows / settings.batch_rows as u64;
+        TrainerConfig {
+            optimizer: OptimizerConfig {
+                learning_rate: settings.learning_rate as f32,
+                table_learning_rate: (settings.learning_rate * TABLE_RATE) as f32,
+                weight_decay: settings.weight_decay as f32,
+                clip_norm: settings.clip_norm as f32,
+                warmup_steps: (steps / 20).clamp(1, 200),
+                decay_steps: steps,
+            },
+            batch_rows: settings.batch_rows,
+            shuffle: false,
+            progressive: true,
+            without_tae: start.without_tae,
+            average_decay: settings.average_decay as f32,
+            seed: settings.seed,
+            ..TrainerConfig::default()
+        }
+    }
+
+    /// Learns from a past in as many passes as the settings say. The first goes in time order, and
+    /// `report` sees each batch's predictions before it is learned from.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin whose hooks fail.
+    pub fn learn_past(
+        &mut self,
+        view: &LogView<'_>,
+        mut report: impl FnMut(&BatchReport<'_>),
+    ) -> Result<()> {
+        for epoch in 0..self.settings.epochs {
+            self.trainer.set_pass(epoch > 0, epoch == 0);
+            in_chunks(view, CHUNK_ROWS, |examples, tae| {
+                Ok(self.trainer.train(Chunk { examples, tae }, &mut report)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// From here on the learning rate is constant and small; call it once between a past and a
+    /// stream.
+    pub fn go_online(&mut self) {
+        let rate = self.settings.online_learning_rate;
+        self.trainer.hold_rates(rate as f32, (rate * TABLE_RATE) as f32);
+        self.trainer.set_pass(false, false);
+        self.trainer.set_batch_rows(self.settings.online_batch_rows);
+    }
+
+    /// Follows a stream batch by batch in the order of the logs: predicts every row, lets `watch`
+    /// see it, and, if it `learns`, learns from the batch.
+    ///
+    /// # Errors
+    /// Logs that cannot be read, a plugin whose hooks fail.
+    pub fn follow(&mut self, view: &LogView<'_>, learns: bool, watch: Watcher<'_>) -> Result<()> {
+        in_chunks(view, self.settings.online_batch_rows, |examples, tae| {
+            let chunk = Chunk { examples, tae };
+            let predictions = self.predict(chunk)?;
+            watch(&examples.iter().collect::<Vec<_>>(), &predictions);
+            if learns { self.learn(chunk) } else { Ok(()) }
+        })
+    }
+
+    /// Predictions for a chunk's targets, `[rows]` a task, as they would be served now.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn predict(&self, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.trainer.predict(chunk)?)
+    }
+
+    /// The same by other parameters of the expert.
+    ///
+    /// # Errors
+    /// Embeddings of another width.
+    pub fn predict_with(&self, parameters: &Parameters, chunk: Chunk<'_>) -> Result<Vec<Vec<f32>>> {
+        Ok(self.trainer.predict_with(parameters, chunk)?)
+    }
+
+    /// The plugin's labels of a chunk's targets, a task each.
+    ///
+    /// # Errors
+    /// A plugin whose `labels` fails.
+    pub fn targets(&self, chunk: Chunk<'_>) -> Result<Vec<TaskTargets>> {
+        Ok(self.trainer.targets(chunk)?)
+    }
+
+    /// Has the first pass over a past also predict with parameters that serve.
+    pub fn compare_with(&mut self, serving: Serving) {
+        self.trainer.compare_with(serving);
+    }
+
+    /// Calls of the plugin's `schedule` that failed; their steps were taken at the host's own rate.
+    pub fn schedule_faults(&self) -> u64 {
+        self.trainer.schedule_faults()
+    }
+
+    /// Goes back to what was saved: parameters, their average and the optimiser.
+    ///
+    /// # Errors
+    /// What was saved is of another network.
+    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<()> {
+        Ok(self.trainer.go_back(saved)?)
+    }
+
+    /// Learns from a chunk.
+    ///
+    /// # Errors
+    /// A plugin whose hooks fail, embeddings of another width.
+    pub fn learn(&mut self, chunk: Chunk<'_>) -> Result<()> {
+        Ok(self.trainer.train(chunk, |_| ())?)
+    }
+
+    /// All that it goes on from.
+    pub fn saved(&self) -> SavedTrainer {
+        self.trainer.saved()
+    }
+
+    /// The parameters so far.
+    pub fn parameters(&self) -> &Parameters {
+        self.trainer.parameters()
+    }
+
+    /// Ends training and returns the parameters that predict.
+    pub fn into_parameters(self) -> Parameters {
+        self.trainer.into_parameters()
+    }
+}
+
+/// Hands on the rows of a view in whole requests, at most `most` rows at a time unless one request
+/// has more.
+fn in_chunks(
+    view: &LogView<'_>,
+    most: usize,
+    mut take: impl FnMut(&[Example], &[f32]) -> Result<()>,
+) -> Result<()> {
+    let (mut examples, mut tae, mut rows) = (Vec::new(), Vec::new(), 0);
+    for logged in view.rows() {
+        let Logged { example, tae: own, .. } = logged?;
+        // A chunk that a trainer would have to cut would leave it a step of a few rows.
+        if rows > 0 && rows + example.targets.len() > most {
+            take(&examples, &tae)?;
+            examples.clear();
+            tae.clear();
+            rows = 0;
+        }
+        rows += example.targets.len();
+        examples.push(example);
+        tae.extend_from_slice(&own);
+    }
+    if rows > 0 { take(&examples, &tae) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_config::Logs;
+    use hypercast_data::dataset::Dataset;
+    use hypercast_data::features::{
+        FeatureConfig,
+        replay::{Replay, ReplayOptions},
+    };
+    use hypercast_data::import::simulate;
+    use hypercast_data::logs::{LogOptions, LogVersion, LogWriter};
+
+    /// A log whose embeddings are `[request, row, 7]`.
+    fn log(dir: &std::path::Path) -> (LogReader, Vec<Example>) {
+        let into = dir.join("world");
+        let options =
+            simulate::Options { into, users: 20, items: 30, requests: 90, surfaces: 2, seed: 3 };
+        simulate::simulate(&options).unwrap();
+        let dataset = Dataset::open(&options.into).unwrap();
+        let replay = ReplayOptions {
+            span: Span::default(),
+            history_len: 8,
+            max_targets: 4,
+            features: FeatureConfig::default(),
+        };
+        let examples: Vec<Example> =
+            Replay::new(&dataset, replay).unwrap().map(|read| read.unwrap()).collect();
+        let options =
+            LogOptions { history_len: 4, rows_per_file: 200, ..Logs::default().options() };
+        let logs = dir.join("logs");
+        let versions = vec![LogVersion::new("1.0.0", 3)];
+        let mut writer = LogWriter::create(&logs, &dataset.schema, options, versions).unwrap();
+        for example in &examples {
+            let tae = (0..example.targets.len())
+                .flat_map(|row| [example.request as f32, row as f32, 7.0])
+                .collect::<Vec<f32>>();
+            writer.write_batch(std::slice::from_ref(example), &tae, |_| true).unwrap();
+        }
+        writer.finish().unwrap();
+        (LogReader::open(&logs).unwrap(), examples)
+    }
+
+    #[test]
+    fn a_view_gives_its_surfaces_its_time_and_its_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, examples) = log(dir.path());
+        let middle_ms = examples[examples.len() / 2].time_ms;
+        let view = LogView {
+            log: &log,
+            surfaces: vec![1],
+            span: Span { from_ms: Some(middle_ms), until_ms: None },
+            embedding: Some(vec![2..3, 0..1]),
+        };
+        let seen: Vec<Logged> = view.rows().map(|read| read.unwrap()).collect();
+        let expected: Vec<&Example> =
+            examples.iter().filter(|e| e.surface == 1 && e.time_ms >= middle_ms).collect();
+        assert!(!expected.is_empty() && seen.len() == expected.len());
+        assert_eq!(view.tae_dim(), 2);
+        for (logged, example) in seen.iter().zip(&expected) {
+            assert_eq!(logged.example.request, example.request);
+            assert_eq!(logged.tae, [7.0, example.request as f32].repeat(example.targets.len()));
+        }
+        let rows: usize = expected.iter().map(|example| example.targets.len()).sum();
+        assert_eq!(view.survey().unwrap().unwrap().rows, rows as u64);
+        let nothing = LogView { surfaces: vec![], ..view };
+        assert!(nothing.survey().unwrap().is_none());
+    }
+
+    #[test]
+    fn chunks_hold_whole_requests_and_no_more_rows_than_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, examples) = log(dir.path());
+        let view =
+            LogView { log: &log, surfaces: vec![0, 1], span: Span::default(), embedding: None };
+        for most in [1, 10, 64, 1 << 20] {
+            let (mut requests, mut chunks) = (Vec::new(), 0);
+            in_chunks(&view, most, |examples, tae| {
+                let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
+                assert!(rows <= most || examples.len() == 1, "{rows} of {most}");
+                assert_eq!(tae.len(), rows * 3);
+                requests.extend(examples.iter().map(|example| example.request));
+                chunks += 1;
+                Ok(())
+            })
+            .unwrap();
+            let all: Vec<u64> = examples.iter().map(|example| example.request).collect();
+            assert_eq!(requests, all);
+            assert_eq!(chunks == 1, most == 1 << 20);
+        }
+    }
+}

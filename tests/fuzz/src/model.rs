@@ -1,0 +1,97 @@
+//! A small foundation model of the fuzzed schema: its serving form, weights and publications.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use hypercast_config::PublishSettings;
+use hypercast_fm::device::DeviceKind;
+use hypercast_fm::example::Example;
+use hypercast_fm::inference::{self, FoundationModel, Serving};
+use hypercast_fm::spec::FmConfig;
+use hypercast_fm::trainer::{self, FmTrainer};
+use hypercast_fm::update::{Dense, Piece, Update};
+use hypercast_stream::engine::{Engine, Memory, Topic};
+use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_train::fm::fm_spec;
+
+use crate::world;
+
+/// The model and what was derived from it.
+pub struct FuzzModel {
+    /// The serving model, with the weights of `whole`.
+    pub served: Box<dyn FoundationModel>,
+    /// All weights after further training.
+    pub whole: Update,
+    /// The published records: a snapshot and two deltas.
+    pub records: Vec<Vec<u8>>,
+    /// A folder for temporary files of this process.
+    pub dir: PathBuf,
+}
+
+/// A temporary folder, in memory if the system supports that.
+pub fn folder() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a temporary folder")
+}
+
+/// The model of this process.
+pub fn model() -> &'static FuzzModel {
+    static MODEL: OnceLock<FuzzModel> = OnceLock::new();
+    MODEL.get_or_init(make)
+}
+
+fn make() -> FuzzModel {
+    // Keep the folder until the process ends, because the serving model maps its files.
+    let dir = folder().keep();
+    let config = FmConfig {
+        dim: 8,
+        heads: 2,
+        qk_dim: 4,
+        v_dim: 4,
+        embedding_dim: 4,
+        max_history: 8,
+        warmup_steps: 1,
+        ..FmConfig::default()
+    };
+    let spec = fm_spec(&world::schema()).expect("a schema that fits");
+    let mut trainer = trainer::create(&dir.join("work"), &config, &spec, DeviceKind::Cpu)
+        .expect("a configuration that fits");
+    let learn = |trainer: &mut dyn FmTrainer, from: u64| {
+        let examples: Vec<Example> = (from..from + 4).map(|at| world::example(at, 3, 2)).collect();
+        trainer.step(&examples.iter().collect::<Vec<_>>()).expect("a step");
+    };
+    learn(&mut *trainer, 1);
+    let engine: Arc<dyn Engine> = Arc::new(Memory::default());
+    let topic = Topic::fm("1.0.0");
+    let (settings, work) = (PublishSettings::default(), dir.join("published"));
+    let mut publisher =
+        Publisher::open(engine.clone(), topic.clone(), settings, &work).expect("a publisher");
+    for round in 0..3 {
+        let trained = trainer.trained("1.0.0").expect("weights");
+        publisher.publish(&trained, Facts::default()).expect("a publication");
+        learn(&mut *trainer, 10 * round);
+    }
+    let mut reader = engine.reader(&topic, 0).expect("a reader");
+    let records = reader.next(1000, std::time::Duration::ZERO).expect("the records");
+    let whole = whole(&mut *trainer);
+    whole.checkpoint(&dir.join("checkpoint")).expect("a checkpoint");
+    let live = dir.join("live");
+    let served = inference::load_live(&dir.join("checkpoint"), &live, Serving::default());
+    FuzzModel {
+        served: served.expect("a model"),
+        whole,
+        records: records.into_iter().map(|record| record.payload).collect(),
+        dir,
+    }
+}
+
+fn whole(trainer: &mut dyn FmTrainer) -> Update {
+    let trained = trainer.trained("1.0.0").expect("weights");
+    let ids: Vec<u64> = trained.rows.ids().collect();
+    let mut rows = vec![0.0; ids.len() * trained.rows.dim()];
+    trained.rows.gather(&ids, &mut rows);
+    let piece = |Dense { name, shape, values }| Piece { name, shape, start: 0, values };
+    let pieces = trained.dense.into_iter().map(piece).collect();
+    Update { whole: true, manifest: trained.manifest, pieces, ids, rows, removed: vec![] }
+}

@@ -1,0 +1,102 @@
+//! A small schema with every kind of feature, and requests of it.
+
+use std::sync::Arc;
+
+use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
+use hypercast_expert::wasm::contract::{HostInfo, host_info};
+use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
+
+/// The width of a target-aware embedding.
+pub const TAE_DIM: usize = 4;
+
+/// Two surfaces, four actions, a value, features of all kinds, and counters with and without decay.
+pub fn schema() -> Schema {
+    let task = |name: &str, kind| Task {
+        name: name.into(),
+        role: TaskRole::Main,
+        kind,
+        label: name.into(),
+        surfaces: Vec::new(),
+        weight: 1.0,
+    };
+    let feature = |name: &str, kind| Feature { name: name.into(), kind };
+    let counter = |name: &str, key: &[&str], half_life_days| Counter {
+        name: name.into(),
+        key: key.iter().map(|key| (*key).into()).collect(),
+        action: "click".into(),
+        half_life_days,
+    };
+    Schema {
+        surfaces: vec!["feed".into(), "reels".into()],
+        actions: ["click", "like", "share", "hide"].map(String::from).to_vec(),
+        values: vec!["seconds".into()],
+        tasks: vec![task("click", TaskKind::Binary), task("seconds", TaskKind::Regression)],
+        item_features: vec![
+            feature("tag", FeatureKind::Categorical),
+            feature("length", FeatureKind::Dense),
+        ],
+        user_features: vec![feature("age", FeatureKind::Dense)],
+        context_features: vec![
+            feature("network", FeatureKind::Categorical),
+            feature("load", FeatureKind::Dense),
+        ],
+        counters: vec![
+            counter("item", &["item_id"], 0.0),
+            counter("user_tag", &["user_id", "tag"], 1.0),
+        ],
+    }
+}
+
+/// The schema as plugins receive it.
+pub fn info() -> HostInfo {
+    host_info(&schema(), TAE_DIM)
+}
+
+/// Pseudo-random values in -1..1.
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let value = |index: u64| {
+        let hash = hypercast_expert::executor::hash_id(
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index),
+        );
+        (hash >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count as u64).map(value).collect()
+}
+
+/// A request with `targets` candidates, `history` events on its surface and as many on the other.
+/// `seed` affects all values but no sizes.
+pub fn example(seed: u64, history: usize, targets: usize) -> Example {
+    let schema = schema();
+    let (ids, features) = (schema.id_columns().len(), schema.feature_columns().len());
+    let item = |id: u64| {
+        Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32], ..Item::default() })
+    };
+    let event = |index: usize| Event {
+        item: item(seed * 31 + index as u64),
+        surface: (index % 2) as u16,
+        time_ms: 1_000_000 - 3_000 * (2 * history - index) as i64,
+        outcome: Outcome {
+            actions: (seed as u32).wrapping_add(index as u32) % 16,
+            known: 15,
+            ..Outcome::UNKNOWN
+        },
+    };
+    let target = |index: usize| {
+        let id = seed * 17 + index as u64;
+        Target {
+            item: item(id),
+            ids: (0..ids as u64).map(|column| id.wrapping_mul(column + 3)).collect(),
+            features: noise(id, features),
+            outcome: Outcome { actions: id as u32 % 16, known: 15, values: [1.0; 4] },
+            truth: Vec::new(),
+        }
+    };
+    Example {
+        request: seed,
+        user: Arc::new(User { id: seed, ids: vec![], dense: vec![1.0] }),
+        surface: 0,
+        time_ms: 1_000_000,
+        history: (0..2 * history).map(event).collect(),
+        targets: (0..targets).map(target).collect(),
+    }
+}

@@ -1,0 +1,313 @@
+//! `cargo xtask full`: the tests that take hours, one after the other, with a summary to commit.
+//!
+//! A step that fails does not stop those after it. Its whole output is in `target/full/STEP.log`.
+
+use std::{
+    fs::File,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    options::Options,
+    process::{commit, now, repository_root, target},
+};
+
+/// The summary, which is committed.
+const SUMMARY: &str = "tests/full-summary.json";
+
+/// Where the fuzz targets are: their folder before and after its move.
+const FUZZ_FOLDERS: [&str; 2] = ["tests/fuzz", "fuzz"];
+
+/// How long each fuzz target runs by default, in minutes.
+const FUZZ_MINUTES: u64 = 15;
+
+/// The steps but for the fuzz targets: name, environment and command, where `{target}` is cargo's
+/// folder. `--workspace` gives dependencies the features that they have in `verify`, so that
+/// nothing heavy is built twice.
+const STEPS: [(&str, &str, &str); 10] = [
+    // Builds the binary, the plugins and the hostile guests that the other steps use.
+    ("verify", "", "cargo verify"),
+    (
+        "fuzz-seeded",
+        "HYPERCAST_FUZZ_CASES=20000 HYPERCAST_FUZZ_SEED=2",
+        "cargo test --workspace --test seeded -- graph bodies publication push",
+    ),
+    (
+        "store-crash",
+        "HYPERCAST_STORE_CRASH_ROUNDS=500",
+        "cargo test --workspace --test store crash",
+    ),
+    (
+        "stream-crash",
+        "HYPERCAST_ENGINE_CRASH_ROUNDS=200",
+        "cargo test --workspace --lib a_writer_that_is_killed",
+    ),
+    ("chaos", "HYPERCAST_CHAOS_ROUNDS=60", "cargo test --workspace --test chaos"),
+    (
+        "chaos-nats",
+        "HYPERCAST_CHAOS_ROUNDS=30 HYPERCAST_CHAOS_ENGINE=nats",
+        "cargo test --workspace --test chaos",
+    ),
+    (
+        "rollout",
+        "HYPERCAST_ROLLOUT_PUSHES=1000",
+        "cargo test --workspace --test rollout one_push -- --nocapture",
+    ),
+    ("guide", "", "cargo test --workspace --test guide -- --include-ignored"),
+    ("streaming", "", "cargo demo -- --streaming --minutes 30"),
+    // An hour of events: what they cost at the end beside what they cost after a tenth of it.
+    (
+        "soak",
+        "",
+        "cargo run --release -p hypercast-lab -- bench lifecycle --only ingest --seconds 3600 \
+         --plugins {target}/hypercast/plugins --hostile {target}/hypercast/hostile",
+    ),
+];
+
+/// A command with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Step {
+    name: String,
+    environment: Vec<(String, String)>,
+    command: Vec<String>,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct StepResult {
+    step: String,
+    /// With its environment before it, as one would type it.
+    command: String,
+    /// Of the commit that was tested.
+    commit: String,
+    /// When the step ended.
+    date: String,
+    seconds: u64,
+    /// `passed`, `failed`, or `no test ran`.
+    status: String,
+    /// The line of the output that says most: the last one, or the last result of tests.
+    last_line: String,
+}
+
+/// Of the last run of each step.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Summary {
+    date: String,
+    commit: String,
+    steps: Vec<StepResult>,
+}
+
+/// Runs the steps that `--steps` names, or all. `false` if one of them failed.
+pub fn run(options: Options) -> Result<bool> {
+    let root = repository_root()?;
+    let minutes = options.value("minutes-per-fuzz-target").map_or(Ok(FUZZ_MINUTES), |minutes| {
+        minutes.parse().with_context(|| format!("--minutes-per-fuzz-target {minutes}"))
+    })?;
+    let steps = steps(&root, minutes)?;
+    if options.has("list") {
+        steps.iter().for_each(|step| println!("{:<18} {}", step.name, step.line()));
+        return Ok(true);
+    }
+    let names: Vec<&str> = steps.iter().map(|step| step.name.as_str()).collect();
+    let chosen = options.choice("steps", &names)?;
+    let path = root.join(SUMMARY);
+    let mut summary = read(&path)?;
+    summary.commit = commit(&root)?;
+    let mut passed = true;
+    for step in steps.iter().filter(|step| chosen.contains(&step.name.as_str())) {
+        let log = target(&root).join("full").join(format!("{}.log", step.name));
+        println!("{}: {} > {}", step.name, step.line(), log.display());
+        let result = step.run(&root, &log, &summary.commit)?;
+        println!(
+            "{}: {} after {} s: {}",
+            step.name, result.status, result.seconds, result.last_line
+        );
+        passed &= result.status == "passed";
+        summary.date.clone_from(&result.date);
+        summary.insert(result);
+        // After each step, so that an interrupted run leaves what it found.
+        let text = serde_json::to_string_pretty(&summary)? + "\n";
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(passed)
+}
+
+fn read(path: &Path) -> Result<Summary> {
+    if !path.is_file() {
+        return Ok(Summary::default());
+    }
+    let text = std::fs::read_to_string(path)?;
+    serde_json::from_str(&text).with_context(|| format!("{}: not a summary", path.display()))
+}
+
+/// All steps, with one for each fuzz target behind `verify`.
+fn steps(root: &Path, fuzz_minutes: u64) -> Result<Vec<Step>> {
+    let mut steps: Vec<Step> = STEPS
+        .iter()
+        .map(|(name, environment, command)| {
+            let target = target(root).display().to_string();
+            Step::new(name, environment, &command.replace("{target}", &target))
+        })
+        .collect();
+    let fuzz = FUZZ_FOLDERS.into_iter().find(|folder| root.join(folder).join("run").is_file());
+    let fuzz = fuzz.with_context(|| format!("no `run` in {}", FUZZ_FOLDERS.join(" or ")))?;
+    let mut targets = Vec::new();
+    for entry in std::fs::read_dir(root.join(fuzz).join("fuzz_targets"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        targets.extend(name.strip_suffix(".rs").map(str::to_owned));
+    }
+    ensure!(!targets.is_empty(), "{fuzz}/fuzz_targets has no targets");
+    targets.sort();
+    let seconds = fuzz_minutes * 60;
+    let fuzzing = targets.iter().map(|target| {
+        Step::new(&format!("fuzz-{target}"), "", &format!("{fuzz}/run {target} {seconds}"))
+    });
+    steps.splice(1..1, fuzzing);
+    Ok(steps)
+}
+
+impl Step {
+    fn new(name: &str, environment: &str, command: &str) -> Self {
+        let pairs = environment.split_whitespace().filter_map(|pair| pair.split_once('='));
+        Self {
+            name: name.to_owned(),
+            environment: pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            command: command.split_whitespace().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The command as one would type it.
+    fn line(&self) -> String {
+        let environment = self.environment.iter().map(|(key, value)| format!("{key}={value} "));
+        environment.collect::<String>() + &self.command.join(" ")
+    }
+
+    /// Runs the command with its output in `log`.
+    fn run(&self, root: &Path, log: &Path, commit: &str) -> Result<StepResult> {
+        let folder = log.parent().context("a log needs a folder")?;
+        std::fs::create_dir_all(folder)?;
+        let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let components = target(root).join("hypercast");
+        let start = Instant::now();
+        let status = Command::new(&self.command[0])
+            .args(&self.command[1..])
+            // A prerequisite that is missing fails, instead of passing as skipped.
+            .env("CI", "true")
+            .env("HYPERCAST_PLUGINS", components.join("plugins"))
+            .env("HYPERCAST_HOSTILE", components.join("hostile"))
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
+            .current_dir(root)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .status();
+        let seconds = start.elapsed().as_secs();
+        // Fuzzers write bytes that are not UTF-8.
+        let output = String::from_utf8_lossy(&std::fs::read(log)?).into_owned();
+        let (status, last_line) = match status {
+            Ok(status) if status.success() => self.judge(&output),
+            Ok(_) => ("failed", last_line(&output)),
+            Err(error) => ("failed", format!("{}: {error}", self.command[0])),
+        };
+        Ok(StepResult {
+            step: self.name.clone(),
+            command: self.line(),
+            commit: commit.to_owned(),
+            date: now()?,
+            seconds,
+            status: status.to_owned(),
+            last_line,
+        })
+    }
+
+    /// The status of a command that succeeded. A filter of tests that fits none succeeds too.
+    fn judge(&self, output: &str) -> (&'static str, String) {
+        if self.command.first().is_none_or(|program| program != "cargo")
+            || self.command.get(1).is_none_or(|command| command != "test")
+        {
+            return ("passed", last_line(output));
+        }
+        let mut results = output.lines().filter(|line| line.starts_with("test result: ok"));
+        let ran = results.rfind(|line| !line.contains(" 0 passed"));
+        ran.map_or(("no test ran", last_line(output)), |line| ("passed", line.to_owned()))
+    }
+}
+
+fn last_line(output: &str) -> String {
+    output.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+}
+
+impl Summary {
+    /// Replaces the earlier result of a step, or adds it.
+    fn insert(&mut self, result: StepResult) {
+        match self.steps.iter_mut().find(|earlier| earlier.step == result.step) {
+            Some(earlier) => *earlier = result,
+            None => self.steps.push(result),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(command: &[&str]) -> StepResult {
+        let dir = tempfile::tempdir().unwrap();
+        let command = command.iter().map(|word| word.to_string()).collect();
+        let environment = vec![("HYPERCAST_A".to_owned(), "1".to_owned())];
+        let step = Step { name: "a".to_owned(), environment, command };
+        step.run(dir.path(), &dir.path().join("full/a.log"), "abc").unwrap()
+    }
+
+    #[test]
+    fn a_step_gives_its_status_and_its_last_line() {
+        let passed = run(&["sh", "-c", "echo one; echo two $HYPERCAST_A $CI >&2; echo"]);
+        assert_eq!((passed.status.as_str(), passed.last_line.as_str()), ("passed", "two 1 true"));
+        assert_eq!((passed.step.as_str(), passed.commit.as_str()), ("a", "abc"));
+        assert!(passed.command.starts_with("HYPERCAST_A=1 sh -c "), "{}", passed.command);
+        let failed = run(&["sh", "-c", "echo why; exit 3"]);
+        assert_eq!((failed.status.as_str(), failed.last_line.as_str()), ("failed", "why"));
+        assert_eq!(run(&["/no/such/program"]).status, "failed");
+    }
+
+    #[test]
+    fn tests_that_did_not_run_have_not_passed() {
+        let step = Step::new("a", "B=1 C=2", "cargo test --workspace some_test");
+        assert_eq!(step.line(), "B=1 C=2 cargo test --workspace some_test");
+        let none = "test result: ok. 0 passed; 0 failed; 9 filtered out\n";
+        assert_eq!(step.judge(none).0, "no test ran");
+        let some = format!("test result: ok. 3 passed; 0 failed\n{none}");
+        assert_eq!(step.judge(&some), ("passed", "test result: ok. 3 passed; 0 failed".to_owned()));
+    }
+
+    #[test]
+    fn every_fuzz_target_is_a_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let fuzz = dir.path().join("tests/fuzz");
+        std::fs::create_dir_all(fuzz.join("fuzz_targets")).unwrap();
+        std::fs::write(fuzz.join("run"), "").unwrap();
+        std::fs::write(fuzz.join("fuzz_targets/graph.rs"), "").unwrap();
+        std::fs::write(fuzz.join("fuzz_targets/bodies.rs"), "").unwrap();
+        let steps = steps(dir.path(), 2).unwrap();
+        assert_eq!(steps.len(), STEPS.len() + 2);
+        assert_eq!(steps[0].line(), "cargo verify");
+        assert_eq!(steps[1].line(), "tests/fuzz/run bodies 120");
+        assert_eq!(steps[2].name, "fuzz-graph");
+    }
+
+    #[test]
+    fn a_second_run_of_a_step_replaces_the_first() {
+        let mut summary = Summary::default();
+        let first = run(&["sh", "-c", "exit 1"]);
+        summary.insert(first.clone());
+        summary.insert(StepResult { step: "b".to_owned(), ..first.clone() });
+        let second = StepResult { status: "passed".to_owned(), ..first };
+        summary.insert(second.clone());
+        assert_eq!((summary.steps.len(), &summary.steps[0]), (2, &second));
+    }
+}
