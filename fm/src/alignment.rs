@@ -1,7 +1,7 @@
-//! The alignment modules (section 3.1.3): one a surface, from the TAE and the
-//! auxiliary features to that surface's auxiliary tasks.
+//! The alignment modules (section 3.1.3): one per surface, from the TAE and the auxiliary features
+//! to that surface's auxiliary tasks.
 //!
-//! They exist to shape the TAE in training; a serving checkpoint has none.
+//! They only shape the TAE during training. Inference does not load them.
 
 use burn::{
     module::Module,
@@ -11,58 +11,62 @@ use burn::{
 use hypercast_kernels::attention::HstuBackend;
 
 use crate::{
-    model::through,
+    model::mlp_forward,
     spec::{FmConfig, FmSpec},
 };
 
-/// Hidden width of an alignment module: "lightweight" in the paper's words.
+/// Hidden width of an alignment module, which the paper calls "lightweight".
 const HIDDEN: usize = 32;
 
-/// One surface's module.
+/// The alignment module of one surface.
 #[derive(Module, Debug)]
-pub struct Alignment<B: Backend> {
+pub struct AlignmentModule<B: Backend> {
     hidden: Linear<B>,
     output: Linear<B>,
 }
 
-/// The modules of the surfaces that have an auxiliary task.
+/// The alignment modules of all surfaces; a surface without an auxiliary task has none.
 #[derive(Module, Debug)]
-pub struct Alignments<B: Backend> {
-    modules: Vec<Option<Alignment<B>>>,
+pub struct AlignmentModules<B: Backend> {
+    modules: Vec<Option<AlignmentModule<B>>>,
     tasks: usize,
 }
 
-/// The outputs of one surface's module in a batch.
+/// The outputs of one surface's module for its targets in a batch.
 #[derive(Debug)]
-pub struct Aligned<B: Backend> {
-    /// Which targets of the batch.
+pub struct AlignmentOutput<B: Backend> {
+    /// Indices of the surface's targets in the batch.
     pub rows: Vec<usize>,
     /// `[rows, auxiliary tasks]`.
     pub outputs: Tensor<B, 2>,
 }
 
-impl<B: Backend> Alignments<B> {
-    /// Fresh weights.
+impl<B: Backend> AlignmentModules<B> {
+    /// Modules with newly drawn weights.
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let tasks = spec.auxiliary_tasks().len();
         let module = |surface: usize| {
-            spec.auxiliary_tasks().iter().any(|task| task.surfaces[surface]).then(|| Alignment {
-                hidden: LinearConfig::new(config.tae_width() + spec.features, HIDDEN).init(device),
-                output: LinearConfig::new(HIDDEN, tasks).init(device),
+            spec.auxiliary_tasks().iter().any(|task| task.surfaces[surface]).then(|| {
+                AlignmentModule {
+                    hidden: LinearConfig::new(config.tae_width() + spec.features, HIDDEN)
+                        .init(device),
+                    output: LinearConfig::new(HIDDEN, tasks).init(device),
+                }
             })
         };
         Self { modules: (0..spec.surfaces.len()).map(module).collect(), tasks }
     }
 }
 
-impl<B: HstuBackend> Alignments<B> {
-    /// `tae` `[R, tae]`, `features` `[R, features]`, and the surface of each row.
+impl<B: HstuBackend> AlignmentModules<B> {
+    /// The outputs by surface, from `tae` `[R, tae]`, `features` `[R, features]` and each row's
+    /// surface.
     pub fn forward(
         &self,
         tae: &Tensor<B, 2>,
         features: &Tensor<B, 2>,
         surfaces: &[u16],
-    ) -> Vec<Aligned<B>> {
+    ) -> Vec<AlignmentOutput<B>> {
         let mut rows: Vec<Vec<usize>> = vec![Vec::new(); self.modules.len()];
         surfaces.iter().enumerate().for_each(|(row, &surface)| rows[surface as usize].push(row));
         let mut all = Vec::new();
@@ -75,25 +79,25 @@ impl<B: HstuBackend> Alignments<B> {
                 vec![tae.clone().select(0, index.clone()), features.clone().select(0, index)],
                 1,
             );
-            let outputs = through(input, [&module.hidden, &module.output]);
-            all.push(Aligned { rows, outputs });
+            let outputs = mlp_forward(input, [&module.hidden, &module.output]);
+            all.push(AlignmentOutput { rows, outputs });
         }
         all
     }
 }
 
-impl<B: Backend> Alignments<B> {
-    /// The modules of the given surfaces alone. A fork of a module that no row uses would leave its
-    /// weights in the autodiff graph for good, and every later step would look them over.
+impl<B: Backend> AlignmentModules<B> {
+    /// Only the modules of the given surfaces. The fork of a module that no row uses would stay in
+    /// the autodiff graph, and every later step would visit its weights.
     pub fn only(&self, surfaces: &[u16]) -> Self {
         let used = |surface: usize| surfaces.iter().any(|&used| usize::from(used) == surface);
-        let keep = |(surface, module): (usize, &Option<Alignment<B>>)| {
+        let keep = |(surface, module): (usize, &Option<AlignmentModule<B>>)| {
             module.clone().filter(|_| used(surface))
         };
         Self { modules: self.modules.iter().enumerate().map(keep).collect(), tasks: self.tasks }
     }
 
-    /// Auxiliary tasks.
+    /// The number of auxiliary tasks.
     pub fn tasks(&self) -> usize {
         self.tasks
     }

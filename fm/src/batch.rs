@@ -1,28 +1,27 @@
-//! Examples → a batch: flat, jagged arrays that a model turns into tensors.
+//! Builds a batch from examples: flat, jagged arrays that the model turns into tensors.
 //!
-//! Tokens come in two blocks: the histories of all requests, one after the
-//! other, then the targets of all requests. A history is laid out once for all
-//! targets of its request (compute de-duplication, section 3.1.4). This file
-//! decides which numbers describe a token; it holds no weights.
+//! Tokens come in two blocks: the histories of all requests, one after another, then the targets of
+//! all requests. A history is laid out once for all targets of its request (compute
+//! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     Error, Result,
     example::{Event, Example, Item, Outcome},
-    sampling::{HistoryWindow, Selected},
-    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    sampling::{ExampleSelection, HistoryWindow, WeightedTarget},
+    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     standardise::Standardiser,
 };
 
 /// A jagged batch of B requests with H history tokens and R targets.
 #[derive(Debug, Clone)]
-pub struct Batch {
+pub struct FmBatch {
     /// `[B + 1]`: request b's history is tokens `history_offsets[b]..history_offsets[b + 1]`.
     pub history_offsets: Arc<[u32]>,
-    /// `[B + 1]`: its targets are rows `target_offsets[b]..target_offsets[b + 1]`.
+    /// `[B + 1]`: request b's targets are rows `target_offsets[b]..target_offsets[b + 1]`.
     pub target_offsets: Arc<[u32]>,
-    /// Distinct store keys of the batch.
+    /// The distinct store keys of the batch.
     pub keys: Vec<u64>,
     /// `[(H + R) * fields]`: index into `keys`.
     pub key_index: Vec<u32>,
@@ -40,37 +39,37 @@ pub struct Batch {
     pub features: Vec<f32>,
     /// `[R * tasks]`; 0 where `mask` is 0.
     pub labels: Vec<f32>,
-    /// `[R * tasks]`: the sample space of each task (δ in eq. 4).
+    /// `[R * tasks]`: whether the target is in the task's sample space (δ in eq. 4).
     pub mask: Vec<bool>,
-    /// `[R]`: how much each target counts in the loss.
+    /// `[R]`: each target's weight in the loss.
     pub weights: Vec<f32>,
-    /// Seed of the dropout of a pass that learns.
-    pub noise: u64,
+    /// Seed of the dropout of a training pass.
+    pub dropout_seed: u64,
 }
 
-impl Batch {
-    /// H.
+impl FmBatch {
+    /// H, the number of history tokens.
     pub fn history_tokens(&self) -> usize {
         self.history_offsets.last().map_or(0, |&end| end as usize)
     }
 
-    /// R.
+    /// R, the number of targets.
     pub fn targets(&self) -> usize {
         self.target_offsets.last().map_or(0, |&end| end as usize)
     }
 }
 
-/// Running statistics that a batch is built with.
+/// Running statistics with which a batch's numeric columns are standardised.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Statistics {
-    /// Of `Item::dense`.
+pub struct ColumnStatistics {
+    /// Statistics of `Item::dense`.
     pub item_dense: Standardiser,
-    /// Of `Target::features`.
+    /// Statistics of `Target::features`.
     pub features: Standardiser,
 }
 
-impl Statistics {
-    /// Nothing seen yet.
+impl ColumnStatistics {
+    /// Statistics before the first observation.
     pub fn new(spec: &FmSpec) -> Self {
         Self {
             item_dense: Standardiser::new(spec.item_dense),
@@ -83,7 +82,7 @@ impl Statistics {
         self.item_dense.is_finite() && self.features.is_finite()
     }
 
-    /// Learns from the targets of an example.
+    /// Updates the statistics with the targets of an example.
     pub fn observe(&mut self, example: &Example) {
         for target in &example.targets {
             self.item_dense.observe(&target.item.dense);
@@ -94,53 +93,57 @@ impl Statistics {
 
 /// Builds batches for one model.
 #[derive(Debug, Clone)]
-pub struct Batcher {
-    /// What the data looks like.
+pub struct BatchBuilder {
+    /// The data that the model was made for.
     pub spec: FmSpec,
-    /// What is read of a history.
+    /// The part of a history that the model reads.
     pub window: HistoryWindow,
-    /// Whether targets' profiles are laid out.
-    pub profiles: bool,
+    /// Whether batches include the user's and request's categories of each target.
+    pub include_profiles: bool,
 }
 
-impl Batcher {
-    /// A batcher for a model.
+impl BatchBuilder {
+    /// A builder for models of this specification and configuration.
     pub fn new(spec: &FmSpec, config: &FmConfig) -> Self {
         Self {
             spec: spec.clone(),
             window: config.history_window(),
-            profiles: config.candidate_columns,
+            include_profiles: config.candidate_columns,
         }
     }
 
-    /// Lays out `examples`; of a history, the events in the window.
+    /// Builds a batch of whole examples: the events in the history window and all targets.
     ///
     /// # Errors
-    /// An example whose features do not fit the specification is named.
-    pub fn batch(&self, examples: &[&Example], statistics: &Statistics) -> Result<Batch> {
+    /// An example whose features do not match the specification; the error names it.
+    pub fn build(&self, examples: &[&Example], statistics: &ColumnStatistics) -> Result<FmBatch> {
         let whole: Vec<_> =
-            examples.iter().map(|example| Selected::whole(example, self.window)).collect();
-        self.batch_selected(&whole, statistics)
+            examples.iter().map(|example| ExampleSelection::whole(example, self.window)).collect();
+        self.build_selected(&whole, statistics)
     }
 
-    /// Lays out parts of examples.
+    /// Builds a batch of selected parts of examples.
     ///
     /// # Errors
-    /// As [`Batcher::batch`].
-    pub fn batch_selected(
+    /// As [`BatchBuilder::build`].
+    pub fn build_selected(
         &self,
-        examples: &[Selected<'_>],
-        statistics: &Statistics,
-    ) -> Result<Batch> {
+        examples: &[ExampleSelection<'_>],
+        statistics: &ColumnStatistics,
+    ) -> Result<FmBatch> {
         for selected in examples {
             self.check(selected.example)?;
         }
         Ok(self.lay_out(examples, statistics))
     }
 
-    /// Lays out parts of examples that have been checked.
-    pub(crate) fn lay_out(&self, examples: &[Selected<'_>], statistics: &Statistics) -> Batch {
-        let mut writer = Writer::new(self, statistics);
+    /// Builds a batch of parts of examples that [`BatchBuilder::check`] accepted.
+    pub(crate) fn lay_out(
+        &self,
+        examples: &[ExampleSelection<'_>],
+        statistics: &ColumnStatistics,
+    ) -> FmBatch {
+        let mut writer = BatchWriter::new(self, statistics);
         for selected in examples {
             writer.history(&selected.example.history, &selected.events);
         }
@@ -150,15 +153,19 @@ impl Batcher {
         writer.finish()
     }
 
-    /// Whether an example fits the model.
+    /// Checks that an example's surface and features match the specification.
     ///
     /// # Errors
-    /// Names what does not fit.
+    /// The first mismatch, with both numbers.
     pub(crate) fn check(&self, example: &Example) -> Result<()> {
         let fail = |message| Err(Error::Example { request: example.request, message });
         let spec = &self.spec;
         if example.surface as usize >= spec.surfaces.len() {
-            return fail(format!("surface {} of {}", example.surface, spec.surfaces.len()));
+            return fail(format!(
+                "its surface has index {}; the model was made for {} surfaces",
+                example.surface,
+                spec.surfaces.len()
+            ));
         }
         let items = example
             .history
@@ -205,20 +212,20 @@ impl Batcher {
     }
 }
 
-/// Where and when a token is.
-struct Place {
+/// The request or event that a token belongs to.
+struct TokenContext {
     surface: u16,
     time_ms: i64,
     before_ms: Option<i64>,
 }
 
-/// Numbers the distinct keys of a batch.
-struct Keys {
-    known: HashMap<u64, u32, KeyHasher>,
+/// Assigns consecutive indices to the distinct keys of a batch.
+struct KeyIndex {
+    known: HashMap<u64, u32, KeyHasherBuilder>,
     distinct: Vec<u64>,
 }
 
-impl Keys {
+impl KeyIndex {
     fn index(&mut self, key: u64) -> u32 {
         let next = self.distinct.len() as u32;
         let index = *self.known.entry(key).or_insert(next);
@@ -229,19 +236,19 @@ impl Keys {
     }
 }
 
-struct Writer<'a> {
-    batcher: &'a Batcher,
-    statistics: &'a Statistics,
-    keys: Keys,
-    batch: Batch,
+struct BatchWriter<'a> {
+    batch_builder: &'a BatchBuilder,
+    statistics: &'a ColumnStatistics,
+    keys: KeyIndex,
+    batch: FmBatch,
     history_offsets: Vec<u32>,
     target_offsets: Vec<u32>,
     times_s: Vec<i64>,
 }
 
-impl<'a> Writer<'a> {
-    fn new(batcher: &'a Batcher, statistics: &'a Statistics) -> Self {
-        let batch = Batch {
+impl<'a> BatchWriter<'a> {
+    fn new(batch_builder: &'a BatchBuilder, statistics: &'a ColumnStatistics) -> Self {
+        let batch = FmBatch {
             history_offsets: Arc::from([]),
             target_offsets: Arc::from([]),
             keys: Vec::new(),
@@ -255,12 +262,12 @@ impl<'a> Writer<'a> {
             labels: Vec::new(),
             mask: Vec::new(),
             weights: Vec::new(),
-            noise: 0,
+            dropout_seed: 0,
         };
         Self {
-            batcher,
+            batch_builder,
             statistics,
-            keys: Keys { known: HashMap::with_hasher(KeyHasher), distinct: Vec::new() },
+            keys: KeyIndex { known: HashMap::with_hasher(KeyHasherBuilder), distinct: Vec::new() },
             batch,
             history_offsets: vec![0],
             target_offsets: vec![0],
@@ -268,32 +275,32 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// `chosen` events; the gap before each is the one in the history that is read, also where
-    /// the event before it was left out.
+    /// Appends the `chosen` events. The time gap of each is that to its predecessor in the history,
+    /// even if sampling left the predecessor out.
     fn history(&mut self, events: &[Event], chosen: &[usize]) {
-        let oldest = self.batcher.window.first(events);
+        let oldest = self.batch_builder.window.first_index(events);
         for &at in chosen {
             let event = &events[at];
             let before_ms = (at > oldest).then(|| events[at - 1].time_ms);
             self.token(
                 &event.item,
-                Place { surface: event.surface, time_ms: event.time_ms, before_ms },
+                TokenContext { surface: event.surface, time_ms: event.time_ms, before_ms },
             );
-            outcome_numbers(&event.outcome, &self.batcher.spec, &mut self.batch.outcomes);
+            append_outcome(&event.outcome, &self.batch_builder.spec, &mut self.batch.outcomes);
         }
         self.history_offsets.push(self.times_s.len() as u32);
     }
 
-    fn targets(&mut self, selected: &Selected<'_>) {
-        let spec = &self.batcher.spec;
+    fn targets(&mut self, selected: &ExampleSelection<'_>) {
+        let spec = &self.batch_builder.spec;
         let example = selected.example;
         let before_ms = example.history.last().map(|event| event.time_ms);
-        for &(at, weight) in &selected.targets {
+        for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
             self.batch.weights.push(weight);
             self.token(
                 &target.item,
-                Place { surface: example.surface, time_ms: example.time_ms, before_ms },
+                TokenContext { surface: example.surface, time_ms: example.time_ms, before_ms },
             );
             self.profile(&target.ids);
             self.statistics.features.append(&target.features, &mut self.batch.features);
@@ -308,7 +315,7 @@ impl<'a> Writer<'a> {
         self.target_offsets.push(rows);
     }
 
-    fn token(&mut self, item: &Item, place: Place) {
+    fn token(&mut self, item: &Item, place: TokenContext) {
         let mut field = 0;
         let mut push = |value: u64| {
             let index = self.keys.index(store_key(field, value));
@@ -321,8 +328,8 @@ impl<'a> Writer<'a> {
         push(hour_of_day(place.time_ms));
         push(gap_bucket(place.time_ms, place.before_ms));
         self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
-        let with_content = self.batch.dense.len() + self.batcher.spec.content;
-        if self.batcher.spec.content > 0 {
+        let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
+        if self.batch_builder.spec.content > 0 {
             self.batch.dense.extend_from_slice(&item.content);
         }
         self.batch.dense.resize(with_content, 0.0);
@@ -330,15 +337,17 @@ impl<'a> Writer<'a> {
     }
 
     fn profile(&mut self, ids: &[u64]) {
-        let spec = &self.batcher.spec;
+        let spec = &self.batch_builder.spec;
         let first = spec.token_fields();
-        for (at, &column) in spec.profile_ids.iter().enumerate().filter(|_| self.batcher.profiles) {
+        for (at, &column) in
+            spec.profile_ids.iter().enumerate().filter(|_| self.batch_builder.include_profiles)
+        {
             let index = self.keys.index(store_key(first + at, ids[column]));
             self.batch.profile_index.push(index);
         }
     }
 
-    fn finish(mut self) -> Batch {
+    fn finish(mut self) -> FmBatch {
         self.batch.keys = self.keys.distinct;
         self.batch.history_offsets = self.history_offsets.into();
         self.batch.target_offsets = self.target_offsets.into();
@@ -347,24 +356,24 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The label of a task for an outcome, or none outside the task's sample space.
+/// The label of a task for an outcome; `None` outside the task's sample space.
 pub fn label(task: &TaskSpec, surface: u16, outcome: &Outcome) -> Option<f32> {
     if !task.surfaces[surface as usize] {
         return None;
     }
     match task.label {
-        Label::Action(bit) if outcome.known >> bit & 1 == 1 => {
+        TaskLabel::Action(bit) if outcome.known >> bit & 1 == 1 => {
             Some((outcome.actions >> bit & 1) as f32)
         }
-        Label::Action(_) => None,
-        Label::Value(index) => Some(outcome.values[index]).filter(|value| value.is_finite()),
+        TaskLabel::Action(_) => None,
+        TaskLabel::Value(index) => Some(outcome.values[index]).filter(|value| value.is_finite()),
     }
 }
 
-/// The row of the embedding store for a value of a token field.
+/// The key in the embedding store of a token field's value.
 ///
-/// The field takes the top byte, so that equal values of two fields never share
-/// a row; values over 56 bits are folded.
+/// The top byte is the field, so that equal values of two fields never share a row. Values of more
+/// than 56 bits are folded into 56.
 pub fn store_key(field: usize, value: u64) -> u64 {
     const LOW: u64 = (1 << 56) - 1;
     ((field as u64) << 56) | ((value ^ (value >> 56).wrapping_mul(0x9E37_79B9_7F4A_7C15)) & LOW)
@@ -374,13 +383,14 @@ fn hour_of_day(time_ms: i64) -> u64 {
     time_ms.div_euclid(3_600_000).rem_euclid(24) as u64
 }
 
-/// floor(log2(1 + seconds since the event before)), and 63 without one.
+/// floor(log2(1 + seconds since the previous event)); 63 without a previous event.
 fn gap_bucket(time_ms: i64, before_ms: Option<i64>) -> u64 {
     let gap = |before: i64| time_ms.saturating_sub(before).max(0) as u64 / 1000;
     before_ms.map_or(63, |before| u64::from((1 + gap(before)).ilog2()))
 }
 
-fn outcome_numbers(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
+/// Appends an outcome's `FmSpec::outcome_width` numbers.
+fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     for bit in 0..spec.actions {
         let known = outcome.known >> bit & 1;
         let happened = outcome.actions >> bit & known;
@@ -391,21 +401,21 @@ fn outcome_numbers(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     }
 }
 
-/// Store keys are spread already; one multiplication is hash enough.
+/// Builds [`KeyHasher`]s. Store keys are already well distributed, so one multiplication suffices.
 #[derive(Clone, Copy)]
-struct KeyHasher;
+struct KeyHasherBuilder;
 
-struct KeyState(u64);
+struct KeyHasher(u64);
 
-impl std::hash::BuildHasher for KeyHasher {
-    type Hasher = KeyState;
+impl std::hash::BuildHasher for KeyHasherBuilder {
+    type Hasher = KeyHasher;
 
-    fn build_hasher(&self) -> KeyState {
-        KeyState(0)
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(0)
     }
 }
 
-impl std::hash::Hasher for KeyState {
+impl std::hash::Hasher for KeyHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -442,8 +452,8 @@ mod tests {
             features: 0,
             profile_ids: vec![],
             tasks: vec![
-                task("click", true, Label::Action(0)),
-                task("watch", false, Label::Value(0)),
+                task("click", true, TaskLabel::Action(0)),
+                task("watch", false, TaskLabel::Value(0)),
             ],
             content: 0,
         }
@@ -479,12 +489,12 @@ mod tests {
     }
 
     #[test]
-    fn blocks_offsets_and_labels() {
+    fn a_batch_has_jagged_blocks_labels_and_masks() {
         let config = FmConfig { max_history: 3, ..FmConfig::default() };
-        let batcher = Batcher::new(&spec(), &config);
-        let statistics = Statistics::new(&spec());
+        let batch_builder = BatchBuilder::new(&spec(), &config);
+        let statistics = ColumnStatistics::new(&spec());
         let (a, b) = (example(5, 2, 0), example(1, 1, 1));
-        let batch = batcher.batch(&[&a, &b], &statistics).unwrap();
+        let batch = batch_builder.build(&[&a, &b], &statistics).unwrap();
         assert_eq!(&*batch.history_offsets, &[0, 3, 4]);
         assert_eq!(&*batch.target_offsets, &[0, 2, 3]);
         assert_eq!(batch.times_s[0], 2, "the newest events are kept");
@@ -498,11 +508,14 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_example_is_named() {
-        let batcher = Batcher::new(&spec(), &FmConfig::default());
+    fn an_example_of_another_schema_is_rejected_by_name() {
+        let batch_builder = BatchBuilder::new(&spec(), &FmConfig::default());
         let mut wrong = example(0, 1, 0);
         wrong.targets[0].item = Arc::new(Item { id: 9, ..Item::default() });
-        let error = batcher.batch(&[&wrong], &Statistics::new(&spec())).unwrap_err().to_string();
+        let error = batch_builder
+            .build(&[&wrong], &ColumnStatistics::new(&spec()))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("item 9") && error.contains("request 1"), "{error}");
     }
 
@@ -510,23 +523,28 @@ mod tests {
     fn a_part_keeps_gaps_weights_and_content() {
         let mut spec = spec();
         spec.content = 2;
-        let batcher = Batcher::new(&spec, &FmConfig { max_history: 4, ..FmConfig::default() });
-        let statistics = Statistics::new(&spec);
+        let batch_builder =
+            BatchBuilder::new(&spec, &FmConfig { max_history: 4, ..FmConfig::default() });
+        let statistics = ColumnStatistics::new(&spec);
         let mut example = example(6, 3, 0);
         let content: Arc<[f32]> = [0.6, 0.8].into();
         example.targets[2].item = Arc::new(Item { content, ..(*item(2)).clone() });
-        let part = Selected { example: &example, events: vec![2, 5], targets: vec![(2, 4.0)] };
-        let batch = batcher.batch_selected(&[part], &statistics).unwrap();
+        let part = ExampleSelection {
+            example: &example,
+            events: vec![2, 5],
+            targets: vec![WeightedTarget { index: 2, weight: 4.0 }],
+        };
+        let batch = batch_builder.build_selected(&[part], &statistics).unwrap();
         assert_eq!((&*batch.history_offsets, &*batch.target_offsets), (&[0, 2][..], &[0, 1][..]));
         assert_eq!(batch.weights, [4.0]);
         assert_eq!(batch.dense, [0.0, 0.0, 0.0, 0.0, 0.6, 0.8], "an item without content: zeros");
         let gap = |token: usize| batch.keys[batch.key_index[token * 5 + 4] as usize];
         assert_eq!(gap(0), store_key(4, 63), "the oldest event that is read has none before it");
         assert_eq!(gap(1), store_key(4, 1), "a second, as if the event between were there");
-        let whole = batcher.batch(&[&example], &statistics).unwrap();
+        let whole = batch_builder.build(&[&example], &statistics).unwrap();
         assert_eq!((whole.history_tokens(), whole.weights), (4, vec![1.0; 3]));
         example.targets[2].item = Arc::new(Item { content: [1.0].into(), ..(*item(2)).clone() });
-        let error = batcher.batch(&[&example], &statistics).unwrap_err().to_string();
+        let error = batch_builder.build(&[&example], &statistics).unwrap_err().to_string();
         assert!(error.contains("content vector of 1 numbers"), "{error}");
     }
 }

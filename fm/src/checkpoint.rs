@@ -1,9 +1,9 @@
-//! Checkpoints: a folder with `fm.json` (what the model is), `model.safetensors`
-//! (what serving needs), `alignment.safetensors` (what only training needs) and
-//! `store/` (the sparse embeddings without optimizer state).
+//! Checkpoints: a folder with `fm.json` (the manifest), `model.safetensors` (the weights that
+//! serving needs), `alignment.safetensors` (the weights that only training needs) and `store/` (the
+//! sparse embeddings without optimizer state).
 //!
-//! A checkpoint is written beside its final name and renamed, so a folder of
-//! that name is always whole. Optimizer state is the trainer's, not a checkpoint's.
+//! A checkpoint is written beside its final name and then renamed, so a folder with the final name
+//! is always complete. Optimizer state is not part of a checkpoint; see `resume`.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -16,35 +16,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    batch::Statistics,
+    batch::ColumnStatistics,
     spec::{FmConfig, FmSpec},
 };
 
-/// The format of `fm.json`; another one is refused.
+/// The version of `fm.json`'s format; other versions are refused.
 const FORMAT: u32 = 1;
 
-/// What `fm.json` holds.
+/// The content of `fm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The format of this file.
+pub struct FmManifest {
+    /// The version of the file's format.
     pub format: u32,
-    /// The FM version, as semver, that experts pin.
+    /// The FM version, a semantic version, that experts pin.
     pub version: String,
-    /// The model's size.
+    /// The model's size and training settings.
     pub config: FmConfig,
-    /// The model's data.
+    /// The data that the model was made for.
     pub spec: FmSpec,
     /// Frozen statistics of numeric columns.
-    pub statistics: Statistics,
-    /// Training requests seen.
+    pub statistics: ColumnStatistics,
+    /// The number of requests trained on.
     pub requests: u64,
-    /// Time of the newest training request, milliseconds since the epoch.
+    /// The time of the newest request trained on, in milliseconds since the epoch.
     pub trained_until_ms: i64,
 }
 
-impl Manifest {
-    /// A manifest of the current format.
-    pub fn new(version: &str, config: &FmConfig, spec: &FmSpec, statistics: &Statistics) -> Self {
+impl FmManifest {
+    /// The manifest of a model that has not been trained.
+    pub fn new(
+        version: &str,
+        config: &FmConfig,
+        spec: &FmSpec,
+        statistics: &ColumnStatistics,
+    ) -> Self {
         Self {
             format: FORMAT,
             version: version.into(),
@@ -59,18 +64,19 @@ impl Manifest {
     /// Reads `fm.json` of a checkpoint.
     ///
     /// # Errors
-    /// A missing, unreadable or foreign file.
+    /// A file that is missing, unreadable or of another format.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("fm.json");
         let text = fs::read(&path).map_err(|error| {
-            failed(&path, format!("{error}; train one with `hypercast train fm`"))
+            checkpoint_error(&path, format!("{error}; train one with `hypercast train fm`"))
         })?;
-        let manifest: Self = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
+        let manifest: Self =
+            serde_json::from_slice(&text).map_err(|error| checkpoint_error(&path, error))?;
         if manifest.format != FORMAT {
-            return Err(failed(
+            return Err(checkpoint_error(
                 &path,
                 format!(
-                    "format {}, but this build reads {FORMAT}; train it again",
+                    "has format {}, but this build reads format {FORMAT}; train the model again",
                     manifest.format
                 ),
             ));
@@ -80,22 +86,24 @@ impl Manifest {
 
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join("fm.json");
-        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(&path, error))?;
-        fs::write(&path, text).map_err(|error| failed(&path, error))
+        let text =
+            serde_json::to_vec_pretty(self).map_err(|error| checkpoint_error(&path, error))?;
+        fs::write(&path, text).map_err(|error| checkpoint_error(&path, error))
     }
 }
 
-/// Writes a folder through `fill`, which is given a folder beside `dir`, and replaces `dir` by it.
+/// Replaces the folder `dir` as a whole: `fill` writes a new folder beside it, which is then
+/// renamed. After a crash, [`recover_directory`] restores a complete folder.
 ///
 /// # Errors
-/// What `fill` or the file system says; `dir` is then as it was.
-pub fn write_whole<E: From<Error>>(
+/// Errors of `fill` or the file system; `dir` is then unchanged.
+pub fn replace_directory<E: From<Error>>(
     dir: &Path,
     fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let draft = dir.with_extension("partial");
-    let io = |error: std::io::Error| E::from(failed(dir, error));
-    restore_whole(dir)?;
+    let io = |error: std::io::Error| E::from(checkpoint_error(dir, error));
+    recover_directory(dir)?;
     if draft.exists() {
         fs::remove_dir_all(&draft).map_err(io)?;
     }
@@ -103,7 +111,7 @@ pub fn write_whole<E: From<Error>>(
     fill(&draft)?;
     let old = dir.with_extension("old");
     if old.exists() {
-        // What was cut off after it had replaced `dir`.
+        // Left behind by a crash after the rename below.
         fs::remove_dir_all(&old).map_err(io)?;
     }
     if dir.exists() {
@@ -116,74 +124,82 @@ pub fn write_whole<E: From<Error>>(
     Ok(())
 }
 
-/// Puts a folder back that [`write_whole`] had moved away when it was cut off.
+/// Restores the old folder if a crash interrupted [`replace_directory`] between its two renames.
 ///
 /// # Errors
-/// What the file system says.
-pub fn restore_whole(dir: &Path) -> Result<()> {
+/// Errors of the file system.
+pub fn recover_directory(dir: &Path) -> Result<()> {
     let old = dir.with_extension("old");
     if !dir.exists() && old.exists() {
-        fs::rename(&old, dir).map_err(|error| failed(dir, error))?;
+        fs::rename(&old, dir).map_err(|error| checkpoint_error(dir, error))?;
     }
     Ok(())
 }
 
 /// Saves every weight of a module under its path, for example `layers.0.uvqk.weight`.
 pub(crate) fn save_weights<B: Backend, M: Module<B>>(module: &M, path: &Path) -> Result<()> {
-    let weights = weights_of(module).into_iter().map(|(name, data)| named(name, data));
+    let weights = weights_of(module).into_iter().map(|(name, data)| named_tensor(name, data));
     write_tensors(&weights.collect::<Vec<_>>(), path)
 }
 
-/// A tensor's name, shape and little-endian f32 values.
-pub(crate) type Named = (String, Vec<usize>, Vec<u8>);
+/// A tensor as a safetensors file stores it.
+pub(crate) struct NamedTensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// Little-endian f32 values, row-major.
+    pub(crate) bytes: Vec<u8>,
+}
 
-/// Saves tensors.
-pub(crate) fn write_tensors(tensors: &[Named], path: &Path) -> Result<()> {
+/// Writes a safetensors file.
+pub(crate) fn write_tensors(tensors: &[NamedTensor], path: &Path) -> Result<()> {
     let views = tensors
         .iter()
-        .map(|(name, shape, bytes)| {
+        .map(|NamedTensor { name, shape, bytes }| {
             TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.clone(), view))
         })
         .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(|error| failed(path, error))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|error| failed(path, error))
+        .map_err(|error| checkpoint_error(path, error))?;
+    safetensors::serialize_to_file(views, None, path).map_err(|error| checkpoint_error(path, error))
 }
 
-/// Loads every weight of a module; none may be missing or of another shape.
+/// Loads every weight of a module; none may be missing or have another shape.
 pub(crate) fn load_weights<B: Backend, M: Module<B>>(
     module: M,
     path: &Path,
     device: &B::Device,
 ) -> Result<M> {
-    place_weights(module, read_tensors(path)?, device).map_err(|fault| failed(path, fault))
+    assign_weights(module, read_tensors(path)?, device)
+        .map_err(|fault| checkpoint_error(path, fault))
 }
 
-/// Gives a module its weights; none may be missing or of another shape. The error says which is.
-pub(crate) fn place_weights<B: Backend, M: Module<B>>(
+/// Sets every weight of a module; none may be missing or have another shape. The error names the
+/// first that is.
+pub(crate) fn assign_weights<B: Backend, M: Module<B>>(
     module: M,
-    weights: Tensors,
+    weights: TensorMap,
     device: &B::Device,
 ) -> std::result::Result<M, String> {
-    let mut loader = Loader { path: Vec::new(), weights, fault: None, device: device.clone() };
+    let mut loader =
+        WeightLoader { path: Vec::new(), weights, fault: None, device: device.clone() };
     let module = module.map(&mut loader);
     loader.fault.map_or(Ok(module), Err)
 }
 
-/// Every weight of a module, under its path.
+/// Every weight of a module with its path, for example `layers.0.uvqk.weight`.
 pub(crate) fn weights_of<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
-    let mut collector = Collector { path: Vec::new(), weights: Vec::new() };
+    let mut collector = WeightCollector { path: Vec::new(), weights: Vec::new() };
     module.visit(&mut collector);
     collector.weights
 }
 
-/// Tensors by name: shapes and values.
-pub(crate) type Tensors = HashMap<String, (Vec<usize>, Vec<f32>)>;
+/// Shapes and values of tensors, by name.
+pub(crate) type TensorMap = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// Loads all tensors of a file.
-pub(crate) fn read_tensors(path: &Path) -> Result<Tensors> {
-    let bytes = fs::read(path).map_err(|error| failed(path, error))?;
+/// Reads all tensors of a safetensors file.
+pub(crate) fn read_tensors(path: &Path) -> Result<TensorMap> {
+    let bytes = fs::read(path).map_err(|error| checkpoint_error(path, error))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| {
-        failed(path, format!("{error}; the file is damaged, take another checkpoint"))
+        checkpoint_error(path, format!("{error}; the file is damaged, use another checkpoint"))
     })?;
     Ok(file
         .tensors()
@@ -199,16 +215,17 @@ pub(crate) fn read_tensors(path: &Path) -> Result<Tensors> {
         .collect())
 }
 
-pub(crate) fn failed(path: &Path, message: impl ToString) -> Error {
+/// An error about a file or folder of a checkpoint or saved run.
+pub(crate) fn checkpoint_error(path: &Path, message: impl ToString) -> Error {
     Error::Checkpoint { path: path.display().to_string(), message: message.to_string() }
 }
 
-struct Collector {
+struct WeightCollector {
     path: Vec<String>,
     weights: Vec<(String, TensorData)>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Collector {
+impl<B: Backend> ModuleVisitor<B> for WeightCollector {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.into());
     }
@@ -222,21 +239,22 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
     }
 }
 
-/// A tensor under a name.
-pub(crate) fn named(name: String, data: TensorData) -> Named {
+/// Converts a tensor to f32 bytes.
+pub(crate) fn named_tensor(name: String, data: TensorData) -> NamedTensor {
     let data = data.convert::<f32>();
     let shape = data.shape.iter().copied().collect();
-    (name, shape, data.iter::<f32>().flat_map(f32::to_le_bytes).collect())
+    let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
+    NamedTensor { name, shape, bytes }
 }
 
-struct Loader<B: Backend> {
+struct WeightLoader<B: Backend> {
     path: Vec<String>,
-    weights: Tensors,
+    weights: TensorMap,
     fault: Option<String>,
     device: B::Device,
 }
 
-impl<B: Backend> ModuleMapper<B> for Loader<B> {
+impl<B: Backend> ModuleMapper<B> for WeightLoader<B> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.into());
     }

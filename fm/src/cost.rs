@@ -1,48 +1,50 @@
-//! What a model costs before it runs: parameters, and floating-point operations
-//! of a request, from the configuration alone.
+//! The cost of a model: its parameters, and the floating-point operations of a request computed
+//! from the configuration.
 //!
-//! A multiply and an add count two; activations, norms and look-ups, which are
-//! small beside the matrices, are not counted.
+//! A multiply and an add count as two operations. Activations, norms and look-ups are not counted,
+//! because they are small compared to the matrix products.
 
 use crate::spec::{FmConfig, FmSpec};
 
-/// How many values a model has.
+/// The number of values in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Size {
+pub struct ModelSize {
     /// Dense weights that serving needs.
     pub serving: usize,
     /// All dense weights, alignment modules included.
     pub dense: usize,
-    /// Values of sparse rows.
+    /// Values in sparse rows.
     pub sparse: usize,
 }
 
-/// A request's tokens.
+/// The number of tokens of a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Tokens {
-    /// Events of history.
+pub struct TokenCounts {
+    /// History events.
     pub history: usize,
-    /// Targets.
+    /// Targets, one token each.
     pub targets: usize,
 }
 
-/// Floating-point operations of a forward pass over one request; its history is computed once.
-pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
+/// Floating-point operations of a forward pass over one request, whose history is computed once for
+/// all its targets.
+pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: TokenCounts) -> f64 {
     let FmConfig { dim, heads, qk_dim, v_dim, layers, .. } = *config;
     let (h, m) = (tokens.history.min(config.max_history) as f64, tokens.targets as f64);
     let (d, qk, v) = (dim as f64, (heads * qk_dim) as f64, (heads * v_dim) as f64);
     let input =
         (spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content) as f64;
     let embedding = (h + m) * 2.0 * (input * d + d * d) + h * 2.0 * spec.outcome_width() as f64 * d;
-    let candidate = match config.candidate_columns {
-        true => (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64,
-        false => 0.0,
+    let candidate = if config.candidate_columns {
+        (spec.profile_ids.len() * config.embedding_dim + spec.features) as f64
+    } else {
+        0.0
     };
     let (hidden, direct) = if candidate > 0.0 { (2.0 * d, d) } else { (0.0, 0.0) };
     let columns = m * 2.0 * (candidate * (hidden + direct) + hidden * d);
     let pair = 2.0 * qk + 2.0 * v;
-    let of_targets = m * seen(config, h);
-    let of_history: f64 = (0..h as usize).map(|at| seen(config, at as f64)).sum();
+    let of_targets = m * visible_tokens(config, h);
+    let of_history: f64 = (0..h as usize).map(|at| visible_tokens(config, at as f64)).sum();
     let inner = (h + m) * 2.0 * d * (2.0 * v + 2.0 * qk)
         + (of_targets + of_history) * pair
         + (h + m) * 2.0 * v * d;
@@ -57,8 +59,8 @@ pub fn flops(config: &FmConfig, spec: &FmSpec, tokens: Tokens) -> f64 {
     embedding + columns + (layers as f64 - 1.0) * inner + last + projection + head
 }
 
-/// Tokens that one sees which `before` are before, itself included.
-fn seen(config: &FmConfig, before: f64) -> f64 {
+/// The number of tokens that a token attends to, itself included, if it has `before` predecessors.
+fn visible_tokens(config: &FmConfig, before: f64) -> f64 {
     match config.window {
         0 => before + 1.0,
         window => (before + 1.0).min((window + config.global + 1) as f64),
@@ -68,7 +70,7 @@ fn seen(config: &FmConfig, before: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Label, TaskSpec};
+    use crate::spec::{TaskLabel, TaskSpec};
 
     fn spec() -> FmSpec {
         FmSpec {
@@ -82,7 +84,7 @@ mod tests {
             tasks: vec![TaskSpec {
                 name: "t".into(),
                 main: true,
-                label: Label::Action(0),
+                label: TaskLabel::Action(0),
                 surfaces: vec![true],
                 weight: 1.0,
             }],
@@ -91,15 +93,15 @@ mod tests {
     }
 
     #[test]
-    fn the_history_is_paid_once_a_request() {
+    fn the_history_is_counted_once_per_request() {
         let config = FmConfig { max_history: 100, ..FmConfig::default() };
-        let cost = |history, targets| flops(&config, &spec(), Tokens { history, targets });
+        let cost = |history, targets| flops(&config, &spec(), TokenCounts { history, targets });
         let own = cost(100, 2) - cost(100, 1);
         assert!((cost(100, 12) - cost(100, 2) - 10.0 * own).abs() < 1.0, "targets cost alike");
         assert!(cost(100, 1) > 20.0 * own, "and little beside the history");
-        assert_eq!(cost(500, 1), cost(100, 1), "what is not read is not paid");
+        assert_eq!(cost(500, 1), cost(100, 1), "events beyond max_history cost nothing");
         let window = FmConfig { window: 8, global: 2, ..config.clone() };
-        assert!(flops(&window, &spec(), Tokens { history: 100, targets: 1 }) < cost(100, 1));
+        assert!(flops(&window, &spec(), TokenCounts { history: 100, targets: 1 }) < cost(100, 1));
     }
 
     #[test]
@@ -121,6 +123,6 @@ mod tests {
             + 10.0 // it sees itself
             + 2.0 * 3.0 * 4.0 // output
             + 2.0 * (4.0 * 4.0 + (4.0 + 4.0)); // head
-        assert_eq!(flops(&config, &spec(), Tokens { history: 0, targets: 1 }), expected);
+        assert_eq!(flops(&config, &spec(), TokenCounts { history: 0, targets: 1 }), expected);
     }
 }

@@ -1,20 +1,19 @@
-//! Which device a model runs on, and the backends that stand for it.
+//! The devices that a model can run on, and the Burn backend of each.
 //!
-//! A device is a configuration key; this file alone knows which Burn backend
-//! it means and whether the build has it.
+//! Only this module knows which backend a configured device means and whether the build has it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The CPU backend.
+/// The Burn backend of the CPU.
 pub type Cpu = burn_flex::Flex;
 
-/// The CUDA backend.
+/// The Burn backend of CUDA devices.
 #[cfg(feature = "cuda")]
 pub type Cuda = burn_cuda::Cuda<f32, i32>;
 
-/// Where a model runs.
+/// The device that a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
@@ -29,11 +28,13 @@ impl DeviceKind {
     /// Checks that this build can use the device.
     ///
     /// # Errors
-    /// Says how to build with it.
+    /// The device is not in this build; the message says how to build it.
     pub fn check(self) -> Result<()> {
         if self == DeviceKind::Cuda && cfg!(not(feature = "cuda")) {
             return Err(Error::Device(
-                "device \"cuda\" needs a build with it: cargo build -p hypercast --features cuda; or set device = \"cpu\"".into(),
+                "device \"cuda\" is not in this build: build it with \
+                 `cargo build -p hypercast --features cuda`, or set device = \"cpu\""
+                    .into(),
             ));
         }
         Ok(())

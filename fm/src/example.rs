@@ -1,27 +1,26 @@
-//! An example: one request, with what was known when it was made and, in
-//! training, what came of it.
+//! An example: one request with everything that was known when it was made and, in training, the
+//! outcomes of its candidates.
 //!
-//! This is the unit that the host's features stage produces, that the FM and
-//! the experts consume, and that the logs hold. It does not know where its
-//! parts came from, nor how a model turns them into tensors (see `batch`).
+//! Examples are produced by the host's feature stage, consumed by the FM and the experts, and
+//! stored in feature logs. How a model turns them into tensors is in [`crate::batch`].
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// How many real-valued outcomes an impression can have.
+/// The most real values that an outcome can have.
 pub const MAX_VALUES: usize = 4;
 
 /// An item, with its features in the schema's order.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Item {
-    /// The raw id.
+    /// The id in the data set.
     pub id: u64,
-    /// Categorical features, one a `schema.item_features` of that kind.
+    /// One value per categorical feature of `schema.item_features`.
     pub ids: Vec<u64>,
-    /// Dense features, likewise.
+    /// One value per dense feature of `schema.item_features`.
     pub dense: Vec<f32>,
-    /// The content vector, of unit norm; empty for an item without one. No expert column.
+    /// The content vector, of unit norm; empty for an item without one. Experts do not see it.
     #[serde(with = "shared_slice")]
     pub content: Arc<[f32]>,
 }
@@ -29,81 +28,81 @@ pub struct Item {
 /// A user, with features in the schema's order.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct User {
-    /// The raw id.
+    /// The id in the data set.
     pub id: u64,
-    /// Categorical features.
+    /// One value per categorical user feature.
     pub ids: Vec<u64>,
-    /// Dense features.
+    /// One value per dense user feature.
     pub dense: Vec<f32>,
 }
 
-/// What came of an impression.
+/// The outcome of an impression.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Bit i: action i of the schema happened.
     pub actions: u32,
-    /// Bit i: whether action i happened is known; tasks on unknown actions are
-    /// outside their sample space.
+    /// Bit i: it is known whether action i happened. An impression is outside the sample space of
+    /// tasks on unknown actions.
     pub known: u32,
     /// Real-valued outcomes (`schema.values`); NaN where unknown.
     pub values: [f32; MAX_VALUES],
 }
 
 impl Outcome {
-    /// Nothing known.
+    /// An outcome of which nothing is known.
     pub const UNKNOWN: Outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
 }
 
-/// An impression of the past.
+/// A past impression in a user's history.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// What was shown.
+    /// The item that was shown.
     #[serde(with = "shared")]
     pub item: Arc<Item>,
-    /// Where: an index into `schema.surfaces`.
+    /// The surface, an index into `schema.surfaces`.
     pub surface: u16,
-    /// When, in milliseconds since the epoch.
+    /// When it was shown, in milliseconds since the epoch.
     pub time_ms: i64,
-    /// What came of it.
+    /// What the user did with it.
     pub outcome: Outcome,
 }
 
 /// A candidate of a request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
-    /// The candidate.
+    /// The candidate item.
     #[serde(with = "shared")]
     pub item: Arc<Item>,
-    /// Every categorical column, in the order of `Schema::id_columns`.
+    /// The categorical columns, in the order of `Schema::id_columns`.
     pub ids: Vec<u64>,
-    /// Every numeric column, in the order of `Schema::feature_columns`.
+    /// The numeric columns, in the order of `Schema::feature_columns`.
     pub features: Vec<f32>,
-    /// What came of it; `Outcome::UNKNOWN` while serving.
+    /// The outcome; `Outcome::UNKNOWN` while serving.
     pub outcome: Outcome,
-    /// The true probability of each task in a simulated world, else empty.
+    /// `[tasks]`: the true probabilities in simulated data, otherwise empty.
     pub truth: Vec<f32>,
 }
 
 /// One request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Example {
-    /// Unique in the data set.
+    /// The request's id, unique in the data set.
     pub request: u64,
-    /// Who asked.
+    /// The user who made the request.
     #[serde(with = "shared")]
     pub user: Arc<User>,
-    /// Where: an index into `schema.surfaces`.
+    /// The surface, an index into `schema.surfaces`.
     pub surface: u16,
-    /// When, in milliseconds since the epoch.
+    /// When it was made, in milliseconds since the epoch.
     pub time_ms: i64,
-    /// The user's last events on all surfaces, oldest first; only outcomes that were known at `time_ms`.
+    /// The user's last events on all surfaces, oldest first, with the outcomes known at `time_ms`.
     pub history: Vec<Event>,
     /// The candidates.
     pub targets: Vec<Target>,
 }
 
-/// What is shared is written as if it were owned; serde's own feature for that is global and would rebuild all that
-/// depends on it.
+/// Serialises an `Arc` as its value. Serde's feature for this would apply to the whole workspace
+/// and rebuild everything that depends on serde.
 mod shared {
     use std::sync::Arc;
 
@@ -123,7 +122,7 @@ mod shared {
     }
 }
 
-/// As `shared`, for numbers.
+/// As `shared`, for slices of numbers.
 mod shared_slice {
     use std::sync::Arc;
 

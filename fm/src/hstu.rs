@@ -4,7 +4,7 @@
 //! `A = SiLU(α Q Kᵀ + rab) / N_max ⊙ mask`,
 //! `Y = X + dropout(LN(A V) ⊙ U) W_o`.
 //!
-//! Here are the weights; what is computed with them is the kernels crate's.
+//! This module holds the weights; the kernels crate computes the layer.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use burn::{
 };
 use hypercast_kernels::{
     attention::{HstuAttention, HstuBackend},
-    layer::{Affine, Dropout, LayerInputs, LayerOptions, hstu_layer},
+    layer::{Affine, LayerInputs, LayerOptions, SeededDropout, hstu_layer},
 };
 
 use crate::spec::FmConfig;
 
-/// The weights of one layer. The columns of `uvqk` are U, Q, V, K, so that what
-/// a history token needs to be seen, V and K, are one range.
+/// The weights of one layer. The columns of `uvqk` are in the order U, Q, V, K, so that V and K,
+/// which later tokens need of a history token, are one range.
 #[derive(Module, Debug)]
 pub struct HstuLayer<B: Backend> {
     pub(crate) norm_in: LayerNorm<B>,
@@ -36,7 +36,7 @@ pub struct HstuLayer<B: Backend> {
 }
 
 impl<B: Backend> HstuLayer<B> {
-    /// Fresh weights.
+    /// A layer with newly drawn weights.
     pub fn new(config: &FmConfig, device: &B::Device) -> Self {
         let qk_width = config.heads * config.qk_dim;
         let v_width = config.heads * config.v_dim;
@@ -63,29 +63,31 @@ impl<B: Backend> HstuLayer<B> {
     }
 }
 
-/// Attention over a short history is small before it is normalised; a larger epsilon would hide it.
+/// Epsilon of the layer norms. The output of attention over a short history is small before it is
+/// normalised, and a larger epsilon would suppress it.
 pub(crate) const EPSILON: f64 = 1e-6;
 
 impl<B: HstuBackend> HstuLayer<B> {
-    /// `[H + R, dim]` to the same shape, or to `[R, dim]` where `attention`, which carries the offsets
-    /// of the batch, is of targets only. `noise` is the seed of the dropout where gradients are tracked.
+    /// Maps `[H + R, dim]` to the same shape, or to `[R, dim]` where `attention`, which carries the
+    /// offsets of the batch, is of targets only. `dropout_seed` is the seed of the dropout where
+    /// gradients are tracked.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
         attention: &Arc<HstuAttention>,
-        noise: u64,
+        dropout_seed: u64,
     ) -> Tensor<B, 2> {
         let learns = B::ad_enabled(&x.device());
         let options = LayerOptions {
             attention: attention.clone(),
             epsilon: EPSILON as f32,
-            dropout: learns.then(|| Dropout::new(self.dropout, noise)).flatten(),
+            dropout: learns.then(|| SeededDropout::new(self.dropout, dropout_seed)).flatten(),
         };
         let inputs = LayerInputs {
             x,
             norm_in: affine(&self.norm_in),
             uvqk: self.uvqk.weight.val(),
-            bias: self.uvqk.bias.as_ref().expect("made with a bias").val(),
+            bias: self.uvqk.bias.as_ref().expect("created with a bias").val(),
             position: self.position.as_ref().map(Param::val),
             time: self.time.as_ref().map(Param::val),
             norm_out: affine(&self.norm_out),
@@ -96,7 +98,7 @@ impl<B: HstuBackend> HstuLayer<B> {
 }
 
 fn affine<B: Backend>(norm: &LayerNorm<B>) -> Affine<Tensor<B, 1>> {
-    let shift = norm.beta.as_ref().expect("made with a shift");
+    let shift = norm.beta.as_ref().expect("created with a shift");
     Affine { scale: norm.gamma.val(), shift: shift.val() }
 }
 
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_agrees_with_plain_f64() {
+    fn a_layer_agrees_with_a_reference_in_f64() {
         let device = Default::default();
         Flex::seed(&device, 3);
         let config = FmConfig {
@@ -166,7 +168,7 @@ mod tests {
         let last = HstuAttention { targets_only: true, ..(*attention).clone() }.checked().unwrap();
         let targets = numbers(layer.forward(x.clone(), &last, 0).into_data());
         for (at, (value, whole)) in targets.iter().zip(&result[8 * 12..]).enumerate() {
-            assert!((value - whole).abs() < 1e-5, "the last layer's way, {at}: {value} {whole}");
+            assert!((value - whole).abs() < 1e-5, "targets only, {at}: {value} {whole}");
         }
 
         let x = numbers(x.into_data());
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn dropout_is_a_function_of_its_seed_and_only_of_training() {
+    fn dropout_depends_on_its_seed_and_happens_only_in_training() {
         type A = burn::backend::Autodiff<Flex>;
         let device = Default::default();
         let config = FmConfig { dropout: 0.25, ..FmConfig::default() };
@@ -215,14 +217,16 @@ mod tests {
         let distribution = Distribution::Normal(0.0, 1.0);
         let x = Tensor::<Flex, 2>::random([24, config.dim], distribution, &device);
         let layer = HstuLayer::<A>::new(&config, &device);
-        let learn = |noise| {
+        let learn = |dropout_seed| {
             let x = Tensor::<A, 2>::from_inner(x.clone());
-            numbers(layer.forward(x, &attention, noise).into_data())
+            numbers(layer.forward(x, &attention, dropout_seed).into_data())
         };
         assert_eq!(learn(5), learn(5));
         assert_ne!(learn(5), learn(6));
         let serving = layer.valid();
-        let serve = |noise| numbers(serving.forward(x.clone(), &attention, noise).into_data());
+        let serve = |dropout_seed| {
+            numbers(serving.forward(x.clone(), &attention, dropout_seed).into_data())
+        };
         assert_eq!(serve(5), serve(6), "serving drops nothing");
         assert_ne!(serve(5), learn(5));
     }

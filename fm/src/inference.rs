@@ -1,10 +1,9 @@
-//! Serving side of the FM: a checkpoint gives TAEs and the main tasks'
-//! predictions for requests.
+//! Inference: a loaded checkpoint computes TAEs and predictions of the main tasks for requests.
 //!
-//! It loads only what the TAE needs ("inference pruning", section 3.3.3): no
-//! alignment modules, no optimizer state. A history is encoded once and kept for
-//! the user's next request (`history`); candidates run over it in micro-batches,
-//! one a core. Who is asked together is decided above.
+//! Only what the TAE needs is loaded ("inference pruning", section 3.3.3): no alignment modules and
+//! no optimizer state. A history is encoded once and cached for the user's next request
+//! ([`crate::history`]); candidates are scored against it in micro-batches, one per core. The
+//! caller decides which requests form a batch.
 
 use std::{
     ops::Range,
@@ -21,404 +20,425 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    batch::{Batch, Batcher},
-    checkpoint::{Manifest, load_weights},
+    batch::{BatchBuilder, FmBatch},
+    cache_warmup::CacheWarmer,
+    checkpoint::{FmManifest, load_weights},
     device::{Cpu, DeviceKind},
     example::Example,
-    history::{CacheCounts, Encoded, Found, HistoryCache},
-    live::{Generation, Live, Place, Rows},
-    model::{self, Embedded, FmModel, Forward, drawing},
-    sampling::{Selected, parts},
+    history::{CacheCounts, CacheLookup, EncodedHistory, HistoryCache},
+    live_model::{Generation, LiveUpdater, PrepareSettings, SparseRows},
+    model::{self, EmbeddedBatch, FmModel, ModelOutput, lock_weight_rng},
+    sampling::{ExampleSelection, split_by_memory, unweighted},
     serving::{ServingBackend, ServingModel},
-    spec::{Label, TaskSpec},
-    update::Update,
-    warm::Warmer,
+    spec::{TaskLabel, TaskSpec},
+    update::WeightUpdate,
 };
 
-/// What the FM says of the targets of some requests.
+/// TAEs and predictions for the targets of some requests, in order.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct FmOutput {
-    /// `[rows * tae_dim]`, the target-aware embeddings.
+    /// `[rows * tae_width]`: the target-aware embeddings.
     pub tae: Vec<f32>,
     /// `[rows * main tasks]`: probabilities of binary tasks, values of regressions.
     pub main: Vec<f32>,
 }
 
-/// How a loaded FM serves.
+/// Settings of a loaded FM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Serving {
-    /// Where it runs.
+pub struct FmServingOptions {
+    /// The device to run on.
     pub device: DeviceKind,
-    /// Bytes of encoded histories that are kept between requests; 0 keeps none.
+    /// The most bytes of encoded histories that are cached between requests; 0 caches none.
     pub history_cache_bytes: usize,
-    /// Histories of the users asked for last that an update encodes before its weights are in service, at most;
-    /// 0 encodes none. They take at most a quarter of the cache.
-    pub warm_histories: usize,
+    /// The most histories of recent users that an update encodes with its new weights before it
+    /// puts them in service; 0 encodes none. They take at most a quarter of the cache.
+    pub warmup_histories: usize,
 }
 
-impl Default for Serving {
-    fn default() -> Self {
-        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20, warm_histories: 512 }
+impl FmOutput {
+    fn append(&mut self, other: FmOutput) {
+        self.tae.extend(other.tae);
+        self.main.extend(other.main);
     }
 }
 
-/// A loaded FM, whatever its device.
+impl Default for FmServingOptions {
+    fn default() -> Self {
+        Self { device: DeviceKind::Cpu, history_cache_bytes: 256 << 20, warmup_histories: 512 }
+    }
+}
+
+/// A loaded FM, on any device.
 pub trait FoundationModel: Send + Sync {
-    /// What the checkpoint says of itself, as it was loaded. Updates change neither version nor configuration nor
-    /// specification.
-    fn manifest(&self) -> &Manifest;
+    /// The manifest of the checkpoint that was loaded. Updates change neither version,
+    /// configuration nor specification.
+    fn manifest(&self) -> &FmManifest;
 
-    /// What the weights in service say of themselves.
-    fn now(&self) -> Arc<Manifest>;
+    /// The manifest of the weights in service, which updates replace.
+    fn current_manifest(&self) -> Arc<FmManifest>;
 
-    /// Puts new weights in service. A pass that runs goes on with the old ones; every pass sees one or the other,
-    /// and none waits. Histories are encoded anew: those of the users asked for last before the weights are in service
-    /// ([`Serving::warm_histories`]; for 5 seconds at most), the others each when it is asked for next. It returns when
-    /// the last pass with the old weights has ended.
+    /// Puts new weights in service. Every inference pass uses either the old or the new weights
+    /// from its beginning to its end, and none waits. Cached histories are encoded again: those of
+    /// recent users before the weights are in service ([`FmServingOptions::warmup_histories`], for
+    /// at most 5 seconds), the others at the user's next request. Returns when the last pass with
+    /// the old weights has ended.
     ///
     /// # Errors
-    /// A model that was not loaded for updates ([`load_live`]), or weights that do not fit it or are damaged: nothing has
-    /// changed then. A store that cannot be written to: the old weights are in service, but the
-    /// model takes no more updates and is to be loaded again.
-    fn update(&self, update: Update) -> Result<()>;
+    /// A model that was not loaded by [`load_updatable`], or an update that is damaged or does not
+    /// match the model; nothing has changed then. A store that cannot be written: the old weights
+    /// stay in service, but the model accepts no further updates and must be loaded again.
+    fn update(&self, update: WeightUpdate) -> Result<()>;
 
-    /// TAEs and main predictions of every target, in order. What one request gets does not depend on the others, nor
-    /// on what is cached, up to rounding (1e-5).
+    /// TAEs and main predictions of every target, in order. Batching and caching do not change the
+    /// results beyond rounding (1e-5).
     ///
     /// # Errors
-    /// An example that does not fit the model.
+    /// An example that does not match the model's specification.
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput>;
 
-    /// The same in one joint pass over histories and targets, as training has it: nothing is kept or used again.
+    /// The same in one joint pass over histories and targets, as in training, without the cache.
     ///
     /// # Errors
     /// As [`FoundationModel::infer`].
-    fn infer_plain(&self, examples: &[&Example]) -> Result<FmOutput>;
+    fn infer_uncached(&self, examples: &[&Example]) -> Result<FmOutput>;
 
-    /// What the history cache was worth since the start.
+    /// Hits and misses of the history cache since the model was loaded.
     fn cache_counts(&self) -> CacheCounts;
 }
 
-/// Loads a checkpoint.
+/// Loads a checkpoint that takes no updates.
 ///
 /// # Errors
-/// A checkpoint that is missing, damaged or foreign, or a device that is not in this build.
-pub fn load(dir: &Path, serving: Serving) -> Result<Box<dyn FoundationModel>> {
-    open(Source { checkpoint: dir, work: None }, serving)
+/// A checkpoint that is missing, damaged or of another format, or a device that is not in this
+/// build.
+pub fn load(dir: &Path, serving: FmServingOptions) -> Result<Box<dyn FoundationModel>> {
+    open(ModelSource { checkpoint: dir, work: None }, serving)
 }
 
-/// Loads a checkpoint that takes updates: its rows are copied to `work`, a folder of this process alone, which is
-/// replaced.
+/// Loads a checkpoint that takes updates. Its sparse rows are copied to the folder `work`, which is
+/// replaced and which only this process may use.
 ///
 /// # Errors
-/// As [`load`]; a folder that cannot be written to.
-pub fn load_live(dir: &Path, work: &Path, serving: Serving) -> Result<Box<dyn FoundationModel>> {
-    open(Source { checkpoint: dir, work: Some(work) }, serving)
+/// As [`load`], and a folder that cannot be written.
+pub fn load_updatable(
+    dir: &Path,
+    work: &Path,
+    serving: FmServingOptions,
+) -> Result<Box<dyn FoundationModel>> {
+    open(ModelSource { checkpoint: dir, work: Some(work) }, serving)
 }
 
-/// What a model is loaded from.
+/// The folders that a model is loaded from.
 #[derive(Debug, Clone, Copy)]
-struct Source<'a> {
+struct ModelSource<'a> {
     checkpoint: &'a Path,
-    /// Where rows go that updates bring, if there are updates.
+    /// The folder for the rows of updates; none for a model that takes no updates.
     work: Option<&'a Path>,
 }
 
-fn open(from: Source<'_>, serving: Serving) -> Result<Box<dyn FoundationModel>> {
+fn open(from: ModelSource<'_>, serving: FmServingOptions) -> Result<Box<dyn FoundationModel>> {
     serving.device.check()?;
     match serving.device {
-        DeviceKind::Cpu => Ok(Box::new(Loaded::<Cpu>::open(from, serving)?)),
+        DeviceKind::Cpu => Ok(Box::new(LoadedModel::<Cpu>::open(from, serving)?)),
         #[cfg(feature = "cuda")]
-        DeviceKind::Cuda => Ok(Box::new(Loaded::<crate::device::Cuda>::open(from, serving)?)),
+        DeviceKind::Cuda => Ok(Box::new(LoadedModel::<crate::device::Cuda>::open(from, serving)?)),
         #[cfg(not(feature = "cuda"))]
         DeviceKind::Cuda => unreachable!("check() refuses it"),
     }
 }
 
-/// What a pass may take in memory, about; more requests are several passes.
-const SERVING_BYTES: usize = 512 << 20;
+/// Approximate limit on the memory of a pass; more requests are processed in several passes.
+const MAX_PASS_BYTES: usize = 512 << 20;
 
-/// Candidates a micro-batch, at most: its activations stay in a core's cache.
-const MICRO_BATCH: usize = 128;
+/// The most candidates in a micro-batch, so that its activations stay in a core's cache.
+const MAX_MICRO_BATCH: usize = 128;
 
-/// Candidates a micro-batch, at least, where there are as many: fewer make matrix products slow.
-const MICRO_BATCH_LEAST: usize = 16;
+/// The fewest candidates in a micro-batch, if there are as many: matrix products with fewer rows
+/// are slow.
+const MIN_MICRO_BATCH: usize = 16;
 
-struct Loaded<B: ServingBackend> {
-    /// As it was loaded.
-    manifest: Manifest,
-    batcher: Batcher,
+struct LoadedModel<B: ServingBackend> {
+    /// The manifest of the loaded checkpoint.
+    manifest: FmManifest,
+    batch_builder: BatchBuilder,
     device: B::Device,
-    /// Held for an instant: to take a generation, or to replace it.
-    now: RwLock<Arc<Generation<B>>>,
-    /// Where updates are possible. None in the lock once a store has failed.
-    live: Option<Mutex<Option<Live<B>>>>,
+    /// The generation in service. The lock is only held to clone or replace the pointer.
+    current: RwLock<Arc<Generation<B>>>,
+    /// Present if the model takes updates. The inner option becomes `None` once the store has
+    /// failed.
+    updater: Option<Mutex<Option<LiveUpdater<B>>>>,
     history_cache_bytes: usize,
-    warmer: Option<Warmer>,
+    warmer: Option<CacheWarmer>,
     /// Of requests: whole, known tokens, new tokens. Of updates: warmed tokens.
     counts: [AtomicU64; 4],
 }
 
-impl<B: ServingBackend> Loaded<B> {
-    fn open(from: Source<'_>, serving: Serving) -> Result<Self> {
+impl<B: ServingBackend> LoadedModel<B> {
+    fn open(from: ModelSource<'_>, serving: FmServingOptions) -> Result<Self> {
         let dir = from.checkpoint;
-        let manifest = Manifest::read(dir)?;
+        let manifest = FmManifest::read(dir)?;
         let device = B::Device::default();
         let model = {
-            // Weights are drawn before they are replaced, which would change what a trainer draws from its seed.
-            let _alone = drawing();
+            // The new model draws weights before they are replaced. Without the lock, a trainer
+            // that draws at the same time would get other weights from its seed.
+            let _rng = lock_weight_rng();
             let fresh = FmModel::new(&manifest.config, &manifest.spec, &device);
             load_weights(fresh, &dir.join("model.safetensors"), &device)?
         };
-        let live = from.work.map(|work| Live::open(dir, work)).transpose()?;
-        let Serving { history_cache_bytes, warm_histories, .. } = serving;
-        let warmer = match &live {
-            Some(_) => Warmer::start(warm_histories, history_cache_bytes)?,
+        let updater = from.work.map(|work| LiveUpdater::open(dir, work)).transpose()?;
+        let FmServingOptions { history_cache_bytes, warmup_histories, .. } = serving;
+        let warmer = match &updater {
+            Some(_) => CacheWarmer::start(warmup_histories, history_cache_bytes)?,
             None => None,
         };
-        let rows = match &live {
-            Some(live) => live.rows(),
-            None => Rows::Fixed(Box::new(StoreReader::open(dir.join("store"))?)),
+        let rows = match &updater {
+            Some(updater) => updater.committed_rows(),
+            None => SparseRows::Fixed(Box::new(StoreReader::open(dir.join("store"))?)),
         };
-        let now = Generation {
+        let generation = Generation {
             manifest: Arc::new(manifest.clone()),
             model: Arc::new(ServingModel::new(model)),
             cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows,
         };
         Ok(Self {
-            batcher: Batcher::new(&manifest.spec, &manifest.config),
+            batch_builder: BatchBuilder::new(&manifest.spec, &manifest.config),
             manifest,
             device,
-            now: RwLock::new(Arc::new(now)),
-            live: live.map(|live| Mutex::new(Some(live))),
+            current: RwLock::new(Arc::new(generation)),
+            updater: updater.map(|updater| Mutex::new(Some(updater))),
             history_cache_bytes,
             warmer,
             counts: Default::default(),
         })
     }
 
-    /// What a pass that begins now goes by.
+    /// The generation in service, for a pass that begins now.
     fn generation(&self) -> Arc<Generation<B>> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn pass<'a>(&'a self, now: &'a Generation<B>) -> Pass<'a, B> {
-        Pass { fm: self, now }
+    fn pass<'a>(&'a self, generation: &'a Generation<B>) -> InferencePass<'a, B> {
+        InferencePass { fm: self, generation }
     }
 
-    /// Encodes for a generation that is to come what its first requests are likely to ask for.
-    fn warm(&self, next: &Generation<B>)
+    /// Encodes recent users' histories for the next generation.
+    fn warm_up(&self, next: &Generation<B>)
     where
         ServingModel<B>: Sync,
     {
         let Some(warmer) = &self.warmer else { return };
-        match warmer.warm(&self.pass(next), &self.generation().cache) {
+        match warmer.warm_up(&self.pass(next), &self.generation().cache) {
             Ok(tokens) => _ = self.counts[3].fetch_add(tokens, Ordering::Relaxed),
             Err(error) => {
-                tracing::warn!(%error, "histories are encoded when they are asked for, not before");
+                tracing::warn!(%error, "cannot encode histories ahead of an update; they are encoded at the next request");
             }
         }
     }
 }
 
-impl<B: ServingBackend> FoundationModel for Loaded<B>
+impl<B: ServingBackend> FoundationModel for LoadedModel<B>
 where
     ServingModel<B>: Sync,
 {
-    fn manifest(&self) -> &Manifest {
+    fn manifest(&self) -> &FmManifest {
         &self.manifest
     }
 
-    fn now(&self) -> Arc<Manifest> {
+    fn current_manifest(&self) -> Arc<FmManifest> {
         self.generation().manifest.clone()
     }
 
-    fn update(&self, update: Update) -> Result<()> {
-        let Some(live) = &self.live else {
-            return Err(Error::Update("the model was loaded without a place for new rows".into()));
+    fn update(&self, update: WeightUpdate) -> Result<()> {
+        let refused = |why: &str| Error::Update(why.into());
+        let Some(updater) = &self.updater else {
+            return Err(refused("the model was loaded without a work folder; load it for updates"));
         };
-        let mut slot = live.lock().map_err(|_| Error::Update("an earlier one failed".into()))?;
-        let Some(mut live) = slot.take() else {
-            let why = "an earlier one could not be written; load the model again";
-            return Err(Error::Update(why.into()));
+        let mut slot = updater
+            .lock()
+            .map_err(|_| refused("an earlier update panicked; load the model again"))?;
+        let Some(mut updater) = slot.take() else {
+            return Err(refused("an earlier update could not be written; load the model again"));
         };
         let history_cache_bytes = self.history_cache_bytes;
-        let place = Place { device: &self.device, history_cache_bytes };
-        let next = match live.prepare(update, &self.generation(), place) {
+        let settings = PrepareSettings { device: &self.device, history_cache_bytes };
+        let next = match updater.prepare(update, &self.generation(), settings) {
             Ok(next) => next,
             Err(error) => {
-                *slot = Some(live);
+                *slot = Some(updater);
                 return Err(error);
             }
         };
-        let put = |generation| {
-            let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *now, generation)
+        let swap = |generation| {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, generation)
         };
-        self.warm(&next.generation);
-        live.replace(next, put).inspect_err(|_| self.generation().cache.give_up(0))?;
-        *slot = Some(live);
+        self.warm_up(&next.generation);
+        updater.apply(next, swap).inspect_err(|_| self.generation().cache.reserve(0))?;
+        *slot = Some(updater);
         Ok(())
     }
 
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
-        examples.iter().try_for_each(|example| self.batcher.check(example))?;
-        let now = self.generation();
-        let pass = self.pass(&now);
+        examples.iter().try_for_each(|example| self.batch_builder.check(example))?;
+        let generation = self.generation();
+        let pass = self.pass(&generation);
         let mut output = FmOutput::default();
-        for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
+        for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
+        {
             let histories = pass.histories(part)?;
             let passes = micro_batches(part, rayon::current_num_threads());
-            let said: Vec<Result<FmOutput>> =
+            let outputs: Vec<Result<FmOutput>> =
                 passes.par_iter().map(|slices| pass.score(part, slices, &histories)).collect();
-            for said in said {
-                let said = said?;
-                output.tae.extend(said.tae);
-                output.main.extend(said.main);
+            for scored in outputs {
+                output.append(scored?);
             }
         }
         Ok(output)
     }
 
-    fn infer_plain(&self, examples: &[&Example]) -> Result<FmOutput> {
-        let now = self.generation();
-        let pass = self.pass(&now);
+    fn infer_uncached(&self, examples: &[&Example]) -> Result<FmOutput> {
+        let generation = self.generation();
+        let pass = self.pass(&generation);
         let mut output = FmOutput::default();
-        for part in parts(examples, &self.manifest.config, examples.len(), SERVING_BYTES) {
-            let batch = self.batcher.batch(part, &now.manifest.statistics)?;
+        for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
+        {
+            let batch = self.batch_builder.build(part, &generation.manifest.statistics)?;
             if batch.targets() == 0 {
                 continue;
             }
-            let attention = model::attention(&self.manifest.config, &batch)?;
-            let forward = now.model.model.forward(pass.embed(&batch), &batch, &attention);
-            let said = self::output(forward, self.manifest.spec.main_tasks());
-            output.tae.extend(said.tae);
-            output.main.extend(said.main);
+            let attention = model::batch_attention(&self.manifest.config, &batch)?;
+            let forward = generation.model.model.forward(pass.embed(&batch), &batch, &attention);
+            output.append(to_output(forward, self.manifest.spec.main_tasks()));
         }
         Ok(output)
     }
 
     fn cache_counts(&self) -> CacheCounts {
-        let [whole, known_tokens, new_tokens, warmed_tokens] =
+        let [full_hits, cached_tokens, encoded_tokens, warmup_tokens] =
             self.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
         let bytes = self.generation().cache.bytes();
-        CacheCounts { whole, known_tokens, new_tokens, warmed_tokens, bytes }
+        CacheCounts { full_hits, cached_tokens, encoded_tokens, warmup_tokens, bytes }
     }
 }
 
-/// A pass, with one generation of weights from its beginning to its end.
-pub(crate) struct Pass<'a, B: ServingBackend> {
-    fm: &'a Loaded<B>,
-    pub(crate) now: &'a Generation<B>,
+/// An inference pass, which uses one generation of weights from its beginning to its end.
+pub(crate) struct InferencePass<'a, B: ServingBackend> {
+    fm: &'a LoadedModel<B>,
+    pub(crate) generation: &'a Generation<B>,
 }
 
-impl<B: ServingBackend> Pass<'_, B>
+impl<B: ServingBackend> InferencePass<'_, B>
 where
     ServingModel<B>: Sync,
 {
-    /// The encoded history of each example: what the cache lacks is encoded in one pass.
-    fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<Encoded<B>>>> {
+    /// The encoded history of each example. What the cache lacks is encoded in one pass.
+    fn histories(&self, examples: &[&Example]) -> Result<Vec<Arc<EncodedHistory<B>>>> {
         if let Some(warmer) = &self.fm.warmer {
-            examples.iter().for_each(|example| warmer.touch(example.user.id));
+            examples.iter().for_each(|example| warmer.record_user(example.user.id));
         }
         let window = self.fm.manifest.config.history_window();
-        let first = |example: &Example| window.first(&example.history);
-        let mut found: Vec<Found<B>> =
-            examples.iter().map(|example| self.now.cache.find(example, first(example))).collect();
+        let first = |example: &Example| window.first_index(&example.history);
+        let mut found: Vec<CacheLookup<B>> = examples
+            .iter()
+            .map(|example| self.generation.cache.lookup(example, first(example)))
+            .collect();
         let mut selected = Vec::new();
-        let mut growing: Vec<&mut Encoded<B>> = Vec::new();
-        let (mut whole, mut known_tokens) = (0, 0);
+        let mut growing: Vec<&mut EncodedHistory<B>> = Vec::new();
+        let (mut full_hits, mut cached_tokens) = (0, 0);
         for (example, found) in examples.iter().zip(&mut found) {
             match found {
-                Found::Whole(history) => {
-                    whole += 1;
-                    known_tokens += history.events.len();
+                CacheLookup::Complete(history) => {
+                    full_hits += 1;
+                    cached_tokens += history.events.len();
                 }
-                Found::Prefix(history) => {
-                    known_tokens += history.events.len();
+                CacheLookup::Prefix(history) => {
+                    cached_tokens += history.events.len();
                     let from = first(example) + history.events.len();
                     let events = (from..example.history.len()).collect();
-                    selected.push(Selected { example, events, targets: Vec::new() });
+                    selected.push(ExampleSelection { example, events, targets: Vec::new() });
                     history.events.extend_from_slice(&example.history[from..]);
                     growing.push(history);
                 }
             }
         }
-        let new_tokens: usize = selected.iter().map(|selected| selected.events.len()).sum();
-        for (count, more) in self.fm.counts.iter().zip([whole, known_tokens, new_tokens]) {
+        let encoded_tokens: usize = selected.iter().map(|selected| selected.events.len()).sum();
+        for (count, more) in self.fm.counts.iter().zip([full_hits, cached_tokens, encoded_tokens]) {
             count.fetch_add(more as u64, Ordering::Relaxed);
         }
-        if new_tokens > 0 {
+        if encoded_tokens > 0 {
             self.encode(&selected, &mut growing)?;
         }
-        let keep = |(found, example): (Found<B>, &&Example)| match found {
-            Found::Whole(history) => history,
-            Found::Prefix(history) => {
+        let keep = |(found, example): (CacheLookup<B>, &&Example)| match found {
+            CacheLookup::Complete(history) => history,
+            CacheLookup::Prefix(history) => {
                 let history = Arc::from(history);
-                self.now.cache.keep(example.user.id, Arc::clone(&history));
+                self.generation.cache.insert(example.user.id, Arc::clone(&history));
                 history
             }
         };
         Ok(found.into_iter().zip(examples).map(keep).collect())
     }
 
-    /// Encodes the selected events, which follow what is encoded already; all of them are in `events` there.
+    /// Encodes the selected events and appends them to `growing`, whose `events` already include
+    /// them.
     pub(crate) fn encode(
         &self,
-        selected: &[Selected<'_>],
-        growing: &mut [&mut Encoded<B>],
+        selected: &[ExampleSelection<'_>],
+        growing: &mut [&mut EncodedHistory<B>],
     ) -> Result<()> {
-        let batch = self.fm.batcher.lay_out(selected, &self.now.manifest.statistics);
-        let attention = model::attention(&self.fm.manifest.config, &batch)?;
-        self.now.model.encode(self.embed(&batch), &batch, &attention, growing);
+        let batch = self.fm.batch_builder.lay_out(selected, &self.generation.manifest.statistics);
+        let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
+        self.generation.model.encode(self.embed(&batch), &batch, &attention, growing);
         Ok(())
     }
 
-    /// What some targets are over their histories.
+    /// The outputs for some targets over their encoded histories.
     fn score(
         &self,
         examples: &[&Example],
-        pass: &[Slice],
-        histories: &[Arc<Encoded<B>>],
+        pass: &[TargetSlice],
+        histories: &[Arc<EncodedHistory<B>>],
     ) -> Result<FmOutput> {
-        let selected: Vec<Selected<'_>> = pass
+        let selected: Vec<ExampleSelection<'_>> = pass
             .iter()
-            .map(|slice| Selected {
+            .map(|slice| ExampleSelection {
                 example: examples[slice.example],
                 events: Vec::new(),
-                targets: slice.targets.clone().map(|target| (target, 1.0)).collect(),
+                targets: unweighted(slice.targets.clone()),
             })
             .collect();
-        let histories: Vec<&Encoded<B>> =
+        let histories: Vec<&EncodedHistory<B>> =
             pass.iter().map(|slice| &*histories[slice.example]).collect();
-        let batch = self.fm.batcher.lay_out(&selected, &self.now.manifest.statistics);
-        let attention = model::attention(&self.fm.manifest.config, &batch)?;
-        let forward = self.now.model.score(self.embed(&batch), &batch, &attention, &histories);
-        Ok(output(forward, self.fm.manifest.spec.main_tasks()))
+        let batch = self.fm.batch_builder.lay_out(&selected, &self.generation.manifest.statistics);
+        let attention = model::batch_attention(&self.fm.manifest.config, &batch)?;
+        let forward =
+            self.generation.model.score(self.embed(&batch), &batch, &attention, &histories);
+        Ok(to_output(forward, self.fm.manifest.spec.main_tasks()))
     }
 
-    fn embed(&self, batch: &Batch) -> Embedded<B> {
+    fn embed(&self, batch: &FmBatch) -> EmbeddedBatch<B> {
         let dim = self.fm.manifest.config.embedding_dim;
         let mut rows = vec![0.0; batch.keys.len() * dim];
-        self.now.rows.gather(&batch.keys, &mut rows);
-        Gathered::new(batch, &rows, dim).tensors(&self.fm.device)
+        self.generation.rows.gather(&batch.keys, &mut rows);
+        GatheredRows::new(batch, &rows, dim).tensors(&self.fm.device)
     }
 }
 
-/// Some targets of one example.
+/// A range of targets of one example.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Slice {
+struct TargetSlice {
     example: usize,
     targets: Range<usize>,
 }
 
-/// Cuts the targets of examples, in order, into passes of about equal size that keep `threads` busy.
-fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<Slice>> {
+/// Splits the targets of examples, in order, into micro-batches of similar size that occupy
+/// `threads`.
+fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<TargetSlice>> {
     let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-    let passes = rows.div_ceil(MICRO_BATCH).next_multiple_of(threads.max(1));
-    let size = rows.div_ceil(passes.max(1)).max(MICRO_BATCH_LEAST);
-    let mut batches: Vec<Vec<Slice>> = Vec::new();
+    let passes = rows.div_ceil(MAX_MICRO_BATCH).next_multiple_of(threads.max(1));
+    let size = rows.div_ceil(passes.max(1)).max(MIN_MICRO_BATCH);
+    let mut batches: Vec<Vec<TargetSlice>> = Vec::new();
     let mut room = 0;
     for (index, example) in examples.iter().enumerate() {
         let mut from = 0;
@@ -428,7 +448,7 @@ fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<Slice>> {
                 room = size;
             }
             let count = room.min(example.targets.len() - from);
-            let slice = Slice { example: index, targets: from..from + count };
+            let slice = TargetSlice { example: index, targets: from..from + count };
             batches.last_mut().expect("one was pushed").push(slice);
             (from, room) = (from + count, room - count);
         }
@@ -436,16 +456,16 @@ fn micro_batches(examples: &[&Example], threads: usize) -> Vec<Vec<Slice>> {
     batches
 }
 
-/// The sparse rows of a batch, laid out for the model: see [`Embedded`].
+/// The sparse rows of a batch in the layout of an [`EmbeddedBatch`], not yet on a device.
 #[derive(Debug, Clone)]
-pub(crate) struct Gathered {
+pub(crate) struct GatheredRows {
     tokens: TensorData,
     profiles: Option<TensorData>,
 }
 
-impl Gathered {
-    /// `rows` `[keys, dim]` are those of the batch's distinct keys.
-    pub(crate) fn new(batch: &Batch, rows: &[f32], dim: usize) -> Self {
+impl GatheredRows {
+    /// Lays out `rows` `[keys, dim]`, the rows of the batch's distinct keys, by token.
+    pub(crate) fn new(batch: &FmBatch, rows: &[f32], dim: usize) -> Self {
         let gather = |index: &[u32], places: usize| {
             let mut flat = Vec::with_capacity(index.len() * dim);
             for &index in index {
@@ -461,18 +481,18 @@ impl Gathered {
         }
     }
 
-    /// On a device.
-    pub(crate) fn tensors<B: Backend>(self, device: &B::Device) -> Embedded<B> {
+    /// Moves the rows to a device.
+    pub(crate) fn tensors<B: Backend>(self, device: &B::Device) -> EmbeddedBatch<B> {
         let tensor = |data| Tensor::from_data(data, device);
-        Embedded { tokens: tensor(self.tokens), profiles: self.profiles.map(tensor) }
+        EmbeddedBatch { tokens: tensor(self.tokens), profiles: self.profiles.map(tensor) }
     }
 }
 
-/// Tensors → numbers, with the sigmoid on binary tasks.
-pub(crate) fn output<B: Backend>(forward: Forward<B>, tasks: &[TaskSpec]) -> FmOutput {
+/// Converts a model's output to numbers, with the sigmoid applied to binary tasks.
+pub(crate) fn to_output<B: Backend>(forward: ModelOutput<B>, tasks: &[TaskSpec]) -> FmOutput {
     let mut main = numbers(forward.main);
     for (index, value) in main.iter_mut().enumerate() {
-        if matches!(tasks[index % tasks.len()].label, Label::Action(_)) {
+        if matches!(tasks[index % tasks.len()].label, TaskLabel::Action(_)) {
             *value = 1.0 / (1.0 + (-*value).exp());
         }
     }

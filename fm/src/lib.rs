@@ -1,28 +1,97 @@
-//! The foundation model (FM): HSTU over lifelong, cross-surface histories that
-//! gives a target-aware embedding (TAE) for each candidate (paper, section 3.1).
+//! The foundation model (FM): HSTU over lifelong, cross-surface user histories. For each candidate
+//! of a request it computes a target-aware embedding (TAE, paper section 3.1), on which experts
+//! build, and predictions of the main tasks.
 //!
-//! Data flows one way through the files: [`example`] (what happened) →
-//! [`batch`] (jagged arrays) → [`model`] (embedding, HSTU, TAE, heads) →
-//! [`loss`] → [`trainer`] (which may learn from a part: [`sampling`]), or [`inference`] for a checkpoint. The crate knows
-//! nothing of experts, files of a data set, or servers.
+//! The crate holds the model, its training and its inference. It knows nothing of experts, of data
+//! set files, of streams or of servers: callers hand it [`example::Example`]s and get numbers.
+//!
+//! ```text
+//!  example ──> sampling ──> batch ──> model ──> loss ──> trainer ──> checkpoint ──> inference
+//!  (request,   (what a      (jagged   (tokens,  (eq. 3)  (AdamW,     (fm.json,      (encoded
+//!   history,    step         arrays)   HSTU,              Adagrad,    weights,       histories,
+//!   targets)    learns)                TAE,               resume)     store/)        candidates)
+//!                                      heads)                │                          ^
+//!                                                            └────── update ────────────┘
+//!                                                              (new weights, while serving)
+//! ```
+//!
+//! A model is trained, written as a checkpoint and served:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use hypercast_fm::{
+//!     device::DeviceKind,
+//!     example::{Example, Item, Outcome, Target, User},
+//!     inference::{self, FmServingOptions},
+//!     spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
+//!     trainer,
+//! };
+//!
+//! let config = FmConfig { dim: 8, heads: 1, qk_dim: 8, v_dim: 8, ..FmConfig::default() };
+//! let spec = FmSpec {
+//!     surfaces: vec!["home".into()],
+//!     actions: 1,
+//!     values: 0,
+//!     item_ids: 0,
+//!     item_dense: 0,
+//!     features: 0,
+//!     profile_ids: vec![],
+//!     tasks: vec![TaskSpec {
+//!         name: "click".into(),
+//!         main: true,
+//!         label: TaskLabel::Action(0),
+//!         surfaces: vec![true],
+//!         weight: 1.0,
+//!     }],
+//!     content: 0,
+//! };
+//! let candidate = |id| Target {
+//!     item: Arc::new(Item { id, ..Item::default() }),
+//!     ids: vec![],
+//!     features: vec![],
+//!     outcome: Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN },
+//!     truth: vec![],
+//! };
+//! let request = Example {
+//!     request: 1,
+//!     user: Arc::new(User::default()),
+//!     surface: 0,
+//!     time_ms: 0,
+//!     history: vec![],
+//!     targets: vec![candidate(7), candidate(8)],
+//! };
+//!
+//! let dir = tempfile::tempdir()?;
+//! let mut trainer = trainer::create(&dir.path().join("work"), &config, &spec, DeviceKind::Cpu)?;
+//! trainer.step(&[&request])?; // predicts, then learns
+//! trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
+//!
+//! let fm = inference::load(&dir.path().join("fm"), FmServingOptions::default())?;
+//! let output = fm.infer(&[&request])?;
+//! assert_eq!(output.main.len(), 2); // a click probability for each candidate
+//! assert_eq!(output.tae.len(), 2 * config.tae_width());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod alignment;
-mod average;
 pub mod batch;
-mod chance;
+mod cache_warmup;
 pub mod checkpoint;
 pub mod cost;
 pub mod device;
+mod ema;
 pub mod example;
+mod hash_rng;
 pub mod history;
 pub mod hstu;
 pub mod inference;
-mod live;
+mod live_model;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod predict_only;
 pub mod priority;
-mod probe;
 mod resume;
 pub mod sampling;
 pub mod serving;
@@ -31,31 +100,30 @@ pub mod spec;
 pub mod standardise;
 pub mod trainer;
 pub mod update;
-mod warm;
 
-/// What can go wrong in this crate.
+/// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A configuration value that cannot work.
+    /// A configuration value that is out of range or contradicts another.
     #[error("FM configuration: {0}")]
     Config(String),
-    /// An example that does not fit the model's specification.
+    /// An example whose features or surface do not match the model's specification.
     #[error("request {request}: {message}")]
     Example {
         /// The request's id.
         request: u64,
-        /// What does not fit.
+        /// What does not match, with both values.
         message: String,
     },
     /// A checkpoint that cannot be read or written.
     #[error("FM checkpoint {path}: {message}")]
     Checkpoint {
-        /// The file or folder.
+        /// The file or folder at fault.
         path: String,
         /// What is wrong and what to do.
         message: String,
     },
-    /// An update of a serving model that does not fit it; the model goes on as it is.
+    /// An update that a serving model refused; the weights in service did not change.
     #[error("update of the FM: {0}")]
     Update(String),
     /// The device is not available in this build.
@@ -64,15 +132,16 @@ pub enum Error {
     /// The embedding store failed.
     #[error(transparent)]
     Store(#[from] hypercast_store::Error),
-    /// Training went wrong in a way that more steps would not mend.
+    /// Training failed in a way that further steps cannot repair, such as a loss that is not
+    /// finite.
     #[error("FM training, step {step}: {message}")]
     Training {
-        /// The optimizer step.
+        /// The optimizer step that failed, counted from 0.
         step: u64,
-        /// What happened.
+        /// What failed, and which settings to change.
         message: String,
     },
 }
 
-/// The crate's result.
+/// A result with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;

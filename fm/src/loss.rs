@@ -1,29 +1,29 @@
-//! The MTML loss (eq. 3): the weighted sum of each task's mean over its own
-//! sample space (eq. 4).
+//! The multi-task multi-label (MTML) loss (eq. 3): the weighted sum of each task's mean loss over
+//! its own sample space (eq. 4).
 //!
-//! The means are folded into a weight matrix on the host, so a task without a
-//! valid sample has weights of exactly zero and contributes exactly zero.
+//! The means are folded into a weight matrix on the CPU, so a task without a valid sample has
+//! weights of exactly zero and contributes exactly zero.
 
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid, backend::Backend};
 
-use crate::spec::{Label, TaskSpec};
+use crate::spec::{TaskLabel, TaskSpec};
 
 /// Labels and the weights that turn an elementwise loss into eq. 3, for `columns` tasks.
 #[derive(Debug, Clone)]
-pub struct Targets {
-    /// `[rows * columns]`.
+pub struct LossTargets {
+    /// `[rows * columns]`; arbitrary where both weights are 0.
     pub labels: Vec<f32>,
     /// `[rows * columns]`: ω δ / Σδ for binary tasks, else 0.
     pub binary: Vec<f32>,
-    /// `[rows * columns]`: the same for regressions.
+    /// `[rows * columns]`: ω δ / Σδ for regressions, else 0.
     pub regression: Vec<f32>,
-    /// Tasks.
+    /// The number of tasks.
     pub columns: usize,
 }
 
-impl Targets {
-    /// From row-major labels and masks of the tasks in `tasks`. `valid` is how many valid samples
-    /// each task has: those of the mask, or more if these rows are a part of a batch.
+impl LossTargets {
+    /// Targets from row-major labels and masks of `tasks`. `valid` is each task's number of valid
+    /// samples, which exceeds the mask's if these rows are a part of a batch.
     ///
     /// # Panics
     /// If the lengths do not agree.
@@ -32,7 +32,7 @@ impl Targets {
         assert_eq!((labels.len(), valid.len()), (mask.len(), columns));
         let weight = |index: usize, binary: bool| {
             let task = &tasks[index % columns];
-            let same = matches!(task.label, Label::Action(_)) == binary;
+            let same = matches!(task.label, TaskLabel::Action(_)) == binary;
             if mask[index] && same { task.weight / valid[index % columns] as f32 } else { 0.0 }
         };
         let binary = (0..mask.len()).map(|index| weight(index, true)).collect();
@@ -40,7 +40,7 @@ impl Targets {
         Self { labels, binary, regression, columns }
     }
 
-    /// The same with each row's weights multiplied by `weights` `[rows]`.
+    /// Multiplies each row's loss by its entry of `weights` `[rows]`.
     pub fn weighted(mut self, weights: &[f32]) -> Self {
         assert_eq!(weights.len() * self.columns, self.labels.len());
         for (at, (binary, regression)) in
@@ -52,7 +52,7 @@ impl Targets {
         self
     }
 
-    /// The given rows alone, with the weights they have among all.
+    /// Only the given rows, with unchanged weights.
     pub fn rows(&self, rows: &[usize]) -> Self {
         let pick = |all: &[f32]| {
             rows.iter()
@@ -69,8 +69,9 @@ impl Targets {
     }
 }
 
-/// The loss of `outputs` `[rows, columns]`: cross-entropy of logits, and half the squared error of regressions.
-pub fn mtml<B: Backend>(outputs: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1> {
+/// The loss of `outputs` `[rows, columns]`: cross-entropy of logits, and half the squared error of
+/// regressions.
+pub fn mtml_loss<B: Backend>(outputs: Tensor<B, 2>, targets: &LossTargets) -> Tensor<B, 1> {
     let [rows, columns] = outputs.dims();
     assert_eq!(rows * columns, targets.labels.len());
     let device = outputs.device();
@@ -78,7 +79,7 @@ pub fn mtml<B: Backend>(outputs: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1
         Tensor::<B, 2>::from_data(TensorData::new(values.to_vec(), [rows, columns]), &device)
     };
     let labels = matrix(&targets.labels);
-    // (1 - y) z - ln σ(z) neither overflows nor has a kink at 0, as a form with max(z, 0) has.
+    // (1 - y) z - ln σ(z) does not overflow, and is smooth at 0, unlike the form with max(z, 0).
     let entropy = outputs.clone() * (labels.clone().neg() + 1.0) - log_sigmoid(outputs.clone());
     let mut loss = (entropy * matrix(&targets.binary)).sum();
     if targets.regression.iter().any(|&weight| weight != 0.0) {
@@ -96,7 +97,7 @@ mod tests {
 
     type A = Autodiff<Flex>;
 
-    fn task(label: Label, weight: f32) -> TaskSpec {
+    fn task(label: TaskLabel, weight: f32) -> TaskSpec {
         TaskSpec { name: "t".into(), main: true, label, surfaces: vec![true], weight }
     }
 
@@ -109,11 +110,11 @@ mod tests {
             for &i in &rows {
                 let (z, y) = (z[i], f64::from(labels[i]));
                 sum += match task.label {
-                    Label::Action(_) => {
+                    TaskLabel::Action(_) => {
                         -(y * (1.0 / (1.0 + (-z).exp())).ln()
                             + (1.0 - y) * (1.0 / (1.0 + z.exp())).ln())
                     }
-                    Label::Value(_) => 0.5 * (z - y) * (z - y),
+                    TaskLabel::Value(_) => 0.5 * (z - y) * (z - y),
                 };
             }
             if !rows.is_empty() {
@@ -124,19 +125,22 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_the_oracle_and_its_differences() {
-        let tasks =
-            [task(Label::Action(0), 1.0), task(Label::Value(0), 0.3), task(Label::Action(1), 2.0)];
+    fn the_loss_and_its_gradient_agree_with_the_oracle() {
+        let tasks = [
+            task(TaskLabel::Action(0), 1.0),
+            task(TaskLabel::Value(0), 0.3),
+            task(TaskLabel::Action(1), 2.0),
+        ];
         let z: Vec<f32> = (0..12).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
         let labels: Vec<f32> =
             (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
-        let targets = Targets::new(&tasks, labels.clone(), &mask, &[4, 3, 0]);
+        let targets = LossTargets::new(&tasks, labels.clone(), &mask, &[4, 3, 0]);
         let device = Default::default();
         let leaf =
             Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
-        let loss = mtml(leaf.clone(), &targets);
+        let loss = mtml_loss(leaf.clone(), &targets);
         let z64: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
         let expected = oracle(&z64, &labels, &mask, &tasks);
         let value = f64::from(loss.clone().into_scalar());
@@ -157,16 +161,16 @@ mod tests {
     }
 
     #[test]
-    fn no_valid_sample_is_a_loss_of_exactly_zero() {
-        let tasks = [task(Label::Action(0), 1.0), task(Label::Value(0), 1.0)];
-        let targets = Targets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0]);
+    fn without_a_valid_sample_the_loss_is_exactly_zero() {
+        let tasks = [task(TaskLabel::Action(0), 1.0), task(TaskLabel::Value(0), 1.0)];
+        let targets = LossTargets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0]);
         let device = Default::default();
         let leaf = Tensor::<A, 2>::from_data(
             TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),
             &device,
         )
         .require_grad();
-        let loss = mtml(leaf.clone(), &targets);
+        let loss = mtml_loss(leaf.clone(), &targets);
         assert_eq!(loss.clone().into_scalar(), 0.0);
         let gradient = leaf.grad(&loss.backward()).unwrap().into_data().to_vec::<f32>().unwrap();
         assert!(gradient.iter().all(|&g| g == 0.0), "{gradient:?}");

@@ -1,8 +1,8 @@
-//! The model proper: token embedding (eq. 1, 2) → HSTU layers → TAE → the
-//! multi-task module of the main tasks.
+//! The model proper: token embedding (eq. 1, 2) → HSTU layers → TAE → the multi-task module of the
+//! main tasks.
 //!
-//! This is all that a server needs; the alignment modules, which only training
-//! needs, are in [`crate::alignment`].
+//! This is all that serving needs. The alignment modules, which only training needs, are in
+//! [`crate::alignment`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,17 +12,17 @@ use burn::{
     tensor::{Int, Tensor, TensorData, backend::Backend},
 };
 use hypercast_kernels::{
-    attention::{HstuAttention, HstuBackend, Window},
-    mlp::{MlpInputs, Weights, mlp},
+    attention::{AttentionWindow, HstuAttention, HstuBackend},
+    mlp::{LinearWeights, MlpInputs, mlp},
 };
 
 use crate::{
     Error, Result,
-    batch::Batch,
-    chance::mix,
+    batch::FmBatch,
     hstu::HstuLayer,
     spec::{FmConfig, FmSpec},
 };
+use hypercast_core::hash::mix_parts;
 
 /// The FM without its alignment modules.
 #[derive(Module, Debug)]
@@ -30,65 +30,69 @@ pub struct FmModel<B: Backend> {
     token_hidden: Linear<B>,
     token_output: Linear<B>,
     outcome: Option<Linear<B>>,
-    candidate: Option<Candidate<B>>,
+    candidate: Option<CandidateEncoder<B>>,
     pub(crate) layers: Vec<HstuLayer<B>>,
     tae: Option<Linear<B>>,
-    head: MultiTask<B>,
+    head: MultiTaskHead<B>,
 }
 
-/// What is known of a candidate besides its item: the request's numeric columns (counters, durations) and the user's
-/// categories. It is added to a target's token; histories have none, so cached history states stay valid.
+/// Encodes what is known of a candidate besides its item: the request's numeric columns (counters,
+/// durations) and the user's categories. The result is added to the target's token. History tokens
+/// have no such term, so cached histories stay valid.
 #[derive(Module, Debug)]
-pub struct Candidate<B: Backend> {
+pub struct CandidateEncoder<B: Backend> {
     hidden: Linear<B>,
     output: Linear<B>,
-    /// What a linear model would make of the columns reaches the token as it is: counters say most of it.
+    /// A linear path beside the hidden layer, because most of what counters tell is linear.
     direct: Linear<B>,
 }
 
-/// The sparse rows of a batch, gathered.
+/// The sparse rows of a batch, gathered by token.
 #[derive(Debug, Clone)]
-pub struct Embedded<B: Backend> {
+pub struct EmbeddedBatch<B: Backend> {
     /// `[H + R, fields * embedding_dim]`.
     pub tokens: Tensor<B, 2>,
-    /// `[R, profile_ids * embedding_dim]`, where the model reads candidates' columns and the schema has profiles.
+    /// `[R, profile_ids * embedding_dim]`, if the model has `candidate_columns` and the data has
+    /// profile columns.
     pub profiles: Option<Tensor<B, 2>>,
 }
 
 /// The "simple multi-task module" on the TAE.
 #[derive(Module, Debug)]
-pub struct MultiTask<B: Backend> {
+pub struct MultiTaskHead<B: Backend> {
     norm: LayerNorm<B>,
     hidden: Linear<B>,
     output: Linear<B>,
-    /// So that most of what the TAE knows of a task can be read off it by a linear layer, an expert's too.
+    /// A linear path beside the hidden layer. It makes the TAE linearly informative about each
+    /// task, which also helps experts.
     direct: Linear<B>,
 }
 
-/// What the model gives for the R targets of a batch.
+/// The model's outputs for the R targets of a batch.
 #[derive(Debug)]
-pub struct Forward<B: Backend> {
-    /// `[R, tae]`.
+pub struct ModelOutput<B: Backend> {
+    /// `[R, tae_width]`.
     pub tae: Tensor<B, 2>,
     /// `[R, main tasks]`: logits, or values of regressions.
     pub main: Tensor<B, 2>,
 }
 
-/// Held while weights are drawn: a backend has one generator for all threads, and a seed means the same weights only
-/// while nobody else draws.
-pub(crate) fn drawing() -> MutexGuard<'static, ()> {
+/// Locks the backend's random generator while weights are drawn. All threads share one generator,
+/// so a seed gives the same weights only if no other thread draws in between.
+pub(crate) fn lock_weight_rng() -> MutexGuard<'static, ()> {
     static DRAWING: Mutex<()> = Mutex::new(());
     DRAWING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<B: Backend> FmModel<B> {
-    /// Fresh weights, from the backend's seed.
+    /// A model with newly drawn weights, from the backend's seed.
     pub fn new(config: &FmConfig, spec: &FmSpec, device: &B::Device) -> Self {
         let (dim, tae) = (config.dim, config.tae_width());
         let token = spec.token_fields() * config.embedding_dim + spec.item_dense + spec.content;
-        let candidate = match config.candidate_columns {
-            true => spec.profile_ids.len() * config.embedding_dim + spec.features,
-            false => 0,
+        let candidate = if config.candidate_columns {
+            spec.profile_ids.len() * config.embedding_dim + spec.features
+        } else {
+            0
         };
         let linear = |from, to| LinearConfig::new(from, to).init(device);
         Self {
@@ -97,14 +101,14 @@ impl<B: Backend> FmModel<B> {
             outcome: (spec.outcome_width() > 0).then(|| {
                 LinearConfig::new(spec.outcome_width(), dim).with_bias(false).init(device)
             }),
-            candidate: (candidate > 0).then(|| Candidate {
+            candidate: (candidate > 0).then(|| CandidateEncoder {
                 hidden: linear(candidate, 2 * dim),
                 output: linear(2 * dim, dim),
                 direct: LinearConfig::new(candidate, dim).with_bias(false).init(device),
             }),
             layers: (0..config.layers).map(|_| HstuLayer::new(config, device)).collect(),
             tae: (config.tae_dim != 0).then(|| linear(dim, tae)),
-            head: MultiTask {
+            head: MultiTaskHead {
                 norm: LayerNormConfig::new(tae).init(device),
                 hidden: linear(tae, dim),
                 output: linear(dim, spec.main_tasks().len()),
@@ -117,44 +121,47 @@ impl<B: Backend> FmModel<B> {
 }
 
 impl<B: HstuBackend> FmModel<B> {
-    /// `embedded` are the gathered sparse rows of the batch's keys.
+    /// The outputs for the batch's targets; `embedded` are the sparse rows of the batch's keys.
     pub fn forward(
         &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
-    ) -> Forward<B> {
+        embedded: EmbeddedBatch<B>,
+        batch: &FmBatch,
+        attention: &BatchAttention,
+    ) -> ModelOutput<B> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
         let mut x = self.tokens(embedded, batch, history, history + targets);
-        let (last, others) = self.layers.split_last().expect("a model has a layer");
-        let noise = |layer: usize| mix(&[batch.noise, layer as u64]);
+        let (last, others) = self.layers.split_last().expect("a model has at least one layer");
+        let dropout_seed = |layer: usize| mix_parts(&[batch.dropout_seed, layer as u64]);
         for (at, layer) in others.iter().enumerate() {
-            x = layer.forward(x, &attention.whole, noise(at));
+            x = layer.forward(x, &attention.inner_layers, dropout_seed(at));
         }
-        let output = last.forward(x, &attention.targets, noise(others.len()));
-        self.said(output)
+        let output = last.forward(x, &attention.last_layer, dropout_seed(others.len()));
+        self.outputs(output)
     }
 
     /// TAEs and main tasks from the last layer's output.
-    pub(crate) fn said(&self, output: Tensor<B, 2>) -> Forward<B> {
+    pub(crate) fn outputs(&self, output: Tensor<B, 2>) -> ModelOutput<B> {
         let tae = match &self.tae {
             Some(projection) => projection.forward(output),
             None => output,
         };
         let main = self.head.forward(tae.clone());
-        Forward { tae, main }
+        ModelOutput { tae, main }
     }
 
-    /// The states of every request's last history token, of the token itself and after each layer:
-    /// `[requests with a history, (layers + 1) * dim]`. The batch must have a history and no target.
+    /// The states of every request's last history token, before the first layer and after each
+    /// layer: `[requests with a history, (layers + 1) * dim]`.
+    ///
+    /// # Panics
+    /// If the batch has a target or no history token.
     pub fn user_states(
         &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
+        embedded: EmbeddedBatch<B>,
+        batch: &FmBatch,
+        attention: &BatchAttention,
     ) -> Tensor<B, 2> {
         let (history, targets) = (batch.history_tokens(), batch.targets());
-        assert!(history > 0 && targets == 0, "user states are those of histories");
+        assert!(history > 0 && targets == 0, "user states need history tokens and no target");
         let last: Vec<i64> = batch
             .history_offsets
             .windows(2)
@@ -167,7 +174,7 @@ impl<B: HstuBackend> FmModel<B> {
         let mut x = self.tokens(embedded, batch, history, history);
         let mut states = vec![x.clone().select(0, last.clone())];
         for layer in &self.layers {
-            x = layer.forward(x, &attention.whole, batch.noise);
+            x = layer.forward(x, &attention.inner_layers, batch.dropout_seed);
             states.push(x.clone().select(0, last.clone()));
         }
         Tensor::cat(states, 1)
@@ -176,12 +183,12 @@ impl<B: HstuBackend> FmModel<B> {
     /// Eq. 1 for histories and eq. 2 for targets.
     pub(crate) fn tokens(
         &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
+        embedded: EmbeddedBatch<B>,
+        batch: &FmBatch,
         history: usize,
         total: usize,
     ) -> Tensor<B, 2> {
-        let Embedded { tokens: embeddings, profiles } = embedded;
+        let EmbeddedBatch { tokens: embeddings, profiles } = embedded;
         let device = embeddings.device();
         let dense = batch.dense.len() / total;
         let input = if dense > 0 {
@@ -190,7 +197,7 @@ impl<B: HstuBackend> FmModel<B> {
         } else {
             embeddings
         };
-        let content = through(input, [&self.token_hidden, &self.token_output]);
+        let content = mlp_forward(input, [&self.token_hidden, &self.token_output]);
         if self.outcome.is_none() && self.candidate.is_none() {
             return content;
         }
@@ -210,73 +217,74 @@ impl<B: HstuBackend> FmModel<B> {
     }
 }
 
-/// Two linear layers with an activation between them.
-pub(crate) fn through<B: HstuBackend>(
+/// Two linear layers with a SiLU between them.
+pub(crate) fn mlp_forward<B: HstuBackend>(
     x: Tensor<B, 2>,
     [hidden, output]: [&Linear<B>; 2],
 ) -> Tensor<B, 2> {
-    let weights = |linear: &Linear<B>| Weights {
+    let weights = |linear: &Linear<B>| LinearWeights {
         weight: linear.weight.val(),
-        bias: linear.bias.as_ref().expect("made with a bias").val(),
+        bias: linear.bias.as_ref().expect("created with a bias").val(),
     };
     mlp(MlpInputs { x, hidden: weights(hidden), output: weights(output) })
 }
 
-impl<B: HstuBackend> Candidate<B> {
+impl<B: HstuBackend> CandidateEncoder<B> {
     fn forward(
         &self,
         profiles: Option<Tensor<B, 2>>,
-        batch: &Batch,
+        batch: &FmBatch,
         device: &B::Device,
     ) -> Tensor<B, 2> {
         let shape = [batch.targets(), batch.features.len() / batch.targets()];
         let columns = || TensorData::new(batch.features.clone(), shape);
         let features = (shape[1] > 0).then(|| Tensor::from_data(columns(), device));
         let input = Tensor::cat(features.into_iter().chain(profiles).collect(), 1);
-        through(input.clone(), [&self.hidden, &self.output]) + self.direct.forward(input)
+        mlp_forward(input.clone(), [&self.hidden, &self.output]) + self.direct.forward(input)
     }
 }
 
-impl<B: HstuBackend> MultiTask<B> {
+impl<B: HstuBackend> MultiTaskHead<B> {
     fn forward(&self, tae: Tensor<B, 2>) -> Tensor<B, 2> {
         let tae = self.norm.forward(tae);
-        through(tae.clone(), [&self.hidden, &self.output]) + self.direct.forward(tae)
+        mlp_forward(tae.clone(), [&self.hidden, &self.output]) + self.direct.forward(tae)
     }
 }
 
-/// The attention of a batch: of its inner layers, and of the last.
+/// The attention layouts of a batch: for all layers but the last, and for the last one, which
+/// computes only targets.
 #[derive(Debug, Clone)]
-pub struct Attention {
-    pub(crate) whole: Arc<HstuAttention>,
-    targets: Arc<HstuAttention>,
+pub struct BatchAttention {
+    pub(crate) inner_layers: Arc<HstuAttention>,
+    last_layer: Arc<HstuAttention>,
 }
 
-impl Attention {
-    /// Whether there is a time bias.
-    pub(crate) fn timed(&self) -> bool {
-        self.whole.times_s.is_some()
+impl BatchAttention {
+    /// Whether the model has a time bias.
+    pub(crate) fn has_time_bias(&self) -> bool {
+        self.inner_layers.times_s.is_some()
     }
 }
 
-/// The attention of a batch under a configuration.
+/// The attention layouts of a batch under a configuration.
 ///
 /// # Errors
-/// Offsets that do not fit each other.
-pub fn attention(config: &FmConfig, batch: &Batch) -> Result<Attention> {
-    let whole = HstuAttention {
+/// Offsets that contradict each other.
+pub fn batch_attention(config: &FmConfig, batch: &FmBatch) -> Result<BatchAttention> {
+    let inner_layers = HstuAttention {
         history_offsets: batch.history_offsets.clone(),
         target_offsets: batch.target_offsets.clone(),
         heads: config.heads,
         alpha: config.alpha_value(),
         norm: config.max_history as f32,
         window: (config.window > 0)
-            .then_some(Window { recent: config.window, global: config.global }),
+            .then_some(AttentionWindow { recent: config.window, global: config.global }),
         targets_only: false,
         times_s: (config.time_buckets > 0).then(|| batch.times_s.clone()),
     };
-    let targets = HstuAttention { targets_only: true, ..whole.clone() };
+    let last_layer = HstuAttention { targets_only: true, ..inner_layers.clone() };
     let checked = |attention: HstuAttention| {
         attention.checked().map_err(|error| Error::Config(error.to_string()))
     };
-    Ok(Attention { whole: checked(whole)?, targets: checked(targets)? })
+    Ok(BatchAttention { inner_layers: checked(inner_layers)?, last_layer: checked(last_layer)? })
 }

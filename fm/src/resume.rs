@@ -1,10 +1,10 @@
-//! A saved training run: what the next step depends on besides its examples.
+//! A saved training run: everything that the next step depends on besides its examples.
 //!
-//! A folder holds `training.json` (what the run is and how far it came),
-//! `network.safetensors` (all dense weights), `moments.safetensors` (AdamW's
-//! state) and `store/` (sparse rows with their Adagrad state). Randomness needs
-//! no file: it is a function of the seed and the step. Where the run stands in
-//! its stream is the host's to remember.
+//! The folder contains `training.json` (settings and progress), `network.safetensors` (all dense
+//! weights), `average.safetensors` (their moving average, if there is one), `moments.safetensors`
+//! (AdamW's state) and `store/` (sparse rows with their Adagrad state). Random choices need no
+//! file, since they are functions of the seed and the step. The caller records the run's position
+//! in its stream.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -21,52 +21,55 @@ use serde_json::Value;
 
 use crate::{
     Result,
-    batch::Statistics,
-    checkpoint::{Named, Tensors, failed, named, read_tensors, write_tensors},
-    shard::Network,
+    batch::ColumnStatistics,
+    checkpoint::{
+        NamedTensor, TensorMap, checkpoint_error, named_tensor, read_tensors, write_tensors,
+    },
+    shard::FmNetwork,
     spec::{FmConfig, FmSpec},
 };
 
 /// The optimizer of the dense weights.
-pub(crate) type Optimizer<A> = OptimizerAdaptor<AdamW, Network<A>, A>;
+pub(crate) type DenseOptimizer<A> = OptimizerAdaptor<AdamW, FmNetwork<A>, A>;
 
-type Moments<A> = <Optimizer<A> as burn::optim::Optimizer<Network<A>, A>>::Record;
+type MomentRecords<A> = <DenseOptimizer<A> as burn::optim::Optimizer<FmNetwork<A>, A>>::Record;
 
-/// The file of all dense weights.
-pub(crate) const NETWORK: &str = "network.safetensors";
+/// The file with all dense weights.
+pub(crate) const NETWORK_FILE: &str = "network.safetensors";
 
-/// The file of their running average, where there is one.
-pub(crate) const AVERAGE: &str = "average.safetensors";
+/// The file with the moving average of the dense weights, if there is one.
+pub(crate) const EMA_FILE: &str = "average.safetensors";
 
-const MOMENTS: &str = "moments.safetensors";
+/// The file with AdamW's moments.
+const MOMENTS_FILE: &str = "moments.safetensors";
 
-/// The format of `training.json`; another one is refused.
+/// The version of `training.json`'s format; other versions are refused.
 const FORMAT: u32 = 1;
 
-/// What `training.json` holds.
+/// The content of `training.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct TrainingState {
     format: u32,
     config: FmConfig,
     spec: FmSpec,
-    pub(crate) statistics: Statistics,
+    pub(crate) statistics: ColumnStatistics,
     pub(crate) steps: u64,
     pub(crate) requests: u64,
     pub(crate) trained_until_ms: i64,
-    /// Threads that a batch is split over: sums are taken in their order.
+    /// The number of threads that a batch is split over, which fixes the order of sums.
     pub(crate) shards: usize,
-    /// Steps that AdamW took of each weight; one that no gradient reached yet is missing.
+    /// AdamW's step count of each weight; a weight without a gradient so far is missing.
     moment_steps: BTreeMap<String, usize>,
 }
 
-impl State {
-    /// A run that has not begun.
+impl TrainingState {
+    /// The state of a run before its first step.
     pub(crate) fn new(config: &FmConfig, spec: &FmSpec) -> Self {
         Self {
             format: FORMAT,
             config: config.clone(),
             spec: spec.clone(),
-            statistics: Statistics::new(spec),
+            statistics: ColumnStatistics::new(spec),
             steps: 0,
             requests: 0,
             trained_until_ms: 0,
@@ -79,61 +82,72 @@ impl State {
     pub(crate) fn write<A: AutodiffBackend>(
         mut self,
         dir: &Path,
-        network: &Network<A>,
-        moments: Moments<A>,
+        network: &FmNetwork<A>,
+        moments: MomentRecords<A>,
     ) -> Result<()> {
         let mut writer =
             MomentWriter { path: Vec::new(), moments, steps: BTreeMap::new(), all: Vec::new() };
         network.visit(&mut writer);
         self.moment_steps = writer.steps;
-        write_tensors(&writer.all, &dir.join(MOMENTS))?;
+        write_tensors(&writer.all, &dir.join(MOMENTS_FILE))?;
         let path = dir.join("training.json");
-        let value = serde_json::to_value(&self).map_err(|error| failed(&path, error))?;
-        let text =
-            serde_json::to_vec_pretty(&spell(value)).map_err(|error| failed(&path, error))?;
-        fs::write(&path, text).map_err(|error| failed(&path, error))
+        let value = serde_json::to_value(&self).map_err(|error| checkpoint_error(&path, error))?;
+        let text = serde_json::to_vec_pretty(&encode_floats(value))
+            .map_err(|error| checkpoint_error(&path, error))?;
+        fs::write(&path, text).map_err(|error| checkpoint_error(&path, error))
     }
 
     /// Reads `training.json`.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("training.json");
         let text = fs::read(&path).map_err(|error| {
-            failed(&path, format!("{error}; there is no saved run to resume, train without it"))
+            checkpoint_error(
+                &path,
+                format!("{error}; there is no saved run to resume, start a new run"),
+            )
         })?;
-        let value: Value = serde_json::from_slice(&text).map_err(|error| failed(&path, error))?;
+        let value: Value =
+            serde_json::from_slice(&text).map_err(|error| checkpoint_error(&path, error))?;
         if value.get("format") != Some(&Value::from(FORMAT)) {
-            return Err(failed(&path, format!("not of format {FORMAT}; start the training anew")));
+            return Err(checkpoint_error(
+                &path,
+                format!("is not of format {FORMAT}; start a new run"),
+            ));
         }
-        serde_json::from_value(unspell(value)).map_err(|error| failed(&path, error))
+        serde_json::from_value(decode_floats(value)).map_err(|error| checkpoint_error(&path, error))
     }
 
-    /// Refuses to go on with another configuration or other data. How often a run is saved may change.
+    /// Refuses to resume with another configuration or specification. Only `save_every_requests`
+    /// may change.
     pub(crate) fn check(&self, dir: &Path, config: &FmConfig, spec: &FmSpec) -> Result<()> {
-        let saves =
+        let saved_config =
             FmConfig { save_every_requests: config.save_every_requests, ..self.config.clone() };
-        let said = differing(&saves, config)
+        let difference = first_difference(&saved_config, config)
             .map(|(key, saved, now)| format!("fm.{key} was {saved} and is {now} now"));
-        let said = said.or_else(|| {
-            differing(&self.spec, spec)
+        let difference = difference.or_else(|| {
+            first_difference(&self.spec, spec)
                 .map(|(key, saved, now)| format!("the data's {key} were {saved} and are {now} now"))
         });
-        match said {
-            Some(said) => Err(failed(
+        match difference {
+            Some(difference) => Err(checkpoint_error(
                 dir,
-                format!("{said}; a run is resumed as it was begun: put it back, or start anew"),
+                format!(
+                    "{difference}; a run can only be resumed with its own settings: \
+                     restore the old value, or start a new run"
+                ),
             )),
             None => Ok(()),
         }
     }
 
-    /// Gives an optimizer the moments of the weights of `network`.
+    /// Loads the moments of `network`'s weights into an optimizer.
     pub(crate) fn load_moments<A: AutodiffBackend>(
         &self,
         dir: &Path,
-        network: &Network<A>,
-        optimizer: Optimizer<A>,
-    ) -> Result<Optimizer<A>> {
-        let path = dir.join(MOMENTS);
+        network: &FmNetwork<A>,
+        optimizer: DenseOptimizer<A>,
+    ) -> Result<DenseOptimizer<A>> {
+        let path = dir.join(MOMENTS_FILE);
         let mut reader = MomentReader::<A> {
             path: Vec::new(),
             steps: &self.moment_steps,
@@ -143,14 +157,16 @@ impl State {
         };
         network.visit(&mut reader);
         match reader.fault {
-            Some(name) => Err(failed(&path, format!("{name} is missing or of another shape"))),
+            Some(name) => {
+                Err(checkpoint_error(&path, format!("{name} is missing or has another shape")))
+            }
             None => Ok(optimizer.load_record(reader.moments)),
         }
     }
 }
 
-/// The first key whose values differ, with both.
-fn differing<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, Value)> {
+/// The first key whose values differ, with the saved and the current value.
+fn first_difference<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, Value)> {
     let fields = |of: &T| match serde_json::to_value(of) {
         Ok(Value::Object(fields)) => fields,
         _ => unreachable!("a struct of plain values is a JSON object"),
@@ -162,32 +178,35 @@ fn differing<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, Value)>
     })
 }
 
-/// Numbers with a fraction as `{"f64": "0.1"}`: the JSON parser may miss their last bit, Rust's own
-/// does not.
-fn spell(value: Value) -> Value {
+/// Writes floating-point numbers as `{"f64": "0.1"}`, because the JSON parser may round the last
+/// bit of a number and Rust's own parser does not.
+fn encode_floats(value: Value) -> Value {
     match value {
         Value::Number(number) if number.is_f64() => {
-            let text = format!("{:?}", number.as_f64().expect("asked above"));
+            let text = format!("{:?}", number.as_f64().expect("checked by the guard"));
             Value::Object([("f64".to_string(), Value::String(text))].into_iter().collect())
         }
-        Value::Array(values) => Value::Array(values.into_iter().map(spell).collect()),
-        Value::Object(fields) => {
-            Value::Object(fields.into_iter().map(|(key, value)| (key, spell(value))).collect())
-        }
+        Value::Array(values) => Value::Array(values.into_iter().map(encode_floats).collect()),
+        Value::Object(fields) => Value::Object(
+            fields.into_iter().map(|(key, value)| (key, encode_floats(value))).collect(),
+        ),
         other => other,
     }
 }
 
-fn unspell(value: Value) -> Value {
+/// The inverse of [`encode_floats`].
+fn decode_floats(value: Value) -> Value {
     match value {
-        Value::Array(values) => Value::Array(values.into_iter().map(unspell).collect()),
+        Value::Array(values) => Value::Array(values.into_iter().map(decode_floats).collect()),
         Value::Object(fields) => {
             if let (1, Some(Value::String(text))) = (fields.len(), fields.get("f64"))
                 && let Ok(number) = text.parse::<f64>()
             {
                 return Value::from(number);
             }
-            Value::Object(fields.into_iter().map(|(key, value)| (key, unspell(value))).collect())
+            Value::Object(
+                fields.into_iter().map(|(key, value)| (key, decode_floats(value))).collect(),
+            )
         }
         other => other,
     }
@@ -195,9 +214,9 @@ fn unspell(value: Value) -> Value {
 
 struct MomentWriter<A: AutodiffBackend> {
     path: Vec<String>,
-    moments: Moments<A>,
+    moments: MomentRecords<A>,
     steps: BTreeMap<String, usize>,
-    all: Vec<Named>,
+    all: Vec<NamedTensor>,
 }
 
 impl<A: AutodiffBackend> ModuleVisitor<A> for MomentWriter<A> {
@@ -213,8 +232,8 @@ impl<A: AutodiffBackend> ModuleVisitor<A> for MomentWriter<A> {
         let Some(record) = self.moments.remove(&param.id) else { return };
         let AdamWState { momentum } = record.into_state::<D>();
         let name = self.path.join(".");
-        self.all.push(named(format!("{name}.moment_1"), momentum.moment_1.into_data()));
-        self.all.push(named(format!("{name}.moment_2"), momentum.moment_2.into_data()));
+        self.all.push(named_tensor(format!("{name}.moment_1"), momentum.moment_1.into_data()));
+        self.all.push(named_tensor(format!("{name}.moment_2"), momentum.moment_2.into_data()));
         self.steps.insert(name, momentum.time);
     }
 }
@@ -222,8 +241,8 @@ impl<A: AutodiffBackend> ModuleVisitor<A> for MomentWriter<A> {
 struct MomentReader<'a, A: AutodiffBackend> {
     path: Vec<String>,
     steps: &'a BTreeMap<String, usize>,
-    tensors: Tensors,
-    moments: Moments<A>,
+    tensors: TensorMap,
+    moments: MomentRecords<A>,
     fault: Option<String>,
 }
 
@@ -265,20 +284,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spelled_numbers_come_back_bit_for_bit() {
+    fn encoded_floats_come_back_bit_for_bit() {
         let numbers: Vec<f64> =
             (1..2000).map(|i| f64::from(i).sqrt().ln() / 3.0 * 10f64.powi(i % 40 - 20)).collect();
         let value = serde_json::json!({ "a": numbers, "b": [1, "x", null], "c": { "d": 0.1 } });
-        let text = serde_json::to_string(&spell(value.clone())).unwrap();
-        assert_eq!(unspell(serde_json::from_str(&text).unwrap()), value);
+        let text = serde_json::to_string(&encode_floats(value.clone())).unwrap();
+        assert_eq!(decode_floats(serde_json::from_str(&text).unwrap()), value);
     }
 
     #[test]
     fn the_first_difference_is_named() {
         let config = FmConfig::default();
         let other = FmConfig { layers: 5, ..config.clone() };
-        assert!(differing(&config, &config.clone()).is_none());
-        let (key, saved, now) = differing(&config, &other).unwrap();
+        assert!(first_difference(&config, &config.clone()).is_none());
+        let (key, saved, now) = first_difference(&config, &other).unwrap();
         assert_eq!((key.as_str(), saved, now), ("layers", Value::from(2), Value::from(5)));
     }
 }

@@ -1,80 +1,97 @@
-//! What a training step learns from: all of an example, or a part of it.
+//! Chooses which parts of an example a training step learns from.
 //!
-//! Two things leave parts out. Stochastic length (arXiv 2402.17152, section
-//! 3.2) thins long histories, since attention costs their square; per-surface
-//! downsampling leaves out candidates to which nothing happened. Predictions
-//! and metrics never pass through here: they see whole examples.
+//! Two settings leave parts out. Stochastic length (arXiv 2402.17152, section 3.2) thins long
+//! histories, because the cost of attention is quadratic in their length. Downsampling by surface
+//! leaves out candidates without a positive action. Predictions and metrics always use whole
+//! examples.
 
 use crate::{
-    chance::{mix, uniform},
     example::{Event, Example},
+    hash_rng::uniform,
     spec::{FmConfig, FmSpec},
 };
+use hypercast_core::hash::mix_parts;
 
-/// What is read of a history: its last events, from one on that stays the first while others come.
+/// The part of a history that the model reads: its newest events, from a start that rarely moves.
 ///
-/// A history that slides by one with every event would have to be encoded anew each time, because each token has seen
-/// all before it. So the window begins at one of its `anchors` oldest events: the one that a hash of the events
-/// chooses, which depends on the events alone and stays chosen for about `anchors / 2` new ones.
+/// Every token has attended to all tokens before it, so a window that slid with every new event
+/// would have to be encoded again each time. The window therefore starts at one of the `anchors`
+/// oldest events that fit, chosen by a hash of the events: the choice depends only on the events
+/// and holds for about `anchors / 2` new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryWindow {
-    /// The most events.
-    pub longest: usize,
-    /// Of how many events the first is chosen; 0 or 1 takes the oldest.
+    /// The maximum number of events.
+    pub max_events: usize,
+    /// The number of candidates for the first event; 0 or 1 takes the oldest that fits.
     pub anchors: usize,
 }
 
 impl HistoryWindow {
-    /// The place of the first event.
-    pub fn first(self, history: &[Event]) -> usize {
-        // One that just fits may have had older events, which are not shown here.
-        let Some(oldest) = history.len().checked_sub(self.longest) else { return 0 };
+    /// The index of the first event that is read.
+    pub fn first_index(self, history: &[Event]) -> usize {
+        // A history of exactly the maximum may be the end of a longer one.
+        let Some(oldest) = history.len().checked_sub(self.max_events) else { return 0 };
         let last = (oldest + self.anchors.max(1)).min(history.len());
-        let rank = |event: &Event| mix(&[event.time_ms as u64, event.item.id]);
+        let rank = |event: &Event| mix_parts(&[event.time_ms as u64, event.item.id]);
         (oldest..last).min_by_key(|&at| (rank(&history[at]), at)).unwrap_or(oldest)
     }
 }
 
 /// The parts of an example that go into a batch.
 #[derive(Debug, Clone)]
-pub struct Selected<'a> {
-    /// The example.
+pub struct ExampleSelection<'a> {
+    /// The example that the parts belong to.
     pub example: &'a Example,
-    /// Which of its history, ascending.
+    /// Indices of the selected history events, ascending.
     pub events: Vec<usize>,
-    /// Which of its targets, ascending, each with its weight in the loss.
-    pub targets: Vec<(usize, f32)>,
+    /// The selected targets, by ascending index.
+    pub targets: Vec<WeightedTarget>,
 }
 
-impl<'a> Selected<'a> {
-    /// The events in the window and every target.
+/// A selected target and its weight in the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WeightedTarget {
+    /// The target's index in its example.
+    pub index: usize,
+    /// The factor of its loss.
+    pub weight: f32,
+}
+
+impl<'a> ExampleSelection<'a> {
+    /// The events in the window and every target, with weights of 1.
     pub fn whole(example: &'a Example, window: HistoryWindow) -> Self {
         let length = example.history.len();
         Self {
             example,
-            events: (window.first(&example.history)..length).collect(),
-            targets: (0..example.targets.len()).map(|target| (target, 1.0)).collect(),
+            events: (window.first_index(&example.history)..length).collect(),
+            targets: unweighted(0..example.targets.len()),
         }
     }
 }
 
-/// Cuts examples into parts of at most `requests` whose passes take about `bytes` at most, so that
-/// memory does not grow with the histories of a batch. An example that takes more is a part alone.
-pub(crate) fn parts<'a, 'b>(
+/// Targets with weights of 1.
+pub(crate) fn unweighted(indices: std::ops::Range<usize>) -> Vec<WeightedTarget> {
+    indices.map(|index| WeightedTarget { index, weight: 1.0 }).collect()
+}
+
+/// Splits examples into parts of at most `requests` requests and about `bytes` of activations, so
+/// that memory is bounded however long the histories are. A single example above `bytes` is a part
+/// of its own.
+pub(crate) fn split_by_memory<'a, 'b>(
     examples: &'b [&'a Example],
     config: &FmConfig,
     requests: usize,
     bytes: usize,
 ) -> impl Iterator<Item = &'b [&'a Example]> + use<'a, 'b> {
-    let (most, longest) = ((bytes / config.bytes_a_token()).max(1), config.max_history);
+    let (max_tokens, max_events) = ((bytes / config.bytes_per_token()).max(1), config.max_history);
     let tokens =
-        move |example: &Example| example.history.len().min(longest) + example.targets.len();
+        move |example: &Example| example.history.len().min(max_events) + example.targets.len();
     let mut rest = examples;
     std::iter::from_fn(move || {
         let mut sum = 0;
         let fits = |example: &&&Example| {
             sum += tokens(example);
-            sum <= most
+            sum <= max_tokens
         };
         let count = rest.iter().take(requests).take_while(fits).count();
         let (part, others) = rest.split_at(count.max(1).min(rest.len()));
@@ -83,28 +100,28 @@ pub(crate) fn parts<'a, 'b>(
     })
 }
 
-/// Chooses what is learned from.
+/// Selects the parts of examples that training learns from.
 #[derive(Debug, Clone)]
-pub(crate) struct Sampler {
+pub(crate) struct ExampleSampler {
     seed: u64,
     window: HistoryWindow,
-    /// N^(α/2): longer histories are thinned to it; none for stochastic length off.
-    thinned: Option<usize>,
+    /// N^(α/2), to which longer histories are thinned; none without stochastic length.
+    thinned_length: Option<usize>,
     alpha: f64,
-    /// By surface: the probability that a candidate without a positive action stays.
-    keep: Vec<f32>,
+    /// By surface: the probability of keeping a candidate without a positive action.
+    keep_negative: Vec<f32>,
 }
 
-/// Tells the draws of this file apart.
+/// The kind of a random draw, so that draws of different kinds are independent.
 #[derive(Debug, Clone, Copy)]
-enum Draw {
+enum DrawKind {
     Whole,
     Event,
     Target,
 }
 
-impl Sampler {
-    /// For a model.
+impl ExampleSampler {
+    /// A sampler with the settings of `config`.
     pub(crate) fn new(config: &FmConfig, spec: &FmSpec) -> Self {
         let keep = |name: &String| config.sample_negatives.get(name).copied().unwrap_or(1.0);
         let alpha = config.stochastic_length_alpha;
@@ -112,77 +129,85 @@ impl Sampler {
         Self {
             seed: config.seed,
             window: config.history_window(),
-            thinned: (alpha < 2.0).then_some(thinned.max(1)),
+            thinned_length: (alpha < 2.0).then_some(thinned.max(1)),
             alpha,
-            keep: spec.surfaces.iter().map(keep).collect(),
+            keep_negative: spec.surfaces.iter().map(keep).collect(),
         }
     }
 
-    /// What step `step` learns from of an example; none for all of it.
-    pub(crate) fn sample<'a>(&self, example: &'a Example, step: u64) -> Option<Selected<'a>> {
-        let mut selected = Selected::whole(example, self.window);
-        let place = Place { seed: self.seed, step, request: example.request };
-        let thinned = self.thin(&mut selected, place);
-        let dropped = self.drop_negatives(&mut selected, place);
+    /// The parts of an example that step `step` learns from; `None` for all of it.
+    pub(crate) fn sample<'a>(
+        &self,
+        example: &'a Example,
+        step: u64,
+    ) -> Option<ExampleSelection<'a>> {
+        let mut selected = ExampleSelection::whole(example, self.window);
+        let site = DrawSite { seed: self.seed, step, request: example.request };
+        let thinned = self.thin(&mut selected, site);
+        let dropped = self.drop_negatives(&mut selected, site);
         (thinned || dropped).then_some(selected)
     }
 
-    /// A history of n events above N^(α/2) stays whole with probability N^α / n², so that the
-    /// expected cost of attention is of the order N^α; else N^(α/2) of its events stay.
-    fn thin(&self, selected: &mut Selected<'_>, place: Place) -> bool {
-        let (Some(most), n) = (self.thinned, selected.events.len()) else { return false };
-        let whole = (self.window.longest as f64).powf(self.alpha) / (n as f64 * n as f64);
-        if n <= most || place.uniform(Draw::Whole, 0) < whole {
+    /// A history of n > N^(α/2) events stays whole with probability N^α / n², which makes the
+    /// expected cost of attention O(N^α); otherwise it is thinned to N^(α/2) events. Returns
+    /// whether it was.
+    fn thin(&self, selected: &mut ExampleSelection<'_>, site: DrawSite) -> bool {
+        let (Some(count), n) = (self.thinned_length, selected.events.len()) else { return false };
+        let whole = (self.window.max_events as f64).powf(self.alpha) / (n as f64 * n as f64);
+        if n <= count || site.uniform(DrawKind::Whole, 0) < whole {
             return false;
         }
         let first = selected.events[0];
         let events = &selected.example.history[first..];
-        selected.events = recent_first(events, most, |at| place.uniform(Draw::Event, at))
+        selected.events = sample_recent(events, count, |at| site.uniform(DrawKind::Event, at))
             .into_iter()
             .map(|at| first + at)
             .collect();
         true
     }
 
-    fn drop_negatives(&self, selected: &mut Selected<'_>, place: Place) -> bool {
-        let keep = self.keep.get(usize::from(selected.example.surface)).copied().unwrap_or(1.0);
+    /// Leaves out candidates without a positive action. Returns whether weights or targets changed.
+    fn drop_negatives(&self, selected: &mut ExampleSelection<'_>, site: DrawSite) -> bool {
+        let surface = usize::from(selected.example.surface);
+        let keep = self.keep_negative.get(surface).copied().unwrap_or(1.0);
         if keep >= 1.0 {
             return false;
         }
         let targets = &selected.example.targets;
         selected.targets = (0..targets.len())
-            .filter_map(|at| {
-                let outcome = &targets[at].outcome;
+            .filter_map(|index| {
+                let outcome = &targets[index].outcome;
                 if outcome.actions & outcome.known != 0 {
-                    return Some((at, 1.0));
+                    return Some(WeightedTarget { index, weight: 1.0 });
                 }
-                // Those that stay stand for those that went, so the mean prediction is not moved.
-                (place.uniform(Draw::Target, at) < f64::from(keep)).then_some((at, 1.0 / keep))
+                // The weight makes up for the dropped ones, so the mean prediction stays unbiased.
+                (site.uniform(DrawKind::Target, index) < f64::from(keep))
+                    .then_some(WeightedTarget { index, weight: 1.0 / keep })
             })
             .collect();
-        selected.targets.iter().any(|&(_, weight)| weight != 1.0)
+        selected.targets.iter().any(|target| target.weight != 1.0)
             || selected.targets.len() < targets.len()
     }
 }
 
-/// Where a choice is made.
+/// The step and request for which random choices are made.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct DrawSite {
     seed: u64,
     step: u64,
     request: u64,
 }
 
-impl Place {
-    fn uniform(self, draw: Draw, at: usize) -> f64 {
-        uniform(&[mix(&[self.seed, self.step, self.request]), draw as u64, at as u64])
+impl DrawSite {
+    fn uniform(self, draw: DrawKind, at: usize) -> f64 {
+        uniform(&[mix_parts(&[self.seed, self.step, self.request]), draw as u64, at as u64])
     }
 }
 
-/// `most` of the events, ascending: the newest, and others drawn without replacement, the more likely
-/// the more recent. The paper's weight is 1 - f_i / Σ f with f_i the event's age; the draw takes the
-/// largest u^(1 / weight) (Efraimidis and Spirakis 2006).
-fn recent_first(events: &[Event], most: usize, uniform: impl Fn(usize) -> f64) -> Vec<usize> {
+/// Ascending indices of `count` of the events: the newest one, and others drawn without replacement
+/// with a preference for recent ones. The paper's weight is 1 - f_i / Σ f with f_i the event's age;
+/// the draw takes the largest u^(1 / weight) (Efraimidis and Spirakis 2006).
+fn sample_recent(events: &[Event], count: usize, uniform: impl Fn(usize) -> f64) -> Vec<usize> {
     let newest_ms = events.last().map_or(0, |event| event.time_ms);
     let age = |event: &Event| newest_ms.saturating_sub(event.time_ms).max(0) as f64;
     let total: f64 = events.iter().map(age).sum();
@@ -195,7 +220,7 @@ fn recent_first(events: &[Event], most: usize, uniform: impl Fn(usize) -> f64) -
         })
         .collect();
     ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let mut chosen: Vec<usize> = ranked[..most - 1].iter().map(|&(_, at)| at).collect();
+    let mut chosen: Vec<usize> = ranked[..count - 1].iter().map(|&(_, at)| at).collect();
     chosen.push(events.len() - 1);
     chosen.sort_unstable();
     chosen
@@ -207,7 +232,7 @@ mod tests {
 
     use super::*;
     use crate::example::{Item, Outcome, Target, User};
-    use crate::spec::{Label, TaskSpec};
+    use crate::spec::{TaskLabel, TaskSpec};
 
     fn spec() -> FmSpec {
         FmSpec {
@@ -221,7 +246,7 @@ mod tests {
             tasks: vec![TaskSpec {
                 name: "click".into(),
                 main: true,
-                label: Label::Action(0),
+                label: TaskLabel::Action(0),
                 surfaces: vec![true, true],
                 weight: 1.0,
             }],
@@ -260,7 +285,7 @@ mod tests {
         // N = 100 and α = 1.6: 40 events stay, and a history of 80 stays whole with 100^1.6 / 80².
         let config =
             FmConfig { max_history: 100, stochastic_length_alpha: 1.6, ..FmConfig::default() };
-        let sampler = Sampler::new(&config, &spec());
+        let sampler = ExampleSampler::new(&config, &spec());
         let (mut whole, mut newer, mut chosen) = (0, 0, 0);
         let runs = 4000;
         for request in 0..runs {
@@ -289,10 +314,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_history_that_is_read_is_thinned() {
+    fn thinning_selects_only_from_the_history_window() {
         let config =
             FmConfig { max_history: 100, stochastic_length_alpha: 1.0, ..FmConfig::default() };
-        let sampler = Sampler::new(&config, &spec());
+        let sampler = ExampleSampler::new(&config, &spec());
         let long = example(2, 300);
         let thinned = (0..50).filter_map(|step| sampler.sample(&long, step));
         let mut seen = 0;
@@ -305,24 +330,24 @@ mod tests {
     }
 
     #[test]
-    fn negatives_are_dropped_on_their_surface_and_the_rest_stand_for_them() {
+    fn negatives_are_dropped_on_their_surface_and_the_rest_is_reweighted() {
         let config = FmConfig {
             sample_negatives: [("shop".to_string(), 0.25)].into(),
             ..FmConfig::default()
         };
-        let sampler = Sampler::new(&config, &spec());
+        let sampler = ExampleSampler::new(&config, &spec());
         assert!(sampler.sample(&example(2, 5), 0).is_none(), "home is not sampled");
         let (mut kept, mut weight) = (0, 0.0);
         for request in 0..2000 {
             let example = example(2 * request + 1, 5);
             let selected = sampler.sample(&example, 0).expect("six negatives hardly all stay");
             assert_eq!(selected.events.len(), 5);
-            for &(at, w) in &selected.targets {
+            for &WeightedTarget { index: at, weight: w } in &selected.targets {
                 assert_eq!(w, if at % 4 == 0 { 1.0 } else { 4.0 });
                 kept += usize::from(at % 4 != 0);
                 weight += if at % 4 != 0 { w } else { 0.0 };
             }
-            let positives = selected.targets.iter().filter(|(at, _)| at % 4 == 0).count();
+            let positives = selected.targets.iter().filter(|target| target.index % 4 == 0).count();
             assert_eq!(positives, 2, "positives always stay");
         }
         let share = kept as f64 / 12_000.0;
@@ -337,13 +362,13 @@ mod tests {
             [5, 5, 5, 30, 30, 0].into_iter().map(|history| example(1, history)).collect();
         let references: Vec<&Example> = examples.iter().collect();
         let sizes = |requests, tokens: usize| -> Vec<usize> {
-            let bytes = tokens * config.bytes_a_token();
-            parts(&references, &config, requests, bytes).map(<[_]>::len).collect()
+            let bytes = tokens * config.bytes_per_token();
+            split_by_memory(&references, &config, requests, bytes).map(<[_]>::len).collect()
         };
         // With their 8 targets they are of 13, 13, 13, 28, 28 and 8 tokens.
         assert_eq!(sizes(4, 1000), [4, 2]);
         assert_eq!(sizes(4, 36), [2, 1, 1, 2]);
         assert_eq!(sizes(4, 1), [1; 6]);
-        assert_eq!(parts(&[], &config, 4, 1).count(), 0);
+        assert_eq!(split_by_memory(&[], &config, 4, 1).count(), 0);
     }
 }

@@ -1,8 +1,8 @@
-//! The model as a server runs it: weights prepared once, history tokens that
-//! join a kept history, targets that attend to it.
+//! The model in the form that serving runs: weights are prepared once, new history tokens extend an
+//! encoded history, and targets attend to it.
 //!
-//! It computes what [`FmModel`] computes, up to rounding, and has no gradients
-//! and no dropout. The order of tokens is the batch's; which are new is decided above.
+//! The results equal those of [`FmModel`] up to rounding. There are no gradients and no dropout.
+//! The caller decides which history tokens are new.
 
 use std::sync::Arc;
 
@@ -13,80 +13,88 @@ use burn::{
 };
 use hypercast_kernels::{
     attention::{HstuAttention, HstuInputs},
-    dense::{DenseBackend, Gated, Norm},
+    dense::{DenseBackend, GateInputs, NormWeights},
     history::{self, HistoryBackend, KeptHistory},
 };
 
 use crate::{
-    batch::Batch,
-    history::Encoded,
+    batch::FmBatch,
+    history::EncodedHistory,
     hstu::{EPSILON, HstuLayer},
-    model::{Attention, Embedded, FmModel, Forward},
+    model::{BatchAttention, EmbeddedBatch, FmModel, ModelOutput},
 };
 
-/// A backend that a server can run on.
+/// A backend that can serve: it encodes histories and has prepared weights.
 pub trait ServingBackend: HistoryBackend + DenseBackend {}
 
 impl<B: HistoryBackend + DenseBackend> ServingBackend for B {}
 
-/// The model in two passes: histories once, then targets over what is kept of them (M-FALCON, arXiv 2402.17152,
-/// section 3.4). Together they give what [`FmModel::forward`] gives, up to rounding.
+/// The model in two passes: encode histories once, then score targets against them (M-FALCON, arXiv
+/// 2402.17152, section 3.4). Together they equal [`FmModel::forward`] up to rounding.
 #[derive(Debug)]
 pub struct ServingModel<B: ServingBackend> {
-    /// What needs no preparation: tokens, the TAE, the heads.
+    /// The unprepared model, for tokens, the TAE and the heads.
     pub(crate) model: FmModel<B>,
     layers: Vec<ServingLayer<B>>,
 }
 
 impl<B: ServingBackend> ServingModel<B> {
-    /// From trained weights.
+    /// Prepares the weights of a trained model.
     pub fn new(model: FmModel<B>) -> Self {
         let layers = model.layers.iter().map(ServingLayer::new).collect();
         Self { model, layers }
     }
 
-    /// Encodes the batch's history tokens, which follow what is already encoded of each request. The batch has no
-    /// target.
+    /// Encodes the batch's history tokens and appends them to the encoded history of each request.
+    ///
+    /// # Panics
+    /// If the batch has a target, or another number of requests than `histories`.
     pub fn encode(
         &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
-        histories: &mut [&mut Encoded<B>],
+        embedded: EmbeddedBatch<B>,
+        batch: &FmBatch,
+        attention: &BatchAttention,
+        histories: &mut [&mut EncodedHistory<B>],
     ) {
-        assert_eq!((batch.targets(), histories.len()), (0, attention.whole.requests()));
+        assert_eq!((batch.targets(), histories.len()), (0, attention.inner_layers.requests()));
         let new = batch.history_tokens();
         let mut x = self.model.tokens(embedded, batch, new, new);
         for (b, history) in histories.iter_mut().enumerate() {
-            let rows = attention.whole.request(b).history;
+            let rows = attention.inner_layers.request(b).history;
             history.times_s.extend_from_slice(&batch.times_s[rows]);
             history.layers.resize_with(self.layers.len(), Default::default);
         }
         for (at, layer) in self.layers.iter().enumerate() {
-            let mut kept: Vec<Keeping<'_, B>> = histories
+            let mut kept: Vec<GrowingHistory<'_, B>> = histories
                 .iter_mut()
-                .map(|history| Keeping {
+                .map(|history| GrowingHistory {
                     layer: &mut history.layers[at],
-                    times_s: if attention.timed() { &history.times_s } else { &[] },
+                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
                 })
                 .collect();
             if at + 1 == self.layers.len() {
-                layer.extend_last(x.clone(), &mut kept, &attention.whole);
+                layer.extend_last(x.clone(), &mut kept, &attention.inner_layers);
             } else {
-                x = layer.extend(x, &mut kept, &attention.whole);
+                x = layer.extend(x, &mut kept, &attention.inner_layers);
             }
         }
     }
 
-    /// What the batch's targets are over encoded histories. The batch has no history.
+    /// The outputs for the batch's targets over encoded histories.
+    ///
+    /// # Panics
+    /// If the batch has a history token, or another number of requests than `histories`.
     pub fn score(
         &self,
-        embedded: Embedded<B>,
-        batch: &Batch,
-        attention: &Attention,
-        histories: &[&Encoded<B>],
-    ) -> Forward<B> {
-        assert_eq!((batch.history_tokens(), histories.len()), (0, attention.whole.requests()));
+        embedded: EmbeddedBatch<B>,
+        batch: &FmBatch,
+        attention: &BatchAttention,
+        histories: &[&EncodedHistory<B>],
+    ) -> ModelOutput<B> {
+        assert_eq!(
+            (batch.history_tokens(), histories.len()),
+            (0, attention.inner_layers.requests())
+        );
         let mut x = self.model.tokens(embedded, batch, 0, batch.targets());
         let none = B::Kept::default();
         for (at, layer) in self.layers.iter().enumerate() {
@@ -94,51 +102,51 @@ impl<B: ServingBackend> ServingModel<B> {
                 .iter()
                 .map(|history| KeptHistory {
                     layer: history.layers.get(at).unwrap_or(&none),
-                    times_s: if attention.timed() { &history.times_s } else { &[] },
+                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
                 })
                 .collect();
-            x = layer.score(x, &kept, &attention.whole);
+            x = layer.score(x, &kept, &attention.inner_layers);
         }
-        self.model.said(x)
+        self.model.outputs(x)
     }
 }
 
-/// A layer's weights, prepared.
+/// A layer's prepared weights.
 #[derive(Debug)]
 pub struct ServingLayer<B: ServingBackend> {
-    norm_in: Norm<FloatTensor<B>>,
-    /// To U, Q, V and K.
+    norm_in: NormWeights<FloatTensor<B>>,
+    /// The projection to U, Q, V and K.
     uvqk: B::Prepared,
-    /// To V and K alone, for history tokens of a last layer.
-    seen: B::Prepared,
+    /// The projection to V and K only, for the history tokens of the last layer.
+    vk: B::Prepared,
     position: Option<FloatTensor<B>>,
     time: Option<FloatTensor<B>>,
-    norm_out: Norm<FloatTensor<B>>,
+    norm_out: NormWeights<FloatTensor<B>>,
     output: B::Prepared,
     qk_width: usize,
     v_width: usize,
 }
 
-/// A request's history at one layer, while it grows.
-pub struct Keeping<'a, B: ServingBackend> {
-    /// Its keys and values.
+/// A request's encoded history at one layer, to which tokens are appended.
+pub struct GrowingHistory<'a, B: ServingBackend> {
+    /// The keys and values.
     pub layer: &'a mut B::Kept,
-    /// `[n]`, of the new tokens too; empty without a time bias.
+    /// `[n]`: the times of all tokens, including the new ones; empty without a time bias.
     pub times_s: &'a [i64],
 }
 
 impl<B: ServingBackend> ServingLayer<B> {
-    /// From trained weights.
+    /// Prepares the weights of a trained layer.
     pub fn new(layer: &HstuLayer<B>) -> Self {
         let (weight, bias) = (layer.uvqk.weight.val(), layer.uvqk.bias.as_ref().map(Param::val));
         let (qk_width, v_width) = (layer.qk_width, layer.v_width);
         let (from, width) = (v_width + qk_width, v_width + qk_width);
-        let of_seen = bias.clone().map(|bias| bias.narrow(0, from, width));
+        let vk_bias = bias.clone().map(|bias| bias.narrow(0, from, width));
         Self {
             norm_in: norm(&layer.norm_in),
-            seen: B::prepare(
+            vk: B::prepare(
                 primitive(weight.clone().narrow(1, from, width)),
-                of_seen.map(primitive),
+                vk_bias.map(primitive),
             ),
             uvqk: B::prepare(primitive(weight), bias.map(primitive)),
             position: layer.position.as_ref().map(|table| primitive(table.val())),
@@ -150,16 +158,16 @@ impl<B: ServingBackend> ServingLayer<B> {
         }
     }
 
-    /// New history tokens `[H, dim]` to the same shape; what later tokens see of them is appended to `kept`, a
-    /// request each. `attention` has histories alone.
+    /// Maps new history tokens `[H, dim]` to the same shape and appends their keys and values to
+    /// `kept`, one entry per request. `attention` must have no targets.
     pub fn extend(
         &self,
         x: Tensor<B, 2>,
-        kept: &mut [Keeping<'_, B>],
+        kept: &mut [GrowingHistory<'_, B>],
         attention: &Arc<HstuAttention>,
     ) -> Tensor<B, 2> {
-        let [u, q, v, k] = self.mixed(&x);
-        keep(&k, &v, kept, attention);
+        let [u, q, v, k] = self.project(&x);
+        append_history(&k, &v, kept, attention);
         let kept: Vec<_> = kept
             .iter()
             .map(|kept| KeptHistory { layer: &*kept.layer, times_s: kept.times_s })
@@ -167,31 +175,33 @@ impl<B: ServingBackend> ServingLayer<B> {
         self.attend(x, [u, q, v, k], &kept, attention)
     }
 
-    /// As [`ServingLayer::extend`] for a last layer, whose history outputs nobody reads.
+    /// As [`ServingLayer::extend`] for the last layer, where the outputs of history tokens are
+    /// unused.
     pub fn extend_last(
         &self,
         x: Tensor<B, 2>,
-        kept: &mut [Keeping<'_, B>],
+        kept: &mut [GrowingHistory<'_, B>],
         attention: &Arc<HstuAttention>,
     ) {
-        let past = tensor::<B>(B::mix(primitive(x), self.norm_in.clone(), &self.seen));
+        let past = tensor::<B>(B::mix(primitive(x), self.norm_in.clone(), &self.vk));
         let k = past.clone().narrow(1, self.v_width, self.qk_width);
-        keep(&k, &past.narrow(1, 0, self.v_width), kept, attention);
+        append_history(&k, &past.narrow(1, 0, self.v_width), kept, attention);
     }
 
-    /// Targets `[R, dim]` over kept histories to the same shape. `attention` has targets alone.
+    /// Maps targets `[R, dim]` to the same shape, over encoded histories. `attention` must have no
+    /// history tokens.
     pub fn score(
         &self,
         x: Tensor<B, 2>,
         kept: &[KeptHistory<'_, B::Kept>],
         attention: &Arc<HstuAttention>,
     ) -> Tensor<B, 2> {
-        let mixed = self.mixed(&x);
+        let mixed = self.project(&x);
         self.attend(x, mixed, kept, attention)
     }
 
-    /// U, Q, V and K.
-    fn mixed(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
+    /// The tokens' U, Q, V and K.
+    fn project(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
         let mixed = B::mix(primitive(x.clone()), self.norm_in.clone(), &self.uvqk);
         let mixed = tensor::<B>(mixed);
         let (v, qk) = (self.v_width, self.qk_width);
@@ -214,25 +224,26 @@ impl<B: ServingBackend> ServingLayer<B> {
             time: self.time.clone(),
         };
         let attended = B::attend(inputs, kept, attention);
-        let gated = Gated { x: primitive(x), attended, u: primitive(u) };
+        let gated = GateInputs { x: primitive(x), attended, u: primitive(u) };
         tensor::<B>(B::gate(gated, self.norm_out.clone(), &self.output))
     }
 }
 
-fn keep<B: ServingBackend>(
+/// Appends the new tokens' keys and values to the histories.
+fn append_history<B: ServingBackend>(
     k: &Tensor<B, 2>,
     v: &Tensor<B, 2>,
-    kept: &mut [Keeping<'_, B>],
+    kept: &mut [GrowingHistory<'_, B>],
     attention: &HstuAttention,
 ) {
     let mut layers: Vec<_> = kept.iter_mut().map(|kept| &mut *kept.layer).collect();
     history::keep(k.clone(), v.clone(), attention, &mut layers);
 }
 
-fn norm<B: ServingBackend>(norm: &LayerNorm<B>) -> Norm<FloatTensor<B>> {
+fn norm<B: ServingBackend>(norm: &LayerNorm<B>) -> NormWeights<FloatTensor<B>> {
     let scale = norm.gamma.val();
     let shift = norm.beta.as_ref().map_or_else(|| scale.zeros_like(), Param::val);
-    Norm { scale: primitive(scale), shift: primitive(shift), epsilon: EPSILON as f32 }
+    NormWeights { scale: primitive(scale), shift: primitive(shift), epsilon: EPSILON as f32 }
 }
 
 fn primitive<B: ServingBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {

@@ -1,10 +1,10 @@
 //! One thread's share of a training batch: forward, loss, backward.
 //!
-//! A batch is split by request, so shards share nothing but the weights. The
-//! loss's means are over the whole batch: each shard is told how many valid
-//! samples all of them have. What is predicted is always of whole examples
-//! without dropout, as serving would; where learning sees anything else, it
-//! takes a pass of its own. What is done with the gradients is the trainer's.
+//! A batch is split by request, so shards share only the weights. The loss averages over the whole
+//! batch, so each shard receives the number of valid samples of all shards. Predictions are always
+//! made for whole examples and without dropout, as in serving; where training samples parts of the
+//! examples, uses dropout or keeps an average of the weights, predicting is a separate pass. The
+//! trainer applies the gradients.
 
 use std::collections::HashMap;
 
@@ -20,100 +20,98 @@ use hypercast_kernels::attention::HstuBackend;
 
 use crate::{
     Result,
-    alignment::{Aligned, Alignments},
-    batch::Batch,
-    inference::{Gathered, output},
-    loss::{Targets, mtml},
-    model::{self, Embedded, FmModel, Forward},
-    spec::{FmConfig, FmSpec, Label},
+    alignment::{AlignmentModules, AlignmentOutput},
+    batch::FmBatch,
+    inference::{GatheredRows, to_output},
+    loss::{LossTargets, mtml_loss},
+    model::{self, EmbeddedBatch, FmModel, ModelOutput},
+    spec::{FmConfig, FmSpec, TaskLabel},
 };
 
-/// Everything that gradients reach: the model and what only training needs.
+/// All dense weights: the model, and the alignment modules that only training needs.
 #[derive(Module, Debug)]
-pub(crate) struct Network<B: Backend> {
+pub(crate) struct FmNetwork<B: Backend> {
     pub(crate) model: FmModel<B>,
-    pub(crate) alignments: Alignments<B>,
+    pub(crate) alignments: AlignmentModules<B>,
 }
 
-/// A batch with the store's rows of its keys.
-pub(crate) struct Part {
-    pub(crate) batch: Batch,
+/// A batch with the sparse rows of its keys.
+pub(crate) struct GatheredBatch {
+    pub(crate) batch: FmBatch,
     /// `[keys, embedding_dim]`.
     pub(crate) rows: Vec<f32>,
 }
 
-/// Some requests of a batch.
+/// The requests of a batch that one thread processes.
 pub(crate) struct Shard {
-    /// All of them: what is predicted.
-    pub(crate) whole: Part,
-    /// What is learned from where that is not the whole.
-    pub(crate) sample: Option<Part>,
+    /// The whole examples, for which predictions are made.
+    pub(crate) whole: GatheredBatch,
+    /// The parts of the examples to learn from; none to learn from the whole examples.
+    pub(crate) sample: Option<GatheredBatch>,
 }
 
 impl Shard {
-    /// The surfaces of the targets that are learned from.
+    /// The surface of each target that is learned from.
     pub(crate) fn learned_surfaces(&self) -> &[u16] {
         &self.sample.as_ref().unwrap_or(&self.whole).batch.surfaces
     }
 }
 
-/// The weights of a pass: a fork to learn with, and the same without a graph to predict with.
-pub(crate) struct Weights<A: AutodiffBackend> {
-    pub(crate) learning: Network<A>,
-    pub(crate) predicting: Network<A::InnerBackend>,
+/// The weights of a pass: a fork with an autodiff graph to learn with, and weights without a graph
+/// to predict with.
+pub(crate) struct PassWeights<A: AutodiffBackend> {
+    pub(crate) learning: FmNetwork<A>,
+    pub(crate) predicting: FmNetwork<A::InnerBackend>,
 }
 
-/// What all shards of a batch share.
-pub(crate) struct Context<'a, B: Backend> {
+/// The settings that all shards of a batch share.
+pub(crate) struct PassContext<'a, B: Backend> {
     pub(crate) config: &'a FmConfig,
     pub(crate) spec: &'a FmSpec,
-    /// Valid samples a task, over all shards.
+    /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
     pub(crate) device: &'a B::Device,
 }
 
-impl<B: Backend> Clone for Context<'_, B> {
+impl<B: Backend> Clone for PassContext<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend> Copy for Context<'_, B> {}
+impl<B: Backend> Copy for PassContext<'_, B> {}
 
-/// What came of a shard.
-pub(crate) struct Pass {
-    /// The whole batch.
-    pub(crate) batch: Batch,
-    /// `[rows, tae_dim]`.
-    pub(crate) tae: Vec<f32>,
-    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
-    pub(crate) predictions: Vec<f32>,
-    /// What was learned.
-    pub(crate) lesson: Lesson,
+/// The result of processing a shard.
+pub(crate) struct ShardResult {
+    /// The whole examples.
+    pub(crate) batch: FmBatch,
+    pub(crate) predictions: ShardPredictions,
+    pub(crate) gradients: ShardGradients,
 }
 
-/// What a shard's gradients are.
-pub(crate) struct Lesson {
-    /// The shard's part of the batch's loss.
+/// The loss of a shard and its gradients.
+pub(crate) struct ShardGradients {
+    /// The shard's share of the batch's loss.
     pub(crate) loss: f32,
-    /// Of the dense weights.
-    pub(crate) gradients: GradientsParams,
-    /// Keys of the sparse rows that were learned from.
+    /// Gradients of the dense weights.
+    pub(crate) dense: GradientsParams,
+    /// Keys of the sparse rows that have gradients.
     pub(crate) keys: Vec<u64>,
-    /// `[keys, embedding_dim]`: of the sparse rows.
+    /// `[keys, embedding_dim]`: gradients of the sparse rows.
     pub(crate) row_gradients: Vec<f32>,
 }
 
-/// What a network says of the targets of a part.
-pub(crate) struct Said {
+/// A network's TAEs and predictions for some targets.
+#[derive(Debug, Default)]
+pub(crate) struct ShardPredictions {
     /// `[rows, tae_dim]`.
     pub(crate) tae: Vec<f32>,
     /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
     pub(crate) predictions: Vec<f32>,
 }
 
-/// How many valid samples each task has over all shards, left-out ones included: the weights of
-/// those that are learned from stand for them.
+/// How many valid samples each task has over all shards, including targets that sampling left out:
+/// the loss weights of the remaining ones make up for them.
 pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
     let mut valid = vec![0; tasks];
     for shard in shards {
@@ -125,59 +123,71 @@ pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
 }
 
 /// Predicts and differentiates a shard.
-pub(crate) fn pass<A>(weights: Weights<A>, shard: Shard, context: Context<'_, A>) -> Result<Pass>
+pub(crate) fn pass<A>(
+    weights: PassWeights<A>,
+    shard: Shard,
+    context: PassContext<'_, A>,
+) -> Result<ShardResult>
 where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
     let Shard { whole, sample } = shard;
-    let clean = match sample.is_some() || context.config.predicts_apart() {
-        true => {
-            let Context { config, spec, valid, device } = context;
-            Some(predict(&weights.predicting, &whole, Context { config, spec, valid, device })?)
-        }
-        false => None,
+    let separate = if sample.is_some() || context.config.needs_prediction_pass() {
+        let PassContext { config, spec, valid, device } = context;
+        let context = PassContext { config, spec, valid, device };
+        Some(predict(&weights.predicting, &whole, context)?)
+    } else {
+        None
     };
-    let (lesson, said) = learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
-    let Said { tae, predictions } = clean.unwrap_or(said);
-    Ok(Pass { batch: whole.batch, tae, predictions, lesson })
+    let (gradients, predictions) =
+        learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
+    let predictions = separate.unwrap_or(predictions);
+    Ok(ShardResult { batch: whole.batch, predictions, gradients })
 }
 
-/// What a network says of a part's targets, of which there is one at least.
+/// A network's predictions for a part's targets; there must be at least one.
 pub(crate) fn predict<B: HstuBackend>(
-    network: &Network<B>,
-    part: &Part,
-    context: Context<'_, B>,
-) -> Result<Said> {
-    let Part { batch, rows } = part;
-    let embedded = Gathered::new(batch, rows, context.config.embedding_dim).tensors(context.device);
-    let attention = model::attention(context.config, batch)?;
+    network: &FmNetwork<B>,
+    part: &GatheredBatch,
+    context: PassContext<'_, B>,
+) -> Result<ShardPredictions> {
+    let GatheredBatch { batch, rows } = part;
+    let embedded =
+        GatheredRows::new(batch, rows, context.config.embedding_dim).tensors(context.device);
+    let attention = model::batch_attention(context.config, batch)?;
     let forward = network.model.forward(embedded, batch, &attention);
     let aligned = aligned(network, &forward, batch, context.spec);
-    Ok(said(forward, &aligned, batch, context.spec))
+    Ok(to_predictions(forward, &aligned, batch, context.spec))
 }
 
-fn learn<A>(network: &Network<A>, part: &Part, context: Context<'_, A>) -> Result<(Lesson, Said)>
+fn learn<A>(
+    network: &FmNetwork<A>,
+    part: &GatheredBatch,
+    context: PassContext<'_, A>,
+) -> Result<(ShardGradients, ShardPredictions)>
 where
     A: AutodiffBackend + HstuBackend,
 {
-    let Context { config, spec, device, .. } = context;
-    let Part { batch, rows } = part;
+    let PassContext { config, spec, device, .. } = context;
+    let GatheredBatch { batch, rows } = part;
     if batch.targets() == 0 {
-        let gradients = GradientsParams::new();
-        let lesson = Lesson { loss: 0.0, gradients, keys: Vec::new(), row_gradients: Vec::new() };
-        return Ok((lesson, Said { tae: Vec::new(), predictions: Vec::new() }));
+        let (dense, keys, row_gradients) = (GradientsParams::new(), Vec::new(), Vec::new());
+        let gradients = ShardGradients { loss: 0.0, dense, keys, row_gradients };
+        return Ok((gradients, ShardPredictions::default()));
     }
-    let attention = model::attention(config, batch)?;
-    let Embedded { tokens, profiles } =
-        Gathered::new(batch, rows, config.embedding_dim).tensors::<A>(device);
-    let leaves =
-        Embedded { tokens: tokens.require_grad(), profiles: profiles.map(Tensor::require_grad) };
+    let attention = model::batch_attention(config, batch)?;
+    let EmbeddedBatch { tokens, profiles } =
+        GatheredRows::new(batch, rows, config.embedding_dim).tensors::<A>(device);
+    let leaves = EmbeddedBatch {
+        tokens: tokens.require_grad(),
+        profiles: profiles.map(Tensor::require_grad),
+    };
     let forward = network.model.forward(leaves.clone(), batch, &attention);
     let aligned = aligned(network, &forward, batch, spec);
     let loss = loss(batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
-    let said = said(forward, &aligned, batch, spec);
+    let predictions = to_predictions(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
@@ -187,28 +197,27 @@ where
     };
     scatter(&leaves.tokens, &batch.key_index);
     leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
-    let gradients = GradientsParams::from_grads(gradients, network);
+    let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
-    Ok((Lesson { loss: value, gradients, keys, row_gradients }, said))
+    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, predictions))
 }
 
-fn said<B: Backend>(
-    forward: Forward<B>,
-    aligned: &[Aligned<B>],
-    batch: &Batch,
+fn to_predictions<B: Backend>(
+    forward: ModelOutput<B>,
+    aligned: &[AlignmentOutput<B>],
+    batch: &FmBatch,
     spec: &FmSpec,
-) -> Said {
-    let output = output(forward, spec.main_tasks());
-    Said { predictions: predictions(batch, &output.main, aligned, spec), tae: output.tae }
+) -> ShardPredictions {
+    let output = to_output(forward, spec.main_tasks());
+    ShardPredictions { predictions: by_task(batch, &output.main, aligned, spec), tae: output.tae }
 }
 
-/// The distinct keys of all passes and the sums of their gradients `[keys, dim]`.
-pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
+/// The distinct keys of all shards and the sums of their gradients `[keys, dim]`.
+pub(crate) fn merge_rows(passes: &[ShardResult], dim: usize) -> (Vec<u64>, Vec<f32>) {
     let mut places: HashMap<u64, usize> = HashMap::new();
     let (mut keys, mut sums) = (Vec::new(), Vec::new());
-    for pass in passes {
-        let lesson = &pass.lesson;
-        for (&key, row) in lesson.keys.iter().zip(lesson.row_gradients.chunks_exact(dim)) {
+    for gradients in passes.iter().map(|pass| &pass.gradients) {
+        for (&key, row) in gradients.keys.iter().zip(gradients.row_gradients.chunks_exact(dim)) {
             let place = *places.entry(key).or_insert(keys.len());
             if place == keys.len() {
                 keys.push(key);
@@ -223,11 +232,11 @@ pub(crate) fn merge_rows(passes: &[Pass], dim: usize) -> (Vec<u64>, Vec<f32>) {
 }
 
 fn aligned<B: HstuBackend>(
-    network: &Network<B>,
-    forward: &Forward<B>,
-    batch: &Batch,
+    network: &FmNetwork<B>,
+    forward: &ModelOutput<B>,
+    batch: &FmBatch,
     spec: &FmSpec,
-) -> Vec<Aligned<B>> {
+) -> Vec<AlignmentOutput<B>> {
     if spec.auxiliary_tasks().is_empty() {
         return Vec::new();
     }
@@ -238,10 +247,10 @@ fn aligned<B: HstuBackend>(
 
 /// Eq. 3, with the means of eq. 4 over the whole batch.
 fn loss<A: AutodiffBackend>(
-    batch: &Batch,
+    batch: &FmBatch,
     main: Tensor<A, 2>,
-    aligned: &[Aligned<A>],
-    context: Context<'_, A>,
+    aligned: &[AlignmentOutput<A>],
+    context: PassContext<'_, A>,
 ) -> Tensor<A, 1> {
     let spec = context.spec;
     let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
@@ -250,23 +259,25 @@ fn loss<A: AutodiffBackend>(
         let cells = || (0..batch.labels.len()).filter(pick);
         let labels = cells().map(|index| batch.labels[index]).collect();
         let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
-        Targets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
+        LossTargets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
             .weighted(&batch.weights)
     };
-    let mut loss = mtml(main, &columns(0, mains));
+    let mut loss = mtml_loss(main, &columns(0, mains));
     if mains < tasks {
         let targets = columns(mains, tasks);
         for aligned in aligned {
-            loss = loss + mtml(aligned.outputs.clone(), &targets.rows(&aligned.rows));
+            loss = loss + mtml_loss(aligned.outputs.clone(), &targets.rows(&aligned.rows));
         }
     }
     loss
 }
 
-fn predictions<B: Backend>(
-    batch: &Batch,
+/// `[rows, tasks]`: the main tasks' values, and the auxiliary ones on the surfaces where they are
+/// valid.
+fn by_task<B: Backend>(
+    batch: &FmBatch,
     main: &[f32],
-    aligned: &[Aligned<B>],
+    aligned: &[AlignmentOutput<B>],
     spec: &FmSpec,
 ) -> Vec<f32> {
     let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
@@ -279,7 +290,7 @@ fn predictions<B: Backend>(
         for (at, value) in data.iter::<f32>().enumerate() {
             let (row, task) = (aligned.rows[at / (tasks - mains)], mains + at % (tasks - mains));
             if spec.tasks[task].surfaces[batch.surfaces[row] as usize] {
-                let binary = matches!(spec.tasks[task].label, Label::Action(_));
+                let binary = matches!(spec.tasks[task].label, TaskLabel::Action(_));
                 all[row * tasks + task] = if binary { 1.0 / (1.0 + (-value).exp()) } else { value };
             }
         }
@@ -287,7 +298,8 @@ fn predictions<B: Backend>(
     all
 }
 
-/// Adds the gradients `[places, fields * dim]` of every place where a key stood to `rows` `[keys, dim]`.
+/// Adds the gradients `[tokens, fields * dim]` of every occurrence of a key to its row of `rows`
+/// `[keys, dim]`.
 fn add_rows(rows: &mut [f32], index: &[u32], gradients: TensorData, dim: usize) {
     let gradients = gradients.convert::<f32>();
     let flat = gradients.as_slice::<f32>().expect("converted to f32");

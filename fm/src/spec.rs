@@ -1,7 +1,5 @@
-//! What the FM is told: its size ([`FmConfig`], an operator's choice) and its
-//! data ([`FmSpec`], derived from the schema). Both are stored in checkpoints.
-//!
-//! Nothing here reads files or tensors.
+//! What an FM is made from: its size and training settings ([`FmConfig`], the operator's choice)
+//! and the shape of its data ([`FmSpec`], derived from the schema). Checkpoints store both.
 
 use std::collections::BTreeMap;
 
@@ -18,24 +16,26 @@ pub struct FmConfig {
     pub dim: usize,
     /// HSTU layers.
     pub layers: usize,
-    /// Attention heads a layer.
+    /// Attention heads per layer.
     pub heads: usize,
-    /// Width of Q and K a head.
+    /// Width of Q and K per head.
     pub qk_dim: usize,
-    /// Width of V and U a head.
+    /// Width of V and U per head.
     pub v_dim: usize,
     /// Width of one sparse embedding row.
     pub embedding_dim: usize,
     /// Width of the TAE; 0 takes `dim` without a projection.
     pub tae_dim: usize,
-    /// The longest history that is read, in events; also the constant N_max that normalises attention.
+    /// The longest history that is read, in events; also the constant N_max that normalises
+    /// attention.
     pub max_history: usize,
-    /// Of how many of its oldest events a history of that length begins at one which stays its beginning while new
-    /// events come, so that a kept history can be extended; 0 begins at the oldest.
+    /// The number of oldest events among which a longer history may begin. The beginning stays the
+    /// same for several new events, so that a cached history can be extended; 0 begins at the
+    /// oldest event that fits. See [`HistoryWindow`].
     pub history_anchors: usize,
-    /// The most targets in one training request; longer ones are cut into several.
+    /// The most targets in one training request; larger requests are split.
     pub max_targets: usize,
-    /// Scale of the scores.
+    /// Scale of the attention scores.
     pub alpha: Alpha,
     /// Buckets of the relative position bias; 0 for none.
     pub position_buckets: usize,
@@ -47,7 +47,7 @@ pub struct FmConfig {
     pub global: usize,
     /// Dropout before the output projection of a layer.
     pub dropout: f64,
-    /// Requests a training batch.
+    /// Requests per training batch.
     pub batch_requests: usize,
     /// Learning rate of the dense weights (AdamW).
     pub learning_rate: f64,
@@ -55,11 +55,12 @@ pub struct FmConfig {
     pub sparse_learning_rate: f32,
     /// Uniform range of a new embedding row.
     pub sparse_init: f32,
-    /// A sparse row begins when its key is seen this often in training; 1 is at once. Until then it is zeros.
+    /// A sparse row is created when its key was seen this often in training; 1 is at once. Until
+    /// then it reads as zeros.
     pub admit_after: u8,
-    /// A sparse row that did not learn for so many steps is removed; 0 is never.
+    /// A sparse row that was not trained for this many steps is removed; 0 keeps all.
     pub expire_after_steps: u32,
-    /// How a checkpoint keeps sparse rows.
+    /// The number format of sparse rows in checkpoints.
     pub serving_rows: RowFormat,
     /// AdamW's weight decay.
     pub weight_decay: f32,
@@ -77,10 +78,10 @@ pub struct FmConfig {
     pub sample_negatives: BTreeMap<String, f32>,
     /// Requests between two saves of a training run; 0 for none.
     pub save_every_requests: u64,
-    /// Share of the old in each step of the running average of the dense weights, which predicts in
-    /// their place; 0 for none.
+    /// Decay of the moving average of the dense weights, which makes predictions and checkpoints; 0
+    /// uses the weights themselves.
     pub average_decay: f64,
-    /// Passes over the events whose times are not known, before the stream.
+    /// Passes over the events with unknown times, before the stream.
     pub pretraining_passes: usize,
 }
 
@@ -128,34 +129,36 @@ impl Default for FmConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Alpha {
-    /// 1 / √qk_dim.
+    /// α = 1 / √qk_dim.
     InverseSqrt,
-    /// 1.
+    /// α = 1.
     One,
 }
 
 impl FmConfig {
-    /// Width of the TAE.
+    /// Width of the TAE, `dim` where `tae_dim` is 0.
     pub fn tae_width(&self) -> usize {
         if self.tae_dim == 0 { self.dim } else { self.tae_dim }
     }
 
-    /// What is read of a history.
+    /// The part of a history that the model reads.
     pub fn history_window(&self) -> HistoryWindow {
-        HistoryWindow { longest: self.max_history, anchors: self.history_anchors }
+        HistoryWindow { max_events: self.max_history, anchors: self.history_anchors }
     }
 
-    /// Width of a user embedding: the state of a history token before the first layer and after each.
+    /// Width of a user embedding: the state of a history token before the first layer and after
+    /// each.
     pub fn user_state_width(&self) -> usize {
         (self.layers + 1) * self.dim
     }
 
-    /// Whether the pass that learns is not the one that predicts.
-    pub(crate) fn predicts_apart(&self) -> bool {
+    /// Whether predicting needs a pass of its own, because the training pass has dropout or uses
+    /// weights other than the average.
+    pub(crate) fn needs_prediction_pass(&self) -> bool {
         self.dropout > 0.0 || self.average_decay > 0.0
     }
 
-    /// α of the layers.
+    /// The value of α.
     pub fn alpha_value(&self) -> f32 {
         match self.alpha {
             Alpha::InverseSqrt => 1.0 / (self.qk_dim as f32).sqrt(),
@@ -163,18 +166,18 @@ impl FmConfig {
         }
     }
 
-    /// What a token takes in memory in a pass that learns, about: the activations that its backward
+    /// Approximate memory of a token in a training pass: the activations that the backward pass
     /// needs, and their gradients.
-    pub(crate) fn bytes_a_token(&self) -> usize {
+    pub(crate) fn bytes_per_token(&self) -> usize {
         let mixed = 2 * self.heads * (self.qk_dim + self.v_dim);
         let layer = 4 * mixed + 6 * self.dim;
         4 * (self.layers * layer + 8 * self.dim + 16 * self.embedding_dim)
     }
 
-    /// Checks that the numbers can make a model.
+    /// Checks that every value is in its range.
     ///
     /// # Errors
-    /// Names the first key that cannot work and the range that can.
+    /// Names the first key that is out of range, with its value and the range.
     pub fn validate(&self) -> Result<()> {
         let positive = [
             ("dim", self.dim),
@@ -238,14 +241,14 @@ impl FmConfig {
         Ok(())
     }
 
-    /// Checks that every surface that is named is one of the data's.
+    /// Checks that every surface in `sample_negatives` exists.
     ///
     /// # Errors
-    /// Names the unknown surface and those there are.
+    /// Names the unknown surface and lists the existing ones.
     pub fn validate_for(&self, spec: &FmSpec) -> Result<()> {
         match self.sample_negatives.keys().find(|name| !spec.surfaces.contains(name)) {
             Some(name) => Err(Error::Config(format!(
-                "fm.sample_negatives: no surface is called {name:?}; there are: {}",
+                "fm.sample_negatives: there is no surface {name:?}; the surfaces are: {}",
                 spec.surfaces.join(", ")
             ))),
             None => Ok(()),
@@ -253,25 +256,26 @@ impl FmConfig {
     }
 }
 
-/// The data that an FM is made for.
+/// The shape of the data that an FM is made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FmSpec {
-    /// Surfaces by name.
+    /// The surfaces' names, in the schema's order.
     pub surfaces: Vec<String>,
-    /// How many actions an outcome has.
+    /// The number of actions in an outcome.
     pub actions: usize,
-    /// How many real-valued outcomes.
+    /// The number of real values in an outcome.
     pub values: usize,
-    /// Categorical features of an item.
+    /// The number of categorical features of an item.
     pub item_ids: usize,
-    /// Dense features of an item.
+    /// The number of dense features of an item.
     pub item_dense: usize,
-    /// Numeric columns of a target (`Target::features`): the auxiliary features of the alignment modules, and of
-    /// targets' tokens where the configuration has `candidate_columns`.
+    /// The number of numeric columns of a target (`Target::features`): features of the alignment
+    /// modules, and of targets' tokens if the configuration has `candidate_columns`.
     pub features: usize,
-    /// Which of `Target::ids` describe the user and the request, and not the item: indices.
+    /// Indices into `Target::ids` of the columns that describe the user or the request, not the
+    /// item.
     pub profile_ids: Vec<usize>,
-    /// What is predicted; main tasks first.
+    /// The predicted tasks, main tasks first.
     pub tasks: Vec<TaskSpec>,
     /// Width of an item's content vector; 0 for none.
     #[serde(default)]
@@ -281,53 +285,56 @@ pub struct FmSpec {
 /// One task of the MTML objective (eq. 3).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskSpec {
-    /// Its name.
+    /// The task's name in the schema.
     pub name: String,
-    /// Shared by all surfaces, through the multi-task module; else through alignment modules.
+    /// Whether the task is predicted by the multi-task module, which all surfaces share; otherwise
+    /// by the alignment modules.
     pub main: bool,
-    /// Where its label comes from, which also says binary or regression.
-    pub label: Label,
-    /// For each surface, whether the task is valid there.
+    /// Where the label comes from, which also decides between classification and regression.
+    pub label: TaskLabel,
+    /// `[surfaces]`: whether the task is valid on each surface.
     pub surfaces: Vec<bool>,
-    /// ω of the task.
+    /// The task's weight ω in the loss.
     pub weight: f32,
 }
 
 /// Where a task's label comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Label {
-    /// A binary task: whether this action happened.
+pub enum TaskLabel {
+    /// A binary task: whether the action with this index happened.
     Action(usize),
-    /// A regression: this real-valued outcome.
+    /// A regression on the real value with this index.
     Value(usize),
 }
 
 impl FmSpec {
-    /// The main tasks, which come first.
+    /// The main tasks, which come first in `tasks`.
     pub fn main_tasks(&self) -> &[TaskSpec] {
         &self.tasks[..self.tasks.iter().take_while(|task| task.main).count()]
     }
 
-    /// The auxiliary tasks.
+    /// The auxiliary tasks, which come last in `tasks`.
     pub fn auxiliary_tasks(&self) -> &[TaskSpec] {
         &self.tasks[self.main_tasks().len()..]
     }
 
-    /// Categorical fields of a token: item id, its features, surface, hour of the day, gap to the event before.
+    /// Categorical fields of a token: item id, the item's features, surface, hour of the day and
+    /// gap to the previous event.
     pub fn token_fields(&self) -> usize {
         1 + self.item_ids + 3
     }
 
-    /// Numbers that describe an outcome: two an action (yes, no), two a value (number, known).
+    /// The number of numbers that describe an outcome: two per action (yes, no) and two per value
+    /// (number, known).
     pub fn outcome_width(&self) -> usize {
         2 * self.actions + 2 * self.values
     }
 
-    /// Checks the order and the limits.
+    /// Checks the order of the tasks and the numbers of actions and values.
     ///
     /// # Errors
-    /// Names what is out of order.
+    /// The rule that is violated.
     pub fn validate(&self) -> Result<()> {
         if self.main_tasks().is_empty() {
             return Err(Error::Config(

@@ -1,7 +1,7 @@
-//! Running standardisation of numeric columns, so that a count in the
-//! thousands and a rate below one weigh alike.
+//! Running standardisation of numeric columns, so that counts in the thousands and rates below one
+//! have similar scales.
 //!
-//! The statistics are learned while training and frozen in the checkpoint.
+//! Training updates the statistics; a checkpoint freezes them.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 pub struct Standardiser {
     count: f64,
     mean: Vec<f64>,
-    /// Sum of squared distances from the mean.
+    /// By column: the sum of squared distances from the mean.
     spread: Vec<f64>,
 }
 
-/// Standardised values are clipped to ± this.
+/// Standardised values are clipped to ± this limit.
 const LIMIT: f32 = 5.0;
 
 impl Standardiser {
-    /// For rows of `width` columns.
+    /// Statistics of rows of `width` columns, before the first row.
     pub fn new(width: usize) -> Self {
         Self { count: 0.0, mean: vec![0.0; width], spread: vec![0.0; width] }
     }
 
-    /// Columns a row.
+    /// Columns per row.
     pub fn width(&self) -> usize {
         self.mean.len()
     }
 
-    /// Whether all its numbers are finite, and none is missing.
+    /// Whether all statistics are finite and each column has a mean and a spread.
     pub fn is_finite(&self) -> bool {
         let all = [&self.mean, &self.spread];
         let finite = all.iter().all(|numbers| numbers.iter().all(|number| number.is_finite()));
         self.count.is_finite() && finite && self.spread.len() == self.width()
     }
 
-    /// Learns from one row; values that are not finite count as the mean.
+    /// Updates the statistics with a row. Values that are not finite count as the mean.
     ///
     /// # Panics
-    /// If the row has another width.
+    /// If the row has another number of columns.
     pub fn observe(&mut self, row: &[f32]) {
         assert_eq!(row.len(), self.width());
         self.count += 1.0;
@@ -50,10 +50,11 @@ impl Standardiser {
         }
     }
 
-    /// Appends the standardised row: `(x - mean) / std`, clipped; a value that is not finite gives 0.
+    /// Appends the standardised row: `(x - mean) / std`, clipped. A value that is not finite gives
+    /// 0.
     ///
     /// # Panics
-    /// If the row has another width.
+    /// If the row has another number of columns.
     pub fn append(&self, row: &[f32], out: &mut Vec<f32>) {
         assert_eq!(row.len(), self.width());
         let count = self.count.max(1.0);
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_out_with_mean_zero_and_unit_spread() {
+    fn standardised_rows_have_mean_zero_and_unit_variance() {
         let mut standardiser = Standardiser::new(2);
         for i in 0..1000 {
             standardiser.observe(&[i as f32, 3.0]);

@@ -1,9 +1,9 @@
-//! Streaming training: one pass in time order, a sample a request,
-//! predict-then-train, so every reported number is progressive.
+//! Streaming training: one pass over the requests in time order. Each step predicts its examples
+//! before it learns from them, so every reported metric is progressive.
 //!
-//! Dense weights learn with AdamW, sparse rows in the store with row-wise
-//! Adagrad. The trainer does not read data sets or write logs: the host feeds
-//! it batches and takes what each step predicted.
+//! Dense weights learn with AdamW, the store's sparse rows with row-wise Adagrad. The trainer does
+//! not read data sets or write logs: the caller feeds it batches and receives each step's
+//! predictions.
 
 use std::path::Path;
 
@@ -22,111 +22,130 @@ use hypercast_store::{Adagrad, Store, StoreOptions};
 
 use crate::{
     Error, Result,
-    alignment::Alignments,
-    average,
-    batch::{Batch, Batcher, Statistics},
-    chance::mix,
-    checkpoint::{Manifest, failed, load_weights, save_weights, write_whole},
-    cost::Size,
+    alignment::AlignmentModules,
+    batch::{BatchBuilder, ColumnStatistics, FmBatch},
+    checkpoint::{FmManifest, checkpoint_error, load_weights, replace_directory, save_weights},
+    cost::ModelSize,
     device::{Cpu, DeviceKind},
+    ema,
     example::Example,
-    model::{FmModel, drawing},
-    probe,
-    resume::{self, Optimizer, State},
-    sampling::{Sampler, Selected, parts},
-    shard::{self, Context, Network, Part, Pass, Shard, Weights, merge_rows, valid_samples},
+    model::{FmModel, lock_weight_rng},
+    predict_only,
+    resume::{self, DenseOptimizer, TrainingState},
+    sampling::{ExampleSampler, ExampleSelection, split_by_memory},
+    shard::{
+        self, FmNetwork, GatheredBatch, PassContext, PassWeights, Shard, ShardPredictions,
+        ShardResult, merge_rows, valid_samples,
+    },
     spec::{FmConfig, FmSpec},
-    update::{Dense, Trained},
+    update::{TrainedWeights, WeightTensor},
 };
+use hypercast_core::hash::mix_parts;
 
-/// What a step predicted for its targets before it learned from them.
+/// A step's predictions, which were made before it learned, with the labels.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     /// `[rows * tae_dim]`.
     pub tae: Vec<f32>,
-    /// `[rows * tasks]`: probabilities or values; NaN where the task is not valid on the row's surface.
+    /// `[rows * tasks]`: probabilities or values; NaN where the task is not valid on the row's
+    /// surface.
     pub predictions: Vec<f32>,
     /// `[rows * tasks]`.
     pub labels: Vec<f32>,
-    /// `[rows * tasks]`: the sample space.
+    /// `[rows * tasks]`: whether the target is in the task's sample space.
     pub mask: Vec<bool>,
-    /// The loss of eq. 3.
+    /// The loss of eq. 3; 0 where nothing was learned.
     pub loss: f32,
 }
 
-/// An FM in training, whatever its device.
+impl StepOutput {
+    /// Appends the predictions for the targets of `batch`, and their labels.
+    pub(crate) fn append(&mut self, predictions: ShardPredictions, batch: FmBatch) {
+        self.tae.extend(predictions.tae);
+        self.predictions.extend(predictions.predictions);
+        self.labels.extend(batch.labels);
+        self.mask.extend(batch.mask);
+    }
+}
+
+/// An FM in training, on any device.
 pub trait FmTrainer: Send {
-    /// Predicts `examples`, then learns from them. Without targets nothing happens.
+    /// Predicts `examples`, then learns from them. Without targets nothing is learned.
     ///
     /// # Errors
     /// An example that does not fit, a store that fails, a loss that is not finite.
     fn step(&mut self, examples: &[&Example]) -> Result<StepOutput> {
-        self.step_with(examples, &[])
+        self.step_with_corrections(examples, &[])
     }
 
-    /// The same, and in the same step it learns what changed of earlier examples: the targets of `corrections` are
-    /// those whose outcomes came late, and only what changed is known of them. Corrections are not in the output, and
-    /// statistics have seen their columns before.
+    /// Like [`FmTrainer::step`], and learns in the same step from late outcomes of earlier
+    /// examples. The targets of `corrections` are those whose outcomes changed, and only what
+    /// changed is marked as known. The output and the feature statistics do not include
+    /// corrections.
     ///
     /// # Errors
     /// As [`FmTrainer::step`].
-    fn step_with(&mut self, examples: &[&Example], corrections: &[&Example]) -> Result<StepOutput>;
+    fn step_with_corrections(
+        &mut self,
+        examples: &[&Example],
+        corrections: &[&Example],
+    ) -> Result<StepOutput>;
 
-    /// What serving needs of it, as of this moment, which it commits; of the name `version`.
+    /// Commits the store and returns the current weights that serving needs, as `version`.
     ///
     /// # Errors
-    /// What the store says.
-    fn trained(&mut self, version: &str) -> Result<Trained<'_>>;
+    /// The store's errors.
+    fn trained_weights(&mut self, version: &str) -> Result<TrainedWeights<'_>>;
 
-    /// Predicts `examples` as a checkpoint of this moment would, and learns nothing: neither weights,
-    /// nor rows of the store, nor statistics. The loss is 0.
+    /// Predicts `examples` as a checkpoint written now would, without changing weights, rows of the
+    /// store or statistics. The loss is 0.
     ///
     /// # Errors
     /// An example that does not fit.
     fn predict(&self, examples: &[&Example]) -> Result<StepOutput>;
 
-    /// The user embeddings of `examples` at this moment, `[examples, FmConfig::user_state_width]`: the
-    /// states of the last history token, of the token itself and after each layer. Zeros without a
-    /// history. Targets are not read.
+    /// The current user embeddings of `examples`, `[examples, FmConfig::user_state_width]`: the
+    /// states of the last history token before the first layer and after each layer. Zeros without
+    /// a history. Targets are not read.
     ///
     /// # Errors
     /// An example that does not fit.
     fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>>;
 
-    /// How many values the model has so far.
-    fn size(&self) -> Size;
+    /// The number of values of the model now; sparse rows grow during training.
+    fn size(&self) -> ModelSize;
 
-    /// Writes a checkpoint as `version` into `dir`, replacing what is there.
+    /// Writes a checkpoint with the name `version` into `dir`, replacing its content.
     ///
     /// # Errors
-    /// What the file system or the store says.
+    /// Errors of the file system or the store.
     fn checkpoint(&mut self, dir: &Path, version: &str) -> Result<()>;
 
-    /// Saves everything that the next step depends on into `dir`, replacing what is there, for
-    /// [`resume`]. The store is copied, so it takes as long and as much room as the store is big.
+    /// Saves everything that the next step depends on into `dir`, replacing its content, for
+    /// [`resume`]. The store is copied, so time and disk space grow with it.
     ///
     /// # Errors
-    /// What the file system or the store says; `dir` is then as it was.
+    /// Errors of the file system or the store; `dir` is then unchanged.
     fn save(&mut self, dir: &Path) -> Result<()>;
 }
 
-/// What [`resume`] reads and where it goes on.
+/// The folders of a resumed run.
 #[derive(Debug, Clone, Copy)]
-pub struct Resume<'a> {
-    /// What [`FmTrainer::save`] wrote; it stays as it is.
+pub struct ResumePaths<'a> {
+    /// A folder written by [`FmTrainer::save`]; it is only read.
     pub saved: &'a Path,
-    /// The work folder, as for [`create`]; a store in it is replaced.
+    /// The work folder, as `dir` of [`create`]; a store in it is replaced.
     pub work: &'a Path,
 }
 
-/// Goes on with a saved run: on the same machine and device, every later number is that of a run
-/// that was never interrupted, bit for bit.
+/// Continues a saved run. On the same machine and device, all later results are bit for bit those
+/// of a run that was never interrupted.
 ///
 /// # Errors
-/// A saved run that is missing, damaged or of another configuration or specification; the first key
-/// that differs is named.
+/// A saved run that is missing, damaged or has another configuration or specification; the error
+/// names the first key that differs.
 pub fn resume(
-    from: Resume<'_>,
+    from: ResumePaths<'_>,
     config: &FmConfig,
     spec: &FmSpec,
     device: DeviceKind,
@@ -150,10 +169,10 @@ fn check(config: &FmConfig, spec: &FmSpec, device: DeviceKind) -> Result<()> {
     device.check()
 }
 
-/// A fresh trainer whose store (with optimizer state) lives in `dir`.
+/// A new trainer whose store, with its optimizer state, is in `dir`.
 ///
 /// # Errors
-/// A configuration that cannot work, a device that is not in this build, a store that cannot be made.
+/// An invalid configuration, a device that is not in this build, or a store that cannot be created.
 pub fn create(
     dir: &Path,
     config: &FmConfig,
@@ -163,8 +182,8 @@ pub fn create(
     check(config, spec, device)?;
     match device {
         DeviceKind::Cpu => {
-            let shards = std::thread::available_parallelism()
-                .map_or(1, |cores| cores.get().min(MOST_SHARDS));
+            let shards =
+                std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_SHARDS));
             Ok(Box::new(Trainer::<Autodiff<Cpu>>::create(dir, config, spec, shards)?))
         }
         #[cfg(feature = "cuda")]
@@ -178,36 +197,36 @@ pub fn create(
 
 struct Trainer<A: AutodiffBackend> {
     config: FmConfig,
-    network: Network<A>,
-    optimizer: Optimizer<A>,
-    /// Of the weights, where the configuration has `average_decay`.
-    average: Option<Network<A::InnerBackend>>,
+    network: FmNetwork<A>,
+    optimizer: DenseOptimizer<A>,
+    /// The moving average of the weights, if the configuration has `average_decay`.
+    average: Option<FmNetwork<A::InnerBackend>>,
     store: Store,
-    batcher: Batcher,
-    sampler: Sampler,
-    statistics: Statistics,
+    batch_builder: BatchBuilder,
+    sampler: ExampleSampler,
+    statistics: ColumnStatistics,
     steps: u64,
     requests: u64,
     trained_until_ms: i64,
-    /// Threads that a batch is split over.
+    /// The number of threads that a batch is split over.
     shards: usize,
     device: A::Device,
 }
 
-/// Looks at a part of some examples with a network.
-type Look<B, T> = fn(Network<B>, Part, Context<'_, B>) -> Result<T>;
+/// A function of [`predict_only`] that evaluates a network on a part of some examples.
+type PredictOnlyFn<B, T> = fn(FmNetwork<B>, GatheredBatch, PassContext<'_, B>) -> Result<T>;
 
-/// Store rows touched since the last commit are kept in a journal; this bounds it.
-const STEPS_A_COMMIT: u64 = 256;
+/// The store journals the rows touched since its last commit; this bounds the journal.
+const STEPS_PER_COMMIT: u64 = 256;
 
-/// Fewer requests than this are not worth a thread.
-const LEAST_REQUESTS: usize = 4;
+/// Fewer requests than this do not repay a thread.
+const MIN_REQUESTS_PER_SHARD: usize = 4;
 
-/// What the activations of one shard's pass may take in memory, about.
-const LEARNING_BYTES: usize = 512 << 20;
+/// Approximate limit on the memory of one shard's activations.
+const MAX_SHARD_BYTES: usize = 512 << 20;
 
 /// More threads than this gain little at the batch sizes of one machine.
-const MOST_SHARDS: usize = 8;
+const MAX_SHARDS: usize = 8;
 
 impl<A> Trainer<A>
 where
@@ -229,9 +248,9 @@ where
             network,
             optimizer: optimizer(config),
             store,
-            batcher: Batcher::new(spec, config),
-            sampler: Sampler::new(config, spec),
-            statistics: Statistics::new(spec),
+            batch_builder: BatchBuilder::new(spec, config),
+            sampler: ExampleSampler::new(config, spec),
+            statistics: ColumnStatistics::new(spec),
             steps: 0,
             requests: 0,
             trained_until_ms: 0,
@@ -241,31 +260,30 @@ where
         })
     }
 
-    fn resume(from: Resume<'_>, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
-        let state = State::read(from.saved)?;
+    fn resume(from: ResumePaths<'_>, config: &FmConfig, spec: &FmSpec) -> Result<Self> {
+        let state = TrainingState::read(from.saved)?;
         state.check(from.saved, config, spec)?;
         let device = A::Device::default();
         let store = from.work.join("store");
         if store.exists() {
-            std::fs::remove_dir_all(&store).map_err(|error| failed(&store, error))?;
+            std::fs::remove_dir_all(&store).map_err(|error| checkpoint_error(&store, error))?;
         }
         Store::open(from.saved.join("store"))?.copy_into(&store)?;
         let mut store = Store::open(&store)?;
         store.admit_after(config.admit_after);
         let fresh = fresh_network(config, spec, &device);
-        let network = load_weights(fresh, &from.saved.join(resume::NETWORK), &device)?;
-        let average = match config.average_decay > 0.0 {
-            true => {
-                Some(load_weights(network.valid(), &from.saved.join(resume::AVERAGE), &device)?)
-            }
-            false => None,
+        let network = load_weights(fresh, &from.saved.join(resume::NETWORK_FILE), &device)?;
+        let average = if config.average_decay > 0.0 {
+            Some(load_weights(network.valid(), &from.saved.join(resume::EMA_FILE), &device)?)
+        } else {
+            None
         };
         Ok(Self {
             average,
             optimizer: state.load_moments(from.saved, &network, optimizer(config))?,
             store,
-            batcher: Batcher::new(spec, config),
-            sampler: Sampler::new(config, spec),
+            batch_builder: BatchBuilder::new(spec, config),
+            sampler: ExampleSampler::new(config, spec),
             steps: state.steps,
             requests: state.requests,
             trained_until_ms: state.trained_until_ms,
@@ -277,37 +295,37 @@ where
         })
     }
 
-    /// The whole of some examples, and what is learned from them where that is less.
+    /// The shard of some examples: whole for predicting, and sampled for learning where sampling
+    /// leaves something out.
     fn shard(&mut self, examples: &[&Example]) -> Result<Option<Shard>> {
-        let batch = self.batcher.batch(examples, &self.statistics)?;
+        let batch = self.batch_builder.build(examples, &self.statistics)?;
         if batch.targets() == 0 {
             return Ok(None);
         }
         let samples: Vec<_> =
             examples.iter().map(|example| self.sampler.sample(example, self.steps)).collect();
         let whole = self.part(batch)?;
-        let sample = match samples.iter().any(Option::is_some) {
-            true => {
-                let whole = |example| Selected::whole(example, self.config.history_window());
-                let parts: Vec<_> = samples
-                    .into_iter()
-                    .zip(examples)
-                    .map(|(sample, example)| sample.unwrap_or_else(|| whole(example)))
-                    // Without a target there is nothing to learn, and the history would be idle.
-                    .filter(|selected| !selected.targets.is_empty())
-                    .collect();
-                let batch = self.batcher.batch_selected(&parts, &self.statistics)?;
-                Some(self.part(batch)?)
-            }
-            false => None,
+        let sample = if samples.iter().any(Option::is_some) {
+            let whole = |example| ExampleSelection::whole(example, self.config.history_window());
+            let parts: Vec<_> = samples
+                .into_iter()
+                .zip(examples)
+                .map(|(sample, example)| sample.unwrap_or_else(|| whole(example)))
+                // Without a target there is no loss, and encoding the history would be wasted.
+                .filter(|selected| !selected.targets.is_empty())
+                .collect();
+            let batch = self.batch_builder.build_selected(&parts, &self.statistics)?;
+            Some(self.part(batch)?)
+        } else {
+            None
         };
         Ok(Some(Shard { whole, sample }))
     }
 
-    fn part(&mut self, batch: Batch) -> Result<Part> {
+    fn part(&mut self, batch: FmBatch) -> Result<GatheredBatch> {
         let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
         self.store.gather_or_init(&batch.keys, &mut rows)?;
-        Ok(Part { batch, rows })
+        Ok(GatheredBatch { batch, rows })
     }
 
     fn learning_rate(&self) -> f64 {
@@ -315,72 +333,74 @@ where
         self.config.learning_rate * warmup.min(1.0)
     }
 
-    /// Every shard's pass.
-    fn passes(&self, mut shards: Vec<Shard>) -> Result<Vec<Pass>> {
+    /// Predicts and differentiates all shards, on several threads.
+    fn passes(&self, mut shards: Vec<Shard>) -> Result<Vec<ShardResult>> {
         for (at, shard) in shards.iter_mut().enumerate() {
             let Shard { whole, sample } = shard;
             let learned = sample.as_mut().unwrap_or(whole);
-            learned.batch.noise = mix(&[self.config.seed, self.steps, at as u64]);
+            learned.batch.dropout_seed = mix_parts(&[self.config.seed, self.steps, at as u64]);
         }
-        let valid = valid_samples(&shards, self.batcher.spec.tasks.len());
-        let context = Context {
+        let valid = valid_samples(&shards, self.batch_builder.spec.tasks.len());
+        let context = PassContext {
             config: &self.config,
-            spec: &self.batcher.spec,
+            spec: &self.batch_builder.spec,
             valid: &valid,
             device: &self.device,
         };
-        // A fork has a graph of its own, so the backward passes do not wait for each other.
+        // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
-            let Network { model, alignments } = &self.network;
+            let FmNetwork { model, alignments } = &self.network;
             let alignments = alignments.only(shard.learned_surfaces());
-            let weights = Weights {
-                learning: Network { model: model.clone(), alignments }.fork(&self.device),
+            let weights = PassWeights {
+                learning: FmNetwork { model: model.clone(), alignments }.fork(&self.device),
                 predicting: self.predicting(),
             };
             (weights, shard)
         };
-        in_waves(shards, self.shards, prepare, |(weights, shard)| {
+        run_in_waves(shards, self.shards, prepare, |(weights, shard)| {
             shard::pass::<A>(weights, shard, context)
         })
     }
 
-    /// Runs `look` over parts of `examples`, without a graph for gradients.
-    fn probe<T: Send>(
+    /// Runs `evaluate` over parts of `examples`, without an autodiff graph.
+    fn predict_only<T: Send>(
         &self,
         examples: &[&Example],
-        look: Look<A::InnerBackend, T>,
+        evaluate: PredictOnlyFn<A::InnerBackend, T>,
     ) -> Result<Vec<T>> {
-        let context = Context {
+        let context = PassContext {
             config: &self.config,
-            spec: &self.batcher.spec,
+            spec: &self.batch_builder.spec,
             valid: &[],
             device: &self.device,
         };
         let network = self.predicting();
         let mut all = Vec::with_capacity(self.shards);
-        let requests = examples.len().div_ceil(self.shards).max(LEAST_REQUESTS);
-        for part in parts(examples, &self.config, requests, LEARNING_BYTES) {
-            let batch = self.batcher.batch(part, &self.statistics)?;
+        let requests = examples.len().div_ceil(self.shards).max(MIN_REQUESTS_PER_SHARD);
+        for part in split_by_memory(examples, &self.config, requests, MAX_SHARD_BYTES) {
+            let batch = self.batch_builder.build(part, &self.statistics)?;
             let mut rows = vec![0.0; batch.keys.len() * self.config.embedding_dim];
             self.store.gather(&batch.keys, &mut rows);
-            all.push(Part { batch, rows });
+            all.push(GatheredBatch { batch, rows });
         }
         let prepare = |part| (network.clone(), part);
-        in_waves(all, self.shards, prepare, |(network, part)| look(network, part, context))
+        run_in_waves(all, self.shards, prepare, |(network, part)| evaluate(network, part, context))
     }
 
-    fn manifest(&self, version: &str) -> Manifest {
+    fn manifest(&self, version: &str) -> FmManifest {
         let (requests, trained_until_ms) = (self.requests, self.trained_until_ms);
-        let manifest = Manifest::new(version, &self.config, &self.batcher.spec, &self.statistics);
-        Manifest { requests, trained_until_ms, ..manifest }
+        let manifest =
+            FmManifest::new(version, &self.config, &self.batch_builder.spec, &self.statistics);
+        FmManifest { requests, trained_until_ms, ..manifest }
     }
 
-    /// The weights that predict, serve and make TAEs.
-    fn predicting(&self) -> Network<A::InnerBackend> {
+    /// The weights that make predictions and TAEs: the moving average, if there is one.
+    fn predicting(&self) -> FmNetwork<A::InnerBackend> {
         self.average.clone().unwrap_or_else(|| self.network.valid())
     }
 
-    /// Removes rows that have not learned for long. When depends on the steps alone, so a resumed training does the same.
+    /// Removes rows that have not been trained for `expire_after_steps`. It runs at fixed steps, so
+    /// that a resumed run expires the same rows.
     fn expire(&mut self) {
         let after = u64::from(self.config.expire_after_steps);
         if after > 0 && self.steps.is_multiple_of((after / 4).max(1)) {
@@ -388,29 +408,29 @@ where
         }
     }
 
-    fn learn(&mut self, passes: &mut [Pass]) -> Result<()> {
+    fn learn(&mut self, passes: &mut [ShardResult]) -> Result<()> {
         let (keys, rows) = merge_rows(passes, self.config.embedding_dim);
         let adagrad = Adagrad { learning_rate: self.config.sparse_learning_rate, epsilon: 1e-8 };
         self.store.adagrad(&keys, &rows, &adagrad)?;
         let mut sum = GradientsAccumulator::new();
         for pass in passes {
-            sum.accumulate(&self.network, std::mem::take(&mut pass.lesson.gradients));
+            sum.accumulate(&self.network, std::mem::take(&mut pass.gradients.dense));
         }
         self.network = self.optimizer.step(self.learning_rate(), self.network.clone(), sum.grads());
         if let Some(average) = self.average.take() {
             let (now, decay) = (self.network.valid(), self.config.average_decay);
-            self.average = Some(average::follow(average, &now, decay, self.steps));
+            self.average = Some(ema::update(average, &now, decay, self.steps));
         }
         self.steps += 1;
         self.expire();
-        if self.steps.is_multiple_of(STEPS_A_COMMIT) {
+        if self.steps.is_multiple_of(STEPS_PER_COMMIT) {
             self.store.commit()?;
         }
         Ok(())
     }
 }
 
-/// The clock that rows of the store are stamped with.
+/// The time stamp of the store's rows: the training step.
 fn clock(steps: u64) -> u32 {
     u32::try_from(steps).unwrap_or(u32::MAX)
 }
@@ -420,17 +440,21 @@ where
     A: AutodiffBackend + HstuBackend,
     A::InnerBackend: HstuBackend,
 {
-    fn step_with(&mut self, examples: &[&Example], corrections: &[&Example]) -> Result<StepOutput> {
+    fn step_with_corrections(
+        &mut self,
+        examples: &[&Example],
+        corrections: &[&Example],
+    ) -> Result<StepOutput> {
         examples.iter().for_each(|example| self.statistics.observe(example));
         self.store.set_clock(clock(self.steps));
         let mut shards = Vec::with_capacity(self.shards);
         let all: Vec<&Example> = examples.iter().chain(corrections).copied().collect();
-        let requests = all.len().div_ceil(self.shards).max(LEAST_REQUESTS);
-        for part in parts(&all, &self.config, requests, LEARNING_BYTES) {
+        let requests = all.len().div_ceil(self.shards).max(MIN_REQUESTS_PER_SHARD);
+        for part in split_by_memory(&all, &self.config, requests, MAX_SHARD_BYTES) {
             shards.extend(self.shard(part)?);
         }
         let mut passes = self.passes(shards)?;
-        let loss: f32 = passes.iter().map(|pass| pass.lesson.loss).sum();
+        let loss: f32 = passes.iter().map(|pass| pass.gradients.loss).sum();
         if !loss.is_finite() {
             return Err(Error::Training {
                 step: self.steps,
@@ -443,17 +467,13 @@ where
         self.requests += examples.len() as u64;
         self.trained_until_ms =
             examples.iter().map(|e| e.time_ms).fold(self.trained_until_ms, i64::max);
-        let mut output =
-            StepOutput { tae: vec![], predictions: vec![], labels: vec![], mask: vec![], loss };
+        let mut output = StepOutput { loss, ..StepOutput::default() };
         for pass in passes {
-            output.tae.extend(pass.tae);
-            output.predictions.extend(pass.predictions);
-            output.labels.extend(pass.batch.labels);
-            output.mask.extend(pass.batch.mask);
+            output.append(pass.predictions, pass.batch);
         }
-        // Corrections are the last of the rows.
+        // The rows of corrections come last.
         let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
-        let cells = rows * self.batcher.spec.tasks.len();
+        let cells = rows * self.batch_builder.spec.tasks.len();
         output.tae.truncate(rows * self.config.tae_width());
         output.predictions.truncate(cells);
         output.labels.truncate(cells);
@@ -461,19 +481,18 @@ where
         Ok(output)
     }
 
-    fn trained(&mut self, version: &str) -> Result<Trained<'_>> {
+    fn trained_weights(&mut self, version: &str) -> Result<TrainedWeights<'_>> {
         self.store.commit()?;
-        Ok(Trained {
+        Ok(TrainedWeights {
             manifest: self.manifest(version),
-            dense: Dense::of(&self.predicting().model),
+            dense: WeightTensor::of(&self.predicting().model),
             rows: &self.store,
         })
     }
 
     fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
-        let parts = self.probe(examples, probe::predict)?;
         let mut output = StepOutput::default();
-        for part in parts {
+        for part in self.predict_only(examples, predict_only::predict)? {
             output.tae.extend(part.tae);
             output.predictions.extend(part.predictions);
             output.labels.extend(part.labels);
@@ -483,13 +502,14 @@ where
     }
 
     fn user_states(&self, examples: &[&Example]) -> Result<Vec<f32>> {
-        let bare: Vec<Example> = examples.iter().map(|example| probe::bare(example)).collect();
-        let bare: Vec<&Example> = bare.iter().collect();
-        Ok(self.probe(&bare, probe::user_states)?.concat())
+        let histories: Vec<Example> =
+            examples.iter().map(|example| predict_only::without_targets(example)).collect();
+        let histories: Vec<&Example> = histories.iter().collect();
+        Ok(self.predict_only(&histories, predict_only::user_states)?.concat())
     }
 
-    fn size(&self) -> Size {
-        Size {
+    fn size(&self) -> ModelSize {
+        ModelSize {
             serving: self.network.model.num_params(),
             dense: self.network.num_params(),
             sparse: self.store.len() * self.config.embedding_dim,
@@ -500,7 +520,7 @@ where
         self.store.commit()?;
         let manifest = self.manifest(version);
         let network = self.predicting();
-        write_whole(dir, |draft| {
+        replace_directory(dir, |draft| {
             save_weights(&network.model, &draft.join("model.safetensors"))?;
             save_weights(&network.alignments, &draft.join("alignment.safetensors"))?;
             self.store.snapshot_into(draft.join("store"), self.config.serving_rows)?;
@@ -509,26 +529,26 @@ where
     }
 
     fn save(&mut self, dir: &Path) -> Result<()> {
-        let mut state = State::new(&self.config, &self.batcher.spec);
+        let mut state = TrainingState::new(&self.config, &self.batch_builder.spec);
         state.statistics = self.statistics.clone();
         state.shards = self.shards;
         (state.steps, state.requests) = (self.steps, self.requests);
         state.trained_until_ms = self.trained_until_ms;
         let record = self.optimizer.to_record();
-        write_whole(dir, |draft| {
+        replace_directory(dir, |draft| {
             self.store.copy_into(draft.join("store"))?;
-            save_weights(&self.network, &draft.join(resume::NETWORK))?;
+            save_weights(&self.network, &draft.join(resume::NETWORK_FILE))?;
             if let Some(average) = &self.average {
-                save_weights(average, &draft.join(resume::AVERAGE))?;
+                save_weights(average, &draft.join(resume::EMA_FILE))?;
             }
             state.write(draft, &self.network, record)
         })
     }
 }
 
-/// Runs `run` over what `prepare` makes of each of `all`, on `threads` threads at a time: long
-/// histories make more parts of a batch than there are threads. The results come in order.
-fn in_waves<S, P: Send, T: Send>(
+/// Prepares each of `all` on the calling thread and runs it on another one, `threads` at a time:
+/// with long histories a batch has more parts than there are threads. The results are in order.
+fn run_in_waves<S, P: Send, T: Send>(
     all: Vec<S>,
     threads: usize,
     prepare: impl Fn(S) -> P,
@@ -552,32 +572,33 @@ fn in_waves<S, P: Send, T: Send>(
     Ok(results)
 }
 
-/// New weights from the configuration's seed, drawn at once and not when used: the lock keeps others from drawing meanwhile.
+/// New weights from the configuration's seed. All are drawn here rather than at their first use,
+/// while the lock keeps other threads from drawing.
 fn fresh_network<A: AutodiffBackend + HstuBackend>(
     config: &FmConfig,
     spec: &FmSpec,
     device: &A::Device,
-) -> Network<A> {
-    let _alone = drawing();
+) -> FmNetwork<A> {
+    let _alone = lock_weight_rng();
     A::seed(device, config.seed);
-    let network = Network {
+    let network = FmNetwork {
         model: FmModel::new(config, spec, device),
-        alignments: Alignments::new(config, spec, device),
+        alignments: AlignmentModules::new(config, spec, device),
     };
-    network.visit(&mut Draw);
+    network.visit(&mut InitialiseWeights);
     network
 }
 
-/// Draws weights that are still to be drawn.
-struct Draw;
+/// Draws the weights that Burn would otherwise draw at their first use.
+struct InitialiseWeights;
 
-impl<B: Backend> ModuleVisitor<B> for Draw {
+impl<B: Backend> ModuleVisitor<B> for InitialiseWeights {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         param.val();
     }
 }
 
-fn optimizer<A: AutodiffBackend>(config: &FmConfig) -> Optimizer<A> {
+fn optimizer<A: AutodiffBackend>(config: &FmConfig) -> DenseOptimizer<A> {
     let clipping =
         (config.clip_norm > 0.0).then_some(GradientClippingConfig::Norm(config.clip_norm));
     AdamWConfig::new().with_weight_decay(config.weight_decay).with_grad_clipping(clipping).init()

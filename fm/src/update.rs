@@ -1,8 +1,8 @@
-//! What a trainer publishes and a server takes over: dense weights by name, sparse rows by id, and the
-//! manifest with the statistics that go with them.
+//! Weight updates, which a trainer publishes and a serving model applies: dense weights by name,
+//! sparse rows by id, and the manifest with the matching statistics.
 //!
-//! An [`Update`] is checked here as far as it can be without a model; how it is applied is `live`'s, how it travels
-//! and which of the weights are in it is decided above.
+//! A [`WeightUpdate`] is checked here as far as possible without a model; `live_model` applies it.
+//! The caller decides which weights an update contains and how it is transported.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,178 +15,186 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    checkpoint::{Manifest, Named, Tensors, weights_of, write_tensors, write_whole},
+    checkpoint::{
+        FmManifest, NamedTensor, TensorMap, replace_directory, weights_of, write_tensors,
+    },
 };
 
-/// A dense tensor that serving needs.
+/// A tensor of dense weights that serving needs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Dense {
-    /// Its path in the model, as in a checkpoint.
+pub struct WeightTensor {
+    /// The tensor's path in the model, as in a checkpoint.
     pub name: String,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<usize>,
-    /// Its values, row-major.
+    /// The values, row-major.
     pub values: Vec<f32>,
 }
 
-impl Dense {
-    pub(crate) fn of<B: Backend, M: Module<B>>(module: &M) -> Vec<Dense> {
+impl WeightTensor {
+    pub(crate) fn of<B: Backend, M: Module<B>>(module: &M) -> Vec<WeightTensor> {
         let dense = |(name, data): (String, burn::tensor::TensorData)| {
             let shape = data.shape.iter().copied().collect();
             let values = data.convert::<f32>().into_vec().expect("converted to f32");
-            Dense { name, shape, values }
+            WeightTensor { name, shape, values }
         };
         weights_of(module).into_iter().map(dense).collect()
     }
 }
 
-/// A trainer's model as it would serve.
+/// A trainer's current weights for serving.
 #[derive(Debug)]
-pub struct Trained<'a> {
-    /// What it says of itself.
-    pub manifest: Manifest,
-    /// The dense weights that predict.
-    pub dense: Vec<Dense>,
-    /// The sparse rows, all committed.
+pub struct TrainedWeights<'a> {
+    /// The manifest that goes with the weights.
+    pub manifest: FmManifest,
+    /// The dense weights that make predictions.
+    pub dense: Vec<WeightTensor>,
+    /// The store of the sparse rows, with nothing uncommitted.
     pub rows: &'a Store,
 }
 
-/// Some consecutive values of a dense tensor.
+/// A range of consecutive values of a dense tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Piece {
+pub struct TensorSlice {
     /// The tensor's path in the model.
     pub name: String,
     /// The shape of the whole tensor.
     pub shape: Vec<usize>,
-    /// The first value's place in the row-major whole.
+    /// The index of the first value in the row-major tensor.
     pub start: usize,
-    /// The values.
+    /// The values from `start` on.
     pub values: Vec<f32>,
 }
 
-/// New weights for a model that serves.
+/// New weights for a model that is in service.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Update {
-    /// Whether it is all of the weights: a row that is not here is gone.
-    pub whole: bool,
-    /// The model's new manifest: version, configuration and specification are those of the old one.
-    pub manifest: Manifest,
-    /// Dense weights.
-    pub pieces: Vec<Piece>,
-    /// Ids of the rows.
-    pub ids: Vec<u64>,
-    /// `[ids.len(), embedding_dim]`.
+pub struct WeightUpdate {
+    /// Whether the update contains all weights; rows that it does not contain are then removed.
+    pub complete: bool,
+    /// The model's new manifest, with the same version, configuration and specification as the old.
+    pub manifest: FmManifest,
+    /// The changed dense weights.
+    pub dense: Vec<TensorSlice>,
+    /// Ids of the changed sparse rows.
+    pub row_ids: Vec<u64>,
+    /// `[row_ids, embedding_dim]`: the changed sparse rows.
     pub rows: Vec<f32>,
-    /// Ids whose rows are gone.
-    pub removed: Vec<u64>,
+    /// Ids of the removed sparse rows.
+    pub removed_row_ids: Vec<u64>,
 }
 
-impl Update {
-    /// Refuses what contradicts itself or cannot be the weights of a model: numbers that are not finite, lengths
-    /// that do not fit, a row that is there and gone.
+impl WeightUpdate {
+    /// Refuses an update that contradicts itself or cannot be the weights of a model: values that
+    /// are not finite, lengths that do not match, rows that are both changed and removed.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first violation.
     pub fn check(&self) -> Result<()> {
         let refused = |why: String| Err(Error::Update(why));
-        let Manifest { config, spec, statistics, .. } = &self.manifest;
+        let FmManifest { config, spec, statistics, .. } = &self.manifest;
         config.validate_for(spec)?;
         let dim = config.embedding_dim;
-        if self.rows.len() != self.ids.len() * dim {
-            let (rows, ids) = (self.rows.len(), self.ids.len());
-            return refused(format!("{rows} values for {ids} rows of {dim}"));
+        if self.rows.len() != self.row_ids.len() * dim {
+            let (values, ids) = (self.rows.len(), self.row_ids.len());
+            return refused(format!("it has {values} values for {ids} rows of {dim}"));
         }
         if let Some(at) = self.rows.iter().position(|value| !value.is_finite()) {
-            return refused(format!("the row of {:016x} is not finite", self.ids[at / dim]));
+            return refused(format!(
+                "row {:016x} has a value that is not finite",
+                self.row_ids[at / dim]
+            ));
         }
-        let gone: HashSet<u64> = self.removed.iter().copied().collect();
-        if let Some(id) = self.ids.iter().find(|id| gone.contains(id)) {
-            return refused(format!("the row of {id:016x} is both there and gone"));
+        let removed: HashSet<u64> = self.removed_row_ids.iter().copied().collect();
+        if let Some(id) = self.row_ids.iter().find(|id| removed.contains(id)) {
+            return refused(format!("row {id:016x} is both changed and removed"));
         }
         let widths = (statistics.item_dense.width(), statistics.features.width());
-        if widths != (spec.item_dense, spec.features) || !statistics.is_finite() {
-            return refused(format!("statistics of {widths:?} columns do not fit the model"));
+        let expected = (spec.item_dense, spec.features);
+        if widths != expected || !statistics.is_finite() {
+            return refused(format!(
+                "its statistics are of {widths:?} columns or not finite; the model has {expected:?}"
+            ));
         }
-        self.pieces.iter().try_for_each(Piece::check)
+        self.dense.iter().try_for_each(TensorSlice::check)
     }
 
-    /// Puts the pieces into `dense`, which has every tensor of the model.
-    pub(crate) fn place(&self, dense: &mut Tensors) -> Result<()> {
-        for piece in &self.pieces {
-            let Some((shape, values)) = dense.get_mut(&piece.name) else {
-                return Err(Error::Update(format!("the model has no tensor {}", piece.name)));
+    /// Writes the dense weights into `dense`, which has every tensor of the model.
+    pub(crate) fn write_into(&self, dense: &mut TensorMap) -> Result<()> {
+        for slice in &self.dense {
+            let Some((shape, values)) = dense.get_mut(&slice.name) else {
+                return Err(Error::Update(format!("the model has no tensor {}", slice.name)));
             };
-            if *shape != piece.shape {
-                let Piece { name, shape: sent, .. } = piece;
-                return Err(Error::Update(format!("{name} is {sent:?}, in the model {shape:?}")));
+            if *shape != slice.shape {
+                let TensorSlice { name, shape: sent, .. } = slice;
+                return Err(Error::Update(format!(
+                    "{name} has shape {sent:?}; in the model it has {shape:?}"
+                )));
             }
-            values[piece.start..piece.start + piece.values.len()].copy_from_slice(&piece.values);
+            values[slice.start..slice.end()].copy_from_slice(&slice.values);
         }
         Ok(())
     }
 
-    /// The dense tensors of an update that is whole.
-    fn tensors(&self) -> Result<Tensors> {
-        let mut places: Vec<(&str, usize, usize, usize)> = Vec::new();
-        for piece in &self.pieces {
-            let (len, end) = (piece.shape.iter().product(), piece.start + piece.values.len());
-            places.push((&piece.name, piece.start, end, len));
-        }
-        places.sort_unstable();
-        // Before there is room for any: a shape may say more than all of memory.
-        for of_one in places.chunk_by(|a, b| a.0 == b.0) {
-            let (name, _, _, len) = of_one[0];
-            let goes_on = |end, &(_, from, to, of): &(&str, usize, usize, usize)| {
-                (from == end && of == len).then_some(to)
+    /// The dense tensors of a complete update, assembled from its slices.
+    fn tensors(&self) -> Result<TensorMap> {
+        let mut slices: Vec<&TensorSlice> = self.dense.iter().collect();
+        slices.sort_unstable_by_key(|slice| (&slice.name, slice.start, slice.end(), slice.len()));
+        // Check before allocating: a damaged shape may claim more than all of memory.
+        for of_tensor in slices.chunk_by(|a, b| a.name == b.name) {
+            let len = of_tensor[0].len();
+            let continued = |end, slice: &&TensorSlice| {
+                (slice.start == end && slice.len() == len).then_some(slice.end())
             };
-            let end = of_one.iter().try_fold(0, goes_on);
-            if end != Some(len) {
-                return Err(Error::Update(format!("only a part of {name} is there")));
+            if of_tensor.iter().try_fold(0, continued) != Some(len) {
+                let name = &of_tensor[0].name;
+                return Err(Error::Update(format!("it contains only a part of {name}")));
             }
         }
-        let mut tensors: Tensors = HashMap::new();
-        for piece in &self.pieces {
-            let room = || (piece.shape.clone(), vec![0.0; piece.shape.iter().product()]);
-            tensors.entry(piece.name.clone()).or_insert_with(room);
+        let mut tensors: TensorMap = HashMap::new();
+        for slice in &self.dense {
+            let zeros = || (slice.shape.clone(), vec![0.0; slice.len()]);
+            tensors.entry(slice.name.clone()).or_insert_with(zeros);
         }
-        self.place(&mut tensors)?;
+        self.write_into(&mut tensors)?;
         Ok(tensors)
     }
 
-    /// The names of the tensors and whether all of `dense` is there.
-    pub(crate) fn is_complete(&self, dense: &Tensors) -> Result<()> {
+    /// Checks that the update has every value of every tensor in `dense`.
+    pub(crate) fn check_complete(&self, dense: &TensorMap) -> Result<()> {
         let tensors = self.tensors()?;
         match dense.keys().find(|name| !tensors.contains_key(*name)) {
-            Some(name) => Err(Error::Update(format!("{name} is missing"))),
+            Some(name) => Err(Error::Update(format!("tensor {name} is missing"))),
             None => Ok(()),
         }
     }
 
-    /// Writes an update that is whole as a checkpoint for serving into `dir`, replacing what is there. It is not
-    /// one to train on: what only training needs is never published.
+    /// Writes a complete update as a checkpoint for serving into `dir`, replacing its content.
+    /// Training cannot resume from it, because weights that only training needs are not published.
     ///
     /// # Errors
-    /// An update that is not whole, or that [`Update::check`] refuses; what the file system says.
+    /// An update that is not complete or that [`WeightUpdate::check`] refuses, and errors of the
+    /// file system.
     pub fn checkpoint(&self, dir: &Path) -> Result<()> {
-        /// Rows a commit: they are in memory until then.
-        const ROWS: usize = 1 << 16;
+        /// Rows per commit, which bounds the rows in memory.
+        const ROWS_PER_COMMIT: usize = 1 << 16;
         self.check()?;
-        if !self.whole {
-            return Err(Error::Update("a part of the weights makes no checkpoint".into()));
+        if !self.complete {
+            let why = "it contains only a part of the weights, which cannot become a checkpoint";
+            return Err(Error::Update(why.into()));
         }
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensors: Vec<Named> = self
+        let tensors: Vec<NamedTensor> = self
             .tensors()?
             .into_iter()
-            .map(|(name, (shape, values))| (name, shape, bytes(&values)))
+            .map(|(name, (shape, values))| NamedTensor { name, shape, bytes: bytes(&values) })
             .collect();
         let config = &self.manifest.config;
-        write_whole(dir, |draft| {
+        replace_directory(dir, |draft| {
             write_tensors(&tensors, &draft.join("model.safetensors"))?;
             let store = draft.join("store");
             let mut store = ServingStore::create(store, config.embedding_dim, config.serving_rows)?;
-            let rows = self.rows.chunks(ROWS * config.embedding_dim);
-            for (ids, rows) in self.ids.chunks(ROWS).zip(rows) {
+            let rows = self.rows.chunks(ROWS_PER_COMMIT * config.embedding_dim);
+            for (ids, rows) in self.row_ids.chunks(ROWS_PER_COMMIT).zip(rows) {
                 store.upsert_rows(ids, rows)?;
                 store.commit()?;
             }
@@ -196,22 +204,34 @@ impl Update {
     }
 }
 
-impl Piece {
+impl TensorSlice {
+    /// The number of values in the whole tensor.
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The index after the last value.
+    fn end(&self) -> usize {
+        self.start + self.values.len()
+    }
+
     fn check(&self) -> Result<()> {
-        let Piece { name, shape, start, values } = self;
+        let TensorSlice { name, shape, start, values } = self;
         let len = shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size));
         let end = start.checked_add(values.len());
         match (len, end) {
             (Some(len), Some(end)) if end <= len => {}
             _ => {
                 let count = values.len();
-                let why = format!("{name} {shape:?} has no {count} values from {start} on");
+                let why = format!(
+                    "{name} of shape {shape:?} has no {count} values from index {start} on"
+                );
                 return Err(Error::Update(why));
             }
         }
-        match values.iter().any(|value| !value.is_finite()) {
-            true => Err(Error::Update(format!("{name} holds a value that is not finite"))),
-            false => Ok(()),
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::Update(format!("{name} has a value that is not finite")));
         }
+        Ok(())
     }
 }

@@ -1,47 +1,48 @@
-//! The FM through its public doors: what it must be whatever its weights.
+//! The FM through its public interface: properties that hold for any weights.
 
-mod world;
+mod fixtures;
 
+use fixtures::{batch, config, example, spec};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference::{self, Serving},
-    metrics::{Scored, summarise},
+    inference::{self, FmServingOptions},
+    metrics::{ScoredPrediction, binary_metrics},
     spec::FmConfig,
     trainer,
 };
-use world::{batch, config, example, spec};
 
 #[test]
-fn it_learns_what_only_the_history_tells() {
+fn it_learns_what_depends_on_the_history_alone() {
     let dir = tempfile::tempdir().unwrap();
     let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();
     let mut late = Vec::new();
     for step in 0..250 {
         let examples = batch(step * 16);
         let references: Vec<&Example> = examples.iter().collect();
-        let said = trainer.step(&references).unwrap();
+        let output = trainer.step(&references).unwrap();
         let rows = examples.iter().flat_map(|e| std::iter::repeat_n(e, 3));
         for (row, example) in rows.enumerate() {
             let on_shop = example.surface == 1;
             assert_eq!(
-                said.predictions[row * 2 + 1].is_nan(),
+                output.predictions[row * 2 + 1].is_nan(),
                 on_shop,
                 "watch is valid on home alone"
             );
-            assert_eq!(said.mask[row * 2 + 1], !on_shop);
+            assert_eq!(output.mask[row * 2 + 1], !on_shop);
             if step >= 200 && example.history.len() > 3 {
-                let (probability, label) = (said.predictions[row * 2], said.labels[row * 2] == 1.0);
-                late.push(Scored { user: example.user.id, probability, label });
+                let (probability, label) =
+                    (output.predictions[row * 2], output.labels[row * 2] == 1.0);
+                late.push(ScoredPrediction { user: example.user.id, probability, label });
             }
         }
     }
-    let summary = summarise(&late);
+    let summary = binary_metrics(&late);
     assert!(summary.ne.unwrap() < 0.5, "progressive NE {:?}", summary.ne);
 }
 
 #[test]
-fn a_checkpoint_serves_what_the_trainer_predicts_and_targets_do_not_meet() {
+fn a_checkpoint_predicts_as_its_trainer_and_targets_are_independent() {
     let dir = tempfile::tempdir().unwrap();
     let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();
     for step in 0..20 {
@@ -51,7 +52,7 @@ fn a_checkpoint_serves_what_the_trainer_predicts_and_targets_do_not_meet() {
     let checkpoint = dir.path().join("fm-1");
     trainer.checkpoint(&checkpoint, "1.2.0").unwrap();
     trainer.checkpoint(&checkpoint, "1.2.0").unwrap();
-    let served = inference::load(&checkpoint, Serving::default()).unwrap();
+    let served = inference::load(&checkpoint, FmServingOptions::default()).unwrap();
     assert_eq!(served.manifest().version, "1.2.0");
     assert_eq!(served.manifest().requests, 320);
 
@@ -64,7 +65,7 @@ fn a_checkpoint_serves_what_the_trainer_predicts_and_targets_do_not_meet() {
     }
     assert!(answer.tae.iter().zip(&trained.tae).all(|(a, b)| (a - b).abs() < 1e-5));
 
-    // Another target beside it changes nothing, bit for bit.
+    // Another target in the request changes nothing, bit for bit.
     let one = served.infer(&[&example(11, &[3, 8, 21])]).unwrap();
     let other = served.infer(&[&example(11, &[3, 30, 21])]).unwrap();
     let width = 16;
@@ -79,14 +80,14 @@ fn a_request_without_targets_and_a_new_user_are_served() {
     let mut trainer = trainer::create(dir.path(), &config(), &spec(), DeviceKind::Cpu).unwrap();
     let checkpoint = dir.path().join("fm-1");
     trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
-    let served = inference::load(&checkpoint, Serving::default()).unwrap();
+    let served = inference::load(&checkpoint, FmServingOptions::default()).unwrap();
     assert_eq!(served.infer(&[&example(5, &[])]).unwrap().tae.len(), 0);
     let newcomer = example(0, &[1, 2]);
     assert!(newcomer.history.is_empty());
     let answer = served.infer(&[&newcomer, &example(5, &[])]).unwrap();
     assert_eq!(answer.main.len(), 2);
     assert!(answer.tae.iter().all(|v| v.is_finite()));
-    // Nobody in the batch has a history.
+    // A batch without any history.
     assert_eq!(served.infer(&[&newcomer]).unwrap().tae.len(), answer.tae.len());
     assert_eq!(trainer.step(&[&newcomer]).unwrap().tae.len(), answer.tae.len());
 }
@@ -100,15 +101,17 @@ fn a_damaged_checkpoint_is_named() {
     let weights = checkpoint.join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let error = inference::load(&checkpoint, Serving::default()).err().unwrap().to_string();
+    let error =
+        inference::load(&checkpoint, FmServingOptions::default()).err().unwrap().to_string();
     assert!(error.contains("model.safetensors"), "{error}");
     std::fs::remove_file(checkpoint.join("fm.json")).unwrap();
-    let error = inference::load(&checkpoint, Serving::default()).err().unwrap().to_string();
+    let error =
+        inference::load(&checkpoint, FmServingOptions::default()).err().unwrap().to_string();
     assert!(error.contains("hypercast train fm"), "{error}");
 }
 
 #[test]
-fn predictions_stay_calibrated_where_negatives_are_left_out() {
+fn predictions_stay_calibrated_with_downsampled_negatives() {
     let dir = tempfile::tempdir().unwrap();
     let config = FmConfig {
         sample_negatives: [("home".to_string(), 0.3), ("shop".to_string(), 0.3)].into(),
@@ -118,21 +121,21 @@ fn predictions_stay_calibrated_where_negatives_are_left_out() {
     let (mut predicted, mut happened, mut rows) = (0.0, 0.0, 0);
     for step in 0..150 {
         let examples = batch(step * 16);
-        let said = trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
-        assert_eq!(said.labels.len(), 16 * 3 * 2, "every row is predicted");
+        let output = trainer.step(&examples.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(output.labels.len(), 16 * 3 * 2, "every row is predicted");
         for row in (0..48).filter(|_| step >= 100) {
-            predicted += f64::from(said.predictions[row * 2]);
-            happened += f64::from(said.labels[row * 2]);
+            predicted += f64::from(output.predictions[row * 2]);
+            happened += f64::from(output.labels[row * 2]);
             rows += 1;
         }
     }
     let (predicted, happened) = (predicted / f64::from(rows), happened / f64::from(rows));
-    // Without weights, three in ten negatives would have moved a rate of a half to 0.77.
+    // Without weights, keeping three in ten negatives would raise a rate of 0.5 to 0.77.
     assert!((predicted - happened).abs() < 0.05, "{predicted} {happened}");
 }
 
 #[test]
-fn looking_at_a_model_teaches_it_nothing_and_sees_what_it_serves() {
+fn predict_only_changes_nothing_and_equals_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let create = |name: &str| {
         let dir = dir.path().join(name);
@@ -150,18 +153,18 @@ fn looking_at_a_model_teaches_it_nothing_and_sees_what_it_serves() {
     }
     let checkpoint = dir.path().join("fm-1");
     watched.checkpoint(&checkpoint, "1.0.0").unwrap();
-    let served = inference::load(&checkpoint, Serving::default()).unwrap();
+    let served = inference::load(&checkpoint, FmServingOptions::default()).unwrap();
     let examples = batch(4);
     let references: Vec<&Example> = examples.iter().collect();
-    let said = watched.predict(&references).unwrap();
+    let output = watched.predict(&references).unwrap();
     let answer = served.infer(&references).unwrap();
-    assert!(said.tae.iter().zip(&answer.tae).all(|(a, b)| (a - b).abs() < 1e-6));
-    let main: Vec<f32> = said.predictions.iter().step_by(2).copied().collect();
+    assert!(output.tae.iter().zip(&answer.tae).all(|(a, b)| (a - b).abs() < 1e-6));
+    let main: Vec<f32> = output.predictions.iter().step_by(2).copied().collect();
     assert!(main.iter().zip(&answer.main).all(|(a, b)| (a - b).abs() < 1e-6));
-    // What step says of the same examples before it learns from them.
+    // A step predicts the same before it learns.
     let stepped = watched.step(&references).unwrap();
-    assert_eq!((&said.labels, &said.mask), (&stepped.labels, &stepped.mask));
-    for (a, b) in said.predictions.iter().zip(&stepped.predictions) {
+    assert_eq!((&output.labels, &output.mask), (&stepped.labels, &stepped.mask));
+    for (a, b) in output.predictions.iter().zip(&stepped.predictions) {
         assert!((a - b).abs() < 1e-5 || (a.is_nan() && b.is_nan()), "{a} {b}");
     }
 }

@@ -1,17 +1,17 @@
-//! A training run that was interrupted and resumed is the run that never was.
+//! A training run that was interrupted and resumed equals one that never was.
 
-mod world;
+mod fixtures;
 
+use fixtures::{batch, config, spec};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference::{self, Serving},
+    inference::{self, FmServingOptions},
     spec::FmConfig,
-    trainer::{self, FmTrainer, Resume, StepOutput},
+    trainer::{self, FmTrainer, ResumePaths, StepOutput},
 };
-use world::{batch, config, spec};
 
-/// Everything that draws or thins is on.
+/// All random choices are switched on.
 fn noisy() -> FmConfig {
     FmConfig {
         dropout: 0.2,
@@ -24,14 +24,15 @@ fn noisy() -> FmConfig {
     }
 }
 
-/// Later steps bring items that earlier ones did not know.
+/// Later steps have items that earlier steps did not have.
 fn step(trainer: &mut dyn FmTrainer, step: u64) -> StepOutput {
     let examples = batch(step * 16);
     trainer.step(&examples.iter().collect::<Vec<&Example>>()).unwrap()
 }
 
-fn bits(said: &StepOutput) -> Vec<u32> {
-    said.tae.iter().chain(&said.predictions).chain([&said.loss]).map(|v| v.to_bits()).collect()
+fn bits(output: &StepOutput) -> Vec<u32> {
+    let floats = output.tae.iter().chain(&output.predictions).chain([&output.loss]);
+    floats.map(|v| v.to_bits()).collect()
 }
 
 #[test]
@@ -46,16 +47,16 @@ fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
         assert_eq!(a, b, "two runs of one seed, step {at}");
     }
     other.save(&path("saved")).unwrap();
-    // What happens after the save, or to the work folder, is forgotten.
+    // Steps after the save are not part of it.
     step(&mut *other, 77);
     drop(other);
-    let from = Resume { saved: &path("saved"), work: &path("b") };
+    let from = ResumePaths { saved: &path("saved"), work: &path("b") };
     let mut resumed = trainer::resume(from, &config, &spec, DeviceKind::Cpu).unwrap();
     for at in 25..60 {
         let (a, b) = (bits(&step(&mut *whole, at)), bits(&step(&mut *resumed, at)));
         assert_eq!(a, b, "after the resume, step {at}");
     }
-    // It was saved in the warm-up, and may be saved again over the old one.
+    // The first save was during the learning rate's warm-up; a second one replaces it.
     resumed.save(&path("saved")).unwrap();
     whole.checkpoint(&path("fm-a"), "1.0.0").unwrap();
     resumed.checkpoint(&path("fm-b"), "1.0.0").unwrap();
@@ -64,19 +65,19 @@ fn a_resumed_run_gives_the_numbers_of_an_uninterrupted_one() {
         assert!(read("fm-a") == read("fm-b"), "{file} differs");
     }
     let infer = |fm: &str| {
-        let fm = inference::load(&path(fm), Serving::default()).unwrap();
+        let fm = inference::load(&path(fm), FmServingOptions::default()).unwrap();
         fm.infer(&batch(9000).iter().collect::<Vec<_>>()).unwrap()
     };
     assert_eq!(infer("fm-a"), infer("fm-b"));
 }
 
 #[test]
-fn another_configuration_or_specification_is_refused_by_key() {
+fn resuming_with_another_configuration_names_the_key() {
     let dir = tempfile::tempdir().unwrap();
     let (work, saved) = (dir.path().join("work"), dir.path().join("saved"));
     let mut trainer = trainer::create(&work, &noisy(), &spec(), DeviceKind::Cpu).unwrap();
     trainer.save(&saved).unwrap();
-    let from = Resume { saved: &saved, work: &work };
+    let from = ResumePaths { saved: &saved, work: &work };
     let refused = |config, spec| {
         trainer::resume(from, &config, &spec, DeviceKind::Cpu).err().unwrap().to_string()
     };
@@ -86,7 +87,7 @@ fn another_configuration_or_specification_is_refused_by_key() {
     other.actions = 2;
     let error = refused(noisy(), other);
     assert!(error.contains("actions"), "{error}");
-    let missing = Resume { saved: &dir.path().join("nowhere"), work: &work };
+    let missing = ResumePaths { saved: &dir.path().join("nowhere"), work: &work };
     let error = trainer::resume(missing, &noisy(), &spec(), DeviceKind::Cpu).err().unwrap();
     assert!(error.to_string().contains("no saved run"), "{error}");
     drop(trainer);
@@ -98,7 +99,7 @@ fn another_configuration_or_specification_is_refused_by_key() {
 }
 
 #[test]
-fn a_surface_that_is_not_there_cannot_be_sampled() {
+fn sampling_an_unknown_surface_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config =
         FmConfig { sample_negatives: [("hme".to_string(), 0.5)].into(), ..FmConfig::default() };

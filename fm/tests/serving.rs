@@ -1,19 +1,19 @@
-//! A server's answers, whatever it keeps, cuts and batches, are those of one plain pass.
+//! Caching, micro-batches and batching do not change the results of one joint, uncached pass.
 
-mod world;
+mod fixtures;
 
 use std::sync::Arc;
 
+use fixtures::{batch, config, spec};
 use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item},
-    inference::{self, FmOutput, FoundationModel, Serving},
+    inference::{self, FmOutput, FmServingOptions, FoundationModel},
     spec::FmConfig,
     trainer,
 };
-use world::{batch, config, spec};
 
-/// A model that has learnt a little, with every kind of bias and a window.
+/// A briefly trained model with all biases and a window.
 fn served(history_cache_bytes: usize) -> Box<dyn FoundationModel> {
     served_as(history_cache_bytes, 0)
 }
@@ -37,7 +37,7 @@ fn served_as(history_cache_bytes: usize, history_anchors: usize) -> Box<dyn Foun
     }
     let checkpoint = dir.path().join("fm");
     trainer.checkpoint(&checkpoint, "1.0.0").unwrap();
-    let serving = Serving { history_cache_bytes, ..Serving::default() };
+    let serving = FmServingOptions { history_cache_bytes, ..FmServingOptions::default() };
     inference::load(&checkpoint, serving).unwrap()
 }
 
@@ -52,16 +52,16 @@ fn assert_same(found: &FmOutput, plain: &FmOutput, what: &str) {
 
 fn check(fm: &dyn FoundationModel, examples: &[Example], what: &str) {
     let references: Vec<&Example> = examples.iter().collect();
-    let plain = fm.infer_plain(&references).unwrap();
+    let plain = fm.infer_uncached(&references).unwrap();
     assert!(plain.tae.iter().any(|value| value.abs() > 0.01), "{what}: nothing to compare");
     assert_same(&fm.infer(&references).unwrap(), &plain, what);
 }
 
-/// Request `request` with so many events and candidates.
+/// Request `request` with the given numbers of events and candidates.
 fn sized(request: u64, events: usize, candidates: u64) -> Example {
-    let mut example = world::example(request, &(0..candidates).collect::<Vec<_>>());
-    let mut models = (request + 2..).map(|request| world::example(request, &[1]).history);
-    let model = models.find(|history| history.len() > 2).expect("most users have a past");
+    let mut example = fixtures::example(request, &(0..candidates).collect::<Vec<_>>());
+    let mut models = (request + 2..).map(|request| fixtures::example(request, &[1]).history);
+    let model = models.find(|history| history.len() > 2).expect("most users have a history");
     example.history = (0..events)
         .map(|at| Event { time_ms: at as i64 * 90_000, ..model[at % model.len()].clone() })
         .collect();
@@ -76,8 +76,8 @@ fn growing_histories_are_extended_and_not_encoded_again() {
         check(&*fm, &[sized(40, events, 5)], &format!("{events} events"));
     }
     let counts = fm.cache_counts();
-    assert_eq!((counts.new_tokens, counts.whole), (16, 1), "{counts:?}");
-    assert_eq!(counts.known_tokens, 3 + 3 + 4 + 9 + 15);
+    assert_eq!((counts.encoded_tokens, counts.full_hits), (16, 1), "{counts:?}");
+    assert_eq!(counts.cached_tokens, 3 + 3 + 4 + 9 + 15);
     assert!(counts.bytes > 0);
 }
 
@@ -86,26 +86,26 @@ fn a_history_that_changed_is_encoded_from_the_change_on() {
     let fm = served(64 << 20);
     let mut request = sized(41, 10, 4);
     check(&*fm, std::slice::from_ref(&request), "at first");
-    // An outcome that was not known then.
+    // An outcome that became known later.
     request.history[6].outcome.actions ^= 1;
     check(&*fm, std::slice::from_ref(&request), "a late outcome");
-    assert_eq!(fm.cache_counts().new_tokens, 10 + 4);
-    // A catalogue that was mended.
+    assert_eq!(fm.cache_counts().encoded_tokens, 10 + 4);
+    // An item whose features changed.
     request.history[8].item = Arc::new(Item { ids: vec![5], ..(*request.history[8].item).clone() });
     check(&*fm, std::slice::from_ref(&request), "another item");
-    assert_eq!(fm.cache_counts().new_tokens, 14 + 2);
-    // An item that is equal, in another place.
+    assert_eq!(fm.cache_counts().encoded_tokens, 14 + 2);
+    // An equal item in another allocation.
     request.history[1].item = Arc::new((*request.history[1].item).clone());
     check(&*fm, std::slice::from_ref(&request), "an equal item");
-    assert_eq!(fm.cache_counts().new_tokens, 16);
+    assert_eq!(fm.cache_counts().encoded_tokens, 16);
     // An older request of the same user.
     request.history.truncate(5);
     check(&*fm, std::slice::from_ref(&request), "an older request");
-    assert_eq!(fm.cache_counts().new_tokens, 16);
+    assert_eq!(fm.cache_counts().encoded_tokens, 16);
 }
 
 #[test]
-fn a_history_beyond_the_longest_slides() {
+fn a_history_beyond_the_maximum_slides() {
     let fm = served(64 << 20);
     for events in 14..22 {
         check(&*fm, &[sized(42, events, 3)], &format!("{events} events of 16"));
@@ -117,15 +117,19 @@ fn a_history_that_begins_at_an_anchor_is_extended() {
     let (sliding, anchored) = (served(64 << 20), served_as(64 << 20, 8));
     for events in 16..80 {
         for fm in [&sliding, &anchored] {
-            // A daemon remembers no more than the model reads.
+            // A server keeps no more events than the model reads.
             let mut request = sized(43, events, 3);
             request.history.drain(..events - 16);
             check(&**fm, &[request], &format!("{events} events"));
         }
     }
-    let new_tokens = |fm: &dyn FoundationModel| fm.cache_counts().new_tokens;
-    assert_eq!(new_tokens(&*sliding), 64 * 16, "each event has the whole history encoded");
-    assert!(new_tokens(&*anchored) < 64 * 16 / 2, "{} tokens were encoded", new_tokens(&*anchored));
+    let encoded_tokens = |fm: &dyn FoundationModel| fm.cache_counts().encoded_tokens;
+    assert_eq!(encoded_tokens(&*sliding), 64 * 16, "each event encodes the whole history again");
+    assert!(
+        encoded_tokens(&*anchored) < 64 * 16 / 2,
+        "{} tokens were encoded",
+        encoded_tokens(&*anchored)
+    );
 }
 
 #[test]
@@ -143,14 +147,14 @@ fn micro_batches_and_batches_of_requests_change_nothing() {
     let alone: Vec<FmOutput> =
         references.iter().map(|request| fm.infer(&[*request]).unwrap()).collect();
     let alone = FmOutput {
-        tae: alone.iter().flat_map(|said| said.tae.clone()).collect(),
-        main: alone.iter().flat_map(|said| said.main.clone()).collect(),
+        tae: alone.iter().flat_map(|output| output.tae.clone()).collect(),
+        main: alone.iter().flat_map(|output| output.main.clone()).collect(),
     };
     assert_same(&together, &alone, "together and alone");
 }
 
 #[test]
-fn a_cache_without_room_evicts_and_answers_the_same() {
+fn a_full_cache_evicts_and_does_not_change_results() {
     let fm = served(40 << 10);
     for round in 0..3 {
         for user in 0..60 {
@@ -164,7 +168,7 @@ fn a_cache_without_room_evicts_and_answers_the_same() {
 }
 
 #[test]
-fn threads_that_share_users_get_the_same_answers() {
+fn threads_that_share_users_get_the_same_results() {
     let fm = served(64 << 20);
     std::thread::scope(|scope| {
         for thread in 0..4 {

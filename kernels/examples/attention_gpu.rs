@@ -177,7 +177,7 @@ fn attention<B: HstuBackend<Device = CudaDevice>>(dtype: &str, n: usize, results
 }
 
 /// The weights of one layer; norms are plain, since a scale and a shift cost next to nothing.
-struct Layer<B: Backend> {
+struct StackLayer<B: Backend> {
     uvqk: Tensor<B, 2>,
     output: Tensor<B, 2>,
 }
@@ -189,8 +189,8 @@ fn stack<B: HstuBackend<Device = CudaDevice>>(dtype: &str, results: &mut Vec<Val
     let histories: Vec<usize> = (0..REQUESTS).map(|b| 896 + 8 * b).collect();
     let shape = layout(&histories, 2048, WIDTH / HEADS);
     let random = |size| Tensor::<B, 2>::random(size, Distribution::Uniform(-0.05, 0.05), &device);
-    let layers: Vec<Layer<B>> = (0..5)
-        .map(|_| Layer { uvqk: random([WIDTH, 4 * WIDTH]), output: random([WIDTH, WIDTH]) })
+    let layers: Vec<StackLayer<B>> = (0..5)
+        .map(|_| StackLayer { uvqk: random([WIDTH, 4 * WIDTH]), output: random([WIDTH, WIDTH]) })
         .collect();
     let x = random([shape.rows(), WIDTH]);
     let run = |attend: &dyn Fn(HstuInputs<Tensor<B, 2>, Tensor<B, 1>>) -> Tensor<B, 2>| {
@@ -218,7 +218,7 @@ fn stack<B: HstuBackend<Device = CudaDevice>>(dtype: &str, results: &mut Vec<Val
 /// `x + (norm(attention) ⊙ U) W_o`, where U, Q, V and K are columns of `SiLU(norm(x) W)`.
 fn forward<B: Backend>(
     x: Tensor<B, 2>,
-    layer: &Layer<B>,
+    layer: &StackLayer<B>,
     attend: &dyn Fn(HstuInputs<Tensor<B, 2>, Tensor<B, 1>>) -> Tensor<B, 2>,
 ) -> Tensor<B, 2> {
     let width = x.dims()[1];

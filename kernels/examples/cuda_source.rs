@@ -1,14 +1,14 @@
 //! cargo run -p hypercast-kernels --features cuda --example cuda_source -- FOLDER
 //!
 //! Writes the tensor-core kernels as CUDA C++ for GPUs with the shared memory of an A100 and of an
-//! H100, one file a kernel and head width, with a line of JSON on standard output for each. Needs no
-//! GPU and no CUDA; `cuda/check.py` runs it and compiles what it wrote.
+//! H100: one file per kernel and head width, and one line of JSON per file on standard output.
+//! Needs neither a GPU nor CUDA. `cuda/check.py` runs this example and compiles its output.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use burn::tensor::DType;
-use hypercast_kernels::gpu::source::{Kernel, Tables, Wanted, cuda, nvidia, plan};
+use hypercast_kernels::gpu::source::{BiasTables, MmaKernel, PlanRequest, cuda, nvidia, plan};
 
 /// Compute capability and bytes of shared memory that a workgroup may have.
 const DEVICES: [(u32, usize); 2] = [(80, 163 << 10), (90, 227 << 10)];
@@ -18,17 +18,18 @@ fn main() -> Result<()> {
     let folder = PathBuf::from(folder);
     std::fs::create_dir_all(&folder)?;
     let kernels = [
-        (Kernel::Forward, "forward"),
-        (Kernel::BackwardQueries, "backward_queries"),
-        (Kernel::BackwardKeys, "backward_keys"),
+        (MmaKernel::Forward, "forward"),
+        (MmaKernel::BackwardQueries, "backward_queries"),
+        (MmaKernel::BackwardKeys, "backward_keys"),
     ];
     for (capability, shared_bytes) in DEVICES {
         let device = nvidia(shared_bytes);
         for (width, biased) in [(32, false), (64, false), (64, true), (128, false), (256, false)] {
             for (kernel, name) in kernels {
-                let tables = Tables { position: biased, time: biased };
+                let tables = BiasTables { position: biased, time: biased };
                 let dtype = DType::BF16;
-                let wanted = Wanted { qk: width, v: width, dtype, position: biased, aligned: true };
+                let wanted =
+                    PlanRequest { qk: width, v: width, dtype, position: biased, aligned: true };
                 let plan = plan(kernel, &wanted, &device).context("no plan fits")?;
                 let source = cuda(kernel, plan, tables, &device)?;
                 let biases = if biased { "_biased" } else { "" };

@@ -13,7 +13,7 @@
 //!
 //! History token i sees history j <= i. A target sees the history of its
 //! request and itself, never another target, and no history token sees a
-//! target. This module decides nothing about how that is computed.
+//! target. How this is computed is left to the backends.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions};
 use crate::mlp::{self, FusedMlp, MlpInputs};
 pub use crate::oracle;
 
-/// What is wrong with a layout, or with tensors that do not fit it.
+/// A layout that contradicts itself, or tensors that do not match it.
 #[derive(Debug, thiserror::Error)]
 #[error("HSTU attention: `{field}` {problem}")]
 pub struct Error {
     /// The field or input at fault.
     pub field: &'static str,
-    /// What is wrong with it.
+    /// What is wrong with the field.
     pub problem: String,
 }
 
@@ -40,10 +40,10 @@ pub struct Error {
 /// `i - j < recent` or `j < global` (Longformer's window with a global prefix).
 /// Targets are at position n and always see themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// How many recent tokens are seen, the token itself included; at least 1.
+pub struct AttentionWindow {
+    /// The number of recent tokens that are seen, including the token itself; at least 1.
     pub recent: usize,
-    /// How many of the oldest tokens everybody sees.
+    /// The number of oldest tokens that every token sees.
     pub global: usize,
 }
 
@@ -54,17 +54,17 @@ pub struct HstuAttention {
     pub history_offsets: Arc<[u32]>,
     /// `[B + 1]`, from 0, relative to the target block, which begins at row H.
     pub target_offsets: Arc<[u32]>,
-    /// How many heads the columns hold, head-major.
+    /// The number of heads in the columns, head-major.
     pub heads: usize,
     /// α: the scale of `q·k`.
     pub alpha: f32,
-    /// The divisor of the attention weights: a constant of the model (its longest history),
+    /// The divisor of the attention weights. It is a constant of the model (its longest history),
     /// so that passes over a part of a request agree with passes over the whole.
     pub norm: f32,
     /// Sparse attention, or none.
-    pub window: Option<Window>,
-    /// History tokens attend to nothing and come out zero, while targets see them as ever: for a
-    /// model's last layer, whose history outputs nobody reads.
+    pub window: Option<AttentionWindow>,
+    /// Whether only targets attend; the outputs of history tokens are then zero. For a model's last
+    /// layer, whose history outputs are unused.
     pub targets_only: bool,
     /// `[H + R]`: when each token happened, in seconds. The time bias needs it.
     pub times_s: Option<Arc<[i64]>>,
@@ -88,12 +88,13 @@ pub struct HstuInputs<T, Table = T> {
     pub time: Option<Table>,
 }
 
-/// A backend that can compute HSTU attention and its gradients.
+/// A backend that computes HSTU attention and its gradients.
 pub trait HstuBackend: Backend {
     /// The op: `[H + R, heads * v_dim]`.
     ///
     /// # Panics
-    /// Where `shape` or the inputs contradict each other; `HstuAttention::check` says so without a panic.
+    /// If `shape` and the inputs contradict each other, which `HstuAttention::check` reports as an
+    /// error.
     fn hstu_attention(
         inputs: HstuInputs<FloatTensor<Self>>,
         shape: Arc<HstuAttention>,
@@ -106,13 +107,13 @@ pub trait HstuBackend: Backend {
         shape: Arc<HstuAttention>,
     ) -> HstuInputs<FloatTensor<Self>>;
 
-    /// The whole layer around the op, where the backend has kernels for it.
+    /// Fused kernels for the whole layer around the op, if the backend has them.
     const FUSED_LAYER: Option<FusedLayer<FloatTensor<Self>>> = None;
 
     /// The whole layer: `[H + R, d]`, or `[R, d]` where the attention is of targets only.
     ///
     /// # Panics
-    /// Where the options and the inputs contradict each other.
+    /// If the options and the inputs contradict each other.
     fn hstu_layer(
         inputs: LayerInputs<FloatTensor<Self>>,
         options: &LayerOptions,
@@ -123,13 +124,13 @@ pub trait HstuBackend: Backend {
         }
     }
 
-    /// A network of two linear layers, where the backend has kernels for it.
+    /// Fused kernels for a network of two linear layers, if the backend has them.
     const FUSED_MLP: Option<FusedMlp<FloatTensor<Self>>> = None;
 
     /// A network of two linear layers: `[rows, from]` to `[rows, to]`.
     ///
     /// # Panics
-    /// Where widths do not fit.
+    /// If widths do not match.
     fn mlp(inputs: MlpInputs<FloatTensor<Self>>) -> FloatTensor<Self> {
         match Self::FUSED_MLP {
             Some(mlp) => (mlp.forward)(inputs),
@@ -141,7 +142,8 @@ pub trait HstuBackend: Backend {
 /// HSTU attention on tensors: `[H + R, heads * v_dim]`.
 ///
 /// # Panics
-/// Where `shape` or the inputs contradict each other; `HstuAttention::check` says so without a panic.
+/// If `shape` and the inputs contradict each other, which `HstuAttention::check` reports as an
+/// error.
 pub fn hstu_attention<B: HstuBackend>(
     inputs: HstuInputs<Tensor<B, 2>, Tensor<B, 1>>,
     shape: &Arc<HstuAttention>,
@@ -157,28 +159,28 @@ pub fn time_bucket(distance_s: u64, buckets: usize) -> usize {
     (63 - (distance_s | 1).leading_zeros() as usize).min(buckets - 1)
 }
 
-/// The sizes that a layout and its tensors have together.
+/// The sizes of an op's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dims {
-    /// H + R.
+    /// H + R, the number of tokens.
     pub rows: usize,
-    /// Columns of q and k a head.
+    /// Columns of q and k per head.
     pub qk: usize,
-    /// Columns of v a head.
+    /// Columns of v per head.
     pub v: usize,
 }
 
-/// One request of a batch: where its rows are.
+/// The rows of one request of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// Its history's rows.
+pub struct RequestRows {
+    /// The rows of its history tokens.
     pub history: Range<usize>,
-    /// Its targets' rows.
+    /// The rows of its targets.
     pub targets: Range<usize>,
 }
 
 impl HstuAttention {
-    /// How many requests the batch holds.
+    /// The number of requests in the batch.
     pub fn requests(&self) -> usize {
         self.history_offsets.len() - 1
     }
@@ -188,15 +190,15 @@ impl HstuAttention {
         self.history_offsets.last().map_or(0, |&rows| rows as usize)
     }
 
-    /// H + R.
+    /// H + R, the number of tokens.
     pub fn rows(&self) -> usize {
         self.history_rows() + self.target_offsets.last().map_or(0, |&rows| rows as usize)
     }
 
-    /// Where request `b` is.
-    pub fn request(&self, b: usize) -> Request {
+    /// The rows of request `b`.
+    pub fn request(&self, b: usize) -> RequestRows {
         let (h, t, base) = (&self.history_offsets, &self.target_offsets, self.history_rows());
-        Request {
+        RequestRows {
             history: h[b] as usize..h[b + 1] as usize,
             targets: base + t[b] as usize..base + t[b + 1] as usize,
         }
@@ -207,13 +209,13 @@ impl HstuAttention {
         self.window.is_none_or(|w| position - key < w.recent || key < w.global)
     }
 
-    /// Checks the layout by itself and hands it back, ready for the op.
+    /// Returns the layout, ready for the op, if [`HstuAttention::validate`] accepts it.
     pub fn checked(self) -> Result<Arc<Self>, Error> {
         self.validate()?;
         Ok(Arc::new(self))
     }
 
-    /// Checks the layout by itself.
+    /// Checks that the layout does not contradict itself.
     pub fn validate(&self) -> Result<(), Error> {
         check_offsets("history_offsets", &self.history_offsets)?;
         check_offsets("target_offsets", &self.target_offsets)?;
@@ -242,7 +244,7 @@ impl HstuAttention {
         }
     }
 
-    /// Checks the layout and that inputs of these shapes fit it.
+    /// Checks the layout, and that inputs of these shapes match it.
     pub fn check(&self, inputs: &HstuInputs<&[usize]>) -> Result<Dims, Error> {
         self.validate()?;
         let rows = self.rows();
@@ -273,10 +275,10 @@ impl HstuAttention {
         Ok(Dims { rows, qk, v: head_dim("v", inputs.v)? })
     }
 
-    /// The sizes of tensors that must fit.
+    /// The sizes of the inputs.
     ///
     /// # Panics
-    /// If they do not.
+    /// If the inputs do not match the layout.
     pub(crate) fn dims<T: TensorMetadata>(&self, inputs: &HstuInputs<T>) -> Dims {
         let shapes = inputs.as_ref().map(|tensor| tensor.shape());
         let shapes = shapes.as_ref().map(|shape| &shape[..]);
@@ -296,7 +298,7 @@ impl<T> HstuInputs<T> {
         }
     }
 
-    /// `f` of each input.
+    /// Applies `f` to each input.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> HstuInputs<U> {
         HstuInputs {
             q: f(self.q),
@@ -309,7 +311,7 @@ impl<T> HstuInputs<T> {
 }
 
 impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
-    /// The inputs as a backend takes them.
+    /// The inputs as backend primitives.
     pub fn into_primitives(self) -> HstuInputs<FloatTensor<B>> {
         let table = |table: Tensor<B, 1>| table.into_primitive().tensor();
         HstuInputs {

@@ -1,7 +1,7 @@
-//! The op under autodiff: one node whose backward is the inner backend's.
+//! The ops under autodiff: each is one node of the graph, whose backward is the inner backend's.
 //!
-//! Only the inputs are kept; the backward computes the scores again, so that
-//! no memory grows with the square of the sequence.
+//! A node keeps its inputs. The backward computes the scores again, so memory does not grow with
+//! the square of the sequence length.
 
 use std::sync::Arc;
 
@@ -17,23 +17,28 @@ use burn::tensor::{Shape, TensorMetadata};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
 use crate::layer::{self, FusedLayer, LayerInputs, LayerOptions, LayerOutput};
-use crate::mlp::{self, FusedMlp, MlpInputs, Wanted};
+use crate::mlp::{self, FusedMlp, MlpGradsWanted, MlpInputs};
 
 #[derive(Debug)]
 struct HstuBackward;
 
 #[derive(Debug, Clone)]
-struct Saved {
+struct SavedAttention {
     inputs: HstuInputs<NodeId>,
     shape: Arc<HstuAttention>,
 }
 
 impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
-    type State = Saved;
+    type State = SavedAttention;
 
-    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<SavedAttention, 5>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
         let grad = grads.consume::<B>(&ops.node);
-        let Saved { inputs, shape } = ops.state;
+        let SavedAttention { inputs, shape } = ops.state;
         let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let found = B::hstu_attention_backward(inputs, grad, shape);
         let found = [Some(found.q), Some(found.k), Some(found.v), found.position, found.time];
@@ -46,7 +51,7 @@ impl<B: HstuBackend> Backward<B, 5> for HstuBackward {
     }
 }
 
-/// A layer's node. It keeps the inputs and what attention gave.
+/// The node of a layer. It keeps the inputs and the output of attention.
 #[derive(Debug)]
 struct LayerBackward<B: HstuBackend>(FusedLayer<FloatTensor<B>>);
 
@@ -79,7 +84,7 @@ impl<B: HstuBackend> Backward<B, 10> for LayerBackward<B> {
     }
 }
 
-/// A network's node. It keeps the inputs.
+/// The node of a two-layer network. It keeps the inputs.
 #[derive(Debug)]
 struct MlpBackward<B: HstuBackend>(FusedMlp<FloatTensor<B>>);
 
@@ -94,7 +99,7 @@ impl<B: HstuBackend> Backward<B, 5> for MlpBackward<B> {
     ) {
         let grad = grads.consume::<B>(&ops.node);
         let inputs = ops.state.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let wanted = Wanted { x: ops.parents[0].is_some() };
+        let wanted = MlpGradsWanted { x: ops.parents[0].is_some() };
         let found = (self.0.backward)(inputs, grad, wanted);
         for (parent, grad) in ops.parents.into_iter().zip(found.into_array()) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
@@ -110,7 +115,7 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             return mlp::composed::<Self>(inputs);
         };
         let forward = fused.forward;
-        let parents = inputs.as_ref().map(|tensor| tensor.node.clone()).all();
+        let parents = inputs.as_ref().map(|tensor| tensor.node.clone()).into_array();
         let inner = inputs.clone().map(|tensor| tensor.primitive);
         match MlpBackward(fused).prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -163,7 +168,7 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
             OpsKind::Tracked(mut prep) => {
                 let ids = inputs.as_ref().map(|tensor| prep.checkpoint(tensor));
                 let inner = inputs.map(|tensor| tensor.primitive);
-                let saved = Saved { inputs: ids, shape: shape.clone() };
+                let saved = SavedAttention { inputs: ids, shape: shape.clone() };
                 prep.finish(saved, B::hstu_attention(inner, shape))
             }
             OpsKind::UnTracked(prep) => {
@@ -180,12 +185,13 @@ impl<B: HstuBackend, C: CheckpointStrategy> HstuBackend for Autodiff<B, C> {
         _shape: Arc<HstuAttention>,
     ) -> HstuInputs<FloatTensor<Self>> {
         panic!(
-            "HSTU attention has no second derivative: differentiate it once, on a backend that is not Autodiff<Autodiff<_>>"
+            "HSTU attention has no second derivative: differentiate it only once, not on \
+             Autodiff<Autodiff<_>>"
         )
     }
 }
 
-/// An untracked tensor in place of an absent table, because a node has all its parents always.
+/// An untracked tensor in place of an absent table, because a node's number of parents is fixed.
 fn placeholder<B: HstuBackend, C: CheckpointStrategy>(
     beside: &FloatTensor<Autodiff<B, C>>,
 ) -> FloatTensor<Autodiff<B, C>> {

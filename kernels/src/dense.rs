@@ -1,9 +1,8 @@
-//! The dense parts of an HSTU layer as a server runs them: weights prepared once,
-//! norm, product and activation in one pass.
+//! The dense parts of an HSTU layer for serving: weights are prepared once, and norm, product and
+//! activation are one pass.
 //!
-//! Two ops surround the attention (paper section 3.1.2): `mix`, which makes U, Q, V
-//! and K, and `gate`, which makes the layer's output. Both are without
-//! gradients: training composes them of the backend's own operators.
+//! Two ops surround the attention (paper section 3.1.2): `mix` computes U, Q, V and K, and `gate`
+//! the layer's output. Neither has gradients; training uses [`crate::layer`].
 
 use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
@@ -13,7 +12,7 @@ use crate::attention::HstuBackend;
 
 /// The weights of a layer norm.
 #[derive(Debug, Clone)]
-pub struct Norm<T> {
+pub struct NormWeights<T> {
     /// `[width]`.
     pub scale: T,
     /// `[width]`.
@@ -22,18 +21,18 @@ pub struct Norm<T> {
     pub epsilon: f32,
 }
 
-/// What `gate` joins.
+/// The inputs of [`DenseBackend::gate`].
 #[derive(Debug, Clone)]
-pub struct Gated<T> {
+pub struct GateInputs<T> {
     /// `[rows, d]`: the layer's input.
     pub x: T,
-    /// `[rows, v]`: what attention gave.
+    /// `[rows, v]`: the output of attention.
     pub attended: T,
     /// `[rows, v]`: U.
     pub u: T,
 }
 
-/// A backend with prepared weights.
+/// A backend with a prepared form of linear weights.
 pub trait DenseBackend: HstuBackend {
     /// The weights of a linear layer, laid out for this backend's product.
     type Prepared: std::fmt::Debug + Send + Sync + 'static;
@@ -44,44 +43,48 @@ pub trait DenseBackend: HstuBackend {
     /// `SiLU(LN(x) W + b)`: `[rows, from]` to `[rows, to]`.
     ///
     /// # Panics
-    /// Where widths do not fit.
+    /// If widths do not match.
     fn mix(
         x: FloatTensor<Self>,
-        norm: Norm<FloatTensor<Self>>,
+        norm: NormWeights<FloatTensor<Self>>,
         linear: &Self::Prepared,
     ) -> FloatTensor<Self>;
 
     /// `x + (LN(attended) ⊙ u) W + b`: `[rows, d]`.
     ///
     /// # Panics
-    /// Where widths do not fit.
+    /// If widths do not match.
     fn gate(
-        gated: Gated<FloatTensor<Self>>,
-        norm: Norm<FloatTensor<Self>>,
+        gated: GateInputs<FloatTensor<Self>>,
+        norm: NormWeights<FloatTensor<Self>>,
         linear: &Self::Prepared,
     ) -> FloatTensor<Self>;
 }
 
-/// Weights as they are, for a backend without a kernel of its own here.
+/// Unprepared weights and primitive ops, for a backend without kernels of its own.
 #[derive(Debug)]
-pub struct Plain<B: HstuBackend> {
+pub struct PlainDense<B: HstuBackend> {
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 }
 
-impl<B: HstuBackend> Plain<B> {
+impl<B: HstuBackend> PlainDense<B> {
     /// See [`DenseBackend::prepare`].
     pub fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
         Self { weight: matrix(weight), bias: bias.map(row) }
     }
 
     /// See [`DenseBackend::mix`].
-    pub fn mix(&self, x: FloatTensor<B>, norm: Norm<FloatTensor<B>>) -> FloatTensor<B> {
+    pub fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B> {
         silu(self.product(normalise(matrix(x), norm))).into_primitive().tensor()
     }
 
     /// See [`DenseBackend::gate`].
-    pub fn gate(&self, gated: Gated<FloatTensor<B>>, norm: Norm<FloatTensor<B>>) -> FloatTensor<B> {
+    pub fn gate(
+        &self,
+        gated: GateInputs<FloatTensor<B>>,
+        norm: NormWeights<FloatTensor<B>>,
+    ) -> FloatTensor<B> {
         let input = normalise::<B>(matrix(gated.attended), norm) * matrix(gated.u);
         (matrix(gated.x) + self.product(input)).into_primitive().tensor()
     }
@@ -103,7 +106,7 @@ fn row<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 1> {
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
-fn normalise<B: HstuBackend>(x: Tensor<B, 2>, norm: Norm<FloatTensor<B>>) -> Tensor<B, 2> {
+fn normalise<B: HstuBackend>(x: Tensor<B, 2>, norm: NormWeights<FloatTensor<B>>) -> Tensor<B, 2> {
     let (variance, mean) = x.clone().var_mean_bias(1);
     let normed = (x - mean) / (variance + norm.epsilon).sqrt();
     normed * row::<B>(norm.scale).unsqueeze() + row::<B>(norm.shift).unsqueeze()
@@ -111,23 +114,23 @@ fn normalise<B: HstuBackend>(x: Tensor<B, 2>, norm: Norm<FloatTensor<B>>) -> Ten
 
 #[cfg(feature = "cuda")]
 impl DenseBackend for burn_cuda::Cuda {
-    type Prepared = Plain<Self>;
+    type Prepared = PlainDense<Self>;
 
     fn prepare(weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> Self::Prepared {
-        Plain::prepare(weight, bias)
+        PlainDense::prepare(weight, bias)
     }
 
     fn mix(
         x: FloatTensor<Self>,
-        norm: Norm<FloatTensor<Self>>,
+        norm: NormWeights<FloatTensor<Self>>,
         linear: &Self::Prepared,
     ) -> FloatTensor<Self> {
         linear.mix(x, norm)
     }
 
     fn gate(
-        gated: Gated<FloatTensor<Self>>,
-        norm: Norm<FloatTensor<Self>>,
+        gated: GateInputs<FloatTensor<Self>>,
+        norm: NormWeights<FloatTensor<Self>>,
         linear: &Self::Prepared,
     ) -> FloatTensor<Self> {
         linear.gate(gated, norm)

@@ -1,9 +1,9 @@
-//! Attention over histories that are kept between passes: what a server
-//! computes once a user, and every candidate then attends to.
+//! Attention over histories whose keys and values are kept between passes: serving encodes a user's
+//! history once, and every candidate then attends to it.
 //!
-//! A backend keeps keys and values in the form that it attends to. Equal to the
-//! op over whole histories up to rounding. Without gradients. Whose history it is, and for how
-//! long it is kept, is decided above.
+//! Each backend chooses the form in which it keeps keys and values. Results equal the op over whole
+//! histories up to rounding. There are no gradients. The caller decides whose history is kept and
+//! for how long.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use burn::tensor::{Tensor, TensorPrimitive};
 
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs};
 
-/// A request's history at one layer, as a backend keeps it.
+/// A request's kept history at one layer.
 #[derive(Debug)]
 pub struct KeptHistory<'a, K> {
-    /// Keys and values.
+    /// The keys and values in the backend's form.
     pub layer: &'a K,
-    /// `[n]`: when its tokens happened, in seconds; empty without a time bias.
+    /// `[n]`: the times of its tokens, in seconds; empty without a time bias.
     pub times_s: &'a [i64],
 }
 
@@ -29,25 +29,25 @@ impl<K> Clone for KeptHistory<'_, K> {
 
 impl<K> Copy for KeptHistory<'_, K> {}
 
-/// How much is kept of a history at one layer.
+/// The size of a kept history at one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeptSize {
-    /// Tokens.
+    /// Kept tokens.
     pub tokens: usize,
-    /// Bytes.
+    /// Bytes of memory.
     pub bytes: usize,
 }
 
-/// A backend that can keep histories.
+/// A backend that can keep histories between passes.
 pub trait HistoryBackend: HstuBackend {
     /// Keys and values of one request's history at one layer.
     type Kept: Clone + Default + std::fmt::Debug + Send + Sync + 'static;
 
-    /// Appends each request's history rows of `k` `[H + R, heads * qk_dim]` and `v` `[H + R, heads * v_dim]` to
-    /// what is kept of it.
+    /// Appends each request's history rows of `k` `[H + R, heads * qk_dim]` and `v`
+    /// `[H + R, heads * v_dim]` to its kept history.
     ///
     /// # Panics
-    /// Where `kept` has another number of requests than `shape`, or is of another layer.
+    /// If `kept` has another number of requests than `shape`, or other widths than `k` and `v`.
     fn keep(
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
@@ -55,17 +55,17 @@ pub trait HistoryBackend: HstuBackend {
         kept: &mut [&mut Self::Kept],
     );
 
-    /// How much is kept.
+    /// The size of a kept history.
     fn kept_size(kept: &Self::Kept) -> KeptSize;
 
-    /// Forgets all but the oldest `tokens`.
+    /// Removes all but the oldest `tokens`.
     fn truncate(kept: &mut Self::Kept, tokens: usize);
 
-    /// The op: `[H + R, heads * v_dim]`. The batch's history rows are the newest tokens of each request, and in
-    /// `kept` already; its targets see all that is kept.
+    /// The op: `[H + R, heads * v_dim]`. The batch's history rows are the newest tokens of each
+    /// request and must already be in `kept`; its targets see all kept tokens.
     ///
     /// # Panics
-    /// As [`HstuBackend::hstu_attention`], and where `kept` does not fit the batch.
+    /// As [`HstuBackend::hstu_attention`], and if `kept` does not match the batch.
     fn attend(
         inputs: HstuInputs<FloatTensor<Self>>,
         kept: &[KeptHistory<'_, Self::Kept>],
@@ -99,18 +99,19 @@ pub fn attend<B: HistoryBackend>(
     Tensor::from_primitive(TensorPrimitive::Float(B::attend(inputs, kept, shape)))
 }
 
-/// Keys and values as tensors, for a backend whose kernel reads them so: they are joined anew in each pass.
+/// Kept keys and values as tensors, for backends whose kernel reads whole histories; every pass
+/// concatenates them.
 #[derive(Debug, Clone)]
-pub struct Joined<B: HstuBackend>(Option<[Tensor<B, 2>; 2]>);
+pub struct JoinedHistory<B: HstuBackend>(Option<[Tensor<B, 2>; 2]>);
 
-impl<B: HstuBackend> Default for Joined<B> {
+impl<B: HstuBackend> Default for JoinedHistory<B> {
     fn default() -> Self {
         Self(None)
     }
 }
 
-impl<B: HstuBackend> Joined<B> {
-    /// Tokens.
+impl<B: HstuBackend> JoinedHistory<B> {
+    /// The number of kept tokens.
     pub fn tokens(&self) -> usize {
         self.0.as_ref().map_or(0, |[k, _]| k.dims()[0])
     }
@@ -175,7 +176,7 @@ impl<B: HstuBackend> Joined<B> {
         let newest = shape.history_rows();
         let (q, k, v) = (tensor(&inputs.q), tensor(&inputs.k), tensor(&inputs.v));
         let own = |x: &Tensor<B, 2>| x.clone().narrow(0, newest, targets);
-        // Queries of tokens that are kept only: nobody reads what they give.
+        // Kept tokens need queries too, but their outputs are dropped.
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for (b, kept) in kept.iter().enumerate() {
             let rows = shape.request(b).history;
@@ -216,7 +217,7 @@ impl<B: HstuBackend> Joined<B> {
         joint(parts)
     }
 
-    /// The layout of whole histories with the batch's targets.
+    /// The layout of the whole histories with the batch's targets.
     fn whole(kept: &[KeptHistory<'_, Self>], shape: &HstuAttention) -> Arc<HstuAttention> {
         let mut offsets = vec![0];
         for kept in kept {
@@ -237,7 +238,7 @@ impl<B: HstuBackend> Joined<B> {
 
 #[cfg(feature = "cuda")]
 impl HistoryBackend for burn_cuda::Cuda {
-    type Kept = Joined<Self>;
+    type Kept = JoinedHistory<Self>;
 
     fn keep(
         k: FloatTensor<Self>,
@@ -245,7 +246,7 @@ impl HistoryBackend for burn_cuda::Cuda {
         shape: &HstuAttention,
         kept: &mut [&mut Self::Kept],
     ) {
-        Joined::keep(k, v, shape, kept);
+        JoinedHistory::keep(k, v, shape, kept);
     }
 
     fn kept_size(kept: &Self::Kept) -> KeptSize {
@@ -261,6 +262,6 @@ impl HistoryBackend for burn_cuda::Cuda {
         kept: &[KeptHistory<'_, Self::Kept>],
         shape: &Arc<HstuAttention>,
     ) -> FloatTensor<Self> {
-        Joined::attend(inputs, kept, shape)
+        JoinedHistory::attend(inputs, kept, shape)
     }
 }

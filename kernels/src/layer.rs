@@ -6,9 +6,9 @@
 //! y = x + dropout(LN(A) ⊙ U) W_o
 //! ```
 //!
-//! Where the attention is of targets only, as a last layer's is, history
-//! tokens need V and K alone and `y` is the targets'. A backend without a
-//! kernel for it composes it of its operators; both compute the same.
+//! If only targets attend, as in the last layer, history tokens need only V and K, and `y` has only
+//! the targets' rows. A backend without fused kernels composes the layer from its own ops
+//! ([`composed`]), with the same results.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use burn::tensor::{Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use crate::attention::{HstuAttention, HstuBackend, HstuInputs, hstu_attention};
 
 /// The weights of a layer norm.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Affine<T> {
     /// `[width]`.
     pub scale: T,
@@ -32,7 +32,7 @@ pub struct Affine<T> {
 pub struct LayerInputs<M, V = M> {
     /// `[H + R, d]`.
     pub x: M,
-    /// `[d]`: before the product.
+    /// `[d]`: the norm before the first product.
     pub norm_in: Affine<V>,
     /// W `[d, 2 v + 2 qk]`, the columns of U, Q, V, K.
     pub uvqk: M,
@@ -42,49 +42,52 @@ pub struct LayerInputs<M, V = M> {
     pub position: Option<V>,
     /// As [`HstuInputs::time`].
     pub time: Option<V>,
-    /// `[v]`: of what attention gives.
+    /// `[v]`: the norm of the output of attention.
     pub norm_out: Affine<V>,
     /// W_o `[v, d]`.
     pub output: M,
 }
 
-/// What a layer is told besides tensors.
+/// The settings of a layer besides its tensors.
 #[derive(Debug, Clone)]
 pub struct LayerOptions {
-    /// The batch's layout; with `targets_only`, the layer's output is the targets'.
+    /// The batch's layout; with `targets_only`, the layer's output has only the targets' rows.
     pub attention: Arc<HstuAttention>,
-    /// Added to the variances.
+    /// Added to the variances of both norms.
     pub epsilon: f32,
-    /// None where nothing learns.
-    pub dropout: Option<Dropout>,
+    /// None outside training.
+    pub dropout: Option<SeededDropout>,
 }
 
-/// Zeroes a share of the values and scales up the rest: a function of a seed, of the output's row
-/// and of the column, so that equal seeds give equal masks on any backend and in any order.
+/// Dropout whose mask is a function of a seed, the output's row and the column, so that equal seeds
+/// give equal masks on any backend and in any order.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Dropout {
+pub struct SeededDropout {
     seed: u64,
-    /// Of 2^32.
+    /// The rate, in units of 2^-32.
     dropped: u32,
-    /// What is kept is multiplied by this.
+    /// The factor of the values that are not dropped.
     scale: f32,
 }
 
-/// The mask of a row.
+/// The mask of one row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DropoutRow {
     low: u32,
     high: u32,
-    dropout: Dropout,
+    dropout: SeededDropout,
 }
 
-impl Dropout {
-    /// None at a `rate` of 0.
+impl SeededDropout {
+    /// `None` at a `rate` of 0.
     ///
     /// # Panics
     /// If `rate` is not in `[0, 1)`.
     pub fn new(rate: f64, seed: u64) -> Option<Self> {
-        assert!((0.0..1.0).contains(&rate), "a dropout of {rate}");
+        assert!(
+            (0.0..1.0).contains(&rate),
+            "a dropout rate of {rate}; it must be at least 0 and below 1"
+        );
         let dropped = (rate * 2f64.powi(32)) as u32;
         (rate > 0.0).then(|| Self { seed, dropped, scale: (1.0 / (1.0 - rate)) as f32 })
     }
@@ -110,7 +113,7 @@ impl Dropout {
 }
 
 impl DropoutRow {
-    /// In 32-bit steps, which vectorise.
+    /// The factor of a column: 0 or the scale. 32-bit arithmetic, so that loops vectorise.
     #[inline(always)]
     pub(crate) fn factor(self, column: usize) -> f32 {
         let mut bits = self.low.wrapping_add((column as u32).wrapping_mul(0x9E37_79B9));
@@ -121,28 +124,28 @@ impl DropoutRow {
     }
 }
 
-/// What a forward pass gives, and what its backward pass wants of it.
+/// The output of a forward pass, and what its backward pass needs.
 #[derive(Debug)]
 pub struct LayerOutput<T> {
-    /// `[H + R, d]`, or `[R, d]` of targets only.
+    /// `[H + R, d]`, or `[R, d]` if only targets attend.
     pub out: T,
-    /// What attention gave, for as many rows: `[.., v]`.
+    /// The output of attention, with the same rows: `[.., v]`.
     pub attended: T,
 }
 
-/// A backend's kernels of a layer, over its tensors.
+/// A backend's fused kernels for a layer.
 #[derive(Debug)]
 pub struct FusedLayer<T> {
-    /// The layer.
+    /// The forward pass.
     pub forward: fn(LayerInputs<T>, &LayerOptions) -> LayerOutput<T>,
-    /// The gradients of the inputs, given the gradient of `out` and what attention gave.
+    /// The gradients of the inputs, given the gradient of `out` and the output of attention.
     pub backward: fn(LayerInputs<T>, LayerOutput<T>, &LayerOptions) -> LayerInputs<T>,
 }
 
-/// A layer on tensors: `[H + R, d]`, or `[R, d]` where the attention is of targets only.
+/// A layer on tensors: `[H + R, d]`, or `[R, d]` if only targets attend.
 ///
 /// # Panics
-/// Where the options and the inputs contradict each other.
+/// If the options and the inputs contradict each other.
 pub fn hstu_layer<B: HstuBackend>(
     inputs: LayerInputs<Tensor<B, 2>, Tensor<B, 1>>,
     options: &LayerOptions,
@@ -151,7 +154,7 @@ pub fn hstu_layer<B: HstuBackend>(
     matrix(B::hstu_layer(inputs, options))
 }
 
-/// The layer of the backend's own operators and its attention.
+/// The layer, composed of the backend's own ops and its attention.
 ///
 /// # Panics
 /// As [`hstu_layer`], and without an output row.
@@ -171,7 +174,7 @@ pub fn composed<B: HstuBackend>(
     let (mut queries, mut values, mut keys) =
         (columns(v, qk), columns(v + qk, v), columns(2 * v + qk, qk));
     if first > 0 {
-        // Of history tokens, V and K alone are seen: the last columns.
+        // Other tokens see only V and K of history tokens, which are the last columns.
         let seen = normed.narrow(0, 0, first).matmul(uvqk.narrow(1, v + qk, v + qk));
         let past = silu(seen + row(bias.narrow(0, v + qk, v + qk)));
         let joint = |past, own| Tensor::cat(vec![past, own], 0);
@@ -183,7 +186,7 @@ pub fn composed<B: HstuBackend>(
     let attended = hstu_attention(inputs, &options.attention).narrow(0, first, rows);
     let mut gate = columns(0, v);
     if let Some(dropout) = options.dropout {
-        // Dropping out U drops out the product.
+        // Dropout of U equals dropout of the product.
         let mask = TensorData::new(dropout.mask([rows, v]), [rows, v]);
         gate = gate * Tensor::from_data(mask, &x.device());
     }
@@ -208,12 +211,12 @@ fn row<B: HstuBackend>(table: Tensor<B, 1>) -> Tensor<B, 2> {
     table.unsqueeze()
 }
 
-/// A layer's sizes; v and qk over all heads.
+/// The sizes of a layer; v and qk are over all heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Widths {
-    /// H + R.
+pub struct HstuLayerWidths {
+    /// H + R, the number of tokens.
     pub rows: usize,
-    /// d.
+    /// d, the width of x.
     pub dim: usize,
     /// Columns of U and of V.
     pub v: usize,
@@ -222,11 +225,11 @@ pub struct Widths {
 }
 
 impl<T: TensorMetadata> LayerInputs<T> {
-    /// The sizes of tensors that must fit.
+    /// The sizes of the inputs.
     ///
     /// # Panics
-    /// If they do not.
-    pub(crate) fn widths(&self, options: &LayerOptions) -> Widths {
+    /// If the inputs do not match each other or the layout.
+    pub(crate) fn widths(&self, options: &LayerOptions) -> HstuLayerWidths {
         let [rows, dim] = self.x.shape().dims::<2>();
         let [v, out] = self.output.shape().dims::<2>();
         let [from, columns] = self.uvqk.shape().dims::<2>();
@@ -249,7 +252,7 @@ impl<T: TensorMetadata> LayerInputs<T> {
         for (table, width) in tables {
             assert_eq!(table.shape()[..], [width], "HSTU layer: a weight's width");
         }
-        Widths { rows, dim, v, qk }
+        HstuLayerWidths { rows, dim, v, qk }
     }
 }
 
@@ -268,7 +271,7 @@ impl<M, V> LayerInputs<M, V> {
         }
     }
 
-    /// `matrix` or `table` of each input.
+    /// Applies `matrix` to each matrix and `table` to each vector.
     pub fn map<N, W>(
         self,
         mut matrix: impl FnMut(M) -> N,
@@ -288,13 +291,13 @@ impl<M, V> LayerInputs<M, V> {
 }
 
 impl<T> LayerInputs<T> {
-    /// `f` of each input.
+    /// Applies `f` to each input.
     pub fn map_all<U>(self, f: impl FnMut(T) -> U) -> LayerInputs<U> {
         let f = std::cell::RefCell::new(f);
         self.map(|matrix| f.borrow_mut()(matrix), |table| f.borrow_mut()(table))
     }
 
-    /// In the order of the fields; None for an absent table.
+    /// The inputs in the order of the fields; `None` for an absent table.
     pub(crate) fn into_array(self) -> [Option<T>; 10] {
         let Self { x, norm_in, uvqk, bias, position, time, norm_out, output } = self;
         [
@@ -318,7 +321,7 @@ impl<T> Affine<T> {
         Affine { scale: &self.scale, shift: &self.shift }
     }
 
-    /// `f` of each.
+    /// Applies `f` to both vectors.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Affine<U> {
         Affine { scale: f(self.scale), shift: f(self.shift) }
     }

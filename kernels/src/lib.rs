@@ -1,15 +1,51 @@
-//! HSTU attention over jagged batches: a Burn op with a hand-written backward.
+//! HSTU attention over jagged batches, as Burn operations with hand-written backward passes.
 //!
-//! `attention` says what is computed and holds the types; `oracle` computes it
-//! plainly in f64; `cpu` is the fused path of the Flex backend; `gpu` that of
-//! CubeCL's backends, CUDA and wgpu; `plain` composes it from primitive Burn ops,
-//! for what those cannot run and to compare with; `autodiff` makes it
-//! differentiable; `history` attends to histories that are kept between passes,
-//! `dense` is what a layer does around it when it serves; `layer` is the whole
-//! layer as one op, with its gradients, for training, and `mlp` a network of two
-//! linear layers likewise. Nothing here knows of models.
+//! The crate computes: it has the attention op, the layer and the network around it, and their
+//! gradients, for each backend. It holds no weights and knows nothing of models, features, training
+//! loops or servers.
+//!
+//! ```text
+//!                      attention: layout, options, the HstuBackend trait
+//!                                          │
+//!        ┌───────────────┬─────────────────┼──────────────────┬──────────────┐
+//!   training          serving         implementations                    tests
+//!   autodiff          history         cpu    fused, Flex backend         oracle  plain f64 loops
+//!   layer             dense           gpu    fused, CUDA and wgpu
+//!   mlp                               plain  primitive Burn ops, any backend
+//! ```
+//!
+//! `layer` is a whole HSTU layer as one op and `mlp` a network of two linear layers. `history`
+//! attends to keys and values that are kept between passes, and `dense` is the rest of a layer with
+//! prepared weights.
+//!
+//! Two requests, the first with two history tokens and both with one target:
+//!
+//! ```
+//! use burn::tensor::{Tensor, backend::Backend};
+//! use burn_flex::Flex;
+//! use hypercast_kernels::attention::{HstuAttention, HstuInputs, hstu_attention};
+//!
+//! let layout = HstuAttention {
+//!     history_offsets: [0, 2, 2].into(),
+//!     target_offsets: [0, 1, 2].into(),
+//!     heads: 1,
+//!     alpha: 1.0,
+//!     norm: 2.0,
+//!     window: None,
+//!     targets_only: false,
+//!     times_s: None,
+//! }
+//! .checked()?;
+//! let device = <Flex as Backend>::Device::default();
+//! let ones = || Tensor::<Flex, 2>::ones([4, 8], &device); // [H + R, heads * width]
+//! let inputs = HstuInputs { q: ones(), k: ones(), v: ones(), position: None, time: None };
+//! let output = hstu_attention(inputs, &layout);
+//! assert_eq!(output.dims(), [4, 8]);
+//! # Ok::<(), hypercast_kernels::attention::Error>(())
+//! ```
 
 pub mod attention;
+mod autodiff;
 pub mod cpu;
 pub mod dense;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -19,5 +55,3 @@ pub mod layer;
 pub mod mlp;
 pub mod oracle;
 pub mod plain;
-
-mod autodiff;

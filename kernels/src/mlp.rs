@@ -1,7 +1,7 @@
 //! A network of two linear layers as one op: `SiLU(x W + b) W' + b'`.
 //!
-//! Tokens and heads are made by such networks. The gradients want nothing but
-//! the inputs: what is between the layers is computed again.
+//! Token embeddings and prediction heads are such networks. The backward needs only the inputs and
+//! computes the hidden layer again.
 
 use burn::tensor::activation::silu;
 use burn::tensor::ops::FloatTensor;
@@ -11,7 +11,7 @@ use crate::attention::HstuBackend;
 
 /// The weights of a linear layer.
 #[derive(Debug, Clone)]
-pub struct Weights<M, V = M> {
+pub struct LinearWeights<M, V = M> {
     /// `[from, to]`.
     pub weight: M,
     /// `[to]`.
@@ -23,46 +23,46 @@ pub struct Weights<M, V = M> {
 pub struct MlpInputs<M, V = M> {
     /// `[rows, from]`.
     pub x: M,
-    /// Before the activation.
-    pub hidden: Weights<M, V>,
-    /// After it.
-    pub output: Weights<M, V>,
+    /// The layer before the activation.
+    pub hidden: LinearWeights<M, V>,
+    /// The layer after the activation.
+    pub output: LinearWeights<M, V>,
 }
 
 /// The gradients of the inputs.
 #[derive(Debug, Clone)]
 pub struct MlpGrads<T> {
-    /// `[rows, from]`, where it was asked for.
+    /// `[rows, from]`, if it was requested.
     pub x: Option<T>,
-    /// Before the activation.
-    pub hidden: Weights<T>,
-    /// After it.
-    pub output: Weights<T>,
+    /// The layer before the activation.
+    pub hidden: LinearWeights<T>,
+    /// The layer after the activation.
+    pub output: LinearWeights<T>,
 }
 
-/// Which gradients are asked for, besides those of weights.
+/// The gradients to compute besides those of the weights.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// That of x.
+pub struct MlpGradsWanted {
+    /// The gradient of x.
     pub x: bool,
 }
 
-/// A backend's kernels of the op, over its tensors.
+/// A backend's fused kernels for the op.
 #[derive(Debug)]
 pub struct FusedMlp<T> {
-    /// The op.
+    /// The forward pass.
     pub forward: fn(MlpInputs<T>) -> T,
-    /// Its gradients, given the output's.
-    pub backward: fn(MlpInputs<T>, T, Wanted) -> MlpGrads<T>,
+    /// The gradients of the inputs, given the gradient of the output.
+    pub backward: fn(MlpInputs<T>, T, MlpGradsWanted) -> MlpGrads<T>,
 }
 
 /// The op on tensors: `[rows, to]`.
 ///
 /// # Panics
-/// Where widths do not fit.
+/// If widths do not match.
 pub fn mlp<B: HstuBackend>(inputs: MlpInputs<Tensor<B, 2>, Tensor<B, 1>>) -> Tensor<B, 2> {
     let MlpInputs { x, hidden, output } = inputs;
-    let weights = |weights: Weights<Tensor<B, 2>, Tensor<B, 1>>| Weights {
+    let weights = |weights: LinearWeights<Tensor<B, 2>, Tensor<B, 1>>| LinearWeights {
         weight: weights.weight.into_primitive().tensor(),
         bias: weights.bias.into_primitive().tensor(),
     };
@@ -70,10 +70,10 @@ pub fn mlp<B: HstuBackend>(inputs: MlpInputs<Tensor<B, 2>, Tensor<B, 1>>) -> Ten
     matrix(B::mlp(MlpInputs { x, hidden: weights(hidden), output: weights(output) }))
 }
 
-/// The op of the backend's own operators.
+/// The op, composed of the backend's own ops.
 pub fn composed<B: HstuBackend>(inputs: MlpInputs<FloatTensor<B>>) -> FloatTensor<B> {
     inputs.widths();
-    let linear = |x: Tensor<B, 2>, weights: Weights<FloatTensor<B>>| {
+    let linear = |x: Tensor<B, 2>, weights: LinearWeights<FloatTensor<B>>| {
         let bias = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(weights.bias));
         x.matmul(matrix(weights.weight)) + bias.unsqueeze()
     };
@@ -85,24 +85,24 @@ fn matrix<B: HstuBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
-/// The sizes of a network.
+/// The sizes of a two-layer network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlpWidths {
-    /// Of the batch.
+    /// Rows of x and of the output.
     pub rows: usize,
-    /// Of x.
+    /// Width of x.
     pub from: usize,
-    /// Between the layers.
+    /// Width between the layers.
     pub hidden: usize,
-    /// Of the output.
+    /// Width of the output.
     pub to: usize,
 }
 
 impl<T: TensorMetadata> MlpInputs<T> {
-    /// The sizes of tensors that must fit.
+    /// The sizes of the inputs.
     ///
     /// # Panics
-    /// If they do not.
+    /// If the inputs do not match each other.
     pub(crate) fn widths(&self) -> MlpWidths {
         let [rows, from] = self.x.shape().dims::<2>();
         let [into, hidden] = self.hidden.weight.shape().dims::<2>();
@@ -120,20 +120,20 @@ impl<T> MlpInputs<T> {
         MlpInputs { x: &self.x, hidden: self.hidden.as_ref(), output: self.output.as_ref() }
     }
 
-    /// `f` of each input.
+    /// Applies `f` to each input.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> MlpInputs<U> {
         MlpInputs { x: f(self.x), hidden: self.hidden.map(&mut f), output: self.output.map(&mut f) }
     }
 
-    /// In the order of the fields.
-    pub(crate) fn all(self) -> [T; 5] {
+    /// The inputs in the order of the fields.
+    pub(crate) fn into_array(self) -> [T; 5] {
         let Self { x, hidden, output } = self;
         [x, hidden.weight, hidden.bias, output.weight, output.bias]
     }
 }
 
 impl<T> MlpGrads<T> {
-    /// In the order of the inputs' fields.
+    /// The gradients in the order of the inputs' fields.
     pub(crate) fn into_array(self) -> [Option<T>; 5] {
         let Self { x, hidden, output } = self;
         let [a, b, c, d] = [hidden.weight, hidden.bias, output.weight, output.bias].map(Some);
@@ -141,14 +141,14 @@ impl<T> MlpGrads<T> {
     }
 }
 
-impl<T> Weights<T> {
+impl<T> LinearWeights<T> {
     /// The weights, borrowed.
-    pub fn as_ref(&self) -> Weights<&T> {
-        Weights { weight: &self.weight, bias: &self.bias }
+    pub fn as_ref(&self) -> LinearWeights<&T> {
+        LinearWeights { weight: &self.weight, bias: &self.bias }
     }
 
-    /// `f` of each.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Weights<U> {
-        Weights { weight: f(self.weight), bias: f(self.bias) }
+    /// Applies `f` to both tensors.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> LinearWeights<U> {
+        LinearWeights { weight: f(self.weight), bias: f(self.bias) }
     }
 }

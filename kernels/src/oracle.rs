@@ -1,14 +1,13 @@
-//! The op in plain f64 loops: what every other path is tested against.
+//! The op in plain f64 loops, against which every other implementation is tested.
 //!
-//! It is written to be read beside the formula in `attention`, and is not
-//! meant to be fast.
+//! It follows the formula in [`crate::attention`] and is not optimised.
 
 use crate::attention::{HstuAttention, HstuInputs, time_bucket};
 
 /// The op on row-major slices shaped as [`HstuInputs`] says: `[H + R, heads * v_dim]`.
 ///
 /// # Panics
-/// Where the layout or the slices' lengths contradict each other.
+/// If the layout and the slices' lengths contradict each other.
 pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
     let (rows, heads) = (shape.rows(), shape.heads);
     let columns = |x: &[f64]| x.len().checked_div(rows).unwrap_or(heads);
@@ -37,7 +36,7 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
                 .map(|key| (request.history.start + key, position - key));
             let itself = is_target.then_some((row, 0));
             for (key, distance) in seen.chain(itself) {
-                let bias = bias(shape, inputs, Pair { row, key, distance });
+                let bias = bias(shape, inputs, TokenPair { row, key, distance });
                 for head in 0..heads {
                     let at = |row, dim| (row * heads + head) * dim..(row * heads + head + 1) * dim;
                     let (q, k) = (&inputs.q[at(row, dims.qk)], &inputs.k[at(key, dims.qk)]);
@@ -55,13 +54,13 @@ pub fn forward(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>) -> Vec<f64> {
     out
 }
 
-struct Pair {
+struct TokenPair {
     row: usize,
     key: usize,
     distance: usize,
 }
 
-fn bias(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>, pair: Pair) -> f64 {
+fn bias(shape: &HstuAttention, inputs: &HstuInputs<&[f64]>, pair: TokenPair) -> f64 {
     let position = inputs.position.map_or(0.0, |table| table[pair.distance.min(table.len() - 1)]);
     let time = match (inputs.time, &shape.times_s) {
         (Some(table), Some(times)) => {

@@ -1,10 +1,9 @@
 //! The op composed of primitive Burn ops, for any backend.
 //!
-//! It is a correct stand-in where no fused kernel runs, and what the fused ones are
-//! measured against, not a fast one: requests are padded to the longest of their group and the scores of a
-//! block of queries are whole matrices in memory. Groups of requests and blocks
-//! of queries are kept small enough to bound that, however long a history is.
-//! Masks and bias indices are made on the host.
+//! This is the fallback where no fused kernel runs, and the baseline of benchmarks. It is not fast:
+//! requests are padded to the longest of their group, and the scores of a block of queries are
+//! matrices in memory. The sizes of groups and blocks bound that memory however long histories are.
+//! Masks and bias indices are computed on the CPU.
 
 use std::ops::Range;
 
@@ -15,24 +14,24 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, TensorPrimitive};
 
 use crate::attention::{Dims, HstuAttention, HstuInputs, time_bucket};
 
-/// A sensible `group_scores`: 64 MiB a matrix of scores.
+/// A reasonable `group_scores`: 64 MiB for a matrix of scores.
 pub const GROUP_SCORES: usize = 1 << 24;
 
 /// The op: `[H + R, heads * v]`, with at most `group_scores` scores at a time unless a single
 /// query has more.
 ///
 /// # Panics
-/// Where `shape` and the inputs contradict each other.
+/// If `shape` and the inputs contradict each other.
 pub fn forward<B: Backend>(
     inputs: HstuInputs<FloatTensor<B>>,
     shape: &HstuAttention,
     group_scores: usize,
 ) -> FloatTensor<B> {
     let dims = shape.dims(&inputs);
-    let mut rows = Restored::default();
-    let tensors = Tensors::<B>::new(inputs);
+    let mut rows = RestoredRows::default();
+    let tensors = PlainTensors::<B>::new(inputs);
     for group in groups(shape, group_scores) {
-        let group = Group::new(shape, dims, group, &tensors);
+        let group = PaddedGroup::new(shape, dims, group, &tensors);
         let v = group.keys.gather(&tensors.v, shape.heads, dims.v);
         for queries in group.blocks(group_scores) {
             let block = group.block(queries, &tensors);
@@ -47,7 +46,7 @@ pub fn forward<B: Backend>(
 /// The gradients of the inputs, given the gradient of the output; `group_scores` as in `forward`.
 ///
 /// # Panics
-/// Where `shape` and the inputs contradict each other.
+/// If `shape` and the inputs contradict each other.
 pub fn backward<B: Backend>(
     inputs: HstuInputs<FloatTensor<B>>,
     grad: FloatTensor<B>,
@@ -55,13 +54,14 @@ pub fn backward<B: Backend>(
     group_scores: usize,
 ) -> HstuInputs<FloatTensor<B>> {
     let (dims, heads) = (shape.dims(&inputs), shape.heads);
-    let tensors = Tensors::<B>::new(inputs);
+    let tensors = PlainTensors::<B>::new(inputs);
     let grad = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(grad));
-    let (mut dq, mut dk, mut dv) = (Restored::default(), Restored::default(), Restored::default());
+    let (mut dq, mut dk, mut dv) =
+        (RestoredRows::default(), RestoredRows::default(), RestoredRows::default());
     let mut position = tensors.position.as_ref().map(Tensor::zeros_like);
     let mut time = tensors.time.as_ref().map(Tensor::zeros_like);
     for group in groups(shape, group_scores) {
-        let group = Group::new(shape, dims, group, &tensors);
+        let group = PaddedGroup::new(shape, dims, group, &tensors);
         let k = group.keys.gather(&tensors.k, heads, dims.qk);
         let v = group.keys.gather(&tensors.v, heads, dims.v);
         let (mut k_sum, mut v_sum) = (k.zeros_like(), v.zeros_like());
@@ -94,7 +94,7 @@ pub fn backward<B: Backend>(
     }
 }
 
-struct Tensors<B: Backend> {
+struct PlainTensors<B: Backend> {
     q: Tensor<B, 2>,
     k: Tensor<B, 2>,
     v: Tensor<B, 2>,
@@ -102,10 +102,10 @@ struct Tensors<B: Backend> {
     time: Option<Tensor<B, 1>>,
 }
 
-impl<B: Backend> Tensors<B> {
+impl<B: Backend> PlainTensors<B> {
     fn new(inputs: HstuInputs<FloatTensor<B>>) -> Self {
         let table = |table| Tensor::from_primitive(TensorPrimitive::Float(table));
-        Tensors {
+        PlainTensors {
             q: Tensor::from_primitive(TensorPrimitive::Float(inputs.q)),
             k: Tensor::from_primitive(TensorPrimitive::Float(inputs.k)),
             v: Tensor::from_primitive(TensorPrimitive::Float(inputs.v)),
@@ -115,19 +115,19 @@ impl<B: Backend> Tensors<B> {
     }
 }
 
-/// Some tokens of each request of a group: as many slots a request, some of them padding.
-struct Slots<B: Backend> {
+/// A range of tokens of each request of a group, padded to the same number of slots per request.
+struct TokenSlots<B: Backend> {
     requests: usize,
-    /// Slots a request.
+    /// Slots per request.
     length: usize,
-    /// `[requests * length]`: each slot's row; row 0 for padding.
+    /// `[requests * length]`: the row of each slot; row 0 for padding.
     rows: Tensor<B, 1, Int>,
     /// The slots that are not padding, and their rows.
     places: Vec<(i32, usize)>,
 }
 
-impl<B: Backend> Slots<B> {
-    /// Tokens `positions` of each request: its history, its targets, then padding.
+impl<B: Backend> TokenSlots<B> {
+    /// Slots for the tokens `positions` of each request, counting its history and then its targets.
     fn new(
         shape: &HstuAttention,
         group: Range<usize>,
@@ -144,7 +144,7 @@ impl<B: Backend> Slots<B> {
                 places.push(((slot * length + i) as i32, row));
             }
         }
-        Slots { requests, length, rows: index(rows, device), places }
+        TokenSlots { requests, length, rows: index(rows, device), places }
     }
 
     /// The slots' rows of `[H + R, heads * dim]` as `[requests, heads, length, dim]`.
@@ -154,38 +154,38 @@ impl<B: Backend> Slots<B> {
     }
 }
 
-/// Some requests, each padded to the longest one's tokens.
-struct Group<'a, B: Backend> {
+/// Requests that are processed together, padded to the longest one.
+struct PaddedGroup<'a, B: Backend> {
     shape: &'a HstuAttention,
     dims: Dims,
     requests: Range<usize>,
-    /// Every token of the requests.
-    keys: Slots<B>,
+    /// All tokens of the requests.
+    keys: TokenSlots<B>,
 }
 
-/// Some queries of a group, and all its keys.
-struct Block<B: Backend> {
-    queries: Slots<B>,
+/// A block of a group's queries, with the mask and bias indices for all keys.
+struct QueryBlock<B: Backend> {
+    queries: TokenSlots<B>,
     /// `[requests, 1, queries, keys]`: `1 / norm` where the query sees the key, else 0.
     mask: Tensor<B, 4>,
-    /// `[requests * queries * keys]`: each pair's entry of the table.
+    /// `[requests * queries * keys]`: the index of each pair in the position table.
     position: Option<Tensor<B, 1, Int>>,
     time: Option<Tensor<B, 1, Int>>,
 }
 
-impl<'a, B: Backend> Group<'a, B> {
+impl<'a, B: Backend> PaddedGroup<'a, B> {
     fn new(
         shape: &'a HstuAttention,
         dims: Dims,
         requests: Range<usize>,
-        tensors: &Tensors<B>,
+        tensors: &PlainTensors<B>,
     ) -> Self {
         let length = requests.clone().map(|b| tokens(shape, b)).max().unwrap_or(0);
-        let keys = Slots::new(shape, requests.clone(), 0..length, &tensors.q.device());
-        Group { shape, dims, requests, keys }
+        let keys = TokenSlots::new(shape, requests.clone(), 0..length, &tensors.q.device());
+        PaddedGroup { shape, dims, requests, keys }
     }
 
-    /// The queries in blocks of at most `group_scores` scores.
+    /// Ranges of queries with at most `group_scores` scores each.
     fn blocks(&self, group_scores: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
         let length = self.keys.length;
         let row = (self.requests.len() * self.shape.heads * length).max(1);
@@ -193,7 +193,7 @@ impl<'a, B: Backend> Group<'a, B> {
         (0..length).step_by(size).map(move |start| start..length.min(start + size))
     }
 
-    fn block(&self, queries: Range<usize>, tensors: &Tensors<B>) -> Block<B> {
+    fn block(&self, queries: Range<usize>, tensors: &PlainTensors<B>) -> QueryBlock<B> {
         let (shape, length) = (self.shape, self.keys.length);
         let entries = |table: &Option<Tensor<B, 1>>| table.as_ref().map(|t| t.dims()[0]);
         let (positions, times) = (entries(&tensors.position), entries(&tensors.time));
@@ -223,8 +223,8 @@ impl<'a, B: Backend> Group<'a, B> {
         }
         let device = tensors.q.device();
         let mask = TensorData::new(mask, [self.requests.len(), 1, queries.len(), length]);
-        Block {
-            queries: Slots::new(shape, self.requests.clone(), queries, &device),
+        QueryBlock {
+            queries: TokenSlots::new(shape, self.requests.clone(), queries, &device),
             mask: Tensor::from_data(mask, &device),
             position: positions.map(|_| index(position, &device)),
             time: times.map(|_| index(time, &device)),
@@ -232,9 +232,13 @@ impl<'a, B: Backend> Group<'a, B> {
     }
 }
 
-impl<B: Backend> Block<B> {
-    /// The scores and their sigmoids, `[requests, heads, queries, keys]`, not masked.
-    fn scores(&self, group: &Group<'_, B>, tensors: &Tensors<B>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+impl<B: Backend> QueryBlock<B> {
+    /// The unmasked scores and their sigmoids, `[requests, heads, queries, keys]`.
+    fn scores(
+        &self,
+        group: &PaddedGroup<'_, B>,
+        tensors: &PlainTensors<B>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let (heads, dim) = (group.shape.heads, group.dims.qk);
         let q = self.queries.gather(&tensors.q, heads, dim);
         let k = group.keys.gather(&tensors.k, heads, dim);
@@ -250,7 +254,7 @@ impl<B: Backend> Block<B> {
     }
 }
 
-/// Adds the gradients of pairs, `[requests, 1, queries, keys]`, to their entries of a table.
+/// Adds the gradients of pairs, `[requests, 1, queries, keys]`, to their entries in a table.
 fn add_to<B: Backend>(
     table: Option<Tensor<B, 1>>,
     index: &Option<Tensor<B, 1, Int>>,
@@ -266,22 +270,22 @@ fn index<B: Backend>(values: Vec<i32>, device: &B::Device) -> Tensor<B, 1, Int> 
     Tensor::from_data(TensorData::new(values, [len]), device)
 }
 
-/// Results of groups on their way back to the order of the rows.
-struct Restored<B: Backend> {
+/// Collects the results of groups and restores the order of the rows.
+struct RestoredRows<B: Backend> {
     padded: Vec<Tensor<B, 2>>,
-    /// Row r of the result is row `places[r]` of the padded ones together.
+    /// Row r of the result is row `places[r]` of the concatenated `padded`.
     places: Vec<i32>,
     len: i32,
 }
 
-impl<B: Backend> Default for Restored<B> {
+impl<B: Backend> Default for RestoredRows<B> {
     fn default() -> Self {
-        Restored { padded: Vec::new(), places: Vec::new(), len: 0 }
+        RestoredRows { padded: Vec::new(), places: Vec::new(), len: 0 }
     }
 }
 
-impl<B: Backend> Restored<B> {
-    fn push(&mut self, slots: &Slots<B>, result: Tensor<B, 4>) {
+impl<B: Backend> RestoredRows<B> {
+    fn push(&mut self, slots: &TokenSlots<B>, result: Tensor<B, 4>) {
         let [requests, heads, length, dim] = result.dims();
         self.padded.push(result.swap_dims(1, 2).reshape([requests * length, heads * dim]));
         for &(place, row) in &slots.places {
@@ -291,7 +295,7 @@ impl<B: Backend> Restored<B> {
         self.len += (requests * length) as i32;
     }
 
-    /// The rows in order; `like`, which has as many, where there are none.
+    /// The rows in order; `like`, which then has no rows either, if nothing was pushed.
     fn into_primitive(self, like: Tensor<B, 2>) -> FloatTensor<B> {
         if self.places.is_empty() {
             return like.into_primitive().tensor();
@@ -307,7 +311,8 @@ fn tokens(shape: &HstuAttention, b: usize) -> usize {
     request.history.len() + request.targets.len()
 }
 
-/// Consecutive requests whose padded scores stay within `group_scores`; without the empty groups.
+/// Groups of consecutive requests whose padded scores stay within `group_scores`; empty groups are
+/// left out.
 fn groups(shape: &HstuAttention, group_scores: usize) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut longest = 0;

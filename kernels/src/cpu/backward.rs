@@ -1,34 +1,36 @@
-//! The backward of one task: scores are computed again, block by block.
+//! The backward of one attention task. The scores are computed again, block by block.
 //!
 //! With s the scores, A = SiLU(s) / norm and g the gradient of the output:
 //! `dA = g Vᵀ`, `dS = dA · SiLU'(s) / norm`, `dQ = α dS K`, `dK = α dSᵀ Q`,
 //! `dV = Aᵀ g`, and each bias gets the sum of the dS that it was added to.
 
-use super::isa::Kernel;
+use super::isa::IsaKernel;
 use super::lanes::Lanes;
-use super::math::{Extent, Left, Right, accumulate, dot, sigmoid};
-use super::task::{Biases, Head, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
+use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
+use super::task::{
+    AttentionTask, Biases, HeadColumns, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+};
 
-/// How many rows a block holds: a multiple of every tile's height and vector's length, so that
-/// the gradients of keys and values are read and written once for many rows.
+/// Rows per block: a multiple of every tile height and vector length. The more rows, the fewer
+/// times the gradients of keys and values are read and written.
 const ROWS: usize = 32;
 
-/// Where the gradients of q, k and v go.
-pub(super) struct Sinks<'a> {
-    pub(super) q: Sink<'a>,
-    pub(super) k: Sink<'a>,
-    pub(super) v: Sink<'a>,
+/// The outputs for the gradients of q, k and v.
+pub(super) struct GradSinks<'a> {
+    pub(super) q: OutputSink<'a>,
+    pub(super) k: OutputSink<'a>,
+    pub(super) v: OutputSink<'a>,
 }
 
-/// A task's gradients of the bias tables; empty for an absent one.
-pub(super) struct Tables {
+/// A task's gradients of the bias tables; empty for an absent table.
+pub(super) struct BiasTableGrads {
     pub(super) position: Vec<f32>,
     pub(super) time: Vec<f32>,
 }
 
-/// A thread's memory: it grows with a history's length, not with its square.
+/// A thread's buffers, which grow linearly with the length of a history.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct BackwardScratch {
     biases: Biases,
     /// `[block of keys, qk, KEYS]` and `[block of keys, v, KEYS]`.
     keys_t: Vec<f32>,
@@ -50,28 +52,28 @@ pub(super) struct Scratch {
     reversed_grad: Vec<f32>,
 }
 
-/// Runs a task.
-pub(super) struct Differentiate<'a> {
-    pub(super) task: &'a Task<'a>,
-    pub(super) scratch: &'a mut Scratch,
-    pub(super) sinks: &'a Sinks<'a>,
+/// Computes the gradients of a task.
+pub(super) struct DifferentiateTask<'a> {
+    pub(super) task: &'a AttentionTask<'a>,
+    pub(super) scratch: &'a mut BackwardScratch,
+    pub(super) sinks: &'a GradSinks<'a>,
 }
 
-impl Kernel for Differentiate<'_> {
-    type Output = Tables;
+impl IsaKernel for DifferentiateTask<'_> {
+    type Output = BiasTableGrads;
 
     #[inline(always)]
-    fn run<V: Lanes, const R: usize>(self) -> Tables {
+    fn run<V: Lanes, const R: usize>(self) -> BiasTableGrads {
         run::<V, R>(self.task, self.scratch, self.sinks)
     }
 }
 
 #[inline(always)]
 fn run<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
-    sinks: &Sinks<'_>,
-) -> Tables {
+    task: &AttentionTask<'_>,
+    scratch: &mut BackwardScratch,
+    sinks: &GradSinks<'_>,
+) -> BiasTableGrads {
     let grad = task.grad.expect("a backward task is made with the output's gradient");
     let mut tables = prepare::<V>(task, scratch);
     for block in task.blocks(ROWS) {
@@ -85,14 +87,15 @@ fn run<V: Lanes, const R: usize>(
                 spread::<V, R>(task, scratch, &block, j0);
             }
         }
-        write::<V>(&sinks.q, task, &scratch.queries_grad, rows, (task.dims.qk, task.alpha));
+        write::<V>(&sinks.q, task, rows, scaled(&scratch.queries_grad, task.dims.qk, task.alpha));
         if block.is_targets() {
             differentiate_itself::<V>(task, grad, &block, sinks, &mut tables);
         }
     }
     let history = task.history.clone();
-    write::<V>(&sinks.k, task, &scratch.keys_grad, history.clone(), (task.dims.qk, task.alpha));
-    write::<V>(&sinks.v, task, &scratch.values_grad, history, (task.dims.v, 1.0));
+    let keys_grad = scaled(&scratch.keys_grad, task.dims.qk, task.alpha);
+    write::<V>(&sinks.k, task, history.clone(), keys_grad);
+    write::<V>(&sinks.v, task, history, scaled(&scratch.values_grad, task.dims.v, 1.0));
     let last = tables.position.len().saturating_sub(1);
     if task.position.is_some() {
         for (x, grad) in scratch.reversed_grad[..=task.n()].iter().enumerate() {
@@ -103,7 +106,7 @@ fn run<V: Lanes, const R: usize>(
 }
 
 #[inline(always)]
-fn prepare<V: Lanes>(task: &Task<'_>, scratch: &mut Scratch) -> Tables {
+fn prepare<V: Lanes>(task: &AttentionTask<'_>, scratch: &mut BackwardScratch) -> BiasTableGrads {
     let (qk, v) = (padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
     let height = task.n().next_multiple_of(KEYS);
     scratch.biases.prepare(task);
@@ -113,21 +116,21 @@ fn prepare<V: Lanes>(task: &Task<'_>, scratch: &mut Scratch) -> Tables {
     zero(&mut scratch.keys_grad, height * qk);
     zero(&mut scratch.values_grad, height * v);
     zero(&mut scratch.reversed_grad, task.n() + 1 + KEYS);
-    Tables {
+    BiasTableGrads {
         position: vec![0.0; task.position.map_or(0, <[f32]>::len)],
         time: vec![0.0; task.time.map_or(0, |time| time.table.len())],
     }
 }
 
-/// Fills the weights and dS of the block's rows and the keys `j0..j0 + KEYS`, zeros where masked,
-/// and adds dS to the tables.
+/// Computes the weights and dS of the block's rows and the keys `j0..j0 + KEYS`, with zeros where
+/// masked, and adds dS to the table gradients.
 #[inline(always)]
 fn score<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
+    task: &AttentionTask<'_>,
+    scratch: &mut BackwardScratch,
     block: &RowBlock,
     j0: usize,
-    tables: &mut Tables,
+    tables: &mut BiasTableGrads,
 ) {
     let (dims, qk, v) = (task.dims, padded::<V>(task.dims.qk), padded::<V>(task.dims.v));
     zero(&mut scratch.weights, ROWS * KEYS);
@@ -139,14 +142,14 @@ fn score<V: Lanes, const R: usize>(
             KEYS,
             Left { data: &scratch.queries[r * qk..], row: qk, step: 1 },
             Right { data: &scratch.keys_t[j0 * dims.qk..], stride: KEYS },
-            Extent { columns, steps: dims.qk },
+            ProductExtent { columns, steps: dims.qk },
         );
         accumulate::<V, R>(
             &mut scratch.scores_grad[r * KEYS..],
             KEYS,
             Left { data: &scratch.grads[r * v..], row: v, step: 1 },
             Right { data: &scratch.values_t[j0 * dims.v..], stride: KEYS },
-            Extent { columns, steps: dims.v },
+            ProductExtent { columns, steps: dims.v },
         );
     }
     for r in 0..block.count {
@@ -176,8 +179,8 @@ fn score<V: Lanes, const R: usize>(
 /// Adds the block's share to the gradients of its queries and of the keys and values.
 #[inline(always)]
 fn spread<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
+    task: &AttentionTask<'_>,
+    scratch: &mut BackwardScratch,
     block: &RowBlock,
     j0: usize,
 ) {
@@ -188,7 +191,7 @@ fn spread<V: Lanes, const R: usize>(
             qk,
             Left { data: &scratch.scores_grad[r * KEYS..], row: KEYS, step: 1 },
             Right { data: &scratch.keys[j0 * qk..], stride: qk },
-            Extent { columns: qk, steps: seen(block, r + R, j0) },
+            ProductExtent { columns: qk, steps: seen(block, r + R, j0) },
         );
     }
     for j in (0..seen(block, block.count, j0)).step_by(R) {
@@ -200,27 +203,27 @@ fn spread<V: Lanes, const R: usize>(
             qk,
             Left { data: &scratch.scores_grad[from * KEYS + j..], row: 1, step: KEYS },
             Right { data: &scratch.queries[from * qk..], stride: qk },
-            Extent { columns: qk, steps },
+            ProductExtent { columns: qk, steps },
         );
         accumulate::<V, R>(
             &mut scratch.values_grad[(j0 + j) * v..],
             v,
             Left { data: &scratch.weights[from * KEYS + j..], row: 1, step: KEYS },
             Right { data: &scratch.grads[from * v..], stride: v },
-            Extent { columns: v, steps },
+            ProductExtent { columns: v, steps },
         );
     }
 }
 
-/// The gradients of what each target gets from itself: its query's is added to, its key's and
-/// value's are written.
+/// The gradients of each target's attention to itself. The query's gradient is added to; the key's
+/// and value's, which have no other part, are written.
 #[inline(always)]
 fn differentiate_itself<V: Lanes>(
-    task: &Task<'_>,
-    grad: Head<'_>,
+    task: &AttentionTask<'_>,
+    grad: HeadColumns<'_>,
     block: &RowBlock,
-    sinks: &Sinks<'_>,
-    tables: &mut Tables,
+    sinks: &GradSinks<'_>,
+    tables: &mut BiasTableGrads,
 ) {
     let rows = block.first..block.first + block.count;
     let (mut weights, mut scores_grad) = ([0.0; ROWS], [0.0; ROWS]);
@@ -231,7 +234,8 @@ fn differentiate_itself<V: Lanes>(
     differentiate::<V>(&mut weights, &mut scores_grad, &[task.own_bias(); ROWS], task);
     for (r, row) in rows.enumerate() {
         let factor = task.alpha * scores_grad[r];
-        // SAFETY: every row and head belongs to one task, and these borrows end with the loop's body.
+        // SAFETY: every row and head belongs to one task, and these borrows end with the loop's
+        // body.
         let (q, k, v) = unsafe {
             let (qk, v) = (task.dims.qk, task.dims.v);
             let q = sinks.q.part(row, task.head, qk);
@@ -254,9 +258,14 @@ fn differentiate_itself<V: Lanes>(
     }
 }
 
-/// Makes weights of dot products, and dS of dA, in whole vectors.
+/// Turns dot products into weights, and dA into dS, in whole vectors.
 #[inline(always)]
-fn differentiate<V: Lanes>(dots: &mut [f32], grads: &mut [f32], bias: &[f32], task: &Task<'_>) {
+fn differentiate<V: Lanes>(
+    dots: &mut [f32],
+    grads: &mut [f32],
+    bias: &[f32],
+    task: &AttentionTask<'_>,
+) {
     let whole = dots.len().is_multiple_of(V::N);
     assert!(whole && dots.len() == grads.len() && dots.len() <= bias.len(), "not whole vectors");
     let (alpha, inverse_norm) = (V::splat(task.alpha), V::splat(task.inverse_norm));
@@ -274,14 +283,25 @@ fn differentiate<V: Lanes>(dots: &mut [f32], grads: &mut [f32], bias: &[f32], ta
     }
 }
 
-/// Writes `factor` times the packed rows, whose first `width` columns count.
+/// Packed gradients to be written: the first `width` columns of each row, times `factor`.
+struct ScaledRows<'a> {
+    packed: &'a [f32],
+    width: usize,
+    factor: f32,
+}
+
+#[inline(always)]
+fn scaled(packed: &[f32], width: usize, factor: f32) -> ScaledRows<'_> {
+    ScaledRows { packed, width, factor }
+}
+
+/// Writes gradients to `rows` of a sink.
 #[inline(always)]
 fn write<V: Lanes>(
-    sink: &Sink<'_>,
-    task: &Task<'_>,
-    packed: &[f32],
+    sink: &OutputSink<'_>,
+    task: &AttentionTask<'_>,
     rows: std::ops::Range<usize>,
-    (width, factor): (usize, f32),
+    ScaledRows { packed, width, factor }: ScaledRows<'_>,
 ) {
     for (row, packed) in rows.zip(packed.chunks_exact(padded::<V>(width))) {
         // SAFETY: every row and head belongs to one task, and this borrow ends here.
@@ -292,7 +312,7 @@ fn write<V: Lanes>(
     }
 }
 
-/// How many of the keys `j0..j0 + KEYS` the block's rows before `r` see.
+/// The number of keys in `j0..j0 + KEYS` that the block's rows before `r` see.
 #[inline(always)]
 fn seen(block: &RowBlock, r: usize, j0: usize) -> usize {
     block.end(r.min(block.count) - 1).saturating_sub(j0).min(KEYS)

@@ -1,14 +1,16 @@
-//! The forward of one task.
+//! The forward of one attention task.
 
-use super::isa::Kernel;
-use super::kept::Packed;
+use super::isa::IsaKernel;
+use super::kept::PackedHead;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Extent, Left, Right, accumulate, dot, product, sigmoid};
-use super::task::{Biases, KEYS, RowBlock, Sink, Task, pack, pack_transposed, padded};
+use super::math::{Left, ProductExtent, Right, accumulate, dot, product, sigmoid};
+use super::task::{
+    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+};
 
-/// A thread's memory: it grows with a history's length, not with its square.
+/// A thread's buffers, which grow linearly with the length of a history.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct ForwardScratch {
     biases: Biases,
     /// `[block of keys, qk, KEYS]`.
     keys: Vec<f32>,
@@ -22,14 +24,14 @@ pub(super) struct Scratch {
     out: Vec<f32>,
 }
 
-/// Runs a task.
-pub(super) struct Attend<'a> {
-    pub(super) task: &'a Task<'a>,
-    pub(super) scratch: &'a mut Scratch,
-    pub(super) sink: &'a Sink<'a>,
+/// Computes the output of a task.
+pub(super) struct AttendTask<'a> {
+    pub(super) task: &'a AttentionTask<'a>,
+    pub(super) scratch: &'a mut ForwardScratch,
+    pub(super) sink: &'a OutputSink<'a>,
 }
 
-impl Kernel for Attend<'_> {
+impl IsaKernel for AttendTask<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -39,10 +41,14 @@ impl Kernel for Attend<'_> {
 }
 
 #[inline(always)]
-fn run<V: Lanes, const R: usize>(task: &Task<'_>, scratch: &mut Scratch, sink: &Sink<'_>) {
+fn run<V: Lanes, const R: usize>(
+    task: &AttentionTask<'_>,
+    scratch: &mut ForwardScratch,
+    sink: &OutputSink<'_>,
+) {
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     scratch.biases.prepare(task);
-    // Taken out, so that the rest of the scratch can be written beside them.
+    // Taken out so that the rest of the scratch can be borrowed mutably.
     let (mut keys, mut values) =
         (std::mem::take(&mut scratch.keys), std::mem::take(&mut scratch.values));
     let history = match task.kept {
@@ -50,7 +56,7 @@ fn run<V: Lanes, const R: usize>(task: &Task<'_>, scratch: &mut Scratch, sink: &
         None => {
             pack_transposed(&mut keys, task.k, task.history.clone());
             pack(&mut values, task.v, task.history.clone(), width, 0);
-            Packed { keys: &keys, values: &values, stride: width }
+            PackedHead { keys: &keys, values: &values, stride: width }
         }
     };
     for block in task.blocks(R) {
@@ -74,12 +80,12 @@ fn run<V: Lanes, const R: usize>(task: &Task<'_>, scratch: &mut Scratch, sink: &
     (scratch.keys, scratch.values) = (keys, values);
 }
 
-/// Adds what the block's rows get from the keys `j0..j0 + KEYS`.
+/// Adds the contribution of the keys `j0..j0 + KEYS` to the block's rows.
 #[inline(always)]
 fn attend<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
-    history: Packed<'_>,
+    task: &AttentionTask<'_>,
+    scratch: &mut ForwardScratch,
+    history: PackedHead<'_>,
     block: &RowBlock,
     j0: usize,
 ) {
@@ -92,7 +98,7 @@ fn attend<V: Lanes, const R: usize>(
         KEYS,
         Left { data: &scratch.queries, row: dims.qk, step: 1 },
         Right { data: &history.keys[j0 * dims.qk..], stride: KEYS },
-        Extent { columns: padded::<V>(seen), steps: dims.qk },
+        ProductExtent { columns: padded::<V>(seen), steps: dims.qk },
     );
     for (r, weights) in weights.chunks_exact_mut(KEYS).enumerate().take(block.count) {
         let (position, end) = (block.at(r), block.end(r));
@@ -106,15 +112,15 @@ fn attend<V: Lanes, const R: usize>(
         width,
         Left { data: weights, row: KEYS, step: 1 },
         Right { data: &history.values[j0 * history.stride..], stride: history.stride },
-        Extent { columns: width, steps: seen },
+        ProductExtent { columns: width, steps: seen },
     );
 }
 
-/// Adds what each target gets from itself.
+/// Adds the contribution of each target to itself.
 #[inline(always)]
 fn attend_to_itself<V: Lanes, const R: usize>(
-    task: &Task<'_>,
-    scratch: &mut Scratch,
+    task: &AttentionTask<'_>,
+    scratch: &mut ForwardScratch,
     block: &RowBlock,
 ) {
     const { assert!(R <= MAX_LANES) };
@@ -132,7 +138,7 @@ fn attend_to_itself<V: Lanes, const R: usize>(
     }
 }
 
-/// Makes weights of dot products: `SiLU(alpha * dot + bias) * inverse_norm`, in whole vectors.
+/// Turns dot products into weights: `SiLU(alpha * dot + bias) * inverse_norm`, in whole vectors.
 #[inline(always)]
 fn activate<V: Lanes>(dots: &mut [f32], bias: &[f32], alpha: f32, inverse_norm: f32) {
     assert!(dots.len().is_multiple_of(V::N) && dots.len() <= bias.len(), "not whole vectors");

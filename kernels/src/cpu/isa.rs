@@ -1,4 +1,4 @@
-//! Which instruction set the fused path runs on, and how a kernel gets to it.
+//! Selects the instruction set at run time and compiles kernels for each.
 
 use std::sync::OnceLock;
 
@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use super::lanes::{F32x8, F32x16};
 use super::lanes::{Lanes, Portable};
 
-/// An instruction set that the fused path is compiled for; a machine that has one has those before it.
+/// An instruction set that kernels are compiled for. A machine that has one also has all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What the target guarantees.
+    /// The baseline of the compilation target.
     Portable,
     /// x86-64 with AVX2, FMA and LZCNT.
     Avx2,
@@ -18,13 +18,13 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Those that this machine has, the best last.
+    /// The instruction sets of this machine, the best last.
     pub fn available() -> impl Iterator<Item = Isa> {
         let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
         all.into_iter().filter(|isa| *isa <= Isa::best())
     }
 
-    /// The best that this machine has: found once.
+    /// The best instruction set of this machine; detected once.
     pub fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(Isa::detect)
@@ -42,31 +42,31 @@ impl Isa {
         Isa::Portable
     }
 
-    /// An instruction set that kernels may run on.
+    /// Returns the token with which kernels can run on this instruction set.
     ///
     /// # Panics
     /// If the machine lacks it.
-    pub(super) fn checked(self) -> Checked {
+    pub(super) fn checked(self) -> DetectedIsa {
         assert!(self <= Isa::best(), "this machine lacks {self:?}");
-        Checked(self)
+        DetectedIsa(self)
     }
 }
 
-/// An instruction set that the machine was seen to have.
+/// An instruction set that this machine was detected to have.
 #[derive(Clone, Copy)]
-pub(super) struct Checked(Isa);
+pub(super) struct DetectedIsa(Isa);
 
-/// Something that is compiled for every instruction set. `run` must be `inline(always)`: only so
-/// does it become the code of the function that it is called from.
-pub(super) trait Kernel {
+/// A computation that is compiled for every instruction set. `run` must be `inline(always)`, so
+/// that it is compiled with the target features of its caller.
+pub(super) trait IsaKernel {
     type Output;
-    /// With vectors `V` and tiles of `R` rows.
+    /// Runs with vectors `V` and tiles of `R` rows.
     fn run<V: Lanes, const R: usize>(self) -> Self::Output;
 }
 
-impl Checked {
+impl DetectedIsa {
     #[inline]
-    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(super) fn run<K: IsaKernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Isa::Portable => kernel.run::<Portable, 2>(),
             // SAFETY: `Isa::checked` found the features.
@@ -83,12 +83,12 @@ impl Checked {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,lzcnt")]
-fn avx2<K: Kernel>(kernel: K) -> K::Output {
+fn avx2<K: IsaKernel>(kernel: K) -> K::Output {
     kernel.run::<F32x8, 4>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,lzcnt,avx512f,avx512cd")]
-fn avx512<K: Kernel>(kernel: K) -> K::Output {
+fn avx512<K: IsaKernel>(kernel: K) -> K::Output {
     kernel.run::<F32x16, 8>()
 }

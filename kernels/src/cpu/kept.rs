@@ -1,48 +1,46 @@
-//! A layer's history as the fused path reads it: keys and values packed once,
-//! when tokens arrive, and not again by each request that attends to them.
-//!
-//! Nothing here decides whose history it is or how long it is kept.
+//! Kept histories on the CPU: keys and values are packed once, when tokens are appended, in the
+//! layout that the attention kernel reads.
 
-use super::Rows;
+use super::StridedRows;
 use super::lanes::MAX_LANES;
 use super::task::KEYS;
 
-/// Keys and values of one layer and one request's history, for all heads.
+/// Keys and values of one request's history at one layer, for all heads.
 #[derive(Debug, Clone, Default)]
-pub struct Kept {
+pub struct CpuKeptHistory {
     len: usize,
     heads: Vec<KeptHead>,
 }
 
-/// One head's.
+/// Keys and values of one head.
 #[derive(Debug, Clone)]
 struct KeptHead {
     qk: usize,
     v: usize,
-    /// `[block of keys, qk, KEYS]`; places after the last token are arbitrary.
+    /// `[block of keys, qk, KEYS]`; entries after the last token are arbitrary.
     keys: Vec<f32>,
     /// `[len, v]`, each row padded to whole vectors of any instruction set.
     values: Vec<f32>,
 }
 
-impl Kept {
-    /// Tokens.
+impl CpuKeptHistory {
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes it takes.
+    /// Bytes of memory in use.
     pub fn bytes(&self) -> usize {
         let floats = |head: &KeptHead| head.keys.capacity() + head.values.capacity();
         self.heads.iter().map(floats).sum::<usize>() * size_of::<f32>()
     }
 
-    /// Forgets all but the oldest `len` tokens.
+    /// Removes all but the oldest `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         for head in &mut self.heads {
@@ -51,15 +49,19 @@ impl Kept {
         }
     }
 
-    /// Appends tokens `rows` of `k` and `v`, whose columns are those of `heads` heads of `qk` and `v` values.
-    pub(super) fn append(&mut self, tokens: &Tokens<'_>) {
-        let Tokens { k, v, rows, heads, qk, v_dim } = tokens;
+    /// Appends tokens to every head.
+    pub(super) fn append(&mut self, tokens: &NewTokens<'_>) {
+        let NewTokens { k, v, rows, heads, qk, v_dim } = tokens;
         let fresh = KeptHead { qk: *qk, v: *v_dim, keys: Vec::new(), values: Vec::new() };
         if self.heads.is_empty() {
             self.heads = vec![fresh; *heads];
         }
         let sizes = (self.heads.len(), self.heads[0].qk, self.heads[0].v);
-        assert_eq!(sizes, (*heads, *qk, *v_dim), "a kept history is of one layer");
+        assert_eq!(
+            sizes,
+            (*heads, *qk, *v_dim),
+            "the new tokens must have the widths of the kept history"
+        );
         let width = v_dim.next_multiple_of(MAX_LANES);
         let grown = self.len + rows.len();
         for (index, head) in self.heads.iter_mut().enumerate() {
@@ -78,24 +80,24 @@ impl Kept {
         self.len = grown;
     }
 
-    /// One head, as the forward reads it.
+    /// The packed keys and values of one head.
     #[inline(always)]
-    pub(super) fn head(&self, index: usize) -> Packed<'_> {
+    pub(super) fn head(&self, index: usize) -> PackedHead<'_> {
         match self.heads.get(index) {
-            Some(head) => Packed {
+            Some(head) => PackedHead {
                 keys: &head.keys,
                 values: &head.values,
                 stride: head.v.next_multiple_of(MAX_LANES),
             },
-            None => Packed { keys: &[], values: &[], stride: MAX_LANES },
+            None => PackedHead { keys: &[], values: &[], stride: MAX_LANES },
         }
     }
 }
 
-/// Tokens to be kept: some rows of a layer's K and V.
-pub(super) struct Tokens<'a> {
-    pub(super) k: Rows<'a>,
-    pub(super) v: Rows<'a>,
+/// Tokens to append: some rows of a layer's K and V.
+pub(super) struct NewTokens<'a> {
+    pub(super) k: StridedRows<'a>,
+    pub(super) v: StridedRows<'a>,
     pub(super) rows: std::ops::Range<usize>,
     pub(super) heads: usize,
     pub(super) qk: usize,
@@ -104,11 +106,11 @@ pub(super) struct Tokens<'a> {
 
 /// A head's packed keys and values.
 #[derive(Clone, Copy)]
-pub(super) struct Packed<'a> {
+pub(super) struct PackedHead<'a> {
     /// `[block of keys, qk, KEYS]`.
     pub(super) keys: &'a [f32],
     /// `[n, stride]`.
     pub(super) values: &'a [f32],
-    /// From one value's first number to the next one's.
+    /// Distance between the first numbers of consecutive values.
     pub(super) stride: usize,
 }

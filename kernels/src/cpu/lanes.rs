@@ -1,13 +1,13 @@
-//! Vectors of f32: what the fused path is generic over.
+//! Vectors of f32, over which the fused kernels are generic.
 //!
 //! Every method is `inline(always)`, so that a body instantiated inside a
 //! function with the right target features becomes that instruction set's
-//! code. The x86 types must not be used outside such a function: `cpu::Isa`
-//! sees to it.
+//! code. The x86 types must only be used inside such a function, which `cpu::isa`
+//! ensures.
 
 /// A vector of `N` f32.
 pub(super) trait Lanes: Copy {
-    /// How many f32 it holds.
+    /// The number of f32 in a vector.
     const N: usize;
     /// `x` in every lane.
     fn splat(x: f32) -> Self;
@@ -26,24 +26,26 @@ pub(super) trait Lanes: Copy {
     fn mul(self, other: Self) -> Self;
     /// `self * factor + addend`, with one rounding where the hardware has it.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Within `[-bound, bound]`; where self is NaN, either bound.
+    /// Clamps to `[-bound, bound]`; a NaN becomes either bound.
     fn clamp_abs(self, bound: f32) -> Self;
     /// `1 / self` to about one unit in the last place, for self in `[1, 1e38]`.
     fn recip(self) -> Self;
-    /// `self * 2^k` for a whole k that is given as `k + MAGIC`; self and the result must be normal.
+    /// `self * 2^k` for an integer k that is given as `k + MAGIC`; self and the result must be
+    /// normal.
     fn scale_by_power(self, k_plus_magic: Self) -> Self;
 }
 
 /// The length of the longest vector.
 pub(super) const MAX_LANES: usize = 16;
 
-/// 1.5 * 2^23: adding it to a small f32 rounds that to a whole number, which
-/// then sits in the lowest bits of the sum.
+/// 1.5 * 2^23: adding it to a small f32 rounds that to an integer, which is then in the lowest bits
+/// of the sum.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// A value at any alignment. It is read and written as a place, because `read_unaligned` and the load
-/// intrinsics made of it check their pointers where debug assertions are on, as in the project's one
-/// profile, in a way that sends every vector through memory: half the speed of the innermost loops.
+/// A value at any alignment, read and written through a packed struct. With debug assertions, which
+/// the project's build profile has on, `read_unaligned` and the load intrinsics check their
+/// pointers in a way that sends every vector through memory and halves the speed of the innermost
+/// loops.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
 struct Unaligned<T: Copy>(T);
@@ -53,7 +55,7 @@ impl<T: Copy> Unaligned<T> {
     /// `p` must be valid for reading a `T`, at any alignment.
     #[inline(always)]
     unsafe fn read(p: *const f32) -> T {
-        // SAFETY: the caller vouches for the value; a packed struct has no alignment.
+        // SAFETY: the caller guarantees a readable value; a packed struct has no alignment.
         unsafe { (*p.cast::<Self>()).0 }
     }
 
@@ -61,7 +63,7 @@ impl<T: Copy> Unaligned<T> {
     /// `p` must be valid for writing a `T`, at any alignment.
     #[inline(always)]
     unsafe fn write(value: T, p: *mut f32) {
-        // SAFETY: the caller vouches for the place; a packed struct has no alignment.
+        // SAFETY: the caller guarantees a writable place; a packed struct has no alignment.
         unsafe { (*p.cast::<Self>()).0 = value }
     }
 }
@@ -72,7 +74,7 @@ impl<T: Copy> Unaligned<T> {
 /// `p` must be valid for reading an f32.
 #[inline(always)]
 pub(super) unsafe fn value_at(p: *const f32) -> f32 {
-    // SAFETY: the caller vouches for it.
+    // SAFETY: the caller guarantees a readable f32.
     unsafe { Unaligned::<f32>::read(p) }
 }
 
@@ -95,12 +97,12 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the caller vouches for 8 readable f32.
+        // SAFETY: the caller guarantees 8 readable f32.
         Portable(unsafe { Unaligned::read(p) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
-        // SAFETY: the caller vouches for 8 writable f32.
+        // SAFETY: the caller guarantees 8 writable f32.
         unsafe { Unaligned::write(self.0, p) }
     }
     #[inline(always)]
@@ -159,12 +161,12 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
-            // SAFETY: the caller vouches for 8 readable f32.
+            // SAFETY: the caller guarantees 8 readable f32.
             F32x8(unsafe { Unaligned::read(p) })
         }
         #[inline(always)]
         unsafe fn store(self, p: *mut f32) {
-            // SAFETY: the caller vouches for 8 writable f32.
+            // SAFETY: the caller guarantees 8 writable f32.
             unsafe { Unaligned::write(self.0, p) }
         }
         #[inline(always)]
@@ -217,12 +219,12 @@ mod x86 {
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
-            // SAFETY: the caller vouches for 16 readable f32.
+            // SAFETY: the caller guarantees 16 readable f32.
             F32x16(unsafe { Unaligned::read(p) })
         }
         #[inline(always)]
         unsafe fn store(self, p: *mut f32) {
-            // SAFETY: the caller vouches for 16 writable f32.
+            // SAFETY: the caller guarantees 16 writable f32.
             unsafe { Unaligned::write(self.0, p) }
         }
         #[inline(always)]

@@ -1,14 +1,14 @@
-//! The arithmetic of the fused path: the sigmoid and the product of tiles.
-//!
-//! Both are generic over the vector type and know nothing of attention.
+//! The arithmetic of the fused kernels: exp, sigmoid and products of tiles, generic over the vector
+//! type.
 
 use super::lanes::{Lanes, MAGIC, MAX_LANES, value_at};
 
-/// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded to f32 (4e-8).
+/// Coefficients of exp on `[-ln 2 / 2, ln 2 / 2]`, fitted for the least relative error and rounded
+/// to f32 (4e-8).
 const EXP: [f32; 7] =
     [1.0, 1.0, 0.499_999_93, 0.166_664_2, 0.041_668_225, 0.008_374_824, 0.001_383_683_6];
 
-/// ln 2 in two parts: the first has few bits, so that its product with a small whole number is exact.
+/// ln 2 in two parts. The first has few bits, so that its product with a small integer is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
@@ -41,21 +41,21 @@ pub(super) struct Left<'a> {
     pub(super) step: usize,
 }
 
-/// A row-major matrix, or a part of one that ends where the slice does.
+/// A row-major matrix, or a part of one.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
     pub(super) data: &'a [f32],
     pub(super) stride: usize,
 }
 
-/// `out[r, c] = Σ_{k < steps} left[r, k] * right[k, c]`: as `accumulate`, whatever `out` was.
+/// `out[r, c] = Σ_{k < steps} left[r, k] * right[k, c]`: as [`accumulate`], but overwrites `out`.
 #[inline(always)]
 pub(super) fn product<V: Lanes, const R: usize>(
     out: &mut [f32],
     stride: usize,
     left: Left<'_>,
     right: Right<'_>,
-    extent: Extent,
+    extent: ProductExtent,
 ) {
     tiles::<V, R, true>(out, stride, left, right, extent);
 }
@@ -71,7 +71,7 @@ pub(super) fn accumulate<V: Lanes, const R: usize>(
     stride: usize,
     left: Left<'_>,
     right: Right<'_>,
-    extent: Extent,
+    extent: ProductExtent,
 ) {
     tiles::<V, R, false>(out, stride, left, right, extent);
 }
@@ -82,7 +82,7 @@ fn tiles<V: Lanes, const R: usize, const FRESH: bool>(
     stride: usize,
     left: Left<'_>,
     right: Right<'_>,
-    extent: Extent,
+    extent: ProductExtent,
 ) {
     let mut column = 0;
     while column + 2 * V::N <= extent.columns {
@@ -94,9 +94,9 @@ fn tiles<V: Lanes, const R: usize, const FRESH: bool>(
     }
 }
 
-/// How much of the factors to multiply.
+/// The part of the factors to multiply.
 #[derive(Clone, Copy)]
-pub(super) struct Extent {
+pub(super) struct ProductExtent {
     pub(super) columns: usize,
     pub(super) steps: usize,
 }
@@ -117,7 +117,7 @@ fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
     steps: usize,
 ) {
     if steps == 0 {
-        assert!(!FRESH, "a sum of nothing");
+        assert!(!FRESH, "a product of zero steps would leave `out` undefined");
         return;
     }
     assert!((R - 1) * stride + C * V::N <= out.len(), "tile outside its output");
@@ -133,7 +133,7 @@ fn tile<V: Lanes, const R: usize, const C: usize, const FRESH: bool>(
             *sum = unsafe { V::load(out.as_ptr().wrapping_add(r * stride + c * V::N)) };
         }
     }
-    // Moving pointers, because the build checks index arithmetic for overflow.
+    // Pointers instead of indices, because the build checks index arithmetic for overflow.
     let (mut a, mut b) = (left.data.as_ptr(), right.data.as_ptr());
     let mut a_rows = [0; R];
     a_rows.iter_mut().enumerate().for_each(|(r, row)| *row = r * left.row);

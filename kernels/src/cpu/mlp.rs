@@ -1,8 +1,8 @@
-//! A network of two linear layers on the CPU, a block of rows at a time:
-//! what is between the layers stays in the second cache.
+//! A network of two linear layers on the CPU, one block of rows at a time, so that the hidden layer
+//! stays in the L2 cache.
 //!
-//! Blocks are joined into parts that threads share, by a rule that knows only
-//! the number of rows, and the parts' gradients are summed in order.
+//! Blocks form parts, which are distributed over threads. The parts depend only on the number of
+//! rows and their gradients are summed in order, so results do not depend on the number of threads.
 
 use std::ops::Range;
 
@@ -11,35 +11,35 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::dense::{PANEL, Prepared};
-use super::isa::{Checked, Isa, Kernel};
+use super::isa::{DetectedIsa, Isa, IsaKernel};
 use super::lanes::Lanes;
 use super::product::{Activation, Factor, Matrix, WeightGrad, multiply, multiply_activated};
-use super::task::Sink;
-use super::{Rows, add_to, matrix, readable, rows, span};
-use crate::mlp::{FusedMlp, MlpGrads, MlpInputs, MlpWidths, Wanted, Weights};
+use super::task::OutputSink;
+use super::{StridedRows, add_to, matrix, readable, rows, span};
+use crate::mlp::{FusedMlp, LinearWeights, MlpGrads, MlpGradsWanted, MlpInputs, MlpWidths};
 
-/// Rows of a block.
+/// Rows per block.
 const BLOCK: usize = 128;
 
-/// Rows of a part: fewer are not worth a thread.
+/// Rows per part: fewer do not repay a thread.
 const PART: usize = 2048;
 
 /// The op's inputs on the CPU.
-pub type CpuMlp<'a> = MlpInputs<Rows<'a>, &'a [f32]>;
+pub type CpuMlp<'a> = MlpInputs<StridedRows<'a>, &'a [f32]>;
 
-/// The kernels of the Flex backend.
+/// The fused kernels of the Flex backend.
 pub(super) const FUSED: FusedMlp<FlexTensor> = FusedMlp { forward, backward };
 
-/// What all blocks share.
-struct Network<'a> {
-    x: Rows<'a>,
+/// The settings that all blocks share.
+struct MlpPass<'a> {
+    x: StridedRows<'a>,
     hidden: Prepared,
-    isa: Checked,
+    isa: DetectedIsa,
 }
 
-/// A thread's memory.
+/// A thread's buffers.
 #[derive(Default)]
-struct Scratch {
+struct MlpScratch {
     input: Matrix,
     hidden: Matrix,
     slopes: Matrix,
@@ -57,12 +57,12 @@ pub fn mlp_forward(inputs: &CpuMlp<'_>, widths: MlpWidths, isa: Isa) -> Vec<f32>
     let linear =
         &Prepared::new(inputs.output.weight, [widths.hidden, widths.to], inputs.output.bias);
     let mut out = vec![0.0; widths.rows * widths.to];
-    let sink = &Sink::new(&mut out, widths.to);
+    let sink = &OutputSink::new(&mut out, widths.to);
     each_part(widths.rows, |part| {
-        let mut scratch = Scratch::default();
+        let mut scratch = MlpScratch::default();
         for rows in blocks(part) {
             let scratch = &mut scratch;
-            network.isa.run(Forward { network, linear, rows, scratch, sink });
+            network.isa.run(MlpForwardBlock { network, linear, rows, scratch, sink });
         }
     });
     out
@@ -71,37 +71,37 @@ pub fn mlp_forward(inputs: &CpuMlp<'_>, widths: MlpWidths, isa: Isa) -> Vec<f32>
 /// The gradients of the inputs, each row-major, given the output's.
 ///
 /// # Panics
-/// As `mlp_forward`.
+/// As [`mlp_forward`].
 pub fn mlp_backward(
     inputs: &CpuMlp<'_>,
     widths: MlpWidths,
-    grad: Rows<'_>,
-    wanted: Wanted,
+    grad: StridedRows<'_>,
+    wanted: MlpGradsWanted,
     isa: Isa,
 ) -> MlpGrads<Vec<f32>> {
     let MlpWidths { rows, from, hidden, to } = widths;
     let mut x = vec![0.0; if wanted.x { rows * from } else { 0 }];
-    let pass = Pass {
+    let pass = MlpBackwardPass {
         network: network(inputs, widths, isa),
         hidden: Prepared::transposed(inputs.hidden.weight, [hidden, from]),
         output: Prepared::transposed(inputs.output.weight, [to, hidden]),
         grad,
-        x_grads: wanted.x.then(|| Sink::new(&mut x, from)),
+        x_grads: wanted.x.then(|| OutputSink::new(&mut x, from)),
     };
     let sums = each_part(rows, |part| {
-        let (mut scratch, mut sums) = (Scratch::default(), Sums::new(widths));
+        let (mut scratch, mut sums) = (MlpScratch::default(), MlpGradSums::new(widths));
         for rows in blocks(part) {
             let (scratch, sums) = (&mut scratch, &mut sums);
-            pass.network.isa.run(Backward { pass: &pass, rows, scratch, sums });
+            pass.network.isa.run(MlpBackwardBlock { pass: &pass, rows, scratch, sums });
         }
         sums
     });
     drop(pass);
-    let mut all = Sums::new(widths);
+    let mut all = MlpGradSums::new(widths);
     sums.iter().for_each(|part| all.add(part));
     all.hidden.bias.truncate(hidden);
     all.output.bias.truncate(to);
-    let weights = |of: Weights<WeightGrad, Vec<f32>>| Weights {
+    let weights = |of: LinearWeights<WeightGrad, Vec<f32>>| LinearWeights {
         weight: of.weight.row_major(),
         bias: of.bias,
     };
@@ -109,13 +109,13 @@ pub fn mlp_backward(
     MlpGrads { x, hidden: weights(all.hidden), output: weights(all.output) }
 }
 
-fn network<'a>(inputs: &CpuMlp<'a>, widths: MlpWidths, isa: Isa) -> Network<'a> {
+fn network<'a>(inputs: &CpuMlp<'a>, widths: MlpWidths, isa: Isa) -> MlpPass<'a> {
     let MlpWidths { from, hidden, .. } = widths;
     let linear = Prepared::new(inputs.hidden.weight, [from, hidden], inputs.hidden.bias);
-    Network { x: inputs.x, hidden: linear, isa: isa.checked() }
+    MlpPass { x: inputs.x, hidden: linear, isa: isa.checked() }
 }
 
-/// `run` of every part of some rows, on the threads there are; the results come in order.
+/// Runs `run` for every part of some rows, on the thread pool. The results are in order.
 fn each_part<T: Send>(rows: usize, run: impl Fn(Range<usize>) -> T + Sync + Send) -> Vec<T> {
     if rows <= PART {
         return vec![run(0..rows)];
@@ -130,23 +130,24 @@ fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 
 /// Fills the rows of `matrix` with `rows` of `source`.
 #[inline(always)]
-fn load(matrix: &mut Matrix, source: Rows<'_>, rows: Range<usize>, width: usize) {
+fn load(matrix: &mut Matrix, source: StridedRows<'_>, rows: Range<usize>, width: usize) {
     matrix.resize(rows.len(), width);
     for (at, row) in rows.enumerate() {
         matrix.row_mut(at)[..width].copy_from_slice(&source.data[row * source.stride..][..width]);
     }
 }
 
-impl Network<'_> {
-    /// Fills the scratch with the block's inputs and what they become, and slopes where they are wanted.
+impl MlpPass<'_> {
+    /// Fills the scratch with the block's inputs and hidden layer, and with the activation's slopes
+    /// if `sloped`.
     #[inline(always)]
     fn activate<V: Lanes, const R: usize>(
         &self,
         rows: Range<usize>,
-        scratch: &mut Scratch,
+        scratch: &mut MlpScratch,
         sloped: bool,
     ) {
-        let Scratch { input, hidden, slopes, .. } = scratch;
+        let MlpScratch { input, hidden, slopes, .. } = scratch;
         load(input, self.x, rows.clone(), self.hidden.from);
         hidden.resize(rows.len(), self.hidden.to);
         if sloped {
@@ -159,21 +160,21 @@ impl Network<'_> {
     }
 }
 
-/// Computes a block of rows.
-struct Forward<'a> {
-    network: &'a Network<'a>,
+/// The forward of a block of rows.
+struct MlpForwardBlock<'a> {
+    network: &'a MlpPass<'a>,
     linear: &'a Prepared,
     rows: Range<usize>,
-    scratch: &'a mut Scratch,
-    sink: &'a Sink<'a>,
+    scratch: &'a mut MlpScratch,
+    sink: &'a OutputSink<'a>,
 }
 
-impl Kernel for Forward<'_> {
+impl IsaKernel for MlpForwardBlock<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Forward { network, linear, rows, scratch, sink } = self;
+        let MlpForwardBlock { network, linear, rows, scratch, sink } = self;
         network.activate::<V, R>(rows.clone(), scratch, false);
         let factor = scratch.hidden.factor(0..rows.len());
         store::<V, R>(&factor, linear, rows.start, sink);
@@ -186,7 +187,7 @@ fn store<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
     right: &Prepared,
     first: usize,
-    sink: &Sink<'_>,
+    sink: &OutputSink<'_>,
 ) {
     let to = right.to;
     let panels = 0..to.div_ceil(PANEL);
@@ -198,33 +199,33 @@ fn store<V: Lanes, const R: usize>(
     });
 }
 
-/// What all blocks of a backward share.
-struct Pass<'a> {
-    network: Network<'a>,
-    /// The weights, transposed.
+/// The settings that all blocks of a backward share.
+struct MlpBackwardPass<'a> {
+    network: MlpPass<'a>,
+    /// The transposed weights of both layers.
     hidden: Prepared,
     output: Prepared,
-    grad: Rows<'a>,
-    x_grads: Option<Sink<'a>>,
+    grad: StridedRows<'a>,
+    x_grads: Option<OutputSink<'a>>,
 }
 
-/// The gradients of the weights: sums over blocks. Biases are up to whole panels.
-struct Sums {
-    hidden: Weights<WeightGrad, Vec<f32>>,
-    output: Weights<WeightGrad, Vec<f32>>,
+/// The gradients of the weights, summed over blocks. Biases are padded to whole panels.
+struct MlpGradSums {
+    hidden: LinearWeights<WeightGrad, Vec<f32>>,
+    output: LinearWeights<WeightGrad, Vec<f32>>,
 }
 
-impl Sums {
+impl MlpGradSums {
     fn new(widths: MlpWidths) -> Self {
-        let weights = |from: usize, to: usize| Weights {
+        let weights = |from: usize, to: usize| LinearWeights {
             weight: WeightGrad::new([from, to]),
             bias: vec![0.0; to.next_multiple_of(PANEL)],
         };
         let MlpWidths { from, hidden, to, .. } = widths;
-        Sums { hidden: weights(from, hidden), output: weights(hidden, to) }
+        MlpGradSums { hidden: weights(from, hidden), output: weights(hidden, to) }
     }
 
-    fn add(&mut self, other: &Sums) {
+    fn add(&mut self, other: &MlpGradSums) {
         add_to(Some(&mut self.hidden.weight.sums), &other.hidden.weight.sums);
         add_to(Some(&mut self.hidden.bias), &other.hidden.bias);
         add_to(Some(&mut self.output.weight.sums), &other.output.weight.sums);
@@ -232,22 +233,22 @@ impl Sums {
     }
 }
 
-/// Differentiates a block of rows.
-struct Backward<'a> {
-    pass: &'a Pass<'a>,
+/// The backward of a block of rows.
+struct MlpBackwardBlock<'a> {
+    pass: &'a MlpBackwardPass<'a>,
     rows: Range<usize>,
-    scratch: &'a mut Scratch,
-    sums: &'a mut Sums,
+    scratch: &'a mut MlpScratch,
+    sums: &'a mut MlpGradSums,
 }
 
-impl Kernel for Backward<'_> {
+impl IsaKernel for MlpBackwardBlock<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Backward { pass, rows, scratch, sums } = self;
+        let MlpBackwardBlock { pass, rows, scratch, sums } = self;
         pass.network.activate::<V, R>(rows.clone(), scratch, true);
-        let Scratch { input, hidden, slopes, grad, hidden_grad } = scratch;
+        let MlpScratch { input, hidden, slopes, grad, hidden_grad } = scratch;
         let (between, to) = (pass.network.hidden.to, pass.output.from);
         let all = 0..rows.len();
         load(grad, pass.grad, rows.clone(), to);
@@ -286,13 +287,13 @@ fn forward(inputs: MlpInputs<FlexTensor>) -> FlexTensor {
 fn backward(
     inputs: MlpInputs<FlexTensor>,
     grad: FlexTensor,
-    wanted: Wanted,
+    wanted: MlpGradsWanted,
 ) -> MlpGrads<FlexTensor> {
     let widths = inputs.widths();
     let MlpWidths { rows: count, from, hidden, to } = widths;
     let (inputs, grad) = (inputs.map(readable), readable(grad));
     let found = mlp_backward(&borrow(&inputs), widths, rows(&grad), wanted, Isa::best());
-    let weights = |of: Weights<Vec<f32>>, [from, to]: [usize; 2]| Weights {
+    let weights = |of: LinearWeights<Vec<f32>>, [from, to]: [usize; 2]| LinearWeights {
         weight: matrix(of.weight, from, to),
         bias: FlexTensor::from_data(TensorData::new(of.bias, Shape::new([to]))),
     };
@@ -308,6 +309,9 @@ fn borrow(inputs: &MlpInputs<FlexTensor>) -> CpuMlp<'_> {
     MlpInputs { x: rows(x), hidden: borrow_weights(hidden), output: borrow_weights(output) }
 }
 
-fn borrow_weights(weights: &Weights<FlexTensor>) -> Weights<Rows<'_>, &[f32]> {
-    Weights { weight: rows(&weights.weight), bias: &weights.bias.storage()[span(&weights.bias)] }
+fn borrow_weights(weights: &LinearWeights<FlexTensor>) -> LinearWeights<StridedRows<'_>, &[f32]> {
+    LinearWeights {
+        weight: rows(&weights.weight),
+        bias: &weights.bias.storage()[span(&weights.bias)],
+    }
 }

@@ -1,9 +1,8 @@
-//! The fused CPU path: HSTU attention without a score matrix in memory.
+//! The fused CPU implementation: HSTU attention without a score matrix in memory.
 //!
-//! Work is split by request and head; each task packs its keys and values
-//! once and goes over tiles of rows and blocks of keys. The instruction set is
-//! chosen at run time. What a row sees is decided in `task`, the arithmetic is
-//! in `math`, and this file only dispatches.
+//! Work is split by request and head. Each task packs its keys and values once and iterates over
+//! tiles of rows and blocks of keys. The instruction set is chosen at run time (`isa`). `task`
+//! decides what a row sees, and `math` has the arithmetic.
 
 mod backward;
 mod dense;
@@ -32,45 +31,45 @@ use crate::layer::FusedLayer;
 use crate::mlp::FusedMlp;
 pub use dense::Prepared;
 pub use isa::Isa;
-pub use kept::Kept;
-use kept::Tokens;
+pub use kept::CpuKeptHistory;
+use kept::NewTokens;
 pub use layer::{CpuLayer, layer_backward, layer_forward};
 pub use mlp::{CpuMlp, mlp_backward, mlp_forward};
-use task::{Sink, Task};
+use task::{AttentionTask, OutputSink};
 
 /// The rows of a matrix, `stride` values apart.
 #[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    /// The values, beginning with the first row's.
+pub struct StridedRows<'a> {
+    /// The values, starting with the first row.
     pub data: &'a [f32],
-    /// From one row's first value to the next row's.
+    /// Distance between the first values of consecutive rows.
     pub stride: usize,
 }
 
 /// The op's inputs on the CPU.
-pub type CpuInputs<'a> = HstuInputs<Rows<'a>, &'a [f32]>;
+pub type CpuInputs<'a> = HstuInputs<StridedRows<'a>, &'a [f32]>;
 
-/// Below this many multiply-adds, handing work to other threads costs more than it saves.
+/// Below this many multiply-adds, using other threads costs more than it saves.
 const PARALLEL_FROM: usize = 200_000;
 
 /// The op: `[H + R, heads * v]`, row-major.
 ///
 /// # Panics
-/// If the machine lacks `isa`, or `shape`, `dims` and the inputs do not belong together.
+/// If the machine lacks `isa`, or `shape`, `dims` and the inputs contradict each other.
 pub fn forward(shape: &HstuAttention, dims: Dims, inputs: &CpuInputs<'_>, isa: Isa) -> Vec<f32> {
-    let task = |index| Task::new(shape, dims, inputs, index);
+    let task = |index| AttentionTask::new(shape, dims, inputs, index);
     forward_of(shape, dims, work(shape, dims, None), task, isa)
 }
 
 /// The op over kept histories: see [`HistoryBackend::attend`].
 ///
 /// # Panics
-/// As `forward`, and if `kept` does not fit the batch.
+/// As [`forward`], and if `kept` does not match the batch.
 pub fn forward_kept(
     shape: &HstuAttention,
     dims: Dims,
     inputs: &CpuInputs<'_>,
-    kept: &[KeptHistory<'_, Kept>],
+    kept: &[KeptHistory<'_, CpuKeptHistory>],
     isa: Isa,
 ) -> Vec<f32> {
     assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
@@ -81,7 +80,8 @@ pub fn forward_kept(
         let needed = inputs.time.map_or(times, |_| kept.layer.len());
         assert_eq!(times, needed, "request {b}: a time for each kept token");
     }
-    let task = |index| Task::new(shape, dims, inputs, index).over(kept[index / shape.heads]);
+    let task =
+        |index| AttentionTask::new(shape, dims, inputs, index).over(kept[index / shape.heads]);
     forward_of(shape, dims, work(shape, dims, Some(kept)), task, isa)
 }
 
@@ -89,15 +89,15 @@ fn forward_of<'a>(
     shape: &HstuAttention,
     dims: Dims,
     work: usize,
-    task: impl Fn(usize) -> Task<'a> + Sync + Send,
+    task: impl Fn(usize) -> AttentionTask<'a> + Sync + Send,
     isa: Isa,
 ) -> Vec<f32> {
     let isa = isa.checked();
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
-    let sink = Sink::new(&mut out, width);
-    run(shape, work, forward::Scratch::default, |scratch, index| {
-        isa.run(forward::Attend { task: &task(index), scratch, sink: &sink });
+    let sink = OutputSink::new(&mut out, width);
+    run(shape, work, forward::ForwardScratch::default, |scratch, index| {
+        isa.run(forward::AttendTask { task: &task(index), scratch, sink: &sink });
     });
     out
 }
@@ -107,12 +107,12 @@ fn forward_of<'a>(
 /// The order of every sum is fixed, so the result does not depend on the number of threads.
 ///
 /// # Panics
-/// As `forward`.
+/// As [`forward`].
 pub fn backward(
     shape: &HstuAttention,
     dims: Dims,
     inputs: &CpuInputs<'_>,
-    grad: Rows<'_>,
+    grad: StridedRows<'_>,
     isa: Isa,
 ) -> HstuInputs<Vec<f32>> {
     let isa = isa.checked();
@@ -124,16 +124,20 @@ pub fn backward(
         position: inputs.position.map(|table| vec![0.0; table.len()]),
         time: inputs.time.map(|table| vec![0.0; table.len()]),
     };
-    let sinks = backward::Sinks {
-        q: Sink::new(&mut grads.q, qk),
-        k: Sink::new(&mut grads.k, qk),
-        v: Sink::new(&mut grads.v, v),
+    let sinks = backward::GradSinks {
+        q: OutputSink::new(&mut grads.q, qk),
+        k: OutputSink::new(&mut grads.k, qk),
+        v: OutputSink::new(&mut grads.v, v),
     };
-    let tables =
-        run(shape, work(shape, dims, None), backward::Scratch::default, |scratch, index| {
-            let task = &Task::new(shape, dims, inputs, index).with_grad(grad);
-            isa.run(backward::Differentiate { task, scratch, sinks: &sinks })
-        });
+    let tables = run(
+        shape,
+        work(shape, dims, None),
+        backward::BackwardScratch::default,
+        |scratch, index| {
+            let task = &AttentionTask::new(shape, dims, inputs, index).with_grad(grad);
+            isa.run(backward::DifferentiateTask { task, scratch, sinks: &sinks })
+        },
+    );
     for found in tables {
         add_to(grads.position.as_deref_mut(), &found.position);
         add_to(grads.time.as_deref_mut(), &found.time);
@@ -148,8 +152,12 @@ fn add_to(table: Option<&mut [f32]>, found: &[f32]) {
     }
 }
 
-/// Multiply-adds of a forward, about.
-fn work(shape: &HstuAttention, dims: Dims, kept: Option<&[KeptHistory<'_, Kept>]>) -> usize {
+/// Approximate multiply-adds of a forward.
+fn work(
+    shape: &HstuAttention,
+    dims: Dims,
+    kept: Option<&[KeptHistory<'_, CpuKeptHistory>]>,
+) -> usize {
     let pairs = |b: usize| {
         let request = shape.request(b);
         let (own, targets) = (request.history.len(), request.targets.len());
@@ -161,7 +169,7 @@ fn work(shape: &HstuAttention, dims: Dims, kept: Option<&[KeptHistory<'_, Kept>]
     shape.heads * (dims.qk + dims.v) * (0..shape.requests()).map(pairs).sum::<usize>()
 }
 
-/// Runs a task for every request and head, and gives the results in that order.
+/// Runs a task for every request and head. The results are in that order.
 fn run<S, T: Send>(
     shape: &HstuAttention,
     work: usize,
@@ -212,14 +220,14 @@ impl HstuBackend for Flex {
 }
 
 impl HistoryBackend for Flex {
-    type Kept = Kept;
+    type Kept = CpuKeptHistory;
 
-    fn keep(k: FlexTensor, v: FlexTensor, shape: &HstuAttention, kept: &mut [&mut Kept]) {
+    fn keep(k: FlexTensor, v: FlexTensor, shape: &HstuAttention, kept: &mut [&mut CpuKeptHistory]) {
         assert_eq!(kept.len(), shape.requests(), "a kept history for each request");
         let (k, v) = (readable(k), readable(v));
         let columns = |tensor: &FlexTensor| tensor.shape()[1] / shape.heads;
         for (b, kept) in kept.iter_mut().enumerate() {
-            kept.append(&Tokens {
+            kept.append(&NewTokens {
                 k: rows(&k),
                 v: rows(&v),
                 rows: shape.request(b).history,
@@ -230,17 +238,17 @@ impl HistoryBackend for Flex {
         }
     }
 
-    fn kept_size(kept: &Kept) -> KeptSize {
+    fn kept_size(kept: &CpuKeptHistory) -> KeptSize {
         KeptSize { tokens: kept.len(), bytes: kept.bytes() }
     }
 
-    fn truncate(kept: &mut Kept, tokens: usize) {
+    fn truncate(kept: &mut CpuKeptHistory, tokens: usize) {
         kept.truncate(tokens);
     }
 
     fn attend(
         inputs: HstuInputs<FlexTensor>,
-        kept: &[KeptHistory<'_, Kept>],
+        kept: &[KeptHistory<'_, CpuKeptHistory>],
         shape: &Arc<HstuAttention>,
     ) -> FlexTensor {
         let dims = shape.dims(&inputs);
@@ -254,13 +262,16 @@ fn matrix(values: Vec<f32>, rows: usize, columns: usize) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, Shape::new([rows, columns])))
 }
 
-/// The tensor as it is where its rows are contiguous (a slice of columns is), else a copy.
+/// Returns the tensor itself if its rows are contiguous, as in a slice of columns, otherwise a
+/// copy.
 fn readable(tensor: FlexTensor) -> FlexTensor {
     assert_eq!(tensor.dtype(), DType::F32, "HSTU attention on the CPU computes in f32");
     let (inner, outer) = match tensor.layout().strides() {
         [outer, inner] => (*inner, *outer),
         [inner] => (*inner, 0),
-        strides => unreachable!("the shapes were checked, yet here are strides {strides:?}"),
+        strides => {
+            unreachable!("checked shapes have one or two dimensions, not strides {strides:?}")
+        }
     };
     if inner == 1 && outer >= 0 { tensor } else { tensor.to_contiguous() }
 }
@@ -275,13 +286,13 @@ fn borrow(inputs: &HstuInputs<FlexTensor>) -> CpuInputs<'_> {
     }
 }
 
-fn rows(tensor: &FlexTensor) -> Rows<'_> {
+fn rows(tensor: &FlexTensor) -> StridedRows<'_> {
     let stride = tensor.layout().strides()[0];
     let stride = usize::try_from(stride).expect("`readable` leaves no negative stride");
-    Rows { data: &tensor.storage()[span(tensor)], stride }
+    StridedRows { data: &tensor.storage()[span(tensor)], stride }
 }
 
-/// The storage from a tensor's first value to its last.
+/// The range of the storage from a tensor's first value to its last.
 fn span(tensor: &FlexTensor) -> Range<usize> {
     let layout = tensor.layout();
     let start = layout.start_offset();

@@ -1,21 +1,20 @@
-//! The products with prepared weights, of fused ops, of their gradients and of
-//! programs, over some rows at a time.
+//! Products of blocks of rows with prepared weights, and the gradients of such weights.
 
 use std::ops::Range;
 
-use super::Rows;
+use super::StridedRows;
 use super::dense::{PANEL, Prepared};
 use super::lanes::Lanes;
-use super::math::{Extent, Left, Right, accumulate};
+use super::math::{Left, ProductExtent, Right, accumulate};
 use super::rowwise::activate;
 
-/// No tile is higher.
+/// The largest tile height of any instruction set.
 const TALLEST: usize = 8;
 
-/// Rows of a product of weights' gradients whose factors stay in the first cache.
+/// Rows per step of a weight gradient, so that its factors stay in the L1 cache.
 const BLOCK: usize = 128;
 
-/// Some rows of something, with room for whole tiles after them.
+/// A buffer of rows, with padding for whole tiles at the end.
 #[derive(Default)]
 pub(super) struct Matrix {
     pub(super) data: Vec<f32>,
@@ -23,17 +22,17 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// For `rows` rows of `width` values; what was in it is anything now.
+    /// Resizes to `rows` rows of `width` values, whose content is then arbitrary.
     pub(super) fn resize(&mut self, rows: usize, width: usize) {
-        // Not a power of two, so that the rows of a column do not meet in one set of the cache.
+        // Not a power of two, so that the rows of a column do not share one set of the cache.
         self.stride = width.next_multiple_of(PANEL) + 16;
         self.data.resize((rows + TALLEST) * self.stride, 0.0);
     }
 
-    /// All columns of some rows, as a left factor.
+    /// A left factor of some rows with all columns.
     #[inline(always)]
     pub(super) fn factor(&self, rows: Range<usize>) -> Factor<'_> {
-        Factor { data: Rows { data: &self.data, stride: self.stride }, rows, first: 0 }
+        Factor { data: StridedRows { data: &self.data, stride: self.stride }, rows, first: 0 }
     }
 
     #[inline(always)]
@@ -47,24 +46,25 @@ impl Matrix {
     }
 }
 
-/// A product's left factor: some rows, and the columns from `first` on, which meet the weights' rows
-/// from `first` on. A stride of 0 repeats one row.
+/// The left factor of a product: some rows, and their columns from `first` on, which are multiplied
+/// with the weights' rows from `first` on. A stride of 0 repeats one row.
 #[derive(Clone)]
 pub(super) struct Factor<'a> {
-    pub(super) data: Rows<'a>,
+    pub(super) data: StridedRows<'a>,
     pub(super) rows: Range<usize>,
     pub(super) first: usize,
 }
 
-/// What becomes of a product before it is given away. It is no closure's business, because the compiler
-/// may leave a closure a function, which would be without the kernel's instruction set.
+/// The activation of a product. This is not left to the `finish` closure, because the compiler may
+/// not inline a closure, which would then be compiled without the kernel's instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
     None,
     Silu,
 }
 
-/// Gives each row of `factor · right + bias`, activated, to `finish`, by panels of columns: `(row, panel, values)`.
+/// Computes `factor · right + bias` with its activation, and calls `finish(row, panel, values)` for
+/// each row and panel of columns.
 #[inline(always)]
 pub(super) fn multiply<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
@@ -82,7 +82,7 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
         let bias = &right.bias[panel * PANEL..][..PANEL];
         // A panel that is mostly padding is computed to the vector that holds its last column.
         let columns = PANEL.min(right.to - panel * PANEL).next_multiple_of(V::N);
-        let extent = Extent { columns, steps };
+        let extent = ProductExtent { columns, steps };
         let mut row = rows.start;
         while row < rows.end {
             let (start, height) = factor.tile::<R>(row, steps);
@@ -90,9 +90,10 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
             for tile in tile.chunks_exact_mut(PANEL) {
                 tile.copy_from_slice(bias);
             }
-            match height == R {
-                true => accumulate::<V, R>(tile, PANEL, factor.left(start), weights, extent),
-                false => accumulate::<V, 1>(tile, PANEL, factor.left(start), weights, extent),
+            if height == R {
+                accumulate::<V, R>(tile, PANEL, factor.left(start), weights, extent);
+            } else {
+                accumulate::<V, 1>(tile, PANEL, factor.left(start), weights, extent);
             }
             if activation == Activation::Silu {
                 activate::<V>(tile, None);
@@ -108,8 +109,8 @@ pub(super) fn multiply<V: Lanes, const R: usize>(
 }
 
 impl<'a> Factor<'a> {
-    /// Where the tile that computes `row` begins, and its height. Near the end of the data it begins
-    /// earlier rather than reading what is not there, or is of one row where there are too few.
+    /// The first row and the height of the tile that computes `row`. Near the end of the data a
+    /// tile begins earlier instead of reading beyond the end, or has one row if there are too few.
     #[inline(always)]
     fn tile<const R: usize>(&self, row: usize, steps: usize) -> (usize, usize) {
         let reach = (row + R - 1) * self.data.stride + self.first + steps;
@@ -127,8 +128,8 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// Writes `SiLU(factor · right + bias)` to the same rows of `out`, and the activation's slopes where
-/// there is room for them.
+/// Writes `SiLU(factor · right + bias)` to the same rows of `out`, and the activation's slopes to
+/// `slopes` if given.
 #[inline(always)]
 pub(super) fn multiply_activated<V: Lanes, const R: usize>(
     factor: &Factor<'_>,
@@ -150,11 +151,11 @@ pub(super) fn multiply_activated<V: Lanes, const R: usize>(
     }
 }
 
-/// The gradient of weights `[from, to]`, by panels as [`Prepared`] has them.
+/// The gradient of weights `[from, to]`, in the panels of [`Prepared`].
 pub(super) struct WeightGrad {
     from: usize,
     to: usize,
-    /// `[panels, from up to whole tiles, PANEL]`.
+    /// `[panels, from rounded up to whole tiles, PANEL]`.
     pub(super) sums: Vec<f32>,
 }
 
@@ -188,7 +189,7 @@ impl WeightGrad {
                             step: input.stride,
                         },
                         Right { data: right, stride: grad.stride },
-                        Extent { columns: PANEL, steps },
+                        ProductExtent { columns: PANEL, steps },
                     );
                 }
             }

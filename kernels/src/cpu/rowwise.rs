@@ -1,12 +1,11 @@
-//! What a layer does to one row at a time: the layer norm with its gradient,
-//! the activation and the dropout's mask.
+//! Operations on one row at a time: layer norm and its gradient, activation and dropout.
 //!
-//! Sums go by lanes in a fixed order. The loops are plain ones, which the
-//! compiler turns into the vectors of the function that they are inlined into.
+//! Sums are by lanes in a fixed order. The loops are plain Rust, which the compiler vectorises with
+//! the target features of the function that they are inlined into.
 
 use super::lanes::{Lanes, MAX_LANES};
 use super::math::sigmoid;
-use crate::layer::Dropout;
+use crate::layer::{Affine, SeededDropout};
 
 /// The mean of a row and one over its standard deviation.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,16 +24,16 @@ impl Stats {
     }
 }
 
-/// The layer norm of a row, with `(scale, shift)`.
+/// The layer norm of a row.
 #[inline(always)]
-pub(super) fn normalise(x: &[f32], stats: Stats, weights: (&[f32], &[f32]), out: &mut [f32]) {
-    let weights = weights.0.iter().zip(weights.1);
+pub(super) fn normalise(x: &[f32], stats: Stats, weights: Affine<&[f32]>, out: &mut [f32]) {
+    let weights = weights.scale.iter().zip(weights.shift);
     for ((out, x), (scale, shift)) in out.iter_mut().zip(x).zip(weights) {
         *out = (x - stats.mean) * stats.factor * scale + shift;
     }
 }
 
-/// The gradients of a layer norm's weights: sums over rows.
+/// The gradients of a layer norm's weights, summed over rows.
 #[derive(Debug, Default)]
 pub(super) struct NormGrads {
     pub(super) scale: Vec<f32>,
@@ -46,7 +45,8 @@ impl NormGrads {
         NormGrads { scale: vec![0.0; width], shift: vec![0.0; width] }
     }
 
-    /// Turns the gradient of a norm's output into that of its input `x`, and adds to the weights'.
+    /// Turns the gradient of a norm's output into that of its input `x` in place, and adds to the
+    /// gradients of the weights.
     ///
     /// With x̂ the normalised row and h = grad · scale: `dx = (h - mean(h) - x̂ mean(h x̂)) / σ`.
     #[inline(always)]
@@ -75,7 +75,7 @@ impl NormGrads {
     }
 }
 
-/// SiLU in place, in whole vectors, and its slopes where there is room for them.
+/// SiLU in place, in whole vectors, and its slopes if `slopes` is given.
 #[inline(always)]
 pub(super) fn activate<V: Lanes>(cells: &mut [f32], slopes: Option<&mut [f32]>) {
     assert!(cells.len().is_multiple_of(V::N), "not whole vectors");
@@ -98,9 +98,9 @@ pub(super) fn activate<V: Lanes>(cells: &mut [f32], slopes: Option<&mut [f32]>) 
     }
 }
 
-/// Multiplies a row by its mask.
+/// Multiplies a row by its dropout mask.
 #[inline(always)]
-pub(super) fn drop_out(dropout: Option<Dropout>, row: usize, cells: &mut [f32]) {
+pub(super) fn drop_out(dropout: Option<SeededDropout>, row: usize, cells: &mut [f32]) {
     if let Some(dropout) = dropout {
         let row = dropout.row(row);
         for (column, cell) in cells.iter_mut().enumerate() {
@@ -109,7 +109,7 @@ pub(super) fn drop_out(dropout: Option<Dropout>, row: usize, cells: &mut [f32]) 
     }
 }
 
-/// The sum of `f` of the pairs, by lanes.
+/// The sum of `f` over the pairs, by lanes.
 #[inline(always)]
 fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; MAX_LANES];

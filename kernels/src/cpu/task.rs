@@ -1,30 +1,29 @@
-//! One request and head: what its rows are, what they see and their biases.
-//!
-//! Forward and backward share this; neither arithmetic nor output is decided here.
+//! An attention task, which is one request and one head: its rows, what they see and their biases.
+//! Forward and backward share it.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::kept::Kept;
+use super::kept::CpuKeptHistory;
 use super::lanes::Lanes;
-use super::{CpuInputs, Rows};
-use crate::attention::{Dims, HstuAttention, Window, time_bucket};
+use super::{CpuInputs, StridedRows};
+use crate::attention::{AttentionWindow, Dims, HstuAttention, time_bucket};
 use crate::history::KeptHistory;
 
-/// How many keys a block holds: a multiple of every vector's length and tile's height.
+/// Keys per block: a multiple of every vector length and tile height.
 pub(super) const KEYS: usize = 64;
 
 /// The columns of one head.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
-    rows: Rows<'a>,
+pub(super) struct HeadColumns<'a> {
+    rows: StridedRows<'a>,
     start: usize,
     width: usize,
 }
 
-impl<'a> Head<'a> {
-    fn new(rows: Rows<'a>, head: usize, width: usize) -> Self {
-        Head { rows, start: head * width, width }
+impl<'a> HeadColumns<'a> {
+    fn new(rows: StridedRows<'a>, head: usize, width: usize) -> Self {
+        HeadColumns { rows, start: head * width, width }
     }
 
     #[inline(always)]
@@ -35,34 +34,34 @@ impl<'a> Head<'a> {
 }
 
 /// One request and head of a batch.
-pub(super) struct Task<'a> {
-    pub(super) q: Head<'a>,
-    pub(super) k: Head<'a>,
-    pub(super) v: Head<'a>,
+pub(super) struct AttentionTask<'a> {
+    pub(super) q: HeadColumns<'a>,
+    pub(super) k: HeadColumns<'a>,
+    pub(super) v: HeadColumns<'a>,
     /// The gradient of the output, in a backward.
-    pub(super) grad: Option<Head<'a>>,
+    pub(super) grad: Option<HeadColumns<'a>>,
     pub(super) position: Option<&'a [f32]>,
-    pub(super) time: Option<Times<'a>>,
-    /// The history's keys and values, where they are kept from earlier passes: then `history` are the rows of
-    /// its newest tokens alone.
-    pub(super) kept: Option<&'a Kept>,
+    pub(super) time: Option<TimeBias<'a>>,
+    /// The history's keys and values, if they are kept between passes; `history` is then only the
+    /// rows of the newest tokens.
+    pub(super) kept: Option<&'a CpuKeptHistory>,
     pub(super) dims: Dims,
     pub(super) alpha: f32,
     pub(super) inverse_norm: f32,
     pub(super) history: Range<usize>,
     pub(super) targets: Range<usize>,
     pub(super) head: usize,
-    window: Option<Window>,
+    window: Option<AttentionWindow>,
     targets_only: bool,
 }
 
-/// The table of the time bias, and when tokens happened, in seconds.
+/// The table of the time bias, and the tokens' times in seconds.
 #[derive(Clone, Copy)]
-pub(super) struct Times<'a> {
+pub(super) struct TimeBias<'a> {
     pub(super) table: &'a [f32],
-    /// By row.
+    /// `[rows]`: the times of all rows.
     pub(super) rows_s: &'a [i64],
-    /// Of the history, oldest first.
+    /// `[n]`: the times of the history, oldest first.
     pub(super) keys_s: &'a [i64],
 }
 
@@ -71,22 +70,22 @@ pub(super) struct Times<'a> {
 pub(super) struct RowBlock {
     /// The first row in the tensors.
     pub(super) first: usize,
-    /// How many there are, at least 1.
+    /// The number of rows, at least 1.
     pub(super) count: usize,
     /// The first row's position.
     pub(super) position: usize,
-    /// From one row's position to the next one's: 1 for history, 0 for targets.
+    /// The difference between consecutive positions: 1 for history, 0 for targets.
     pub(super) step: usize,
 }
 
 impl RowBlock {
-    /// Row r's position.
+    /// The position of row r.
     #[inline(always)]
     pub(super) fn at(&self, r: usize) -> usize {
         self.position + r * self.step
     }
 
-    /// Row r sees history keys below this: a history token itself too, a target all n.
+    /// Row r sees history keys below this: a history token also sees itself, a target sees all n.
     #[inline(always)]
     pub(super) fn end(&self, r: usize) -> usize {
         self.at(r) + self.step
@@ -98,7 +97,7 @@ impl RowBlock {
     }
 }
 
-impl<'a> Task<'a> {
+impl<'a> AttentionTask<'a> {
     pub(super) fn new(
         shape: &'a HstuAttention,
         dims: Dims,
@@ -106,13 +105,13 @@ impl<'a> Task<'a> {
         index: usize,
     ) -> Self {
         let (request, head) = (shape.request(index / shape.heads), index % shape.heads);
-        Task {
-            q: Head::new(inputs.q, head, dims.qk),
-            k: Head::new(inputs.k, head, dims.qk),
-            v: Head::new(inputs.v, head, dims.v),
+        AttentionTask {
+            q: HeadColumns::new(inputs.q, head, dims.qk),
+            k: HeadColumns::new(inputs.k, head, dims.qk),
+            v: HeadColumns::new(inputs.v, head, dims.v),
             grad: None,
             position: inputs.position,
-            time: inputs.time.zip(shape.times_s.as_deref()).map(|(table, rows_s)| Times {
+            time: inputs.time.zip(shape.times_s.as_deref()).map(|(table, rows_s)| TimeBias {
                 table,
                 rows_s,
                 keys_s: &rows_s[request.history.clone()],
@@ -129,20 +128,20 @@ impl<'a> Task<'a> {
         }
     }
 
-    pub(super) fn with_grad(self, grad: Rows<'a>) -> Self {
-        Task { grad: Some(Head::new(grad, self.head, self.dims.v)), ..self }
+    pub(super) fn with_grad(self, grad: StridedRows<'a>) -> Self {
+        AttentionTask { grad: Some(HeadColumns::new(grad, self.head, self.dims.v)), ..self }
     }
 
-    /// Of a request whose history is kept.
-    pub(super) fn over(self, kept: KeptHistory<'a, Kept>) -> Self {
-        let time = self.time.map(|times| Times { keys_s: kept.times_s, ..times });
-        Task { kept: Some(kept.layer), time, ..self }
+    /// The task over a kept history.
+    pub(super) fn over(self, kept: KeptHistory<'a, CpuKeptHistory>) -> Self {
+        let time = self.time.map(|times| TimeBias { keys_s: kept.times_s, ..times });
+        AttentionTask { kept: Some(kept.layer), time, ..self }
     }
 
     /// n, the length of the history.
     #[inline(always)]
     pub(super) fn n(&self) -> usize {
-        self.kept.map_or(self.history.len(), Kept::len)
+        self.kept.map_or(self.history.len(), CpuKeptHistory::len)
     }
 
     /// The rows that attend, in blocks of up to `size`: the history's, then the targets'.
@@ -172,8 +171,8 @@ impl<'a> Task<'a> {
         gap.start <= j0 && j0 + KEYS <= gap.end
     }
 
-    /// Sets what a row at `position` does not see to 0: `cells` are for the keys from `j0` on,
-    /// and it sees keys below `end`.
+    /// Sets the cells of keys that a row at `position` does not see to 0. `cells` are for the keys
+    /// from `j0` on, of which the row sees those below `end`.
     #[inline(always)]
     pub(super) fn mask(&self, position: usize, end: usize, j0: usize, cells: &mut [f32]) {
         let len = cells.len();
@@ -183,7 +182,7 @@ impl<'a> Task<'a> {
         cells[gap.start.saturating_sub(j0).min(to)..to].fill(0.0);
     }
 
-    /// The keys that the window hides from a row at `position`; it grows with the position.
+    /// The keys that the window hides from a row at `position`; its end grows with the position.
     #[inline(always)]
     fn gap(&self, position: usize) -> Range<usize> {
         match self.window {
@@ -212,11 +211,12 @@ impl<'a> Task<'a> {
         &biases.sums
     }
 
-    /// Calls `f` with each key of `keys` below n, counted from `keys.start`, and its time bucket seen from `row`.
+    /// Calls `f` with each key of `keys` below n, counted from `keys.start`, and its time bucket
+    /// seen from `row`.
     #[inline(always)]
     pub(super) fn each_bucket(
         &self,
-        times: Times<'_>,
+        times: TimeBias<'_>,
         row: usize,
         keys: Range<usize>,
         mut f: impl FnMut(usize, usize),
@@ -239,18 +239,18 @@ impl<'a> Task<'a> {
     }
 }
 
-/// A task's biases.
+/// Buffers for a task's biases.
 #[derive(Default)]
 pub(super) struct Biases {
     /// Entry n - d is the bias at distance d, so that a row's biases for ascending keys are
-    /// contiguous; zeros follow, for whole vectors. All zeros without a table.
+    /// contiguous. Zeros follow, to fill whole vectors. All zeros without a table.
     reversed: Vec<f32>,
     /// A row's biases for a block of keys.
     sums: Vec<f32>,
 }
 
 impl Biases {
-    pub(super) fn prepare(&mut self, task: &Task<'_>) {
+    pub(super) fn prepare(&mut self, task: &AttentionTask<'_>) {
         let n = task.n();
         self.sums.resize(KEYS, 0.0);
         self.reversed.clear();
@@ -274,7 +274,7 @@ pub(super) fn padded<V: Lanes>(len: usize) -> usize {
 #[inline(always)]
 pub(super) fn pack(
     packed: &mut Vec<f32>,
-    head: Head<'_>,
+    head: HeadColumns<'_>,
     rows: Range<usize>,
     width: usize,
     height: usize,
@@ -289,7 +289,7 @@ pub(super) fn pack(
 /// Packs rows transposed by blocks: value d of row `rows.start + j` goes to
 /// `[j / KEYS, d, j % KEYS]`, zeros after the last row.
 #[inline(always)]
-pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: Head<'_>, rows: Range<usize>) {
+pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: HeadColumns<'_>, rows: Range<usize>) {
     packed.clear();
     packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
     for (j, row) in rows.enumerate() {
@@ -300,8 +300,8 @@ pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: Head<'_>, rows: Range
     }
 }
 
-/// An output matrix whose rows' parts are written by different threads.
-pub(super) struct Sink<'a> {
+/// An output matrix whose parts of rows are written by different threads.
+pub(super) struct OutputSink<'a> {
     start: *mut f32,
     len: usize,
     stride: usize,
@@ -309,19 +309,19 @@ pub(super) struct Sink<'a> {
 }
 
 // SAFETY: `part` is the only access, and its callers write disjoint parts.
-unsafe impl Sync for Sink<'_> {}
-// SAFETY: it stands for an exclusive borrow of f32, which may go to another thread.
-unsafe impl Send for Sink<'_> {}
+unsafe impl Sync for OutputSink<'_> {}
+// SAFETY: it represents an exclusive borrow of f32, which may be sent to another thread.
+unsafe impl Send for OutputSink<'_> {}
 
-impl<'a> Sink<'a> {
+impl<'a> OutputSink<'a> {
     pub(super) fn new(out: &'a mut [f32], stride: usize) -> Self {
-        Sink { start: out.as_mut_ptr(), len: out.len(), stride, borrowed: PhantomData }
+        OutputSink { start: out.as_mut_ptr(), len: out.len(), stride, borrowed: PhantomData }
     }
 
     /// The same matrix from column `start` on. Sinks of one matrix must be given disjoint columns.
-    pub(super) fn columns_from(&self, start: usize) -> Sink<'a> {
+    pub(super) fn columns_from(&self, start: usize) -> OutputSink<'a> {
         assert!(start <= self.len, "column outside its matrix");
-        Sink { start: self.start.wrapping_add(start), len: self.len - start, ..*self }
+        OutputSink { start: self.start.wrapping_add(start), len: self.len - start, ..*self }
     }
 
     /// Columns `head * width..(head + 1) * width` of `row`.
@@ -336,7 +336,8 @@ impl<'a> Sink<'a> {
             (head + 1) * width <= self.stride && at + width <= self.len,
             "row outside its matrix"
         );
-        // SAFETY: the assertion keeps the part inside the matrix, the caller keeps it exclusive.
+        // SAFETY: the assertion keeps the part inside the matrix, the caller guarantees exclusive
+        // access.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), width) }
     }
 }

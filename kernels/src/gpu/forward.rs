@@ -1,20 +1,20 @@
-//! The forward kernel: a workgroup a block of queries and a head.
+//! The forward kernel: one workgroup per block of queries and head.
 //!
-//! It goes over the tiles of keys that the block sees. SiLU weights need no maximum
-//! and no rescaling, so a tile's weights are applied to its values at once and forgotten.
+//! It iterates over the tiles of keys that the block sees. Unlike softmax, SiLU weights need no
+//! maximum and no rescaling, so a tile's weights are applied to its values at once and dropped.
 
 use cubecl::prelude::*;
 
 use super::tile::{
-    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
-    shared, sigmoid, write, zero,
+    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, multiply, put_weights,
+    sees, shared, sigmoid, write, zero,
 };
 use super::work::{TILE, WORDS};
 
 /// A `work::QueryItem`.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Item {
-    pub(super) queries: Rows,
+pub(super) struct ForwardItem {
+    pub(super) queries: TileRows,
     history: u32,
     end: u32,
     before: u32,
@@ -23,11 +23,15 @@ pub(super) struct Item {
 }
 
 #[cube]
-pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
+pub(super) fn item(work: &Array<u32>, index: u32) -> ForwardItem {
     let at = index as usize * WORDS;
-    let queries =
-        Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
-    Item {
+    let queries = TileRows {
+        first: work[at],
+        count: work[at + 1],
+        position: work[at + 2],
+        step: work[at + 3],
+    };
+    ForwardItem {
         queries,
         history: work[at + 4],
         end: work[at + 5],
@@ -37,9 +41,9 @@ pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
     }
 }
 
-/// The keys of a tile: the history's tiles without the skipped ones, then the targets' own.
+/// The keys of a tile: the history's tiles except the skipped ones, then the targets themselves.
 #[cube]
-pub(super) fn keys(item: Item, tile: u32, #[comptime] columns: usize) -> Rows {
+pub(super) fn keys(item: ForwardItem, tile: u32, #[comptime] columns: usize) -> TileRows {
     let columns = comptime!(columns as u32);
     let own = select(item.queries.step == 0, item.queries.count.div_ceil(columns), 0u32);
     let of_history = item.tiles - own;
@@ -48,7 +52,7 @@ pub(super) fn keys(item: Item, tile: u32, #[comptime] columns: usize) -> Rows {
     let position = index * columns;
     let target = (tile - of_history) * columns;
     let left = select(itself, item.queries.count - target, item.end - position);
-    Rows {
+    TileRows {
         first: select(itself, item.queries.first + target, item.history + position),
         count: left.min(columns),
         position: select(itself, item.queries.position, position),
@@ -85,9 +89,14 @@ pub(super) fn forward<E: Float>(
     }
 }
 
-/// Makes weights of the dot products of the unit's queries (rows) and keys (columns).
+/// Turns the dot products of the unit's queries (rows) and keys (columns) into weights.
 #[cube]
-fn weigh<E: Float>(scores: &mut Array<Four>, operands: &Operands<E>, queries: Rows, keys: Rows) {
+fn weigh<E: Float>(
+    scores: &mut Array<Four>,
+    operands: &Operands<E>,
+    queries: TileRows,
+    keys: TileRows,
+) {
     let unit = UNIT_POS as usize;
     let (y, x) = (unit / SIDE, unit % SIDE);
     #[unroll]

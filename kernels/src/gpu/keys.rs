@@ -1,22 +1,22 @@
 //! The second backward kernel: gradients of the keys and values, by blocks of keys.
 //!
-//! The tiles are those of the other kernels turned over: rows are keys, columns the
-//! queries that see them, so that a workgroup alone sums a key's gradient and no
-//! atomics are needed. The scores are computed a second time for that.
+//! The tiles are the transpose of those of the other kernels: rows are keys, columns the queries
+//! that see them. One workgroup therefore sums a key's whole gradient without atomics, at the price
+//! of computing the scores a second time.
 
 use cubecl::prelude::*;
 
 use super::queries::slope;
 use super::tile::{
-    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
-    shared, sigmoid, write, zero,
+    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, multiply, put_weights,
+    sees, shared, sigmoid, write, zero,
 };
 use super::work::{TILE, WORDS};
 
 /// A `work::KeyItem`.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Item {
-    pub(super) keys: Rows,
+pub(super) struct KeysItem {
+    pub(super) keys: TileRows,
     history: u32,
     pub(super) from: u32,
     pub(super) to: u32,
@@ -26,11 +26,15 @@ pub(super) struct Item {
 }
 
 #[cube]
-pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
+pub(super) fn item(work: &Array<u32>, index: u32) -> KeysItem {
     let at = index as usize * WORDS;
-    let keys =
-        Rows { first: work[at], count: work[at + 1], position: work[at + 2], step: work[at + 3] };
-    Item {
+    let keys = TileRows {
+        first: work[at],
+        count: work[at + 1],
+        position: work[at + 2],
+        step: work[at + 3],
+    };
+    KeysItem {
         keys,
         history: work[at + 4],
         from: work[at + 5],
@@ -43,13 +47,18 @@ pub(super) fn item(work: &Array<u32>, index: u32) -> Item {
 
 /// The queries of a tile: `of_history` tiles of history tokens, then the targets.
 #[cube]
-pub(super) fn queries(item: Item, tile: u32, of_history: u32, #[comptime] columns: usize) -> Rows {
+pub(super) fn queries(
+    item: KeysItem,
+    tile: u32,
+    of_history: u32,
+    #[comptime] columns: usize,
+) -> TileRows {
     let columns = comptime!(columns as u32);
     let in_history = tile < of_history;
     let position = item.from + tile * columns;
     let target = (tile - of_history) * columns;
     let left = select(in_history, item.to - position, item.targets - target);
-    Rows {
+    TileRows {
         first: select(in_history, item.history + position, item.first_target + target),
         count: left.min(columns),
         position: select(in_history, position, item.n),
@@ -103,14 +112,15 @@ pub(super) fn backward_keys<E: Float>(
     }
 }
 
-/// Makes weights of the dot products of the unit's keys (rows) and queries (columns), and dS of dA.
+/// Turns the dot products of the unit's keys (rows) and queries (columns) into weights, and dA into
+/// dS.
 #[cube]
 fn differentiate<E: Float>(
     scores: &mut Array<Four>,
     grads: &mut Array<Four>,
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
+    queries: TileRows,
+    keys: TileRows,
 ) {
     let unit = UNIT_POS as usize;
     let (y, x) = (unit / SIDE, unit % SIDE);

@@ -1,4 +1,4 @@
-//! Launches the kernels: uploads the work, makes the outputs and binds both.
+//! Launches the kernels: uploads the work items, allocates the outputs and binds both.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
@@ -8,19 +8,20 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
 
-use super::mma::{self, Kernel, Plan, Wanted};
+use super::mma::{self, MmaKernel, MmaPlan, PlanRequest};
 use super::tables::ROWS_A_PASS;
 use super::tile::{self, OperandsLaunch, PANEL, UNITS};
 use super::work::{self, Tiling, Words};
-use super::{Family, Inputs, forward, keys, queries, runs, tables};
+use super::{Family, GpuInputs, forward, keys, queries, runs, tables};
 use crate::attention::{Dims, HstuAttention, HstuInputs};
 
 /// Workgroups along a grid's first axis that every runtime accepts.
 const MOST_GROUPS: usize = 65_535;
-/// Bytes of partial sums for the tables' gradients; more workgroups than have room take turns.
+/// Limit on the partial sums of the table gradients, in bytes; if there are more workgroups,
+/// several share a row.
 const PARTIAL_BYTES: usize = 64 << 20;
 
-/// One call of the op.
+/// The settings of one call of the op.
 pub(super) struct Launch<'a, R: CubeRuntime> {
     family: Family,
     client: ComputeClient<R>,
@@ -30,30 +31,30 @@ pub(super) struct Launch<'a, R: CubeRuntime> {
     shape: &'a HstuAttention,
 }
 
-/// How a kernel's work is cut: the same for every tensor, or by a plan.
+/// How a kernel's work is divided: the fixed tiling of the scalar kernels, or by a plan.
 #[derive(Clone, Copy)]
-enum Cut {
+enum WorkSplit {
     Scalar,
-    Fragments(Plan),
+    Fragments(MmaPlan),
 }
 
-impl Cut {
+impl WorkSplit {
     fn tiling(&self) -> Tiling {
         match self {
-            Cut::Scalar => Tiling::SQUARE,
-            Cut::Fragments(plan) => Tiling { rows: plan.rows(), columns: plan.columns },
+            WorkSplit::Scalar => Tiling::SQUARE,
+            WorkSplit::Fragments(plan) => Tiling { rows: plan.rows(), columns: plan.columns },
         }
     }
 
     fn units(&self) -> u32 {
         match self {
-            Cut::Scalar => UNITS,
-            Cut::Fragments(plan) => plan.units() as u32,
+            WorkSplit::Scalar => UNITS,
+            WorkSplit::Fragments(plan) => plan.units() as u32,
         }
     }
 }
 
-/// A list of items on the device.
+/// A list of work items on the device.
 struct Uploaded {
     handle: cubecl::server::Handle,
     words: usize,
@@ -64,7 +65,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
     /// A launch of kernels that can run.
     pub(super) fn new(
         family: Family,
-        inputs: &Inputs<R>,
+        inputs: &GpuInputs<R>,
         dims: Dims,
         shape: &'a HstuAttention,
     ) -> Self {
@@ -76,24 +77,24 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         Launch { family, client, device: inputs.q.device.clone(), dtype, dims, shape }
     }
 
-    pub(super) fn forward<E: Float + CubeElement>(&self, inputs: Inputs<R>) -> CubeTensor<R> {
+    pub(super) fn forward<E: Float + CubeElement>(&self, inputs: GpuInputs<R>) -> CubeTensor<R> {
         let out = self.matrix(self.dims.v);
         if self.dims.rows == 0 {
             return out;
         }
         let inputs = self.readable(inputs);
-        let cut = self.cut(Kernel::Forward, &inputs, None);
+        let cut = self.cut(MmaKernel::Forward, &inputs, None);
         let work = self.upload(&work::query_items(self.shape, cut.tiling()));
         let address = address_type(&inputs, &[&out]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
         let operands = self.operands(&inputs, &work);
         let written = out.clone().into_tensor_arg();
         let units = CubeDim::new_1d(cut.units());
-        // SAFETY: the items name rows of the matrices alone, `dims` has their widths, and every
+        // SAFETY: the items contain only rows of the matrices, `dims` has their widths, and every
         // index of the kernels is compared with one or the other.
         unsafe {
             match cut {
-                Cut::Scalar => forward::forward::launch_unchecked::<E, R>(
+                WorkSplit::Scalar => forward::forward::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -102,7 +103,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     written,
                     panels(self.dims.v),
                 ),
-                Cut::Fragments(plan) => mma::tensor_forward::launch_unchecked::<E, R>(
+                WorkSplit::Fragments(plan) => mma::tensor_forward::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -118,9 +119,9 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
 
     pub(super) fn backward<E: Float + CubeElement>(
         &self,
-        inputs: Inputs<R>,
+        inputs: GpuInputs<R>,
         grad: CubeTensor<R>,
-    ) -> Inputs<R> {
+    ) -> GpuInputs<R> {
         let grads = HstuInputs {
             q: self.matrix(self.dims.qk),
             k: self.matrix(self.dims.qk),
@@ -143,14 +144,15 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         grads
     }
 
-    /// Writes the gradient of the queries; gives the tables' partial sums, `[workgroups, entries]`.
+    /// Writes the gradient of the queries. Returns the tables' partial sums, `[workgroups,
+    /// entries]`.
     fn queries<E: Float + CubeElement>(
         &self,
-        inputs: &Inputs<R>,
+        inputs: &GpuInputs<R>,
         grad: &CubeTensor<R>,
         dq: &CubeTensor<R>,
     ) -> CubeTensor<R> {
-        let cut = self.cut(Kernel::BackwardQueries, inputs, Some(grad));
+        let cut = self.cut(MmaKernel::BackwardQueries, inputs, Some(grad));
         let work = self.upload(&work::query_items(self.shape, cut.tiling()));
         let tables = [&inputs.position, &inputs.time];
         let columns: usize = tables.into_iter().flatten().map(entries).sum();
@@ -160,7 +162,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         if self.dims.rows == 0 {
             return self.empty(partials, DType::F32);
         }
-        // A runtime binds no empty buffer, so there is one column where there is no table.
+        // Runtimes cannot bind an empty buffer, so there is one column even without a table.
         let bound = Shape::new([partials[0], columns.max(1)]);
         let partials = self.empty(bound, DType::F32);
         let address = address_type(inputs, &[grad, dq, &partials]);
@@ -173,7 +175,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         // entry of the tables.
         unsafe {
             match cut {
-                Cut::Scalar => queries::backward_queries::launch_unchecked::<E, R>(
+                WorkSplit::Scalar => queries::backward_queries::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -185,18 +187,20 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     panels(self.dims.qk),
                     buckets,
                 ),
-                Cut::Fragments(plan) => mma::tensor_backward_queries::launch_unchecked::<E, R>(
-                    &self.client,
-                    grid,
-                    units,
-                    address,
-                    operands,
-                    read,
-                    written,
-                    sums,
-                    buckets,
-                    plan,
-                ),
+                WorkSplit::Fragments(plan) => {
+                    mma::tensor_backward_queries::launch_unchecked::<E, R>(
+                        &self.client,
+                        grid,
+                        units,
+                        address,
+                        operands,
+                        read,
+                        written,
+                        sums,
+                        buckets,
+                        plan,
+                    )
+                }
             }
         }
         partials
@@ -205,11 +209,11 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
     /// Writes the gradients of the keys and values.
     fn keys<E: Float + CubeElement>(
         &self,
-        inputs: &Inputs<R>,
+        inputs: &GpuInputs<R>,
         grad: &CubeTensor<R>,
-        grads: &Inputs<R>,
+        grads: &GpuInputs<R>,
     ) {
-        let cut = self.cut(Kernel::BackwardKeys, inputs, Some(grad));
+        let cut = self.cut(MmaKernel::BackwardKeys, inputs, Some(grad));
         let work = self.upload(&work::key_items(self.shape, cut.tiling()));
         let address = address_type(inputs, &[grad, &grads.k, &grads.v]);
         let grid = self.grid(work.items.min(MOST_GROUPS));
@@ -220,7 +224,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         // SAFETY: as in `forward`.
         unsafe {
             match cut {
-                Cut::Scalar => keys::backward_keys::launch_unchecked::<E, R>(
+                WorkSplit::Scalar => keys::backward_keys::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -232,7 +236,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
                     panels(self.dims.qk),
                     panels(self.dims.v),
                 ),
-                Cut::Fragments(plan) => mma::tensor_backward_keys::launch_unchecked::<E, R>(
+                WorkSplit::Fragments(plan) => mma::tensor_backward_keys::launch_unchecked::<E, R>(
                     &self.client,
                     grid,
                     units,
@@ -287,22 +291,27 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         }
     }
 
-    /// How one kernel's work is cut.
-    fn cut(&self, kernel: Kernel, inputs: &Inputs<R>, grad: Option<&CubeTensor<R>>) -> Cut {
+    /// How one kernel's work is divided.
+    fn cut(
+        &self,
+        kernel: MmaKernel,
+        inputs: &GpuInputs<R>,
+        grad: Option<&CubeTensor<R>>,
+    ) -> WorkSplit {
         if self.family == Family::Scalar {
-            return Cut::Scalar;
+            return WorkSplit::Scalar;
         }
         let matrices = [&inputs.q, &inputs.k, &inputs.v].into_iter().chain(grad);
-        let wanted = Wanted {
+        let wanted = PlanRequest {
             position: inputs.position.is_some(),
             aligned: self.heads_are_aligned() && matrices.into_iter().all(is_aligned),
-            ..Wanted::of(self.dims, self.dtype)
+            ..PlanRequest::of(self.dims, self.dtype)
         };
         let plan = mma::plan(kernel, &wanted, self.client.properties());
-        Cut::Fragments(plan.expect("`runs` found a plan with room for more"))
+        WorkSplit::Fragments(plan.expect("`runs` found a plan with room for more"))
     }
 
-    /// Whether every head begins at a multiple of what is copied at once.
+    /// Whether every head begins at a multiple of the copy size.
     fn heads_are_aligned(&self) -> bool {
         let bytes = [self.dims.qk, self.dims.v].map(|width| width * self.dtype.size());
         bytes.iter().all(|bytes| bytes.is_multiple_of(mma::CHUNK_BYTES))
@@ -318,7 +327,7 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         Uploaded { handle, words: words.len(), items: items.len() }
     }
 
-    fn operands<E: Float>(&self, inputs: &Inputs<R>, work: &Uploaded) -> OperandsLaunch<E, R> {
+    fn operands<E: Float>(&self, inputs: &GpuInputs<R>, work: &Uploaded) -> OperandsLaunch<E, R> {
         // Beyond every distance, and small enough to be added to a position.
         let everything = 1u32 << 30;
         let bounded = |size: usize| size.min(everything as usize) as u32;
@@ -358,18 +367,19 @@ impl<'a, R: CubeRuntime> Launch<'a, R> {
         empty_device_contiguous_dtype(client, device, shape, dtype)
     }
 
-    fn readable(&self, inputs: Inputs<R>) -> Inputs<R> {
+    fn readable(&self, inputs: GpuInputs<R>) -> GpuInputs<R> {
         inputs.map(|tensor| readable(tensor, self.dtype))
     }
 }
 
-/// The tensor as it is where its rows are contiguous (a slice of columns is), else a copy.
+/// Returns the tensor itself if its rows are contiguous, as in a slice of columns, otherwise a
+/// copy.
 fn readable<R: CubeRuntime>(tensor: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
     assert_eq!(tensor.dtype, dtype, "the inputs of HSTU attention must be of one type");
     if tensor.meta.strides().last() == Some(&1) { tensor } else { into_contiguous(tensor) }
 }
 
-/// Whether the tensor and each of its rows begin at a multiple of what is copied at once.
+/// Whether the tensor and each of its rows begin at a multiple of the copy size.
 fn is_aligned<R: CubeRuntime>(tensor: &CubeTensor<R>) -> bool {
     let row = tensor.meta.strides()[0] * tensor.dtype.size();
     let start = tensor.handle.offset_start.unwrap_or_default();
@@ -380,7 +390,8 @@ fn entries<R: CubeRuntime>(table: &CubeTensor<R>) -> usize {
     table.shape()[0]
 }
 
-/// Sums a unit keeps by bucket: few compiled variants, and 63 is the last bucket of an i64.
+/// The number of bucket sums that a unit keeps: one of few values, to limit compiled variants. 63
+/// is the last bucket of an i64.
 fn buckets<R: CubeRuntime>(table: &CubeTensor<R>) -> usize {
     if entries(table) <= 32 { 32 } else { 64 }
 }
@@ -389,7 +400,7 @@ fn panels(dim: usize) -> usize {
     dim.div_ceil(PANEL)
 }
 
-fn address_type<R: CubeRuntime>(inputs: &Inputs<R>, others: &[&CubeTensor<R>]) -> AddressType {
+fn address_type<R: CubeRuntime>(inputs: &GpuInputs<R>, others: &[&CubeTensor<R>]) -> AddressType {
     let inputs = [&inputs.q, &inputs.k, &inputs.v];
     let all = inputs.into_iter().chain(others.iter().copied());
     all.map(|tensor| tensor.required_address_type()).max().unwrap_or_default()

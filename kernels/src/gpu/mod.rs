@@ -1,11 +1,11 @@
-//! The fused GPU path: HSTU attention in CubeCL kernels, one source for every runtime.
+//! The fused GPU implementation: HSTU attention as CubeCL kernels, one source for all runtimes.
 //!
-//! Work is split by head and block of rows over workgroups (`work`), each of which goes over tiles
-//! of pairs in shared memory and registers: no score ever reaches global memory, and sums are f32
-//! whatever the tensors are. There are two families of kernels. Those of `mma` are for 16-bit floats
+//! Work is split by head and block of rows over workgroups (`work`), each of which iterates over
+//! tiles of pairs in shared memory and registers: no score reaches global memory, and sums are f32
+//! for all element types. There are two families of kernels. Those of `mma` are for 16-bit floats
 //! on tensor cores; those beside it (`forward`, `queries`, `keys`, over `tile`) for f32, and for
-//! devices without tensor cores. This file chooses, `launch` launches; what neither family can run
-//! goes to `plain`.
+//! devices without tensor cores. This module chooses the family and `launch` launches it; what
+//! neither can run is computed by [`crate::plain`].
 
 mod forward;
 mod keys;
@@ -34,18 +34,19 @@ use tile::{SHARED_BYTES, UNITS};
 
 /// The widest head that the kernels have registers for.
 const WIDEST: usize = 256;
-/// Buffers that a kernel binds, with those in which the runtime passes scalars and shapes.
+/// The number of buffers that a kernel binds, including those for scalars and shapes.
 const BINDINGS: u32 = 12;
 
-type Inputs<R> = HstuInputs<CubeTensor<R>>;
+type GpuInputs<R> = HstuInputs<CubeTensor<R>>;
 
 /// A family of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Each unit sums four rows by four columns in f32.
     Scalar,
-    /// Each warp sums fragments of sixteen rows by eight columns: on tensor cores where the device
-    /// has them for the element type, else (slowly, for tests) in the same places without them.
+    /// Each warp sums fragments of sixteen rows by eight columns: on tensor cores if the device has
+    /// them for the element type, otherwise slowly, for tests, with scalar arithmetic in the same
+    /// layout.
     Fragments,
 }
 
@@ -58,7 +59,7 @@ where
     I: IntElement,
     B: BoolElement,
 {
-    fn hstu_attention(inputs: Inputs<R>, shape: Arc<HstuAttention>) -> CubeTensor<R> {
+    fn hstu_attention(inputs: GpuInputs<R>, shape: Arc<HstuAttention>) -> CubeTensor<R> {
         match family(&inputs.q.client, shape.dims(&inputs), inputs.q.dtype) {
             Some(family) => forward(family, inputs, &shape),
             None => plain::forward::<Self>(inputs, &shape, plain::GROUP_SCORES),
@@ -66,10 +67,10 @@ where
     }
 
     fn hstu_attention_backward(
-        inputs: Inputs<R>,
+        inputs: GpuInputs<R>,
         grad: CubeTensor<R>,
         shape: Arc<HstuAttention>,
-    ) -> Inputs<R> {
+    ) -> GpuInputs<R> {
         match family(&inputs.q.client, shape.dims(&inputs), inputs.q.dtype) {
             Some(family) => backward(family, inputs, grad, &shape),
             None => plain::backward::<Self>(inputs, grad, &shape, plain::GROUP_SCORES),
@@ -77,8 +78,8 @@ where
     }
 }
 
-/// The family that runs on this device with these sizes and this element type; where there is none
-/// the op is composed of primitive ops.
+/// The family that runs on this device with these sizes and this element type. Without one, the op
+/// is composed of primitive ops.
 pub fn family<R: Runtime>(client: &ComputeClient<R>, dims: Dims, dtype: DType) -> Option<Family> {
     if has_tensor_cores(client, dims, dtype) {
         return Some(Family::Fragments);
@@ -100,7 +101,7 @@ pub fn runs<R: Runtime>(
             hardware.max_shared_memory_size >= SHARED_BYTES && hardware.max_units_per_cube >= UNITS
         }
         Family::Fragments => mma::KERNELS.into_iter().all(|kernel| {
-            mma::plan(kernel, &mma::Wanted::of(dims, dtype), client.properties()).is_some()
+            mma::plan(kernel, &mma::PlanRequest::of(dims, dtype), client.properties()).is_some()
         }),
     };
     fits && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
@@ -111,19 +112,19 @@ pub fn runs<R: Runtime>(
 
 /// Whether the kernels' products run on tensor cores.
 pub fn has_tensor_cores<R: Runtime>(client: &ComputeClient<R>, dims: Dims, dtype: DType) -> bool {
-    let wanted = mma::Wanted::of(dims, dtype);
+    let wanted = mma::PlanRequest::of(dims, dtype);
     mma::has_tensor_cores(dtype.into(), client.properties())
         && runs(Family::Fragments, client, dims, dtype)
-        && mma::plan(mma::Kernel::Forward, &wanted, client.properties()).is_some()
+        && mma::plan(mma::MmaKernel::Forward, &wanted, client.properties()).is_some()
 }
 
 /// The op by one family's kernels: `[H + R, heads * v_dim]`.
 ///
 /// # Panics
-/// Where `shape` or the inputs contradict each other, or the family does not run with them.
+/// If `shape` and the inputs contradict each other, or the family cannot run with them.
 pub fn forward<R: CubeRuntime>(
     family: Family,
-    inputs: Inputs<R>,
+    inputs: GpuInputs<R>,
     shape: &HstuAttention,
 ) -> CubeTensor<R> {
     let dims = shape.dims(&inputs);
@@ -136,17 +137,17 @@ pub fn forward<R: CubeRuntime>(
     }
 }
 
-/// The gradients of the inputs by one family's kernels, given that of the output.
+/// The gradients of the inputs by one family's kernels, given the gradient of the output.
 ///
 /// # Panics
-/// Where `shape`, the inputs or the gradient contradict each other, or the family does not run
-/// with them.
+/// If `shape`, the inputs and the gradient contradict each other, or the family cannot run with
+/// them.
 pub fn backward<R: CubeRuntime>(
     family: Family,
-    inputs: Inputs<R>,
+    inputs: GpuInputs<R>,
     grad: CubeTensor<R>,
     shape: &HstuAttention,
-) -> Inputs<R> {
+) -> GpuInputs<R> {
     let dims = shape.dims(&inputs);
     let expected = [dims.rows, shape.heads * dims.v];
     assert_eq!(grad.shape()[..], expected, "the gradient must have the output's shape");

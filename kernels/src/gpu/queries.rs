@@ -1,16 +1,16 @@
 //! The first backward kernel: gradients of the queries and of the tables, by blocks of queries.
 //!
-//! A workgroup has its queries' gradient in registers. What it finds for the
-//! tables goes to a row of its own of the partial sums, which `tables` adds up in a
-//! fixed order: no result depends on the order in which workgroups run.
+//! A workgroup keeps its queries' gradient in registers. It adds its part of the tables' gradients
+//! to its own row of partial sums, which `tables` adds up in a fixed order, so results do not
+//! depend on the order in which workgroups run.
 
 use cubecl::prelude::*;
 
 use super::forward::{item, keys};
 use super::tables::{BucketSums, add_distances, add_far, begin_distances, bucket_sums};
 use super::tile::{
-    Four, LANES, Operands, Rows, SIDE, add_weighted, bias, columns, multiply, put_weights, sees,
-    shared, sigmoid, time_bucket, write, zero,
+    Four, LANES, Operands, SIDE, TileRows, add_weighted, bias, columns, multiply, put_weights,
+    sees, shared, sigmoid, time_bucket, write, zero,
 };
 use super::work::TILE;
 
@@ -55,14 +55,14 @@ pub(super) fn backward_queries<E: Float>(
     by_bucket.write::<E>(operands, partials, slot, &mut shared.weights);
 }
 
-/// Makes dS of dA, given the dot products of the unit's queries (rows) and keys (columns).
+/// Turns dA into dS, given the dot products of the unit's queries (rows) and keys (columns).
 #[cube]
 fn differentiate<E: Float>(
     scores: &Array<Four>,
     grads: &mut Array<Four>,
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
+    queries: TileRows,
+    keys: TileRows,
     by_bucket: &mut BucketSums,
 ) {
     let unit = UNIT_POS as usize;

@@ -1,8 +1,8 @@
-//! The CUDA C++ that the tensor-core kernels become, made without a device.
+//! Generates the CUDA C++ of the tensor-core kernels without a device.
 //!
-//! It is what CubeCL's CUDA runtime would hand to NVRTC, so that a machine without a GPU can see
-//! whether the kernels compile for one, with which instructions and how many registers. Nothing
-//! that computes attention uses it.
+//! It is the source that CubeCL's CUDA runtime would pass to NVRTC. A machine without a GPU can
+//! thus check that the kernels compile for one, with which instructions and how many registers.
+//! Only tests and tools use this module.
 
 use burn::tensor::bf16;
 use cubecl::cuda::CudaRuntime;
@@ -15,32 +15,32 @@ use cubecl::prelude::*;
 use cubecl::profile::TimingMethod;
 use cubecl::{Compiler, Runtime};
 
-pub use super::mma::{Kernel, Plan, Wanted, plan};
+pub use super::mma::{MmaKernel, MmaPlan, PlanRequest, plan};
 use super::mma::{tensor_backward_keys, tensor_backward_queries, tensor_forward};
 use super::tile::{Operands, OperandsCompilationArg};
 use super::work::{self, Tiling};
 use crate::attention::HstuAttention;
 
-/// A kernel as CUDA C++.
+/// A kernel as CUDA C++ source.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct CudaSource {
     /// The translation unit, with one kernel.
     pub code: String,
-    /// Bytes of shared memory that a launch must give it.
+    /// Bytes of shared memory that a launch must provide.
     pub shared_bytes: usize,
 }
 
-/// Which of the tables of biases a kernel reads.
+/// The bias tables that a kernel reads.
 #[derive(Debug, Clone, Copy)]
-pub struct Tables {
-    /// By distance.
+pub struct BiasTables {
+    /// Whether it reads the biases by distance.
     pub position: bool,
-    /// By time bucket.
+    /// Whether it reads the biases by time bucket.
     pub time: bool,
 }
 
-/// What CubeCL says of an NVIDIA GPU of compute capability 8.0 or above with `shared_bytes` of
-/// shared memory a workgroup, as far as plans and kernels ask.
+/// The CubeCL properties that plans and kernels need, of an NVIDIA GPU of compute capability 8.0 or
+/// above with `shared_bytes` of shared memory per workgroup.
 pub fn nvidia(shared_bytes: usize) -> DeviceProperties {
     let memory = MemoryDeviceProperties { max_page_size: 1 << 32, alignment: 512 };
     let hardware = HardwareProperties {
@@ -76,16 +76,16 @@ pub fn nvidia(shared_bytes: usize) -> DeviceProperties {
     device
 }
 
-/// A kernel in bf16 by a plan.
+/// Generates a kernel in bf16 with a plan.
 ///
 /// # Errors
-/// What CubeCL's compiler says.
+/// Errors of CubeCL's compiler.
 pub fn cuda(
-    kernel: Kernel,
-    plan: Plan,
-    tables: Tables,
+    kernel: MmaKernel,
+    plan: MmaPlan,
+    tables: BiasTables,
     device: &DeviceProperties,
-) -> Result<Source, cubecl::CompilationError> {
+) -> Result<CudaSource, cubecl::CompilationError> {
     let mut builder = KernelBuilder::default();
     builder.runtime_properties(CudaRuntime::target_properties());
     builder.device_properties(device);
@@ -95,19 +95,19 @@ pub fn cuda(
     let input = |builder: &mut KernelBuilder| Tensor::<bf16>::expand(&tensor(), builder);
     let output = |builder: &mut KernelBuilder| Tensor::<bf16>::expand_output(&tensor(), builder);
     let name = match kernel {
-        Kernel::Forward => {
+        MmaKernel::Forward => {
             let out = output(&mut builder);
             tensor_forward::expand::<bf16>(&mut builder.scope, operands, out, plan);
             "forward"
         }
-        Kernel::BackwardQueries => {
+        MmaKernel::BackwardQueries => {
             let (grad, dq) = (input(&mut builder), output(&mut builder));
             let sums = Tensor::<f32>::expand_output(&tensor(), &mut builder);
             let scope = &mut builder.scope;
             tensor_backward_queries::expand::<bf16>(scope, operands, grad, dq, sums, 32, plan);
             "backward_queries"
         }
-        Kernel::BackwardKeys => {
+        MmaKernel::BackwardKeys => {
             let grad = input(&mut builder);
             let (dk, dv) = (output(&mut builder), output(&mut builder));
             let scope = &mut builder.scope;
@@ -127,19 +127,19 @@ pub fn cuda(
     options.supports_features.fast_math = true;
     let mode = ExecutionMode::Unchecked;
     let found = compiler.compile(definition, &options, mode, address.unsigned_type())?;
-    Ok(Source { code: found.to_string(), shared_bytes: found.shared_memory_size() })
+    Ok(CudaSource { code: found.to_string(), shared_bytes: found.shared_memory_size() })
 }
 
-/// The words that a launch of the kernel uploads, and how many workgroups a head has.
-pub fn work(kernel: Kernel, plan: Plan, shape: &HstuAttention) -> (Vec<u32>, usize) {
+/// The words that a launch of the kernel uploads, and the number of workgroups per head.
+pub fn work(kernel: MmaKernel, plan: MmaPlan, shape: &HstuAttention) -> (Vec<u32>, usize) {
     let tiling = Tiling { rows: plan.rows(), columns: plan.columns };
     let times = shape.times_s.as_deref();
     match kernel {
-        Kernel::Forward | Kernel::BackwardQueries => {
+        MmaKernel::Forward | MmaKernel::BackwardQueries => {
             let items = work::query_items(shape, tiling);
             (work::upload(&items, times), items.len())
         }
-        Kernel::BackwardKeys => {
+        MmaKernel::BackwardKeys => {
             let items = work::key_items(shape, tiling);
             (work::upload(&items, times), items.len())
         }
@@ -150,10 +150,13 @@ fn tensor() -> TensorCompilationArg {
     TensorCompilationArg { inplace: None }
 }
 
-fn operands(tables: Tables) -> OperandsCompilationArg<bf16> {
-    let table = |given: bool| match given {
-        true => ComptimeOptionCompilationArg::Some(tensor()),
-        false => ComptimeOptionCompilationArg::None,
+fn operands(tables: BiasTables) -> OperandsCompilationArg<bf16> {
+    let table = |given: bool| {
+        if given {
+            ComptimeOptionCompilationArg::Some(tensor())
+        } else {
+            ComptimeOptionCompilationArg::None
+        }
     };
     OperandsCompilationArg {
         q: tensor(),

@@ -1,18 +1,18 @@
 //! Gradients of the bias tables: sums of dS by distance and by time bucket.
 //!
-//! Every workgroup of `queries` has a row of partial sums, `[position entries, time entries]`,
-//! which it alone touches and in which every unit has entries of its own; `add_rows`
-//! then adds the rows up. No atomics, and the order of every sum is fixed.
+//! Every workgroup of `queries` has its own row of partial sums, `[position entries, time
+//! entries]`, in which every unit has its own entries. `add_rows` then adds the rows up. There are
+//! no atomics, and the order of every sum is fixed.
 
 use cubecl::prelude::*;
 
-use super::tile::{Four, LANES, Operands, Rows, SIDE, Shared, UNITS, sum_over_units};
+use super::tile::{Four, LANES, Operands, SIDE, TileMemory, TileRows, UNITS, sum_over_units};
 use super::work::TILE;
 
-/// How many rows one pass of `add_rows` adds up.
+/// The number of rows that one pass of `add_rows` adds up.
 pub(super) const ROWS_A_PASS: usize = 64;
 
-/// The sums of one unit by time bucket.
+/// One unit's sums by time bucket.
 #[derive(CubeType)]
 pub(super) struct BucketSums {
     sums: Array<f32>,
@@ -35,7 +35,7 @@ impl BucketSums {
         self.sums[bucket] += value;
     }
 
-    /// Writes the workgroup's sums to its row; all units must call it together.
+    /// Writes the workgroup's sums to its row. All units must call it together.
     pub(super) fn write<E: Float>(
         &self,
         operands: &Operands<E>,
@@ -95,17 +95,17 @@ pub(super) fn begin_distances<E: Float>(
     }
 }
 
-/// Adds the tile's dS, rows queries and columns keys, to the row by distance; gives the unit's sum
-/// of what belongs to the last entry, which many distances share. All of the tile must be in
-/// `shared`, and the workgroup past a barrier since.
+/// Adds the tile's dS, rows queries and columns keys, to the row by distance. Returns the unit's
+/// sum for the last entry, which many distances share. The whole tile must be in `shared`, and the
+/// workgroup must have passed a barrier since it was written.
 #[cube]
 pub(super) fn add_distances<E: Float>(
     operands: &Operands<E>,
     partials: &mut Tensor<f32>,
     slot: usize,
-    queries: Rows,
-    keys: Rows,
-    shared: &Shared,
+    queries: TileRows,
+    keys: TileRows,
+    shared: &TileMemory,
 ) -> f32 {
     let mut far = 0.0f32;
     #[comptime]
@@ -134,7 +134,7 @@ pub(super) fn add_distances<E: Float>(
 /// The sum of dS over the queries i, each with key `first + i` (or key `first`, where
 /// queries have no step; or key i, where keys have none) if the tile has it.
 #[cube]
-fn diagonal(shared: &Shared, first: i32, queries_step: u32, keys_step: u32) -> f32 {
+fn diagonal(shared: &TileMemory, first: i32, queries_step: u32, keys_step: u32) -> f32 {
     let mut sum = 0.0f32;
     let step = select(keys_step == 0, 1i32, queries_step as i32);
     for group in 0..SIDE {
@@ -149,7 +149,7 @@ fn diagonal(shared: &Shared, first: i32, queries_step: u32, keys_step: u32) -> f
     sum
 }
 
-/// Adds what belongs to the last entry; all units must call it together.
+/// Adds the units' sums for the last entry. All units must call it together.
 #[cube]
 pub(super) fn add_far<E: Float>(
     operands: &Operands<E>,

@@ -1,22 +1,22 @@
 //! Tiles of scores: their products, their sums and what is visible in them.
 //!
-//! A workgroup of [`UNITS`] units holds one tile of [`TILE`] x [`TILE`] pairs at a time. Unit
+//! A workgroup of [`UNITS`] units computes one tile of [`TILE`] x [`TILE`] pairs at a time. Unit
 //! (y, x) of its 16 x 16 grid has the 4 x 4 pairs of rows y, y + 16, ... and columns x, x + 16, ...
-//! in registers, so that the fourth part of a block is one vector everywhere. Which
-//! side is queries and which keys is the kernels' choice; nothing here loops over a request.
+//! in registers, so that the fourth part of a block is one vector everywhere. The
+//! kernels choose which side is queries and which is keys.
 
 use cubecl::prelude::*;
 
 use super::work::TILE;
 
-/// Units of a workgroup.
+/// Units per workgroup.
 pub(super) const UNITS: u32 = 256;
 /// Units along a side of the workgroup's grid.
 pub(super) const SIDE: usize = 16;
-/// Rows of a block that one unit has, and of a vector.
+/// Rows of a block per unit, and values per vector.
 pub(super) const LANES: usize = TILE / SIDE;
-/// From one line of shared memory to the next: one more than a line, so that units that
-/// write a column of lines do not all hit the same bank.
+/// Distance between lines of shared memory: one more than a line, so that units that write a column
+/// do not all use the same bank.
 const PITCH: usize = SIDE + 1;
 /// Steps of a product that are unrolled: enough for a unit to load ahead, and few enough for
 /// drivers to compile the kernels in a second or two.
@@ -30,7 +30,7 @@ pub(super) const SHARED_BYTES: usize = (2 * SIDE + TILE) * PITCH * LANES * size_
 /// Four values.
 pub(super) type Four = Vector<f32, Const<4>>;
 
-/// What every kernel reads: the op's inputs, the items and the options.
+/// The inputs of every kernel: the op's inputs, the work items and the options.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Operands<E: Float> {
     pub(super) q: Tensor<E>,
@@ -38,13 +38,13 @@ pub(super) struct Operands<E: Float> {
     pub(super) v: Tensor<E>,
     pub(super) position: ComptimeOption<Tensor<E>>,
     pub(super) time: ComptimeOption<Tensor<E>>,
-    /// The items, then the times' lower and upper halves.
+    /// The work items, then the lower and upper halves of the times.
     pub(super) work: Array<u32>,
     pub(super) items: u32,
     pub(super) rows: u32,
     pub(super) alpha: f32,
     pub(super) inverse_norm: f32,
-    /// The window; without one, more than any distance.
+    /// The window; without one, a value above any distance.
     pub(super) recent: u32,
     pub(super) global: u32,
     pub(super) qk: u32,
@@ -53,7 +53,7 @@ pub(super) struct Operands<E: Float> {
 
 /// Consecutive rows of the matrices.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Rows {
+pub(super) struct TileRows {
     pub(super) first: u32,
     /// At most [`TILE`].
     pub(super) count: u32,
@@ -64,25 +64,25 @@ pub(super) struct Rows {
 
 /// The columns of a head.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Columns {
+pub(super) struct TileColumns {
     pub(super) first: u32,
     pub(super) count: u32,
 }
 
 /// The shared memory of a workgroup.
 #[derive(CubeType)]
-pub(super) struct Shared {
+pub(super) struct TileMemory {
     /// Steps of the left factor of a product, transposed: `[SIDE, PITCH]`.
     left: SharedMemory<Four>,
-    /// Of the right factor, or rows of a matrix to sum.
+    /// Steps of the right factor, or rows of a matrix to sum.
     right: SharedMemory<Four>,
     /// The weights of the tile's pairs, `[columns, PITCH]`, a vector four of its rows.
     pub(super) weights: SharedMemory<Four>,
 }
 
 #[cube]
-pub(super) fn shared() -> Shared {
-    Shared {
+pub(super) fn shared() -> TileMemory {
+    TileMemory {
         left: SharedMemory::<Four>::new(SIDE * PITCH),
         right: SharedMemory::<Four>::new(SIDE * PITCH),
         weights: SharedMemory::<Four>::new(TILE * PITCH),
@@ -90,8 +90,8 @@ pub(super) fn shared() -> Shared {
 }
 
 #[cube]
-pub(super) fn columns(head: u32, count: u32) -> Columns {
-    Columns { first: head * count, count }
+pub(super) fn columns(head: u32, count: u32) -> TileColumns {
+    TileColumns { first: head * count, count }
 }
 
 #[cube]
@@ -109,11 +109,11 @@ pub(super) fn zero(values: &mut Array<Four>, #[comptime] len: usize) {
 pub(super) fn multiply<E: Float>(
     products: &mut Array<Four>,
     left: &Tensor<E>,
-    left_rows: Rows,
+    left_rows: TileRows,
     right: &Tensor<E>,
-    right_rows: Rows,
-    columns: Columns,
-    shared: &mut Shared,
+    right_rows: TileRows,
+    columns: TileColumns,
+    shared: &mut TileMemory,
 ) {
     let unit = UNIT_POS as usize;
     let (y, x) = (unit / SIDE, unit % SIDE);
@@ -143,7 +143,7 @@ pub(super) fn multiply<E: Float>(
     }
 }
 
-/// How many times [`QUAD`] staged lines hold the next of `left`; what is staged past them is zero.
+/// How many times [`QUAD`] staged lines hold the next of `left` steps; the rest is zero.
 #[cube]
 fn quads(left: u32) -> usize {
     left.min(16u32).div_ceil(QUAD as u32) as usize
@@ -153,7 +153,7 @@ fn quads(left: u32) -> usize {
 #[cube]
 fn gather<E: Float>(
     matrix: &Tensor<E>,
-    rows: Rows,
+    rows: TileRows,
     group: usize,
     column: usize,
     inside: bool,
@@ -170,10 +170,10 @@ fn gather<E: Float>(
     four
 }
 
-/// Puts the unit's weights where `add_weighted` finds them. Every unit must have passed a
-/// barrier since it last read there.
+/// Stores the unit's weights for `add_weighted`. Every unit must have passed a barrier since the
+/// previous weights were read.
 #[cube]
-pub(super) fn put_weights(weights: &Array<Four>, shared: &mut Shared) {
+pub(super) fn put_weights(weights: &Array<Four>, shared: &mut TileMemory) {
     let unit = UNIT_POS as usize;
     let (y, x) = (unit / SIDE, unit % SIDE);
     #[unroll]
@@ -190,9 +190,9 @@ pub(super) fn put_weights(weights: &Array<Four>, shared: &mut Shared) {
 pub(super) fn add_weighted<E: Float>(
     sums: &mut Array<Four>,
     matrix: &Tensor<E>,
-    rows: Rows,
-    columns: Columns,
-    shared: &mut Shared,
+    rows: TileRows,
+    columns: TileColumns,
+    shared: &mut TileMemory,
     #[comptime] panels: usize,
 ) {
     let unit = UNIT_POS as usize;
@@ -235,8 +235,8 @@ pub(super) fn add_weighted<E: Float>(
 pub(super) fn write<E: Float>(
     out: &mut Tensor<E>,
     sums: &Array<Four>,
-    rows: Rows,
-    columns: Columns,
+    rows: TileRows,
+    columns: TileColumns,
     factor: f32,
     #[comptime] panels: usize,
 ) {
@@ -261,12 +261,12 @@ pub(super) fn write<E: Float>(
     }
 }
 
-/// Whether query i sees key j; keys without a step are targets, each seen by itself alone.
+/// Whether query i sees key j. Keys without a step are targets, which only they themselves see.
 #[cube]
 pub(super) fn sees<E: Float>(
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
+    queries: TileRows,
+    keys: TileRows,
     i: u32,
     j: u32,
 ) -> bool {
@@ -282,8 +282,8 @@ pub(super) fn sees<E: Float>(
 #[cube]
 pub(super) fn bias<E: Float>(
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
+    queries: TileRows,
+    keys: TileRows,
     i: u32,
     j: u32,
 ) -> f32 {
@@ -307,8 +307,8 @@ pub(super) fn bias<E: Float>(
     bias
 }
 
-/// `floor(log2(max(1, d)))` of the seconds d between two rows, as `attention::time_bucket` has it
-/// before it is bounded by the table.
+/// `floor(log2(max(1, d)))` of the seconds d between two rows: `attention::time_bucket` before it
+/// is bounded by the table.
 #[cube]
 pub(super) fn time_bucket<E: Float>(operands: &Operands<E>, query: u32, key: u32) -> usize {
     let rows = operands.rows as usize;
@@ -330,13 +330,13 @@ pub(super) fn time_bucket<E: Float>(operands: &Operands<E>, query: u32, key: u32
     select(high == 0u32, of_low, of_high) as usize
 }
 
-/// `1 / (1 + exp(-x))`; where exp would overflow, the quotient is 0 or 1 to rounding already.
+/// `1 / (1 + exp(-x))`; where exp would overflow, the quotient is 0 or 1 up to rounding.
 #[cube]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + (-x.clamp(-87.0f32, 87.0f32)).exp())
 }
 
-/// The sums of every unit's values, which all units get; all must call it together.
+/// The sums of all units' values, returned to every unit. All units must call it together.
 ///
 /// The memory has a place for every unit, and the order of the sums is fixed.
 #[cube]
@@ -358,7 +358,7 @@ pub(super) fn sum_over_units(values: Four, scratch: &mut SharedMemory<Four>) -> 
 }
 
 #[cube]
-impl Shared {
+impl TileMemory {
     /// The weights of one column of the tile and of rows `group`, `group + 16`, ....
     pub(super) fn weight(&self, column: usize, group: usize) -> Four {
         self.weights[column * PITCH + group]

@@ -1,32 +1,32 @@
-//! What each workgroup of a launch does: a small list made on the host and
-//! uploaded with the times of the tokens.
+//! Work items, one per workgroup of a launch: a small list that the CPU computes and uploads with
+//! the times of the tokens.
 //!
-//! All that depends on the layout alone is decided here, once a launch: which
-//! rows belong together, which tiles of keys a block of queries sees and which
-//! the window lets it skip. The kernels decide only what is visible within a tile.
+//! Everything that depends only on the layout is computed here, once per launch: which rows form a
+//! block, which tiles of keys a block of queries sees, and which of them the window hides. The
+//! kernels decide only what is visible within a tile.
 
 use std::cmp::Reverse;
 
-use crate::attention::{HstuAttention, Request, Window};
+use crate::attention::{AttentionWindow, HstuAttention, Request};
 
-/// Rows of a tile of scores of the kernels without tensor cores, and its columns.
+/// Rows and columns of a tile of scores of the kernels without tensor cores.
 pub(super) const TILE: usize = 64;
 
 /// The size of a kernel's tiles of scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tiling {
-    /// Queries of a workgroup's block, or keys where the kernel goes by keys.
+    /// Queries per block, or keys in the kernel that goes by keys.
     pub(super) rows: usize,
-    /// Keys of a tile, or queries.
+    /// Keys per tile, or queries in the kernel that goes by keys.
     pub(super) columns: usize,
 }
 
 impl Tiling {
-    /// That of the kernels without tensor cores.
+    /// The tiling of the kernels without tensor cores.
     pub(super) const SQUARE: Tiling = Tiling { rows: TILE, columns: TILE };
 }
 
-/// Words of an item of either list.
+/// Words per item of either list.
 pub(super) const WORDS: usize = 10;
 
 /// A word that the kernels read: row numbers and counts fit 32 bits, as the offsets do.
@@ -34,7 +34,7 @@ fn word(value: usize) -> u32 {
     u32::try_from(value).expect("rows are numbered by u32 offsets")
 }
 
-/// A block of queries, and the tiles of keys it sees.
+/// A block of queries, and the tiles of keys that it sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueryItem {
     pub(super) first: usize,
@@ -45,13 +45,13 @@ pub(super) struct QueryItem {
     pub(super) step: usize,
     /// The first row of the request's history.
     pub(super) history: usize,
-    /// History keys at this position and later are seen by no query of the block.
+    /// No query of the block sees history keys at this position or later.
     pub(super) end: usize,
-    /// Tiles of history keys before those that are skipped,
+    /// The number of tiles of history keys before the skipped ones.
     pub(super) before: usize,
-    /// those that are skipped,
+    /// The number of skipped tiles.
     pub(super) skipped: usize,
-    /// and all that are not, with the targets' own tiles, which come last.
+    /// The number of tiles that are not skipped, including the targets' own tiles, which come last.
     pub(super) tiles: usize,
 }
 
@@ -62,23 +62,23 @@ pub(super) struct KeyItem {
     pub(super) count: usize,
     /// The first key's position.
     pub(super) position: usize,
-    /// 1 for keys of the history, 0 for targets, which only they themselves see.
+    /// 1 for history keys, 0 for targets, which only they themselves see.
     pub(super) step: usize,
     /// The first row of the request's history.
     pub(super) history: usize,
     /// The history tokens that see a key of the block are at positions `from..to`.
     pub(super) from: usize,
     pub(super) to: usize,
-    /// The targets that do are these rows.
+    /// The rows of the targets that see a key of the block.
     pub(super) first_target: usize,
     pub(super) targets: usize,
     /// The length of the history.
     pub(super) n: usize,
 }
 
-/// What is uploaded of an item.
+/// A work item in the form that is uploaded.
 pub(super) trait Words {
-    /// Its fields in their order.
+    /// The fields in their order.
     fn words(&self) -> [u32; WORDS];
 }
 
@@ -98,13 +98,13 @@ impl Words for KeyItem {
 }
 
 impl KeyItem {
-    /// How many queries see a key of the block, at most.
+    /// The most queries that may see a key of the block.
     fn queries(&self) -> usize {
         self.to - self.from + self.targets
     }
 }
 
-/// Every block of queries, the one with most to do first, so that none is left for the end.
+/// All blocks of queries, those with the most work first, so that no long one runs last.
 pub(super) fn query_items(shape: &HstuAttention, tiling: Tiling) -> Vec<QueryItem> {
     let mut items = Vec::new();
     for request in (0..shape.requests()).map(|b| shape.request(b)) {
@@ -126,7 +126,7 @@ pub(super) fn query_items(shape: &HstuAttention, tiling: Tiling) -> Vec<QueryIte
 }
 
 fn queries(
-    window: Option<Window>,
+    window: Option<AttentionWindow>,
     request: &Request,
     columns: usize,
     [first, count, position, step, end]: [usize; 5],
@@ -145,7 +145,7 @@ fn queries(
     QueryItem { first, count, position, step, history, end, before, skipped, tiles }
 }
 
-/// Every block of keys, the one with most to do first.
+/// All blocks of keys, those with the most work first.
 pub(super) fn key_items(shape: &HstuAttention, tiling: Tiling) -> Vec<KeyItem> {
     let mut items = Vec::new();
     for request in (0..shape.requests()).map(|b| shape.request(b)) {
@@ -194,7 +194,7 @@ pub(super) fn key_items(shape: &HstuAttention, tiling: Tiling) -> Vec<KeyItem> {
     items
 }
 
-/// The words to upload: the items, then, where times are given, the lower halves of all times and
+/// The words to upload: the items, then, if there are times, the lower halves of all times and
 /// their upper halves.
 pub(super) fn upload(items: &[impl Words], times_s: Option<&[i64]>) -> Vec<u32> {
     let mut words: Vec<u32> = items.iter().flat_map(Words::words).collect();
@@ -211,7 +211,7 @@ pub(super) fn upload(items: &[impl Words], times_s: Option<&[i64]>) -> Vec<u32> 
 mod tests {
     use super::*;
 
-    fn shape(requests: &[(u32, u32)], window: Option<Window>) -> HstuAttention {
+    fn shape(requests: &[(u32, u32)], window: Option<AttentionWindow>) -> HstuAttention {
         let offsets = |length: fn(&(u32, u32)) -> u32| {
             let ends = requests.iter().scan(0, move |end, request| {
                 *end += length(request);
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn no_visible_pair_is_skipped_and_hidden_tiles_are() {
         let windows = [(1, 0), (64, 0), (65, 64), (100, 3), (700, 1), (1, 600)];
-        let windows = windows.map(|(recent, global)| Some(Window { recent, global }));
+        let windows = windows.map(|(recent, global)| Some(AttentionWindow { recent, global }));
         let requests = [(500, 70), (0, 3), (64, 0), (1, 1), (0, 0), (129, 65)];
         let tilings = [(64, 64), (128, 64), (128, 32), (16, 32)];
         let tilings = tilings.map(|(rows, columns)| Tiling { rows, columns });
@@ -299,7 +299,7 @@ mod tests {
                 .map(|item| item.tiles)
                 .sum()
         };
-        let sparse = all(Some(Window { recent: 256, global: 0 }));
+        let sparse = all(Some(AttentionWindow { recent: 256, global: 0 }));
         // 64 blocks of queries see 5 tiles of keys each, but for the first few.
         assert_eq!((all(None), sparse), (64 * 65 / 2, 64 * 5 - 10));
     }

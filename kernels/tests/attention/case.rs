@@ -3,26 +3,26 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
-use hypercast_kernels::attention::{Dims, HstuAttention, HstuBackend, HstuInputs, Window};
-use hypercast_kernels::cpu::{self, CpuInputs, Isa, Rows};
+use hypercast_kernels::attention::{AttentionWindow, Dims, HstuAttention, HstuBackend, HstuInputs};
+use hypercast_kernels::cpu::{self, CpuInputs, Isa, StridedRows};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::{forward_f64, wide};
 
-pub type Values = HstuInputs<Vec<f32>>;
+pub type CaseValues = HstuInputs<Vec<f32>>;
 
 /// A layout with inputs that fit it.
-pub struct Case {
+pub struct AttentionCase {
     pub name: String,
     pub shape: Arc<HstuAttention>,
-    pub inputs: Values,
+    pub inputs: CaseValues,
     pub qk: usize,
     pub v: usize,
 }
 
 /// What a case is made of.
-pub struct Recipe<'a> {
+pub struct CaseRecipe<'a> {
     /// (history, targets) of each request.
     pub requests: &'a [(usize, usize)],
     pub heads: usize,
@@ -30,8 +30,8 @@ pub struct Recipe<'a> {
     pub v: usize,
 }
 
-impl Case {
-    pub fn new(rng: &mut SmallRng, recipe: &Recipe<'_>, options: Options) -> Case {
+impl AttentionCase {
+    pub fn new(rng: &mut SmallRng, recipe: &CaseRecipe<'_>, options: CaseOptions) -> AttentionCase {
         let offsets = |lengths: Vec<usize>| -> Arc<[u32]> {
             let mut end = 0;
             let ends = lengths.iter().map(|length| {
@@ -43,7 +43,7 @@ impl Case {
         let history_offsets = offsets(recipe.requests.iter().map(|r| r.0).collect());
         let target_offsets = offsets(recipe.requests.iter().map(|r| r.1).collect());
         let rows = recipe.requests.iter().map(|r| r.0 + r.1).sum::<usize>();
-        let Recipe { heads, qk, v, .. } = *recipe;
+        let CaseRecipe { heads, qk, v, .. } = *recipe;
         let shape = HstuAttention {
             history_offsets,
             target_offsets,
@@ -71,7 +71,7 @@ impl Case {
             recipe.requests
         );
         let shape = shape.checked().expect("a valid layout");
-        Case { name, shape, inputs, qk, v }
+        AttentionCase { name, shape, inputs, qk, v }
     }
 
     pub fn dims(&self) -> Dims {
@@ -79,7 +79,7 @@ impl Case {
     }
 
     pub fn borrow(&self) -> CpuInputs<'_> {
-        let rows = |data, width| Rows { data, stride: self.shape.heads * width };
+        let rows = |data, width| StridedRows { data, stride: self.shape.heads * width };
         HstuInputs {
             q: rows(&self.inputs.q, self.qk),
             k: rows(&self.inputs.k, self.qk),
@@ -120,77 +120,84 @@ impl Case {
         Tensor::from_data(TensorData::new(self.grad(), width), &Default::default())
     }
 
-    pub fn raw_backward(&self, isa: Isa) -> Values {
+    pub fn raw_backward(&self, isa: Isa) -> CaseValues {
         let grad = self.grad();
-        let grad = Rows { data: &grad, stride: self.shape.heads * self.v };
+        let grad = StridedRows { data: &grad, stride: self.shape.heads * self.v };
         cpu::backward(&self.shape, self.dims(), &self.borrow(), grad, isa)
     }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Options {
-    pub window: Option<Window>,
+pub struct CaseOptions {
+    pub window: Option<AttentionWindow>,
     /// Entries of the position table; 0 for none.
     pub position: usize,
     /// Entries of the time table; 0 for none.
     pub time: usize,
 }
 
-pub fn options() -> Vec<Options> {
+pub fn options() -> Vec<CaseOptions> {
     let windows = [
         None,
-        Some(Window { recent: 1, global: 0 }),
-        Some(Window { recent: 7, global: 3 }),
-        Some(Window { recent: 70, global: 0 }),
-        Some(Window { recent: 20, global: 90 }),
+        Some(AttentionWindow { recent: 1, global: 0 }),
+        Some(AttentionWindow { recent: 7, global: 3 }),
+        Some(AttentionWindow { recent: 70, global: 0 }),
+        Some(AttentionWindow { recent: 20, global: 90 }),
     ];
     let tables = [(0, 0), (5, 0), (400, 0), (0, 12), (9, 30), (1, 1)];
     let pairs = windows.iter().flat_map(|window| tables.map(|table| (*window, table)));
-    pairs.map(|(window, (position, time))| Options { window, position, time }).collect()
+    pairs.map(|(window, (position, time))| CaseOptions { window, position, time }).collect()
 }
 
-pub const RECIPES: &[Recipe<'static>] = &[
-    Recipe { requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)], heads: 2, qk: 16, v: 16 },
-    Recipe { requests: &[(64, 8), (33, 9)], heads: 1, qk: 5, v: 7 },
-    Recipe { requests: &[(131, 17)], heads: 3, qk: 24, v: 40 },
-    Recipe { requests: &[(65, 1), (100, 16), (2, 2)], heads: 2, qk: 32, v: 32 },
-    Recipe { requests: &[(300, 5)], heads: 1, qk: 8, v: 1 },
+pub const RECIPES: &[CaseRecipe<'static>] = &[
+    CaseRecipe { requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)], heads: 2, qk: 16, v: 16 },
+    CaseRecipe { requests: &[(64, 8), (33, 9)], heads: 1, qk: 5, v: 7 },
+    CaseRecipe { requests: &[(131, 17)], heads: 3, qk: 24, v: 40 },
+    CaseRecipe { requests: &[(65, 1), (100, 16), (2, 2)], heads: 2, qk: 32, v: 32 },
+    CaseRecipe { requests: &[(300, 5)], heads: 1, qk: 8, v: 1 },
 ];
 
-pub fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<AttentionCase> {
     let mut rng = SmallRng::seed_from_u64(7);
     let pairs = RECIPES.iter().flat_map(|recipe| options().into_iter().map(move |o| (recipe, o)));
-    pairs.map(|(recipe, options)| Case::new(&mut rng, recipe, options)).collect()
+    pairs.map(|(recipe, options)| AttentionCase::new(&mut rng, recipe, options)).collect()
 }
 
 /// Small ones: a numeric gradient needs two forwards an input value.
-pub fn small_cases() -> Vec<Case> {
+pub fn small_cases() -> Vec<AttentionCase> {
     let mut rng = SmallRng::seed_from_u64(8);
-    let recipe = Recipe { requests: &[(3, 2), (0, 2), (6, 0), (9, 1)], heads: 2, qk: 3, v: 2 };
-    let window = Some(Window { recent: 3, global: 2 });
+    let recipe = CaseRecipe { requests: &[(3, 2), (0, 2), (6, 0), (9, 1)], heads: 2, qk: 3, v: 2 };
+    let window = Some(AttentionWindow { recent: 3, global: 2 });
     let all = [None, window].map(|window| {
-        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| Options { window, position, time })
+        [(0, 0), (4, 0), (0, 9), (20, 5)].map(|(position, time)| CaseOptions {
+            window,
+            position,
+            time,
+        })
     });
-    all.into_iter().flatten().map(|options| Case::new(&mut rng, &recipe, options)).collect()
+    all.into_iter()
+        .flatten()
+        .map(|options| AttentionCase::new(&mut rng, &recipe, options))
+        .collect()
 }
 
 /// Batches drawn at random: sizes that divide nothing, empty histories, requests without targets
 /// or without anything, windows and tables of any size, times of any distance.
-pub fn random_cases(seed: u64, count: usize, limits: Limits) -> Vec<Case> {
+pub fn random_cases(seed: u64, count: usize, limits: CaseLimits) -> Vec<AttentionCase> {
     let mut rng = SmallRng::seed_from_u64(seed);
     (0..count).map(|_| random_case(&mut rng, limits)).collect()
 }
 
 /// How large a random case may be.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct CaseLimits {
     /// Columns a head.
     pub dim: usize,
     /// Entries of the time table.
     pub buckets: usize,
 }
 
-fn random_case(rng: &mut SmallRng, limits: Limits) -> Case {
+fn random_case(rng: &mut SmallRng, limits: CaseLimits) -> AttentionCase {
     let longest = [3, 40, 180][rng.random_range(0..3)];
     // One row at least, for a case to test something.
     let mut requests = vec![(rng.random_range(0..longest), rng.random_range(1..=70))];
@@ -201,23 +208,20 @@ fn random_case(rng: &mut SmallRng, limits: Limits) -> Case {
         };
         requests.push((length(longest), length(70)));
     }
-    let recipe = Recipe {
+    let recipe = CaseRecipe {
         requests: &requests,
         heads: rng.random_range(1..4),
         qk: rng.random_range(1..=limits.dim),
         v: rng.random_range(1..=limits.dim),
     };
-    let window = rng.random_bool(0.6).then(|| Window {
+    let window = rng.random_bool(0.6).then(|| AttentionWindow {
         recent: rng.random_range(1..=longest),
         global: rng.random_range(0..=longest),
     });
-    let mut entries = |most| match rng.random_bool(0.6) {
-        true => rng.random_range(1..=most),
-        false => 0,
-    };
+    let mut entries = |most| if rng.random_bool(0.6) { rng.random_range(1..=most) } else { 0 };
     let options =
-        Options { window, position: entries(longest + 20), time: entries(limits.buckets) };
-    let mut case = Case::new(rng, &recipe, options);
+        CaseOptions { window, position: entries(longest + 20), time: entries(limits.buckets) };
+    let mut case = AttentionCase::new(rng, &recipe, options);
     if case.shape.times_s.is_some() && rng.random_bool(0.5) {
         let mut shape = (*case.shape).clone();
         let any = |_| rng.random_range(i64::MIN..=i64::MAX) >> rng.random_range(0..64);

@@ -3,7 +3,7 @@
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
-use hypercast_kernels::dense::{DenseBackend, Gated, Norm, Plain};
+use hypercast_kernels::dense::{DenseBackend, GateInputs, NormWeights, PlainDense};
 
 use crate::assert_close;
 
@@ -19,8 +19,8 @@ fn numbers(tensor: FloatTensor<Flex>) -> Vec<f32> {
     tensor.into_data().to_vec().expect("f32")
 }
 
-fn norm(width: usize) -> Norm<FloatTensor<Flex>> {
-    Norm { scale: random([width]), shift: random([width]), epsilon: 1e-6 }
+fn norm(width: usize) -> NormWeights<FloatTensor<Flex>> {
+    NormWeights { scale: random([width]), shift: random([width]), epsilon: 1e-6 }
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn fused_products_equal_composed_ones() {
         let weight = random([from, to]);
         let bias = bias.then(|| random([to]));
         let fused = Flex::prepare(weight.clone(), bias.clone());
-        let plain = Plain::<Flex>::prepare(weight, bias);
+        let plain = PlainDense::<Flex>::prepare(weight, bias);
         let (x, norm_in) = (random([rows, from]), norm(from));
         let expected = numbers(plain.mix(x.clone(), norm_in.clone()));
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
@@ -48,7 +48,7 @@ fn fused_products_equal_composed_ones() {
         let wide =
             Tensor::<Flex, 2>::from_primitive(TensorPrimitive::Float(random([rows, from + 5])));
         let u = wide.narrow(1, 5, from).into_primitive().tensor();
-        let gated = Gated { x: random([rows, to]), attended: random([rows, from]), u };
+        let gated = GateInputs { x: random([rows, to]), attended: random([rows, from]), u };
         let norm_out = norm(from);
         let expected = numbers(plain.gate(gated.clone(), norm_out.clone()));
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();

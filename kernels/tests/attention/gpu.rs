@@ -1,7 +1,7 @@
 //! The CubeCL kernels, through wgpu, against the f64 oracle and the CPU's gradients.
 //!
-//! A software Vulkan adapter will do. Where there is none the tests say so and pass, unless
-//! HYPERCAST_REQUIRE_WGPU is set, as in CI: there they fail.
+//! A software Vulkan adapter suffices. Without one the tests print so and pass, unless
+//! HYPERCAST_REQUIRE_WGPU is set, as in CI, where they fail.
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
@@ -10,16 +10,18 @@ use burn_cubecl::CubeBackend;
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
 use burn_wgpu::{Wgpu, WgpuDevice, WgpuRuntime};
 use cubecl::Runtime;
-use hypercast_kernels::attention::{HstuBackend, HstuInputs, Window};
+use hypercast_kernels::attention::{AttentionWindow, HstuBackend, HstuInputs};
 use hypercast_kernels::cpu::Isa;
 use hypercast_kernels::gpu::{self, Family};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::case::{Case, Limits, Options, RECIPES, Recipe, Values, cases, random_cases};
+use crate::case::{
+    AttentionCase, CaseLimits, CaseOptions, CaseRecipe, CaseValues, RECIPES, cases, random_cases,
+};
 use crate::{assert_close, assert_same_grads, autodiff_grads, forward_of_columns, values};
 
-type Half = CubeBackend<WgpuRuntime, f16, i32, u32>;
+type HalfGpu = CubeBackend<WgpuRuntime, f16, i32, u32>;
 
 /// Whether the tests can run.
 ///
@@ -36,24 +38,24 @@ pub fn adapter() -> bool {
     found
 }
 
-fn fuses(case: &Case, dtype: DType) -> bool {
+fn fuses(case: &AttentionCase, dtype: DType) -> bool {
     let client = WgpuRuntime::client(&WgpuDevice::default());
     gpu::family(&client, case.dims(), dtype) == Some(Family::Scalar)
 }
 
-fn forward<B: HstuBackend>(case: &Case) -> Vec<f32> {
+fn forward<B: HstuBackend>(case: &AttentionCase) -> Vec<f32> {
     let inputs = case.tensors::<B>().into_primitives();
     values::<B, 2>(B::hstu_attention(inputs, case.shape.clone()))
 }
 
-fn backward<B: HstuBackend>(case: &Case) -> Values {
+fn backward<B: HstuBackend>(case: &AttentionCase) -> CaseValues {
     let inputs = case.tensors::<B>().into_primitives();
     let grad = case.grad_tensor::<B>().into_primitive().tensor();
     read_grads::<B>(B::hstu_attention_backward(inputs, grad, case.shape.clone()))
 }
 
 /// The gradients that a backend's backward pass left on its device.
-pub fn read_grads<B: HstuBackend>(grads: HstuInputs<FloatTensor<B>>) -> Values {
+pub fn read_grads<B: HstuBackend>(grads: HstuInputs<FloatTensor<B>>) -> CaseValues {
     HstuInputs {
         q: values::<B, 2>(grads.q),
         k: values::<B, 2>(grads.k),
@@ -63,13 +65,13 @@ pub fn read_grads<B: HstuBackend>(grads: HstuInputs<FloatTensor<B>>) -> Values {
     }
 }
 
-fn assert_right(case: &Case) {
+fn assert_right(case: &AttentionCase) {
     assert!(fuses(case, DType::F32), "{} is not fused", case.name);
     assert_exact(case, "wgpu", forward::<Wgpu>(case), backward::<Wgpu>(case));
 }
 
 /// Asserts what f32 kernels on a device owe: the oracle's output and the CPU's gradients.
-pub fn assert_exact(case: &Case, kernels: &str, output: Vec<f32>, grads: Values) {
+pub fn assert_exact(case: &AttentionCase, kernels: &str, output: Vec<f32>, grads: CaseValues) {
     assert_close(&format!("{kernels}: {}", case.name), &output, &case.oracle(), 1e-5);
     // Sums over thousands of pairs (the tables' gradients) round apart a little.
     assert_same_grads(case, kernels, grads, &case.raw_backward(Isa::best()), 5e-5);
@@ -86,7 +88,7 @@ fn kernels_equal_the_oracle() {
 fn kernels_equal_the_oracle_on_random_shapes() {
     if adapter() {
         // Within one variant of each kernel: a driver compiles one for every panel of columns.
-        let limits = Limits { dim: 64, buckets: 32 };
+        let limits = CaseLimits { dim: 64, buckets: 32 };
         random_cases(17, 80, limits).iter().for_each(assert_right);
     }
 }
@@ -97,13 +99,13 @@ fn wide_heads_have_registers_and_wider_ones_another_path() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(18);
-    let options = Options { position: 20, ..Options::default() };
+    let options = CaseOptions { position: 20, ..CaseOptions::default() };
     for (qk, v) in [(256, 256), (65, 130)] {
-        let recipe = Recipe { requests: &[(70, 3), (5, 1)], heads: 2, qk, v };
-        assert_right(&Case::new(&mut rng, &recipe, options));
+        let recipe = CaseRecipe { requests: &[(70, 3), (5, 1)], heads: 2, qk, v };
+        assert_right(&AttentionCase::new(&mut rng, &recipe, options));
     }
-    let recipe = Recipe { requests: &[(9, 3)], heads: 1, qk: 8, v: 257 };
-    let case = Case::new(&mut rng, &recipe, options);
+    let recipe = CaseRecipe { requests: &[(9, 3)], heads: 1, qk: 8, v: 257 };
+    let case = AttentionCase::new(&mut rng, &recipe, options);
     assert!(!fuses(&case, DType::F32), "more columns than the kernels have registers for");
     assert_close("wider", &forward::<Wgpu>(&case), &case.oracle(), 1e-5);
 }
@@ -114,10 +116,10 @@ fn tables_too_long_for_a_row_of_sums_a_workgroup_are_right() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(19);
-    let recipe = Recipe { requests: &[(400, 70), (300, 9)], heads: 2, qk: 4, v: 4 };
-    for window in [None, Some(Window { recent: 90, global: 10 })] {
-        let options = Options { window, position: 1 << 20, time: 70 };
-        assert_right(&Case::new(&mut rng, &recipe, options));
+    let recipe = CaseRecipe { requests: &[(400, 70), (300, 9)], heads: 2, qk: 4, v: 4 };
+    for window in [None, Some(AttentionWindow { recent: 90, global: 10 })] {
+        let options = CaseOptions { window, position: 1 << 20, time: 70 };
+        assert_right(&AttentionCase::new(&mut rng, &recipe, options));
     }
 }
 
@@ -127,8 +129,8 @@ fn gradients_are_the_same_every_time() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(20);
-    let options = Options { position: 50, time: 20, ..Options::default() };
-    let case = Case::new(&mut rng, &RECIPES[3], options);
+    let options = CaseOptions { position: 50, time: 20, ..CaseOptions::default() };
+    let case = AttentionCase::new(&mut rng, &RECIPES[3], options);
     let first = backward::<Wgpu>(&case);
     assert_same_grads(&case, "again", backward::<Wgpu>(&case), &first, 0.0);
 }
@@ -139,8 +141,8 @@ fn autodiff_gives_the_raw_gradients() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(21);
-    let options = Options { position: 9, time: 30, ..Options::default() };
-    let case = Case::new(&mut rng, &RECIPES[2], options);
+    let options = CaseOptions { position: 9, time: 30, ..CaseOptions::default() };
+    let case = AttentionCase::new(&mut rng, &RECIPES[2], options);
     let found = autodiff_grads::<Autodiff<Wgpu>>(&case);
     assert_same_grads(&case, "autodiff", found, &backward::<Wgpu>(&case), 0.0);
 }
@@ -151,7 +153,7 @@ fn columns_sliced_from_a_wider_tensor_are_read_where_they_are() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(22);
-    let case = Case::new(&mut rng, &RECIPES[3], Options::default());
+    let case = AttentionCase::new(&mut rng, &RECIPES[3], CaseOptions::default());
     assert_close("sliced", &forward_of_columns::<Wgpu>(&case), &case.oracle(), 1e-5);
 }
 
@@ -162,9 +164,9 @@ fn an_empty_batch_has_an_empty_result_and_zero_gradients_of_tables() {
     }
     let mut rng = SmallRng::seed_from_u64(23);
     for requests in [&[][..], &[(0, 0), (0, 0)]] {
-        let recipe = Recipe { requests, heads: 2, qk: 4, v: 6 };
-        let options = Options { position: 5, time: 40, ..Options::default() };
-        let case = Case::new(&mut rng, &recipe, options);
+        let recipe = CaseRecipe { requests, heads: 2, qk: 4, v: 6 };
+        let options = CaseOptions { position: 5, time: 40, ..CaseOptions::default() };
+        let case = AttentionCase::new(&mut rng, &recipe, options);
         assert!(forward::<Wgpu>(&case).is_empty());
         let grads = backward::<Wgpu>(&case);
         assert_eq!((grads.q, grads.k, grads.v), (vec![], vec![], vec![]));
@@ -178,8 +180,8 @@ fn half_precision_is_right_to_its_own_rounding() {
         return;
     }
     let mut rng = SmallRng::seed_from_u64(24);
-    let options = Options { position: 9, time: 30, ..Options::default() };
-    let mut case = Case::new(&mut rng, &RECIPES[3], options);
+    let options = CaseOptions { position: 9, time: 30, ..CaseOptions::default() };
+    let mut case = AttentionCase::new(&mut rng, &RECIPES[3], options);
     if !fuses(&case, DType::F16) {
         eprintln!("skipped: this adapter has no 16-bit floats");
         return;
@@ -188,5 +190,5 @@ fn half_precision_is_right_to_its_own_rounding() {
         .inputs
         .map(|values| values.into_iter().map(|value| f16::from_f32(value).to_f32()).collect());
     // Sums are f32, so that only the outputs round: by up to 2^-11 of themselves.
-    assert_close("f16", &forward::<Half>(&case), &case.oracle(), 1e-3);
+    assert_close("f16", &forward::<HalfGpu>(&case), &case.oracle(), 1e-3);
 }

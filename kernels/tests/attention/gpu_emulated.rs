@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::tensor::{DType, bf16};
-use hypercast_kernels::attention::Window;
-use hypercast_kernels::cpu::{self, Isa, Rows};
-use hypercast_kernels::gpu::source::{Kernel, Tables, Wanted, cuda, nvidia, plan, work};
+use hypercast_kernels::attention::AttentionWindow;
+use hypercast_kernels::cpu::{self, Isa, StridedRows};
+use hypercast_kernels::gpu::source::{
+    BiasTables, MmaKernel, PlanRequest, cuda, nvidia, plan, work,
+};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use crate::case::{Case, Options, Recipe, Values};
+use crate::case::{AttentionCase, CaseOptions, CaseRecipe, CaseValues};
 
 /// Shared memory of a workgroup on an H100 and on an A100, and on a device with little.
 const H100: usize = 227 << 10;
@@ -72,9 +74,9 @@ impl Buffer {
 }
 
 /// What a kernel is run for.
-struct Run<'a> {
-    kernel: Kernel,
-    case: &'a Case,
+struct EmulatedRun<'a> {
+    kernel: MmaKernel,
+    case: &'a AttentionCase,
     shared_bytes: usize,
     /// Whether copies arrive at the last moment, and not at once.
     late: bool,
@@ -82,13 +84,14 @@ struct Run<'a> {
     folder: &'a Path,
 }
 
-impl Run<'_> {
+impl EmulatedRun<'_> {
     /// The kernel's outputs.
     fn outputs(&self) -> Vec<Buffer> {
-        let Case { shape, inputs, qk, v, .. } = self.case;
-        let tables = Tables { position: inputs.position.is_some(), time: inputs.time.is_some() };
+        let AttentionCase { shape, inputs, qk, v, .. } = self.case;
+        let tables =
+            BiasTables { position: inputs.position.is_some(), time: inputs.time.is_some() };
         let device = nvidia(self.shared_bytes);
-        let wanted = Wanted {
+        let wanted = PlanRequest {
             qk: *qk,
             v: *v,
             dtype: DType::BF16,
@@ -115,15 +118,15 @@ impl Run<'_> {
             entries += table.len();
         }
         buffers.push(Buffer { size: 4, extents: vec![], len: words.len(), words });
-        let read = buffers.len() + usize::from(self.kernel != Kernel::Forward);
+        let read = buffers.len() + usize::from(self.kernel != MmaKernel::Forward);
         match self.kernel {
-            Kernel::Forward => buffers.push(Buffer::out(2, of_v)),
-            Kernel::BackwardQueries => {
+            MmaKernel::Forward => buffers.push(Buffer::out(2, of_v)),
+            MmaKernel::BackwardQueries => {
                 buffers.push(Buffer::of_bf16(&self.case.grad(), &of_v));
                 buffers.push(Buffer::out(2, of_qk));
                 buffers.push(Buffer::out(4, [groups * shape.heads, entries.max(1)]));
             }
-            Kernel::BackwardKeys => {
+            MmaKernel::BackwardKeys => {
                 buffers.push(Buffer::of_bf16(&self.case.grad(), &of_v));
                 buffers.push(Buffer::out(2, of_qk));
                 buffers.push(Buffer::out(2, of_v));
@@ -156,9 +159,9 @@ impl Run<'_> {
     /// Compiles the kernel and runs it; gives the words of all buffers.
     fn execute(&self, code: &str, launch: &[u32], buffers: usize) -> Vec<u32> {
         let name = match self.kernel {
-            Kernel::Forward => "forward",
-            Kernel::BackwardQueries => "backward_queries",
-            Kernel::BackwardKeys => "backward_keys",
+            MmaKernel::Forward => "forward",
+            MmaKernel::BackwardQueries => "backward_queries",
+            MmaKernel::BackwardKeys => "backward_keys",
         };
         let types = code.find("typedef").expect("CubeCL's types");
         let wrappers = [code.find("// Wrapper"), code.find("inline __device__")];
@@ -198,16 +201,16 @@ impl Run<'_> {
 }
 
 /// The case with inputs that bf16 holds.
-fn rounded(mut case: Case) -> Case {
+fn rounded(mut case: AttentionCase) -> AttentionCase {
     let round = |x: f32| bf16::from_f32(x).to_f32();
     case.inputs = case.inputs.map(|values| values.into_iter().map(round).collect());
     case
 }
 
 /// The gradients of the case for the output gradient as bf16 holds it.
-fn expected_grads(case: &Case) -> Values {
+fn expected_grads(case: &AttentionCase) -> CaseValues {
     let grad: Vec<f32> = case.grad().iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-    let grad = Rows { data: &grad, stride: case.shape.heads * case.v };
+    let grad = StridedRows { data: &grad, stride: case.shape.heads * case.v };
     cpu::backward(&case.shape, case.dims(), &case.borrow(), grad, Isa::best())
 }
 
@@ -222,7 +225,7 @@ fn assert_near(what: &str, found: &[f32], expected: &[f64]) {
     }
 }
 
-fn assert_right(case: Case, shared_bytes: usize) {
+fn assert_right(case: AttentionCase, shared_bytes: usize) {
     let Some(compiler) = compiler() else { return };
     let case = &rounded(case);
     let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
@@ -232,14 +235,15 @@ fn assert_right(case: Case, shared_bytes: usize) {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&folder).expect("a writable folder");
         let (compiler, folder) = (&compiler[..], folder.as_path());
-        let run = |kernel| Run { kernel, case, shared_bytes, late, compiler, folder }.outputs();
+        let run =
+            |kernel| EmulatedRun { kernel, case, shared_bytes, late, compiler, folder }.outputs();
         let what = |of: &str| format!("{of}: {}, copies late: {late}", case.name);
-        let out = run(Kernel::Forward);
+        let out = run(MmaKernel::Forward);
         assert_near(&what("out"), &out[0].values(), &case.oracle());
-        let found = run(Kernel::BackwardKeys);
+        let found = run(MmaKernel::BackwardKeys);
         assert_near(&what("dk"), &found[0].values(), &wide(&grads.k));
         assert_near(&what("dv"), &found[1].values(), &wide(&grads.v));
-        let found = run(Kernel::BackwardQueries);
+        let found = run(MmaKernel::BackwardQueries);
         assert_near(&what("dq"), &found[0].values(), &wide(&grads.q));
         let tables = [&grads.position, &grads.time].into_iter().flatten();
         let expected: Vec<f32> = tables.flatten().copied().collect();
@@ -257,22 +261,25 @@ fn assert_right(case: Case, shared_bytes: usize) {
 #[test]
 fn gpu_emulated_on_an_h100_plan_is_right() {
     let mut rng = SmallRng::seed_from_u64(41);
-    let recipe = Recipe { requests: &[(150, 70), (3, 0), (0, 2)], heads: 2, qk: 32, v: 32 };
-    assert_right(Case::new(&mut rng, &recipe, Options::default()), H100);
+    let recipe = CaseRecipe { requests: &[(150, 70), (3, 0), (0, 2)], heads: 2, qk: 32, v: 32 };
+    assert_right(AttentionCase::new(&mut rng, &recipe, CaseOptions::default()), H100);
 }
 
 #[test]
 fn gpu_emulated_with_tables_and_a_window_is_right() {
     let mut rng = SmallRng::seed_from_u64(42);
-    let recipe = Recipe { requests: &[(200, 9)], heads: 1, qk: 24, v: 40 };
-    let window = Some(Window { recent: 70, global: 5 });
-    assert_right(Case::new(&mut rng, &recipe, Options { window, position: 60, time: 20 }), SMALL);
+    let recipe = CaseRecipe { requests: &[(200, 9)], heads: 1, qk: 24, v: 40 };
+    let window = Some(AttentionWindow { recent: 70, global: 5 });
+    assert_right(
+        AttentionCase::new(&mut rng, &recipe, CaseOptions { window, position: 60, time: 20 }),
+        SMALL,
+    );
 }
 
 #[test]
 fn gpu_emulated_with_the_widest_heads_is_right() {
     let mut rng = SmallRng::seed_from_u64(43);
     // Two warps share each row's columns, and widths are no multiples of 16 bytes.
-    let recipe = Recipe { requests: &[(70, 3)], heads: 1, qk: 256, v: 250 };
-    assert_right(Case::new(&mut rng, &recipe, Options::default()), A100);
+    let recipe = CaseRecipe { requests: &[(70, 3)], heads: 1, qk: 256, v: 250 };
+    assert_right(AttentionCase::new(&mut rng, &recipe, CaseOptions::default()), A100);
 }

@@ -1,5 +1,5 @@
-//! Histories that are kept between passes: however a history is cut into passes, each
-//! token gets what the oracle gives it over the whole.
+//! Histories that are kept between passes: however a history is split into passes, each token's
+//! output equals the oracle's over the whole history.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,28 +8,29 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{HstuAttention, HstuInputs};
-use hypercast_kernels::history::{HistoryBackend, Joined, KeptHistory};
+use hypercast_kernels::history::{HistoryBackend, JoinedHistory, KeptHistory};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::assert_close;
-use crate::case::{Case, cases};
+use crate::case::{AttentionCase, cases};
 
-/// Some rows of a case, as a batch: of each request some history tokens, and all of its targets or none.
-struct Pass {
+/// A batch of some rows of a case: a range of history tokens of each request, and all targets or
+/// none.
+struct KeptPass {
     history: Vec<Range<usize>>,
     targets: bool,
 }
 
-impl Pass {
+impl KeptPass {
     /// The rows of the case in the order of the batch.
-    fn rows(&self, case: &Case) -> Vec<usize> {
+    fn rows(&self, case: &AttentionCase) -> Vec<usize> {
         let history = self.history.iter().cloned().flatten();
         let requests = (0..case.shape.requests()).filter(|_| self.targets);
         history.chain(requests.flat_map(|b| case.shape.request(b).targets)).collect()
     }
 
-    fn shape(&self, case: &Case, rows: &[usize]) -> Arc<HstuAttention> {
+    fn shape(&self, case: &AttentionCase, rows: &[usize]) -> Arc<HstuAttention> {
         let mut history_offsets = vec![0];
         for range in &self.history {
             history_offsets.push(history_offsets.last().unwrap() + range.len() as u32);
@@ -47,7 +48,7 @@ impl Pass {
     }
 }
 
-fn inputs(case: &Case, rows: &[usize]) -> HstuInputs<FloatTensor<Flex>> {
+fn inputs(case: &AttentionCase, rows: &[usize]) -> HstuInputs<FloatTensor<Flex>> {
     let matrix = |values: &[f32], width: usize| {
         let flat: Vec<f32> =
             rows.iter().flat_map(|row| values[row * width..][..width].to_vec()).collect();
@@ -72,7 +73,7 @@ fn tensor(data: TensorData) -> FloatTensor<Flex> {
 }
 
 /// Each history in up to four parts, then the targets.
-fn passes(case: &Case, random: &mut SmallRng) -> Vec<Pass> {
+fn passes(case: &AttentionCase, random: &mut SmallRng) -> Vec<KeptPass> {
     let cuts: Vec<Vec<usize>> = (0..case.shape.requests())
         .map(|b| {
             let history = case.shape.request(b).history;
@@ -83,7 +84,7 @@ fn passes(case: &Case, random: &mut SmallRng) -> Vec<Pass> {
             cuts
         })
         .collect();
-    let part = |at: usize| Pass {
+    let part = |at: usize| KeptPass {
         history: cuts.iter().map(|cuts| cuts[at]..cuts[at + 1]).collect(),
         targets: at == 3,
     };
@@ -91,13 +92,13 @@ fn passes(case: &Case, random: &mut SmallRng) -> Vec<Pass> {
 }
 
 type Keep<K> = fn(FloatTensor<Flex>, FloatTensor<Flex>, &HstuAttention, &mut [&mut K]);
-type Attend<K> = fn(
+type AttendFn<K> = fn(
     HstuInputs<FloatTensor<Flex>>,
     &[KeptHistory<'_, K>],
     &Arc<HstuAttention>,
 ) -> FloatTensor<Flex>;
 
-fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: Attend<K>) {
+fn check<K: Clone + Default>(path: &str, keep: Keep<K>, attend: AttendFn<K>) {
     let mut random = SmallRng::seed_from_u64(21);
     let mut rows_checked = 0;
     for mut case in cases() {
@@ -140,7 +141,7 @@ fn packed_histories_give_what_whole_passes_give() {
 
 #[test]
 fn joined_histories_give_what_whole_passes_give() {
-    check("joined", Joined::<Flex>::keep, Joined::<Flex>::attend);
+    check("joined", JoinedHistory::<Flex>::keep, JoinedHistory::<Flex>::attend);
 }
 
 #[test]
@@ -149,10 +150,10 @@ fn what_is_forgotten_can_be_kept_anew() {
     for case in cases().into_iter().step_by(5) {
         let requests = case.shape.requests();
         let all: Vec<Range<usize>> = (0..requests).map(|b| case.shape.request(b).history).collect();
-        let whole = Pass { history: all.clone(), targets: false };
+        let whole = KeptPass { history: all.clone(), targets: false };
         let rows = whole.rows(&case);
         let mut kept = vec![<Flex as HistoryBackend>::Kept::default(); requests];
-        let put = |pass: &Pass, kept: &mut [<Flex as HistoryBackend>::Kept]| {
+        let put = |pass: &KeptPass, kept: &mut [<Flex as HistoryBackend>::Kept]| {
             let rows = pass.rows(&case);
             let inputs = inputs(&case, &rows);
             let mut own: Vec<_> = kept.iter_mut().collect();
@@ -166,12 +167,12 @@ fn what_is_forgotten_can_be_kept_anew() {
             assert_eq!(Flex::kept_size(kept).tokens, *stay);
         }
         let rest = all.iter().zip(&stay).map(|(rows, stay)| rows.start + stay..rows.end).collect();
-        put(&Pass { history: rest, targets: false }, &mut kept);
+        put(&KeptPass { history: rest, targets: false }, &mut kept);
         let again: Vec<_> = kept.iter().map(|kept| Flex::kept_size(kept).tokens).collect();
         assert_eq!(again, sizes.iter().map(|size| size.tokens).collect::<Vec<_>>());
 
         let expected = HstuAttention { targets_only: false, ..(*case.shape).clone() };
-        let expected = Case {
+        let expected = AttentionCase {
             name: String::new(),
             shape: Arc::new(expected),
             inputs: case.inputs.clone(),

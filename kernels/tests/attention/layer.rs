@@ -6,29 +6,30 @@ use std::sync::Arc;
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
-use hypercast_kernels::attention::{HstuAttention, HstuInputs, Window};
-use hypercast_kernels::cpu::{CpuLayer, Isa, Rows, layer_backward, layer_forward};
+use hypercast_kernels::attention::{AttentionWindow, HstuAttention, HstuInputs};
+use hypercast_kernels::cpu::{CpuLayer, Isa, StridedRows, layer_backward, layer_forward};
 use hypercast_kernels::layer::{
-    Affine, Dropout, LayerInputs, LayerOptions, LayerOutput, Widths, composed, hstu_layer,
+    Affine, HstuLayerWidths, LayerInputs, LayerOptions, LayerOutput, SeededDropout, composed,
+    hstu_layer,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::{assert_close, forward_f64};
 
-type A = Autodiff<Flex>;
-type Values = LayerInputs<Vec<f32>>;
+type LayerAutodiff = Autodiff<Flex>;
+type LayerValues = LayerInputs<Vec<f32>>;
 
 /// A layer with its inputs.
-struct Case {
+struct LayerCase {
     name: String,
-    widths: Widths,
+    widths: HstuLayerWidths,
     options: LayerOptions,
-    inputs: Values,
+    inputs: LayerValues,
 }
 
 /// What a case is made of.
-struct Recipe<'a> {
+struct LayerRecipe<'a> {
     /// (history, targets) of each request.
     requests: &'a [(usize, usize)],
     heads: usize,
@@ -41,21 +42,33 @@ struct Recipe<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Switches {
     targets_only: bool,
-    window: Option<Window>,
+    window: Option<AttentionWindow>,
     tables: bool,
     dropout: f64,
 }
 
-const RECIPES: &[Recipe<'static>] = &[
-    Recipe { requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)], heads: 2, dim: 12, qk: 5, v: 4 },
-    Recipe { requests: &[(40, 9), (33, 9), (2, 30), (90, 1)], heads: 1, dim: 7, qk: 5, v: 33 },
-    Recipe { requests: &[(131, 17), (700, 5), (600, 3), (9, 9)], heads: 2, dim: 64, qk: 32, v: 32 },
-    Recipe { requests: &[(0, 2), (0, 0), (0, 5)], heads: 3, dim: 40, qk: 8, v: 16 },
-    Recipe { requests: &[(70, 0), (3, 0)], heads: 1, dim: 33, qk: 16, v: 1 },
+const RECIPES: &[LayerRecipe<'static>] = &[
+    LayerRecipe {
+        requests: &[(0, 3), (1, 1), (5, 0), (17, 4), (0, 0)],
+        heads: 2,
+        dim: 12,
+        qk: 5,
+        v: 4,
+    },
+    LayerRecipe { requests: &[(40, 9), (33, 9), (2, 30), (90, 1)], heads: 1, dim: 7, qk: 5, v: 33 },
+    LayerRecipe {
+        requests: &[(131, 17), (700, 5), (600, 3), (9, 9)],
+        heads: 2,
+        dim: 64,
+        qk: 32,
+        v: 32,
+    },
+    LayerRecipe { requests: &[(0, 2), (0, 0), (0, 5)], heads: 3, dim: 40, qk: 8, v: 16 },
+    LayerRecipe { requests: &[(70, 0), (3, 0)], heads: 1, dim: 33, qk: 16, v: 1 },
 ];
 
 fn switches() -> Vec<Switches> {
-    let window = Some(Window { recent: 7, global: 3 });
+    let window = Some(AttentionWindow { recent: 7, global: 3 });
     let plain = Switches { targets_only: false, window: None, tables: false, dropout: 0.0 };
     vec![
         plain,
@@ -65,8 +78,8 @@ fn switches() -> Vec<Switches> {
     ]
 }
 
-impl Case {
-    fn new(rng: &mut SmallRng, recipe: &Recipe<'_>, switches: Switches) -> Self {
+impl LayerCase {
+    fn new(rng: &mut SmallRng, recipe: &LayerRecipe<'_>, switches: Switches) -> Self {
         let offsets = |lengths: Vec<usize>| -> Arc<[u32]> {
             let ends = lengths.iter().scan(0, |end, length| {
                 *end += *length as u32;
@@ -74,7 +87,7 @@ impl Case {
             });
             std::iter::once(0).chain(ends).collect()
         };
-        let Recipe { requests, heads, dim, .. } = *recipe;
+        let LayerRecipe { requests, heads, dim, .. } = *recipe;
         let (v, qk) = (heads * recipe.v, heads * recipe.qk);
         let rows = requests.iter().map(|r| r.0 + r.1).sum::<usize>();
         let attention = HstuAttention {
@@ -104,10 +117,13 @@ impl Case {
         };
         let attention = attention.checked().expect("a valid layout");
         // A large epsilon, so that rows that attention leaves near zero do not blow rounding up.
-        let options =
-            LayerOptions { attention, epsilon: 1e-2, dropout: Dropout::new(switches.dropout, 77) };
+        let options = LayerOptions {
+            attention,
+            epsilon: 1e-2,
+            dropout: SeededDropout::new(switches.dropout, 77),
+        };
         let name = format!("{requests:?}, {heads} heads, d {dim}, v {v}, qk {qk}, {switches:?}");
-        Case { name, widths: Widths { rows, dim, v, qk }, options, inputs }
+        LayerCase { name, widths: HstuLayerWidths { rows, dim, v, qk }, options, inputs }
     }
 
     fn out_rows(&self) -> usize {
@@ -122,9 +138,9 @@ impl Case {
     }
 
     fn borrow(&self) -> CpuLayer<'_> {
-        let Widths { dim, v, qk, .. } = self.widths;
+        let HstuLayerWidths { dim, v, qk, .. } = self.widths;
         let LayerInputs { x, norm_in, uvqk, bias, position, time, norm_out, output } = &self.inputs;
-        let rows = |data, stride| Rows { data, stride };
+        let rows = |data, stride| StridedRows { data, stride };
         LayerInputs {
             x: rows(x, dim),
             norm_in: Affine { scale: &norm_in.scale, shift: &norm_in.shift },
@@ -141,17 +157,17 @@ impl Case {
         layer_forward(&self.borrow(), self.widths, &self.options, isa)
     }
 
-    fn backward(&self, isa: Isa) -> Values {
+    fn backward(&self, isa: Isa) -> LayerValues {
         let (attended, grad) = (self.forward(isa).attended, self.grad());
         let given = LayerOutput {
-            out: Rows { data: &grad, stride: self.widths.dim },
-            attended: Rows { data: &attended, stride: self.widths.v },
+            out: StridedRows { data: &grad, stride: self.widths.dim },
+            attended: StridedRows { data: &attended, stride: self.widths.v },
         };
         layer_backward(&self.borrow(), self.widths, &given, &self.options, isa)
     }
 
-    fn tensors(&self) -> LayerInputs<Tensor<A, 2>, Tensor<A, 1>> {
-        let Widths { rows, dim, v, qk } = self.widths;
+    fn tensors(&self) -> LayerInputs<Tensor<LayerAutodiff, 2>, Tensor<LayerAutodiff, 1>> {
+        let HstuLayerWidths { rows, dim, v, qk } = self.widths;
         let device = Default::default();
         let shapes =
             std::cell::RefCell::new(vec![[rows, dim], [dim, 2 * (v + qk)], [v, dim]].into_iter());
@@ -165,10 +181,10 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<LayerCase> {
     let mut rng = SmallRng::seed_from_u64(5);
     let pairs = RECIPES.iter().flat_map(|recipe| switches().into_iter().map(move |s| (recipe, s)));
-    pairs.map(|(recipe, switches)| Case::new(&mut rng, recipe, switches)).collect()
+    pairs.map(|(recipe, switches)| LayerCase::new(&mut rng, recipe, switches)).collect()
 }
 
 fn named<T>(values: LayerInputs<T>) -> Vec<(&'static str, T)> {
@@ -189,7 +205,7 @@ fn assert_near(what: &str, found: &[f32], expected: &[f32]) {
     assert_close(what, &scaled(found), &expected, 2e-5);
 }
 
-fn numbers<const D: usize>(tensor: Tensor<A, D>) -> Vec<f32> {
+fn numbers<const D: usize>(tensor: Tensor<LayerAutodiff, D>) -> Vec<f32> {
     tensor.into_data().to_vec().expect("f32")
 }
 
@@ -205,8 +221,9 @@ fn a_fused_layer_equals_the_composed_one_with_all_gradients() {
         let leaves = case.tensors();
         let primitive =
             leaves.clone().map(|x| x.into_primitive().tensor(), |x| x.into_primitive().tensor());
-        let out = composed::<A>(primitive, &case.options);
-        let out = Tensor::<A, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(out));
+        let out = composed::<LayerAutodiff>(primitive, &case.options);
+        let out =
+            Tensor::<LayerAutodiff, 2>::from_primitive(burn::tensor::TensorPrimitive::Float(out));
         let shape = [case.out_rows(), case.widths.dim];
         assert_eq!(out.dims(), shape, "{}", case.name);
         let grad = Tensor::from_data(TensorData::new(case.grad(), shape), &Default::default());
@@ -252,7 +269,7 @@ fn untracked_inputs_get_no_gradient() {
 fn gradients_do_not_depend_on_the_number_of_threads() {
     let mut rng = SmallRng::seed_from_u64(6);
     // Enough rows for several parts.
-    let case = Case::new(&mut rng, &RECIPES[2], switches()[3]);
+    let case = LayerCase::new(&mut rng, &RECIPES[2], switches()[3]);
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         pool.install(|| named(case.backward(Isa::best())))
@@ -263,10 +280,10 @@ fn gradients_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn gradients_equal_differences_of_f64() {
     const STEP: f64 = 1e-5;
-    let recipe = Recipe { requests: &[(3, 2), (0, 2), (6, 0)], heads: 2, dim: 5, qk: 3, v: 2 };
+    let recipe = LayerRecipe { requests: &[(3, 2), (0, 2), (6, 0)], heads: 2, dim: 5, qk: 3, v: 2 };
     let mut rng = SmallRng::seed_from_u64(9);
     for switches in switches() {
-        let case = Case::new(&mut rng, &recipe, switches);
+        let case = LayerCase::new(&mut rng, &recipe, switches);
         let values = case.inputs.clone().map_all(|x| x.into_iter().map(f64::from).collect());
         let loss = |values: &LayerInputs<Vec<f64>>| -> f64 {
             let out = layer_f64(&case, values);
@@ -300,8 +317,8 @@ fn pick(values: &mut LayerInputs<Vec<f64>>, at: usize) -> &mut Vec<f64> {
 }
 
 /// The layer, step by step.
-fn layer_f64(case: &Case, values: &LayerInputs<Vec<f64>>) -> Vec<f64> {
-    let Widths { dim, v, qk, .. } = case.widths;
+fn layer_f64(case: &LayerCase, values: &LayerInputs<Vec<f64>>) -> Vec<f64> {
+    let HstuLayerWidths { dim, v, qk, .. } = case.widths;
     let norm = |x: &[f64], width: usize, weights: &Affine<Vec<f64>>| -> Vec<f64> {
         let row = |x: &[f64]| -> Vec<f64> {
             let mean = x.iter().sum::<f64>() / width as f64;
@@ -352,10 +369,10 @@ fn layer_f64(case: &Case, values: &LayerInputs<Vec<f64>>) -> Vec<f64> {
 
 #[test]
 fn a_mask_is_a_function_of_its_seed_and_keeps_the_mean() {
-    let mask = |seed| Dropout::new(0.25, seed).expect("a rate").mask([200, 64]);
+    let mask = |seed| SeededDropout::new(0.25, seed).expect("a rate").mask([200, 64]);
     assert_eq!(mask(5), mask(5));
     assert_ne!(mask(5), mask(6));
-    assert!(Dropout::new(0.0, 5).is_none());
+    assert!(SeededDropout::new(0.0, 5).is_none());
     let zeros = |values: &[f32]| values.iter().filter(|&&v| v == 0.0).count() as f64;
     let first = mask(5);
     assert!((zeros(&first) / 12_800.0 - 0.25).abs() < 0.015, "{}", zeros(&first));

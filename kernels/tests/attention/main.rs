@@ -18,18 +18,21 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use hypercast_kernels::attention::{
-    HstuAttention, HstuBackend, HstuInputs, Window, hstu_attention, oracle, time_bucket,
+    AttentionWindow, HstuAttention, HstuBackend, HstuInputs, hstu_attention, oracle, time_bucket,
 };
 use hypercast_kernels::cpu::{self, Isa};
 use hypercast_kernels::plain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
-use case::{Case, Limits, Options, RECIPES, Recipe, Values, cases, random_cases, small_cases};
+use case::{
+    AttentionCase, CaseLimits, CaseOptions, CaseRecipe, CaseValues, RECIPES, cases, random_cases,
+    small_cases,
+};
 
-const LIMITS: Limits = Limits { dim: 80, buckets: 70 };
+const LIMITS: CaseLimits = CaseLimits { dim: 80, buckets: 70 };
 
-fn wide(values: &Values) -> HstuInputs<Vec<f64>> {
+fn wide(values: &CaseValues) -> HstuInputs<Vec<f64>> {
     values.as_ref().map(|x| x.iter().map(|x| f64::from(*x)).collect())
 }
 
@@ -37,7 +40,7 @@ fn forward_f64(shape: &HstuAttention, values: &HstuInputs<Vec<f64>>) -> Vec<f64>
     oracle::forward(shape, &values.as_ref().map(|x| &x[..]))
 }
 
-fn named(values: Values) -> Vec<(&'static str, Vec<f32>)> {
+fn named(values: CaseValues) -> Vec<(&'static str, Vec<f32>)> {
     let mut all = vec![("q", values.q), ("k", values.k), ("v", values.v)];
     all.extend(values.position.map(|table| ("position", table)));
     all.extend(values.time.map(|table| ("time", table)));
@@ -53,7 +56,13 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
     }
 }
 
-fn assert_same_grads(case: &Case, path: &str, found: Values, expected: &Values, tolerance: f64) {
+fn assert_same_grads(
+    case: &AttentionCase,
+    path: &str,
+    found: CaseValues,
+    expected: &CaseValues,
+    tolerance: f64,
+) {
     let (found, expected) = (named(found), named(expected.clone()));
     assert_eq!(found.len(), expected.len(), "{path}: {}", case.name);
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
@@ -68,7 +77,7 @@ fn values<B: Backend, const D: usize>(tensor: FloatTensor<B>) -> Vec<f32> {
 }
 
 /// The gradients that autodiff gives every input.
-fn autodiff_grads<A: HstuBackend + AutodiffBackend>(case: &Case) -> Values {
+fn autodiff_grads<A: HstuBackend + AutodiffBackend>(case: &AttentionCase) -> CaseValues {
     let inputs = case.tensors::<A>();
     let inputs = HstuInputs {
         q: inputs.q.require_grad(),
@@ -91,7 +100,7 @@ fn autodiff_grads<A: HstuBackend + AutodiffBackend>(case: &Case) -> Values {
 }
 
 /// The op of q, k and v that are columns of one wider tensor; the case has no tables and one width.
-fn forward_of_columns<B: HstuBackend>(case: &Case) -> Vec<f32> {
+fn forward_of_columns<B: HstuBackend>(case: &AttentionCase) -> Vec<f32> {
     let inputs = case.tensors::<B>();
     let width = case.shape.heads * case.v;
     let all = Tensor::cat(vec![inputs.q, inputs.k, inputs.v], 1);
@@ -186,8 +195,8 @@ fn autodiff_gives_the_raw_gradients() {
 fn only_tracked_inputs_get_gradients() {
     type A = Autodiff<Flex>;
     let mut rng = SmallRng::seed_from_u64(9);
-    let both = Options { position: 6, time: 6, ..Options::default() };
-    let case = Case::new(&mut rng, &RECIPES[0], both);
+    let both = CaseOptions { position: 6, time: 6, ..CaseOptions::default() };
+    let case = AttentionCase::new(&mut rng, &RECIPES[0], both);
     let expected = case.raw_backward(Isa::best());
     let backward = |inputs: HstuInputs<Tensor<A, 2>, Tensor<A, 1>>| {
         (hstu_attention(inputs, &case.shape) * case.grad_tensor()).sum().backward()
@@ -213,15 +222,15 @@ fn only_tracked_inputs_get_gradients() {
 #[test]
 fn columns_sliced_from_a_wider_tensor_need_no_copy_to_be_right() {
     let mut rng = SmallRng::seed_from_u64(10);
-    let case = Case::new(&mut rng, &RECIPES[3], Options::default());
+    let case = AttentionCase::new(&mut rng, &RECIPES[3], CaseOptions::default());
     assert_close("sliced", &forward_of_columns::<Flex>(&case), &case.oracle(), 1e-5);
 }
 
 #[test]
 fn a_target_changes_no_other_row() {
     let mut rng = SmallRng::seed_from_u64(11);
-    let options = Options { position: 9, time: 9, ..Options::default() };
-    let mut case = Case::new(&mut rng, &RECIPES[3], options);
+    let options = CaseOptions { position: 9, time: 9, ..CaseOptions::default() };
+    let mut case = AttentionCase::new(&mut rng, &RECIPES[3], options);
     let changed = case.shape.request(1).targets.start + 5;
     let (qk, v) = (case.shape.heads * case.qk, case.shape.heads * case.v);
     for isa in Isa::available() {
@@ -239,8 +248,12 @@ fn a_target_changes_no_other_row() {
 #[test]
 fn a_target_alone_equals_the_target_among_others() {
     let mut rng = SmallRng::seed_from_u64(12);
-    let recipe = Recipe { requests: &[(100, 19)], heads: 2, qk: 32, v: 32 };
-    let case = Case::new(&mut rng, &recipe, Options { position: 50, ..Options::default() });
+    let recipe = CaseRecipe { requests: &[(100, 19)], heads: 2, qk: 32, v: 32 };
+    let case = AttentionCase::new(
+        &mut rng,
+        &recipe,
+        CaseOptions { position: 50, ..CaseOptions::default() },
+    );
     let width = case.shape.heads * case.v;
     let all = cpu::forward(&case.shape, case.dims(), &case.borrow(), Isa::best());
     for target in 100..119 {
@@ -248,7 +261,7 @@ fn a_target_alone_equals_the_target_among_others() {
         alone.target_offsets = [0, 1].into();
         let part =
             |x: &[f32]| [&x[..100 * width], &x[target * width..(target + 1) * width]].concat();
-        let one = Case {
+        let one = AttentionCase {
             name: String::new(),
             shape: alone.checked().expect("valid"),
             inputs: HstuInputs {
@@ -268,8 +281,8 @@ fn a_target_alone_equals_the_target_among_others() {
 fn an_empty_batch_has_an_empty_result() {
     let mut rng = SmallRng::seed_from_u64(13);
     for requests in [&[][..], &[(0, 0), (0, 0)]] {
-        let recipe = Recipe { requests, heads: 2, qk: 4, v: 6 };
-        let case = Case::new(&mut rng, &recipe, Options::default());
+        let recipe = CaseRecipe { requests, heads: 2, qk: 4, v: 6 };
+        let case = AttentionCase::new(&mut rng, &recipe, CaseOptions::default());
         assert_eq!(hstu_attention(case.tensors::<Flex>(), &case.shape).dims(), [0, 12]);
         assert!(case.oracle().is_empty());
     }
@@ -278,8 +291,8 @@ fn an_empty_batch_has_an_empty_result() {
 #[test]
 fn extreme_scores_stay_finite_and_right() {
     let mut rng = SmallRng::seed_from_u64(14);
-    let recipe = Recipe { requests: &[(40, 3)], heads: 1, qk: 4, v: 4 };
-    let mut case = Case::new(&mut rng, &recipe, Options::default());
+    let recipe = CaseRecipe { requests: &[(40, 3)], heads: 1, qk: 4, v: 4 };
+    let mut case = AttentionCase::new(&mut rng, &recipe, CaseOptions::default());
     case.inputs.q.iter_mut().for_each(|q| *q *= 100.0);
     let expected = case.oracle();
     for isa in Isa::available() {
@@ -314,7 +327,7 @@ fn contradictions_are_named() {
         HstuAttention { heads: 0, ..good.clone() },
         HstuAttention { alpha: f32::NAN, ..good.clone() },
         HstuAttention { norm: 0.0, ..good.clone() },
-        HstuAttention { window: Some(Window { recent: 0, global: 1 }), ..good.clone() },
+        HstuAttention { window: Some(AttentionWindow { recent: 0, global: 1 }), ..good.clone() },
         HstuAttention { times_s: Some([1, 2].into()), ..good.clone() },
     ];
     let fields = bad.map(|shape| shape.validate().expect_err("a contradiction").field);

@@ -3,51 +3,56 @@
 use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor, TensorPrimitive};
 use burn_flex::Flex;
-use hypercast_kernels::cpu::{CpuMlp, Isa, Rows, mlp_backward, mlp_forward};
-use hypercast_kernels::mlp::{MlpInputs, MlpWidths, Wanted, Weights, composed, mlp};
+use hypercast_kernels::cpu::{CpuMlp, Isa, StridedRows, mlp_backward, mlp_forward};
+use hypercast_kernels::mlp::{LinearWeights, MlpGradsWanted, MlpInputs, MlpWidths, composed, mlp};
 
 use crate::assert_close;
 
-type A = Autodiff<Flex>;
-type Inputs = MlpInputs<Tensor<A, 2>, Tensor<A, 1>>;
+type MlpAutodiff = Autodiff<Flex>;
+type MlpTensors = MlpInputs<Tensor<MlpAutodiff, 2>, Tensor<MlpAutodiff, 1>>;
 
-fn random<const D: usize>(shape: [usize; D]) -> Tensor<A, D> {
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<MlpAutodiff, D> {
     let device = Default::default();
     Tensor::random(shape, Distribution::Normal(0.1, 0.5), &device).require_grad()
 }
 
-fn numbers<const D: usize>(tensor: &Tensor<A, D>) -> Vec<f32> {
+fn numbers<const D: usize>(tensor: &Tensor<MlpAutodiff, D>) -> Vec<f32> {
     tensor.to_data().to_vec().expect("f32")
 }
 
-fn inputs([rows, from, hidden, to]: [usize; 4]) -> Inputs {
+fn inputs([rows, from, hidden, to]: [usize; 4]) -> MlpTensors {
     MlpInputs {
         x: random([rows, from]),
-        hidden: Weights { weight: random([from, hidden]), bias: random([hidden]) },
-        output: Weights { weight: random([hidden, to]), bias: random([to]) },
+        hidden: LinearWeights { weight: random([from, hidden]), bias: random([hidden]) },
+        output: LinearWeights { weight: random([hidden, to]), bias: random([to]) },
     }
 }
 
-fn of_operators(inputs: &Inputs) -> Tensor<A, 2> {
-    let weights = |of: &Weights<Tensor<A, 2>, Tensor<A, 1>>| Weights {
-        weight: of.weight.clone().into_primitive().tensor(),
-        bias: of.bias.clone().into_primitive().tensor(),
-    };
+fn of_operators(inputs: &MlpTensors) -> Tensor<MlpAutodiff, 2> {
+    let weights =
+        |of: &LinearWeights<Tensor<MlpAutodiff, 2>, Tensor<MlpAutodiff, 1>>| LinearWeights {
+            weight: of.weight.clone().into_primitive().tensor(),
+            bias: of.bias.clone().into_primitive().tensor(),
+        };
     let inputs = MlpInputs {
         x: inputs.x.clone().into_primitive().tensor(),
         hidden: weights(&inputs.hidden),
         output: weights(&inputs.output),
     };
-    Tensor::from_primitive(TensorPrimitive::Float(composed::<A>(inputs)))
+    Tensor::from_primitive(TensorPrimitive::Float(composed::<MlpAutodiff>(inputs)))
 }
 
 /// The gradients of x, W, b, W', b'.
-fn gradients(inputs: &Inputs, out: Tensor<A, 2>, grad: &Tensor<A, 2>) -> [Vec<f32>; 5] {
+fn gradients(
+    inputs: &MlpTensors,
+    out: Tensor<MlpAutodiff, 2>,
+    grad: &Tensor<MlpAutodiff, 2>,
+) -> [Vec<f32>; 5] {
     let grads = (out * grad.clone().detach()).sum().backward();
-    let of = |tensor: &Tensor<A, 2>| -> Vec<f32> {
+    let of = |tensor: &Tensor<MlpAutodiff, 2>| -> Vec<f32> {
         tensor.grad(&grads).expect("tracked").into_data().to_vec().expect("f32")
     };
-    let of_bias = |tensor: &Tensor<A, 1>| -> Vec<f32> {
+    let of_bias = |tensor: &Tensor<MlpAutodiff, 1>| -> Vec<f32> {
         tensor.grad(&grads).expect("tracked").into_data().to_vec().expect("f32")
     };
     let MlpInputs { x, hidden, output } = inputs;
@@ -88,15 +93,16 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
             numbers(&output.bias),
             numbers(&grad),
         ];
-        let matrix = |data, stride| Rows { data, stride };
+        let matrix = |data, stride| StridedRows { data, stride };
         let cpu: CpuMlp<'_> = MlpInputs {
             x: matrix(&x, from),
-            hidden: Weights { weight: matrix(&w, hidden), bias: &b },
-            output: Weights { weight: matrix(&w2, to), bias: &b2 },
+            hidden: LinearWeights { weight: matrix(&w, hidden), bias: &b },
+            output: LinearWeights { weight: matrix(&w2, to), bias: &b2 },
         };
         for isa in Isa::available() {
             assert_near(&format!("{isa:?}, {shape:?}"), &mlp_forward(&cpu, widths, isa), &expected);
-            let grads = mlp_backward(&cpu, widths, matrix(&grad, to), Wanted { x: true }, isa);
+            let grads =
+                mlp_backward(&cpu, widths, matrix(&grad, to), MlpGradsWanted { x: true }, isa);
             let found = [
                 grads.x.expect("asked for"),
                 grads.hidden.weight,
@@ -107,7 +113,8 @@ fn a_fused_network_equals_the_composed_one_with_all_gradients() {
             for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                 assert_near(&format!("{isa:?}, {shape:?}, gradient {at}"), found, wanted);
             }
-            let less = mlp_backward(&cpu, widths, matrix(&grad, to), Wanted { x: false }, isa);
+            let less =
+                mlp_backward(&cpu, widths, matrix(&grad, to), MlpGradsWanted { x: false }, isa);
             assert!(less.x.is_none() && less.output.weight == found[3], "{isa:?}, {shape:?}");
         }
     }

@@ -1,38 +1,38 @@
-//! The backward of one group.
+//! The backward of one group of requests.
 //!
 //! With g the output's gradient, N = LN(A), D the dropout's mask and G = N ⊙ U ⊙ D:
 //! `dG = g W_oᵀ`, `dU = dG ⊙ D ⊙ N`, `dN = dG ⊙ D ⊙ U`, `dW_o = Gᵀ g`; attention's
-//! backward gives dQ, dK and dV; with Z what the activation was of,
-//! `dZ = d(U, Q, V, K) ⊙ SiLU'(Z)`, `db = Σ dZ`, `dW = LN(x)ᵀ dZ`, and x gets g and
-//! what comes through its norm of `dZ Wᵀ`.
+//! backward gives dQ, dK and dV; with Z the input of the activation,
+//! `dZ = d(U, Q, V, K) ⊙ SiLU'(Z)`, `db = Σ dZ`, `dW = LN(x)ᵀ dZ`, and dx is g plus
+//! the gradient of `dZ Wᵀ` through the norm of x.
 
-use super::Layer;
-use super::forward::{Mix, Mixed};
-use super::group::Group;
+use super::LayerPass;
+use super::forward::{MixGroup, MixedRows};
+use super::group::RequestGroup;
 use crate::cpu::dense::{PANEL, Prepared};
-use crate::cpu::isa::Kernel;
+use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
 use crate::cpu::product::{Activation, Factor, Matrix, WeightGrad, multiply};
 use crate::cpu::rowwise::{NormGrads, Stats, drop_out, normalise};
-use crate::cpu::task::{Sink, Task};
-use crate::cpu::{Rows, add_to, backward};
+use crate::cpu::task::{AttentionTask, OutputSink};
+use crate::cpu::{StridedRows, add_to, backward};
 use crate::layer::{Affine, LayerInputs, LayerOutput};
 
-/// What all groups share.
-pub(super) struct Pass<'a> {
-    pub(super) layer: Layer<'a>,
-    /// Wᵀ and W_oᵀ.
+/// The settings that all groups share.
+pub(super) struct LayerBackwardPass<'a> {
+    pub(super) layer: LayerPass<'a>,
+    /// The transposed weights Wᵀ and W_oᵀ.
     pub(super) mix: Prepared,
     pub(super) output: Prepared,
-    /// The output's gradient, and what attention gave.
-    pub(super) given: &'a LayerOutput<Rows<'a>>,
+    /// The gradient of the output, and the output of attention.
+    pub(super) given: &'a LayerOutput<StridedRows<'a>>,
 }
 
-/// A thread's memory: it grows with a group.
+/// A thread's buffers, which grow with a group.
 #[derive(Default)]
-pub(super) struct Scratch {
-    mixed: Mixed,
-    attention: backward::Scratch,
+pub(super) struct LayerBackwardScratch {
+    mixed: MixedRows,
+    attention: backward::BackwardScratch,
     /// g.
     grad: Matrix,
     /// N, then G.
@@ -41,15 +41,15 @@ pub(super) struct Scratch {
     attended_grad: Matrix,
     /// d(U, Q, V, K), then dZ.
     mixed_grad: Matrix,
-    /// Of LN(x), then of x.
+    /// The gradient of LN(x), then of x.
     x_grad: Matrix,
 }
 
-/// The gradients of the weights: sums over groups.
-pub(super) struct Sums {
+/// The gradients of the weights, summed over groups.
+pub(super) struct LayerGradSums {
     norm_in: NormGrads,
     mix: WeightGrad,
-    /// Up to whole panels.
+    /// Padded to whole panels.
     bias: Vec<f32>,
     position: Option<Vec<f32>>,
     time: Option<Vec<f32>>,
@@ -57,11 +57,11 @@ pub(super) struct Sums {
     output: WeightGrad,
 }
 
-impl Sums {
-    pub(super) fn new(layer: &Layer<'_>) -> Self {
+impl LayerGradSums {
+    pub(super) fn new(layer: &LayerPass<'_>) -> Self {
         let (dim, v, width) = (layer.widths.dim, layer.widths.v, layer.mix.to);
         let table = |table: &[f32]| vec![0.0; table.len()];
-        Sums {
+        LayerGradSums {
             norm_in: NormGrads::new(dim),
             mix: WeightGrad::new([dim, width]),
             bias: vec![0.0; width.next_multiple_of(PANEL)],
@@ -72,7 +72,7 @@ impl Sums {
         }
     }
 
-    pub(super) fn add(&mut self, other: &Sums) {
+    pub(super) fn add(&mut self, other: &LayerGradSums) {
         add_to(Some(&mut self.norm_in.scale), &other.norm_in.scale);
         add_to(Some(&mut self.norm_in.shift), &other.norm_in.shift);
         add_to(Some(&mut self.mix.sums), &other.mix.sums);
@@ -84,8 +84,12 @@ impl Sums {
         add_to(Some(&mut self.output.sums), &other.output.sums);
     }
 
-    /// All gradients, with x's.
-    pub(super) fn into_grads(mut self, x: Vec<f32>, layer: &Layer<'_>) -> LayerInputs<Vec<f32>> {
+    /// The gradients of all inputs, given that of x.
+    pub(super) fn into_grads(
+        mut self,
+        x: Vec<f32>,
+        layer: &LayerPass<'_>,
+    ) -> LayerInputs<Vec<f32>> {
         self.bias.truncate(layer.mix.to);
         let affine = |norm: NormGrads| Affine { scale: norm.scale, shift: norm.shift };
         LayerInputs {
@@ -102,60 +106,65 @@ impl Sums {
 }
 
 pub(super) fn run(
-    pass: &Pass<'_>,
-    group: &Group,
-    scratch: &mut Scratch,
-    sums: &mut Sums,
-    x_grads: &Sink<'_>,
+    pass: &LayerBackwardPass<'_>,
+    group: &RequestGroup,
+    scratch: &mut LayerBackwardScratch,
+    sums: &mut LayerGradSums,
+    x_grads: &OutputSink<'_>,
 ) {
     let layer = &pass.layer;
-    layer.isa.run(Mix { layer, group, mixed: &mut scratch.mixed, sloped: true });
-    layer.isa.run(Ungate { pass, group, scratch: &mut *scratch, sums: &mut *sums });
+    layer.isa.run(MixGroup { layer, group, mixed: &mut scratch.mixed, sloped: true });
+    layer.isa.run(UngateGroup { pass, group, scratch: &mut *scratch, sums: &mut *sums });
     differentiate_attention(layer, group, scratch, sums);
-    layer.isa.run(Unmix { pass, group, scratch, sums, x_grads });
+    layer.isa.run(UnmixGroup { pass, group, scratch, sums, x_grads });
 }
 
 fn differentiate_attention(
-    layer: &Layer<'_>,
-    group: &Group,
-    scratch: &mut Scratch,
-    sums: &mut Sums,
+    layer: &LayerPass<'_>,
+    group: &RequestGroup,
+    scratch: &mut LayerBackwardScratch,
+    sums: &mut LayerGradSums,
 ) {
-    let Scratch { mixed, attention, attended_grad, mixed_grad, .. } = scratch;
+    let LayerBackwardScratch { mixed, attention, attended_grad, mixed_grad, .. } = scratch;
     let (v, qk) = (layer.widths.v, layer.widths.qk);
-    let whole = Sink::new(&mut mixed_grad.data, mixed_grad.stride);
-    let sinks = backward::Sinks {
+    let whole = OutputSink::new(&mut mixed_grad.data, mixed_grad.stride);
+    let sinks = backward::GradSinks {
         q: whole.columns_from(v),
         v: whole.columns_from(v + qk),
         k: whole.columns_from(2 * v + qk),
     };
     let inputs = mixed.attention_inputs(layer);
-    let grad = Rows { data: &attended_grad.data, stride: attended_grad.stride };
+    let grad = StridedRows { data: &attended_grad.data, stride: attended_grad.stride };
     let dims = layer.dims(group);
     for index in 0..group.attention.requests() * group.attention.heads {
-        let task = &Task::new(&group.attention, dims, &inputs, index).with_grad(grad);
-        let kernel = backward::Differentiate { task, scratch: attention, sinks: &sinks };
+        let task = &AttentionTask::new(&group.attention, dims, &inputs, index).with_grad(grad);
+        let kernel = backward::DifferentiateTask { task, scratch: attention, sinks: &sinks };
         let found = layer.isa.run(kernel);
         add_to(sums.position.as_deref_mut(), &found.position);
         add_to(sums.time.as_deref_mut(), &found.time);
     }
 }
 
-/// From the output's gradient to those of U, A, W_o and the norm of A.
-struct Ungate<'a> {
-    pass: &'a Pass<'a>,
-    group: &'a Group,
-    scratch: &'a mut Scratch,
-    sums: &'a mut Sums,
+/// Computes the gradients of U, A, W_o and the norm of A from that of the output.
+struct UngateGroup<'a> {
+    pass: &'a LayerBackwardPass<'a>,
+    group: &'a RequestGroup,
+    scratch: &'a mut LayerBackwardScratch,
+    sums: &'a mut LayerGradSums,
 }
 
-impl Kernel for Ungate<'_> {
+impl IsaKernel for UngateGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Ungate { pass: Pass { layer, output, given, .. }, group, scratch, sums } = self;
-        let Scratch { mixed, grad, gated, attended_grad, mixed_grad, .. } = scratch;
+        let UngateGroup {
+            pass: LayerBackwardPass { layer, output, given, .. },
+            group,
+            scratch,
+            sums,
+        } = self;
+        let LayerBackwardScratch { mixed, grad, gated, attended_grad, mixed_grad, .. } = scratch;
         let (dim, v, qk) = (layer.widths.dim, layer.widths.v, layer.widths.qk);
         let rows = group.first_out()..group.rows();
         grad.resize(group.rows(), dim);
@@ -177,7 +186,7 @@ impl Kernel for Ungate<'_> {
             let (gated, grad) =
                 (&mut gated.row_mut(row)[..v], &mut attended_grad.row_mut(row)[..v]);
             let stats = Stats::of(attended, layer.options.epsilon);
-            normalise(attended, stats, (norm.scale, norm.shift), gated);
+            normalise(attended, stats, *norm, gated);
             drop_out(layer.options.dropout, out_row, gated);
             let (u, u_grad) = (&mixed.uvqk.row(row)[..v], &mut mixed_grad.row_mut(row)[..v]);
             for ((u_grad, grad), gated) in u_grad.iter_mut().zip(&*grad).zip(&*gated) {
@@ -198,22 +207,28 @@ impl Kernel for Ungate<'_> {
     }
 }
 
-/// From the gradients of U, Q, V and K to those of x, W, b and the norm of x.
-struct Unmix<'a> {
-    pass: &'a Pass<'a>,
-    group: &'a Group,
-    scratch: &'a mut Scratch,
-    sums: &'a mut Sums,
-    x_grads: &'a Sink<'a>,
+/// Computes the gradients of x, W, b and the norm of x from those of U, Q, V and K.
+struct UnmixGroup<'a> {
+    pass: &'a LayerBackwardPass<'a>,
+    group: &'a RequestGroup,
+    scratch: &'a mut LayerBackwardScratch,
+    sums: &'a mut LayerGradSums,
+    x_grads: &'a OutputSink<'a>,
 }
 
-impl Kernel for Unmix<'_> {
+impl IsaKernel for UnmixGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Unmix { pass: Pass { layer, mix, .. }, group, scratch, sums, x_grads } = self;
-        let Scratch { mixed, grad, mixed_grad, x_grad, .. } = scratch;
+        let UnmixGroup {
+            pass: LayerBackwardPass { layer, mix, .. },
+            group,
+            scratch,
+            sums,
+            x_grads,
+        } = self;
+        let LayerBackwardScratch { mixed, grad, mixed_grad, x_grad, .. } = scratch;
         let (dim, width) = (layer.widths.dim, layer.mix.to);
         x_grad.resize(group.rows(), dim);
         for (rows, first) in layer.segments(group) {

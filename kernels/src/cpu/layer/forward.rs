@@ -1,30 +1,30 @@
-//! The forward of one group: U, Q, V and K, attention, and the gated output.
+//! The forward of one group of requests: U, Q, V and K, attention, and the gated output.
 
-use super::Layer;
-use super::group::Group;
+use super::LayerPass;
+use super::group::RequestGroup;
 use crate::attention::{Dims, HstuInputs};
 use crate::cpu::dense::PANEL;
-use crate::cpu::isa::Kernel;
+use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
 use crate::cpu::product::{Activation, Matrix, multiply, multiply_activated};
 use crate::cpu::rowwise::{Stats, drop_out, normalise};
-use crate::cpu::task::{Sink, Task};
-use crate::cpu::{CpuInputs, Rows, forward};
+use crate::cpu::task::{AttentionTask, OutputSink};
+use crate::cpu::{CpuInputs, StridedRows, forward};
 use crate::layer::LayerOutput;
 
-/// A thread's memory: it grows with a group.
+/// A thread's buffers, which grow with a group.
 #[derive(Default)]
-pub(super) struct Scratch {
-    mixed: Mixed,
-    attention: forward::Scratch,
+pub(super) struct LayerForwardScratch {
+    mixed: MixedRows,
+    attention: forward::ForwardScratch,
     attended: Matrix,
     gated: Matrix,
 }
 
-/// U, Q, V and K of a group, and how they were made.
+/// U, Q, V and K of a group, with the intermediate values that the backward needs.
 #[derive(Default)]
-pub(super) struct Mixed {
-    /// Of the rows of x.
+pub(super) struct MixedRows {
+    /// Mean and deviation of the rows of x.
     pub(super) stats: Vec<Stats>,
     /// LN(x).
     pub(super) normed: Matrix,
@@ -34,53 +34,55 @@ pub(super) struct Mixed {
 }
 
 pub(super) fn run(
-    layer: &Layer<'_>,
-    group: &Group,
-    scratch: &mut Scratch,
-    sinks: &LayerOutput<Sink<'_>>,
+    layer: &LayerPass<'_>,
+    group: &RequestGroup,
+    scratch: &mut LayerForwardScratch,
+    sinks: &LayerOutput<OutputSink<'_>>,
 ) {
-    let Scratch { mixed, attention, attended, gated } = scratch;
-    layer.isa.run(Mix { layer, group, mixed, sloped: false });
+    let LayerForwardScratch { mixed, attention, attended, gated } = scratch;
+    layer.isa.run(MixGroup { layer, group, mixed, sloped: false });
     attended.resize(group.rows(), layer.widths.v);
     gated.resize(group.rows(), layer.widths.v);
-    let sink = Sink::new(&mut attended.data, attended.stride);
+    let sink = OutputSink::new(&mut attended.data, attended.stride);
     let inputs = mixed.attention_inputs(layer);
     let dims = layer.dims(group);
     for index in 0..group.attention.requests() * group.attention.heads {
-        let task = Task::new(&group.attention, dims, &inputs, index);
-        layer.isa.run(forward::Attend { task: &task, scratch: attention, sink: &sink });
+        let task = AttentionTask::new(&group.attention, dims, &inputs, index);
+        layer.isa.run(forward::AttendTask { task: &task, scratch: attention, sink: &sink });
     }
-    layer.isa.run(Gate { layer, group, uvqk: &mixed.uvqk, attended, gated, sinks });
+    layer.isa.run(GateGroup { layer, group, uvqk: &mixed.uvqk, attended, gated, sinks });
 }
 
-impl Layer<'_> {
-    /// What attention is told of a group.
-    pub(super) fn dims(&self, group: &Group) -> Dims {
+impl LayerPass<'_> {
+    /// The attention sizes of a group.
+    pub(super) fn dims(&self, group: &RequestGroup) -> Dims {
         let heads = group.attention.heads;
         Dims { rows: group.rows(), qk: self.widths.qk / heads, v: self.widths.v / heads }
     }
 
-    /// A group's rows whose columns are needed from the same panel on, with that panel: of history
-    /// tokens without an output, only V and K.
+    /// The group's rows in two ranges, each with the first panel of columns that it needs: history
+    /// tokens without an output need only V and K.
     #[inline(always)]
-    pub(super) fn segments(&self, group: &Group) -> [(std::ops::Range<usize>, usize); 2] {
+    pub(super) fn segments(&self, group: &RequestGroup) -> [(std::ops::Range<usize>, usize); 2] {
         let first = group.first_out();
         [(0..first, (self.widths.v + self.widths.qk) / PANEL), (first..group.rows(), 0)]
     }
 
-    /// The group's row of x.
+    /// A row of x, by its index in the group.
     #[inline(always)]
-    pub(super) fn x(&self, group: &Group, row: usize) -> &[f32] {
+    pub(super) fn x(&self, group: &RequestGroup, row: usize) -> &[f32] {
         let x = self.inputs.x;
         &x.data[group.row(row) * x.stride..][..self.widths.dim]
     }
 }
 
-impl Mixed {
-    pub(super) fn attention_inputs<'a>(&'a self, layer: &Layer<'a>) -> CpuInputs<'a> {
+impl MixedRows {
+    pub(super) fn attention_inputs<'a>(&'a self, layer: &LayerPass<'a>) -> CpuInputs<'a> {
         let (v, qk) = (layer.widths.v, layer.widths.qk);
-        let from =
-            |column: usize| Rows { data: &self.uvqk.data[column..], stride: self.uvqk.stride };
+        let from = |column: usize| StridedRows {
+            data: &self.uvqk.data[column..],
+            stride: self.uvqk.stride,
+        };
         HstuInputs {
             q: from(v),
             v: from(v + qk),
@@ -91,27 +93,28 @@ impl Mixed {
     }
 }
 
-/// Makes U, Q, V and K.
-pub(super) struct Mix<'a> {
-    pub(super) layer: &'a Layer<'a>,
-    pub(super) group: &'a Group,
-    pub(super) mixed: &'a mut Mixed,
+/// Computes U, Q, V and K of a group.
+pub(super) struct MixGroup<'a> {
+    pub(super) layer: &'a LayerPass<'a>,
+    pub(super) group: &'a RequestGroup,
+    pub(super) mixed: &'a mut MixedRows,
     pub(super) sloped: bool,
 }
 
-impl Kernel for Mix<'_> {
+impl IsaKernel for MixGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Mix { layer, group, mixed: Mixed { stats, normed, uvqk, slopes }, sloped } = self;
+        let MixGroup { layer, group, mixed: MixedRows { stats, normed, uvqk, slopes }, sloped } =
+            self;
         let (dim, width) = (layer.widths.dim, layer.mix.to);
         normed.resize(group.rows(), dim);
         uvqk.resize(group.rows(), width);
         if sloped {
             slopes.resize(group.rows(), width);
         }
-        let weights = (layer.inputs.norm_in.scale, layer.inputs.norm_in.shift);
+        let weights = layer.inputs.norm_in;
         stats.clear();
         for row in 0..group.rows() {
             let x = layer.x(group, row);
@@ -128,30 +131,31 @@ impl Kernel for Mix<'_> {
     }
 }
 
-/// Makes the output.
-struct Gate<'a> {
-    layer: &'a Layer<'a>,
-    group: &'a Group,
+/// Computes the gated output of a group.
+struct GateGroup<'a> {
+    layer: &'a LayerPass<'a>,
+    group: &'a RequestGroup,
     uvqk: &'a Matrix,
     attended: &'a Matrix,
     gated: &'a mut Matrix,
-    sinks: &'a LayerOutput<Sink<'a>>,
+    sinks: &'a LayerOutput<OutputSink<'a>>,
 }
 
-impl Kernel for Gate<'_> {
+impl IsaKernel for GateGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Gate { layer, group, uvqk, attended, gated, sinks } = self;
+        let GateGroup { layer, group, uvqk, attended, gated, sinks } = self;
         let (dim, v) = (layer.widths.dim, layer.widths.v);
-        let weights = (layer.inputs.norm_out.scale, layer.inputs.norm_out.shift);
+        let weights = layer.inputs.norm_out;
         let rows = group.first_out()..group.rows();
         for row in rows.clone() {
             let (attended, gated) = (&attended.row(row)[..v], &mut gated.row_mut(row)[..v]);
             // SAFETY: every row belongs to one group, and this borrow ends here.
             unsafe { sinks.attended.part(group.out_row(row), 0, v) }.copy_from_slice(attended);
-            normalise(attended, Stats::of(attended, layer.options.epsilon), weights, gated);
+            let stats = Stats::of(attended, layer.options.epsilon);
+            normalise(attended, stats, weights, gated);
             for (gated, u) in gated.iter_mut().zip(uvqk.row(row)) {
                 *gated *= u;
             }

@@ -1,31 +1,31 @@
-//! Which requests go through a layer together, and where their rows are.
+//! Groups of requests that a layer processes together, and their rows.
 //!
-//! A group's rows are those of its histories, then those of its targets: each
-//! a range of the batch's, since requests are in order.
+//! A group's rows are those of its histories, then those of its targets. Each is a range of the
+//! batch's rows, because a group's requests are consecutive.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::attention::HstuAttention;
 
-/// A group takes requests until it has this many rows: fewer, and tiles and panels are used badly.
+/// Requests are added to a group until it has this many rows, which use tiles and panels well.
 const GROUP_ROWS: usize = 64;
 
-/// A part takes groups until it has this many rows: fewer are not worth a thread.
+/// Groups are added to a part until it has this many rows, which repay a thread.
 const PART_ROWS: usize = 2048;
 
-/// Some requests, with their layout.
-pub(super) struct Group {
-    /// Rows of the batch.
+/// Consecutive requests, with their layout.
+pub(super) struct RequestGroup {
+    /// The group's rows in the batch.
     history: Range<usize>,
     targets: Range<usize>,
-    /// The group alone.
+    /// The layout of the group alone.
     pub(super) attention: HstuAttention,
-    /// H where the output is the targets', else 0.
+    /// H if the layer's output has only the targets' rows, else 0.
     skipped: usize,
 }
 
-impl Group {
+impl RequestGroup {
     fn new(whole: &HstuAttention, requests: Range<usize>) -> Self {
         let rebased = |offsets: &[u32]| -> Arc<[u32]> {
             let ends = &offsets[requests.start..=requests.end];
@@ -44,20 +44,20 @@ impl Group {
             ..whole.clone()
         };
         let skipped = if whole.targets_only { whole.history_rows() } else { 0 };
-        Group { history, targets, attention, skipped }
+        RequestGroup { history, targets, attention, skipped }
     }
 
-    /// How many rows it has.
+    /// The number of rows.
     pub(super) fn rows(&self) -> usize {
         self.history.len() + self.targets.len()
     }
 
-    /// Its first row that has an output; all after it have one.
+    /// The first row with an output; all later ones have one too.
     pub(super) fn first_out(&self) -> usize {
         if self.attention.targets_only { self.history.len() } else { 0 }
     }
 
-    /// The batch's row.
+    /// The index in the batch of a row of the group.
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> usize {
         match row.checked_sub(self.history.len()) {
@@ -66,15 +66,15 @@ impl Group {
         }
     }
 
-    /// The output's row.
+    /// The index in the layer's output of a row of the group.
     #[inline(always)]
     pub(super) fn out_row(&self, row: usize) -> usize {
         self.row(row) - self.skipped
     }
 }
 
-/// A batch's groups, by parts.
-pub(super) fn parts(attention: &HstuAttention) -> Vec<Vec<Group>> {
+/// The groups of a batch, in parts that are each processed by one thread.
+pub(super) fn parts(attention: &HstuAttention) -> Vec<Vec<RequestGroup>> {
     let (mut parts, mut part) = (Vec::new(), Vec::new());
     let (mut first, mut in_group, mut in_part) = (0, 0, 0);
     for b in 0..attention.requests() {
@@ -84,7 +84,7 @@ pub(super) fn parts(attention: &HstuAttention) -> Vec<Vec<Group>> {
         if in_group < GROUP_ROWS && !last {
             continue;
         }
-        part.push(Group::new(attention, first..b + 1));
+        part.push(RequestGroup::new(attention, first..b + 1));
         (first, in_part, in_group) = (b + 1, in_part + in_group, 0);
         if in_part >= PART_ROWS || last {
             parts.push(std::mem::take(&mut part));

@@ -1,11 +1,10 @@
-//! A whole layer on the CPU, some requests at a time: what lies between its
-//! input and its output stays in the second cache and is never kept.
+//! A whole layer on the CPU, one group of requests at a time, so that intermediate values stay in
+//! the L2 cache and are not stored.
 //!
-//! A group of requests goes through all of the layer before the next one does;
-//! the backward computes the group's U, Q, V and K again. Groups are joined
-//! into parts that threads share, by a rule that knows only the batch, and the
-//! parts' gradients are summed in order: results do not depend on the number
-//! of threads. The kernels are in `forward`, `backward` and `product`.
+//! A group goes through the whole layer before the next one. The backward computes the group's U,
+//! Q, V and K again. Groups form parts, which are distributed over threads. The parts depend only
+//! on the batch and their gradients are summed in order, so results do not depend on the number of
+//! threads. The kernels are in `forward`, `backward` and `product`.
 
 mod backward;
 mod forward;
@@ -16,47 +15,51 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::dense::Prepared;
-use super::isa::{Checked, Isa};
-use super::task::Sink;
-use super::{Rows, matrix, readable, rows, span};
-use crate::layer::{FusedLayer, LayerInputs, LayerOptions, LayerOutput, Widths};
-use group::{Group, parts};
+use super::isa::{DetectedIsa, Isa};
+use super::task::OutputSink;
+use super::{StridedRows, matrix, readable, rows, span};
+use crate::layer::{FusedLayer, HstuLayerWidths, LayerInputs, LayerOptions, LayerOutput};
+use group::{RequestGroup, parts};
 
 /// A layer's inputs on the CPU.
-pub type CpuLayer<'a> = LayerInputs<Rows<'a>, &'a [f32]>;
+pub type CpuLayer<'a> = LayerInputs<StridedRows<'a>, &'a [f32]>;
 
-/// The kernels of the Flex backend.
+/// The fused kernels of the Flex backend.
 pub(super) const FUSED: FusedLayer<FlexTensor> = FusedLayer { forward, backward };
 
-/// What all groups of a pass share.
-struct Layer<'a> {
+/// The settings that all groups of a pass share.
+struct LayerPass<'a> {
     inputs: &'a CpuLayer<'a>,
     options: &'a LayerOptions,
-    widths: Widths,
-    isa: Checked,
-    /// W and b, and W_o.
+    widths: HstuLayerWidths,
+    isa: DetectedIsa,
+    /// The prepared weights W with b, and W_o.
     mix: Prepared,
     output: Prepared,
 }
 
-impl<'a> Layer<'a> {
-    fn new(inputs: &'a CpuLayer<'a>, widths: Widths, options: &'a LayerOptions, isa: Isa) -> Self {
-        let Widths { dim, v, qk, .. } = widths;
+impl<'a> LayerPass<'a> {
+    fn new(
+        inputs: &'a CpuLayer<'a>,
+        widths: HstuLayerWidths,
+        options: &'a LayerOptions,
+        isa: Isa,
+    ) -> Self {
+        let HstuLayerWidths { dim, v, qk, .. } = widths;
         let mix = Prepared::new(inputs.uvqk, [dim, 2 * (v + qk)], inputs.bias);
         let output = Prepared::new(inputs.output, [v, dim], &[]);
-        Layer { inputs, options, widths, isa: isa.checked(), mix, output }
+        LayerPass { inputs, options, widths, isa: isa.checked(), mix, output }
     }
 
-    /// Rows of the output.
+    /// The number of rows of the output.
     fn out_rows(&self) -> usize {
-        match self.options.attention.targets_only {
-            true => self.widths.rows - self.options.attention.history_rows(),
-            false => self.widths.rows,
-        }
+        let attention = &self.options.attention;
+        let skipped = if attention.targets_only { attention.history_rows() } else { 0 };
+        self.widths.rows - skipped
     }
 
-    /// `run` of every part, on the threads there are; the results come in order.
-    fn each_part<T: Send>(&self, run: impl Fn(&[Group]) -> T + Sync) -> Vec<T> {
+    /// Runs `run` for every part, on the thread pool. The results are in order.
+    fn each_part<T: Send>(&self, run: impl Fn(&[RequestGroup]) -> T + Sync) -> Vec<T> {
         let parts = parts(&self.options.attention);
         match parts.as_slice() {
             [one] => vec![run(one)],
@@ -65,58 +68,59 @@ impl<'a> Layer<'a> {
     }
 }
 
-/// A layer's output and what attention gave, both row-major.
+/// A layer's output and the output of its attention, both row-major.
 ///
 /// # Panics
-/// If the machine lacks `isa`, or the inputs do not fit `widths` and `options`.
+/// If the machine lacks `isa`, or the inputs do not match `widths` and `options`.
 pub fn layer_forward(
     inputs: &CpuLayer<'_>,
-    widths: Widths,
+    widths: HstuLayerWidths,
     options: &LayerOptions,
     isa: Isa,
 ) -> LayerOutput<Vec<f32>> {
-    let layer = Layer::new(inputs, widths, options, isa);
+    let layer = LayerPass::new(inputs, widths, options, isa);
     let mut out = vec![0.0; layer.out_rows() * widths.dim];
     let mut attended = vec![0.0; layer.out_rows() * widths.v];
     let sinks = LayerOutput {
-        out: Sink::new(&mut out, widths.dim),
-        attended: Sink::new(&mut attended, widths.v),
+        out: OutputSink::new(&mut out, widths.dim),
+        attended: OutputSink::new(&mut attended, widths.v),
     };
     layer.each_part(|part| {
-        let mut scratch = forward::Scratch::default();
+        let mut scratch = forward::LayerForwardScratch::default();
         part.iter().for_each(|group| forward::run(&layer, group, &mut scratch, &sinks));
     });
     LayerOutput { out, attended }
 }
 
-/// The gradients of the inputs, each row-major, given the output's gradient and what attention gave.
+/// The gradients of the inputs, each row-major, given the gradient of the output and the
+/// output of attention.
 ///
 /// # Panics
-/// As `layer_forward`.
+/// As [`layer_forward`].
 pub fn layer_backward(
     inputs: &CpuLayer<'_>,
-    widths: Widths,
-    given: &LayerOutput<Rows<'_>>,
+    widths: HstuLayerWidths,
+    given: &LayerOutput<StridedRows<'_>>,
     options: &LayerOptions,
     isa: Isa,
 ) -> LayerInputs<Vec<f32>> {
-    let Widths { rows, dim, v, qk } = widths;
-    let pass = backward::Pass {
-        layer: Layer::new(inputs, widths, options, isa),
+    let HstuLayerWidths { rows, dim, v, qk } = widths;
+    let pass = backward::LayerBackwardPass {
+        layer: LayerPass::new(inputs, widths, options, isa),
         mix: Prepared::transposed(inputs.uvqk, [2 * (v + qk), dim]),
         output: Prepared::transposed(inputs.output, [dim, v]),
         given,
     };
     let mut x = vec![0.0; rows * dim];
-    let sink = Sink::new(&mut x, dim);
+    let sink = OutputSink::new(&mut x, dim);
     let sums = pass.layer.each_part(|part| {
-        let mut scratch = backward::Scratch::default();
-        let mut sums = backward::Sums::new(&pass.layer);
+        let mut scratch = backward::LayerBackwardScratch::default();
+        let mut sums = backward::LayerGradSums::new(&pass.layer);
         part.iter().for_each(|group| backward::run(&pass, group, &mut scratch, &mut sums, &sink));
         sums
     });
     let mut sums = sums.into_iter();
-    let mut all = sums.next().unwrap_or_else(|| backward::Sums::new(&pass.layer));
+    let mut all = sums.next().unwrap_or_else(|| backward::LayerGradSums::new(&pass.layer));
     sums.for_each(|part| all.add(&part));
     all.into_grads(x, &pass.layer)
 }
@@ -138,7 +142,7 @@ fn backward(
     options: &LayerOptions,
 ) -> LayerInputs<FlexTensor> {
     let widths = inputs.widths(options);
-    let Widths { dim, v, qk, .. } = widths;
+    let HstuLayerWidths { dim, v, qk, .. } = widths;
     let inputs = inputs.map_all(readable);
     let given = LayerOutput { out: readable(given.out), attended: readable(given.attended) };
     let given = LayerOutput { out: rows(&given.out), attended: rows(&given.attended) };

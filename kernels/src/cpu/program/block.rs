@@ -1,46 +1,46 @@
-//! A block of rows on its way through a program: where each step reads and writes.
+//! Runs a block of rows through the steps of a program.
 
 use std::ops::Range;
 
 use super::ops::{each, folded, lookup, norm, one, pairs, softmax};
-use super::{BLOCK, Feed, Operand, Operator, Program, Step};
-use crate::cpu::Rows;
+use super::{BLOCK, Operand, Program, ProgramFeed, ProgramStep, RowOperator};
+use crate::cpu::StridedRows;
 use crate::cpu::dense::{PANEL, Prepared};
-use crate::cpu::isa::Kernel;
+use crate::cpu::isa::IsaKernel;
 use crate::cpu::lanes::Lanes;
 use crate::cpu::math::dot;
 use crate::cpu::product::{Activation, Factor, multiply};
 
-/// A thread's memory.
+/// A thread's buffer for intermediate values.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct ProgramScratch {
     values: Vec<f32>,
 }
 
-/// A block of rows on its way through the program.
-pub(super) struct Block<'a, 'b> {
+/// A block of rows to run through a program.
+pub(super) struct ProgramBlock<'a, 'b> {
     pub(super) program: &'a Program,
-    pub(super) feed: &'a Feed<'a>,
-    /// Its first row in the feed.
+    pub(super) feed: &'a ProgramFeed<'a>,
+    /// The block's first row in the inputs.
     pub(super) first: usize,
-    pub(super) scratch: &'b mut Scratch,
+    pub(super) scratch: &'b mut ProgramScratch,
     pub(super) out: &'b mut [f32],
 }
 
-impl Kernel for Block<'_, '_> {
+impl IsaKernel for ProgramBlock<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes, const R: usize>(self) {
-        let Block { program, feed, first, scratch, out } = self;
+        let ProgramBlock { program, feed, first, scratch, out } = self;
         let count = out.len() / program.outputs.len();
         let scratch = room(&mut scratch.values, program.scratch * BLOCK);
         for (at, step) in program.steps.iter().enumerate() {
-            let start = program.places[at] * BLOCK;
-            // The result's place is taken out of the scratch, so that operands can be read beside it.
+            let start = program.offsets[at] * BLOCK;
+            // Split off the result, so that operands can be read from the rest of the scratch.
             let (before, rest) = scratch.split_at_mut(start);
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
-            let sources = Sources {
+            let sources = OperandSources {
                 program,
                 feed,
                 first,
@@ -52,8 +52,15 @@ impl Kernel for Block<'_, '_> {
             step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
         let end = scratch.len();
-        let sources =
-            Sources { program, feed, first, count, before: scratch, after: &[], gap: end..end };
+        let sources = OperandSources {
+            program,
+            feed,
+            first,
+            count,
+            before: scratch,
+            after: &[],
+            gap: end..end,
+        };
         for (column, output) in program.outputs.iter().enumerate() {
             let values = sources.of(*output);
             for (row, out) in out.chunks_exact_mut(program.outputs.len()).enumerate() {
@@ -63,7 +70,7 @@ impl Kernel for Block<'_, '_> {
     }
 }
 
-/// So many floats of a buffer, which may be longer.
+/// The first `floats` of a buffer, which grows if needed.
 #[inline(always)]
 fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
     if buffer.len() < floats {
@@ -72,13 +79,13 @@ fn room(buffer: &mut Vec<f32>, floats: usize) -> &mut [f32] {
     &mut buffer[..floats]
 }
 
-/// Where a block's operands are read.
-struct Sources<'a> {
+/// The memory from which a block's operands are read.
+struct OperandSources<'a> {
     program: &'a Program,
-    feed: &'a Feed<'a>,
+    feed: &'a ProgramFeed<'a>,
     first: usize,
     count: usize,
-    /// The scratch before the result's place, and after it.
+    /// The scratch before the step's result, and after it.
     before: &'a [f32],
     after: &'a [f32],
     gap: Range<usize>,
@@ -86,76 +93,81 @@ struct Sources<'a> {
 
 /// An operand's rows in a block; a stride of 0 repeats one row.
 #[derive(Clone, Copy)]
-pub(super) struct Values<'a> {
+pub(super) struct OperandRows<'a> {
     pub(super) data: &'a [f32],
     pub(super) width: usize,
     pub(super) stride: usize,
 }
 
-impl<'a> Values<'a> {
+impl<'a> OperandRows<'a> {
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..][..self.width]
     }
 
-    /// All rows as one slice, where they are of this width and lie one after the other.
+    /// All rows as one slice, if they have this width and are contiguous.
     #[inline(always)]
     pub(super) fn flat(&self, width: usize) -> Option<&'a [f32]> {
         (self.stride == width && self.width == width).then_some(self.data)
     }
 
-    /// Whether it is one value for all rows.
+    /// Whether the operand is a single value for all rows.
     #[inline(always)]
     pub(super) fn is_one(&self) -> bool {
         self.stride == 0 && self.width == 1
     }
 }
 
-impl<'a> Sources<'a> {
+impl<'a> OperandSources<'a> {
     #[inline(always)]
-    fn of(&self, operand: Operand) -> Values<'a> {
+    fn of(&self, operand: Operand) -> OperandRows<'a> {
         let width = operand.width();
         match operand {
             Operand::Input { index, .. } => {
                 let data = &self.feed.inputs[index][self.first * width..][..self.count * width];
-                Values { data, width, stride: width }
+                OperandRows { data, width, stride: width }
             }
             Operand::Constant { index, .. } => {
-                Values { data: &self.program.constants[index], width, stride: 0 }
+                OperandRows { data: &self.program.constants[index], width, stride: 0 }
             }
             Operand::Value { step, .. } => {
-                let start = self.program.places[step] * BLOCK;
-                let data = match start < self.gap.start {
-                    true => &self.before[start..][..self.count * width],
-                    false => &self.after[start - self.gap.end..][..self.count * width],
+                let start = self.program.offsets[step] * BLOCK;
+                let data = if start < self.gap.start {
+                    &self.before[start..][..self.count * width]
+                } else {
+                    &self.after[start - self.gap.end..][..self.count * width]
                 };
-                Values { data, width, stride: width }
+                OperandRows { data, width, stride: width }
             }
         }
     }
 }
 
 #[inline(always)]
-fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out: &mut [f32]) {
+fn step_block<V: Lanes, const R: usize>(
+    step: &ProgramStep,
+    sources: &OperandSources<'_>,
+    out: &mut [f32],
+) {
     let operand = |at: usize| sources.of(step.operands[at]);
     let width = step.width;
     match &step.operator {
-        Operator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
-        Operator::Dot { weights, bias } => {
+        RowOperator::Linear(weights) => linear::<V, R>(weights, operand(0), sources.count, out),
+        RowOperator::Dot { weights, bias } => {
             let x = operand(0);
             for (row, out) in out.iter_mut().enumerate() {
                 *out = dot::<V>(x.row(row), weights) + bias;
             }
         }
-        Operator::Map(map) => each::<V>(*map, operand(0), width, out),
-        Operator::Zip(zip) => pairs(*zip, operand(0), operand(1), width, out),
-        Operator::Norm { epsilon } => {
+        RowOperator::Map(map) => each::<V>(*map, operand(0), width, out),
+        RowOperator::Zip(zip) => pairs(*zip, operand(0), operand(1), width, out),
+        RowOperator::Norm { epsilon } => {
             let (x, scale, shift) = (operand(0), operand(1).row(0), operand(2).row(0));
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 norm(x.row(row), scale, shift, *epsilon, out);
             }
         }
-        Operator::Select => {
+        RowOperator::Select => {
             let (c, a, b) = (operand(0), operand(1), operand(2));
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 for (at, out) in out.iter_mut().enumerate() {
@@ -164,7 +176,7 @@ fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out:
                 }
             }
         }
-        Operator::Concat => {
+        RowOperator::Concat => {
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 let mut at = 0;
                 for part in 0..step.operands.len() {
@@ -174,25 +186,25 @@ fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out:
                 }
             }
         }
-        Operator::Slice(from) => {
+        RowOperator::Slice(from) => {
             let x = operand(0);
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 out.copy_from_slice(&x.row(row)[*from..*from + width]);
             }
         }
-        Operator::Fold(fold) => {
+        RowOperator::Fold(fold) => {
             let x = operand(0);
             for (row, out) in out.iter_mut().enumerate() {
                 *out = folded(*fold, x.row(row));
             }
         }
-        Operator::Softmax => {
+        RowOperator::Softmax => {
             let x = operand(0);
             for (row, out) in out.chunks_exact_mut(width).enumerate() {
                 softmax(x.row(row), out);
             }
         }
-        Operator::Lookup { table, index, bag } => {
+        RowOperator::Lookup { table, index, bag } => {
             let from = sources.first * bag;
             let index = &sources.feed.indices[*index][from..][..sources.count * bag];
             for (out, rows) in out.chunks_exact_mut(width).zip(index.chunks_exact(*bag)) {
@@ -202,16 +214,16 @@ fn step_block<V: Lanes, const R: usize>(step: &Step, sources: &Sources<'_>, out:
     }
 }
 
-/// The product with weights.
+/// The product with prepared weights.
 #[inline(always)]
 fn linear<V: Lanes, const R: usize>(
     weights: &Prepared,
-    x: Values<'_>,
+    x: OperandRows<'_>,
     count: usize,
     out: &mut [f32],
 ) {
     let to = weights.to;
-    let data = Rows { data: x.data, stride: x.stride };
+    let data = StridedRows { data: x.data, stride: x.stride };
     let (factor, panels) = (Factor { data, rows: 0..count, first: 0 }, 0..to.div_ceil(PANEL));
     multiply::<V, R>(&factor, weights, panels, Activation::None, |row, panel, values| {
         let columns = panel * PANEL..to.min((panel + 1) * PANEL);

@@ -1,12 +1,10 @@
-//! Programs of row-wise operators: small networks over many rows, a block of
-//! rows at a time, so that what one operator leaves is still in the cache when the
-//! next one reads it.
+//! Programs of row-wise operators: small networks that run over many rows, one block of rows at a
+//! time, so that an operator's result is still in the cache when the next operator reads it.
 //!
-//! A program is made once: weights are laid out, places for intermediate values
-//! are shared by those that do not live at the same time. A run allocates its
-//! output alone; a thread keeps its scratch, which does not grow with the rows. Where operands
-//! come from, and what a program means, is decided above; `block` runs a block of rows
-//! through the steps, and `ops` computes what is not a product.
+//! A program is planned once: weights are laid out, and intermediate values that do not live at the
+//! same time share memory. A run allocates only its output; each thread keeps a scratch buffer,
+//! whose size does not depend on the number of rows. `block` runs a block of rows through the
+//! steps, and `ops` has the operators other than products.
 
 mod block;
 mod ops;
@@ -16,42 +14,42 @@ use std::sync::Mutex;
 
 use super::dense::Prepared;
 use super::isa::Isa;
-use block::{Block, Scratch};
+use block::{ProgramBlock, ProgramScratch};
 
-/// Rows of a block.
+/// Rows per block.
 const BLOCK: usize = 32;
 
-/// Multiply-adds of a run from which it goes to more than one thread.
+/// Multiply-adds from which a run uses more than one thread.
 const PARALLEL_FROM: usize = 2_000_000;
 
-/// Where an operand's values are.
+/// The source of an operand's values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Operand {
-    /// `[rows, width]`: an input of the run, by its place.
+    /// `[rows, width]`: an input of the run.
     Input {
-        /// Its place among the run's inputs.
+        /// The index among the run's inputs.
         index: usize,
-        /// Its width.
+        /// Values per row.
         width: usize,
     },
-    /// `[rows, width]`: what an earlier step left.
+    /// `[rows, width]`: the result of an earlier step.
     Value {
-        /// The step.
+        /// The step's index.
         step: usize,
-        /// Its width.
+        /// Values per row.
         width: usize,
     },
-    /// `[width]`: the same in every row, by its place among the program's constants.
+    /// `[width]`: the same values in every row.
     Constant {
-        /// Its place.
+        /// The index among the program's constants.
         index: usize,
-        /// Its width.
+        /// Values per row.
         width: usize,
     },
 }
 
 impl Operand {
-    /// Values a row; an operand of one value is repeated where the result is wider.
+    /// Values per row. An operand of one value is repeated if the result is wider.
     pub fn width(&self) -> usize {
         match *self {
             Self::Input { width, .. }
@@ -61,16 +59,16 @@ impl Operand {
     }
 }
 
-/// An operator. Its result is `[rows, width]`.
+/// An operator, with a result of `[rows, width]`.
 #[derive(Debug)]
-pub enum Operator {
+pub enum RowOperator {
     /// The product with prepared weights, bias included.
     Linear(Prepared),
     /// The product with a single column of weights.
     Dot {
-        /// As many as the operand is wide.
+        /// One weight per value of the operand.
         weights: Vec<f32>,
-        /// Added to it.
+        /// Added to the product.
         bias: f32,
     },
     /// Layer norm over the row: operands x, scale, shift.
@@ -78,39 +76,39 @@ pub enum Operator {
         /// Added to the variance.
         epsilon: f32,
     },
-    /// Of one operand, value by value.
+    /// An elementwise operator of one operand.
     Map(Map),
-    /// Of two operands, value by value.
+    /// An elementwise operator of two operands.
     Zip(Zip),
-    /// The second operand where the first is not 0, else the third.
+    /// Elementwise: the second operand where the first is not 0, else the third.
     Select,
-    /// One operand after the other.
+    /// The concatenation of the operands' columns.
     Concat,
-    /// Columns from this one on.
+    /// The operand's columns from this one on.
     Slice(usize),
-    /// Over the row, to one value.
+    /// A reduction of each row to one value.
     Fold(Fold),
-    /// Softmax over the row.
+    /// Softmax over each row.
     Softmax,
-    /// Rows of a table `[entries, width]`, by place among the run's indices: the mean of `bag` rows each.
+    /// An embedding lookup: the mean of `bag` rows of a table per row of the result.
     Lookup {
-        /// The table.
+        /// `[entries, width]`.
         table: Vec<f32>,
-        /// Place among the run's index lists.
+        /// The index among the run's lists of row numbers.
         index: usize,
-        /// Rows of the table a row of the result.
+        /// Rows of the table per row of the result.
         bag: usize,
     },
 }
 
-/// Of one value.
+/// Elementwise operators of one operand.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Map {
     Exp,
-    /// Of at least 1e-12.
+    /// Of the operand clamped to at least 1e-12.
     Log,
-    /// Of at least 1e-12.
+    /// Of the operand clamped to at least 1e-12.
     Sqrt,
     Neg,
     Abs,
@@ -122,7 +120,7 @@ pub enum Map {
     Clip(f32, f32),
 }
 
-/// Of two values.
+/// Elementwise operators of two operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Zip {
@@ -132,15 +130,15 @@ pub enum Zip {
     Div,
     Max,
     Min,
-    /// 1 or 0.
+    /// 1 if it holds, else 0.
     Greater,
-    /// 1 or 0.
+    /// 1 if it holds, else 0.
     Less,
-    /// 1 or 0.
+    /// 1 if it holds, else 0.
     Equal,
 }
 
-/// Of a row.
+/// Reductions of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Fold {
@@ -151,77 +149,78 @@ pub enum Fold {
 
 /// A step of a program.
 #[derive(Debug)]
-pub struct Step {
-    /// What it does.
-    pub operator: Operator,
-    /// To what.
+pub struct ProgramStep {
+    /// The operation.
+    pub operator: RowOperator,
+    /// The operands, in the operator's order.
     pub operands: Vec<Operand>,
-    /// The width of its result.
+    /// Values per row of the result.
     pub width: usize,
 }
 
-/// A program.
+/// A planned program.
 #[derive(Debug)]
 pub struct Program {
-    steps: Vec<Step>,
+    steps: Vec<ProgramStep>,
     constants: Vec<Vec<f32>>,
     outputs: Vec<Operand>,
-    /// Where each step's result begins, in blocks' floats.
-    places: Vec<usize>,
-    /// Floats a row of a block.
+    /// Where each step's result begins in the scratch, in floats per row.
+    offsets: Vec<usize>,
+    /// Size of the scratch, in floats per row.
     scratch: usize,
-    /// Multiply-adds a row, about.
+    /// Approximate multiply-adds per row.
     work: usize,
 }
 
-/// What a run reads.
+/// The inputs of a run.
 #[derive(Debug, Clone, Copy)]
-pub struct Feed<'a> {
-    /// Rows.
+pub struct ProgramFeed<'a> {
+    /// The number of rows.
     pub rows: usize,
-    /// Row-major, as wide as the program's operands say.
+    /// Row-major inputs with the widths of the program's operands.
     pub inputs: &'a [&'a [f32]],
-    /// Rows of tables: `[rows * bag]` each.
+    /// Lists of table rows for lookups, `[rows * bag]` each.
     pub indices: &'a [&'a [u32]],
 }
 
 impl Program {
-    /// Plans steps, whose operands are inputs, constants and earlier steps, and outputs `[rows, 1]` each.
+    /// Plans a program. The operands of a step are inputs, constants and results of earlier steps;
+    /// each output is `[rows, 1]`.
     ///
     /// # Panics
-    /// If a step reads a later one or one of another width.
-    pub fn new(steps: Vec<Step>, constants: Vec<Vec<f32>>, outputs: Vec<Operand>) -> Self {
-        let (places, scratch) = plan(&steps, &outputs);
-        let work = |step: &Step| match &step.operator {
-            Operator::Linear(weights) => weights.from * weights.to,
-            Operator::Dot { weights, .. } => weights.len(),
+    /// If a step reads the result of a later step, or reads a result with a wrong width.
+    pub fn new(steps: Vec<ProgramStep>, constants: Vec<Vec<f32>>, outputs: Vec<Operand>) -> Self {
+        let (offsets, scratch) = plan(&steps, &outputs);
+        let work = |step: &ProgramStep| match &step.operator {
+            RowOperator::Linear(weights) => weights.from * weights.to,
+            RowOperator::Dot { weights, .. } => weights.len(),
             _ => step.width,
         };
         let work = steps.iter().map(work).sum();
-        Self { steps, constants, outputs, places, scratch, work }
+        Self { steps, constants, outputs, offsets, scratch, work }
     }
 
-    /// `[rows, outputs]`.
+    /// Runs the program. Returns `[rows, outputs]`.
     ///
     /// # Panics
-    /// If the feed is not what the steps read.
-    pub fn run(&self, feed: &Feed<'_>, isa: Isa) -> Vec<f32> {
+    /// If the inputs do not have the sizes that the steps read.
+    pub fn run(&self, feed: &ProgramFeed<'_>, isa: Isa) -> Vec<f32> {
         let isa = isa.checked();
         let width = self.outputs.len();
         let mut out = vec![0.0; feed.rows * width];
         let blocks = Mutex::new(out.chunks_mut((BLOCK * width).max(1)).enumerate());
-        let work = |scratch: &mut Scratch| {
+        let work = |scratch: &mut ProgramScratch| {
             loop {
                 let next = blocks.lock().expect("no holder panics").next();
                 let Some((index, out)) = next else { return };
-                isa.run(Block { program: self, feed, first: index * BLOCK, scratch, out });
+                isa.run(ProgramBlock { program: self, feed, first: index * BLOCK, scratch, out });
             }
         };
         let work = || SCRATCH.with_borrow_mut(work);
         if feed.rows * self.work < PARALLEL_FROM {
             work();
         } else {
-            // The caller works too: other threads help it as soon as they are awake.
+            // The calling thread works too; other threads join as soon as they are awake.
             let helpers = rayon::current_num_threads().min(feed.rows.div_ceil(BLOCK)) - 1;
             rayon::in_place_scope(|scope| {
                 (0..helpers).for_each(|_| scope.spawn(|_| work()));
@@ -233,12 +232,13 @@ impl Program {
 }
 
 thread_local! {
-    /// What this thread works in.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// This thread's scratch buffer.
+    static SCRATCH: RefCell<ProgramScratch> = RefCell::default();
 }
 
-/// Where each step's result is; a place is given on after its last reader.
-fn plan(steps: &[Step], outputs: &[Operand]) -> (Vec<usize>, usize) {
+/// The offset of each step's result and the size of the scratch. Memory is reused after a result's
+/// last reader.
+fn plan(steps: &[ProgramStep], outputs: &[Operand]) -> (Vec<usize>, usize) {
     let mut last = vec![0; steps.len()];
     for (at, step) in steps.iter().enumerate() {
         for operand in &step.operands {
@@ -254,27 +254,27 @@ fn plan(steps: &[Step], outputs: &[Operand]) -> (Vec<usize>, usize) {
         }
     }
     let mut free: Vec<(usize, usize)> = Vec::new();
-    let (mut places, mut end) = (Vec::with_capacity(steps.len()), 0);
+    let (mut offsets, mut end) = (Vec::with_capacity(steps.len()), 0);
     for (at, step) in steps.iter().enumerate() {
         let found = free.iter().position(|(_, width)| *width == step.width);
-        let place = match found {
+        let offset = match found {
             Some(found) => free.swap_remove(found).0,
             None => {
-                let place = end;
+                let offset = end;
                 end += step.width;
-                place
+                offset
             }
         };
-        places.push(place);
-        // A result must not lie where the step still reads, so places are freed after it: once each.
+        offsets.push(offset);
+        // A result must not overwrite what its step reads, so memory is freed after the step, once.
         for operand in &step.operands {
             if let Operand::Value { step: read, width } = *operand
                 && last[read] == at
             {
                 last[read] = usize::MAX;
-                free.push((places[read], width));
+                free.push((offsets[read], width));
             }
         }
     }
-    (places, end)
+    (offsets, end)
 }

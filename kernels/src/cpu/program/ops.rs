@@ -1,16 +1,17 @@
-//! What a program's operators do to a block of rows.
+//! The operators of a program other than products, on a block of rows.
 //!
-//! The loops are plain ones where the compiler makes vectors of them, those of the
-//! function that they are inlined into.
+//! The loops are plain Rust, which the compiler vectorises with the target features of the function
+//! that they are inlined into.
 
-use super::block::Values;
+use super::block::OperandRows;
 use super::{Fold, Map, Zip};
 use crate::cpu::lanes::{Lanes, MAX_LANES};
 use crate::cpu::math::sigmoid;
 use crate::cpu::rowwise::{Stats, normalise};
+use crate::layer::Affine;
 
 #[inline(always)]
-pub(super) fn each<V: Lanes>(map: Map, x: Values<'_>, width: usize, out: &mut [f32]) {
+pub(super) fn each<V: Lanes>(map: Map, x: OperandRows<'_>, width: usize, out: &mut [f32]) {
     match x.flat(width) {
         Some(x) => mapped::<V>(map, x, out),
         None => {
@@ -21,7 +22,8 @@ pub(super) fn each<V: Lanes>(map: Map, x: Values<'_>, width: usize, out: &mut [f
     }
 }
 
-/// Value by value. Each arm is a loop of its own, so that the compiler makes vector code of it.
+/// Applies an operator to each value. Each arm is a loop of its own, so that the compiler
+/// vectorises it.
 #[inline(always)]
 fn mapped<V: Lanes>(map: Map, x: &[f32], out: &mut [f32]) {
     const TINY: f32 = 1e-12;
@@ -62,7 +64,8 @@ fn sigmoids<V: Lanes>(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The natural logarithm of a positive normal number, to about 1e-7; without a branch, for vectors.
+/// The natural logarithm of a positive normal number, to about 1e-7, without branches so that loops
+/// vectorise.
 /// The fraction between 1/√2 and √2 goes through a polynomial (Cephes, logf).
 #[inline(always)]
 fn ln(x: f32) -> f32 {
@@ -87,7 +90,13 @@ fn ln(x: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn pairs(zip: Zip, a: Values<'_>, b: Values<'_>, width: usize, out: &mut [f32]) {
+pub(super) fn pairs(
+    zip: Zip,
+    a: OperandRows<'_>,
+    b: OperandRows<'_>,
+    width: usize,
+    out: &mut [f32],
+) {
     match zip {
         Zip::Add => zipped(a, b, width, out, |a, b| a + b),
         Zip::Sub => zipped(a, b, width, out, |a, b| a - b),
@@ -101,16 +110,16 @@ pub(super) fn pairs(zip: Zip, a: Values<'_>, b: Values<'_>, width: usize, out: &
     }
 }
 
-/// Value by value; an operand of one value a row is repeated.
+/// Applies `f` to each pair of values; an operand of one value per row is repeated.
 #[inline(always)]
 fn zipped(
-    a: Values<'_>,
-    b: Values<'_>,
+    a: OperandRows<'_>,
+    b: OperandRows<'_>,
     width: usize,
     out: &mut [f32],
     f: impl Fn(f32, f32) -> f32,
 ) {
-    // Rows that lie one after the other, or a value for all of them, are one loop and not one a row.
+    // Contiguous rows, or one value for all rows, need one loop instead of one per row.
     match (a.flat(width), b.flat(width)) {
         (Some(a), Some(b)) => {
             for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
@@ -143,9 +152,9 @@ fn zipped(
     }
 }
 
-/// The value of a column, or the only one.
+/// The value of a column, or the row's only value.
 #[inline(always)]
-pub(super) fn one(values: Values<'_>, row: usize, column: usize) -> f32 {
+pub(super) fn one(values: OperandRows<'_>, row: usize, column: usize) -> f32 {
     let row = values.row(row);
     if row.len() == 1 { row[0] } else { row[column] }
 }
@@ -154,13 +163,13 @@ pub(super) fn one(values: Values<'_>, row: usize, column: usize) -> f32 {
 pub(super) fn norm(x: &[f32], scale: &[f32], shift: &[f32], epsilon: f32, out: &mut [f32]) {
     let stats = Stats::of(x, epsilon);
     if scale.len() == x.len() && shift.len() == x.len() {
-        normalise(x, stats, (scale, shift), out);
+        normalise(x, stats, Affine { scale, shift }, out);
         return;
     }
     for (at, out) in out.iter_mut().enumerate() {
         let of = |weights: &[f32]| if weights.len() == 1 { weights[0] } else { weights[at] };
-        let (mut one, weights) = ([0.0], ([of(scale)], [of(shift)]));
-        normalise(&x[at..=at], stats, (&weights.0, &weights.1), &mut one);
+        let (mut one, scale, shift) = ([0.0], [of(scale)], [of(shift)]);
+        normalise(&x[at..=at], stats, Affine { scale: &scale, shift: &shift }, &mut one);
         *out = one[0];
     }
 }
@@ -174,7 +183,7 @@ pub(super) fn folded(fold: Fold, x: &[f32]) -> f32 {
     }
 }
 
-/// By lanes, so that no addition waits for the one before.
+/// The sum by lanes, so that additions do not depend on each other.
 #[inline(always)]
 fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; MAX_LANES];

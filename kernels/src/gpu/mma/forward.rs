@@ -1,24 +1,24 @@
-//! The forward kernel: a workgroup a block of queries and a head.
+//! The forward kernel: one workgroup per block of queries and head.
 //!
-//! While one tile of keys and values is multiplied the next is on its way to the other buffer.
-//! Where one warp has all keys of its queries, weights go from the registers of the first
-//! product to those of the second without touching memory.
+//! While one tile of keys and values is multiplied, the next one is copied to the other buffer. If
+//! one warp has all keys of its queries, weights go from the registers of the first product to
+//! those of the second without passing through memory.
 
 use cubecl::prelude::*;
 
 use super::fragment::{Summed, add_weighted, dot_products, place, put, sums, write};
-use super::plan::{COLUMNS, Plan};
+use super::plan::{COLUMNS, MmaPlan};
 use super::scores::{by_query, stash, weigh};
-use super::shared::{Source, Tile, arrival, tile};
-use crate::gpu::forward::{Item, item, keys};
-use crate::gpu::tile::{Columns, Operands, columns};
+use super::shared::{SharedSource, Tile, arrival, tile};
+use crate::gpu::forward::{ForwardItem, item, keys};
+use crate::gpu::tile::{Operands, TileColumns, columns};
 
 /// `out = A V`, `[H + R, heads * v]`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in crate::gpu) fn tensor_forward<E: Float>(
     operands: &Operands<E>,
     out: &mut Tensor<E>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let rows = comptime!(plan.rows());
     let held = comptime!(plan.buffers * plan.columns);
@@ -40,7 +40,7 @@ pub(in crate::gpu) fn tensor_forward<E: Float>(
         let item = item(&operands.work, index);
         outputs.clear();
         if item.tiles > 0 {
-            let queries = Source { rows: item.queries, columns: of_qk };
+            let queries = SharedSource { rows: item.queries, columns: of_qk };
             q.fill(&operands.q, queries, 0u32, rows, plan);
             fill_keys::<E>(operands, item, 0u32, of_qk, of_v, &mut k, &mut v, plan);
             arrival.expect();
@@ -69,7 +69,7 @@ pub(in crate::gpu) fn tensor_forward<E: Float>(
                 arrival.expect();
             }
         }
-        let to = Source { rows: item.queries, columns: of_v };
+        let to = SharedSource { rows: item.queries, columns: of_v };
         write::<E>(out, &outputs, place, to, column, 1.0f32);
         // The next item's first tiles go where slower warps may still read this one's last.
         sync_cube();
@@ -79,25 +79,25 @@ pub(in crate::gpu) fn tensor_forward<E: Float>(
 
 /// The row of a tile's buffer.
 #[cube]
-pub(super) fn buffer(tile: u32, #[comptime] plan: Plan) -> u32 {
+pub(super) fn buffer(tile: u32, #[comptime] plan: MmaPlan) -> u32 {
     tile % comptime!(plan.buffers as u32) * comptime!(plan.columns as u32)
 }
 
-/// Begins to fetch the keys and values of a tile.
+/// Starts to copy the keys and values of a tile.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(super) fn fill_keys<E: Float>(
     operands: &Operands<E>,
-    item: Item,
+    item: ForwardItem,
     tile: u32,
-    of_qk: Columns,
-    of_v: Columns,
+    of_qk: TileColumns,
+    of_v: TileColumns,
     k: &mut Tile<E>,
     v: &mut Tile<E>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let rows = keys(item, tile, plan.columns);
     let at = buffer(tile, plan);
-    k.fill(&operands.k, Source { rows, columns: of_qk }, at, plan.columns, plan);
-    v.fill(&operands.v, Source { rows, columns: of_v }, at, plan.columns, plan);
+    k.fill(&operands.k, SharedSource { rows, columns: of_qk }, at, plan.columns, plan);
+    v.fill(&operands.v, SharedSource { rows, columns: of_v }, at, plan.columns, plan);
 }

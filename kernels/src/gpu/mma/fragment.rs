@@ -1,35 +1,35 @@
 //! Products of tiles, sixteen rows by eight columns at a time.
 //!
-//! A warp has its sums in registers, laid out as `mma.m16n8k16` has them: lane l holds, of each
+//! A warp has its sums in registers, in the layout of `mma.m16n8k16`: lane l holds, of each
 //! fragment, rows `l / 4` and `l / 4 + 8` and the two columns from `2 (l % 4)`. On tensor cores
 //! one instruction updates a fragment; without them each unit computes the same four values from
-//! shared memory. Nothing else in the kernels knows which of both it is.
+//! shared memory. The rest of the kernels does not depend on which of the two it is.
 
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 
-use super::plan::{COLUMNS, Plan, STEP, WARP};
-use super::shared::{Source, Tile};
+use super::plan::{COLUMNS, MmaPlan, STEP, WARP};
+use super::shared::{SharedSource, Tile};
 
-/// Two neighbours in a row.
-pub(super) type Pair<T> = Vector<T, Const<2>>;
+/// Two neighbouring values in a row.
+pub(super) type PairVector<T> = Vector<T, Const<2>>;
 
 /// A warp's part of a product.
 #[derive(CubeType)]
-pub(super) struct Sums {
-    fragments: Sequence<Array<Pair<f32>>>,
+pub(super) struct FragmentSums {
+    fragments: Sequence<Array<PairVector<f32>>>,
     #[cube(comptime)]
     pub(super) down: usize,
     #[cube(comptime)]
     pub(super) across: usize,
 }
 
-/// Where a warp is in the tile of scores, and a unit in it.
+/// The position of a warp in the tile of scores, and of a unit in the warp.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct FragmentPlace {
     /// The warp's first row.
     pub(super) row: u32,
-    /// Which of the warps across it is.
+    /// The warp's index across the columns.
     pub(super) across: u32,
     /// The unit's row in a fragment; its other one is 8 below.
     pub(super) lane_row: u32,
@@ -38,12 +38,12 @@ pub(super) struct Place {
 }
 
 #[cube]
-pub(super) fn place(#[comptime] plan: Plan) -> Place {
+pub(super) fn place(#[comptime] plan: MmaPlan) -> FragmentPlace {
     let lane = UNIT_POS % WARP as u32;
     let warp = UNIT_POS / WARP as u32;
     let rows = comptime!((plan.row_fragments * STEP) as u32);
     let across = comptime!(plan.column_warps as u32);
-    Place {
+    FragmentPlace {
         row: warp / across * rows,
         across: warp % across,
         lane_row: lane / 4,
@@ -51,25 +51,25 @@ pub(super) fn place(#[comptime] plan: Plan) -> Place {
     }
 }
 
-/// Sums of `down` fragments by `across`.
+/// Zero sums of `down` by `across` fragments.
 #[cube]
-pub(super) fn sums(#[comptime] down: usize, #[comptime] across: usize) -> Sums {
-    let mut fragments = Sequence::<Array<Pair<f32>>>::new();
+pub(super) fn sums(#[comptime] down: usize, #[comptime] across: usize) -> FragmentSums {
+    let mut fragments = Sequence::<Array<PairVector<f32>>>::new();
     #[unroll]
     for _ in 0..comptime!(down * across) {
-        fragments.push(Array::<Pair<f32>>::new(2usize));
+        fragments.push(Array::<PairVector<f32>>::new(2usize));
     }
-    Sums { fragments, down, across }
+    FragmentSums { fragments, down, across }
 }
 
 #[cube]
-impl Sums {
+impl FragmentSums {
     pub(super) fn clear(&mut self) {
         #[unroll]
         for fragment in 0..comptime!(self.down * self.across) {
             let values = self.fragments.index_mut(fragment);
-            values[0] = Pair::<f32>::new(0.0f32);
-            values[1] = Pair::<f32>::new(0.0f32);
+            values[0] = PairVector::<f32>::new(0.0f32);
+            values[1] = PairVector::<f32>::new(0.0f32);
         }
     }
 
@@ -79,7 +79,7 @@ impl Sums {
         #[comptime] down: usize,
         #[comptime] across: usize,
         #[comptime] lower: usize,
-    ) -> Pair<f32> {
+    ) -> PairVector<f32> {
         let at = comptime!(down * self.across + across);
         self.fragments.index(at)[lower]
     }
@@ -89,13 +89,13 @@ impl Sums {
         &mut self,
         #[comptime] down: usize,
         #[comptime] across: usize,
-        pair: Pair<f32>,
+        pair: PairVector<f32>,
         upper: f32,
         lower: f32,
     ) {
-        let sum = self.pair(down, across, 0usize) + pair * Pair::<f32>::new(upper);
+        let sum = self.pair(down, across, 0usize) + pair * PairVector::<f32>::new(upper);
         self.set(down, across, 0usize, sum);
-        let sum = self.pair(down, across, 1usize) + pair * Pair::<f32>::new(lower);
+        let sum = self.pair(down, across, 1usize) + pair * PairVector::<f32>::new(lower);
         self.set(down, across, 1usize, sum);
     }
 
@@ -104,7 +104,7 @@ impl Sums {
         #[comptime] down: usize,
         #[comptime] across: usize,
         #[comptime] lower: usize,
-        pair: Pair<f32>,
+        pair: PairVector<f32>,
     ) {
         let at = comptime!(down * self.across + across);
         let values = self.fragments.index_mut(at);
@@ -116,19 +116,19 @@ impl Sums {
 /// tile's from `right_row` on.
 #[cube]
 pub(super) fn dot_products<E: Float>(
-    sums: &mut Sums,
+    sums: &mut FragmentSums,
     left: &Tile<E>,
     left_row: u32,
     right: &Tile<E>,
     right_row: u32,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     sums.clear();
     if comptime!(plan.tensor_cores) {
         let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         for step in 0..comptime!(left.width / STEP) {
             let depth = (step * STEP) as u32;
-            let mut lefts = Sequence::<Array<Pair<E>>>::new();
+            let mut lefts = Sequence::<Array<PairVector<E>>>::new();
             #[unroll]
             for down in 0..comptime!(sums.down) {
                 let row = left_row + comptime!((down * STEP) as u32);
@@ -154,7 +154,7 @@ pub(super) fn dot_products<E: Float>(
                 for across in 0..comptime!(sums.across) {
                     let other = right_row + comptime!((across * COLUMNS) as u32) + lane % 4 * 2;
                     let right_at = other as usize * right.pitch + k;
-                    let mut pair = Pair::<f32>::new(0.0f32);
+                    let mut pair = PairVector::<f32>::new(0.0f32);
                     pair[0] = f32::cast_from(right.memory[right_at]);
                     pair[1] = f32::cast_from(right.memory[right_at + right.pitch]);
                     sums.add(down, across, pair, upper, lower);
@@ -164,10 +164,10 @@ pub(super) fn dot_products<E: Float>(
     }
 }
 
-/// Where the rows of a matrix are that are summed with weights.
+/// The rows of a matrix that are summed with weights.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Summed {
-    /// The first of them in its tile.
+    /// The first row in the tile.
     pub(super) row: u32,
     /// The first column of the warp's part of the output.
     pub(super) column: u32,
@@ -175,17 +175,17 @@ pub(super) struct Summed {
 
 /// Adds `weights * right` to `sums`, where the weights are the warp's `scores`.
 ///
-/// Where the plan stashes them they are read from `stash`, and the workgroup must have passed a
+/// If the plan stashes weights they are read from `stash`, and the workgroup must have passed a
 /// barrier since `put`.
 #[cube]
 pub(super) fn add_weighted<E: Float>(
-    sums: &mut Sums,
-    scores: &Sums,
+    sums: &mut FragmentSums,
+    scores: &FragmentSums,
     stash: &ComptimeOption<Tile<E>>,
-    place: Place,
+    place: FragmentPlace,
     right: &Tile<E>,
     summed: Summed,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     #[comptime]
     match stash {
@@ -194,7 +194,7 @@ pub(super) fn add_weighted<E: Float>(
                 let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
                 for step in 0..comptime!(plan.columns / STEP) {
                     let depth = (step * STEP) as u32;
-                    let mut lefts = Sequence::<Array<Pair<E>>>::new();
+                    let mut lefts = Sequence::<Array<PairVector<E>>>::new();
                     #[unroll]
                     for down in 0..comptime!(sums.down) {
                         let row = place.row + comptime!((down * STEP) as u32);
@@ -210,7 +210,7 @@ pub(super) fn add_weighted<E: Float>(
             let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
             #[unroll]
             for step in 0..comptime!(plan.columns / STEP) {
-                let mut lefts = Sequence::<Array<Pair<E>>>::new();
+                let mut lefts = Sequence::<Array<PairVector<E>>>::new();
                 #[unroll]
                 for down in 0..comptime!(sums.down) {
                     lefts.push(packed::<E>(scores, down, step));
@@ -225,8 +225,8 @@ pub(super) fn add_weighted<E: Float>(
 /// Adds sixteen rows of the right tile, times the weights in `lefts`.
 #[cube]
 fn add_step<E: Float>(
-    sums: &mut Sums,
-    lefts: &Sequence<Array<Pair<E>>>,
+    sums: &mut FragmentSums,
+    lefts: &Sequence<Array<PairVector<E>>>,
     right: &Tile<E>,
     summed: Summed,
     depth: u32,
@@ -242,12 +242,12 @@ fn add_step<E: Float>(
 
 #[cube]
 fn add_weighted_portable<E: Float>(
-    sums: &mut Sums,
+    sums: &mut FragmentSums,
     stash: &Tile<E>,
-    place: Place,
+    place: FragmentPlace,
     right: &Tile<E>,
     summed: Summed,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     for k in 0..plan.columns {
         #[unroll]
@@ -261,7 +261,7 @@ fn add_weighted_portable<E: Float>(
                 let column =
                     summed.column + comptime!((across * COLUMNS) as u32) + place.lane_column;
                 let right_at = (summed.row as usize + k) * right.pitch + column as usize;
-                let mut pair = Pair::<f32>::new(0.0f32);
+                let mut pair = PairVector::<f32>::new(0.0f32);
                 pair[0] = f32::cast_from(right.memory[right_at]);
                 pair[1] = f32::cast_from(right.memory[right_at + 1]);
                 sums.add(down, across, pair, upper, lower);
@@ -270,13 +270,13 @@ fn add_weighted_portable<E: Float>(
     }
 }
 
-/// Puts the warp's weights where every warp finds them; the barrier is the caller's.
+/// Stores the warp's weights for all warps; the caller waits at a barrier.
 #[cube]
 pub(super) fn put<E: Float>(
-    scores: &Sums,
+    scores: &FragmentSums,
     stash: &mut ComptimeOption<Tile<E>>,
-    place: Place,
-    #[comptime] plan: Plan,
+    place: FragmentPlace,
+    #[comptime] plan: MmaPlan,
 ) {
     #[comptime]
     match stash {
@@ -308,9 +308,9 @@ pub(super) fn put<E: Float>(
 #[cube]
 pub(super) fn write<E: Float>(
     out: &mut Tensor<E>,
-    sums: &Sums,
-    place: Place,
-    to: Source,
+    sums: &FragmentSums,
+    place: FragmentPlace,
+    to: SharedSource,
     column: u32,
     factor: f32,
 ) {
@@ -343,15 +343,15 @@ pub(super) fn write<E: Float>(
 /// Updates the two fragments of each row of `sums` from `2 two` on.
 #[cube]
 fn multiply<E: Float>(
-    sums: &mut Sums,
-    lefts: &Sequence<Array<Pair<E>>>,
-    rights: &Array<Pair<E>>,
+    sums: &mut FragmentSums,
+    lefts: &Sequence<Array<PairVector<E>>>,
+    rights: &Array<PairVector<E>>,
     #[comptime] two: usize,
     instruction: &MmaDefinition<E, E, f32>,
 ) {
     #[unroll]
     for side in 0..2usize {
-        let mut right = Array::<Pair<E>>::new(2usize);
+        let mut right = Array::<PairVector<E>>::new(2usize);
         right[0] = rights[comptime!(2 * side)];
         right[1] = rights[comptime!(2 * side + 1)];
         #[unroll]
@@ -364,21 +364,21 @@ fn multiply<E: Float>(
 
 /// Sixteen rows by sixteen columns, as a left factor.
 #[cube]
-fn left_fragment<E: Float>(tile: &Tile<E>, row: u32, depth: u32) -> Array<Pair<E>> {
+fn left_fragment<E: Float>(tile: &Tile<E>, row: u32, depth: u32) -> Array<PairVector<E>> {
     let lane = UNIT_POS % WARP as u32;
     load::<E>(tile, row + lane % 16, depth + lane / 16 * 8, false)
 }
 
 /// Sixteen rows by sixteen columns, as two right factors whose columns the rows are.
 #[cube]
-fn right_fragments<E: Float>(tile: &Tile<E>, row: u32, depth: u32) -> Array<Pair<E>> {
+fn right_fragments<E: Float>(tile: &Tile<E>, row: u32, depth: u32) -> Array<PairVector<E>> {
     let lane = UNIT_POS % WARP as u32;
     load::<E>(tile, row + lane / 16 * 8 + lane % 8, depth + lane / 8 % 2 * 8, false)
 }
 
 /// Sixteen rows by sixteen columns, as two right factors whose rows the rows are.
 #[cube]
-fn turned_fragments<E: Float>(tile: &Tile<E>, row: u32, column: u32) -> Array<Pair<E>> {
+fn turned_fragments<E: Float>(tile: &Tile<E>, row: u32, column: u32) -> Array<PairVector<E>> {
     let lane = UNIT_POS % WARP as u32;
     load::<E>(tile, row + lane % 16, column + lane / 16 * 8, true)
 }
@@ -390,7 +390,7 @@ fn load<E: Float>(
     row: u32,
     column: u32,
     #[comptime] transposed: bool,
-) -> Array<Pair<E>> {
+) -> Array<PairVector<E>> {
     let instruction = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let start = row as usize * tile.pitch + column as usize;
     let found = instruction.load_matrix::<E, Const<2>>(
@@ -399,10 +399,10 @@ fn load<E: Float>(
         4usize,
         transposed,
     );
-    let mut fragments = Array::<Pair<E>>::new(4usize);
+    let mut fragments = Array::<PairVector<E>>::new(4usize);
     #[unroll]
     for i in 0..4usize {
-        fragments[i] = Pair::<E>::cast_from(found[i]);
+        fragments[i] = PairVector::<E>::cast_from(found[i]);
     }
     fragments
 }
@@ -411,15 +411,15 @@ fn load<E: Float>(
 /// the instruction takes them.
 #[cube]
 fn packed<E: Float>(
-    scores: &Sums,
+    scores: &FragmentSums,
     #[comptime] down: usize,
     #[comptime] step: usize,
-) -> Array<Pair<E>> {
-    let mut fragment = Array::<Pair<E>>::new(4usize);
+) -> Array<PairVector<E>> {
+    let mut fragment = Array::<PairVector<E>>::new(4usize);
     #[unroll]
     for i in 0..4usize {
         let across = comptime!(2 * step + i / 2);
-        fragment[i] = Pair::<E>::cast_from(scores.pair(down, across, comptime!(i % 2)));
+        fragment[i] = PairVector::<E>::cast_from(scores.pair(down, across, comptime!(i % 2)));
     }
     fragment
 }

@@ -1,17 +1,17 @@
 //! The second backward kernel: gradients of the keys and values, by blocks of keys.
 //!
-//! Rows of its tiles are keys, columns the queries that see them, so that a workgroup alone sums a
-//! key's gradient: no atomics, and the same sums every time.
+//! Rows of its tiles are keys, columns the queries that see them. One workgroup sums a key's whole
+//! gradient, without atomics and in a fixed order.
 
 use cubecl::prelude::*;
 
 use super::forward::buffer;
 use super::fragment::{Summed, add_weighted, dot_products, place, put, sums, write};
-use super::plan::{COLUMNS, Plan};
+use super::plan::{COLUMNS, MmaPlan};
 use super::scores::{by_key, differentiate, stash};
-use super::shared::{Source, Tile, arrival, tile};
-use crate::gpu::keys::{Item, item, queries, tiles};
-use crate::gpu::tile::{Columns, Operands, columns};
+use super::shared::{SharedSource, Tile, arrival, tile};
+use crate::gpu::keys::{KeysItem, item, queries, tiles};
+use crate::gpu::tile::{Operands, TileColumns, columns};
 
 /// `dK = α dSᵀ Q` and `dV = Aᵀ dO`.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -20,7 +20,7 @@ pub(in crate::gpu) fn tensor_backward_keys<E: Float>(
     grad: &Tensor<E>,
     dk: &mut Tensor<E>,
     dv: &mut Tensor<E>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let rows = comptime!(plan.rows());
     let held = comptime!(plan.buffers * plan.columns);
@@ -52,8 +52,8 @@ pub(in crate::gpu) fn tensor_backward_keys<E: Float>(
         let all = of_history + tiles(item.targets, plan.columns);
         if all > 0 {
             let rows_of = item.keys;
-            k.fill(&operands.k, Source { rows: rows_of, columns: of_qk }, 0u32, rows, plan);
-            v.fill(&operands.v, Source { rows: rows_of, columns: of_v }, 0u32, rows, plan);
+            k.fill(&operands.k, SharedSource { rows: rows_of, columns: of_qk }, 0u32, rows, plan);
+            v.fill(&operands.v, SharedSource { rows: rows_of, columns: of_v }, 0u32, rows, plan);
             let (q, g) = (&mut q, &mut g);
             fill_queries::<E>(operands, grad, item, 0u32, of_history, of_qk, of_v, q, g, plan);
             arrival.expect();
@@ -89,9 +89,9 @@ pub(in crate::gpu) fn tensor_backward_keys<E: Float>(
                 arrival.expect();
             }
         }
-        let to = Source { rows: item.keys, columns: of_qk };
+        let to = SharedSource { rows: item.keys, columns: of_qk };
         write::<E>(dk, &dk_sums, place, to, qk_column, operands.alpha);
-        let to = Source { rows: item.keys, columns: of_v };
+        let to = SharedSource { rows: item.keys, columns: of_v };
         write::<E>(dv, &dv_sums, place, to, v_column, 1.0f32);
         // The next item's first tiles go where slower warps may still read this one's last.
         sync_cube();
@@ -99,23 +99,23 @@ pub(in crate::gpu) fn tensor_backward_keys<E: Float>(
     }
 }
 
-/// Begins to fetch the queries of a tile and the gradients of their outputs.
+/// Starts to copy the queries of a tile and the gradients of their outputs.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn fill_queries<E: Float>(
     operands: &Operands<E>,
     grad: &Tensor<E>,
-    item: Item,
+    item: KeysItem,
     tile: u32,
     of_history: u32,
-    of_qk: Columns,
-    of_v: Columns,
+    of_qk: TileColumns,
+    of_v: TileColumns,
     q: &mut Tile<E>,
     g: &mut Tile<E>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let rows = queries(item, tile, of_history, plan.columns);
     let at = buffer(tile, plan);
-    q.fill(&operands.q, Source { rows, columns: of_qk }, at, plan.columns, plan);
-    g.fill(grad, Source { rows, columns: of_v }, at, plan.columns, plan);
+    q.fill(&operands.q, SharedSource { rows, columns: of_qk }, at, plan.columns, plan);
+    g.fill(grad, SharedSource { rows, columns: of_v }, at, plan.columns, plan);
 }

@@ -1,8 +1,8 @@
-//! How a kernel's work is cut for one device: rows and columns of a tile of scores, warps,
-//! buffers, and with which instructions.
+//! Plans how a kernel's work is divided on a device: rows and columns of a tile of scores, warps,
+//! buffers and instructions.
 //!
 //! A plan is a compile-time constant of its kernel. Everything that depends on a head's width or
-//! on the device is decided here, once a launch, and nowhere in the kernels.
+//! on the device is decided here, once per launch.
 
 use burn::tensor::DType;
 use cubecl::features::TypeUsage;
@@ -15,7 +15,7 @@ use crate::attention::Dims;
 pub(super) const STEP: usize = 16;
 /// Columns of the instruction.
 pub(super) const COLUMNS: usize = 8;
-/// Units of a warp.
+/// Units per warp.
 pub(super) const WARP: usize = 32;
 /// Bytes that one asynchronous copy moves, and that rows in shared memory are padded by, so that
 /// the eight rows of a fragment lie in different banks.
@@ -27,7 +27,7 @@ const WIDEST: usize = 256;
 
 /// One of the three kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kernel {
+pub enum MmaKernel {
     /// The output, by blocks of queries.
     Forward,
     /// Gradients of the queries and of the tables, by blocks of queries.
@@ -36,9 +36,9 @@ pub enum Kernel {
     BackwardKeys,
 }
 
-/// How a kernel's work is cut.
+/// How a kernel's work is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Plan {
+pub struct MmaPlan {
     /// Warps down the rows of a tile of scores.
     pub row_warps: usize,
     /// Fragments of 16 rows that each warp has.
@@ -47,11 +47,11 @@ pub struct Plan {
     pub column_warps: usize,
     /// Columns of a tile of scores.
     pub columns: usize,
-    /// Buffers of the tiles that are read in turn.
+    /// Buffers for tiles, which are used in turn.
     pub buffers: usize,
-    /// Padded columns of q and k a head.
+    /// Padded columns of q and k per head.
     pub qk: usize,
-    /// Padded columns of v a head.
+    /// Padded columns of v per head.
     pub v: usize,
     /// Elements of 16 bytes: what one unit copies at once, and what pads a row.
     pub chunk: usize,
@@ -62,12 +62,12 @@ pub struct Plan {
     pub asynchronous: bool,
 }
 
-/// What a plan is made for.
+/// The requirements of a plan.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
-    /// Columns of q and k a head.
+pub struct PlanRequest {
+    /// Columns of q and k per head.
     pub qk: usize,
-    /// Columns of v a head.
+    /// Columns of v per head.
     pub v: usize,
     /// The element type of the matrices.
     pub dtype: DType,
@@ -77,14 +77,14 @@ pub struct Wanted {
     pub aligned: bool,
 }
 
-impl Wanted {
-    /// What takes the most memory with these sizes: with a table, and all aligned.
-    pub fn of(dims: Dims, dtype: DType) -> Wanted {
-        Wanted { qk: dims.qk, v: dims.v, dtype, position: true, aligned: true }
+impl PlanRequest {
+    /// The requirements that take the most memory with these sizes: with a table, and all aligned.
+    pub fn of(dims: Dims, dtype: DType) -> PlanRequest {
+        PlanRequest { qk: dims.qk, v: dims.v, dtype, position: true, aligned: true }
     }
 }
 
-impl Plan {
+impl MmaPlan {
     /// Rows of a tile of scores.
     pub fn rows(&self) -> usize {
         self.row_warps * self.row_fragments * STEP
@@ -108,7 +108,7 @@ impl Plan {
     }
 
     /// Bytes of shared memory.
-    pub fn shared_bytes(&self, kernel: Kernel, wanted: &Wanted) -> usize {
+    pub fn shared_bytes(&self, kernel: MmaKernel, wanted: &PlanRequest) -> usize {
         let size = wanted.dtype.size();
         let row = |width: usize| width * size + CHUNK_BYTES;
         let both = row(self.qk) + row(self.v);
@@ -116,21 +116,21 @@ impl Plan {
         let stash = if self.stashes() { self.rows() * row(self.columns) } else { 0 };
         let barrier = 16;
         let own = match kernel {
-            Kernel::Forward => self.rows() * row(self.qk) + stash,
-            Kernel::BackwardQueries => {
+            MmaKernel::Forward => self.rows() * row(self.qk) + stash,
+            MmaKernel::BackwardQueries => {
                 let distances = self.rows() * (self.columns + 1) * size_of::<f32>();
                 let scratch = self.units() * 4 * size_of::<f32>();
                 let distances = if wanted.position { distances } else { 0 };
                 self.rows() * both + stash + distances + scratch
             }
-            Kernel::BackwardKeys => self.rows() * both + 2 * stash,
+            MmaKernel::BackwardKeys => self.rows() * both + 2 * stash,
         };
         own + turning + barrier
     }
 }
 
-/// The best plan that the device has room for, if it has any.
-pub fn plan(kernel: Kernel, wanted: &Wanted, device: &DeviceProperties) -> Option<Plan> {
+/// The best plan that fits the device, if any does.
+pub fn plan(kernel: MmaKernel, wanted: &PlanRequest, device: &DeviceProperties) -> Option<MmaPlan> {
     let storage: StorageType = wanted.dtype.into();
     let usage = device.type_usage(storage);
     let floats = matches!(wanted.dtype, DType::F32 | DType::F16 | DType::BF16);
@@ -146,7 +146,7 @@ pub fn plan(kernel: Kernel, wanted: &Wanted, device: &DeviceProperties) -> Optio
     let hardware = &device.hardware;
     let best = tensor_cores.then(|| shapes(kernel, qk, v)).into_iter().flatten();
     best.chain(portable_shapes(kernel))
-        .map(|[row_warps, row_fragments, column_warps, columns, buffers]| Plan {
+        .map(|[row_warps, row_fragments, column_warps, columns, buffers]| MmaPlan {
             row_warps,
             row_fragments,
             column_warps,
@@ -167,18 +167,18 @@ pub fn plan(kernel: Kernel, wanted: &Wanted, device: &DeviceProperties) -> Optio
 /// Shapes from the best to the smallest: warps down, fragments a warp, warps across, columns,
 /// buffers. What bounds them are registers: a unit's part of the sums takes
 /// `fragments * width / 2` of its 255, and a fragment's scores `columns / 2` more.
-fn shapes(kernel: Kernel, qk: usize, v: usize) -> impl Iterator<Item = [usize; 5]> {
+fn shapes(kernel: MmaKernel, qk: usize, v: usize) -> impl Iterator<Item = [usize; 5]> {
     let best: &[[usize; 5]] = match kernel {
         // Two fragments a warp read every fragment of keys and values half as often.
-        Kernel::Forward if v <= 64 => &[[4, 2, 1, 64, 2]],
-        Kernel::Forward if v <= 128 => &[[4, 2, 1, 32, 2]],
-        Kernel::Forward => &[[8, 1, 1, 64, 2], [8, 1, 1, 32, 2]],
-        Kernel::BackwardQueries if qk <= 128 => &[[8, 1, 1, 64, 2]],
-        Kernel::BackwardQueries => &[[8, 1, 1, 32, 2]],
-        Kernel::BackwardKeys if qk + v <= 256 => &[[8, 1, 1, 64, 2]],
-        Kernel::BackwardKeys => &[[4, 1, 2, 64, 2], [4, 1, 2, 64, 1], [4, 1, 2, 32, 1]],
+        MmaKernel::Forward if v <= 64 => &[[4, 2, 1, 64, 2]],
+        MmaKernel::Forward if v <= 128 => &[[4, 2, 1, 32, 2]],
+        MmaKernel::Forward => &[[8, 1, 1, 64, 2], [8, 1, 1, 32, 2]],
+        MmaKernel::BackwardQueries if qk <= 128 => &[[8, 1, 1, 64, 2]],
+        MmaKernel::BackwardQueries => &[[8, 1, 1, 32, 2]],
+        MmaKernel::BackwardKeys if qk + v <= 256 => &[[8, 1, 1, 64, 2]],
+        MmaKernel::BackwardKeys => &[[4, 1, 2, 64, 2], [4, 1, 2, 64, 1], [4, 1, 2, 32, 1]],
     };
-    let across = if matches!(kernel, Kernel::BackwardKeys) && qk + v > 256 { 2 } else { 1 };
+    let across = if matches!(kernel, MmaKernel::BackwardKeys) && qk + v > 256 { 2 } else { 1 };
     let small = [[4, 64, 2], [4, 32, 2], [4, 32, 1], [2, 32, 1], [1, 32, 1], [1, 16, 1]];
     let small = small.into_iter().map(move |[down, columns, buffers]| {
         let columns = columns.max(across * STEP);
@@ -190,11 +190,11 @@ fn shapes(kernel: Kernel, qk: usize, v: usize) -> impl Iterator<Item = [usize; 5
 /// Shapes without tensor cores: small, because drivers take long to compile what is unrolled, and
 /// between them all that the others have, two fragments a warp, two warps across and either number
 /// of buffers.
-fn portable_shapes(kernel: Kernel) -> [[usize; 5]; 3] {
+fn portable_shapes(kernel: MmaKernel) -> [[usize; 5]; 3] {
     let best = match kernel {
-        Kernel::Forward => [2, 2, 1, 16, 2],
-        Kernel::BackwardQueries => [4, 1, 1, 16, 2],
-        Kernel::BackwardKeys => [2, 1, 2, 32, 1],
+        MmaKernel::Forward => [2, 2, 1, 16, 2],
+        MmaKernel::BackwardQueries => [4, 1, 1, 16, 2],
+        MmaKernel::BackwardKeys => [2, 1, 2, 32, 1],
     };
     [best, [2, 1, 1, 16, 1], [1, 1, 1, 16, 1]]
 }

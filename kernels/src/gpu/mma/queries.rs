@@ -1,15 +1,15 @@
 //! The first backward kernel: gradients of the queries and of the tables, by blocks of queries.
 //!
-//! Like the forward one it fetches a tile ahead. What it finds for the tables goes to the
-//! workgroup's row of partial sums, as `tables` has it.
+//! Like the forward kernel it copies one tile ahead. Its part of the tables' gradients goes to the
+//! workgroup's row of partial sums, as described in `tables`.
 
 use cubecl::prelude::*;
 
 use super::forward::{buffer, fill_keys};
-use super::fragment::{Summed, Sums, add_weighted, dot_products, place, put, sums, write};
-use super::plan::{COLUMNS, Plan};
+use super::fragment::{FragmentSums, Summed, add_weighted, dot_products, place, put, sums, write};
+use super::plan::{COLUMNS, MmaPlan};
 use super::scores::{Pairs, add_buckets, by_query, differentiate, put_grads, stash};
-use super::shared::{Source, arrival, tile};
+use super::shared::{SharedSource, arrival, tile};
 use crate::gpu::forward::{item, keys};
 use crate::gpu::tables::{add_far, begin_distances, bucket_sums};
 use crate::gpu::tile::{Four, Operands, columns};
@@ -22,7 +22,7 @@ pub(in crate::gpu) fn tensor_backward_queries<E: Float>(
     dq: &mut Tensor<E>,
     partials: &mut Tensor<f32>,
     #[comptime] buckets: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let rows = comptime!(plan.rows());
     let held = comptime!(plan.buffers * plan.columns);
@@ -53,8 +53,8 @@ pub(in crate::gpu) fn tensor_backward_queries<E: Float>(
         outputs.clear();
         if item.tiles > 0 {
             let rows_of = item.queries;
-            q.fill(&operands.q, Source { rows: rows_of, columns: of_qk }, 0u32, rows, plan);
-            g.fill(grad, Source { rows: rows_of, columns: of_v }, 0u32, rows, plan);
+            q.fill(&operands.q, SharedSource { rows: rows_of, columns: of_qk }, 0u32, rows, plan);
+            g.fill(grad, SharedSource { rows: rows_of, columns: of_v }, 0u32, rows, plan);
             fill_keys::<E>(operands, item, 0u32, of_qk, of_v, &mut k, &mut v, plan);
             arrival.expect();
         }
@@ -85,7 +85,7 @@ pub(in crate::gpu) fn tensor_backward_queries<E: Float>(
                 arrival.expect();
             }
         }
-        let to = Source { rows: item.queries, columns: of_qk };
+        let to = SharedSource { rows: item.queries, columns: of_qk };
         write::<E>(dq, &outputs, place, to, column, operands.alpha);
         // The next item's first tiles go where slower warps may still read this one's last.
         sync_cube();
@@ -95,9 +95,12 @@ pub(in crate::gpu) fn tensor_backward_queries<E: Float>(
     by_bucket.write::<E>(operands, partials, slot, &mut scratch);
 }
 
-/// A place for dS by row and column, where distances are summed.
+/// Shared memory for dS by row and column, from which distances are summed.
 #[cube]
-fn by_pair(#[comptime] needed: bool, #[comptime] plan: Plan) -> ComptimeOption<SharedMemory<f32>> {
+fn by_pair(
+    #[comptime] needed: bool,
+    #[comptime] plan: MmaPlan,
+) -> ComptimeOption<SharedMemory<f32>> {
     match comptime!(needed) {
         true => ComptimeOption::new_Some(SharedMemory::<f32>::new(comptime!(
             plan.rows() * (plan.columns + 1)
@@ -106,17 +109,17 @@ fn by_pair(#[comptime] needed: bool, #[comptime] plan: Plan) -> ComptimeOption<S
     }
 }
 
-/// Adds the tile's dS to the workgroup's row by distance; gives the unit's sum of what belongs to
-/// the last entry, which many distances share. All units must call it together.
+/// Adds the tile's dS to the workgroup's row by distance; returns the unit's sum for the
+/// last entry, which many distances share. All units must call it together.
 #[cube]
 fn add_distances<E: Float>(
     operands: &Operands<E>,
     partials: &mut Tensor<f32>,
     slot: usize,
-    grads: &Sums,
+    grads: &FragmentSums,
     pairs: Pairs,
     by_pair: &mut ComptimeOption<SharedMemory<f32>>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) -> f32 {
     let mut far = 0.0f32;
     #[comptime]
@@ -136,16 +139,16 @@ fn add_distances<E: Float>(
     far
 }
 
-/// Adds the sums of the tile's diagonals; gives the unit's of those beyond the table.
+/// Adds the sums of the tile's diagonals; returns the unit's sum of those beyond the table.
 #[cube]
 fn add_diagonals(
     entries: usize,
     partials: &mut Tensor<f32>,
     slot: usize,
-    grads: &Sums,
+    grads: &FragmentSums,
     pairs: Pairs,
     memory: &mut SharedMemory<f32>,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) -> f32 {
     let mut far = 0.0f32;
     // The last tile's sums are read to the end before this barrier's other side.
@@ -174,7 +177,12 @@ fn add_diagonals(
 /// The sum of dS over the queries i, each with key `first + i` (or key `first`, where queries have
 /// no step; or itself, where keys have none) if the tile has it.
 #[cube]
-fn diagonal(memory: &SharedMemory<f32>, pairs: Pairs, first: i32, #[comptime] plan: Plan) -> f32 {
+fn diagonal(
+    memory: &SharedMemory<f32>,
+    pairs: Pairs,
+    first: i32,
+    #[comptime] plan: MmaPlan,
+) -> f32 {
     let mut sum = 0.0f32;
     let alone = pairs.keys.step == 0;
     let step = select(alone, 1i32, pairs.queries.step as i32);

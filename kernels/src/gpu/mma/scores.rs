@@ -1,22 +1,22 @@
 //! From dot products to weights, and from gradients of weights to those of scores, in registers.
 //!
-//! Rows of a tile are queries or keys, as the kernel has it; a `Side` says which. A tile of which
-//! everything is visible, as most are, is told apart once and not pair by pair.
+//! Rows of a tile are queries or keys, depending on the kernel. Most tiles are entirely visible,
+//! which is checked once per tile instead of once per pair.
 
 use cubecl::prelude::*;
 
-use super::fragment::{Pair, Place, Sums, place};
-use super::plan::{COLUMNS, Plan, STEP};
+use super::fragment::{FragmentPlace, FragmentSums, PairVector, place};
+use super::plan::{COLUMNS, MmaPlan, STEP};
 use super::shared::{Tile, tile};
 use crate::gpu::queries::slope;
 use crate::gpu::tables::BucketSums;
-use crate::gpu::tile::{Operands, Rows, bias, sees, sigmoid, time_bucket};
+use crate::gpu::tile::{Operands, TileRows, bias, sees, sigmoid, time_bucket};
 
 /// The queries and keys of a tile of scores.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Pairs {
-    pub(super) queries: Rows,
-    pub(super) keys: Rows,
+    pub(super) queries: TileRows,
+    pub(super) keys: TileRows,
     /// Whether every query sees every key, and there are as many of both as the tile has room for.
     full: bool,
     /// Whether rows of the tile are keys, and columns queries.
@@ -28,9 +28,9 @@ pub(super) struct Pairs {
 #[cube]
 pub(super) fn by_query<E: Float>(
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
-    #[comptime] plan: Plan,
+    queries: TileRows,
+    keys: TileRows,
+    #[comptime] plan: MmaPlan,
 ) -> Pairs {
     let (rows, columns) = comptime!((plan.rows() as u32, plan.columns as u32));
     let full = all_seen::<E>(operands, queries, keys, rows, columns);
@@ -41,9 +41,9 @@ pub(super) fn by_query<E: Float>(
 #[cube]
 pub(super) fn by_key<E: Float>(
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
-    #[comptime] plan: Plan,
+    queries: TileRows,
+    keys: TileRows,
+    #[comptime] plan: MmaPlan,
 ) -> Pairs {
     let (rows, columns) = comptime!((plan.rows() as u32, plan.columns as u32));
     let full = all_seen::<E>(operands, queries, keys, columns, rows);
@@ -53,8 +53,8 @@ pub(super) fn by_key<E: Float>(
 #[cube]
 fn all_seen<E: Float>(
     operands: &Operands<E>,
-    queries: Rows,
-    keys: Rows,
+    queries: TileRows,
+    keys: TileRows,
     #[comptime] of_queries: u32,
     #[comptime] of_keys: u32,
 ) -> bool {
@@ -90,28 +90,28 @@ impl Pairs {
 
 /// The row of the tile that the unit has in one fragment.
 #[cube]
-fn row_of(place: Place, #[comptime] down: usize, #[comptime] lower: usize) -> u32 {
+fn row_of(place: FragmentPlace, #[comptime] down: usize, #[comptime] lower: usize) -> u32 {
     place.row + comptime!((down * STEP + lower * 8) as u32) + place.lane_row
 }
 
 #[cube]
 fn column_of(
-    place: Place,
+    place: FragmentPlace,
     #[comptime] across: usize,
     #[comptime] side: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) -> u32 {
     let first = place.across * comptime!(plan.columns_a_warp() as u32);
     first + comptime!((across * COLUMNS + side) as u32) + place.lane_column
 }
 
-/// Makes weights of dot products.
+/// Turns dot products into weights.
 #[cube]
 pub(super) fn weigh<E: Float>(
-    scores: &mut Sums,
+    scores: &mut FragmentSums,
     operands: &Operands<E>,
     pairs: Pairs,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let place = place(plan);
     #[unroll]
@@ -121,7 +121,7 @@ pub(super) fn weigh<E: Float>(
             #[unroll]
             for lower in 0..2usize {
                 let dots = scores.pair(down, across, lower);
-                let mut weights = Pair::<f32>::new(0.0f32);
+                let mut weights = PairVector::<f32>::new(0.0f32);
                 #[unroll]
                 for side in 0..2usize {
                     let row = row_of(place, down, lower);
@@ -137,14 +137,14 @@ pub(super) fn weigh<E: Float>(
     }
 }
 
-/// Makes weights of dot products, and of the weights' gradients the scores'.
+/// Turns dot products into weights, and the gradients of weights into those of scores.
 #[cube]
 pub(super) fn differentiate<E: Float>(
-    scores: &mut Sums,
-    grads: &mut Sums,
+    scores: &mut FragmentSums,
+    grads: &mut FragmentSums,
     operands: &Operands<E>,
     pairs: Pairs,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     let place = place(plan);
     #[unroll]
@@ -155,8 +155,8 @@ pub(super) fn differentiate<E: Float>(
             for lower in 0..2usize {
                 let dots = scores.pair(down, across, lower);
                 let of_weights = grads.pair(down, across, lower);
-                let mut weights = Pair::<f32>::new(0.0f32);
-                let mut of_scores = Pair::<f32>::new(0.0f32);
+                let mut weights = PairVector::<f32>::new(0.0f32);
+                let mut of_scores = PairVector::<f32>::new(0.0f32);
                 #[unroll]
                 for side in 0..2usize {
                     let row = row_of(place, down, lower);
@@ -177,11 +177,11 @@ pub(super) fn differentiate<E: Float>(
 /// Adds dS to the unit's sums by time bucket.
 #[cube]
 pub(super) fn add_buckets<E: Float>(
-    grads: &Sums,
+    grads: &FragmentSums,
     operands: &Operands<E>,
     pairs: Pairs,
     by_bucket: &mut BucketSums,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) {
     #[comptime]
     match &operands.time {
@@ -213,9 +213,13 @@ pub(super) fn add_buckets<E: Float>(
     }
 }
 
-/// Puts dS where `Distances` finds it: `[rows, columns + 1]`, so that a diagonal's banks differ.
+/// Stores dS for `Distances`: `[rows, columns + 1]`, so that a diagonal's banks differ.
 #[cube]
-pub(super) fn put_grads(grads: &Sums, memory: &mut SharedMemory<f32>, #[comptime] plan: Plan) {
+pub(super) fn put_grads(
+    grads: &FragmentSums,
+    memory: &mut SharedMemory<f32>,
+    #[comptime] plan: MmaPlan,
+) {
     let place = place(plan);
     #[unroll]
     for down in 0..comptime!(grads.down) {
@@ -235,9 +239,9 @@ pub(super) fn put_grads(grads: &Sums, memory: &mut SharedMemory<f32>, #[comptime
     }
 }
 
-/// A place for weights between the warps, where the plan needs one.
+/// Shared memory to exchange weights between warps, if the plan needs it.
 #[cube]
-pub(super) fn stash<E: Float>(#[comptime] plan: Plan) -> ComptimeOption<Tile<E>> {
+pub(super) fn stash<E: Float>(#[comptime] plan: MmaPlan) -> ComptimeOption<Tile<E>> {
     match comptime!(plan.stashes()) {
         true => {
             let tile = tile::<E>(comptime!(plan.rows()), plan.columns, plan);

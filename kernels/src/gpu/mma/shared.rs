@@ -1,10 +1,10 @@
-//! Tiles of matrices in shared memory: how they get there and when they may be read.
+//! Tiles of matrices in shared memory: copying them and waiting for the copies.
 
 use cubecl::prelude::barrier::{Barrier, copy_async_checked};
 use cubecl::prelude::*;
 
-use super::plan::{CHUNK_BYTES, Plan};
-use crate::gpu::tile::{Columns, Rows};
+use super::plan::{CHUNK_BYTES, MmaPlan};
+use crate::gpu::tile::{TileColumns, TileRows};
 
 /// Rows of a matrix in shared memory, each padded by 16 bytes.
 #[derive(CubeType)]
@@ -21,31 +21,31 @@ pub(super) struct Tile<E: Float> {
 pub(super) fn tile<E: Float>(
     #[comptime] rows: usize,
     #[comptime] width: usize,
-    #[comptime] plan: Plan,
+    #[comptime] plan: MmaPlan,
 ) -> Tile<E> {
     let pitch = comptime!(width + plan.chunk);
     let memory = SharedMemory::<E>::new_aligned(comptime!(rows * pitch), CHUNK_BYTES);
     Tile::<E> { memory, width, pitch }
 }
 
-/// What a tile is filled with.
+/// The part of a matrix that a tile is filled with.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Source {
-    pub(super) rows: Rows,
-    pub(super) columns: Columns,
+pub(super) struct SharedSource {
+    pub(super) rows: TileRows,
+    pub(super) columns: TileColumns,
 }
 
 #[cube]
 impl<E: Float> Tile<E> {
-    /// Copies `count` rows into the tile's rows from `at` on, with zeros where the source has none
-    /// or no columns. What is copied asynchronously has arrived when an `Arrival` says so.
+    /// Copies `count` rows into the tile's rows from `at` on, with zeros for missing rows
+    /// and columns. An asynchronous copy has arrived once an `Arrival` was waited for.
     pub(super) fn fill(
         &mut self,
         matrix: &Tensor<E>,
-        source: Source,
+        source: SharedSource,
         at: u32,
         #[comptime] count: usize,
-        #[comptime] plan: Plan,
+        #[comptime] plan: MmaPlan,
     ) {
         let length = comptime!(plan.chunk);
         let chunks_a_row = comptime!((self.width / length) as u32);
@@ -83,14 +83,14 @@ impl<E: Float> Tile<E> {
     }
 }
 
-/// When what the workgroup's units copied may be read by all of them.
+/// Synchronises the workgroup's asynchronous copies with their readers.
 #[derive(CubeType)]
 pub(super) struct Arrival {
     barrier: ComptimeOption<Shared<Barrier>>,
 }
 
 #[cube]
-pub(super) fn arrival(#[comptime] plan: Plan) -> Arrival {
+pub(super) fn arrival(#[comptime] plan: MmaPlan) -> Arrival {
     let barrier = match comptime!(plan.asynchronous) {
         true => ComptimeOption::new_Some(Barrier::shared(CUBE_DIM, UNIT_POS == 0)),
         false => ComptimeOption::new_None(),

@@ -1,24 +1,24 @@
-//! Trains and serves on histories of 10,000 events, and says what it took.
+//! Trains and serves with histories of 10,000 events, and prints time and peak memory.
 //!
-//! Run it: `cargo run -p hypercast-fm --example lifelong`
+//! Run it: `cargo run -p hypercast-fm --example long_history`
 //!
-//! It fails if a variant takes 4 GiB or more.
+//! Fails if a variant takes 4 GiB of memory or more.
 
 use std::{sync::Arc, time::Instant};
 
 use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item, Outcome, Target, User},
-    inference::{self, Serving},
-    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    inference::{self, FmServingOptions},
+    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     trainer,
 };
 
-/// Events a history.
+/// Events per history.
 const HISTORY: usize = 10_000;
-/// Targets a request.
+/// Targets per request.
 const TARGETS: usize = 16;
-/// Requests a training batch: several times what is in memory at once.
+/// Requests per training batch: several times what fits in memory at once.
 const REQUESTS: u64 = 24;
 /// Steps of training.
 const STEPS: u64 = 1;
@@ -37,13 +37,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, config) in variants {
         let peak = variant(name, &config)?;
         if peak >= 4096 {
-            return Err(format!("{name}: {peak} MiB is not within 4 GiB").into());
+            return Err(format!("{name}: {peak} MiB exceeds the limit of 4 GiB").into());
         }
     }
     Ok(())
 }
 
-/// Trains and serves; the peak of the process's memory meanwhile, in MiB.
+/// Trains and serves one variant. Returns the process's peak memory in MiB.
 fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     reset_peak();
@@ -51,18 +51,18 @@ fn variant(name: &str, config: &FmConfig) -> Result<u64, Box<dyn std::error::Err
     let started = Instant::now();
     for step in 0..STEPS {
         let batch: Vec<Example> = (0..REQUESTS).map(|i| request(step * REQUESTS + i)).collect();
-        let said = trainer.step(&batch.iter().collect::<Vec<_>>())?;
-        assert!(said.predictions.iter().all(|p| p.is_finite()));
+        let output = trainer.step(&batch.iter().collect::<Vec<_>>())?;
+        assert!(output.predictions.iter().all(|p| p.is_finite()));
     }
     let training_s = started.elapsed().as_secs_f64() / (STEPS * REQUESTS) as f64;
     trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
     drop(trainer);
-    let fm = inference::load(&dir.path().join("fm"), Serving::default())?;
+    let fm = inference::load(&dir.path().join("fm"), FmServingOptions::default())?;
     let batch: Vec<Example> = (0..REQUESTS).map(request).collect();
     let started = Instant::now();
-    let said = fm.infer(&batch.iter().collect::<Vec<_>>())?;
+    let output = fm.infer(&batch.iter().collect::<Vec<_>>())?;
     let serving_s = started.elapsed().as_secs_f64() / REQUESTS as f64;
-    assert_eq!(said.main.len(), REQUESTS as usize * TARGETS);
+    assert_eq!(output.main.len(), REQUESTS as usize * TARGETS);
     let peak = peak_mib()?;
     println!("{name:<30} {training_s:>12.3} {serving_s:>12.3} {peak:>12}");
     Ok(peak)
@@ -80,7 +80,7 @@ fn spec() -> FmSpec {
         tasks: vec![TaskSpec {
             name: "click".into(),
             main: true,
-            label: Label::Action(0),
+            label: TaskLabel::Action(0),
             surfaces: vec![true],
             weight: 1.0,
         }],
@@ -118,7 +118,8 @@ fn request(request: u64) -> Example {
     }
 }
 
-/// Lets the kernel count the peak anew. Where it cannot, the peak is of all variants so far.
+/// Resets the kernel's record of peak memory. If that fails, the peak is that of all variants so
+/// far.
 fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

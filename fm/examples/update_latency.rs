@@ -1,6 +1,6 @@
-//! What updates cost a server's latency, with and without warm histories.
+//! Measures how weight updates affect the latency of inference, with and without cache warm-up.
 //!
-//! Run it: `cargo run -p hypercast-fm --example warm_updates`
+//! Run it: `cargo run -p hypercast-fm --example update_latency`
 
 use std::{
     path::Path,
@@ -14,23 +14,23 @@ use std::{
 use hypercast_fm::{
     device::DeviceKind,
     example::{Event, Example, Item, Outcome, Target, User},
-    inference::{self, FoundationModel, Serving},
-    spec::{FmConfig, FmSpec, Label, TaskSpec},
+    inference::{self, FmServingOptions, FoundationModel},
+    spec::{FmConfig, FmSpec, TaskLabel, TaskSpec},
     trainer,
-    update::{Dense, Piece, Update},
+    update::{TensorSlice, WeightTensor, WeightUpdate},
 };
 
 /// Users, each with a history.
 const USERS: u64 = 512;
 /// Candidates a request.
 const TARGETS: u64 = 100;
-/// How long each way of serving is under load, in each round.
+/// How long each variant is under load in a round.
 const LOAD: Duration = Duration::from_secs(4);
 /// How often weights are published under load.
 const EVERY: Duration = Duration::from_millis(500);
-/// Rounds of lazy and warm, in turn.
+/// Rounds, in each of which both variants run.
 const ROUNDS: usize = 5;
-/// Between the starts of two requests.
+/// The time between the starts of two requests.
 const PACE: Duration = Duration::from_millis(12);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,37 +40,37 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut trainer = trainer::create(&work, &config, &spec(), DeviceKind::Cpu)?;
     trainer.step(&[&request(0, 64)])?;
     trainer.checkpoint(&dir.path().join("fm"), "1.0.0")?;
-    let trained = trainer.trained("1.0.0")?;
-    let piece = |Dense { name, shape, values }| Piece { name, shape, start: 0, values };
-    let update = Update {
-        whole: false,
+    let trained = trainer.trained_weights("1.0.0")?;
+    let whole_tensor =
+        |WeightTensor { name, shape, values }| TensorSlice { name, shape, start: 0, values };
+    let update = WeightUpdate {
+        complete: false,
         manifest: trained.manifest,
-        pieces: trained.dense.into_iter().map(piece).collect(),
-        ids: vec![],
+        dense: trained.dense.into_iter().map(whole_tensor).collect(),
+        row_ids: vec![],
         rows: vec![],
-        removed: vec![],
+        removed_row_ids: vec![],
     };
     for events in [64, 256] {
-        for warm_histories in [0, 512] {
-            let fm = serve(dir.path(), warm_histories)?;
-            let mut took: Vec<f64> = (0..3).map(|_| one_update(&*fm, &update, events)).collect();
-            let median = percentile(&mut took, 0.5);
-            let tokens = fm.cache_counts().warmed_tokens / 3;
+        for warmup_histories in [0, 512] {
+            let fm = serve(dir.path(), warmup_histories)?;
+            let mut took_ms: Vec<f64> = (0..3).map(|_| one_update(&*fm, &update, events)).collect();
+            let median = percentile(&mut took_ms, 0.5);
+            let tokens = fm.cache_counts().warmup_tokens / 3;
             println!(
-                "update, {events} events, {warm_histories} warm: {median:.1} ms, {tokens} tokens"
+                "update, {events} events, {warmup_histories} histories encoded: {median:.1} ms, {tokens} tokens"
             );
         }
     }
     for (users, events) in [(64, 64), (64, 256), (512, 64)] {
         let mut found = [[vec![], vec![]], [vec![], vec![]], [vec![], vec![]]];
         for _ in 0..ROUNDS {
-            for (way, warm_histories) in [0, 512].into_iter().enumerate() {
-                let fm = serve(dir.path(), warm_histories)?;
-                let mut load = under_load(&*fm, &update, (users, events));
-                let updates = load.1 as f64;
-                found[0][way].push(percentile(&mut load.0, 0.5));
-                found[1][way].push(percentile(&mut load.0, 0.99));
-                found[2][way].push(updates);
+            for (way, warmup_histories) in [0, 512].into_iter().enumerate() {
+                let fm = serve(dir.path(), warmup_histories)?;
+                let mut load = under_load(&*fm, &update, users, events);
+                found[0][way].push(percentile(&mut load.latencies_ms, 0.5));
+                found[1][way].push(percentile(&mut load.latencies_ms, 0.99));
+                found[2][way].push(load.updates as f64);
             }
         }
         for (what, mut ways) in ["p50 ms", "p99 ms", "updates"].into_iter().zip(found) {
@@ -83,36 +83,43 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn serve(dir: &Path, warm_histories: usize) -> hypercast_fm::Result<Box<dyn FoundationModel>> {
-    // So large that memory is not what bounds it.
-    let serving = Serving { warm_histories, history_cache_bytes: 4 << 30, ..Serving::default() };
-    inference::load_live(&dir.join("fm"), &dir.join("live"), serving)
+fn serve(dir: &Path, warmup_histories: usize) -> hypercast_fm::Result<Box<dyn FoundationModel>> {
+    // A cache so large that its size is no limit.
+    let serving = FmServingOptions {
+        warmup_histories,
+        history_cache_bytes: 4 << 30,
+        ..FmServingOptions::default()
+    };
+    inference::load_updatable(&dir.join("fm"), &dir.join("live"), serving)
 }
 
-fn one_update(fm: &dyn FoundationModel, update: &Update, events: i64) -> f64 {
+fn one_update(fm: &dyn FoundationModel, update: &WeightUpdate, events: i64) -> f64 {
     for user in 0..USERS {
-        fm.infer(&[&request(user, events)]).expect("it fits");
+        fm.infer(&[&request(user, events)]).expect("a valid request or update");
     }
     let started = Instant::now();
-    fm.update(update.clone()).expect("it fits");
+    fm.update(update.clone()).expect("a valid request or update");
     started.elapsed().as_secs_f64() * 1e3
 }
 
-/// Latencies in milliseconds, and how many updates there were.
-fn under_load(
-    fm: &dyn FoundationModel,
-    update: &Update,
-    (users, events): (u64, i64),
-) -> (Vec<f64>, u64) {
+struct LoadRun {
+    latencies_ms: Vec<f64>,
+    updates: u64,
+}
+
+/// Requests of `users` users at a steady pace, while updates are applied.
+fn under_load(fm: &dyn FoundationModel, update: &WeightUpdate, users: u64, events: i64) -> LoadRun {
     let requests: Vec<Example> = (0..users).map(|user| request(user, events)).collect();
-    requests.iter().for_each(|request| _ = fm.infer(&[request]).expect("it fits"));
+    requests
+        .iter()
+        .for_each(|request| _ = fm.infer(&[request]).expect("a valid request or update"));
     let (stop, updates) = (AtomicBool::new(false), AtomicU64::new(0));
-    let mut took = Vec::new();
+    let mut latencies_ms = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let started = Instant::now();
-                fm.update(update.clone()).expect("it fits");
+                fm.update(update.clone()).expect("a valid request or update");
                 updates.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(EVERY.saturating_sub(started.elapsed()));
             }
@@ -121,14 +128,14 @@ fn under_load(
         let mut at = 0;
         while started.elapsed() < LOAD {
             let one = Instant::now();
-            fm.infer(&[&requests[at * 31 % requests.len()]]).expect("it fits");
-            took.push(one.elapsed().as_secs_f64() * 1e3);
+            fm.infer(&[&requests[at * 31 % requests.len()]]).expect("a valid request or update");
+            latencies_ms.push(one.elapsed().as_secs_f64() * 1e3);
             std::thread::sleep(PACE.saturating_sub(one.elapsed()));
             at += 1;
         }
         stop.store(true, Ordering::Relaxed);
     });
-    (took, updates.load(Ordering::Relaxed))
+    LoadRun { latencies_ms, updates: updates.load(Ordering::Relaxed) }
 }
 
 fn percentile(values: &mut [f64], share: f64) -> f64 {
@@ -140,7 +147,7 @@ fn spec() -> FmSpec {
     let click = TaskSpec {
         name: "click".into(),
         main: true,
-        label: Label::Action(0),
+        label: TaskLabel::Action(0),
         surfaces: vec![true],
         weight: 1.0,
     };
