@@ -17,7 +17,7 @@ use super::Error;
 use super::graph::{Graph, ParameterSpec};
 use super::normalise::Normaliser;
 use super::wasm::contract::Initialiser;
-use hypercast_fm::update::Piece;
+use hypercast_fm::update::TensorSlice;
 
 /// The metadata key under which [`Provenance`] is kept.
 const PROVENANCE: &str = "hypercast_expert";
@@ -55,7 +55,7 @@ pub struct ParameterUpdate<'a> {
     /// The [`Provenance`] that goes with them, as JSON.
     pub provenance: &'a str,
     /// The values.
-    pub pieces: &'a [Piece],
+    pub pieces: &'a [TensorSlice],
     /// Whether they are all of the expert's values, or those that moved most.
     pub is_whole: bool,
     /// Embedding rows beside them; an expert has none.
@@ -230,7 +230,7 @@ impl Parameters {
         let mut new = Parameters { provenance, ..self.clone() };
         let mut count = 0;
         for block in update.pieces {
-            let Piece { name, shape, start, values } = block;
+            let TensorSlice { name, shape, start, values } = block;
             let at = self.specs.iter().position(|spec| spec.name == *name && spec.shape == *shape);
             let end = start.checked_add(values.len());
             let place = at.zip(end).and_then(|(at, end)| new.values[at].get_mut(*start..end));

@@ -3,7 +3,8 @@
 
 use hypercast_core::quantile::quantile;
 use hypercast_data::schema::Schema;
-use hypercast_fm::metrics::{Keeper, cross_entropy};
+use hypercast_fm::metrics::MetricsWindow;
+pub use hypercast_fm::metrics::{LogLossSums, normalized_entropy};
 use hypercast_train::report::{ALL, number};
 use serde::Serialize;
 
@@ -40,7 +41,7 @@ pub struct MetricRow {
 /// The metrics of every slice; those over all surfaces come last.
 pub fn metric_rows<A: Ord + Clone>(
     schema: &Schema,
-    kept: &Keeper<MetricSlice<A>>,
+    kept: &MetricsWindow<MetricSlice<A>>,
     name: impl Fn(&A) -> String,
 ) -> Vec<MetricRow> {
     let rows = kept.summaries().map(|(slice, summary)| MetricRow {
@@ -91,46 +92,4 @@ impl LatencyQuantiles {
         let [p50_ms, p99_ms] = [0.5, 0.99].map(|share| quantile(&mut times_ms, share));
         Self { p50_ms, p99_ms }
     }
-}
-
-/// What NE needs of some predictions.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct LogLossSums {
-    /// Predictions.
-    pub count: u64,
-    /// Predictions whose label is true.
-    pub positives: u64,
-    /// The sum of log losses in nats.
-    pub log_loss: f64,
-}
-
-impl LogLossSums {
-    /// The sums of one prediction.
-    pub fn of(probability: f32, label: bool) -> Self {
-        let log_loss = cross_entropy(probability, label);
-        Self { count: 1, positives: u64::from(label), log_loss }
-    }
-
-    /// See [`normalized_entropy`].
-    pub fn normalized_entropy(&self) -> Option<f64> {
-        normalized_entropy(self.log_loss, self.positives as f64, self.count as f64)
-    }
-}
-
-impl std::ops::AddAssign for LogLossSums {
-    fn add_assign(&mut self, other: Self) {
-        self.count += other.count;
-        self.positives += other.positives;
-        self.log_loss += other.log_loss;
-    }
-}
-
-/// Normalised entropy (eq. 5): the mean log loss over that of predicting the rows' own base rate;
-/// `None` where all labels are alike. Counts may be fractional, for weighted rows.
-pub fn normalized_entropy(log_loss_sum: f64, positives: f64, count: f64) -> Option<f64> {
-    let rate = positives / count;
-    (rate > 0.0 && rate < 1.0).then(|| {
-        let base = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
-        log_loss_sum / count / base
-    })
 }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
-use hypercast_fm::checkpoint::Manifest;
+use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::engine::{self, Engine, Topic};
 use hypercast_stream::publish::{Follower, Header};
 use hypercast_stream::versions::{
@@ -261,7 +261,7 @@ fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow
         }
         Register::Fm { checkpoint, published: None, parent } => {
             let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
-            let manifest = Manifest::read(&dir)?;
+            let manifest = FmManifest::read(&dir)?;
             let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
             let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Path(dir)) };
             decide(&|registry| registry.register_fm(&fm))
