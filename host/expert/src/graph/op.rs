@@ -1,6 +1,5 @@
-//! The ops and their attributes: from the names of `sdk/wit/ops.md` to a typed enum.
-//!
-//! It knows names and attributes, not shapes.
+//! The ops and their attributes: parsed from the names in `sdk/wit/ops.md` into a typed enum.
+//! Shapes are checked in `infer`.
 
 use crate::wasm::contract::{Attribute, Value};
 
@@ -72,7 +71,7 @@ pub enum Compare {
     Equal,
 }
 
-/// What a reduction or pooling takes of its values.
+/// How a reduction or pooling combines its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
 pub enum Reduction {
@@ -82,7 +81,7 @@ pub enum Reduction {
 }
 
 impl Op {
-    /// Reads an op and all its attributes, or says which rule it breaks.
+    /// Parses an op and all its attributes. The error is the rule that they break.
     pub(super) fn parse(name: &str, attributes: &[Attribute]) -> Result<Op, String> {
         let mut a = Attributes::new(attributes)?;
         let op = match name {
@@ -111,9 +110,10 @@ impl Op {
             "HstuHistory" => {
                 Op::HstuHistory { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
             }
-            _ => elementwise(name).or_else(|| reduction(name, &mut a)).ok_or_else(|| {
-                "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
-            })??,
+            _ => match elementwise(name) {
+                Some(op) => op,
+                None => reduction(name, &mut a)?,
+            },
         };
         a.finish()?;
         Ok(op)
@@ -126,15 +126,9 @@ impl Op {
             Op::Parameter { .. } => "Parameter",
             Op::Constant { .. } => "Constant",
             Op::MatMul => "MatMul",
-            Op::Binary(op) => {
-                BINARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
-            Op::Unary(op) => {
-                UNARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
-            Op::Compare(op) => {
-                COMPARE.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
+            Op::Binary(op) => name_of(&BINARY, op),
+            Op::Unary(op) => name_of(&UNARY, op),
+            Op::Compare(op) => name_of(&COMPARE, op),
             Op::Clip { .. } => "Clip",
             Op::Softmax { .. } => "Softmax",
             Op::Where => "Where",
@@ -193,19 +187,25 @@ fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
     table.iter().find(|(found, _)| *found == name).map(|(_, op)| *op)
 }
 
-fn elementwise(name: &str) -> Option<Result<Op, String>> {
-    let op = lookup(&BINARY, name).map(Op::Binary);
-    op.or_else(|| lookup(&UNARY, name).map(Op::Unary))
-        .or_else(|| lookup(&COMPARE, name).map(Op::Compare))
-        .map(Ok)
+fn name_of<T: PartialEq>(table: &[(&'static str, T)], op: &T) -> &'static str {
+    table.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
 }
 
-fn reduction(name: &str, a: &mut Attributes) -> Option<Result<Op, String>> {
+fn elementwise(name: &str) -> Option<Op> {
+    lookup(&BINARY, name)
+        .map(Op::Binary)
+        .or_else(|| lookup(&UNARY, name).map(Op::Unary))
+        .or_else(|| lookup(&COMPARE, name).map(Op::Compare))
+}
+
+fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
     if let Some(kind) = name.strip_prefix("Reduce").and_then(|kind| lookup(&REDUCTION, kind)) {
-        return Some(a.index("axis").map(|axis| Op::Reduce { kind, axis }));
+        return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }
-    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind))?;
-    Some(Ok(Op::Pool(kind)))
+    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind));
+    kind.map(Op::Pool).ok_or_else(|| {
+        "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
+    })
 }
 
 fn clip(a: &mut Attributes) -> Result<Op, String> {
@@ -235,7 +235,7 @@ fn dropout(a: &mut Attributes) -> Result<Op, String> {
     }
 }
 
-/// A node's attributes; each is taken once, and none may be left.
+/// The attributes of a node that are not parsed yet. None may remain at the end.
 struct Attributes<'a> {
     left: Vec<&'a Attribute>,
 }
@@ -288,7 +288,7 @@ impl<'a> Attributes<'a> {
             ));
         }
         let index = |value: &i64| {
-            usize::try_from(*value).map_err(|_| format!("its attribute `{name}` holds {value}"))
+            usize::try_from(*value).map_err(|_| format!("its attribute `{name}` contains {value}"))
         };
         values.iter().map(index).collect()
     }

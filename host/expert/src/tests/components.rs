@@ -8,12 +8,12 @@ use std::sync::{Arc, OnceLock};
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
-use crate::train::{OptimizerConfig, Serving};
+use crate::train::{OptimizerConfig, ServingParameters};
 use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
-    Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, Expert, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, RankOutcome, Tae, TrainerConfig,
+    Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
+    FeatureStatistics, Limits, LoadOptions, RankOutcome, ServedExpert, Tae, TrainerConfig,
 };
 
 /// The components in the folder that `variable` names; none, loudly, without it.
@@ -117,7 +117,8 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("expert.safetensors");
         trainer.parameters().save(&file).unwrap();
-        let expert = Expert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
+        let expert =
+            ServedExpert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
         let mut row = 0;
         for example in &log.examples {
             let rows = example.targets.len();
@@ -227,9 +228,13 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     let hostile = components("HYPERCAST_HOSTILE");
     let Some(good) = plugins.first() else { return };
     let (blueprint, trainer) = trained(good, &log);
-    let good =
-        Expert::new(blueprint, trainer.into_parameters(), Device::Cpu, BreakerConfig::default())
-            .unwrap();
+    let good = ServedExpert::new(
+        blueprint,
+        trainer.into_parameters(),
+        Device::Cpu,
+        BreakerConfig::default(),
+    )
+    .unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
         let told = match Blueprint::load(engine(), &path, &schema(), &options()) {
@@ -258,7 +263,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or what is held against it.
+/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or
+/// what is held against it.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();
     let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
@@ -266,7 +272,7 @@ fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let parameters = trainer.parameters().clone();
     let breaker =
         BreakerConfig { faults: 3, lost_share: 1.0, open_ms: 60_000, open_max_ms: 60_000 };
-    let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
+    let expert = ServedExpert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
     let example = &log.examples[4];
     let tae = noise(3, example.targets.len() * TAE_DIM);
     let outcomes: Vec<RankOutcome> =
@@ -358,8 +364,10 @@ fn what_sampling_drops_is_measured_and_not_learned_from() {
     // Those that learn nothing are a comparison that cannot differ.
     trainer.hold_rates(0.0, 0.0);
     let parameters = trainer.parameters().clone();
-    trainer
-        .compare_with(Serving { parameters: parameters.clone(), learned_until_ms: until_ms - 1 });
+    trainer.compare_with(ServingParameters {
+        parameters: parameters.clone(),
+        learned_until_ms: until_ms - 1,
+    });
     assert_eq!(
         rows(&mut trainer, true),
         (all, all),
@@ -369,7 +377,7 @@ fn what_sampling_drops_is_measured_and_not_learned_from() {
     assert!(learned < all, "{learned} of {all}: requests without a row that is kept are left out");
     assert_eq!(trainer.parameters().provenance.trained_until_ms, until_ms);
     // What serves has learned from all of it: nothing compares the two.
-    trainer.compare_with(Serving { parameters, learned_until_ms: until_ms });
+    trainer.compare_with(ServingParameters { parameters, learned_until_ms: until_ms });
     trainer.set_pass(false, true);
     trainer.train(log.chunk(), |report| assert!(report.serving.is_empty())).unwrap();
 }
@@ -387,7 +395,7 @@ fn a_missing_column_and_a_foreign_fm_are_refused_by_name() {
         &[("click", crate::wasm::contract::TaskKind::Binary)],
     );
     let refused =
-        crate::batch::Columns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
+        crate::batch::ExpertColumns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
     assert!(refused.contains("feature `no-such`") && refused.contains("`length`"), "{refused}");
 }
 

@@ -1,7 +1,7 @@
 //! Graphs that the host refuses: each message names plugin, layer, op and rule.
 
 use super::build::{Net, description, info, int, ints, num};
-use crate::graph::{Graph, GraphLimits};
+use crate::graph::{ExpertGraph, GraphLimits};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
 fn columns() -> Description {
@@ -221,7 +221,8 @@ fn cost_counts_what_the_ops_do() {
     let past = net.op("Tanh", &[past], vec![]);
     net.op("PoolSum", &[past], vec![]);
     net.output("click", x);
-    let graph = Graph::new(&columns(), &net.network, &info(), &GraphLimits::default()).unwrap();
+    let graph =
+        ExpertGraph::new(&columns(), &net.network, &info(), &GraphLimits::default()).unwrap();
     assert_eq!(graph.cost.per_row, 2 * 4 * 8 + 8 + 2 * 8);
     assert_eq!(graph.cost.per_history, 4 + 4);
     assert_eq!(graph.parameter_count(), 40);

@@ -1,22 +1,83 @@
-//! Checks of what a guest returned: each answers with the rule that was broken.
+//! Checks of components before any of their code runs, and of what guests return. Each check
+//! returns the rule that was broken.
 
 use std::collections::HashSet;
 
-use super::contract::{Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
+use wasmtime::component::Component;
 
-/// Names longer than this are refused, and quoted text is cut here.
+use super::contract::{self, Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
+use super::engine::Engine;
+use crate::Error;
+
+/// The longest name in bytes, and the length to which quoted text is cut.
 const TEXT_BYTES: usize = 256;
 const COLUMNS: usize = 1024;
 const TASKS: usize = 64;
 const HISTORY: u32 = 4096;
-/// The most by which a step's learning rate may be multiplied.
+/// The largest factor of a step's learning rate.
 const FACTOR: f32 = 10.0;
 
-/// A guest's own words, cut to a length that suits a message.
+/// A guest's text for a message: escaped and cut.
 pub(super) fn quote(text: &str) -> String {
     let end = text.floor_char_boundary(TEXT_BYTES);
     let cut = if end < text.len() { "..." } else { "" };
     format!("{}{cut}", text[..end].escape_debug())
+}
+
+/// Checks a component's size in bytes.
+pub(super) fn size(name: &str, size: u64, limit: usize) -> Result<(), Error> {
+    if size > limit as u64 {
+        let why = format!("the file has {size} bytes, more than the limit of {limit}");
+        return Err(Error::refused(name, why));
+    }
+    Ok(())
+}
+
+/// Checks that the file is a component.
+pub(super) fn header(name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let why = match bytes {
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => return Ok(()),
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core Wasm module, not a component: build it with `cargo hypercast build`"
+        }
+        _ => "it is not a WebAssembly file",
+    };
+    Err(Error::refused(name, why))
+}
+
+/// Checks that the component imports the expert contract of this host's major version, and nothing
+/// else but `log`.
+pub(super) fn imports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
+    let ty = component.component_type();
+    let mut foreign = Vec::new();
+    let mut version = None;
+    for (import, _) in ty.imports(engine.wasmtime()) {
+        match import.strip_prefix(contract::TYPES_IMPORT) {
+            Some(found) => version = Some(found.to_owned()),
+            None if import == "log" => {}
+            None => foreign.push(format!("`{import}`")),
+        }
+    }
+    let Some(version) = version else {
+        let why = "it does not import the expert contract's types: it is no HyperCast expert; \
+                   build it with the HyperCast SDK";
+        return Err(Error::refused(name, why));
+    };
+    if major(&version) != major(contract::VERSION) {
+        let (plugin, host) = (name.to_owned(), contract::VERSION);
+        return Err(Error::ContractVersion { plugin, found: version, host });
+    }
+    if !foreign.is_empty() {
+        let why =
+            format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
+        return Err(Error::refused(name, why));
+    }
+    Ok(())
+}
+
+/// The major number of a version.
+pub(crate) fn major(version: &str) -> Option<u64> {
+    version.split('.').next()?.parse().ok()
 }
 
 pub(super) fn description(description: &Description, info: &HostInfo) -> Result<(), String> {
@@ -120,7 +181,7 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
     Ok(())
 }
 
-/// Checks the labels and brings them into the order of `tasks`.
+/// Checks the labels and returns them in the order of `tasks`.
 pub(super) fn labels(
     mut labels: Vec<TaskLabels>,
     tasks: &[Task],
@@ -176,13 +237,14 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
 }
 
 pub(super) fn factor(factor: f32) -> Result<f32, String> {
-    match (0.0..=FACTOR).contains(&factor) {
-        true => Ok(factor),
-        false => Err(format!("learning-rate factor {factor} outside 0..={FACTOR}")),
+    if (0.0..=FACTOR).contains(&factor) {
+        Ok(factor)
+    } else {
+        Err(format!("learning-rate factor {factor} outside 0..={FACTOR}"))
     }
 }
 
-/// A verdict whose reason suits a message.
+/// The verdict with its reason made fit for a message.
 pub(super) fn verdict(verdict: Verdict) -> Verdict {
     let reason = |why: String| match why.trim() {
         "" => "it gave no reason".to_owned(),
