@@ -13,7 +13,7 @@ use hypercast_fm::example::{Event, Example, Target};
 
 use super::Error;
 use super::normalise::Normaliser;
-use super::wasm::contract::{self, Column, Data, Description, NamedColumn};
+use super::wasm::contract::{self, Column, Data, Description, HostInfo, NamedColumn};
 
 /// One column's values, row-major if it has several a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,13 +116,9 @@ impl ExpertColumns {
         schema: &Schema,
         tae_dim: usize,
     ) -> Result<ExpertColumns, Error> {
-        let resolver = Resolver {
-            features: schema.feature_columns(),
-            ids: schema.id_columns(),
-            history_ids: contract::history_id_columns(schema),
-        };
+        let info = contract::host_info(schema, tae_dim);
         let resolve = |column: &Column| {
-            resolver.resolve(column).map_err(|why| Error::refused(&description.name, why))
+            source(column, &info).map_err(|why| Error::refused(&description.name, why))
         };
         let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
         let feature = |source: &ColumnSource| match source {
@@ -135,7 +131,7 @@ impl ExpertColumns {
             features: sources.iter().filter_map(feature).collect(),
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
-            feature_names: resolver.features,
+            feature_names: info.features,
             history_len: description.history_len as usize,
             actions: schema.actions.len(),
             tae_dim,
@@ -240,36 +236,19 @@ impl ExpertColumns {
     }
 }
 
-struct Resolver {
-    features: Vec<String>,
-    ids: Vec<String>,
-    history_ids: Vec<String>,
-}
-
-impl Resolver {
-    fn resolve(&self, column: &Column) -> Result<ColumnSource, String> {
-        let find = |names: &[String], name: &str| {
-            names.iter().position(|known| known == name).ok_or_else(|| {
-                format!(
-                    "it reads {}, which the schema lacks (it has `{}`)",
-                    column.label(),
-                    names.join("`, `")
-                )
-            })
-        };
-        Ok(match column {
-            Column::Tae => ColumnSource::Tae,
-            Column::Feature(name) => ColumnSource::Feature(find(&self.features, name)?),
-            Column::Id(name) => ColumnSource::Id(find(&self.ids, name)?),
-            Column::HistoryId(name) => match find(&self.history_ids, name)? {
-                0 => ColumnSource::HistoryItem,
-                1 => ColumnSource::HistorySurface,
-                index => ColumnSource::HistoryItemFeature(index - 2),
-            },
-            Column::HistoryActions => ColumnSource::HistoryActions,
-            Column::HistoryAge => ColumnSource::HistoryAge,
-        })
-    }
+/// Where the values of a column are, by the schema's names.
+fn source(column: &Column, info: &HostInfo) -> Result<ColumnSource, String> {
+    let index = column.index_in(info)?;
+    Ok(match (column, index) {
+        (Column::Tae, _) => ColumnSource::Tae,
+        (Column::Feature(_), index) => ColumnSource::Feature(index),
+        (Column::Id(_), index) => ColumnSource::Id(index),
+        (Column::HistoryId(_), 0) => ColumnSource::HistoryItem,
+        (Column::HistoryId(_), 1) => ColumnSource::HistorySurface,
+        (Column::HistoryId(_), index) => ColumnSource::HistoryItemFeature(index - 2),
+        (Column::HistoryActions, _) => ColumnSource::HistoryActions,
+        (Column::HistoryAge, _) => ColumnSource::HistoryAge,
+    })
 }
 
 struct Builder<'a, E> {

@@ -170,8 +170,7 @@ mod tests {
     #[test]
     fn a_fault_on_every_request_is_logged_once_in_a_while_and_another_cause_at_once() {
         let counters = ExpertCounters::default();
-        let fault =
-            |cause| ExpertFault { plugin: "p".into(), call: Call::Rank, cause, trace: Vec::new() };
+        let fault = |cause| ExpertFault::new("p", Call::Rank, cause);
         let (trap, start) = (fault(Fault::Trap("x".into())), Instant::now());
         assert_eq!(counters.faults_to_report(&trap, start), Some(1));
         assert_eq!(counters.faults_to_report(&trap, start + LOG_EVERY / 2), None);

@@ -33,6 +33,15 @@
 //! # Ok::<(), hypercast_expert::Error>(())
 //! ```
 
+/// Returns the broken rule as an error, with the arguments of `format!`, if the condition is true.
+macro_rules! refuse_if {
+    ($condition:expr, $($rule:tt)+) => {
+        if $condition {
+            return Err(format!($($rule)+));
+        }
+    };
+}
+
 pub mod batch;
 pub mod breaker;
 mod compiled;

@@ -323,9 +323,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<SavedParameters, String> {
         .map_err(|error| format!("its provenance cannot be parsed: {error}"))?;
     let mut tensors = HashMap::new();
     for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            return Err(format!("parameter `{name}` is {:?}, not f32", view.dtype()));
-        }
+        refuse_if!(view.dtype() != Dtype::F32, "parameter `{name}` is {:?}, not f32", view.dtype());
         let values = view.data().chunks_exact(4);
         let values: Vec<f32> =
             values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();

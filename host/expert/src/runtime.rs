@@ -293,12 +293,9 @@ impl ServedExpert {
         let tasks = self.blueprint.description.tasks.iter().zip(values);
         let tasks: Vec<Prediction> =
             tasks.map(|(task, values)| Prediction { task: task.name.clone(), values }).collect();
-        for prediction in &tasks {
-            if let Some(row) = prediction.values.iter().position(|value| !value.is_finite()) {
-                let why = format!(
-                    "task `{}`, row {row}: prediction {}",
-                    prediction.task, prediction.values[row]
-                );
+        for Prediction { task, values } in &tasks {
+            if let Some(row) = values.iter().position(|value| !value.is_finite()) {
+                let why = format!("task `{task}`, row {row}: prediction {}", values[row]);
                 return Err(self.fault(Call::Predict, Fault::BadOutput(why)));
             }
         }
@@ -388,6 +385,6 @@ impl ServedExpert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name().to_owned(), call, cause, trace: Vec::new() }
+        ExpertFault::new(self.name(), call, cause)
     }
 }

@@ -44,12 +44,12 @@ pub(super) fn infer(
         (Op::HstuAttention { heads, .. }, Some(_)) => {
             hstu(&shapes[..3], Lead::History, *heads)?;
             let rows = hstu(&shapes[3..], Lead::Rows, *heads)?;
-            if rows.dims != shapes[0].dims {
-                return Err(format!(
-                    "the history's width {} and the rows' {} differ",
-                    shapes[0].dims[0], rows.dims[0]
-                ));
-            }
+            refuse_if!(
+                rows.dims != shapes[0].dims,
+                "the history's width {} and the rows' {} differ",
+                shapes[0].dims[0],
+                rows.dims[0]
+            );
             rows
         }
         (Op::HstuHistory { heads, .. }, Some(_)) => hstu(&shapes, Lead::History, *heads)?,
@@ -73,9 +73,7 @@ fn check_arity(op: &Op, inputs: usize) -> Result<(), String> {
         Op::Concat { .. } => return Err(format!("it has {inputs} inputs, but takes 1 to 256")),
         _ => 1,
     };
-    if inputs != expected {
-        return Err(format!("it has {inputs} inputs, but takes {expected}"));
-    }
+    refuse_if!(inputs != expected, "it has {inputs} inputs, but takes {expected}");
     Ok(())
 }
 
@@ -102,25 +100,17 @@ fn check_types(op: &Op, inputs: &[(Type, &TensorShape)]) -> Result<(), String> {
 fn constant(dims: &[usize]) -> Result<TensorShape, String> {
     // A scalar becomes a vector of one value, which broadcasts in the same way.
     let shape = if dims.is_empty() { TensorShape::fixed(&[1]) } else { TensorShape::fixed(dims) };
-    if shape.dims.contains(&0) {
-        return Err(format!("its shape {shape} contains a 0"));
-    }
+    refuse_if!(shape.dims.contains(&0), "its shape {shape} contains a 0");
     Ok(shape)
 }
 
 fn matmul(a: &TensorShape, b: &TensorShape) -> Result<TensorShape, String> {
-    if b.lead.is_some() || b.dims.len() != 2 {
-        return Err(format!("its second input {b} is not a fixed matrix"));
-    }
-    if a.rank() < 2 {
-        return Err(format!("its first input {a} has rank 1"));
-    }
+    refuse_if!(b.lead.is_some() || b.dims.len() != 2, "its second input {b} is not a fixed matrix");
+    refuse_if!(a.rank() < 2, "its first input {a} has rank 1");
     let (k, n) = (b.dims[0], b.dims[1]);
     let mut shape = a.clone();
     let last = shape.dims.last_mut().ok_or("its first input has no fixed last dimension")?;
-    if *last != k {
-        return Err(format!("the inner dimensions {last} and {k} differ"));
-    }
+    refuse_if!(*last != k, "the inner dimensions {last} and {k} differ");
     *last = n;
     Ok(shape)
 }
@@ -130,12 +120,11 @@ fn broadcast(a: &TensorShape, b: &TensorShape) -> Result<TensorShape, String> {
     let offset = long.rank() - short.rank();
     let mut shape = long.clone();
     if let Some(lead) = short.lead {
-        if offset > 0 {
-            return Err(format!(
-                "{short} would put its symbolic dimension inside {long}: reshape it to the same \
+        refuse_if!(
+            offset > 0,
+            "{short} would put its symbolic dimension inside {long}: reshape it to the same \
                  rank first"
-            ));
-        }
+        );
         shape.lead = Some(lead);
     }
     match (long.lead, short.lead) {
@@ -183,9 +172,7 @@ fn same(first: &TensorShape, all: &[&TensorShape]) -> Result<TensorShape, String
 
 /// The position of a fixed axis in `dims`.
 fn fixed_axis(x: &TensorShape, axis: usize) -> Result<usize, String> {
-    if axis >= x.rank() {
-        return Err(format!("its axis {axis} is outside {x}"));
-    }
+    refuse_if!(axis >= x.rank(), "its axis {axis} is outside {x}");
     axis.checked_sub(x.lead.iter().len())
         .ok_or_else(|| format!("its axis {axis} is the symbolic dimension of {x}"))
 }
@@ -198,9 +185,7 @@ fn concat(shapes: &[&TensorShape], axis: usize) -> Result<TensorShape, String> {
         if like.rank() == shape.rank() && like.lead == shape.lead {
             like.dims[at] = shape.dims[at];
         }
-        if like != shape {
-            return Err(format!("{} and {other} differ outside axis {axis}", shapes[0]));
-        }
+        refuse_if!(like != shape, "{} and {other} differ outside axis {axis}", shapes[0]);
         shape.dims[at] = shape.dims[at].checked_add(other.dims[at]).ok_or("its size overflows")?;
     }
     Ok(shape)
@@ -208,12 +193,11 @@ fn concat(shapes: &[&TensorShape], axis: usize) -> Result<TensorShape, String> {
 
 fn slice(x: &TensorShape, axis: usize, start: usize, end: usize) -> Result<TensorShape, String> {
     let at = fixed_axis(x, axis)?;
-    if start >= end || end > x.dims[at] {
-        return Err(format!(
-            "{start}..{end} is empty or outside the {} of axis {axis}",
-            x.dims[at]
-        ));
-    }
+    refuse_if!(
+        start >= end || end > x.dims[at],
+        "{start}..{end} is empty or outside the {} of axis {axis}",
+        x.dims[at]
+    );
     let mut shape = x.clone();
     shape.dims[at] = end - start;
     Ok(shape)
@@ -231,9 +215,10 @@ fn reshape(x: &TensorShape, to: &[usize]) -> Result<TensorShape, String> {
     };
     let shape = TensorShape { lead: x.lead, dims: dims.to_vec() };
     let elements = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
-    if shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()) {
-        return Err(format!("{x} does not have the elements of {shape}"));
-    }
+    refuse_if!(
+        shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()),
+        "{x} does not have the elements of {shape}"
+    );
     Ok(shape)
 }
 
@@ -243,32 +228,25 @@ fn transpose(x: &TensorShape, perm: &[usize]) -> Result<TensorShape, String> {
         && perm
             .iter()
             .all(|axis| seen.get_mut(*axis).is_some_and(|seen| !std::mem::replace(seen, true)));
-    if !valid {
-        return Err(format!(
-            "its `perm` {perm:?} is no permutation of the {} axes of {x}",
-            x.rank()
-        ));
-    }
+    refuse_if!(!valid, "its `perm` {perm:?} is no permutation of the {} axes of {x}", x.rank());
     let lead = x.lead.iter().len();
-    if lead == 1 && perm[0] != 0 {
-        return Err(format!(
-            "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
-        ));
-    }
+    refuse_if!(
+        lead == 1 && perm[0] != 0,
+        "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
+    );
     let dims = perm[lead..].iter().map(|axis| x.dims[axis - lead]).collect();
     Ok(TensorShape { lead: x.lead, dims })
 }
 
 fn lookup(op: &Op, table: &TensorShape, ids: &TensorShape) -> Result<TensorShape, String> {
-    if table.lead.is_some() || table.dims.len() != 2 {
-        return Err(format!("its table {table} is not a fixed matrix"));
-    }
+    refuse_if!(
+        table.lead.is_some() || table.dims.len() != 2,
+        "its table {table} is not a fixed matrix"
+    );
     let (Some(lead), [k]) = (ids.lead, ids.dims.as_slice()) else {
         return Err(format!("its ids {ids} are not [rows, k] or [history, k]"));
     };
-    if *op == Op::Gather && *k != 1 {
-        return Err(format!("its index {ids} has more than one column"));
-    }
+    refuse_if!(*op == Op::Gather && *k != 1, "its index {ids} has more than one column");
     Ok(TensorShape::led(lead, &[table.dims[1]]))
 }
 
@@ -279,11 +257,10 @@ fn layer_norm(
 ) -> Result<TensorShape, String> {
     let d = *x.dims.last().ok_or_else(|| format!("{x} has no fixed last dimension"))?;
     let expected = TensorShape::fixed(&[d]);
-    if *scale != expected || *bias != expected {
-        return Err(format!(
-            "its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"
-        ));
-    }
+    refuse_if!(
+        *scale != expected || *bias != expected,
+        "its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"
+    );
     Ok(x.clone())
 }
 
@@ -295,16 +272,19 @@ fn hstu(qkv: &[&TensorShape], lead: Lead, heads: usize) -> Result<TensorShape, S
         let expected = expected.to_string().replace('0', "heads * d");
         return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
     }
-    if !q.dims[0].is_multiple_of(heads) {
-        return Err(format!("its width {} is not a multiple of its {heads} heads", q.dims[0]));
-    }
+    refuse_if!(
+        !q.dims[0].is_multiple_of(heads),
+        "its width {} is not a multiple of its {heads} heads",
+        q.dims[0]
+    );
     Ok(q.clone())
 }
 
 fn pool(x: &TensorShape) -> Result<TensorShape, String> {
-    if x.lead != Some(Lead::History) || x.dims.len() != 1 {
-        return Err(format!("it pools [history, d], not {x}"));
-    }
+    refuse_if!(
+        x.lead != Some(Lead::History) || x.dims.len() != 1,
+        "it pools [history, d], not {x}"
+    );
     Ok(TensorShape::led(Lead::Rows, &x.dims))
 }
 

@@ -210,25 +210,19 @@ fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
 
 fn clip(a: &mut Attributes) -> Result<Op, String> {
     let (min, max) = (a.number("min")?, a.number("max")?);
-    if min > max {
-        return Err(format!("its `min` of {min} is above its `max` of {max}"));
-    }
+    refuse_if!(min > max, "its `min` of {min} is above its `max` of {max}");
     Ok(Op::Clip { min, max })
 }
 
 fn layer_normalization(a: &mut Attributes) -> Result<Op, String> {
     let epsilon = a.number("epsilon")?;
-    if epsilon <= 0.0 {
-        return Err(format!("its `epsilon` of {epsilon} is not positive"));
-    }
+    refuse_if!(epsilon <= 0.0, "its `epsilon` of {epsilon} is not positive");
     Ok(Op::LayerNormalization { epsilon })
 }
 
 fn dropout(a: &mut Attributes) -> Result<Op, String> {
     let rate = a.number("rate")?;
-    if !(0.0..1.0).contains(&rate) {
-        return Err(format!("its `rate` of {rate} is outside 0..1"));
-    }
+    refuse_if!(!(0.0..1.0).contains(&rate), "its `rate` of {rate} is outside 0..1");
     match a.index("per-row")? {
         per_row @ (0 | 1) => Ok(Op::Dropout { rate, per_row: per_row == 1 }),
         other => Err(format!("its `per-row` of {other} is neither 0 nor 1")),
@@ -281,12 +275,11 @@ impl<'a> Attributes<'a> {
         let Value::Integers(values) = self.take(name)? else {
             return Err(format!("its attribute `{name}` is not a list of integers"));
         };
-        if values.len() > super::validate::MAX_RANK {
-            return Err(format!(
-                "its attribute `{name}` has {} entries; 4 is the highest rank",
-                values.len()
-            ));
-        }
+        refuse_if!(
+            values.len() > super::validate::MAX_RANK,
+            "its attribute `{name}` has {} entries; 4 is the highest rank",
+            values.len()
+        );
         let index = |value: &i64| {
             usize::try_from(*value).map_err(|_| format!("its attribute `{name}` contains {value}"))
         };

@@ -175,15 +175,15 @@ impl Validator<'_> {
         let column = columns.get(index).ok_or_else(|| {
             format!("column {index}, but its description declares {} columns", columns.len())
         })?;
-        if self.description.history_len == 0 && is_history(column) {
-            return Err(format!(
-                "it reads {}, but the description's history-len is 0",
-                column.label()
-            ));
-        }
-        if matches!(column, Column::HistoryActions) && self.info.actions.is_empty() {
-            return Err("it reads history actions, but the schema has no action".into());
-        }
+        refuse_if!(
+            self.description.history_len == 0 && column.is_history(),
+            "it reads {}, but the description's history-len is 0",
+            column.label()
+        );
+        refuse_if!(
+            matches!(column, Column::HistoryActions) && self.info.actions.is_empty(),
+            "it reads history actions, but the schema has no action"
+        );
         Ok(match column {
             Column::Tae => {
                 (Type::Number, TensorShape::led(Lead::Rows, &[self.info.tae_dim as usize]))
@@ -224,11 +224,10 @@ impl Validator<'_> {
     fn check_cost(&self, cost: &Cost) -> Result<(), String> {
         let flops = cost.per_candidate(self.description.history_len);
         let limit = self.limits.flops_per_candidate;
-        if flops > limit {
-            return Err(format!(
-                "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
-            ));
-        }
+        refuse_if!(
+            flops > limit,
+            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+        );
         Ok(())
     }
 
@@ -280,10 +279,6 @@ impl Validator<'_> {
             if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
         format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
     }
-}
-
-fn is_history(column: &Column) -> bool {
-    matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {

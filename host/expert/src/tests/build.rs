@@ -1,4 +1,4 @@
-//! Networks and examples for tests, written by hand against the contract.
+//! Networks and examples for tests, built directly on the contract.
 
 use std::sync::Arc;
 
@@ -118,14 +118,14 @@ impl Net {
         ExpertGraph::new(description, &self.network, &info(), &GraphLimits::default())
     }
 
-    /// The graph of a network that the test knows to be right.
+    /// The graph of a network that is valid.
     pub(crate) fn valid(&self, description: &Description) -> Arc<ExpertGraph> {
         Arc::new(self.graph(description).expect("the test's network is valid"))
     }
 }
 
-/// A request at time 1000 s with `history` events on surface 0 (and as many on
-/// surface 1) and `targets` candidates.
+/// A request at time 1000 s with `history` events on surface 0, as many on surface 1, and `targets`
+/// candidates.
 pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
     let item = |id: u64| {
         Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32], ..Item::default() })
@@ -170,7 +170,7 @@ pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count as u64).map(value).collect()
 }
 
-/// Fresh parameters of a graph, with nothing known of their making.
+/// Fresh parameters of a graph with a made-up provenance.
 pub(crate) fn parameters(graph: &ExpertGraph, seed: u64) -> Parameters {
     let provenance = Provenance {
         plugin: graph.plugin.clone(),

@@ -1,10 +1,10 @@
-//! Real components: the in-tree plugins train and serve, hostile guests are
-//! contained. `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders.
+//! Real components: the plugins of this repository train and serve, and hostile guests are contained.
+//! `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders of both.
 
-use hypercast_core::prerequisite::skip;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use hypercast_core::prerequisite::skip;
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
@@ -16,7 +16,7 @@ use crate::{
     FeatureStatistics, Limits, LoadOptions, RankOutcome, ServedExpert, Tae, TrainerConfig,
 };
 
-/// The components in the folder that `variable` names; none, loudly, without it.
+/// The components in the folder that `variable` names; none if it is not set.
 fn components(variable: &str) -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os(variable) else {
         skip("components", &format!("{variable} names no folder; `cargo verify` builds it"));
@@ -169,8 +169,8 @@ fn training_is_deterministic() {
     }
 }
 
-/// What each hostile guest's message must say; `None` where the guest's misuse
-/// is bounded without a fault.
+/// What the message about each hostile guest must contain; `None` if its misuse is limited without a
+/// fault.
 const EXPECTED: [(&str, Option<&str>); 47] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
@@ -237,7 +237,7 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     .unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let told = match Blueprint::load(engine(), &path, &schema(), &options()) {
+        let message = match Blueprint::load(engine(), &path, &schema(), &options()) {
             Err(error) => Some(error.to_string()),
             Ok(blueprint) => fault(Arc::new(blueprint), &log),
         };
@@ -245,15 +245,15 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
             .iter()
             .find(|(name, _)| *name == file)
             .expect("a new guest needs its expectation");
-        match (&told, expected) {
+        match (&message, expected) {
             (None, None) => {}
-            (Some(told), Some(expected)) => {
+            (Some(message), Some(expected)) => {
                 assert!(
-                    told.contains(expected) && told.contains(&file),
-                    "{file}: `{told}` lacks `{expected}`"
+                    message.contains(expected) && message.contains(&file),
+                    "{file}: `{message}` lacks `{expected}`"
                 );
             }
-            _ => panic!("{file}: expected {expected:?}, got {told:?}"),
+            _ => panic!("{file}: expected {expected:?}, got {message:?}"),
         }
         for example in &log.examples {
             let tae = noise(3, example.targets.len() * TAE_DIM);
@@ -263,8 +263,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or
-/// what is held against it.
+/// Serves until the breaker opens, then trains and calls `evaluate`. Returns the first fault, or the
+/// reason against publishing.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();
     let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
@@ -292,9 +292,9 @@ fn hooks(blueprint: &Blueprint, trainer: &mut ExpertTrainer, log: &Log) -> Optio
     if let Err(error) = trainer.train(log.chunk(), |report| steps += u32::from(report.stepped)) {
         return Some(error.to_string());
     }
-    assert!(steps > 5, "a schedule that fails keeps no step from being taken");
+    assert!(steps > 5, "steps are taken although the schedule fails");
     if let Some(fault) = trainer.last_schedule_fault() {
-        assert_eq!(trainer.schedule_faults(), 3, "it is asked no more: {fault}");
+        assert_eq!(trainer.schedule_faults(), 3, "it is not called any more: {fault}");
         return Some(fault.to_owned());
     }
     let quality = Quality { ne: Some(1.0), auc: None, gauc: None, calibration: None, mse: None };

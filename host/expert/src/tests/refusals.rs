@@ -1,4 +1,4 @@
-//! Graphs that the host refuses: each message names plugin, layer, op and rule.
+//! Graphs that the host refuses. Each message names plugin, layer, op and rule.
 
 use super::build::{Net, description, info, int, ints, num};
 use crate::graph::{ExpertGraph, GraphLimits};
@@ -15,8 +15,8 @@ fn columns() -> Description {
     description(columns, &[("click", TaskKind::Binary)])
 }
 
-/// A network with tae, actions, id, history id, feature as nodes 0 to 4 and
-/// whatever `build` adds; its result is the output.
+/// The refusal of a network with TAE, actions, id, history id and feature as nodes 0 to 4, and the
+/// nodes of `build`, which returns the output.
 fn refusal(build: impl FnOnce(&mut Net) -> u32) -> String {
     let mut net = Net::new();
     (0..5).for_each(|column| _ = net.input(column));

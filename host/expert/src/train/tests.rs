@@ -101,8 +101,8 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     assert!((values.values(1)[0] - first).abs() < 1e-6);
 }
 
-/// Four weights at zero, and the gradient that each step is given.
-fn one_gradient_all_along() -> (Arc<ExpertGraph>, Parameters, Gradients) {
+/// Four weights at zero, and the gradient of every step.
+fn constant_gradient() -> (Arc<ExpertGraph>, Parameters, Gradients) {
     let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
     let tae = net.input(0);
@@ -115,8 +115,8 @@ fn one_gradient_all_along() -> (Arc<ExpertGraph>, Parameters, Gradients) {
 }
 
 #[test]
-fn a_held_rate_stays_and_keeps_what_was_gathered() {
-    let (graph, mut values, gradients) = one_gradient_all_along();
+fn a_held_rate_is_constant_and_keeps_the_statistics() {
+    let (graph, mut values, gradients) = constant_gradient();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 0,
@@ -130,7 +130,7 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
         assert!(optimizer.step(&mut values, &gradients, 1.0));
         before - values.values(0)[0]
     };
-    // With one gradient all along, Adam moves by the rate itself.
+    // With a constant gradient, Adam moves by the rate itself.
     let decayed: Vec<f32> = (0..5).map(|_| moved()).collect();
     assert!((decayed[4] - 0.1 * config.learning_rate).abs() < 1e-6, "{decayed:?}");
     optimizer.hold(5e-4, 1e-3);
@@ -147,8 +147,8 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
 }
 
 #[test]
-fn the_rate_that_is_told_is_that_of_the_step_to_come() {
-    let (graph, mut values, gradients) = one_gradient_all_along();
+fn the_reported_rate_is_that_of_the_next_step() {
+    let (graph, mut values, gradients) = constant_gradient();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 4,
@@ -158,15 +158,15 @@ fn the_rate_that_is_told_is_that_of_the_step_to_come() {
     };
     let mut optimizer = ExpertOptimizer::new(&graph, config);
     for step in 0..16 {
-        let (told, before) = (optimizer.learning_rate(), values.values(0)[0]);
+        let (rate, before) = (optimizer.learning_rate(), values.values(0)[0]);
         assert!(optimizer.step(&mut values, &gradients, 1.0));
-        // With one gradient all along, Adam moves by the rate itself.
-        assert!((before - values.values(0)[0] - told).abs() < 1e-7, "step {step}: {told}");
+        // With a constant gradient, Adam moves by the rate itself.
+        assert!((before - values.values(0)[0] - rate).abs() < 1e-7, "step {step}: {rate}");
     }
 }
 
 #[test]
-fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
+fn an_average_follows_dense_parameters_slowly_and_copies_table_rows() {
     let description =
         description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();

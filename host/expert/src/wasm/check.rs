@@ -82,11 +82,10 @@ pub(crate) fn major(version: &str) -> Option<u64> {
 
 pub(super) fn description(description: &Description, info: &HostInfo) -> Result<(), String> {
     let d = description;
-    if d.name.is_empty() || d.name.len() > TEXT_BYTES || d.version.len() > TEXT_BYTES {
-        return Err(format!(
-            "its description's name or version is empty or longer than {TEXT_BYTES} bytes"
-        ));
-    }
+    refuse_if!(
+        d.name.is_empty() || d.name.len() > TEXT_BYTES || d.version.len() > TEXT_BYTES,
+        "its description's name or version is empty or longer than {TEXT_BYTES} bytes"
+    );
     if let Some(surface) = d.surfaces.iter().find(|surface| !info.surfaces.contains(surface)) {
         let known = info.surfaces.join("`, `");
         return Err(format!(
@@ -95,31 +94,38 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         ));
     }
     tasks(&d.tasks)?;
-    if d.columns.len() > COLUMNS || d.rank_columns.len() > COLUMNS {
-        return Err(format!("it declares more than {COLUMNS} columns"));
-    }
-    if d.history_len > HISTORY {
-        return Err(format!("its history-len of {} is more than {HISTORY}", d.history_len));
-    }
-    for column in &d.columns {
-        column_exists(column, info)?;
-    }
+    refuse_if!(
+        d.columns.len() > COLUMNS || d.rank_columns.len() > COLUMNS,
+        "it declares more than {COLUMNS} columns"
+    );
+    refuse_if!(
+        d.history_len > HISTORY,
+        "its history-len of {} is more than {HISTORY}",
+        d.history_len
+    );
     for column in &d.rank_columns {
-        if matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge) {
-            return Err(format!(
-                "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
-                column.label()
-            ));
-        }
-        column_exists(column, info)?;
+        refuse_if!(
+            column.is_history(),
+            "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
+            column.label()
+        );
+    }
+    for column in d.columns.iter().chain(&d.rank_columns) {
+        refuse_if!(
+            matches!(column, Column::Tae) && info.tae_dim == 0,
+            "it declares the tae, but there is no foundation model"
+        );
+        column.index_in(info)?;
     }
     Ok(())
 }
 
 fn tasks(tasks: &[Task]) -> Result<(), String> {
-    if tasks.is_empty() || tasks.len() > TASKS {
-        return Err(format!("it declares {} tasks; 1 to {TASKS} are allowed", tasks.len()));
-    }
+    refuse_if!(
+        tasks.is_empty() || tasks.len() > TASKS,
+        "it declares {} tasks; 1 to {TASKS} are allowed",
+        tasks.len()
+    );
     let mut names = HashSet::new();
     match tasks.iter().find(|task| task.name.is_empty() || !names.insert(task.name.as_str())) {
         Some(task) => {
@@ -129,41 +135,13 @@ fn tasks(tasks: &[Task]) -> Result<(), String> {
     }
 }
 
-fn column_exists(column: &Column, info: &HostInfo) -> Result<(), String> {
-    let (name, known) = match column {
-        Column::Tae if info.tae_dim == 0 => {
-            return Err("it declares the tae, but there is no foundation model".into());
-        }
-        Column::Tae | Column::HistoryActions | Column::HistoryAge => return Ok(()),
-        Column::Feature(name) => (name, &info.features),
-        Column::Id(name) => (name, &info.ids),
-        Column::HistoryId(name) => (name, &info.history_ids),
-    };
-    if known.contains(name) {
-        return Ok(());
-    }
-    let kind = match column {
-        Column::Feature(_) => "feature",
-        Column::Id(_) => "id",
-        _ => "history-id",
-    };
-    Err(format!(
-        "it declares {kind} column `{}`, which the schema lacks (it has `{}`)",
-        quote(name),
-        known.join("`, `")
-    ))
-}
-
 pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Result<(), String> {
-    if ranked.len() > limit {
-        return Err(format!(
-            "{} ranked candidates, but at most {limit} were asked for",
-            ranked.len()
-        ));
-    }
-    if ranked.is_empty() && limit > 0 {
-        return Err(format!("no ranked candidate of {candidates}"));
-    }
+    refuse_if!(
+        ranked.len() > limit,
+        "{} ranked candidates, but at most {limit} were asked for",
+        ranked.len()
+    );
+    refuse_if!(ranked.is_empty() && limit > 0, "no ranked candidate of {candidates}");
     let mut seen = vec![false; candidates];
     for entry in ranked {
         let index = entry.candidate as usize;
@@ -174,9 +152,7 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
             Some(true) => return Err(format!("candidate index {index} twice")),
             Some(seen) => *seen = true,
         }
-        if !entry.score.is_finite() {
-            return Err(format!("score {} for candidate index {index}", entry.score));
-        }
+        refuse_if!(!entry.score.is_finite(), "score {} for candidate index {index}", entry.score);
     }
     Ok(())
 }
@@ -227,9 +203,7 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
     if keep.is_empty() {
         return Ok(vec![1.0; rows]);
     }
-    if keep.len() != rows {
-        return Err(format!("{} keep probabilities for {rows} examples", keep.len()));
-    }
+    refuse_if!(keep.len() != rows, "{} keep probabilities for {rows} examples", keep.len());
     match keep.iter().find(|p| !(0.0..=1.0).contains(*p)) {
         Some(p) => Err(format!("keep probability {p} outside 0..=1")),
         None => Ok(keep),

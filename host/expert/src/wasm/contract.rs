@@ -5,6 +5,8 @@
 
 use hypercast_data::schema::{FeatureKind, Schema, TaskKind as SchemaTaskKind};
 
+use super::check::quote;
+
 wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
 
 pub use self::hypercast::expert::types::*;
@@ -53,11 +55,33 @@ impl Column {
     pub fn label(&self) -> String {
         match self {
             Column::Tae => "tae".into(),
-            Column::Feature(name) => format!("feature `{name}`"),
-            Column::Id(name) => format!("id `{name}`"),
-            Column::HistoryId(name) => format!("history id `{name}`"),
+            Column::Feature(name) => format!("feature `{}`", quote(name)),
+            Column::Id(name) => format!("id `{}`", quote(name)),
+            Column::HistoryId(name) => format!("history id `{}`", quote(name)),
             Column::HistoryActions => "history actions".into(),
             Column::HistoryAge => "history age".into(),
         }
+    }
+
+    /// The index of its name among the host's columns of its kind; 0 for a kind without names.
+    ///
+    /// # Errors
+    /// The schema lacks it.
+    pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
+        let (name, known) = match self {
+            Column::Tae | Column::HistoryActions | Column::HistoryAge => return Ok(0),
+            Column::Feature(name) => (name, &info.features),
+            Column::Id(name) => (name, &info.ids),
+            Column::HistoryId(name) => (name, &info.history_ids),
+        };
+        known.iter().position(|known| known == name).ok_or_else(|| {
+            let (label, known) = (self.label(), known.join("`, `"));
+            format!("it reads {label}, which the schema lacks (it has `{known}`)")
+        })
+    }
+
+    /// Whether it is a column of the short history.
+    pub(crate) fn is_history(&self) -> bool {
+        matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
     }
 }

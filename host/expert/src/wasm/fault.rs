@@ -111,6 +111,11 @@ pub struct ExpertFault {
 }
 
 impl ExpertFault {
+    /// A fault without a trace.
+    pub(crate) fn new(plugin: &str, call: Call, cause: Fault) -> ExpertFault {
+        ExpertFault { plugin: plugin.to_owned(), call, cause, trace: Vec::new() }
+    }
+
     /// The trace as lines that follow a message, one a function; empty without a trace.
     pub fn backtrace(&self) -> String {
         self.trace.iter().map(|function| format!("\n    in {function}")).collect()

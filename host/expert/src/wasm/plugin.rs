@@ -380,7 +380,7 @@ impl Plugin {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name.to_string(), call, cause, trace: Vec::new() }
+        ExpertFault::new(&self.name, call, cause)
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {

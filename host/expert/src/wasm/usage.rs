@@ -2,8 +2,7 @@
 //! lines, and its last log lines. Limits of other resources are in `engine` and `plugin`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hypercast_core::clock::now_ms;
@@ -52,34 +51,28 @@ pub struct LogRate {
     pub bytes_per_s: u32,
 }
 
-/// The running counts of one plugin.
+/// Counts what one plugin uses, and limits its log lines.
 #[derive(Debug)]
 pub(super) struct Usage {
-    calls: Mutex<HashMap<Call, CallTotals>>,
-    instances: AtomicU64,
-    instances_ns: AtomicU64,
-    memory_bytes: AtomicU64,
-    log: Mutex<LogBudget>,
+    counts: Mutex<UsageCounts>,
 }
 
-/// A token bucket of log lines and bytes.
 #[derive(Debug)]
-struct LogBudget {
+struct UsageCounts {
+    totals: UsageSnapshot,
     rate: LogRate,
-    filled_at: Instant,
+    /// Unused log lines and bytes (a token bucket), and when they were last filled up.
     lines: f64,
     bytes: f64,
-    written: u64,
-    dropped: u64,
-    dropped_bytes: u64,
-    /// The last report of dropped lines.
+    filled_at: Instant,
     last_report: Option<DropReport>,
 }
 
+/// The last report of dropped log lines.
 #[derive(Debug, Clone, Copy)]
 struct DropReport {
     at: Instant,
-    /// The value of `dropped` then.
+    /// The number of lines dropped up to then.
     dropped: u64,
 }
 
@@ -96,90 +89,81 @@ pub(super) enum LogDecision {
 
 impl Usage {
     pub(super) fn new(rate: LogRate) -> Usage {
-        let log = LogBudget {
+        let counts = UsageCounts {
+            totals: UsageSnapshot::default(),
             rate,
-            filled_at: Instant::now(),
             lines: f64::from(rate.lines_per_s) * LOG_BURST_S,
             bytes: f64::from(rate.bytes_per_s) * LOG_BURST_S,
-            written: 0,
-            dropped: 0,
-            dropped_bytes: 0,
+            filled_at: Instant::now(),
             last_report: None,
         };
-        Usage {
-            calls: Mutex::default(),
-            instances: AtomicU64::new(0),
-            instances_ns: AtomicU64::new(0),
-            memory_bytes: AtomicU64::new(0),
-            log: Mutex::new(log),
-        }
+        Usage { counts: Mutex::new(counts) }
     }
 
     /// Counts a call that ended.
     pub(super) fn call(&self, call: Call, took: Duration) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = calls.entry(call).or_default();
-        spent.calls += 1;
-        spent.took += took;
+        self.lock().totals.calls.entry(call).or_default().add(took);
     }
 
     /// Counts an instance that was made, or could not be made.
     pub(super) fn instance(&self, took: Duration) {
-        self.instances.fetch_add(1, Ordering::Relaxed);
-        self.instances_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        self.lock().totals.instances.add(took);
     }
 
     /// Records an instance's linear memory.
     pub(super) fn memory(&self, bytes: usize) {
-        self.memory_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+        let totals = &mut self.lock().totals;
+        totals.memory_bytes = totals.memory_bytes.max(bytes as u64);
     }
 
     /// Decides on a log line of `bytes` bytes at `now`.
     pub(super) fn line(&self, bytes: usize, now: Instant) -> LogDecision {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).line(bytes, now)
+        self.lock().line(bytes, now)
     }
 
     pub(super) fn snapshot(&self) -> UsageSnapshot {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        UsageSnapshot {
-            calls: self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            instances: CallTotals {
-                calls: self.instances.load(Ordering::Relaxed),
-                took: Duration::from_nanos(self.instances_ns.load(Ordering::Relaxed)),
-            },
-            memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
-            log_lines: log.written,
-            log_lines_dropped: log.dropped,
-            log_bytes_dropped: log.dropped_bytes,
-        }
+        self.lock().totals.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UsageCounts> {
+        // A panic elsewhere cannot leave these counts half-written.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl LogBudget {
+impl CallTotals {
+    fn add(&mut self, took: Duration) {
+        self.calls += 1;
+        self.took += took;
+    }
+}
+
+impl UsageCounts {
     fn line(&mut self, bytes: usize, now: Instant) -> LogDecision {
         let passed_s = now.saturating_duration_since(self.filled_at).as_secs_f64();
         self.filled_at = now;
-        let fill = |held: f64, rate: u32| {
+        let fill = |unused: f64, rate: u32| {
             let rate = f64::from(rate);
-            (held + passed_s * rate).min(rate * LOG_BURST_S)
+            (unused + passed_s * rate).min(rate * LOG_BURST_S)
         };
         self.lines = fill(self.lines, self.rate.lines_per_s);
         self.bytes = fill(self.bytes, self.rate.bytes_per_s);
         if self.lines >= 1.0 && self.bytes >= bytes as f64 {
             self.lines -= 1.0;
             self.bytes -= bytes as f64;
-            self.written += 1;
+            self.totals.log_lines += 1;
             return LogDecision::Write;
         }
-        self.dropped += 1;
-        self.dropped_bytes += bytes as u64;
+        self.totals.log_lines_dropped += 1;
+        self.totals.log_bytes_dropped += bytes as u64;
         match self.last_report {
             Some(last) if now.saturating_duration_since(last.at) < REPORT_EVERY => {
                 LogDecision::Drop
             }
             last => {
-                self.last_report = Some(DropReport { at: now, dropped: self.dropped });
-                LogDecision::DropAndReport(self.dropped - last.map_or(0, |last| last.dropped))
+                let dropped = self.totals.log_lines_dropped;
+                self.last_report = Some(DropReport { at: now, dropped });
+                LogDecision::DropAndReport(dropped - last.map_or(0, |last| last.dropped))
             }
         }
     }
@@ -246,7 +230,7 @@ mod tests {
     #[test]
     fn lines_and_bytes_a_second_are_bounded_and_the_rest_is_counted() {
         let usage = Usage::new(LogRate { lines_per_s: 3, bytes_per_s: 100 });
-        let start = usage.log.lock().unwrap().filled_at;
+        let start = usage.lock().filled_at;
         let at = |ms: u64| start + Duration::from_millis(ms);
         (0..3).for_each(|_| assert_eq!(usage.line(10, at(0)), LogDecision::Write));
         assert_eq!(usage.line(10, at(0)), LogDecision::DropAndReport(1), "a fourth line at once");

@@ -1,5 +1,5 @@
-//! What the oracle does not show: clamps, dropout, stopped gradients, and that
-//! requests stay apart.
+//! What the oracle does not show: clamps, dropout, stopped gradients, and that requests do not
+//! influence each other.
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;

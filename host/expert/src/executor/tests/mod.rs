@@ -1,5 +1,5 @@
-//! Every op against the f64 oracle: forward to 1e-5, and every gradient against
-//! the oracle's central differences; batches without history and of one row.
+//! Every op against the f64 oracle: forward to 1e-5, and every gradient against the oracle's central
+//! differences, also with batches without history and of one row.
 
 mod behaviour;
 mod oracle;
@@ -18,7 +18,7 @@ use crate::tests::build::{Net, TAE_DIM, description, example, int, ints, noise, 
 use crate::train::{Compute, OutputGradients, compute};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
-/// The nodes that a case may start from; all but the ids carry gradient.
+/// The nodes that a case can start from. All but the ids have gradients.
 struct Base {
     /// `[rows, 4]`
     rows: u32,

@@ -1,5 +1,5 @@
-//! A plain f64 evaluator of graphs: nested loops over indices, no tensor
-//! library. Slow and obvious, to compare the executor with.
+//! A plain f64 evaluator of graphs: nested loops over indices, without a tensor library. Slow and
+//! simple, to compare the executor with.
 
 use hypercast_core::hash::mix64;
 
