@@ -33,42 +33,46 @@ pub enum Op {
     Pool(Reduction),
 }
 
-/// Elementwise ops of two inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Binary {
-    Add,
-    Sub,
-    Mul,
-    Div,
-    Max,
-    Min,
+/// Defines ops that differ only in their names, which are the contract's.
+macro_rules! named_ops {
+    ($(#[$doc:meta])* $group:ident { $($op:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+        pub enum $group {
+            $($op),*
+        }
+
+        impl $group {
+            fn named(name: &str) -> Option<$group> {
+                match name {
+                    $(stringify!($op) => Some($group::$op),)*
+                    _ => None,
+                }
+            }
+
+            fn name(self) -> &'static str {
+                match self {
+                    $($group::$op => stringify!($op)),*
+                }
+            }
+        }
+    };
 }
 
-/// Elementwise ops of one input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Unary {
-    Exp,
-    Log,
-    Sqrt,
-    Neg,
-    Abs,
-    Sigmoid,
-    Silu,
-    Relu,
-    Gelu,
-    Tanh,
-    Softplus,
+named_ops! {
+    /// Elementwise ops of two inputs.
+    Binary { Add, Sub, Mul, Div, Max, Min }
 }
 
-/// Comparisons: 1.0 where true, else 0.0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Compare {
-    Greater,
-    Less,
-    Equal,
+named_ops! {
+    /// Elementwise ops of one input.
+    Unary { Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus }
+}
+
+named_ops! {
+    /// Comparisons: 1.0 where true, else 0.0.
+    Compare { Greater, Less, Equal }
 }
 
 /// How a reduction or pooling combines its values.
@@ -126,9 +130,9 @@ impl Op {
             Op::Parameter { .. } => "Parameter",
             Op::Constant { .. } => "Constant",
             Op::MatMul => "MatMul",
-            Op::Binary(op) => name_of(&BINARY, op),
-            Op::Unary(op) => name_of(&UNARY, op),
-            Op::Compare(op) => name_of(&COMPARE, op),
+            Op::Binary(op) => op.name(),
+            Op::Unary(op) => op.name(),
+            Op::Compare(op) => op.name(),
             Op::Clip { .. } => "Clip",
             Op::Softmax { .. } => "Softmax",
             Op::Where => "Where",
@@ -154,56 +158,24 @@ impl Op {
     }
 }
 
-const BINARY: [(&str, Binary); 6] = [
-    ("Add", Binary::Add),
-    ("Sub", Binary::Sub),
-    ("Mul", Binary::Mul),
-    ("Div", Binary::Div),
-    ("Max", Binary::Max),
-    ("Min", Binary::Min),
-];
-
-const UNARY: [(&str, Unary); 11] = [
-    ("Exp", Unary::Exp),
-    ("Log", Unary::Log),
-    ("Sqrt", Unary::Sqrt),
-    ("Neg", Unary::Neg),
-    ("Abs", Unary::Abs),
-    ("Sigmoid", Unary::Sigmoid),
-    ("Silu", Unary::Silu),
-    ("Relu", Unary::Relu),
-    ("Gelu", Unary::Gelu),
-    ("Tanh", Unary::Tanh),
-    ("Softplus", Unary::Softplus),
-];
-
-const COMPARE: [(&str, Compare); 3] =
-    [("Greater", Compare::Greater), ("Less", Compare::Less), ("Equal", Compare::Equal)];
-
-const REDUCTION: [(&str, Reduction); 3] =
-    [("Sum", Reduction::Sum), ("Mean", Reduction::Mean), ("Max", Reduction::Max)];
-
-fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    table.iter().find(|(found, _)| *found == name).map(|(_, op)| *op)
-}
-
-fn name_of<T: PartialEq>(table: &[(&'static str, T)], op: &T) -> &'static str {
-    table.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-}
-
 fn elementwise(name: &str) -> Option<Op> {
-    lookup(&BINARY, name)
+    Binary::named(name)
         .map(Op::Binary)
-        .or_else(|| lookup(&UNARY, name).map(Op::Unary))
-        .or_else(|| lookup(&COMPARE, name).map(Op::Compare))
+        .or_else(|| Unary::named(name).map(Op::Unary))
+        .or_else(|| Compare::named(name).map(Op::Compare))
 }
 
 fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
-    if let Some(kind) = name.strip_prefix("Reduce").and_then(|kind| lookup(&REDUCTION, kind)) {
+    let kind = |name| match name {
+        "Sum" => Some(Reduction::Sum),
+        "Mean" => Some(Reduction::Mean),
+        "Max" => Some(Reduction::Max),
+        _ => None,
+    };
+    if let Some(kind) = name.strip_prefix("Reduce").and_then(kind) {
         return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }
-    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind));
-    kind.map(Op::Pool).ok_or_else(|| {
+    name.strip_prefix("Pool").and_then(kind).map(Op::Pool).ok_or_else(|| {
         "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
     })
 }
