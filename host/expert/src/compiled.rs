@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use burn_flex::Flex;
 use hypercast_core::hash::mix64;
-use hypercast_kernels::cpu::program::{Feed, Fold, Map, Operand, Operator, Program, Step, Zip};
-use hypercast_kernels::cpu::{Isa, Prepared, Rows};
+use hypercast_kernels::cpu::program::{
+    Fold, Map, Operand, Program, ProgramFeed, ProgramStep, RowOperator, Zip,
+};
+use hypercast_kernels::cpu::{Isa, Prepared, StridedRows};
 
 use super::batch::{ColumnData, ExpertBatch};
 use super::graph::{Binary, Compare, ExpertGraph, Lead, Node, Op, Reduction, Type, Unary};
@@ -88,7 +90,7 @@ impl ServingNetwork for Compiled {
                 lookup.rows(&batch.columns[lookup.column], rows);
             }
             let indices: Vec<&[u32]> = indices.iter().map(Vec::as_slice).collect();
-            let feed = Feed { rows: batch.rows, inputs: &inputs, indices: &indices };
+            let feed = ProgramFeed { rows: batch.rows, inputs: &inputs, indices: &indices };
             self.program.run(&feed, Isa::best())
         })
     }
@@ -164,7 +166,7 @@ struct Compiler<'a> {
     readers: Vec<Vec<usize>>,
     /// Each node's operand in the program; none for a node that stays with the executor.
     compiled: Vec<Option<Operand>>,
-    steps: Vec<Step>,
+    steps: Vec<ProgramStep>,
     constants: Vec<Vec<f32>>,
     columns: Vec<usize>,
     /// For each column of the batch that is a feature, its place in the block of features.
@@ -240,7 +242,7 @@ impl<'a> Compiler<'a> {
     fn features(&mut self, first: usize, width: usize) -> Operand {
         let all = self.features.iter().flatten().count();
         let block = Operand::Input { index: self.columns.len(), width: all };
-        if width == all { block } else { self.step(Operator::Slice(first), vec![block], width) }
+        if width == all { block } else { self.step(RowOperator::Slice(first), vec![block], width) }
     }
 
     /// The operands of a concatenation: features that are neighbours in their block become one.
@@ -296,27 +298,27 @@ impl<'a> Compiler<'a> {
                 let same = self.graph.nodes[numbers[0]].shape == node.shape;
                 return same.then(|| self.operand(numbers[0]));
             }
-            Op::Unary(op) => Operator::Map(map(*op)?),
-            Op::Clip { min, max } => Operator::Map(Map::Clip(*min, *max)),
-            Op::Binary(op) => Operator::Zip(zip(*op)),
-            Op::Compare(op) => Operator::Zip(comparison(*op)),
-            Op::Where => Operator::Select,
+            Op::Unary(op) => RowOperator::Map(map(*op)?),
+            Op::Clip { min, max } => RowOperator::Map(Map::Clip(*min, *max)),
+            Op::Binary(op) => RowOperator::Zip(zip(*op)),
+            Op::Compare(op) => RowOperator::Zip(comparison(*op)),
+            Op::Where => RowOperator::Select,
             Op::Concat { axis } if *axis == lead => {
                 let operands = self.side_by_side(&numbers);
                 return Some(match operands[..] {
                     [all] => all,
-                    _ => self.step(Operator::Concat, operands, node.shape.dims[0]),
+                    _ => self.step(RowOperator::Concat, operands, node.shape.dims[0]),
                 });
             }
-            Op::Slice { axis, start, .. } if *axis == lead => Operator::Slice(*start),
-            Op::Softmax { axis } if *axis == lead => Operator::Softmax,
-            Op::Reduce { kind, axis } if *axis == lead => Operator::Fold(fold(*kind)),
+            Op::Slice { axis, start, .. } if *axis == lead => RowOperator::Slice(*start),
+            Op::Softmax { axis } if *axis == lead => RowOperator::Softmax,
+            Op::Reduce { kind, axis } if *axis == lead => RowOperator::Fold(fold(*kind)),
             Op::LayerNormalization { epsilon } => {
                 let fixed = |input: &usize| self.graph.nodes[*input].shape.lead.is_none();
                 if !numbers[1..].iter().all(fixed) {
                     return None;
                 }
-                Operator::Norm { epsilon: *epsilon }
+                RowOperator::Norm { epsilon: *epsilon }
             }
             _ => return None,
         };
@@ -349,8 +351,8 @@ impl<'a> Compiler<'a> {
         operand
     }
 
-    fn step(&mut self, operator: Operator, operands: Vec<Operand>, width: usize) -> Operand {
-        self.steps.push(Step { operator, operands, width });
+    fn step(&mut self, operator: RowOperator, operands: Vec<Operand>, width: usize) -> Operand {
+        self.steps.push(ProgramStep { operator, operands, width });
         Operand::Value { step: self.steps.len() - 1, width }
     }
 
@@ -371,12 +373,12 @@ impl<'a> Compiler<'a> {
         let weights = self.parameters.values(parameter);
         let bias = self.bias(at, to).map_or(&[][..], |bias| self.parameters.values(bias));
         let operator = match to {
-            1 => Operator::Dot {
+            1 => RowOperator::Dot {
                 weights: weights.to_vec(),
                 bias: bias.first().copied().unwrap_or(0.0),
             },
-            _ => Operator::Linear(Prepared::new(
-                Rows { data: weights, stride: to },
+            _ => RowOperator::Linear(Prepared::new(
+                StridedRows { data: weights, stride: to },
                 [from, to],
                 bias,
             )),
@@ -430,7 +432,7 @@ impl<'a> Compiler<'a> {
         let lookup = Lookup { column: *column, entries: table.shape.dims[0] as u64, hashed };
         let index = index_or_push(&mut self.lookups, lookup);
         let table = self.parameters.shared_values(*parameter);
-        let operator = Operator::Lookup { table, index, bag: ids.shape.row_elements() };
+        let operator = RowOperator::Lookup { table, index, bag: ids.shape.row_elements() };
         Some(self.step(operator, Vec::new(), node.shape.dims[0]))
     }
 }

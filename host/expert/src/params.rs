@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hypercast_core::atomic_file;
-use hypercast_fm::update::Piece;
+use hypercast_fm::update::TensorSlice;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use safetensors::SafeTensors;
@@ -57,7 +57,7 @@ pub struct ParameterUpdate<'a> {
     /// Their [`Provenance`] as JSON.
     pub provenance: &'a str,
     /// Ranges of values, each of a named parameter.
-    pub pieces: &'a [Piece],
+    pub pieces: &'a [TensorSlice],
     /// Whether they are all of the expert's values, or only those that changed most.
     pub is_whole: bool,
     /// The number of embedding rows beside them; valid updates of an expert have none.
@@ -237,7 +237,7 @@ impl Parameters {
         }
         let mut new = Parameters { provenance, ..self.clone() };
         let mut count = 0;
-        for Piece { name, shape, start, values } in update.pieces {
+        for TensorSlice { name, shape, start, values } in update.pieces {
             let index =
                 self.specs.iter().position(|spec| spec.name == *name && spec.shape == *shape);
             let end = start.checked_add(values.len());
