@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use hypercast_fm::{device::DeviceKind, inference::Serving};
+use hypercast_fm::{device::DeviceKind, inference::FmServingOptions};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use hypercast_data::tae::TaeFormat;
@@ -194,11 +194,11 @@ impl FmTierConfig {
     }
 
     /// How its FM is loaded, on `device` unless it has its own.
-    pub fn loading(&self, device: DeviceKind) -> Serving {
-        Serving {
+    pub fn loading(&self, device: DeviceKind) -> FmServingOptions {
+        FmServingOptions {
             device: self.device.unwrap_or(device),
             history_cache_bytes: self.history_cache_mib << 20,
-            warm_histories: self.warm_histories,
+            warmup_histories: self.warm_histories,
         }
     }
 

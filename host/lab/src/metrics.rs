@@ -3,7 +3,7 @@
 
 use hypercast_core::quantile::quantile;
 use hypercast_data::schema::Schema;
-use hypercast_fm::metrics::{Keeper, cross_entropy};
+use hypercast_fm::metrics::{MetricsWindow, log_loss};
 use hypercast_train::report::{ALL, number};
 use serde::Serialize;
 
@@ -40,7 +40,7 @@ pub struct MetricRow {
 /// The metrics of every slice; those over all surfaces come last.
 pub fn metric_rows<A: Ord + Clone>(
     schema: &Schema,
-    kept: &Keeper<MetricSlice<A>>,
+    kept: &MetricsWindow<MetricSlice<A>>,
     name: impl Fn(&A) -> String,
 ) -> Vec<MetricRow> {
     let rows = kept.summaries().map(|(slice, summary)| MetricRow {
@@ -107,7 +107,7 @@ pub struct LogLossSums {
 impl LogLossSums {
     /// The sums of one prediction.
     pub fn of(probability: f32, label: bool) -> Self {
-        let log_loss = cross_entropy(probability, label);
+        let log_loss = log_loss(probability, label);
         Self { count: 1, positives: u64::from(label), log_loss }
     }
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_fm::inference::{self, FoundationModel, Serving};
+use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
 use tempfile::TempDir;
 
 use super::{fm_tier::FmTier, metrics::Metrics, set::LiveExpert};
@@ -178,7 +178,7 @@ impl Feeds {
 pub fn open_fm(
     (streams, topic): (Arc<dyn Engine>, Topic),
     base: &Path,
-    serving: Serving,
+    serving: FmServingOptions,
 ) -> Result<(Arc<dyn FoundationModel>, Follower, TempDir)> {
     std::fs::create_dir_all(base).map_err(Error::io(base))?;
     let folder =
@@ -186,7 +186,7 @@ pub fn open_fm(
     let checkpoint = folder.path().join("checkpoint");
     let (_, follower) = publish::bootstrap(streams, topic.clone(), &checkpoint)?
         .ok_or_else(|| nothing_yet(&topic))?;
-    let fm = inference::load_live(&checkpoint, &folder.path().join("rows"), serving)?;
+    let fm = inference::load_updatable(&checkpoint, &folder.path().join("rows"), serving)?;
     Ok((Arc::from(fm), follower, folder))
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use hypercast_fm::{
-    checkpoint::Manifest,
+    checkpoint::FmManifest,
     example::Example,
     history::CacheCounts,
     inference::{FmOutput, FoundationModel},
@@ -78,7 +78,7 @@ impl FmBatcher {
     }
 
     /// What the checkpoint says of itself.
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &FmManifest {
         self.fm.manifest()
     }
 

@@ -22,7 +22,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use hypercast_data::tae::TaeFormat;
-use hypercast_fm::{checkpoint::Manifest, example::Example, inference::FmOutput};
+use hypercast_fm::{checkpoint::FmManifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -105,7 +105,7 @@ pub struct RemoteFm {
     /// The header that says who asks, where the tier wants to know.
     bearer: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    manifest: Manifest,
+    manifest: FmManifest,
 }
 
 impl RemoteFm {
@@ -143,7 +143,7 @@ impl RemoteFm {
         (url, version): (&str, Option<&str>),
         ca: Option<&Path>,
         bearer: Option<&HeaderValue>,
-    ) -> std::result::Result<Manifest, String> {
+    ) -> std::result::Result<FmManifest, String> {
         let told = |error: &dyn std::fmt::Display| error.to_string();
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(MANIFEST_TIMEOUT))
@@ -174,7 +174,7 @@ impl RemoteFm {
     }
 
     /// What the tier's checkpoint says of itself.
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &FmManifest {
         &self.manifest
     }
 

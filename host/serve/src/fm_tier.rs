@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use hypercast_fm::{
-    checkpoint::Manifest, example::Example, history::CacheCounts, inference::FmOutput,
+    checkpoint::FmManifest, example::Example, history::CacheCounts, inference::FmOutput,
 };
 
 use super::{api::Refusal, fm_batcher::FmBatcher, fm_remote::RemoteFm};
@@ -18,7 +18,7 @@ pub enum FmTier {
 
 impl FmTier {
     /// What the checkpoint says of itself.
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &FmManifest {
         match self {
             Self::Local(fm) => fm.manifest(),
             Self::Remote(fm) => fm.manifest(),

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_fm::priority::give_way;
+use hypercast_fm::priority::lower_thread_priority;
 
 use super::{
     loader::Loader,
@@ -90,7 +90,7 @@ impl Begun {
         let registrar = self.registrar;
         let feeds = registrar.loader.feeds();
         following.spawn("weights", move |stop| {
-            give_way();
+            lower_thread_priority();
             feeds.follow(stop, &metrics);
         })?;
         following.spawn("versions", move |stop| registrar.follow(stop, &asked))?;

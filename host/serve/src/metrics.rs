@@ -463,12 +463,12 @@ impl Metrics {
 
     /// Says what the history cache was worth.
     pub fn history_cache(&self, counts: CacheCounts) {
-        let CacheCounts { whole, known_tokens, new_tokens, warmed_tokens, bytes } = counts;
+        let CacheCounts { full_hits, cached_tokens, encoded_tokens, warmup_tokens, bytes } = counts;
         let values = [
-            ("whole_requests", whole),
-            ("known_tokens", known_tokens),
-            ("new_tokens", new_tokens),
-            ("warmed_tokens", warmed_tokens),
+            ("whole_requests", full_hits),
+            ("known_tokens", cached_tokens),
+            ("new_tokens", encoded_tokens),
+            ("warmed_tokens", warmup_tokens),
             ("bytes", bytes),
         ];
         for (what, value) in values {

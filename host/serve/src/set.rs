@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use hypercast_fm::{checkpoint::Manifest, history::CacheCounts, spec::TaskSpec};
+use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, spec::TaskSpec};
 
 use super::{
     fm_tier::FmTier,
@@ -29,7 +29,7 @@ pub struct ServedFm {
 
 impl ServedFm {
     /// What its checkpoint says of itself.
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &FmManifest {
         self.tier.manifest()
     }
 
@@ -217,10 +217,10 @@ impl ServingSet {
     pub fn cache_counts(&self) -> CacheCounts {
         let counts = self.fms().filter_map(|fm| fm.tier.cache_counts());
         counts.fold(CacheCounts::default(), |sum, more| CacheCounts {
-            whole: sum.whole + more.whole,
-            known_tokens: sum.known_tokens + more.known_tokens,
-            new_tokens: sum.new_tokens + more.new_tokens,
-            warmed_tokens: sum.warmed_tokens + more.warmed_tokens,
+            full_hits: sum.full_hits + more.full_hits,
+            cached_tokens: sum.cached_tokens + more.cached_tokens,
+            encoded_tokens: sum.encoded_tokens + more.encoded_tokens,
+            warmup_tokens: sum.warmup_tokens + more.warmup_tokens,
             bytes: sum.bytes + more.bytes,
         })
     }

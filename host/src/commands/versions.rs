@@ -10,7 +10,7 @@ use anyhow::Context;
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
-use hypercast_fm::checkpoint::Manifest;
+use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::engine::{self, Engine, Topic};
 use hypercast_stream::publish::{Follower, Header};
 use hypercast_stream::versions::{

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{Scored, summarise},
+    metrics::{ScoredPrediction, binary_metrics},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -172,12 +172,12 @@ fn quality(kind: TaskKind, rows: impl Iterator<Item = (u64, f32, f32)>) -> Quali
     };
     match kind {
         TaskKind::Binary => {
-            let scored = |&(user, probability, label): &(u64, f32, f32)| Scored {
+            let scored = |&(user, probability, label): &(u64, f32, f32)| ScoredPrediction {
                 user,
                 probability,
                 label: label > 0.5,
             };
-            let summary = summarise(&rows.iter().map(scored).collect::<Vec<_>>());
+            let summary = binary_metrics(&rows.iter().map(scored).collect::<Vec<_>>());
             (quality.ne, quality.auc, quality.gauc) = (summary.ne, summary.auc, summary.gauc);
         }
         TaskKind::Regression => {

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_fm::metrics::{Keeper, Scored};
+use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use serde::Serialize;
 
 use super::{
@@ -188,7 +188,7 @@ fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option
 struct TrainingMetrics {
     blueprint: Arc<Blueprint>,
     /// By surface (the count of surfaces for all) and task.
-    kept: Keeper<(usize, usize)>,
+    kept: MetricsWindow<(usize, usize)>,
     schema: Arc<Schema>,
     /// Of all rows.
     all: EvalWindow,
@@ -206,7 +206,7 @@ impl TrainingMetrics {
     ) -> Self {
         Self {
             blueprint: blueprint.clone(),
-            kept: Keeper::new(1 << 20),
+            kept: MetricsWindow::new(1 << 20),
             schema: schema.clone(),
             all: EvalWindow::new(blueprint),
             new: EvalWindow::new(blueprint),
@@ -244,7 +244,7 @@ impl TrainingMetrics {
                 let targets = &report.targets[task];
                 let binary = self.blueprint.description.tasks[task].kind == TaskKind::Binary;
                 if binary && targets.mask[row] {
-                    let scored = Scored {
+                    let scored = ScoredPrediction {
                         user: example.user.id,
                         probability: predictions[row],
                         label: targets.labels[row] > 0.5,
@@ -260,17 +260,18 @@ impl TrainingMetrics {
         let surface =
             |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
         let tasks = &self.blueprint.description.tasks;
-        let line = |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::Summary)| {
-            ReportLine {
-                surface: surface(at),
-                task: tasks[task].name.clone(),
-                n: summary.n,
-                ne: summary.ne,
-                auc: summary.auc,
-                gauc: summary.gauc,
-                best_ne: None,
-            }
-        };
+        let line =
+            |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::BinaryMetrics)| {
+                ReportLine {
+                    surface: surface(at),
+                    task: tasks[task].name.clone(),
+                    n: summary.n,
+                    ne: summary.ne,
+                    auc: summary.auc,
+                    gauc: summary.gauc,
+                    best_ne: None,
+                }
+            };
         self.kept.summaries().map(line).collect()
     }
 }

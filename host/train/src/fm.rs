@@ -8,7 +8,7 @@
 
 use hypercast_fm::{
     example::Example,
-    spec::{FmSpec, Label, TaskSpec},
+    spec::{FmSpec, TaskLabel, TaskSpec},
     trainer::{self, FmTrainer},
 };
 use serde::Serialize;
@@ -50,8 +50,8 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
         .into_iter()
         .map(|task| {
             let label = match task.kind {
-                TaskKind::Binary => schema.action(&task.label).map(Label::Action),
-                TaskKind::Regression => schema.value(&task.label).map(Label::Value),
+                TaskKind::Binary => schema.action(&task.label).map(TaskLabel::Action),
+                TaskKind::Regression => schema.value(&task.label).map(TaskLabel::Value),
             };
             let missing = || {
                 hypercast_data::Error::Schema(format!(
@@ -128,7 +128,7 @@ pub fn resume(dataset: &Dataset, config: &Config, until_ms: Option<i64>) -> Resu
     let _owner = DirLock::acquire(&config.paths.fm_work)?;
     let over = Over { dataset, config, until_ms };
     let (place, collector) = over.load(&spec)?;
-    let from = trainer::Resume { saved: &over.trainer_dir(), work: &config.paths.fm_work };
+    let from = trainer::ResumePaths { saved: &over.trainer_dir(), work: &config.paths.fm_work };
     let trainer = trainer::resume(from, &config.fm, &spec, config.device)?;
     if place.phase == RunPhase::Stream {
         logs::truncate(&config.paths.logs, place.log_files)?;

@@ -21,7 +21,7 @@ use std::{
 use hypercast_fm::{
     example::Example,
     spec::FmSpec,
-    trainer::{self, FmTrainer, Resume},
+    trainer::{self, FmTrainer, ResumePaths},
 };
 use serde_json::json;
 
@@ -141,7 +141,7 @@ fn begin(
 ) -> Result<(Box<dyn FmTrainer>, Option<FmCheckpoint>)> {
     let own = work.join("trainer");
     let resume = |saved: &Path| {
-        let from = Resume { saved, work: &own };
+        let from = ResumePaths { saved, work: &own };
         trainer::resume(from, &config.fm, spec, config.device)
     };
     if let Some(place) = FmCheckpoint::read(work)? {
@@ -255,7 +255,7 @@ impl FmFollower<'_> {
     fn learn(&mut self, batch: JoinedBatch, out: &mut dyn Write) -> Result<()> {
         let examples: Vec<&Example> = batch.examples.iter().collect();
         let corrections: Vec<&Example> = batch.corrections.iter().collect();
-        let said = self.trainer.step_with(&examples, &corrections)?;
+        let said = self.trainer.step_with_corrections(&examples, &corrections)?;
         let now = now_ms();
         for &ingested_ms in &batch.ingested_ms {
             self.meters.learning.latency(now - ingested_ms);
@@ -305,7 +305,7 @@ impl FmFollower<'_> {
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
-        let trained = self.trainer.trained(&self.options.version)?;
+        let trained = self.trainer.trained_weights(&self.options.version)?;
         let published = self.publisher.publish(&trained, facts)?;
         register_own_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
         self.published_position = Some(self.place.position);

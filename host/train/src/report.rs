@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{Keeper, Scored, Summary},
-    spec::{FmSpec, Label},
+    metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction},
+    spec::{FmSpec, TaskLabel},
 };
 use serde::Serialize;
 
@@ -43,10 +43,10 @@ pub struct ProgressiveCollector {
     surfaces: Vec<String>,
     /// The binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
-    said: Keeper<(usize, usize)>,
-    truth: Keeper<(usize, usize)>,
+    said: MetricsWindow<(usize, usize)>,
+    truth: MetricsWindow<(usize, usize)>,
     /// The newest rows by task, for a progress bar.
-    recent: Keeper<usize>,
+    recent: MetricsWindow<usize>,
 }
 
 /// Predictions and labels of an example's targets, row-major over all tasks.
@@ -67,13 +67,13 @@ impl ProgressiveCollector {
             .tasks
             .iter()
             .enumerate()
-            .filter(|(_, task)| matches!(task.label, Label::Action(_)));
+            .filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
         Self {
             surfaces: spec.surfaces.clone(),
             tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
-            said: Keeper::new(KEEP),
-            truth: Keeper::new(KEEP),
-            recent: Keeper::new(RECENT),
+            said: MetricsWindow::new(KEEP),
+            truth: MetricsWindow::new(KEEP),
+            recent: MetricsWindow::new(RECENT),
         }
     }
 
@@ -86,7 +86,7 @@ impl ProgressiveCollector {
                 if !rows.mask[at] || rows.predictions[at].is_nan() {
                     continue;
                 }
-                let scored = |probability| Scored {
+                let scored = |probability| ScoredPrediction {
                     user: example.user.id,
                     probability,
                     label: rows.labels[at] > 0.5,
@@ -104,24 +104,30 @@ impl ProgressiveCollector {
     }
 
     /// What the model predicted, by surface and task; one past the last surface stands for all.
-    pub(super) fn said(&self) -> &Keeper<(usize, usize)> {
+    pub(super) fn said(&self) -> &MetricsWindow<(usize, usize)> {
         &self.said
     }
 
     /// The true probabilities, likewise.
-    pub(super) fn truth(&self) -> &Keeper<(usize, usize)> {
+    pub(super) fn truth(&self) -> &MetricsWindow<(usize, usize)> {
         &self.truth
     }
 
     /// Puts back a row of `said` or `truth`, in their order.
-    pub(super) fn put_back(&mut self, truth: bool, surface: usize, task: usize, row: Scored) {
+    pub(super) fn put_back(
+        &mut self,
+        truth: bool,
+        surface: usize,
+        task: usize,
+        row: ScoredPrediction,
+    ) {
         let slice = (surface, task);
         if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
     }
 
     /// The NE of each task over its newest rows, in words.
     pub fn recent(&self) -> String {
-        let say = |(at, summary): (&usize, Summary)| {
+        let say = |(at, summary): (&usize, BinaryMetrics)| {
             let name = self.tasks.iter().find(|(task, _)| task == at).map_or("", |(_, name)| name);
             format!("{name} {}", number(summary.ne))
         };
@@ -130,7 +136,7 @@ impl ProgressiveCollector {
 
     /// The metrics of every slice with rows; `all` comes last.
     pub fn lines(&self) -> Vec<ReportLine> {
-        let best: BTreeMap<(usize, usize), Summary> =
+        let best: BTreeMap<(usize, usize), BinaryMetrics> =
             self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
         let name = |task: usize| {
             self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone())

@@ -10,8 +10,8 @@
 use std::path::{Path, PathBuf};
 
 use hypercast_fm::{
-    checkpoint::{restore_whole, write_whole},
-    metrics::{Keeper, Scored},
+    checkpoint::{recover_directory, replace_directory},
+    metrics::{MetricsWindow, ScoredPrediction},
     spec::FmSpec,
     trainer::FmTrainer,
 };
@@ -119,7 +119,7 @@ impl Over<'_> {
         collector: &ProgressiveCollector,
     ) -> Result<()> {
         let saved = RunState { format: FORMAT, place, conditions: self.conditions() };
-        write_whole(&self.dir(), |draft| {
+        replace_directory(&self.dir(), |draft| {
             trainer.save(&draft.join("trainer"))?;
             write_collector(collector, &draft.join("progressive.parquet"))?;
             let path = draft.join("run.toml");
@@ -132,7 +132,7 @@ impl Over<'_> {
     /// Where the saved run stands, and what it predicted so far.
     pub(super) fn load(&self, spec: &FmSpec) -> Result<(RunPosition, ProgressiveCollector)> {
         let dir = self.dir();
-        restore_whole(&dir)?;
+        recover_directory(&dir)?;
         let path = dir.join("run.toml");
         let text = std::fs::read_to_string(&path).map_err(|error| {
             let advice = "no run is saved here; train without --resume (fm.save_every_requests sets how often a run is saved)";
@@ -182,10 +182,10 @@ fn fields() -> Vec<Field> {
 }
 
 /// A kept prediction: of the truth or of the model, surface and task, and the row.
-type KeptRows = (bool, (usize, usize), Scored);
+type KeptRows = (bool, (usize, usize), ScoredPrediction);
 
 fn write_collector(collector: &ProgressiveCollector, path: &Path) -> Result<()> {
-    let of = |keeper: &Keeper<(usize, usize)>, truth: bool| -> Vec<KeptRows> {
+    let of = |keeper: &MetricsWindow<(usize, usize)>, truth: bool| -> Vec<KeptRows> {
         keeper.rows().map(|(&slice, row)| (truth, slice, *row)).collect()
     };
     let mut kept = of(collector.said(), false);
@@ -216,7 +216,7 @@ fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
         let columns = reader.read(group, &fields())?;
         for (row, &truth) in columns[0].bools().iter().enumerate() {
             let at = |column: usize| columns[column].u32s()[row] as usize;
-            let scored = Scored {
+            let scored = ScoredPrediction {
                 user: columns[3].u64s()[row],
                 probability: columns[4].f32s()[row],
                 label: columns[5].bools()[row],

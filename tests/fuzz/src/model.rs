@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 use hypercast_config::PublishSettings;
 use hypercast_fm::device::DeviceKind;
 use hypercast_fm::example::Example;
-use hypercast_fm::inference::{self, FoundationModel, Serving};
+use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
 use hypercast_fm::spec::FmConfig;
 use hypercast_fm::trainer::{self, FmTrainer};
-use hypercast_fm::update::{Dense, Piece, Update};
+use hypercast_fm::update::{TensorSlice, WeightTensor, WeightUpdate};
 use hypercast_stream::engine::{Engine, Memory, Topic};
 use hypercast_stream::publish::{Facts, Publisher};
 use hypercast_train::fm::fm_spec;
@@ -21,7 +21,7 @@ pub struct FuzzModel {
     /// The serving model, with the weights of `whole`.
     pub served: Box<dyn FoundationModel>,
     /// All weights after further training.
-    pub whole: Update,
+    pub whole: WeightUpdate,
     /// The published records: a snapshot and two deltas.
     pub records: Vec<Vec<u8>>,
     /// A folder for temporary files of this process.
@@ -68,7 +68,7 @@ fn make() -> FuzzModel {
     let mut publisher =
         Publisher::open(engine.clone(), topic.clone(), settings, &work).expect("a publisher");
     for round in 0..3 {
-        let trained = trainer.trained("1.0.0").expect("weights");
+        let trained = trainer.trained_weights("1.0.0").expect("weights");
         publisher.publish(&trained, Facts::default()).expect("a publication");
         learn(&mut *trainer, 10 * round);
     }
@@ -77,7 +77,8 @@ fn make() -> FuzzModel {
     let whole = whole(&mut *trainer);
     whole.checkpoint(&dir.join("checkpoint")).expect("a checkpoint");
     let live = dir.join("live");
-    let served = inference::load_live(&dir.join("checkpoint"), &live, Serving::default());
+    let served =
+        inference::load_updatable(&dir.join("checkpoint"), &live, FmServingOptions::default());
     FuzzModel {
         served: served.expect("a model"),
         whole,
@@ -86,12 +87,20 @@ fn make() -> FuzzModel {
     }
 }
 
-fn whole(trainer: &mut dyn FmTrainer) -> Update {
-    let trained = trainer.trained("1.0.0").expect("weights");
+fn whole(trainer: &mut dyn FmTrainer) -> WeightUpdate {
+    let trained = trainer.trained_weights("1.0.0").expect("weights");
     let ids: Vec<u64> = trained.rows.ids().collect();
     let mut rows = vec![0.0; ids.len() * trained.rows.dim()];
     trained.rows.gather(&ids, &mut rows);
-    let piece = |Dense { name, shape, values }| Piece { name, shape, start: 0, values };
+    let piece =
+        |WeightTensor { name, shape, values }| TensorSlice { name, shape, start: 0, values };
     let pieces = trained.dense.into_iter().map(piece).collect();
-    Update { whole: true, manifest: trained.manifest, pieces, ids, rows, removed: vec![] }
+    WeightUpdate {
+        complete: true,
+        manifest: trained.manifest,
+        dense: pieces,
+        row_ids: ids,
+        rows,
+        removed_row_ids: vec![],
+    }
 }

@@ -6,7 +6,7 @@ use std::{cell::RefCell, sync::Arc};
 use hypercast_fm::{
     device::DeviceKind,
     example::{Example, Item},
-    inference::{self, FoundationModel, Serving},
+    inference::{self, FmServingOptions, FoundationModel},
     spec::FmConfig,
     trainer,
 };
@@ -155,7 +155,10 @@ fn untrained(config: &FmConfig, items: &[Arc<Item>]) -> Result<LoadedFm> {
     let checkpoint = dir.path().join("fm");
     trainer.checkpoint(&checkpoint, "1.0.0")?;
     let load = |history_cache_bytes| {
-        inference::load(&checkpoint, Serving { history_cache_bytes, ..Serving::default() })
+        inference::load(
+            &checkpoint,
+            FmServingOptions { history_cache_bytes, ..FmServingOptions::default() },
+        )
     };
     Ok(LoadedFm { cached: load(64 << 20)?, uncached: load(0)? })
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Distribution, Tensor, TensorPrimitive, ops::FloatTensor};
 use burn_flex::Flex;
 use hypercast_fm::spec::FmConfig;
 use hypercast_kernels::{
-    attention::{HstuAttention, HstuBackend, HstuInputs, Window},
+    attention::{AttentionWindow, HstuAttention, HstuBackend, HstuInputs},
     history::{HistoryBackend, KeptHistory},
     plain,
 };
@@ -27,7 +27,7 @@ struct AttentionSize {
     lengths: Vec<usize>,
     heads: usize,
     dim: usize,
-    window: Option<Window>,
+    window: Option<AttentionWindow>,
     /// Entries of the position and of the time bias; none for attention without biases.
     buckets: Option<[usize; 2]>,
 }
@@ -174,7 +174,7 @@ fn attention(options: &BenchOptions, report: &mut BenchReport) {
 fn window(options: &BenchOptions, report: &mut BenchReport) {
     let dense = AttentionSize::full(2, 4, 4096, 64);
     let windowed =
-        AttentionSize { window: Some(Window { recent: 256, global: 0 }), ..dense.clone() };
+        AttentionSize { window: Some(AttentionWindow { recent: 256, global: 0 }), ..dense.clone() };
     let inputs = dense.inputs();
     let grad = random([2 * 4096, 4 * 64]);
     let (dense, windowed) = (dense.layout(), windowed.layout());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hypercast_fm::{
     example::{Event, Example, Item, Outcome, Target, User},
-    spec::{FmSpec, Label, TaskSpec},
+    spec::{FmSpec, TaskLabel, TaskSpec},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -33,7 +33,7 @@ pub fn spec() -> FmSpec {
     let task = |at: usize| TaskSpec {
         name: format!("task{at}"),
         main: true,
-        label: Label::Action(at),
+        label: TaskLabel::Action(at),
         surfaces: vec![true; 2],
         weight: 1.0,
     };

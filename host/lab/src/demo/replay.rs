@@ -15,7 +15,7 @@ use hypercast_data::{
     },
     schema::{Schema, TaskKind},
 };
-use hypercast_fm::metrics::{Keeper, Scored};
+use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use hypercast_serve::api::{EventsRequest, Explanation, RankRequest};
 
 use super::client::{DemoClient, TimedAnswer};
@@ -65,7 +65,7 @@ impl PredictionArm {
 #[derive(Debug)]
 pub struct ReplayOutcome {
     /// Predictions and labels.
-    pub kept: Keeper<MetricSlice<PredictionArm>>,
+    pub kept: MetricsWindow<MetricSlice<PredictionArm>>,
     /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
     /// client's round trip.
     pub stages_ms: BTreeMap<String, Vec<f64>>,
@@ -88,7 +88,7 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
         outcomes: Vec::new(),
         users: BTreeSet::new(),
         gathered: ReplayOutcome {
-            kept: Keeper::new(KEEP),
+            kept: MetricsWindow::new(KEEP),
             stages_ms: BTreeMap::new(),
             requests: 0,
             degraded: 0,
@@ -177,7 +177,7 @@ impl Replayer<'_> {
                 let predictions =
                     RowPredictions { explanation: &explanation, task, row, impression };
                 for (arm, probability) in self.arms(&predictions) {
-                    let scored = Scored { user: impression.user, probability, label };
+                    let scored = ScoredPrediction { user: impression.user, probability, label };
                     for surface in [usize::from(impression.surface), self.schema.surfaces.len()] {
                         self.gathered.kept.push(MetricSlice { surface, task, arm }, scored);
                     }

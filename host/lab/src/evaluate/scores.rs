@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use hypercast_data::schema::Schema;
 use hypercast_fm::{
     example::Example,
-    metrics::{Keeper, Scored},
+    metrics::{MetricsWindow, ScoredPrediction},
 };
 use serde::Serialize;
 
@@ -57,7 +57,7 @@ pub struct EvaluationScores {
     report_from_ms: i64,
     first_ms: i64,
     every_ms: i64,
-    kept: Keeper<MetricSlice<PredictionArm>>,
+    kept: MetricsWindow<MetricSlice<PredictionArm>>,
     /// By task, arm and index of the interval of time.
     curve: BTreeMap<(usize, PredictionArm, i64), LogLossSums>,
 }
@@ -85,7 +85,7 @@ impl EvaluationScores {
             report_from_ms: window.report_from_ms,
             first_ms: window.first_ms,
             every_ms: every_ms.max(1),
-            kept: Keeper::new(KEEP),
+            kept: MetricsWindow::new(KEEP),
             curve: BTreeMap::new(),
         }
     }
@@ -98,7 +98,7 @@ impl EvaluationScores {
         *sums += LogLossSums::of(probability, label);
         if time_ms >= self.report_from_ms {
             for surface in [usize::from(of.surface), self.schema.surfaces.len()] {
-                let scored = Scored { user, probability, label };
+                let scored = ScoredPrediction { user, probability, label };
                 self.kept.push(MetricSlice { surface, task, arm }, scored);
             }
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use hypercast_config::Config;
 use hypercast_data::logs::LogReader;
 use hypercast_fm::{
-    cost::{Size, Tokens, flops},
+    cost::{ModelSize, TokenCounts, flops},
     example::Example,
     spec::FmSpec,
     trainer::{self, FmTrainer, StepOutput},
@@ -35,8 +35,8 @@ const ARMS: [&str; 3] = ["one-stage", "expert without TAE", "expert with TAE"];
 struct FmPasses {
     fm: TrainingPace,
     one_stage: TrainingPace,
-    fm_size: Size,
-    one_stage_size: Size,
+    fm_size: ModelSize,
+    one_stage_size: ModelSize,
     /// Requests of the surface in the test, and the sums of their tokens.
     requests: u64,
     history: u64,
@@ -181,7 +181,8 @@ fn costs(
     let requests = pass.requests.max(1) as f64;
     let (history, targets) =
         (pass.history as f64 / requests, (pass.targets as f64 / requests).max(1.0));
-    let tokens = Tokens { history: history.round() as usize, targets: targets.round() as usize };
+    let tokens =
+        TokenCounts { history: history.round() as usize, targets: targets.round() as usize };
     let of_request = flops(&context.config.fm, spec, tokens);
     let fm_flops = of_request / tokens.targets as f64;
     let graph = &trained.blueprint.graph;

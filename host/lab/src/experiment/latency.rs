@@ -10,7 +10,7 @@ use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
-    inference::{self, FoundationModel, Serving},
+    inference::{self, FmServingOptions, FoundationModel},
 };
 
 use crate::error::{CommonErrors as _, Error, Result};
@@ -54,7 +54,11 @@ pub struct TimedModels<'a> {
 /// A checkpoint that cannot be loaded, an expert that faults.
 pub fn measure(models: TimedModels<'_>, examples: &[Example]) -> Result<ModelLatency> {
     // Without a cache, both models read the whole history each time.
-    let serving = Serving { device: models.device, history_cache_bytes: 0, ..Serving::default() };
+    let serving = FmServingOptions {
+        device: models.device,
+        history_cache_bytes: 0,
+        ..FmServingOptions::default()
+    };
     let one_stage = inference::load(models.one_stage, serving)?;
     let fm = inference::load(models.fm, serving)?;
     let TimedModels { blueprint, parameters, device, .. } = models;

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::{Config, PublishSettings};
 use hypercast_fm::{
-    inference::{self, FoundationModel, Serving},
+    inference::{self, FmServingOptions, FoundationModel},
     trainer::{self, FmTrainer},
 };
 use hypercast_stream::{
@@ -151,7 +151,11 @@ struct PublicationChannel {
 /// The copies, all with the trainer's present weights.
 fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<ServingCopy>> {
     let topic = Topic::fm(FIRST_VERSION);
-    let serving = Serving { device: config.device, warm_histories: 0, ..Serving::default() };
+    let serving = FmServingOptions {
+        device: config.device,
+        warmup_histories: 0,
+        ..FmServingOptions::default()
+    };
     let copy = |&(name, share): &(&str, Option<f64>)| {
         let dir = dir.join(name);
         let streams = Arc::new(Memory::default());
@@ -163,11 +167,11 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         };
         let mut publisher =
             Publisher::open(streams.clone(), topic.clone(), settings, &dir.join("published"))?;
-        publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
+        publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, Facts::default())?;
         let checkpoint = dir.join("checkpoint");
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
-        let fm = inference::load_live(&checkpoint, &dir.join("rows"), serving)?;
+        let fm = inference::load_updatable(&checkpoint, &dir.join("rows"), serving)?;
         let channel =
             share.is_some().then_some(PublicationChannel { streams, publisher, follower });
         Ok(ServingCopy { fm: Arc::from(fm), channel })
@@ -179,8 +183,9 @@ impl ServingCopy {
     /// Publishes the trainer's changed weights to the copy.
     fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut PublishedBytes) -> Result<()> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
-        let published =
-            channel.publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
+        let published = channel
+            .publisher
+            .publish(&trainer.trained_weights(FIRST_VERSION)?, Facts::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use hypercast_data::labels::Labels;
-use hypercast_fm::{example::Example, metrics::cross_entropy};
+use hypercast_fm::{example::Example, metrics::log_loss};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -66,7 +66,7 @@ impl ScoreTally {
             return;
         }
         let Some(label) = self.labels.label(example, row, task) else { return };
-        let nats = cross_entropy(probability, label);
+        let nats = log_loss(probability, label);
         let arms = self.arms.len();
         for surface in [usize::from(example.surface), self.labels.schema.surfaces.len()] {
             let users = self.slices.entry(SurfaceTask { surface, task }).or_default();

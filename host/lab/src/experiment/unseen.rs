@@ -8,7 +8,7 @@ use hypercast_config::Config;
 use hypercast_data::logs::LogReader;
 use hypercast_fm::{
     example::Example,
-    spec::{FmSpec, Label, TaskSpec},
+    spec::{FmSpec, TaskLabel, TaskSpec},
     trainer,
 };
 use hypercast_train::fm::dataset_spec;
@@ -111,7 +111,7 @@ fn masked(spec: &FmSpec, case: &UnseenCase, action: Option<usize>) -> Result<FmS
     }
     let mut surfaces = vec![false; spec.surfaces.len()];
     surfaces[surface] = true;
-    let label = Label::Action(action.expect("a binary task has an action"));
+    let label = TaskLabel::Action(action.expect("a binary task has an action"));
     let name = format!("one task of {}", spec.surfaces[surface]);
     spec.tasks.push(TaskSpec { name, main: false, label, surfaces, weight: 1.0 });
     spec.validate()?;
@@ -154,7 +154,7 @@ mod tests {
         let task = |name: &str, main, surfaces: [bool; 2]| TaskSpec {
             name: name.into(),
             main,
-            label: Label::Action(0),
+            label: TaskLabel::Action(0),
             surfaces: surfaces.into(),
             weight: 1.0,
         };

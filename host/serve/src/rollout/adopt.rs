@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use hypercast_fm::checkpoint::Manifest;
+use hypercast_fm::checkpoint::FmManifest;
 
 use super::moves::Plan;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -42,7 +42,7 @@ pub(super) fn adopt(
             "nothing is promoted yet, and the FM is another process': register and promote it and the experts that serve first (`hypercast versions register fm`, `... promote fm`)",
         ));
     }
-    let manifest = Manifest::read(&config.paths.fm)?;
+    let manifest = FmManifest::read(&config.paths.fm)?;
     let dir = config.paths.fm.canonicalize().map_err(Error::io(&config.paths.fm))?;
     let mut plan = Plan::new(registry);
     if plan.registry.fm(&manifest.version).is_none() {
@@ -65,7 +65,7 @@ fn describe(
     config: &Config,
     entry: &ExpertEntry,
     (schema, wasm): (&Schema, &Engine),
-    fm: &Manifest,
+    fm: &FmManifest,
 ) -> Result<ExpertVersion> {
     let parameters = config.parameters(entry);
     let version = SavedParameters::read(&parameters)?.provenance.plugin_version;

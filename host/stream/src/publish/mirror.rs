@@ -13,7 +13,7 @@ use std::{
 use hypercast_store::{RowFormat, ServingStore};
 
 use super::{
-    DenseTensor, Piece, Rows, Weights,
+    DenseTensor, Rows, TensorSlice, Weights,
     select::{Candidate, Chosen, Limits, choose},
     wire::{block_bytes, row_bytes},
 };
@@ -58,7 +58,7 @@ struct RowMirror {
 /// What a delta sends.
 #[derive(Debug, Default)]
 pub(super) struct Delta {
-    pub(super) blocks: Vec<Piece>,
+    pub(super) blocks: Vec<TensorSlice>,
     pub(super) ids: Vec<u64>,
     pub(super) rows: Vec<f32>,
     pub(super) removed: Vec<u64>,
@@ -127,7 +127,7 @@ impl Mirror {
     }
 
     /// The whole of the dense weights, in blocks.
-    pub(super) fn all_blocks(&self) -> impl Iterator<Item = Piece> + '_ {
+    pub(super) fn all_blocks(&self) -> impl Iterator<Item = TensorSlice> + '_ {
         self.dense.iter().flat_map(move |kept| {
             let blocks = kept.values.chunks(self.block).enumerate();
             blocks.map(move |(at, values)| kept.block(at * self.block, values))
@@ -247,9 +247,9 @@ impl Kept {
             && self.values.len() == tensor.values.len()
     }
 
-    fn block(&self, start: usize, values: &[f32]) -> Piece {
+    fn block(&self, start: usize, values: &[f32]) -> TensorSlice {
         let (name, shape) = (self.name.clone(), self.shape.clone());
-        Piece { name, shape, start, values: values.into() }
+        TensorSlice { name, shape, start, values: values.into() }
     }
 }
 

@@ -18,7 +18,7 @@ pub use models::{bootstrap, fm_update};
 pub use publisher::{Facts, Published, Publisher};
 
 use hypercast_expert::params::ParameterUpdate;
-pub use hypercast_fm::update::Piece;
+pub use hypercast_fm::update::TensorSlice;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -135,7 +135,7 @@ pub struct Publication {
     /// What it says of itself.
     pub header: Header,
     /// Dense weights.
-    pub blocks: Vec<Piece>,
+    pub blocks: Vec<TensorSlice>,
     /// Ids of the rows.
     pub ids: Vec<u64>,
     /// `[ids.len(), dim]`.

@@ -5,24 +5,26 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use hypercast_fm::{
-    checkpoint::Manifest,
-    update::{Dense, Trained, Update},
+    checkpoint::FmManifest,
+    update::{TrainedWeights, WeightTensor, WeightUpdate},
 };
 use hypercast_store::Store;
 
-use super::{DenseTensor, Follower, Piece, Publication, PublicationKind, Rows, Weights};
+use super::{DenseTensor, Follower, Publication, PublicationKind, Rows, TensorSlice, Weights};
 use crate::engine::{Engine, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_expert::Parameters;
 
-impl Weights for Trained<'_> {
+impl Weights for TrainedWeights<'_> {
     fn manifest(&self) -> String {
         serde_json::to_string(&self.manifest).expect("a manifest is plain values")
     }
 
     fn dense(&self) -> Vec<DenseTensor<'_>> {
         let named = self.dense.iter();
-        named.map(|Dense { name, shape, values }| DenseTensor { name, shape, values }).collect()
+        named
+            .map(|WeightTensor { name, shape, values }| DenseTensor { name, shape, values })
+            .collect()
     }
 
     fn rows(&self) -> Option<&dyn Rows> {
@@ -83,19 +85,27 @@ impl Weights for Parameters {
 ///
 /// # Errors
 /// A manifest that cannot be read: it is not of an FM, or of another version's.
-pub fn fm_update(publication: Publication) -> Result<Update> {
+pub fn fm_update(publication: Publication) -> Result<WeightUpdate> {
     let Publication { header, blocks, ids, rows, removed } = publication;
-    let manifest: Manifest = serde_json::from_str(&header.manifest).map_err(|error| {
+    let manifest: FmManifest = serde_json::from_str(&header.manifest).map_err(|error| {
         Error::invalid(format!("published weights: the manifest of an FM is not in them ({error})"))
     })?;
-    let piece = |Piece { name, shape, start, values }| Piece { name, shape, start, values };
+    let piece =
+        |TensorSlice { name, shape, start, values }| TensorSlice { name, shape, start, values };
     let pieces = blocks.into_iter().map(piece).collect();
     let whole = header.kind == PublicationKind::Snapshot;
-    Ok(Update { whole, manifest, pieces, ids, rows, removed })
+    Ok(WeightUpdate {
+        complete: whole,
+        manifest,
+        dense: pieces,
+        row_ids: ids,
+        rows,
+        removed_row_ids: removed,
+    })
 }
 
 /// Makes a checkpoint of what is published of an FM now, to be loaded with
-/// [`hypercast_fm::inference::load_live`] and to be followed from there. None if there is no snapshot yet.
+/// [`hypercast_fm::inference::load_updatable`] and to be followed from there. None if there is no snapshot yet.
 ///
 /// # Errors
 /// An engine that cannot be reached, weights that make no model, a full disk.
@@ -164,7 +174,7 @@ pub(super) fn absorb(own: &mut Publication, later: Publication) -> Result<()> {
 }
 
 /// Puts a block over those that hold its values.
-fn patch(blocks: &mut [Piece], new: &Piece) -> Result<()> {
+fn patch(blocks: &mut [TensorSlice], new: &TensorSlice) -> Result<()> {
     let mut covered = 0;
     for block in
         blocks.iter_mut().filter(|block| block.name == new.name && block.shape == new.shape)

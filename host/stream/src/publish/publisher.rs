@@ -15,7 +15,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Header, Piece, PublicationKind, Weights,
+    Header, PublicationKind, TensorSlice, Weights,
     mirror::{Delta, Mirror, ROWS},
     wire::{self, Body, Envelope, PART_BYTES, Part, Total},
 };
@@ -168,7 +168,7 @@ impl Publisher {
     fn snapshot(&mut self, source: &dyn Weights, facts: Facts, tail: Tail) -> Result<Published> {
         let mut mirror = Mirror::new(source, &self.settings, &self.work)?;
         let (dim, rows) = source.rows().map_or((0, 0), |rows| (rows.dim(), rows.len()));
-        let blocks: Vec<Piece> = mirror.all_blocks().collect();
+        let blocks: Vec<TensorSlice> = mirror.all_blocks().collect();
         let total = Total {
             blocks: blocks.len() as u64,
             values: blocks.iter().map(|block| block.values.len() as u64).sum(),
@@ -267,7 +267,7 @@ struct Sending {
 const RECORDS: usize = 8;
 
 impl Sending {
-    fn block(&mut self, block: Piece) -> Result<()> {
+    fn block(&mut self, block: TensorSlice) -> Result<()> {
         let bytes = wire::block_bytes(&block.name, block.values.len());
         self.room_for(bytes)?;
         self.part.blocks.push(block);

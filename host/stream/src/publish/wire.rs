@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Header, Piece};
+use super::{Header, TensorSlice};
 
 /// Bytes of numbers and ids in a part before compression: what zstd cannot shrink still fits a record.
 pub(super) const PART_BYTES: usize = 880 << 10;
@@ -59,7 +59,7 @@ pub(super) struct Total {
 /// Some weights.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Part {
-    pub(super) blocks: Vec<Piece>,
+    pub(super) blocks: Vec<TensorSlice>,
     pub(super) ids: Vec<u64>,
     pub(super) rows: Vec<f32>,
     pub(super) removed: Vec<u64>,
@@ -153,7 +153,7 @@ impl Total {
 impl Part {
     /// As it is written.
     pub(super) fn pack(&self) -> Packed {
-        let place = |block: &Piece| Place {
+        let place = |block: &TensorSlice| Place {
             name: block.name.clone(),
             shape: block.shape.clone(),
             start: block.start,
@@ -190,7 +190,7 @@ impl Packed {
         let plane = |at: usize| &self.planes[at * count..(at + 1) * count];
         let [a, b, c, d] = [plane(0), plane(1), plane(2), plane(3)];
         let mut values = (0..count).map(|i| f32::from_le_bytes([a[i], b[i], c[i], d[i]]));
-        let block = |Place { name, shape, start, values: count }| Piece {
+        let block = |Place { name, shape, start, values: count }| TensorSlice {
             name,
             shape,
             start,
@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     fn part() -> Part {
-        let block = |name: &str, start, values: usize| Piece {
+        let block = |name: &str, start, values: usize| TensorSlice {
             name: name.into(),
             shape: vec![3, 5],
             start,
@@ -280,7 +280,8 @@ mod tests {
             f32::from_bits((state >> 32) as u32)
         };
         let values: Vec<f32> = (0..PART_BYTES / 4).map(|_| noise()).collect();
-        let block = Piece { name: "x".repeat(200), shape: vec![values.len()], start: 0, values };
+        let block =
+            TensorSlice { name: "x".repeat(200), shape: vec![values.len()], start: 0, values };
         let packed = Part { blocks: vec![block], ..Part::default() }.pack();
         let payload = encode(&envelope(), &Body::Part(packed), 3).unwrap();
         assert!(payload.len() <= crate::engine::MAX_RECORD_BYTES, "{} bytes", payload.len());

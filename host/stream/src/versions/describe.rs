@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_fm::checkpoint::Manifest;
+use hypercast_fm::checkpoint::FmManifest;
 
 use super::{ExpertVersion, FmVersion, VersionState, Weights, content_hash, schema_hash};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -17,7 +17,7 @@ use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions};
 
 impl FmVersion {
     /// As its manifest has it. One whose trainer publishes has [`Weights::Published`].
-    pub fn of(manifest: &Manifest, schema: &Schema, weights: Weights) -> Self {
+    pub fn of(manifest: &FmManifest, schema: &Schema, weights: Weights) -> Self {
         Self {
             version: manifest.version.clone(),
             state: VersionState::Training,

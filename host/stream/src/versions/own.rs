@@ -4,7 +4,7 @@
 //! A version that is there already stays as it is, whoever registered it. One that cannot be registered is published
 //! all the same: that is told, and tried again with the next publication.
 
-use hypercast_fm::checkpoint::Manifest;
+use hypercast_fm::checkpoint::FmManifest;
 
 use super::{Change, FmVersion, NewExpert, Registry, Versions, Weights, keep};
 use crate::engine::Engine;
@@ -15,7 +15,7 @@ use hypercast_expert as expert;
 use hypercast_expert::Provenance;
 
 /// Registers an FM version that is published, as training.
-pub fn register_own_fm(engine: &dyn Engine, manifest: &Manifest, schema: &Schema) {
+pub fn register_own_fm(engine: &dyn Engine, manifest: &FmManifest, schema: &Schema) {
     let version = &manifest.version;
     let wish = |registry: &Registry| match registry.fm(version) {
         Some(_) => Ok(Vec::new()),

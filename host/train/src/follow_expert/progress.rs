@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hypercast_fm::{
     example::Example,
-    metrics::{Keeper, Scored},
+    metrics::{MetricsWindow, ScoredPrediction},
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ pub(super) struct ExpertProgress {
     labels: Labels,
     /// Each of the expert's tasks among the schema's, by name.
     tasks: Vec<(Option<usize>, String)>,
-    kept: Keeper<(usize, usize)>,
+    kept: MetricsWindow<(usize, usize)>,
     requests: u64,
     learning: Learning,
 }
@@ -47,7 +47,7 @@ impl ExpertProgress {
         Self {
             labels: Labels::new(schema),
             tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),
-            kept: Keeper::new(KEEP),
+            kept: MetricsWindow::new(KEEP),
             requests: 0,
             learning: Learning::new(telemetry),
         }
@@ -63,7 +63,7 @@ impl ExpertProgress {
                 let label = in_schema.and_then(|own| self.labels.label(example, row, own));
                 let Some(label) = label else { continue };
                 let probability = predictions[task][at];
-                let scored = Scored { user: example.user.id, probability, label };
+                let scored = ScoredPrediction { user: example.user.id, probability, label };
                 self.kept.push((usize::from(example.surface), task), scored);
                 self.kept.push((all, task), scored);
             }
@@ -87,7 +87,7 @@ impl ExpertProgress {
             return None;
         }
         self.requests = 0;
-        let kept = std::mem::replace(&mut self.kept, Keeper::new(KEEP));
+        let kept = std::mem::replace(&mut self.kept, MetricsWindow::new(KEEP));
         let surfaces = &self.labels.schema.surfaces;
         let slices = kept.summaries().map(|(&(surface, task), summary)| ProgressSlice {
             surface: surfaces.get(surface).map_or(ALL, String::as_str),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use hypercast_fm::{
-    checkpoint::{restore_whole, write_whole},
+    checkpoint::{recover_directory, replace_directory},
     trainer::FmTrainer,
 };
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl FmCheckpoint {
     /// What was saved; none where nothing was.
     pub(super) fn read(work: &Path) -> Result<Option<FmCheckpoint>> {
         let dir = saved_dir(work);
-        restore_whole(&dir)?;
+        recover_directory(&dir)?;
         let path = dir.join("place.json");
         let text = match std::fs::read(&path) {
             Ok(text) => text,
@@ -66,7 +66,7 @@ impl FmCheckpoint {
 
     /// Saves it with its trainer.
     pub(super) fn write(&self, work: &Path, trainer: &mut dyn FmTrainer) -> Result<()> {
-        write_whole(&saved_dir(work), |draft| {
+        replace_directory(&saved_dir(work), |draft| {
             trainer.save(&draft.join("trainer"))?;
             let path = draft.join("place.json");
             let place = FmCheckpoint { format: FORMAT, ..self.clone() };

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hypercast_fm::{
     example::Example,
-    metrics::cross_entropy,
-    spec::{FmSpec, Label},
+    metrics::log_loss,
+    spec::{FmSpec, TaskLabel},
     trainer::StepOutput,
 };
 use prometheus::{Histogram, IntCounter};
@@ -45,7 +45,7 @@ impl WindowSlice {
     fn push(&mut self, probability: f32, label: bool) {
         self.n += 1;
         self.positives += u64::from(label);
-        let entropy = f64::from_bits(self.entropy_bits) + cross_entropy(probability, label);
+        let entropy = f64::from_bits(self.entropy_bits) + log_loss(probability, label);
         self.entropy_bits = entropy.to_bits();
     }
 
@@ -72,7 +72,7 @@ pub(super) struct FmProgress {
 impl FmProgress {
     pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
         let tasks = spec.tasks.iter().enumerate();
-        let binary = tasks.filter(|(_, task)| matches!(task.label, Label::Action(_)));
+        let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
         Self {
             window,
             surfaces: spec.surfaces.clone(),

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use hypercast_fm::{inference, inference::Serving, spec::FmConfig};
+use hypercast_fm::{inference, inference::FmServingOptions, spec::FmConfig};
 
 use super::*;
 use hypercast_config::PublishSettings;
@@ -178,7 +178,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
         let into = dir.path().join(name);
         let found = publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
         assert_eq!(found.0.header.trained_position, records.len() as u64);
-        let fm = inference::load(&into, Serving::default()).unwrap();
+        let fm = inference::load(&into, FmServingOptions::default()).unwrap();
         let asked: Vec<Example> = records[..40]
             .iter()
             .filter_map(|record| match postcard::from_bytes(&record.payload).unwrap() {
@@ -213,7 +213,7 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     assert_eq!(versions.read().unwrap().fm("1.0.0").unwrap().state, VersionState::Active);
     assert_eq!(engine.span(&Topic::versions()).unwrap().end, 2, "registered and promoted");
     let infer = |from: &Path| {
-        let fm = inference::load(from, Serving::default()).unwrap();
+        let fm = inference::load(from, FmServingOptions::default()).unwrap();
         let Joined::Example(joined) = postcard::from_bytes(&records[9].payload).unwrap() else {
             panic!("record 9 is an example");
         };

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use hypercast_fm::{
-    checkpoint::Manifest,
+    checkpoint::FmManifest,
     device::DeviceKind,
     example::{Example, Outcome},
     inference,
@@ -247,7 +247,7 @@ fn weights_are_used_only_past_what_they_had_learned() {
     )
     .unwrap();
     let facts = Facts { trained_position: 80, ..Facts::default() };
-    publisher.publish(&new.trained("1.0.0").unwrap(), facts).unwrap();
+    publisher.publish(&new.trained_weights("1.0.0").unwrap(), facts).unwrap();
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
     let context = ServiceContext { dataset: &dataset, config: &config, engine };
@@ -289,8 +289,8 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     assert_eq!(logged(), std::slice::from_ref(&configured));
     // Trainers that register what they train change nothing.
     let versions = Versions::new(&engine);
-    let manifest = Manifest::read(&config.paths.fm).unwrap();
-    let newer = Manifest { version: "2.0.0".into(), ..manifest.clone() };
+    let manifest = FmManifest::read(&config.paths.fm).unwrap();
+    let newer = FmManifest { version: "2.0.0".into(), ..manifest.clone() };
     for manifest in [&manifest, &newer] {
         register_own_fm(&engine, manifest, &dataset.schema);
     }

@@ -12,9 +12,9 @@ use std::{
 };
 
 use hypercast_fm::{
-    checkpoint::Manifest,
+    checkpoint::FmManifest,
     example::Example,
-    inference::{self, FoundationModel, Serving},
+    inference::{self, FmServingOptions, FoundationModel},
 };
 
 use crate::error::Result;
@@ -76,9 +76,9 @@ impl ActiveVersions for Registered {
         };
         let mut all: Vec<ToLog> = registry.live_fms().into_iter().map(to_log).collect();
         if registry.leaves_the_configured_fm() {
-            match Manifest::read(&self.checkpoint) {
+            match FmManifest::read(&self.checkpoint) {
                 // What is registered of a version says more than the configuration.
-                Ok(Manifest { version, .. }) if all.iter().all(|own| own.version != version) => {
+                Ok(FmManifest { version, .. }) if all.iter().all(|own| own.version != version) => {
                     let checkpoint = Some(self.checkpoint.clone());
                     all.push(ToLog { version, checkpoint, published: true });
                 }
@@ -96,7 +96,7 @@ impl ActiveVersions for Registered {
 /// How versions are loaded.
 pub(super) struct FmLoading {
     pub(super) engine: Arc<dyn Engine>,
-    pub(super) serving: Serving,
+    pub(super) serving: FmServingOptions,
     /// A folder of this process alone.
     pub(super) work: PathBuf,
 }
@@ -171,7 +171,7 @@ impl LoadedFm {
             (Some(dir), false) => Some(inference::load(dir, loading.serving)?),
             (Some(dir), true) => {
                 let work = Self::work(loading, &to_log.version);
-                Some(inference::load_live(dir, &work.join("rows"), loading.serving)?)
+                Some(inference::load_updatable(dir, &work.join("rows"), loading.serving)?)
             }
             (None, _) => None,
         };
@@ -202,7 +202,7 @@ impl LoadedFm {
                     let checkpoint = work.join("checkpoint");
                     update.checkpoint(&checkpoint)?;
                     let rows = work.join("rows");
-                    self.fm = Some(inference::load_live(&checkpoint, &rows, loading.serving)?);
+                    self.fm = Some(inference::load_updatable(&checkpoint, &rows, loading.serving)?);
                 }
             }
         }

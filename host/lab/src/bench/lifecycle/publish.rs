@@ -163,7 +163,8 @@ impl PreparedPublications {
         let dataset = Dataset::open(&config.paths.dataset)?;
         let spec = dataset_spec(&dataset)?;
         let saved = trained_dir(config);
-        let from = hypercast_fm::trainer::Resume { saved: &saved, work: &dir.join("learning") };
+        let from =
+            hypercast_fm::trainer::ResumePaths { saved: &saved, work: &dir.join("learning") };
         let mut trainer = hypercast_fm::trainer::resume(from, &config.fm, &spec, config.device)?;
         let memory: Arc<dyn Engine> = Arc::new(Memory::default());
         let topic = Topic::fm(FIRST_VERSION);
@@ -187,7 +188,7 @@ impl PreparedPublications {
             }
         };
         let facts = Facts::default();
-        publisher.publish(&trainer.trained(FIRST_VERSION)?, facts)?;
+        publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, facts)?;
         let (snapshot, mut deltas, mut share) = (records()?, Vec::new(), 0.0f64);
         let mut examples = std::iter::empty().chain(replayed(&dataset, config)?);
         while deltas.len() < publications {
@@ -202,7 +203,7 @@ impl PreparedPublications {
             }
             let all: Vec<_> = batch.iter().collect();
             trainer.step(&all)?;
-            let published = publisher.publish(&trainer.trained(FIRST_VERSION)?, facts)?;
+            let published = publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, facts)?;
             share = share.max(published.raw_bytes as f64 / published.all_bytes as f64);
             deltas.push(records()?);
         }

@@ -9,7 +9,7 @@ use hypercast_data::{
     dataset::Impression,
     schema::{Schema, Task, TaskKind, TaskRole},
 };
-use hypercast_fm::metrics::{Keeper, Scored};
+use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use hypercast_serve::api::RankAnswer;
 
 use crate::metrics::{LogLossSums, MetricRow, MetricSlice, metric_rows};
@@ -44,7 +44,7 @@ pub struct ServedScores<'a> {
     tasks: Vec<LabelledTask>,
     /// Served predictions by request and item, until the outcome is known.
     served: HashMap<(u64, u64), ServedPredictions>,
-    kept: Keeper<MetricSlice<String>>,
+    kept: MetricsWindow<MetricSlice<String>>,
     /// By task and arm, over all surfaces.
     sums: BTreeMap<(usize, String), WindowedSums>,
 }
@@ -79,7 +79,7 @@ impl<'a> ServedScores<'a> {
             schema,
             tasks: schema.tasks.iter().enumerate().filter_map(labelled).collect(),
             served: HashMap::new(),
-            kept: Keeper::new(KEEP),
+            kept: MetricsWindow::new(KEEP),
             sums: BTreeMap::new(),
         }
     }
@@ -113,13 +113,13 @@ impl<'a> ServedScores<'a> {
                 if probability.is_finite() {
                     let surface = usize::from(impression.surface);
                     let slice = MetricSlice { surface, task, arm: arm.to_owned() };
-                    self.push(slice, Scored { user, probability, label });
+                    self.push(slice, ScoredPrediction { user, probability, label });
                 }
             }
         }
     }
 
-    fn push(&mut self, slice: MetricSlice<String>, scored: Scored) {
+    fn push(&mut self, slice: MetricSlice<String>, scored: ScoredPrediction) {
         let one = LogLossSums::of(scored.probability, scored.label);
         let sums = self.sums.entry((slice.task, slice.arm.clone())).or_default();
         sums.all += one;
