@@ -261,7 +261,7 @@ fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow
         }
         Register::Fm { checkpoint, published: None, parent } => {
             let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
-            let manifest = Manifest::read(&dir)?;
+            let manifest = FmManifest::read(&dir)?;
             let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
             let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Path(dir)) };
             decide(&|registry| registry.register_fm(&fm))
