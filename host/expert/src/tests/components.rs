@@ -1,5 +1,5 @@
-//! Real components: the plugins of this repository train and serve, and hostile guests are contained.
-//! `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders of both.
+//! Real components: the plugins of this repository train and serve, and hostile guests are
+//! contained. `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders of both.
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -169,8 +169,8 @@ fn training_is_deterministic() {
     }
 }
 
-/// What the message about each hostile guest must contain; `None` if its misuse is limited without a
-/// fault.
+/// What the message about each hostile guest must contain; `None` if its misuse is limited without
+/// a fault.
 const EXPECTED: [(&str, Option<&str>); 47] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
@@ -263,8 +263,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains and calls `evaluate`. Returns the first fault, or the
-/// reason against publishing.
+/// Serves until the breaker opens, then trains and calls `evaluate`. Returns the first fault, or
+/// the reason against publishing.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();
     let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };

@@ -1,5 +1,5 @@
-//! Every op against the f64 oracle: forward to 1e-5, and every gradient against the oracle's central
-//! differences, also with batches without history and of one row.
+//! Every op against the f64 oracle: forward to 1e-5, and every gradient against the oracle's
+//! central differences, also with batches without history and of one row.
 
 mod behaviour;
 mod oracle;
