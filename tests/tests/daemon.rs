@@ -5,7 +5,7 @@ use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::dataset::timeline::{Span, Step, Timeline};
 use hypercast_data::logs::LogReader;
-use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions, Tae};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert, Tae};
 use hypercast_serve::convert::Converter;
 use hypercast_tests::{Prerequisites, TestDaemon, expert, prerequisites, run, run_well, world};
 use serde_json::{Value, json};
@@ -210,8 +210,13 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
         let entry = &config.experts[at];
         let blueprint = Blueprint::load(&engine, &entry.plugin, &log.schema, &options).unwrap();
         let parameters = config.parameters(entry);
-        Expert::open(blueprint.into(), &parameters, config.device, config.plugin_limits.breaker())
-            .unwrap()
+        ServedExpert::open(
+            blueprint.into(),
+            &parameters,
+            config.device,
+            config.plugin_limits.breaker(),
+        )
+        .unwrap()
     };
     let experts = [open(0), open(1)];
 

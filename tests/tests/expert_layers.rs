@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use hypercast_expert::batch::{ColumnData, ExpertBatch};
-use hypercast_expert::graph::{Graph, GraphLimits};
+use hypercast_expert::graph::{ExpertGraph, GraphLimits};
 use hypercast_expert::params::{Provenance, hash_text};
-use hypercast_expert::train::{Seed, compute};
+use hypercast_expert::train::{OutputGradients, compute};
 use hypercast_expert::wasm::contract;
 use hypercast_expert::{Device, Normaliser, Parameters, SavedParameters};
 use hypercast_harness::convert;
@@ -22,7 +22,7 @@ const SURFACES: [&str; 3] = ["feed", "reels", "stories"];
 
 /// A network that the host has admitted, and the columns that it reads.
 struct AdmittedNetwork {
-    graph: Arc<Graph>,
+    graph: Arc<ExpertGraph>,
     columns: Vec<Column>,
 }
 
@@ -59,7 +59,7 @@ fn network(tasks: &[&str], build: impl FnOnce(&hypercast_sdk::Graph)) -> Admitte
         limits: contract::Limits { deadline_ms: 0, memory_mib: 0 },
     };
     let network = convert::network(finished.network);
-    let graph = Graph::new(&description, &network, &info, &GraphLimits::default());
+    let graph = ExpertGraph::new(&description, &network, &info, &GraphLimits::default());
     let graph = Arc::new(graph.expect("the host admits the network"));
     AdmittedNetwork { graph, columns: finished.columns }
 }
@@ -141,7 +141,7 @@ impl AdmittedNetwork {
         let mut seen = Vec::new();
         let mut loss = |outputs: &[f32], _: &[f32]| {
             seen = outputs.to_vec();
-            Seed { tasks: vec![1.0; outputs.len()], extra_loss: Vec::new() }
+            OutputGradients { tasks: vec![1.0; outputs.len()], extra_loss: Vec::new() }
         };
         let mut rng = SmallRng::seed_from_u64(6);
         let compute = compute(self.graph.clone(), Device::Cpu).expect("the CPU");
@@ -156,7 +156,8 @@ impl AdmittedNetwork {
         let mut rng = SmallRng::seed_from_u64(7);
         let outputs = batch.rows * self.graph.outputs.len();
         let seed: Vec<f32> = (0..outputs).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: vec![] };
+        let mut loss =
+            |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), extra_loss: vec![] };
         let gradients = compute.gradients(&parameters, batch, &mut rng, &mut loss);
         let value = |parameters: &Parameters| -> f64 {
             let outputs = compute.forward(parameters, batch);

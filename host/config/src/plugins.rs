@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use hypercast_expert::{
-    BreakerConfig, EngineConfig, Limits, LoadOptions, gate::GateConfig, graph::GraphLimits,
+    BreakerConfig, EngineConfig, Limits, LoadOptions, cpu_budget::GateConfig, graph::GraphLimits,
     wasm::LogRate,
 };
 

@@ -1,45 +1,45 @@
-//! From examples to an expert's inputs: one batch builder for training and
-//! serving, so that the two cannot differ.
+//! Builds an expert's inputs from examples: one batch builder for training and serving, so that the
+//! two cannot differ.
 //!
-//! Columns are resolved by name once, when an expert is loaded. A batch is
-//! host memory that can be filled again: numeric features as one block of rows,
-//! which is how examples have them, and the other columns one by one.
+//! Columns are resolved by name once, when an expert is loaded. A batch can be filled again and
+//! keeps its memory. Numeric features are one block of rows, as examples have them; every other
+//! column is a vector of its own.
 
 use std::borrow::{Borrow, Cow};
 use std::sync::Arc;
 
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Event, Example, Target};
 
 use super::Error;
 use super::normalise::Normaliser;
-use super::wasm::contract::{self, Column, Data, Description, NamedColumn};
-use hypercast_data::schema::Schema;
+use super::wasm::contract::{self, Column, Data, Description, HostInfo, NamedColumn};
 
-/// One column's values, row-major where it has several a row.
+/// One column's values, row-major if it has several a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ColumnData {
-    /// f32.
+    /// Numbers, f32.
     Numbers(Vec<f32>),
-    /// f32: the column at this place of [`ExpertBatch::features`].
+    /// Numbers in this column of [`ExpertBatch::features`].
     Feature(usize),
-    /// Raw ids.
+    /// Ids, not hashed.
     Ids(Vec<u64>),
 }
 
 /// The inputs of a network for a batch of whole requests.
 #[derive(Debug, Clone, Default)]
 pub struct ExpertBatch {
-    /// Rows (candidates) of all requests.
+    /// The number of rows (candidates) of all requests.
     pub rows: usize,
-    /// `[B + 1]`, from 0: the short-history events of each request.
+    /// `[requests + 1]`, from 0: where each request's short-history events begin.
     pub history_offsets: Arc<[u32]>,
-    /// `[B + 1]`, from 0: the rows of each request.
+    /// `[requests + 1]`, from 0: where each request's rows begin.
     pub target_offsets: Arc<[u32]>,
-    /// One for each column of the description. History columns of a batch
-    /// without any event hold one event of zeros, which belongs to no request.
+    /// One for each column of the description. In a batch without events a history column has one
+    /// event of zeros, which belongs to no request.
     pub columns: Vec<ColumnData>,
-    /// `[rows, feature columns]`, row-major: the numeric features that the network reads, standardised, in the order of
-    /// their columns.
+    /// `[rows, feature columns]`, row-major: the numeric features that the network reads,
+    /// standardised, in the order of their columns.
     pub features: Vec<f32>,
 }
 
@@ -47,7 +47,7 @@ impl ExpertBatch {
     /// The values of a numeric column.
     ///
     /// # Panics
-    /// Where the column holds ids.
+    /// If it is a column of ids.
     pub fn numbers(&self, column: usize) -> Cow<'_, [f32]> {
         match &self.columns[column] {
             ColumnData::Numbers(values) => values.into(),
@@ -55,16 +55,16 @@ impl ExpertBatch {
                 let width = self.features.len() / self.rows.max(1);
                 self.features.iter().skip(*place).step_by(width.max(1)).copied().collect()
             }
-            ColumnData::Ids(_) => panic!("column {column} holds ids"),
+            ColumnData::Ids(_) => panic!("column {column} is a column of ids"),
         }
     }
 
-    /// Short-history events of all requests.
+    /// The number of short-history events of all requests.
     pub fn history_events(&self) -> usize {
         self.history_offsets.last().map_or(0, |events| *events as usize)
     }
 
-    /// Requests.
+    /// The number of requests.
     pub fn requests(&self) -> usize {
         self.target_offsets.len() - 1
     }
@@ -75,13 +75,13 @@ impl ExpertBatch {
 pub enum Tae<'a> {
     /// `[rows, tae_dim]`, row-major, in the order of the examples' targets.
     Rows(&'a [f32]),
-    /// Zeros: the ablation "expert without TAE", or no foundation model.
+    /// Zeros, for the ablation "expert without TAE" or without a foundation model.
     Without,
 }
 
-/// Where a column's values come from.
+/// Where a column's values come from in an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum ColumnSource {
     Tae,
     Feature(usize),
     Id(usize),
@@ -94,69 +94,69 @@ enum Source {
 
 /// An expert's columns, resolved against a schema.
 #[derive(Debug, Clone)]
-pub struct Columns {
-    sources: Vec<Source>,
-    /// Which numeric columns of the schema the network reads, in the order of its columns.
+pub struct ExpertColumns {
+    sources: Vec<ColumnSource>,
+    /// The schema's numeric columns that the network reads, in the order of its columns.
     features: Vec<usize>,
-    rank: Vec<(Column, Source)>,
+    /// What `rank` reads.
+    rank: Vec<(Column, ColumnSource)>,
     feature_names: Vec<String>,
     history_len: usize,
     actions: usize,
     tae_dim: usize,
 }
 
-impl Columns {
-    /// Resolves the columns of `description`, or says which name the schema lacks.
+impl ExpertColumns {
+    /// Resolves the columns of `description`.
+    ///
+    /// # Errors
+    /// The schema lacks a column; the error names it.
     pub fn new(
         description: &Description,
         schema: &Schema,
         tae_dim: usize,
-    ) -> Result<Columns, Error> {
-        let resolver = Resolver {
-            features: schema.feature_columns(),
-            ids: schema.id_columns(),
-            history_ids: contract::history_id_columns(schema),
-        };
+    ) -> Result<ExpertColumns, Error> {
+        let info = contract::host_info(schema, tae_dim);
         let resolve = |column: &Column| {
-            resolver.resolve(column).map_err(|why| Error::refused(&description.name, why))
+            source(column, &info).map_err(|why| Error::refused(&description.name, why))
         };
         let sources = description.columns.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
-        let feature = |source: &Source| match source {
-            Source::Feature(index) => Some(*index),
+        let feature = |source: &ColumnSource| match source {
+            ColumnSource::Feature(index) => Some(*index),
             _ => None,
         };
         let rank =
             description.rank_columns.iter().map(|column| Ok((column.clone(), resolve(column)?)));
-        Ok(Columns {
+        Ok(ExpertColumns {
             features: sources.iter().filter_map(feature).collect(),
             sources,
             rank: rank.collect::<Result<_, Error>>()?,
-            feature_names: resolver.features,
+            feature_names: info.features,
             history_len: description.history_len as usize,
             actions: schema.actions.len(),
             tae_dim,
         })
     }
 
-    /// The width of the TAE.
+    /// The TAE's number of values a target.
     pub fn tae_dim(&self) -> usize {
         self.tae_dim
     }
 
-    /// Every numeric column of the schema, in the order of `Target::features`.
+    /// The names of the schema's numeric columns, in the order of `Target::features`.
     pub fn feature_names(&self) -> &[String] {
         &self.feature_names
     }
 
     /// Whether the network reads the TAE.
     pub fn reads_tae(&self) -> bool {
-        self.sources.contains(&Source::Tae)
+        self.sources.contains(&ColumnSource::Tae)
     }
 
     /// The inputs of the network for `examples`.
     ///
     /// # Panics
-    /// Where `tae` does not hold `tae_dim` values a target.
+    /// If `tae` does not have `tae_dim` values a target.
     pub fn batch<E: Borrow<Example>>(
         &self,
         examples: &[E],
@@ -168,10 +168,10 @@ impl Columns {
         batch
     }
 
-    /// The same, into a batch of these columns that was used before, or an empty one.
+    /// Replaces the content of `batch`, which is empty or was filled by these columns.
     ///
     /// # Panics
-    /// As [`Columns::batch`].
+    /// As [`ExpertColumns::batch`].
     pub fn fill<E: Borrow<Example>>(
         &self,
         batch: &mut ExpertBatch,
@@ -192,31 +192,33 @@ impl Columns {
         let builder =
             Builder { columns: self, examples, histories: &histories, tae, normaliser, rows };
         batch.columns.resize(self.sources.len(), ColumnData::Feature(0));
-        let mut places = 0..;
+        let mut features = 0;
         for (source, column) in self.sources.iter().zip(&mut batch.columns) {
-            match source {
-                Source::Feature(_) => {
-                    *column = ColumnData::Feature(places.next().expect("no end of places"));
-                }
-                source => builder.fill(*source, column),
+            if let ColumnSource::Feature(_) = source {
+                *column = ColumnData::Feature(features);
+                features += 1;
+            } else {
+                builder.fill(*source, column);
             }
         }
         builder.features(&mut batch.features);
     }
 
-    /// What `rank` reads of a request besides the predictions: raw values, not normalised.
+    /// What `rank` reads of a request besides the predictions, not standardised.
     pub fn rank_columns(&self, example: &Example, tae: Tae) -> Vec<NamedColumn> {
         let rows = example.targets.len();
-        let raw = |source: Source| match source {
-            Source::Tae => match tae {
+        let raw = |source: ColumnSource| match source {
+            ColumnSource::Tae => match tae {
                 Tae::Rows(values) => Data::Numbers(values.to_vec()),
                 Tae::Without => Data::Numbers(vec![0.0; rows * self.tae_dim]),
             },
-            Source::Feature(index) => {
+            ColumnSource::Feature(index) => {
                 Data::Numbers(example.targets.iter().map(|t| t.features[index]).collect())
             }
-            Source::Id(index) => Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect()),
-            _ => unreachable!("a description's rank-columns hold no history column"),
+            ColumnSource::Id(index) => {
+                Data::Ids(example.targets.iter().map(|t| t.ids[index]).collect())
+            }
+            _ => unreachable!("a description's rank-columns have no history column"),
         };
         self.rank
             .iter()
@@ -234,40 +236,23 @@ impl Columns {
     }
 }
 
-struct Resolver {
-    features: Vec<String>,
-    ids: Vec<String>,
-    history_ids: Vec<String>,
-}
-
-impl Resolver {
-    fn resolve(&self, column: &Column) -> Result<Source, String> {
-        let find = |names: &[String], name: &str| {
-            names.iter().position(|known| known == name).ok_or_else(|| {
-                format!(
-                    "it reads {}, which the schema lacks (it has `{}`)",
-                    column.label(),
-                    names.join("`, `")
-                )
-            })
-        };
-        Ok(match column {
-            Column::Tae => Source::Tae,
-            Column::Feature(name) => Source::Feature(find(&self.features, name)?),
-            Column::Id(name) => Source::Id(find(&self.ids, name)?),
-            Column::HistoryId(name) => match find(&self.history_ids, name)? {
-                0 => Source::HistoryItem,
-                1 => Source::HistorySurface,
-                index => Source::HistoryItemFeature(index - 2),
-            },
-            Column::HistoryActions => Source::HistoryActions,
-            Column::HistoryAge => Source::HistoryAge,
-        })
-    }
+/// Where the values of a column are, by the schema's names.
+fn source(column: &Column, info: &HostInfo) -> Result<ColumnSource, String> {
+    let index = column.index_in(info)?;
+    Ok(match (column, index) {
+        (Column::Tae, _) => ColumnSource::Tae,
+        (Column::Feature(_), index) => ColumnSource::Feature(index),
+        (Column::Id(_), index) => ColumnSource::Id(index),
+        (Column::HistoryId(_), 0) => ColumnSource::HistoryItem,
+        (Column::HistoryId(_), 1) => ColumnSource::HistorySurface,
+        (Column::HistoryId(_), index) => ColumnSource::HistoryItemFeature(index - 2),
+        (Column::HistoryActions, _) => ColumnSource::HistoryActions,
+        (Column::HistoryAge, _) => ColumnSource::HistoryAge,
+    })
 }
 
 struct Builder<'a, E> {
-    columns: &'a Columns,
+    columns: &'a ExpertColumns,
     examples: &'a [E],
     histories: &'a [Vec<&'a Event>],
     tae: Tae<'a>,
@@ -280,7 +265,7 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         self.examples.iter().flat_map(|example| &example.borrow().targets)
     }
 
-    /// Every numeric feature that the network reads, row by row.
+    /// All numeric features that the network reads, row by row.
     fn features(&self, block: &mut Vec<f32>) {
         let features = &self.columns.features;
         block.clear();
@@ -297,26 +282,28 @@ impl<E: Borrow<Example>> Builder<'_, E> {
         }
     }
 
-    fn fill(&self, source: Source, column: &mut ColumnData) {
+    fn fill(&self, source: ColumnSource, column: &mut ColumnData) {
         match source {
-            Source::Tae => {
+            ColumnSource::Tae => {
                 let values = numbers(column);
                 match self.tae {
                     Tae::Rows(tae) => values.extend_from_slice(tae),
                     Tae::Without => values.resize(self.rows * self.columns.tae_dim, 0.0),
                 }
             }
-            Source::Feature(_) => unreachable!("numeric features are one block"),
-            Source::Id(index) => {
+            ColumnSource::Feature(_) => unreachable!("numeric features are one block"),
+            ColumnSource::Id(index) => {
                 ids(column).extend(self.targets().map(|target| target.ids[index]));
             }
-            Source::HistoryItem => self.history_ids(column, |event| event.item.id),
-            Source::HistorySurface => self.history_ids(column, |event| u64::from(event.surface)),
-            Source::HistoryItemFeature(index) => {
+            ColumnSource::HistoryItem => self.history_ids(column, |event| event.item.id),
+            ColumnSource::HistorySurface => {
+                self.history_ids(column, |event| u64::from(event.surface))
+            }
+            ColumnSource::HistoryItemFeature(index) => {
                 self.history_ids(column, |event| event.item.ids[index]);
             }
-            Source::HistoryActions => self.history_actions(numbers(column)),
-            Source::HistoryAge => self.history_age(numbers(column)),
+            ColumnSource::HistoryActions => self.history_actions(numbers(column)),
+            ColumnSource::HistoryAge => self.history_age(numbers(column)),
         }
     }
 
@@ -356,22 +343,22 @@ impl<E: Borrow<Example>> Builder<'_, E> {
     }
 }
 
-/// A column as one of numbers, empty; it keeps its memory where it was one before.
+/// Makes a column an empty one of numbers. It keeps its memory if it had numbers before.
 fn numbers(column: &mut ColumnData) -> &mut Vec<f32> {
     if !matches!(column, ColumnData::Numbers(_)) {
         *column = ColumnData::Numbers(Vec::new());
     }
-    let ColumnData::Numbers(values) = column else { unreachable!("it was made one above") };
+    let ColumnData::Numbers(values) = column else { unreachable!("set above") };
     values.clear();
     values
 }
 
-/// The same for ids.
+/// Makes a column an empty one of ids. It keeps its memory if it had ids before.
 fn ids(column: &mut ColumnData) -> &mut Vec<u64> {
     if !matches!(column, ColumnData::Ids(_)) {
         *column = ColumnData::Ids(Vec::new());
     }
-    let ColumnData::Ids(ids) = column else { unreachable!("it was made one above") };
+    let ColumnData::Ids(ids) = column else { unreachable!("set above") };
     ids.clear();
     ids
 }

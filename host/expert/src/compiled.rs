@@ -1,39 +1,44 @@
-//! A graph compiled for serving on the CPU: everything that works row by row
-//! becomes one program with its weights laid out, made once a version.
+//! A graph compiled for serving on the CPU: all nodes that work row by row become one program with
+//! its weights laid out, compiled once a version.
 //!
-//! What is not row by row (short histories, tensors of higher rank) stays with
-//! the executor: it runs first, and its results are inputs of the program.
-//! Training never comes here.
+//! The other nodes (short histories, tensors of higher rank) stay with the executor. It runs first,
+//! and its results are inputs of the program. Training does not use this module.
 
 use std::sync::Arc;
 
 use burn_flex::Flex;
+use hypercast_core::hash::mix64;
 use hypercast_kernels::cpu::program::{
     Fold, Map, Operand, Program, ProgramFeed, ProgramStep, RowOperator, Zip,
 };
 use hypercast_kernels::cpu::{Isa, Prepared, StridedRows};
 
 use super::batch::{ColumnData, ExpertBatch};
-use super::executor::hash_id;
-use super::graph::{Binary, Compare, Graph, Lead, Node, Op, Reduction, Type, Unary};
-use super::network::{Network, OnDevice};
+use super::graph::{Binary, Compare, ExpertGraph, Lead, Node, Op, Reduction, Type, Unary};
+use super::network::{BufferPool, OnDevice, ServingNetwork};
 use super::params::Parameters;
-use super::pool::Pool;
 use super::wasm::contract::Column;
 
 /// A network for serving.
 pub struct Compiled {
     program: Program,
-    /// Columns of the batch that the program reads. After them it reads the block of features.
+    /// Columns of the batch that are the program's first inputs; the block of features follows.
     columns: Vec<usize>,
     lookups: Vec<Lookup>,
-    /// The rows of tables that a request reads, for each lookup.
-    indices: Pool<Vec<Vec<u32>>>,
-    /// What the program does not do, with the widths of its results.
-    rest: Option<(OnDevice<Flex>, Vec<usize>)>,
+    /// For each lookup, the table rows that a request reads.
+    indices: BufferPool<Vec<Vec<u32>>>,
+    /// The nodes that stay with the executor.
+    rest: Option<ExecutorPart>,
 }
 
-/// How ids of a column become rows of a table.
+/// The part of a graph that the executor runs.
+struct ExecutorPart {
+    network: OnDevice<Flex>,
+    /// Of each of its results.
+    widths: Vec<usize>,
+}
+
+/// How the ids of a column become rows of a table.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Lookup {
     column: usize,
@@ -43,11 +48,11 @@ struct Lookup {
 
 impl Compiled {
     /// Compiles a graph with its trained parameters.
-    pub fn new(graph: &Arc<Graph>, parameters: Parameters) -> Self {
+    pub fn new(graph: &ExpertGraph, parameters: Parameters) -> Self {
         let mut compiler = Compiler::new(graph, &parameters);
         for at in 0..graph.nodes.len() {
             if compiler.needed[at] && graph.nodes[at].ty == Type::Number {
-                compiler.known[at] = compiler.node(at);
+                compiler.compiled[at] = compiler.node(at);
             }
         }
         let outputs: Vec<Operand> =
@@ -57,16 +62,16 @@ impl Compiled {
         let rest = (!rest.is_empty()).then(|| {
             let widths = rest.iter().map(|node| graph.nodes[*node].shape.dims[0]).collect();
             let graph = Arc::new(pruned(graph, &rest));
-            (OnDevice::new(graph, parameters, Default::default()), widths)
+            ExecutorPart { network: OnDevice::new(graph, parameters, Default::default()), widths }
         });
-        Self { program, columns, lookups, indices: Pool::default(), rest }
+        Self { program, columns, lookups, indices: BufferPool::default(), rest }
     }
 }
 
-impl Network for Compiled {
+impl ServingNetwork for Compiled {
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32> {
-        let rest = self.rest.as_ref().map_or_else(Vec::new, |(rest, widths)| {
-            columns_of(&rest.outputs(batch), widths, batch.rows)
+        let rest = self.rest.as_ref().map_or_else(Vec::new, |rest| {
+            columns_of(&rest.network.outputs(batch), &rest.widths, batch.rows)
         });
         let numbers = |column: &usize| match &batch.columns[*column] {
             ColumnData::Numbers(values) => values.as_slice(),
@@ -96,14 +101,14 @@ impl Lookup {
         let ColumnData::Ids(ids) = column else {
             unreachable!("a numeric column has no ids");
         };
-        let row = |id: u64| (if self.hashed { hash_id(id) } else { id } % self.entries) as u32;
+        let row = |id: u64| (if self.hashed { mix64(id) } else { id } % self.entries) as u32;
         rows.clear();
         rows.reserve(ids.len());
-        // Many columns are the same for all candidates of a request.
+        // Many columns have one id for all candidates of a request, so the last row often fits.
         let mut last = None;
         for &id in ids {
             let row = match last {
-                Some((known, row)) if known == id => row,
+                Some((last_id, row)) if last_id == id => row,
                 _ => row(id),
             };
             last = Some((id, row));
@@ -112,7 +117,7 @@ impl Lookup {
     }
 }
 
-/// Cuts `[rows, sum of widths]` into `[rows, width]` each.
+/// Splits `[rows, sum of widths]` into one `[rows, width]` for each width.
 fn columns_of(values: &[f32], widths: &[usize], rows: usize) -> Vec<Vec<f32>> {
     let all: usize = widths.iter().sum();
     let mut from = 0;
@@ -124,22 +129,22 @@ fn columns_of(values: &[f32], widths: &[usize], rows: usize) -> Vec<Vec<f32>> {
     widths.iter().map(cut).collect()
 }
 
-/// The part of a graph that some nodes, its outputs now, depend on.
-fn pruned(graph: &Graph, outputs: &[usize]) -> Graph {
+/// The part of a graph that the nodes `outputs` depend on; they become its outputs.
+fn pruned(graph: &ExpertGraph, outputs: &[usize]) -> ExpertGraph {
     let needed = reach(graph, outputs);
-    let mut place = vec![0; graph.nodes.len()];
+    let mut new_index = vec![0; graph.nodes.len()];
     let mut nodes = Vec::new();
     for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
-        place[at] = nodes.len();
-        let inputs = node.inputs.iter().map(|input| place[*input]).collect();
+        new_index[at] = nodes.len();
+        let inputs = node.inputs.iter().map(|input| new_index[*input]).collect();
         nodes.push(Node { inputs, ..node.clone() });
     }
-    let outputs = outputs.iter().map(|output| place[*output]).collect();
-    Graph { nodes, outputs, extra_loss: None, ..graph.clone() }
+    let outputs = outputs.iter().map(|output| new_index[*output]).collect();
+    ExpertGraph { nodes, outputs, extra_loss: None, ..graph.clone() }
 }
 
-/// What some nodes depend on, themselves included.
-fn reach(graph: &Graph, from: &[usize]) -> Vec<bool> {
+/// Whether each node is in `from`, or some node in `from` depends on it.
+fn reach(graph: &ExpertGraph, from: &[usize]) -> Vec<bool> {
     let mut needed = vec![false; graph.nodes.len()];
     for node in from {
         needed[*node] = true;
@@ -153,26 +158,26 @@ fn reach(graph: &Graph, from: &[usize]) -> Vec<bool> {
 }
 
 struct Compiler<'a> {
-    graph: &'a Graph,
+    graph: &'a ExpertGraph,
     parameters: &'a Parameters,
     /// Whether an output depends on the node.
     needed: Vec<bool>,
-    /// Readers of each node, among those that are needed.
+    /// The needed nodes that read each node.
     readers: Vec<Vec<usize>>,
-    /// What a node is in the program; none for what stays with the executor.
-    known: Vec<Option<Operand>>,
+    /// Each node's operand in the program; none for a node that stays with the executor.
+    compiled: Vec<Option<Operand>>,
     steps: Vec<ProgramStep>,
     constants: Vec<Vec<f32>>,
     columns: Vec<usize>,
-    /// The place of each column of the batch among its features.
+    /// For each column of the batch that is a feature, its place in the block of features.
     features: Vec<Option<usize>>,
     lookups: Vec<Lookup>,
-    /// Nodes of the executor that the program reads, in the order of their places.
+    /// Nodes of the executor that the program reads, in the order of the program's inputs.
     rest: Vec<usize>,
 }
 
 impl<'a> Compiler<'a> {
-    fn new(graph: &'a Graph, parameters: &'a Parameters) -> Self {
+    fn new(graph: &'a ExpertGraph, parameters: &'a Parameters) -> Self {
         let needed = reach(graph, &graph.outputs);
         let mut readers = vec![Vec::new(); graph.nodes.len()];
         for (at, node) in graph.nodes.iter().enumerate().filter(|(at, _)| needed[*at]) {
@@ -184,8 +189,8 @@ impl<'a> Compiler<'a> {
             _ => None,
         };
         let features: Vec<Option<usize>> = graph.columns.iter().map(place).collect();
-        // Inputs of the run are all columns that any node reads, the features, then the executor's results; so the
-        // latter's places are known once the former are counted.
+        // The inputs of a run are all columns that any node reads, the block of features, then the
+        // executor's results. Counting the former first gives the latter their places.
         let column = |node: &Node| match node.op {
             Op::Input { column } if node.ty == Type::Number && features[column].is_none() => {
                 Some(column)
@@ -199,7 +204,7 @@ impl<'a> Compiler<'a> {
             graph,
             parameters,
             readers,
-            known: vec![None; graph.nodes.len()],
+            compiled: vec![None; graph.nodes.len()],
             needed,
             steps: Vec::new(),
             constants: Vec::new(),
@@ -210,25 +215,22 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// A node as an operand; one that stays with the executor becomes an input.
+    /// A node as an operand: a node that stays with the executor becomes an input.
     fn operand(&mut self, node: usize) -> Operand {
-        if let Some(known) = self.known[node] {
-            return known;
+        if let Some(operand) = self.compiled[node] {
+            return operand;
         }
         if let Some(place) = self.feature(node) {
             let operand = self.features(place, 1);
-            self.known[node] = Some(operand);
+            self.compiled[node] = Some(operand);
             return operand;
         }
-        let place = self.rest.iter().position(|known| *known == node).unwrap_or_else(|| {
-            self.rest.push(node);
-            self.rest.len() - 1
-        });
+        let place = index_or_push(&mut self.rest, node);
         let width = self.graph.nodes[node].shape.dims[0];
         Operand::Input { index: self.columns.len() + 1 + place, width }
     }
 
-    /// Where a node's values are among the batch's features.
+    /// A node's place in the block of features, if it is a feature.
     fn feature(&self, node: usize) -> Option<usize> {
         match self.graph.nodes[node].op {
             Op::Input { column } => self.features[column],
@@ -236,17 +238,14 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Columns of the block of features.
+    /// `width` columns of the block of features.
     fn features(&mut self, first: usize, width: usize) -> Operand {
         let all = self.features.iter().flatten().count();
         let block = Operand::Input { index: self.columns.len(), width: all };
-        match width == all {
-            true => block,
-            false => self.step(RowOperator::Slice(first), vec![block], width),
-        }
+        if width == all { block } else { self.step(RowOperator::Slice(first), vec![block], width) }
     }
 
-    /// Operands side by side; features that are neighbours in their block are one.
+    /// The operands of a concatenation: features that are neighbours in their block become one.
     fn side_by_side(&mut self, nodes: &[usize]) -> Vec<Operand> {
         let mut operands = Vec::new();
         let mut rest = nodes;
@@ -265,7 +264,7 @@ impl<'a> Compiler<'a> {
         operands
     }
 
-    /// A node in the program, if it can be.
+    /// Compiles a node; none if it has to stay with the executor.
     fn node(&mut self, at: usize) -> Option<Operand> {
         let node = &self.graph.nodes[at];
         if !flat(node) {
@@ -285,7 +284,7 @@ impl<'a> Compiler<'a> {
             Op::EmbeddingBag | Op::Gather => return self.lookup(node),
             _ => {}
         }
-        // Whatever else is not flat and by rows keeps its readers with it.
+        // A reader of a node that is not `[rows, width]` stays with the executor, too.
         if !numbers.iter().all(|input| self.readable(*input)) {
             return None;
         }
@@ -327,12 +326,13 @@ impl<'a> Compiler<'a> {
         Some(self.step(operator, operands, node.shape.dims[0]))
     }
 
-    /// Inputs, parameters and constants; `Some(None)` for one that is none of the program's.
-    #[allow(clippy::option_option, reason = "whether it is a source, and then what it is")]
+    /// The operand of an input, parameter or constant; `Some(None)` for an input that becomes an
+    /// operand only when it is read.
+    #[allow(clippy::option_option, reason = "whether it is a source, and then its operand")]
     fn source(&mut self, node: &Node) -> Option<Option<Operand>> {
         let width = node.shape.dims[0];
         match &node.op {
-            // Features become operands when they are read, most of them many at once.
+            // Features become operands when they are read, most of them several at once.
             Op::Input { column } => {
                 let index = self.columns.binary_search(column).ok();
                 Some(index.map(|index| Operand::Input { index, width }))
@@ -359,10 +359,10 @@ impl<'a> Compiler<'a> {
     /// Whether a node can be an operand.
     fn readable(&self, node: usize) -> bool {
         let by_rows = |node: &Node| node.shape.lead == Some(Lead::Rows) && flat(node);
-        self.known[node].is_some() || by_rows(&self.graph.nodes[node])
+        self.compiled[node].is_some() || by_rows(&self.graph.nodes[node])
     }
 
-    /// A product with a parameter, and the bias that alone reads it.
+    /// A product with a parameter, with the bias that is added to it.
     fn linear(&mut self, at: usize, inputs: &[usize]) -> Option<Operand> {
         let right = &self.graph.nodes[inputs[1]];
         let Op::Parameter { parameter } = right.op else { return None };
@@ -387,7 +387,7 @@ impl<'a> Compiler<'a> {
         Some(self.step(operator, operands, to))
     }
 
-    /// The parameter that the only reader of a product adds to it.
+    /// The parameter that a product's only reader adds to it.
     fn bias(&self, product: usize, width: usize) -> Option<usize> {
         let [reader] = self.readers[product][..] else { return None };
         let node = &self.graph.nodes[reader];
@@ -402,23 +402,23 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// An addition that its product has done already.
+    /// The product that already includes this addition as its bias.
     fn biased(&self, node: &Node) -> Option<Operand> {
         let is_product = |input: &&usize| {
             let input = **input;
             self.graph.nodes[input].op == Op::MatMul
-                && self.known[input].is_some()
+                && self.compiled[input].is_some()
                 && self.bias(input, node.shape.dims[0]).is_some()
         };
         match node.op {
             Op::Binary(Binary::Add) => {
-                node.inputs.iter().find(is_product).and_then(|input| self.known[*input])
+                node.inputs.iter().find(is_product).and_then(|input| self.compiled[*input])
             }
             _ => None,
         }
     }
 
-    /// StridedRows of a table by the ids of a column.
+    /// A lookup of table rows by the ids of a column.
     fn lookup(&mut self, node: &Node) -> Option<Operand> {
         let [table, ids] = node.inputs[..] else { return None };
         let (table, ids) = (&self.graph.nodes[table], &self.graph.nodes[ids]);
@@ -430,14 +430,19 @@ impl<'a> Compiler<'a> {
         }
         let hashed = node.op == Op::EmbeddingBag;
         let lookup = Lookup { column: *column, entries: table.shape.dims[0] as u64, hashed };
-        let index = self.lookups.iter().position(|known| *known == lookup).unwrap_or_else(|| {
-            self.lookups.push(lookup);
-            self.lookups.len() - 1
-        });
-        let table = self.parameters.values(*parameter).to_vec();
+        let index = index_or_push(&mut self.lookups, lookup);
+        let table = self.parameters.shared_values(*parameter);
         let operator = RowOperator::Lookup { table, index, bag: ids.shape.row_elements() };
         Some(self.step(operator, Vec::new(), node.shape.dims[0]))
     }
+}
+
+/// The index of `value` in `list`, where it is added if it is new.
+fn index_or_push<T: PartialEq>(list: &mut Vec<T>, value: T) -> usize {
+    list.iter().position(|known| *known == value).unwrap_or_else(|| {
+        list.push(value);
+        list.len() - 1
+    })
 }
 
 /// Whether a node's value is `[rows, width]` or `[width]`.

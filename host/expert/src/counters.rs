@@ -1,7 +1,7 @@
-//! What came of an expert's requests: counts and times for metrics, and faults
-//! in the log, once in a while.
+//! Counts and times of an expert's requests for metrics, and a rate-limited log of its faults.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,109 +21,114 @@ const CAUSES: [&str; 9] = [
     "breaker_open",
 ];
 
-/// How often a fault of one call and cause is told, at most.
-const TELL: Duration = Duration::from_secs(10);
+/// The shortest time between two log lines about faults of the same call and cause.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// Requests over which the degraded share is told.
-const LATELY: u64 = 256;
+/// Requests over which the recent degraded share is measured.
+const RECENT: u64 = 256;
 
-/// Running counts.
+/// The running counts of one expert.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct ExpertCounters {
     requests: AtomicU64,
     network_ns: AtomicU64,
     faults: [AtomicU64; CAUSES.len()],
-    lately: Mutex<Lately>,
-    told: Mutex<HashMap<(Call, &'static str), Told>>,
+    recent: Mutex<RecentRequests>,
+    reported: Mutex<HashMap<(Call, &'static str), ReportedFault>>,
 }
 
-/// The last requests, a bit each.
+/// The results of the last requests in a ring of bits.
 #[derive(Debug, Default)]
-struct Lately {
+struct RecentRequests {
     seen: u64,
-    degraded: [u64; LATELY as usize / 64],
+    /// A bit is set if its request was degraded.
+    degraded: [u64; RECENT as usize / 64],
 }
 
+/// The last log line about faults of one call and cause.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct ReportedFault {
     at: Instant,
-    since: u64,
+    faults_since: u64,
 }
 
-/// Counts at one moment.
+/// The counts at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CountersSnapshot {
-    /// Requests, degraded ones included.
+    /// The number of requests, degraded ones included.
     pub requests: u64,
-    /// Time in the host's run of the network, its inputs included.
+    /// Total time of the host's runs of the network, with building their inputs.
     pub network: Duration,
-    /// Degraded requests by cause; every cause is listed.
+    /// The number of degraded requests by cause, with all causes.
     pub faults: Vec<(&'static str, u64)>,
-    /// The share of the last 256 requests that were degraded; none before the first.
+    /// The share of the last 256 requests that were degraded; none before the first request.
     pub degraded_lately: Option<f64>,
 }
 
 impl CountersSnapshot {
-    /// Requests that were degraded.
+    /// The number of degraded requests.
     pub fn degraded(&self) -> u64 {
         self.faults.iter().map(|(_, count)| count).sum()
     }
 }
 
-impl Counters {
+impl ExpertCounters {
     pub(super) fn network(&self, took: Duration) {
         self.network_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// A request ended well.
+    /// Counts a request that the expert answered.
     pub(super) fn ranked(&self) {
         self.request(false);
     }
 
-    /// A request ended in a fault.
+    /// Counts a request that ended in a fault.
     pub(super) fn fault(&self, cause: &Fault) {
         self.request(true);
         let index = CAUSES.iter().position(|label| *label == cause.label());
         self.faults[index.expect("every fault has a counter")].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn request(&self, degraded: bool) {
+    fn request(&self, is_degraded: bool) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = lately.seen % LATELY;
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = recent.seen % RECENT;
         let (word, bit) = ((at / 64) as usize, 1 << (at % 64));
-        match degraded {
-            true => lately.degraded[word] |= bit,
-            false => lately.degraded[word] &= !bit,
+        recent.degraded[word] &= !bit;
+        if is_degraded {
+            recent.degraded[word] |= bit;
         }
-        lately.seen += 1;
+        recent.seen += 1;
     }
 
-    /// Tells of a fault in the log, with the guest's functions, unless one like it was told a moment ago: a plugin that
-    /// fails on every request must not fill the log.
-    pub(super) fn tell(&self, fault: &ExpertFault, now: Instant) {
-        if let Some(since) = self.telling(fault, now) {
+    /// Logs a fault with the guest's functions, unless a fault of the same call and cause was
+    /// logged in the last ten seconds: a plugin that fails on every request must not fill the log.
+    pub(super) fn log(&self, fault: &ExpertFault, now: Instant) {
+        if let Some(since) = self.faults_to_report(fault, now) {
             let (plugin, cause) = (fault.plugin.as_str(), fault.cause.label());
             let backtrace = fault.backtrace();
             tracing::warn!(plugin, cause, since, "{fault}{backtrace}");
         }
     }
 
-    /// How many faults like it there were since the last that was told, if this one is to be.
-    fn telling(&self, fault: &ExpertFault, now: Instant) -> Option<u64> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = told.entry((fault.call, fault.cause.label()));
-        let mut first = false;
-        let told = told.or_insert_with(|| {
-            first = true;
-            Told { at: now, since: 0 }
-        });
-        told.since += 1;
-        if first || now.saturating_duration_since(told.at) >= TELL {
-            told.at = now;
-            return Some(std::mem::take(&mut told.since));
+    /// The number of faults of this call and cause since the last log line, if it is time for one.
+    fn faults_to_report(&self, fault: &ExpertFault, now: Instant) -> Option<u64> {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        match reported.entry((fault.call, fault.cause.label())) {
+            Entry::Vacant(entry) => {
+                entry.insert(ReportedFault { at: now, faults_since: 0 });
+                Some(1)
+            }
+            Entry::Occupied(mut entry) => {
+                let last = entry.get_mut();
+                last.faults_since += 1;
+                let is_due = now.saturating_duration_since(last.at) >= LOG_EVERY;
+                is_due.then(|| {
+                    last.at = now;
+                    std::mem::take(&mut last.faults_since)
+                })
+            }
         }
-        None
     }
 
     pub(super) fn snapshot(&self) -> CountersSnapshot {
@@ -131,14 +136,14 @@ impl Counters {
             .iter()
             .zip(&self.faults)
             .map(|(label, count)| (*label, count.load(Ordering::Relaxed)));
-        let lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        let degraded: u32 = lately.degraded.iter().map(|word| word.count_ones()).sum();
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let degraded: u32 = recent.degraded.iter().map(|word| word.count_ones()).sum();
         CountersSnapshot {
             requests: self.requests.load(Ordering::Relaxed),
             network: Duration::from_nanos(self.network_ns.load(Ordering::Relaxed)),
             faults: counts.collect(),
-            degraded_lately: (lately.seen > 0)
-                .then(|| f64::from(degraded) / lately.seen.min(LATELY) as f64),
+            degraded_lately: (recent.seen > 0)
+                .then(|| f64::from(degraded) / recent.seen.min(RECENT) as f64),
         }
     }
 }
@@ -149,28 +154,27 @@ mod tests {
 
     #[test]
     fn the_degraded_share_forgets_old_requests() {
-        let counters = Counters::default();
+        let counters = ExpertCounters::default();
         assert_eq!(counters.snapshot().degraded_lately, None);
         counters.fault(&Fault::Open);
         counters.ranked();
         assert_eq!(counters.snapshot().degraded_lately, Some(0.5));
-        (0..LATELY).for_each(|_| counters.fault(&Fault::StackOverflow));
+        (0..RECENT).for_each(|_| counters.fault(&Fault::StackOverflow));
         assert_eq!(counters.snapshot().degraded_lately, Some(1.0));
-        (0..LATELY).for_each(|_| counters.ranked());
+        (0..RECENT).for_each(|_| counters.ranked());
         let snapshot = counters.snapshot();
         assert_eq!(snapshot.degraded_lately, Some(0.0));
-        assert_eq!((snapshot.requests, snapshot.degraded()), (2 + 2 * LATELY, 1 + LATELY));
+        assert_eq!((snapshot.requests, snapshot.degraded()), (2 + 2 * RECENT, 1 + RECENT));
     }
 
     #[test]
-    fn a_fault_on_every_request_is_told_once_in_a_while_and_another_cause_at_once() {
-        let counters = Counters::default();
-        let fault =
-            |cause| ExpertFault { plugin: "p".into(), call: Call::Rank, cause, trace: Vec::new() };
+    fn a_fault_on_every_request_is_logged_once_in_a_while_and_another_cause_at_once() {
+        let counters = ExpertCounters::default();
+        let fault = |cause| ExpertFault::new("p", Call::Rank, cause);
         let (trap, start) = (fault(Fault::Trap("x".into())), Instant::now());
-        assert_eq!(counters.telling(&trap, start), Some(1));
-        assert_eq!(counters.telling(&trap, start + TELL / 2), None);
-        assert_eq!(counters.telling(&fault(Fault::Open), start), Some(1));
-        assert_eq!(counters.telling(&trap, start + TELL), Some(2));
+        assert_eq!(counters.faults_to_report(&trap, start), Some(1));
+        assert_eq!(counters.faults_to_report(&trap, start + LOG_EVERY / 2), None);
+        assert_eq!(counters.faults_to_report(&fault(Fault::Open), start), Some(1));
+        assert_eq!(counters.faults_to_report(&trap, start + LOG_EVERY), Some(2));
     }
 }

@@ -1,36 +1,73 @@
-//! Experts: plugins as descriptions that the host checks, trains and runs.
+//! The expert runtime: plugins as descriptions that the host checks, trains and runs.
 //!
-//! The way of an expert: [`wasm`] loads and calls its component, [`graph`]
-//! checks its network, [`executor`] runs it on a device, [`params`] owns its
-//! parameters, [`train`] trains them, [`runtime`] serves it. Nothing here knows
-//! the FM but for the TAE that comes with an example, nor HTTP or files of logs.
+//! ```text
+//!   component.wasm                 examples and TAEs
+//!        │                                │
+//!      wasm      loads and calls it     batch       builds the network's inputs
+//!        │                                │ normalise  standardises them
+//!      graph     checks its network       │
+//!        └──────────────┬─────────────────┘
+//!          params  its trained parameters
+//!        ┌──────────────┴──────────────┐
+//!      train                        runtime    answers requests
+//!        │                            │ breaker, cpu_budget  limit slow and failing plugins
+//!        │                            │ counters             metrics and logs
+//!        │                          network    on the CPU: compiled
+//!        └────────── executor ────────┘        on a GPU, and for what is not compiled
+//! ```
+//!
+//! It is not the foundation model (an example comes with its TAEs), a server, a stream or a reader
+//! of logs. It is the only crate that uses wasmtime.
+//!
+//! Every fault of a guest is data ([`ExpertFault`]), and a request with a fault falls back to the
+//! FM's ranking. A component is checked before any of its code runs:
+//!
+//! ```
+//! use hypercast_core::error::ErrorKind;
+//! use hypercast_expert::{Engine, EngineConfig, Limits, Plugin};
+//!
+//! let engine = Engine::new(EngineConfig::default())?;
+//! let refused = Plugin::from_bytes(&engine, "mine", b"hello", &Limits::default()).err().unwrap();
+//! assert_eq!(refused.to_string(), "expert `mine` is refused: it is not a WebAssembly file");
+//! assert_eq!(refused.kind(), ErrorKind::Unfit);
+//! # Ok::<(), hypercast_expert::Error>(())
+//! ```
+
+/// Returns the broken rule as an error, with the arguments of `format!`, if the condition is true.
+macro_rules! refuse_if {
+    ($condition:expr, $($rule:tt)+) => {
+        if $condition {
+            return Err(format!($($rule)+));
+        }
+    };
+}
 
 pub mod batch;
 pub mod breaker;
 mod compiled;
 pub mod counters;
+pub mod cpu_budget;
 mod error;
 pub mod executor;
-pub mod gate;
 pub mod graph;
-pub mod long_call;
 pub mod network;
 pub mod normalise;
 pub mod params;
-mod pool;
 pub mod runtime;
 #[cfg(test)]
 mod tests;
 pub mod train;
 pub mod wasm;
 
+pub use hypercast_fm::device::DeviceKind as Device;
+
 pub use batch::Tae;
 pub use breaker::BreakerConfig;
-pub use error::Error;
-pub use error::upgrade;
-pub use hypercast_fm::device::DeviceKind as Device;
+pub use error::{Error, upgrade};
 pub use normalise::{FeatureStatistics, Normaliser};
 pub use params::{Parameters, Provenance, SavedParameters};
-pub use runtime::{Blueprint, Expert, ExpertTimes, LoadOptions, Predictions, RankOutcome};
+pub use runtime::{
+    Blueprint, ExpertPredictions, ExpertTimes, LoadOptions, RankOutcome, ServedExpert,
+};
 pub use train::{Chunk, ExpertTrainer, TrainerConfig};
 pub use wasm::{CacheConfig, Engine, EngineConfig, ExpertFault, Fault, Limits, Plugin};

@@ -1,8 +1,7 @@
-//! An expert's network as it is served, with the device erased: compiled on the
-//! CPU; elsewhere the executor, with parameters moved to the device once, and tables in
-//! host memory that are read by rows.
+//! An expert's network as it serves, whatever the device: compiled on the CPU; on a GPU the
+//! executor, with dense parameters on the device and embedding tables in host memory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::ops::FloatTensor;
 use hypercast_kernels::attention::HstuBackend;
@@ -10,22 +9,22 @@ use hypercast_kernels::attention::HstuBackend;
 use super::batch::ExpertBatch;
 use super::compiled::Compiled;
 use super::executor::{Executor, download};
-use super::graph::Graph;
+use super::graph::ExpertGraph;
 use super::params::Parameters;
 use super::{Device, Error};
 
 /// A graph with its trained parameters on some device.
-pub trait Network: Send + Sync {
+pub trait ServingNetwork: Send + Sync {
     /// The outputs `[rows, tasks]` of a batch with at least one row.
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32>;
 }
 
 /// Puts `graph` and `parameters` on `device`.
 pub fn network(
-    graph: Arc<Graph>,
+    graph: Arc<ExpertGraph>,
     parameters: Parameters,
     device: Device,
-) -> Result<Box<dyn Network>, Error> {
+) -> Result<Box<dyn ServingNetwork>, Error> {
     match device {
         Device::Cpu => Ok(Box::new(Compiled::new(&graph, parameters))),
         #[cfg(feature = "cuda")]
@@ -37,41 +36,59 @@ pub fn network(
     }
 }
 
-/// The executor with parameters on its device.
+/// The executor with its parameters.
 pub(super) struct OnDevice<B: HstuBackend> {
     executor: Executor<B>,
     parameters: Parameters,
-    /// Dense parameters; `None` for tables.
+    /// Dense parameters on the device; `None` for tables.
     dense: Vec<Option<FloatTensor<B>>>,
 }
 
 impl<B: HstuBackend> OnDevice<B> {
-    pub(super) fn new(graph: Arc<Graph>, parameters: Parameters, device: B::Device) -> Self {
+    pub(super) fn new(graph: Arc<ExpertGraph>, parameters: Parameters, device: B::Device) -> Self {
         let executor = Executor::<B>::new(graph.clone(), device);
-        let dense = |(index, spec): (usize, &super::graph::ParameterSpec)| {
-            (!spec.table).then(|| executor.dense_leaf(&parameters, index))
-        };
-        let dense = graph.parameters.iter().enumerate().map(dense).collect();
+        let specs = graph.parameters.iter().enumerate();
+        let dense = specs
+            .map(|(index, spec)| (!spec.table).then(|| executor.dense_leaf(&parameters, index)))
+            .collect();
         OnDevice { executor, parameters, dense }
     }
 }
 
-impl<B: HstuBackend> Network for OnDevice<B> {
+impl<B: HstuBackend> ServingNetwork for OnDevice<B> {
     fn outputs(&self, batch: &ExpertBatch) -> Vec<f32> {
         let lookups = self.executor.lookups(batch);
-        let leaf = |(index, dense): (usize, &Option<FloatTensor<B>>)| match (
-            dense,
-            &lookups.rows[index],
-        ) {
-            (Some(dense), _) => dense.clone(),
-            (None, rows) => {
-                let rows = rows.as_ref().expect("a table's touched rows are known");
-                // A table that nothing here reads is a row to the device.
+        let leaf = |(index, dense): (usize, &Option<FloatTensor<B>>)| match dense {
+            Some(dense) => dense.clone(),
+            None => {
+                let rows = lookups.rows[index].as_deref().expect("a table has touched rows");
+                // A device tensor has at least one row, so an unread table gets its first.
                 let rows = if rows.is_empty() { &[0][..] } else { rows };
                 self.executor.table_leaf(&self.parameters, index, rows)
             }
         };
         let leaves: Vec<FloatTensor<B>> = self.dense.iter().enumerate().map(leaf).collect();
         download::<B>(self.executor.run(&leaves, &lookups, batch, None).tasks)
+    }
+}
+
+/// Buffers that a [`BufferPool`] keeps: one for each concurrent request on most machines.
+const MAX_POOLED: usize = 32;
+
+/// Unused buffers that the next requests take, so that they need not allocate.
+#[derive(Debug, Default)]
+pub(super) struct BufferPool<T>(Mutex<Vec<T>>);
+
+impl<T: Default> BufferPool<T> {
+    /// Calls `work` with a buffer, which still has the content of its last use.
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        let pooled = || self.0.lock().expect("no holder panics");
+        let mut buffer = pooled().pop().unwrap_or_default();
+        let result = work(&mut buffer);
+        let mut pooled = pooled();
+        if pooled.len() < MAX_POOLED {
+            pooled.push(buffer);
+        }
+        result
     }
 }

@@ -1,10 +1,8 @@
-//! Standardisation of numeric features: mean and deviation of the training
-//! log, stored beside the parameters and applied alike in training and
-//! serving. TAE columns pass as they are.
-
-use serde::{Deserialize, Serialize};
+//! Standardisation of numeric features by the mean and deviation of the training log. It is saved
+//! with the parameters, and training and serving apply the same one. TAEs are not standardised.
 
 use hypercast_fm::example::Example;
+use serde::{Deserialize, Serialize};
 
 /// Standardised values are clipped to this range.
 const CLIP: f32 = 5.0;
@@ -14,14 +12,14 @@ const CLIP: f32 = 5.0;
 pub struct Normaliser {
     /// The columns' names, in the order of `Target::features`.
     pub names: Vec<String>,
-    /// Means.
+    /// The mean of each column.
     pub mean: Vec<f32>,
-    /// Standard deviations; 1 where a column is constant.
+    /// The standard deviation of each column; 1 for a constant one.
     pub deviation: Vec<f32>,
 }
 
 impl Normaliser {
-    /// Leaves values as they are (but for the clip).
+    /// Leaves values as they are, but clips them.
     pub fn identity(names: &[String]) -> Normaliser {
         Normaliser {
             names: names.to_vec(),
@@ -31,20 +29,20 @@ impl Normaliser {
     }
 
     /// How column `index` is standardised.
-    pub fn scale(&self, index: usize) -> Scale {
-        Scale { mean: self.mean[index], deviation: self.deviation[index] }
+    pub fn scale(&self, index: usize) -> ColumnScale {
+        ColumnScale { mean: self.mean[index], deviation: self.deviation[index] }
     }
 }
 
 /// How one column is standardised.
 #[derive(Debug, Clone, Copy)]
-pub struct Scale {
+pub struct ColumnScale {
     mean: f32,
     deviation: f32,
 }
 
-impl Scale {
-    /// The standardised value; 0 for one that is not finite.
+impl ColumnScale {
+    /// The standardised value; 0 for a value that is not finite.
     #[inline]
     pub fn apply(self, value: f32) -> f32 {
         let scaled = ((value - self.mean) / self.deviation).clamp(-CLIP, CLIP);
@@ -52,27 +50,30 @@ impl Scale {
     }
 }
 
-/// Gathers the statistics of a [`Normaliser`] from examples (Welford's method).
+/// Computes a [`Normaliser`] from examples (Welford's method).
 #[derive(Debug, Clone)]
 pub struct FeatureStatistics {
     names: Vec<String>,
-    columns: Vec<Moments>,
+    columns: Vec<ColumnMoments>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Moments {
+struct ColumnMoments {
     count: f64,
     mean: f64,
     squares: f64,
 }
 
 impl FeatureStatistics {
-    /// No example yet. `names` are the schema's `feature_columns`.
+    /// Statistics of no example. `names` are the schema's `feature_columns`.
     pub fn new(names: &[String]) -> FeatureStatistics {
-        FeatureStatistics { names: names.to_vec(), columns: vec![Moments::default(); names.len()] }
+        FeatureStatistics {
+            names: names.to_vec(),
+            columns: vec![ColumnMoments::default(); names.len()],
+        }
     }
 
-    /// Adds every target of an example. Values that are not finite are left out.
+    /// Adds every target of an example. Values that are not finite are skipped.
     pub fn observe(&mut self, example: &Example) {
         for target in &example.targets {
             for (moments, value) in self.columns.iter_mut().zip(&target.features) {
@@ -81,12 +82,11 @@ impl FeatureStatistics {
         }
     }
 
-    /// The normaliser of what was seen.
+    /// The normaliser of all observed examples.
     pub fn finish(self) -> Normaliser {
-        let deviation = |moments: &Moments| match (moments.squares / moments.count.max(1.0)).sqrt()
-        {
-            deviation if deviation > 1e-6 => deviation as f32,
-            _ => 1.0,
+        let deviation = |moments: &ColumnMoments| {
+            let deviation = (moments.squares / moments.count.max(1.0)).sqrt();
+            if deviation > 1e-6 { deviation as f32 } else { 1.0 }
         };
         Normaliser {
             mean: self.columns.iter().map(|moments| moments.mean as f32).collect(),
@@ -96,7 +96,7 @@ impl FeatureStatistics {
     }
 }
 
-impl Moments {
+impl ColumnMoments {
     fn add(&mut self, value: f32) {
         if !value.is_finite() {
             return;

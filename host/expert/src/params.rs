@@ -1,28 +1,30 @@
-//! An expert's parameters: owned, initialised, saved and loaded by the host.
+//! An expert's parameters: initialised, saved and loaded by the host.
 //!
-//! They live in host memory as f32, whatever the device: tables are read by
-//! rows, dense parameters are small. Files are safetensors, with what they
-//! belong to in the metadata. Optimiser state is the trainer's (`train::saved`).
+//! They are f32 in host memory, whatever the device: tables are read by rows, and dense parameters
+//! are small. Files are safetensors with a [`Provenance`] in the metadata. The optimiser's state is
+//! saved elsewhere (`train::saved`).
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use hypercast_core::atomic_file;
+use hypercast_fm::update::TensorSlice;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-use super::graph::{Graph, ParameterSpec};
+use super::error::{CommonErrors as _, Error};
+use super::graph::{ExpertGraph, ParameterSpec, fnv1a};
 use super::normalise::Normaliser;
 use super::wasm::contract::Initialiser;
-use hypercast_fm::update::TensorSlice;
 
-/// The metadata key under which [`Provenance`] is kept.
+/// The metadata key of the [`Provenance`] in a parameter file.
 const PROVENANCE: &str = "hypercast_expert";
 
-/// What a set of parameters belongs to.
+/// The plugin, network and FM that a set of parameters belongs to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
@@ -30,152 +32,164 @@ pub struct Provenance {
     pub plugin: String,
     /// The plugin's version.
     pub plugin_version: String,
-    /// The contract's version.
+    /// The version of the expert contract.
     pub contract: String,
-    /// [`Graph::hash`], in hex.
+    /// [`ExpertGraph::hash`], in hex.
     pub graph: String,
-    /// The version of the FM whose TAEs it was trained on; empty without an FM.
+    /// The version of the FM whose TAEs they were trained on; empty without an FM.
     pub fm_version: String,
     /// The width of those TAEs.
     pub tae_dim: usize,
-    /// The tasks, in order.
+    /// The tasks' names, in order.
     pub tasks: Vec<String>,
-    /// Rows trained on so far.
+    /// The number of rows trained on so far.
     pub trained_rows: u64,
-    /// Time of the newest request trained on, milliseconds since the epoch; 0 where that is not known.
+    /// Time of the newest request trained on, in milliseconds since 1970; 0 if unknown.
     #[serde(default)]
     pub trained_until_ms: i64,
-    /// The standardisation of numeric features that it was trained with.
+    /// The standardisation of numeric features that they were trained with.
     pub normaliser: Normaliser,
 }
 
-/// Published weights of an expert.
+/// Weights of an expert, as a trainer published them.
 #[derive(Debug, Clone, Copy)]
 pub struct ParameterUpdate<'a> {
-    /// The [`Provenance`] that goes with them, as JSON.
+    /// Their [`Provenance`] as JSON.
     pub provenance: &'a str,
-    /// The values.
+    /// Ranges of values, each of a named parameter.
     pub pieces: &'a [TensorSlice],
-    /// Whether they are all of the expert's values, or those that moved most.
+    /// Whether they are all of the expert's values, or only those that changed most.
     pub is_whole: bool,
-    /// Embedding rows beside them; an expert has none.
+    /// The number of embedding rows beside them; valid updates of an expert have none.
     pub rows: usize,
 }
 
-/// Parameter values in the order of a graph, with their provenance.
+/// Parameter values in the order of a graph's parameters, with their provenance. Clones share the
+/// values until one of them changes.
 #[derive(Debug, Clone)]
 pub struct Parameters {
     specs: Vec<ParameterSpec>,
-    values: Vec<Vec<f32>>,
-    /// What they belong to.
+    values: Vec<Arc<Vec<f32>>>,
+    /// The plugin, network and FM that they belong to.
     pub provenance: Provenance,
 }
 
-/// A parameter file, checked to be whole, not yet matched with a graph.
+/// The content of a parameter file: checked for damage, not yet matched with a graph.
 #[derive(Debug, Clone)]
 pub struct SavedParameters {
-    tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
-    /// What they belong to.
+    tensors: HashMap<String, SavedTensor>,
+    /// The plugin, network and FM that they belong to.
     pub provenance: Provenance,
-    path: std::path::PathBuf,
+    path: PathBuf,
 }
 
-/// What a warm start took over.
+#[derive(Debug, Clone)]
+struct SavedTensor {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// Which parameters a warm start initialised from trained ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WarmStart {
-    /// Names of the parameters that keep their trained values.
+    /// Names of the parameters that now have trained values.
     pub kept: Vec<String>,
-    /// Names of those that start afresh: new, or of another shape.
+    /// Names of the parameters that were not taken over: new ones, or ones of another shape.
     pub fresh: Vec<String>,
 }
 
 impl Parameters {
-    /// Fresh parameters. Each depends on `seed` and its own name alone, so that
-    /// adding one changes no other.
-    pub fn init(graph: &Graph, provenance: Provenance, seed: u64) -> Parameters {
-        let values = graph.parameters.iter().map(|spec| initial(spec, seed)).collect();
+    /// Fresh parameters. Each depends on `seed` and its own name alone, so that a new parameter
+    /// does not change the others.
+    pub fn init(graph: &ExpertGraph, provenance: Provenance, seed: u64) -> Parameters {
+        let values = graph.parameters.iter().map(|spec| Arc::new(initial(spec, seed))).collect();
         Parameters { specs: graph.parameters.clone(), values, provenance }
     }
 
-    /// Takes the values of every parameter whose name and shape stayed.
+    /// Takes the values of all saved parameters with the same name and shape.
     pub fn warm_start(&mut self, saved: &SavedParameters) -> WarmStart {
-        let mut report = WarmStart::default();
-        for (spec, values) in self.specs.iter().zip(&mut self.values) {
-            match saved.tensors.get(&spec.name) {
-                Some((shape, trained)) if *shape == spec.shape => {
-                    values.copy_from_slice(trained);
-                    report.kept.push(spec.name.clone());
-                }
-                _ => report.fresh.push(spec.name.clone()),
-            }
-        }
-        report
+        self.take_values(|spec| {
+            let tensor = saved.tensors.get(&spec.name)?;
+            (tensor.shape == spec.shape).then_some(tensor.values.as_slice())
+        })
     }
 
-    /// Takes the values of `other` for every parameter that `takes` accepts by name and whose shape
-    /// is the same.
+    /// Takes the values of all parameters of `other` with the same name and shape whose name
+    /// `accepts`.
     pub fn warm_start_from(
         &mut self,
         other: &Parameters,
-        takes: impl Fn(&str) -> bool,
+        accepts: impl Fn(&str) -> bool,
+    ) -> WarmStart {
+        self.take_values(|spec| {
+            let fits = |own: &ParameterSpec| own.name == spec.name && own.shape == spec.shape;
+            let index = other.specs.iter().position(fits).filter(|_| accepts(&spec.name))?;
+            Some(other.values(index))
+        })
+    }
+
+    fn take_values<'a>(
+        &mut self,
+        trained: impl Fn(&ParameterSpec) -> Option<&'a [f32]>,
     ) -> WarmStart {
         let mut report = WarmStart::default();
         for (spec, values) in self.specs.iter().zip(&mut self.values) {
-            let theirs = other.specs.iter().position(|own| own.name == spec.name);
-            match theirs.filter(|&at| takes(&spec.name) && other.specs[at].shape == spec.shape) {
-                Some(at) => {
-                    values.copy_from_slice(&other.values[at]);
-                    report.kept.push(spec.name.clone());
-                }
-                None => report.fresh.push(spec.name.clone()),
+            if let Some(trained) = trained(spec) {
+                *values = Arc::new(trained.to_vec());
+                report.kept.push(spec.name.clone());
+            } else {
+                report.fresh.push(spec.name.clone());
             }
         }
         report
     }
 
     /// The trained parameters of exactly this graph, for serving.
-    pub fn restore(graph: &Graph, mut saved: SavedParameters) -> Result<Parameters, Error> {
+    pub fn restore(graph: &ExpertGraph, mut saved: SavedParameters) -> Result<Parameters, Error> {
         let path = saved.path.clone();
-        let refused = |why: String| Error::Parameters { path: path.clone(), why };
+        let refused = |why: String| {
+            let why = format!("{why}; train the expert again (a warm start keeps what fits)");
+            Error::Parameters { path: path.clone(), why }
+        };
         let take = |spec: &ParameterSpec| match saved.tensors.remove(&spec.name) {
-            Some((shape, values)) if shape == spec.shape => Ok(values),
-            Some((shape, _)) => Err(refused(format!(
-                "parameter `{}` has shape {shape:?}, but the network of expert `{}` wants {:?}; train the expert again (a warm start keeps what fits)",
-                spec.name, graph.plugin, spec.shape
+            Some(tensor) if tensor.shape == spec.shape => Ok(Arc::new(tensor.values)),
+            Some(tensor) => Err(refused(format!(
+                "parameter `{}` has shape {:?}, but the network of expert `{}` needs {:?}",
+                spec.name, tensor.shape, graph.plugin, spec.shape
             ))),
             None => Err(refused(format!(
-                "it lacks parameter `{}` of expert `{}`; train the expert again (a warm start keeps what fits)",
+                "it lacks parameter `{}` of expert `{}`",
                 spec.name, graph.plugin
             ))),
         };
         let values = graph.parameters.iter().map(take).collect::<Result<Vec<_>, _>>()?;
         if saved.provenance.graph != hash_text(graph) {
             return Err(refused(format!(
-                "it was trained for another network of `{}` (version {}); train the expert again (a warm start keeps what fits)",
+                "it was trained for another network of `{}` (version {})",
                 saved.provenance.plugin, saved.provenance.plugin_version
             )));
         }
         Ok(Parameters { specs: graph.parameters.clone(), values, provenance: saved.provenance })
     }
 
-    /// Parameters of a graph from their values in its order, if they fit.
+    /// Parameters of a graph from their values in its order; none if the lengths do not fit.
     pub(super) fn with_values(
-        graph: &Graph,
+        graph: &ExpertGraph,
         values: Vec<Vec<f32>>,
         provenance: Provenance,
     ) -> Option<Parameters> {
         let lengths = graph.parameters.iter().map(ParameterSpec::len);
-        let fit = lengths.eq(values.iter().map(Vec::len));
-        fit.then(|| Parameters { specs: graph.parameters.clone(), values, provenance })
+        let fits = lengths.eq(values.iter().map(Vec::len));
+        let values = values.into_iter().map(Arc::new).collect();
+        fits.then(|| Parameters { specs: graph.parameters.clone(), values, provenance })
     }
 
-    /// The values of every parameter, in the graph's order.
-    pub(super) fn all_values(&self) -> &[Vec<f32>] {
-        &self.values
+    /// A copy of all values, in the graph's order.
+    pub(super) fn to_values(&self) -> Vec<Vec<f32>> {
+        self.values.iter().map(|values| values.to_vec()).collect()
     }
 
-    /// Writes a safetensors file: to a temporary name first, so that no reader
-    /// ever sees half of one.
+    /// Writes a safetensors file. A reader finds the old file or the complete new one.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let bytes: Vec<Vec<u8>> = self.values.iter().map(|values| to_bytes(values)).collect();
         let views = self.specs.iter().zip(&bytes).map(|(spec, bytes)| {
@@ -185,37 +199,31 @@ impl Parameters {
         });
         let provenance =
             serde_json::to_string(&self.provenance).expect("a plain struct serialises");
-        let checksum = format!(
-            "{:016x}",
-            checksum(
-                self.specs.iter().zip(&self.values).map(|(s, v)| (s.name.as_str(), v.as_slice()))
-            )
-        );
+        let tensors = self.tensors().map(|(name, _, values)| checksum(name, values));
+        let checksum = checksum_text(tensors);
         let metadata =
             HashMap::from([(PROVENANCE.to_owned(), provenance), ("checksum".to_owned(), checksum)]);
-        let write = |source| Error::Write { path: path.to_path_buf(), source };
         let file = safetensors::serialize(views, Some(metadata))
-            .map_err(|error| write(std::io::Error::other(error.to_string())))?;
-        let temporary = path.with_extension("tmp");
-        let written = std::fs::write(&temporary, file)
-            .and_then(|()| std::fs::File::open(&temporary)?.sync_all())
-            .and_then(|()| std::fs::rename(&temporary, path));
-        written.map_err(write)
+            .map_err(|error| Error::data(path, error.to_string()))?;
+        atomic_file::write(path, &file).map_err(Error::io(path))
     }
 
-    /// Every parameter: its name, its shape, its values.
+    /// Name, shape and values of every parameter.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], &[f32])> {
         let values = self.specs.iter().zip(&self.values);
         values.map(|(spec, values)| (spec.name.as_str(), spec.shape.as_slice(), values.as_slice()))
     }
 
-    /// These with what was published of the same expert; a snapshot must have every value. They stay as they are where
-    /// anything of it does not fit or is not finite.
+    /// A copy with the published weights `update` of the same expert.
+    ///
+    /// # Errors
+    /// The update is for another network or FM, a value does not fit or is not finite, or a whole
+    /// update lacks values.
     pub fn apply(&self, update: &ParameterUpdate<'_>) -> Result<Parameters, Error> {
         let refused =
             |why: String| Error::Published { plugin: self.provenance.plugin.clone(), why };
         let provenance: Provenance = serde_json::from_str(update.provenance)
-            .map_err(|error| refused(format!("their provenance cannot be read: {error}")))?;
+            .map_err(|error| refused(format!("their provenance cannot be parsed: {error}")))?;
         let Provenance { plugin, graph, fm_version, .. } = &self.provenance;
         if (&provenance.plugin, &provenance.graph) != (plugin, graph) {
             let Provenance { plugin, plugin_version, .. } = &provenance;
@@ -224,23 +232,26 @@ impl Parameters {
             )));
         }
         if provenance.fm_version != *fm_version {
-            let theirs = &provenance.fm_version;
-            return Err(refused(format!("they are for FM {theirs:?}, and not for {fm_version:?}")));
+            let found = &provenance.fm_version;
+            return Err(refused(format!("they are for FM {found:?}, and not for {fm_version:?}")));
         }
         let mut new = Parameters { provenance, ..self.clone() };
         let mut count = 0;
-        for block in update.pieces {
-            let TensorSlice { name, shape, start, values } = block;
-            let at = self.specs.iter().position(|spec| spec.name == *name && spec.shape == *shape);
+        for TensorSlice { name, shape, start, values } in update.pieces {
+            let index =
+                self.specs.iter().position(|spec| spec.name == *name && spec.shape == *shape);
             let end = start.checked_add(values.len());
-            let place = at.zip(end).and_then(|(at, end)| new.values[at].get_mut(*start..end));
-            let place = place.ok_or_else(|| {
-                refused(format!("the network has no {} values of `{name}` {shape:?}", values.len()))
-            })?;
+            let range = index
+                .zip(end)
+                .and_then(|(index, end)| new.values_mut(index).get_mut(*start..end))
+                .ok_or_else(|| {
+                    let count = values.len();
+                    refused(format!("the network has no {count} values of `{name}` {shape:?}"))
+                })?;
             if values.iter().any(|value| !value.is_finite()) {
-                return Err(refused(format!("`{name}` holds a value that is not finite")));
+                return Err(refused(format!("`{name}` has a value that is not finite")));
             }
-            place.copy_from_slice(values);
+            range.copy_from_slice(values);
             count += values.len();
         }
         if (update.is_whole && count != self.count()) || update.rows > 0 {
@@ -249,9 +260,9 @@ impl Parameters {
         Ok(new)
     }
 
-    /// The number of values.
+    /// The number of values over all parameters.
     pub fn count(&self) -> usize {
-        self.values.iter().map(Vec::len).sum()
+        self.values.iter().map(|values| values.len()).sum()
     }
 
     /// The values of parameter `index`, row-major.
@@ -259,9 +270,15 @@ impl Parameters {
         &self.values[index]
     }
 
-    /// The values of parameter `index`, for an optimiser.
+    /// The values of parameter `index`, row-major, without a copy.
+    pub(super) fn shared_values(&self, index: usize) -> Arc<Vec<f32>> {
+        self.values[index].clone()
+    }
+
+    /// The values of parameter `index`, to be changed.
     pub fn values_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.values[index]
+        let values: &mut Vec<f32> = Arc::make_mut(&mut self.values[index]);
+        values
     }
 
     /// The values of the parameter called `name`.
@@ -270,7 +287,7 @@ impl Parameters {
         Some(&self.values[index])
     }
 
-    /// Some rows of a table, one after the other.
+    /// The given rows of a table, concatenated.
     pub fn gather(&self, index: usize, rows: &[u32]) -> Vec<f32> {
         let width = self.specs[index].shape[1];
         let row = |row: &u32| &self.values[index][*row as usize * width..][..width];
@@ -281,14 +298,13 @@ impl Parameters {
 impl SavedParameters {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<SavedParameters, Error> {
-        let bytes = std::fs::read(path)
-            .map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
         parse(&bytes, path).map_err(|why| Error::Parameters { path: path.to_path_buf(), why })
     }
 }
 
-/// [`Graph::hash`] as provenance keeps it.
-pub fn hash_text(graph: &Graph) -> String {
+/// [`ExpertGraph::hash`] as the text in a [`Provenance`].
+pub fn hash_text(graph: &ExpertGraph) -> String {
     format!("{:016x}", graph.hash)
 }
 
@@ -304,39 +320,34 @@ fn parse(bytes: &[u8], path: &Path) -> Result<SavedParameters, String> {
         .get(PROVENANCE)
         .ok_or("it is a safetensors file, but not one of an expert's parameters")?;
     let provenance: Provenance = serde_json::from_str(provenance)
-        .map_err(|error| format!("its provenance cannot be read: {error}"))?;
+        .map_err(|error| format!("its provenance cannot be parsed: {error}"))?;
     let mut tensors = HashMap::new();
     for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            return Err(format!("parameter `{name}` is {:?}, not f32", view.dtype()));
-        }
-        let values: Vec<f32> = view
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        refuse_if!(view.dtype() != Dtype::F32, "parameter `{name}` is {:?}, not f32", view.dtype());
+        let values = view.data().chunks_exact(4);
+        let values: Vec<f32> =
+            values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(damaged(format!("parameter `{name}` holds a value that is not finite")));
+            return Err(damaged(format!("parameter `{name}` has a value that is not finite")));
         }
-        tensors.insert(name, (view.shape().to_vec(), values));
+        tensors.insert(name, SavedTensor { shape: view.shape().to_vec(), values });
     }
-    let sum =
-        checksum(tensors.iter().map(|(name, (_, values))| (name.as_str(), values.as_slice())));
-    if metadata.get("checksum").map(String::as_str) != Some(format!("{sum:016x}").as_str()) {
+    let found = checksum_text(tensors.iter().map(|(name, tensor)| checksum(name, &tensor.values)));
+    if metadata.get("checksum") != Some(&found) {
         return Err(damaged("its checksum differs".into()));
     }
     Ok(SavedParameters { tensors, provenance, path: path.to_path_buf() })
 }
 
-/// Independent of the order of the parameters.
-fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [f32])>) -> u64 {
+fn checksum(name: &str, values: &[f32]) -> u64 {
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
-    let one = |(name, values): (&str, &[f32])| {
-        let start =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| mix(hash, u64::from(byte)));
-        values.iter().fold(start, |hash, value| mix(hash, u64::from(value.to_bits())))
-    };
-    tensors.map(one).fold(0, u64::wrapping_add)
+    let start = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| mix(hash, byte.into()));
+    values.iter().fold(start, |hash, value| mix(hash, value.to_bits().into()))
+}
+
+/// The checksum of a file in its metadata. It does not depend on the order of the parameters.
+fn checksum_text(checksums: impl Iterator<Item = u64>) -> String {
+    format!("{:016x}", checksums.fold(0, u64::wrapping_add))
 }
 
 fn to_bytes(values: &[f32]) -> Vec<u8> {
@@ -344,10 +355,7 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 fn initial(spec: &ParameterSpec, seed: u64) -> Vec<f32> {
-    let name = spec.name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut rng = SmallRng::seed_from_u64(name);
+    let mut rng = SmallRng::seed_from_u64(fnv1a(seed, spec.name.as_bytes()));
     let last = spec.shape[spec.shape.len() - 1];
     let (fan_in, fan_out) = (spec.len() / last, last);
     let mut uniform =

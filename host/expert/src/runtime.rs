@@ -1,59 +1,57 @@
-//! An expert as it is served: plugin, graph, parameters and device together.
+//! An expert as it serves: plugin, graph, parameters and device together.
 //!
-//! A [`Blueprint`] is a plugin whose description and graph were checked against
-//! a schema; trainer and server build on it. An [`Expert`] adds trained
-//! parameters and answers requests. Whatever a guest or its network does wrong
-//! comes back as [`RankOutcome::Degraded`]: the caller answers with the FM's
-//! own ranking. Calls are synchronous; run them on blocking threads.
+//! A [`Blueprint`] is a plugin whose description and graph were checked against a schema; trainer
+//! and server build on it. A [`ServedExpert`] adds trained parameters and answers requests. Every
+//! fault of a guest or its network becomes [`RankOutcome::Degraded`], and the caller answers with
+//! the FM's ranking. Calls are synchronous: run them on blocking threads.
 
 use std::borrow::Borrow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hypercast_data::schema::Schema;
 use hypercast_fm::example::Example;
 
-use super::batch::{Columns, ExpertBatch, Tae};
-use super::breaker::{Breaker, BreakerConfig, BreakerState, Lost};
-use super::counters::{Counters, CountersSnapshot};
-use super::gate::Pass;
-use super::graph::{Graph, GraphLimits};
-use super::network::{Network, network};
+use super::batch::{ExpertBatch, ExpertColumns, Tae};
+use super::breaker::{Breaker, BreakerConfig, BreakerState, FailedCall};
+use super::counters::{CountersSnapshot, ExpertCounters};
+use super::cpu_budget::ThreadPermit;
+use super::graph::{ExpertGraph, GraphLimits};
+use super::network::{BufferPool, ServingNetwork, network};
 use super::normalise::Normaliser;
 use super::params::{Parameters, Provenance, SavedParameters, hash_text};
-use super::pool::Pool;
 use super::train::prediction;
 use super::wasm::contract::{self, Description, HostInfo, Prediction, RankRequest, Ranked};
 use super::wasm::{Call, Engine, ExpertFault, Fault, Limits, Plugin};
 use super::{Device, Error};
-use hypercast_data::schema::Schema;
 
-/// What an expert is loaded for, and how much it may use.
+/// The FM that an expert is loaded for, and the expert's limits.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Limits of guest calls.
+    /// Limits of the guest's calls.
     pub limits: Limits,
-    /// Limits of the graph.
+    /// Size and cost of the graph.
     pub graph_limits: GraphLimits,
-    /// The width of the FM's TAE; 0 without an FM.
+    /// The FM's number of TAE values a target; 0 without an FM.
     pub tae_dim: usize,
-    /// The FM's version (semver), which the description's `fm-version` must
-    /// accept; `None` without an FM.
+    /// The FM's version (semver), which the description's `fm-version` must accept; `None` without
+    /// an FM.
     pub fm_version: Option<String>,
 }
 
 /// A plugin whose description and graph fit a schema.
 pub struct Blueprint {
-    /// The component.
+    /// The component, ready for calls.
     pub plugin: Plugin,
-    /// What it says of itself.
+    /// The result of the plugin's `describe`.
     pub description: Description,
-    /// What it was told.
+    /// The host's schema and FM, as the plugin sees them.
     pub info: HostInfo,
-    /// Its checked network.
-    pub graph: Arc<Graph>,
-    /// Its columns, resolved against the schema.
-    pub columns: Columns,
+    /// The plugin's network after all checks.
+    pub graph: Arc<ExpertGraph>,
+    /// The description's columns, resolved against the schema.
+    pub columns: ExpertColumns,
     fm_version: String,
 }
 
@@ -68,7 +66,7 @@ impl Blueprint {
         Blueprint::new(Plugin::load(engine, path, &options.limits)?, schema, options)
     }
 
-    /// Asks `plugin` for its description and network, and checks both.
+    /// Gets the description and network of `plugin` and checks both.
     pub fn new(
         mut plugin: Plugin,
         schema: &Schema,
@@ -78,13 +76,14 @@ impl Blueprint {
         let description = plugin.describe(&info)?;
         check_fm_version(&description, options.fm_version.as_deref())?;
         let network = plugin.network(&info)?;
-        let graph = Arc::new(Graph::new(&description, &network, &info, &options.graph_limits)?);
-        let columns = Columns::new(&description, schema, options.tae_dim)?;
+        let graph =
+            Arc::new(ExpertGraph::new(&description, &network, &info, &options.graph_limits)?);
+        let columns = ExpertColumns::new(&description, schema, options.tae_dim)?;
         let fm_version = options.fm_version.clone().unwrap_or_default();
         Ok(Blueprint { plugin, description, info, graph, columns, fm_version })
     }
 
-    /// Fresh parameters for training, with the standardisation of its log.
+    /// Fresh parameters for training on a log with the statistics `normaliser`.
     pub fn init_parameters(&self, normaliser: Normaliser, seed: u64) -> Parameters {
         let provenance = Provenance {
             plugin: self.description.name.clone(),
@@ -101,24 +100,25 @@ impl Blueprint {
         Parameters::init(&self.graph, provenance, seed)
     }
 
-    /// The parameters of a file, which must be those of this very network and FM.
+    /// Reads a parameter file of exactly this network and FM.
     pub fn restore(&self, path: &Path) -> Result<Parameters, Error> {
         let trained = Parameters::restore(&self.graph, SavedParameters::read(path)?)?;
         let found = &trained.provenance;
-        if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, self.columns.tae_dim())
-        {
-            let why = format!(
-                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with {}; train the expert on this FM's log",
-                found.fm_version,
-                found.tae_dim,
-                self.fm_version,
-                self.columns.tae_dim()
-            );
-            return Err(Error::Parameters { path: path.to_path_buf(), why });
+        let refused = |why: String| Err(Error::Parameters { path: path.to_path_buf(), why });
+        let tae_dim = self.columns.tae_dim();
+        if (found.fm_version.as_str(), found.tae_dim) != (&self.fm_version, tae_dim) {
+            return refused(format!(
+                "it was trained on TAEs of FM `{}` with {} values, and this FM is `{}` with \
+                 {tae_dim}; train the expert on this FM's log",
+                found.fm_version, found.tae_dim, self.fm_version,
+            ));
         }
         if found.normaliser.names != self.columns.feature_names() {
-            let why = "it was trained with other numeric features than the schema has; train the expert again".to_owned();
-            return Err(Error::Parameters { path: path.to_path_buf(), why });
+            return refused(
+                "it was trained with other numeric features than the schema has; train the expert \
+                 again"
+                    .to_owned(),
+            );
         }
         Ok(trained)
     }
@@ -129,7 +129,7 @@ impl Blueprint {
             || self.description.surfaces.iter().any(|served| served == surface)
     }
 
-    /// Splits outputs `[rows, tasks]` into predictions a task.
+    /// Turns outputs `[rows, tasks]` into the predictions `[rows]` of each task.
     pub(crate) fn predictions(&self, outputs: &[f32]) -> Vec<Vec<f32>> {
         let tasks = &self.description.tasks;
         let column = |index: usize| outputs.iter().skip(index).step_by(tasks.len());
@@ -141,7 +141,7 @@ impl Blueprint {
 }
 
 fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Result<(), Error> {
-    let refused = |why| Err(Error::refused(&description.name, why));
+    let refused = |why: String| Err(Error::refused(&description.name, why));
     let wanted = description.fm_version.as_str();
     let Ok(requirement) = semver::VersionReq::parse(wanted) else {
         return refused(format!(
@@ -149,9 +149,7 @@ fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Resu
             wanted.escape_debug()
         ));
     };
-    let Some(found) = fm_version else {
-        return Ok(());
-    };
+    let Some(found) = fm_version else { return Ok(()) };
     match semver::Version::parse(found) {
         Ok(version) if requirement == semver::VersionReq::STAR || requirement.matches(&version) => {
             Ok(())
@@ -161,39 +159,37 @@ fn check_fm_version(description: &Description, fm_version: Option<&str>) -> Resu
     }
 }
 
-/// Predictions of one request or batch.
+/// The predictions of one request or batch.
 #[derive(Debug, Clone)]
-pub struct Predictions {
-    /// One a task, in the description's order: probabilities of binary tasks,
-    /// values of regressions; one value a row.
+pub struct ExpertPredictions {
+    /// For each task, in the description's order, a value a row: the probability of a binary task,
+    /// the value of a regression.
     pub tasks: Vec<Prediction>,
 }
 
-impl Predictions {
-    /// The values of a task.
+impl ExpertPredictions {
+    /// The values of the task `name`, one a row.
     pub fn task(&self, name: &str) -> Option<&[f32]> {
-        self.tasks
-            .iter()
-            .find(|prediction| prediction.task == name)
-            .map(|prediction| prediction.values.as_slice())
+        let prediction = self.tasks.iter().find(|prediction| prediction.task == name)?;
+        Some(&prediction.values)
     }
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug, Clone)]
 pub enum RankOutcome {
-    /// The expert's answer.
+    /// The expert ranked the candidates.
     Ranked {
-        /// Candidates in order, best first; at most the limit, at least one.
+        /// The candidates, best first: at least one, at most the limit.
         ranked: Vec<Ranked>,
-        /// The predictions it was made from.
-        predictions: Predictions,
+        /// The network's predictions, the input of `rank`.
+        predictions: ExpertPredictions,
     },
-    /// The expert failed: answer with the FM's ranking, marked degraded.
+    /// The expert failed. The caller answers with the FM's ranking, marked as degraded.
     Degraded(ExpertFault),
 }
 
-/// How long a request took, by stage.
+/// The wall-clock time of a request's stages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ExpertTimes {
     /// Building the batch and running the network.
@@ -202,59 +198,55 @@ pub struct ExpertTimes {
     pub wasm: Duration,
 }
 
-/// A trained expert.
-pub struct Expert {
+/// A trained expert that answers requests.
+pub struct ServedExpert {
     blueprint: Arc<Blueprint>,
-    network: Box<dyn Network>,
-    batches: Pool<ExpertBatch>,
+    network: Box<dyn ServingNetwork>,
+    batches: BufferPool<ExpertBatch>,
     provenance: Provenance,
     breaker: Arc<Breaker>,
-    counters: Arc<Counters>,
+    counters: Arc<ExpertCounters>,
 }
 
-impl Expert {
+impl ServedExpert {
     /// Puts trained parameters on `device`.
     pub fn new(
         blueprint: Arc<Blueprint>,
         parameters: Parameters,
         device: Device,
         breaker: BreakerConfig,
-    ) -> Result<Expert, Error> {
-        let provenance = parameters.provenance.clone();
-        let network = network(blueprint.graph.clone(), parameters, device)?;
-        Ok(Expert {
+    ) -> Result<ServedExpert, Error> {
+        Ok(ServedExpert {
+            provenance: parameters.provenance.clone(),
+            network: network(blueprint.graph.clone(), parameters, device)?,
             blueprint,
-            network,
-            batches: Pool::default(),
-            provenance,
+            batches: BufferPool::default(),
             breaker: Arc::new(Breaker::new(breaker)),
             counters: Arc::default(),
         })
     }
 
-    /// The same expert with newer parameters: its breaker and counters go on.
-    pub fn renewed(&self, parameters: Parameters, device: Device) -> Result<Expert, Error> {
-        let provenance = parameters.provenance.clone();
-        Ok(Expert {
-            blueprint: self.blueprint.clone(),
+    /// The same expert with newer parameters. Both share one breaker and one set of counters.
+    pub fn renewed(&self, parameters: Parameters, device: Device) -> Result<ServedExpert, Error> {
+        Ok(ServedExpert {
+            provenance: parameters.provenance.clone(),
             network: network(self.blueprint.graph.clone(), parameters, device)?,
-            batches: Pool::default(),
-            provenance,
+            blueprint: self.blueprint.clone(),
+            batches: BufferPool::default(),
             breaker: self.breaker.clone(),
             counters: self.counters.clone(),
         })
     }
 
-    /// As `new`, with the parameters of a file, which must be those of this
-    /// very network and FM.
+    /// Like `new`, with the parameters of a file of exactly this network and FM.
     pub fn open(
         blueprint: Arc<Blueprint>,
         parameters: &Path,
         device: Device,
         breaker: BreakerConfig,
-    ) -> Result<Expert, Error> {
+    ) -> Result<ServedExpert, Error> {
         let trained = blueprint.restore(parameters)?;
-        Expert::new(blueprint, trained, device, breaker)
+        ServedExpert::new(blueprint, trained, device, breaker)
     }
 
     /// The expert's plugin, description and graph.
@@ -262,38 +254,37 @@ impl Expert {
         &self.blueprint
     }
 
-    /// What its parameters were trained from.
+    /// The network and FM that its parameters were trained for.
     pub fn provenance(&self) -> &Provenance {
         &self.provenance
     }
 
-    /// The plugin's name.
+    /// The plugin's name from its description.
     pub fn name(&self) -> &str {
         &self.blueprint.description.name
     }
 
-    /// The plugin's version.
+    /// The plugin's version from its description.
     pub fn version(&self) -> &str {
         &self.blueprint.description.version
     }
 
-    /// Requests and faults so far.
+    /// Counts of requests and faults so far.
     pub fn counters(&self) -> CountersSnapshot {
         self.counters.snapshot()
     }
 
-    /// The breaker's state.
+    /// Whether the breaker lets calls pass.
     pub fn breaker_state(&self) -> BreakerState {
         self.breaker.state()
     }
 
-    /// Predictions for every target of `examples`, in order. A prediction that
-    /// is not finite is a fault.
+    /// Predicts every target of `examples`, in order. A prediction that is not finite is a fault.
     pub fn predict<E: Borrow<Example>>(
         &self,
         examples: &[E],
         tae: Tae,
-    ) -> Result<Predictions, ExpertFault> {
+    ) -> Result<ExpertPredictions, ExpertFault> {
         let outputs = self.batches.with(|batch| {
             self.blueprint.columns.fill(batch, examples, tae, &self.provenance.normaliser);
             if batch.rows == 0 { Vec::new() } else { self.network.outputs(batch) }
@@ -302,36 +293,28 @@ impl Expert {
         let tasks = self.blueprint.description.tasks.iter().zip(values);
         let tasks: Vec<Prediction> =
             tasks.map(|(task, values)| Prediction { task: task.name.clone(), values }).collect();
-        for prediction in &tasks {
-            if let Some(row) = prediction.values.iter().position(|value| !value.is_finite()) {
-                let why = format!(
-                    "task `{}`, row {row}: prediction {}",
-                    prediction.task, prediction.values[row]
-                );
+        for Prediction { task, values } in &tasks {
+            if let Some(row) = values.iter().position(|value| !value.is_finite()) {
+                let why = format!("task `{task}`, row {row}: prediction {}", values[row]);
                 return Err(self.fault(Call::Predict, Fault::BadOutput(why)));
             }
         }
-        Ok(Predictions { tasks })
+        Ok(ExpertPredictions { tasks })
     }
 
-    /// Lets the plugin order the request's candidates. It does not ask the
-    /// breaker: see [`Expert::serve`].
+    /// Calls the plugin's `rank`, without the breaker and the thread limit of
+    /// [`ServedExpert::serve`].
     pub fn rank(
         &self,
         example: &Example,
         tae: Tae,
-        predictions: &Predictions,
+        predictions: &ExpertPredictions,
         limit: usize,
     ) -> Result<Vec<Ranked>, ExpertFault> {
         let columns = self.blueprint.columns.rank_columns(example, tae);
+        let surface = self.blueprint.info.surfaces.get(usize::from(example.surface));
         let request = RankRequest {
-            surface: self
-                .blueprint
-                .info
-                .surfaces
-                .get(usize::from(example.surface))
-                .cloned()
-                .unwrap_or_default(),
+            surface: surface.cloned().unwrap_or_default(),
             user: example.user.id,
             time_ms: example.time_ms,
             candidates: example.targets.iter().map(|target| target.item.id).collect(),
@@ -340,13 +323,13 @@ impl Expert {
         self.blueprint.plugin.rank(&request, &predictions.tasks, &columns)
     }
 
-    /// Answers one request: breaker, fair threads, network, `rank`, counters. `tae` is the
-    /// FM's `[candidates, tae_dim]`; `limit` is how many candidates are wanted.
+    /// Answers one request: thread limit, breaker, network, `rank`, counters. `tae` is the FM's
+    /// `[candidates, tae_dim]`, and `limit` the largest number of candidates in the answer.
     pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
         let start = Instant::now();
         let mut times = ExpertTimes::default();
-        let pass = match self.enter(start) {
-            Ok(pass) => pass,
+        let permit = match self.enter(start) {
+            Ok(permit) => permit,
             Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
         };
         let predictions = self.predict(&[example], tae);
@@ -365,33 +348,34 @@ impl Expert {
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
             Err(fault) => {
-                let lost = pass.lost(&self.blueprint.plugin.limits().gate);
-                (self.failed(fault, lost), times)
+                let cost = permit.cost(&self.blueprint.plugin.limits().gate);
+                (self.failed(fault, cost), times)
             }
         }
     }
 
-    /// Makes ready what the next request would wait for, unless the plugin is left alone.
+    /// Prepares instances for the next requests, unless the breaker is open.
     pub fn prepare(&self) {
         if self.breaker.state() == BreakerState::Closed {
             self.blueprint.plugin.prepare();
         }
     }
 
-    /// The gate first: a breaker's one try must not be spent on a call that is not made.
-    fn enter(&self, now: Instant) -> Result<Pass<'_>, Fault> {
+    /// The gate comes first: the breaker's single test call must not be spent on a request that the
+    /// gate refuses.
+    fn enter(&self, now: Instant) -> Result<ThreadPermit<'_>, Fault> {
         let plugin = &self.blueprint.plugin;
-        let pass = plugin.gate().enter(&plugin.limits().gate).map_err(Fault::Busy)?;
-        if self.breaker.admit(now) { Ok(pass) } else { Err(Fault::Open) }
+        let permit = plugin.gate().enter(&plugin.limits().gate).map_err(Fault::Busy)?;
+        if self.breaker.admit(now) { Ok(permit) } else { Err(Fault::Open) }
     }
 
-    fn failed(&self, fault: ExpertFault, took: Duration) -> RankOutcome {
+    fn failed(&self, fault: ExpertFault, cost: Duration) -> RankOutcome {
         let at = Instant::now();
-        // A busy pool says nothing of the plugin, and costs nobody time.
+        // A full instance pool is not the plugin's fault and takes no time.
         if !matches!(fault.cause, Fault::Busy(_)) {
-            self.breaker.fault(Lost { at, took });
+            self.breaker.fault(FailedCall { at, cost });
         }
-        self.counters.tell(&fault, at);
+        self.counters.log(&fault, at);
         self.degraded(fault)
     }
 
@@ -401,6 +385,6 @@ impl Expert {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name().to_owned(), call, cause, trace: Vec::new() }
+        ExpertFault::new(self.name(), call, cause)
     }
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, FmTierConfig};
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
 use hypercast_stream::engine::{Engine as Streams, Topic};
 use hypercast_stream::versions::{Weights, content_hash};
 
@@ -243,7 +243,7 @@ impl Loader {
                 Err(Error::data(path, why))
             }
             Weights::Path(path) => {
-                let expert = Expert::open(blueprint, path, self.config.device, breaker)?;
+                let expert = ServedExpert::open(blueprint, path, self.config.device, breaker)?;
                 Ok(Arc::new(LiveExpert::new(expert)))
             }
             Weights::Published => {
@@ -252,7 +252,7 @@ impl Loader {
                 let (parameters, follower) =
                     feed::open_expert((self.streams.clone(), topic), &blueprint)?;
                 let device = self.config.device;
-                let expert = Expert::new(blueprint, parameters.clone(), device, breaker)?;
+                let expert = ServedExpert::new(blueprint, parameters.clone(), device, breaker)?;
                 let live = Arc::new(LiveExpert::new(expert));
                 let label = format!("{}@{version}", planned.name);
                 self.feeds.add(Feed::expert(label, follower, (&live, parameters, device)));

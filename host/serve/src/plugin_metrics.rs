@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::set::ServingSet;
-use hypercast_expert::{Expert, breaker::BreakerState};
+use hypercast_expert::{ServedExpert, breaker::BreakerState};
 
 /// By arm: `NAME@VERSION`.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl PluginMetrics {
         }
     }
 
-    fn arm(&self, arm: &str, expert: &Expert) {
+    fn arm(&self, arm: &str, expert: &ServedExpert) {
         let (counts, usage) = (expert.counters(), expert.blueprint().plugin.usage());
         self.requests.with_label_values(&[arm]).inc_by(counts.requests);
         for (cause, count) in &counts.faults {

@@ -32,7 +32,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::RequestInput;
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Expert, Predictions, RankOutcome, wasm::contract};
+use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert, wasm::contract};
 use hypercast_stream::engine::Engine;
 use hypercast_stream::versions::schema_hash;
 
@@ -57,7 +57,7 @@ pub struct Fetched {
     /// What serves it, whatever serves the next one.
     pub set: Arc<ServingSet>,
     /// Who answers, with the parameters of this moment.
-    arm: Option<(Arc<Arm>, Arc<Expert>)>,
+    arm: Option<(Arc<Arm>, Arc<ServedExpert>)>,
     unknown_items: Vec<u64>,
     start: Instant,
     took: Duration,
@@ -389,14 +389,14 @@ fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
     fm.map(|fm| &*fm.tae)
 }
 
-fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
+fn by_task(predictions: &ExpertPredictions) -> BTreeMap<String, Vec<f32>> {
     predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
 }
 
 fn expert_ranking(
     example: &Example,
     ranked: &[contract::Ranked],
-    predictions: &Predictions,
+    predictions: &ExpertPredictions,
 ) -> Vec<Ranked> {
     ranked
         .iter()

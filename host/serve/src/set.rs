@@ -14,7 +14,7 @@ use super::{
 };
 use crate::rollout::Tally;
 use hypercast_core::clock::now_ms;
-use hypercast_expert::{Expert, ExpertTimes, Fault, RankOutcome, Tae};
+use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
 use hypercast_stream::versions::{Shares, VersionState, choose, place};
 
 /// A loaded FM version.
@@ -63,20 +63,20 @@ pub struct Arm {
 
 /// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
 pub(super) struct LiveExpert {
-    now: RwLock<Arc<Expert>>,
+    now: RwLock<Arc<ServedExpert>>,
     tally: Arc<Tally>,
 }
 
 impl LiveExpert {
-    pub(super) fn new(expert: Expert) -> Self {
+    pub(super) fn new(expert: ServedExpert) -> Self {
         Self { now: RwLock::new(Arc::new(expert)), tally: Arc::default() }
     }
 
-    pub(super) fn now(&self) -> Arc<Expert> {
+    pub(super) fn now(&self) -> Arc<ServedExpert> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn replace(&self, expert: Expert) {
+    pub(super) fn replace(&self, expert: ServedExpert) {
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(expert);
     }
 }
@@ -91,7 +91,7 @@ impl Arm {
     }
 
     /// The expert with its newest parameters; a request asks once.
-    pub fn expert(&self) -> Arc<Expert> {
+    pub fn expert(&self) -> Arc<ServedExpert> {
         self.live.now()
     }
 

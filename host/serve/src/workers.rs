@@ -14,7 +14,7 @@ use std::{
 };
 
 use hypercast_core::clock;
-use hypercast_expert::long_call;
+use hypercast_expert::cpu_budget;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -96,7 +96,7 @@ impl Pool {
         let pool = self.clone();
         let thread = thread::Builder::new().name(name).spawn(move || {
             POOL.set(Some(pool.clone()));
-            long_call::on_this_thread(leave);
+            cpu_budget::on_long_call(leave);
             pool.work();
         })?;
         threads.push(thread);

@@ -49,7 +49,7 @@ impl Error {
             Error::Data(error) => error.kind(),
             Error::Config(error) => error.kind(),
             Error::Gone { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
-            Error::Expert(_) => ErrorKind::Unfit,
+            Error::Expert(error) => error.kind(),
         }
     }
 }

@@ -41,7 +41,7 @@ impl Error {
             Error::Config(error) => error.kind(),
             Error::Stream(error) => error.kind(),
             Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
-            Error::Expert(_) => ErrorKind::Unfit,
+            Error::Expert(error) => error.kind(),
         }
     }
 }

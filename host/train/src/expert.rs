@@ -29,7 +29,7 @@ use hypercast_data::logs::LogReader;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, Parameters,
-    train::{BatchReport, Serving},
+    train::{BatchReport, ServingParameters},
     wasm::contract::{TaskKind, Verdict},
 };
 
@@ -158,10 +158,10 @@ fn train_on(
 }
 
 /// What serves now, if it is of this network and FM, and it is known what it has learned from.
-fn serving(path: &Path, blueprint: &Blueprint) -> Option<Serving> {
+fn serving(path: &Path, blueprint: &Blueprint) -> Option<ServingParameters> {
     let parameters = blueprint.restore(path).ok()?;
     let learned_until_ms = parameters.provenance.trained_until_ms;
-    (learned_until_ms > 0).then_some(Serving { parameters, learned_until_ms })
+    (learned_until_ms > 0).then_some(ServingParameters { parameters, learned_until_ms })
 }
 
 /// Replaces what serves, or leaves the parameters beside it.

@@ -16,7 +16,7 @@ use hypercast_data::logs::{LogReader, Logged};
 use hypercast_expert::{
     Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
     TrainerConfig,
-    train::{BatchReport, OptimizerConfig, SavedTrainer, Serving, TaskTargets},
+    train::{BatchReport, OptimizerConfig, SavedTrainer, ServingParameters, TaskTargets},
 };
 
 /// Rows that are held, hooked and shuffled together.
@@ -282,7 +282,7 @@ impl ExpertStream {
     }
 
     /// Has the first pass over a past also predict with parameters that serve.
-    pub fn compare_with(&mut self, serving: Serving) {
+    pub fn compare_with(&mut self, serving: ServingParameters) {
         self.trainer.compare_with(serving);
     }
 

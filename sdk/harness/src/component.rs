@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use hypercast_expert::graph::Graph;
+use hypercast_expert::graph::ExpertGraph;
 use hypercast_expert::wasm::Call;
 use hypercast_expert::{
-    Blueprint, BreakerConfig, Device, Engine, EngineConfig, Expert, ExpertFault, Parameters,
-    Predictions,
+    Blueprint, BreakerConfig, Device, Engine, EngineConfig, ExpertFault, ExpertPredictions,
+    Parameters, ServedExpert,
 };
 
 use crate::cases::Case;
@@ -44,7 +44,7 @@ pub fn component(package: &str) -> PathBuf {
 pub(crate) struct ComponentRuntime {
     world: World,
     file: PathBuf,
-    expert: Expert,
+    expert: ServedExpert,
     parameters: Parameters,
 }
 
@@ -64,7 +64,7 @@ impl ComponentRuntime {
         parameters: Parameters,
     ) -> Result<ComponentRuntime, Error> {
         let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
-        let expert = Expert::new(blueprint, parameters.clone(), Device::Cpu, breaker)?;
+        let expert = ServedExpert::new(blueprint, parameters.clone(), Device::Cpu, breaker)?;
         Ok(ComponentRuntime { world: world.clone(), file: file.into(), expert, parameters })
     }
 
@@ -83,7 +83,7 @@ impl Runtime for ComponentRuntime {
         &self.blueprint().info
     }
 
-    fn graph(&self) -> &Arc<Graph> {
+    fn graph(&self) -> &Arc<ExpertGraph> {
         &self.blueprint().graph
     }
 
@@ -91,7 +91,7 @@ impl Runtime for ComponentRuntime {
         self.blueprint().columns.rank_columns(&case.example, case.tae())
     }
 
-    fn predict(&self, case: &Case) -> Result<Predictions, String> {
+    fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
         self.expert.predict(&[&case.example], case.tae()).map_err(words)
     }
 

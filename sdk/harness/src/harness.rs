@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::path::Path;
 
-use hypercast_expert::{Parameters, Predictions, SavedParameters};
+use hypercast_expert::{ExpertPredictions, Parameters, SavedParameters};
 use hypercast_sdk::Expert;
 
 use crate::cases::Case;
@@ -107,7 +107,7 @@ impl Harness {
     ///
     /// # Errors
     /// The call faults. The error is the message of the fault.
-    pub fn predict(&self, case: &Case) -> Result<Predictions, String> {
+    pub fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
         self.runtime.predict(case)
     }
 

@@ -69,6 +69,6 @@ macro_rules! standard_tests {
 }
 
 pub use hypercast_data::schema;
-pub use hypercast_expert::Predictions;
+pub use hypercast_expert::ExpertPredictions as Predictions;
 pub use hypercast_expert::wasm::contract;
 pub use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};

@@ -8,11 +8,11 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use hypercast_expert::batch::Columns;
-use hypercast_expert::graph::Graph;
-use hypercast_expert::network::{Network, network};
+use hypercast_expert::batch::ExpertColumns;
+use hypercast_expert::graph::ExpertGraph;
+use hypercast_expert::network::{ServingNetwork, network};
 use hypercast_expert::params::hash_text;
-use hypercast_expert::{Device, Parameters, Predictions, Provenance};
+use hypercast_expert::{Device, ExpertPredictions, Parameters, Provenance};
 use hypercast_sdk::{Expert, Request};
 
 use crate::cases::Case;
@@ -31,9 +31,9 @@ pub(crate) struct NativeRuntime<E> {
     world: World,
     description: Description,
     info: HostInfo,
-    graph: Arc<Graph>,
-    columns: Columns,
-    network: Box<dyn Network>,
+    graph: Arc<ExpertGraph>,
+    columns: ExpertColumns,
+    network: Box<dyn ServingNetwork>,
     parameters: Parameters,
     expert: PhantomData<E>,
 }
@@ -45,7 +45,7 @@ impl<E: Expert + 'static> NativeRuntime<E> {
             hypercast_sdk::build::<E>(&convert::info(&info)).map_err(Error::Network)?;
         let (description, network) = (convert::description(description), convert::network(network));
         let limits = &world.options.graph_limits;
-        let graph = Arc::new(Graph::new(&description, &network, &info, limits)?);
+        let graph = Arc::new(ExpertGraph::new(&description, &network, &info, limits)?);
         let provenance = Provenance {
             plugin: description.name.clone(),
             plugin_version: description.version.clone(),
@@ -67,11 +67,11 @@ impl<E: Expert + 'static> NativeRuntime<E> {
         world: &World,
         description: Description,
         info: HostInfo,
-        graph: Arc<Graph>,
+        graph: Arc<ExpertGraph>,
         parameters: Parameters,
     ) -> Result<Self, Error> {
         Ok(NativeRuntime {
-            columns: Columns::new(&description, world.schema(), world.options.tae_dim)?,
+            columns: ExpertColumns::new(&description, world.schema(), world.options.tae_dim)?,
             network: network(graph.clone(), parameters.clone(), Device::Cpu)?,
             world: world.clone(),
             description,
@@ -92,7 +92,7 @@ impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
         &self.info
     }
 
-    fn graph(&self) -> &Arc<Graph> {
+    fn graph(&self) -> &Arc<ExpertGraph> {
         &self.graph
     }
 
@@ -100,7 +100,7 @@ impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
         self.columns.rank_columns(&case.example, case.tae())
     }
 
-    fn predict(&self, case: &Case) -> Result<Predictions, String> {
+    fn predict(&self, case: &Case) -> Result<ExpertPredictions, String> {
         let normaliser = &self.parameters.provenance.normaliser;
         let batch = self.columns.batch(&[&case.example], case.tae(), normaliser);
         let outputs = if batch.rows == 0 { Vec::new() } else { self.network.outputs(&batch) };
@@ -110,7 +110,7 @@ impl<E: Expert + 'static> Runtime for NativeRuntime<E> {
             outputs.map(|output| prediction(tasks[at].kind, *output)).collect()
         };
         let one = |at: usize| Prediction { task: tasks[at].name.clone(), values: values(at) };
-        Ok(Predictions { tasks: (0..tasks.len()).map(one).collect() })
+        Ok(ExpertPredictions { tasks: (0..tasks.len()).map(one).collect() })
     }
 
     fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String> {

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use hypercast_expert::graph::Graph;
-use hypercast_expert::{Parameters, Predictions};
+use hypercast_expert::graph::ExpertGraph;
+use hypercast_expert::{ExpertPredictions, Parameters};
 
 use crate::cases::Case;
 use crate::contract::{
@@ -24,10 +24,10 @@ pub(crate) struct RankCall {
 pub(crate) trait Runtime: Any {
     fn description(&self) -> &Description;
     fn info(&self) -> &HostInfo;
-    fn graph(&self) -> &Arc<Graph>;
+    fn graph(&self) -> &Arc<ExpertGraph>;
     /// The columns that `rank` receives besides the predictions.
     fn rank_columns(&self, case: &Case) -> Vec<NamedColumn>;
-    fn predict(&self, case: &Case) -> Result<Predictions, String>;
+    fn predict(&self, case: &Case) -> Result<ExpertPredictions, String>;
     /// Calls `rank` once; a component does so in a fresh instance.
     fn rank(&self, call: &RankCall) -> Result<Vec<Ranked>, String>;
     /// Calls `rank` twice in the same instance.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hypercast_expert::graph::Graph;
+use hypercast_expert::graph::ExpertGraph;
 use hypercast_expert::train::OptimizerConfig;
 use hypercast_expert::{
     Blueprint, Chunk, Device, ExpertTrainer, FeatureStatistics, Normaliser, Parameters,
@@ -34,7 +34,7 @@ pub(crate) fn normaliser(world: &World) -> Normaliser {
 
 /// Adds random amounts to all values. Initial values are often zero, which would hide mistakes in
 /// the network.
-pub(crate) fn shaken(mut parameters: Parameters, graph: &Graph) -> Parameters {
+pub(crate) fn shaken(mut parameters: Parameters, graph: &ExpertGraph) -> Parameters {
     let mut random = SmallRng::seed_from_u64(SEED);
     for index in 0..graph.parameters.len() {
         let values = parameters.values_mut(index).iter_mut();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
-use hypercast_expert::graph::{Graph, GraphLimits};
+use hypercast_expert::graph::{ExpertGraph, GraphLimits};
 use hypercast_expert::wasm::contract::{
     Column, Data, Description, NamedColumn, Prediction, RankRequest,
 };
@@ -54,7 +54,7 @@ fn call_all(mut plugin: Plugin) {
     let Ok(description) = plugin.describe(&info) else { return };
     if let Ok(network) = plugin.network(&info) {
         let limits = GraphLimits { parameters: 1 << 20, ..GraphLimits::default() };
-        let _ = Graph::new(&description, &network, &info, &limits);
+        let _ = ExpertGraph::new(&description, &network, &info, &limits);
     }
     let request = RankRequest {
         surface: "feed".into(),

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
-use hypercast_expert::batch::{Columns, ExpertBatch};
-use hypercast_expert::graph::{Graph, GraphLimits, Lead, Shape};
+use hypercast_expert::batch::{ExpertBatch, ExpertColumns};
+use hypercast_expert::graph::{ExpertGraph, GraphLimits, Lead, TensorShape};
 use hypercast_expert::network::network;
 use hypercast_expert::params::hash_text;
-use hypercast_expert::train::{Compute, Seed, compute};
+use hypercast_expert::train::{Compute, OutputGradients, compute};
 use hypercast_expert::wasm::contract::{
     self, Attribute, Column, Description, Initialiser, Network, Node, Output, Parameter, Task,
     TaskKind, Value,
@@ -86,7 +86,7 @@ pub fn run(u: &mut Unstructured) -> Result<()> {
     if u.ratio(1, 8)? {
         // A network with random fields, as a hostile guest may send it.
         let network = wild(u)?;
-        if let Ok(graph) = Graph::new(&description, &network, &world::info(), &LIMITS) {
+        if let Ok(graph) = ExpertGraph::new(&description, &network, &world::info(), &LIMITS) {
             exercise(&description, graph, [(2, 2), (0, 1)]);
         }
         return Ok(());
@@ -134,7 +134,7 @@ fn description(history_len: u32) -> Description {
 struct GrownNetwork<'a> {
     description: &'a Description,
     network: Network,
-    shapes: Vec<Shape>,
+    shapes: Vec<TensorShape>,
 }
 
 impl<'a> GrownNetwork<'a> {
@@ -218,15 +218,15 @@ impl<'a> GrownNetwork<'a> {
         &self,
         outputs: [u32; 2],
         extra_loss: Option<u32>,
-    ) -> std::result::Result<Graph, hypercast_expert::Error> {
+    ) -> std::result::Result<ExpertGraph, hypercast_expert::Error> {
         let output = |(task, node): (&str, u32)| Output { task: task.into(), node };
         let outputs = ["click", "seconds"].into_iter().zip(outputs).map(output).collect();
         let network = Network { outputs, extra_loss, ..self.network.clone() };
-        Graph::new(self.description, &network, &world::info(), &LIMITS)
+        ExpertGraph::new(self.description, &network, &world::info(), &LIMITS)
     }
 
     /// The graph. Its first output depends on the last node that can be an output, and on others.
-    fn finish(mut self, extra: bool) -> Graph {
+    fn finish(mut self, extra: bool) -> ExpertGraph {
         let mut outputs = Vec::new();
         for at in (0..self.shapes.len()).rev() {
             let shape = self.shapes[at].clone();
@@ -264,7 +264,7 @@ impl<'a> GrownNetwork<'a> {
     }
 }
 
-fn attributes(u: &mut Unstructured, op: &str, first: &Shape) -> Result<Vec<Attribute>> {
+fn attributes(u: &mut Unstructured, op: &str, first: &TensorShape) -> Result<Vec<Attribute>> {
     let rank = first.rank() as i64;
     let last = *first.dims.last().unwrap_or(&1) as i64;
     let axis = if u.ratio(3, 4)? { rank - 1 } else { u.int_in_range(0..=3)? };
@@ -366,7 +366,7 @@ fn wild(u: &mut Unstructured) -> Result<Network> {
     Ok(network)
 }
 
-fn exercise(description: &Description, graph: Graph, sizes: [(usize, usize); 2]) {
+fn exercise(description: &Description, graph: ExpertGraph, sizes: [(usize, usize); 2]) {
     let graph = Arc::new(graph);
     let provenance = Provenance {
         plugin: graph.plugin.clone(),
@@ -402,12 +402,12 @@ fn exercise(description: &Description, graph: Graph, sizes: [(usize, usize); 2])
     learn(&*trained, &parameters, &one, &graph);
 }
 
-fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, graph: &Graph) {
+fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, graph: &ExpertGraph) {
     let mut random = SmallRng::seed_from_u64(1);
     let rows = batch.rows;
     let mut loss = |outputs: &[f32], extra: &[f32]| {
         assert!(extra.len() == rows || graph.extra_loss.is_none(), "one extra loss per row");
-        Seed { tasks: vec![1.0; outputs.len()], extra_loss: vec![1.0; extra.len()] }
+        OutputGradients { tasks: vec![1.0; outputs.len()], extra_loss: vec![1.0; extra.len()] }
     };
     let gradients = trained.gradients(parameters, batch, &mut random, &mut loss);
     assert_eq!(gradients.values.len(), graph.parameters.len());
@@ -425,7 +425,8 @@ fn learn(trained: &dyn Compute, parameters: &Parameters, batch: &ExpertBatch, gr
 /// only the values of the second one.
 fn batch(description: &Description, sizes: [(usize, usize); 2], other_seed: u64) -> ExpertBatch {
     let schema = world::schema();
-    let columns = Columns::new(description, &schema, world::TAE_DIM).expect("the schema has them");
+    let columns =
+        ExpertColumns::new(description, &schema, world::TAE_DIM).expect("the schema has them");
     let [first, second] = sizes;
     let examples =
         [world::example(1, first.0, first.1), world::example(other_seed, second.0, second.1)];

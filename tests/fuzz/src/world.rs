@@ -55,7 +55,7 @@ pub fn info() -> HostInfo {
 /// Pseudo-random values in -1..1.
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let value = |index: u64| {
-        let hash = hypercast_expert::executor::hash_id(
+        let hash = hypercast_core::hash::mix64(
             seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index),
         );
         (hash >> 40) as f32 / (1u64 << 23) as f32 - 1.0

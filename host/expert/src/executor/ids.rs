@@ -1,21 +1,24 @@
-//! Ids are worked out on the host: they have no gradient and no arithmetic,
-//! and which table rows a batch touches must be known before anything is moved
-//! to the device.
+//! Ids and table rows, computed on the host: ids have no gradient and no arithmetic, and the rows
+//! that a batch touches must be known before anything is copied to the device.
+
+use hypercast_core::hash::mix64;
 
 use crate::batch::{ColumnData, ExpertBatch};
-use crate::graph::{Graph, Node, Op, Type};
+use crate::graph::{ExpertGraph, Node, Op, Type};
 
 /// The row indices of a batch.
 pub struct Lookups {
-    /// For each parameter that is a table: the rows that the batch touches,
-    /// ascending, without repeats. `None` for dense parameters.
+    /// For each table, the rows that the batch touches, ascending and without repeats. `None` for
+    /// dense parameters.
     pub rows: Vec<Option<Vec<u32>>>,
+    /// The values of each node of ids.
     ids: Vec<Vec<u64>>,
+    /// The rows that each lookup node reads, as rows of its leaf.
     index: Vec<Vec<i64>>,
 }
 
 impl Lookups {
-    pub(super) fn new(graph: &Graph, batch: &ExpertBatch) -> Lookups {
+    pub(super) fn new(graph: &ExpertGraph, batch: &ExpertBatch) -> Lookups {
         let nodes = &graph.nodes;
         let mut ids: Vec<Vec<u64>> = vec![Vec::new(); nodes.len()];
         let mut index: Vec<Vec<i64>> = vec![Vec::new(); nodes.len()];
@@ -38,38 +41,33 @@ impl Lookups {
         self.ids[node].iter().map(|id| *id as i64 as f32).collect()
     }
 
-    /// The rows that a lookup node reads, into its leaf.
+    /// The rows that a lookup node reads, as rows of its leaf.
     pub(super) fn index(&self, node: usize) -> &[i64] {
         &self.index[node]
     }
 }
 
-/// Spreads ids over the rows of a table (the finaliser of SplitMix64).
-pub fn hash_id(id: u64) -> u64 {
-    let z = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn row_indices(graph: &Graph, node: &Node, ids: &[u64]) -> Vec<i64> {
+fn row_indices(graph: &ExpertGraph, node: &Node, ids: &[u64]) -> Vec<i64> {
     let n = graph.nodes[node.inputs[0]].shape.dims[0] as u64;
     let row = |id: &u64| match node.op {
         Op::Gather => (id % n) as i64,
-        _ => (hash_id(*id) % n) as i64,
+        _ => (mix64(*id) % n) as i64,
     };
     ids.iter().map(row).collect()
 }
 
-/// Renumbers the indices into tables: from rows of the table to rows of the
-/// leaf that holds the touched ones.
-fn touched_rows(graph: &Graph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> {
+/// The touched rows of each table. Changes `index` from rows of the table to rows of the leaf,
+/// which has the touched rows only.
+fn touched_rows(graph: &ExpertGraph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> {
     let mut rows: Vec<Option<Vec<u32>>> =
         graph.parameters.iter().map(|spec| spec.table.then(Vec::new)).collect();
-    let table =
-        |node: &Node| match (&node.op, node.inputs.first().map(|input| &graph.nodes[*input].op)) {
+    let table = |node: &Node| {
+        let first = node.inputs.first().map(|input| &graph.nodes[*input].op);
+        match (&node.op, first) {
             (Op::EmbeddingBag | Op::Gather, Some(Op::Parameter { parameter })) => Some(*parameter),
             _ => None,
-        };
+        }
+    };
     for (node, index) in graph.nodes.iter().zip(index.iter()) {
         if let Some(rows) = table(node).and_then(|parameter| rows[parameter].as_mut()) {
             rows.extend(index.iter().map(|row| *row as u32));
@@ -90,8 +88,8 @@ fn touched_rows(graph: &Graph, index: &mut [Vec<i64>]) -> Vec<Option<Vec<u32>>> 
     rows
 }
 
-/// The values of an id node, row-major.
-fn id_values(graph: &Graph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) -> Vec<u64> {
+/// The values of a node of ids, row-major.
+fn id_values(graph: &ExpertGraph, node: &Node, ids: &[Vec<u64>], batch: &ExpertBatch) -> Vec<u64> {
     let input = |at: usize| &ids[node.inputs[at]];
     let dims = |at: usize| &graph.nodes[node.inputs[at]].shape;
     match &node.op {
@@ -130,7 +128,7 @@ fn concat(parts: &[(&[u64], usize)]) -> Vec<u64> {
     (0..outer).flat_map(row).copied().collect()
 }
 
-/// Permutes the fixed axes of each row; `perm` counts from `rank - dims.len()`.
+/// Permutes the fixed axes `dims` of each row. The axes in `perm` count all `rank` dimensions.
 fn transpose(values: &[u64], dims: &[usize], perm: &[usize], rank: usize) -> Vec<u64> {
     let lead = rank - dims.len();
     let strides: Vec<usize> =

@@ -1,6 +1,7 @@
-//! The ops that cross between rows and history, by the batch's offsets: HSTU
-//! attention and pooling. Nothing else in the executor reads offsets.
+//! The ops that cross between rows and history by the batch's offsets: HSTU attention and pooling.
+//! No other part of the executor reads offsets.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -11,7 +12,7 @@ use super::{ops, upload};
 use crate::batch::ExpertBatch;
 use crate::graph::Reduction;
 
-/// A batch's layout.
+/// Which events and rows belong to each request of a batch.
 pub(super) struct Jagged<B> {
     history_offsets: Arc<[u32]>,
     target_offsets: Arc<[u32]>,
@@ -36,7 +37,7 @@ impl<B: HstuBackend> Jagged<B> {
     ) -> FloatTensor<B> {
         let [qh, kh, vh, q, k, v] = inputs.try_into().expect("the graph was checked: six inputs");
         let history = self.events();
-        // The one event of a batch without history belongs to no request.
+        // A batch without history has one event of zeros, which belongs to no request.
         let joint = |past, rows| {
             if history == 0 { rows } else { B::float_cat(vec![past, rows], 0) }
         };
@@ -76,7 +77,7 @@ impl<B: HstuBackend> Jagged<B> {
             alpha: 1.0 / (d as f32).sqrt(),
             norm: max_len as f32,
             window: None,
-            // With targets the graph reads their rows alone, without them the history's.
+            // With targets the graph reads only their rows, without targets the history's.
             targets_only: target_offsets.last() != Some(&0),
             times_s: None,
             target_offsets,
@@ -84,7 +85,7 @@ impl<B: HstuBackend> Jagged<B> {
         B::hstu_attention(HstuInputs { q, k, v, position: None, time: None }, Arc::new(shape))
     }
 
-    /// Each request's history pooled and given to its rows: `[rows, d]`.
+    /// Pools each request's history and repeats the result for its rows: `[rows, d]`.
     pub(super) fn pool(&self, kind: Reduction, x: FloatTensor<B>) -> FloatTensor<B> {
         let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
         let (events, requests) = (self.events(), self.target_offsets.len() - 1);
@@ -105,25 +106,23 @@ impl<B: HstuBackend> Jagged<B> {
         B::float_select(pooled, 0, owners::<B>(&self.target_offsets, &device))
     }
 
-    /// `[requests, d]`. Requests are padded to the longest with their own first
-    /// event, which changes no maximum; those without any are set to 0 after.
+    /// The maximum of each request's history: `[requests, d]`. Histories are padded to the longest
+    /// one with their own first event, which does not change the maximum. Empty ones give 0.
     fn pool_max(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
-        let spans: Vec<(u32, u32)> =
-            self.history_offsets.windows(2).map(|span| (span[0], span[1])).collect();
-        let longest = spans.iter().map(|(start, end)| end - start).max().unwrap_or(0).max(1);
+        let spans: Vec<Range<u32>> =
+            self.history_offsets.windows(2).map(|span| span[0]..span[1]).collect();
+        let longest = spans.iter().map(Range::len).max().unwrap_or(0).max(1);
         let last = self.events() as u32 - 1;
-        let padded =
-            spans.iter().flat_map(|(start, end)| {
-                (0..longest).map(move |step| {
-                    if start + step < *end { start + step } else { (*start).min(last) }
-                })
-            });
+        let padded = spans.iter().flat_map(|span| {
+            let padding = std::iter::repeat(span.start.min(last));
+            span.clone().chain(padding).take(longest)
+        });
         let padded = ops::indices::<B>(padded.map(i64::from).collect(), &device);
-        let dims = Dims::from(vec![spans.len(), longest as usize, width]);
+        let dims = Dims::from(vec![spans.len(), longest, width]);
         let most = B::float_max_dim(B::float_reshape(B::float_select(x, 0, padded), dims), 1);
         let most = B::float_reshape(most, Dims::from(vec![spans.len(), width]));
-        let empty = spans.iter().map(|(start, end)| f32::from(u8::from(start == end)));
+        let empty = spans.iter().map(|span| f32::from(u8::from(span.is_empty())));
         let empty = upload::<B>(
             empty.flat_map(|flag| std::iter::repeat_n(flag, width)).collect(),
             &[spans.len(), width],
@@ -137,7 +136,7 @@ impl<B: HstuBackend> Jagged<B> {
         )
     }
 
-    /// One over the length of the history that each event is in: `[history, 1]`.
+    /// One over the length of each event's history: `[history, 1]`.
     fn shares(&self, device: &B::Device) -> FloatTensor<B> {
         let share = |span: &[u32]| {
             let length = (span[1] - span[0]) as usize;
@@ -155,7 +154,7 @@ impl<B: HstuBackend> Jagged<B> {
     }
 }
 
-/// The request of each entry.
+/// The request that each entry belongs to.
 fn owners<B: HstuBackend>(offsets: &[u32], device: &B::Device) -> IntTensor<B> {
     let spans = offsets.windows(2).enumerate();
     let owners = spans.flat_map(|(request, span)| {

@@ -1,11 +1,10 @@
-//! Runs a graph on a Burn backend: one code path for training and inference,
-//! on `Flex`, on CUDA, and on their `Autodiff` kin.
+//! Runs a graph on a Burn backend: one code path for training and serving, on `Flex`, on CUDA, and
+//! on both with `Autodiff`.
 //!
-//! A run has three steps: ids are worked out on the host ([`Executor::lookups`]),
-//! which says what rows of each table the batch touches; the parameters become
-//! device tensors, tables by their touched rows only ([`Executor::leaves`]); and
-//! the nodes run in order ([`Executor::run`]). Gradients are Burn's business,
-//! losses and optimisers `train`'s.
+//! A run has three steps. The host computes the ids ([`Executor::lookups`]), which gives the rows
+//! of each table that the batch touches. The parameters become device tensors, tables with their
+//! touched rows only ([`Executor::leaves`]). Then the nodes run in order ([`Executor::run`]). Burn
+//! computes gradients; losses and optimisers are in `train`.
 
 mod ids;
 mod jagged;
@@ -22,21 +21,22 @@ use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
 
 use super::batch::ExpertBatch;
-use super::graph::{Graph, Lead, Node, Op, Shape, Type};
+use super::graph::{ExpertGraph, Lead, Node, Op, TensorShape, Type};
 use super::params::Parameters;
-pub use ids::{Lookups, hash_id};
 use jagged::Jagged;
+
+pub use ids::Lookups;
 
 /// A graph on a device.
 pub struct Executor<B: HstuBackend> {
-    graph: Arc<Graph>,
+    graph: Arc<ExpertGraph>,
     device: B::Device,
-    /// How many times each node's value is read.
+    /// The number of readers of each node's value.
     uses: Vec<u32>,
 }
 
-/// What a run gives.
-pub struct Outputs<B: Backend> {
+/// The results of a run.
+pub struct GraphOutputs<B: Backend> {
     /// `[rows, tasks]`: logits of binary tasks, values of regressions, in the description's order.
     pub tasks: FloatTensor<B>,
     /// `[rows, 1]`: the extra loss of each row.
@@ -45,7 +45,7 @@ pub struct Outputs<B: Backend> {
 
 impl<B: HstuBackend> Executor<B> {
     /// Puts `graph` on `device`.
-    pub fn new(graph: Arc<Graph>, device: B::Device) -> Executor<B> {
+    pub fn new(graph: Arc<ExpertGraph>, device: B::Device) -> Executor<B> {
         let mut uses = vec![0; graph.nodes.len()];
         let read = graph.nodes.iter().flat_map(|node| &node.inputs);
         for input in read.chain(&graph.outputs).chain(&graph.extra_loss) {
@@ -54,27 +54,24 @@ impl<B: HstuBackend> Executor<B> {
         Executor { graph, device, uses }
     }
 
-    /// The graph.
-    pub fn graph(&self) -> &Arc<Graph> {
+    /// The graph that it runs.
+    pub fn graph(&self) -> &Arc<ExpertGraph> {
         &self.graph
     }
 
-    /// Works out the batch's ids on the host.
+    /// Computes the batch's ids and table rows on the host.
     pub fn lookups(&self, batch: &ExpertBatch) -> Lookups {
         Lookups::new(&self.graph, batch)
     }
 
-    /// A device tensor a parameter: dense ones whole, tables by the rows that
-    /// the batch touches, in the order of `lookups.rows`.
+    /// One device tensor for each parameter: the whole of a dense one, the touched rows of a table
+    /// in the order of `lookups.rows`.
     pub fn leaves(&self, parameters: &Parameters, lookups: &Lookups) -> Vec<FloatTensor<B>> {
-        let leaf = |index: usize| match &lookups.rows[index] {
+        let leaf = |(index, rows): (usize, &Option<Vec<u32>>)| match rows {
             None => self.dense_leaf(parameters, index),
-            Some(rows) => {
-                let width = self.graph.parameters[index].shape[1];
-                self.upload(parameters.gather(index, rows), &[rows.len(), width])
-            }
+            Some(rows) => self.table_leaf(parameters, index, rows),
         };
-        (0..self.graph.parameters.len()).map(leaf).collect()
+        lookups.rows.iter().enumerate().map(leaf).collect()
     }
 
     /// The device tensor of a whole parameter.
@@ -82,33 +79,31 @@ impl<B: HstuBackend> Executor<B> {
         self.upload(parameters.values(index).to_vec(), &self.graph.parameters[index].shape)
     }
 
-    /// The device tensor of a table's touched rows.
+    /// The device tensor of some rows of a table.
     pub fn table_leaf(
         &self,
         parameters: &Parameters,
         index: usize,
         rows: &[u32],
     ) -> FloatTensor<B> {
-        self.upload(
-            parameters.gather(index, rows),
-            &[rows.len(), self.graph.parameters[index].shape[1]],
-        )
+        let width = self.graph.parameters[index].shape[1];
+        self.upload(parameters.gather(index, rows), &[rows.len(), width])
     }
 
-    /// Runs the graph. `leaves` are those of `lookups`, one a parameter.
-    /// Dropout is active where `dropout` gives it randomness.
+    /// Runs the graph on `batch` with its `lookups`, and the leaves of these lookups. Dropout is
+    /// active if `dropout` is given.
     ///
     /// # Panics
-    /// Where the batch has no row.
+    /// If the batch has no row.
     pub fn run(
         &self,
         leaves: &[FloatTensor<B>],
         lookups: &Lookups,
         batch: &ExpertBatch,
         dropout: Option<&mut SmallRng>,
-    ) -> Outputs<B> {
+    ) -> GraphOutputs<B> {
         assert!(batch.rows > 0, "a batch has at least one row");
-        let mut run = Run {
+        let mut run = GraphRun {
             executor: self,
             leaves,
             lookups,
@@ -119,7 +114,7 @@ impl<B: HstuBackend> Executor<B> {
             left: self.uses.clone(),
         };
         for (index, node) in self.graph.nodes.iter().enumerate() {
-            // What nobody reads is not worth running; ids live in `lookups`.
+            // Values without a reader are not computed, and ids are in `lookups`.
             if node.ty == Type::Number && self.uses[index] > 0 {
                 run.values[index] = Some(run.node(index, node));
             }
@@ -129,10 +124,10 @@ impl<B: HstuBackend> Executor<B> {
         let extra_loss = self.graph.extra_loss.map(|node| run.take(node));
         let tasks =
             if tasks.len() == 1 { tasks.into_iter().next() } else { Some(B::float_cat(tasks, 1)) };
-        Outputs { tasks: tasks.expect("a graph has an output"), extra_loss }
+        GraphOutputs { tasks: tasks.expect("a graph has an output"), extra_loss }
     }
 
-    /// Moves values to the device.
+    /// Copies values to the device.
     pub fn upload(&self, values: Vec<f32>, dims: &[usize]) -> FloatTensor<B> {
         upload::<B>(values, dims, &self.device)
     }
@@ -142,14 +137,14 @@ fn upload<B: Backend>(values: Vec<f32>, dims: &[usize], device: &B::Device) -> F
     B::float_from_data(TensorData::new(values, Dims::from(dims.to_vec())), device)
 }
 
-/// Reads a tensor back to the host.
+/// Copies a tensor back to the host.
 pub fn download<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
     let data = burn::tensor::read_sync(B::float_into_data(tensor)).expect("the device is alive");
     data.convert::<f32>().into_vec().expect("the data was converted to f32")
 }
 
 /// One run in progress.
-struct Run<'a, B: HstuBackend> {
+struct GraphRun<'a, B: HstuBackend> {
     executor: &'a Executor<B>,
     leaves: &'a [FloatTensor<B>],
     lookups: &'a Lookups,
@@ -160,9 +155,9 @@ struct Run<'a, B: HstuBackend> {
     left: Vec<u32>,
 }
 
-impl<B: HstuBackend> Run<'_, B> {
-    /// The value of a node; its last reader gets it whole, so that the backend
-    /// can work in place.
+impl<B: HstuBackend> GraphRun<'_, B> {
+    /// The value of a node. Its last reader becomes the only owner, so the backend can work in
+    /// place.
     fn take(&mut self, node: usize) -> FloatTensor<B> {
         self.left[node] -= 1;
         let value =
@@ -174,11 +169,9 @@ impl<B: HstuBackend> Run<'_, B> {
         if let Some(value) = self.source(index, node) {
             return value;
         }
-        let inputs = node
-            .inputs
-            .iter()
-            .filter(|input| self.executor.graph.nodes[**input].ty == Type::Number);
-        let mut inputs: Vec<FloatTensor<B>> = inputs.map(|input| self.take(*input)).collect();
+        let nodes = &self.executor.graph.nodes;
+        let numbers = node.inputs.iter().filter(|input| nodes[**input].ty == Type::Number);
+        let mut inputs: Vec<FloatTensor<B>> = numbers.map(|input| self.take(*input)).collect();
         let rank = node.shape.rank();
         match &node.op {
             Op::Concat { axis } => B::float_cat(inputs, *axis),
@@ -209,7 +202,7 @@ impl<B: HstuBackend> Run<'_, B> {
         }
     }
 
-    /// Nodes without f32 inputs.
+    /// The value of a node without f32 inputs; none for other nodes.
     fn source(&mut self, index: usize, node: &Node) -> Option<FloatTensor<B>> {
         let device = &self.executor.device;
         Some(match &node.op {
@@ -252,13 +245,13 @@ impl<B: HstuBackend> Run<'_, B> {
         }
     }
 
-    /// The shape with the batch's sizes.
-    fn dims(&self, shape: &Shape) -> Vec<usize> {
+    /// The dimensions of `shape` in this batch.
+    fn dims(&self, shape: &TensorShape) -> Vec<usize> {
         let lead = shape.lead.map(|_| self.lead(shape));
         lead.into_iter().chain(shape.dims.iter().copied()).collect()
     }
 
-    fn lead(&self, shape: &Shape) -> usize {
+    fn lead(&self, shape: &TensorShape) -> usize {
         match shape.lead {
             Some(Lead::History) => self.batch.history_events().max(1),
             _ => self.batch.rows,
@@ -270,7 +263,6 @@ fn three<T>(inputs: Vec<T>) -> [T; 3] {
     inputs.try_into().ok().expect("the graph was checked: three inputs")
 }
 
-/// The dimensions of a tensor.
 fn dims_of<T: TensorMetadata>(tensor: &T) -> Vec<usize> {
     tensor.shape().as_slice().to_vec()
 }

@@ -1,5 +1,5 @@
-//! The ops in terms of Burn's primitives, each differentiable wherever the
-//! backend is. Rows stay apart by construction: nothing here reads offsets.
+//! The ops in terms of Burn's primitives; each is differentiable if the backend is. No function
+//! here reads offsets, so rows cannot mix.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use super::dims_of;
 use crate::graph::{Binary, Compare, Reduction, Unary};
 
-/// `Log` and `Sqrt` clamp their input here.
+/// `Log` and `Sqrt` raise smaller inputs to this value.
 const TINY: f32 = 1e-12;
 
 pub(super) fn unary<B: Backend>(op: Unary, x: FloatTensor<B>) -> FloatTensor<B> {
@@ -29,7 +29,7 @@ pub(super) fn unary<B: Backend>(op: Unary, x: FloatTensor<B>) -> FloatTensor<B> 
         Unary::Relu => B::relu(x),
         Unary::Gelu => B::gelu(x),
         Unary::Tanh => B::float_tanh(x),
-        // Stable at both ends, and its gradient at 0 is a half.
+        // Stable at both ends, and the gradient at 0 is 0.5.
         Unary::Softplus => B::float_neg(B::log_sigmoid(B::float_neg(x))),
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn compare<B: Backend>(
     B::bool_into_float(truth, FloatDType::F32)
 }
 
-/// `a` where `c` is not 0, else `b`; the three have one shape.
+/// `a` where `c` is not 0, else `b`. All three have the same shape.
 pub(super) fn select_where<B: Backend>(
     c: FloatTensor<B>,
     a: FloatTensor<B>,
@@ -85,7 +85,7 @@ pub(super) fn select_where<B: Backend>(
     B::float_mask_where(a, zero, b)
 }
 
-/// `a [.., m, k]` times `b [k, n]`: leading dimensions are rows like any other.
+/// `a [.., m, k]` times `b [k, n]`: the leading dimensions of `a` become rows.
 pub(super) fn matmul<B: Backend>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
@@ -102,7 +102,7 @@ pub(super) fn matmul<B: Backend>(
 }
 
 pub(super) fn softmax<B: Backend>(x: FloatTensor<B>, axis: usize) -> FloatTensor<B> {
-    // The result does not depend on the shift, so its gradient need not either.
+    // The result does not depend on the shift, so the shift needs no gradient.
     let shift = B::float_max_dim(B::float_set_require_grad(x.clone(), false), axis);
     let e = B::float_exp(B::float_sub(x, shift));
     let sum = B::float_sum_dim(e.clone(), axis);
@@ -147,8 +147,8 @@ pub(super) fn layer_norm<B: Backend>(
     B::float_add(B::float_mul(normal, with_rank::<B>(scale, rank)), with_rank::<B>(bias, rank))
 }
 
-/// Zeroes values (or whole rows) with probability `rate`, and scales the rest
-/// so that the expectation stays.
+/// Zeroes values (or whole rows) with probability `rate`, and scales the others so that the
+/// expectation does not change.
 pub(super) fn dropout<B: Backend>(
     x: FloatTensor<B>,
     rate: f32,
@@ -172,7 +172,7 @@ pub(super) fn dropout<B: Backend>(
     B::float_mul(x, super::upload::<B>(mask, &dims, &device))
 }
 
-/// The mean of the table's rows at `index` (`[s * k]`): `[s, d]`.
+/// The means of groups of rows of the table, `[s, d]`; `index` has `s` groups of equal size.
 pub(super) fn embedding_bag<B: Backend>(
     table: FloatTensor<B>,
     index: &[i64],
@@ -196,7 +196,7 @@ pub(super) fn indices<B: Backend>(index: Vec<i64>, device: &B::Device) -> IntTen
     B::int_from_data(TensorData::new(index, dims).convert_dtype(dtype.into()), device)
 }
 
-/// Puts dimensions of size 1 in front.
+/// Prepends dimensions of size 1 up to `rank`.
 fn with_rank<B: Backend>(x: FloatTensor<B>, rank: usize) -> FloatTensor<B> {
     let dims = dims_of(&x);
     if dims.len() == rank {

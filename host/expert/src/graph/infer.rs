@@ -1,18 +1,18 @@
-//! Shape and type rules: what each op makes of its inputs.
+//! What each op makes of its inputs (type and shape), and what it costs.
 //!
-//! Every function answers with the result's type and shape, or with the rule
-//! that is broken. That symbolic dimensions stay first and never meet another
-//! one is what keeps requests apart.
+//! Every rule returns the result's type and shape, or the rule that is broken. Requests stay apart
+//! because a symbolic dimension stays first and never meets the other one.
 
-use super::{Lead, Op, Reduction, Shape, Type};
-
-type Typed = (Type, Shape);
+use super::{Lead, Op, Reduction, TensorShape, Type};
 
 /// The result of an op other than `Input` and `Parameter`.
-pub(super) fn infer(op: &Op, inputs: &[(Type, &Shape)]) -> Result<Typed, String> {
+pub(super) fn infer(
+    op: &Op,
+    inputs: &[(Type, &TensorShape)],
+) -> Result<(Type, TensorShape), String> {
     check_arity(op, inputs.len())?;
     check_types(op, inputs)?;
-    let shapes: Vec<&Shape> = inputs.iter().map(|(_, shape)| *shape).collect();
+    let shapes: Vec<&TensorShape> = inputs.iter().map(|(_, shape)| *shape).collect();
     let x = shapes.first().copied();
     let ty = match op {
         Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => {
@@ -44,12 +44,12 @@ pub(super) fn infer(op: &Op, inputs: &[(Type, &Shape)]) -> Result<Typed, String>
         (Op::HstuAttention { heads, .. }, Some(_)) => {
             hstu(&shapes[..3], Lead::History, *heads)?;
             let rows = hstu(&shapes[3..], Lead::Rows, *heads)?;
-            if rows.dims != shapes[0].dims {
-                return Err(format!(
-                    "the history's width {} and the rows' {} differ",
-                    shapes[0].dims[0], rows.dims[0]
-                ));
-            }
+            refuse_if!(
+                rows.dims != shapes[0].dims,
+                "the history's width {} and the rows' {} differ",
+                shapes[0].dims[0],
+                rows.dims[0]
+            );
             rows
         }
         (Op::HstuHistory { heads, .. }, Some(_)) => hstu(&shapes, Lead::History, *heads)?,
@@ -73,13 +73,11 @@ fn check_arity(op: &Op, inputs: usize) -> Result<(), String> {
         Op::Concat { .. } => return Err(format!("it has {inputs} inputs, but takes 1 to 256")),
         _ => 1,
     };
-    if inputs != expected {
-        return Err(format!("it has {inputs} inputs, but takes {expected}"));
-    }
+    refuse_if!(inputs != expected, "it has {inputs} inputs, but takes {expected}");
     Ok(())
 }
 
-fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
+fn check_types(op: &Op, inputs: &[(Type, &TensorShape)]) -> Result<(), String> {
     for (index, (ty, _)) in inputs.iter().enumerate() {
         let expected = match op {
             Op::Cast => Type::Id,
@@ -90,7 +88,7 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
         };
         if *ty != expected {
             let (is, takes) = match expected {
-                Type::Number => ("i64 ids", "f32; `Cast` or `EmbeddingBag` makes numbers of ids"),
+                Type::Number => ("i64 ids", "f32; `Cast` or `EmbeddingBag` turns ids into numbers"),
                 Type::Id => ("f32", "i64 ids"),
             };
             return Err(format!("its input {index} is {is}, but it takes {takes}"));
@@ -99,67 +97,51 @@ fn check_types(op: &Op, inputs: &[(Type, &Shape)]) -> Result<(), String> {
     Ok(())
 }
 
-fn constant(dims: &[usize]) -> Result<Shape, String> {
-    // A scalar is a vector of one: the two broadcast alike.
-    let shape = if dims.is_empty() { Shape::fixed(&[1]) } else { Shape::fixed(dims) };
-    if shape.dims.contains(&0) {
-        return Err(format!("its shape {shape} holds a 0"));
-    }
+fn constant(dims: &[usize]) -> Result<TensorShape, String> {
+    // A scalar becomes a vector of one value, which broadcasts in the same way.
+    let shape = if dims.is_empty() { TensorShape::fixed(&[1]) } else { TensorShape::fixed(dims) };
+    refuse_if!(shape.dims.contains(&0), "its shape {shape} contains a 0");
     Ok(shape)
 }
 
-fn matmul(a: &Shape, b: &Shape) -> Result<Shape, String> {
-    if b.lead.is_some() || b.dims.len() != 2 {
-        return Err(format!("its second input {b} is not a fixed matrix"));
-    }
-    if a.rank() < 2 {
-        return Err(format!("its first input {a} has rank 1"));
-    }
+fn matmul(a: &TensorShape, b: &TensorShape) -> Result<TensorShape, String> {
+    refuse_if!(b.lead.is_some() || b.dims.len() != 2, "its second input {b} is not a fixed matrix");
+    refuse_if!(a.rank() < 2, "its first input {a} has rank 1");
     let (k, n) = (b.dims[0], b.dims[1]);
     let mut shape = a.clone();
     let last = shape.dims.last_mut().ok_or("its first input has no fixed last dimension")?;
-    if *last != k {
-        return Err(format!("the inner dimensions {last} and {k} differ"));
-    }
+    refuse_if!(*last != k, "the inner dimensions {last} and {k} differ");
     *last = n;
     Ok(shape)
 }
 
-fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, String> {
+fn broadcast(a: &TensorShape, b: &TensorShape) -> Result<TensorShape, String> {
     let (long, short) = if a.rank() >= b.rank() { (a, b) } else { (b, a) };
     let offset = long.rank() - short.rank();
     let mut shape = long.clone();
     if let Some(lead) = short.lead {
-        if offset > 0 {
-            return Err(format!(
-                "{short} would put its symbolic dimension inside {long}: reshape it to the same rank first"
-            ));
-        }
+        refuse_if!(
+            offset > 0,
+            "{short} would put its symbolic dimension inside {long}: reshape it to the same \
+                 rank first"
+        );
         shape.lead = Some(lead);
     }
     match (long.lead, short.lead) {
         (Some(x), Some(y)) if x != y => {
-            return Err("`rows` meets `history`; only HstuAttention and the Pool ops cross from one to the other".into());
+            return Err("`rows` meets `history`; only HstuAttention and the Pool ops cross from \
+                        one to the other"
+                .into());
         }
         // A fixed dimension that meets a symbolic one must be 1.
-        (Some(_), None) if offset == 0 && short.dims[0] != 1 => {
-            return Err(format!(
-                "a symbolic dimension meets {} (only 1 broadcasts)",
-                short.dims[0]
-            ));
-        }
+        (Some(_), None) if offset == 0 => meets_symbolic(short.dims[0])?,
         (None, Some(_)) => {
-            if long.dims[0] != 1 {
-                return Err(format!(
-                    "a symbolic dimension meets {} (only 1 broadcasts)",
-                    long.dims[0]
-                ));
-            }
+            meets_symbolic(long.dims[0])?;
             shape.dims.remove(0);
         }
         _ => {}
     }
-    // The fixed dimensions that are left, aligned at the right.
+    // The remaining fixed dimensions, aligned at the right.
     let other =
         &short.dims[usize::from(short.lead.is_none() && shape.lead.is_some() && offset == 0)..];
     let base = shape.dims.len() - other.len();
@@ -173,23 +155,29 @@ fn broadcast(a: &Shape, b: &Shape) -> Result<Shape, String> {
     Ok(shape)
 }
 
-fn same(first: &Shape, all: &[&Shape]) -> Result<Shape, String> {
+fn meets_symbolic(dim: usize) -> Result<(), String> {
+    if dim == 1 {
+        Ok(())
+    } else {
+        Err(format!("a symbolic dimension meets {dim} (only 1 broadcasts)"))
+    }
+}
+
+fn same(first: &TensorShape, all: &[&TensorShape]) -> Result<TensorShape, String> {
     match all.iter().find(|shape| **shape != first) {
         None => Ok(first.clone()),
         Some(other) => Err(format!("its inputs {first} and {other} differ in shape")),
     }
 }
 
-/// The position in `dims` of a fixed axis.
-fn fixed_axis(x: &Shape, axis: usize) -> Result<usize, String> {
-    if axis >= x.rank() {
-        return Err(format!("its axis {axis} is outside {x}"));
-    }
+/// The position of a fixed axis in `dims`.
+fn fixed_axis(x: &TensorShape, axis: usize) -> Result<usize, String> {
+    refuse_if!(axis >= x.rank(), "its axis {axis} is outside {x}");
     axis.checked_sub(x.lead.iter().len())
         .ok_or_else(|| format!("its axis {axis} is the symbolic dimension of {x}"))
 }
 
-fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
+fn concat(shapes: &[&TensorShape], axis: usize) -> Result<TensorShape, String> {
     let mut shape = shapes[0].clone();
     let at = fixed_axis(&shape, axis)?;
     for other in &shapes[1..] {
@@ -197,28 +185,25 @@ fn concat(shapes: &[&Shape], axis: usize) -> Result<Shape, String> {
         if like.rank() == shape.rank() && like.lead == shape.lead {
             like.dims[at] = shape.dims[at];
         }
-        if like != shape {
-            return Err(format!("{} and {other} differ outside axis {axis}", shapes[0]));
-        }
+        refuse_if!(like != shape, "{} and {other} differ outside axis {axis}", shapes[0]);
         shape.dims[at] = shape.dims[at].checked_add(other.dims[at]).ok_or("its size overflows")?;
     }
     Ok(shape)
 }
 
-fn slice(x: &Shape, axis: usize, start: usize, end: usize) -> Result<Shape, String> {
+fn slice(x: &TensorShape, axis: usize, start: usize, end: usize) -> Result<TensorShape, String> {
     let at = fixed_axis(x, axis)?;
-    if start >= end || end > x.dims[at] {
-        return Err(format!(
-            "{start}..{end} is empty or outside the {} of axis {axis}",
-            x.dims[at]
-        ));
-    }
+    refuse_if!(
+        start >= end || end > x.dims[at],
+        "{start}..{end} is empty or outside the {} of axis {axis}",
+        x.dims[at]
+    );
     let mut shape = x.clone();
     shape.dims[at] = end - start;
     Ok(shape)
 }
 
-fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
+fn reshape(x: &TensorShape, to: &[usize]) -> Result<TensorShape, String> {
     let dims = match (x.lead, to) {
         (Some(_), [0, dims @ ..]) => dims,
         (Some(_), _) => {
@@ -228,87 +213,144 @@ fn reshape(x: &Shape, to: &[usize]) -> Result<Shape, String> {
         }
         (None, dims) => dims,
     };
-    let shape = Shape { lead: x.lead, dims: dims.to_vec() };
+    let shape = TensorShape { lead: x.lead, dims: dims.to_vec() };
     let elements = dims.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
-    if shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()) {
-        return Err(format!("{x} does not have the elements of {shape}"));
-    }
+    refuse_if!(
+        shape.rank() == 0 || dims.contains(&0) || elements != Some(x.row_elements()),
+        "{x} does not have the elements of {shape}"
+    );
     Ok(shape)
 }
 
-fn transpose(x: &Shape, perm: &[usize]) -> Result<Shape, String> {
+fn transpose(x: &TensorShape, perm: &[usize]) -> Result<TensorShape, String> {
     let mut seen = vec![false; x.rank()];
     let valid = perm.len() == x.rank()
         && perm
             .iter()
             .all(|axis| seen.get_mut(*axis).is_some_and(|seen| !std::mem::replace(seen, true)));
-    if !valid {
-        return Err(format!(
-            "its `perm` {perm:?} is no permutation of the {} axes of {x}",
-            x.rank()
-        ));
-    }
+    refuse_if!(!valid, "its `perm` {perm:?} is no permutation of the {} axes of {x}", x.rank());
     let lead = x.lead.iter().len();
-    if lead == 1 && perm[0] != 0 {
-        return Err(format!(
-            "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
-        ));
-    }
+    refuse_if!(
+        lead == 1 && perm[0] != 0,
+        "its `perm` {perm:?} moves the symbolic dimension of {x}, which stays first"
+    );
     let dims = perm[lead..].iter().map(|axis| x.dims[axis - lead]).collect();
-    Ok(Shape { lead: x.lead, dims })
+    Ok(TensorShape { lead: x.lead, dims })
 }
 
-fn lookup(op: &Op, table: &Shape, ids: &Shape) -> Result<Shape, String> {
-    if table.lead.is_some() || table.dims.len() != 2 {
-        return Err(format!("its table {table} is not a fixed matrix"));
-    }
+fn lookup(op: &Op, table: &TensorShape, ids: &TensorShape) -> Result<TensorShape, String> {
+    refuse_if!(
+        table.lead.is_some() || table.dims.len() != 2,
+        "its table {table} is not a fixed matrix"
+    );
     let (Some(lead), [k]) = (ids.lead, ids.dims.as_slice()) else {
         return Err(format!("its ids {ids} are not [rows, k] or [history, k]"));
     };
-    if *op == Op::Gather && *k != 1 {
-        return Err(format!("its index {ids} has more than one column"));
-    }
-    Ok(Shape::led(lead, &[table.dims[1]]))
+    refuse_if!(*op == Op::Gather && *k != 1, "its index {ids} has more than one column");
+    Ok(TensorShape::led(lead, &[table.dims[1]]))
 }
 
-fn layer_norm(x: &Shape, scale: &Shape, bias: &Shape) -> Result<Shape, String> {
+fn layer_norm(
+    x: &TensorShape,
+    scale: &TensorShape,
+    bias: &TensorShape,
+) -> Result<TensorShape, String> {
     let d = *x.dims.last().ok_or_else(|| format!("{x} has no fixed last dimension"))?;
-    let expected = Shape::fixed(&[d]);
-    if *scale != expected || *bias != expected {
-        return Err(format!(
-            "its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"
-        ));
-    }
+    let expected = TensorShape::fixed(&[d]);
+    refuse_if!(
+        *scale != expected || *bias != expected,
+        "its scale {scale} and bias {bias} must be {expected}, the last dimension of {x}"
+    );
     Ok(x.clone())
 }
 
-fn hstu(qkv: &[&Shape], lead: Lead, heads: usize) -> Result<Shape, String> {
+fn hstu(qkv: &[&TensorShape], lead: Lead, heads: usize) -> Result<TensorShape, String> {
     let q = qkv[0];
-    let expected = Shape::led(lead, &[0]);
+    let expected = TensorShape::led(lead, &[0]);
     if q.lead != Some(lead) || q.dims.len() != 1 || qkv.iter().any(|shape| *shape != q) {
         let shapes: Vec<String> = qkv.iter().map(|shape| shape.to_string()).collect();
         let expected = expected.to_string().replace('0', "heads * d");
         return Err(format!("its q, k, v {} must be {expected}, all alike", shapes.join(", ")));
     }
-    if !q.dims[0].is_multiple_of(heads) {
-        return Err(format!("its width {} is not a multiple of its {heads} heads", q.dims[0]));
-    }
+    refuse_if!(
+        !q.dims[0].is_multiple_of(heads),
+        "its width {} is not a multiple of its {heads} heads",
+        q.dims[0]
+    );
     Ok(q.clone())
 }
 
-fn pool(x: &Shape) -> Result<Shape, String> {
-    if x.lead != Some(Lead::History) || x.dims.len() != 1 {
-        return Err(format!("it pools [history, d], not {x}"));
-    }
-    Ok(Shape::led(Lead::Rows, &x.dims))
+fn pool(x: &TensorShape) -> Result<TensorShape, String> {
+    refuse_if!(
+        x.lead != Some(Lead::History) || x.dims.len() != 1,
+        "it pools [history, d], not {x}"
+    );
+    Ok(TensorShape::led(Lead::Rows, &x.dims))
 }
 
-/// The values that an op holds at once beyond its result, a row: what the
-/// limits count for lookups.
-pub(super) fn working_elements(op: &Op, inputs: &[&Shape], result: &Shape) -> usize {
+/// The number of values a row that an op needs at once beyond its result. The limits count them.
+pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &TensorShape) -> usize {
     match op {
         Op::EmbeddingBag => inputs[1].dims[0].saturating_mul(result.dims[0]),
         Op::Pool(Reduction::Max) => result.dims[0].saturating_mul(2),
         _ => 0,
+    }
+}
+
+/// Floating-point operations of a network: a multiply-add counts two, any other arithmetic one an
+/// element. Attention counts the full short history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// For each candidate.
+    pub per_row: u64,
+    /// For each event of the short history.
+    pub per_history: u64,
+    /// Once a batch, on parameters alone.
+    pub fixed: u64,
+}
+
+impl Cost {
+    /// The cost of a candidate that shares a full short history, and the arithmetic on parameters,
+    /// with 19 other candidates. `GraphLimits::flops_per_candidate` limits it.
+    pub fn per_candidate(&self, history_len: u32) -> u64 {
+        let history = self.per_history.saturating_mul(u64::from(history_len));
+        self.per_row.saturating_add(history.saturating_add(self.fixed) / 20)
+    }
+
+    /// Adds one node's cost.
+    pub(super) fn add(
+        &mut self,
+        op: &Op,
+        inputs: &[&TensorShape],
+        result: &TensorShape,
+        history_len: u32,
+    ) {
+        let pairs = u64::from(history_len) + 1;
+        let count = |shape: &TensorShape| shape.row_elements() as u64;
+        let elements = count(result);
+        let flops = match op {
+            Op::Input { .. } | Op::Parameter { .. } | Op::Constant { .. } | Op::StopGradient => 0,
+            // Moving values is no arithmetic, and serving skips dropout.
+            Op::Concat { .. } | Op::Slice { .. } | Op::Reshape { .. } | Op::Transpose { .. } => 0,
+            Op::Gather | Op::Cast | Op::Dropout { .. } => 0,
+            Op::MatMul => 2u64.saturating_mul(elements).saturating_mul(inputs[1].dims[0] as u64),
+            Op::EmbeddingBag => elements.saturating_mul(inputs[1].dims[0] as u64),
+            Op::LayerNormalization { .. } => elements.saturating_mul(8),
+            Op::Softmax { .. } => elements.saturating_mul(4),
+            Op::Reduce { .. } => count(inputs[0]),
+            // Q K^T and A V over the history and the row itself.
+            Op::HstuAttention { .. } => elements.saturating_mul(4).saturating_mul(pairs),
+            // Causal, so half of the pairs.
+            Op::HstuHistory { .. } => elements.saturating_mul(2).saturating_mul(pairs),
+            _ => elements,
+        };
+        let bucket = match result.lead {
+            // Pooling gives rows, but works on every event.
+            _ if matches!(op, Op::Pool(_)) => &mut self.per_history,
+            Some(Lead::Rows) => &mut self.per_row,
+            Some(Lead::History) => &mut self.per_history,
+            None => &mut self.fixed,
+        };
+        *bucket = bucket.saturating_add(flops);
     }
 }

@@ -1,26 +1,27 @@
-//! An expert's network as the host admits it: a checked, typed graph with
-//! inferred shapes and a known cost.
+//! An expert's network as the host accepts it: a checked, typed graph with inferred shapes and a
+//! known cost.
 //!
-//! A [`Graph`] exists only if every rule of `sdk/wit/ops.md` holds, so nothing
-//! after this stage checks shapes again. Every op works within `rows` or within
-//! `history` and never moves a symbolic dimension; only the HSTU and pooling ops
-//! cross, by the host's offsets. So no graph can carry one request's data into
-//! another's. It does not run anything: see `executor`.
+//! An [`ExpertGraph`] satisfies all rules of `sdk/wit/ops.md`, so later stages do not check shapes
+//! again. Every op works within `rows` or within `history` and leaves the symbolic dimension first.
+//! Only the HSTU and pooling ops cross between the two, by the host's offsets. So no graph can move
+//! one request's data into another request. The `executor` runs a graph.
+//!
+//! To add an operator: its name and attributes in `op`, its shape and cost in `infer`, its
+//! computation in `executor` (and in `compiled`, if it works row by row).
 
-mod cost;
 mod infer;
 mod op;
 mod validate;
 
 use std::fmt;
 
-pub use cost::Cost;
+pub use infer::Cost;
 pub use op::{Binary, Compare, Op, Reduction, Unary};
 pub use validate::GraphLimits;
 
 use super::wasm::contract::{Column, Initialiser};
 
-/// A symbolic dimension.
+/// A symbolic dimension: its size is known only for a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lead {
     /// Candidates, or examples in training.
@@ -30,23 +31,23 @@ pub enum Lead {
 }
 
 /// A shape: at most one symbolic dimension, first, then fixed ones. Rank 1 to 4.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// The symbolic first dimension, if there is one.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TensorShape {
+    /// The symbolic first dimension, if it has one.
     pub lead: Option<Lead>,
     /// The fixed dimensions.
     pub dims: Vec<usize>,
 }
 
-impl Shape {
+impl TensorShape {
     /// A shape of fixed dimensions.
-    pub fn fixed(dims: &[usize]) -> Shape {
-        Shape { lead: None, dims: dims.to_vec() }
+    pub fn fixed(dims: &[usize]) -> TensorShape {
+        TensorShape { lead: None, dims: dims.to_vec() }
     }
 
     /// A symbolic dimension, then fixed ones.
-    pub fn led(lead: Lead, dims: &[usize]) -> Shape {
-        Shape { lead: Some(lead), dims: dims.to_vec() }
+    pub fn led(lead: Lead, dims: &[usize]) -> TensorShape {
+        TensorShape { lead: Some(lead), dims: dims.to_vec() }
     }
 
     /// The number of dimensions.
@@ -54,45 +55,52 @@ impl Shape {
         self.lead.iter().len() + self.dims.len()
     }
 
-    /// The elements of one row (or event), or of the whole where the shape is fixed.
+    /// The number of elements of one row (or event); of all if the shape is fixed.
     pub fn row_elements(&self) -> usize {
         self.dims.iter().fold(1, |product, dim| product.saturating_mul(*dim))
     }
 }
 
-impl fmt::Display for Shape {
+// The text is hashed into every parameter file: see [`ExpertGraph::hash`].
+impl fmt::Debug for TensorShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shape").field("lead", &self.lead).field("dims", &self.dims).finish()
+    }
+}
+
+impl fmt::Display for TensorShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lead = self.lead.map(|lead| match lead {
             Lead::Rows => "rows".to_owned(),
             Lead::History => "history".to_owned(),
         });
-        let dims: Vec<String> =
-            lead.into_iter().chain(self.dims.iter().map(usize::to_string)).collect();
+        let dims = self.dims.iter().map(usize::to_string);
+        let dims: Vec<String> = lead.into_iter().chain(dims).collect();
         write!(f, "[{}]", dims.join(", "))
     }
 }
 
-/// What a value holds.
+/// The type of a value's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Type {
-    /// f32, with gradient.
+    /// f32 with a gradient.
     Number,
-    /// i64 ids, without gradient and without arithmetic.
+    /// i64 ids without gradient or arithmetic.
     Id,
 }
 
-/// A node. Its inputs are earlier nodes.
+/// A node of a graph.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// What it does.
+    /// The operator with its attributes.
     pub op: Op,
-    /// Indices of earlier nodes.
+    /// Indices of the earlier nodes that it reads.
     pub inputs: Vec<usize>,
     /// The type of its value.
     pub ty: Type,
     /// The shape of its value.
-    pub shape: Shape,
-    /// The layer it belongs to.
+    pub shape: TensorShape,
+    /// The layer of the plugin's code that made it, for messages.
     pub layer: String,
 }
 
@@ -103,10 +111,10 @@ pub struct ParameterSpec {
     pub name: String,
     /// Its dimensions; rank 1 to 4.
     pub shape: Vec<usize>,
-    /// How it starts.
+    /// The distribution of its initial values.
     pub init: Initialiser,
-    /// Whether it is read by rows only (`EmbeddingBag`, `Gather`), so that a
-    /// batch touches few of its rows.
+    /// Whether it is an embedding table: only `EmbeddingBag` and `Gather` read it, so a batch
+    /// touches few of its rows.
     pub table: bool,
 }
 
@@ -116,36 +124,71 @@ impl ParameterSpec {
         self.shape.iter().product()
     }
 
-    /// Whether it holds no value; a checked graph has no such parameter.
+    /// Whether it has no value. False for all parameters of a checked graph.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A checked network.
+/// A network that passed all checks.
 #[derive(Debug, Clone)]
-pub struct Graph {
+pub struct ExpertGraph {
     /// The plugin's name.
     pub plugin: String,
-    /// The columns that `Input` nodes index.
+    /// The description's columns, which `Input` nodes index.
     pub columns: Vec<Column>,
-    /// The nodes, in order.
+    /// The nodes; each reads earlier ones only.
     pub nodes: Vec<Node>,
-    /// The parameters.
+    /// The parameters, which `Parameter` nodes index.
     pub parameters: Vec<ParameterSpec>,
     /// The output node of each task, in the description's order.
     pub outputs: Vec<usize>,
     /// The node whose mean is added to the loss.
     pub extra_loss: Option<usize>,
-    /// What running it costs.
+    /// The floating-point operations of a run.
     pub cost: Cost,
-    /// FNV-1a over nodes, parameters and outputs: equal for equal networks.
+    /// Equal for equal networks: FNV-1a over the `Debug` text of nodes, parameters and outputs. It
+    /// is in every parameter file, so a change of that text (a renamed field, too) makes all
+    /// existing files unusable.
     pub hash: u64,
 }
 
-impl Graph {
-    /// The number of parameter values.
+impl ExpertGraph {
+    /// The number of values over all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(ParameterSpec::len).sum()
+    }
+}
+
+/// The 64-bit FNV-1a hash of `bytes`; `seed` changes its start, and 0 is the plain hash.
+pub(super) fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_that_is_hashed_stays() {
+        let op = Op::Reduce { kind: Reduction::Sum, axis: 1 };
+        let shape = TensorShape::led(Lead::Rows, &[4]);
+        let node = Node { op, inputs: vec![0], ty: Type::Number, shape, layer: "tower".into() };
+        assert_eq!(
+            format!("{node:?}"),
+            "Node { op: Reduce { kind: Sum, axis: 1 }, inputs: [0], ty: Number, \
+             shape: Shape { lead: Some(Rows), dims: [4] }, layer: \"tower\" }"
+        );
+        let name = "table".to_owned();
+        let spec =
+            ParameterSpec { name, shape: vec![7, 2], init: Initialiser::Normal(0.5), table: true };
+        assert_eq!(
+            format!("{spec:?}"),
+            "ParameterSpec { name: \"table\", shape: [7, 2], init: Initialiser::Normal(0.5), \
+             table: true }"
+        );
+        assert_eq!(fnv1a(0, b"a"), 0xaf63_dc4c_8601_ec8c, "the published test vector");
     }
 }

@@ -1,6 +1,5 @@
-//! The ops and their attributes: from the names of `sdk/wit/ops.md` to a typed enum.
-//!
-//! It knows names and attributes, not shapes.
+//! The ops and their attributes: parsed from the names in `sdk/wit/ops.md` into a typed enum.
+//! Shapes are checked in `infer`.
 
 use crate::wasm::contract::{Attribute, Value};
 
@@ -34,45 +33,49 @@ pub enum Op {
     Pool(Reduction),
 }
 
-/// Elementwise ops of two inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Binary {
-    Add,
-    Sub,
-    Mul,
-    Div,
-    Max,
-    Min,
+/// Defines ops that differ only in their names, which are the contract's.
+macro_rules! named_ops {
+    ($(#[$doc:meta])* $group:ident { $($op:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
+        pub enum $group {
+            $($op),*
+        }
+
+        impl $group {
+            fn named(name: &str) -> Option<$group> {
+                match name {
+                    $(stringify!($op) => Some($group::$op),)*
+                    _ => None,
+                }
+            }
+
+            fn name(self) -> &'static str {
+                match self {
+                    $($group::$op => stringify!($op)),*
+                }
+            }
+        }
+    };
 }
 
-/// Elementwise ops of one input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Unary {
-    Exp,
-    Log,
-    Sqrt,
-    Neg,
-    Abs,
-    Sigmoid,
-    Silu,
-    Relu,
-    Gelu,
-    Tanh,
-    Softplus,
+named_ops! {
+    /// Elementwise ops of two inputs.
+    Binary { Add, Sub, Mul, Div, Max, Min }
 }
 
-/// Comparisons: 1.0 where true, else 0.0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
-pub enum Compare {
-    Greater,
-    Less,
-    Equal,
+named_ops! {
+    /// Elementwise ops of one input.
+    Unary { Exp, Log, Sqrt, Neg, Abs, Sigmoid, Silu, Relu, Gelu, Tanh, Softplus }
 }
 
-/// What a reduction or pooling takes of its values.
+named_ops! {
+    /// Comparisons: 1.0 where true, else 0.0.
+    Compare { Greater, Less, Equal }
+}
+
+/// How a reduction or pooling combines its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "sdk/wit/ops.md documents each op")]
 pub enum Reduction {
@@ -82,7 +85,7 @@ pub enum Reduction {
 }
 
 impl Op {
-    /// Reads an op and all its attributes, or says which rule it breaks.
+    /// Parses an op and all its attributes. The error is the rule that they break.
     pub(super) fn parse(name: &str, attributes: &[Attribute]) -> Result<Op, String> {
         let mut a = Attributes::new(attributes)?;
         let op = match name {
@@ -111,9 +114,10 @@ impl Op {
             "HstuHistory" => {
                 Op::HstuHistory { heads: a.positive("heads")?, max_len: a.positive("max-len")? }
             }
-            _ => elementwise(name).or_else(|| reduction(name, &mut a)).ok_or_else(|| {
-                "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
-            })??,
+            _ => match elementwise(name) {
+                Some(op) => op,
+                None => reduction(name, &mut a)?,
+            },
         };
         a.finish()?;
         Ok(op)
@@ -126,15 +130,9 @@ impl Op {
             Op::Parameter { .. } => "Parameter",
             Op::Constant { .. } => "Constant",
             Op::MatMul => "MatMul",
-            Op::Binary(op) => {
-                BINARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
-            Op::Unary(op) => {
-                UNARY.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
-            Op::Compare(op) => {
-                COMPARE.iter().find(|(_, found)| found == op).map_or("", |(name, _)| name)
-            }
+            Op::Binary(op) => op.name(),
+            Op::Unary(op) => op.name(),
+            Op::Compare(op) => op.name(),
             Op::Clip { .. } => "Clip",
             Op::Softmax { .. } => "Softmax",
             Op::Where => "Where",
@@ -160,82 +158,50 @@ impl Op {
     }
 }
 
-const BINARY: [(&str, Binary); 6] = [
-    ("Add", Binary::Add),
-    ("Sub", Binary::Sub),
-    ("Mul", Binary::Mul),
-    ("Div", Binary::Div),
-    ("Max", Binary::Max),
-    ("Min", Binary::Min),
-];
-
-const UNARY: [(&str, Unary); 11] = [
-    ("Exp", Unary::Exp),
-    ("Log", Unary::Log),
-    ("Sqrt", Unary::Sqrt),
-    ("Neg", Unary::Neg),
-    ("Abs", Unary::Abs),
-    ("Sigmoid", Unary::Sigmoid),
-    ("Silu", Unary::Silu),
-    ("Relu", Unary::Relu),
-    ("Gelu", Unary::Gelu),
-    ("Tanh", Unary::Tanh),
-    ("Softplus", Unary::Softplus),
-];
-
-const COMPARE: [(&str, Compare); 3] =
-    [("Greater", Compare::Greater), ("Less", Compare::Less), ("Equal", Compare::Equal)];
-
-const REDUCTION: [(&str, Reduction); 3] =
-    [("Sum", Reduction::Sum), ("Mean", Reduction::Mean), ("Max", Reduction::Max)];
-
-fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    table.iter().find(|(found, _)| *found == name).map(|(_, op)| *op)
+fn elementwise(name: &str) -> Option<Op> {
+    Binary::named(name)
+        .map(Op::Binary)
+        .or_else(|| Unary::named(name).map(Op::Unary))
+        .or_else(|| Compare::named(name).map(Op::Compare))
 }
 
-fn elementwise(name: &str) -> Option<Result<Op, String>> {
-    let op = lookup(&BINARY, name).map(Op::Binary);
-    op.or_else(|| lookup(&UNARY, name).map(Op::Unary))
-        .or_else(|| lookup(&COMPARE, name).map(Op::Compare))
-        .map(Ok)
-}
-
-fn reduction(name: &str, a: &mut Attributes) -> Option<Result<Op, String>> {
-    if let Some(kind) = name.strip_prefix("Reduce").and_then(|kind| lookup(&REDUCTION, kind)) {
-        return Some(a.index("axis").map(|axis| Op::Reduce { kind, axis }));
+fn reduction(name: &str, a: &mut Attributes) -> Result<Op, String> {
+    let kind = |name| match name {
+        "Sum" => Some(Reduction::Sum),
+        "Mean" => Some(Reduction::Mean),
+        "Max" => Some(Reduction::Max),
+        _ => None,
+    };
+    if let Some(kind) = name.strip_prefix("Reduce").and_then(kind) {
+        return Ok(Op::Reduce { kind, axis: a.index("axis")? });
     }
-    let kind = name.strip_prefix("Pool").and_then(|kind| lookup(&REDUCTION, kind))?;
-    Some(Ok(Op::Pool(kind)))
+    name.strip_prefix("Pool").and_then(kind).map(Op::Pool).ok_or_else(|| {
+        "the op is unknown; sdk/wit/ops.md lists those of this contract version".to_owned()
+    })
 }
 
 fn clip(a: &mut Attributes) -> Result<Op, String> {
     let (min, max) = (a.number("min")?, a.number("max")?);
-    if min > max {
-        return Err(format!("its `min` of {min} is above its `max` of {max}"));
-    }
+    refuse_if!(min > max, "its `min` of {min} is above its `max` of {max}");
     Ok(Op::Clip { min, max })
 }
 
 fn layer_normalization(a: &mut Attributes) -> Result<Op, String> {
     let epsilon = a.number("epsilon")?;
-    if epsilon <= 0.0 {
-        return Err(format!("its `epsilon` of {epsilon} is not positive"));
-    }
+    refuse_if!(epsilon <= 0.0, "its `epsilon` of {epsilon} is not positive");
     Ok(Op::LayerNormalization { epsilon })
 }
 
 fn dropout(a: &mut Attributes) -> Result<Op, String> {
     let rate = a.number("rate")?;
-    if !(0.0..1.0).contains(&rate) {
-        return Err(format!("its `rate` of {rate} is outside 0..1"));
-    }
+    refuse_if!(!(0.0..1.0).contains(&rate), "its `rate` of {rate} is outside 0..1");
     match a.index("per-row")? {
         per_row @ (0 | 1) => Ok(Op::Dropout { rate, per_row: per_row == 1 }),
         other => Err(format!("its `per-row` of {other} is neither 0 nor 1")),
     }
 }
 
-/// A node's attributes; each is taken once, and none may be left.
+/// The attributes of a node that are not parsed yet. None may remain at the end.
 struct Attributes<'a> {
     left: Vec<&'a Attribute>,
 }
@@ -281,14 +247,13 @@ impl<'a> Attributes<'a> {
         let Value::Integers(values) = self.take(name)? else {
             return Err(format!("its attribute `{name}` is not a list of integers"));
         };
-        if values.len() > super::validate::MAX_RANK {
-            return Err(format!(
-                "its attribute `{name}` has {} entries; 4 is the highest rank",
-                values.len()
-            ));
-        }
+        refuse_if!(
+            values.len() > super::validate::MAX_RANK,
+            "its attribute `{name}` has {} entries; 4 is the highest rank",
+            values.len()
+        );
         let index = |value: &i64| {
-            usize::try_from(*value).map_err(|_| format!("its attribute `{name}` holds {value}"))
+            usize::try_from(*value).map_err(|_| format!("its attribute `{name}` contains {value}"))
         };
         values.iter().map(index).collect()
     }

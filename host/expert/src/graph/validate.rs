@@ -1,10 +1,10 @@
-//! From the network that a guest described to a checked [`Graph`], or to the
-//! rule that it breaks: every message names plugin, layer, op and shapes.
+//! Checks the network that a guest described and turns it into an [`ExpertGraph`]. The error of a
+//! broken rule names plugin, layer, op and shapes.
 
 use std::collections::HashSet;
 
-use super::infer::{infer, working_elements};
-use super::{Cost, Graph, Lead, Node, Op, ParameterSpec, Shape, Type};
+use super::infer::{Cost, infer, working_elements};
+use super::{ExpertGraph, Lead, Node, Op, ParameterSpec, TensorShape, Type, fnv1a};
 use crate::Error;
 use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
 
@@ -12,19 +12,18 @@ use crate::wasm::contract::{Column, Description, HostInfo, Network, Parameter};
 pub(super) const MAX_RANK: usize = 4;
 const TEXT_BYTES: usize = 256;
 
-/// What a graph may cost.
+/// How large and costly a graph may be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GraphLimits {
-    /// Nodes.
+    /// The number of nodes, and of parameters.
     pub nodes: usize,
-    /// Parameter values, over all parameters.
+    /// The number of values over all parameters.
     pub parameters: usize,
-    /// Each fixed dimension, except a parameter's first.
+    /// The size of a fixed dimension, parameters excepted.
     pub dimension: usize,
-    /// Values that one candidate (or event) may need over all nodes: bounds memory.
+    /// The number of values that one candidate (or event) needs over all nodes. Limits memory.
     pub row_elements: usize,
-    /// Floating-point operations a candidate, with its share of a full short
-    /// history when a request has 20 candidates.
+    /// Floating-point operations a candidate, as [`Cost::per_candidate`] counts them.
     pub flops_per_candidate: u64,
 }
 
@@ -40,15 +39,14 @@ impl Default for GraphLimits {
     }
 }
 
-impl Graph {
-    /// Checks `network`, which `description` goes with, against the rules of
-    /// `sdk/wit/ops.md` and the limits.
+impl ExpertGraph {
+    /// Checks a plugin's network against the rules of `sdk/wit/ops.md` and the limits.
     pub fn new(
         description: &Description,
         network: &Network,
         info: &HostInfo,
         limits: &GraphLimits,
-    ) -> Result<Graph, Error> {
+    ) -> Result<ExpertGraph, Error> {
         let validator = Validator { description, network, info, limits };
         validator.graph().map_err(|why| Error::refused(&description.name, why))
     }
@@ -62,7 +60,7 @@ struct Validator<'a> {
 }
 
 impl Validator<'_> {
-    fn graph(&self) -> Result<Graph, String> {
+    fn graph(&self) -> Result<ExpertGraph, String> {
         let mut parameters = self.parameters()?;
         if self.network.nodes.len() > self.limits.nodes {
             let (nodes, limit) = (self.network.nodes.len(), self.limits.nodes);
@@ -73,7 +71,7 @@ impl Validator<'_> {
         let mut elements = Elements::default();
         for index in 0..self.network.nodes.len() {
             let node = self.node(index, &nodes, &parameters)?;
-            let inputs: Vec<&Shape> =
+            let inputs: Vec<&TensorShape> =
                 node.inputs.iter().map(|input| &nodes[*input].shape).collect();
             cost.add(&node.op, &inputs, &node.shape, self.description.history_len);
             elements.add(&node, &inputs);
@@ -88,9 +86,9 @@ impl Validator<'_> {
             .map(|node| self.output("the extra loss", node, &nodes))
             .transpose()?;
         mark_tables(&mut parameters, &nodes, &outputs, extra_loss);
-        let hash = fnv1a(format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
+        let hash = fnv1a(0, format!("{nodes:?}{parameters:?}{outputs:?}{extra_loss:?}").as_bytes());
         let (plugin, columns) = (self.description.name.clone(), self.description.columns.clone());
-        Ok(Graph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
+        Ok(ExpertGraph { plugin, columns, nodes, parameters, outputs, extra_loss, cost, hash })
     }
 
     fn parameters(&self) -> Result<Vec<ParameterSpec>, String> {
@@ -116,17 +114,14 @@ impl Validator<'_> {
             if total > self.limits.parameters {
                 let limit = self.limits.parameters;
                 return Err(format!(
-                    "its parameters up to `{name}` {:?} have {total} values, more than the limit of {limit}",
+                    "its parameters up to `{name}` {:?} have {total} values, more than the limit \
+                     of {limit}",
                     parameter.shape
                 ));
             }
             let shape = parameter.shape.iter().map(|dim| *dim as usize).collect();
-            specs.push(ParameterSpec {
-                name: name.to_owned(),
-                shape,
-                init: parameter.init,
-                table: false,
-            });
+            let (name, init) = (name.to_owned(), parameter.init);
+            specs.push(ParameterSpec { name, shape, init, table: false });
         }
         Ok(specs)
     }
@@ -143,15 +138,16 @@ impl Validator<'_> {
             let input = *input as usize;
             if input >= index {
                 let why = format!(
-                    "its input is node {input}, which is not before it: a graph has no cycle or forward reference"
+                    "its input is node {input}, which is not before it: a graph has no cycle or \
+                     forward reference"
                 );
                 return Err(self.at(index, &[], &why));
             }
             inputs.push(input);
         }
-        let typed: Vec<(Type, &Shape)> =
+        let typed: Vec<(Type, &TensorShape)> =
             inputs.iter().map(|input| (earlier[*input].ty, &earlier[*input].shape)).collect();
-        let shapes: Vec<&Shape> = typed.iter().map(|(_, shape)| *shape).collect();
+        let shapes: Vec<&TensorShape> = typed.iter().map(|(_, shape)| *shape).collect();
         let op =
             Op::parse(&raw.op, &raw.attributes).map_err(|why| self.at(index, &shapes, &why))?;
         let (ty, shape) = match &op {
@@ -160,46 +156,45 @@ impl Validator<'_> {
             }
             Op::Input { column } => self.column(*column),
             Op::Parameter { parameter } => match parameters.get(*parameter) {
-                Some(spec) => Ok((Type::Number, Shape::fixed(&spec.shape))),
+                Some(spec) => Ok((Type::Number, TensorShape::fixed(&spec.shape))),
                 None => Err(format!("parameter {parameter} of {} parameters", parameters.len())),
             },
             _ => infer(&op, &typed),
         }
         .map_err(|why| self.at(index, &shapes, &why))?;
         if shape.rank() > MAX_RANK {
-            return Err(self.at(
-                index,
-                &shapes,
-                &format!("its result {shape} has a rank above {MAX_RANK}"),
-            ));
+            let why = format!("its result {shape} has a rank above {MAX_RANK}");
+            return Err(self.at(index, &shapes, &why));
         }
         let layer = raw.layer[..raw.layer.floor_char_boundary(TEXT_BYTES)].to_owned();
         Ok(Node { op, inputs, ty, shape, layer })
     }
 
-    fn column(&self, index: usize) -> Result<(Type, Shape), String> {
+    fn column(&self, index: usize) -> Result<(Type, TensorShape), String> {
         let columns = &self.description.columns;
         let column = columns.get(index).ok_or_else(|| {
             format!("column {index}, but its description declares {} columns", columns.len())
         })?;
-        if self.description.history_len == 0 && is_history(column) {
-            return Err(format!(
-                "it reads {}, but the description's history-len is 0",
-                column.label()
-            ));
-        }
-        if matches!(column, Column::HistoryActions) && self.info.actions.is_empty() {
-            return Err("it reads history actions, but the schema has no action".into());
-        }
+        refuse_if!(
+            self.description.history_len == 0 && column.is_history(),
+            "it reads {}, but the description's history-len is 0",
+            column.label()
+        );
+        refuse_if!(
+            matches!(column, Column::HistoryActions) && self.info.actions.is_empty(),
+            "it reads history actions, but the schema has no action"
+        );
         Ok(match column {
-            Column::Tae => (Type::Number, Shape::led(Lead::Rows, &[self.info.tae_dim as usize])),
-            Column::Feature(_) => (Type::Number, Shape::led(Lead::Rows, &[1])),
-            Column::Id(_) => (Type::Id, Shape::led(Lead::Rows, &[1])),
-            Column::HistoryId(_) => (Type::Id, Shape::led(Lead::History, &[1])),
-            Column::HistoryActions => {
-                (Type::Number, Shape::led(Lead::History, &[self.info.actions.len()]))
+            Column::Tae => {
+                (Type::Number, TensorShape::led(Lead::Rows, &[self.info.tae_dim as usize]))
             }
-            Column::HistoryAge => (Type::Number, Shape::led(Lead::History, &[1])),
+            Column::Feature(_) => (Type::Number, TensorShape::led(Lead::Rows, &[1])),
+            Column::Id(_) => (Type::Id, TensorShape::led(Lead::Rows, &[1])),
+            Column::HistoryId(_) => (Type::Id, TensorShape::led(Lead::History, &[1])),
+            Column::HistoryActions => {
+                (Type::Number, TensorShape::led(Lead::History, &[self.info.actions.len()]))
+            }
+            Column::HistoryAge => (Type::Number, TensorShape::led(Lead::History, &[1])),
         })
     }
 
@@ -217,7 +212,8 @@ impl Validator<'_> {
         }
         if elements.led > limits.row_elements || elements.fixed > limits.parameters {
             let why = format!(
-                "with its result {} the network holds {} values a candidate and {} others, more than the limits of {} and {}",
+                "with its result {} the network has {} values a candidate and {} others, more than \
+                 the limits of {} and {}",
                 node.shape, elements.led, elements.fixed, limits.row_elements, limits.parameters
             );
             return Err(self.at(index, &[], &why));
@@ -228,11 +224,10 @@ impl Validator<'_> {
     fn check_cost(&self, cost: &Cost) -> Result<(), String> {
         let flops = cost.per_candidate(self.description.history_len);
         let limit = self.limits.flops_per_candidate;
-        if flops > limit {
-            return Err(format!(
-                "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
-            ));
-        }
+        refuse_if!(
+            flops > limit,
+            "its network takes {flops} FLOPs a candidate, more than the limit of {limit}"
+        );
         Ok(())
     }
 
@@ -263,7 +258,7 @@ impl Validator<'_> {
         let found = nodes
             .get(index)
             .ok_or_else(|| format!("the output of {what} is node {index} of {}", nodes.len()))?;
-        let expected = Shape::led(Lead::Rows, &[1]);
+        let expected = TensorShape::led(Lead::Rows, &[1]);
         if found.shape != expected || found.ty != Type::Number {
             let why = format!(
                 "it is the output of {what} with shape {}; an output is f32 {expected}",
@@ -274,7 +269,8 @@ impl Validator<'_> {
         Ok(index)
     }
 
-    fn at(&self, index: usize, inputs: &[&Shape], why: &str) -> String {
+    /// A message about node `index` with these inputs.
+    fn at(&self, index: usize, inputs: &[&TensorShape], why: &str) -> String {
         let node = &self.network.nodes[index];
         let text =
             |text: &str| text[..text.floor_char_boundary(TEXT_BYTES)].escape_debug().to_string();
@@ -283,10 +279,6 @@ impl Validator<'_> {
             if shapes.is_empty() { String::new() } else { format!(" of {}", shapes.join(", ")) };
         format!("layer `{}`, node {index} `{}`{of}: {why}", text(&node.layer), text(&node.op))
     }
-}
-
-fn is_history(column: &Column) -> bool {
-    matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
 }
 
 fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
@@ -301,35 +293,36 @@ fn parameter_elements(parameter: &Parameter) -> Result<usize, String> {
     product.ok_or_else(|| format!("the size of its parameter `{name}` {shape:?} overflows"))
 }
 
-/// Values that all nodes hold at once.
+/// The number of values of all nodes together.
 #[derive(Default)]
 struct Elements {
+    /// A candidate or event.
     led: usize,
     fixed: usize,
 }
 
 impl Elements {
-    fn add(&mut self, node: &Node, inputs: &[&Shape]) {
+    fn add(&mut self, node: &Node, inputs: &[&TensorShape]) {
         let working = working_elements(&node.op, inputs, &node.shape);
         let elements = node.shape.row_elements();
         match node.shape.lead {
             Some(_) => self.led = self.led.saturating_add(elements).saturating_add(working),
-            // Parameters have their own limit.
+            // `GraphLimits::parameters` limits them.
             None if matches!(node.op, Op::Parameter { .. }) => {}
             None => self.fixed = self.fixed.saturating_add(elements),
         }
     }
 }
 
-/// Marks the parameters that only lookups read.
+/// Marks as tables the parameters that only lookups read.
 fn mark_tables(
     parameters: &mut [ParameterSpec],
     nodes: &[Node],
     outputs: &[usize],
     extra_loss: Option<usize>,
 ) {
-    let mut lookups = vec![0usize; parameters.len()];
-    let mut others = vec![0usize; parameters.len()];
+    let mut has_lookup = vec![false; parameters.len()];
+    let mut has_other_reader = vec![false; parameters.len()];
     let parameter = |node: usize| match nodes[node].op {
         Op::Parameter { parameter } => Some(parameter),
         _ => None,
@@ -340,23 +333,17 @@ fn mark_tables(
                 continue;
             };
             match node.op {
-                Op::EmbeddingBag | Op::Gather if position == 0 => lookups[parameter] += 1,
-                _ => others[parameter] += 1,
+                Op::EmbeddingBag | Op::Gather if position == 0 => has_lookup[parameter] = true,
+                _ => has_other_reader[parameter] = true,
             }
         }
     }
     for node in outputs.iter().copied().chain(extra_loss) {
         if let Some(parameter) = parameter(node) {
-            others[parameter] += 1;
+            has_other_reader[parameter] = true;
         }
     }
     for (index, spec) in parameters.iter_mut().enumerate() {
-        spec.table = lookups[index] > 0 && others[index] == 0;
+        spec.table = has_lookup[index] && !has_other_reader[index];
     }
-}
-
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }

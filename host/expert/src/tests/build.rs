@@ -1,10 +1,11 @@
-//! Networks and examples for tests, written by hand against the contract.
+//! Networks and examples for tests, built directly on the contract.
 
 use std::sync::Arc;
 
+use hypercast_core::hash::mix64;
 use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 
-use crate::graph::{Graph, GraphLimits};
+use crate::graph::{ExpertGraph, GraphLimits};
 use crate::normalise::Normaliser;
 use crate::params::{Parameters, Provenance, hash_text};
 use crate::wasm::contract::{
@@ -113,18 +114,18 @@ impl Net {
         self.network.outputs.push(Output { task: task.into(), node });
     }
 
-    pub(crate) fn graph(&self, description: &Description) -> Result<Graph, crate::Error> {
-        Graph::new(description, &self.network, &info(), &GraphLimits::default())
+    pub(crate) fn graph(&self, description: &Description) -> Result<ExpertGraph, crate::Error> {
+        ExpertGraph::new(description, &self.network, &info(), &GraphLimits::default())
     }
 
-    /// The graph of a network that the test knows to be right.
-    pub(crate) fn valid(&self, description: &Description) -> Arc<Graph> {
+    /// The graph of a network that is valid.
+    pub(crate) fn valid(&self, description: &Description) -> Arc<ExpertGraph> {
         Arc::new(self.graph(description).expect("the test's network is valid"))
     }
 }
 
-/// A request at time 1000 s with `history` events on surface 0 (and as many on
-/// surface 1) and `targets` candidates.
+/// A request at time 1000 s with `history` events on surface 0, as many on surface 1, and `targets`
+/// candidates.
 pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
     let item = |id: u64| {
         Arc::new(Item { id, ids: vec![id % 7], dense: vec![id as f32], ..Item::default() })
@@ -163,14 +164,14 @@ pub(crate) fn example(request: u64, history: usize, targets: usize) -> Example {
 /// Values in -1..1 that look random.
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let value = |index: u64| {
-        let hash = crate::executor::hash_id(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index);
+        let hash = mix64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index);
         (hash >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..count as u64).map(value).collect()
 }
 
-/// Fresh parameters of a graph, with nothing known of their making.
-pub(crate) fn parameters(graph: &Graph, seed: u64) -> Parameters {
+/// Fresh parameters of a graph with a made-up provenance.
+pub(crate) fn parameters(graph: &ExpertGraph, seed: u64) -> Parameters {
     let provenance = Provenance {
         plugin: graph.plugin.clone(),
         plugin_version: "1.2.3".into(),

@@ -1,22 +1,22 @@
-//! Real components: the in-tree plugins train and serve, hostile guests are
-//! contained. `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders.
+//! Real components: the plugins of this repository train and serve, and hostile guests are
+//! contained. `HYPERCAST_PLUGINS` and `HYPERCAST_HOSTILE` name the folders of both.
 
-use hypercast_core::prerequisite::skip;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use hypercast_core::prerequisite::skip;
 use hypercast_fm::example::Example;
 
 use super::build::{TAE_DIM, example, noise, schema};
-use crate::train::{OptimizerConfig, Serving};
+use crate::train::{OptimizerConfig, ServingParameters};
 use crate::wasm::Fault;
 use crate::wasm::contract::{Decision, Evaluation, Quality, Slice, Verdict};
 use crate::{
-    Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, Expert, ExpertTrainer,
-    FeatureStatistics, Limits, LoadOptions, RankOutcome, Tae, TrainerConfig,
+    Blueprint, BreakerConfig, Chunk, Device, Engine, EngineConfig, ExpertTrainer,
+    FeatureStatistics, Limits, LoadOptions, RankOutcome, ServedExpert, Tae, TrainerConfig,
 };
 
-/// The components in the folder that `variable` names; none, loudly, without it.
+/// The components in the folder that `variable` names; none if it is not set.
 fn components(variable: &str) -> Vec<PathBuf> {
     let Some(folder) = std::env::var_os(variable) else {
         skip("components", &format!("{variable} names no folder; `cargo verify` builds it"));
@@ -117,7 +117,8 @@ fn plugins_learn_and_serve_what_the_trainer_predicts() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("expert.safetensors");
         trainer.parameters().save(&file).unwrap();
-        let expert = Expert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
+        let expert =
+            ServedExpert::open(blueprint, &file, Device::Cpu, BreakerConfig::default()).unwrap();
         let mut row = 0;
         for example in &log.examples {
             let rows = example.targets.len();
@@ -168,8 +169,8 @@ fn training_is_deterministic() {
     }
 }
 
-/// What each hostile guest's message must say; `None` where the guest's misuse
-/// is bounded without a fault.
+/// What the message about each hostile guest must contain; `None` if its misuse is limited without
+/// a fault.
 const EXPECTED: [(&str, Option<&str>); 47] = [
     ("bad_shape", Some("inner dimensions 4 and 3 differ")),
     ("bomb", Some("MiB of memory")),
@@ -227,12 +228,16 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     let hostile = components("HYPERCAST_HOSTILE");
     let Some(good) = plugins.first() else { return };
     let (blueprint, trainer) = trained(good, &log);
-    let good =
-        Expert::new(blueprint, trainer.into_parameters(), Device::Cpu, BreakerConfig::default())
-            .unwrap();
+    let good = ServedExpert::new(
+        blueprint,
+        trainer.into_parameters(),
+        Device::Cpu,
+        BreakerConfig::default(),
+    )
+    .unwrap();
     for path in hostile {
         let file = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let told = match Blueprint::load(engine(), &path, &schema(), &options()) {
+        let message = match Blueprint::load(engine(), &path, &schema(), &options()) {
             Err(error) => Some(error.to_string()),
             Ok(blueprint) => fault(Arc::new(blueprint), &log),
         };
@@ -240,15 +245,15 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
             .iter()
             .find(|(name, _)| *name == file)
             .expect("a new guest needs its expectation");
-        match (&told, expected) {
+        match (&message, expected) {
             (None, None) => {}
-            (Some(told), Some(expected)) => {
+            (Some(message), Some(expected)) => {
                 assert!(
-                    told.contains(expected) && told.contains(&file),
-                    "{file}: `{told}` lacks `{expected}`"
+                    message.contains(expected) && message.contains(&file),
+                    "{file}: `{message}` lacks `{expected}`"
                 );
             }
-            _ => panic!("{file}: expected {expected:?}, got {told:?}"),
+            _ => panic!("{file}: expected {expected:?}, got {message:?}"),
         }
         for example in &log.examples {
             let tae = noise(3, example.targets.len() * TAE_DIM);
@@ -258,7 +263,8 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains and asks whether that may serve; the first fault, or what is held against it.
+/// Serves until the breaker opens, then trains and calls `evaluate`. Returns the first fault, or
+/// the reason against publishing.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();
     let config = TrainerConfig { batch_rows: 8, ..TrainerConfig::default() };
@@ -266,7 +272,7 @@ fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let parameters = trainer.parameters().clone();
     let breaker =
         BreakerConfig { faults: 3, lost_share: 1.0, open_ms: 60_000, open_max_ms: 60_000 };
-    let expert = Expert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
+    let expert = ServedExpert::new(blueprint, parameters, Device::Cpu, breaker).unwrap();
     let example = &log.examples[4];
     let tae = noise(3, example.targets.len() * TAE_DIM);
     let outcomes: Vec<RankOutcome> =
@@ -286,9 +292,9 @@ fn hooks(blueprint: &Blueprint, trainer: &mut ExpertTrainer, log: &Log) -> Optio
     if let Err(error) = trainer.train(log.chunk(), |report| steps += u32::from(report.stepped)) {
         return Some(error.to_string());
     }
-    assert!(steps > 5, "a schedule that fails keeps no step from being taken");
+    assert!(steps > 5, "steps are taken although the schedule fails");
     if let Some(fault) = trainer.last_schedule_fault() {
-        assert_eq!(trainer.schedule_faults(), 3, "it is asked no more: {fault}");
+        assert_eq!(trainer.schedule_faults(), 3, "it is not called any more: {fault}");
         return Some(fault.to_owned());
     }
     let quality = Quality { ne: Some(1.0), auc: None, gauc: None, calibration: None, mse: None };
@@ -358,8 +364,10 @@ fn what_sampling_drops_is_measured_and_not_learned_from() {
     // Those that learn nothing are a comparison that cannot differ.
     trainer.hold_rates(0.0, 0.0);
     let parameters = trainer.parameters().clone();
-    trainer
-        .compare_with(Serving { parameters: parameters.clone(), learned_until_ms: until_ms - 1 });
+    trainer.compare_with(ServingParameters {
+        parameters: parameters.clone(),
+        learned_until_ms: until_ms - 1,
+    });
     assert_eq!(
         rows(&mut trainer, true),
         (all, all),
@@ -369,7 +377,7 @@ fn what_sampling_drops_is_measured_and_not_learned_from() {
     assert!(learned < all, "{learned} of {all}: requests without a row that is kept are left out");
     assert_eq!(trainer.parameters().provenance.trained_until_ms, until_ms);
     // What serves has learned from all of it: nothing compares the two.
-    trainer.compare_with(Serving { parameters, learned_until_ms: until_ms });
+    trainer.compare_with(ServingParameters { parameters, learned_until_ms: until_ms });
     trainer.set_pass(false, true);
     trainer.train(log.chunk(), |report| assert!(report.serving.is_empty())).unwrap();
 }
@@ -387,7 +395,7 @@ fn a_missing_column_and_a_foreign_fm_are_refused_by_name() {
         &[("click", crate::wasm::contract::TaskKind::Binary)],
     );
     let refused =
-        crate::batch::Columns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
+        crate::batch::ExpertColumns::new(&description, &schema(), TAE_DIM).unwrap_err().to_string();
     assert!(refused.contains("feature `no-such`") && refused.contains("`length`"), "{refused}");
 }
 

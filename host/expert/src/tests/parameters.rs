@@ -6,7 +6,7 @@ use super::build::{Net, description, parameters};
 use crate::params::{Parameters, SavedParameters};
 use crate::wasm::contract::{Column, Initialiser, TaskKind};
 
-fn graph(hidden: u32, extra: bool) -> std::sync::Arc<crate::graph::Graph> {
+fn graph(hidden: u32, extra: bool) -> std::sync::Arc<crate::graph::ExpertGraph> {
     let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
     let tae = net.input(0);
@@ -79,7 +79,11 @@ fn damaged_and_foreign_files_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("expert.safetensors");
     let refused = |path: &Path| SavedParameters::read(path).unwrap_err().to_string();
-    assert!(refused(&path).contains("cannot read"));
+    let missing = refused(&path);
+    assert!(
+        missing.contains("expert.safetensors") && missing.contains("No such file"),
+        "{missing}"
+    );
     parameters(&graph(8, true), 1).save(&path).unwrap();
     let whole = std::fs::read(&path).unwrap();
     let mut flipped = whole.clone();

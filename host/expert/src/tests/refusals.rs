@@ -1,7 +1,7 @@
-//! Graphs that the host refuses: each message names plugin, layer, op and rule.
+//! Graphs that the host refuses. Each message names plugin, layer, op and rule.
 
 use super::build::{Net, description, info, int, ints, num};
-use crate::graph::{Graph, GraphLimits};
+use crate::graph::{ExpertGraph, GraphLimits};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
 fn columns() -> Description {
@@ -15,8 +15,8 @@ fn columns() -> Description {
     description(columns, &[("click", TaskKind::Binary)])
 }
 
-/// A network with tae, actions, id, history id, feature as nodes 0 to 4 and
-/// whatever `build` adds; its result is the output.
+/// The refusal of a network with TAE, actions, id, history id and feature as nodes 0 to 4, and the
+/// nodes of `build`, which returns the output.
 fn refusal(build: impl FnOnce(&mut Net) -> u32) -> String {
     let mut net = Net::new();
     (0..5).for_each(|column| _ = net.input(column));
@@ -221,7 +221,8 @@ fn cost_counts_what_the_ops_do() {
     let past = net.op("Tanh", &[past], vec![]);
     net.op("PoolSum", &[past], vec![]);
     net.output("click", x);
-    let graph = Graph::new(&columns(), &net.network, &info(), &GraphLimits::default()).unwrap();
+    let graph =
+        ExpertGraph::new(&columns(), &net.network, &info(), &GraphLimits::default()).unwrap();
     assert_eq!(graph.cost.per_row, 2 * 4 * 8 + 8 + 2 * 8);
     assert_eq!(graph.cost.per_history, 4 + 4);
     assert_eq!(graph.parameter_count(), 40);

@@ -1,33 +1,43 @@
-//! What the plugin says of the examples of a chunk: their labels, and which of them are learned from.
+//! The plugin's hooks in training: labels, sampling and the learning rate's schedule.
+
+use std::ops::Range;
 
 use hypercast_fm::example::{Example, Target};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::loss::TaskTargets;
-use crate::wasm::contract::{ActionBatch, Outcome, TaskLabels};
+use crate::wasm::contract::{ActionBatch, Outcome, TaskLabels, TrainingStep};
 use crate::{Blueprint, Error};
 
-/// A request within a chunk.
+/// A request of a chunk, with its place in the chunk.
 #[derive(Clone, Copy)]
-pub(super) struct Request<'a> {
+pub(super) struct TrainingRequest<'a> {
     pub(super) example: &'a Example,
     pub(super) tae: &'a [f32],
     /// Its first row in the chunk's labels.
     pub(super) row: usize,
-    /// Whether it has a row that is learned from.
+    /// Whether the trainer learns from any of its rows.
     pub(super) kept: bool,
 }
 
-/// The hooks of a plugin, which are asked about so many rows at a time.
+impl TrainingRequest<'_> {
+    /// Its rows in the chunk's labels.
+    fn rows(&self) -> Range<usize> {
+        self.row..self.row + self.example.targets.len()
+    }
+}
+
+/// The hooks of a plugin for examples.
 pub(super) struct Hooks<'a> {
     pub(super) blueprint: &'a Blueprint,
+    /// Rows a call; a request is never split.
     pub(super) rows: usize,
 }
 
 impl Hooks<'_> {
-    /// The labels of every row, a task each.
-    pub(super) fn labels(&self, requests: &[Request]) -> Result<Vec<TaskTargets>, Error> {
+    /// The labels of every row, for each task.
+    pub(super) fn labels(&self, requests: &[TrainingRequest]) -> Result<Vec<TaskTargets>, Error> {
         let Blueprint { plugin, description, info, .. } = self.blueprint;
         let mut all = vec![TaskTargets::default(); description.tasks.len()];
         for part in self.parts(requests) {
@@ -39,11 +49,11 @@ impl Hooks<'_> {
         Ok(all)
     }
 
-    /// The labels to learn from: rows that `sample` drops are out of every task's sample space, and those that it
-    /// keeps stand for them by their weight. A request without any row left is not learned from.
+    /// The labels to learn from. Rows that `sample` drops leave every task's sample space, and the
+    /// kept rows have larger weights instead. Sets `kept` of each request.
     pub(super) fn sample(
         &self,
-        requests: &mut [Request],
+        requests: &mut [TrainingRequest],
         labels: &[TaskTargets],
         rng: &mut SmallRng,
     ) -> Result<Vec<TaskTargets>, Error> {
@@ -57,19 +67,21 @@ impl Hooks<'_> {
         let mut labels = labels.to_vec();
         for (row, (kept, share)) in kept.iter().zip(&shares).enumerate() {
             for task in &mut labels {
-                match kept {
-                    true => task.weights[row] /= share,
-                    false => task.mask[row] = false,
+                if *kept {
+                    task.weights[row] /= share;
+                } else {
+                    task.mask[row] = false;
                 }
             }
         }
         for request in requests {
-            request.kept = kept[request.row..][..request.example.targets.len()].contains(&true);
+            request.kept = kept[request.rows()].contains(&true);
         }
         Ok(labels)
     }
 
-    fn parts<'r, 'a>(&self, requests: &'r [Request<'a>]) -> Vec<&'r [Request<'a>]> {
+    /// Splits requests into parts of at most `self.rows` rows, or of one request.
+    fn parts<'r, 'a>(&self, requests: &'r [TrainingRequest<'a>]) -> Vec<&'r [TrainingRequest<'a>]> {
         let mut parts = Vec::new();
         let (mut start, mut rows) = (0, 0);
         for (end, request) in requests.iter().enumerate() {
@@ -86,22 +98,23 @@ impl Hooks<'_> {
         parts
     }
 
-    fn actions(&self, requests: &[Request]) -> ActionBatch {
-        let rows = || {
+    fn actions(&self, requests: &[TrainingRequest]) -> ActionBatch {
+        let targets = || {
             requests
                 .iter()
                 .flat_map(|request| request.example.targets.iter().map(move |t| (request, t)))
         };
-        let value =
-            |index: usize| move |(_, target): (&Request, &Target)| target.outcome.values[index];
+        let value = |index: usize| {
+            move |(_, target): (&TrainingRequest, &Target)| target.outcome.values[index]
+        };
         let outcome = |(index, name): (usize, &String)| Outcome {
             name: name.clone(),
-            values: rows().map(value(index)).collect(),
+            values: targets().map(value(index)).collect(),
         };
         ActionBatch {
-            surface: rows().map(|(request, _)| u32::from(request.example.surface)).collect(),
-            actions: rows().map(|(_, target)| target.outcome.actions).collect(),
-            known: rows().map(|(_, target)| target.outcome.known).collect(),
+            surface: targets().map(|(request, _)| request.example.surface.into()).collect(),
+            actions: targets().map(|(_, target)| target.outcome.actions).collect(),
+            known: targets().map(|(_, target)| target.outcome.known).collect(),
             values: self.blueprint.info.values.iter().enumerate().map(outcome).collect(),
         }
     }
@@ -112,23 +125,73 @@ impl TaskTargets {
         let rows = labels.labels.len();
         self.labels.extend(labels.labels);
         self.mask.extend(labels.mask.iter().map(|mask| *mask != 0));
-        match labels.weights.is_empty() {
-            true => self.weights.extend(std::iter::repeat_n(1.0, rows)),
-            false => self.weights.extend(labels.weights),
+        if labels.weights.is_empty() {
+            self.weights.extend(std::iter::repeat_n(1.0, rows));
+        } else {
+            self.weights.extend(labels.weights);
         }
     }
 
     /// The rows of some requests of the chunk.
-    pub(super) fn gather(&self, requests: &[Request]) -> TaskTargets {
-        let rows = || {
-            requests
-                .iter()
-                .flat_map(|request| request.row..request.row + request.example.targets.len())
-        };
+    pub(super) fn gather(&self, requests: &[TrainingRequest]) -> TaskTargets {
+        let rows = || requests.iter().flat_map(TrainingRequest::rows);
         TaskTargets {
             labels: rows().map(|row| self.labels[row]).collect(),
             mask: rows().map(|row| self.mask[row]).collect(),
             weights: rows().map(|row| self.weights[row]).collect(),
         }
+    }
+}
+
+/// Faults in a row after which `schedule` is not called any more: a plugin that never returns would
+/// cost its deadline at every step.
+const MAX_FAULTS_IN_A_ROW: u32 = 3;
+
+/// Calls the plugin's `schedule` before each step. If that fails, the step uses the host's own
+/// rate.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    faults: u64,
+    in_a_row: u32,
+    last: Option<String>,
+}
+
+impl Schedule {
+    /// The factor of this step's learning rates; 1 if the plugin fails.
+    pub(super) fn factor(&mut self, blueprint: &Blueprint, step: TrainingStep) -> f32 {
+        if self.in_a_row == MAX_FAULTS_IN_A_ROW {
+            return 1.0;
+        }
+        match blueprint.plugin.schedule(step) {
+            Ok(factor) => {
+                self.in_a_row = 0;
+                factor
+            }
+            Err(fault) => {
+                self.faults += 1;
+                self.in_a_row += 1;
+                let fault = fault.to_string();
+                if self.in_a_row == MAX_FAULTS_IN_A_ROW {
+                    tracing::warn!(
+                        "{fault}, {MAX_FAULTS_IN_A_ROW} times in a row: training continues without \
+                         the plugin's schedule"
+                    );
+                } else if self.last.as_ref() != Some(&fault) {
+                    tracing::warn!("{fault}: this step uses the host's own learning rate");
+                }
+                self.last = Some(fault);
+                1.0
+            }
+        }
+    }
+
+    /// The number of failed calls.
+    pub(super) fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    /// The last fault as text.
+    pub(super) fn last_fault(&self) -> Option<&str> {
+        self.last.as_deref()
     }
 }

@@ -1,13 +1,12 @@
-//! The optimisers, over the host's parameters: AdamW for dense ones, row-wise
-//! Adagrad for the touched rows of tables, so that a step costs what the batch
-//! touches and not what the tables hold.
-
-use crate::graph::Graph;
-use crate::params::Parameters;
+//! The optimisers of the host's parameters: AdamW for dense ones, row-wise Adagrad for the touched
+//! rows of tables, so that a step costs what the batch touches and not what the tables have. Also
+//! the moving average of the parameters.
 
 use serde::{Deserialize, Serialize};
 
 use super::step::Gradients;
+use crate::graph::{ExpertGraph, ParameterSpec};
+use crate::params::Parameters;
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
@@ -16,17 +15,17 @@ const EPSILON: f32 = 1e-8;
 /// Learning rates and their schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
-    /// Adam's learning rate at its peak.
+    /// The peak learning rate of Adam.
     pub learning_rate: f32,
-    /// Adagrad's, for tables.
+    /// The peak learning rate of Adagrad, for tables.
     pub table_learning_rate: f32,
-    /// Decoupled weight decay of dense matrices (vectors are spared).
+    /// Decoupled weight decay of dense matrices; vectors have none.
     pub weight_decay: f32,
-    /// The global gradient norm is clipped here.
+    /// The upper bound of the global gradient norm.
     pub clip_norm: f32,
-    /// Steps over which the rate rises from 0.
+    /// Steps over which the rates rise from 0.
     pub warmup_steps: u64,
-    /// Steps over which it then falls, as a cosine, to a tenth of its peak; 0 keeps it.
+    /// Steps over which the rates then fall to a tenth, as a cosine; 0 keeps them constant.
     pub decay_steps: u64,
 }
 
@@ -43,16 +42,16 @@ impl Default for OptimizerConfig {
     }
 }
 
-/// Optimiser state of one expert.
+/// The optimiser state of one expert.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Optimizer {
+pub struct ExpertOptimizer {
     config: OptimizerConfig,
     steps: u64,
-    state: Vec<State>,
+    state: Vec<ParameterState>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-enum State {
+enum ParameterState {
     Adam {
         mean: Vec<f32>,
         square: Vec<f32>,
@@ -65,27 +64,28 @@ enum State {
     },
 }
 
-impl Optimizer {
+impl ExpertOptimizer {
     /// Fresh state for the parameters of `graph`.
-    pub fn new(graph: &Graph, config: OptimizerConfig) -> Optimizer {
-        let state = graph.parameters.iter().map(|spec| match spec.table {
-            true => State::RowAdagrad { sums: vec![0.0; spec.shape[0]], width: spec.shape[1] },
-            false => State::Adam {
-                mean: vec![0.0; spec.len()],
-                square: vec![0.0; spec.len()],
-                decays: spec.shape.len() > 1,
-            },
+    pub fn new(graph: &ExpertGraph, config: OptimizerConfig) -> ExpertOptimizer {
+        let state = graph.parameters.iter().map(|spec| {
+            if spec.table {
+                let (sums, width) = (vec![0.0; spec.shape[0]], spec.shape[1]);
+                return ParameterState::RowAdagrad { sums, width };
+            }
+            let zeros = vec![0.0; spec.len()];
+            let decays = spec.shape.len() > 1;
+            ParameterState::Adam { mean: zeros.clone(), square: zeros, decays }
         });
-        Optimizer { config, steps: 0, state: state.collect() }
+        ExpertOptimizer { config, steps: 0, state: state.collect() }
     }
 
-    /// Whether it is that of the parameters of `graph`.
-    pub(super) fn fits(&self, graph: &Graph) -> bool {
-        let fits = |(state, spec): (&State, &crate::graph::ParameterSpec)| match state {
-            State::Adam { mean, square, .. } => {
+    /// Whether the state fits the parameters of `graph`.
+    pub(super) fn fits(&self, graph: &ExpertGraph) -> bool {
+        let fits = |(state, spec): (&ParameterState, &ParameterSpec)| match state {
+            ParameterState::Adam { mean, square, .. } => {
                 !spec.table && mean.len() == spec.len() && square.len() == spec.len()
             }
-            State::RowAdagrad { sums, width } => {
+            ParameterState::RowAdagrad { sums, width } => {
                 spec.table && sums.len() == spec.shape[0] && *width == spec.shape[1]
             }
         };
@@ -93,13 +93,13 @@ impl Optimizer {
             && self.state.iter().zip(&graph.parameters).all(fits)
     }
 
-    /// Steps taken.
+    /// The number of steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// From the next step on the rates stay as given here, without warm-up or decay; what was
-    /// gathered about gradients stays.
+    /// Makes the rates constant from the next step on, without warm-up or decay. The statistics of
+    /// gradients are kept.
     pub fn hold(&mut self, learning_rate: f32, table_learning_rate: f32) {
         self.config = OptimizerConfig {
             learning_rate,
@@ -110,7 +110,7 @@ impl Optimizer {
         };
     }
 
-    /// Steps over which the rates fall; 0 where they have no end.
+    /// The number of steps over which the rates fall; 0 without an end.
     pub fn planned(&self) -> u64 {
         self.config.decay_steps
     }
@@ -120,8 +120,8 @@ impl Optimizer {
         self.schedule(self.steps + 1) * self.config.learning_rate
     }
 
-    /// Applies one batch's gradients at `factor` times the rates of this step. Gradients that are not finite change
-    /// nothing: the answer says whether the step was taken.
+    /// Applies one batch's gradients at `factor` times the rates of this step. Returns whether the
+    /// step was taken: gradients that are not finite change nothing.
     pub fn step(
         &mut self,
         parameters: &mut Parameters,
@@ -142,29 +142,26 @@ impl Optimizer {
             };
             let values = parameters.values_mut(index);
             match state {
-                State::Adam { mean, square, decays } => {
+                ParameterState::Adam { mean, square, decays } => {
                     let rate = factor * config.learning_rate;
                     let decay = if *decays { 1.0 - rate * config.weight_decay } else { 1.0 };
                     let adam = Adam { rate, decay, clip, steps };
                     adam.step(values, gradient, mean, square);
                 }
-                State::RowAdagrad { sums, width } => {
+                ParameterState::RowAdagrad { sums, width } => {
                     let rows = gradients.rows[index]
                         .as_ref()
                         .expect("a table's gradient comes with its rows");
                     let rate = factor * config.table_learning_rate;
-                    row_adagrad(
-                        values,
-                        gradient,
-                        RowStep { rows, sums, width: *width, rate, clip },
-                    );
+                    let step = RowStep { rows, sums, width: *width, rate, clip };
+                    row_adagrad(values, gradient, step);
                 }
             }
         }
         true
     }
 
-    /// The share of its peak that the rate of a step has; steps count from 1.
+    /// The learning rate of a step as a share of its peak. Steps count from 1.
     fn schedule(&self, step: u64) -> f32 {
         let OptimizerConfig { warmup_steps, decay_steps, .. } = self.config;
         if step < warmup_steps {
@@ -187,7 +184,7 @@ struct Adam {
 
 impl Adam {
     fn step(&self, values: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
-        // After so many steps the corrections are 1 to the last bit.
+        // After 100,000 steps the corrections are exactly 1 in f32.
         let steps = self.steps.min(100_000) as i32;
         let (correct1, correct2) = (1.0 - BETA1.powi(steps), 1.0 - BETA2.powi(steps));
         let rate = self.rate / correct1;
@@ -223,5 +220,76 @@ fn row_adagrad(values: &mut [f32], gradient: &[f32], step: RowStep) {
         for (value, gradient) in values[row * step.width..].iter_mut().zip(gradient) {
             *value -= rate * gradient;
         }
+    }
+}
+
+/// A moving average of an expert's parameters, which predicts in their place.
+///
+/// With small batches and constant rates the parameters of a streaming trainer jump from step to
+/// step; their average does not. Table rows change too rarely for an average: they are copied.
+#[derive(Debug, Clone)]
+pub struct MovingAverage {
+    parameters: Parameters,
+    /// For each parameter, the width of a table's rows; none for a dense one.
+    row_widths: Vec<Option<usize>>,
+    decay: f32,
+    steps: u64,
+}
+
+impl MovingAverage {
+    /// Starts as a copy of `parameters`. `decay` is the weight of the previous average in each
+    /// step. It is smaller in the first steps, so that the initial values are soon forgotten.
+    pub fn new(graph: &ExpertGraph, parameters: &Parameters, decay: f32) -> MovingAverage {
+        let width = |spec: &ParameterSpec| spec.table.then(|| spec.shape[1]);
+        MovingAverage {
+            parameters: parameters.clone(),
+            row_widths: graph.parameters.iter().map(width).collect(),
+            decay,
+            steps: 0,
+        }
+    }
+
+    /// Continues from an average `parameters` of `steps` steps.
+    pub(super) fn resumed(self, parameters: Parameters, steps: u64) -> MovingAverage {
+        MovingAverage { parameters, steps, ..self }
+    }
+
+    /// The number of steps averaged.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The averaged parameters so far.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Adds the parameters `now` after a step with `gradients`.
+    pub fn update(&mut self, now: &Parameters, gradients: &Gradients) {
+        let warmup = (1 + self.steps) as f32 / (10 + self.steps) as f32;
+        let share = 1.0 - self.decay.min(warmup);
+        self.steps += 1;
+        for (index, width) in self.row_widths.iter().enumerate() {
+            let (own, now) = (self.parameters.values_mut(index), now.values(index));
+            match (width, &gradients.rows[index]) {
+                (None, _) => {
+                    own.iter_mut().zip(now).for_each(|(own, now)| *own += share * (now - *own));
+                }
+                (Some(width), Some(rows)) => {
+                    for row in rows {
+                        let at = *row as usize * width;
+                        own[at..at + width].copy_from_slice(&now[at..at + width]);
+                    }
+                }
+                (Some(_), None) => {}
+            }
+        }
+        self.parameters.provenance.trained_rows = now.provenance.trained_rows;
+        self.parameters.provenance.trained_until_ms = now.provenance.trained_until_ms;
+    }
+
+    /// Returns the averaged parameters without a copy.
+    pub fn into_parameters(self) -> Parameters {
+        self.parameters
     }
 }

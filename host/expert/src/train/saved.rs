@@ -1,66 +1,134 @@
-//! A trainer's whole state, for a trainer that is stopped and goes on. Where it
-//! is kept, and with which position in which stream, is the caller's business.
+//! A trainer's complete state, to stop a trainer and continue later. The caller decides where it is
+//! saved, and with which position of a stream.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Optimizer;
-use crate::graph::Graph;
+use super::optimizer::MovingAverage;
+use super::{ExpertOptimizer, ExpertTrainer, TrainerConfig};
+use crate::graph::ExpertGraph;
 use crate::params::{Parameters, Provenance, hash_text};
+use crate::{Blueprint, Device, Error};
 
-/// What [`super::ExpertTrainer::resume`] goes on from.
+/// The state from which [`ExpertTrainer::resume`] continues.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SavedTrainer {
-    /// Parameters as they learn, in the graph's order.
-    pub(super) values: Vec<Vec<f32>>,
-    /// What they belong to.
-    pub(super) provenance: Provenance,
-    /// The averaged parameters and the steps that they followed.
-    pub(super) average: Option<(Vec<Vec<f32>>, u64)>,
-    pub(super) optimizer: Optimizer,
-    /// Chunks learned from.
-    pub(super) chunks: u64,
+    /// The parameters without averaging, in the graph's order.
+    values: Vec<Vec<f32>>,
+    /// The plugin, network and FM that they belong to.
+    provenance: Provenance,
+    /// The averaged parameters, and the number of steps averaged.
+    average: Option<(Vec<Vec<f32>>, u64)>,
+    optimizer: ExpertOptimizer,
+    /// The number of chunks learned from.
+    chunks: u64,
 }
 
 impl SavedTrainer {
-    /// What the parameters belong to.
+    /// The plugin, network and FM that the parameters belong to.
     pub fn provenance(&self) -> &Provenance {
         &self.provenance
     }
 
-    /// Whether parameters, average and optimiser are those of `other`, whatever is drawn next.
+    /// Whether parameters, average and optimiser equal those of `other`. The random state may
+    /// differ.
     pub fn learned_like(&self, other: &SavedTrainer) -> bool {
         *self == SavedTrainer { chunks: self.chunks, ..other.clone() }
     }
 
-    /// The parameters that predicted then: the averaged ones, if there were any.
+    /// The parameters for predictions: the averaged ones, if there are any.
     ///
     /// # Errors
-    /// What does not fit `graph`, in words.
-    pub fn predicting(&self, graph: &Graph) -> Result<Parameters, &'static str> {
+    /// They do not fit `graph`; the error says what they are of instead.
+    pub fn predicting(&self, graph: &ExpertGraph) -> Result<Parameters, &'static str> {
         let values = self.average.as_ref().map_or(&self.values, |(values, _)| values);
         self.parameters(graph, values)
     }
 
-    /// The parameters that learned.
-    pub(super) fn learning(&self, graph: &Graph) -> Result<Parameters, &'static str> {
+    /// The parameters without averaging.
+    fn learning(&self, graph: &ExpertGraph) -> Result<Parameters, &'static str> {
         self.parameters(graph, &self.values)
     }
 
-    /// The averaged parameters, and the steps that they followed.
-    pub(super) fn averaged(
-        &self,
-        graph: &Graph,
-    ) -> Result<Option<(Parameters, u64)>, &'static str> {
+    /// The averaged parameters, and the number of steps averaged.
+    fn averaged(&self, graph: &ExpertGraph) -> Result<Option<(Parameters, u64)>, &'static str> {
         let averaged = self.average.as_ref();
         averaged.map(|(values, steps)| Ok((self.parameters(graph, values)?, *steps))).transpose()
     }
 
-    fn parameters(&self, graph: &Graph, values: &[Vec<f32>]) -> Result<Parameters, &'static str> {
+    fn parameters(
+        &self,
+        graph: &ExpertGraph,
+        values: &[Vec<f32>],
+    ) -> Result<Parameters, &'static str> {
         if self.provenance.graph != hash_text(graph) {
             return Err("another network");
         }
         Parameters::with_values(graph, values.to_vec(), self.provenance.clone())
             .filter(|_| self.optimizer.fits(graph))
             .ok_or("parameters of other shapes")
+    }
+}
+
+impl ExpertTrainer {
+    /// The state from which [`ExpertTrainer::resume`] continues.
+    pub fn saved(&self) -> SavedTrainer {
+        let average = self.average.as_ref();
+        SavedTrainer {
+            values: self.parameters.to_values(),
+            provenance: self.parameters.provenance.clone(),
+            average: average.map(|average| (average.parameters().to_values(), average.steps())),
+            optimizer: self.optimizer.clone(),
+            chunks: self.chunks,
+        }
+    }
+
+    /// Continues from a saved trainer. With the same configuration and chunks it computes what the
+    /// saved trainer would have.
+    ///
+    /// # Errors
+    /// The state is of another network or plugin, or only one of state and `config` averages.
+    pub fn resume(
+        blueprint: Arc<Blueprint>,
+        saved: SavedTrainer,
+        config: TrainerConfig,
+        device: Device,
+    ) -> Result<ExpertTrainer, Error> {
+        let parameters = saved.learning(&blueprint.graph).map_err(misfit(&blueprint))?;
+        if saved.average.is_some() != (config.average_decay > 0.0) {
+            let other = "a configuration with or without averaging (expert_training.average_decay)";
+            return Err(misfit(&blueprint)(other));
+        }
+        let mut trainer = ExpertTrainer::new(blueprint, parameters, config, device)?;
+        trainer.chunks = saved.chunks;
+        trainer.go_back(&saved)?;
+        Ok(trainer)
+    }
+
+    /// Sets parameters, average and optimiser back to a saved state. The random state is not set
+    /// back, so that later sampling and shuffling do not repeat.
+    ///
+    /// # Errors
+    /// The state is of another network.
+    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<(), Error> {
+        let (graph, misfit) = (&self.blueprint.graph, misfit(&self.blueprint));
+        let parameters = saved.learning(graph).map_err(&misfit)?;
+        let average = saved.averaged(graph).map_err(&misfit)?;
+        self.parameters = parameters;
+        self.optimizer = saved.optimizer.clone();
+        self.average = self
+            .average
+            .take()
+            .zip(average)
+            .map(|(own, (parameters, steps))| MovingAverage::resumed(own, parameters, steps));
+        Ok(())
+    }
+}
+
+fn misfit(blueprint: &Blueprint) -> impl Fn(&'static str) -> Error + use<'_> {
+    |other| {
+        let why = format!("the saved trainer is of {other}; train the expert anew");
+        Error::refused(&blueprint.description.name, why)
     }
 }

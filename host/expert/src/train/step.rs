@@ -1,8 +1,9 @@
-//! One forward or backward pass on a device, behind an object-safe trait: the
-//! backend is chosen at run time, the code is one.
+//! Forward and backward passes on a device, behind an object-safe trait, so that the device is
+//! chosen at run time.
 
 use std::sync::Arc;
 
+use burn::backend::Autodiff;
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
@@ -10,31 +11,31 @@ use hypercast_kernels::attention::HstuBackend;
 use rand::rngs::SmallRng;
 
 use crate::batch::ExpertBatch;
-use crate::executor::{Executor, Outputs, download};
-use crate::graph::Graph;
+use crate::executor::{Executor, GraphOutputs, download};
+use crate::graph::ExpertGraph;
 use crate::params::Parameters;
 use crate::{Device, Error};
 
-/// What a loss asks of the backward pass: the gradient of each output.
+/// The loss's gradient by each output, where the backward pass starts.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Seed {
-    /// `[rows, tasks]`.
+pub struct OutputGradients {
+    /// `[rows, tasks]`, by each task's output.
     pub tasks: Vec<f32>,
-    /// `[rows]`: the weight of each row's extra loss.
+    /// `[rows]`, the weight of each row's extra loss.
     pub extra_loss: Vec<f32>,
 }
 
-/// Gradients of a batch by parameter; `None` where the batch does not reach one.
+/// The gradients of a batch by parameter; `None` if an output does not depend on it.
 #[derive(Debug, Clone, Default)]
 pub struct Gradients {
-    /// Dense parameters: of the whole; tables: of the touched rows.
+    /// Of a whole dense parameter, or of a table's touched rows.
     pub values: Vec<Option<Vec<f32>>>,
-    /// The touched rows of tables.
+    /// The touched rows of each table.
     pub rows: Vec<Option<Vec<u32>>>,
 }
 
 impl Gradients {
-    /// The norm over all gradients.
+    /// The Euclidean norm over all gradients.
     pub fn norm(&self) -> f32 {
         let squares =
             |values: &Vec<f32>| values.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
@@ -42,16 +43,15 @@ impl Gradients {
     }
 }
 
-/// The loss of a batch, given its outputs (`[rows, tasks]`) and each row's extra loss.
-pub type LossFn<'a> = &'a mut dyn FnMut(&[f32], &[f32]) -> Seed;
+/// A loss: from a batch's outputs (`[rows, tasks]`) and each row's extra loss to their gradients.
+pub type LossFn<'a> = &'a mut dyn FnMut(&[f32], &[f32]) -> OutputGradients;
 
-/// Runs an expert's graph with the parameters of the moment.
+/// Runs an expert's graph with parameters that change.
 pub trait Compute: Send + Sync {
     /// The outputs `[rows, tasks]`, without dropout.
     fn forward(&self, parameters: &Parameters, batch: &ExpertBatch) -> Vec<f32>;
 
-    /// Runs forward with dropout, asks `loss` for the gradient of the outputs,
-    /// and runs backward.
+    /// Runs forward with dropout, calls `loss` for the gradients of the outputs, and runs backward.
     fn gradients(
         &self,
         parameters: &Parameters,
@@ -62,23 +62,21 @@ pub trait Compute: Send + Sync {
 }
 
 /// The computation of `graph` on `device`.
-pub fn compute(graph: Arc<Graph>, device: Device) -> Result<Box<dyn Compute>, Error> {
+pub fn compute(graph: Arc<ExpertGraph>, device: Device) -> Result<Box<dyn Compute>, Error> {
     match device {
-        Device::Cpu => Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_flex::Flex>>::new(
-            graph,
-            Default::default(),
-        ))),
+        Device::Cpu => {
+            Ok(Box::new(OnBackend::<Autodiff<burn_flex::Flex>>::new(graph, Default::default())))
+        }
         #[cfg(feature = "cuda")]
-        Device::Cuda => Ok(Box::new(OnBackend::<burn::backend::Autodiff<burn_cuda::Cuda>>::new(
-            graph,
-            Default::default(),
-        ))),
+        Device::Cuda => {
+            Ok(Box::new(OnBackend::<Autodiff<burn_cuda::Cuda>>::new(graph, Default::default())))
+        }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda => Err(Error::without_cuda()),
     }
 }
 
-/// A training backend `A` and its inner one for inference.
+/// A training backend `A`, and its inner backend for forward passes.
 pub(crate) struct OnBackend<A: AutodiffBackend + HstuBackend>
 where
     A::InnerBackend: HstuBackend,
@@ -91,7 +89,7 @@ impl<A: AutodiffBackend + HstuBackend> OnBackend<A>
 where
     A::InnerBackend: HstuBackend,
 {
-    pub(crate) fn new(graph: Arc<Graph>, device: A::Device) -> Self {
+    pub(crate) fn new(graph: Arc<ExpertGraph>, device: A::Device) -> Self {
         OnBackend {
             training: Executor::new(graph.clone(), device.clone()),
             inference: Executor::new(graph, device),
@@ -123,18 +121,17 @@ where
         let outputs = self.training.run(&leaves, &lookups, batch, Some(rng));
         let extra = outputs.extra_loss.clone().map(download::<A>).unwrap_or_default();
         let seed = loss(&download::<A>(outputs.tasks.clone()), &extra);
-        let mut tape = A::backward(seeded::<A>(&self.training, outputs, seed));
+        let mut tape = A::backward(weighted_sum::<A>(&self.training, outputs, seed));
         let gradient = |leaf| A::grad_remove(leaf, &mut tape).map(download::<A::InnerBackend>);
         Gradients { values: leaves.iter().map(gradient).collect(), rows: lookups.rows }
     }
 }
 
-/// The sum of outputs times their gradients: a scalar whose backward pass is
-/// the loss's own.
-fn seeded<A: AutodiffBackend + HstuBackend>(
+/// The sum of outputs times their gradients: its backward pass equals that of the loss.
+fn weighted_sum<A: AutodiffBackend + HstuBackend>(
     executor: &Executor<A>,
-    outputs: Outputs<A>,
-    seed: Seed,
+    outputs: GraphOutputs<A>,
+    seed: OutputGradients,
 ) -> FloatTensor<A> {
     let dims = |tensor: &FloatTensor<A>| tensor.shape().as_slice().to_vec();
     let weighted = |tensor: FloatTensor<A>, weights: Vec<f32>| {

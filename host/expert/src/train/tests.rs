@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::average::Average;
-use super::optimizer::{Optimizer, OptimizerConfig};
+use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
 use super::step::Gradients;
 use super::{TaskTargets, task_loss};
-use crate::graph::Graph;
+use crate::graph::ExpertGraph;
 use crate::params::Parameters;
 use crate::tests::build::{Net, description, noise, parameters};
 use crate::wasm::contract::{Column, Initialiser, TaskKind};
@@ -84,7 +83,7 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     let mut values = parameters(&graph, 1);
     let before = values.clone();
     let config = OptimizerConfig { warmup_steps: 0, ..OptimizerConfig::default() };
-    let mut optimizer = Optimizer::new(&graph, config.clone());
+    let mut optimizer = ExpertOptimizer::new(&graph, config.clone());
     let gradients = |g: f32| Gradients {
         values: vec![Some(vec![g, 1.0, 1.0, 1.0]), Some(vec![1.0, -1.0])],
         rows: vec![Some(vec![3, 8]), None],
@@ -102,8 +101,8 @@ fn optimisers_touch_what_a_batch_touches_and_skip_what_is_not_finite() {
     assert!((values.values(1)[0] - first).abs() < 1e-6);
 }
 
-/// Four weights at zero, and the gradient that each step is given.
-fn one_gradient_all_along() -> (Arc<Graph>, Parameters, Gradients) {
+/// Four weights at zero, and the gradient of every step.
+fn constant_gradient() -> (Arc<ExpertGraph>, Parameters, Gradients) {
     let description = description(vec![Column::Tae], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
     let tae = net.input(0);
@@ -116,8 +115,8 @@ fn one_gradient_all_along() -> (Arc<Graph>, Parameters, Gradients) {
 }
 
 #[test]
-fn a_held_rate_stays_and_keeps_what_was_gathered() {
-    let (graph, mut values, gradients) = one_gradient_all_along();
+fn a_held_rate_is_constant_and_keeps_the_statistics() {
+    let (graph, mut values, gradients) = constant_gradient();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 0,
@@ -125,13 +124,13 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
         clip_norm: 100.0,
         ..OptimizerConfig::default()
     };
-    let mut optimizer = Optimizer::new(&graph, config.clone());
+    let mut optimizer = ExpertOptimizer::new(&graph, config.clone());
     let mut moved = || {
         let before = values.values(0)[0];
         assert!(optimizer.step(&mut values, &gradients, 1.0));
         before - values.values(0)[0]
     };
-    // With one gradient all along, Adam moves by the rate itself.
+    // With a constant gradient, Adam moves by the rate itself.
     let decayed: Vec<f32> = (0..5).map(|_| moved()).collect();
     assert!((decayed[4] - 0.1 * config.learning_rate).abs() < 1e-6, "{decayed:?}");
     optimizer.hold(5e-4, 1e-3);
@@ -148,8 +147,8 @@ fn a_held_rate_stays_and_keeps_what_was_gathered() {
 }
 
 #[test]
-fn the_rate_that_is_told_is_that_of_the_step_to_come() {
-    let (graph, mut values, gradients) = one_gradient_all_along();
+fn the_reported_rate_is_that_of_the_next_step() {
+    let (graph, mut values, gradients) = constant_gradient();
     let config = OptimizerConfig {
         weight_decay: 0.0,
         warmup_steps: 4,
@@ -157,17 +156,17 @@ fn the_rate_that_is_told_is_that_of_the_step_to_come() {
         clip_norm: 100.0,
         ..OptimizerConfig::default()
     };
-    let mut optimizer = Optimizer::new(&graph, config);
+    let mut optimizer = ExpertOptimizer::new(&graph, config);
     for step in 0..16 {
-        let (told, before) = (optimizer.learning_rate(), values.values(0)[0]);
+        let (rate, before) = (optimizer.learning_rate(), values.values(0)[0]);
         assert!(optimizer.step(&mut values, &gradients, 1.0));
-        // With one gradient all along, Adam moves by the rate itself.
-        assert!((before - values.values(0)[0] - told).abs() < 1e-7, "step {step}: {told}");
+        // With a constant gradient, Adam moves by the rate itself.
+        assert!((before - values.values(0)[0] - rate).abs() < 1e-7, "step {step}: {rate}");
     }
 }
 
 #[test]
-fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
+fn an_average_follows_dense_parameters_slowly_and_copies_table_rows() {
     let description =
         description(vec![Column::Id("item_id".into())], &[("click", TaskKind::Binary)]);
     let mut net = Net::new();
@@ -180,7 +179,7 @@ fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
     let graph = net.valid(&description);
     let start = parameters(&graph, 1);
     let mut now = start.clone();
-    let mut average = Average::new(&graph, &start, 0.5);
+    let mut average = MovingAverage::new(&graph, &start, 0.5);
     let gradients =
         Gradients { values: vec![Some(vec![0.0; 2]), None], rows: vec![Some(vec![3]), None] };
     for index in 0..2 {
@@ -188,7 +187,7 @@ fn an_average_follows_dense_parameters_slowly_and_takes_rows_as_they_are() {
     }
     let mut left = 1.0;
     for step in 0..20u8 {
-        average.follow(&now, &gradients);
+        average.update(&now, &gradients);
         // A tenth of the old is kept at first, a half once the warm-up allows.
         left *= (f32::from(1 + step) / f32::from(10 + step)).min(0.5);
         let own = average.parameters().values(1)[0];

@@ -1,5 +1,5 @@
-//! The training loop over one chunk at a time: the plugin's hooks, shuffling,
-//! batches of whole requests, predict, learn.
+//! The training loop over one chunk at a time: hooks, shuffling, batches of whole requests, a
+//! prediction and a step for each.
 
 use std::sync::Arc;
 
@@ -8,13 +8,10 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use super::average::Average;
-use super::hooks::{Hooks, Request};
-use super::loss::{TaskTargets, sigmoid, task_loss};
-use super::optimizer::{Optimizer, OptimizerConfig};
-use super::rate::Rate;
-use super::saved::SavedTrainer;
-use super::step::{Compute, Seed, compute};
+use super::hooks::{Hooks, Schedule, TrainingRequest};
+use super::loss::{TaskTargets, all_losses};
+use super::optimizer::{ExpertOptimizer, MovingAverage, OptimizerConfig};
+use super::step::{Compute, compute};
 use crate::batch::{ExpertBatch, Tae};
 use crate::normalise::Normaliser;
 use crate::params::Parameters;
@@ -24,23 +21,22 @@ use crate::{Blueprint, Device, Error};
 /// How an expert is trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainerConfig {
-    /// Rates and schedule.
+    /// Learning rates and their schedule.
     pub optimizer: OptimizerConfig,
-    /// Rows a step, made of whole requests.
+    /// The number of rows a step. A request is never split.
     pub batch_rows: usize,
-    /// Rows a call of the plugin's `labels` and `sample`.
+    /// The number of rows a call of the plugin's `labels` and `sample`.
     pub hook_rows: usize,
-    /// Whether the requests of a chunk are shuffled (for passes after the
-    /// first; one pass in time order gives progressive metrics).
+    /// Whether the requests of a chunk are shuffled. Progressive metrics need the order of time.
     pub shuffle: bool,
-    /// Whether predictions are made, without dropout, before each step.
+    /// Whether each batch is predicted, without dropout, before the trainer learns from it.
     pub progressive: bool,
-    /// Replaces the TAE by zeros: the ablation "expert without TAE".
+    /// Replaces the TAE by zeros, for the ablation "expert without TAE".
     pub without_tae: bool,
-    /// Share of the old in each step of the running average of the dense parameters, which predicts
-    /// and is kept in their place; 0 for none.
+    /// The decay of the moving average of dense parameters, which is used for predictions and saved
+    /// in their place; 0 for no average.
     pub average_decay: f32,
-    /// Seeds sampling, shuffling and dropout.
+    /// The seed of sampling, shuffling and dropout.
     pub seed: u64,
 }
 
@@ -59,7 +55,7 @@ impl Default for TrainerConfig {
     }
 }
 
-/// Examples with their TAEs, as a log holds them.
+/// Examples with their TAEs, as in a feature log.
 #[derive(Debug, Clone, Copy)]
 pub struct Chunk<'a> {
     /// Requests with at least one target each.
@@ -68,58 +64,62 @@ pub struct Chunk<'a> {
     pub tae: &'a [f32],
 }
 
-/// One batch, reported before it is learnt from.
+/// The results of one batch.
 #[derive(Debug)]
 pub struct BatchReport<'a> {
-    /// Its requests; rows are their targets in order.
+    /// The batch's requests. Its rows are their targets, in order.
     pub examples: &'a [&'a Example],
-    /// For each task `[rows]`: probabilities or values. Empty unless `progressive`.
+    /// For each task `[rows]`, the probabilities or values before the step. Empty unless
+    /// `progressive`.
     pub predictions: Vec<Vec<f32>>,
-    /// The same of [`ExpertTrainer::compare_with`]; empty where none of the rows is new to it.
+    /// The predictions by the parameters of [`ExpertTrainer::compare_with`]. Empty if these have
+    /// learned from all rows.
     pub serving: Vec<Vec<f32>>,
-    /// For each task: labels, sample space and weights, of all rows: also of those that `sample` drops.
+    /// For each task, labels, sample space and weights of all rows, those that `sample` drops
+    /// included.
     pub targets: &'a [TaskTargets],
-    /// For each task: the loss of the rows that are learned from, with dropout.
+    /// For each task, the loss, with dropout, of the rows that the step learned from.
     pub losses: Vec<f64>,
-    /// Whether the step was taken; false where a gradient was not finite, or `sample` keeps no row.
+    /// Whether the step was taken: a gradient may not be finite, or `sample` may keep no row.
     pub stepped: bool,
 }
 
-/// Parameters that serve, for predictions beside those that learn.
+/// Parameters that serve at present, to be compared with those in training.
 #[derive(Debug, Clone)]
-pub struct Serving {
-    /// Of the same network.
+pub struct ServingParameters {
+    /// Parameters of the same network.
     pub parameters: Parameters,
-    /// Requests up to this time are not predicted: they were learned from. Milliseconds since the epoch.
+    /// In milliseconds since 1970. They have learned from requests up to this time, so these are
+    /// not predicted.
     pub learned_until_ms: i64,
 }
 
-/// Trains one expert.
+/// Trains the parameters of one expert.
 pub struct ExpertTrainer {
-    blueprint: Arc<Blueprint>,
+    pub(super) blueprint: Arc<Blueprint>,
     compute: Box<dyn Compute>,
-    parameters: Parameters,
-    average: Option<Average>,
-    optimizer: Optimizer,
-    rate: Rate,
-    serving: Option<Serving>,
+    pub(super) parameters: Parameters,
+    pub(super) average: Option<MovingAverage>,
+    pub(super) optimizer: ExpertOptimizer,
+    schedule: Schedule,
+    serving: Option<ServingParameters>,
     config: TrainerConfig,
-    /// Chunks learned from. With the seed they decide what is drawn in the next one, so that a resumed training
-    /// draws what an uninterrupted one does.
-    chunks: u64,
+    /// The number of chunks learned from. With the seed it gives the random state of the next
+    /// chunk, so that a resumed training equals an uninterrupted one.
+    pub(super) chunks: u64,
     rng: SmallRng,
 }
 
-/// The chunk's labels.
-struct Labels {
-    /// Of all rows.
+/// The labels of a chunk, for each task.
+struct ChunkLabels {
+    /// With all rows, for metrics.
     all: Vec<TaskTargets>,
-    /// Of those that are learned from, the others masked.
+    /// With the rows to learn from; the others are masked.
     kept: Vec<TaskTargets>,
 }
 
 impl ExpertTrainer {
-    /// Trains `parameters`, which are the blueprint's: fresh or warm-started.
+    /// Trains `parameters` of the blueprint's network.
     pub fn new(
         blueprint: Arc<Blueprint>,
         parameters: Parameters,
@@ -128,127 +128,62 @@ impl ExpertTrainer {
     ) -> Result<ExpertTrainer, Error> {
         Ok(ExpertTrainer {
             compute: compute(blueprint.graph.clone(), device)?,
-            optimizer: Optimizer::new(&blueprint.graph, config.optimizer.clone()),
-            rate: Rate::default(),
+            optimizer: ExpertOptimizer::new(&blueprint.graph, config.optimizer.clone()),
+            schedule: Schedule::default(),
             serving: None,
             chunks: 0,
             rng: SmallRng::seed_from_u64(config.seed),
             average: (config.average_decay > 0.0)
-                .then(|| Average::new(&blueprint.graph, &parameters, config.average_decay)),
+                .then(|| MovingAverage::new(&blueprint.graph, &parameters, config.average_decay)),
             blueprint,
             parameters,
             config,
         })
     }
 
-    /// All that it goes on from.
-    pub fn saved(&self) -> SavedTrainer {
-        SavedTrainer {
-            values: self.parameters.all_values().to_vec(),
-            provenance: self.parameters.provenance.clone(),
-            average: self
-                .average
-                .as_ref()
-                .map(|average| (average.parameters().all_values().to_vec(), average.steps())),
-            optimizer: self.optimizer.clone(),
-            chunks: self.chunks,
-        }
-    }
-
-    /// Goes on from what another trainer saved; with the same configuration and chunks it computes what that one would have.
-    ///
-    /// # Errors
-    /// What was saved is of another network or plugin, or `config` averages and the other one did not.
-    pub fn resume(
-        blueprint: Arc<Blueprint>,
-        saved: SavedTrainer,
-        config: TrainerConfig,
-        device: Device,
-    ) -> Result<ExpertTrainer, Error> {
-        let other = |why: &str| {
-            let why = format!("the saved trainer is of {why}; train the expert anew");
-            Error::refused(&blueprint.description.name, why)
-        };
-        let parameters = saved.learning(&blueprint.graph).map_err(other)?;
-        if saved.average.is_some() != (config.average_decay > 0.0) {
-            return Err(other(
-                "a configuration that averages otherwise (expert_training.average_decay)",
-            ));
-        }
-        let mut trainer = ExpertTrainer::new(blueprint, parameters, config, device)?;
-        trainer.chunks = saved.chunks;
-        trainer.go_back(&saved)?;
-        Ok(trainer)
-    }
-
-    /// Takes parameters, average and optimiser back to what was saved. What is drawn goes on, so that what was learned
-    /// since is not drawn again.
-    ///
-    /// # Errors
-    /// What was saved is of another network.
-    pub fn go_back(&mut self, saved: &SavedTrainer) -> Result<(), Error> {
-        let graph = &self.blueprint.graph;
-        let other = |why: &str| {
-            let why = format!("the saved trainer is of {why}; train the expert anew");
-            Error::refused(&self.blueprint.description.name, why)
-        };
-        let (parameters, average) = saved
-            .learning(graph)
-            .and_then(|parameters| Ok((parameters, saved.averaged(graph)?)))
-            .map_err(other)?;
-        self.parameters = parameters;
-        self.optimizer = saved.optimizer.clone();
-        self.average = self
-            .average
-            .take()
-            .zip(average)
-            .map(|(own, (parameters, steps))| own.resumed(parameters, steps));
-        Ok(())
-    }
-
-    /// Has progressive predictions made by parameters that serve, too.
-    pub fn compare_with(&mut self, serving: Serving) {
+    /// Makes progressive predictions with serving parameters, too.
+    pub fn compare_with(&mut self, serving: ServingParameters) {
         self.serving = Some(serving);
     }
 
-    /// Calls of the plugin's `schedule` that failed.
+    /// The number of failed calls of the plugin's `schedule`.
     pub fn schedule_faults(&self) -> u64 {
-        self.rate.faults()
+        self.schedule.faults()
     }
 
-    /// How the last of them failed.
+    /// The last fault of the plugin's `schedule`.
     pub fn last_schedule_fault(&self) -> Option<&str> {
-        self.rate.last_fault()
+        self.schedule.last_fault()
     }
 
     /// The parameters so far, averaged if the configuration says so.
     pub fn parameters(&self) -> &Parameters {
-        self.average.as_ref().map_or(&self.parameters, Average::parameters)
+        self.average.as_ref().map_or(&self.parameters, MovingAverage::parameters)
     }
 
-    /// Ends training.
+    /// Returns the parameters without a copy.
     pub fn into_parameters(self) -> Parameters {
-        self.average.map_or(self.parameters, Average::into_parameters)
+        self.average.map_or(self.parameters, MovingAverage::into_parameters)
     }
 
-    /// Turns shuffling and progressive predictions on or off, between passes.
+    /// Turns shuffling and progressive predictions on or off for the next pass.
     pub fn set_pass(&mut self, shuffle: bool, progressive: bool) {
         self.config.shuffle = shuffle;
         self.config.progressive = progressive;
     }
 
-    /// Changes the size of a step, in rows.
+    /// Changes the number of rows a step.
     pub fn set_batch_rows(&mut self, rows: usize) {
         self.config.batch_rows = rows;
     }
 
-    /// Goes on at constant learning rates, as a stream wants; optimiser state is carried on.
+    /// Continues at constant learning rates, for training on a stream. The optimiser's state is
+    /// kept.
     pub fn hold_rates(&mut self, learning_rate: f32, table_learning_rate: f32) {
         self.optimizer.hold(learning_rate, table_learning_rate);
     }
 
-    /// Learns from a chunk, which is also the shuffle buffer. `report` sees
-    /// every batch.
+    /// Learns from a chunk, within which requests are shuffled. `report` is called for every batch.
     pub fn train(
         &mut self,
         chunk: Chunk,
@@ -262,7 +197,7 @@ impl ExpertTrainer {
         );
         self.chunks += 1;
         let kept = hooks.sample(&mut requests, &all, &mut self.rng)?;
-        let labels = Labels { all, kept };
+        let labels = ChunkLabels { all, kept };
         if !self.config.progressive {
             requests.retain(|request| request.kept);
         }
@@ -278,11 +213,11 @@ impl ExpertTrainer {
         Ok(())
     }
 
-    /// The requests of the next step: as many as have so many rows to learn from, and a bounded number of others that
-    /// are only predicted.
-    fn batch_len(&self, requests: &[Request]) -> usize {
+    /// The number of requests in the next step: those with `batch_rows` rows to learn from, and
+    /// among them requests that are only predicted, up to four times as many rows in all.
+    fn batch_len(&self, requests: &[TrainingRequest]) -> usize {
         let (mut kept, mut all) = (0, 0);
-        let fits = |request: &&Request| {
+        let fits = |request: &&TrainingRequest| {
             let rows = request.example.targets.len();
             all += rows;
             kept += if request.kept { rows } else { 0 };
@@ -291,12 +226,12 @@ impl ExpertTrainer {
         requests.iter().take_while(fits).count().max(1)
     }
 
-    /// Predictions for a chunk's targets, `[rows]` a task: what serving would answer.
+    /// The predictions `[rows]` of each task for a chunk's targets, as serving would make them.
     pub fn predict(&self, chunk: Chunk) -> Result<Vec<Vec<f32>>, Error> {
         self.predict_with(self.parameters(), chunk)
     }
 
-    /// The same by other parameters of the network.
+    /// Like `predict`, with other parameters of the network.
     pub fn predict_with(
         &self,
         parameters: &Parameters,
@@ -312,32 +247,31 @@ impl ExpertTrainer {
         Ok(predictions)
     }
 
-    /// The plugin's labels of every target of a chunk, a task each.
+    /// The plugin's labels of all targets of a chunk, for each task.
     pub fn targets(&self, chunk: Chunk) -> Result<Vec<TaskTargets>, Error> {
         let hooks = Hooks { blueprint: &self.blueprint, rows: self.config.hook_rows };
         hooks.labels(&self.requests(chunk)?)
     }
 
-    fn forward(&self, parameters: &Parameters, requests: &[Request]) -> Vec<Vec<f32>> {
+    fn forward(&self, parameters: &Parameters, requests: &[TrainingRequest]) -> Vec<Vec<f32>> {
         let batch = self.batch(requests, &parameters.provenance.normaliser);
         self.blueprint.predictions(&self.compute.forward(parameters, &batch))
     }
 
-    fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<Request<'a>>, Error> {
+    fn requests<'a>(&self, chunk: Chunk<'a>) -> Result<Vec<TrainingRequest<'a>>, Error> {
         let dim = if self.uses_tae() { self.blueprint.columns.tae_dim() } else { 0 };
         let rows: usize = chunk.examples.iter().map(|example| example.targets.len()).sum();
         if dim > 0 && chunk.tae.len() != rows * dim {
             let (have, name) = (chunk.tae.len(), &self.blueprint.description.name);
-            let why = format!(
-                "the log holds {have} TAE values for {rows} targets, but the TAE has {dim} each"
-            );
+            let why =
+                format!("the log has {have} TAE values for {rows} targets, which need {dim} each");
             return Err(Error::refused(name, why));
         }
         let mut row = 0;
         let request = |example: &'a Example| {
             let start = row;
             row += example.targets.len();
-            Request {
+            TrainingRequest {
                 example,
                 tae: if dim > 0 { &chunk.tae[start * dim..row * dim] } else { &[] },
                 row: start,
@@ -356,18 +290,18 @@ impl ExpertTrainer {
         self.blueprint.columns.reads_tae() && !self.config.without_tae
     }
 
-    fn batch(&self, requests: &[Request], normaliser: &Normaliser) -> ExpertBatch {
+    fn batch(&self, requests: &[TrainingRequest], normaliser: &Normaliser) -> ExpertBatch {
         let examples = examples(requests);
         let tae: Vec<f32> = requests.iter().flat_map(|request| request.tae).copied().collect();
         let tae = if self.uses_tae() { Tae::Rows(&tae) } else { Tae::Without };
         self.blueprint.columns.batch(&examples, tae, normaliser)
     }
 
-    /// Predicts the requests where predictions are asked for, and learns from those that are kept.
+    /// Predicts the requests if training is progressive, and learns from those that are kept.
     fn step(
         &mut self,
-        requests: &[Request],
-        labels: &Labels,
+        requests: &[TrainingRequest],
+        labels: &ChunkLabels,
         report: &mut impl FnMut(&BatchReport),
     ) {
         let examples = examples(requests);
@@ -376,17 +310,19 @@ impl ExpertTrainer {
         let (mut predictions, mut serving) = (Vec::new(), Vec::new());
         if self.config.progressive {
             predictions = self.forward(self.parameters(), requests);
-            let new_to = |serving: &&Serving| {
+            let new_to = |serving: &&ServingParameters| {
                 examples.iter().any(|example| example.time_ms > serving.learned_until_ms)
             };
             if let Some(own) = self.serving.as_ref().filter(new_to) {
                 serving = self.forward(&own.parameters, requests);
             }
         }
-        let kept: Vec<Request> = requests.iter().filter(|request| request.kept).copied().collect();
-        let (losses, stepped) = match kept.is_empty() {
-            true => (vec![0.0; targets.len()], false),
-            false => self.learn(&kept, &labels.kept),
+        let kept: Vec<TrainingRequest> =
+            requests.iter().filter(|request| request.kept).copied().collect();
+        let (losses, stepped) = if kept.is_empty() {
+            (vec![0.0; targets.len()], false)
+        } else {
+            self.learn(&kept, &labels.kept)
         };
         report(&BatchReport {
             examples: &examples,
@@ -399,7 +335,7 @@ impl ExpertTrainer {
     }
 
     /// Each task's loss, and whether the step was taken.
-    fn learn(&mut self, requests: &[Request], labels: &[TaskTargets]) -> (Vec<f64>, bool) {
+    fn learn(&mut self, requests: &[TrainingRequest], labels: &[TaskTargets]) -> (Vec<f64>, bool) {
         let targets: Vec<TaskTargets> =
             labels.iter().map(|labels| labels.gather(requests)).collect();
         let batch = self.batch(requests, &self.parameters.provenance.normaliser);
@@ -407,9 +343,9 @@ impl ExpertTrainer {
             self.blueprint.description.tasks.iter().map(|task| task.kind).collect();
         let mut losses = Vec::new();
         let mut loss = |outputs: &[f32], extra: &[f32]| {
-            let (values, seed) = seed(&kinds, &targets, outputs, extra);
+            let (values, gradients) = all_losses(&kinds, &targets, outputs, extra);
             losses = values;
-            seed
+            gradients
         };
         let gradients = self.compute.gradients(&self.parameters, &batch, &mut self.rng, &mut loss);
         let step = TrainingStep {
@@ -419,63 +355,19 @@ impl ExpertTrainer {
             rows: batch.rows as u32,
             learning_rate: self.optimizer.learning_rate(),
         };
-        let factor = self.rate.factor(&self.blueprint, step);
+        let factor = self.schedule.factor(&self.blueprint, step);
         let stepped = self.optimizer.step(&mut self.parameters, &gradients, factor);
         let provenance = &mut self.parameters.provenance;
         provenance.trained_rows += batch.rows as u64;
         let times = requests.iter().map(|request| request.example.time_ms);
         provenance.trained_until_ms = times.fold(provenance.trained_until_ms, i64::max);
         if let Some(average) = self.average.as_mut().filter(|_| stepped) {
-            average.follow(&self.parameters, &gradients);
+            average.update(&self.parameters, &gradients);
         }
         (losses, stepped)
     }
 }
 
-fn examples<'a>(requests: &[Request<'a>]) -> Vec<&'a Example> {
+fn examples<'a>(requests: &[TrainingRequest<'a>]) -> Vec<&'a Example> {
     requests.iter().map(|request| request.example).collect()
-}
-
-/// Each task's loss, and the gradient of all outputs.
-fn seed(
-    kinds: &[TaskKind],
-    targets: &[TaskTargets],
-    outputs: &[f32],
-    extra: &[f32],
-) -> (Vec<f64>, Seed) {
-    let tasks = kinds.len();
-    let rows = outputs.len() / tasks;
-    let mut losses = Vec::with_capacity(tasks);
-    let mut gradient = vec![0.0; outputs.len()];
-    for (task, (kind, targets)) in kinds.iter().zip(targets).enumerate() {
-        let column: Vec<f32> = outputs.iter().skip(task).step_by(tasks).copied().collect();
-        let (loss, slopes) = task_loss(*kind, &column, targets);
-        losses.push(loss);
-        for (row, slope) in slopes.into_iter().enumerate() {
-            gradient[row * tasks + task] = slope;
-        }
-    }
-    let extra_loss = if extra.is_empty() { Vec::new() } else { extra_weights(targets, rows) };
-    (losses, Seed { tasks: gradient, extra_loss })
-}
-
-/// The extra loss is a mean over rows, weighted by the most that any task
-/// weighs the row; rows outside every sample space do not count.
-fn extra_weights(targets: &[TaskTargets], rows: usize) -> Vec<f32> {
-    let weight = |row: usize| {
-        let weights = targets.iter().filter(|task| task.mask[row]).map(|task| task.weights[row]);
-        weights.fold(0.0f32, f32::max)
-    };
-    let weights: Vec<f32> = (0..rows).map(weight).collect();
-    let total: f32 = weights.iter().sum();
-    if total > 0.0 { weights.iter().map(|weight| weight / total).collect() } else { weights }
-}
-
-/// Turns an output into a prediction: the probability of a binary task, the
-/// value of a regression.
-pub(crate) fn prediction(kind: TaskKind, output: f32) -> f32 {
-    match kind {
-        TaskKind::Binary => sigmoid(f64::from(output)) as f32,
-        TaskKind::Regression => output,
-    }
 }

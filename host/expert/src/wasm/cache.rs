@@ -1,10 +1,10 @@
-//! Compiled components, kept on disk by what they were made of, so that a restart
-//! or a second process need not compile them again. A file that is damaged, foreign
-//! or of another host is never used: the component is compiled instead.
+//! A cache of compiled components on disk, so that a restart or a second process need not compile
+//! them again. A file that is damaged, from another folder or for another host is never used: the
+//! component is compiled instead.
 //!
-//! What is loaded runs as machine code, so every file carries an HMAC-SHA256 with a key that was drawn for the folder
-//! and that nobody but the daemon's user can read. That does not protect from who can write as that user: they could
-//! replace the daemon itself.
+//! A loaded file runs as machine code. So every file has an HMAC-SHA256 with a random key of the
+//! folder that only the daemon's user can read. This does not protect from an attacker who can
+//! write as that user, but such an attacker could replace the daemon itself.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::hash::{Hash, Hasher};
@@ -13,39 +13,40 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use hypercast_core::hex::hex;
 use ring::rand::SecureRandom;
 use ring::{digest, hmac};
 use wasmtime::component::Component;
 
-/// What a file begins with.
+/// The first bytes of a file.
 const MAGIC: &[u8; 8] = b"HCWASM1\n";
 
-/// Bytes of an HMAC-SHA256, and of its key.
+/// The size of an HMAC-SHA256 and of its key.
 const TAG: usize = 32;
 
-/// The folder's key.
+/// The file name of the folder's key.
 const KEY: &str = "key";
 
-/// Files are named `HASH.cwasm`.
+/// The extension of a compiled component: `HASH.cwasm`.
 const EXTENSION: &str = "cwasm";
 
-/// Where compiled components are kept.
+/// The folder and size of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// The folder, for the daemon's user alone; it is made where it is missing.
+    /// A folder for the daemon's user alone; created if it is missing.
     pub folder: PathBuf,
-    /// What it may hold in bytes; those used longest ago go first.
+    /// The largest size of all files in bytes; the least recently used are deleted first.
     pub bytes: u64,
 }
 
-/// A folder that is ours.
+/// An open cache folder.
 pub(super) struct Cache {
     config: CacheConfig,
     key: hmac::Key,
 }
 
 impl Cache {
-    /// Opens the folder, or makes it.
+    /// Opens the folder, and creates it if it is missing.
     pub(super) fn open(config: &CacheConfig) -> io::Result<Cache> {
         let folder = &config.folder;
         if !folder.exists() {
@@ -53,14 +54,14 @@ impl Cache {
             fs::set_permissions(folder, Permissions::from_mode(0o700))?;
         }
         let key = match read_key(folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(folder)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_key(folder)?,
             read => read?,
         };
         check_owned(folder, &folder.join(KEY))?;
         Ok(Cache { config: config.clone(), key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
     }
 
-    /// The component of these bytes: from its file, or compiled and then kept.
+    /// The compiled component of `bytes`: from its file, or compiled now and saved.
     pub(super) fn component(
         &self,
         engine: &wasmtime::Engine,
@@ -71,10 +72,10 @@ impl Cache {
             return Ok(component);
         }
         let component = Component::from_binary(engine, bytes)?;
-        if let Err(error) =
-            component.serialize().map_err(io::Error::other).and_then(|code| self.keep(&name, &code))
-        {
-            tracing::warn!(folder = %self.config.folder.display(), %error, "a compiled plugin is not kept; the next start compiles it again");
+        let code = component.serialize().map_err(io::Error::other);
+        if let Err(error) = code.and_then(|code| self.save(&name, &code)) {
+            let folder = self.config.folder.display();
+            tracing::warn!(%folder, %error, "a compiled plugin cannot be cached");
         }
         Ok(component)
     }
@@ -84,52 +85,52 @@ impl Cache {
         let mut file = match OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => return self.distrust(&path, &error.to_string()),
+            Err(error) => return self.reject(&path, &error.to_string()),
         };
         let mut content = Vec::new();
-        // Twice the bound of the folder is no file of ours.
-        if let Err(error) =
-            (&mut file).take(self.config.bytes.saturating_add(64)).read_to_end(&mut content)
-        {
-            return self.distrust(&path, &error.to_string());
+        // A valid file is not larger than the whole cache.
+        let max_bytes = self.config.bytes.saturating_add(64);
+        if let Err(error) = (&mut file).take(max_bytes).read_to_end(&mut content) {
+            return self.reject(&path, &error.to_string());
         }
         let Some((tag, code)) =
             content.strip_prefix(MAGIC).and_then(|rest| rest.split_at_checked(TAG))
         else {
-            return self.distrust(&path, "it is no compiled plugin");
+            return self.reject(&path, "it is no compiled plugin");
         };
         if hmac::verify(&self.key, &signed(name, code), tag).is_err() {
-            return self.distrust(&path, "it is damaged, or was not made here");
+            return self.reject(&path, "it is damaged, or belongs to another folder");
         }
-        // The HMAC says that whoever wrote `code` under this name knew the folder's key, which was drawn at random, is
-        // readable by the daemon's user alone (checked when the folder was opened), and is used by `keep` alone, on the
-        // output of `serialize`. `code` is our copy in memory, so the file cannot change between check and use. The name
-        // holds the hash of the component, wasmtime's version and the engine's settings with the CPU's features;
-        // wasmtime compares the latter two again and refuses others.
-        // SAFETY: `code` is what `Component::serialize` made, by the HMAC just verified; see above.
+        // SAFETY: `code` is the output of `Component::serialize`. The HMAC shows that its writer
+        // knew the folder's key. The key is random, only the daemon's user can read it (checked
+        // when the folder was opened), and only `save` uses it, on the output of `serialize`.
+        // `code` is a copy in memory, so it cannot change after the check. The name contains hashes
+        // of the component, wasmtime's version and the engine's settings with the CPU's features;
+        // wasmtime checks the latter two again.
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => {
-                // Used now: it goes last when there is no room. A time that cannot be set makes it go earlier.
+                // The time of last use. If it cannot be set, the file is deleted earlier.
                 let _ = file.set_modified(SystemTime::now());
                 Some(component)
             }
-            Err(error) => self.distrust(&path, &error.to_string()),
+            Err(error) => self.reject(&path, &error.to_string()),
         }
     }
 
-    fn distrust(&self, path: &Path, why: &str) -> Option<Component> {
-        tracing::warn!(file = %path.display(), why, "a compiled plugin is not used; compiling it again");
-        // What cannot be removed is replaced when the new one is renamed over it.
+    fn reject(&self, path: &Path, why: &str) -> Option<Component> {
+        let file = path.display();
+        tracing::warn!(%file, why, "a cached plugin is invalid and is compiled again");
+        // If it cannot be removed, the new file replaces it.
         let _ = fs::remove_file(path);
         None
     }
 
-    fn keep(&self, name: &str, code: &[u8]) -> io::Result<()> {
+    fn save(&self, name: &str, code: &[u8]) -> io::Result<()> {
         let folder = &self.config.folder;
         let size = (MAGIC.len() + TAG + code.len()) as u64;
         if size > self.config.bytes {
             return Err(io::Error::other(format!(
-                "it has {size} bytes, and the folder may hold {}",
+                "it has {size} bytes, more than the cache's limit of {}",
                 self.config.bytes
             )));
         }
@@ -142,12 +143,12 @@ impl Cache {
         file.persist(self.path(name)).map(drop).map_err(|error| error.error)
     }
 
-    /// Lets go of what was used longest ago, until no more than so many bytes are left.
-    fn make_room(&self, most: u64) -> io::Result<()> {
+    /// Deletes the least recently used files until at most `max_bytes` are left.
+    fn make_room(&self, max_bytes: u64) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.config.folder)? {
             let path = entry?.path();
-            // Another process may let go of the same.
+            // Another process may delete the same file.
             if let (Some(EXTENSION), Ok(meta)) =
                 (path.extension().and_then(|e| e.to_str()), fs::symlink_metadata(&path))
             {
@@ -155,13 +156,13 @@ impl Cache {
             }
         }
         files.sort();
-        let mut held: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        let mut total: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
         for (_, bytes, path) in files {
-            if held <= most {
+            if total <= max_bytes {
                 break;
             }
             let _ = fs::remove_file(&path);
-            held -= bytes;
+            total -= bytes;
         }
         Ok(())
     }
@@ -171,7 +172,8 @@ impl Cache {
     }
 }
 
-/// `O_NOFOLLOW` of Linux on x86-64 and aarch64 differ; elsewhere a link is followed, and what it leads to is checked all the same.
+/// Linux's `O_NOFOLLOW`, which differs between x86-64 and aarch64. Other systems follow a link; the
+/// file behind it is checked like any other.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 const NO_FOLLOW: i32 = 0o400_000;
 #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
@@ -179,17 +181,18 @@ const NO_FOLLOW: i32 = 0o100_000;
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 const NO_FOLLOW: i32 = 0;
 
-/// What a compiled component is made of: the component, wasmtime, its settings, the CPU's features.
+/// The name of a compiled component's file: a hash of all that it depends on, which is the
+/// component, wasmtime, its settings and the CPU's features.
 fn name(engine: &wasmtime::Engine, bytes: &[u8]) -> String {
     let mut settings = Sha256(digest::Context::new(&digest::SHA256));
     engine.precompile_compatibility_hash().hash(&mut settings);
     let mut whole = digest::Context::new(&digest::SHA256);
     whole.update(settings.0.finish().as_ref());
     whole.update(digest::digest(&digest::SHA256, bytes).as_ref());
-    whole.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(whole.finish().as_ref())
 }
 
-/// A hasher that loses nothing.
+/// SHA-256 as a [`Hasher`], for its full 256 bits.
 struct Sha256(digest::Context);
 
 impl Hasher for Sha256 {
@@ -198,11 +201,11 @@ impl Hasher for Sha256 {
     }
 
     fn finish(&self) -> u64 {
-        unreachable!("the digest is asked for as a whole")
+        unreachable!("only the full digest is used")
     }
 }
 
-/// What the HMAC is of: no file can stand for another.
+/// The signed data: with the name, so that a file cannot be renamed to stand for another one.
 fn signed(name: &str, code: &[u8]) -> Vec<u8> {
     [name.as_bytes(), digest::digest(&digest::SHA256, code).as_ref()].concat()
 }
@@ -214,12 +217,12 @@ fn read_key(folder: &Path) -> io::Result<[u8; TAG]> {
     Ok(key)
 }
 
-/// Draws a key, unless another process was first: then its key is read.
-fn make_key(folder: &Path) -> io::Result<[u8; TAG]> {
+/// Creates a random key, or reads the key of another process that created one first.
+fn create_key(folder: &Path) -> io::Result<[u8; TAG]> {
     let mut key = [0; TAG];
     ring::rand::SystemRandom::new()
         .fill(&mut key)
-        .map_err(|_| io::Error::other("the system gives no random bytes"))?;
+        .map_err(|_| io::Error::other("the system has no random bytes"))?;
     // Temporary files are readable by their owner alone.
     let mut file = tempfile::Builder::new().prefix(".key-").tempfile_in(folder)?;
     file.write_all(&key)?;
@@ -230,13 +233,14 @@ fn make_key(folder: &Path) -> io::Result<[u8; TAG]> {
     }
 }
 
-/// Whether nobody else can write to the folder or read its key. A file that this process just made has its own user.
+/// Checks that no other user can write to the folder or read its key.
 fn check_owned(folder: &Path, key: &Path) -> io::Result<()> {
+    // A file that this process creates belongs to its own user.
     let own = tempfile::tempfile_in(folder)?.metadata()?.uid();
     let (of_folder, of_key) = (fs::metadata(folder)?, fs::symlink_metadata(key)?);
     let refused = |what: &str, path: &Path| {
         Err(io::Error::other(format!(
-            "{} {what}; make it `chmod go-rwx`, or empty it and let the daemon make it",
+            "{} {what}; run `chmod go-rwx` on it, or delete it and let the daemon create it",
             path.display()
         )))
     };

@@ -1,31 +1,91 @@
-//! Checks of what a guest returned: each answers with the rule that was broken.
+//! Checks of components before any of their code runs, and of what guests return. Each check
+//! returns the rule that was broken.
 
 use std::collections::HashSet;
 
-use super::contract::{Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
+use wasmtime::component::Component;
 
-/// Names longer than this are refused, and quoted text is cut here.
+use super::contract::{self, Column, Description, HostInfo, Ranked, Task, TaskLabels, Verdict};
+use super::engine::Engine;
+use crate::Error;
+
+/// The longest name in bytes, and the length to which quoted text is cut.
 const TEXT_BYTES: usize = 256;
 const COLUMNS: usize = 1024;
 const TASKS: usize = 64;
 const HISTORY: u32 = 4096;
-/// The most by which a step's learning rate may be multiplied.
+/// The largest factor of a step's learning rate.
 const FACTOR: f32 = 10.0;
 
-/// A guest's own words, cut to a length that suits a message.
+/// A guest's text for a message: escaped and cut.
 pub(super) fn quote(text: &str) -> String {
     let end = text.floor_char_boundary(TEXT_BYTES);
     let cut = if end < text.len() { "..." } else { "" };
     format!("{}{cut}", text[..end].escape_debug())
 }
 
+/// Checks a component's size in bytes.
+pub(super) fn size(name: &str, size: u64, limit: usize) -> Result<(), Error> {
+    if size > limit as u64 {
+        let why = format!("the file has {size} bytes, more than the limit of {limit}");
+        return Err(Error::refused(name, why));
+    }
+    Ok(())
+}
+
+/// Checks that the file is a component.
+pub(super) fn header(name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let why = match bytes {
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => return Ok(()),
+        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
+            "it is a core Wasm module, not a component: build it with `cargo hypercast build`"
+        }
+        _ => "it is not a WebAssembly file",
+    };
+    Err(Error::refused(name, why))
+}
+
+/// Checks that the component imports the expert contract of this host's major version, and nothing
+/// else but `log`.
+pub(super) fn imports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
+    let ty = component.component_type();
+    let mut foreign = Vec::new();
+    let mut version = None;
+    for (import, _) in ty.imports(engine.wasmtime()) {
+        match import.strip_prefix(contract::TYPES_IMPORT) {
+            Some(found) => version = Some(found.to_owned()),
+            None if import == "log" => {}
+            None => foreign.push(format!("`{import}`")),
+        }
+    }
+    let Some(version) = version else {
+        let why = "it does not import the expert contract's types: it is no HyperCast expert; \
+                   build it with the HyperCast SDK";
+        return Err(Error::refused(name, why));
+    };
+    if major(&version) != major(contract::VERSION) {
+        let (plugin, host) = (name.to_owned(), contract::VERSION);
+        return Err(Error::ContractVersion { plugin, found: version, host });
+    }
+    if !foreign.is_empty() {
+        let why =
+            format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
+        return Err(Error::refused(name, why));
+    }
+    Ok(())
+}
+
+/// The major number of a version.
+pub(crate) fn major(version: &str) -> Option<u64> {
+    version.split('.').next()?.parse().ok()
+}
+
 pub(super) fn description(description: &Description, info: &HostInfo) -> Result<(), String> {
     let d = description;
-    if d.name.is_empty() || d.name.len() > TEXT_BYTES || d.version.len() > TEXT_BYTES {
-        return Err(format!(
-            "its description's name or version is empty or longer than {TEXT_BYTES} bytes"
-        ));
-    }
+    refuse_if!(
+        d.name.is_empty() || d.name.len() > TEXT_BYTES || d.version.len() > TEXT_BYTES,
+        "its description's name or version is empty or longer than {TEXT_BYTES} bytes"
+    );
     if let Some(surface) = d.surfaces.iter().find(|surface| !info.surfaces.contains(surface)) {
         let known = info.surfaces.join("`, `");
         return Err(format!(
@@ -34,31 +94,38 @@ pub(super) fn description(description: &Description, info: &HostInfo) -> Result<
         ));
     }
     tasks(&d.tasks)?;
-    if d.columns.len() > COLUMNS || d.rank_columns.len() > COLUMNS {
-        return Err(format!("it declares more than {COLUMNS} columns"));
-    }
-    if d.history_len > HISTORY {
-        return Err(format!("its history-len of {} is more than {HISTORY}", d.history_len));
-    }
-    for column in &d.columns {
-        column_exists(column, info)?;
-    }
+    refuse_if!(
+        d.columns.len() > COLUMNS || d.rank_columns.len() > COLUMNS,
+        "it declares more than {COLUMNS} columns"
+    );
+    refuse_if!(
+        d.history_len > HISTORY,
+        "its history-len of {} is more than {HISTORY}",
+        d.history_len
+    );
     for column in &d.rank_columns {
-        if matches!(column, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge) {
-            return Err(format!(
-                "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
-                column.label()
-            ));
-        }
-        column_exists(column, info)?;
+        refuse_if!(
+            column.is_history(),
+            "its rank-columns hold {}; `rank` reads tae, feature and id columns only",
+            column.label()
+        );
+    }
+    for column in d.columns.iter().chain(&d.rank_columns) {
+        refuse_if!(
+            matches!(column, Column::Tae) && info.tae_dim == 0,
+            "it declares the tae, but there is no foundation model"
+        );
+        column.index_in(info)?;
     }
     Ok(())
 }
 
 fn tasks(tasks: &[Task]) -> Result<(), String> {
-    if tasks.is_empty() || tasks.len() > TASKS {
-        return Err(format!("it declares {} tasks; 1 to {TASKS} are allowed", tasks.len()));
-    }
+    refuse_if!(
+        tasks.is_empty() || tasks.len() > TASKS,
+        "it declares {} tasks; 1 to {TASKS} are allowed",
+        tasks.len()
+    );
     let mut names = HashSet::new();
     match tasks.iter().find(|task| task.name.is_empty() || !names.insert(task.name.as_str())) {
         Some(task) => {
@@ -68,41 +135,13 @@ fn tasks(tasks: &[Task]) -> Result<(), String> {
     }
 }
 
-fn column_exists(column: &Column, info: &HostInfo) -> Result<(), String> {
-    let (name, known) = match column {
-        Column::Tae if info.tae_dim == 0 => {
-            return Err("it declares the tae, but there is no foundation model".into());
-        }
-        Column::Tae | Column::HistoryActions | Column::HistoryAge => return Ok(()),
-        Column::Feature(name) => (name, &info.features),
-        Column::Id(name) => (name, &info.ids),
-        Column::HistoryId(name) => (name, &info.history_ids),
-    };
-    if known.contains(name) {
-        return Ok(());
-    }
-    let kind = match column {
-        Column::Feature(_) => "feature",
-        Column::Id(_) => "id",
-        _ => "history-id",
-    };
-    Err(format!(
-        "it declares {kind} column `{}`, which the schema lacks (it has `{}`)",
-        quote(name),
-        known.join("`, `")
-    ))
-}
-
 pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Result<(), String> {
-    if ranked.len() > limit {
-        return Err(format!(
-            "{} ranked candidates, but at most {limit} were asked for",
-            ranked.len()
-        ));
-    }
-    if ranked.is_empty() && limit > 0 {
-        return Err(format!("no ranked candidate of {candidates}"));
-    }
+    refuse_if!(
+        ranked.len() > limit,
+        "{} ranked candidates, but at most {limit} were asked for",
+        ranked.len()
+    );
+    refuse_if!(ranked.is_empty() && limit > 0, "no ranked candidate of {candidates}");
     let mut seen = vec![false; candidates];
     for entry in ranked {
         let index = entry.candidate as usize;
@@ -113,14 +152,12 @@ pub(super) fn ranked(ranked: &[Ranked], candidates: usize, limit: usize) -> Resu
             Some(true) => return Err(format!("candidate index {index} twice")),
             Some(seen) => *seen = true,
         }
-        if !entry.score.is_finite() {
-            return Err(format!("score {} for candidate index {index}", entry.score));
-        }
+        refuse_if!(!entry.score.is_finite(), "score {} for candidate index {index}", entry.score);
     }
     Ok(())
 }
 
-/// Checks the labels and brings them into the order of `tasks`.
+/// Checks the labels and returns them in the order of `tasks`.
 pub(super) fn labels(
     mut labels: Vec<TaskLabels>,
     tasks: &[Task],
@@ -166,9 +203,7 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
     if keep.is_empty() {
         return Ok(vec![1.0; rows]);
     }
-    if keep.len() != rows {
-        return Err(format!("{} keep probabilities for {rows} examples", keep.len()));
-    }
+    refuse_if!(keep.len() != rows, "{} keep probabilities for {rows} examples", keep.len());
     match keep.iter().find(|p| !(0.0..=1.0).contains(*p)) {
         Some(p) => Err(format!("keep probability {p} outside 0..=1")),
         None => Ok(keep),
@@ -176,13 +211,14 @@ pub(super) fn sample(keep: Vec<f32>, rows: usize) -> Result<Vec<f32>, String> {
 }
 
 pub(super) fn factor(factor: f32) -> Result<f32, String> {
-    match (0.0..=FACTOR).contains(&factor) {
-        true => Ok(factor),
-        false => Err(format!("learning-rate factor {factor} outside 0..={FACTOR}")),
+    if (0.0..=FACTOR).contains(&factor) {
+        Ok(factor)
+    } else {
+        Err(format!("learning-rate factor {factor} outside 0..={FACTOR}"))
     }
 }
 
-/// A verdict whose reason suits a message.
+/// The verdict with its reason made fit for a message.
 pub(super) fn verdict(verdict: Verdict) -> Verdict {
     let reason = |why: String| match why.trim() {
         "" => "it gave no reason".to_owned(),

@@ -1,24 +1,24 @@
-//! The host's side of `sdk/wit/expert.wit`, generated from the file itself.
+//! The host's bindings of `sdk/wit/expert.wit`, generated from that file, which documents them.
 //!
-//! Everything in here is documented there. It adds only the contract's version
-//! and what the host tells a plugin about its schema.
+//! Added are the contract's version and the host's schema as plugins see it.
 #![allow(missing_docs, reason = "generated from expert.wit, which documents it")]
 
 use hypercast_data::schema::{FeatureKind, Schema, TaskKind as SchemaTaskKind};
+
+use super::check::quote;
 
 wasmtime::component::bindgen!({ path: "../../sdk/wit", world: "expert" });
 
 pub use self::hypercast::expert::types::*;
 
-/// The version of the contract that this host speaks.
+/// The version of the contract that this host implements.
 pub const VERSION: &str = "2.0.0";
 
-/// The component import that carries the contract's version.
+/// The component import whose suffix is the contract's version.
 pub const TYPES_IMPORT: &str = "hypercast:expert/types@";
 
-/// What the host tells a plugin at load: the schema's names, in the order that
-/// every index and bit of the contract uses, and the width of the TAE (0
-/// without a foundation model).
+/// The host as a plugin sees it: the schema's names, in the order of all indices and bits of the
+/// contract, and the TAE's number of values (0 without a foundation model).
 pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
     let tasks = schema.tasks.iter().map(|task| SchemaTask {
         name: task.name.clone(),
@@ -41,8 +41,8 @@ pub fn host_info(schema: &Schema, tae_dim: usize) -> HostInfo {
     }
 }
 
-/// The names of the history's id columns: the item, the surface, and the
-/// items' categorical features, in the schema's order.
+/// The names of the history's id columns: the item, the surface, and the items' categorical
+/// features in the schema's order.
 pub fn history_id_columns(schema: &Schema) -> Vec<String> {
     let categorical =
         schema.item_features.iter().filter(|feature| feature.kind == FeatureKind::Categorical);
@@ -51,15 +51,37 @@ pub fn history_id_columns(schema: &Schema) -> Vec<String> {
 }
 
 impl Column {
-    /// The column's name in words, for messages.
+    /// The column's kind and name, for messages.
     pub fn label(&self) -> String {
         match self {
             Column::Tae => "tae".into(),
-            Column::Feature(name) => format!("feature `{name}`"),
-            Column::Id(name) => format!("id `{name}`"),
-            Column::HistoryId(name) => format!("history id `{name}`"),
+            Column::Feature(name) => format!("feature `{}`", quote(name)),
+            Column::Id(name) => format!("id `{}`", quote(name)),
+            Column::HistoryId(name) => format!("history id `{}`", quote(name)),
             Column::HistoryActions => "history actions".into(),
             Column::HistoryAge => "history age".into(),
         }
+    }
+
+    /// The index of its name among the host's columns of its kind; 0 for a kind without names.
+    ///
+    /// # Errors
+    /// The schema lacks it.
+    pub(crate) fn index_in(&self, info: &HostInfo) -> Result<usize, String> {
+        let (name, known) = match self {
+            Column::Tae | Column::HistoryActions | Column::HistoryAge => return Ok(0),
+            Column::Feature(name) => (name, &info.features),
+            Column::Id(name) => (name, &info.ids),
+            Column::HistoryId(name) => (name, &info.history_ids),
+        };
+        known.iter().position(|known| known == name).ok_or_else(|| {
+            let (label, known) = (self.label(), known.join("`, `"));
+            format!("it reads {label}, which the schema lacks (it has `{known}`)")
+        })
+    }
+
+    /// Whether it is a column of the short history.
+    pub(crate) fn is_history(&self) -> bool {
+        matches!(self, Column::HistoryId(_) | Column::HistoryActions | Column::HistoryAge)
     }
 }

@@ -1,5 +1,5 @@
-//! The wasmtime engine: one a process, with its instance pool and the thread
-//! that ticks the epoch by which calls meet their deadlines.
+//! The wasmtime engine: one a process, with its pool of instances and the thread that advances the
+//! epoch, which ends calls at their deadlines.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,29 +13,28 @@ use wasmtime::{
 
 use super::cache::{Cache, CacheConfig};
 use super::contract::{self, Level};
-use super::log::GuestLog;
-use super::usage::{Line, Usage};
+use super::usage::{GuestLog, LogDecision, Usage};
 use crate::Error;
-use crate::long_call::{Turn, Watch};
+use crate::cpu_budget::{CpuBudget, LongCallRule};
 
-/// One epoch.
+/// The length of an epoch.
 pub(super) const TICK: Duration = Duration::from_millis(1);
 
-/// The length of a log line in bytes; longer ones are cut.
+/// The longest log line in bytes; longer ones are cut.
 const LOG_BYTES: usize = 512;
 
-/// Sizes of the instance pool, fixed for the life of the process.
+/// The sizes of the instance pool, fixed for the life of the process.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    /// Calls that can run at one time, over all plugins.
+    /// The number of calls that can run at a time, over all plugins.
     pub instances: u32,
-    /// The most linear memory that any plugin's limit may allow, in MiB.
+    /// The upper bound of all plugins' memory limits, in MiB.
     pub memory_mib: u32,
-    /// The guests' call stack, in KiB.
+    /// The size of a guest's call stack, in KiB.
     pub stack_kib: u32,
-    /// Entries of a table of functions.
+    /// The number of entries of a function table.
     pub table_elements: usize,
-    /// Where compiled components are kept; none compiles them at each load.
+    /// The cache of compiled components; without one, each load compiles.
     pub cache: Option<CacheConfig>,
 }
 
@@ -54,10 +53,10 @@ impl Default for EngineConfig {
 /// Compiles components and holds the pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    inner: Arc<EngineInner>,
 }
 
-struct Inner {
+struct EngineInner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
     config: EngineConfig,
@@ -67,7 +66,7 @@ struct Inner {
 }
 
 impl Engine {
-    /// Starts an engine: reserves the pool's address space and starts the ticker.
+    /// Starts an engine: reserves the pool's address space and starts the epoch thread.
     pub fn new(config: EngineConfig) -> Result<Engine, Error> {
         let engine = wasmtime::Engine::new(&wasmtime_config(&config)).map_err(Error::engine)?;
         let mut linker = Linker::new(&engine);
@@ -79,22 +78,23 @@ impl Engine {
         start_ticker(engine.weak(), stop.clone())?;
         let cache = config.cache.as_ref().and_then(|cache| match Cache::open(cache) {
             Ok(opened) => Some(opened),
-            // Compiling takes a while longer and is always right.
+            // Without the cache everything works, but loads are slower.
             Err(error) => {
-                tracing::warn!(folder = %cache.folder.display(), %error, "compiled plugins are not kept");
+                let folder = cache.folder.display();
+                tracing::warn!(%folder, %error, "the cache of compiled plugins cannot be used");
                 None
             }
         });
         let log = Arc::default();
-        Ok(Engine { inner: Arc::new(Inner { engine, linker, config, cache, stop, log }) })
+        Ok(Engine { inner: Arc::new(EngineInner { engine, linker, config, cache, stop, log }) })
     }
 
-    /// What its guests wrote of late.
+    /// The last log lines of its guests.
     pub fn log(&self) -> &Arc<GuestLog> {
         &self.inner.log
     }
 
-    /// Checks and compiles a component, or takes what was compiled of the same bytes before.
+    /// Compiles a component, or loads it from the cache.
     pub(super) fn compile(&self, bytes: &[u8]) -> wasmtime::Result<Component> {
         match &self.inner.cache {
             Some(cache) => cache.component(self.wasmtime(), bytes),
@@ -102,19 +102,16 @@ impl Engine {
         }
     }
 
-    /// The pool's sizes.
+    /// The sizes of its pool.
     pub fn config(&self) -> &EngineConfig {
         &self.inner.config
     }
 
-    /// Whether fewer than half of the pool's instances are in use: the rest is
-    /// kept for calls, so that no plugin's spare instances take another's place.
+    /// Whether fewer than half of the pool's instances are in use. The other half is reserved for
+    /// calls, so that spare instances of one plugin do not block calls of another.
     pub(super) fn has_room(&self) -> bool {
-        let used = self
-            .inner
-            .engine
-            .pooling_allocator_metrics()
-            .map_or(0, |pool| pool.component_instances());
+        let pool = self.inner.engine.pooling_allocator_metrics();
+        let used = pool.map_or(0, |pool| pool.component_instances());
         used < u64::from(self.inner.config.instances) / 2
     }
 
@@ -127,7 +124,7 @@ impl Engine {
     }
 }
 
-impl Drop for Inner {
+impl Drop for EngineInner {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -144,7 +141,7 @@ fn wasmtime_config(config: &EngineConfig) -> Config {
         .max_tables_per_component(2)
         .table_elements(config.table_elements)
         .max_memory_size((config.memory_mib as usize) << 20)
-        // Clearing this much by hand is cheaper than giving the pages back.
+        // Up to this size, zeroing memory is cheaper than returning its pages to the system.
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10);
     let mut wasmtime = Config::new();
@@ -173,89 +170,65 @@ fn start_ticker(engine: wasmtime::EngineWeak, stop: Arc<AtomicBool>) -> Result<(
         .map_err(|error| Error::engine(error.into()))
 }
 
-/// What an instance may use, and what it has used.
+/// The host's data of an instance: its limits and what it used.
 pub(super) struct HostState {
     pub(super) plugin: Arc<str>,
+    pub(super) memory_limit: usize,
+    pub(super) table_limit: usize,
+    pub(super) usage: Arc<Usage>,
+    pub(super) log: Arc<GuestLog>,
+    /// Whether the guest was refused more memory.
     pub(super) memory_denied: bool,
+    /// Whether the guest was refused a larger table.
     pub(super) table_denied: bool,
-    memory_limit: usize,
-    table_limit: usize,
-    /// The linear memory's size: it never shrinks.
+    /// The size of the linear memory, which never shrinks.
     pub(super) memory_bytes: usize,
-    turn: Option<Turn>,
-    usage: Arc<Usage>,
-    log: Arc<GuestLog>,
+    /// The remaining time of the running call.
+    pub(super) budget: Option<CpuBudget>,
     /// One of the instances that the plugin may have.
-    _held: Held,
+    pub(super) _slot: InstanceSlot,
 }
 
-/// A place for an instance; dropping it makes it free.
-pub(super) struct Held(Arc<AtomicU32>);
+/// The right to one instance; returned on drop.
+pub(super) struct InstanceSlot(Arc<AtomicU32>);
 
-impl Held {
-    /// A place of `most`, if one is free.
-    pub(super) fn take(alive: &Arc<AtomicU32>, most: u32) -> Option<Held> {
-        let held = Held(alive.clone());
-        // Where there was none, dropping it takes the count back.
-        (alive.fetch_add(1, Ordering::Relaxed) < most).then_some(held)
+impl InstanceSlot {
+    /// Takes one of `max` slots, of which `in_use` counts those in use. None if all are.
+    pub(super) fn take(in_use: &Arc<AtomicU32>, max: u32) -> Option<InstanceSlot> {
+        let slot = InstanceSlot(in_use.clone());
+        // If none is free, dropping `slot` takes the count back.
+        (in_use.fetch_add(1, Ordering::Relaxed) < max).then_some(slot)
     }
 }
 
-impl Drop for Held {
+impl Drop for InstanceSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Whose instance it is, and what it may have.
-pub(super) struct Owner {
-    pub(super) plugin: Arc<str>,
-    pub(super) usage: Arc<Usage>,
-    pub(super) log: Arc<GuestLog>,
-    pub(super) memory_limit: usize,
-    pub(super) table_limit: usize,
-}
-
-impl HostState {
-    pub(super) fn new(owner: Owner, held: Held) -> HostState {
-        let Owner { plugin, usage, log, memory_limit, table_limit } = owner;
-        HostState {
-            plugin,
-            memory_denied: false,
-            table_denied: false,
-            memory_limit,
-            table_limit,
-            memory_bytes: 0,
-            turn: None,
-            usage,
-            log,
-            _held: held,
-        }
-    }
-}
-
-/// A store whose calls end at their deadlines, as [`begin`] sets them.
+/// A store whose calls end at the deadline that [`begin`] sets.
 pub(super) fn store(engine: &wasmtime::Engine, state: HostState) -> Store<HostState> {
     let mut store = Store::new(engine, state);
     store.limiter(|state| state);
     store.epoch_deadline_callback(|mut context| {
-        let next = context.data_mut().turn.as_mut().and_then(Turn::next);
+        let next = context.data_mut().budget.as_mut().and_then(CpuBudget::next_check);
         Ok(next.map_or(UpdateDeadline::Interrupt, UpdateDeadline::Continue))
     });
     store
 }
 
-/// What runs in the store from now on may take `deadline_ms`, and is watched for being long.
-pub(super) fn begin(store: &mut Store<HostState>, deadline_ms: u32, watch: Watch) {
-    // The tick under way may end at once, so one more.
-    let (turn, first) = Turn::begin(u64::from(deadline_ms) + 1, watch);
-    store.data_mut().turn = Some(turn);
+/// Starts a call in the store with a deadline; `rule` says when it is slow.
+pub(super) fn begin(store: &mut Store<HostState>, deadline_ms: u32, rule: LongCallRule) {
+    // One tick more, because the current one may end at once.
+    let (budget, first) = CpuBudget::begin(u64::from(deadline_ms) + 1, rule);
+    store.data_mut().budget = Some(budget);
     store.set_epoch_deadline(first);
 }
 
-/// What ran in the store is over.
+/// Ends the call that runs in the store.
 pub(super) fn end(store: &mut Store<HostState>) {
-    store.data_mut().turn = None;
+    store.data_mut().budget = None;
 }
 
 impl Drop for HostState {
@@ -285,7 +258,7 @@ impl ResourceLimiter for HostState {
         desired: usize,
         _: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // Indirect-call tables of real guests have hundreds of entries.
+        // Tables for indirect calls of real guests have hundreds of entries.
         let allowed = desired <= self.table_limit;
         self.table_denied |= !allowed;
         Ok(allowed)
@@ -297,18 +270,14 @@ impl contract::hypercast::expert::types::Host for HostState {}
 impl contract::ExpertImports for HostState {
     fn log(&mut self, level: Level, message: String) {
         let end = message.floor_char_boundary(LOG_BYTES);
-        // A guest's line must not look like several of the host's.
+        // Escaped, so that a guest's line cannot look like several lines of the host.
         let message = message[..end].escape_debug().to_string();
         let plugin = &*self.plugin;
         match self.usage.line(end, Instant::now()) {
-            Line::Write => {}
-            Line::Drop => return,
-            Line::Tell(dropped) => {
-                tracing::warn!(
-                    plugin,
-                    dropped,
-                    "it writes more log lines than it may; the rest is left out"
-                );
+            LogDecision::Write => {}
+            LogDecision::Drop => return,
+            LogDecision::DropAndReport(dropped) => {
+                tracing::warn!(plugin, dropped, "log lines over the plugin's limit were dropped");
                 return;
             }
         }

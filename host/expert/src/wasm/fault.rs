@@ -1,8 +1,8 @@
-//! What a guest did wrong, as data: a fault never fails a request.
+//! The faults of guests. A fault is data: it degrades a request but never fails it.
 
 use std::fmt;
 
-/// The exported function that was called.
+/// The function that was called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
     /// `describe`, at load.
@@ -47,31 +47,31 @@ pub enum Fault {
     /// The guest ran past its deadline.
     #[error("ran past its deadline of {limit_ms} ms")]
     Deadline {
-        /// The deadline.
+        /// The deadline in milliseconds.
         limit_ms: u32,
     },
-    /// The guest asked for more linear memory than it may have.
+    /// The guest needed more linear memory than its limit.
     #[error("asked for more than its {limit_mib} MiB of memory")]
     Memory {
-        /// The cap.
+        /// The plugin's memory limit.
         limit_mib: u32,
     },
-    /// The guest asked for a larger table of functions than it may have.
+    /// The guest needed a larger function table than its limit.
     #[error("asked for more than its {limit_elements} entries of a table")]
     Table {
-        /// The cap.
+        /// The plugin's limit of entries.
         limit_elements: usize,
     },
     /// The guest's call stack overflowed.
     #[error("overflowed its call stack")]
     StackOverflow,
-    /// The guest, or its network, answered something that the contract forbids.
+    /// The guest, or its network, returned a value that the contract forbids.
     #[error("gave a bad output: {0}")]
     BadOutput(String),
     /// The guest returned an error of its own.
     #[error("returned an error: {0}")]
     Refused(String),
-    /// As many calls of the plugin as may be, or all that the pool has room for, were under way.
+    /// The plugin's limit of concurrent calls, or the size of the instance pool, was reached.
     #[error("is busy: {0}")]
     Busy(String),
     /// The breaker is open after repeated faults; the guest was not called.
@@ -80,7 +80,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The cause as a label for metrics.
+    /// The cause as a metrics label.
     pub fn label(&self) -> &'static str {
         match self {
             Fault::Trap(_) => "trap",
@@ -102,37 +102,42 @@ impl Fault {
 pub struct ExpertFault {
     /// The plugin's name: its description's, or its file's before that is known.
     pub plugin: String,
-    /// What was called.
+    /// The call that failed.
     pub call: Call,
-    /// What went wrong.
+    /// Why it failed.
     pub cause: Fault,
-    /// The guest's functions at that moment, innermost first; empty where none was running.
+    /// The guest's functions on the stack then, innermost first; empty if none was running.
     pub trace: Vec<String>,
 }
 
 impl ExpertFault {
-    /// The functions as lines of a message, each on one of its own; nothing where there is none.
+    /// A fault without a trace.
+    pub(crate) fn new(plugin: &str, call: Call, cause: Fault) -> ExpertFault {
+        ExpertFault { plugin: plugin.to_owned(), call, cause, trace: Vec::new() }
+    }
+
+    /// The trace as lines that follow a message, one a function; empty without a trace.
     pub fn backtrace(&self) -> String {
         self.trace.iter().map(|function| format!("\n    in {function}")).collect()
     }
 }
 
-/// Functions of a backtrace that are kept, and bytes of a name: both are the guest's choice.
+/// Limits of a trace's length and of its names, because the guest chooses both.
 const FRAMES: usize = 24;
 const FRAME_BYTES: usize = 200;
 
-/// The guest's functions at a trap, demangled, innermost first.
+/// The guest's functions on the stack at a trap, demangled, innermost first.
 pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
     let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() else {
         return Vec::new();
     };
-    // wasmtime demangles in its text alone: `NUMBER: OFFSET - MODULE!FUNCTION` lines.
+    // wasmtime demangles only in its text, with lines `NUMBER: OFFSET - MODULE!FUNCTION`.
     let text = backtrace.to_string();
     let functions = text.lines().skip(1).filter_map(|line| line.split_once(" - ")).take(FRAMES);
     functions.map(|(_, place)| function(place)).collect()
 }
 
-/// A function of a frame as people call it, without module and hashes of crates.
+/// A frame's function as in the source, without module and crate hashes.
 fn function(place: &str) -> String {
     let name = place.split_once('!').map_or(place, |(_, name)| name).trim();
     let mut parts = name.split('[');
@@ -148,7 +153,7 @@ fn function(place: &str) -> String {
             }
         }
     }
-    // The older mangling ends in `::h` and a hash.
+    // Names of the older mangling end in `::h` and a hash.
     if let Some((name, hash)) = plain.rsplit_once("::h")
         && is_hash(hash)
     {
@@ -167,14 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_are_told_without_module_and_hashes() {
-        let told = [
+    fn functions_are_named_without_module_and_hashes() {
+        let cases = [
             ("a-a44fee246c00ee52.wasm!std[a543996e6e7dbf1e]::alloc::oom", "std::alloc::oom"),
             ("<unknown>!<[u8] as my[0123456789abcdef]::Trait>::go", "<[u8] as my::Trait>::go"),
             ("m!my::rank::h27c25fea5ec6e326", "my::rank"),
             ("m!f\u{1b}[2J", "f\\u{1b}[2J"),
         ];
-        told.iter().for_each(|(place, plain)| assert_eq!(function(place), *plain));
+        cases.iter().for_each(|(place, plain)| assert_eq!(function(place), *plain));
         assert_eq!(function(&"x".repeat(1000)).len(), FRAME_BYTES);
     }
 }

@@ -1,23 +1,25 @@
-//! The Wasm boundary: the only place that knows wasmtime.
+//! The Wasm boundary, and the only module that knows wasmtime.
 //!
-//! A [`Plugin`] is a checked component. Every call runs in a fresh pooled
-//! instance under a deadline, a memory cap and an output cap, and everything a
-//! guest can do wrong comes back as an [`ExpertFault`]. Calls are synchronous
-//! and may take as long as their deadline: run them on a blocking thread, never
-//! on an async worker. Nothing here knows graphs or models.
+//! A [`Plugin`] is a checked component. Every call runs in a fresh instance from a pool, with a
+//! deadline, a memory limit and an output limit, and every fault of a guest becomes an
+//! [`ExpertFault`]. A call blocks until its deadline at most: run it on a blocking thread, never on
+//! an async worker. Graphs and models are outside this module.
+//!
+//! To add a limit: a field of [`Limits`] in `plugin` (or of [`EngineConfig`], if the pool has to
+//! know it), its check where the resource is used, and a [`Fault`] for a guest that exceeds it.
 
 mod cache;
 mod check;
 pub mod contract;
 mod engine;
 mod fault;
-mod log;
 mod plugin;
 mod usage;
 
 pub use cache::CacheConfig;
 pub use engine::{Engine, EngineConfig};
 pub use fault::{Call, ExpertFault, Fault};
-pub use log::{GuestLog, LogLine};
 pub use plugin::{Instance, Limits, Plugin};
-pub use usage::{LogRate, Spent, UsageSnapshot};
+pub use usage::{CallTotals, GuestLog, LogLine, LogRate, UsageSnapshot};
+
+pub(crate) use check::major;

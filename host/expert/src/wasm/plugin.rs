@@ -1,9 +1,8 @@
-//! A plugin: a component that was checked before any of its code ran, and the
-//! calls into it.
+//! A plugin: a component that was checked before any of its code ran, and the calls into it.
 //!
-//! Every call makes a fresh instance, so a fault leaves nothing behind. What
-//! comes back is checked here; whether it makes sense as a network is for
-//! `graph`. What is asked at load is asked twice, of two instances, which must agree.
+//! Every call gets a fresh instance, so a fault leaves nothing behind. Results are checked here;
+//! whether a network is valid is checked in `graph`. Each question at load is put to two instances,
+//! which must return the same.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -11,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use wasmtime::component::Component;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 
 use super::check;
@@ -19,39 +17,37 @@ use super::contract::{
     self, ActionBatch, Description, Evaluation, Expert, ExpertPre, HostInfo, NamedColumn, Network,
     Prediction, RankRequest, Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use super::engine::{self, Engine, Held, HostState, Owner};
+use super::engine::{self, Engine, HostState, InstanceSlot};
 use super::fault::{Call, ExpertFault, Fault, trace};
-use super::log::GuestLog;
-use super::usage::{LogRate, Usage, UsageSnapshot};
-use crate::Error;
-use crate::gate::{Gate, GateConfig};
-use crate::long_call::Watch;
+use super::usage::{GuestLog, LogRate, Usage, UsageSnapshot};
+use crate::cpu_budget::{GateConfig, LongCallRule, ThreadGate};
+use crate::error::{CommonErrors as _, Error};
 
-/// What a guest may use. A description asks for its own `rank` limits; the
-/// `_max` fields bound what it gets.
+/// What a plugin may use. A description can ask for its own `rank` limits; the `_max` fields are
+/// their upper bounds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Deadline of a `rank` call whose description asks for none, in milliseconds.
+    /// The deadline of a `rank` call if the description asks for none.
     pub deadline_ms: u32,
-    /// The most that a description can ask for.
+    /// The longest `rank` deadline that a description can ask for.
     pub deadline_max_ms: u32,
-    /// Deadline of every call but `rank`, in milliseconds.
+    /// The deadline of all other calls.
     pub hook_deadline_ms: u32,
-    /// Linear memory of a guest whose description asks for none, in MiB.
+    /// The linear memory of an instance if the description asks for none.
     pub memory_mib: u32,
-    /// The most that a description can ask for; the engine's pool bounds it too.
+    /// The largest memory that a description can ask for. The engine's pool limits it, too.
     pub memory_max_mib: u32,
-    /// Bytes that one call may hand to the host.
+    /// The size of one call's result in bytes.
     pub output_bytes: usize,
-    /// Size of a component file, in bytes.
+    /// The size of the component file in bytes.
     pub component_bytes: usize,
-    /// Instances of one plugin that may be alive at one time; the pool's bound is over all plugins.
+    /// The number of live instances of the plugin. The pool limits those of all plugins.
     pub instances: u32,
-    /// Entries of a table of functions; the engine's pool bounds it too.
+    /// The number of entries of a function table. The engine's pool limits it, too.
     pub table_elements: usize,
-    /// What it may log.
+    /// Lines and bytes that it may log.
     pub log: LogRate,
-    /// The threads that it may hold where its calls take long.
+    /// The threads that it may occupy if its calls are slow.
     pub gate: GateConfig,
 }
 
@@ -73,12 +69,13 @@ impl Default for Limits {
     }
 }
 
-/// Instances that a plugin keeps ready for `rank`, and used ones that it keeps for clearing.
-const READY: usize = 2;
+/// The number of instances that a plugin keeps ready for `rank`, and of used ones that wait for
+/// clearing.
+const SPARE_INSTANCES: usize = 2;
 
-/// How long an instance may take that is made ahead of its call: a start function of the guest's runs in it, at a time
-/// that no call of its own pays for.
-const SOON: Duration = Duration::from_millis(5);
+/// The longest time in which an instance may be made ahead of its call. The guest's start function
+/// runs in that time, and no call's deadline covers it.
+const MAX_PREPARE_TIME: Duration = Duration::from_millis(5);
 
 /// A checked component, ready to be instantiated.
 pub struct Plugin {
@@ -89,19 +86,19 @@ pub struct Plugin {
     rank_deadline_ms: u32,
     memory_mib: u32,
     usage: Arc<Usage>,
-    alive: Arc<AtomicU32>,
-    gate: Arc<Gate>,
+    live_instances: Arc<AtomicU32>,
+    gate: Arc<ThreadGate>,
     spares: Mutex<Spares>,
-    /// Whether the last instance failed, or took long.
-    unprepared: AtomicBool,
+    /// Whether the last new instance failed or was slow. If so, none is made ahead.
+    is_slow_to_start: AtomicBool,
 }
 
-/// What need not happen while a request waits: making an instance, and clearing a used one's memory.
+/// Instances that wait, so that a request need not wait for making one or clearing its memory.
 #[derive(Default)]
 struct Spares {
-    /// Fresh instances; each serves one call.
+    /// Fresh instances. Each serves one call.
     ready: Vec<(Store<HostState>, Expert)>,
-    /// Used instances, of which only the memory is left to clear.
+    /// Used instances, whose memory has to be cleared.
     used: Vec<Store<HostState>>,
 }
 
@@ -111,35 +108,32 @@ impl Plugin {
         let name = path
             .file_stem()
             .map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned());
-        let read = |source| Error::Read { path: path.to_path_buf(), source };
-        let size = std::fs::metadata(path).map_err(read)?.len();
-        check_size(&name, size, limits)?;
-        Plugin::from_bytes(engine, &name, &std::fs::read(path).map_err(read)?, limits)
+        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        check::size(&name, size, limits.component_bytes)?;
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        Plugin::from_bytes(engine, &name, &bytes, limits)
     }
 
-    /// Checks and compiles a component. `name` stands for it in messages until
-    /// its description is known.
+    /// Checks and compiles a component. `name` is used in messages until its description is known.
     pub fn from_bytes(
         engine: &Engine,
         name: &str,
         bytes: &[u8],
         limits: &Limits,
     ) -> Result<Plugin, Error> {
-        check_size(name, bytes.len() as u64, limits)?;
-        check_header(name, bytes)?;
-        let refused = |why: String| Error::refused(name, why);
+        check::size(name, bytes.len() as u64, limits.component_bytes)?;
+        check::header(name, bytes)?;
+        let refused = |rule: String, error: wasmtime::Error| {
+            Error::refused(name, format!("{rule}: {error:#}"))
+        };
         let component = engine
             .compile(bytes)
-            .map_err(|error| refused(format!("it is not a valid component: {error:#}")))?;
-        check_imports(name, engine, &component)?;
-        let pre = engine.linker().instantiate_pre(&component).and_then(ExpertPre::new).map_err(
-            |error| {
-                refused(format!(
-                    "it does not fit the expert contract {}: {error:#}",
-                    contract::VERSION
-                ))
-            },
-        )?;
+            .map_err(|error| refused("it is not a valid component".to_owned(), error))?;
+        check::imports(name, engine, &component)?;
+        let pre = engine.linker().instantiate_pre(&component).and_then(ExpertPre::new);
+        let pre = pre.map_err(|error| {
+            refused(format!("it does not fit the expert contract {}", contract::VERSION), error)
+        })?;
         let memory_mib = limits.memory_mib.min(engine.config().memory_mib);
         Ok(Plugin {
             engine: engine.clone(),
@@ -148,35 +142,35 @@ impl Plugin {
             rank_deadline_ms: limits.deadline_ms,
             memory_mib,
             usage: Arc::new(Usage::new(limits.log)),
-            alive: Arc::default(),
+            live_instances: Arc::default(),
             gate: Arc::default(),
             limits: limits.clone(),
             spares: Mutex::default(),
-            unprepared: AtomicBool::new(false),
+            is_slow_to_start: AtomicBool::new(false),
         })
     }
 
-    /// The name used in messages: the file's, then the description's.
+    /// The name in messages: the file's, then the description's.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What guests of its engine wrote of late.
+    /// The last log lines of all guests of its engine.
     pub fn log(&self) -> Arc<GuestLog> {
         self.engine.log().clone()
     }
 
-    /// What it may use.
+    /// The plugin's resource limits.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// What lets its calls in.
-    pub(crate) fn gate(&self) -> &Gate {
+    /// Limits the threads of its calls.
+    pub(crate) fn gate(&self) -> &ThreadGate {
         &self.gate
     }
 
-    /// What it has used.
+    /// The resources used since it was loaded.
     pub fn usage(&self) -> UsageSnapshot {
         self.usage.snapshot()
     }
@@ -186,8 +180,7 @@ impl Plugin {
         self.rank_deadline_ms
     }
 
-    /// Calls `describe`, checks the description, and takes its name and limits
-    /// for the calls that follow.
+    /// Calls `describe` and checks the description. Its name and limits apply to later calls.
     pub fn describe(&mut self, info: &HostInfo) -> Result<Description, Error> {
         let description = self.twice(Call::Describe, |instance| {
             instance.run(Call::Describe, |expert, store| expert.call_describe(store, info))
@@ -199,13 +192,13 @@ impl Plugin {
             self.rank_deadline_ms = asked.deadline_ms.min(self.limits.deadline_max_ms);
         }
         if asked.memory_mib > 0 {
-            let most = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
-            self.memory_mib = asked.memory_mib.min(most);
+            let max = self.limits.memory_max_mib.min(self.engine.config().memory_mib);
+            self.memory_mib = asked.memory_mib.min(max);
         }
         Ok(description)
     }
 
-    /// Calls `network`. The result is not checked: see `graph`.
+    /// Calls `network`. Its result is checked in `graph`, not here.
     pub fn network(&self, info: &HostInfo) -> Result<Network, Error> {
         let network = self.twice(Call::Network, |instance| {
             instance.run(Call::Network, |expert, store| expert.call_network(store, info))
@@ -218,23 +211,24 @@ impl Plugin {
         })
     }
 
-    /// Asks two fresh instances, which must answer alike: training and serving ask others, in other processes.
+    /// Calls two fresh instances, which must return the same, because training and serving call
+    /// other instances in other processes.
     fn twice<T: Debug>(
         &self,
         call: Call,
-        ask: impl Fn(&mut Instance<'_>) -> Result<T, ExpertFault>,
+        run: impl Fn(&mut Instance<'_>) -> Result<T, ExpertFault>,
     ) -> Result<T, Error> {
-        let first = ask(&mut self.instance(call)?)?;
-        let second = ask(&mut self.instance(call)?)?;
+        let first = run(&mut self.instance(call)?)?;
+        let second = run(&mut self.instance(call)?)?;
         agree(&first, &second).map_err(|why| self.fault(call, Fault::BadOutput(why)))?;
         Ok(first)
     }
 
-    /// Ranks the request's candidates in a fresh instance: one made ahead by
-    /// [`Plugin::prepare`] where there is one.
+    /// Ranks the request's candidates in a fresh instance, if possible one that
+    /// [`Plugin::prepare`] made.
     ///
-    /// The result has at most `request.limit` entries with distinct candidates
-    /// and finite scores, best first.
+    /// The result has at most `request.limit` entries, best first, with distinct candidates and
+    /// finite scores.
     pub fn rank(
         &self,
         request: &RankRequest,
@@ -247,31 +241,31 @@ impl Plugin {
             None => {
                 let start = Instant::now();
                 let instance = self.instance(Call::Rank)?;
-                self.unprepared.store(start.elapsed() > SOON, Ordering::Relaxed);
+                self.is_slow_to_start.store(start.elapsed() > MAX_PREPARE_TIME, Ordering::Relaxed);
                 instance
             }
         };
         let ranked = instance.rank(request, predictions, columns);
         let mut spares = self.spares();
-        if spares.used.len() < READY {
+        if spares.used.len() < SPARE_INSTANCES {
             spares.used.push(instance.store);
         }
         ranked
     }
 
-    /// Clears used instances and makes the next ones. Call it between requests:
-    /// it is most of the cost of a fresh instance a call. An instance that
-    /// cannot be made, or takes long, is left to the next `rank`, whose fault or
-    /// time it then is; none is made ahead until a `rank` had one soon.
+    /// Clears used instances and makes new ones. Called between requests, it takes over most of the
+    /// cost of a fresh instance a call. If an instance cannot be made, or only slowly, the next
+    /// `rank` makes it under its own deadline, and no more are made ahead until that is fast again.
     pub fn prepare(&self) {
         self.clear();
-        while self.spares().ready.len() < READY.min(self.limits.instances as usize)
-            && !self.unprepared.load(Ordering::Relaxed)
+        while self.spares().ready.len() < SPARE_INSTANCES.min(self.limits.instances as usize)
+            && !self.is_slow_to_start.load(Ordering::Relaxed)
             && self.engine.has_room()
         {
             let start = Instant::now();
             let made = self.instance(Call::Rank);
-            self.unprepared.store(made.is_err() || start.elapsed() > SOON, Ordering::Relaxed);
+            self.is_slow_to_start
+                .store(made.is_err() || start.elapsed() > MAX_PREPARE_TIME, Ordering::Relaxed);
             let Ok(Instance { store, expert, .. }) = made else { return };
             self.spares().ready.push((store, expert));
         }
@@ -286,8 +280,8 @@ impl Plugin {
         self.spares.lock().expect("no holder panics")
     }
 
-    /// Turns joined outcomes into labels, sample space and weights: one entry a
-    /// task of `description`, in its order.
+    /// Calls `labels`: turns joined outcomes into labels, sample space and weights, with one entry
+    /// for each task of `description`, in its order.
     pub fn labels(
         &self,
         description: &Description,
@@ -295,44 +289,48 @@ impl Plugin {
         batch: &ActionBatch,
     ) -> Result<Vec<TaskLabels>, ExpertFault> {
         let call = Call::Labels;
-        let mut instance = self.instance(call)?;
-        let labels = instance.run(call, |expert, store| expert.call_labels(store, info, batch))?;
+        let labels = self.run(call, |expert, store| expert.call_labels(store, info, batch))?;
         let labels = labels.map_err(|why| self.fault(call, Fault::Refused(check::quote(&why))))?;
         check::labels(labels, &description.tasks, batch.surface.len())
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
-    /// The keep probability of each example, in 0..=1; one for each example.
+    /// Calls `sample`: the probability, in 0..=1, to keep each example.
     pub fn sample(&self, info: &HostInfo, batch: &ActionBatch) -> Result<Vec<f32>, ExpertFault> {
         let call = Call::Sample;
-        let mut instance = self.instance(call)?;
-        let keep = instance.run(call, |expert, store| expert.call_sample(store, info, batch))?;
+        let keep = self.run(call, |expert, store| expert.call_sample(store, info, batch))?;
         check::sample(keep, batch.surface.len())
             .map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
-    /// A factor of a training step's learning rate, in 0..=10.
+    /// Calls `schedule`: a factor, in 0..=10, of a training step's learning rate.
     pub fn schedule(&self, step: TrainingStep) -> Result<f32, ExpertFault> {
         let call = Call::Schedule;
-        let mut instance = self.instance(call)?;
-        let factor = instance.run(call, |expert, store| expert.call_schedule(store, step))?;
+        let factor = self.run(call, |expert, store| expert.call_schedule(store, step))?;
         check::factor(factor).map_err(|why| self.fault(call, Fault::BadOutput(why)))
     }
 
-    /// Whether what was trained may serve. A reason is of bounded length, without control characters.
+    /// Calls `evaluate`: whether trained parameters may serve. A reason is escaped and cut.
     pub fn evaluate(
         &self,
         info: &HostInfo,
         evaluation: &Evaluation,
     ) -> Result<Verdict, ExpertFault> {
-        let call = Call::Evaluate;
-        let mut instance = self.instance(call)?;
         let verdict =
-            instance.run(call, |expert, store| expert.call_evaluate(store, info, evaluation))?;
-        Ok(check::verdict(verdict))
+            self.run(Call::Evaluate, |expert, store| expert.call_evaluate(store, info, evaluation));
+        verdict.map(check::verdict)
     }
 
-    /// A fresh instance, made under `call`'s deadline.
+    /// Makes one call in a fresh instance.
+    fn run<T>(
+        &self,
+        call: Call,
+        f: impl FnOnce(&Expert, &mut Store<HostState>) -> wasmtime::Result<T>,
+    ) -> Result<T, ExpertFault> {
+        self.instance(call)?.run(call, f)
+    }
+
+    /// Makes a fresh instance under the deadline of `call`.
     pub fn instance(&self, call: Call) -> Result<Instance<'_>, ExpertFault> {
         let start = Instant::now();
         let mut store = engine::store(self.engine.wasmtime(), self.state(call)?);
@@ -346,31 +344,35 @@ impl Plugin {
         }
     }
 
-    /// The state of another instance, if the plugin may have one.
+    /// The state of a new instance, if the plugin may have one more.
     fn state(&self, call: Call) -> Result<HostState, ExpertFault> {
-        let most = self.limits.instances;
-        let held = Held::take(&self.alive, most).or_else(|| {
-            // Used ones that are not cleared yet count too.
+        let max = self.limits.instances;
+        let slot = InstanceSlot::take(&self.live_instances, max).or_else(|| {
+            // Used instances that were not cleared yet count, too.
             self.clear();
-            Held::take(&self.alive, most)
+            InstanceSlot::take(&self.live_instances, max)
         });
-        let held = held.ok_or_else(|| {
-            self.fault(call, Fault::Busy(format!("all of its {most} instances are in use")))
+        let slot = slot.ok_or_else(|| {
+            self.fault(call, Fault::Busy(format!("all of its {max} instances are in use")))
         })?;
-        let owner = Owner {
+        Ok(HostState {
             plugin: self.name.clone(),
-            usage: self.usage.clone(),
-            log: self.engine.log().clone(),
             memory_limit: (self.memory_mib as usize) << 20,
             table_limit: self.limits.table_elements,
-        };
-        Ok(HostState::new(owner, held))
+            usage: self.usage.clone(),
+            log: self.engine.log().clone(),
+            memory_denied: false,
+            table_denied: false,
+            memory_bytes: 0,
+            budget: None,
+            _slot: slot,
+        })
     }
 
     fn begin(&self, store: &mut Store<HostState>, call: Call) {
         let gate = (call == Call::Rank).then(|| self.gate.clone());
-        let watch = Watch { gate, slow_ms: self.limits.gate.slow_ms };
-        engine::begin(store, self.deadline_ms(call), watch);
+        let rule = LongCallRule { gate, slow_ms: self.limits.gate.slow_ms };
+        engine::begin(store, self.deadline_ms(call), rule);
     }
 
     fn deadline_ms(&self, call: Call) -> u32 {
@@ -378,7 +380,7 @@ impl Plugin {
     }
 
     fn fault(&self, call: Call, cause: Fault) -> ExpertFault {
-        ExpertFault { plugin: self.name.to_string(), call, cause, trace: Vec::new() }
+        ExpertFault::new(&self.name, call, cause)
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
@@ -393,28 +395,31 @@ impl Plugin {
                 Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
             }
             None if error.is::<PoolConcurrencyLimitError>() => {
-                Fault::Busy(format!("the pool of instances has no room: {error}"))
+                Fault::Busy(format!("the instance pool is full: {error}"))
             }
             None if error.root_cause().to_string().contains("allocated for hostcalls") => {
                 Fault::BadOutput(format!("more than {} bytes of output", self.limits.output_bytes))
             }
-            // What is left are values that break the canonical ABI.
+            // All other errors are values that violate the canonical ABI.
             None => Fault::BadOutput(check::quote(&error.root_cause().to_string())),
         };
         ExpertFault { trace: trace(error), ..self.fault(call, cause) }
     }
 }
 
-/// Whether two answers are the same, to the last bit that their text shows.
+/// Checks that two results are equal, by their text, because NaN equals NaN there.
 fn agree<T: Debug>(first: &T, second: &T) -> Result<(), String> {
-    match format!("{first:?}") == format!("{second:?}") {
-        true => Ok(()),
-        false => Err("two fresh instances answered differently; an answer may depend on nothing but what is asked".into()),
+    if format!("{first:?}") == format!("{second:?}") {
+        Ok(())
+    } else {
+        Err("two fresh instances returned different results; a result may depend on nothing but \
+             the call's arguments"
+            .to_owned())
     }
 }
 
-/// An instance of a plugin. It is dropped after a fault; the calls of
-/// [`Plugin`] use a fresh one each.
+/// An instance of a plugin. It must not be used after a fault. Each call of [`Plugin`] uses a fresh
+/// one.
 pub struct Instance<'a> {
     plugin: &'a Plugin,
     store: Store<HostState>,
@@ -422,12 +427,13 @@ pub struct Instance<'a> {
 }
 
 impl Instance<'_> {
-    /// Its linear memory, in bytes; memory never shrinks, so this is the most that its calls needed.
+    /// The size of its linear memory in bytes. Memory never shrinks, so this is what its calls
+    /// needed.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes
     }
 
-    /// As [`Plugin::rank`], in this instance.
+    /// Like [`Plugin::rank`], in this instance.
     pub fn rank(
         &mut self,
         request: &RankRequest,
@@ -456,62 +462,6 @@ impl Instance<'_> {
         engine::end(&mut self.store);
         answer.map_err(|error| self.plugin.classify(call, &error, self.store.data()))
     }
-}
-
-fn check_size(name: &str, size: u64, limits: &Limits) -> Result<(), Error> {
-    if size > limits.component_bytes as u64 {
-        let limit = limits.component_bytes;
-        return Err(Error::refused(
-            name,
-            format!("the file has {size} bytes, more than the limit of {limit}"),
-        ));
-    }
-    Ok(())
-}
-
-fn check_header(name: &str, bytes: &[u8]) -> Result<(), Error> {
-    let why = match bytes {
-        [0, b'a', b's', b'm', 0x0d, 0, 1, 0, ..] => return Ok(()),
-        [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => {
-            "it is a core Wasm module, not a component: build it with `cargo hypercast build`"
-        }
-        _ => "it is not a WebAssembly file",
-    };
-    Err(Error::refused(name, why.into()))
-}
-
-fn check_imports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
-    let ty = component.component_type();
-    let mut foreign = Vec::new();
-    let mut version = None;
-    for (import, _) in ty.imports(engine.wasmtime()) {
-        match import.strip_prefix(contract::TYPES_IMPORT) {
-            Some(found) => version = Some(found.to_owned()),
-            None if import == "log" => {}
-            None => foreign.push(format!("`{import}`")),
-        }
-    }
-    let Some(version) = version else {
-        let why = "it does not import the expert contract's types: it is no HyperCast expert; build it with the HyperCast SDK";
-        return Err(Error::refused(name, why.into()));
-    };
-    if major(&version) != major(contract::VERSION) {
-        return Err(Error::ContractVersion {
-            plugin: name.to_owned(),
-            found: version,
-            host: contract::VERSION,
-        });
-    }
-    if !foreign.is_empty() {
-        let why =
-            format!("it imports {}; an expert may import nothing but `log`", foreign.join(", "));
-        return Err(Error::refused(name, why));
-    }
-    Ok(())
-}
-
-fn major(version: &str) -> &str {
-    version.split('.').next().unwrap_or(version)
 }
 
 #[cfg(test)]

@@ -1,175 +1,225 @@
-//! What a plugin used: calls and their time by export, instances, memory, log
-//! lines. Counts alone; what may be used is decided elsewhere.
+//! What a plugin used (calls and their time by export, instances, memory), the limit of its log
+//! lines, and its last log lines. Limits of other resources are in `engine` and `plugin`.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use hypercast_core::clock::now_ms;
+use serde::{Deserialize, Serialize};
 
 use super::fault::Call;
 
-/// The longest that log lines and bytes are saved up for.
+/// The period of unused log lines and bytes that a plugin may use at once later.
 const LOG_BURST_S: f64 = 1.0;
 
-/// How often it is said that lines are left out, at most.
-const TELL: Duration = Duration::from_secs(10);
+/// The shortest time between two reports that a plugin's log lines are dropped.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// Calls of one export.
+/// The calls of one export.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Spent {
-    /// Calls, failed ones included.
+pub struct CallTotals {
+    /// The number of calls, failed ones included.
     pub calls: u64,
-    /// Time in the guest.
+    /// The total time in the guest.
     pub took: Duration,
 }
 
 /// What a plugin used since it was loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsageSnapshot {
-    /// By export.
-    pub calls: HashMap<Call, Spent>,
-    /// Instances that were made, and the time that took.
-    pub instances: Spent,
-    /// The most linear memory that an instance had, in bytes.
+    /// The calls by export.
+    pub calls: HashMap<Call, CallTotals>,
+    /// The number of instances made, and the time to make them.
+    pub instances: CallTotals,
+    /// The largest linear memory of an instance, in bytes.
     pub memory_bytes: u64,
-    /// Log lines that were written.
+    /// The number of log lines written.
     pub log_lines: u64,
-    /// Log lines that were left out, since there were too many a second.
+    /// The number of log lines dropped, because there were too many a second.
     pub log_lines_dropped: u64,
-    /// Their bytes.
+    /// The size of the dropped log lines.
     pub log_bytes_dropped: u64,
 }
 
-/// Log lines and bytes that a plugin may write a second, over all its instances.
+/// What a plugin may log, over all its instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogRate {
-    /// Lines.
+    /// Log lines a second.
     pub lines_per_s: u32,
-    /// Bytes, after each line was cut.
+    /// Bytes a second, each line counted as it is after cutting.
     pub bytes_per_s: u32,
 }
 
-/// Counts as they go.
+/// Counts what one plugin uses, and limits its log lines.
 #[derive(Debug)]
 pub(super) struct Usage {
-    calls: Mutex<HashMap<Call, Spent>>,
-    instances: AtomicU64,
-    instances_ns: AtomicU64,
-    memory_bytes: AtomicU64,
-    log: Mutex<Log>,
+    counts: Mutex<UsageCounts>,
 }
 
 #[derive(Debug)]
-struct Log {
+struct UsageCounts {
+    totals: UsageSnapshot,
     rate: LogRate,
-    filled: Instant,
+    /// Unused log lines and bytes (a token bucket), and when they were last filled up.
     lines: f64,
     bytes: f64,
-    written: u64,
-    dropped: u64,
-    dropped_bytes: u64,
-    /// When it was last said how many were left out, and how many that were.
-    told: Option<(Instant, u64)>,
+    filled_at: Instant,
+    last_report: Option<DropReport>,
 }
 
-/// What becomes of a log line.
+/// The last report of dropped log lines.
+#[derive(Debug, Clone, Copy)]
+struct DropReport {
+    at: Instant,
+    /// The number of lines dropped up to then.
+    dropped: u64,
+}
+
+/// Whether a log line is written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
-    /// It is written.
+pub(super) enum LogDecision {
+    /// The host writes the line.
     Write,
-    /// It is left out, and that is said: so many were since it was last said.
-    Tell(u64),
-    /// It is left out.
+    /// The line is dropped, and the host reports the number of lines dropped since the last report.
+    DropAndReport(u64),
+    /// The line is dropped silently.
     Drop,
 }
 
 impl Usage {
     pub(super) fn new(rate: LogRate) -> Usage {
-        let log = Log {
+        let counts = UsageCounts {
+            totals: UsageSnapshot::default(),
             rate,
-            filled: Instant::now(),
             lines: f64::from(rate.lines_per_s) * LOG_BURST_S,
             bytes: f64::from(rate.bytes_per_s) * LOG_BURST_S,
-            written: 0,
-            dropped: 0,
-            dropped_bytes: 0,
-            told: None,
+            filled_at: Instant::now(),
+            last_report: None,
         };
-        Usage {
-            calls: Mutex::default(),
-            instances: AtomicU64::new(0),
-            instances_ns: AtomicU64::new(0),
-            memory_bytes: AtomicU64::new(0),
-            log: Mutex::new(log),
-        }
+        Usage { counts: Mutex::new(counts) }
     }
 
-    /// A call ended.
+    /// Counts a call that ended.
     pub(super) fn call(&self, call: Call, took: Duration) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = calls.entry(call).or_default();
-        spent.calls += 1;
-        spent.took += took;
+        self.lock().totals.calls.entry(call).or_default().add(took);
     }
 
-    /// An instance was made, or failed to be.
+    /// Counts an instance that was made, or could not be made.
     pub(super) fn instance(&self, took: Duration) {
-        self.instances.fetch_add(1, Ordering::Relaxed);
-        self.instances_ns.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        self.lock().totals.instances.add(took);
     }
 
-    /// An instance has so much linear memory.
+    /// Records an instance's linear memory.
     pub(super) fn memory(&self, bytes: usize) {
-        self.memory_bytes.fetch_max(bytes as u64, Ordering::Relaxed);
+        let totals = &mut self.lock().totals;
+        totals.memory_bytes = totals.memory_bytes.max(bytes as u64);
     }
 
-    /// A line of so many bytes at `now`.
-    pub(super) fn line(&self, bytes: usize, now: Instant) -> Line {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).line(bytes, now)
+    /// Decides on a log line of `bytes` bytes at `now`.
+    pub(super) fn line(&self, bytes: usize, now: Instant) -> LogDecision {
+        self.lock().line(bytes, now)
     }
 
     pub(super) fn snapshot(&self) -> UsageSnapshot {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        UsageSnapshot {
-            calls: self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            instances: Spent {
-                calls: self.instances.load(Ordering::Relaxed),
-                took: Duration::from_nanos(self.instances_ns.load(Ordering::Relaxed)),
-            },
-            memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
-            log_lines: log.written,
-            log_lines_dropped: log.dropped,
-            log_bytes_dropped: log.dropped_bytes,
-        }
+        self.lock().totals.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UsageCounts> {
+        // A panic elsewhere cannot leave these counts half-written.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Log {
-    fn line(&mut self, bytes: usize, now: Instant) -> Line {
-        let passed_s = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = now;
-        let fill = |held: f64, rate: u32| {
+impl CallTotals {
+    fn add(&mut self, took: Duration) {
+        self.calls += 1;
+        self.took += took;
+    }
+}
+
+impl UsageCounts {
+    fn line(&mut self, bytes: usize, now: Instant) -> LogDecision {
+        let passed_s = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.filled_at = now;
+        let fill = |unused: f64, rate: u32| {
             let rate = f64::from(rate);
-            (held + passed_s * rate).min(rate * LOG_BURST_S)
+            (unused + passed_s * rate).min(rate * LOG_BURST_S)
         };
         self.lines = fill(self.lines, self.rate.lines_per_s);
         self.bytes = fill(self.bytes, self.rate.bytes_per_s);
         if self.lines >= 1.0 && self.bytes >= bytes as f64 {
             self.lines -= 1.0;
             self.bytes -= bytes as f64;
-            self.written += 1;
-            return Line::Write;
+            self.totals.log_lines += 1;
+            return LogDecision::Write;
         }
-        self.dropped += 1;
-        self.dropped_bytes += bytes as u64;
-        let told = self.told.map_or(0, |(_, dropped)| dropped);
-        match self.told {
-            Some((at, _)) if now.saturating_duration_since(at) < TELL => Line::Drop,
-            _ => {
-                self.told = Some((now, self.dropped));
-                Line::Tell(self.dropped - told)
+        self.totals.log_lines_dropped += 1;
+        self.totals.log_bytes_dropped += bytes as u64;
+        match self.last_report {
+            Some(last) if now.saturating_duration_since(last.at) < REPORT_EVERY => {
+                LogDecision::Drop
+            }
+            last => {
+                let dropped = self.totals.log_lines_dropped;
+                self.last_report = Some(DropReport { at: now, dropped });
+                LogDecision::DropAndReport(dropped - last.map_or(0, |last| last.dropped))
             }
         }
+    }
+}
+
+/// Log lines that are kept of each plugin.
+const LINES: usize = 256;
+
+/// Plugins whose lines are kept. A new one replaces the one with the oldest last line.
+const PLUGINS: usize = 256;
+
+/// A log line of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was written, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The plugin that wrote it.
+    pub plugin: String,
+    /// One of debug, info, warn and error.
+    pub level: String,
+    /// The line, escaped and cut to a bounded length.
+    pub text: String,
+}
+
+/// The last lines of all plugins of an engine, so that authors can see theirs.
+#[derive(Debug, Default)]
+pub struct GuestLog {
+    lines: Mutex<HashMap<String, VecDeque<LogLine>>>,
+}
+
+impl GuestLog {
+    /// Keeps a line and drops the plugin's oldest one if there are too many.
+    pub fn keep(&self, plugin: &str, level: &str, text: &str) {
+        let line = LogLine {
+            at_ms: now_ms(),
+            plugin: plugin.to_owned(),
+            level: level.to_owned(),
+            text: text.to_owned(),
+        };
+        let mut all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(plugin) && all.len() == PLUGINS {
+            let silent = all.iter().min_by_key(|(_, lines)| lines.back().map(|line| line.at_ms));
+            let silent = silent.expect("there are many").0.clone();
+            all.remove(&silent);
+        }
+        let lines = all.entry(plugin.to_owned()).or_default();
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    /// A plugin's lines, oldest first.
+    pub fn lines(&self, plugin: &str) -> Vec<LogLine> {
+        let all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(plugin).into_iter().flatten().cloned().collect()
     }
 }
 
@@ -180,21 +230,25 @@ mod tests {
     #[test]
     fn lines_and_bytes_a_second_are_bounded_and_the_rest_is_counted() {
         let usage = Usage::new(LogRate { lines_per_s: 3, bytes_per_s: 100 });
-        let start = usage.log.lock().unwrap().filled;
+        let start = usage.lock().filled_at;
         let at = |ms: u64| start + Duration::from_millis(ms);
-        (0..3).for_each(|_| assert_eq!(usage.line(10, at(0)), Line::Write));
-        assert_eq!(usage.line(10, at(0)), Line::Tell(1), "a fourth line at once");
-        assert_eq!(usage.line(10, at(1)), Line::Drop, "which is said once in a while");
-        assert_eq!(usage.line(90, at(1000)), Line::Write, "a second later there is room");
-        assert_eq!(usage.line(90, at(1000)), Line::Drop, "but not for so many bytes");
-        assert_eq!(usage.line(10, at(60_000)), Line::Write);
+        (0..3).for_each(|_| assert_eq!(usage.line(10, at(0)), LogDecision::Write));
+        assert_eq!(usage.line(10, at(0)), LogDecision::DropAndReport(1), "a fourth line at once");
+        assert_eq!(usage.line(10, at(1)), LogDecision::Drop, "which is reported once in a while");
+        assert_eq!(usage.line(90, at(1000)), LogDecision::Write, "a second later there is room");
+        assert_eq!(usage.line(90, at(1000)), LogDecision::Drop, "but not for so many bytes");
+        assert_eq!(usage.line(10, at(60_000)), LogDecision::Write);
         let snapshot = usage.snapshot();
         assert_eq!((snapshot.log_lines, snapshot.log_lines_dropped), (5, 3));
         assert_eq!(snapshot.log_bytes_dropped, 110);
         for _ in 0..3 {
             usage.line(1, at(61_000));
         }
-        assert_eq!(usage.line(1, at(61_000)), Line::Tell(3), "and how many there were since");
+        assert_eq!(
+            usage.line(1, at(61_000)),
+            LogDecision::DropAndReport(3),
+            "and the number since the last report"
+        );
     }
 
     #[test]
@@ -205,9 +259,25 @@ mod tests {
         usage.instance(Duration::from_millis(1));
         [1, 5, 3].into_iter().for_each(|bytes| usage.memory(bytes));
         let snapshot = usage.snapshot();
-        let rank = Spent { calls: 2, took: Duration::from_millis(5) };
+        let rank = CallTotals { calls: 2, took: Duration::from_millis(5) };
         assert_eq!(snapshot.calls, HashMap::from([(Call::Rank, rank)]));
-        assert_eq!(snapshot.instances, Spent { calls: 1, took: Duration::from_millis(1) });
+        assert_eq!(snapshot.instances, CallTotals { calls: 1, took: Duration::from_millis(1) });
         assert_eq!(snapshot.memory_bytes, 5);
+    }
+
+    #[test]
+    fn lines_and_plugins_are_bounded() {
+        let log = GuestLog::default();
+        for at in 0..LINES + 10 {
+            log.keep("a", "info", &at.to_string());
+        }
+        let lines = log.lines("a");
+        assert_eq!((lines.len(), lines[0].text.as_str()), (LINES, "10"));
+        for plugin in 0..PLUGINS * 2 {
+            log.keep(&plugin.to_string(), "warn", "x");
+        }
+        assert_eq!(log.lines.lock().unwrap().len(), PLUGINS);
+        assert_eq!(log.lines(&(PLUGINS * 2 - 1).to_string()).len(), 1);
+        assert!(log.lines("nobody").is_empty());
     }
 }

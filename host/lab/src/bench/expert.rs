@@ -11,7 +11,8 @@ use hypercast_data::{
     schema::FeatureKind,
 };
 use hypercast_expert::{
-    Blueprint, BreakerConfig, Engine, Expert, LoadOptions, Normaliser, Plugin, Predictions, Tae,
+    Blueprint, BreakerConfig, Engine, ExpertPredictions, LoadOptions, Normaliser, Plugin,
+    ServedExpert, Tae,
 };
 use hypercast_fm::example::{Example, Outcome};
 use serde_json::json;
@@ -67,7 +68,7 @@ impl ExpertFixture {
         Ok(Self { dataset, example })
     }
 
-    fn expert(&self, options: &BenchOptions) -> Result<Expert> {
+    fn expert(&self, options: &BenchOptions) -> Result<ServedExpert> {
         let limits = Config::default().plugin_limits;
         let plugin =
             std::fs::read(options.plugin("mlp-fusion")?).map_err(Error::io(&options.plugins))?;
@@ -82,14 +83,14 @@ impl ExpertFixture {
         name: &str,
         component: &[u8],
         breaker: BreakerConfig,
-    ) -> Result<Expert> {
+    ) -> Result<ServedExpert> {
         let limits = Config::default().plugin_limits.load_options();
         let options = LoadOptions { tae_dim: TAE, fm_version: Some("1.0.0".into()), ..limits };
         let plugin = Plugin::from_bytes(engine, name, component, &options.limits)?;
         let blueprint = Arc::new(Blueprint::new(plugin, &self.dataset.schema, &options)?);
         let normaliser = Normaliser::identity(blueprint.columns.feature_names());
         let parameters = blueprint.init_parameters(normaliser, 1);
-        Ok(Expert::new(blueprint, parameters, Config::default().device, breaker)?)
+        Ok(ServedExpert::new(blueprint, parameters, Config::default().device, breaker)?)
     }
 }
 
@@ -128,7 +129,12 @@ fn request(dataset: &Dataset) -> Result<Example> {
 }
 
 /// The network, from the request's columns to predictions.
-fn network(options: &BenchOptions, report: &mut BenchReport, expert: &Expert, example: &Example) {
+fn network(
+    options: &BenchOptions,
+    report: &mut BenchReport,
+    expert: &ServedExpert,
+    example: &Example,
+) {
     let info = &expert.blueprint().info;
     let ids = info.ids.iter().filter(|id| *id != "user_id");
     let tables: Vec<[usize; 2]> =
@@ -157,7 +163,7 @@ fn network(options: &BenchOptions, report: &mut BenchReport, expert: &Expert, ex
 fn ranking(
     options: &BenchOptions,
     report: &mut BenchReport,
-    expert: &Expert,
+    expert: &ServedExpert,
     example: &Example,
 ) -> Result<()> {
     let tae = tae();
@@ -178,7 +184,7 @@ fn ranking(
 }
 
 /// The rule of the plugin: the best first by the first task, earlier candidates first among equals.
-fn rank_natively(predictions: &Predictions) -> Vec<(u32, f32)> {
+fn rank_natively(predictions: &ExpertPredictions) -> Vec<(u32, f32)> {
     let scores = &predictions.tasks[0].values;
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));

@@ -17,7 +17,7 @@ use hypercast_data::{
     dataset::Dataset,
     import::simulate::{self, simulate},
 };
-use hypercast_expert::{BreakerConfig, Engine, Expert, RankOutcome, Tae, wasm::EngineConfig};
+use hypercast_expert::{BreakerConfig, Engine, RankOutcome, ServedExpert, Tae, wasm::EngineConfig};
 use hypercast_fm::example::Example;
 
 use super::{
@@ -164,7 +164,7 @@ fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     Ok(())
 }
 
-fn fail(expert: &Expert, example: &Example, times: usize) -> Result<()> {
+fn fail(expert: &ServedExpert, example: &Example, times: usize) -> Result<()> {
     for _ in 0..times {
         let (RankOutcome::Degraded(_), _) = expert.serve(example, Tae::Without, 10) else {
             let name = expert.name();
@@ -185,7 +185,7 @@ fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let load = |mark| fixture.load(&engine, "mlp-fusion", &another(mark), BreakerConfig::default());
     // The first also loads the compiler, which the others share.
     let first = load(PLUGINS)?;
-    let serve = |expert: &Expert| expert.serve(&fixture.example, Tae::Without, 10);
+    let serve = |expert: &ServedExpert| expert.serve(&fixture.example, Tae::Without, 10);
     serve(&first);
     let before = own_memory_mib();
     let loaded = (0..PLUGINS).map(load).collect::<Result<Vec<_>>>()?;

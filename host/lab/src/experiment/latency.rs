@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc, time::Instant};
 
 use hypercast_core::quantile::quantile;
-use hypercast_expert::{Blueprint, BreakerConfig, Expert, Parameters, Tae};
+use hypercast_expert::{Blueprint, BreakerConfig, Parameters, ServedExpert, Tae};
 use hypercast_fm::{
     device::DeviceKind,
     example::Example,
@@ -62,7 +62,7 @@ pub fn measure(models: TimedModels<'_>, examples: &[Example]) -> Result<ModelLat
     let one_stage = inference::load(models.one_stage, serving)?;
     let fm = inference::load(models.fm, serving)?;
     let TimedModels { blueprint, parameters, device, .. } = models;
-    let expert = Expert::new(blueprint, parameters, device, BreakerConfig::default())?;
+    let expert = ServedExpert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();
     for example in examples {
         let (_, alone) = timed(|| infer(&*one_stage, example))?;

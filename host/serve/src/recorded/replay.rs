@@ -8,13 +8,13 @@ use super::{
     Recorded,
     report::{Faults, Report, Times},
 };
-use hypercast_expert::{Expert, ExpertFault, Tae};
+use hypercast_expert::{ExpertFault, ServedExpert, Tae};
 
 /// An expert with its parameters.
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
     /// The expert.
-    pub expert: &'a Expert,
+    pub expert: &'a ServedExpert,
     /// Whether it goes without the TAE.
     pub without_tae: bool,
     /// Names it in the report.

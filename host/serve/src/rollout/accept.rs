@@ -18,7 +18,8 @@ use hypercast_config::Config;
 use hypercast_config::{PublicKey, sha256};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, upgrade, wasm::contract,
+    Blueprint, Engine, LoadOptions, Parameters, SavedParameters, ServedExpert, upgrade,
+    wasm::contract,
 };
 use hypercast_stream::engine::{Engine as Streams, Topic};
 use hypercast_stream::publish::Follower;
@@ -48,7 +49,7 @@ pub struct Begun {
     /// Where it stands.
     pub rollout: Box<Rollout>,
     /// The expert as it is loaded.
-    pub expert: Box<Expert>,
+    pub expert: Box<ServedExpert>,
     /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
     pub adoption: Vec<Change>,
 }
@@ -147,13 +148,13 @@ impl Acceptor {
     ///
     /// # Errors
     /// Whatever keeps it from being served.
-    pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
+    pub fn open(&self, expert: &ExpertVersion) -> Result<ServedExpert> {
         let blueprint =
             self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
         match &expert.weights {
             Weights::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
-                Ok(Expert::open(blueprint, path, self.config.device, breaker)?)
+                Ok(ServedExpert::open(blueprint, path, self.config.device, breaker)?)
             }
             Weights::Published => {
                 Err(Error::invalid(format!("{} {} was not pushed", expert.name, expert.version)))
@@ -181,7 +182,7 @@ impl Acceptor {
         push: &Push<'_>,
         registry: &Registry,
         files: &mut Vec<PathBuf>,
-    ) -> Result<(ExpertVersion, Expert)> {
+    ) -> Result<(ExpertVersion, ServedExpert)> {
         let plugin = self.repository.keep(push.component, "wasm")?;
         files.push(plugin.clone());
         let parameters =

@@ -29,7 +29,7 @@ use hypercast_config::StopAfter;
 use hypercast_core::clock::now_ms;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_expert::{Expert, wasm::contract::Verdict};
+use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
 use hypercast_stream::versions::{Change, Follower, Registry, VersionState, schema_hash};
 
 /// How often it looks while something is under way, and while nothing is.
@@ -59,7 +59,7 @@ pub(super) struct Driver {
     schema: String,
     watches: HashMap<String, Watch>,
     /// Experts of rollouts that just began, for their replay.
-    loaded: HashMap<String, Box<Expert>>,
+    loaded: HashMap<String, Box<ServedExpert>>,
     rests: HashMap<String, Instant>,
     stop: Shutdown,
 }

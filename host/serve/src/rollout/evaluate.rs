@@ -2,12 +2,12 @@
 //! beside that of the version before.
 
 use hypercast_expert::{
-    Expert,
+    ServedExpert,
     wasm::contract::{Decision, Evaluation, Slice, Verdict},
 };
 
 /// What is to become of a canary that measures so. A plugin that fails holds it.
-pub(super) fn judge(expert: &Expert, slices: Vec<Slice>) -> Verdict {
+pub(super) fn judge(expert: &ServedExpert, slices: Vec<Slice>) -> Verdict {
     let blueprint = expert.blueprint();
     let evaluation = Evaluation { decision: Decision::Canary, slices };
     let said = blueprint.plugin.evaluate(&blueprint.info, &evaluation);

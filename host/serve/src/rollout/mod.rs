@@ -32,7 +32,7 @@ pub use self::{
     signature::{Manifest, SecretKey, Signed},
     tally::Tally,
 };
-use hypercast_expert::{Expert, wasm::contract::Slice};
+use hypercast_expert::{ServedExpert, wasm::contract::Slice};
 use hypercast_stream::versions::{ExpertVersion, VersionState};
 
 /// Lines of a rollout's log that are kept; the first ones and the newest ones stay.
@@ -171,7 +171,7 @@ pub struct ArmNow {
     /// What it did.
     pub tally: Arc<Tally>,
     /// The expert.
-    pub expert: Arc<Expert>,
+    pub expert: Arc<ServedExpert>,
     /// Whether it goes without the TAE.
     pub without_tae: bool,
 }

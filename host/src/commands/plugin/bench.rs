@@ -18,7 +18,9 @@ use hypercast_expert::wasm::Call;
 use hypercast_expert::wasm::contract::{
     ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
 };
-use hypercast_expert::{Blueprint, BreakerConfig, Device, Expert, ExpertFault, Normaliser, Tae};
+use hypercast_expert::{
+    Blueprint, BreakerConfig, Device, ExpertFault, Normaliser, ServedExpert, Tae,
+};
 
 /// Bytes of one ranked candidate, as they leave the guest: an index and a score.
 const RANKED_BYTES: u64 = 8;
@@ -115,7 +117,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
     let parameters = blueprint.init_parameters(normaliser, 1);
     let breaker = BreakerConfig { faults: u32::MAX, ..BreakerConfig::default() };
-    let expert = Expert::new(blueprint.clone(), parameters, Device::Cpu, breaker)?;
+    let expert = ServedExpert::new(blueprint.clone(), parameters, Device::Cpu, breaker)?;
 
     let tae = Tae::Rows(&sample.tae);
     let predict = || expert.predict(&[&sample.example], tae);
@@ -174,7 +176,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
 
 /// `rank` in a fresh instance a call, as it is served, and the memory that one needed.
 fn rank(
-    expert: &Expert,
+    expert: &ServedExpert,
     sample: &Sample,
     predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use clap::Parser;
 
 use super::subject::{LoadedPlugin, PluginUnderTest};
-use hypercast_expert::graph::{Graph, Lead, Op};
+use hypercast_expert::graph::{ExpertGraph, Lead, Op};
 use hypercast_expert::wasm::contract::{self, Column, Description, TaskKind};
 
 /// Arguments of `hypercast plugin check`.
@@ -127,7 +127,7 @@ struct LayerReport {
     last: String,
 }
 
-fn layers(graph: &Graph) -> String {
+fn layers(graph: &ExpertGraph) -> String {
     let mut order: Vec<&str> = Vec::new();
     let mut layers: BTreeMap<&str, LayerReport> = BTreeMap::new();
     for node in &graph.nodes {

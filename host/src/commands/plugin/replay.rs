@@ -12,7 +12,7 @@ use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
-    Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
+    Blueprint, Engine, FeatureStatistics, LoadOptions, Parameters, SavedParameters, ServedExpert,
 };
 use hypercast_serve::recorded::{self, Candidate, Recorded};
 use hypercast_stream::versions::schema_hash;
@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .map(|path| loading.open(path, args.against_parameters.as_deref()))
         .transpose()?;
     let mut left_out = std::collections::BTreeMap::new();
-    let serves = |expert: &Expert, record: &Recorded| {
+    let serves = |expert: &ServedExpert, record: &Recorded| {
         expert.blueprint().serves(&schema.surfaces[usize::from(record.example.surface)])
     };
     let fits = |record: &Recorded| {
@@ -139,7 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 impl ReplayTarget<'_> {
-    fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<Expert> {
+    fn open(&self, component: &Path, parameters: Option<&Path>) -> anyhow::Result<ServedExpert> {
         let blueprint = Blueprint::load(self.engine, component, self.schema, self.options)?;
         let breaker = self.config.plugin_limits.breaker();
         let parameters = match parameters {
@@ -153,6 +153,6 @@ impl ReplayTarget<'_> {
                 blueprint.init_parameters(FeatureStatistics::new(&columns).finish(), 0)
             }
         };
-        Ok(Expert::new(Arc::new(blueprint), parameters, self.config.device, breaker)?)
+        Ok(ServedExpert::new(Arc::new(blueprint), parameters, self.config.device, breaker)?)
     }
 }

@@ -13,7 +13,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
-use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions};
+use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
 
 impl FmVersion {
     /// As its manifest has it. One whose trainer publishes has [`Weights::Published`].
@@ -82,7 +82,7 @@ impl NewExpert {
         config: &Config,
         schema: &Schema,
         blueprint: &Arc<Blueprint>,
-    ) -> Result<(ExpertVersion, Option<Expert>)> {
+    ) -> Result<(ExpertVersion, Option<ServedExpert>)> {
         for surface in &self.surfaces {
             if schema.surface(surface).is_none() || !blueprint.serves(surface) {
                 return Err(Error::refused(format!(
@@ -95,7 +95,7 @@ impl NewExpert {
         let breaker = config.plugin_limits.breaker();
         let expert = match &self.weights {
             Weights::Path(path) => {
-                Some(Expert::open(blueprint.clone(), path, config.device, breaker)?)
+                Some(ServedExpert::open(blueprint.clone(), path, config.device, breaker)?)
             }
             Weights::Published => None,
         };

@@ -10,7 +10,7 @@ mod block;
 mod ops;
 
 use std::cell::RefCell;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::dense::Prepared;
 use super::isa::Isa;
@@ -92,8 +92,8 @@ pub enum RowOperator {
     Softmax,
     /// An embedding lookup: the mean of `bag` rows of a table per row of the result.
     Lookup {
-        /// `[entries, width]`.
-        table: Vec<f32>,
+        /// `[entries, width]`, shared with the other lookups that read it.
+        table: Arc<Vec<f32>>,
         /// The index among the run's lists of row numbers.
         index: usize,
         /// Rows of the table per row of the result.

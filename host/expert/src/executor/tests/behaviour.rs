@@ -1,5 +1,5 @@
-//! What the oracle does not show: clamps, dropout, stopped gradients, and that
-//! requests stay apart.
+//! What the oracle does not show: clamps, dropout, stopped gradients, and that requests do not
+//! influence each other.
 
 use burn::backend::Autodiff;
 use burn_flex::Flex;
@@ -56,7 +56,8 @@ fn stop_gradient_stops_gradients() {
     let case = case(|net, base| net.op("StopGradient", &[base.rows], vec![]));
     let batch = batch(&case, &[(1, 3)]);
     let compute = compute(case.graph.clone(), crate::Device::Cpu).unwrap();
-    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: vec![1.0; 3], extra_loss: Vec::new() };
+    let mut loss =
+        |_: &[f32], _: &[f32]| OutputGradients { tasks: vec![1.0; 3], extra_loss: Vec::new() };
     let parameters = parameters(&case.graph);
     let gradients =
         compute.gradients(&parameters, &batch, &mut SmallRng::seed_from_u64(1), &mut loss);

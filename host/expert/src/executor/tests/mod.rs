@@ -1,5 +1,5 @@
-//! Every op against the f64 oracle: forward to 1e-5, and every gradient against
-//! the oracle's central differences; batches without history and of one row.
+//! Every op against the f64 oracle: forward to 1e-5, and every gradient against the oracle's
+//! central differences, also with batches without history and of one row.
 
 mod behaviour;
 mod oracle;
@@ -10,15 +10,15 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::batch::{Columns, Tae};
-use crate::graph::Graph;
+use crate::batch::{ExpertColumns, Tae};
+use crate::graph::ExpertGraph;
 use crate::network::network;
 use crate::normalise::Normaliser;
 use crate::tests::build::{Net, TAE_DIM, description, example, int, ints, noise, num, schema};
-use crate::train::{Compute, Seed, compute};
+use crate::train::{Compute, OutputGradients, compute};
 use crate::wasm::contract::{Column, Description, Initialiser, TaskKind};
 
-/// The nodes that a case may start from; all but the ids carry gradient.
+/// The nodes that a case can start from. All but the ids have gradients.
 struct Base {
     /// `[rows, 4]`
     rows: u32,
@@ -38,7 +38,7 @@ struct Base {
 
 struct Case {
     description: Description,
-    graph: Arc<Graph>,
+    graph: Arc<ExpertGraph>,
 }
 
 fn case(build: impl FnOnce(&mut Net, &Base) -> u32) -> Case {
@@ -93,7 +93,7 @@ fn finish(net: &mut Net, description: &Description, result: u32) {
 
 fn batch(case: &Case, requests: &[(usize, usize)]) -> ExpertBatch {
     let schema = schema();
-    let columns = Columns::new(&case.description, &schema, TAE_DIM).unwrap();
+    let columns = ExpertColumns::new(&case.description, &schema, TAE_DIM).unwrap();
     let sizes = requests.iter().enumerate();
     let examples: Vec<_> = sizes
         .map(|(index, (history, targets))| example(index as u64 + 1, *history, *targets))
@@ -106,7 +106,7 @@ fn batch(case: &Case, requests: &[(usize, usize)]) -> ExpertBatch {
     )
 }
 
-fn parameters(graph: &Graph) -> Parameters {
+fn parameters(graph: &ExpertGraph) -> Parameters {
     crate::tests::build::parameters(graph, 3)
 }
 
@@ -145,7 +145,8 @@ fn check_gradients(
     batch: &ExpertBatch,
 ) {
     let seed = noise(9, batch.rows);
-    let mut loss = |_: &[f32], _: &[f32]| Seed { tasks: seed.clone(), extra_loss: Vec::new() };
+    let mut loss =
+        |_: &[f32], _: &[f32]| OutputGradients { tasks: seed.clone(), extra_loss: Vec::new() };
     let parameters = parameters(&case.graph);
     let gradients =
         compute.gradients(&parameters, batch, &mut SmallRng::seed_from_u64(1), &mut loss);

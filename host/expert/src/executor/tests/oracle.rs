@@ -1,9 +1,10 @@
-//! A plain f64 evaluator of graphs: nested loops over indices, no tensor
-//! library. Slow and obvious, to compare the executor with.
+//! A plain f64 evaluator of graphs: nested loops over indices, without a tensor library. Slow and
+//! simple, to compare the executor with.
+
+use hypercast_core::hash::mix64;
 
 use crate::batch::{ColumnData, ExpertBatch};
-use crate::executor::hash_id;
-use crate::graph::{Binary, Compare, Graph, Lead, Node, Op, Reduction, Type, Unary};
+use crate::graph::{Binary, Compare, ExpertGraph, Lead, Node, Op, Reduction, Type, Unary};
 
 /// A dense value.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +40,11 @@ fn indices(dims: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// Every node's value, with `parameters` in place of the graph's.
-pub(super) fn evaluate(graph: &Graph, parameters: &[Vec<f64>], batch: &ExpertBatch) -> Vec<Array> {
+pub(super) fn evaluate(
+    graph: &ExpertGraph,
+    parameters: &[Vec<f64>],
+    batch: &ExpertBatch,
+) -> Vec<Array> {
     let mut values: Vec<Array> = Vec::new();
     for node in &graph.nodes {
         let lead = node.shape.lead.map(|lead| match lead {
@@ -126,7 +131,7 @@ fn evaluate_node(
         }
         Op::EmbeddingBag => {
             let (n, k) = (x(0).dims[0] as u64, x(1).dims[1]);
-            let row = |s: usize, j: usize| (hash_id(x(1).at(&[s, j]) as u64) % n) as usize;
+            let row = |s: usize, j: usize| (mix64(x(1).at(&[s, j]) as u64) % n) as usize;
             Array::fill(dims, |i| {
                 (0..k).map(|j| x(0).at(&[row(i[0], j), i[1]])).sum::<f64>() / k as f64
             })
@@ -249,7 +254,11 @@ fn erf(x: f64) -> f64 {
 }
 
 /// The outputs `[rows, tasks]`.
-pub(super) fn outputs(graph: &Graph, parameters: &[Vec<f64>], batch: &ExpertBatch) -> Vec<f64> {
+pub(super) fn outputs(
+    graph: &ExpertGraph,
+    parameters: &[Vec<f64>],
+    batch: &ExpertBatch,
+) -> Vec<f64> {
     let values = evaluate(graph, parameters, batch);
     assert!(graph.outputs.iter().all(|node| graph.nodes[*node].ty == Type::Number));
     let row = |row: usize| {
