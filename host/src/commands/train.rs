@@ -8,7 +8,7 @@ use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_expert::Engine;
-use hypercast_stream::engine;
+use hypercast_stream::streams;
 use hypercast_train::{
     expert, fm,
     follow_expert::{self, Ground},
@@ -101,7 +101,7 @@ fn follow(config: &Config, dataset: &Dataset, args: Follow) -> anyhow::Result<()
     let Follow { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowOptions { version, from, metrics, until_end };
     let stop = Shutdown::on_signals()?;
-    let engine = engine::open(&config.engine)?;
+    let engine = streams::open(&config.engine)?;
     let out = &mut std::io::stdout();
     let report = follow_fm::follow((dataset, config), engine, &options, (&stop, out))?;
     let follow_fm::FollowReport { requests, corrections, published, position } = report;
@@ -146,7 +146,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             metrics: args.metrics,
             until_end: args.until_end,
         };
-        let streams = engine::open(&config.engine)?;
+        let streams = streams::open(&config.engine)?;
         let stop = Shutdown::on_signals()?;
         follow_expert::follow(ground, streams, &options, (&stop, &mut std::io::stdout()))?;
         return Ok(());
@@ -215,7 +215,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.follow {
         let dataset = Dataset::open(&config.paths.dataset)?;
-        let streams = engine::open(&config.engine)?;
+        let streams = streams::open(&config.engine)?;
         let mut active = Registered::new(&*streams, &config.paths.fm)?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
         let quiet = (&Shutdown::on_signals()?, &mut std::io::stdout() as &mut dyn std::io::Write);

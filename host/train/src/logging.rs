@@ -33,7 +33,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::{LogRow, LogWriter};
-use hypercast_stream::engine::Engine;
+use hypercast_stream::streams::StreamEngine;
 
 /// Records a read.
 const RECORDS: usize = 256;
@@ -75,7 +75,7 @@ pub struct LoggingReport {
 /// disk; an engine that is away for long.
 pub fn follow(
     (dataset, config): (&Dataset, &Config),
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     active: &mut dyn ActiveVersions,
     options: LoggingOptions,
     (stop, out): (&Shutdown, &mut dyn Write),

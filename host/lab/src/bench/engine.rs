@@ -10,7 +10,7 @@ use super::{Options, Report};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{EngineKind, EngineSettings};
 use hypercast_core::quantile::quantile;
-use hypercast_stream::engine::{self, Engine, Record, Topic};
+use hypercast_stream::streams::{self, Record, StreamEngine, Topic};
 
 /// An event's bytes, and the events of a call.
 const EVENT: (usize, usize) = (200, 100);
@@ -29,19 +29,19 @@ pub(super) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         for (name, fsync) in [("a directory", true), ("a directory, without syncs", false)] {
             let dir = folder.path().join(name.replace([' ', ','], "-"));
             let settings = EngineSettings { dir, fsync, ..EngineSettings::default() };
-            rates(report, name, &*engine::open(&settings)?)?;
+            rates(report, name, &*streams::open(&settings)?)?;
         }
     }
     if options.wants("nats") {
         match Server::start(&folder.path().join("nats"))? {
-            Some(server) => rates(report, "NATS", &*engine::open(&server.settings())?)?,
+            Some(server) => rates(report, "NATS", &*streams::open(&server.settings())?)?,
             None => report.note("NATS: nats-server is not in PATH (apt-get install nats-server)"),
         }
     }
     Ok(())
 }
 
-fn rates(report: &mut Report, name: &str, engine: &dyn Engine) -> Result<()> {
+fn rates(report: &mut Report, name: &str, engine: &dyn StreamEngine) -> Result<()> {
     let (bytes, batch) = EVENT;
     for threads in [1, 8] {
         let topic = Topic::expert("bench", &threads.to_string());
@@ -74,7 +74,7 @@ fn rates(report: &mut Report, name: &str, engine: &dyn Engine) -> Result<()> {
 }
 
 /// Appends from so many threads for a while; the milliseconds of every call.
-fn appended(engine: &dyn Engine, topic: &Topic, threads: u64) -> Result<Vec<f64>> {
+fn appended(engine: &dyn StreamEngine, topic: &Topic, threads: u64) -> Result<Vec<f64>> {
     let appender = engine.appender(topic)?;
     let until = Instant::now() + APPENDING;
     let calls = |thread: u64| -> Result<Vec<f64>> {

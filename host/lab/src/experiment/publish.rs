@@ -22,8 +22,8 @@ use crate::demo::Seconds;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::evaluate::stream::{Mode, Part};
 use hypercast_config::{Config, PublishSettings};
-use hypercast_stream::engine::{Engine, Memory, Topic};
-use hypercast_stream::publish::{self, Facts, Follower, Publisher};
+use hypercast_stream::publish::{self, PublicationFollower, Publisher, TrainingPosition};
+use hypercast_stream::streams::{MemoryEngine, StreamEngine, Topic};
 use hypercast_train::{
     fm::{FIRST_VERSION, dataset_spec},
     report::ALL,
@@ -139,9 +139,9 @@ struct Copy {
 
 /// From the trainer to a copy.
 struct Line {
-    streams: Arc<Memory>,
+    streams: Arc<MemoryEngine>,
     publisher: Publisher,
-    follower: Follower,
+    follower: PublicationFollower,
 }
 
 /// The copies, all with what the trainer has now.
@@ -150,7 +150,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
     let serving = Serving { device: config.device, warm_histories: 0, ..Serving::default() };
     let copy = |&(name, share): &(&str, Option<f64>)| {
         let dir = dir.join(name);
-        let streams = Arc::new(Memory::default());
+        let streams = Arc::new(MemoryEngine::default());
         let settings = PublishSettings {
             share: share.unwrap_or(1.0),
             // Deltas alone, so that their bytes are what is compared.
@@ -159,7 +159,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         };
         let mut publisher =
             Publisher::open(streams.clone(), topic.clone(), settings, &dir.join("published"))?;
-        publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
+        publisher.publish(&trainer.trained(FIRST_VERSION)?, TrainingPosition::default())?;
         let checkpoint = dir.join("checkpoint");
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
@@ -174,8 +174,9 @@ impl Copy {
     /// Brings what is new of the trainer's weights.
     fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut Sent) -> Result<()> {
         let Some(line) = &mut self.line else { return Ok(()) };
-        let published =
-            line.publisher.publish(&trainer.trained(FIRST_VERSION)?, Facts::default())?;
+        let published = line
+            .publisher
+            .publish(&trainer.trained(FIRST_VERSION)?, TrainingPosition::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;

@@ -20,7 +20,7 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert as expert;
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::engine::{Engine, Topic};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// What there is to go on with.
 pub(super) struct Begun {
@@ -37,7 +37,7 @@ pub(super) struct Begun {
 /// there was one.
 pub(super) fn begin(
     ground: Ground<'_>,
-    engine: &Arc<dyn Engine>,
+    engine: &Arc<dyn StreamEngine>,
     (options, work): (&FollowOptions, &Path),
     stop: &Shutdown,
 ) -> Result<Option<(Begun, Feed, Vec<u16>)>> {
@@ -115,7 +115,7 @@ fn start<'a>(ground: Ground<'a>, rows: u64) -> Start<'a> {
 /// checkpoint.
 fn learn_past(
     ground: Ground<'_>,
-    engine: &Arc<dyn Engine>,
+    engine: &Arc<dyn StreamEngine>,
     (options, surfaces, work): (&FollowOptions, &[u16], &Path),
     stop: &Shutdown,
 ) -> Result<Option<Begun>> {

@@ -14,7 +14,7 @@ use crate::error::Result;
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::{LogFollower, LogPosition, Logged};
-use hypercast_stream::engine::Engine;
+use hypercast_stream::streams::StreamEngine;
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -66,7 +66,7 @@ pub(super) struct Computed {
 impl Computed {
     pub(super) fn open(
         (dataset, config): (&Dataset, &Config),
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         checkpoint: &Path,
         (from, surfaces): (Option<u64>, Vec<u16>),
     ) -> Result<Computed> {

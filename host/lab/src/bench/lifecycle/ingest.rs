@@ -15,8 +15,8 @@ use super::{
 };
 use crate::bench::{Options, Report, Rival};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_stream::engine::{self, Engine, Topic};
-use hypercast_stream::ingest::{Fact, What};
+use hypercast_stream::events::{EventKind, EventRecord};
+use hypercast_stream::streams::{self, StreamEngine, Topic};
 
 const RATE: f64 = 20_000.0;
 const BATCH: u64 = 500;
@@ -34,7 +34,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
         complete: true,
     };
     let mut setting = Setting::new(dir.path(), options.engine, |config| {
-        // What is kept for a while has its full size before memory is looked at for the first time.
+        // EventKind is kept for a while has its full size before memory is looked at for the first time.
         config.join.correction_s = (options.seconds / 15).clamp(1, 20);
         config.engine.remembered_ids = (RATE as u64 * options.seconds / 15).min(500_000) as usize;
         // A tick is a record, too: here the stream holds what was sent and nothing else.
@@ -48,7 +48,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
         Ok(())
     })?;
     let late = setting.fleet.memory_mib();
-    let engine = engine::open(&setting.config.engine)?;
+    let engine = streams::open(&setting.config.engine)?;
     let behind = drain(&*engine, sent.impressions_joined())?;
     setting.fleet.stop()?;
     let kept = Kept::read(&*engine, &sent)?;
@@ -86,7 +86,7 @@ impl Acknowledged {
 }
 
 /// Waits until the joiner has so many outcomes; the seconds that took.
-fn drain(engine: &dyn Engine, outcomes: u64) -> Result<f64> {
+fn drain(engine: &dyn StreamEngine, outcomes: u64) -> Result<f64> {
     let start = Instant::now();
     while engine.span(&Topic::outcomes())?.end < outcomes {
         if start.elapsed() > PATIENCE {
@@ -98,7 +98,7 @@ fn drain(engine: &dyn Engine, outcomes: u64) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// What the stream holds.
+/// EventKind the stream holds.
 struct Kept {
     bytes: u64,
     lost: u64,
@@ -106,7 +106,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn read(engine: &dyn Engine, sent: &Acknowledged) -> Result<Kept> {
+    fn read(engine: &dyn StreamEngine, sent: &Acknowledged) -> Result<Kept> {
         let mut seen =
             [vec![false; sent.impressions as usize], vec![false; sent.impressions as usize]];
         let (mut bytes, mut found, mut doubled) = (0, 0, 0);
@@ -118,9 +118,9 @@ impl Kept {
             }
             for record in records {
                 bytes += record.payload.len() as u64;
-                let (kind, at) = match Fact::decode(&record.payload)?.what {
-                    What::Impression(shown) => (0, place(shown.request, shown.item)),
-                    What::Action(reaction) => (1, place(reaction.request, reaction.item)),
+                let (kind, at) = match EventRecord::decode(&record.payload)?.kind {
+                    EventKind::Impression(shown) => (0, place(shown.request, shown.item)),
+                    EventKind::Action(reaction) => (1, place(reaction.request, reaction.item)),
                     other => return Err(Error::invalid(format!("nobody told of {other:?}"))),
                 };
                 let seen = at.and_then(|at| seen[kind].get_mut(at as usize));

@@ -16,8 +16,8 @@ use super::{Setting, folder, sender::Offer};
 use crate::bench::{Options, Report, Rival};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_core::clock::now_ms;
-use hypercast_stream::engine::{self, Engine, Topic};
-use hypercast_stream::join::Joined;
+use hypercast_stream::join::JoinedRecord;
+use hypercast_stream::streams::{self, StreamEngine, Topic};
 
 const RATE: f64 = 2_000.0;
 const WINDOW_S: u64 = 5;
@@ -36,7 +36,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     })?;
     let url = setting.begin()?;
     setting.start("train-fm", &["train", "fm", "--follow"], "\"published\"")?;
-    let engine = engine::open(&setting.config.engine)?;
+    let engine = streams::open(&setting.config.engine)?;
     let lasting = Duration::from_secs(options.seconds.min(60));
     let offer = Offer { rate: RATE, batch: 50, lasting, complete: false };
     let ended = AtomicBool::new(false);
@@ -72,14 +72,14 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 /// How long after its impressions each example could be read.
-fn ages_s(engine: &dyn Engine, ended: &AtomicBool) -> Result<Vec<f64>> {
+fn ages_s(engine: &dyn StreamEngine, ended: &AtomicBool) -> Result<Vec<f64>> {
     let mut reader = engine.reader(&Topic::joined(), 0)?;
     let mut ages = Vec::new();
     while !ended.load(Ordering::Acquire) {
         let records = reader.next(256, Duration::from_millis(100))?;
         let now = now_ms();
         for record in records {
-            if let Joined::Example(joined) = Joined::decode(&record.payload)? {
+            if let JoinedRecord::Example(joined) = JoinedRecord::decode(&record.payload)? {
                 ages.push((now - joined.example.time_ms) as f64 / 1e3);
             }
         }

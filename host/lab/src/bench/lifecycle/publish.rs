@@ -20,8 +20,8 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate::{self, simulate};
-use hypercast_stream::engine::{self, Engine, Memory, Record, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_stream::publish::{Publisher, TrainingPosition};
+use hypercast_stream::streams::{self, MemoryEngine, Record, StreamEngine, Topic};
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
 /// Stretches of each kind.
@@ -44,7 +44,7 @@ pub fn measure(options: &Options, report: &mut Report) -> Result<()> {
     let config = Config::read(&world.two_tiers)?;
     let made = Made::new(&config, dir.path(), options.publications)?;
     report.add("weights of a delta", (made.share * 100.0, "% of the bytes"), None);
-    let streams = engine::open(&config.engine)?;
+    let streams = streams::open(&config.engine)?;
     let to = streams.appender(&Topic::fm(FIRST_VERSION))?;
     to.append(&made.snapshot)?;
     register(&fleet, &world.two_tiers)?;
@@ -152,7 +152,7 @@ impl Made {
         let saved = trained_dir(config);
         let from = hypercast_fm::trainer::Resume { saved: &saved, work: &dir.join("learning") };
         let mut trainer = hypercast_fm::trainer::resume(from, &config.fm, &spec, config.device)?;
-        let memory: Arc<dyn Engine> = Arc::new(Memory::default());
+        let memory: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::default());
         let topic = Topic::fm(FIRST_VERSION);
         let settings = PublishSettings {
             share: SHARE,
@@ -173,7 +173,7 @@ impl Made {
                     .extend(read.into_iter().map(|read| Record { id: 0, payload: read.payload }));
             }
         };
-        let facts = Facts::default();
+        let facts = TrainingPosition::default();
         publisher.publish(&trainer.trained(FIRST_VERSION)?, facts)?;
         let (snapshot, mut deltas, mut share) = (records()?, Vec::new(), 0.0f64);
         let mut examples = std::iter::empty().chain(replayed(&dataset, config)?);

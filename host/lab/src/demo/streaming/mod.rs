@@ -35,7 +35,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::EngineKind;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
-use hypercast_stream::engine;
+use hypercast_stream::streams;
 
 /// How often a line is printed.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -170,7 +170,7 @@ fn replay(
         })
     })?;
     course.failed().map_or(Ok(()), Err)?;
-    let streams = engine::open(&ground.config.engine)?;
+    let streams = streams::open(&ground.config.engine)?;
     let examples = Examples::read(&*streams, drive.sent.impressions)?;
     let live = Live::read(&client.live()?);
     let mut report = Report::new(&drive.sent, drive.scores.rows(), (live, examples));

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::{drive::Sent, operator::Note, scores::Row, watch::Live};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::join::Joined;
+use hypercast_stream::join::JoinedRecord;
+use hypercast_stream::streams::{StreamEngine, Topic};
 use hypercast_train::report::number;
 
 /// How long the joiner may take for what was sent last.
@@ -91,7 +91,7 @@ impl Examples {
     ///
     /// # Errors
     /// An engine that cannot be reached.
-    pub fn read(engine: &dyn Engine, awaited: u64) -> Result<Examples> {
+    pub fn read(engine: &dyn StreamEngine, awaited: u64) -> Result<Examples> {
         let mut reader = engine.reader(&Topic::joined(), 0)?;
         let mut examples = Examples::default();
         let mut seen = HashSet::new();
@@ -102,8 +102,8 @@ impl Examples {
                 break;
             }
             for record in records {
-                match Joined::decode(&record.payload)? {
-                    Joined::Example(joined) => {
+                match JoinedRecord::decode(&record.payload)? {
+                    JoinedRecord::Example(joined) => {
                         examples.records += 1;
                         for target in &joined.example.targets {
                             match seen.insert((joined.example.request, target.item.id)) {
@@ -112,7 +112,7 @@ impl Examples {
                             }
                         }
                     }
-                    Joined::Correction(joined) => {
+                    JoinedRecord::Correction(joined) => {
                         examples.corrected += joined.example.targets.len() as u64;
                     }
                 }
