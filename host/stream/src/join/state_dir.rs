@@ -78,7 +78,7 @@ impl StateDir {
         let (checksum, packed) =
             rest.split_first_chunk::<4>().ok_or_else(|| failed("the file is cut short"))?;
         if crc32fast::hash(packed) != u32::from_le_bytes(*checksum) {
-            return Err(failed("the checksum is failed: the file is damaged"));
+            return Err(failed("the checksum is wrong: the file is damaged"));
         }
         let plain = zstd::decode_all(packed).map_err(|error| failed(&error.to_string()))?;
         postcard::from_bytes(&plain).map(Some).map_err(|error| failed(&error.to_string()))

@@ -268,7 +268,7 @@ impl Registry {
                 let shared: Vec<&String> =
                     surfaces.filter(|surface| expert.surfaces.contains(surface)).collect();
                 return refuse(format!(
-                    "surface {:?} is served by expert {other}; {} can take its user_bucket with --replace",
+                    "surface {:?} is served by expert {other}; {} can take its place with --replace",
                     shared[0],
                     label(expert)
                 ));

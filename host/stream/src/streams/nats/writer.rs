@@ -295,8 +295,7 @@ fn recent_ids(server: &NatsConnection, name: &str, most: usize) -> Result<Recent
             while let Some(message) = batch.next().await {
                 let message = message.map_err(text)?;
                 position = message.info().map_err(text)?.stream_sequence;
-                let id =
-                    message.headers.as_ref().and_then(|headers| headers.get("NatsEngine-Msg-Id"));
+                let id = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
                 let id = id.and_then(|id| u64::from_str_radix(id.as_str(), 16).ok());
                 ids.admit(id.unwrap_or(0));
                 ids.settle();
