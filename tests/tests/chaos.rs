@@ -18,8 +18,8 @@ use hypercast_data::dataset::{
 };
 use hypercast_data::schema::Schema;
 use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
-use hypercast_stream::engine::{self, Topic};
-use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
+use hypercast_stream::streams::{self, Topic};
 use hypercast_tests::{
     Prerequisites, expert, prerequisites, run_well,
     services::{ServiceProcess, free_port, wait_until},
@@ -283,7 +283,7 @@ impl System {
 
     /// Waits until the joiner has nothing left to join.
     fn settle(&self, services: &mut [ServiceProcess]) {
-        let engine = engine::open(&self.config.engine).unwrap();
+        let engine = streams::open(&self.config.engine).unwrap();
         let ends = || [Topic::joined(), Topic::outcomes()].map(|topic| engine.span(&topic));
         let (mut last, mut since) = (Vec::new(), Instant::now());
         wait_until("the joiner has joined everything", PATIENCE, || {
@@ -320,7 +320,7 @@ impl System {
     }
 
     fn read(&self) -> StreamContents {
-        let engine = engine::open(&self.config.engine).unwrap();
+        let engine = streams::open(&self.config.engine).unwrap();
         let mut reader = engine.reader(&Topic::joined(), 0).unwrap();
         let mut examples = Vec::new();
         loop {
@@ -330,10 +330,10 @@ impl System {
             }
             examples.extend(records.iter().map(|record| {
                 let timeless = |joined: JoinedExample| JoinedExample { ingested_ms: 0, ..joined };
-                let joined: Joined = Joined::decode(&record.payload).unwrap();
+                let joined: JoinedRecord = JoinedRecord::decode(&record.payload).unwrap();
                 let joined = match joined {
-                    Joined::Example(joined) => Joined::Example(timeless(joined)),
-                    Joined::Correction(joined) => Joined::Correction(timeless(joined)),
+                    JoinedRecord::Example(joined) => JoinedRecord::Example(timeless(joined)),
+                    JoinedRecord::Correction(joined) => JoinedRecord::Correction(timeless(joined)),
                 };
                 // Compare as text, because unknown values are NaN, which is not equal to itself.
                 format!("{joined:?}")

@@ -12,8 +12,8 @@ use hypercast_config::Config;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::logs::LogReader;
-use hypercast_stream::engine::{Record, Topic};
-use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
+use hypercast_stream::streams::{Record, Topic};
 use hypercast_tests::{binary, run_well, world};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -22,7 +22,7 @@ fn join(dir: &Path, config: &Config) -> usize {
     let dataset = Dataset::open(&config.paths.dataset).unwrap();
     let mut settings = config.engine.clone();
     settings.dir = dir.join("runs/streams");
-    let engine = hypercast_stream::engine::open(&settings).unwrap();
+    let engine = hypercast_stream::streams::open(&settings).unwrap();
     let appender = engine.appender(&Topic::joined()).unwrap();
     let options = ReplayOptions {
         span: Span::default(),
@@ -31,7 +31,7 @@ fn join(dir: &Path, config: &Config) -> usize {
         features: config.features,
     };
     let record = |example| {
-        let joined = Joined::Example(JoinedExample { example, ingested_ms: 1 });
+        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
         Record { id: 0, payload: postcard::to_stdvec(&joined).unwrap() }
     };
     let examples = Replay::new(&dataset, options).unwrap().map(Result::unwrap);

@@ -10,7 +10,7 @@ use super::api::{Candidate, EventBody, RankRequest, Refusal};
 use hypercast_data::dataset::{Context, Impression};
 use hypercast_data::features::{CandidateInput, RequestInput};
 use hypercast_data::schema::{Feature, FeatureKind, Schema, category_id};
-use hypercast_stream::ingest::check_time;
+use hypercast_stream::events::check_time;
 
 /// A feature as JSON has it: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

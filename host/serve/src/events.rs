@@ -6,8 +6,8 @@ use crate::metrics::Metrics;
 use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
-use hypercast_stream::engine::Engine;
-use hypercast_stream::ingest::intake::{Intake, Taken};
+use hypercast_stream::events::{AppendReceipt, EventWriter};
+use hypercast_stream::streams::StreamEngine;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,13 +19,15 @@ use super::{
 };
 use hypercast_data::dataset::Impression;
 use hypercast_data::schema::Feature;
-use hypercast_stream::ingest::{Reaction, Shown, Told, What, check_time, own_id};
+use hypercast_stream::events::{
+    ActionEvent, EventKind, ImpressionEvent, NewEvent, check_time, content_id,
+};
 
 type Made<T> = std::result::Result<T, Refusal>;
 
 /// Takes the bodies of `POST /v1/events` into the stream: checks and converts them, and counts them.
 pub struct EventIntake {
-    intake: Intake,
+    intake: EventWriter,
     converter: Converter,
     schema: Arc<Schema>,
     max_events: usize,
@@ -35,13 +37,13 @@ pub struct EventIntake {
 impl EventIntake {
     /// An intake that becomes the stream's writer with its first event, or with [`EventIntake::open`].
     pub fn new(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         schema: Arc<Schema>,
         config: &Config,
         metrics: Arc<Metrics>,
     ) -> EventIntake {
         EventIntake {
-            intake: Intake::new(engine, &config.join),
+            intake: EventWriter::new(engine, &config.join),
             converter: Converter::new(schema.clone()),
             schema,
             max_events: config.server.max_events,
@@ -52,7 +54,7 @@ impl EventIntake {
     /// Becomes the stream's writer.
     ///
     /// # Errors
-    /// As [`Intake::open`].
+    /// As [`EventWriter::open`].
     pub fn open(&self) -> Result<()> {
         self.intake.open()?;
         Ok(())
@@ -62,13 +64,14 @@ impl EventIntake {
     ///
     /// # Errors
     /// An event that does not fit the schema, too many of them, a time that is too far ahead, an engine that fails.
-    pub fn take(&self, request: &EventsRequest) -> std::result::Result<Taken, Refusal> {
+    pub fn take(&self, request: &EventsRequest) -> std::result::Result<AppendReceipt, Refusal> {
         let given = request.len();
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
         }
         let events = self.converter.told(request, self.intake.latest_ms())?;
-        let impressions: Vec<(u16, u64)> = events.iter().filter_map(Told::impressions).collect();
+        let impressions: Vec<(u16, u64)> =
+            events.iter().filter_map(NewEvent::impressions).collect();
         let taken = self
             .intake
             .append(events, given)
@@ -79,7 +82,7 @@ impl EventIntake {
         Ok(taken)
     }
 
-    /// Appends ticks until `stop`, as [`Intake::tick`].
+    /// Appends ticks until `stop`, as [`EventWriter::tick`].
     pub fn tick(&self, stop: &Shutdown) {
         self.intake.tick(stop);
     }
@@ -93,8 +96,8 @@ impl Converter {
     /// was shown, then what came of it. Times after `latest_ms` are refused.
     ///
     /// # Errors
-    /// What does not fit the schema, with its list and place.
-    pub fn told(&self, request: &EventsRequest, latest_ms: i64) -> Made<Vec<Told>> {
+    /// EventKind does not fit the schema, with its list and place.
+    pub fn told(&self, request: &EventsRequest, latest_ms: i64) -> Made<Vec<NewEvent>> {
         let mut told = Vec::with_capacity(request.len() + 1);
         for (at, item) in request.items.iter().enumerate() {
             told.push(placed("items", at, self.told_item(item))?);
@@ -113,12 +116,13 @@ impl Converter {
                 .and_then(|()| self.whole(body));
             let whole = placed("events", at, made)?;
             match told.last_mut() {
-                Some(Told { id: None, what: What::Whole(rows) })
+                Some(NewEvent { id: None, kind: EventKind::CompleteRequest(rows) })
                     if body.id.is_none() && same_request(&rows[0], &whole) =>
                 {
                     rows.push(whole);
                 }
-                _ => told.push(Told { id: body.id, what: What::Whole(vec![whole]) }),
+                _ => told
+                    .push(NewEvent { id: body.id, kind: EventKind::CompleteRequest(vec![whole]) }),
             }
         }
         for (at, body) in request.actions.iter().enumerate() {
@@ -127,18 +131,18 @@ impl Converter {
         }
         if let Some(time_ms) = request.clock_ms {
             in_time(time_ms, latest_ms).map_err(|refusal| prefixed("clock_ms", refusal))?;
-            told.push(Told { id: None, what: What::Tick { time_ms } });
+            told.push(NewEvent { id: None, kind: EventKind::Tick { time_ms } });
         }
         Ok(told)
     }
 
-    fn shown(&self, body: &ImpressionBody) -> Made<Told> {
+    fn shown(&self, body: &ImpressionBody) -> Made<NewEvent> {
         let surface = self.surface(&body.surface)?;
         let context = self.context_of(&body.context)?;
         let ImpressionBody { id, request, user, item, time_ms, .. } = *body;
-        let mut shown = Shown { request, user, item, surface, time_ms, context };
+        let mut shown = ImpressionEvent { request, user, item, surface, time_ms, context };
         shown.request = request_of(request, id, &shown)?;
-        Ok(Told { id, what: What::Impression(shown) })
+        Ok(NewEvent { id, kind: EventKind::Impression(shown) })
     }
 
     fn whole(&self, body: &EventBody) -> Made<Impression> {
@@ -147,17 +151,20 @@ impl Converter {
         Ok(impression)
     }
 
-    fn reaction(&self, body: &ActionBody) -> Made<Told> {
+    fn reaction(&self, body: &ActionBody) -> Made<NewEvent> {
         if body.request == 0 {
             let what = "`request` is missing: send that of the impression, or the impression's `id` if it was sent without a request";
             return Err(Refusal::BadRequest(what.into()));
         }
         let outcome = self.outcome(&body.actions, &body.values)?;
         let ActionBody { id, request, item, time_ms, complete, .. } = *body;
-        Ok(Told { id, what: What::Action(Reaction { request, item, time_ms, outcome, complete }) })
+        Ok(NewEvent {
+            id,
+            kind: EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete }),
+        })
     }
 
-    /// What is known of an outcome by name; the rest is not.
+    /// EventKind is known of an outcome by name; the rest is not.
     pub(super) fn outcome(
         &self,
         actions: &BTreeMap<String, bool>,
@@ -175,15 +182,15 @@ impl Converter {
         Ok(outcome)
     }
 
-    fn told_item(&self, body: &EntityBody) -> Made<Told> {
+    fn told_item(&self, body: &EntityBody) -> Made<NewEvent> {
         let (ids, dense) = self.whole_columns(&self.schema().item_features, &body.features)?;
         let item = Item { id: body.id, ids, dense, ..Item::default() };
-        Ok(Told { id: None, what: What::Item(item) })
+        Ok(NewEvent { id: None, kind: EventKind::Item(item) })
     }
 
-    fn told_user(&self, body: &EntityBody) -> Made<Told> {
+    fn told_user(&self, body: &EntityBody) -> Made<NewEvent> {
         let (ids, dense) = self.whole_columns(&self.schema().user_features, &body.features)?;
-        Ok(Told { id: None, what: What::User(User { id: body.id, ids, dense }) })
+        Ok(NewEvent { id: None, kind: EventKind::User(User { id: body.id, ids, dense }) })
     }
 
     /// Every feature of an item or user: what is known of it already is not at hand where events come in.
@@ -202,7 +209,7 @@ fn request_of(request: u64, id: Option<u64>, content: &impl serde::Serialize) ->
     let given = Some(request).filter(|&request| request != 0).or(id);
     match given {
         Some(given) => Ok(given),
-        None => own_id(content).map_err(|error| Refusal::Internal(error.to_string())),
+        None => content_id(content).map_err(|error| Refusal::Internal(error.to_string())),
     }
 }
 
@@ -264,7 +271,7 @@ mod tests {
         Converter::new(Arc::new(schema))
     }
 
-    fn told(body: &str) -> Made<Vec<Told>> {
+    fn told(body: &str) -> Made<Vec<NewEvent>> {
         let request: EventsRequest = serde_json::from_str(body).unwrap();
         converter().told(&request, 1000)
     }
@@ -281,19 +288,19 @@ mod tests {
         )
         .unwrap();
         let [item, shown, first, second, action, tick] = &made[..] else { panic!("{made:?}") };
-        assert!(matches!(&item.what, What::Item(item) if item.id == 3 && item.ids.len() == 1));
-        assert!(matches!(&shown.what, What::Impression(shown) if shown.request == 7));
-        let What::Whole(rows) = &first.what else { panic!("{first:?}") };
+        assert!(matches!(&item.kind, EventKind::Item(item) if item.id == 3 && item.ids.len() == 1));
+        assert!(matches!(&shown.kind, EventKind::Impression(shown) if shown.request == 7));
+        let EventKind::CompleteRequest(rows) = &first.kind else { panic!("{first:?}") };
         assert_eq!(rows.len(), 2, "what one request showed is one record");
         assert_eq!((rows[0].outcome.known, rows[1].outcome.known), (1, 0));
-        assert!(matches!(&second.what, What::Whole(rows) if rows[0].request == 9));
-        let What::Action(reaction) = &action.what else { panic!("{action:?}") };
+        assert!(matches!(&second.kind, EventKind::CompleteRequest(rows) if rows[0].request == 9));
+        let EventKind::Action(reaction) = &action.kind else { panic!("{action:?}") };
         assert_eq!(
             (reaction.outcome.actions, reaction.outcome.known, reaction.complete),
             (2, 2, true)
         );
         assert!(reaction.outcome.values[0].is_nan(), "what is not named is not known");
-        assert!(matches!(tick.what, What::Tick { time_ms: 900 }));
+        assert!(matches!(tick.kind, EventKind::Tick { time_ms: 900 }));
     }
 
     #[test]
@@ -303,8 +310,8 @@ mod tests {
         let requests: Vec<u64> = told(body)
             .unwrap()
             .iter()
-            .map(|told| match &told.what {
-                What::Impression(shown) => shown.request,
+            .map(|told| match &told.kind {
+                EventKind::Impression(shown) => shown.request,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -326,9 +333,9 @@ mod tests {
             "request",
         );
         refused(r#"{"clock_ms": 2000}"#, "clock_ms", "max_future_s");
-        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "no time");
+        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "out of range");
         let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
-        refused(never, "events[0]", "no time");
+        refused(never, "events[0]", "out of range");
         refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");
         refused(r#"{"users": [{"id": 1, "features": {"age": 3}}]}"#, "users[0]", "age");
         let bought = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"bought": true}}]}"#;

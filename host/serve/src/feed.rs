@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use super::{fm_tier::FmTier, metrics::Metrics, set::LiveExpert};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_expert::{Blueprint, Device, FeatureStatistics, Parameters};
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::publish::{self, Follower, Publication, PublicationKind};
+use hypercast_stream::publish::{self, Publication, PublicationFollower, PublicationKind};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long a round over all feeds takes at least.
 const ROUND: Duration = Duration::from_millis(100);
@@ -38,7 +38,7 @@ pub struct Feeds {
 pub struct Feed {
     /// `fm@VERSION` or `NAME@VERSION`.
     label: String,
-    follower: Follower,
+    follower: PublicationFollower,
     model: Model,
     refused: u64,
     /// What went wrong is tried again from a snapshot then.
@@ -53,7 +53,11 @@ enum Model {
 
 impl Feed {
     /// Of an FM version, whose rows are in a folder that goes with it.
-    pub fn fm(version: &str, follower: Follower, (tier, folder): (&Arc<FmTier>, TempDir)) -> Self {
+    pub fn fm(
+        version: &str,
+        follower: PublicationFollower,
+        (tier, folder): (&Arc<FmTier>, TempDir),
+    ) -> Self {
         Self::new(
             format!("fm@{version}"),
             follower,
@@ -64,14 +68,14 @@ impl Feed {
     /// Of an expert's version that has these parameters now.
     pub fn expert(
         label: String,
-        follower: Follower,
+        follower: PublicationFollower,
         (live, parameters, device): (&Arc<LiveExpert>, Parameters, Device),
     ) -> Self {
         let (live, parameters) = (Arc::downgrade(live), Box::new(parameters));
         Self::new(label, follower, Model::Expert { live, parameters, device })
     }
 
-    fn new(label: String, follower: Follower, model: Model) -> Self {
+    fn new(label: String, follower: PublicationFollower, model: Model) -> Self {
         Self { label, follower, model, refused: 0, rest_until: None, awaits_snapshot: false }
     }
 
@@ -176,10 +180,10 @@ impl Feeds {
 /// # Errors
 /// A version that published nothing yet, or weights that make no model.
 pub fn open_fm(
-    (streams, topic): (Arc<dyn Engine>, Topic),
+    (streams, topic): (Arc<dyn StreamEngine>, Topic),
     base: &Path,
     serving: FmServingOptions,
-) -> Result<(Arc<dyn FoundationModel>, Follower, TempDir)> {
+) -> Result<(Arc<dyn FoundationModel>, PublicationFollower, TempDir)> {
     std::fs::create_dir_all(base).map_err(Error::io(base))?;
     let folder =
         tempfile::Builder::new().prefix("fm-").tempdir_in(base).map_err(Error::io(base))?;
@@ -195,10 +199,10 @@ pub fn open_fm(
 /// # Errors
 /// A version that published nothing yet, or parameters of another network.
 pub fn open_expert(
-    (streams, topic): (Arc<dyn Engine>, Topic),
+    (streams, topic): (Arc<dyn StreamEngine>, Topic),
     blueprint: &Blueprint,
-) -> Result<(Parameters, Follower)> {
-    let mut follower = Follower::open(streams, topic.clone())?;
+) -> Result<(Parameters, PublicationFollower)> {
+    let mut follower = PublicationFollower::open(streams, topic.clone())?;
     let first = follower.next(Duration::ZERO)?.ok_or_else(|| nothing_yet(&topic))?;
     // Initial values are replaced by the snapshot, which is refused unless it has them all.
     let fresh = blueprint.init_parameters(FeatureStatistics::new(&[]).finish(), 0);

@@ -26,9 +26,9 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, Tier};
 use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::join::{Known, Outcome};
-use hypercast_stream::versions::Follower;
+use hypercast_stream::join::{OutcomeRecord, StateUpdate};
+use hypercast_stream::registry::RegistryFollower;
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long one look into a stream waits for something to come.
 const WAIT: Duration = Duration::from_millis(200);
@@ -56,9 +56,9 @@ impl Begun {
         loader: Loader,
         (config, tier): (&Config, Tier),
         schema: Option<Arc<Schema>>,
-        streams: &dyn Engine,
+        streams: &dyn StreamEngine,
     ) -> Result<Self> {
-        let mut follower = Follower::new(streams)?;
+        let mut follower = RegistryFollower::new(streams)?;
         follower.catch_up()?;
         let contents = contents(config);
         let mut plan = Plan::new(config, tier, schema.as_deref(), follower.registry())?;
@@ -82,7 +82,7 @@ impl Begun {
     /// Threads that cannot be started.
     pub fn follow(
         self,
-        (streams, metrics): (Arc<dyn Engine>, Arc<Metrics>),
+        (streams, metrics): (Arc<dyn StreamEngine>, Arc<Metrics>),
         service: Option<Arc<Service>>,
     ) -> Result<Following> {
         let (asks, asked) = sync_channel(1);
@@ -155,7 +155,7 @@ struct Registrar {
     tier: Tier,
     schema: Option<Arc<Schema>>,
     loader: Loader,
-    follower: Follower,
+    follower: RegistryFollower,
     /// What was last loaded, or could not be.
     plan: Plan,
     models: Arc<Models>,
@@ -242,7 +242,7 @@ impl Registrar {
 }
 
 /// From the end of the stream on: what was served before this process began is not known to it.
-fn follow_outcomes(streams: &dyn Engine, service: &Service, stop: &AtomicBool) {
+fn follow_outcomes(streams: &dyn StreamEngine, service: &Service, stop: &AtomicBool) {
     let topic = Topic::outcomes();
     let open = || streams.reader(&topic, streams.span(&topic)?.end);
     let mut reader = None;
@@ -262,12 +262,12 @@ fn follow_outcomes(streams: &dyn Engine, service: &Service, stop: &AtomicBool) {
         });
         let now = now_ms();
         for stored in records {
-            match Outcome::decode(&stored.payload).map(|outcome| outcome.known) {
-                Ok(Known::Outcome(impression)) => {
+            match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
+                Ok(StateUpdate::Outcome(impression)) => {
                     service.served().outcome(&impression, service.schema(), now);
                 }
                 // What was corrected was compared as it was first known.
-                Ok(Known::Corrected(_) | Known::Item(_) | Known::User(_)) => {}
+                Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
                 Err(error) => {
                     tracing::warn!(%error, position = stored.position, "an outcome cannot be read");
                 }

@@ -41,7 +41,7 @@ use crate::rollout::Rollouts;
 use hypercast_config::{Config, FmTierConfig, Tier};
 use hypercast_core::logging;
 use hypercast_data::dataset::Dataset;
-use hypercast_stream::engine;
+use hypercast_stream::streams;
 
 /// How long a body may take to come. A push of many megabytes is to have the time, too.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -208,7 +208,7 @@ fn load(
     }
     let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
     let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
-    let streams = engine::open(&config.engine)?;
+    let streams = streams::open(&config.engine)?;
     let loader =
         Loader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
     let wasm = loader.wasm();

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
-    let engine = hypercast_stream::engine::open(&config.engine)?;
+    let engine = hypercast_stream::streams::open(&config.engine)?;
     let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
     intake.open()?;
     let size = PoolSize { threads: THREADS, queue: config.server.queue };

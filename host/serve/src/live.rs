@@ -22,8 +22,8 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureState, saved::SavedState};
-use hypercast_stream::engine::{Engine, Reader, Stored, Topic};
-use hypercast_stream::join::{Folder, Known, Outcome, world};
+use hypercast_stream::join::{OutcomeRecord, StateDir, StateUpdate, state_fingerprint};
+use hypercast_stream::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
 /// Outcomes that are read together.
 const READ: usize = 4096;
@@ -45,9 +45,9 @@ pub(super) struct Live {
 /// What follows for it.
 pub(super) struct Follower {
     live: Arc<Live>,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
-    folder: Folder,
+    folder: StateDir,
     world: String,
     save_every: u64,
     saved_at: u64,
@@ -72,18 +72,18 @@ impl Live {
         self.applied.subscribe()
     }
 
-    fn apply(&self, stored: &[Stored]) -> Result<()> {
+    fn apply(&self, stored: &[StreamRecord]) -> Result<()> {
         for part in stored.chunks(AT_ONCE) {
-            let outcomes: Vec<Outcome> = part
+            let outcomes: Vec<OutcomeRecord> = part
                 .iter()
-                .map(|record| Ok(Outcome::decode(&record.payload)?))
+                .map(|record| Ok(OutcomeRecord::decode(&record.payload)?))
                 .collect::<Result<_>>()?;
             let mut ingested_ms = Vec::with_capacity(outcomes.len());
             {
                 let mut state = self.state.write().expect("no writer panics");
                 for outcome in outcomes {
                     ingested_ms.push(outcome.ingested_ms);
-                    take(&mut state, outcome.known);
+                    take(&mut state, outcome.update);
                 }
             }
             if let Some(last) = part.last() {
@@ -97,18 +97,18 @@ impl Live {
 }
 
 /// What the joiner's own state did with the same: both are equal.
-fn take(state: &mut FeatureState, known: Known) {
+fn take(state: &mut FeatureState, known: StateUpdate) {
     let refused = match known {
-        Known::Outcome(impression) => {
+        StateUpdate::Outcome(impression) => {
             state.apply(&impression);
             Ok(())
         }
-        Known::Corrected(impression) => {
+        StateUpdate::Corrected(impression) => {
             state.correct(&impression);
             Ok(())
         }
-        Known::Item(item) => state.upsert_item(item),
-        Known::User(user) => state.upsert_user(user),
+        StateUpdate::Item(item) => state.upsert_item(item),
+        StateUpdate::User(user) => state.upsert_user(user),
     };
     if let Err(error) = refused {
         tracing::warn!(%error, "an item or user is passed over");
@@ -121,13 +121,13 @@ impl Follower {
     /// # Errors
     /// A folder that another process holds, an engine that cannot be reached, a stream that is damaged.
     pub(super) fn open(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         config: &Config,
         dataset: &Dataset,
         metrics: Arc<Metrics>,
     ) -> Result<Follower> {
-        let folder = Folder::hold(&config.paths.state.join("serve"))?;
-        let world = world(dataset, &config.joiner()?)?;
+        let folder = StateDir::lock(&config.paths.state.join("serve"))?;
+        let world = state_fingerprint(dataset, &config.joiner()?)?;
         let kept = engine.span(&Topic::outcomes())?;
         let (state, position) = begin(&folder, &world, &kept, (dataset, config))?;
         let live =
@@ -196,7 +196,7 @@ impl Follower {
 
 /// The saved state if it fits, else the data set's.
 fn begin(
-    folder: &Folder,
+    folder: &StateDir,
     world: &str,
     kept: &Range<u64>,
     (dataset, config): (&Dataset, &Config),

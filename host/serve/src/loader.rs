@@ -18,8 +18,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, FmTierConfig};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
-use hypercast_stream::engine::{Engine as Streams, Topic};
-use hypercast_stream::versions::{Weights, content_hash};
+use hypercast_stream::registry::{WeightsLocation, content_hash};
+use hypercast_stream::streams::{StreamEngine as Streams, Topic};
 
 /// Loads versions for one process.
 pub struct Loader {
@@ -235,18 +235,18 @@ impl Loader {
         }
         let breaker = self.config.plugin_limits.breaker();
         match &planned.weights {
-            Weights::Path(path) if !path.is_file() => {
+            WeightsLocation::Path(path) if !path.is_file() => {
                 let why = format!(
                     "expert {:?} has no trained parameters; run `hypercast train expert {}`",
                     planned.name, planned.name
                 );
                 Err(Error::data(path, why))
             }
-            Weights::Path(path) => {
+            WeightsLocation::Path(path) => {
                 let expert = ServedExpert::open(blueprint, path, self.config.device, breaker)?;
                 Ok(Arc::new(LiveExpert::new(expert)))
             }
-            Weights::Published => {
+            WeightsLocation::Published => {
                 let version = planned.version.as_deref().expect("what is published is registered");
                 let topic = Topic::expert(&planned.name, version);
                 let (parameters, follower) =

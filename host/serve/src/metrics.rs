@@ -21,8 +21,8 @@ use serde::Serialize;
 
 use super::{plugin_metrics::PluginMetrics, recent::Recent, set::ServingSet, window::Quality};
 use hypercast_core::clock::now_ms;
-use hypercast_stream::join::{Counts, JoinMetrics, JoinerProgress};
-use hypercast_stream::publish::Header;
+use hypercast_stream::join::{JoinMetrics, JoinerCounts, JoinerProgress};
+use hypercast_stream::publish::PublicationHeader;
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
@@ -132,7 +132,7 @@ impl JoinMetrics for Metrics {
 
     fn joiner(&self, progress: JoinerProgress) {
         let JoinerProgress { counts, impressions, orphans, lag_events } = progress;
-        let Counts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
+        let JoinerCounts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
             counts;
         let values = [
             ("impressions", impressions as u64),
@@ -306,7 +306,7 @@ impl Metrics {
         gauge
     }
 
-    /// Counts an answered request.
+    /// JoinerCounts an answered request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
@@ -321,7 +321,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a degraded answer.
+    /// JoinerCounts a degraded answer.
     pub fn degraded(&self, expert: &str, cause: &str) {
         self.degraded.with_label_values(&[expert, cause]).inc();
         self.totals[1].fetch_add(1, Ordering::Relaxed);
@@ -336,7 +336,7 @@ impl Metrics {
         }
     }
 
-    /// Counts and times a request by what answered it.
+    /// JoinerCounts and times a request by what answered it.
     pub fn arm(&self, answered: Answered<'_>) {
         let Answered { surface, arm, fm, degraded, took } = answered;
         let degraded = if degraded { "true" } else { "false" };
@@ -344,18 +344,18 @@ impl Metrics {
         self.arm_seconds.with_label_values(&[arm]).observe(took.as_secs_f64());
     }
 
-    /// Counts what became of a request that shadows were to see.
+    /// JoinerCounts what became of a request that shadows were to see.
     pub fn shadow(&self, what: &str) {
         self.shadows.with_label_values(&[what]).inc();
     }
 
-    /// Counts what became of a request that was to be recorded.
+    /// JoinerCounts what became of a request that was to be recorded.
     pub fn recorded(&self, what: &str) {
         self.recorded.with_label_values(&[what]).inc();
     }
 
-    /// Counts a publication that serves now; `arm` is `fm@VERSION` or `NAME@VERSION`.
-    pub fn applied_now(&self, arm: &str, header: &Header) {
+    /// JoinerCounts a publication that serves now; `arm` is `fm@VERSION` or `NAME@VERSION`.
+    pub fn applied_now(&self, arm: &str, header: &PublicationHeader) {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
         let now = now_ms();
@@ -377,7 +377,7 @@ impl Metrics {
         applied.at_ms = now;
     }
 
-    /// Counts a publication that was not what should follow; the weights before it go on serving.
+    /// JoinerCounts a publication that was not what should follow; the weights before it go on serving.
     pub fn refused_now(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
         self.lately().applied.entry(arm.to_owned()).or_default().refused += 1;
@@ -446,7 +446,7 @@ impl Metrics {
         lately.freshness.iter().map(line).collect()
     }
 
-    /// Counts accepted events.
+    /// JoinerCounts accepted events.
     pub fn events(&self, surface: &str, count: u64) {
         self.events.with_label_values(&[surface]).inc_by(count);
     }
@@ -456,7 +456,7 @@ impl Metrics {
         self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
     }
 
-    /// Counts a pass of the FM and the requests that shared it.
+    /// JoinerCounts a pass of the FM and the requests that shared it.
     pub fn fm_batch(&self, requests: usize) {
         self.fm_batches.observe(requests as f64);
     }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry, Tier};
 use hypercast_data::schema::Schema;
-use hypercast_stream::versions::{Registry, VersionState, Weights, content_hash};
+use hypercast_stream::registry::{Registry, VersionState, WeightsLocation, content_hash};
 
 /// An FM version to be loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub struct PlannedExpert {
     /// What its content must be.
     pub plugin_hash: Option<String>,
     /// Its parameters.
-    pub weights: Weights,
+    pub weights: WeightsLocation,
     /// The FM version that it pins; none pins that of the configuration.
     pub fm: Option<String>,
     /// Whether it goes without the TAE.
@@ -128,18 +128,18 @@ impl Plan {
 }
 
 fn configured_fm(config: &Config, tier: Tier) -> PlannedFm {
-    let weights = Weights::Path(config.paths.fm.clone());
+    let weights = WeightsLocation::Path(config.paths.fm.clone());
     PlannedFm { version: None, source: source(config, tier, &weights), state: VersionState::Active }
 }
 
-fn source(config: &Config, tier: Tier, weights: &Weights) -> FmSource {
+fn source(config: &Config, tier: Tier, weights: &WeightsLocation) -> FmSource {
     let asks = matches!(tier, Tier::All | Tier::Expert);
     match weights {
         _ if asks && !config.fm_serving.url.is_empty() => {
             FmSource::Remote(config.fm_serving.url.clone())
         }
-        Weights::Path(path) => FmSource::Checkpoint(path.clone()),
-        Weights::Published => FmSource::Published,
+        WeightsLocation::Path(path) => FmSource::Checkpoint(path.clone()),
+        WeightsLocation::Published => FmSource::Published,
     }
 }
 
@@ -197,7 +197,7 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<PlannedExp
             version: None,
             plugin: entry.plugin.clone(),
             plugin_hash: None,
-            weights: Weights::Path(config.parameters(entry)),
+            weights: WeightsLocation::Path(config.parameters(entry)),
             fm: None,
             without_tae: entry.without_tae,
             surfaces,
@@ -212,7 +212,7 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<PlannedExp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_stream::versions::{Change, Decision, ExpertVersion, FmVersion};
+    use hypercast_stream::registry::{Change, Decision, ExpertVersion, FmVersion};
 
     fn schema() -> Schema {
         toml::from_str("surfaces = ['feed', 'search']\nactions = []\ntasks = []").unwrap()
@@ -232,7 +232,7 @@ mod tests {
             tae_dim: 32,
             created_ms: 1,
             trained_ms: 1,
-            weights: Weights::Published,
+            weights: WeightsLocation::Published,
         };
         Change::FmRegistered { fm }
     }
@@ -254,7 +254,7 @@ mod tests {
             surfaces: vec!["search".into()],
             created_ms: 1,
             trained_ms: 1,
-            weights: Weights::Published,
+            weights: WeightsLocation::Published,
         };
         Change::ExpertRegistered { expert: Box::new(expert) }
     }

@@ -5,7 +5,7 @@
 //! `/readyz/serving` instead.
 
 use super::set::ServingSet;
-use hypercast_stream::versions::{Registry, VersionState};
+use hypercast_stream::registry::{Registry, VersionState};
 
 /// Versions that are loaded.
 pub(super) struct Known {
@@ -48,7 +48,7 @@ pub(super) fn missing(registry: &Registry, known: &Known) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_stream::versions::{Change, Decision, ExpertVersion, Weights};
+    use hypercast_stream::registry::{Change, Decision, ExpertVersion, WeightsLocation};
 
     fn registry(state: VersionState) -> Registry {
         let expert = ExpertVersion {
@@ -67,7 +67,7 @@ mod tests {
             surfaces: vec!["feed".into()],
             created_ms: 1,
             trained_ms: 1,
-            weights: Weights::Published,
+            weights: WeightsLocation::Published,
         };
         let (name, version) = (expert.name.clone(), expert.version.clone());
         let mut registry = Registry::default();

@@ -15,7 +15,7 @@ use super::{
     window::Quality,
 };
 use hypercast_expert::wasm::Call;
-use hypercast_stream::versions::VersionState;
+use hypercast_stream::registry::VersionState;
 
 /// The answer.
 #[derive(Debug, Serialize)]

@@ -13,7 +13,7 @@ use hypercast_expert::{
     Engine,
     wasm::contract::{Quality as Measured, Slice},
 };
-use hypercast_stream::engine::Engine as Streams;
+use hypercast_stream::streams::StreamEngine as Streams;
 
 /// Starts the rollouts of a daemon with experts.
 pub(super) fn start(

@@ -26,7 +26,7 @@ use super::{
     shadow::Seen,
 };
 use hypercast_config::Tier;
-use hypercast_stream::ingest::intake::Taken;
+use hypercast_stream::events::AppendReceipt;
 
 /// The routes of a process.
 pub(super) fn of(app: Arc<App>) -> Router {
@@ -142,7 +142,7 @@ async fn events_in_time(
             .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
         streams.take(&request)
     };
-    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
+    let AppendReceipt { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
     // They are durable now: whoever waits too long for the joiner is answered all the same.
     let applied = service.streams().seen(end, deadline).await;
     Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))

@@ -33,8 +33,8 @@ use hypercast_data::dataset::Dataset;
 use hypercast_data::features::RequestInput;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{ExpertPredictions, RankOutcome, ServedExpert, wasm::contract};
-use hypercast_stream::engine::Engine;
-use hypercast_stream::versions::schema_hash;
+use hypercast_stream::registry::schema_hash;
+use hypercast_stream::streams::StreamEngine;
 
 /// Everything that a request needs besides models.
 pub struct Service {
@@ -89,7 +89,7 @@ impl Service {
     /// Streams that cannot be read, or written by this process.
     pub fn load(
         (settings, dataset): (Arc<Settings>, &Dataset),
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         (models, metrics): (Arc<Models>, Arc<Metrics>),
         handle: Handle,
     ) -> Result<Self> {

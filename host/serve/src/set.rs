@@ -15,7 +15,7 @@ use super::{
 use crate::rollout::Tally;
 use hypercast_core::clock::now_ms;
 use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
-use hypercast_stream::versions::{Shares, VersionState, choose, place};
+use hypercast_stream::registry::{Shares, VersionState, choose_version, user_bucket};
 
 /// A loaded FM version.
 #[derive(Clone)]
@@ -205,7 +205,7 @@ impl ServingSet {
     /// The expert's version that answers a user on a surface.
     pub fn arm(&self, surface: u16, user: u64) -> Option<&Arc<Arm>> {
         let route = self.routes.get(&surface)?;
-        route.arms.get(choose(&route.shares, place(user, &route.expert))?)
+        route.arms.get(choose_version(&route.shares, user_bucket(user, &route.expert))?)
     }
 
     /// The versions that a surface's requests only measure.

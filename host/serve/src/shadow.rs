@@ -23,7 +23,7 @@ use super::{
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_expert::RankOutcome;
-use hypercast_stream::versions::place;
+use hypercast_stream::registry::user_bucket;
 
 /// A request that was answered.
 pub struct Seen {
@@ -76,7 +76,7 @@ impl Shadows {
     pub fn offer(&self, seen: Seen) {
         let (set, example) = (&seen.fetched.set, &seen.fetched.example[0]);
         let any = !set.shadows(example.surface).is_empty() || set.shadow_fms().next().is_some();
-        if !any || place(example.request, "shadows") >= self.share {
+        if !any || user_bucket(example.request, "shadows") >= self.share {
             return;
         }
         let queue = self.queue.as_ref().expect("only drop takes the queue");

@@ -21,16 +21,16 @@ use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::ingest::intake::Taken;
-use hypercast_stream::join::{Passed, Runner};
+use hypercast_stream::events::AppendReceipt;
+use hypercast_stream::join::{JoinerPosition, Runner};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// All of it.
 pub struct Streams {
     intake: Arc<EventIntake>,
     live: Arc<Live>,
     /// How far the joiner of this process is.
-    passed: Option<watch::Receiver<Passed>>,
+    passed: Option<watch::Receiver<JoinerPosition>>,
     stop: Shutdown,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -41,7 +41,7 @@ impl Streams {
     /// # Errors
     /// What joiner or live state say; threads that cannot be started.
     pub fn start(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         config: &Config,
         dataset: &Dataset,
         metrics: Arc<Metrics>,
@@ -91,7 +91,7 @@ impl Streams {
     ///
     /// # Errors
     /// As [`EventIntake::take`].
-    pub fn take(&self, request: &EventsRequest) -> std::result::Result<Taken, Refusal> {
+    pub fn take(&self, request: &EventsRequest) -> std::result::Result<AppendReceipt, Refusal> {
         self.intake.take(request)
     }
 
@@ -136,7 +136,7 @@ impl Drop for Streams {
 
 /// A joiner that has passed every event that there is now.
 fn caught_up(
-    engine: &Arc<dyn Engine>,
+    engine: &Arc<dyn StreamEngine>,
     config: &Config,
     dataset: &Dataset,
     (metrics, stop): (&Arc<Metrics>, &Shutdown),

@@ -6,8 +6,8 @@ use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_serve::metrics::Metrics;
-use hypercast_stream::engine;
 use hypercast_stream::join::Runner;
+use hypercast_stream::streams;
 use hypercast_train::job_metrics;
 
 /// Join events to examples, for trainers and daemons that follow them
@@ -27,7 +27,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = Shutdown::on_signals()?;
     let config = Config::read(&args.config)?;
     let dataset = Dataset::open(&config.paths.dataset)?;
-    let engine = engine::open(&config.engine)?;
+    let engine = streams::open(&config.engine)?;
     let metrics = Arc::new(Metrics::new());
     if let Some(address) = args.metrics {
         let metrics = metrics.clone();

@@ -8,7 +8,7 @@ use hypercast_config::{Config, parse_time_ms};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_expert::Engine;
-use hypercast_stream::engine;
+use hypercast_stream::streams;
 use hypercast_train::{
     ServiceContext, expert, fm,
     follow_expert::{self, ExpertContext},
@@ -101,7 +101,7 @@ fn follow(config: &Config, dataset: &Dataset, args: FollowArgs) -> anyhow::Resul
     let FollowArgs { version, from, metrics, until_end, .. } = args;
     let options = follow_fm::FollowFmOptions { version, from, metrics, until_end };
     let stop = Shutdown::on_signals()?;
-    let engine = engine::open(&config.engine)?;
+    let engine = streams::open(&config.engine)?;
     let out = &mut std::io::stdout();
     let report =
         follow_fm::follow(ServiceContext { dataset, config, engine }, &options, &stop, out)?;
@@ -147,7 +147,7 @@ fn train_experts(args: ExpertArgs) -> anyhow::Result<()> {
             metrics: args.metrics,
             until_end: args.until_end,
         };
-        let streams = engine::open(&config.engine)?;
+        let streams = streams::open(&config.engine)?;
         let stop = Shutdown::on_signals()?;
         follow_expert::follow(context, streams, &options, &stop, &mut std::io::stdout())?;
         return Ok(());
@@ -216,7 +216,7 @@ pub fn run_materialise(args: MaterialiseArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     if args.follow {
         let dataset = Dataset::open(&config.paths.dataset)?;
-        let streams = engine::open(&config.engine)?;
+        let streams = streams::open(&config.engine)?;
         let mut active = Registered::new(&*streams, &config.paths.fm)?;
         let options = LoggingOptions { metrics: args.metrics, until_end: args.until_end };
         let context =

@@ -11,12 +11,12 @@ use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
 use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
-use hypercast_stream::engine::{self, Engine, Topic};
-use hypercast_stream::publish::{Follower, Header};
-use hypercast_stream::versions::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Versions,
-    Weights, keep,
+use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
+use hypercast_stream::registry::{
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
+    RegistryClient, VersionState, WeightsLocation, keep_version_file,
 };
+use hypercast_stream::streams::{self, StreamEngine, Topic};
 
 /// Register, promote, roll back and retire versions of the FM and of experts
 #[derive(Debug, clap::Args)]
@@ -204,8 +204,8 @@ pub enum PinCommand {
 /// Does it, and prints what is registered then.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
-    let engine = engine::open(&config.engine)?;
-    let versions = Versions::new(&*engine);
+    let engine = streams::open(&config.engine)?;
+    let versions = RegistryClient::new(&*engine);
     let registry = match args.action {
         VersionsCommand::List { json } => {
             let registry = versions.read()?;
@@ -247,23 +247,33 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow::Result<Registry> {
+fn register(
+    config: &Config,
+    engine: &Arc<dyn StreamEngine>,
+    what: Register,
+) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
-    let versions = Versions::new(&**engine);
+    let versions = RegistryClient::new(&**engine);
     let decide = |wish: &dyn Fn(&Registry) -> hypercast_stream::Result<Vec<Change>>| {
         Ok(versions.decide(wish)?)
     };
     match what {
         Register::Fm { published: Some(version), parent, .. } => {
             let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;
-            let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Published) };
+            let fm = FmVersion {
+                parent,
+                ..FmVersion::new(&manifest, &schema, WeightsLocation::Published)
+            };
             decide(&|registry| registry.register_fm(&fm))
         }
         Register::Fm { checkpoint, published: None, parent } => {
             let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
             let manifest = FmManifest::read(&dir)?;
             let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
-            let fm = FmVersion { parent, ..FmVersion::of(&manifest, &schema, Weights::Path(dir)) };
+            let fm = FmVersion {
+                parent,
+                ..FmVersion::new(&manifest, &schema, WeightsLocation::Path(dir))
+            };
             decide(&|registry| registry.register_fm(&fm))
         }
         Register::Expert {
@@ -281,17 +291,19 @@ fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow
                 plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
                     format!("the configuration has no expert {name:?}; give --plugin")
                 })?;
-            let kept = |file: &PathBuf, as_name| keep(config, &name, &version, file, as_name);
-            let (weights, trained): (Weights, Provenance) = if is_published {
+            let kept = |file: &PathBuf, as_name| {
+                keep_version_file(&config.paths.experts, &name, &version, file, as_name)
+            };
+            let (weights, trained): (WeightsLocation, Provenance) = if is_published {
                 let header = published(engine, Topic::expert(&name, &version))?;
-                (Weights::Published, serde_json::from_str(&header.manifest)?)
+                (WeightsLocation::Published, serde_json::from_str(&header.manifest)?)
             } else {
                 let own = || entry.map(|entry| config.parameters(entry));
                 let file = parameters.or_else(own).with_context(|| {
                     format!("the configuration has no expert {name:?}; give --parameters")
                 })?;
                 let trained = SavedParameters::read(&file)?.provenance;
-                (Weights::Path(kept(&file, "parameters.safetensors")?), trained)
+                (WeightsLocation::Path(kept(&file, "parameters.safetensors")?), trained)
             };
             let surfaces = match (surfaces.is_empty(), entry) {
                 (false, _) => surfaces,
@@ -315,15 +327,18 @@ fn register(config: &Config, engine: &Arc<dyn Engine>, what: Register) -> anyhow
                 version: version.clone(),
             };
             let wasm = WasmEngine::new(config.guests())?;
-            let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
+            let expert = ExpertVersion {
+                parent,
+                ..new.describe(&RegistrationSettings::of(config, &name), &wasm, &schema)?
+            };
             decide(&|registry| registry.register_expert(&expert))
         }
     }
 }
 
 /// What the first publication that is still kept says of itself.
-fn published(engine: &Arc<dyn Engine>, topic: Topic) -> anyhow::Result<Header> {
-    let mut follower = Follower::open(engine.clone(), topic.clone())?;
+fn published(engine: &Arc<dyn StreamEngine>, topic: Topic) -> anyhow::Result<PublicationHeader> {
+    let mut follower = PublicationFollower::open(engine.clone(), topic.clone())?;
     let first = follower.next(Duration::ZERO)?.with_context(|| {
         format!("nothing is published in stream {topic} yet; start its trainer with --follow")
     })?;
@@ -407,9 +422,9 @@ fn word(state: VersionState) -> String {
     format!("{state:?}").to_lowercase()
 }
 
-fn place(weights: &Weights) -> String {
+fn place(weights: &WeightsLocation) -> String {
     match weights {
-        Weights::Path(_) => "files".into(),
-        Weights::Published => "published".into(),
+        WeightsLocation::Path(_) => "files".into(),
+        WeightsLocation::Published => "published".into(),
     }
 }

@@ -6,7 +6,7 @@ use hypercast_core::error::ErrorKind;
 /// A failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, an option, or a service that does not answer.
+    /// An error that any crate can have.
     #[error(transparent)]
     Core(#[from] hypercast_core::Error),
     /// An embedding store failed.
@@ -15,25 +15,25 @@ pub enum Error {
     /// The foundation model failed.
     #[error(transparent)]
     Fm(#[from] hypercast_fm::Error),
-    /// A schema, a data set or a log is not usable.
+    /// A schema, a data set or a log cannot be used.
     #[error(transparent)]
     Data(#[from] hypercast_data::Error),
-    /// An expert was refused, or failed outside of a request.
+    /// An expert could not be loaded, or failed outside a request.
     #[error(transparent)]
     Expert(#[from] hypercast_expert::Error),
-    /// The configuration is not usable.
+    /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] hypercast_config::Error),
-    /// A stream's records are no longer kept.
+    /// Records of a stream that were deleted.
     #[error(
-        "stream {topic}: position {position} is no longer kept; the first that is kept is {first}"
+        "stream {topic}: the record at position {position} was deleted; the first stored one is {first}"
     )]
     Gone {
         /// The stream.
         topic: String,
-        /// The position that was asked for.
+        /// The requested position.
         position: u64,
-        /// The first record that is kept.
+        /// The position of the first record that is stored.
         first: u64,
     },
 }
@@ -49,7 +49,7 @@ impl Error {
             Error::Data(error) => error.kind(),
             Error::Config(error) => error.kind(),
             Error::Gone { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
-            Error::Expert(error) => error.kind(),
+            Error::Expert(_) => ErrorKind::Unfit,
         }
     }
 }

@@ -48,9 +48,11 @@ use hypercast_data::dataset::Dataset;
 use hypercast_data::logs::Logged;
 use hypercast_expert as expert;
 use hypercast_expert::{Chunk, wasm::contract::Verdict};
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
-use hypercast_stream::versions::{OwnExpert, register_own_expert};
+use hypercast_stream::publish::{Publisher, TrainingPosition};
+use hypercast_stream::registry::{
+    RegistrationSettings, SelfRegisteredExpert, self_register_expert,
+};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long the first row of a step waits for others.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
@@ -122,7 +124,7 @@ pub struct ExpertContext<'a> {
 /// plugin that is refused or faults, a full disk.
 pub fn follow(
     context: ExpertContext<'_>,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     options: &FollowExpertOptions,
     shutdown: &Shutdown,
     out: &mut dyn Write,
@@ -183,7 +185,7 @@ fn plugin_version(context: ExpertContext<'_>) -> Result<String> {
 
 struct ExpertFollower<'a> {
     context: ExpertContext<'a>,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     version: String,
     work: PathBuf,
     feed: LogFeed,
@@ -372,7 +374,7 @@ impl ExpertFollower<'_> {
 
     fn publish(&mut self, word: &GateDecision, out: &mut dyn Write) -> Result<()> {
         let started = Instant::now();
-        let facts = Facts {
+        let facts = TrainingPosition {
             trained_position: self.place.position.number(),
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
@@ -381,15 +383,16 @@ impl ExpertFollower<'_> {
         self.published += 1;
         self.gate.published(self.stream.saved())?;
         let ExpertContext { dataset, config, entry, guests } = self.context;
-        let own = OwnExpert {
-            config,
+        let own = SelfRegisteredExpert {
+            settings: RegistrationSettings::of(config, &entry.name),
             entry,
+            surfaces: &config.serving_surfaces(entry, &dataset.schema)?,
             version: &self.version,
             provenance: &self.stream.parameters().provenance,
             guests,
             schema: &dataset.schema,
         };
-        register_own_expert(&*self.engine, own);
+        self_register_expert(&*self.engine, &own);
         let mut line = told(&published, json!(self.place.position), started.elapsed());
         line["evaluation"] = word.measured.clone();
         tell(out, &line)

@@ -42,9 +42,9 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
-use hypercast_stream::engine::{Engine, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
-use hypercast_stream::versions::register_own_fm;
+use hypercast_stream::publish::{Publisher, TrainingPosition};
+use hypercast_stream::registry::self_register_fm;
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long the first record of a batch waits for others.
 const BATCH_WAIT: Duration = Duration::from_millis(500);
@@ -166,7 +166,7 @@ struct FmFollower<'a> {
     config: &'a Config,
     options: &'a FollowFmOptions,
     work: PathBuf,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     dataset: &'a Dataset,
     reader: JoinedReader,
     trainer: Box<dyn FmTrainer>,
@@ -300,14 +300,14 @@ impl FmFollower<'_> {
         if self.published_position == Some(self.place.position) {
             return Ok(());
         }
-        let facts = Facts {
+        let facts = TrainingPosition {
             trained_position: self.place.position,
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
         let trained = self.trainer.trained_weights(&self.options.version)?;
         let published = self.publisher.publish(&trained, facts)?;
-        register_own_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
+        self_register_fm(&*self.engine, &trained.manifest, &self.dataset.schema);
         self.published_position = Some(self.place.position);
         self.report.published += 1;
         self.meters.published(started.elapsed(), &published);

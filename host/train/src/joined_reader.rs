@@ -7,8 +7,8 @@ use hypercast_fm::example::{Event, Example, Item};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::dataset::Dataset;
-use hypercast_stream::engine::{Engine, Reader, Topic};
-use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
+use hypercast_stream::streams::{Reader, StreamEngine, Topic};
 
 /// How long it waits after an engine has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const MOST_FAILURES: u32 = 120;
 
 /// An example or a correction, with its position.
-pub(super) struct JoinedRecord {
+pub(super) struct PositionedExample {
     pub(super) example: Example,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
@@ -27,7 +27,7 @@ pub(super) struct JoinedRecord {
 
 /// Follows the stream `joined`, and waits out an engine that fails for a while.
 pub(super) struct JoinedReader {
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     reader: Box<dyn Reader>,
     content: HashMap<u64, Arc<[f32]>>,
     failures: u32,
@@ -39,7 +39,7 @@ impl JoinedReader {
     /// # Errors
     /// A stream that ends before the position, or no longer has it.
     pub(super) fn open(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         dataset: &Dataset,
         from: Option<u64>,
     ) -> Result<JoinedReader> {
@@ -72,7 +72,7 @@ impl JoinedReader {
         &mut self,
         most: usize,
         wait: Duration,
-    ) -> Result<Option<Vec<JoinedRecord>>> {
+    ) -> Result<Option<Vec<PositionedExample>>> {
         let records = match self.reader.next(most, wait) {
             Ok(records) => records,
             Err(error) => {
@@ -81,17 +81,17 @@ impl JoinedReader {
             }
         };
         self.failures = 0;
-        let read = |record: hypercast_stream::engine::Stored| {
-            let joined = Joined::decode(&record.payload).map_err(|error| {
+        let read = |record: hypercast_stream::streams::StreamRecord| {
+            let joined = JoinedRecord::decode(&record.payload).map_err(|error| {
                 let at = record.position;
                 Error::invalid(format!("position {at}: {error}; another version wrote it"))
             })?;
             let (correction, JoinedExample { example, ingested_ms }) = match joined {
-                Joined::Example(joined) => (false, joined),
-                Joined::Correction(joined) => (true, joined),
+                JoinedRecord::Example(joined) => (false, joined),
+                JoinedRecord::Correction(joined) => (true, joined),
             };
             let example = self.restored(example);
-            Ok(JoinedRecord { example, correction, ingested_ms, end: record.position + 1 })
+            Ok(PositionedExample { example, correction, ingested_ms, end: record.position + 1 })
         };
         records.into_iter().map(read).collect::<Result<_>>().map(Some)
     }
@@ -129,15 +129,15 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use hypercast_stream::engine::{Appender, Memory, Record as Told, Stored};
+    use hypercast_stream::streams::{Appender, MemoryEngine, Record as Told, StreamRecord};
 
     /// An engine whose first reader fails once.
     #[derive(Default)]
-    struct Failing(Memory, std::sync::atomic::AtomicBool);
+    struct Failing(MemoryEngine, std::sync::atomic::AtomicBool);
 
     struct FailingReader(Option<hypercast_stream::Error>, Box<dyn Reader>);
 
-    impl Engine for Failing {
+    impl StreamEngine for Failing {
         fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
             self.0.appender(topic)
         }
@@ -158,7 +158,11 @@ mod tests {
     }
 
     impl Reader for FailingReader {
-        fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
+        fn next(
+            &mut self,
+            most: usize,
+            wait: Duration,
+        ) -> hypercast_stream::Result<Vec<StreamRecord>> {
             match self.0.take() {
                 Some(error) => Err(error),
                 None => self.1.next(most, wait),
@@ -192,7 +196,7 @@ mod tests {
             history: Vec::new(),
             targets: Vec::new(),
         };
-        let joined = Joined::Example(JoinedExample { example, ingested_ms: 1 });
+        let joined = JoinedRecord::Example(JoinedExample { example, ingested_ms: 1 });
         let payload = postcard::to_stdvec(&joined).unwrap();
         let appender = engine.appender(&Topic::joined()).unwrap();
         appender.append(&[Told { id: 0, payload }]).unwrap();

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
-use hypercast_stream::engine::Engine;
+use hypercast_stream::streams::StreamEngine;
 
 /// What a service that follows a stream works with.
 #[derive(Clone)]
@@ -34,5 +34,5 @@ pub struct ServiceContext<'a> {
     /// The whole configuration: jobs use most of its tables.
     pub config: &'a Config,
     /// The streams.
-    pub engine: Arc<dyn Engine>,
+    pub engine: Arc<dyn StreamEngine>,
 }

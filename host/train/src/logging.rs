@@ -22,7 +22,7 @@ use serde_json::json;
 pub use self::versions::{ActiveVersions, Registered, ToLog};
 use self::versions::{FmLoading, LoadedVersions};
 use super::{
-    joined_reader::{JoinedReader, JoinedRecord},
+    joined_reader::{JoinedReader, PositionedExample},
     progress_log::tell,
 };
 use crate::ServiceContext;
@@ -128,16 +128,16 @@ struct LoggingTier<'a> {
 /// Records that go through the FMs together.
 #[derive(Default)]
 struct LoggingBatch {
-    records: Vec<JoinedRecord>,
+    records: Vec<PositionedExample>,
     targets: usize,
     since: Option<Instant>,
 }
 
 impl LoggingBatch {
     /// The next records of at most so many targets, or one record.
-    fn take(&mut self, most: usize) -> Vec<JoinedRecord> {
+    fn take(&mut self, most: usize) -> Vec<PositionedExample> {
         let mut targets = 0;
-        let fits = |record: &&JoinedRecord| {
+        let fits = |record: &&PositionedExample| {
             targets += record.example.targets.len();
             targets <= most
         };
@@ -210,7 +210,7 @@ impl LoggingTier<'_> {
         Ok(came)
     }
 
-    fn log_batch(&mut self, records: Vec<JoinedRecord>) -> Result<()> {
+    fn log_batch(&mut self, records: Vec<PositionedExample>) -> Result<()> {
         let versions = self.versions.usable();
         let examples: Vec<&Example> = records.iter().map(|record| &record.example).collect();
         let taes = self.versions.infer(&examples).map_err(|error| {
@@ -294,7 +294,7 @@ impl LoggingMeters {
         }
     }
 
-    fn logged(&self, records: &[JoinedRecord], rows: usize, position: u64) {
+    fn logged(&self, records: &[PositionedExample], rows: usize, position: u64) {
         let now_ms = now_ms();
         for record in records {
             self.latency.observe((now_ms - record.ingested_ms).max(0) as f64 / 1e3);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
-use hypercast_stream::publish::{PublicationKind, Published};
+use hypercast_stream::publish::{PublicationKind, PublicationStats};
 
 /// Writes a line.
 ///
@@ -19,7 +19,7 @@ pub(super) fn tell(out: &mut dyn Write, line: &Value) -> Result<()> {
 }
 
 /// The line of a publication.
-pub(super) fn told(published: &Published, position: Value, took: Duration) -> Value {
+pub(super) fn told(published: &PublicationStats, position: Value, took: Duration) -> Value {
     let mut line = serde_json::to_value(published).expect("plain values");
     line["kind"] = json!("published");
     line["all"] = json!(published.kind == PublicationKind::Snapshot);

@@ -12,8 +12,8 @@ use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
 use hypercast_serve::fm_remote::decode_examples;
-use hypercast_stream::ingest::Fact;
-use hypercast_stream::join::{Joiner, Known, Made, Options};
+use hypercast_stream::events::EventRecord;
+use hypercast_stream::join::{Joiner, JoinerOptions, JoinerOutput, StateUpdate};
 use serde_json::{Map, Value, json};
 
 use crate::edit;
@@ -91,7 +91,7 @@ impl FuzzDaemon {
             prior_strength: 20.0,
         };
         let settings = JoinSettings { max_impressions: 8, ..JoinSettings::default() };
-        let options = Options { settings, history_len: 8, max_targets: 3 };
+        let options = JoinerOptions { settings, history_len: 8, max_targets: 3 };
         FuzzDaemon {
             converter: Converter::new(schema),
             joiner: Joiner::new(FeatureState::new(&dataset, config), options),
@@ -125,23 +125,23 @@ impl FuzzDaemon {
             if changed {
                 edit::edits(u, &mut payload, 2)?;
             }
-            let fact = match Fact::decode(&payload) {
+            let fact = match EventRecord::decode(&payload) {
                 Ok(fact) => fact,
                 Err(_) if changed => continue,
                 Err(error) => panic!("a written record cannot be read: {error}"),
             };
-            let mut made = Made::default();
+            let mut made = JoinerOutput::default();
             self.joiner.take(fact, &mut made);
             for joined in &made.joined {
                 let example = &joined.joined().example;
                 model().served.infer(&[example]).expect("a joined example fits the model");
             }
             for outcome in made.outcomes {
-                match outcome.known {
-                    Known::Outcome(impression) => self.state.apply(&impression),
-                    Known::Corrected(impression) => _ = self.state.correct(&impression),
-                    Known::Item(item) => _ = self.state.upsert_item(item),
-                    Known::User(user) => _ = self.state.upsert_user(user),
+                match outcome.update {
+                    StateUpdate::Outcome(impression) => self.state.apply(&impression),
+                    StateUpdate::Corrected(impression) => _ = self.state.correct(&impression),
+                    StateUpdate::Item(item) => _ = self.state.upsert_item(item),
+                    StateUpdate::User(user) => _ = self.state.upsert_user(user),
                 }
             }
         }

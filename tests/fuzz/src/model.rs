@@ -10,8 +10,8 @@ use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
 use hypercast_fm::spec::FmConfig;
 use hypercast_fm::trainer::{self, FmTrainer};
 use hypercast_fm::update::{TensorSlice, WeightTensor, WeightUpdate};
-use hypercast_stream::engine::{Engine, Memory, Topic};
-use hypercast_stream::publish::{Facts, Publisher};
+use hypercast_stream::publish::{Publisher, TrainingPosition};
+use hypercast_stream::streams::{MemoryEngine, StreamEngine, Topic};
 use hypercast_train::fm::fm_spec;
 
 use crate::world;
@@ -62,14 +62,14 @@ fn make() -> FuzzModel {
         trainer.step(&examples.iter().collect::<Vec<_>>()).expect("a step");
     };
     learn(&mut *trainer, 1);
-    let engine: Arc<dyn Engine> = Arc::new(Memory::default());
+    let engine: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::default());
     let topic = Topic::fm("1.0.0");
     let (settings, work) = (PublishSettings::default(), dir.join("published"));
     let mut publisher =
         Publisher::open(engine.clone(), topic.clone(), settings, &work).expect("a publisher");
     for round in 0..3 {
         let trained = trainer.trained_weights("1.0.0").expect("weights");
-        publisher.publish(&trained, Facts::default()).expect("a publication");
+        publisher.publish(&trained, TrainingPosition::default()).expect("a publication");
         learn(&mut *trainer, 10 * round);
     }
     let mut reader = engine.reader(&topic, 0).expect("a reader");

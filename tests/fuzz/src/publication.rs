@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
-use hypercast_stream::engine::{Engine, MAX_RECORD_BYTES, Memory, Record, Topic};
-use hypercast_stream::publish::{Follower, Publication, fm_update};
+use hypercast_stream::publish::{Publication, PublicationFollower, fm_update};
+use hypercast_stream::streams::{MAX_RECORD_BYTES, MemoryEngine, Record, StreamEngine, Topic};
 
 use crate::edit;
 use crate::model::model;
@@ -86,7 +86,7 @@ fn forge(u: &mut Unstructured, record: &[u8], body: bool) -> Result<Option<Vec<u
 }
 
 fn follow(records: Vec<Vec<u8>>) -> Vec<Publication> {
-    let engine: Arc<dyn Engine> = Arc::new(Memory::new(16));
+    let engine: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::new(16));
     let topic = Topic::fm("1.0.0");
     let records: Vec<Record> = records
         .into_iter()
@@ -98,7 +98,7 @@ fn follow(records: Vec<Vec<u8>>) -> Vec<Publication> {
         .and_then(|to| to.append(&records))
         .expect("the stream in memory accepts records");
     // Opening fails if the end of the stream is damaged.
-    let Ok(mut follower) = Follower::open(engine, topic) else { return Vec::new() };
+    let Ok(mut follower) = PublicationFollower::open(engine, topic) else { return Vec::new() };
     let mut given = Vec::new();
     while let Ok(Some(publication)) = follower.next(Duration::ZERO) {
         given.push(publication);

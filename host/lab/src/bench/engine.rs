@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hypercast_config::{EngineKind, EngineSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
-use hypercast_stream::engine::{self, Engine, Record, Topic};
+use hypercast_stream::streams::{self, Record, StreamEngine, Topic};
 
 use super::{BenchFigure, BenchOptions, BenchReport};
 use crate::{
@@ -31,7 +31,7 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
         for (name, fsync) in [("a directory", true), ("a directory, without syncs", false)] {
             let dir = folder.path().join(format!("fsync-{fsync}"));
             let settings = EngineSettings { dir, fsync, ..EngineSettings::default() };
-            rates(report, name, &*engine::open(&settings)?)?;
+            rates(report, name, &*streams::open(&settings)?)?;
         }
     }
     if options.wants("nats") {
@@ -40,7 +40,7 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
             Ok(nats_url) => {
                 let kind = EngineKind::Nats;
                 let settings = EngineSettings { kind, nats_url, ..EngineSettings::default() };
-                rates(report, "NATS", &*engine::open(&settings)?)?;
+                rates(report, "NATS", &*streams::open(&settings)?)?;
             }
             Err(error) => report.note(format!("NATS: {error} (apt-get install nats-server)")),
         }
@@ -48,7 +48,7 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
     Ok(())
 }
 
-fn rates(report: &mut BenchReport, name: &str, engine: &dyn Engine) -> Result<()> {
+fn rates(report: &mut BenchReport, name: &str, engine: &dyn StreamEngine) -> Result<()> {
     for threads in [1, 8] {
         let topic = Topic::expert("bench", &threads.to_string());
         let start = Instant::now();
@@ -80,7 +80,7 @@ fn rates(report: &mut BenchReport, name: &str, engine: &dyn Engine) -> Result<()
 }
 
 /// Appends from several threads for a while; the milliseconds of every call.
-fn appended(engine: &dyn Engine, topic: &Topic, threads: u64) -> Result<Vec<f64>> {
+fn appended(engine: &dyn StreamEngine, topic: &Topic, threads: u64) -> Result<Vec<f64>> {
     let appender = engine.appender(topic)?;
     let until = Instant::now() + DURATION;
     let calls = |thread: u64| -> Result<Vec<f64>> {

@@ -13,8 +13,8 @@ use hypercast_fm::{
     trainer::{self, FmTrainer},
 };
 use hypercast_stream::{
-    engine::{Engine, Memory, Topic},
-    publish::{self, Facts, Follower, Publisher},
+    publish::{self, PublicationFollower, Publisher, TrainingPosition},
+    streams::{MemoryEngine, StreamEngine, Topic},
 };
 use hypercast_train::{
     fm::{FIRST_VERSION, dataset_spec},
@@ -73,7 +73,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
     Ok(ExperimentOutcome { name: "publish", table, rows, models, chosen })
 }
 
-/// What was published to an arm, over all seeds.
+/// EventKind was published to an arm, over all seeds.
 #[derive(Debug, Clone, Copy, Default)]
 struct PublishedBytes {
     publications: u64,
@@ -143,9 +143,9 @@ struct ServingCopy {
 
 /// From the trainer to a copy.
 struct PublicationChannel {
-    streams: Arc<Memory>,
+    streams: Arc<MemoryEngine>,
     publisher: Publisher,
-    follower: Follower,
+    follower: PublicationFollower,
 }
 
 /// The copies, all with the trainer's present weights.
@@ -158,7 +158,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
     };
     let copy = |&(name, share): &(&str, Option<f64>)| {
         let dir = dir.join(name);
-        let streams = Arc::new(Memory::default());
+        let streams = Arc::new(MemoryEngine::default());
         let settings = PublishSettings {
             share: share.unwrap_or(1.0),
             // Only deltas, so that their bytes are compared.
@@ -167,7 +167,7 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         };
         let mut publisher =
             Publisher::open(streams.clone(), topic.clone(), settings, &dir.join("published"))?;
-        publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, Facts::default())?;
+        publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, TrainingPosition::default())?;
         let checkpoint = dir.join("checkpoint");
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
@@ -185,7 +185,7 @@ impl ServingCopy {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         let published = channel
             .publisher
-            .publish(&trainer.trained_weights(FIRST_VERSION)?, Facts::default())?;
+            .publish(&trainer.trained_weights(FIRST_VERSION)?, TrainingPosition::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;

@@ -31,7 +31,7 @@ const MAX_RECORD: usize = 64 << 20;
 /// A request that was answered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Recorded {
-    /// [`hypercast_stream::versions::schema_hash`] of the schema that its columns are of.
+    /// [`hypercast_stream::registry::schema_hash`] of the schema that its columns are of.
     pub schema: String,
     /// When it was answered, milliseconds since the epoch.
     pub at_ms: i64,

@@ -19,7 +19,7 @@ use hypercast_fm::{example::Example, inference::FmOutput};
 use super::{EXTENSION, MAGIC, Recorded, reader::files};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::RecordedSettings;
-use hypercast_stream::versions::place;
+use hypercast_stream::registry::user_bucket;
 
 /// zstd's fastest usual level.
 const LEVEL: i32 = 1;
@@ -92,7 +92,7 @@ impl Recorder {
 
     /// Whether a request is of the share that is recorded.
     pub fn wants(&self, request: u64) -> bool {
-        self.share > 0.0 && place(request, "recorded") < self.share
+        self.share > 0.0 && user_bucket(request, "recorded") < self.share
     }
 
     /// Takes a request, unless the queue is full; whether it did.

@@ -21,11 +21,12 @@ use hypercast_expert::{
     Blueprint, Engine, LoadOptions, Parameters, SavedParameters, ServedExpert, upgrade,
     wasm::contract,
 };
-use hypercast_stream::engine::{Engine as Streams, Topic};
-use hypercast_stream::publish::Follower;
-use hypercast_stream::versions::{
-    Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights,
+use hypercast_stream::publish::PublicationFollower;
+use hypercast_stream::registry::{
+    Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient, VersionState,
+    WeightsLocation,
 };
+use hypercast_stream::streams::{StreamEngine as Streams, Topic};
 
 /// The route that a push came by.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +109,7 @@ impl Acceptor {
         if admitted == Admitted::Repeated {
             return Ok(Taken::Known);
         }
-        let registry = Versions::new(&*self.streams).read()?;
+        let registry = RegistryClient::new(&*self.streams).read()?;
         let adoption = match adopt::is_due(&registry) {
             true => adopt::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
             false => Vec::new(),
@@ -152,11 +153,11 @@ impl Acceptor {
         let blueprint =
             self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
         match &expert.weights {
-            Weights::Path(path) => {
+            WeightsLocation::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
                 Ok(ServedExpert::open(blueprint, path, self.config.device, breaker)?)
             }
-            Weights::Published => {
+            WeightsLocation::Published => {
                 Err(Error::invalid(format!("{} {} was not pushed", expert.name, expert.version)))
             }
         }
@@ -227,9 +228,13 @@ impl Acceptor {
             fm,
             tae_dim,
             without_tae,
-            weights: Weights::Path(parameters),
+            weights: WeightsLocation::Path(parameters),
         };
-        let (mut version, expert) = new.describe_loaded(&self.config, &self.schema, &blueprint)?;
+        let (mut version, expert) = new.describe_loaded(
+            &RegistrationSettings::of(&self.config, &manifest.name),
+            &self.schema,
+            &blueprint,
+        )?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok((version, expert.expect("its parameters are in a file")))
     }
@@ -248,14 +253,14 @@ impl Acceptor {
             ));
         };
         let (mut parameters, report) = match &serving.weights {
-            Weights::Path(path) => {
+            WeightsLocation::Path(path) => {
                 let saved = SavedParameters::read(path)?;
                 let mut fresh = blueprint.init_parameters(saved.provenance.normaliser.clone(), 0);
                 let report = fresh.warm_start(&saved);
                 fresh.provenance.trained_rows = saved.provenance.trained_rows;
                 (fresh, report)
             }
-            Weights::Published => {
+            WeightsLocation::Published => {
                 let published = self.published(serving)?;
                 let mut fresh =
                     blueprint.init_parameters(published.provenance.normaliser.clone(), 0);
@@ -287,7 +292,7 @@ impl Acceptor {
         let blueprint =
             self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
-        let mut follower = Follower::open(self.streams.clone(), topic)?;
+        let mut follower = PublicationFollower::open(self.streams.clone(), topic)?;
         let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
         let mut parameters = blueprint.init_parameters(normaliser, 0);
         while let Some(publication) = follower.next(Duration::ZERO)? {
@@ -407,7 +412,7 @@ fn used(registry: &Registry) -> HashSet<PathBuf> {
     let mut used = HashSet::new();
     for version in versions.filter(|version| version.state != VersionState::Retired) {
         used.insert(version.plugin.clone());
-        if let Weights::Path(path) = &version.weights {
+        if let WeightsLocation::Path(path) = &version.weights {
             used.insert(path.clone());
         }
     }

@@ -12,8 +12,9 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{Engine, SavedParameters};
-use hypercast_stream::versions::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Weights, keep,
+use hypercast_stream::registry::{
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
+    VersionState, WeightsLocation, keep_version_file,
 };
 
 /// Whether the configuration says what serves.
@@ -46,7 +47,7 @@ pub(super) fn adopt(
     let dir = config.paths.fm.canonicalize().map_err(Error::io(&config.paths.fm))?;
     let mut plan = Plan::new(registry);
     if plan.registry.fm(&manifest.version).is_none() {
-        let fm = FmVersion::of(&manifest, schema, Weights::Path(dir));
+        let fm = FmVersion::new(&manifest, schema, WeightsLocation::Path(dir));
         plan.add(plan.registry.register_fm(&fm)?)?;
     }
     plan.add(plan.registry.promote_fm(&manifest.version)?)?;
@@ -69,11 +70,13 @@ fn describe(
 ) -> Result<ExpertVersion> {
     let parameters = config.parameters(entry);
     let version = SavedParameters::read(&parameters)?.provenance.plugin_version;
-    let kept = |file: &Path, as_name| keep(config, &entry.name, &version, file, as_name);
+    let kept = |file: &Path, as_name| {
+        keep_version_file(&config.paths.experts, &entry.name, &version, file, as_name)
+    };
     let surfaces = config.serving_surfaces(entry, schema)?;
     let new = NewExpert {
         plugin: kept(&entry.plugin, "plugin.wasm")?,
-        weights: Weights::Path(kept(&parameters, "parameters.safetensors")?),
+        weights: WeightsLocation::Path(kept(&parameters, "parameters.safetensors")?),
         name: entry.name.clone(),
         version: version.clone(),
         surfaces: surfaces.iter().map(|at| schema.surfaces[usize::from(*at)].clone()).collect(),
@@ -81,5 +84,5 @@ fn describe(
         tae_dim: fm.config.tae_width(),
         without_tae: entry.without_tae,
     };
-    Ok(new.describe(config, wasm, schema)?)
+    Ok(new.describe(&RegistrationSettings::of(config, &entry.name), wasm, schema)?)
 }

@@ -22,8 +22,8 @@ use hypercast_config::Config;
 use hypercast_core::clock::now_ms;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
-use hypercast_stream::engine::Engine as Streams;
-use hypercast_stream::versions::Weights;
+use hypercast_stream::registry::WeightsLocation;
+use hypercast_stream::streams::StreamEngine as Streams;
 
 /// Commands that may wait.
 const COMMANDS: usize = 8;
@@ -120,8 +120,8 @@ impl Rollouts {
         let mut files: HashSet<PathBuf> =
             under_way().map(|rollout| rollout.expert.plugin.clone()).collect();
         files.extend(under_way().filter_map(|rollout| match &rollout.expert.weights {
-            Weights::Path(path) => Some(path.clone()),
-            Weights::Published => None,
+            WeightsLocation::Path(path) => Some(path.clone()),
+            WeightsLocation::Published => None,
         }));
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
     }

@@ -30,7 +30,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::error::ErrorKind;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
-use hypercast_stream::versions::{Change, Follower, Registry, VersionState, schema_hash};
+use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
 
 /// How often it looks while something is under way, and while nothing is.
 const BUSY: Duration = Duration::from_millis(50);
@@ -51,7 +51,7 @@ const TOP: usize = 10;
 /// All that a thread needs to take rollouts along.
 pub(super) struct Driver {
     tools: Tools,
-    follower: Follower,
+    follower: RegistryFollower,
     files: Files,
     all: Arc<Mutex<All>>,
     recorded: PathBuf,
@@ -73,7 +73,7 @@ impl Driver {
         stop: Shutdown,
     ) -> Result<Self> {
         Ok(Self {
-            follower: Follower::new(&*tools.streams)?,
+            follower: RegistryFollower::new(&*tools.streams)?,
             recorded: config.paths.state.join("recorded"),
             keep_versions: config.rollout.keep_versions,
             schema: schema_hash(&tools.schema),

@@ -4,7 +4,7 @@
 //! files ([`repository`]) and loads it as serving would. The daemon's side of it is `desk`; one thread (`driver`) takes it along: recorded requests are
 //! replayed, it is registered, sees requests as a shadow, answers a share of the users, and then all. What it must stand is
 //! in [`limits`], what it did in [`tally`], whether it predicts well enough in `evaluate`. Who answers whom is decided
-//! in the registry alone ([`hypercast_stream::versions`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
+//! in the registry alone ([`hypercast_stream::registry`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
 
 pub mod accept;
 mod adopt;
@@ -33,7 +33,7 @@ pub use self::{
     tally::Tally,
 };
 use hypercast_expert::{ServedExpert, wasm::contract::Slice};
-use hypercast_stream::versions::{ExpertVersion, VersionState};
+use hypercast_stream::registry::{ExpertVersion, VersionState};
 
 /// Lines of a rollout's log that are kept; the first ones and the newest ones stay.
 const LOG_LINES: usize = 200;

@@ -3,7 +3,7 @@
 
 use super::Rollout;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_stream::versions::{
+use hypercast_stream::registry::{
     Change, Decision, ExpertVersion, Promotion, Registry, VersionState,
 };
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::rollout::{Limits, Step, Wishes};
     use hypercast_config::RolloutSettings;
-    use hypercast_stream::versions::{FmVersion, Weights};
+    use hypercast_stream::registry::{FmVersion, WeightsLocation};
 
     fn expert(name: &str, version: &str) -> ExpertVersion {
         ExpertVersion {
@@ -177,7 +177,7 @@ mod tests {
             surfaces: vec!["feed".into()],
             created_ms: 1,
             trained_ms: 1,
-            weights: Weights::Published,
+            weights: WeightsLocation::Published,
         }
     }
 
@@ -213,7 +213,7 @@ mod tests {
             tae_dim: 32,
             created_ms: 1,
             trained_ms: 1,
-            weights: Weights::Published,
+            weights: WeightsLocation::Published,
         };
         let mut registry = Registry::default();
         let active = Change::FmState { version: "1.0.0".into(), state: VersionState::Active };

@@ -15,7 +15,7 @@ use hypercast_expert::{
     Blueprint, Engine, FeatureStatistics, LoadOptions, Parameters, SavedParameters, ServedExpert,
 };
 use hypercast_serve::recorded::{self, Candidate, Recorded};
-use hypercast_stream::versions::schema_hash;
+use hypercast_stream::registry::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
 #[derive(Debug, clap::Args)]

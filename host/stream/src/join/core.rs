@@ -1,247 +1,269 @@
-//! The joiner as a state machine: one event in, examples and outcomes out.
+//! The joiner as a state machine: it takes one event and writes examples and outcomes.
 //!
-//! It reads no clock and does no input or output. Its time is the newest that an
-//! event speaks of; what it makes depends on the events in their order and on
-//! nothing else, so whoever has its state, or the first event, makes the same.
+//! It reads no clock and does no input or output. Its time is the newest timestamp among the events
+//! so far. Its output depends only on the events and their order, so two joiners that begin with
+//! the same state, or with the first event, write the same records.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use hypercast_data::dataset::{Context, Impression};
+use hypercast_data::features::{FeatureState, replay};
 use hypercast_fm::example::{Example, Outcome};
 
 use super::{
-    Joined, JoinedExample, Known,
-    delays::{Bounds, Delays},
-    made::{Counts, Options, Sink},
-    memory::{Orphans, Seen},
-    unit::{Place, Row, Unit, awaited, difference, key, with},
-    waiting::Waiting,
+    JoinSink, JoinedExample, JoinedRecord, JoinerCounts, JoinerOptions, OutcomeRecord, StateUpdate,
+    delays::{OutcomeDelays, WindowBounds},
+    pending::{
+        ImpressionSlot, PendingImpression, PendingRequest, awaited_actions, difference,
+        impression_key, merged,
+    },
+    waiting::{AwaitedActions, OpenWindows, OrphanAction, OrphanActions, SeenImpressions},
 };
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::ingest::{Fact, Reaction, Shown, What};
-use hypercast_data::dataset::{Context, Impression};
-use hypercast_data::features::{FeatureState, replay};
+use crate::events::{ActionEvent, EventKind, EventRecord, ImpressionEvent};
 
 /// The state machine.
+///
+/// A request is pending from its first impression until its example can no longer be corrected. It
+/// is open while it waits for outcomes, and joined once its example was written.
 pub struct Joiner {
-    pub(super) options: Options,
+    pub(super) options: JoinerOptions,
     pub(super) state: FeatureState,
-    pub(super) delays: Delays,
-    pub(super) units: BTreeMap<u64, Unit>,
-    pub(super) next: u64,
+    pub(super) delays: OutcomeDelays,
+    /// By sequence number.
+    pub(super) pending: BTreeMap<u64, PendingRequest>,
+    pub(super) next_sequence: u64,
     pub(super) clock_ms: i64,
     pub(super) swept_ms: i64,
-    pub(super) orphans: Orphans,
-    pub(super) seen: Seen,
-    pub(super) counts: Counts,
-    bounds: Bounds,
-    /// By surface, the actions that an impression there waits for, a bit each.
+    pub(super) orphans: OrphanActions,
+    pub(super) seen: SeenImpressions,
+    pub(super) counts: JoinerCounts,
+    bounds: WindowBounds,
+    /// For each surface, the actions (one bit each) that its impressions wait for.
     awaited: Vec<u32>,
-    /// The newest unit of each request.
+    /// The newest pending part of each request.
     pub(super) requests: HashMap<u64, u64>,
-    places: HashMap<u64, Place>,
-    waiting: Waiting,
+    slots: HashMap<u64, ImpressionSlot>,
+    windows: OpenWindows,
     open: BTreeSet<u64>,
-    /// Those that left, in that order: they can be corrected.
-    kept: VecDeque<u64>,
+    /// The joined requests in the order in which they were joined.
+    joined: VecDeque<u64>,
     impressions: usize,
 }
 
-/// How often windows are looked at, by the joiner's own clock.
+/// How often windows are closed, by the joiner's own clock.
 const SWEEP_MS: i64 = 100;
 
 impl Joiner {
-    /// A joiner that has seen nothing, over features as of where the events begin. Items have no content vectors.
-    pub fn new(state: FeatureState, options: Options) -> Joiner {
+    /// A joiner over the feature state as of the first event. Items have no content vectors.
+    pub fn new(state: FeatureState, options: JoinerOptions) -> Joiner {
         let options = options.bounded();
         let schema = state.schema().clone();
-        let bounds = Bounds::of(&options.settings);
+        let bounds = WindowBounds::of(&options.settings);
         Joiner {
-            delays: Delays::new(schema.surfaces.len(), schema.actions.len(), &bounds),
-            awaited: awaited(&schema),
+            delays: OutcomeDelays::new(schema.surfaces.len(), schema.actions.len(), &bounds),
+            awaited: awaited_actions(&schema),
             state,
             options,
             bounds,
-            units: BTreeMap::new(),
-            next: 0,
+            pending: BTreeMap::new(),
+            next_sequence: 0,
             clock_ms: i64::MIN,
             swept_ms: i64::MIN,
-            orphans: Orphans::default(),
-            seen: Seen::default(),
-            counts: Counts::default(),
+            orphans: OrphanActions::default(),
+            seen: SeenImpressions::default(),
+            counts: JoinerCounts::default(),
             requests: HashMap::new(),
-            places: HashMap::new(),
-            waiting: Waiting::default(),
+            slots: HashMap::new(),
+            windows: OpenWindows::default(),
             open: BTreeSet::new(),
-            kept: VecDeque::new(),
+            joined: VecDeque::new(),
             impressions: 0,
         }
     }
 
-    /// Goes by other options from here on.
-    pub fn set_options(&mut self, options: Options) {
-        self.bounds = Bounds::of(&options.settings);
-        self.delays.renew(&self.bounds);
+    /// Changes the options from the next event on.
+    pub fn set_options(&mut self, options: JoinerOptions) {
+        self.bounds = WindowBounds::of(&options.settings);
+        self.delays.update_windows(&self.bounds);
         self.options = options.bounded();
     }
 
-    /// What it goes by.
-    pub fn options(&self) -> &Options {
+    /// The current options.
+    pub fn options(&self) -> &JoinerOptions {
         &self.options
     }
 
-    /// What it did.
-    pub fn counts(&self) -> Counts {
+    /// Counters since the first event.
+    pub fn counts(&self) -> JoinerCounts {
         self.counts
     }
 
-    /// Impressions that wait or can be corrected, and actions that wait for their impression.
+    /// The number of impressions that wait or can be corrected, and of actions that wait for their
+    /// impression.
     pub fn held(&self) -> (usize, usize) {
         (self.impressions, self.orphans.len())
     }
 
-    /// Takes the next event. What it makes goes to `made`.
-    pub fn take(&mut self, fact: Fact, made: &mut dyn Sink) {
-        let time_ms = fact.time_ms();
-        let ingested_ms = fact.ingested_ms;
-        if let Err(error) = self.check(&fact.what) {
+    /// Processes the next event and writes the resulting records to `output`.
+    pub fn take(&mut self, event: EventRecord, output: &mut dyn JoinSink) {
+        let time_ms = event.time_ms();
+        let ingested_ms = event.ingested_ms;
+        if let Err(error) = self.check(&event.kind) {
             return self.refuse(&error);
         }
-        match fact.what {
-            // An outcome belongs to its impression although its own time is what ends the window.
-            What::Action(reaction) => {
-                self.reacted(reaction, ingested_ms, made);
-                self.advance(time_ms, false, made);
+        match event.kind {
+            // An action counts for its impression even if its own time ends the window.
+            EventKind::Action(action) => {
+                self.on_action(action, ingested_ms, output);
+                self.advance(time_ms, false, output);
             }
-            What::Impression(shown) => {
-                self.advance(time_ms, false, made);
-                self.shown(shown, ingested_ms, made);
+            EventKind::Impression(impression) => {
+                self.advance(time_ms, false, output);
+                self.on_impression(impression, ingested_ms, output);
             }
-            What::Whole(rows) => {
-                self.advance(time_ms, false, made);
-                self.whole(rows, ingested_ms, made);
+            EventKind::CompleteRequest(rows) => {
+                self.advance(time_ms, false, output);
+                self.on_complete_request(rows, ingested_ms, output);
             }
-            What::Tick { .. } => self.advance(time_ms, true, made),
-            What::Item(item) => match self.state.upsert_item(item.clone()) {
-                Ok(()) => self.tell(Known::Item(item), ingested_ms, made),
+            EventKind::Tick { .. } => self.advance(time_ms, true, output),
+            EventKind::Item(item) => match self.state.upsert_item(item.clone()) {
+                Ok(()) => self.emit_update(StateUpdate::Item(item), ingested_ms, output),
                 Err(error) => self.refuse(&error.into()),
             },
-            What::User(user) => match self.state.upsert_user(user.clone()) {
-                Ok(()) => self.tell(Known::User(user), ingested_ms, made),
+            EventKind::User(user) => match self.state.upsert_user(user.clone()) {
+                Ok(()) => self.emit_update(StateUpdate::User(user), ingested_ms, output),
                 Err(error) => self.refuse(&error.into()),
             },
         }
     }
 
-    /// What comes in was checked by who took it in; by another schema, if that was changed since.
-    fn check(&self, what: &What) -> Result<()> {
-        what.check_times()?;
-        let fits = |surface: u16, context: &Context| match self.awaited.get(usize::from(surface)) {
-            Some(_) => Ok(self.state.check_context(context)?),
-            None => Err(Error::invalid(format!("the schema has no surface {surface}"))),
+    /// Checks an event against the schema. The host checked it when it received it, but the schema
+    /// may have changed since.
+    fn check(&self, kind: &EventKind) -> Result<()> {
+        kind.check_times()?;
+        let check_row = |surface: u16, context: &Context| {
+            if usize::from(surface) >= self.awaited.len() {
+                return Err(Error::invalid(format!("the schema has no surface {surface}")));
+            }
+            Ok(self.state.check_context(context)?)
         };
-        let happened = |outcome: &Outcome| self.check_outcome(outcome);
-        match what {
-            What::Impression(shown) => fits(shown.surface, &shown.context),
-            What::Whole(rows) => rows.iter().try_for_each(|row| {
-                fits(row.surface, &row.context)?;
-                happened(&row.outcome)
+        match kind {
+            EventKind::Impression(impression) => check_row(impression.surface, &impression.context),
+            EventKind::CompleteRequest(rows) => rows.iter().try_for_each(|row| {
+                check_row(row.surface, &row.context)?;
+                self.check_outcome(&row.outcome)
             }),
-            What::Action(reaction) => happened(&reaction.outcome),
-            What::Item(_) | What::User(_) | What::Tick { .. } => Ok(()),
+            EventKind::Action(action) => self.check_outcome(&action.outcome),
+            EventKind::Item(_) | EventKind::User(_) | EventKind::Tick { .. } => Ok(()),
         }
     }
 
     fn check_outcome(&self, outcome: &Outcome) -> Result<()> {
         let actions = self.state.schema().actions.len() as u32;
-        let said = u32::BITS - (outcome.actions | outcome.known).leading_zeros();
-        match said > actions {
-            true => Err(Error::invalid(format!(
-                "an outcome speaks of action {said}, and the schema has {actions}"
-            ))),
-            false => Ok(()),
+        let highest = u32::BITS - (outcome.actions | outcome.known).leading_zeros();
+        if highest > actions {
+            return Err(Error::invalid(format!(
+                "an outcome has action {highest}, but the schema has {actions} actions"
+            )));
         }
+        Ok(())
     }
 
     fn refuse(&mut self, error: &Error) {
         self.counts.refused += 1;
-        tracing::warn!(%error, "an event is passed over");
+        tracing::warn!(%error, "skipped an event that does not fit the schema");
     }
 
-    fn tell(&mut self, known: Known, ingested_ms: i64, made: &mut dyn Sink) {
+    fn emit_update(&mut self, update: StateUpdate, ingested_ms: i64, output: &mut dyn JoinSink) {
         self.counts.outcomes += 1;
-        made.outcome(super::Outcome { known, ingested_ms });
+        output.outcome(OutcomeRecord { update, ingested_ms });
     }
 
-    /// Moves the clock, closes windows that are over and forgets what is too old.
-    fn advance(&mut self, time_ms: Option<i64>, now: bool, made: &mut dyn Sink) {
+    /// Advances the clock, joins the requests whose windows are over, and forgets what is too old.
+    /// Does so at once if `now`, else at most every [`SWEEP_MS`].
+    fn advance(&mut self, time_ms: Option<i64>, now: bool, output: &mut dyn JoinSink) {
         self.clock_ms = self.clock_ms.max(time_ms.unwrap_or(i64::MIN));
         if !now && self.clock_ms < self.swept_ms.saturating_add(SWEEP_MS) {
             return;
         }
         self.swept_ms = self.clock_ms;
-        let mut leaving = BTreeSet::new();
-        for (_, (unit, row)) in self.waiting.due(self.clock_ms, &self.delays) {
-            let of = self.units.get_mut(&unit).expect("what waits is there");
-            of.rows[usize::from(row)].done = true;
-            if of.rows.iter().all(|row| row.done) {
-                leaving.insert((of.example.time_ms, unit));
+        let mut complete = BTreeSet::new();
+        for (_, slot) in self.windows.close_due(self.clock_ms, &self.delays) {
+            let request = self.pending.get_mut(&slot.request).expect("windows are of requests");
+            request.rows[usize::from(slot.row)].done = true;
+            if request.is_complete() {
+                complete.insert((request.example.time_ms, slot.request));
             }
         }
-        leaving.into_iter().for_each(|(_, unit)| self.release(unit, made));
-        let seconds = i64::try_from(self.options.settings.correction_s).unwrap_or(i64::MAX);
+        complete.into_iter().for_each(|(_, sequence)| self.join(sequence, output));
+        let seconds = self.correction_s();
         let before_ms = self.clock_ms.saturating_sub(seconds.saturating_mul(1000));
-        while let Some(&unit) = self.kept.front() {
-            if self.units[&unit].left_ms.is_some_and(|left_ms| left_ms >= before_ms) {
+        while let Some(&sequence) = self.joined.front() {
+            if self.pending[&sequence].joined_ms.is_some_and(|joined_ms| joined_ms >= before_ms) {
                 break;
             }
-            self.kept.pop_front();
-            self.forget(unit);
+            self.joined.pop_front();
+            self.forget(sequence);
         }
-        let most = self.options.settings.max_impressions;
-        self.counts.orphaned += self.orphans.forget(before_ms, most);
+        let capacity = self.options.settings.max_impressions;
+        self.counts.orphaned += self.orphans.forget(before_ms, capacity);
     }
 
-    fn shown(&mut self, shown: Shown, ingested_ms: i64, made: &mut dyn Sink) {
-        let key = key(shown.request, shown.item);
-        if self.places.contains_key(&key) || self.seen.contains(key) {
+    fn correction_s(&self) -> i64 {
+        i64::try_from(self.options.settings.correction_s).unwrap_or(i64::MAX)
+    }
+
+    /// Remembers an impression; false, and counted, if it came before.
+    fn is_new(&mut self, key: u64) -> bool {
+        let new = !self.slots.contains_key(&key) && !self.seen.contains(key);
+        if new {
+            self.seen.insert(key, self.options.settings.max_impressions);
+        } else {
             self.counts.repeated += 1;
+        }
+        new
+    }
+
+    fn on_impression(
+        &mut self,
+        impression: ImpressionEvent,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) {
+        let key = impression_key(impression.request, impression.item);
+        if !self.is_new(key) {
             return;
         }
-        let lack = (shown.surface, self.awaited[usize::from(shown.surface)]);
-        let (request, time_ms) = (shown.request, shown.time_ms);
-        let place = self.place(shown, ingested_ms);
-        let unit = self.units.get_mut(&place.0).expect("just placed");
-        unit.rows[usize::from(place.1)].done = lack.1 == 0;
-        self.waiting_if(lack, time_ms, place);
-        self.seen.insert(key, self.options.settings.max_impressions);
-        self.places.insert(key, place);
-        self.requests.insert(request, place.0);
+        let surface = impression.surface;
+        let awaited = AwaitedActions { surface, actions: self.awaited[usize::from(surface)] };
+        let (request, time_ms) = (impression.request, impression.time_ms);
+        let slot = self.add_impression(impression, ingested_ms);
+        let pending = self.pending.get_mut(&slot.request).expect("added above");
+        pending.rows[usize::from(slot.row)].done = awaited.actions == 0;
+        self.windows.insert(awaited, time_ms, slot);
+        self.slots.insert(key, slot);
+        self.requests.insert(request, slot.request);
         for orphan in self.orphans.take(key) {
-            self.reacted(orphan.reaction, orphan.ingested_ms, made);
+            self.on_action(orphan.action, orphan.ingested_ms, output);
         }
-        self.release_if_done(place.0, made);
-        self.make_room(made);
+        self.join_if_complete(slot.request, output);
+        self.make_room(output);
     }
 
-    fn waiting_if(&mut self, lack: (u16, u32), time_ms: i64, place: Place) {
-        if lack.1 != 0 {
-            self.waiting.insert(lack, time_ms, place);
-        }
-    }
-
-    /// Puts an impression into its request's unit, or into a new one, with its features as of now.
-    fn place(&mut self, shown: Shown, ingested_ms: i64) -> Place {
-        let newest = self.requests.get(&shown.request).copied();
-        let unit = newest.filter(|newest| {
-            let Unit { example, left_ms, .. } = &self.units[newest];
-            left_ms.is_none()
-                && (example.user.id, example.surface) == (shown.user, shown.surface)
+    /// Adds an impression to its pending request, or to a new one, with its features as of now.
+    fn add_impression(&mut self, impression: ImpressionEvent, ingested_ms: i64) -> ImpressionSlot {
+        let newest = self.requests.get(&impression.request).copied();
+        let extended = newest.filter(|newest| {
+            let PendingRequest { example, joined_ms, .. } = &self.pending[newest];
+            joined_ms.is_none()
+                && (example.user.id, example.surface) == (impression.user, impression.surface)
                 && example.targets.len() < self.options.max_targets
         });
-        let Shown { request, user, item, surface, time_ms, context } = shown;
+        let ImpressionEvent { request, user, item, surface, time_ms, context } = impression;
         let row = Impression {
             request,
-            time_ms: unit.map_or(time_ms, |unit| self.units[&unit].example.time_ms),
+            time_ms: extended.map_or(time_ms, |at| self.pending[&at].example.time_ms),
             outcome_ms: time_ms,
             user,
             item,
@@ -251,233 +273,242 @@ impl Joiner {
             truth: Vec::new(),
             history_only: false,
         };
-        let history = if unit.is_some() { 0 } else { self.options.history_len };
+        let history = if extended.is_some() { 0 } else { self.options.history_len };
         let fetched = self.state.fetch(&replay::request_input(&[row]), history);
-        let row = Row { time_ms, context, done: false };
+        let row = PendingImpression { time_ms, context, done: false };
         self.impressions += 1;
-        match unit {
-            Some(at) => {
-                let unit = self.units.get_mut(&at).expect("found above");
-                unit.example.targets.extend(fetched.targets);
-                unit.rows.push(row);
-                unit.ingested_ms = unit.ingested_ms.max(ingested_ms);
-                (at, (unit.rows.len() - 1) as u16)
-            }
-            None => {
-                let part = newest.map_or(0, |newest| self.units[&newest].part + 1);
-                (self.begin(Unit::new(part, fetched, vec![row], ingested_ms)), 0)
-            }
-        }
+        let Some(sequence) = extended else {
+            let part = newest.map_or(0, |newest| self.pending[&newest].part + 1);
+            let request = PendingRequest::new(part, fetched, vec![row], ingested_ms);
+            return ImpressionSlot { request: self.add_request(request), row: 0 };
+        };
+        let pending = self.pending.get_mut(&sequence).expect("found above");
+        pending.example.targets.extend(fetched.targets);
+        pending.rows.push(row);
+        pending.ingested_ms = pending.ingested_ms.max(ingested_ms);
+        ImpressionSlot { request: sequence, row: (pending.rows.len() - 1) as u16 }
     }
 
-    fn begin(&mut self, unit: Unit) -> u64 {
-        let at = self.next;
-        self.next += 1;
-        self.units.insert(at, unit);
-        self.open.insert(at);
-        at
+    fn add_request(&mut self, request: PendingRequest) -> u64 {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.pending.insert(sequence, request);
+        self.open.insert(sequence);
+        sequence
     }
 
-    fn reacted(&mut self, reaction: Reaction, ingested_ms: i64, made: &mut dyn Sink) {
-        let key = key(reaction.request, reaction.item);
-        let Some(&place) = self.places.get(&key) else {
-            match self.seen.contains(key) {
-                true => self.counts.late += 1,
-                false => {
-                    let now_ms = self.clock_ms.max(reaction.time_ms);
-                    self.orphans.insert(key, reaction, (ingested_ms, now_ms));
-                }
+    fn on_action(&mut self, action: ActionEvent, ingested_ms: i64, output: &mut dyn JoinSink) {
+        let key = impression_key(action.request, action.item);
+        let now_ms = self.clock_ms.max(action.time_ms);
+        let Some(&slot) = self.slots.get(&key) else {
+            if self.seen.contains(key) {
+                self.counts.late += 1;
+            } else {
+                let orphan = OrphanAction { action, ingested_ms, came_ms: now_ms };
+                self.orphans.insert(key, orphan);
             }
             return;
         };
-        let unit = self.units.get_mut(&place.0).expect("places point at units");
-        let (row, surface) = (usize::from(place.1), unit.example.surface);
+        let correction_s = self.correction_s();
+        let request = self.pending.get_mut(&slot.request).expect("slots are of pending requests");
+        let (row, surface) = (usize::from(slot.row), request.example.surface);
         let awaited = self.awaited[usize::from(surface)];
-        let before = unit.example.targets[row].outcome;
-        let after = with(before, &reaction, awaited);
+        let before = request.example.targets[row].outcome;
+        let after = merged(before, &action, awaited);
         let changed = difference(before, after);
         if changed.known == 0 && changed.values.iter().all(|value| value.is_nan()) {
             self.counts.unchanged += 1;
             return;
         }
-        let shown_ms = unit.rows[row].time_ms;
-        for action in (0..32).filter(|action| changed.actions >> action & 1 == 1) {
-            let delay_ms = reaction.time_ms.saturating_sub(shown_ms);
-            self.delays.observe((surface, action), delay_ms, &self.bounds);
+        let shown_ms = request.rows[row].time_ms;
+        for bit in (0..32).filter(|bit| changed.actions >> bit & 1 == 1) {
+            let delay_ms = action.time_ms.saturating_sub(shown_ms);
+            self.delays.observe(surface, bit, delay_ms, &self.bounds);
         }
-        unit.example.targets[row].outcome = after;
-        unit.ingested_ms = unit.ingested_ms.max(ingested_ms);
-        if let Some(left_ms) = unit.left_ms {
-            let past_ms = self.clock_ms.max(reaction.time_ms).saturating_sub(left_ms) / 1000;
-            if past_ms > i64::try_from(self.options.settings.correction_s).unwrap_or(i64::MAX) {
-                unit.example.targets[row].outcome = before;
+        request.ingested_ms = request.ingested_ms.max(ingested_ms);
+        if let Some(joined_ms) = request.joined_ms {
+            if now_ms.saturating_sub(joined_ms) / 1000 > correction_s {
                 self.counts.late += 1;
             } else {
-                self.correct(place, changed, ingested_ms, made);
+                request.example.targets[row].outcome = after;
+                self.correct(slot, changed, ingested_ms, output);
             }
             return;
         }
-        if !unit.rows[row].done {
-            self.waiting.remove((surface, awaited & !before.known), shown_ms, place);
-            let lack = awaited & !after.known;
-            unit.rows[row].done = lack == 0;
-            self.waiting_if((surface, lack), shown_ms, place);
-            self.release_if_done(place.0, made);
+        request.example.targets[row].outcome = after;
+        if !request.rows[row].done {
+            let lacks = |known: u32| AwaitedActions { surface, actions: awaited & !known };
+            request.rows[row].done = lacks(after.known).actions == 0;
+            self.windows.remove(lacks(before.known), shown_ms, slot);
+            self.windows.insert(lacks(after.known), shown_ms, slot);
+            self.join_if_complete(slot.request, output);
         }
     }
 
-    /// Joins impressions whose outcomes came with them. History that is younger than the request did not lead to it.
-    fn whole(&mut self, rows: Vec<Impression>, ingested_ms: i64, made: &mut dyn Sink) {
-        let mut fresh = Vec::with_capacity(rows.len());
-        for row in rows {
-            let key = key(row.request, row.item);
-            if self.places.contains_key(&key) || self.seen.contains(key) {
-                self.counts.repeated += 1;
-                continue;
-            }
-            self.seen.insert(key, self.options.settings.max_impressions);
-            fresh.push(row);
-        }
-        for rows in fresh.chunks(self.options.max_targets.max(1)) {
-            let first = &rows[0];
+    /// Joins impressions that came with their outcomes. History events after the request are left
+    /// out, because the request was made without them.
+    fn on_complete_request(
+        &mut self,
+        mut rows: Vec<Impression>,
+        ingested_ms: i64,
+        output: &mut dyn JoinSink,
+    ) {
+        rows.retain(|row| self.is_new(impression_key(row.request, row.item)));
+        for rows in rows.chunks(self.options.max_targets.max(1)) {
+            let (request, time_ms) = (rows[0].request, rows[0].time_ms);
             let input = replay::request_input(rows);
             let mut example = self.state.fetch(&input, self.options.history_len);
-            example.history.retain(|event| event.time_ms < first.time_ms);
-            let newest = self.requests.get(&first.request);
-            let part = newest.map_or(0, |newest| self.units[newest].part + 1);
-            let of = |row: &Impression| Row {
+            example.history.retain(|event| event.time_ms < time_ms);
+            let newest = self.requests.get(&request);
+            let part = newest.map_or(0, |newest| self.pending[newest].part + 1);
+            let done = |row: &Impression| PendingImpression {
                 time_ms: row.time_ms,
                 context: row.context.clone(),
                 done: true,
             };
-            let (request, of) = (first.request, rows.iter().map(of).collect());
-            let unit = self.begin(Unit::new(part, example, of, ingested_ms));
+            let done = rows.iter().map(done).collect();
+            let sequence = self.add_request(PendingRequest::new(part, example, done, ingested_ms));
             self.impressions += rows.len();
-            self.requests.insert(request, unit);
+            self.requests.insert(request, sequence);
             for (at, row) in rows.iter().enumerate() {
-                self.places.insert(key(row.request, row.item), (unit, at as u16));
+                let slot = ImpressionSlot { request: sequence, row: at as u16 };
+                self.slots.insert(impression_key(row.request, row.item), slot);
             }
-            let known = rows.iter().map(|row| row.outcome_ms).collect();
-            self.leave(unit, known, made);
+            let outcome_ms = rows.iter().map(|row| row.outcome_ms).collect();
+            self.emit_example(sequence, outcome_ms, output);
             for row in rows {
-                for orphan in self.orphans.take(key(row.request, row.item)) {
-                    self.reacted(orphan.reaction, orphan.ingested_ms, made);
+                for orphan in self.orphans.take(impression_key(row.request, row.item)) {
+                    self.on_action(orphan.action, orphan.ingested_ms, output);
                 }
             }
         }
-        self.make_room(made);
+        self.make_room(output);
     }
 
-    fn release_if_done(&mut self, at: u64, made: &mut dyn Sink) {
-        let waits = |unit: &Unit| unit.left_ms.is_none() && unit.rows.iter().all(|row| row.done);
-        if self.units.get(&at).is_some_and(waits) {
-            self.release(at, made);
+    fn join_if_complete(&mut self, sequence: u64, output: &mut dyn JoinSink) {
+        let joinable =
+            |request: &PendingRequest| request.joined_ms.is_none() && request.is_complete();
+        if self.pending.get(&sequence).is_some_and(joinable) {
+            self.join(sequence, output);
         }
     }
 
-    /// Lets a unit go: what is not known of an impression that waited for it did not happen.
-    fn release(&mut self, at: u64, made: &mut dyn Sink) {
+    /// Joins a request: awaited actions that are still unknown did not happen.
+    fn join(&mut self, sequence: u64, output: &mut dyn JoinSink) {
         let now_ms = self.clock_ms;
-        let unit = self.units.get_mut(&at).expect("released once");
-        let awaited = self.awaited[usize::from(unit.example.surface)];
-        for target in &mut unit.example.targets {
+        let request = self.pending.get_mut(&sequence).expect("joined once");
+        let awaited = self.awaited[usize::from(request.example.surface)];
+        for target in &mut request.example.targets {
             target.outcome.known |= awaited;
         }
-        let known = vec![now_ms; unit.rows.len()];
-        self.leave(at, known, made);
+        let outcome_ms = vec![now_ms; request.rows.len()];
+        self.emit_example(sequence, outcome_ms, output);
     }
 
-    /// Tells a unit's example and the outcomes of its rows, each known since a time.
-    fn leave(&mut self, at: u64, known_ms: Vec<i64>, made: &mut dyn Sink) {
-        let unit = self.units.get_mut(&at).expect("released once");
-        unit.left_ms = Some(self.clock_ms);
-        let ingested_ms = unit.ingested_ms;
-        let example = JoinedExample { example: unit.example.clone(), ingested_ms };
-        made.joined(Joined::Example(example));
+    /// Writes a request's example and the outcomes of its rows, each with the time from which on it
+    /// was known.
+    fn emit_example(&mut self, sequence: u64, outcome_ms: Vec<i64>, output: &mut dyn JoinSink) {
+        let request = self.pending.get_mut(&sequence).expect("joined once");
+        request.joined_ms = Some(self.clock_ms);
+        let ingested_ms = request.ingested_ms;
+        let example = JoinedExample { example: request.example.clone(), ingested_ms };
+        output.joined(JoinedRecord::Example(example));
         self.counts.joined += 1;
-        self.open.remove(&at);
-        self.kept.push_back(at);
-        for (row, outcome_ms) in known_ms.into_iter().enumerate() {
-            let impression = self.units[&at].impression(row, outcome_ms);
+        self.open.remove(&sequence);
+        self.joined.push_back(sequence);
+        for (row, outcome_ms) in outcome_ms.into_iter().enumerate() {
+            let impression = self.pending[&sequence].impression(row, outcome_ms);
             self.state.apply(&impression);
-            self.tell(Known::Outcome(impression), ingested_ms, made);
+            self.emit_update(StateUpdate::Outcome(impression), ingested_ms, output);
         }
     }
 
-    /// Tells that an outcome is another one than was said.
+    /// Writes a changed outcome of a joined request.
     fn correct(
         &mut self,
-        (at, row): Place,
+        slot: ImpressionSlot,
         changed: Outcome,
         ingested_ms: i64,
-        made: &mut dyn Sink,
+        output: &mut dyn JoinSink,
     ) {
-        let unit = &self.units[&at];
-        let mut target = unit.example.targets[usize::from(row)].clone();
+        let (request, row) = (&self.pending[&slot.request], usize::from(slot.row));
+        let mut target = request.example.targets[row].clone();
         target.outcome = changed;
-        let example = Example { targets: vec![target], ..unit.example.clone() };
-        let impression = unit.impression(usize::from(row), self.clock_ms);
-        made.joined(Joined::Correction(JoinedExample { example, ingested_ms }));
+        let example = Example { targets: vec![target], ..request.example.clone() };
+        let impression = request.impression(row, self.clock_ms);
+        output.joined(JoinedRecord::Correction(JoinedExample { example, ingested_ms }));
         self.counts.joined += 1;
         self.state.correct(&impression);
-        self.tell(Known::Corrected(impression), ingested_ms, made);
+        self.emit_update(StateUpdate::Corrected(impression), ingested_ms, output);
     }
 
-    /// Keeps to the bound: what left is forgotten first, then the oldest requests leave early.
-    fn make_room(&mut self, made: &mut dyn Sink) {
+    /// Keeps within `max_impressions`: forgets joined requests first, then joins the oldest open
+    /// ones early.
+    fn make_room(&mut self, output: &mut dyn JoinSink) {
         while self.impressions > self.options.settings.max_impressions {
-            if let Some(unit) = self.kept.pop_front() {
-                self.forget(unit);
+            if let Some(sequence) = self.joined.pop_front() {
+                self.forget(sequence);
                 continue;
             }
-            let Some(&unit) = self.open.first() else { return };
+            let Some(&sequence) = self.open.first() else { return };
             self.counts.early += 1;
-            let of = self.units.get_mut(&unit).expect("open units are there");
-            let awaited = self.awaited[usize::from(of.example.surface)];
-            for (at, (row, target)) in of.rows.iter_mut().zip(&of.example.targets).enumerate() {
-                if !std::mem::replace(&mut row.done, true) {
-                    let lack = (of.example.surface, awaited & !target.outcome.known);
-                    self.waiting.remove(lack, row.time_ms, (unit, at as u16));
-                }
+            for (awaited, time_ms, slot) in self.open_windows(sequence) {
+                self.windows.remove(awaited, time_ms, slot);
             }
-            self.release(unit, made);
+            let request = self.pending.get_mut(&sequence).expect("open requests are pending");
+            request.rows.iter_mut().for_each(|row| row.done = true);
+            self.join(sequence, output);
         }
     }
 
-    /// Lets go of a unit that left.
-    fn forget(&mut self, at: u64) {
-        let Some(unit) = self.units.remove(&at) else { return };
-        self.impressions -= unit.rows.len();
-        for target in &unit.example.targets {
-            self.places.remove(&key(unit.request, target.item.id));
+    /// The windows of a pending request's impressions that are not done.
+    fn open_windows(&self, sequence: u64) -> Vec<(AwaitedActions, i64, ImpressionSlot)> {
+        let request = &self.pending[&sequence];
+        let surface = request.example.surface;
+        let awaited = self.awaited[usize::from(surface)];
+        let rows = request.rows.iter().zip(&request.example.targets).enumerate();
+        rows.filter(|(_, (row, _))| !row.done)
+            .map(|(at, (row, target))| {
+                let actions = awaited & !target.outcome.known;
+                let slot = ImpressionSlot { request: sequence, row: at as u16 };
+                (AwaitedActions { surface, actions }, row.time_ms, slot)
+            })
+            .collect()
+    }
+
+    /// Removes a joined request: it can no longer be corrected.
+    fn forget(&mut self, sequence: u64) {
+        let Some(request) = self.pending.remove(&sequence) else { return };
+        self.impressions -= request.rows.len();
+        for target in &request.example.targets {
+            self.slots.remove(&impression_key(request.request, target.item.id));
         }
-        if self.requests.get(&unit.request) == Some(&at) {
-            self.requests.remove(&unit.request);
+        if self.requests.get(&request.request) == Some(&sequence) {
+            self.requests.remove(&request.request);
         }
     }
 
-    /// Finds again what follows from the units, after they were put back. Those that left are in that order.
-    pub(super) fn index(&mut self, kept: VecDeque<u64>) {
-        self.kept = kept;
-        for (&at, unit) in &self.units {
-            self.impressions += unit.rows.len();
-            if unit.left_ms.is_none() {
-                self.open.insert(at);
+    /// Rebuilds the indexes of the pending requests after they were restored. `joined` are the
+    /// joined ones in order.
+    pub(super) fn index(&mut self, joined: VecDeque<u64>) {
+        self.joined = joined;
+        for (&sequence, request) in &self.pending {
+            self.impressions += request.rows.len();
+            if request.joined_ms.is_none() {
+                self.open.insert(sequence);
             }
-            let surface = unit.example.surface;
-            for (row, (of, target)) in unit.rows.iter().zip(&unit.example.targets).enumerate() {
-                let place = (at, row as u16);
-                self.places.insert(key(unit.request, target.item.id), place);
-                if !of.done {
-                    let lack = self.awaited[usize::from(surface)] & !target.outcome.known;
-                    self.waiting.insert((surface, lack), of.time_ms, place);
-                }
+            for (row, target) in request.example.targets.iter().enumerate() {
+                let slot = ImpressionSlot { request: sequence, row: row as u16 };
+                self.slots.insert(impression_key(request.request, target.item.id), slot);
+            }
+            for (awaited, time_ms, slot) in self.open_windows(sequence) {
+                self.windows.insert(awaited, time_ms, slot);
             }
         }
     }
 
-    /// Those that left, in that order.
-    pub(super) fn kept(&self) -> &VecDeque<u64> {
-        &self.kept
+    /// The joined requests in the order in which they were joined.
+    pub(super) fn joined(&self) -> &VecDeque<u64> {
+        &self.joined
     }
 }

@@ -1,57 +1,57 @@
-//! How long outcomes take: a histogram of observed delays for each surface and
-//! action, and the window that follows from it.
+//! How long outcomes take: a histogram of observed delays for each surface and action, and the
+//! window that follows from it.
 //!
-//! Buckets grow by a quarter of an octave, so a quantile is at most 25 % too long;
-//! counts are halved now and then, so that a window follows what delays become.
+//! Buckets grow by a quarter of an octave, so a quantile is at most 25 % too long. Counts are
+//! halved from time to time, so that windows follow changes.
 
 use serde::{Deserialize, Serialize};
 
 use hypercast_config::JoinSettings;
 
-/// Delays before a quantile means something.
-const ENOUGH: u32 = 100;
+/// The number of delays from which on a quantile is used.
+const MIN_DELAYS: u32 = 100;
 
-/// Counts of a histogram at which all are halved.
-const MANY: u32 = 20_000;
+/// The number of delays at which all counts are halved.
+const MAX_COUNT: u32 = 20_000;
 
-/// Four an octave, up to 2^40 ms (35 years).
+/// Four buckets an octave, up to 2^40 ms (35 years).
 const BUCKETS: usize = 4 * 40;
 
-/// Delays of every surface and action.
+/// The delays of every surface and action.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Delays {
-    surfaces: Vec<Surface>,
+pub(super) struct OutcomeDelays {
+    surfaces: Vec<SurfaceDelays>,
 }
 
-/// Delays of a surface: of all its actions together, and of each.
+/// The delays of a surface: of all its actions together, and of each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Surface {
-    all: Histogram,
-    actions: Vec<Histogram>,
-    /// Of each action, in milliseconds.
+struct SurfaceDelays {
+    all: DelayHistogram,
+    actions: Vec<DelayHistogram>,
+    /// The window of each action, in milliseconds.
     windows: Vec<i64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-struct Histogram {
-    /// Up to the largest bucket that was needed.
+struct DelayHistogram {
+    /// Counts up to the largest used bucket.
     counts: Vec<u32>,
     total: u32,
 }
 
-/// What a window is made of.
+/// The settings that determine windows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Bounds {
+pub(super) struct WindowBounds {
     quantile: f64,
     min_ms: i64,
     max_ms: i64,
     first_ms: i64,
 }
 
-impl Bounds {
-    pub(super) fn of(settings: &JoinSettings) -> Bounds {
+impl WindowBounds {
+    pub(super) fn of(settings: &JoinSettings) -> WindowBounds {
         let ms = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX / 4);
-        Bounds {
+        WindowBounds {
             quantile: settings.quantile,
             min_ms: ms(settings.min_window_s),
             max_ms: ms(settings.max_window_s),
@@ -60,45 +60,44 @@ impl Bounds {
     }
 }
 
-impl Delays {
-    pub(super) fn new(surfaces: usize, actions: usize, bounds: &Bounds) -> Delays {
-        let surface = Surface {
-            all: Histogram::default(),
-            actions: vec![Histogram::default(); actions],
+impl OutcomeDelays {
+    pub(super) fn new(surfaces: usize, actions: usize, bounds: &WindowBounds) -> OutcomeDelays {
+        let surface = SurfaceDelays {
+            all: DelayHistogram::default(),
+            actions: vec![DelayHistogram::default(); actions],
             windows: vec![bounds.first_ms.clamp(bounds.min_ms, bounds.max_ms); actions],
         };
-        Delays { surfaces: vec![surface; surfaces] }
+        OutcomeDelays { surfaces: vec![surface; surfaces] }
     }
 
-    /// An action came so long after its impression. Whether windows may have changed.
+    /// Records the delay of an action after its impression.
     pub(super) fn observe(
         &mut self,
-        (surface, action): (u16, usize),
+        surface: u16,
+        action: usize,
         delay_ms: i64,
-        bounds: &Bounds,
-    ) -> bool {
+        bounds: &WindowBounds,
+    ) {
         let surface = &mut self.surfaces[usize::from(surface)];
         surface.all.add(delay_ms);
         surface.actions[action].add(delay_ms);
-        // Often enough to follow, seldom enough to cost nothing.
-        let due = surface.all.total.is_multiple_of(16) || surface.all.total == ENOUGH;
-        if due {
-            surface.renew(bounds);
+        // Often enough to follow changes, rarely enough to cost nothing.
+        if surface.all.total.is_multiple_of(16) || surface.all.total == MIN_DELAYS {
+            surface.update_windows(bounds);
         }
-        due
     }
 
-    /// Surfaces, and actions of each.
+    /// The number of surfaces, and of actions of each.
     pub(super) fn shape(&self) -> (usize, usize) {
         (self.surfaces.len(), self.surfaces.first().map_or(0, |surface| surface.actions.len()))
     }
 
-    /// Windows for other bounds.
-    pub(super) fn renew(&mut self, bounds: &Bounds) {
-        self.surfaces.iter_mut().for_each(|surface| surface.renew(bounds));
+    /// Recomputes the windows.
+    pub(super) fn update_windows(&mut self, bounds: &WindowBounds) {
+        self.surfaces.iter_mut().for_each(|surface| surface.update_windows(bounds));
     }
 
-    /// How long to wait for the slowest of some actions (a bit each) on a surface, in milliseconds.
+    /// The window in milliseconds for the slowest of some actions (one bit each) on a surface.
     pub(super) fn window_ms(&self, surface: u16, actions: u32) -> i64 {
         let windows = &self.surfaces[usize::from(surface)].windows;
         let waited = windows.iter().enumerate().filter(|(action, _)| actions >> action & 1 == 1);
@@ -106,21 +105,21 @@ impl Delays {
     }
 }
 
-impl Surface {
-    /// An action with few delays of its own waits as the others of its surface do, and all wait for the first window
-    /// until there are enough.
-    fn renew(&mut self, bounds: &Bounds) {
-        let window = |histogram: &Histogram| {
-            (histogram.total >= ENOUGH).then(|| histogram.quantile_ms(bounds.quantile))
+impl SurfaceDelays {
+    /// An action with few delays of its own has the window of its surface, and a surface with few
+    /// delays has the first window.
+    fn update_windows(&mut self, bounds: &WindowBounds) {
+        let window = |histogram: &DelayHistogram| {
+            (histogram.total >= MIN_DELAYS).then(|| histogram.quantile_ms(bounds.quantile))
         };
         let all = window(&self.all).unwrap_or(bounds.first_ms);
-        for (action, kept) in self.actions.iter().zip(&mut self.windows) {
-            *kept = window(action).unwrap_or(all).clamp(bounds.min_ms, bounds.max_ms);
+        for (action, window_ms) in self.actions.iter().zip(&mut self.windows) {
+            *window_ms = window(action).unwrap_or(all).clamp(bounds.min_ms, bounds.max_ms);
         }
     }
 }
 
-impl Histogram {
+impl DelayHistogram {
     fn add(&mut self, delay_ms: i64) {
         let bucket = bucket(delay_ms);
         if self.counts.len() <= bucket {
@@ -128,7 +127,7 @@ impl Histogram {
         }
         self.counts[bucket] += 1;
         self.total += 1;
-        if self.total >= MANY {
+        if self.total >= MAX_COUNT {
             self.counts.iter_mut().for_each(|count| *count /= 2);
             self.total = self.counts.iter().sum();
         }
@@ -146,7 +145,7 @@ impl Histogram {
     }
 }
 
-/// Whole numbers alone, so that every machine says the same.
+/// Integer arithmetic only, so that every machine computes the same buckets.
 fn bucket(delay_ms: i64) -> usize {
     let delay = delay_ms.max(4) as u64;
     let octave = delay.ilog2();
@@ -154,7 +153,7 @@ fn bucket(delay_ms: i64) -> usize {
     (4 * (octave as usize - 2) + quarter as usize).min(BUCKETS - 1)
 }
 
-/// Where a bucket ends.
+/// The largest delay of a bucket.
 fn upper_ms(bucket: usize) -> i64 {
     let (octave, quarter) = (bucket / 4, bucket % 4);
     ((5 + quarter as i64) << octave) - 1
@@ -164,8 +163,8 @@ fn upper_ms(bucket: usize) -> i64 {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { quantile: 0.9, min_ms: 1000, max_ms: 3_600_000, first_ms: 600_000 };
+    const BOUNDS: WindowBounds =
+        WindowBounds { quantile: 0.9, min_ms: 1000, max_ms: 3_600_000, first_ms: 600_000 };
 
     #[test]
     fn a_bucket_ends_at_most_a_quarter_above_what_is_in_it() {
@@ -179,10 +178,10 @@ mod tests {
 
     #[test]
     fn windows_follow_delays_and_stay_in_bounds() {
-        let mut delays = Delays::new(2, 3, &BOUNDS);
+        let mut delays = OutcomeDelays::new(2, 3, &BOUNDS);
         assert_eq!(delays.window_ms(0, 0b111), 600_000, "nothing was seen yet");
         for step in 0..1000 {
-            delays.observe((0, 0), 10_000 + step % 100, &BOUNDS);
+            delays.observe(0, 0, 10_000 + step % 100, &BOUNDS);
         }
         let window = delays.window_ms(0, 0b001);
         assert!((10_000..=12_600).contains(&window), "{window}");
@@ -190,18 +189,18 @@ mod tests {
         assert_eq!(delays.window_ms(1, 0b001), 600_000, "another surface has seen nothing");
         assert_eq!(delays.window_ms(0, 0), 0, "nothing to wait for");
         for _ in 0..200 {
-            delays.observe((0, 1), 60_000, &BOUNDS);
+            delays.observe(0, 1, 60_000, &BOUNDS);
         }
         assert!(delays.window_ms(0, 0b011) >= 60_000, "the slowest decides");
         // Delays become ten times longer: what was before is forgotten.
         for _ in 0..60_000 {
-            delays.observe((0, 0), 100_000, &BOUNDS);
+            delays.observe(0, 0, 100_000, &BOUNDS);
         }
         let window = delays.window_ms(0, 0b001);
         assert!((100_000..=126_000).contains(&window), "{window}");
         for _ in 0..60_000 {
-            delays.observe((0, 0), 1, &BOUNDS);
-            delays.observe((0, 1), i64::MAX, &BOUNDS);
+            delays.observe(0, 0, 1, &BOUNDS);
+            delays.observe(0, 1, i64::MAX, &BOUNDS);
         }
         assert_eq!(delays.window_ms(0, 0b001), BOUNDS.min_ms);
         assert_eq!(delays.window_ms(0, 0b010), BOUNDS.max_ms);

@@ -1,69 +1,72 @@
-//! Dynamic join: events → examples (paper section 3.3.2).
+//! Dynamic join: events become examples (paper section 3.3.2).
 //!
-//! An impression waits for its outcomes as long as its surface's observed delays
-//! say it should, leaves early once all are known, and is corrected when one comes
-//! late. What comes out is a function of the events alone, record by record, so a
-//! joiner that crashed makes the same records again and loses or doubles none.
-//! It does not train, and it does not run a model.
+//! An impression waits for its outcomes as long as the observed delays of its surface suggest. It
+//! is joined early once all outcomes are known, and corrected if one comes late. The output is a
+//! function of the events alone, record by record: a joiner that crashed produces the same records
+//! again, and none is lost or doubled. Nothing here trains or runs a model.
 
 mod core;
 mod delays;
-mod folder;
-mod made;
-mod memory;
-mod metrics;
-mod outputs;
+mod output;
+mod output_streams;
+mod pending;
 mod runner;
 mod saved;
-mod unit;
+mod state_dir;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
+use hypercast_data::dataset::Impression;
 use hypercast_fm::example::{Example, Item, User};
 use serde::{Deserialize, Serialize};
 
 pub use self::core::Joiner;
-pub use self::folder::Folder;
-pub use self::made::{Counts, Made, Options, Sink};
-pub use self::metrics::{JoinMetrics, JoinerProgress, NoMetrics};
-pub use self::runner::world;
-pub use self::runner::{Passed, Runner};
+pub use self::output::{
+    JoinMetrics, JoinSink, JoinerCounts, JoinerOptions, JoinerOutput, JoinerProgress,
+};
+pub use self::runner::{JoinerPosition, Runner, state_fingerprint};
+pub use self::state_dir::StateDir;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_data::dataset::Impression;
 
-/// A record of [`crate::engine::Topic::joined`].
+/// A record of [`crate::streams::Topic::joined`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Joined {
-    /// A request whose impressions all have their outcomes, with features as of its first impression.
+pub enum JoinedRecord {
+    /// A request whose impressions all have their outcomes, with features as of its first
+    /// impression.
     Example(JoinedExample),
-    /// Outcomes that came after their example: its targets are those that changed, and only what changed is known of them
-    /// (`Outcome::known`).
+    /// Outcomes that came after their example. The targets are those that changed, and only the
+    /// changes are known (`Outcome::known`).
     Correction(JoinedExample),
 }
 
 /// A joined request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JoinedExample {
-    /// The request. Its items have no content vectors: a reader takes those from the data set.
+    /// The request. Its items have no content vectors; a reader adds them from the data set.
     pub example: Example,
-    /// When the newest of its events was taken in, by the clock of who took it in, milliseconds since the epoch.
+    /// When the newest of its events was received by the host's clock, milliseconds since the
+    /// epoch.
     pub ingested_ms: i64,
 }
 
-/// A record of [`crate::engine::Topic::outcomes`]: what the live state of a daemon follows.
+/// A record of [`crate::streams::Topic::outcomes`]; daemons update their
+/// features from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Outcome {
-    /// What is known now.
-    pub known: Known,
-    /// When the newest event that it comes from was taken in, by the clock of who took it in, milliseconds since the epoch.
+pub struct OutcomeRecord {
+    /// What changed.
+    pub update: StateUpdate,
+    /// When the newest event that it comes from was received by the host's clock, milliseconds
+    /// since the epoch.
     pub ingested_ms: i64,
 }
 
-/// What is known now.
+/// A change of what the feature state knows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum Known {
-    /// An impression's outcome is known.
+pub enum StateUpdate {
+    /// The outcome of an impression.
     Outcome(Impression),
-    /// An impression's outcome is another one than was said: this is the whole of what is known now.
+    /// A changed outcome of an impression: all of what is known now.
     Corrected(Impression),
     /// An item's features are new or changed.
     Item(Item),
@@ -71,37 +74,34 @@ pub enum Known {
     User(User),
 }
 
-impl Joined {
-    /// The example, or the correction.
+impl JoinedRecord {
+    /// The example or the correction.
     pub fn joined(&self) -> &JoinedExample {
         match self {
-            Joined::Example(joined) | Joined::Correction(joined) => joined,
+            JoinedRecord::Example(joined) | JoinedRecord::Correction(joined) => joined,
         }
     }
 
-    /// Reads a record of the `joined` stream.
+    /// Decodes a record of the `joined` stream.
     ///
     /// # Errors
-    /// One that another version wrote.
-    pub fn decode(payload: &[u8]) -> Result<Joined> {
+    /// The record was written by another version, or is damaged.
+    pub fn decode(payload: &[u8]) -> Result<JoinedRecord> {
         decode("joined", payload)
     }
 }
 
-impl Outcome {
-    /// Reads a record of the `outcomes` stream.
+impl OutcomeRecord {
+    /// Decodes a record of the `outcomes` stream.
     ///
     /// # Errors
-    /// One that another version wrote.
-    pub fn decode(payload: &[u8]) -> Result<Outcome> {
+    /// The record was written by another version, or is damaged.
+    pub fn decode(payload: &[u8]) -> Result<OutcomeRecord> {
         decode("outcomes", payload)
     }
 }
 
 fn decode<'a, T: Deserialize<'a>>(stream: &str, payload: &'a [u8]) -> Result<T> {
     postcard::from_bytes(payload)
-        .map_err(|error| Error::invalid(format!("a record of the {stream} stream: {error}")))
+        .map_err(|error| Error::internal(format!("a record of the {stream} stream: {error}")))
 }
-
-#[cfg(test)]
-mod tests;

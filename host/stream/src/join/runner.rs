@@ -1,9 +1,9 @@
-//! The joiner at work: events from their stream, what it makes to its streams,
-//! each record once.
+//! Runs the joiner: reads events from their stream and writes each resulting record to its stream
+//! once.
 //!
-//! How many records its streams hold says how far it got. A joiner that starts
-//! again goes on from its saved state, makes what it made before anew and passes
-//! over as many records as are there, so no two streams need to change together.
+//! The ends of the output streams tell how far the joiner got. After a restart it continues from
+//! its saved state, produces the earlier records again and skips as many as the streams already
+//! have. So the two streams need not change together.
 
 use std::{
     path::Path,
@@ -11,72 +11,75 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Folder, JoinMetrics, Joiner, JoinerProgress, Options, outputs::Outputs, saved::SavedJoiner,
-};
-use crate::engine::{Engine, Reader, Topic};
-use crate::error::{CommonErrors as _, Error, Result};
-use crate::ingest::Fact;
 use hypercast_config::JoinerSettings;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
 use hypercast_data::features::FeatureState;
 
-/// Events that are read together.
+use super::{
+    JoinMetrics, Joiner, JoinerOptions, JoinerProgress, StateDir, output_streams::OutputStreams,
+    saved::SavedJoiner,
+};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::events::EventRecord;
+use crate::streams::{Reader, StreamEngine, Topic};
+
+/// The number of events per read.
 const READ: usize = 1024;
 
-/// How long to wait for an event before looking whether to stop.
+/// How long to wait for an event before checking for shutdown.
 const IDLE: Duration = Duration::from_millis(100);
 
 /// How far a joiner is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Passed {
-    /// The next event.
+pub struct JoinerPosition {
+    /// The position of the next event.
     pub events: u64,
-    /// Where `outcomes` ends, with all that these events led to.
+    /// The end of the `outcomes` stream, with the results of all events before.
     pub outcomes: u64,
 }
 
-/// A joiner with its streams and the folder of its state.
+/// A joiner with its streams and its state directory.
 pub struct Runner {
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     joiner: Joiner,
     reader: Box<dyn Reader>,
     position: u64,
-    outputs: Outputs,
-    folder: Folder,
-    world: String,
-    /// What is to be gone by once all that was made before is made again.
-    wanted: Option<Options>,
+    outputs: OutputStreams,
+    state_dir: StateDir,
+    fingerprint: String,
+    /// Options to apply once replay has caught up.
+    wanted: Option<JoinerOptions>,
     save_every: u64,
     saved_at: u64,
-    looked: Instant,
+    reported: Instant,
 }
 
 impl Runner {
-    /// Takes the state's folder and goes on from what is in it; without, from the first event. `stop` ends [`Runner::run`],
-    /// and retries of an engine that fails.
+    /// Locks the state directory and continues from its state, or from the first event if there is
+    /// none. `stop` ends [`Runner::run`] and the repetition of failed appends.
     ///
     /// # Errors
-    /// A folder or stream that another process holds; a state that does not fit the data set or the streams; events that
-    /// are needed and no longer kept.
+    /// Another process uses the directory or a stream; the state does not fit the data set or the
+    /// streams; or needed events were deleted.
     pub fn open(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         settings: &JoinerSettings,
         dataset: &Dataset,
         metrics: Arc<dyn JoinMetrics>,
         stop: Shutdown,
     ) -> Result<Runner> {
-        let folder = Folder::hold(&settings.state_dir)?;
-        let (world, wanted) = (world(dataset, settings)?, options(settings));
-        let outputs = Outputs::open(&engine, metrics, stop)?;
+        let state_dir = StateDir::lock(&settings.state_dir)?;
+        let (fingerprint, wanted) =
+            (state_fingerprint(dataset, settings)?, JoinerOptions::of(settings));
+        let outputs = OutputStreams::open(&engine, metrics, stop)?;
         let kept = engine.span(&Topic::events())?;
         let bare = dataset.without_content();
-        let saved = folder.read::<SavedJoiner>()?;
+        let saved = state_dir.read::<SavedJoiner>()?;
         let fresh = saved.is_none();
         let (joiner, position) = match saved {
             Some(saved) => {
-                refuse_other(&world, &saved, folder.dir())?;
+                check_fingerprint(&fingerprint, &saved, state_dir.dir())?;
                 let position = saved.position;
                 let state = FeatureState::new(&bare, settings.features);
                 (Joiner::restore(state, saved)?, position)
@@ -88,9 +91,10 @@ impl Runner {
             }
         };
         if position < kept.start || position > kept.end {
-            return Err(Error::invalid(format!(
-                "the joiner is at event {position}, but the events stream holds {kept:?}; both must be kept together: restore {} or the stream, or begin anew without either",
-                folder.dir().display()
+            return Err(Error::refused(format!(
+                "the joiner is at event {position}, but the events stream has {kept:?}; restore {} \
+                 or the stream, or remove both to begin again",
+                state_dir.dir().display()
             )));
         }
         let mut runner = Runner {
@@ -99,27 +103,28 @@ impl Runner {
             engine,
             position,
             outputs,
-            folder,
-            world,
+            state_dir,
+            fingerprint,
             save_every: settings.join.save_every_events,
             saved_at: position,
-            looked: Instant::now(),
+            reported: Instant::now(),
             joiner,
         };
         runner.outputs.begin(&runner.joiner)?;
-        runner.adopt()?;
+        runner.apply_options()?;
         if fresh {
-            // What it goes by is written before anything is made by it.
+            // The options are saved before any record is written with them.
             runner.save()?;
         }
         Ok(runner)
     }
 
-    /// Joins until it is told to stop, then saves the state. `passed` is told how far it is.
+    /// Joins until shutdown, then saves the state. Calls `passed` after each step.
     ///
     /// # Errors
-    /// An event that cannot be read, another writer of its streams, a state that cannot be saved.
-    pub fn run(mut self, mut passed: impl FnMut(Passed)) -> Result<()> {
+    /// An event cannot be decoded, another process writes to the output streams, or the state
+    /// cannot be saved.
+    pub fn run(mut self, mut passed: impl FnMut(JoinerPosition)) -> Result<()> {
         let stop = self.outputs.stop.clone();
         passed(self.passed());
         while !stop.is_requested() {
@@ -130,7 +135,8 @@ impl Runner {
         self.save()
     }
 
-    /// Takes the next events, as many as are there; waits for the first. How many they were.
+    /// Processes the available events, after waiting up to `wait` for the first; returns their
+    /// number.
     ///
     /// # Errors
     /// As [`Runner::run`].
@@ -138,45 +144,45 @@ impl Runner {
         let stored = match self.reader.next(READ, wait) {
             Ok(stored) => stored,
             Err(error) => {
-                self.reopen(error)?;
+                self.reopen_reader(error)?;
                 return Ok(0);
             }
         };
         for record in &stored {
-            let fact = Fact::decode(&record.payload)
-                .map_err(|error| Error::invalid(format!("event {}: {error}", record.position)))?;
-            self.joiner.take(fact, &mut self.outputs);
+            let event = EventRecord::decode(&record.payload)
+                .map_err(|error| Error::internal(format!("event {}: {error}", record.position)))?;
+            self.joiner.take(event, &mut self.outputs);
         }
         self.outputs.flush()?;
         if let Some(last) = stored.last() {
             self.position = last.position + 1;
         }
-        self.adopt()?;
+        self.apply_options()?;
         if self.position - self.saved_at >= self.save_every {
             self.save()?;
         }
-        self.look(stored.is_empty());
+        self.report_progress(stored.is_empty());
         Ok(stored.len())
     }
 
-    /// How far it is.
-    pub fn passed(&self) -> Passed {
-        Passed { events: self.position, outcomes: self.outputs.outcomes.end }
+    /// How far the joiner is.
+    pub fn passed(&self) -> JoinerPosition {
+        JoinerPosition { events: self.position, outcomes: self.outputs.outcomes.end }
     }
 
-    /// Writes the state down.
+    /// Saves the state.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file cannot be written.
     pub fn save(&mut self) -> Result<()> {
-        let folder = &self.folder;
-        self.joiner.save(self.position, &self.world, |saved| folder.write(saved))?;
+        let state_dir = &self.state_dir;
+        self.joiner.save(self.position, &self.fingerprint, |saved| state_dir.write(saved))?;
         self.saved_at = self.position;
         Ok(())
     }
 
-    /// Goes by the options that are wanted as soon as nothing that was made by others is to be made again.
-    fn adopt(&mut self) -> Result<()> {
+    /// Applies changed options as soon as no record needs to be produced again.
+    fn apply_options(&mut self) -> Result<()> {
         if !self.outputs.caught_up() {
             return Ok(());
         }
@@ -187,8 +193,8 @@ impl Runner {
         Ok(())
     }
 
-    /// An engine that was gone for a while is no reason to give up.
-    fn reopen(&mut self, error: Error) -> Result<()> {
+    /// Opens the events stream again after a failed read, unless the events were deleted.
+    fn reopen_reader(&mut self, error: Error) -> Result<()> {
         tracing::warn!(%error, "events cannot be read; trying again");
         std::thread::sleep(IDLE);
         let kept = self.engine.span(&Topic::events());
@@ -201,12 +207,12 @@ impl Runner {
         Ok(())
     }
 
-    /// Says how far it is, about once a second.
-    fn look(&mut self, idle: bool) {
-        if !idle && self.looked.elapsed() < Duration::from_secs(1) {
+    /// Reports the progress about once a second.
+    fn report_progress(&mut self, idle: bool) {
+        if !idle && self.reported.elapsed() < Duration::from_secs(1) {
             return;
         }
-        self.looked = Instant::now();
+        self.reported = Instant::now();
         if let Ok(kept) = self.engine.span(&Topic::events()) {
             let lag = kept.end.saturating_sub(self.position);
             let (impressions, orphans) = self.joiner.held();
@@ -220,17 +226,8 @@ impl Runner {
     }
 }
 
-/// What the joiner goes by, as it is configured.
-pub fn options(settings: &JoinerSettings) -> Options {
-    Options {
-        settings: settings.join.clone(),
-        history_len: settings.history_len,
-        max_targets: settings.max_targets,
-    }
-}
-
-/// What a saved state was made for.
-pub fn world(dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
+/// Describes the data set, schema and settings that a saved state is valid for.
+pub fn state_fingerprint(dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
     let schema = toml::to_string(&*dataset.schema)
         .map_err(|error| Error::data(&dataset.dir, error.to_string()))?;
     let until = settings.until_ms;
@@ -238,13 +235,15 @@ pub fn world(dataset: &Dataset, settings: &JoinerSettings) -> Result<String> {
     Ok(format!("schema {hash:08x}, {rows} impressions, until {until:?}, {:?}", settings.features))
 }
 
-fn refuse_other(world: &str, saved: &SavedJoiner, dir: &Path) -> Result<()> {
-    if saved.world == world {
+fn check_fingerprint(fingerprint: &str, saved: &SavedJoiner, dir: &Path) -> Result<()> {
+    if saved.fingerprint == fingerprint {
         return Ok(());
     }
     let why = format!(
-        "this state was made over another data set or other [timeline] or [features]: {}; now there is {world}. Go back to those, or move the folder away: joining then begins at the first event again",
-        saved.world
+        "the state belongs to another data set or to other [timeline] or [features] settings: {}; \
+         now they are {fingerprint}. Restore those, or move the folder away to begin at the first \
+         event again",
+        saved.fingerprint
     );
     Err(Error::data(dir, why))
 }

@@ -1,48 +1,49 @@
-//! A joiner in a form that can be written down: its features, the impressions
-//! that wait or can be corrected, the delays it saw, and where it stands.
+//! A joiner's state in serialised form: its features, pending requests, observed delays, and its
+//! position in the `events` stream.
 
 use std::sync::Arc;
 
-use hypercast_fm::example::{Example, Item, Outcome, Target, User};
-use serde::{Deserialize, Serialize};
-
-use super::{
-    core::Joiner,
-    delays::Delays,
-    made::{Counts, Options},
-    memory::{Orphans, Seen},
-    unit::{Row, Unit},
-};
-use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_data::features::{
     FeatureState,
     saved::{SavedEvent, SavedState, Shelf, Shelving, on_shelf},
 };
+use hypercast_fm::example::{Example, Item, Outcome, Target, User};
+use serde::{Deserialize, Serialize};
 
-/// A joiner as of a position in the `events` stream.
+use super::{
+    Joiner, JoinerCounts, JoinerOptions,
+    delays::OutcomeDelays,
+    pending::{PendingImpression, PendingRequest},
+    waiting::{OrphanActions, SeenImpressions},
+};
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// A joiner's state at a position in the `events` stream. The file is encoded by position: fields
+/// must not be reordered.
 #[derive(Serialize, Deserialize)]
 pub(super) struct SavedJoiner {
-    /// The next event.
+    /// The position of the next event.
     pub(super) position: u64,
-    /// What it was made for; another data set is another beginning.
-    pub(super) world: String,
-    options: Options,
+    /// What the state was built for; it does not fit another data set
+    /// ([`super::state_fingerprint`]).
+    pub(super) fingerprint: String,
+    options: JoinerOptions,
     state: SavedState,
     shelf: Shelf,
-    units: Vec<(u64, SavedUnit)>,
-    kept: Vec<u64>,
+    pending: Vec<(u64, SavedRequest)>,
+    joined: Vec<u64>,
     requests: Vec<(u64, u64)>,
-    next: u64,
-    delays: Delays,
+    next_sequence: u64,
+    delays: OutcomeDelays,
     clock_ms: i64,
     swept_ms: i64,
-    orphans: Orphans,
-    seen: Seen,
-    counts: Counts,
+    orphans: OrphanActions,
+    seen: SeenImpressions,
+    counts: JoinerCounts,
 }
 
 #[derive(Serialize, Deserialize)]
-struct SavedUnit {
+struct SavedRequest {
     request: u64,
     part: u32,
     example_request: u64,
@@ -51,9 +52,9 @@ struct SavedUnit {
     time_ms: i64,
     history: Vec<SavedEvent>,
     targets: Vec<SavedTarget>,
-    rows: Vec<Row>,
+    rows: Vec<PendingImpression>,
     ingested_ms: i64,
-    left_ms: Option<i64>,
+    joined_ms: Option<i64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,25 +66,26 @@ struct SavedTarget {
 }
 
 impl Joiner {
-    /// What is to be written down. Orphans and what was seen are lent, not copied, so it is handed to `write` at once.
+    /// Passes the state to `write`. Orphans and seen impressions are lent to it instead of copied.
     pub(super) fn save(
         &mut self,
         position: u64,
-        world: &str,
+        fingerprint: &str,
         write: impl FnOnce(&SavedJoiner) -> Result<()>,
     ) -> Result<()> {
         let mut shelving = Shelving::new(&self.state);
-        let units = self.units.iter().map(|(&at, unit)| (at, save(unit, &mut shelving))).collect();
+        let pending = self.pending.iter();
+        let pending = pending.map(|(&at, request)| (at, save(request, &mut shelving))).collect();
         let saved = SavedJoiner {
             position,
-            world: world.to_owned(),
+            fingerprint: fingerprint.to_owned(),
             options: self.options.clone(),
             shelf: shelving.finish(),
             state: self.state.saved(),
-            units,
-            kept: self.kept().iter().copied().collect(),
-            requests: self.requests.iter().map(|(&request, &unit)| (request, unit)).collect(),
-            next: self.next,
+            pending,
+            joined: self.joined().iter().copied().collect(),
+            requests: self.requests.iter().map(|(&request, &newest)| (request, newest)).collect(),
+            next_sequence: self.next_sequence,
             delays: self.delays.clone(),
             clock_ms: self.clock_ms,
             swept_ms: self.swept_ms,
@@ -96,41 +98,44 @@ impl Joiner {
         written
     }
 
-    /// The joiner that was written down, over a state that knows the data set's items and users alone.
+    /// Restores a joiner, over a feature state that has only the data set's items and users.
     ///
     /// # Errors
-    /// What was written for another schema.
+    /// The state was saved for another schema.
     pub(super) fn restore(mut state: FeatureState, saved: SavedJoiner) -> Result<Joiner> {
         let items = saved.shelf.items(&state);
         state.restore(saved.state)?;
         let mut joiner = Joiner::new(state, saved.options);
-        for (at, unit) in saved.units {
-            joiner.units.insert(at, load(unit, &items)?);
+        for (at, request) in saved.pending {
+            joiner.pending.insert(at, load(request, &items)?);
         }
-        joiner.next = saved.next;
-        let mut named = saved.kept.iter().chain(saved.requests.iter().map(|(_, unit)| unit));
-        let whole = named.all(|at| joiner.units.contains_key(at));
+        joiner.next_sequence = saved.next_sequence;
+        let mut named = saved.joined.iter().chain(saved.requests.iter().map(|(_, newest)| newest));
+        let whole = named.all(|at| joiner.pending.contains_key(at));
         if !whole || !joiner.fits(&saved.delays) {
-            return Err(Error::invalid("a saved joiner is of another schema"));
+            return Err(Error::refused(
+                "the saved joiner does not fit the schema; restore the schema, or move the state away to \
+                 begin at the first event again",
+            ));
         }
         joiner.delays = saved.delays;
         joiner.requests = saved.requests.into_iter().collect();
         (joiner.clock_ms, joiner.swept_ms) = (saved.clock_ms, saved.swept_ms);
         (joiner.orphans, joiner.seen, joiner.counts) = (saved.orphans, saved.seen, saved.counts);
-        joiner.index(saved.kept.into());
+        joiner.index(saved.joined.into());
         Ok(joiner)
     }
 
-    fn fits(&self, delays: &Delays) -> bool {
+    fn fits(&self, delays: &OutcomeDelays) -> bool {
         let surfaces = self.state.schema().surfaces.len();
         delays.shape() == self.delays.shape()
-            && self.units.values().all(|unit| usize::from(unit.example.surface) < surfaces)
+            && self.pending.values().all(|request| usize::from(request.example.surface) < surfaces)
     }
 }
 
-fn save(unit: &Unit, shelving: &mut Shelving<'_>) -> SavedUnit {
-    let Unit { request, part, ref example, ref rows, ingested_ms, left_ms } = *unit;
-    SavedUnit {
+fn save(request: &PendingRequest, shelving: &mut Shelving<'_>) -> SavedRequest {
+    let PendingRequest { request, part, ref example, ref rows, ingested_ms, joined_ms } = *request;
+    SavedRequest {
         request,
         part,
         example_request: example.request,
@@ -141,7 +146,7 @@ fn save(unit: &Unit, shelving: &mut Shelving<'_>) -> SavedUnit {
         targets: example.targets.iter().map(|target| save_target(target, shelving)).collect(),
         rows: rows.clone(),
         ingested_ms,
-        left_ms,
+        joined_ms,
     }
 }
 
@@ -154,8 +159,8 @@ fn save_target(target: &Target, shelving: &mut Shelving<'_>) -> SavedTarget {
     }
 }
 
-fn load(saved: SavedUnit, items: &[Arc<Item>]) -> Result<Unit> {
-    let SavedUnit { request, part, rows, ingested_ms, left_ms, surface, time_ms, .. } = saved;
+fn load(saved: SavedRequest, items: &[Arc<Item>]) -> Result<PendingRequest> {
+    let SavedRequest { request, part, rows, ingested_ms, joined_ms, surface, time_ms, .. } = saved;
     let target = |saved: SavedTarget| {
         let SavedTarget { item, ids, features, outcome } = saved;
         Ok(Target { item: on_shelf(items, item)?, ids, features, outcome, truth: Vec::new() })
@@ -168,5 +173,5 @@ fn load(saved: SavedUnit, items: &[Arc<Item>]) -> Result<Unit> {
         history: saved.history.into_iter().map(|e| Ok(e.event(items)?)).collect::<Result<_>>()?,
         targets: saved.targets.into_iter().map(target).collect::<Result<_>>()?,
     };
-    Ok(Unit { request, part, example, rows, ingested_ms, left_ms })
+    Ok(PendingRequest { request, part, example, rows, ingested_ms, joined_ms })
 }

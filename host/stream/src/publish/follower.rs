@@ -1,8 +1,9 @@
-//! The server's side: publications in order, each whole and checked, or none.
+//! The server's side: reads publications in order; returns each complete and checked, or not at
+//! all.
 //!
-//! It begins at the newest whole snapshot. A delta is given out only if it goes on from what was given out last;
-//! anything torn, damaged, foreign or out of order is refused with its reason, counted, and changes nothing:
-//! the old weights stay until the next snapshot. What weights are for is the caller's business.
+//! A follower begins at the newest complete snapshot. It returns a delta only if it continues the
+//! publication returned before. Anything incomplete, damaged, foreign or out of order is logged,
+//! counted and skipped, and the old weights stay until the next snapshot.
 
 use std::{
     collections::VecDeque,
@@ -13,19 +14,19 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Header, Publication, PublicationKind,
-    publisher::Tail,
-    wire::{self, Body, Envelope, Total},
+    Publication, PublicationHeader, PublicationKind,
+    codec::{self, RecordBody, RecordEnvelope, WeightsTotal},
+    publisher::PublishedTail,
 };
-use crate::engine::{Engine, Reader, Stored, Topic};
 use crate::error::Result;
+use crate::streams::{Reader, StreamEngine, StreamRecord, Topic};
 
-/// Records read at once.
+/// Records per read.
 const RECORDS: usize = 8;
 
-/// Where a follower is: after the publication that it gave out last.
+/// A follower's position, after the publication that it returned last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct At {
+pub struct FollowerPosition {
     /// The publisher's chain.
     pub chain: u64,
     /// The publication's number.
@@ -34,119 +35,116 @@ pub struct At {
     pub position: u64,
 }
 
-/// How much was refused, since the follower was opened.
+/// What a follower refused since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Refusals {
-    /// Records that are damaged.
+    /// Damaged records.
     pub damaged: u64,
-    /// Records of another publication than the one that they are in.
+    /// Records of another publication than the one around them.
     pub foreign: u64,
-    /// Publications without their end.
+    /// Publications without an end.
     pub torn: u64,
-    /// Deltas that go on from other weights.
+    /// Deltas that continue other weights.
     pub out_of_chain: u64,
 }
 
 /// Follows one model's published weights.
-pub struct Follower {
-    engine: Arc<dyn Engine>,
+pub struct PublicationFollower {
+    engine: Arc<dyn StreamEngine>,
     topic: Topic,
     reader: Box<dyn Reader>,
-    read: VecDeque<Stored>,
-    at: Option<At>,
-    coming: Option<Coming>,
-    /// A publication that was refused; what is left of it is passed over.
+    read: VecDeque<StreamRecord>,
+    at: Option<FollowerPosition>,
+    partial: Option<PartialPublication>,
+    /// A refused publication; its remaining records are skipped.
     refused: Option<(u64, u64)>,
     refusals: Refusals,
 }
 
-/// A publication that is not whole yet.
-struct Coming {
-    envelope: Envelope,
-    total: Total,
+/// A publication whose end was not read yet.
+struct PartialPublication {
+    envelope: RecordEnvelope,
+    total: WeightsTotal,
     dim: usize,
-    found: Total,
+    found: WeightsTotal,
     checksum: u64,
     publication: Publication,
 }
 
-/// What a record made of what came before it.
-enum Step {
-    /// More is to come, or it is of no interest.
-    On,
-    /// A publication is whole.
-    Whole(Box<Publication>),
-}
-
-impl Follower {
-    /// Follows from the newest whole snapshot on, or from the first that will be there.
+impl PublicationFollower {
+    /// Follows from the newest complete snapshot, or from the first one to come.
     ///
     /// # Errors
-    /// An engine that cannot be reached.
-    pub fn open(engine: Arc<dyn Engine>, topic: Topic) -> Result<Follower> {
-        let from = newest(&*engine, &topic)?;
+    /// The engine cannot be reached.
+    pub fn open(engine: Arc<dyn StreamEngine>, topic: Topic) -> Result<PublicationFollower> {
+        let from = newest_snapshot(&*engine, &topic)?;
         let reader = engine.reader(&topic, from)?;
-        Ok(Self::with(engine, topic, reader, None))
+        Ok(Self::from_reader(engine, topic, reader, None))
     }
 
-    /// Goes on where another follower was, with the weights that it had.
+    /// Continues where another follower stopped, with the weights that it had.
     ///
     /// # Errors
-    /// An engine that cannot be reached.
-    pub fn resume(engine: Arc<dyn Engine>, topic: Topic, at: At) -> Result<Follower> {
+    /// The engine cannot be reached.
+    pub fn resume(
+        engine: Arc<dyn StreamEngine>,
+        topic: Topic,
+        at: FollowerPosition,
+    ) -> Result<PublicationFollower> {
         let span = engine.span(&topic)?;
-        // What is no longer kept is made up for by a snapshot.
+        // A snapshot replaces what was deleted.
         let from = if span.contains(&at.position) || at.position == span.end {
             at.position
         } else {
-            newest(&*engine, &topic)?
+            newest_snapshot(&*engine, &topic)?
         };
         let reader = engine.reader(&topic, from)?;
-        Ok(Self::with(engine, topic, reader, Some(at)))
+        Ok(Self::from_reader(engine, topic, reader, Some(at)))
     }
 
-    fn with(
-        engine: Arc<dyn Engine>,
+    fn from_reader(
+        engine: Arc<dyn StreamEngine>,
         topic: Topic,
         reader: Box<dyn Reader>,
-        at: Option<At>,
-    ) -> Follower {
+        at: Option<FollowerPosition>,
+    ) -> PublicationFollower {
         let (read, refusals) = (VecDeque::new(), Refusals::default());
-        Self { engine, topic, reader, read, at, coming: None, refused: None, refusals }
+        Self { engine, topic, reader, read, at, partial: None, refused: None, refusals }
     }
 
-    /// Where it is; none before the first publication.
-    pub fn at(&self) -> Option<At> {
+    /// The current position; `None` before the first publication.
+    pub fn at(&self) -> Option<FollowerPosition> {
         self.at
     }
 
-    /// What it refused.
+    /// What was refused so far.
     pub fn refusals(&self) -> Refusals {
         self.refusals
     }
 
-    /// The next publication; where there is none yet, waits for it up to `wait`.
+    /// The next publication; waits for it up to `wait`.
     ///
     /// # Errors
-    /// An engine that cannot be reached. It can be called again.
+    /// The engine cannot be reached.
     pub fn next(&mut self, wait: Duration) -> Result<Option<Publication>> {
         let until = Instant::now() + wait;
         loop {
             while let Some(record) = self.read.pop_front() {
-                if let Step::Whole(publication) = self.take(record) {
-                    return Ok(Some(*publication));
+                if let Some(publication) = self.take(record) {
+                    return Ok(Some(publication));
                 }
             }
             let left = until.saturating_duration_since(Instant::now());
             let position = self.reader.position();
             match self.reader.next(RECORDS, left) {
                 Ok(records) => self.read.extend(records),
-                // It lagged so far behind that records are gone.
+                // The follower lagged so far behind that records were deleted.
                 Err(_) if position < self.engine.span(&self.topic)?.start => {
-                    tracing::warn!(topic = %self.topic, position, "published weights are gone before they were read; going on at the newest snapshot");
-                    self.coming = None;
-                    self.reader =
-                        self.engine.reader(&self.topic, newest(&*self.engine, &self.topic)?)?;
+                    tracing::warn!(topic = %self.topic, position, "published weights were deleted before they were read; continuing at the newest snapshot");
+                    self.partial = None;
+                    self.reader = self
+                        .engine
+                        .reader(&self.topic, newest_snapshot(&*self.engine, &self.topic)?)?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -157,140 +155,154 @@ impl Follower {
         }
     }
 
-    fn take(&mut self, record: Stored) -> Step {
-        let (envelope, body) = match wire::decode(&record.payload) {
+    /// Processes a record; returns the publication that it completes, if any.
+    fn take(&mut self, record: StreamRecord) -> Option<Publication> {
+        let (envelope, body) = match codec::decode(&record.payload) {
             Ok(found) => found,
             Err(why) => {
-                self.refusals.damaged += 1;
-                return self.refuse(record.position, None, &why);
+                return self.refuse(|counts| &mut counts.damaged, record.position, None, &why);
             }
         };
         match body {
-            Body::Begin { header, total, dim } => {
-                self.begin(&record, envelope, Publication::empty(*header), (total, dim))
+            RecordBody::Begin { header, total, dim } => {
+                self.begin(record.position, PartialPublication::new(envelope, *header, total, dim))
             }
-            Body::Part(_) | Body::End { .. } if self.refused == Some(envelope.publication()) => {
-                Step::On
+            RecordBody::Part(_) | RecordBody::End { .. }
+                if self.refused == Some(envelope.publication()) =>
+            {
+                None
             }
-            Body::Part(packed) => self.on(record.position, envelope, |coming| {
-                coming.checksum = packed.digest(coming.checksum);
-                let part = packed.unpack(coming.dim)?;
-                coming.found.add(&part);
-                if !coming.found.is_within(&coming.total) {
-                    return Err("it has more weights than it said".into());
+            RecordBody::Part(packed) => self.next_part(record.position, envelope, |partial| {
+                partial.checksum = packed.digest(partial.checksum);
+                let part = packed.unpack(partial.dim)?;
+                partial.found.add(&part);
+                if !partial.found.is_within(&partial.total) {
+                    return Err("it has more weights than announced".into());
                 }
-                let Publication { blocks, ids, rows, removed, .. } = &mut coming.publication;
+                let Publication { blocks, ids, rows, removed, .. } = &mut partial.publication;
                 blocks.extend(part.blocks);
                 ids.extend(part.ids);
                 rows.extend(part.rows);
                 removed.extend(part.removed);
                 Ok(false)
             }),
-            Body::End { checksum, .. } => self.on(record.position, envelope, |coming| {
-                match coming.found == coming.total && coming.checksum == checksum {
-                    true => Ok(true),
-                    false => Err("its checksum differs".into()),
-                }
-            }),
+            RecordBody::End { checksum, .. } => {
+                self.next_part(record.position, envelope, |partial| {
+                    if partial.found != partial.total || partial.checksum != checksum {
+                        return Err("its checksum is wrong".into());
+                    }
+                    Ok(true)
+                })
+            }
         }
     }
 
-    fn begin(
-        &mut self,
-        record: &Stored,
-        envelope: Envelope,
-        publication: Publication,
-        (total, dim): (Total, usize),
-    ) -> Step {
-        if self.coming.take().is_some() {
+    fn begin(&mut self, position: u64, begun: PartialPublication) -> Option<Publication> {
+        if self.partial.take().is_some() {
             self.refusals.torn += 1;
-            tracing::warn!(topic = %self.topic, position = record.position, "published weights have no end; the old ones stay");
+            tracing::warn!(
+                topic = %self.topic,
+                position,
+                "a publication has no end; the previous weights stay"
+            );
         }
-        let Header { kind, sequence, parent, .. } = publication.header;
+        let envelope = begun.envelope;
+        let PublicationHeader { kind, sequence, parent, .. } = begun.publication.header;
         let this = Some(envelope.publication());
-        if envelope.begin != record.position
-            || envelope.number != 0
-            || sequence != envelope.sequence
-        {
-            self.refusals.foreign += 1;
-            return self.refuse(record.position, this, "it is in another place than it says");
+        if (envelope.begin, envelope.number, envelope.sequence) != (position, 0, sequence) {
+            return self.refuse(
+                |counts| &mut counts.foreign,
+                position,
+                this,
+                "its position or number is not the announced one",
+            );
         }
-        let goes_on = self.at.is_some_and(|at| {
+        let continues = self.at.is_some_and(|at| {
             at.chain == envelope.chain
                 && at.sequence == parent
                 && parent.checked_add(1) == Some(sequence)
         });
-        if kind == PublicationKind::Delta && !goes_on {
-            self.refusals.out_of_chain += 1;
-            return self.refuse(record.position, this, "it goes on from other weights");
+        if kind == PublicationKind::Delta && !continues {
+            return self.refuse(
+                |counts| &mut counts.out_of_chain,
+                position,
+                this,
+                "it continues other weights",
+            );
         }
-        if let Err(why) = total.check(dim) {
-            self.refusals.damaged += 1;
-            return self.refuse(record.position, this, &why);
+        if let Err(why) = begun.total.check(begun.dim) {
+            return self.refuse(|counts| &mut counts.damaged, position, this, &why);
         }
-        let (found, checksum) = (Total::default(), 0);
-        self.coming = Some(Coming { envelope, total, dim, found, checksum, publication });
-        Step::On
+        self.partial = Some(begun);
+        None
     }
 
-    /// Takes a record of the publication that is coming; `take` says whether it is the last.
-    fn on(
+    /// Processes a record of the current publication; `take` returns whether it is the last one.
+    fn next_part(
         &mut self,
         position: u64,
-        envelope: Envelope,
-        take: impl FnOnce(&mut Coming) -> std::result::Result<bool, String>,
-    ) -> Step {
+        envelope: RecordEnvelope,
+        take: impl FnOnce(&mut PartialPublication) -> std::result::Result<bool, String>,
+    ) -> Option<Publication> {
         let this = Some(envelope.publication());
-        let Some(coming) = &mut self.coming else {
-            self.refusals.foreign += 1;
+        let Some(partial) = &mut self.partial else {
             return self.refuse(
+                |counts| &mut counts.foreign,
                 position,
                 this,
-                "it is of a publication whose beginning was not read",
+                "the beginning of its publication was not read",
             );
         };
-        let number = coming.envelope.number + 1;
-        if envelope != (Envelope { number, ..coming.envelope }) {
-            self.refusals.foreign += 1;
+        let number = partial.envelope.number + 1;
+        if envelope != (RecordEnvelope { number, ..partial.envelope }) {
             return self.refuse(
+                |counts| &mut counts.foreign,
                 position,
                 this,
-                "it is of another publication, or records are missing",
+                "it belongs to another publication, or records are missing",
             );
         }
-        coming.envelope.number = number;
-        match take(coming) {
-            Ok(false) => Step::On,
+        partial.envelope.number = number;
+        match take(partial) {
+            Ok(false) => None,
             Ok(true) => {
-                let coming = self.coming.take().expect("it was there");
-                let Envelope { chain, sequence, .. } = envelope;
-                self.at = Some(At { chain, sequence, position: position + 1 });
-                Step::Whole(Box::new(coming.publication))
+                let partial = self.partial.take().expect("matched above");
+                let RecordEnvelope { chain, sequence, .. } = envelope;
+                self.at = Some(FollowerPosition { chain, sequence, position: position + 1 });
+                Some(partial.publication)
             }
-            Err(why) => {
-                self.refusals.damaged += 1;
-                self.refuse(position, this, &why)
-            }
+            Err(why) => self.refuse(|counts| &mut counts.damaged, position, this, &why),
         }
     }
 
-    /// Refuses a record, and with it the publication that it is in.
-    fn refuse(&mut self, position: u64, publication: Option<(u64, u64)>, why: &str) -> Step {
-        let in_way = self.coming.take().map(|coming| coming.envelope.publication());
+    /// Counts and refuses a record and its publication.
+    fn refuse(
+        &mut self,
+        count: impl Fn(&mut Refusals) -> &mut u64,
+        position: u64,
+        publication: Option<(u64, u64)>,
+        why: &str,
+    ) -> Option<Publication> {
+        *count(&mut self.refusals) += 1;
+        let in_way = self.partial.take().map(|partial| partial.envelope.publication());
         self.refused = publication.or(in_way);
-        tracing::warn!(topic = %self.topic, position, "published weights are refused: {why}; the old ones stay");
-        Step::On
+        tracing::warn!(
+            topic = %self.topic,
+            position,
+            "refused published weights: {why}; the previous weights stay"
+        );
+        None
     }
 }
 
-impl Envelope {
+impl RecordEnvelope {
     fn publication(&self) -> (u64, u64) {
         (self.chain, self.sequence)
     }
 }
 
-impl Total {
-    fn is_within(&self, most: &Total) -> bool {
+impl WeightsTotal {
+    fn is_within(&self, most: &WeightsTotal) -> bool {
         self.blocks <= most.blocks
             && self.values <= most.values
             && self.rows <= most.rows
@@ -298,16 +310,23 @@ impl Total {
     }
 }
 
-impl Publication {
-    fn empty(header: Header) -> Publication {
+impl PartialPublication {
+    fn new(
+        envelope: RecordEnvelope,
+        header: PublicationHeader,
+        total: WeightsTotal,
+        dim: usize,
+    ) -> PartialPublication {
         let (blocks, ids, rows, removed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Publication { header, blocks, ids, rows, removed }
+        let publication = Publication { header, blocks, ids, rows, removed };
+        let found = WeightsTotal::default();
+        PartialPublication { envelope, total, dim, found, checksum: 0, publication }
     }
 }
 
-/// Where to begin to follow.
-fn newest(engine: &dyn Engine, topic: &Topic) -> Result<u64> {
+/// Where a new follower begins.
+fn newest_snapshot(engine: &dyn StreamEngine, topic: &Topic) -> Result<u64> {
     let span = engine.span(topic)?;
-    let tail = Tail::of(engine, topic)?;
+    let tail = PublishedTail::of(engine, topic)?;
     Ok(tail.snapshot.filter(|at| span.contains(at)).unwrap_or(span.start))
 }

@@ -1,21 +1,24 @@
-//! What is published of a model and how it is taken over: an FM in training, an expert's parameters.
+//! Adapters between publications and the models: an FM in training, and an expert's parameters.
 //!
-//! Here alone publications meet the models' own types. Whether an update fits is checked by the models.
+//! Only this module knows the models' types. The models check whether an update fits.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
+use hypercast_expert::Parameters;
 use hypercast_fm::{
     checkpoint::FmManifest,
     update::{TrainedWeights, WeightTensor, WeightUpdate},
 };
 use hypercast_store::Store;
 
-use super::{DenseTensor, Follower, Publication, PublicationKind, Rows, TensorSlice, Weights};
-use crate::engine::{Engine, Topic};
+use super::{
+    DenseTensor, Publication, PublicationFollower, PublicationKind, TensorSlice, WeightRows,
+    WeightSource,
+};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_expert::Parameters;
+use crate::streams::{StreamEngine, Topic};
 
-impl Weights for TrainedWeights<'_> {
+impl WeightSource for TrainedWeights<'_> {
     fn manifest(&self) -> String {
         serde_json::to_string(&self.manifest).expect("a manifest is plain values")
     }
@@ -27,12 +30,12 @@ impl Weights for TrainedWeights<'_> {
             .collect()
     }
 
-    fn rows(&self) -> Option<&dyn Rows> {
+    fn rows(&self) -> Option<&dyn WeightRows> {
         Some(self.rows)
     }
 }
 
-impl Rows for Store {
+impl WeightRows for Store {
     fn dim(&self) -> usize {
         Store::dim(self)
     }
@@ -66,55 +69,54 @@ impl Rows for Store {
     }
 }
 
-impl Weights for Parameters {
+impl WeightSource for Parameters {
     fn manifest(&self) -> String {
         serde_json::to_string(&self.provenance).expect("a provenance is plain values")
     }
 
     fn dense(&self) -> Vec<DenseTensor<'_>> {
-        let tensor = |(name, shape, values)| DenseTensor { name, shape, values };
-        self.tensors().map(tensor).collect()
+        let tensors = self.tensors();
+        tensors.map(|(name, shape, values)| DenseTensor { name, shape, values }).collect()
     }
 
-    fn rows(&self) -> Option<&dyn Rows> {
+    fn rows(&self) -> Option<&dyn WeightRows> {
         None
     }
 }
 
-/// A publication of an FM, for [`hypercast_fm::inference::FoundationModel::update`].
+/// Converts a publication of an FM for [`hypercast_fm::inference::FoundationModel::update`].
 ///
 /// # Errors
-/// A manifest that cannot be read: it is not of an FM, or of another version's.
+/// The manifest cannot be read: the publication is not of an FM, or of another version of this
+/// program.
 pub fn fm_update(publication: Publication) -> Result<WeightUpdate> {
     let Publication { header, blocks, ids, rows, removed } = publication;
     let manifest: FmManifest = serde_json::from_str(&header.manifest).map_err(|error| {
-        Error::invalid(format!("published weights: the manifest of an FM is not in them ({error})"))
+        Error::internal(format!("published weights have no readable FM manifest: {error}"))
     })?;
-    let piece =
-        |TensorSlice { name, shape, start, values }| TensorSlice { name, shape, start, values };
-    let pieces = blocks.into_iter().map(piece).collect();
     let whole = header.kind == PublicationKind::Snapshot;
     Ok(WeightUpdate {
         complete: whole,
         manifest,
-        dense: pieces,
+        dense: blocks,
         row_ids: ids,
         rows,
         removed_row_ids: removed,
     })
 }
 
-/// Makes a checkpoint of what is published of an FM now, to be loaded with
-/// [`hypercast_fm::inference::load_updatable`] and to be followed from there. None if there is no snapshot yet.
+/// Writes the published weights of an FM as a checkpoint, to load with
+/// [`hypercast_fm::inference::load_updatable`], and returns a follower that continues from there. `None`
+/// if there is no snapshot yet. The returned publication has no weights.
 ///
 /// # Errors
-/// An engine that cannot be reached, weights that make no model, a full disk.
+/// The engine cannot be reached, the weights form no model, or the disk is full.
 pub fn bootstrap(
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     topic: Topic,
     dir: &Path,
-) -> Result<Option<(Publication, Follower)>> {
-    let mut follower = Follower::open(engine, topic)?;
+) -> Result<Option<(Publication, PublicationFollower)>> {
+    let mut follower = PublicationFollower::open(engine, topic)?;
     let Some(mut weights) = follower.next(std::time::Duration::ZERO)? else { return Ok(None) };
     while let Some(later) = follower.next(std::time::Duration::ZERO)? {
         weights.absorb(later)?;
@@ -126,54 +128,59 @@ pub fn bootstrap(
     Ok(Some((weights, follower)))
 }
 
-/// See [`Publication::absorb`].
-pub(super) fn absorb(own: &mut Publication, later: Publication) -> Result<()> {
-    if later.header.kind == PublicationKind::Snapshot {
-        *own = later;
-        return Ok(());
-    }
-    let width =
-        |publication: &Publication| publication.rows.len().checked_div(publication.ids.len());
-    if let (Some(dim), Some(was)) = (width(&later), width(own))
-        && dim != was
-    {
-        return Err(Error::invalid(format!(
-            "published weights: rows of {dim} values come after rows of {was}; they are not of one model"
-        )));
-    }
-    let dim = width(&later).unwrap_or(0);
-    own.header = super::Header { kind: own.header.kind, ..later.header };
-    for block in later.blocks {
-        patch(&mut own.blocks, &block)?;
-    }
-    let mut places: HashMap<u64, usize> =
-        own.ids.iter().enumerate().map(|(at, &id)| (id, at)).collect();
-    for (id, row) in later.ids.iter().zip(later.rows.chunks(dim.max(1))) {
-        match places.get(id) {
-            Some(at) => own.rows[at * dim..(at + 1) * dim].copy_from_slice(row),
-            None => {
-                places.insert(*id, own.ids.len());
-                own.ids.push(*id);
-                own.rows.extend_from_slice(row);
+impl Publication {
+    /// Applies a later publication, so that this one has the weights of both.
+    ///
+    /// # Errors
+    /// A block does not belong to a tensor of this publication: the two are not of one model.
+    pub fn absorb(&mut self, later: Publication) -> Result<()> {
+        if later.header.kind == PublicationKind::Snapshot {
+            *self = later;
+            return Ok(());
+        }
+        let width =
+            |publication: &Publication| publication.rows.len().checked_div(publication.ids.len());
+        if let (Some(dim), Some(was)) = (width(&later), width(self))
+            && dim != was
+        {
+            return Err(Error::internal(format!(
+                "published weights: rows of {dim} values follow rows of {was}; they are of different models"
+            )));
+        }
+        let dim = width(&later).unwrap_or(0);
+        self.header = super::PublicationHeader { kind: self.header.kind, ..later.header };
+        for block in later.blocks {
+            patch(&mut self.blocks, &block)?;
+        }
+        let mut index: HashMap<u64, usize> =
+            self.ids.iter().enumerate().map(|(at, &id)| (id, at)).collect();
+        for (id, row) in later.ids.iter().zip(later.rows.chunks(dim.max(1))) {
+            match index.get(id) {
+                Some(at) => self.rows[at * dim..(at + 1) * dim].copy_from_slice(row),
+                None => {
+                    index.insert(*id, self.ids.len());
+                    self.ids.push(*id);
+                    self.rows.extend_from_slice(row);
+                }
             }
         }
-    }
-    let width = width(own).unwrap_or(0);
-    for id in later.removed {
-        if let Some(at) = places.remove(&id) {
-            own.ids.swap_remove(at);
-            let last = own.rows.len() - width;
-            own.rows.copy_within(last.., at * width);
-            own.rows.truncate(last);
-            if let Some(&moved) = own.ids.get(at) {
-                places.insert(moved, at);
+        let width = width(self).unwrap_or(0);
+        for id in later.removed {
+            if let Some(at) = index.remove(&id) {
+                self.ids.swap_remove(at);
+                let last = self.rows.len() - width;
+                self.rows.copy_within(last.., at * width);
+                self.rows.truncate(last);
+                if let Some(&moved) = self.ids.get(at) {
+                    index.insert(moved, at);
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// Puts a block over those that hold its values.
+/// Copies a block's values over the blocks that contain them.
 fn patch(blocks: &mut [TensorSlice], new: &TensorSlice) -> Result<()> {
     let mut covered = 0;
     for block in
@@ -187,11 +194,11 @@ fn patch(blocks: &mut [TensorSlice], new: &TensorSlice) -> Result<()> {
             covered += to - from;
         }
     }
-    match covered == new.values.len() {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
-            "published weights: {} {:?} is not of this model",
-            new.name, new.shape
-        ))),
+    if covered == new.values.len() {
+        return Ok(());
     }
+    Err(Error::internal(format!(
+        "published weights: {} {:?} is not a tensor of this model",
+        new.name, new.shape
+    )))
 }

@@ -1,9 +1,9 @@
-//! The trainer's side: a snapshot first and now and then, deltas between.
+//! The trainer's side: publishes a snapshot first and from time to time, and deltas in between.
 //!
-//! Everything is relative to what this process has published (`mirror`), so a restarted trainer, which cannot know
-//! how far its saved weights are from those that it published last, begins with a snapshot. So does
-//! one whose append failed. It says where in the stream the newest snapshot is, and lets go of what is before
-//! the last but one.
+//! Deltas are relative to what this process published ([`super::published_state`]). A restarted
+//! trainer cannot know how far its saved weights are from the last published ones, so it begins
+//! with a snapshot; so does a trainer whose append failed. A snapshot deletes the records before
+//! the snapshot before it.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -12,263 +12,294 @@ use std::{
     time::Duration,
 };
 
+use hypercast_config::PublishSettings;
+use hypercast_core::clock::now_ms;
 use serde::Serialize;
 
 use super::{
-    Header, PublicationKind, TensorSlice, Weights,
-    mirror::{Delta, Mirror, ROWS},
-    wire::{self, Body, Envelope, PART_BYTES, Part, Total},
+    PublicationHeader, PublicationKind, TensorSlice, WeightRows, WeightSource,
+    codec::{self, PART_BYTES, RecordBody, RecordEnvelope, WeightsPart, WeightsTotal},
+    published_state::{Delta, PublishedState, ROWS},
 };
-use crate::engine::{Appender, Engine, MAX_RECORD_BYTES, Record, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::PublishSettings;
-use hypercast_core::clock::now_ms;
+use crate::streams::{Appender, MAX_RECORD_BYTES, Record, StreamEngine, Topic};
 
-/// What the trainer says of the weights; see [`Header`].
+/// How far the published weights were trained; see [`PublicationHeader`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Facts {
-    /// The stream's position up to which it had learned.
+pub struct TrainingPosition {
+    /// The stream position up to which the model was trained.
     pub trained_position: u64,
-    /// Time of the newest request learned from, milliseconds since the epoch.
+    /// The time of the newest request in training, milliseconds since the epoch.
     pub trained_until_ms: i64,
-    /// When the newest event that was learned from was taken in, milliseconds since the epoch.
+    /// When the newest event in training was received, milliseconds since the epoch.
     pub ingested_ms: i64,
 }
 
-/// What a publication was.
+/// The size of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Published {
-    /// Its number.
+pub struct PublicationStats {
+    /// The publication's number.
     pub sequence: u64,
-    /// All weights, or some.
+    /// Whether it has all weights.
     pub kind: PublicationKind,
-    /// Blocks of dense tensors.
+    /// The number of blocks of dense tensors.
     pub blocks: u64,
-    /// Rows.
+    /// The number of rows.
     pub rows: u64,
-    /// Rows that are gone.
+    /// The number of removed rows.
     pub removed: u64,
-    /// Bytes of weights and ids.
+    /// Bytes of weights and ids before compression.
     pub raw_bytes: u64,
     /// Bytes of the records.
     pub bytes: u64,
-    /// Bytes of all the weights and ids that there are.
+    /// Bytes of all weights and ids of the model.
     pub all_bytes: u64,
 }
 
 /// Publishes one model's weights.
 pub struct Publisher {
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     topic: Topic,
     appender: Arc<dyn Appender>,
     settings: PublishSettings,
     work: PathBuf,
-    /// Where the stream stands; none until it was looked at.
-    tail: Option<Tail>,
+    /// The end of the stream; `None` while it is unknown.
+    tail: Option<PublishedTail>,
     chain: u64,
     deltas: u32,
-    /// What was published; none before a snapshot.
-    mirror: Option<Mirror>,
+    /// The published weights; `None` before a snapshot.
+    state: Option<PublishedState>,
 }
 
 /// The end of a stream of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tail {
+pub(super) struct PublishedTail {
     /// The position after the last record.
     pub(super) end: u64,
     /// The next publication's number.
     pub(super) sequence: u64,
-    /// Where the newest whole snapshot begins.
+    /// The position of the newest complete snapshot.
     pub(super) snapshot: Option<u64>,
 }
 
 impl Publisher {
-    /// Opens a model's stream for publishing. `work` is a folder of this publisher alone, for what it published last;
-    /// it is replaced.
+    /// Opens a model's stream for publishing. `work` is a directory for this publisher alone; it is
+    /// replaced.
     ///
     /// # Errors
-    /// A stream that another process publishes to, or an engine that cannot be reached.
+    /// Another process publishes to the stream, or the engine cannot be reached.
     pub fn open(
-        engine: Arc<dyn Engine>,
+        engine: Arc<dyn StreamEngine>,
         topic: Topic,
         settings: PublishSettings,
         work: &Path,
     ) -> Result<Publisher> {
         let appender = engine.appender(&topic)?;
-        let tail = Some(Tail::of(&*engine, &topic)?);
+        let tail = Some(PublishedTail::of(&*engine, &topic)?);
         let work = work.to_path_buf();
         let chain = RandomState::new().build_hasher().finish();
-        Ok(Self { engine, topic, appender, settings, work, tail, chain, deltas: 0, mirror: None })
+        Ok(Self { engine, topic, appender, settings, work, tail, chain, deltas: 0, state: None })
     }
 
-    /// Whether a snapshot of the model is in the stream, from which a server can begin.
+    /// Whether the stream has a snapshot, from which a server can begin.
     pub fn has_snapshot(&self) -> bool {
         self.tail.is_some_and(|tail| tail.snapshot.is_some())
     }
 
-    /// Publishes what moved, or everything. When it returns the publication is durable.
+    /// Publishes what moved, or everything. The publication is durable when it returns.
     ///
     /// # Errors
-    /// What the engine says, or another publisher of the same model. The next publication is then a snapshot.
-    pub fn publish(&mut self, source: &dyn Weights, facts: Facts) -> Result<Published> {
-        let mirror = self.mirror.take();
-        let delta = match &mirror {
-            Some(mirror) if self.deltas < self.settings.snapshot_every => {
-                mirror.choose(source, &self.settings)?
+    /// The engine fails, or another process publishes the same model. The next publication is then
+    /// a snapshot.
+    pub fn publish(
+        &mut self,
+        source: &dyn WeightSource,
+        training: TrainingPosition,
+    ) -> Result<PublicationStats> {
+        let state = self.state.take();
+        let delta = match &state {
+            Some(state) if self.deltas < self.settings.snapshot_every => {
+                state.next_delta(source, &self.settings)?
             }
             _ => None,
         };
-        // Where an append fails, it is not known where the stream ends.
+        // After a failed append the end of the stream is unknown.
         let tail = match self.tail.take() {
             Some(tail) => tail,
-            None => Tail::of(&*self.engine, &self.topic)?,
+            None => PublishedTail::of(&*self.engine, &self.topic)?,
         };
-        match (delta, mirror) {
-            (Some(delta), Some(mirror)) => self.delta(source, facts, (tail, delta, mirror)),
-            _ => self.snapshot(source, facts, tail),
+        match (delta, state) {
+            (Some(delta), Some(state)) => {
+                let header = self.header(source, training, PublicationKind::Delta, tail);
+                self.publish_delta(source, header, tail, UnsentDelta { delta, state })
+            }
+            _ => {
+                let header = self.header(source, training, PublicationKind::Snapshot, tail);
+                self.publish_snapshot(source, header, tail)
+            }
         }
     }
 
-    fn delta(
+    fn publish_delta(
         &mut self,
-        source: &dyn Weights,
-        facts: Facts,
-        (tail, delta, mut mirror): (Tail, Delta, Mirror),
-    ) -> Result<Published> {
-        let dim = source.rows().map_or(0, super::Rows::dim);
-        let total = Total {
-            blocks: delta.blocks.len() as u64,
-            values: delta.blocks.iter().map(|block| block.values.len() as u64).sum(),
-            rows: delta.ids.len() as u64,
-            removed: delta.removed.len() as u64,
-        };
-        let header = self.header(source, facts, (PublicationKind::Delta, tail));
-        let mut sending = self.begin(header, (total, dim), tail)?;
-        for removed in delta.removed.chunks(PART_BYTES / 8) {
-            sending.add(Part { removed: removed.into(), ..Part::default() })?;
+        source: &dyn WeightSource,
+        header: PublicationHeader,
+        tail: PublishedTail,
+        UnsentDelta { delta, mut state }: UnsentDelta,
+    ) -> Result<PublicationStats> {
+        let dim = source.rows().map_or(0, WeightRows::dim);
+        let WeightsPart { blocks, ids, rows, removed } = &delta.weights;
+        let mut total = WeightsTotal::default();
+        total.add(&delta.weights);
+        let mut writer = self.begin(header, total, dim, tail)?;
+        for removed in removed.chunks(PART_BYTES / 8) {
+            writer.add(WeightsPart { removed: removed.into(), ..WeightsPart::default() })?;
         }
-        for block in &delta.blocks {
-            sending.block(block.clone())?;
+        for block in blocks {
+            writer.block(block.clone())?;
         }
         if dim > 0 {
-            let rows = delta.rows.chunks(ROWS.min(PART_BYTES / wire::row_bytes(dim)) * dim);
-            for (ids, rows) in
-                delta.ids.chunks(ROWS.min(PART_BYTES / wire::row_bytes(dim))).zip(rows)
-            {
-                sending.rows(ids, rows)?;
+            let count = rows_per_part(dim);
+            for (ids, rows) in ids.chunks(count).zip(rows.chunks(count * dim)) {
+                writer.rows(ids, rows)?;
             }
         }
-        let (published, tail) = sending.end(mirror.all_bytes(source))?;
-        mirror.sent(&delta)?;
-        (self.tail, self.mirror) = (Some(tail), Some(mirror));
+        let (published, tail) = writer.end(state.all_bytes(source))?;
+        state.sent(delta)?;
+        (self.tail, self.state) = (Some(tail), Some(state));
         self.deltas += 1;
         Ok(published)
     }
 
-    fn snapshot(&mut self, source: &dyn Weights, facts: Facts, tail: Tail) -> Result<Published> {
-        let mut mirror = Mirror::new(source, &self.settings, &self.work)?;
+    fn publish_snapshot(
+        &mut self,
+        source: &dyn WeightSource,
+        header: PublicationHeader,
+        tail: PublishedTail,
+    ) -> Result<PublicationStats> {
+        let mut state = PublishedState::new(source, &self.settings, &self.work)?;
         let (dim, rows) = source.rows().map_or((0, 0), |rows| (rows.dim(), rows.len()));
-        let blocks: Vec<TensorSlice> = mirror.all_blocks().collect();
-        let total = Total {
+        let blocks: Vec<TensorSlice> = state.all_blocks().collect();
+        let total = WeightsTotal {
             blocks: blocks.len() as u64,
             values: blocks.iter().map(|block| block.values.len() as u64).sum(),
             rows: rows as u64,
             removed: 0,
         };
-        let header = self.header(source, facts, (PublicationKind::Snapshot, tail));
-        let mut sending = self.begin(header, (total, dim), tail)?;
+        let mut writer = self.begin(header, total, dim, tail)?;
         for block in blocks {
-            sending.block(block)?;
+            writer.block(block)?;
         }
         if let Some(rows) = source.rows() {
             let all: Vec<u64> = rows.ids().collect();
-            for ids in all.chunks(ROWS.min(PART_BYTES / wire::row_bytes(dim))) {
+            for ids in all.chunks(rows_per_part(dim)) {
                 let mut values = vec![0.0; ids.len() * dim];
                 rows.gather(ids, &mut values);
-                sending.rows(ids, &values)?;
-                mirror.keep_rows(ids, &values)?;
+                writer.rows(ids, &values)?;
+                state.keep_rows(ids, &values)?;
             }
         }
-        let (published, after) = sending.end(mirror.all_bytes(source))?;
+        let (published, after) = writer.end(state.all_bytes(source))?;
         if let Some(before) = tail.snapshot {
             self.engine.trim(&self.topic, before)?;
         }
-        (self.tail, self.mirror, self.deltas) = (Some(after), Some(mirror), 0);
+        (self.tail, self.state, self.deltas) = (Some(after), Some(state), 0);
         Ok(published)
     }
 
     fn header(
         &self,
-        source: &dyn Weights,
-        facts: Facts,
-        (kind, tail): (PublicationKind, Tail),
-    ) -> Header {
-        Header {
+        source: &dyn WeightSource,
+        training: TrainingPosition,
+        kind: PublicationKind,
+        tail: PublishedTail,
+    ) -> PublicationHeader {
+        PublicationHeader {
             sequence: tail.sequence,
             kind,
             parent: match kind {
                 PublicationKind::Snapshot => 0,
                 PublicationKind::Delta => tail.sequence - 1,
             },
-            trained_position: facts.trained_position,
-            trained_until_ms: facts.trained_until_ms,
-            ingested_ms: facts.ingested_ms,
+            trained_position: training.trained_position,
+            trained_until_ms: training.trained_until_ms,
+            ingested_ms: training.ingested_ms,
             published_ms: now_ms(),
             manifest: source.manifest(),
         }
     }
 
-    fn begin(&self, header: Header, (total, dim): (Total, usize), tail: Tail) -> Result<Sending> {
-        total.check(dim).map_err(|why| Error::invalid(format!("{}: {why}", self.topic)))?;
-        let mut sending = Sending {
+    fn begin(
+        &self,
+        header: PublicationHeader,
+        total: WeightsTotal,
+        dim: usize,
+        tail: PublishedTail,
+    ) -> Result<PublicationWriter> {
+        total.check(dim).map_err(|why| Error::refused(format!("{}: {why}", self.topic)))?;
+        let mut writer = PublicationWriter {
             appender: self.appender.clone(),
             topic: self.topic.clone(),
             level: self.settings.zstd_level,
-            envelope: Envelope {
+            envelope: RecordEnvelope {
                 chain: self.chain,
                 sequence: tail.sequence,
                 number: 0,
                 begin: tail.end,
                 snapshot: tail.snapshot,
             },
-            kind: header.kind,
             tail,
-            part: Part::default(),
+            part: WeightsPart::default(),
             part_bytes: 0,
             checksum: 0,
             records: Vec::new(),
-            total: Total::default(),
-            raw_bytes: 0,
-            bytes: 0,
+            stats: PublicationStats {
+                sequence: tail.sequence,
+                kind: header.kind,
+                blocks: total.blocks,
+                rows: total.rows,
+                removed: total.removed,
+                raw_bytes: 0,
+                bytes: 0,
+                all_bytes: 0,
+            },
         };
-        sending.record(&Body::Begin { header: Box::new(header), total, dim })?;
-        Ok(sending)
+        writer.record(&RecordBody::Begin { header: Box::new(header), total, dim })?;
+        Ok(writer)
     }
 }
 
-/// A publication on its way.
-struct Sending {
+/// A delta, and the state that it was computed from.
+struct UnsentDelta {
+    delta: Delta,
+    state: PublishedState,
+}
+
+/// The number of rows that fit a part.
+fn rows_per_part(dim: usize) -> usize {
+    ROWS.min(PART_BYTES / codec::row_bytes(dim))
+}
+
+/// Writes the records of one publication.
+struct PublicationWriter {
     appender: Arc<dyn Appender>,
     topic: Topic,
     level: i32,
-    envelope: Envelope,
-    kind: PublicationKind,
-    tail: Tail,
-    part: Part,
+    envelope: RecordEnvelope,
+    tail: PublishedTail,
+    part: WeightsPart,
     part_bytes: usize,
     checksum: u64,
     records: Vec<Record>,
-    total: Total,
-    raw_bytes: u64,
-    bytes: u64,
+    stats: PublicationStats,
 }
 
-/// Records appended together, at most.
+/// The most records that are appended together.
 const RECORDS: usize = 8;
 
-impl Sending {
+impl PublicationWriter {
     fn block(&mut self, block: TensorSlice) -> Result<()> {
-        let bytes = wire::block_bytes(&block.name, block.values.len());
+        let bytes = codec::block_bytes(&block.name, block.values.len());
         self.room_for(bytes)?;
         self.part.blocks.push(block);
         Ok(())
@@ -292,84 +323,68 @@ impl Sending {
     fn close_part(&mut self) -> Result<()> {
         let part = std::mem::take(&mut self.part);
         self.part_bytes = 0;
-        if part == Part::default() {
+        if part == WeightsPart::default() {
             return Ok(());
         }
         self.add(part)
     }
 
-    fn add(&mut self, part: Part) -> Result<()> {
-        self.total.add(&part);
-        let blocks = part.blocks.iter();
-        let blocks = blocks.map(|block| wire::block_bytes(&block.name, block.values.len()));
-        self.raw_bytes += blocks.sum::<usize>() as u64;
-        self.raw_bytes += (8 * (part.ids.len() + part.removed.len()) + 4 * part.rows.len()) as u64;
+    fn add(&mut self, part: WeightsPart) -> Result<()> {
+        self.stats.raw_bytes += part.bytes() as u64;
         let packed = part.pack();
         self.checksum = packed.digest(self.checksum);
-        self.record(&Body::Part(packed))
+        self.record(&RecordBody::Part(packed))
     }
 
-    fn record(&mut self, body: &Body) -> Result<()> {
-        let failed = |why: String| Error::invalid(format!("publishing to {}: {why}", self.topic));
-        let payload = wire::encode(&self.envelope, body, self.level).map_err(failed)?;
+    fn record(&mut self, body: &RecordBody) -> Result<()> {
+        let failed = |why: String| Error::internal(format!("publishing to {}: {why}", self.topic));
+        let payload = codec::encode(&self.envelope, body, self.level).map_err(failed)?;
         if payload.len() > MAX_RECORD_BYTES {
             let bytes = payload.len();
             return Err(failed(format!(
-                "a record of {bytes} bytes; its names or its manifest are too long"
+                "a record has {bytes} bytes; the tensor names or the manifest are too long"
             )));
         }
         self.envelope.number += 1;
-        self.bytes += payload.len() as u64;
-        // What is appended at a known end cannot be appended twice.
+        self.stats.bytes += payload.len() as u64;
+        // A record that is appended at a known end cannot be appended twice.
         self.records.push(Record { id: 0, payload });
         if self.records.len() == RECORDS { self.append() } else { Ok(()) }
     }
 
     fn append(&mut self) -> Result<()> {
         let records = std::mem::take(&mut self.records);
-        match self.appender.append_at(self.tail.end, &records)? {
-            Some(appended) => self.tail.end = appended.end,
-            None => {
-                return Err(Error::invalid(format!(
-                    "another process publishes to {} too; stop one of them",
-                    self.topic
-                )));
-            }
-        }
+        let appended = self.appender.append_at(self.tail.end, &records)?.ok_or_else(|| {
+            Error::refused(format!(
+                "another process publishes to {}, too; stop one of them",
+                self.topic
+            ))
+        })?;
+        self.tail.end = appended.end;
         Ok(())
     }
 
-    fn end(mut self, all_bytes: u64) -> Result<(Published, Tail)> {
+    fn end(mut self, all_bytes: u64) -> Result<(PublicationStats, PublishedTail)> {
         self.close_part()?;
-        let snapshot = self.kind == PublicationKind::Snapshot;
-        self.record(&Body::End { snapshot, checksum: self.checksum })?;
+        let snapshot = self.stats.kind == PublicationKind::Snapshot;
+        self.record(&RecordBody::End { snapshot, checksum: self.checksum })?;
         if !self.records.is_empty() {
             self.append()?;
         }
-        let tail = Tail {
+        let tail = PublishedTail {
             end: self.tail.end,
             sequence: self.tail.sequence + 1,
             snapshot: if snapshot { Some(self.envelope.begin) } else { self.tail.snapshot },
         };
-        let published = Published {
-            sequence: self.tail.sequence,
-            kind: self.kind,
-            blocks: self.total.blocks,
-            rows: self.total.rows,
-            removed: self.total.removed,
-            raw_bytes: self.raw_bytes,
-            bytes: self.bytes,
-            all_bytes,
-        };
-        Ok((published, tail))
+        Ok((PublicationStats { all_bytes, ..self.stats }, tail))
     }
 }
 
-impl Tail {
-    /// Reads it from the last record; where that is damaged, from all of them.
-    pub(super) fn of(engine: &dyn Engine, topic: &Topic) -> Result<Tail> {
+impl PublishedTail {
+    /// Reads the last record; if that is damaged, all records.
+    pub(super) fn of(engine: &dyn StreamEngine, topic: &Topic) -> Result<PublishedTail> {
         let span = engine.span(topic)?;
-        let mut tail = Tail { end: span.end, sequence: 0, snapshot: None };
+        let mut tail = PublishedTail { end: span.end, sequence: 0, snapshot: None };
         if span.is_empty() {
             return Ok(tail);
         }
@@ -378,13 +393,14 @@ impl Tail {
         }
         tracing::warn!(%topic, "the last record of published weights is damaged; reading all of them");
         tail.read(engine, topic, span.start)?;
-        // Numbers of damaged records are not known, but each publication has two records at least.
+        // The numbers of damaged records are unknown, but each publication has at least two
+        // records.
         tail.sequence = tail.sequence.max(span.end);
         Ok(tail)
     }
 
-    /// Whether the records from a position on could be read.
-    fn read(&mut self, engine: &dyn Engine, topic: &Topic, from: u64) -> Result<bool> {
+    /// Reads the records from a position on; false if one is damaged.
+    fn read(&mut self, engine: &dyn StreamEngine, topic: &Topic, from: u64) -> Result<bool> {
         let mut reader = engine.reader(topic, from)?;
         let mut all = true;
         while reader.position() < self.end {
@@ -393,13 +409,13 @@ impl Tail {
                 break;
             }
             for record in records {
-                let Ok((envelope, body)) = wire::decode(&record.payload) else {
+                let Ok((envelope, body)) = codec::decode(&record.payload) else {
                     all = false;
                     continue;
                 };
                 self.sequence = envelope.sequence + 1;
                 self.snapshot = match body {
-                    Body::End { snapshot: true, .. } => Some(envelope.begin),
+                    RecordBody::End { snapshot: true, .. } => Some(envelope.begin),
                     _ => envelope.snapshot,
                 };
             }

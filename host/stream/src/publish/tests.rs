@@ -1,4 +1,5 @@
-//! Who follows a stream of published weights has what its trainer has; a damaged or foreign publication changes nothing.
+//! A follower has the same weights as the trainer; a damaged or foreign publication changes
+//! nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,15 +7,15 @@ use std::{
     time::Duration,
 };
 
+use hypercast_config::PublishSettings;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::*;
-use crate::engine::{Engine, Memory, Record, Topic};
-use hypercast_config::PublishSettings;
+use crate::streams::{MemoryEngine, Record, StreamEngine, Topic};
 
 const DIM: usize = 3;
 
-/// A model that anybody can change.
+/// A model whose weights the test changes.
 #[derive(Default)]
 struct Model {
     dense: Vec<(String, Vec<usize>, Vec<f32>)>,
@@ -41,7 +42,7 @@ impl Model {
         model
     }
 
-    /// A step of training.
+    /// Changes the weights as a training step does.
     fn learn(&mut self, random: &mut SmallRng) {
         for (_, _, values) in &mut self.dense {
             values.iter_mut().for_each(|value| *value += random.random_range(-0.01..0.01));
@@ -71,7 +72,7 @@ impl Table {
     }
 }
 
-impl Weights for Model {
+impl WeightSource for Model {
     fn manifest(&self) -> String {
         format!("generation {}", self.table.generation)
     }
@@ -81,12 +82,12 @@ impl Weights for Model {
         tensors.map(|(name, shape, values)| DenseTensor { name, shape, values }).collect()
     }
 
-    fn rows(&self) -> Option<&dyn Rows> {
+    fn rows(&self) -> Option<&dyn WeightRows> {
         Some(&self.table)
     }
 }
 
-impl Rows for Table {
+impl WeightRows for Table {
     fn dim(&self) -> usize {
         DIM
     }
@@ -124,7 +125,7 @@ impl Rows for Table {
     }
 }
 
-/// What a server has.
+/// The weights that a server has.
 #[derive(Debug, Default, PartialEq, Clone)]
 struct Served {
     dense: BTreeMap<String, Vec<f32>>,
@@ -156,7 +157,7 @@ impl Served {
 }
 
 struct World {
-    engine: Arc<Memory>,
+    engine: Arc<MemoryEngine>,
     topic: Topic,
     dir: tempfile::TempDir,
     random: SmallRng,
@@ -164,7 +165,7 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> World {
-        let engine = Arc::new(Memory::default());
+        let engine = Arc::new(MemoryEngine::default());
         let dir = tempfile::tempdir().unwrap();
         World { engine, topic: Topic::fm("1.0.0"), dir, random: SmallRng::seed_from_u64(seed) }
     }
@@ -174,8 +175,8 @@ impl World {
         Publisher::open(self.engine.clone(), self.topic.clone(), settings.clone(), &work).unwrap()
     }
 
-    fn follower(&self) -> Follower {
-        Follower::open(self.engine.clone(), self.topic.clone()).unwrap()
+    fn follower(&self) -> PublicationFollower {
+        PublicationFollower::open(self.engine.clone(), self.topic.clone()).unwrap()
     }
 
     fn end(&self) -> u64 {
@@ -199,18 +200,19 @@ impl World {
     }
 }
 
-fn next(follower: &mut Follower) -> Option<Publication> {
+fn next(follower: &mut PublicationFollower) -> Option<Publication> {
     follower.next(Duration::ZERO).unwrap()
 }
 
-const FACTS: Facts = Facts { trained_position: 5, trained_until_ms: 6, ingested_ms: 7 };
+const FACTS: TrainingPosition =
+    TrainingPosition { trained_position: 5, trained_until_ms: 6, ingested_ms: 7 };
 
 fn all_of_it() -> PublishSettings {
     PublishSettings { share: 1.0, ..PublishSettings::default() }
 }
 
 #[test]
-fn who_follows_everything_has_what_the_trainer_has() {
+fn a_follower_of_every_publication_has_the_trainers_weights() {
     let mut world = World::new(1);
     let mut model = Model::new();
     let mut publisher = world.publisher(&PublishSettings { snapshot_every: 7, ..all_of_it() });
@@ -229,7 +231,7 @@ fn who_follows_everything_has_what_the_trainer_has() {
         model.learn(&mut world.random);
     }
     assert_eq!(follower.refusals(), Refusals::default());
-    assert!(world.engine.span(&world.topic).unwrap().start > 0, "old records are let go of");
+    assert!(world.engine.span(&world.topic).unwrap().start > 0, "old records are deleted");
     let mut late = world.follower();
     let mut begun = next(&mut late).unwrap();
     assert_eq!(begun.header.sequence, 16, "the newest snapshot");
@@ -238,9 +240,9 @@ fn who_follows_everything_has_what_the_trainer_has() {
         begun.absorb(later).unwrap();
     }
     patched.take(&begun);
-    assert!(patched == served, "what absorbs the deltas is what applies them");
-    // A delta of another width of rows, which a trainer of another configuration might send.
-    let header = Header { kind: PublicationKind::Delta, ..begun.header.clone() };
+    assert!(patched == served, "absorbing deltas is equal to applying them");
+    // A delta with rows of another width, which a trainer of another configuration might send.
+    let header = PublicationHeader { kind: PublicationKind::Delta, ..begun.header.clone() };
     let ids = begun.ids[..1].to_vec();
     let wide =
         Publication { header, blocks: vec![], ids, rows: vec![0.5; DIM + 1], removed: vec![] };
@@ -272,7 +274,7 @@ fn a_share_is_kept_and_nothing_starves() {
         }
         model.learn(&mut world.random);
     }
-    // Without learning, a few publications bring all.
+    // Without training, a few publications have all changes.
     for _ in 0..4 {
         publisher.publish(&model, FACTS).unwrap();
         served.take(&next(&mut follower).unwrap());
@@ -364,7 +366,7 @@ fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
         assert_eq!(next(&mut follower).map(|publication| publication.header.kind), None, "{what}");
         assert_eq!(follower.at(), Some(at), "{what}");
         world.publisher(&all_of_it()).publish(&model, FACTS).unwrap();
-        let next = next(&mut follower).expect("a snapshot mends it");
+        let next = next(&mut follower).expect("the next snapshot is accepted");
         assert_eq!(next.header.kind, PublicationKind::Snapshot, "{what}");
         let refusals = follower.refusals();
         let count = refusals.damaged + refusals.foreign + refusals.torn + refusals.out_of_chain;
@@ -378,27 +380,27 @@ fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
 }
 
 #[test]
-fn a_follower_goes_on_where_another_was() {
+fn a_follower_continues_where_another_stopped() {
     let (world, mut model, mut publisher, _) = with_delta(7);
     let mut follower = world.follower();
     next(&mut follower).unwrap();
     let at = follower.at().unwrap();
-    let engine: Arc<dyn Engine> = world.engine.clone();
-    let mut other = Follower::resume(engine.clone(), world.topic.clone(), at).unwrap();
+    let engine: Arc<dyn StreamEngine> = world.engine.clone();
+    let mut other = PublicationFollower::resume(engine.clone(), world.topic.clone(), at).unwrap();
     assert_eq!(next(&mut other).unwrap().header.sequence, 1, "the delta");
     let text = serde_json::to_string(&at).unwrap();
-    assert_eq!(serde_json::from_str::<At>(&text).unwrap(), at);
-    // Far behind, where records are gone, it goes on at the newest snapshot.
+    assert_eq!(serde_json::from_str::<FollowerPosition>(&text).unwrap(), at);
+    // Too far behind, after its records were deleted, it continues at the newest snapshot.
     for _ in 0..8 {
         model.learn(&mut SmallRng::seed_from_u64(3));
         publisher.publish(&model, FACTS).unwrap();
     }
     let start = world.engine.span(&world.topic).unwrap().start;
     assert!(at.position < start);
-    let mut late = Follower::resume(engine, world.topic.clone(), at).unwrap();
+    let mut late = PublicationFollower::resume(engine, world.topic.clone(), at).unwrap();
     let newest = next(&mut late).unwrap();
     assert_eq!(newest.header.kind, PublicationKind::Snapshot);
-    assert_eq!(next(&mut follower).unwrap().header.sequence, 1, "it had read that before");
+    assert_eq!(next(&mut follower).unwrap().header.sequence, 1, "it had read this one before");
     assert_eq!(next(&mut follower).unwrap().header.sequence, newest.header.sequence);
 }
 
@@ -415,6 +417,6 @@ fn a_damaged_end_of_the_stream_does_not_hide_its_snapshot() {
     assert_eq!(follower.refusals().damaged, 1);
     let mut publisher = world.publisher(&all_of_it());
     let published = publisher.publish(&model, FACTS).unwrap();
-    assert!(published.sequence > 1, "no number comes twice");
+    assert!(published.sequence > 1, "no number is used twice");
     assert_eq!(next(&mut follower).unwrap().header.sequence, published.sequence);
 }

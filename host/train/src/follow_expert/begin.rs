@@ -21,7 +21,7 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
 use hypercast_expert as expert;
 use hypercast_expert::train::SavedTrainer;
-use hypercast_stream::engine::{Engine, Topic};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// What there is to go on with.
 pub(super) struct StartedTrainer {
@@ -53,7 +53,7 @@ struct Past<'a> {
 /// there was one.
 pub(super) fn begin(
     context: ExpertContext<'_>,
-    engine: &Arc<dyn Engine>,
+    engine: &Arc<dyn StreamEngine>,
     options: &FollowExpertOptions,
     work: &Path,
     shutdown: &Shutdown,
@@ -132,7 +132,7 @@ fn start<'a>(context: ExpertContext<'a>, rows: u64) -> Start<'a> {
 /// checkpoint.
 fn learn_past(
     context: ExpertContext<'_>,
-    engine: &Arc<dyn Engine>,
+    engine: &Arc<dyn StreamEngine>,
     past: Past<'_>,
     shutdown: &Shutdown,
 ) -> Result<Option<StartedTrainer>> {

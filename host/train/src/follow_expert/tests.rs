@@ -11,9 +11,9 @@ use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogRow, LogVersion, LogWriter};
-use hypercast_stream::engine::Memory;
-use hypercast_stream::publish::Follower;
-use hypercast_stream::versions::{VersionState, Versions, Weights};
+use hypercast_stream::publish::PublicationFollower;
+use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
+use hypercast_stream::streams::MemoryEngine;
 
 struct World {
     dataset: Dataset,
@@ -74,13 +74,13 @@ impl World {
         writer.finish().unwrap();
     }
 
-    fn follow(&self, engine: &Arc<Memory>, config: &Config) -> FollowExpertReport {
+    fn follow(&self, engine: &Arc<MemoryEngine>, config: &Config) -> FollowExpertReport {
         self.follow_and_say(engine, config).0
     }
 
     fn follow_and_say(
         &self,
-        engine: &Arc<Memory>,
+        engine: &Arc<MemoryEngine>,
         config: &Config,
     ) -> (FollowExpertReport, String) {
         let guests = expert::Engine::new(config.guests()).unwrap();
@@ -107,14 +107,17 @@ fn a_stopped_expert_goes_on_as_if_it_had_not_been() {
     let Some(plugins) = plugins("following expert") else { return };
     let dir = tempfile::tempdir().unwrap();
     let world = world(dir.path(), plugins);
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     assert_eq!(world.follow(&engine, &world.config).place, None, "nothing is there yet");
     world.log(0..80, false);
     let begun = world.follow(&engine, &world.config);
     assert_eq!((begun.published, begun.place.unwrap().requests), (1, 0));
-    let registry = Versions::new(&*engine).read().unwrap();
+    let registry = RegistryClient::new(&*engine).read().unwrap();
     let own = registry.expert_version("all", "1.0.0").unwrap();
-    assert_eq!((own.state, own.weights.clone()), (VersionState::Training, Weights::Published));
+    assert_eq!(
+        (own.state, own.weights.clone()),
+        (VersionState::Training, WeightsLocation::Published)
+    );
     assert_eq!((own.fm.as_str(), own.surfaces.len(), own.tae_dim), ("1.0.0", 2, 4));
     assert!(own.plugin.ends_with("all/1.0.0/plugin.wasm"), "a component of its own: {own:?}");
     // Another folder that stands at the same place.
@@ -129,13 +132,13 @@ fn a_stopped_expert_goes_on_as_if_it_had_not_been() {
     world.follow(&engine, &world.config);
     world.log(160..240, false);
     let stopped = world.follow(&engine, &world.config).place.unwrap();
-    let whole = world.follow(&Arc::new(Memory::new(10)), &once).place.unwrap();
+    let whole = world.follow(&Arc::new(MemoryEngine::new(10)), &once).place.unwrap();
     assert_eq!((stopped, stopped.requests), (whole, 160));
     let (stopped, whole) = (world.state(&world.config), world.state(&once));
     assert!(stopped == whole, "the same parameters, optimiser and average, to the bit");
 
     // What is published is what it has: a follower's parameters are the averaged ones.
-    let mut follower = Follower::open(engine, Topic::expert("all", "1.0.0")).unwrap();
+    let mut follower = PublicationFollower::open(engine, Topic::expert("all", "1.0.0")).unwrap();
     let mut last = follower.next(Duration::ZERO).unwrap().unwrap();
     while let Some(next) = follower.next(Duration::ZERO).unwrap() {
         last = next;
@@ -150,7 +153,7 @@ fn corrections_teach_and_are_not_counted() {
     let Some(plugins) = plugins("corrected expert") else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut world = world(dir.path(), plugins);
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     world.log(0..80, false);
     world.follow(&engine, &world.config);
     let before = world.state(&world.config);
@@ -175,7 +178,7 @@ fn what_got_worse_is_held_until_it_is_better() {
     let Some(plugins) = plugins("held expert") else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut world = world_of(dir.path(), &plugins.join("mlp-fusion.wasm"), 600);
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     world.log(0..100, false);
     world.follow(&engine, &world.config);
     // Steps so long that they spoil it.
@@ -209,7 +212,7 @@ fn an_expert_takes_its_trainer_back_to_what_was_published() {
     let Some(plugin) = hostile("expert that goes back", "takes_back") else { return };
     let dir = tempfile::tempdir().unwrap();
     let world = world_of(dir.path(), &plugin, 240);
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     world.log(0..80, false);
     assert_eq!(world.follow(&engine, &world.config).published, 1);
     let published = world.state(&world.config);
@@ -228,12 +231,12 @@ fn an_expert_that_fails_to_judge_publishes_nothing_and_is_not_registered() {
     let Some(plugin) = hostile("expert that fails to judge", "trap_evaluate") else { return };
     let dir = tempfile::tempdir().unwrap();
     let world = world_of(dir.path(), &plugin, 240);
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     world.log(0..80, false);
     let (report, said) = world.follow_and_say(&engine, &world.config);
     assert_eq!((report.published, kinds(&said)), (0, vec!["held".to_owned()]), "{said}");
     assert!(said.contains("`evaluate` trapped"), "{said}");
     assert_eq!(engine.span(&Topic::expert("all", "1.0.0")).unwrap().end, 0);
-    assert!(Versions::new(&*engine).read().unwrap().is_empty());
+    assert!(RegistryClient::new(&*engine).read().unwrap().is_empty());
     assert_eq!(world.state(&world.config).published, LastPublished::Nothing);
 }

@@ -21,7 +21,7 @@ use super::{
     checkpoint::FmCheckpoint,
 };
 use crate::job_metrics::JobMetrics;
-use hypercast_stream::publish::Published;
+use hypercast_stream::publish::PublicationStats;
 
 /// A line of the progress log covers so many requests.
 const WINDOW: u64 = 1000;
@@ -153,7 +153,7 @@ impl FmMeters {
         }
     }
 
-    pub(super) fn published(&self, took: Duration, published: &Published) {
+    pub(super) fn published(&self, took: Duration, published: &PublicationStats) {
         self.publishing.observe(took.as_secs_f64());
         self.publications.inc();
         self.raw_bytes.inc_by(published.raw_bytes);

@@ -12,15 +12,15 @@ use hypercast_config::PublishSettings;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
-use hypercast_stream::engine::Reader;
-use hypercast_stream::engine::{Appender, Memory, Record, Stored};
-use hypercast_stream::join::{Joined, JoinedExample};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish;
-use hypercast_stream::versions::{VersionState, Versions, Weights};
+use hypercast_stream::registry::{RegistryClient, VersionState, WeightsLocation};
+use hypercast_stream::streams::Reader;
+use hypercast_stream::streams::{Appender, MemoryEngine, Record, StreamRecord};
 
 /// Streams of which a reader of joined examples stops its trainer at a position, or crashes it.
 struct Cut {
-    inner: Arc<Memory>,
+    inner: Arc<MemoryEngine>,
     at: u64,
     stop: Option<Shutdown>,
 }
@@ -31,7 +31,7 @@ struct CutReader {
     stop: Option<Shutdown>,
 }
 
-impl Engine for Cut {
+impl StreamEngine for Cut {
     fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
         self.inner.appender(topic)
     }
@@ -54,7 +54,7 @@ impl Engine for Cut {
 }
 
 impl Reader for CutReader {
-    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
+    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<StreamRecord>> {
         if self.inner.position() >= self.at {
             self.stop.as_ref().expect("the trainer crashes here").request();
         }
@@ -93,12 +93,12 @@ fn world(dir: &Path) -> (Dataset, Vec<Record>) {
         late.targets[0].outcome.known &= 1;
         let joined = |example: Example| JoinedExample { ingested_ms: example.time_ms, example };
         let is_late = example.request % 7 == 0;
-        let mut tell = |joined: &Joined| {
+        let mut tell = |joined: &JoinedRecord| {
             records.push(Record { id: 0, payload: postcard::to_stdvec(joined).unwrap() });
         };
-        tell(&Joined::Example(joined(example)));
+        tell(&JoinedRecord::Example(joined(example)));
         if is_late {
-            tell(&Joined::Correction(joined(late)));
+            tell(&JoinedRecord::Correction(joined(late)));
         }
     }
     (dataset, records)
@@ -122,8 +122,8 @@ fn config(work: &Path) -> Config {
     config
 }
 
-fn streams(records: &[Record]) -> Arc<Memory> {
-    let memory = Arc::new(Memory::default());
+fn streams(records: &[Record]) -> Arc<MemoryEngine> {
+    let memory = Arc::new(MemoryEngine::default());
     memory.appender(&Topic::joined()).unwrap().append(records).unwrap();
     memory
 }
@@ -135,7 +135,7 @@ fn options() -> FollowFmOptions {
 fn run(
     dataset: &Dataset,
     config: &Config,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     stop: &Shutdown,
 ) -> FollowFmReport {
     let context = ServiceContext { dataset, config, engine };
@@ -174,7 +174,7 @@ fn an_interrupted_trainer_is_one_that_never_was() {
         assert!(saved(&whole, &file) == saved(&cut, &file), "{file} differs");
     }
     assert!(saved(&whole, "place.json") == saved(&cut, "place.json"), "where they stand differs");
-    let weights = |engine: &Arc<Memory>, name: &str| {
+    let weights = |engine: &Arc<MemoryEngine>, name: &str| {
         let into = dir.path().join(name);
         let found = publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
         assert_eq!(found.0.header.trained_position, records.len() as u64);
@@ -182,8 +182,8 @@ fn an_interrupted_trainer_is_one_that_never_was() {
         let asked: Vec<Example> = records[..40]
             .iter()
             .filter_map(|record| match postcard::from_bytes(&record.payload).unwrap() {
-                Joined::Example(joined) => Some(joined.example),
-                Joined::Correction(_) => None,
+                JoinedRecord::Example(joined) => Some(joined.example),
+                JoinedRecord::Correction(_) => None,
             })
             .collect();
         fm.infer(&asked.iter().collect::<Vec<_>>()).unwrap()
@@ -204,9 +204,9 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     let into = dir.path().join("published");
     publish::bootstrap(engine.clone(), Topic::fm("1.0.0"), &into).unwrap().unwrap();
     // It has registered itself, once; who promotes it is not asked again.
-    let versions = Versions::new(&*engine);
+    let versions = RegistryClient::new(&*engine);
     let own = versions.read().unwrap().fm("1.0.0").unwrap().clone();
-    assert_eq!((own.state, own.weights), (VersionState::Training, Weights::Published));
+    assert_eq!((own.state, own.weights), (VersionState::Training, WeightsLocation::Published));
     assert_eq!(own.tae_dim, config.fm.tae_width());
     versions.decide(|registry| registry.promote_fm("1.0.0")).unwrap();
     run(&dataset, &config, engine.clone(), &Shutdown::default());
@@ -214,7 +214,8 @@ fn it_begins_with_what_was_trained_and_has_one_owner() {
     assert_eq!(engine.span(&Topic::versions()).unwrap().end, 2, "registered and promoted");
     let infer = |from: &Path| {
         let fm = inference::load(from, FmServingOptions::default()).unwrap();
-        let Joined::Example(joined) = postcard::from_bytes(&records[9].payload).unwrap() else {
+        let JoinedRecord::Example(joined) = postcard::from_bytes(&records[9].payload).unwrap()
+        else {
             panic!("record 9 is an example");
         };
         fm.infer(&[&joined.example]).unwrap()

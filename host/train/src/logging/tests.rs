@@ -12,17 +12,19 @@ use hypercast_fm::{
 };
 
 use hypercast_data::dataset::Dataset;
-use hypercast_stream::engine::Engine;
+use hypercast_stream::streams::StreamEngine;
 
 use super::*;
 use crate::fm::dataset_spec;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
 use hypercast_data::logs::{LogReader, Logged};
-use hypercast_stream::engine::{Appender, Memory, Reader, Record as Appended, Stored, Topic};
-use hypercast_stream::join::{Joined, JoinedExample};
-use hypercast_stream::publish::{Facts, Publisher};
-use hypercast_stream::versions::{Versions, register_own_fm};
+use hypercast_stream::join::{JoinedExample, JoinedRecord};
+use hypercast_stream::publish::{Publisher, TrainingPosition};
+use hypercast_stream::registry::{RegistryClient, self_register_fm};
+use hypercast_stream::streams::{
+    Appender, MemoryEngine, Reader, Record as Appended, StreamRecord, Topic,
+};
 
 /// A world, its requests, and a configuration without a file.
 fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
@@ -61,7 +63,7 @@ fn fresh(dataset: &Dataset, config: &Config, work: &Path, seed: u64) -> Box<dyn 
     trainer::create(work, &fm, &dataset_spec(dataset).unwrap(), DeviceKind::Cpu).unwrap()
 }
 
-fn append(engine: &Memory, records: &[Joined]) {
+fn append(engine: &MemoryEngine, records: &[JoinedRecord]) {
     let appender = engine.appender(&Topic::joined()).unwrap();
     for joined in records {
         let payload = postcard::to_stdvec(joined).unwrap();
@@ -69,9 +71,9 @@ fn append(engine: &Memory, records: &[Joined]) {
     }
 }
 
-fn joined(examples: &[Example]) -> Vec<Joined> {
+fn joined(examples: &[Example]) -> Vec<JoinedRecord> {
     let joined = |own: &Example| JoinedExample { example: own.clone(), ingested_ms: own.time_ms };
-    examples.iter().map(|own| Joined::Example(joined(own))).collect()
+    examples.iter().map(|own| JoinedRecord::Example(joined(own))).collect()
 }
 
 /// Versions that do not change.
@@ -90,7 +92,7 @@ fn checkpoint(version: &str, dir: &Path) -> ToLog {
 fn run(
     dataset: &Dataset,
     config: &Config,
-    engine: Arc<dyn Engine>,
+    engine: Arc<dyn StreamEngine>,
     to_log: Vec<ToLog>,
 ) -> Result<LoggingReport> {
     let options = LoggingOptions { until_end: true, metrics: None };
@@ -115,7 +117,7 @@ fn said(rows: &[Logged]) -> Vec<(u64, i64, Vec<u32>)> {
 /// An engine of which a record, where it stands, can no longer be read: whoever reads on dies
 /// there.
 struct Deadly {
-    engine: Arc<Memory>,
+    engine: Arc<MemoryEngine>,
     at: u64,
 }
 
@@ -124,7 +126,7 @@ struct DeadlyReader {
     at: u64,
 }
 
-impl Engine for Deadly {
+impl StreamEngine for Deadly {
     fn appender(&self, topic: &Topic) -> hypercast_stream::Result<Arc<dyn Appender>> {
         self.engine.appender(topic)
     }
@@ -143,7 +145,7 @@ impl Engine for Deadly {
 }
 
 impl Reader for DeadlyReader {
-    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<Stored>> {
+    fn next(&mut self, most: usize, wait: Duration) -> hypercast_stream::Result<Vec<StreamRecord>> {
         let mut records = self.reader.next(most.min(5), wait)?;
         for record in records.iter_mut().filter(|record| record.position >= self.at) {
             record.payload = vec![0xff; 3];
@@ -163,7 +165,7 @@ fn after_any_crash_the_rows_are_those_of_an_undisturbed_run() {
     fresh(&dataset, &config, &dir.path().join("a"), 1)
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     append(&engine, &joined(&examples));
     let to_log = || vec![checkpoint("1.0.0", &config.paths.fm)];
     let report = run(&dataset, &config, engine.clone(), to_log()).unwrap();
@@ -205,7 +207,7 @@ fn every_version_in_use_is_logged_and_corrections_too() {
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
     fresh(&dataset, &config, &dir.path().join("b"), 2).checkpoint(&second, "2.0.0").unwrap();
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     append(&engine, &joined(&examples[..50]));
     let first = checkpoint("1.0.0", &config.paths.fm);
     run(&dataset, &config, engine.clone(), vec![first.clone()]).unwrap();
@@ -213,7 +215,7 @@ fn every_version_in_use_is_logged_and_corrections_too() {
     let mut late = examples[0].clone();
     late.targets[0].outcome = Outcome { actions: 1, known: 1, ..Outcome::UNKNOWN };
     late.targets.truncate(1);
-    append(&engine, &[Joined::Correction(JoinedExample { example: late, ingested_ms: 9 })]);
+    append(&engine, &[JoinedRecord::Correction(JoinedExample { example: late, ingested_ms: 9 })]);
     let both = vec![first, checkpoint("2.0.0", &second)];
     let report = run(&dataset, &config, engine, both).unwrap();
     assert_eq!((report.requests, report.position), (101, 151));
@@ -237,7 +239,7 @@ fn weights_are_used_only_past_what_they_had_learned() {
     let learned: Vec<&Example> = examples[..80].iter().collect();
     learned.chunks(16).for_each(|batch| drop(new.step(batch).unwrap()));
     new.checkpoint(&new_dir, "1.0.0").unwrap();
-    let engine = Arc::new(Memory::new(10));
+    let engine = Arc::new(MemoryEngine::new(10));
     append(&engine, &joined(&examples));
     let mut publisher = Publisher::open(
         engine.clone(),
@@ -246,7 +248,7 @@ fn weights_are_used_only_past_what_they_had_learned() {
         &dir.path().join("published"),
     )
     .unwrap();
-    let facts = Facts { trained_position: 80, ..Facts::default() };
+    let facts = TrainingPosition { trained_position: 80, ..TrainingPosition::default() };
     publisher.publish(&new.trained_weights("1.0.0").unwrap(), facts).unwrap();
     let mut registered = Registered::new(&*engine, &config.paths.fm).unwrap();
     let options = LoggingOptions { until_end: true, metrics: None };
@@ -279,7 +281,7 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     fresh(&dataset, &config, &dir.path().join("a"), 1)
         .checkpoint(&config.paths.fm, "1.0.0")
         .unwrap();
-    let engine = Memory::new(10);
+    let engine = MemoryEngine::new(10);
     let mut registered = Registered::new(&engine, &config.paths.fm).unwrap();
     let mut logged = || {
         let own = registered.to_log().unwrap().into_iter();
@@ -288,11 +290,11 @@ fn the_configured_version_is_logged_as_long_as_it_serves() {
     let configured = ("1.0.0".to_owned(), true);
     assert_eq!(logged(), std::slice::from_ref(&configured));
     // Trainers that register what they train change nothing.
-    let versions = Versions::new(&engine);
+    let versions = RegistryClient::new(&engine);
     let manifest = FmManifest::read(&config.paths.fm).unwrap();
     let newer = FmManifest { version: "2.0.0".into(), ..manifest.clone() };
     for manifest in [&manifest, &newer] {
-        register_own_fm(&engine, manifest, &dataset.schema);
+        self_register_fm(&engine, manifest, &dataset.schema);
     }
     assert_eq!(versions.read().unwrap().fms().len(), 2);
     assert_eq!(logged(), std::slice::from_ref(&configured));
@@ -309,6 +311,7 @@ fn a_second_tier_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (dataset, config, _) = world(dir.path());
     let _owner = DirLock::acquire(&config.paths.logs).unwrap();
-    let error = run(&dataset, &config, Arc::new(Memory::new(1)), vec![]).unwrap_err().to_string();
+    let error =
+        run(&dataset, &config, Arc::new(MemoryEngine::new(1)), vec![]).unwrap_err().to_string();
     assert!(error.contains(&std::process::id().to_string()), "{error}");
 }

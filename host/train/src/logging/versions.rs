@@ -19,9 +19,9 @@ use hypercast_fm::{
 
 use crate::error::Result;
 use hypercast_data::logs::LogVersion;
-use hypercast_stream::engine::{Engine, Topic};
 use hypercast_stream::publish::{self, Publication, fm_update};
-use hypercast_stream::versions::{self, Weights};
+use hypercast_stream::registry::{self, WeightsLocation};
+use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// A version that is to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub trait ActiveVersions {
 /// The registry's active and shadow versions, and the configured checkpoint as long as it serves
 /// (`serve::plan`).
 pub struct Registered {
-    follower: versions::Follower,
+    follower: registry::RegistryFollower,
     checkpoint: PathBuf,
 }
 
@@ -55,8 +55,8 @@ impl Registered {
     ///
     /// # Errors
     /// An engine that cannot be reached.
-    pub fn new(engine: &dyn Engine, checkpoint: &Path) -> Result<Registered> {
-        let follower = versions::Follower::new(engine)?;
+    pub fn new(engine: &dyn StreamEngine, checkpoint: &Path) -> Result<Registered> {
+        let follower = registry::RegistryFollower::new(engine)?;
         Ok(Registered { follower, checkpoint: checkpoint.to_path_buf() })
     }
 }
@@ -65,12 +65,12 @@ impl ActiveVersions for Registered {
     fn to_log(&mut self) -> Result<Vec<ToLog>> {
         self.follower.catch_up()?;
         let registry = self.follower.registry();
-        let to_log = |fm: &versions::FmVersion| {
+        let to_log = |fm: &registry::FmVersion| {
             let (checkpoint, published) = match &fm.weights {
-                Weights::Path(path) => (Some(path.clone()), false),
+                WeightsLocation::Path(path) => (Some(path.clone()), false),
                 // What it began from may be another version's: only its own publications are its
                 // weights.
-                Weights::Published => (None, true),
+                WeightsLocation::Published => (None, true),
             };
             ToLog { version: fm.version.clone(), checkpoint, published }
         };
@@ -95,7 +95,7 @@ impl ActiveVersions for Registered {
 
 /// How versions are loaded.
 pub(super) struct FmLoading {
-    pub(super) engine: Arc<dyn Engine>,
+    pub(super) engine: Arc<dyn StreamEngine>,
     pub(super) serving: FmServingOptions,
     /// A folder of this process alone.
     pub(super) work: PathBuf,
@@ -111,7 +111,7 @@ struct LoadedFm {
     to_log: ToLog,
     fm: Option<Box<dyn FoundationModel>>,
     /// Where its weights come from, if they are published.
-    follower: Option<publish::Follower>,
+    follower: Option<publish::PublicationFollower>,
     /// The next publication, which is ahead of what was logged.
     ahead: Option<Publication>,
 }
@@ -163,7 +163,7 @@ impl LoadedFm {
         let follower = match to_log.published {
             true => {
                 let topic = Topic::fm(&to_log.version);
-                Some(publish::Follower::open(loading.engine.clone(), topic)?)
+                Some(publish::PublicationFollower::open(loading.engine.clone(), topic)?)
             }
             false => None,
         };

@@ -10,8 +10,8 @@ use std::{
 
 use hypercast_core::quantile::quantile;
 use hypercast_stream::{
-    engine::{self, Engine, Topic},
-    ingest::{Fact, What},
+    events::{EventKind, EventRecord},
+    streams::{self, StreamEngine, Topic},
 };
 
 use super::{
@@ -39,7 +39,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         complete: true,
     };
     let mut fixture = LifecycleFixture::new(dir.path(), options.engine, |config| {
-        // What is retained for a while reaches its full size before memory is first measured.
+        // EventKind is retained for a while reaches its full size before memory is first measured.
         config.join.correction_s = (options.seconds / 15).clamp(1, 20);
         config.engine.remembered_ids = (RATE as u64 * options.seconds / 15).min(500_000) as usize;
         // A tick is a record too; here the stream holds only what was sent.
@@ -53,7 +53,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         Ok(())
     })?;
     let late = fixture.processes.memory_mib();
-    let engine = engine::open(&fixture.config.engine)?;
+    let engine = streams::open(&fixture.config.engine)?;
     let behind = drain(&*engine, sent.events - sent.impressions)?;
     fixture.processes.stop()?;
     let contents = StreamContents::read(&*engine, &sent)?;
@@ -88,7 +88,7 @@ fn figures(mut sent: EventLoadResult, raw_ms: &mut [f64], report: &mut BenchRepo
 }
 
 /// Waits until the joiner has written so many outcomes; returns the seconds.
-fn drain(engine: &dyn Engine, outcomes: u64) -> Result<f64> {
+fn drain(engine: &dyn StreamEngine, outcomes: u64) -> Result<f64> {
     let start = Instant::now();
     while engine.span(&Topic::outcomes())?.end < outcomes {
         if start.elapsed() > PATIENCE {
@@ -102,7 +102,7 @@ fn drain(engine: &dyn Engine, outcomes: u64) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// What the stream of events contains.
+/// EventKind the stream of events contains.
 struct StreamContents {
     bytes: u64,
     lost: u64,
@@ -110,7 +110,7 @@ struct StreamContents {
 }
 
 impl StreamContents {
-    fn read(engine: &dyn Engine, sent: &EventLoadResult) -> Result<StreamContents> {
+    fn read(engine: &dyn StreamEngine, sent: &EventLoadResult) -> Result<StreamContents> {
         let mut seen =
             [vec![false; sent.impressions as usize], vec![false; sent.impressions as usize]];
         let (mut bytes, mut found, mut doubled) = (0, 0, 0);
@@ -122,9 +122,9 @@ impl StreamContents {
             }
             for record in records {
                 bytes += record.payload.len() as u64;
-                let (kind, at) = match Fact::decode(&record.payload)?.what {
-                    What::Impression(shown) => (0, place(shown.request, shown.item)),
-                    What::Action(reaction) => (1, place(reaction.request, reaction.item)),
+                let (kind, at) = match EventRecord::decode(&record.payload)?.kind {
+                    EventKind::Impression(shown) => (0, place(shown.request, shown.item)),
+                    EventKind::Action(reaction) => (1, place(reaction.request, reaction.item)),
                     other => return Err(Error::internal(format!("the stream contains {other:?}"))),
                 };
                 let seen = at.and_then(|at| seen[kind].get_mut(at as usize));

@@ -11,8 +11,8 @@ use std::{
 
 use hypercast_core::{clock::now_ms, quantile::quantile};
 use hypercast_stream::{
-    engine::{self, Engine, Topic},
-    join::Joined,
+    join::JoinedRecord,
+    streams::{self, StreamEngine, Topic},
 };
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     })?;
     let url = fixture.begin()?;
     fixture.start("train-fm", &["train", "fm", "--follow"], "\"published\"")?;
-    let engine = engine::open(&fixture.config.engine)?;
+    let engine = streams::open(&fixture.config.engine)?;
     let lasting = Duration::from_secs(options.seconds.min(60));
     let load = EventLoad { rate: RATE, batch: 50, lasting, complete: false };
     let ended = AtomicBool::new(false);
@@ -76,14 +76,14 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 }
 
 /// The age of each example's impressions when the example could be read.
-fn ages_s(engine: &dyn Engine, ended: &AtomicBool) -> Result<Vec<f64>> {
+fn ages_s(engine: &dyn StreamEngine, ended: &AtomicBool) -> Result<Vec<f64>> {
     let mut reader = engine.reader(&Topic::joined(), 0)?;
     let mut ages = Vec::new();
     while !ended.load(Ordering::Acquire) {
         let records = reader.next(256, Duration::from_millis(100))?;
         let now = now_ms();
         for record in records {
-            if let Joined::Example(joined) = Joined::decode(&record.payload)? {
+            if let JoinedRecord::Example(joined) = JoinedRecord::decode(&record.payload)? {
                 ages.push((now - joined.example.time_ms) as f64 / 1e3);
             }
         }

@@ -19,8 +19,8 @@ use hypercast_data::{
     import::simulate::{self, simulate},
 };
 use hypercast_stream::{
-    engine::{self, Engine, Memory, Record, Topic},
-    publish::{Facts, Publisher},
+    publish::{Publisher, TrainingPosition},
+    streams::{self, MemoryEngine, Record, StreamEngine, Topic},
 };
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
@@ -56,7 +56,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let config = Config::read(&path)?;
     let prepared = PreparedPublications::new(&config, dir.path(), options.publications)?;
     report.add(BenchFigure::new("weights of a delta", prepared.share * 100.0, "% of the bytes"));
-    let streams = engine::open(&config.engine)?;
+    let streams = streams::open(&config.engine)?;
     let to = streams.appender(&Topic::fm(FIRST_VERSION))?;
     to.append(&prepared.snapshot)?;
     register(&processes, &path)?;
@@ -166,7 +166,7 @@ impl PreparedPublications {
         let from =
             hypercast_fm::trainer::ResumePaths { saved: &saved, work: &dir.join("learning") };
         let mut trainer = hypercast_fm::trainer::resume(from, &config.fm, &spec, config.device)?;
-        let memory: Arc<dyn Engine> = Arc::new(Memory::default());
+        let memory: Arc<dyn StreamEngine> = Arc::new(MemoryEngine::default());
         let topic = Topic::fm(FIRST_VERSION);
         let settings = PublishSettings {
             share: SHARE,
@@ -187,7 +187,7 @@ impl PreparedPublications {
                     .extend(read.into_iter().map(|read| Record { id: 0, payload: read.payload }));
             }
         };
-        let facts = Facts::default();
+        let facts = TrainingPosition::default();
         publisher.publish(&trainer.trained_weights(FIRST_VERSION)?, facts)?;
         let (snapshot, mut deltas, mut share) = (records()?, Vec::new(), 0.0f64);
         let mut examples = std::iter::empty().chain(replayed(&dataset, config)?);

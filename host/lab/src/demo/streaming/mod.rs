@@ -20,7 +20,7 @@ use std::{
 
 use hypercast_config::EngineKind;
 use hypercast_core::{dir_lock::DirLock, shutdown::Shutdown};
-use hypercast_stream::engine;
+use hypercast_stream::streams;
 
 pub use self::report::StreamingReport;
 use self::{
@@ -178,7 +178,7 @@ impl RunningDemo<'_> {
             })
         })?;
         progress.take_failure().map_or(Ok(()), Err)?;
-        let streams = engine::open(&setup.config.engine)?;
+        let streams = streams::open(&setup.config.engine)?;
         let joined = JoinedCounts::read(&*streams, load.sent.impressions)?;
         let live = LiveStatus::read(&client.live()?);
         let mut report = StreamingReport::new(&load.sent, load.scores.rows(), live, joined);

@@ -8,8 +8,8 @@ use std::{
 };
 
 use hypercast_stream::{
-    engine::{Engine, Topic},
-    join::Joined,
+    join::JoinedRecord,
+    streams::{StreamEngine, Topic},
 };
 use serde::Serialize;
 
@@ -76,7 +76,7 @@ impl JoinedCounts {
     ///
     /// # Errors
     /// An engine that cannot be reached.
-    pub fn read(engine: &dyn Engine, expected: u64) -> Result<JoinedCounts> {
+    pub fn read(engine: &dyn StreamEngine, expected: u64) -> Result<JoinedCounts> {
         let mut reader = engine.reader(&Topic::joined(), 0)?;
         let mut examples = JoinedCounts::default();
         let mut seen = HashSet::new();
@@ -87,8 +87,8 @@ impl JoinedCounts {
                 break;
             }
             for record in records {
-                match Joined::decode(&record.payload)? {
-                    Joined::Example(joined) => {
+                match JoinedRecord::decode(&record.payload)? {
+                    JoinedRecord::Example(joined) => {
                         examples.records += 1;
                         for target in &joined.example.targets {
                             if seen.insert((joined.example.request, target.item.id)) {
@@ -98,7 +98,7 @@ impl JoinedCounts {
                             }
                         }
                     }
-                    Joined::Correction(joined) => {
+                    JoinedRecord::Correction(joined) => {
                         examples.corrected += joined.example.targets.len() as u64;
                     }
                 }

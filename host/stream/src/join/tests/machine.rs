@@ -1,76 +1,77 @@
-//! The state machine: windows, early release, corrections, orphans and bounds, and
-//! that it makes the same wherever it is cut.
+//! The state machine: windows, early joins, corrections, orphans and bounds, and that a saved
+//! joiner continues with the same output at any point.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::world::*;
-use crate::ingest::What;
-use crate::join::{Joined, Joiner, Known, Made, saved::SavedJoiner};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 
-/// Of each target: item, actions, and which of them are known.
-type Targets = Vec<(u64, u32, u32)>;
+use super::world::*;
+use crate::events::EventKind;
+use crate::join::{JoinedRecord, Joiner, JoinerOutput, StateUpdate, saved::SavedJoiner};
 
-/// Request, items and actions of each example.
-fn examples(made: &Made) -> Vec<(u64, Targets)> {
-    let of = |joined: &Joined| match joined {
-        Joined::Example(joined) => {
+/// The item, actions and known actions of each target.
+type TargetOutcomes = Vec<(u64, u32, u32)>;
+
+/// The request and targets of each example.
+fn examples(made: &JoinerOutput) -> Vec<(u64, TargetOutcomes)> {
+    let of = |joined: &JoinedRecord| match joined {
+        JoinedRecord::Example(joined) => {
             let targets = joined.example.targets.iter();
             let targets = targets.map(|t| (t.item.id, t.outcome.actions, t.outcome.known));
             Some((joined.example.request, targets.collect()))
         }
-        Joined::Correction(_) => None,
+        JoinedRecord::Correction(_) => None,
     };
     made.joined.iter().filter_map(of).collect()
 }
 
-fn corrections(made: &Made) -> Vec<(u64, u32, u32)> {
-    let of = |joined: &Joined| match joined {
-        Joined::Correction(joined) => {
+fn corrections(made: &JoinerOutput) -> Vec<(u64, u32, u32)> {
+    let of = |joined: &JoinedRecord| match joined {
+        JoinedRecord::Correction(joined) => {
             let [target] = &joined.example.targets[..] else { panic!("one target was changed") };
             Some((target.item.id, target.outcome.actions, target.outcome.known))
         }
-        Joined::Example(_) => None,
+        JoinedRecord::Example(_) => None,
     };
     made.joined.iter().filter_map(of).collect()
 }
 
 #[test]
-fn a_time_that_is_none_is_passed_over() {
+fn an_event_with_a_time_out_of_range_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let mut joiner = joiner(&dataset(dir.path()), settings());
-    all(&mut joiner, &[shown(7, 1, 0, 1000), reacted(7, 1, 2000, (CLICK, CLICK))]);
+    all(&mut joiner, &[shown(7, 1, 0, 1000), acted(7, 1, 2000, CLICK, CLICK)]);
     for time_ms in [i64::MIN, i64::MAX, (1 << 53) + 1] {
         let made = all(
             &mut joiner,
-            &[shown(8, 1, 0, time_ms), reacted(7, 1, time_ms, (LIKE, LIKE)), tick(time_ms)],
+            &[shown(8, 1, 0, time_ms), acted(7, 1, time_ms, LIKE, LIKE), tick(time_ms)],
         );
         assert!(made.joined.is_empty());
     }
     assert_eq!(joiner.counts().refused, 9);
     let made = all(&mut joiner, &[tick(100_000)]);
-    assert_eq!(examples(&made).len(), 1, "it goes on");
+    assert_eq!(examples(&made).len(), 1, "the joiner continues");
 }
 
 #[test]
-fn an_action_that_the_schema_lacks_is_passed_over() {
+fn an_action_that_the_schema_lacks_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let mut joiner = joiner(&dataset(dir.path()), settings());
     all(&mut joiner, &[shown(7, 1, 0, 1000)]);
-    // As a schema of three actions may have written it, before or after its impression.
+    // As an event of a schema with three actions, before or after its impression.
     let foreign = 1 << 2;
     for request in [7, 8] {
-        let made = all(&mut joiner, &[reacted(request, 1, 2000, (foreign, foreign | CLICK))]);
+        let made = all(&mut joiner, &[acted(request, 1, 2000, foreign, foreign | CLICK)]);
         assert!(made.joined.is_empty() && made.outcomes.is_empty());
     }
-    all(&mut joiner, &[reacted(7, 1, 2000, (0, 1 << 31))]);
+    all(&mut joiner, &[acted(7, 1, 2000, 0, 1 << 31)]);
     assert_eq!((joiner.counts().refused, joiner.held()), (3, (1, 0)));
     let made = all(&mut joiner, &[shown(8, 1, 0, 1000), tick(100_000)]);
-    assert_eq!(examples(&made).len(), 2, "it goes on");
+    assert_eq!(examples(&made).len(), 2, "the joiner continues");
 }
 
 #[test]
-fn a_request_leaves_with_its_last_window_or_as_soon_as_all_is_known() {
+fn a_request_is_joined_with_its_last_window_or_as_soon_as_all_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, settings());
@@ -79,23 +80,23 @@ fn a_request_leaves_with_its_last_window_or_as_soon_as_all_is_known() {
         all(&mut joiner, &[shown(7, 1, 0, 1000), shown(7, 2, 0, 1000), shown(8, 3, 1, 1000)]);
     assert!(made.joined.is_empty());
     // Everything that can happen on surface 1 is known: it does not wait for likes.
-    let made = all(&mut joiner, &[reacted(8, 3, 2000, (0, CLICK))]);
+    let made = all(&mut joiner, &[acted(8, 3, 2000, 0, CLICK)]);
     assert_eq!(examples(&made), [(8, vec![(3, 0, CLICK)])]);
-    let made = all(&mut joiner, &[reacted(7, 1, 3000, (both, both)), tick(60_999)]);
+    let made = all(&mut joiner, &[acted(7, 1, 3000, both, both), tick(60_999)]);
     assert!(made.joined.is_empty(), "the other item's window is open");
     let made = all(&mut joiner, &[tick(61_000)]);
     assert_eq!(examples(&made), [(7, vec![(1, both, both), (2, 0, both)])]);
     let known: Vec<(u64, i64, u32)> = made
         .outcomes
         .iter()
-        .map(|outcome| match &outcome.known {
-            Known::Outcome(row) => (row.item, row.outcome_ms, row.outcome.actions),
+        .map(|outcome| match &outcome.update {
+            StateUpdate::Outcome(row) => (row.item, row.outcome_ms, row.outcome.actions),
             other => panic!("{other:?}"),
         })
         .collect();
     assert_eq!(known, [(1, 61_000, both), (2, 61_000, 0)]);
-    let mut complete = reacted(9, 1, 70_000, (CLICK, CLICK));
-    if let What::Action(reaction) = &mut complete.what {
+    let mut complete = acted(9, 1, 70_000, CLICK, CLICK);
+    if let EventKind::Action(reaction) = &mut complete.kind {
         reaction.complete = true;
         reaction.outcome.values[0] = 2.5;
     }
@@ -112,7 +113,7 @@ fn windows_follow_delays() {
     let mut now = 0;
     for request in 1..=300 {
         now = request as i64 * 10_000;
-        let clicked = reacted(request, 1, now + 4000, (CLICK, CLICK));
+        let clicked = acted(request, 1, now + 4000, CLICK, CLICK);
         all(&mut joiner, &[shown(request, 1, 0, now), clicked]);
     }
     // Likes are rare: they wait as clicks do, 4 s and what a bucket adds.
@@ -129,9 +130,11 @@ fn late_outcomes_correct_and_later_ones_are_counted() {
     let mut joiner = joiner(&data, settings());
     all(&mut joiner, &[shown(7, 1, 0, 0), tick(60_000)]);
     let before = joiner.state.fetch(&ask(1), 8);
-    let made = all(&mut joiner, &[reacted(7, 1, 100_000, (CLICK, CLICK | LIKE))]);
+    let made = all(&mut joiner, &[acted(7, 1, 100_000, CLICK, CLICK | LIKE)]);
     assert_eq!(corrections(&made), [(1, CLICK, CLICK)], "a like that did not happen is not new");
-    let Known::Corrected(row) = &made.outcomes[0].known else { panic!("{:?}", made.outcomes) };
+    let StateUpdate::Corrected(row) = &made.outcomes[0].update else {
+        panic!("{:?}", made.outcomes)
+    };
     assert_eq!((row.outcome.actions, row.outcome.known), (CLICK, CLICK | LIKE));
     let after = joiner.state.fetch(&ask(1), 8);
     assert_eq!(after.history[0].outcome.actions, CLICK);
@@ -141,9 +144,9 @@ fn late_outcomes_correct_and_later_ones_are_counted() {
         after.targets[0].features[1], before.targets[0].features[1],
         "and counts no impression twice"
     );
-    assert!(all(&mut joiner, &[reacted(7, 1, 100_001, (CLICK, CLICK))]).joined.is_empty());
+    assert!(all(&mut joiner, &[acted(7, 1, 100_001, CLICK, CLICK)]).joined.is_empty());
     assert_eq!(joiner.counts().unchanged, 1);
-    let made = all(&mut joiner, &[tick(3_700_000), reacted(7, 1, 3_700_001, (LIKE, LIKE))]);
+    let made = all(&mut joiner, &[tick(3_700_000), acted(7, 1, 3_700_001, LIKE, LIKE)]);
     assert!(made.joined.is_empty() && made.outcomes.is_empty());
     assert_eq!((joiner.counts().late, joiner.held()), (1, (0, 0)));
     assert!(all(&mut joiner, &[shown(7, 1, 0, 0)]).joined.is_empty());
@@ -163,11 +166,11 @@ fn an_action_before_its_impression_waits_for_it() {
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, settings());
     let both = CLICK | LIKE;
-    all(&mut joiner, &[reacted(7, 1, 1500, (CLICK, both))]);
+    all(&mut joiner, &[acted(7, 1, 1500, CLICK, both)]);
     assert_eq!(joiner.held(), (0, 1));
     let made = all(&mut joiner, &[shown(7, 1, 0, 1000)]);
     assert_eq!(examples(&made), [(7, vec![(1, CLICK, both)])]);
-    all(&mut joiner, &[reacted(9, 1, 2000, (CLICK, both)), tick(10_000_000)]);
+    all(&mut joiner, &[acted(9, 1, 2000, CLICK, both), tick(10_000_000)]);
     assert_eq!((joiner.held().1, joiner.counts().orphaned), (0, 1));
 }
 
@@ -176,15 +179,15 @@ fn large_requests_come_in_parts_and_room_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
     let mut joiner = joiner(&data, settings());
-    let facts: Vec<_> =
+    let events: Vec<_> =
         (1..=6).map(|item| shown(7, item, 0, 1000)).chain([tick(100_000)]).collect();
-    let made = all(&mut joiner, &facts);
+    let made = all(&mut joiner, &events);
     let sizes: Vec<usize> = examples(&made).iter().map(|(_, items)| items.len()).collect();
     assert_eq!(sizes, [4, 2]);
     assert_ne!(examples(&made)[0].0, examples(&made)[1].0);
     let few = hypercast_config::JoinSettings { max_impressions: 10, ..settings() };
     let mut joiner = super::world::joiner(&data, few);
-    let mut made = Made::default();
+    let mut made = JoinerOutput::default();
     for request in 1..=100 {
         joiner.take(shown(request, 1, 0, 1000 + request as i64), &mut made);
         assert!(joiner.held().0 <= 10);
@@ -201,14 +204,14 @@ fn features_are_as_of_the_first_impression() {
     let mut joiner = joiner(&data, settings());
     // User 3 clicks item 1 in request 2 while request 7, of the same user, waits.
     let both = CLICK | LIKE;
-    let facts = [
+    let events = [
         shown(7, 1, 0, 1000),
         shown(2, 1, 0, 1100),
-        reacted(2, 1, 1200, (CLICK, both)),
+        acted(2, 1, 1200, CLICK, both),
         shown(12, 2, 0, 1300),
         tick(200_000),
     ];
-    let made = all(&mut joiner, &facts);
+    let made = all(&mut joiner, &events);
     let history: BTreeMap<u64, usize> = made
         .joined
         .iter()
@@ -217,17 +220,19 @@ fn features_are_as_of_the_first_impression() {
     assert_eq!(history, BTreeMap::from([(2, 0), (7, 0), (12, 1)]));
 }
 
-/// What there must be of random events whatever their order: the impressions that were told of.
-fn told(facts: &[crate::ingest::Fact]) -> BTreeSet<(u64, u64)> {
-    let mut told = BTreeSet::new();
-    for fact in facts {
-        match &fact.what {
-            What::Impression(shown) => drop(told.insert((shown.request, shown.item))),
-            What::Whole(rows) => told.extend(rows.iter().map(|row| (row.request, row.item))),
+/// The impressions among random events, each of which must be joined.
+fn impressions_of(events: &[crate::events::EventRecord]) -> BTreeSet<(u64, u64)> {
+    let mut impressions = BTreeSet::new();
+    for event in events {
+        match &event.kind {
+            EventKind::Impression(shown) => drop(impressions.insert((shown.request, shown.item))),
+            EventKind::CompleteRequest(rows) => {
+                impressions.extend(rows.iter().map(|row| (row.request, row.item)))
+            }
             _ => {}
         }
     }
-    told
+    impressions
 }
 
 #[test]
@@ -236,19 +241,19 @@ fn every_impression_is_in_exactly_one_example_whatever_the_order() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
     for seed in 0..20 {
-        let mut facts = random(seed, 60);
-        let wanted = told(&facts);
+        let mut events = random(seed, 60);
+        let wanted = impressions_of(&events);
         if seed % 2 == 1 {
-            let last = facts.len() - 1;
-            facts[..last].shuffle(&mut StdRng::seed_from_u64(seed));
+            let last = events.len() - 1;
+            events[..last].shuffle(&mut StdRng::seed_from_u64(seed));
         }
         for max_impressions in [10_000, 30] {
             let settings = hypercast_config::JoinSettings { max_impressions, ..settings() };
             let mut joiner = joiner(&data, settings);
-            let made = all(&mut joiner, &facts);
+            let made = all(&mut joiner, &events);
             let mut rows = Vec::new();
             for outcome in &made.outcomes {
-                if let Known::Outcome(row) = &outcome.known {
+                if let StateUpdate::Outcome(row) = &outcome.update {
                     rows.push((row.request, row.item));
                 }
             }
@@ -266,7 +271,7 @@ fn every_impression_is_in_exactly_one_example_whatever_the_order() {
     }
 }
 
-/// The joiner after a stop and a start from its saved state, which goes through bytes.
+/// The joiner after a restart from its encoded state.
 fn reborn(mut joiner: Joiner, data: &hypercast_data::dataset::Dataset) -> Joiner {
     let mut bytes = Vec::new();
     joiner
@@ -286,12 +291,12 @@ fn a_joiner_that_is_saved_and_loaded_anywhere_makes_the_same() {
     for (seed, step) in [(1, 1), (2, 7), (3, 50), (4, 301)] {
         for max_impressions in [10_000, 25] {
             let settings = hypercast_config::JoinSettings { max_impressions, ..settings() };
-            let facts = random(seed, 80);
-            let whole = texts(&all(&mut joiner(&data, settings.clone()), &facts));
+            let events = random(seed, 80);
+            let whole = texts(&all(&mut joiner(&data, settings.clone()), &events));
             let mut part = joiner(&data, settings);
-            let mut made = Made::default();
-            for facts in facts.chunks(step) {
-                facts.iter().for_each(|fact| part.take(fact.clone(), &mut made));
+            let mut made = JoinerOutput::default();
+            for events in events.chunks(step) {
+                events.iter().for_each(|event| part.take(event.clone(), &mut made));
                 part = reborn(part, &data);
             }
             let made = texts(&made);

@@ -1,5 +1,5 @@
-//! Tests of the joiner: as a state machine over handwritten and random events, and
-//! at work over streams in memory, stopped and killed wherever it may be.
+//! The joiner as a state machine over handwritten and random events, and its runner over streams in
+//! memory that fail at any moment.
 
 mod machine;
 mod runner;

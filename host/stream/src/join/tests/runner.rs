@@ -1,5 +1,5 @@
-//! The joiner at work: killed at any moment, between any two records of its
-//! streams, it goes on so that each record is there once.
+//! The runner: killed at any moment, between any two records of its streams, it continues so that
+//! each record is there once.
 
 use std::{
     sync::{
@@ -9,31 +9,41 @@ use std::{
     time::Duration,
 };
 
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::world::*;
-use crate::engine::{Appended, Appender, Engine, Memory, Reader, Record, Topic};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::ingest::Told;
-use crate::join::{Joined, NoMetrics, Outcome, Runner};
-use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
+use crate::events::NewEvent;
+use crate::join::{JoinMetrics, JoinedRecord, JoinerProgress, OutcomeRecord, Runner};
+use crate::streams::{Appended, Appender, MemoryEngine, Reader, Record, StreamEngine, Topic};
 
-/// Streams of which those of the joiner fail after so many records, as those of a process that is killed do.
-struct Mortal {
-    streams: Arc<Memory>,
+/// Drops every measurement.
+struct NoMetrics;
+
+impl JoinMetrics for NoMetrics {
+    fn event_latency(&self, _: &str, _: i64) {}
+
+    fn joiner(&self, _: JoinerProgress) {}
+}
+
+/// Streams whose appends at an expected end fail after a number of records, as when the process is
+/// killed.
+struct Failing {
+    streams: Arc<MemoryEngine>,
     left: Arc<AtomicI64>,
 }
 
-struct MortalAppender {
+struct FailingAppender {
     to: Arc<dyn Appender>,
     left: Arc<AtomicI64>,
 }
 
-impl Engine for Mortal {
+impl StreamEngine for Failing {
     fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
         let to = self.streams.appender(topic)?;
-        Ok(Arc::new(MortalAppender { to, left: self.left.clone() }))
+        Ok(Arc::new(FailingAppender { to, left: self.left.clone() }))
     }
 
     fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
@@ -49,7 +59,7 @@ impl Engine for Mortal {
     }
 }
 
-impl Appender for MortalAppender {
+impl Appender for FailingAppender {
     fn append(&self, records: &[Record]) -> Result<Appended> {
         self.to.append(records)
     }
@@ -59,9 +69,9 @@ impl Appender for MortalAppender {
         if left >= records.len() {
             return self.to.append_at(end, records);
         }
-        // A part of the batch is there, and nobody is told.
+        // A part of the batch is stored, but the caller gets an error.
         self.to.append_at(end, &records[..left])?;
-        Err(Error::invalid("killed"))
+        Err(Error::unreachable("killed"))
     }
 }
 
@@ -73,17 +83,17 @@ fn config(dir: &std::path::Path) -> Config {
     config
 }
 
-fn told(streams: &Memory, facts: &[crate::ingest::Fact]) {
-    let record = |fact: &crate::ingest::Fact| {
-        let told = Told { id: None, what: fact.what.clone() };
-        Record { id: 0, ..told.record(fact.ingested_ms).unwrap() }
+fn append_events(streams: &MemoryEngine, events: &[crate::events::EventRecord]) {
+    let record = |event: &crate::events::EventRecord| {
+        let new = NewEvent { id: None, kind: event.kind.clone() };
+        Record { id: 0, ..new.record(event.ingested_ms).unwrap() }
     };
-    let records: Vec<Record> = facts.iter().map(record).collect();
+    let records: Vec<Record> = events.iter().map(record).collect();
     streams.appender(&Topic::events()).unwrap().append(&records).unwrap();
 }
 
 /// Everything in the joiner's streams.
-fn streams(memory: &Memory) -> (Vec<String>, Vec<String>) {
+fn streams(memory: &MemoryEngine) -> (Vec<String>, Vec<String>) {
     let read = |topic: &Topic| {
         let end = memory.span(topic).unwrap().end as usize;
         let mut reader = memory.reader(topic, 0).unwrap();
@@ -97,8 +107,14 @@ fn streams(memory: &Memory) -> (Vec<String>, Vec<String>) {
     let joined = read(&Topic::joined());
     let outcomes = read(&Topic::outcomes());
     (
-        joined.iter().map(|payload| format!("{:?}", Joined::decode(payload).unwrap())).collect(),
-        outcomes.iter().map(|payload| format!("{:?}", Outcome::decode(payload).unwrap())).collect(),
+        joined
+            .iter()
+            .map(|payload| format!("{:?}", JoinedRecord::decode(payload).unwrap()))
+            .collect(),
+        outcomes
+            .iter()
+            .map(|payload| format!("{:?}", OutcomeRecord::decode(payload).unwrap()))
+            .collect(),
     )
 }
 
@@ -107,19 +123,19 @@ fn a_joiner_that_is_killed_makes_each_record_once() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(&dir.path().join("data"));
     for seed in 0..10 {
-        let facts = random(seed, 150);
-        let expected = texts(&all(&mut joiner(&data, settings()), &facts));
+        let events = random(seed, 150);
+        let expected = texts(&all(&mut joiner(&data, settings()), &events));
         let config = config(&dir.path().join(seed.to_string()));
-        let memory = Arc::new(Memory::default());
+        let memory = Arc::new(MemoryEngine::default());
         let mut rng = StdRng::seed_from_u64(seed);
         let (mut from, mut kills) = (0, 0);
-        while from < facts.len() || streams(&memory) != expected {
-            let until = (from + rng.random_range(0..200)).min(facts.len());
-            told(&memory, &facts[from..until]);
+        while from < events.len() || streams(&memory) != expected {
+            let until = (from + rng.random_range(0..200)).min(events.len());
+            append_events(&memory, &events[from..until]);
             from = until;
             let left = Arc::new(AtomicI64::new(rng.random_range(0..150)));
-            let engine = Arc::new(Mortal { streams: memory.clone(), left });
-            // It is told to stop, so it does not wait for an engine that is not coming back.
+            let engine = Arc::new(Failing { streams: memory.clone(), left });
+            // Shutdown is requested, so it does not wait for an engine that is not coming back.
             let stop = Shutdown::default();
             stop.request();
             let mut runner =
@@ -145,12 +161,12 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(&dir.path().join("data"));
     let config = config(dir.path());
-    let memory = Arc::new(Memory::default());
-    let open = |streams: &Arc<Memory>, config: &Config| {
+    let memory = Arc::new(MemoryEngine::default());
+    let open = |streams: &Arc<MemoryEngine>, config: &Config| {
         let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
         Runner::open(streams.clone(), &config.joiner().unwrap(), &data, metrics, stop)
     };
-    told(&memory, &random(1, 40));
+    append_events(&memory, &random(1, 40));
     let mut runner = open(&memory, &config).unwrap();
     let held = open(&memory, &config).err().unwrap().to_string();
     assert!(held.contains(&format!("process {}", std::process::id())), "{held}");
@@ -161,11 +177,11 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
         .unwrap()
         .append(&[Record { id: 0, payload: vec![0] }])
         .unwrap();
-    told(&memory, &[shown(1000, 1, 0, (1 << 52) + 1), tick(1 << 53)]);
+    append_events(&memory, &[shown(1000, 1, 0, (1 << 52) + 1), tick(1 << 53)]);
     let error = runner.step(Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("another joiner writes"), "{error}");
     drop(runner);
-    let lost = open(&Arc::new(Memory::default()), &config).err().unwrap().to_string();
+    let lost = open(&Arc::new(MemoryEngine::default()), &config).err().unwrap().to_string();
     assert!(lost.contains("restore"), "{lost}");
     let mut other = config.clone();
     other.timeline.until = "2022-01-01".into();
@@ -177,22 +193,22 @@ fn a_state_without_its_streams_is_refused_and_so_is_another_writer() {
 }
 
 #[test]
-fn settings_change_only_after_what_was_made_by_the_old_ones_is_made_again() {
+fn settings_change_only_after_the_records_of_the_old_ones_are_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(&dir.path().join("data"));
-    let facts = random(5, 150);
-    let expected = texts(&all(&mut joiner(&data, settings()), &facts));
+    let events = random(5, 150);
+    let expected = texts(&all(&mut joiner(&data, settings()), &events));
     let mut config = config(dir.path());
-    // Nothing is saved but what it begins with.
+    // Only the first state is saved.
     config.join.save_every_events = 1 << 40;
-    let memory = Arc::new(Memory::default());
-    told(&memory, &facts);
+    let memory = Arc::new(MemoryEngine::default());
+    append_events(&memory, &events);
     for windows in [60, 2] {
         config.join.first_window_s = windows;
         let (metrics, stop) = (Arc::new(NoMetrics), Shutdown::default());
         let mut runner =
             Runner::open(memory.clone(), &config.joiner().unwrap(), &data, metrics, stop).unwrap();
         while runner.step(Duration::ZERO).unwrap() > 0 {}
-        assert_eq!(streams(&memory), expected, "made once, by the first settings");
+        assert_eq!(streams(&memory), expected, "each written once, with the first settings");
     }
 }

@@ -1,16 +1,16 @@
-//! A small world, events in it, and what came out as text that can be compared.
+//! A small data set, events in it, and output as text that can be compared.
 
 use std::path::Path;
 
-use hypercast_fm::example::{self, Item, MAX_VALUES, User};
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-
-use crate::ingest::{Fact, Reaction, Shown, What};
-use crate::join::{Joiner, Made, Options};
 use hypercast_config::JoinSettings;
 use hypercast_data::dataset::{Context, Dataset, Entities, Impression, write_dataset};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
+use hypercast_fm::example::{self, Item, MAX_VALUES, User};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+use crate::events::{ActionEvent, EventKind, EventRecord, ImpressionEvent};
+use crate::join::{Joiner, JoinerOptions, JoinerOutput};
 
 pub(super) const CLICK: u32 = 0b01;
 pub(super) const LIKE: u32 = 0b10;
@@ -71,16 +71,16 @@ pub(super) fn settings() -> JoinSettings {
 
 pub(super) fn joiner(data: &Dataset, settings: JoinSettings) -> Joiner {
     let state = FeatureState::new(data, FeatureConfig::default());
-    Joiner::new(state, Options { settings, history_len: 8, max_targets: 4 })
+    Joiner::new(state, JoinerOptions { settings, history_len: 8, max_targets: 4 })
 }
 
-pub(super) fn fact(what: What) -> Fact {
-    Fact { ingested_ms: 1, what }
+pub(super) fn event(kind: EventKind) -> EventRecord {
+    EventRecord { ingested_ms: 1, kind }
 }
 
-pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> Fact {
+pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> EventRecord {
     let context = Context { ids: vec![request % 2], dense: vec![] };
-    fact(What::Impression(Shown {
+    event(EventKind::Impression(ImpressionEvent {
         request,
         user: request % 5 + 1,
         item,
@@ -90,13 +90,19 @@ pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> Fact
     }))
 }
 
-pub(super) fn reacted(request: u64, item: u64, time_ms: i64, (actions, known): (u32, u32)) -> Fact {
+pub(super) fn acted(
+    request: u64,
+    item: u64,
+    time_ms: i64,
+    actions: u32,
+    known: u32,
+) -> EventRecord {
     let outcome = example::Outcome { actions, known, values: [f32::NAN; MAX_VALUES] };
-    fact(What::Action(Reaction { request, item, time_ms, outcome, complete: false }))
+    event(EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete: false }))
 }
 
-pub(super) fn tick(time_ms: i64) -> Fact {
-    fact(What::Tick { time_ms })
+pub(super) fn tick(time_ms: i64) -> EventRecord {
+    event(EventKind::Tick { time_ms })
 }
 
 pub(super) fn whole(request: u64, item: u64, time_ms: i64) -> Impression {
@@ -115,24 +121,24 @@ pub(super) fn whole(request: u64, item: u64, time_ms: i64) -> Impression {
     }
 }
 
-/// Everything that came of some events, one after the other.
-pub(super) fn all(joiner: &mut Joiner, facts: &[Fact]) -> Made {
-    let mut made = Made::default();
-    facts.iter().for_each(|fact| joiner.take(fact.clone(), &mut made));
+/// The output of a sequence of events.
+pub(super) fn all(joiner: &mut Joiner, events: &[EventRecord]) -> JoinerOutput {
+    let mut made = JoinerOutput::default();
+    events.iter().for_each(|event| joiner.take(event.clone(), &mut made));
     made
 }
 
-/// Each record as text; what is not known has no digits to compare.
-pub(super) fn texts(made: &Made) -> (Vec<String>, Vec<String>) {
+/// Each record as text; unknown values are NaN, which does not compare.
+pub(super) fn texts(made: &JoinerOutput) -> (Vec<String>, Vec<String>) {
     let joined = made.joined.iter().map(|joined| format!("{joined:?}")).collect();
     (joined, made.outcomes.iter().map(|outcome| format!("{outcome:?}")).collect())
 }
 
-/// Random events: requests of up to six items, actions that come soon, late or before their impression, some twice,
-/// whole impressions, new items, and times that are not in order.
-pub(super) fn random(seed: u64, requests: u64) -> Vec<Fact> {
+/// Random events: requests of up to six items, actions that come soon, late or before their
+/// impression, some of them twice, complete requests, new items, and times that are not in order.
+pub(super) fn random(seed: u64, requests: u64) -> Vec<EventRecord> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut timed: Vec<(i64, Fact)> = Vec::new();
+    let mut timed: Vec<(i64, EventRecord)> = Vec::new();
     for request in 1..=requests {
         let at = request as i64 * 700 + rng.random_range(0..900);
         let surface = rng.random_range(0..2);
@@ -141,7 +147,7 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<Fact> {
         items.truncate(rng.random_range(1..=6));
         if rng.random_bool(0.1) {
             let rows = items.iter().map(|&item| whole(request, item, at)).collect();
-            timed.push((at, fact(What::Whole(rows))));
+            timed.push((at, event(EventKind::CompleteRequest(rows))));
             continue;
         }
         for &item in &items {
@@ -155,30 +161,30 @@ pub(super) fn random(seed: u64, requests: u64) -> Vec<Fact> {
             }
             for _ in 0..rng.random_range(0..3) {
                 let delay = [500, 5_000, 50_000, 2_000_000][rng.random_range(0..4)];
-                let acted = at + rng.random_range(0..delay);
+                let acted_ms = at + rng.random_range(0..delay);
                 let known = rng.random_range(1..4);
-                let mut fact =
-                    reacted(request, item, acted, (rng.random_range(0..4) & known, known));
-                if let What::Action(reaction) = &mut fact.what {
+                let mut event =
+                    acted(request, item, acted_ms, rng.random_range(0..4) & known, known);
+                if let EventKind::Action(reaction) = &mut event.kind {
                     reaction.complete = rng.random_bool(0.2);
                     if rng.random_bool(0.3) {
                         reaction.outcome.values[0] = rng.random_range(0.0..9.0);
                     }
                 }
-                // An action may be told before its impression.
-                timed.push((acted - rng.random_range(0..400), fact));
+                // An action may come before its impression.
+                timed.push((acted_ms - rng.random_range(0..400), event));
             }
         }
         if rng.random_bool(0.05) {
             let item = Item { id: rng.random_range(1..12), ids: vec![77], ..Item::default() };
-            timed.push((at, fact(What::Item(item))));
+            timed.push((at, event(EventKind::Item(item))));
         }
     }
     timed.sort_by_key(|(at, _)| *at);
-    let mut facts: Vec<Fact> = timed.into_iter().map(|(_, fact)| fact).collect();
-    for (at, fact) in facts.iter_mut().enumerate() {
-        fact.ingested_ms = at as i64;
+    let mut events: Vec<EventRecord> = timed.into_iter().map(|(_, event)| event).collect();
+    for (at, event) in events.iter_mut().enumerate() {
+        event.ingested_ms = at as i64;
     }
-    facts.push(tick(1 << 52));
-    facts
+    events.push(tick(1 << 52));
+    events
 }

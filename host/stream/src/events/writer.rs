@@ -1,0 +1,126 @@
+//! Appends events to their stream, and ticks while no events arrive, so that the joiner's windows
+//! close.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use hypercast_config::JoinSettings;
+use hypercast_core::clock::now_ms;
+use hypercast_core::shutdown::Shutdown;
+
+use super::{EventKind, NewEvent};
+use crate::error::Result;
+use crate::streams::{Appender, Record, StreamEngine, Topic};
+
+/// Appends the events that one process receives.
+pub struct EventWriter {
+    engine: Arc<dyn StreamEngine>,
+    appender: Mutex<Option<Arc<dyn Appender>>>,
+    max_future_ms: i64,
+    tick_ms: i64,
+    /// How long after the last event a window may be open.
+    ticks_for_ms: i64,
+    last_event_ms: AtomicI64,
+    last_append_ms: AtomicI64,
+}
+
+/// The result of appending a request's events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppendReceipt {
+    /// New events.
+    pub accepted: usize,
+    /// Events that were stored before.
+    pub repeated: usize,
+    /// The end of the stream after them.
+    pub end: u64,
+}
+
+impl EventWriter {
+    /// A writer that opens the stream at its first event, or with [`EventWriter::open`].
+    pub fn new(engine: Arc<dyn StreamEngine>, settings: &JoinSettings) -> EventWriter {
+        let ms = |seconds: u64| i64::try_from(seconds.saturating_mul(1000)).unwrap_or(i64::MAX / 4);
+        EventWriter {
+            engine,
+            appender: Mutex::new(None),
+            max_future_ms: ms(settings.max_future_s),
+            tick_ms: i64::try_from(settings.tick_ms).unwrap_or(i64::MAX),
+            ticks_for_ms: ms(settings.max_window_s.saturating_add(60)),
+            last_event_ms: AtomicI64::new(now_ms()),
+            last_append_ms: AtomicI64::new(now_ms()),
+        }
+    }
+
+    /// Opens the stream for writing.
+    ///
+    /// # Errors
+    /// Another process writes to the stream, or the engine cannot be reached.
+    pub fn open(&self) -> Result<Arc<dyn Appender>> {
+        let mut appender = self.appender.lock().expect("no holder panics");
+        if let Some(appender) = &*appender {
+            return Ok(appender.clone());
+        }
+        Ok(appender.insert(self.engine.appender(&Topic::events())?).clone())
+    }
+
+    /// The latest timestamp that is accepted now, in milliseconds since the epoch.
+    pub fn latest_ms(&self) -> i64 {
+        match self.max_future_ms {
+            0 => i64::MAX,
+            ahead => now_ms().saturating_add(ahead),
+        }
+    }
+
+    /// Appends the events of a request of `given` events; all are durable when it returns. Several
+    /// events of one request may share a record.
+    ///
+    /// # Errors
+    /// An event cannot be encoded, or the engine fails.
+    pub fn append(&self, events: Vec<NewEvent>, given: usize) -> Result<AppendReceipt> {
+        let now = now_ms();
+        let records: Vec<Record> =
+            events.into_iter().map(|event| event.record(now)).collect::<Result<_>>()?;
+        let appended = self.open()?.append(&records)?;
+        self.last_event_ms.store(now, Ordering::Relaxed);
+        self.last_append_ms.store(now, Ordering::Relaxed);
+        // If all records were stored before, so were all events.
+        let all = appended.repeated == records.len();
+        let repeated = if all { given } else { appended.repeated };
+        Ok(AppendReceipt { accepted: given - repeated.min(given), repeated, end: appended.end })
+    }
+
+    /// Appends ticks as long as a window may be open and no events arrive; returns on shutdown.
+    pub fn tick(&self, stop: &Shutdown) {
+        while self.tick_ms > 0 && !stop.is_requested() {
+            std::thread::sleep(Duration::from_millis(self.tick_ms.min(50) as u64));
+            let now = now_ms();
+            let quiet = now - self.last_append_ms.load(Ordering::Relaxed) >= self.tick_ms;
+            let waited_for = now - self.last_event_ms.load(Ordering::Relaxed) <= self.ticks_for_ms;
+            let appender = self.appender.lock().expect("no holder panics").clone();
+            let Some(appender) = appender.filter(|_| quiet && waited_for) else { continue };
+            self.last_append_ms.store(now, Ordering::Relaxed);
+            let tick = NewEvent { id: None, kind: EventKind::Tick { time_ms: now } };
+            if let Err(error) = tick.record(now).and_then(|record| appender.append(&[record])) {
+                tracing::warn!(%error, "cannot append a tick for the joiner; trying again");
+            }
+        }
+    }
+}
+
+impl NewEvent {
+    /// The surface and the number of the impressions in it.
+    pub fn impressions(&self) -> Option<(u16, u64)> {
+        match &self.kind {
+            EventKind::Impression(impression) => Some((impression.surface, 1)),
+            EventKind::CompleteRequest(rows) => Some((rows.first()?.surface, rows.len() as u64)),
+            EventKind::Action(_)
+            | EventKind::Item(_)
+            | EventKind::User(_)
+            | EventKind::Tick { .. } => None,
+        }
+    }
+}

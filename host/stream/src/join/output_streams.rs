@@ -1,0 +1,253 @@
+//! The two streams that a joiner writes. Records that the streams already have are skipped, the
+//! others are appended in batches; failed appends are repeated.
+
+use std::{sync::Arc, time::Duration};
+
+use hypercast_core::clock::now_ms;
+use hypercast_core::shutdown::Shutdown;
+use serde::Serialize;
+
+use super::{JoinMetrics, JoinSink, JoinedRecord, Joiner, OutcomeRecord};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::streams::{Appender, MAX_RECORD_BYTES, Record, StreamEngine, Topic};
+
+/// The number of records that are appended together.
+const BATCH_RECORDS: usize = 1024;
+
+/// The bytes that are appended together.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Both output streams.
+pub(super) struct OutputStreams {
+    pub(super) joined: OutputStream,
+    pub(super) outcomes: OutputStream,
+    pub(super) metrics: Arc<dyn JoinMetrics>,
+    pub(super) stop: Shutdown,
+    failure: Option<Error>,
+}
+
+/// One output stream.
+pub(super) struct OutputStream {
+    topic: Topic,
+    /// The label of its latency metric.
+    stage: &'static str,
+    engine: Arc<dyn StreamEngine>,
+    appender: Arc<dyn Appender>,
+    /// Records that the joiner wrote since the first event.
+    pub(super) made: u64,
+    /// The end of the stream.
+    pub(super) end: u64,
+    batch: Vec<Record>,
+    bytes: usize,
+    ingested_ms: Vec<i64>,
+}
+
+impl OutputStreams {
+    /// Opens both streams for writing.
+    pub(super) fn open(
+        engine: &Arc<dyn StreamEngine>,
+        metrics: Arc<dyn JoinMetrics>,
+        stop: Shutdown,
+    ) -> Result<OutputStreams> {
+        let joined = OutputStream::open(engine, Topic::joined(), "joined")?;
+        let outcomes = OutputStream::open(engine, Topic::outcomes(), "told")?;
+        Ok(OutputStreams { joined, outcomes, metrics, stop, failure: None })
+    }
+
+    /// Whether the joiner has repeated all records that the streams have.
+    pub(super) fn caught_up(&self) -> bool {
+        self.joined.made >= self.joined.end && self.outcomes.made >= self.outcomes.end
+    }
+
+    /// Compares the joiner's counters with the streams.
+    pub(super) fn begin(&mut self, joiner: &Joiner) -> Result<()> {
+        let counts = joiner.counts();
+        let both = [(&mut self.joined, counts.joined), (&mut self.outcomes, counts.outcomes)];
+        for (output, made) in both {
+            if output.end < made {
+                return Err(Error::refused(format!(
+                    "the joiner wrote {made} records to the stream {}, which ends at {}; restore the \
+                     stream, or remove the joiner's state and streams to begin again",
+                    output.topic, output.end
+                )));
+            }
+            output.made = made;
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let outcomes = self.outcomes.flush(&*self.metrics, &self.stop);
+        let joined = self.joined.flush(&*self.metrics, &self.stop);
+        self.failure.take().map_or(Ok(()), Err).and(outcomes).and(joined)
+    }
+
+    /// Keeps the first failure for [`OutputStreams::flush`].
+    fn note(&mut self, result: Result<()>) {
+        self.failure = self.failure.take().or(result.err());
+    }
+}
+
+impl JoinSink for OutputStreams {
+    fn joined(&mut self, joined: JoinedRecord) {
+        if self.joined.is_new() && self.failure.is_none() {
+            let ingested_ms = joined.joined().ingested_ms;
+            let pushed = shortened(joined).and_then(|payload| {
+                self.joined.push(payload, ingested_ms, &*self.metrics, &self.stop)
+            });
+            self.note(pushed);
+        }
+    }
+
+    fn outcome(&mut self, outcome: OutcomeRecord) {
+        if self.outcomes.is_new() && self.failure.is_none() {
+            let pushed = encode(&outcome).and_then(|payload| {
+                self.outcomes.push(payload, outcome.ingested_ms, &*self.metrics, &self.stop)
+            });
+            self.note(pushed);
+        }
+    }
+}
+
+impl OutputStream {
+    fn open(
+        engine: &Arc<dyn StreamEngine>,
+        topic: Topic,
+        stage: &'static str,
+    ) -> Result<OutputStream> {
+        Ok(OutputStream {
+            appender: engine.appender(&topic)?,
+            end: engine.span(&topic)?.end,
+            engine: engine.clone(),
+            topic,
+            stage,
+            made: 0,
+            batch: Vec::new(),
+            bytes: 0,
+            ingested_ms: Vec::new(),
+        })
+    }
+
+    /// Counts a record; true if the stream does not have it yet.
+    fn is_new(&mut self) -> bool {
+        self.made += 1;
+        self.made > self.end
+    }
+
+    /// Adds a record to the batch and appends the batch if it is full.
+    fn push(
+        &mut self,
+        payload: Vec<u8>,
+        ingested_ms: i64,
+        metrics: &dyn JoinMetrics,
+        stop: &Shutdown,
+    ) -> Result<()> {
+        self.bytes += payload.len();
+        self.batch.push(Record { id: 0, payload });
+        self.ingested_ms.push(ingested_ms);
+        if self.batch.len() >= BATCH_RECORDS || self.bytes >= BATCH_BYTES {
+            self.flush(metrics, stop)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the batch. Repeats failed appends until they succeed or the process shuts down.
+    fn flush(&mut self, metrics: &dyn JoinMetrics, stop: &Shutdown) -> Result<()> {
+        let mut pause = Duration::from_millis(50);
+        let mut may_be_stored = false;
+        while !self.batch.is_empty() {
+            let error = match self.appender.append_at(self.end, &self.batch) {
+                Ok(Some(appended)) => {
+                    self.end = appended.end;
+                    self.batch.clear();
+                    break;
+                }
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            // Only after a failed attempt can the stream be longer than known.
+            may_be_stored |= error.is_some();
+            if !may_be_stored {
+                return Err(self.other_writer());
+            }
+            // A failed append may have been stored nevertheless.
+            match self.engine.span(&self.topic) {
+                Ok(kept) => self.continue_at(kept.end)?,
+                Err(again) => {
+                    tracing::warn!(%again, topic = %self.topic, "cannot query the stream")
+                }
+            }
+            let Some(error) = error else { continue };
+            if self.batch.is_empty() {
+                break;
+            }
+            if stop.is_requested() {
+                return Err(error);
+            }
+            tracing::warn!(%error, topic = %self.topic, "cannot append; trying again");
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        let now = now_ms();
+        for ingested_ms in self.ingested_ms.drain(..) {
+            metrics.event_latency(self.stage, now - ingested_ms);
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// Continues at the stream's end: if it is longer than known, it has the first records of the
+    /// batch.
+    fn continue_at(&mut self, end: u64) -> Result<()> {
+        let stored = end.checked_sub(self.end);
+        match stored.filter(|&stored| stored <= self.batch.len() as u64) {
+            Some(stored) => {
+                self.batch.drain(..stored as usize);
+                self.end = end;
+                Ok(())
+            }
+            None => Err(self.other_writer()),
+        }
+    }
+
+    fn other_writer(&self) -> Error {
+        Error::refused(format!(
+            "stream {} does not end at {}, where this joiner left it: another joiner writes to it; \
+             stop one of them",
+            self.topic, self.end
+        ))
+    }
+}
+
+/// Encodes a joined record. While it is too long, the older half of its history is removed.
+fn shortened(mut joined: JoinedRecord) -> Result<Vec<u8>> {
+    loop {
+        let payload = encode(&joined)?;
+        if payload.len() <= MAX_RECORD_BYTES {
+            return Ok(payload);
+        }
+        let (JoinedRecord::Example(of) | JoinedRecord::Correction(of)) = &mut joined;
+        let history = &mut of.example.history;
+        if history.is_empty() {
+            let (request, bytes) = (of.example.request, payload.len());
+            return Err(Error::refused(format!(
+                "the record of request {request} has {bytes} bytes; at most {MAX_RECORD_BYTES} fit; lower \
+                 fm.max_targets"
+            )));
+        }
+        tracing::warn!(
+            request = of.example.request,
+            events = history.len(),
+            "a record is too long; the older half of its history is removed"
+        );
+        history.drain(..history.len().div_ceil(2));
+    }
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    postcard::to_allocvec(value)
+        .map_err(|error| Error::internal(format!("cannot encode a joined record: {error}")))
+}

@@ -1,0 +1,114 @@
+//! A directory that one process uses at a time, with a state file that is replaced as a whole.
+//!
+//! A new state is written beside the old one, synced and renamed, and it has a checksum. So after a
+//! crash there is either the old state or the new one.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use hypercast_core::{atomic_file, dir_lock::DirLock};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// The first bytes of the file, which name its layout.
+const MAGIC: &[u8; 8] = b"hcstate1";
+
+/// The state is written often and read rarely, so compression is fast rather than strong.
+const LEVEL: i32 = 1;
+
+/// A directory with a state, locked by this process.
+#[derive(Debug)]
+pub struct StateDir {
+    dir: PathBuf,
+    _lock: DirLock,
+}
+
+impl StateDir {
+    /// Creates the directory if needed and locks it.
+    ///
+    /// # Errors
+    /// Another process uses the directory; the error names its process id.
+    pub fn lock(dir: &Path) -> Result<StateDir> {
+        Ok(StateDir { _lock: DirLock::acquire(dir)?, dir: dir.to_path_buf() })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Replaces the state.
+    ///
+    /// # Errors
+    /// The file cannot be written, for example because the disk is full. The old state is then
+    /// still there.
+    pub fn write(&self, state: &impl Serialize) -> Result<()> {
+        let path = self.path();
+        let failed = |error: postcard::Error| Error::data(&path, error.to_string());
+        let plain = postcard::to_allocvec(state).map_err(failed)?;
+        let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&path))?;
+        let checksum = crc32fast::hash(&packed).to_le_bytes();
+        let written = atomic_file::write_with(&path, |file| {
+            [MAGIC, &checksum[..], &packed].iter().try_for_each(|part| file.write_all(part))
+        });
+        written.map_err(Error::io(&path))
+    }
+
+    /// Reads the state, if there is one.
+    ///
+    /// # Errors
+    /// The state is damaged, or another version wrote it.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let path = self.path();
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(Error::io(&path))?,
+        };
+        let failed = |why: &str| {
+            let what_to_do = "move it away to begin at the first event again";
+            Error::data(&path, format!("{why}; {what_to_do}"))
+        };
+        let rest = bytes
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| failed("this version does not read the file's format"))?;
+        let (checksum, packed) =
+            rest.split_first_chunk::<4>().ok_or_else(|| failed("the file is cut short"))?;
+        if crc32fast::hash(packed) != u32::from_le_bytes(*checksum) {
+            return Err(failed("the checksum is wrong: the file is damaged"));
+        }
+        let plain = zstd::decode_all(packed).map_err(|error| failed(&error.to_string()))?;
+        postcard::from_bytes(&plain).map(Some).map_err(|error| failed(&error.to_string()))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_whole_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = StateDir::lock(dir.path()).unwrap();
+        assert_eq!(folder.read::<Vec<u64>>().unwrap(), None);
+        let state: Vec<u64> = (0..1000).collect();
+        folder.write(&state).unwrap();
+        assert_eq!(folder.read::<Vec<u64>>().unwrap(), Some(state));
+        let path = folder.path();
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let error = folder.read::<Vec<u64>>().unwrap_err().to_string();
+        assert!(error.contains("checksum") && error.contains("move it away"), "{error}");
+        fs::write(&path, &bytes[..10]).unwrap();
+        assert!(folder.read::<Vec<u64>>().unwrap_err().to_string().contains("cut short"));
+    }
+}

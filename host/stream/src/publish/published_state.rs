@@ -1,0 +1,294 @@
+//! The weights that followers have, against which movement is measured.
+//!
+//! Dense values are in memory. Rows are in a memory-mapped store in the publisher's work directory,
+//! so they take memory only where they changed recently; only the ids of moved rows that were not
+//! sent are in memory. The state begins with a snapshot and ends with the process.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::Path,
+};
+
+use hypercast_config::PublishSettings;
+use hypercast_store::{RowFormat, ServingStore};
+
+use super::{
+    DenseTensor, TensorSlice, WeightRows, WeightSource,
+    codec::{WeightsPart, block_bytes, row_bytes},
+    select::{DeltaCandidate, DeltaLimits, DeltaSelection, select},
+};
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// The most values of a block.
+const MAX_BLOCK_VALUES: usize = 1 << 16;
+
+/// The fewest values of a block, except for a tensor's last one.
+const MIN_BLOCK_VALUES: usize = 1 << 8;
+
+/// Rows that are compared at a time.
+pub(super) const ROWS: usize = 1 << 12;
+
+/// The published weights of a model.
+pub(super) struct PublishedState {
+    dense: Vec<PublishedTensor>,
+    /// Values per block.
+    block: usize,
+    rows: Option<ServingStore>,
+    unsent: UnsentChanges,
+}
+
+struct PublishedTensor {
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// The content of a delta.
+#[derive(Debug, Default)]
+pub(super) struct Delta {
+    pub(super) weights: WeightsPart,
+    /// What is still unsent after this delta.
+    unsent: UnsentChanges,
+}
+
+/// What moved and was not sent.
+#[derive(Debug, Default)]
+struct UnsentChanges {
+    /// Blocks, with the publications without them since they moved.
+    blocks: HashMap<BlockIndex, u32>,
+    /// Rows, with the publications without them since they moved.
+    rows: HashMap<u64, u32>,
+    /// Removed rows.
+    removed: BTreeSet<u64>,
+    /// The trainer's generation up to which changes were considered.
+    generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct BlockIndex {
+    tensor: usize,
+    block: usize,
+}
+
+/// A component of the weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum WeightComponent {
+    Block(BlockIndex),
+    Row(u64),
+}
+
+impl PublishedState {
+    /// The state of a snapshot; its rows are added with [`PublishedState::keep_rows`]. The
+    /// directory `work` is replaced.
+    pub(super) fn new(
+        source: &dyn WeightSource,
+        settings: &PublishSettings,
+        work: &Path,
+    ) -> Result<Self> {
+        let dense = source.dense();
+        let values: usize = dense.iter().map(|tensor| tensor.values.len()).sum();
+        // A budget has some tens of blocks, so that it can be used well.
+        let total = 4 * values + rows_bytes(source);
+        let block = (total as f64 * settings.share / 4.0 / 32.0) as usize;
+        let dense = dense.iter().map(|tensor| PublishedTensor {
+            name: tensor.name.into(),
+            shape: tensor.shape.into(),
+            values: tensor.values.into(),
+        });
+        if work.exists() {
+            fs::remove_dir_all(work).map_err(Error::io(work))?;
+        }
+        let create = |rows: &dyn WeightRows| ServingStore::create(work, rows.dim(), RowFormat::F32);
+        let generation = source.rows().map_or(0, WeightRows::generation);
+        Ok(Self {
+            dense: dense.collect(),
+            block: block.clamp(MIN_BLOCK_VALUES, MAX_BLOCK_VALUES),
+            rows: source.rows().map(create).transpose()?,
+            unsent: UnsentChanges { generation, ..UnsentChanges::default() },
+        })
+    }
+
+    /// Records published rows.
+    pub(super) fn keep_rows(&mut self, ids: &[u64], rows: &[f32]) -> Result<()> {
+        if let Some(store) = &mut self.rows {
+            store.upsert_rows(ids, rows)?;
+            store.commit()?;
+        }
+        Ok(())
+    }
+
+    /// All dense weights, in blocks.
+    pub(super) fn all_blocks(&self) -> impl Iterator<Item = TensorSlice> + '_ {
+        self.dense.iter().flat_map(move |kept| {
+            let blocks = kept.values.chunks(self.block).enumerate();
+            blocks.map(move |(at, values)| kept.block(at * self.block, values))
+        })
+    }
+
+    /// The size of a snapshot of `source` before compression.
+    pub(super) fn all_bytes(&self, source: &dyn WeightSource) -> u64 {
+        let of = |kept: &PublishedTensor| -> usize {
+            kept.values.chunks(self.block).map(|block| block_bytes(&kept.name, block.len())).sum()
+        };
+        let dense: usize = self.dense.iter().map(of).sum();
+        (dense + rows_bytes(source)) as u64
+    }
+
+    /// The next delta of `source`; `None` if only a snapshot will do.
+    pub(super) fn next_delta(
+        &self,
+        source: &dyn WeightSource,
+        settings: &PublishSettings,
+    ) -> Result<Option<Delta>> {
+        let dense = source.dense();
+        let same = dense.len() == self.dense.len()
+            && dense.iter().zip(&self.dense).all(|(tensor, kept)| kept.is(tensor));
+        if !same || source.rows().is_some() != self.rows.is_some() {
+            return Ok(None);
+        }
+        let mut budget = (self.all_bytes(source) as f64 * settings.share) as u64;
+        let mut delta = Delta::default();
+        let mut candidates = self.moved_blocks(&dense);
+        if let (Some(rows), Some(store)) = (source.rows(), &self.rows) {
+            let Some(removed) = rows.removed_since(self.unsent.generation) else { return Ok(None) };
+            let mut removed: BTreeSet<u64> =
+                removed.into_iter().chain(self.unsent.removed.iter().copied()).collect();
+            removed.retain(|&id| !rows.contains(id) && store.contains(id));
+            delta.weights.removed = removed.iter().copied().take((budget / 8) as usize).collect();
+            delta.weights.removed.iter().for_each(|id| _ = removed.remove(id));
+            budget -= 8 * delta.weights.removed.len() as u64;
+            candidates.extend(self.moved_rows(rows, store));
+            delta.unsent.removed = removed;
+            delta.unsent.generation = rows.generation();
+        }
+        let limits = DeltaLimits { budget, starve_after: settings.starve_after };
+        let DeltaSelection { sent, left } = select(candidates, limits);
+        for candidate in left {
+            let waited = candidate.waited + 1;
+            match candidate.component {
+                WeightComponent::Block(at) => _ = delta.unsent.blocks.insert(at, waited),
+                WeightComponent::Row(id) => _ = delta.unsent.rows.insert(id, waited),
+            }
+        }
+        for candidate in sent {
+            match candidate.component {
+                WeightComponent::Block(BlockIndex { tensor, block }) => {
+                    let start = block * self.block;
+                    let values = dense[tensor].values.chunks(self.block).nth(block);
+                    let values = values.expect("a candidate is a block of the tensor");
+                    delta.weights.blocks.push(self.dense[tensor].block(start, values));
+                }
+                WeightComponent::Row(id) => delta.weights.ids.push(id),
+            }
+        }
+        if let Some(rows) = source.rows() {
+            delta.weights.rows = vec![0.0; delta.weights.ids.len() * rows.dim()];
+            rows.gather(&delta.weights.ids, &mut delta.weights.rows);
+        }
+        Ok(Some(delta))
+    }
+
+    /// Records a delta that was sent.
+    pub(super) fn sent(&mut self, delta: Delta) -> Result<()> {
+        let WeightsPart { blocks, ids, rows, removed } = &delta.weights;
+        for block in blocks {
+            let kept = self.dense.iter_mut().find(|kept| kept.name == block.name);
+            let kept = kept.expect("blocks are of published tensors");
+            kept.values[block.start..block.start + block.values.len()]
+                .copy_from_slice(&block.values);
+        }
+        if let Some(store) = &mut self.rows {
+            store.remove_rows(removed);
+            store.upsert_rows(ids, rows)?;
+            store.commit()?;
+        }
+        self.unsent = delta.unsent;
+        Ok(())
+    }
+
+    fn moved_blocks(&self, dense: &[DenseTensor<'_>]) -> Vec<DeltaCandidate<WeightComponent>> {
+        let mut moved = Vec::new();
+        for (tensor, (now, kept)) in dense.iter().zip(&self.dense).enumerate() {
+            let scale = rms(now.values).max(rms(&kept.values)).max(f64::MIN_POSITIVE);
+            let blocks = now.values.chunks(self.block).zip(kept.values.chunks(self.block));
+            for (block, (now, was)) in blocks.enumerate() {
+                let movement = distance(now, was) / scale;
+                if movement > 0.0 {
+                    let bytes = block_bytes(&kept.name, now.len()) as u64;
+                    let at = BlockIndex { tensor, block };
+                    let waited = self.unsent.blocks.get(&at).copied().unwrap_or(0);
+                    let component = WeightComponent::Block(at);
+                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                }
+            }
+        }
+        moved
+    }
+
+    /// The rows that differ from the published ones.
+    fn moved_rows(
+        &self,
+        rows: &dyn WeightRows,
+        store: &ServingStore,
+    ) -> Vec<DeltaCandidate<WeightComponent>> {
+        let dim = rows.dim();
+        let mut ids = rows.changed_since(self.unsent.generation);
+        ids.extend(self.unsent.rows.keys().filter(|&&id| rows.contains(id)));
+        ids.sort_unstable();
+        ids.dedup();
+        let (mut now, mut was) = (vec![0.0; ROWS * dim], vec![0.0; ROWS * dim]);
+        let mut moved = Vec::new();
+        let (mut square, mut values) = (0.0, 0u64);
+        for ids in ids.chunks(ROWS) {
+            let (now, was) = (&mut now[..ids.len() * dim], &mut was[..ids.len() * dim]);
+            rows.gather(ids, now);
+            store.gather(ids, was);
+            for ((&id, now), was) in ids.iter().zip(now.chunks(dim)).zip(was.chunks(dim)) {
+                let movement = distance(now, was);
+                square += rms(now).powi(2) * dim as f64;
+                values += dim as u64;
+                // A new row of zeros is equal to a missing row for a follower.
+                if movement > 0.0 {
+                    let waited = self.unsent.rows.get(&id).copied().unwrap_or(0);
+                    let bytes = row_bytes(dim) as u64;
+                    let component = WeightComponent::Row(id);
+                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                }
+            }
+        }
+        let scale = (square / values.max(1) as f64).sqrt().max(f64::MIN_POSITIVE);
+        moved.iter_mut().for_each(|candidate| candidate.movement /= scale);
+        moved
+    }
+}
+
+impl PublishedTensor {
+    fn is(&self, tensor: &DenseTensor<'_>) -> bool {
+        self.name == tensor.name
+            && self.shape == tensor.shape
+            && self.values.len() == tensor.values.len()
+    }
+
+    fn block(&self, start: usize, values: &[f32]) -> TensorSlice {
+        let (name, shape) = (self.name.clone(), self.shape.clone());
+        TensorSlice { name, shape, start, values: values.into() }
+    }
+}
+
+/// The encoded size of all rows.
+fn rows_bytes(source: &dyn WeightSource) -> usize {
+    source.rows().map_or(0, |rows| rows.len() * row_bytes(rows.dim()))
+}
+
+/// The root mean square of values.
+fn rms(values: &[f32]) -> f64 {
+    let square: f64 = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+    (square / values.len().max(1) as f64).sqrt()
+}
+
+/// The root mean square of the differences.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
+    (square / a.len().max(1) as f64).sqrt()
+}

@@ -1,0 +1,94 @@
+//! Trainers register the versions that they publish, so that these can be promoted without further
+//! steps. `hypercast versions register` registers versions that were trained elsewhere.
+//!
+//! A version that is registered already stays as it is. If the registration fails, the trainer
+//! still publishes, logs the error, and tries again with its next publication.
+
+use hypercast_config::ExpertEntry;
+use hypercast_data::schema::Schema;
+use hypercast_expert::{self as expert, Provenance};
+use hypercast_fm::checkpoint::FmManifest;
+
+use super::{
+    Change, ExpertVersion, FmVersion, NewExpert, RegistrationSettings, Registry, RegistryFollower,
+    WeightsLocation, keep_version_file,
+};
+use crate::error::Result;
+use crate::streams::StreamEngine;
+
+/// Registers a published FM version as in training.
+pub fn self_register_fm(engine: &dyn StreamEngine, manifest: &FmManifest, schema: &Schema) {
+    let version = &manifest.version;
+    let changes = |registry: &Registry| match registry.fm(version) {
+        Some(_) => Ok(Vec::new()),
+        None => registry.register_fm(&FmVersion::new(manifest, schema, WeightsLocation::Published)),
+    };
+    log_registration(&format!("FM {version}"), decide(engine, changes));
+}
+
+/// A published version of an expert.
+pub struct SelfRegisteredExpert<'a> {
+    /// The settings for its registration.
+    pub settings: RegistrationSettings,
+    /// The expert's configuration.
+    pub entry: &'a ExpertEntry,
+    /// The surfaces that it will serve, as indexes into the schema.
+    pub surfaces: &'a [u16],
+    /// The version (semver).
+    pub version: &'a str,
+    /// The provenance of its parameters.
+    pub provenance: &'a Provenance,
+    /// The engine that runs plugins.
+    pub guests: &'a expert::Engine,
+    /// The schema of its training data.
+    pub schema: &'a Schema,
+}
+
+/// Registers a published version of an expert as in training. Its plugin is copied to the version's
+/// own directory.
+pub fn self_register_expert(engine: &dyn StreamEngine, published: &SelfRegisteredExpert<'_>) {
+    let SelfRegisteredExpert { entry, version, .. } = published;
+    let changes = |registry: &Registry| match registry.expert_version(&entry.name, version) {
+        Some(_) => Ok(Vec::new()),
+        None => registry.register_expert(&describe(published)?),
+    };
+    log_registration(&format!("expert {} {version}", entry.name), decide(engine, changes));
+}
+
+fn describe(published: &SelfRegisteredExpert<'_>) -> Result<ExpertVersion> {
+    let SelfRegisteredExpert { settings, entry, version, provenance, schema, .. } = published;
+    let (dir, plugin) = (&settings.experts_dir, &entry.plugin);
+    let surface = |at: &u16| schema.surfaces[usize::from(*at)].clone();
+    let new = NewExpert {
+        name: entry.name.clone(),
+        version: (*version).to_owned(),
+        plugin: keep_version_file(dir, &entry.name, version, plugin, "plugin.wasm")?,
+        surfaces: published.surfaces.iter().map(surface).collect(),
+        fm: provenance.fm_version.clone(),
+        tae_dim: provenance.tae_dim,
+        without_tae: entry.without_tae,
+        weights: WeightsLocation::Published,
+    };
+    let described = new.describe(settings, published.guests, schema)?;
+    Ok(ExpertVersion { trained_ms: provenance.trained_until_ms, ..described })
+}
+
+/// Registers what `changes` returns; true if there was something to register.
+fn decide(
+    engine: &dyn StreamEngine,
+    changes: impl Fn(&Registry) -> Result<Vec<Change>>,
+) -> Result<bool> {
+    RegistryFollower::new(engine)?.decide(engine, changes)
+}
+
+fn log_registration(what: &str, registered: Result<bool>) {
+    match registered {
+        Ok(true) => tracing::info!(
+            "{what} is registered as in training; `hypercast versions promote` puts it into service"
+        ),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(%error, "{what} is published, but cannot be registered; trying again with the next publication")
+        }
+    }
+}

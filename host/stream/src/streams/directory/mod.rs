@@ -1,0 +1,136 @@
+//! The directory engine: each stream is a directory of segment files, named by their first
+//! position.
+//!
+//! Beside the segments are two files: `end` says how far records are durable ([`commit_mark`]), and
+//! `owner` is the lock of the one writing process. Readers may be in any process of the same
+//! machine; network file systems are not supported.
+
+mod commit_mark;
+mod reader;
+mod segment;
+mod segment_writer;
+mod signal;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use hypercast_config::EngineSettings;
+
+use self::commit_mark::CommitMark;
+use self::reader::DirectoryReader;
+use self::segment_writer::SegmentWriter;
+use self::signal::AppendSignal;
+use super::group_commit::GroupCommit;
+use super::{Appender, Reader, StreamEngine, Topic};
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// Streams in a directory of one machine.
+#[derive(Debug)]
+pub struct DirectoryEngine {
+    dir: PathBuf,
+    limits: DirectoryLimits,
+    /// The writers of this process, while an appender is in use.
+    appenders: Mutex<BTreeMap<Topic, Weak<GroupCommit<SegmentWriter>>>>,
+    /// Wake the readers of this process when one of those writers appends.
+    signals: Mutex<BTreeMap<Topic, Arc<AppendSignal>>>,
+}
+
+/// How streams are stored: [`EngineSettings`] in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DirectoryLimits {
+    /// Whether an append waits for `fsync`.
+    pub(super) fsync: bool,
+    /// The size at which the next segment begins.
+    pub(super) segment_bytes: u64,
+    /// The size of a stream above which old segments are deleted; 0 keeps everything.
+    pub(super) retain_bytes: u64,
+    /// The number of record ids that a stream remembers.
+    pub(super) remembered_ids: usize,
+}
+
+impl DirectoryEngine {
+    /// Opens the directory and creates it if needed.
+    ///
+    /// # Errors
+    /// The directory cannot be created, or `engine.segment_mib` is 0.
+    pub fn open(settings: &EngineSettings) -> Result<DirectoryEngine> {
+        if settings.segment_mib == 0 {
+            return Err(Error::invalid("engine.segment_mib is 0; it must be at least 1"));
+        }
+        let limits = DirectoryLimits {
+            fsync: settings.fsync,
+            segment_bytes: settings.segment_mib << 20,
+            retain_bytes: settings.retain_mib << 20,
+            remembered_ids: settings.remembered_ids,
+        };
+        DirectoryEngine::with(&settings.dir, limits)
+    }
+
+    pub(super) fn with(dir: &Path, limits: DirectoryLimits) -> Result<DirectoryEngine> {
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        Ok(DirectoryEngine {
+            dir: dir.to_path_buf(),
+            limits,
+            appenders: Mutex::default(),
+            signals: Mutex::default(),
+        })
+    }
+
+    fn folder(&self, topic: &Topic) -> PathBuf {
+        self.dir.join(topic.name())
+    }
+
+    fn signal(&self, topic: &Topic) -> Arc<AppendSignal> {
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals.entry(topic.clone()).or_default().clone()
+    }
+}
+
+impl StreamEngine for DirectoryEngine {
+    fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
+        let mut appenders = self.appenders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(appender) = appenders.get(topic).and_then(Weak::upgrade) {
+            return Ok(appender);
+        }
+        let writer =
+            SegmentWriter::open(topic, &self.folder(topic), self.limits, self.signal(topic))?;
+        let appender = Arc::new(GroupCommit::new(topic, writer));
+        appenders.insert(topic.clone(), Arc::downgrade(&appender));
+        Ok(appender)
+    }
+
+    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(DirectoryReader::new(topic, &self.folder(topic), from, self.signal(topic))))
+    }
+
+    fn span(&self, topic: &Topic) -> Result<Range<u64>> {
+        let folder = self.folder(topic);
+        let Some(end) = CommitMark::read(&folder)? else { return Ok(0..0) };
+        let first = segment::bases(&folder)?.first().copied().unwrap_or(end.position);
+        Ok(first.min(end.position)..end.position)
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
+        let folder = self.folder(topic);
+        // A segment is deleted if the next one begins early enough. The last one, which is written
+        // to, never is.
+        for pair in segment::bases(&folder)?.windows(2) {
+            if pair[1] <= before {
+                remove(&segment::path(&folder, pair[0]))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Deletes a segment, which another process may have deleted already.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}

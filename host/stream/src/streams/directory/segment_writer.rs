@@ -1,0 +1,282 @@
+//! Writes a stream's segments: appends groups of calls with one write and one sync, begins new
+//! segments and deletes old ones.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hypercast_core::atomic_file::sync_dir;
+use hypercast_core::dir_lock::{DirLock, LockAttempt};
+
+use super::commit_mark::{CommitFile, CommitMark};
+use super::segment::{self, SegmentReader, SoundRecords};
+use super::signal::AppendSignal;
+use super::{DirectoryLimits, remove};
+use crate::error::{CommonErrors as _, Error, Result};
+use crate::streams::group_commit::{AppendJob, CommitOutcome, CommitSink};
+use crate::streams::ids::RecentIds;
+use crate::streams::{Appended, Record, Topic};
+
+/// How long [`SegmentWriter::open`] waits for another writer that is about to finish.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct SegmentWriter {
+    folder: PathBuf,
+    limits: DirectoryLimits,
+    file: File,
+    end: CommitMark,
+    end_file: CommitFile,
+    ids: RecentIds,
+    signal: Arc<AppendSignal>,
+    /// Why appends fail until the stream is opened again.
+    broken: Option<String>,
+    /// Released last, because fields are dropped in order.
+    _owner: DirLock,
+}
+
+impl SegmentWriter {
+    /// Locks the stream for this process, and repairs what a crash left at its end.
+    pub(super) fn open(
+        topic: &Topic,
+        folder: &Path,
+        limits: DirectoryLimits,
+        signal: Arc<AppendSignal>,
+    ) -> Result<SegmentWriter> {
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let owner = lock(topic, folder)?;
+        let bases = segment::bases(folder)?;
+        let believed = CommitMark::read(folder)?;
+        let base = bases.last().copied().unwrap_or(0);
+        let path = segment::path(folder, base);
+        if let Some(end) = believed.filter(|end| end.base > base || bases.is_empty()) {
+            let lost = segment::path(folder, end.base);
+            return Err(Error::data(lost, "this segment is missing; restore it from a copy"));
+        }
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path).map_err(Error::io(&path))?;
+        let acknowledged = believed.filter(|end| end.base == base).map_or(0, |end| end.offset);
+        let (end, newest) = recover(&path, base, acknowledged, limits.fsync)?;
+        let length = file.metadata().map_err(Error::io(&path))?.len();
+        if end.offset < length {
+            tracing::warn!(path = %path.display(), bytes = length - end.offset, "the stream ended with a torn record; it was never acknowledged and is cut off");
+            file.set_len(end.offset).map_err(Error::io(&path))?;
+        }
+        if limits.fsync {
+            file.sync_all().and_then(|()| sync_dir(folder)).map_err(Error::io(&path))?;
+        }
+        let ids = recent_ids(folder, &bases, newest, limits.remembered_ids)?;
+        let end_file = CommitFile::create(folder)?;
+        end_file.write(&end).map_err(Error::io(folder.join("end")))?;
+        let folder = folder.to_path_buf();
+        Ok(SegmentWriter {
+            folder,
+            limits,
+            file,
+            end,
+            end_file,
+            ids,
+            signal,
+            broken: None,
+            _owner: owner,
+        })
+    }
+
+    fn write(&mut self, group: &[u8], position: u64) -> Result<()> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        if let Some(reason) = &self.broken {
+            return Err(Error::data(&self.folder, reason.clone()));
+        }
+        if self.end.offset >= self.limits.segment_bytes {
+            self.begin_segment()?;
+        }
+        let end = CommitMark { position, offset: self.end.offset + group.len() as u64, ..self.end };
+        let path = segment::path(&self.folder, end.base);
+        if let Err(error) = self.file.write_all_at(group, self.end.offset) {
+            self.undo_write(&path, None);
+            return Err(Error::io(path)(error));
+        }
+        let synced = if self.limits.fsync { self.file.sync_data() } else { Ok(()) };
+        if let Err(error) = synced.and_then(|()| self.end_file.write(&end)) {
+            // After any other failure the kernel may consider pages written that are not.
+            let full = error.kind() == ErrorKind::StorageFull;
+            self.undo_write(&path, (!full).then_some(&error));
+            return Err(Error::io(path)(error));
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    /// Cuts off what a failed append wrote, so that later records do not follow it.
+    fn undo_write(&mut self, path: &Path, failed: Option<&io::Error>) {
+        let cut = self.file.set_len(self.end.offset);
+        let reason = failed.or(cut.as_ref().err()).map(|error| {
+            format!("{} failed ({error}); check the disk and restart this process", path.display())
+        });
+        self.broken = self.broken.take().or(reason);
+    }
+
+    fn begin_segment(&mut self) -> Result<()> {
+        let base = self.end.position;
+        let path = segment::path(&self.folder, base);
+        let mut options = OpenOptions::new();
+        // The file may exist from an attempt that failed; its content was never acknowledged.
+        let options = options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(&path).map_err(Error::io(&path))?;
+        if self.limits.fsync {
+            sync_dir(&self.folder).map_err(Error::io(&self.folder))?;
+        }
+        self.file = file;
+        self.end = CommitMark { position: base, base, offset: 0 };
+        self.delete_old_segments()
+    }
+
+    /// Deletes the oldest segments beyond the configured size, but never the newest full one.
+    fn delete_old_segments(&self) -> Result<()> {
+        if self.limits.retain_bytes == 0 {
+            return Ok(());
+        }
+        let mut room = self.limits.retain_bytes.saturating_sub(self.limits.segment_bytes);
+        let bases = segment::bases(&self.folder)?;
+        let mut keep = true;
+        for (age, &base) in bases.iter().rev().skip(1).enumerate() {
+            let path = segment::path(&self.folder, base);
+            let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+            keep &= age == 0 || bytes <= room;
+            room = room.saturating_sub(bytes);
+            if !keep {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CommitSink for SegmentWriter {
+    /// Encoded records, one after another.
+    type Records = Vec<u8>;
+
+    fn prepare(records: &[Record], with_ids: bool) -> Vec<u8> {
+        let bytes = records.iter().map(|record| segment::HEADER + record.payload.len()).sum();
+        let mut encoded = Vec::with_capacity(bytes);
+        for record in records {
+            // The next process reads the ids of the segments, so an id that does not count is 0.
+            let id = if with_ids { record.id } else { 0 };
+            segment::encode(id, &record.payload, &mut encoded);
+        }
+        encoded
+    }
+
+    fn bytes(records: &Vec<u8>) -> usize {
+        records.len()
+    }
+
+    /// Appends the jobs in order with one write and one sync: all or none.
+    fn commit(&mut self, jobs: &[AppendJob<Vec<u8>>]) -> Result<Vec<CommitOutcome>> {
+        let known = self.ids.len();
+        let mut group = Vec::with_capacity(jobs.iter().map(|job| job.records.len()).sum());
+        let mut end = self.end.position;
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if job.expected_end.is_some_and(|expected| expected != end) {
+                outcomes.push(None);
+                continue;
+            }
+            let mut repeated = 0;
+            let mut rest = &job.records[..];
+            while !rest.is_empty() {
+                let (length, id) = segment::measure(rest);
+                let (record, behind) = rest.split_at(length);
+                rest = behind;
+                if job.expected_end.is_none() && !self.ids.admit(id) {
+                    repeated += 1;
+                    continue;
+                }
+                let back = group.len();
+                group.extend_from_slice(record);
+                segment::seal(&mut group[back..], back);
+                end += 1;
+            }
+            outcomes.push(Some(Appended { end, repeated }));
+        }
+        match self.write(&group, end) {
+            Ok(()) => {
+                self.ids.settle();
+                self.signal.notify();
+                Ok(outcomes)
+            }
+            Err(error) => {
+                self.ids.undo(known);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The end of the sound records of the last segment, and their ids.
+fn recover(
+    path: &Path,
+    base: u64,
+    acknowledged: u64,
+    fsync: bool,
+) -> Result<(CommitMark, Vec<u64>)> {
+    let mut records = SegmentReader::open(path.to_path_buf()).map_err(Error::io(path))?;
+    let SoundRecords { ids, torn } = records.read_ids()?;
+    let offset = records.offset();
+    // Without syncs a power cut may lose acknowledged records; the user chose that.
+    let lost = fsync && offset < acknowledged;
+    if lost || (torn && segment::later_write_follows(path, offset)?) {
+        return Err(records.damaged());
+    }
+    Ok((CommitMark { position: base + ids.len() as u64, base, offset }, ids))
+}
+
+/// The newest ids of a stream: those of its last segment and of as many segments before as needed.
+fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Result<RecentIds> {
+    let mut count = newest.len();
+    let mut parts = vec![newest];
+    for &base in bases.iter().rev().skip(1) {
+        if count >= most {
+            break;
+        }
+        let path = segment::path(folder, base);
+        let mut records = match SegmentReader::open(path.clone()) {
+            // Just deleted by another process.
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
+            opened => opened.map_err(Error::io(path))?,
+        };
+        let SoundRecords { ids, torn } = records.read_ids()?;
+        if torn {
+            return Err(records.damaged());
+        }
+        count += ids.len();
+        parts.push(ids);
+    }
+    let mut ids = RecentIds::new(most);
+    for id in parts.into_iter().rev().flatten() {
+        ids.admit(id);
+        ids.settle();
+    }
+    Ok(ids)
+}
+
+/// Locks a stream for writing, or names the process that has it.
+fn lock(topic: &Topic, folder: &Path) -> Result<DirLock> {
+    let path = folder.join("owner");
+    match DirLock::try_acquire(&path, LOCK_WAIT)? {
+        LockAttempt::Acquired(owner) => Ok(owner),
+        LockAttempt::Held(holder) => Err(Error::data(
+            &path,
+            format!(
+                "{holder} writes to the stream {topic}, and a stream has one writer; \
+                 stop it, or give this process another engine.dir"
+            ),
+        )),
+    }
+}

@@ -1,0 +1,172 @@
+//! The engine in memory, for tests and for jobs within one process. Streams end with the process;
+//! records are kept until they are trimmed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ids::RecentIds;
+use super::{
+    Appended, Appender, READ_BYTES, Reader, Record, StreamEngine, StreamRecord, Topic,
+    check_lengths,
+};
+use crate::error::{Error, Result};
+
+/// Streams in memory. A stream may have any number of appenders.
+#[derive(Debug)]
+pub struct MemoryEngine {
+    remembered_ids: usize,
+    streams: Mutex<BTreeMap<Topic, Arc<MemoryStream>>>,
+}
+
+impl MemoryEngine {
+    /// An engine without streams; each will remember this many ids.
+    pub fn new(remembered_ids: usize) -> MemoryEngine {
+        MemoryEngine { remembered_ids, streams: Mutex::default() }
+    }
+
+    fn stream(&self, topic: &Topic) -> Arc<MemoryStream> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let kept = MemoryRecords {
+                ids: RecentIds::new(self.remembered_ids),
+                ..MemoryRecords::default()
+            };
+            Arc::new(MemoryStream {
+                topic: topic.clone(),
+                kept: Mutex::new(kept),
+                grew: Condvar::new(),
+            })
+        };
+        streams.entry(topic.clone()).or_insert_with(make).clone()
+    }
+}
+
+impl Default for MemoryEngine {
+    fn default() -> Self {
+        MemoryEngine::new(1_000_000)
+    }
+}
+
+impl StreamEngine for MemoryEngine {
+    fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
+        Ok(self.stream(topic))
+    }
+
+    fn reader(&self, topic: &Topic, from: u64) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(MemoryReader { stream: self.stream(topic), position: from }))
+    }
+
+    fn span(&self, topic: &Topic) -> Result<Range<u64>> {
+        let stream = self.stream(topic);
+        let kept = stream.kept();
+        Ok(kept.first..kept.end())
+    }
+
+    fn trim(&self, topic: &Topic, before: u64) -> Result<()> {
+        let stream = self.stream(topic);
+        let mut kept = stream.kept();
+        let gone = before.clamp(kept.first, kept.end()) - kept.first;
+        kept.payloads.drain(..gone as usize);
+        kept.first += gone;
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryStream {
+    topic: Topic,
+    kept: Mutex<MemoryRecords>,
+    grew: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct MemoryRecords {
+    first: u64,
+    payloads: VecDeque<Vec<u8>>,
+    ids: RecentIds,
+}
+
+impl MemoryRecords {
+    fn end(&self) -> u64 {
+        self.first + self.payloads.len() as u64
+    }
+}
+
+impl MemoryStream {
+    fn kept(&self) -> MutexGuard<'_, MemoryRecords> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Appender for MemoryStream {
+    fn append(&self, records: &[Record]) -> Result<Appended> {
+        check_lengths(&self.topic, records)?;
+        let mut kept = self.kept();
+        let mut repeated = 0;
+        for record in records {
+            if kept.ids.admit(record.id) {
+                kept.payloads.push_back(record.payload.clone());
+            } else {
+                repeated += 1;
+            }
+        }
+        kept.ids.settle();
+        self.grew.notify_all();
+        Ok(Appended { end: kept.end(), repeated })
+    }
+
+    fn append_at(&self, end: u64, records: &[Record]) -> Result<Option<Appended>> {
+        check_lengths(&self.topic, records)?;
+        let mut kept = self.kept();
+        if kept.end() != end {
+            return Ok(None);
+        }
+        kept.payloads.extend(records.iter().map(|record| record.payload.clone()));
+        self.grew.notify_all();
+        Ok(Some(Appended { end: kept.end(), repeated: 0 }))
+    }
+}
+
+struct MemoryReader {
+    stream: Arc<MemoryStream>,
+    position: u64,
+}
+
+impl Reader for MemoryReader {
+    fn next(&mut self, most: usize, wait: Duration) -> Result<Vec<StreamRecord>> {
+        let until = Instant::now() + wait;
+        let mut kept = self.stream.kept();
+        while self.position >= kept.end() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Vec::new());
+            }
+            let waited = self.stream.grew.wait_timeout(kept, left);
+            kept = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if self.position < kept.first {
+            return Err(Error::Gone {
+                topic: self.stream.topic.to_string(),
+                position: self.position,
+                first: kept.first,
+            });
+        }
+        let mut bytes = 0;
+        let mut read = Vec::new();
+        for payload in kept.payloads.range((self.position - kept.first) as usize..).take(most) {
+            read.push(StreamRecord { position: self.position, payload: payload.clone() });
+            self.position += 1;
+            bytes += payload.len();
+            if bytes >= READ_BYTES {
+                break;
+            }
+        }
+        Ok(read)
+    }
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+}
