@@ -1,7 +1,8 @@
 //! The errors of this crate: its own, and those of the crates below it.
 
-pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
+
+pub(crate) use hypercast_core::error::CommonErrors;
 
 /// A failure of this crate.
 #[derive(Debug, thiserror::Error)]

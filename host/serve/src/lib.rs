@@ -12,46 +12,15 @@
 //! `admin` takes pushes, and `rollouts` shows them what serves.
 //! Training never happens here.
 
-pub mod admin;
-mod admission;
-pub mod api;
-mod auth;
-pub mod client;
-pub mod convert;
 pub mod error;
-mod events;
-mod feed;
-pub mod fm_batcher;
-pub mod fm_remote;
-pub mod fm_tier;
-mod follow;
+pub mod fm;
 pub mod http;
-pub mod ids;
-mod ingest;
-mod linger;
-mod listen;
-mod live;
-mod loader;
 pub mod metrics;
-mod plan;
-mod plugin_metrics;
-mod ready;
-mod recent;
-pub mod recorded;
-pub mod reload;
-mod report;
+pub mod request;
+pub mod request_log;
 pub mod rollout;
-mod rollouts;
-mod routes;
-mod secret;
-mod served;
-pub mod service;
-pub mod set;
-pub mod settings;
-mod shadow;
-pub mod streams;
-mod tls;
-mod window;
-pub mod workers;
+pub mod versions;
 
 pub use error::{Error, Result};
+pub use http::{admin, client, reload};
+pub use request::{api, convert};

@@ -8,27 +8,30 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Limits, Push, Rollout, Step, adopt, frame, moves,
-    repository::{Admitted, Repository},
-    signature::Manifest,
-};
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Config;
-use hypercast_config::{PublicKey, sha256};
+use hypercast_config::{Config, PublicKey, sha256};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, upgrade, wasm::contract,
 };
-use hypercast_stream::engine::{Engine as Streams, Topic};
-use hypercast_stream::publish::Follower;
-use hypercast_stream::versions::{
-    Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights,
+use hypercast_stream::{
+    engine::{Engine as Streams, Topic},
+    publish::Follower,
+    versions::{Change, ExpertVersion, NewExpert, Registry, VersionState, Versions, Weights},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{
+        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
+        repository::{PushAdmission, Repository},
+        signature::PushManifest,
+        transitions,
+    },
 };
 
 /// The route that a push came by.
 #[derive(Debug, Clone, Copy)]
-pub struct Route<'a> {
+pub struct PushTarget<'a> {
     /// The expert's name.
     pub name: &'a str,
     /// Its version.
@@ -36,15 +39,15 @@ pub struct Route<'a> {
 }
 
 /// What became of a push.
-pub enum Taken {
+pub enum PushOutcome {
     /// It was known: its rollout goes on as it was.
     Known,
     /// Its rollout can begin.
-    New(Begun),
+    New(AcceptedPush),
 }
 
 /// A rollout that can begin.
-pub struct Begun {
+pub struct AcceptedPush {
     /// Where it stands.
     pub rollout: Box<Rollout>,
     /// The expert as it is loaded.
@@ -87,10 +90,10 @@ impl Acceptor {
     /// [`Error::Refused`], [`Error::Invalid`] or [`Error::Expert`], each with its cause; nothing has changed then.
     pub fn accept(
         &self,
-        route: Route<'_>,
+        route: PushTarget<'_>,
         body: &[u8],
         (under_way, now_ms): (HashSet<PathBuf>, i64),
-    ) -> Result<Taken> {
+    ) -> Result<PushOutcome> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
         let keys = (self.trusted)()?;
@@ -102,19 +105,19 @@ impl Acceptor {
         }
         let manifest = push.signed.verify(&keys)?;
         check(&manifest, route, &push)?;
-        let limits = Limits::new(settings, &push.wishes)?;
+        let limits = RolloutPolicy::new(settings, &push.wishes)?;
         let admitted = self.repository.admits(&manifest, now_ms)?;
-        if admitted == Admitted::Repeated {
-            return Ok(Taken::Known);
+        if admitted == PushAdmission::Repeated {
+            return Ok(PushOutcome::Known);
         }
         let registry = Versions::new(&*self.streams).read()?;
-        let adoption = match adopt::is_due(&registry) {
-            true => adopt::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
+        let adoption = match import_config::is_due(&registry) {
+            true => import_config::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
             false => Vec::new(),
         };
-        let mut plan = moves::Plan::new(&registry);
+        let mut plan = transitions::PlannedChanges::new(&registry);
         plan.add(adoption)?;
-        let moves::Plan { registry, changes: adoption } = plan;
+        let transitions::PlannedChanges { registry, changes: adoption } = plan;
         let mut used = used(&registry);
         used.extend(under_way);
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
@@ -124,15 +127,15 @@ impl Acceptor {
         let loaded = self.load(&manifest, &push, &registry, &mut files);
         let begun = loaded.and_then(|(expert, loaded)| {
             let rehearsed =
-                moves::rehearse(&registry, &expert, (limits.canary_share, limits.replace))?;
-            let limits = Limits { canary_share: rehearsed.unwrap_or(1.0), ..limits };
+                transitions::rehearse(&registry, &expert, (limits.canary_share, limits.replace))?;
+            let limits = RolloutPolicy { canary_share: rehearsed.unwrap_or(1.0), ..limits };
             self.repository.remember(&manifest)?;
             Ok((begin(expert, &push, (&manifest, limits), (&registry, now_ms)), loaded))
         });
         match begun {
             Ok((rollout, expert)) => {
                 let (rollout, expert) = (Box::new(rollout), Box::new(expert));
-                Ok(Taken::New(Begun { rollout, expert, adoption }))
+                Ok(PushOutcome::New(AcceptedPush { rollout, expert, adoption }))
             }
             Err(error) => {
                 for file in files.iter().filter(|file| !used.contains(*file)) {
@@ -177,7 +180,7 @@ impl Acceptor {
 
     fn load(
         &self,
-        manifest: &Manifest,
+        manifest: &PushManifest,
         push: &Push<'_>,
         registry: &Registry,
         files: &mut Vec<PathBuf>,
@@ -187,7 +190,7 @@ impl Acceptor {
         let parameters =
             push.parameters.map(|bytes| self.repository.keep(bytes, "safetensors")).transpose()?;
         files.extend(parameters.clone());
-        let serving = moves::main_version(registry, &manifest.name);
+        let serving = transitions::main_version(registry, &manifest.name);
         let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
         let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
         let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
@@ -236,7 +239,7 @@ impl Acceptor {
     /// The parameters of the version that serves, if they are all that the new network has.
     fn warm_start(
         &self,
-        manifest: &Manifest,
+        manifest: &PushManifest,
         blueprint: &Arc<Blueprint>,
         serving: Option<&ExpertVersion>,
     ) -> Result<PathBuf> {
@@ -298,7 +301,7 @@ impl Acceptor {
 
 /// The FM version, and values of its TAE.
 fn pin(
-    manifest: &Manifest,
+    manifest: &PushManifest,
     saved: Option<&SavedParameters>,
     (registry, serving): (&Registry, Option<&ExpertVersion>),
 ) -> Result<(String, usize)> {
@@ -322,7 +325,7 @@ fn pin(
 }
 
 /// What came is what was signed, for where it came.
-fn check(manifest: &Manifest, route: Route<'_>, push: &Push<'_>) -> Result<()> {
+fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
     if (manifest.name.as_str(), manifest.version.as_str()) != (route.name, route.version) {
         return refuse(format!(
             "what was signed is {} {}, and it was pushed as {} {}",
@@ -363,18 +366,18 @@ fn check(manifest: &Manifest, route: Route<'_>, push: &Push<'_>) -> Result<()> {
 fn begin(
     expert: ExpertVersion,
     push: &Push<'_>,
-    (manifest, limits): (&Manifest, Limits),
+    (manifest, limits): (&PushManifest, RolloutPolicy),
     (registry, now_ms): (&Registry, i64),
 ) -> Rollout {
-    let previous = moves::main_version(registry, &manifest.name);
+    let previous = transitions::main_version(registry, &manifest.name);
     let mut rollout = Rollout {
         key: push.signed.key.clone(),
         created_ms: manifest.created_ms,
         begun_ms: now_ms,
-        step: Step::Replay,
+        step: RolloutStep::Replay,
         since_ms: now_ms,
         previous: previous.map(|previous| previous.version.clone()),
-        displaced: if limits.replace { moves::displaced(registry, &expert) } else { Vec::new() },
+        displaced: if limits.replace { transitions::displaced(registry, &expert) } else { Vec::new() },
         limits,
         before_us: None,
         settled: false,

@@ -5,8 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{limits::Wishes, signature::Signed};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{policy::PolicyOverrides, signature::SignedManifest},
+};
 
 /// A body's first bytes.
 const MAGIC: &[u8; 8] = b"hcpush01";
@@ -17,10 +19,10 @@ const MAX_HEADER: usize = 64 << 10;
 /// What precedes the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
-    signed: Signed,
+struct PushHeader {
+    signed: SignedManifest,
     #[serde(default)]
-    wishes: Wishes,
+    wishes: PolicyOverrides,
     component_bytes: usize,
     #[serde(default)]
     parameters_bytes: Option<usize>,
@@ -30,9 +32,9 @@ struct Header {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push<'a> {
     /// Who vouches for it.
-    pub signed: Signed,
+    pub signed: SignedManifest,
     /// How it is to go.
-    pub wishes: Wishes,
+    pub wishes: PolicyOverrides,
     /// The component.
     pub component: &'a [u8],
     /// Its parameters; none starts from those of the version that serves.
@@ -42,7 +44,7 @@ pub struct Push<'a> {
 impl<'a> Push<'a> {
     /// The body.
     pub fn encode(&self) -> Vec<u8> {
-        let header = Header {
+        let header = PushHeader {
             signed: self.signed.clone(),
             wishes: self.wishes.clone(),
             component_bytes: self.component.len(),
@@ -74,7 +76,7 @@ impl<'a> Push<'a> {
         let (header, files) = rest
             .split_at_checked(length)
             .ok_or_else(|| wrong("it is cut short within its header".into()))?;
-        let header: Header = serde_json::from_slice(header)
+        let header: PushHeader = serde_json::from_slice(header)
             .map_err(|error| wrong(format!("its header: {error}")))?;
         let said = header.component_bytes.checked_add(header.parameters_bytes.unwrap_or(0));
         if said != Some(files.len()) {
@@ -100,8 +102,9 @@ mod tests {
 
     #[test]
     fn a_body_is_whole_or_refused() {
-        let signed = Signed { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
-        let wishes = Wishes { canary_share: Some(0.05), ..Wishes::default() };
+        let signed =
+            SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
+        let wishes = PolicyOverrides { canary_share: Some(0.05), ..PolicyOverrides::default() };
         for parameters in [None, Some(b"parameters".as_slice()), Some(b"".as_slice())] {
             let push = Push {
                 signed: signed.clone(),

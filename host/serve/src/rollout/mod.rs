@@ -7,33 +7,33 @@
 //! in the registry alone ([`hypercast_stream::versions`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
 
 pub mod accept;
-mod adopt;
-mod desk;
-mod driver;
+mod controller;
 mod evaluate;
 pub mod frame;
-pub mod limits;
-mod moves;
+mod import_config;
+pub mod policy;
 pub mod repository;
+pub mod service;
+pub(crate) mod serving;
 pub mod signature;
 mod state;
-pub mod tally;
-mod watch;
+pub mod stats;
+mod transitions;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-pub use self::{
-    accept::{Acceptor, Route},
-    desk::{Rollouts, Tools},
-    frame::Push,
-    limits::{Limits, Wishes},
-    signature::{Manifest, SecretKey, Signed},
-    tally::Tally,
-};
 use hypercast_expert::{Expert, wasm::contract::Slice};
 use hypercast_stream::versions::{ExpertVersion, VersionState};
+use serde::{Deserialize, Serialize};
+
+pub use crate::rollout::{
+    accept::{Acceptor, PushTarget},
+    frame::Push,
+    policy::{PolicyOverrides, RolloutPolicy},
+    service::{RolloutContext, RolloutService},
+    signature::{PushManifest, SecretKey, SignedManifest},
+    stats::ArmStats,
+};
 
 /// Lines of a rollout's log that are kept; the first ones and the newest ones stay.
 const LOG_LINES: usize = 200;
@@ -41,7 +41,7 @@ const LOG_LINES: usize = 200;
 /// Where a rollout stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Step {
+pub enum RolloutStep {
     /// Recorded requests are run through it.
     Replay,
     /// It sees requests after they were answered.
@@ -58,33 +58,33 @@ pub enum Step {
     RolledBack,
 }
 
-impl Step {
+impl RolloutStep {
     /// Whether nothing follows by itself.
     pub fn is_over(self) -> bool {
-        matches!(self, Step::Failed | Step::RolledBack)
+        matches!(self, RolloutStep::Failed | RolloutStep::RolledBack)
     }
 
     /// In words.
     pub fn word(self) -> &'static str {
         match self {
-            Step::Replay => "replay",
-            Step::Shadow => "shadow",
-            Step::Canary => "canary",
-            Step::Waiting => "waiting",
-            Step::Promoted => "promoted",
-            Step::Failed => "failed",
-            Step::RolledBack => "rolled-back",
+            RolloutStep::Replay => "replay",
+            RolloutStep::Shadow => "shadow",
+            RolloutStep::Canary => "canary",
+            RolloutStep::Waiting => "waiting",
+            RolloutStep::Promoted => "promoted",
+            RolloutStep::Failed => "failed",
+            RolloutStep::RolledBack => "rolled-back",
         }
     }
 }
 
 /// A line of a rollout's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct RolloutLogLine {
     /// When, milliseconds since the epoch.
     pub at_ms: i64,
     /// The step.
-    pub step: Step,
+    pub step: RolloutStep,
     /// What happened.
     pub text: String,
 }
@@ -101,7 +101,7 @@ pub struct Rollout {
     /// When it was taken.
     pub begun_ms: i64,
     /// Where it stands.
-    pub step: Step,
+    pub step: RolloutStep,
     /// Since when.
     pub since_ms: i64,
     /// The version that answered most users before.
@@ -109,7 +109,7 @@ pub struct Rollout {
     /// Other experts that lost their place to it.
     pub displaced: Vec<String>,
     /// What it must stand.
-    pub limits: Limits,
+    pub limits: RolloutPolicy,
     /// p99 of the version before while both answered, in microseconds.
     pub before_us: Option<f64>,
     /// Whether it is not watched any more.
@@ -117,7 +117,7 @@ pub struct Rollout {
     /// Why it was given up, or what it waits for.
     pub cause: Option<String>,
     /// What happened.
-    pub log: Vec<Line>,
+    pub log: Vec<RolloutLogLine>,
 }
 
 impl Rollout {
@@ -143,11 +143,14 @@ impl Rollout {
 
     /// Whether it is on its way: another push of the name has to wait.
     pub fn is_under_way(&self) -> bool {
-        matches!(self.step, Step::Replay | Step::Shadow | Step::Canary | Step::Waiting)
+        matches!(
+            self.step,
+            RolloutStep::Replay | RolloutStep::Shadow | RolloutStep::Canary | RolloutStep::Waiting
+        )
     }
 
     /// Goes to a step, with the reason.
-    pub(crate) fn go(&mut self, step: Step, at_ms: i64, text: String) {
+    pub(crate) fn go(&mut self, step: RolloutStep, at_ms: i64, text: String) {
         (self.step, self.since_ms) = (step, at_ms);
         self.tell(at_ms, text);
     }
@@ -158,18 +161,18 @@ impl Rollout {
         if self.log.len() == LOG_LINES {
             self.log.remove(LOG_LINES / 2);
         }
-        self.log.push(Line { at_ms, step: self.step, text });
+        self.log.push(RolloutLogLine { at_ms, step: self.step, text });
     }
 }
 
 /// A loaded version, as a rollout sees it.
-pub struct ArmNow {
+pub struct LoadedArm {
     /// What it is used for.
     pub state: VersionState,
     /// The share of the users that it answers.
     pub share: f64,
     /// What it did.
-    pub tally: Arc<Tally>,
+    pub tally: Arc<ArmStats>,
     /// The expert.
     pub expert: Arc<Expert>,
     /// Whether it goes without the TAE.
@@ -177,9 +180,9 @@ pub struct ArmNow {
 }
 
 /// What serves, as far as rollouts look at it.
-pub trait Serving: Send + Sync {
+pub trait VersionLookup: Send + Sync {
     /// A loaded version of an expert.
-    fn arm(&self, name: &str, version: &str) -> Option<ArmNow>;
+    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
 
     /// Why the registry's last decision is not served.
     fn problem(&self) -> Option<String>;

@@ -11,11 +11,13 @@ use std::{
     time::SystemTime,
 };
 
+use hypercast_config::sha256;
 use serde::{Deserialize, Serialize};
 
-use super::signature::Manifest;
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::sha256;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::signature::PushManifest,
+};
 
 /// How far ahead of this machine's clock a push may be signed, in milliseconds: later ones of the name must be newer.
 const AHEAD_MS: i64 = 300_000;
@@ -31,7 +33,7 @@ pub struct Repository {
 
 /// A version that was pushed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Pushed {
+pub struct PushedVersion {
     /// When it was signed, milliseconds since the epoch.
     pub created_ms: i64,
     /// SHA-256 of its component.
@@ -42,7 +44,7 @@ pub struct Pushed {
 
 /// What a push is to the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admitted {
+pub enum PushAdmission {
     /// A version that was not pushed before.
     New,
     /// The very push that is known: it was sent again.
@@ -53,9 +55,9 @@ pub enum Admitted {
 
 /// The versions of a name.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Known {
+struct PushHistory {
     newest_ms: i64,
-    versions: BTreeMap<String, Pushed>,
+    versions: BTreeMap<String, PushedVersion>,
 }
 
 impl Repository {
@@ -75,10 +77,10 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::Refused`]: a name that is none, an older push, other content; a file that cannot be read.
-    pub fn admits(&self, manifest: &Manifest, now_ms: i64) -> Result<Admitted> {
+    pub fn admits(&self, manifest: &PushManifest, now_ms: i64) -> Result<PushAdmission> {
         check_name(&manifest.name)?;
         let known = self.known(&manifest.name)?;
-        let Manifest { name, version, created_ms, .. } = manifest;
+        let PushManifest { name, version, created_ms, .. } = manifest;
         let refuse = |why: String| Err(Error::refused(why));
         if let Some(pushed) = known.versions.get(version) {
             if (&pushed.component, &pushed.parameters)
@@ -89,7 +91,7 @@ impl Repository {
                 ));
             }
             if pushed.created_ms == *created_ms {
-                return Ok(Admitted::Repeated);
+                return Ok(PushAdmission::Repeated);
             }
         }
         if *created_ms <= known.newest_ms {
@@ -103,17 +105,21 @@ impl Repository {
                 "this push of {name} was signed at {created_ms}, and it is {now_ms} here: set the signer's clock, and sign it anew"
             ));
         }
-        Ok(if known.versions.contains_key(version) { Admitted::Again } else { Admitted::New })
+        Ok(if known.versions.contains_key(version) {
+            PushAdmission::Again
+        } else {
+            PushAdmission::New
+        })
     }
 
     /// Remembers a push.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn remember(&self, manifest: &Manifest) -> Result<()> {
+    pub fn remember(&self, manifest: &PushManifest) -> Result<()> {
         let mut known = self.known(&manifest.name)?;
         known.newest_ms = known.newest_ms.max(manifest.created_ms);
-        let pushed = Pushed {
+        let pushed = PushedVersion {
             created_ms: manifest.created_ms,
             component: manifest.component.clone(),
             parameters: manifest.parameters.clone(),
@@ -173,13 +179,13 @@ impl Repository {
         let _ = fs::remove_file(path);
     }
 
-    fn known(&self, name: &str) -> Result<Known> {
+    fn known(&self, name: &str) -> Result<PushHistory> {
         let path = self.name_path(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
                 Error::data(&path, format!("the list of pushes is damaged ({error}); restore it, or move it away and with it what guards against old pushes"))
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(PushHistory::default()),
             Err(error) => Err(Error::io(&path)(error)),
         }
     }
@@ -222,8 +228,8 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn manifest(version: &str, content: &[u8], created_ms: i64) -> Manifest {
-        Manifest {
+    fn manifest(version: &str, content: &[u8], created_ms: i64) -> PushManifest {
+        PushManifest {
             name: "feed".into(),
             version: version.into(),
             contract: "1.0.0".into(),
@@ -240,27 +246,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::open(dir.path()).unwrap();
         let first = manifest("1.0.0", b"a", 1000);
-        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::New);
+        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::New);
         repository.remember(&first).unwrap();
-        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::Repeated);
+        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::Repeated);
         repository.remember(&manifest("1.1.0", b"b", 2000)).unwrap();
         assert_eq!(
             repository.admits(&manifest("1.0.0", b"a", 3000), 3000).unwrap(),
-            Admitted::Again
+            PushAdmission::Again
         );
         for (manifest, word) in [
             (manifest("1.0.0", b"other", 3000), "other content"),
             (manifest("1.0.1", b"c", 1500), "signed anew"),
             (manifest("1.0.1", b"c", 2000), "newest one known at 2000"),
             (manifest("1.0.1", b"c", 3000 + AHEAD_MS + 1), "clock"),
-            (Manifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) }, "no name"),
+            (PushManifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) }, "no name"),
         ] {
             let why = repository.admits(&manifest, 3000).unwrap_err().to_string();
             assert!(why.contains(word) || why.contains("sign it anew"), "{word}: {why}");
         }
         // Another name has pushes of its own.
-        let other = Manifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
-        assert_eq!(repository.admits(&other, 3000).unwrap(), Admitted::New);
+        let other = PushManifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
+        assert_eq!(repository.admits(&other, 3000).unwrap(), PushAdmission::New);
     }
 
     #[test]

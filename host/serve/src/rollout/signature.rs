@@ -5,14 +5,13 @@
 
 use std::{io::Write, path::Path};
 
+use hypercast_config::PublicKey;
+use hypercast_core::hex::{hex, unhex};
 use ring::{
     rand::SystemRandom,
     signature::{Ed25519KeyPair, KeyPair},
 };
 use serde::{Deserialize, Serialize};
-
-use hypercast_config::PublicKey;
-use hypercast_core::hex::{hex, unhex};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
@@ -25,7 +24,7 @@ const SECRET: &str = "ed25519-secret:";
 /// What a signature vouches for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
+pub struct PushManifest {
     /// The expert's name.
     pub name: String,
     /// Its version, a semver.
@@ -50,7 +49,7 @@ pub struct Manifest {
 /// A manifest with its signature, as a file has it and a push sends it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Signed {
+pub struct SignedManifest {
     /// The manifest as JSON, exactly as it was signed.
     pub manifest: String,
     /// [`PublicKey::id`] of the signer.
@@ -107,10 +106,10 @@ impl SecretKey {
     }
 
     /// Signs a manifest.
-    pub fn sign(&self, manifest: &Manifest) -> Signed {
+    pub fn sign(&self, manifest: &PushManifest) -> SignedManifest {
         let manifest = serde_json::to_string(manifest).expect("a plain struct serialises");
         let signature = hex(self.pair.sign(&message(&manifest)).as_ref());
-        Signed { manifest, key: self.public().id(), signature }
+        SignedManifest { manifest, key: self.public().id(), signature }
     }
 
     fn of(document: &[u8]) -> std::result::Result<Self, String> {
@@ -120,7 +119,7 @@ impl SecretKey {
     }
 }
 
-impl Signed {
+impl SignedManifest {
     /// Reads a file.
     ///
     /// # Errors
@@ -139,7 +138,7 @@ impl Signed {
     ///
     /// # Errors
     /// [`Error::Refused`]: a key that is not trusted, a signature that does not fit, a text that is no manifest.
-    pub fn verify(&self, trusted: &[PublicKey]) -> Result<Manifest> {
+    pub fn verify(&self, trusted: &[PublicKey]) -> Result<PushManifest> {
         let refused = |why: String| Err(Error::refused(why));
         let Some(key) = trusted.iter().find(|key| key.id() == self.key) else {
             return refused(format!(
@@ -163,7 +162,7 @@ impl Signed {
     ///
     /// # Errors
     /// A text that is no manifest.
-    pub fn claims(&self) -> Result<Manifest> {
+    pub fn claims(&self) -> Result<PushManifest> {
         serde_json::from_str(&self.manifest)
             .map_err(|error| Error::invalid(format!("what was signed is no manifest: {error}")))
     }
@@ -183,8 +182,8 @@ mod tests {
 
     use super::*;
 
-    fn manifest() -> Manifest {
-        Manifest {
+    fn manifest() -> PushManifest {
+        PushManifest {
             name: "feed".into(),
             version: "1.2.0".into(),
             contract: "1.0.0".into(),
@@ -205,11 +204,13 @@ mod tests {
         assert_eq!(signed.verify(&trusted).unwrap(), manifest());
         let why = signed.verify(&trusted[..1]).unwrap_err().to_string();
         assert!(why.contains("not trusted") && why.contains("rollout.trusted_keys"), "{why}");
-        let changed =
-            Signed { manifest: signed.manifest.replace("1.2.0", "1.3.0"), ..signed.clone() };
+        let changed = SignedManifest {
+            manifest: signed.manifest.replace("1.2.0", "1.3.0"),
+            ..signed.clone()
+        };
         assert!(changed.verify(&trusted).unwrap_err().to_string().contains("signature"));
         // Another trusted key's id does not make its holder's of it.
-        let posing = Signed { key: other.public().id(), ..signed };
+        let posing = SignedManifest { key: other.public().id(), ..signed };
         assert!(posing.verify(&trusted).unwrap_err().to_string().contains("signature"));
     }
 

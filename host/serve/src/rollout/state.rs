@@ -6,21 +6,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Rollout, repository::write};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{Rollout, repository::write},
+};
 
 /// Rollouts of a name that are remembered once they are over.
 const REMEMBERED: usize = 32;
 
 /// Rollouts by name and version.
-pub(super) type All = BTreeMap<(String, String), Rollout>;
+pub(super) type RolloutMap = BTreeMap<(String, String), Rollout>;
 
 /// The folder.
-pub(super) struct Files {
+pub(super) struct RolloutFiles {
     dir: PathBuf,
 }
 
-impl Files {
+impl RolloutFiles {
     /// Makes it if need be.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
@@ -28,8 +30,8 @@ impl Files {
     }
 
     /// What it holds. A file that cannot be read is told of and left alone.
-    pub(super) fn read(&self) -> Result<All> {
-        let mut all = All::new();
+    pub(super) fn read(&self) -> Result<RolloutMap> {
+        let mut all = RolloutMap::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
             let path = entry.map_err(Error::io(&self.dir))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -55,7 +57,7 @@ impl Files {
     }
 
     /// Lets go of the oldest ones of a name that are over.
-    pub(super) fn trim(&self, all: &mut All, name: &str) {
+    pub(super) fn trim(&self, all: &mut RolloutMap, name: &str) {
         let mut over: Vec<(i64, (String, String))> = all
             .iter()
             .filter(|((own, _), rollout)| own == name && !rollout.is_active())

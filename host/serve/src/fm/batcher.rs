@@ -1,0 +1,217 @@
+//! The FM of a tier: requests wait in one bounded queue and go through it
+//! together, as many as fit a pass and none past its deadline.
+//!
+//! What a request gets does not depend on what shares its pass (the FM's
+//! promise), and a request that does not fit the model fails alone.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use hypercast_config::FmTierConfig;
+use hypercast_fm::{
+    checkpoint::Manifest,
+    example::Example,
+    history::CacheCounts,
+    inference::{FmOutput, FoundationModel},
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+    request::api::Refusal,
+};
+
+/// A request's examples (one, or those of a caller that batches itself), and who waits for them.
+struct InferJob {
+    examples: Arc<[Example]>,
+    deadline: Instant,
+    reply: oneshot::Sender<std::result::Result<FmOutput, Refusal>>,
+}
+
+impl InferJob {
+    fn candidates(&self) -> usize {
+        self.examples.iter().map(|example| example.targets.len()).sum()
+    }
+}
+
+/// An FM behind a queue. Dropping it finishes what is queued.
+pub struct FmBatcher {
+    fm: Arc<dyn FoundationModel>,
+    queue: Option<SyncSender<InferJob>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FmBatcher {
+    /// Starts the tier's threads.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(
+        fm: Arc<dyn FoundationModel>,
+        config: &FmTierConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let cannot = |error: String| Error::invalid(format!("cannot start FM threads: {error}"));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|index| format!("fm-{index}"))
+            .build()
+            .map_err(|error| cannot(error.to_string()))?;
+        let (queue, jobs) = sync_channel(config.queue);
+        let worker = BatchWorker {
+            fm: fm.clone(),
+            pool,
+            jobs,
+            most: config.batch_candidates,
+            wait: config.batch_wait(),
+            metrics,
+        };
+        let thread = std::thread::Builder::new()
+            .name("fm-batch".into())
+            .spawn(move || worker.work())
+            .map_err(|error| cannot(error.to_string()))?;
+        Ok(Self { fm, queue: Some(queue), thread: Some(thread) })
+    }
+
+    /// What the checkpoint says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        self.fm.manifest()
+    }
+
+    /// The FM, for its updates: those come between two passes.
+    pub fn fm(&self) -> &dyn FoundationModel {
+        &*self.fm
+    }
+
+    /// What the history cache was worth.
+    pub fn cache_counts(&self) -> CacheCounts {
+        self.fm.cache_counts()
+    }
+
+    /// What the FM says of the examples' targets, in order.
+    ///
+    /// # Errors
+    /// A full queue, a deadline that passes, an example that does not fit the model.
+    pub async fn infer(
+        &self,
+        examples: Arc<[Example]>,
+        deadline: Instant,
+    ) -> std::result::Result<FmOutput, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let queue = self.queue.as_ref().expect("only drop takes the queue");
+        queue.try_send(InferJob { examples, deadline, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
+            TrySendError::Disconnected(_) => Refusal::Internal("the FM's thread is gone".into()),
+        })?;
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Refusal::Internal("the FM failed inside; see the host's log".into())),
+            Err(_) => Err(Refusal::Deadline),
+        }
+    }
+}
+
+impl Drop for FmBatcher {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread that makes batches.
+struct BatchWorker {
+    fm: Arc<dyn FoundationModel>,
+    pool: rayon::ThreadPool,
+    jobs: Receiver<InferJob>,
+    most: usize,
+    wait: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl BatchWorker {
+    fn work(self) {
+        let mut held = None;
+        while let Some(first) = held.take().or_else(|| self.jobs.recv().ok()) {
+            let (batch, next) = self.gather(first);
+            held = next;
+            self.metrics.fm_batch(batch.len());
+            let run = std::panic::AssertUnwindSafe(|| self.answer(batch));
+            // A batch that panics fails its own requests alone.
+            if std::panic::catch_unwind(run).is_err() {
+                tracing::error!("a pass of the FM panicked; its callers get an error");
+            }
+        }
+    }
+
+    /// What goes with `first`, and the job that no longer fits.
+    fn gather(&self, first: InferJob) -> (Vec<InferJob>, Option<InferJob>) {
+        let until = (Instant::now() + self.wait).min(first.deadline);
+        let mut candidates = first.candidates();
+        let mut batch = vec![first];
+        while candidates < self.most {
+            let job = match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            };
+            candidates += job.candidates();
+            if candidates > self.most {
+                return (batch, Some(job));
+            }
+            batch.push(job);
+        }
+        (batch, None)
+    }
+
+    fn answer(&self, batch: Vec<InferJob>) {
+        let now = Instant::now();
+        let (jobs, late): (Vec<InferJob>, Vec<InferJob>) =
+            batch.into_iter().partition(|job| job.deadline > now && !job.reply.is_closed());
+        for job in late {
+            // Nobody may be waiting any more.
+            let _ = job.reply.send(Err(Refusal::Deadline));
+        }
+        match self.infer(&jobs) {
+            Ok(outputs) => {
+                for (job, output) in jobs.into_iter().zip(outputs) {
+                    let _ = job.reply.send(Ok(output));
+                }
+            }
+            Err(_) if jobs.len() > 1 => jobs.into_iter().for_each(|job| self.answer(vec![job])),
+            Err(error) => {
+                for job in jobs {
+                    let _ = job.reply.send(Err(Refusal::Internal(error.to_string())));
+                }
+            }
+        }
+    }
+
+    /// One pass, cut into the jobs' parts.
+    fn infer(&self, jobs: &[InferJob]) -> hypercast_fm::Result<Vec<FmOutput>> {
+        let examples: Vec<&Example> = jobs.iter().flat_map(|job| job.examples.iter()).collect();
+        let fm = &*self.fm;
+        let said = self.pool.install(|| fm.infer(&examples))?;
+        let manifest = self.fm.manifest();
+        let (width, tasks) = (manifest.config.tae_width(), manifest.spec.main_tasks().len());
+        let mut from = 0;
+        let part = |job: &InferJob| {
+            let rows = from..from + job.candidates();
+            from = rows.end;
+            FmOutput {
+                tae: said.tae[rows.start * width..rows.end * width].to_vec(),
+                main: said.main[rows.start * tasks..rows.end * tasks].to_vec(),
+            }
+        };
+        Ok(jobs.iter().map(part).collect())
+    }
+}

@@ -1,0 +1,56 @@
+//! The foundation model's tier: in this process ([`batcher`]) or in another one ([`remote`]).
+
+pub mod batcher;
+pub mod remote;
+
+use std::{sync::Arc, time::Instant};
+
+use hypercast_fm::{
+    checkpoint::Manifest, example::Example, history::CacheCounts, inference::FmOutput,
+};
+
+use crate::{
+    fm::{batcher::FmBatcher, remote::RemoteFm},
+    request::api::Refusal,
+};
+
+/// What runs a version of the FM.
+pub enum FmTier {
+    /// In this process.
+    Local(FmBatcher),
+    /// In another one.
+    Remote(Box<RemoteFm>),
+}
+
+impl FmTier {
+    /// What the checkpoint says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        match self {
+            Self::Local(fm) => fm.manifest(),
+            Self::Remote(fm) => fm.manifest(),
+        }
+    }
+
+    /// What the FM says of the examples' targets, in order.
+    ///
+    /// # Errors
+    /// See [`FmBatcher::infer`] and [`RemoteFm::infer`].
+    pub async fn infer(
+        &self,
+        examples: Arc<[Example]>,
+        deadline: Instant,
+    ) -> std::result::Result<FmOutput, Refusal> {
+        match self {
+            Self::Local(fm) => fm.infer(examples, deadline).await,
+            Self::Remote(fm) => fm.infer(examples, deadline).await,
+        }
+    }
+
+    /// What the history cache was worth; none where the FM is in another process.
+    pub fn cache_counts(&self) -> Option<CacheCounts> {
+        match self {
+            Self::Local(fm) => Some(fm.cache_counts()),
+            Self::Remote(_) => None,
+        }
+    }
+}

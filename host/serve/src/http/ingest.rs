@@ -1,0 +1,124 @@
+//! The tier that takes events in and does nothing else: no models, no features,
+//! so that it starts at once and needs little.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::schema::Schema;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{
+        auth,
+        listen::BoundListener,
+        reload::{self, Reloader, Settings},
+        respond::{bytes, json, refuse, refuse_with, time_left, on_pool},
+    },
+    metrics::Metrics,
+    request::{
+        api::{EventsAnswer, EventsRequest, Refusal},
+        events::EventIntake,
+        workers::{PoolSize, Workers},
+    },
+};
+
+/// Threads that wait for the disk.
+const THREADS: usize = 4;
+
+struct IngestState {
+    settings: Arc<Settings>,
+    reloader: Reloader,
+    intake: Arc<EventIntake>,
+    workers: Workers,
+    metrics: Arc<Metrics>,
+}
+
+/// Takes events in until `stop` resolves, then finishes what was accepted.
+///
+/// # Errors
+/// A data set without a schema, an engine that cannot be reached or written to.
+pub(crate) async fn serve(
+    (config, settings): (Config, Arc<Settings>),
+    (bound, metrics, reloader): (BoundListener, Arc<Metrics>, Reloader),
+    stop: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(&str) + Send + 'static,
+) -> Result<()> {
+    let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
+    let engine = hypercast_stream::engine::open(&config.engine)?;
+    let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
+    intake.open()?;
+    let size = PoolSize { threads: THREADS, queue: config.server.queue };
+    let workers = Workers::start(size)
+        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
+    let halt = Shutdown::default();
+    let (ticks, of_ticks) = (intake.clone(), halt.clone());
+    let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
+    let app = Arc::new(IngestState { settings, reloader, intake, workers, metrics });
+    let own = Arc::downgrade(&app);
+    // It has no experts.
+    reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
+    ready(&bound.url());
+    bound.serve(routes(app), stop).await;
+    halt.request();
+    // A thread that panicked has said so already.
+    let _ = ticks.join();
+    Ok(())
+}
+
+fn routes(app: Arc<IngestState>) -> Router {
+    let taking = Router::new().route("/v1/events", post(events));
+    auth::guard_callers(taking, &app.reloader.access)
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ready\n" }))
+        .route("/readyz/serving", get(|| async { "serving\n" }))
+        .route("/metrics", get(metrics))
+        .fallback(|| async {
+            refuse_with(404, "not_found", "this tier takes events alone: POST /v1/events")
+        })
+        .with_state(app)
+}
+
+async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+async fn events(State(app): State<Arc<IngestState>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let response = match taken(&app, &headers, body, start).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(refusal) => refuse(&refusal),
+    };
+    app.metrics.request("/v1/events", response.status().as_u16(), start.elapsed());
+    response
+}
+
+async fn taken(
+    app: &Arc<IngestState>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> std::result::Result<EventsAnswer, Refusal> {
+    let server = &app.settings.now().server;
+    let left: Duration = time_left(headers, server.deadline_ms)?;
+    let body = bytes(body, server.max_body_bytes).await?;
+    let intake = app.intake.clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        intake.take(&request)
+    };
+    let taken = on_pool(&app.workers, start + left, take).await?;
+    Ok(EventsAnswer { accepted: taken.accepted, repeated: taken.repeated, applied: false })
+}

@@ -1,0 +1,130 @@
+//! How every route answers: work on the right threads within the deadline, bodies within their
+//! bounds, and refusals as JSON with a status and a code.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    body::Bytes,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use crate::{
+    http::server::AppState,
+    request::{
+        api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
+        workers::Workers,
+    },
+};
+
+/// How long a body may take to come. A push of many megabytes is to have the time, too.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Runs on a worker thread what a request needs there, unless its deadline passes first.
+pub(crate) async fn on_worker<T: Send + 'static>(
+    app: &AppState,
+    deadline: Instant,
+    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
+) -> std::result::Result<T, Refusal> {
+    on_pool(&app.workers, deadline, run).await
+}
+
+/// The same on a pool of its own.
+pub(crate) async fn on_pool<T: Send + 'static>(
+    workers: &Workers,
+    deadline: Instant,
+    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
+) -> std::result::Result<T, Refusal> {
+    let (done, result) = oneshot::channel();
+    workers
+        .submit(move || {
+            // Nobody waits for an answer after the deadline; a late one only delays others.
+            if Instant::now() < deadline && !done.is_closed() {
+                let _ = done.send(run());
+            }
+        })
+        .map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })?;
+    match tokio::time::timeout_at(deadline.into(), result).await {
+        Ok(Ok(answer)) => answer,
+        // The job went without an answer: it was too late, or it panicked.
+        Ok(Err(_)) if Instant::now() < deadline => {
+            Err(Refusal::Internal("the request failed inside the host; see its log".into()))
+        }
+        Ok(Err(_)) | Err(_) => Err(Refusal::Deadline),
+    }
+}
+
+/// How long a request has: what the caller says is left, at most `most_ms`.
+///
+/// # Errors
+/// A header that is no number.
+pub(crate) fn time_left(
+    headers: &HeaderMap,
+    most_ms: u64,
+) -> std::result::Result<Duration, Refusal> {
+    let Some(value) = headers.get(DEADLINE_HEADER) else {
+        return Ok(Duration::from_millis(most_ms));
+    };
+    let left_ms =
+        value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| {
+            Refusal::BadRequest(format!(
+                "{DEADLINE_HEADER}: {value:?} is no number of milliseconds"
+            ))
+        })?;
+    Ok(Duration::from_millis(left_ms.min(most_ms)))
+}
+
+/// An answer, timed and counted.
+pub(crate) fn respond(
+    app: &AppState,
+    route: &'static str,
+    start: Instant,
+    outcome: std::result::Result<Response, Refusal>,
+) -> Response {
+    let response = outcome.unwrap_or_else(|refusal| refuse(&refusal));
+    app.metrics.request(route, response.status().as_u16(), start.elapsed());
+    response
+}
+
+pub(crate) fn refuse(refusal: &Refusal) -> Response {
+    let (status, code) = refusal.code();
+    let mut response = refuse_with(status, code, &refusal.to_string());
+    if let Refusal::Overloaded { retry_after_ms } = refusal {
+        // Whole seconds are what the header can say.
+        let seconds = retry_after_ms.div_ceil(1000).max(1);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+pub(crate) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
+    let body = RefusalBody { error: RefusalText { code: code.into(), message: message.into() } };
+    json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
+}
+
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// A body as bytes, at most `most` of them.
+///
+/// # Errors
+/// One that is longer, breaks off, or does not come within [`BODY_TIMEOUT`].
+pub(crate) async fn bytes(
+    body: axum::body::Body,
+    most: usize,
+) -> std::result::Result<Bytes, Refusal> {
+    let reading = axum::body::to_bytes(body, most);
+    let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
+        let waited_s = BODY_TIMEOUT.as_secs();
+        return Err(Refusal::BadRequest(format!("the body did not come whole in {waited_s} s")));
+    };
+    read.map_err(|_| {
+        Refusal::BadRequest(format!("the body is over {most} bytes (max_body_bytes), or broke off"))
+    })
+}

@@ -1,0 +1,276 @@
+//! What each route does. A request for a ranking passes three stages, each in
+//! its own tier with its own threads: features, the FM, the expert. No thread
+//! waits for another stage.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hypercast_config::Tier;
+use hypercast_stream::ingest::intake::Taken;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    fm::remote::{decode_examples, encode_output},
+    http::{
+        admin, auth, live_page, reload,
+        respond::{bytes, json, on_pool, on_worker, refuse, refuse_with, respond, time_left},
+        server::{AppState, fm_config},
+    },
+    request::{
+        api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText},
+        service::{FmAnswer, RankingService},
+    },
+    versions::{
+        serving_set::{ServedFm, ServingSet},
+        shadow::ShadowRequest,
+    },
+};
+
+/// The routes of a process.
+pub(crate) fn of(app: Arc<AppState>) -> Router {
+    let routes = match app.tier {
+        Tier::All | Tier::Expert | Tier::Ingest => Router::new()
+            .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
+            .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
+            .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
+            .merge(auth::guard_callers(for_callers(), app.access()))
+            .nest("/v1/admin", auth::guard(for_operators(), app.access())),
+        Tier::FmServing | Tier::FmLogging => auth::guard_callers(for_tiers(), app.access()),
+    };
+    routes
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/readyz/serving", get(serving))
+        .route("/metrics", get(metrics))
+        .fallback(|| async {
+            refuse_with(404, "not_found", "no such route; see README.md for those there are")
+        })
+        .with_state(app)
+}
+
+fn for_callers() -> Router<Arc<AppState>> {
+    Router::new()
+        .route("/v1/live", get(live))
+        .route("/v1/rank", post(rank))
+        .route("/v1/events", post(events))
+}
+
+fn for_tiers() -> Router<Arc<AppState>> {
+    Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
+}
+
+/// Under `/v1/admin`.
+fn for_operators() -> Router<Arc<AppState>> {
+    Router::new().route("/reload", post(reload::route)).merge(admin::routes())
+}
+
+/// The page may use what this daemon serves, and ask it alone.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page at `/` and its parts.
+async fn page(content_type: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
+}
+
+async fn rank(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = rank_in_time(&app, &headers, body, start).await;
+    respond(&app, "/v1/rank", start, outcome)
+}
+
+async fn rank_in_time(
+    app: &Arc<AppState>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let service = service(app)?;
+    let left = time_left(headers, app.settings.now().server.deadline_ms)?;
+    let deadline = start + left;
+    // Before the body: what is refused must cost nothing.
+    let mut permit = app.admission.enter(left)?;
+    let request: Arc<RankRequest> = Arc::new(in_time(deadline, body_of(app, body)).await?);
+    permit.begin();
+    let (of_fetch, own) = (service.clone(), request.clone());
+    let fetched = Arc::new(on_worker(app, deadline, move || of_fetch.fetch(&own)).await?);
+    let asked = Instant::now();
+    let output = fetched.fm().tier.infer(fetched.example.clone(), deadline).await.map(Arc::new);
+    let took = asked.elapsed();
+    if let Err(refusal @ (Refusal::Overloaded { .. } | Refusal::Deadline | Refusal::Internal(_))) =
+        output
+    {
+        return Err(refusal);
+    }
+    let idle = service.clone();
+    let seen = ShadowRequest { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
+    let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
+    let answer = on_worker(app, deadline, run).await?;
+    // What can be done between requests need not wait for the next one; a full queue has no time for it.
+    let _ = app.workers.submit(move || idle.after(seen));
+    Ok(json(StatusCode::OK, &answer))
+}
+
+async fn events(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = events_in_time(&app, &headers, body, start).await;
+    respond(&app, "/v1/events", start, outcome)
+}
+
+async fn events_in_time(
+    app: &Arc<AppState>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let service = service(app)?;
+    let server = &app.settings.now().server;
+    let deadline = start + time_left(headers, server.deadline_ms)?;
+    let body = bytes(body, server.max_body_bytes).await?;
+    let streams = service.streams().clone();
+    let take = move || {
+        let request: EventsRequest = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
+        streams.take(&request)
+    };
+    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
+    // They are durable now: whoever waits too long for the joiner is answered all the same.
+    let applied = service.streams().seen(end, deadline).await;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
+}
+
+/// The FM for another process.
+async fn embed(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
+    let start = Instant::now();
+    let outcome = embed_in_time(&app, &headers, body, start).await;
+    respond(&app, "/v1/embed", start, outcome)
+}
+
+async fn embed_in_time(
+    app: &Arc<AppState>,
+    headers: &HeaderMap,
+    body: Body,
+    start: Instant,
+) -> Result<Response, Refusal> {
+    let loaded = app.loaded()?;
+    let config = app.settings.now();
+    let left = time_left(headers, config.server.deadline_ms)?;
+    let mut permit = app.admission.enter(left)?;
+    let own = fm_config(&config, app.tier);
+    let body = in_time(start + left, bytes(body, own.max_body_bytes)).await?;
+    permit.begin();
+    let examples = on_worker(app, start + left, move || decode_examples(&body)).await?;
+    let set = loaded.models.set();
+    let fm = wanted(&set, headers)?;
+    let output = fm.tier.infer(examples.into(), start + left).await?;
+    let (width, format) = (fm.manifest().config.tae_width(), own.tae);
+    let answer = encode_output(output, width, format)
+        .map_err(|error| Refusal::Internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
+}
+
+async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> Response {
+    let respond = app.loaded().and_then(|loaded| {
+        Ok(json(StatusCode::OK, wanted(&loaded.models.set(), &headers)?.manifest()))
+    });
+    respond.unwrap_or_else(|refusal| refuse(&refusal))
+}
+
+/// The version of the FM that a caller asks for.
+fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> Result<&'a ServedFm, Refusal> {
+    let Some(given) = headers.get(FM_VERSION_HEADER) else { return Ok(set.default_fm()) };
+    let given = given.to_str().unwrap_or_default();
+    set.fm(given).ok_or_else(|| Refusal::NoVersion {
+        given: given.to_owned(),
+        known: set.fms().map(|fm| fm.version().to_owned()).collect(),
+    })
+}
+
+/// Whether everything serves that was decided.
+async fn readyz(State(app): State<Arc<AppState>>) -> Response {
+    let models = match app.loaded() {
+        Ok(loaded) => &loaded.models,
+        Err(refusal) => return refuse(&refusal),
+    };
+    let (missing, problem) = (models.missing(), models.problem());
+    if missing.is_empty() {
+        // What answers nobody, as a shadow, is told alone.
+        return match problem {
+            None => "ready\n".into_response(),
+            Some(problem) => format!("ready, but not all is loaded: {problem}\n").into_response(),
+        };
+    }
+    let message = format!(
+        "not loaded: {}; what served before goes on. Why: {}",
+        missing.join(", "),
+        problem.as_deref().unwrap_or("it is being loaded")
+    );
+    let error = RefusalText { code: "not_ready".into(), message };
+    json(StatusCode::SERVICE_UNAVAILABLE, &NotReady { error, missing })
+}
+
+/// A refusal that says what is missing.
+#[derive(Serialize)]
+struct NotReady {
+    error: RefusalText,
+    missing: Vec<String>,
+}
+
+/// Whether requests are answered, by whatever versions.
+async fn serving(State(app): State<Arc<AppState>>) -> Response {
+    match app.loaded() {
+        Ok(_) => "serving\n".into_response(),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn metrics(State(app): State<Arc<AppState>>) -> Response {
+    if let Some(loaded) = app.loaded.get() {
+        app.metrics.history_cache(loaded.models.set().cache_counts());
+    }
+    if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
+        live_page::gauges(service, &app.metrics);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+}
+
+/// What the page at `/` shows.
+async fn live(State(app): State<Arc<AppState>>) -> Response {
+    match service(&app) {
+        Ok(service) => json(StatusCode::OK, &live_page::report(&service, &app.metrics)),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+fn service(app: &AppState) -> Result<Arc<RankingService>, Refusal> {
+    let service = app.loaded()?.service.clone();
+    Ok(service.expect("the routes of a tier without a service do not ask for one"))
+}
+
+/// A body that comes before its request's deadline: until then it has a place that others may want.
+async fn in_time<B>(
+    deadline: Instant,
+    body: impl Future<Output = Result<B, Refusal>>,
+) -> Result<B, Refusal> {
+    tokio::time::timeout_at(deadline.into(), body).await.unwrap_or(Err(Refusal::Deadline))
+}
+
+async fn body_of<Q: DeserializeOwned>(app: &AppState, body: Body) -> Result<Q, Refusal> {
+    let bytes = bytes(body, app.settings.now().server.max_body_bytes).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
+}

@@ -1,0 +1,224 @@
+//! The HTTP side: a process' tiers behind routes, statuses, deadlines. What a
+//! route does is in [`super::routes`]; what it looks like is [`super::api`]'s.
+//!
+//! The server answers `/healthz` from its first moment and everything else
+//! once the models are loaded.
+
+use std::sync::{Arc, OnceLock};
+
+use hypercast_config::{Config, FmTierConfig, Tier};
+use hypercast_core::logging;
+use hypercast_data::dataset::Dataset;
+use hypercast_stream::engine;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{
+        auth::AccessControl,
+        ingest,
+        listen::{self, BoundListener},
+        reload::Settings,
+        reload::{self, Origin, ReloadOutcome, Reloader},
+        routes,
+    },
+    metrics::Metrics,
+    request::{
+        admission::Admission,
+        api::Refusal,
+        service::RankingService,
+        workers::{PoolSize, Workers},
+    },
+    rollout::{RolloutService, serving},
+    versions::{
+        follow::{FollowThreads, InitialVersions},
+        loader::VersionLoader,
+        serving_set::ServingModels,
+    },
+};
+
+/// What handlers share.
+pub(crate) struct AppState {
+    /// The configuration of the start.
+    pub(crate) config: Config,
+    /// What of it can change.
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) reloader: Reloader,
+    pub(crate) tier: Tier,
+    pub(crate) loaded: OnceLock<LoadedTier>,
+    pub(crate) workers: Workers,
+    /// Threads of their own for events, which wait for the disk.
+    pub(crate) intake: Workers,
+    pub(crate) admission: Arc<Admission>,
+    /// One push at a time: each may be large, and is compiled.
+    pub(crate) pushes: Arc<Semaphore>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The models of a process.
+pub(crate) struct LoadedTier {
+    /// What serves now.
+    pub(crate) models: Arc<ServingModels>,
+    /// Features and experts; none in a tier of the FM alone.
+    pub(crate) service: Option<Arc<RankingService>>,
+    /// Pushed versions on their way; none in a tier without experts.
+    pub(crate) rollouts: Option<Arc<RolloutService>>,
+    /// What follows the registry; it stops with the process' routes.
+    following: FollowThreads,
+}
+
+impl AppState {
+    pub(crate) fn loaded(&self) -> std::result::Result<&LoadedTier, Refusal> {
+        self.loaded.get().ok_or(Refusal::Starting)
+    }
+
+    /// Who may ask.
+    pub(crate) fn access(&self) -> &Arc<AccessControl> {
+        &self.reloader.access
+    }
+
+    /// Reads the configuration again; none before the models are loaded. Blocks.
+    pub(crate) fn reload(&self) -> Option<Result<ReloadOutcome>> {
+        let following = &self.loaded.get()?.following;
+        Some(self.reloader.reload(|config| following.reload(config.clone())))
+    }
+}
+
+pub(crate) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
+    match tier {
+        Tier::All | Tier::Expert | Tier::FmServing | Tier::Ingest => &config.fm_serving,
+        Tier::FmLogging => &config.fm_logging,
+    }
+}
+
+/// Binds, loads, serves until `stop` resolves, then finishes what was accepted.
+/// `ready` is told where (`http://ADDRESS` or `https://ADDRESS`) once models are loaded.
+///
+/// # Errors
+/// A configuration that is wrong; an address that cannot be bound, or that may not be without protection; whatever loading says.
+pub async fn serve(
+    origin: Origin,
+    stop: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(&str) + Send + 'static,
+) -> Result<()> {
+    let (config, tier) = (origin.read()?, origin.tier);
+    logging::set_levels(&config.server.log)?;
+    let metrics = Arc::new(Metrics::new());
+    let addresses = listen::resolve(&config.server).await?;
+    // Before anything is open: what others would reach may not be without protection.
+    let access = AccessControl::new(&config.server, &addresses, &metrics)?;
+    let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
+    let settings = Settings::new(config.clone());
+    let reloader = Reloader::new((origin, settings.clone()), (access, bound.tls()), &metrics);
+    if tier == Tier::Ingest {
+        return ingest::serve((config, settings), (bound, metrics, reloader), stop, ready).await;
+    }
+    let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
+    let workers = Workers::start(size)
+        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
+    let intake = Workers::start(PoolSize { threads: 2, ..size })
+        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
+    let most = match tier {
+        Tier::All | Tier::Expert | Tier::Ingest => config.server.queue,
+        Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
+    };
+    let app = Arc::new(AppState {
+        tier,
+        loaded: OnceLock::new(),
+        workers,
+        intake,
+        admission: Admission::new(most),
+        pushes: Arc::new(Semaphore::new(1)),
+        metrics,
+        settings,
+        reloader,
+        config,
+    });
+    let own = Arc::downgrade(&app);
+    reload::at_signals(move || own.upgrade()?.reload())?;
+    let url = bound.url();
+    let (failed, failure) = oneshot::channel();
+    let (loading, handle) = (app.clone(), Handle::current());
+    std::thread::spawn(move || {
+        match load((&loading.config, &loading.settings), loading.tier, &loading.metrics, handle) {
+            Ok(loaded) => {
+                // Only this thread sets it.
+                let _ = loading.loaded.set(loaded);
+                ready(&url);
+            }
+            // The receiver is gone only if the server has stopped already.
+            Err(error) => drop(failed.send(error)),
+        }
+    });
+    let (halt, halted) = oneshot::channel::<()>();
+    let server = tokio::spawn(bound.serve(routes::of(app.clone()), async {
+        // An error means that the sender is gone, which is a reason to stop too.
+        let _ = halted.await;
+    }));
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        Ok(error) = failure => Err(error),
+    };
+    let _ = halt.send(());
+    let served = server.await;
+    // What was accepted is finished: now its streams can end, with their states saved.
+    let stopping = tokio::task::spawn_blocking(move || {
+        if let Some(loaded) = app.loaded.get() {
+            if let Some(rollouts) = &loaded.rollouts {
+                rollouts.stop();
+            }
+            if let Some(service) = &loaded.service {
+                service.stop();
+            }
+        }
+    });
+    if let Err(error) = stopping.await {
+        tracing::error!(%error, "the streams did not stop well");
+    }
+    match served {
+        Ok(()) => outcome,
+        Err(error) => outcome.and(Err(Error::invalid(format!("the server failed: {error}")))),
+    }
+}
+
+fn load(
+    (config, settings): (&Config, &Arc<Settings>),
+    tier: Tier,
+    metrics: &Arc<Metrics>,
+    handle: Handle,
+) -> Result<LoadedTier> {
+    let ranks = matches!(tier, Tier::All | Tier::Expert);
+    let fm_config = match ranks {
+        true => fm_config(config, tier).clone(),
+        false => FmTierConfig { url: String::new(), ..fm_config(config, tier).clone() },
+    };
+    if tier == Tier::Expert && fm_config.url.is_empty() {
+        return Err(Error::invalid(
+            "--tier expert needs the FM's address in another process: set fm_serving.url",
+        ));
+    }
+    let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
+    let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
+    let streams = engine::open(&config.engine)?;
+    let loader =
+        VersionLoader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
+    let wasm = loader.wasm();
+    let begun = InitialVersions::new(loader, (config, tier), schema, &*streams)?;
+    let models = begun.models().clone();
+    let load = |dataset| {
+        RankingService::load(
+            (settings.clone(), &dataset),
+            streams.clone(),
+            (models.clone(), metrics.clone()),
+            handle,
+        )
+    };
+    let service = dataset.map(load).transpose()?.map(Arc::new);
+    let start = |service| serving::start(settings.clone(), service, (wasm, streams.clone()));
+    let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
+    let following = begun.follow((streams, metrics.clone()), service.clone())?;
+    Ok(LoadedTier { models, service, rollouts, following })
+}

@@ -1,0 +1,281 @@
+//! Names and JSON values → the schema's columns, with the caller's mistakes
+//! said in the caller's words. It looks nothing up but the schema.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hypercast_data::{
+    dataset::{Context, Impression},
+    features::{CandidateInput, RequestInput},
+    schema::{Feature, FeatureKind, Schema, category_id},
+};
+use hypercast_fm::example::{Item, Outcome};
+use hypercast_stream::ingest::check_time;
+use serde::{Deserialize, Serialize};
+
+use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal};
+
+/// A feature as JSON has it: an id or number, or the text of a category.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FeatureValue {
+    /// An id, or a whole number.
+    Id(u64),
+    /// A number.
+    Number(f64),
+    /// A category's text; it becomes the id that an import gives it.
+    Text(String),
+}
+
+/// Features by name.
+pub type NamedFeatures = BTreeMap<String, FeatureValue>;
+
+/// Resolves requests against one schema.
+#[derive(Debug, Clone)]
+pub struct Converter {
+    schema: Arc<Schema>,
+}
+
+impl Converter {
+    /// For a schema.
+    pub fn new(schema: Arc<Schema>) -> Self {
+        Self { schema }
+    }
+
+    /// The request in the host's terms; `known` gives the features of known items.
+    ///
+    /// # Errors
+    /// An unknown surface or feature name, a value of the wrong kind, a time that is none.
+    pub fn request(
+        &self,
+        request: &RankRequest,
+        id: u64,
+        time_ms: i64,
+        known: impl Fn(u64) -> Option<Arc<Item>>,
+    ) -> Result<RequestInput, Refusal> {
+        let surface = self.surface(&request.surface)?;
+        check_time(time_ms).map_err(|why| Refusal::BadRequest(format!("time_ms: {why}")))?;
+        self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
+        let shared = Arc::new(self.context(&request.context, &NamedFeatures::new())?);
+        let of_request = CandidateInput {
+            item: 0,
+            features: None,
+            context: shared,
+            outcome: Outcome::UNKNOWN,
+            truth: Vec::new(),
+        };
+        let candidates = request
+            .candidates
+            .iter()
+            .map(|candidate| match candidate.features.is_empty() {
+                true => Ok(CandidateInput { item: candidate.id, ..of_request.clone() }),
+                false => self.candidate(candidate, &request.context, &known),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(RequestInput {
+            request: id,
+            user: request.user,
+            user_features: None,
+            surface,
+            time_ms,
+            candidates,
+        })
+    }
+
+    /// An event in the host's terms.
+    ///
+    /// # Errors
+    /// An unknown surface, action, value or feature name.
+    pub fn event(&self, event: &EventBody) -> Result<Impression, Refusal> {
+        let surface = self.surface(&event.surface)?;
+        let outcome = self.outcome(&event.actions, &event.values)?;
+        Ok(Impression {
+            request: event.request,
+            time_ms: event.time_ms,
+            outcome_ms: event.outcome_ms.unwrap_or(event.time_ms),
+            user: event.user,
+            item: event.item,
+            surface,
+            outcome,
+            context: self.context_of(&event.context)?,
+            truth: Vec::new(),
+            history_only: false,
+        })
+    }
+
+    /// A context by name, as a caller would send it.
+    pub fn named(&self, context: &Context) -> NamedFeatures {
+        let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
+        let mut value = |kind| match kind {
+            FeatureKind::Categorical => ids.next().map(|&id| FeatureValue::Id(id)),
+            FeatureKind::Dense => dense.next().map(|&number| FeatureValue::Number(number.into())),
+        };
+        let features = self.schema.context_features.iter();
+        features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
+    }
+
+    /// The schema.
+    pub(crate) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The bit of an action.
+    pub(crate) fn action(&self, name: &str) -> Result<usize, Refusal> {
+        let known = &self.schema.actions;
+        self.schema.action(name).ok_or_else(|| unknown("action", name, known))
+    }
+
+    /// The place of a real-valued outcome.
+    pub(crate) fn value(&self, name: &str) -> Result<usize, Refusal> {
+        self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))
+    }
+
+    /// The context features of an impression.
+    pub(crate) fn context_of(&self, named: &NamedFeatures) -> Result<Context, Refusal> {
+        self.refuse_unknown(named, &[&self.schema.context_features], "context")?;
+        self.context(named, &NamedFeatures::new())
+    }
+
+    /// The features of an item or a user, 0 where one is missing.
+    pub(crate) fn entity_columns(
+        &self,
+        features: &[Feature],
+        named: &NamedFeatures,
+    ) -> Result<(Vec<u64>, Vec<f32>), Refusal> {
+        if let Some(name) = named.keys().find(|name| features.iter().all(|f| f.name != **name)) {
+            let known: Vec<String> = features.iter().map(|feature| feature.name.clone()).collect();
+            return Err(unknown("feature", name, &known));
+        }
+        let (sent_ids, sent_dense) = self.columns(features, &[named])?;
+        let (mut ids, mut dense) = (Vec::new(), Vec::new());
+        overlay(&mut ids, sent_ids, 0);
+        overlay(&mut dense, sent_dense, 0.0);
+        Ok((ids, dense))
+    }
+
+    pub(crate) fn surface(&self, name: &str) -> Result<u16, Refusal> {
+        self.schema.surface(name).ok_or_else(|| Refusal::UnknownSurface {
+            given: name.to_owned(),
+            known: self.schema.surfaces.clone(),
+        })
+    }
+
+    /// A candidate of which something was sent.
+    fn candidate(
+        &self,
+        candidate: &RankCandidate,
+        context: &NamedFeatures,
+        known: &impl Fn(u64) -> Option<Arc<Item>>,
+    ) -> Result<CandidateInput, Refusal> {
+        let schema = &self.schema;
+        let place = format!("candidate {}", candidate.id);
+        self.refuse_unknown(
+            &candidate.features,
+            &[&schema.item_features, &schema.context_features],
+            &place,
+        )?;
+        let own = schema
+            .item_features
+            .iter()
+            .any(|feature| candidate.features.contains_key(&feature.name));
+        let features = match own {
+            false => None,
+            true => Some(Arc::new(self.item(candidate, known(candidate.id))?)),
+        };
+        Ok(CandidateInput {
+            item: candidate.id,
+            features,
+            context: Arc::new(self.context(context, &candidate.features)?),
+            outcome: Outcome::UNKNOWN,
+            truth: Vec::new(),
+        })
+    }
+
+    /// The features sent, over those of the known item or zeros.
+    fn item(&self, candidate: &RankCandidate, known: Option<Arc<Item>>) -> Result<Item, Refusal> {
+        let mut item = known.map_or_else(Item::default, |item| (*item).clone());
+        item.id = candidate.id;
+        let (ids, dense) = self.columns(&self.schema.item_features, &[&candidate.features])?;
+        overlay(&mut item.ids, ids, 0);
+        overlay(&mut item.dense, dense, 0.0);
+        Ok(item)
+    }
+
+    /// Context features: a candidate's own before those of its request.
+    fn context(
+        &self,
+        request: &NamedFeatures,
+        candidate: &NamedFeatures,
+    ) -> Result<Context, Refusal> {
+        let (ids, dense) = self.columns(&self.schema.context_features, &[candidate, request])?;
+        let mut context = Context::default();
+        overlay(&mut context.ids, ids, 0);
+        overlay(&mut context.dense, dense, 0.0);
+        Ok(context)
+    }
+
+    #[allow(
+        clippy::type_complexity,
+        reason = "two lists of optional columns read better than a type for them"
+    )]
+    fn columns(
+        &self,
+        features: &[Feature],
+        from: &[&NamedFeatures],
+    ) -> Result<(Vec<Option<u64>>, Vec<Option<f32>>), Refusal> {
+        let (mut ids, mut dense) = (Vec::new(), Vec::new());
+        for feature in features {
+            let value = from.iter().find_map(|named| named.get(&feature.name));
+            let wrong = |wants| {
+                Refusal::BadRequest(format!(
+                    "feature {:?} is {value:?}; it takes {wants}",
+                    feature.name
+                ))
+            };
+            match (feature.kind, value) {
+                (FeatureKind::Categorical, None) => ids.push(None),
+                (FeatureKind::Dense, None) => dense.push(None),
+                (FeatureKind::Categorical, Some(FeatureValue::Id(id))) => ids.push(Some(*id)),
+                (FeatureKind::Categorical, Some(FeatureValue::Text(text))) => {
+                    ids.push(Some(category_id(text)))
+                }
+                (FeatureKind::Dense, Some(FeatureValue::Id(number))) => {
+                    dense.push(Some(*number as f32))
+                }
+                (FeatureKind::Dense, Some(FeatureValue::Number(number))) => {
+                    dense.push(Some(*number as f32))
+                }
+                (FeatureKind::Categorical, Some(_)) => return Err(wrong("an id or a text")),
+                (FeatureKind::Dense, Some(_)) => return Err(wrong("a number")),
+            }
+        }
+        Ok((ids, dense))
+    }
+
+    fn refuse_unknown(
+        &self,
+        named: &NamedFeatures,
+        features: &[&Vec<Feature>],
+        place: &str,
+    ) -> Result<(), Refusal> {
+        let known: Vec<&str> =
+            features.iter().flat_map(|list| list.iter().map(|f| f.name.as_str())).collect();
+        match named.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(Refusal::BadRequest(format!(
+                "{place}: unknown feature {name:?}; there are {known:?}"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unknown(what: &str, name: &str, known: &[String]) -> Refusal {
+    Refusal::BadRequest(format!("unknown {what} {name:?}; there are {known:?}"))
+}
+
+/// Puts what was sent over what is there; a column that neither has becomes `blank`.
+fn overlay<T: Copy>(columns: &mut Vec<T>, sent: Vec<Option<T>>, blank: T) {
+    columns.resize(sent.len(), blank);
+    for (column, sent) in columns.iter_mut().zip(sent) {
+        *column = sent.unwrap_or(*column);
+    }
+}

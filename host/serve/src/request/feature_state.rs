@@ -1,0 +1,241 @@
+//! The live state: features as of the outcomes that are known, which the daemon
+//! follows in their stream.
+//!
+//! Any number of daemons can follow one stream. What a daemon saves only makes its
+//! next start short: without it, it begins with the data set and the first outcome.
+
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use hypercast_config::Config;
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_data::{
+    dataset::Dataset,
+    features::{FeatureState, saved::SavedState},
+};
+use hypercast_stream::{
+    engine::{Engine, Reader, Stored, Topic},
+    join::{Folder, JoinMetrics as _, Known, Outcome, world},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+};
+
+/// Outcomes that are read together.
+const READ: usize = 4096;
+
+/// Outcomes that requests wait for at most.
+const AT_ONCE: usize = 64;
+
+/// How long to wait for an outcome before looking whether to stop.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// A state that follows.
+pub(crate) struct LiveFeatures {
+    state: RwLock<FeatureState>,
+    /// The next outcome.
+    applied: watch::Sender<u64>,
+    metrics: Arc<Metrics>,
+}
+
+/// What follows for it.
+pub(crate) struct FeatureFollower {
+    live: Arc<LiveFeatures>,
+    engine: Arc<dyn Engine>,
+    reader: Box<dyn Reader>,
+    folder: Folder,
+    world: String,
+    save_every: u64,
+    saved_at: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedLiveState {
+    /// The next outcome.
+    position: u64,
+    world: String,
+    state: SavedState,
+}
+
+impl LiveFeatures {
+    /// The state, for reading.
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+        self.state.read().expect("no writer panics")
+    }
+
+    /// Tells how far it is, and of each step.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn apply(&self, stored: &[Stored]) -> Result<()> {
+        for part in stored.chunks(AT_ONCE) {
+            let outcomes: Vec<Outcome> = part
+                .iter()
+                .map(|record| Ok(Outcome::decode(&record.payload)?))
+                .collect::<Result<_>>()?;
+            let mut ingested_ms = Vec::with_capacity(outcomes.len());
+            {
+                let mut state = self.state.write().expect("no writer panics");
+                for outcome in outcomes {
+                    ingested_ms.push(outcome.ingested_ms);
+                    take(&mut state, outcome.known);
+                }
+            }
+            if let Some(last) = part.last() {
+                self.applied.send_replace(last.position + 1);
+            }
+            let now = now_ms();
+            ingested_ms.iter().for_each(|ms| self.metrics.event_latency("live", now - ms));
+        }
+        Ok(())
+    }
+}
+
+/// What the joiner's own state did with the same: both are equal.
+fn take(state: &mut FeatureState, known: Known) {
+    let refused = match known {
+        Known::Outcome(impression) => {
+            state.apply(&impression);
+            Ok(())
+        }
+        Known::Corrected(impression) => {
+            state.correct(&impression);
+            Ok(())
+        }
+        Known::Item(item) => state.upsert_item(item),
+        Known::User(user) => state.upsert_user(user),
+    };
+    if let Err(error) = refused {
+        tracing::warn!(%error, "an item or user is passed over");
+    }
+}
+
+impl FeatureFollower {
+    /// A state that knows every outcome that there is now, and what keeps it so.
+    ///
+    /// # Errors
+    /// A folder that another process holds, an engine that cannot be reached, a stream that is damaged.
+    pub(crate) fn open(
+        engine: Arc<dyn Engine>,
+        config: &Config,
+        dataset: &Dataset,
+        metrics: Arc<Metrics>,
+    ) -> Result<FeatureFollower> {
+        let folder = Folder::hold(&config.paths.state.join("serve"))?;
+        let world = world(dataset, &config.joiner()?)?;
+        let kept = engine.span(&Topic::outcomes())?;
+        let (state, position) = begin(&folder, &world, &kept, (dataset, config))?;
+        let live = LiveFeatures {
+            state: RwLock::new(state),
+            applied: watch::Sender::new(position),
+            metrics,
+        };
+        let mut follower = FeatureFollower {
+            live: Arc::new(live),
+            reader: engine.reader(&Topic::outcomes(), position)?,
+            engine,
+            folder,
+            world,
+            save_every: config.join.save_every_events,
+            saved_at: position,
+        };
+        while follower.position() < kept.end {
+            follower.step(IDLE)?;
+        }
+        tracing::info!(from = position, to = follower.position(), "outcomes followed");
+        Ok(follower)
+    }
+
+    /// What it keeps up.
+    pub(crate) fn live(&self) -> Arc<LiveFeatures> {
+        self.live.clone()
+    }
+
+    /// Follows until it is told to stop, then saves the state. An engine that is gone for a while is asked again.
+    pub(crate) fn run(mut self, stop: &Shutdown) {
+        while !stop.is_requested() {
+            if let Err(error) = self.step(IDLE) {
+                tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                std::thread::sleep(IDLE);
+                if let Ok(reader) = self.engine.reader(&Topic::outcomes(), self.position()) {
+                    self.reader = reader;
+                }
+            }
+            if self.position() - self.saved_at >= self.save_every {
+                self.save();
+            }
+        }
+        self.save();
+    }
+
+    fn step(&mut self, wait: Duration) -> Result<()> {
+        let stored = self.reader.next(READ, wait)?;
+        self.live.apply(&stored)
+    }
+
+    fn position(&self) -> u64 {
+        *self.live.applied.borrow()
+    }
+
+    /// A state that is not saved costs time at the next start and nothing else.
+    fn save(&mut self) {
+        let position = self.position();
+        let state = self.live.state().saved();
+        let saved = SavedLiveState { position, world: self.world.clone(), state };
+        match self.folder.write(&saved) {
+            Ok(()) => self.saved_at = position,
+            Err(error) => {
+                self.saved_at = position;
+                tracing::warn!(%error, "the live state is not saved; the next start takes longer");
+            }
+        }
+    }
+}
+
+/// The saved state if it fits, else the data set's.
+fn begin(
+    folder: &Folder,
+    world: &str,
+    kept: &Range<u64>,
+    (dataset, config): (&Dataset, &Config),
+) -> Result<(FeatureState, u64)> {
+    let fits = |saved: &SavedLiveState| {
+        saved.world == world && (kept.start..=kept.end).contains(&saved.position)
+    };
+    let saved = match folder.read::<SavedLiveState>() {
+        Ok(Some(saved)) if fits(&saved) => Some(saved),
+        Ok(None) => None,
+        Ok(Some(saved)) => {
+            let dir: &Path = folder.dir();
+            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; beginning with the data set");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "beginning with the data set");
+            None
+        }
+    };
+    if let Some(saved) = saved {
+        let mut state = FeatureState::new(dataset, config.features);
+        state.restore(saved.state)?;
+        return Ok((state, saved.position));
+    }
+    if kept.start > 0 {
+        return Err(Error::invalid(format!(
+            "outcomes before {} are no longer kept, and there is no saved state in {} that has them; copy another daemon's",
+            kept.start,
+            folder.dir().display()
+        )));
+    }
+    let until_ms = config.timeline.until_ms()?;
+    Ok((FeatureState::rebuild(dataset, config.features, until_ms)?, 0))
+}

@@ -1,0 +1,420 @@
+//! The tier of experts: a request's features, its ranking, and events into the
+//! live state. What the FM says comes from its own tier, in between.
+//!
+//! Every call blocks; the HTTP side runs it on a worker thread. A fault of an
+//! expert never fails a request: the FM's own ranking answers, marked degraded.
+//! Nor does an FM that cannot be reached: the expert ranks without its embedding.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hypercast_core::clock::now_ms;
+use hypercast_data::{dataset::Dataset, features::RequestInput, schema::Schema};
+use hypercast_expert::{Expert, Predictions, RankOutcome, wasm::contract};
+use hypercast_fm::{example::Example, inference::FmOutput, spec::TaskSpec};
+use hypercast_stream::{engine::Engine, versions::schema_hash};
+use tokio::runtime::Handle;
+
+use crate::{
+    error::Result,
+    http::reload::Settings,
+    metrics::{
+        AnsweredRequest, Metrics, STAGES,
+        prediction_log::{ArmPredictions, PredictionLog, ShownItems},
+    },
+    request::{
+        api::{AnsweringExpert, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+        convert::Converter,
+        events::check_request,
+        ids::RequestIds,
+        streams::EventStreams,
+    },
+    request_log::{RequestLog, RequestToLog},
+    versions::{
+        serving_set::{ExpertArm, ServedFm, ServingModels, ServingSet},
+        shadow::{ShadowQueue, ShadowRequest, ShadowWorker, of_fm},
+    },
+};
+
+/// Everything that a request needs besides models.
+pub struct RankingService {
+    settings: Arc<Settings>,
+    schema: Arc<Schema>,
+    converter: Converter,
+    streams: Arc<EventStreams>,
+    models: Arc<ServingModels>,
+    predictions: Arc<PredictionLog>,
+    shadows: ShadowQueue,
+    metrics: Arc<Metrics>,
+    requests: RequestIds,
+    recorder: RequestLog,
+}
+
+/// A request with its features, and who answers it.
+pub struct Fetched {
+    /// The request, alone.
+    pub example: Arc<[Example]>,
+    /// What serves it, whatever serves the next one.
+    pub set: Arc<ServingSet>,
+    /// Who answers, with the parameters of this moment.
+    arm: Option<(Arc<ExpertArm>, Arc<Expert>)>,
+    unknown_items: Vec<u64>,
+    start: Instant,
+    took: Duration,
+}
+
+impl Fetched {
+    /// The FM version to ask: the one that the expert pins.
+    pub fn fm(&self) -> &ServedFm {
+        let pinned = self.arm.as_ref().and_then(|(arm, _)| self.set.fm(&arm.fm));
+        pinned.unwrap_or_else(|| self.set.default_fm())
+    }
+}
+
+/// What the FM's tier said.
+pub struct FmAnswer {
+    /// Its output, or why there is none.
+    pub output: std::result::Result<Arc<FmOutput>, Refusal>,
+    /// How long that took, waiting included.
+    pub took: Duration,
+}
+
+/// Time spent in each of [`STAGES`].
+type StageTimes = [Duration; STAGES.len()];
+
+impl RankingService {
+    /// Loads the live state. Shadows ask FMs in other processes from `handle`.
+    ///
+    /// # Errors
+    /// Streams that cannot be read, or written by this process.
+    pub fn load(
+        (settings, dataset): (Arc<Settings>, &Dataset),
+        engine: Arc<dyn Engine>,
+        (models, metrics): (Arc<ServingModels>, Arc<Metrics>),
+        handle: Handle,
+    ) -> Result<Self> {
+        let config = &*settings.now();
+        let schema = dataset.schema.clone();
+        let streams = Arc::new(EventStreams::start(engine, config, dataset, metrics.clone())?);
+        let predictions = Arc::new(PredictionLog::new(config.server.served_predictions));
+        let shadows = ShadowQueue::start(ShadowWorker {
+            share: config.server.shadow_share,
+            queue: config.server.shadow_queue,
+            deadline: Duration::from_millis(config.server.deadline_ms),
+            handle,
+            log: predictions.clone(),
+            metrics: metrics.clone(),
+        })?;
+        let counted = metrics.clone();
+        let recorder = RequestLog::start(
+            &config.paths.state.join("recorded"),
+            schema_hash(&schema),
+            &config.recorded,
+            move |what| counted.recorded(what),
+        )?;
+        Ok(Self {
+            converter: Converter::new(schema.clone()),
+            settings,
+            schema,
+            streams,
+            models,
+            predictions,
+            shadows,
+            metrics,
+            requests: RequestIds::new(),
+            recorder,
+        })
+    }
+
+    /// What serves.
+    pub fn models(&self) -> &ServingModels {
+        &self.models
+    }
+
+    /// What was predicted for served requests.
+    pub fn predictions(&self) -> &PredictionLog {
+        &self.predictions
+    }
+
+    /// The data set's schema.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// The features of a request as of now, for FM and expert alike.
+    ///
+    /// # Errors
+    /// A request that is the caller's mistake.
+    pub fn fetch(&self, request: &RankRequest) -> std::result::Result<Fetched, Refusal> {
+        self.check_size(request)?;
+        let start = Instant::now();
+        let time_ms = request.time_ms.unwrap_or_else(now_ms);
+        check_request(request.request)?;
+        let id = request.request.unwrap_or_else(|| self.requests.next());
+        let set = self.models.set();
+        let state = self.streams.state();
+        let input: RequestInput =
+            self.converter.request(request, id, time_ms, |item| state.item(item).cloned())?;
+        let unknown_items = input
+            .candidates
+            .iter()
+            .map(|c| c.item)
+            .filter(|&item| state.item(item).is_none())
+            .collect();
+        let arm = set.arm(input.surface, request.user);
+        let arm = arm.map(|arm| (arm.clone(), arm.expert()));
+        let example = [state.fetch(&input, set.max_history)].into();
+        Ok(Fetched { example, set, arm, unknown_items, start, took: start.elapsed() })
+    }
+
+    /// Ranks the candidates of a request with what the FM says of them. Without it, the expert goes without a TAE and the
+    /// answer is marked degraded.
+    ///
+    /// # Errors
+    /// [`Refusal::Unreachable`], where there is neither an FM nor an expert.
+    pub fn rank(
+        &self,
+        request: &RankRequest,
+        fetched: &Fetched,
+        fm: FmAnswer,
+    ) -> std::result::Result<RankAnswer, Refusal> {
+        let example = &fetched.example[0];
+        let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
+        let mut times = StageTimes::default();
+        (times[0], times[1]) = (fetched.took, fm.took);
+        let said = fm.output.as_deref().ok();
+        let outcome = fetched.arm.as_ref().map(|(arm, expert)| {
+            let (outcome, spent) = expert.serve(example, arm.tae(rows(said)), limit);
+            (times[2], times[3]) = (spent.network, spent.wasm);
+            arm.count(&outcome, spent);
+            outcome
+        });
+        let mut answer = self.answer(fetched, &fm, outcome.as_ref(), limit)?;
+        answer.unknown_items.clone_from(&fetched.unknown_items);
+        self.measure(fetched, &answer, times);
+        self.remember(fetched, said, outcome.as_ref());
+        self.record(fetched, fm.output.as_ref().ok(), &answer);
+        if request.explain && self.settings.now().server.explain {
+            answer.explain = Some(explain(fetched, said, outcome.as_ref(), times));
+        }
+        Ok(answer)
+    }
+
+    fn measure(&self, fetched: &Fetched, answer: &RankAnswer, times: StageTimes) {
+        self.metrics.stages(times);
+        self.metrics.arm(AnsweredRequest {
+            surface: &self.schema.surfaces[usize::from(fetched.example[0].surface)],
+            arm: fetched.arm.as_ref().map_or("", |(arm, _)| &arm.label),
+            fm: fetched.fm().version(),
+            degraded: answer.degraded,
+            took: fetched.start.elapsed(),
+        });
+    }
+
+    /// Keeps what was predicted until outcomes are known: by the expert, and by the FM itself.
+    fn remember(&self, fetched: &Fetched, fm: Option<&FmOutput>, outcome: Option<&RankOutcome>) {
+        let example = &fetched.example[0];
+        let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
+        let shown = ShownItems { request: example.request, items: &items };
+        if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) =
+            (&fetched.arm, outcome)
+        {
+            let tasks =
+                predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone()));
+            self.predictions
+                .keep(shown, ArmPredictions { arm: arm.label.clone(), tasks: tasks.collect() });
+        }
+        if let Some(said) = fm {
+            self.predictions.keep(shown, of_fm(fetched.fm(), said));
+        }
+    }
+
+    /// Offers the request to those that are recorded, if it is of their share.
+    fn record(&self, fetched: &Fetched, said: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
+        if !self.recorder.wants(answer.request) {
+            return;
+        }
+        let fm = fetched.fm();
+        let kept = self.recorder.offer(RequestToLog {
+            example: fetched.example.clone(),
+            fm: (fm.version().to_owned(), fm.manifest().config.tae_width()),
+            output: said.cloned(),
+            arm: fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone()),
+            degraded: answer.degraded,
+            ranking: answer.ranking.iter().map(|place| (place.id, place.score)).collect(),
+            at_ms: now_ms(),
+        });
+        if !kept {
+            self.metrics.recorded("dropped");
+        }
+    }
+
+    /// Events in, and the live state.
+    pub fn streams(&self) -> &Arc<EventStreams> {
+        &self.streams
+    }
+
+    /// Ends what runs beside requests, with its state saved.
+    pub fn stop(&self) {
+        self.streams.stop();
+    }
+
+    /// Does what can be done between requests, so that no answer need wait for it.
+    pub fn after(&self, seen: ShadowRequest) {
+        // A plugin's time is spent after its own requests alone.
+        if let Some((_, expert)) = &seen.fetched.arm {
+            expert.prepare();
+        }
+        self.shadows.offer(seen);
+    }
+
+    fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
+        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
+        match given {
+            0 => Err(Refusal::NoCandidates),
+            _ if given > most => Err(Refusal::TooMany { given, what: "candidates", most }),
+            _ => Ok(()),
+        }
+    }
+
+    fn answer(
+        &self,
+        fetched: &Fetched,
+        fm: &FmAnswer,
+        outcome: Option<&RankOutcome>,
+        limit: usize,
+    ) -> std::result::Result<RankAnswer, Refusal> {
+        let example = &fetched.example[0];
+        let by_fm = || match &fm.output {
+            Ok(said) => Ok(fm_ranking(example, fetched.fm().tasks(), said, limit)),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        let expert = fetched.arm.as_ref().map(|(arm, expert)| AnsweringExpert {
+            name: arm.name.clone(),
+            plugin: expert.name().to_owned(),
+            version: arm.version.clone(),
+            arm: arm.label.clone(),
+        });
+        let (ranking, reason) = match outcome {
+            Some(RankOutcome::Ranked { ranked, predictions }) => {
+                let without = fm.output.as_ref().err().map(|refusal| {
+                    let name = expert.as_ref().map_or("", |expert| &expert.name);
+                    self.metrics.degraded(name, "no_fm");
+                    format!("ranked without the FM's embedding: {refusal}")
+                });
+                (expert_ranking(example, ranked, predictions), without)
+            }
+            Some(RankOutcome::Degraded(fault)) => {
+                let name = expert.as_ref().map_or("", |expert| &expert.name);
+                self.metrics.degraded(name, fault.cause.label());
+                (by_fm()?, Some(fault.to_string()))
+            }
+            None => {
+                let surface = &self.schema.surfaces[usize::from(example.surface)];
+                self.metrics.degraded("", "no_expert");
+                (by_fm()?, Some(format!("no expert serves surface {surface:?}")))
+            }
+        };
+        Ok(RankAnswer {
+            request: example.request,
+            ranking,
+            fm_version: fetched.fm().version().to_owned(),
+            expert,
+            degraded: reason.is_some(),
+            reason,
+            new_user: example.history.is_empty(),
+            unknown_items: Vec::new(),
+            explain: None,
+        })
+    }
+}
+
+/// The fallback: by the FM's first main task, best first.
+fn fm_ranking(example: &Example, tasks: &[TaskSpec], fm: &FmOutput, limit: usize) -> Vec<Ranked> {
+    let mut order: Vec<usize> = (0..example.targets.len()).collect();
+    let score = |row: usize| fm.main[row * tasks.len()];
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+    order.truncate(limit);
+    let ranked = |row: usize| Ranked {
+        id: example.targets[row].item.id,
+        score: score(row),
+        predictions: tasks
+            .iter()
+            .enumerate()
+            .map(|(task, spec)| (spec.name.clone(), fm.main[row * tasks.len() + task]))
+            .collect(),
+    };
+    order.into_iter().map(ranked).collect()
+}
+
+fn explain(
+    fetched: &Fetched,
+    fm: Option<&FmOutput>,
+    outcome: Option<&RankOutcome>,
+    times: StageTimes,
+) -> Explanation {
+    let (example, tasks) = (&fetched.example[0], fetched.fm().tasks());
+    let main = fm.map_or(&[][..], |fm| &fm.main);
+    let column = |task: usize| main.iter().skip(task).step_by(tasks.len()).copied().collect();
+    let micros = |took: Duration| took.as_secs_f64() * 1e6;
+    let mut stages: BTreeMap<String, f64> =
+        STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
+    stages.insert("total".into(), micros(fetched.start.elapsed()));
+    // Those of another FM version are measured after the answer alone.
+    let asked = fetched.fm().version();
+    let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
+    let shadows =
+        shadows.filter_map(|arm| match arm.expert().predict(&[example], arm.tae(rows(fm))) {
+            Ok(predictions) => Some((arm.name.clone(), by_task(&predictions))),
+            Err(fault) => {
+                tracing::warn!(%fault, "a shadow expert failed; the request is not affected");
+                None
+            }
+        });
+    Explanation {
+        expert: match outcome {
+            Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
+            _ => BTreeMap::new(),
+        },
+        fm: tasks
+            .iter()
+            .enumerate()
+            .map(|(task, spec)| (spec.name.clone(), column(task)))
+            .collect(),
+        shadows: shadows.collect(),
+        stages_us: stages,
+    }
+}
+
+fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
+    fm.map(|fm| &*fm.tae)
+}
+
+fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
+    predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
+}
+
+fn expert_ranking(
+    example: &Example,
+    ranked: &[contract::Ranked],
+    predictions: &Predictions,
+) -> Vec<Ranked> {
+    ranked
+        .iter()
+        .map(|place| {
+            let row = place.candidate as usize;
+            Ranked {
+                id: example.targets[row].item.id,
+                score: place.score,
+                predictions: predictions
+                    .tasks
+                    .iter()
+                    .map(|task| (task.task.clone(), task.values[row]))
+                    .collect(),
+            }
+        })
+        .collect()
+}

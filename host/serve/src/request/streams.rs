@@ -1,0 +1,154 @@
+//! The daemon's streams: events in, the joiner if it is here, and the live state
+//! that follows what was joined. Threads of their own; a stop ends all of them
+//! and saves their states.
+
+use std::{
+    sync::{Arc, Mutex, RwLockReadGuard},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::{dataset::Dataset, features::FeatureState};
+use hypercast_stream::{
+    engine::{Engine, Topic},
+    ingest::intake::Taken,
+    join::{Passed, Runner},
+};
+use tokio::sync::watch;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+    request::{
+        api::{EventsRequest, Refusal},
+        events::EventIntake,
+        feature_state::{FeatureFollower, LiveFeatures},
+    },
+};
+
+/// All of it.
+pub struct EventStreams {
+    intake: Arc<EventIntake>,
+    live: Arc<LiveFeatures>,
+    /// How far the joiner of this process is.
+    passed: Option<watch::Receiver<Passed>>,
+    stop: Shutdown,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl EventStreams {
+    /// Catches up with what the streams hold, then goes on in threads.
+    ///
+    /// # Errors
+    /// What joiner or live state say; threads that cannot be started.
+    pub fn start(
+        engine: Arc<dyn Engine>,
+        config: &Config,
+        dataset: &Dataset,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let stop = Shutdown::default();
+        let schema = dataset.schema.clone();
+        let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
+        let joiner = match config.join.in_daemon {
+            true => {
+                intake.open()?;
+                Some(caught_up(&engine, config, dataset, (&metrics, &stop))?)
+            }
+            false => None,
+        };
+        let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
+        let mut streams = Self {
+            intake: intake.clone(),
+            live: follower.live(),
+            passed: None,
+            stop: stop.clone(),
+            threads: Mutex::default(),
+        };
+        if let Some(joiner) = joiner {
+            let (tell, passed) = watch::channel(joiner.passed());
+            streams.passed = Some(passed);
+            streams.spawn("join", move |_| {
+                let told = joiner.run(|passed| {
+                    tell.send_replace(passed);
+                });
+                metrics.joiner_failed(told.is_err());
+                if let Err(error) = told {
+                    tracing::error!(%error, "the joiner has stopped; events are kept, and are joined after a new start");
+                }
+            })?;
+        }
+        streams.spawn("ticks", move |stop| intake.tick(stop))?;
+        streams.spawn("live", move |stop| follower.run(stop))?;
+        Ok(streams)
+    }
+
+    /// Features as of now.
+    pub fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+        self.live.state()
+    }
+
+    /// Appends events.
+    ///
+    /// # Errors
+    /// As [`EventIntake::take`].
+    pub fn take(&self, request: &EventsRequest) -> std::result::Result<Taken, Refusal> {
+        self.intake.take(request)
+    }
+
+    /// Waits until rankings see what the events before `end` led to, or until a deadline: whether they do. They never do
+    /// by this process' own doing if it does not join.
+    pub async fn seen(&self, end: u64, deadline: Instant) -> bool {
+        let Some(mut passed) = self.passed.clone() else { return false };
+        let mut applied = self.live.applied();
+        let both = async {
+            let outcomes = passed.wait_for(|passed| passed.events >= end).await.ok()?.outcomes;
+            applied.wait_for(|&applied| applied >= outcomes).await.ok()?;
+            Some(())
+        };
+        matches!(tokio::time::timeout_at(deadline.into(), both).await, Ok(Some(())))
+    }
+
+    /// Ends the threads after what they are at, with their states saved.
+    pub fn stop(&self) {
+        self.stop.request();
+        for thread in self.threads.lock().expect("no holder panics").drain(..) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce(&Shutdown) + Send + 'static) -> Result<()> {
+        let stop = self.stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&stop))
+            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        self.threads.lock().expect("no holder panics").push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for EventStreams {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A joiner that has passed every event that there is now.
+fn caught_up(
+    engine: &Arc<dyn Engine>,
+    config: &Config,
+    dataset: &Dataset,
+    (metrics, stop): (&Arc<Metrics>, &Shutdown),
+) -> Result<Runner> {
+    let mut joiner =
+        Runner::open(engine.clone(), &config.joiner()?, dataset, metrics.clone(), stop.clone())?;
+    let end = engine.span(&Topic::events())?.end;
+    while joiner.passed().events < end {
+        joiner.step(Duration::from_millis(100))?;
+    }
+    Ok(joiner)
+}

@@ -1,0 +1,178 @@
+//! Replaying: a component over recorded requests, beside another one or what was answered.
+//!
+//! Both see the very requests, features and embeddings that were served. Nothing is learned and nobody is answered.
+
+use std::{collections::HashMap, time::Instant};
+
+use hypercast_expert::{Expert, ExpertFault, Tae};
+
+use crate::request_log::{
+    RecordedRequest,
+    report::{FaultSummary, ReplayReport, ReplayTimes},
+};
+
+/// An expert with its parameters.
+#[derive(Clone, Copy)]
+pub struct ReplayExpert<'a> {
+    /// The expert.
+    pub expert: &'a Expert,
+    /// Whether it goes without the TAE.
+    pub without_tae: bool,
+    /// Names it in the report.
+    pub label: &'a str,
+}
+
+/// Runs `own` over requests, and `other` beside it; without one, what was answered stands in. `k` is the length of the
+/// lists that are compared at their tops, and `stop` is asked before each request.
+pub fn replay(
+    requests: &[RecordedRequest],
+    own: ReplayExpert<'_>,
+    other: Option<ReplayExpert<'_>>,
+    (k, stop): (usize, &dyn Fn() -> bool),
+) -> ReplayReport {
+    let mut sums = RankingSums::default();
+    let mut report = ReplayReport {
+        of: own.label.to_owned(),
+        against: other.map_or("what was answered", |other| other.label).to_owned(),
+        k,
+        ..ReplayReport::default()
+    };
+    let (mut times, mut times_against) = (Vec::new(), Vec::new());
+    for request in requests {
+        if stop() {
+            break;
+        }
+        report.requests += 1;
+        let ranked = own.rank(request, &mut times);
+        let against = match other {
+            Some(other) => other.rank(request, &mut times_against),
+            None => Ok(request.ranking.iter().map(|(item, _)| *item).collect()),
+        };
+        count(&mut report.faults, ranked.as_ref().err());
+        count(&mut report.faults_against, against.as_ref().err());
+        if other.is_none() && request.degraded {
+            *report
+                .left_out
+                .entry("answered by the FM in the expert's place: not compared".into())
+                .or_default() += 1;
+            continue;
+        }
+        if let (Ok(ranked), Ok(against)) = (ranked, against) {
+            sums.add(&ranked, &against, k);
+        }
+    }
+    report.compared = sums.compared;
+    report.differing = sums.differing;
+    let mean = |sum: f64, over: usize| (over > 0).then(|| sum / over as f64);
+    report.top_1 = mean(sums.top_1, sums.compared);
+    report.top_k = mean(sums.top_k, sums.compared);
+    report.rank_correlation = mean(sums.correlation, sums.correlated);
+    report.times = ReplayTimes::of(times);
+    report.times_against = ReplayTimes::of(times_against);
+    report
+}
+
+impl ReplayExpert<'_> {
+    /// The items in its order, as many as were answered.
+    fn rank(
+        &self,
+        request: &RecordedRequest,
+        times_us: &mut Vec<f64>,
+    ) -> Result<Vec<u64>, ExpertFault> {
+        let example = &request.example;
+        let tae = match self.without_tae || request.tae.is_empty() {
+            true => Tae::Without,
+            false => Tae::Rows(&request.tae),
+        };
+        let limit = request.ranking.len().clamp(1, example.targets.len().max(1));
+        let start = Instant::now();
+        let ranked = self
+            .expert
+            .predict(&[example], tae)
+            .and_then(|predictions| self.expert.rank(example, tae, &predictions, limit));
+        times_us.push(start.elapsed().as_secs_f64() * 1e6);
+        let item = |row: u32| example.targets[row as usize].item.id;
+        let ranked = ranked?.iter().map(|place| item(place.candidate)).collect();
+        // As a daemon does between requests.
+        self.expert.blueprint().plugin.prepare();
+        Ok(ranked)
+    }
+}
+
+#[derive(Default)]
+struct RankingSums {
+    compared: usize,
+    differing: usize,
+    top_1: f64,
+    top_k: f64,
+    correlation: f64,
+    correlated: usize,
+}
+
+impl RankingSums {
+    fn add(&mut self, own: &[u64], other: &[u64], k: usize) {
+        self.compared += 1;
+        self.differing += usize::from(own != other);
+        self.top_1 += f64::from(u8::from(own.first() == other.first()));
+        let top = |list: &[u64]| list[..k.min(list.len())].to_vec();
+        let (own_top, other_top) = (top(own), top(other));
+        let common = own_top.iter().filter(|item| other_top.contains(item)).count();
+        self.top_k += common as f64 / own_top.len().max(other_top.len()).max(1) as f64;
+        if let Some(rho) = spearman(own, other) {
+            self.correlation += rho;
+            self.correlated += 1;
+        }
+    }
+}
+
+/// Over the items that both have, by their order among those; none for fewer than two.
+fn spearman(own: &[u64], other: &[u64]) -> Option<f64> {
+    let places: HashMap<u64, usize> =
+        other.iter().enumerate().map(|(at, item)| (*item, at)).collect();
+    let theirs: Vec<usize> = own.iter().filter_map(|item| places.get(item).copied()).collect();
+    let n = theirs.len() as f64;
+    if theirs.len() < 2 {
+        return None;
+    }
+    let mut sorted: Vec<(usize, usize)> = theirs.iter().copied().zip(0..).collect();
+    sorted.sort_unstable();
+    let squares: f64 = sorted
+        .iter()
+        .enumerate()
+        .map(|(rank, (_, own_rank))| (rank as f64 - *own_rank as f64).powi(2))
+        .sum();
+    Some(1.0 - 6.0 * squares / (n * (n * n - 1.0)))
+}
+
+fn count(
+    faults: &mut std::collections::BTreeMap<String, FaultSummary>,
+    fault: Option<&ExpertFault>,
+) {
+    if let Some(fault) = fault {
+        let of_cause = faults.entry(fault.cause.label().to_owned()).or_default();
+        if of_cause.count == 0 {
+            of_cause.first = fault.to_string();
+        }
+        of_cause.count += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rankings_are_compared_by_place() {
+        assert_eq!(spearman(&[1, 2, 3, 4], &[1, 2, 3, 4]), Some(1.0));
+        assert_eq!(spearman(&[1, 2, 3, 4], &[4, 3, 2, 1]), Some(-1.0));
+        // 9 and 8 are in one of them alone.
+        assert_eq!(spearman(&[1, 9, 2, 3], &[1, 2, 8, 3]), Some(1.0));
+        assert_eq!(spearman(&[1], &[1]), None);
+        let mut sums = RankingSums::default();
+        sums.add(&[1, 2, 3], &[1, 3, 2], 2);
+        sums.add(&[1, 2, 3], &[1, 2, 3], 2);
+        assert_eq!((sums.compared, sums.differing), (2, 1));
+        assert_eq!((sums.top_1, sums.top_k), (2.0, 1.5));
+        assert!((sums.correlation - 1.5).abs() < 1e-12, "{}", sums.correlation);
+    }
+}

@@ -1,0 +1,188 @@
+//! Writing: a thread, a short queue, and a ring of files. A full queue drops requests and counts them.
+//!
+//! A record is a length, a checksum and a zstd frame of its own, so what was written can be read at once, and a file
+//! that was cut short loses its last record alone.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use hypercast_config::RecordedSettings;
+use hypercast_fm::{example::Example, inference::FmOutput};
+use hypercast_stream::versions::place;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    request_log::{EXTENSION, MAGIC, RecordedRequest, reader::files},
+};
+
+/// zstd's fastest usual level.
+const LEVEL: i32 = 1;
+
+/// A request that may be recorded.
+pub struct RequestToLog {
+    /// The request, alone.
+    pub example: Arc<[Example]>,
+    /// The FM version that was asked, and values of its TAE.
+    pub fm: (String, usize),
+    /// What it said.
+    pub output: Option<Arc<FmOutput>>,
+    /// Who answered; empty where no expert did.
+    pub arm: String,
+    /// Whether the FM's ranking stood in.
+    pub degraded: bool,
+    /// The items in the order of the answer, with their scores.
+    pub ranking: Vec<(u64, f32)>,
+    /// When, milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// Records; dropping it ends its thread once everything that waits is written.
+pub struct RequestLog {
+    queue: Option<SyncSender<RequestToLog>>,
+    thread: Option<JoinHandle<()>>,
+    share: f64,
+}
+
+impl RequestLog {
+    /// Starts in a folder, with the schema that its requests are of. `count` is told what became of each request:
+    /// `kept`, or `failed`.
+    ///
+    /// # Errors
+    /// A folder that cannot be made; a thread that cannot be started.
+    pub fn start(
+        dir: &Path,
+        schema: String,
+        settings: &RecordedSettings,
+        count: impl Fn(&'static str) + Send + 'static,
+    ) -> Result<Self> {
+        if settings.share == 0.0 {
+            return Ok(Self { queue: None, thread: None, share: 0.0 });
+        }
+        let mut ring = FileRing::open(dir, settings)?;
+        let (queue, offers): (_, Receiver<RequestToLog>) = sync_channel(settings.queue);
+        let run = move || {
+            let mut failing = false;
+            while let Ok(offer) = offers.recv() {
+                match ring.append(&recorded(offer, &schema)) {
+                    Ok(()) => count("kept"),
+                    Err(error) => {
+                        count("failed");
+                        if !failing {
+                            tracing::warn!(%error, "requests cannot be recorded; those that are served are not affected");
+                        }
+                        failing = true;
+                        continue;
+                    }
+                }
+                failing = false;
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("recorded".into())
+            .spawn(run)
+            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread), share: settings.share })
+    }
+
+    /// Whether a request is of the share that is recorded.
+    pub fn wants(&self, request: u64) -> bool {
+        self.share > 0.0 && place(request, "recorded") < self.share
+    }
+
+    /// Takes a request, unless the queue is full; whether it did.
+    pub fn offer(&self, offer: RequestToLog) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.try_send(offer).is_ok())
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn recorded(offer: RequestToLog, schema: &str) -> RecordedRequest {
+    let (fm, tae_dim) = offer.fm;
+    RecordedRequest {
+        schema: schema.to_owned(),
+        at_ms: offer.at_ms,
+        example: offer.example[0].clone(),
+        fm,
+        tae_dim,
+        tae: offer.output.map(|output| output.tae.to_vec()).unwrap_or_default(),
+        arm: offer.arm,
+        degraded: offer.degraded,
+        ranking: offer.ranking,
+    }
+}
+
+/// Files of bounded number and size, the oldest first to go.
+pub(super) struct FileRing {
+    dir: PathBuf,
+    most_files: usize,
+    bytes_per_file: u64,
+    next: u64,
+    file: Option<(File, u64)>,
+}
+
+impl FileRing {
+    /// Goes on after what a folder holds.
+    pub(super) fn open(dir: &Path, settings: &RecordedSettings) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let next = files(dir)?.last().map_or(0, |(number, _)| number + 1);
+        let bytes_per_file = (settings.mib << 20) / settings.files as u64;
+        let (dir, most_files) = (dir.to_path_buf(), settings.files);
+        Ok(Self { dir, most_files, bytes_per_file, next, file: None })
+    }
+
+    pub(super) fn append(&mut self, record: &RecordedRequest) -> Result<()> {
+        let wrong = |error: postcard::Error| Error::data(&self.dir, error.to_string());
+        let plain = postcard::to_allocvec(record).map_err(wrong)?;
+        let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&self.dir))?;
+        let mut bytes = Vec::with_capacity(packed.len() + 8);
+        bytes.extend((packed.len() as u32).to_le_bytes());
+        bytes.extend(crc32fast::hash(&packed).to_le_bytes());
+        bytes.extend(packed);
+        if self
+            .file
+            .as_ref()
+            .is_none_or(|(_, size)| size + bytes.len() as u64 > self.bytes_per_file)
+        {
+            self.roll()?;
+        }
+        let (file, size) = self.file.as_mut().expect("one was opened");
+        let written = file.write_all(&bytes);
+        *size += bytes.len() as u64;
+        if let Err(error) = written {
+            // Half a record may be in it: what follows goes to a file of its own.
+            self.file = None;
+            return Err(Error::io(&self.dir)(error));
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        let path = self.dir.join(format!("{:010}.{EXTENSION}", self.next));
+        let mut file = File::create_new(&path).map_err(Error::io(&path))?;
+        self.next += 1;
+        file.write_all(MAGIC).map_err(Error::io(&path))?;
+        self.file = Some((file, MAGIC.len() as u64));
+        let held = files(&self.dir)?;
+        for (_, path) in &held[..held.len().saturating_sub(self.most_files)] {
+            fs::remove_file(path).map_err(Error::io(path))?;
+        }
+        Ok(())
+    }
+}

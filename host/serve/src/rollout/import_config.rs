@@ -1,0 +1,87 @@
+//! Adopting: what the configuration serves becomes registered versions, so that a first push has something to follow on.
+//!
+//! As long as nothing was promoted, the configuration says what serves; the first promotion of any expert would end that for
+//! all of them. So all of them are promoted first, as they are, in one decision.
+
+use std::path::Path;
+
+use hypercast_config::{Config, ExpertEntry};
+use hypercast_data::schema::Schema;
+use hypercast_expert::{Engine, SavedParameters};
+use hypercast_fm::checkpoint::Manifest;
+use hypercast_stream::versions::{
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, VersionState, Weights, keep,
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::transitions::PlannedChanges,
+};
+
+/// Whether the configuration says what serves.
+pub(super) fn is_due(registry: &Registry) -> bool {
+    let used = |state| matches!(state, VersionState::Active | VersionState::Retired);
+    !registry
+        .experts()
+        .any(|(_, expert)| expert.versions.values().any(|version| used(version.state)))
+}
+
+/// The changes that register and promote what the configuration serves.
+///
+/// # Errors
+/// An FM that is not of this machine; experts that are registered otherwise.
+pub(super) fn adopt(
+    config: &Config,
+    (schema, wasm): (&Schema, &Engine),
+    registry: &Registry,
+) -> Result<Vec<Change>> {
+    let served = config.experts.iter().any(|entry| !entry.shadow);
+    if !served && registry.newest_fm().is_some() {
+        return Ok(Vec::new());
+    }
+    if !config.fm_serving.url.is_empty() {
+        return Err(Error::refused(
+            "nothing is promoted yet, and the FM is another process': register and promote it and the experts that serve first (`hypercast versions register fm`, `... promote fm`)",
+        ));
+    }
+    let manifest = Manifest::read(&config.paths.fm)?;
+    let dir = config.paths.fm.canonicalize().map_err(Error::io(&config.paths.fm))?;
+    let mut plan = PlannedChanges::new(registry);
+    if plan.registry.fm(&manifest.version).is_none() {
+        let fm = FmVersion::of(&manifest, schema, Weights::Path(dir));
+        plan.add(plan.registry.register_fm(&fm)?)?;
+    }
+    plan.add(plan.registry.promote_fm(&manifest.version)?)?;
+    for entry in config.experts.iter().filter(|entry| !entry.shadow) {
+        let expert = describe(config, entry, (schema, wasm), &manifest)?;
+        plan.add(plan.registry.register_expert(&expert)?)?;
+        let (name, version) = (expert.name, expert.version);
+        let promotion = Promotion { name, version, share: 1.0, replace: false };
+        plan.add(plan.registry.promote_expert(&promotion)?)?;
+    }
+    Ok(plan.changes)
+}
+
+/// An expert of the configuration, under the version of its plugin, with copies of its files.
+fn describe(
+    config: &Config,
+    entry: &ExpertEntry,
+    (schema, wasm): (&Schema, &Engine),
+    fm: &Manifest,
+) -> Result<ExpertVersion> {
+    let parameters = config.parameters(entry);
+    let version = SavedParameters::read(&parameters)?.provenance.plugin_version;
+    let kept = |file: &Path, as_name| keep(config, &entry.name, &version, file, as_name);
+    let surfaces = config.serving_surfaces(entry, schema)?;
+    let new = NewExpert {
+        plugin: kept(&entry.plugin, "plugin.wasm")?,
+        weights: Weights::Path(kept(&parameters, "parameters.safetensors")?),
+        name: entry.name.clone(),
+        version: version.clone(),
+        surfaces: surfaces.iter().map(|at| schema.surfaces[usize::from(*at)].clone()).collect(),
+        fm: fm.version.clone(),
+        tae_dim: fm.config.tae_width(),
+        without_tae: entry.without_tae,
+    };
+    Ok(new.describe(config, wasm, schema)?)
+}

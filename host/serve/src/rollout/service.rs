@@ -1,0 +1,180 @@
+//! The daemon's side of rollouts: pushes come in, where they stand is told, and the driver is asked to act. It decides
+//! nothing and waits for the driver alone.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use hypercast_config::Config;
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_data::schema::Schema;
+use hypercast_stream::{engine::Engine as Streams, versions::Weights};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{
+        Rollout, VersionLookup,
+        accept::{AcceptedPush, Acceptor, PushOutcome, PushTarget},
+        controller::RolloutController,
+        state::{RolloutFiles, RolloutMap},
+    },
+};
+
+/// Commands that may wait.
+const COMMANDS: usize = 8;
+
+/// The rollouts of a daemon.
+pub struct RolloutService {
+    all: Arc<Mutex<RolloutMap>>,
+    acceptor: Arc<Acceptor>,
+    commands: SyncSender<RolloutCommand>,
+    stop: Shutdown,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the driver works with.
+pub struct RolloutContext {
+    /// Accepts pushes, and loads what goes on.
+    pub acceptor: Arc<Acceptor>,
+    /// What serves.
+    pub serving: Arc<dyn VersionLookup>,
+    /// Where the registry is.
+    pub streams: Arc<dyn Streams>,
+    /// The data set's schema.
+    pub schema: Arc<Schema>,
+}
+
+/// What is asked of the driver, and who waits for it.
+pub(super) enum RolloutCommand {
+    /// Begin a rollout.
+    Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
+    /// Give an expert's users back.
+    RollBack { name: String, done: SyncSender<Result<String>> },
+}
+
+impl RolloutService {
+    /// Goes on with the rollouts that files tell of.
+    ///
+    /// # Errors
+    /// Files or streams that cannot be read; a thread that cannot be started.
+    pub fn start(config: &Config, tools: RolloutContext) -> Result<Self> {
+        let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
+        let all = Arc::new(Mutex::new(files.read()?));
+        let (commands, asked) = sync_channel(COMMANDS);
+        let (stop, acceptor) = (Shutdown::default(), tools.acceptor.clone());
+        let driver = RolloutController::new(config, tools, (files, all.clone()), stop.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("rollouts".into())
+            .spawn(move || driver.run(&asked))
+            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        Ok(Self { all, acceptor, commands, stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Takes a push, and begins its rollout. Blocks while the component is compiled. Gives the rollout, and whether it is new.
+    ///
+    /// # Errors
+    /// See [`Acceptor::accept`]; another rollout of the name that is under way.
+    pub fn push(&self, route: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
+        let (other, files) = self.under_way(route.name);
+        if let Some(other) = other.filter(|other| other.version() != route.version) {
+            return Err(Error::refused(format!(
+                "the rollout of {} {} is under way ({}); wait for its end, or roll it back",
+                other.name(),
+                other.version(),
+                other.step.word()
+            )));
+        }
+        match self.acceptor.accept(route, body, (files, now_ms()))? {
+            PushOutcome::Known => {
+                let rollout = self.rollout(route.name, route.version);
+                let gone = || {
+                    Error::refused(format!(
+                        "{} {} was pushed before, and its rollout is no longer known here; sign it anew",
+                        route.name, route.version
+                    ))
+                };
+                Ok((rollout.ok_or_else(gone)?, false))
+            }
+            PushOutcome::New(begun) => {
+                if let Some(known) = self.rollout(route.name, route.version)
+                    && !known.step.is_over()
+                {
+                    return Ok((known, false));
+                }
+                let rollout = (*begun.rollout).clone();
+                self.ask(|done| RolloutCommand::Begin { begun, done })?;
+                Ok((rollout, true))
+            }
+        }
+    }
+
+    /// The rollout of a name that is on its way, and the files of all that are.
+    fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
+        let all = self.all();
+        let under_way = || all.values().filter(|rollout| rollout.is_under_way());
+        let mut files: HashSet<PathBuf> =
+            under_way().map(|rollout| rollout.expert.plugin.clone()).collect();
+        files.extend(under_way().filter_map(|rollout| match &rollout.expert.weights {
+            Weights::Path(path) => Some(path.clone()),
+            Weights::Published => None,
+        }));
+        (under_way().find(|rollout| rollout.name() == name).cloned(), files)
+    }
+
+    /// A rollout that is known.
+    pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
+        self.all().get(&(name.to_owned(), version.to_owned())).cloned()
+    }
+
+    /// The rollouts of a name, the newest last.
+    pub fn of(&self, name: &str) -> Vec<Rollout> {
+        let mut own: Vec<Rollout> =
+            self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
+        own.sort_by_key(|rollout| rollout.begun_ms);
+        own
+    }
+
+    /// Gives an expert's users back to the version before: ends a rollout that is under way, or undoes the last one. Blocks.
+    /// Says what was done.
+    ///
+    /// # Errors
+    /// Nothing to go back to.
+    pub fn roll_back(&self, name: &str) -> Result<String> {
+        self.ask(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
+    }
+
+    /// Ends the thread after what it is at; rollouts go on at the next start.
+    pub fn stop(&self) {
+        self.stop.request();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::invalid("rollouts have ended here; see the daemon's log");
+        self.commands
+            .try_send(command(done))
+            .map_err(|_| Error::unreachable("too much is asked of rollouts at once; try again"))?;
+        outcome.recv().map_err(|_| ended())?
+    }
+
+    fn all(&self) -> MutexGuard<'_, RolloutMap> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for RolloutService {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,97 @@
+//! What serves, as rollouts look at it: a version's counts, and how good its predictions were.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hypercast_expert::{
+    Engine,
+    wasm::contract::{Quality as Measured, Slice},
+};
+use hypercast_stream::engine::Engine as Streams;
+
+use crate::{
+    error::Result,
+    http::reload::Settings,
+    metrics::window::{LiveQuality, QualityWindow},
+    request::service::RankingService,
+    rollout::{Acceptor, LoadedArm, RolloutContext, RolloutService, VersionLookup},
+};
+
+/// Starts the rollouts of a daemon with experts.
+pub(crate) fn start(
+    settings: Arc<Settings>,
+    service: Arc<RankingService>,
+    (wasm, streams): (Engine, Arc<dyn Streams>),
+) -> Result<RolloutService> {
+    let schema = Arc::new(service.schema().clone());
+    let config = settings.now();
+    let trusted = Box::new(move || Ok(settings.now().rollout.keys()?));
+    let acceptor = Acceptor::new((&config, trusted), schema.clone(), (wasm, streams.clone()))?;
+    let acceptor = Arc::new(acceptor);
+    RolloutService::start(&config, RolloutContext { acceptor, serving: service, streams, schema })
+}
+
+impl VersionLookup for RankingService {
+    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm> {
+        let set = self.models().set();
+        let arm = set.arms().iter().find(|arm| arm.name == name && arm.version == version)?;
+        Some(LoadedArm {
+            state: arm.state(),
+            share: arm.share,
+            tally: arm.tally().clone(),
+            expert: arm.expert(),
+            without_tae: arm.without_tae(),
+        })
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.models().problem()
+    }
+
+    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice> {
+        let label = |version: &str| format!("{name}@{version}");
+        let (own, before) = (label(version), before.map(label));
+        // By task and surface: the version's window, and that of the one before.
+        let mut pairs: BTreeMap<(String, u16), [Option<QualityWindow>; 2]> = BTreeMap::new();
+        for ((surface, task, arm), window) in self.predictions().windows() {
+            let place = match &arm {
+                arm if *arm == own => 0,
+                arm if Some(arm) == before.as_ref() => 1,
+                _ => continue,
+            };
+            pairs.entry((task, surface)).or_default()[place] = Some(window);
+        }
+        let mut slices = Vec::new();
+        let mut whole: BTreeMap<String, [Vec<QualityWindow>; 2]> = BTreeMap::new();
+        for ((task, surface), [own, before]) in pairs {
+            let Some(own) = own else { continue };
+            slices.push(Slice {
+                task: task.clone(),
+                surface: Some(self.schema().surfaces[usize::from(surface)].clone()),
+                examples: own.quality().n,
+                candidate: measured(own.quality()),
+                serving: before.as_ref().map(|before| measured(before.quality())),
+            });
+            let [owns, befores] = whole.entry(task).or_default();
+            owns.push(own);
+            befores.extend(before);
+        }
+        slices.extend(whole.into_iter().map(|(task, [owns, befores])| {
+            let own = QualityWindow::together(owns.iter());
+            Slice {
+                task,
+                surface: None,
+                examples: own.n,
+                candidate: measured(own),
+                serving: (!befores.is_empty())
+                    .then(|| measured(QualityWindow::together(befores.iter()))),
+            }
+        }));
+        slices
+    }
+}
+
+fn measured(quality: LiveQuality) -> Measured {
+    // Users are not kept with outcomes, and regressions are not followed here.
+    let (ne, calibration) = (quality.ne, quality.calibration);
+    Measured { ne, auc: None, gauc: None, calibration, mse: None }
+}

@@ -1,0 +1,220 @@
+//! What a version did: requests, faults and times, counted on the path of requests by atomics alone, and compared
+//! over windows by who takes snapshots.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Buckets an octave: a quantile is known to a tenth.
+const STEPS: u32 = 8;
+
+/// Octaves from a microsecond: to about 17 minutes.
+const OCTAVES: u32 = 30;
+
+/// Buckets of times.
+const BUCKETS: usize = (STEPS * OCTAVES) as usize;
+
+/// The last faults that are kept in words.
+const FAULTS: usize = 32;
+
+/// Running counts of one version.
+#[derive(Debug)]
+pub struct ArmStats {
+    requests: AtomicU64,
+    faults: AtomicU64,
+    times: [AtomicU64; BUCKETS],
+    said: Mutex<VecDeque<(i64, String)>>,
+}
+
+impl Default for ArmStats {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            faults: AtomicU64::new(0),
+            times: std::array::from_fn(|_| AtomicU64::new(0)),
+            said: Mutex::default(),
+        }
+    }
+}
+
+/// Counts at one moment, or between two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArmCounts {
+    /// Requests, those with faults included.
+    pub requests: u64,
+    /// Requests at which it faulted.
+    pub faults: u64,
+    times: Vec<u64>,
+}
+
+impl ArmStats {
+    /// Counts a request.
+    pub fn add(&self, took: Duration, faulted: bool) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.faults.fetch_add(u64::from(faulted), Ordering::Relaxed);
+        self.times[bucket(took)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Keeps what a fault said; the oldest is let go.
+    pub fn tell(&self, at_ms: i64, fault: String) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() == FAULTS {
+            said.pop_front();
+        }
+        said.push_back((at_ms, fault));
+    }
+
+    /// What the last faults said, and when (milliseconds since the epoch), oldest first.
+    pub fn said(&self) -> Vec<(i64, String)> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// What was counted until now.
+    pub fn counts(&self) -> ArmCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ArmCounts {
+            requests: read(&self.requests),
+            faults: read(&self.faults),
+            times: self.times.iter().map(read).collect(),
+        }
+    }
+}
+
+impl ArmCounts {
+    /// What came after `earlier`. Counts that began anew in between are taken from there.
+    pub fn since(&self, earlier: &ArmCounts) -> ArmCounts {
+        if earlier.requests > self.requests {
+            return self.clone();
+        }
+        let times = self.times.iter().zip(&earlier.times);
+        ArmCounts {
+            requests: self.requests - earlier.requests,
+            faults: self.faults.saturating_sub(earlier.faults),
+            times: times.map(|(now, then)| now.saturating_sub(*then)).collect(),
+        }
+    }
+
+    /// The time below which a share of the requests was, in microseconds (the middle of its bucket).
+    pub fn quantile_us(&self, share: f64) -> Option<f64> {
+        let all: u64 = self.times.iter().sum();
+        let wanted = ((all as f64 * share).ceil() as u64).max(1);
+        let mut until = 0;
+        let found = self.times.iter().position(|count| {
+            until += count;
+            until >= wanted
+        });
+        found.map(|at| 2f64.powf((at as f64 + 0.5) / f64::from(STEPS)))
+    }
+}
+
+fn bucket(took: Duration) -> usize {
+    let us = took.as_secs_f64() * 1e6;
+    let at = (us.max(1.0).log2() * f64::from(STEPS)) as usize;
+    at.min(BUCKETS - 1)
+}
+
+/// Snapshots a window.
+const SNAPSHOTS: u32 = 30;
+
+/// One step of one rollout, as this process saw it.
+pub(super) struct StepWatch {
+    /// When it began to look.
+    pub(super) began: Instant,
+    /// The version.
+    pub(super) own: StatsWindow,
+    /// The version before.
+    pub(super) before: StatsWindow,
+    /// When its quality was last judged.
+    pub(super) judged: Option<Instant>,
+    /// Why it is held, as last told.
+    pub(super) held: Option<String>,
+}
+
+impl StepWatch {
+    /// Begins, with a window of so many seconds.
+    pub(super) fn new(now: Instant, window_s: u64) -> Self {
+        let window = Duration::from_secs(window_s);
+        let windowed = || StatsWindow { window, first: None, snapshots: VecDeque::new() };
+        Self { began: now, own: windowed(), before: windowed(), judged: None, held: None }
+    }
+}
+
+/// A version's counts over a window.
+pub(super) struct StatsWindow {
+    window: Duration,
+    first: Option<ArmCounts>,
+    snapshots: VecDeque<(Instant, ArmCounts)>,
+}
+
+/// What was counted.
+pub(super) struct WindowStats {
+    /// Since the first look.
+    pub(super) whole: ArmCounts,
+    /// Over the window, or since the first look.
+    pub(super) window: ArmCounts,
+}
+
+impl StatsWindow {
+    /// Looks at counts now.
+    pub(super) fn look(&mut self, now: Instant, tally: &ArmStats) -> WindowStats {
+        let counts = tally.counts();
+        let first = self.first.get_or_insert_with(|| counts.clone());
+        while self.snapshots.front().is_some_and(|(at, _)| now - *at > self.window) {
+            self.snapshots.pop_front();
+        }
+        let due = self.window / SNAPSHOTS;
+        if self.snapshots.back().is_none_or(|(at, _)| now - *at >= due) {
+            self.snapshots.push_back((now, counts.clone()));
+        }
+        let oldest = self.snapshots.front().map_or(&counts, |(_, counts)| counts);
+        WindowStats { whole: counts.since(first), window: counts.since(oldest) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_known_to_a_tenth_and_windows_are_differences() {
+        let tally = ArmStats::default();
+        for us in 1..=1000 {
+            tally.add(Duration::from_micros(us), false);
+        }
+        let first = tally.counts();
+        for (share, us) in [(0.5, 500.0), (0.99, 990.0)] {
+            let found = first.quantile_us(share).unwrap();
+            assert!((found / us - 1.0).abs() < 0.1, "{found} for {us}");
+        }
+        tally.add(Duration::from_secs(2), true);
+        let later = tally.counts().since(&first);
+        assert_eq!((later.requests, later.faults), (1, 1));
+        assert!((later.quantile_us(0.99).unwrap() / 2e6 - 1.0).abs() < 0.1);
+        assert_eq!(later.since(&later).quantile_us(0.5), None);
+        for at in 0..100 {
+            tally.tell(at, format!("fault {at}"));
+        }
+        assert_eq!(tally.said().len(), FAULTS);
+    }
+
+    #[test]
+    fn a_window_forgets_and_the_whole_does_not() {
+        let (tally, start) = (ArmStats::default(), Instant::now());
+        let mut watched = StepWatch::new(start, 60).own;
+        watched.look(start, &tally);
+        for second in 1..=600 {
+            tally.add(Duration::from_millis(1), second <= 10);
+            watched.look(start + Duration::from_secs(second), &tally);
+        }
+        let looked = watched.look(start + Duration::from_secs(600), &tally);
+        assert_eq!((looked.whole.requests, looked.whole.faults), (600, 10));
+        assert_eq!(looked.window.faults, 0);
+        assert!((55..=65).contains(&looked.window.requests), "{}", looked.window.requests);
+        assert!(watched.snapshots.len() <= SNAPSHOTS as usize + 1);
+    }
+}

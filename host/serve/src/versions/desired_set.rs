@@ -1,0 +1,294 @@
+//! What is to be loaded: from the registry, and as long as nothing was promoted
+//! there, from the configuration. It loads nothing.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use hypercast_config::{Config, ExpertEntry, Tier};
+use hypercast_data::schema::Schema;
+use hypercast_stream::versions::{Registry, VersionState, Weights, content_hash};
+
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// An FM version to be loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredFm {
+    /// Its version; none takes what the configured checkpoint is.
+    pub version: Option<String>,
+    /// Where it is.
+    pub source: FmSource,
+    /// What it is used for.
+    pub state: VersionState,
+}
+
+/// Where an FM version is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FmSource {
+    /// A checkpoint of this machine.
+    Checkpoint(PathBuf),
+    /// Its own stream.
+    Published,
+    /// Another process.
+    Remote(String),
+}
+
+/// An expert's version to be loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredExpert {
+    /// The expert's name.
+    pub name: String,
+    /// Its version; none takes the plugin's.
+    pub version: Option<String>,
+    /// The component.
+    pub plugin: PathBuf,
+    /// What its content must be.
+    pub plugin_hash: Option<String>,
+    /// Its parameters.
+    pub weights: Weights,
+    /// The FM version that it pins; none pins that of the configuration.
+    pub fm: Option<String>,
+    /// Whether it goes without the TAE.
+    pub without_tae: bool,
+    /// Surfaces by index.
+    pub surfaces: Vec<u16>,
+    /// Active, on standby where its share is 0, or a shadow.
+    pub state: VersionState,
+    /// The share of the expert's users.
+    pub share: f64,
+    /// What the configuration's files held when they were read; none for a registered version.
+    pub content: Option<String>,
+}
+
+/// What the files of the configuration's experts hold, by name; none where they cannot be read.
+pub type ExpertFileHashes = BTreeMap<String, Option<String>>;
+
+/// Reads the files of the configuration's experts.
+pub fn expert_file_hashes(config: &Config) -> ExpertFileHashes {
+    let content = |entry: &ExpertEntry| {
+        let plugin = std::fs::read(&entry.plugin).ok()?;
+        let parameters = std::fs::read(config.parameters(entry)).ok()?;
+        Some(format!("{} {}", content_hash(&plugin), content_hash(&parameters)))
+    };
+    config.experts.iter().map(|entry| (entry.name.clone(), content(entry))).collect()
+}
+
+/// Everything to be loaded.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DesiredSet {
+    /// FM versions, the one that answers without an expert last.
+    pub fms: Vec<DesiredFm>,
+    /// Versions of experts.
+    pub experts: Vec<DesiredExpert>,
+}
+
+impl DesiredSet {
+    /// For a process of a tier.
+    ///
+    /// # Errors
+    /// A configuration or registry that contradicts the schema or itself.
+    pub fn new(
+        config: &Config,
+        tier: Tier,
+        schema: Option<&Schema>,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let mut plan = Self::default();
+        // A version that was promoted comes last, and with it what answers without an expert.
+        if registry.leaves_the_configured_fm() {
+            plan.fms.push(configured_fm(config, tier));
+        }
+        plan.fms.extend(registry.live_fms().into_iter().map(|fm| DesiredFm {
+            version: Some(fm.version.clone()),
+            source: source(config, tier, &fm.weights),
+            state: fm.state,
+        }));
+        // Stable: shadows first, and among the others the newest last.
+        plan.fms.sort_by_key(|fm| fm.state == VersionState::Active);
+        if let Some(schema) = schema {
+            plan.experts = registered_experts(registry, schema)?;
+            if !registry.has_promoted() {
+                plan.experts.extend(configured_experts(config, schema)?);
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl DesiredSet {
+    /// Tells the configuration's experts by what their files held, so that other files at the same places are loaded.
+    pub fn attach_file_hashes(&mut self, expert_file_hashes: &ExpertFileHashes) {
+        for expert in self.experts.iter_mut().filter(|expert| expert.version.is_none()) {
+            expert.content = expert_file_hashes.get(&expert.name).cloned().flatten();
+        }
+    }
+
+    /// Whether an expert that answers pins an FM version, or the configuration has it.
+    pub fn needs(&self, fm: &DesiredFm) -> bool {
+        fm.version.is_none()
+            || self.experts.iter().any(|expert| expert.share > 0.0 && expert.fm == fm.version)
+    }
+}
+
+fn configured_fm(config: &Config, tier: Tier) -> DesiredFm {
+    let weights = Weights::Path(config.paths.fm.clone());
+    DesiredFm { version: None, source: source(config, tier, &weights), state: VersionState::Active }
+}
+
+fn source(config: &Config, tier: Tier, weights: &Weights) -> FmSource {
+    let asks = matches!(tier, Tier::All | Tier::Expert);
+    match weights {
+        _ if asks && !config.fm_serving.url.is_empty() => {
+            FmSource::Remote(config.fm_serving.url.clone())
+        }
+        Weights::Path(path) => FmSource::Checkpoint(path.clone()),
+        Weights::Published => FmSource::Published,
+    }
+}
+
+fn registered_experts(registry: &Registry, schema: &Schema) -> Result<Vec<DesiredExpert>> {
+    let mut desired = Vec::new();
+    for (name, expert) in registry.experts() {
+        for version in expert.in_order() {
+            if !matches!(version.state, VersionState::Active | VersionState::Shadow) {
+                continue;
+            }
+            let index = |surface: &String| {
+                schema.surface(surface).ok_or_else(|| {
+                    Error::invalid(format!(
+                        "expert {name} {} serves surface {surface:?}, which the data set lacks",
+                        version.version
+                    ))
+                })
+            };
+            desired.push(DesiredExpert {
+                name: name.to_owned(),
+                version: Some(version.version.clone()),
+                plugin: version.plugin.clone(),
+                plugin_hash: Some(version.plugin_hash.clone()),
+                weights: version.weights.clone(),
+                fm: Some(version.fm.clone()),
+                without_tae: version.without_tae,
+                surfaces: version.surfaces.iter().map(index).collect::<Result<_>>()?,
+                state: version.state,
+                share: expert.share(&version.version),
+                content: None,
+            });
+        }
+    }
+    Ok(desired)
+}
+
+fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<DesiredExpert>> {
+    let mut desired: Vec<DesiredExpert> = Vec::new();
+    for entry in &config.experts {
+        let surfaces = config.serving_surfaces(entry, schema)?;
+        let other = desired.iter().filter(|_| !entry.shadow).find_map(|other| {
+            let shared = surfaces.iter().find(|surface| other.surfaces.contains(surface))?;
+            (other.state == VersionState::Active).then_some((other, *shared))
+        });
+        if let Some((other, surface)) = other {
+            return Err(Error::invalid(format!(
+                "experts {:?} and {:?} both serve surface {:?}; give one other surfaces, or shadow = true",
+                other.name,
+                entry.name,
+                schema.surfaces[usize::from(surface)]
+            )));
+        }
+        desired.push(DesiredExpert {
+            name: entry.name.clone(),
+            version: None,
+            plugin: entry.plugin.clone(),
+            plugin_hash: None,
+            weights: Weights::Path(config.parameters(entry)),
+            fm: None,
+            without_tae: entry.without_tae,
+            surfaces,
+            state: if entry.shadow { VersionState::Shadow } else { VersionState::Active },
+            share: if entry.shadow { 0.0 } else { 1.0 },
+            content: None,
+        });
+    }
+    Ok(desired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_stream::versions::{Change, Decision, ExpertVersion, FmVersion};
+
+    fn schema() -> Schema {
+        toml::from_str("surfaces = ['feed', 'search']\nactions = []\ntasks = []").unwrap()
+    }
+
+    fn configured() -> Config {
+        toml::from_str("[[experts]]\nname = 'all'\nplugin = 'all.wasm'\n").unwrap()
+    }
+
+    fn fm(version: &str) -> Change {
+        let fm = FmVersion {
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            from_checkpoint: None,
+            schema: "a".into(),
+            tae_dim: 32,
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        Change::FmRegistered { fm }
+    }
+
+    fn expert(version: &str, fm: &str) -> Change {
+        let expert = ExpertVersion {
+            name: "feed".into(),
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "feed.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: fm.into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["search".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        Change::ExpertRegistered { expert: Box::new(expert) }
+    }
+
+    fn plan(registry: &Registry) -> DesiredSet {
+        DesiredSet::new(&configured(), Tier::All, Some(&schema()), registry).unwrap()
+    }
+
+    #[test]
+    fn the_configuration_serves_until_something_is_promoted() {
+        let mut registry = Registry::default();
+        let mut decide = |changes: Vec<Change>| {
+            registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+            plan(&registry)
+        };
+        let own = decide(Vec::new());
+        assert_eq!((own.fms.len(), own.experts.len()), (1, 1));
+        assert_eq!(own.experts[0].surfaces, [0, 1]);
+        // What trains changes nothing.
+        assert_eq!(decide(vec![fm("1.0.0"), fm("2.0.0"), expert("1.0.0", "2.0.0")]), own);
+        let active = VersionState::Active;
+        let state = |version: &str| Change::FmState { version: version.into(), state: active };
+        // An FM that is promoted is loaded beside the one that the configured expert needs.
+        let both = decide(vec![state("2.0.0")]);
+        assert_eq!((both.fms.len(), both.fms[1].version.as_deref()), (2, Some("2.0.0")));
+        assert!(both.needs(&both.fms[0]) && !both.needs(&both.fms[1]));
+        let (name, version) = ("feed".to_owned(), "1.0.0".to_owned());
+        let promoted = decide(vec![
+            Change::ExpertState { name: name.clone(), version: version.clone(), state: active },
+            Change::Traffic { name, shares: [(version, 1.0)].into() },
+        ]);
+        assert_eq!((promoted.fms.len(), promoted.experts.len()), (1, 1));
+        assert_eq!(promoted.experts[0].surfaces, [1]);
+        assert!(promoted.needs(&promoted.fms[0]));
+    }
+}

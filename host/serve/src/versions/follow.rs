@@ -1,0 +1,387 @@
+//! Following: the registry's decisions into what serves, and outcomes into what
+//! is known of predictions. Everything new is loaded here, off the path of requests; where it cannot be, the set
+//! before goes on serving and the reason is told.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use hypercast_config::{Config, Tier};
+use hypercast_core::clock::now_ms;
+use hypercast_data::schema::Schema;
+use hypercast_fm::priority::give_way;
+use hypercast_stream::{
+    engine::{Engine, Topic},
+    join::{Known, Outcome},
+    versions::{Follower, Registry, VersionState},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+    request::service::RankingService,
+    versions::{
+        desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
+        loader::VersionLoader,
+        serving_set::{ServingModels, ServingSet},
+    },
+};
+
+/// How long one look into a stream waits for something to come.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// How long a stream that failed is left alone.
+const REST: Duration = Duration::from_secs(1);
+
+/// How often what could not be loaded is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Records a look.
+const MOST: usize = 4096;
+
+/// What serves first, loaded; nothing runs yet.
+pub struct InitialVersions {
+    registrar: RegistryFollower,
+}
+
+impl InitialVersions {
+    /// Reads the registry, and loads what serves first.
+    ///
+    /// # Errors
+    /// Streams that cannot be read, or a version that cannot be loaded: a daemon starts whole or not at all.
+    pub fn new(
+        loader: VersionLoader,
+        (config, tier): (&Config, Tier),
+        schema: Option<Arc<Schema>>,
+        streams: &dyn Engine,
+    ) -> Result<Self> {
+        let mut follower = Follower::new(streams)?;
+        follower.catch_up()?;
+        let expert_file_hashes = expert_file_hashes(config);
+        let mut plan = DesiredSet::new(config, tier, schema.as_deref(), follower.registry())?;
+        plan.attach_file_hashes(&expert_file_hashes);
+        let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
+        let config = config.clone();
+        let registrar = RegistryFollower {
+            config,
+            expert_file_hashes,
+            tier,
+            schema,
+            loader,
+            follower,
+            plan,
+            models,
+        };
+        registrar.tell_missing();
+        Ok(Self { registrar })
+    }
+
+    /// Where requests find what serves.
+    pub fn models(&self) -> &Arc<ServingModels> {
+        &self.registrar.models
+    }
+
+    /// Starts to follow; outcomes, where there is a service that answers.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn follow(
+        self,
+        (streams, metrics): (Arc<dyn Engine>, Arc<Metrics>),
+        service: Option<Arc<RankingService>>,
+    ) -> Result<FollowThreads> {
+        let (asks, asked) = sync_channel(1);
+        let mut following = FollowThreads { stop: Arc::default(), threads: Vec::new(), asks };
+        let registrar = self.registrar;
+        let feeds = registrar.loader.feeds();
+        following.spawn("weights", move |stop| {
+            give_way();
+            feeds.follow(stop, &metrics);
+        })?;
+        following.spawn("versions", move |stop| registrar.follow(stop, &asked))?;
+        if let Some(service) = service {
+            following.spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
+        }
+        Ok(following)
+    }
+}
+
+/// The threads that follow; dropping it ends them.
+pub struct FollowThreads {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    asks: SyncSender<ReloadRequest>,
+}
+
+/// Another configuration, and who waits for what comes of it.
+struct ReloadRequest {
+    config: Config,
+    done: SyncSender<Result<bool>>,
+}
+
+impl FollowThreads {
+    /// Loads the experts of another configuration, where they or their files changed, and lets them serve; whether any did. Blocks.
+    ///
+    /// # Errors
+    /// What cannot be loaded; what served before goes on.
+    pub fn reload(&self, config: Config) -> Result<bool> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::invalid("versions are no longer followed; see the log");
+        self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
+        outcome.recv().map_err(|_| ended())?
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
+        let stop = self.stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&stop))
+            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl Drop for FollowThreads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Turns decisions into sets.
+struct RegistryFollower {
+    config: Config,
+    /// Of the experts of the configuration.
+    expert_file_hashes: ExpertFileHashes,
+    tier: Tier,
+    schema: Option<Arc<Schema>>,
+    loader: VersionLoader,
+    follower: Follower,
+    /// What was last loaded, or could not be.
+    plan: DesiredSet,
+    models: Arc<ServingModels>,
+}
+
+impl RegistryFollower {
+    fn follow(mut self, stop: &AtomicBool, asked: &Receiver<ReloadRequest>) {
+        let mut tried = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
+                // Who asked may have given up.
+                let _ = done.send(self.reload(config));
+            }
+            match self.follower.poll(WAIT) {
+                // A trainer may have published meanwhile what was missing.
+                Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
+                    tried = Instant::now();
+                    let outcome = self.swap();
+                    self.tell(outcome);
+                }
+                Ok(false) => {}
+                Ok(true) => {
+                    let outcome =
+                        self.follower.catch_up().map_err(Error::from).and_then(|()| self.swap());
+                    self.tell(outcome);
+                }
+                Err(error) => {
+                    self.tell(Err(error.into()));
+                    std::thread::sleep(REST);
+                }
+            }
+        }
+    }
+
+    /// Serves another configuration's experts, or goes on with the old ones.
+    fn reload(&mut self, config: Config) -> Result<bool> {
+        let expert_file_hashes = expert_file_hashes(&config);
+        if self.schema.is_none()
+            || (config.experts == self.config.experts
+                && expert_file_hashes == self.expert_file_hashes)
+        {
+            return Ok(false);
+        }
+        let before = (
+            std::mem::replace(&mut self.config, config),
+            std::mem::replace(&mut self.expert_file_hashes, expert_file_hashes),
+        );
+        let served = self.models.set();
+        if let Err(error) = self.swap() {
+            (self.config, self.expert_file_hashes) = before;
+            return Err(error);
+        }
+        self.tell_missing();
+        Ok(!Arc::ptr_eq(&served, &self.models.set()))
+    }
+
+    fn swap(&mut self) -> Result<()> {
+        let registry = self.follower.registry();
+        let mut plan = DesiredSet::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
+        plan.attach_file_hashes(&self.expert_file_hashes);
+        // Versions that only train change nothing here.
+        if plan == self.plan && self.models.problem().is_none() {
+            return Ok(());
+        }
+        let old = self.models.set();
+        let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
+        self.models.swap(set);
+        self.plan = plan;
+        tracing::info!(revision = self.follower.position(), "another set of versions serves");
+        Ok(())
+    }
+
+    fn tell_missing(&self) {
+        let known = LoadedVersions::of(&self.models.set(), self.schema.is_some());
+        self.models.set_missing(missing(self.follower.registry(), &known));
+    }
+
+    fn tell(&self, outcome: Result<()>) {
+        self.tell_missing();
+        if let Err(error) = outcome {
+            tracing::error!(%error, "a change of versions cannot be served; what served before goes on");
+            self.models.tell(Some(error.to_string()));
+        }
+    }
+}
+
+/// From the end of the stream on: what was served before this process began is not known to it.
+fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &AtomicBool) {
+    let topic = Topic::outcomes();
+    let open = || streams.reader(&topic, streams.span(&topic)?.end);
+    let mut reader = None;
+    while !stop.load(Ordering::Relaxed) {
+        let next = match &mut reader {
+            None => open().map(|opened| {
+                reader = Some(opened);
+                Vec::new()
+            }),
+            Some(reader) => reader.next(MOST, WAIT),
+        };
+        let records = next.unwrap_or_else(|error| {
+            tracing::warn!(%error, "outcomes cannot be read; trying again");
+            reader = None;
+            std::thread::sleep(REST);
+            Vec::new()
+        });
+        let now = now_ms();
+        for stored in records {
+            match Outcome::decode(&stored.payload).map(|outcome| outcome.known) {
+                Ok(Known::Outcome(impression)) => {
+                    service.predictions().outcome(&impression, service.schema(), now);
+                }
+                // What was corrected was compared as it was first known.
+                Ok(Known::Corrected(_) | Known::Item(_) | Known::User(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, position = stored.position, "an outcome cannot be read");
+                }
+            }
+        }
+    }
+}
+
+/// Versions that are loaded.
+struct LoadedVersions {
+    fms: Vec<String>,
+    /// Name, version and pinned FM; none in a process without experts.
+    experts: Option<Vec<[String; 3]>>,
+}
+
+impl LoadedVersions {
+    /// Those of a set; `ranks` says whether the process runs experts.
+    fn of(set: &ServingSet, ranks: bool) -> Self {
+        let fms = set.fms().map(|fm| fm.version().to_owned()).collect();
+        let arms =
+            || set.arms().iter().map(|arm| [&arm.name, &arm.version, &arm.fm].map(String::clone));
+        Self { fms, experts: ranks.then(|| arms().collect()) }
+    }
+}
+
+/// What is active in the registry and not loaded: versions of experts, and FMs that they pin.
+fn missing(registry: &Registry, known: &LoadedVersions) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (name, expert) in registry.experts() {
+        for version in expert.in_order() {
+            if version.state != VersionState::Active {
+                continue;
+            }
+            let of = [name, &version.version, &version.fm];
+            if known.experts.as_ref().is_some_and(|all| !all.iter().any(|one| *one == of)) {
+                missing.push(format!("expert {name} {} on FM {}", version.version, version.fm));
+            }
+            let fm = format!("FM {}", version.fm);
+            if !known.fms.contains(&version.fm) && !missing.contains(&fm) {
+                missing.push(fm);
+            }
+        }
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hypercast_stream::versions::{Change, Decision, ExpertVersion, Weights};
+
+    fn registry(state: VersionState) -> Registry {
+        let expert = ExpertVersion {
+            name: "feed".into(),
+            version: "1.1.0".into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "feed.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: "2.0.0".into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["feed".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        let (name, version) = (expert.name.clone(), expert.version.clone());
+        let mut registry = Registry::default();
+        let changes = vec![
+            Change::ExpertRegistered { expert: Box::new(expert) },
+            Change::ExpertState { name, version, state },
+        ];
+        registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+        registry
+    }
+
+    fn known(fms: &[&str], experts: Option<[&str; 3]>) -> LoadedVersions {
+        LoadedVersions {
+            fms: fms.iter().map(|fm| fm.to_string()).collect(),
+            experts: Some(experts.into_iter().map(|of| of.map(str::to_owned)).collect()),
+        }
+    }
+
+    #[test]
+    fn active_versions_and_the_fms_they_pin_must_be_loaded() {
+        let active = registry(VersionState::Active);
+        let loaded = Some(["feed", "1.1.0", "2.0.0"]);
+        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], loaded)), [""; 0]);
+        let expert = "expert feed 1.1.0 on FM 2.0.0";
+        assert_eq!(missing(&active, &known(&["2.0.0"], None)), [expert]);
+        assert_eq!(missing(&active, &known(&["1.0.0"], None)), [expert, "FM 2.0.0"]);
+        // The same version on another FM is another thing.
+        let repinned = Some(["feed", "1.1.0", "1.0.0"]);
+        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], repinned)), [expert]);
+        let tier = LoadedVersions { experts: None, ..known(&["1.0.0"], None) };
+        assert_eq!(missing(&active, &tier), ["FM 2.0.0"]);
+        for state in [VersionState::Shadow, VersionState::Training] {
+            assert_eq!(missing(&registry(state), &known(&[], None)), [""; 0]);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! A plan → a set that serves: what the set before has already is taken over,
+//! everything else is loaded and checked here, off the path of requests. A set is whole or is not made.
+
+use std::{path::Path, sync::Arc};
+
+use hypercast_config::{Config, FmTierConfig};
+use hypercast_data::schema::Schema;
+use hypercast_expert::{Blueprint, Engine, Expert, LoadOptions};
+use hypercast_fm::inference::{self, FoundationModel};
+use hypercast_stream::{
+    engine::{Engine as Streams, Topic},
+    versions::{Weights, content_hash},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    fm::{FmTier, batcher::FmBatcher, remote::RemoteFm},
+    metrics::Metrics,
+    versions::{
+        desired_set::{DesiredExpert, DesiredFm, DesiredSet, FmSource},
+        serving_set::{ExpertArm, LiveExpert, ServedFm, ServingSet},
+        weight_updates::{self, WeightFeed, WeightFeeds},
+    },
+};
+
+/// Loads versions for one process.
+pub struct VersionLoader {
+    config: Config,
+    fm_config: FmTierConfig,
+    schema: Option<Arc<Schema>>,
+    wasm: Engine,
+    metrics: Arc<Metrics>,
+    streams: Arc<dyn Streams>,
+    feeds: Arc<WeightFeeds>,
+}
+
+impl VersionLoader {
+    /// For a process whose FM tier is configured so, and which has a schema if it runs experts.
+    ///
+    /// # Errors
+    /// A Wasm engine that does not start.
+    pub fn new(
+        config: &Config,
+        fm_config: &FmTierConfig,
+        schema: Option<Arc<Schema>>,
+        (streams, metrics): (Arc<dyn Streams>, Arc<Metrics>),
+    ) -> Result<Self> {
+        let wasm = Engine::new(config.guests())?;
+        let (config, fm_config) = (config.clone(), fm_config.clone());
+        Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
+    }
+
+    /// What compiles its components.
+    pub fn wasm(&self) -> Engine {
+        self.wasm.clone()
+    }
+
+    /// The streams of weights that what it loaded follows.
+    pub fn feeds(&self) -> Arc<WeightFeeds> {
+        self.feeds.clone()
+    }
+
+    /// Loads what `plan` has and `old` has not.
+    ///
+    /// # Errors
+    /// Anything that is missing, damaged, changed or refused, with the version that it belongs to.
+    pub fn load(
+        &self,
+        plan: &DesiredSet,
+        old: Option<&ServingSet>,
+        revision: u64,
+    ) -> Result<ServingSet> {
+        let mut fms: Vec<ServedFm> = Vec::new();
+        let (mut configured, mut default) = (None, None);
+        // What answers nobody must not keep others from answering: it is left out, and told.
+        let mut unloaded = Vec::new();
+        for desired in &plan.fms {
+            let fm = match self.fm(desired, old) {
+                Ok(fm) => fm,
+                Err(error) if !plan.needs(desired) => {
+                    unloaded.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let version = fm.version().to_owned();
+            if desired.version.is_none() {
+                configured = Some(version.clone());
+            }
+            // Shadows come first, so one answers only where there is no other.
+            default = Some(version);
+            // The configured checkpoint may be a registered version too: one copy serves both.
+            if !fms.iter().any(|other| other.version() == fm.version()) {
+                fms.push(fm);
+            }
+        }
+        let default = default.ok_or_else(|| {
+            Error::invalid(format!("no FM can be served: {}", unloaded.join("; ")))
+        })?;
+        let mut arms = Vec::new();
+        for desired in &plan.experts {
+            match self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old) {
+                Ok(arm) => arms.push(Arc::new(arm)),
+                // As the configuration has it, a daemon starts whole or not at all.
+                Err(error) if desired.share == 0.0 && desired.version.is_some() => {
+                    unloaded.push(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut set = ServingSet::new(revision, fms, default, arms);
+        set.unloaded = unloaded;
+        self.metrics.set_versions(&set);
+        Ok(set)
+    }
+
+    fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
+        self.try_fm(desired, old).map_err(|error| match &desired.version {
+            Some(version) => Error::invalid(format!("FM {version}: {error}")),
+            None => error,
+        })
+    }
+
+    fn try_fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
+        let alike = |fm: &&ServedFm| {
+            (&fm.desired.version, &fm.desired.source) == (&desired.version, &desired.source)
+        };
+        let tier = match old.and_then(|old| old.fms().find(alike)) {
+            Some(loaded) => loaded.tier.clone(),
+            None => self.open_fm(desired)?,
+        };
+        let found = &tier.manifest().version;
+        match &desired.version {
+            Some(version) if version != found => Err(Error::invalid(format!(
+                "what is registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
+            ))),
+            _ => Ok(ServedFm { tier, state: desired.state, desired: desired.clone() }),
+        }
+    }
+
+    fn open_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
+        let fm: Arc<dyn FoundationModel> = match &desired.source {
+            FmSource::Remote(url) => {
+                let remote = RemoteFm::connect(url, &self.fm_config, desired.version.as_deref())?;
+                return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
+            }
+            FmSource::Checkpoint(dir) => {
+                Arc::from(inference::load(dir, self.fm_config.loading(self.config.device))?)
+            }
+            FmSource::Published => return self.follow_fm(desired),
+        };
+        self.local(fm)
+    }
+
+    fn local(&self, fm: Arc<dyn FoundationModel>) -> Result<Arc<FmTier>> {
+        let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
+        Ok(Arc::new(FmTier::Local(batcher)))
+    }
+
+    fn follow_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
+        let version = desired.version.as_deref().expect("what is published is registered");
+        let serving = self.fm_config.loading(self.config.device);
+        let base = self.config.paths.fm_work.join("served");
+        let topic = Topic::fm(version);
+        let (fm, follower, folder) = weight_updates::open_fm((self.streams.clone(), topic), &base, serving)?;
+        let tier = self.local(fm)?;
+        self.feeds.add(WeightFeed::fm(version, follower, (&tier, folder)));
+        Ok(tier)
+    }
+
+    fn arm(
+        &self,
+        desired: &DesiredExpert,
+        configured_fm: &str,
+        fms: &[ServedFm],
+        old: Option<&ServingSet>,
+    ) -> Result<ExpertArm> {
+        let arm = self.try_arm(desired, configured_fm, fms, old);
+        arm.map_err(|error| match &desired.version {
+            Some(version) => Error::invalid(format!("expert {} {version}: {error}", desired.name)),
+            None => error,
+        })
+    }
+
+    fn try_arm(
+        &self,
+        desired: &DesiredExpert,
+        configured_fm: &str,
+        fms: &[ServedFm],
+        old: Option<&ServingSet>,
+    ) -> Result<ExpertArm> {
+        let pinned = desired.fm.as_deref().unwrap_or(configured_fm);
+        let fm = fms
+            .iter()
+            .find(|fm| fm.version() == pinned)
+            .ok_or_else(|| Error::invalid(format!("it pins FM {pinned}, which is not loaded")))?;
+        let alike = |arm: &&Arc<ExpertArm>| {
+            let same = DesiredExpert {
+                state: desired.state,
+                share: desired.share,
+                surfaces: desired.surfaces.clone(),
+                ..arm.desired.clone()
+            };
+            same == *desired && arm.fm == pinned
+        };
+        let live = match old.and_then(|old| old.arms().iter().find(alike)) {
+            Some(arm) => arm.live.clone(),
+            None => self.open_expert(desired, fm)?,
+        };
+        let version = desired.version.clone().unwrap_or_else(|| live.now().version().to_owned());
+        Ok(ExpertArm {
+            name: desired.name.clone(),
+            label: format!("{}@{version}", desired.name),
+            version,
+            fm: pinned.to_owned(),
+            share: desired.share,
+            live,
+            desired: desired.clone(),
+        })
+    }
+
+    fn open_expert(&self, desired: &DesiredExpert, fm: &ServedFm) -> Result<Arc<LiveExpert>> {
+        let schema = self.schema.as_ref().expect("a process with experts has a schema");
+        if let Some(hash) = &desired.plugin_hash {
+            unchanged(&desired.plugin, hash)?;
+        }
+        let options = LoadOptions {
+            tae_dim: fm.manifest().config.tae_width(),
+            fm_version: Some(fm.version().to_owned()),
+            ..self.config.load_options(&desired.name)
+        };
+        let blueprint = Arc::new(Blueprint::load(&self.wasm, &desired.plugin, schema, &options)?);
+        for &surface in &desired.surfaces {
+            let surface = &schema.surfaces[usize::from(surface)];
+            if !blueprint.serves(surface) {
+                let serves = blueprint.description.surfaces.join("`, `");
+                return Err(Error::invalid(format!(
+                    "expert `{}` is refused: it serves `{serves}`, not surface `{surface}`",
+                    blueprint.description.name
+                )));
+            }
+        }
+        let breaker = self.config.plugin_limits.breaker();
+        match &desired.weights {
+            Weights::Path(path) if !path.is_file() => {
+                let why = format!(
+                    "expert {:?} has no trained parameters; run `hypercast train expert {}`",
+                    desired.name, desired.name
+                );
+                Err(Error::data(path, why))
+            }
+            Weights::Path(path) => {
+                let expert = Expert::open(blueprint, path, self.config.device, breaker)?;
+                Ok(Arc::new(LiveExpert::new(expert)))
+            }
+            Weights::Published => {
+                let version = desired.version.as_deref().expect("what is published is registered");
+                let topic = Topic::expert(&desired.name, version);
+                let (parameters, follower) =
+                    weight_updates::open_expert((self.streams.clone(), topic), &blueprint)?;
+                let device = self.config.device;
+                let expert = Expert::new(blueprint, parameters.clone(), device, breaker)?;
+                let live = Arc::new(LiveExpert::new(expert));
+                let label = format!("{}@{version}", desired.name);
+                self.feeds.add(WeightFeed::expert(label, follower, (&live, parameters, device)));
+                Ok(live)
+            }
+        }
+    }
+}
+
+fn unchanged(plugin: &Path, hash: &str) -> Result<()> {
+    let bytes = std::fs::read(plugin).map_err(Error::io(plugin))?;
+    match content_hash(&bytes) == hash {
+        true => Ok(()),
+        false => Err(Error::data(
+            plugin,
+            "it is not the component that was registered; restore it, or register it as a new version",
+        )),
+    }
+}

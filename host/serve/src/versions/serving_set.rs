@@ -1,0 +1,294 @@
+//! What serves at one moment: FM versions, and for each surface the expert's
+//! versions that share its users. A set never changes; a request uses one from its beginning to its end.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use hypercast_core::clock::now_ms;
+use hypercast_expert::{Expert, ExpertTimes, Fault, RankOutcome, Tae};
+use hypercast_fm::{checkpoint::Manifest, history::CacheCounts, spec::TaskSpec};
+use hypercast_stream::versions::{Shares, VersionState, choose, place};
+
+use crate::{
+    fm::FmTier,
+    rollout::ArmStats,
+    versions::desired_set::{DesiredExpert, DesiredFm},
+};
+
+/// A loaded FM version.
+#[derive(Clone)]
+pub struct ServedFm {
+    /// What runs it.
+    pub tier: Arc<FmTier>,
+    /// What it is used for.
+    pub state: VersionState,
+    pub(crate) desired: DesiredFm,
+}
+
+impl ServedFm {
+    /// What its checkpoint says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        self.tier.manifest()
+    }
+
+    /// Its version.
+    pub fn version(&self) -> &str {
+        &self.manifest().version
+    }
+
+    /// What it predicts itself.
+    pub fn tasks(&self) -> &[TaskSpec] {
+        self.manifest().spec.main_tasks()
+    }
+}
+
+/// A loaded version of an expert.
+#[derive(Clone)]
+pub struct ExpertArm {
+    /// The expert's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `NAME@VERSION`, in metrics and answers.
+    pub label: String,
+    /// The FM version that it pins.
+    pub fm: String,
+    /// The share of the expert's users that it answers.
+    pub share: f64,
+    pub(crate) live: Arc<LiveExpert>,
+    pub(crate) desired: DesiredExpert,
+}
+
+/// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
+pub(crate) struct LiveExpert {
+    now: RwLock<Arc<Expert>>,
+    tally: Arc<ArmStats>,
+}
+
+impl LiveExpert {
+    pub(crate) fn new(expert: Expert) -> Self {
+        Self { now: RwLock::new(Arc::new(expert)), tally: Arc::default() }
+    }
+
+    pub(crate) fn now(&self) -> Arc<Expert> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn replace(&self, expert: Expert) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(expert);
+    }
+}
+
+impl ExpertArm {
+    /// The TAE as the expert was trained with it.
+    pub fn tae<'a>(&self, rows: Option<&'a [f32]>) -> Tae<'a> {
+        match rows {
+            Some(rows) if !self.desired.without_tae => Tae::Rows(rows),
+            _ => Tae::Without,
+        }
+    }
+
+    /// The expert with its newest parameters; a request asks once.
+    pub fn expert(&self) -> Arc<Expert> {
+        self.live.now()
+    }
+
+    /// What it did so far.
+    pub fn tally(&self) -> &Arc<ArmStats> {
+        &self.live.tally
+    }
+
+    /// Counts a request that it ranked, or was to.
+    pub fn count(&self, outcome: &RankOutcome, spent: ExpertTimes) {
+        let fault = match outcome {
+            // That every instance was taken is not this version's doing.
+            RankOutcome::Degraded(fault) if !matches!(fault.cause, Fault::Busy(_)) => Some(fault),
+            _ => None,
+        };
+        self.live.tally.add(spent.network + spent.wasm, fault.is_some());
+        // An open breaker says nothing that the faults before it did not.
+        if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
+            self.live.tally.tell(now_ms(), fault.to_string());
+        }
+    }
+
+    /// Whether it goes without the TAE.
+    pub fn without_tae(&self) -> bool {
+        self.desired.without_tae
+    }
+
+    /// What it is used for.
+    pub fn state(&self) -> VersionState {
+        self.desired.state
+    }
+
+    /// The surfaces that it serves, by index.
+    pub fn surfaces(&self) -> &[u16] {
+        &self.desired.surfaces
+    }
+}
+
+/// The experts of a surface.
+#[derive(Default)]
+struct SurfaceRoute {
+    expert: String,
+    shares: Shares,
+    arms: BTreeMap<String, Arc<ExpertArm>>,
+    shadows: Vec<Arc<ExpertArm>>,
+}
+
+/// Everything that serves.
+pub struct ServingSet {
+    /// Decisions of the registry that it follows.
+    pub revision: u64,
+    /// The longest history that one of its FMs reads.
+    pub max_history: usize,
+    /// Why versions that answer nobody could not be loaded.
+    pub unloaded: Vec<String>,
+    fms: BTreeMap<String, ServedFm>,
+    default_fm: String,
+    arms: Vec<Arc<ExpertArm>>,
+    routes: HashMap<u16, SurfaceRoute>,
+}
+
+impl ServingSet {
+    /// Puts loaded versions in their places.
+    ///
+    /// # Panics
+    /// If `default_fm` is not among the FMs.
+    pub fn new(
+        revision: u64,
+        fms: Vec<ServedFm>,
+        default_fm: String,
+        arms: Vec<Arc<ExpertArm>>,
+    ) -> Self {
+        let fms: BTreeMap<String, ServedFm> =
+            fms.into_iter().map(|fm| (fm.version().to_owned(), fm)).collect();
+        assert!(fms.contains_key(&default_fm), "FM {default_fm} is not loaded");
+        let mut routes: HashMap<u16, SurfaceRoute> = HashMap::new();
+        for arm in &arms {
+            for &surface in arm.surfaces() {
+                let route = routes.entry(surface).or_default();
+                match arm.state() {
+                    VersionState::Shadow => route.shadows.push(arm.clone()),
+                    _ if arm.share > 0.0 => {
+                        route.expert.clone_from(&arm.name);
+                        route.shares.insert(arm.version.clone(), arm.share);
+                        route.arms.insert(arm.version.clone(), arm.clone());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let lengths = fms.values().map(|fm| fm.manifest().config.max_history);
+        let max_history = lengths.max().unwrap_or(0);
+        Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
+    }
+
+    /// An FM version.
+    pub fn fm(&self, version: &str) -> Option<&ServedFm> {
+        self.fms.get(version)
+    }
+
+    /// The FM that answers where no expert does.
+    pub fn default_fm(&self) -> &ServedFm {
+        &self.fms[&self.default_fm]
+    }
+
+    /// Every FM version.
+    pub fn fms(&self) -> impl Iterator<Item = &ServedFm> {
+        self.fms.values()
+    }
+
+    /// Every version of every expert, those on standby too.
+    pub fn arms(&self) -> &[Arc<ExpertArm>] {
+        &self.arms
+    }
+
+    /// The expert's version that answers a user on a surface.
+    pub fn arm(&self, surface: u16, user: u64) -> Option<&Arc<ExpertArm>> {
+        let route = self.routes.get(&surface)?;
+        route.arms.get(choose(&route.shares, place(user, &route.expert))?)
+    }
+
+    /// The versions that a surface's requests only measure.
+    pub fn shadows(&self, surface: u16) -> &[Arc<ExpertArm>] {
+        self.routes.get(&surface).map_or(&[], |route| &route.shadows)
+    }
+
+    /// What the history caches were worth, over all versions in this process.
+    pub fn cache_counts(&self) -> CacheCounts {
+        let counts = self.fms().filter_map(|fm| fm.tier.cache_counts());
+        counts.fold(CacheCounts::default(), |sum, more| CacheCounts {
+            whole: sum.whole + more.whole,
+            known_tokens: sum.known_tokens + more.known_tokens,
+            new_tokens: sum.new_tokens + more.new_tokens,
+            warmed_tokens: sum.warmed_tokens + more.warmed_tokens,
+            bytes: sum.bytes + more.bytes,
+        })
+    }
+
+    /// FM versions that are only measured.
+    pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
+        self.fms().filter(|fm| fm.state == VersionState::Shadow)
+    }
+}
+
+/// Where requests find the set, and what is wrong with the one that was to follow it.
+pub struct ServingModels {
+    set: RwLock<Arc<ServingSet>>,
+    problem: Mutex<Option<String>>,
+    missing: Mutex<Vec<String>>,
+}
+
+impl ServingModels {
+    /// Begins with a set.
+    pub fn new(set: ServingSet) -> Self {
+        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
+        Self {
+            set: RwLock::new(Arc::new(set)),
+            problem: Mutex::new(problem),
+            missing: Mutex::default(),
+        }
+    }
+
+    /// The set now; a request asks once.
+    pub fn set(&self) -> Arc<ServingSet> {
+        self.set.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets another set serve from the next request on.
+    pub fn swap(&self, set: ServingSet) {
+        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
+        let set = Arc::new(set);
+        let before = {
+            let mut held = self.set.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *held, set)
+        };
+        // What only the old set held is unloaded here, or by its last request: not under the lock.
+        drop(before);
+        self.tell(problem);
+    }
+
+    /// Says why the registry's last decision is not served.
+    pub fn tell(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Says which versions are to serve and are not loaded.
+    pub fn set_missing(&self, missing: Vec<String>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    /// Versions that are to serve and are not loaded.
+    pub fn missing(&self) -> Vec<String> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the registry's last decision is not served.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,227 @@
+//! Feeds: published weights into models that serve, between their requests
+//! (paper section 3.3.4). A model that is not served any more is not fed any more.
+//!
+//! What does not follow on what serves, or does not fit it, changes nothing: the weights before it stay, and the feed
+//! begins anew at the newest snapshot.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hypercast_expert::{Blueprint, Device, FeatureStatistics, Parameters};
+use hypercast_fm::inference::{self, FoundationModel, Serving};
+use hypercast_stream::{
+    engine::{Engine, Topic},
+    publish::{self, Follower, Publication, PublicationKind},
+};
+use tempfile::TempDir;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    fm::FmTier,
+    metrics::Metrics,
+    versions::serving_set::LiveExpert,
+};
+
+/// How long a round over all feeds takes at least.
+const ROUND: Duration = Duration::from_millis(100);
+
+/// How long a feed that failed is left alone.
+const REST: Duration = Duration::from_secs(5);
+
+/// The feeds of what a process has loaded.
+#[derive(Default)]
+pub struct WeightFeeds {
+    new: Mutex<Vec<WeightFeed>>,
+}
+
+/// The publications of one version, and who takes them.
+pub struct WeightFeed {
+    /// `fm@VERSION` or `NAME@VERSION`.
+    label: String,
+    follower: Follower,
+    model: FeedTarget,
+    refused: u64,
+    /// What went wrong is tried again from a snapshot then.
+    rest_until: Option<Instant>,
+    awaits_snapshot: bool,
+}
+
+enum FeedTarget {
+    Fm { tier: Weak<FmTier>, folder: TempDir },
+    Expert { live: Weak<LiveExpert>, parameters: Box<Parameters>, device: Device },
+}
+
+impl WeightFeed {
+    /// Of an FM version, whose rows are in a folder that goes with it.
+    pub fn fm(version: &str, follower: Follower, (tier, folder): (&Arc<FmTier>, TempDir)) -> Self {
+        Self::new(
+            format!("fm@{version}"),
+            follower,
+            FeedTarget::Fm { tier: Arc::downgrade(tier), folder },
+        )
+    }
+
+    /// Of an expert's version that has these parameters now.
+    pub fn expert(
+        label: String,
+        follower: Follower,
+        (live, parameters, device): (&Arc<LiveExpert>, Parameters, Device),
+    ) -> Self {
+        let (live, parameters) = (Arc::downgrade(live), Box::new(parameters));
+        Self::new(label, follower, FeedTarget::Expert { live, parameters, device })
+    }
+
+    fn new(label: String, follower: Follower, model: FeedTarget) -> Self {
+        Self { label, follower, model, refused: 0, rest_until: None, awaits_snapshot: false }
+    }
+
+    fn is_served(&self) -> bool {
+        match &self.model {
+            FeedTarget::Fm { tier, folder } => tier.strong_count() > 0 && folder.path().is_dir(),
+            FeedTarget::Expert { live, .. } => live.strong_count() > 0,
+        }
+    }
+
+    /// Takes what came.
+    fn round(&mut self, metrics: &Metrics) {
+        if self.rest_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.rest_until = None;
+        loop {
+            let next = self.follower.next(Duration::ZERO);
+            self.count_refused(metrics);
+            match next {
+                Ok(None) => return,
+                Ok(Some(publication)) => self.take(publication, metrics),
+                Err(error) => {
+                    tracing::warn!(%error, version = self.label, "published weights cannot be read; trying again");
+                    self.rest_until = Some(Instant::now() + REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, publication: Publication, metrics: &Metrics) {
+        if self.awaits_snapshot && publication.header.kind == PublicationKind::Delta {
+            metrics.publication_refused(&self.label);
+            return;
+        }
+        let header = publication.header.clone();
+        match self.apply(publication) {
+            Ok(true) => {
+                self.awaits_snapshot = false;
+                metrics.publication_applied(&self.label, &header);
+            }
+            // Nobody serves it any more.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, version = self.label, "published weights are refused; those before go on serving until the next snapshot");
+                self.awaits_snapshot = true;
+                metrics.publication_refused(&self.label);
+            }
+        }
+    }
+
+    fn apply(&mut self, publication: Publication) -> Result<bool> {
+        match &mut self.model {
+            FeedTarget::Fm { tier, .. } => {
+                let Some(tier) = tier.upgrade() else { return Ok(false) };
+                let FmTier::Local(batcher) = &*tier else {
+                    unreachable!("the FM of another process is fed there")
+                };
+                batcher.fm().update(publish::fm_update(publication)?)?;
+            }
+            FeedTarget::Expert { live, parameters, device } => {
+                let Some(live) = live.upgrade() else { return Ok(false) };
+                let new = parameters.apply(&publication.parameter_update())?;
+                live.replace(live.now().renewed(new.clone(), *device)?);
+                **parameters = new;
+            }
+        }
+        Ok(true)
+    }
+
+    fn count_refused(&mut self, metrics: &Metrics) {
+        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals();
+        let refused = damaged + foreign + torn + out_of_chain;
+        for _ in self.refused..refused {
+            metrics.publication_refused(&self.label);
+        }
+        self.refused = refused;
+    }
+}
+
+impl WeightFeeds {
+    /// Feeds one more model.
+    pub fn add(&self, feed: WeightFeed) {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(feed);
+    }
+
+    /// Feeds all until it is to stop.
+    pub fn follow(&self, stop: &AtomicBool, metrics: &Metrics) {
+        let mut feeds = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            feeds.append(&mut self.new.lock().unwrap_or_else(PoisonError::into_inner));
+            feeds.retain(WeightFeed::is_served);
+            feeds.iter_mut().for_each(|feed| feed.round(metrics));
+            std::thread::sleep(ROUND);
+        }
+    }
+}
+
+/// An FM as its trainer has published it, in a folder of its own under `base`, to be fed from there on.
+///
+/// # Errors
+/// A version that published nothing yet, or weights that make no model.
+pub fn open_fm(
+    (streams, topic): (Arc<dyn Engine>, Topic),
+    base: &Path,
+    serving: Serving,
+) -> Result<(Arc<dyn FoundationModel>, Follower, TempDir)> {
+    std::fs::create_dir_all(base).map_err(Error::io(base))?;
+    let folder =
+        tempfile::Builder::new().prefix("fm-").tempdir_in(base).map_err(Error::io(base))?;
+    let checkpoint = folder.path().join("checkpoint");
+    let (_, follower) = publish::bootstrap(streams, topic.clone(), &checkpoint)?
+        .ok_or_else(|| nothing_yet(&topic))?;
+    let fm = inference::load_live(&checkpoint, &folder.path().join("rows"), serving)?;
+    Ok((Arc::from(fm), follower, folder))
+}
+
+/// An expert's parameters as its trainer has published them, to be fed from there on.
+///
+/// # Errors
+/// A version that published nothing yet, or parameters of another network.
+pub fn open_expert(
+    (streams, topic): (Arc<dyn Engine>, Topic),
+    blueprint: &Blueprint,
+) -> Result<(Parameters, Follower)> {
+    let mut follower = Follower::open(streams, topic.clone())?;
+    let first = follower.next(Duration::ZERO)?.ok_or_else(|| nothing_yet(&topic))?;
+    // Initial values are replaced by the snapshot, which is refused unless it has them all.
+    let fresh = blueprint.init_parameters(FeatureStatistics::new(&[]).finish(), 0);
+    let mut parameters = fresh.apply(&first.parameter_update())?;
+    while let Some(later) = follower.next(Duration::ZERO)? {
+        parameters = parameters.apply(&later.parameter_update())?;
+    }
+    if parameters.provenance.normaliser.names != blueprint.columns.feature_names() {
+        return Err(Error::invalid(
+            "it learns from other numeric features than the schema has; train the expert again",
+        ));
+    }
+    Ok((parameters, follower))
+}
+
+fn nothing_yet(topic: &Topic) -> Error {
+    Error::invalid(format!(
+        "nothing is published in stream {topic} yet; start its trainer with --follow, and try again after its first publication"
+    ))
+}
