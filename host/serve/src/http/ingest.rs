@@ -24,7 +24,7 @@ use crate::{
         auth,
         listen::BoundListener,
         reload::{self, Reloader, Settings},
-        respond::{bytes, json, refuse, refuse_with, time_left, on_pool},
+        respond::{bytes, json, on_pool, refuse, refuse_with, time_left},
     },
     metrics::Metrics,
     request::{

@@ -377,7 +377,11 @@ fn begin(
         step: RolloutStep::Replay,
         since_ms: now_ms,
         previous: previous.map(|previous| previous.version.clone()),
-        displaced: if limits.replace { transitions::displaced(registry, &expert) } else { Vec::new() },
+        displaced: if limits.replace {
+            transitions::displaced(registry, &expert)
+        } else {
+            Vec::new()
+        },
         limits,
         before_us: None,
         settled: false,

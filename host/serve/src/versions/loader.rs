@@ -162,7 +162,8 @@ impl VersionLoader {
         let serving = self.fm_config.loading(self.config.device);
         let base = self.config.paths.fm_work.join("served");
         let topic = Topic::fm(version);
-        let (fm, follower, folder) = weight_updates::open_fm((self.streams.clone(), topic), &base, serving)?;
+        let (fm, follower, folder) =
+            weight_updates::open_fm((self.streams.clone(), topic), &base, serving)?;
         let tier = self.local(fm)?;
         self.feeds.add(WeightFeed::fm(version, follower, (&tier, folder)));
         Ok(tier)
