@@ -11,7 +11,7 @@ use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
-use hypercast_serve::fm_remote::decode_examples;
+use hypercast_serve::fm::remote::decode_examples;
 use hypercast_stream::ingest::Fact;
 use hypercast_stream::join::{Joiner, Known, Made, Options};
 use serde_json::{Map, Value, json};

@@ -19,7 +19,7 @@ use hypercast_data::dataset::{
 };
 use hypercast_data::schema::{Schema, TaskKind};
 use hypercast_serve::{
-    api::{Candidate, EventBody, EventsRequest, Explanation, RankAnswer, RankRequest},
+    api::{RankCandidate, EventBody, EventsRequest, Explanation, RankAnswer, RankRequest},
     convert::Converter,
 };
 
@@ -175,8 +175,8 @@ impl Client<'_> {
         Ok(Answered { answer, took: start.elapsed() })
     }
 
-    fn candidate(&self, row: &Impression) -> Candidate {
-        Candidate { id: row.item, features: self.converter.named(&row.context) }
+    fn candidate(&self, row: &Impression) -> RankCandidate {
+        RankCandidate { id: row.item, features: self.converter.named(&row.context) }
     }
 
     fn tell(&self, outcomes: &[Impression]) -> Result<()> {

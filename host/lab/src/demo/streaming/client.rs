@@ -16,7 +16,7 @@ use hypercast_data::dataset::Impression;
 use hypercast_data::schema::Schema;
 use hypercast_serve::{
     api::{
-        ActionBody, Candidate, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
+        ActionBody, RankCandidate, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
         RankRequest,
     },
     convert::Converter,
@@ -85,7 +85,7 @@ impl Client {
 
     fn rank_one(&self, rows: &[Impression]) -> Result<Answered> {
         let first = &rows[0];
-        let candidate = |row: &Impression| Candidate {
+        let candidate = |row: &Impression| RankCandidate {
             id: row.item,
             features: self.converter.named(&row.context),
         };
