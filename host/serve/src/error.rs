@@ -25,6 +25,16 @@ pub enum Error {
     /// The configuration is not usable.
     #[error(transparent)]
     Config(#[from] hypercast_config::Error),
+    /// Another error, with what it happened to.
+    #[error("{what}: {source}")]
+    Context {
+        /// What failed, as the beginning of a sentence.
+        what: String,
+        /// What a caller can do about it.
+        kind: ErrorKind,
+        /// The error itself.
+        source: Box<Error>,
+    },
     /// A stream, the join, a publication or the registry failed.
     #[error(transparent)]
     Stream(#[from] hypercast_stream::Error),
@@ -37,6 +47,7 @@ impl Error {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Error::Context { kind, .. } => *kind,
             Error::Core(error) => error.kind(),
             Error::Data(error) => error.kind(),
             Error::Config(error) => error.kind(),
@@ -44,5 +55,21 @@ impl Error {
             Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
             Error::Expert(_) => ErrorKind::Unfit,
         }
+    }
+
+    /// The same error, with what it happened to in front.
+    pub(crate) fn within(self, what: impl Into<String>) -> Self {
+        Error::Context { what: what.into(), kind: self.kind(), source: Box::new(self) }
+    }
+
+    /// An error in something of the host's own, such as its configuration or a version that it
+    /// serves: internal, whatever its kind is for the one who provided that. Rules that forbid a
+    /// request and services that do not answer stay what they are.
+    pub(crate) fn of_the_host(self) -> Self {
+        let kind = match self.kind() {
+            kind @ (ErrorKind::Refused | ErrorKind::Unavailable) => kind,
+            ErrorKind::Invalid | ErrorKind::Unfit | ErrorKind::Internal => ErrorKind::Internal,
+        };
+        Error::Context { what: "on the host's side".into(), kind, source: Box::new(self) }
     }
 }

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod request;
 pub mod request_log;
 pub mod rollout;
+mod threads;
 pub mod versions;
 
 pub use error::{Error, Result};

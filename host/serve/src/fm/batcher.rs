@@ -7,9 +7,8 @@
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, TrySendError},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -26,6 +25,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
     request::api::Refusal,
+    threads::{QueueThread, survive_panic},
 };
 
 /// A request's examples (one, or those of a caller that batches itself), and who waits for them.
@@ -44,8 +44,7 @@ impl InferJob {
 /// An FM behind a queue. Dropping it finishes what is queued.
 pub struct FmBatcher {
     fm: Arc<dyn FoundationModel>,
-    queue: Option<SyncSender<InferJob>>,
-    thread: Option<JoinHandle<()>>,
+    thread: QueueThread<InferJob>,
 }
 
 impl FmBatcher {
@@ -58,26 +57,20 @@ impl FmBatcher {
         config: &FmTierConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let cannot = |error: String| Error::invalid(format!("cannot start FM threads: {error}"));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads)
             .thread_name(|index| format!("fm-{index}"))
             .build()
-            .map_err(|error| cannot(error.to_string()))?;
-        let (queue, jobs) = sync_channel(config.queue);
+            .map_err(|error| Error::internal(format!("cannot start the FM's threads: {error}")))?;
         let worker = BatchWorker {
             fm: fm.clone(),
             pool,
-            jobs,
             most: config.batch_candidates,
             wait: config.batch_wait(),
             metrics,
         };
-        let thread = std::thread::Builder::new()
-            .name("fm-batch".into())
-            .spawn(move || worker.work())
-            .map_err(|error| cannot(error.to_string()))?;
-        Ok(Self { fm, queue: Some(queue), thread: Some(thread) })
+        let thread = QueueThread::start("fm-batch", config.queue, move |jobs| worker.work(&jobs))?;
+        Ok(Self { fm, thread })
     }
 
     /// What the checkpoint says of itself.
@@ -105,11 +98,14 @@ impl FmBatcher {
         deadline: Instant,
     ) -> std::result::Result<FmOutput, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let queue = self.queue.as_ref().expect("only drop takes the queue");
-        queue.try_send(InferJob { examples, deadline, reply }).map_err(|error| match error {
-            TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
-            TrySendError::Disconnected(_) => Refusal::Internal("the FM's thread is gone".into()),
-        })?;
+        self.thread.try_send(InferJob { examples, deadline, reply }).map_err(
+            |error| match error {
+                TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
+                TrySendError::Disconnected(_) => {
+                    Refusal::Internal("the FM's thread is gone".into())
+                }
+            },
+        )?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Refusal::Internal("the FM failed inside; see the host's log".into())),
@@ -118,49 +114,40 @@ impl FmBatcher {
     }
 }
 
-impl Drop for FmBatcher {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// The thread that makes batches.
 struct BatchWorker {
     fm: Arc<dyn FoundationModel>,
     pool: rayon::ThreadPool,
-    jobs: Receiver<InferJob>,
     most: usize,
     wait: Duration,
     metrics: Arc<Metrics>,
 }
 
 impl BatchWorker {
-    fn work(self) {
+    fn work(self, jobs: &Receiver<InferJob>) {
         let mut held = None;
-        while let Some(first) = held.take().or_else(|| self.jobs.recv().ok()) {
-            let (batch, next) = self.gather(first);
+        while let Some(first) = held.take().or_else(|| jobs.recv().ok()) {
+            let (batch, next) = self.gather(first, jobs);
             held = next;
             self.metrics.fm_batch(batch.len());
-            let run = std::panic::AssertUnwindSafe(|| self.answer(batch));
             // A batch that panics fails its own requests alone.
-            if std::panic::catch_unwind(run).is_err() {
-                tracing::error!("a pass of the FM panicked; its callers get an error");
-            }
+            survive_panic("a pass of the FM panicked; its callers get an error", || {
+                self.answer(batch);
+            });
         }
     }
 
     /// What goes with `first`, and the job that no longer fits.
-    fn gather(&self, first: InferJob) -> (Vec<InferJob>, Option<InferJob>) {
+    fn gather(
+        &self,
+        first: InferJob,
+        jobs: &Receiver<InferJob>,
+    ) -> (Vec<InferJob>, Option<InferJob>) {
         let until = (Instant::now() + self.wait).min(first.deadline);
         let mut candidates = first.candidates();
         let mut batch = vec![first];
         while candidates < self.most {
-            let job = match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now()))
-            {
+            let job = match jobs.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             };
@@ -200,7 +187,7 @@ impl BatchWorker {
     fn infer(&self, jobs: &[InferJob]) -> hypercast_fm::Result<Vec<FmOutput>> {
         let examples: Vec<&Example> = jobs.iter().flat_map(|job| job.examples.iter()).collect();
         let fm = &*self.fm;
-        let said = self.pool.install(|| fm.infer(&examples))?;
+        let output = self.pool.install(|| fm.infer(&examples))?;
         let manifest = self.fm.manifest();
         let (width, tasks) = (manifest.config.tae_width(), manifest.spec.main_tasks().len());
         let mut from = 0;
@@ -208,8 +195,8 @@ impl BatchWorker {
             let rows = from..from + job.candidates();
             from = rows.end;
             FmOutput {
-                tae: said.tae[rows.start * width..rows.end * width].to_vec(),
-                main: said.main[rows.start * tasks..rows.end * tasks].to_vec(),
+                tae: output.tae[rows.start * width..rows.end * width].to_vec(),
+                main: output.main[rows.start * tasks..rows.end * tasks].to_vec(),
             }
         };
         Ok(jobs.iter().map(part).collect())

@@ -59,7 +59,8 @@ struct EmbedAnswer {
 
 /// The body of a request.
 pub fn encode_examples(examples: &[Example]) -> Result<Vec<u8>> {
-    postcard::to_stdvec(examples).map_err(|error| Error::invalid(format!("examples: {error}")))
+    postcard::to_stdvec(examples)
+        .map_err(|error| Error::internal(format!("examples cannot be encoded: {error}")))
 }
 
 /// Examples from a request's body.
@@ -79,7 +80,8 @@ pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Res
     let mut tae = Vec::new();
     format.encode(&output.tae, tae_dim, &mut tae);
     let answer = EmbedAnswer { tae_dim: tae_dim as u32, format, tae, main: output.main };
-    postcard::to_stdvec(&answer).map_err(|error| Error::invalid(format!("an answer: {error}")))
+    postcard::to_stdvec(&answer)
+        .map_err(|error| Error::internal(format!("an answer cannot be encoded: {error}")))
 }
 
 fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, String> {
@@ -117,8 +119,8 @@ impl RemoteFm {
         let given = |path: &Path| !path.as_os_str().is_empty();
         let ca = given(&config.ca).then_some(config.ca.as_path());
         let bearer = given(&config.token).then(|| bearer(&config.token)).transpose()?;
-        let manifest = Self::ask_manifest((&url, version), ca, bearer.as_ref()).map_err(|why| {
-            Error::invalid(format!(
+        let manifest = Self::ask_manifest(&url, version, ca, bearer.as_ref()).map_err(|why| {
+            Error::unreachable(format!(
                 "no FM at {url:?} (fm_serving.url): {why}; start one with `hypercast serve --tier fm-serving`"
             ))
         })?;
@@ -139,7 +141,8 @@ impl RemoteFm {
     }
 
     fn ask_manifest(
-        (url, version): (&str, Option<&str>),
+        url: &str,
+        version: Option<&str>,
         ca: Option<&Path>,
         bearer: Option<&HeaderValue>,
     ) -> std::result::Result<Manifest, String> {

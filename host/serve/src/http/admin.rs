@@ -134,7 +134,7 @@ async fn logs(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Res
         let mut faults: Vec<FaultLine> = Vec::new();
         for arm in arms() {
             let of = |(at_ms, text)| FaultLine { at_ms, arm: arm.label.clone(), text };
-            faults.extend(arm.tally().said().into_iter().map(of));
+            faults.extend(arm.stats().recent_faults().into_iter().map(of));
         }
         faults.sort_by_key(|fault| fault.at_ms);
         let log = arms().next().map(|arm| arm.expert().blueprint().plugin.log());

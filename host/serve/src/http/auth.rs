@@ -173,14 +173,12 @@ impl AccessRules {
     fn admin(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
         match &self.admin {
             AdminAccess::Off(why) => Err(Denial::new(403, "admin_off", why)),
-            AdminAccess::Local => match from_a_page(headers) {
-                false => Ok(CallerName("local".into())),
-                true => Err(Denial::new(
-                    403,
-                    "forbidden",
-                    "without tokens, admin routes are for programs of this machine, not for pages in a browser: ask localhost or 127.0.0.1 by its name, or set server.admin_tokens",
-                )),
-            },
+            AdminAccess::Local if !from_a_page(headers) => Ok(CallerName("local".into())),
+            AdminAccess::Local => Err(Denial::new(
+                403,
+                "forbidden",
+                "without tokens, admin routes are for programs of this machine, not for pages in a browser: ask localhost or 127.0.0.1 by its name, or set server.admin_tokens",
+            )),
             AdminAccess::Tokens(tokens) => match presented(headers) {
                 None => Err(Denial::missing("server.admin_tokens")),
                 Some(token) => match (tokens.holder(token), &self.callers) {
@@ -212,7 +210,7 @@ impl AccessRules {
 
 async fn admin(State(access): State<Arc<AccessControl>>, request: Request, next: Next) -> Response {
     let verdict = access.rules().admin(request.headers());
-    answer(&access, "admin", verdict, (request, next)).await
+    answer(&access, "admin", verdict, request, next).await
 }
 
 async fn caller(
@@ -221,14 +219,15 @@ async fn caller(
     next: Next,
 ) -> Response {
     let verdict = access.rules().caller(request.headers());
-    answer(&access, "callers", verdict, (request, next)).await
+    answer(&access, "callers", verdict, request, next).await
 }
 
 async fn answer(
     access: &AccessControl,
     routes: &str,
     verdict: std::result::Result<CallerName, Denial>,
-    (mut request, next): (Request, Next),
+    mut request: Request,
+    next: Next,
 ) -> Response {
     match verdict {
         Ok(caller) => {
@@ -304,7 +303,7 @@ impl TokenList {
         let text = secret_file::read(path, MOST_BYTES)?;
         let text = str::from_utf8(&text).map_err(|_| Error::data(path, "it is not text"))?;
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
-            .map_err(|_| Error::invalid("the system gives no random bytes"))?;
+            .map_err(|_| Error::internal("the system gives no random bytes"))?;
         let mut known: Vec<(String, hmac::Tag)> = Vec::new();
         for (at, line) in text.lines().enumerate() {
             let line = line.trim();
@@ -329,10 +328,10 @@ impl TokenList {
             }
             known.push((name.to_owned(), hmac::sign(&key, token.as_bytes())));
         }
-        match known.is_empty() {
-            true => Err(Error::data(path, "it holds no token; write one as `NAME TOKEN` a line")),
-            false => Ok(Self { key, known }),
+        if known.is_empty() {
+            return Err(Error::data(path, "it has no token; write one `NAME TOKEN` per line"));
         }
+        Ok(Self { key, known })
     }
 
     /// The name of who holds a token. Always goes through all of them.

@@ -61,13 +61,13 @@ pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
                 })?;
             }
             if roots.is_empty() {
-                return Err(Error::data(path, "it holds no certificate in PEM"));
+                return Err(Error::data(path, "it has no certificate in PEM"));
             }
         }
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::invalid(format!("TLS: {error}")))?
+        .map_err(|error| Error::internal(format!("TLS cannot be set up: {error}")))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)

@@ -19,7 +19,7 @@ use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 
 use crate::{
-    error::{CommonErrors as _, Error, Result},
+    error::Result,
     http::{
         auth,
         listen::BoundListener,
@@ -32,6 +32,7 @@ use crate::{
         events::EventIntake,
         workers::{PoolSize, Workers},
     },
+    threads::{join, spawn},
 };
 
 /// Threads that wait for the disk.
@@ -45,26 +46,38 @@ struct IngestState {
     metrics: Arc<Metrics>,
 }
 
+/// What the tier needs besides its listener.
+pub(crate) struct IngestContext {
+    /// The configuration of the start.
+    pub(crate) config: Config,
+    /// The part of it that a reload changes.
+    pub(crate) settings: Arc<Settings>,
+    /// Counts requests and events.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Reads the configuration again.
+    pub(crate) reloader: Reloader,
+}
+
 /// Takes events in until `stop` resolves, then finishes what was accepted.
 ///
 /// # Errors
 /// A data set without a schema, an engine that cannot be reached or written to.
 pub(crate) async fn serve(
-    (config, settings): (Config, Arc<Settings>),
-    (bound, metrics, reloader): (BoundListener, Arc<Metrics>, Reloader),
+    bound: BoundListener,
+    context: IngestContext,
     stop: impl Future<Output = ()> + Send + 'static,
     ready: impl FnOnce(&str) + Send + 'static,
 ) -> Result<()> {
+    let IngestContext { config, settings, metrics, reloader } = context;
     let schema = Arc::new(Schema::load(&config.paths.dataset.join("schema.toml"))?);
     let engine = hypercast_stream::engine::open(&config.engine)?;
     let intake = Arc::new(EventIntake::new(engine, schema, &config, metrics.clone()));
     intake.open()?;
     let size = PoolSize { threads: THREADS, queue: config.server.queue };
-    let workers = Workers::start(size)
-        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
+    let workers = Workers::start(size)?;
     let halt = Shutdown::default();
     let (ticks, of_ticks) = (intake.clone(), halt.clone());
-    let ticks = std::thread::spawn(move || ticks.tick(&of_ticks));
+    let ticks = spawn("ticks", move || ticks.tick(&of_ticks))?;
     let app = Arc::new(IngestState { settings, reloader, intake, workers, metrics });
     let own = Arc::downgrade(&app);
     // It has no experts.
@@ -72,8 +85,7 @@ pub(crate) async fn serve(
     ready(&bound.url());
     bound.serve(routes(app), stop).await;
     halt.request();
-    // A thread that panicked has said so already.
-    let _ = ticks.join();
+    join(ticks);
     Ok(())
 }
 

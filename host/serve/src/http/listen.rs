@@ -146,10 +146,11 @@ impl BoundListener {
 pub(crate) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host(&server.listen).await;
     let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
-    match addresses.is_empty() {
-        true => Err(Error::invalid(format!("{:?} (server.listen) is no address", server.listen))),
-        false => Ok(addresses),
+    if addresses.is_empty() {
+        let why = format!("{:?} (server.listen) is not an address", server.listen);
+        return Err(Error::invalid(why));
     }
+    Ok(addresses)
 }
 
 fn cannot_listen(server: &Server, error: &io::Error) -> Error {

@@ -115,8 +115,10 @@ struct ReloadMetrics {
 
 impl Reloader {
     pub(crate) fn new(
-        (origin, settings): (Origin, Arc<Settings>),
-        (access, tls): (Arc<AccessControl>, Option<Arc<Tls>>),
+        origin: Origin,
+        settings: Arc<Settings>,
+        access: Arc<AccessControl>,
+        tls: Option<Arc<Tls>>,
         metrics: &Metrics,
     ) -> Self {
         let told = ReloadMetrics {
@@ -171,12 +173,14 @@ impl Reloader {
         let file = self.origin.read()?;
         let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
         // All that can fail comes first, the slowest of it last.
-        let rules = self.access.read(&config.server).map_err(|error| match waiting.is_empty() {
-            true => error,
-            false => Error::invalid(format!(
-                "{error} (what takes effect at the next start alone is not counted: {})",
+        let rules = self.access.read(&config.server).map_err(|error| {
+            if waiting.is_empty() {
+                return error;
+            }
+            Error::invalid(format!(
+                "{error} (these keys keep their old values until the next start: {})",
                 waiting.join(", ")
-            )),
+            ))
         })?;
         let tls = match &self.tls {
             Some(tls) => Some((tls, tls::read(&config.server)?)),
@@ -201,7 +205,7 @@ pub(crate) fn at_signals(
     reload: impl Fn() -> Option<Result<ReloadOutcome>> + Send + Sync + 'static,
 ) -> Result<()> {
     let mut hangups = signal(SignalKind::hangup())
-        .map_err(|error| Error::invalid(format!("cannot watch SIGHUP: {error}")))?;
+        .map_err(|error| Error::internal(format!("cannot watch for SIGHUP: {error}")))?;
     let reload = Arc::new(reload);
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {

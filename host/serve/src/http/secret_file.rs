@@ -24,8 +24,8 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     }
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    match bytes.len() as u64 > most {
-        true => Err(Error::data(path, format!("it is over {most} bytes; is it the right file?"))),
-        false => Ok(bytes),
+    if bytes.len() as u64 > most {
+        return Err(Error::data(path, format!("it is over {most} bytes; is it the right file?")));
     }
+    Ok(bytes)
 }

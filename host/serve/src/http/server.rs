@@ -19,17 +19,16 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
         auth::AccessControl,
-        ingest,
+        ingest::{self, IngestContext},
         listen::{self, BoundListener},
-        reload::Settings,
-        reload::{self, Origin, ReloadOutcome, Reloader},
+        reload::{self, Origin, ReloadOutcome, Reloader, Settings},
         routes,
     },
     metrics::Metrics,
     request::{
         admission::Admission,
         api::Refusal,
-        service::RankingService,
+        service::{RankingService, ServiceContext},
         workers::{PoolSize, Workers},
     },
     rollout::{RolloutService, serving},
@@ -112,15 +111,19 @@ pub async fn serve(
     let access = AccessControl::new(&config.server, &addresses, &metrics)?;
     let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
     let settings = Settings::new(config.clone());
-    let reloader = Reloader::new((origin, settings.clone()), (access, bound.tls()), &metrics);
+    let reloader = Reloader::new(origin, settings.clone(), access, bound.tls(), &metrics);
     if tier == Tier::Ingest {
-        return ingest::serve((config, settings), (bound, metrics, reloader), stop, ready).await;
+        return ingest::serve(
+            bound,
+            IngestContext { config, settings, metrics, reloader },
+            stop,
+            ready,
+        )
+        .await;
     }
     let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
-    let workers = Workers::start(size)
-        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
-    let intake = Workers::start(PoolSize { threads: 2, ..size })
-        .map_err(|error| Error::invalid(format!("cannot start threads: {error}")))?;
+    let workers = Workers::start(size)?;
+    let intake = Workers::start(PoolSize { threads: 2, ..size })?;
     let most = match tier {
         Tier::All | Tier::Expert | Tier::Ingest => config.server.queue,
         Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
@@ -143,7 +146,7 @@ pub async fn serve(
     let (failed, failure) = oneshot::channel();
     let (loading, handle) = (app.clone(), Handle::current());
     std::thread::spawn(move || {
-        match load((&loading.config, &loading.settings), loading.tier, &loading.metrics, handle) {
+        match load(&loading.config, &loading.settings, loading.tier, &loading.metrics, handle) {
             Ok(loaded) => {
                 // Only this thread sets it.
                 let _ = loading.loaded.set(loaded);
@@ -180,21 +183,22 @@ pub async fn serve(
     }
     match served {
         Ok(()) => outcome,
-        Err(error) => outcome.and(Err(Error::invalid(format!("the server failed: {error}")))),
+        Err(error) => outcome.and(Err(Error::internal(format!("the server failed: {error}")))),
     }
 }
 
 fn load(
-    (config, settings): (&Config, &Arc<Settings>),
+    config: &Config,
+    settings: &Arc<Settings>,
     tier: Tier,
     metrics: &Arc<Metrics>,
     handle: Handle,
 ) -> Result<LoadedTier> {
     let ranks = matches!(tier, Tier::All | Tier::Expert);
-    let fm_config = match ranks {
-        true => fm_config(config, tier).clone(),
-        false => FmTierConfig { url: String::new(), ..fm_config(config, tier).clone() },
-    };
+    let mut fm_config = fm_config(config, tier).clone();
+    if !ranks {
+        fm_config.url.clear();
+    }
     if tier == Tier::Expert && fm_config.url.is_empty() {
         return Err(Error::invalid(
             "--tier expert needs the FM's address in another process: set fm_serving.url",
@@ -204,21 +208,20 @@ fn load(
     let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
     let streams = engine::open(&config.engine)?;
     let loader =
-        VersionLoader::new(config, &fm_config, schema.clone(), (streams.clone(), metrics.clone()))?;
+        VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
     let wasm = loader.wasm();
-    let begun = InitialVersions::new(loader, (config, tier), schema, &*streams)?;
+    let begun = InitialVersions::new(loader, config, tier, schema, &*streams)?;
     let models = begun.models().clone();
-    let load = |dataset| {
-        RankingService::load(
-            (settings.clone(), &dataset),
-            streams.clone(),
-            (models.clone(), metrics.clone()),
-            handle,
-        )
+    let context = ServiceContext {
+        settings: settings.clone(),
+        models: models.clone(),
+        metrics: metrics.clone(),
+        handle,
     };
+    let load = |dataset| RankingService::load(context, &dataset, streams.clone());
     let service = dataset.map(load).transpose()?.map(Arc::new);
-    let start = |service| serving::start(settings.clone(), service, (wasm, streams.clone()));
+    let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
     let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
-    let following = begun.follow((streams, metrics.clone()), service.clone())?;
+    let following = begun.follow(streams, metrics.clone(), service.clone())?;
     Ok(LoadedTier { models, service, rollouts, following })
 }

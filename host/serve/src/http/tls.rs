@@ -110,10 +110,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<std::result::Result<_, _>>()
         .map_err(|error| wrong(format!("a certificate cannot be read: {error}")))?;
-    match chain.is_empty() {
-        true => Err(wrong("it holds no certificate in PEM".into())),
-        false => Ok(chain),
-    }
+    if chain.is_empty() { Err(wrong("it has no certificate in PEM".into())) } else { Ok(chain) }
 }
 
 #[cfg(test)]

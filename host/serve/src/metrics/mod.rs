@@ -29,7 +29,10 @@ use prometheus::{
 use serde::Serialize;
 
 use crate::{
-    metrics::{plugins::PluginMetrics, window::LiveQuality, window::RecentValues},
+    metrics::{
+        plugins::PluginMetrics,
+        window::{LiveQuality, RecentValues},
+    },
     versions::serving_set::ServingSet,
 };
 

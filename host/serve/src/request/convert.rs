@@ -66,9 +66,12 @@ impl Converter {
         let candidates = request
             .candidates
             .iter()
-            .map(|candidate| match candidate.features.is_empty() {
-                true => Ok(CandidateInput { item: candidate.id, ..of_request.clone() }),
-                false => self.candidate(candidate, &request.context, &known),
+            .map(|candidate| {
+                if candidate.features.is_empty() {
+                    Ok(CandidateInput { item: candidate.id, ..of_request.clone() })
+                } else {
+                    self.candidate(candidate, &request.context, &known)
+                }
             })
             .collect::<Result<_, _>>()?;
         Ok(RequestInput {
@@ -177,10 +180,8 @@ impl Converter {
             .item_features
             .iter()
             .any(|feature| candidate.features.contains_key(&feature.name));
-        let features = match own {
-            false => None,
-            true => Some(Arc::new(self.item(candidate, known(candidate.id))?)),
-        };
+        let features =
+            own.then(|| self.item(candidate, known(candidate.id)).map(Arc::new)).transpose()?;
         Ok(CandidateInput {
             item: candidate.id,
             features,

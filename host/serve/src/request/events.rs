@@ -225,12 +225,12 @@ fn same_request(first: &Impression, next: &Impression) -> bool {
 
 fn in_time(time_ms: i64, latest_ms: i64) -> Converted<()> {
     check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))?;
-    match time_ms <= latest_ms {
-        true => Ok(()),
-        false => Err(Refusal::BadRequest(format!(
-            "its time {time_ms} is more than join.max_future_s ahead of this machine's clock; times are milliseconds since the epoch"
-        ))),
+    if time_ms <= latest_ms {
+        return Ok(());
     }
+    Err(Refusal::BadRequest(format!(
+        "time {time_ms} is further ahead of this machine's clock than join.max_future_s; times are milliseconds since the epoch"
+    )))
 }
 
 fn placed<T>(list: &str, at: usize, made: Converted<T>) -> Converted<T> {

@@ -133,7 +133,7 @@ impl FeatureFollower {
         let folder = Folder::hold(&config.paths.state.join("serve"))?;
         let world = world(dataset, &config.joiner()?)?;
         let kept = engine.span(&Topic::outcomes())?;
-        let (state, position) = begin(&folder, &world, &kept, (dataset, config))?;
+        let (state, position) = begin(&folder, &world, &kept, dataset, config)?;
         let live = LiveFeatures {
             state: RwLock::new(state),
             applied: watch::Sender::new(position),
@@ -206,7 +206,8 @@ fn begin(
     folder: &Folder,
     world: &str,
     kept: &Range<u64>,
-    (dataset, config): (&Dataset, &Config),
+    dataset: &Dataset,
+    config: &Config,
 ) -> Result<(FeatureState, u64)> {
     let fits = |saved: &SavedLiveState| {
         saved.world == world && (kept.start..=kept.end).contains(&saved.position)

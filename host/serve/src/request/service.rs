@@ -53,6 +53,18 @@ pub struct RankingService {
     recorder: RequestLog,
 }
 
+/// What the service shares with the rest of the process.
+pub struct ServiceContext {
+    /// The configuration, which a reload may change.
+    pub settings: Arc<Settings>,
+    /// The versions that serve.
+    pub models: Arc<ServingModels>,
+    /// Counts requests.
+    pub metrics: Arc<Metrics>,
+    /// The runtime from which shadows call FMs in other processes.
+    pub handle: Handle,
+}
+
 /// A request with its features, and who answers it.
 pub struct Fetched {
     /// The request, alone.
@@ -91,11 +103,11 @@ impl RankingService {
     /// # Errors
     /// Streams that cannot be read, or written by this process.
     pub fn load(
-        (settings, dataset): (Arc<Settings>, &Dataset),
+        context: ServiceContext,
+        dataset: &Dataset,
         engine: Arc<dyn Engine>,
-        (models, metrics): (Arc<ServingModels>, Arc<Metrics>),
-        handle: Handle,
     ) -> Result<Self> {
+        let ServiceContext { settings, models, metrics, handle } = context;
         let config = &*settings.now();
         let schema = dataset.schema.clone();
         let streams = Arc::new(EventStreams::start(engine, config, dataset, metrics.clone())?);
@@ -240,7 +252,8 @@ impl RankingService {
         let fm = fetched.fm();
         let kept = self.recorder.offer(RequestToLog {
             example: fetched.example.clone(),
-            fm: (fm.version().to_owned(), fm.manifest().config.tae_width()),
+            fm: fm.version().to_owned(),
+            tae_dim: fm.manifest().config.tae_width(),
             output: said.cloned(),
             arm: fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone()),
             degraded: answer.degraded,

@@ -19,13 +19,14 @@ use hypercast_stream::{
 use tokio::sync::watch;
 
 use crate::{
-    error::{CommonErrors as _, Error, Result},
+    error::Result,
     metrics::Metrics,
     request::{
         api::{EventsRequest, Refusal},
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
+    threads::{join, spawn},
 };
 
 /// All of it.
@@ -52,13 +53,11 @@ impl EventStreams {
         let stop = Shutdown::default();
         let schema = dataset.schema.clone();
         let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
-        let joiner = match config.join.in_daemon {
-            true => {
-                intake.open()?;
-                Some(caught_up(&engine, config, dataset, (&metrics, &stop))?)
-            }
-            false => None,
-        };
+        let mut joiner = None;
+        if config.join.in_daemon {
+            intake.open()?;
+            joiner = Some(caught_up(&engine, config, dataset, &metrics, &stop)?);
+        }
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
         let mut streams = Self {
             intake: intake.clone(),
@@ -115,17 +114,13 @@ impl EventStreams {
     pub fn stop(&self) {
         self.stop.request();
         for thread in self.threads.lock().expect("no holder panics").drain(..) {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
+            join(thread);
         }
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce(&Shutdown) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || run(&stop))
-            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        let thread = spawn(name, move || run(&stop))?;
         self.threads.lock().expect("no holder panics").push(thread);
         Ok(())
     }
@@ -142,7 +137,8 @@ fn caught_up(
     engine: &Arc<dyn Engine>,
     config: &Config,
     dataset: &Dataset,
-    (metrics, stop): (&Arc<Metrics>, &Shutdown),
+    metrics: &Arc<Metrics>,
+    stop: &Shutdown,
 ) -> Result<Runner> {
     let mut joiner =
         Runner::open(engine.clone(), &config.joiner()?, dataset, metrics.clone(), stop.clone())?;

@@ -16,6 +16,11 @@ use std::{
 use hypercast_core::clock;
 use hypercast_expert::long_call;
 
+use crate::{
+    error::Result,
+    threads::{join, spawn, survive_panic},
+};
+
 type RequestJob = Box<dyn FnOnce() + Send>;
 
 /// A fixed pool over a bounded queue; dropping it finishes what is queued.
@@ -39,12 +44,15 @@ pub struct PoolSize {
 
 impl Workers {
     /// Starts the threads.
-    pub fn start(size: PoolSize) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(size: PoolSize) -> Result<Self> {
         let (queue, jobs) = sync_channel::<RequestJob>(size.queue);
         let threads = Mutex::new(Vec::with_capacity(2 * size.threads));
         let pool = Arc::new(WorkerPool { jobs: Mutex::new(jobs), threads, most: 2 * size.threads });
         for index in 0..size.threads {
-            pool.spawn(&mut pool.threads(), format!("rank-{index}"))?;
+            pool.spawn(&mut pool.threads(), &format!("rank-{index}"))?;
         }
         Ok(Self { queue: Some(queue), pool })
     }
@@ -53,7 +61,7 @@ impl Workers {
     ///
     /// # Errors
     /// [`Busy`] if the queue is full; the job is dropped.
-    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> std::result::Result<(), Busy> {
         let queue = self.queue.as_ref().expect("only drop takes the queue");
         match queue.try_send(Box::new(job)) {
             Ok(()) => Ok(()),
@@ -68,8 +76,7 @@ impl Drop for Workers {
         loop {
             // Not held while it waits: a thread that ends takes itself out.
             let Some(thread) = self.pool.threads().pop() else { return };
-            // A thread that panicked has said so already.
-            let _ = thread.join();
+            join(thread);
         }
     }
 }
@@ -88,13 +95,9 @@ thread_local! {
 }
 
 impl WorkerPool {
-    fn spawn(
-        self: &Arc<Self>,
-        threads: &mut Vec<JoinHandle<()>>,
-        name: String,
-    ) -> std::io::Result<()> {
+    fn spawn(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>, name: &str) -> Result<()> {
         let pool = self.clone();
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let thread = spawn(name, move || {
             POOL.set(Some(pool.clone()));
             long_call::on_this_thread(leave);
             pool.work();
@@ -111,9 +114,7 @@ impl WorkerPool {
             };
             let Ok(job) = job else { return };
             // A job that panics must not take its thread, and with it capacity, away.
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-                tracing::error!("a request panicked; its caller gets an error, the thread goes on");
-            }
+            survive_panic("a request panicked; its caller gets an error, the thread goes on", job);
         }
         let own = thread::current().id();
         self.threads().retain(|thread| thread.thread().id() != own);
@@ -132,7 +133,7 @@ fn leave() {
         return;
     }
     let name = thread::current().name().unwrap_or("rank").to_owned();
-    match pool.spawn(&mut threads, name) {
+    match pool.spawn(&mut threads, &name) {
         Ok(()) => {
             LEFT.set(true);
             // After the other began, which would have it from this one.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::request_log::{
     reader::newest,
-    replay::{ReplayExpert, replay},
+    replay::{ReplayExpert, ReplaySettings, replay},
     report::ReplayReport,
     writer::{RequestLog, RequestToLog},
 };

@@ -21,9 +21,10 @@ pub fn newest(
     most: usize,
     wanted: impl Fn(&RecordedRequest) -> bool,
 ) -> Result<Vec<RecordedRequest>> {
-    let files: Vec<PathBuf> = match path.is_dir() {
-        true => files(path)?.into_iter().map(|(_, path)| path).collect(),
-        false => vec![path.to_path_buf()],
+    let files: Vec<PathBuf> = if path.is_dir() {
+        files(path)?.into_iter().map(|(_, path)| path).collect()
+    } else {
+        vec![path.to_path_buf()]
     };
     let mut newest: Vec<RecordedRequest> = Vec::new();
     for file in files.iter().rev() {
@@ -94,7 +95,7 @@ fn record(bytes: &[u8]) -> std::result::Result<Option<(RecordedRequest, &[u8])>,
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use hypercast_fm::example::{Example, User};
@@ -102,7 +103,7 @@ mod tests {
     use super::{super::writer::FileRing, *};
     use hypercast_config::RecordedSettings;
 
-    fn recorded(request: u64) -> RecordedRequest {
+    pub fn recorded(request: u64) -> RecordedRequest {
         let example = Example {
             request,
             user: Arc::new(User { id: 1, ..User::default() }),

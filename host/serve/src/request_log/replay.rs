@@ -22,34 +22,64 @@ pub struct ReplayExpert<'a> {
     pub label: &'a str,
 }
 
+/// How a replay runs.
+pub struct ReplaySettings<'a> {
+    /// Length of the top lists that are compared.
+    pub k: usize,
+    /// Whether the first fault of the expert ends the replay.
+    pub stop_at_fault: bool,
+    /// Called before each request; true ends the replay.
+    pub stop: &'a dyn Fn() -> bool,
+}
+
 /// Runs `own` over requests, and `other` beside it; without one, what was answered stands in. `k` is the length of the
 /// lists that are compared at their tops, and `stop` is asked before each request.
 pub fn replay(
     requests: &[RecordedRequest],
     own: ReplayExpert<'_>,
     other: Option<ReplayExpert<'_>>,
-    (k, stop): (usize, &dyn Fn() -> bool),
+    settings: &ReplaySettings<'_>,
+) -> ReplayReport {
+    let rank_other =
+        other.map(|other| move |request: &_, times: &mut _| other.rank(request, times));
+    let mut report = compare(
+        requests,
+        &|request, times| own.rank(request, times),
+        rank_other.as_ref().map(|rank| rank as &Rank<'_>),
+        settings,
+    );
+    report.of = own.label.to_owned();
+    report.against = other.map_or("what was answered", |other| other.label).to_owned();
+    report
+}
+
+/// Ranks a recorded request and adds the time it took, in microseconds.
+type Rank<'a> = dyn Fn(&RecordedRequest, &mut Vec<f64>) -> Result<Vec<u64>, ExpertFault> + 'a;
+
+fn compare(
+    requests: &[RecordedRequest],
+    own: &Rank<'_>,
+    other: Option<&Rank<'_>>,
+    settings: &ReplaySettings<'_>,
 ) -> ReplayReport {
     let mut sums = RankingSums::default();
-    let mut report = ReplayReport {
-        of: own.label.to_owned(),
-        against: other.map_or("what was answered", |other| other.label).to_owned(),
-        k,
-        ..ReplayReport::default()
-    };
+    let mut report = ReplayReport { k: settings.k, ..ReplayReport::default() };
     let (mut times, mut times_against) = (Vec::new(), Vec::new());
     for request in requests {
-        if stop() {
+        if (settings.stop)() {
             break;
         }
         report.requests += 1;
-        let ranked = own.rank(request, &mut times);
+        let ranked = own(request, &mut times);
         let against = match other {
-            Some(other) => other.rank(request, &mut times_against),
+            Some(rank) => rank(request, &mut times_against),
             None => Ok(request.ranking.iter().map(|(item, _)| *item).collect()),
         };
         count(&mut report.faults, ranked.as_ref().err());
         count(&mut report.faults_against, against.as_ref().err());
+        if ranked.is_err() && settings.stop_at_fault {
+            break;
+        }
         if other.is_none() && request.degraded {
             *report
                 .left_out
@@ -58,7 +88,7 @@ pub fn replay(
             continue;
         }
         if let (Ok(ranked), Ok(against)) = (ranked, against) {
-            sums.add(&ranked, &against, k);
+            sums.add(&ranked, &against, settings.k);
         }
     }
     report.compared = sums.compared;
@@ -80,10 +110,8 @@ impl ReplayExpert<'_> {
         times_us: &mut Vec<f64>,
     ) -> Result<Vec<u64>, ExpertFault> {
         let example = &request.example;
-        let tae = match self.without_tae || request.tae.is_empty() {
-            true => Tae::Without,
-            false => Tae::Rows(&request.tae),
-        };
+        let without = self.without_tae || request.tae.is_empty();
+        let tae = if without { Tae::Without } else { Tae::Rows(&request.tae) };
         let limit = request.ranking.len().clamp(1, example.targets.len().max(1));
         let start = Instant::now();
         let ranked = self
@@ -159,7 +187,30 @@ fn count(
 
 #[cfg(test)]
 mod tests {
+    use hypercast_expert::{Fault, wasm::Call};
+
     use super::*;
+
+    #[test]
+    fn the_first_fault_ends_a_replay_that_is_to_stop_there() {
+        let requests: Vec<_> = (0..5).map(super::super::reader::tests::recorded).collect();
+        let faulty = |request: &RecordedRequest, _: &mut Vec<f64>| match request.example.request {
+            1 => Err(ExpertFault {
+                plugin: "p".into(),
+                call: Call::Rank,
+                cause: Fault::BadOutput("nothing".into()),
+                trace: Vec::new(),
+            }),
+            _ => Ok(vec![7]),
+        };
+        for (stop_at_fault, run) in [(true, 2), (false, 5)] {
+            let settings = ReplaySettings { k: 1, stop_at_fault, stop: &|| false };
+            let report = compare(&requests, &faulty, None, &settings);
+            assert_eq!((report.requests, report.fault_count()), (run, 1));
+        }
+        let stopped = ReplaySettings { k: 1, stop_at_fault: true, stop: &|| true };
+        assert_eq!(compare(&requests, &faulty, None, &stopped).requests, 0);
+    }
 
     #[test]
     fn rankings_are_compared_by_place() {

@@ -7,11 +7,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
-    thread::JoinHandle,
+    sync::{Arc, mpsc::Receiver},
 };
 
 use hypercast_config::RecordedSettings;
@@ -21,6 +17,7 @@ use hypercast_stream::versions::place;
 use crate::{
     error::{CommonErrors as _, Error, Result},
     request_log::{EXTENSION, MAGIC, RecordedRequest, reader::files},
+    threads::QueueThread,
 };
 
 /// zstd's fastest usual level.
@@ -30,9 +27,11 @@ const LEVEL: i32 = 1;
 pub struct RequestToLog {
     /// The request, alone.
     pub example: Arc<[Example]>,
-    /// The FM version that was asked, and values of its TAE.
-    pub fm: (String, usize),
-    /// What it said.
+    /// The FM version that was asked.
+    pub fm: String,
+    /// Width of its TAE.
+    pub tae_dim: usize,
+    /// The FM's output; none where it did not answer.
     pub output: Option<Arc<FmOutput>>,
     /// Who answered; empty where no expert did.
     pub arm: String,
@@ -46,8 +45,8 @@ pub struct RequestToLog {
 
 /// Records; dropping it ends its thread once everything that waits is written.
 pub struct RequestLog {
-    queue: Option<SyncSender<RequestToLog>>,
-    thread: Option<JoinHandle<()>>,
+    /// None where the share is 0.
+    thread: Option<QueueThread<RequestToLog>>,
     share: f64,
 }
 
@@ -64,14 +63,13 @@ impl RequestLog {
         count: impl Fn(&'static str) + Send + 'static,
     ) -> Result<Self> {
         if settings.share == 0.0 {
-            return Ok(Self { queue: None, thread: None, share: 0.0 });
+            return Ok(Self { thread: None, share: 0.0 });
         }
         let mut ring = FileRing::open(dir, settings)?;
-        let (queue, offers): (_, Receiver<RequestToLog>) = sync_channel(settings.queue);
-        let run = move || {
+        let run = move |requests: Receiver<RequestToLog>| {
             let mut failing = false;
-            while let Ok(offer) = offers.recv() {
-                match ring.append(&recorded(offer, &schema)) {
+            while let Ok(request) = requests.recv() {
+                match ring.append(&record(request, &schema)) {
                     Ok(()) => count("kept"),
                     Err(error) => {
                         count("failed");
@@ -85,11 +83,8 @@ impl RequestLog {
                 failing = false;
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("recorded".into())
-            .spawn(run)
-            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), share: settings.share })
+        let thread = QueueThread::start("recorded", settings.queue, run)?;
+        Ok(Self { thread: Some(thread), share: settings.share })
     }
 
     /// Whether a request is of the share that is recorded.
@@ -98,33 +93,22 @@ impl RequestLog {
     }
 
     /// Takes a request, unless the queue is full; whether it did.
-    pub fn offer(&self, offer: RequestToLog) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.try_send(offer).is_ok())
+    pub fn offer(&self, request: RequestToLog) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.try_send(request).is_ok())
     }
 }
 
-impl Drop for RequestLog {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
-    }
-}
-
-fn recorded(offer: RequestToLog, schema: &str) -> RecordedRequest {
-    let (fm, tae_dim) = offer.fm;
+fn record(request: RequestToLog, schema: &str) -> RecordedRequest {
     RecordedRequest {
         schema: schema.to_owned(),
-        at_ms: offer.at_ms,
-        example: offer.example[0].clone(),
-        fm,
-        tae_dim,
-        tae: offer.output.map(|output| output.tae.to_vec()).unwrap_or_default(),
-        arm: offer.arm,
-        degraded: offer.degraded,
-        ranking: offer.ranking,
+        at_ms: request.at_ms,
+        example: request.example[0].clone(),
+        fm: request.fm,
+        tae_dim: request.tae_dim,
+        tae: request.output.map(|output| output.tae.to_vec()).unwrap_or_default(),
+        arm: request.arm,
+        degraded: request.degraded,
+        ranking: request.ranking,
     }
 }
 

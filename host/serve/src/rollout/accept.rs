@@ -9,6 +9,7 @@ use std::{
 };
 
 use hypercast_config::{Config, PublicKey, sha256};
+use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, Expert, LoadOptions, Parameters, SavedParameters, upgrade, wasm::contract,
@@ -51,7 +52,7 @@ pub struct AcceptedPush {
     /// Where it stands.
     pub rollout: Box<Rollout>,
     /// The expert as it is loaded.
-    pub expert: Box<Expert>,
+    pub expert: Arc<Expert>,
     /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
     pub adoption: Vec<Change>,
 }
@@ -76,9 +77,11 @@ impl Acceptor {
     /// # Errors
     /// What the file system says.
     pub fn new(
-        (config, trusted): (&Config, Trusted),
+        config: &Config,
+        trusted: Trusted,
         schema: Arc<Schema>,
-        (wasm, streams): (Engine, Arc<dyn Streams>),
+        wasm: Engine,
+        streams: Arc<dyn Streams>,
     ) -> Result<Self> {
         let repository = Repository::open(&config.paths.experts.join("pushed"))?;
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
@@ -92,11 +95,11 @@ impl Acceptor {
         &self,
         route: PushTarget<'_>,
         body: &[u8],
-        (under_way, now_ms): (HashSet<PathBuf>, i64),
+        under_way: HashSet<PathBuf>,
     ) -> Result<PushOutcome> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
-        let keys = (self.trusted)()?;
+        let keys = (self.trusted)().map_err(Error::of_the_host)?;
         if keys.is_empty() {
             return refuse(
                 "no key is trusted here: the operator adds public keys to rollout.trusted_keys"
@@ -106,14 +109,16 @@ impl Acceptor {
         let manifest = push.signed.verify(&keys)?;
         check(&manifest, route, &push)?;
         let limits = RolloutPolicy::new(settings, &push.wishes)?;
-        let admitted = self.repository.admits(&manifest, now_ms)?;
+        let admitted = self.repository.admits(&manifest, now_ms())?;
         if admitted == PushAdmission::Repeated {
             return Ok(PushOutcome::Known);
         }
         let registry = Versions::new(&*self.streams).read()?;
-        let adoption = match import_config::is_due(&registry) {
-            true => import_config::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
-            false => Vec::new(),
+        let adoption = if import_config::is_due(&registry) {
+            import_config::changes(&self.config, &self.schema, &self.wasm, &registry)
+                .map_err(Error::of_the_host)?
+        } else {
+            Vec::new()
         };
         let mut plan = transitions::PlannedChanges::new(&registry);
         plan.add(adoption)?;
@@ -122,20 +127,20 @@ impl Acceptor {
         used.extend(under_way);
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
         // A warm start writes parameters of its own, of about the size of those that serve.
-        self.repository.make_room((bytes as u64 * 2, settings.repository_mib << 20), &used)?;
+        self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;
         let mut files: Vec<PathBuf> = Vec::new();
         let loaded = self.load(&manifest, &push, &registry, &mut files);
         let begun = loaded.and_then(|(expert, loaded)| {
             let rehearsed =
-                transitions::rehearse(&registry, &expert, (limits.canary_share, limits.replace))?;
+                transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
             let limits = RolloutPolicy { canary_share: rehearsed.unwrap_or(1.0), ..limits };
             self.repository.remember(&manifest)?;
-            Ok((begin(expert, &push, (&manifest, limits), (&registry, now_ms)), loaded))
+            Ok((new_rollout(expert, &push, &manifest, limits, &registry), loaded))
         });
         match begun {
             Ok((rollout, expert)) => {
-                let (rollout, expert) = (Box::new(rollout), Box::new(expert));
-                Ok(PushOutcome::New(AcceptedPush { rollout, expert, adoption }))
+                let rollout = Box::new(rollout);
+                Ok(PushOutcome::New(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
             }
             Err(error) => {
                 for file in files.iter().filter(|file| !used.contains(*file)) {
@@ -151,23 +156,24 @@ impl Acceptor {
     /// # Errors
     /// Whatever keeps it from being served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
-        let blueprint =
-            self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
+        let blueprint = self.blueprint(&expert.name, &expert.plugin, &expert.fm, expert.tae_dim)?;
         match &expert.weights {
             Weights::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
                 Ok(Expert::open(blueprint, path, self.config.device, breaker)?)
             }
-            Weights::Published => {
-                Err(Error::invalid(format!("{} {} was not pushed", expert.name, expert.version)))
-            }
+            Weights::Published => Err(Error::internal(format!(
+                "{} {} publishes its weights, and a pushed version has them in a file",
+                expert.name, expert.version
+            ))),
         }
     }
 
     fn blueprint(
         &self,
         expert: &str,
-        (plugin, fm): (&Path, &str),
+        plugin: &Path,
+        fm: &str,
         tae_dim: usize,
     ) -> Result<Arc<Blueprint>> {
         let options = LoadOptions {
@@ -192,8 +198,8 @@ impl Acceptor {
         files.extend(parameters.clone());
         let serving = transitions::main_version(registry, &manifest.name);
         let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
-        let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
-        let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
+        let (fm, tae_dim) = pin(manifest, saved.as_ref(), registry, serving)?;
+        let blueprint = self.blueprint(&manifest.name, &plugin, &fm, tae_dim)?;
         let parameters = match parameters {
             Some(path) => path,
             None => {
@@ -207,7 +213,8 @@ impl Acceptor {
             (false, ..) => manifest.surfaces.clone(),
             (true, Some(serving), _) => serving.surfaces.clone(),
             (true, None, Some(entry)) => {
-                let own = self.config.serving_surfaces(entry, &self.schema)?;
+                let own = self.config.serving_surfaces(entry, &self.schema);
+                let own = own.map_err(|error| Error::from(error).of_the_host())?;
                 own.iter().map(|at| self.schema.surfaces[usize::from(*at)].clone()).collect()
             }
             (true, None, None) => {
@@ -249,23 +256,23 @@ impl Acceptor {
                 manifest.name
             ));
         };
-        let (mut parameters, report) = match &serving.weights {
+        let fresh = |normaliser: &_| blueprint.init_parameters(Clone::clone(normaliser), 0);
+        let (mut parameters, report, trained_rows) = match &serving.weights {
             Weights::Path(path) => {
-                let saved = SavedParameters::read(path)?;
-                let mut fresh = blueprint.init_parameters(saved.provenance.normaliser.clone(), 0);
+                let saved = SavedParameters::read(path);
+                let saved = saved.map_err(|error| Error::from(error).of_the_host())?;
+                let mut fresh = fresh(&saved.provenance.normaliser);
                 let report = fresh.warm_start(&saved);
-                fresh.provenance.trained_rows = saved.provenance.trained_rows;
-                (fresh, report)
+                (fresh, report, saved.provenance.trained_rows)
             }
             Weights::Published => {
-                let published = self.published(serving)?;
-                let mut fresh =
-                    blueprint.init_parameters(published.provenance.normaliser.clone(), 0);
+                let published = self.published(serving).map_err(Error::of_the_host)?;
+                let mut fresh = fresh(&published.provenance.normaliser);
                 let report = fresh.warm_start_from(&published, |_| true);
-                fresh.provenance.trained_rows = published.provenance.trained_rows;
-                (fresh, report)
+                (fresh, report, published.provenance.trained_rows)
             }
         };
+        parameters.provenance.trained_rows = trained_rows;
         if !report.fresh.is_empty() {
             return refuse(format!(
                 "it came without parameters, and those of {} {}, which serves, lack {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
@@ -287,7 +294,7 @@ impl Acceptor {
     /// The newest published parameters of a version.
     fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
         let blueprint =
-            self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
+            self.blueprint(&serving.name, &serving.plugin, &serving.fm, serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
         let mut follower = Follower::open(self.streams.clone(), topic)?;
         let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
@@ -303,7 +310,8 @@ impl Acceptor {
 fn pin(
     manifest: &PushManifest,
     saved: Option<&SavedParameters>,
-    (registry, serving): (&Registry, Option<&ExpertVersion>),
+    registry: &Registry,
+    serving: Option<&ExpertVersion>,
 ) -> Result<(String, usize)> {
     let trained = saved.map(|saved| saved.provenance.fm_version.clone());
     let own = manifest.fm.clone().or(trained).or(serving.map(|serving| serving.fm.clone()));
@@ -335,12 +343,14 @@ fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Res
     if let Err(error) = semver::Version::parse(&manifest.version) {
         return refuse(format!("version {:?} is no semver version: {error}", manifest.version));
     }
-    let same = |what: &str, signed: &str, bytes: &[u8]| match sha256(bytes) == signed {
-        true => Ok(()),
-        false => refuse(format!(
-            "the {what} is not the one that was signed: its SHA-256 is {}, and {signed} was signed; it was changed or cut short",
-            sha256(bytes)
-        )),
+    let same = |what: &str, signed: &str, bytes: &[u8]| {
+        let found = sha256(bytes);
+        if found == signed {
+            return Ok(());
+        }
+        refuse(format!(
+            "the {what} is not the one that was signed: its SHA-256 is {found}, and {signed} was signed; it was changed or cut short"
+        ))
     };
     same("component", &manifest.component, push.component)?;
     match (&manifest.parameters, push.parameters) {
@@ -352,23 +362,26 @@ fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Res
         }
     }
     let major = |version: &str| version.split('.').next().map(str::to_owned);
-    match major(&manifest.contract) == major(contract::VERSION) {
-        true => Ok(()),
-        false => refuse(format!(
-            "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
-            manifest.contract,
-            contract::VERSION,
-            upgrade(&manifest.contract, contract::VERSION)
-        )),
+    if major(&manifest.contract) == major(contract::VERSION) {
+        return Ok(());
     }
+    refuse(format!(
+        "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
+        manifest.contract,
+        contract::VERSION,
+        upgrade(&manifest.contract, contract::VERSION)
+    ))
 }
 
-fn begin(
+/// The rollout of an accepted push, at its first step.
+fn new_rollout(
     expert: ExpertVersion,
     push: &Push<'_>,
-    (manifest, limits): (&PushManifest, RolloutPolicy),
-    (registry, now_ms): (&Registry, i64),
+    manifest: &PushManifest,
+    limits: RolloutPolicy,
+    registry: &Registry,
 ) -> Rollout {
+    let now_ms = now_ms();
     let previous = transitions::main_version(registry, &manifest.name);
     let mut rollout = Rollout {
         key: push.signed.key.clone(),
@@ -389,21 +402,21 @@ fn begin(
         log: Vec::new(),
         expert,
     };
-    let said = &rollout.expert;
+    let version = &rollout.expert;
     let from = match manifest.parameters {
         Some(_) => "its own parameters".to_owned(),
-        None => format!("the parameters of {}", said.parent.as_deref().unwrap_or("none")),
+        None => format!("the parameters of {}", version.parent.as_deref().unwrap_or("none")),
     };
     let text = format!(
         "signed by key {}; component {} ({} bytes), plugin version {}, with {from}, on FM {}, for {:?}",
         rollout.key,
         &manifest.component[..16],
         push.component.len(),
-        said.plugin_version,
-        said.fm,
-        said.surfaces
+        version.plugin_version,
+        version.fm,
+        version.surfaces
     );
-    rollout.tell(now_ms, text);
+    rollout.add_line(text);
     rollout
 }
 
@@ -423,10 +436,8 @@ fn used(registry: &Registry) -> HashSet<PathBuf> {
 fn few(names: &[String]) -> String {
     const FEW: usize = 12;
     let shown = names.iter().take(FEW).map(|name| format!("`{name}`")).collect::<Vec<_>>();
-    match names.len() > FEW {
-        true => format!("{} and {} more", shown.join(", "), names.len() - FEW),
-        false => shown.join(", "),
-    }
+    let more = names.len().saturating_sub(FEW);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
 fn refuse<T>(why: String) -> Result<T> {

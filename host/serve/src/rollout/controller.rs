@@ -1,5 +1,6 @@
-//! The thread that takes rollouts along. It looks a few times a second at what was counted, decides in the registry, and
-//! writes down where each rollout stands. What it cannot reach it tries again; nothing waits for it.
+//! The thread that advances rollouts. A few times a second it reads what was counted, decides in
+//! the registry, and writes each rollout's state to its file. What fails for the moment is tried
+//! again. Replays run on threads of their own, so a command never waits for one.
 
 use std::{
     collections::HashMap,
@@ -18,13 +19,12 @@ use hypercast_stream::versions::{Change, Follower, Registry, VersionState, schem
 
 use crate::{
     error::Result,
-    request_log::{self, ReplayExpert},
     rollout::{
         Rollout, RolloutStep,
         accept::AcceptedPush,
-        evaluate::judge,
         import_config,
-        policy::enough_times,
+        policy::{judge, p99_us},
+        replay::{ReplayInput, ReplayTask, ReplayVerdict},
         service::{RolloutCommand, RolloutContext},
         state::{RolloutFiles, RolloutMap},
         stats::StepWatch,
@@ -32,78 +32,83 @@ use crate::{
     },
 };
 
-/// How often it looks while something is under way, and while nothing is.
+/// Time between two looks while a rollout is active.
 const BUSY: Duration = Duration::from_millis(50);
+
+/// Time between two looks while none is.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// How long it leaves a rollout alone that it could not take along.
-const REST: Duration = Duration::from_secs(1);
+/// Back-off after a failed step.
+const BACK_OFF: Duration = Duration::from_secs(1);
 
-/// How long a version may take to be loaded.
-const LOAD: Duration = Duration::from_secs(120);
+/// How long a version may take to load before its rollout fails.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often quality is judged.
-const JUDGE: Duration = Duration::from_secs(2);
+/// Time between two evaluations of a version's quality.
+const EVALUATE_EVERY: Duration = Duration::from_secs(2);
 
-/// Length of the lists that a replay compares at their tops.
-const TOP: usize = 10;
-
-/// All that a thread needs to take rollouts along.
+/// Advances all rollouts of a daemon.
 pub(super) struct RolloutController {
-    tools: RolloutContext,
+    context: RolloutContext,
     follower: Follower,
     files: RolloutFiles,
     all: Arc<Mutex<RolloutMap>>,
-    recorded: PathBuf,
+    request_log: PathBuf,
     keep_versions: usize,
+    /// Hash of the data set's schema.
     schema: String,
+    /// By label, as the following maps.
     watches: HashMap<String, StepWatch>,
-    /// Experts of rollouts that just began, for their replay.
-    loaded: HashMap<String, Box<Expert>>,
-    rests: HashMap<String, Instant>,
+    /// Experts that were loaded when their push was accepted, for their replay.
+    loaded: HashMap<String, Arc<Expert>>,
+    replays: HashMap<String, ReplayTask>,
+    /// Rollouts whose last step failed, and when to try again.
+    back_off: HashMap<String, Instant>,
     stop: Shutdown,
 }
 
 impl RolloutController {
-    /// Over what files told of.
+    /// Continues the rollouts in `all`, which `files` stores.
     pub(super) fn new(
         config: &Config,
-        tools: RolloutContext,
-        (files, all): (RolloutFiles, Arc<Mutex<RolloutMap>>),
+        context: RolloutContext,
+        files: RolloutFiles,
+        all: Arc<Mutex<RolloutMap>>,
         stop: Shutdown,
     ) -> Result<Self> {
         Ok(Self {
-            follower: Follower::new(&*tools.streams)?,
-            recorded: config.paths.state.join("recorded"),
+            follower: Follower::new(&*context.streams)?,
+            request_log: config.paths.state.join("recorded"),
             keep_versions: config.rollout.keep_versions,
-            schema: schema_hash(&tools.schema),
-            tools,
+            schema: schema_hash(&context.schema),
+            context,
             files,
             all,
             watches: HashMap::new(),
             loaded: HashMap::new(),
-            rests: HashMap::new(),
+            replays: HashMap::new(),
+            back_off: HashMap::new(),
             stop,
         })
     }
 
-    /// Until it is told to stop.
-    pub(super) fn run(mut self, asked: &Receiver<RolloutCommand>) {
+    /// Runs until a stop is requested or the commands end.
+    pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
         while !self.stop.is_requested() {
-            let active = self.active();
-            let wait = if active.is_empty() { IDLE } else { BUSY };
-            match asked.recv_timeout(wait) {
+            let wait = if self.active().is_empty() { IDLE } else { BUSY };
+            match commands.recv_timeout(wait) {
                 Ok(command) => self.execute(command),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             for rollout in self.active() {
                 if self.stop.is_requested() {
-                    return;
+                    break;
                 }
                 self.advance_and_save(rollout);
             }
         }
+        self.replays.drain().for_each(|(_, replay)| replay.stop());
     }
 
     fn active(&self) -> Vec<Rollout> {
@@ -115,13 +120,13 @@ impl RolloutController {
     }
 
     fn execute(&mut self, command: RolloutCommand) {
+        // The caller may have gone; its answer is lost then.
         match command {
             RolloutCommand::Begin { begun: AcceptedPush { rollout, expert, adoption }, done } => {
-                let begun = self.adopt(&adoption).and_then(|()| self.begin(&rollout));
+                let begun = self.import(&adoption).and_then(|()| self.begin(&rollout));
                 if begun.is_ok() {
                     self.loaded.insert(rollout.label(), expert);
                 }
-                // Who asked may have gone.
                 let _ = done.send(begun);
             }
             RolloutCommand::RollBack { name, done } => {
@@ -130,36 +135,36 @@ impl RolloutController {
         }
     }
 
-    fn adopt(&mut self, adoption: &[Change]) -> Result<()> {
-        let adopted = self.decide(|registry| match import_config::is_due(registry) {
-            true => Ok(adoption.to_vec()),
-            false => Ok(Vec::new()),
+    /// Registers and promotes what the configuration serves, unless something was promoted since.
+    fn import(&mut self, changes: &[Change]) -> Result<()> {
+        let imported = self.decide(|registry| {
+            let due = import_config::is_due(registry);
+            Ok(if due { changes.to_vec() } else { Vec::new() })
         })?;
-        if adopted {
+        if imported {
             tracing::warn!(
-                "what the configuration serves is registered and promoted: from now on the registry says what serves, and `hypercast versions` changes it"
+                "what the configuration serves is registered and promoted: from now on the registry decides what serves, and `hypercast versions` changes it"
             );
         }
         Ok(())
     }
 
     fn begin(&mut self, rollout: &Rollout) -> Result<()> {
-        // What a newer version replaces is not watched any more.
-        let watched: Vec<Rollout> = self
+        // The new version replaces the promoted one, which need not be watched any longer.
+        let watched = self
             .active()
             .into_iter()
-            .filter(|other| other.name() == rollout.name() && other.step == RolloutStep::Promoted)
-            .collect();
+            .filter(|other| other.name() == rollout.name() && other.step == RolloutStep::Promoted);
         for mut other in watched {
             other.settled = true;
-            other.tell(now_ms(), format!("no longer watched: {} was pushed", rollout.version()));
-            self.keep(other)?;
+            other.add_line(format!("no longer watched: {} was pushed", rollout.version()));
+            self.save(other)?;
         }
-        self.watches.remove(&rollout.label());
-        self.keep(rollout.clone())
+        self.end_step(&rollout.label());
+        self.save(rollout.clone())
     }
 
-    fn keep(&mut self, rollout: Rollout) -> Result<()> {
+    fn save(&mut self, rollout: Rollout) -> Result<()> {
         self.files.write(&rollout)?;
         let name = rollout.name().to_owned();
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,16 +173,20 @@ impl RolloutController {
         Ok(())
     }
 
+    /// Drops what belongs to one step of a rollout: its counts, its loaded expert, its replay.
+    fn end_step(&mut self, label: &str) {
+        self.watches.remove(label);
+        self.loaded.remove(label);
+        self.replays.remove(label);
+    }
+
     fn roll_back(&mut self, name: &str) -> Result<String> {
         let active = self.active().into_iter().filter(|rollout| rollout.name() == name);
-        let mut own: Vec<Rollout> = active.collect();
-        own.sort_by_key(|rollout| rollout.begun_ms);
-        if let Some(mut rollout) = own.pop() {
+        if let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) {
             let label = rollout.label();
             self.give_up(&mut rollout, "asked to".into())?;
-            self.keep(rollout)?;
-            self.watches.remove(&label);
-            self.loaded.remove(&label);
+            self.save(rollout)?;
+            self.end_step(&label);
         } else {
             self.decide(|registry| transitions::roll_back(registry, name))?;
         }
@@ -187,48 +196,46 @@ impl RolloutController {
             .flatten()
             .map(|(version, share)| format!("{version} ({:.0} %)", share * 100.0))
             .collect();
-        Ok(match shares.is_empty() {
-            true => format!("no version of {name} answers now"),
-            false => format!("{name} is answered by {} now", shares.join(", ")),
-        })
+        if shares.is_empty() {
+            return Ok(format!("no version of {name} answers now"));
+        }
+        Ok(format!("{name} is answered by {} now", shares.join(", ")))
     }
 
-    fn decide(&mut self, wish: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
-        self.follower.decide(&*self.tools.streams, wish)
+    fn decide(&mut self, changes: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
+        self.follower.decide(&*self.context.streams, changes)
     }
 
-    /// Takes a rollout along, and writes down what changed.
+    /// Advances a rollout, and saves it if that changed it.
     fn advance_and_save(&mut self, mut rollout: Rollout) {
         let label = rollout.label();
-        if self.rests.get(&label).is_some_and(|until| Instant::now() < *until) {
+        if self.back_off.get(&label).is_some_and(|until| Instant::now() < *until) {
             return;
         }
-        self.rests.remove(&label);
+        self.back_off.remove(&label);
         let before = rollout.clone();
-        let outcome = self.advance(&mut rollout).or_else(|error| match error {
-            // What a rule forbids now will not be allowed by waiting.
-            error if error.kind() == ErrorKind::Refused => {
+        let advanced = self.advance(&mut rollout).or_else(|error| {
+            // Waiting does not change what a rule forbids.
+            if error.kind() == ErrorKind::Refused {
                 self.give_up(&mut rollout, error.to_string())
+            } else {
+                Err(error)
             }
-            error => Err(error),
         });
         if before.step != rollout.step || rollout.settled {
-            self.watches.remove(&label);
-            self.loaded.remove(&label);
+            self.end_step(&label);
         }
-        let kept = outcome.and_then(|()| match rollout == before {
-            true => Ok(()),
-            false => self.keep(rollout),
-        });
-        if let Err(error) = kept {
-            tracing::warn!(%error, rollout = label, "a rollout cannot be taken along; trying again");
-            self.rests.insert(label, Instant::now() + REST);
+        let saved =
+            advanced.and_then(|()| if rollout == before { Ok(()) } else { self.save(rollout) });
+        if let Err(error) = saved {
+            tracing::warn!(%error, rollout = label, "a step of a rollout failed; trying again");
+            self.back_off.insert(label, Instant::now() + BACK_OFF);
         }
     }
 
     fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
         self.follower.catch_up()?;
-        if rollout.step != RolloutStep::Replay && self.moved_by_others(rollout) {
+        if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
             return Ok(());
         }
         match rollout.step {
@@ -236,236 +243,152 @@ impl RolloutController {
             RolloutStep::Shadow => self.shadow(rollout),
             RolloutStep::Canary => self.canary(rollout),
             RolloutStep::Waiting => self.wait(rollout),
-            RolloutStep::Promoted => self.watch_over(rollout),
+            RolloutStep::Promoted => self.watch(rollout),
             RolloutStep::Failed | RolloutStep::RolledBack => Ok(()),
         }
     }
 
-    /// Follows what an operator decided meanwhile, or this process before it was ended; whether that changed the step.
-    fn moved_by_others(&self, rollout: &mut Rollout) -> bool {
+    /// Follows decisions that an operator made in the meantime, or this process before a restart.
+    /// Returns whether they changed the rollout.
+    fn follow_registry(&self, rollout: &mut Rollout) -> bool {
         let registry = self.follower.registry();
         let (name, version) = (rollout.name(), rollout.version());
         let share = transitions::share(registry, name, version);
         let state = registry.expert_version(name, version).map(|version| version.state);
-        let now = now_ms();
         match (rollout.step, state) {
             (RolloutStep::Promoted, Some(VersionState::Active)) if share == 0.0 => {
                 rollout.settled = true;
-                rollout.tell(now, "no longer watched: it answers nobody any more".into());
+                rollout.add_line("no longer watched: it answers nobody any more".into());
             }
             (RolloutStep::Promoted, Some(VersionState::Active)) => return false,
             (_, Some(VersionState::Retired) | None) => {
-                rollout.cause = Some("it was retired by hand".into());
-                rollout.settled = true;
-                rollout.go(RolloutStep::Failed, now, "it was retired by hand".into());
+                let why = "it was retired by hand".to_owned();
+                rollout.end(RolloutStep::Failed, why.clone(), why);
             }
             (_, Some(VersionState::Active)) if share > 0.999 => {
-                rollout.go(
-                    RolloutStep::Promoted,
-                    now,
-                    "it answers everybody, as was decided".into(),
-                );
+                rollout.go(RolloutStep::Promoted, "it answers everybody, as was decided".into());
             }
             (RolloutStep::Shadow, Some(VersionState::Active)) if share > 0.0 => {
-                rollout.go(
-                    RolloutStep::Canary,
-                    now,
-                    format!("it answers {:.1} % of the users", share * 100.0),
-                );
+                rollout.go(RolloutStep::Canary, answers_share(share));
             }
             (RolloutStep::Canary | RolloutStep::Waiting, Some(VersionState::Active))
                 if share == 0.0 =>
             {
-                rollout.cause = Some("its users were given back by hand".into());
-                rollout.settled = true;
-                rollout.go(
-                    RolloutStep::RolledBack,
-                    now,
-                    "its users were given back by hand".into(),
-                );
+                let why = "its users were given back by hand".to_owned();
+                rollout.end(RolloutStep::RolledBack, why.clone(), why);
             }
             _ => return false,
         }
         true
     }
 
+    /// Starts the replay, or takes its result once it has one.
     fn replay(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let said = self.replayed(rollout)?;
-        if let Err(cause) = said {
-            return self.give_up(rollout, cause);
-        }
-        if self.stop.is_requested() {
+        let label = rollout.label();
+        let Some(task) = self.replays.get(&label) else {
+            let task = ReplayTask::start(self.replay_input(rollout), self.context.replay)?;
+            self.replays.insert(label, task);
             return Ok(());
-        }
+        };
+        let Some(verdict) = task.result() else { return Ok(()) };
+        self.replays.remove(&label);
+        let summary = match verdict? {
+            ReplayVerdict::Passed(summary) => summary,
+            ReplayVerdict::Failed(cause) => return self.give_up(rollout, cause),
+        };
         let expert = rollout.expert.clone();
         self.decide(|registry| transitions::shadow(registry, &expert))?;
-        let text = said.unwrap_or_default();
-        rollout.tell(now_ms(), text);
-        let text = format!("registered; it is to see {} requests", rollout.limits.shadow_requests);
-        rollout.go(RolloutStep::Shadow, now_ms(), text);
+        rollout.add_line(summary);
+        let wanted = rollout.limits.shadow_requests;
+        rollout.go(RolloutStep::Shadow, format!("registered; it is to see {wanted} requests"));
         Ok(())
     }
 
-    /// What a replay says, or why it ends the rollout.
-    fn replayed(&mut self, rollout: &Rollout) -> Result<std::result::Result<String, String>> {
-        let most = rollout.limits.replay_requests;
-        if most == 0 || !self.recorded.is_dir() {
-            return Ok(Ok("no requests are recorded: none was replayed".into()));
+    fn replay_input(&self, rollout: &Rollout) -> ReplayInput {
+        let serving = &self.context.serving;
+        let previous = rollout.previous.as_ref();
+        let surfaces = rollout.expert.surfaces.iter();
+        ReplayInput {
+            expert: self.loaded.get(&rollout.label()).cloned(),
+            before: previous.and_then(|version| serving.arm(rollout.name(), version)),
+            surfaces: surfaces.filter_map(|name| self.context.schema.surface(name)).collect(),
+            schema: self.schema.clone(),
+            request_log: self.request_log.clone(),
+            acceptor: self.context.acceptor.clone(),
+            rollout: rollout.clone(),
         }
-        let expert = &rollout.expert;
-        let surfaces: Vec<u16> = expert
-            .surfaces
-            .iter()
-            .filter_map(|surface| self.tools.schema.surface(surface))
-            .collect();
-        let fits = |record: &request_log::RecordedRequest| {
-            record.schema == self.schema
-                && record.fm == expert.fm
-                && record.tae_dim == expert.tae_dim
-                && surfaces.contains(&record.example.surface)
-        };
-        let requests = request_log::newest(&self.recorded, most, fits)?;
-        if requests.is_empty() {
-            return Ok(Ok(
-                "no requests of its surfaces and FM are recorded: none was replayed".into()
-            ));
-        }
-        let own = match self.loaded.get(&rollout.label()) {
-            Some(expert) => expert,
-            None => {
-                let opened = Box::new(self.tools.acceptor.open(expert)?);
-                self.loaded.entry(rollout.label()).or_insert(opened)
-            }
-        };
-        let (label, without_tae) = (rollout.label(), expert.without_tae);
-        let own = ReplayExpert { expert: own, without_tae, label: &label };
-        let before = rollout
-            .previous
-            .as_ref()
-            .and_then(|version| self.tools.serving.arm(&expert.name, version));
-        let before_label =
-            format!("{}@{}", expert.name, rollout.previous.as_deref().unwrap_or("-"));
-        let other = before.as_ref().map(|arm| ReplayExpert {
-            expert: &arm.expert,
-            without_tae: arm.without_tae,
-            label: &before_label,
-        });
-        let stop = self.stop.clone();
-        let report = request_log::replay(&requests, own, other, (TOP, &|| stop.is_requested()));
-        if let Some((cause, faults)) = report.faults.iter().next() {
-            let (count, all, first) = (faults.count, report.requests, &faults.first);
-            return Ok(Err(format!(
-                "replay: {count} of {all} recorded requests faulted ({cause}): {first}"
-            )));
-        }
-        let limits = &rollout.limits;
-        if let (Some(own), Some(before)) = (report.times, report.times_against) {
-            // The median: a few hundred requests on a busy machine say little of a p99.
-            let most_us = before.p50_us * limits.latency_factor + limits.latency_slack_ms * 1e3;
-            if own.p50_us > most_us {
-                return Ok(Err(format!(
-                    "replay: it takes {:.2} ms a recorded request, and the version before {:.2} ms (at most {:.2} ms may be)",
-                    own.p50_us / 1e3,
-                    before.p50_us / 1e3,
-                    most_us / 1e3
-                )));
-            }
-        }
-        Ok(Ok(format!(
-            "{} recorded requests replayed against {}: {} of {} rankings differ, rank correlation {}",
-            report.requests,
-            report.against,
-            report.differing,
-            report.compared,
-            report.rank_correlation.map_or("-".into(), |rho| format!("{rho:.3}"))
-        )))
     }
 
     fn shadow(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let Some(looked) = self.look(rollout)? else { return Ok(()) };
-        if let Some(cause) = looked.cause {
-            return self.give_up(rollout, format!("shadow: {cause}"));
-        }
-        let (seen, wanted) = (looked.requests, rollout.limits.shadow_requests);
+        let Some(stats) = self.measure(rollout)? else { return Ok(()) };
+        let (seen, wanted) = (stats.requests, rollout.limits.shadow_requests);
         if seen < wanted {
-            return self.too_long(rollout, format!("it saw {seen} of {wanted} requests"));
+            return self.check_time(rollout, format!("it saw {seen} of {wanted} requests"));
         }
         if rollout.limits.stop_after == StopAfter::Shadow {
             let text =
                 format!("it saw {seen} requests, and waits for `hypercast versions promote`");
-            rollout.go(RolloutStep::Waiting, now_ms(), text);
+            rollout.go(RolloutStep::Waiting, text);
             return Ok(());
         }
-        rollout.tell(now_ms(), format!("it saw {seen} requests, {} faults", looked.faults));
-        let limits = rollout.limits.clone();
-        match limits.canary_share < 1.0 {
-            true => {
-                self.promote(rollout, limits.canary_share)?;
-                let text = format!("it answers {:.1} % of the users", limits.canary_share * 100.0);
-                rollout.go(RolloutStep::Canary, now_ms(), text);
-                Ok(())
-            }
-            false => self.promote_to_all(rollout),
+        rollout.add_line(format!("it saw {seen} requests, {} faults", stats.faults));
+        let share = rollout.limits.canary_share;
+        if share >= 1.0 {
+            return self.promote_to_all(rollout);
         }
+        self.promote(rollout, share)?;
+        rollout.go(RolloutStep::Canary, answers_share(share));
+        Ok(())
     }
 
     fn canary(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let Some(looked) = self.look(rollout)? else { return Ok(()) };
-        if let Some(cause) = looked.cause {
-            return self.give_up(rollout, format!("canary: {cause}"));
-        }
-        rollout.before_us = looked.before_us.or(rollout.before_us);
+        let Some(stats) = self.measure(rollout)? else { return Ok(()) };
+        rollout.before_us = stats.before_us.or(rollout.before_us);
         let limits = &rollout.limits;
-        let (seen, wanted) = (looked.requests, limits.canary_requests);
+        let (seen, wanted) = (stats.requests, limits.canary_requests);
         let lasted_s = (now_ms() - rollout.since_ms) / 1000;
         if seen < wanted || lasted_s < limits.canary_s as i64 {
-            return self.too_long(rollout, format!("it answered {seen} of {wanted} requests"));
+            return self.check_time(rollout, format!("it answered {seen} of {wanted} requests"));
         }
-        if let Some(why) = self.held(rollout) {
-            return self.too_long(rollout, format!("held: {why}"));
+        let watch = self.watches.get(&rollout.label());
+        if let Some(why) = watch.and_then(|watch| watch.held.clone()) {
+            return self.check_time(rollout, format!("held: {why}"));
         }
         if limits.stop_after == StopAfter::Canary {
             let text =
                 format!("it answered {seen} requests, and waits for `hypercast versions promote`");
-            rollout.go(RolloutStep::Waiting, now_ms(), text);
+            rollout.go(RolloutStep::Waiting, text);
             return Ok(());
         }
-        rollout.tell(now_ms(), format!("it answered {seen} requests, {} faults", looked.faults));
+        rollout.add_line(format!("it answered {seen} requests, {} faults", stats.faults));
         self.promote_to_all(rollout)
     }
 
-    /// Waits for an operator; what it does meanwhile counts as before.
+    /// Waits for an operator, under the same limits as a canary.
     fn wait(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let Some(looked) = self.look(rollout)? else { return Ok(()) };
-        rollout.before_us = looked.before_us.or(rollout.before_us);
-        match looked.cause {
-            Some(cause) => self.give_up(rollout, format!("waiting: {cause}")),
-            None => Ok(()),
-        }
-    }
-
-    fn watch_over(&mut self, rollout: &mut Rollout) -> Result<()> {
-        let Some(looked) = self.look(rollout)? else { return Ok(()) };
-        if let Some(cause) = looked.cause {
-            return self.give_up(rollout, format!("promoted: {cause}"));
-        }
-        let watched_s = rollout.limits.watch_s;
-        if now_ms() - rollout.since_ms >= watched_s as i64 * 1000 {
-            rollout.settled = true;
-            rollout.tell(
-                now_ms(),
-                format!(
-                    "watched for {watched_s} s: {} requests, {} faults",
-                    looked.requests, looked.faults
-                ),
-            );
+        if let Some(stats) = self.measure(rollout)? {
+            rollout.before_us = stats.before_us.or(rollout.before_us);
         }
         Ok(())
     }
 
-    fn promote(&mut self, rollout: &mut Rollout, share: f64) -> Result<()> {
-        let (expert, replace) = (rollout.expert.clone(), rollout.limits.replace);
-        self.decide(|registry| transitions::promote(registry, &expert, (share, replace)))?;
+    /// Watches a promoted version for `watch_s` seconds.
+    fn watch(&mut self, rollout: &mut Rollout) -> Result<()> {
+        let Some(StepStats { requests, faults, .. }) = self.measure(rollout)? else {
+            return Ok(());
+        };
+        let watch_s = rollout.limits.watch_s;
+        if now_ms() - rollout.since_ms >= watch_s as i64 * 1000 {
+            rollout.settled = true;
+            rollout
+                .add_line(format!("watched for {watch_s} s: {requests} requests, {faults} faults"));
+        }
+        Ok(())
+    }
+
+    fn promote(&mut self, rollout: &Rollout, share: f64) -> Result<()> {
+        let (expert, replace) = (&rollout.expert, rollout.limits.replace);
+        self.decide(|registry| transitions::promote(registry, expert, share, replace))?;
         Ok(())
     }
 
@@ -479,18 +402,16 @@ impl RolloutController {
             }
             None => "it answers everybody".into(),
         };
-        rollout.go(RolloutStep::Promoted, now_ms(), text);
+        rollout.go(RolloutStep::Promoted, text);
         Ok(())
     }
 
-    /// Ends a rollout: users go back to who answered before, and the version is retired.
+    /// Ends a rollout: its users go back to the version before, and its version is retired.
     fn give_up(&mut self, rollout: &mut Rollout, cause: String) -> Result<()> {
-        let answered =
-            transitions::share(self.follower.registry(), rollout.name(), rollout.version()) > 0.0;
+        let registry = self.follower.registry();
+        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0;
         let own = rollout.clone();
         self.decide(|registry| transitions::give_up(registry, &own))?;
-        rollout.cause = Some(cause.clone());
-        rollout.settled = true;
         let now = transitions::main_version(self.follower.registry(), rollout.name());
         let text = match (answered, now) {
             (true, Some(now)) => format!("rolled back to {}: {cause}", now.version),
@@ -498,15 +419,13 @@ impl RolloutController {
             (false, _) => format!("given up: {cause}"),
         };
         tracing::warn!(rollout = rollout.label(), cause, "a rollout has failed");
-        rollout.go(
-            if answered { RolloutStep::RolledBack } else { RolloutStep::Failed },
-            now_ms(),
-            text,
-        );
+        let step = if answered { RolloutStep::RolledBack } else { RolloutStep::Failed };
+        rollout.end(step, cause, text);
         Ok(())
     }
 
-    fn too_long(&mut self, rollout: &mut Rollout, state: String) -> Result<()> {
+    /// Gives a rollout up whose step takes longer than `step_most_s`.
+    fn check_time(&mut self, rollout: &mut Rollout, state: String) -> Result<()> {
         let most_s = rollout.limits.step_most_s;
         if now_ms() - rollout.since_ms <= most_s as i64 * 1000 {
             return Ok(());
@@ -515,78 +434,74 @@ impl RolloutController {
         self.give_up(rollout, format!("{step}: {state} in {most_s} s (rollout.step_most_s)"))
     }
 
-    /// What the version did in its step, once it is loaded for it.
-    fn look(&mut self, rollout: &mut Rollout) -> Result<Option<StepStats>> {
+    /// What the version did in this step. None while it is not loaded yet, and where it broke a
+    /// limit: its rollout is given up then.
+    fn measure(&mut self, rollout: &mut Rollout) -> Result<Option<StepStats>> {
         let (name, version) = (rollout.name().to_owned(), rollout.version().to_owned());
-        let (label, now) = (rollout.label(), Instant::now());
-        let registry = self.follower.registry();
-        let share = transitions::share(registry, &name, &version);
-        let arm = self.tools.serving.arm(&name, &version);
-        let arm = arm.filter(|arm| (arm.share - share).abs() < 1e-9);
+        let now = Instant::now();
+        let serving = &self.context.serving;
+        let share = transitions::share(self.follower.registry(), &name, &version);
+        let arm = serving.arm(&name, &version).filter(|arm| (arm.share - share).abs() < 1e-9);
         let watch = self
             .watches
-            .entry(label)
+            .entry(rollout.label())
             .or_insert_with(|| StepWatch::new(now, rollout.limits.window_s));
         let Some(arm) = arm else {
-            if now - watch.began > LOAD {
-                let why = self.tools.serving.problem();
-                let why = why.unwrap_or_else(|| format!("not within {} s", LOAD.as_secs()));
+            if now - watch.began > LOAD_TIMEOUT {
+                let why = serving
+                    .problem()
+                    .unwrap_or_else(|| format!("not within {} s", LOAD_TIMEOUT.as_secs()));
                 self.give_up(rollout, format!("it cannot be loaded: {why}"))?;
             }
             return Ok(None);
         };
-        let own = watch.own.look(now, &arm.tally);
+        let own = watch.own.update(now, &arm.stats);
         let previous = rollout.previous.as_deref();
-        let before = previous.and_then(|version| self.tools.serving.arm(&name, version));
-        let before_us = before.and_then(|before| {
-            let looked = watch.before.look(now, &before.tally);
-            enough_times(&looked.window)
-        });
+        let before = previous.and_then(|version| serving.arm(&name, version));
+        let before_us =
+            before.and_then(|before| p99_us(&watch.before.update(now, &before.stats).window));
         let limits = &rollout.limits;
         let answers = arm.share > 0.0;
-        let mut cause = limits.faulty(&own.window).map(|cause| match arm.tally.said().pop() {
-            Some((_, said)) => format!("{cause}; the last one: {said}"),
+        let mut cause = limits.faulty(&own.window).map(|cause| match arm.stats.last_fault() {
+            Some(fault) => format!("{cause}; the last one: {fault}"),
             None => cause,
         });
-        // While it is the only one that answers, what the version before did is what it last did beside it.
-        let beside = before_us.or(rollout.before_us);
-        cause = cause.or_else(|| answers.then(|| limits.slow(&own.window, beside)).flatten());
-        if cause.is_none() && answers && watch.judged.is_none_or(|at| now - at >= JUDGE) {
-            watch.judged = Some(now);
-            let slices = self.tools.serving.slices(&name, &version, previous);
-            let held = match judge(&arm.expert, slices) {
-                Verdict::Publish => None,
-                Verdict::Hold(why) => Some(why),
-                Verdict::RollBack(why) => {
-                    cause = Some(format!("evaluate: {why}"));
-                    None
-                }
-            };
-            if held != watch.held
-                && let Some(why) = &held
-            {
-                rollout.tell(now_ms(), format!("held: {why}"));
+        if answers && cause.is_none() {
+            // Once the version before answers nobody, its last p99 beside this one is the measure.
+            cause = limits.slow(&own.window, before_us.or(rollout.before_us));
+        }
+        if answers && cause.is_none() && watch.evaluated.is_none_or(|at| now - at >= EVALUATE_EVERY)
+        {
+            watch.evaluated = Some(now);
+            let mut held = None;
+            match judge(&arm.expert, serving.slices(&name, &version, previous)) {
+                Verdict::Publish => {}
+                Verdict::Hold(why) => held = Some(why),
+                Verdict::RollBack(why) => cause = Some(format!("evaluate: {why}")),
+            }
+            if let Some(why) = held.as_ref().filter(|_| held != watch.held) {
+                rollout.add_line(format!("held: {why}"));
             }
             watch.held = held;
         }
-        Ok(Some(StepStats {
-            requests: own.whole.requests,
-            faults: own.whole.faults,
-            before_us,
-            cause,
-        }))
-    }
-
-    fn held(&self, rollout: &Rollout) -> Option<String> {
-        self.watches.get(&rollout.label())?.held.clone()
+        if let Some(cause) = cause {
+            let step = rollout.step.word();
+            self.give_up(rollout, format!("{step}: {cause}"))?;
+            return Ok(None);
+        }
+        let (requests, faults) = (own.whole.requests, own.whole.faults);
+        Ok(Some(StepStats { requests, faults, before_us }))
     }
 }
 
-/// What a version did in its step.
+fn answers_share(share: f64) -> String {
+    format!("it answers {:.1} % of the users", share * 100.0)
+}
+
+/// What a version did since its step began.
 struct StepStats {
     requests: u64,
     faults: u64,
+    /// p99 of the version before in the same window, in microseconds.
     before_us: Option<f64>,
-    /// Why it must go.
-    cause: Option<String>,
 }

@@ -30,9 +30,10 @@ pub(super) fn is_due(registry: &Registry) -> bool {
 ///
 /// # Errors
 /// An FM that is not of this machine; experts that are registered otherwise.
-pub(super) fn adopt(
+pub(super) fn changes(
     config: &Config,
-    (schema, wasm): (&Schema, &Engine),
+    schema: &Schema,
+    wasm: &Engine,
     registry: &Registry,
 ) -> Result<Vec<Change>> {
     let served = config.experts.iter().any(|entry| !entry.shadow);
@@ -53,7 +54,7 @@ pub(super) fn adopt(
     }
     plan.add(plan.registry.promote_fm(&manifest.version)?)?;
     for entry in config.experts.iter().filter(|entry| !entry.shadow) {
-        let expert = describe(config, entry, (schema, wasm), &manifest)?;
+        let expert = describe(config, entry, schema, wasm, &manifest)?;
         plan.add(plan.registry.register_expert(&expert)?)?;
         let (name, version) = (expert.name, expert.version);
         let promotion = Promotion { name, version, share: 1.0, replace: false };
@@ -66,7 +67,8 @@ pub(super) fn adopt(
 fn describe(
     config: &Config,
     entry: &ExpertEntry,
-    (schema, wasm): (&Schema, &Engine),
+    schema: &Schema,
+    wasm: &Engine,
     fm: &Manifest,
 ) -> Result<ExpertVersion> {
     let parameters = config.parameters(entry);

@@ -8,10 +8,10 @@
 
 pub mod accept;
 mod controller;
-mod evaluate;
 pub mod frame;
 mod import_config;
 pub mod policy;
+mod replay;
 pub mod repository;
 pub mod service;
 pub(crate) mod serving;
@@ -20,10 +20,8 @@ mod state;
 pub mod stats;
 mod transitions;
 
-use std::sync::Arc;
-
-use hypercast_expert::{Expert, wasm::contract::Slice};
-use hypercast_stream::versions::{ExpertVersion, VersionState};
+use hypercast_core::clock::now_ms;
+use hypercast_stream::versions::ExpertVersion;
 use serde::{Deserialize, Serialize};
 
 pub use crate::rollout::{
@@ -150,44 +148,23 @@ impl Rollout {
     }
 
     /// Goes to a step, with the reason.
-    pub(crate) fn go(&mut self, step: RolloutStep, at_ms: i64, text: String) {
-        (self.step, self.since_ms) = (step, at_ms);
-        self.tell(at_ms, text);
+    pub(crate) fn go(&mut self, step: RolloutStep, text: String) {
+        (self.step, self.since_ms) = (step, now_ms());
+        self.add_line(text);
+    }
+
+    /// Ends the rollout for good, with the reason.
+    pub(crate) fn end(&mut self, step: RolloutStep, cause: String, text: String) {
+        (self.cause, self.settled) = (Some(cause), true);
+        self.go(step, text);
     }
 
     /// Adds a line.
-    pub(crate) fn tell(&mut self, at_ms: i64, text: String) {
+    pub(crate) fn add_line(&mut self, text: String) {
         tracing::info!(rollout = self.label(), step = self.step.word(), "{text}");
         if self.log.len() == LOG_LINES {
             self.log.remove(LOG_LINES / 2);
         }
-        self.log.push(RolloutLogLine { at_ms, step: self.step, text });
+        self.log.push(RolloutLogLine { at_ms: now_ms(), step: self.step, text });
     }
-}
-
-/// A loaded version, as a rollout sees it.
-pub struct LoadedArm {
-    /// What it is used for.
-    pub state: VersionState,
-    /// The share of the users that it answers.
-    pub share: f64,
-    /// What it did.
-    pub tally: Arc<ArmStats>,
-    /// The expert.
-    pub expert: Arc<Expert>,
-    /// Whether it goes without the TAE.
-    pub without_tae: bool,
-}
-
-/// What serves, as far as rollouts look at it.
-pub trait VersionLookup: Send + Sync {
-    /// A loaded version of an expert.
-    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
-
-    /// Why the registry's last decision is not served.
-    fn problem(&self) -> Option<String>;
-
-    /// How good a version's predictions were of late, beside those of another version of its name: each task on each
-    /// surface, and on all together.
-    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
 }

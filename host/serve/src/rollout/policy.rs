@@ -1,6 +1,10 @@
 //! What a version must stand, and the rules by which it does or does not: from counts to causes, without a clock.
 
 use hypercast_config::{RolloutSettings, StopAfter};
+use hypercast_expert::{
+    Expert,
+    wasm::contract::{Decision, Evaluation, Slice, Verdict},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -148,8 +152,8 @@ impl RolloutPolicy {
     /// Why latency ends a rollout, if it does: p99 of the version beside that of the one before, in microseconds.
     pub fn slow(&self, seen: &ArmCounts, before_us: Option<f64>) -> Option<String> {
         let before_us = before_us?;
-        let own_us = enough_times(seen)?;
-        let most_us = before_us * self.latency_factor + self.latency_slack_ms * 1e3;
+        let own_us = p99_us(seen)?;
+        let most_us = self.most_us(before_us);
         (own_us > most_us).then(|| {
             format!(
                 "latency: p99 {:.2} ms, {:.2} ms of the version before (at most {:.2} ms may be)",
@@ -159,11 +163,26 @@ impl RolloutPolicy {
             )
         })
     }
+
+    /// The longest time that a version may take, in microseconds, where the version before took
+    /// `before_us`.
+    pub fn most_us(&self, before_us: f64) -> f64 {
+        before_us * self.latency_factor + self.latency_slack_ms * 1e3
+    }
 }
 
 /// p99 in microseconds, where there are enough requests for one.
-pub fn enough_times(seen: &ArmCounts) -> Option<f64> {
+pub fn p99_us(seen: &ArmCounts) -> Option<f64> {
     (seen.requests >= FEWEST_TIMES).then(|| seen.quantile_us(0.99)).flatten()
+}
+
+/// The plugin's verdict on its own quality on live traffic, beside that of the version before. A
+/// plugin that fails to give one holds the rollout.
+pub(super) fn judge(expert: &Expert, slices: Vec<Slice>) -> Verdict {
+    let blueprint = expert.blueprint();
+    let evaluation = Evaluation { decision: Decision::Canary, slices };
+    let verdict = blueprint.plugin.evaluate(&blueprint.info, &evaluation);
+    verdict.unwrap_or_else(|fault| Verdict::Hold(fault.to_string()))
 }
 
 fn refuse<T, V: std::fmt::Display>(key: &str, wish: &V, how: &str, bound: &V) -> Result<T> {

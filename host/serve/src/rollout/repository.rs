@@ -147,7 +147,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::Refused`] where what is used leaves no room; what the file system says.
-    pub fn make_room(&self, (bytes, most): (u64, u64), used: &HashSet<PathBuf>) -> Result<()> {
+    pub fn make_room(&self, bytes: u64, most: u64, used: &HashSet<PathBuf>) -> Result<()> {
         let objects = self.dir.join("objects");
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&objects).map_err(Error::io(&objects))? {
@@ -201,17 +201,17 @@ impl Repository {
 /// [`Error::Refused`].
 pub fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match name.is_empty()
-        || name.len() > LONGEST_NAME
-        || name.starts_with('.')
-        || !name.chars().all(plain)
-    {
-        true => Err(Error::refused(format!(
-            "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
-            &name[..name.floor_char_boundary(LONGEST_NAME)]
-        ))),
-        false => Ok(()),
+    let valid = !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !name.starts_with('.')
+        && name.chars().all(plain);
+    if valid {
+        return Ok(());
     }
+    Err(Error::refused(format!(
+        "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
+        &name[..name.floor_char_boundary(LONGEST_NAME)]
+    )))
 }
 
 /// Writes a file as a whole, durably.
@@ -277,9 +277,9 @@ mod tests {
             (0..4u8).map(|at| repository.keep(&[at; 100], "wasm").unwrap()).collect();
         assert_eq!(repository.keep(&[0; 100], "wasm").unwrap(), paths[0]);
         let used: HashSet<PathBuf> = [paths[0].clone(), paths[1].clone()].into();
-        repository.make_room((100, 400), &used).unwrap();
+        repository.make_room(100, 400, &used).unwrap();
         assert_eq!(paths.iter().filter(|path| path.exists()).count(), 3);
-        let why = repository.make_room((300, 400), &used).unwrap_err().to_string();
+        let why = repository.make_room(300, 400, &used).unwrap_err().to_string();
         assert!(why.contains("repository_mib"), "{why}");
         assert!(paths[0].exists() && paths[1].exists());
     }

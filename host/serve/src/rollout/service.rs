@@ -12,18 +12,21 @@ use std::{
 };
 
 use hypercast_config::Config;
-use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::{engine::Engine as Streams, versions::Weights};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
-        Rollout, VersionLookup,
+        Rollout,
         accept::{AcceptedPush, Acceptor, PushOutcome, PushTarget},
         controller::RolloutController,
+        replay::ReplayFn,
+        serving::VersionLookup,
         state::{RolloutFiles, RolloutMap},
     },
+    threads::{join, spawn},
 };
 
 /// Commands that may wait.
@@ -48,6 +51,8 @@ pub struct RolloutContext {
     pub streams: Arc<dyn Streams>,
     /// The data set's schema.
     pub schema: Arc<Schema>,
+    /// Runs the replay of a rollout, on a thread of its own.
+    pub replay: ReplayFn,
 }
 
 /// What is asked of the driver, and who waits for it.
@@ -68,11 +73,8 @@ impl RolloutService {
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
         let (stop, acceptor) = (Shutdown::default(), tools.acceptor.clone());
-        let driver = RolloutController::new(config, tools, (files, all.clone()), stop.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("rollouts".into())
-            .spawn(move || driver.run(&asked))
-            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
+        let controller = RolloutController::new(config, tools, files, all.clone(), stop.clone())?;
+        let thread = spawn("rollouts", move || controller.run(&asked))?;
         Ok(Self { all, acceptor, commands, stop, thread: Mutex::new(Some(thread)) })
     }
 
@@ -90,7 +92,7 @@ impl RolloutService {
                 other.step.word()
             )));
         }
-        match self.acceptor.accept(route, body, (files, now_ms()))? {
+        match self.acceptor.accept(route, body, files)? {
             PushOutcome::Known => {
                 let rollout = self.rollout(route.name, route.version);
                 let gone = || {
@@ -108,7 +110,7 @@ impl RolloutService {
                     return Ok((known, false));
                 }
                 let rollout = (*begun.rollout).clone();
-                self.ask(|done| RolloutCommand::Begin { begun, done })?;
+                self.send(|done| RolloutCommand::Begin { begun, done })?;
                 Ok((rollout, true))
             }
         }
@@ -146,22 +148,19 @@ impl RolloutService {
     /// # Errors
     /// Nothing to go back to.
     pub fn roll_back(&self, name: &str) -> Result<String> {
-        self.ask(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
+        self.send(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
     }
 
     /// Ends the thread after what it is at; rollouts go on at the next start.
     pub fn stop(&self) {
         self.stop.request();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
+        thread.into_iter().for_each(join);
     }
 
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
+    fn send<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
         let (done, outcome) = sync_channel(1);
-        let ended = || Error::invalid("rollouts have ended here; see the daemon's log");
+        let ended = || Error::internal("rollouts have ended here; see the daemon's log");
         self.commands
             .try_send(command(done))
             .map_err(|_| Error::unreachable("too much is asked of rollouts at once; try again"))?;

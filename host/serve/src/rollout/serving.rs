@@ -3,31 +3,62 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_expert::{
-    Engine,
+    Engine, Expert,
     wasm::contract::{Quality as Measured, Slice},
 };
-use hypercast_stream::engine::Engine as Streams;
+use hypercast_stream::{engine::Engine as Streams, versions::VersionState};
 
 use crate::{
     error::Result,
     http::reload::Settings,
     metrics::window::{LiveQuality, QualityWindow},
     request::service::RankingService,
-    rollout::{Acceptor, LoadedArm, RolloutContext, RolloutService, VersionLookup},
+    rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, replay},
 };
+
+/// A loaded version, as a rollout sees it.
+pub struct LoadedArm {
+    /// What it is used for.
+    pub state: VersionState,
+    /// The share of the users that it answers.
+    pub share: f64,
+    /// What it did.
+    pub stats: Arc<ArmStats>,
+    /// The expert.
+    pub expert: Arc<Expert>,
+    /// Whether it goes without the TAE.
+    pub without_tae: bool,
+}
+
+/// What serves, as far as rollouts look at it.
+pub trait VersionLookup: Send + Sync {
+    /// A loaded version of an expert.
+    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
+
+    /// Why the registry's last decision is not served.
+    fn problem(&self) -> Option<String>;
+
+    /// How good a version's predictions were of late, beside those of another version of its name: each task on each
+    /// surface, and on all together.
+    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
+}
 
 /// Starts the rollouts of a daemon with experts.
 pub(crate) fn start(
     settings: Arc<Settings>,
     service: Arc<RankingService>,
-    (wasm, streams): (Engine, Arc<dyn Streams>),
+    wasm: Engine,
+    streams: Arc<dyn Streams>,
 ) -> Result<RolloutService> {
     let schema = Arc::new(service.schema().clone());
     let config = settings.now();
     let trusted = Box::new(move || Ok(settings.now().rollout.keys()?));
-    let acceptor = Acceptor::new((&config, trusted), schema.clone(), (wasm, streams.clone()))?;
+    let acceptor = Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone())?;
     let acceptor = Arc::new(acceptor);
-    RolloutService::start(&config, RolloutContext { acceptor, serving: service, streams, schema })
+    RolloutService::start(
+        &config,
+        RolloutContext { acceptor, serving: service, streams, schema, replay: replay::run },
+    )
 }
 
 impl VersionLookup for RankingService {
@@ -37,7 +68,7 @@ impl VersionLookup for RankingService {
         Some(LoadedArm {
             state: arm.state(),
             share: arm.share,
-            tally: arm.tally().clone(),
+            stats: arm.stats().clone(),
             expert: arm.expert(),
             without_tae: arm.without_tae(),
         })

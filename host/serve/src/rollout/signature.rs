@@ -71,8 +71,8 @@ impl SecretKey {
     /// A system without randomness.
     pub fn generate() -> Result<Self> {
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-            .map_err(|_| Error::invalid("the system gives no random bytes"))?;
-        Self::of(document.as_ref()).map_err(Error::invalid)
+            .map_err(|_| Error::internal("the system gives no random bytes"))?;
+        Self::of(document.as_ref()).map_err(Error::internal)
     }
 
     /// Reads a file that [`SecretKey::write`] wrote.

@@ -28,7 +28,7 @@ pub struct ArmStats {
     requests: AtomicU64,
     faults: AtomicU64,
     times: [AtomicU64; BUCKETS],
-    said: Mutex<VecDeque<(i64, String)>>,
+    faults_text: Mutex<VecDeque<(i64, String)>>,
 }
 
 impl Default for ArmStats {
@@ -37,7 +37,7 @@ impl Default for ArmStats {
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             times: std::array::from_fn(|_| AtomicU64::new(0)),
-            said: Mutex::default(),
+            faults_text: Mutex::default(),
         }
     }
 }
@@ -61,17 +61,23 @@ impl ArmStats {
     }
 
     /// Keeps what a fault said; the oldest is let go.
-    pub fn tell(&self, at_ms: i64, fault: String) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.len() == FAULTS {
-            said.pop_front();
+    pub fn add_fault(&self, at_ms: i64, fault: String) {
+        let mut recent = self.faults_text.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == FAULTS {
+            recent.pop_front();
         }
-        said.push_back((at_ms, fault));
+        recent.push_back((at_ms, fault));
     }
 
     /// What the last faults said, and when (milliseconds since the epoch), oldest first.
-    pub fn said(&self) -> Vec<(i64, String)> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    pub fn recent_faults(&self) -> Vec<(i64, String)> {
+        self.faults_text.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// The text of the last fault.
+    pub fn last_fault(&self) -> Option<String> {
+        let recent = self.faults_text.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.back().map(|(_, fault)| fault.clone())
     }
 
     /// What was counted until now.
@@ -129,8 +135,8 @@ pub(super) struct StepWatch {
     pub(super) own: StatsWindow,
     /// The version before.
     pub(super) before: StatsWindow,
-    /// When its quality was last judged.
-    pub(super) judged: Option<Instant>,
+    /// When its quality was last evaluated.
+    pub(super) evaluated: Option<Instant>,
     /// Why it is held, as last told.
     pub(super) held: Option<String>,
 }
@@ -140,7 +146,7 @@ impl StepWatch {
     pub(super) fn new(now: Instant, window_s: u64) -> Self {
         let window = Duration::from_secs(window_s);
         let windowed = || StatsWindow { window, first: None, snapshots: VecDeque::new() };
-        Self { began: now, own: windowed(), before: windowed(), judged: None, held: None }
+        Self { began: now, own: windowed(), before: windowed(), evaluated: None, held: None }
     }
 }
 
@@ -161,7 +167,7 @@ pub(super) struct WindowStats {
 
 impl StatsWindow {
     /// Looks at counts now.
-    pub(super) fn look(&mut self, now: Instant, tally: &ArmStats) -> WindowStats {
+    pub(super) fn update(&mut self, now: Instant, tally: &ArmStats) -> WindowStats {
         let counts = tally.counts();
         let first = self.first.get_or_insert_with(|| counts.clone());
         while self.snapshots.front().is_some_and(|(at, _)| now - *at > self.window) {
@@ -197,21 +203,21 @@ mod tests {
         assert!((later.quantile_us(0.99).unwrap() / 2e6 - 1.0).abs() < 0.1);
         assert_eq!(later.since(&later).quantile_us(0.5), None);
         for at in 0..100 {
-            tally.tell(at, format!("fault {at}"));
+            tally.add_fault(at, format!("fault {at}"));
         }
-        assert_eq!(tally.said().len(), FAULTS);
+        assert_eq!(tally.recent_faults().len(), FAULTS);
     }
 
     #[test]
     fn a_window_forgets_and_the_whole_does_not() {
         let (tally, start) = (ArmStats::default(), Instant::now());
         let mut watched = StepWatch::new(start, 60).own;
-        watched.look(start, &tally);
+        watched.update(start, &tally);
         for second in 1..=600 {
             tally.add(Duration::from_millis(1), second <= 10);
-            watched.look(start + Duration::from_secs(second), &tally);
+            watched.update(start + Duration::from_secs(second), &tally);
         }
-        let looked = watched.look(start + Duration::from_secs(600), &tally);
+        let looked = watched.update(start + Duration::from_secs(600), &tally);
         assert_eq!((looked.whole.requests, looked.whole.faults), (600, 10));
         assert_eq!(looked.window.faults, 0);
         assert!((55..=65).contains(&looked.window.requests), "{}", looked.window.requests);

@@ -43,13 +43,14 @@ pub(super) fn shadow(registry: &Registry, expert: &ExpertVersion) -> Result<Vec<
 pub(super) fn rehearse(
     registry: &Registry,
     expert: &ExpertVersion,
-    (share, replace): (f64, bool),
+    share: f64,
+    replace: bool,
 ) -> Result<Option<f64>> {
     let mut plan = PlannedChanges::new(registry);
     plan.add(shadow(registry, expert)?)?;
     let alone = registry.expert(&expert.name).is_none_or(|all| all.shares.is_empty());
     let share = (!alone && share < 1.0).then_some(share);
-    plan.add(promote(&plan.registry, expert, (share.unwrap_or(1.0), replace))?)?;
+    plan.add(promote(&plan.registry, expert, share.unwrap_or(1.0), replace)?)?;
     Ok(share)
 }
 
@@ -57,7 +58,8 @@ pub(super) fn rehearse(
 pub(super) fn promote(
     registry: &Registry,
     expert: &ExpertVersion,
-    (share, replace): (f64, bool),
+    share: f64,
+    replace: bool,
 ) -> Result<Vec<Change>> {
     let (name, version) = (expert.name.clone(), expert.version.clone());
     Ok(registry.promote_expert(&Promotion { name, version, share, replace })?)
@@ -229,7 +231,7 @@ mod tests {
         let changes = shadow(registry, expert).unwrap();
         decide(registry, changes);
         for share in share.into_iter().chain([1.0]) {
-            let changes = promote(registry, expert, (share, replace)).unwrap();
+            let changes = promote(registry, expert, share, replace).unwrap();
             decide(registry, changes);
         }
     }
@@ -237,16 +239,16 @@ mod tests {
     #[test]
     fn what_is_given_up_answers_nobody_and_the_version_before_answers_all() {
         let mut registry = with_fm();
-        assert_eq!(rehearse(&registry, &expert("feed", "1.0.0"), (0.1, false)).unwrap(), None);
+        assert_eq!(rehearse(&registry, &expert("feed", "1.0.0"), 0.1, false).unwrap(), None);
         go(&mut registry, &expert("feed", "1.0.0"), None, false);
         for full in [false, true] {
             let mut registry = registry.clone();
             let second = expert("feed", "2.0.0");
-            assert_eq!(rehearse(&registry, &second, (0.1, false)).unwrap(), Some(0.1));
+            assert_eq!(rehearse(&registry, &second, 0.1, false).unwrap(), Some(0.1));
             let changes = shadow(&registry, &second).unwrap();
             decide(&mut registry, changes);
             for share in [Some(0.1), full.then_some(1.0)].into_iter().flatten() {
-                let changes = promote(&registry, &second, (share, false)).unwrap();
+                let changes = promote(&registry, &second, share, false).unwrap();
                 decide(&mut registry, changes);
             }
             let changes = give_up(&registry, &rollout("2.0.0", &[])).unwrap();
@@ -270,8 +272,8 @@ mod tests {
         let mut registry = with_fm();
         go(&mut registry, &expert("old", "1.0.0"), None, false);
         let new = expert("feed", "1.0.0");
-        assert!(rehearse(&registry, &new, (0.1, false)).is_err());
-        assert_eq!(rehearse(&registry, &new, (0.1, true)).unwrap(), None);
+        assert!(rehearse(&registry, &new, 0.1, false).is_err());
+        assert_eq!(rehearse(&registry, &new, 0.1, true).unwrap(), None);
         assert_eq!(displaced(&registry, &new), ["old"]);
         go(&mut registry, &new, None, true);
         assert_eq!(registry.serving("feed"), Some("feed"));

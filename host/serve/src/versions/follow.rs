@@ -26,6 +26,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
     request::service::RankingService,
+    threads::{join, spawn},
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
@@ -57,7 +58,8 @@ impl InitialVersions {
     /// Streams that cannot be read, or a version that cannot be loaded: a daemon starts whole or not at all.
     pub fn new(
         loader: VersionLoader,
-        (config, tier): (&Config, Tier),
+        config: &Config,
+        tier: Tier,
         schema: Option<Arc<Schema>>,
         streams: &dyn Engine,
     ) -> Result<Self> {
@@ -93,7 +95,8 @@ impl InitialVersions {
     /// Threads that cannot be started.
     pub fn follow(
         self,
-        (streams, metrics): (Arc<dyn Engine>, Arc<Metrics>),
+        streams: Arc<dyn Engine>,
+        metrics: Arc<Metrics>,
         service: Option<Arc<RankingService>>,
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
@@ -132,18 +135,14 @@ impl FollowThreads {
     /// What cannot be loaded; what served before goes on.
     pub fn reload(&self, config: Config) -> Result<bool> {
         let (done, outcome) = sync_channel(1);
-        let ended = || Error::invalid("versions are no longer followed; see the log");
+        let ended = || Error::internal("versions are no longer followed; see the daemon's log");
         self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
         outcome.recv().map_err(|_| ended())?
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
-        let thread = std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || run(&stop))
-            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
-        self.threads.push(thread);
+        self.threads.push(spawn(name, move || run(&stop))?);
         Ok(())
     }
 }
@@ -152,8 +151,7 @@ impl Drop for FollowThreads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
+            join(thread);
         }
     }
 }

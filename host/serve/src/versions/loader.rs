@@ -43,7 +43,8 @@ impl VersionLoader {
         config: &Config,
         fm_config: &FmTierConfig,
         schema: Option<Arc<Schema>>,
-        (streams, metrics): (Arc<dyn Streams>, Arc<Metrics>),
+        streams: Arc<dyn Streams>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let wasm = Engine::new(config.guests())?;
         let (config, fm_config) = (config.clone(), fm_config.clone());
@@ -116,7 +117,7 @@ impl VersionLoader {
 
     fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
         self.try_fm(desired, old).map_err(|error| match &desired.version {
-            Some(version) => Error::invalid(format!("FM {version}: {error}")),
+            Some(version) => error.within(format!("FM {version}")),
             None => error,
         })
     }
@@ -163,9 +164,9 @@ impl VersionLoader {
         let base = self.config.paths.fm_work.join("served");
         let topic = Topic::fm(version);
         let (fm, follower, folder) =
-            weight_updates::open_fm((self.streams.clone(), topic), &base, serving)?;
+            weight_updates::open_fm(self.streams.clone(), topic, &base, serving)?;
         let tier = self.local(fm)?;
-        self.feeds.add(WeightFeed::fm(version, follower, (&tier, folder)));
+        self.feeds.add(WeightFeed::fm(version, follower, &tier, folder));
         Ok(tier)
     }
 
@@ -178,7 +179,7 @@ impl VersionLoader {
     ) -> Result<ExpertArm> {
         let arm = self.try_arm(desired, configured_fm, fms, old);
         arm.map_err(|error| match &desired.version {
-            Some(version) => Error::invalid(format!("expert {} {version}: {error}", desired.name)),
+            Some(version) => error.within(format!("expert {} {version}", desired.name)),
             None => error,
         })
     }
@@ -258,12 +259,12 @@ impl VersionLoader {
                 let version = desired.version.as_deref().expect("what is published is registered");
                 let topic = Topic::expert(&desired.name, version);
                 let (parameters, follower) =
-                    weight_updates::open_expert((self.streams.clone(), topic), &blueprint)?;
+                    weight_updates::open_expert(self.streams.clone(), topic, &blueprint)?;
                 let device = self.config.device;
                 let expert = Expert::new(blueprint, parameters.clone(), device, breaker)?;
                 let live = Arc::new(LiveExpert::new(expert));
                 let label = format!("{}@{version}", desired.name);
-                self.feeds.add(WeightFeed::expert(label, follower, (&live, parameters, device)));
+                self.feeds.add(WeightFeed::expert(label, follower, &live, parameters, device));
                 Ok(live)
             }
         }
@@ -272,11 +273,11 @@ impl VersionLoader {
 
 fn unchanged(plugin: &Path, hash: &str) -> Result<()> {
     let bytes = std::fs::read(plugin).map_err(Error::io(plugin))?;
-    match content_hash(&bytes) == hash {
-        true => Ok(()),
-        false => Err(Error::data(
-            plugin,
-            "it is not the component that was registered; restore it, or register it as a new version",
-        )),
+    if content_hash(&bytes) == hash {
+        return Ok(());
     }
+    Err(Error::data(
+        plugin,
+        "it is not the component that was registered; restore it, or register it as a new version",
+    ))
 }

@@ -64,12 +64,12 @@ pub struct ExpertArm {
 /// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
 pub(crate) struct LiveExpert {
     now: RwLock<Arc<Expert>>,
-    tally: Arc<ArmStats>,
+    stats: Arc<ArmStats>,
 }
 
 impl LiveExpert {
     pub(crate) fn new(expert: Expert) -> Self {
-        Self { now: RwLock::new(Arc::new(expert)), tally: Arc::default() }
+        Self { now: RwLock::new(Arc::new(expert)), stats: Arc::default() }
     }
 
     pub(crate) fn now(&self) -> Arc<Expert> {
@@ -96,8 +96,8 @@ impl ExpertArm {
     }
 
     /// What it did so far.
-    pub fn tally(&self) -> &Arc<ArmStats> {
-        &self.live.tally
+    pub fn stats(&self) -> &Arc<ArmStats> {
+        &self.live.stats
     }
 
     /// Counts a request that it ranked, or was to.
@@ -107,10 +107,10 @@ impl ExpertArm {
             RankOutcome::Degraded(fault) if !matches!(fault.cause, Fault::Busy(_)) => Some(fault),
             _ => None,
         };
-        self.live.tally.add(spent.network + spent.wasm, fault.is_some());
+        self.live.stats.add(spent.network + spent.wasm, fault.is_some());
         // An open breaker says nothing that the faults before it did not.
         if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
-            self.live.tally.tell(now_ms(), fault.to_string());
+            self.live.stats.add_fault(now_ms(), fault.to_string());
         }
     }
 

@@ -4,11 +4,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
-    },
-    thread::JoinHandle,
+    sync::{Arc, mpsc::Receiver},
     time::{Duration, Instant},
 };
 
@@ -18,12 +14,13 @@ use hypercast_stream::versions::place;
 use tokio::runtime::Handle;
 
 use crate::{
-    error::{CommonErrors as _, Error, Result},
+    error::Result,
     metrics::{
         Metrics,
         prediction_log::{ArmPredictions, PredictionLog, ShownItems},
     },
     request::service::Fetched,
+    threads::{QueueThread, survive_panic},
     versions::serving_set::ServedFm,
 };
 
@@ -37,8 +34,7 @@ pub struct ShadowRequest {
 
 /// The shadows' lane; dropping it ends its thread.
 pub struct ShadowQueue {
-    queue: Option<SyncSender<ShadowRequest>>,
-    thread: Option<JoinHandle<()>>,
+    thread: QueueThread<ShadowRequest>,
     share: f64,
     metrics: Arc<Metrics>,
 }
@@ -64,14 +60,11 @@ impl ShadowQueue {
     ///
     /// # Errors
     /// A thread that cannot be started.
-    pub fn start(lane: ShadowWorker) -> Result<Self> {
-        let (queue, jobs) = sync_channel(lane.queue.max(1));
-        let (share, metrics) = (lane.share, lane.metrics.clone());
-        let thread = std::thread::Builder::new()
-            .name("shadow".into())
-            .spawn(move || lane.work(&jobs))
-            .map_err(|error| Error::invalid(format!("cannot start a thread: {error}")))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), share, metrics })
+    pub fn start(worker: ShadowWorker) -> Result<Self> {
+        let (share, metrics) = (worker.share, worker.metrics.clone());
+        let thread =
+            QueueThread::start("shadow", worker.queue.max(1), move |jobs| worker.work(&jobs))?;
+        Ok(Self { thread, share, metrics })
     }
 
     /// Shows a request to the shadows that there are for it, if it is of their share and there is room.
@@ -81,29 +74,17 @@ impl ShadowQueue {
         if !any || place(example.request, "shadows") >= self.share {
             return;
         }
-        let queue = self.queue.as_ref().expect("only drop takes the queue");
-        let kept = queue.try_send(seen).is_ok();
+        let kept = self.thread.try_send(seen).is_ok();
         self.metrics.shadow(if kept { "seen" } else { "dropped" });
-    }
-}
-
-impl Drop for ShadowQueue {
-    fn drop(&mut self) {
-        drop(self.queue.take());
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so already.
-            let _ = thread.join();
-        }
     }
 }
 
 impl ShadowWorker {
     fn work(self, jobs: &Receiver<ShadowRequest>) {
         while let Ok(seen) = jobs.recv() {
-            let run = std::panic::AssertUnwindSafe(|| self.measure(&seen));
-            if std::panic::catch_unwind(run).is_err() {
-                tracing::error!("a shadow panicked; its request was answered before");
-            }
+            survive_panic("a shadow version panicked; its request was answered before", || {
+                self.measure(&seen);
+            });
         }
     }
 

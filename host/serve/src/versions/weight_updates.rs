@@ -59,7 +59,7 @@ enum FeedTarget {
 
 impl WeightFeed {
     /// Of an FM version, whose rows are in a folder that goes with it.
-    pub fn fm(version: &str, follower: Follower, (tier, folder): (&Arc<FmTier>, TempDir)) -> Self {
+    pub fn fm(version: &str, follower: Follower, tier: &Arc<FmTier>, folder: TempDir) -> Self {
         Self::new(
             format!("fm@{version}"),
             follower,
@@ -68,10 +68,12 @@ impl WeightFeed {
     }
 
     /// Of an expert's version that has these parameters now.
-    pub fn expert(
+    pub(crate) fn expert(
         label: String,
         follower: Follower,
-        (live, parameters, device): (&Arc<LiveExpert>, Parameters, Device),
+        live: &Arc<LiveExpert>,
+        parameters: Parameters,
+        device: Device,
     ) -> Self {
         let (live, parameters) = (Arc::downgrade(live), Box::new(parameters));
         Self::new(label, follower, FeedTarget::Expert { live, parameters, device })
@@ -182,7 +184,8 @@ impl WeightFeeds {
 /// # Errors
 /// A version that published nothing yet, or weights that make no model.
 pub fn open_fm(
-    (streams, topic): (Arc<dyn Engine>, Topic),
+    streams: Arc<dyn Engine>,
+    topic: Topic,
     base: &Path,
     serving: Serving,
 ) -> Result<(Arc<dyn FoundationModel>, Follower, TempDir)> {
@@ -201,7 +204,8 @@ pub fn open_fm(
 /// # Errors
 /// A version that published nothing yet, or parameters of another network.
 pub fn open_expert(
-    (streams, topic): (Arc<dyn Engine>, Topic),
+    streams: Arc<dyn Engine>,
+    topic: Topic,
     blueprint: &Blueprint,
 ) -> Result<(Parameters, Follower)> {
     let mut follower = Follower::open(streams, topic.clone())?;
@@ -221,7 +225,7 @@ pub fn open_expert(
 }
 
 fn nothing_yet(topic: &Topic) -> Error {
-    Error::invalid(format!(
+    Error::unreachable(format!(
         "nothing is published in stream {topic} yet; start its trainer with --follow, and try again after its first publication"
     ))
 }
