@@ -16,7 +16,9 @@ use super::{
     sign::{What, signature_path},
 };
 use hypercast_serve::admin::RolloutAnswer;
-use hypercast_serve::rollout::{PushManifest, Push, Rollout, SignedManifest, RolloutStep, PolicyOverrides};
+use hypercast_serve::rollout::{
+    PolicyOverrides, Push, PushManifest, Rollout, RolloutStep, SignedManifest,
+};
 
 /// How often it asks.
 const POLL: Duration = Duration::from_millis(250);
@@ -90,7 +92,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             RolloutStep::Failed | RolloutStep::RolledBack => {
                 bail!("{name} {version} does not serve: {}", rollout.cause.unwrap_or_default())
             }
-            RolloutStep::Replay | RolloutStep::Shadow | RolloutStep::Canary => std::thread::sleep(POLL),
+            RolloutStep::Replay | RolloutStep::Shadow | RolloutStep::Canary => {
+                std::thread::sleep(POLL)
+            }
         }
         match args.host.get::<RolloutAnswer>(&route) {
             Ok(answer) => {

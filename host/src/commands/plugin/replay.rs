@@ -14,7 +14,7 @@ use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, Expert, FeatureStatistics, LoadOptions, Parameters, SavedParameters,
 };
-use hypercast_serve::request_log::{self, ReplayExpert, RecordedRequest};
+use hypercast_serve::request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings};
 use hypercast_stream::versions::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
@@ -128,7 +128,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let candidate = ReplayExpert { expert: &own, without_tae, label: &own_label };
     let against =
         other.as_ref().map(|expert| ReplayExpert { expert, without_tae, label: &other_label });
-    let mut report = request_log::replay(&requests, candidate, against, (args.k, &|| false));
+    let mut report = request_log::replay(
+        &requests,
+        candidate,
+        against,
+        &ReplaySettings { k: args.k, stop_at_fault: false, stop: &|| false },
+    );
     report.left_out.append(&mut left_out);
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
