@@ -1,8 +1,11 @@
-//! Threads with names, and a thread behind a bounded queue.
+//! Threads with names, a thread behind a bounded queue, and values that threads share.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread::JoinHandle,
 };
 
@@ -63,5 +66,33 @@ impl<T> Drop for QueueThread<T> {
     fn drop(&mut self) {
         drop(self.queue.take());
         self.thread.take().into_iter().for_each(join);
+    }
+}
+
+/// Locks a value that is usable even if a thread panicked while it held the lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value that is replaced as a whole while others use it: a request reads it once and keeps what
+/// it got.
+#[derive(Debug)]
+pub(crate) struct Current<T>(RwLock<Arc<T>>);
+
+impl<T> Current<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(RwLock::new(Arc::new(value)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the value. The old one is dropped outside the lock, since that may take long.
+    pub(crate) fn replace(&self, value: T) {
+        let new = Arc::new(value);
+        let old =
+            std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), new);
+        drop(old);
     }
 }

@@ -191,3 +191,56 @@ fn failed(error: &Error) -> Response {
     };
     refuse_with(status, code, &error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use hypercast_config::Config;
+    use hypercast_expert::Engine;
+    use hypercast_stream::engine::Memory;
+
+    use super::*;
+    use crate::request::api::RefusalBody;
+    use crate::rollout::{Acceptor, PolicyOverrides, Push, SignedManifest};
+
+    async fn answered(error: &Error) -> (u16, RefusalBody) {
+        let response = failed(error);
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_failure_inside_the_host_is_not_the_callers_bad_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::without_folder();
+        config.paths.experts = dir.path().to_path_buf();
+        let schema =
+            Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
+        let wasm = Engine::new(config.guests()).unwrap();
+        // The daemon's own configuration has a key that is none.
+        let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is no key")));
+        let acceptor =
+            Acceptor::new(&config, trusted, schema, wasm, Arc::new(Memory::new(16))).unwrap();
+        let target = PushTarget { name: "feed", version: "1.0.0" };
+        let accept = |body: &[u8]| acceptor.accept(target, body, HashSet::new()).err().unwrap();
+        let signed =
+            SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
+        let push = Push {
+            signed,
+            wishes: PolicyOverrides::default(),
+            component: b"wasm",
+            parameters: None,
+        };
+        let (status, body) = answered(&accept(&push.encode())).await;
+        assert_eq!((status, body.error.code.as_str()), (500, "internal"));
+        assert!(body.error.message.contains("trusted_keys"), "{}", body.error.message);
+        let ended = blocking(|| -> crate::Result<()> { panic!("as a bug would") }).await;
+        let (status, body) = answered(&ended.unwrap_err()).await;
+        assert_eq!((status, body.error.code.as_str()), (500, "internal"));
+        // The caller's mistake stays the caller's.
+        let (status, body) = answered(&accept(b"nothing")).await;
+        assert_eq!((status, body.error.code.as_str()), (400, "bad_request"));
+    }
+}

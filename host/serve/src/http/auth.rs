@@ -7,7 +7,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use axum::{
@@ -25,6 +25,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{respond::refuse_with, secret_file},
     metrics::Metrics,
+    threads::Current,
 };
 
 /// The shortest token, in characters.
@@ -56,7 +57,7 @@ pub(crate) fn guard_callers<S: Clone + Send + Sync + 'static>(
 /// Who may ask now. The rules can be replaced while requests come.
 pub(crate) struct AccessControl {
     address: IpAddr,
-    rules: RwLock<Arc<AccessRules>>,
+    rules: Current<AccessRules>,
     refused: IntCounterVec,
 }
 
@@ -96,9 +97,9 @@ impl AccessControl {
             "Requests refused for want of a token, by kind of route and cause",
             &["routes", "cause"],
         );
-        let rules = RwLock::new(Arc::new(AccessRules::read(server, address)?));
+        let rules = Current::new(AccessRules::read(server, address)?);
         let access = Self { address, rules, refused };
-        if let AdminAccess::Off(why) = &access.rules().admin
+        if let AdminAccess::Off(why) = &access.rules.get().admin
             && server.admin
         {
             tracing::warn!(%address, "{why}");
@@ -117,11 +118,7 @@ impl AccessControl {
 
     /// Lets rules hold from the next request on.
     pub(crate) fn replace(&self, rules: AccessRules) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
-    }
-
-    fn rules(&self) -> Arc<AccessRules> {
-        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.rules.replace(rules);
     }
 
     fn refuse(&self, routes: &str, denial: &Denial) -> Response {
@@ -209,7 +206,7 @@ impl AccessRules {
 }
 
 async fn admin(State(access): State<Arc<AccessControl>>, request: Request, next: Next) -> Response {
-    let verdict = access.rules().admin(request.headers());
+    let verdict = access.rules.get().admin(request.headers());
     answer(&access, "admin", verdict, request, next).await
 }
 
@@ -218,7 +215,7 @@ async fn caller(
     request: Request,
     next: Next,
 ) -> Response {
-    let verdict = access.rules().caller(request.headers());
+    let verdict = access.rules.get().caller(request.headers());
     answer(&access, "callers", verdict, request, next).await
 }
 

@@ -140,14 +140,13 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
             breaker: expert.breaker_state().label(),
         }
     };
-    let lines =
-        service.predictions().windows().into_iter().map(|((at, task, arm), window)| QualityRow {
-            surface: surface(at),
-            task,
-            arm,
-            quality: window.quality(),
-            series: window.series(),
-        });
+    let lines = service.predictions().windows().into_iter().map(|(key, window)| QualityRow {
+        surface: surface(key.surface),
+        task: key.task,
+        arm: key.arm,
+        quality: window.quality(),
+        series: window.series(),
+    });
     LiveReport {
         now_ms: hypercast_core::clock::now_ms(),
         started_ms: metrics.started_ms(),
@@ -173,9 +172,9 @@ fn mean_us(took: Duration, calls: u64) -> Option<f64> {
 pub(crate) fn gauges(service: &RankingService, metrics: &Metrics) {
     let schema = service.schema();
     let mut seen: HashMap<[String; 3], LiveQuality> = HashMap::new();
-    for ((at, task, arm), window) in service.predictions().windows() {
-        let surface = schema.surfaces[usize::from(at)].clone();
-        seen.insert([surface, task, arm], window.quality());
+    for (key, window) in service.predictions().windows() {
+        let surface = schema.surfaces[usize::from(key.surface)].clone();
+        seen.insert([surface, key.task, key.arm], window.quality());
     }
     metrics.quality(&seen);
     metrics.plugins(&service.models().set());

@@ -3,7 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,6 +23,7 @@ use crate::{
         tls::{self, Tls},
     },
     metrics::Metrics,
+    threads::{Current, lock},
 };
 
 /// How long a signal that comes before the models are loaded waits to be looked at again.
@@ -31,22 +32,22 @@ const STARTING: Duration = Duration::from_millis(100);
 /// The configuration now.
 #[derive(Debug)]
 pub struct Settings {
-    now: RwLock<Arc<Config>>,
+    now: Current<Config>,
 }
 
 impl Settings {
     /// Begins with what was read at the start.
     pub fn new(config: Config) -> Arc<Self> {
-        Arc::new(Self { now: RwLock::new(Arc::new(config)) })
+        Arc::new(Self { now: Current::new(config) })
     }
 
     /// The configuration now.
     pub fn now(&self) -> Arc<Config> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.get()
     }
 
-    pub(crate) fn replace(&self, config: Config) {
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    fn replace(&self, config: Config) {
+        self.now.replace(config);
     }
 }
 
@@ -149,7 +150,7 @@ impl Reloader {
         &self,
         experts: impl FnOnce(&Config) -> Result<bool>,
     ) -> Result<ReloadOutcome> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         let outcome = self.try_reload(experts);
         let label = if outcome.is_ok() { "applied" } else { "refused" };
         self.told.outcomes.with_label_values(&[label]).inc();

@@ -2,11 +2,7 @@
 //! and the handshake, bounded in time. Which connections there are is [`super::listen`]'s; what a request may ask is
 //! [`super::auth`]'s.
 
-use std::{
-    path::Path,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use hypercast_config::Server;
 use prometheus::IntCounterVec;
@@ -25,6 +21,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::secret_file,
     metrics::Metrics,
+    threads::Current,
 };
 
 /// How long a handshake may take.
@@ -35,7 +32,7 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// What connections are encrypted with.
 pub(crate) struct Tls {
-    now: RwLock<Arc<ServerConfig>>,
+    now: Current<ServerConfig>,
     handshakes: IntCounterVec,
 }
 
@@ -50,17 +47,17 @@ impl Tls {
             "TLS handshakes by outcome: done, failed, late",
             &["outcome"],
         );
-        Ok(Self { now: RwLock::new(read(server)?), handshakes })
+        Ok(Self { now: Current::new(read(server)?), handshakes })
     }
 
     /// Encrypts connections that come from now on with what [`read`] gave.
-    pub(crate) fn replace(&self, config: Arc<ServerConfig>) {
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = config;
+    pub(crate) fn replace(&self, config: ServerConfig) {
+        self.now.replace(config);
     }
 
     /// An encrypted connection; none where the other side fails at it or takes too long.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let config = self.now.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = self.now.get();
         let accepting = TlsAcceptor::from(config).accept(stream);
         let (outcome, stream) = match tokio::time::timeout(PATIENCE, accepting).await {
             Ok(Ok(stream)) => ("done", Some(stream)),
@@ -79,7 +76,7 @@ impl Tls {
 ///
 /// # Errors
 /// Files that are missing, of another kind, or do not fit each other; a key that others may read.
-pub(crate) fn read(server: &Server) -> Result<Arc<ServerConfig>> {
+pub(crate) fn read(server: &Server) -> Result<ServerConfig> {
     let (certificate, key) = (&server.tls_certificate, &server.tls_key);
     let chain = certificates(certificate)?;
     let private =
@@ -101,7 +98,7 @@ pub(crate) fn read(server: &Server) -> Result<Arc<ServerConfig>> {
             Error::data(certificate, why)
         })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {

@@ -3,18 +3,20 @@
 
 mod plugins;
 pub mod prediction_log;
+mod register;
 pub mod window;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use hypercast_core::clock::now_ms;
+use hypercast_expert::{ExpertTimes, RankOutcome};
 use hypercast_fm::history::CacheCounts;
 use hypercast_stream::{
     join::{Counts, JoinMetrics, JoinerProgress},
@@ -22,7 +24,7 @@ use hypercast_stream::{
 };
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    IntGaugeVec, Registry, TextEncoder,
     core::Collector,
     proto::{LabelPair, MetricFamily},
 };
@@ -31,27 +33,50 @@ use serde::Serialize;
 use crate::{
     metrics::{
         plugins::PluginMetrics,
+        register::{Buckets, Register},
         window::{LiveQuality, RecentValues},
     },
-    versions::serving_set::ServingSet,
+    threads::lock,
+    versions::serving_set::{ExpertArm, ServingSet},
 };
 
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
 
-/// An answered request.
-#[derive(Debug, Clone, Copy)]
-pub struct AnsweredRequest<'a> {
-    /// Its surface.
+/// A request that the ranking tier has ranked, or failed to.
+#[derive(Clone, Copy)]
+pub struct RankedRequest<'a> {
+    /// The surface's name.
     pub surface: &'a str,
-    /// The expert's version; empty where there is none.
-    pub arm: &'a str,
+    /// The expert version that was to rank; none where no expert serves the surface.
+    pub arm: Option<RankedByArm<'a>>,
     /// The FM version that was asked.
     pub fm: &'a str,
-    /// Whether the FM's own ranking, or one without its embedding, stood in.
-    pub degraded: bool,
-    /// How long it took.
-    pub took: Duration,
+    /// Why the answer is degraded, as the label `cause` has it.
+    pub degraded: Option<&'a str>,
+    /// Time spent in each of [`STAGES`].
+    pub times: [Duration; STAGES.len()],
+    /// Time from features to ranking; none if there is no answer.
+    pub took: Option<Duration>,
+}
+
+/// What an expert version did with a request.
+#[derive(Clone, Copy)]
+pub struct RankedByArm<'a> {
+    /// The version.
+    pub arm: &'a ExpertArm,
+    /// Its ranking or its fault.
+    pub outcome: &'a RankOutcome,
+    /// Time in its network and its guest.
+    pub spent: ExpertTimes,
+}
+
+/// Rank requests since the start.
+#[derive(Debug, Default)]
+struct RankTotals {
+    all: AtomicU64,
+    degraded: AtomicU64,
+    refused: AtomicU64,
 }
 
 /// All metrics of a daemon.
@@ -71,13 +96,13 @@ pub struct Metrics {
     arms: IntCounterVec,
     arm_seconds: HistogramVec,
     shadows: IntCounterVec,
-    recorded: IntCounterVec,
+    request_log: IntCounterVec,
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
     plugins: PluginMetrics,
     started_ms: i64,
-    totals: [AtomicU64; 3],
+    totals: RankTotals,
     recent: Mutex<RecentStats>,
 }
 
@@ -169,163 +194,139 @@ impl Metrics {
     /// Registers every metric, at zero.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
-            registry.register(Box::new(counter.clone())).expect("registered once");
-            counter
-        };
-        // 50 µs to about 1.6 s, doubling.
-        let buckets = prometheus::exponential_buckets(50e-6, 2.0, 16).expect("a valid range");
-        let histogram = |name: &str, help: &str, labels: &[&str]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.clone());
-            let histogram = HistogramVec::new(options, labels).expect("a valid name");
-            registry.register(Box::new(histogram.clone())).expect("registered once");
-            histogram
-        };
-        let sizes = prometheus::exponential_buckets(1.0, 2.0, 12).expect("a valid range");
-        let options = HistogramOpts::new(
-            "hypercast_fm_batch_requests",
-            "Requests that shared a pass of the FM",
-        );
-        let fm_batches = Histogram::with_opts(options.buckets(sizes)).expect("a valid name");
-        registry.register(Box::new(fm_batches.clone())).expect("registered once");
-        let history_cache = IntGaugeVec::new(
-            Opts::new(
-                "hypercast_history_cache",
-                "Encoded histories: requests whose whole history was kept, tokens known, new and encoded by updates since the start, bytes now",
-            ),
-            &["what"],
-        )
-        .expect("a valid name");
-        registry.register(Box::new(history_cache.clone())).expect("registered once");
-        let versions = IntGaugeVec::new(
-            Opts::new("hypercast_version_info", "1 for each model version in service"),
-            &["tier", "name", "version"],
-        )
-        .expect("a valid name");
-        registry.register(Box::new(versions.clone())).expect("registered once");
-        // 1 ms to about nine hours, doubling: an outcome may wait for its window.
-        let ages = prometheus::exponential_buckets(1e-3, 2.0, 26).expect("a valid range");
-        let options = HistogramOpts::new(
-            "hypercast_event_seconds",
-            "From taking an event in to its example (joined), to its outcome (told), to rankings that see it (live)",
-        );
-        let event_latency =
-            HistogramVec::new(options.buckets(ages), &["stage"]).expect("a valid name");
-        registry.register(Box::new(event_latency.clone())).expect("registered once");
-        let joiner = IntGaugeVec::new(
-            Opts::new(
-                "hypercast_joiner",
-                "Where the joiner of this process stands, and what it did since its first event",
-            ),
-            &["what"],
-        )
-        .expect("a valid name");
-        registry.register(Box::new(joiner.clone())).expect("registered once");
-        let quality = GaugeVec::new(
-            Opts::new(
-                "hypercast_live_quality",
-                "Of served and shadow predictions whose outcomes are known: NE and calibration over the last 20 minutes",
-            ),
-            &["surface", "task", "arm", "measure"],
-        )
-        .expect("a valid name");
-        registry.register(Box::new(quality.clone())).expect("registered once");
-        // 10 ms to about 12 hours, tripling.
-        let ages = prometheus::exponential_buckets(0.01, 3.0, 15).expect("a valid range");
-        let options = HistogramOpts::new(
-            "hypercast_weights_age_seconds",
-            "Age of published weights when they begin to serve: since they were published, and since their newest event was taken in",
-        );
-        let freshness =
-            HistogramVec::new(options.buckets(ages), &["tier", "since"]).expect("a valid name");
-        registry.register(Box::new(freshness.clone())).expect("registered once");
+        let register = Register(&registry);
+        // 50 µs to about 1.6 s.
+        let request_times = Buckets { first: 50e-6, factor: 2.0, count: 16 };
+        // 1 ms to about nine hours, because an outcome may wait for its attribution window.
+        let event_times = Buckets { first: 1e-3, factor: 2.0, count: 26 };
+        // 10 ms to about 12 hours.
+        let weight_ages = Buckets { first: 0.01, factor: 3.0, count: 15 };
+        let batch_sizes = Buckets { first: 1.0, factor: 2.0, count: 12 };
         Self {
-            arms: counter(
-                "hypercast_arm_requests_total",
-                "Requests by surface, expert's version, FM version and whether the answer was degraded",
-                &["surface", "arm", "fm", "degraded"],
-            ),
-            arm_seconds: histogram(
-                "hypercast_arm_seconds",
-                "Time of a rank request from features to ranking, by expert's version",
-                &["arm"],
-            ),
-            shadows: counter(
-                "hypercast_shadow_requests_total",
-                "Answered requests that shadows have seen, that were dropped since they were busy, and those at which one failed",
-                &["what"],
-            ),
-            recorded: counter(
-                "hypercast_recorded_requests_total",
-                "Answered requests of the share that is recorded: kept, dropped since the writer was busy, failed to be written",
-                &["what"],
-            ),
-            publications: counter(
-                "hypercast_publications_total",
-                "Publications of weights by version and what became of them",
-                &["arm", "outcome"],
-            ),
-            event_latency,
-            joiner,
-            freshness,
-            quality,
-            plugins: PluginMetrics::new(&registry),
-            started_ms: now_ms(),
-            totals: Default::default(),
-            recent: Mutex::default(),
-            requests: counter(
+            requests: register.counters(
                 "hypercast_requests_total",
-                "Requests by route and status",
+                "HTTP requests by route and status",
                 &["route", "status"],
             ),
-            degraded: counter(
+            duration: register.histograms(
+                "hypercast_request_seconds",
+                "Time from a request's headers to its answer, by route",
+                &["route"],
+                &request_times,
+            ),
+            degraded: register.counters(
                 "hypercast_degraded_total",
-                "Requests answered with the FM's own ranking, or without its embedding (no_fm), by expert and cause",
+                "Answers with the FM's own ranking, or without its embedding (cause no_fm), by expert and cause",
                 &["expert", "cause"],
             ),
-            stages: histogram(
+            stages: register.histograms(
                 "hypercast_stage_seconds",
-                "Time of a stage of a rank request",
+                "Time of each stage of a rank request",
                 &["stage"],
+                &request_times,
             ),
-            duration: histogram("hypercast_request_seconds", "Time of a request", &["route"]),
-            fm_batches,
-            history_cache,
-            events: counter("hypercast_events_total", "Events accepted by surface", &["surface"]),
-            versions,
+            arms: register.counters(
+                "hypercast_arm_requests_total",
+                "Rank requests by surface, expert version, FM version and whether the answer was degraded",
+                &["surface", "arm", "fm", "degraded"],
+            ),
+            arm_seconds: register.histograms(
+                "hypercast_arm_seconds",
+                "Time of a rank request from its features to its ranking, by expert version",
+                &["arm"],
+                &request_times,
+            ),
+            shadows: register.counters(
+                "hypercast_shadow_requests_total",
+                "Answered requests shown to shadow versions: seen, dropped because the queue was full, failed in a version",
+                &["what"],
+            ),
+            request_log: register.counters(
+                "hypercast_recorded_requests_total",
+                "Answered requests sampled for the request log: kept, dropped because the writer was busy, failed to be written",
+                &["what"],
+            ),
+            publications: register.counters(
+                "hypercast_publications_total",
+                "Publications of weights by version: applied or refused",
+                &["arm", "outcome"],
+            ),
+            freshness: register.histograms(
+                "hypercast_weights_age_seconds",
+                "Age of published weights when they begin to serve: since they were published, and since their newest event was received",
+                &["tier", "since"],
+                &weight_ages,
+            ),
+            events: register.counters(
+                "hypercast_events_total",
+                "Accepted impressions by surface",
+                &["surface"],
+            ),
+            event_latency: register.histograms(
+                "hypercast_event_seconds",
+                "Time from receiving an event to its training example (joined), to its outcome (told), and to rankings that use it (live)",
+                &["stage"],
+                &event_times,
+            ),
+            joiner: register.gauges(
+                "hypercast_joiner",
+                "State of this process' joiner, and what it did since its first event",
+                &["what"],
+            ),
+            fm_batches: register.add(Histogram::with_opts(
+                HistogramOpts::new(
+                    "hypercast_fm_batch_requests",
+                    "Requests that shared one forward pass of the FM",
+                )
+                .buckets(batch_sizes.bounds()),
+            )),
+            history_cache: register.gauges(
+                "hypercast_history_cache",
+                "Cache of encoded histories: requests found whole; tokens found, encoded and re-encoded by weight updates since the start; bytes now",
+                &["what"],
+            ),
+            versions: register.gauges(
+                "hypercast_version_info",
+                "1 for each model version in service",
+                &["tier", "name", "version"],
+            ),
+            quality: register.float_gauges(
+                "hypercast_live_quality",
+                "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
+                &["surface", "task", "arm", "measure"],
+            ),
+            plugins: PluginMetrics::new(&register),
+            started_ms: now_ms(),
+            totals: RankTotals::default(),
+            recent: Mutex::default(),
             registry,
         }
     }
 
-    /// A counter of another part of the daemon, by labels.
+    /// A counter of another part of the daemon.
     ///
     /// # Panics
     /// If the name is taken or not valid.
     pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        let counter = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
-        self.registry.register(Box::new(counter.clone())).expect("registered once");
-        counter
+        Register(&self.registry).counters(name, help, labels)
     }
 
-    /// A value of another part of the daemon.
+    /// A gauge of another part of the daemon.
     ///
     /// # Panics
     /// If the name is taken or not valid.
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        let gauge = IntGauge::new(name, help).expect("a valid name");
-        self.registry.register(Box::new(gauge.clone())).expect("registered once");
-        gauge
+        Register(&self.registry).add(IntGauge::new(name, help))
     }
 
-    /// Counts an answered request.
+    /// Counts and times an HTTP request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
         if route == "/v1/rank" {
-            self.totals[0].fetch_add(1, Ordering::Relaxed);
+            self.totals.all.fetch_add(1, Ordering::Relaxed);
             if status >= 500 {
-                self.totals[2].fetch_add(1, Ordering::Relaxed);
+                self.totals.refused.fetch_add(1, Ordering::Relaxed);
             }
             let mut recent = self.recent();
             recent.answered_ms.push(now_ms() as f64);
@@ -333,27 +334,28 @@ impl Metrics {
         }
     }
 
-    /// Counts a degraded answer.
-    pub fn degraded(&self, expert: &str, cause: &str) {
-        self.degraded.with_label_values(&[expert, cause]).inc();
-        self.totals[1].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Times the stages of a request.
-    pub fn stages(&self, times: [Duration; STAGES.len()]) {
+    /// Accounts for a ranked request: its version's statistics, degradation and times.
+    pub fn ranked(&self, request: RankedRequest<'_>) {
+        let RankedRequest { surface, arm, fm, degraded, times, took } = request;
+        let (name, label) =
+            arm.map_or(("", ""), |ranked| (ranked.arm.name.as_str(), ranked.arm.label.as_str()));
+        if let Some(ranked) = arm {
+            ranked.arm.count(ranked.outcome, ranked.spent);
+        }
+        if let Some(cause) = degraded {
+            self.degraded.with_label_values(&[name, cause]).inc();
+            self.totals.degraded.fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(took) = took else { return };
         let mut recent = self.recent();
         for (stage, took) in STAGES.into_iter().zip(times) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
             recent.latency.entry(stage).or_default().push(took.as_secs_f64());
         }
-    }
-
-    /// Counts and times a request by what answered it.
-    pub fn arm(&self, answered: AnsweredRequest<'_>) {
-        let AnsweredRequest { surface, arm, fm, degraded, took } = answered;
-        let degraded = if degraded { "true" } else { "false" };
-        self.arms.with_label_values(&[surface, arm, fm, degraded]).inc();
-        self.arm_seconds.with_label_values(&[arm]).observe(took.as_secs_f64());
+        drop(recent);
+        let degraded = if degraded.is_some() { "true" } else { "false" };
+        self.arms.with_label_values(&[surface, label, fm, degraded]).inc();
+        self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
     }
 
     /// Counts what became of a request that shadows were to see.
@@ -362,8 +364,8 @@ impl Metrics {
     }
 
     /// Counts what became of a request that was to be recorded.
-    pub fn recorded(&self, what: &str) {
-        self.recorded.with_label_values(&[what]).inc();
+    pub fn request_logged(&self, what: &str) {
+        self.request_log.with_label_values(&[what]).inc();
     }
 
     /// Counts a publication that serves now; `arm` is `fm@VERSION` or `NAME@VERSION`.
@@ -425,8 +427,9 @@ impl Metrics {
 
     /// Requests for rankings since the start, and how many a second lately.
     pub fn requests_so_far(&self) -> RequestTotals {
-        let [total, degraded, refused] =
-            [0, 1, 2].map(|at: usize| self.totals[at].load(Ordering::Relaxed));
+        let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        let RankTotals { all, degraded, refused } = &self.totals;
+        let (total, degraded, refused) = (load(all), load(degraded), load(refused));
         let answered = self.recent().answered_ms.clone();
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
             let kept = answered.kept() as f64;
@@ -526,7 +529,7 @@ impl Metrics {
     }
 
     fn recent(&self) -> MutexGuard<'_, RecentStats> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.recent)
     }
 
     /// The text for `/metrics`.

@@ -1,12 +1,12 @@
 //! What plugins used, by arm, in Prometheus' text format. Plugins count for
 //! themselves; this copies their counts when somebody asks.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use hypercast_expert::{Expert, breaker::BreakerState};
-use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec};
 
-use crate::versions::serving_set::ServingSet;
+use crate::{metrics::register::Register, threads::lock, versions::serving_set::ServingSet};
 
 /// By arm: `NAME@VERSION`.
 #[derive(Debug)]
@@ -24,59 +24,46 @@ pub(crate) struct PluginMetrics {
 }
 
 impl PluginMetrics {
-    pub(crate) fn new(registry: &Registry) -> Self {
-        let register = |metric: Box<dyn prometheus::core::Collector>| {
-            registry.register(metric).expect("registered once");
-        };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
-            register(Box::new(metric.clone()));
-            metric
-        };
-        let gauge = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntGaugeVec::new(Opts::new(name, help), labels).expect("a valid name");
-            register(Box::new(metric.clone()));
-            metric
-        };
-        let seconds = Opts::new(
-            "hypercast_plugin_seconds_total",
-            "Time of a plugin: its network in the host, each export in Wasm, making instances",
-        );
-        let seconds = CounterVec::new(seconds, &["arm", "in"]).expect("a valid name");
-        register(Box::new(seconds.clone()));
-        let degraded = Opts::new(
-            "hypercast_plugin_degraded_share",
-            "Share of a plugin's last 256 requests that were answered with the FM's own ranking",
-        );
-        let degraded = GaugeVec::new(degraded, &["arm"]).expect("a valid name");
-        register(Box::new(degraded.clone()));
+    pub(super) fn new(register: &Register<'_>) -> Self {
         Self {
-            requests: counter("hypercast_plugin_requests_total", "Requests of a plugin", &["arm"]),
-            faults: counter(
-                "hypercast_plugin_faults_total",
-                "Requests that a plugin did not answer, by cause",
-                &["arm", "cause"],
-            ),
-            calls: counter(
-                "hypercast_plugin_calls_total",
-                "Calls into a plugin by export, and instances made",
-                &["arm", "call"],
-            ),
-            seconds,
-            log_lines: counter(
-                "hypercast_plugin_log_lines_total",
-                "Log lines of a plugin: written, and dropped since there were too many a second",
-                &["arm", "what"],
-            ),
-            memory: gauge(
-                "hypercast_plugin_memory_bytes",
-                "The most linear memory that an instance of a plugin had",
+            requests: register.counters(
+                "hypercast_plugin_requests_total",
+                "Requests that a plugin was to rank",
                 &["arm"],
             ),
-            degraded,
-            breaker: gauge(
+            faults: register.counters(
+                "hypercast_plugin_faults_total",
+                "Requests that a plugin failed to answer, by cause",
+                &["arm", "cause"],
+            ),
+            calls: register.counters(
+                "hypercast_plugin_calls_total",
+                "Calls into a plugin by export, and instances created",
+                &["arm", "call"],
+            ),
+            seconds: register.float_counters(
+                "hypercast_plugin_seconds_total",
+                "Seconds spent on a plugin: its network in the host, each export in Wasm, and creating instances",
+                &["arm", "in"],
+            ),
+            log_lines: register.counters(
+                "hypercast_plugin_log_lines_total",
+                "Log lines of a plugin: written, or dropped because it wrote too many in a second",
+                &["arm", "what"],
+            ),
+            memory: register.gauges(
+                "hypercast_plugin_memory_bytes",
+                "Peak linear memory of an instance of a plugin",
+                &["arm"],
+            ),
+            degraded: register.float_gauges(
+                "hypercast_plugin_degraded_share",
+                "Share of a plugin's last 256 requests that were answered with the FM's own ranking",
+                &["arm"],
+            ),
+            breaker: register.gauges(
                 "hypercast_plugin_breaker",
-                "1 for the state that a plugin's breaker is in",
+                "1 for the state of a plugin's circuit breaker, 0 for the others",
                 &["arm", "state"],
             ),
             writing: Mutex::default(),
@@ -85,7 +72,7 @@ impl PluginMetrics {
 
     /// Copies the counts of what is in service; what is not any more is forgotten.
     pub(crate) fn copy(&self, set: &ServingSet) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = lock(&self.writing);
         let counters = [&self.requests, &self.faults, &self.calls, &self.log_lines];
         counters.into_iter().for_each(IntCounterVec::reset);
         [&self.memory, &self.breaker].into_iter().for_each(IntGaugeVec::reset);

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use hypercast_data::{
@@ -13,7 +13,7 @@ use hypercast_data::{
     schema::{Schema, TaskKind},
 };
 
-use crate::metrics::window::QualityWindow;
+use crate::{metrics::window::QualityWindow, threads::lock};
 
 /// Windows of surface, task and arm, at most.
 const WINDOWS: usize = 1024;
@@ -24,7 +24,7 @@ pub struct ArmPredictions {
     /// Name and version.
     pub arm: String,
     /// By task, a value an item.
-    pub tasks: Vec<(String, Vec<f32>)>,
+    pub tasks: BTreeMap<String, Vec<f32>>,
 }
 
 /// What is predicted for whom.
@@ -36,8 +36,16 @@ pub struct ShownItems<'a> {
     pub items: &'a [u64],
 }
 
-/// Surface, task and arm.
-pub type QualityKey = (u16, String, String);
+/// What a window of quality is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QualityKey {
+    /// The surface's index in the schema.
+    pub surface: u16,
+    /// The task's name.
+    pub task: String,
+    /// `NAME@VERSION`, or `fm@VERSION`.
+    pub arm: String,
+}
 
 /// Predictions that wait for outcomes, and what came of those before.
 pub struct PredictionLog {
@@ -72,7 +80,7 @@ impl PredictionLog {
     /// # Panics
     /// If a task has not a value an item.
     pub fn keep(&self, shown: ShownItems<'_>, predicted: ArmPredictions) {
-        let values = predicted.tasks.iter().map(|(_, values)| values.len()).sum::<usize>();
+        let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
         assert_eq!(values, shown.items.len() * predicted.tasks.len(), "a value an item");
         let inner = &mut *self.inner();
         if !inner.requests.contains_key(&shown.request) {
@@ -91,7 +99,7 @@ impl PredictionLog {
             let oldest = inner.order.pop_front().expect("there are two");
             let gone = inner.requests.remove(&oldest).unwrap_or_default();
             inner.values -=
-                gone.arms.iter().flat_map(|arm| &arm.tasks).map(|(_, v)| v.len()).sum::<usize>();
+                gone.arms.iter().flat_map(|arm| arm.tasks.values()).map(Vec::len).sum::<usize>();
         }
     }
 
@@ -110,7 +118,11 @@ impl PredictionLog {
         for arm in &request.arms {
             for (task, values) in &arm.tasks {
                 let Some(happened) = label(schema, task, impression) else { continue };
-                let key = (impression.surface, task.clone(), arm.arm.clone());
+                let key = QualityKey {
+                    surface: impression.surface,
+                    task: task.clone(),
+                    arm: arm.arm.clone(),
+                };
                 if !inner.windows.contains_key(&key) && inner.windows.len() == WINDOWS {
                     let oldest = inner.windows.iter().min_by_key(|(_, window)| window.newest_ms());
                     let oldest = oldest.expect("there are many").0.clone();
@@ -133,7 +145,7 @@ impl PredictionLog {
     }
 
     fn inner(&self) -> MutexGuard<'_, LogState> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
@@ -187,7 +199,7 @@ mod tests {
     fn predicted(arm: &str, values: &[f32]) -> ArmPredictions {
         let tasks = ["click", "like", "of the plugin's own"];
         let tasks = tasks.map(|task| (task.to_owned(), values.to_vec()));
-        ArmPredictions { arm: arm.into(), tasks: tasks.to_vec() }
+        ArmPredictions { arm: arm.into(), tasks: tasks.into() }
     }
 
     #[test]
@@ -209,9 +221,12 @@ mod tests {
         assert_eq!(joined + unknown, 300);
         let windows = served.windows();
         let arms: Vec<(&str, &str)> =
-            windows.keys().map(|(_, task, arm)| (task.as_str(), arm.as_str())).collect();
+            windows.keys().map(|key| (key.task.as_str(), key.arm.as_str())).collect();
         assert_eq!(arms, [("click", "a@1.0.0"), ("click", "a@2.0.0")], "what is known alone");
-        let ne = |arm: &str| windows[&(0, "click".into(), arm.into())].quality().ne.unwrap();
+        let ne = |arm: &str| {
+            let key = QualityKey { surface: 0, task: "click".into(), arm: arm.into() };
+            windows[&key].quality().ne.unwrap()
+        };
         assert!(ne("a@1.0.0") < 0.2 && ne("a@2.0.0") > 2.0);
     }
 

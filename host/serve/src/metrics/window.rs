@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use hypercast_core::quantile::quantile;
+
 /// Milliseconds a bucket.
 const BUCKET_MS: i64 = 5_000;
 
@@ -137,10 +139,8 @@ impl RecentValues {
 
     /// The values below which these shares of the kept ones are; none before the first value.
     pub fn quantiles<const N: usize>(&self, shares: [f64; N]) -> Option<[f64; N]> {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let last = sorted.len().checked_sub(1)?;
-        Some(shares.map(|share| sorted[((last as f64 * share).round() as usize).min(last)]))
+        let mut values = self.values.clone();
+        (!values.is_empty()).then(|| shares.map(|share| quantile(&mut values, share)))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::request::api::Refusal;
+use crate::{request::api::Refusal, threads::lock};
 
 /// How much of a deadline may be expected to pass: the rest is for what is not foreseen.
 const SHARE: f64 = 0.5;
@@ -55,7 +55,7 @@ impl Admission {
     /// # Errors
     /// [`Refusal::Overloaded`], with the time after which to try again.
     pub fn enter(self: &Arc<Self>, deadline: Duration) -> Result<AdmissionPermit, Refusal> {
-        let mut pace = self.pace.lock().expect("no holder panics");
+        let mut pace = lock(&self.pace);
         let expected_s = pace.gap_s.unwrap_or(0.0) * (pace.at_work + 1) as f64;
         // A daemon without work takes whatever comes: only what leaves can tell it of a better pace.
         let late = pace.at_work > 0 && expected_s > deadline.as_secs_f64() * SHARE;
@@ -68,7 +68,7 @@ impl Admission {
     }
 
     fn leave(&self, now: Instant) {
-        let mut pace = self.pace.lock().expect("no holder panics");
+        let mut pace = lock(&self.pace);
         pace.at_work -= 1;
         if let Some(left) = pace.left {
             let gap_s = now.duration_since(left).as_secs_f64();
@@ -84,7 +84,7 @@ impl AdmissionPermit {
     pub fn begin(&mut self) {
         if !self.at_work {
             self.at_work = true;
-            self.admission.pace.lock().expect("no holder panics").at_work += 1;
+            lock(&self.admission.pace).at_work += 1;
         }
     }
 }
@@ -94,7 +94,7 @@ impl Drop for AdmissionPermit {
         if self.at_work {
             self.admission.leave(Instant::now());
         }
-        self.admission.pace.lock().expect("no holder panics").under_way -= 1;
+        lock(&self.admission.pace).under_way -= 1;
     }
 }
 

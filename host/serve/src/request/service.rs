@@ -22,7 +22,7 @@ use crate::{
     error::Result,
     http::reload::Settings,
     metrics::{
-        AnsweredRequest, Metrics, STAGES,
+        Metrics, RankedByArm, RankedRequest, STAGES,
         prediction_log::{ArmPredictions, PredictionLog, ShownItems},
     },
     request::{
@@ -50,7 +50,7 @@ pub struct RankingService {
     shadows: ShadowQueue,
     metrics: Arc<Metrics>,
     requests: RequestIds,
-    recorder: RequestLog,
+    request_log: RequestLog,
 }
 
 /// What the service shares with the rest of the process.
@@ -86,12 +86,20 @@ impl Fetched {
     }
 }
 
-/// What the FM's tier said.
+/// What the FM's tier output.
 pub struct FmAnswer {
     /// Its output, or why there is none.
     pub output: std::result::Result<Arc<FmOutput>, Refusal>,
     /// How long that took, waiting included.
     pub took: Duration,
+}
+
+/// Why an answer is degraded.
+struct Degradation {
+    /// For the metric's label.
+    cause: &'static str,
+    /// For the caller.
+    reason: String,
 }
 
 /// Time spent in each of [`STAGES`].
@@ -121,11 +129,11 @@ impl RankingService {
             metrics: metrics.clone(),
         })?;
         let counted = metrics.clone();
-        let recorder = RequestLog::start(
+        let request_log = RequestLog::start(
             &config.paths.state.join("recorded"),
             schema_hash(&schema),
             &config.recorded,
-            move |what| counted.recorded(what),
+            move |what| counted.request_logged(what),
         )?;
         Ok(Self {
             converter: Converter::new(schema.clone()),
@@ -137,7 +145,7 @@ impl RankingService {
             shadows,
             metrics,
             requests: RequestIds::new(),
-            recorder,
+            request_log,
         })
     }
 
@@ -195,73 +203,119 @@ impl RankingService {
     ) -> std::result::Result<RankAnswer, Refusal> {
         let example = &fetched.example[0];
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
-        let mut times = StageTimes::default();
-        (times[0], times[1]) = (fetched.took, fm.took);
-        let said = fm.output.as_deref().ok();
-        let outcome = fetched.arm.as_ref().map(|(arm, expert)| {
-            let (outcome, spent) = expert.serve(example, arm.tae(rows(said)), limit);
-            (times[2], times[3]) = (spent.network, spent.wasm);
-            arm.count(&outcome, spent);
-            outcome
+        let output = fm.output.as_deref().ok();
+        let ranked = fetched.arm.as_ref().map(|(arm, expert)| {
+            let (outcome, spent) = expert.serve(example, arm.tae(rows(output)), limit);
+            (arm, outcome, spent)
         });
-        let mut answer = self.answer(fetched, &fm, outcome.as_ref(), limit)?;
-        answer.unknown_items.clone_from(&fetched.unknown_items);
-        self.measure(fetched, &answer, times);
-        self.remember(fetched, said, outcome.as_ref());
-        self.record(fetched, fm.output.as_ref().ok(), &answer);
+        let arm = ranked.as_ref().map(|(arm, outcome, spent)| RankedByArm {
+            arm,
+            outcome,
+            spent: *spent,
+        });
+        let spent = arm.map(|arm| arm.spent).unwrap_or_default();
+        let times = [fetched.took, fm.took, spent.network, spent.wasm];
+        let outcome = arm.map(|arm| arm.outcome);
+        let degradation = self.degradation(example, &fm, outcome);
+        let ranking = match (outcome, &fm.output) {
+            (Some(RankOutcome::Ranked { ranked, predictions }), _) => {
+                Ok(expert_ranking(example, ranked, predictions))
+            }
+            (_, Ok(output)) => Ok(fm_ranking(example, fetched.fm().tasks(), output, limit)),
+            (_, Err(refusal)) => Err(refusal.clone()),
+        };
+        self.metrics.ranked(RankedRequest {
+            surface: &self.schema.surfaces[usize::from(example.surface)],
+            arm,
+            fm: fetched.fm().version(),
+            degraded: degradation.as_ref().map(|degradation| degradation.cause),
+            times,
+            took: ranking.is_ok().then(|| fetched.start.elapsed()),
+        });
+        let mut answer = RankAnswer {
+            request: example.request,
+            ranking: ranking?,
+            fm_version: fetched.fm().version().to_owned(),
+            expert: fetched.arm.as_ref().map(|(arm, expert)| AnsweringExpert {
+                name: arm.name.clone(),
+                plugin: expert.name().to_owned(),
+                version: arm.version.clone(),
+                arm: arm.label.clone(),
+            }),
+            degraded: degradation.is_some(),
+            reason: degradation.map(|degradation| degradation.reason),
+            new_user: example.history.is_empty(),
+            unknown_items: fetched.unknown_items.clone(),
+            explain: None,
+        };
+        self.keep_predictions(fetched, output, outcome);
+        self.log_request(fetched, fm.output.as_ref().ok(), &answer);
         if request.explain && self.settings.now().server.explain {
-            answer.explain = Some(explain(fetched, said, outcome.as_ref(), times));
+            answer.explain = Some(explain(fetched, output, outcome, times));
         }
         Ok(answer)
     }
 
-    fn measure(&self, fetched: &Fetched, answer: &RankAnswer, times: StageTimes) {
-        self.metrics.stages(times);
-        self.metrics.arm(AnsweredRequest {
-            surface: &self.schema.surfaces[usize::from(fetched.example[0].surface)],
-            arm: fetched.arm.as_ref().map_or("", |(arm, _)| &arm.label),
-            fm: fetched.fm().version(),
-            degraded: answer.degraded,
-            took: fetched.start.elapsed(),
-        });
+    /// Why the answer is degraded, if it is.
+    fn degradation(
+        &self,
+        example: &Example,
+        fm: &FmAnswer,
+        outcome: Option<&RankOutcome>,
+    ) -> Option<Degradation> {
+        let (cause, reason) = match (outcome, &fm.output) {
+            (Some(RankOutcome::Ranked { .. }), Ok(_)) => return None,
+            (Some(RankOutcome::Ranked { .. }), Err(refusal)) => {
+                ("no_fm", format!("ranked without the FM's embedding: {refusal}"))
+            }
+            (Some(RankOutcome::Degraded(fault)), _) => (fault.cause.label(), fault.to_string()),
+            (None, _) => {
+                let surface = &self.schema.surfaces[usize::from(example.surface)];
+                ("no_expert", format!("no expert serves surface {surface:?}"))
+            }
+        };
+        Some(Degradation { cause, reason })
     }
 
     /// Keeps what was predicted until outcomes are known: by the expert, and by the FM itself.
-    fn remember(&self, fetched: &Fetched, fm: Option<&FmOutput>, outcome: Option<&RankOutcome>) {
+    fn keep_predictions(
+        &self,
+        fetched: &Fetched,
+        fm: Option<&FmOutput>,
+        outcome: Option<&RankOutcome>,
+    ) {
         let example = &fetched.example[0];
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let shown = ShownItems { request: example.request, items: &items };
         if let (Some((arm, _)), Some(RankOutcome::Ranked { predictions, .. })) =
             (&fetched.arm, outcome)
         {
-            let tasks =
-                predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone()));
-            self.predictions
-                .keep(shown, ArmPredictions { arm: arm.label.clone(), tasks: tasks.collect() });
+            let tasks = by_task(predictions);
+            self.predictions.keep(shown, ArmPredictions { arm: arm.label.clone(), tasks });
         }
-        if let Some(said) = fm {
-            self.predictions.keep(shown, of_fm(fetched.fm(), said));
+        if let Some(output) = fm {
+            self.predictions.keep(shown, of_fm(fetched.fm(), output));
         }
     }
 
     /// Offers the request to those that are recorded, if it is of their share.
-    fn record(&self, fetched: &Fetched, said: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
-        if !self.recorder.wants(answer.request) {
+    fn log_request(&self, fetched: &Fetched, output: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
+        if !self.request_log.wants(answer.request) {
             return;
         }
         let fm = fetched.fm();
-        let kept = self.recorder.offer(RequestToLog {
+        let kept = self.request_log.offer(RequestToLog {
             example: fetched.example.clone(),
             fm: fm.version().to_owned(),
             tae_dim: fm.manifest().config.tae_width(),
-            output: said.cloned(),
+            output: output.cloned(),
             arm: fetched.arm.as_ref().map_or_else(String::new, |(arm, _)| arm.label.clone()),
             degraded: answer.degraded,
             ranking: answer.ranking.iter().map(|place| (place.id, place.score)).collect(),
             at_ms: now_ms(),
         });
         if !kept {
-            self.metrics.recorded("dropped");
+            self.metrics.request_logged("dropped");
         }
     }
 
@@ -292,57 +346,6 @@ impl RankingService {
             _ => Ok(()),
         }
     }
-
-    fn answer(
-        &self,
-        fetched: &Fetched,
-        fm: &FmAnswer,
-        outcome: Option<&RankOutcome>,
-        limit: usize,
-    ) -> std::result::Result<RankAnswer, Refusal> {
-        let example = &fetched.example[0];
-        let by_fm = || match &fm.output {
-            Ok(said) => Ok(fm_ranking(example, fetched.fm().tasks(), said, limit)),
-            Err(refusal) => Err(refusal.clone()),
-        };
-        let expert = fetched.arm.as_ref().map(|(arm, expert)| AnsweringExpert {
-            name: arm.name.clone(),
-            plugin: expert.name().to_owned(),
-            version: arm.version.clone(),
-            arm: arm.label.clone(),
-        });
-        let (ranking, reason) = match outcome {
-            Some(RankOutcome::Ranked { ranked, predictions }) => {
-                let without = fm.output.as_ref().err().map(|refusal| {
-                    let name = expert.as_ref().map_or("", |expert| &expert.name);
-                    self.metrics.degraded(name, "no_fm");
-                    format!("ranked without the FM's embedding: {refusal}")
-                });
-                (expert_ranking(example, ranked, predictions), without)
-            }
-            Some(RankOutcome::Degraded(fault)) => {
-                let name = expert.as_ref().map_or("", |expert| &expert.name);
-                self.metrics.degraded(name, fault.cause.label());
-                (by_fm()?, Some(fault.to_string()))
-            }
-            None => {
-                let surface = &self.schema.surfaces[usize::from(example.surface)];
-                self.metrics.degraded("", "no_expert");
-                (by_fm()?, Some(format!("no expert serves surface {surface:?}")))
-            }
-        };
-        Ok(RankAnswer {
-            request: example.request,
-            ranking,
-            fm_version: fetched.fm().version().to_owned(),
-            expert,
-            degraded: reason.is_some(),
-            reason,
-            new_user: example.history.is_empty(),
-            unknown_items: Vec::new(),
-            explain: None,
-        })
-    }
 }
 
 /// The fallback: by the FM's first main task, best first.
@@ -369,9 +372,7 @@ fn explain(
     outcome: Option<&RankOutcome>,
     times: StageTimes,
 ) -> Explanation {
-    let (example, tasks) = (&fetched.example[0], fetched.fm().tasks());
-    let main = fm.map_or(&[][..], |fm| &fm.main);
-    let column = |task: usize| main.iter().skip(task).step_by(tasks.len()).copied().collect();
+    let example = &fetched.example[0];
     let micros = |took: Duration| took.as_secs_f64() * 1e6;
     let mut stages: BTreeMap<String, f64> =
         STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
@@ -392,11 +393,9 @@ fn explain(
             Some(RankOutcome::Ranked { predictions, .. }) => by_task(predictions),
             _ => BTreeMap::new(),
         },
-        fm: tasks
-            .iter()
-            .enumerate()
-            .map(|(task, spec)| (spec.name.clone(), column(task)))
-            .collect(),
+        fm: fm.map(|output| of_fm(fetched.fm(), output).tasks).unwrap_or_else(|| {
+            fetched.fm().tasks().iter().map(|task| (task.name.clone(), Vec::new())).collect()
+        }),
         shadows: shadows.collect(),
         stages_us: stages,
     }
@@ -406,7 +405,7 @@ fn rows(fm: Option<&FmOutput>) -> Option<&[f32]> {
     fm.map(|fm| &*fm.tae)
 }
 
-fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn by_task(predictions: &Predictions) -> BTreeMap<String, Vec<f32>> {
     predictions.tasks.iter().map(|task| (task.task.clone(), task.values.clone())).collect()
 }
 

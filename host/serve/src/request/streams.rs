@@ -26,7 +26,7 @@ use crate::{
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
-    threads::{join, spawn},
+    threads::{join, lock, spawn},
 };
 
 /// All of it.
@@ -113,7 +113,7 @@ impl EventStreams {
     /// Ends the threads after what they are at, with their states saved.
     pub fn stop(&self) {
         self.stop.request();
-        for thread in self.threads.lock().expect("no holder panics").drain(..) {
+        for thread in lock(&self.threads).drain(..) {
             join(thread);
         }
     }
@@ -121,7 +121,7 @@ impl EventStreams {
     fn spawn(&self, name: &str, run: impl FnOnce(&Shutdown) + Send + 'static) -> Result<()> {
         let stop = self.stop.clone();
         let thread = spawn(name, move || run(&stop))?;
-        self.threads.lock().expect("no holder panics").push(thread);
+        lock(&self.threads).push(thread);
         Ok(())
     }
 }

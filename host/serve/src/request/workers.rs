@@ -7,7 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -18,7 +18,7 @@ use hypercast_expert::long_call;
 
 use crate::{
     error::Result,
-    threads::{join, spawn, survive_panic},
+    threads::{join, lock, spawn, survive_panic},
 };
 
 type RequestJob = Box<dyn FnOnce() + Send>;
@@ -121,7 +121,7 @@ impl WorkerPool {
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.threads)
     }
 }
 

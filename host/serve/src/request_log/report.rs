@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use hypercast_core::quantile::quantile;
 use serde::Serialize;
 
 /// A comparison over requests.
@@ -58,9 +59,10 @@ pub struct ReplayTimes {
 impl ReplayTimes {
     /// Of times in microseconds; none of none.
     pub fn of(mut times_us: Vec<f64>) -> Option<Self> {
-        times_us.sort_by(f64::total_cmp);
-        let last = times_us.len().checked_sub(1)?;
-        let at = |share: f64| times_us[(last as f64 * share).round() as usize];
+        if times_us.is_empty() {
+            return None;
+        }
+        let mut at = |share| quantile(&mut times_us, share);
         Some(Self { p50_us: at(0.5), p99_us: at(0.99) })
     }
 }

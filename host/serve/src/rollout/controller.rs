@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -30,6 +30,7 @@ use crate::{
         stats::StepWatch,
         transitions,
     },
+    threads::lock,
 };
 
 /// Time between two looks while a rollout is active.
@@ -116,7 +117,7 @@ impl RolloutController {
     }
 
     fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 
     fn execute(&mut self, command: RolloutCommand) {
@@ -167,7 +168,7 @@ impl RolloutController {
     fn save(&mut self, rollout: Rollout) -> Result<()> {
         self.files.write(&rollout)?;
         let name = rollout.name().to_owned();
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.all);
         all.insert((name.clone(), rollout.version().to_owned()), rollout);
         self.files.trim(&mut all, &name);
         Ok(())

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use hypercast_config::sha256;
+use hypercast_core::atomic_file;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -126,7 +126,8 @@ impl Repository {
         };
         known.versions.insert(manifest.version.clone(), pushed);
         let bytes = serde_json::to_vec(&known).expect("a plain struct serialises");
-        write(&self.name_path(&manifest.name), &bytes)
+        let path = self.name_path(&manifest.name);
+        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 
     /// Keeps bytes under their hash; they may be there already.
@@ -139,7 +140,7 @@ impl Repository {
         if fs::read(&path).is_ok_and(|there| there == bytes) {
             return Ok(path);
         }
-        write(&path, bytes)?;
+        atomic_file::write(&path, bytes).map_err(Error::io(&path))?;
         Ok(path)
     }
 
@@ -212,16 +213,6 @@ pub fn check_name(name: &str) -> Result<()> {
         "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
         &name[..name.floor_char_boundary(LONGEST_NAME)]
     )))
-}
-
-/// Writes a file as a whole, durably.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let draft = path.with_extension("partial");
-    let mut file = File::create(&draft).map_err(Error::io(&draft))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&draft))?;
-    fs::rename(&draft, path).map_err(Error::io(path))?;
-    let dir = path.parent().expect("a file is in a folder");
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
 }
 
 #[cfg(test)]

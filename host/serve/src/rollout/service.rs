@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -26,7 +26,7 @@ use crate::{
         serving::VersionLookup,
         state::{RolloutFiles, RolloutMap},
     },
-    threads::{join, spawn},
+    threads::{join, lock, spawn},
 };
 
 /// Commands that may wait.
@@ -154,7 +154,7 @@ impl RolloutService {
     /// Ends the thread after what it is at; rollouts go on at the next start.
     pub fn stop(&self) {
         self.stop.request();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         thread.into_iter().for_each(join);
     }
 
@@ -168,12 +168,164 @@ impl RolloutService {
     }
 
     fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.all)
     }
 }
 
 impl Drop for RolloutService {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        time::{Duration, Instant},
+    };
+
+    use hypercast_config::{RolloutSettings, StopAfter};
+    use hypercast_expert::{Engine, wasm::contract::Slice};
+    use hypercast_stream::{
+        engine::Memory,
+        versions::{ExpertVersion, VersionState},
+    };
+
+    use super::*;
+    use crate::rollout::{
+        PolicyOverrides, RolloutPolicy, RolloutStep,
+        replay::{ReplayInput, ReplayVerdict},
+        serving::LoadedArm,
+    };
+
+    /// Serves nothing.
+    struct Nothing;
+
+    impl VersionLookup for Nothing {
+        fn arm(&self, _: &str, _: &str) -> Option<LoadedArm> {
+            None
+        }
+
+        fn problem(&self) -> Option<String> {
+            None
+        }
+
+        fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+            Vec::new()
+        }
+    }
+
+    /// A rollout at its replay, as a file holds it after a restart.
+    fn at_replay() -> Rollout {
+        let expert = ExpertVersion {
+            name: "feed".into(),
+            version: "1.0.0".into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "p.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: "1.0.0".into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["feed".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        };
+        let settings = RolloutSettings { stop_after: StopAfter::Never, ..Default::default() };
+        Rollout {
+            expert,
+            key: "k".into(),
+            created_ms: 1,
+            begun_ms: 1,
+            step: RolloutStep::Replay,
+            since_ms: 1,
+            previous: None,
+            displaced: Vec::new(),
+            limits: RolloutPolicy::new(&settings, &PolicyOverrides::default()).unwrap(),
+            before_us: None,
+            settled: false,
+            cause: None,
+            log: Vec::new(),
+        }
+    }
+
+    /// Runs until it is cancelled, as a replay over many requests would for minutes.
+    fn slow(_: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVerdict> {
+        let start = Instant::now();
+        while !cancelled.is_requested() && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(ReplayVerdict::Passed(String::new()))
+    }
+
+    /// The rollouts of a daemon whose state is in `dir`, and whose replays are `replay`.
+    fn started(dir: &Path, replay: ReplayFn) -> RolloutService {
+        let mut config = Config::without_folder();
+        config.paths.state = dir.to_path_buf();
+        config.paths.experts = dir.join("experts");
+        let schema: Arc<Schema> =
+            Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
+        let streams: Arc<dyn Streams> = Arc::new(Memory::new(16));
+        let wasm = Engine::new(config.guests()).unwrap();
+        let trusted = Box::new(|| Ok(Vec::new()));
+        let acceptor =
+            Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone()).unwrap();
+        let acceptor = Arc::new(acceptor);
+        let serving = Arc::new(Nothing);
+        let context = RolloutContext { acceptor, serving, streams, schema, replay };
+        RolloutService::start(&config, context).unwrap()
+    }
+
+    fn wait_for(what: &str, seen: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !seen() {
+            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_rollback_is_answered_while_a_replay_runs() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        static RUNS: AtomicBool = AtomicBool::new(false);
+        static ENDED: AtomicBool = AtomicBool::new(false);
+        fn replay(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVerdict> {
+            RUNS.store(true, Ordering::Relaxed);
+            let verdict = slow(input, cancelled);
+            ENDED.store(true, Ordering::Relaxed);
+            verdict
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        files.write(&at_replay()).unwrap();
+        let rollouts = started(dir.path(), replay);
+        wait_for("the replay runs", || RUNS.load(Ordering::Relaxed));
+        let start = Instant::now();
+        let done = rollouts.roll_back("feed").unwrap();
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        assert!(done.contains("no version of feed answers"), "{done}");
+        let rollout = rollouts.rollout("feed", "1.0.0").unwrap();
+        assert_eq!(rollout.step, RolloutStep::Failed);
+        assert_eq!(rollout.cause.as_deref(), Some("asked to"));
+        wait_for("the replay is cancelled", || ENDED.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn the_verdict_of_a_replay_decides_the_next_step() {
+        fn failing(_: &ReplayInput, _: &Shutdown) -> Result<ReplayVerdict> {
+            Ok(ReplayVerdict::Failed("replay: it faulted".into()))
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        files.write(&at_replay()).unwrap();
+        let rollouts = started(dir.path(), failing);
+        let rollout = || rollouts.rollout("feed", "1.0.0").unwrap();
+        wait_for("the rollout ends", || rollout().step == RolloutStep::Failed);
+        assert_eq!(rollout().cause.as_deref(), Some("replay: it faulted"));
     }
 }

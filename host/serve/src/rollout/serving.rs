@@ -11,7 +11,10 @@ use hypercast_stream::{engine::Engine as Streams, versions::VersionState};
 use crate::{
     error::Result,
     http::reload::Settings,
-    metrics::window::{LiveQuality, QualityWindow},
+    metrics::{
+        prediction_log::QualityKey,
+        window::{LiveQuality, QualityWindow},
+    },
     request::service::RankingService,
     rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, replay},
 };
@@ -83,7 +86,7 @@ impl VersionLookup for RankingService {
         let (own, before) = (label(version), before.map(label));
         // By task and surface: the version's window, and that of the one before.
         let mut pairs: BTreeMap<(String, u16), [Option<QualityWindow>; 2]> = BTreeMap::new();
-        for ((surface, task, arm), window) in self.predictions().windows() {
+        for (QualityKey { surface, task, arm }, window) in self.predictions().windows() {
             let place = match &arm {
                 arm if *arm == own => 0,
                 arm if Some(arm) == before.as_ref() => 1,

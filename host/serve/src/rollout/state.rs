@@ -6,9 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hypercast_core::atomic_file;
+
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    rollout::{Rollout, repository::write},
+    rollout::Rollout,
 };
 
 /// Rollouts of a name that are remembered once they are over.
@@ -53,7 +55,8 @@ impl RolloutFiles {
     /// Writes one.
     pub(super) fn write(&self, rollout: &Rollout) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(rollout).expect("a plain struct serialises");
-        write(&self.path(rollout), &bytes)
+        let path = self.path(rollout);
+        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 
     /// Lets go of the oldest ones of a name that are over.

@@ -4,11 +4,13 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use crate::threads::lock;
 
 /// Buckets an octave: a quantile is known to a tenth.
 const STEPS: u32 = 8;
@@ -62,7 +64,7 @@ impl ArmStats {
 
     /// Keeps what a fault said; the oldest is let go.
     pub fn add_fault(&self, at_ms: i64, fault: String) {
-        let mut recent = self.faults_text.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = lock(&self.faults_text);
         if recent.len() == FAULTS {
             recent.pop_front();
         }
@@ -71,12 +73,12 @@ impl ArmStats {
 
     /// What the last faults said, and when (milliseconds since the epoch), oldest first.
     pub fn recent_faults(&self) -> Vec<(i64, String)> {
-        self.faults_text.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lock(&self.faults_text).iter().cloned().collect()
     }
 
     /// The text of the last fault.
     pub fn last_fault(&self) -> Option<String> {
-        let recent = self.faults_text.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = lock(&self.faults_text);
         recent.back().map(|(_, fault)| fault.clone())
     }
 

@@ -246,7 +246,7 @@ impl RegistryFollower {
         self.tell_missing();
         if let Err(error) = outcome {
             tracing::error!(%error, "a change of versions cannot be served; what served before goes on");
-            self.models.tell(Some(error.to_string()));
+            self.models.set_problem(Some(error.to_string()));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex},
 };
 
 use hypercast_core::clock::now_ms;
@@ -14,6 +14,7 @@ use hypercast_stream::versions::{Shares, VersionState, choose, place};
 use crate::{
     fm::FmTier,
     rollout::ArmStats,
+    threads::{Current, lock},
     versions::desired_set::{DesiredExpert, DesiredFm},
 };
 
@@ -63,21 +64,21 @@ pub struct ExpertArm {
 
 /// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
 pub(crate) struct LiveExpert {
-    now: RwLock<Arc<Expert>>,
+    now: Current<Expert>,
     stats: Arc<ArmStats>,
 }
 
 impl LiveExpert {
     pub(crate) fn new(expert: Expert) -> Self {
-        Self { now: RwLock::new(Arc::new(expert)), stats: Arc::default() }
+        Self { now: Current::new(expert), stats: Arc::default() }
     }
 
     pub(crate) fn now(&self) -> Arc<Expert> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.get()
     }
 
     pub(crate) fn replace(&self, expert: Expert) {
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(expert);
+        self.now.replace(expert);
     }
 }
 
@@ -230,6 +231,10 @@ impl ServingSet {
         })
     }
 
+    fn problem(&self) -> Option<String> {
+        (!self.unloaded.is_empty()).then(|| self.unloaded.join("; "))
+    }
+
     /// FM versions that are only measured.
     pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms().filter(|fm| fm.state == VersionState::Shadow)
@@ -238,7 +243,7 @@ impl ServingSet {
 
 /// Where requests find the set, and what is wrong with the one that was to follow it.
 pub struct ServingModels {
-    set: RwLock<Arc<ServingSet>>,
+    set: Current<ServingSet>,
     problem: Mutex<Option<String>>,
     missing: Mutex<Vec<String>>,
 }
@@ -246,49 +251,40 @@ pub struct ServingModels {
 impl ServingModels {
     /// Begins with a set.
     pub fn new(set: ServingSet) -> Self {
-        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
-        Self {
-            set: RwLock::new(Arc::new(set)),
-            problem: Mutex::new(problem),
-            missing: Mutex::default(),
-        }
+        let problem = set.problem();
+        Self { set: Current::new(set), problem: Mutex::new(problem), missing: Mutex::default() }
     }
 
     /// The set now; a request asks once.
     pub fn set(&self) -> Arc<ServingSet> {
-        self.set.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.set.get()
     }
 
     /// Lets another set serve from the next request on.
     pub fn swap(&self, set: ServingSet) {
-        let problem = (!set.unloaded.is_empty()).then(|| set.unloaded.join("; "));
-        let set = Arc::new(set);
-        let before = {
-            let mut held = self.set.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *held, set)
-        };
-        // What only the old set held is unloaded here, or by its last request: not under the lock.
-        drop(before);
-        self.tell(problem);
+        let problem = set.problem();
+        // Models that only the old set has are unloaded here, or by its last request.
+        self.set.replace(set);
+        self.set_problem(problem);
     }
 
     /// Says why the registry's last decision is not served.
-    pub fn tell(&self, problem: Option<String>) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    pub fn set_problem(&self, problem: Option<String>) {
+        *lock(&self.problem) = problem;
     }
 
     /// Says which versions are to serve and are not loaded.
     pub fn set_missing(&self, missing: Vec<String>) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+        *lock(&self.missing) = missing;
     }
 
     /// Versions that are to serve and are not loaded.
     pub fn missing(&self) -> Vec<String> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.missing).clone()
     }
 
     /// Why the registry's last decision is not served.
     pub fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.problem).clone()
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         Metrics,
         prediction_log::{ArmPredictions, PredictionLog, ShownItems},
     },
-    request::service::Fetched,
+    request::service::{Fetched, by_task},
     threads::{QueueThread, survive_panic},
     versions::serving_set::ServedFm,
 };
@@ -111,8 +111,8 @@ impl ShadowWorker {
             arm.count(&outcome, spent);
             match outcome {
                 RankOutcome::Ranked { predictions, .. } => {
-                    let tasks = predictions.tasks.into_iter().map(|task| (task.task, task.values));
-                    keep(ArmPredictions { arm: arm.label.clone(), tasks: tasks.collect() });
+                    let tasks = by_task(&predictions);
+                    keep(ArmPredictions { arm: arm.label.clone(), tasks });
                 }
                 RankOutcome::Degraded(fault) => {
                     self.metrics.shadow("failed");

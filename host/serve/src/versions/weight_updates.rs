@@ -7,7 +7,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     fm::FmTier,
     metrics::Metrics,
+    threads::lock,
     versions::serving_set::LiveExpert,
 };
 
@@ -164,14 +165,14 @@ impl WeightFeed {
 impl WeightFeeds {
     /// Feeds one more model.
     pub fn add(&self, feed: WeightFeed) {
-        self.new.lock().unwrap_or_else(PoisonError::into_inner).push(feed);
+        lock(&self.new).push(feed);
     }
 
     /// Feeds all until it is to stop.
     pub fn follow(&self, stop: &AtomicBool, metrics: &Metrics) {
         let mut feeds = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            feeds.append(&mut self.new.lock().unwrap_or_else(PoisonError::into_inner));
+            feeds.append(&mut lock(&self.new));
             feeds.retain(WeightFeed::is_served);
             feeds.iter_mut().for_each(|feed| feed.round(metrics));
             std::thread::sleep(ROUND);
