@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
-    request::api::Refusal,
+    request::api::{Refusal, RequestResult},
     threads::{QueueThread, survive_panic},
 };
 
@@ -32,7 +32,7 @@ use crate::{
 struct InferJob {
     examples: Arc<[Example]>,
     deadline: Instant,
-    reply: oneshot::Sender<std::result::Result<FmOutput, Refusal>>,
+    reply: oneshot::Sender<RequestResult<FmOutput>>,
 }
 
 impl InferJob {
@@ -96,7 +96,7 @@ impl FmBatcher {
         &self,
         examples: Arc<[Example]>,
         deadline: Instant,
-    ) -> std::result::Result<FmOutput, Refusal> {
+    ) -> RequestResult<FmOutput> {
         let (reply, answer) = oneshot::channel();
         self.thread.try_send(InferJob { examples, deadline, reply }).map_err(
             |error| match error {

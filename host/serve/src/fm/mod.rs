@@ -11,7 +11,7 @@ use hypercast_fm::{
 
 use crate::{
     fm::{batcher::FmBatcher, remote::RemoteFm},
-    request::api::Refusal,
+    request::api::RequestResult,
 };
 
 /// What runs a version of the FM.
@@ -39,7 +39,7 @@ impl FmTier {
         &self,
         examples: Arc<[Example]>,
         deadline: Instant,
-    ) -> std::result::Result<FmOutput, Refusal> {
+    ) -> RequestResult<FmOutput> {
         match self {
             Self::Local(fm) => fm.infer(examples, deadline).await,
             Self::Remote(fm) => fm.infer(examples, deadline).await,

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{client, secret_file},
-    request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody},
+    request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
 
 /// The most that an answer may be, in bytes.
@@ -67,7 +67,7 @@ pub fn encode_examples(examples: &[Example]) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// Bytes of another kind.
-pub fn decode_examples(body: &[u8]) -> std::result::Result<Vec<Example>, Refusal> {
+pub fn decode_examples(body: &[u8]) -> RequestResult<Vec<Example>> {
     postcard::from_bytes(body).map_err(|error| {
         Refusal::BadRequest(format!(
             "the body is no examples ({error}); both processes must be of one version"
@@ -188,18 +188,14 @@ impl RemoteFm {
         &self,
         examples: Arc<[Example]>,
         deadline: Instant,
-    ) -> std::result::Result<FmOutput, Refusal> {
+    ) -> RequestResult<FmOutput> {
         match tokio::time::timeout_at(deadline.into(), self.ask(&examples, deadline)).await {
             Ok(answer) => answer,
             Err(_) => Err(Refusal::Deadline),
         }
     }
 
-    async fn ask(
-        &self,
-        examples: &[Example],
-        deadline: Instant,
-    ) -> std::result::Result<FmOutput, Refusal> {
+    async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {
         let unreachable =
             |why: String| Refusal::Unreachable(format!("the FM at {} failed: {why}", self.url));
         let internal = |error: String| Refusal::Internal(error);

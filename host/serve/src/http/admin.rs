@@ -22,7 +22,7 @@ use crate::{
         respond::{BODY_TIMEOUT, bytes, json, refuse, refuse_with},
         server::AppState,
     },
-    request::api::Refusal,
+    request::api::{Refusal, RequestResult},
     rollout::{PushTarget, Rollout, RolloutService},
 };
 
@@ -168,7 +168,7 @@ fn is_known(app: &AppState, name: &str) -> bool {
     set.is_ok_and(|set| set.arms().iter().any(|arm| arm.name == name))
 }
 
-fn rollouts(app: &AppState) -> Result<Arc<RolloutService>, Refusal> {
+fn rollouts(app: &AppState) -> RequestResult<Arc<RolloutService>> {
     app.loaded()?.rollouts.clone().ok_or(Refusal::Starting)
 }
 

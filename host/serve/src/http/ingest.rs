@@ -1,22 +1,20 @@
 //! The tier that takes events in and does nothing else: no models, no features,
 //! so that it starts at once and needs little.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode},
+    response::Response,
     routing::{get, post},
 };
 use hypercast_config::Config;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
+use hypercast_stream::ingest::intake::Taken;
 
 use crate::{
     error::Result,
@@ -24,11 +22,11 @@ use crate::{
         auth,
         listen::BoundListener,
         reload::{self, Reloader, Settings},
-        respond::{bytes, json, on_pool, refuse, refuse_with, time_left},
+        respond::{json, metrics_text, refuse_with, store_events, time_left, timed},
     },
     metrics::Metrics,
     request::{
-        api::{EventsAnswer, EventsRequest, Refusal},
+        api::{EventsAnswer, EventsRequest, RequestResult},
         events::EventIntake,
         workers::{PoolSize, Workers},
     },
@@ -103,34 +101,19 @@ fn routes(app: Arc<IngestState>) -> Router {
 }
 
 async fn metrics(State(app): State<Arc<IngestState>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+    metrics_text(&app.metrics)
 }
 
 async fn events(State(app): State<Arc<IngestState>>, headers: HeaderMap, body: Body) -> Response {
-    let start = Instant::now();
-    let response = match taken(&app, &headers, body, start).await {
-        Ok(answer) => json(StatusCode::OK, &answer),
-        Err(refusal) => refuse(&refusal),
-    };
-    app.metrics.request("/v1/events", response.status().as_u16(), start.elapsed());
-    response
+    timed(&app.metrics, "/v1/events", store(&app, &headers, body)).await
 }
 
-async fn taken(
-    app: &Arc<IngestState>,
-    headers: &HeaderMap,
-    body: Body,
-    start: Instant,
-) -> std::result::Result<EventsAnswer, Refusal> {
+async fn store(app: &IngestState, headers: &HeaderMap, body: Body) -> RequestResult<Response> {
     let server = &app.settings.now().server;
-    let left: Duration = time_left(headers, server.deadline_ms)?;
-    let body = bytes(body, server.max_body_bytes).await?;
+    let deadline = Instant::now() + time_left(headers, server.deadline_ms)?;
     let intake = app.intake.clone();
-    let take = move || {
-        let request: EventsRequest = serde_json::from_slice(&body)
-            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
-        intake.take(&request)
-    };
-    let taken = on_pool(&app.workers, start + left, take).await?;
-    Ok(EventsAnswer { accepted: taken.accepted, repeated: taken.repeated, applied: false })
+    let store = move |request: &EventsRequest| intake.take(request);
+    let Taken { accepted, repeated, .. } =
+        store_events(&app.workers, body, server.max_body_bytes, deadline, store).await?;
+    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied: false }))
 }

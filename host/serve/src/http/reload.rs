@@ -102,7 +102,7 @@ pub(crate) struct Reloader {
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Arc<AccessControl>,
     pub(crate) tls: Option<Arc<Tls>>,
-    told: ReloadMetrics,
+    metrics: ReloadMetrics,
     /// One at a time.
     turn: Mutex<()>,
 }
@@ -122,7 +122,7 @@ impl Reloader {
         tls: Option<Arc<Tls>>,
         metrics: &Metrics,
     ) -> Self {
-        let told = ReloadMetrics {
+        let own = ReloadMetrics {
             outcomes: metrics.counter(
                 "hypercast_reloads_total",
                 "Times the configuration was read again, by outcome: applied, refused",
@@ -137,9 +137,9 @@ impl Reloader {
                 "When the configuration that holds was read, seconds since the epoch",
             ),
         };
-        told.well.set(1);
-        told.at_s.set(now_s());
-        Self { origin, settings, access, tls, told, turn: Mutex::default() }
+        own.well.set(1);
+        own.at_s.set(now_s());
+        Self { origin, settings, access, tls, metrics: own, turn: Mutex::default() }
     }
 
     /// Reads everything again; `experts` loads those of the new configuration and says whether others serve. Blocks.
@@ -153,11 +153,11 @@ impl Reloader {
         let _turn = lock(&self.turn);
         let outcome = self.try_reload(experts);
         let label = if outcome.is_ok() { "applied" } else { "refused" };
-        self.told.outcomes.with_label_values(&[label]).inc();
-        self.told.well.set(i64::from(outcome.is_ok()));
+        self.metrics.outcomes.with_label_values(&[label]).inc();
+        self.metrics.well.set(i64::from(outcome.is_ok()));
         match &outcome {
             Ok(ReloadOutcome { changed, restart, experts }) => {
-                self.told.at_s.set(now_s());
+                self.metrics.at_s.set(now_s());
                 tracing::info!(?changed, experts, "the configuration was reloaded");
                 if !restart.is_empty() {
                     tracing::warn!(keys = ?restart, "these keys keep their old values until the next start");

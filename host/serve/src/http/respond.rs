@@ -4,17 +4,19 @@
 use std::time::{Duration, Instant};
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use hypercast_stream::ingest::intake::Taken;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::oneshot;
 
 use crate::{
     http::server::AppState,
+    metrics::Metrics,
     request::{
-        api::{DEADLINE_HEADER, Refusal, RefusalBody, RefusalText},
+        api::{DEADLINE_HEADER, EventsRequest, Refusal, RefusalBody, RefusalText, RequestResult},
         workers::Workers,
     },
 };
@@ -26,8 +28,8 @@ pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) async fn on_worker<T: Send + 'static>(
     app: &AppState,
     deadline: Instant,
-    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
-) -> std::result::Result<T, Refusal> {
+    run: impl FnOnce() -> RequestResult<T> + Send + 'static,
+) -> RequestResult<T> {
     on_pool(&app.workers, deadline, run).await
 }
 
@@ -35,8 +37,8 @@ pub(crate) async fn on_worker<T: Send + 'static>(
 pub(crate) async fn on_pool<T: Send + 'static>(
     workers: &Workers,
     deadline: Instant,
-    run: impl FnOnce() -> std::result::Result<T, Refusal> + Send + 'static,
-) -> std::result::Result<T, Refusal> {
+    run: impl FnOnce() -> RequestResult<T> + Send + 'static,
+) -> RequestResult<T> {
     let (done, result) = oneshot::channel();
     workers
         .submit(move || {
@@ -60,10 +62,7 @@ pub(crate) async fn on_pool<T: Send + 'static>(
 ///
 /// # Errors
 /// A header that is no number.
-pub(crate) fn time_left(
-    headers: &HeaderMap,
-    most_ms: u64,
-) -> std::result::Result<Duration, Refusal> {
+pub(crate) fn time_left(headers: &HeaderMap, most_ms: u64) -> RequestResult<Duration> {
     let Some(value) = headers.get(DEADLINE_HEADER) else {
         return Ok(Duration::from_millis(most_ms));
     };
@@ -76,16 +75,38 @@ pub(crate) fn time_left(
     Ok(Duration::from_millis(left_ms.min(most_ms)))
 }
 
-/// An answer, timed and counted.
-pub(crate) fn respond(
-    app: &AppState,
+/// Answers a request, times it and counts it.
+pub(crate) async fn timed(
+    metrics: &Metrics,
     route: &'static str,
-    start: Instant,
-    outcome: std::result::Result<Response, Refusal>,
+    answering: impl Future<Output = RequestResult<Response>>,
 ) -> Response {
-    let response = outcome.unwrap_or_else(|refusal| refuse(&refusal));
-    app.metrics.request(route, response.status().as_u16(), start.elapsed());
+    let start = Instant::now();
+    let response = answering.await.unwrap_or_else(|refusal| refuse(&refusal));
+    metrics.request(route, response.status().as_u16(), start.elapsed());
     response
+}
+
+/// Reads the body of `POST /v1/events` and stores its events on a worker thread.
+pub(crate) async fn store_events(
+    workers: &Workers,
+    body: Body,
+    most_bytes: usize,
+    deadline: Instant,
+    store: impl FnOnce(&EventsRequest) -> RequestResult<Taken> + Send + 'static,
+) -> RequestResult<Taken> {
+    let body = bytes(body, most_bytes).await?;
+    on_pool(workers, deadline, move || store(&parse_json(&body)?)).await
+}
+
+/// A body in JSON.
+pub(crate) fn parse_json<Q: DeserializeOwned>(body: &[u8]) -> RequestResult<Q> {
+    serde_json::from_slice(body).map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
+}
+
+/// The text of `/metrics`.
+pub(crate) fn metrics_text(metrics: &Metrics) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
 }
 
 pub(crate) fn refuse(refusal: &Refusal) -> Response {
@@ -115,10 +136,7 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
 ///
 /// # Errors
 /// One that is longer, breaks off, or does not come within [`BODY_TIMEOUT`].
-pub(crate) async fn bytes(
-    body: axum::body::Body,
-    most: usize,
-) -> std::result::Result<Bytes, Refusal> {
+pub(crate) async fn bytes(body: axum::body::Body, most: usize) -> RequestResult<Bytes> {
     let reading = axum::body::to_bytes(body, most);
     let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
         let waited_s = BODY_TIMEOUT.as_secs();

@@ -20,11 +20,17 @@ use crate::{
     fm::remote::{decode_examples, encode_output},
     http::{
         admin, auth, live_page, reload,
-        respond::{bytes, json, on_pool, on_worker, refuse, refuse_with, respond, time_left},
+        respond::{
+            bytes, json, metrics_text, on_worker, parse_json, refuse, refuse_with, store_events,
+            time_left, timed,
+        },
         server::{AppState, fm_config},
     },
     request::{
-        api::{EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText},
+        api::{
+            EventsAnswer, EventsRequest, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText,
+            RequestResult,
+        },
         service::{FmAnswer, RankingService},
     },
     versions::{
@@ -88,17 +94,24 @@ async fn page(content_type: &'static str, text: &'static str) -> Response {
 }
 
 async fn rank(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    let start = Instant::now();
-    let outcome = rank_in_time(&app, &headers, body, start).await;
-    respond(&app, "/v1/rank", start, outcome)
+    timed(&app.metrics, "/v1/rank", rank_in_time(&app, &headers, body)).await
+}
+
+async fn events(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
+    timed(&app.metrics, "/v1/events", events_in_time(&app, &headers, body)).await
+}
+
+/// The FM for another process.
+async fn embed(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
+    timed(&app.metrics, "/v1/embed", embed_in_time(&app, &headers, body)).await
 }
 
 async fn rank_in_time(
     app: &Arc<AppState>,
     headers: &HeaderMap,
     body: Body,
-    start: Instant,
-) -> Result<Response, Refusal> {
+) -> RequestResult<Response> {
+    let start = Instant::now();
     let service = service(app)?;
     let left = time_left(headers, app.settings.now().server.deadline_ms)?;
     let deadline = start + left;
@@ -125,47 +138,29 @@ async fn rank_in_time(
     Ok(json(StatusCode::OK, &answer))
 }
 
-async fn events(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    let start = Instant::now();
-    let outcome = events_in_time(&app, &headers, body, start).await;
-    respond(&app, "/v1/events", start, outcome)
-}
-
 async fn events_in_time(
     app: &Arc<AppState>,
     headers: &HeaderMap,
     body: Body,
-    start: Instant,
-) -> Result<Response, Refusal> {
+) -> RequestResult<Response> {
     let service = service(app)?;
     let server = &app.settings.now().server;
-    let deadline = start + time_left(headers, server.deadline_ms)?;
-    let body = bytes(body, server.max_body_bytes).await?;
+    let deadline = Instant::now() + time_left(headers, server.deadline_ms)?;
     let streams = service.streams().clone();
-    let take = move || {
-        let request: EventsRequest = serde_json::from_slice(&body)
-            .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))?;
-        streams.take(&request)
-    };
-    let Taken { accepted, repeated, end } = on_pool(&app.intake, deadline, take).await?;
-    // They are durable now: whoever waits too long for the joiner is answered all the same.
-    let applied = service.streams().seen(end, deadline).await;
+    let store = move |request: &EventsRequest| streams.take(request);
+    let Taken { accepted, repeated, end } =
+        store_events(&app.intake, body, server.max_body_bytes, deadline, store).await?;
+    // The events are durable now, so the answer is a success even if the joiner is not in time.
+    let applied = service.streams().wait_applied(end, deadline).await;
     Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
-}
-
-/// The FM for another process.
-async fn embed(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
-    let start = Instant::now();
-    let outcome = embed_in_time(&app, &headers, body, start).await;
-    respond(&app, "/v1/embed", start, outcome)
 }
 
 async fn embed_in_time(
     app: &Arc<AppState>,
     headers: &HeaderMap,
     body: Body,
-    start: Instant,
-) -> Result<Response, Refusal> {
+) -> RequestResult<Response> {
+    let start = Instant::now();
     let loaded = app.loaded()?;
     let config = app.settings.now();
     let left = time_left(headers, config.server.deadline_ms)?;
@@ -191,7 +186,7 @@ async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> Respo
 }
 
 /// The version of the FM that a caller asks for.
-fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> Result<&'a ServedFm, Refusal> {
+fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a ServedFm> {
     let Some(given) = headers.get(FM_VERSION_HEADER) else { return Ok(set.default_fm()) };
     let given = given.to_str().unwrap_or_default();
     set.fm(given).ok_or_else(|| Refusal::NoVersion {
@@ -245,7 +240,7 @@ async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     if let Some(service) = app.loaded.get().and_then(|loaded| loaded.service.as_ref()) {
         live_page::gauges(service, &app.metrics);
     }
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render()).into_response()
+    metrics_text(&app.metrics)
 }
 
 /// What the page at `/` shows.
@@ -256,7 +251,7 @@ async fn live(State(app): State<Arc<AppState>>) -> Response {
     }
 }
 
-fn service(app: &AppState) -> Result<Arc<RankingService>, Refusal> {
+fn service(app: &AppState) -> RequestResult<Arc<RankingService>> {
     let service = app.loaded()?.service.clone();
     Ok(service.expect("the routes of a tier without a service do not ask for one"))
 }
@@ -264,13 +259,12 @@ fn service(app: &AppState) -> Result<Arc<RankingService>, Refusal> {
 /// A body that comes before its request's deadline: until then it has a place that others may want.
 async fn in_time<B>(
     deadline: Instant,
-    body: impl Future<Output = Result<B, Refusal>>,
-) -> Result<B, Refusal> {
+    body: impl Future<Output = RequestResult<B>>,
+) -> RequestResult<B> {
     tokio::time::timeout_at(deadline.into(), body).await.unwrap_or(Err(Refusal::Deadline))
 }
 
-async fn body_of<Q: DeserializeOwned>(app: &AppState, body: Body) -> Result<Q, Refusal> {
+async fn body_of<Q: DeserializeOwned>(app: &AppState, body: Body) -> RequestResult<Q> {
     let bytes = bytes(body, app.settings.now().server.max_body_bytes).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Refusal::BadRequest(format!("the body: {error}")))
+    parse_json(&bytes)
 }

@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     request::{
         admission::Admission,
-        api::Refusal,
+        api::{Refusal, RequestResult},
         service::{RankingService, ServiceContext},
         workers::{PoolSize, Workers},
     },
@@ -70,7 +70,7 @@ pub(crate) struct LoadedTier {
 }
 
 impl AppState {
-    pub(crate) fn loaded(&self) -> std::result::Result<&LoadedTier, Refusal> {
+    pub(crate) fn loaded(&self) -> RequestResult<&LoadedTier> {
         self.loaded.get().ok_or(Refusal::Starting)
     }
 

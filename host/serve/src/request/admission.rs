@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{request::api::Refusal, threads::lock};
+use crate::{
+    request::api::{Refusal, RequestResult},
+    threads::lock,
+};
 
 /// How much of a deadline may be expected to pass: the rest is for what is not foreseen.
 const SHARE: f64 = 0.5;
@@ -54,7 +57,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Refusal::Overloaded`], with the time after which to try again.
-    pub fn enter(self: &Arc<Self>, deadline: Duration) -> Result<AdmissionPermit, Refusal> {
+    pub fn enter(self: &Arc<Self>, deadline: Duration) -> RequestResult<AdmissionPermit> {
         let mut pace = lock(&self.pace);
         let expected_s = pace.gap_s.unwrap_or(0.0) * (pace.at_work + 1) as f64;
         // A daemon without work takes whatever comes: only what leaves can tell it of a better pace.

@@ -254,6 +254,9 @@ pub struct EventsAnswer {
     pub applied: bool,
 }
 
+/// The result of a part of a request: a value, or why the request is not answered.
+pub type RequestResult<T> = Result<T, Refusal>;
+
 /// Why a request is not answered, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {

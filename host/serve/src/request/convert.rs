@@ -12,7 +12,7 @@ use hypercast_fm::example::{Item, Outcome};
 use hypercast_stream::ingest::check_time;
 use serde::{Deserialize, Serialize};
 
-use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal};
+use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal, RequestResult};
 
 /// A feature as JSON has it: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ impl Converter {
         id: u64,
         time_ms: i64,
         known: impl Fn(u64) -> Option<Arc<Item>>,
-    ) -> Result<RequestInput, Refusal> {
+    ) -> RequestResult<RequestInput> {
         let surface = self.surface(&request.surface)?;
         check_time(time_ms).map_err(|why| Refusal::BadRequest(format!("time_ms: {why}")))?;
         self.refuse_unknown(&request.context, &[&self.schema.context_features], "context")?;
@@ -88,7 +88,7 @@ impl Converter {
     ///
     /// # Errors
     /// An unknown surface, action, value or feature name.
-    pub fn event(&self, event: &EventBody) -> Result<Impression, Refusal> {
+    pub fn event(&self, event: &EventBody) -> RequestResult<Impression> {
         let surface = self.surface(&event.surface)?;
         let outcome = self.outcome(&event.actions, &event.values)?;
         Ok(Impression {
@@ -122,18 +122,18 @@ impl Converter {
     }
 
     /// The bit of an action.
-    pub(crate) fn action(&self, name: &str) -> Result<usize, Refusal> {
+    pub(crate) fn action(&self, name: &str) -> RequestResult<usize> {
         let known = &self.schema.actions;
         self.schema.action(name).ok_or_else(|| unknown("action", name, known))
     }
 
     /// The place of a real-valued outcome.
-    pub(crate) fn value(&self, name: &str) -> Result<usize, Refusal> {
+    pub(crate) fn value(&self, name: &str) -> RequestResult<usize> {
         self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))
     }
 
     /// The context features of an impression.
-    pub(crate) fn context_of(&self, named: &NamedFeatures) -> Result<Context, Refusal> {
+    pub(crate) fn context_of(&self, named: &NamedFeatures) -> RequestResult<Context> {
         self.refuse_unknown(named, &[&self.schema.context_features], "context")?;
         self.context(named, &NamedFeatures::new())
     }
@@ -143,7 +143,7 @@ impl Converter {
         &self,
         features: &[Feature],
         named: &NamedFeatures,
-    ) -> Result<(Vec<u64>, Vec<f32>), Refusal> {
+    ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
         if let Some(name) = named.keys().find(|name| features.iter().all(|f| f.name != **name)) {
             let known: Vec<String> = features.iter().map(|feature| feature.name.clone()).collect();
             return Err(unknown("feature", name, &known));
@@ -155,7 +155,7 @@ impl Converter {
         Ok((ids, dense))
     }
 
-    pub(crate) fn surface(&self, name: &str) -> Result<u16, Refusal> {
+    pub(crate) fn surface(&self, name: &str) -> RequestResult<u16> {
         self.schema.surface(name).ok_or_else(|| Refusal::UnknownSurface {
             given: name.to_owned(),
             known: self.schema.surfaces.clone(),
@@ -168,7 +168,7 @@ impl Converter {
         candidate: &RankCandidate,
         context: &NamedFeatures,
         known: &impl Fn(u64) -> Option<Arc<Item>>,
-    ) -> Result<CandidateInput, Refusal> {
+    ) -> RequestResult<CandidateInput> {
         let schema = &self.schema;
         let place = format!("candidate {}", candidate.id);
         self.refuse_unknown(
@@ -192,7 +192,7 @@ impl Converter {
     }
 
     /// The features sent, over those of the known item or zeros.
-    fn item(&self, candidate: &RankCandidate, known: Option<Arc<Item>>) -> Result<Item, Refusal> {
+    fn item(&self, candidate: &RankCandidate, known: Option<Arc<Item>>) -> RequestResult<Item> {
         let mut item = known.map_or_else(Item::default, |item| (*item).clone());
         item.id = candidate.id;
         let (ids, dense) = self.columns(&self.schema.item_features, &[&candidate.features])?;
@@ -206,7 +206,7 @@ impl Converter {
         &self,
         request: &NamedFeatures,
         candidate: &NamedFeatures,
-    ) -> Result<Context, Refusal> {
+    ) -> RequestResult<Context> {
         let (ids, dense) = self.columns(&self.schema.context_features, &[candidate, request])?;
         let mut context = Context::default();
         overlay(&mut context.ids, ids, 0);
@@ -222,7 +222,7 @@ impl Converter {
         &self,
         features: &[Feature],
         from: &[&NamedFeatures],
-    ) -> Result<(Vec<Option<u64>>, Vec<Option<f32>>), Refusal> {
+    ) -> RequestResult<(Vec<Option<u64>>, Vec<Option<f32>>)> {
         let (mut ids, mut dense) = (Vec::new(), Vec::new());
         for feature in features {
             let value = from.iter().find_map(|named| named.get(&feature.name));
@@ -257,7 +257,7 @@ impl Converter {
         named: &NamedFeatures,
         features: &[&Vec<Feature>],
         place: &str,
-    ) -> Result<(), Refusal> {
+    ) -> RequestResult<()> {
         let known: Vec<&str> =
             features.iter().flat_map(|list| list.iter().map(|f| f.name.as_str())).collect();
         match named.keys().find(|name| !known.contains(&name.as_str())) {

@@ -23,12 +23,13 @@ use crate::{
     error::Result,
     metrics::Metrics,
     request::{
-        api::{ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal},
+        api::{
+            ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
+            RequestResult,
+        },
         convert::{Converter, NamedFeatures},
     },
 };
-
-type Converted<T> = std::result::Result<T, Refusal>;
 
 /// Takes the bodies of `POST /v1/events` into the stream: checks and converts them, and counts them.
 pub struct EventIntake {
@@ -69,7 +70,7 @@ impl EventIntake {
     ///
     /// # Errors
     /// An event that does not fit the schema, too many of them, a time that is too far ahead, an engine that fails.
-    pub fn take(&self, request: &EventsRequest) -> std::result::Result<Taken, Refusal> {
+    pub fn take(&self, request: &EventsRequest) -> RequestResult<Taken> {
         let given = request.len();
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
@@ -101,7 +102,7 @@ impl Converter {
     ///
     /// # Errors
     /// What does not fit the schema, with its list and place.
-    pub fn new_events(&self, request: &EventsRequest, latest_ms: i64) -> Converted<Vec<Told>> {
+    pub fn new_events(&self, request: &EventsRequest, latest_ms: i64) -> RequestResult<Vec<Told>> {
         let mut new_events = Vec::with_capacity(request.len() + 1);
         for (at, item) in request.items.iter().enumerate() {
             new_events.push(placed("items", at, self.item_event(item))?);
@@ -139,7 +140,7 @@ impl Converter {
         Ok(new_events)
     }
 
-    fn shown(&self, body: &ImpressionBody) -> Converted<Told> {
+    fn shown(&self, body: &ImpressionBody) -> RequestResult<Told> {
         let surface = self.surface(&body.surface)?;
         let context = self.context_of(&body.context)?;
         let ImpressionBody { id, request, user, item, time_ms, .. } = *body;
@@ -148,13 +149,13 @@ impl Converter {
         Ok(Told { id, what: What::Impression(shown) })
     }
 
-    fn whole(&self, body: &EventBody) -> Converted<Impression> {
+    fn whole(&self, body: &EventBody) -> RequestResult<Impression> {
         let mut impression = self.event(body)?;
         impression.request = request_of(body.request, body.id, &impression)?;
         Ok(impression)
     }
 
-    fn reaction(&self, body: &ActionBody) -> Converted<Told> {
+    fn reaction(&self, body: &ActionBody) -> RequestResult<Told> {
         if body.request == 0 {
             let what = "`request` is missing: send that of the impression, or the impression's `id` if it was sent without a request";
             return Err(Refusal::BadRequest(what.into()));
@@ -169,7 +170,7 @@ impl Converter {
         &self,
         actions: &BTreeMap<String, bool>,
         values: &BTreeMap<String, f32>,
-    ) -> Converted<Outcome> {
+    ) -> RequestResult<Outcome> {
         let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
         for (name, &happened) in actions {
             let bit = self.action(name)?;
@@ -182,13 +183,13 @@ impl Converter {
         Ok(outcome)
     }
 
-    fn item_event(&self, body: &EntityBody) -> Converted<Told> {
+    fn item_event(&self, body: &EntityBody) -> RequestResult<Told> {
         let (ids, dense) = self.whole_columns(&self.schema().item_features, &body.features)?;
         let item = Item { id: body.id, ids, dense, ..Item::default() };
         Ok(Told { id: None, what: What::Item(item) })
     }
 
-    fn user_event(&self, body: &EntityBody) -> Converted<Told> {
+    fn user_event(&self, body: &EntityBody) -> RequestResult<Told> {
         let (ids, dense) = self.whole_columns(&self.schema().user_features, &body.features)?;
         Ok(Told { id: None, what: What::User(User { id: body.id, ids, dense }) })
     }
@@ -198,7 +199,7 @@ impl Converter {
         &self,
         features: &[Feature],
         named: &NamedFeatures,
-    ) -> Converted<(Vec<u64>, Vec<f32>)> {
+    ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
         let missing = features.iter().find(|feature| !named.contains_key(&feature.name));
         if let Some(Feature { name, .. }) = missing {
             let what = format!("feature {name:?} is missing; send all of them");
@@ -209,7 +210,11 @@ impl Converter {
 }
 
 /// The request that an impression belongs to: the caller's, else the impression's own id.
-fn request_of(request: u64, id: Option<u64>, content: &impl serde::Serialize) -> Converted<u64> {
+fn request_of(
+    request: u64,
+    id: Option<u64>,
+    content: &impl serde::Serialize,
+) -> RequestResult<u64> {
     let given = Some(request).filter(|&request| request != 0).or(id);
     match given {
         Some(given) => Ok(given),
@@ -223,7 +228,7 @@ fn same_request(first: &Impression, next: &Impression) -> bool {
     of(first) == of(next)
 }
 
-fn in_time(time_ms: i64, latest_ms: i64) -> Converted<()> {
+fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
     check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))?;
     if time_ms <= latest_ms {
         return Ok(());
@@ -233,7 +238,7 @@ fn in_time(time_ms: i64, latest_ms: i64) -> Converted<()> {
     )))
 }
 
-fn placed<T>(list: &str, at: usize, made: Converted<T>) -> Converted<T> {
+fn placed<T>(list: &str, at: usize, made: RequestResult<T>) -> RequestResult<T> {
     made.map_err(|refusal| prefixed(&format!("{list}[{at}]"), refusal))
 }
 
@@ -245,7 +250,7 @@ fn prefixed(place: &str, refusal: Refusal) -> Refusal {
 }
 
 /// Refuses a request's id that JSON would round.
-pub(crate) fn check_request(request: Option<u64>) -> Converted<()> {
+pub(crate) fn check_request(request: Option<u64>) -> RequestResult<()> {
     match request {
         Some(id) if id == 0 || id >= MOST_ID => Err(Refusal::BadRequest(format!(
             "`request` is {id}; an id of a request is above 0 and below 2^53"
@@ -275,7 +280,7 @@ mod tests {
         Converter::new(Arc::new(schema))
     }
 
-    fn new_events(body: &str) -> Converted<Vec<Told>> {
+    fn new_events(body: &str) -> RequestResult<Vec<Told>> {
         let request: EventsRequest = serde_json::from_str(body).unwrap();
         converter().new_events(&request, 1000)
     }

@@ -26,7 +26,9 @@ use crate::{
         prediction_log::{ArmPredictions, PredictionLog, ShownItems},
     },
     request::{
-        api::{AnsweringExpert, Explanation, RankAnswer, RankRequest, Ranked, Refusal},
+        api::{
+            AnsweringExpert, Explanation, RankAnswer, RankRequest, Ranked, Refusal, RequestResult,
+        },
         convert::Converter,
         events::check_request,
         ids::RequestIds,
@@ -89,7 +91,7 @@ impl Fetched {
 /// What the FM's tier output.
 pub struct FmAnswer {
     /// Its output, or why there is none.
-    pub output: std::result::Result<Arc<FmOutput>, Refusal>,
+    pub output: RequestResult<Arc<FmOutput>>,
     /// How long that took, waiting included.
     pub took: Duration,
 }
@@ -168,7 +170,7 @@ impl RankingService {
     ///
     /// # Errors
     /// A request that is the caller's mistake.
-    pub fn fetch(&self, request: &RankRequest) -> std::result::Result<Fetched, Refusal> {
+    pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
         self.check_size(request)?;
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
@@ -200,7 +202,7 @@ impl RankingService {
         request: &RankRequest,
         fetched: &Fetched,
         fm: FmAnswer,
-    ) -> std::result::Result<RankAnswer, Refusal> {
+    ) -> RequestResult<RankAnswer> {
         let example = &fetched.example[0];
         let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
         let output = fm.output.as_deref().ok();
@@ -338,7 +340,7 @@ impl RankingService {
         self.shadows.offer(seen);
     }
 
-    fn check_size(&self, request: &RankRequest) -> std::result::Result<(), Refusal> {
+    fn check_size(&self, request: &RankRequest) -> RequestResult<()> {
         let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
         match given {
             0 => Err(Refusal::NoCandidates),

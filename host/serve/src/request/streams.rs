@@ -22,7 +22,7 @@ use crate::{
     error::Result,
     metrics::Metrics,
     request::{
-        api::{EventsRequest, Refusal},
+        api::{EventsRequest, RequestResult},
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
@@ -93,13 +93,13 @@ impl EventStreams {
     ///
     /// # Errors
     /// As [`EventIntake::take`].
-    pub fn take(&self, request: &EventsRequest) -> std::result::Result<Taken, Refusal> {
+    pub fn take(&self, request: &EventsRequest) -> RequestResult<Taken> {
         self.intake.take(request)
     }
 
     /// Waits until rankings see what the events before `end` led to, or until a deadline: whether they do. They never do
     /// by this process' own doing if it does not join.
-    pub async fn seen(&self, end: u64, deadline: Instant) -> bool {
+    pub async fn wait_applied(&self, end: u64, deadline: Instant) -> bool {
         let Some(mut passed) = self.passed.clone() else { return false };
         let mut applied = self.live.applied();
         let both = async {
