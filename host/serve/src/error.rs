@@ -25,7 +25,7 @@ pub enum Error {
     /// The configuration is not usable.
     #[error(transparent)]
     Config(#[from] hypercast_config::Error),
-    /// Another error, with what it happened to.
+    /// Another error, with what it happened to in front.
     #[error("{what}: {source}")]
     Context {
         /// What failed, as the beginning of a sentence.
@@ -57,14 +57,14 @@ impl Error {
         }
     }
 
-    /// The same error, with what it happened to in front.
+    /// Puts what failed in front of the error; its kind stays.
     pub(crate) fn within(self, what: impl Into<String>) -> Self {
         Error::Context { what: what.into(), kind: self.kind(), source: Box::new(self) }
     }
 
-    /// An error in something of the host's own, such as its configuration or a version that it
-    /// serves: internal, whatever its kind is for the one who provided that. Rules that forbid a
-    /// request and services that do not answer stay what they are.
+    /// Marks an error in something that the host provides itself, such as its configuration or a
+    /// version that it serves. It is internal, whatever its kind is for the operator. Refusals by a
+    /// rule and services that do not answer keep their kind.
     pub(crate) fn of_the_host(self) -> Self {
         let kind = match self.kind() {
             kind @ (ErrorKind::Refused | ErrorKind::Unavailable) => kind,

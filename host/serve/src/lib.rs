@@ -1,16 +1,34 @@
-//! The daemon: requests in, rankings out.
+//! The daemon: it ranks candidates over HTTP, receives events, and changes the versions that serve
+//! while requests run. It does not train, does not decide what is promoted by itself other than in
+//! a rollout that an operator's key has signed, and has no command line: that is the binary's.
 //!
-//! [`http`] binds a process' tiers to [`routes`](self) and answers ([`api`]); a request is let in by
-//! `admission`, gets its features and its ranking from [`service`] (on [`workers`]), and in between its TAEs from
-//! [`fm_tier`]: an FM in this process ([`fm_batcher`]) or in another one ([`fm_remote`]).
+//! A request for a ranking goes this way; each box has threads of its own:
 //!
-//! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
-//! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
-//! remembers predictions until their outcomes are known, and `report` tells of all that.
-//! `listen` has the connections, `linger` the bodies that nobody read and `tls` what encrypts them, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
-//! whether all is loaded that should serve.
-//! `admin` takes pushes, and `rollouts` shows them what serves.
-//! Training never happens here.
+//! ```text
+//!  client ── http::listen ── http::auth ── http::routes       one async task a connection
+//!             TLS, limits     tokens          │
+//!                                             ▼
+//!                               request::admission            refused here if it would be late
+//!                                             │
+//!          ┌──────────────────────────────────┤
+//!          ▼                                  │
+//!   request::service::fetch ── feature_state  │               1. features, on a worker thread
+//!          │                                  │
+//!          ▼                                  │
+//!   fm::batcher (or fm::remote)               │               2. the FM: TAEs and main tasks
+//!          │                                  │
+//!          ▼                                  │
+//!   request::service::rank ── versions::serving_set           3. the expert, on a worker thread
+//!          │
+//!          ├── answer (http::respond)
+//!          ├── metrics, metrics::prediction_log               counted; waits for the outcome
+//!          ├── request_log                                    a sample, for replays
+//!          └── versions::shadow                               versions that only measure
+//! ```
+//!
+//! Beside requests, [`versions`] follows the registry and published weights, [`request::streams`]
+//! follows events and outcomes, and [`rollout`] brings pushed versions into service step by step.
+//! Each folder's first paragraph says what is in it.
 
 pub mod error;
 pub mod fm;

@@ -1,8 +1,8 @@
-//! The FM of a tier: requests wait in one bounded queue and go through it
-//! together, as many as fit a pass and none past its deadline.
+//! Batches requests to the FM. Requests wait in one bounded queue; each forward pass takes as many
+//! as fit, and none whose deadline has passed.
 //!
-//! What a request gets does not depend on what shares its pass (the FM's
-//! promise), and a request that does not fit the model fails alone.
+//! Batching does not change a result (to 1e-5), and a request that does not fit the model fails
+//! alone.
 
 use std::{
     sync::{
@@ -28,7 +28,8 @@ use crate::{
     threads::{QueueThread, survive_panic},
 };
 
-/// A request's examples (one, or those of a caller that batches itself), and who waits for them.
+/// A request's examples (one, or several of a caller that batches itself), and where its result
+/// goes.
 struct InferJob {
     examples: Arc<[Example]>,
     deadline: Instant,
@@ -73,25 +74,25 @@ impl FmBatcher {
         Ok(Self { fm, thread })
     }
 
-    /// What the checkpoint says of itself.
+    /// The checkpoint's manifest.
     pub fn manifest(&self) -> &Manifest {
         self.fm.manifest()
     }
 
-    /// The FM, for its updates: those come between two passes.
+    /// The FM, for applying weight updates: these run between two passes.
     pub fn fm(&self) -> &dyn FoundationModel {
         &*self.fm
     }
 
-    /// What the history cache was worth.
+    /// Hits and misses of the history cache.
     pub fn cache_counts(&self) -> CacheCounts {
         self.fm.cache_counts()
     }
 
-    /// What the FM says of the examples' targets, in order.
+    /// The FM's predictions and TAEs for the examples' targets, in order.
     ///
     /// # Errors
-    /// A full queue, a deadline that passes, an example that does not fit the model.
+    /// The queue is full, the deadline passes, or an example does not fit the model.
     pub async fn infer(
         &self,
         examples: Arc<[Example]>,
@@ -102,19 +103,19 @@ impl FmBatcher {
             |error| match error {
                 TrySendError::Full(_) => Refusal::Overloaded { retry_after_ms: 100 },
                 TrySendError::Disconnected(_) => {
-                    Refusal::Internal("the FM's thread is gone".into())
+                    Refusal::Internal("the FM's thread has ended; see the host's log".into())
                 }
             },
         )?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Refusal::Internal("the FM failed inside; see the host's log".into())),
+            Ok(Err(_)) => Err(Refusal::Internal("the FM failed; see the host's log".into())),
             Err(_) => Err(Refusal::Deadline),
         }
     }
 }
 
-/// The thread that makes batches.
+/// Collects requests into batches and runs them.
 struct BatchWorker {
     fm: Arc<dyn FoundationModel>,
     pool: rayon::ThreadPool,
@@ -137,7 +138,7 @@ impl BatchWorker {
         }
     }
 
-    /// What goes with `first`, and the job that no longer fits.
+    /// The batch that begins with `first`, and the first request that no longer fits it.
     fn gather(
         &self,
         first: InferJob,
@@ -165,7 +166,7 @@ impl BatchWorker {
         let (jobs, late): (Vec<InferJob>, Vec<InferJob>) =
             batch.into_iter().partition(|job| job.deadline > now && !job.reply.is_closed());
         for job in late {
-            // Nobody may be waiting any more.
+            // The caller may have gone.
             let _ = job.reply.send(Err(Refusal::Deadline));
         }
         match self.infer(&jobs) {
@@ -183,7 +184,7 @@ impl BatchWorker {
         }
     }
 
-    /// One pass, cut into the jobs' parts.
+    /// Runs one pass and splits its output by request.
     fn infer(&self, jobs: &[InferJob]) -> hypercast_fm::Result<Vec<FmOutput>> {
         let examples: Vec<&Example> = jobs.iter().flat_map(|job| job.examples.iter()).collect();
         let fm = &*self.fm;

@@ -14,16 +14,16 @@ use crate::{
     request::api::RequestResult,
 };
 
-/// What runs a version of the FM.
+/// Where a version of the FM runs.
 pub enum FmTier {
-    /// In this process.
+    /// In this process, behind a batching queue.
     Local(FmBatcher),
-    /// In another one.
+    /// In another process, reached over HTTP.
     Remote(Box<RemoteFm>),
 }
 
 impl FmTier {
-    /// What the checkpoint says of itself.
+    /// The checkpoint's manifest.
     pub fn manifest(&self) -> &Manifest {
         match self {
             Self::Local(fm) => fm.manifest(),
@@ -31,7 +31,7 @@ impl FmTier {
         }
     }
 
-    /// What the FM says of the examples' targets, in order.
+    /// The FM's predictions and TAEs for the examples' targets, in order.
     ///
     /// # Errors
     /// See [`FmBatcher::infer`] and [`RemoteFm::infer`].
@@ -46,7 +46,7 @@ impl FmTier {
         }
     }
 
-    /// What the history cache was worth; none where the FM is in another process.
+    /// Hits and misses of the history cache; none for an FM in another process.
     pub fn cache_counts(&self) -> Option<CacheCounts> {
         match self {
             Self::Local(fm) => Some(fm.cache_counts()),

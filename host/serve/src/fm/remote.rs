@@ -1,9 +1,9 @@
-//! The FM in another process: `hypercast serve --tier fm-serving` answers
-//! `POST /v1/embed`, and this is both ends of that.
+//! Both ends of the connection to an FM in another process: `hypercast serve --tier fm-serving`
+//! answers `POST /v1/embed`.
 //!
-//! A body is the examples, in postcard; an answer is the main tasks' predictions
-//! and the TAEs, in the format that the answering tier is configured for. What
-//! remains of the deadline travels in a header.
+//! A request's body is its examples in postcard. The answer has the main tasks' predictions and the
+//! TAEs, in the format that the answering tier is configured for. The time left until the deadline
+//! travels in a header.
 
 use std::{
     path::Path,
@@ -32,23 +32,23 @@ use crate::{
     request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
 
-/// The most that an answer may be, in bytes.
+/// Limit of an answer, in bytes.
 const MOST_ANSWER_BYTES: usize = 256 << 20;
 
-/// The most that a manifest may be, in bytes.
+/// Limit of a manifest, in bytes.
 const MOST_MANIFEST_BYTES: usize = 16 << 20;
 
-/// The most that the file of a token may be, in bytes.
+/// Limit of a token file, in bytes.
 const MOST_TOKEN_BYTES: u64 = 4096;
 
-/// How long a connection to the tier is kept without a request: far shorter than the tier keeps it
-/// (`server.header_timeout_ms`), so that no request meets one which is being closed.
+/// How long an idle connection is kept. It is far shorter than the tier keeps it
+/// (`server.header_timeout_ms`), so that no request uses a connection that the tier is closing.
 const MOST_IDLE: Duration = Duration::from_secs(10);
 
-/// How long a tier has to say what it is.
+/// Time limit for reading the tier's manifest.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What `POST /v1/embed` answers.
+/// The answer to `POST /v1/embed`.
 #[derive(Debug, Serialize, Deserialize)]
 struct EmbedAnswer {
     tae_dim: u32,
@@ -57,25 +57,33 @@ struct EmbedAnswer {
     main: Vec<f32>,
 }
 
-/// The body of a request.
+/// Encodes the body of a request.
+///
+/// # Errors
+///
+/// Internal: the examples cannot be serialised.
 pub fn encode_examples(examples: &[Example]) -> Result<Vec<u8>> {
     postcard::to_stdvec(examples)
         .map_err(|error| Error::internal(format!("examples cannot be encoded: {error}")))
 }
 
-/// Examples from a request's body.
+/// Decodes the body of a request.
 ///
 /// # Errors
-/// Bytes of another kind.
+/// The bytes are not examples of this version of hypercast.
 pub fn decode_examples(body: &[u8]) -> RequestResult<Vec<Example>> {
     postcard::from_bytes(body).map_err(|error| {
         Refusal::BadRequest(format!(
-            "the body is no examples ({error}); both processes must be of one version"
+            "the body does not contain examples ({error}); both processes must be of the same version"
         ))
     })
 }
 
-/// The body of an answer.
+/// Encodes the body of an answer.
+///
+/// # Errors
+///
+/// Internal: the output cannot be serialised.
 pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Result<Vec<u8>> {
     let mut tae = Vec::new();
     format.encode(&output.tae, tae_dim, &mut tae);
@@ -86,11 +94,11 @@ pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Res
 
 fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, String> {
     let answer: EmbedAnswer = postcard::from_bytes(body).map_err(|error| {
-        format!("its answer cannot be read ({error}); use one version of hypercast")
+        format!("its answer cannot be read ({error}); both processes must be of the same version")
     })?;
     if answer.tae_dim as usize != tae_dim {
         return Err(format!(
-            "its TAEs have {} values, {tae_dim} when this process began; restart this one",
+            "its TAEs have {} values, but had {tae_dim} when this process started; restart this process",
             answer.tae_dim
         ));
     }
@@ -101,19 +109,21 @@ fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, S
 /// A tier in another process.
 pub struct RemoteFm {
     url: String,
-    /// The version that is asked for; none takes what the tier answers with.
+    /// The version to ask for; none for the tier's default version.
     version: Option<String>,
-    /// The header that says who asks, where the tier wants to know.
+    /// The header with the token; none if the tier needs none.
     bearer: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     manifest: Manifest,
 }
 
 impl RemoteFm {
-    /// Asks the tier at `url` what it is, or what it knows of one version. Blocks; call it outside of the server's threads.
+    /// Connects to the tier at `url` and reads the manifest of its default version, or of
+    /// `version`. Blocks, so it must not run on the server's async threads.
     ///
     /// # Errors
-    /// A tier that does not answer, or not as one; files of certificates or the token that cannot be read.
+    /// The tier does not answer, or its answer is not a manifest; a certificate file or the token
+    /// cannot be read.
     pub fn connect(url: &str, config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
         let given = |path: &Path| !path.as_os_str().is_empty();
@@ -125,7 +135,7 @@ impl RemoteFm {
             ))
         })?;
         let mut plain = HttpConnector::new();
-        // It is asked by one request at a time and connection, whose last bytes are not to wait for more.
+        // The connection carries one request at a time, so its last bytes must not wait for more.
         plain.set_nodelay(true);
         plain.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
@@ -150,7 +160,7 @@ impl RemoteFm {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(MANIFEST_TIMEOUT))
             .http_status_as_error(false)
-            // Neither is there one between tiers when candidates are sent.
+            // The calls of `infer` use no proxy either.
             .proxy(None)
             .build();
         let agent = client::agent(config, ca).map_err(|error| told(&error))?;
@@ -168,22 +178,22 @@ impl RemoteFm {
         match status.as_u16() {
             200 => serde_json::from_slice(&text).map_err(|error| told(&error)),
             401 | 403 => Err(format!(
-                "it wants another token than fm_serving.token ({status}: {})",
-                said(status.as_u16(), &text)
+                "it does not accept the token in fm_serving.token ({status}: {})",
+                refusal_message(status.as_u16(), &text)
             )),
-            other => Err(said(other, &text)),
+            other => Err(refusal_message(other, &text)),
         }
     }
 
-    /// What the tier's checkpoint says of itself.
+    /// The manifest of the tier's checkpoint.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// What the FM says of the examples' targets, in order.
+    /// The FM's predictions and TAEs for the examples' targets, in order.
     ///
     /// # Errors
-    /// The tier's own refusal; [`Refusal::Unreachable`] where it gives none.
+    /// The tier's own refusal, or [`Refusal::Unreachable`] if it gives none.
     pub async fn infer(
         &self,
         examples: Arc<[Example]>,
@@ -227,22 +237,22 @@ impl RemoteFm {
     }
 }
 
-/// What the other tier's refusal means for the caller of this one.
+/// Translates the other tier's refusal for the caller of this one.
 fn refusal(status: u16, body: &[u8], unreachable: impl Fn(String) -> Refusal) -> Refusal {
     match status {
         503 => Refusal::Overloaded { retry_after_ms: 100 },
         504 => Refusal::Deadline,
-        _ => unreachable(said(status, body)),
+        _ => unreachable(refusal_message(status, body)),
     }
 }
 
-/// What a refusal says.
-fn said(status: u16, body: &[u8]) -> String {
+/// The message of a refusal's body.
+fn refusal_message(status: u16, body: &[u8]) -> String {
     serde_json::from_slice::<RefusalBody>(body)
         .map_or_else(|_| format!("status {status}"), |body| body.error.message)
 }
 
-/// The header of the token in a file.
+/// The `Authorization` header with the token in a file.
 fn bearer(path: &Path) -> Result<HeaderValue> {
     let text = secret_file::read(path, MOST_TOKEN_BYTES)?;
     let token = text.trim_ascii();
@@ -253,7 +263,7 @@ fn bearer(path: &Path) -> Result<HeaderValue> {
             value.set_sensitive(true);
             Ok(value)
         }
-        // Without what it holds, which may be a secret.
-        _ => Err(Error::data(path, "it is to hold one token and nothing else")),
+        // The message leaves the content out, because it may be a secret.
+        _ => Err(Error::data(path, "it must contain one token and nothing else")),
     }
 }

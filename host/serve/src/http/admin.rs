@@ -1,6 +1,7 @@
-//! The admin routes: pushes, where their rollouts stand, what a plugin wrote, and rollbacks.
+//! Admin routes: pushes, the state of their rollouts, plugins' logs, and rollbacks.
 //!
-//! Bodies are bounded, one push is taken at a time, and what blocks runs on threads of its own. Who may ask is not decided here.
+//! Bodies are bounded, only one push is accepted at a time, and blocking work runs on threads of
+//! its own. [`super::auth`] decides who may use these routes.
 
 use std::sync::Arc;
 
@@ -26,42 +27,42 @@ use crate::{
     rollout::{PushTarget, Rollout, RolloutService},
 };
 
-/// A rollout, as routes tell it.
+/// The answer about one rollout.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RolloutAnswer {
-    /// Where it stands, and its log.
+    /// Its state and its log.
     pub rollout: Rollout,
-    /// Whether this request began it.
+    /// Whether this request started it.
     #[serde(default)]
     pub begun: bool,
 }
 
-/// The rollouts of a name, and what its versions wrote of late.
+/// The rollouts of an expert, and recent output of its versions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LogsAnswer {
-    /// Rollouts that are known, the newest last.
+    /// Known rollouts, the newest last.
     pub rollouts: Vec<Rollout>,
-    /// Lines of the guests, oldest first.
+    /// Log lines of the guests, oldest first.
     pub lines: Vec<LogLine>,
-    /// Faults of loaded versions of late, oldest first.
+    /// Recent faults of loaded versions, oldest first.
     pub faults: Vec<FaultLine>,
 }
 
-/// A fault.
+/// A fault of an expert version.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FaultLine {
     /// When, milliseconds since the epoch.
     pub at_ms: i64,
-    /// Whose, as `NAME@VERSION`.
+    /// The version, as `NAME@VERSION`.
     pub arm: String,
-    /// What it said.
+    /// The fault's message.
     pub text: String,
 }
 
-/// What was done.
+/// The answer to a rollback.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DoneAnswer {
-    /// In words.
+    /// What was done, in words.
     pub done: String,
 }
 
@@ -84,15 +85,15 @@ async fn push(
         Ok(rollouts) => rollouts,
         Err(refusal) => return refuse(&refusal),
     };
-    // Before the body: what waits for another push must not be held in memory.
+    // Checked before the body is read, so that a waiting push is not held in memory.
     let Ok(_turn) = app.pushes.clone().try_acquire_owned() else {
-        return refuse_with(503, "busy", "another push is being taken; try again in a moment");
+        return refuse_with(503, "busy", "another push is being processed; try again in a moment");
     };
     let most = app.config.rollout.max_push_mib << 20;
     let Ok(body) = bytes(body, most).await else {
         let waited_s = BODY_TIMEOUT.as_secs();
         let why = format!(
-            "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to come, or broke off"
+            "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to arrive, or broke off"
         );
         return refuse_with(413, "too_large", &why);
     };
@@ -144,9 +145,11 @@ async fn logs(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Res
         Ok(LogsAnswer { rollouts, lines, faults })
     });
     match answer {
-        Ok(answer) if answer.rollouts.is_empty() && !is_known(&app, &name) => {
-            refuse_with(404, "no_expert", &format!("no expert {name:?} serves or was pushed here"))
-        }
+        Ok(answer) if answer.rollouts.is_empty() && !is_known(&app, &name) => refuse_with(
+            404,
+            "no_expert",
+            &format!("expert {name:?} neither serves nor was pushed here"),
+        ),
         Ok(answer) => json(StatusCode::OK, &answer),
         Err(refusal) => refuse(&refusal),
     }
@@ -219,8 +222,8 @@ mod tests {
         let schema =
             Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
         let wasm = Engine::new(config.guests()).unwrap();
-        // The daemon's own configuration has a key that is none.
-        let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is no key")));
+        // The daemon's own configuration has an invalid key.
+        let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is not a key")));
         let acceptor =
             Acceptor::new(&config, trusted, schema, wasm, Arc::new(Memory::new(16))).unwrap();
         let target = PushTarget { name: "feed", version: "1.0.0" };

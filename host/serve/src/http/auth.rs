@@ -1,8 +1,10 @@
-//! Who may ask: bearer tokens for the admin routes, and for the others where the configuration has them.
+//! Access control: bearer tokens for the admin routes, and for the other routes if the
+//! configuration asks for them.
 //!
-//! Admin routes need tokens wherever others can reach the address. On a loopback address without tokens they are for programs of
-//! this machine, so what a browser sends for some page is refused there. Tokens are neither kept nor logged: what
-//! is kept is a MAC of each under a key of this process, and every comparison goes through all of them in constant time.
+//! Admin routes need tokens wherever other machines can reach the address. On a loopback address
+//! without tokens they are for programs of this machine, so requests that a browser sends for some
+//! page are refused. Tokens are neither stored nor logged: only a MAC of each under a key of this
+//! process is kept, and every comparison goes through all of them in constant time.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,17 +30,17 @@ use crate::{
     threads::Current,
 };
 
-/// The shortest token, in characters.
+/// The fewest characters of a token.
 const SHORTEST: usize = 24;
 
-/// The largest file of tokens, in bytes.
+/// Limit of a token file, in bytes.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// Who asked, by the name of the token; handlers behind a guard find it in the request's extensions.
+/// The name of the caller's token. Handlers behind a guard find it in the request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CallerName(pub(crate) String);
 
-/// Wraps the admin routes: they are answered to whom the configuration lets.
+/// Puts the access rules of admin routes in front of `router`.
 pub(crate) fn guard<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     access: &Arc<AccessControl>,
@@ -46,7 +48,8 @@ pub(crate) fn guard<S: Clone + Send + Sync + 'static>(
     router.route_layer(from_fn_with_state(access.clone(), admin))
 }
 
-/// Wraps the other routes, which are open unless `server.tokens` is set.
+/// Puts the access rules of the other routes in front of `router`. They are open unless
+/// `server.tokens` is set.
 pub(crate) fn guard_callers<S: Clone + Send + Sync + 'static>(
     router: Router<S>,
     access: &Arc<AccessControl>,
@@ -54,30 +57,31 @@ pub(crate) fn guard_callers<S: Clone + Send + Sync + 'static>(
     router.route_layer(from_fn_with_state(access.clone(), caller))
 }
 
-/// Who may ask now. The rules can be replaced while requests come.
+/// The access rules, which a reload replaces while requests run.
 pub(crate) struct AccessControl {
     address: IpAddr,
     rules: Current<AccessRules>,
     refused: IntCounterVec,
 }
 
-/// Rules that were read whole.
+/// Access rules, read completely.
 pub(crate) struct AccessRules {
     admin: AdminAccess,
     callers: Option<TokenList>,
 }
 
 enum AdminAccess {
-    /// To nobody, and why.
+    /// Off, with the reason.
     Off(&'static str),
-    /// To programs of this machine.
+    /// Open to programs of this machine.
     Local,
-    /// To who has one of these.
+    /// Open to the holders of these tokens.
     Tokens(TokenList),
 }
 
 impl AccessControl {
-    /// For a server at one of several addresses; what others reach decides for all.
+    /// Reads the rules for a server at several addresses. If other machines reach one of them, the
+    /// rules for that apply to all.
     ///
     /// # Errors
     /// As [`AccessControl::read`].
@@ -94,7 +98,7 @@ impl AccessControl {
         let address = address.expect("a server has an address");
         let refused = metrics.counter(
             "hypercast_unauthorised_total",
-            "Requests refused for want of a token, by kind of route and cause",
+            "Requests refused by access control, by kind of route and cause",
             &["routes", "cause"],
         );
         let rules = Current::new(AccessRules::read(server, address)?);
@@ -107,16 +111,16 @@ impl AccessControl {
         Ok(Arc::new(access))
     }
 
-    /// The rules of another configuration, which do not hold yet.
+    /// Reads the rules of another configuration, without applying them.
     ///
     /// # Errors
-    /// Files of tokens that are missing, open to others or not what they should be; admin routes that would be offered
-    /// without protection.
+    /// Token files that are missing, readable by others or malformed; admin routes that would be
+    /// unprotected.
     pub(crate) fn read(&self, server: &Server) -> Result<AccessRules> {
         AccessRules::read(server, self.address)
     }
 
-    /// Lets rules hold from the next request on.
+    /// Applies rules from the next request on.
     pub(crate) fn replace(&self, rules: AccessRules) {
         self.rules.replace(rules);
     }
@@ -235,12 +239,12 @@ async fn answer(
     }
 }
 
-/// Whether this machine alone reaches it.
+/// Whether only this machine reaches the address.
 fn is_local(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Why a request is not let in.
+/// Why a request is refused.
 #[derive(Debug)]
 struct Denial {
     status: u16,
@@ -256,14 +260,14 @@ impl Denial {
 
     fn missing(key: &str) -> Self {
         let message = format!(
-            "this route needs a token: send `Authorization: Bearer TOKEN` with one of the file of {key}"
+            "this route needs a token: send `Authorization: Bearer TOKEN` with a token from the file of {key}"
         );
         Self { cause: "missing", ..Self::new(401, "unauthorised", &message) }
     }
 
     fn unknown(key: &str) -> Self {
         let message = format!(
-            "this token is not known: take one of the file of {key}; after a change of the file, reload (SIGHUP)"
+            "this token is unknown: use one from the file of {key}; after a change of the file, reload (SIGHUP)"
         );
         Self { cause: "unknown", ..Self::new(401, "unauthorised", &message) }
     }
@@ -276,7 +280,8 @@ fn presented(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whether a browser sent it for some page, or asked for a name that is not this machine's (a rebound one).
+/// Whether a browser sent the request for a page, or used a host name that is not this machine's
+/// (DNS rebinding).
 fn from_a_page(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
@@ -289,7 +294,7 @@ fn from_a_page(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || !own
 }
 
-/// Tokens with their holders' names.
+/// Tokens with the names of their holders.
 struct TokenList {
     key: hmac::Key,
     known: Vec<(String, hmac::Tag)>,
@@ -307,15 +312,15 @@ impl TokenList {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            // What is wrong is said without the line: it may hold a secret.
+            // The message leaves the line out, because it may hold a secret.
             let wrong = |why: &str| Error::data(path, format!("line {}: {why}", at + 1));
             let mut words = line.split_whitespace();
             let (Some(name), Some(token), None) = (words.next(), words.next(), words.next()) else {
-                return Err(wrong("it is not `NAME TOKEN`; lines that begin with # say nothing"));
+                return Err(wrong("it is not `NAME TOKEN`; lines that start with # are comments"));
             };
             if token.len() < SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(wrong(&format!(
-                    "the token of {name:?} is too easy to guess or not plain ASCII: at least {SHORTEST} characters, as `openssl rand -hex 32` makes"
+                    "the token of {name:?} is too short or not plain ASCII: use at least {SHORTEST} characters, for example from `openssl rand -hex 32`"
                 )));
             }
             if known.iter().any(|(other, _)| other == name) {
@@ -331,7 +336,7 @@ impl TokenList {
         Ok(Self { key, known })
     }
 
-    /// The name of who holds a token. Always goes through all of them.
+    /// The name of a token's holder. Always compares with all tokens, to take constant time.
     fn holder(&self, token: &str) -> Option<&str> {
         let mut found = None;
         for (name, tag) in &self.known {

@@ -1,6 +1,8 @@
-//! How commands ask a daemon: over HTTP, or over HTTPS with certificates that this machine trusts or the caller names.
+//! How commands call a daemon: over HTTP, or over HTTPS with certificates that this machine trusts
+//! or the caller names.
 //!
-//! The connection is rustls under `ureq`, with the provider that the rest of the program has. It sends no token by itself.
+//! TLS is rustls under `ureq`, with the crypto provider of the rest of the program. It sends no
+//! token by itself.
 
 use std::{
     fmt,
@@ -28,26 +30,28 @@ use ureq::{
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// An agent that speaks HTTP and HTTPS. `ca` is a file of certificates in PEM, of which one must have signed the daemon's, or be it;
-/// without, those that the machine trusts.
+/// An agent for HTTP and HTTPS. `ca` is a PEM file with the daemon's certificate or one that signed
+/// it; without it, the machine's trusted certificates apply.
 ///
 /// # Errors
-/// A file that is missing or holds no certificate; a machine that trusts none, once HTTPS is spoken.
+/// The file is missing or has no certificate. A machine that trusts none fails with the first HTTPS
+/// request.
 pub fn agent(config: Config, ca: Option<&Path>) -> Result<Agent> {
     let connector =
         TcpConnector::default().chain(RustlsConnector { config: Arc::new(trusting(ca)?) });
     Ok(Agent::with_parts(config, connector, DefaultResolver::default()))
 }
 
-/// What a client of this process trusts, as [`agent`] says it.
+/// The TLS configuration of a client, as described at [`agent`].
 ///
 /// # Errors
-/// As [`agent`]'s.
+/// As [`agent`].
 pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match ca {
         None => {
-            // Among a machine's certificates some may be too odd to be read; what signed the daemon's decides in the end.
+            // Some of a machine's certificates may not be readable; only the daemon's signer
+            // matters.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         Some(path) => {
@@ -73,7 +77,7 @@ pub fn trusting(ca: Option<&Path>) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// Puts TLS onto connections of HTTPS.
+/// Adds TLS to connections to `https` addresses.
 struct RustlsConnector {
     config: Arc<ClientConfig>,
 }
@@ -98,7 +102,7 @@ impl<In: Transport> Connector<In> for RustlsConnector {
         }
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| ureq::Error::BadUri(format!("{host:?} is no host's name")))?;
+            .map_err(|_| ureq::Error::BadUri(format!("{host:?} is not a host name")))?;
         let mut connection =
             ClientConnection::new(self.config.clone(), name).map_err(std::io::Error::other)?;
         let mut adapter = TransportAdapter::new(transport.boxed(), details.current_time.clone());
@@ -113,7 +117,7 @@ impl<In: Transport> Connector<In> for RustlsConnector {
     }
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 struct RustlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,

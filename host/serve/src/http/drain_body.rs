@@ -1,8 +1,9 @@
-//! What is left of a request's body that nobody read.
+//! Reads the rest of a request's body that its handler did not read.
 //!
-//! A request may be refused before its body was read. Closing its connection then would make a client that still writes
-//! fail at that, and lose the answer which says why. So the rest is read and thrown away, beside the answer, for a bounded
-//! number of bytes and time. What a body may hold is decided by who reads it.
+//! A request may be refused before its body is read. If the connection were closed then, a client
+//! that is still writing would fail and lose the answer that says why. So the rest is read and
+//! discarded while the answer is sent, up to a number of bytes and a time. Handlers decide how
+//! large a body may be.
 
 use std::{
     future::poll_fn,
@@ -19,13 +20,14 @@ use axum::{
 use hyper::body::{Frame, SizeHint};
 use tokio::runtime::Handle;
 
-/// The most that is read in vain of one body. Pushes are up to `rollout.max_push_mib`, 128 by default.
+/// Limit of what is discarded of one body, in bytes. Pushes are up to `rollout.max_push_mib`, 128
+/// by default.
 const MOST_BYTES: usize = 128 << 20;
 
-/// How long a body is read in vain.
+/// Time limit for discarding one body.
 const MOST_TIME: Duration = Duration::from_secs(10);
 
-/// The same request, whose body is read to its end, within bounds, also where nobody wants it.
+/// Wraps a request's body so that what is left of it is drained when it is dropped.
 pub(crate) async fn read_on(request: Request) -> Request {
     let waits = request.headers().contains_key(header::EXPECT);
     request.map(|body| Body::new(DrainedBody { body, waits }))
@@ -33,7 +35,7 @@ pub(crate) async fn read_on(request: Request) -> Request {
 
 struct DrainedBody {
     body: Body,
-    /// Whether the client waits to be asked for its body, and was not: it has sent none.
+    /// Whether the client waits for `100 Continue` and has not got it: it has sent no body then.
     waits: bool,
 }
 
@@ -63,7 +65,7 @@ impl Drop for DrainedBody {
         if self.waits || self.body.is_end_stream() {
             return;
         }
-        // One at most for a connection: its next request comes after this body.
+        // At most one per connection, because its next request comes after this body.
         if let Ok(runtime) = Handle::try_current() {
             let rest = std::mem::take(&mut self.body);
             runtime.spawn(tokio::time::timeout(MOST_TIME, read_in_vain(rest)));

@@ -1,5 +1,5 @@
-//! The tier that takes events in and does nothing else: no models, no features,
-//! so that it starts at once and needs little.
+//! The tier that receives events and does nothing else. It has no models and no features, so it
+//! starts at once and needs little memory.
 
 use std::{sync::Arc, time::Instant};
 
@@ -56,10 +56,10 @@ pub(crate) struct IngestContext {
     pub(crate) reloader: Reloader,
 }
 
-/// Takes events in until `stop` resolves, then finishes what was accepted.
+/// Receives events until `stop` resolves, then finishes what was accepted.
 ///
 /// # Errors
-/// A data set without a schema, an engine that cannot be reached or written to.
+/// The data set has no schema, or the stream engine cannot be reached or written to.
 pub(crate) async fn serve(
     bound: BoundListener,
     context: IngestContext,
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
     let ticks = spawn("ticks", move || ticks.tick(&of_ticks))?;
     let app = Arc::new(IngestState { settings, reloader, intake, workers, metrics });
     let own = Arc::downgrade(&app);
-    // It has no experts.
+    // This tier has no experts to load.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
     ready(&bound.url());
     bound.serve(routes(app), stop).await;
@@ -95,7 +95,7 @@ fn routes(app: Arc<IngestState>) -> Router {
         .route("/readyz/serving", get(|| async { "serving\n" }))
         .route("/metrics", get(metrics))
         .fallback(|| async {
-            refuse_with(404, "not_found", "this tier takes events alone: POST /v1/events")
+            refuse_with(404, "not_found", "this tier only receives events: POST /v1/events")
         })
         .with_state(app)
 }

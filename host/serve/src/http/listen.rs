@@ -1,8 +1,10 @@
-//! Where requests come in: plain HTTP, or TLS where the configuration names a certificate.
+//! Accepts connections: plain HTTP, or TLS if the configuration names a certificate.
 //!
-//! Connections are bounded in number: further ones wait in the system's queue. Each has a bounded time for its handshake
-//! for the headers of every request, also of one that never comes, and for taking an answer, so that who connects and then
-//! says or reads nothing holds a place for no longer than that. What nobody reads of a body is [`super::linger`]'s, what connections are encrypted with is [`super::tls`]'s, what a request may ask [`super::auth`]'s.
+//! The number of connections is bounded; further ones wait in the system's queue. The handshake,
+//! the headers of every request and the reading of an answer each have a time limit, so that a
+//! client that sends or reads nothing does not occupy a connection for longer.
+//! [`super::drain_body`] reads the rest of bodies, [`super::tls`] encrypts, and [`super::auth`]
+//! decides who may do what.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -28,16 +30,17 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long accepting rests when the system refuses, for want of files most often.
+/// Pause after a failed accept, which mostly means that the process is out of file descriptors.
 const REST: Duration = Duration::from_millis(500);
 
-/// How long a client may take no more of an answer that is written to it.
+/// Time limit for a client to read more of an answer.
 const UNREAD: Duration = Duration::from_secs(20);
 
-/// How long a server that ends waits for its last answers; units give it 60 s for all that is to be saved.
+/// How long a stopping server waits for its last answers. The systemd units allow 60 s for all that
+/// must be saved.
 const LAST_ANSWERS: Duration = Duration::from_secs(30);
 
-/// An address that is bound, and how it is spoken to.
+/// A bound address, with TLS or without.
 pub(crate) struct BoundListener {
     listener: TcpListener,
     /// The address in use.
@@ -50,10 +53,10 @@ pub(crate) struct BoundListener {
 }
 
 impl BoundListener {
-    /// Binds one of the addresses that [`resolve`] gave.
+    /// Binds one of the addresses from [`resolve`].
     ///
     /// # Errors
-    /// Addresses that cannot be had; files of TLS that are missing or do not fit each other.
+    /// No address can be bound; TLS files are missing or do not fit each other.
     pub(crate) async fn new(
         server: &Server,
         addresses: &[SocketAddr],
@@ -70,20 +73,18 @@ impl BoundListener {
             places: Arc::new(Semaphore::new(server.max_connections)),
             unread: UNREAD,
             header_timeout: Duration::from_millis(server.header_timeout_ms),
-            connections: metrics.gauge(
-                "hypercast_connections",
-                "Connections that are open, of server.max_connections",
-            ),
+            connections: metrics
+                .gauge("hypercast_connections", "Open connections; at most server.max_connections"),
         })
     }
 
-    /// Where it is, as `http://ADDRESS` or `https://ADDRESS`.
+    /// Its URL: `http://ADDRESS` or `https://ADDRESS`.
     pub(crate) fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
     }
 
-    /// What new connections are encrypted with, if they are.
+    /// The TLS settings of new connections; none for plain HTTP.
     pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
     }
@@ -114,19 +115,21 @@ impl BoundListener {
                 }
             });
         }
-        // Who connects from here on is refused by the system instead of kept waiting.
+        // The system refuses new connections from here on instead of queueing them.
         drop(self.listener);
         if tokio::time::timeout(LAST_ANSWERS, ending.shutdown()).await.is_err() {
-            tracing::warn!("some connections did not take their last answers; they are closed");
+            tracing::warn!(
+                "some clients did not read their last answers in time; their connections are closed"
+            );
         }
     }
 
-    /// The next connection, once there is a place for it; none where the system refuses one.
+    /// The next connection, once there is a free slot for it; none if accepting fails.
     async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
         let place = self.places.clone().acquire_owned().await.ok()?;
         match self.listener.accept().await {
             Ok((stream, _)) => {
-                // Answers are written whole: waiting for more to send with them would only delay them.
+                // Answers are written whole, so waiting for more bytes would only delay them.
                 let _ = stream.set_nodelay(true);
                 Some((stream, place))
             }
@@ -139,10 +142,10 @@ impl BoundListener {
     }
 }
 
-/// The addresses that `server.listen` means; nothing is opened yet.
+/// Resolves `server.listen`, without opening anything.
 ///
 /// # Errors
-/// A text that is no address and port, or a name that is not known.
+/// The text is not an address with a port, or the name is unknown.
 pub(crate) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host(&server.listen).await;
     let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
@@ -157,7 +160,7 @@ fn cannot_listen(server: &Server, error: &io::Error) -> Error {
     Error::invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
 }
 
-/// What a connection's requests are answered with.
+/// Serves the requests of one connection.
 struct Connection {
     router: Router,
     header_timeout: Duration,
@@ -167,7 +170,7 @@ struct Connection {
 
 impl Connection {
     async fn over(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        // Else who never reads would keep its place for ever.
+        // Without it, a client that never reads would keep its slot for ever.
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(self.unread));
         let connection = http1::Builder::new()
@@ -183,7 +186,7 @@ impl Connection {
     }
 }
 
-/// A connection's place, and its part of the count.
+/// One of the bounded number of connections, counted while it is open.
 struct ConnectionSlot {
     connections: IntGauge,
     _place: OwnedSemaphorePermit,
@@ -260,7 +263,7 @@ mod tests {
         }
     }
 
-    /// Reads no more than the beginning of a body.
+    /// Reads only the beginning of a body.
     async fn little(body: Body) -> StatusCode {
         match axum::body::to_bytes(body, 10).await {
             Ok(_) => StatusCode::OK,

@@ -1,5 +1,5 @@
-//! `GET /v1/live`: what the daemon does now, for the page at `/` (which says
-//! what its fields are). It reads what others measured and computes nothing anew but percentiles.
+//! `GET /v1/live`: what the daemon does now, for the page at `/`, whose source documents the
+//! fields. Everything but percentiles is counted elsewhere.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,13 +16,13 @@ use crate::{
     versions::serving_set::{ExpertArm, ServedFm},
 };
 
-/// The answer.
+/// The answer to `GET /v1/live`.
 #[derive(Debug, Serialize)]
 pub struct LiveReport {
     now_ms: i64,
     started_ms: i64,
     tier: &'static str,
-    /// Why the registry's last decision is not served.
+    /// Why the registry's newest decision is not served.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
     revision: u64,
@@ -30,7 +30,7 @@ pub struct LiveReport {
     latency: Vec<StageLatency>,
     freshness: Vec<Freshness>,
     ne: Vec<QualityRow>,
-    /// Outcomes that were compared with what was served, and those whose request is not known here.
+    /// Outcomes that were compared with a prediction, and those whose request is unknown here.
     outcomes: (u64, u64),
     fms: Vec<FmRow>,
     experts: Vec<ExpertRow>,
@@ -76,11 +76,11 @@ struct PluginRow {
     version: String,
     requests: u64,
     degraded: u64,
-    /// Of the last requests.
+    /// Degraded share of the last 256 requests.
     degraded_lately: Option<f64>,
     faults: BTreeMap<&'static str, u64>,
     breaker: &'static str,
-    /// Means, in microseconds: the network and `rank` a request, an instance each.
+    /// Means in microseconds: network and `rank` per request, and creating one instance.
     network_us: Option<f64>,
     rank_us: Option<f64>,
     instance_us: Option<f64>,
@@ -89,7 +89,7 @@ struct PluginRow {
     log_lines_dropped: u64,
 }
 
-/// What is now.
+/// Collects the report.
 pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport {
     let set = service.models().set();
     let surface = |at: u16| service.schema().surfaces[usize::from(at)].clone();
@@ -168,7 +168,7 @@ fn mean_us(took: Duration, calls: u64) -> Option<f64> {
     (calls > 0).then(|| took.as_secs_f64() * 1e6 / calls as f64)
 }
 
-/// NE and calibration now, and what plugins used, for `/metrics`.
+/// Updates the gauges of live quality and plugins for `/metrics`.
 pub(crate) fn gauges(service: &RankingService, metrics: &Metrics) {
     let schema = service.schema();
     let mut seen: HashMap<[String; 3], LiveQuality> = HashMap::new();

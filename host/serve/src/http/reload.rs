@@ -1,5 +1,6 @@
-//! SIGHUP, or `POST /v1/admin/reload`: the configuration is read again, and what can change without a restart does: all of it, or
-//! nothing where any of it is wrong. What cannot is named, and keeps its old value until the next start.
+//! Reloads the configuration on SIGHUP or `POST /v1/admin/reload`. Keys that can change without a
+//! restart take effect together, or none of them if anything is wrong. The other keys are named and
+//! keep their values until the next start.
 
 use std::{
     path::PathBuf,
@@ -26,22 +27,22 @@ use crate::{
     threads::{Current, lock},
 };
 
-/// How long a signal that comes before the models are loaded waits to be looked at again.
+/// How long a signal that comes before the models are loaded waits for the next try.
 const STARTING: Duration = Duration::from_millis(100);
 
-/// The configuration now.
+/// The current configuration. A request reads it once and keeps what it got.
 #[derive(Debug)]
 pub struct Settings {
     now: Current<Config>,
 }
 
 impl Settings {
-    /// Begins with what was read at the start.
+    /// The configuration of the start.
     pub fn new(config: Config) -> Arc<Self> {
         Arc::new(Self { now: Current::new(config) })
     }
 
-    /// The configuration now.
+    /// The current configuration. A request reads it once and keeps what it got.
     pub fn now(&self) -> Arc<Config> {
         self.now.get()
     }
@@ -51,19 +52,19 @@ impl Settings {
     }
 }
 
-/// Where the configuration came from.
+/// Where the configuration comes from.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// The file.
+    /// The configuration file.
     pub path: PathBuf,
-    /// What stands in the place of its `server.listen`.
+    /// Overrides its `server.listen`.
     pub listen: Option<String>,
     /// The tier that the process runs.
     pub tier: Tier,
 }
 
 impl Origin {
-    /// Reads the configuration, as far as it is for this process.
+    /// Reads the configuration and adapts it to the process' tier.
     ///
     /// # Errors
     /// As [`Config::read`].
@@ -79,35 +80,36 @@ impl Origin {
     }
 }
 
-/// Tiers of the FM alone have no admin routes; a file may be shared with one that has.
+/// The FM's tiers have no admin routes, but may share a file with a tier that has.
 fn only_for_tiers(server: &mut Server) {
     (server.admin, server.insecure_admin) = (false, false);
     server.admin_tokens = Server::default().admin_tokens;
 }
 
-/// What a reload did.
+/// The result of a reload.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ReloadOutcome {
-    /// Keys whose new values hold. Files of tokens and certificates are read anew whether or not their keys changed.
+    /// Keys whose new values apply now. Token and certificate files are read again even if their
+    /// keys did not change.
     pub(crate) changed: Vec<String>,
-    /// Keys that differ from the file until the next start.
+    /// Keys whose new values apply at the next start.
     pub(crate) restart: Vec<String>,
-    /// Whether other experts serve, since the configuration or their files changed.
+    /// Whether other experts serve now, because the configuration or their files changed.
     pub(crate) experts: bool,
 }
 
-/// What a reload replaces.
+/// Everything that a reload replaces.
 pub(crate) struct Reloader {
     pub(crate) origin: Origin,
     pub(crate) settings: Arc<Settings>,
     pub(crate) access: Arc<AccessControl>,
     pub(crate) tls: Option<Arc<Tls>>,
     metrics: ReloadMetrics,
-    /// One at a time.
+    /// Held during a reload: only one runs at a time.
     turn: Mutex<()>,
 }
 
-/// How reloads went, for `/metrics`.
+/// Results of reloads, for `/metrics`.
 struct ReloadMetrics {
     outcomes: IntCounterVec,
     well: IntGauge,
@@ -125,16 +127,16 @@ impl Reloader {
         let own = ReloadMetrics {
             outcomes: metrics.counter(
                 "hypercast_reloads_total",
-                "Times the configuration was read again, by outcome: applied, refused",
+                "Reloads of the configuration by outcome: applied, refused",
                 &["outcome"],
             ),
             well: metrics.gauge(
                 "hypercast_config_reload_ok",
-                "1 if the last reload was applied, or there was none; 0 if it was refused",
+                "1 if the last reload was applied or there was none, 0 if it was refused",
             ),
             at_s: metrics.gauge(
                 "hypercast_config_loaded_seconds",
-                "When the configuration that holds was read, seconds since the epoch",
+                "When the current configuration was read, seconds since the epoch",
             ),
         };
         own.well.set(1);
@@ -142,10 +144,11 @@ impl Reloader {
         Self { origin, settings, access, tls, metrics: own, turn: Mutex::default() }
     }
 
-    /// Reads everything again; `experts` loads those of the new configuration and says whether others serve. Blocks.
+    /// Reads everything again. `experts` loads the experts of the new configuration and returns
+    /// whether others serve. Blocks.
     ///
     /// # Errors
-    /// Whatever is wrong with the file or what it names; then nothing has changed.
+    /// Whatever is wrong with the file or what it names; nothing has changed then.
     pub(crate) fn reload(
         &self,
         experts: impl FnOnce(&Config) -> Result<bool>,
@@ -173,7 +176,7 @@ impl Reloader {
     fn try_reload(&self, experts: impl FnOnce(&Config) -> Result<bool>) -> Result<ReloadOutcome> {
         let file = self.origin.read()?;
         let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
-        // All that can fail comes first, the slowest of it last.
+        // Everything that can fail comes first, the slowest part last.
         let rules = self.access.read(&config.server).map_err(|error| {
             if waiting.is_empty() {
                 return error;
@@ -198,10 +201,11 @@ impl Reloader {
     }
 }
 
-/// Reloads at each SIGHUP, for as long as the process lives. `reload` blocks; none means that it is too early.
+/// Reloads at each SIGHUP, for as long as the process lives. `reload` blocks, and returns none
+/// while it is too early.
 ///
 /// # Errors
-/// A system that gives no signals.
+/// The system gives no signals.
 pub(crate) fn at_signals(
     reload: impl Fn() -> Option<Result<ReloadOutcome>> + Send + Sync + 'static,
 ) -> Result<()> {
@@ -214,7 +218,7 @@ pub(crate) fn at_signals(
                 let reload = reload.clone();
                 match tokio::task::spawn_blocking(move || reload()).await {
                     Ok(None) => tokio::time::sleep(STARTING).await,
-                    // What came of it was told.
+                    // The reload itself has logged its result.
                     Ok(Some(_)) => break,
                     Err(error) => {
                         tracing::error!(%error, "a reload failed inside the host");
@@ -232,7 +236,7 @@ pub(crate) async fn route(
     State(app): State<Arc<AppState>>,
     Extension(CallerName(name)): Extension<CallerName>,
 ) -> Response {
-    tracing::info!(caller = name, "a reload is asked for");
+    tracing::info!(caller = name, "a reload was requested");
     match tokio::task::spawn_blocking(move || app.reload()).await {
         Ok(Some(Ok(outcome))) => json(StatusCode::OK, &outcome),
         Ok(Some(Err(error))) => {

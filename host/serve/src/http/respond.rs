@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// How long a body may take to come. A push of many megabytes is to have the time, too.
+/// Time limit for reading a body; it leaves time for a push of many megabytes.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Runs on a worker thread what a request needs there, unless its deadline passes first.
+/// Runs a part of a request on a worker thread, unless the deadline passes first.
 pub(crate) async fn on_worker<T: Send + 'static>(
     app: &AppState,
     deadline: Instant,
@@ -33,7 +33,7 @@ pub(crate) async fn on_worker<T: Send + 'static>(
     on_pool(&app.workers, deadline, run).await
 }
 
-/// The same on a pool of its own.
+/// Like [`on_worker`], on another pool.
 pub(crate) async fn on_pool<T: Send + 'static>(
     workers: &Workers,
     deadline: Instant,
@@ -42,7 +42,8 @@ pub(crate) async fn on_pool<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     workers
         .submit(move || {
-            // Nobody waits for an answer after the deadline; a late one only delays others.
+            // The caller does not wait past the deadline, and a late result would only delay
+            // others.
             if Instant::now() < deadline && !done.is_closed() {
                 let _ = done.send(run());
             }
@@ -50,7 +51,7 @@ pub(crate) async fn on_pool<T: Send + 'static>(
         .map_err(|_| Refusal::Overloaded { retry_after_ms: 100 })?;
     match tokio::time::timeout_at(deadline.into(), result).await {
         Ok(Ok(answer)) => answer,
-        // The job went without an answer: it was too late, or it panicked.
+        // The job ended without a result: it was too late, or it panicked.
         Ok(Err(_)) if Instant::now() < deadline => {
             Err(Refusal::Internal("the request failed inside the host; see its log".into()))
         }
@@ -58,10 +59,10 @@ pub(crate) async fn on_pool<T: Send + 'static>(
     }
 }
 
-/// How long a request has: what the caller says is left, at most `most_ms`.
+/// Time left for a request: what the caller's header says, at most `most_ms`.
 ///
 /// # Errors
-/// A header that is no number.
+/// The header is not a number.
 pub(crate) fn time_left(headers: &HeaderMap, most_ms: u64) -> RequestResult<Duration> {
     let Some(value) = headers.get(DEADLINE_HEADER) else {
         return Ok(Duration::from_millis(most_ms));
@@ -69,13 +70,13 @@ pub(crate) fn time_left(headers: &HeaderMap, most_ms: u64) -> RequestResult<Dura
     let left_ms =
         value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or_else(|| {
             Refusal::BadRequest(format!(
-                "{DEADLINE_HEADER}: {value:?} is no number of milliseconds"
+                "{DEADLINE_HEADER}: {value:?} is not a number of milliseconds"
             ))
         })?;
     Ok(Duration::from_millis(left_ms.min(most_ms)))
 }
 
-/// Answers a request, times it and counts it.
+/// Awaits an answer, measures its time and counts it.
 pub(crate) async fn timed(
     metrics: &Metrics,
     route: &'static str,
@@ -113,7 +114,7 @@ pub(crate) fn refuse(refusal: &Refusal) -> Response {
     let (status, code) = refusal.code();
     let mut response = refuse_with(status, code, &refusal.to_string());
     if let Refusal::Overloaded { retry_after_ms } = refusal {
-        // Whole seconds are what the header can say.
+        // The header has whole seconds.
         let seconds = retry_after_ms.div_ceil(1000).max(1);
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
@@ -132,15 +133,15 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-/// A body as bytes, at most `most` of them.
+/// Reads a body of at most `most` bytes.
 ///
 /// # Errors
-/// One that is longer, breaks off, or does not come within [`BODY_TIMEOUT`].
+/// The body is longer, breaks off, or does not arrive within [`BODY_TIMEOUT`].
 pub(crate) async fn bytes(body: axum::body::Body, most: usize) -> RequestResult<Bytes> {
     let reading = axum::body::to_bytes(body, most);
     let Ok(read) = tokio::time::timeout(BODY_TIMEOUT, reading).await else {
         let waited_s = BODY_TIMEOUT.as_secs();
-        return Err(Refusal::BadRequest(format!("the body did not come whole in {waited_s} s")));
+        return Err(Refusal::BadRequest(format!("the body did not arrive within {waited_s} s")));
     };
     read.map_err(|_| {
         Refusal::BadRequest(format!("the body is over {most} bytes (max_body_bytes), or broke off"))

@@ -1,6 +1,5 @@
-//! What each route does. A request for a ranking passes three stages, each in
-//! its own tier with its own threads: features, the FM, the expert. No thread
-//! waits for another stage.
+//! The routes and their handlers. A rank request passes three stages, each with threads of its own:
+//! features, the FM, the expert. No thread waits for another stage.
 
 use std::{sync::Arc, time::Instant};
 
@@ -56,7 +55,7 @@ pub(crate) fn of(app: Arc<AppState>) -> Router {
         .route("/readyz/serving", get(serving))
         .route("/metrics", get(metrics))
         .fallback(|| async {
-            refuse_with(404, "not_found", "no such route; see README.md for those there are")
+            refuse_with(404, "not_found", "no such route; README.md lists the routes")
         })
         .with_state(app)
 }
@@ -72,12 +71,12 @@ fn for_tiers() -> Router<Arc<AppState>> {
     Router::new().route("/v1/embed", post(embed)).route("/v1/fm", get(manifest))
 }
 
-/// Under `/v1/admin`.
+/// Routes under `/v1/admin`.
 fn for_operators() -> Router<Arc<AppState>> {
     Router::new().route("/reload", post(reload::route)).merge(admin::routes())
 }
 
-/// The page may use what this daemon serves, and ask it alone.
+/// The page may load only this daemon's files and call only this daemon.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -101,7 +100,7 @@ async fn events(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body
     timed(&app.metrics, "/v1/events", events_in_time(&app, &headers, body)).await
 }
 
-/// The FM for another process.
+/// Answers the FM's output to another process.
 async fn embed(State(app): State<Arc<AppState>>, headers: HeaderMap, body: Body) -> Response {
     timed(&app.metrics, "/v1/embed", embed_in_time(&app, &headers, body)).await
 }
@@ -115,7 +114,7 @@ async fn rank_in_time(
     let service = service(app)?;
     let left = time_left(headers, app.settings.now().server.deadline_ms)?;
     let deadline = start + left;
-    // Before the body: what is refused must cost nothing.
+    // Checked before the body is read, so that a refusal costs nothing.
     let mut permit = app.admission.enter(left)?;
     let request: Arc<RankRequest> = Arc::new(in_time(deadline, body_of(app, body)).await?);
     permit.begin();
@@ -133,7 +132,7 @@ async fn rank_in_time(
     let seen = ShadowRequest { fetched: fetched.clone(), fm: output.as_ref().ok().cloned() };
     let run = move || service.rank(&request, &fetched, FmAnswer { output, took });
     let answer = on_worker(app, deadline, run).await?;
-    // What can be done between requests need not wait for the next one; a full queue has no time for it.
+    // Work that need not delay the answer; skipped if the queue is full.
     let _ = app.workers.submit(move || idle.after(seen));
     Ok(json(StatusCode::OK, &answer))
 }
@@ -179,13 +178,13 @@ async fn embed_in_time(
 }
 
 async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> Response {
-    let respond = app.loaded().and_then(|loaded| {
+    let answer = app.loaded().and_then(|loaded| {
         Ok(json(StatusCode::OK, wanted(&loaded.models.set(), &headers)?.manifest()))
     });
-    respond.unwrap_or_else(|refusal| refuse(&refusal))
+    answer.unwrap_or_else(|refusal| refuse(&refusal))
 }
 
-/// The version of the FM that a caller asks for.
+/// The FM version that the caller asks for.
 fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a ServedFm> {
     let Some(given) = headers.get(FM_VERSION_HEADER) else { return Ok(set.default_fm()) };
     let given = given.to_str().unwrap_or_default();
@@ -195,7 +194,10 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
     })
 }
 
-/// Whether everything serves that was decided.
+/// `GET /readyz`: whether every version that should serve is loaded.
+///
+/// A process that cannot load a promotion is not ready, although what it served before goes on. A
+/// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
 async fn readyz(State(app): State<Arc<AppState>>) -> Response {
     let models = match app.loaded() {
         Ok(loaded) => &loaded.models,
@@ -203,10 +205,12 @@ async fn readyz(State(app): State<Arc<AppState>>) -> Response {
     };
     let (missing, problem) = (models.missing(), models.problem());
     if missing.is_empty() {
-        // What answers nobody, as a shadow, is told alone.
+        // A shadow or standby version that fails to load is reported; it does not affect readiness.
         return match problem {
             None => "ready\n".into_response(),
-            Some(problem) => format!("ready, but not all is loaded: {problem}\n").into_response(),
+            Some(problem) => {
+                format!("ready, but some versions are not loaded: {problem}\n").into_response()
+            }
         };
     }
     let message = format!(
@@ -218,14 +222,14 @@ async fn readyz(State(app): State<Arc<AppState>>) -> Response {
     json(StatusCode::SERVICE_UNAVAILABLE, &NotReady { error, missing })
 }
 
-/// A refusal that says what is missing.
+/// A refusal that lists what is missing.
 #[derive(Serialize)]
 struct NotReady {
     error: RefusalText,
     missing: Vec<String>,
 }
 
-/// Whether requests are answered, by whatever versions.
+/// `GET /readyz/serving`: whether requests are answered, by whatever versions.
 async fn serving(State(app): State<Arc<AppState>>) -> Response {
     match app.loaded() {
         Ok(_) => "serving\n".into_response(),
@@ -243,7 +247,7 @@ async fn metrics(State(app): State<Arc<AppState>>) -> Response {
     metrics_text(&app.metrics)
 }
 
-/// What the page at `/` shows.
+/// The data of the page at `/`.
 async fn live(State(app): State<Arc<AppState>>) -> Response {
     match service(&app) {
         Ok(service) => json(StatusCode::OK, &live_page::report(&service, &app.metrics)),
@@ -256,7 +260,7 @@ fn service(app: &AppState) -> RequestResult<Arc<RankingService>> {
     Ok(service.expect("the routes of a tier without a service do not ask for one"))
 }
 
-/// A body that comes before its request's deadline: until then it has a place that others may want.
+/// Awaits a body until its request's deadline, because it occupies a slot that others may need.
 async fn in_time<B>(
     deadline: Instant,
     body: impl Future<Output = RequestResult<B>>,

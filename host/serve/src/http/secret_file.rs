@@ -1,23 +1,23 @@
-//! Files that hold secrets: tokens and private keys. They are read whole, and only where others cannot read them.
+//! Files with secrets: tokens and private keys. They are read only if others cannot read them.
 
 use std::{fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// What group and others may not do: the group may read.
+/// Permission bits that must be off: the group may read, and others may do nothing.
 const FORBIDDEN: u32 = 0o037;
 
-/// The bytes of a secret file, at most `most`.
+/// The content of a secret file of at most `most` bytes.
 ///
 /// # Errors
-/// A file that is missing, too large, or open to others.
+/// The file is missing, too large, or accessible to others.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let file = File::open(path).map_err(Error::io(path))?;
     let found = file.metadata().map_err(Error::io(path))?;
     let mode = found.permissions().mode() & 0o777;
     if mode & FORBIDDEN != 0 {
         let why = format!(
-            "it holds secrets, and its permissions are {mode:03o}: others could read or change it; run `chmod 640 {}`",
+            "it contains secrets, but with permissions {mode:03o} others could read or change it; run `chmod 640 {}`",
             path.display()
         );
         return Err(Error::data(path, why));

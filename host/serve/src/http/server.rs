@@ -1,8 +1,7 @@
-//! The HTTP side: a process' tiers behind routes, statuses, deadlines. What a
-//! route does is in [`super::routes`]; what it looks like is [`super::api`]'s.
+//! Starts a process: reads the configuration, binds the address, loads the tier's models, and
+//! serves until it is told to stop.
 //!
-//! The server answers `/healthz` from its first moment and everything else
-//! once the models are loaded.
+//! The server answers `/healthz` at once and everything else once the models are loaded.
 
 use std::sync::{Arc, OnceLock};
 
@@ -39,33 +38,33 @@ use crate::{
     },
 };
 
-/// What handlers share.
+/// State that handlers share.
 pub(crate) struct AppState {
     /// The configuration of the start.
     pub(crate) config: Config,
-    /// What of it can change.
+    /// The part of it that a reload changes.
     pub(crate) settings: Arc<Settings>,
     pub(crate) reloader: Reloader,
     pub(crate) tier: Tier,
     pub(crate) loaded: OnceLock<LoadedTier>,
     pub(crate) workers: Workers,
-    /// Threads of their own for events, which wait for the disk.
+    /// Threads of their own for events, because storing them waits for the disk.
     pub(crate) intake: Workers,
     pub(crate) admission: Arc<Admission>,
-    /// One push at a time: each may be large, and is compiled.
+    /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
     pub(crate) pushes: Arc<Semaphore>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// The models of a process.
+/// What a process has loaded.
 pub(crate) struct LoadedTier {
-    /// What serves now.
+    /// The versions that serve.
     pub(crate) models: Arc<ServingModels>,
-    /// Features and experts; none in a tier of the FM alone.
+    /// Features and experts; none in the FM's tiers.
     pub(crate) service: Option<Arc<RankingService>>,
-    /// Pushed versions on their way; none in a tier without experts.
+    /// Rollouts of pushed versions; none in a tier without experts.
     pub(crate) rollouts: Option<Arc<RolloutService>>,
-    /// What follows the registry; it stops with the process' routes.
+    /// The threads that follow the registry; dropping it stops them.
     following: FollowThreads,
 }
 
@@ -74,12 +73,12 @@ impl AppState {
         self.loaded.get().ok_or(Refusal::Starting)
     }
 
-    /// Who may ask.
+    /// The access rules.
     pub(crate) fn access(&self) -> &Arc<AccessControl> {
         &self.reloader.access
     }
 
-    /// Reads the configuration again; none before the models are loaded. Blocks.
+    /// Reloads the configuration; none before the models are loaded. Blocks.
     pub(crate) fn reload(&self) -> Option<Result<ReloadOutcome>> {
         let following = &self.loaded.get()?.following;
         Some(self.reloader.reload(|config| following.reload(config.clone())))
@@ -93,11 +92,11 @@ pub(crate) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
     }
 }
 
-/// Binds, loads, serves until `stop` resolves, then finishes what was accepted.
-/// `ready` is told where (`http://ADDRESS` or `https://ADDRESS`) once models are loaded.
+/// Binds, loads, serves until `stop` resolves, then finishes what was accepted. Calls `ready` with
+/// the URL once the models are loaded.
 ///
 /// # Errors
-/// A configuration that is wrong; an address that cannot be bound, or that may not be without protection; whatever loading says.
+/// The configuration is wrong; the address cannot be bound or would be unprotected; loading fails.
 pub async fn serve(
     origin: Origin,
     stop: impl Future<Output = ()> + Send + 'static,
@@ -107,7 +106,7 @@ pub async fn serve(
     logging::set_levels(&config.server.log)?;
     let metrics = Arc::new(Metrics::new());
     let addresses = listen::resolve(&config.server).await?;
-    // Before anything is open: what others would reach may not be without protection.
+    // Before anything is opened, because an address that others reach must be protected.
     let access = AccessControl::new(&config.server, &addresses, &metrics)?;
     let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
     let settings = Settings::new(config.clone());
@@ -158,7 +157,7 @@ pub async fn serve(
     });
     let (halt, halted) = oneshot::channel::<()>();
     let server = tokio::spawn(bound.serve(routes::of(app.clone()), async {
-        // An error means that the sender is gone, which is a reason to stop too.
+        // An error means that the sender is gone, which is a reason to stop, too.
         let _ = halted.await;
     }));
     let outcome = tokio::select! {
@@ -167,7 +166,7 @@ pub async fn serve(
     };
     let _ = halt.send(());
     let served = server.await;
-    // What was accepted is finished: now its streams can end, with their states saved.
+    // Every accepted request is answered now, so the streams can stop and save their state.
     let stopping = tokio::task::spawn_blocking(move || {
         if let Some(loaded) = app.loaded.get() {
             if let Some(rollouts) = &loaded.rollouts {
@@ -179,7 +178,7 @@ pub async fn serve(
         }
     });
     if let Err(error) = stopping.await {
-        tracing::error!(%error, "the streams did not stop well");
+        tracing::error!(%error, "stopping the streams failed");
     }
     match served {
         Ok(()) => outcome,

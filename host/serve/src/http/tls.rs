@@ -1,6 +1,5 @@
-//! What connections are encrypted with: certificates from the configuration, which can be replaced while connections live,
-//! and the handshake, bounded in time. Which connections there are is [`super::listen`]'s; what a request may ask is
-//! [`super::auth`]'s.
+//! TLS: certificates from the configuration, which a reload replaces while connections stay open,
+//! and a handshake with a time limit.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -24,20 +23,20 @@ use crate::{
     threads::Current,
 };
 
-/// How long a handshake may take.
+/// Time limit of a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The largest file of certificates or of a key, in bytes.
+/// Limit of a certificate or key file, in bytes.
 const MOST_BYTES: u64 = 1 << 20;
 
-/// What connections are encrypted with.
+/// The TLS settings of new connections.
 pub(crate) struct Tls {
     now: Current<ServerConfig>,
     handshakes: IntCounterVec,
 }
 
 impl Tls {
-    /// Reads the files that the configuration names.
+    /// Reads the certificate and the key that the configuration names.
     ///
     /// # Errors
     /// As [`read`].
@@ -50,12 +49,12 @@ impl Tls {
         Ok(Self { now: Current::new(read(server)?), handshakes })
     }
 
-    /// Encrypts connections that come from now on with what [`read`] gave.
+    /// Applies what [`read`] returned to new connections.
     pub(crate) fn replace(&self, config: ServerConfig) {
         self.now.replace(config);
     }
 
-    /// An encrypted connection; none where the other side fails at it or takes too long.
+    /// An encrypted connection; none if the handshake fails or takes too long.
     pub(crate) async fn handshake(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         let config = self.now.get();
         let accepting = TlsAcceptor::from(config).accept(stream);
@@ -72,21 +71,20 @@ impl Tls {
     }
 }
 
-/// What the configuration's files say, checked: certificates, and a key that fits the first of them.
+/// Reads the certificates and the key, and checks that the key fits the first certificate.
 ///
 /// # Errors
-/// Files that are missing, of another kind, or do not fit each other; a key that others may read.
+/// Files that are missing, of another kind, or do not fit each other; a key that others can read.
 pub(crate) fn read(server: &Server) -> Result<ServerConfig> {
     let (certificate, key) = (&server.tls_certificate, &server.tls_key);
     let chain = certificates(certificate)?;
     let private =
         PrivateKeyDer::from_pem_slice(&secret_file::read(key, MOST_BYTES)?).map_err(|error| {
-            let why = format!(
-                "it holds no private key in PEM that can be read (server.tls_key): {error}"
-            );
+            let why =
+                format!("it has no private key in PEM that can be read (server.tls_key): {error}");
             Error::data(key, why)
         })?;
-    // Given by name: which provider a process has by default depends on what else is linked.
+    // Named here, because a process' default provider depends on what else is linked.
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))

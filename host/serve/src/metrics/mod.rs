@@ -1,5 +1,7 @@
-//! What the daemon counts: in Prometheus' text format at `/metrics`, and its
-//! last values for `GET /v1/live`.
+//! What the daemon counts: as Prometheus text at `/metrics`, and recent values for `GET /v1/live`.
+//!
+//! [`prediction_log`] holds predictions until their outcomes are known, and [`window`] computes
+//! their quality over the last minutes.
 
 mod plugins;
 pub mod prediction_log;
@@ -43,7 +45,7 @@ use crate::{
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
 
-/// A request that the ranking tier has ranked, or failed to.
+/// A rank request that was ranked, or failed.
 #[derive(Clone, Copy)]
 pub struct RankedRequest<'a> {
     /// The surface's name.
@@ -106,7 +108,7 @@ pub struct Metrics {
     recent: Mutex<RecentStats>,
 }
 
-/// The last values of what the live page shows.
+/// Recent values for the live page.
 #[derive(Debug, Default)]
 struct RecentStats {
     latency: BTreeMap<&'static str, RecentValues>,
@@ -115,20 +117,21 @@ struct RecentStats {
     applied: HashMap<String, AppliedPublications>,
 }
 
-/// Publications of a version.
+/// Publications of one version's weights.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AppliedPublications {
-    /// That serve, or served.
+    /// Publications that were applied.
     pub applied: u64,
-    /// That were not what should follow.
+    /// Publications that were refused, because they did not follow the weights that serve.
     pub refused: u64,
-    /// Time of the newest request that the newest one had learned from, milliseconds since the epoch.
+    /// Time of the newest request in the training data of the newest publication, milliseconds
+    /// since the epoch.
     pub trained_until_ms: i64,
-    /// When the newest one began to serve, milliseconds since the epoch.
+    /// When the newest publication was applied, milliseconds since the epoch.
     pub at_ms: i64,
 }
 
-/// Requests for rankings since the start.
+/// Rank requests since the start.
 #[derive(Debug, Clone, Serialize)]
 pub struct RequestTotals {
     total: u64,
@@ -137,7 +140,7 @@ pub struct RequestTotals {
     per_second: Option<f64>,
 }
 
-/// How long a stage lately took.
+/// Recent times of a stage.
 #[derive(Debug, Clone, Serialize)]
 pub struct StageLatency {
     stage: &'static str,
@@ -146,7 +149,7 @@ pub struct StageLatency {
     count: u64,
 }
 
-/// How old something lately was.
+/// Recent ages of something.
 #[derive(Debug, Clone, Serialize)]
 pub struct Freshness {
     what: &'static str,
@@ -334,7 +337,7 @@ impl Metrics {
         }
     }
 
-    /// Accounts for a ranked request: its version's statistics, degradation and times.
+    /// Accounts for a rank request: its version's statistics, degradation and times.
     pub fn ranked(&self, request: RankedRequest<'_>) {
         let RankedRequest { surface, arm, fm, degraded, times, took } = request;
         let (name, label) =
@@ -358,17 +361,17 @@ impl Metrics {
         self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
     }
 
-    /// Counts what became of a request that shadows were to see.
+    /// Counts a request that was offered to shadows, by what became of it.
     pub fn shadow(&self, what: &str) {
         self.shadows.with_label_values(&[what]).inc();
     }
 
-    /// Counts what became of a request that was to be recorded.
+    /// Counts a request that was offered to the request log, by what became of it.
     pub fn request_logged(&self, what: &str) {
         self.request_log.with_label_values(&[what]).inc();
     }
 
-    /// Counts a publication that serves now; `arm` is `fm@VERSION` or `NAME@VERSION`.
+    /// Counts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
     pub fn publication_applied(&self, arm: &str, header: &Header) {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
@@ -378,7 +381,7 @@ impl Metrics {
             ("publication to serving", "published", header.published_ms),
             ("event to serving weights", "event", header.ingested_ms),
         ] {
-            // 0 is said where it is not known.
+            // 0 means unknown.
             if from_ms > 0 {
                 let age_s = (now - from_ms).max(0) as f64 / 1e3;
                 self.freshness.with_label_values(&[tier, since]).observe(age_s);
@@ -391,15 +394,15 @@ impl Metrics {
         applied.at_ms = now;
     }
 
-    /// Counts a publication that was not what should follow; the weights before it go on serving.
+    /// Counts a publication that was refused; the weights before it keep serving.
     pub fn publication_refused(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
         self.recent().applied.entry(arm.to_owned()).or_default().refused += 1;
     }
 
-    /// Says how good predictions were, by surface, task and arm.
+    /// Sets the gauges of live quality by surface, task and arm.
     pub fn quality(&self, all: &HashMap<[String; 3], LiveQuality>) {
-        // Arms that are gone are not said any more.
+        // Arms that no longer serve disappear.
         self.quality.reset();
         for ([surface, task, arm], quality) in all {
             for (measure, value) in [("ne", quality.ne), ("calibration", quality.calibration)] {
@@ -410,7 +413,7 @@ impl Metrics {
         }
     }
 
-    /// Says what plugins in service used.
+    /// Sets the metrics of the plugins in service.
     pub fn plugins(&self, set: &ServingSet) {
         self.plugins.copy(set);
     }
@@ -425,7 +428,7 @@ impl Metrics {
         self.recent().applied.clone()
     }
 
-    /// Requests for rankings since the start, and how many a second lately.
+    /// Rank requests since the start, and the recent rate.
     pub fn requests_so_far(&self) -> RequestTotals {
         let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
         let RankTotals { all, degraded, refused } = &self.totals;
@@ -438,7 +441,7 @@ impl Metrics {
         RequestTotals { total, degraded, refused, per_second }
     }
 
-    /// How long stages lately took.
+    /// Recent times of each stage.
     pub fn latency(&self) -> Vec<StageLatency> {
         let recent = self.recent();
         let line = |stage: &'static str| {
@@ -450,7 +453,7 @@ impl Metrics {
         STAGES.into_iter().chain(["total"]).filter_map(line).collect()
     }
 
-    /// How old weights lately were when they began to serve.
+    /// Recent ages of events and weights when they took effect.
     pub fn freshness(&self) -> Vec<Freshness> {
         let recent = self.recent();
         let line = |(what, recent): (&&'static str, &RecentValues)| {
@@ -466,17 +469,17 @@ impl Metrics {
         self.events.with_label_values(&[surface]).inc_by(count);
     }
 
-    /// Says whether the joiner of this process has failed.
+    /// Sets whether the joiner of this process has failed.
     pub fn joiner_failed(&self, failed: bool) {
         self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
     }
 
-    /// Counts a pass of the FM and the requests that shared it.
+    /// Counts a pass of the FM and the requests in it.
     pub fn fm_batch(&self, requests: usize) {
         self.fm_batches.observe(requests as f64);
     }
 
-    /// Says what the history cache was worth.
+    /// Sets the gauges of the history cache.
     pub fn history_cache(&self, counts: CacheCounts) {
         let CacheCounts { whole, known_tokens, new_tokens, warmed_tokens, bytes } = counts;
         let values = [
@@ -491,7 +494,7 @@ impl Metrics {
         }
     }
 
-    /// Says which versions are in service, and that no others are.
+    /// Sets which versions are in service.
     pub fn set_versions(&self, set: &ServingSet) {
         self.forget(set);
         self.versions.reset();
@@ -503,7 +506,8 @@ impl Metrics {
         }
     }
 
-    /// Ends the series of versions that are not loaded any more: there would be more of them with every push.
+    /// Removes the series of versions that are no longer loaded; otherwise every push would add
+    /// some.
     fn forget(&self, set: &ServingSet) {
         let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
         let gone = |labels: &[LabelPair]| {
@@ -518,7 +522,8 @@ impl Metrics {
             let all = families.iter().flat_map(|family| family.get_metric());
             all.map(|metric| metric.get_label().to_vec()).filter(|labels| gone(labels)).collect()
         };
-        // One that a request of the set before counts again meanwhile goes with the next change.
+        // A request that still runs on the old set may create one again; the next change removes
+        // it.
         for labels in series(self.arms.collect()) {
             let values = ["surface", "arm", "fm", "degraded"].map(|name| value(&labels, name));
             let _ = self.arms.remove_label_values(&values);
@@ -532,7 +537,7 @@ impl Metrics {
         lock(&self.recent)
     }
 
-    /// The text for `/metrics`.
+    /// The text of `/metrics`.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
         match TextEncoder::new().encode(&self.registry.gather(), &mut text) {

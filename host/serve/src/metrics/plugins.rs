@@ -1,5 +1,5 @@
-//! What plugins used, by arm, in Prometheus' text format. Plugins count for
-//! themselves; this copies their counts when somebody asks.
+//! Metrics of plugins by arm. Plugins count for themselves; these are copies, made whenever
+//! `/metrics` is read.
 
 use std::sync::Mutex;
 
@@ -8,7 +8,7 @@ use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec};
 
 use crate::{metrics::register::Register, threads::lock, versions::serving_set::ServingSet};
 
-/// By arm: `NAME@VERSION`.
+/// Labelled by arm: `NAME@VERSION`.
 #[derive(Debug)]
 pub(crate) struct PluginMetrics {
     requests: IntCounterVec,
@@ -19,7 +19,7 @@ pub(crate) struct PluginMetrics {
     memory: IntGaugeVec,
     degraded: GaugeVec,
     breaker: IntGaugeVec,
-    /// Two that ask at once must not mix their counts.
+    /// Held while copying, because two scrapes at once must not mix their counts.
     writing: Mutex<()>,
 }
 
@@ -70,7 +70,7 @@ impl PluginMetrics {
         }
     }
 
-    /// Copies the counts of what is in service; what is not any more is forgotten.
+    /// Copies the counts of the plugins in service, and drops the others.
     pub(crate) fn copy(&self, set: &ServingSet) {
         let _writing = lock(&self.writing);
         let counters = [&self.requests, &self.faults, &self.calls, &self.log_lines];

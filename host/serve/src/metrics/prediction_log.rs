@@ -1,7 +1,8 @@
-//! What was predicted for served requests, until their outcomes are known: NE of
-//! each version on real traffic, whether it answered or was only measured.
+//! Predictions of served requests until their outcomes are known. They give the NE of each version
+//! on real traffic, whether it answered or was a shadow.
 //!
-//! Memory is bounded: the oldest requests are let go. Outcomes come from the joiner's stream, once an impression.
+//! Memory is bounded: the oldest requests are dropped. Outcomes come from the joiner's stream, one
+//! per impression.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -15,28 +16,28 @@ use hypercast_data::{
 
 use crate::{metrics::window::QualityWindow, threads::lock};
 
-/// Windows of surface, task and arm, at most.
+/// The most windows of surface, task and arm.
 const WINDOWS: usize = 1024;
 
-/// An arm's predictions of a request.
+/// The predictions of one arm for one request.
 #[derive(Debug, Clone)]
 pub struct ArmPredictions {
-    /// Name and version.
+    /// `NAME@VERSION`, or `fm@VERSION`.
     pub arm: String,
-    /// By task, a value an item.
+    /// By task, one value per item.
     pub tasks: BTreeMap<String, Vec<f32>>,
 }
 
-/// What is predicted for whom.
+/// The request that predictions are for.
 #[derive(Debug, Clone, Copy)]
 pub struct ShownItems<'a> {
     /// The request's id.
     pub request: u64,
-    /// Its items, in the order of the predictions.
+    /// The items, in the order of the predictions.
     pub items: &'a [u64],
 }
 
-/// What a window of quality is about.
+/// What a window of quality belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct QualityKey {
     /// The surface's index in the schema.
@@ -47,7 +48,7 @@ pub struct QualityKey {
     pub arm: String,
 }
 
-/// Predictions that wait for outcomes, and what came of those before.
+/// Predictions that wait for outcomes, and the quality of those whose outcomes are known.
 pub struct PredictionLog {
     most: usize,
     inner: Mutex<LogState>,
@@ -70,15 +71,15 @@ struct PredictedRequest {
 }
 
 impl PredictionLog {
-    /// Keeps so many predictions (values, not requests), at least one request's.
+    /// Holds at most `most` predicted values, but at least one request.
     pub fn new(most: usize) -> Self {
         Self { most, inner: Mutex::default() }
     }
 
-    /// Keeps an arm's predictions for the items of a request; those of another arm of the request stay.
+    /// Adds an arm's predictions for the items of a request, beside those of other arms.
     ///
     /// # Panics
-    /// If a task has not a value an item.
+    /// If a task does not have one value per item.
     pub fn keep(&self, shown: ShownItems<'_>, predicted: ArmPredictions) {
         let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
         assert_eq!(values, shown.items.len() * predicted.tasks.len(), "a value an item");
@@ -89,7 +90,7 @@ impl PredictionLog {
             inner.requests.insert(shown.request, request);
         }
         let request = inner.requests.get_mut(&shown.request).expect("it was inserted");
-        // The same id again is another request of the caller's: its predictions are not those of these items.
+        // A caller may use an id again for other items; predictions for those do not belong here.
         if request.items != shown.items || request.arms.iter().any(|arm| arm.arm == predicted.arm) {
             return;
         }
@@ -103,7 +104,7 @@ impl PredictionLog {
         }
     }
 
-    /// Compares an impression's outcome with what was predicted of it.
+    /// Compares an impression's outcome with the predictions for it.
     pub fn outcome(&self, impression: &Impression, schema: &Schema, now_ms: i64) {
         let inner = &mut *self.inner();
         let found = inner.requests.get(&impression.request);
@@ -133,12 +134,13 @@ impl PredictionLog {
         }
     }
 
-    /// What came of predictions, by surface, task and arm.
+    /// Quality by surface, task and arm.
     pub fn windows(&self) -> BTreeMap<QualityKey, QualityWindow> {
         self.inner().windows.clone()
     }
 
-    /// Outcomes that were compared, and those whose request is not known: not served here, or let go.
+    /// Outcomes that were compared, and those whose request is unknown: not served here, or
+    /// dropped.
     pub fn counts(&self) -> (u64, u64) {
         let inner = self.inner();
         (inner.joined, inner.unknown)
@@ -149,7 +151,8 @@ impl PredictionLog {
     }
 }
 
-/// Whether a binary task of the schema happened; none for a task of a plugin's own, or where it is not known.
+/// The outcome of a binary task of the schema; none if it is unknown, or for a task of a plugin's
+/// own.
 fn label(schema: &Schema, task: &str, impression: &Impression) -> Option<bool> {
     let at = schema.task(task)?;
     let spec = &schema.tasks[at];
@@ -176,7 +179,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Whether there was a click is known, and of a like nothing.
+    /// An impression whose click is known and whose like is not.
     fn clicked(request: u64, item: u64, happened: bool) -> Impression {
         Impression {
             request,
@@ -210,7 +213,7 @@ mod tests {
             served.keep(shown, predicted("a@1.0.0", &[0.9, 0.1]));
             served.keep(shown, predicted("a@2.0.0", &[0.1, 0.9]));
         }
-        // 6 values an arm and request: the oldest requests were let go.
+        // Six values per arm and request: the oldest requests were dropped.
         for request in 1..=100 {
             served.outcome(&clicked(request, 7, true), &schema, 1000);
             served.outcome(&clicked(request, 8, false), &schema, 1000);

@@ -1,20 +1,20 @@
-//! Rolling quality of predictions: NE and calibration of the last minutes, in
-//! buckets of equal time, so that memory does not grow.
+//! The quality of predictions over the last minutes, and recent values of measurements. Both have
+//! bounded memory.
 
 use std::collections::VecDeque;
 
 use hypercast_core::quantile::quantile;
 
-/// Milliseconds a bucket.
+/// Width of a bucket, in milliseconds.
 const BUCKET_MS: i64 = 5_000;
 
 /// Buckets that are kept: 20 minutes.
 const BUCKETS: usize = 240;
 
-/// Buckets that a point of the series is over: one minute.
+/// Buckets in one point of the series: one minute.
 const ROLLING: usize = 12;
 
-/// A task's predictions with their outcomes.
+/// Predictions of one task with their outcomes, in buckets of equal time.
 #[derive(Debug, Clone, Default)]
 pub struct QualityWindow {
     buckets: VecDeque<QualityBucket>,
@@ -34,14 +34,14 @@ struct QualitySums {
     predicted: f64,
 }
 
-/// How good predictions were.
+/// Quality of predictions whose outcomes are known.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct LiveQuality {
-    /// Outcomes.
+    /// Number of outcomes.
     pub n: u64,
-    /// Normalised entropy (eq. 5); none where all outcomes were alike.
+    /// Normalised entropy (eq. 5); none if all outcomes were equal.
     pub ne: Option<f64>,
-    /// Predicted over observed; none where nothing happened.
+    /// Predicted over observed rate; none without a positive outcome.
     pub calibration: Option<f64>,
 }
 
@@ -63,19 +63,19 @@ impl QualityWindow {
         bucket.sum.predicted += p;
     }
 
-    /// Over all that is kept.
+    /// The quality over all buckets.
     pub fn quality(&self) -> LiveQuality {
         self.over(0..self.buckets.len())
     }
 
-    /// Over all that several windows keep.
+    /// The quality over several windows.
     pub fn together<'a>(windows: impl Iterator<Item = &'a QualityWindow>) -> LiveQuality {
         let mut buckets = VecDeque::new();
         windows.for_each(|window| buckets.extend(&window.buckets));
         QualityWindow { buckets }.quality()
     }
 
-    /// NE of the minute before the end of each bucket, with the time of its beginning.
+    /// For each bucket, when it began and the NE of the minute before its end.
     pub fn series(&self) -> Vec<(i64, Option<f64>)> {
         let point = |at: usize| {
             let from = (at + 1).saturating_sub(ROLLING);
@@ -108,20 +108,20 @@ impl QualityWindow {
     }
 }
 
-/// Values that are kept.
+/// Number of values that are kept.
 const KEPT: usize = 1024;
 
-/// The last values, and how many there ever were.
+/// The newest values of a measurement, and their number since the start.
 #[derive(Debug, Clone, Default)]
 pub struct RecentValues {
     values: Vec<f64>,
     next: usize,
-    /// Values so far.
+    /// Values since the start.
     pub count: u64,
 }
 
 impl RecentValues {
-    /// Adds a value; the oldest makes room.
+    /// Adds a value; the oldest is dropped.
     pub fn push(&mut self, value: f64) {
         self.count += 1;
         if self.values.len() < KEPT {
@@ -132,12 +132,12 @@ impl RecentValues {
         }
     }
 
-    /// Values that are kept.
+    /// Number of values that are kept now.
     pub fn kept(&self) -> usize {
         self.values.len()
     }
 
-    /// The values below which these shares of the kept ones are; none before the first value.
+    /// Quantiles of the kept values; none before the first value.
     pub fn quantiles<const N: usize>(&self, shares: [f64; N]) -> Option<[f64; N]> {
         let mut values = self.values.clone();
         (!values.is_empty()).then(|| shares.map(|share| quantile(&mut values, share)))

@@ -1,10 +1,9 @@
-//! Which requests are taken at all: a request that cannot be answered in time
-//! is refused at once, before its body is read, and before queues grow.
+//! Admission: refuses at once a request that cannot be answered in time, before its body is read
+//! and before queues grow.
 //!
-//! What a request will take is told from how many are at work and how fast
-//! they have been leaving while the daemon was busy (Little's law). One whose body
-//! is still coming has a place, and says nothing of the daemon's pace: its client may be slow.
-//! It knows nothing of what requests do.
+//! The expected time comes from the number of requests at work and from the rate at which they left
+//! while the daemon was busy (Little's law). A request whose body is still arriving occupies a slot
+//! but does not count for the rate, because its client may be slow.
 
 use std::{
     sync::{Arc, Mutex},
@@ -16,13 +15,13 @@ use crate::{
     threads::lock,
 };
 
-/// How much of a deadline may be expected to pass: the rest is for what is not foreseen.
+/// The share of a deadline that the expected time may take; the rest is reserve.
 const SHARE: f64 = 0.5;
 
-/// How fast the mean follows: about the last 50 requests count.
+/// Weight of the newest gap in the mean: about the last 50 requests count.
 const FOLLOW: f64 = 0.02;
 
-/// Counts requests under way, and refuses.
+/// Counts requests under way, and refuses further ones.
 #[derive(Debug)]
 pub struct Admission {
     most: usize,
@@ -31,16 +30,16 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct AdmissionLoad {
-    /// Requests that were let in, and of them those whose bodies have come.
+    /// Requests that were admitted, and those of them whose bodies have arrived.
     under_way: usize,
     at_work: usize,
     /// When the last request left, if others were at work then.
     left: Option<Instant>,
-    /// Seconds between two that leave while the daemon is busy.
+    /// Mean seconds between two departures while the daemon is busy.
     gap_s: Option<f64>,
 }
 
-/// A request under way; dropping it lets the next one in.
+/// Admits one request; dropping it frees its slot.
 #[derive(Debug)]
 pub struct AdmissionPermit {
     admission: Arc<Admission>,
@@ -48,19 +47,19 @@ pub struct AdmissionPermit {
 }
 
 impl Admission {
-    /// At most so many requests under way.
+    /// Admits at most `most` requests at a time.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, pace: Mutex::new(AdmissionLoad::default()) })
     }
 
-    /// Lets a request in that has until its deadline.
+    /// Admits a request that must be answered within `deadline`.
     ///
     /// # Errors
     /// [`Refusal::Overloaded`], with the time after which to try again.
     pub fn enter(self: &Arc<Self>, deadline: Duration) -> RequestResult<AdmissionPermit> {
         let mut pace = lock(&self.pace);
         let expected_s = pace.gap_s.unwrap_or(0.0) * (pace.at_work + 1) as f64;
-        // A daemon without work takes whatever comes: only what leaves can tell it of a better pace.
+        // An idle daemon always admits a request, because only departures can correct the rate.
         let late = pace.at_work > 0 && expected_s > deadline.as_secs_f64() * SHARE;
         if pace.under_way >= self.most || late {
             let retry_after_ms = (expected_s * 1e3).ceil().max(1.0) as u64;
@@ -77,13 +76,13 @@ impl Admission {
             let gap_s = now.duration_since(left).as_secs_f64();
             pace.gap_s = Some(pace.gap_s.map_or(gap_s, |mean| mean + FOLLOW * (gap_s - mean)));
         }
-        // An idle daemon says nothing of how fast it can be.
+        // The gap after which an idle daemon answers says nothing about its speed.
         pace.left = (pace.at_work > 0).then_some(now);
     }
 }
 
 impl AdmissionPermit {
-    /// The request's body has come: what it takes from here on is the daemon's doing.
+    /// Marks the request's body as arrived: from here on its time is the daemon's.
     pub fn begin(&mut self) {
         if !self.at_work {
             self.at_work = true;
@@ -111,7 +110,7 @@ mod tests {
         permit
     }
 
-    /// As dropping it at `now` would.
+    /// Does what dropping the permit at `now` would do.
     fn leave(mut permit: AdmissionPermit, now: Instant) {
         permit.admission.leave(now);
         permit.at_work = false;
@@ -132,7 +131,7 @@ mod tests {
         let admission = Admission::new(1000);
         let minute = Duration::from_secs(60);
         let permits: Vec<AdmissionPermit> = (0..200).map(|_| working(&admission, minute)).collect();
-        // They leave one every 10 ms.
+        // One leaves every 10 ms.
         let start = Instant::now();
         for (at, permit) in permits.into_iter().enumerate() {
             leave(permit, start + Duration::from_millis(10 * at as u64));

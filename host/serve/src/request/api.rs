@@ -1,5 +1,4 @@
-//! The HTTP bodies: what a caller sends, what it gets, and every way of being
-//! refused. Shapes only; nothing here computes.
+//! The HTTP bodies: requests, answers, and every kind of refusal.
 
 use std::collections::BTreeMap;
 
@@ -7,40 +6,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::request::convert::NamedFeatures;
 
-/// The header by which a caller, or one tier to the next, says how many milliseconds are left.
+/// The header with the milliseconds that are left, from a caller or from one tier to the next.
 pub const DEADLINE_HEADER: &str = "hypercast-deadline-ms";
 
-/// The header by which a caller of an FM's tier says which version it wants; without it, the newest active one answers.
+/// The header with the FM version that a caller of an FM tier wants; without it, the newest active
+/// version answers.
 pub const FM_VERSION_HEADER: &str = "hypercast-fm-version";
 
-/// `POST /v1/rank`.
+/// The body of `POST /v1/rank`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankRequest {
-    /// Whose candidates these are. A user never seen before is served as new.
+    /// The user to rank for. A user never seen before is served as new.
     pub user: u64,
     /// The surface's name in the schema.
     pub surface: String,
-    /// What to rank.
+    /// The candidates to rank.
     pub candidates: Vec<RankCandidate>,
-    /// An id for the request, above 0 and below 2^53, by which its events are joined; the answer has one otherwise.
+    /// An id above 0 and below 2^53 that joins the request with its events; by default the daemon
+    /// assigns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<u64>,
     /// The request's time, milliseconds since the epoch; now if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_ms: Option<i64>,
-    /// How many to return; all if missing.
+    /// How many candidates to return; all if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Context features of the whole request, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub context: NamedFeatures,
-    /// Also return the FM's and the shadows' predictions and the stage times.
+    /// Whether to return the FM's and the shadows' predictions and the stage times, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub explain: bool,
 }
 
-/// One candidate.
+/// A candidate of a rank request.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankCandidate {
@@ -56,22 +57,24 @@ pub struct RankCandidate {
 pub struct RankAnswer {
     /// The request's id, to be sent back with its impressions and actions.
     pub request: u64,
-    /// Best first.
+    /// The ranking, best first.
     pub ranking: Vec<Ranked>,
     /// The version of the FM that was asked.
     pub fm_version: String,
     /// The expert that answered.
     pub expert: Option<AnsweringExpert>,
-    /// Whether the FM's own ranking stands in for the expert's, or the expert had to do without the FM's embedding.
+    /// Whether the FM's own ranking replaces the expert's, or the expert ranked without the FM's
+    /// embedding.
     pub degraded: bool,
     /// Why it is degraded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Whether the user had no history.
     pub new_user: bool,
-    /// Candidates that the data set does not know; they were scored from the features sent.
+    /// Candidates that the data set does not have; they were scored from the features in the
+    /// request.
     pub unknown_items: Vec<u64>,
-    /// Asked for by `explain`.
+    /// Present if the request asked for it with `explain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explanation>,
 }
@@ -81,22 +84,22 @@ pub struct RankAnswer {
 pub struct Ranked {
     /// The item.
     pub id: u64,
-    /// The value that it was ranked by.
+    /// The value that the ranking is sorted by.
     pub score: f32,
-    /// A prediction a task: probabilities of binary tasks, values of regressions.
+    /// One prediction per task: a probability for a binary task, a value for a regression.
     pub predictions: BTreeMap<String, f32>,
 }
 
-/// Which expert answered.
+/// The expert version that answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnsweringExpert {
-    /// Its name in the registry or the configuration.
+    /// The expert's name in the registry or the configuration.
     pub name: String,
-    /// Its plugin.
+    /// The plugin's name.
     pub plugin: String,
-    /// Its version in the registry; the plugin's where the configuration has it.
+    /// The version in the registry; the plugin's version for a configured expert.
     pub version: String,
-    /// Name and version, as metrics have them.
+    /// `NAME@VERSION`, as in metrics.
     #[serde(default)]
     pub arm: String,
 }
@@ -108,23 +111,24 @@ pub struct Explanation {
     pub expert: BTreeMap<String, Vec<f32>>,
     /// The FM's own predictions of the main tasks.
     pub fm: BTreeMap<String, Vec<f32>>,
-    /// Predictions of shadow experts: name, then task.
+    /// Predictions of shadow experts, by name and task.
     pub shadows: BTreeMap<String, BTreeMap<String, Vec<f32>>>,
     /// Microseconds by stage: `features`, `fm`, `expert`, `wasm`, `total`.
     pub stages_us: BTreeMap<String, f64>,
 }
 
-/// `POST /v1/events`: what was shown and what came of it, at most `server.max_events` over all lists.
+/// The body of `POST /v1/events`: impressions and their outcomes, at most `server.max_events` over
+/// all lists.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsRequest {
-    /// Impressions with all that will be known of them, oldest first: they are joined at once.
+    /// Impressions with their complete outcomes, oldest first; they are joined at once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<EventBody>,
     /// Impressions whose outcomes will come as `actions`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub impressions: Vec<ImpressionBody>,
-    /// What came of impressions.
+    /// Outcomes of impressions.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub actions: Vec<ActionBody>,
     /// Items that are new or changed, with all their features.
@@ -133,13 +137,14 @@ pub struct EventsRequest {
     /// Users that are new or changed, with all their features.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub users: Vec<EntityBody>,
-    /// Nothing older will come: windows that end before it are closed, which a replay of the past needs.
+    /// Watermark: no earlier event will arrive. It closes attribution windows that end before it,
+    /// which a replay of the past needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_ms: Option<i64>,
 }
 
 impl EventsRequest {
-    /// Events in all lists.
+    /// Number of events in all lists.
     pub fn len(&self) -> usize {
         let EventsRequest { events, impressions, actions, items, users, clock_ms: _ } = self;
         events.len() + impressions.len() + actions.len() + items.len() + users.len()
@@ -155,37 +160,38 @@ impl EventsRequest {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImpressionBody {
-    /// What tells it from others, so that it can be sent again; by default what it says.
+    /// Deduplication id, so that the event can be sent again; by default a hash of its content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// The request that showed it ([`RankAnswer::request`]); its own id if there was none.
+    /// The request that showed the item ([`RankAnswer::request`]); by default the impression's own
+    /// id.
     #[serde(default)]
     pub request: u64,
-    /// Who saw it.
+    /// The user who saw the item.
     pub user: u64,
-    /// What was shown.
+    /// The item that was shown.
     pub item: u64,
-    /// Where.
+    /// The surface's name.
     pub surface: String,
-    /// When, milliseconds since the epoch.
+    /// When the item was shown, milliseconds since the epoch.
     pub time_ms: i64,
     /// Context features that the request had, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub context: NamedFeatures,
 }
 
-/// What came of an impression, or a part of it.
+/// The outcome of an impression, or a part of it.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionBody {
-    /// What tells it from others; by default what it says.
+    /// Deduplication id; by default a hash of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// The impression's request, or its `id` if it was sent without a request.
     pub request: u64,
     /// The impression's item.
     pub item: u64,
-    /// Who acted. The impression says it, so it may be missing.
+    /// The user who acted; optional, because the impression has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u64>,
     /// When it happened, milliseconds since the epoch.
@@ -196,7 +202,7 @@ pub struct ActionBody {
     /// Real-valued outcomes that are known now, by name.
     #[serde(default)]
     pub values: BTreeMap<String, f32>,
-    /// Nothing more will come of the impression: actions that were not told of did not happen.
+    /// Whether the outcome is complete: actions that were not reported did not happen.
     #[serde(default)]
     pub complete: bool,
 }
@@ -205,27 +211,27 @@ pub struct ActionBody {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EntityBody {
-    /// Its id.
+    /// The item's or user's id.
     pub id: u64,
     /// All its features, by name.
     pub features: NamedFeatures,
 }
 
-/// One impression and what came of it.
+/// An impression with its outcome.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventBody {
-    /// What tells it from others, so that it can be sent again; by default what it says.
+    /// Deduplication id, so that the event can be sent again; by default a hash of its content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
-    /// The request that showed it ([`RankAnswer::request`]); 0 if there was none.
+    /// The request that showed the item ([`RankAnswer::request`]); 0 if there was none.
     #[serde(default)]
     pub request: u64,
-    /// Who saw it.
+    /// The user who saw the item.
     pub user: u64,
-    /// What was shown.
+    /// The item that was shown.
     pub item: u64,
-    /// Where.
+    /// The surface's name.
     pub surface: String,
     /// When it was shown, milliseconds since the epoch.
     pub time_ms: i64,
@@ -246,11 +252,11 @@ pub struct EventBody {
 /// The answer to `POST /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsAnswer {
-    /// Events that are new; they are durable now.
+    /// New events, which are durable now.
     pub accepted: usize,
-    /// Events that were there already, which changes nothing.
+    /// Events that were stored before; they are ignored.
     pub repeated: usize,
-    /// Whether rankings see what they led to; if not yet, they will soon.
+    /// Whether rankings use these events already; if not, they soon will.
     pub applied: bool,
 }
 
@@ -260,28 +266,28 @@ pub type RequestResult<T> = Result<T, Refusal>;
 /// Why a request is not answered, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
-    /// The body is not what the route takes.
+    /// The body is not valid for the route.
     #[error("{0}")]
     BadRequest(String),
     /// The schema has no such surface.
     #[error("unknown surface {given:?}; this host serves {known:?}")]
     UnknownSurface {
-        /// What was asked for.
+        /// The value in the request.
         given: String,
-        /// What there is.
+        /// The known values.
         known: Vec<String>,
     },
-    /// Nothing to rank.
+    /// A rank request without candidates.
     #[error("`candidates` is empty; send at least one")]
     NoCandidates,
-    /// Too much to rank.
+    /// More elements than one request may have.
     #[error("{given} {what}; at most {most} fit one request, split it")]
     TooMany {
-        /// How many came.
+        /// Number in the request.
         given: usize,
-        /// Of what.
+        /// What was counted.
         what: &'static str,
-        /// How many may come.
+        /// The most that one request may have.
         most: usize,
     },
     /// Models are still being loaded.
@@ -290,15 +296,15 @@ pub enum Refusal {
     /// The tier has no such version of the FM.
     #[error("this tier has no FM {given:?}; it has {known:?}")]
     NoVersion {
-        /// What was asked for.
+        /// The value in the request.
         given: String,
-        /// What there is.
+        /// The known values.
         known: Vec<String>,
     },
-    /// It could not be answered in time.
+    /// The daemon is overloaded.
     #[error("overloaded: it could not be answered in time; try again after {retry_after_ms} ms")]
     Overloaded {
-        /// When it may be worth another try.
+        /// When to try again.
         retry_after_ms: u64,
     },
     /// The deadline passed.
@@ -307,13 +313,13 @@ pub enum Refusal {
     /// Another tier does not answer.
     #[error("{0}")]
     Unreachable(String),
-    /// Something failed that is not the caller's doing.
+    /// A failure of the host.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Refusal {
-    /// HTTP status and a word for programs.
+    /// The HTTP status and the code for programs.
     pub fn code(&self) -> (u16, &'static str) {
         match self {
             Refusal::BadRequest(_) => (400, "bad_request"),
@@ -333,14 +339,14 @@ impl Refusal {
 /// The body of every refusal: `{"error": {"code", "message"}}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefusalBody {
-    /// The refusal.
+    /// Code and message of the refusal.
     pub error: RefusalText,
 }
 
-/// Code and message.
+/// A refusal as code and message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RefusalText {
-    /// A word for programs.
+    /// The code for programs.
     pub code: String,
     /// What was wrong and what to do.
     pub message: String,

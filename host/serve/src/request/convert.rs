@@ -1,5 +1,5 @@
-//! Names and JSON values → the schema's columns, with the caller's mistakes
-//! said in the caller's words. It looks nothing up but the schema.
+//! Converts names and JSON values into the schema's columns. Refusals name the caller's mistake in
+//! the caller's words.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal, RequestResult};
 
-/// A feature as JSON has it: an id or number, or the text of a category.
+/// A feature's value in JSON: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum FeatureValue {
@@ -22,29 +22,29 @@ pub enum FeatureValue {
     Id(u64),
     /// A number.
     Number(f64),
-    /// A category's text; it becomes the id that an import gives it.
+    /// A category's text; its id is the one that an import assigns.
     Text(String),
 }
 
 /// Features by name.
 pub type NamedFeatures = BTreeMap<String, FeatureValue>;
 
-/// Resolves requests against one schema.
+/// Converts requests with one schema.
 #[derive(Debug, Clone)]
 pub struct Converter {
     schema: Arc<Schema>,
 }
 
 impl Converter {
-    /// For a schema.
+    /// A converter for `schema`.
     pub fn new(schema: Arc<Schema>) -> Self {
         Self { schema }
     }
 
-    /// The request in the host's terms; `known` gives the features of known items.
+    /// Converts a rank request; `known` returns the stored features of an item.
     ///
     /// # Errors
-    /// An unknown surface or feature name, a value of the wrong kind, a time that is none.
+    /// An unknown surface or feature name, a value of the wrong kind, or a time out of range.
     pub fn request(
         &self,
         request: &RankRequest,
@@ -84,7 +84,7 @@ impl Converter {
         })
     }
 
-    /// An event in the host's terms.
+    /// Converts an event with its outcome.
     ///
     /// # Errors
     /// An unknown surface, action, value or feature name.
@@ -127,7 +127,7 @@ impl Converter {
         self.schema.action(name).ok_or_else(|| unknown("action", name, known))
     }
 
-    /// The place of a real-valued outcome.
+    /// The index of a real-valued outcome.
     pub(crate) fn value(&self, name: &str) -> RequestResult<usize> {
         self.schema.value(name).ok_or_else(|| unknown("value", name, &self.schema.values))
     }
@@ -138,7 +138,7 @@ impl Converter {
         self.context(named, &NamedFeatures::new())
     }
 
-    /// The features of an item or a user, 0 where one is missing.
+    /// The features of an item or user, with 0 for missing ones.
     pub(crate) fn entity_columns(
         &self,
         features: &[Feature],
@@ -162,7 +162,7 @@ impl Converter {
         })
     }
 
-    /// A candidate of which something was sent.
+    /// A candidate with features in the request.
     fn candidate(
         &self,
         candidate: &RankCandidate,
@@ -191,7 +191,7 @@ impl Converter {
         })
     }
 
-    /// The features sent, over those of the known item or zeros.
+    /// The item's features: those in the request, else the stored ones, else 0.
     fn item(&self, candidate: &RankCandidate, known: Option<Arc<Item>>) -> RequestResult<Item> {
         let mut item = known.map_or_else(Item::default, |item| (*item).clone());
         item.id = candidate.id;
@@ -201,7 +201,7 @@ impl Converter {
         Ok(item)
     }
 
-    /// Context features: a candidate's own before those of its request.
+    /// Context features: the candidate's own before those of its request.
     fn context(
         &self,
         request: &NamedFeatures,
@@ -273,7 +273,7 @@ fn unknown(what: &str, name: &str, known: &[String]) -> Refusal {
     Refusal::BadRequest(format!("unknown {what} {name:?}; there are {known:?}"))
 }
 
-/// Puts what was sent over what is there; a column that neither has becomes `blank`.
+/// Replaces columns by the values that were sent; a column that neither has becomes `blank`.
 fn overlay<T: Copy>(columns: &mut Vec<T>, sent: Vec<Option<T>>, blank: T) {
     columns.resize(sent.len(), blank);
     for (column, sent) in columns.iter_mut().zip(sent) {

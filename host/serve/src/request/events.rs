@@ -1,5 +1,5 @@
-//! Bodies of `POST /v1/events` → records of the events stream, with the caller's
-//! mistakes said by list and place.
+//! Converts bodies of `POST /v1/events` into records of the events stream. Refusals name the list
+//! and the index of the wrong element.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -31,7 +31,8 @@ use crate::{
     },
 };
 
-/// Takes the bodies of `POST /v1/events` into the stream: checks and converts them, and counts them.
+/// Checks the bodies of `POST /v1/events`, converts them, counts them and appends them to the
+/// stream.
 pub struct EventIntake {
     intake: Intake,
     converter: Converter,
@@ -41,7 +42,7 @@ pub struct EventIntake {
 }
 
 impl EventIntake {
-    /// An intake that becomes the stream's writer with its first event, or with [`EventIntake::open`].
+    /// Becomes the stream's writer with its first event, or with [`EventIntake::open`].
     pub fn new(
         engine: Arc<dyn Engine>,
         schema: Arc<Schema>,
@@ -66,10 +67,11 @@ impl EventIntake {
         Ok(())
     }
 
-    /// Appends the events of a body; all are durable when it returns. None is taken if one is refused.
+    /// Appends the events of a body, all or none. They are durable when it returns.
     ///
     /// # Errors
-    /// An event that does not fit the schema, too many of them, a time that is too far ahead, an engine that fails.
+    /// An event does not fit the schema or is too far in the future, there are too many, or the
+    /// stream fails.
     pub fn take(&self, request: &EventsRequest) -> RequestResult<Taken> {
         let given = request.len();
         if given > self.max_events {
@@ -93,15 +95,15 @@ impl EventIntake {
     }
 }
 
-/// Ids that callers give must be numbers that JSON carries whole.
+/// Bound of ids in requests, because JSON numbers are exact below it.
 const MOST_ID: u64 = 1 << 53;
 
 impl Converter {
-    /// The records that a body makes, in the order in which they are to be joined: items and users first, then what
-    /// was shown, then what came of it. Times after `latest_ms` are refused.
+    /// Converts a body into events in the order in which they are joined: items and users,
+    /// impressions, outcomes. Times after `latest_ms` are refused.
     ///
     /// # Errors
-    /// What does not fit the schema, with its list and place.
+    /// What does not fit the schema, with its list and index.
     pub fn new_events(&self, request: &EventsRequest, latest_ms: i64) -> RequestResult<Vec<Told>> {
         let mut new_events = Vec::with_capacity(request.len() + 1);
         for (at, item) in request.items.iter().enumerate() {
@@ -165,7 +167,7 @@ impl Converter {
         Ok(Told { id, what: What::Action(Reaction { request, item, time_ms, outcome, complete }) })
     }
 
-    /// What is known of an outcome by name; the rest is not.
+    /// An outcome by name; actions and values that are missing are unknown.
     pub(crate) fn outcome(
         &self,
         actions: &BTreeMap<String, bool>,
@@ -194,7 +196,8 @@ impl Converter {
         Ok(Told { id: None, what: What::User(User { id: body.id, ids, dense }) })
     }
 
-    /// Every feature of an item or user: what is known of it already is not at hand where events come in.
+    /// All features of an item or user. They must be complete, because stored features are not
+    /// available here.
     fn whole_columns(
         &self,
         features: &[Feature],
@@ -209,7 +212,7 @@ impl Converter {
     }
 }
 
-/// The request that an impression belongs to: the caller's, else the impression's own id.
+/// The request of an impression: the given one, else the impression's own id.
 fn request_of(
     request: u64,
     id: Option<u64>,
@@ -222,7 +225,7 @@ fn request_of(
     }
 }
 
-/// Whether two impressions were shown together, so that they make one example.
+/// Whether two impressions were shown together and make one example.
 fn same_request(first: &Impression, next: &Impression) -> bool {
     let of = |row: &Impression| (row.request, row.user, row.surface, row.time_ms);
     of(first) == of(next)
@@ -249,7 +252,7 @@ fn prefixed(place: &str, refusal: Refusal) -> Refusal {
     }
 }
 
-/// Refuses a request's id that JSON would round.
+/// Refuses a request id that JSON would round.
 pub(crate) fn check_request(request: Option<u64>) -> RequestResult<()> {
     match request {
         Some(id) if id == 0 || id >= MOST_ID => Err(Refusal::BadRequest(format!(

@@ -1,8 +1,7 @@
-//! The live state: features as of the outcomes that are known, which the daemon
-//! follows in their stream.
+//! The feature state that requests read. It follows the stream of known outcomes.
 //!
-//! Any number of daemons can follow one stream. What a daemon saves only makes its
-//! next start short: without it, it begins with the data set and the first outcome.
+//! Any number of daemons can follow the stream. The state that a daemon saves only shortens its
+//! next start; without it, the daemon begins with the data set and the first outcome.
 
 use std::{
     ops::Range,
@@ -29,24 +28,24 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Outcomes that are read together.
+/// Most outcomes in one read.
 const READ: usize = 4096;
 
-/// Outcomes that requests wait for at most.
+/// Most outcomes that are applied under one write lock, for which requests wait.
 const AT_ONCE: usize = 64;
 
-/// How long to wait for an outcome before looking whether to stop.
+/// How long a read waits for an outcome before the stop flag is checked.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// A state that follows.
+/// The feature state with the position that it includes.
 pub(crate) struct LiveFeatures {
     state: RwLock<FeatureState>,
-    /// The next outcome.
+    /// Position of the next outcome.
     applied: watch::Sender<u64>,
     metrics: Arc<Metrics>,
 }
 
-/// What follows for it.
+/// Applies new outcomes to the state, and saves it.
 pub(crate) struct FeatureFollower {
     live: Arc<LiveFeatures>,
     engine: Arc<dyn Engine>,
@@ -59,19 +58,19 @@ pub(crate) struct FeatureFollower {
 
 #[derive(Serialize, Deserialize)]
 struct SavedLiveState {
-    /// The next outcome.
+    /// Position of the next outcome.
     position: u64,
     world: String,
     state: SavedState,
 }
 
 impl LiveFeatures {
-    /// The state, for reading.
+    /// Locks the state for reading.
     pub(crate) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
         self.state.read().expect("no writer panics")
     }
 
-    /// Tells how far it is, and of each step.
+    /// Watches the position of the next outcome.
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
     }
@@ -100,7 +99,7 @@ impl LiveFeatures {
     }
 }
 
-/// What the joiner's own state did with the same: both are equal.
+/// Applies an update as the joiner's own state does, so that both are equal.
 fn take(state: &mut FeatureState, known: Known) {
     let refused = match known {
         Known::Outcome(impression) => {
@@ -115,15 +114,16 @@ fn take(state: &mut FeatureState, known: Known) {
         Known::User(user) => state.upsert_user(user),
     };
     if let Err(error) = refused {
-        tracing::warn!(%error, "an item or user is passed over");
+        tracing::warn!(%error, "an update of an item or user does not fit the schema; it is skipped");
     }
 }
 
 impl FeatureFollower {
-    /// A state that knows every outcome that there is now, and what keeps it so.
+    /// Opens the state and applies every outcome that the stream has now.
     ///
     /// # Errors
-    /// A folder that another process holds, an engine that cannot be reached, a stream that is damaged.
+    /// Another process holds the folder, the stream engine cannot be reached, or the stream is
+    /// damaged.
     pub(crate) fn open(
         engine: Arc<dyn Engine>,
         config: &Config,
@@ -155,12 +155,13 @@ impl FeatureFollower {
         Ok(follower)
     }
 
-    /// What it keeps up.
+    /// The state that it updates.
     pub(crate) fn live(&self) -> Arc<LiveFeatures> {
         self.live.clone()
     }
 
-    /// Follows until it is told to stop, then saves the state. An engine that is gone for a while is asked again.
+    /// Follows until a stop is requested, then saves the state. It retries while the stream engine
+    /// is away.
     pub(crate) fn run(mut self, stop: &Shutdown) {
         while !stop.is_requested() {
             if let Err(error) = self.step(IDLE) {
@@ -186,7 +187,8 @@ impl FeatureFollower {
         *self.live.applied.borrow()
     }
 
-    /// A state that is not saved costs time at the next start and nothing else.
+    /// Saves the state. A failure is logged only, because it costs nothing but time at the next
+    /// start.
     fn save(&mut self) {
         let position = self.position();
         let state = self.live.state().saved();
@@ -201,7 +203,7 @@ impl FeatureFollower {
     }
 }
 
-/// The saved state if it fits, else the data set's.
+/// The saved state if it fits data set and stream, else the data set's.
 fn begin(
     folder: &Folder,
     world: &str,
@@ -217,11 +219,11 @@ fn begin(
         Ok(None) => None,
         Ok(Some(saved)) => {
             let dir: &Path = folder.dir();
-            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; beginning with the data set");
+            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; starting from the data set");
             None
         }
         Err(error) => {
-            tracing::warn!(%error, "beginning with the data set");
+            tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
             None
         }
     };
@@ -232,7 +234,7 @@ fn begin(
     }
     if kept.start > 0 {
         return Err(Error::invalid(format!(
-            "outcomes before {} are no longer kept, and there is no saved state in {} that has them; copy another daemon's",
+            "outcomes before {} are no longer in the stream, and {} has no saved state that includes them; copy that folder from another daemon",
             kept.start,
             folder.dir().display()
         )));

@@ -1,4 +1,4 @@
-//! Ids of requests: unique over daemons and restarts, and whole in JSON.
+//! Ids of requests: unique over daemons and restarts, and exact in JSON.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -7,14 +7,14 @@ use std::{
 
 use hypercast_core::clock::now_ms;
 
-/// 2024-01-01, in seconds since the epoch: 29 bits of seconds last until 2041.
+/// 2024-01-01 in seconds since the epoch; 29 bits of seconds last until 2041.
 const EPOCH_S: i64 = 1_704_067_200;
 
-/// Bits of the process, and of the requests of a second.
+/// Bits for the process, and for the requests of a second.
 const BITS: u32 = 12;
 
-/// Makes ids for one process: the second, the process by chance, and a counter, 53 bits in all. More requests than a
-/// second has room for borrow from the next one.
+/// Generates ids of 53 bits for one process: the second, a random number of the process, and a
+/// counter. More requests than fit a second borrow from the next one.
 #[derive(Debug)]
 pub struct RequestIds {
     process: u64,
@@ -23,14 +23,14 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// Those of this process.
+    /// A generator for this process.
     pub fn new() -> Self {
-        // The standard library's maps are keyed by chance, process by process.
+        // The standard library seeds its maps randomly for each process.
         let process = RandomState::new().hash_one(std::process::id()) & ((1 << BITS) - 1);
         Self { process, last: AtomicU64::new(0) }
     }
 
-    /// The next one.
+    /// The next id.
     pub fn next(&self) -> u64 {
         let second = (now_ms() / 1000 - EPOCH_S).clamp(1, (1 << 29) - 1) as u64;
         let after = |last: u64| Some((second << BITS).max(last + 1));

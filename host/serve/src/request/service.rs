@@ -1,9 +1,9 @@
-//! The tier of experts: a request's features, its ranking, and events into the
-//! live state. What the FM says comes from its own tier, in between.
+//! The ranking tier: a request's features, its ranking, and what is kept of it. The FM's output
+//! comes from its own tier in between.
 //!
-//! Every call blocks; the HTTP side runs it on a worker thread. A fault of an
-//! expert never fails a request: the FM's own ranking answers, marked degraded.
-//! Nor does an FM that cannot be reached: the expert ranks without its embedding.
+//! Every call blocks; the HTTP side runs it on a worker thread. A fault of an expert never fails a
+//! request: the FM's own ranking is returned, marked degraded. If the FM cannot be reached, the
+//! expert ranks without its embedding.
 
 use std::{
     collections::BTreeMap,
@@ -41,7 +41,7 @@ use crate::{
     },
 };
 
-/// Everything that a request needs besides models.
+/// Everything that a rank request needs besides the models.
 pub struct RankingService {
     settings: Arc<Settings>,
     schema: Arc<Schema>,
@@ -67,13 +67,13 @@ pub struct ServiceContext {
     pub handle: Handle,
 }
 
-/// A request with its features, and who answers it.
+/// A request with its features, and the versions that answer it.
 pub struct Fetched {
-    /// The request, alone.
+    /// The request, as a slice of one example.
     pub example: Arc<[Example]>,
-    /// What serves it, whatever serves the next one.
+    /// The versions that serve it, whatever serves the next request.
     pub set: Arc<ServingSet>,
-    /// Who answers, with the parameters of this moment.
+    /// The expert version that answers, with its parameters of this moment.
     arm: Option<(Arc<ExpertArm>, Arc<Expert>)>,
     unknown_items: Vec<u64>,
     start: Instant,
@@ -88,19 +88,19 @@ impl Fetched {
     }
 }
 
-/// What the FM's tier output.
+/// The answer of the FM's tier.
 pub struct FmAnswer {
-    /// Its output, or why there is none.
+    /// The output, or why there is none.
     pub output: RequestResult<Arc<FmOutput>>,
-    /// How long that took, waiting included.
+    /// Time until the answer, waiting included.
     pub took: Duration,
 }
 
 /// Why an answer is degraded.
 struct Degradation {
-    /// For the metric's label.
+    /// The metric's label.
     cause: &'static str,
-    /// For the caller.
+    /// The text for the caller.
     reason: String,
 }
 
@@ -108,7 +108,7 @@ struct Degradation {
 type StageTimes = [Duration; STAGES.len()];
 
 impl RankingService {
-    /// Loads the live state. Shadows ask FMs in other processes from `handle`.
+    /// Loads the feature state and starts the streams.
     ///
     /// # Errors
     /// Streams that cannot be read, or written by this process.
@@ -151,12 +151,12 @@ impl RankingService {
         })
     }
 
-    /// What serves.
+    /// The versions that serve.
     pub fn models(&self) -> &ServingModels {
         &self.models
     }
 
-    /// What was predicted for served requests.
+    /// Predictions that wait for their outcomes.
     pub fn predictions(&self) -> &PredictionLog {
         &self.predictions
     }
@@ -166,10 +166,10 @@ impl RankingService {
         &self.schema
     }
 
-    /// The features of a request as of now, for FM and expert alike.
+    /// Fetches the current features of a request, for FM and expert.
     ///
     /// # Errors
-    /// A request that is the caller's mistake.
+    /// The request is wrong.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
         self.check_size(request)?;
         let start = Instant::now();
@@ -192,11 +192,11 @@ impl RankingService {
         Ok(Fetched { example, set, arm, unknown_items, start, took: start.elapsed() })
     }
 
-    /// Ranks the candidates of a request with what the FM says of them. Without it, the expert goes without a TAE and the
-    /// answer is marked degraded.
+    /// Ranks the candidates of a request with the FM's output. Without it the expert runs without
+    /// the TAE, and the answer is marked degraded.
     ///
     /// # Errors
-    /// [`Refusal::Unreachable`], where there is neither an FM nor an expert.
+    /// [`Refusal::Unreachable`], if there is neither an FM nor an expert.
     pub fn rank(
         &self,
         request: &RankRequest,
@@ -279,7 +279,7 @@ impl RankingService {
         Some(Degradation { cause, reason })
     }
 
-    /// Keeps what was predicted until outcomes are known: by the expert, and by the FM itself.
+    /// Keeps the predictions of expert and FM until the outcomes are known.
     fn keep_predictions(
         &self,
         fetched: &Fetched,
@@ -300,7 +300,7 @@ impl RankingService {
         }
     }
 
-    /// Offers the request to those that are recorded, if it is of their share.
+    /// Offers the request to the request log if it is in the sample.
     fn log_request(&self, fetched: &Fetched, output: Option<&Arc<FmOutput>>, answer: &RankAnswer) {
         if !self.request_log.wants(answer.request) {
             return;
@@ -321,19 +321,19 @@ impl RankingService {
         }
     }
 
-    /// Events in, and the live state.
+    /// The streams of events and outcomes.
     pub fn streams(&self) -> &Arc<EventStreams> {
         &self.streams
     }
 
-    /// Ends what runs beside requests, with its state saved.
+    /// Stops the streams and saves their state.
     pub fn stop(&self) {
         self.streams.stop();
     }
 
-    /// Does what can be done between requests, so that no answer need wait for it.
+    /// Does the work that need not delay the answer.
     pub fn after(&self, seen: ShadowRequest) {
-        // A plugin's time is spent after its own requests alone.
+        // Prepares a plugin after its own requests only, so that each pays for itself.
         if let Some((_, expert)) = &seen.fetched.arm {
             expert.prepare();
         }
@@ -350,7 +350,7 @@ impl RankingService {
     }
 }
 
-/// The fallback: by the FM's first main task, best first.
+/// The fallback: sorted by the FM's first main task, best first.
 fn fm_ranking(example: &Example, tasks: &[TaskSpec], fm: &FmOutput, limit: usize) -> Vec<Ranked> {
     let mut order: Vec<usize> = (0..example.targets.len()).collect();
     let score = |row: usize| fm.main[row * tasks.len()];
@@ -379,7 +379,7 @@ fn explain(
     let mut stages: BTreeMap<String, f64> =
         STAGES.iter().zip(times).map(|(stage, took)| (stage.to_string(), micros(took))).collect();
     stages.insert("total".into(), micros(fetched.start.elapsed()));
-    // Those of another FM version are measured after the answer alone.
+    // Shadows on another FM version are measured after the answer only.
     let asked = fetched.fm().version();
     let shadows = fetched.set.shadows(example.surface).iter().filter(|arm| arm.fm == asked);
     let shadows =

@@ -1,6 +1,6 @@
-//! The daemon's streams: events in, the joiner if it is here, and the live state
-//! that follows what was joined. Threads of their own; a stop ends all of them
-//! and saves their states.
+//! The daemon's streams: events that arrive, the joiner if it runs in this process, and the feature
+//! state that follows the outcomes. Each has a thread; a stop ends all of them and saves their
+//! state.
 
 use std::{
     sync::{Arc, Mutex, RwLockReadGuard},
@@ -29,21 +29,21 @@ use crate::{
     threads::{join, lock, spawn},
 };
 
-/// All of it.
+/// The threads of the streams, and what requests need of them.
 pub struct EventStreams {
     intake: Arc<EventIntake>,
     live: Arc<LiveFeatures>,
-    /// How far the joiner of this process is.
+    /// Progress of this process' joiner; none if another process joins.
     passed: Option<watch::Receiver<Passed>>,
     stop: Shutdown,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl EventStreams {
-    /// Catches up with what the streams hold, then goes on in threads.
+    /// Catches up with the streams, then goes on in threads.
     ///
     /// # Errors
-    /// What joiner or live state say; threads that cannot be started.
+    /// The joiner or the feature state cannot be opened; a thread cannot be started.
     pub fn start(
         engine: Arc<dyn Engine>,
         config: &Config,
@@ -75,7 +75,7 @@ impl EventStreams {
                 });
                 metrics.joiner_failed(told.is_err());
                 if let Err(error) = told {
-                    tracing::error!(%error, "the joiner has stopped; events are kept, and are joined after a new start");
+                    tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
                 }
             })?;
         }
@@ -84,7 +84,7 @@ impl EventStreams {
         Ok(streams)
     }
 
-    /// Features as of now.
+    /// Locks the current features for reading.
     pub fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
         self.live.state()
     }
@@ -97,8 +97,8 @@ impl EventStreams {
         self.intake.take(request)
     }
 
-    /// Waits until rankings see what the events before `end` led to, or until a deadline: whether they do. They never do
-    /// by this process' own doing if it does not join.
+    /// Waits until rankings use the events before `end`, or until the deadline. Returns whether
+    /// they do; always false if this process does not join.
     pub async fn wait_applied(&self, end: u64, deadline: Instant) -> bool {
         let Some(mut passed) = self.passed.clone() else { return false };
         let mut applied = self.live.applied();
@@ -110,7 +110,7 @@ impl EventStreams {
         matches!(tokio::time::timeout_at(deadline.into(), both).await, Ok(Some(())))
     }
 
-    /// Ends the threads after what they are at, with their states saved.
+    /// Stops the threads and waits until their state is saved.
     pub fn stop(&self) {
         self.stop.request();
         for thread in lock(&self.threads).drain(..) {
@@ -132,7 +132,7 @@ impl Drop for EventStreams {
     }
 }
 
-/// A joiner that has passed every event that there is now.
+/// A joiner that has processed every event in the stream.
 fn caught_up(
     engine: &Arc<dyn Engine>,
     config: &Config,

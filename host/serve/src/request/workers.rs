@@ -1,8 +1,8 @@
-//! The threads that run requests. Models and Wasm block, so they never run on
-//! the server's async workers.
+//! The threads that run requests. Models and Wasm block, so they never run on the server's async
+//! threads.
 //!
-//! The queue is bounded: a full one refuses at once instead of growing. A thread on which a guest runs for long leaves the
-//! pool: another takes its place at once, and it ends after its job, which lets others have the processor first.
+//! The queue is bounded: a full one refuses at once. A thread that runs a guest for long is
+//! replaced in the pool; it ends after its job and runs at a lower priority until then.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,22 +23,22 @@ use crate::{
 
 type RequestJob = Box<dyn FnOnce() + Send>;
 
-/// A fixed pool over a bounded queue; dropping it finishes what is queued.
+/// A fixed number of threads on a bounded queue. Dropping it finishes what is queued.
 pub struct Workers {
     queue: Option<SyncSender<RequestJob>>,
     pool: Arc<WorkerPool>,
 }
 
-/// The queue is full.
+/// The error for a full queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busy;
 
 /// The size of a pool.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolSize {
-    /// Threads. As many again may have left and still have a job to end.
+    /// Number of threads. As many more may have been replaced and still run a job.
     pub threads: usize,
-    /// Jobs that may wait.
+    /// Most jobs that wait.
     pub queue: usize,
 }
 
@@ -74,7 +74,7 @@ impl Drop for Workers {
     fn drop(&mut self) {
         drop(self.queue.take());
         loop {
-            // Not held while it waits: a thread that ends takes itself out.
+            // The lock is not held during the join, because a thread that ends removes itself.
             let Some(thread) = self.pool.threads().pop() else { return };
             join(thread);
         }
@@ -83,13 +83,13 @@ impl Drop for Workers {
 
 struct WorkerPool {
     jobs: Mutex<Receiver<RequestJob>>,
-    /// Those that take jobs, and those that left and have not ended.
+    /// The threads that take jobs, and the replaced ones that still run.
     threads: Mutex<Vec<JoinHandle<()>>>,
     most: usize,
 }
 
 thread_local! {
-    /// The pool that this thread takes jobs from, and whether it has left it.
+    /// The pool that this thread takes jobs from, and whether it was replaced in it.
     static POOL: RefCell<Option<Arc<WorkerPool>>> = const { RefCell::new(None) };
     static LEFT: Cell<bool> = const { Cell::new(false) };
 }
@@ -113,7 +113,7 @@ impl WorkerPool {
                 Err(_) => return,
             };
             let Ok(job) = job else { return };
-            // A job that panics must not take its thread, and with it capacity, away.
+            // A panic must not end the thread, which would cost capacity.
             survive_panic("a request panicked; its caller gets an error, the thread goes on", job);
         }
         let own = thread::current().id();
@@ -125,7 +125,7 @@ impl WorkerPool {
     }
 }
 
-/// The calling thread leaves its pool to another, unless as many have left already as the pool has.
+/// Replaces the calling thread in its pool, unless as many as the pool has were replaced already.
 fn leave() {
     let Some(pool) = POOL.with_borrow(Clone::clone) else { return };
     let mut threads = pool.threads();
@@ -136,11 +136,11 @@ fn leave() {
     match pool.spawn(&mut threads, &name) {
         Ok(()) => {
             LEFT.set(true);
-            // After the other began, which would have it from this one.
+            // After the new thread has started, because it would inherit the priority.
             clock::lower_priority();
         }
         Err(error) => {
-            tracing::warn!(%error, "a thread with a long call has no successor; it stays")
+            tracing::warn!(%error, "a thread with a long call cannot be replaced; it stays in the pool")
         }
     }
 }
@@ -189,7 +189,7 @@ mod tests {
         workers.submit(move || tell.send(thread::current().id()).unwrap()).unwrap();
         let other = after.recv().unwrap();
         assert_ne!(other, long, "another thread took the job while the first was held");
-        // As many as the pool has may have left: this one stays, and takes the next job too.
+        // As many as the pool has are replaced: this one stays and takes the next job, too.
         for _ in 0..2 {
             let tell = done.clone();
             let job = move || {

@@ -1,8 +1,9 @@
-//! Recorded requests: a sampled share of what was answered, with all that it takes to answer it again: the whole
-//! example, what the FM said of it, and the answer.
+//! The request log: a sample of answered requests, each with everything that is needed to answer it
+//! again: the example, the FM's output, and the answer.
 //!
-//! [`writer`] puts them into a ring of files beside the requests, [`reader`] reads them, and [`replay`] runs a component
-//! over them, beside another one or what was answered. Nothing here is on the path of a request but an offer to a queue.
+//! [`writer`] writes them to a ring of files, [`reader`] reads them, and [`replay`] runs a
+//! component on them and compares its rankings with another component's or with the recorded
+//! answers. A request only pays for an offer to a queue.
 
 pub mod reader;
 pub mod replay;
@@ -19,19 +20,19 @@ pub use crate::request_log::{
     writer::{RequestLog, RequestToLog},
 };
 
-/// The first bytes of a file; the number is the layout's.
+/// The first bytes of a file, with the version of the layout.
 const MAGIC: &[u8; 8] = b"hcreqs01";
 
-/// What a file's name ends with.
+/// Extension of the files.
 const EXTENSION: &str = "requests";
 
-/// The largest record that is read, in bytes once unpacked: what a damaged length may cost.
+/// Limit of an unpacked record in bytes, in case a length is damaged.
 const MAX_RECORD: usize = 64 << 20;
 
-/// A request that was answered.
+/// An answered request, as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RecordedRequest {
-    /// [`hypercast_stream::versions::schema_hash`] of the schema that its columns are of.
+    /// [`hypercast_stream::versions::schema_hash`] of the schema of its columns.
     pub schema: String,
     /// When it was answered, milliseconds since the epoch.
     pub at_ms: i64,
@@ -39,14 +40,14 @@ pub struct RecordedRequest {
     pub example: Example,
     /// The FM version that was asked.
     pub fm: String,
-    /// Values of its TAE.
+    /// Width of its TAE.
     pub tae_dim: usize,
     /// `[candidates, tae_dim]`; empty where the FM did not answer.
     pub tae: Vec<f32>,
-    /// Who answered, as `NAME@VERSION`; empty where no expert did.
+    /// The expert version that answered, as `NAME@VERSION`; empty if none did.
     pub arm: String,
-    /// Whether the FM's ranking stood in.
+    /// Whether the answer was degraded.
     pub degraded: bool,
-    /// The items in the order of the answer, with their scores.
+    /// Items with their scores, in the order of the answer.
     pub ranking: Vec<(u64, f32)>,
 }

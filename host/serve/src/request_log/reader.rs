@@ -1,4 +1,4 @@
-//! Reading recorded requests: a file or a folder of them, the newest ones first to be taken.
+//! Reads recorded requests from a file or a folder, the newest first.
 
 use std::{
     fs,
@@ -10,12 +10,13 @@ use crate::{
     request_log::{EXTENSION, MAGIC, MAX_RECORD, RecordedRequest},
 };
 
-/// The newest requests that `wanted` takes, at most so many, in the order in which they were answered.
+/// The newest requests that `wanted` accepts, at most `most`, in the order in which they were
+/// answered.
 ///
-/// A record that was being written when its process ended is passed over; a damaged one ends its file, with a warning.
+/// An unfinished record at the end is ignored; a damaged one ends its file, with a warning.
 ///
 /// # Errors
-/// A path that holds no recorded requests; what the file system says.
+/// The path has no recorded requests, or cannot be read.
 pub fn newest(
     path: &Path,
     most: usize,
@@ -31,7 +32,7 @@ pub fn newest(
         if newest.len() >= most {
             break;
         }
-        // A daemon may have let it go meanwhile.
+        // A daemon may have removed the file in the meantime.
         let bytes = match fs::read(file) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_dir() => continue,
             bytes => bytes.map_err(Error::io(file))?,
@@ -45,7 +46,7 @@ pub fn newest(
     Ok(newest)
 }
 
-/// The files of a folder by number, the oldest first.
+/// The files of a folder with their numbers, the oldest first.
 pub(super) fn files(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
@@ -63,7 +64,7 @@ pub(super) fn files(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 fn records(path: &Path, bytes: &[u8]) -> Result<Vec<RecordedRequest>> {
     let mut rest = bytes
         .strip_prefix(MAGIC)
-        .ok_or_else(|| Error::data(path, "it holds no requests that this version recorded"))?;
+        .ok_or_else(|| Error::data(path, "it is not a request log that this version can read"))?;
     let mut records = Vec::new();
     while !rest.is_empty() {
         match record(rest) {
@@ -71,10 +72,10 @@ fn records(path: &Path, bytes: &[u8]) -> Result<Vec<RecordedRequest>> {
                 records.push(record);
                 rest = after;
             }
-            // The last one was cut short.
+            // The last record was cut short.
             Ok(None) => break,
             Err(why) => {
-                tracing::warn!(path = %path.display(), why, after = records.len(), "a recorded request is damaged; the rest of the file is passed over");
+                tracing::warn!(path = %path.display(), why, after = records.len(), "a recorded request is damaged; the rest of the file is skipped");
                 break;
             }
         }
@@ -87,7 +88,7 @@ fn record(bytes: &[u8]) -> std::result::Result<Option<(RecordedRequest, &[u8])>,
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let Some((packed, after)) = rest.split_at_checked(word(0) as usize) else { return Ok(None) };
     if crc32fast::hash(packed) != word(4) {
-        return Err("its checksum does not fit".into());
+        return Err("its checksum is wrong".into());
     }
     let plain = zstd::bulk::decompress(packed, MAX_RECORD).map_err(|error| error.to_string())?;
     let record = postcard::from_bytes(&plain).map_err(|error| error.to_string())?;
@@ -148,7 +149,8 @@ pub(super) mod tests {
         assert_eq!(all.last().unwrap().tae[1], 19_999.0 * 64.0 + 1.0);
         let odd = newest(dir.path(), 3, |record| record.example.request % 2 == 1).unwrap();
         assert_eq!(ids(&odd), [19_995, 19_997, 19_999]);
-        // Cut within the last record, as a killed process leaves it; the next process goes on in another file.
+        // Cut within the last record, as a killed process leaves it; the next process writes to a
+        // new file.
         let last = &kept.last().unwrap().1;
         let bytes = fs::read(last).unwrap();
         fs::write(last, &bytes[..bytes.len() - 3]).unwrap();

@@ -1,6 +1,8 @@
-//! Replaying: a component over recorded requests, beside another one or what was answered.
+//! Replays recorded requests: runs an expert on them and compares its rankings with another
+//! expert's or with the recorded answers.
 //!
-//! Both see the very requests, features and embeddings that were served. Nothing is learned and nobody is answered.
+//! Both experts get the same requests, features and embeddings as when they were served. Nothing is
+//! learned.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -16,9 +18,9 @@ use crate::request_log::{
 pub struct ReplayExpert<'a> {
     /// The expert.
     pub expert: &'a Expert,
-    /// Whether it goes without the TAE.
+    /// Whether it runs without the TAE.
     pub without_tae: bool,
-    /// Names it in the report.
+    /// Its name in the report.
     pub label: &'a str,
 }
 
@@ -32,8 +34,8 @@ pub struct ReplaySettings<'a> {
     pub stop: &'a dyn Fn() -> bool,
 }
 
-/// Runs `own` over requests, and `other` beside it; without one, what was answered stands in. `k` is the length of the
-/// lists that are compared at their tops, and `stop` is asked before each request.
+/// Runs `own` on the requests, and compares it with `other`, or with the recorded answers if there
+/// is none.
 pub fn replay(
     requests: &[RecordedRequest],
     own: ReplayExpert<'_>,
@@ -49,7 +51,7 @@ pub fn replay(
         settings,
     );
     report.of = own.label.to_owned();
-    report.against = other.map_or("what was answered", |other| other.label).to_owned();
+    report.against = other.map_or("the recorded answers", |other| other.label).to_owned();
     report
 }
 
@@ -83,7 +85,7 @@ fn compare(
         if other.is_none() && request.degraded {
             *report
                 .left_out
-                .entry("answered by the FM in the expert's place: not compared".into())
+                .entry("answered by the FM instead of the expert: not compared".into())
                 .or_default() += 1;
             continue;
         }
@@ -103,7 +105,7 @@ fn compare(
 }
 
 impl ReplayExpert<'_> {
-    /// The items in its order, as many as were answered.
+    /// The items in the expert's order, as many as were answered.
     fn rank(
         &self,
         request: &RecordedRequest,
@@ -121,7 +123,7 @@ impl ReplayExpert<'_> {
         times_us.push(start.elapsed().as_secs_f64() * 1e6);
         let item = |row: u32| example.targets[row as usize].item.id;
         let ranked = ranked?.iter().map(|place| item(place.candidate)).collect();
-        // As a daemon does between requests.
+        // A daemon prepares between requests, too.
         self.expert.blueprint().plugin.prepare();
         Ok(ranked)
     }
@@ -153,7 +155,7 @@ impl RankingSums {
     }
 }
 
-/// Over the items that both have, by their order among those; none for fewer than two.
+/// Spearman's rank correlation over the items that both have; none for fewer than two.
 fn spearman(own: &[u64], other: &[u64]) -> Option<f64> {
     let places: HashMap<u64, usize> =
         other.iter().enumerate().map(|(at, item)| (*item, at)).collect();
@@ -216,7 +218,7 @@ mod tests {
     fn rankings_are_compared_by_place() {
         assert_eq!(spearman(&[1, 2, 3, 4], &[1, 2, 3, 4]), Some(1.0));
         assert_eq!(spearman(&[1, 2, 3, 4], &[4, 3, 2, 1]), Some(-1.0));
-        // 9 and 8 are in one of them alone.
+        // 9 and 8 are in one list only.
         assert_eq!(spearman(&[1, 9, 2, 3], &[1, 2, 8, 3]), Some(1.0));
         assert_eq!(spearman(&[1], &[1]), None);
         let mut sums = RankingSums::default();

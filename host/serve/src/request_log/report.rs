@@ -1,4 +1,4 @@
-//! What came of a replay: how rankings differ, faults, times. As JSON, or in words.
+//! The result of a replay: how rankings differ, faults and times. As JSON or as text.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,42 +8,42 @@ use serde::Serialize;
 /// A comparison over requests.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ReplayReport {
-    /// What was run.
+    /// What was replayed.
     pub of: String,
-    /// What it is compared with.
+    /// What it was compared with.
     pub against: String,
-    /// Requests that were run.
+    /// Number of requests that were run.
     pub requests: usize,
-    /// Requests that were left out, by reason.
+    /// Number of requests that were left out, by reason.
     pub left_out: BTreeMap<String, usize>,
-    /// Requests that both ranked.
+    /// Number of requests that both ranked.
     pub compared: usize,
-    /// Those of them whose rankings differ anywhere.
+    /// Number of those whose rankings differ.
     pub differing: usize,
-    /// The share of them with the same first candidate.
+    /// Share of those with the same first candidate.
     pub top_1: Option<f64>,
     /// Length of the lists that `top_k` is over.
     pub k: usize,
-    /// The mean share of the first k candidates that both have.
+    /// Mean share of the first k candidates that both lists have.
     pub top_k: Option<f64>,
-    /// The mean rank correlation (Spearman) over candidates that both ranked.
+    /// Mean rank correlation (Spearman) over candidates that both ranked.
     pub rank_correlation: Option<f64>,
-    /// Faults by cause, with the first one's words.
+    /// Faults by cause, with the first message of each.
     pub faults: BTreeMap<String, FaultSummary>,
-    /// The same of what it is compared with.
+    /// The same for what it was compared with.
     pub faults_against: BTreeMap<String, FaultSummary>,
-    /// Times a request.
+    /// Times per request.
     pub times: Option<ReplayTimes>,
-    /// The same of what it is compared with; none for recorded answers.
+    /// The same for what it was compared with; none for recorded answers.
     pub times_against: Option<ReplayTimes>,
 }
 
 /// Faults of one cause.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FaultSummary {
-    /// How many.
+    /// Number of faults.
     pub count: usize,
-    /// What the first one said.
+    /// The first one's message.
     pub first: String,
 }
 
@@ -57,7 +57,7 @@ pub struct ReplayTimes {
 }
 
 impl ReplayTimes {
-    /// Of times in microseconds; none of none.
+    /// Quantiles of `times_us`; none without times.
     pub fn of(mut times_us: Vec<f64>) -> Option<Self> {
         if times_us.is_empty() {
             return None;
@@ -68,7 +68,7 @@ impl ReplayTimes {
 }
 
 impl ReplayReport {
-    /// Faults of all causes.
+    /// Number of faults of all causes.
     pub fn fault_count(&self) -> usize {
         self.faults.values().map(|faults| faults.count).sum()
     }

@@ -1,7 +1,8 @@
-//! Writing: a thread, a short queue, and a ring of files. A full queue drops requests and counts them.
+//! Writes the request log: a thread, a short queue, and a ring of files. A full queue drops
+//! requests and counts them.
 //!
-//! A record is a length, a checksum and a zstd frame of its own, so what was written can be read at once, and a file
-//! that was cut short loses its last record alone.
+//! A record is a length, a checksum and a zstd frame of its own. So it can be read at once, and a
+//! file that was cut short only loses its last record.
 
 use std::{
     fs::{self, File},
@@ -20,12 +21,12 @@ use crate::{
     threads::QueueThread,
 };
 
-/// zstd's fastest usual level.
+/// zstd's fastest regular level.
 const LEVEL: i32 = 1;
 
-/// A request that may be recorded.
+/// A request that is offered to the log.
 pub struct RequestToLog {
-    /// The request, alone.
+    /// The request, as a slice of one example.
     pub example: Arc<[Example]>,
     /// The FM version that was asked.
     pub fm: String,
@@ -33,17 +34,17 @@ pub struct RequestToLog {
     pub tae_dim: usize,
     /// The FM's output; none where it did not answer.
     pub output: Option<Arc<FmOutput>>,
-    /// Who answered; empty where no expert did.
+    /// The expert version that answered; empty if none did.
     pub arm: String,
-    /// Whether the FM's ranking stood in.
+    /// Whether the answer was degraded.
     pub degraded: bool,
-    /// The items in the order of the answer, with their scores.
+    /// Items with their scores, in the order of the answer.
     pub ranking: Vec<(u64, f32)>,
-    /// When, milliseconds since the epoch.
+    /// When it was answered, milliseconds since the epoch.
     pub at_ms: i64,
 }
 
-/// Records; dropping it ends its thread once everything that waits is written.
+/// Writes the log in a thread. Dropping it writes what is queued first.
 pub struct RequestLog {
     /// None where the share is 0.
     thread: Option<QueueThread<RequestToLog>>,
@@ -51,11 +52,10 @@ pub struct RequestLog {
 }
 
 impl RequestLog {
-    /// Starts in a folder, with the schema that its requests are of. `count` is told what became of each request:
-    /// `kept`, or `failed`.
+    /// Starts the log in `dir`. Calls `count` with `kept` or `failed` for each request.
     ///
     /// # Errors
-    /// A folder that cannot be made; a thread that cannot be started.
+    /// The folder cannot be created, or a thread cannot be started.
     pub fn start(
         dir: &Path,
         schema: String,
@@ -74,7 +74,7 @@ impl RequestLog {
                     Err(error) => {
                         count("failed");
                         if !failing {
-                            tracing::warn!(%error, "requests cannot be recorded; those that are served are not affected");
+                            tracing::warn!(%error, "requests cannot be recorded; serving is not affected");
                         }
                         failing = true;
                         continue;
@@ -87,12 +87,12 @@ impl RequestLog {
         Ok(Self { thread: Some(thread), share: settings.share })
     }
 
-    /// Whether a request is of the share that is recorded.
+    /// Whether a request is in the sample.
     pub fn wants(&self, request: u64) -> bool {
         self.share > 0.0 && place(request, "recorded") < self.share
     }
 
-    /// Takes a request, unless the queue is full; whether it did.
+    /// Queues a request. Returns false if the queue is full.
     pub fn offer(&self, request: RequestToLog) -> bool {
         self.thread.as_ref().is_some_and(|thread| thread.try_send(request).is_ok())
     }
@@ -112,7 +112,7 @@ fn record(request: RequestToLog, schema: &str) -> RecordedRequest {
     }
 }
 
-/// Files of bounded number and size, the oldest first to go.
+/// A bounded number of files of bounded size; the oldest is removed first.
 pub(super) struct FileRing {
     dir: PathBuf,
     most_files: usize,
@@ -122,7 +122,7 @@ pub(super) struct FileRing {
 }
 
 impl FileRing {
-    /// Goes on after what a folder holds.
+    /// Opens the ring after the newest file in `dir`.
     pub(super) fn open(dir: &Path, settings: &RecordedSettings) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let next = files(dir)?.last().map_or(0, |(number, _)| number + 1);
@@ -150,7 +150,7 @@ impl FileRing {
         let written = file.write_all(&bytes);
         *size += bytes.len() as u64;
         if let Err(error) = written {
-            // Half a record may be in it: what follows goes to a file of its own.
+            // The file may end in half a record, so the next one goes to a new file.
             self.file = None;
             return Err(Error::io(&self.dir)(error));
         }

@@ -1,5 +1,5 @@
-//! Accepting a push: signature, content, order, and whether it can be served at all. What is refused here changes
-//! nothing; what is accepted is on the disk.
+//! Accepts a push: checks its signature, content and order, and whether it can serve at all. A
+//! refused push changes nothing; an accepted one is on the disk.
 
 use std::{
     collections::HashSet,
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// The route that a push came by.
+/// The expert version that a push was sent to.
 #[derive(Debug, Clone, Copy)]
 pub struct PushTarget<'a> {
     /// The expert's name.
@@ -39,31 +39,32 @@ pub struct PushTarget<'a> {
     pub version: &'a str,
 }
 
-/// What became of a push.
+/// The result of a push.
 pub enum PushOutcome {
-    /// It was known: its rollout goes on as it was.
+    /// The push is known; its rollout goes on.
     Known,
-    /// Its rollout can begin.
+    /// The push is new; its rollout can start.
     New(AcceptedPush),
 }
 
-/// A rollout that can begin.
+/// An accepted push whose rollout can start.
 pub struct AcceptedPush {
-    /// Where it stands.
+    /// The rollout at its first step.
     pub rollout: Box<Rollout>,
-    /// The expert as it is loaded.
+    /// The loaded expert.
     pub expert: Arc<Expert>,
-    /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
+    /// Changes that register and promote what the configuration serves; empty if something is
+    /// promoted already.
     pub adoption: Vec<Change>,
 }
 
-/// Gives the keys that are trusted.
+/// Returns the keys that are trusted now.
 pub type Trusted = Box<dyn Fn() -> Result<Vec<PublicKey>> + Send + Sync>;
 
 /// Accepts pushes for one daemon.
 pub struct Acceptor {
     config: Config,
-    /// The keys that are trusted now: they change while a daemon runs.
+    /// Read for every push, because a reload may change the keys.
     trusted: Trusted,
     schema: Arc<Schema>,
     wasm: Engine,
@@ -72,10 +73,10 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// With the repository beside the experts' parameters.
+    /// Opens the repository beside the experts' parameters.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The repository's folder cannot be created.
     pub fn new(
         config: &Config,
         trusted: Trusted,
@@ -87,10 +88,12 @@ impl Acceptor {
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks a push's body. `under_way` are the files that rollouts use which the registry does not know yet.
+    /// Checks the body of a push. `under_way` are the files of rollouts that the registry does not
+    /// know yet.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::Invalid`] or [`Error::Expert`], each with its cause; nothing has changed then.
+    /// A refusal by a rule, an invalid body, or an expert that does not fit; nothing has changed
+    /// then.
     pub fn accept(
         &self,
         route: PushTarget<'_>,
@@ -102,7 +105,7 @@ impl Acceptor {
         let keys = (self.trusted)().map_err(Error::of_the_host)?;
         if keys.is_empty() {
             return refuse(
-                "no key is trusted here: the operator adds public keys to rollout.trusted_keys"
+                "this daemon trusts no key; its operator must add public keys to rollout.trusted_keys"
                     .into(),
             );
         }
@@ -126,7 +129,7 @@ impl Acceptor {
         let mut used = used(&registry);
         used.extend(under_way);
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
-        // A warm start writes parameters of its own, of about the size of those that serve.
+        // A warm start writes parameters of its own, about as large as those that serve.
         self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;
         let mut files: Vec<PathBuf> = Vec::new();
         let loaded = self.load(&manifest, &push, &registry, &mut files);
@@ -151,10 +154,10 @@ impl Acceptor {
         }
     }
 
-    /// Loads the version of a rollout that goes on, as serving would.
+    /// Loads the version of a rollout after a restart, as serving would.
     ///
     /// # Errors
-    /// Whatever keeps it from being served.
+    /// The version cannot be served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<Expert> {
         let blueprint = self.blueprint(&expert.name, &expert.plugin, &expert.fm, expert.tae_dim)?;
         match &expert.weights {
@@ -219,7 +222,7 @@ impl Acceptor {
             }
             (true, None, None) => {
                 return refuse(format!(
-                    "no version of {} serves yet, so the push must say on which surfaces it is to (`hypercast plugin sign --surfaces`)",
+                    "no version of {} serves yet, so the push must name its surfaces (`hypercast plugin sign --surfaces`)",
                     manifest.name
                 ));
             }
@@ -243,7 +246,7 @@ impl Acceptor {
         Ok((version, expert.expect("its parameters are in a file")))
     }
 
-    /// The parameters of the version that serves, if they are all that the new network has.
+    /// The serving version's parameters, if they cover the new network completely.
     fn warm_start(
         &self,
         manifest: &PushManifest,
@@ -252,7 +255,7 @@ impl Acceptor {
     ) -> Result<PathBuf> {
         let Some(serving) = serving else {
             return refuse(format!(
-                "no version of {} serves whose parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+                "no version of {} serves, so there are no parameters to start from; train it (`cargo hypercast train`) and push it with --parameters",
                 manifest.name
             ));
         };
@@ -275,7 +278,7 @@ impl Acceptor {
         parameters.provenance.trained_rows = trained_rows;
         if !report.fresh.is_empty() {
             return refuse(format!(
-                "it came without parameters, and those of {} {}, which serves, lack {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
+                "it came without parameters, and the serving version {} {} lacks {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
                 serving.name,
                 serving.version,
                 report.fresh.len(),
@@ -306,7 +309,7 @@ impl Acceptor {
     }
 }
 
-/// The FM version, and values of its TAE.
+/// The FM version to pin, and the width of its TAE.
 fn pin(
     manifest: &PushManifest,
     saved: Option<&SavedParameters>,
@@ -317,7 +320,7 @@ fn pin(
     let own = manifest.fm.clone().or(trained).or(serving.map(|serving| serving.fm.clone()));
     let Some(fm) = own else {
         return refuse(format!(
-            "no version of {} serves whose FM and parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+            "no version of {} serves, so there are no FM and no parameters to start from; train it (`cargo hypercast train`) and push it with --parameters",
             manifest.name
         ));
     };
@@ -326,22 +329,25 @@ fn pin(
         None => {
             let known: Vec<&str> = registry.fms().iter().map(|fm| fm.version.as_str()).collect();
             refuse(format!(
-                "it pins FM {fm}, which is not registered here; there are {known:?} (`hypercast versions register fm`)"
+                "it pins FM {fm}, which is not registered here; known are {known:?} (`hypercast versions register fm` adds one)"
             ))
         }
     }
 }
 
-/// What came is what was signed, for where it came.
+/// Checks that the content is what was signed, and was sent to the right place.
 fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
     if (manifest.name.as_str(), manifest.version.as_str()) != (route.name, route.version) {
         return refuse(format!(
-            "what was signed is {} {}, and it was pushed as {} {}",
+            "{} {} was signed, but it was pushed as {} {}",
             manifest.name, manifest.version, route.name, route.version
         ));
     }
     if let Err(error) = semver::Version::parse(&manifest.version) {
-        return refuse(format!("version {:?} is no semver version: {error}", manifest.version));
+        return refuse(format!(
+            "version {:?} is not a semantic version: {error}",
+            manifest.version
+        ));
     }
     let same = |what: &str, signed: &str, bytes: &[u8]| {
         let found = sha256(bytes);
@@ -349,14 +355,14 @@ fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Res
             return Ok(());
         }
         refuse(format!(
-            "the {what} is not the one that was signed: its SHA-256 is {found}, and {signed} was signed; it was changed or cut short"
+            "the {what} is not the one that was signed: its SHA-256 is {found}, and {signed} was signed; it was changed or truncated"
         ))
     };
     same("component", &manifest.component, push.component)?;
     match (&manifest.parameters, push.parameters) {
         (Some(signed), Some(bytes)) => same("parameter file", signed, bytes)?,
         (None, None) => {}
-        (Some(_), None) => return refuse("parameters were signed and did not come with it".into()),
+        (Some(_), None) => return refuse("parameters were signed, but the push has none".into()),
         (None, Some(_)) => {
             return refuse("its parameters were not signed; sign it with --parameters".into());
         }
@@ -420,7 +426,7 @@ fn new_rollout(
     rollout
 }
 
-/// The files of versions that may serve.
+/// The files of all versions that are not retired.
 fn used(registry: &Registry) -> HashSet<PathBuf> {
     let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
     let mut used = HashSet::new();

@@ -1,7 +1,7 @@
-//! How a push travels: one body, a header and the files behind it.
+//! The body of a push: a header and the files after it.
 //!
-//! `hcpush01`, the header's length (four bytes, little-endian), the header as JSON, the component, and the parameters if
-//! there are any. Lengths are in the header and must add up; what the bytes mean is checked elsewhere.
+//! Layout: `hcpush01`, the header's length (four bytes, little-endian), the header as JSON, the
+//! component, and the parameters if there are any. The lengths in the header must add up.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,13 +10,13 @@ use crate::{
     rollout::{policy::PolicyOverrides, signature::SignedManifest},
 };
 
-/// A body's first bytes.
+/// The first bytes of a body.
 const MAGIC: &[u8; 8] = b"hcpush01";
 
-/// The largest header, in bytes.
+/// Limit of the header, in bytes.
 const MAX_HEADER: usize = 64 << 10;
 
-/// What precedes the files.
+/// The header before the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PushHeader {
@@ -31,9 +31,9 @@ struct PushHeader {
 /// A push.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push<'a> {
-    /// Who vouches for it.
+    /// The signed manifest.
     pub signed: SignedManifest,
-    /// How it is to go.
+    /// What the push asks for beyond the operator's policy.
     pub wishes: PolicyOverrides,
     /// The component.
     pub component: &'a [u8],
@@ -42,7 +42,7 @@ pub struct Push<'a> {
 }
 
 impl<'a> Push<'a> {
-    /// The body.
+    /// Encodes the body.
     pub fn encode(&self) -> Vec<u8> {
         let header = PushHeader {
             signed: self.signed.clone(),
@@ -56,34 +56,35 @@ impl<'a> Push<'a> {
         [MAGIC.as_slice(), &length, &header, self.component, parameters].concat()
     }
 
-    /// Reads a body.
+    /// Decodes a body.
     ///
     /// # Errors
-    /// One that is cut short, longer than it says, or no push.
+    /// The body is cut short, too long, or not a push.
     pub fn decode(body: &'a [u8]) -> Result<Self> {
-        let wrong = |why: String| Error::invalid(format!("the body is no push: {why}"));
+        let wrong = |why: String| Error::invalid(format!("the body is not a push: {why}"));
         let rest = body.strip_prefix(MAGIC).ok_or_else(|| {
-            wrong("it does not begin with hcpush01; use `hypercast plugin push`".into())
+            wrong("it does not start with hcpush01; use `hypercast plugin push`".into())
         })?;
-        let (length, rest) =
-            rest.split_first_chunk::<4>().ok_or_else(|| wrong("it is cut short".into()))?;
+        let (length, rest) = rest
+            .split_first_chunk::<4>()
+            .ok_or_else(|| wrong("it ends within its length".into()))?;
         let length = u32::from_le_bytes(*length) as usize;
         if length > MAX_HEADER {
             return Err(wrong(format!(
-                "its header has {length} bytes, at most {MAX_HEADER} may be"
+                "its header has {length} bytes, and at most {MAX_HEADER} are allowed"
             )));
         }
         let (header, files) = rest
             .split_at_checked(length)
-            .ok_or_else(|| wrong("it is cut short within its header".into()))?;
+            .ok_or_else(|| wrong("it ends within its header".into()))?;
         let header: PushHeader = serde_json::from_slice(header)
             .map_err(|error| wrong(format!("its header: {error}")))?;
-        let said = header.component_bytes.checked_add(header.parameters_bytes.unwrap_or(0));
-        if said != Some(files.len()) {
+        let expected = header.component_bytes.checked_add(header.parameters_bytes.unwrap_or(0));
+        if expected != Some(files.len()) {
             return Err(wrong(format!(
-                "its files have {} bytes, and the header says {}: it is cut short, or something was added",
+                "its files have {} bytes, but its header says {}: it is truncated, or something was added",
                 files.len(),
-                said.map_or("too many".into(), |said| said.to_string())
+                expected.map_or("too many".into(), |bytes| bytes.to_string())
             )));
         }
         let (component, parameters) = files.split_at(header.component_bytes);

@@ -1,7 +1,9 @@
-//! Adopting: what the configuration serves becomes registered versions, so that a first push has something to follow on.
+//! Imports what the configuration serves into the registry, so that a first push has versions
+//! before it.
 //!
-//! As long as nothing was promoted, the configuration says what serves; the first promotion of any expert would end that for
-//! all of them. So all of them are promoted first, as they are, in one decision.
+//! Until something is promoted, the configuration decides what serves; the first promotion of any
+//! expert would end that for all of them. So all of them are promoted first, as they are, in one
+//! decision.
 
 use std::path::Path;
 
@@ -18,7 +20,7 @@ use crate::{
     rollout::transitions::PlannedChanges,
 };
 
-/// Whether the configuration says what serves.
+/// Whether the configuration decides what serves.
 pub(super) fn is_due(registry: &Registry) -> bool {
     let used = |state| matches!(state, VersionState::Active | VersionState::Retired);
     !registry
@@ -26,10 +28,10 @@ pub(super) fn is_due(registry: &Registry) -> bool {
         .any(|(_, expert)| expert.versions.values().any(|version| used(version.state)))
 }
 
-/// The changes that register and promote what the configuration serves.
+/// Changes that register and promote what the configuration serves.
 ///
 /// # Errors
-/// An FM that is not of this machine; experts that are registered otherwise.
+/// The FM runs elsewhere, or an expert is registered with other content.
 pub(super) fn changes(
     config: &Config,
     schema: &Schema,
@@ -42,7 +44,7 @@ pub(super) fn changes(
     }
     if !config.fm_serving.url.is_empty() {
         return Err(Error::refused(
-            "nothing is promoted yet, and the FM is another process': register and promote it and the experts that serve first (`hypercast versions register fm`, `... promote fm`)",
+            "nothing is promoted yet, and the FM runs in another process: first register and promote it and the configured experts (`hypercast versions register fm`, `... promote fm`)",
         ));
     }
     let manifest = Manifest::read(&config.paths.fm)?;
@@ -63,7 +65,7 @@ pub(super) fn changes(
     Ok(plan.changes)
 }
 
-/// An expert of the configuration, under the version of its plugin, with copies of its files.
+/// A configured expert as a version to register, with copies of its files.
 fn describe(
     config: &Config,
     entry: &ExpertEntry,

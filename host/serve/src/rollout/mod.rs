@@ -1,10 +1,12 @@
-//! Rollouts: from a push to a version that answers everybody, step by step, and back by itself where it fails.
+//! Rollouts: from a push to a version that serves all users, step by step, with automatic rollback.
 //!
-//! A push ([`frame`]) is vouched for by a key that the operator trusts ([`signature`]); [`accept`] checks it, keeps its
-//! files ([`repository`]) and loads it as serving would. The daemon's side of it is `desk`; one thread (`driver`) takes it along: recorded requests are
-//! replayed, it is registered, sees requests as a shadow, answers a share of the users, and then all. What it must stand is
-//! in [`limits`], what it did in [`tally`], whether it predicts well enough in `evaluate`. Who answers whom is decided
-//! in the registry alone ([`hypercast_stream::versions`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
+//! A push ([`frame`]) carries the signature of a trusted key ([`signature`]). [`accept`] checks it,
+//! stores its files ([`repository`]) and loads it as serving would. [`service`] takes pushes and
+//! commands; one thread (`controller`) advances each rollout: it replays recorded requests,
+//! registers the version, lets it see requests as a shadow, then serve a share of the users, then
+//! all. [`policy`] has the limits, [`stats`] what a version did. The registry alone decides which
+//! version serves whom ([`hypercast_stream::versions`]); a rollout's own state is in a file
+//! (`state`), so that it continues after a restart.
 
 pub mod accept;
 mod controller;
@@ -33,36 +35,36 @@ pub use crate::rollout::{
     stats::ArmStats,
 };
 
-/// Lines of a rollout's log that are kept; the first ones and the newest ones stay.
+/// Most lines of a rollout's log; the first and the newest ones are kept.
 const LOG_LINES: usize = 200;
 
-/// Where a rollout stands.
+/// The step of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RolloutStep {
-    /// Recorded requests are run through it.
+    /// Recorded requests are replayed on it.
     Replay,
     /// It sees requests after they were answered.
     Shadow,
-    /// It answers a share of the users.
+    /// It serves a share of the users.
     Canary,
-    /// It has stood its step, and waits for `hypercast versions promote`.
+    /// It passed its step and waits for `hypercast versions promote`.
     Waiting,
-    /// It answers everybody, and is watched for a while.
+    /// It serves all users and is watched for a while.
     Promoted,
-    /// It was given up before it answered anybody.
+    /// It was given up before it served anybody.
     Failed,
-    /// It answered, and its users were given back.
+    /// It served, and was rolled back.
     RolledBack,
 }
 
 impl RolloutStep {
-    /// Whether nothing follows by itself.
+    /// Whether the rollout has ended without success.
     pub fn is_over(self) -> bool {
         matches!(self, RolloutStep::Failed | RolloutStep::RolledBack)
     }
 
-    /// In words.
+    /// The step's name in JSON and in logs.
     pub fn word(self) -> &'static str {
         match self {
             RolloutStep::Replay => "replay",
@@ -81,40 +83,40 @@ impl RolloutStep {
 pub struct RolloutLogLine {
     /// When, milliseconds since the epoch.
     pub at_ms: i64,
-    /// The step.
+    /// The step at that time.
     pub step: RolloutStep,
-    /// What happened.
+    /// The log.
     pub text: String,
 }
 
-/// A rollout, as it is told and as its file has it.
+/// A rollout, as in answers and in its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// What it brings.
+    /// The version that it brings.
     pub expert: ExpertVersion,
-    /// The signer's key, by its id.
+    /// Id of the signer's key.
     pub key: String,
     /// When it was signed, milliseconds since the epoch.
     pub created_ms: i64,
-    /// When it was taken.
+    /// When the push was accepted.
     pub begun_ms: i64,
-    /// Where it stands.
+    /// The current step.
     pub step: RolloutStep,
-    /// Since when.
+    /// When the step began.
     pub since_ms: i64,
-    /// The version that answered most users before.
+    /// The version that served most users before.
     pub previous: Option<String>,
-    /// Other experts that lost their place to it.
+    /// Other experts whose surfaces it takes over.
     pub displaced: Vec<String>,
-    /// What it must stand.
+    /// The limits that it must keep.
     pub limits: RolloutPolicy,
-    /// p99 of the version before while both answered, in microseconds.
+    /// p99 of the version before while both served, in microseconds.
     pub before_us: Option<f64>,
-    /// Whether it is not watched any more.
+    /// Whether it is no longer watched.
     pub settled: bool,
-    /// Why it was given up, or what it waits for.
+    /// Why it failed, or what it waits for.
     pub cause: Option<String>,
-    /// What happened.
+    /// The log.
     pub log: Vec<RolloutLogLine>,
 }
 
@@ -124,7 +126,7 @@ impl Rollout {
         &self.expert.name
     }
 
-    /// The version.
+    /// Its version.
     pub fn version(&self) -> &str {
         &self.expert.version
     }
@@ -134,12 +136,12 @@ impl Rollout {
         format!("{}@{}", self.expert.name, self.expert.version)
     }
 
-    /// Whether the driver has something to do with it.
+    /// Whether the controller has to advance it.
     pub fn is_active(&self) -> bool {
         !self.step.is_over() && !self.settled
     }
 
-    /// Whether it is on its way: another push of the name has to wait.
+    /// Whether it is under way; another push of the same expert must wait then.
     pub fn is_under_way(&self) -> bool {
         matches!(
             self.step,
@@ -147,7 +149,7 @@ impl Rollout {
         )
     }
 
-    /// Goes to a step, with the reason.
+    /// Changes the step, with the reason.
     pub(crate) fn go(&mut self, step: RolloutStep, text: String) {
         (self.step, self.since_ms) = (step, now_ms());
         self.add_line(text);
@@ -159,7 +161,7 @@ impl Rollout {
         self.go(step, text);
     }
 
-    /// Adds a line.
+    /// Adds a line to the log.
     pub(crate) fn add_line(&mut self, text: String) {
         tracing::info!(rollout = self.label(), step = self.step.word(), "{text}");
         if self.log.len() == LOG_LINES {

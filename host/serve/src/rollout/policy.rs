@@ -1,4 +1,4 @@
-//! What a version must stand, and the rules by which it does or does not: from counts to causes, without a clock.
+//! The limits of a rollout, and the rules that apply them to counts.
 
 use hypercast_config::{RolloutSettings, StopAfter};
 use hypercast_expert::{
@@ -12,78 +12,78 @@ use crate::{
     rollout::stats::ArmCounts,
 };
 
-/// Faults below which their share says nothing.
+/// With fewer faults than this, their share is not judged.
 const FEWEST_FAULTS: u64 = 3;
 
-/// Requests of each version below which their p99 says nothing.
+/// With fewer requests than this, p99 is not judged.
 const FEWEST_TIMES: u64 = 200;
 
-/// What a push asks for; it may be more careful than the configuration, not less.
+/// What a push asks for. It may be more careful than the configuration, never less.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicyOverrides {
-    /// Wait for `hypercast versions promote` there
+    /// Where to wait for `hypercast versions promote`
     #[arg(long, value_enum)]
     pub stop_after: Option<StopAfter>,
     /// Requests to see as a shadow
     #[arg(long, value_name = "N")]
     pub shadow_requests: Option<u64>,
-    /// The share of the users to answer as a canary
+    /// Share of the users to serve as a canary
     #[arg(long, value_name = "SHARE")]
     pub canary_share: Option<f64>,
     /// Requests to answer as a canary
     #[arg(long, value_name = "N")]
     pub canary_requests: Option<u64>,
-    /// Seconds to be a canary
+    /// Shortest time as a canary, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub canary_s: Option<u64>,
-    /// The share of its requests that may fault
+    /// Share of its requests that may fault
     #[arg(long, value_name = "SHARE")]
     pub fault_share: Option<f64>,
-    /// How many times the p99 of the version before its own may be
+    /// Highest ratio of its p99 to that of the version before
     #[arg(long, value_name = "FACTOR")]
     pub latency_factor: Option<f64>,
-    /// Take the place of other experts on its surfaces
+    /// Replace other experts on its surfaces
     #[arg(long)]
     pub replace: bool,
 }
 
-/// What a version must stand.
+/// The limits of one rollout: the configuration's, tightened by the push.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RolloutPolicy {
-    /// Where it waits for an operator.
+    /// The step after which it waits for an operator.
     pub stop_after: StopAfter,
-    /// Recorded requests that it is tried with, at most.
+    /// Most recorded requests that are replayed.
     pub replay_requests: usize,
-    /// Requests that it sees as a shadow.
+    /// Requests to see as a shadow.
     pub shadow_requests: u64,
-    /// The share of the users that it answers as a canary.
+    /// Share of the users to serve as a canary.
     pub canary_share: f64,
-    /// Requests that it answers as a canary.
+    /// Requests to answer as a canary.
     pub canary_requests: u64,
-    /// Seconds that it is a canary.
+    /// Shortest time as a canary, in seconds.
     pub canary_s: u64,
-    /// Seconds that a step may last.
+    /// Time limit of a step, in seconds.
     pub step_most_s: u64,
-    /// The share of its requests that may fault.
+    /// Share of its requests that may fault.
     pub fault_share: f64,
-    /// How many times the p99 of the version before its own may be.
+    /// Highest ratio of its p99 to that of the version before.
     pub latency_factor: f64,
-    /// And how much beyond that, in milliseconds.
+    /// Allowance on top of that, in milliseconds.
     pub latency_slack_ms: f64,
-    /// The window of faults and latency, in seconds.
+    /// Window for faults and latency, in seconds.
     pub window_s: u64,
-    /// Seconds that it is watched once it is promoted.
+    /// How long it is watched after its promotion, in seconds.
     pub watch_s: u64,
-    /// Whether it takes the place of other experts on its surfaces.
+    /// Whether it replaces other experts on its surfaces.
     pub replace: bool,
 }
 
 impl RolloutPolicy {
-    /// Those of the configuration, as far as a push does not ask for more care.
+    /// The configuration's limits with a push's overrides.
     ///
     /// # Errors
-    /// [`Error::Refused`]: a wish for less care, with the bound.
+    /// Refused: the push asks for less care than the configuration; the message has the bound.
     pub fn new(settings: &RolloutSettings, wishes: &PolicyOverrides) -> Result<Self> {
         let at_least = |key: &str, wish: Option<u64>, bound: u64| match wish {
             Some(wish) if wish < bound => refuse(key, &wish, "at least", &bound),
@@ -135,12 +135,12 @@ impl RolloutPolicy {
         })
     }
 
-    /// Why faults end a rollout, if they do.
+    /// Why faults end the rollout, if they do.
     pub fn faulty(&self, seen: &ArmCounts) -> Option<String> {
         let share = seen.faults as f64 / seen.requests.max(1) as f64;
         (seen.faults >= FEWEST_FAULTS && share > self.fault_share).then(|| {
             format!(
-                "faults: {} of {} requests, {:.2} % (at most {:.2} % may)",
+                "faults: {} of {} requests, {:.2} % (at most {:.2} % are allowed)",
                 seen.faults,
                 seen.requests,
                 share * 100.0,
@@ -149,14 +149,14 @@ impl RolloutPolicy {
         })
     }
 
-    /// Why latency ends a rollout, if it does: p99 of the version beside that of the one before, in microseconds.
+    /// Why latency ends the rollout, if it does. `before_us` is the p99 of the version before.
     pub fn slow(&self, seen: &ArmCounts, before_us: Option<f64>) -> Option<String> {
         let before_us = before_us?;
         let own_us = p99_us(seen)?;
         let most_us = self.most_us(before_us);
         (own_us > most_us).then(|| {
             format!(
-                "latency: p99 {:.2} ms, {:.2} ms of the version before (at most {:.2} ms may be)",
+                "latency: p99 {:.2} ms, {:.2} ms of the version before (at most {:.2} ms are allowed)",
                 own_us / 1e3,
                 before_us / 1e3,
                 most_us / 1e3
@@ -164,14 +164,14 @@ impl RolloutPolicy {
         })
     }
 
-    /// The longest time that a version may take, in microseconds, where the version before took
-    /// `before_us`.
+    /// The longest time that a version may take, where the version before took `before_us`;
+    /// microseconds.
     pub fn most_us(&self, before_us: f64) -> f64 {
         before_us * self.latency_factor + self.latency_slack_ms * 1e3
     }
 }
 
-/// p99 in microseconds, where there are enough requests for one.
+/// p99 in microseconds, if there are enough requests for it.
 pub fn p99_us(seen: &ArmCounts) -> Option<f64> {
     (seen.requests >= FEWEST_TIMES).then(|| seen.quantile_us(0.99)).flatten()
 }

@@ -1,7 +1,7 @@
-//! Pushed files, by their content, and which push of a name was the newest: so that an old push that is sent again, or
-//! other files under a version's name, are refused.
+//! The repository of pushed files, named by their content, and the newest push of each expert. An
+//! old push that is sent again, or other content under the same version, is refused.
 //!
-//! Files are written beside, put on the disk and renamed. It knows neither keys nor the registry.
+//! Files are written atomically and durably. The repository knows neither keys nor the registry.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,19 +19,20 @@ use crate::{
     rollout::signature::PushManifest,
 };
 
-/// How far ahead of this machine's clock a push may be signed, in milliseconds: later ones of the name must be newer.
+/// How far in the future a push may be signed, in milliseconds. Later pushes must be newer, so a
+/// wrong clock would block them.
 const AHEAD_MS: i64 = 300_000;
 
-/// The longest name, in bytes.
+/// Limit of a name, in bytes.
 const LONGEST_NAME: usize = 64;
 
-/// The files.
+/// The folder of pushed files.
 #[derive(Debug, Clone)]
 pub struct Repository {
     dir: PathBuf,
 }
 
-/// A version that was pushed.
+/// A version that was pushed before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PushedVersion {
     /// When it was signed, milliseconds since the epoch.
@@ -42,18 +43,18 @@ pub struct PushedVersion {
     pub parameters: Option<String>,
 }
 
-/// What a push is to the repository.
+/// How a push relates to those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PushAdmission {
-    /// A version that was not pushed before.
+    /// A new version.
     New,
-    /// The very push that is known: it was sent again.
+    /// The same push, sent again.
     Repeated,
-    /// The same content, signed anew.
+    /// The same content with a new signature.
     Again,
 }
 
-/// The versions of a name.
+/// The versions of one expert that were pushed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct PushHistory {
     newest_ms: i64,
@@ -61,10 +62,10 @@ struct PushHistory {
 }
 
 impl Repository {
-    /// Makes the folder if need be.
+    /// Opens the folder, and creates it if it is missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The folder cannot be created.
     pub fn open(dir: &Path) -> Result<Self> {
         for part in ["objects", "names"] {
             let part = dir.join(part);
@@ -73,10 +74,10 @@ impl Repository {
         Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
     }
 
-    /// Whether a push may follow those that there were.
+    /// Whether a push is allowed after those before it.
     ///
     /// # Errors
-    /// [`Error::Refused`]: a name that is none, an older push, other content; a file that cannot be read.
+    /// Refused: an invalid name, an older push, or other content. Internal: a file cannot be read.
     pub fn admits(&self, manifest: &PushManifest, now_ms: i64) -> Result<PushAdmission> {
         check_name(&manifest.name)?;
         let known = self.known(&manifest.name)?;
@@ -87,7 +88,7 @@ impl Repository {
                 != (&manifest.component, &manifest.parameters)
             {
                 return refuse(format!(
-                    "{name} {version} was pushed with other content; give what is different a new version"
+                    "{name} {version} was pushed before with other content; use a new version"
                 ));
             }
             if pushed.created_ms == *created_ms {
@@ -96,13 +97,13 @@ impl Repository {
         }
         if *created_ms <= known.newest_ms {
             return refuse(format!(
-                "this push of {name} was signed at {created_ms}, and the newest one known at {}: an old push is not taken again; sign it anew",
+                "this push of {name} was signed at {created_ms}, but a push signed at {} is known, and older pushes are refused; sign it anew",
                 known.newest_ms
             ));
         }
         if *created_ms > now_ms + AHEAD_MS {
             return refuse(format!(
-                "this push of {name} was signed at {created_ms}, and it is {now_ms} here: set the signer's clock, and sign it anew"
+                "this push of {name} was signed at {created_ms}, which is ahead of this machine's clock ({now_ms}); set the signer's clock, and sign it anew"
             ));
         }
         Ok(if known.versions.contains_key(version) {
@@ -112,10 +113,10 @@ impl Repository {
         })
     }
 
-    /// Remembers a push.
+    /// Records a push.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file cannot be written.
     pub fn remember(&self, manifest: &PushManifest) -> Result<()> {
         let mut known = self.known(&manifest.name)?;
         known.newest_ms = known.newest_ms.max(manifest.created_ms);
@@ -130,13 +131,13 @@ impl Repository {
         atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 
-    /// Keeps bytes under their hash; they may be there already.
+    /// Stores bytes under their hash, unless they are there already.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file cannot be written.
     pub fn keep(&self, bytes: &[u8], extension: &str) -> Result<PathBuf> {
         let path = self.dir.join("objects").join(format!("{}.{extension}", sha256(bytes)));
-        // One that was damaged is written anew.
+        // A damaged file is written again.
         if fs::read(&path).is_ok_and(|there| there == bytes) {
             return Ok(path);
         }
@@ -144,10 +145,11 @@ impl Repository {
         Ok(path)
     }
 
-    /// Makes room for so many bytes: files that are not in `used` go, the oldest first, as far as `most` needs it.
+    /// Makes room for `bytes` under the limit `most`: removes files that are not in `used`, oldest
+    /// first.
     ///
     /// # Errors
-    /// [`Error::Refused`] where what is used leaves no room; what the file system says.
+    /// Refused: the files in use leave no room.
     pub fn make_room(&self, bytes: u64, most: u64, used: &HashSet<PathBuf>) -> Result<()> {
         let objects = self.dir.join("objects");
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
@@ -168,15 +170,15 @@ impl Repository {
         }
         if held + bytes > most {
             return Err(Error::refused(format!(
-                "the repository holds {held} bytes of versions in use, and {bytes} more are over its {most} (rollout.repository_mib); retire versions"
+                "versions in use take {held} bytes, and {bytes} more exceed the repository's {most} (rollout.repository_mib); retire versions"
             )));
         }
         Ok(())
     }
 
-    /// Removes a file that nothing uses: of a push that was refused.
+    /// Removes the file of a push that was refused.
     pub fn forget(&self, path: &Path) {
-        // What stays is removed when room is needed.
+        // If that fails, the file is removed when room is needed.
         let _ = fs::remove_file(path);
     }
 
@@ -184,7 +186,7 @@ impl Repository {
         let path = self.name_path(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Error::data(&path, format!("the list of pushes is damaged ({error}); restore it, or move it away and with it what guards against old pushes"))
+                Error::data(&path, format!("the list of pushes is damaged ({error}); restore it; moving it away also removes the protection against old pushes"))
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(PushHistory::default()),
             Err(error) => Err(Error::io(&path)(error)),
@@ -196,10 +198,10 @@ impl Repository {
     }
 }
 
-/// Names are parts of paths.
+/// Checks that a name can be a part of a path.
 ///
 /// # Errors
-/// [`Error::Refused`].
+/// Refused: it cannot.
 pub fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let valid = !name.is_empty()
@@ -210,7 +212,7 @@ pub fn check_name(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::refused(format!(
-        "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
+        "{:?} is not a valid expert name: use letters, digits, - _ . (at most {LONGEST_NAME}, not starting with a dot)",
         &name[..name.floor_char_boundary(LONGEST_NAME)]
     )))
 }
@@ -248,14 +250,17 @@ mod tests {
         for (manifest, word) in [
             (manifest("1.0.0", b"other", 3000), "other content"),
             (manifest("1.0.1", b"c", 1500), "signed anew"),
-            (manifest("1.0.1", b"c", 2000), "newest one known at 2000"),
+            (manifest("1.0.1", b"c", 2000), "a push signed at 2000 is known"),
             (manifest("1.0.1", b"c", 3000 + AHEAD_MS + 1), "clock"),
-            (PushManifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) }, "no name"),
+            (
+                PushManifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) },
+                "not a valid expert name",
+            ),
         ] {
             let why = repository.admits(&manifest, 3000).unwrap_err().to_string();
             assert!(why.contains(word) || why.contains("sign it anew"), "{word}: {why}");
         }
-        // Another name has pushes of its own.
+        // Another expert has pushes of its own.
         let other = PushManifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
         assert_eq!(repository.admits(&other, 3000).unwrap(), PushAdmission::New);
     }

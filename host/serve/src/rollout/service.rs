@@ -1,5 +1,5 @@
-//! The daemon's side of rollouts: pushes come in, where they stand is told, and the driver is asked to act. It decides
-//! nothing and waits for the driver alone.
+//! The entry to rollouts: accepts pushes, reports their state, and passes commands to the
+//! controller.
 
 use std::{
     collections::HashSet,
@@ -29,7 +29,7 @@ use crate::{
     threads::{join, lock, spawn},
 };
 
-/// Commands that may wait.
+/// Most commands that wait.
 const COMMANDS: usize = 8;
 
 /// The rollouts of a daemon.
@@ -41,33 +41,33 @@ pub struct RolloutService {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the driver works with.
+/// What the controller works with.
 pub struct RolloutContext {
-    /// Accepts pushes, and loads what goes on.
+    /// Accepts pushes, and loads versions after a restart.
     pub acceptor: Arc<Acceptor>,
-    /// What serves.
+    /// The versions that serve.
     pub serving: Arc<dyn VersionLookup>,
-    /// Where the registry is.
+    /// The streams that hold the registry.
     pub streams: Arc<dyn Streams>,
     /// The data set's schema.
     pub schema: Arc<Schema>,
-    /// Runs the replay of a rollout, on a thread of its own.
+    /// Runs the replay of a rollout.
     pub replay: ReplayFn,
 }
 
-/// What is asked of the driver, and who waits for it.
+/// A command to the controller, with a channel for its result.
 pub(super) enum RolloutCommand {
-    /// Begin a rollout.
+    /// Start a rollout.
     Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
-    /// Give an expert's users back.
+    /// Give an expert's users back to the version before.
     RollBack { name: String, done: SyncSender<Result<String>> },
 }
 
 impl RolloutService {
-    /// Goes on with the rollouts that files tell of.
+    /// Continues the rollouts in the state folder.
     ///
     /// # Errors
-    /// Files or streams that cannot be read; a thread that cannot be started.
+    /// Files or streams cannot be read; a thread cannot be started.
     pub fn start(config: &Config, tools: RolloutContext) -> Result<Self> {
         let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
         let all = Arc::new(Mutex::new(files.read()?));
@@ -78,10 +78,11 @@ impl RolloutService {
         Ok(Self { all, acceptor, commands, stop, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Takes a push, and begins its rollout. Blocks while the component is compiled. Gives the rollout, and whether it is new.
+    /// Accepts a push and starts its rollout. Blocks while the component is compiled. Returns the
+    /// rollout, and whether it is new.
     ///
     /// # Errors
-    /// See [`Acceptor::accept`]; another rollout of the name that is under way.
+    /// As [`Acceptor::accept`]; refused while another rollout of the expert is under way.
     pub fn push(&self, route: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
         let (other, files) = self.under_way(route.name);
         if let Some(other) = other.filter(|other| other.version() != route.version) {
@@ -97,7 +98,7 @@ impl RolloutService {
                 let rollout = self.rollout(route.name, route.version);
                 let gone = || {
                     Error::refused(format!(
-                        "{} {} was pushed before, and its rollout is no longer known here; sign it anew",
+                        "{} {} was pushed before, and its rollout is forgotten; sign it anew to start another one",
                         route.name, route.version
                     ))
                 };
@@ -116,7 +117,7 @@ impl RolloutService {
         }
     }
 
-    /// The rollout of a name that is on its way, and the files of all that are.
+    /// The rollout of an expert that is under way, and the files of all that are.
     fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
         let all = self.all();
         let under_way = || all.values().filter(|rollout| rollout.is_under_way());
@@ -129,12 +130,12 @@ impl RolloutService {
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
     }
 
-    /// A rollout that is known.
+    /// A known rollout.
     pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
         self.all().get(&(name.to_owned(), version.to_owned())).cloned()
     }
 
-    /// The rollouts of a name, the newest last.
+    /// The rollouts of an expert, the newest last.
     pub fn of(&self, name: &str) -> Vec<Rollout> {
         let mut own: Vec<Rollout> =
             self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
@@ -142,16 +143,16 @@ impl RolloutService {
         own
     }
 
-    /// Gives an expert's users back to the version before: ends a rollout that is under way, or undoes the last one. Blocks.
-    /// Says what was done.
+    /// Gives an expert's users back to the version before: ends a rollout that is under way, or
+    /// undoes the last promotion. Blocks. Returns what was done, in words.
     ///
     /// # Errors
-    /// Nothing to go back to.
+    /// Refused: there is no version before.
     pub fn roll_back(&self, name: &str) -> Result<String> {
         self.send(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
     }
 
-    /// Ends the thread after what it is at; rollouts go on at the next start.
+    /// Stops the controller after its current step; rollouts continue at the next start.
     pub fn stop(&self) {
         self.stop.request();
         let thread = lock(&self.thread).take();
@@ -160,10 +161,10 @@ impl RolloutService {
 
     fn send<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
         let (done, outcome) = sync_channel(1);
-        let ended = || Error::internal("rollouts have ended here; see the daemon's log");
+        let ended = || Error::internal("the rollout controller has stopped; see the daemon's log");
         self.commands
             .try_send(command(done))
-            .map_err(|_| Error::unreachable("too much is asked of rollouts at once; try again"))?;
+            .map_err(|_| Error::unreachable("too many commands are waiting; try again"))?;
         outcome.recv().map_err(|_| ended())?
     }
 
@@ -216,7 +217,7 @@ mod tests {
         }
     }
 
-    /// A rollout at its replay, as a file holds it after a restart.
+    /// A rollout at its replay step, as its file has it after a restart.
     fn at_replay() -> Rollout {
         let expert = ExpertVersion {
             name: "feed".into(),

@@ -1,4 +1,5 @@
-//! What serves, as rollouts look at it: a version's counts, and how good its predictions were.
+//! What rollouts need to know of the versions that serve: their statistics and the quality of their
+//! predictions.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,30 +20,30 @@ use crate::{
     rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, replay},
 };
 
-/// A loaded version, as a rollout sees it.
+/// A loaded version.
 pub struct LoadedArm {
-    /// What it is used for.
+    /// Its state in the registry.
     pub state: VersionState,
-    /// The share of the users that it answers.
+    /// The share of the users that it serves.
     pub share: f64,
-    /// What it did.
+    /// Its requests, faults and times.
     pub stats: Arc<ArmStats>,
     /// The expert.
     pub expert: Arc<Expert>,
-    /// Whether it goes without the TAE.
+    /// Whether it runs without the TAE.
     pub without_tae: bool,
 }
 
-/// What serves, as far as rollouts look at it.
+/// Looks up loaded versions.
 pub trait VersionLookup: Send + Sync {
     /// A loaded version of an expert.
     fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
 
-    /// Why the registry's last decision is not served.
+    /// Why the registry's newest decision is not served.
     fn problem(&self) -> Option<String>;
 
-    /// How good a version's predictions were of late, beside those of another version of its name: each task on each
-    /// surface, and on all together.
+    /// Recent quality of a version beside another one of the same expert: each task on each
+    /// surface, and on all surfaces together.
     fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
 }
 
@@ -84,7 +85,7 @@ impl VersionLookup for RankingService {
     fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice> {
         let label = |version: &str| format!("{name}@{version}");
         let (own, before) = (label(version), before.map(label));
-        // By task and surface: the version's window, and that of the one before.
+        // By task and surface: the windows of the version and of the one before.
         let mut pairs: BTreeMap<(String, u16), [Option<QualityWindow>; 2]> = BTreeMap::new();
         for (QualityKey { surface, task, arm }, window) in self.predictions().windows() {
             let place = match &arm {
@@ -125,7 +126,7 @@ impl VersionLookup for RankingService {
 }
 
 fn measured(quality: LiveQuality) -> Measured {
-    // Users are not kept with outcomes, and regressions are not followed here.
+    // Outcomes are kept without users, and regressions are not measured here.
     let (ne, calibration) = (quality.ne, quality.calibration);
     Measured { ne, auc: None, gauc: None, calibration, mse: None }
 }

@@ -1,5 +1,5 @@
-//! What a version did: requests, faults and times, counted on the path of requests by atomics alone, and compared
-//! over windows by who takes snapshots.
+//! Statistics of one version: requests, faults and times. Requests only update atomics; readers
+//! take snapshots and compare them.
 
 use std::{
     collections::VecDeque,
@@ -12,16 +12,16 @@ use std::{
 
 use crate::threads::lock;
 
-/// Buckets an octave: a quantile is known to a tenth.
+/// Buckets per octave: quantiles are exact to a tenth.
 const STEPS: u32 = 8;
 
-/// Octaves from a microsecond: to about 17 minutes.
+/// Octaves from one microsecond: up to about 17 minutes.
 const OCTAVES: u32 = 30;
 
-/// Buckets of times.
+/// Number of buckets of times.
 const BUCKETS: usize = (STEPS * OCTAVES) as usize;
 
-/// The last faults that are kept in words.
+/// Number of fault messages that are kept.
 const FAULTS: usize = 32;
 
 /// Running counts of one version.
@@ -47,9 +47,9 @@ impl Default for ArmStats {
 /// Counts at one moment, or between two.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArmCounts {
-    /// Requests, those with faults included.
+    /// Requests, including those with faults.
     pub requests: u64,
-    /// Requests at which it faulted.
+    /// Requests with a fault.
     pub faults: u64,
     times: Vec<u64>,
 }
@@ -62,7 +62,7 @@ impl ArmStats {
         self.times[bucket(took)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Keeps what a fault said; the oldest is let go.
+    /// Keeps the message of a fault; the oldest is dropped.
     pub fn add_fault(&self, at_ms: i64, fault: String) {
         let mut recent = lock(&self.faults_text);
         if recent.len() == FAULTS {
@@ -71,7 +71,7 @@ impl ArmStats {
         recent.push_back((at_ms, fault));
     }
 
-    /// What the last faults said, and when (milliseconds since the epoch), oldest first.
+    /// The newest fault messages with their times (milliseconds since the epoch), oldest first.
     pub fn recent_faults(&self) -> Vec<(i64, String)> {
         lock(&self.faults_text).iter().cloned().collect()
     }
@@ -82,7 +82,7 @@ impl ArmStats {
         recent.back().map(|(_, fault)| fault.clone())
     }
 
-    /// What was counted until now.
+    /// The counts until now.
     pub fn counts(&self) -> ArmCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ArmCounts {
@@ -94,7 +94,7 @@ impl ArmStats {
 }
 
 impl ArmCounts {
-    /// What came after `earlier`. Counts that began anew in between are taken from there.
+    /// The counts after `earlier`. Counts that were reset in between are returned whole.
     pub fn since(&self, earlier: &ArmCounts) -> ArmCounts {
         if earlier.requests > self.requests {
             return self.clone();
@@ -107,7 +107,7 @@ impl ArmCounts {
         }
     }
 
-    /// The time below which a share of the requests was, in microseconds (the middle of its bucket).
+    /// The time that a share of the requests stayed below, in microseconds (middle of its bucket).
     pub fn quantile_us(&self, share: f64) -> Option<f64> {
         let all: u64 = self.times.iter().sum();
         let wanted = ((all as f64 * share).ceil() as u64).max(1);
@@ -126,12 +126,12 @@ fn bucket(took: Duration) -> usize {
     at.min(BUCKETS - 1)
 }
 
-/// Snapshots a window.
+/// Snapshots per window.
 const SNAPSHOTS: u32 = 30;
 
-/// One step of one rollout, as this process saw it.
+/// One step of one rollout, as this process has seen it.
 pub(super) struct StepWatch {
-    /// When it began to look.
+    /// When the step was first looked at.
     pub(super) began: Instant,
     /// The version.
     pub(super) own: StatsWindow,
@@ -139,12 +139,12 @@ pub(super) struct StepWatch {
     pub(super) before: StatsWindow,
     /// When its quality was last evaluated.
     pub(super) evaluated: Option<Instant>,
-    /// Why it is held, as last told.
+    /// Why the step is held, as last logged.
     pub(super) held: Option<String>,
 }
 
 impl StepWatch {
-    /// Begins, with a window of so many seconds.
+    /// Begins a step with a window of `window_s` seconds.
     pub(super) fn new(now: Instant, window_s: u64) -> Self {
         let window = Duration::from_secs(window_s);
         let windowed = || StatsWindow { window, first: None, snapshots: VecDeque::new() };
@@ -159,16 +159,16 @@ pub(super) struct StatsWindow {
     snapshots: VecDeque<(Instant, ArmCounts)>,
 }
 
-/// What was counted.
+/// Counts of a version.
 pub(super) struct WindowStats {
-    /// Since the first look.
+    /// Since the step was first looked at.
     pub(super) whole: ArmCounts,
-    /// Over the window, or since the first look.
+    /// Over the window.
     pub(super) window: ArmCounts,
 }
 
 impl StatsWindow {
-    /// Looks at counts now.
+    /// Takes a snapshot if one is due, and returns the counts.
     pub(super) fn update(&mut self, now: Instant, tally: &ArmStats) -> WindowStats {
         let counts = tally.counts();
         let first = self.first.get_or_insert_with(|| counts.clone());

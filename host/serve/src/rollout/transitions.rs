@@ -1,5 +1,5 @@
-//! The moves of a rollout in the registry: each takes what is registered now and gives the changes, or the reason
-//! against them. It appends nothing.
+//! The changes that a rollout makes in the registry. Each function takes the current registry and
+//! returns changes or a refusal; none appends anything.
 
 use hypercast_stream::versions::{
     Change, Decision, ExpertVersion, Promotion, Registry, VersionState,
@@ -10,11 +10,11 @@ use crate::{
     rollout::Rollout,
 };
 
-/// Changes that follow on one another.
+/// Changes that build on each other.
 pub(super) struct PlannedChanges {
-    /// As it is after them.
+    /// The registry after the changes.
     pub(super) registry: Registry,
-    /// So far.
+    /// The changes so far.
     pub(super) changes: Vec<Change>,
 }
 
@@ -30,7 +30,7 @@ impl PlannedChanges {
     }
 }
 
-/// Registers a version and lets it see requests.
+/// Registers a version and makes it a shadow.
 pub(super) fn shadow(registry: &Registry, expert: &ExpertVersion) -> Result<Vec<Change>> {
     let mut plan = PlannedChanges::new(registry);
     plan.add(plan.registry.register_expert(expert)?)?;
@@ -38,8 +38,9 @@ pub(super) fn shadow(registry: &Registry, expert: &ExpertVersion) -> Result<Vec<
     Ok(plan.changes)
 }
 
-/// Whether all moves of a rollout are allowed as things are, before it begins. Gives the share of its canary: none where
-/// no other version of the name answers, since nobody could keep the rest of the users.
+/// Checks before a rollout starts whether all its changes are allowed now. Returns the canary's
+/// share: none if no other version of the expert serves, because nobody could serve the other
+/// users.
 pub(super) fn rehearse(
     registry: &Registry,
     expert: &ExpertVersion,
@@ -54,7 +55,7 @@ pub(super) fn rehearse(
     Ok(share)
 }
 
-/// Lets a version answer a share of the users.
+/// Lets a version serve a share of the users.
 pub(super) fn promote(
     registry: &Registry,
     expert: &ExpertVersion,
@@ -65,7 +66,7 @@ pub(super) fn promote(
     Ok(registry.promote_expert(&Promotion { name, version, share, replace })?)
 }
 
-/// The experts that lose their place where a version is promoted with `replace`.
+/// The experts that lose surfaces if the version is promoted with `replace`.
 pub(super) fn displaced(registry: &Registry, expert: &ExpertVersion) -> Vec<String> {
     let mut others: Vec<String> = expert
         .surfaces
@@ -79,7 +80,7 @@ pub(super) fn displaced(registry: &Registry, expert: &ExpertVersion) -> Vec<Stri
     others
 }
 
-/// Retires versions that answered before, but for the last `keep` of them.
+/// Retires versions that served before, except for the newest `keep` of them.
 pub(super) fn retire_older(registry: &Registry, name: &str, keep: usize) -> Result<Vec<Change>> {
     let Some(all) = registry.expert(name) else { return Ok(Vec::new()) };
     let mut kept: Vec<&String> = Vec::new();
@@ -100,7 +101,7 @@ pub(super) fn retire_older(registry: &Registry, name: &str, keep: usize) -> Resu
     Ok(plan.changes)
 }
 
-/// Takes all users from a version, gives them back to who answered before, and puts it out of use.
+/// Gives a version's users back to the versions before, and retires it.
 pub(super) fn give_up(registry: &Registry, rollout: &Rollout) -> Result<Vec<Change>> {
     let (name, version) = (rollout.name(), rollout.version());
     let mut plan = PlannedChanges::new(registry);
@@ -108,7 +109,7 @@ pub(super) fn give_up(registry: &Registry, rollout: &Rollout) -> Result<Vec<Chan
     if registered.state == VersionState::Retired {
         return Ok(Vec::new());
     }
-    // Each way to share the users that has it goes: the last ones may be steps of its own.
+    // Several traffic splits may contain the version, because its own steps made them.
     while share(&plan.registry, name, version) > 0.0 {
         match plan.registry.roll_back(name) {
             Ok(changes) => plan.add(changes)?,
@@ -124,7 +125,7 @@ pub(super) fn give_up(registry: &Registry, rollout: &Rollout) -> Result<Vec<Chan
     Ok(plan.changes)
 }
 
-/// Gives an expert's users back to the version before the one that answers most of them, which stays loaded.
+/// Gives an expert's users back to the version before its main one, which stays loaded.
 pub(super) fn roll_back(registry: &Registry, name: &str) -> Result<Vec<Change>> {
     let all = registry
         .expert(name)
@@ -139,21 +140,21 @@ pub(super) fn roll_back(registry: &Registry, name: &str) -> Result<Vec<Change>> 
         }
         match plan.registry.roll_back(name) {
             Ok(changes) => plan.add(changes)?,
-            // A way to share the users is as far as it goes.
+            // There is no traffic split without the version.
             Err(_) => break,
         }
     }
     Ok(plan.changes)
 }
 
-/// The version that answers most users of an expert.
+/// The version that serves most users of an expert.
 pub(super) fn main_version<'a>(registry: &'a Registry, name: &str) -> Option<&'a ExpertVersion> {
     let all = registry.expert(name)?;
     let (version, _) = all.shares.iter().max_by(|a, b| a.1.total_cmp(b.1))?;
     all.versions.get(version)
 }
 
-/// The share of the users that a version answers.
+/// The share of the users that a version serves.
 pub(super) fn share(registry: &Registry, name: &str, version: &str) -> f64 {
     registry.expert(name).map_or(0.0, |all| all.share(version))
 }
@@ -258,7 +259,7 @@ mod tests {
             assert_eq!(state, VersionState::Retired);
             assert_eq!(give_up(&registry, &rollout("2.0.0", &[])).unwrap(), []);
         }
-        // By hand, the version stays loaded.
+        // After a rollback by hand, the version stays loaded.
         go(&mut registry, &expert("feed", "2.0.0"), Some(0.1), false);
         let changes = roll_back(&registry, "feed").unwrap();
         decide(&mut registry, changes);

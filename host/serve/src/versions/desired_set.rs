@@ -1,5 +1,5 @@
-//! What is to be loaded: from the registry, and as long as nothing was promoted
-//! there, from the configuration. It loads nothing.
+//! Which versions should be loaded: from the registry, or from the configuration as long as nothing
+//! was promoted. Loads nothing itself.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -9,59 +9,59 @@ use hypercast_stream::versions::{Registry, VersionState, Weights, content_hash};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// An FM version to be loaded.
+/// An FM version that should be loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredFm {
-    /// Its version; none takes what the configured checkpoint is.
+    /// Its version; none for whatever the configured checkpoint is.
     pub version: Option<String>,
-    /// Where it is.
+    /// Where its weights come from.
     pub source: FmSource,
-    /// What it is used for.
+    /// Its state in the registry.
     pub state: VersionState,
 }
 
-/// Where an FM version is.
+/// Where an FM's weights come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FmSource {
-    /// A checkpoint of this machine.
+    /// A checkpoint on this machine.
     Checkpoint(PathBuf),
-    /// Its own stream.
+    /// The version's stream of publications.
     Published,
-    /// Another process.
+    /// Another process, by URL.
     Remote(String),
 }
 
-/// An expert's version to be loaded.
+/// An expert version that should be loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredExpert {
     /// The expert's name.
     pub name: String,
-    /// Its version; none takes the plugin's.
+    /// Its version; none for the plugin's own.
     pub version: Option<String>,
-    /// The component.
+    /// Path of the component.
     pub plugin: PathBuf,
-    /// What its content must be.
+    /// Expected hash of the component.
     pub plugin_hash: Option<String>,
-    /// Its parameters.
+    /// Where its parameters come from.
     pub weights: Weights,
-    /// The FM version that it pins; none pins that of the configuration.
+    /// The FM version that it pins; none for the configured one.
     pub fm: Option<String>,
-    /// Whether it goes without the TAE.
+    /// Whether it runs without the TAE.
     pub without_tae: bool,
-    /// Surfaces by index.
+    /// Its surfaces, by index.
     pub surfaces: Vec<u16>,
-    /// Active, on standby where its share is 0, or a shadow.
+    /// Active, shadow, or active on standby with a share of 0.
     pub state: VersionState,
-    /// The share of the expert's users.
+    /// The share of the expert's users that it serves.
     pub share: f64,
-    /// What the configuration's files held when they were read; none for a registered version.
+    /// Hash of the configured files, so that a reload sees changes; none for a registered version.
     pub content: Option<String>,
 }
 
-/// What the files of the configuration's experts hold, by name; none where they cannot be read.
+/// Content hashes of the configured experts' files, by name; none if a file cannot be read.
 pub type ExpertFileHashes = BTreeMap<String, Option<String>>;
 
-/// Reads the files of the configuration's experts.
+/// Hashes the files of the configured experts.
 pub fn expert_file_hashes(config: &Config) -> ExpertFileHashes {
     let content = |entry: &ExpertEntry| {
         let plugin = std::fs::read(&entry.plugin).ok()?;
@@ -71,20 +71,20 @@ pub fn expert_file_hashes(config: &Config) -> ExpertFileHashes {
     config.experts.iter().map(|entry| (entry.name.clone(), content(entry))).collect()
 }
 
-/// Everything to be loaded.
+/// All versions that should be loaded.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct DesiredSet {
-    /// FM versions, the one that answers without an expert last.
+    /// FM versions; the last one answers where no expert does.
     pub fms: Vec<DesiredFm>,
     /// Versions of experts.
     pub experts: Vec<DesiredExpert>,
 }
 
 impl DesiredSet {
-    /// For a process of a tier.
+    /// The desired versions of a process.
     ///
     /// # Errors
-    /// A configuration or registry that contradicts the schema or itself.
+    /// The configuration or the registry contradicts the schema or itself.
     pub fn new(
         config: &Config,
         tier: Tier,
@@ -92,7 +92,7 @@ impl DesiredSet {
         registry: &Registry,
     ) -> Result<Self> {
         let mut plan = Self::default();
-        // A version that was promoted comes last, and with it what answers without an expert.
+        // A promoted version comes last and becomes the default.
         if registry.leaves_the_configured_fm() {
             plan.fms.push(configured_fm(config, tier));
         }
@@ -101,7 +101,7 @@ impl DesiredSet {
             source: source(config, tier, &fm.weights),
             state: fm.state,
         }));
-        // Stable: shadows first, and among the others the newest last.
+        // The sort is stable: shadows first, then by age, the newest last.
         plan.fms.sort_by_key(|fm| fm.state == VersionState::Active);
         if let Some(schema) = schema {
             plan.experts = registered_experts(registry, schema)?;
@@ -114,14 +114,15 @@ impl DesiredSet {
 }
 
 impl DesiredSet {
-    /// Tells the configuration's experts by what their files held, so that other files at the same places are loaded.
+    /// Stores the hashes of the configured experts' files, so that changed files at the same paths
+    /// are loaded again.
     pub fn attach_file_hashes(&mut self, expert_file_hashes: &ExpertFileHashes) {
         for expert in self.experts.iter_mut().filter(|expert| expert.version.is_none()) {
             expert.content = expert_file_hashes.get(&expert.name).cloned().flatten();
         }
     }
 
-    /// Whether an expert that answers pins an FM version, or the configuration has it.
+    /// Whether an FM version must be loaded: it is the configured one, or a serving expert pins it.
     pub fn needs(&self, fm: &DesiredFm) -> bool {
         fm.version.is_none()
             || self.experts.iter().any(|expert| expert.share > 0.0 && expert.fm == fm.version)
@@ -274,11 +275,11 @@ mod tests {
         let own = decide(Vec::new());
         assert_eq!((own.fms.len(), own.experts.len()), (1, 1));
         assert_eq!(own.experts[0].surfaces, [0, 1]);
-        // What trains changes nothing.
+        // Versions in training change nothing.
         assert_eq!(decide(vec![fm("1.0.0"), fm("2.0.0"), expert("1.0.0", "2.0.0")]), own);
         let active = VersionState::Active;
         let state = |version: &str| Change::FmState { version: version.into(), state: active };
-        // An FM that is promoted is loaded beside the one that the configured expert needs.
+        // A promoted FM is loaded beside the one that the configured expert needs.
         let both = decide(vec![state("2.0.0")]);
         assert_eq!((both.fms.len(), both.fms[1].version.as_deref()), (2, Some("2.0.0")));
         assert!(both.needs(&both.fms[0]) && !both.needs(&both.fms[1]));

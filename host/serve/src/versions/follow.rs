@@ -1,6 +1,6 @@
-//! Following: the registry's decisions into what serves, and outcomes into what
-//! is known of predictions. Everything new is loaded here, off the path of requests; where it cannot be, the set
-//! before goes on serving and the reason is told.
+//! Follows the registry's decisions and the stream of outcomes. New versions are loaded here, off
+//! the path of requests. If one cannot be loaded, the old set keeps serving and the reason is
+//! reported.
 
 use std::{
     sync::{
@@ -34,28 +34,29 @@ use crate::{
     },
 };
 
-/// How long one look into a stream waits for something to come.
+/// How long a read of a stream waits for new records.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// How long a stream that failed is left alone.
+/// Back-off after a stream failed.
 const REST: Duration = Duration::from_secs(1);
 
-/// How often what could not be loaded is tried again.
+/// How often versions that could not be loaded are tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Records a look.
+/// Most records in one read.
 const MOST: usize = 4096;
 
-/// What serves first, loaded; nothing runs yet.
+/// The first set of versions, loaded; no thread runs yet.
 pub struct InitialVersions {
     registrar: RegistryFollower,
 }
 
 impl InitialVersions {
-    /// Reads the registry, and loads what serves first.
+    /// Reads the registry and loads the first set.
     ///
     /// # Errors
-    /// Streams that cannot be read, or a version that cannot be loaded: a daemon starts whole or not at all.
+    /// A stream cannot be read, or a version cannot be loaded: a daemon starts with everything or
+    /// not at all.
     pub fn new(
         loader: VersionLoader,
         config: &Config,
@@ -84,12 +85,12 @@ impl InitialVersions {
         Ok(Self { registrar })
     }
 
-    /// Where requests find what serves.
+    /// The versions that serve.
     pub fn models(&self) -> &Arc<ServingModels> {
         &self.registrar.models
     }
 
-    /// Starts to follow; outcomes, where there is a service that answers.
+    /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
     ///
     /// # Errors
     /// Threads that cannot be started.
@@ -115,24 +116,25 @@ impl InitialVersions {
     }
 }
 
-/// The threads that follow; dropping it ends them.
+/// The threads that follow; dropping it stops them.
 pub struct FollowThreads {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     asks: SyncSender<ReloadRequest>,
 }
 
-/// Another configuration, and who waits for what comes of it.
+/// Another configuration, with a channel for the result.
 struct ReloadRequest {
     config: Config,
     done: SyncSender<Result<bool>>,
 }
 
 impl FollowThreads {
-    /// Loads the experts of another configuration, where they or their files changed, and lets them serve; whether any did. Blocks.
+    /// Loads the experts of another configuration if they or their files changed. Returns whether
+    /// other experts serve now. Blocks.
     ///
     /// # Errors
-    /// What cannot be loaded; what served before goes on.
+    /// An expert cannot be loaded; the old ones keep serving then.
     pub fn reload(&self, config: Config) -> Result<bool> {
         let (done, outcome) = sync_channel(1);
         let ended = || Error::internal("versions are no longer followed; see the daemon's log");
@@ -156,16 +158,16 @@ impl Drop for FollowThreads {
     }
 }
 
-/// Turns decisions into sets.
+/// Turns registry decisions into serving sets.
 struct RegistryFollower {
     config: Config,
-    /// Of the experts of the configuration.
+    /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
     tier: Tier,
     schema: Option<Arc<Schema>>,
     loader: VersionLoader,
     follower: Follower,
-    /// What was last loaded, or could not be.
+    /// The set that was last loaded.
     plan: DesiredSet,
     models: Arc<ServingModels>,
 }
@@ -175,11 +177,11 @@ impl RegistryFollower {
         let mut tried = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
-                // Who asked may have given up.
+                // The caller may have gone.
                 let _ = done.send(self.reload(config));
             }
             match self.follower.poll(WAIT) {
-                // A trainer may have published meanwhile what was missing.
+                // A trainer may have published what was missing.
                 Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
                     tried = Instant::now();
                     let outcome = self.swap();
@@ -199,7 +201,7 @@ impl RegistryFollower {
         }
     }
 
-    /// Serves another configuration's experts, or goes on with the old ones.
+    /// Serves another configuration's experts, or keeps the old ones.
     fn reload(&mut self, config: Config) -> Result<bool> {
         let expert_file_hashes = expert_file_hashes(&config);
         if self.schema.is_none()
@@ -225,7 +227,7 @@ impl RegistryFollower {
         let registry = self.follower.registry();
         let mut plan = DesiredSet::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
         plan.attach_file_hashes(&self.expert_file_hashes);
-        // Versions that only train change nothing here.
+        // Versions that are only in training change nothing here.
         if plan == self.plan && self.models.problem().is_none() {
             return Ok(());
         }
@@ -233,7 +235,7 @@ impl RegistryFollower {
         let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
         self.models.swap(set);
         self.plan = plan;
-        tracing::info!(revision = self.follower.position(), "another set of versions serves");
+        tracing::info!(revision = self.follower.position(), "another set of versions serves now");
         Ok(())
     }
 
@@ -245,13 +247,14 @@ impl RegistryFollower {
     fn tell(&self, outcome: Result<()>) {
         self.tell_missing();
         if let Err(error) = outcome {
-            tracing::error!(%error, "a change of versions cannot be served; what served before goes on");
+            tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
             self.models.set_problem(Some(error.to_string()));
         }
     }
 }
 
-/// From the end of the stream on: what was served before this process began is not known to it.
+/// Follows outcomes from the stream's end on, because this process has no predictions for older
+/// ones.
 fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &AtomicBool) {
     let topic = Topic::outcomes();
     let open = || streams.reader(&topic, streams.span(&topic)?.end);
@@ -276,7 +279,8 @@ fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &Atomic
                 Ok(Known::Outcome(impression)) => {
                     service.predictions().outcome(&impression, service.schema(), now);
                 }
-                // What was corrected was compared as it was first known.
+                // A correction is ignored, because the outcome was compared when it first became
+                // known.
                 Ok(Known::Corrected(_) | Known::Item(_) | Known::User(_)) => {}
                 Err(error) => {
                     tracing::warn!(%error, position = stored.position, "an outcome cannot be read");
@@ -294,7 +298,7 @@ struct LoadedVersions {
 }
 
 impl LoadedVersions {
-    /// Those of a set; `ranks` says whether the process runs experts.
+    /// The versions in a set. `ranks` is whether the process runs experts.
     fn of(set: &ServingSet, ranks: bool) -> Self {
         let fms = set.fms().map(|fm| fm.version().to_owned()).collect();
         let arms =
@@ -303,7 +307,7 @@ impl LoadedVersions {
     }
 }
 
-/// What is active in the registry and not loaded: versions of experts, and FMs that they pin.
+/// Active versions of the registry that are not loaded: experts, and the FMs that they pin.
 fn missing(registry: &Registry, known: &LoadedVersions) -> Vec<String> {
     let mut missing = Vec::new();
     for (name, expert) in registry.experts() {
@@ -373,7 +377,7 @@ mod tests {
         let expert = "expert feed 1.1.0 on FM 2.0.0";
         assert_eq!(missing(&active, &known(&["2.0.0"], None)), [expert]);
         assert_eq!(missing(&active, &known(&["1.0.0"], None)), [expert, "FM 2.0.0"]);
-        // The same version on another FM is another thing.
+        // The same version on another FM counts as another one.
         let repinned = Some(["feed", "1.1.0", "1.0.0"]);
         assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], repinned)), [expert]);
         let tier = LoadedVersions { experts: None, ..known(&["1.0.0"], None) };

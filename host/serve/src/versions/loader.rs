@@ -1,5 +1,5 @@
-//! A plan → a set that serves: what the set before has already is taken over,
-//! everything else is loaded and checked here, off the path of requests. A set is whole or is not made.
+//! Loads a desired set of versions. It takes over what the old set has already; everything else is
+//! loaded and checked here, off the path of requests. A set is complete or is not created.
 
 use std::{path::Path, sync::Arc};
 
@@ -35,10 +35,10 @@ pub struct VersionLoader {
 }
 
 impl VersionLoader {
-    /// For a process whose FM tier is configured so, and which has a schema if it runs experts.
+    /// A loader for a process with this FM tier; `schema` is needed to run experts.
     ///
     /// # Errors
-    /// A Wasm engine that does not start.
+    /// The Wasm engine does not start.
     pub fn new(
         config: &Config,
         fm_config: &FmTierConfig,
@@ -51,20 +51,20 @@ impl VersionLoader {
         Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
     }
 
-    /// What compiles its components.
+    /// The engine that compiles components.
     pub fn wasm(&self) -> Engine {
         self.wasm.clone()
     }
 
-    /// The streams of weights that what it loaded follows.
+    /// The streams of published weights that the loaded versions follow.
     pub fn feeds(&self) -> Arc<WeightFeeds> {
         self.feeds.clone()
     }
 
-    /// Loads what `plan` has and `old` has not.
+    /// Loads the versions of `plan` that `old` does not have.
     ///
     /// # Errors
-    /// Anything that is missing, damaged, changed or refused, with the version that it belongs to.
+    /// A version is missing, damaged, changed or refused; the message names it.
     pub fn load(
         &self,
         plan: &DesiredSet,
@@ -73,7 +73,8 @@ impl VersionLoader {
     ) -> Result<ServingSet> {
         let mut fms: Vec<ServedFm> = Vec::new();
         let (mut configured, mut default) = (None, None);
-        // What answers nobody must not keep others from answering: it is left out, and told.
+        // A shadow or standby version that fails to load is reported; it never affects live
+        // traffic.
         let mut unloaded = Vec::new();
         for desired in &plan.fms {
             let fm = match self.fm(desired, old) {
@@ -88,9 +89,9 @@ impl VersionLoader {
             if desired.version.is_none() {
                 configured = Some(version.clone());
             }
-            // Shadows come first, so one answers only where there is no other.
+            // Shadows come first, so one becomes the default only if there is no other version.
             default = Some(version);
-            // The configured checkpoint may be a registered version too: one copy serves both.
+            // The configured checkpoint may also be registered; then one copy serves both.
             if !fms.iter().any(|other| other.version() == fm.version()) {
                 fms.push(fm);
             }
@@ -102,7 +103,7 @@ impl VersionLoader {
         for desired in &plan.experts {
             match self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old) {
                 Ok(arm) => arms.push(Arc::new(arm)),
-                // As the configuration has it, a daemon starts whole or not at all.
+                // Configured experts must all load: a daemon starts with everything or not at all.
                 Err(error) if desired.share == 0.0 && desired.version.is_some() => {
                     unloaded.push(error.to_string());
                 }
@@ -133,7 +134,7 @@ impl VersionLoader {
         let found = &tier.manifest().version;
         match &desired.version {
             Some(version) if version != found => Err(Error::invalid(format!(
-                "what is registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
+                "the checkpoint registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
             ))),
             _ => Ok(ServedFm { tier, state: desired.state, desired: desired.clone() }),
         }

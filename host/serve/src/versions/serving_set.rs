@@ -1,5 +1,5 @@
-//! What serves at one moment: FM versions, and for each surface the expert's
-//! versions that share its users. A set never changes; a request uses one from its beginning to its end.
+//! The versions that serve at one moment: FM versions, and for each surface the expert versions
+//! that share its users. A set never changes; a request uses one from its beginning to its end.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,15 +21,15 @@ use crate::{
 /// A loaded FM version.
 #[derive(Clone)]
 pub struct ServedFm {
-    /// What runs it.
+    /// Where it runs.
     pub tier: Arc<FmTier>,
-    /// What it is used for.
+    /// Its state in the registry.
     pub state: VersionState,
     pub(crate) desired: DesiredFm,
 }
 
 impl ServedFm {
-    /// What its checkpoint says of itself.
+    /// The manifest of its checkpoint.
     pub fn manifest(&self) -> &Manifest {
         self.tier.manifest()
     }
@@ -39,13 +39,13 @@ impl ServedFm {
         &self.manifest().version
     }
 
-    /// What it predicts itself.
+    /// The tasks that it predicts itself.
     pub fn tasks(&self) -> &[TaskSpec] {
         self.manifest().spec.main_tasks()
     }
 }
 
-/// A loaded version of an expert.
+/// A loaded expert version.
 #[derive(Clone)]
 pub struct ExpertArm {
     /// The expert's name.
@@ -56,13 +56,14 @@ pub struct ExpertArm {
     pub label: String,
     /// The FM version that it pins.
     pub fm: String,
-    /// The share of the expert's users that it answers.
+    /// The share of the expert's users that it serves.
     pub share: f64,
     pub(crate) live: Arc<LiveExpert>,
     pub(crate) desired: DesiredExpert,
 }
 
-/// An expert whose parameters may be replaced by newer ones. Sets share it, so that no swap of sets loses any.
+/// An expert whose parameters may be replaced by newer ones. Serving sets share it, so that a new
+/// set does not lose an update.
 pub(crate) struct LiveExpert {
     now: Current<Expert>,
     stats: Arc<ArmStats>,
@@ -83,7 +84,7 @@ impl LiveExpert {
 }
 
 impl ExpertArm {
-    /// The TAE as the expert was trained with it.
+    /// The TAE for the expert, or none if it was trained without.
     pub fn tae<'a>(&self, rows: Option<&'a [f32]>) -> Tae<'a> {
         match rows {
             Some(rows) if !self.desired.without_tae => Tae::Rows(rows),
@@ -91,47 +92,47 @@ impl ExpertArm {
         }
     }
 
-    /// The expert with its newest parameters; a request asks once.
+    /// The expert with its newest parameters. A request calls this once.
     pub fn expert(&self) -> Arc<Expert> {
         self.live.now()
     }
 
-    /// What it did so far.
+    /// Its statistics since it was loaded.
     pub fn stats(&self) -> &Arc<ArmStats> {
         &self.live.stats
     }
 
-    /// Counts a request that it ranked, or was to.
+    /// Counts a request that it ranked, or failed to.
     pub fn count(&self, outcome: &RankOutcome, spent: ExpertTimes) {
         let fault = match outcome {
-            // That every instance was taken is not this version's doing.
+            // A busy plugin is not this version's fault.
             RankOutcome::Degraded(fault) if !matches!(fault.cause, Fault::Busy(_)) => Some(fault),
             _ => None,
         };
         self.live.stats.add(spent.network + spent.wasm, fault.is_some());
-        // An open breaker says nothing that the faults before it did not.
+        // An open breaker repeats the faults before it, so its message is left out.
         if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
             self.live.stats.add_fault(now_ms(), fault.to_string());
         }
     }
 
-    /// Whether it goes without the TAE.
+    /// Whether it runs without the TAE.
     pub fn without_tae(&self) -> bool {
         self.desired.without_tae
     }
 
-    /// What it is used for.
+    /// Its state in the registry.
     pub fn state(&self) -> VersionState {
         self.desired.state
     }
 
-    /// The surfaces that it serves, by index.
+    /// Its surfaces, by index.
     pub fn surfaces(&self) -> &[u16] {
         &self.desired.surfaces
     }
 }
 
-/// The experts of a surface.
+/// The expert versions of a surface.
 #[derive(Default)]
 struct SurfaceRoute {
     expert: String,
@@ -140,13 +141,13 @@ struct SurfaceRoute {
     shadows: Vec<Arc<ExpertArm>>,
 }
 
-/// Everything that serves.
+/// The set of versions that serve.
 pub struct ServingSet {
-    /// Decisions of the registry that it follows.
+    /// Number of registry decisions that it includes.
     pub revision: u64,
     /// The longest history that one of its FMs reads.
     pub max_history: usize,
-    /// Why versions that answer nobody could not be loaded.
+    /// Why shadow and standby versions could not be loaded.
     pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
     default_fm: String,
@@ -155,7 +156,7 @@ pub struct ServingSet {
 }
 
 impl ServingSet {
-    /// Puts loaded versions in their places.
+    /// Builds the set from loaded versions.
     ///
     /// # Panics
     /// If `default_fm` is not among the FMs.
@@ -203,23 +204,23 @@ impl ServingSet {
         self.fms.values()
     }
 
-    /// Every version of every expert, those on standby too.
+    /// Every expert version, including those on standby.
     pub fn arms(&self) -> &[Arc<ExpertArm>] {
         &self.arms
     }
 
-    /// The expert's version that answers a user on a surface.
+    /// The expert version that serves a user on a surface.
     pub fn arm(&self, surface: u16, user: u64) -> Option<&Arc<ExpertArm>> {
         let route = self.routes.get(&surface)?;
         route.arms.get(choose(&route.shares, place(user, &route.expert))?)
     }
 
-    /// The versions that a surface's requests only measure.
+    /// The shadow experts of a surface.
     pub fn shadows(&self, surface: u16) -> &[Arc<ExpertArm>] {
         self.routes.get(&surface).map_or(&[], |route| &route.shadows)
     }
 
-    /// What the history caches were worth, over all versions in this process.
+    /// Hits and misses of the history caches of all FM versions in this process.
     pub fn cache_counts(&self) -> CacheCounts {
         let counts = self.fms().filter_map(|fm| fm.tier.cache_counts());
         counts.fold(CacheCounts::default(), |sum, more| CacheCounts {
@@ -235,13 +236,13 @@ impl ServingSet {
         (!self.unloaded.is_empty()).then(|| self.unloaded.join("; "))
     }
 
-    /// FM versions that are only measured.
+    /// FM versions that are shadows.
     pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms().filter(|fm| fm.state == VersionState::Shadow)
     }
 }
 
-/// Where requests find the set, and what is wrong with the one that was to follow it.
+/// The current set, and what is wrong with the one that should follow it.
 pub struct ServingModels {
     set: Current<ServingSet>,
     problem: Mutex<Option<String>>,
@@ -255,12 +256,12 @@ impl ServingModels {
         Self { set: Current::new(set), problem: Mutex::new(problem), missing: Mutex::default() }
     }
 
-    /// The set now; a request asks once.
+    /// The current set. A request calls this once.
     pub fn set(&self) -> Arc<ServingSet> {
         self.set.get()
     }
 
-    /// Lets another set serve from the next request on.
+    /// Replaces the set from the next request on.
     pub fn swap(&self, set: ServingSet) {
         let problem = set.problem();
         // Models that only the old set has are unloaded here, or by its last request.
@@ -268,22 +269,22 @@ impl ServingModels {
         self.set_problem(problem);
     }
 
-    /// Says why the registry's last decision is not served.
+    /// Sets why the registry's newest decision is not served.
     pub fn set_problem(&self, problem: Option<String>) {
         *lock(&self.problem) = problem;
     }
 
-    /// Says which versions are to serve and are not loaded.
+    /// Sets which versions should serve and are not loaded.
     pub fn set_missing(&self, missing: Vec<String>) {
         *lock(&self.missing) = missing;
     }
 
-    /// Versions that are to serve and are not loaded.
+    /// Versions that should serve and are not loaded.
     pub fn missing(&self) -> Vec<String> {
         lock(&self.missing).clone()
     }
 
-    /// Why the registry's last decision is not served.
+    /// Why the registry's newest decision is not served.
     pub fn problem(&self) -> Option<String> {
         lock(&self.problem).clone()
     }

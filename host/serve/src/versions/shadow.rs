@@ -1,6 +1,5 @@
-//! Shadows: versions that see real requests after their answers, and whose
-//! predictions are only measured. One thread and a short queue: a full one drops requests and counts them, and
-//! never slows an answer.
+//! Shadows: versions that see requests after their answers and are only measured. They have one
+//! thread and a short queue; a full queue drops requests and counts them, so an answer never waits.
 
 use std::{
     collections::HashMap,
@@ -24,39 +23,39 @@ use crate::{
     versions::serving_set::ServedFm,
 };
 
-/// A request that was answered.
+/// An answered request for the shadows.
 pub struct ShadowRequest {
     /// The request, and the set that answered it.
     pub fetched: Arc<Fetched>,
-    /// What its FM said.
+    /// The output of the FM that it was answered with.
     pub fm: Option<Arc<FmOutput>>,
 }
 
-/// The shadows' lane; dropping it ends its thread.
+/// The queue of the shadows. Dropping it ends its thread.
 pub struct ShadowQueue {
     thread: QueueThread<ShadowRequest>,
     share: f64,
     metrics: Arc<Metrics>,
 }
 
-/// What the lane needs.
+/// What the shadows' thread needs.
 pub struct ShadowWorker {
     /// The share of the requests that shadows see.
     pub share: f64,
-    /// Requests that may wait.
+    /// Most requests that wait.
     pub queue: usize,
-    /// How long an FM may take for one.
+    /// Time limit of an FM for one request.
     pub deadline: Duration,
-    /// Where FMs in other processes are asked from.
+    /// The runtime for calls to FMs in other processes.
     pub handle: Handle,
-    /// Where predictions go.
+    /// Receives the predictions.
     pub log: Arc<PredictionLog>,
-    /// Where is counted.
+    /// Counts requests and failures.
     pub metrics: Arc<Metrics>,
 }
 
 impl ShadowQueue {
-    /// Starts the lane's thread.
+    /// Starts the thread.
     ///
     /// # Errors
     /// A thread that cannot be started.
@@ -67,7 +66,7 @@ impl ShadowQueue {
         Ok(Self { thread, share, metrics })
     }
 
-    /// Shows a request to the shadows that there are for it, if it is of their share and there is room.
+    /// Queues a request if it is in the sample, some version is a shadow for it, and there is room.
     pub fn offer(&self, seen: ShadowRequest) {
         let (set, example) = (&seen.fetched.set, &seen.fetched.example[0]);
         let any = !set.shadows(example.surface).is_empty() || set.shadow_fms().next().is_some();
@@ -94,19 +93,21 @@ impl ShadowWorker {
         let keep = |predicted| {
             self.log.keep(ShownItems { request: example.request, items: &items }, predicted);
         };
-        let mut said: HashMap<&str, Option<Arc<FmOutput>>> = HashMap::new();
-        said.insert(seen.fetched.fm().version(), seen.fm.clone());
+        let mut outputs: HashMap<&str, Option<Arc<FmOutput>>> = HashMap::new();
+        outputs.insert(seen.fetched.fm().version(), seen.fm.clone());
         for fm in set.shadow_fms() {
-            let output = said.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
+            let output =
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
             if let Some(output) = output {
                 keep(of_fm(fm, output));
             }
         }
         for arm in set.shadows(example.surface) {
             let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
-            let output = said.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
+            let output =
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
             let rows = output.as_ref().map(|output| &*output.tae);
-            // All of it, as if it answered: what would fault is to be known before it does.
+            // The shadow does all the work of an answer, so that faults are seen before it serves.
             let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
             arm.count(&outcome, spent);
             match outcome {
@@ -135,7 +136,7 @@ impl ShadowWorker {
     }
 }
 
-/// An FM's own predictions, as those of an arm.
+/// An FM's own predictions as those of an arm.
 pub(crate) fn of_fm(fm: &ServedFm, output: &FmOutput) -> ArmPredictions {
     let tasks = fm.tasks();
     let column =

@@ -1,8 +1,8 @@
-//! Feeds: published weights into models that serve, between their requests
-//! (paper section 3.3.4). A model that is not served any more is not fed any more.
+//! Applies published weights to models that serve, between their requests (paper section 3.3.4).
+//! Models that no longer serve are dropped.
 //!
-//! What does not follow on what serves, or does not fit it, changes nothing: the weights before it stay, and the feed
-//! begins anew at the newest snapshot.
+//! A publication that does not follow the current weights, or does not fit the model, is refused:
+//! the weights stay, and the model waits for the next snapshot.
 
 use std::{
     path::Path,
@@ -29,26 +29,26 @@ use crate::{
     versions::serving_set::LiveExpert,
 };
 
-/// How long a round over all feeds takes at least.
+/// Shortest time of a round over all feeds.
 const ROUND: Duration = Duration::from_millis(100);
 
-/// How long a feed that failed is left alone.
+/// Back-off of a feed that failed.
 const REST: Duration = Duration::from_secs(5);
 
-/// The feeds of what a process has loaded.
+/// The feeds of all models that a process has loaded.
 #[derive(Default)]
 pub struct WeightFeeds {
     new: Mutex<Vec<WeightFeed>>,
 }
 
-/// The publications of one version, and who takes them.
+/// The publications of one version, and the model that they are applied to.
 pub struct WeightFeed {
     /// `fm@VERSION` or `NAME@VERSION`.
     label: String,
     follower: Follower,
     model: FeedTarget,
     refused: u64,
-    /// What went wrong is tried again from a snapshot then.
+    /// When to try again after a failure.
     rest_until: Option<Instant>,
     awaits_snapshot: bool,
 }
@@ -59,7 +59,7 @@ enum FeedTarget {
 }
 
 impl WeightFeed {
-    /// Of an FM version, whose rows are in a folder that goes with it.
+    /// The feed of an FM version, whose rows are in `folder`.
     pub fn fm(version: &str, follower: Follower, tier: &Arc<FmTier>, folder: TempDir) -> Self {
         Self::new(
             format!("fm@{version}"),
@@ -68,7 +68,7 @@ impl WeightFeed {
         )
     }
 
-    /// Of an expert's version that has these parameters now.
+    /// The feed of an expert version with its current parameters.
     pub(crate) fn expert(
         label: String,
         follower: Follower,
@@ -91,7 +91,7 @@ impl WeightFeed {
         }
     }
 
-    /// Takes what came.
+    /// Applies all publications that have arrived.
     fn round(&mut self, metrics: &Metrics) {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
             return;
@@ -123,10 +123,10 @@ impl WeightFeed {
                 self.awaits_snapshot = false;
                 metrics.publication_applied(&self.label, &header);
             }
-            // Nobody serves it any more.
+            // The model no longer serves.
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(%error, version = self.label, "published weights are refused; those before go on serving until the next snapshot");
+                tracing::error!(%error, version = self.label, "published weights are refused; the weights before keep serving until the next snapshot");
                 self.awaits_snapshot = true;
                 metrics.publication_refused(&self.label);
             }
@@ -163,12 +163,12 @@ impl WeightFeed {
 }
 
 impl WeightFeeds {
-    /// Feeds one more model.
+    /// Adds a feed.
     pub fn add(&self, feed: WeightFeed) {
         lock(&self.new).push(feed);
     }
 
-    /// Feeds all until it is to stop.
+    /// Applies publications of all feeds until `stop`.
     pub fn follow(&self, stop: &AtomicBool, metrics: &Metrics) {
         let mut feeds = Vec::new();
         while !stop.load(Ordering::Relaxed) {
@@ -180,10 +180,11 @@ impl WeightFeeds {
     }
 }
 
-/// An FM as its trainer has published it, in a folder of its own under `base`, to be fed from there on.
+/// Loads an FM from its publications into a new folder under `base`. Returns what follows them from
+/// there on, too.
 ///
 /// # Errors
-/// A version that published nothing yet, or weights that make no model.
+/// Nothing is published yet (unavailable), or the weights do not make a model.
 pub fn open_fm(
     streams: Arc<dyn Engine>,
     topic: Topic,
@@ -200,10 +201,11 @@ pub fn open_fm(
     Ok((Arc::from(fm), follower, folder))
 }
 
-/// An expert's parameters as its trainer has published them, to be fed from there on.
+/// Loads an expert's parameters from its publications. Returns what follows them from there on,
+/// too.
 ///
 /// # Errors
-/// A version that published nothing yet, or parameters of another network.
+/// Nothing is published yet (unavailable), or the parameters belong to another network.
 pub fn open_expert(
     streams: Arc<dyn Engine>,
     topic: Topic,
@@ -211,7 +213,7 @@ pub fn open_expert(
 ) -> Result<(Parameters, Follower)> {
     let mut follower = Follower::open(streams, topic.clone())?;
     let first = follower.next(Duration::ZERO)?.ok_or_else(|| nothing_yet(&topic))?;
-    // Initial values are replaced by the snapshot, which is refused unless it has them all.
+    // The first snapshot replaces these initial values; it is refused unless it has all of them.
     let fresh = blueprint.init_parameters(FeatureStatistics::new(&[]).finish(), 0);
     let mut parameters = fresh.apply(&first.parameter_update())?;
     while let Some(later) = follower.next(Duration::ZERO)? {
@@ -219,7 +221,7 @@ pub fn open_expert(
     }
     if parameters.provenance.normaliser.names != blueprint.columns.feature_names() {
         return Err(Error::invalid(
-            "it learns from other numeric features than the schema has; train the expert again",
+            "its parameters were trained with other numeric features than the schema has; train the expert again",
         ));
     }
     Ok((parameters, follower))

@@ -1,5 +1,5 @@
 "use strict";
-// A token comes behind the address, where no server or log sees it, and stays in this tab alone.
+// The token is in the fragment of the address, which is not sent to servers or logs. It stays in this tab.
 if (location.hash.length > 1) {
   sessionStorage.setItem("token", location.hash.slice(1));
   history.replaceState(null, "", location.pathname);
@@ -21,7 +21,7 @@ function span(ms) {
   return ms < 1000 ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms` : ms < 120000 ? `${(ms / 1000).toFixed(1)} s` : `${(ms / 60000).toFixed(0)} min`;
 }
 
-/** A table; cells are texts, so nothing that a plugin or a schema is called can become markup. */
+/** A table. Cells are text, so names from plugins or schemas cannot become markup. */
 function table(into, heads, rows, nothing) {
   const element = document.createElement(rows.length ? "table" : "p");
   if (!rows.length) {
@@ -50,7 +50,7 @@ function svg(name, attributes) {
   return element;
 }
 
-/** One chart a surface and task, a line an arm; an arm has one colour everywhere. */
+/** One chart per surface and task, one line per arm; an arm has the same colour everywhere. */
 function chart(title, arms, colour) {
   const points = arms.flatMap((arm) => arm.series);
   const figure = document.createElement("figure");
@@ -95,17 +95,17 @@ function charts(ne) {
 function show(live) {
   const now = live.now_ms, requests = live.requests;
   const up = span(now - live.started_ms);
-  byId("summary").textContent = `${live.tier} · up ${up} · ${whole(requests.total)} requests, ${fixed(requests.per_second, 1)} a second · ` +
+  byId("summary").textContent = `${live.tier} · up ${up} · ${whole(requests.total)} requests, ${fixed(requests.per_second, 1)} per second · ` +
     `${whole(requests.degraded)} degraded · ${whole(requests.refused)} refused`;
   byId("summary").className = requests.degraded || requests.refused ? "" : "soft";
   charts(live.ne);
   table("ne", ["surface", ["task", "left"], ["arm", "left"], "rows", "NE", "predicted / observed"],
     live.ne.map((row) => [row.surface, [row.task, "left"], [row.arm, "left"], whole(row.n), fixed(row.ne, 4), fixed(row.calibration, 3)]),
-    "no outcome of a served request is known yet");
+    "no outcomes of served requests are known yet");
   table("latency", ["stage", "p50", "p99", "count"],
-    live.latency.map((row) => [row.stage, span(row.p50_us === null ? null : row.p50_us / 1000), span(row.p99_us === null ? null : row.p99_us / 1000), whole(row.count)]), "no request yet");
+    live.latency.map((row) => [row.stage, span(row.p50_us === null ? null : row.p50_us / 1000), span(row.p99_us === null ? null : row.p99_us / 1000), whole(row.count)]), "no requests yet");
   table("freshness", ["from … to", "p50", "p99", "count"],
-    live.freshness.map((row) => [row.what, span(row.p50_ms), span(row.p99_ms), whole(row.count)]), "nothing came in yet");
+    live.freshness.map((row) => [row.what, span(row.p50_ms), span(row.p99_ms), whole(row.count)]), "no events yet");
   table("fms", ["version", ["state", "left"], "publications", "refused", "trained until", "applied"],
     live.fms.map((fm) => [fm.version, [fm.state, "left " + (fm.state === "active" ? "good" : "")], whole(fm.publications),
       [whole(fm.refused), fm.refused ? "bad" : ""], fm.trained_until_ms ? new Date(fm.trained_until_ms).toISOString().slice(0, 16).replace("T", " ") : "–", ago(fm.applied_ms, now)]), "no foundation model in this process");
@@ -124,7 +124,7 @@ async function ask() {
     const token = sessionStorage.getItem("token");
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const answer = await fetch("v1/live", { cache: "no-store", headers });
-    if (answer.status === 401) throw new Error("it wants a token: open this page with #TOKEN at the end of its address");
+    if (answer.status === 401) throw new Error("it needs a token: open this page with #TOKEN at the end of its address");
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     show(await answer.json());
   } catch (error) {
