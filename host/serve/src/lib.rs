@@ -43,3 +43,66 @@ pub mod versions;
 pub use error::{Error, Result};
 pub use http::{admin, client, reload};
 pub use request::{api, convert};
+
+#[cfg(test)]
+mod fixtures {
+    use hypercast_stream::versions::{ExpertVersion, FmVersion, VersionState, Weights};
+
+    /// An expert version that trains and publishes its weights.
+    pub(crate) fn expert_version(name: &str, version: &str) -> ExpertVersion {
+        ExpertVersion {
+            name: name.into(),
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "p.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: "1.0.0".into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["feed".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        }
+    }
+
+    /// An FM version that trains and publishes its weights.
+    pub(crate) fn fm_version(version: &str) -> FmVersion {
+        FmVersion {
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            from_checkpoint: None,
+            schema: "a".into(),
+            tae_dim: 32,
+            created_ms: 1,
+            trained_ms: 1,
+            weights: Weights::Published,
+        }
+    }
+
+    /// A rollout of an expert version that was just accepted, under the default policy.
+    pub(crate) fn rollout(expert: ExpertVersion) -> crate::rollout::Rollout {
+        use crate::rollout::{PolicyOverrides, Rollout, RolloutPolicy, RolloutStep};
+        let settings = hypercast_config::RolloutSettings::default();
+        Rollout {
+            expert,
+            key: "k".into(),
+            created_ms: 1,
+            begun_ms: 1,
+            step: RolloutStep::Replay,
+            since_ms: 1,
+            previous: None,
+            displaced: Vec::new(),
+            limits: RolloutPolicy::new(&settings, &PolicyOverrides::default()).unwrap(),
+            before_us: None,
+            settled: false,
+            cause: None,
+            log: Vec::new(),
+        }
+    }
+}

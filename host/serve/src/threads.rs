@@ -9,6 +9,8 @@ use std::{
     thread::JoinHandle,
 };
 
+use hypercast_core::shutdown::Shutdown;
+
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Starts a thread.
@@ -31,6 +33,44 @@ pub(crate) fn join(thread: JoinHandle<()>) {
 pub(crate) fn survive_panic(message: &'static str, run: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(run)).is_err() {
         tracing::error!("{message}");
+    }
+}
+
+/// Threads that share a stop flag. Dropping the group stops them and waits for their end.
+#[derive(Default)]
+pub(crate) struct ThreadGroup {
+    stop: Shutdown,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl ThreadGroup {
+    /// The flag that asks the threads to stop.
+    pub(crate) fn stop_flag(&self) -> &Shutdown {
+        &self.stop
+    }
+
+    /// Starts a thread, which must end once the flag is set.
+    pub(crate) fn spawn(
+        &self,
+        name: &str,
+        run: impl FnOnce(&Shutdown) + Send + 'static,
+    ) -> Result<()> {
+        let stop = self.stop.clone();
+        lock(&self.threads).push(spawn(name, move || run(&stop))?);
+        Ok(())
+    }
+
+    /// Stops the threads and waits for their end.
+    pub(crate) fn stop(&self) {
+        self.stop.request();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        threads.into_iter().for_each(join);
+    }
+}
+
+impl Drop for ThreadGroup {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -12,7 +12,6 @@ use axum::{
     routing::{get, post},
 };
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::ingest::intake::Taken;
 
@@ -30,7 +29,7 @@ use crate::{
         events::EventIntake,
         workers::{PoolSize, Workers},
     },
-    threads::{join, spawn},
+    threads::ThreadGroup,
 };
 
 /// Threads that wait for the disk.
@@ -73,17 +72,15 @@ pub(crate) async fn serve(
     intake.open()?;
     let size = PoolSize { threads: THREADS, queue: config.server.queue };
     let workers = Workers::start(size)?;
-    let halt = Shutdown::default();
-    let (ticks, of_ticks) = (intake.clone(), halt.clone());
-    let ticks = spawn("ticks", move || ticks.tick(&of_ticks))?;
+    let (threads, ticks) = (ThreadGroup::default(), intake.clone());
+    threads.spawn("ticks", move |stop| ticks.tick(stop))?;
     let app = Arc::new(IngestState { settings, reloader, intake, workers, metrics });
     let own = Arc::downgrade(&app);
     // This tier has no experts to load.
     reload::at_signals(move || Some(own.upgrade()?.reloader.reload(|_| Ok(false))))?;
     ready(&bound.url());
     bound.serve(routes(app), stop).await;
-    halt.request();
-    join(ticks);
+    threads.stop();
     Ok(())
 }
 

@@ -3,8 +3,7 @@
 //! state.
 
 use std::{
-    sync::{Arc, Mutex, RwLockReadGuard},
-    thread::JoinHandle,
+    sync::{Arc, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -26,7 +25,7 @@ use crate::{
         events::EventIntake,
         feature_state::{FeatureFollower, LiveFeatures},
     },
-    threads::{join, lock, spawn},
+    threads::ThreadGroup,
 };
 
 /// The threads of the streams, and what requests need of them.
@@ -35,8 +34,7 @@ pub struct EventStreams {
     live: Arc<LiveFeatures>,
     /// Progress of this process' joiner; none if another process joins.
     passed: Option<watch::Receiver<Passed>>,
-    stop: Shutdown,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: ThreadGroup,
 }
 
 impl EventStreams {
@@ -50,26 +48,21 @@ impl EventStreams {
         dataset: &Dataset,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let stop = Shutdown::default();
+        let threads = ThreadGroup::default();
         let schema = dataset.schema.clone();
         let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
         let mut joiner = None;
         if config.join.in_daemon {
             intake.open()?;
-            joiner = Some(caught_up(&engine, config, dataset, &metrics, &stop)?);
+            joiner = Some(caught_up(&engine, config, dataset, &metrics, threads.stop_flag())?);
         }
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
-        let mut streams = Self {
-            intake: intake.clone(),
-            live: follower.live(),
-            passed: None,
-            stop: stop.clone(),
-            threads: Mutex::default(),
-        };
+        let mut streams =
+            Self { intake: intake.clone(), live: follower.live(), passed: None, threads };
         if let Some(joiner) = joiner {
             let (tell, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
-            streams.spawn("join", move |_| {
+            streams.threads.spawn("join", move |_| {
                 let told = joiner.run(|passed| {
                     tell.send_replace(passed);
                 });
@@ -79,8 +72,8 @@ impl EventStreams {
                 }
             })?;
         }
-        streams.spawn("ticks", move |stop| intake.tick(stop))?;
-        streams.spawn("live", move |stop| follower.run(stop))?;
+        streams.threads.spawn("ticks", move |stop| intake.tick(stop))?;
+        streams.threads.spawn("live", move |stop| follower.run(stop))?;
         Ok(streams)
     }
 
@@ -112,23 +105,7 @@ impl EventStreams {
 
     /// Stops the threads and waits until their state is saved.
     pub fn stop(&self) {
-        self.stop.request();
-        for thread in lock(&self.threads).drain(..) {
-            join(thread);
-        }
-    }
-
-    fn spawn(&self, name: &str, run: impl FnOnce(&Shutdown) + Send + 'static) -> Result<()> {
-        let stop = self.stop.clone();
-        let thread = spawn(name, move || run(&stop))?;
-        lock(&self.threads).push(thread);
-        Ok(())
-    }
-}
-
-impl Drop for EventStreams {
-    fn drop(&mut self) {
-        self.stop();
+        self.threads.stop();
     }
 }
 

@@ -8,11 +8,9 @@ use std::{
         Arc, Mutex, MutexGuard,
         mpsc::{SyncSender, sync_channel},
     },
-    thread::JoinHandle,
 };
 
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
 use hypercast_data::schema::Schema;
 use hypercast_stream::{engine::Engine as Streams, versions::Weights};
 
@@ -26,7 +24,7 @@ use crate::{
         serving::VersionLookup,
         state::{RolloutFiles, RolloutMap},
     },
-    threads::{join, lock, spawn},
+    threads::{ThreadGroup, lock},
 };
 
 /// Most commands that wait.
@@ -37,8 +35,7 @@ pub struct RolloutService {
     all: Arc<Mutex<RolloutMap>>,
     acceptor: Arc<Acceptor>,
     commands: SyncSender<RolloutCommand>,
-    stop: Shutdown,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: ThreadGroup,
 }
 
 /// What the controller works with.
@@ -72,10 +69,11 @@ impl RolloutService {
         let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
-        let (stop, acceptor) = (Shutdown::default(), tools.acceptor.clone());
-        let controller = RolloutController::new(config, tools, files, all.clone(), stop.clone())?;
-        let thread = spawn("rollouts", move || controller.run(&asked))?;
-        Ok(Self { all, acceptor, commands, stop, thread: Mutex::new(Some(thread)) })
+        let (threads, acceptor) = (ThreadGroup::default(), tools.acceptor.clone());
+        let controller =
+            RolloutController::new(config, tools, files, all.clone(), threads.stop_flag().clone())?;
+        threads.spawn("rollouts", move |_| controller.run(&asked))?;
+        Ok(Self { all, acceptor, commands, threads })
     }
 
     /// Accepts a push and starts its rollout. Blocks while the component is compiled. Returns the
@@ -154,9 +152,7 @@ impl RolloutService {
 
     /// Stops the controller after its current step; rollouts continue at the next start.
     pub fn stop(&self) {
-        self.stop.request();
-        let thread = lock(&self.thread).take();
-        thread.into_iter().for_each(join);
+        self.threads.stop();
     }
 
     fn send<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
@@ -173,12 +169,6 @@ impl RolloutService {
     }
 }
 
-impl Drop for RolloutService {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -186,16 +176,14 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use hypercast_config::{RolloutSettings, StopAfter};
+    use hypercast_core::shutdown::Shutdown;
     use hypercast_expert::{Engine, wasm::contract::Slice};
-    use hypercast_stream::{
-        engine::Memory,
-        versions::{ExpertVersion, VersionState},
-    };
+    use hypercast_stream::engine::Memory;
 
     use super::*;
+    use crate::fixtures;
     use crate::rollout::{
-        PolicyOverrides, RolloutPolicy, RolloutStep,
+        RolloutStep,
         replay::{ReplayInput, ReplayVerdict},
         serving::LoadedArm,
     };
@@ -219,40 +207,7 @@ mod tests {
 
     /// A rollout at its replay step, as its file has it after a restart.
     fn at_replay() -> Rollout {
-        let expert = ExpertVersion {
-            name: "feed".into(),
-            version: "1.0.0".into(),
-            state: VersionState::Training,
-            parent: None,
-            plugin: "p.wasm".into(),
-            plugin_hash: "1".into(),
-            plugin_version: "0.1.0".into(),
-            accepts_fm: "*".into(),
-            fm: "1.0.0".into(),
-            schema: "a".into(),
-            tae_dim: 32,
-            without_tae: false,
-            surfaces: vec!["feed".into()],
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
-        };
-        let settings = RolloutSettings { stop_after: StopAfter::Never, ..Default::default() };
-        Rollout {
-            expert,
-            key: "k".into(),
-            created_ms: 1,
-            begun_ms: 1,
-            step: RolloutStep::Replay,
-            since_ms: 1,
-            previous: None,
-            displaced: Vec::new(),
-            limits: RolloutPolicy::new(&settings, &PolicyOverrides::default()).unwrap(),
-            before_us: None,
-            settled: false,
-            cause: None,
-            log: Vec::new(),
-        }
+        fixtures::rollout(fixtures::expert_version("feed", "1.0.0"))
     }
 
     /// Runs until it is cancelled, as a replay over many requests would for minutes.

@@ -162,47 +162,14 @@ pub(super) fn share(registry: &Registry, name: &str, version: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::{PolicyOverrides, RolloutPolicy, RolloutStep};
-    use hypercast_config::RolloutSettings;
-    use hypercast_stream::versions::{FmVersion, Weights};
-
-    fn expert(name: &str, version: &str) -> ExpertVersion {
-        ExpertVersion {
-            name: name.into(),
-            version: version.into(),
-            state: VersionState::Training,
-            parent: None,
-            plugin: "p.wasm".into(),
-            plugin_hash: "1".into(),
-            plugin_version: "0.1.0".into(),
-            accepts_fm: "*".into(),
-            fm: "1.0.0".into(),
-            schema: "a".into(),
-            tae_dim: 32,
-            without_tae: false,
-            surfaces: vec!["feed".into()],
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
-        }
-    }
+    use crate::fixtures::{self, expert_version as expert, fm_version};
+    use crate::rollout::RolloutStep;
 
     fn rollout(version: &str, displaced: &[&str]) -> Rollout {
         Rollout {
-            expert: expert("feed", version),
-            key: "k".into(),
-            created_ms: 1,
-            begun_ms: 1,
             step: RolloutStep::Canary,
-            since_ms: 1,
-            previous: None,
             displaced: displaced.iter().map(|name| name.to_string()).collect(),
-            limits: RolloutPolicy::new(&RolloutSettings::default(), &PolicyOverrides::default())
-                .unwrap(),
-            before_us: None,
-            settled: false,
-            cause: None,
-            log: Vec::new(),
+            ..fixtures::rollout(expert("feed", version))
         }
     }
 
@@ -211,17 +178,7 @@ mod tests {
     }
 
     fn with_fm() -> Registry {
-        let fm = FmVersion {
-            version: "1.0.0".into(),
-            state: VersionState::Training,
-            parent: None,
-            from_checkpoint: None,
-            schema: "a".into(),
-            tae_dim: 32,
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
-        };
+        let fm = fm_version("1.0.0");
         let mut registry = Registry::default();
         let active = Change::FmState { version: "1.0.0".into(), state: VersionState::Active };
         decide(&mut registry, vec![Change::FmRegistered { fm }, active]);

@@ -214,7 +214,8 @@ fn configured_experts(config: &Config, schema: &Schema) -> Result<Vec<DesiredExp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_stream::versions::{Change, Decision, ExpertVersion, FmVersion};
+    use crate::fixtures::{expert_version, fm_version};
+    use hypercast_stream::versions::{Change, Decision, ExpertVersion};
 
     fn schema() -> Schema {
         toml::from_str("surfaces = ['feed', 'search']\nactions = []\ntasks = []").unwrap()
@@ -225,38 +226,15 @@ mod tests {
     }
 
     fn fm(version: &str) -> Change {
-        let fm = FmVersion {
-            version: version.into(),
-            state: VersionState::Training,
-            parent: None,
-            from_checkpoint: None,
-            schema: "a".into(),
-            tae_dim: 32,
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
-        };
+        let fm = fm_version(version);
         Change::FmRegistered { fm }
     }
 
     fn expert(version: &str, fm: &str) -> Change {
         let expert = ExpertVersion {
-            name: "feed".into(),
-            version: version.into(),
-            state: VersionState::Training,
-            parent: None,
-            plugin: "feed.wasm".into(),
-            plugin_hash: "1".into(),
-            plugin_version: "0.1.0".into(),
-            accepts_fm: "*".into(),
             fm: fm.into(),
-            schema: "a".into(),
-            tae_dim: 32,
-            without_tae: false,
             surfaces: vec!["search".into()],
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
+            ..expert_version("feed", version)
         };
         Change::ExpertRegistered { expert: Box::new(expert) }
     }

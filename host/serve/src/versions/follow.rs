@@ -5,15 +5,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use hypercast_config::{Config, Tier};
-use hypercast_core::clock::now_ms;
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::give_way;
 use hypercast_stream::{
@@ -26,7 +24,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
     request::service::RankingService,
-    threads::{join, spawn},
+    threads::ThreadGroup,
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
@@ -101,16 +99,18 @@ impl InitialVersions {
         service: Option<Arc<RankingService>>,
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
-        let mut following = FollowThreads { stop: Arc::default(), threads: Vec::new(), asks };
+        let following = FollowThreads { threads: ThreadGroup::default(), asks };
         let registrar = self.registrar;
         let feeds = registrar.loader.feeds();
-        following.spawn("weights", move |stop| {
+        following.threads.spawn("weights", move |stop| {
             give_way();
             feeds.follow(stop, &metrics);
         })?;
-        following.spawn("versions", move |stop| registrar.follow(stop, &asked))?;
+        following.threads.spawn("versions", move |stop| registrar.follow(stop, &asked))?;
         if let Some(service) = service {
-            following.spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
+            following
+                .threads
+                .spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
         }
         Ok(following)
     }
@@ -118,8 +118,7 @@ impl InitialVersions {
 
 /// The threads that follow; dropping it stops them.
 pub struct FollowThreads {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    threads: ThreadGroup,
     asks: SyncSender<ReloadRequest>,
 }
 
@@ -141,21 +140,6 @@ impl FollowThreads {
         self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
         outcome.recv().map_err(|_| ended())?
     }
-
-    fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<()> {
-        let stop = self.stop.clone();
-        self.threads.push(spawn(name, move || run(&stop))?);
-        Ok(())
-    }
-}
-
-impl Drop for FollowThreads {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            join(thread);
-        }
-    }
 }
 
 /// Turns registry decisions into serving sets.
@@ -173,9 +157,9 @@ struct RegistryFollower {
 }
 
 impl RegistryFollower {
-    fn follow(mut self, stop: &AtomicBool, asked: &Receiver<ReloadRequest>) {
+    fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
         let mut tried = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.is_requested() {
             if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
                 // The caller may have gone.
                 let _ = done.send(self.reload(config));
@@ -255,11 +239,11 @@ impl RegistryFollower {
 
 /// Follows outcomes from the stream's end on, because this process has no predictions for older
 /// ones.
-fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &AtomicBool) {
+fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &Shutdown) {
     let topic = Topic::outcomes();
     let open = || streams.reader(&topic, streams.span(&topic)?.end);
     let mut reader = None;
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.is_requested() {
         let next = match &mut reader {
             None => open().map(|opened| {
                 reader = Some(opened);
@@ -331,27 +315,11 @@ fn missing(registry: &Registry, known: &LoadedVersions) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hypercast_stream::versions::{Change, Decision, ExpertVersion, Weights};
+    use crate::fixtures::expert_version;
+    use hypercast_stream::versions::{Change, Decision, ExpertVersion};
 
     fn registry(state: VersionState) -> Registry {
-        let expert = ExpertVersion {
-            name: "feed".into(),
-            version: "1.1.0".into(),
-            state: VersionState::Training,
-            parent: None,
-            plugin: "feed.wasm".into(),
-            plugin_hash: "1".into(),
-            plugin_version: "0.1.0".into(),
-            accepts_fm: "*".into(),
-            fm: "2.0.0".into(),
-            schema: "a".into(),
-            tae_dim: 32,
-            without_tae: false,
-            surfaces: vec!["feed".into()],
-            created_ms: 1,
-            trained_ms: 1,
-            weights: Weights::Published,
-        };
+        let expert = ExpertVersion { fm: "2.0.0".into(), ..expert_version("feed", "1.1.0") };
         let (name, version) = (expert.name.clone(), expert.version.clone());
         let mut registry = Registry::default();
         let changes = vec![

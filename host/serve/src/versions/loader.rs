@@ -77,14 +77,15 @@ impl VersionLoader {
         // traffic.
         let mut unloaded = Vec::new();
         for desired in &plan.fms {
-            let fm = match self.fm(desired, old) {
-                Ok(fm) => fm,
-                Err(error) if !plan.needs(desired) => {
-                    unloaded.push(error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let fm =
+                match self.fm(desired, old).map_err(|error| named(error, "FM", &desired.version)) {
+                    Ok(fm) => fm,
+                    Err(error) if !plan.needs(desired) => {
+                        unloaded.push(error.to_string());
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
             let version = fm.version().to_owned();
             if desired.version.is_none() {
                 configured = Some(version.clone());
@@ -101,7 +102,9 @@ impl VersionLoader {
         })?;
         let mut arms = Vec::new();
         for desired in &plan.experts {
-            match self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old) {
+            let arm = self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old);
+            let label = format!("expert {}", desired.name);
+            match arm.map_err(|error| named(error, &label, &desired.version)) {
                 Ok(arm) => arms.push(Arc::new(arm)),
                 // Configured experts must all load: a daemon starts with everything or not at all.
                 Err(error) if desired.share == 0.0 && desired.version.is_some() => {
@@ -117,13 +120,6 @@ impl VersionLoader {
     }
 
     fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
-        self.try_fm(desired, old).map_err(|error| match &desired.version {
-            Some(version) => error.within(format!("FM {version}")),
-            None => error,
-        })
-    }
-
-    fn try_fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
         let alike = |fm: &&ServedFm| {
             (&fm.desired.version, &fm.desired.source) == (&desired.version, &desired.source)
         };
@@ -172,20 +168,6 @@ impl VersionLoader {
     }
 
     fn arm(
-        &self,
-        desired: &DesiredExpert,
-        configured_fm: &str,
-        fms: &[ServedFm],
-        old: Option<&ServingSet>,
-    ) -> Result<ExpertArm> {
-        let arm = self.try_arm(desired, configured_fm, fms, old);
-        arm.map_err(|error| match &desired.version {
-            Some(version) => error.within(format!("expert {} {version}", desired.name)),
-            None => error,
-        })
-    }
-
-    fn try_arm(
         &self,
         desired: &DesiredExpert,
         configured_fm: &str,
@@ -269,6 +251,14 @@ impl VersionLoader {
                 Ok(live)
             }
         }
+    }
+}
+
+/// Puts the registered version that an error is about in front of it.
+fn named(error: Error, label: &str, version: &Option<String>) -> Error {
+    match version {
+        Some(version) => error.within(format!("{label} {version}")),
+        None => error,
     }
 }
 

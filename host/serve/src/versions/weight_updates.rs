@@ -4,12 +4,10 @@
 //! A publication that does not follow the current weights, or does not fit the model, is refused:
 //! the weights stay, and the model waits for the next snapshot.
 
+use hypercast_core::shutdown::Shutdown;
 use std::{
     path::Path,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 
@@ -169,9 +167,9 @@ impl WeightFeeds {
     }
 
     /// Applies publications of all feeds until `stop`.
-    pub fn follow(&self, stop: &AtomicBool, metrics: &Metrics) {
+    pub fn follow(&self, stop: &Shutdown, metrics: &Metrics) {
         let mut feeds = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.is_requested() {
             feeds.append(&mut lock(&self.new));
             feeds.retain(WeightFeed::is_served);
             feeds.iter_mut().for_each(|feed| feed.round(metrics));
