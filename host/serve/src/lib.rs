@@ -1,8 +1,11 @@
 //! The daemon: it ranks candidates over HTTP, receives events, and changes the versions that serve
-//! while requests run. It does not train, does not decide what is promoted by itself other than in
-//! a rollout that an operator's key has signed, and has no command line: that is the binary's.
+//! while requests run.
 //!
-//! A request for a ranking goes this way; each box has threads of its own:
+//! It does not train models and has no command line: the binary in `host/src` starts it. Which
+//! version is promoted is an operator's decision, made by a command or by signing a push.
+//!
+//! The way of a rank request. The three numbered stages have threads of their own, and no thread
+//! waits for another stage:
 //!
 //! ```text
 //!  client ── http::listen ── http::auth ── http::routes       one async task a connection

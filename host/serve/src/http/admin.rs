@@ -1,7 +1,7 @@
 //! Admin routes: pushes, the state of their rollouts, plugins' logs, and rollbacks.
 //!
 //! Bodies are bounded, only one push is accepted at a time, and blocking work runs on threads of
-//! its own. [`super::auth`] decides who may use these routes.
+//! its own. `auth` decides who may use these routes.
 
 use std::sync::Arc;
 

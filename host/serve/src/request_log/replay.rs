@@ -208,7 +208,8 @@ mod tests {
         for (stop_at_fault, run) in [(true, 2), (false, 5)] {
             let settings = ReplaySettings { k: 1, stop_at_fault, stop: &|| false };
             let report = compare(&requests, &faulty, None, &settings);
-            assert_eq!((report.requests, report.fault_count()), (run, 1));
+            let faults: usize = report.faults.values().map(|faults| faults.count).sum();
+            assert_eq!((report.requests, faults), (run, 1));
         }
         let stopped = ReplaySettings { k: 1, stop_at_fault: true, stop: &|| true };
         assert_eq!(compare(&requests, &faulty, None, &stopped).requests, 0);

@@ -67,13 +67,6 @@ impl ReplayTimes {
     }
 }
 
-impl ReplayReport {
-    /// Number of faults of all causes.
-    pub fn fault_count(&self) -> usize {
-        self.faults.values().map(|faults| faults.count).sum()
-    }
-}
-
 impl fmt::Display for ReplayReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: Option<f64>| match share {

@@ -2,7 +2,7 @@
 //!
 //! The registry (or, before the first promotion, the configuration) gives a [`desired_set`];
 //! [`loader`] loads it into a [`serving_set`], which a request uses from its beginning to its end.
-//! [`follow`] repeats this whenever the registry changes, [`weight_updates`] applies published
+//! `follow` repeats this whenever the registry changes, `weight_updates` applies published
 //! weights to loaded versions, and [`shadow`] shows answered requests to versions that only
 //! measure.
 
