@@ -156,14 +156,14 @@ impl RemoteFm {
         ca: Option<&Path>,
         bearer: Option<&HeaderValue>,
     ) -> std::result::Result<Manifest, String> {
-        let told = |error: &dyn std::fmt::Display| error.to_string();
+        let text_of = |error: &dyn std::fmt::Display| error.to_string();
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(MANIFEST_TIMEOUT))
             .http_status_as_error(false)
             // The calls of `infer` use no proxy either.
             .proxy(None)
             .build();
-        let agent = client::agent(config, ca).map_err(|error| told(&error))?;
+        let agent = client::agent(config, ca).map_err(|error| text_of(&error))?;
         let mut ask = agent.get(format!("{url}/v1/fm"));
         if let Some(version) = version {
             ask = ask.header(FM_VERSION_HEADER, version);
@@ -171,12 +171,12 @@ impl RemoteFm {
         if let Some(bearer) = bearer {
             ask = ask.header(header::AUTHORIZATION, bearer);
         }
-        let mut answer = ask.call().map_err(|error| told(&error))?;
+        let mut answer = ask.call().map_err(|error| text_of(&error))?;
         let status = answer.status();
         let body = answer.body_mut().with_config().limit(MOST_MANIFEST_BYTES as u64);
-        let text = body.read_to_vec().map_err(|error| told(&error))?;
+        let text = body.read_to_vec().map_err(|error| text_of(&error))?;
         match status.as_u16() {
-            200 => serde_json::from_slice(&text).map_err(|error| told(&error)),
+            200 => serde_json::from_slice(&text).map_err(|error| text_of(&error)),
             401 | 403 => Err(format!(
                 "it does not accept the token in fm_serving.token ({status}: {})",
                 refusal_message(status.as_u16(), &text)

@@ -27,7 +27,7 @@ use crate::{
     request::{
         admission::Admission,
         api::{Refusal, RequestResult},
-        service::{RankingService, ServiceContext},
+        service::{RankingContext, RankingService},
         workers::{PoolSize, Workers},
     },
     rollout::{RolloutService, serving},
@@ -211,7 +211,7 @@ fn load(
     let wasm = loader.wasm();
     let begun = InitialVersions::new(loader, config, tier, schema, &*streams)?;
     let models = begun.models().clone();
-    let context = ServiceContext {
+    let context = RankingContext {
         settings: settings.clone(),
         models: models.clone(),
         metrics: metrics.clone(),

@@ -35,7 +35,7 @@ use serde::Serialize;
 use crate::{
     metrics::{
         plugins::PluginMetrics,
-        register::{Buckets, Register},
+        register::{Buckets, MetricRegistrar},
         window::{LiveQuality, RecentValues},
     },
     threads::lock,
@@ -197,7 +197,7 @@ impl Metrics {
     /// Registers every metric, at zero.
     pub fn new() -> Self {
         let registry = Registry::new();
-        let register = Register(&registry);
+        let register = MetricRegistrar(&registry);
         // 50 µs to about 1.6 s.
         let request_times = Buckets { first: 50e-6, factor: 2.0, count: 16 };
         // 1 ms to about nine hours, because an outcome may wait for its attribution window.
@@ -311,7 +311,7 @@ impl Metrics {
     /// # Panics
     /// If the name is taken or not valid.
     pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        Register(&self.registry).counters(name, help, labels)
+        MetricRegistrar(&self.registry).counters(name, help, labels)
     }
 
     /// A gauge of another part of the daemon.
@@ -319,7 +319,7 @@ impl Metrics {
     /// # Panics
     /// If the name is taken or not valid.
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        Register(&self.registry).add(IntGauge::new(name, help))
+        MetricRegistrar(&self.registry).add(IntGauge::new(name, help))
     }
 
     /// Counts and times an HTTP request.

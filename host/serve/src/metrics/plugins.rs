@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use hypercast_expert::{Expert, breaker::BreakerState};
 use prometheus::{CounterVec, GaugeVec, IntCounterVec, IntGaugeVec};
 
-use crate::{metrics::register::Register, threads::lock, versions::serving_set::ServingSet};
+use crate::{metrics::register::MetricRegistrar, threads::lock, versions::serving_set::ServingSet};
 
 /// Labelled by arm: `NAME@VERSION`.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct PluginMetrics {
 }
 
 impl PluginMetrics {
-    pub(super) fn new(register: &Register<'_>) -> Self {
+    pub(super) fn new(register: &MetricRegistrar<'_>) -> Self {
         Self {
             requests: register.counters(
                 "hypercast_plugin_requests_total",

@@ -7,9 +7,9 @@ use prometheus::{
 
 /// Registers metrics. Their names are constants of this crate, so a name that is taken or not valid
 /// is a bug and panics.
-pub(super) struct Register<'a>(pub(super) &'a Registry);
+pub(super) struct MetricRegistrar<'a>(pub(super) &'a Registry);
 
-impl Register<'_> {
+impl MetricRegistrar<'_> {
     pub(super) fn add<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
         let metric = metric.expect("the name is valid");
         self.0.register(Box::new(metric.clone())).expect("the name is free");

@@ -56,7 +56,7 @@ pub struct RankingService {
 }
 
 /// What the service shares with the rest of the process.
-pub struct ServiceContext {
+pub struct RankingContext {
     /// The configuration, which a reload may change.
     pub settings: Arc<Settings>,
     /// The versions that serve.
@@ -113,11 +113,11 @@ impl RankingService {
     /// # Errors
     /// Streams that cannot be read, or written by this process.
     pub fn load(
-        context: ServiceContext,
+        context: RankingContext,
         dataset: &Dataset,
         engine: Arc<dyn Engine>,
     ) -> Result<Self> {
-        let ServiceContext { settings, models, metrics, handle } = context;
+        let RankingContext { settings, models, metrics, handle } = context;
         let config = &*settings.now();
         let schema = dataset.schema.clone();
         let streams = Arc::new(EventStreams::start(engine, config, dataset, metrics.clone())?);

@@ -60,14 +60,14 @@ impl EventStreams {
         let mut streams =
             Self { intake: intake.clone(), live: follower.live(), passed: None, threads };
         if let Some(joiner) = joiner {
-            let (tell, passed) = watch::channel(joiner.passed());
+            let (progress, passed) = watch::channel(joiner.passed());
             streams.passed = Some(passed);
             streams.threads.spawn("join", move |_| {
-                let told = joiner.run(|passed| {
-                    tell.send_replace(passed);
+                let ended = joiner.run(|passed| {
+                    progress.send_replace(passed);
                 });
-                metrics.joiner_failed(told.is_err());
-                if let Err(error) = told {
+                metrics.joiner_failed(ended.is_err());
+                if let Err(error) = ended {
                     tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
                 }
             })?;

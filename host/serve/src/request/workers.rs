@@ -185,16 +185,16 @@ mod tests {
             .unwrap();
         let long = running.recv().unwrap();
         let (done, after) = channel();
-        let tell = done.clone();
-        workers.submit(move || tell.send(thread::current().id()).unwrap()).unwrap();
+        let started_on = done.clone();
+        workers.submit(move || started_on.send(thread::current().id()).unwrap()).unwrap();
         let other = after.recv().unwrap();
         assert_ne!(other, long, "another thread took the job while the first was held");
         // As many as the pool has are replaced: this one stays and takes the next job, too.
         for _ in 0..2 {
-            let tell = done.clone();
+            let started_on = done.clone();
             let job = move || {
                 leave();
-                tell.send(thread::current().id()).unwrap();
+                started_on.send(thread::current().id()).unwrap();
             };
             workers.submit(job).unwrap();
             assert_eq!(after.recv().unwrap(), other);
@@ -213,11 +213,11 @@ mod tests {
         let before = niceness();
         let workers = Workers::start(PoolSize { threads: 1, queue: 4 }).unwrap();
         let (done, after) = channel();
-        let tell = done.clone();
+        let started_on = done.clone();
         workers
             .submit(move || {
                 leave();
-                tell.send(niceness()).unwrap();
+                started_on.send(niceness()).unwrap();
             })
             .unwrap();
         assert!(after.recv().unwrap() > before);

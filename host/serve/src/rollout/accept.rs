@@ -96,7 +96,7 @@ impl Acceptor {
     /// then.
     pub fn accept(
         &self,
-        route: PushTarget<'_>,
+        target: PushTarget<'_>,
         body: &[u8],
         under_way: HashSet<PathBuf>,
     ) -> Result<PushOutcome> {
@@ -110,7 +110,7 @@ impl Acceptor {
             );
         }
         let manifest = push.signed.verify(&keys)?;
-        check(&manifest, route, &push)?;
+        check(&manifest, target, &push)?;
         let limits = RolloutPolicy::new(settings, &push.wishes)?;
         let admitted = self.repository.admits(&manifest, now_ms())?;
         if admitted == PushAdmission::Repeated {
@@ -336,11 +336,11 @@ fn pin(
 }
 
 /// Checks that the content is what was signed, and was sent to the right place.
-fn check(manifest: &PushManifest, route: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
-    if (manifest.name.as_str(), manifest.version.as_str()) != (route.name, route.version) {
+fn check(manifest: &PushManifest, target: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
+    if (manifest.name.as_str(), manifest.version.as_str()) != (target.name, target.version) {
         return refuse(format!(
             "{} {} was signed, but it was pushed as {} {}",
-            manifest.name, manifest.version, route.name, route.version
+            manifest.name, manifest.version, target.name, target.version
         ));
     }
     if let Err(error) = semver::Version::parse(&manifest.version) {

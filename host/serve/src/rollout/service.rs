@@ -65,13 +65,18 @@ impl RolloutService {
     ///
     /// # Errors
     /// Files or streams cannot be read; a thread cannot be started.
-    pub fn start(config: &Config, tools: RolloutContext) -> Result<Self> {
+    pub fn start(config: &Config, context: RolloutContext) -> Result<Self> {
         let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
-        let (threads, acceptor) = (ThreadGroup::default(), tools.acceptor.clone());
-        let controller =
-            RolloutController::new(config, tools, files, all.clone(), threads.stop_flag().clone())?;
+        let (threads, acceptor) = (ThreadGroup::default(), context.acceptor.clone());
+        let controller = RolloutController::new(
+            config,
+            context,
+            files,
+            all.clone(),
+            threads.stop_flag().clone(),
+        )?;
         threads.spawn("rollouts", move |_| controller.run(&asked))?;
         Ok(Self { all, acceptor, commands, threads })
     }
@@ -81,9 +86,9 @@ impl RolloutService {
     ///
     /// # Errors
     /// As [`Acceptor::accept`]; refused while another rollout of the expert is under way.
-    pub fn push(&self, route: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
-        let (other, files) = self.under_way(route.name);
-        if let Some(other) = other.filter(|other| other.version() != route.version) {
+    pub fn push(&self, target: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
+        let (other, files) = self.under_way(target.name);
+        if let Some(other) = other.filter(|other| other.version() != target.version) {
             return Err(Error::refused(format!(
                 "the rollout of {} {} is under way ({}); wait for its end, or roll it back",
                 other.name(),
@@ -91,19 +96,19 @@ impl RolloutService {
                 other.step.word()
             )));
         }
-        match self.acceptor.accept(route, body, files)? {
+        match self.acceptor.accept(target, body, files)? {
             PushOutcome::Known => {
-                let rollout = self.rollout(route.name, route.version);
+                let rollout = self.rollout(target.name, target.version);
                 let gone = || {
                     Error::refused(format!(
                         "{} {} was pushed before, and its rollout is forgotten; sign it anew to start another one",
-                        route.name, route.version
+                        target.name, target.version
                     ))
                 };
                 Ok((rollout.ok_or_else(gone)?, false))
             }
             PushOutcome::New(begun) => {
-                if let Some(known) = self.rollout(route.name, route.version)
+                if let Some(known) = self.rollout(target.name, target.version)
                     && !known.step.is_over()
                 {
                     return Ok((known, false));

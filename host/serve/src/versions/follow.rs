@@ -46,7 +46,7 @@ const MOST: usize = 4096;
 
 /// The first set of versions, loaded; no thread runs yet.
 pub struct InitialVersions {
-    registrar: RegistryFollower,
+    updater: SetUpdater,
 }
 
 impl InitialVersions {
@@ -69,23 +69,15 @@ impl InitialVersions {
         plan.attach_file_hashes(&expert_file_hashes);
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
         let config = config.clone();
-        let registrar = RegistryFollower {
-            config,
-            expert_file_hashes,
-            tier,
-            schema,
-            loader,
-            follower,
-            plan,
-            models,
-        };
-        registrar.tell_missing();
-        Ok(Self { registrar })
+        let updater =
+            SetUpdater { config, expert_file_hashes, tier, schema, loader, follower, plan, models };
+        updater.report_missing();
+        Ok(Self { updater })
     }
 
     /// The versions that serve.
     pub fn models(&self) -> &Arc<ServingModels> {
-        &self.registrar.models
+        &self.updater.models
     }
 
     /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
@@ -100,13 +92,13 @@ impl InitialVersions {
     ) -> Result<FollowThreads> {
         let (asks, asked) = sync_channel(1);
         let following = FollowThreads { threads: ThreadGroup::default(), asks };
-        let registrar = self.registrar;
-        let feeds = registrar.loader.feeds();
+        let updater = self.updater;
+        let feeds = updater.loader.feeds();
         following.threads.spawn("weights", move |stop| {
             give_way();
             feeds.follow(stop, &metrics);
         })?;
-        following.threads.spawn("versions", move |stop| registrar.follow(stop, &asked))?;
+        following.threads.spawn("versions", move |stop| updater.follow(stop, &asked))?;
         if let Some(service) = service {
             following
                 .threads
@@ -143,7 +135,7 @@ impl FollowThreads {
 }
 
 /// Turns registry decisions into serving sets.
-struct RegistryFollower {
+struct SetUpdater {
     config: Config,
     /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
@@ -156,7 +148,7 @@ struct RegistryFollower {
     models: Arc<ServingModels>,
 }
 
-impl RegistryFollower {
+impl SetUpdater {
     fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
         let mut tried = Instant::now();
         while !stop.is_requested() {
@@ -169,16 +161,16 @@ impl RegistryFollower {
                 Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
                     tried = Instant::now();
                     let outcome = self.swap();
-                    self.tell(outcome);
+                    self.report(outcome);
                 }
                 Ok(false) => {}
                 Ok(true) => {
                     let outcome =
                         self.follower.catch_up().map_err(Error::from).and_then(|()| self.swap());
-                    self.tell(outcome);
+                    self.report(outcome);
                 }
                 Err(error) => {
-                    self.tell(Err(error.into()));
+                    self.report(Err(error.into()));
                     std::thread::sleep(REST);
                 }
             }
@@ -203,7 +195,7 @@ impl RegistryFollower {
             (self.config, self.expert_file_hashes) = before;
             return Err(error);
         }
-        self.tell_missing();
+        self.report_missing();
         Ok(!Arc::ptr_eq(&served, &self.models.set()))
     }
 
@@ -223,13 +215,13 @@ impl RegistryFollower {
         Ok(())
     }
 
-    fn tell_missing(&self) {
-        let known = LoadedVersions::of(&self.models.set(), self.schema.is_some());
+    fn report_missing(&self) {
+        let known = ServedVersions::of(&self.models.set(), self.schema.is_some());
         self.models.set_missing(missing(self.follower.registry(), &known));
     }
 
-    fn tell(&self, outcome: Result<()>) {
-        self.tell_missing();
+    fn report(&self, outcome: Result<()>) {
+        self.report_missing();
         if let Err(error) = outcome {
             tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
             self.models.set_problem(Some(error.to_string()));
@@ -275,13 +267,13 @@ fn follow_outcomes(streams: &dyn Engine, service: &RankingService, stop: &Shutdo
 }
 
 /// Versions that are loaded.
-struct LoadedVersions {
+struct ServedVersions {
     fms: Vec<String>,
     /// Name, version and pinned FM; none in a process without experts.
     experts: Option<Vec<[String; 3]>>,
 }
 
-impl LoadedVersions {
+impl ServedVersions {
     /// The versions in a set. `ranks` is whether the process runs experts.
     fn of(set: &ServingSet, ranks: bool) -> Self {
         let fms = set.fms().map(|fm| fm.version().to_owned()).collect();
@@ -292,7 +284,7 @@ impl LoadedVersions {
 }
 
 /// Active versions of the registry that are not loaded: experts, and the FMs that they pin.
-fn missing(registry: &Registry, known: &LoadedVersions) -> Vec<String> {
+fn missing(registry: &Registry, known: &ServedVersions) -> Vec<String> {
     let mut missing = Vec::new();
     for (name, expert) in registry.experts() {
         for version in expert.in_order() {
@@ -330,8 +322,8 @@ mod tests {
         registry
     }
 
-    fn known(fms: &[&str], experts: Option<[&str; 3]>) -> LoadedVersions {
-        LoadedVersions {
+    fn known(fms: &[&str], experts: Option<[&str; 3]>) -> ServedVersions {
+        ServedVersions {
             fms: fms.iter().map(|fm| fm.to_string()).collect(),
             experts: Some(experts.into_iter().map(|of| of.map(str::to_owned)).collect()),
         }
@@ -348,7 +340,7 @@ mod tests {
         // The same version on another FM counts as another one.
         let repinned = Some(["feed", "1.1.0", "1.0.0"]);
         assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], repinned)), [expert]);
-        let tier = LoadedVersions { experts: None, ..known(&["1.0.0"], None) };
+        let tier = ServedVersions { experts: None, ..known(&["1.0.0"], None) };
         assert_eq!(missing(&active, &tier), ["FM 2.0.0"]);
         for state in [VersionState::Shadow, VersionState::Training] {
             assert_eq!(missing(&registry(state), &known(&[], None)), [""; 0]);

@@ -67,37 +67,37 @@ impl ShadowQueue {
     }
 
     /// Queues a request if it is in the sample, some version is a shadow for it, and there is room.
-    pub fn offer(&self, seen: ShadowRequest) {
-        let (set, example) = (&seen.fetched.set, &seen.fetched.example[0]);
+    pub fn offer(&self, request: ShadowRequest) {
+        let (set, example) = (&request.fetched.set, &request.fetched.example[0]);
         let any = !set.shadows(example.surface).is_empty() || set.shadow_fms().next().is_some();
         if !any || place(example.request, "shadows") >= self.share {
             return;
         }
-        let kept = self.thread.try_send(seen).is_ok();
+        let kept = self.thread.try_send(request).is_ok();
         self.metrics.shadow(if kept { "seen" } else { "dropped" });
     }
 }
 
 impl ShadowWorker {
     fn work(self, jobs: &Receiver<ShadowRequest>) {
-        while let Ok(seen) = jobs.recv() {
+        while let Ok(request) = jobs.recv() {
             survive_panic("a shadow version panicked; its request was answered before", || {
-                self.measure(&seen);
+                self.measure(&request);
             });
         }
     }
 
-    fn measure(&self, seen: &ShadowRequest) {
-        let (set, example) = (&seen.fetched.set, &seen.fetched.example[0]);
+    fn measure(&self, request: &ShadowRequest) {
+        let (set, example) = (&request.fetched.set, &request.fetched.example[0]);
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let keep = |predicted| {
             self.log.keep(ShownItems { request: example.request, items: &items }, predicted);
         };
         let mut outputs: HashMap<&str, Option<Arc<FmOutput>>> = HashMap::new();
-        outputs.insert(seen.fetched.fm().version(), seen.fm.clone());
+        outputs.insert(request.fetched.fm().version(), request.fm.clone());
         for fm in set.shadow_fms() {
             let output =
-                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
             if let Some(output) = output {
                 keep(of_fm(fm, output));
             }
@@ -105,9 +105,9 @@ impl ShadowWorker {
         for arm in set.shadows(example.surface) {
             let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
             let output =
-                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &seen.fetched));
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
             let rows = output.as_ref().map(|output| &*output.tae);
-            // The shadow does all the work of an answer, so that faults are seen before it serves.
+            // The shadow does all the work of an answer, so that faults are request before it serves.
             let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
             arm.count(&outcome, spent);
             match outcome {
