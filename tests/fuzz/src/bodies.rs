@@ -117,7 +117,7 @@ impl FuzzDaemon {
     /// Passes events on. Some records are changed, as if another version had written them.
     fn events(&mut self, text: &[u8], u: &mut Unstructured) -> Result<()> {
         let Ok(request) = serde_json::from_slice::<EventsRequest>(text) else { return Ok(()) };
-        let Ok(told) = self.converter.told(&request, i64::MAX) else { return Ok(()) };
+        let Ok(told) = self.converter.new_events(&request, i64::MAX) else { return Ok(()) };
         for told in told {
             let record = told.record(1_000_000).expect("an accepted event can be written");
             let mut payload = record.payload;
