@@ -12,7 +12,7 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_config::sha256;
-use hypercast_serve::rollout::{Manifest, Push, SecretKey, Signed, Wishes};
+use hypercast_serve::rollout::{PolicyOverrides, Push, PushManifest, SecretKey, SignedManifest};
 use hypercast_tests::{
     Prerequisites, TestDaemon, agent, expert, prerequisites, rank_body, run, run_well,
     secure::{Certificate, HttpRequest, ask, write_secret},
@@ -249,7 +249,7 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     // Send invalid pushes directly. Each is refused with its reason, and nothing changes.
     let before = team.list();
     let component = std::fs::read(team.component()).unwrap();
-    let manifest = |version: &str| Manifest {
+    let manifest = |version: &str| PushManifest {
         name: "home".into(),
         version: version.into(),
         contract: contract(&component),
@@ -260,12 +260,13 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
         created_ms: i64::MAX,
     };
     let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
-    let body = |signed: Signed, component: &[u8]| {
-        Push { signed, wishes: Wishes::default(), component, parameters: None }.encode()
+    let body = |signed: SignedManifest, component: &[u8]| {
+        Push { signed, wishes: PolicyOverrides::default(), component, parameters: None }.encode()
     };
     let key = team.key();
-    let sign =
-        |version: &str, created_ms: i64| key.sign(&Manifest { created_ms, ..manifest(version) });
+    let sign = |version: &str, created_ms: i64| {
+        key.sign(&PushManifest { created_ms, ..manifest(version) })
+    };
     let good = body(sign("1.2.0", now()), &component);
     let refused = |version: &str, body: &[u8], word: &str| {
         let (status, said) = send(&daemon, version, body);
@@ -273,7 +274,7 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     };
     let stranger = SecretKey::generate().unwrap();
     refused("1.2.0", &body(stranger.sign(&manifest("1.2.0")), &component), "not trusted");
-    let posing = Signed { key: key.public().id(), ..stranger.sign(&manifest("1.2.0")) };
+    let posing = SignedManifest { key: key.public().id(), ..stranger.sign(&manifest("1.2.0")) };
     refused("1.2.0", &body(posing, &component), "the signature is not one of key");
     let mut flipped = good.clone();
     let last = flipped.len() - 1000;
@@ -285,7 +286,7 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     refused("1.2.0", &body(sign("1.2.0", i64::MAX), &component), "clock");
     refused("1.1.0", &body(sign("1.1.0", now()), &component), "other content");
     refused("1.2.0", b"no push", "hcpush01");
-    let wishes = Wishes { canary_share: Some(0.9), ..Wishes::default() };
+    let wishes = PolicyOverrides { canary_share: Some(0.9), ..PolicyOverrides::default() };
     let eager =
         Push { signed: sign("1.2.0", now()), wishes, component: &component, parameters: None };
     refused("1.2.0", &eager.encode(), "rollout.canary_share");

@@ -1,5 +1,5 @@
 //! How pushed versions come to serve (`hypercast_serve::rollout`), and which requests are
-//! recorded for their replays (`hypercast_serve::recorded`).
+//! recorded for their replays (`hypercast_serve::request_log`).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,57 +1,111 @@
-//! The daemon: requests in, rankings out.
+//! The daemon: it ranks candidates over HTTP, receives events, and changes the versions that serve
+//! while requests run.
 //!
-//! [`http`] binds a process' tiers to [`routes`](self) and answers ([`api`]); a request is let in by
-//! `admission`, gets its features and its ranking from [`service`] (on [`workers`]), and in between its TAEs from
-//! [`fm_tier`]: an FM in this process ([`fm_batcher`]) or in another one ([`fm_remote`]).
+//! It does not train models and has no command line: the binary in `host/src` starts it. Which
+//! version is promoted is an operator's decision, made by a command or by signing a push.
 //!
-//! What serves is a [`set`] of versions, which a request uses from its beginning to its end; `follow` makes the next one
-//! where the registry changes (`plan`, `loader`), and `feed` brings published weights to what serves. `shadow` lets versions see requests that were answered, `served`
-//! remembers predictions until their outcomes are known, and `report` tells of all that.
-//! `listen` has the connections, `linger` the bodies that nobody read and `tls` what encrypts them, `auth` says who may ask, `reload` takes over what changed in the configuration, and `ready` says
-//! whether all is loaded that should serve.
-//! `admin` takes pushes, and `rollouts` shows them what serves.
-//! Training never happens here.
+//! The way of a rank request. The three numbered stages have threads of their own, and no thread
+//! waits for another stage:
+//!
+//! ```text
+//!  client ── http::listen ── http::auth ── http::routes       one async task a connection
+//!             TLS, limits     tokens          │
+//!                                             ▼
+//!                               request::admission            refused here if it would be late
+//!                                             │
+//!          ┌──────────────────────────────────┤
+//!          ▼                                  │
+//!   request::service::fetch ── feature_state  │               1. features, on a worker thread
+//!          │                                  │
+//!          ▼                                  │
+//!   fm::batcher (or fm::remote)               │               2. the FM: TAEs and main tasks
+//!          │                                  │
+//!          ▼                                  │
+//!   request::service::rank ── versions::serving_set           3. the expert, on a worker thread
+//!          │
+//!          ├── answer (http::respond)
+//!          ├── metrics, metrics::prediction_log               counted; waits for the outcome
+//!          ├── request_log                                    a sample, for replays
+//!          └── versions::shadow                               versions that only measure
+//! ```
+//!
+//! Beside requests, [`versions`] follows the registry and published weights, [`request::streams`]
+//! follows events and outcomes, and [`rollout`] brings pushed versions into service step by step.
+//! Each folder's first paragraph says what is in it.
 
-pub mod admin;
-mod admission;
-pub mod api;
-mod auth;
-pub mod client;
-pub mod convert;
 pub mod error;
-mod events;
-mod feed;
-pub mod fm_batcher;
-pub mod fm_remote;
-pub mod fm_tier;
-mod follow;
+pub mod fm;
 pub mod http;
-pub mod ids;
-mod ingest;
-mod linger;
-mod listen;
-mod live;
-mod loader;
 pub mod metrics;
-mod plan;
-mod plugin_metrics;
-mod ready;
-mod recent;
-pub mod recorded;
-pub mod reload;
-mod report;
+pub mod request;
+pub mod request_log;
 pub mod rollout;
-mod rollouts;
-mod routes;
-mod secret;
-mod served;
-pub mod service;
-pub mod set;
-pub mod settings;
-mod shadow;
-pub mod streams;
-mod tls;
-mod window;
-pub mod workers;
+mod threads;
+pub mod versions;
 
 pub use error::{Error, Result};
+pub use http::{admin, client, reload};
+pub use request::{api, convert};
+
+#[cfg(test)]
+mod fixtures {
+    use hypercast_stream::registry::{ExpertVersion, FmVersion, VersionState, WeightsLocation};
+
+    /// An expert version that trains and publishes its weights.
+    pub(crate) fn expert_version(name: &str, version: &str) -> ExpertVersion {
+        ExpertVersion {
+            name: name.into(),
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            plugin: "p.wasm".into(),
+            plugin_hash: "1".into(),
+            plugin_version: "0.1.0".into(),
+            accepts_fm: "*".into(),
+            fm: "1.0.0".into(),
+            schema: "a".into(),
+            tae_dim: 32,
+            without_tae: false,
+            surfaces: vec!["feed".into()],
+            created_ms: 1,
+            trained_ms: 1,
+            weights: WeightsLocation::Published,
+        }
+    }
+
+    /// An FM version that trains and publishes its weights.
+    pub(crate) fn fm_version(version: &str) -> FmVersion {
+        FmVersion {
+            version: version.into(),
+            state: VersionState::Training,
+            parent: None,
+            from_checkpoint: None,
+            schema: "a".into(),
+            tae_dim: 32,
+            created_ms: 1,
+            trained_ms: 1,
+            weights: WeightsLocation::Published,
+        }
+    }
+
+    /// A rollout of an expert version that was just accepted, under the default policy.
+    pub(crate) fn rollout(expert: ExpertVersion) -> crate::rollout::Rollout {
+        use crate::rollout::{PolicyOverrides, Rollout, RolloutPolicy, RolloutStep};
+        let settings = hypercast_config::RolloutSettings::default();
+        Rollout {
+            expert,
+            key: "k".into(),
+            created_ms: 1,
+            begun_ms: 1,
+            step: RolloutStep::Replay,
+            since_ms: 1,
+            previous: None,
+            displaced: Vec::new(),
+            limits: RolloutPolicy::new(&settings, &PolicyOverrides::default()).unwrap(),
+            before_us: None,
+            settled: false,
+            cause: None,
+            log: Vec::new(),
+        }
+    }
+}

@@ -11,7 +11,7 @@ use hypercast_data::dataset::Dataset;
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_serve::api::{EventsRequest, RankRequest};
 use hypercast_serve::convert::Converter;
-use hypercast_serve::fm_remote::decode_examples;
+use hypercast_serve::fm::remote::decode_examples;
 use hypercast_stream::events::EventRecord;
 use hypercast_stream::join::{Joiner, JoinerOptions, JoinerOutput, StateUpdate};
 use serde_json::{Map, Value, json};
@@ -117,9 +117,9 @@ impl FuzzDaemon {
     /// Passes events on. Some records are changed, as if another version had written them.
     fn events(&mut self, text: &[u8], u: &mut Unstructured) -> Result<()> {
         let Ok(request) = serde_json::from_slice::<EventsRequest>(text) else { return Ok(()) };
-        let Ok(told) = self.converter.told(&request, i64::MAX) else { return Ok(()) };
-        for told in told {
-            let record = told.record(1_000_000).expect("an accepted event can be written");
+        let Ok(new_events) = self.converter.new_events(&request, i64::MAX) else { return Ok(()) };
+        for new_events in new_events {
+            let record = new_events.record(1_000_000).expect("an accepted event can be written");
             let mut payload = record.payload;
             let changed = u.ratio(1, 16)?;
             if changed {

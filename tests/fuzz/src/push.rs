@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use arbitrary::{Result, Unstructured};
 use hypercast_config::{PublicKey, sha256};
 use hypercast_serve::rollout::frame::Push;
-use hypercast_serve::rollout::limits::Wishes;
-use hypercast_serve::rollout::signature::{Manifest, SecretKey};
+use hypercast_serve::rollout::policy::PolicyOverrides;
+use hypercast_serve::rollout::signature::{PushManifest, SecretKey};
 
 use crate::edit;
 
@@ -15,7 +15,7 @@ const COMPONENT: &[u8] = b"\0asm component";
 
 struct SignedPush {
     body: Vec<u8>,
-    manifest: Manifest,
+    manifest: PushManifest,
     key: PublicKey,
 }
 
@@ -44,7 +44,7 @@ fn sent() -> &'static SignedPush {
     SENT.get_or_init(|| {
         let secret = SecretKey::generate().expect("a key");
         let parameters = b"parameters".as_slice();
-        let manifest = Manifest {
+        let manifest = PushManifest {
             name: "expert".into(),
             version: "1.0.0".into(),
             contract: "2.0.0".into(),
@@ -56,7 +56,7 @@ fn sent() -> &'static SignedPush {
         };
         let push = Push {
             signed: secret.sign(&manifest),
-            wishes: Wishes { canary_share: Some(0.5), ..Wishes::default() },
+            wishes: PolicyOverrides { canary_share: Some(0.5), ..PolicyOverrides::default() },
             component: COMPONENT,
             parameters: Some(parameters),
         };

@@ -12,8 +12,8 @@ use std::{
 use hypercast_data::{dataset::Impression, schema::Schema};
 use hypercast_serve::{
     api::{
-        ActionBody, Candidate, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
-        RankRequest,
+        ActionBody, EventBody, EventsAnswer, EventsRequest, ImpressionBody, RankAnswer,
+        RankCandidate, RankRequest,
     },
     convert::Converter,
 };
@@ -96,7 +96,7 @@ impl DemoClient {
     fn rank_request<'a>(&self, rows: impl Iterator<Item = &'a Impression>) -> RankRequest {
         let mut rows = rows.peekable();
         let first = *rows.peek().expect("a request shows at least one item");
-        let candidate = |row: &Impression| Candidate {
+        let candidate = |row: &Impression| RankCandidate {
             id: row.item,
             features: self.converter.named(&row.context),
         };

@@ -1,5 +1,5 @@
-//! Accepting a push: signature, content, order, and whether it can be served at all. What is refused here changes
-//! nothing; what is accepted is on the disk.
+//! Accepts a push: checks its signature, content and order, and whether it can serve at all. A
+//! refused push changes nothing; an accepted one is on the disk.
 
 use std::{
     collections::HashSet,
@@ -8,60 +8,67 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    Limits, Push, Rollout, Step, adopt, frame, moves,
-    repository::{Admitted, Repository},
-    signature::Manifest,
-};
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::Config;
-use hypercast_config::{PublicKey, sha256};
+use hypercast_config::{Config, PublicKey, sha256};
+use hypercast_core::clock::now_ms;
 use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, LoadOptions, Parameters, SavedParameters, ServedExpert, upgrade,
     wasm::contract,
 };
-use hypercast_stream::publish::PublicationFollower;
-use hypercast_stream::registry::{
-    Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient, VersionState,
-    WeightsLocation,
+use hypercast_stream::{
+    publish::PublicationFollower,
+    registry::{
+        Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient,
+        VersionState, WeightsLocation,
+    },
+    streams::{StreamEngine as Streams, Topic},
 };
-use hypercast_stream::streams::{StreamEngine as Streams, Topic};
 
-/// The route that a push came by.
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{
+        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
+        repository::{PushAdmission, Repository},
+        signature::PushManifest,
+        transitions,
+    },
+};
+
+/// The expert version that a push was sent to.
 #[derive(Debug, Clone, Copy)]
-pub struct Route<'a> {
+pub struct PushTarget<'a> {
     /// The expert's name.
     pub name: &'a str,
     /// Its version.
     pub version: &'a str,
 }
 
-/// What became of a push.
-pub enum Taken {
-    /// It was known: its rollout goes on as it was.
+/// The result of a push.
+pub enum PushOutcome {
+    /// The push is known; its rollout goes on.
     Known,
-    /// Its rollout can begin.
-    New(Begun),
+    /// The push is new; its rollout can start.
+    New(AcceptedPush),
 }
 
-/// A rollout that can begin.
-pub struct Begun {
-    /// Where it stands.
+/// An accepted push whose rollout can start.
+pub struct AcceptedPush {
+    /// The rollout at its first step.
     pub rollout: Box<Rollout>,
-    /// The expert as it is loaded.
-    pub expert: Box<ServedExpert>,
-    /// What the configuration serves, registered and promoted first; nothing where versions are promoted already.
+    /// The loaded expert.
+    pub expert: Arc<ServedExpert>,
+    /// Changes that register and promote what the configuration serves; empty if something is
+    /// promoted already.
     pub adoption: Vec<Change>,
 }
 
-/// Gives the keys that are trusted.
+/// Returns the keys that are trusted now.
 pub type Trusted = Box<dyn Fn() -> Result<Vec<PublicKey>> + Send + Sync>;
 
 /// Accepts pushes for one daemon.
 pub struct Acceptor {
     config: Config,
-    /// The keys that are trusted now: they change while a daemon runs.
+    /// Read for every push, because a reload may change the keys.
     trusted: Trusted,
     schema: Arc<Schema>,
     wasm: Engine,
@@ -70,71 +77,77 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// With the repository beside the experts' parameters.
+    /// Opens the repository beside the experts' parameters.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The repository's folder cannot be created.
     pub fn new(
-        (config, trusted): (&Config, Trusted),
+        config: &Config,
+        trusted: Trusted,
         schema: Arc<Schema>,
-        (wasm, streams): (Engine, Arc<dyn Streams>),
+        wasm: Engine,
+        streams: Arc<dyn Streams>,
     ) -> Result<Self> {
         let repository = Repository::open(&config.paths.experts.join("pushed"))?;
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks a push's body. `under_way` are the files that rollouts use which the registry does not know yet.
+    /// Checks the body of a push. `under_way` are the files of rollouts that the registry does not
+    /// know yet.
     ///
     /// # Errors
-    /// [`Error::Refused`], [`Error::Invalid`] or [`Error::Expert`], each with its cause; nothing has changed then.
+    /// A refusal by a rule, an invalid body, or an expert that does not fit; nothing has changed
+    /// then.
     pub fn accept(
         &self,
-        route: Route<'_>,
+        target: PushTarget<'_>,
         body: &[u8],
-        (under_way, now_ms): (HashSet<PathBuf>, i64),
-    ) -> Result<Taken> {
+        under_way: HashSet<PathBuf>,
+    ) -> Result<PushOutcome> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
-        let keys = (self.trusted)()?;
+        let keys = (self.trusted)().map_err(Error::of_the_host)?;
         if keys.is_empty() {
             return refuse(
-                "no key is trusted here: the operator adds public keys to rollout.trusted_keys"
+                "this daemon trusts no key; its operator must add public keys to rollout.trusted_keys"
                     .into(),
             );
         }
         let manifest = push.signed.verify(&keys)?;
-        check(&manifest, route, &push)?;
-        let limits = Limits::new(settings, &push.wishes)?;
-        let admitted = self.repository.admits(&manifest, now_ms)?;
-        if admitted == Admitted::Repeated {
-            return Ok(Taken::Known);
+        check(&manifest, target, &push)?;
+        let limits = RolloutPolicy::new(settings, &push.wishes)?;
+        let admitted = self.repository.admits(&manifest, now_ms())?;
+        if admitted == PushAdmission::Repeated {
+            return Ok(PushOutcome::Known);
         }
         let registry = RegistryClient::new(&*self.streams).read()?;
-        let adoption = match adopt::is_due(&registry) {
-            true => adopt::adopt(&self.config, (&self.schema, &self.wasm), &registry)?,
-            false => Vec::new(),
+        let adoption = if import_config::is_due(&registry) {
+            import_config::changes(&self.config, &self.schema, &self.wasm, &registry)
+                .map_err(Error::of_the_host)?
+        } else {
+            Vec::new()
         };
-        let mut plan = moves::Plan::new(&registry);
+        let mut plan = transitions::PlannedChanges::new(&registry);
         plan.add(adoption)?;
-        let moves::Plan { registry, changes: adoption } = plan;
+        let transitions::PlannedChanges { registry, changes: adoption } = plan;
         let mut used = used(&registry);
         used.extend(under_way);
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
-        // A warm start writes parameters of its own, of about the size of those that serve.
-        self.repository.make_room((bytes as u64 * 2, settings.repository_mib << 20), &used)?;
+        // A warm start writes parameters of its own, about as large as those that serve.
+        self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;
         let mut files: Vec<PathBuf> = Vec::new();
         let loaded = self.load(&manifest, &push, &registry, &mut files);
         let begun = loaded.and_then(|(expert, loaded)| {
             let rehearsed =
-                moves::rehearse(&registry, &expert, (limits.canary_share, limits.replace))?;
-            let limits = Limits { canary_share: rehearsed.unwrap_or(1.0), ..limits };
+                transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
+            let limits = RolloutPolicy { canary_share: rehearsed.unwrap_or(1.0), ..limits };
             self.repository.remember(&manifest)?;
-            Ok((begin(expert, &push, (&manifest, limits), (&registry, now_ms)), loaded))
+            Ok((new_rollout(expert, &push, &manifest, limits, &registry), loaded))
         });
         match begun {
             Ok((rollout, expert)) => {
-                let (rollout, expert) = (Box::new(rollout), Box::new(expert));
-                Ok(Taken::New(Begun { rollout, expert, adoption }))
+                let rollout = Box::new(rollout);
+                Ok(PushOutcome::New(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
             }
             Err(error) => {
                 for file in files.iter().filter(|file| !used.contains(*file)) {
@@ -145,28 +158,29 @@ impl Acceptor {
         }
     }
 
-    /// Loads the version of a rollout that goes on, as serving would.
+    /// Loads the version of a rollout after a restart, as serving would.
     ///
     /// # Errors
-    /// Whatever keeps it from being served.
+    /// The version cannot be served.
     pub fn open(&self, expert: &ExpertVersion) -> Result<ServedExpert> {
-        let blueprint =
-            self.blueprint(&expert.name, (&expert.plugin, &expert.fm), expert.tae_dim)?;
+        let blueprint = self.blueprint(&expert.name, &expert.plugin, &expert.fm, expert.tae_dim)?;
         match &expert.weights {
             WeightsLocation::Path(path) => {
                 let breaker = self.config.plugin_limits.breaker();
                 Ok(ServedExpert::open(blueprint, path, self.config.device, breaker)?)
             }
-            WeightsLocation::Published => {
-                Err(Error::invalid(format!("{} {} was not pushed", expert.name, expert.version)))
-            }
+            WeightsLocation::Published => Err(Error::internal(format!(
+                "{} {} publishes its weights, and a pushed version has them in a file",
+                expert.name, expert.version
+            ))),
         }
     }
 
     fn blueprint(
         &self,
         expert: &str,
-        (plugin, fm): (&Path, &str),
+        plugin: &Path,
+        fm: &str,
         tae_dim: usize,
     ) -> Result<Arc<Blueprint>> {
         let options = LoadOptions {
@@ -179,7 +193,7 @@ impl Acceptor {
 
     fn load(
         &self,
-        manifest: &Manifest,
+        manifest: &PushManifest,
         push: &Push<'_>,
         registry: &Registry,
         files: &mut Vec<PathBuf>,
@@ -189,10 +203,10 @@ impl Acceptor {
         let parameters =
             push.parameters.map(|bytes| self.repository.keep(bytes, "safetensors")).transpose()?;
         files.extend(parameters.clone());
-        let serving = moves::main_version(registry, &manifest.name);
+        let serving = transitions::main_version(registry, &manifest.name);
         let saved = parameters.as_deref().map(SavedParameters::read).transpose()?;
-        let (fm, tae_dim) = pin(manifest, saved.as_ref(), (registry, serving))?;
-        let blueprint = self.blueprint(&manifest.name, (&plugin, &fm), tae_dim)?;
+        let (fm, tae_dim) = pin(manifest, saved.as_ref(), registry, serving)?;
+        let blueprint = self.blueprint(&manifest.name, &plugin, &fm, tae_dim)?;
         let parameters = match parameters {
             Some(path) => path,
             None => {
@@ -206,12 +220,13 @@ impl Acceptor {
             (false, ..) => manifest.surfaces.clone(),
             (true, Some(serving), _) => serving.surfaces.clone(),
             (true, None, Some(entry)) => {
-                let own = self.config.serving_surfaces(entry, &self.schema)?;
+                let own = self.config.serving_surfaces(entry, &self.schema);
+                let own = own.map_err(|error| Error::from(error).of_the_host())?;
                 own.iter().map(|at| self.schema.surfaces[usize::from(*at)].clone()).collect()
             }
             (true, None, None) => {
                 return refuse(format!(
-                    "no version of {} serves yet, so the push must say on which surfaces it is to (`hypercast plugin sign --surfaces`)",
+                    "no version of {} serves yet, so the push must name its surfaces (`hypercast plugin sign --surfaces`)",
                     manifest.name
                 ));
             }
@@ -239,39 +254,39 @@ impl Acceptor {
         Ok((version, expert.expect("its parameters are in a file")))
     }
 
-    /// The parameters of the version that serves, if they are all that the new network has.
+    /// The serving version's parameters, if they cover the new network completely.
     fn warm_start(
         &self,
-        manifest: &Manifest,
+        manifest: &PushManifest,
         blueprint: &Arc<Blueprint>,
         serving: Option<&ExpertVersion>,
     ) -> Result<PathBuf> {
         let Some(serving) = serving else {
             return refuse(format!(
-                "no version of {} serves whose parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+                "no version of {} serves, so there are no parameters to start from; train it (`cargo hypercast train`) and push it with --parameters",
                 manifest.name
             ));
         };
-        let (mut parameters, report) = match &serving.weights {
+        let fresh = |normaliser: &_| blueprint.init_parameters(Clone::clone(normaliser), 0);
+        let (mut parameters, report, trained_rows) = match &serving.weights {
             WeightsLocation::Path(path) => {
-                let saved = SavedParameters::read(path)?;
-                let mut fresh = blueprint.init_parameters(saved.provenance.normaliser.clone(), 0);
+                let saved = SavedParameters::read(path);
+                let saved = saved.map_err(|error| Error::from(error).of_the_host())?;
+                let mut fresh = fresh(&saved.provenance.normaliser);
                 let report = fresh.warm_start(&saved);
-                fresh.provenance.trained_rows = saved.provenance.trained_rows;
-                (fresh, report)
+                (fresh, report, saved.provenance.trained_rows)
             }
             WeightsLocation::Published => {
-                let published = self.published(serving)?;
-                let mut fresh =
-                    blueprint.init_parameters(published.provenance.normaliser.clone(), 0);
+                let published = self.published(serving).map_err(Error::of_the_host)?;
+                let mut fresh = fresh(&published.provenance.normaliser);
                 let report = fresh.warm_start_from(&published, |_| true);
-                fresh.provenance.trained_rows = published.provenance.trained_rows;
-                (fresh, report)
+                (fresh, report, published.provenance.trained_rows)
             }
         };
+        parameters.provenance.trained_rows = trained_rows;
         if !report.fresh.is_empty() {
             return refuse(format!(
-                "it came without parameters, and those of {} {}, which serves, lack {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
+                "it came without parameters, and the serving version {} {} lacks {} of its {} by name and shape: {}; train it (`cargo hypercast train`) and push it with --parameters",
                 serving.name,
                 serving.version,
                 report.fresh.len(),
@@ -290,7 +305,7 @@ impl Acceptor {
     /// The newest published parameters of a version.
     fn published(&self, serving: &ExpertVersion) -> Result<Parameters> {
         let blueprint =
-            self.blueprint(&serving.name, (&serving.plugin, &serving.fm), serving.tae_dim)?;
+            self.blueprint(&serving.name, &serving.plugin, &serving.fm, serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
         let mut follower = PublicationFollower::open(self.streams.clone(), topic)?;
         let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
@@ -302,17 +317,18 @@ impl Acceptor {
     }
 }
 
-/// The FM version, and values of its TAE.
+/// The FM version to pin, and the width of its TAE.
 fn pin(
-    manifest: &Manifest,
+    manifest: &PushManifest,
     saved: Option<&SavedParameters>,
-    (registry, serving): (&Registry, Option<&ExpertVersion>),
+    registry: &Registry,
+    serving: Option<&ExpertVersion>,
 ) -> Result<(String, usize)> {
     let trained = saved.map(|saved| saved.provenance.fm_version.clone());
     let own = manifest.fm.clone().or(trained).or(serving.map(|serving| serving.fm.clone()));
     let Some(fm) = own else {
         return refuse(format!(
-            "no version of {} serves whose FM and parameters it could start from; train it (`cargo hypercast train`) and push it with --parameters",
+            "no version of {} serves, so there are no FM and no parameters to start from; train it (`cargo hypercast train`) and push it with --parameters",
             manifest.name
         ));
     };
@@ -321,66 +337,78 @@ fn pin(
         None => {
             let known: Vec<&str> = registry.fms().iter().map(|fm| fm.version.as_str()).collect();
             refuse(format!(
-                "it pins FM {fm}, which is not registered here; there are {known:?} (`hypercast versions register fm`)"
+                "it pins FM {fm}, which is not registered here; known are {known:?} (`hypercast versions register fm` adds one)"
             ))
         }
     }
 }
 
-/// What came is what was signed, for where it came.
-fn check(manifest: &Manifest, route: Route<'_>, push: &Push<'_>) -> Result<()> {
-    if (manifest.name.as_str(), manifest.version.as_str()) != (route.name, route.version) {
+/// Checks that the content is what was signed, and was sent to the right place.
+fn check(manifest: &PushManifest, target: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
+    if (manifest.name.as_str(), manifest.version.as_str()) != (target.name, target.version) {
         return refuse(format!(
-            "what was signed is {} {}, and it was pushed as {} {}",
-            manifest.name, manifest.version, route.name, route.version
+            "{} {} was signed, but it was pushed as {} {}",
+            manifest.name, manifest.version, target.name, target.version
         ));
     }
     if let Err(error) = semver::Version::parse(&manifest.version) {
-        return refuse(format!("version {:?} is no semver version: {error}", manifest.version));
+        return refuse(format!(
+            "version {:?} is not a semantic version: {error}",
+            manifest.version
+        ));
     }
-    let same = |what: &str, signed: &str, bytes: &[u8]| match sha256(bytes) == signed {
-        true => Ok(()),
-        false => refuse(format!(
-            "the {what} is not the one that was signed: its SHA-256 is {}, and {signed} was signed; it was changed or cut short",
-            sha256(bytes)
-        )),
+    let same = |what: &str, signed: &str, bytes: &[u8]| {
+        let found = sha256(bytes);
+        if found == signed {
+            return Ok(());
+        }
+        refuse(format!(
+            "the {what} is not the one that was signed: its SHA-256 is {found}, and {signed} was signed; it was changed or truncated"
+        ))
     };
     same("component", &manifest.component, push.component)?;
     match (&manifest.parameters, push.parameters) {
         (Some(signed), Some(bytes)) => same("parameter file", signed, bytes)?,
         (None, None) => {}
-        (Some(_), None) => return refuse("parameters were signed and did not come with it".into()),
+        (Some(_), None) => return refuse("parameters were signed, but the push has none".into()),
         (None, Some(_)) => {
             return refuse("its parameters were not signed; sign it with --parameters".into());
         }
     }
     let major = |version: &str| version.split('.').next().map(str::to_owned);
-    match major(&manifest.contract) == major(contract::VERSION) {
-        true => Ok(()),
-        false => refuse(format!(
-            "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
-            manifest.contract,
-            contract::VERSION,
-            upgrade(&manifest.contract, contract::VERSION)
-        )),
+    if major(&manifest.contract) == major(contract::VERSION) {
+        return Ok(());
     }
+    refuse(format!(
+        "it was built for expert contract {}, and this host speaks {}; {}, and sign it again",
+        manifest.contract,
+        contract::VERSION,
+        upgrade(&manifest.contract, contract::VERSION)
+    ))
 }
 
-fn begin(
+/// The rollout of an accepted push, at its first step.
+fn new_rollout(
     expert: ExpertVersion,
     push: &Push<'_>,
-    (manifest, limits): (&Manifest, Limits),
-    (registry, now_ms): (&Registry, i64),
+    manifest: &PushManifest,
+    limits: RolloutPolicy,
+    registry: &Registry,
 ) -> Rollout {
-    let previous = moves::main_version(registry, &manifest.name);
+    let now_ms = now_ms();
+    let previous = transitions::main_version(registry, &manifest.name);
     let mut rollout = Rollout {
         key: push.signed.key.clone(),
         created_ms: manifest.created_ms,
         begun_ms: now_ms,
-        step: Step::Replay,
+        step: RolloutStep::Replay,
         since_ms: now_ms,
         previous: previous.map(|previous| previous.version.clone()),
-        displaced: if limits.replace { moves::displaced(registry, &expert) } else { Vec::new() },
+        displaced: if limits.replace {
+            transitions::displaced(registry, &expert)
+        } else {
+            Vec::new()
+        },
         limits,
         before_us: None,
         settled: false,
@@ -388,25 +416,25 @@ fn begin(
         log: Vec::new(),
         expert,
     };
-    let said = &rollout.expert;
+    let version = &rollout.expert;
     let from = match manifest.parameters {
         Some(_) => "its own parameters".to_owned(),
-        None => format!("the parameters of {}", said.parent.as_deref().unwrap_or("none")),
+        None => format!("the parameters of {}", version.parent.as_deref().unwrap_or("none")),
     };
     let text = format!(
         "signed by key {}; component {} ({} bytes), plugin version {}, with {from}, on FM {}, for {:?}",
         rollout.key,
         &manifest.component[..16],
         push.component.len(),
-        said.plugin_version,
-        said.fm,
-        said.surfaces
+        version.plugin_version,
+        version.fm,
+        version.surfaces
     );
-    rollout.tell(now_ms, text);
+    rollout.add_line(text);
     rollout
 }
 
-/// The files of versions that may serve.
+/// The files of all versions that are not retired.
 fn used(registry: &Registry) -> HashSet<PathBuf> {
     let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
     let mut used = HashSet::new();
@@ -422,10 +450,8 @@ fn used(registry: &Registry) -> HashSet<PathBuf> {
 fn few(names: &[String]) -> String {
     const FEW: usize = 12;
     let shown = names.iter().take(FEW).map(|name| format!("`{name}`")).collect::<Vec<_>>();
-    match names.len() > FEW {
-        true => format!("{} and {} more", shown.join(", "), names.len() - FEW),
-        false => shown.join(", "),
-    }
+    let more = names.len().saturating_sub(FEW);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
 fn refuse<T>(why: String) -> Result<T> {

@@ -1,26 +1,28 @@
-//! How a push travels: one body, a header and the files behind it.
+//! The body of a push: a header and the files after it.
 //!
-//! `hcpush01`, the header's length (four bytes, little-endian), the header as JSON, the component, and the parameters if
-//! there are any. Lengths are in the header and must add up; what the bytes mean is checked elsewhere.
+//! Layout: `hcpush01`, the header's length (four bytes, little-endian), the header as JSON, the
+//! component, and the parameters if there are any. The lengths in the header must add up.
 
 use serde::{Deserialize, Serialize};
 
-use super::{limits::Wishes, signature::Signed};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{policy::PolicyOverrides, signature::SignedManifest},
+};
 
-/// A body's first bytes.
+/// The first bytes of a body.
 const MAGIC: &[u8; 8] = b"hcpush01";
 
-/// The largest header, in bytes.
+/// Limit of the header, in bytes.
 const MAX_HEADER: usize = 64 << 10;
 
-/// What precedes the files.
+/// The header before the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
-    signed: Signed,
+struct PushHeader {
+    signed: SignedManifest,
     #[serde(default)]
-    wishes: Wishes,
+    wishes: PolicyOverrides,
     component_bytes: usize,
     #[serde(default)]
     parameters_bytes: Option<usize>,
@@ -29,10 +31,10 @@ struct Header {
 /// A push.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push<'a> {
-    /// Who vouches for it.
-    pub signed: Signed,
-    /// How it is to go.
-    pub wishes: Wishes,
+    /// The signed manifest.
+    pub signed: SignedManifest,
+    /// What the push asks for beyond the operator's policy.
+    pub wishes: PolicyOverrides,
     /// The component.
     pub component: &'a [u8],
     /// Its parameters; none starts from those of the version that serves.
@@ -40,9 +42,9 @@ pub struct Push<'a> {
 }
 
 impl<'a> Push<'a> {
-    /// The body.
+    /// Encodes the body.
     pub fn encode(&self) -> Vec<u8> {
-        let header = Header {
+        let header = PushHeader {
             signed: self.signed.clone(),
             wishes: self.wishes.clone(),
             component_bytes: self.component.len(),
@@ -54,34 +56,35 @@ impl<'a> Push<'a> {
         [MAGIC.as_slice(), &length, &header, self.component, parameters].concat()
     }
 
-    /// Reads a body.
+    /// Decodes a body.
     ///
     /// # Errors
-    /// One that is cut short, longer than it says, or no push.
+    /// The body is cut short, too long, or not a push.
     pub fn decode(body: &'a [u8]) -> Result<Self> {
-        let wrong = |why: String| Error::invalid(format!("the body is no push: {why}"));
+        let wrong = |why: String| Error::invalid(format!("the body is not a push: {why}"));
         let rest = body.strip_prefix(MAGIC).ok_or_else(|| {
-            wrong("it does not begin with hcpush01; use `hypercast plugin push`".into())
+            wrong("it does not start with hcpush01; use `hypercast plugin push`".into())
         })?;
-        let (length, rest) =
-            rest.split_first_chunk::<4>().ok_or_else(|| wrong("it is cut short".into()))?;
+        let (length, rest) = rest
+            .split_first_chunk::<4>()
+            .ok_or_else(|| wrong("it ends within its length".into()))?;
         let length = u32::from_le_bytes(*length) as usize;
         if length > MAX_HEADER {
             return Err(wrong(format!(
-                "its header has {length} bytes, at most {MAX_HEADER} may be"
+                "its header has {length} bytes, and at most {MAX_HEADER} are allowed"
             )));
         }
         let (header, files) = rest
             .split_at_checked(length)
-            .ok_or_else(|| wrong("it is cut short within its header".into()))?;
-        let header: Header = serde_json::from_slice(header)
+            .ok_or_else(|| wrong("it ends within its header".into()))?;
+        let header: PushHeader = serde_json::from_slice(header)
             .map_err(|error| wrong(format!("its header: {error}")))?;
-        let said = header.component_bytes.checked_add(header.parameters_bytes.unwrap_or(0));
-        if said != Some(files.len()) {
+        let expected = header.component_bytes.checked_add(header.parameters_bytes.unwrap_or(0));
+        if expected != Some(files.len()) {
             return Err(wrong(format!(
-                "its files have {} bytes, and the header says {}: it is cut short, or something was added",
+                "its files have {} bytes, but its header says {}: it is truncated, or something was added",
                 files.len(),
-                said.map_or("too many".into(), |said| said.to_string())
+                expected.map_or("too many".into(), |bytes| bytes.to_string())
             )));
         }
         let (component, parameters) = files.split_at(header.component_bytes);
@@ -100,8 +103,9 @@ mod tests {
 
     #[test]
     fn a_body_is_whole_or_refused() {
-        let signed = Signed { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
-        let wishes = Wishes { canary_share: Some(0.05), ..Wishes::default() };
+        let signed =
+            SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
+        let wishes = PolicyOverrides { canary_share: Some(0.05), ..PolicyOverrides::default() };
         for parameters in [None, Some(b"parameters".as_slice()), Some(b"".as_slice())] {
             let push = Push {
                 signed: signed.clone(),

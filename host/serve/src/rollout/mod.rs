@@ -1,123 +1,123 @@
-//! Rollouts: from a push to a version that answers everybody, step by step, and back by itself where it fails.
+//! Rollouts: from a push to a version that serves all users, step by step, with automatic rollback.
 //!
-//! A push ([`frame`]) is vouched for by a key that the operator trusts ([`signature`]); [`accept`] checks it, keeps its
-//! files ([`repository`]) and loads it as serving would. The daemon's side of it is `desk`; one thread (`driver`) takes it along: recorded requests are
-//! replayed, it is registered, sees requests as a shadow, answers a share of the users, and then all. What it must stand is
-//! in [`limits`], what it did in [`tally`], whether it predicts well enough in `evaluate`. Who answers whom is decided
-//! in the registry alone ([`hypercast_stream::registry`]); where a rollout stands is in a file (`state`), so that it goes on after a restart.
+//! A push ([`frame`]) carries the signature of a trusted key ([`signature`]). [`accept`] checks it,
+//! stores its files ([`repository`]) and loads it as serving would. [`service`] takes pushes and
+//! commands; one thread (`controller`) advances each rollout: it replays recorded requests,
+//! registers the version, lets it see requests as a shadow, then serve a share of the users, then
+//! all. [`policy`] has the limits, [`stats`] what a version did. The registry alone decides which
+//! version serves whom ([`hypercast_stream::registry`]); a rollout's own state is in a file
+//! (`state`), so that it continues after a restart.
 
 pub mod accept;
-mod adopt;
-mod desk;
-mod driver;
-mod evaluate;
+mod controller;
 pub mod frame;
-pub mod limits;
-mod moves;
+mod import_config;
+pub mod policy;
+mod replay;
 pub mod repository;
+pub mod service;
+pub(crate) mod serving;
 pub mod signature;
 mod state;
-pub mod tally;
-mod watch;
+pub mod stats;
+mod transitions;
 
-use std::sync::Arc;
-
+use hypercast_core::clock::now_ms;
+use hypercast_stream::registry::ExpertVersion;
 use serde::{Deserialize, Serialize};
 
-pub use self::{
-    accept::{Acceptor, Route},
-    desk::{Rollouts, Tools},
+pub use crate::rollout::{
+    accept::{Acceptor, PushTarget},
     frame::Push,
-    limits::{Limits, Wishes},
-    signature::{Manifest, SecretKey, Signed},
-    tally::Tally,
+    policy::{PolicyOverrides, RolloutPolicy},
+    service::{RolloutContext, RolloutService},
+    signature::{PushManifest, SecretKey, SignedManifest},
+    stats::ArmStats,
 };
-use hypercast_expert::{ServedExpert, wasm::contract::Slice};
-use hypercast_stream::registry::{ExpertVersion, VersionState};
 
-/// Lines of a rollout's log that are kept; the first ones and the newest ones stay.
+/// Most lines of a rollout's log; the first and the newest ones are kept.
 const LOG_LINES: usize = 200;
 
-/// Where a rollout stands.
+/// The step of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// Recorded requests are run through it.
+pub enum RolloutStep {
+    /// Recorded requests are replayed on it.
     Replay,
     /// It sees requests after they were answered.
     Shadow,
-    /// It answers a share of the users.
+    /// It serves a share of the users.
     Canary,
-    /// It has stood its step, and waits for `hypercast versions promote`.
+    /// It passed its step and waits for `hypercast versions promote`.
     Waiting,
-    /// It answers everybody, and is watched for a while.
+    /// It serves all users and is watched for a while.
     Promoted,
-    /// It was given up before it answered anybody.
+    /// It was given up before it served anybody.
     Failed,
-    /// It answered, and its users were given back.
+    /// It served, and was rolled back.
     RolledBack,
 }
 
-impl Step {
-    /// Whether nothing follows by itself.
+impl RolloutStep {
+    /// Whether the rollout has ended without success.
     pub fn is_over(self) -> bool {
-        matches!(self, Step::Failed | Step::RolledBack)
+        matches!(self, RolloutStep::Failed | RolloutStep::RolledBack)
     }
 
-    /// In words.
+    /// The step's name in JSON and in logs.
     pub fn word(self) -> &'static str {
         match self {
-            Step::Replay => "replay",
-            Step::Shadow => "shadow",
-            Step::Canary => "canary",
-            Step::Waiting => "waiting",
-            Step::Promoted => "promoted",
-            Step::Failed => "failed",
-            Step::RolledBack => "rolled-back",
+            RolloutStep::Replay => "replay",
+            RolloutStep::Shadow => "shadow",
+            RolloutStep::Canary => "canary",
+            RolloutStep::Waiting => "waiting",
+            RolloutStep::Promoted => "promoted",
+            RolloutStep::Failed => "failed",
+            RolloutStep::RolledBack => "rolled-back",
         }
     }
 }
 
 /// A line of a rollout's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
+pub struct RolloutLogLine {
     /// When, milliseconds since the epoch.
     pub at_ms: i64,
-    /// The step.
-    pub step: Step,
-    /// What happened.
+    /// The step at that time.
+    pub step: RolloutStep,
+    /// The log.
     pub text: String,
 }
 
-/// A rollout, as it is told and as its file has it.
+/// A rollout, as in answers and in its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// What it brings.
+    /// The version that it brings.
     pub expert: ExpertVersion,
-    /// The signer's key, by its id.
+    /// Id of the signer's key.
     pub key: String,
     /// When it was signed, milliseconds since the epoch.
     pub created_ms: i64,
-    /// When it was taken.
+    /// When the push was accepted.
     pub begun_ms: i64,
-    /// Where it stands.
-    pub step: Step,
-    /// Since when.
+    /// The current step.
+    pub step: RolloutStep,
+    /// When the step began.
     pub since_ms: i64,
-    /// The version that answered most users before.
+    /// The version that served most users before.
     pub previous: Option<String>,
-    /// Other experts that lost their place to it.
+    /// Other experts whose surfaces it takes over.
     pub displaced: Vec<String>,
-    /// What it must stand.
-    pub limits: Limits,
-    /// p99 of the version before while both answered, in microseconds.
+    /// The limits that it must keep.
+    pub limits: RolloutPolicy,
+    /// p99 of the version before while both served, in microseconds.
     pub before_us: Option<f64>,
-    /// Whether it is not watched any more.
+    /// Whether it is no longer watched.
     pub settled: bool,
-    /// Why it was given up, or what it waits for.
+    /// Why it failed, or what it waits for.
     pub cause: Option<String>,
-    /// What happened.
-    pub log: Vec<Line>,
+    /// The log.
+    pub log: Vec<RolloutLogLine>,
 }
 
 impl Rollout {
@@ -126,7 +126,7 @@ impl Rollout {
         &self.expert.name
     }
 
-    /// The version.
+    /// Its version.
     pub fn version(&self) -> &str {
         &self.expert.version
     }
@@ -136,55 +136,37 @@ impl Rollout {
         format!("{}@{}", self.expert.name, self.expert.version)
     }
 
-    /// Whether the driver has something to do with it.
+    /// Whether the controller has to advance it.
     pub fn is_active(&self) -> bool {
         !self.step.is_over() && !self.settled
     }
 
-    /// Whether it is on its way: another push of the name has to wait.
+    /// Whether it is under way; another push of the same expert must wait then.
     pub fn is_under_way(&self) -> bool {
-        matches!(self.step, Step::Replay | Step::Shadow | Step::Canary | Step::Waiting)
+        matches!(
+            self.step,
+            RolloutStep::Replay | RolloutStep::Shadow | RolloutStep::Canary | RolloutStep::Waiting
+        )
     }
 
-    /// Goes to a step, with the reason.
-    pub(crate) fn go(&mut self, step: Step, at_ms: i64, text: String) {
-        (self.step, self.since_ms) = (step, at_ms);
-        self.tell(at_ms, text);
+    /// Changes the step, with the reason.
+    pub(crate) fn go(&mut self, step: RolloutStep, text: String) {
+        (self.step, self.since_ms) = (step, now_ms());
+        self.add_line(text);
     }
 
-    /// Adds a line.
-    pub(crate) fn tell(&mut self, at_ms: i64, text: String) {
+    /// Ends the rollout for good, with the reason.
+    pub(crate) fn end(&mut self, step: RolloutStep, cause: String, text: String) {
+        (self.cause, self.settled) = (Some(cause), true);
+        self.go(step, text);
+    }
+
+    /// Adds a line to the log.
+    pub(crate) fn add_line(&mut self, text: String) {
         tracing::info!(rollout = self.label(), step = self.step.word(), "{text}");
         if self.log.len() == LOG_LINES {
             self.log.remove(LOG_LINES / 2);
         }
-        self.log.push(Line { at_ms, step: self.step, text });
+        self.log.push(RolloutLogLine { at_ms: now_ms(), step: self.step, text });
     }
-}
-
-/// A loaded version, as a rollout sees it.
-pub struct ArmNow {
-    /// What it is used for.
-    pub state: VersionState,
-    /// The share of the users that it answers.
-    pub share: f64,
-    /// What it did.
-    pub tally: Arc<Tally>,
-    /// The expert.
-    pub expert: Arc<ServedExpert>,
-    /// Whether it goes without the TAE.
-    pub without_tae: bool,
-}
-
-/// What serves, as far as rollouts look at it.
-pub trait Serving: Send + Sync {
-    /// A loaded version of an expert.
-    fn arm(&self, name: &str, version: &str) -> Option<ArmNow>;
-
-    /// Why the registry's last decision is not served.
-    fn problem(&self) -> Option<String>;
-
-    /// How good a version's predictions were of late, beside those of another version of its name: each task on each
-    /// surface, and on all together.
-    fn slices(&self, name: &str, version: &str, before: Option<&str>) -> Vec<Slice>;
 }

@@ -1,37 +1,40 @@
-//! Pushed files, by their content, and which push of a name was the newest: so that an old push that is sent again, or
-//! other files under a version's name, are refused.
+//! The repository of pushed files, named by their content, and the newest push of each expert. An
+//! old push that is sent again, or other content under the same version, is refused.
 //!
-//! Files are written beside, put on the disk and renamed. It knows neither keys nor the registry.
+//! Files are written atomically and durably. The repository knows neither keys nor the registry.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File},
-    io::Write,
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
+use hypercast_config::sha256;
+use hypercast_core::atomic_file;
 use serde::{Deserialize, Serialize};
 
-use super::signature::Manifest;
-use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::sha256;
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::signature::PushManifest,
+};
 
-/// How far ahead of this machine's clock a push may be signed, in milliseconds: later ones of the name must be newer.
+/// How far in the future a push may be signed, in milliseconds. Later pushes must be newer, so a
+/// wrong clock would block them.
 const AHEAD_MS: i64 = 300_000;
 
-/// The longest name, in bytes.
+/// Limit of a name, in bytes.
 const LONGEST_NAME: usize = 64;
 
-/// The files.
+/// The folder of pushed files.
 #[derive(Debug, Clone)]
 pub struct Repository {
     dir: PathBuf,
 }
 
-/// A version that was pushed.
+/// A version that was pushed before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Pushed {
+pub struct PushedVersion {
     /// When it was signed, milliseconds since the epoch.
     pub created_ms: i64,
     /// SHA-256 of its component.
@@ -40,29 +43,29 @@ pub struct Pushed {
     pub parameters: Option<String>,
 }
 
-/// What a push is to the repository.
+/// How a push relates to those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admitted {
-    /// A version that was not pushed before.
+pub enum PushAdmission {
+    /// A new version.
     New,
-    /// The very push that is known: it was sent again.
+    /// The same push, sent again.
     Repeated,
-    /// The same content, signed anew.
+    /// The same content with a new signature.
     Again,
 }
 
-/// The versions of a name.
+/// The versions of one expert that were pushed.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Known {
+struct PushHistory {
     newest_ms: i64,
-    versions: BTreeMap<String, Pushed>,
+    versions: BTreeMap<String, PushedVersion>,
 }
 
 impl Repository {
-    /// Makes the folder if need be.
+    /// Opens the folder, and creates it if it is missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The folder cannot be created.
     pub fn open(dir: &Path) -> Result<Self> {
         for part in ["objects", "names"] {
             let part = dir.join(part);
@@ -71,77 +74,83 @@ impl Repository {
         Ok(Self { dir: dir.canonicalize().map_err(Error::io(dir))? })
     }
 
-    /// Whether a push may follow those that there were.
+    /// Whether a push is allowed after those before it.
     ///
     /// # Errors
-    /// [`Error::Refused`]: a name that is none, an older push, other content; a file that cannot be read.
-    pub fn admits(&self, manifest: &Manifest, now_ms: i64) -> Result<Admitted> {
+    /// Refused: an invalid name, an older push, or other content. Internal: a file cannot be read.
+    pub fn admits(&self, manifest: &PushManifest, now_ms: i64) -> Result<PushAdmission> {
         check_name(&manifest.name)?;
         let known = self.known(&manifest.name)?;
-        let Manifest { name, version, created_ms, .. } = manifest;
+        let PushManifest { name, version, created_ms, .. } = manifest;
         let refuse = |why: String| Err(Error::refused(why));
         if let Some(pushed) = known.versions.get(version) {
             if (&pushed.component, &pushed.parameters)
                 != (&manifest.component, &manifest.parameters)
             {
                 return refuse(format!(
-                    "{name} {version} was pushed with other content; give what is different a new version"
+                    "{name} {version} was pushed before with other content; use a new version"
                 ));
             }
             if pushed.created_ms == *created_ms {
-                return Ok(Admitted::Repeated);
+                return Ok(PushAdmission::Repeated);
             }
         }
         if *created_ms <= known.newest_ms {
             return refuse(format!(
-                "this push of {name} was signed at {created_ms}, and the newest one known at {}: an old push is not taken again; sign it anew",
+                "this push of {name} was signed at {created_ms}, but a push signed at {} is known, and older pushes are refused; sign it anew",
                 known.newest_ms
             ));
         }
         if *created_ms > now_ms + AHEAD_MS {
             return refuse(format!(
-                "this push of {name} was signed at {created_ms}, and it is {now_ms} here: set the signer's clock, and sign it anew"
+                "this push of {name} was signed at {created_ms}, which is ahead of this machine's clock ({now_ms}); set the signer's clock, and sign it anew"
             ));
         }
-        Ok(if known.versions.contains_key(version) { Admitted::Again } else { Admitted::New })
+        Ok(if known.versions.contains_key(version) {
+            PushAdmission::Again
+        } else {
+            PushAdmission::New
+        })
     }
 
-    /// Remembers a push.
+    /// Records a push.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn remember(&self, manifest: &Manifest) -> Result<()> {
+    /// The file cannot be written.
+    pub fn remember(&self, manifest: &PushManifest) -> Result<()> {
         let mut known = self.known(&manifest.name)?;
         known.newest_ms = known.newest_ms.max(manifest.created_ms);
-        let pushed = Pushed {
+        let pushed = PushedVersion {
             created_ms: manifest.created_ms,
             component: manifest.component.clone(),
             parameters: manifest.parameters.clone(),
         };
         known.versions.insert(manifest.version.clone(), pushed);
         let bytes = serde_json::to_vec(&known).expect("a plain struct serialises");
-        write(&self.name_path(&manifest.name), &bytes)
+        let path = self.name_path(&manifest.name);
+        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 
-    /// Keeps bytes under their hash; they may be there already.
+    /// Stores bytes under their hash, unless they are there already.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file cannot be written.
     pub fn keep(&self, bytes: &[u8], extension: &str) -> Result<PathBuf> {
         let path = self.dir.join("objects").join(format!("{}.{extension}", sha256(bytes)));
-        // One that was damaged is written anew.
+        // A damaged file is written again.
         if fs::read(&path).is_ok_and(|there| there == bytes) {
             return Ok(path);
         }
-        write(&path, bytes)?;
+        atomic_file::write(&path, bytes).map_err(Error::io(&path))?;
         Ok(path)
     }
 
-    /// Makes room for so many bytes: files that are not in `used` go, the oldest first, as far as `most` needs it.
+    /// Makes room for `bytes` under the limit `most`: removes files that are not in `used`, oldest
+    /// first.
     ///
     /// # Errors
-    /// [`Error::Refused`] where what is used leaves no room; what the file system says.
-    pub fn make_room(&self, (bytes, most): (u64, u64), used: &HashSet<PathBuf>) -> Result<()> {
+    /// Refused: the files in use leave no room.
+    pub fn make_room(&self, bytes: u64, most: u64, used: &HashSet<PathBuf>) -> Result<()> {
         let objects = self.dir.join("objects");
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(&objects).map_err(Error::io(&objects))? {
@@ -161,25 +170,25 @@ impl Repository {
         }
         if held + bytes > most {
             return Err(Error::refused(format!(
-                "the repository holds {held} bytes of versions in use, and {bytes} more are over its {most} (rollout.repository_mib); retire versions"
+                "versions in use take {held} bytes, and {bytes} more exceed the repository's {most} (rollout.repository_mib); retire versions"
             )));
         }
         Ok(())
     }
 
-    /// Removes a file that nothing uses: of a push that was refused.
+    /// Removes the file of a push that was refused.
     pub fn forget(&self, path: &Path) {
-        // What stays is removed when room is needed.
+        // If that fails, the file is removed when room is needed.
         let _ = fs::remove_file(path);
     }
 
-    fn known(&self, name: &str) -> Result<Known> {
+    fn known(&self, name: &str) -> Result<PushHistory> {
         let path = self.name_path(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Error::data(&path, format!("the list of pushes is damaged ({error}); restore it, or move it away and with it what guards against old pushes"))
+                Error::data(&path, format!("the list of pushes is damaged ({error}); restore it; moving it away also removes the protection against old pushes"))
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Known::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(PushHistory::default()),
             Err(error) => Err(Error::io(&path)(error)),
         }
     }
@@ -189,41 +198,31 @@ impl Repository {
     }
 }
 
-/// Names are parts of paths.
+/// Checks that a name can be a part of a path.
 ///
 /// # Errors
-/// [`Error::Refused`].
+/// Refused: it cannot.
 pub fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    match name.is_empty()
-        || name.len() > LONGEST_NAME
-        || name.starts_with('.')
-        || !name.chars().all(plain)
-    {
-        true => Err(Error::refused(format!(
-            "{:?} is no name of an expert: use letters, digits, - _ . (at most {LONGEST_NAME}, no dot first)",
-            &name[..name.floor_char_boundary(LONGEST_NAME)]
-        ))),
-        false => Ok(()),
+    let valid = !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !name.starts_with('.')
+        && name.chars().all(plain);
+    if valid {
+        return Ok(());
     }
-}
-
-/// Writes a file as a whole, durably.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let draft = path.with_extension("partial");
-    let mut file = File::create(&draft).map_err(Error::io(&draft))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io(&draft))?;
-    fs::rename(&draft, path).map_err(Error::io(path))?;
-    let dir = path.parent().expect("a file is in a folder");
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+    Err(Error::refused(format!(
+        "{:?} is not a valid expert name: use letters, digits, - _ . (at most {LONGEST_NAME}, not starting with a dot)",
+        &name[..name.floor_char_boundary(LONGEST_NAME)]
+    )))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn manifest(version: &str, content: &[u8], created_ms: i64) -> Manifest {
-        Manifest {
+    fn manifest(version: &str, content: &[u8], created_ms: i64) -> PushManifest {
+        PushManifest {
             name: "feed".into(),
             version: version.into(),
             contract: "1.0.0".into(),
@@ -240,27 +239,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = Repository::open(dir.path()).unwrap();
         let first = manifest("1.0.0", b"a", 1000);
-        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::New);
+        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::New);
         repository.remember(&first).unwrap();
-        assert_eq!(repository.admits(&first, 1000).unwrap(), Admitted::Repeated);
+        assert_eq!(repository.admits(&first, 1000).unwrap(), PushAdmission::Repeated);
         repository.remember(&manifest("1.1.0", b"b", 2000)).unwrap();
         assert_eq!(
             repository.admits(&manifest("1.0.0", b"a", 3000), 3000).unwrap(),
-            Admitted::Again
+            PushAdmission::Again
         );
         for (manifest, word) in [
             (manifest("1.0.0", b"other", 3000), "other content"),
             (manifest("1.0.1", b"c", 1500), "signed anew"),
-            (manifest("1.0.1", b"c", 2000), "newest one known at 2000"),
+            (manifest("1.0.1", b"c", 2000), "a push signed at 2000 is known"),
             (manifest("1.0.1", b"c", 3000 + AHEAD_MS + 1), "clock"),
-            (Manifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) }, "no name"),
+            (
+                PushManifest { name: "../x".into(), ..manifest("1.0.1", b"c", 3000) },
+                "not a valid expert name",
+            ),
         ] {
             let why = repository.admits(&manifest, 3000).unwrap_err().to_string();
             assert!(why.contains(word) || why.contains("sign it anew"), "{word}: {why}");
         }
-        // Another name has pushes of its own.
-        let other = Manifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
-        assert_eq!(repository.admits(&other, 3000).unwrap(), Admitted::New);
+        // Another expert has pushes of its own.
+        let other = PushManifest { name: "search".into(), ..manifest("1.0.0", b"a", 1) };
+        assert_eq!(repository.admits(&other, 3000).unwrap(), PushAdmission::New);
     }
 
     #[test]
@@ -271,9 +273,9 @@ mod tests {
             (0..4u8).map(|at| repository.keep(&[at; 100], "wasm").unwrap()).collect();
         assert_eq!(repository.keep(&[0; 100], "wasm").unwrap(), paths[0]);
         let used: HashSet<PathBuf> = [paths[0].clone(), paths[1].clone()].into();
-        repository.make_room((100, 400), &used).unwrap();
+        repository.make_room(100, 400, &used).unwrap();
         assert_eq!(paths.iter().filter(|path| path.exists()).count(), 3);
-        let why = repository.make_room((300, 400), &used).unwrap_err().to_string();
+        let why = repository.make_room(300, 400, &used).unwrap_err().to_string();
         assert!(why.contains("repository_mib"), "{why}");
         assert!(paths[0].exists() && paths[1].exists());
     }

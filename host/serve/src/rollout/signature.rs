@@ -1,56 +1,56 @@
-//! Signatures of pushes: who vouches for a component, its parameters and what they are to be.
+//! Signatures of pushes: a key's holder vouches for a component, its parameters and its manifest.
 //!
-//! What is signed is a text, kept as it was signed: nothing is written anew before it is checked. A key is a line in a
-//! file; nothing here decides which keys are trusted.
+//! The signed text is kept exactly as it was signed, and never serialised again before the check.
+//! [`accept`](super::accept) decides which keys are trusted.
 
 use std::{io::Write, path::Path};
 
+use hypercast_config::PublicKey;
+use hypercast_core::hex::{hex, unhex};
 use ring::{
     rand::SystemRandom,
     signature::{Ed25519KeyPair, KeyPair},
 };
 use serde::{Deserialize, Serialize};
 
-use hypercast_config::PublicKey;
-use hypercast_core::hex::{hex, unhex};
-
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// What precedes the signed text, so that a signature made for something else says nothing here.
+/// Prefix of the signed text, so that a signature made for another purpose is not valid here.
 const DOMAIN: &[u8] = b"hypercast plugin push 1\n";
 
-/// How a secret key is written: this and its PKCS#8 document in hex.
+/// Prefix of a secret key's file; its PKCS#8 document follows in hex.
 const SECRET: &str = "ed25519-secret:";
 
-/// What a signature vouches for.
+/// What a signature covers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
+pub struct PushManifest {
     /// The expert's name.
     pub name: String,
-    /// Its version, a semver.
+    /// Its version (semver).
     pub version: String,
-    /// The expert contract that the component was built for.
+    /// The version of the expert contract that the component was built for.
     pub contract: String,
-    /// The surfaces that it is to serve; empty for those of the version that serves.
+    /// The surfaces to serve; empty for those of the serving version.
     #[serde(default)]
     pub surfaces: Vec<String>,
-    /// The FM version that it pins; none for that of its parameters, or of the version that serves.
+    /// The FM version to pin; by default that of its parameters, or of the serving version.
     #[serde(default)]
     pub fm: Option<String>,
     /// SHA-256 of the component, in hex.
     pub component: String,
-    /// SHA-256 of the parameters, in hex; none starts from those of the version that serves.
+    /// SHA-256 of the parameters, in hex; without them, it starts from those of the serving
+    /// version.
     #[serde(default)]
     pub parameters: Option<String>,
-    /// When it was signed, milliseconds since the epoch: later pushes of a name are newer.
+    /// When it was signed, milliseconds since the epoch; later pushes of an expert are newer.
     pub created_ms: i64,
 }
 
-/// A manifest with its signature, as a file has it and a push sends it.
+/// A manifest with its signature, as in a file and in a push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Signed {
+pub struct SignedManifest {
     /// The manifest as JSON, exactly as it was signed.
     pub manifest: String,
     /// [`PublicKey::id`] of the signer.
@@ -59,39 +59,39 @@ pub struct Signed {
     pub signature: String,
 }
 
-/// A key that signs.
+/// A secret key for signing.
 pub struct SecretKey {
     pair: Ed25519KeyPair,
     document: Vec<u8>,
 }
 
 impl SecretKey {
-    /// A new one.
+    /// Generates a key.
     ///
     /// # Errors
-    /// A system without randomness.
+    /// The system gives no random bytes.
     pub fn generate() -> Result<Self> {
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-            .map_err(|_| Error::invalid("the system gives no random bytes"))?;
-        Self::of(document.as_ref()).map_err(Error::invalid)
+            .map_err(|_| Error::internal("the system gives no random bytes"))?;
+        Self::of(document.as_ref()).map_err(Error::internal)
     }
 
     /// Reads a file that [`SecretKey::write`] wrote.
     ///
     /// # Errors
-    /// A file that is missing, or holds something else.
+    /// The file is missing or is not a secret key.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let bytes = text.trim().strip_prefix(SECRET).and_then(unhex);
-        let wrong = "it is no secret key; `hypercast plugin keygen` makes one";
+        let wrong = "it is not a secret key; `hypercast plugin keygen` makes one";
         let bytes = bytes.ok_or_else(|| Error::data(path, wrong))?;
         Self::of(&bytes).map_err(|why| Error::data(path, why))
     }
 
-    /// Writes it to a new file that its owner alone can read.
+    /// Writes the key to a new file that only its owner can read.
     ///
     /// # Errors
-    /// A file that is there already; what the file system says.
+    /// The file exists, or cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         use std::os::unix::fs::OpenOptionsExt;
         let mut options = std::fs::OpenOptions::new();
@@ -100,17 +100,17 @@ impl SecretKey {
         writeln!(file, "{SECRET}{}", hex(&self.document)).map_err(Error::io(path))
     }
 
-    /// The key that checks what this one signs.
+    /// The public key that verifies its signatures.
     pub fn public(&self) -> PublicKey {
         let bytes = self.pair.public_key().as_ref();
         PublicKey::from(<[u8; 32]>::try_from(bytes).expect("an Ed25519 key has 32 bytes"))
     }
 
     /// Signs a manifest.
-    pub fn sign(&self, manifest: &Manifest) -> Signed {
+    pub fn sign(&self, manifest: &PushManifest) -> SignedManifest {
         let manifest = serde_json::to_string(manifest).expect("a plain struct serialises");
         let signature = hex(self.pair.sign(&message(&manifest)).as_ref());
-        Signed { manifest, key: self.public().id(), signature }
+        SignedManifest { manifest, key: self.public().id(), signature }
     }
 
     fn of(document: &[u8]) -> std::result::Result<Self, String> {
@@ -120,52 +120,52 @@ impl SecretKey {
     }
 }
 
-impl Signed {
-    /// Reads a file.
+impl SignedManifest {
+    /// Reads a signature file.
     ///
     /// # Errors
-    /// A file that is missing, or holds something else.
+    /// The file is missing or is not a signature.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         serde_json::from_str(&text).map_err(|error| {
             Error::data(
                 path,
-                format!("it is no signature ({error}); `hypercast plugin sign` makes one"),
+                format!("it is not a signature file ({error}); `hypercast plugin sign` makes one"),
             )
         })
     }
 
-    /// What is vouched for, if one of `trusted` vouches for it.
+    /// Verifies the signature with one of the trusted keys, and returns the manifest.
     ///
     /// # Errors
-    /// [`Error::Refused`]: a key that is not trusted, a signature that does not fit, a text that is no manifest.
-    pub fn verify(&self, trusted: &[PublicKey]) -> Result<Manifest> {
+    /// Refused: the key is not trusted, the signature does not fit, or the text is not a manifest.
+    pub fn verify(&self, trusted: &[PublicKey]) -> Result<PushManifest> {
         let refused = |why: String| Err(Error::refused(why));
         let Some(key) = trusted.iter().find(|key| key.id() == self.key) else {
             return refused(format!(
-                "key {:?} is not trusted here; the operator adds the public key to rollout.trusted_keys",
+                "key {:?} is not trusted here; the operator must add the public key to rollout.trusted_keys",
                 short(&self.key)
             ));
         };
         let signature = unhex(&self.signature).unwrap_or_default();
         if !key.verifies(&message(&self.manifest), &signature) {
             return refused(format!(
-                "the signature is not one of key {} for this manifest; sign it again",
+                "the signature does not fit key {} and this manifest; sign it again",
                 key.id()
             ));
         }
         serde_json::from_str(&self.manifest).map_err(|error| {
-            Error::refused(format!("what was signed is no manifest of this version: {error}"))
+            Error::refused(format!("the signed text is not a manifest of this version: {error}"))
         })
     }
 
-    /// What it says is vouched for, unchecked: for messages, and for who made it.
+    /// The manifest without any check, for messages.
     ///
     /// # Errors
-    /// A text that is no manifest.
-    pub fn claims(&self) -> Result<Manifest> {
+    /// The text is not a manifest.
+    pub fn claims(&self) -> Result<PushManifest> {
         serde_json::from_str(&self.manifest)
-            .map_err(|error| Error::invalid(format!("what was signed is no manifest: {error}")))
+            .map_err(|error| Error::invalid(format!("the signed text is not a manifest: {error}")))
     }
 }
 
@@ -183,8 +183,8 @@ mod tests {
 
     use super::*;
 
-    fn manifest() -> Manifest {
-        Manifest {
+    fn manifest() -> PushManifest {
+        PushManifest {
             name: "feed".into(),
             version: "1.2.0".into(),
             contract: "1.0.0".into(),
@@ -205,11 +205,13 @@ mod tests {
         assert_eq!(signed.verify(&trusted).unwrap(), manifest());
         let why = signed.verify(&trusted[..1]).unwrap_err().to_string();
         assert!(why.contains("not trusted") && why.contains("rollout.trusted_keys"), "{why}");
-        let changed =
-            Signed { manifest: signed.manifest.replace("1.2.0", "1.3.0"), ..signed.clone() };
+        let changed = SignedManifest {
+            manifest: signed.manifest.replace("1.2.0", "1.3.0"),
+            ..signed.clone()
+        };
         assert!(changed.verify(&trusted).unwrap_err().to_string().contains("signature"));
-        // Another trusted key's id does not make its holder's of it.
-        let posing = Signed { key: other.public().id(), ..signed };
+        // Naming another trusted key does not help.
+        let posing = SignedManifest { key: other.public().id(), ..signed };
         assert!(posing.verify(&trusted).unwrap_err().to_string().contains("signature"));
     }
 

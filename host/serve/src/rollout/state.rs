@@ -1,4 +1,4 @@
-//! Where rollouts stand, in files: one a rollout, replaced as a whole at every step.
+//! The state of rollouts in files: one per rollout, replaced as a whole at every step.
 
 use std::{
     collections::BTreeMap,
@@ -6,30 +6,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Rollout, repository::write};
-use crate::error::{CommonErrors as _, Error, Result};
+use hypercast_core::atomic_file;
 
-/// Rollouts of a name that are remembered once they are over.
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::Rollout,
+};
+
+/// Most rollouts of an expert that are kept after their end.
 const REMEMBERED: usize = 32;
 
 /// Rollouts by name and version.
-pub(super) type All = BTreeMap<(String, String), Rollout>;
+pub(super) type RolloutMap = BTreeMap<(String, String), Rollout>;
 
-/// The folder.
-pub(super) struct Files {
+/// The state folder.
+pub(super) struct RolloutFiles {
     dir: PathBuf,
 }
 
-impl Files {
-    /// Makes it if need be.
+impl RolloutFiles {
+    /// Opens the folder, and creates it if it is missing.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         Ok(Self { dir: dir.to_path_buf() })
     }
 
-    /// What it holds. A file that cannot be read is told of and left alone.
-    pub(super) fn read(&self) -> Result<All> {
-        let mut all = All::new();
+    /// Reads all rollouts. A file that cannot be read is logged and left alone.
+    pub(super) fn read(&self) -> Result<RolloutMap> {
+        let mut all = RolloutMap::new();
         for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
             let path = entry.map_err(Error::io(&self.dir))?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -48,14 +52,15 @@ impl Files {
         Ok(all)
     }
 
-    /// Writes one.
+    /// Writes one rollout.
     pub(super) fn write(&self, rollout: &Rollout) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(rollout).expect("a plain struct serialises");
-        write(&self.path(rollout), &bytes)
+        let path = self.path(rollout);
+        atomic_file::write(&path, &bytes).map_err(Error::io(&path))
     }
 
-    /// Lets go of the oldest ones of a name that are over.
-    pub(super) fn trim(&self, all: &mut All, name: &str) {
+    /// Removes the oldest finished rollouts of an expert.
+    pub(super) fn trim(&self, all: &mut RolloutMap, name: &str) {
         let mut over: Vec<(i64, (String, String))> = all
             .iter()
             .filter(|((own, _), rollout)| own == name && !rollout.is_active())
@@ -65,7 +70,7 @@ impl Files {
         over.truncate(over.len().saturating_sub(REMEMBERED));
         for (_, key) in over {
             if let Some(rollout) = all.remove(&key) {
-                // One that stays is read again at the next start, and goes then.
+                // If that fails, the file is read at the next start and removed then.
                 let _ = fs::remove_file(self.path(&rollout));
             }
         }

@@ -16,7 +16,9 @@ use super::{
     sign::{SignRequest, signature_path},
 };
 use hypercast_serve::admin::RolloutAnswer;
-use hypercast_serve::rollout::{Manifest, Push, Rollout, Signed, Step, Wishes};
+use hypercast_serve::rollout::{
+    PolicyOverrides, Push, PushManifest, Rollout, RolloutStep, SignedManifest,
+};
 
 /// How often it asks.
 const POLL: Duration = Duration::from_millis(250);
@@ -43,7 +45,7 @@ pub struct Args {
     pub what: SignRequest,
     /// How it is to go
     #[command(flatten)]
-    pub wishes: Wishes,
+    pub wishes: PolicyOverrides,
     /// End once it is taken, instead of following its rollout
     #[arg(long)]
     pub no_wait: bool,
@@ -53,10 +55,10 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = match (&args.what.key, &args.signature) {
         (Some(_), _) => args.what.sign(&args.component)?,
-        (None, Some(path)) => Signed::read(path)?,
-        (None, None) => Signed::read(&signature_path(&args.component))?,
+        (None, Some(path)) => SignedManifest::read(path)?,
+        (None, None) => SignedManifest::read(&signature_path(&args.component))?,
     };
-    let Manifest { name, version, .. } = signed.claims()?;
+    let PushManifest { name, version, .. } = signed.claims()?;
     let component =
         std::fs::read(&args.component).with_context(|| args.component.display().to_string())?;
     let parameters = args
@@ -85,12 +87,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut rollout = answer.rollout;
     loop {
         match rollout.step {
-            Step::Promoted => return Ok(()),
-            Step::Waiting => std::process::exit(WAITS),
-            Step::Failed | Step::RolledBack => {
+            RolloutStep::Promoted => return Ok(()),
+            RolloutStep::Waiting => std::process::exit(WAITS),
+            RolloutStep::Failed | RolloutStep::RolledBack => {
                 bail!("{name} {version} does not serve: {}", rollout.cause.unwrap_or_default())
             }
-            Step::Replay | Step::Shadow | Step::Canary => std::thread::sleep(POLL),
+            RolloutStep::Replay | RolloutStep::Shadow | RolloutStep::Canary => {
+                std::thread::sleep(POLL)
+            }
         }
         match args.host.get::<RolloutAnswer>(&route) {
             Ok(answer) => {

@@ -14,7 +14,7 @@ use hypercast_data::schema::Schema;
 use hypercast_expert::{
     Blueprint, Engine, FeatureStatistics, LoadOptions, Parameters, SavedParameters, ServedExpert,
 };
-use hypercast_serve::recorded::{self, Candidate, Recorded};
+use hypercast_serve::request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings};
 use hypercast_stream::registry::schema_hash;
 
 /// Arguments of `hypercast plugin replay`.
@@ -22,7 +22,7 @@ use hypercast_stream::registry::schema_hash;
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// Recorded requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
+    /// RecordedRequest requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
     #[arg(long, value_name = "PATH")]
     pub requests: PathBuf,
     /// Its parameters; without any it runs with initial values, which tells of faults and times
@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 .schema
         }
     };
-    let all = recorded::newest(&args.requests, args.most, |_| true)?;
+    let all = request_log::newest(&args.requests, args.most, |_| true)?;
     let Some(last) = all.last() else { bail!("{} holds no requests", args.requests.display()) };
     let (fm, tae_dim, hash) = (last.fm.clone(), last.tae_dim, schema_hash(&schema));
     if last.schema != hash {
@@ -103,10 +103,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .map(|path| loading.open(path, args.against_parameters.as_deref()))
         .transpose()?;
     let mut left_out = std::collections::BTreeMap::new();
-    let serves = |expert: &ServedExpert, record: &Recorded| {
+    let serves = |expert: &ServedExpert, record: &RecordedRequest| {
         expert.blueprint().serves(&schema.surfaces[usize::from(record.example.surface)])
     };
-    let fits = |record: &Recorded| {
+    let fits = |record: &RecordedRequest| {
         let why = if record.schema != hash {
             "of another schema"
         } else if record.fm != fm || record.tae_dim != tae_dim {
@@ -121,15 +121,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         *left_out.entry(why.to_owned()).or_insert(0) += 1;
         false
     };
-    let requests: Vec<Recorded> = all.into_iter().filter(fits).collect();
+    let requests: Vec<RecordedRequest> = all.into_iter().filter(fits).collect();
     let label = |path: &Path| path.display().to_string();
     let (own_label, other_label) =
         (label(&args.component), args.against.as_deref().map(label).unwrap_or_default());
     let without_tae = args.without_tae;
-    let candidate = Candidate { expert: &own, without_tae, label: &own_label };
+    let candidate = ReplayExpert { expert: &own, without_tae, label: &own_label };
     let against =
-        other.as_ref().map(|expert| Candidate { expert, without_tae, label: &other_label });
-    let mut report = recorded::replay(&requests, candidate, against, (args.k, &|| false));
+        other.as_ref().map(|expert| ReplayExpert { expert, without_tae, label: &other_label });
+    let mut report = request_log::replay(
+        &requests,
+        candidate,
+        against,
+        &ReplaySettings { k: args.k, stop_at_fault: false, stop: &|| false },
+    );
     report.left_out.append(&mut left_out);
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),

@@ -8,7 +8,7 @@ use anyhow::Context;
 use hypercast_config::sha256;
 use hypercast_core::clock::now_ms;
 use hypercast_expert::wasm::contract::TYPES_IMPORT;
-use hypercast_serve::rollout::{Manifest, SecretKey, Signed};
+use hypercast_serve::rollout::{PushManifest, SecretKey, SignedManifest};
 
 /// Arguments of `hypercast plugin sign`.
 #[derive(Debug, clap::Args)]
@@ -53,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let out = args.out.unwrap_or_else(|| signature_path(&args.component));
     let text = serde_json::to_string_pretty(&signed)?;
     std::fs::write(&out, text + "\n").with_context(|| out.display().to_string())?;
-    let Manifest { name, version, .. } = signed.claims()?;
+    let PushManifest { name, version, .. } = signed.claims()?;
     println!("{name} {version}: signed by key {} in {}", signed.key, out.display());
     Ok(())
 }
@@ -63,12 +63,12 @@ impl SignRequest {
     ///
     /// # Errors
     /// An argument that is missing; files that cannot be read.
-    pub fn sign(&self, component: &Path) -> anyhow::Result<Signed> {
+    pub fn sign(&self, component: &Path) -> anyhow::Result<SignedManifest> {
         let key = SecretKey::read(self.key.as_ref().context("--key is missing")?)?;
         let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
         let bytes = read(component)?;
         let parameters = self.parameters.as_ref().map(|path| read(path)).transpose()?;
-        let manifest = Manifest {
+        let manifest = PushManifest {
             name: self.name.clone().context("--name is missing")?,
             version: self.version.clone().context("--version is missing")?,
             contract: contract_of(&bytes).with_context(|| {

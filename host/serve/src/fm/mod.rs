@@ -1,0 +1,56 @@
+//! The foundation model's tier: in this process ([`batcher`]) or in another one ([`remote`]).
+
+pub mod batcher;
+pub mod remote;
+
+use std::{sync::Arc, time::Instant};
+
+use hypercast_fm::{
+    checkpoint::FmManifest, example::Example, history::CacheCounts, inference::FmOutput,
+};
+
+use crate::{
+    fm::{batcher::FmBatcher, remote::RemoteFm},
+    request::api::RequestResult,
+};
+
+/// Where a version of the FM runs.
+pub enum FmTier {
+    /// In this process, behind a batching queue.
+    Local(FmBatcher),
+    /// In another process, reached over HTTP.
+    Remote(Box<RemoteFm>),
+}
+
+impl FmTier {
+    /// The checkpoint's manifest.
+    pub fn manifest(&self) -> &FmManifest {
+        match self {
+            Self::Local(fm) => fm.manifest(),
+            Self::Remote(fm) => fm.manifest(),
+        }
+    }
+
+    /// The FM's predictions and TAEs for the examples' targets, in order.
+    ///
+    /// # Errors
+    /// See [`FmBatcher::infer`] and [`RemoteFm::infer`].
+    pub async fn infer(
+        &self,
+        examples: Arc<[Example]>,
+        deadline: Instant,
+    ) -> RequestResult<FmOutput> {
+        match self {
+            Self::Local(fm) => fm.infer(examples, deadline).await,
+            Self::Remote(fm) => fm.infer(examples, deadline).await,
+        }
+    }
+
+    /// Hits and misses of the history cache; none for an FM in another process.
+    pub fn cache_counts(&self) -> Option<CacheCounts> {
+        match self {
+            Self::Local(fm) => Some(fm.cache_counts()),
+            Self::Remote(_) => None,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Admin routes: pushes, the state of their rollouts, plugins' logs, and rollbacks.
+//!
+//! Bodies are bounded, only one push is accepted at a time, and blocking work runs on threads of
+//! its own. `auth` decides who may use these routes.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+    response::Response,
+    routing::{get, post},
+};
+use hypercast_core::error::ErrorKind;
+use hypercast_expert::wasm::LogLine;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{CommonErrors as _, Error},
+    http::{
+        respond::{BODY_TIMEOUT, bytes, json, refuse, refuse_with},
+        server::AppState,
+    },
+    request::api::{Refusal, RequestResult},
+    rollout::{PushTarget, Rollout, RolloutService},
+};
+
+/// The answer about one rollout.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RolloutAnswer {
+    /// Its state and its log.
+    pub rollout: Rollout,
+    /// Whether this request started it.
+    #[serde(default)]
+    pub begun: bool,
+}
+
+/// The rollouts of an expert, and recent output of its versions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogsAnswer {
+    /// Known rollouts, the newest last.
+    pub rollouts: Vec<Rollout>,
+    /// Log lines of the guests, oldest first.
+    pub lines: Vec<LogLine>,
+    /// Recent faults of loaded versions, oldest first.
+    pub faults: Vec<FaultLine>,
+}
+
+/// A fault of an expert version.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FaultLine {
+    /// When, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// The version, as `NAME@VERSION`.
+    pub arm: String,
+    /// The fault's message.
+    pub text: String,
+}
+
+/// The answer to a rollback.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DoneAnswer {
+    /// What was done, in words.
+    pub done: String,
+}
+
+/// The routes below `/v1/admin`.
+pub(crate) fn routes() -> Router<Arc<AppState>> {
+    Router::new()
+        .route("/experts/{name}/versions/{version}", post(push).get(rollout))
+        .route("/experts/{name}/logs", get(logs))
+        .route("/experts/{name}/rollback", post(roll_back))
+}
+
+type ExpertPath = Path<(String, String)>;
+
+async fn push(
+    State(app): State<Arc<AppState>>,
+    Path((name, version)): ExpertPath,
+    body: Body,
+) -> Response {
+    let rollouts = match rollouts(&app) {
+        Ok(rollouts) => rollouts,
+        Err(refusal) => return refuse(&refusal),
+    };
+    // Checked before the body is read, so that a waiting push is not held in memory.
+    let Ok(_turn) = app.pushes.clone().try_acquire_owned() else {
+        return refuse_with(503, "busy", "another push is being processed; try again in a moment");
+    };
+    let most = app.config.rollout.max_push_mib << 20;
+    let Ok(body) = bytes(body, most).await else {
+        let waited_s = BODY_TIMEOUT.as_secs();
+        let why = format!(
+            "the push is over {most} bytes (rollout.max_push_mib), took longer than {waited_s} s to arrive, or broke off"
+        );
+        return refuse_with(413, "too_large", &why);
+    };
+    let take = move || {
+        let route = PushTarget { name: &name, version: &version };
+        rollouts.push(route, &body)
+    };
+    match blocking(take).await {
+        Ok((rollout, begun)) => {
+            let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
+            json(status, &RolloutAnswer { rollout, begun })
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+async fn rollout(State(app): State<Arc<AppState>>, Path((name, version)): ExpertPath) -> Response {
+    let found = rollouts(&app).map(|rollouts| rollouts.rollout(&name, &version));
+    match found {
+        Ok(Some(rollout)) => json(StatusCode::OK, &RolloutAnswer { rollout, begun: false }),
+        Ok(None) => refuse_with(
+            404,
+            "no_rollout",
+            &format!("{name} {version} was not pushed to this daemon"),
+        ),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn logs(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Response {
+    let answer = app.loaded().and_then(|loaded| {
+        let service = loaded.service.clone().ok_or(Refusal::Starting)?;
+        let rollouts = rollouts(&app)?.of(&name);
+        let set = service.models().set();
+        let arms = || set.arms().iter().filter(|arm| arm.name == name);
+        let mut plugins: Vec<String> = arms().map(|arm| arm.expert().name().to_owned()).collect();
+        plugins.sort();
+        plugins.dedup();
+        let mut faults: Vec<FaultLine> = Vec::new();
+        for arm in arms() {
+            let of = |(at_ms, text)| FaultLine { at_ms, arm: arm.label.clone(), text };
+            faults.extend(arm.stats().recent_faults().into_iter().map(of));
+        }
+        faults.sort_by_key(|fault| fault.at_ms);
+        let log = arms().next().map(|arm| arm.expert().blueprint().plugin.log());
+        let lines = plugins.iter().flat_map(|plugin| log.iter().flat_map(|log| log.lines(plugin)));
+        let mut lines: Vec<LogLine> = lines.collect();
+        lines.sort_by_key(|line| line.at_ms);
+        Ok(LogsAnswer { rollouts, lines, faults })
+    });
+    match answer {
+        Ok(answer) if answer.rollouts.is_empty() && !is_known(&app, &name) => refuse_with(
+            404,
+            "no_expert",
+            &format!("expert {name:?} neither serves nor was pushed here"),
+        ),
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+async fn roll_back(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Response {
+    let rollouts = match rollouts(&app) {
+        Ok(rollouts) => rollouts,
+        Err(refusal) => return refuse(&refusal),
+    };
+    match blocking(move || rollouts.roll_back(&name)).await {
+        Ok(done) => json(StatusCode::OK, &DoneAnswer { done }),
+        Err(error) => failed(&error),
+    }
+}
+
+fn is_known(app: &AppState, name: &str) -> bool {
+    let set = app.loaded().map(|loaded| loaded.models.set());
+    set.is_ok_and(|set| set.arms().iter().any(|arm| arm.name == name))
+}
+
+fn rollouts(app: &AppState) -> RequestResult<Arc<RolloutService>> {
+    app.loaded()?.rollouts.clone().ok_or(Refusal::Starting)
+}
+
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> crate::error::Result<T> + Send + 'static,
+) -> crate::error::Result<T> {
+    let ended = |error: tokio::task::JoinError| {
+        Error::internal(format!("it failed inside the host: {error}"))
+    };
+    tokio::task::spawn_blocking(run).await.map_err(ended)?
+}
+
+fn failed(error: &Error) -> Response {
+    let (status, code) = match error.kind() {
+        ErrorKind::Invalid => (400, "bad_request"),
+        ErrorKind::Refused => (409, "refused"),
+        ErrorKind::Unfit => (422, "unfit"),
+        ErrorKind::Unavailable => (503, "busy"),
+        ErrorKind::Internal => (500, "internal"),
+    };
+    refuse_with(status, code, &error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use hypercast_config::Config;
+    use hypercast_expert::Engine;
+    use hypercast_stream::streams::MemoryEngine;
+
+    use super::*;
+    use crate::request::api::RefusalBody;
+    use crate::rollout::{Acceptor, PolicyOverrides, Push, SignedManifest};
+
+    async fn answered(error: &Error) -> (u16, RefusalBody) {
+        let response = failed(error);
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_failure_inside_the_host_is_not_the_callers_bad_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::without_folder();
+        config.paths.experts = dir.path().to_path_buf();
+        let schema =
+            Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
+        let wasm = Engine::new(config.guests()).unwrap();
+        // The daemon's own configuration has an invalid key.
+        let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is not a key")));
+        let acceptor =
+            Acceptor::new(&config, trusted, schema, wasm, Arc::new(MemoryEngine::new(16))).unwrap();
+        let target = PushTarget { name: "feed", version: "1.0.0" };
+        let accept = |body: &[u8]| acceptor.accept(target, body, HashSet::new()).err().unwrap();
+        let signed =
+            SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
+        let push = Push {
+            signed,
+            wishes: PolicyOverrides::default(),
+            component: b"wasm",
+            parameters: None,
+        };
+        let (status, body) = answered(&accept(&push.encode())).await;
+        assert_eq!((status, body.error.code.as_str()), (500, "internal"));
+        assert!(body.error.message.contains("trusted_keys"), "{}", body.error.message);
+        let ended = blocking(|| -> crate::Result<()> { panic!("as a bug would") }).await;
+        let (status, body) = answered(&ended.unwrap_err()).await;
+        assert_eq!((status, body.error.code.as_str()), (500, "internal"));
+        // The caller's mistake stays the caller's.
+        let (status, body) = answered(&accept(b"nothing")).await;
+        assert_eq!((status, body.error.code.as_str()), (400, "bad_request"));
+    }
+}

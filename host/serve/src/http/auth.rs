@@ -1,0 +1,466 @@
+//! Access control: bearer tokens for the admin routes, and for the other routes if the
+//! configuration asks for them.
+//!
+//! Admin routes need tokens wherever other machines can reach the address. On a loopback address
+//! without tokens they are for programs of this machine, so requests that a browser sends for some
+//! page are refused. Tokens are neither stored nor logged: only a MAC of each under a key of this
+//! process is kept, and every comparison goes through all of them in constant time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, header},
+    middleware::{Next, from_fn_with_state},
+    response::Response,
+};
+use hypercast_config::Server;
+use prometheus::IntCounterVec;
+use ring::{hmac, rand::SystemRandom};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{respond::refuse_with, secret_file},
+    metrics::Metrics,
+    threads::Current,
+};
+
+/// The fewest characters of a token.
+const SHORTEST: usize = 24;
+
+/// Limit of a token file, in bytes.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// The name of the caller's token. Handlers behind a guard find it in the request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CallerName(pub(crate) String);
+
+/// Puts the access rules of admin routes in front of `router`.
+pub(crate) fn guard<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    access: &Arc<AccessControl>,
+) -> Router<S> {
+    router.route_layer(from_fn_with_state(access.clone(), admin))
+}
+
+/// Puts the access rules of the other routes in front of `router`. They are open unless
+/// `server.tokens` is set.
+pub(crate) fn guard_callers<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    access: &Arc<AccessControl>,
+) -> Router<S> {
+    router.route_layer(from_fn_with_state(access.clone(), caller))
+}
+
+/// The access rules, which a reload replaces while requests run.
+pub(crate) struct AccessControl {
+    address: IpAddr,
+    rules: Current<AccessRules>,
+    refused: IntCounterVec,
+}
+
+/// Access rules, read completely.
+pub(crate) struct AccessRules {
+    admin: AdminAccess,
+    callers: Option<TokenList>,
+}
+
+enum AdminAccess {
+    /// Off, with the reason.
+    Off(&'static str),
+    /// Open to programs of this machine.
+    Local,
+    /// Open to the holders of these tokens.
+    Tokens(TokenList),
+}
+
+impl AccessControl {
+    /// Reads the rules for a server at several addresses. If other machines reach one of them, the
+    /// rules for that apply to all.
+    ///
+    /// # Errors
+    /// As [`AccessControl::read`].
+    ///
+    /// # Panics
+    /// Without an address.
+    pub(crate) fn new(
+        server: &Server,
+        addresses: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Arc<Self>> {
+        let all = || addresses.iter().map(SocketAddr::ip);
+        let address = all().find(|address| !is_local(*address)).or_else(|| all().next());
+        let address = address.expect("a server has an address");
+        let refused = metrics.counter(
+            "hypercast_unauthorised_total",
+            "Requests refused by access control, by kind of route and cause",
+            &["routes", "cause"],
+        );
+        let rules = Current::new(AccessRules::read(server, address)?);
+        let access = Self { address, rules, refused };
+        if let AdminAccess::Off(why) = &access.rules.get().admin
+            && server.admin
+        {
+            tracing::warn!(%address, "{why}");
+        }
+        Ok(Arc::new(access))
+    }
+
+    /// Reads the rules of another configuration, without applying them.
+    ///
+    /// # Errors
+    /// Token files that are missing, readable by others or malformed; admin routes that would be
+    /// unprotected.
+    pub(crate) fn read(&self, server: &Server) -> Result<AccessRules> {
+        AccessRules::read(server, self.address)
+    }
+
+    /// Applies rules from the next request on.
+    pub(crate) fn replace(&self, rules: AccessRules) {
+        self.rules.replace(rules);
+    }
+
+    fn refuse(&self, routes: &str, denial: &Denial) -> Response {
+        self.refused.with_label_values(&[routes, denial.cause]).inc();
+        tracing::debug!(routes, cause = denial.cause, "a request is refused");
+        let mut response = refuse_with(denial.status, denial.code, &denial.message);
+        if denial.status == 401 {
+            let challenge = HeaderValue::from_static("Bearer realm=\"hypercast\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+impl AccessRules {
+    fn read(server: &Server, address: IpAddr) -> Result<Self> {
+        let tokens = |path: &Path| {
+            let given = !path.as_os_str().is_empty();
+            given.then(|| TokenList::read(path)).transpose()
+        };
+        let (admin, callers) = (tokens(&server.admin_tokens)?, tokens(&server.tokens)?);
+        let local = is_local(address);
+        let protected = local || server.has_tls() || server.insecure_admin;
+        let admin = match admin {
+            _ if !server.admin => AdminAccess::Off(
+                "admin routes are off (server.admin); set it to true and restart or reload",
+            ),
+            Some(tokens) if protected => AdminAccess::Tokens(tokens),
+            Some(_) => {
+                return Err(Error::invalid(format!(
+                    "admin tokens would travel in the clear: server.listen is {address}, which others reach. Set server.tls_certificate \
+                     and server.tls_key; or server.insecure_admin = true where a proxy in front speaks TLS; or server.admin = false"
+                )));
+            }
+            None if local => AdminAccess::Local,
+            None if server.insecure_admin => {
+                return Err(Error::invalid(format!(
+                    "server.insecure_admin waives TLS, not tokens: server.listen is {address}, which others reach. Set server.admin_tokens"
+                )));
+            }
+            None => AdminAccess::Off(
+                "admin routes are not offered on an address that others reach without tokens: set server.admin_tokens, server.tls_certificate and \
+                 server.tls_key, or server.admin = false to say that none are wanted",
+            ),
+        };
+        Ok(Self { admin, callers })
+    }
+
+    fn admin(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
+        match &self.admin {
+            AdminAccess::Off(why) => Err(Denial::new(403, "admin_off", why)),
+            AdminAccess::Local if !from_a_page(headers) => Ok(CallerName("local".into())),
+            AdminAccess::Local => Err(Denial::new(
+                403,
+                "forbidden",
+                "without tokens, admin routes are for programs of this machine, not for pages in a browser: ask localhost or 127.0.0.1 by its name, or set server.admin_tokens",
+            )),
+            AdminAccess::Tokens(tokens) => match presented(headers) {
+                None => Err(Denial::missing("server.admin_tokens")),
+                Some(token) => match (tokens.holder(token), &self.callers) {
+                    (Some(name), _) => Ok(CallerName(name.into())),
+                    (None, Some(callers)) if callers.holder(token).is_some() => Err(Denial::new(
+                        403,
+                        "forbidden",
+                        "this token is for rankings and events; admin routes take those of server.admin_tokens",
+                    )),
+                    (None, _) => Err(Denial::unknown("server.admin_tokens")),
+                },
+            },
+        }
+    }
+
+    fn caller(&self, headers: &HeaderMap) -> std::result::Result<CallerName, Denial> {
+        let Some(callers) = &self.callers else { return Ok(CallerName("anyone".into())) };
+        let Some(token) = presented(headers) else {
+            return Err(Denial::missing("server.tokens"));
+        };
+        let admin = match &self.admin {
+            AdminAccess::Tokens(tokens) => tokens.holder(token),
+            AdminAccess::Off(_) | AdminAccess::Local => None,
+        };
+        let name = callers.holder(token).or(admin);
+        name.map(|name| CallerName(name.into())).ok_or_else(|| Denial::unknown("server.tokens"))
+    }
+}
+
+async fn admin(State(access): State<Arc<AccessControl>>, request: Request, next: Next) -> Response {
+    let verdict = access.rules.get().admin(request.headers());
+    answer(&access, "admin", verdict, request, next).await
+}
+
+async fn caller(
+    State(access): State<Arc<AccessControl>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let verdict = access.rules.get().caller(request.headers());
+    answer(&access, "callers", verdict, request, next).await
+}
+
+async fn answer(
+    access: &AccessControl,
+    routes: &str,
+    verdict: std::result::Result<CallerName, Denial>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match verdict {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(denial) => access.refuse(routes, &denial),
+    }
+}
+
+/// Whether only this machine reaches the address.
+fn is_local(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// Why a request is refused.
+#[derive(Debug)]
+struct Denial {
+    status: u16,
+    code: &'static str,
+    cause: &'static str,
+    message: String,
+}
+
+impl Denial {
+    fn new(status: u16, code: &'static str, message: &str) -> Self {
+        Self { status, code, cause: code, message: message.into() }
+    }
+
+    fn missing(key: &str) -> Self {
+        let message = format!(
+            "this route needs a token: send `Authorization: Bearer TOKEN` with a token from the file of {key}"
+        );
+        Self { cause: "missing", ..Self::new(401, "unauthorised", &message) }
+    }
+
+    fn unknown(key: &str) -> Self {
+        let message = format!(
+            "this token is unknown: use one from the file of {key}; after a change of the file, reload (SIGHUP)"
+        );
+        Self { cause: "unknown", ..Self::new(401, "unauthorised", &message) }
+    }
+}
+
+/// The token of `Authorization: Bearer TOKEN`.
+fn presented(headers: &HeaderMap) -> Option<&str> {
+    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = given.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Whether a browser sent the request for a page, or used a host name that is not this machine's
+/// (DNS rebinding).
+fn from_a_page(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_matches(['[', ']']);
+    let own = name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    headers.contains_key(header::ORIGIN) || !own
+}
+
+/// Tokens with the names of their holders.
+struct TokenList {
+    key: hmac::Key,
+    known: Vec<(String, hmac::Tag)>,
+}
+
+impl TokenList {
+    fn read(path: &Path) -> Result<Self> {
+        let text = secret_file::read(path, MOST_BYTES)?;
+        let text = str::from_utf8(&text).map_err(|_| Error::data(path, "it is not text"))?;
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
+            .map_err(|_| Error::internal("the system gives no random bytes"))?;
+        let mut known: Vec<(String, hmac::Tag)> = Vec::new();
+        for (at, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // The message leaves the line out, because it may hold a secret.
+            let wrong = |why: &str| Error::data(path, format!("line {}: {why}", at + 1));
+            let mut words = line.split_whitespace();
+            let (Some(name), Some(token), None) = (words.next(), words.next(), words.next()) else {
+                return Err(wrong("it is not `NAME TOKEN`; lines that start with # are comments"));
+            };
+            if token.len() < SHORTEST || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(wrong(&format!(
+                    "the token of {name:?} is too short or not plain ASCII: use at least {SHORTEST} characters, for example from `openssl rand -hex 32`"
+                )));
+            }
+            if known.iter().any(|(other, _)| other == name) {
+                return Err(wrong(&format!(
+                    "{name:?} has a token already; give each its own name"
+                )));
+            }
+            known.push((name.to_owned(), hmac::sign(&key, token.as_bytes())));
+        }
+        if known.is_empty() {
+            return Err(Error::data(path, "it has no token; write one `NAME TOKEN` per line"));
+        }
+        Ok(Self { key, known })
+    }
+
+    /// The name of a token's holder. Always compares with all tokens, to take constant time.
+    fn holder(&self, token: &str) -> Option<&str> {
+        let mut found = None;
+        for (name, tag) in &self.known {
+            if hmac::verify(&self.key, token.as_bytes(), tag.as_ref()).is_ok() {
+                found = Some(name.as_str());
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const OPS: &str = "0123456789abcdef0123456789abcdef";
+    const CALLER: &str = "fedcba9876543210fedcba9876543210";
+
+    fn written(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    fn headers(of: &[(header::HeaderName, &str)]) -> HeaderMap {
+        of.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    fn bearer(token: &str) -> HeaderMap {
+        headers(&[(header::AUTHORIZATION, &format!("Bearer {token}"))])
+    }
+
+    fn refused(server: &Server, address: &str) -> String {
+        AccessRules::read(server, address.parse().unwrap())
+            .err()
+            .expect("it is refused")
+            .to_string()
+    }
+
+    #[test]
+    fn files_of_tokens_are_read_or_refused_without_telling_a_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |text: &str| TokenList::read(&written(dir.path(), "tokens", text));
+        let tokens = read(&format!("# who may\n\nops {OPS}\nci\t{CALLER}\n")).unwrap();
+        assert_eq!((tokens.holder(OPS), tokens.holder(CALLER)), (Some("ops"), Some("ci")));
+        assert_eq!((tokens.holder(&OPS[1..]), tokens.holder("")), (None, None));
+        for (text, word) in [
+            ("# none\n", "no token"),
+            ("ops\n", "line 1"),
+            ("a b c\n", "NAME TOKEN"),
+            ("ops secretsecret\n", "at least 24"),
+            (&format!("ops {OPS}\nops {CALLER}\n"), "line 2"),
+        ] {
+            let error = read(text).err().expect(text).to_string();
+            assert!(error.contains(word) && !error.contains("secretsecret"), "{error}");
+            assert!(!error.contains(OPS) && !error.contains(CALLER), "{error}");
+        }
+        let path = written(dir.path(), "open", &format!("ops {OPS}\n"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = TokenList::read(&path).err().expect("others may read it").to_string();
+        assert!(error.contains("chmod 640"), "{error}");
+    }
+
+    #[test]
+    fn admin_routes_are_offered_where_they_are_protected() {
+        let dir = tempfile::tempdir().unwrap();
+        let with_tokens = Server {
+            admin_tokens: written(dir.path(), "admin", &format!("ops {OPS}\n")),
+            ..Server::default()
+        };
+        let read = |server: &Server, address: &str| {
+            AccessRules::read(server, address.parse().unwrap()).unwrap().admin
+        };
+        assert!(matches!(read(&Server::default(), "127.0.0.1"), AdminAccess::Local));
+        assert!(matches!(read(&Server::default(), "::ffff:127.0.0.1"), AdminAccess::Local));
+        assert!(matches!(read(&Server::default(), "0.0.0.0"), AdminAccess::Off(_)));
+        assert!(matches!(read(&with_tokens, "::1"), AdminAccess::Tokens(_)));
+        let error = refused(&with_tokens, "192.0.2.1");
+        assert!(error.contains("server.tls_certificate") && error.contains("192.0.2.1"), "{error}");
+        let with_tls =
+            Server { tls_certificate: "c".into(), tls_key: "k".into(), ..with_tokens.clone() };
+        assert!(matches!(read(&with_tls, "0.0.0.0"), AdminAccess::Tokens(_)));
+        let behind_a_proxy = Server { insecure_admin: true, ..with_tokens.clone() };
+        assert!(matches!(read(&behind_a_proxy, "0.0.0.0"), AdminAccess::Tokens(_)));
+        let error = refused(&Server { insecure_admin: true, ..Server::default() }, "0.0.0.0");
+        assert!(error.contains("server.admin_tokens"), "{error}");
+        assert!(matches!(read(&Server { admin: false, ..with_tokens }, "::"), AdminAccess::Off(_)));
+    }
+
+    #[test]
+    fn each_kind_of_route_takes_its_own_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = Server {
+            admin_tokens: written(dir.path(), "admin", &format!("ops {OPS}\n")),
+            tokens: written(dir.path(), "callers", &format!("feed {CALLER}\n")),
+            ..Server::default()
+        };
+        let rules = AccessRules::read(&server, "127.0.0.1".parse().unwrap()).unwrap();
+        assert_eq!(rules.admin(&bearer(OPS)).unwrap(), CallerName("ops".into()));
+        assert_eq!(rules.caller(&bearer(CALLER)).unwrap(), CallerName("feed".into()));
+        assert_eq!(rules.caller(&bearer(OPS)).unwrap(), CallerName("ops".into()));
+        assert_eq!(rules.admin(&bearer(CALLER)).unwrap_err().status, 403);
+        assert_eq!(rules.admin(&bearer("0")).unwrap_err().cause, "unknown");
+        assert_eq!(rules.admin(&HeaderMap::new()).unwrap_err().cause, "missing");
+        assert_eq!(rules.caller(&HeaderMap::new()).unwrap_err().status, 401);
+        let basic = headers(&[(header::AUTHORIZATION, "Basic b3BzOm9wcw==")]);
+        assert_eq!(rules.admin(&basic).unwrap_err().cause, "missing");
+    }
+
+    #[test]
+    fn without_tokens_a_page_in_a_browser_may_not_administer() {
+        let rules = AccessRules::read(&Server::default(), "127.0.0.1".parse().unwrap()).unwrap();
+        for host in ["127.0.0.1:8570", "localhost:8570", "[::1]:8570", "LOCALHOST"] {
+            assert!(rules.admin(&headers(&[(header::HOST, host)])).is_ok(), "{host}");
+        }
+        for host in ["rebound.example:8570", "", "127.0.0.1.example"] {
+            let denial = rules.admin(&headers(&[(header::HOST, host)])).unwrap_err();
+            assert_eq!(denial.status, 403, "{host}");
+        }
+        let page = [(header::HOST, "localhost:8570"), (header::ORIGIN, "http://page.example")];
+        assert_eq!(rules.admin(&headers(&page)).unwrap_err().status, 403);
+        assert!(rules.caller(&headers(&page)).is_ok(), "other routes are open");
+    }
+}

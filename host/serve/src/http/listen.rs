@@ -1,0 +1,341 @@
+//! Accepts connections: plain HTTP, or TLS if the configuration names a certificate.
+//!
+//! The number of connections is bounded; further ones wait in the system's queue. The handshake,
+//! the headers of every request and the reading of an answer each have a time limit, so that a
+//! client that sends or reads nothing does not occupy a connection for longer.
+//! [`super::drain_body`] reads the rest of bodies, [`super::tls`] encrypts, and [`super::auth`]
+//! decides who may do what.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, middleware::map_request};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::{GracefulShutdown, Watcher},
+    service::TowerToHyperService,
+};
+use hypercast_config::Server;
+use prometheus::IntGauge;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_io_timeout::TimeoutStream;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{drain_body, tls::Tls},
+    metrics::Metrics,
+};
+
+/// Pause after a failed accept, which mostly means that the process is out of file descriptors.
+const REST: Duration = Duration::from_millis(500);
+
+/// Time limit for a client to read more of an answer.
+const UNREAD: Duration = Duration::from_secs(20);
+
+/// How long a stopping server waits for its last answers. The systemd units allow 60 s for all that
+/// must be saved.
+const LAST_ANSWERS: Duration = Duration::from_secs(30);
+
+/// A bound address, with TLS or without.
+pub(crate) struct BoundListener {
+    listener: TcpListener,
+    /// The address in use.
+    address: SocketAddr,
+    tls: Option<Arc<Tls>>,
+    places: Arc<Semaphore>,
+    header_timeout: Duration,
+    unread: Duration,
+    connections: IntGauge,
+}
+
+impl BoundListener {
+    /// Binds one of the addresses from [`resolve`].
+    ///
+    /// # Errors
+    /// No address can be bound; TLS files are missing or do not fit each other.
+    pub(crate) async fn new(
+        server: &Server,
+        addresses: &[SocketAddr],
+        metrics: &Metrics,
+    ) -> Result<Self> {
+        let tls = server.has_tls().then(|| Tls::new(server, metrics)).transpose()?;
+        let cannot = |error: io::Error| cannot_listen(server, &error);
+        let listener = TcpListener::bind(addresses).await.map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        Ok(Self {
+            listener,
+            address,
+            tls: tls.map(Arc::new),
+            places: Arc::new(Semaphore::new(server.max_connections)),
+            unread: UNREAD,
+            header_timeout: Duration::from_millis(server.header_timeout_ms),
+            connections: metrics
+                .gauge("hypercast_connections", "Open connections; at most server.max_connections"),
+        })
+    }
+
+    /// Its URL: `http://ADDRESS` or `https://ADDRESS`.
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// The TLS settings of new connections; none for plain HTTP.
+    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
+        self.tls.clone()
+    }
+
+    /// Answers requests until `stop` resolves, then finishes what was accepted.
+    pub(crate) async fn serve(self, router: Router, stop: impl Future<Output = ()> + Send) {
+        let router = router.layer(map_request(drain_body::read_on));
+        let ending = GracefulShutdown::new();
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.accept() => accepted,
+            };
+            let Some((stream, place)) = accepted else { continue };
+            let (tls, open) = (self.tls.clone(), ConnectionSlot::new(&self.connections, place));
+            let talk = Connection {
+                router: router.clone(),
+                header_timeout: self.header_timeout,
+                unread: self.unread,
+                ending: ending.watcher(),
+            };
+            tokio::spawn(async move {
+                let _open = open;
+                let Some(tls) = tls else { return talk.over(stream).await };
+                if let Some(stream) = tls.handshake(stream).await {
+                    talk.over(stream).await;
+                }
+            });
+        }
+        // The system refuses new connections from here on instead of queueing them.
+        drop(self.listener);
+        if tokio::time::timeout(LAST_ANSWERS, ending.shutdown()).await.is_err() {
+            tracing::warn!(
+                "some clients did not read their last answers in time; their connections are closed"
+            );
+        }
+    }
+
+    /// The next connection, once there is a free slot for it; none if accepting fails.
+    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+        let place = self.places.clone().acquire_owned().await.ok()?;
+        match self.listener.accept().await {
+            Ok((stream, _)) => {
+                // Answers are written whole, so waiting for more bytes would only delay them.
+                let _ = stream.set_nodelay(true);
+                Some((stream, place))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(REST).await;
+                None
+            }
+        }
+    }
+}
+
+/// Resolves `server.listen`, without opening anything.
+///
+/// # Errors
+/// The text is not an address with a port, or the name is unknown.
+pub(crate) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
+    let found = tokio::net::lookup_host(&server.listen).await;
+    let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
+    if addresses.is_empty() {
+        let why = format!("{:?} (server.listen) is not an address", server.listen);
+        return Err(Error::invalid(why));
+    }
+    Ok(addresses)
+}
+
+fn cannot_listen(server: &Server, error: &io::Error) -> Error {
+    Error::invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
+}
+
+/// Serves the requests of one connection.
+struct Connection {
+    router: Router,
+    header_timeout: Duration,
+    unread: Duration,
+    ending: Watcher,
+}
+
+impl Connection {
+    async fn over(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        // Without it, a client that never reads would keep its slot for ever.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.unread));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .serve_connection(
+                TokioIo::new(Box::pin(stream)),
+                TowerToHyperService::new(self.router),
+            );
+        if let Err(error) = self.ending.watch(connection).await {
+            tracing::debug!(%error, "a connection ended before its last answer");
+        }
+    }
+}
+
+/// One of the bounded number of connections, counted while it is open.
+struct ConnectionSlot {
+    connections: IntGauge,
+    _place: OwnedSemaphorePermit,
+}
+
+impl ConnectionSlot {
+    fn new(connections: &IntGauge, place: OwnedSemaphorePermit) -> Self {
+        connections.inc();
+        Self { connections: connections.clone(), _place: place }
+    }
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::{
+        body::Body,
+        http::StatusCode,
+        routing::{get, post},
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::oneshot,
+    };
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+
+    async fn started(
+        server: Server,
+    ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let server = Server { listen: "127.0.0.1:0".into(), ..server };
+        let addresses = resolve(&server).await.unwrap();
+        let mut bound = BoundListener::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        bound.unread = Duration::from_millis(300);
+        let address = bound.address;
+        let (stop, stopped) = oneshot::channel();
+        let router = Router::new()
+            .route("/", get(|| async { "here" }))
+            .route("/little", post(little))
+            .route("/much", get(|| async { "x".repeat(32 << 20) }));
+        let serving = tokio::spawn(async move {
+            bound.serve(router, async { drop(stopped.await) }).await;
+        });
+        (address, stop, serving)
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_who_is_still_sending() {
+        let (address, _stop, _serving) = started(Server::default()).await;
+        // Far more than the system keeps for a connection, to a route that reads nothing.
+        let body = vec![b'x'; 32 << 20];
+        for path in ["/", "/nowhere"] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The second time shows that the connection is still good.
+            for size in [body.len(), 0] {
+                let head =
+                    format!("POST {path} HTTP/1.1\r\nhost: here\r\ncontent-length: {size}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(&body[..size]).await.unwrap();
+                let mut answer = vec![0; 4096];
+                let read = stream.read(&mut answer).await.unwrap();
+                let answer = String::from_utf8_lossy(&answer[..read]);
+                assert!(answer.starts_with("HTTP/1.1 40"), "{answer}");
+            }
+        }
+    }
+
+    /// Reads only the beginning of a body.
+    async fn little(body: Body) -> StatusCode {
+        match axum::body::to_bytes(body, 10).await {
+            Ok(_) => StatusCode::OK,
+            Err(_) => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_reaches_who_was_asked_for_the_body() {
+        let (address, _stop, _serving) = started(Server::default()).await;
+        let body = vec![b'x'; 32 << 20];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let size = body.len();
+        let head = format!(
+            "POST /little HTTP/1.1\r\nhost: here\r\nexpect: 100-continue\r\ncontent-length: {size}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for (sent, said) in [(0, "HTTP/1.1 100"), (size, "HTTP/1.1 400")] {
+            stream.write_all(&body[..sent]).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let read = stream.read(&mut answer).await.unwrap();
+            let answer = String::from_utf8_lossy(&answer[..read]);
+            assert!(answer.starts_with(said), "{answer}");
+        }
+    }
+
+    async fn ask(stream: &mut TcpStream) -> String {
+        stream.write_all(REQUEST).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let size = stream.read(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer[..size]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_gives_the_place_back() {
+        let server = Server { max_connections: 1, header_timeout_ms: 300, ..Server::default() };
+        let (address, _stop, _serving) = started(server).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(b"GET / HTTP/1.1\r\nhost: he").await.unwrap();
+        let begun = Instant::now();
+        // Accepted by the system; answered once the one place is free.
+        let mut next = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut next).await.ends_with("here"));
+        assert!(begun.elapsed() >= Duration::from_millis(250), "it has waited for the place");
+        let mut rest = Vec::new();
+        let _ = silent.read_to_end(&mut rest).await;
+        assert!(!String::from_utf8_lossy(&rest).contains("here"));
+        // One that rests between requests goes likewise.
+        let mut rest = Vec::new();
+        next.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_reads_nothing_gives_the_place_back() {
+        let server = Server { max_connections: 1, ..Server::default() };
+        let (address, _stop, _serving) = started(server).await;
+        let mut deaf = TcpStream::connect(address).await.unwrap();
+        deaf.write_all(b"GET /much HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(30), ask(&mut next)).await;
+        assert!(asked.expect("the place is free").ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn an_end_closes_connections_that_rest_and_refuses_new_ones() {
+        let (address, stop, serving) = started(Server::default()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert!(ask(&mut stream).await.ends_with("here"));
+        assert!(ask(&mut stream).await.ends_with("here"), "a connection is kept");
+        stop.send(()).unwrap();
+        serving.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

@@ -1,0 +1,22 @@
+//! The HTTP side: connections, TLS, access control, routes, and how each route answers.
+//!
+//! `server` starts the process; `listen` accepts connections and `tls` encrypts them;
+//! `auth` lets requests in; `routes`, [`admin`], `ingest` and `live_page` answer them with
+//! the helpers of `respond`. [`reload`] takes over a changed configuration. [`client`] is the
+//! other end: how commands and tiers call a daemon.
+
+pub mod admin;
+mod auth;
+pub mod client;
+mod drain_body;
+mod ingest;
+mod listen;
+mod live_page;
+pub mod reload;
+mod respond;
+mod routes;
+pub(crate) mod secret_file;
+mod server;
+mod tls;
+
+pub use server::serve;

@@ -1,0 +1,276 @@
+//! Reloads the configuration on SIGHUP or `POST /v1/admin/reload`. Keys that can change without a
+//! restart take effect together, or none of them if anything is wrong. The other keys are named and
+//! keep their values until the next start.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{Extension, extract::State, http::StatusCode, response::Response};
+use hypercast_config::{Config, Reloaded, Server, Tier};
+use hypercast_core::logging;
+use prometheus::{IntCounterVec, IntGauge};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{
+        auth::{AccessControl, CallerName},
+        respond::{json, refuse_with},
+        server::AppState,
+        tls::{self, Tls},
+    },
+    metrics::Metrics,
+    threads::{Current, lock},
+};
+
+/// How long a signal that comes before the models are loaded waits for the next try.
+const STARTING: Duration = Duration::from_millis(100);
+
+/// The current configuration. A request reads it once and keeps what it got.
+#[derive(Debug)]
+pub struct Settings {
+    now: Current<Config>,
+}
+
+impl Settings {
+    /// The configuration of the start.
+    pub fn new(config: Config) -> Arc<Self> {
+        Arc::new(Self { now: Current::new(config) })
+    }
+
+    /// The current configuration. A request reads it once and keeps what it got.
+    pub fn now(&self) -> Arc<Config> {
+        self.now.get()
+    }
+
+    fn replace(&self, config: Config) {
+        self.now.replace(config);
+    }
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The configuration file.
+    pub path: PathBuf,
+    /// Overrides its `server.listen`.
+    pub listen: Option<String>,
+    /// The tier that the process runs.
+    pub tier: Tier,
+}
+
+impl Origin {
+    /// Reads the configuration and adapts it to the process' tier.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read(&self) -> Result<Config> {
+        let mut config = Config::read(&self.path)?;
+        if let Some(listen) = &self.listen {
+            config.server.listen.clone_from(listen);
+        }
+        if matches!(self.tier, Tier::FmServing | Tier::FmLogging) {
+            only_for_tiers(&mut config.server);
+        }
+        Ok(config)
+    }
+}
+
+/// The FM's tiers have no admin routes, but may share a file with a tier that has.
+fn only_for_tiers(server: &mut Server) {
+    (server.admin, server.insecure_admin) = (false, false);
+    server.admin_tokens = Server::default().admin_tokens;
+}
+
+/// The result of a reload.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ReloadOutcome {
+    /// Keys whose new values apply now. Token and certificate files are read again even if their
+    /// keys did not change.
+    pub(crate) changed: Vec<String>,
+    /// Keys whose new values apply at the next start.
+    pub(crate) restart: Vec<String>,
+    /// Whether other experts serve now, because the configuration or their files changed.
+    pub(crate) experts: bool,
+}
+
+/// Everything that a reload replaces.
+pub(crate) struct Reloader {
+    pub(crate) origin: Origin,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) access: Arc<AccessControl>,
+    pub(crate) tls: Option<Arc<Tls>>,
+    metrics: ReloadMetrics,
+    /// Held during a reload: only one runs at a time.
+    turn: Mutex<()>,
+}
+
+/// Results of reloads, for `/metrics`.
+struct ReloadMetrics {
+    outcomes: IntCounterVec,
+    well: IntGauge,
+    at_s: IntGauge,
+}
+
+impl Reloader {
+    pub(crate) fn new(
+        origin: Origin,
+        settings: Arc<Settings>,
+        access: Arc<AccessControl>,
+        tls: Option<Arc<Tls>>,
+        metrics: &Metrics,
+    ) -> Self {
+        let own = ReloadMetrics {
+            outcomes: metrics.counter(
+                "hypercast_reloads_total",
+                "Reloads of the configuration by outcome: applied, refused",
+                &["outcome"],
+            ),
+            well: metrics.gauge(
+                "hypercast_config_reload_ok",
+                "1 if the last reload was applied or there was none, 0 if it was refused",
+            ),
+            at_s: metrics.gauge(
+                "hypercast_config_loaded_seconds",
+                "When the current configuration was read, seconds since the epoch",
+            ),
+        };
+        own.well.set(1);
+        own.at_s.set(now_s());
+        Self { origin, settings, access, tls, metrics: own, turn: Mutex::default() }
+    }
+
+    /// Reads everything again. `experts` loads the experts of the new configuration and returns
+    /// whether others serve. Blocks.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file or what it names; nothing has changed then.
+    pub(crate) fn reload(
+        &self,
+        experts: impl FnOnce(&Config) -> Result<bool>,
+    ) -> Result<ReloadOutcome> {
+        let _turn = lock(&self.turn);
+        let outcome = self.try_reload(experts);
+        let label = if outcome.is_ok() { "applied" } else { "refused" };
+        self.metrics.outcomes.with_label_values(&[label]).inc();
+        self.metrics.well.set(i64::from(outcome.is_ok()));
+        match &outcome {
+            Ok(ReloadOutcome { changed, restart, experts }) => {
+                self.metrics.at_s.set(now_s());
+                tracing::info!(?changed, experts, "the configuration was reloaded");
+                if !restart.is_empty() {
+                    tracing::warn!(keys = ?restart, "these keys keep their old values until the next start");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration was not reloaded; nothing changed");
+            }
+        }
+        outcome
+    }
+
+    fn try_reload(&self, experts: impl FnOnce(&Config) -> Result<bool>) -> Result<ReloadOutcome> {
+        let file = self.origin.read()?;
+        let Reloaded { config, changed, waiting } = self.settings.now().reloaded(&file)?;
+        // Everything that can fail comes first, the slowest part last.
+        let rules = self.access.read(&config.server).map_err(|error| {
+            if waiting.is_empty() {
+                return error;
+            }
+            Error::invalid(format!(
+                "{error} (these keys keep their old values until the next start: {})",
+                waiting.join(", ")
+            ))
+        })?;
+        let tls = match &self.tls {
+            Some(tls) => Some((tls, tls::read(&config.server)?)),
+            None => None,
+        };
+        let experts = experts(&config)?;
+        logging::set_levels(&config.server.log)?;
+        self.access.replace(rules);
+        if let Some((tls, config)) = tls {
+            tls.replace(config);
+        }
+        self.settings.replace(config);
+        Ok(ReloadOutcome { changed, restart: waiting, experts })
+    }
+}
+
+/// Reloads at each SIGHUP, for as long as the process lives. `reload` blocks, and returns none
+/// while it is too early.
+///
+/// # Errors
+/// The system gives no signals.
+pub(crate) fn at_signals(
+    reload: impl Fn() -> Option<Result<ReloadOutcome>> + Send + Sync + 'static,
+) -> Result<()> {
+    let mut hangups = signal(SignalKind::hangup())
+        .map_err(|error| Error::internal(format!("cannot watch for SIGHUP: {error}")))?;
+    let reload = Arc::new(reload);
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            loop {
+                let reload = reload.clone();
+                match tokio::task::spawn_blocking(move || reload()).await {
+                    Ok(None) => tokio::time::sleep(STARTING).await,
+                    // The reload itself has logged its result.
+                    Ok(Some(_)) => break,
+                    Err(error) => {
+                        tracing::error!(%error, "a reload failed inside the host");
+                        break;
+                    }
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+/// `POST /v1/admin/reload`.
+pub(crate) async fn route(
+    State(app): State<Arc<AppState>>,
+    Extension(CallerName(name)): Extension<CallerName>,
+) -> Response {
+    tracing::info!(caller = name, "a reload was requested");
+    match tokio::task::spawn_blocking(move || app.reload()).await {
+        Ok(Some(Ok(outcome))) => json(StatusCode::OK, &outcome),
+        Ok(Some(Err(error))) => {
+            refuse_with(422, "not_reloaded", &format!("nothing has changed: {error}"))
+        }
+        Ok(None) => refuse_with(503, "starting", "models are being loaded; try again later"),
+        Err(_) => refuse_with(500, "internal", "the reload failed inside the host; see its log"),
+    }
+}
+
+fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_as_far_as_it_is_for_a_tier() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hypercast.toml");
+        let text = "[server]\nlisten = 'a:1'\nadmin_tokens = 'admin'\ntokens = 'callers'\ntls_certificate = 'c'\ntls_key = 'k'\n";
+        std::fs::write(&path, text).unwrap();
+        let read = |tier| {
+            let origin = Origin { path: path.clone(), listen: Some("b:2".into()), tier };
+            origin.read().unwrap().server
+        };
+        let whole = read(Tier::All);
+        assert!(whole.has_tls() && whole.admin && whole.tokens == dir.path().join("callers"));
+        let tier = read(Tier::FmServing);
+        assert!(tier.has_tls() && !tier.admin, "it has no admin routes");
+        assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), whole.tokens));
+        assert_eq!((whole.listen, tier.listen), ("b:2".into(), "b:2".into()));
+    }
+}

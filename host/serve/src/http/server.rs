@@ -1,0 +1,226 @@
+//! Starts a process: reads the configuration, binds the address, loads the tier's models, and
+//! serves until it is told to stop.
+//!
+//! The server answers `/healthz` at once and everything else once the models are loaded.
+
+use std::sync::{Arc, OnceLock};
+
+use hypercast_config::{Config, FmTierConfig, Tier};
+use hypercast_core::logging;
+use hypercast_data::dataset::Dataset;
+use hypercast_stream::streams;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    http::{
+        auth::AccessControl,
+        ingest::{self, IngestContext},
+        listen::{self, BoundListener},
+        reload::{self, Origin, ReloadOutcome, Reloader, Settings},
+        routes,
+    },
+    metrics::Metrics,
+    request::{
+        admission::Admission,
+        api::{Refusal, RequestResult},
+        service::{RankingContext, RankingService},
+        workers::{PoolSize, Workers},
+    },
+    rollout::{RolloutService, serving},
+    versions::{
+        follow::{FollowThreads, InitialVersions},
+        loader::VersionLoader,
+        serving_set::ServingModels,
+    },
+};
+
+/// State that handlers share.
+pub(crate) struct AppState {
+    /// The configuration of the start.
+    pub(crate) config: Config,
+    /// The part of it that a reload changes.
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) reloader: Reloader,
+    pub(crate) tier: Tier,
+    pub(crate) loaded: OnceLock<LoadedTier>,
+    pub(crate) workers: Workers,
+    /// Threads of their own for events, because storing them waits for the disk.
+    pub(crate) intake: Workers,
+    pub(crate) admission: Arc<Admission>,
+    /// Held by a push: only one is accepted at a time, because each may be large and is compiled.
+    pub(crate) pushes: Arc<Semaphore>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What a process has loaded.
+pub(crate) struct LoadedTier {
+    /// The versions that serve.
+    pub(crate) models: Arc<ServingModels>,
+    /// Features and experts; none in the FM's tiers.
+    pub(crate) service: Option<Arc<RankingService>>,
+    /// Rollouts of pushed versions; none in a tier without experts.
+    pub(crate) rollouts: Option<Arc<RolloutService>>,
+    /// The threads that follow the registry; dropping it stops them.
+    following: FollowThreads,
+}
+
+impl AppState {
+    pub(crate) fn loaded(&self) -> RequestResult<&LoadedTier> {
+        self.loaded.get().ok_or(Refusal::Starting)
+    }
+
+    /// The access rules.
+    pub(crate) fn access(&self) -> &Arc<AccessControl> {
+        &self.reloader.access
+    }
+
+    /// Reloads the configuration; none before the models are loaded. Blocks.
+    pub(crate) fn reload(&self) -> Option<Result<ReloadOutcome>> {
+        let following = &self.loaded.get()?.following;
+        Some(self.reloader.reload(|config| following.reload(config.clone())))
+    }
+}
+
+pub(crate) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
+    match tier {
+        Tier::All | Tier::Expert | Tier::FmServing | Tier::Ingest => &config.fm_serving,
+        Tier::FmLogging => &config.fm_logging,
+    }
+}
+
+/// Binds, loads, serves until `stop` resolves, then finishes what was accepted. Calls `ready` with
+/// the URL once the models are loaded.
+///
+/// # Errors
+/// The configuration is wrong; the address cannot be bound or would be unprotected; loading fails.
+pub async fn serve(
+    origin: Origin,
+    stop: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(&str) + Send + 'static,
+) -> Result<()> {
+    let (config, tier) = (origin.read()?, origin.tier);
+    logging::set_levels(&config.server.log)?;
+    let metrics = Arc::new(Metrics::new());
+    let addresses = listen::resolve(&config.server).await?;
+    // Before anything is opened, because an address that others reach must be protected.
+    let access = AccessControl::new(&config.server, &addresses, &metrics)?;
+    let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
+    let settings = Settings::new(config.clone());
+    let reloader = Reloader::new(origin, settings.clone(), access, bound.tls(), &metrics);
+    if tier == Tier::Ingest {
+        return ingest::serve(
+            bound,
+            IngestContext { config, settings, metrics, reloader },
+            stop,
+            ready,
+        )
+        .await;
+    }
+    let size = PoolSize { threads: config.server.threads, queue: config.server.queue };
+    let workers = Workers::start(size)?;
+    let intake = Workers::start(PoolSize { threads: 2, ..size })?;
+    let most = match tier {
+        Tier::All | Tier::Expert | Tier::Ingest => config.server.queue,
+        Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
+    };
+    let app = Arc::new(AppState {
+        tier,
+        loaded: OnceLock::new(),
+        workers,
+        intake,
+        admission: Admission::new(most),
+        pushes: Arc::new(Semaphore::new(1)),
+        metrics,
+        settings,
+        reloader,
+        config,
+    });
+    let own = Arc::downgrade(&app);
+    reload::at_signals(move || own.upgrade()?.reload())?;
+    let url = bound.url();
+    let (failed, failure) = oneshot::channel();
+    let (loading, handle) = (app.clone(), Handle::current());
+    std::thread::spawn(move || {
+        match load(&loading.config, &loading.settings, loading.tier, &loading.metrics, handle) {
+            Ok(loaded) => {
+                // Only this thread sets it.
+                let _ = loading.loaded.set(loaded);
+                ready(&url);
+            }
+            // The receiver is gone only if the server has stopped already.
+            Err(error) => drop(failed.send(error)),
+        }
+    });
+    let (halt, halted) = oneshot::channel::<()>();
+    let server = tokio::spawn(bound.serve(routes::of(app.clone()), async {
+        // An error means that the sender is gone, which is a reason to stop, too.
+        let _ = halted.await;
+    }));
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        Ok(error) = failure => Err(error),
+    };
+    let _ = halt.send(());
+    let served = server.await;
+    // Every accepted request is answered now, so the streams can stop and save their state.
+    let stopping = tokio::task::spawn_blocking(move || {
+        if let Some(loaded) = app.loaded.get() {
+            if let Some(rollouts) = &loaded.rollouts {
+                rollouts.stop();
+            }
+            if let Some(service) = &loaded.service {
+                service.stop();
+            }
+        }
+    });
+    if let Err(error) = stopping.await {
+        tracing::error!(%error, "stopping the streams failed");
+    }
+    match served {
+        Ok(()) => outcome,
+        Err(error) => outcome.and(Err(Error::internal(format!("the server failed: {error}")))),
+    }
+}
+
+fn load(
+    config: &Config,
+    settings: &Arc<Settings>,
+    tier: Tier,
+    metrics: &Arc<Metrics>,
+    handle: Handle,
+) -> Result<LoadedTier> {
+    let ranks = matches!(tier, Tier::All | Tier::Expert);
+    let mut fm_config = fm_config(config, tier).clone();
+    if !ranks {
+        fm_config.url.clear();
+    }
+    if tier == Tier::Expert && fm_config.url.is_empty() {
+        return Err(Error::invalid(
+            "--tier expert needs the FM's address in another process: set fm_serving.url",
+        ));
+    }
+    let dataset = ranks.then(|| Dataset::open(&config.paths.dataset)).transpose()?;
+    let schema = dataset.as_ref().map(|dataset| dataset.schema.clone());
+    let streams = streams::open(&config.engine)?;
+    let loader =
+        VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
+    let wasm = loader.wasm();
+    let begun = InitialVersions::new(loader, config, tier, schema, &*streams)?;
+    let models = begun.models().clone();
+    let context = RankingContext {
+        settings: settings.clone(),
+        models: models.clone(),
+        metrics: metrics.clone(),
+        handle,
+    };
+    let load = |dataset| RankingService::load(context, &dataset, streams.clone());
+    let service = dataset.map(load).transpose()?.map(Arc::new);
+    let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
+    let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
+    let following = begun.follow(streams, metrics.clone(), service.clone())?;
+    Ok(LoadedTier { models, service, rollouts, following })
+}

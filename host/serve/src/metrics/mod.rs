@@ -1,0 +1,554 @@
+//! What the daemon counts: as Prometheus text at `/metrics`, and recent values for `GET /v1/live`.
+//!
+//! [`prediction_log`] holds predictions until their outcomes are known, and [`window`] computes
+//! their quality over the last minutes.
+
+mod plugins;
+pub mod prediction_log;
+mod register;
+pub mod window;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hypercast_core::clock::now_ms;
+use hypercast_expert::{ExpertTimes, RankOutcome};
+use hypercast_fm::history::CacheCounts;
+use hypercast_stream::{
+    join::{JoinMetrics, JoinerCounts, JoinerProgress},
+    publish::PublicationHeader,
+};
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
+    IntGaugeVec, Registry, TextEncoder,
+    core::Collector,
+    proto::{LabelPair, MetricFamily},
+};
+use serde::Serialize;
+
+use crate::{
+    metrics::{
+        plugins::PluginMetrics,
+        register::{Buckets, MetricRegistrar},
+        window::{LiveQuality, RecentValues},
+    },
+    threads::lock,
+    versions::serving_set::{ExpertArm, ServingSet},
+};
+
+/// The stages of a request, in order.
+pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
+
+/// A rank request that was ranked, or failed.
+#[derive(Clone, Copy)]
+pub struct RankedRequest<'a> {
+    /// The surface's name.
+    pub surface: &'a str,
+    /// The expert version that was to rank; none where no expert serves the surface.
+    pub arm: Option<RankedByArm<'a>>,
+    /// The FM version that was asked.
+    pub fm: &'a str,
+    /// Why the answer is degraded, as the label `cause` has it.
+    pub degraded: Option<&'a str>,
+    /// Time spent in each of [`STAGES`].
+    pub times: [Duration; STAGES.len()],
+    /// Time from features to ranking; none if there is no answer.
+    pub took: Option<Duration>,
+}
+
+/// What an expert version did with a request.
+#[derive(Clone, Copy)]
+pub struct RankedByArm<'a> {
+    /// The version.
+    pub arm: &'a ExpertArm,
+    /// Its ranking or its fault.
+    pub outcome: &'a RankOutcome,
+    /// Time in its network and its guest.
+    pub spent: ExpertTimes,
+}
+
+/// Rank requests since the start.
+#[derive(Debug, Default)]
+struct RankTotals {
+    all: AtomicU64,
+    degraded: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// All metrics of a daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    degraded: IntCounterVec,
+    stages: HistogramVec,
+    duration: HistogramVec,
+    events: IntCounterVec,
+    event_latency: HistogramVec,
+    joiner: IntGaugeVec,
+    fm_batches: Histogram,
+    history_cache: IntGaugeVec,
+    versions: IntGaugeVec,
+    arms: IntCounterVec,
+    arm_seconds: HistogramVec,
+    shadows: IntCounterVec,
+    request_log: IntCounterVec,
+    publications: IntCounterVec,
+    freshness: HistogramVec,
+    quality: GaugeVec,
+    plugins: PluginMetrics,
+    started_ms: i64,
+    totals: RankTotals,
+    recent: Mutex<RecentStats>,
+}
+
+/// Recent values for the live page.
+#[derive(Debug, Default)]
+struct RecentStats {
+    latency: BTreeMap<&'static str, RecentValues>,
+    freshness: BTreeMap<&'static str, RecentValues>,
+    answered_ms: RecentValues,
+    applied: HashMap<String, AppliedPublications>,
+}
+
+/// Publications of one version's weights.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AppliedPublications {
+    /// Publications that were applied.
+    pub applied: u64,
+    /// Publications that were refused, because they did not follow the weights that serve.
+    pub refused: u64,
+    /// Time of the newest request in the training data of the newest publication, milliseconds
+    /// since the epoch.
+    pub trained_until_ms: i64,
+    /// When the newest publication was applied, milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// Rank requests since the start.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestTotals {
+    total: u64,
+    degraded: u64,
+    refused: u64,
+    per_second: Option<f64>,
+}
+
+/// Recent times of a stage.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageLatency {
+    stage: &'static str,
+    p50_us: Option<f64>,
+    p99_us: Option<f64>,
+    count: u64,
+}
+
+/// Recent ages of something.
+#[derive(Debug, Clone, Serialize)]
+pub struct Freshness {
+    what: &'static str,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    count: u64,
+}
+
+impl JoinMetrics for Metrics {
+    fn event_latency(&self, stage: &str, took_ms: i64) {
+        let took_s = took_ms.max(0) as f64 / 1e3;
+        self.event_latency.with_label_values(&[stage]).observe(took_s);
+        let what = match stage {
+            "joined" => "event to example",
+            "told" => "event to outcome",
+            _ => "event to live state",
+        };
+        self.recent().freshness.entry(what).or_default().push(took_s);
+    }
+
+    fn joiner(&self, progress: JoinerProgress) {
+        let JoinerProgress { counts, impressions, orphans, lag_events } = progress;
+        let JoinerCounts { joined, outcomes, repeated, unchanged, late, orphaned, early, refused } =
+            counts;
+        let values = [
+            ("impressions", impressions as u64),
+            ("orphans", orphans as u64),
+            ("lag_events", lag_events),
+            ("joined", joined),
+            ("outcomes", outcomes),
+            ("repeated", repeated),
+            ("unchanged", unchanged),
+            ("late", late),
+            ("orphaned", orphaned),
+            ("early", early),
+            ("refused", refused),
+        ];
+        for (what, value) in values {
+            self.joiner.with_label_values(&[what]).set(value as i64);
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers every metric, at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let register = MetricRegistrar(&registry);
+        // 50 µs to about 1.6 s.
+        let request_times = Buckets { first: 50e-6, factor: 2.0, count: 16 };
+        // 1 ms to about nine hours, because an outcome may wait for its attribution window.
+        let event_times = Buckets { first: 1e-3, factor: 2.0, count: 26 };
+        // 10 ms to about 12 hours.
+        let weight_ages = Buckets { first: 0.01, factor: 3.0, count: 15 };
+        let batch_sizes = Buckets { first: 1.0, factor: 2.0, count: 12 };
+        Self {
+            requests: register.counters(
+                "hypercast_requests_total",
+                "HTTP requests by route and status",
+                &["route", "status"],
+            ),
+            duration: register.histograms(
+                "hypercast_request_seconds",
+                "Time from a request's headers to its answer, by route",
+                &["route"],
+                &request_times,
+            ),
+            degraded: register.counters(
+                "hypercast_degraded_total",
+                "Answers with the FM's own ranking, or without its embedding (cause no_fm), by expert and cause",
+                &["expert", "cause"],
+            ),
+            stages: register.histograms(
+                "hypercast_stage_seconds",
+                "Time of each stage of a rank request",
+                &["stage"],
+                &request_times,
+            ),
+            arms: register.counters(
+                "hypercast_arm_requests_total",
+                "Rank requests by surface, expert version, FM version and whether the answer was degraded",
+                &["surface", "arm", "fm", "degraded"],
+            ),
+            arm_seconds: register.histograms(
+                "hypercast_arm_seconds",
+                "Time of a rank request from its features to its ranking, by expert version",
+                &["arm"],
+                &request_times,
+            ),
+            shadows: register.counters(
+                "hypercast_shadow_requests_total",
+                "Answered requests shown to shadow versions: seen, dropped because the queue was full, failed in a version",
+                &["what"],
+            ),
+            request_log: register.counters(
+                "hypercast_recorded_requests_total",
+                "Answered requests sampled for the request log: kept, dropped because the writer was busy, failed to be written",
+                &["what"],
+            ),
+            publications: register.counters(
+                "hypercast_publications_total",
+                "Publications of weights by version: applied or refused",
+                &["arm", "outcome"],
+            ),
+            freshness: register.histograms(
+                "hypercast_weights_age_seconds",
+                "Age of published weights when they begin to serve: since they were published, and since their newest event was received",
+                &["tier", "since"],
+                &weight_ages,
+            ),
+            events: register.counters(
+                "hypercast_events_total",
+                "Accepted impressions by surface",
+                &["surface"],
+            ),
+            event_latency: register.histograms(
+                "hypercast_event_seconds",
+                "Time from receiving an event to its training example (joined), to its outcome (told), and to rankings that use it (live)",
+                &["stage"],
+                &event_times,
+            ),
+            joiner: register.gauges(
+                "hypercast_joiner",
+                "State of this process' joiner, and what it did since its first event",
+                &["what"],
+            ),
+            fm_batches: register.add(Histogram::with_opts(
+                HistogramOpts::new(
+                    "hypercast_fm_batch_requests",
+                    "Requests that shared one forward pass of the FM",
+                )
+                .buckets(batch_sizes.bounds()),
+            )),
+            history_cache: register.gauges(
+                "hypercast_history_cache",
+                "Cache of encoded histories: requests found whole; tokens found, encoded and re-encoded by weight updates since the start; bytes now",
+                &["what"],
+            ),
+            versions: register.gauges(
+                "hypercast_version_info",
+                "1 for each model version in service",
+                &["tier", "name", "version"],
+            ),
+            quality: register.float_gauges(
+                "hypercast_live_quality",
+                "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
+                &["surface", "task", "arm", "measure"],
+            ),
+            plugins: PluginMetrics::new(&register),
+            started_ms: now_ms(),
+            totals: RankTotals::default(),
+            recent: Mutex::default(),
+            registry,
+        }
+    }
+
+    /// A counter of another part of the daemon.
+    ///
+    /// # Panics
+    /// If the name is taken or not valid.
+    pub fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        MetricRegistrar(&self.registry).counters(name, help, labels)
+    }
+
+    /// A gauge of another part of the daemon.
+    ///
+    /// # Panics
+    /// If the name is taken or not valid.
+    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        MetricRegistrar(&self.registry).add(IntGauge::new(name, help))
+    }
+
+    /// JoinerCounts and times an HTTP request.
+    pub fn request(&self, route: &str, status: u16, took: Duration) {
+        self.requests.with_label_values(&[route, &status.to_string()]).inc();
+        self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
+        if route == "/v1/rank" {
+            self.totals.all.fetch_add(1, Ordering::Relaxed);
+            if status >= 500 {
+                self.totals.refused.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut recent = self.recent();
+            recent.answered_ms.push(now_ms() as f64);
+            recent.latency.entry("total").or_default().push(took.as_secs_f64());
+        }
+    }
+
+    /// Accounts for a rank request: its version's statistics, degradation and times.
+    pub fn ranked(&self, request: RankedRequest<'_>) {
+        let RankedRequest { surface, arm, fm, degraded, times, took } = request;
+        let (name, label) =
+            arm.map_or(("", ""), |ranked| (ranked.arm.name.as_str(), ranked.arm.label.as_str()));
+        if let Some(ranked) = arm {
+            ranked.arm.count(ranked.outcome, ranked.spent);
+        }
+        if let Some(cause) = degraded {
+            self.degraded.with_label_values(&[name, cause]).inc();
+            self.totals.degraded.fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(took) = took else { return };
+        let mut recent = self.recent();
+        for (stage, took) in STAGES.into_iter().zip(times) {
+            self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
+            recent.latency.entry(stage).or_default().push(took.as_secs_f64());
+        }
+        drop(recent);
+        let degraded = if degraded.is_some() { "true" } else { "false" };
+        self.arms.with_label_values(&[surface, label, fm, degraded]).inc();
+        self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
+    }
+
+    /// JoinerCounts a request that was offered to shadows, by what became of it.
+    pub fn shadow(&self, what: &str) {
+        self.shadows.with_label_values(&[what]).inc();
+    }
+
+    /// JoinerCounts a request that was offered to the request log, by what became of it.
+    pub fn request_logged(&self, what: &str) {
+        self.request_log.with_label_values(&[what]).inc();
+    }
+
+    /// JoinerCounts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
+    pub fn publication_applied(&self, arm: &str, header: &PublicationHeader) {
+        self.publications.with_label_values(&[arm, "applied"]).inc();
+        let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
+        let now = now_ms();
+        let mut recent = self.recent();
+        for (what, since, from_ms) in [
+            ("publication to serving", "published", header.published_ms),
+            ("event to serving weights", "event", header.ingested_ms),
+        ] {
+            // 0 means unknown.
+            if from_ms > 0 {
+                let age_s = (now - from_ms).max(0) as f64 / 1e3;
+                self.freshness.with_label_values(&[tier, since]).observe(age_s);
+                recent.freshness.entry(what).or_default().push(age_s);
+            }
+        }
+        let applied = recent.applied.entry(arm.to_owned()).or_default();
+        applied.applied += 1;
+        applied.trained_until_ms = header.trained_until_ms;
+        applied.at_ms = now;
+    }
+
+    /// JoinerCounts a publication that was refused; the weights before it keep serving.
+    pub fn publication_refused(&self, arm: &str) {
+        self.publications.with_label_values(&[arm, "refused"]).inc();
+        self.recent().applied.entry(arm.to_owned()).or_default().refused += 1;
+    }
+
+    /// Sets the gauges of live quality by surface, task and arm.
+    pub fn quality(&self, all: &HashMap<[String; 3], LiveQuality>) {
+        // Arms that no longer serve disappear.
+        self.quality.reset();
+        for ([surface, task, arm], quality) in all {
+            for (measure, value) in [("ne", quality.ne), ("calibration", quality.calibration)] {
+                if let Some(value) = value {
+                    self.quality.with_label_values(&[surface, task, arm, measure]).set(value);
+                }
+            }
+        }
+    }
+
+    /// Sets the metrics of the plugins in service.
+    pub fn plugins(&self, set: &ServingSet) {
+        self.plugins.copy(set);
+    }
+
+    /// When the process began, milliseconds since the epoch.
+    pub fn started_ms(&self) -> i64 {
+        self.started_ms
+    }
+
+    /// Publications by `fm@VERSION` or `NAME@VERSION`.
+    pub fn applied(&self) -> HashMap<String, AppliedPublications> {
+        self.recent().applied.clone()
+    }
+
+    /// Rank requests since the start, and the recent rate.
+    pub fn requests_so_far(&self) -> RequestTotals {
+        let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        let RankTotals { all, degraded, refused } = &self.totals;
+        let (total, degraded, refused) = (load(all), load(degraded), load(refused));
+        let answered = self.recent().answered_ms.clone();
+        let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
+            let kept = answered.kept() as f64;
+            kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
+        });
+        RequestTotals { total, degraded, refused, per_second }
+    }
+
+    /// Recent times of each stage.
+    pub fn latency(&self) -> Vec<StageLatency> {
+        let recent = self.recent();
+        let line = |stage: &'static str| {
+            let recent = recent.latency.get(stage)?;
+            let quantiles = recent.quantiles([0.5, 0.99]);
+            let at = |index: usize| quantiles.map(|values| values[index] * 1e6);
+            Some(StageLatency { stage, p50_us: at(0), p99_us: at(1), count: recent.count })
+        };
+        STAGES.into_iter().chain(["total"]).filter_map(line).collect()
+    }
+
+    /// Recent ages of events and weights when they took effect.
+    pub fn freshness(&self) -> Vec<Freshness> {
+        let recent = self.recent();
+        let line = |(what, recent): (&&'static str, &RecentValues)| {
+            let quantiles = recent.quantiles([0.5, 0.99]);
+            let at = |index: usize| quantiles.map(|values| values[index] * 1e3);
+            Freshness { what, p50_ms: at(0), p99_ms: at(1), count: recent.count }
+        };
+        recent.freshness.iter().map(line).collect()
+    }
+
+    /// JoinerCounts accepted events.
+    pub fn events(&self, surface: &str, count: u64) {
+        self.events.with_label_values(&[surface]).inc_by(count);
+    }
+
+    /// Sets whether the joiner of this process has failed.
+    pub fn joiner_failed(&self, failed: bool) {
+        self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
+    }
+
+    /// JoinerCounts a pass of the FM and the requests in it.
+    pub fn fm_batch(&self, requests: usize) {
+        self.fm_batches.observe(requests as f64);
+    }
+
+    /// Sets the gauges of the history cache.
+    pub fn history_cache(&self, counts: CacheCounts) {
+        let CacheCounts { full_hits, cached_tokens, encoded_tokens, warmup_tokens, bytes } = counts;
+        let values = [
+            ("whole_requests", full_hits),
+            ("known_tokens", cached_tokens),
+            ("new_tokens", encoded_tokens),
+            ("warmed_tokens", warmup_tokens),
+            ("bytes", bytes),
+        ];
+        for (what, value) in values {
+            self.history_cache.with_label_values(&[what]).set(value as i64);
+        }
+    }
+
+    /// Sets which versions are in service.
+    pub fn set_versions(&self, set: &ServingSet) {
+        self.forget(set);
+        self.versions.reset();
+        for fm in set.fms() {
+            self.versions.with_label_values(&["fm", "fm", fm.version()]).set(1);
+        }
+        for arm in set.arms() {
+            self.versions.with_label_values(&["expert", &arm.name, &arm.version]).set(1);
+        }
+    }
+
+    /// Removes the series of versions that are no longer loaded; otherwise every push would add
+    /// some.
+    fn forget(&self, set: &ServingSet) {
+        let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
+        let gone = |labels: &[LabelPair]| {
+            let arm = labels.iter().find(|label| label.name() == "arm").map(|label| label.value());
+            arm.is_some_and(|arm| !arm.is_empty() && !loaded.contains(arm))
+        };
+        let value = |labels: &[LabelPair], name: &str| {
+            let found = labels.iter().find(|label| label.name() == name);
+            found.map_or_else(String::new, |label| label.value().to_owned())
+        };
+        let series = |families: Vec<MetricFamily>| -> Vec<Vec<LabelPair>> {
+            let all = families.iter().flat_map(|family| family.get_metric());
+            all.map(|metric| metric.get_label().to_vec()).filter(|labels| gone(labels)).collect()
+        };
+        // A request that still runs on the old set may create one again; the next change removes
+        // it.
+        for labels in series(self.arms.collect()) {
+            let values = ["surface", "arm", "fm", "degraded"].map(|name| value(&labels, name));
+            let _ = self.arms.remove_label_values(&values);
+        }
+        for labels in series(self.arm_seconds.collect()) {
+            let _ = self.arm_seconds.remove_label_values(&[value(&labels, "arm")]);
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, RecentStats> {
+        lock(&self.recent)
+    }
+
+    /// The text of `/metrics`.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            Ok(()) => String::from_utf8_lossy(&text).into_owned(),
+            Err(error) => format!("# metrics could not be written: {error}\n"),
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

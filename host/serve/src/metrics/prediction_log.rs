@@ -1,0 +1,244 @@
+//! Predictions of served requests until their outcomes are known. They give the NE of each version
+//! on real traffic, whether it answered or was a shadow.
+//!
+//! Memory is bounded: the oldest requests are dropped. Outcomes come from the joiner's stream, one
+//! per impression.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Mutex, MutexGuard},
+};
+
+use hypercast_data::{
+    dataset::Impression,
+    schema::{Schema, TaskKind},
+};
+
+use crate::{metrics::window::QualityWindow, threads::lock};
+
+/// The most windows of surface, task and arm.
+const WINDOWS: usize = 1024;
+
+/// The predictions of one arm for one request.
+#[derive(Debug, Clone)]
+pub struct ArmPredictions {
+    /// `NAME@VERSION`, or `fm@VERSION`.
+    pub arm: String,
+    /// By task, one value per item.
+    pub tasks: BTreeMap<String, Vec<f32>>,
+}
+
+/// The request that predictions are for.
+#[derive(Debug, Clone, Copy)]
+pub struct ShownItems<'a> {
+    /// The request's id.
+    pub request: u64,
+    /// The items, in the order of the predictions.
+    pub items: &'a [u64],
+}
+
+/// What a window of quality belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QualityKey {
+    /// The surface's index in the schema.
+    pub surface: u16,
+    /// The task's name.
+    pub task: String,
+    /// `NAME@VERSION`, or `fm@VERSION`.
+    pub arm: String,
+}
+
+/// Predictions that wait for outcomes, and the quality of those whose outcomes are known.
+pub struct PredictionLog {
+    most: usize,
+    inner: Mutex<LogState>,
+}
+
+#[derive(Default)]
+struct LogState {
+    order: VecDeque<u64>,
+    requests: HashMap<u64, PredictedRequest>,
+    values: usize,
+    windows: BTreeMap<QualityKey, QualityWindow>,
+    joined: u64,
+    unknown: u64,
+}
+
+#[derive(Default)]
+struct PredictedRequest {
+    items: Vec<u64>,
+    arms: Vec<ArmPredictions>,
+}
+
+impl PredictionLog {
+    /// Holds at most `most` predicted values, but at least one request.
+    pub fn new(most: usize) -> Self {
+        Self { most, inner: Mutex::default() }
+    }
+
+    /// Adds an arm's predictions for the items of a request, beside those of other arms.
+    ///
+    /// # Panics
+    /// If a task does not have one value per item.
+    pub fn keep(&self, shown: ShownItems<'_>, predicted: ArmPredictions) {
+        let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
+        assert_eq!(values, shown.items.len() * predicted.tasks.len(), "a value an item");
+        let inner = &mut *self.inner();
+        if !inner.requests.contains_key(&shown.request) {
+            inner.order.push_back(shown.request);
+            let request = PredictedRequest { items: shown.items.to_vec(), arms: Vec::new() };
+            inner.requests.insert(shown.request, request);
+        }
+        let request = inner.requests.get_mut(&shown.request).expect("it was inserted");
+        // A caller may use an id again for other items; predictions for those do not belong here.
+        if request.items != shown.items || request.arms.iter().any(|arm| arm.arm == predicted.arm) {
+            return;
+        }
+        request.arms.push(predicted);
+        inner.values += values;
+        while inner.values > self.most && inner.order.len() > 1 {
+            let oldest = inner.order.pop_front().expect("there are two");
+            let gone = inner.requests.remove(&oldest).unwrap_or_default();
+            inner.values -=
+                gone.arms.iter().flat_map(|arm| arm.tasks.values()).map(Vec::len).sum::<usize>();
+        }
+    }
+
+    /// Compares an impression's outcome with the predictions for it.
+    pub fn outcome(&self, impression: &Impression, schema: &Schema, now_ms: i64) {
+        let inner = &mut *self.inner();
+        let found = inner.requests.get(&impression.request);
+        let place = found.and_then(|request| {
+            Some((request, request.items.iter().position(|item| *item == impression.item)?))
+        });
+        let Some((request, row)) = place else {
+            inner.unknown += 1;
+            return;
+        };
+        inner.joined += 1;
+        for arm in &request.arms {
+            for (task, values) in &arm.tasks {
+                let Some(happened) = label(schema, task, impression) else { continue };
+                let key = QualityKey {
+                    surface: impression.surface,
+                    task: task.clone(),
+                    arm: arm.arm.clone(),
+                };
+                if !inner.windows.contains_key(&key) && inner.windows.len() == WINDOWS {
+                    let oldest = inner.windows.iter().min_by_key(|(_, window)| window.newest_ms());
+                    let oldest = oldest.expect("there are many").0.clone();
+                    inner.windows.remove(&oldest);
+                }
+                inner.windows.entry(key).or_default().push(now_ms, values[row], happened);
+            }
+        }
+    }
+
+    /// Quality by surface, task and arm.
+    pub fn windows(&self) -> BTreeMap<QualityKey, QualityWindow> {
+        self.inner().windows.clone()
+    }
+
+    /// Outcomes that were compared, and those whose request is unknown: not served here, or
+    /// dropped.
+    pub fn counts(&self) -> (u64, u64) {
+        let inner = self.inner();
+        (inner.joined, inner.unknown)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, LogState> {
+        lock(&self.inner)
+    }
+}
+
+/// The outcome of a binary task of the schema; none if it is unknown, or for a task of a plugin's
+/// own.
+fn label(schema: &Schema, task: &str, impression: &Impression) -> Option<bool> {
+    let at = schema.task(task)?;
+    let spec = &schema.tasks[at];
+    if spec.kind != TaskKind::Binary || !schema.task_valid(at, impression.surface) {
+        return None;
+    }
+    let bit = schema.action(&spec.label)?;
+    (impression.outcome.known >> bit & 1 == 1).then_some(impression.outcome.actions >> bit & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use hypercast_fm::example::{MAX_VALUES, Outcome};
+
+    use super::*;
+    use hypercast_data::dataset::Context;
+
+    fn schema() -> Schema {
+        toml::from_str(
+            "surfaces = ['feed']\nactions = ['click', 'like']\n\
+             tasks = [{ name = 'click', role = 'main', kind = 'binary', label = 'click' },\n\
+                      { name = 'like', role = 'main', kind = 'binary', label = 'like' }]",
+        )
+        .unwrap()
+    }
+
+    /// An impression whose click is known and whose like is not.
+    fn clicked(request: u64, item: u64, happened: bool) -> Impression {
+        Impression {
+            request,
+            time_ms: 1,
+            outcome_ms: 2,
+            user: 3,
+            item,
+            surface: 0,
+            outcome: Outcome {
+                actions: u32::from(happened),
+                known: 1,
+                values: [f32::NAN; MAX_VALUES],
+            },
+            context: Context::default(),
+            truth: Vec::new(),
+            history_only: false,
+        }
+    }
+
+    fn predicted(arm: &str, values: &[f32]) -> ArmPredictions {
+        let tasks = ["click", "like", "of the plugin's own"];
+        let tasks = tasks.map(|task| (task.to_owned(), values.to_vec()));
+        ArmPredictions { arm: arm.into(), tasks: tasks.into() }
+    }
+
+    #[test]
+    fn outcomes_are_compared_with_what_each_arm_predicted_of_the_item() {
+        let (served, schema) = (PredictionLog::new(1000), schema());
+        for request in 1..=100 {
+            let shown = ShownItems { request, items: &[7, 8] };
+            served.keep(shown, predicted("a@1.0.0", &[0.9, 0.1]));
+            served.keep(shown, predicted("a@2.0.0", &[0.1, 0.9]));
+        }
+        // Six values per arm and request: the oldest requests were dropped.
+        for request in 1..=100 {
+            served.outcome(&clicked(request, 7, true), &schema, 1000);
+            served.outcome(&clicked(request, 8, false), &schema, 1000);
+            served.outcome(&clicked(request, 9, true), &schema, 1000);
+        }
+        let (joined, unknown) = served.counts();
+        assert_eq!(joined, 2 * (1000 / 12), "{joined}");
+        assert_eq!(joined + unknown, 300);
+        let windows = served.windows();
+        let arms: Vec<(&str, &str)> =
+            windows.keys().map(|key| (key.task.as_str(), key.arm.as_str())).collect();
+        assert_eq!(arms, [("click", "a@1.0.0"), ("click", "a@2.0.0")], "what is known alone");
+        let ne = |arm: &str| {
+            let key = QualityKey { surface: 0, task: "click".into(), arm: arm.into() };
+            windows[&key].quality().ne.unwrap()
+        };
+        assert!(ne("a@1.0.0") < 0.2 && ne("a@2.0.0") > 2.0);
+    }
+
+    #[test]
+    fn an_id_that_comes_again_with_other_items_is_not_compared_with_them() {
+        let (served, schema) = (PredictionLog::new(1000), schema());
+        served.keep(ShownItems { request: 1, items: &[7] }, predicted("a@1.0.0", &[0.9]));
+        served.keep(ShownItems { request: 1, items: &[8] }, predicted("a@2.0.0", &[0.9]));
+        served.outcome(&clicked(1, 8, true), &schema, 1000);
+        assert_eq!(served.counts(), (0, 1));
+    }
+}

@@ -1,0 +1,188 @@
+//! The quality of predictions over the last minutes, and recent values of measurements. Both have
+//! bounded memory.
+
+use std::collections::VecDeque;
+
+use hypercast_core::quantile::quantile;
+
+/// Width of a bucket, in milliseconds.
+const BUCKET_MS: i64 = 5_000;
+
+/// Buckets that are kept: 20 minutes.
+const BUCKETS: usize = 240;
+
+/// Buckets in one point of the series: one minute.
+const ROLLING: usize = 12;
+
+/// Predictions of one task with their outcomes, in buckets of equal time.
+#[derive(Debug, Clone, Default)]
+pub struct QualityWindow {
+    buckets: VecDeque<QualityBucket>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct QualityBucket {
+    from_ms: i64,
+    sum: QualitySums,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct QualitySums {
+    n: u64,
+    positives: u64,
+    log_loss: f64,
+    predicted: f64,
+}
+
+/// Quality of predictions whose outcomes are known.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct LiveQuality {
+    /// Number of outcomes.
+    pub n: u64,
+    /// Normalised entropy (eq. 5); none if all outcomes were equal.
+    pub ne: Option<f64>,
+    /// Predicted over observed rate; none without a positive outcome.
+    pub calibration: Option<f64>,
+}
+
+impl QualityWindow {
+    /// Adds a prediction whose outcome became known.
+    pub fn push(&mut self, now_ms: i64, probability: f32, happened: bool) {
+        let from_ms = now_ms - now_ms.rem_euclid(BUCKET_MS);
+        if self.buckets.back().is_none_or(|bucket| bucket.from_ms < from_ms) {
+            if self.buckets.len() == BUCKETS {
+                self.buckets.pop_front();
+            }
+            self.buckets.push_back(QualityBucket { from_ms, sum: QualitySums::default() });
+        }
+        let bucket = self.buckets.back_mut().expect("one was pushed");
+        let p = f64::from(probability).clamp(1e-6, 1.0 - 1e-6);
+        bucket.sum.n += 1;
+        bucket.sum.positives += u64::from(happened);
+        bucket.sum.log_loss -= if happened { p.ln() } else { (1.0 - p).ln() };
+        bucket.sum.predicted += p;
+    }
+
+    /// The quality over all buckets.
+    pub fn quality(&self) -> LiveQuality {
+        self.over(0..self.buckets.len())
+    }
+
+    /// The quality over several windows.
+    pub fn together<'a>(windows: impl Iterator<Item = &'a QualityWindow>) -> LiveQuality {
+        let mut buckets = VecDeque::new();
+        windows.for_each(|window| buckets.extend(&window.buckets));
+        QualityWindow { buckets }.quality()
+    }
+
+    /// For each bucket, when it began and the NE of the minute before its end.
+    pub fn series(&self) -> Vec<(i64, Option<f64>)> {
+        let point = |at: usize| {
+            let from = (at + 1).saturating_sub(ROLLING);
+            (self.buckets[at].from_ms, self.over(from..at + 1).ne)
+        };
+        (0..self.buckets.len()).map(point).collect()
+    }
+
+    /// When the newest bucket began.
+    pub fn newest_ms(&self) -> i64 {
+        self.buckets.back().map_or(i64::MIN, |bucket| bucket.from_ms)
+    }
+
+    fn over(&self, buckets: std::ops::Range<usize>) -> LiveQuality {
+        let mut sum = QualitySums::default();
+        for bucket in self.buckets.range(buckets) {
+            sum.n += bucket.sum.n;
+            sum.positives += bucket.sum.positives;
+            sum.log_loss += bucket.sum.log_loss;
+            sum.predicted += bucket.sum.predicted;
+        }
+        let (n, positives) = (sum.n as f64, sum.positives as f64);
+        let rate = positives / n;
+        let entropy = -(rate * rate.ln() + (1.0 - rate) * (1.0 - rate).ln());
+        LiveQuality {
+            n: sum.n,
+            ne: (sum.positives > 0 && sum.positives < sum.n).then(|| sum.log_loss / n / entropy),
+            calibration: (sum.positives > 0).then(|| sum.predicted / positives),
+        }
+    }
+}
+
+/// Number of values that are kept.
+const KEPT: usize = 1024;
+
+/// The newest values of a measurement, and their number since the start.
+#[derive(Debug, Clone, Default)]
+pub struct RecentValues {
+    values: Vec<f64>,
+    next: usize,
+    /// Values since the start.
+    pub count: u64,
+}
+
+impl RecentValues {
+    /// Adds a value; the oldest is dropped.
+    pub fn push(&mut self, value: f64) {
+        self.count += 1;
+        if self.values.len() < KEPT {
+            self.values.push(value);
+        } else {
+            self.values[self.next] = value;
+            self.next = (self.next + 1) % KEPT;
+        }
+    }
+
+    /// Number of values that are kept now.
+    pub fn kept(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Quantiles of the kept values; none before the first value.
+    pub fn quantiles<const N: usize>(&self, shares: [f64; N]) -> Option<[f64; N]> {
+        let mut values = self.values.clone();
+        (!values.is_empty()).then(|| shares.map(|share| quantile(&mut values, share)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_base_rate_has_an_ne_of_one_and_memory_is_bounded() {
+        let mut window = QualityWindow::default();
+        assert_eq!(window.quality(), LiveQuality { n: 0, ne: None, calibration: None });
+        for at in 0..100_000 {
+            window.push(at * 1000, 0.25, at % 4 == 0);
+        }
+        let quality = window.quality();
+        assert_eq!(quality.n, (BUCKETS as i64 * BUCKET_MS / 1000) as u64);
+        assert!((quality.ne.unwrap() - 1.0).abs() < 1e-9, "{quality:?}");
+        assert!((quality.calibration.unwrap() - 1.0).abs() < 1e-9, "{quality:?}");
+        assert_eq!(window.series().len(), BUCKETS);
+    }
+
+    #[test]
+    fn better_predictions_have_a_lower_ne() {
+        let (mut good, mut bad) = (QualityWindow::default(), QualityWindow::default());
+        for at in 0..1000 {
+            let happened = at % 3 == 0;
+            good.push(at, if happened { 0.9 } else { 0.1 }, happened);
+            bad.push(at, if happened { 0.2 } else { 0.6 }, happened);
+        }
+        assert!(good.quality().ne.unwrap() < 0.2 && bad.quality().ne.unwrap() > 1.0);
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_last_values() {
+        let mut recent = RecentValues::default();
+        assert_eq!(recent.quantiles([0.5]), None);
+        for value in 0..KEPT * 3 {
+            recent.push(value as f64);
+        }
+        assert_eq!(recent.count, KEPT as u64 * 3);
+        let [least, median, most] = recent.quantiles([0.0, 0.5, 1.0]).unwrap();
+        assert_eq!((least, most), (KEPT as f64 * 2.0, KEPT as f64 * 3.0 - 1.0));
+        assert!((median - KEPT as f64 * 2.5).abs() <= 1.0, "{median}");
+    }
+}

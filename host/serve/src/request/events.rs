@@ -1,0 +1,368 @@
+//! Converts bodies of `POST /v1/events` into records of the events stream. Refusals name the list
+//! and the index of the wrong element.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::{
+    dataset::Impression,
+    schema::{Feature, Schema},
+};
+use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
+use hypercast_stream::{
+    events::{
+        ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, check_time,
+        content_id,
+    },
+    streams::StreamEngine,
+};
+
+use crate::{
+    error::Result,
+    metrics::Metrics,
+    request::{
+        api::{
+            ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
+            RequestResult,
+        },
+        convert::{Converter, NamedFeatures},
+    },
+};
+
+/// Checks the bodies of `POST /v1/events`, converts them, counts them and appends them to the
+/// stream.
+pub struct EventIntake {
+    intake: EventWriter,
+    converter: Converter,
+    schema: Arc<Schema>,
+    max_events: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl EventIntake {
+    /// Becomes the stream's writer with its first event, or with [`EventIntake::open`].
+    pub fn new(
+        engine: Arc<dyn StreamEngine>,
+        schema: Arc<Schema>,
+        config: &Config,
+        metrics: Arc<Metrics>,
+    ) -> EventIntake {
+        EventIntake {
+            intake: EventWriter::new(engine, &config.join),
+            converter: Converter::new(schema.clone()),
+            schema,
+            max_events: config.server.max_events,
+            metrics,
+        }
+    }
+
+    /// Becomes the stream's writer.
+    ///
+    /// # Errors
+    /// As [`EventWriter::open`].
+    pub fn open(&self) -> Result<()> {
+        self.intake.open()?;
+        Ok(())
+    }
+
+    /// Appends the events of a body, all or none. They are durable when it returns.
+    ///
+    /// # Errors
+    /// An event does not fit the schema or is too far in the future, there are too many, or the
+    /// stream fails.
+    pub fn take(&self, request: &EventsRequest) -> RequestResult<AppendReceipt> {
+        let given = request.len();
+        if given > self.max_events {
+            return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
+        }
+        let events = self.converter.new_events(request, self.intake.latest_ms())?;
+        let impressions: Vec<(u16, u64)> =
+            events.iter().filter_map(NewEvent::impressions).collect();
+        let taken = self
+            .intake
+            .append(events, given)
+            .map_err(|error| Refusal::Internal(error.to_string()))?;
+        for (surface, count) in impressions {
+            self.metrics.events(&self.schema.surfaces[usize::from(surface)], count);
+        }
+        Ok(taken)
+    }
+
+    /// Appends ticks until `stop`, as [`EventWriter::tick`].
+    pub fn tick(&self, stop: &Shutdown) {
+        self.intake.tick(stop);
+    }
+}
+
+/// Bound of ids in requests, because JSON numbers are exact below it.
+const MOST_ID: u64 = 1 << 53;
+
+impl Converter {
+    /// Converts a body into events in the order in which they are joined: items and users,
+    /// impressions, outcomes. Times after `latest_ms` are refused.
+    ///
+    /// # Errors
+    /// EventKind does not fit the schema, with its list and index.
+    pub fn new_events(
+        &self,
+        request: &EventsRequest,
+        latest_ms: i64,
+    ) -> RequestResult<Vec<NewEvent>> {
+        let mut new_events = Vec::with_capacity(request.len() + 1);
+        for (at, item) in request.items.iter().enumerate() {
+            new_events.push(placed("items", at, self.item_event(item))?);
+        }
+        for (at, user) in request.users.iter().enumerate() {
+            new_events.push(placed("users", at, self.user_event(user))?);
+        }
+        for (at, body) in request.impressions.iter().enumerate() {
+            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.shown(body));
+            new_events.push(placed("impressions", at, made)?);
+        }
+        for (at, body) in request.events.iter().enumerate() {
+            let known_ms = body.outcome_ms.unwrap_or(body.time_ms);
+            let made = in_time(body.time_ms, latest_ms)
+                .and_then(|()| in_time(known_ms, latest_ms))
+                .and_then(|()| self.whole(body));
+            let whole = placed("events", at, made)?;
+            match new_events.last_mut() {
+                Some(NewEvent { id: None, kind: EventKind::CompleteRequest(rows) })
+                    if body.id.is_none() && same_request(&rows[0], &whole) =>
+                {
+                    rows.push(whole);
+                }
+                _ => new_events
+                    .push(NewEvent { id: body.id, kind: EventKind::CompleteRequest(vec![whole]) }),
+            }
+        }
+        for (at, body) in request.actions.iter().enumerate() {
+            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.reaction(body));
+            new_events.push(placed("actions", at, made)?);
+        }
+        if let Some(time_ms) = request.clock_ms {
+            in_time(time_ms, latest_ms).map_err(|refusal| prefixed("clock_ms", refusal))?;
+            new_events.push(NewEvent { id: None, kind: EventKind::Tick { time_ms } });
+        }
+        Ok(new_events)
+    }
+
+    fn shown(&self, body: &ImpressionBody) -> RequestResult<NewEvent> {
+        let surface = self.surface(&body.surface)?;
+        let context = self.context_of(&body.context)?;
+        let ImpressionBody { id, request, user, item, time_ms, .. } = *body;
+        let mut shown = ImpressionEvent { request, user, item, surface, time_ms, context };
+        shown.request = request_of(request, id, &shown)?;
+        Ok(NewEvent { id, kind: EventKind::Impression(shown) })
+    }
+
+    fn whole(&self, body: &EventBody) -> RequestResult<Impression> {
+        let mut impression = self.event(body)?;
+        impression.request = request_of(body.request, body.id, &impression)?;
+        Ok(impression)
+    }
+
+    fn reaction(&self, body: &ActionBody) -> RequestResult<NewEvent> {
+        if body.request == 0 {
+            let what = "`request` is missing: send that of the impression, or the impression's `id` if it was sent without a request";
+            return Err(Refusal::BadRequest(what.into()));
+        }
+        let outcome = self.outcome(&body.actions, &body.values)?;
+        let ActionBody { id, request, item, time_ms, complete, .. } = *body;
+        Ok(NewEvent {
+            id,
+            kind: EventKind::Action(ActionEvent { request, item, time_ms, outcome, complete }),
+        })
+    }
+
+    /// An outcome by name; actions and values that are missing are unknown.
+    pub(crate) fn outcome(
+        &self,
+        actions: &BTreeMap<String, bool>,
+        values: &BTreeMap<String, f32>,
+    ) -> RequestResult<Outcome> {
+        let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
+        for (name, &happened) in actions {
+            let bit = self.action(name)?;
+            outcome.known |= 1 << bit;
+            outcome.actions |= u32::from(happened) << bit;
+        }
+        for (name, &value) in values {
+            outcome.values[self.value(name)?] = value;
+        }
+        Ok(outcome)
+    }
+
+    fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
+        let (ids, dense) = self.whole_columns(&self.schema().item_features, &body.features)?;
+        let item = Item { id: body.id, ids, dense, ..Item::default() };
+        Ok(NewEvent { id: None, kind: EventKind::Item(item) })
+    }
+
+    fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
+        let (ids, dense) = self.whole_columns(&self.schema().user_features, &body.features)?;
+        Ok(NewEvent { id: None, kind: EventKind::User(User { id: body.id, ids, dense }) })
+    }
+
+    /// All features of an item or user. They must be complete, because stored features are not
+    /// available here.
+    fn whole_columns(
+        &self,
+        features: &[Feature],
+        named: &NamedFeatures,
+    ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
+        let missing = features.iter().find(|feature| !named.contains_key(&feature.name));
+        if let Some(Feature { name, .. }) = missing {
+            let what = format!("feature {name:?} is missing; send all of them");
+            return Err(Refusal::BadRequest(what));
+        }
+        self.entity_columns(features, named)
+    }
+}
+
+/// The request of an impression: the given one, else the impression's own id.
+fn request_of(
+    request: u64,
+    id: Option<u64>,
+    content: &impl serde::Serialize,
+) -> RequestResult<u64> {
+    let given = Some(request).filter(|&request| request != 0).or(id);
+    match given {
+        Some(given) => Ok(given),
+        None => content_id(content).map_err(|error| Refusal::Internal(error.to_string())),
+    }
+}
+
+/// Whether two impressions were shown together and make one example.
+fn same_request(first: &Impression, next: &Impression) -> bool {
+    let of = |row: &Impression| (row.request, row.user, row.surface, row.time_ms);
+    of(first) == of(next)
+}
+
+fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
+    check_time(time_ms).map_err(|why| Refusal::BadRequest(why.to_string()))?;
+    if time_ms <= latest_ms {
+        return Ok(());
+    }
+    Err(Refusal::BadRequest(format!(
+        "time {time_ms} is further ahead of this machine's clock than join.max_future_s; times are milliseconds since the epoch"
+    )))
+}
+
+fn placed<T>(list: &str, at: usize, made: RequestResult<T>) -> RequestResult<T> {
+    made.map_err(|refusal| prefixed(&format!("{list}[{at}]"), refusal))
+}
+
+fn prefixed(place: &str, refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::BadRequest(why) => Refusal::BadRequest(format!("{place}: {why}")),
+        other => other,
+    }
+}
+
+/// Refuses a request id that JSON would round.
+pub(crate) fn check_request(request: Option<u64>) -> RequestResult<()> {
+    match request {
+        Some(id) if id == 0 || id >= MOST_ID => Err(Refusal::BadRequest(format!(
+            "`request` is {id}; an id of a request is above 0 and below 2^53"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use hypercast_data::schema::{FeatureKind, Schema};
+
+    fn converter() -> Converter {
+        let schema = Schema {
+            surfaces: vec!["feed".into()],
+            actions: vec!["click".into(), "like".into()],
+            values: vec!["watched".into()],
+            tasks: vec![],
+            item_features: vec![Feature { name: "tag".into(), kind: FeatureKind::Categorical }],
+            user_features: vec![],
+            context_features: vec![],
+            counters: vec![],
+        };
+        Converter::new(Arc::new(schema))
+    }
+
+    fn new_events(body: &str) -> RequestResult<Vec<NewEvent>> {
+        let request: EventsRequest = serde_json::from_str(body).unwrap();
+        converter().new_events(&request, 1000)
+    }
+
+    #[test]
+    fn lists_become_records_in_the_order_they_are_joined() {
+        let made = new_events(
+            r#"{"actions": [{"request": 7, "item": 1, "time_ms": 6, "actions": {"like": true}, "complete": true}],
+                "impressions": [{"request": 7, "user": 1, "item": 1, "surface": "feed", "time_ms": 5}],
+                "events": [{"request": 8, "user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"click": false}},
+                           {"request": 8, "user": 1, "item": 2, "surface": "feed", "time_ms": 5},
+                           {"request": 9, "user": 1, "item": 2, "surface": "feed", "time_ms": 5}],
+                "items": [{"id": 3, "features": {"tag": "drama"}}], "clock_ms": 900}"#,
+        )
+        .unwrap();
+        let [item, shown, first, second, action, tick] = &made[..] else { panic!("{made:?}") };
+        assert!(matches!(&item.kind, EventKind::Item(item) if item.id == 3 && item.ids.len() == 1));
+        assert!(matches!(&shown.kind, EventKind::Impression(shown) if shown.request == 7));
+        let EventKind::CompleteRequest(rows) = &first.kind else { panic!("{first:?}") };
+        assert_eq!(rows.len(), 2, "what one request showed is one record");
+        assert_eq!((rows[0].outcome.known, rows[1].outcome.known), (1, 0));
+        assert!(matches!(&second.kind, EventKind::CompleteRequest(rows) if rows[0].request == 9));
+        let EventKind::Action(reaction) = &action.kind else { panic!("{action:?}") };
+        assert_eq!(
+            (reaction.outcome.actions, reaction.outcome.known, reaction.complete),
+            (2, 2, true)
+        );
+        assert!(reaction.outcome.values[0].is_nan(), "what is not named is not known");
+        assert!(matches!(tick.kind, EventKind::Tick { time_ms: 900 }));
+    }
+
+    #[test]
+    fn an_impression_without_a_request_has_one_of_its_own() {
+        let body = r#"{"impressions": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5},
+                                       {"id": 44, "user": 1, "item": 1, "surface": "feed", "time_ms": 5}]}"#;
+        let requests: Vec<u64> = new_events(body)
+            .unwrap()
+            .iter()
+            .map(|new_events| match &new_events.kind {
+                EventKind::Impression(shown) => shown.request,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(requests[0] > 0 && requests[0] < MOST_ID && requests[1] == 44, "{requests:?}");
+        assert_eq!(
+            format!("{:?}", new_events(body).unwrap()),
+            format!("{:?}", new_events(body).unwrap())
+        );
+    }
+
+    #[test]
+    fn mistakes_are_said_with_their_place() {
+        let refused = |body: &str, place: &str, word: &str| {
+            let why = new_events(body).unwrap_err().to_string();
+            assert!(why.contains(place) && why.contains(word), "{why}");
+        };
+        let late = r#"{"actions": [{"request": 7, "item": 1, "time_ms": 5},{"request": 7, "item": 1, "time_ms": 1001}]}"#;
+        refused(late, "actions[1]", "max_future_s");
+        refused(
+            r#"{"actions": [{"request": 0, "item": 1, "time_ms": 5}]}"#,
+            "actions[0]",
+            "request",
+        );
+        refused(r#"{"clock_ms": 2000}"#, "clock_ms", "max_future_s");
+        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "no time");
+        let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
+        refused(never, "events[0]", "no time");
+        refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");
+        refused(r#"{"users": [{"id": 1, "features": {"age": 3}}]}"#, "users[0]", "age");
+        let bought = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"bought": true}}]}"#;
+        refused(bought, "events[0]", "bought");
+        assert!(check_request(Some(MOST_ID)).is_err() && check_request(Some(5)).is_ok());
+    }
+}

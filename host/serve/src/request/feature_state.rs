@@ -1,0 +1,244 @@
+//! The feature state that requests read. It follows the stream of known outcomes.
+//!
+//! Any number of daemons can follow the stream. The state that a daemon saves only shortens its
+//! next start; without it, the daemon begins with the data set and the first outcome.
+
+use std::{
+    ops::Range,
+    path::Path,
+    sync::{Arc, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use hypercast_config::Config;
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_data::{
+    dataset::Dataset,
+    features::{FeatureState, saved::SavedState},
+};
+use hypercast_stream::{
+    join::{JoinMetrics as _, OutcomeRecord, StateDir, StateUpdate, state_fingerprint},
+    streams::{Reader, StreamEngine, StreamRecord, Topic},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+};
+
+/// Most outcomes in one read.
+const READ: usize = 4096;
+
+/// Most outcomes that are applied under one write lock, for which requests wait.
+const AT_ONCE: usize = 64;
+
+/// How long a read waits for an outcome before the stop flag is checked.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// The feature state with the position that it includes.
+pub(crate) struct LiveFeatures {
+    state: RwLock<FeatureState>,
+    /// Position of the next outcome.
+    applied: watch::Sender<u64>,
+    metrics: Arc<Metrics>,
+}
+
+/// Applies new outcomes to the state, and saves it.
+pub(crate) struct FeatureFollower {
+    live: Arc<LiveFeatures>,
+    engine: Arc<dyn StreamEngine>,
+    reader: Box<dyn Reader>,
+    folder: StateDir,
+    world: String,
+    save_every: u64,
+    saved_at: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedLiveState {
+    /// Position of the next outcome.
+    position: u64,
+    world: String,
+    state: SavedState,
+}
+
+impl LiveFeatures {
+    /// Locks the state for reading.
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+        self.state.read().expect("no writer panics")
+    }
+
+    /// Watches the position of the next outcome.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn apply(&self, stored: &[StreamRecord]) -> Result<()> {
+        for part in stored.chunks(AT_ONCE) {
+            let outcomes: Vec<OutcomeRecord> = part
+                .iter()
+                .map(|record| Ok(OutcomeRecord::decode(&record.payload)?))
+                .collect::<Result<_>>()?;
+            let mut ingested_ms = Vec::with_capacity(outcomes.len());
+            {
+                let mut state = self.state.write().expect("no writer panics");
+                for outcome in outcomes {
+                    ingested_ms.push(outcome.ingested_ms);
+                    take(&mut state, outcome.update);
+                }
+            }
+            if let Some(last) = part.last() {
+                self.applied.send_replace(last.position + 1);
+            }
+            let now = now_ms();
+            ingested_ms.iter().for_each(|ms| self.metrics.event_latency("live", now - ms));
+        }
+        Ok(())
+    }
+}
+
+/// Applies an update as the joiner's own state does, so that both are equal.
+fn take(state: &mut FeatureState, known: StateUpdate) {
+    let refused = match known {
+        StateUpdate::Outcome(impression) => {
+            state.apply(&impression);
+            Ok(())
+        }
+        StateUpdate::Corrected(impression) => {
+            state.correct(&impression);
+            Ok(())
+        }
+        StateUpdate::Item(item) => state.upsert_item(item),
+        StateUpdate::User(user) => state.upsert_user(user),
+    };
+    if let Err(error) = refused {
+        tracing::warn!(%error, "an update of an item or user does not fit the schema; it is skipped");
+    }
+}
+
+impl FeatureFollower {
+    /// Opens the state and applies every outcome that the stream has now.
+    ///
+    /// # Errors
+    /// Another process holds the folder, the stream engine cannot be reached, or the stream is
+    /// damaged.
+    pub(crate) fn open(
+        engine: Arc<dyn StreamEngine>,
+        config: &Config,
+        dataset: &Dataset,
+        metrics: Arc<Metrics>,
+    ) -> Result<FeatureFollower> {
+        let folder = StateDir::lock(&config.paths.state.join("serve"))?;
+        let world = state_fingerprint(dataset, &config.joiner()?)?;
+        let kept = engine.span(&Topic::outcomes())?;
+        let (state, position) = begin(&folder, &world, &kept, dataset, config)?;
+        let live = LiveFeatures {
+            state: RwLock::new(state),
+            applied: watch::Sender::new(position),
+            metrics,
+        };
+        let mut follower = FeatureFollower {
+            live: Arc::new(live),
+            reader: engine.reader(&Topic::outcomes(), position)?,
+            engine,
+            folder,
+            world,
+            save_every: config.join.save_every_events,
+            saved_at: position,
+        };
+        while follower.position() < kept.end {
+            follower.step(IDLE)?;
+        }
+        tracing::info!(from = position, to = follower.position(), "outcomes followed");
+        Ok(follower)
+    }
+
+    /// The state that it updates.
+    pub(crate) fn live(&self) -> Arc<LiveFeatures> {
+        self.live.clone()
+    }
+
+    /// Follows until a stop is requested, then saves the state. It retries while the stream engine
+    /// is away.
+    pub(crate) fn run(mut self, stop: &Shutdown) {
+        while !stop.is_requested() {
+            if let Err(error) = self.step(IDLE) {
+                tracing::warn!(%error, "outcomes cannot be followed; trying again");
+                std::thread::sleep(IDLE);
+                if let Ok(reader) = self.engine.reader(&Topic::outcomes(), self.position()) {
+                    self.reader = reader;
+                }
+            }
+            if self.position() - self.saved_at >= self.save_every {
+                self.save();
+            }
+        }
+        self.save();
+    }
+
+    fn step(&mut self, wait: Duration) -> Result<()> {
+        let stored = self.reader.next(READ, wait)?;
+        self.live.apply(&stored)
+    }
+
+    fn position(&self) -> u64 {
+        *self.live.applied.borrow()
+    }
+
+    /// Saves the state. A failure is logged only, because it costs nothing but time at the next
+    /// start.
+    fn save(&mut self) {
+        let position = self.position();
+        let state = self.live.state().saved();
+        let saved = SavedLiveState { position, world: self.world.clone(), state };
+        match self.folder.write(&saved) {
+            Ok(()) => self.saved_at = position,
+            Err(error) => {
+                self.saved_at = position;
+                tracing::warn!(%error, "the live state is not saved; the next start takes longer");
+            }
+        }
+    }
+}
+
+/// The saved state if it fits data set and stream, else the data set's.
+fn begin(
+    folder: &StateDir,
+    world: &str,
+    kept: &Range<u64>,
+    dataset: &Dataset,
+    config: &Config,
+) -> Result<(FeatureState, u64)> {
+    let fits = |saved: &SavedLiveState| {
+        saved.world == world && (kept.start..=kept.end).contains(&saved.position)
+    };
+    let saved = match folder.read::<SavedLiveState>() {
+        Ok(Some(saved)) if fits(&saved) => Some(saved),
+        Ok(None) => None,
+        Ok(Some(saved)) => {
+            let dir: &Path = folder.dir();
+            tracing::warn!(dir = %dir.display(), position = saved.position, "the saved live state is of another data set or stream; starting from the data set");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
+            None
+        }
+    };
+    if let Some(saved) = saved {
+        let mut state = FeatureState::new(dataset, config.features);
+        state.restore(saved.state)?;
+        return Ok((state, saved.position));
+    }
+    if kept.start > 0 {
+        return Err(Error::invalid(format!(
+            "outcomes before {} are no longer in the stream, and {} has no saved state that includes them; copy that folder from another daemon",
+            kept.start,
+            folder.dir().display()
+        )));
+    }
+    let until_ms = config.timeline.until_ms()?;
+    Ok((FeatureState::rebuild(dataset, config.features, until_ms)?, 0))
+}

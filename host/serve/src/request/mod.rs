@@ -1,0 +1,16 @@
+//! One request: its JSON bodies, their conversion into the schema's columns, the ranking itself,
+//! and the events that come back.
+//!
+//! `admission` decides whether a request is taken, [`workers`] are the threads it runs on,
+//! [`convert`] and `events` turn bodies into records, [`service`] ranks, and [`streams`] keeps
+//! `feature_state` up to date with the outcomes that are known.
+
+pub(crate) mod admission;
+pub mod api;
+pub mod convert;
+pub(crate) mod events;
+mod feature_state;
+mod ids;
+pub mod service;
+pub mod streams;
+pub mod workers;

@@ -1,0 +1,127 @@
+//! The daemon's streams: events that arrive, the joiner if it runs in this process, and the feature
+//! state that follows the outcomes. Each has a thread; a stop ends all of them and saves their
+//! state.
+
+use std::{
+    sync::{Arc, RwLockReadGuard},
+    time::{Duration, Instant},
+};
+
+use hypercast_config::Config;
+use hypercast_core::shutdown::Shutdown;
+use hypercast_data::{dataset::Dataset, features::FeatureState};
+use hypercast_stream::{
+    events::AppendReceipt,
+    join::{JoinerPosition, Runner},
+    streams::{StreamEngine, Topic},
+};
+use tokio::sync::watch;
+
+use crate::{
+    error::Result,
+    metrics::Metrics,
+    request::{
+        api::{EventsRequest, RequestResult},
+        events::EventIntake,
+        feature_state::{FeatureFollower, LiveFeatures},
+    },
+    threads::ThreadGroup,
+};
+
+/// The threads of the streams, and what requests need of them.
+pub struct EventStreams {
+    intake: Arc<EventIntake>,
+    live: Arc<LiveFeatures>,
+    /// Progress of this process' joiner; none if another process joins.
+    passed: Option<watch::Receiver<JoinerPosition>>,
+    threads: ThreadGroup,
+}
+
+impl EventStreams {
+    /// Catches up with the streams, then goes on in threads.
+    ///
+    /// # Errors
+    /// The joiner or the feature state cannot be opened; a thread cannot be started.
+    pub fn start(
+        engine: Arc<dyn StreamEngine>,
+        config: &Config,
+        dataset: &Dataset,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let threads = ThreadGroup::default();
+        let schema = dataset.schema.clone();
+        let intake = Arc::new(EventIntake::new(engine.clone(), schema, config, metrics.clone()));
+        let mut joiner = None;
+        if config.join.in_daemon {
+            intake.open()?;
+            joiner = Some(caught_up(&engine, config, dataset, &metrics, threads.stop_flag())?);
+        }
+        let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
+        let mut streams =
+            Self { intake: intake.clone(), live: follower.live(), passed: None, threads };
+        if let Some(joiner) = joiner {
+            let (progress, passed) = watch::channel(joiner.passed());
+            streams.passed = Some(passed);
+            streams.threads.spawn("join", move |_| {
+                let ended = joiner.run(|passed| {
+                    progress.send_replace(passed);
+                });
+                metrics.joiner_failed(ended.is_err());
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the joiner has stopped; events are still stored, and are joined after a restart");
+                }
+            })?;
+        }
+        streams.threads.spawn("ticks", move |stop| intake.tick(stop))?;
+        streams.threads.spawn("live", move |stop| follower.run(stop))?;
+        Ok(streams)
+    }
+
+    /// Locks the current features for reading.
+    pub fn state(&self) -> RwLockReadGuard<'_, FeatureState> {
+        self.live.state()
+    }
+
+    /// Appends events.
+    ///
+    /// # Errors
+    /// As [`EventIntake::take`].
+    pub fn take(&self, request: &EventsRequest) -> RequestResult<AppendReceipt> {
+        self.intake.take(request)
+    }
+
+    /// Waits until rankings use the events before `end`, or until the deadline. Returns whether
+    /// they do; always false if this process does not join.
+    pub async fn wait_applied(&self, end: u64, deadline: Instant) -> bool {
+        let Some(mut passed) = self.passed.clone() else { return false };
+        let mut applied = self.live.applied();
+        let both = async {
+            let outcomes = passed.wait_for(|passed| passed.events >= end).await.ok()?.outcomes;
+            applied.wait_for(|&applied| applied >= outcomes).await.ok()?;
+            Some(())
+        };
+        matches!(tokio::time::timeout_at(deadline.into(), both).await, Ok(Some(())))
+    }
+
+    /// Stops the threads and waits until their state is saved.
+    pub fn stop(&self) {
+        self.threads.stop();
+    }
+}
+
+/// A joiner that has processed every event in the stream.
+fn caught_up(
+    engine: &Arc<dyn StreamEngine>,
+    config: &Config,
+    dataset: &Dataset,
+    metrics: &Arc<Metrics>,
+    stop: &Shutdown,
+) -> Result<Runner> {
+    let mut joiner =
+        Runner::open(engine.clone(), &config.joiner()?, dataset, metrics.clone(), stop.clone())?;
+    let end = engine.span(&Topic::events())?.end;
+    while joiner.passed().events < end {
+        joiner.step(Duration::from_millis(100))?;
+    }
+    Ok(joiner)
+}

@@ -1,0 +1,227 @@
+//! The threads that run requests. Models and Wasm block, so they never run on the server's async
+//! threads.
+//!
+//! The queue is bounded: a full one refuses at once. A thread that runs a guest for long is
+//! replaced in the pool; it ends after its job and runs at a lower priority until then.
+
+use std::{
+    cell::{Cell, RefCell},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use hypercast_core::clock;
+use hypercast_expert::cpu_budget;
+
+use crate::{
+    error::Result,
+    threads::{join, lock, spawn, survive_panic},
+};
+
+type RequestJob = Box<dyn FnOnce() + Send>;
+
+/// A fixed number of threads on a bounded queue. Dropping it finishes what is queued.
+pub struct Workers {
+    queue: Option<SyncSender<RequestJob>>,
+    pool: Arc<WorkerPool>,
+}
+
+/// The error for a full queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy;
+
+/// The size of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolSize {
+    /// Number of threads. As many more may have been replaced and still run a job.
+    pub threads: usize,
+    /// Most jobs that wait.
+    pub queue: usize,
+}
+
+impl Workers {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(size: PoolSize) -> Result<Self> {
+        let (queue, jobs) = sync_channel::<RequestJob>(size.queue);
+        let threads = Mutex::new(Vec::with_capacity(2 * size.threads));
+        let pool = Arc::new(WorkerPool { jobs: Mutex::new(jobs), threads, most: 2 * size.threads });
+        for index in 0..size.threads {
+            pool.spawn(&mut pool.threads(), &format!("rank-{index}"))?;
+        }
+        Ok(Self { queue: Some(queue), pool })
+    }
+
+    /// Queues a job.
+    ///
+    /// # Errors
+    /// [`Busy`] if the queue is full; the job is dropped.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> std::result::Result<(), Busy> {
+        let queue = self.queue.as_ref().expect("only drop takes the queue");
+        match queue.try_send(Box::new(job)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Busy),
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        loop {
+            // The lock is not held during the join, because a thread that ends removes itself.
+            let Some(thread) = self.pool.threads().pop() else { return };
+            join(thread);
+        }
+    }
+}
+
+struct WorkerPool {
+    jobs: Mutex<Receiver<RequestJob>>,
+    /// The threads that take jobs, and the replaced ones that still run.
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    most: usize,
+}
+
+thread_local! {
+    /// The pool that this thread takes jobs from, and whether it was replaced in it.
+    static POOL: RefCell<Option<Arc<WorkerPool>>> = const { RefCell::new(None) };
+    static LEFT: Cell<bool> = const { Cell::new(false) };
+}
+
+impl WorkerPool {
+    fn spawn(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>, name: &str) -> Result<()> {
+        let pool = self.clone();
+        let thread = spawn(name, move || {
+            POOL.set(Some(pool.clone()));
+            cpu_budget::on_long_call(leave);
+            pool.work();
+        })?;
+        threads.push(thread);
+        Ok(())
+    }
+
+    fn work(&self) {
+        while !LEFT.get() {
+            let job = match self.jobs.lock() {
+                Ok(jobs) => jobs.recv(),
+                Err(_) => return,
+            };
+            let Ok(job) = job else { return };
+            // A panic must not end the thread, which would cost capacity.
+            survive_panic("a request panicked; its caller gets an error, the thread goes on", job);
+        }
+        let own = thread::current().id();
+        self.threads().retain(|thread| thread.thread().id() != own);
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        lock(&self.threads)
+    }
+}
+
+/// Replaces the calling thread in its pool, unless as many as the pool has were replaced already.
+fn leave() {
+    let Some(pool) = POOL.with_borrow(Clone::clone) else { return };
+    let mut threads = pool.threads();
+    if LEFT.get() || threads.len() >= pool.most {
+        return;
+    }
+    let name = thread::current().name().unwrap_or("rank").to_owned();
+    match pool.spawn(&mut threads, &name) {
+        Ok(()) => {
+            LEFT.set(true);
+            // After the new thread has started, because it would inherit the priority.
+            clock::lower_priority();
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a thread with a long call cannot be replaced; it stays in the pool")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_full_queue_refuses_and_a_panic_costs_no_thread() {
+        let workers = Workers::start(PoolSize { threads: 1, queue: 1 }).unwrap();
+        let (release, gate) = channel::<()>();
+        let (started, running) = channel();
+        workers
+            .submit(move || {
+                started.send(()).unwrap();
+                gate.recv().unwrap();
+                panic!("as a faulty request would");
+            })
+            .unwrap();
+        running.recv().unwrap();
+        let (done, after) = channel();
+        workers.submit(move || done.send(()).unwrap()).unwrap();
+        assert_eq!(workers.submit(|| ()), Err(Busy), "one runs, one waits");
+        release.send(()).unwrap();
+        after.recv().unwrap();
+    }
+
+    #[test]
+    fn a_thread_with_a_long_call_leaves_its_place_to_another_and_ends_after_its_job() {
+        let workers = Workers::start(PoolSize { threads: 1, queue: 4 }).unwrap();
+        let (release, gate) = channel::<()>();
+        let (started, running) = channel();
+        workers
+            .submit(move || {
+                leave();
+                leave();
+                started.send(thread::current().id()).unwrap();
+                gate.recv().unwrap();
+            })
+            .unwrap();
+        let long = running.recv().unwrap();
+        let (done, after) = channel();
+        let started_on = done.clone();
+        workers.submit(move || started_on.send(thread::current().id()).unwrap()).unwrap();
+        let other = after.recv().unwrap();
+        assert_ne!(other, long, "another thread took the job while the first was held");
+        // As many as the pool has are replaced: this one stays and takes the next job, too.
+        for _ in 0..2 {
+            let started_on = done.clone();
+            let job = move || {
+                leave();
+                started_on.send(thread::current().id()).unwrap();
+            };
+            workers.submit(job).unwrap();
+            assert_eq!(after.recv().unwrap(), other);
+        }
+        release.send(()).unwrap();
+        let pool = workers.pool.clone();
+        drop(workers);
+        assert_eq!(pool.threads().len(), 0);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_thread_that_left_goes_behind_and_its_successor_does_not() {
+        // SAFETY: the call takes numbers alone; 0 is the calling thread.
+        let niceness = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        let before = niceness();
+        let workers = Workers::start(PoolSize { threads: 1, queue: 4 }).unwrap();
+        let (done, after) = channel();
+        let started_on = done.clone();
+        workers
+            .submit(move || {
+                leave();
+                started_on.send(niceness()).unwrap();
+            })
+            .unwrap();
+        assert!(after.recv().unwrap() > before);
+        workers.submit(move || done.send(niceness()).unwrap()).unwrap();
+        assert_eq!(after.recv().unwrap(), before);
+    }
+}

@@ -1,0 +1,53 @@
+//! The request log: a sample of answered requests, each with everything that is needed to answer it
+//! again: the example, the FM's output, and the answer.
+//!
+//! [`writer`] writes them to a ring of files, [`reader`] reads them, and [`replay`] runs a
+//! component on them and compares its rankings with another component's or with the recorded
+//! answers. A request only pays for an offer to a queue.
+
+pub mod reader;
+pub mod replay;
+pub mod report;
+pub mod writer;
+
+use hypercast_fm::example::Example;
+use serde::{Deserialize, Serialize};
+
+pub use crate::request_log::{
+    reader::newest,
+    replay::{ReplayExpert, ReplaySettings, replay},
+    report::ReplayReport,
+    writer::{RequestLog, RequestToLog},
+};
+
+/// The first bytes of a file, with the version of the layout.
+const MAGIC: &[u8; 8] = b"hcreqs01";
+
+/// Extension of the files.
+const EXTENSION: &str = "requests";
+
+/// Limit of an unpacked record in bytes, in case a length is damaged.
+const MAX_RECORD: usize = 64 << 20;
+
+/// An answered request, as it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RecordedRequest {
+    /// [`hypercast_stream::registry::schema_hash`] of the schema of its columns.
+    pub schema: String,
+    /// When it was answered, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// The request with its features.
+    pub example: Example,
+    /// The FM version that was asked.
+    pub fm: String,
+    /// Width of its TAE.
+    pub tae_dim: usize,
+    /// `[candidates, tae_dim]`; empty where the FM did not answer.
+    pub tae: Vec<f32>,
+    /// The expert version that answered, as `NAME@VERSION`; empty if none did.
+    pub arm: String,
+    /// Whether the answer was degraded.
+    pub degraded: bool,
+    /// Items with their scores, in the order of the answer.
+    pub ranking: Vec<(u64, f32)>,
+}

@@ -1,0 +1,172 @@
+//! Writes the request log: a thread, a short queue, and a ring of files. A full queue drops
+//! requests and counts them.
+//!
+//! A record is a length, a checksum and a zstd frame of its own. So it can be read at once, and a
+//! file that was cut short only loses its last record.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc::Receiver},
+};
+
+use hypercast_config::RecordedSettings;
+use hypercast_fm::{example::Example, inference::FmOutput};
+use hypercast_stream::registry::user_bucket;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    request_log::{EXTENSION, MAGIC, RecordedRequest, reader::files},
+    threads::QueueThread,
+};
+
+/// zstd's fastest regular level.
+const LEVEL: i32 = 1;
+
+/// A request that is offered to the log.
+pub struct RequestToLog {
+    /// The request, as a slice of one example.
+    pub example: Arc<[Example]>,
+    /// The FM version that was asked.
+    pub fm: String,
+    /// Width of its TAE.
+    pub tae_dim: usize,
+    /// The FM's output; none where it did not answer.
+    pub output: Option<Arc<FmOutput>>,
+    /// The expert version that answered; empty if none did.
+    pub arm: String,
+    /// Whether the answer was degraded.
+    pub degraded: bool,
+    /// Items with their scores, in the order of the answer.
+    pub ranking: Vec<(u64, f32)>,
+    /// When it was answered, milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// Writes the log in a thread. Dropping it writes what is queued first.
+pub struct RequestLog {
+    /// None where the share is 0.
+    thread: Option<QueueThread<RequestToLog>>,
+    share: f64,
+}
+
+impl RequestLog {
+    /// Starts the log in `dir`. Calls `count` with `kept` or `failed` for each request.
+    ///
+    /// # Errors
+    /// The folder cannot be created, or a thread cannot be started.
+    pub fn start(
+        dir: &Path,
+        schema: String,
+        settings: &RecordedSettings,
+        count: impl Fn(&'static str) + Send + 'static,
+    ) -> Result<Self> {
+        if settings.share == 0.0 {
+            return Ok(Self { thread: None, share: 0.0 });
+        }
+        let mut ring = FileRing::open(dir, settings)?;
+        let run = move |requests: Receiver<RequestToLog>| {
+            let mut failing = false;
+            while let Ok(request) = requests.recv() {
+                match ring.append(&record(request, &schema)) {
+                    Ok(()) => count("kept"),
+                    Err(error) => {
+                        count("failed");
+                        if !failing {
+                            tracing::warn!(%error, "requests cannot be recorded; serving is not affected");
+                        }
+                        failing = true;
+                        continue;
+                    }
+                }
+                failing = false;
+            }
+        };
+        let thread = QueueThread::start("recorded", settings.queue, run)?;
+        Ok(Self { thread: Some(thread), share: settings.share })
+    }
+
+    /// Whether a request is in the sample.
+    pub fn wants(&self, request: u64) -> bool {
+        self.share > 0.0 && user_bucket(request, "recorded") < self.share
+    }
+
+    /// Queues a request. Returns false if the queue is full.
+    pub fn offer(&self, request: RequestToLog) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.try_send(request).is_ok())
+    }
+}
+
+fn record(request: RequestToLog, schema: &str) -> RecordedRequest {
+    RecordedRequest {
+        schema: schema.to_owned(),
+        at_ms: request.at_ms,
+        example: request.example[0].clone(),
+        fm: request.fm,
+        tae_dim: request.tae_dim,
+        tae: request.output.map(|output| output.tae.to_vec()).unwrap_or_default(),
+        arm: request.arm,
+        degraded: request.degraded,
+        ranking: request.ranking,
+    }
+}
+
+/// A bounded number of files of bounded size; the oldest is removed first.
+pub(super) struct FileRing {
+    dir: PathBuf,
+    most_files: usize,
+    bytes_per_file: u64,
+    next: u64,
+    file: Option<(File, u64)>,
+}
+
+impl FileRing {
+    /// Opens the ring after the newest file in `dir`.
+    pub(super) fn open(dir: &Path, settings: &RecordedSettings) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let next = files(dir)?.last().map_or(0, |(number, _)| number + 1);
+        let bytes_per_file = (settings.mib << 20) / settings.files as u64;
+        let (dir, most_files) = (dir.to_path_buf(), settings.files);
+        Ok(Self { dir, most_files, bytes_per_file, next, file: None })
+    }
+
+    pub(super) fn append(&mut self, record: &RecordedRequest) -> Result<()> {
+        let wrong = |error: postcard::Error| Error::data(&self.dir, error.to_string());
+        let plain = postcard::to_allocvec(record).map_err(wrong)?;
+        let packed = zstd::encode_all(&plain[..], LEVEL).map_err(Error::io(&self.dir))?;
+        let mut bytes = Vec::with_capacity(packed.len() + 8);
+        bytes.extend((packed.len() as u32).to_le_bytes());
+        bytes.extend(crc32fast::hash(&packed).to_le_bytes());
+        bytes.extend(packed);
+        if self
+            .file
+            .as_ref()
+            .is_none_or(|(_, size)| size + bytes.len() as u64 > self.bytes_per_file)
+        {
+            self.roll()?;
+        }
+        let (file, size) = self.file.as_mut().expect("one was opened");
+        let written = file.write_all(&bytes);
+        *size += bytes.len() as u64;
+        if let Err(error) = written {
+            // The file may end in half a record, so the next one goes to a new file.
+            self.file = None;
+            return Err(Error::io(&self.dir)(error));
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self) -> Result<()> {
+        let path = self.dir.join(format!("{:010}.{EXTENSION}", self.next));
+        let mut file = File::create_new(&path).map_err(Error::io(&path))?;
+        self.next += 1;
+        file.write_all(MAGIC).map_err(Error::io(&path))?;
+        self.file = Some((file, MAGIC.len() as u64));
+        let held = files(&self.dir)?;
+        for (_, path) in &held[..held.len().saturating_sub(self.most_files)] {
+            fs::remove_file(path).map_err(Error::io(path))?;
+        }
+        Ok(())
+    }
+}

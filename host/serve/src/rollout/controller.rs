@@ -1,0 +1,508 @@
+//! The thread that advances rollouts. A few times a second it reads what was counted, decides in
+//! the registry, and writes each rollout's state to its file. What fails for the moment is tried
+//! again. Replays run on threads of their own, so a command never waits for one.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use hypercast_config::{Config, StopAfter};
+use hypercast_core::{clock::now_ms, error::ErrorKind, shutdown::Shutdown};
+use hypercast_expert::{ServedExpert, wasm::contract::Verdict};
+use hypercast_stream::registry::{Change, Registry, RegistryFollower, VersionState, schema_hash};
+
+use crate::{
+    error::Result,
+    rollout::{
+        Rollout, RolloutStep,
+        accept::AcceptedPush,
+        import_config,
+        policy::{judge, p99_us},
+        replay::{ReplayInput, ReplayTask, ReplayVerdict},
+        service::{RolloutCommand, RolloutContext},
+        state::{RolloutFiles, RolloutMap},
+        stats::StepWatch,
+        transitions,
+    },
+    threads::lock,
+};
+
+/// Time between two looks while a rollout is active.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// Time between two looks while none is.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Back-off after a failed step.
+const BACK_OFF: Duration = Duration::from_secs(1);
+
+/// How long a version may take to load before its rollout fails.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Time between two evaluations of a version's quality.
+const EVALUATE_EVERY: Duration = Duration::from_secs(2);
+
+/// Advances all rollouts of a daemon.
+pub(super) struct RolloutController {
+    context: RolloutContext,
+    follower: RegistryFollower,
+    files: RolloutFiles,
+    all: Arc<Mutex<RolloutMap>>,
+    request_log: PathBuf,
+    keep_versions: usize,
+    /// Hash of the data set's schema.
+    schema: String,
+    /// By label, as the following maps.
+    watches: HashMap<String, StepWatch>,
+    /// Experts that were loaded when their push was accepted, for their replay.
+    loaded: HashMap<String, Arc<ServedExpert>>,
+    replays: HashMap<String, ReplayTask>,
+    /// Rollouts whose last step failed, and when to try again.
+    back_off: HashMap<String, Instant>,
+    stop: Shutdown,
+}
+
+impl RolloutController {
+    /// Continues the rollouts in `all`, which `files` stores.
+    pub(super) fn new(
+        config: &Config,
+        context: RolloutContext,
+        files: RolloutFiles,
+        all: Arc<Mutex<RolloutMap>>,
+        stop: Shutdown,
+    ) -> Result<Self> {
+        Ok(Self {
+            follower: RegistryFollower::new(&*context.streams)?,
+            request_log: config.paths.state.join("recorded"),
+            keep_versions: config.rollout.keep_versions,
+            schema: schema_hash(&context.schema),
+            context,
+            files,
+            all,
+            watches: HashMap::new(),
+            loaded: HashMap::new(),
+            replays: HashMap::new(),
+            back_off: HashMap::new(),
+            stop,
+        })
+    }
+
+    /// Runs until a stop is requested or the commands end.
+    pub(super) fn run(mut self, commands: &Receiver<RolloutCommand>) {
+        while !self.stop.is_requested() {
+            let wait = if self.active().is_empty() { IDLE } else { BUSY };
+            match commands.recv_timeout(wait) {
+                Ok(command) => self.execute(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            for rollout in self.active() {
+                if self.stop.is_requested() {
+                    break;
+                }
+                self.advance_and_save(rollout);
+            }
+        }
+        self.replays.drain().for_each(|(_, replay)| replay.stop());
+    }
+
+    fn active(&self) -> Vec<Rollout> {
+        self.all().values().filter(|rollout| rollout.is_active()).cloned().collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, RolloutMap> {
+        lock(&self.all)
+    }
+
+    fn execute(&mut self, command: RolloutCommand) {
+        // The caller may have gone; its answer is lost then.
+        match command {
+            RolloutCommand::Begin { begun: AcceptedPush { rollout, expert, adoption }, done } => {
+                let begun = self.import(&adoption).and_then(|()| self.begin(&rollout));
+                if begun.is_ok() {
+                    self.loaded.insert(rollout.label(), expert);
+                }
+                let _ = done.send(begun);
+            }
+            RolloutCommand::RollBack { name, done } => {
+                let _ = done.send(self.roll_back(&name));
+            }
+        }
+    }
+
+    /// Registers and promotes what the configuration serves, unless something was promoted since.
+    fn import(&mut self, changes: &[Change]) -> Result<()> {
+        let imported = self.decide(|registry| {
+            let due = import_config::is_due(registry);
+            Ok(if due { changes.to_vec() } else { Vec::new() })
+        })?;
+        if imported {
+            tracing::warn!(
+                "what the configuration serves is registered and promoted: from now on the registry decides what serves, and `hypercast versions` changes it"
+            );
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, rollout: &Rollout) -> Result<()> {
+        // The new version replaces the promoted one, which need not be watched any longer.
+        let watched = self
+            .active()
+            .into_iter()
+            .filter(|other| other.name() == rollout.name() && other.step == RolloutStep::Promoted);
+        for mut other in watched {
+            other.settled = true;
+            other.add_line(format!("no longer watched: {} was pushed", rollout.version()));
+            self.save(other)?;
+        }
+        self.end_step(&rollout.label());
+        self.save(rollout.clone())
+    }
+
+    fn save(&mut self, rollout: Rollout) -> Result<()> {
+        self.files.write(&rollout)?;
+        let name = rollout.name().to_owned();
+        let mut all = lock(&self.all);
+        all.insert((name.clone(), rollout.version().to_owned()), rollout);
+        self.files.trim(&mut all, &name);
+        Ok(())
+    }
+
+    /// Drops what belongs to one step of a rollout: its counts, its loaded expert, its replay.
+    fn end_step(&mut self, label: &str) {
+        self.watches.remove(label);
+        self.loaded.remove(label);
+        self.replays.remove(label);
+    }
+
+    fn roll_back(&mut self, name: &str) -> Result<String> {
+        let active = self.active().into_iter().filter(|rollout| rollout.name() == name);
+        if let Some(mut rollout) = active.max_by_key(|rollout| rollout.begun_ms) {
+            let label = rollout.label();
+            self.give_up(&mut rollout, "asked to".into())?;
+            self.save(rollout)?;
+            self.end_step(&label);
+        } else {
+            self.decide(|registry| transitions::roll_back(registry, name))?;
+        }
+        let shares = self.follower.registry().expert(name).map(|all| all.shares.clone());
+        let shares: Vec<String> = shares
+            .into_iter()
+            .flatten()
+            .map(|(version, share)| format!("{version} ({:.0} %)", share * 100.0))
+            .collect();
+        if shares.is_empty() {
+            return Ok(format!("no version of {name} answers now"));
+        }
+        Ok(format!("{name} is answered by {} now", shares.join(", ")))
+    }
+
+    fn decide(&mut self, changes: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
+        self.follower.decide(&*self.context.streams, changes)
+    }
+
+    /// Advances a rollout, and saves it if that changed it.
+    fn advance_and_save(&mut self, mut rollout: Rollout) {
+        let label = rollout.label();
+        if self.back_off.get(&label).is_some_and(|until| Instant::now() < *until) {
+            return;
+        }
+        self.back_off.remove(&label);
+        let before = rollout.clone();
+        let advanced = self.advance(&mut rollout).or_else(|error| {
+            // Waiting does not change what a rule forbids.
+            if error.kind() == ErrorKind::Refused {
+                self.give_up(&mut rollout, error.to_string())
+            } else {
+                Err(error)
+            }
+        });
+        if before.step != rollout.step || rollout.settled {
+            self.end_step(&label);
+        }
+        let saved =
+            advanced.and_then(|()| if rollout == before { Ok(()) } else { self.save(rollout) });
+        if let Err(error) = saved {
+            tracing::warn!(%error, rollout = label, "a step of a rollout failed; trying again");
+            self.back_off.insert(label, Instant::now() + BACK_OFF);
+        }
+    }
+
+    fn advance(&mut self, rollout: &mut Rollout) -> Result<()> {
+        self.follower.catch_up()?;
+        if rollout.step != RolloutStep::Replay && self.follow_registry(rollout) {
+            return Ok(());
+        }
+        match rollout.step {
+            RolloutStep::Replay => self.replay(rollout),
+            RolloutStep::Shadow => self.shadow(rollout),
+            RolloutStep::Canary => self.canary(rollout),
+            RolloutStep::Waiting => self.wait(rollout),
+            RolloutStep::Promoted => self.watch(rollout),
+            RolloutStep::Failed | RolloutStep::RolledBack => Ok(()),
+        }
+    }
+
+    /// Follows decisions that an operator made in the meantime, or this process before a restart.
+    /// Returns whether they changed the rollout.
+    fn follow_registry(&self, rollout: &mut Rollout) -> bool {
+        let registry = self.follower.registry();
+        let (name, version) = (rollout.name(), rollout.version());
+        let share = transitions::share(registry, name, version);
+        let state = registry.expert_version(name, version).map(|version| version.state);
+        match (rollout.step, state) {
+            (RolloutStep::Promoted, Some(VersionState::Active)) if share == 0.0 => {
+                rollout.settled = true;
+                rollout.add_line("no longer watched: it answers nobody any more".into());
+            }
+            (RolloutStep::Promoted, Some(VersionState::Active)) => return false,
+            (_, Some(VersionState::Retired) | None) => {
+                let why = "it was retired by hand".to_owned();
+                rollout.end(RolloutStep::Failed, why.clone(), why);
+            }
+            (_, Some(VersionState::Active)) if share > 0.999 => {
+                rollout.go(RolloutStep::Promoted, "it answers everybody, as was decided".into());
+            }
+            (RolloutStep::Shadow, Some(VersionState::Active)) if share > 0.0 => {
+                rollout.go(RolloutStep::Canary, answers_share(share));
+            }
+            (RolloutStep::Canary | RolloutStep::Waiting, Some(VersionState::Active))
+                if share == 0.0 =>
+            {
+                let why = "its users were given back by hand".to_owned();
+                rollout.end(RolloutStep::RolledBack, why.clone(), why);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Starts the replay, or takes its result once it has one.
+    fn replay(&mut self, rollout: &mut Rollout) -> Result<()> {
+        let label = rollout.label();
+        let Some(task) = self.replays.get(&label) else {
+            let task = ReplayTask::start(self.replay_input(rollout), self.context.replay)?;
+            self.replays.insert(label, task);
+            return Ok(());
+        };
+        let Some(verdict) = task.result() else { return Ok(()) };
+        self.replays.remove(&label);
+        let summary = match verdict? {
+            ReplayVerdict::Passed(summary) => summary,
+            ReplayVerdict::Failed(cause) => return self.give_up(rollout, cause),
+        };
+        let expert = rollout.expert.clone();
+        self.decide(|registry| transitions::shadow(registry, &expert))?;
+        rollout.add_line(summary);
+        let wanted = rollout.limits.shadow_requests;
+        rollout.go(RolloutStep::Shadow, format!("registered; it is to see {wanted} requests"));
+        Ok(())
+    }
+
+    fn replay_input(&self, rollout: &Rollout) -> ReplayInput {
+        let serving = &self.context.serving;
+        let previous = rollout.previous.as_ref();
+        let surfaces = rollout.expert.surfaces.iter();
+        ReplayInput {
+            expert: self.loaded.get(&rollout.label()).cloned(),
+            before: previous.and_then(|version| serving.arm(rollout.name(), version)),
+            surfaces: surfaces.filter_map(|name| self.context.schema.surface(name)).collect(),
+            schema: self.schema.clone(),
+            request_log: self.request_log.clone(),
+            acceptor: self.context.acceptor.clone(),
+            rollout: rollout.clone(),
+        }
+    }
+
+    fn shadow(&mut self, rollout: &mut Rollout) -> Result<()> {
+        let Some(stats) = self.measure(rollout)? else { return Ok(()) };
+        let (seen, wanted) = (stats.requests, rollout.limits.shadow_requests);
+        if seen < wanted {
+            return self.check_time(rollout, format!("it saw {seen} of {wanted} requests"));
+        }
+        if rollout.limits.stop_after == StopAfter::Shadow {
+            let text =
+                format!("it saw {seen} requests, and waits for `hypercast versions promote`");
+            rollout.go(RolloutStep::Waiting, text);
+            return Ok(());
+        }
+        rollout.add_line(format!("it saw {seen} requests, {} faults", stats.faults));
+        let share = rollout.limits.canary_share;
+        if share >= 1.0 {
+            return self.promote_to_all(rollout);
+        }
+        self.promote(rollout, share)?;
+        rollout.go(RolloutStep::Canary, answers_share(share));
+        Ok(())
+    }
+
+    fn canary(&mut self, rollout: &mut Rollout) -> Result<()> {
+        let Some(stats) = self.measure(rollout)? else { return Ok(()) };
+        rollout.before_us = stats.before_us.or(rollout.before_us);
+        let limits = &rollout.limits;
+        let (seen, wanted) = (stats.requests, limits.canary_requests);
+        let lasted_s = (now_ms() - rollout.since_ms) / 1000;
+        if seen < wanted || lasted_s < limits.canary_s as i64 {
+            return self.check_time(rollout, format!("it answered {seen} of {wanted} requests"));
+        }
+        let watch = self.watches.get(&rollout.label());
+        if let Some(why) = watch.and_then(|watch| watch.held.clone()) {
+            return self.check_time(rollout, format!("held: {why}"));
+        }
+        if limits.stop_after == StopAfter::Canary {
+            let text =
+                format!("it answered {seen} requests, and waits for `hypercast versions promote`");
+            rollout.go(RolloutStep::Waiting, text);
+            return Ok(());
+        }
+        rollout.add_line(format!("it answered {seen} requests, {} faults", stats.faults));
+        self.promote_to_all(rollout)
+    }
+
+    /// Waits for an operator, under the same limits as a canary.
+    fn wait(&mut self, rollout: &mut Rollout) -> Result<()> {
+        if let Some(stats) = self.measure(rollout)? {
+            rollout.before_us = stats.before_us.or(rollout.before_us);
+        }
+        Ok(())
+    }
+
+    /// Watches a promoted version for `watch_s` seconds.
+    fn watch(&mut self, rollout: &mut Rollout) -> Result<()> {
+        let Some(StepStats { requests, faults, .. }) = self.measure(rollout)? else {
+            return Ok(());
+        };
+        let watch_s = rollout.limits.watch_s;
+        if now_ms() - rollout.since_ms >= watch_s as i64 * 1000 {
+            rollout.settled = true;
+            rollout
+                .add_line(format!("watched for {watch_s} s: {requests} requests, {faults} faults"));
+        }
+        Ok(())
+    }
+
+    fn promote(&mut self, rollout: &Rollout, share: f64) -> Result<()> {
+        let (expert, replace) = (&rollout.expert, rollout.limits.replace);
+        self.decide(|registry| transitions::promote(registry, expert, share, replace))?;
+        Ok(())
+    }
+
+    fn promote_to_all(&mut self, rollout: &mut Rollout) -> Result<()> {
+        self.promote(rollout, 1.0)?;
+        let (name, keep) = (rollout.name().to_owned(), self.keep_versions);
+        self.decide(|registry| transitions::retire_older(registry, &name, keep))?;
+        let text = match &rollout.previous {
+            Some(previous) => {
+                format!("it answers everybody; {previous} stays loaded for a rollback")
+            }
+            None => "it answers everybody".into(),
+        };
+        rollout.go(RolloutStep::Promoted, text);
+        Ok(())
+    }
+
+    /// Ends a rollout: its users go back to the version before, and its version is retired.
+    fn give_up(&mut self, rollout: &mut Rollout, cause: String) -> Result<()> {
+        let registry = self.follower.registry();
+        let answered = transitions::share(registry, rollout.name(), rollout.version()) > 0.0;
+        let own = rollout.clone();
+        self.decide(|registry| transitions::give_up(registry, &own))?;
+        let now = transitions::main_version(self.follower.registry(), rollout.name());
+        let text = match (answered, now) {
+            (true, Some(now)) => format!("rolled back to {}: {cause}", now.version),
+            (true, None) => format!("rolled back: {cause}"),
+            (false, _) => format!("given up: {cause}"),
+        };
+        tracing::warn!(rollout = rollout.label(), cause, "a rollout has failed");
+        let step = if answered { RolloutStep::RolledBack } else { RolloutStep::Failed };
+        rollout.end(step, cause, text);
+        Ok(())
+    }
+
+    /// Gives a rollout up whose step takes longer than `step_most_s`.
+    fn check_time(&mut self, rollout: &mut Rollout, state: String) -> Result<()> {
+        let most_s = rollout.limits.step_most_s;
+        if now_ms() - rollout.since_ms <= most_s as i64 * 1000 {
+            return Ok(());
+        }
+        let step = rollout.step.word();
+        self.give_up(rollout, format!("{step}: {state} in {most_s} s (rollout.step_most_s)"))
+    }
+
+    /// What the version did in this step. None while it is not loaded yet, and where it broke a
+    /// limit: its rollout is given up then.
+    fn measure(&mut self, rollout: &mut Rollout) -> Result<Option<StepStats>> {
+        let (name, version) = (rollout.name().to_owned(), rollout.version().to_owned());
+        let now = Instant::now();
+        let serving = &self.context.serving;
+        let share = transitions::share(self.follower.registry(), &name, &version);
+        let arm = serving.arm(&name, &version).filter(|arm| (arm.share - share).abs() < 1e-9);
+        let watch = self
+            .watches
+            .entry(rollout.label())
+            .or_insert_with(|| StepWatch::new(now, rollout.limits.window_s));
+        let Some(arm) = arm else {
+            if now - watch.began > LOAD_TIMEOUT {
+                let why = serving
+                    .problem()
+                    .unwrap_or_else(|| format!("not within {} s", LOAD_TIMEOUT.as_secs()));
+                self.give_up(rollout, format!("it cannot be loaded: {why}"))?;
+            }
+            return Ok(None);
+        };
+        let own = watch.own.update(now, &arm.stats);
+        let previous = rollout.previous.as_deref();
+        let before = previous.and_then(|version| serving.arm(&name, version));
+        let before_us =
+            before.and_then(|before| p99_us(&watch.before.update(now, &before.stats).window));
+        let limits = &rollout.limits;
+        let answers = arm.share > 0.0;
+        let mut cause = limits.faulty(&own.window).map(|cause| match arm.stats.last_fault() {
+            Some(fault) => format!("{cause}; the last one: {fault}"),
+            None => cause,
+        });
+        if answers && cause.is_none() {
+            // Once the version before answers nobody, its last p99 beside this one is the measure.
+            cause = limits.slow(&own.window, before_us.or(rollout.before_us));
+        }
+        if answers && cause.is_none() && watch.evaluated.is_none_or(|at| now - at >= EVALUATE_EVERY)
+        {
+            watch.evaluated = Some(now);
+            let mut held = None;
+            match judge(&arm.expert, serving.slices(&name, &version, previous)) {
+                Verdict::Publish => {}
+                Verdict::Hold(why) => held = Some(why),
+                Verdict::RollBack(why) => cause = Some(format!("evaluate: {why}")),
+            }
+            if let Some(why) = held.as_ref().filter(|_| held != watch.held) {
+                rollout.add_line(format!("held: {why}"));
+            }
+            watch.held = held;
+        }
+        if let Some(cause) = cause {
+            let step = rollout.step.word();
+            self.give_up(rollout, format!("{step}: {cause}"))?;
+            return Ok(None);
+        }
+        let (requests, faults) = (own.whole.requests, own.whole.faults);
+        Ok(Some(StepStats { requests, faults, before_us }))
+    }
+}
+
+fn answers_share(share: f64) -> String {
+    format!("it answers {:.1} % of the users", share * 100.0)
+}
+
+/// What a version did since its step began.
+struct StepStats {
+    requests: u64,
+    faults: u64,
+    /// p99 of the version before in the same window, in microseconds.
+    before_us: Option<f64>,
+}

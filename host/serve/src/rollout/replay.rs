@@ -1,0 +1,161 @@
+//! The replay step: recorded requests through the new version and the one before it. It runs on a
+//! thread of its own, because it may take minutes and commands must not wait for it.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use hypercast_core::shutdown::Shutdown;
+use hypercast_expert::ServedExpert;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings},
+    rollout::{Acceptor, Rollout, serving::LoadedArm},
+    threads,
+};
+
+/// Length of the top lists that a replay compares.
+const TOP: usize = 10;
+
+/// What a replay works on.
+pub struct ReplayInput {
+    /// The rollout at its replay step.
+    pub rollout: Rollout,
+    /// The expert of the push while it is still loaded; after a restart it is loaded again.
+    pub expert: Option<Arc<ServedExpert>>,
+    /// The version before, if it serves.
+    pub before: Option<LoadedArm>,
+    /// The new version's surfaces, by index.
+    pub surfaces: Vec<u16>,
+    /// Hash of the schema that requests must have been recorded with.
+    pub schema: String,
+    /// The folder of recorded requests.
+    pub request_log: PathBuf,
+    /// Loads the expert.
+    pub acceptor: Arc<Acceptor>,
+}
+
+/// How a replay ended.
+#[derive(Debug, PartialEq)]
+pub enum ReplayVerdict {
+    /// The version may go on; with a summary for the rollout's log.
+    Passed(String),
+    /// The version broke a limit.
+    Failed(String),
+}
+
+/// A function that runs a replay until it ends or is cancelled.
+pub type ReplayFn = fn(&ReplayInput, &Shutdown) -> Result<ReplayVerdict>;
+
+/// A replay on its thread. Dropping it cancels the replay without waiting for its current request.
+pub(super) struct ReplayTask {
+    cancelled: Shutdown,
+    result: Receiver<Result<ReplayVerdict>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ReplayTask {
+    pub(super) fn start(input: ReplayInput, replay: ReplayFn) -> Result<Self> {
+        let cancelled = Shutdown::default();
+        let (done, result) = sync_channel(1);
+        let cancel = cancelled.clone();
+        let thread = threads::spawn("replay", move || {
+            // Nobody waits for the result of a replay that was cancelled.
+            let _ = done.send(replay(&input, &cancel));
+        })?;
+        Ok(Self { cancelled, result, thread: Some(thread) })
+    }
+
+    /// The result; none while the replay runs.
+    pub(super) fn result(&self) -> Option<Result<ReplayVerdict>> {
+        match self.result.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                Some(Err(Error::internal("the replay panicked; see the daemon's log")))
+            }
+        }
+    }
+
+    /// Cancels the replay and waits for its thread.
+    pub(super) fn stop(mut self) {
+        self.cancelled.request();
+        self.thread.take().into_iter().for_each(threads::join);
+    }
+}
+
+impl Drop for ReplayTask {
+    fn drop(&mut self) {
+        self.cancelled.request();
+    }
+}
+
+/// Replays recorded requests of the version's surfaces and FM, and stops at its first fault.
+pub(super) fn run(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVerdict> {
+    let (rollout, limits) = (&input.rollout, &input.rollout.limits);
+    let version = &rollout.expert;
+    let nothing = |why: &str| Ok(ReplayVerdict::Passed(format!("{why}: none was replayed")));
+    if limits.replay_requests == 0 || !input.request_log.is_dir() {
+        return nothing("no requests are recorded");
+    }
+    let fits = |request: &RecordedRequest| {
+        request.schema == input.schema
+            && request.fm == version.fm
+            && request.tae_dim == version.tae_dim
+            && input.surfaces.contains(&request.example.surface)
+    };
+    let requests = request_log::newest(&input.request_log, limits.replay_requests, fits)?;
+    if requests.is_empty() {
+        return nothing("no requests of its surfaces and FM are recorded");
+    }
+    let expert = match &input.expert {
+        Some(expert) => expert.clone(),
+        None => Arc::new(input.acceptor.open(version)?),
+    };
+    let (label, without_tae) = (rollout.label(), version.without_tae);
+    let before_label = format!("{}@{}", version.name, rollout.previous.as_deref().unwrap_or("-"));
+    let report = request_log::replay(
+        &requests,
+        ReplayExpert { expert: &expert, without_tae, label: &label },
+        input.before.as_ref().map(|arm| ReplayExpert {
+            expert: &arm.expert,
+            without_tae: arm.without_tae,
+            label: &before_label,
+        }),
+        &ReplaySettings { k: TOP, stop_at_fault: true, stop: &|| cancelled.is_requested() },
+    );
+    if let Some((cause, faults)) = report.faults.iter().next() {
+        return Ok(ReplayVerdict::Failed(format!(
+            "replay: recorded request {} of {} faulted ({cause}): {}",
+            report.requests,
+            requests.len(),
+            faults.first
+        )));
+    }
+    if let (Some(own), Some(before)) = (report.times, report.times_against) {
+        // The median: on a busy machine, the p99 of a few hundred requests is noise.
+        let most_us = limits.most_us(before.p50_us);
+        if own.p50_us > most_us {
+            return Ok(ReplayVerdict::Failed(format!(
+                "replay: a recorded request takes {:.2} ms, {:.2} ms with the version before (at most {:.2} ms are allowed)",
+                own.p50_us / 1e3,
+                before.p50_us / 1e3,
+                most_us / 1e3
+            )));
+        }
+    }
+    Ok(ReplayVerdict::Passed(format!(
+        "{} recorded requests replayed against {}: {} of {} rankings differ, rank correlation {}",
+        report.requests,
+        report.against,
+        report.differing,
+        report.compared,
+        report.rank_correlation.map_or("-".into(), |rho| format!("{rho:.3}"))
+    )))
+}

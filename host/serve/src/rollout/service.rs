@@ -1,0 +1,292 @@
+//! The entry to rollouts: accepts pushes, reports their state, and passes commands to the
+//! controller.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{SyncSender, sync_channel},
+    },
+};
+
+use hypercast_config::Config;
+use hypercast_data::schema::Schema;
+use hypercast_stream::{registry::WeightsLocation, streams::StreamEngine as Streams};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    rollout::{
+        Rollout,
+        accept::{AcceptedPush, Acceptor, PushOutcome, PushTarget},
+        controller::RolloutController,
+        replay::ReplayFn,
+        serving::VersionLookup,
+        state::{RolloutFiles, RolloutMap},
+    },
+    threads::{ThreadGroup, lock},
+};
+
+/// Most commands that wait.
+const COMMANDS: usize = 8;
+
+/// The rollouts of a daemon.
+pub struct RolloutService {
+    all: Arc<Mutex<RolloutMap>>,
+    acceptor: Arc<Acceptor>,
+    commands: SyncSender<RolloutCommand>,
+    threads: ThreadGroup,
+}
+
+/// What the controller works with.
+pub struct RolloutContext {
+    /// Accepts pushes, and loads versions after a restart.
+    pub acceptor: Arc<Acceptor>,
+    /// The versions that serve.
+    pub serving: Arc<dyn VersionLookup>,
+    /// The streams that hold the registry.
+    pub streams: Arc<dyn Streams>,
+    /// The data set's schema.
+    pub schema: Arc<Schema>,
+    /// Runs the replay of a rollout.
+    pub replay: ReplayFn,
+}
+
+/// A command to the controller, with a channel for its result.
+pub(super) enum RolloutCommand {
+    /// Start a rollout.
+    Begin { begun: AcceptedPush, done: SyncSender<Result<()>> },
+    /// Give an expert's users back to the version before.
+    RollBack { name: String, done: SyncSender<Result<String>> },
+}
+
+impl RolloutService {
+    /// Continues the rollouts in the state folder.
+    ///
+    /// # Errors
+    /// Files or streams cannot be read; a thread cannot be started.
+    pub fn start(config: &Config, context: RolloutContext) -> Result<Self> {
+        let files = RolloutFiles::open(&config.paths.state.join("rollouts"))?;
+        let all = Arc::new(Mutex::new(files.read()?));
+        let (commands, asked) = sync_channel(COMMANDS);
+        let (threads, acceptor) = (ThreadGroup::default(), context.acceptor.clone());
+        let controller = RolloutController::new(
+            config,
+            context,
+            files,
+            all.clone(),
+            threads.stop_flag().clone(),
+        )?;
+        threads.spawn("rollouts", move |_| controller.run(&asked))?;
+        Ok(Self { all, acceptor, commands, threads })
+    }
+
+    /// Accepts a push and starts its rollout. Blocks while the component is compiled. Returns the
+    /// rollout, and whether it is new.
+    ///
+    /// # Errors
+    /// As [`Acceptor::accept`]; refused while another rollout of the expert is under way.
+    pub fn push(&self, target: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
+        let (other, files) = self.under_way(target.name);
+        if let Some(other) = other.filter(|other| other.version() != target.version) {
+            return Err(Error::refused(format!(
+                "the rollout of {} {} is under way ({}); wait for its end, or roll it back",
+                other.name(),
+                other.version(),
+                other.step.word()
+            )));
+        }
+        match self.acceptor.accept(target, body, files)? {
+            PushOutcome::Known => {
+                let rollout = self.rollout(target.name, target.version);
+                let gone = || {
+                    Error::refused(format!(
+                        "{} {} was pushed before, and its rollout is forgotten; sign it anew to start another one",
+                        target.name, target.version
+                    ))
+                };
+                Ok((rollout.ok_or_else(gone)?, false))
+            }
+            PushOutcome::New(begun) => {
+                if let Some(known) = self.rollout(target.name, target.version)
+                    && !known.step.is_over()
+                {
+                    return Ok((known, false));
+                }
+                let rollout = (*begun.rollout).clone();
+                self.send(|done| RolloutCommand::Begin { begun, done })?;
+                Ok((rollout, true))
+            }
+        }
+    }
+
+    /// The rollout of an expert that is under way, and the files of all that are.
+    fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
+        let all = self.all();
+        let under_way = || all.values().filter(|rollout| rollout.is_under_way());
+        let mut files: HashSet<PathBuf> =
+            under_way().map(|rollout| rollout.expert.plugin.clone()).collect();
+        files.extend(under_way().filter_map(|rollout| match &rollout.expert.weights {
+            WeightsLocation::Path(path) => Some(path.clone()),
+            WeightsLocation::Published => None,
+        }));
+        (under_way().find(|rollout| rollout.name() == name).cloned(), files)
+    }
+
+    /// A known rollout.
+    pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
+        self.all().get(&(name.to_owned(), version.to_owned())).cloned()
+    }
+
+    /// The rollouts of an expert, the newest last.
+    pub fn of(&self, name: &str) -> Vec<Rollout> {
+        let mut own: Vec<Rollout> =
+            self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
+        own.sort_by_key(|rollout| rollout.begun_ms);
+        own
+    }
+
+    /// Gives an expert's users back to the version before: ends a rollout that is under way, or
+    /// undoes the last promotion. Blocks. Returns what was done, in words.
+    ///
+    /// # Errors
+    /// Refused: there is no version before.
+    pub fn roll_back(&self, name: &str) -> Result<String> {
+        self.send(|done| RolloutCommand::RollBack { name: name.to_owned(), done })
+    }
+
+    /// Stops the controller after its current step; rollouts continue at the next start.
+    pub fn stop(&self) {
+        self.threads.stop();
+    }
+
+    fn send<T>(&self, command: impl FnOnce(SyncSender<Result<T>>) -> RolloutCommand) -> Result<T> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::internal("the rollout controller has stopped; see the daemon's log");
+        self.commands
+            .try_send(command(done))
+            .map_err(|_| Error::unreachable("too many commands are waiting; try again"))?;
+        outcome.recv().map_err(|_| ended())?
+    }
+
+    fn all(&self) -> MutexGuard<'_, RolloutMap> {
+        lock(&self.all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        time::{Duration, Instant},
+    };
+
+    use hypercast_core::shutdown::Shutdown;
+    use hypercast_expert::{Engine, wasm::contract::Slice};
+    use hypercast_stream::streams::MemoryEngine;
+
+    use super::*;
+    use crate::fixtures;
+    use crate::rollout::{
+        RolloutStep,
+        replay::{ReplayInput, ReplayVerdict},
+        serving::LoadedArm,
+    };
+
+    /// Serves nothing.
+    struct Nothing;
+
+    impl VersionLookup for Nothing {
+        fn arm(&self, _: &str, _: &str) -> Option<LoadedArm> {
+            None
+        }
+
+        fn problem(&self) -> Option<String> {
+            None
+        }
+
+        fn slices(&self, _: &str, _: &str, _: Option<&str>) -> Vec<Slice> {
+            Vec::new()
+        }
+    }
+
+    /// A rollout at its replay step, as its file has it after a restart.
+    fn at_replay() -> Rollout {
+        fixtures::rollout(fixtures::expert_version("feed", "1.0.0"))
+    }
+
+    /// Runs until it is cancelled, as a replay over many requests would for minutes.
+    fn slow(_: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVerdict> {
+        let start = Instant::now();
+        while !cancelled.is_requested() && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(ReplayVerdict::Passed(String::new()))
+    }
+
+    /// The rollouts of a daemon whose state is in `dir`, and whose replays are `replay`.
+    fn started(dir: &Path, replay: ReplayFn) -> RolloutService {
+        let mut config = Config::without_folder();
+        config.paths.state = dir.to_path_buf();
+        config.paths.experts = dir.join("experts");
+        let schema: Arc<Schema> =
+            Arc::new(toml::from_str("surfaces = ['feed']\nactions = []\ntasks = []").unwrap());
+        let streams: Arc<dyn Streams> = Arc::new(MemoryEngine::new(16));
+        let wasm = Engine::new(config.guests()).unwrap();
+        let trusted = Box::new(|| Ok(Vec::new()));
+        let acceptor =
+            Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone()).unwrap();
+        let acceptor = Arc::new(acceptor);
+        let serving = Arc::new(Nothing);
+        let context = RolloutContext { acceptor, serving, streams, schema, replay };
+        RolloutService::start(&config, context).unwrap()
+    }
+
+    fn wait_for(what: &str, seen: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !seen() {
+            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_rollback_is_answered_while_a_replay_runs() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        static RUNS: AtomicBool = AtomicBool::new(false);
+        static ENDED: AtomicBool = AtomicBool::new(false);
+        fn replay(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVerdict> {
+            RUNS.store(true, Ordering::Relaxed);
+            let verdict = slow(input, cancelled);
+            ENDED.store(true, Ordering::Relaxed);
+            verdict
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        files.write(&at_replay()).unwrap();
+        let rollouts = started(dir.path(), replay);
+        wait_for("the replay runs", || RUNS.load(Ordering::Relaxed));
+        let start = Instant::now();
+        let done = rollouts.roll_back("feed").unwrap();
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        assert!(done.contains("no version of feed answers"), "{done}");
+        let rollout = rollouts.rollout("feed", "1.0.0").unwrap();
+        assert_eq!(rollout.step, RolloutStep::Failed);
+        assert_eq!(rollout.cause.as_deref(), Some("asked to"));
+        wait_for("the replay is cancelled", || ENDED.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn the_verdict_of_a_replay_decides_the_next_step() {
+        fn failing(_: &ReplayInput, _: &Shutdown) -> Result<ReplayVerdict> {
+            Ok(ReplayVerdict::Failed("replay: it faulted".into()))
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let files = RolloutFiles::open(&dir.path().join("rollouts")).unwrap();
+        files.write(&at_replay()).unwrap();
+        let rollouts = started(dir.path(), failing);
+        let rollout = || rollouts.rollout("feed", "1.0.0").unwrap();
+        wait_for("the rollout ends", || rollout().step == RolloutStep::Failed);
+        assert_eq!(rollout().cause.as_deref(), Some("replay: it faulted"));
+    }
+}

@@ -1,0 +1,349 @@
+//! Follows the registry's decisions and the stream of outcomes. New versions are loaded here, off
+//! the path of requests. If one cannot be loaded, the old set keeps serving and the reason is
+//! reported.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use hypercast_config::{Config, Tier};
+use hypercast_core::{clock::now_ms, shutdown::Shutdown};
+use hypercast_data::schema::Schema;
+use hypercast_fm::priority::lower_thread_priority;
+use hypercast_stream::{
+    join::{OutcomeRecord, StateUpdate},
+    registry::{Registry, RegistryFollower, VersionState},
+    streams::{StreamEngine, Topic},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    metrics::Metrics,
+    request::service::RankingService,
+    threads::ThreadGroup,
+    versions::{
+        desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
+        loader::VersionLoader,
+        serving_set::{ServingModels, ServingSet},
+    },
+};
+
+/// How long a read of a stream waits for new records.
+const WAIT: Duration = Duration::from_millis(200);
+
+/// Back-off after a stream failed.
+const REST: Duration = Duration::from_secs(1);
+
+/// How often versions that could not be loaded are tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Most records in one read.
+const MOST: usize = 4096;
+
+/// The first set of versions, loaded; no thread runs yet.
+pub struct InitialVersions {
+    updater: SetUpdater,
+}
+
+impl InitialVersions {
+    /// Reads the registry and loads the first set.
+    ///
+    /// # Errors
+    /// A stream cannot be read, or a version cannot be loaded: a daemon starts with everything or
+    /// not at all.
+    pub fn new(
+        loader: VersionLoader,
+        config: &Config,
+        tier: Tier,
+        schema: Option<Arc<Schema>>,
+        streams: &dyn StreamEngine,
+    ) -> Result<Self> {
+        let mut follower = RegistryFollower::new(streams)?;
+        follower.catch_up()?;
+        let expert_file_hashes = expert_file_hashes(config);
+        let mut plan = DesiredSet::new(config, tier, schema.as_deref(), follower.registry())?;
+        plan.attach_file_hashes(&expert_file_hashes);
+        let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
+        let config = config.clone();
+        let updater =
+            SetUpdater { config, expert_file_hashes, tier, schema, loader, follower, plan, models };
+        updater.report_missing();
+        Ok(Self { updater })
+    }
+
+    /// The versions that serve.
+    pub fn models(&self) -> &Arc<ServingModels> {
+        &self.updater.models
+    }
+
+    /// Starts the threads that follow weights, versions and, if there is a service, outcomes.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn follow(
+        self,
+        streams: Arc<dyn StreamEngine>,
+        metrics: Arc<Metrics>,
+        service: Option<Arc<RankingService>>,
+    ) -> Result<FollowThreads> {
+        let (asks, asked) = sync_channel(1);
+        let following = FollowThreads { threads: ThreadGroup::default(), asks };
+        let updater = self.updater;
+        let feeds = updater.loader.feeds();
+        following.threads.spawn("weights", move |stop| {
+            lower_thread_priority();
+            feeds.follow(stop, &metrics);
+        })?;
+        following.threads.spawn("versions", move |stop| updater.follow(stop, &asked))?;
+        if let Some(service) = service {
+            following
+                .threads
+                .spawn("outcomes", move |stop| follow_outcomes(&*streams, &service, stop))?;
+        }
+        Ok(following)
+    }
+}
+
+/// The threads that follow; dropping it stops them.
+pub struct FollowThreads {
+    threads: ThreadGroup,
+    asks: SyncSender<ReloadRequest>,
+}
+
+/// Another configuration, with a channel for the result.
+struct ReloadRequest {
+    config: Config,
+    done: SyncSender<Result<bool>>,
+}
+
+impl FollowThreads {
+    /// Loads the experts of another configuration if they or their files changed. Returns whether
+    /// other experts serve now. Blocks.
+    ///
+    /// # Errors
+    /// An expert cannot be loaded; the old ones keep serving then.
+    pub fn reload(&self, config: Config) -> Result<bool> {
+        let (done, outcome) = sync_channel(1);
+        let ended = || Error::internal("versions are no longer followed; see the daemon's log");
+        self.asks.send(ReloadRequest { config, done }).map_err(|_| ended())?;
+        outcome.recv().map_err(|_| ended())?
+    }
+}
+
+/// Turns registry decisions into serving sets.
+struct SetUpdater {
+    config: Config,
+    /// Of the configured experts.
+    expert_file_hashes: ExpertFileHashes,
+    tier: Tier,
+    schema: Option<Arc<Schema>>,
+    loader: VersionLoader,
+    follower: RegistryFollower,
+    /// The set that was last loaded.
+    plan: DesiredSet,
+    models: Arc<ServingModels>,
+}
+
+impl SetUpdater {
+    fn follow(mut self, stop: &Shutdown, asked: &Receiver<ReloadRequest>) {
+        let mut tried = Instant::now();
+        while !stop.is_requested() {
+            if let Ok(ReloadRequest { config, done }) = asked.try_recv() {
+                // The caller may have gone.
+                let _ = done.send(self.reload(config));
+            }
+            match self.follower.poll(WAIT) {
+                // A trainer may have published what was missing.
+                Ok(false) if self.models.problem().is_some() && tried.elapsed() > RETRY => {
+                    tried = Instant::now();
+                    let outcome = self.swap();
+                    self.report(outcome);
+                }
+                Ok(false) => {}
+                Ok(true) => {
+                    let outcome =
+                        self.follower.catch_up().map_err(Error::from).and_then(|()| self.swap());
+                    self.report(outcome);
+                }
+                Err(error) => {
+                    self.report(Err(error.into()));
+                    std::thread::sleep(REST);
+                }
+            }
+        }
+    }
+
+    /// Serves another configuration's experts, or keeps the old ones.
+    fn reload(&mut self, config: Config) -> Result<bool> {
+        let expert_file_hashes = expert_file_hashes(&config);
+        if self.schema.is_none()
+            || (config.experts == self.config.experts
+                && expert_file_hashes == self.expert_file_hashes)
+        {
+            return Ok(false);
+        }
+        let before = (
+            std::mem::replace(&mut self.config, config),
+            std::mem::replace(&mut self.expert_file_hashes, expert_file_hashes),
+        );
+        let served = self.models.set();
+        if let Err(error) = self.swap() {
+            (self.config, self.expert_file_hashes) = before;
+            return Err(error);
+        }
+        self.report_missing();
+        Ok(!Arc::ptr_eq(&served, &self.models.set()))
+    }
+
+    fn swap(&mut self) -> Result<()> {
+        let registry = self.follower.registry();
+        let mut plan = DesiredSet::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
+        plan.attach_file_hashes(&self.expert_file_hashes);
+        // Versions that are only in training change nothing here.
+        if plan == self.plan && self.models.problem().is_none() {
+            return Ok(());
+        }
+        let old = self.models.set();
+        let set = self.loader.load(&plan, Some(&old), self.follower.position())?;
+        self.models.swap(set);
+        self.plan = plan;
+        tracing::info!(revision = self.follower.position(), "another set of versions serves now");
+        Ok(())
+    }
+
+    fn report_missing(&self) {
+        let known = ServedVersions::of(&self.models.set(), self.schema.is_some());
+        self.models.set_missing(missing(self.follower.registry(), &known));
+    }
+
+    fn report(&self, outcome: Result<()>) {
+        self.report_missing();
+        if let Err(error) = outcome {
+            tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
+            self.models.set_problem(Some(error.to_string()));
+        }
+    }
+}
+
+/// Follows outcomes from the stream's end on, because this process has no predictions for older
+/// ones.
+fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
+    let topic = Topic::outcomes();
+    let open = || streams.reader(&topic, streams.span(&topic)?.end);
+    let mut reader = None;
+    while !stop.is_requested() {
+        let next = match &mut reader {
+            None => open().map(|opened| {
+                reader = Some(opened);
+                Vec::new()
+            }),
+            Some(reader) => reader.next(MOST, WAIT),
+        };
+        let records = next.unwrap_or_else(|error| {
+            tracing::warn!(%error, "outcomes cannot be read; trying again");
+            reader = None;
+            std::thread::sleep(REST);
+            Vec::new()
+        });
+        let now = now_ms();
+        for stored in records {
+            match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
+                Ok(StateUpdate::Outcome(impression)) => {
+                    service.predictions().outcome(&impression, service.schema(), now);
+                }
+                // A correction is ignored, because the outcome was compared when it first became
+                // known.
+                Ok(StateUpdate::Corrected(_) | StateUpdate::Item(_) | StateUpdate::User(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, position = stored.position, "an outcome cannot be read");
+                }
+            }
+        }
+    }
+}
+
+/// Versions that are loaded.
+struct ServedVersions {
+    fms: Vec<String>,
+    /// Name, version and pinned FM; none in a process without experts.
+    experts: Option<Vec<[String; 3]>>,
+}
+
+impl ServedVersions {
+    /// The versions in a set. `ranks` is whether the process runs experts.
+    fn of(set: &ServingSet, ranks: bool) -> Self {
+        let fms = set.fms().map(|fm| fm.version().to_owned()).collect();
+        let arms =
+            || set.arms().iter().map(|arm| [&arm.name, &arm.version, &arm.fm].map(String::clone));
+        Self { fms, experts: ranks.then(|| arms().collect()) }
+    }
+}
+
+/// Active versions of the registry that are not loaded: experts, and the FMs that they pin.
+fn missing(registry: &Registry, known: &ServedVersions) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (name, expert) in registry.experts() {
+        for version in expert.in_order() {
+            if version.state != VersionState::Active {
+                continue;
+            }
+            let of = [name, &version.version, &version.fm];
+            if known.experts.as_ref().is_some_and(|all| !all.iter().any(|one| *one == of)) {
+                missing.push(format!("expert {name} {} on FM {}", version.version, version.fm));
+            }
+            let fm = format!("FM {}", version.fm);
+            if !known.fms.contains(&version.fm) && !missing.contains(&fm) {
+                missing.push(fm);
+            }
+        }
+    }
+    missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::expert_version;
+    use hypercast_stream::registry::{Change, Decision, ExpertVersion};
+
+    fn registry(state: VersionState) -> Registry {
+        let expert = ExpertVersion { fm: "2.0.0".into(), ..expert_version("feed", "1.1.0") };
+        let (name, version) = (expert.name.clone(), expert.version.clone());
+        let mut registry = Registry::default();
+        let changes = vec![
+            Change::ExpertRegistered { expert: Box::new(expert) },
+            Change::ExpertState { name, version, state },
+        ];
+        registry.apply(&Decision { at_ms: 1, changes }).unwrap();
+        registry
+    }
+
+    fn known(fms: &[&str], experts: Option<[&str; 3]>) -> ServedVersions {
+        ServedVersions {
+            fms: fms.iter().map(|fm| fm.to_string()).collect(),
+            experts: Some(experts.into_iter().map(|of| of.map(str::to_owned)).collect()),
+        }
+    }
+
+    #[test]
+    fn active_versions_and_the_fms_they_pin_must_be_loaded() {
+        let active = registry(VersionState::Active);
+        let loaded = Some(["feed", "1.1.0", "2.0.0"]);
+        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], loaded)), [""; 0]);
+        let expert = "expert feed 1.1.0 on FM 2.0.0";
+        assert_eq!(missing(&active, &known(&["2.0.0"], None)), [expert]);
+        assert_eq!(missing(&active, &known(&["1.0.0"], None)), [expert, "FM 2.0.0"]);
+        // The same version on another FM counts as another one.
+        let repinned = Some(["feed", "1.1.0", "1.0.0"]);
+        assert_eq!(missing(&active, &known(&["1.0.0", "2.0.0"], repinned)), [expert]);
+        let tier = ServedVersions { experts: None, ..known(&["1.0.0"], None) };
+        assert_eq!(missing(&active, &tier), ["FM 2.0.0"]);
+        for state in [VersionState::Shadow, VersionState::Training] {
+            assert_eq!(missing(&registry(state), &known(&[], None)), [""; 0]);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Loads a desired set of versions. It takes over what the old set has already; everything else is
+//! loaded and checked here, off the path of requests. A set is complete or is not created.
+
+use std::{path::Path, sync::Arc};
+
+use hypercast_config::{Config, FmTierConfig};
+use hypercast_data::schema::Schema;
+use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert};
+use hypercast_fm::inference::{self, FoundationModel};
+use hypercast_stream::{
+    registry::{WeightsLocation, content_hash},
+    streams::{StreamEngine as Streams, Topic},
+};
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    fm::{FmTier, batcher::FmBatcher, remote::RemoteFm},
+    metrics::Metrics,
+    versions::{
+        desired_set::{DesiredExpert, DesiredFm, DesiredSet, FmSource},
+        serving_set::{ExpertArm, LiveExpert, ServedFm, ServingSet},
+        weight_updates::{self, WeightFeed, WeightFeeds},
+    },
+};
+
+/// Loads versions for one process.
+pub struct VersionLoader {
+    config: Config,
+    fm_config: FmTierConfig,
+    schema: Option<Arc<Schema>>,
+    wasm: Engine,
+    metrics: Arc<Metrics>,
+    streams: Arc<dyn Streams>,
+    feeds: Arc<WeightFeeds>,
+}
+
+impl VersionLoader {
+    /// A loader for a process with this FM tier; `schema` is needed to run experts.
+    ///
+    /// # Errors
+    /// The Wasm engine does not start.
+    pub fn new(
+        config: &Config,
+        fm_config: &FmTierConfig,
+        schema: Option<Arc<Schema>>,
+        streams: Arc<dyn Streams>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let wasm = Engine::new(config.guests())?;
+        let (config, fm_config) = (config.clone(), fm_config.clone());
+        Ok(Self { config, fm_config, schema, wasm, metrics, streams, feeds: Arc::default() })
+    }
+
+    /// The engine that compiles components.
+    pub fn wasm(&self) -> Engine {
+        self.wasm.clone()
+    }
+
+    /// The streams of published weights that the loaded versions follow.
+    pub fn feeds(&self) -> Arc<WeightFeeds> {
+        self.feeds.clone()
+    }
+
+    /// Loads the versions of `plan` that `old` does not have.
+    ///
+    /// # Errors
+    /// A version is missing, damaged, changed or refused; the message names it.
+    pub fn load(
+        &self,
+        plan: &DesiredSet,
+        old: Option<&ServingSet>,
+        revision: u64,
+    ) -> Result<ServingSet> {
+        let mut fms: Vec<ServedFm> = Vec::new();
+        let (mut configured, mut default) = (None, None);
+        // A shadow or standby version that fails to load is reported; it never affects live
+        // traffic.
+        let mut unloaded = Vec::new();
+        for desired in &plan.fms {
+            let fm =
+                match self.fm(desired, old).map_err(|error| named(error, "FM", &desired.version)) {
+                    Ok(fm) => fm,
+                    Err(error) if !plan.needs(desired) => {
+                        unloaded.push(error.to_string());
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+            let version = fm.version().to_owned();
+            if desired.version.is_none() {
+                configured = Some(version.clone());
+            }
+            // Shadows come first, so one becomes the default only if there is no other version.
+            default = Some(version);
+            // The configured checkpoint may also be registered; then one copy serves both.
+            if !fms.iter().any(|other| other.version() == fm.version()) {
+                fms.push(fm);
+            }
+        }
+        let default = default.ok_or_else(|| {
+            Error::invalid(format!("no FM can be served: {}", unloaded.join("; ")))
+        })?;
+        let mut arms = Vec::new();
+        for desired in &plan.experts {
+            let arm = self.arm(desired, configured.as_deref().unwrap_or(&default), &fms, old);
+            let label = format!("expert {}", desired.name);
+            match arm.map_err(|error| named(error, &label, &desired.version)) {
+                Ok(arm) => arms.push(Arc::new(arm)),
+                // Configured experts must all load: a daemon starts with everything or not at all.
+                Err(error) if desired.share == 0.0 && desired.version.is_some() => {
+                    unloaded.push(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut set = ServingSet::new(revision, fms, default, arms);
+        set.unloaded = unloaded;
+        self.metrics.set_versions(&set);
+        Ok(set)
+    }
+
+    fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
+        let alike = |fm: &&ServedFm| {
+            (&fm.desired.version, &fm.desired.source) == (&desired.version, &desired.source)
+        };
+        let tier = match old.and_then(|old| old.fms().find(alike)) {
+            Some(loaded) => loaded.tier.clone(),
+            None => self.open_fm(desired)?,
+        };
+        let found = &tier.manifest().version;
+        match &desired.version {
+            Some(version) if version != found => Err(Error::invalid(format!(
+                "the checkpoint registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
+            ))),
+            _ => Ok(ServedFm { tier, state: desired.state, desired: desired.clone() }),
+        }
+    }
+
+    fn open_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
+        let fm: Arc<dyn FoundationModel> = match &desired.source {
+            FmSource::Remote(url) => {
+                let remote = RemoteFm::connect(url, &self.fm_config, desired.version.as_deref())?;
+                return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
+            }
+            FmSource::Checkpoint(dir) => {
+                Arc::from(inference::load(dir, self.fm_config.loading(self.config.device))?)
+            }
+            FmSource::Published => return self.follow_fm(desired),
+        };
+        self.local(fm)
+    }
+
+    fn local(&self, fm: Arc<dyn FoundationModel>) -> Result<Arc<FmTier>> {
+        let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
+        Ok(Arc::new(FmTier::Local(batcher)))
+    }
+
+    fn follow_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
+        let version = desired.version.as_deref().expect("what is published is registered");
+        let serving = self.fm_config.loading(self.config.device);
+        let base = self.config.paths.fm_work.join("served");
+        let topic = Topic::fm(version);
+        let (fm, follower, folder) =
+            weight_updates::open_fm(self.streams.clone(), topic, &base, serving)?;
+        let tier = self.local(fm)?;
+        self.feeds.add(WeightFeed::fm(version, follower, &tier, folder));
+        Ok(tier)
+    }
+
+    fn arm(
+        &self,
+        desired: &DesiredExpert,
+        configured_fm: &str,
+        fms: &[ServedFm],
+        old: Option<&ServingSet>,
+    ) -> Result<ExpertArm> {
+        let pinned = desired.fm.as_deref().unwrap_or(configured_fm);
+        let fm = fms
+            .iter()
+            .find(|fm| fm.version() == pinned)
+            .ok_or_else(|| Error::invalid(format!("it pins FM {pinned}, which is not loaded")))?;
+        let alike = |arm: &&Arc<ExpertArm>| {
+            let same = DesiredExpert {
+                state: desired.state,
+                share: desired.share,
+                surfaces: desired.surfaces.clone(),
+                ..arm.desired.clone()
+            };
+            same == *desired && arm.fm == pinned
+        };
+        let live = match old.and_then(|old| old.arms().iter().find(alike)) {
+            Some(arm) => arm.live.clone(),
+            None => self.open_expert(desired, fm)?,
+        };
+        let version = desired.version.clone().unwrap_or_else(|| live.now().version().to_owned());
+        Ok(ExpertArm {
+            name: desired.name.clone(),
+            label: format!("{}@{version}", desired.name),
+            version,
+            fm: pinned.to_owned(),
+            share: desired.share,
+            live,
+            desired: desired.clone(),
+        })
+    }
+
+    fn open_expert(&self, desired: &DesiredExpert, fm: &ServedFm) -> Result<Arc<LiveExpert>> {
+        let schema = self.schema.as_ref().expect("a process with experts has a schema");
+        if let Some(hash) = &desired.plugin_hash {
+            unchanged(&desired.plugin, hash)?;
+        }
+        let options = LoadOptions {
+            tae_dim: fm.manifest().config.tae_width(),
+            fm_version: Some(fm.version().to_owned()),
+            ..self.config.load_options(&desired.name)
+        };
+        let blueprint = Arc::new(Blueprint::load(&self.wasm, &desired.plugin, schema, &options)?);
+        for &surface in &desired.surfaces {
+            let surface = &schema.surfaces[usize::from(surface)];
+            if !blueprint.serves(surface) {
+                let serves = blueprint.description.surfaces.join("`, `");
+                return Err(Error::invalid(format!(
+                    "expert `{}` is refused: it serves `{serves}`, not surface `{surface}`",
+                    blueprint.description.name
+                )));
+            }
+        }
+        let breaker = self.config.plugin_limits.breaker();
+        match &desired.weights {
+            WeightsLocation::Path(path) if !path.is_file() => {
+                let why = format!(
+                    "expert {:?} has no trained parameters; run `hypercast train expert {}`",
+                    desired.name, desired.name
+                );
+                Err(Error::data(path, why))
+            }
+            WeightsLocation::Path(path) => {
+                let expert = ServedExpert::open(blueprint, path, self.config.device, breaker)?;
+                Ok(Arc::new(LiveExpert::new(expert)))
+            }
+            WeightsLocation::Published => {
+                let version = desired.version.as_deref().expect("what is published is registered");
+                let topic = Topic::expert(&desired.name, version);
+                let (parameters, follower) =
+                    weight_updates::open_expert(self.streams.clone(), topic, &blueprint)?;
+                let device = self.config.device;
+                let expert = ServedExpert::new(blueprint, parameters.clone(), device, breaker)?;
+                let live = Arc::new(LiveExpert::new(expert));
+                let label = format!("{}@{version}", desired.name);
+                self.feeds.add(WeightFeed::expert(label, follower, &live, parameters, device));
+                Ok(live)
+            }
+        }
+    }
+}
+
+/// Puts the registered version that an error is about in front of it.
+fn named(error: Error, label: &str, version: &Option<String>) -> Error {
+    match version {
+        Some(version) => error.within(format!("{label} {version}")),
+        None => error,
+    }
+}
+
+fn unchanged(plugin: &Path, hash: &str) -> Result<()> {
+    let bytes = std::fs::read(plugin).map_err(Error::io(plugin))?;
+    if content_hash(&bytes) == hash {
+        return Ok(());
+    }
+    Err(Error::data(
+        plugin,
+        "it is not the component that was registered; restore it, or register it as a new version",
+    ))
+}

@@ -1,0 +1,291 @@
+//! The versions that serve at one moment: FM versions, and for each surface the expert versions
+//! that share its users. A set never changes; a request uses one from its beginning to its end.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use hypercast_core::clock::now_ms;
+use hypercast_expert::{ExpertTimes, Fault, RankOutcome, ServedExpert, Tae};
+use hypercast_fm::{checkpoint::FmManifest, history::CacheCounts, spec::TaskSpec};
+use hypercast_stream::registry::{Shares, VersionState, choose_version, user_bucket};
+
+use crate::{
+    fm::FmTier,
+    rollout::ArmStats,
+    threads::{Current, lock},
+    versions::desired_set::{DesiredExpert, DesiredFm},
+};
+
+/// A loaded FM version.
+#[derive(Clone)]
+pub struct ServedFm {
+    /// Where it runs.
+    pub tier: Arc<FmTier>,
+    /// Its state in the registry.
+    pub state: VersionState,
+    pub(crate) desired: DesiredFm,
+}
+
+impl ServedFm {
+    /// The manifest of its checkpoint.
+    pub fn manifest(&self) -> &FmManifest {
+        self.tier.manifest()
+    }
+
+    /// Its version.
+    pub fn version(&self) -> &str {
+        &self.manifest().version
+    }
+
+    /// The tasks that it predicts itself.
+    pub fn tasks(&self) -> &[TaskSpec] {
+        self.manifest().spec.main_tasks()
+    }
+}
+
+/// A loaded expert version.
+#[derive(Clone)]
+pub struct ExpertArm {
+    /// The expert's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `NAME@VERSION`, in metrics and answers.
+    pub label: String,
+    /// The FM version that it pins.
+    pub fm: String,
+    /// The share of the expert's users that it serves.
+    pub share: f64,
+    pub(crate) live: Arc<LiveExpert>,
+    pub(crate) desired: DesiredExpert,
+}
+
+/// An expert whose parameters may be replaced by newer ones. Serving sets share it, so that a new
+/// set does not lose an update.
+pub(crate) struct LiveExpert {
+    now: Current<ServedExpert>,
+    stats: Arc<ArmStats>,
+}
+
+impl LiveExpert {
+    pub(crate) fn new(expert: ServedExpert) -> Self {
+        Self { now: Current::new(expert), stats: Arc::default() }
+    }
+
+    pub(crate) fn now(&self) -> Arc<ServedExpert> {
+        self.now.get()
+    }
+
+    pub(crate) fn replace(&self, expert: ServedExpert) {
+        self.now.replace(expert);
+    }
+}
+
+impl ExpertArm {
+    /// The TAE for the expert, or none if it was trained without.
+    pub fn tae<'a>(&self, rows: Option<&'a [f32]>) -> Tae<'a> {
+        match rows {
+            Some(rows) if !self.desired.without_tae => Tae::Rows(rows),
+            _ => Tae::Without,
+        }
+    }
+
+    /// The expert with its newest parameters. A request calls this once.
+    pub fn expert(&self) -> Arc<ServedExpert> {
+        self.live.now()
+    }
+
+    /// Its statistics since it was loaded.
+    pub fn stats(&self) -> &Arc<ArmStats> {
+        &self.live.stats
+    }
+
+    /// Counts a request that it ranked, or failed to.
+    pub fn count(&self, outcome: &RankOutcome, spent: ExpertTimes) {
+        let fault = match outcome {
+            // A busy plugin is not this version's fault.
+            RankOutcome::Degraded(fault) if !matches!(fault.cause, Fault::Busy(_)) => Some(fault),
+            _ => None,
+        };
+        self.live.stats.add(spent.network + spent.wasm, fault.is_some());
+        // An open breaker repeats the faults before it, so its message is left out.
+        if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
+            self.live.stats.add_fault(now_ms(), fault.to_string());
+        }
+    }
+
+    /// Whether it runs without the TAE.
+    pub fn without_tae(&self) -> bool {
+        self.desired.without_tae
+    }
+
+    /// Its state in the registry.
+    pub fn state(&self) -> VersionState {
+        self.desired.state
+    }
+
+    /// Its surfaces, by index.
+    pub fn surfaces(&self) -> &[u16] {
+        &self.desired.surfaces
+    }
+}
+
+/// The expert versions of a surface.
+#[derive(Default)]
+struct SurfaceRoute {
+    expert: String,
+    shares: Shares,
+    arms: BTreeMap<String, Arc<ExpertArm>>,
+    shadows: Vec<Arc<ExpertArm>>,
+}
+
+/// The set of versions that serve.
+pub struct ServingSet {
+    /// Number of registry decisions that it includes.
+    pub revision: u64,
+    /// The longest history that one of its FMs reads.
+    pub max_history: usize,
+    /// Why shadow and standby versions could not be loaded.
+    pub unloaded: Vec<String>,
+    fms: BTreeMap<String, ServedFm>,
+    default_fm: String,
+    arms: Vec<Arc<ExpertArm>>,
+    routes: HashMap<u16, SurfaceRoute>,
+}
+
+impl ServingSet {
+    /// Builds the set from loaded versions.
+    ///
+    /// # Panics
+    /// If `default_fm` is not among the FMs.
+    pub fn new(
+        revision: u64,
+        fms: Vec<ServedFm>,
+        default_fm: String,
+        arms: Vec<Arc<ExpertArm>>,
+    ) -> Self {
+        let fms: BTreeMap<String, ServedFm> =
+            fms.into_iter().map(|fm| (fm.version().to_owned(), fm)).collect();
+        assert!(fms.contains_key(&default_fm), "FM {default_fm} is not loaded");
+        let mut routes: HashMap<u16, SurfaceRoute> = HashMap::new();
+        for arm in &arms {
+            for &surface in arm.surfaces() {
+                let route = routes.entry(surface).or_default();
+                match arm.state() {
+                    VersionState::Shadow => route.shadows.push(arm.clone()),
+                    _ if arm.share > 0.0 => {
+                        route.expert.clone_from(&arm.name);
+                        route.shares.insert(arm.version.clone(), arm.share);
+                        route.arms.insert(arm.version.clone(), arm.clone());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let lengths = fms.values().map(|fm| fm.manifest().config.max_history);
+        let max_history = lengths.max().unwrap_or(0);
+        Self { revision, max_history, unloaded: Vec::new(), fms, default_fm, arms, routes }
+    }
+
+    /// An FM version.
+    pub fn fm(&self, version: &str) -> Option<&ServedFm> {
+        self.fms.get(version)
+    }
+
+    /// The FM that answers where no expert does.
+    pub fn default_fm(&self) -> &ServedFm {
+        &self.fms[&self.default_fm]
+    }
+
+    /// Every FM version.
+    pub fn fms(&self) -> impl Iterator<Item = &ServedFm> {
+        self.fms.values()
+    }
+
+    /// Every expert version, including those on standby.
+    pub fn arms(&self) -> &[Arc<ExpertArm>] {
+        &self.arms
+    }
+
+    /// The expert version that serves a user on a surface.
+    pub fn arm(&self, surface: u16, user: u64) -> Option<&Arc<ExpertArm>> {
+        let route = self.routes.get(&surface)?;
+        route.arms.get(choose_version(&route.shares, user_bucket(user, &route.expert))?)
+    }
+
+    /// The shadow experts of a surface.
+    pub fn shadows(&self, surface: u16) -> &[Arc<ExpertArm>] {
+        self.routes.get(&surface).map_or(&[], |route| &route.shadows)
+    }
+
+    /// Hits and misses of the history caches of all FM versions in this process.
+    pub fn cache_counts(&self) -> CacheCounts {
+        let counts = self.fms().filter_map(|fm| fm.tier.cache_counts());
+        counts.fold(CacheCounts::default(), |sum, more| CacheCounts {
+            full_hits: sum.full_hits + more.full_hits,
+            cached_tokens: sum.cached_tokens + more.cached_tokens,
+            encoded_tokens: sum.encoded_tokens + more.encoded_tokens,
+            warmup_tokens: sum.warmup_tokens + more.warmup_tokens,
+            bytes: sum.bytes + more.bytes,
+        })
+    }
+
+    fn problem(&self) -> Option<String> {
+        (!self.unloaded.is_empty()).then(|| self.unloaded.join("; "))
+    }
+
+    /// FM versions that are shadows.
+    pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
+        self.fms().filter(|fm| fm.state == VersionState::Shadow)
+    }
+}
+
+/// The current set, and what is wrong with the one that should follow it.
+pub struct ServingModels {
+    set: Current<ServingSet>,
+    problem: Mutex<Option<String>>,
+    missing: Mutex<Vec<String>>,
+}
+
+impl ServingModels {
+    /// Begins with a set.
+    pub fn new(set: ServingSet) -> Self {
+        let problem = set.problem();
+        Self { set: Current::new(set), problem: Mutex::new(problem), missing: Mutex::default() }
+    }
+
+    /// The current set. A request calls this once.
+    pub fn set(&self) -> Arc<ServingSet> {
+        self.set.get()
+    }
+
+    /// Replaces the set from the next request on.
+    pub fn swap(&self, set: ServingSet) {
+        let problem = set.problem();
+        // Models that only the old set has are unloaded here, or by its last request.
+        self.set.replace(set);
+        self.set_problem(problem);
+    }
+
+    /// Sets why the registry's newest decision is not served.
+    pub fn set_problem(&self, problem: Option<String>) {
+        *lock(&self.problem) = problem;
+    }
+
+    /// Sets which versions should serve and are not loaded.
+    pub fn set_missing(&self, missing: Vec<String>) {
+        *lock(&self.missing) = missing;
+    }
+
+    /// Versions that should serve and are not loaded.
+    pub fn missing(&self) -> Vec<String> {
+        lock(&self.missing).clone()
+    }
+
+    /// Why the registry's newest decision is not served.
+    pub fn problem(&self) -> Option<String> {
+        lock(&self.problem).clone()
+    }
+}

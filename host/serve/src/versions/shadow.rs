@@ -1,0 +1,146 @@
+//! Shadows: versions that see requests after their answers and are only measured. They have one
+//! thread and a short queue; a full queue drops requests and counts them, so an answer never waits.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, mpsc::Receiver},
+    time::{Duration, Instant},
+};
+
+use hypercast_expert::RankOutcome;
+use hypercast_fm::inference::FmOutput;
+use hypercast_stream::registry::user_bucket;
+use tokio::runtime::Handle;
+
+use crate::{
+    error::Result,
+    metrics::{
+        Metrics,
+        prediction_log::{ArmPredictions, PredictionLog, ShownItems},
+    },
+    request::service::{Fetched, by_task},
+    threads::{QueueThread, survive_panic},
+    versions::serving_set::ServedFm,
+};
+
+/// An answered request for the shadows.
+pub struct ShadowRequest {
+    /// The request, and the set that answered it.
+    pub fetched: Arc<Fetched>,
+    /// The output of the FM that it was answered with.
+    pub fm: Option<Arc<FmOutput>>,
+}
+
+/// The queue of the shadows. Dropping it ends its thread.
+pub struct ShadowQueue {
+    thread: QueueThread<ShadowRequest>,
+    share: f64,
+    metrics: Arc<Metrics>,
+}
+
+/// What the shadows' thread needs.
+pub struct ShadowWorker {
+    /// The share of the requests that shadows see.
+    pub share: f64,
+    /// Most requests that wait.
+    pub queue: usize,
+    /// Time limit of an FM for one request.
+    pub deadline: Duration,
+    /// The runtime for calls to FMs in other processes.
+    pub handle: Handle,
+    /// Receives the predictions.
+    pub log: Arc<PredictionLog>,
+    /// Counts requests and failures.
+    pub metrics: Arc<Metrics>,
+}
+
+impl ShadowQueue {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
+    pub fn start(worker: ShadowWorker) -> Result<Self> {
+        let (share, metrics) = (worker.share, worker.metrics.clone());
+        let thread =
+            QueueThread::start("shadow", worker.queue.max(1), move |jobs| worker.work(&jobs))?;
+        Ok(Self { thread, share, metrics })
+    }
+
+    /// Queues a request if it is in the sample, some version is a shadow for it, and there is room.
+    pub fn offer(&self, request: ShadowRequest) {
+        let (set, example) = (&request.fetched.set, &request.fetched.example[0]);
+        let any = !set.shadows(example.surface).is_empty() || set.shadow_fms().next().is_some();
+        if !any || user_bucket(example.request, "shadows") >= self.share {
+            return;
+        }
+        let kept = self.thread.try_send(request).is_ok();
+        self.metrics.shadow(if kept { "seen" } else { "dropped" });
+    }
+}
+
+impl ShadowWorker {
+    fn work(self, jobs: &Receiver<ShadowRequest>) {
+        while let Ok(request) = jobs.recv() {
+            survive_panic("a shadow version panicked; its request was answered before", || {
+                self.measure(&request);
+            });
+        }
+    }
+
+    fn measure(&self, request: &ShadowRequest) {
+        let (set, example) = (&request.fetched.set, &request.fetched.example[0]);
+        let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
+        let keep = |predicted| {
+            self.log.keep(ShownItems { request: example.request, items: &items }, predicted);
+        };
+        let mut outputs: HashMap<&str, Option<Arc<FmOutput>>> = HashMap::new();
+        outputs.insert(request.fetched.fm().version(), request.fm.clone());
+        for fm in set.shadow_fms() {
+            let output =
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
+            if let Some(output) = output {
+                keep(of_fm(fm, output));
+            }
+        }
+        for arm in set.shadows(example.surface) {
+            let fm = set.fm(&arm.fm).expect("a set has the FMs that its experts pin");
+            let output =
+                outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
+            let rows = output.as_ref().map(|output| &*output.tae);
+            // The shadow does all the work of an answer, so that faults are request before it serves.
+            let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
+            arm.count(&outcome, spent);
+            match outcome {
+                RankOutcome::Ranked { predictions, .. } => {
+                    let tasks = by_task(&predictions);
+                    keep(ArmPredictions { arm: arm.label.clone(), tasks });
+                }
+                RankOutcome::Degraded(fault) => {
+                    self.metrics.shadow("failed");
+                    tracing::warn!(%fault, arm = arm.label, "a shadow expert failed; its request was answered before");
+                }
+            }
+        }
+    }
+
+    fn infer(&self, fm: &ServedFm, fetched: &Fetched) -> Option<Arc<FmOutput>> {
+        let until = Instant::now() + self.deadline;
+        match self.handle.block_on(fm.tier.infer(fetched.example.clone(), until)) {
+            Ok(output) => Some(Arc::new(output)),
+            Err(refusal) => {
+                self.metrics.shadow("failed");
+                tracing::warn!(%refusal, fm = fm.version(), "a shadow's FM failed");
+                None
+            }
+        }
+    }
+}
+
+/// An FM's own predictions as those of an arm.
+pub(crate) fn of_fm(fm: &ServedFm, output: &FmOutput) -> ArmPredictions {
+    let tasks = fm.tasks();
+    let column =
+        |task: usize| output.main.iter().skip(task).step_by(tasks.len()).copied().collect();
+    let tasks = tasks.iter().enumerate().map(|(at, spec)| (spec.name.clone(), column(at)));
+    ArmPredictions { arm: format!("fm@{}", fm.version()), tasks: tasks.collect() }
+}

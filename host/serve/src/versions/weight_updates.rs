@@ -1,0 +1,237 @@
+//! Applies published weights to models that serve, between their requests (paper section 3.3.4).
+//! Models that no longer serve are dropped.
+//!
+//! A publication that does not follow the current weights, or does not fit the model, is refused:
+//! the weights stay, and the model waits for the next snapshot.
+
+use hypercast_core::shutdown::Shutdown;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant},
+};
+
+use hypercast_expert::{Blueprint, Device, FeatureStatistics, Parameters};
+use hypercast_fm::inference::{self, FmServingOptions, FoundationModel};
+use hypercast_stream::{
+    publish::{self, Publication, PublicationFollower, PublicationKind},
+    streams::{StreamEngine, Topic},
+};
+use tempfile::TempDir;
+
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    fm::FmTier,
+    metrics::Metrics,
+    threads::lock,
+    versions::serving_set::LiveExpert,
+};
+
+/// Shortest time of a round over all feeds.
+const ROUND: Duration = Duration::from_millis(100);
+
+/// Back-off of a feed that failed.
+const REST: Duration = Duration::from_secs(5);
+
+/// The feeds of all models that a process has loaded.
+#[derive(Default)]
+pub struct WeightFeeds {
+    new: Mutex<Vec<WeightFeed>>,
+}
+
+/// The publications of one version, and the model that they are applied to.
+pub struct WeightFeed {
+    /// `fm@VERSION` or `NAME@VERSION`.
+    label: String,
+    follower: PublicationFollower,
+    model: FeedTarget,
+    refused: u64,
+    /// When to try again after a failure.
+    rest_until: Option<Instant>,
+    awaits_snapshot: bool,
+}
+
+enum FeedTarget {
+    Fm { tier: Weak<FmTier>, folder: TempDir },
+    Expert { live: Weak<LiveExpert>, parameters: Box<Parameters>, device: Device },
+}
+
+impl WeightFeed {
+    /// The feed of an FM version, whose rows are in `folder`.
+    pub fn fm(
+        version: &str,
+        follower: PublicationFollower,
+        tier: &Arc<FmTier>,
+        folder: TempDir,
+    ) -> Self {
+        Self::new(
+            format!("fm@{version}"),
+            follower,
+            FeedTarget::Fm { tier: Arc::downgrade(tier), folder },
+        )
+    }
+
+    /// The feed of an expert version with its current parameters.
+    pub(crate) fn expert(
+        label: String,
+        follower: PublicationFollower,
+        live: &Arc<LiveExpert>,
+        parameters: Parameters,
+        device: Device,
+    ) -> Self {
+        let (live, parameters) = (Arc::downgrade(live), Box::new(parameters));
+        Self::new(label, follower, FeedTarget::Expert { live, parameters, device })
+    }
+
+    fn new(label: String, follower: PublicationFollower, model: FeedTarget) -> Self {
+        Self { label, follower, model, refused: 0, rest_until: None, awaits_snapshot: false }
+    }
+
+    fn is_served(&self) -> bool {
+        match &self.model {
+            FeedTarget::Fm { tier, folder } => tier.strong_count() > 0 && folder.path().is_dir(),
+            FeedTarget::Expert { live, .. } => live.strong_count() > 0,
+        }
+    }
+
+    /// Applies all publications that have arrived.
+    fn round(&mut self, metrics: &Metrics) {
+        if self.rest_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.rest_until = None;
+        loop {
+            let next = self.follower.next(Duration::ZERO);
+            self.count_refused(metrics);
+            match next {
+                Ok(None) => return,
+                Ok(Some(publication)) => self.take(publication, metrics),
+                Err(error) => {
+                    tracing::warn!(%error, version = self.label, "published weights cannot be read; trying again");
+                    self.rest_until = Some(Instant::now() + REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, publication: Publication, metrics: &Metrics) {
+        if self.awaits_snapshot && publication.header.kind == PublicationKind::Delta {
+            metrics.publication_refused(&self.label);
+            return;
+        }
+        let header = publication.header.clone();
+        match self.apply(publication) {
+            Ok(true) => {
+                self.awaits_snapshot = false;
+                metrics.publication_applied(&self.label, &header);
+            }
+            // The model no longer serves.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, version = self.label, "published weights are refused; the weights before keep serving until the next snapshot");
+                self.awaits_snapshot = true;
+                metrics.publication_refused(&self.label);
+            }
+        }
+    }
+
+    fn apply(&mut self, publication: Publication) -> Result<bool> {
+        match &mut self.model {
+            FeedTarget::Fm { tier, .. } => {
+                let Some(tier) = tier.upgrade() else { return Ok(false) };
+                let FmTier::Local(batcher) = &*tier else {
+                    unreachable!("the FM of another process is fed there")
+                };
+                batcher.fm().update(publish::fm_update(publication)?)?;
+            }
+            FeedTarget::Expert { live, parameters, device } => {
+                let Some(live) = live.upgrade() else { return Ok(false) };
+                let new = parameters.apply(&publication.parameter_update())?;
+                live.replace(live.now().renewed(new.clone(), *device)?);
+                **parameters = new;
+            }
+        }
+        Ok(true)
+    }
+
+    fn count_refused(&mut self, metrics: &Metrics) {
+        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals();
+        let refused = damaged + foreign + torn + out_of_chain;
+        for _ in self.refused..refused {
+            metrics.publication_refused(&self.label);
+        }
+        self.refused = refused;
+    }
+}
+
+impl WeightFeeds {
+    /// Adds a feed.
+    pub fn add(&self, feed: WeightFeed) {
+        lock(&self.new).push(feed);
+    }
+
+    /// Applies publications of all feeds until `stop`.
+    pub fn follow(&self, stop: &Shutdown, metrics: &Metrics) {
+        let mut feeds = Vec::new();
+        while !stop.is_requested() {
+            feeds.append(&mut lock(&self.new));
+            feeds.retain(WeightFeed::is_served);
+            feeds.iter_mut().for_each(|feed| feed.round(metrics));
+            std::thread::sleep(ROUND);
+        }
+    }
+}
+
+/// Loads an FM from its publications into a new folder under `base`. Returns what follows them from
+/// there on, too.
+///
+/// # Errors
+/// Nothing is published yet (unavailable), or the weights do not make a model.
+pub fn open_fm(
+    streams: Arc<dyn StreamEngine>,
+    topic: Topic,
+    base: &Path,
+    serving: FmServingOptions,
+) -> Result<(Arc<dyn FoundationModel>, PublicationFollower, TempDir)> {
+    std::fs::create_dir_all(base).map_err(Error::io(base))?;
+    let folder =
+        tempfile::Builder::new().prefix("fm-").tempdir_in(base).map_err(Error::io(base))?;
+    let checkpoint = folder.path().join("checkpoint");
+    let (_, follower) = publish::bootstrap(streams, topic.clone(), &checkpoint)?
+        .ok_or_else(|| nothing_yet(&topic))?;
+    let fm = inference::load_updatable(&checkpoint, &folder.path().join("rows"), serving)?;
+    Ok((Arc::from(fm), follower, folder))
+}
+
+/// Loads an expert's parameters from its publications. Returns what follows them from there on,
+/// too.
+///
+/// # Errors
+/// Nothing is published yet (unavailable), or the parameters belong to another network.
+pub fn open_expert(
+    streams: Arc<dyn StreamEngine>,
+    topic: Topic,
+    blueprint: &Blueprint,
+) -> Result<(Parameters, PublicationFollower)> {
+    let mut follower = PublicationFollower::open(streams, topic.clone())?;
+    let first = follower.next(Duration::ZERO)?.ok_or_else(|| nothing_yet(&topic))?;
+    // The first snapshot replaces these initial values; it is refused unless it has all of them.
+    let fresh = blueprint.init_parameters(FeatureStatistics::new(&[]).finish(), 0);
+    let mut parameters = fresh.apply(&first.parameter_update())?;
+    while let Some(later) = follower.next(Duration::ZERO)? {
+        parameters = parameters.apply(&later.parameter_update())?;
+    }
+    if parameters.provenance.normaliser.names != blueprint.columns.feature_names() {
+        return Err(Error::invalid(
+            "its parameters were trained with other numeric features than the schema has; train the expert again",
+        ));
+    }
+    Ok((parameters, follower))
+}
+
+fn nothing_yet(topic: &Topic) -> Error {
+    Error::unreachable(format!(
+        "nothing is published in stream {topic} yet; start its trainer with --follow, and try again after its first publication"
+    ))
+}
