@@ -139,8 +139,8 @@ pub struct Paths {
     pub logs: PathBuf,
     /// Trained parameters, a folder for each expert.
     pub experts: PathBuf,
-    /// What the joiner and the daemon save, so that a restart is quick. Daemons on one machine need
-    /// different folders.
+    /// The state that the joiner and the daemon save for a quick restart. Daemons on one machine
+    /// need different folders.
     pub state: PathBuf,
 }
 

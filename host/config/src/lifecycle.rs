@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct EngineSettings {
     /// "directory" (one machine) or "nats" (NATS JetStream, across machines).
     pub kind: EngineKind,
-    /// The folder of the streams, with `kind = "directory"`.
+    /// The folder of the streams, with kind = "directory".
     pub dir: PathBuf,
-    /// The URL of the NATS server, with `kind = "nats"`. Several are separated by commas.
+    /// The URL of the NATS server, with kind = "nats". Several are separated by commas.
     pub nats_url: String,
     /// Prefix of the stream names in NATS, so that several systems can share a server.
     pub nats_prefix: String,
@@ -25,8 +25,8 @@ pub struct EngineSettings {
     pub segment_mib: u64,
     /// The most that a stream keeps, in MiB. The oldest records are removed first. 0 keeps all.
     pub retain_mib: u64,
-    /// Ids of the newest records that a stream remembers, so that a record that is sent again is not
-    /// stored twice.
+    /// Ids of the newest records that a stream remembers, so that a record that is sent again is
+    /// not stored twice.
     pub remembered_ids: usize,
 }
 

@@ -18,7 +18,7 @@ pub struct ExpertEntry {
     pub name: String,
     /// The component, as `cargo hypercast build -p mlp-fusion --out FILE` writes it.
     pub plugin: PathBuf,
-    /// The surfaces that it serves, by name. [] means every surface that no other expert names.
+    /// The surfaces that it serves, by name. `[]` means every surface that no other expert names.
     #[serde(default)]
     pub surfaces: Vec<String>,
     /// Train and run it with zeros in place of the TAE: a baseline that shows what the TAE is
@@ -31,7 +31,7 @@ pub struct ExpertEntry {
     /// The rows that train it: those of its "own" surfaces, or "all" (for surfaces with few rows).
     #[serde(default)]
     pub train_on: TrainOn,
-    /// Limits of this plugin that are stricter than [plugin_limits]: deadline_ms, memory_mib,
+    /// Limits of this plugin that are stricter than `[plugin_limits]`: deadline_ms, memory_mib,
     /// output_mib, instances_each, log_lines_per_s, log_bytes_per_s. Weaker ones are refused.
     #[serde(default)]
     pub limits: ExpertLimits,
@@ -62,38 +62,38 @@ pub struct PluginLimits {
     pub table_elements: u32,
     /// What a call may return to the host, in MiB.
     pub output_mib: u32,
-    /// Instances of all plugins that may live at once. A call that finds none free falls back to
-    /// the FM's ranking at once, with the cause `busy`.
+    /// Instances of all plugins that may exist at once. A call that finds no free instance falls
+    /// back to the FM's ranking at once, with the cause `busy`.
     pub instances: u32,
-    /// Instances of one plugin that may live at once.
+    /// Instances of one plugin that may exist at once.
     pub instances_each: u32,
     /// The share of server.threads that one slow plugin may hold, at least one thread. Further
     /// calls fall back to the FM's ranking at once, with the cause `busy`.
     pub threads_share: f64,
     /// A plugin is slow if its calls take more processor time than this, on average or while they
-    /// run, in milliseconds. A call that has taken 2 ms lets other threads go first.
+    /// run, in milliseconds. After 2 ms, a call gives other threads priority.
     pub slow_ms: f64,
-    /// Log lines a second of one plugin. Further ones are dropped and counted.
+    /// Log lines per second of one plugin. Further lines are dropped and counted.
     pub log_lines_per_s: u32,
-    /// Bytes of log lines a second of one plugin.
+    /// Bytes of log lines per second of one plugin. Further lines are dropped and counted.
     pub log_bytes_per_s: u32,
-    /// Parameters of a network.
+    /// The most parameters of a plugin's network.
     pub max_parameters: usize,
-    /// Floating-point operations for a candidate.
+    /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
     /// Consecutive faults that open a plugin's breaker.
     pub breaker_faults: u32,
     /// The breaker also opens when calls that end in faults take this share of a thread's processor
-    /// time over ten seconds, which is two calls that spin until a deadline of 50 ms.
+    /// time over ten seconds. The default is two calls that run until a deadline of 50 ms.
     pub breaker_lost_share: f64,
-    /// Time that a breaker first stays open, in milliseconds. It doubles each time that the breaker
-    /// opens again soon.
+    /// Time that a breaker stays open at first, in milliseconds. It doubles each time that the
+    /// breaker soon opens again.
     pub breaker_rest_ms: u64,
     /// The longest time that a breaker stays open, in milliseconds.
     pub breaker_rest_max_ms: u64,
-    /// Size of the folder `compiled` under paths.state, in MiB, where compiled plugins are kept for
-    /// the next start. 0 keeps none. Only the daemon may be able to write there: the files run as
-    /// machine code.
+    /// Size of the folder `compiled` under paths.state, in MiB, which keeps compiled plugins for
+    /// the next start. 0 keeps none. Make sure that only the daemon can write there: the files run
+    /// as machine code.
     pub compiled_mib: u64,
 }
 

@@ -41,40 +41,44 @@ pub enum StopAfter {
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSettings {
     /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
-    /// prints one). Without any, nothing can be pushed.
+    /// prints one). Without keys, nothing can be pushed.
     pub trusted_keys: Vec<String>,
     /// The largest push, component and parameters together, in MiB.
     pub max_push_mib: usize,
-    /// What all pushed files may take on the disk, in MiB. Files of retired versions go first.
+    /// The most disk space for all pushed files, in MiB. Files of retired versions are removed
+    /// first.
     pub repository_mib: u64,
-    /// Earlier versions that stay loaded for a rollback. Older ones are retired.
+    /// Earlier versions that stay loaded for a rollback. Older versions are retired.
     pub keep_versions: usize,
-    /// Where a rollout waits for `hypercast versions promote`: "never", or after its "shadow" or
-    /// "canary".
+    /// The step after which a rollout waits for `hypercast versions promote`: "shadow", "canary" or
+    /// "never".
     pub stop_after: StopAfter,
-    /// Recorded requests that a version is tried with before it receives any other. 0 tries none.
+    /// Recorded requests that are replayed with a version before it receives others. 0 replays
+    /// none.
     pub replay_requests: usize,
-    /// Requests that it receives as a shadow.
+    /// Requests that a version must receive as a shadow.
     pub shadow_requests: u64,
-    /// The share of the users that it answers as a canary. 1.0 skips the canary.
+    /// The share of users that a version answers as a canary. 1.0 skips the canary.
     pub canary_share: f64,
-    /// Requests that it answers as a canary, at least.
+    /// The fewest requests that a version must answer as a canary.
     pub canary_requests: u64,
-    /// Time that it is a canary, at least, in seconds.
+    /// The shortest time that a version is a canary, in seconds.
     pub canary_s: u64,
-    /// Time for a step, in seconds. A version without enough requests by then is given up.
+    /// The longest time for a step, in seconds. A version without enough requests by then is
+    /// rejected.
     pub step_most_s: u64,
-    /// A version is given up or rolled back if it faults at more than this share of its requests in
-    /// a window.
+    /// A version is rejected or rolled back if more than this share of its requests in a window
+    /// fault.
     pub fault_share: f64,
-    /// Or if its p99 in a window is above that of the version before times this factor plus
-    /// `latency_slack_ms`.
+    /// A version is also rejected or rolled back if its p99 latency in a window is above that of
+    /// the version before it, times this factor, plus `latency_slack_ms`.
     pub latency_factor: f64,
-    /// The slack, in milliseconds.
+    /// The constant part of that limit, in milliseconds.
     pub latency_slack_ms: f64,
     /// The window for faults and latency, in seconds.
     pub window_s: u64,
-    /// Time that a promoted version is watched and can still be rolled back by itself, in seconds.
+    /// Time after a promotion in which a version can still be rolled back automatically, in
+    /// seconds.
     pub watch_s: u64,
 }
 
@@ -105,11 +109,11 @@ impl Default for RolloutSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordedSettings {
-    /// The share of the requests. 0.0 records none.
+    /// The share of requests that is recorded. 0.0 records none.
     pub share: f64,
-    /// Requests that may wait to be written. Further ones are skipped and counted.
+    /// Requests that may wait to be written. Further requests are skipped and counted.
     pub queue: usize,
-    /// Files in the ring. The oldest is overwritten first.
+    /// The number of files. When all are full, the oldest is overwritten.
     pub files: usize,
     /// Size of all files together, in MiB.
     pub mib: u64,

@@ -21,44 +21,44 @@ pub struct ServerSettings {
     /// The private key of the certificate, in PEM. Only its owner and group may be able to read the
     /// file.
     pub tls_key: PathBuf,
-    /// Whether the daemon offers routes under /v1/admin. On an address that others reach they need
-    /// tokens and TLS: without tokens they are not offered, with tokens but without TLS the daemon
-    /// does not start.
+    /// Whether the daemon offers the routes under /v1/admin. On an address that other machines can
+    /// reach, these routes need tokens and TLS: without tokens they are not offered, and with
+    /// tokens but without TLS the daemon does not start.
     pub admin: bool,
     /// File of admin tokens. Each line is a name, a space and at least 24 characters (`openssl rand
     /// -hex 32`). Only its owner and group may be able to read the file.
     pub admin_tokens: PathBuf,
     /// Accept admin tokens over plain HTTP, for a proxy in front that speaks TLS.
     pub insecure_admin: bool,
-    /// File of tokens for the other routes under /v1; admin tokens open those, too. "" lets
-    /// everyone in who can reach the address.
+    /// File of tokens for the other routes under /v1. Admin tokens are valid there, too. "" accepts
+    /// every client that can reach the address.
     pub tokens: PathBuf,
-    /// Log levels by module. The environment variable HYPERCAST_LOG overrides it.
+    /// Log levels by module. The environment variable HYPERCAST_LOG overrides them.
     pub log: String,
     /// Threads that read features and run experts.
     pub threads: usize,
-    /// Requests that may wait for a thread. Further ones get 503 at once.
+    /// Requests that may wait for a thread. Further requests get status 503 at once.
     pub queue: usize,
-    /// Connections that may be open. Further ones wait in the operating system's queue.
+    /// Connections that may be open. Further connections wait in the operating system's queue.
     pub max_connections: usize,
     /// Time for a connection to send the headers of a request, and to stay idle between two
     /// requests, in milliseconds.
     pub header_timeout_ms: u64,
-    /// The most candidates of a request. More get 413.
+    /// The most candidates in a request. A request with more gets status 413.
     pub max_candidates: usize,
-    /// The most events of a request, over all its lists. More get 413.
+    /// The most events in a request, over all its lists. A request with more gets status 413.
     pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Time for a request to wait and run, in milliseconds; then it gets 504. A request that is
-    /// expected to take longer gets 503 at once, with the time after which to try again.
+    /// Time for a request to wait and run, in milliseconds; then it gets status 504. A request that
+    /// is expected to take longer gets status 503 at once, with the time after which to try again.
     pub deadline_ms: u64,
     /// Whether a request may ask for `explain`: predictions of the FM and of shadows, and stage
     /// times.
     pub explain: bool,
-    /// The share of requests that shadow versions receive, after the response.
+    /// The share of requests that shadow versions receive after the response is sent.
     pub shadow_share: f64,
-    /// Answered requests that may wait for shadows. Further ones are skipped and counted.
+    /// Answered requests that may wait for shadows. Further requests are skipped and counted.
     pub shadow_queue: usize,
     /// Predictions that are kept until their outcomes are known, one for each item, task and
     /// version. The oldest are dropped first.
@@ -120,32 +120,32 @@ impl ServerSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FmTierConfig {
-    /// Another process that runs it (`hypercast serve --tier fm-serving`), as "http://HOST:PORT" or
-    /// "https://HOST:PORT". "" runs it in this process. The other process has the certificate and
-    /// tokens of its own [server].
+    /// Another process that runs the FM (`hypercast serve --tier fm-serving`), as
+    /// "http://HOST:PORT" or "https://HOST:PORT". "" runs the FM in this process. The other process
+    /// uses the certificate and the tokens of its own `[server]`.
     pub url: String,
-    /// For an https url: a file of certificates (PEM), one of which is the other process's or has
-    /// signed it. "" uses the certificates that the machine trusts.
+    /// For an https url: a file of certificates (PEM), one of which is that of the other process or
+    /// of its authority. "" uses the certificates that the machine trusts.
     pub ca: PathBuf,
     /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
-    /// The device of its FM, "cpu" or "cuda"; without it, that of other models.
+    /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
     /// Threads of the FM. 0 takes one per core.
     pub threads: usize,
-    /// Requests that may wait for the FM. Further ones get 503 at once.
+    /// Requests that may wait for the FM. Further requests get status 503 at once.
     pub queue: usize,
     /// The most candidates in one pass of the FM, which several requests can share.
     pub batch_candidates: usize,
-    /// Time that a request waits for others to share its pass, in microseconds. With 0 it shares the
-    /// pass only with requests that are already waiting.
+    /// Time that a request waits for others to share its pass, in microseconds. With 0 it shares
+    /// the pass only with requests that are already waiting.
     pub batch_wait_us: u64,
     /// Memory for encoded histories that are kept between requests, in MiB. 0 keeps none.
     pub history_cache_mib: usize,
     /// New weights make all encoded histories stale. Before they serve, the histories of this many
-    /// recent users are encoded again, in at most 5 seconds and a quarter of the cache. 0 encodes none
-    /// in advance.
+    /// recent users are encoded again, in at most 5 seconds and a quarter of the cache. 0 encodes
+    /// none in advance.
     pub warm_histories: usize,
     /// How TAEs travel between processes: "f32", "bf16", or "int8" with a scale per row.
     pub tae: TaeFormat,

@@ -10,8 +10,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimelineSettings {
-    /// Training, and the state that `serve` starts from, end before this time: a date
-    /// ("2022-04-29") or milliseconds since 1970. "" takes the whole data set.
+    /// Training uses events before this time, and `serve` starts from the state at this time: a
+    /// date ("2022-04-29") or milliseconds since 1970. "" takes the whole data set.
     pub until: String,
     /// The offset of that date's time zone from UTC, in hours.
     pub utc_offset_h: i32,
@@ -62,15 +62,15 @@ pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logs {
-    /// The share of the training stream, from its start, that is not logged because its TAEs are
-    /// still poor.
+    /// The share of the training stream, from its start, that is not logged because the TAEs of an
+    /// untrained FM are poor.
     pub skip_share: f64,
     /// Events of the same surface that are logged with a request, for the experts' short histories.
     pub history_len: usize,
     /// Rows in a file.
     pub rows_per_file: usize,
     /// Time after which the logging tier (`hypercast materialise --follow`) ends a file, in
-    /// seconds. Experts that follow wait that long. 0 ends files by rows alone.
+    /// seconds. An expert that follows the logs waits that long. 0 ends files by rows alone.
     pub file_seconds: u64,
     /// How TAEs are stored: "f32", or "bf16" with about half the bytes.
     pub tae: TaeStorage,

@@ -35,8 +35,8 @@ pub struct FeatureConfig {
     /// Users that are kept. The histories of the least recently active are dropped first; features
     /// of further new users are refused.
     pub max_users: usize,
-    /// Items that are kept. Further new items are refused; the age of the items shown longest ago is
-    /// dropped first.
+    /// Items that are kept. Further new items are refused; the age of the items shown longest ago
+    /// is dropped first.
     pub max_items: usize,
     /// Keys that each counter keeps. The least recently used are dropped first.
     pub max_counter_keys: usize,
