@@ -32,8 +32,9 @@
 //!
 //! let dir = tempfile::tempdir()?;
 //! let into = dir.path().join("data");
-//! simulate(&SimulateOptions { into: into.clone(), users: 9, items: 16, requests: 20, surfaces: 2, seed: 7 })?;
-//! let dataset = Dataset::open(&into)?;
+//! let size = SimulateOptions { into, users: 9, items: 16, requests: 20, surfaces: 2, seed: 7 };
+//! simulate(&size)?;
+//! let dataset = Dataset::open(&size.into)?;
 //! let options = ReplayOptions {
 //!     span: Default::default(),
 //!     history_len: 8,
