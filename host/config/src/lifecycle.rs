@@ -1,5 +1,5 @@
-//! Streams and the life cycle of data in them: where streams are, how long impressions wait for their
-//! outcomes, and which weights are published when.
+//! Streams and the life cycle of data in them: where streams are, how long impressions wait for
+//! their outcomes, and which weights are published when.
 
 use std::path::PathBuf;
 

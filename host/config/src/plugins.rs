@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{check_positive, check_share};
 
-/// An expert: `[[experts]]`.
+/// An expert that answers for some surfaces, or shadows them: an entry of `[[experts]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertEntry {

@@ -1,5 +1,5 @@
-//! Reloads of the configuration while a daemon runs: some keys take effect at once, the others at the
-//! next start.
+//! Reloads of the configuration while a daemon runs: some keys take effect at once, the others at
+//! the next start.
 
 use std::collections::BTreeSet;
 

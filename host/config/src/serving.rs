@@ -1,5 +1,5 @@
-//! Serving: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each with its own
-//! threads, batching and limits.
+//! Serving: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each with its
+//! own threads, batching and limits.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -226,8 +226,8 @@ pub(super) fn validate_tiers(serving: &FmTierConfig, logging: &FmTierConfig) -> 
     Ok(())
 }
 
-/// Reads `[fm_logging]`. Keys that it leaves out get the defaults of a logging tier, which differ from
-/// those of a serving tier.
+/// Reads `[fm_logging]`. Keys that it leaves out get the defaults of a logging tier, which differ
+/// from those of a serving tier.
 pub(super) fn logging_keys<'de, D: Deserializer<'de>>(from: D) -> Result<FmTierConfig, D::Error> {
     let given = toml::Table::deserialize(from)?;
     let mut all = toml::Table::try_from(FmTierConfig::logging()).map_err(D::Error::custom)?;

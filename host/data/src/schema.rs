@@ -113,8 +113,8 @@ pub enum FeatureKind {
 
 /// A running counter: how often an action followed an impression, for each value of a key.
 ///
-/// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (log(1 +
-/// impressions)). A counter that never forgets also adds `NAME_effect`: the log odds that its key
+/// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (log(1
+/// + impressions)). A counter that never forgets also adds `NAME_effect`: the log odds that its key
 /// contributes to the action when all such counters and the surface explain outcomes together. The
 /// sum of an action's effects and its standard deviation are the columns `ACTION_log_odds` and
 /// `ACTION_doubt`.
@@ -175,8 +175,8 @@ impl Schema {
         built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
     }
 
-    /// The names of `Target::features`: the dense features of items, users and contexts, the columns
-    /// of each counter, those of the actions with effects, then the built-in features.
+    /// The names of `Target::features`: the dense features of items, users and contexts, the
+    /// columns of each counter, those of the actions with effects, then the built-in features.
     pub fn feature_columns(&self) -> Vec<String> {
         let counters = self.counters.iter().flat_map(|counter| {
             counter.columns().iter().map(|kind| format!("{}_{kind}", counter.name))
@@ -306,8 +306,8 @@ impl BinaryLabels {
     }
 }
 
-/// A category's id: 0 for an empty cell, a positive decimal number for itself, and the 63-bit FNV-1a
-/// hash of any other text. So importers and callers agree without a dictionary.
+/// A category's id: 0 for an empty cell, a positive decimal number for itself, and the 63-bit
+/// FNV-1a hash of any other text. So importers and callers agree without a dictionary.
 pub fn category_id(text: &str) -> u64 {
     let text = text.trim();
     if text.is_empty() {

@@ -1,9 +1,9 @@
 //! Made-up requests for any schema: users, items, histories, candidates, outcomes and embeddings of
 //! realistic sizes, all determined by one seed.
 //!
-//! Benches and tests of a single expert use these; no served model is trained on them. A candidate's
-//! features, embedding and outcomes depend on one hidden affinity, so that there is something to
-//! learn. For data whose statistics matter, use `import::simulate`.
+//! Benches and tests of a single expert use these; no served model is trained on them. A
+//! candidate's features, embedding and outcomes depend on one hidden affinity, so that there is
+//! something to learn. For data whose statistics matter, use `import::simulate`.
 
 use std::sync::Arc;
 
@@ -76,8 +76,8 @@ impl Synthetic {
         self.tae_dim
     }
 
-    /// The request of a number, which depends on the generator, the number and the size alone. Higher
-    /// numbers are later in time.
+    /// The request of a number, which depends on the generator, the number and the size alone.
+    /// Higher numbers are later in time.
     pub fn request(&self, number: u64, size: RequestSize) -> SyntheticRequest {
         let mut random = SmallRng::seed_from_u64(splitmix64(self.seed ^ splitmix64(number)));
         let time_ms = START_MS + number as i64 * REQUEST_GAP_MS;
@@ -179,8 +179,8 @@ impl Synthetic {
         (hidden % 10_000) as f32 / 2_900.0 - 1.724
     }
 
-    /// The outcome of an impression. Each action is rarer than the one before it, one in twenty is not
-    /// known, and values are known if the first action happened.
+    /// The outcome of an impression. Each action is rarer than the one before it, one in twenty is
+    /// not known, and values are known if the first action happened.
     fn outcome(&self, affinity: f32, random: &mut SmallRng) -> Outcome {
         let (mut actions, mut known) = (0, 0);
         for action in 0..self.schema.actions.len() {
@@ -233,8 +233,8 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// A number that is about standard normal: the sum of twelve uniform values (Irwin and Hall), which is
-/// the same on every machine.
+/// A number that is about standard normal: the sum of twelve uniform values (Irwin and Hall), which
+/// is the same on every machine.
 fn noise(random: &mut SmallRng) -> f32 {
     (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
 }

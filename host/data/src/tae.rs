@@ -15,7 +15,8 @@ pub enum TaeFormat {
     F32,
     /// 2 bytes per value: the upper half of an f32, rounded to nearest.
     Bf16,
-    /// 1 byte per value and 4 bytes per row for a scale that maps the row's largest magnitude to 127.
+    /// 1 byte per value and 4 bytes per row for a scale that maps the row's largest magnitude to
+    /// 127.
     Int8,
 }
 

@@ -121,8 +121,8 @@ fn fields(id: CellType) -> [Field; 2] {
     [Field::new("item", id), Field::list("vector", CellType::F32)]
 }
 
-/// Copies the vectors of `from` into the data set in `dir`; without `from`, removes the file that an
-/// earlier import left there. Returns the number of items with and without a vector.
+/// Copies the vectors of `from` into the data set in `dir`; without `from`, removes the file that
+/// an earlier import left there. Returns the number of items with and without a vector.
 ///
 /// # Errors
 /// [`Content::read`] refuses the file, or it names an item that the data set does not have.

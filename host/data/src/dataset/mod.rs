@@ -155,8 +155,8 @@ pub fn write_entities(dir: &Path, entities: &Entities<'_>) -> Result<()> {
     entities::write_users(&dir.join("users.parquet"), entities)
 }
 
-/// Writes a whole data set. Sorts the impressions by time and request, with a stable sort; each file
-/// gets its name when it is complete.
+/// Writes a whole data set. Sorts the impressions by time and request, with a stable sort; each
+/// file gets its name when it is complete.
 pub fn write_dataset(
     dir: &Path,
     entities: &Entities<'_>,

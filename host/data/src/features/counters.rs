@@ -30,8 +30,8 @@ pub(super) struct FeatureCounters {
     columns_start: Vec<usize>,
     /// The actions that have effects.
     effect_actions: Vec<usize>,
-    /// The effects of each surface, one per action. The last surface stands for history-only events,
-    /// whose surface is not known.
+    /// The effects of each surface, one per action. The last surface stands for history-only
+    /// events, whose surface is not known.
     surfaces: Vec<Vec<Effect>>,
     half_lives_ms: Vec<f32>,
     prior_strength: f64,
@@ -41,7 +41,8 @@ pub(super) struct FeatureCounters {
 struct Table {
     /// Indices into the id columns.
     key: Vec<usize>,
-    /// Whether the key contains the surface, the hour or the context, which history-only events lack.
+    /// Whether the key contains the surface, the hour or the context, which history-only events
+    /// lack.
     needs_place: bool,
     /// Whether the key contains the candidate's item or context.
     by_candidate: bool,
@@ -185,7 +186,8 @@ impl FeatureCounters {
 
     /// Fills in the columns of each counter (`NAME_rate`, `NAME_count` and, if it never forgets,
     /// `NAME_effect`), then `ACTION_log_odds` and `ACTION_doubt` of each action with effects. They
-    /// start at index `at` of a target's features, which contain [`RequestCounters::columns`] there.
+    /// start at index `at` of a target's features, which contain [`RequestCounters::columns`]
+    /// there.
     pub(super) fn fill(&self, targets: &mut [Target], common: &RequestCounters, at: usize) {
         let mut posteriors = common.posteriors.repeat(targets.len());
         let mut found = Vec::with_capacity(targets.len());
@@ -235,8 +237,8 @@ impl FeatureCounters {
         }
     }
 
-    /// Counts labels that are new, and moves the count of labels that changed. Effects treat a changed
-    /// label as one more outcome, because the earlier update cannot be undone.
+    /// Counts labels that are new, and moves the count of labels that changed. Effects treat a
+    /// changed label as one more outcome, because the earlier update cannot be undone.
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
         let posteriors = self.posteriors(seen.ids, seen.place_known);
         let surface = self.surface(seen.ids, seen.place_known);

@@ -1,12 +1,12 @@
 //! Running effects: the log odds that a user, an item or a tag adds to an action, learned online
 //! from every outcome.
 //!
-//! The rate of a counter mixes its key with what it was shown with: where one click in ten is usual,
-//! every user looks averse. Effects explain an outcome together: a logistic regression with a weight
-//! for the surface and one for each key of each lasting counter. Each weight is a normal
+//! The rate of a counter mixes its key with what it was shown with: where one click in ten is
+//! usual, every user looks averse. Effects explain an outcome together: a logistic regression with
+//! a weight for the surface and one for each key of each lasting counter. Each weight is a normal
 //! distribution, and a surprise moves the most uncertain weights most (assumed-density filtering as
-//! in Graepel et al., ICML 2010, with MacKay's 1992 approximation of the logistic's mean). Effects do
-//! not drift, so a counter with a half-life has none.
+//! in Graepel et al., ICML 2010, with MacKay's 1992 approximation of the logistic's mean). Effects
+//! do not drift, so a counter with a half-life has none.
 
 use std::f64::consts::PI;
 

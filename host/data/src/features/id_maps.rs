@@ -17,7 +17,7 @@ pub(super) struct IdHashKey(u64);
 
 /// The hash of one id, starting from the map's key.
 #[derive(Debug)]
-pub(super) struct IdHasher(u64);
+pub(super) struct KeyedIdHasher(u64);
 
 impl Default for IdHashKey {
     fn default() -> IdHashKey {
@@ -26,14 +26,14 @@ impl Default for IdHashKey {
 }
 
 impl BuildHasher for IdHashKey {
-    type Hasher = IdHasher;
+    type Hasher = KeyedIdHasher;
 
-    fn build_hasher(&self) -> IdHasher {
-        IdHasher(self.0)
+    fn build_hasher(&self) -> KeyedIdHasher {
+        KeyedIdHasher(self.0)
     }
 }
 
-impl Hasher for IdHasher {
+impl Hasher for KeyedIdHasher {
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
     }

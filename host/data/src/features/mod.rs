@@ -3,8 +3,8 @@
 //! [`FeatureState`] is the one code path for training and serving: [`FeatureState::fetch`] turns a
 //! request into an example, and [`FeatureState::apply`] adds an outcome once it is known. The state
 //! has no clock: it follows the order of the calls, which `dataset::timeline` or the joiner of
-//! `hypercast-stream` determines. It can be rebuilt from the data set and the outcomes of the stream;
-//! [`saved`] makes that unnecessary in most cases.
+//! `hypercast-stream` determines. It can be rebuilt from the data set and the outcomes of the
+//! stream; [`saved`] makes that unnecessary in most cases.
 
 mod counters;
 mod effects;
@@ -371,8 +371,8 @@ impl FeatureState {
         }
     }
 
-    /// The columns of candidates. Each stage runs over all of them, so that the cache misses of many
-    /// look-ups overlap.
+    /// The columns of candidates. Each stage runs over all of them, so that the cache misses of
+    /// many look-ups overlap.
     fn targets(&self, shared: &RequestContext<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
         let item = |candidate: &CandidateInput| match &candidate.features {
             Some(item) => Some(item.clone()),

@@ -1,5 +1,5 @@
-//! A feature state in a form that can be serialised, so that a restarted process need not replay all
-//! events.
+//! A feature state in a form that can be serialised, so that a restarted process need not replay
+//! all events.
 //!
 //! Each item is written once, however many events refer to it, and items of the data set by their
 //! ids alone. The caller chooses the encoding and the place. The encoding may be positional, so the
@@ -30,7 +30,7 @@ pub struct ItemTable {
     items: Vec<SavedItem>,
 }
 
-/// Builds an [`ItemTable`].
+/// Collects the items that events refer to into an [`ItemTable`].
 pub struct ItemTableBuilder<'a> {
     state: &'a FeatureState,
     table: ItemTable,
@@ -101,7 +101,7 @@ impl<'a> ItemTableBuilder<'a> {
         SavedEvent { item: self.put(item), surface, time_ms, outcome }
     }
 
-    /// The complete table.
+    /// The table of all items that were added.
     pub fn finish(self) -> ItemTable {
         self.table
     }

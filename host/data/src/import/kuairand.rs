@@ -1,9 +1,9 @@
 //! KuaiRand-Pure (Gao et al., CIKM 2022): the published files become a data set directory. Surfaces
 //! are the app's tabs.
 //!
-//! The optional `user_history_*.parquet` contains what users saw before the logs start, without exact
-//! times and tabs. It becomes history-only impressions on the surface `unknown`, one hour apart, of
-//! which the newest has its true time.
+//! The optional `user_history_*.parquet` contains what users saw before the logs start, without
+//! exact times and tabs. It becomes history-only impressions on the surface `unknown`, one hour
+//! apart, of which the newest has its true time.
 
 mod entities;
 mod log;
@@ -156,8 +156,8 @@ fn name_surfaces(rows: &mut [Impression], tabs: &BTreeSet<u16>) {
     }
 }
 
-/// Combines impressions of one user and surface that are close together into a request, which has the
-/// time of the first, and numbers the requests in time order.
+/// Combines impressions of one user and surface that are close together into a request, which has
+/// the time of the first, and numbers the requests in time order.
 fn form_requests(rows: &mut [Impression]) {
     rows.sort_by_key(|row| (row.history_only, row.user, row.surface, row.time_ms));
     let mut request = 0;

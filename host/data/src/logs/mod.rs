@@ -4,9 +4,10 @@
 //! Experts train on these alone, without the FM. `writer` appends, `reader` reads logs of the past,
 //! and `follower` reads them while another process writes.
 //!
-//! A log directory contains `log-manifest.json`, `schema.toml` and pairs of tables that are joined by
-//! `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file contains the embeddings of
-//! one or several FM versions, one column each (`tae:VERSION`), which its metadata names.
+//! A log directory contains `log-manifest.json`, `schema.toml` and pairs of tables that are joined
+//! by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file contains the
+//! embeddings of one or several FM versions, one column each (`tae:VERSION`), which its metadata
+//! names.
 
 mod file;
 mod follower;

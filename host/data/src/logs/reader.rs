@@ -1,5 +1,5 @@
-//! Reading feature logs of the past for one FM version: in the order they were written, one row group
-//! at a time, with corrections applied to the requests that they belong to.
+//! Reading feature logs of the past for one FM version: in the order they were written, one row
+//! group at a time, with corrections applied to the requests that they belong to.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};

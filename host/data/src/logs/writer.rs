@@ -2,8 +2,8 @@
 //! complete, and an existing directory of logs is continued.
 //!
 //! A file ends when it has its rows, when its time is over (callers pass the time), and when the FM
-//! versions change. It records its position in the stream, so that a restarted writer continues after
-//! the last complete file without losing or repeating requests.
+//! versions change. It records its position in the stream, so that a restarted writer continues
+//! after the last complete file without losing or repeating requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -183,8 +183,8 @@ impl LogWriter {
     }
 
     /// Adds the requests of a batch that `keep` accepts and that have targets. `tae` contains the
-    /// embeddings of the writer's only version, `[targets of the batch, tae_dim]`. Returns the number
-    /// of rows added.
+    /// embeddings of the writer's only version, `[targets of the batch, tae_dim]`. Returns the
+    /// number of rows added.
     ///
     /// # Errors
     /// The file system fails.

@@ -66,8 +66,9 @@ impl TableWriter {
 fn properties(fields: &[Field]) -> WriterProperties {
     let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
     let builder = WriterProperties::builder().set_compression(Compression::ZSTD(level));
-    // Floats hardly repeat, so a dictionary would be built and then discarded. Splitting their bytes
-    // by position lets exponents compress, and the zero bytes at the end of values rounded to bf16.
+    // Floats hardly repeat, so a dictionary would be built and then discarded. Splitting their
+    // bytes by position lets exponents compress, and the zero bytes at the end of values rounded to
+    // bf16.
     let floats = fields.iter().filter(|field| field.kind == CellType::F32);
     floats
         .fold(builder, |builder, field| {

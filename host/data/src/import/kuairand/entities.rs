@@ -161,7 +161,8 @@ pub(super) fn open(
     Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
 }
 
-/// The category of the cell's first value. A whole number is the same category with and without `.0`.
+/// The category of the cell's first value. A whole number is the same category with and without
+/// `.0`.
 fn category(row: &TextRow<'_>, column: usize) -> u64 {
     let text = row.text(column);
     // Ranges such as `(250,500]` contain a comma too, but no list of tags starts with a bracket.

@@ -44,8 +44,8 @@ fn the_best_ne_leaves_something_to_learn_and_labels_agree_with_it() {
     assert!((observed - click.best_ne).abs() < 0.02, "{observed} against {}", click.best_ne);
 }
 
-/// Actions reveal tastes: the sum of the counters' log odds closes a good part of the gap between the
-/// base rate and the truth, without any training.
+/// Actions reveal tastes: the sum of the counters' log odds closes a good part of the gap between
+/// the base rate and the truth, without any training.
 #[test]
 fn history_reveals_tastes() {
     let dir = tempfile::tempdir().unwrap();
