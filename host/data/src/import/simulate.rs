@@ -10,6 +10,7 @@ mod world;
 use std::fs;
 use std::path::PathBuf;
 
+use hypercast_fm::metrics::{LogLossSums, binary_entropy};
 use serde::{Deserialize, Serialize};
 
 use self::world::SimulatedWorld;
@@ -72,21 +73,21 @@ pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
         Entities { schema: &schema, items: &world.items(), item_names: &[], users: &world.users() };
     write_entities(&options.into, &entities)?;
     let mut writer = ImpressionWriter::create(&options.into, &schema);
-    let mut entropies = vec![Entropy::default(); schema.tasks.len()];
+    let mut sums = vec![LogLossSums::default(); schema.tasks.len()];
     let mut impressions = 0;
     for request in 0..options.requests as u64 {
         for row in world.request(request + 1) {
-            for (task, entropy) in entropies.iter_mut().enumerate() {
-                entropy.add(&schema, task, &row);
+            for (task, sums) in sums.iter_mut().enumerate() {
+                add_truth(sums, &schema, task, &row);
             }
             writer.write(&row)?;
             impressions += 1;
         }
     }
     writer.finish()?;
-    let binary =
-        schema.tasks.iter().zip(&entropies).filter(|(task, _)| task.kind == TaskKind::Binary);
-    let tasks = binary.map(|(task, entropy)| entropy.best(&task.name)).collect();
+    let tasks = schema.tasks.iter().zip(&sums);
+    let binary = tasks.filter(|(task, _)| task.kind == TaskKind::Binary);
+    let tasks = binary.map(|(task, sums)| BestTask::new(&task.name, sums)).collect();
     let report = SimulateReport { requests: options.requests as u64, impressions, tasks };
     let path = options.into.join("simulate-report.json");
     let text = serde_json::to_string_pretty(&report)
@@ -117,41 +118,26 @@ impl SimulateOptions {
     }
 }
 
-/// Sums for the entropy of the true probabilities and of the base rate.
-#[derive(Debug, Clone, Copy, Default)]
-struct Entropy {
-    impressions: u64,
-    positives: u64,
-    nats: f64,
+/// Adds the true probability and the label of a row where the task is valid and the label known.
+fn add_truth(sums: &mut LogLossSums, schema: &Schema, task: usize, row: &Impression) {
+    let Some(action) = schema.action(&schema.tasks[task].label) else { return };
+    if schema.task_valid(task, row.surface) && row.outcome.known >> action & 1 == 1 {
+        sums.count += 1;
+        sums.positives += u64::from(row.outcome.actions >> action & 1);
+        // The expected log loss of the true probability is its entropy.
+        sums.log_loss += binary_entropy(f64::from(row.truth[task]));
+    }
 }
 
-impl Entropy {
-    fn add(&mut self, schema: &Schema, task: usize, row: &Impression) {
-        let Some(action) = schema.action(&schema.tasks[task].label) else {
-            return;
-        };
-        if schema.task_valid(task, row.surface) && row.outcome.known >> action & 1 == 1 {
-            self.impressions += 1;
-            self.positives += u64::from(row.outcome.actions >> action & 1);
-            self.nats += binary_entropy(f64::from(row.truth[task]));
-        }
-    }
-
-    fn best(&self, task: &str) -> BestTask {
-        let n = self.impressions as f64;
-        let rate = self.positives as f64 / n;
+impl BestTask {
+    fn new(task: &str, sums: &LogLossSums) -> BestTask {
         BestTask {
-            task: task.to_string(),
-            rate,
-            best_ne: self.nats / n / binary_entropy(rate),
-            impressions: self.impressions,
+            task: task.to_owned(),
+            rate: sums.positives as f64 / sums.count as f64,
+            best_ne: sums.normalized_entropy().unwrap_or(f64::NAN),
+            impressions: sums.count,
         }
     }
-}
-
-/// The entropy of a label with probability `p`, in nats.
-fn binary_entropy(p: f64) -> f64 {
-    -(p * p.ln() + (1.0 - p) * (1.0 - p).ln())
 }
 
 impl std::fmt::Display for SimulateReport {
