@@ -1,6 +1,8 @@
-//! From files to examples: what a data set means, what was known at each moment, and what experts
-//! train on. Nothing here runs a model, serves a request or reads a stream; who does so passes
-//! impressions and examples in.
+//! From files to examples: the meaning of a data set, what was known at each moment, and the logs on
+//! which experts train.
+//!
+//! Nothing here runs a model, serves a request or reads a stream: callers pass impressions,
+//! predictions and embeddings.
 //!
 //! ```text
 //! KuaiRand, MovieLens, simulation
@@ -12,7 +14,7 @@
 //! synthetic requests              examples ── FM ──► logs (Parquet with TAEs) ──► experts
 //! ```
 //!
-//! | module | what it holds |
+//! | module | content |
 //! |---|---|
 //! | [`schema`] | the meaning of a data set's columns, and the labels of its tasks |
 //! | [`dataset`] | the data set's directory, and the order in which its events became known |

@@ -183,7 +183,7 @@ fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
 }
 
 fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
-    /// A column of one value a row.
+    /// A column of one value per row.
     fn of<T>(rows: &[Impression], value: impl Fn(&Impression) -> T) -> Column
     where
         super::table::ColumnValues: FromIterator<T>,

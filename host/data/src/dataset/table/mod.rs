@@ -41,12 +41,12 @@ pub struct Field {
 }
 
 impl Field {
-    /// A column with one value a row.
+    /// A column with one value per row.
     pub fn new(name: impl Into<String>, kind: CellType) -> Field {
         Field { name: name.into(), kind, list: false }
     }
 
-    /// A column with a list of values a row.
+    /// A column with a list of values per row.
     pub fn list(name: impl Into<String>, kind: CellType) -> Field {
         Field { name: name.into(), kind, list: true }
     }
@@ -62,7 +62,7 @@ pub struct Column {
 }
 
 impl Column {
-    /// A column with one value a row.
+    /// A column with one value per row.
     pub fn scalars<T>(values: impl IntoIterator<Item = T>) -> Column
     where
         ColumnValues: FromIterator<T>,
