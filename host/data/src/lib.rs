@@ -1,5 +1,5 @@
-//! From files to examples: the meaning of a data set, what was known at each moment, and the logs on
-//! which experts train.
+//! From files to examples: the meaning of a data set, what was known at each moment, and the logs
+//! on which experts train.
 //!
 //! Nothing here runs a model, serves a request or reads a stream: callers pass impressions,
 //! predictions and embeddings.
@@ -19,7 +19,7 @@
 //! | [`schema`] | the meaning of a data set's columns, and the labels of its tasks |
 //! | [`dataset`] | the data set's directory, and the order in which its events became known |
 //! | [`import`] | from published data sets, and from a simulation, to that directory |
-//! | [`features`] | the state that turns a request into an example, for training and serving alike |
+//! | [`features`] | the state that turns a request into an example, in training and serving |
 //! | [`logs`] | feature logs with target-aware embeddings |
 //! | [`tae`] | the precision of embeddings on the wire and in logs |
 //! | [`synthetic`] | made-up requests of any size, for benches and tests of one expert |

@@ -32,7 +32,7 @@ const OWN_SURFACE: f32 = 0.6;
 
 /// The size and the surface of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RequestSize {
+pub struct SyntheticSize {
     /// An index into the schema's surfaces.
     pub surface: u16,
     /// The number of candidates.
@@ -78,7 +78,7 @@ impl Synthetic {
 
     /// The request of a number, which depends on the generator, the number and the size alone.
     /// Higher numbers are later in time.
-    pub fn request(&self, number: u64, size: RequestSize) -> SyntheticRequest {
+    pub fn request(&self, number: u64, size: SyntheticSize) -> SyntheticRequest {
         let mut random = SmallRng::seed_from_u64(splitmix64(self.seed ^ splitmix64(number)));
         let time_ms = START_MS + number as i64 * REQUEST_GAP_MS;
         let user = self.user(1 + random.random_range(0..USERS));
@@ -123,7 +123,7 @@ impl Synthetic {
         &self,
         user: &User,
         time_ms: i64,
-        size: RequestSize,
+        size: SyntheticSize,
         random: &mut SmallRng,
     ) -> Vec<Event> {
         let surfaces = self.schema.surfaces.len().max(1) as u16;
@@ -250,13 +250,13 @@ mod tests {
         Synthetic::new(Arc::new(simulate::schema(3)), 8, seed)
     }
 
-    const SIZE: RequestSize = RequestSize { surface: 1, candidates: 40, history: 30 };
+    const SIZE: SyntheticSize = SyntheticSize { surface: 1, candidates: 40, history: 30 };
 
     #[test]
     fn a_request_has_the_columns_and_sizes_that_its_schema_says() {
         let world = world(1);
         for (number, size) in
-            [(0, SIZE), (1, RequestSize { candidates: 5_000, history: 0, ..SIZE })]
+            [(0, SIZE), (1, SyntheticSize { candidates: 5_000, history: 0, ..SIZE })]
         {
             let SyntheticRequest { example, tae } = world.request(number, size);
             assert_eq!(
