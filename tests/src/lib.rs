@@ -75,7 +75,7 @@ pub fn built_guests(test: &str) -> Option<BuiltGuests> {
 
 /// Simulates a world in `dir/data` and returns a configuration for it with a very small FM.
 pub fn world(dir: &Path, requests: usize, surfaces: usize) -> Config {
-    let options = simulate::Options {
+    let options = simulate::SimulateOptions {
         into: dir.join("data"),
         users: 200,
         items: 200,

@@ -14,7 +14,7 @@ use std::{
 use hypercast_config::{Config, EngineKind};
 use hypercast_data::dataset::{
     Dataset, Impression,
-    timeline::{Span, Step, Timeline},
+    timeline::{Span, Timeline, TimelineStep},
 };
 use hypercast_data::schema::Schema;
 use hypercast_serve::api::{ActionBody, EventsRequest, ImpressionBody};
@@ -105,10 +105,10 @@ fn bodies(dataset: &Dataset, from_ms: i64) -> Vec<String> {
     let (mut bodies, mut body, mut outcomes) = (Vec::new(), EventsRequest::default(), 0);
     for step in Timeline::new(dataset, Span { from_ms: Some(from_ms), until_ms: None }).unwrap() {
         match step.unwrap() {
-            Step::Request(rows) => {
+            TimelineStep::Request(rows) => {
                 body.impressions.extend(rows.iter().map(|row| shown(schema, row)))
             }
-            Step::Outcome(row) if row.time_ms >= from_ms => {
+            TimelineStep::Outcome(row) if row.time_ms >= from_ms => {
                 outcomes += 1;
                 let action = acted(schema, &row, outcomes % 5 == 0);
                 if outcomes % 7 == 0 {
@@ -116,7 +116,7 @@ fn bodies(dataset: &Dataset, from_ms: i64) -> Vec<String> {
                 }
                 body.actions.push(action);
             }
-            Step::Outcome(_) => {}
+            TimelineStep::Outcome(_) => {}
         }
         if body.len() >= BATCH {
             bodies.push(serde_json::to_string(&std::mem::take(&mut body)).unwrap());

@@ -3,7 +3,7 @@
 
 use hypercast_config::Config;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::dataset::timeline::{Span, Step, Timeline};
+use hypercast_data::dataset::timeline::{Span, Timeline, TimelineStep};
 use hypercast_data::logs::LogReader;
 use hypercast_expert::{Blueprint, Engine, LoadOptions, ServedExpert, Tae};
 use hypercast_serve::convert::Converter;
@@ -228,7 +228,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
     let mut compared = 0;
     for step in Timeline::new(&dataset, Span { from_ms: until_ms, until_ms: None }).unwrap() {
         match step.unwrap() {
-            Step::Outcome(row) => {
+            TimelineStep::Outcome(row) => {
                 let known = |bit: &usize| row.outcome.known >> bit & 1 == 1;
                 let actions: serde_json::Map<String, Value> = (0..schema.actions.len())
                     .filter(known)
@@ -251,7 +251,7 @@ fn served_predictions_equal_those_of_training_for_the_same_examples() {
                     daemon.post("/v1/events", &json!({ "events": [event] }).to_string());
                 assert_eq!(status, 200, "{answer}");
             }
-            Step::Request(rows) => {
+            TimelineStep::Request(rows) => {
                 let surface = usize::from(rows[0].surface);
                 let items: Vec<u64> = rows.iter().map(|row| row.item).collect();
                 let mut body = rank(rows[0].user, &schema.surfaces[surface], &items);

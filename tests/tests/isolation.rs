@@ -111,7 +111,7 @@ fn schema() -> &'static Schema {
     SCHEMA.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
         let into = dir.path().join("data");
-        let options = simulate::Options {
+        let options = simulate::SimulateOptions {
             into: into.clone(),
             users: 10,
             items: 20,

@@ -33,7 +33,7 @@ fn prepare(dir: &Path) -> Config {
     let mut rows: Vec<_> = dataset.impressions().unwrap().map(Result::unwrap).collect();
     let third = rows[rows.len() / 3].time_ms;
     rows.iter_mut().for_each(|row| row.history_only = row.time_ms < third);
-    let mut writer = ImpressionWriter::create(&data, &dataset.schema).unwrap();
+    let mut writer = ImpressionWriter::create(&data, &dataset.schema);
     rows.iter().for_each(|row| writer.write(row).unwrap());
     writer.finish().unwrap();
     config.write(&dir.join("hypercast.toml")).unwrap();

@@ -3,13 +3,13 @@
 pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
 
-/// A failure of this crate.
+/// A configuration that cannot be read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, an option, or a service that does not answer.
+    /// A file, a key or a value.
     #[error(transparent)]
     Core(#[from] hypercast_core::Error),
-    /// A schema, a data set or a log is not usable.
+    /// A schema or a data set.
     #[error(transparent)]
     Data(#[from] hypercast_data::Error),
 }

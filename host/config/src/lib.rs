@@ -1,79 +1,103 @@
-//! `hypercast.toml`: everything an operator chooses, in one file.
+//! `hypercast.toml`: the operator's settings of every command, in one file.
 //!
-//! Unknown keys are refused, paths are relative to the file, and every key has
-//! a default that works. The file at the root of the repository explains each
-//! key; a test keeps it complete.
+//! Unknown keys are refused, relative paths start at the file, and every key has a default that
+//! works. The file at the root of the repository explains each key; a test keeps it complete. This
+//! crate reads and checks settings. It opens no file that they name and starts nothing; a function
+//! elsewhere takes the settings that it needs, not the whole [`Config`].
+//!
+//! ```text
+//! hypercast.toml ──► Config ── paths, timeline, logs, expert_training   training.rs
+//!                      │    ├─ server, fm_serving, fm_logging            serving.rs
+//!                      │    ├─ engine, join, publish                     lifecycle.rs
+//!                      │    ├─ plugin_limits, experts                    plugins.rs
+//!                      │    └─ rollout, recorded, keys of pushers        rollout.rs
+//!                      ▼
+//!                  Reloaded: the keys that take effect while the daemon runs   reload.rs
+//! ```
+//!
+//! ```
+//! use hypercast_config::Config;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("hypercast.toml");
+//! std::fs::write(&path, "[server]\nthreads = 4\n")?;
+//! let config = Config::read(&path)?;
+//! assert_eq!((config.server.threads, config.server.queue), (4, 256));
+//!
+//! std::fs::write(&path, "[server]\nthread = 4\n")?;
+//! let error = Config::read(&path).unwrap_err().to_string();
+//! assert!(error.contains("unknown field `thread`"), "{error}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod error;
-mod keys;
 mod lifecycle;
 mod plugins;
 mod reload;
 mod rollout;
 mod serving;
+mod training;
 
 use std::path::{Path, PathBuf};
 
-pub use self::keys::{PublicKey, sha256};
-pub use self::lifecycle::{
-    EngineKind, EngineSettings, JoinSettings, JoinerSettings, PublishSettings,
-};
-pub use self::plugins::{ExpertLimits, PluginLimits};
-pub use self::reload::Reloaded;
-pub use self::rollout::{RecordedSettings, RolloutSettings, StopAfter};
-pub use self::serving::{FmTierConfig, Server, Tier};
-
-use hypercast_fm::{device::DeviceKind, spec::FmConfig};
-use serde::{Deserialize, Serialize};
-
-use crate::error::CommonErrors as _;
-pub use crate::error::{Error, Result};
 use hypercast_data::features::{
     FeatureConfig,
     replay::{PRETRAINING_CHUNK, PretrainingOptions},
 };
-use hypercast_data::logs::{LogOptions, TaeStorage};
 use hypercast_data::schema::Schema;
 use hypercast_expert::{CacheConfig, EngineConfig, LoadOptions};
+use hypercast_fm::{device::DeviceKind, spec::FmConfig};
+use serde::{Deserialize, Serialize};
+
+use self::error::CommonErrors as _;
+pub use self::error::{Error, Result};
+pub use self::lifecycle::{
+    EngineKind, EngineSettings, JoinSettings, JoinerSettings, PublishSettings,
+};
+pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
+pub use self::reload::Reloaded;
+pub use self::rollout::{PublicKey, RecordedSettings, RolloutSettings, StopAfter, sha256};
+pub use self::serving::{DaemonTier, FmTierConfig, ServerSettings};
+pub use self::training::{ExpertTraining, Logs, TimelineSettings, parse_time_ms};
 
 /// The content of `hypercast.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Files and folders.
+    /// Files and folders of all commands.
     pub paths: Paths,
     /// The HTTP server, and the tier of experts behind it.
-    pub server: Server,
+    pub server: ServerSettings,
     /// The tier that runs the FM for candidates.
     pub fm_serving: FmTierConfig,
     /// The tier that runs the FM for served items.
     #[serde(default = "FmTierConfig::logging", deserialize_with = "serving::logging_keys")]
     pub fm_logging: FmTierConfig,
-    /// The part of the data set that is the past.
-    pub timeline: Timeline,
-    /// Bounds of the live features: histories and counters.
+    /// The end of the data set's part that trains and that `serve` starts from.
+    pub timeline: TimelineSettings,
+    /// Bounds of histories and counters.
     pub features: FeatureConfig,
     /// The foundation model's size and training.
     pub fm: FmConfig,
-    /// Where models run.
+    /// The device that runs models.
     pub device: DeviceKind,
     /// The streams that carry events, examples, weights and versions.
     pub engine: EngineSettings,
     /// How long impressions wait for their outcomes.
     pub join: JoinSettings,
-    /// What trainers publish, and how often.
+    /// The weights that trainers publish, and how often.
     pub publish: PublishSettings,
-    /// What is logged for expert training.
+    /// The feature logs for expert training.
     pub logs: Logs,
-    /// How experts are trained.
+    /// The training of experts.
     pub expert_training: ExpertTraining,
     /// Limits of every plugin.
     pub plugin_limits: PluginLimits,
-    /// How pushed versions come to serve.
+    /// The conditions under which pushed versions serve.
     pub rollout: RolloutSettings,
-    /// Which answered requests are recorded.
+    /// The sample of answered requests that is recorded.
     pub recorded: RecordedSettings,
-    /// Which plugin serves which surfaces.
+    /// The plugins that serve, and their surfaces.
     pub experts: Vec<ExpertEntry>,
 }
 
@@ -81,10 +105,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             paths: Paths::default(),
-            server: Server::default(),
+            server: ServerSettings::default(),
             fm_serving: FmTierConfig::serving(),
             fm_logging: FmTierConfig::logging(),
-            timeline: Timeline::default(),
+            timeline: TimelineSettings::default(),
             features: FeatureConfig::default(),
             fm: FmConfig::default(),
             device: DeviceKind::default(),
@@ -101,7 +125,7 @@ impl Default for Config {
     }
 }
 
-/// Files and folders; relative paths start at the configuration file.
+/// Files and folders of all commands: `[paths]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Paths {
@@ -115,8 +139,8 @@ pub struct Paths {
     pub logs: PathBuf,
     /// Trained parameters, a folder for each expert.
     pub experts: PathBuf,
-    /// What the joiner and the daemon save, so that a restart is quick. Daemons on one machine need
-    /// different folders.
+    /// The state that the joiner and the daemon save for a quick restart. Daemons on one machine
+    /// need different folders.
     pub state: PathBuf,
 }
 
@@ -133,210 +157,6 @@ impl Default for Paths {
     }
 }
 
-/// The part of the data set that is the past.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Timeline {
-    /// Training, and the state that `serve` starts from, end before this time: a date
-    /// ("2022-04-29") or milliseconds since 1970. "" takes the whole data set.
-    pub until: String,
-    /// The offset of that date's time zone from UTC, in hours.
-    pub utc_offset_h: i32,
-}
-
-impl Timeline {
-    /// `until` in milliseconds since the epoch; none for the whole data set.
-    ///
-    /// # Errors
-    /// A text that is neither a date nor a number.
-    pub fn until_ms(&self) -> Result<Option<i64>> {
-        match self.until.as_str() {
-            "" => Ok(None),
-            text => parse_time_ms(text, self.utc_offset_h).map(Some),
-        }
-    }
-}
-
-/// Parses a date (`2022-04-29`, meaning its midnight) or milliseconds since 1970.
-///
-/// # Errors
-/// A text that is neither.
-pub fn parse_time_ms(text: &str, utc_offset_h: i32) -> Result<i64> {
-    if let Ok(ms) = text.parse::<i64>() {
-        return Ok(ms);
-    }
-    let wrong = || {
-        Error::invalid(format!(
-            "{text:?} is neither a date like 2022-04-29 nor milliseconds since the epoch"
-        ))
-    };
-    let parts: Vec<i64> = text
-        .split('-')
-        .map(str::parse)
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|_| wrong())?;
-    let [year, month @ 1..=12, day @ 1..=31] = parts[..] else { return Err(wrong()) };
-    // Days since the epoch in the proleptic Gregorian calendar, counting years from March.
-    let (y, m) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
-    let days =
-        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day
-            - 1
-            - 719_468;
-    Ok(days * 86_400_000 - i64::from(utc_offset_h) * 3_600_000)
-}
-
-/// What is logged for expert training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Logs {
-    /// The share of the training stream, from its start, that is not logged because its TAEs are
-    /// still poor.
-    pub skip_share: f64,
-    /// Events of the same surface that are logged with a request, for the experts' short histories.
-    pub history_len: usize,
-    /// Rows in a file.
-    pub rows_per_file: usize,
-    /// Time after which the logging tier (`hypercast materialise --follow`) ends a file, in
-    /// seconds. Experts that follow wait that long. 0 ends files by rows alone.
-    pub file_seconds: u64,
-    /// How TAEs are stored: "f32", or "bf16" with about half the bytes.
-    pub tae: TaeStorage,
-}
-
-impl Config {
-    /// What a joiner is opened with.
-    ///
-    /// # Errors
-    /// `timeline.until` is not a time.
-    pub fn joiner(&self) -> Result<JoinerSettings> {
-        Ok(JoinerSettings {
-            state_dir: self.paths.state.join("join"),
-            join: self.join.clone(),
-            features: self.features,
-            until_ms: self.timeline.until_ms()?,
-            history_len: self.fm.max_history,
-            max_targets: self.fm.max_targets,
-        })
-    }
-
-    /// How events without known times become examples for the FM.
-    pub fn pretraining(&self, until_ms: Option<i64>) -> PretrainingOptions {
-        PretrainingOptions {
-            until_ms,
-            history_len: self.fm.max_history,
-            chunk: PRETRAINING_CHUNK,
-            passes: self.fm.pretraining_passes,
-            seed: self.fm.seed,
-            features: self.features,
-        }
-    }
-}
-
-impl Logs {
-    /// The settings of a log writer.
-    pub fn options(&self) -> LogOptions {
-        LogOptions {
-            history_len: self.history_len,
-            rows_per_file: self.rows_per_file,
-            file_seconds: self.file_seconds,
-            tae: self.tae,
-        }
-    }
-}
-
-impl Default for Logs {
-    fn default() -> Self {
-        Self {
-            skip_share: 0.3,
-            history_len: 32,
-            rows_per_file: 100_000,
-            file_seconds: 60,
-            tae: TaeStorage::F32,
-        }
-    }
-}
-
-/// How experts are trained, on a past and behind a stream.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ExpertTraining {
-    /// Passes over the logs.
-    pub epochs: usize,
-    /// Rows in a batch, in whole requests.
-    pub batch_rows: usize,
-    /// AdamW's peak learning rate; it warms up and then falls to a tenth. An expert's `schedule`
-    /// scales it.
-    pub learning_rate: f64,
-    /// The constant learning rate of an expert that follows the stream.
-    pub online_learning_rate: f64,
-    /// Rows in a batch of an expert that follows the stream, in whole requests.
-    pub online_batch_rows: usize,
-    /// Decay of the moving average of dense parameters, which predicts and serves. 0 turns it off.
-    pub average_decay: f64,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// Limit of the gradient norm.
-    pub clip_norm: f64,
-    /// Seed of initial values, dropout and order.
-    pub seed: u64,
-}
-
-impl Default for ExpertTraining {
-    fn default() -> Self {
-        Self {
-            epochs: 2,
-            batch_rows: 512,
-            learning_rate: 2e-3,
-            online_learning_rate: 5e-4,
-            online_batch_rows: 128,
-            average_decay: 0.99,
-            weight_decay: 1e-4,
-            clip_norm: 5.0,
-            seed: 7,
-        }
-    }
-}
-
-/// One expert in service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExpertEntry {
-    /// Names its parameter folder, and appears in metrics and responses.
-    pub name: String,
-    /// The component, as `cargo hypercast build -p mlp-fusion --out FILE` writes it.
-    pub plugin: PathBuf,
-    /// The surfaces that it serves, by name. [] means every surface that no other expert names.
-    #[serde(default)]
-    pub surfaces: Vec<String>,
-    /// Train and run it with zeros in place of the TAE: a baseline that shows what the TAE is
-    /// worth.
-    #[serde(default)]
-    pub without_tae: bool,
-    /// Run beside the serving expert of its surfaces and only report, for a comparison before a
-    /// switch.
-    #[serde(default)]
-    pub shadow: bool,
-    /// The rows that it learns from: "own" surfaces, or "all" (for surfaces with few rows of their
-    /// own).
-    #[serde(default)]
-    pub train_on: TrainOn,
-    /// Limits of this plugin that are stricter than [plugin_limits]: deadline_ms, memory_mib,
-    /// output_mib, instances_each, log_lines_per_s, log_bytes_per_s. Weaker ones are refused.
-    #[serde(default)]
-    pub limits: ExpertLimits,
-}
-
-/// Which surfaces' rows an expert learns from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TrainOn {
-    /// The surfaces it serves.
-    #[default]
-    Own,
-    /// Every surface in the logs: for surfaces with few rows of their own.
-    All,
-}
-
 impl Config {
     /// Reads a configuration file. Relative paths in it start at the file.
     ///
@@ -344,30 +164,30 @@ impl Config {
     /// The file is missing, or has an unknown key or a bad value; the error names file, line and
     /// key.
     pub fn read(path: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::invalid(format!("{}: {reason}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::data(path, format!("{error}; start from the hypercast.toml of the repository"))
+            invalid(format!("{error}; start from the hypercast.toml of the repository"))
         })?;
-        let mut config: Self =
-            toml::from_str(&text).map_err(|error| Error::data(path, error.to_string()))?;
-        config.validate().map_err(|message| Error::data(path, message))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        config.validate().map_err(invalid)?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
         Ok(config)
     }
 
-    /// Writes the configuration.
+    /// Writes the configuration with every key.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text =
             toml::to_string_pretty(self).map_err(|error| Error::data(path, error.to_string()))?;
-        std::fs::write(path, text).map_err(|error| Error::data(path, error.to_string()))
+        std::fs::write(path, text).map_err(Error::io(path))
     }
 
-    /// The entry of an expert.
+    /// The entry of an expert by its name.
     ///
     /// # Errors
-    /// There is no such expert; the error lists those that there are.
+    /// There is no such expert; the error lists the names.
     pub fn expert(&self, name: &str) -> Result<&ExpertEntry> {
         self.experts.iter().find(|entry| entry.name == name).ok_or_else(|| {
             let names: Vec<&str> = self.experts.iter().map(|entry| entry.name.as_str()).collect();
@@ -375,11 +195,11 @@ impl Config {
         })
     }
 
-    /// The surfaces that an expert serves, by index: its own, or all that no other expert of its
-    /// kind (serving or shadow) names.
+    /// The surfaces that an expert serves, by index: those it names, or else all that no other
+    /// expert of its kind (serving or shadow) names.
     ///
     /// # Errors
-    /// A surface that the schema lacks.
+    /// The schema does not have a surface that the entry names.
     pub fn serving_surfaces(&self, entry: &ExpertEntry, schema: &Schema) -> Result<Vec<u16>> {
         let index = |name: &String| {
             schema.surface(name).ok_or_else(|| {
@@ -400,10 +220,10 @@ impl Config {
         schema.surfaces.iter().filter(|surface| !named(surface)).map(index).collect()
     }
 
-    /// The surfaces whose rows an expert learns from, by index.
+    /// The surfaces on whose rows an expert is trained, by index.
     ///
     /// # Errors
-    /// A surface that the schema lacks.
+    /// The schema does not have a surface that the entry names.
     pub fn training_surfaces(&self, entry: &ExpertEntry, schema: &Schema) -> Result<Vec<u16>> {
         match entry.train_on {
             TrainOn::Own => self.serving_surfaces(entry, schema),
@@ -411,11 +231,38 @@ impl Config {
         }
     }
 
-    /// The defaults, for a command without a configuration file. Compiled plugins are not kept
-    /// then, because no folder belongs to the configuration.
+    /// The defaults, for a command without a configuration file. Compiled plugins are not cached
+    /// then, because there is no folder for them.
     pub fn without_folder() -> Self {
         let plugin_limits = PluginLimits { compiled_mib: 0, ..PluginLimits::default() };
         Self { plugin_limits, ..Self::default() }
+    }
+
+    /// The settings of a joiner.
+    ///
+    /// # Errors
+    /// `timeline.until` is neither a date nor a number.
+    pub fn joiner(&self) -> Result<JoinerSettings> {
+        Ok(JoinerSettings {
+            state_dir: self.paths.state.join("join"),
+            join: self.join.clone(),
+            features: self.features,
+            until_ms: self.timeline.until_ms()?,
+            history_len: self.fm.max_history,
+            max_targets: self.fm.max_targets,
+        })
+    }
+
+    /// The options for making examples of events without known times.
+    pub fn pretraining(&self, until_ms: Option<i64>) -> PretrainingOptions {
+        PretrainingOptions {
+            until_ms,
+            history_len: self.fm.max_history,
+            chunk: PRETRAINING_CHUNK,
+            passes: self.fm.pretraining_passes,
+            seed: self.fm.seed,
+            features: self.features,
+        }
     }
 
     /// The settings of the Wasm engine: its pool of instances, and its cache of compiled plugins.
@@ -428,7 +275,7 @@ impl Config {
         EngineConfig { cache: (limits.compiled_mib > 0).then_some(cache), ..limits.engine() }
     }
 
-    /// The limits that an expert is loaded with, but for what the FM decides.
+    /// The limits for loading an expert. Callers add what the FM determines.
     pub fn load_options(&self, expert: &str) -> LoadOptions {
         let own = self.experts.iter().find(|entry| entry.name == expert).map(|entry| &entry.limits);
         let limits =
@@ -439,7 +286,7 @@ impl Config {
         options
     }
 
-    /// An expert's parameter file.
+    /// The path of an expert's trained parameters.
     pub fn parameters(&self, entry: &ExpertEntry) -> PathBuf {
         self.paths.experts.join(&entry.name).join("parameters.safetensors")
     }
@@ -465,15 +312,14 @@ impl Config {
     }
 
     fn validate(&self) -> std::result::Result<(), String> {
-        let server = &self.server;
-        let positive = [
-            ("server.threads", server.threads),
-            ("server.queue", server.queue),
-            ("server.max_connections", server.max_connections),
-            ("server.header_timeout_ms", server.header_timeout_ms as usize),
-            ("server.max_candidates", server.max_candidates),
-            ("server.max_events", server.max_events),
-            ("server.max_body_bytes", server.max_body_bytes),
+        check_positive([
+            ("server.threads", self.server.threads),
+            ("server.queue", self.server.queue),
+            ("server.max_connections", self.server.max_connections),
+            ("server.header_timeout_ms", self.server.header_timeout_ms as usize),
+            ("server.max_candidates", self.server.max_candidates),
+            ("server.max_events", self.server.max_events),
+            ("server.max_body_bytes", self.server.max_body_bytes),
             ("fm_serving.queue", self.fm_serving.queue),
             ("fm_serving.batch_candidates", self.fm_serving.batch_candidates),
             ("fm_serving.max_body_bytes", self.fm_serving.max_body_bytes),
@@ -490,53 +336,37 @@ impl Config {
             ("logs.rows_per_file", self.logs.rows_per_file),
             ("expert_training.epochs", self.expert_training.epochs),
             ("expert_training.batch_rows", self.expert_training.batch_rows),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{key} is 0; it must be at least 1"));
-        }
-        if !(0.0..1.0).contains(&self.logs.skip_share) {
-            return Err(format!(
-                "logs.skip_share is {}; it must be at least 0 and below 1",
-                self.logs.skip_share
-            ));
-        }
-        if !self.fm_logging.url.is_empty() {
-            return Err("fm_logging.url is set, but nothing asks a logging tier in another process yet: `hypercast materialise` runs the FM itself; leave it empty".into());
-        }
-        let tier = &self.fm_serving;
-        if tier.url.starts_with("http:") && !tier.ca.as_os_str().is_empty() {
-            return Err(format!(
-                "fm_serving.ca is set, but fm_serving.url is {:?}, which is asked without TLS: begin it with https://, or leave ca empty",
-                tier.url
-            ));
-        }
-        server.validate()?;
+        ])?;
+        self.server.validate()?;
+        serving::validate_tiers(&self.fm_serving, &self.fm_logging)?;
         self.plugin_limits.validate()?;
         self.join.validate()?;
         self.publish.validate()?;
         self.rollout.validate()?;
         self.recorded.validate()?;
+        self.logs.validate()?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
-        for (at, entry) in self.experts.iter().enumerate() {
-            if entry.name.is_empty()
-                || !entry.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-            {
-                return Err(format!(
-                    "experts[{at}].name is {:?}; use letters, digits, - _ .",
-                    entry.name
-                ));
-            }
-            if self.experts[..at].iter().any(|other| other.name == entry.name) {
-                return Err(format!("two experts are named {:?}", entry.name));
-            }
-            entry
-                .limits
-                .validate(&self.plugin_limits)
-                .map_err(|why| format!("experts[{at}].limits.{why}"))?;
-        }
-        Ok(())
+        plugins::validate_experts(&self.experts, &self.plugin_limits)
     }
+}
+
+/// Checks that counts and sizes are not 0.
+fn check_positive(
+    values: impl IntoIterator<Item = (&'static str, usize)>,
+) -> std::result::Result<(), String> {
+    match values.into_iter().find(|&(_, value)| value == 0) {
+        Some((key, _)) => Err(format!("{key} is 0; it must be at least 1")),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a share is from 0 to 1.
+fn check_share(key: &str, share: f64) -> std::result::Result<(), String> {
+    if (0.0..=1.0).contains(&share) {
+        return Ok(());
+    }
+    Err(format!("{key} is {share}; it must be from 0 to 1"))
 }
 
 #[cfg(test)]
@@ -574,16 +404,6 @@ mod tests {
         assert!(error.contains("quue") && error.contains("fm_logging"), "{error}");
         let error = read("[fm_logging]\nurl = \"http://x\"\n").unwrap_err().to_string();
         assert!(error.contains("fm_logging.url"), "{error}");
-    }
-
-    #[test]
-    fn dates_are_read_by_the_given_clock() {
-        assert_eq!(parse_time_ms("1970-01-01", 0).unwrap(), 0);
-        assert_eq!(parse_time_ms("2022-04-29", 8).unwrap(), 1_651_161_600_000);
-        assert_eq!(parse_time_ms("2000-02-29", 0).unwrap(), 951_782_400_000);
-        assert_eq!(parse_time_ms("1651161600000", 8).unwrap(), 1_651_161_600_000);
-        assert!(parse_time_ms("29 April", 0).is_err());
-        assert!(parse_time_ms("2022-13-01", 0).is_err());
     }
 
     #[test]

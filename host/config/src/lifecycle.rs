@@ -1,32 +1,32 @@
-//! How the system lives: where its streams are, how long impressions wait for
-//! their outcomes, and what is published when.
+//! Streams and the life cycle of data in them: where streams are, how long impressions wait for
+//! their outcomes, and which weights are published when.
 
 use std::path::PathBuf;
 
 use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
 
-/// Where streams are kept: `[engine]`.
+/// The streams that carry events, examples, weights and versions: `[engine]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineSettings {
     /// "directory" (one machine) or "nats" (NATS JetStream, across machines).
     pub kind: EngineKind,
-    /// The directory.
+    /// The folder of the streams, with kind = "directory".
     pub dir: PathBuf,
-    /// The NATS server. Several are separated by commas.
+    /// The URL of the NATS server, with kind = "nats". Several are separated by commas.
     pub nats_url: String,
     /// Prefix of the stream names in NATS, so that several systems can share a server.
     pub nats_prefix: String,
-    /// Whether an append to the directory waits for the disk. NATS has its own setting
-    /// (sync_interval).
+    /// Whether an append to the directory waits until it is on the disk. NATS has its own setting
+    /// (`sync_interval`).
     pub fsync: bool,
-    /// Size of a stream's file at which the next one is begun, in MiB.
+    /// Size at which a stream starts a new file, in MiB.
     pub segment_mib: u64,
-    /// The most that a stream keeps, in MiB; the oldest records go first. 0 keeps everything.
+    /// The most that a stream keeps, in MiB. The oldest records are removed first. 0 keeps all.
     pub retain_mib: u64,
-    /// Newest record ids that a stream remembers, so that a record that is sent again is not stored
-    /// twice.
+    /// Ids of the newest records that a stream remembers, so that a record that is sent again is
+    /// not stored twice.
     pub remembered_ids: usize,
 }
 
@@ -49,10 +49,10 @@ impl Default for EngineSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
-    /// Files of this machine.
+    /// Files on this machine.
     #[default]
     Directory,
-    /// NATS JetStream.
+    /// NATS JetStream, across machines.
     Nats,
 }
 
@@ -60,28 +60,27 @@ pub enum EngineKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JoinSettings {
-    /// Whether the daemon joins. Otherwise run `hypercast join` as a process of its own.
+    /// Whether the daemon runs the joiner. Otherwise run `hypercast join` as a separate process.
     pub in_daemon: bool,
-    /// A surface's window is as long as this share of its outcomes has taken so far.
+    /// A surface's window is this quantile of the delays of its outcomes so far.
     pub quantile: f64,
     /// The shortest window, in seconds.
     pub min_window_s: u64,
     /// The longest window, in seconds.
     pub max_window_s: u64,
-    /// The window until enough delays were seen, in seconds.
+    /// The window until enough delays are known, in seconds.
     pub first_window_s: u64,
-    /// Time after its example in which an outcome still makes a correction, in seconds.
+    /// Time after an example in which a late outcome still becomes a correction, in seconds.
     pub correction_s: u64,
     /// The most that an event's time may be ahead of the machine's clock, in seconds. The joiner's
     /// time never goes back, so one wrong time would close every window. 0 accepts any time.
     pub max_future_s: u64,
-    /// Impressions that wait or can still be corrected. The oldest are released first.
+    /// The most impressions that wait or can still be corrected. The oldest are released first.
     pub max_impressions: usize,
-    /// Without events for so long, the machine's clock closes windows, in milliseconds. 0 leaves
-    /// that to events, as a replay of the past needs.
+    /// Time without events after which the machine's clock closes windows, in milliseconds. With 0
+    /// only the times of events close them, as a replay of the past needs.
     pub tick_ms: u64,
-    /// Events between two saves of the joiner's state, so that a restart need not begin at the
-    /// first event.
+    /// Events between two saves of the joiner's state, from which a restart continues.
     pub save_every_events: u64,
 }
 
@@ -102,35 +101,35 @@ impl Default for JoinSettings {
     }
 }
 
-/// What a joiner is opened with.
+/// Everything that a joiner needs to know.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JoinerSettings {
-    /// The folder of its state.
+    /// The folder for its saved state.
     pub state_dir: PathBuf,
-    /// `[join]`.
+    /// The settings of `[join]`.
     pub join: JoinSettings,
-    /// `[features]`.
+    /// The settings of `[features]`.
     pub features: FeatureConfig,
-    /// The end of the past that features begin with, milliseconds since the epoch; none without
-    /// one.
+    /// The end of the past from which features start, in milliseconds since the epoch; none for the
+    /// whole data set.
     pub until_ms: Option<i64>,
-    /// Events of a user's history in an example, at most.
+    /// The most events in an example's history.
     pub history_len: usize,
-    /// Targets of an example, at most.
+    /// The most targets of an example.
     pub max_targets: usize,
 }
 
-/// What trainers publish, and how often: `[publish]`.
+/// The weights that trainers publish while they follow the stream: `[publish]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PublishSettings {
-    /// The share of the weights in a delta: those that moved most.
+    /// The share of the weights in a delta: those that changed most.
     pub share: f64,
-    /// After so many publications a weight that moved at all is sent, however little it moved.
+    /// Publications after which a weight that changed is sent, however little it changed.
     pub starve_after: u32,
     /// Seconds between publications.
     pub every_s: u64,
-    /// Deltas between two snapshots. A new follower applies at most so many.
+    /// Deltas between two snapshots, which is also the most that a new follower applies.
     pub snapshot_every: u32,
     /// Compression level of zstd.
     pub zstd_level: i32,
@@ -160,7 +159,10 @@ impl JoinSettings {
 impl PublishSettings {
     pub(super) fn validate(&self) -> Result<(), String> {
         if !(self.share > 0.0 && self.share <= 1.0) {
-            return Err(format!("publish.share is {}; it must be above 0, at most 1", self.share));
+            return Err(format!(
+                "publish.share is {}; it must be above 0 and at most 1",
+                self.share
+            ));
         }
         Ok(())
     }

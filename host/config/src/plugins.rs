@@ -1,13 +1,54 @@
-//! What plugins may use: of every plugin, and of one expert's where it is less.
+//! Plugins: the experts that serve, the limits of every plugin, and stricter ones for one expert.
 
-use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 use hypercast_expert::{
     BreakerConfig, EngineConfig, Limits, LoadOptions, cpu_budget::GateConfig, graph::GraphLimits,
     wasm::LogRate,
 };
+use serde::{Deserialize, Serialize};
 
-/// Limits of every plugin; a plugin may ask for less, never for more.
+use crate::{check_positive, check_share};
+
+/// An expert that answers for some surfaces, or shadows them: an entry of `[[experts]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertEntry {
+    /// Its name in metrics and responses, and that of its parameter folder.
+    pub name: String,
+    /// The component, as `cargo hypercast build -p mlp-fusion --out FILE` writes it.
+    pub plugin: PathBuf,
+    /// The surfaces that it serves, by name. `[]` means every surface that no other expert names.
+    #[serde(default)]
+    pub surfaces: Vec<String>,
+    /// Train and run it with zeros in place of the TAE: a baseline that shows what the TAE is
+    /// worth.
+    #[serde(default)]
+    pub without_tae: bool,
+    /// Run beside the serving expert of its surfaces without answering, to compare the two.
+    #[serde(default)]
+    pub shadow: bool,
+    /// The rows that train it: those of its "own" surfaces, or "all" (for surfaces with few rows).
+    #[serde(default)]
+    pub train_on: TrainOn,
+    /// Limits of this plugin that are stricter than `[plugin_limits]`: deadline_ms, memory_mib,
+    /// output_mib, instances_each, log_lines_per_s, log_bytes_per_s. Weaker ones are refused.
+    #[serde(default)]
+    pub limits: ExpertLimits,
+}
+
+/// The surfaces whose rows train an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// The surfaces that it serves.
+    #[default]
+    Own,
+    /// All surfaces in the logs.
+    All,
+}
+
+/// Limits of every plugin: `[plugin_limits]`. A plugin may ask for less, never for more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PluginLimits {
@@ -21,43 +62,42 @@ pub struct PluginLimits {
     pub table_elements: u32,
     /// What a call may return to the host, in MiB.
     pub output_mib: u32,
-    /// Instances of all plugins that may live at once. A call that finds none free falls back to
-    /// the FM's ranking at once, with the cause `busy`.
+    /// Instances of all plugins that may exist at once. A call that finds no free instance falls
+    /// back to the FM's ranking at once, with the cause `busy`.
     pub instances: u32,
-    /// Instances of one plugin that may live at once.
+    /// Instances of one plugin that may exist at once.
     pub instances_each: u32,
     /// The share of server.threads that one slow plugin may hold, at least one thread. Further
     /// calls fall back to the FM's ranking at once, with the cause `busy`.
     pub threads_share: f64,
     /// A plugin is slow if its calls take more processor time than this, on average or while they
-    /// run, in milliseconds. A call that has taken 2 ms lets other threads go first.
+    /// run, in milliseconds. After 2 ms, a call gives other threads priority.
     pub slow_ms: f64,
-    /// Log lines a second of one plugin. Further ones are dropped and counted.
+    /// Log lines per second of one plugin. Further lines are dropped and counted.
     pub log_lines_per_s: u32,
-    /// Bytes of log lines a second of one plugin.
+    /// Bytes of log lines per second of one plugin. Further lines are dropped and counted.
     pub log_bytes_per_s: u32,
-    /// Parameters of a network.
+    /// The most parameters of a plugin's network.
     pub max_parameters: usize,
-    /// Floating-point operations for a candidate.
+    /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
     /// Consecutive faults that open a plugin's breaker.
     pub breaker_faults: u32,
     /// The breaker also opens when calls that end in faults take this share of a thread's processor
-    /// time over ten seconds, which is two calls that spin until a deadline of 50 ms.
+    /// time over ten seconds. The default is two calls that run until a deadline of 50 ms.
     pub breaker_lost_share: f64,
-    /// Time that a breaker first stays open, in milliseconds. It doubles each time that the breaker
-    /// opens again soon.
+    /// Time that a breaker stays open at first, in milliseconds. It doubles each time that the
+    /// breaker soon opens again.
     pub breaker_rest_ms: u64,
     /// The longest time that a breaker stays open, in milliseconds.
     pub breaker_rest_max_ms: u64,
-    /// Size of the folder `compiled` under paths.state, in MiB, where compiled plugins are kept for
-    /// the next start. 0 keeps none. Only the daemon may be able to write there: the files run as
-    /// machine code.
+    /// Size of the folder `compiled` under paths.state, in MiB, which keeps compiled plugins for
+    /// the next start. 0 keeps none. Make sure that only the daemon can write there: the files run
+    /// as machine code.
     pub compiled_mib: u64,
 }
 
-/// Limits of one expert's plugin; what is not given is that of every plugin, and nothing may be
-/// more.
+/// Stricter limits of one expert's plugin. A limit that is not set is that of [`PluginLimits`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpertLimits {
@@ -107,7 +147,7 @@ impl Default for PluginLimits {
 }
 
 impl PluginLimits {
-    /// The limits of a load, but for what the FM and the daemon's threads decide.
+    /// The limits for loading a plugin. Callers add what the FM and the daemon's threads determine.
     pub fn load_options(&self) -> LoadOptions {
         LoadOptions {
             limits: Limits {
@@ -135,7 +175,7 @@ impl PluginLimits {
         }
     }
 
-    /// The pool of instances.
+    /// The settings of the pool of instances.
     pub fn engine(&self) -> EngineConfig {
         EngineConfig {
             instances: self.instances,
@@ -145,7 +185,7 @@ impl PluginLimits {
         }
     }
 
-    /// The breaker of each plugin.
+    /// The settings of each plugin's breaker.
     pub fn breaker(&self) -> BreakerConfig {
         BreakerConfig {
             faults: self.breaker_faults,
@@ -155,7 +195,7 @@ impl PluginLimits {
         }
     }
 
-    /// The same with one expert's own.
+    /// These limits with one expert's stricter ones.
     pub(super) fn with(&self, own: &ExpertLimits) -> Self {
         Self {
             deadline_ms: own.deadline_ms.unwrap_or(self.deadline_ms),
@@ -169,26 +209,21 @@ impl PluginLimits {
     }
 
     pub(super) fn validate(&self) -> Result<(), String> {
-        let positive = [
-            ("deadline_ms", self.deadline_ms),
-            ("setup_deadline_ms", self.setup_deadline_ms),
-            ("memory_mib", self.memory_mib),
-            ("table_elements", self.table_elements),
-            ("output_mib", self.output_mib),
-            ("instances", self.instances),
-            ("instances_each", self.instances_each),
-            ("breaker_faults", self.breaker_faults),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("plugin_limits.{key} is 0; it must be at least 1"));
-        }
-        let shares = [
-            ("threads_share", self.threads_share),
-            ("breaker_lost_share", self.breaker_lost_share),
-        ];
-        if let Some((key, share)) = shares.iter().find(|(_, share)| !(0.0..=1.0).contains(share)) {
-            return Err(format!("plugin_limits.{key} is {share}; it must be from 0 to 1"));
-        }
+        check_positive(
+            [
+                ("plugin_limits.deadline_ms", self.deadline_ms),
+                ("plugin_limits.setup_deadline_ms", self.setup_deadline_ms),
+                ("plugin_limits.memory_mib", self.memory_mib),
+                ("plugin_limits.table_elements", self.table_elements),
+                ("plugin_limits.output_mib", self.output_mib),
+                ("plugin_limits.instances", self.instances),
+                ("plugin_limits.instances_each", self.instances_each),
+                ("plugin_limits.breaker_faults", self.breaker_faults),
+            ]
+            .map(|(key, value)| (key, value as usize)),
+        )?;
+        check_share("plugin_limits.threads_share", self.threads_share)?;
+        check_share("plugin_limits.breaker_lost_share", self.breaker_lost_share)?;
         if self.slow_ms.is_nan() || self.slow_ms < 0.0 {
             return Err(format!(
                 "plugin_limits.slow_ms is {}; it must be at least 0",
@@ -200,35 +235,46 @@ impl PluginLimits {
 }
 
 impl ExpertLimits {
-    /// Says which of them is more than every plugin may have, or nothing.
-    pub(super) fn validate(&self, all: &PluginLimits) -> Result<(), String> {
-        let given = [
+    /// Checks that no limit is weaker than that of every plugin.
+    fn validate(&self, all: &PluginLimits) -> Result<(), String> {
+        let limits = [
             ("deadline_ms", self.deadline_ms, all.deadline_ms),
             ("memory_mib", self.memory_mib, all.memory_mib),
             ("output_mib", self.output_mib, all.output_mib),
             ("instances_each", self.instances_each, all.instances_each),
-        ];
-        let logs = [
             ("log_lines_per_s", self.log_lines_per_s, all.log_lines_per_s),
             ("log_bytes_per_s", self.log_bytes_per_s, all.log_bytes_per_s),
         ];
-        for (key, own, most) in given {
-            if own == Some(0) {
+        for (key, own, most) in limits {
+            let Some(own) = own else { continue };
+            // A plugin may be forbidden to log, but it cannot run without time, memory or output.
+            if own == 0 && !key.starts_with("log_") {
                 return Err(format!("{key} is 0; it must be at least 1"));
             }
-            more(key, own, most)?;
+            if own > most {
+                return Err(format!(
+                    "{key} is {own}, more than plugin_limits.{key} of {most}; raise that first"
+                ));
+            }
         }
-        logs.into_iter().try_for_each(|(key, own, most)| more(key, own, most))
+        Ok(())
     }
 }
 
-fn more(key: &str, own: Option<u32>, most: u32) -> Result<(), String> {
-    match own {
-        Some(own) if own > most => Err(format!(
-            "{key} is {own}, more than plugin_limits.{key} of {most}; raise that first"
-        )),
-        _ => Ok(()),
+/// Checks names and limits of all experts.
+pub(super) fn validate_experts(experts: &[ExpertEntry], all: &PluginLimits) -> Result<(), String> {
+    for (at, entry) in experts.iter().enumerate() {
+        let name = &entry.name;
+        let allowed = |char: char| char.is_ascii_alphanumeric() || "-_.".contains(char);
+        if name.is_empty() || !name.chars().all(allowed) {
+            return Err(format!("experts[{at}].name is {name:?}; use letters, digits, - _ ."));
+        }
+        if experts[..at].iter().any(|other| other.name == *name) {
+            return Err(format!("two experts are named {name:?}; names must be unique"));
+        }
+        entry.limits.validate(all).map_err(|why| format!("experts[{at}].limits.{why}"))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

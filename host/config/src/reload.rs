@@ -1,14 +1,14 @@
-//! A configuration that is read again while a daemon runs: which keys take effect at once, and
-//! which wait for the next start.
+//! Reloads of the configuration while a daemon runs: some keys take effect at once, the others at
+//! the next start.
 
 use std::collections::BTreeSet;
 
 use toml::{Table, Value};
 
-use super::Config;
+use crate::Config;
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// Keys that take effect on reload. All others size something that was made at the start.
+/// Keys that take effect on reload. All others determine something that was created at the start.
 const LIVE: [&str; 15] = [
     "experts",
     "fm_logging.max_body_bytes",
@@ -30,24 +30,25 @@ const LIVE: [&str; 15] = [
 /// The result of a reload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reloaded {
-    /// The old configuration with the new values of the keys that take effect on reload.
+    /// The old configuration with the new values of keys that take effect on reload.
     pub config: Config,
-    /// Keys that changed.
+    /// The keys that changed.
     pub changed: Vec<String>,
-    /// Keys that differ and keep their old values until the next start.
+    /// The keys that differ but keep their old values until the next start.
     pub waiting: Vec<String>,
 }
 
 impl Config {
-    /// This configuration with those keys of `file` that take effect on reload.
+    /// This configuration with the values of `file` for keys that take effect on reload.
     ///
     /// # Errors
-    /// Never for configurations that were read from files.
+    /// A configuration cannot be represented as TOML, which does not happen to one that was read
+    /// from a file.
     pub fn reloaded(&self, file: &Config) -> Result<Reloaded> {
-        let wrong = |error: String| Error::invalid(format!("the configuration: {error}"));
+        let wrong = |error: String| Error::internal(format!("the configuration: {error}"));
         let table = |of: &Config| Table::try_from(of).map_err(|error| wrong(error.to_string()));
         let (mut old, new) = (table(self)?, table(file)?);
-        // A listener is HTTP or HTTPS from its start.
+        // A listener cannot change between HTTP and HTTPS.
         let same_kind = self.server.has_tls() == file.server.has_tls();
         let live = |key: &str| LIVE.contains(&key) && (same_kind || !key.contains(".tls_"));
         let (mut changed, mut waiting) = (Vec::new(), Vec::new());
@@ -69,31 +70,30 @@ impl Config {
     }
 }
 
-/// Pairs of table and key; a value outside a table has an empty key.
-fn keys(of: &Table) -> BTreeSet<[String; 2]> {
+/// Pairs of a table and a key; a value outside of tables has an empty key.
+fn keys(config: &Table) -> BTreeSet<[String; 2]> {
     let of_part = |(part, value): (&String, &Value)| -> Vec<[String; 2]> {
         match value {
             Value::Table(table) => table.keys().map(|key| [part.clone(), key.clone()]).collect(),
             _ => vec![[part.clone(), String::new()]],
         }
     };
-    of.iter().flat_map(of_part).collect()
+    config.iter().flat_map(of_part).collect()
 }
 
-fn at<'a>(of: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
-    match key {
-        "" => of.get(part),
-        key => of.get(part)?.get(key),
-    }
+fn at<'a>(config: &'a Table, part: &str, key: &str) -> Option<&'a Value> {
+    let value = config.get(part)?;
+    if key.is_empty() { Some(value) } else { value.get(key) }
 }
 
-fn put(into: &mut Table, part: String, key: String, value: Option<Value>) {
-    let (table, key) = match key.as_str() {
-        "" => (into, part),
-        _ => match into.get_mut(&part) {
+fn put(config: &mut Table, part: String, key: String, value: Option<Value>) {
+    let (table, key) = if key.is_empty() {
+        (config, part)
+    } else {
+        match config.get_mut(&part) {
             Some(Value::Table(table)) => (table, key),
             _ => unreachable!("both configurations have the same tables"),
-        },
+        }
     };
     match value {
         Some(value) => table.insert(key, value),
@@ -113,7 +113,8 @@ mod tests {
     fn what_can_change_does_and_the_rest_is_named() {
         let old = config("[server]\ndeadline_ms = 10\n");
         let file = config(
-            "device = 'cuda'\n[server]\ndeadline_ms = 20\nthreads = 9\n[fm_serving]\ndevice = 'cpu'\n[[experts]]\nname = 'a'\nplugin = 'a.wasm'\n",
+            "device = 'cuda'\n[server]\ndeadline_ms = 20\nthreads = 9\n[fm_serving]\ndevice = 'cpu'\n\
+             [[experts]]\nname = 'a'\nplugin = 'a.wasm'\n",
         );
         let Reloaded { config: now, changed, waiting } = old.reloaded(&file).unwrap();
         assert_eq!(changed, ["experts", "server.deadline_ms"]);

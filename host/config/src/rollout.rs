@@ -1,11 +1,16 @@
-//! How pushed versions come to serve (`hypercast_serve::rollout`), and which requests are
-//! recorded for their replays (`hypercast_serve::request_log`).
+//! Rollouts of pushed versions (`hypercast_serve::rollout`): the keys that may push, the conditions
+//! that a version must meet, and the sample of requests that is recorded for replays. Private keys
+//! and the signed content belong to the rollout itself.
 
+use hypercast_core::hex::{hex, unhex};
+use ring::digest;
+use ring::signature::{ED25519, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
-use crate::keys::PublicKey;
+use crate::check_share;
+use crate::error::{CommonErrors as _, Error};
 
-/// Where a rollout waits for an operator.
+/// The step after which a rollout waits for an operator.
 #[derive(
     Debug,
     Clone,
@@ -21,55 +26,59 @@ use crate::keys::PublicKey;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum StopAfter {
-    /// After it has seen enough requests as a shadow
+    /// After enough requests as a shadow
     Shadow,
-    /// After it has answered enough users as a canary
+    /// After enough requests as a canary
     Canary,
-    /// Nowhere
+    /// After no step
     #[default]
     Never,
 }
 
-/// Rollouts: whose pushes are taken, and what a version must stand before it answers everybody. A
-/// push may ask for more care than this, never for less.
+/// Whose pushes are accepted, and the conditions that a version must meet before it answers all
+/// users: `[rollout]`. A push may ask for stricter conditions, never for weaker ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSettings {
     /// Public keys whose signatures are accepted, as "ed25519:HEX" (`hypercast plugin keygen`
-    /// prints one). Without any, nothing can be pushed.
+    /// prints one). Without keys, nothing can be pushed.
     pub trusted_keys: Vec<String>,
     /// The largest push, component and parameters together, in MiB.
     pub max_push_mib: usize,
-    /// What all pushed files may take on the disk, in MiB. Files of retired versions go first.
+    /// The most disk space for all pushed files, in MiB. Files of retired versions are removed
+    /// first.
     pub repository_mib: u64,
-    /// Earlier versions that stay loaded for a rollback. Older ones are retired.
+    /// Earlier versions that stay loaded for a rollback. Older versions are retired.
     pub keep_versions: usize,
-    /// Where a rollout waits for `hypercast versions promote`: "never", or after its "shadow" or
-    /// "canary".
+    /// The step after which a rollout waits for `hypercast versions promote`: "shadow", "canary" or
+    /// "never".
     pub stop_after: StopAfter,
-    /// Recorded requests that a version is tried with before it receives any other. 0 tries none.
+    /// Recorded requests that are replayed with a version before it receives others. 0 replays
+    /// none.
     pub replay_requests: usize,
-    /// Requests that it receives as a shadow.
+    /// Requests that a version must receive as a shadow.
     pub shadow_requests: u64,
-    /// The share of the users that it answers as a canary. 1.0 skips the canary.
+    /// The share of users that a version answers as a canary. 1.0 skips the canary.
     pub canary_share: f64,
-    /// Requests that it answers as a canary, at least.
+    /// The fewest requests that a version must answer as a canary.
     pub canary_requests: u64,
-    /// Time that it is a canary, at least, in seconds.
+    /// The shortest time that a version is a canary, in seconds.
     pub canary_s: u64,
-    /// Time for a step, in seconds. A version without enough requests by then is given up.
+    /// The longest time for a step, in seconds. A version without enough requests by then is
+    /// rejected.
     pub step_most_s: u64,
-    /// A version is given up or rolled back if it faults at more than this share of its requests in
-    /// a window.
+    /// A version is rejected or rolled back if more than this share of its requests in a window
+    /// fault.
     pub fault_share: f64,
-    /// Or if its p99 in a window is above that of the version before times this factor plus
-    /// `latency_slack_ms`.
+    /// A version is also rejected or rolled back if its p99 latency in a window is above that of
+    /// the version before it, times this factor, plus `latency_slack_ms`.
     pub latency_factor: f64,
-    /// The slack, in milliseconds.
+    /// The constant part of that limit, in milliseconds.
     pub latency_slack_ms: f64,
     /// The window for faults and latency, in seconds.
     pub window_s: u64,
-    /// Time that a promoted version is watched and can still be rolled back by itself, in seconds.
+    /// Time after a promotion in which a version can still be rolled back automatically, in
+    /// seconds.
     pub watch_s: u64,
 }
 
@@ -96,15 +105,15 @@ impl Default for RolloutSettings {
     }
 }
 
-/// The sample of answered requests that is recorded: `[recorded]`.
+/// The sample of answered requests that is recorded for replays: `[recorded]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordedSettings {
-    /// The share of the requests. 0.0 records none.
+    /// The share of requests that is recorded. 0.0 records none.
     pub share: f64,
-    /// Requests that may wait to be written. Further ones are skipped and counted.
+    /// Requests that may wait to be written. Further requests are skipped and counted.
     pub queue: usize,
-    /// Files in the ring. The oldest is overwritten first.
+    /// The number of files. When all are full, the oldest is overwritten.
     pub files: usize,
     /// Size of all files together, in MiB.
     pub mib: u64,
@@ -117,11 +126,11 @@ impl Default for RecordedSettings {
 }
 
 impl RolloutSettings {
-    /// The keys whose signatures are taken.
+    /// The keys whose signatures are accepted.
     ///
     /// # Errors
-    /// A text that is no key.
-    pub fn keys(&self) -> crate::error::Result<Vec<PublicKey>> {
+    /// An entry is not a key.
+    pub fn keys(&self) -> crate::Result<Vec<PublicKey>> {
         self.trusted_keys.iter().map(|text| PublicKey::parse(text)).collect()
     }
 
@@ -129,34 +138,85 @@ impl RolloutSettings {
         self.keys().map_err(|error| format!("rollout.trusted_keys: {error}"))?;
         if !(self.canary_share > 0.0 && self.canary_share <= 1.0) {
             let share = self.canary_share;
-            return Err(format!("rollout.canary_share is {share}; it must be above 0, at most 1"));
+            return Err(format!(
+                "rollout.canary_share is {share}; it must be above 0 and at most 1"
+            ));
         }
         if !(0.0..1.0).contains(&self.fault_share) {
             let share = self.fault_share;
-            return Err(format!("rollout.fault_share is {share}; it must be at least 0, below 1"));
+            return Err(format!(
+                "rollout.fault_share is {share}; it must be at least 0 and below 1"
+            ));
         }
         if !(self.latency_factor >= 1.0 && self.latency_slack_ms >= 0.0) {
             return Err(
                 "rollout.latency_factor must be at least 1, latency_slack_ms at least 0".into()
             );
         }
-        match [self.max_push_mib, self.window_s as usize, self.step_most_s as usize].contains(&0) {
-            true => Err("rollout.max_push_mib, window_s and step_most_s must be at least 1".into()),
-            false => Ok(()),
+        if self.max_push_mib == 0 || self.window_s == 0 || self.step_most_s == 0 {
+            return Err("rollout.max_push_mib, window_s and step_most_s must be at least 1".into());
         }
+        Ok(())
     }
 }
 
 impl RecordedSettings {
     pub(super) fn validate(&self) -> Result<(), String> {
-        if !(0.0..=1.0).contains(&self.share) {
-            return Err(format!("recorded.share is {}; it must be from 0 to 1", self.share));
+        check_share("recorded.share", self.share)?;
+        if self.queue == 0 || self.files < 2 || self.mib == 0 {
+            return Err(
+                "recorded.queue and mib must be at least 1, recorded.files at least 2".into()
+            );
         }
-        match self.queue == 0 || self.files < 2 || self.mib == 0 {
-            true => {
-                Err("recorded.queue and mib must be at least 1, recorded.files at least 2".into())
-            }
-            false => Ok(()),
-        }
+        Ok(())
     }
+}
+
+/// The prefix of a public key in text; 64 hex digits follow.
+const PUBLIC_KEY: &str = "ed25519:";
+
+/// An Ed25519 key that verifies the signatures of pushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey([u8; 32]);
+
+impl From<[u8; 32]> for PublicKey {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl PublicKey {
+    /// Parses a key as a configuration contains it.
+    ///
+    /// # Errors
+    /// The text is not `ed25519:` and 64 hex digits.
+    pub fn parse(text: &str) -> crate::Result<Self> {
+        let bytes = text.trim().strip_prefix(PUBLIC_KEY).and_then(unhex);
+        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| {
+            Error::invalid(format!(
+                "{text:?} is not a public key; expected \"{PUBLIC_KEY}\" and 64 hex digits, as \
+                 `hypercast plugin keygen` prints it"
+            ))
+        })
+    }
+
+    /// The key as a configuration contains it: `ed25519:` and 64 hex digits.
+    pub fn text(&self) -> String {
+        format!("{PUBLIC_KEY}{}", hex(&self.0))
+    }
+
+    /// A short name for logs and responses: the first 16 hex digits of its SHA-256.
+    pub fn id(&self) -> String {
+        sha256(&self.0)[..16].to_owned()
+    }
+
+    /// Whether this key made `signature` (64 bytes) over `message`.
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.0).verify(message, signature).is_ok()
+    }
+}
+
+/// The SHA-256 of `bytes`, in hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(digest::digest(&digest::SHA256, bytes).as_ref())
 }

@@ -1,17 +1,18 @@
-//! How the daemon serves: its HTTP side, and the tiers of an FM (paper section
-//! 3.3.3), each with threads, batching and limits of its own.
+//! FmServingOptions: the daemon's HTTP server, and the tiers of the FM (paper section 3.3.3), each with its
+//! own threads, batching and limits.
 
 use std::{path::PathBuf, time::Duration};
 
+use hypercast_data::tae::TaeFormat;
 use hypercast_fm::{device::DeviceKind, inference::FmServingOptions};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use hypercast_data::tae::TaeFormat;
+use crate::check_share;
 
-/// The HTTP server, and the tier of experts behind it.
+/// The HTTP server, and the tier of experts behind it: `[server]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Server {
+pub struct ServerSettings {
     /// Address and port. Port 0 takes a free port and prints it.
     pub listen: String,
     /// Certificates in PEM, the server's own first. With this and `tls_key` the daemon speaks HTTPS
@@ -20,51 +21,51 @@ pub struct Server {
     /// The private key of the certificate, in PEM. Only its owner and group may be able to read the
     /// file.
     pub tls_key: PathBuf,
-    /// Whether the daemon offers routes under /v1/admin. On an address that others reach they need
-    /// tokens and TLS: without tokens they are not offered, with tokens but without TLS the daemon
-    /// does not start.
+    /// Whether the daemon offers the routes under /v1/admin. On an address that other machines can
+    /// reach, these routes need tokens and TLS: without tokens they are not offered, and with
+    /// tokens but without TLS the daemon does not start.
     pub admin: bool,
     /// File of admin tokens. Each line is a name, a space and at least 24 characters (`openssl rand
     /// -hex 32`). Only its owner and group may be able to read the file.
     pub admin_tokens: PathBuf,
     /// Accept admin tokens over plain HTTP, for a proxy in front that speaks TLS.
     pub insecure_admin: bool,
-    /// File of tokens for the other routes under /v1; admin tokens open those, too. "" lets
-    /// everyone in who can reach the address.
+    /// File of tokens for the other routes under /v1. Admin tokens are valid there, too. "" accepts
+    /// every client that can reach the address.
     pub tokens: PathBuf,
-    /// Log levels by module. The environment variable HYPERCAST_LOG overrides it.
+    /// Log levels by module. The environment variable HYPERCAST_LOG overrides them.
     pub log: String,
     /// Threads that read features and run experts.
     pub threads: usize,
-    /// Requests that may wait for a thread. Further ones get 503 at once.
+    /// Requests that may wait for a thread. Further requests get status 503 at once.
     pub queue: usize,
-    /// Connections that may be open. Further ones wait in the operating system's queue.
+    /// Connections that may be open. Further connections wait in the operating system's queue.
     pub max_connections: usize,
     /// Time for a connection to send the headers of a request, and to stay idle between two
     /// requests, in milliseconds.
     pub header_timeout_ms: u64,
-    /// The most candidates of a request. More get 413.
+    /// The most candidates in a request. A request with more gets status 413.
     pub max_candidates: usize,
-    /// The most events of a request, over all its lists. More get 413.
+    /// The most events in a request, over all its lists. A request with more gets status 413.
     pub max_events: usize,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Time for a request to wait and run, in milliseconds; then it gets 504. A request that is
-    /// expected to take longer gets 503 at once, with the time after which to try again.
+    /// Time for a request to wait and run, in milliseconds; then it gets status 504. A request that
+    /// is expected to take longer gets status 503 at once, with the time after which to try again.
     pub deadline_ms: u64,
     /// Whether a request may ask for `explain`: predictions of the FM and of shadows, and stage
     /// times.
     pub explain: bool,
-    /// The share of requests that shadow versions receive, after the response.
+    /// The share of requests that shadow versions receive after the response is sent.
     pub shadow_share: f64,
-    /// Answered requests that may wait for shadows. Further ones are skipped and counted.
+    /// Answered requests that may wait for shadows. Further requests are skipped and counted.
     pub shadow_queue: usize,
     /// Predictions that are kept until their outcomes are known, one for each item, task and
     /// version. The oldest are dropped first.
     pub served_predictions: usize,
 }
 
-impl Default for Server {
+impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8570".into(),
@@ -91,8 +92,8 @@ impl Default for Server {
     }
 }
 
-impl Server {
-    /// Whether it speaks HTTPS.
+impl ServerSettings {
+    /// Whether the daemon speaks HTTPS.
     pub fn has_tls(&self) -> bool {
         !self.tls_certificate.as_os_str().is_empty()
     }
@@ -104,62 +105,56 @@ impl Server {
     pub(super) fn validate(&self) -> Result<(), String> {
         if self.has_tls() == self.tls_key.as_os_str().is_empty() {
             return Err(
-                "one of server.tls_certificate and server.tls_key is set without the other; set both, or neither"
+                "one of server.tls_certificate and server.tls_key is set without the other; set \
+                 both or neither"
                     .into(),
             );
         }
         hypercast_core::logging::check_levels(&self.log)
             .map_err(|why| format!("server.log: {why}"))?;
-        if !(0.0..=1.0).contains(&self.shadow_share) {
-            return Err(format!(
-                "server.shadow_share is {}; it must be from 0 to 1",
-                self.shadow_share
-            ));
-        }
-        Ok(())
+        check_share("server.shadow_share", self.shadow_share)
     }
 }
 
-/// A tier that runs an FM: serving, or logging.
+/// A tier that runs the FM: `[fm_serving]` or `[fm_logging]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FmTierConfig {
-    /// Another process that runs it (`hypercast serve --tier fm-serving`), as "http://HOST:PORT" or
-    /// "https://HOST:PORT". "" runs it in this process. The other process has the certificate and
-    /// tokens of its own [server].
+    /// Another process that runs the FM (`hypercast serve --tier fm-serving`), as
+    /// "http://HOST:PORT" or "https://HOST:PORT". "" runs the FM in this process. The other process
+    /// uses the certificate and the tokens of its own `[server]`.
     pub url: String,
-    /// For an https url: a file of certificates (PEM), one of which is the other process's or has
-    /// signed it. "" uses the certificates that the machine trusts.
+    /// For an https url: a file of certificates (PEM), one of which is that of the other process or
+    /// of its authority. "" uses the certificates that the machine trusts.
     pub ca: PathBuf,
     /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
-    /// Where its FM runs, if not where other models do.
+    /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
-    /// Where its FM runs, if not on `device`: "cpu" or "cuda". device = "cuda" Threads of the FM. 0
-    /// takes one a core.
+    /// Threads of the FM. 0 takes one per core.
     pub threads: usize,
-    /// Requests that may wait for the FM. Further ones get 503 at once.
+    /// Requests that may wait for the FM. Further requests get status 503 at once.
     pub queue: usize,
-    /// The most candidates, of several requests together, in one pass of the FM.
+    /// The most candidates in one pass of the FM, which several requests can share.
     pub batch_candidates: usize,
-    /// Time that a request waits for others to share its pass, in microseconds. 0 shares only with
-    /// those that wait already.
+    /// Time that a request waits for others to share its pass, in microseconds. With 0 it shares
+    /// the pass only with requests that are already waiting.
     pub batch_wait_us: u64,
     /// Memory for encoded histories that are kept between requests, in MiB. 0 keeps none.
     pub history_cache_mib: usize,
-    /// Published weights make all encoded histories stale. The histories of so many recent users
-    /// are encoded anew before the weights serve, in at most 5 seconds and a quarter of the cache.
-    /// 0 encodes none in advance.
+    /// New weights make all encoded histories stale. Before they serve, the histories of this many
+    /// recent users are encoded again, in at most 5 seconds and a quarter of the cache. 0 encodes
+    /// none in advance.
     pub warm_histories: usize,
-    /// How TAEs travel between processes: "f32", "bf16", or "int8" with a scale a row.
+    /// How TAEs travel between processes: "f32", "bf16", or "int8" with a scale per row.
     pub tae: TaeFormat,
     /// The largest body that this tier accepts from another process, in bytes.
     pub max_body_bytes: usize,
 }
 
 impl FmTierConfig {
-    /// Hundreds of candidates a request, under a strict deadline.
+    /// The defaults of `[fm_serving]`: hundreds of candidates in a request, and a strict deadline.
     pub fn serving() -> Self {
         Self {
             url: String::new(),
@@ -177,13 +172,13 @@ impl FmTierConfig {
         }
     }
 
-    /// A few served items a request, in big batches, when there is time.
+    /// The defaults of `[fm_logging]`: few served items in a request, and large batches.
     pub fn logging() -> Self {
         Self {
             queue: 4096,
             batch_candidates: 8192,
             batch_wait_us: 50_000,
-            // Nobody waits for its answers, and an item is logged once.
+            // No caller waits for its results, and each item is logged once.
             warm_histories: 0,
             ..Self::serving()
         }
@@ -193,7 +188,7 @@ impl FmTierConfig {
         [&mut self.ca, &mut self.token]
     }
 
-    /// How its FM is loaded, on `device` unless it has its own.
+    /// The options for loading its FM, on `device` unless the tier sets its own.
     pub fn loading(&self, device: DeviceKind) -> FmServingOptions {
         FmServingOptions {
             device: self.device.unwrap_or(device),
@@ -202,7 +197,7 @@ impl FmTierConfig {
         }
     }
 
-    /// How long a batch waits.
+    /// `batch_wait_us` as a duration.
     pub fn batch_wait(&self) -> Duration {
         Duration::from_micros(self.batch_wait_us)
     }
@@ -214,7 +209,25 @@ impl Default for FmTierConfig {
     }
 }
 
-/// Keys that a file leaves out of `[fm_logging]` are those of a logging tier, not of a serving one.
+/// Checks the tiers' addresses.
+pub(super) fn validate_tiers(serving: &FmTierConfig, logging: &FmTierConfig) -> Result<(), String> {
+    if !logging.url.is_empty() {
+        return Err("fm_logging.url is set, but no process uses a remote logging tier: \
+                    `hypercast materialise` runs the FM itself; leave it empty"
+            .into());
+    }
+    if serving.url.starts_with("http:") && !serving.ca.as_os_str().is_empty() {
+        return Err(format!(
+            "fm_serving.ca is set, but fm_serving.url {:?} does not use TLS; start it with https://, \
+             or leave ca empty",
+            serving.url
+        ));
+    }
+    Ok(())
+}
+
+/// Reads `[fm_logging]`. Keys that it leaves out get the defaults of a logging tier, which differ
+/// from those of a serving tier.
 pub(super) fn logging_keys<'de, D: Deserializer<'de>>(from: D) -> Result<FmTierConfig, D::Error> {
     let given = toml::Table::deserialize(from)?;
     let mut all = toml::Table::try_from(FmTierConfig::logging()).map_err(D::Error::custom)?;
@@ -222,18 +235,18 @@ pub(super) fn logging_keys<'de, D: Deserializer<'de>>(from: D) -> Result<FmTierC
     all.try_into().map_err(|error| D::Error::custom(format!("fm_logging: {error}")))
 }
 
-/// A tier of the daemon, or all of it.
+/// The part of the daemon that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Tier {
+pub enum DaemonTier {
     /// HTTP, features, the FM and experts in one process
     #[default]
     All,
-    /// HTTP, features and experts; the FM is at `fm_serving.url`
+    /// HTTP, features and experts; the FM runs at `fm_serving.url`
     Expert,
     /// The FM for candidates under a deadline, for other processes
     FmServing,
-    /// The FM for served items, in big batches, for other processes
+    /// The FM for served items in large batches, for other processes
     FmLogging,
-    /// Events alone, for processes that join and serve elsewhere
+    /// The intake of events only; other processes join and serve
     Ingest,
 }

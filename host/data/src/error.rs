@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 pub(crate) use hypercast_core::error::CommonErrors;
 use hypercast_core::error::ErrorKind;
 
-/// A failure of this crate.
+/// A failure to read, check or write data.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, an option, or a service that does not answer.
+    /// A file, an option, or an external program.
     #[error(transparent)]
     Core(#[from] hypercast_core::Error),
     /// An embedding store failed.
@@ -22,10 +22,10 @@ pub enum Error {
     Parquet {
         /// The file.
         path: PathBuf,
-        /// The reader's reason.
+        /// What the Parquet library reports.
         source: parquet::errors::ParquetError,
     },
-    /// A schema that contradicts itself.
+    /// A schema contradicts itself; the message names the entry.
     #[error("schema: {0}")]
     Schema(String),
 }

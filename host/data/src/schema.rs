@@ -1,85 +1,87 @@
-//! The schema: which surfaces, actions, tasks and features a data set has.
+//! The schema: the surfaces, actions, tasks and features of a data set.
 //!
-//! `schema.toml` is written by `import` and read by everything after it. It
-//! says what the columns mean, not how a model uses them.
+//! `import` writes `schema.toml`, and everything else reads it. It defines the meaning of columns,
+//! not how a model uses them.
 
 mod validate;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Numeric columns that every data set has, computed by `features`: log(1 + the user's events so
-/// far), log(1 + seconds since the user's last event), log(1 + hours since the item's first impression).
-/// Each is 0 where there is nothing to look back to.
+/// far), log(1 + seconds since the user's last event), log(1 + hours since the item's first
+/// impression). Each is 0 before the first event.
 pub const BUILT_IN_FEATURES: [&str; 3] =
     ["user_history_len", "seconds_since_last_event", "item_age"];
 
-/// Categorical columns that every data set has: the raw ids, the surface's index, the hour of the
-/// day (UTC).
+/// Categorical columns that every data set has: the raw ids, the surface's index, and the hour of
+/// the day (UTC).
 pub const BUILT_IN_IDS: [&str; 4] = ["user_id", "item_id", "surface", "hour"];
 
-/// A data set's schema.
+/// The meaning of a data set's columns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schema {
-    /// Surfaces by name; events carry the index.
+    /// Names of surfaces; events refer to them by index.
     pub surfaces: Vec<String>,
-    /// Actions by name, at most 32; events carry a bit each.
+    /// Names of actions, at most 32; an outcome has one bit for each.
     pub actions: Vec<String>,
-    /// Real-valued outcomes by name, at most `MAX_VALUES`.
+    /// Names of real-valued outcomes, at most `MAX_VALUES`.
     #[serde(default)]
     pub values: Vec<String>,
-    /// What the models predict.
+    /// The targets that models predict.
     pub tasks: Vec<Task>,
-    /// Features of an item.
+    /// Features of an item, the same in every request.
     #[serde(default)]
     pub item_features: Vec<Feature>,
-    /// Features of a user.
+    /// Features of a user, the same in every request.
     #[serde(default)]
     pub user_features: Vec<Feature>,
-    /// Features of a candidate in its request (sent by the caller or computed from the time).
+    /// Features of a candidate in its request, which the caller sends.
     #[serde(default)]
     pub context_features: Vec<Feature>,
-    /// Running counters over past outcomes, kept by the host.
+    /// Running counters over past outcomes, which the host maintains.
     #[serde(default)]
     pub counters: Vec<Counter>,
 }
 
-/// A prediction target.
+/// A target that models predict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// The task's name.
+    /// Unique among the tasks.
     pub name: String,
-    /// Main (shared by all surfaces) or auxiliary (a surface's own).
+    /// Main (shared by all surfaces) or auxiliary (for one surface).
     pub role: TaskRole,
     /// Binary or regression.
     pub kind: TaskKind,
     /// The action (binary) or value (regression) that is its label.
     pub label: String,
-    /// The surfaces where it is valid; empty means all.
+    /// The surfaces on which it is valid; empty means all.
     #[serde(default)]
     pub surfaces: Vec<String>,
-    /// ω in the paper's eq. 3.
+    /// Its weight in the loss, ω in the paper's eq. 3.
     #[serde(default = "one")]
     pub weight: f32,
 }
 
-/// Main or auxiliary (section 3.1.3).
+/// The role of a task in training (paper section 3.1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskRole {
-    /// Shared across surfaces.
+    /// All surfaces share it.
     Main,
-    /// One surface's own.
+    /// It belongs to one surface.
     Auxiliary,
 }
 
-/// What a task's label is.
+/// The type of a task's label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskKind {
@@ -89,42 +91,44 @@ pub enum TaskKind {
     Regression,
 }
 
-/// A named feature.
+/// A feature of items, users or contexts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Feature {
-    /// The feature's name.
+    /// Unique among all columns.
     pub name: String,
-    /// How it is read.
+    /// Categorical or dense.
     pub kind: FeatureKind,
 }
 
-/// How a feature is read.
+/// The type of a feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeatureKind {
-    /// A 64-bit id without order.
+    /// A 64-bit id without order; 0 means "missing".
     Categorical,
-    /// A number.
+    /// A 32-bit float.
     Dense,
 }
 
-/// A running counter: how often an action followed an impression, for one key.
+/// A running counter: how often an action followed an impression, for each value of a key.
 ///
-/// It gives the numeric columns `NAME_rate`, the smoothed logit of the rate, `NAME_count`,
-/// log(1 + impressions), and, if it never forgets, `NAME_effect`: what its key adds to the action's log odds
-/// when all such counters of the action and the surface explain outcomes together. The sums of an action's
-/// effects are columns too: `ACTION_log_odds`, and `ACTION_doubt`, their standard deviation.
+/// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (log(1
+/// + impressions)). A counter that never forgets also adds `NAME_effect`: the log odds that its key
+/// contributes to the action when all such counters and the surface explain outcomes together. The
+/// sum of an action's effects and its standard deviation are the columns `ACTION_log_odds` and
+/// `ACTION_doubt`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counter {
-    /// The counter's name.
+    /// Unique among the counters; its columns begin with it.
     pub name: String,
-    /// Its key: id columns (`user_id`, `item_id`, `surface`, any categorical feature), joined.
+    /// The id columns that form its key: `user_id`, `item_id`, `surface`, `hour` or any categorical
+    /// feature.
     pub key: Vec<String>,
-    /// The action it counts.
+    /// The action that it counts.
     pub action: String,
-    /// After how many days an impression counts half; 0 never forgets.
+    /// The number of days after which an impression counts half; 0 never forgets.
     #[serde(default)]
     pub half_life_days: f32,
 }
@@ -135,7 +139,7 @@ impl Counter {
         self.half_life_days == 0.0
     }
 
-    /// What its numeric columns end in, in their order.
+    /// The endings of its numeric columns, in their order.
     pub fn columns(&self) -> &'static [&'static str] {
         if self.is_lasting() { &["rate", "count", "effect"] } else { &["rate", "count"] }
     }
@@ -143,6 +147,9 @@ impl Counter {
 
 impl Schema {
     /// Reads and validates a `schema.toml`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or [`Self::validate`] refuses it.
     pub fn load(path: &Path) -> Result<Schema> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
         let schema: Schema =
@@ -152,45 +159,45 @@ impl Schema {
     }
 
     /// Validates and writes a `schema.toml`.
+    ///
+    /// # Errors
+    /// [`Self::validate`] refuses it, or the file system fails.
     pub fn save(&self, path: &Path) -> Result<()> {
         self.validate()?;
         let text = toml::to_string(self).map_err(|error| Error::data(path, error.to_string()))?;
         fs::write(path, text).map_err(Error::io(path))
     }
 
-    /// The names of `Target::ids`: the built-in ids, then the categorical item, user and context features.
+    /// The names of `Target::ids`: the built-in ids, then the categorical features of items, users
+    /// and contexts.
     pub fn id_columns(&self) -> Vec<String> {
         let built_in = BUILT_IN_IDS.iter().map(|name| name.to_string());
         built_in.chain(self.features_of(FeatureKind::Categorical)).collect()
     }
 
-    /// The names of `Target::features`: the dense item, user and context features, the columns of each
-    /// counter, those of the actions that have effects, then the built-in features.
+    /// The names of `Target::features`: the dense features of items, users and contexts, the
+    /// columns of each counter, those of the actions with effects, then the built-in features.
     pub fn feature_columns(&self) -> Vec<String> {
         let counters = self.counters.iter().flat_map(|counter| {
             counter.columns().iter().map(|kind| format!("{}_{kind}", counter.name))
         });
-        let beliefs = self.believed_actions().flat_map(|action| {
+        let effects = self.effect_actions().flat_map(|action| {
             ["log_odds", "doubt"].map(|kind| format!("{}_{kind}", self.actions[action]))
         });
         let built_in = BUILT_IN_FEATURES.iter().map(|name| name.to_string());
         self.features_of(FeatureKind::Dense)
             .chain(counters)
-            .chain(beliefs)
+            .chain(effects)
             .chain(built_in)
             .collect()
     }
 
-    /// The actions that have effects: those of lasting counters.
-    pub fn believed_actions(&self) -> impl Iterator<Item = usize> {
-        let lasting = |name: &String| {
-            self.counters.iter().any(|counter| counter.is_lasting() && counter.action == *name)
-        };
-        self.actions
-            .iter()
-            .enumerate()
-            .filter(move |(_, name)| lasting(name))
-            .map(|(index, _)| index)
+    /// The actions that have effects, by index: those of lasting counters.
+    pub fn effect_actions(&self) -> impl Iterator<Item = usize> {
+        (0..self.actions.len()).filter(|&action| {
+            let counters = self.counters.iter().filter(|counter| counter.is_lasting());
+            counters.into_iter().any(|counter| counter.action == self.actions[action])
+        })
     }
 
     /// The index of an action by name.
@@ -213,21 +220,21 @@ impl Schema {
         self.tasks.iter().position(|task| task.name == name)
     }
 
-    /// Whether task `task` is valid on surface `surface` (both are indices).
+    /// Whether a task is valid on a surface, both by index.
     pub fn task_valid(&self, task: usize, surface: u16) -> bool {
         let valid = &self.tasks[task].surfaces;
         valid.is_empty() || valid.contains(&self.surfaces[surface as usize])
     }
 
     fn features_of(&self, kind: FeatureKind) -> impl Iterator<Item = String> {
-        let all = [&self.item_features, &self.user_features, &self.context_features]
+        [&self.item_features, &self.user_features, &self.context_features]
             .into_iter()
-            .flatten();
-        all.filter(move |feature| feature.kind == kind).map(|feature| feature.name.clone())
+            .flat_map(move |features| names(features, kind))
+            .map(String::from)
     }
 }
 
-/// The names of the features of one kind, in order.
+/// The names of the features of one type, in order.
 pub fn names(features: &[Feature], kind: FeatureKind) -> Vec<&str> {
     features
         .iter()
@@ -236,8 +243,71 @@ pub fn names(features: &[Feature], kind: FeatureKind) -> Vec<&str> {
         .collect()
 }
 
-/// A category's id: 0 for an empty cell, a positive decimal number for itself, any other text by
-/// its 63-bit FNV-1a hash, so that importers and callers agree without a dictionary.
+/// The number of features of each kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FeatureWidths {
+    pub(crate) item_ids: usize,
+    pub(crate) item_dense: usize,
+    pub(crate) user_ids: usize,
+    pub(crate) user_dense: usize,
+    pub(crate) context_ids: usize,
+    pub(crate) context_dense: usize,
+}
+
+impl FeatureWidths {
+    pub(crate) fn new(schema: &Schema) -> FeatureWidths {
+        let count = |features, kind| names(features, kind).len();
+        FeatureWidths {
+            item_ids: count(&schema.item_features, FeatureKind::Categorical),
+            item_dense: count(&schema.item_features, FeatureKind::Dense),
+            user_ids: count(&schema.user_features, FeatureKind::Categorical),
+            user_dense: count(&schema.user_features, FeatureKind::Dense),
+            context_ids: count(&schema.context_features, FeatureKind::Categorical),
+            context_dense: count(&schema.context_features, FeatureKind::Dense),
+        }
+    }
+
+    /// The number of dense features, which come before the counters' columns.
+    pub(crate) fn dense(&self) -> usize {
+        self.item_dense + self.user_dense + self.context_dense
+    }
+}
+
+/// Reads the labels of a schema's binary tasks from outcomes.
+#[derive(Debug, Clone)]
+pub struct BinaryLabels {
+    /// The schema that the indices of tasks refer to.
+    pub schema: Arc<Schema>,
+    /// The action of each binary task; none for other tasks.
+    actions: Vec<Option<usize>>,
+}
+
+impl BinaryLabels {
+    /// The labels of `schema`'s binary tasks.
+    pub fn new(schema: &Arc<Schema>) -> Self {
+        let action = |task: &Task| match task.kind {
+            TaskKind::Binary => schema.action(&task.label),
+            TaskKind::Regression => None,
+        };
+        Self { actions: schema.tasks.iter().map(action).collect(), schema: schema.clone() }
+    }
+
+    /// The binary tasks, by index.
+    pub fn tasks(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.actions.len()).filter(|&task| self.actions[task].is_some())
+    }
+
+    /// The label of an example's target `row`; none if it is not known or outside the task's sample
+    /// space.
+    pub fn label(&self, example: &Example, row: usize, task: usize) -> Option<bool> {
+        let outcome = &example.targets[row].outcome;
+        let action = self.actions[task].filter(|action| outcome.known >> action & 1 == 1)?;
+        self.schema.task_valid(task, example.surface).then_some(outcome.actions >> action & 1 == 1)
+    }
+}
+
+/// A category's id: 0 for an empty cell, a positive decimal number for itself, and the 63-bit
+/// FNV-1a hash of any other text. So importers and callers agree without a dictionary.
 pub fn category_id(text: &str) -> u64 {
     let text = text.trim();
     if text.is_empty() {

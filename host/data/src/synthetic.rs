@@ -1,105 +1,94 @@
-//! Made-up requests for any schema: users, items, histories, candidates, outcomes
-//! and embeddings of realistic sizes, all a function of one seed.
+//! Made-up requests for any schema: users, items, histories, candidates, outcomes and embeddings of
+//! realistic sizes, all determined by one seed.
 //!
-//! What measures or tests one expert by itself reads these; nothing trains a model
-//! that serves on them. A candidate's features, embedding and outcomes depend on
-//! one hidden affinity, so there is something to learn, and no more than that: the
-//! world whose statistics are worth something is `import::simulate`.
+//! Benches and tests of a single expert use these; no served model is trained on them. A
+//! candidate's features, embedding and outcomes depend on one hidden affinity, so that there is
+//! something to learn. For data whose statistics matter, use `import::simulate`.
 
-use hypercast_core::hash::splitmix64;
 use std::sync::Arc;
 
+use hypercast_core::hash::splitmix64;
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureKind, Schema, names};
+use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, Schema};
 
-/// Users and items that requests draw from.
+/// The numbers of users and items.
 const USERS: u64 = 500;
 const ITEMS: u64 = 2_000;
 
-/// Values of a categorical feature.
+/// The number of values of a categorical feature.
 const CATEGORIES: u64 = 50;
 
-/// When the first request is made: 1 January 2024, midnight UTC.
+/// The time of the first request: 1 January 2024, midnight UTC.
 const START_MS: i64 = 1_704_067_200_000;
 
-/// Between two requests, and between two events of a history, on average.
+/// The time between two requests, and the mean time between two events of a history.
 const REQUEST_GAP_MS: i64 = 20_000;
 const EVENT_GAP_MS: f32 = 600_000.0;
 
-/// The share of a history's events that are of the request's surface.
+/// The share of a history's events that are on the request's surface.
 const OWN_SURFACE: f32 = 0.6;
 
-/// How large a request is, and where it is made.
+/// The size and the surface of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
+pub struct SyntheticSize {
     /// An index into the schema's surfaces.
     pub surface: u16,
-    /// Candidates.
+    /// The number of candidates.
     pub candidates: usize,
-    /// Events of history, over all surfaces.
+    /// The number of events in the history, over all surfaces.
     pub history: usize,
 }
 
-/// A request with its embeddings, as an expert gets them.
+/// A request with embeddings: the input of an expert.
 #[derive(Debug, Clone)]
-pub struct Sample {
-    /// The request, with outcomes.
+pub struct SyntheticRequest {
+    /// The request with its outcomes.
     pub example: Example,
     /// `[candidates, tae_dim]`, row-major.
     pub tae: Vec<f32>,
 }
 
-/// A schema's made-up world.
+/// Generates requests for a schema.
 #[derive(Debug, Clone)]
 pub struct Synthetic {
     schema: Arc<Schema>,
     tae_dim: usize,
     seed: u64,
-    item_features: [usize; 2],
-    user_features: [usize; 2],
-    context_features: [usize; 2],
+    widths: FeatureWidths,
 }
 
 impl Synthetic {
-    /// A world of `schema`, whose FM's embeddings have `tae_dim` values. The same seed makes the same world.
+    /// A generator of requests with embeddings of `tae_dim` values. The same seed gives the same
+    /// requests.
     pub fn new(schema: Arc<Schema>, tae_dim: usize, seed: u64) -> Synthetic {
-        let counts = |features: &[_]| {
-            [FeatureKind::Categorical, FeatureKind::Dense].map(|kind| names(features, kind).len())
-        };
-        Synthetic {
-            item_features: counts(&schema.item_features),
-            user_features: counts(&schema.user_features),
-            context_features: counts(&schema.context_features),
-            schema,
-            tae_dim,
-            seed,
-        }
+        Synthetic { widths: FeatureWidths::new(&schema), schema, tae_dim, seed }
     }
 
-    /// The schema.
+    /// The schema that defines the requests' columns.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
     }
 
-    /// Values of one embedding.
+    /// The length of an embedding.
     pub fn tae_dim(&self) -> usize {
         self.tae_dim
     }
 
-    /// Request `number`: the same one for the same world, number and size. Later numbers are later in time.
-    pub fn request(&self, number: u64, size: Size) -> Sample {
+    /// The request of a number, which depends on the generator, the number and the size alone.
+    /// Higher numbers are later in time.
+    pub fn request(&self, number: u64, size: SyntheticSize) -> SyntheticRequest {
         let mut random = SmallRng::seed_from_u64(splitmix64(self.seed ^ splitmix64(number)));
         let time_ms = START_MS + number as i64 * REQUEST_GAP_MS;
         let user = self.user(1 + random.random_range(0..USERS));
         let history = self.history(&user, time_ms, size, &mut random);
-        let context = Context {
+        let context = SharedFeatures {
             user: &user,
             surface: size.surface,
             time_ms,
-            ids: (0..self.context_features[0]).map(|_| 1 + random.random_range(0..4)).collect(),
-            dense: (0..self.context_features[1]).map(|_| random.random()).collect(),
+            ids: (0..self.widths.context_ids).map(|_| 1 + random.random_range(0..4)).collect(),
+            dense: (0..self.widths.context_dense).map(|_| random.random()).collect(),
             events: history.len(),
         };
         let mut tae = Vec::with_capacity(size.candidates * self.tae_dim);
@@ -114,27 +103,29 @@ impl Synthetic {
             targets,
             user: Arc::new(user),
         };
-        Sample { example, tae }
+        SyntheticRequest { example, tae }
     }
 
-    /// The user of an id.
+    /// The user of an id, who is the same in every request.
     pub fn user(&self, id: u64) -> User {
-        let [ids, dense] = self.user_features;
-        User { id, ids: self.categories(id, 1, ids), dense: self.numbers(id, 2, dense) }
+        let ids = categories(id, 1, self.widths.user_ids);
+        User { id, ids, dense: self.numbers(id, 2, self.widths.user_dense) }
     }
 
-    /// The item of an id.
+    /// The item of an id, which is the same in every request.
     pub fn item(&self, id: u64) -> Arc<Item> {
-        let [ids, dense] = self.item_features;
-        Arc::new(Item {
-            id,
-            ids: self.categories(id, 3, ids),
-            dense: self.numbers(id, 4, dense),
-            ..Item::default()
-        })
+        let ids = categories(id, 3, self.widths.item_ids);
+        let dense = self.numbers(id, 4, self.widths.item_dense);
+        Arc::new(Item { id, ids, dense, ..Item::default() })
     }
 
-    fn history(&self, user: &User, time_ms: i64, size: Size, random: &mut SmallRng) -> Vec<Event> {
+    fn history(
+        &self,
+        user: &User,
+        time_ms: i64,
+        size: SyntheticSize,
+        random: &mut SmallRng,
+    ) -> Vec<Event> {
         let surfaces = self.schema.surfaces.len().max(1) as u16;
         let mut at_ms = time_ms;
         let mut events: Vec<Event> = (0..size.history)
@@ -154,7 +145,7 @@ impl Synthetic {
     fn target(
         &self,
         item: Arc<Item>,
-        context: &Context<'_>,
+        context: &SharedFeatures<'_>,
         tae: &mut Vec<f32>,
         random: &mut SmallRng,
     ) -> Target {
@@ -182,14 +173,14 @@ impl Synthetic {
         }
     }
 
-    /// How much a user likes an item, about in -1.7..1.7.
+    /// A user's liking for an item, between about -1.7 and 1.7.
     fn affinity(&self, user: u64, item: u64) -> f32 {
         let hidden = splitmix64(self.seed ^ splitmix64(user).rotate_left(17) ^ splitmix64(item));
         (hidden % 10_000) as f32 / 2_900.0 - 1.724
     }
 
-    /// What comes of an impression: each action is rarer than the one before it, one in twenty is not known, and a value
-    /// is known where the first action happened.
+    /// The outcome of an impression. Each action is rarer than the one before it, one in twenty is
+    /// not known, and values are known if the first action happened.
     fn outcome(&self, affinity: f32, random: &mut SmallRng) -> Outcome {
         let (mut actions, mut known) = (0, 0);
         for action in 0..self.schema.actions.len() {
@@ -207,20 +198,14 @@ impl Synthetic {
         Outcome { actions: actions & known, known, values }
     }
 
-    fn categories(&self, id: u64, salt: u64, count: usize) -> Vec<u64> {
-        (0..count as u64)
-            .map(|at| 1 + splitmix64(id ^ splitmix64(salt ^ at << 8)) % CATEGORIES)
-            .collect()
-    }
-
     fn numbers(&self, id: u64, salt: u64, count: usize) -> Vec<f32> {
         let mut random = SmallRng::seed_from_u64(splitmix64(id ^ splitmix64(self.seed ^ salt)));
         (0..count).map(|_| noise(&mut random)).collect()
     }
 }
 
-/// What all candidates of a request share.
-struct Context<'a> {
+/// Features that all candidates of a request share.
+struct SharedFeatures<'a> {
     user: &'a User,
     surface: u16,
     time_ms: i64,
@@ -229,20 +214,27 @@ struct Context<'a> {
     events: usize,
 }
 
-/// Distinct item ids; ids beyond the catalogue where more are asked for than it has.
+/// Distinct item ids, which exceed the catalogue's if `count` is larger than it.
 fn distinct(count: usize, random: &mut SmallRng) -> impl Iterator<Item = u64> + use<> {
     let catalogue = ITEMS.max(count as u64);
     let start = random.random_range(0..catalogue);
-    // A step that shares no factor with the catalogue visits each of its items once.
+    // A step that is coprime to the catalogue's size visits each item once.
     let step = (1..).map(|at| 769 + 2 * at).find(|step| gcd(*step, catalogue) == 1).unwrap_or(1);
     (0..count as u64).map(move |at| 1 + (start + at * step) % catalogue)
+}
+
+fn categories(id: u64, salt: u64, count: usize) -> Vec<u64> {
+    (0..count as u64)
+        .map(|at| 1 + splitmix64(id ^ splitmix64(salt ^ at << 8)) % CATEGORIES)
+        .collect()
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// About standard normal: the sum of twelve uniform values (Irwin and Hall), which is the same on every machine.
+/// A number that is about standard normal: the sum of twelve uniform values (Irwin and Hall), which
+/// is the same on every machine.
 fn noise(random: &mut SmallRng) -> f32 {
     (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
 }
@@ -258,13 +250,15 @@ mod tests {
         Synthetic::new(Arc::new(simulate::schema(3)), 8, seed)
     }
 
-    const SIZE: Size = Size { surface: 1, candidates: 40, history: 30 };
+    const SIZE: SyntheticSize = SyntheticSize { surface: 1, candidates: 40, history: 30 };
 
     #[test]
     fn a_request_has_the_columns_and_sizes_that_its_schema_says() {
         let world = world(1);
-        for (number, size) in [(0, SIZE), (1, Size { candidates: 5_000, history: 0, ..SIZE })] {
-            let Sample { example, tae } = world.request(number, size);
+        for (number, size) in
+            [(0, SIZE), (1, SyntheticSize { candidates: 5_000, history: 0, ..SIZE })]
+        {
+            let SyntheticRequest { example, tae } = world.request(number, size);
             assert_eq!(
                 (example.targets.len(), example.history.len()),
                 (size.candidates, size.history)

@@ -1,26 +1,27 @@
-//! TAEs on the wire and in logs: f32, bf16, or int8 with a scale a row.
+//! Target-aware embeddings (TAEs) on the wire and in logs: f32, bf16, or int8 with a scale per row.
 //!
-//! An embedding is read as f32 everywhere; only how it travels is decided here.
+//! Everything else uses f32; this module converts.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// How a TAE is written.
+/// The precision of a TAE's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaeFormat {
-    /// 4 bytes a value, exact.
+    /// 4 bytes per value, exact.
     #[default]
     F32,
-    /// 2 bytes a value: the upper half of an f32, rounded to the nearest.
+    /// 2 bytes per value: the upper half of an f32, rounded to nearest.
     Bf16,
-    /// 1 byte a value, and 4 bytes a row: the row's largest magnitude is 127.
+    /// 1 byte per value and 4 bytes per row for a scale that maps the row's largest magnitude to
+    /// 127.
     Int8,
 }
 
 impl TaeFormat {
-    /// Bytes of a row.
+    /// The size of a row of `dim` values, in bytes.
     pub fn row_bytes(self, dim: usize) -> usize {
         match self {
             TaeFormat::F32 => 4 * dim,
@@ -29,12 +30,16 @@ impl TaeFormat {
         }
     }
 
-    /// Appends `[rows, dim]`.
+    /// Appends `values`, of shape `[rows, dim]`, to `out`.
     ///
     /// # Panics
-    /// If `values` is not of whole rows.
+    /// `values` are not whole rows.
     pub fn encode(self, values: &[f32], dim: usize, out: &mut Vec<u8>) {
-        assert!(dim > 0 && values.len().is_multiple_of(dim), "{} is no whole rows", values.len());
+        assert!(
+            dim > 0 && values.len().is_multiple_of(dim),
+            "{} values are not whole rows of {dim}",
+            values.len()
+        );
         out.reserve(values.len() / dim * self.row_bytes(dim));
         for row in values.chunks_exact(dim) {
             match self {
@@ -51,31 +56,27 @@ impl TaeFormat {
         }
     }
 
-    /// `[rows, dim]` again, as f32.
+    /// Decodes what [`Self::encode`] wrote, to shape `[rows, dim]`.
     ///
     /// # Errors
-    /// Bytes that are not of whole rows.
+    /// `bytes` are not whole rows.
     pub fn decode(self, bytes: &[u8], dim: usize) -> Result<Vec<f32>> {
         let row_bytes = self.row_bytes(dim);
         if dim == 0 || !bytes.len().is_multiple_of(row_bytes) {
             return Err(Error::invalid(format!(
-                "{} bytes are no whole TAEs of {dim} values as {self:?}",
+                "{} bytes are not whole TAEs of {dim} values in {self:?}",
                 bytes.len()
             )));
         }
         let mut values = Vec::with_capacity(bytes.len() / row_bytes * dim);
-        let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let float = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let bf16 = |bytes: &[u8]| f32::from_le_bytes([0, 0, bytes[0], bytes[1]]);
         for row in bytes.chunks_exact(row_bytes) {
             match self {
-                TaeFormat::F32 => {
-                    values.extend(row.chunks_exact(4).map(|x| f32::from_bits(word(x))));
-                }
-                TaeFormat::Bf16 => values
-                    .extend(row.chunks_exact(2).map(|x| {
-                        f32::from_bits(u32::from(u16::from_le_bytes([x[0], x[1]])) << 16)
-                    })),
+                TaeFormat::F32 => values.extend(row.chunks_exact(4).map(float)),
+                TaeFormat::Bf16 => values.extend(row.chunks_exact(2).map(bf16)),
                 TaeFormat::Int8 => {
-                    let scale = f32::from_bits(word(row));
+                    let scale = float(row);
                     values.extend(row[4..].iter().map(|x| f32::from(*x as i8) * scale));
                 }
             }
@@ -84,7 +85,7 @@ impl TaeFormat {
     }
 }
 
-/// The nearest number that bf16 can hold.
+/// The nearest number that bf16 can represent.
 pub fn to_bf16(x: f32) -> f32 {
     f32::from_bits(u32::from(bf16(x)) << 16)
 }

@@ -47,12 +47,14 @@ pub enum ImportSource {
 /// Runs the import and prints its report, bad rows first of all.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let (report, into) = match args.source {
-        ImportSource::Kuairand { from, into, content } => {
-            (kuairand::import(&kuairand::Options { from, into: into.clone(), content })?, into)
-        }
-        ImportSource::Movielens { into, wheel, content } => {
-            (movielens::import(&movielens::Options { wheel, into: into.clone(), content })?, into)
-        }
+        ImportSource::Kuairand { from, into, content } => (
+            kuairand::import(&kuairand::KuairandOptions { from, into: into.clone(), content })?,
+            into,
+        ),
+        ImportSource::Movielens { into, wheel, content } => (
+            movielens::import(&movielens::MovielensOptions { wheel, into: into.clone(), content })?,
+            into,
+        ),
     };
     show(&report);
     println!("written to {}", into.display());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use hypercast_config::Tier;
+use hypercast_config::DaemonTier;
 use hypercast_serve::{http, reload::Origin};
 
 /// Serve rankings over HTTP
@@ -18,7 +18,7 @@ pub struct Args {
     pub listen: Option<String>,
     /// The tier that this process runs
     #[arg(long, value_enum, default_value_t)]
-    pub tier: Tier,
+    pub tier: DaemonTier,
 }
 
 /// Serves until SIGTERM or SIGINT, and reads its configuration again on SIGHUP. When it is ready it

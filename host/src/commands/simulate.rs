@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hypercast_data::import::simulate::{Options, simulate};
+use hypercast_data::import::simulate::{SimulateOptions, simulate};
 
 /// Simulate a cross-surface world
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,8 @@ pub struct Args {
 /// Makes the world and prints how well it can be predicted at best.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let Args { into, users, items, requests, surfaces, seed } = args;
-    let report = simulate(&Options { into: into.clone(), users, items, requests, surfaces, seed })?;
+    let report =
+        simulate(&SimulateOptions { into: into.clone(), users, items, requests, surfaces, seed })?;
     print!("{report}");
     println!("written to {}", into.display());
     Ok(())

@@ -288,8 +288,14 @@ mod tests {
     /// A configuration, and a log of the first requests of a world.
     fn logged(dir: &Path, requests: usize) -> Config {
         let into = dir.join("world");
-        let options =
-            simulate::Options { into, users: 20, items: 30, requests: 200, surfaces: 2, seed: 3 };
+        let options = simulate::SimulateOptions {
+            into,
+            users: 20,
+            items: 30,
+            requests: 200,
+            surfaces: 2,
+            seed: 3,
+        };
         simulate::simulate(&options).unwrap();
         let dataset = Dataset::open(&options.into).unwrap();
         let mut config = Config::default();

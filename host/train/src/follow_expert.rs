@@ -45,7 +45,7 @@ use hypercast_core::clock::now_ms;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::Dataset;
-use hypercast_data::logs::Logged;
+use hypercast_data::logs::LoggedRequest;
 use hypercast_expert as expert;
 use hypercast_expert::{Chunk, wasm::contract::Verdict};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
@@ -210,7 +210,7 @@ struct LoggedBatch {
 }
 
 impl LoggedBatch {
-    fn add(&mut self, logged: Logged) {
+    fn add(&mut self, logged: LoggedRequest) {
         self.rows += logged.example.targets.len();
         self.tae.extend_from_slice(&logged.tae);
         self.examples.push(logged.example);
@@ -285,7 +285,7 @@ impl ExpertFollower<'_> {
         Ok(FollowExpertReport { place: Some(self.place), published: self.published })
     }
 
-    fn is_own(&self, logged: &Logged) -> bool {
+    fn is_own(&self, logged: &LoggedRequest) -> bool {
         !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
     }
 
@@ -409,7 +409,7 @@ impl PendingBatch {
         self.rows.rows + self.corrections.rows
     }
 
-    fn add(&mut self, logged: Logged, position: FeedPosition) {
+    fn add(&mut self, logged: LoggedRequest, position: FeedPosition) {
         self.position = position;
         match logged.correction {
             true => self.corrections.add(logged),

@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn an_engine_that_fails_is_no_end_of_the_stream() {
         let dir = tempfile::tempdir().unwrap();
-        let world = hypercast_data::import::simulate::Options {
+        let world = hypercast_data::import::simulate::SimulateOptions {
             into: dir.path().join("data"),
             users: 5,
             items: 20,

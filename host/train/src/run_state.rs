@@ -22,7 +22,7 @@ use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, Logs};
 use hypercast_data::dataset::{
     Dataset,
-    table::{Column, Field, Kind, TableReader, TableWriter, Values},
+    table::{CellType, Column, ColumnValues, Field, TableReader, TableWriter},
 };
 use hypercast_data::features::FeatureConfig;
 
@@ -170,12 +170,12 @@ fn difference(saved: &Conditions, now: &Conditions) -> Option<String> {
 
 fn fields() -> Vec<Field> {
     [
-        ("truth", Kind::Bool),
-        ("surface", Kind::U32),
-        ("task", Kind::U32),
-        ("user", Kind::U64),
-        ("probability", Kind::F32),
-        ("label", Kind::Bool),
+        ("truth", CellType::Bool),
+        ("surface", CellType::U32),
+        ("task", CellType::U32),
+        ("user", CellType::U64),
+        ("probability", CellType::F32),
+        ("label", CellType::Bool),
     ]
     .map(|(name, kind)| Field::new(name, kind))
     .to_vec()
@@ -193,18 +193,19 @@ fn write_collector(collector: &ProgressiveCollector, path: &Path) -> Result<()> 
     let mut writer = TableWriter::create(path, fields())?;
     for rows in kept.chunks(ROWS_A_GROUP) {
         let u32s = |get: &dyn Fn(&KeptRows) -> usize| {
-            Values::U32(rows.iter().map(|row| get(row) as u32).collect())
+            ColumnValues::U32(rows.iter().map(|row| get(row) as u32).collect())
         };
-        let bools = |get: &dyn Fn(&KeptRows) -> bool| Values::Bool(rows.iter().map(get).collect());
+        let bools =
+            |get: &dyn Fn(&KeptRows) -> bool| ColumnValues::Bool(rows.iter().map(get).collect());
         let columns = [
             bools(&|row| row.0),
             u32s(&|row| row.1.0),
             u32s(&|row| row.1.1),
-            Values::U64(rows.iter().map(|row| row.2.user).collect()),
-            Values::F32(rows.iter().map(|row| row.2.probability).collect()),
+            ColumnValues::U64(rows.iter().map(|row| row.2.user).collect()),
+            ColumnValues::F32(rows.iter().map(|row| row.2.probability).collect()),
             bools(&|row| row.2.label),
         ];
-        writer.write(&columns.map(Column::scalars))?;
+        writer.write(&columns.map(|values| Column { values, offsets: None }))?;
     }
     Ok(writer.finish()?)
 }

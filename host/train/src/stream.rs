@@ -12,7 +12,7 @@ use hypercast_fm::example::Example;
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::ExpertTraining;
 use hypercast_data::dataset::timeline::Span;
-use hypercast_data::logs::{LogReader, Logged};
+use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_expert::{
     Blueprint, Chunk, Device, Engine, ExpertTrainer, FeatureStatistics, LoadOptions, Parameters,
     TrainerConfig,
@@ -48,7 +48,7 @@ impl LogView<'_> {
     }
 
     /// The rows, in the order they were written.
-    pub fn rows(&self) -> impl Iterator<Item = Result<Logged>> + '_ {
+    pub fn rows(&self) -> impl Iterator<Item = Result<LoggedRequest>> + '_ {
         self.log.iter().filter_map(|logged| match logged {
             Ok(logged) if self.holds(&logged.example) => Some(Ok(self.cut(logged))),
             Ok(_) => None,
@@ -79,7 +79,7 @@ impl LogView<'_> {
             && self.span.until_ms.is_none_or(|until_ms| example.time_ms < until_ms)
     }
 
-    fn cut(&self, mut logged: Logged) -> Logged {
+    fn cut(&self, mut logged: LoggedRequest) -> LoggedRequest {
         if let Some(parts) = &self.embedding {
             let rows = logged.tae.chunks_exact(self.log.tae_dim.max(1));
             let part = |row: &[f32]| parts.iter().flat_map(|at| row[at.clone()].to_vec()).collect();
@@ -332,7 +332,7 @@ fn in_chunks(
 ) -> Result<()> {
     let (mut examples, mut tae, mut rows) = (Vec::new(), Vec::new(), 0);
     for logged in view.rows() {
-        let Logged { example, tae: own, .. } = logged?;
+        let LoggedRequest { example, tae: own, .. } = logged?;
         // A chunk that a trainer would have to cut would leave it a step of a few rows.
         if rows > 0 && rows + example.targets.len() > most {
             take(&examples, &tae)?;
@@ -362,8 +362,14 @@ mod tests {
     /// A log whose embeddings are `[request, row, 7]`.
     fn log(dir: &std::path::Path) -> (LogReader, Vec<Example>) {
         let into = dir.join("world");
-        let options =
-            simulate::Options { into, users: 20, items: 30, requests: 90, surfaces: 2, seed: 3 };
+        let options = simulate::SimulateOptions {
+            into,
+            users: 20,
+            items: 30,
+            requests: 90,
+            surfaces: 2,
+            seed: 3,
+        };
         simulate::simulate(&options).unwrap();
         let dataset = Dataset::open(&options.into).unwrap();
         let replay = ReplayOptions {
@@ -400,7 +406,7 @@ mod tests {
             span: Span { from_ms: Some(middle_ms), until_ms: None },
             embedding: Some(vec![2..3, 0..1]),
         };
-        let seen: Vec<Logged> = view.rows().map(|read| read.unwrap()).collect();
+        let seen: Vec<LoggedRequest> = view.rows().map(|read| read.unwrap()).collect();
         let expected: Vec<&Example> =
             examples.iter().filter(|e| e.surface == 1 && e.time_ms >= middle_ms).collect();
         assert!(!expected.is_empty() && seen.len() == expected.len());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::Tae;
 use hypercast_fm::example::{Event, Example, Outcome};
 
@@ -16,7 +16,7 @@ pub struct Case {
 }
 
 impl Case {
-    pub(crate) fn new(sample: Sample) -> Case {
+    pub(crate) fn new(sample: SyntheticRequest) -> Case {
         Case { example: sample.example, tae: sample.tae }
     }
 
@@ -34,7 +34,7 @@ impl Case {
 pub struct RequestBuilder {
     world: Synthetic,
     number: u64,
-    size: Size,
+    size: SyntheticSize,
     user: Option<u64>,
     items: Option<Vec<u64>>,
     features: Vec<(String, f32)>,
@@ -47,7 +47,7 @@ impl RequestBuilder {
         RequestBuilder {
             world,
             number,
-            size: Size { surface: 0, candidates: 20, history: 30 },
+            size: SyntheticSize { surface: 0, candidates: 20, history: 30 },
             user: None,
             items: None,
             features: Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use hypercast_data::import::simulate;
 use hypercast_data::schema::Schema;
-use hypercast_data::synthetic::{Size, Synthetic};
+use hypercast_data::synthetic::{Synthetic, SyntheticSize};
 use hypercast_expert::graph::GraphLimits;
 use hypercast_expert::{Limits, LoadOptions};
 use hypercast_sdk::Expert;
@@ -115,7 +115,7 @@ impl World {
     /// Generates a log of requests with outcomes, each with six candidates. They alternate between
     /// the surfaces with the given indices.
     pub fn log(&self, requests: usize, surfaces: &[u16]) -> Vec<Case> {
-        let size = |at: usize| Size {
+        let size = |at: usize| SyntheticSize {
             surface: surfaces[at % surfaces.len()],
             candidates: 6,
             history: at % 40,

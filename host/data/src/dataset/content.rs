@@ -1,31 +1,35 @@
-//! `content.parquet`: a dense vector an item, made outside of HyperCast from what
-//! the item is: its text, its images, its sound.
+//! `content.parquet`: a dense vector for each item, computed outside of HyperCast from the item's
+//! text, images or sound.
 //!
-//! The columns are `item` (int64) and `vector` (a list of f32, as long in every
-//! row). Vectors are scaled to unit norm when they are read, which is all the
-//! standardisation they get. An item without one has zeros.
+//! The columns are `item` (int64) and `vector` (a list of f32, of the same length in every row).
+//! Reading scales vectors to unit norm; they are not standardised otherwise. An item without a
+//! vector has zeros.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use hypercast_fm::example::Item;
 
-use super::table::{Column, Field, Kind, TableReader, TableWriter, Values};
+use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// The widest vector that is taken.
+/// The largest width of a vector.
 const MAX_WIDTH: usize = 4096;
 
-const ROWS_A_GROUP: usize = 1 << 14;
+const ROWS_PER_GROUP: usize = 1 << 14;
 
-/// Vectors by item.
+/// The file in a data set's directory.
+const FILE: &str = "content.parquet";
+
+/// Content vectors in the order of their file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Content {
-    /// Numbers a vector.
+    /// The length of each vector.
     pub width: usize,
-    /// Item ids, each once.
+    /// The items' ids, each once.
     pub items: Vec<u64>,
     /// `[items * width]`, each of unit norm or all zeros.
     pub vectors: Vec<f32>,
@@ -35,90 +39,98 @@ impl Content {
     /// Reads a file of vectors.
     ///
     /// # Errors
-    /// A file that is missing or has other columns; a row of another width, a number that is not
-    /// finite, an item that comes twice: with the row.
+    /// The file is missing or has other columns; or a row, which the error names, has a vector of
+    /// another width, a number that is not finite, or an item that an earlier row has.
     pub fn read(path: &Path) -> Result<Content> {
         let reader = TableReader::open(path)?;
-        let fields = [Field::new("item", Kind::U64), Field::list("vector", Kind::F32)];
         let mut content = Content { width: 0, items: Vec::new(), vectors: Vec::new() };
         let mut seen = HashSet::new();
         for group in 0..reader.groups() {
-            let columns = reader.read(group, &fields).map_err(|error| match error {
-                Error::Parquet { source, .. } => {
-                    Error::data(path, format!("{source}; write it with zstd or no compression"))
-                }
-                other => other,
-            })?;
+            let columns =
+                reader.read(group, &fields(CellType::U64)).map_err(|error| match error {
+                    Error::Parquet { source, .. } => {
+                        Error::data(path, format!("{source}; write it with zstd or no compression"))
+                    }
+                    other => other,
+                })?;
             for (at, &item) in columns[0].u64s().iter().enumerate() {
                 let row = content.items.len() + 1;
-                let fail =
-                    |reason| Err(Error::data(path, format!("row {row}, item {item}: {reason}")));
                 let vector = &columns[1].f32s()[columns[1].range(at)];
-                if content.items.is_empty() {
-                    content.width = vector.len();
-                }
-                if vector.len() != content.width || vector.is_empty() {
-                    let (width, first) = (vector.len(), content.width);
-                    return fail(format!(
-                        "its vector has {width} numbers, the first row's {first}; all must be as long, and not empty"
-                    ));
-                }
-                if vector.len() > MAX_WIDTH {
-                    let width = vector.len();
-                    return fail(format!(
-                        "its vector has {width} numbers, at most {MAX_WIDTH} are possible"
-                    ));
-                }
-                if let Some(number) = vector.iter().find(|number| !number.is_finite()) {
-                    return fail(format!("its vector holds {number}; leave such an item out"));
-                }
-                if !seen.insert(item) {
-                    return fail("the item has a row already; each may have one".into());
-                }
-                content.items.push(item);
-                content.vectors.extend(unit(vector));
+                content.add(item, vector, &mut seen).map_err(|reason| {
+                    Error::data(path, format!("row {row}, item {item}: {reason}"))
+                })?;
             }
         }
-        match content.items.is_empty() {
-            true => Err(Error::data(path, "it has no row")),
-            false => Ok(content),
+        if content.items.is_empty() {
+            return Err(Error::data(path, "it has no row"));
         }
+        Ok(content)
     }
 
-    /// Writes them into a data set's directory.
+    /// Adds a row, or reports what is wrong with it.
+    fn add(
+        &mut self,
+        item: u64,
+        vector: &[f32],
+        seen: &mut HashSet<u64>,
+    ) -> std::result::Result<(), String> {
+        let width = vector.len();
+        if self.items.is_empty() {
+            self.width = width;
+        }
+        if width != self.width || width == 0 {
+            return Err(format!(
+                "its vector has {width} numbers and the first row's {}; all vectors must have the \
+                 same length, at least 1",
+                self.width
+            ));
+        }
+        if width > MAX_WIDTH {
+            return Err(format!("its vector has {width} numbers; the limit is {MAX_WIDTH}"));
+        }
+        if let Some(number) = vector.iter().find(|number| !number.is_finite()) {
+            return Err(format!("its vector contains {number}; leave this item out"));
+        }
+        if !seen.insert(item) {
+            return Err("an earlier row already has this item; each item may have one row".into());
+        }
+        self.items.push(item);
+        self.vectors.extend(unit(vector));
+        Ok(())
+    }
+
+    /// Writes `content.parquet` into a data set's directory.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let fields = vec![Field::new("item", Kind::I64), Field::list("vector", Kind::F32)];
-        let mut writer = TableWriter::create(&dir.join(FILE), fields)?;
-        let rows = self.items.chunks(ROWS_A_GROUP);
-        for (items, vectors) in rows.zip(self.vectors.chunks(ROWS_A_GROUP * self.width)) {
-            let ends = (0..=items.len()).map(|row| row * self.width).collect();
+        let mut writer = TableWriter::create(&dir.join(FILE), fields(CellType::I64).to_vec())?;
+        let rows = self.items.chunks(ROWS_PER_GROUP);
+        for (items, vectors) in rows.zip(self.vectors.chunks(ROWS_PER_GROUP * self.width)) {
             writer.write(&[
-                Column::scalars(Values::I64(items.iter().map(|&id| id as i64).collect())),
-                Column::lists(Values::F32(vectors.to_vec()), ends),
+                Column::scalars(items.iter().map(|&id| id as i64)),
+                Column::lists(vectors.iter().copied(), items.iter().map(|_| self.width)),
             ])?;
         }
         writer.finish()
     }
 }
 
-/// The file in a data set's directory.
-const FILE: &str = "content.parquet";
+/// The two columns. Ids are written as signed integers, which more tools can read.
+fn fields(id: CellType) -> [Field; 2] {
+    [Field::new("item", id), Field::list("vector", CellType::F32)]
+}
 
-/// Puts the vectors of `from` into the data set in `dir`, or takes those away that an earlier import
-/// left there. Returns how many items have one, and how many there are.
+/// Copies the vectors of `from` into the data set in `dir`; without `from`, removes the file that
+/// an earlier import left there. Returns the number of items with and without a vector.
 ///
 /// # Errors
-/// What [`Content::read`] refuses; an item that the data set does not have.
+/// [`Content::read`] refuses the file, or it names an item that the data set does not have.
 pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<Coverage>> {
     let Some(from) = from else {
         let path = dir.join(FILE);
         return match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(&path)(error))
-            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(&path)(error)),
             _ => Ok(None),
         };
     };
@@ -126,9 +138,8 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
     let known: HashSet<u64> = items.iter().map(|item| item.id).collect();
     if let Some(at) = content.items.iter().position(|item| !known.contains(item)) {
         let (row, item) = (at + 1, content.items[at]);
-        let reason = format!(
-            "row {row}: the data set has no item {item}; the ids are those of its items.parquet"
-        );
+        let reason =
+            format!("row {row}: the data set has no item {item}; use the ids of its items.parquet");
         return Err(Error::data(from, reason));
     }
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
@@ -139,15 +150,15 @@ pub fn import(from: Option<&Path>, dir: &Path, items: &[Item]) -> Result<Option<
 /// How many items have a content vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coverage {
-    /// Numbers a vector.
+    /// The length of each vector.
     pub width: usize,
-    /// Items with one.
+    /// Items with a vector.
     pub with: usize,
     /// All items.
     pub items: usize,
 }
 
-/// Gives the items of the data set in `dir` their vectors; returns the width, 0 without a file.
+/// Adds their vectors to the items of the data set in `dir`; returns the width, 0 without a file.
 pub(super) fn attach(dir: &Path, items: &mut HashMap<u64, Arc<Item>>) -> Result<usize> {
     let path = dir.join(FILE);
     if !path.is_file() {
@@ -162,7 +173,7 @@ pub(super) fn attach(dir: &Path, items: &mut HashMap<u64, Arc<Item>>) -> Result<
     Ok(content.width)
 }
 
-/// A vector of zeros stays one.
+/// The vector scaled to norm 1; a vector of zeros stays as it is.
 fn unit(vector: &[f32]) -> impl Iterator<Item = f32> {
     let norm = vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
     let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };
@@ -174,14 +185,11 @@ mod tests {
     use super::*;
 
     fn write(path: &Path, items: &[i64], lists: &[&[f32]]) {
-        let fields = vec![Field::new("item", Kind::I64), Field::list("vector", Kind::F32)];
-        let mut writer = TableWriter::create(path, fields).unwrap();
-        let mut offsets = vec![0];
-        lists.iter().for_each(|list| offsets.push(offsets.last().unwrap() + list.len()));
+        let mut writer = TableWriter::create(path, fields(CellType::I64).to_vec()).unwrap();
         writer
             .write(&[
-                Column::scalars(Values::I64(items.to_vec())),
-                Column::lists(Values::F32(lists.concat()), offsets),
+                Column::scalars(items.iter().copied()),
+                Column::lists(lists.concat(), lists.iter().map(|list| list.len())),
             ])
             .unwrap();
         writer.finish().unwrap();

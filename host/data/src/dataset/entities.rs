@@ -1,5 +1,5 @@
-//! `items.parquet` and `users.parquet`: an id, a name for people (items only),
-//! and one column a feature.
+//! `items.parquet` and `users.parquet`: an id, a name for people (items only), and a column for
+//! each feature.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,35 +8,42 @@ use std::sync::Arc;
 use hypercast_fm::example::{Item, User};
 
 use super::Entities;
-use super::table::{Column, Field, Kind, TableReader, TableWriter, Values};
+use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use crate::error::Result;
 use crate::schema::{Feature, FeatureKind, Schema, names};
 
 /// Items and their names, by id.
-pub(super) type Items = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
+pub(super) type ItemsAndNames = (HashMap<u64, Arc<Item>>, HashMap<u64, String>);
 
-const ROWS_A_GROUP: usize = 1 << 16;
+const ROWS_PER_GROUP: usize = 1 << 16;
+
+/// An item or a user, for writing.
+struct EntityRow<'a> {
+    id: u64,
+    ids: &'a [u64],
+    dense: &'a [f32],
+}
 
 pub(super) fn write_items(path: &Path, entities: &Entities<'_>) -> Result<()> {
-    let rows: Vec<Row<'_>> =
-        entities.items.iter().map(|i| Row { id: i.id, ids: &i.ids, dense: &i.dense }).collect();
+    let items = entities.items.iter();
+    let rows: Vec<EntityRow<'_>> =
+        items.map(|item| EntityRow { id: item.id, ids: &item.ids, dense: &item.dense }).collect();
     let names = (!entities.item_names.is_empty()).then_some(entities.item_names);
     write(path, &entities.schema.item_features, &rows, names)
 }
 
 pub(super) fn write_users(path: &Path, entities: &Entities<'_>) -> Result<()> {
-    let rows: Vec<Row<'_>> =
-        entities.users.iter().map(|u| Row { id: u.id, ids: &u.ids, dense: &u.dense }).collect();
+    let users = entities.users.iter();
+    let rows: Vec<EntityRow<'_>> =
+        users.map(|user| EntityRow { id: user.id, ids: &user.ids, dense: &user.dense }).collect();
     write(path, &entities.schema.user_features, &rows, None)
 }
 
-pub(super) fn read_items(path: &Path, schema: &Schema) -> Result<Items> {
+pub(super) fn read_items(path: &Path, schema: &Schema) -> Result<ItemsAndNames> {
     let (mut items, mut item_names) = (HashMap::new(), HashMap::new());
     read(path, &schema.item_features, |id, ids, dense, name| {
         items.insert(id, Arc::new(Item { id, ids, dense, ..Item::default() }));
-        if let Some(name) = name {
-            item_names.insert(id, name);
-        }
+        item_names.extend(name.map(|name| (id, name)));
     })?;
     Ok((items, item_names))
 }
@@ -49,65 +56,45 @@ pub(super) fn read_users(path: &Path, schema: &Schema) -> Result<HashMap<u64, Ar
     Ok(users)
 }
 
-struct Row<'a> {
-    id: u64,
-    ids: &'a [u64],
-    dense: &'a [f32],
-}
-
 fn fields(features: &[Feature], named: bool) -> Vec<Field> {
-    let mut fields = vec![Field::new("id", Kind::U64)];
-    fields.extend(named.then(|| Field::new("name", Kind::Text)));
-    fields.extend(
-        names(features, FeatureKind::Categorical)
-            .into_iter()
-            .map(|name| Field::new(name, Kind::U64)),
-    );
-    fields.extend(
-        names(features, FeatureKind::Dense).into_iter().map(|name| Field::new(name, Kind::F32)),
-    );
+    let of_kind = |kind, cell_type| {
+        names(features, kind).into_iter().map(move |name| Field::new(name, cell_type))
+    };
+    let mut fields = vec![Field::new("id", CellType::U64)];
+    fields.extend(named.then(|| Field::new("name", CellType::Text)));
+    fields.extend(of_kind(FeatureKind::Categorical, CellType::U64));
+    fields.extend(of_kind(FeatureKind::Dense, CellType::F32));
     fields
 }
 
 fn write(
     path: &Path,
     features: &[Feature],
-    rows: &[Row<'_>],
+    rows: &[EntityRow<'_>],
     row_names: Option<&[String]>,
 ) -> Result<()> {
     let mut writer = TableWriter::create(path, fields(features, row_names.is_some()))?;
-    let (cats, dense) = (
-        names(features, FeatureKind::Categorical).len(),
-        names(features, FeatureKind::Dense).len(),
-    );
-    for (index, chunk) in rows.chunks(ROWS_A_GROUP).enumerate() {
-        let mut columns =
-            vec![Column::scalars(Values::U64(chunk.iter().map(|row| row.id).collect()))];
-        if let Some(row_names) = row_names {
-            let start = index * ROWS_A_GROUP;
-            columns.push(Column::scalars(Values::Text(
-                row_names[start..start + chunk.len()].to_vec(),
-            )));
-        }
-        columns.extend(
-            (0..cats).map(|i| {
-                Column::scalars(Values::U64(chunk.iter().map(|row| row.ids[i]).collect()))
-            }),
-        );
-        columns.extend(
-            (0..dense).map(|i| {
-                Column::scalars(Values::F32(chunk.iter().map(|row| row.dense[i]).collect()))
-            }),
-        );
+    let categorical = names(features, FeatureKind::Categorical).len();
+    let dense = names(features, FeatureKind::Dense).len();
+    for (index, chunk) in rows.chunks(ROWS_PER_GROUP).enumerate() {
+        let mut columns = vec![Column::scalars(chunk.iter().map(|row| row.id))];
+        columns.extend(row_names.map(|names| {
+            let start = index * ROWS_PER_GROUP;
+            Column::scalars(names[start..start + chunk.len()].iter().cloned())
+        }));
+        columns
+            .extend((0..categorical).map(|i| Column::scalars(chunk.iter().map(|row| row.ids[i]))));
+        columns.extend((0..dense).map(|i| Column::scalars(chunk.iter().map(|row| row.dense[i]))));
         writer.write(&columns)?;
     }
     writer.finish()
 }
 
+/// Calls `add` with each row's id, categorical features, dense features and name.
 fn read(
     path: &Path,
     features: &[Feature],
-    mut take: impl FnMut(u64, Vec<u64>, Vec<f32>, Option<String>),
+    mut add: impl FnMut(u64, Vec<u64>, Vec<f32>, Option<String>),
 ) -> Result<()> {
     let reader = TableReader::open(path)?;
     let named = reader.has("name");
@@ -119,7 +106,7 @@ fn read(
         for (row, &id) in columns[0].u64s().iter().enumerate() {
             let ids = columns[first..split].iter().map(|column| column.u64s()[row]).collect();
             let dense = columns[split..].iter().map(|column| column.f32s()[row]).collect();
-            take(id, ids, dense, named.then(|| columns[1].texts()[row].clone()));
+            add(id, ids, dense, named.then(|| columns[1].texts()[row].clone()));
         }
     }
     Ok(())

@@ -1,87 +1,98 @@
-//! `impressions.parquet`: written and read one row group at a time, so that
-//! memory does not grow with the data.
+//! `impressions.parquet`: written and read one row group at a time, so that memory does not grow
+//! with the data.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hypercast_fm::example::{MAX_VALUES, Outcome};
 
-use super::table::{Column, Field, Kind, TableReader, TableWriter, Values};
-use super::{Context, Impression};
+use super::table::{CellType, Column, Field, TableReader, TableWriter};
+use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{FeatureKind, Schema, names};
 
-const ROWS_A_GROUP: usize = 1 << 15;
+const ROWS_PER_GROUP: usize = 1 << 15;
 
 /// Columns before those of values, context features and truth.
-const FIXED: [(&str, Kind); 9] = [
-    ("request", Kind::U64),
-    ("time_ms", Kind::I64),
-    ("outcome_ms", Kind::I64),
-    ("user", Kind::U64),
-    ("item", Kind::U64),
-    ("surface", Kind::U32),
-    ("actions", Kind::U32),
-    ("known", Kind::U32),
-    ("history_only", Kind::Bool),
+const FIXED: [(&str, CellType); 9] = [
+    ("request", CellType::U64),
+    ("time_ms", CellType::I64),
+    ("outcome_ms", CellType::I64),
+    ("user", CellType::U64),
+    ("item", CellType::U64),
+    ("surface", CellType::U32),
+    ("actions", CellType::U32),
+    ("known", CellType::U32),
+    ("history_only", CellType::Bool),
 ];
 
 /// How many columns of each kind follow the fixed ones.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+struct ColumnCounts {
     values: usize,
     ids: usize,
     dense: usize,
     truth: usize,
 }
 
-/// Writes `impressions.parquet`. The rows must come sorted by time, a request's rows together.
+impl ColumnCounts {
+    fn new(schema: &Schema, simulated: bool) -> ColumnCounts {
+        ColumnCounts {
+            values: schema.values.len(),
+            ids: names(&schema.context_features, FeatureKind::Categorical).len(),
+            dense: names(&schema.context_features, FeatureKind::Dense).len(),
+            truth: if simulated { schema.tasks.len() } else { 0 },
+        }
+    }
+}
+
+/// Writes `impressions.parquet`. The rows must be sorted by time, with a request's rows together.
 pub struct ImpressionWriter {
-    dir: std::path::PathBuf,
+    path: PathBuf,
     schema: Schema,
-    writer: Option<TableWriter>,
-    layout: Layout,
+    /// Open from the first row group on, which decides whether truth has columns.
+    writer: Option<(TableWriter, ColumnCounts)>,
     buffer: Vec<Impression>,
     last_ms: i64,
 }
 
 impl ImpressionWriter {
     /// Starts the file in `dir`.
-    pub fn create(dir: &Path, schema: &Schema) -> Result<ImpressionWriter> {
-        Ok(ImpressionWriter {
-            dir: dir.to_path_buf(),
+    pub fn create(dir: &Path, schema: &Schema) -> ImpressionWriter {
+        ImpressionWriter {
+            path: dir.join("impressions.parquet"),
             schema: schema.clone(),
             writer: None,
-            layout: layout(schema, false),
-            buffer: Vec::with_capacity(ROWS_A_GROUP),
+            buffer: Vec::with_capacity(ROWS_PER_GROUP),
             last_ms: i64::MIN,
-        })
+        }
     }
 
-    /// Adds one impression. Rows out of time order are a programmer's error.
+    /// Adds one impression.
+    ///
+    /// # Panics
+    /// The impression is earlier than the one before it.
     pub fn write(&mut self, impression: &Impression) -> Result<()> {
         assert!(impression.time_ms >= self.last_ms, "impressions are sorted by time");
         self.last_ms = impression.time_ms;
         self.buffer.push(impression.clone());
-        if self.buffer.len() == ROWS_A_GROUP { self.flush() } else { Ok(()) }
+        if self.buffer.len() == ROWS_PER_GROUP { self.flush() } else { Ok(()) }
     }
 
-    /// Writes what is left and gives the file its name.
+    /// Writes the rest and gives the file its name.
     pub fn finish(mut self) -> Result<()> {
         self.flush()?;
-        self.writer.take().expect("opened by flush").finish()
+        self.writer.take().expect("opened by flush").0.finish()
     }
 
     fn flush(&mut self) -> Result<()> {
-        // The first rows tell whether the world is simulated, that is, whether truth has columns.
         if self.writer.is_none() {
             let simulated = self.buffer.iter().any(|row| !row.truth.is_empty());
-            self.layout = layout(&self.schema, simulated);
-            let path = self.dir.join("impressions.parquet");
-            self.writer = Some(TableWriter::create(&path, fields(&self.schema, simulated))?);
+            let writer = TableWriter::create(&self.path, fields(&self.schema, simulated))?;
+            self.writer = Some((writer, ColumnCounts::new(&self.schema, simulated)));
         }
+        let (writer, counts) = self.writer.as_mut().expect("opened above");
         if !self.buffer.is_empty() {
-            let columns = columns(&self.buffer, self.layout);
-            self.writer.as_mut().expect("opened above").write(&columns)?;
+            writer.write(&columns(&self.buffer, *counts))?;
             self.buffer.clear();
         }
         Ok(())
@@ -91,10 +102,10 @@ impl ImpressionWriter {
 /// Streams `impressions.parquet` in time order.
 pub struct ImpressionReader {
     reader: TableReader,
-    path: std::path::PathBuf,
+    path: PathBuf,
     surfaces: usize,
     fields: Vec<Field>,
-    layout: Layout,
+    counts: ColumnCounts,
     next_group: usize,
     columns: Vec<Column>,
     row: usize,
@@ -105,11 +116,11 @@ impl ImpressionReader {
     pub fn open(dir: &Path, schema: &Schema) -> Result<ImpressionReader> {
         let path = dir.join("impressions.parquet");
         let reader = TableReader::open(&path)?;
-        let simulated =
-            schema.tasks.first().is_some_and(|task| reader.has(&format!("truth_{}", task.name)));
+        let has_truth = |name: &str| reader.has(&format!("truth_{name}"));
+        let simulated = schema.tasks.first().is_some_and(|task| has_truth(&task.name));
         Ok(ImpressionReader {
             fields: fields(schema, simulated),
-            layout: layout(schema, simulated),
+            counts: ColumnCounts::new(schema, simulated),
             surfaces: schema.surfaces.len(),
             reader,
             path,
@@ -124,6 +135,7 @@ impl ImpressionReader {
         self.reader.rows()
     }
 
+    /// Reads the next row group if the current one is used up; false at the end of the file.
     fn fill(&mut self) -> Result<bool> {
         while self.columns.first().is_none_or(|column| self.row == column.u64s().len()) {
             if self.next_group == self.reader.groups() {
@@ -152,73 +164,59 @@ impl Iterator for ImpressionReader {
             Err(error) => Some(Err(error)),
             Ok(true) => {
                 self.row += 1;
-                Some(Ok(impression(&self.columns, self.layout, self.row - 1)))
+                Some(Ok(impression(&self.columns, self.counts, self.row - 1)))
             }
         }
     }
 }
 
-fn layout(schema: &Schema, simulated: bool) -> Layout {
-    Layout {
-        values: schema.values.len(),
-        ids: names(&schema.context_features, FeatureKind::Categorical).len(),
-        dense: names(&schema.context_features, FeatureKind::Dense).len(),
-        truth: if simulated { schema.tasks.len() } else { 0 },
-    }
-}
-
 fn fields(schema: &Schema, simulated: bool) -> Vec<Field> {
     let context = |kind| names(&schema.context_features, kind).into_iter();
-    let truths = schema.tasks.iter().take(if simulated { schema.tasks.len() } else { 0 });
+    let truths = schema.tasks.iter().filter(|_| simulated);
     let mut fields: Vec<Field> = FIXED.iter().map(|&(name, kind)| Field::new(name, kind)).collect();
-    fields.extend(schema.values.iter().map(|name| Field::new(format!("value_{name}"), Kind::F32)));
-    fields.extend(context(FeatureKind::Categorical).map(|name| Field::new(name, Kind::U64)));
-    fields.extend(context(FeatureKind::Dense).map(|name| Field::new(name, Kind::F32)));
-    fields.extend(truths.map(|task| Field::new(format!("truth_{}", task.name), Kind::F32)));
+    let value = |name: &String| Field::new(format!("value_{name}"), CellType::F32);
+    fields.extend(schema.values.iter().map(value));
+    fields.extend(context(FeatureKind::Categorical).map(|name| Field::new(name, CellType::U64)));
+    fields.extend(context(FeatureKind::Dense).map(|name| Field::new(name, CellType::F32)));
+    fields.extend(truths.map(|task| Field::new(format!("truth_{}", task.name), CellType::F32)));
     fields
 }
 
-fn columns(rows: &[Impression], layout: Layout) -> Vec<Column> {
-    let u64s = |get: &dyn Fn(&Impression) -> u64| {
-        Column::scalars(Values::U64(rows.iter().map(get).collect()))
-    };
-    let i64s = |get: &dyn Fn(&Impression) -> i64| {
-        Column::scalars(Values::I64(rows.iter().map(get).collect()))
-    };
-    let u32s = |get: &dyn Fn(&Impression) -> u32| {
-        Column::scalars(Values::U32(rows.iter().map(get).collect()))
-    };
-    let f32s = |get: &dyn Fn(&Impression) -> f32| {
-        Column::scalars(Values::F32(rows.iter().map(get).collect()))
-    };
+fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
+    /// A column of one value per row.
+    fn of<T>(rows: &[Impression], value: impl Fn(&Impression) -> T) -> Column
+    where
+        super::table::ColumnValues: FromIterator<T>,
+    {
+        Column::scalars(rows.iter().map(value))
+    }
     let mut columns = vec![
-        u64s(&|row| row.request),
-        i64s(&|row| row.time_ms),
-        i64s(&|row| row.outcome_ms),
-        u64s(&|row| row.user),
-        u64s(&|row| row.item),
-        u32s(&|row| u32::from(row.surface)),
-        u32s(&|row| row.outcome.actions),
-        u32s(&|row| row.outcome.known),
-        Column::scalars(Values::Bool(rows.iter().map(|row| row.history_only).collect())),
+        of(rows, |row| row.request),
+        of(rows, |row| row.time_ms),
+        of(rows, |row| row.outcome_ms),
+        of(rows, |row| row.user),
+        of(rows, |row| row.item),
+        of(rows, |row| u32::from(row.surface)),
+        of(rows, |row| row.outcome.actions),
+        of(rows, |row| row.outcome.known),
+        of(rows, |row| row.history_only),
     ];
-    columns.extend((0..layout.values).map(|i| f32s(&|row| row.outcome.values[i])));
-    columns
-        .extend((0..layout.ids).map(|i| u64s(&|row| row.context.ids.get(i).copied().unwrap_or(0))));
+    let context = |row: &Impression, i: usize| row.context.dense.get(i).copied().unwrap_or(0.0);
+    let truth = |row: &Impression, i: usize| row.truth.get(i).copied().unwrap_or(f32::NAN);
+    columns.extend((0..counts.values).map(|i| of(rows, |row| row.outcome.values[i])));
     columns.extend(
-        (0..layout.dense).map(|i| f32s(&|row| row.context.dense.get(i).copied().unwrap_or(0.0))),
+        (0..counts.ids).map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
     );
-    columns.extend(
-        (0..layout.truth).map(|i| f32s(&|row| row.truth.get(i).copied().unwrap_or(f32::NAN))),
-    );
+    columns.extend((0..counts.dense).map(|i| of(rows, |row| context(row, i))));
+    columns.extend((0..counts.truth).map(|i| of(rows, |row| truth(row, i))));
     columns
 }
 
-fn impression(columns: &[Column], layout: Layout, row: usize) -> Impression {
+fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impression {
     let (fixed, rest) = columns.split_at(FIXED.len());
-    let (value_columns, rest) = rest.split_at(layout.values);
-    let (id_columns, rest) = rest.split_at(layout.ids);
-    let (dense_columns, truth_columns) = rest.split_at(layout.dense);
+    let (value_columns, rest) = rest.split_at(counts.values);
+    let (id_columns, rest) = rest.split_at(counts.ids);
+    let (dense_columns, truth_columns) = rest.split_at(counts.dense);
     let mut values = [f32::NAN; MAX_VALUES];
     for (value, column) in values.iter_mut().zip(value_columns) {
         *value = column.f32s()[row];
@@ -233,7 +231,7 @@ fn impression(columns: &[Column], layout: Layout, row: usize) -> Impression {
         // `fill` checked it against the number of surfaces, which fits 16 bits.
         surface: fixed[5].u32s()[row] as u16,
         outcome: Outcome { actions: fixed[6].u32s()[row], known: fixed[7].u32s()[row], values },
-        context: Context {
+        context: ContextFeatures {
             ids: id_columns.iter().map(|column| column.u64s()[row]).collect(),
             dense: floats(dense_columns),
         },

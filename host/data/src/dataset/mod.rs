@@ -1,9 +1,8 @@
 //! An imported data set: a directory that any data tool can read.
 //!
-//! `schema.toml`, `items.parquet`, `users.parquet` and `impressions.parquet`, the
-//! last sorted by `time_ms` with the impressions of one request next to each
-//! other; optionally `content.parquet`, a vector an item. Written by `import`, read by everything after it. Nothing here knows a
-//! model, or what was known when (see `timeline`).
+//! It contains `schema.toml`, `items.parquet`, `users.parquet`, `impressions.parquet` and, if there
+//! are content vectors, `content.parquet`. Impressions are sorted by `time_ms`, and those of one
+//! request are adjacent. `import` writes the directory. [`timeline`] decides what was known when.
 
 pub mod content;
 mod entities;
@@ -24,35 +23,35 @@ pub use impressions::{ImpressionReader, ImpressionWriter};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 
-/// One item shown to one user, and what came of it: a row of `impressions.parquet`.
+/// One item shown to one user, and the outcome: a row of `impressions.parquet`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Impression {
-    /// The request that it was an answer to; shared by the items shown together.
+    /// The id of the request, which items shown together share.
     pub request: u64,
-    /// When the request was made, in milliseconds since the epoch.
+    /// The time of the request, in milliseconds since the epoch.
     pub time_ms: i64,
-    /// When the outcome became known.
+    /// The time when the outcome became known, in milliseconds since the epoch.
     pub outcome_ms: i64,
-    /// Who saw it.
+    /// The user's raw id.
     pub user: u64,
-    /// What was shown.
+    /// The item's raw id.
     pub item: u64,
-    /// Where: an index into `schema.surfaces`.
+    /// An index into `schema.surfaces`.
     pub surface: u16,
-    /// What came of it.
+    /// The actions and values that are known.
     pub outcome: Outcome,
-    /// The context features.
-    pub context: Context,
+    /// Features of the item in this request.
+    pub context: ContextFeatures,
     /// The true probability (or expected value) of each task in a simulated world, else empty.
     pub truth: Vec<f32>,
-    /// A past event without an exact time or surface: history, never a request.
+    /// A past event without an exact time or surface: part of histories, never of a request.
     pub history_only: bool,
 }
 
 /// The context features of an impression or a candidate, in the schema's order.
-/// An empty list stands for a feature that is missing (0) throughout.
+/// An empty list stands for zeros, which mean "missing".
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Context {
+pub struct ContextFeatures {
     /// Categorical features.
     pub ids: Vec<u64>,
     /// Dense features.
@@ -62,19 +61,19 @@ pub struct Context {
 /// An imported data set, its items and users in memory, its impressions on disk.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// Where it lies.
+    /// Its directory.
     pub dir: PathBuf,
-    /// What its columns mean.
+    /// The meaning of its columns.
     pub schema: Arc<Schema>,
     /// Items by raw id.
     pub items: HashMap<u64, Arc<Item>>,
-    /// Names of items for people; empty where the data has none.
+    /// Names of items for people, by raw id; empty if the data has none.
     pub item_names: HashMap<u64, String>,
     /// Users by raw id.
     pub users: HashMap<u64, Arc<User>>,
     /// The number of impressions.
     pub rows: usize,
-    /// Width of the items' content vectors; 0 without any.
+    /// The length of the items' content vectors; 0 without any.
     pub content: usize,
 }
 
@@ -83,7 +82,8 @@ impl Dataset {
     pub fn open(dir: &Path) -> Result<Dataset> {
         let schema_path = dir.join("schema.toml");
         if !schema_path.is_file() {
-            let reason = "no data set here: `schema.toml` is missing; make one with `hypercast import` or `hypercast simulate`";
+            let reason = "no data set here: `schema.toml` is missing; make one with \
+                          `hypercast import` or `hypercast simulate`";
             return Err(Error::data(dir, reason));
         }
         let schema = Arc::new(Schema::load(&schema_path)?);
@@ -94,11 +94,14 @@ impl Dataset {
         Ok(Dataset { dir: dir.to_path_buf(), schema, items, item_names, users, rows, content })
     }
 
-    /// The same without items' content vectors, which joined examples do not carry.
+    /// The same data set without content vectors, which joined examples do not carry.
     pub fn without_content(&self) -> Dataset {
-        let bare = |item: &Arc<Item>| match item.content.is_empty() {
-            true => item.clone(),
-            false => Arc::new(Item { content: Arc::default(), ..(**item).clone() }),
+        let bare = |item: &Arc<Item>| {
+            if item.content.is_empty() {
+                item.clone()
+            } else {
+                Arc::new(Item { content: Arc::default(), ..(**item).clone() })
+            }
         };
         let items = self.items.iter().map(|(&id, item)| (id, bare(item))).collect();
         Dataset { items, content: 0, ..self.clone() }
@@ -109,11 +112,12 @@ impl Dataset {
         ImpressionReader::open(&self.dir, &self.schema)
     }
 
-    /// How many requests of users that `hold` accepts come before `until_ms`, mere history not counted.
+    /// The number of requests before `until_ms` by users that `counts` accepts. History-only events
+    /// are not requests.
     ///
     /// # Errors
-    /// Impressions that cannot be read.
-    pub fn requests(&self, until_ms: Option<i64>, hold: impl Fn(u64) -> bool) -> Result<u64> {
+    /// The impressions cannot be read.
+    pub fn requests(&self, until_ms: Option<i64>, counts: impl Fn(u64) -> bool) -> Result<u64> {
         let (mut count, mut last) = (0, None);
         for impression in self.impressions()? {
             let impression = impression?;
@@ -121,7 +125,7 @@ impl Dataset {
                 break;
             }
             let request = Some(impression.request);
-            if !impression.history_only && last != request && hold(impression.user) {
+            if !impression.history_only && last != request && counts(impression.user) {
                 count += 1;
                 last = request;
             }
@@ -130,16 +134,16 @@ impl Dataset {
     }
 }
 
-/// What an import writes besides the impressions.
+/// Everything that an import writes except the impressions.
 #[derive(Debug)]
 pub struct Entities<'a> {
-    /// The schema.
+    /// The meaning of the columns.
     pub schema: &'a Schema,
-    /// All items.
+    /// All items, each id once.
     pub items: &'a [Item],
-    /// Their names, in the same order; empty where there are none.
+    /// The items' names, in the same order; empty if the data has none.
     pub item_names: &'a [String],
-    /// All users.
+    /// All users, each id once.
     pub users: &'a [User],
 }
 
@@ -151,8 +155,8 @@ pub fn write_entities(dir: &Path, entities: &Entities<'_>) -> Result<()> {
     entities::write_users(&dir.join("users.parquet"), entities)
 }
 
-/// Writes a whole data set: sorts the impressions by time and request (equal
-/// ones keep their order) and renames each file into place when it is complete.
+/// Writes a whole data set. Sorts the impressions by time and request, with a stable sort; each
+/// file gets its name when it is complete.
 pub fn write_dataset(
     dir: &Path,
     entities: &Entities<'_>,
@@ -160,7 +164,7 @@ pub fn write_dataset(
 ) -> Result<()> {
     write_entities(dir, entities)?;
     impressions.sort_by_key(|impression| (impression.time_ms, impression.request));
-    let mut writer = ImpressionWriter::create(dir, entities.schema)?;
+    let mut writer = ImpressionWriter::create(dir, entities.schema);
     for impression in impressions.iter() {
         writer.write(impression)?;
     }

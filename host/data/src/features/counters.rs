@@ -1,33 +1,37 @@
-//! Running counters over past outcomes: for each key, how often an action
-//! followed an impression. Keys are 64-bit hashes of id columns.
+//! Running counters over past outcomes: for each key, how often an action followed an impression.
+//! Keys are 64-bit hashes of id columns.
 //!
-//! Counters of one key share a row, so that a candidate costs one look-up a
-//! key; it also holds their effects ([`super::effects`]). An impression whose action is not
-//! known counts for nothing.
+//! Counters with the same key share a row, so a candidate costs one look-up per key. The row also
+//! contains their effects ([`super::effects`]). An impression whose action is not known is not
+//! counted.
 
 use hypercast_core::hash::mix64;
 use hypercast_fm::example::{Outcome, Target};
 use serde::{Deserialize, Serialize};
 
 use super::FeatureConfig;
-use super::effects::{Belief, Effect};
-use super::recent::Recent;
+use super::effects::{Effect, Posterior};
+use super::id_maps::RecencyMap;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 
-/// Above it an f32 would soon no longer count by one.
+/// A count above this is halved: f32 counts in steps of one up to twice this number.
 const TALLY_LIMIT: f32 = 8_388_608.0;
 
+/// The index of the surface among the id columns (`schema::BUILT_IN_IDS`).
+const SURFACE_COLUMN: usize = 2;
+
 /// All counters of a schema.
-pub(super) struct Counters {
+pub(super) struct FeatureCounters {
     tables: Vec<Table>,
-    /// Of each counter over all keys, with the time of the last change.
-    totals: Vec<(i64, Tally)>,
-    /// Where each counter's columns begin, and after the last those of the actions' beliefs.
-    places: Vec<usize>,
+    /// Each counter's tally over all keys, with the time of its last change.
+    totals: Vec<(i64, CounterTally)>,
+    /// The first column of each counter, then the first of the actions' effects.
+    columns_start: Vec<usize>,
     /// The actions that have effects.
-    believed: Vec<usize>,
-    /// Each action's effect of each surface, and last of the surfaces of mere history, which are not known.
+    effect_actions: Vec<usize>,
+    /// The effects of each surface, one per action. The last surface stands for history-only
+    /// events, whose surface is not known.
     surfaces: Vec<Vec<Effect>>,
     half_lives_ms: Vec<f32>,
     prior_strength: f64,
@@ -37,14 +41,16 @@ pub(super) struct Counters {
 struct Table {
     /// Indices into the id columns.
     key: Vec<usize>,
-    /// Whether the key names the surface, the hour or the context, which an event of the mere history lacks.
+    /// Whether the key contains the surface, the hour or the context, which history-only events
+    /// lack.
     needs_place: bool,
-    /// Whether the key names something of a candidate: its item or its context.
+    /// Whether the key contains the candidate's item or context.
     by_candidate: bool,
     members: Vec<Member>,
-    rows: Recent<Vec<Cell>>,
+    rows: RecencyMap<Vec<CounterCell>>,
 }
 
+/// One counter of a table.
 struct Member {
     counter: usize,
     action: usize,
@@ -52,15 +58,15 @@ struct Member {
     lasting: bool,
 }
 
-/// What is known of a counter's key.
+/// The state of one counter for one key.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-struct Cell {
-    tally: Tally,
+struct CounterCell {
+    tally: CounterTally,
     effect: Effect,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-struct Tally {
+struct CounterTally {
     impressions: f32,
     positives: f32,
 }
@@ -68,53 +74,53 @@ struct Tally {
 /// The global rates at a request's time.
 struct Priors {
     now_ms: i64,
-    /// Rate and its logit, one pair a counter.
+    /// Each counter's rate and its logit.
     rates: Vec<(f64, f64)>,
 }
 
-/// What all candidates of a request have in common, worked out once.
-pub(super) struct Common {
+/// The counters' part that all candidates of a request have in common.
+pub(super) struct RequestCounters {
     priors: Priors,
-    /// The columns, those of keys that name nothing of a candidate filled in.
+    /// The columns, with those of keys that do not depend on the candidate filled in.
     pub(super) columns: Vec<f32>,
-    /// What the surface and those keys say of every action.
-    beliefs: Vec<Belief>,
+    /// The posterior of every action from the surface and those keys.
+    posteriors: Vec<Posterior>,
 }
 
 /// An outcome to count.
 pub(super) struct Observation<'a> {
     /// The impression's id columns.
     pub(super) ids: &'a [u64],
-    /// What was counted of it so far: `Outcome::UNKNOWN` the first time.
+    /// The outcome that was counted before: `Outcome::UNKNOWN` the first time.
     pub(super) before: Outcome,
-    /// What came of it.
+    /// The outcome now.
     pub(super) outcome: Outcome,
-    /// When that became known.
+    /// The time when it became known.
     pub(super) now_ms: i64,
     /// Whether surface, hour and context are known.
     pub(super) place_known: bool,
 }
 
-/// What an observation says of an action that was not known before.
+/// A label that an observation adds or changes.
 #[derive(Debug, Clone, Copy)]
-struct News {
+struct NewLabel {
     positive: bool,
     /// Whether the opposite was counted before.
-    moved: bool,
+    changed: bool,
 }
 
 impl Observation<'_> {
-    fn news(&self, action: usize) -> Option<News> {
+    fn new_label(&self, action: usize) -> Option<NewLabel> {
         let bit = |bits: u32| bits >> action & 1 == 1;
         let positive = bit(self.outcome.actions);
-        let moved = bit(self.before.known) && positive != bit(self.before.actions);
-        let new = bit(self.outcome.known) && (moved || !bit(self.before.known));
-        new.then_some(News { positive, moved })
+        let changed = bit(self.before.known) && positive != bit(self.before.actions);
+        let new = bit(self.outcome.known) && (changed || !bit(self.before.known));
+        new.then_some(NewLabel { positive, changed })
     }
 }
 
-impl Counters {
-    pub(super) fn new(schema: &Schema, config: &FeatureConfig) -> Counters {
+impl FeatureCounters {
+    pub(super) fn new(schema: &Schema, config: &FeatureConfig) -> FeatureCounters {
         let columns = schema.id_columns();
         let mut tables: Vec<Table> = Vec::new();
         for (counter, description) in schema.counters.iter().enumerate() {
@@ -127,19 +133,19 @@ impl Counters {
             match tables.iter_mut().find(|table| table.key == key) {
                 Some(table) => table.members.push(member),
                 None => tables.push(Table {
-                    needs_place: description.key.iter().any(|name| of_the_place(schema, name)),
-                    by_candidate: description.key.iter().any(|name| of_a_candidate(schema, name)),
+                    needs_place: description.key.iter().any(|name| is_of_place(schema, name)),
+                    by_candidate: description.key.iter().any(|name| is_of_candidate(schema, name)),
                     key,
                     members: vec![member],
-                    rows: Recent::new(config.max_counter_keys),
+                    rows: RecencyMap::new(config.max_counter_keys),
                 }),
             }
         }
-        Counters {
+        FeatureCounters {
             tables,
-            totals: vec![(0, Tally::default()); schema.counters.len()],
-            places: places(schema),
-            believed: schema.believed_actions().collect(),
+            totals: vec![(0, CounterTally::default()); schema.counters.len()],
+            columns_start: columns_start(schema),
+            effect_actions: schema.effect_actions().collect(),
             surfaces: vec![
                 vec![Effect::of_surface(); schema.actions.len()];
                 schema.surfaces.len() + 1
@@ -153,24 +159,24 @@ impl Counters {
         }
     }
 
-    /// How many feature columns the counters fill.
+    /// The number of feature columns of the counters.
     pub(super) fn columns(&self) -> usize {
-        self.places[self.totals.len()] + 2 * self.believed.len()
+        self.columns_start[self.totals.len()] + 2 * self.effect_actions.len()
     }
 
-    /// What a request's candidates have in common. Of `ids`, what is of a candidate is not read.
-    pub(super) fn common(&self, ids: &[u64], now_ms: i64) -> Common {
+    /// The part that a request's candidates have in common. Ids of candidates are not read.
+    pub(super) fn common(&self, ids: &[u64], now_ms: i64) -> RequestCounters {
         let priors = self.priors(now_ms);
         let mut columns = vec![0.0; self.columns()];
-        let mut beliefs = self.of_surface(self.surface(ids, true));
+        let mut posteriors = self.of_surface(self.surface(ids, true));
         for table in self.tables.iter().filter(|table| !table.by_candidate) {
-            self.add(table, table.find(ids), &priors, &mut beliefs, &mut columns);
+            self.add(table, table.find(ids), &priors, &mut posteriors, &mut columns);
         }
-        Common { priors, columns, beliefs }
+        RequestCounters { priors, columns, posteriors }
     }
 
     fn priors(&self, now_ms: i64) -> Priors {
-        let rate = |(&(last_ms, total), &half_life_ms): (&(i64, Tally), &f32)| {
+        let rate = |(&(last_ms, total), &half_life_ms): (&(i64, CounterTally), &f32)| {
             let total = total.faded(now_ms - last_ms, half_life_ms);
             let rate = (f64::from(total.positives) + 0.5) / (f64::from(total.impressions) + 1.0);
             (rate, logit(rate))
@@ -178,42 +184,43 @@ impl Counters {
         Priors { now_ms, rates: self.totals.iter().zip(&self.half_lives_ms).map(rate).collect() }
     }
 
-    /// Fills in `NAME_rate`, `NAME_count` and, if it lasts, `NAME_effect` of each counter, then `ACTION_log_odds` and
-    /// `ACTION_doubt` of each action that has effects. Each target's columns begin at `at` of its features and hold
-    /// [`Common::columns`] before.
-    pub(super) fn fill(&self, targets: &mut [Target], common: &Common, at: usize) {
-        let mut beliefs = common.beliefs.repeat(targets.len());
+    /// Fills in the columns of each counter (`NAME_rate`, `NAME_count` and, if it never forgets,
+    /// `NAME_effect`), then `ACTION_log_odds` and `ACTION_doubt` of each action with effects. They
+    /// start at index `at` of a target's features, which contain [`RequestCounters::columns`]
+    /// there.
+    pub(super) fn fill(&self, targets: &mut [Target], common: &RequestCounters, at: usize) {
+        let mut posteriors = common.posteriors.repeat(targets.len());
         let mut found = Vec::with_capacity(targets.len());
-        let actions = common.beliefs.len().max(1);
+        let actions = common.posteriors.len().max(1);
         for table in self.tables.iter().filter(|table| table.by_candidate) {
-            // Nothing but look-ups in this loop, so that the cache misses of several overlap.
+            // This loop only looks up, so that several cache misses overlap.
             found.clear();
             found.extend(targets.iter().map(|target| table.find(&target.ids)));
-            let beliefs = beliefs.chunks_exact_mut(actions);
-            for ((target, beliefs), found) in targets.iter_mut().zip(beliefs).zip(&found) {
-                self.add(table, *found, &common.priors, beliefs, &mut target.features[at..]);
+            let posteriors = posteriors.chunks_exact_mut(actions);
+            for ((target, posteriors), found) in targets.iter_mut().zip(posteriors).zip(&found) {
+                self.add(table, *found, &common.priors, posteriors, &mut target.features[at..]);
             }
         }
-        let effects = at + self.places[self.totals.len()];
-        for (target, beliefs) in targets.iter_mut().zip(beliefs.chunks_exact(actions)) {
+        let effects = at + self.columns_start[self.totals.len()];
+        for (target, posteriors) in targets.iter_mut().zip(posteriors.chunks_exact(actions)) {
             let columns = target.features[effects..].chunks_exact_mut(2);
-            for (&action, columns) in self.believed.iter().zip(columns) {
-                columns[0] = beliefs[action].mean as f32;
-                columns[1] = beliefs[action].variance.sqrt() as f32;
+            for (&action, columns) in self.effect_actions.iter().zip(columns) {
+                columns[0] = posteriors[action].mean as f32;
+                columns[1] = posteriors[action].variance.sqrt() as f32;
             }
         }
     }
 
-    /// What a table knows of a key: into the columns of its counters, and to the beliefs.
+    /// Adds a table's state of a key to the columns of its counters and to the posteriors.
     fn add(
         &self,
         table: &Table,
-        found: Option<(i64, &Vec<Cell>)>,
+        found: Option<(i64, &Vec<CounterCell>)>,
         priors: &Priors,
-        beliefs: &mut [Belief],
+        posteriors: &mut [Posterior],
         columns: &mut [f32],
     ) {
-        table.add_effects(found.map(|(_, row)| row), beliefs);
+        table.add_effects(found.map(|(_, row)| row), posteriors);
         let Some((last_ms, row)) = found else { return };
         for (member, cell) in table.members.iter().zip(row) {
             let tally =
@@ -221,7 +228,7 @@ impl Counters {
             let (prior, prior_logit) = priors.rates[member.counter];
             let (n, k) = (f64::from(tally.impressions), self.prior_strength);
             let rate = (f64::from(tally.positives) + k * prior) / (n + k);
-            let at = self.places[member.counter];
+            let at = self.columns_start[member.counter];
             columns[at] = (logit(rate) - prior_logit) as f32;
             columns[at + 1] = tally.impressions.ln_1p();
             if member.lasting {
@@ -230,72 +237,73 @@ impl Counters {
         }
     }
 
-    /// Counts what is known now and was not before; where an action was counted as the other thing, it moves. Effects
-    /// learn what changed as an outcome of its own: what they took from the earlier one cannot be told apart any more.
+    /// Counts labels that are new, and moves the count of labels that changed. Effects treat a
+    /// changed label as one more outcome, because the earlier update cannot be undone.
     pub(super) fn apply(&mut self, seen: &Observation<'_>) {
-        let beliefs = self.beliefs(seen.ids, seen.place_known);
+        let posteriors = self.posteriors(seen.ids, seen.place_known);
         let surface = self.surface(seen.ids, seen.place_known);
         for (action, effect) in self.surfaces[surface].iter_mut().enumerate() {
-            if let Some(news) = seen.news(action) {
-                effect.learn(beliefs[action].lesson(news.positive));
+            if let Some(new_label) = seen.new_label(action) {
+                effect.apply(posteriors[action].update(new_label.positive));
             }
         }
         for table in self.tables.iter_mut().filter(|table| seen.place_known || !table.needs_place) {
             let hash = table.hash(seen.ids);
             let (last_ms, row) = table.rows.touch(hash, seen.now_ms);
-            row.resize(table.members.len(), Cell::default());
+            row.resize(table.members.len(), CounterCell::default());
             for (member, cell) in table.members.iter().zip(row) {
                 let half_life_ms = self.half_lives_ms[member.counter];
                 cell.tally = cell.tally.faded(seen.now_ms - last_ms, half_life_ms);
-                if let Some(news) = seen.news(member.action) {
-                    cell.tally.take(news);
+                if let Some(new_label) = seen.new_label(member.action) {
+                    cell.tally.count(new_label);
                     if member.lasting {
-                        cell.effect.learn(beliefs[member.action].lesson(news.positive));
+                        cell.effect.apply(posteriors[member.action].update(new_label.positive));
                     }
                     let (total_ms, total) = &mut self.totals[member.counter];
                     *total = total.faded(seen.now_ms - *total_ms, half_life_ms);
                     *total_ms = seen.now_ms.max(*total_ms);
-                    total.take(news);
+                    total.count(new_label);
                 }
             }
         }
     }
 
-    /// The log odds of every action for an impression, as its effects have it.
-    fn beliefs(&self, ids: &[u64], place_known: bool) -> Vec<Belief> {
-        let mut beliefs = self.of_surface(self.surface(ids, place_known));
+    /// The log odds of every action for an impression: the sum of its effects.
+    fn posteriors(&self, ids: &[u64], place_known: bool) -> Vec<Posterior> {
+        let mut posteriors = self.of_surface(self.surface(ids, place_known));
         for table in self.tables.iter().filter(|table| place_known || !table.needs_place) {
-            table.add_effects(table.rows.get(table.hash(ids)), &mut beliefs);
+            table.add_effects(table.rows.get(table.hash(ids)), &mut posteriors);
         }
-        beliefs
+        posteriors
     }
 
-    /// The log odds of every action on a surface of which nothing else is known.
-    fn of_surface(&self, surface: usize) -> Vec<Belief> {
-        let belief = |&effect: &Effect| {
-            let mut belief = Belief::default();
-            belief.add(effect);
-            belief
+    /// The log odds of every action on a surface, without other effects.
+    fn of_surface(&self, surface: usize) -> Vec<Posterior> {
+        let posterior = |&effect: &Effect| {
+            let mut posterior = Posterior::default();
+            posterior.add(effect);
+            posterior
         };
-        self.surfaces[surface].iter().map(belief).collect()
+        self.surfaces[surface].iter().map(posterior).collect()
     }
 
+    /// The index into `surfaces`.
     fn surface(&self, ids: &[u64], place_known: bool) -> usize {
         let unknown = self.surfaces.len() - 1;
         if place_known { (ids[SURFACE_COLUMN] as usize).min(unknown) } else { unknown }
     }
 }
 
-/// All that counters hold, table by table.
+/// The counters' state in a form that can be serialised.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SavedCounters {
-    /// Key, last touch, and a cell a member.
-    tables: Vec<Vec<(u64, i64, Vec<Cell>)>>,
-    totals: Vec<(i64, Tally)>,
+    /// The rows of each table: key, time of the last touch, and a cell for each member.
+    tables: Vec<Vec<(u64, i64, Vec<CounterCell>)>>,
+    totals: Vec<(i64, CounterTally)>,
     surfaces: Vec<Vec<Effect>>,
 }
 
-impl Counters {
+impl FeatureCounters {
     pub(super) fn saved(&self) -> SavedCounters {
         let rows = |table: &Table| {
             table.rows.iter().map(|(key, last_ms, row)| (key, last_ms, row.clone())).collect()
@@ -310,7 +318,9 @@ impl Counters {
     pub(super) fn restore(&mut self, saved: SavedCounters) -> Result<()> {
         let shape = (saved.tables.len(), saved.totals.len(), saved.surfaces.len());
         if shape != (self.tables.len(), self.totals.len(), self.surfaces.len()) {
-            return Err(Error::invalid("a saved state has counters of another schema"));
+            return Err(Error::invalid(
+                "the saved state has counters of another schema; remove it to build a new one",
+            ));
         }
         for (table, rows) in self.tables.iter_mut().zip(saved.tables) {
             rows.into_iter().for_each(|(key, last_ms, row)| table.rows.put(key, last_ms, row));
@@ -320,31 +330,26 @@ impl Counters {
     }
 }
 
-/// Where the surface stands among the id columns (`schema::BUILT_IN_IDS`).
-const SURFACE_COLUMN: usize = 2;
-
-/// Where each counter's columns begin, and where the last one's end.
-fn places(schema: &Schema) -> Vec<usize> {
-    let mut next = 0;
-    let mut places = vec![next];
-    places.extend(schema.counters.iter().map(|counter| {
-        next += counter.columns().len();
-        next
-    }));
-    places
+/// The first column of each counter, and the end of the last one's columns.
+fn columns_start(schema: &Schema) -> Vec<usize> {
+    let mut starts = vec![0];
+    for counter in &schema.counters {
+        starts.push(starts[starts.len() - 1] + counter.columns().len());
+    }
+    starts
 }
 
 impl Table {
-    /// Adds the effects of a key, or those of one that is not known.
-    fn add_effects(&self, row: Option<&Vec<Cell>>, beliefs: &mut [Belief]) {
+    /// Adds the effects of a row, or the prior effects if the key has no row.
+    fn add_effects(&self, row: Option<&Vec<CounterCell>>, posteriors: &mut [Posterior]) {
         for (at, member) in self.members.iter().enumerate().filter(|(_, member)| member.lasting) {
             let effect = row.map_or_else(Effect::default, |row| row[at].effect);
-            beliefs[member.action].add(effect);
+            posteriors[member.action].add(effect);
         }
     }
 
-    /// What is known of a key, and when it was last touched.
-    fn find(&self, ids: &[u64]) -> Option<(i64, &Vec<Cell>)> {
+    /// The row of a key and the time of its last touch.
+    fn find(&self, ids: &[u64]) -> Option<(i64, &Vec<CounterCell>)> {
         self.rows.get_with_time(self.hash(ids))
     }
 
@@ -355,41 +360,40 @@ impl Table {
     }
 }
 
-impl Tally {
-    fn faded(self, age_ms: i64, half_life_ms: f32) -> Tally {
+impl CounterTally {
+    /// The tally after `age_ms` of forgetting.
+    fn faded(self, age_ms: i64, half_life_ms: f32) -> CounterTally {
         if half_life_ms == 0.0 || age_ms <= 0 {
             return self;
         }
         let keep = (-(age_ms as f32) / half_life_ms).exp2();
-        Tally { impressions: self.impressions * keep, positives: self.positives * keep }
+        CounterTally { impressions: self.impressions * keep, positives: self.positives * keep }
     }
 
-    fn take(&mut self, news: News) {
-        if news.moved {
-            let by = if news.positive { 1.0 } else { -1.0 };
+    fn count(&mut self, label: NewLabel) {
+        if label.changed {
+            let by = if label.positive { 1.0 } else { -1.0 };
             self.positives = (self.positives + by).clamp(0.0, self.impressions);
-        } else {
-            self.add(news.positive);
+            return;
         }
-    }
-
-    fn add(&mut self, positive: bool) {
         if self.impressions >= TALLY_LIMIT {
             self.impressions *= 0.5;
             self.positives *= 0.5;
         }
         self.impressions += 1.0;
-        self.positives += f32::from(u8::from(positive));
+        self.positives += f32::from(u8::from(label.positive));
     }
 }
 
-fn of_the_place(schema: &Schema, column: &str) -> bool {
+/// Whether a column is not known for history-only events.
+fn is_of_place(schema: &Schema, column: &str) -> bool {
     column == "surface"
         || column == "hour"
         || schema.context_features.iter().any(|feature| feature.name == column)
 }
 
-fn of_a_candidate(schema: &Schema, column: &str) -> bool {
+/// Whether a column differs between the candidates of a request.
+fn is_of_candidate(schema: &Schema, column: &str) -> bool {
     let mut features = schema.item_features.iter().chain(&schema.context_features);
     column == "item_id" || features.any(|feature| feature.name == column)
 }

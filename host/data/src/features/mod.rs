@@ -1,15 +1,14 @@
-//! Features: what is known about a request when it is made.
+//! Features: everything that is known about a request when it is made.
 //!
-//! `FeatureState` is the one code path for training and serving: `fetch` turns
-//! a request into an `Example`, `apply` takes in an outcome once it is known.
-//! It follows the order in which it is called and has no clock; who decides what
-//! was known when is `dataset::timeline` or the joiner (`hypercast_stream::join`). It can be
-//! rebuilt from the data set and the `outcomes` stream; `saved` makes that short.
+//! [`FeatureState`] is the one code path for training and serving: [`FeatureState::fetch`] turns a
+//! request into an example, and [`FeatureState::apply`] adds an outcome once it is known. The state
+//! has no clock: it follows the order of the calls, which `dataset::timeline` or the joiner of
+//! `hypercast-stream` determines. It can be rebuilt from the data set and the outcomes of the
+//! stream; [`saved`] makes that unnecessary in most cases.
 
 mod counters;
 mod effects;
-mod ids;
-mod recent;
+mod id_maps;
 pub mod replay;
 pub mod saved;
 
@@ -20,27 +19,28 @@ use hypercast_fm::example::{Event, Example, Item, Outcome, Target, User};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::counters::{Common, Counters, Observation};
-use self::ids::IdMap;
-use self::recent::Recent;
-use crate::dataset::timeline::{Span, Step, Timeline};
-use crate::dataset::{Context, Dataset, Impression};
+use self::counters::{FeatureCounters, Observation, RequestCounters};
+use self::id_maps::{IdMap, RecencyMap};
+use crate::dataset::timeline::{Span, Timeline, TimelineStep};
+use crate::dataset::{ContextFeatures, Dataset, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureKind, Schema, names};
+use crate::schema::{BUILT_IN_FEATURES, BUILT_IN_IDS, FeatureWidths, Schema};
 
-/// Bounds of the state's memory, and how much a counter trusts few impressions.
+/// Bounds of the state's memory, and the prior of counters: `[features]` in `hypercast.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FeatureConfig {
-    /// Events kept a user.
+    /// Events kept for each user. The FM reads the last `fm.max_history` of them.
     pub history_events: usize,
-    /// Users whose history is kept; beyond it the least recently active are forgotten.
+    /// Users that are kept. The histories of the least recently active are dropped first; features
+    /// of further new users are refused.
     pub max_users: usize,
-    /// Items that can be known at a time.
+    /// Items that are kept. Further new items are refused; the age of the items shown longest ago
+    /// is dropped first.
     pub max_items: usize,
-    /// Keys kept for each counter key; beyond it the least recently seen are forgotten.
+    /// Keys that each counter keeps. The least recently used are dropped first.
     pub max_counter_keys: usize,
-    /// How many impressions at the global rate a counter starts with.
+    /// Impressions at the global rate that each counter starts with.
     pub prior_strength: f32,
 }
 
@@ -56,133 +56,114 @@ impl Default for FeatureConfig {
     }
 }
 
-/// Candidates from which they are looked up on more than one thread.
+/// The number of candidates from which several threads look them up.
 const PARALLEL_FROM: usize = 512;
 
-/// A request as it comes in.
+/// A request before its features are looked up.
 #[derive(Debug, Clone)]
 pub struct RequestInput {
-    /// Its id.
+    /// The request's id.
     pub request: u64,
-    /// Who asks.
+    /// The user's raw id.
     pub user: u64,
-    /// The user's features where the caller sent them; else those of the data set, else zeros.
+    /// The user's features if the caller sent them; otherwise the state's are used, or zeros.
     pub user_features: Option<Arc<User>>,
-    /// Where: an index into `schema.surfaces`.
+    /// An index into `schema.surfaces`.
     pub surface: u16,
-    /// When, in milliseconds since the epoch.
+    /// Milliseconds since the epoch.
     pub time_ms: i64,
-    /// What is to be ranked.
+    /// The items to rank.
     pub candidates: Vec<CandidateInput>,
 }
 
-/// A candidate as it comes in.
+/// A candidate before its features are looked up.
 #[derive(Debug, Clone)]
 pub struct CandidateInput {
     /// The item's raw id.
     pub item: u64,
-    /// The item's features where the caller sent them; else those of the data set, else zeros.
+    /// The item's features if the caller sent them; otherwise the state's are used, or zeros.
     pub features: Option<Arc<Item>>,
-    /// The context features, which candidates of a request may share.
-    pub context: Arc<Context>,
-    /// What came of it; `Outcome::UNKNOWN` while serving.
+    /// Features of the item in this request; candidates may share them.
+    pub context: Arc<ContextFeatures>,
+    /// The outcome for training; `Outcome::UNKNOWN` while serving.
     pub outcome: Outcome,
-    /// The true probabilities in a simulated world, else empty.
+    /// The true probability of each task in a simulated world, else empty.
     pub truth: Vec<f32>,
 }
 
-/// Everything that `fetch` draws on.
+/// Users, items, histories and counters: everything that examples are made from.
 pub struct FeatureState {
     schema: Arc<Schema>,
     config: FeatureConfig,
-    widths: Widths,
+    widths: FeatureWidths,
     items: IdMap<Arc<Item>>,
     users: IdMap<Arc<User>>,
-    histories: Recent<History>,
-    first_shown: Recent<Option<i64>>,
-    counters: Counters,
-    /// Items and users whose features are not those of the data set.
-    changed: Changed,
+    histories: RecencyMap<History>,
+    first_shown: RecencyMap<Option<i64>>,
+    counters: FeatureCounters,
+    /// Items and users whose features differ from the data set's.
+    changed: ChangedIds,
 }
 
-/// Ids of what was told after the data set was read.
+/// Ids that were added or changed after the data set was read.
 #[derive(Debug, Clone, Default)]
-struct Changed {
+struct ChangedIds {
     items: HashSet<u64>,
     users: HashSet<u64>,
 }
 
-/// A user's past.
+/// The events of one user in the order they were shown.
 #[derive(Default)]
 struct History {
     events: VecDeque<Event>,
-    /// All events ever, those that were forgotten included.
+    /// All events so far, including those that were dropped.
     count: u64,
     last_ms: i64,
 }
 
-/// How many features of each kind the schema has.
-#[derive(Debug, Clone, Copy)]
-struct Widths {
-    item_ids: usize,
-    item_dense: usize,
-    user_ids: usize,
-    user_dense: usize,
-    context_ids: usize,
-    context_dense: usize,
-}
-
-/// A request on the way to its candidates: what they have in common.
-struct Asked<'a> {
+/// What the candidates of a request have in common.
+struct RequestContext<'a> {
     request: &'a RequestInput,
     user: &'a User,
-    counters: Common,
-    /// The built-in columns that the user's past decides.
+    counters: RequestCounters,
+    /// The built-in columns that depend on the user's history.
     past: [f32; 2],
 }
 
-/// What a candidate or an impression is, for its id columns.
-struct Subject<'a> {
+/// The sources of the id columns of a candidate or an impression.
+struct IdSource<'a> {
     user: &'a User,
     item: &'a Item,
     surface: u16,
     time_ms: i64,
-    context: &'a Context,
+    context: &'a ContextFeatures,
 }
 
 impl FeatureState {
-    /// A state that knows the data set's items and users and nothing of what happened.
+    /// A state with the data set's items and users, and no events.
     pub fn new(dataset: &Dataset, config: FeatureConfig) -> FeatureState {
-        let schema = dataset.schema.clone();
         FeatureState {
-            widths: Widths::new(&schema),
+            widths: FeatureWidths::new(&dataset.schema),
             items: dataset.items.iter().map(|(&id, item)| (id, item.clone())).collect(),
             users: dataset.users.iter().map(|(&id, user)| (id, user.clone())).collect(),
-            histories: Recent::new(config.max_users),
-            first_shown: Recent::new(config.max_items),
-            counters: Counters::new(&schema, &config),
-            changed: Changed::default(),
-            schema,
+            histories: RecencyMap::new(config.max_users),
+            first_shown: RecencyMap::new(config.max_items),
+            counters: FeatureCounters::new(&dataset.schema, &config),
+            changed: ChangedIds::default(),
+            schema: dataset.schema.clone(),
             config,
         }
     }
 
-    /// A state that knows the same items and users, and nothing of what happened.
-    fn forgetful(&self) -> FeatureState {
-        FeatureState {
-            schema: self.schema.clone(),
-            config: self.config,
-            widths: self.widths,
-            items: self.items.clone(),
-            users: self.users.clone(),
-            histories: Recent::new(self.config.max_users),
-            first_shown: Recent::new(self.config.max_items),
-            counters: Counters::new(&self.schema, &self.config),
-            changed: self.changed.clone(),
-        }
+    /// Forgets all events, and keeps items and users.
+    fn forget_events(&mut self) {
+        self.histories = RecencyMap::new(self.config.max_users);
+        self.first_shown = RecencyMap::new(self.config.max_items);
+        self.counters = FeatureCounters::new(&self.schema, &self.config);
     }
 
-    /// The state as of `until_ms` (`None`: the end): every outcome known before it is applied.
+    /// The state with every outcome that was known before `until_ms`; `None` takes the whole data
+    /// set.
     pub fn rebuild(
         dataset: &Dataset,
         config: FeatureConfig,
@@ -190,34 +171,37 @@ impl FeatureState {
     ) -> Result<FeatureState> {
         let mut state = FeatureState::new(dataset, config);
         for step in Timeline::new(dataset, Span { from_ms: None, until_ms })? {
-            if let Step::Outcome(impression) = step? {
+            if let TimelineStep::Outcome(impression) = step? {
                 state.apply(&impression);
             }
         }
         Ok(state)
     }
 
-    /// The schema.
+    /// The schema that defines the columns of its examples.
     pub fn schema(&self) -> &Arc<Schema> {
         &self.schema
     }
 
-    /// An item that is known.
+    /// An item by its raw id.
     pub fn item(&self, id: u64) -> Option<&Arc<Item>> {
         self.items.get(&id)
     }
 
-    /// How many items are known.
+    /// The number of known items.
     pub fn items(&self) -> usize {
         self.items.len()
     }
 
-    /// How many users have a history.
+    /// The number of users with a history.
     pub fn users_with_history(&self) -> usize {
         self.histories.len()
     }
 
-    /// Adds or replaces an item's features; its content vector stays if no other is given.
+    /// Adds or replaces an item's features. Its content vector stays if `item` has none.
+    ///
+    /// # Errors
+    /// The features do not match the schema, or the state has `features.max_items` already.
     pub fn upsert_item(&mut self, mut item: Item) -> Result<()> {
         self.check_item(&item)?;
         if let Some(known) = self.items.get(&item.id).filter(|_| item.content.is_empty()) {
@@ -226,7 +210,7 @@ impl FeatureState {
         if self.items.len() >= self.config.max_items && !self.items.contains_key(&item.id) {
             let most = self.config.max_items;
             return Err(Error::invalid(format!(
-                "item {}: {most} items are known already (features.max_items)",
+                "item {} cannot be added to {most} items; raise features.max_items",
                 item.id
             )));
         }
@@ -236,12 +220,15 @@ impl FeatureState {
     }
 
     /// Adds or replaces a user's features.
+    ///
+    /// # Errors
+    /// The features do not match the schema, or the state has `features.max_users` already.
     pub fn upsert_user(&mut self, user: User) -> Result<()> {
         self.check_user(&user)?;
         if self.users.len() >= self.config.max_users && !self.users.contains_key(&user.id) {
             let most = self.config.max_users;
             return Err(Error::invalid(format!(
-                "user {}: {most} users are known already (features.max_users)",
+                "user {} cannot be added to {most} users; raise features.max_users",
                 user.id
             )));
         }
@@ -250,33 +237,46 @@ impl FeatureState {
         Ok(())
     }
 
-    /// Refuses a user whose features are not those of the schema.
+    /// Checks the number of a user's features.
+    ///
+    /// # Errors
+    /// It differs from the schema's.
     pub fn check_user(&self, user: &User) -> Result<()> {
-        let wanted = (self.widths.user_ids, self.widths.user_dense);
-        check_widths("user", user.id, (user.ids.len(), user.dense.len()), wanted)
+        let given = FeatureCounts::of(&user.ids, &user.dense);
+        let wanted = FeatureCounts { ids: self.widths.user_ids, dense: self.widths.user_dense };
+        given.check(&format!("user {}", user.id), wanted)
     }
 
-    /// Refuses an item whose features are not those of the schema.
+    /// Checks the number of an item's features.
+    ///
+    /// # Errors
+    /// It differs from the schema's.
     pub fn check_item(&self, item: &Item) -> Result<()> {
-        let wanted = (self.widths.item_ids, self.widths.item_dense);
-        check_widths("item", item.id, (item.ids.len(), item.dense.len()), wanted)
+        let given = FeatureCounts::of(&item.ids, &item.dense);
+        let wanted = FeatureCounts { ids: self.widths.item_ids, dense: self.widths.item_dense };
+        given.check(&format!("item {}", item.id), wanted)
     }
 
-    /// Refuses a context whose features are not those of the schema; one without any stands for zeros.
-    pub fn check_context(&self, context: &Context) -> Result<()> {
+    /// Checks the number of a context's features; an empty list stands for zeros.
+    ///
+    /// # Errors
+    /// It differs from the schema's.
+    pub fn check_context(&self, context: &ContextFeatures) -> Result<()> {
         let or = |given, wanted| if given == 0 { wanted } else { given };
-        let wanted = (self.widths.context_ids, self.widths.context_dense);
-        let given = (or(context.ids.len(), wanted.0), or(context.dense.len(), wanted.1));
-        match given == wanted {
-            true => Ok(()),
-            false => Err(Error::invalid(format!(
-                "a context has {given:?} categorical and dense features, the schema {wanted:?}"
-            ))),
-        }
+        let FeatureWidths { context_ids, context_dense, .. } = self.widths;
+        let wanted = FeatureCounts { ids: context_ids, dense: context_dense };
+        let given = FeatureCounts {
+            ids: or(context.ids.len(), context_ids),
+            dense: or(context.dense.len(), context_dense),
+        };
+        given.check("a context", wanted)
     }
 
-    /// What is known about a request now: its history, at most `history_len` events, and every
-    /// column of its candidates. Features of the wrong number are a programmer's error.
+    /// The example for a request as of now: at most `history_len` events of history, and every
+    /// column of its candidates.
+    ///
+    /// # Panics
+    /// Features in the request have the wrong number (see [`Self::check_user`] and the like).
     pub fn fetch(&self, request: &RequestInput, history_len: usize) -> Example {
         let user = match &request.user_features {
             Some(user) => user.clone(),
@@ -287,14 +287,13 @@ impl FeatureState {
             let skip = history.events.len().saturating_sub(history_len);
             history.events.iter().skip(skip).cloned().collect()
         });
-        let asked = self.asked(request, &user, history);
+        let context = self.request_context(request, &user, history);
         let candidates = &request.candidates;
-        let targets = match candidates.len() {
-            0..PARALLEL_FROM => self.targets(&asked, candidates),
-            _ => {
-                let parts = candidates.par_chunks(PARALLEL_FROM / 2);
-                parts.flat_map_iter(|part| self.targets(&asked, part)).collect()
-            }
+        let targets = if candidates.len() < PARALLEL_FROM {
+            self.targets(&context, candidates)
+        } else {
+            let parts = candidates.par_chunks(PARALLEL_FROM / 2);
+            parts.flat_map_iter(|part| self.targets(&context, part)).collect()
         };
         Example {
             request: request.request,
@@ -306,9 +305,9 @@ impl FeatureState {
         }
     }
 
-    /// Takes in that the outcome of an impression which was applied is another one: the whole of what is known of it
-    /// now. Counters move by the difference. An impression that is no longer among its user's events is too old to
-    /// correct, and the answer is false.
+    /// Replaces the outcome of an impression that was applied by `impression.outcome`, which is
+    /// everything that is known of it now. Counters change by the difference. Returns false if the
+    /// impression is no longer among its user's events, and so too old to correct.
     pub fn correct(&mut self, impression: &Impression) -> bool {
         let same = |event: &&mut Event| {
             (event.time_ms, event.item.id, event.surface)
@@ -319,10 +318,25 @@ impl FeatureState {
         let Some(event) = event else { return false };
         let before = std::mem::replace(&mut event.outcome, impression.outcome);
         let item = event.item.clone();
-        let user = self.user(impression.user);
-        let ids = self.ids(&Subject {
-            user: &user,
-            item: &item,
+        self.count(impression, &item, before);
+        true
+    }
+
+    /// Adds an outcome that is known now. Call it in the order of `outcome_ms`.
+    pub fn apply(&mut self, impression: &Impression) {
+        let item = self.item_or_blank(impression.item);
+        self.count(impression, &item, Outcome::UNKNOWN);
+        let &Impression { surface, time_ms, outcome_ms, outcome, .. } = impression;
+        self.first_shown.touch(impression.item, outcome_ms).1.get_or_insert(time_ms);
+        let (_, history) = self.histories.touch(impression.user, outcome_ms);
+        history.push(Event { item, surface, time_ms, outcome }, self.config.history_events);
+    }
+
+    /// Updates the counters with an outcome, of which `before` was counted already.
+    fn count(&mut self, impression: &Impression, item: &Item, before: Outcome) {
+        let ids = self.ids(&IdSource {
+            user: &self.user(impression.user),
+            item,
             surface: impression.surface,
             time_ms: impression.time_ms,
             context: &impression.context,
@@ -334,49 +348,19 @@ impl FeatureState {
             now_ms: impression.outcome_ms,
             place_known: !impression.history_only,
         });
-        true
     }
 
-    /// Takes in an outcome that is known now. Call it in the order of `outcome_ms`.
-    pub fn apply(&mut self, impression: &Impression) {
-        let user = self.user(impression.user);
-        let item = self.item_or_blank(impression.item);
-        let ids = self.ids(&Subject {
-            user: &user,
-            item: &item,
-            surface: impression.surface,
-            time_ms: impression.time_ms,
-            context: &impression.context,
-        });
-        self.counters.apply(&Observation {
-            ids: &ids,
-            before: Outcome::UNKNOWN,
-            outcome: impression.outcome,
-            now_ms: impression.outcome_ms,
-            place_known: !impression.history_only,
-        });
-        self.first_shown
-            .touch(impression.item, impression.outcome_ms)
-            .1
-            .get_or_insert(impression.time_ms);
-        let limit = self.config.history_events;
-        let (_, history) = self.histories.touch(impression.user, impression.outcome_ms);
-        let (surface, time_ms, outcome) =
-            (impression.surface, impression.time_ms, impression.outcome);
-        history.push(Event { item, surface, time_ms, outcome }, limit);
-    }
-
-    fn asked<'a>(
+    fn request_context<'a>(
         &self,
         request: &'a RequestInput,
         user: &'a User,
         history: Option<&History>,
-    ) -> Asked<'a> {
+    ) -> RequestContext<'a> {
         let RequestInput { surface, time_ms, .. } = *request;
-        let (item, context) = (&Item::default(), &Context::default());
-        let ids = self.ids(&Subject { user, item, surface, time_ms, context });
+        let (item, context) = (&Item::default(), &ContextFeatures::default());
+        let ids = self.ids(&IdSource { user, item, surface, time_ms, context });
         let since_last = history.map_or(0, |history| time_ms - history.last_ms);
-        Asked {
+        RequestContext {
             request,
             user,
             counters: self.counters.common(&ids, time_ms),
@@ -387,8 +371,9 @@ impl FeatureState {
         }
     }
 
-    /// Candidates' columns, stage by stage over all of them, so that the cache misses of many look-ups overlap.
-    fn targets(&self, asked: &Asked<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
+    /// The columns of candidates. Each stage runs over all of them, so that the cache misses of
+    /// many look-ups overlap.
+    fn targets(&self, shared: &RequestContext<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
         let item = |candidate: &CandidateInput| match &candidate.features {
             Some(item) => Some(item.clone()),
             None => self.items.get(&candidate.item).cloned(),
@@ -402,37 +387,39 @@ impl FeatureState {
             .iter()
             .zip(items)
             .zip(first_shown)
-            .map(|((candidate, item), first_ms)| self.target(asked, candidate, item, first_ms))
+            .map(|((candidate, item), first_ms)| self.target(shared, candidate, item, first_ms))
             .collect();
-        self.counters.fill(&mut targets, &asked.counters, self.widths.dense());
+        self.counters.fill(&mut targets, &shared.counters, self.widths.dense());
         targets
     }
 
-    /// A candidate with every column but those of counters that know something of it.
+    /// A candidate with every column except those of counters whose keys depend on the candidate.
     fn target(
         &self,
-        asked: &Asked<'_>,
+        shared: &RequestContext<'_>,
         candidate: &CandidateInput,
         item: Option<Arc<Item>>,
         first_ms: Option<i64>,
     ) -> Target {
-        let Asked { request, user, .. } = *asked;
+        let RequestContext { request, user, .. } = *shared;
         let item = item.unwrap_or_else(|| self.blank(candidate.item));
         let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
-        let ids = self.ids(&Subject { user, item: &item, surface, time_ms, context });
-        let mut features = Vec::with_capacity(self.widths.features(&self.counters));
+        let ids = self.ids(&IdSource { user, item: &item, surface, time_ms, context });
+        let mut features = Vec::with_capacity(
+            self.widths.dense() + self.counters.columns() + BUILT_IN_FEATURES.len(),
+        );
         extend(&mut features, &item.dense, self.widths.item_dense);
         extend(&mut features, &user.dense, self.widths.user_dense);
         extend(&mut features, &context.dense, self.widths.context_dense);
-        features.extend_from_slice(&asked.counters.columns);
+        features.extend_from_slice(&shared.counters.columns);
         let since_first = first_ms.map_or(0, |first_ms| time_ms - first_ms);
-        features.extend(asked.past);
+        features.extend(shared.past);
         features.push((since_first.max(0) as f32 / 3.6e6).ln_1p());
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
-    fn ids(&self, subject: &Subject<'_>) -> Vec<u64> {
+    fn ids(&self, subject: &IdSource<'_>) -> Vec<u64> {
         let widths = &self.widths;
         let hour = subject.time_ms.div_euclid(3_600_000).rem_euclid(24) as u64;
         let mut ids = Vec::with_capacity(
@@ -453,7 +440,7 @@ impl FeatureState {
         self.items.get(&id).cloned().unwrap_or_else(|| self.blank(id))
     }
 
-    /// An item of which nothing is known.
+    /// An item without features.
     fn blank(&self, id: u64) -> Arc<Item> {
         let (ids, dense) = (vec![0; self.widths.item_ids], vec![0.0; self.widths.item_dense]);
         Arc::new(Item { id, ids, dense, ..Item::default() })
@@ -461,8 +448,8 @@ impl FeatureState {
 }
 
 impl History {
-    /// Keeps events in the order they were shown: an outcome that took long belongs before one that
-    /// came at once.
+    /// Inserts an event in the order they were shown, which differs from the order in which their
+    /// outcomes became known.
     fn push(&mut self, event: Event, limit: usize) {
         self.count += 1;
         self.last_ms =
@@ -476,41 +463,30 @@ impl History {
     }
 }
 
-impl Widths {
-    fn new(schema: &Schema) -> Widths {
-        let count = |features, kind| names(features, kind).len();
-        Widths {
-            item_ids: count(&schema.item_features, FeatureKind::Categorical),
-            item_dense: count(&schema.item_features, FeatureKind::Dense),
-            user_ids: count(&schema.user_features, FeatureKind::Categorical),
-            user_dense: count(&schema.user_features, FeatureKind::Dense),
-            context_ids: count(&schema.context_features, FeatureKind::Categorical),
-            context_dense: count(&schema.context_features, FeatureKind::Dense),
+/// The number of categorical and dense features.
+#[derive(Debug, PartialEq)]
+struct FeatureCounts {
+    ids: usize,
+    dense: usize,
+}
+
+impl FeatureCounts {
+    fn of(ids: &[u64], dense: &[f32]) -> FeatureCounts {
+        FeatureCounts { ids: ids.len(), dense: dense.len() }
+    }
+
+    fn check(&self, subject: &str, wanted: FeatureCounts) -> Result<()> {
+        if *self == wanted {
+            return Ok(());
         }
-    }
-
-    fn features(&self, counters: &Counters) -> usize {
-        self.dense() + counters.columns() + BUILT_IN_FEATURES.len()
-    }
-
-    /// The features that are no counter's and not built in.
-    fn dense(&self) -> usize {
-        self.item_dense + self.user_dense + self.context_dense
+        Err(Error::invalid(format!(
+            "{subject} has {} categorical and {} dense features; the schema has {} and {}",
+            self.ids, self.dense, wanted.ids, wanted.dense
+        )))
     }
 }
 
-/// Compares the numbers of categorical and dense features.
-fn check_widths(what: &str, id: u64, got: (usize, usize), wanted: (usize, usize)) -> Result<()> {
-    match got == wanted {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
-            "{what} {id} has {} categorical and {} dense features, the schema {} and {}",
-            got.0, got.1, wanted.0, wanted.1
-        ))),
-    }
-}
-
-/// Appends the features of one kind; an empty list stands for zeros.
+/// Appends features of one kind; an empty list stands for zeros.
 fn extend<T: Copy + Default>(row: &mut Vec<T>, features: &[T], width: usize) {
     if features.is_empty() {
         row.resize(row.len() + width, T::default());

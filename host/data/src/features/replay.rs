@@ -1,27 +1,27 @@
-//! Replays: a data set's requests as examples, each with what was known at its
-//! time. Training, materialising and the test replay all read these.
+//! Replays: a data set's requests as examples, each with what was known at its time. Training,
+//! materialising and evaluation read these.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use hypercast_core::hash::mix64;
 use hypercast_fm::example::Example;
 
 use super::{CandidateInput, FeatureConfig, FeatureState, RequestInput};
-use crate::dataset::timeline::{Span, Step, Timeline};
+use crate::dataset::timeline::{Span, Timeline, TimelineStep};
 use crate::dataset::{Dataset, Impression};
 use crate::error::Result;
-use hypercast_core::hash::mix64;
 
-/// What to replay.
+/// The requests to replay, and the size of their examples.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplayOptions {
-    /// Which requests; what is before them is applied first.
+    /// The requests' time. Everything that was known before it is applied first.
     pub span: Span,
-    /// Events of history an example holds at most.
+    /// The most events in an example's history.
     pub history_len: usize,
-    /// Targets an example holds at most; a larger request comes as several examples.
+    /// The most targets of an example; a larger request becomes several examples.
     pub max_targets: usize,
-    /// The state's bounds.
+    /// Bounds of the feature state.
     pub features: FeatureConfig,
 }
 
@@ -31,12 +31,12 @@ pub struct Replay {
     state: FeatureState,
     ready: VecDeque<Example>,
     options: ReplayOptions,
-    /// Examples still to be left out.
+    /// Examples that are still to be left out.
     skip: u64,
 }
 
 impl Replay {
-    /// Brings a fresh state to the span's beginning and starts there.
+    /// Builds a state as of the span's start and replays from there.
     pub fn new(dataset: &Dataset, options: ReplayOptions) -> Result<Replay> {
         let state = match options.span.from_ms {
             Some(from_ms) => FeatureState::rebuild(dataset, options.features, Some(from_ms))?,
@@ -45,7 +45,7 @@ impl Replay {
         Replay::with_state(dataset, state, options)
     }
 
-    /// Goes on with a state that is as of the span's beginning.
+    /// Replays from a state that is as of the span's start.
     pub fn with_state(
         dataset: &Dataset,
         state: FeatureState,
@@ -55,13 +55,13 @@ impl Replay {
         Ok(Replay { timeline, state, ready: VecDeque::new(), options, skip: 0 })
     }
 
-    /// Leaves out the next `examples`, whose outcomes are applied all the same: a run that is
-    /// resumed has learned from them.
+    /// Leaves out the next `examples`, as a resumed run needs that has learned from them. Their
+    /// outcomes are still applied.
     pub fn skipping(self, examples: u64) -> Replay {
         Replay { skip: examples, ..self }
     }
 
-    /// The state where the replay stands: after its end, that of the span's end.
+    /// The state at the replay's current time: after the last example, that of the span's end.
     pub fn into_state(self) -> FeatureState {
         self.state
     }
@@ -73,7 +73,7 @@ impl Replay {
                 continue;
             }
             let mut request = request_input(rows);
-            // The parts of a request are known by ids of their own, the first by the request's.
+            // The first part of a request keeps its id; the others get ids of their own.
             if part > 0 {
                 request.request = mix64(request.request ^ mix64(part as u64));
             }
@@ -89,8 +89,8 @@ impl Iterator for Replay {
         while self.ready.is_empty() {
             match self.timeline.next()? {
                 Err(error) => return Some(Err(error)),
-                Ok(Step::Outcome(impression)) => self.state.apply(&impression),
-                Ok(Step::Request(rows)) => self.fetch(&rows),
+                Ok(TimelineStep::Outcome(impression)) => self.state.apply(&impression),
+                Ok(TimelineStep::Request(rows)) => self.fetch(&rows),
             }
         }
         self.ready.pop_front().map(Ok)
@@ -98,6 +98,9 @@ impl Iterator for Replay {
 }
 
 /// The request that some impressions answered, with their outcomes.
+///
+/// # Panics
+/// Without impressions.
 pub fn request_input(rows: &[Impression]) -> RequestInput {
     let first = rows.first().expect("a request has candidates");
     let candidate = |row: &Impression| CandidateInput {
@@ -117,31 +120,31 @@ pub fn request_input(rows: &[Impression]) -> RequestInput {
     }
 }
 
-/// Consecutive history events that make one pre-training request.
+/// The number of consecutive history-only events that make one pre-training request.
 pub const PRETRAINING_CHUNK: usize = 8;
 
-/// How to turn mere history into examples.
+/// How history-only events become examples.
 #[derive(Debug, Clone, Copy)]
 pub struct PretrainingOptions {
-    /// Leaves out events from here on; `None` takes all.
+    /// Events from here on are left out; `None` takes all.
     pub until_ms: Option<i64>,
-    /// Events of history an example holds at most.
+    /// The most events in an example's history.
     pub history_len: usize,
-    /// Consecutive events of a user that make an example's targets.
+    /// The number of consecutive events of a user that are an example's targets.
     pub chunk: usize,
-    /// Times that all of it is gone through, each with counters of its own.
+    /// Passes over all events, each with new counters.
     pub passes: usize,
     /// Seed of the order of users.
     pub seed: u64,
-    /// The state's bounds.
+    /// Bounds of the feature state.
     pub features: FeatureConfig,
 }
 
-/// Yields examples made of history-only events: chunk k of every user, then chunk k + 1 of every user,
-/// so that the order is about that of time although the events' own times are not known.
+/// Yields examples made of history-only events: chunk k of every user, then chunk k + 1 of every
+/// user. The order is roughly that of time, although the events' exact times are not known.
 ///
-/// An example's targets are the chunk, its history what the same user did before. The counters run
-/// along in this order and start empty, so early chunks see few of them; the state is thrown away after it.
+/// An example's targets are the chunk, and its history is what the same user did before. Counters
+/// start empty and follow this order; the state is discarded afterwards.
 pub struct Pretraining {
     state: FeatureState,
     options: PretrainingOptions,
@@ -174,7 +177,7 @@ impl Pretraining {
         Ok(Pretraining { state, options, users, pass: 0, round: 0, next_user: 0, examples })
     }
 
-    /// How many examples there are in all.
+    /// The number of examples in all passes.
     pub fn examples(&self) -> usize {
         self.examples
     }
@@ -193,7 +196,7 @@ impl Iterator for Pretraining {
                 if self.round == rounds {
                     self.round = 0;
                     self.pass += 1;
-                    self.state = self.state.forgetful();
+                    self.state.forget_events();
                 }
                 continue;
             };

@@ -1,8 +1,9 @@
-//! A feature state in a form that can be written down, so that a process which
-//! starts again need not go through everything that happened.
+//! A feature state in a form that can be serialised, so that a restarted process need not replay
+//! all events.
 //!
-//! Items are written once, however many events name them, and those of the data
-//! set by their id alone. What holds the bytes, and where, is the caller's.
+//! Each item is written once, however many events refer to it, and items of the data set by their
+//! ids alone. The caller chooses the encoding and the place. The encoding may be positional, so the
+//! order of fields and variants is part of the format.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,30 +15,30 @@ use super::counters::SavedCounters;
 use super::{FeatureState, History};
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// An item on a shelf.
+/// An entry of an [`ItemTable`].
 #[derive(Debug, Serialize, Deserialize)]
 enum SavedItem {
-    /// As the data set has it; without features if it has none.
+    /// As in the data set; an item without features if the data set does not have it.
     Base(u64),
-    /// As it was told of.
-    Told { id: u64, ids: Vec<u64>, dense: Vec<f32> },
+    /// Added or changed since the data set was read.
+    Changed { id: u64, ids: Vec<u64>, dense: Vec<f32> },
 }
 
-/// The items that some events name, each once.
+/// The items that some events refer to, each once.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Shelf {
+pub struct ItemTable {
     items: Vec<SavedItem>,
 }
 
-/// Fills a shelf.
-pub struct Shelving<'a> {
+/// Collects the items that events refer to into an [`ItemTable`].
+pub struct ItemTableBuilder<'a> {
     state: &'a FeatureState,
-    shelf: Shelf,
+    table: ItemTable,
     base: HashMap<u64, u32>,
-    told: HashMap<*const Item, u32>,
+    changed: HashMap<*const Item, u32>,
 }
 
-/// An event whose item is on a shelf.
+/// An event that refers to its item by an index into an [`ItemTable`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedEvent {
     item: u32,
@@ -55,58 +56,63 @@ struct SavedHistory {
     last_ms: i64,
 }
 
-/// All that a [`FeatureState`] knows beyond its data set.
+/// Everything that a [`FeatureState`] knows beyond its data set.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedState {
-    shelf: Shelf,
+    item_table: ItemTable,
     items: Vec<u32>,
     users: Vec<User>,
     histories: Vec<SavedHistory>,
-    /// Item, last touch, first impression.
+    /// Item, time of the last touch, time of the first impression.
     first_shown: Vec<(u64, i64, Option<i64>)>,
     counters: SavedCounters,
 }
 
-impl<'a> Shelving<'a> {
-    /// An empty table of the items of `state`.
+impl<'a> ItemTableBuilder<'a> {
+    /// An empty table for items of `state`.
     pub fn new(state: &'a FeatureState) -> Self {
-        Shelving { state, shelf: Shelf::default(), base: HashMap::new(), told: HashMap::new() }
+        ItemTableBuilder {
+            state,
+            table: ItemTable::default(),
+            base: HashMap::new(),
+            changed: HashMap::new(),
+        }
     }
 
-    /// Where an item is.
+    /// The index of an item, which is added if it is new.
     pub fn put(&mut self, item: &Arc<Item>) -> u32 {
-        let next = self.shelf.items.len() as u32;
+        let next = self.table.items.len() as u32;
         if !self.state.changed.items.contains(&item.id) {
             return *self.base.entry(item.id).or_insert_with(|| {
-                self.shelf.items.push(SavedItem::Base(item.id));
+                self.table.items.push(SavedItem::Base(item.id));
                 next
             });
         }
-        *self.told.entry(Arc::as_ptr(item)).or_insert_with(|| {
+        *self.changed.entry(Arc::as_ptr(item)).or_insert_with(|| {
             let (ids, dense) = (item.ids.clone(), item.dense.clone());
-            self.shelf.items.push(SavedItem::Told { id: item.id, ids, dense });
+            self.table.items.push(SavedItem::Changed { id: item.id, ids, dense });
             next
         })
     }
 
-    /// An event whose item is in the table.
+    /// An event whose item is added to the table.
     pub fn event(&mut self, event: &Event) -> SavedEvent {
         let &Event { ref item, surface, time_ms, outcome } = event;
         SavedEvent { item: self.put(item), surface, time_ms, outcome }
     }
 
-    /// The table.
-    pub fn finish(self) -> Shelf {
-        self.shelf
+    /// The table of all items that were added.
+    pub fn finish(self) -> ItemTable {
+        self.table
     }
 }
 
-impl Shelf {
-    /// The items again, those of the data set as `state` has them.
+impl ItemTable {
+    /// The items in their order, those of the data set as `state` has them.
     pub fn items(self, state: &FeatureState) -> Vec<Arc<Item>> {
         let item = |saved| match saved {
             SavedItem::Base(id) => state.item_or_blank(id),
-            SavedItem::Told { id, ids, dense } => {
+            SavedItem::Changed { id, ids, dense } => {
                 let content = state.items.get(&id).map(|item| item.content.clone());
                 Arc::new(Item { id, ids, dense, content: content.unwrap_or_default() })
             }
@@ -116,56 +122,59 @@ impl Shelf {
 }
 
 impl SavedEvent {
-    /// The event again, with its item from the table.
+    /// The event with its item from the table.
     ///
     /// # Errors
-    /// An item that the table does not have.
+    /// The table does not have the item.
     pub fn event(self, items: &[Arc<Item>]) -> Result<Event> {
         let SavedEvent { item, surface, time_ms, outcome } = self;
-        Ok(Event { item: on_shelf(items, item)?, surface, time_ms, outcome })
+        Ok(Event { item: table_item(items, item)?, surface, time_ms, outcome })
     }
 }
 
-/// The item at a place of a shelf.
-pub fn on_shelf(items: &[Arc<Item>], at: u32) -> Result<Arc<Item>> {
-    items
-        .get(at as usize)
-        .cloned()
-        .ok_or_else(|| Error::invalid(format!("a saved state names item {at} of {}", items.len())))
+/// The item at an index of a table.
+///
+/// # Errors
+/// The table has no such index.
+pub fn table_item(items: &[Arc<Item>], at: u32) -> Result<Arc<Item>> {
+    items.get(at as usize).cloned().ok_or_else(|| {
+        let count = items.len();
+        Error::invalid(format!("the saved state refers to item {at} of {count}; it is damaged"))
+    })
 }
 
 impl FeatureState {
-    /// What is to be written down.
+    /// The state in a form that can be serialised.
     pub fn saved(&self) -> SavedState {
-        let mut shelving = Shelving::new(self);
+        let mut table = ItemTableBuilder::new(self);
         let histories = self
             .histories
             .iter()
             .map(|(user, touched_ms, history)| SavedHistory {
                 user,
                 touched_ms,
-                events: history.events.iter().map(|event| shelving.event(event)).collect(),
+                events: history.events.iter().map(|event| table.event(event)).collect(),
                 count: history.count,
                 last_ms: history.last_ms,
             })
             .collect();
-        let told = self.changed.items.iter().filter_map(|id| self.items.get(id));
-        let items = told.map(|item| shelving.put(item)).collect();
-        let told = self.changed.users.iter().filter_map(|id| self.users.get(id));
-        let users = told.map(|user| (**user).clone()).collect();
+        let changed = self.changed.items.iter().filter_map(|id| self.items.get(id));
+        let items = changed.map(|item| table.put(item)).collect();
+        let changed = self.changed.users.iter().filter_map(|id| self.users.get(id));
+        let users = changed.map(|user| (**user).clone()).collect();
         let first_shown = self.first_shown.iter().map(|(id, ms, first)| (id, ms, *first)).collect();
         let counters = self.counters.saved();
-        SavedState { shelf: shelving.finish(), items, users, histories, first_shown, counters }
+        SavedState { item_table: table.finish(), items, users, histories, first_shown, counters }
     }
 
-    /// Becomes what was written down. Call it on a state that knows the data set's items and users alone.
+    /// Restores a saved state. Call it on a new state of the same data set.
     ///
     /// # Errors
-    /// What was written for another schema.
+    /// The saved state is damaged or belongs to another schema.
     pub fn restore(&mut self, saved: SavedState) -> Result<()> {
-        let items = saved.shelf.items(self);
+        let items = saved.item_table.items(self);
         for at in saved.items {
-            let item = on_shelf(&items, at)?;
+            let item = table_item(&items, at)?;
             self.check_item(&item)?;
             self.changed.items.insert(item.id);
             self.items.insert(item.id, item);

@@ -1,4 +1,4 @@
-//! Tests of the state and of the replays, on handwritten worlds.
+//! Tests of the state and the replays on handwritten data sets.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use hypercast_fm::example::MAX_VALUES;
 use super::replay::{Pretraining, PretrainingOptions, Replay, ReplayOptions};
 use super::*;
 use crate::dataset::{Entities, write_dataset};
-use crate::schema::{Counter, Feature, Task, TaskKind, TaskRole};
+use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
 
 fn schema() -> Schema {
     let feature = |name: &str, kind| Feature { name: name.into(), kind };
@@ -43,14 +43,12 @@ fn schema() -> Schema {
     }
 }
 
-/// (request, time, outcome time, user, item, clicked)
-type Row = (u64, i64, i64, u64, u64, bool);
-
-fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impression {
+/// An impression with the times of its request and of its outcome.
+fn impression(request: u64, times_ms: [i64; 2], user: u64, item: u64, clicked: bool) -> Impression {
     Impression {
         request,
-        time_ms,
-        outcome_ms,
+        time_ms: times_ms[0],
+        outcome_ms: times_ms[1],
         user,
         item,
         surface: 1,
@@ -59,7 +57,7 @@ fn impression((request, time_ms, outcome_ms, user, item, clicked): Row) -> Impre
             known: 0b11,
             values: [f32::NAN; MAX_VALUES],
         },
-        context: Context { ids: vec![5], dense: vec![] },
+        context: ContextFeatures { ids: vec![5], dense: vec![] },
         truth: vec![],
         history_only: false,
     }
@@ -88,14 +86,14 @@ fn seen(example: &Example) -> Vec<u64> {
 #[test]
 fn history_holds_only_what_was_known() {
     let dir = tempfile::tempdir().unwrap();
-    // Item 1's outcome takes long; item 2's comes at the very moment of request 3, so request 3 lacks it.
+    // Item 1's outcome takes long. Item 2's comes at the time of request 3, which thus lacks it.
     let rows = [
-        (1, 100, 900, 1, 1, true),
-        (2, 200, 300, 1, 2, false),
-        (3, 300, 310, 1, 3, true),
-        (4, 1000, 1001, 1, 4, true),
+        impression(1, [100, 900], 1, 1, true),
+        impression(2, [200, 300], 1, 2, false),
+        impression(3, [300, 310], 1, 3, true),
+        impression(4, [1000, 1001], 1, 4, true),
     ];
-    let data = dataset(dir.path(), rows.map(impression).to_vec());
+    let data = dataset(dir.path(), rows.to_vec());
     let examples: Vec<Example> =
         Replay::new(&data, options(Span::default())).unwrap().map(Result::unwrap).collect();
     assert_eq!(examples.len(), 4);
@@ -112,14 +110,13 @@ fn history_holds_only_what_was_known() {
 fn a_replay_that_resumes_yields_what_an_unbroken_one_yields() {
     let dir = tempfile::tempdir().unwrap();
     let rows = (0..40).map(|i| {
-        impression((
+        impression(
             i,
-            i as i64 * 100,
-            i as i64 * 100 + 1 + (i as i64 * 37) % 900,
+            [i as i64 * 100, i as i64 * 100 + 1 + (i as i64 * 37) % 900],
             i % 3 + 1,
             i % 4 + 1,
             i % 3 == 0,
-        ))
+        )
     });
     let data = dataset(dir.path(), rows.collect());
     let all: Vec<Example> =
@@ -141,7 +138,7 @@ fn counters_give_smoothed_rates_relative_to_the_prior() {
     let data = dataset(dir.path(), vec![]);
     let mut state = FeatureState::new(&data, FeatureConfig::default());
     for i in 0..40 {
-        state.apply(&impression((i, 0, 1, 1, 1 + i % 2, i % 2 == 0)));
+        state.apply(&impression(i, [0, 1], 1, 1 + i % 2, i % 2 == 0));
     }
     let ask = |item, time_ms| RequestInput {
         request: 9,
@@ -186,7 +183,7 @@ fn actions_that_are_not_known_count_for_no_rate() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path(), vec![]);
     let mut state = FeatureState::new(&data, FeatureConfig::default());
-    let mut row = impression((1, 0, 1, 1, 1, true));
+    let mut row = impression(1, [0, 1], 1, 1, true);
     row.outcome.known = 0b10;
     state.apply(&row);
     let example = state.fetch(&replay::request_input(&[row]), 4);
@@ -199,7 +196,7 @@ fn large_requests_come_in_parts_with_ids_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(
         dir.path(),
-        (0..5).map(|i| impression((7, 50, 60 + i, 1, 1 + i as u64 % 4, false))).collect(),
+        (0..5).map(|i| impression(7, [50, 60 + i], 1, 1 + i as u64 % 4, false)).collect(),
     );
     let replay =
         Replay::new(&data, ReplayOptions { max_targets: 2, ..options(Span::default()) }).unwrap();
@@ -214,11 +211,11 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
     let dir = tempfile::tempdir().unwrap();
     let mut rows: Vec<Impression> = (0..30)
         .map(|i| {
-            impression((100 + i, i as i64 * 1000, i as i64 * 1000, 1 + i % 3, 1 + i % 4, true))
+            impression(100 + i, [i as i64 * 1000, i as i64 * 1000], 1 + i % 3, 1 + i % 4, true)
         })
         .map(|row| Impression { history_only: true, surface: 0, ..row })
         .collect();
-    rows.push(impression((1, 40_000, 40_001, 1, 1, true)));
+    rows.push(impression(1, [40_000, 40_001], 1, 1, true));
     let data = dataset(dir.path(), rows);
     let options = PretrainingOptions {
         passes: 1,
@@ -242,7 +239,7 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
     for example in &examples {
         assert!(example.history.iter().all(|event| event.time_ms < example.time_ms));
     }
-    // Another pass tells the same again, from empty counters.
+    // Another pass yields the same again, from empty counters.
     let twice: Vec<Example> =
         Pretraining::new(&data, PretrainingOptions { passes: 2, ..options }).unwrap().collect();
     assert_eq!(twice.len(), 18);
@@ -252,7 +249,7 @@ fn pretraining_goes_round_by_round_and_never_looks_ahead() {
             assert_eq!((&a.ids, &a.features), (&b.ids, &b.features));
         }
     }
-    // The same events are history for the one real request, and make no request themselves.
+    // The same events are history for the one real request, and are no requests themselves.
     let replayed: Vec<Example> = Replay::new(&data, super::tests::options(Span::default()))
         .unwrap()
         .map(Result::unwrap)
@@ -270,20 +267,21 @@ fn a_correction_moves_counters_and_the_event_as_if_it_had_been_known() {
         FeatureState::new(&data, FeatureConfig::default()),
     );
     for i in 0..20 {
-        let right = impression((i, i as i64, i as i64, 1, 1 + i % 2, i % 3 == 0));
+        let right = impression(i, [i as i64, i as i64], 1, 1 + i % 2, i % 3 == 0);
         told.apply(&right);
         let mut wrong = right.clone();
-        // Half were said to be the other thing, half were not known.
-        match i % 2 {
-            0 => wrong.outcome.actions ^= 1,
-            _ => wrong.outcome.known = 0b10,
+        // Half of the labels were the opposite, and half were not known.
+        if i % 2 == 0 {
+            wrong.outcome.actions ^= 1;
+        } else {
+            wrong.outcome.known = 0b10;
         }
         corrected.apply(&wrong);
         assert!(corrected.correct(&right));
-        assert!(corrected.correct(&right), "and what is right already stays");
+        assert!(corrected.correct(&right), "a correct outcome does not change");
     }
     let ask = |state: &FeatureState| {
-        let mut row = impression((99, 30, 30, 1, 1, true));
+        let mut row = impression(99, [30, 30], 1, 1, true);
         row.outcome = Outcome::UNKNOWN;
         state.fetch(&replay::request_input(&[row]), 50)
     };
@@ -299,7 +297,7 @@ fn a_correction_moves_counters_and_the_event_as_if_it_had_been_known() {
         }
     }
     let mut state = FeatureState::new(&data, FeatureConfig::default());
-    assert!(!state.correct(&impression((1, 1, 1, 1, 1, true))), "there is nothing to correct");
+    assert!(!state.correct(&impression(1, [1, 1], 1, 1, true)), "there is nothing to correct");
 }
 
 #[test]
@@ -314,28 +312,26 @@ fn a_state_that_is_saved_and_restored_goes_on_as_the_same() {
                 .unwrap();
             state.upsert_user(User { id: 77, ids: vec![1], dense: vec![] }).unwrap();
         }
-        state.apply(&impression((
+        state.apply(&impression(
             i,
-            i as i64 * 1000,
-            i as i64 * 1000,
+            [i as i64 * 1000, i as i64 * 1000],
             i % 3 + 1,
             i % 6 + 1,
             i % 4 == 0,
-        )));
+        ));
     }
     let bytes = postcard::to_allocvec(&state.saved()).unwrap();
     let mut again = FeatureState::new(&data, FeatureConfig::default());
     again.restore(postcard::from_bytes(&bytes).unwrap()).unwrap();
     assert_eq!((again.items(), again.users_with_history()), (state.items(), 3));
     for step in 0..20 {
-        let row = impression((
+        let row = impression(
             100 + step,
-            70_000 + step as i64,
-            70_001,
+            [70_000 + step as i64, 70_001],
             step % 3 + 1,
             step % 6 + 1,
             step % 2 == 0,
-        ));
+        );
         let ask = replay::request_input(std::slice::from_ref(&row));
         let (one, other) = (state.fetch(&ask, 50), again.fetch(&ask, 50));
         assert_eq!(format!("{one:?}"), format!("{other:?}"));

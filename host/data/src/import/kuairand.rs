@@ -1,9 +1,9 @@
-//! KuaiRand-Pure (Gao et al., CIKM 2022): the data set's own files become a data
-//! set directory. Surfaces are the app's tabs.
+//! KuaiRand-Pure (Gao et al., CIKM 2022): the published files become a data set directory. Surfaces
+//! are the app's tabs.
 //!
-//! The optional `user_history_*.parquet` holds what users saw before the logs
-//! begin, without exact times and tabs: it becomes history-only impressions on the
-//! surface `unknown`, an hour apart, the newest at its true time.
+//! The optional `user_history_*.parquet` contains what users saw before the logs start, without
+//! exact times and tabs. It becomes history-only impressions on the surface `unknown`, one hour
+//! apart, of which the newest has its true time.
 
 mod entities;
 mod log;
@@ -13,15 +13,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{ImportReport, counters, features, number_requests, task};
-use crate::dataset::{Entities, Impression, content, write_dataset};
+use super::{Destination, ImportReport, counters, mixed_features, number_requests, task};
+use crate::dataset::{Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{Counter, FeatureKind, Schema, TaskKind, TaskRole};
+use crate::schema::{Counter, Schema, TaskKind, TaskRole};
 
-/// Impressions of one user and tab this close together answer one request.
+/// Impressions of one user and tab within this time of the first one form one request.
 const REQUEST_MS: i64 = 2_000;
 
-/// Actions, in the order of their bits; the columns of the log have the same names.
+/// Actions in the order of their bits; the columns of the log have the same names.
 const ACTIONS: [&str; 8] = [
     "is_click",
     "long_view",
@@ -33,65 +33,62 @@ const ACTIONS: [&str; 8] = [
     "is_hate",
 ];
 
-/// Where to read and where to write.
+/// Options of an import of KuaiRand-Pure.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// The folder of the data set's files.
+pub struct KuairandOptions {
+    /// The folder with the published files.
     pub from: PathBuf,
-    /// The data set directory to make.
+    /// The data set directory to write.
     pub into: PathBuf,
-    /// Content vectors of the videos (see `dataset::content`).
+    /// A file with content vectors of the videos (see `dataset::content`).
     pub content: Option<PathBuf>,
 }
 
-/// Imports the data set.
-pub fn import(options: &Options) -> Result<ImportReport> {
+/// Imports KuaiRand-Pure.
+///
+/// # Errors
+/// A file or a column is missing, or a file has no usable row.
+pub fn import(options: &KuairandOptions) -> Result<ImportReport> {
     let start = Instant::now();
     let mut report = ImportReport::default();
     let from = &options.from;
     let logs = matching(from, "log_standard_", "_pure.csv")?;
     if logs.is_empty() {
-        let expected =
-            "no log_standard_*_pure.csv in it; expected the folder of KuaiRand-Pure's files";
-        return Err(Error::data(from, expected));
+        let reason = "it has no log_standard_*_pure.csv; expected the folder with the files of \
+                      KuaiRand-Pure";
+        return Err(Error::data(from, reason));
     }
     let users = entities::read_users(&from.join("user_features_pure.csv"), &mut report)?;
     let mut videos =
         entities::read_videos(&from.join("video_features_basic_pure.csv"), &mut report)?;
     let mut rows = Vec::new();
-    {
-        let mut reader = log::Reader {
-            users: &users,
-            videos: &mut videos,
-            rows: &mut rows,
-            report: &mut report,
-        };
-        for path in &logs {
-            reader.read_log(path)?;
-        }
-        for path in matching(from, "user_history_", ".parquet")? {
-            reader.read_history(&path)?;
-        }
+    let mut reader = log::KuairandReader {
+        users: &users,
+        videos: &mut videos,
+        rows: &mut rows,
+        report: &mut report,
+    };
+    for path in &logs {
+        reader.read_log(path)?;
+    }
+    for path in matching(from, "user_history_", ".parquet")? {
+        reader.read_history(&path)?;
     }
     let tabs: BTreeSet<u16> =
         rows.iter().filter(|row| !row.history_only).map(|row| row.surface).collect();
     let schema = schema(&tabs);
     name_surfaces(&mut rows, &tabs);
     form_requests(&mut rows);
-    report.count(&rows);
     let items = entities::items(&videos);
     let mut users: Vec<_> = users.into_values().collect();
     users.sort_by_key(|user| user.id);
-    (report.items, report.users) = (items.len() as u64, users.len() as u64);
     let entities = Entities { schema: &schema, items: &items, item_names: &[], users: &users };
-    report.attach(content::import(options.content.as_deref(), &options.into, &items)?);
-    write_dataset(&options.into, &entities, &mut rows)?;
-    report.seconds = start.elapsed().as_secs_f64();
-    report.save(&options.into)?;
-    Ok(report)
+    let destination =
+        Destination { into: &options.into, content: options.content.as_deref(), start };
+    destination.write(&entities, rows, report)
 }
 
-/// The files in `dir` whose names have this beginning and end, sorted.
+/// The files in `dir` whose names start with `prefix` and end with `suffix`, sorted.
 fn matching(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
@@ -107,10 +104,6 @@ fn matching(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<PathBuf>> {
 }
 
 fn schema(tabs: &BTreeSet<u16>) -> Schema {
-    let mut item_features = features(&entities::ITEM_CATEGORIES, FeatureKind::Categorical);
-    item_features.extend(features(&entities::ITEM_DENSE, FeatureKind::Dense));
-    let mut user_features = features(&entities::USER_CATEGORIES, FeatureKind::Categorical);
-    user_features.extend(features(&entities::USER_DENSE, FeatureKind::Dense));
     let keys: [&[&str]; 12] = [
         &["user_id"],
         &["item_id"],
@@ -148,8 +141,8 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
             task("is_profile_enter", TaskRole::Auxiliary, TaskKind::Binary),
             task("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
         ],
-        item_features,
-        user_features,
+        item_features: mixed_features(&entities::ITEM_CATEGORIES, &entities::ITEM_DENSE),
+        user_features: mixed_features(&entities::USER_CATEGORIES, &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
     }
@@ -158,15 +151,13 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
 /// Turns tab numbers into indices of the schema's surfaces.
 fn name_surfaces(rows: &mut [Impression], tabs: &BTreeSet<u16>) {
     for row in rows {
-        row.surface = match row.history_only {
-            true => 0,
-            false => 1 + tabs.range(..row.surface).count() as u16,
-        };
+        row.surface =
+            if row.history_only { 0 } else { 1 + tabs.range(..row.surface).count() as u16 };
     }
 }
 
-/// Gives impressions of one user and surface that lie close together one request and the time of
-/// the first, then numbers the requests in time order.
+/// Combines impressions of one user and surface that are close together into a request, which has
+/// the time of the first, and numbers the requests in time order.
 fn form_requests(rows: &mut [Impression]) {
     rows.sort_by_key(|row| (row.history_only, row.user, row.surface, row.time_ms));
     let mut request = 0;

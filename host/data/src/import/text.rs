@@ -1,5 +1,5 @@
-//! Delimited text with a header: finds columns by name and hands out rows with
-//! their line, so that whatever is wrong can be said with its place.
+//! Delimited text with a header: finds columns by name and yields rows with their line numbers, so
+//! that errors can name the place.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -7,43 +7,42 @@ use std::str::FromStr;
 
 use csv::ByteRecord;
 
-use super::report::{Bad, ImportReport};
+use super::report::{ImportReport, RowError};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// A file to read.
 pub(super) struct TextFile<R> {
     /// Its name in messages.
     pub(super) name: String,
-    /// Its bytes.
     pub(super) content: R,
-    /// What is between two cells.
+    /// The byte between two cells.
     pub(super) delimiter: u8,
-    /// The columns wanted, in the order in which `Row` is asked for them.
+    /// The columns to read; a [`TextRow`] refers to them by index.
     pub(super) columns: &'static [&'static str],
-    /// What the file should be, for messages.
+    /// A description of the right file, for messages.
     pub(super) expected: &'static str,
 }
 
-/// One row.
-pub(super) struct Row<'a> {
+/// The cells of one row.
+pub(super) struct TextRow<'a> {
     record: &'a ByteRecord,
     positions: &'a [usize],
     columns: &'static [&'static str],
 }
 
 impl<R: Read> TextFile<R> {
-    /// Calls `take` with every row and counts the rows that it refuses in `report`.
+    /// Calls `add` with every row, and counts the rows that it refuses in `report`.
     pub(super) fn read(
         self,
         report: &mut ImportReport,
-        mut take: impl FnMut(&Row<'_>) -> std::result::Result<(), Bad>,
+        mut add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
     ) -> Result<()> {
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(self.delimiter)
-            // Tab-separated files have no quoting: a quote in a title is a quote.
+            // Tab-separated files have no quoting: a quote in a title is part of it.
             .quoting(self.delimiter == b',')
             .flexible(true)
-            // Lines are counted by their `\n`; a `\r` before it goes with the cell's white space.
+            // Lines end with `\n`; a `\r` before it is trimmed with the cell's white space.
             .terminator(csv::Terminator::Any(b'\n'))
             .from_reader(self.content);
         let unreadable = |error: csv::Error| Error::data(&self.name, error.to_string());
@@ -64,13 +63,12 @@ impl<R: Read> TextFile<R> {
         let mut record = ByteRecord::new();
         while reader.read_byte_record(&mut record).map_err(unreadable)? {
             let line = record.position().map_or(0, csv::Position::line);
-            let row = Row { record: &record, positions: &positions, columns: self.columns };
-            let outcome = match record.len() == header.len() {
-                true => take(&row),
-                false => Err(Bad {
-                    column: "(all)",
-                    reason: format!("{} cells, the header has {}", record.len(), header.len()),
-                }),
+            let row = TextRow { record: &record, positions: &positions, columns: self.columns };
+            let outcome = if record.len() == header.len() {
+                add(&row)
+            } else {
+                let reason = format!("{} cells, the header has {}", record.len(), header.len());
+                Err(RowError { column: "(all)", reason })
             };
             report.row(line, outcome);
         }
@@ -78,8 +76,8 @@ impl<R: Read> TextFile<R> {
     }
 }
 
-impl Row<'_> {
-    /// The cell of the wanted column number `column`, trimmed; empty where the data says NaN.
+impl TextRow<'_> {
+    /// The trimmed cell of column `column` of [`TextFile::columns`]; empty for NaN.
     pub(super) fn text(&self, column: usize) -> Cow<'_, str> {
         let text = String::from_utf8_lossy(&self.record[self.positions[column]]);
         match text.trim() {
@@ -89,28 +87,28 @@ impl Row<'_> {
         }
     }
 
-    /// The cell as a number.
-    pub(super) fn number<T: FromStr>(&self, column: usize) -> std::result::Result<T, Bad> {
+    /// The cell as a number of any type.
+    pub(super) fn number<T: FromStr>(&self, column: usize) -> std::result::Result<T, RowError> {
         let text = self.text(column);
-        text.parse()
-            .map_err(|_| self.bad(column, format!("`{text}` is no {}", std::any::type_name::<T>())))
+        text.parse().map_err(|_| {
+            self.bad(column, format!("`{text}` is not a valid {}", std::any::type_name::<T>()))
+        })
     }
 
-    /// The cell as a finite number, `None` where it is empty.
-    pub(super) fn optional(&self, column: usize) -> std::result::Result<Option<f32>, Bad> {
+    /// The cell as a finite number, `None` if it is empty.
+    pub(super) fn optional(&self, column: usize) -> std::result::Result<Option<f32>, RowError> {
         if self.text(column).is_empty() {
             return Ok(None);
         }
         let number: f32 = self.number(column)?;
-        if number.is_finite() {
-            Ok(Some(number))
-        } else {
-            Err(self.bad(column, format!("{number} is not finite")))
+        if !number.is_finite() {
+            return Err(self.bad(column, format!("{number} is not finite")));
         }
+        Ok(Some(number))
     }
 
     /// The cell as 0 or 1.
-    pub(super) fn flag(&self, column: usize) -> std::result::Result<bool, Bad> {
+    pub(super) fn flag(&self, column: usize) -> std::result::Result<bool, RowError> {
         match self.text(column).as_ref() {
             "0" => Ok(false),
             "1" => Ok(true),
@@ -118,8 +116,8 @@ impl Row<'_> {
         }
     }
 
-    /// A complaint about a column.
-    pub(super) fn bad(&self, column: usize, reason: String) -> Bad {
-        Bad { column: self.columns[column], reason }
+    /// An error that names a column.
+    pub(super) fn bad(&self, column: usize, reason: String) -> RowError {
+        RowError { column: self.columns[column], reason }
     }
 }

@@ -1,39 +1,38 @@
-//! Following feature logs that another process writes: complete files in their
-//! order, for one FM version, from a position that can be saved.
+//! Following feature logs that another process writes: complete files in their order, for one FM
+//! version, from a position that can be saved.
 //!
-//! A file is complete once it has its name, and never changes, so a position in
-//! it stays what it is. Corrections come as they were written.
+//! A file is complete once it has its name, and never changes afterwards, so a position in it stays
+//! valid. Corrections are returned as they were written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::Layout;
-use super::pair::Pair;
-use super::reader::opened;
-use super::{LogManifest, LogVersion, Logged, numbers, requests_path};
+use super::file::{LogFile, file_numbers, requests_path};
+use super::layout::LogLayout;
+use super::{LogManifest, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 
-/// How far a log was read.
+/// A position in the logs: everything before it was read.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize,
 )]
 pub struct LogPosition {
-    /// The file's number.
+    /// The number of the file.
     pub file: u32,
-    /// Its requests that were read.
+    /// The number of its requests that were read.
     pub row: u32,
 }
 
 impl LogPosition {
-    /// The beginning of a file.
+    /// The start of a file.
     pub fn file(file: u32) -> LogPosition {
         LogPosition { file, row: 0 }
     }
 
-    /// One number that grows as the log is read.
+    /// A single number with the same order.
     pub fn number(self) -> u64 {
         u64::from(self.file) << 32 | u64::from(self.row)
     }
@@ -41,35 +40,31 @@ impl LogPosition {
 
 /// Reads logs as they grow.
 pub struct LogFollower {
-    /// The schema of their columns.
+    /// The schema that defines their columns.
     pub schema: Arc<Schema>,
-    /// What holds for all their files.
+    /// Properties of all their files.
     pub manifest: LogManifest,
     dir: PathBuf,
     version: String,
     tae_dim: Option<usize>,
-    layout: Layout,
+    layout: LogLayout,
     position: LogPosition,
-    open: Option<Open>,
-    ready: std::vec::IntoIter<Logged>,
-    /// Whether it was said that files lack the version.
-    said: bool,
-}
-
-struct Open {
-    pair: Pair,
-    next_group: usize,
+    /// The open file and the index of its next row group.
+    open: Option<(LogFile, usize)>,
+    ready: std::vec::IntoIter<LoggedRequest>,
+    /// Whether a warning about files without the version was logged.
+    warned: bool,
 }
 
 impl LogFollower {
-    /// Goes on at `from` with the embeddings of FM `version`.
+    /// Follows the logs from `from` on, with the embeddings of FM `version`.
     ///
     /// # Errors
-    /// No logs yet, or of another format.
+    /// The directory has no logs yet, or logs of another format.
     pub fn open(dir: &Path, version: &str, from: LogPosition) -> Result<LogFollower> {
-        let (manifest, schema) = opened(dir)?;
+        let (manifest, schema) = load_header(dir)?;
         Ok(LogFollower {
-            layout: Layout::new(&schema),
+            layout: LogLayout::new(&schema),
             schema,
             manifest,
             dir: dir.to_path_buf(),
@@ -78,20 +73,21 @@ impl LogFollower {
             position: from,
             open: None,
             ready: Vec::new().into_iter(),
-            said: false,
+            warned: false,
         })
     }
 
-    /// After the last request that was given.
+    /// The position after the last request that was returned.
     pub fn position(&self) -> LogPosition {
         self.position
     }
 
-    /// The next request; none if no complete file holds one yet.
+    /// The next request; none if no complete file contains one yet.
     ///
     /// # Errors
-    /// Damage, a file that is gone though only a part of it was read, embeddings of another length than before.
-    pub fn next_request(&mut self) -> Result<Option<Logged>> {
+    /// A file is damaged, or was removed before it was read to its end, or its embeddings have
+    /// another length than before.
+    pub fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
             if let Some(logged) = self.ready.next() {
                 self.position.row += 1;
@@ -103,94 +99,99 @@ impl LogFollower {
         }
     }
 
-    /// Reads the next row group, or finds that there is none; false where a file must appear first.
+    /// Reads the next row group or opens the next file; false if there is none yet.
     fn fill(&mut self) -> Result<bool> {
-        let Some(open) = &mut self.open else { return self.open_next() };
-        let version = LogVersion::new(&self.version, self.tae_dim.unwrap_or(0));
-        if open.next_group == open.pair.groups() {
+        let version = self.version();
+        let Some((file, next_group)) = &mut self.open else { return self.open_next() };
+        if *next_group == file.groups() {
             self.position = LogPosition::file(self.position.file + 1);
             self.open = None;
             return Ok(true);
         }
-        let rows = open.pair.read(open.next_group, &self.layout, &version)?;
-        open.next_group += 1;
-        self.ready = rows.into_iter();
+        self.ready = file.read(*next_group, &self.layout, &version)?.into_iter();
+        *next_group += 1;
         Ok(true)
+    }
+
+    fn version(&self) -> LogVersion {
+        LogVersion::new(&self.version, self.tae_dim.unwrap_or(0))
     }
 
     fn open_next(&mut self) -> Result<bool> {
         let wanted = self.position.file;
-        let number = match requests_path(&self.dir, wanted).exists() {
-            true => Some(wanted),
-            false => numbers(&self.dir)?.into_iter().find(|&number| number >= wanted),
+        let number = if requests_path(&self.dir, wanted).exists() {
+            Some(wanted)
+        } else {
+            file_numbers(&self.dir)?.into_iter().find(|&number| number >= wanted)
         };
         let Some(number) = number else { return Ok(false) };
         if number > wanted {
-            if self.position.row > 0 {
-                return Err(Error::data(
-                    &self.dir,
-                    format!(
-                        "file {wanted} is gone and was read to request {} only; the rest is lost: train without what was saved",
-                        self.position.row
-                    ),
-                ));
-            }
-            tracing::warn!("{}: files {wanted} to {} are gone", self.dir.display(), number - 1);
-            self.position = LogPosition::file(number);
+            self.skip_to(number)?;
         }
-        let pair = Pair::open(&self.dir, number)?;
-        let Some(version) = pair.version(&self.version) else {
-            if !self.said {
+        let file = LogFile::open(&self.dir, number)?;
+        let Some(version) = file.version(&self.version) else {
+            if !self.warned {
                 tracing::warn!(
-                    "{}: file {number} has no TAEs of FM {}; such files are passed over",
+                    "{}: file {number} has no TAEs of FM {}; skipping all such files",
                     self.dir.display(),
                     self.version
                 );
-                self.said = true;
+                self.warned = true;
             }
             self.position = LogPosition::file(number + 1);
             return Ok(true);
         };
         let before = *self.tae_dim.get_or_insert(version.tae_dim);
         if before != version.tae_dim {
-            return Err(Error::data(
-                &self.dir,
-                format!(
-                    "file {number}: TAEs of FM {} have {} values, {before} in the files before",
-                    self.version, version.tae_dim
-                ),
-            ));
+            return Err(self.error(format!(
+                "file {number}: TAEs of FM {} have {} values, {before} in the files before",
+                self.version, version.tae_dim
+            )));
         }
-        self.start(pair)?;
+        self.start(file)?;
         Ok(true)
     }
 
-    /// Stands where the position says within a file.
-    fn start(&mut self, pair: Pair) -> Result<()> {
+    /// Continues at file `number`, because the files before it were removed.
+    fn skip_to(&mut self, number: u32) -> Result<()> {
+        let LogPosition { file, row } = self.position;
+        if row > 0 {
+            return Err(self.error(format!(
+                "file {file} was removed after {row} of its requests were read, and the rest is \
+                 lost; train without the saved state"
+            )));
+        }
+        tracing::warn!("{}: files {file} to {} were removed", self.dir.display(), number - 1);
+        self.position = LogPosition::file(number);
+        Ok(())
+    }
+
+    /// Moves to the row of the current position within a file.
+    fn start(&mut self, file: LogFile) -> Result<()> {
         let mut left = self.position.row as usize;
         let mut group = 0;
-        while group < pair.groups() && left >= pair.group_requests(group) {
-            left -= pair.group_requests(group);
+        while group < file.groups() && left >= file.group_requests(group) {
+            left -= file.group_requests(group);
             group += 1;
         }
-        let mut open = Open { pair, next_group: group };
         if left > 0 {
-            if group == open.pair.groups() {
-                return Err(Error::data(
-                    &self.dir,
-                    format!(
-                        "file {} has fewer requests than the {} that were read of it; these are other logs",
-                        self.position.file, self.position.row
-                    ),
-                ));
+            if group == file.groups() {
+                return Err(self.error(format!(
+                    "file {} has fewer than the {} requests that were read of it; these are other \
+                     logs",
+                    self.position.file, self.position.row
+                )));
             }
-            let version = LogVersion::new(&self.version, self.tae_dim.unwrap_or(0));
-            let mut rows = open.pair.read(group, &self.layout, &version)?;
+            let mut rows = file.read(group, &self.layout, &self.version())?;
             rows.drain(..left);
             self.ready = rows.into_iter();
-            open.next_group += 1;
+            group += 1;
         }
-        self.open = Some(open);
+        self.open = Some((file, group));
         Ok(())
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::data(&self.dir, reason)
     }
 }

@@ -1,44 +1,46 @@
-//! The columns of the feature logs, and how a logged request lies in them.
+//! The columns of the feature logs: from logged requests to columns, and back.
 
 use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example, Item, MAX_VALUES, Outcome, Target, User};
 
-use super::{LogVersion, Logged};
-use crate::dataset::table::{Column, Field, Kind, Values};
-use crate::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, names};
+use super::{LogVersion, LoggedRequest};
+use crate::dataset::table::{CellType, Column, Field};
+use crate::schema::{BUILT_IN_IDS, FeatureKind, FeatureWidths, Schema, TaskKind, names};
 
-/// Columns of the requests before the history's item features.
-const REQUEST_FIELDS: [(&str, Kind, bool); 12] = [
-    ("request", Kind::U64, false),
-    ("user", Kind::U64, false),
-    ("surface", Kind::U32, false),
-    ("time_ms", Kind::I64, false),
-    ("correction", Kind::Bool, false),
-    ("targets", Kind::U32, false),
-    ("history_item", Kind::U64, true),
-    ("history_surface", Kind::U32, true),
-    ("history_actions", Kind::U32, true),
-    ("history_known", Kind::U32, true),
-    ("history_time_ms", Kind::I64, true),
-    ("ingested_ms", Kind::I64, false),
+/// Columns of the requests before the history's item features: name, type, and whether they contain
+/// lists.
+const REQUEST_FIELDS: [(&str, CellType, bool); 12] = [
+    ("request", CellType::U64, false),
+    ("user", CellType::U64, false),
+    ("surface", CellType::U32, false),
+    ("time_ms", CellType::I64, false),
+    ("correction", CellType::Bool, false),
+    ("targets", CellType::U32, false),
+    ("history_item", CellType::U64, true),
+    ("history_surface", CellType::U32, true),
+    ("history_actions", CellType::U32, true),
+    ("history_known", CellType::U32, true),
+    ("history_time_ms", CellType::I64, true),
+    ("ingested_ms", CellType::I64, false),
 ];
 
-/// A request that waits to be written.
+/// A request that will be written with the next row group.
 #[derive(Debug, Clone)]
-pub(super) struct Row {
+pub(super) struct BufferedRow {
     pub(super) example: Example,
-    /// For each version `[targets, tae_dim]`.
+    /// The embeddings of each version, `[targets, tae_dim]`.
     pub(super) taes: Vec<Vec<f32>>,
     pub(super) correction: bool,
     pub(super) ingested_ms: i64,
 }
 
-/// What a task's label and sample space are made of.
+/// The source of a task's label, and its sample space.
 #[derive(Debug, Clone)]
 struct TaskColumns {
     name: String,
     source: LabelSource,
+    /// Whether the task is valid on each surface.
     surfaces: Vec<bool>,
 }
 
@@ -48,38 +50,33 @@ enum LabelSource {
     Value(usize),
 }
 
-/// What is where in the two tables.
+/// The columns of the two tables.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub(super) struct LogLayout {
     item_features: Vec<String>,
     ids: Vec<String>,
     features: Vec<String>,
     values: Vec<String>,
-    item_dense: usize,
-    user_ids: usize,
-    user_dense: usize,
+    widths: FeatureWidths,
     surfaces: usize,
     tasks: Vec<TaskColumns>,
 }
 
 /// One row group of both tables.
-pub(super) struct Group {
+pub(super) struct RowGroup {
     pub(super) requests: Vec<Column>,
     pub(super) examples: Vec<Column>,
 }
 
-impl Layout {
-    pub(super) fn new(schema: &Schema) -> Layout {
-        let count = |features, kind| names(features, kind).len();
+impl LogLayout {
+    pub(super) fn new(schema: &Schema) -> LogLayout {
         let item_features = names(&schema.item_features, FeatureKind::Categorical);
-        Layout {
+        LogLayout {
             item_features: item_features.into_iter().map(String::from).collect(),
             ids: schema.id_columns(),
             features: schema.feature_columns(),
             values: schema.values.clone(),
-            item_dense: count(&schema.item_features, FeatureKind::Dense),
-            user_ids: count(&schema.user_features, FeatureKind::Categorical),
-            user_dense: count(&schema.user_features, FeatureKind::Dense),
+            widths: FeatureWidths::new(schema),
             surfaces: schema.surfaces.len(),
             tasks: (0..schema.tasks.len()).map(|task| TaskColumns::new(schema, task)).collect(),
         }
@@ -96,112 +93,105 @@ impl Layout {
             kind,
             list,
         });
-        let items =
-            self.item_features.iter().map(|name| Field::list(format!("history_{name}"), Kind::U64));
+        let items = self
+            .item_features
+            .iter()
+            .map(|name| Field::list(format!("history_{name}"), CellType::U64));
         fixed.chain(items).collect()
     }
 
     pub(super) fn example_fields(&self) -> Vec<Field> {
-        let mut fields = vec![Field::new("request", Kind::U64)];
-        fields.extend(self.ids.iter().map(|name| Field::new(name, Kind::U64)));
-        fields.extend(self.features.iter().map(|name| Field::new(name, Kind::F32)));
-        fields.extend([Field::new("actions", Kind::U32), Field::new("known", Kind::U32)]);
-        fields
-            .extend(self.values.iter().map(|name| Field::new(format!("value_{name}"), Kind::F32)));
-        fields.push(Field::list("truth", Kind::F32));
+        let mut fields = vec![Field::new("request", CellType::U64)];
+        fields.extend(self.ids.iter().map(|name| Field::new(name, CellType::U64)));
+        fields.extend(self.features.iter().map(|name| Field::new(name, CellType::F32)));
+        fields.extend([Field::new("actions", CellType::U32), Field::new("known", CellType::U32)]);
+        fields.extend(
+            self.values.iter().map(|name| Field::new(format!("value_{name}"), CellType::F32)),
+        );
+        fields.push(Field::list("truth", CellType::F32));
         fields
     }
 
-    /// Label and mask of each task, which any data tool can train on; they follow from outcome and surface, so
-    /// that they are never read here.
+    /// The label and the mask of each task, for training with other tools. They follow from outcome
+    /// and surface, so readers here ignore them.
     pub(super) fn task_fields(&self) -> Vec<Field> {
         let fields = |task: &TaskColumns| {
             [
-                Field::new(format!("label:{}", task.name), Kind::F32),
-                Field::new(format!("mask:{}", task.name), Kind::Bool),
+                Field::new(format!("label:{}", task.name), CellType::F32),
+                Field::new(format!("mask:{}", task.name), CellType::Bool),
             ]
         };
         self.tasks.iter().flat_map(fields).collect()
     }
 
-    /// The embeddings of an FM version.
+    /// The column with the embeddings of an FM version.
     pub(super) fn tae_field(version: &str) -> Field {
-        Field::list(format!("tae:{version}"), Kind::F32)
+        Field::list(format!("tae:{version}"), CellType::F32)
     }
 
-    /// Lays requests out in columns: those of `example_fields`, of `task_fields`, and one of embeddings a version.
-    pub(super) fn columns(&self, rows: &[Row], versions: &[LogVersion]) -> Group {
+    /// The columns of some requests. Those of examples are `example_fields`, `task_fields`, and one
+    /// column of embeddings for each version.
+    pub(super) fn columns(&self, rows: &[BufferedRow], versions: &[LogVersion]) -> RowGroup {
         let mut examples = self.example_columns(rows);
         examples.extend(self.tasks.iter().flat_map(|task| task.columns(rows)));
         let targets = || rows.iter().flat_map(|row| &row.example.targets);
         for (at, version) in versions.iter().enumerate() {
             examples.push(Column::lists(
-                Values::F32(rows.iter().flat_map(|row| row.taes[at].iter().copied()).collect()),
-                offsets(targets().map(|_| version.tae_dim)),
+                rows.iter().flat_map(|row| row.taes[at].iter().copied()),
+                targets().map(|_| version.tae_dim),
             ));
         }
-        Group { requests: self.request_columns(rows), examples }
+        RowGroup { requests: self.request_columns(rows), examples }
     }
 
-    fn request_columns(&self, rows: &[Row]) -> Vec<Column> {
+    fn request_columns(&self, rows: &[BufferedRow]) -> Vec<Column> {
         let examples = || rows.iter().map(|row| &row.example);
         let events = || examples().flat_map(|example| &example.history);
-        let offsets = offsets(examples().map(|example| example.history.len()));
-        let list = |values| Column::lists(values, offsets.clone());
+        let lengths = || examples().map(|example| example.history.len());
         let mut columns = vec![
-            Column::scalars(Values::U64(examples().map(|example| example.request).collect())),
-            Column::scalars(Values::U64(examples().map(|example| example.user.id).collect())),
-            Column::scalars(Values::U32(
-                examples().map(|example| u32::from(example.surface)).collect(),
-            )),
-            Column::scalars(Values::I64(examples().map(|example| example.time_ms).collect())),
-            Column::scalars(Values::Bool(rows.iter().map(|row| row.correction).collect())),
-            Column::scalars(Values::U32(
-                examples().map(|example| example.targets.len() as u32).collect(),
-            )),
-            list(Values::U64(events().map(|event| event.item.id).collect())),
-            list(Values::U32(events().map(|event| u32::from(event.surface)).collect())),
-            list(Values::U32(events().map(|event| event.outcome.actions).collect())),
-            list(Values::U32(events().map(|event| event.outcome.known).collect())),
-            list(Values::I64(events().map(|event| event.time_ms).collect())),
-            Column::scalars(Values::I64(rows.iter().map(|row| row.ingested_ms).collect())),
+            Column::scalars(examples().map(|example| example.request)),
+            Column::scalars(examples().map(|example| example.user.id)),
+            Column::scalars(examples().map(|example| u32::from(example.surface))),
+            Column::scalars(examples().map(|example| example.time_ms)),
+            Column::scalars(rows.iter().map(|row| row.correction)),
+            Column::scalars(examples().map(|example| example.targets.len() as u32)),
+            Column::lists(events().map(|event| event.item.id), lengths()),
+            Column::lists(events().map(|event| u32::from(event.surface)), lengths()),
+            Column::lists(events().map(|event| event.outcome.actions), lengths()),
+            Column::lists(events().map(|event| event.outcome.known), lengths()),
+            Column::lists(events().map(|event| event.time_ms), lengths()),
+            Column::scalars(rows.iter().map(|row| row.ingested_ms)),
         ];
         let items = 0..self.item_features.len();
         columns.extend(
-            items.map(|i| list(Values::U64(events().map(|event| event.item.ids[i]).collect()))),
+            items.map(|i| Column::lists(events().map(|event| event.item.ids[i]), lengths())),
         );
         columns
     }
 
-    fn example_columns(&self, rows: &[Row]) -> Vec<Column> {
+    fn example_columns(&self, rows: &[BufferedRow]) -> Vec<Column> {
         let targets = || rows.iter().flat_map(|row| &row.example.targets);
-        let f32s = |get: &dyn Fn(&Target) -> f32| {
-            Column::scalars(Values::F32(targets().map(get).collect()))
-        };
-        let u32s = |get: &dyn Fn(&Target) -> u32| {
-            Column::scalars(Values::U32(targets().map(get).collect()))
-        };
         let requests =
             rows.iter().flat_map(|row| row.example.targets.iter().map(|_| row.example.request));
-        let mut columns = vec![Column::scalars(Values::U64(requests.collect()))];
-        let ids = 0..self.ids.len();
-        columns.extend(ids.map(|i| {
-            Column::scalars(Values::U64(targets().map(|target| target.ids[i]).collect()))
-        }));
-        columns.extend((0..self.features.len()).map(|i| f32s(&|target| target.features[i])));
-        columns
-            .extend([u32s(&|target| target.outcome.actions), u32s(&|target| target.outcome.known)]);
-        columns.extend((0..self.values.len()).map(|i| f32s(&|target| target.outcome.values[i])));
+        let mut columns = vec![Column::scalars(requests)];
+        let scalars = |get: &dyn Fn(&Target) -> f32| Column::scalars(targets().map(get));
+        columns.extend(
+            (0..self.ids.len()).map(|i| Column::scalars(targets().map(|target| target.ids[i]))),
+        );
+        columns.extend((0..self.features.len()).map(|i| scalars(&|target| target.features[i])));
+        columns.push(Column::scalars(targets().map(|target| target.outcome.actions)));
+        columns.push(Column::scalars(targets().map(|target| target.outcome.known)));
+        columns.extend((0..self.values.len()).map(|i| scalars(&|target| target.outcome.values[i])));
         columns.push(Column::lists(
-            Values::F32(targets().flat_map(|target| target.truth.iter().copied()).collect()),
-            offsets(targets().map(|target| target.truth.len())),
+            targets().flat_map(|target| target.truth.iter().copied()),
+            targets().map(|target| target.truth.len()),
         ));
         columns
     }
 
-    /// Puts logged requests together again from the columns of `example_fields` and one of embeddings; `None` where the
-    /// two tables do not fit each other.
-    pub(super) fn rows(&self, group: &Group) -> Option<Vec<Logged>> {
+    /// The requests of some columns: `request_fields`, and `example_fields` with one column of
+    /// embeddings. `None` if the two tables do not fit each other.
+    pub(super) fn rows(&self, group: &RowGroup) -> Option<Vec<LoggedRequest>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
         let mut rows = Vec::with_capacity(requests[0].u64s().len());
@@ -217,12 +207,13 @@ impl Layout {
         (start == examples.len()).then_some(rows)
     }
 
-    fn row(&self, group: &Group, row: usize, targets: std::ops::Range<usize>) -> Logged {
+    fn row(&self, group: &RowGroup, row: usize, targets: std::ops::Range<usize>) -> LoggedRequest {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
-        let embeddings = match targets.is_empty() {
-            true => &[],
-            false => &tae.f32s()[tae.range(targets.start).start..tae.range(targets.end - 1).end],
+        let embeddings = if targets.is_empty() {
+            &[]
+        } else {
+            &tae.f32s()[tae.range(targets.start).start..tae.range(targets.end - 1).end]
         };
         let targets: Vec<Target> = targets.map(|at| self.target(&group.examples, at)).collect();
         let user_id = requests[1].u64s()[row];
@@ -238,7 +229,7 @@ impl Layout {
             history: requests[6].range(row).map(|at| event(requests, at)).collect(),
             targets,
         };
-        Logged {
+        LoggedRequest {
             example,
             tae: embeddings.to_vec(),
             correction: requests[4].bools()[row],
@@ -260,7 +251,7 @@ impl Layout {
         let item = Item {
             id: ids[1],
             ids: ids[item_ids].to_vec(),
-            dense: features[..self.item_dense].to_vec(),
+            dense: features[..self.widths.item_dense].to_vec(),
             ..Item::default()
         };
         Target {
@@ -272,13 +263,15 @@ impl Layout {
         }
     }
 
-    /// A user's features are the same in every target of a request.
+    /// The user of a request, whose features are the same in every target.
     fn user(&self, id: u64, target: &Target) -> User {
         let ids = BUILT_IN_IDS.len() + self.item_features.len();
         User {
             id,
-            ids: target.ids[ids..ids + self.user_ids].to_vec(),
-            dense: target.features[self.item_dense..self.item_dense + self.user_dense].to_vec(),
+            ids: target.ids[ids..ids + self.widths.user_ids].to_vec(),
+            dense: target.features
+                [self.widths.item_dense..self.widths.item_dense + self.widths.user_dense]
+                .to_vec(),
         }
     }
 }
@@ -299,8 +292,8 @@ impl TaskColumns {
         }
     }
 
-    /// Labels, 0 outside the sample space, and whether each target is in it.
-    fn columns(&self, rows: &[Row]) -> [Column; 2] {
+    /// The labels of targets (0 outside the sample space), and whether each target is inside.
+    fn columns(&self, rows: &[BufferedRow]) -> [Column; 2] {
         let label = |example: &Example, target: &Target| {
             let outcome = &target.outcome;
             let label = match self.source {
@@ -315,12 +308,13 @@ impl TaskColumns {
             .flat_map(|row| row.example.targets.iter().map(|target| label(&row.example, target)))
             .collect();
         [
-            Column::scalars(Values::F32(labels.iter().map(|label| label.unwrap_or(0.0)).collect())),
-            Column::scalars(Values::Bool(labels.iter().map(Option::is_some).collect())),
+            Column::scalars(labels.iter().map(|label| label.unwrap_or(0.0))),
+            Column::scalars(labels.iter().map(Option::is_some)),
         ]
     }
 }
 
+/// An event of a request's history.
 fn event(requests: &[Column], at: usize) -> Event {
     let ids = requests[REQUEST_FIELDS.len()..].iter().map(|column| column.u64s()[at]).collect();
     Event {
@@ -333,13 +327,4 @@ fn event(requests: &[Column], at: usize) -> Event {
             ..Outcome::UNKNOWN
         },
     }
-}
-
-/// Where each list starts, and at the end the number of all elements.
-fn offsets(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    let ends = lengths.scan(0, |end, length| {
-        *end += length;
-        Some(*end)
-    });
-    std::iter::once(0).chain(ends).collect()
 }

@@ -1,23 +1,23 @@
-//! Logs: what is written while the system runs.
+//! Feature logs: served requests with their columns, outcomes and materialised target-aware
+//! embeddings (paper section 3.2), in Parquet with zstd.
 //!
-//! `writer` and `reader` are the feature logs: served requests with their columns, outcomes
-//! and materialised target-aware embeddings (paper section 3.2), in Parquet +
-//! zstd. An expert is trained on these alone, without the FM; `follower` reads them
-//! while another process writes them.
+//! Experts train on these alone, without the FM. `writer` appends, `reader` reads logs of the past,
+//! and `follower` reads them while another process writes.
 //!
-//! A log directory holds `log-manifest.json`, `schema.toml` and pairs of tables
-//! joined by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file holds the
-//! embeddings of one or several FM versions, a column each (`tae:VERSION`), and says which in its metadata.
+//! A log directory contains `log-manifest.json`, `schema.toml` and pairs of tables that are joined
+//! by `request`: `requests-NNNN.parquet` and `examples-NNNN.parquet`. A file contains the
+//! embeddings of one or several FM versions, one column each (`tae:VERSION`), which its metadata
+//! names.
 
-mod corrections;
+mod file;
 mod follower;
 mod layout;
-mod pair;
 mod reader;
 mod writer;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use hypercast_fm::example::{Event, Example};
 use serde::{Deserialize, Serialize};
@@ -26,74 +26,57 @@ pub use follower::{LogFollower, LogPosition};
 pub use reader::{LogIter, LogReader};
 pub use writer::{LogOptions, LogRow, LogWriter, TaeStorage};
 
+use self::file::{examples_path, file_numbers, requests_path};
 use crate::error::{CommonErrors as _, Error, Result};
+use crate::schema::Schema;
 
 /// One logged request.
 ///
-/// Read back, its history's events carry ids and categorical features but no
-/// dense ones and no values: the logs do not hold them.
+/// When it is read back, its history's events have ids and categorical features, but no dense
+/// features and no values, because logs do not contain these.
 #[derive(Debug, Clone)]
-pub struct Logged {
-    /// The request, its history cut to the short one of its own surface.
+pub struct LoggedRequest {
+    /// The request, with its history cut to the last events of its own surface.
     pub example: Example,
-    /// The targets' embeddings of the FM version that the log was opened for, row-major `[targets, tae_dim]`.
+    /// The targets' embeddings of the FM version for which the log was opened, row-major
+    /// `[targets, tae_dim]`.
     pub tae: Vec<f32>,
-    /// Whether these are outcomes that came after their request was logged: only what changed is known of the targets.
+    /// Whether these are outcomes that became known after the request was logged. Only what changed
+    /// is known of the targets.
     pub correction: bool,
-    /// When the newest of its events was taken in, milliseconds since the epoch; 0 where that is not known.
+    /// The time when the newest of its events was received, in milliseconds since the epoch; 0 if
+    /// unknown.
     pub ingested_ms: i64,
 }
 
-/// An FM version whose embeddings a file holds.
+/// An FM version whose embeddings a file contains.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LogVersion {
-    /// The version.
+    /// The FM's version.
     pub version: String,
-    /// Length of its embedding.
+    /// The length of an embedding.
     pub tae_dim: usize,
 }
 
 impl LogVersion {
-    /// A version whose embeddings have `tae_dim` values.
+    /// A version with embeddings of `tae_dim` values.
     pub fn new(version: impl Into<String>, tae_dim: usize) -> LogVersion {
         LogVersion { version: version.into(), tae_dim }
     }
 }
 
-/// What a file says of itself, under the key `hypercast` of its metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FileNote {
-    /// The FM versions, in the order of their columns.
-    versions: Vec<LogVersion>,
-    /// The position in the stream `joined` after the last request; none where the logs are not of a stream.
-    position: Option<u64>,
-    /// Corrections among the requests.
-    corrections: usize,
-}
-
-/// The metadata key of [`FileNote`].
-const NOTE: &str = "hypercast";
-
-/// What holds for all files of a log directory: `log-manifest.json`.
+/// Properties of all files of a log directory: `log-manifest.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogManifest {
-    /// Version of this layout.
+    /// The version of the layout.
     pub format: u32,
-    /// Events of short history at most.
+    /// The most events in a request's history.
     pub history_len: usize,
 }
 
 /// The layout that this version writes and reads.
 const FORMAT: u32 = 2;
-
-/// The last `len` events on one surface: what an expert sees of the history.
-pub fn short_history(history: &[Event], surface: u16, len: usize) -> Vec<Event> {
-    let on_surface = history.iter().rev().filter(|event| event.surface == surface);
-    let mut events: Vec<Event> = on_surface.take(len).cloned().collect();
-    events.reverse();
-    events
-}
 
 impl LogManifest {
     fn load(dir: &Path) -> Result<LogManifest> {
@@ -103,48 +86,40 @@ impl LogManifest {
         let value: serde_json::Value = serde_json::from_str(&text).map_err(wrong)?;
         let format = value.get("format").and_then(serde_json::Value::as_u64);
         if let Some(other) = format.filter(|&format| format != u64::from(FORMAT)) {
-            return Err(Error::data(
-                &path,
-                format!(
-                    "log format {other}; this version reads format {FORMAT}: remove the folder and write the logs again (`hypercast train fm` or `hypercast materialise`)"
-                ),
-            ));
+            let reason = format!(
+                "log format {other}; this version reads format {FORMAT}. Remove the folder and \
+                 write the logs again (`hypercast train fm` or `hypercast materialise`)"
+            );
+            return Err(Error::data(&path, reason));
         }
         serde_json::from_value(value).map_err(wrong)
     }
 }
 
-fn requests_path(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("requests-{number:04}.parquet"))
-}
-
-fn examples_path(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("examples-{number:04}.parquet"))
-}
-
-/// The numbers of the complete pairs, ascending. A pair is complete once its requests have their name.
-fn numbers(dir: &Path) -> Result<Vec<u32>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let name = entry.map_err(Error::io(dir))?.file_name();
-        let name = name.to_string_lossy();
-        let number = name.strip_prefix("requests-").and_then(|name| name.strip_suffix(".parquet"));
-        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+/// The manifest and the schema of a log directory.
+fn load_header(dir: &Path) -> Result<(LogManifest, Arc<Schema>)> {
+    if !dir.join("log-manifest.json").is_file() {
+        let reason = "no feature logs here: `log-manifest.json` is missing; `hypercast materialise` \
+                      writes it";
+        return Err(Error::data(dir, reason));
     }
-    numbers.sort_unstable();
-    Ok(numbers)
+    Ok((LogManifest::load(dir)?, Arc::new(Schema::load(&dir.join("schema.toml"))?)))
 }
 
-/// Takes a log directory back to its first `files` files: what a run wrote after it was saved is
-/// written again when it is resumed.
+/// The last `len` events on one surface, which are the history that an expert sees.
+pub fn short_history(history: &[Event], surface: u16, len: usize) -> Vec<Event> {
+    let on_surface = history.iter().rev().filter(|event| event.surface == surface);
+    let mut events: Vec<Event> = on_surface.take(len).cloned().collect();
+    events.reverse();
+    events
+}
+
+/// Cuts a log directory to its first `files` files. A resumed run writes the others again.
 ///
 /// # Errors
-/// One of the first `files` that is missing, or what the file system says.
+/// One of the first `files` is missing, or the file system fails.
 pub fn truncate(dir: &Path, files: u32) -> Result<()> {
-    let found = match dir.is_dir() {
-        true => numbers(dir)?,
-        false => Vec::new(),
-    };
+    let found = if dir.is_dir() { file_numbers(dir)? } else { Vec::new() };
     if let Some(missing) = (0..files).find(|number| !found.contains(number)) {
         return Err(Error::data(
             requests_path(dir, missing),

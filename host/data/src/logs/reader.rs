@@ -1,69 +1,71 @@
-//! Reading feature logs of the past, for one FM version, in the order they were
-//! written, a row group at a time. Corrections are applied to their rows.
+//! Reading feature logs of the past for one FM version: in the order they were written, one row
+//! group at a time, with corrections applied to the requests that they belong to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::corrections::Corrections;
-use super::layout::Layout;
-use super::pair::Pair;
-use super::{FileNote, LogManifest, LogPosition, LogVersion, Logged, numbers};
+use hypercast_fm::example::Outcome;
+
+use super::file::{FileNote, LogFile, file_numbers};
+use super::layout::LogLayout;
+use super::{LogManifest, LogPosition, LogVersion, LoggedRequest, load_header};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 
-/// A complete file.
-struct File {
+/// The description of a complete file.
+struct FileInfo {
     number: u32,
-    /// Requests and examples.
-    rows: (usize, usize),
+    requests: usize,
+    examples: usize,
     note: FileNote,
 }
 
 /// A log directory, opened for one FM version.
 pub struct LogReader {
-    /// The schema of its columns.
+    /// The schema that defines its columns.
     pub schema: Arc<Schema>,
-    /// What holds for all its files.
+    /// Properties of all its files.
     pub manifest: LogManifest,
-    /// The FM version whose embeddings are read; empty where there are no files.
+    /// The FM version whose embeddings are read; empty if there are no files.
     pub fm_version: String,
-    /// Length of its target-aware embedding.
+    /// The length of its embeddings.
     pub tae_dim: usize,
-    /// The number of requests in it, corrections among them.
+    /// The number of requests, including corrections.
     pub requests: usize,
-    /// The number of examples (targets) in it.
+    /// The number of examples (targets).
     pub examples: usize,
     dir: PathBuf,
-    /// Complete files that hold the version.
+    /// The complete files that contain the version.
     numbers: Vec<u32>,
-    /// After the last complete file, whether it holds the version or not.
+    /// The position after the last complete file, whether or not it contains the version.
     end: LogPosition,
     corrections: Corrections,
 }
 
 impl LogReader {
-    /// Opens a log directory for the one FM version that it holds, and counts its rows.
+    /// Opens a log directory for its only FM version, and counts its rows.
     ///
     /// # Errors
-    /// No logs, logs of several FM versions, or of another format.
+    /// The directory has no logs, logs of several FM versions, or logs of another format.
     pub fn open(dir: &Path) -> Result<LogReader> {
         Self::open_for(dir, None)
     }
 
-    /// As `open`, for a given FM version. Files without its embeddings are passed over.
+    /// As `open`, for a given FM version. Files without its embeddings are skipped.
     ///
     /// # Errors
-    /// No logs, or none of that version.
+    /// The directory has no logs, or none of that version.
     pub fn open_for(dir: &Path, version: Option<&str>) -> Result<LogReader> {
-        let (manifest, schema) = opened(dir)?;
-        let numbers = numbers(dir)?;
+        let (manifest, schema) = load_header(dir)?;
+        let numbers = file_numbers(dir)?;
         let end = numbers.last().map_or(LogPosition::default(), |last| LogPosition::file(last + 1));
         let mut files = Vec::with_capacity(numbers.len());
         for number in numbers {
-            // Opened one at a time: there can be more files than a process may have open.
-            let pair = Pair::open(dir, number)?;
-            files.push(File { number, rows: pair.rows(), note: pair.note });
+            // One at a time: there can be more files than a process may have open.
+            let file = LogFile::open(dir, number)?;
+            let (requests, examples) = (file.requests(), file.examples());
+            files.push(FileInfo { number, requests, examples, note: file.note });
         }
         let notes = files.iter().flat_map(|file| &file.note.versions);
         let chosen = choose(dir, &notes.collect(), version)?;
@@ -72,15 +74,15 @@ impl LogReader {
         if files.len() < all {
             let (version, without) = (&chosen.version, all - files.len());
             tracing::warn!(
-                "{}: {without} of {all} files have no TAEs of FM {version}; they are passed over",
+                "{}: skipping {without} of {all} files, which have no TAEs of FM {version}",
                 dir.display()
             );
         }
         let mut reader = LogReader {
             schema,
             manifest,
-            requests: files.iter().map(|file| file.rows.0).sum(),
-            examples: files.iter().map(|file| file.rows.1).sum(),
+            requests: files.iter().map(|file| file.requests).sum(),
+            examples: files.iter().map(|file| file.examples).sum(),
             fm_version: chosen.version,
             tae_dim: chosen.tae_dim,
             dir: dir.to_path_buf(),
@@ -92,42 +94,42 @@ impl LogReader {
         Ok(reader)
     }
 
-    /// The FM versions whose embeddings a log directory holds.
+    /// The FM versions whose embeddings a log directory contains.
     ///
     /// # Errors
-    /// No logs, or damaged ones.
+    /// The directory has no logs, or damaged ones.
     pub fn versions(dir: &Path) -> Result<Vec<LogVersion>> {
-        opened(dir)?;
+        load_header(dir)?;
         let mut found = BTreeSet::new();
-        for number in numbers(dir)? {
-            found.extend(Pair::note(dir, number)?.versions);
+        for number in file_numbers(dir)? {
+            found.extend(FileNote::read(dir, number)?.versions);
         }
         Ok(found.into_iter().collect())
     }
 
-    /// All requests, in the order they were written, with what is known of them by now.
+    /// All requests in the order they were written, with the outcomes that are known by now.
     pub fn iter(&self) -> LogIter<'_> {
         LogIter {
             log: self,
-            layout: Layout::new(&self.schema),
+            layout: LogLayout::new(&self.schema),
             next_file: 0,
             open: None,
             ready: Vec::new().into_iter(),
         }
     }
 
-    /// Where a follower goes on after all that is read here.
+    /// The position from which a follower continues after these logs.
     pub fn end(&self) -> LogPosition {
         self.end
     }
 
-    fn gather_corrections(&mut self, files: &[File]) -> Result<()> {
-        let layout = Layout::new(&self.schema);
+    fn gather_corrections(&mut self, files: &[FileInfo]) -> Result<()> {
+        let layout = LogLayout::new(&self.schema);
         let version = self.version();
-        for file in files.iter().filter(|file| file.note.corrections > 0) {
-            let pair = Pair::open(&self.dir, file.number)?;
-            for group in 0..pair.groups() {
-                let rows = pair.read(group, &layout, &version)?;
+        for info in files.iter().filter(|info| info.note.corrections > 0) {
+            let file = LogFile::open(&self.dir, info.number)?;
+            for group in 0..file.groups() {
+                let rows = file.read(group, &layout, &version)?;
                 rows.iter().filter(|row| row.correction).for_each(|row| self.corrections.add(row));
             }
         }
@@ -139,73 +141,100 @@ impl LogReader {
     }
 }
 
-/// The manifest and the schema of a log directory.
-pub(super) fn opened(dir: &Path) -> Result<(LogManifest, Arc<Schema>)> {
-    if !dir.join("log-manifest.json").is_file() {
-        return Err(Error::data(
-            dir,
-            "no feature logs here: `log-manifest.json` is missing; `hypercast materialise` writes it",
-        ));
-    }
-    Ok((LogManifest::load(dir)?, Arc::new(Schema::load(&dir.join("schema.toml"))?)))
-}
-
-fn choose(dir: &Path, found: &BTreeSet<&LogVersion>, asked: Option<&str>) -> Result<LogVersion> {
+/// The version to read among those in `found`.
+fn choose(dir: &Path, found: &BTreeSet<&LogVersion>, version: Option<&str>) -> Result<LogVersion> {
     let names = || {
-        let names: Vec<&str> = found.iter().map(|version| version.version.as_str()).collect();
+        let names: Vec<&str> = found.iter().map(|own| own.version.as_str()).collect();
         names.join(", ")
     };
-    let own = |version: &&&LogVersion| asked.is_none_or(|asked| version.version == asked);
-    let mut fitting = found.iter().filter(own);
-    match (fitting.next(), fitting.next(), asked) {
-        (Some(one), None, _) => Ok((*one).clone()),
-        (None, _, None) => Ok(LogVersion::new("", 0)),
-        (None, _, Some(asked)) => Err(Error::data(
-            dir,
-            format!("it holds no TAEs of FM {asked}; there are those of {:?}", names()),
-        )),
-        (Some(_), Some(_), None) => Err(Error::data(
-            dir,
-            format!("it holds TAEs of FM {}; choose one of them (`--fm VERSION`)", names()),
-        )),
-        (Some(one), Some(other), Some(asked)) => Err(Error::data(
-            dir,
-            format!(
-                "TAEs of FM {asked} have {} values in some of its files and {} in others; write the logs again",
-                one.tae_dim, other.tae_dim
-            ),
-        )),
+    let wanted = |own: &&&LogVersion| version.is_none_or(|version| own.version == version);
+    let mut matching = found.iter().filter(wanted);
+    let reason = match (matching.next(), matching.next(), version) {
+        (Some(one), None, _) => return Ok((*one).clone()),
+        (None, _, None) => return Ok(LogVersion::new("", 0)),
+        (None, _, Some(version)) => {
+            format!("it has no TAEs of FM {version}; it has those of {:?}", names())
+        }
+        (Some(_), Some(_), None) => {
+            format!("it has TAEs of FM {}; choose one of them (`--fm VERSION`)", names())
+        }
+        (Some(one), Some(other), Some(version)) => format!(
+            "TAEs of FM {version} have {} values in some files and {} in others; write the logs again",
+            one.tae_dim, other.tae_dim
+        ),
+    };
+    Err(Error::data(dir, reason))
+}
+
+/// The outcomes of corrections, by request.
+#[derive(Debug, Default)]
+struct Corrections {
+    /// Items and their outcomes, in the order written: a later correction is applied after it.
+    by_request: HashMap<u64, Vec<(u64, Outcome)>>,
+}
+
+impl Corrections {
+    fn add(&mut self, correction: &LoggedRequest) {
+        let targets = correction.example.targets.iter();
+        self.by_request
+            .entry(correction.example.request)
+            .or_default()
+            .extend(targets.map(|target| (target.item.id, target.outcome)));
+    }
+
+    fn apply(&self, logged: &mut LoggedRequest) {
+        let Some(changes) = self.by_request.get(&logged.example.request) else { return };
+        for (item, change) in changes {
+            for target in logged.example.targets.iter_mut().filter(|own| own.item.id == *item) {
+                target.outcome = corrected(target.outcome, *change);
+            }
+        }
+    }
+}
+
+/// An outcome in which everything that a correction knows is replaced.
+fn corrected(outcome: Outcome, change: Outcome) -> Outcome {
+    let mut values = outcome.values;
+    for (value, change) in values.iter_mut().zip(change.values) {
+        if !change.is_nan() {
+            *value = change;
+        }
+    }
+    Outcome {
+        actions: outcome.actions & !change.known | change.actions & change.known,
+        known: outcome.known | change.known,
+        values,
     }
 }
 
 /// Streams the requests of a log.
 pub struct LogIter<'a> {
     log: &'a LogReader,
-    layout: Layout,
+    layout: LogLayout,
     next_file: usize,
-    /// The open file and its next row group.
-    open: Option<(Pair, usize)>,
-    ready: std::vec::IntoIter<Logged>,
+    /// The open file and the index of its next row group.
+    open: Option<(LogFile, usize)>,
+    ready: std::vec::IntoIter<LoggedRequest>,
 }
 
 impl LogIter<'_> {
     /// Reads the next row group; false at the end.
     fn fill(&mut self) -> Result<bool> {
         loop {
-            let Some((pair, group)) = self.open.as_mut() else {
+            let Some((file, group)) = self.open.as_mut() else {
                 let Some(&number) = self.log.numbers.get(self.next_file) else {
                     return Ok(false);
                 };
                 self.next_file += 1;
-                self.open = Some((Pair::open(&self.log.dir, number)?, 0));
+                self.open = Some((LogFile::open(&self.log.dir, number)?, 0));
                 continue;
             };
-            if *group == pair.groups() {
+            if *group == file.groups() {
                 self.open = None;
                 continue;
             }
             *group += 1;
-            let mut rows = pair.read(*group - 1, &self.layout, &self.log.version())?;
+            let mut rows = file.read(*group - 1, &self.layout, &self.log.version())?;
             rows.retain(|row| !row.correction);
             rows.iter_mut().for_each(|row| self.log.corrections.apply(row));
             self.ready = rows.into_iter();
@@ -215,7 +244,7 @@ impl LogIter<'_> {
 }
 
 impl Iterator for LogIter<'_> {
-    type Item = Result<Logged>;
+    type Item = Result<LoggedRequest>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {

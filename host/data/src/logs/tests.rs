@@ -7,12 +7,12 @@ use crate::dataset::Dataset;
 use crate::dataset::timeline::Span;
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
-use crate::import::simulate::{Options, simulate};
+use crate::import::simulate::{SimulateOptions, simulate};
 
-/// A small world with every kind of column.
+/// A small data set with every kind of column.
 fn world(dir: &Path) -> Dataset {
     let into = dir.join("world");
-    simulate(&Options {
+    simulate(&SimulateOptions {
         into: into.clone(),
         users: 20,
         items: 30,
@@ -46,7 +46,7 @@ fn row<'a>(example: &'a Example, taes: &'a [&'a [f32]]) -> LogRow<'a> {
     LogRow { example, taes, correction: false, ingested_ms: 0, position: None }
 }
 
-/// Embeddings with every difficult bit pattern.
+/// Embeddings with unusual bit patterns: signed zeros, subnormals, infinity.
 fn tae(example: &Example) -> Vec<f32> {
     let values = [0.1, -0.0, f32::MIN_POSITIVE / 2.0, f32::INFINITY, 1e-45, example.request as f32];
     (0..example.targets.len() * 3).map(|i| values[i % values.len()]).collect()
@@ -62,18 +62,18 @@ fn logs_read_back_bit_for_bit() {
     let data = world(dir.path());
     let examples = examples(&data);
     let logs = dir.path().join("logs");
-    // Two writers in turn: the second continues the directory.
+    // The second writer continues the directory of the first.
     for half in examples.chunks(120) {
         let mut writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
         half.iter().for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
         writer.finish().unwrap();
     }
     let reader = LogReader::open(&logs).unwrap();
-    assert!(numbers(&logs).unwrap().len() > 2);
+    assert!(file_numbers(&logs).unwrap().len() > 2);
     assert_eq!((reader.requests, reader.examples), (200, 1200));
     assert_eq!((reader.fm_version.as_str(), reader.tae_dim), ("fm-7", 3));
     assert_eq!(*reader.schema, *data.schema);
-    let logged: Vec<Logged> = reader.iter().map(Result::unwrap).collect();
+    let logged: Vec<LoggedRequest> = reader.iter().map(Result::unwrap).collect();
     assert_eq!(logged.len(), examples.len());
     for (logged, original) in logged.iter().zip(&examples) {
         let read = &logged.example;
@@ -141,8 +141,8 @@ fn logs_of_an_older_format_are_refused_with_what_to_do() {
     assert!(message.contains("log format 1") && message.contains("materialise"), "{message}");
 }
 
-/// Logs of two versions, of which the second appears after a third of the examples and the first goes after two;
-/// the last example has a correction.
+/// Writes logs of two versions: the first in the first two thirds, the second in the last two. The
+/// last example has a correction.
 fn several(logs: &Path, data: &Dataset, examples: &[Example], tae_storage: TaeStorage) {
     let versions = [LogVersion::new("1.0.0", 3), LogVersion::new("2.0.0", 2)];
     let options = LogOptions { tae: tae_storage, ..options() };
@@ -183,7 +183,7 @@ fn each_version_is_read_where_it_was_logged() {
     assert!(message.contains("no TAEs of FM 3.0.0"), "{message}");
     for (version, dim, range) in [("1.0.0", 3, 0..2 * third), ("2.0.0", 2, third..examples.len())] {
         let reader = LogReader::open_for(&logs, Some(version)).unwrap();
-        let rows: Vec<Logged> = reader.iter().map(Result::unwrap).collect();
+        let rows: Vec<LoggedRequest> = reader.iter().map(Result::unwrap).collect();
         assert_eq!((reader.tae_dim, rows.len()), (dim, range.len()));
         for (read, original) in rows.iter().zip(&examples[range]) {
             assert_eq!((read.example.request, read.ingested_ms), (original.request, 5));
@@ -192,7 +192,7 @@ fn each_version_is_read_where_it_was_logged() {
             assert_eq!(bits(&first), bits(&expected));
         }
     }
-    // A reader of the past sees the corrected outcome in its place, and once.
+    // A reader of the past sees the corrected outcome in its place, once.
     let reader = LogReader::open_for(&logs, Some("2.0.0")).unwrap();
     let last = reader.iter().last().unwrap().unwrap();
     let outcome = last.example.targets[0].outcome;
@@ -202,7 +202,7 @@ fn each_version_is_read_where_it_was_logged() {
         (outcome.actions >> 1, outcome.known >> 1),
         (before.actions >> 1, before.known >> 1)
     );
-    // Whoever writes goes on after what is complete.
+    // A new writer continues after the last complete file.
     let writer = LogWriter::create(&logs, &data.schema, options(), one()).unwrap();
     assert_eq!(writer.position(), Some(1000));
 }
@@ -212,7 +212,7 @@ fn embeddings_rounded_to_bf16_take_less() {
     let dir = tempfile::tempdir().unwrap();
     let data = world(dir.path());
     let examples = examples(&data);
-    // Nothing about them repeats, as in real embeddings.
+    // Values do not repeat, as in real embeddings.
     let value = |request: u64, at: usize| {
         let mixed = (request << 20 | at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (mixed >> 40) as f32 / (1 << 24) as f32 - 0.5
@@ -233,7 +233,8 @@ fn embeddings_rounded_to_bf16_take_less() {
         let exact = value(first.example.request, 0);
         let allowed = if storage == TaeStorage::F32 { 0.0 } else { exact.abs() / 256.0 };
         assert!((first.tae[0] - exact).abs() <= allowed);
-        let files = (0..numbers(&logs).unwrap().len() as u32).map(|at| examples_path(&logs, at));
+        let files =
+            (0..file_numbers(&logs).unwrap().len() as u32).map(|at| examples_path(&logs, at));
         files.map(|path| std::fs::metadata(path).unwrap().len()).sum::<u64>()
     });
     assert!(bytes[1] * 3 < bytes[0] * 2, "{bytes:?}");
@@ -250,9 +251,9 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
     let mut follower = LogFollower::open(&logs, "fm-7", LogPosition::default()).unwrap();
     let mut seen = Vec::new();
     for (at, example) in examples.iter().enumerate() {
-        assert!(follower.next_request().unwrap().is_none(), "what is not complete is not seen");
+        assert!(follower.next_request().unwrap().is_none(), "an incomplete file is not visible");
         writer.write(row(example, &[&tae(example)])).unwrap();
-        // A file a minute: every 20th example, by this clock.
+        // The clock ends a file every minute, which is every 20th example.
         writer.tick(at as i64 * 3000).unwrap();
         while let Some(logged) = follower.next_request().unwrap() {
             seen.push(logged.example.request);
@@ -265,7 +266,7 @@ fn a_follower_sees_complete_files_in_order_and_resumes_anywhere() {
     while let Some(logged) = follower.next_request().unwrap() {
         seen.push(logged.example.request);
     }
-    assert!(numbers(&logs).unwrap().len() >= 9);
+    assert!(file_numbers(&logs).unwrap().len() >= 9);
     assert_eq!(seen, examples.iter().map(|example| example.request).collect::<Vec<_>>());
 }
 
@@ -298,7 +299,7 @@ fn tables_that_do_not_belong_together_are_refused() {
         .for_each(|example| writer.write(row(example, &[&tae(example)])).unwrap());
     writer.finish().unwrap();
     std::fs::copy(examples_path(&logs, 1), examples_path(&logs, 0)).unwrap();
-    let outcome: Result<Vec<Logged>> = LogReader::open(&logs).unwrap().iter().collect();
+    let outcome: Result<Vec<LoggedRequest>> = LogReader::open(&logs).unwrap().iter().collect();
     assert!(
         outcome.unwrap_err().to_string().contains("examples-0000.parquet: its rows do not fit")
     );

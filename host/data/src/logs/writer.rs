@@ -1,9 +1,9 @@
-//! Writing feature logs: rows are buffered up to one row group, files get their
-//! names when they are complete, and a directory that has logs is continued.
+//! Writing feature logs: rows are buffered up to one row group, files get their names when they are
+//! complete, and an existing directory of logs is continued.
 //!
-//! A file ends when it has its rows, when its time is over (the caller says what time it is), and when
-//! other FM versions are logged from there on. It says up to where in its stream it goes, so that
-//! whoever writes can go on after the last complete file and lose or double nothing.
+//! A file ends when it has its rows, when its time is over (callers pass the time), and when the FM
+//! versions change. It records its position in the stream, so that a restarted writer continues
+//! after the last complete file without losing or repeating requests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,55 +12,56 @@ use hypercast_core::atomic_file;
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Layout, Row};
-use super::{
-    FORMAT, FileNote, LogManifest, LogVersion, NOTE, examples_path, numbers, requests_path,
-    short_history,
-};
+use super::file::{FileNote, NOTE, examples_path, file_numbers, requests_path};
+use super::layout::{BufferedRow, LogLayout};
+use super::{FORMAT, LogManifest, LogVersion, short_history};
 use crate::dataset::table::TableWriter;
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::schema::Schema;
 use crate::tae::to_bf16;
 
-/// Examples a row group: what a writer and a reader hold in memory.
+/// Examples in a row group, which writers and readers keep in memory.
 const GROUP_ROWS: usize = 4096;
 
-/// What is logged and how.
+/// Options of a log writer.
 #[derive(Debug, Clone, Copy)]
 pub struct LogOptions {
-    /// Events of short history at most.
+    /// The most events in a request's history.
     pub history_len: usize,
-    /// Examples (targets) a file, about: a file ends with a whole row group.
+    /// Examples (targets) after which a file ends, at the end of a row group.
     pub rows_per_file: usize,
-    /// Seconds a file, of the time that [`LogWriter::tick`] is told; 0 for rows alone.
+    /// Seconds after which a file ends, by the time that is passed to [`LogWriter::tick`]; 0 ends
+    /// files by rows alone.
     pub file_seconds: u64,
-    /// How exactly embeddings are kept.
+    /// The precision of embeddings.
     pub tae: TaeStorage,
 }
 
-/// How exactly logged embeddings are kept. Either is read as 32-bit floats.
+/// The precision of logged embeddings. Readers get 32-bit floats in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaeStorage {
-    /// As the FM gave them.
+    /// As the FM computed them.
     #[default]
     F32,
     /// Rounded to the nearest bf16: about half the bytes.
     Bf16,
 }
 
-/// A request to be logged.
+/// A request to log.
 #[derive(Debug, Clone, Copy)]
 pub struct LogRow<'a> {
     /// The request, with at least one target.
     pub example: &'a Example,
-    /// For each version of the writer, in its order, the embeddings of the targets, row-major `[targets, tae_dim]`.
+    /// For each version of the writer, in its order, the embeddings of the targets, row-major
+    /// `[targets, tae_dim]`.
     pub taes: &'a [&'a [f32]],
-    /// Whether these are late outcomes.
+    /// Whether these are outcomes that became known after the request was logged.
     pub correction: bool,
-    /// When the newest of its events was taken in, milliseconds since the epoch; 0 where that is not known.
+    /// The time when the newest of its events was received, in milliseconds since the epoch; 0 if
+    /// unknown.
     pub ingested_ms: i64,
-    /// The position in the stream after the request; none where it is of no stream.
+    /// The position in the stream after the request; none if it is not of a stream.
     pub position: Option<u64>,
 }
 
@@ -68,20 +69,20 @@ pub struct LogRow<'a> {
 pub struct LogWriter {
     dir: PathBuf,
     options: LogOptions,
-    layout: Layout,
+    layout: LogLayout,
     versions: Vec<LogVersion>,
-    buffer: Vec<Row>,
+    buffer: Vec<BufferedRow>,
     buffered_rows: usize,
-    /// The pair of tables under way.
-    open: Option<Pair>,
+    open: Option<OpenFile>,
     next_number: u32,
-    /// In the stream, after the last request that was written.
+    /// The position in the stream after the last request that was written.
     position: Option<u64>,
-    /// When the file under way began, as far as the caller told.
+    /// The time of the first tick of the open file.
     begun_ms: Option<i64>,
 }
 
-struct Pair {
+/// The tables of an incomplete file.
+struct OpenFile {
     requests: TableWriter,
     examples: TableWriter,
     rows: usize,
@@ -89,11 +90,11 @@ struct Pair {
 }
 
 impl LogWriter {
-    /// Starts a log directory, or continues one that has the same schema and options, with the embeddings of
-    /// `versions`.
+    /// Starts a log directory with the embeddings of `versions`, or continues one that has the same
+    /// schema and length of histories.
     ///
     /// # Errors
-    /// A directory with other logs, or what the file system says.
+    /// The directory has other logs, or the file system fails.
     pub fn create(
         dir: &Path,
         schema: &Schema,
@@ -102,12 +103,12 @@ impl LogWriter {
     ) -> Result<LogWriter> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let manifest = LogManifest { format: FORMAT, history_len: options.history_len };
-        continues(dir, schema, manifest)?;
-        let numbers = numbers(dir)?;
+        start_or_check(dir, schema, manifest)?;
+        let numbers = file_numbers(dir)?;
         Ok(LogWriter {
             dir: dir.to_path_buf(),
             options,
-            layout: Layout::new(schema),
+            layout: LogLayout::new(schema),
             versions,
             buffer: Vec::new(),
             buffered_rows: 0,
@@ -118,8 +119,8 @@ impl LogWriter {
         })
     }
 
-    /// The position in the stream after the last request that was written; after opening, after the last one that
-    /// a complete file holds.
+    /// The position in the stream after the last request that was written. In a new writer, the
+    /// position after the last complete file.
     pub fn position(&self) -> Option<u64> {
         self.position
     }
@@ -129,10 +130,10 @@ impl LogWriter {
         &self.versions
     }
 
-    /// Goes on with the embeddings of other versions, in a new file if they differ.
+    /// Changes the versions whose embeddings are written; other versions start a new file.
     ///
     /// # Errors
-    /// A full disk.
+    /// The file system fails.
     pub fn set_versions(&mut self, versions: Vec<LogVersion>) -> Result<()> {
         if versions != self.versions {
             self.cut()?;
@@ -144,7 +145,10 @@ impl LogWriter {
     /// Adds a request.
     ///
     /// # Errors
-    /// A full disk.
+    /// The file system fails.
+    ///
+    /// # Panics
+    /// The embeddings are not those of the writer's versions.
     pub fn write(&mut self, row: LogRow<'_>) -> Result<()> {
         let example = row.example;
         assert_eq!(row.taes.len(), self.versions.len(), "embeddings of every version");
@@ -157,7 +161,7 @@ impl LogWriter {
         }
         self.position = row.position.or(self.position);
         self.buffered_rows += example.targets.len();
-        self.buffer.push(Row {
+        self.buffer.push(BufferedRow {
             example: Example {
                 request: example.request,
                 user: example.user.clone(),
@@ -178,11 +182,15 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Adds those requests of a batch that `keep` accepts, with the embeddings `[targets of the batch, tae_dim]` of the
-    /// writer's one version; returns the rows added. A request without targets has nothing to log.
+    /// Adds the requests of a batch that `keep` accepts and that have targets. `tae` contains the
+    /// embeddings of the writer's only version, `[targets of the batch, tae_dim]`. Returns the
+    /// number of rows added.
     ///
     /// # Errors
-    /// A full disk.
+    /// The file system fails.
+    ///
+    /// # Panics
+    /// The writer has several versions, or `tae` has another length.
     pub fn write_batch(
         &mut self,
         batch: &[Example],
@@ -190,7 +198,7 @@ impl LogWriter {
         keep: impl Fn(&Example) -> bool,
     ) -> Result<u64> {
         let [LogVersion { tae_dim, .. }] = self.versions[..] else {
-            panic!("a batch has the embeddings of one version")
+            panic!("a batch needs a writer of one version")
         };
         let (mut at, mut rows) = (0, 0);
         for example in batch {
@@ -211,32 +219,36 @@ impl LogWriter {
         Ok(rows)
     }
 
-    /// Says what time it is: a file that began `file_seconds` ago, or more, ends.
+    /// Ends the open file if its first tick was at least `file_seconds` ago.
     ///
     /// # Errors
-    /// A full disk.
+    /// The file system fails.
     pub fn tick(&mut self, now_ms: i64) -> Result<()> {
         if self.open.is_none() && self.buffer.is_empty() {
             return Ok(());
         }
         let begun_ms = *self.begun_ms.get_or_insert(now_ms);
         let over_ms = self.options.file_seconds as i64 * 1000;
-        match over_ms > 0 && now_ms - begun_ms >= over_ms {
-            true => self.cut().map(drop),
-            false => Ok(()),
+        if over_ms > 0 && now_ms - begun_ms >= over_ms {
+            self.cut()?;
         }
+        Ok(())
     }
 
-    /// Ends the file under way, so that all that was written is in complete files; returns how many
-    /// the directory has.
+    /// Ends the open file, so that all requests are in complete files. Returns the number of files.
+    ///
+    /// # Errors
+    /// The file system fails.
     pub fn cut(&mut self) -> Result<u32> {
         self.flush()?;
         self.close()?;
         Ok(self.next_number)
     }
 
-    /// Writes what is left and gives the last file its name. Without it, the rows since the last
-    /// complete file are lost.
+    /// Ends the open file. Without this call, the rows since the last complete file are lost.
+    ///
+    /// # Errors
+    /// The file system fails.
     pub fn finish(mut self) -> Result<()> {
         self.cut().map(drop)
     }
@@ -246,52 +258,46 @@ impl LogWriter {
             return Ok(());
         }
         let group = self.layout.columns(&self.buffer, &self.versions);
-        let pair = match &mut self.open {
-            Some(pair) => pair,
-            None => {
-                let mut fields = self.layout.example_fields();
-                fields.extend(self.layout.task_fields());
-                fields.extend(self.versions.iter().map(|own| Layout::tae_field(&own.version)));
-                self.open.insert(Pair {
-                    requests: TableWriter::create(
-                        &requests_path(&self.dir, self.next_number),
-                        self.layout.request_fields(),
-                    )?,
-                    examples: TableWriter::create(
-                        &examples_path(&self.dir, self.next_number),
-                        fields,
-                    )?,
-                    rows: 0,
-                    corrections: 0,
-                })
-            }
-        };
-        pair.requests.write(&group.requests)?;
-        pair.examples.write(&group.examples)?;
-        pair.rows += self.buffered_rows;
-        pair.corrections += self.buffer.iter().filter(|row| row.correction).count();
-        let full = pair.rows >= self.options.rows_per_file;
+        if self.open.is_none() {
+            let mut fields = self.layout.example_fields();
+            fields.extend(self.layout.task_fields());
+            fields.extend(self.versions.iter().map(|own| LogLayout::tae_field(&own.version)));
+            let (requests, examples) = (
+                requests_path(&self.dir, self.next_number),
+                examples_path(&self.dir, self.next_number),
+            );
+            self.open = Some(OpenFile {
+                requests: TableWriter::create(&requests, self.layout.request_fields())?,
+                examples: TableWriter::create(&examples, fields)?,
+                rows: 0,
+                corrections: 0,
+            });
+        }
+        let file = self.open.as_mut().expect("opened above");
+        file.requests.write(&group.requests)?;
+        file.examples.write(&group.examples)?;
+        file.rows += self.buffered_rows;
+        file.corrections += self.buffer.iter().filter(|row| row.correction).count();
+        let full = file.rows >= self.options.rows_per_file;
         self.buffer.clear();
         self.buffered_rows = 0;
         if full { self.close() } else { Ok(()) }
     }
 
-    /// The requests get their name last: a reader that sees them finds their examples.
+    /// Completes the open file. The table of requests gets its name last, so a reader that sees it
+    /// finds the examples.
     fn close(&mut self) -> Result<()> {
-        if let Some(mut pair) = self.open.take() {
+        if let Some(mut file) = self.open.take() {
             let note = FileNote {
                 versions: self.versions.clone(),
                 position: self.position,
-                corrections: pair.corrections,
+                corrections: file.corrections,
             };
             let note = serde_json::to_string(&note).expect("a plain struct serialises");
-            pair.examples.note(NOTE, note.clone());
-            pair.requests.note(NOTE, note);
-            pair.examples.finish()?;
-            pair.requests.finish()?;
-            // The names are kept too: a follower may already have read the file.
-            let dir = fs::File::open(&self.dir).map_err(Error::io(&self.dir))?;
-            dir.sync_all().map_err(Error::io(&self.dir))?;
+            file.examples.note(NOTE, note.clone());
+            file.requests.note(NOTE, note);
+            file.examples.finish()?;
+            file.requests.finish()?;
             self.next_number += 1;
         }
         self.begun_ms = None;
@@ -308,8 +314,8 @@ impl TaeStorage {
     }
 }
 
-/// Checks that a directory can be continued, or starts it.
-fn continues(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
+/// Starts a log directory, or checks that it can be continued.
+fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
     let (schema_path, manifest_path) = (dir.join("schema.toml"), dir.join("log-manifest.json"));
     if !manifest_path.exists() {
         schema.save(&schema_path)?;
@@ -320,21 +326,20 @@ fn continues(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<()> {
     }
     let found = LogManifest::load(dir)?;
     if found != manifest {
-        return Err(Error::data(
-            dir,
-            format!("its logs are {found:?}, these would be {manifest:?}; use another directory"),
-        ));
+        let reason =
+            format!("its logs have {found:?} instead of {manifest:?}; use another directory");
+        return Err(Error::data(dir, reason));
     }
-    match Schema::load(&schema_path)? == *schema {
-        true => Ok(()),
-        false => Err(Error::data(dir, "its logs have another schema; use another directory")),
+    if Schema::load(&schema_path)? != *schema {
+        return Err(Error::data(dir, "its logs have another schema; use another directory"));
     }
+    Ok(())
 }
 
-/// Where the newest complete file of a stream ends.
+/// The position of the newest complete file that has one.
 fn last_position(dir: &Path, numbers: &[u32]) -> Result<Option<u64>> {
     for &number in numbers.iter().rev() {
-        if let Some(position) = super::pair::Pair::note(dir, number)?.position {
+        if let Some(position) = FileNote::read(dir, number)?.position {
             return Ok(Some(position));
         }
     }

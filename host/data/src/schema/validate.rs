@@ -1,4 +1,4 @@
-//! What a schema must satisfy before anything is built on it.
+//! The rules that a schema must satisfy.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use hypercast_fm::example::MAX_VALUES;
 use super::{Schema, TaskKind};
 use crate::error::{Error, Result};
 
-/// Columns of the logs and of the imported tables that are not features.
+/// Columns of logs and imported tables that are not features.
 const RESERVED: [&str; 17] = [
     "request",
     "user",
@@ -28,15 +28,20 @@ const RESERVED: [&str; 17] = [
     "history_time_ms",
 ];
 
-/// An outcome carries one bit an action.
+/// An outcome has one bit for each action.
 const MAX_ACTIONS: usize = 32;
 
 impl Schema {
-    /// Refuses a schema that contradicts itself, naming the entry at fault.
+    /// Checks that the schema does not contradict itself.
+    ///
+    /// # Errors
+    /// It does; the error names the entry.
     pub fn validate(&self) -> Result<()> {
-        let limit = |what: &str, count: usize, most: usize| match count <= most {
-            true => Ok(()),
-            false => fail(format!("{count} {what}, at most {most} are possible")),
+        let limit = |what: &str, count: usize, most: usize| {
+            if count > most {
+                return fail(format!("{count} {what}, at most {most} are possible"));
+            }
+            Ok(())
         };
         limit("actions", self.actions.len(), MAX_ACTIONS)?;
         limit("values", self.values.len(), MAX_VALUES)?;
@@ -58,16 +63,15 @@ impl Schema {
         let (ids, features) = (self.id_columns(), self.feature_columns());
         let columns = ids.iter().chain(&features);
         unique("column", columns.clone().map(String::as_str))?;
-        match columns.clone().find(|name| {
+        let is_reserved = |name: &&String| {
             RESERVED.contains(&name.as_str())
                 || name.starts_with("value_")
                 || name.starts_with("truth_")
-        }) {
-            Some(name) => fail(format!(
-                "column `{name}` has a name that the tables use themselves; rename it"
-            )),
-            None => Ok(()),
+        };
+        if let Some(name) = columns.clone().find(is_reserved) {
+            return fail(format!("column `{name}` has a name that is reserved; rename it"));
         }
+        Ok(())
     }
 
     fn validate_tasks(&self) -> Result<()> {
@@ -80,7 +84,7 @@ impl Schema {
             if !labels.contains(&task.label) {
                 let known = labels.join(", ");
                 return fail(format!(
-                    "task `{name}`: its label `{}` is no {kind}; there are: {known}",
+                    "task `{name}`: its label `{}` is not a known {kind}; there are: {known}",
                     task.label
                 ));
             }
@@ -94,7 +98,7 @@ impl Schema {
             }
             if !(task.weight.is_finite() && task.weight >= 0.0) {
                 return fail(format!(
-                    "task `{name}`: its weight {} is no number from 0 up",
+                    "task `{name}`: its weight {} is not a number of at least 0",
                     task.weight
                 ));
             }
@@ -118,13 +122,13 @@ impl Schema {
             }
             if let Some(column) = counter.key.iter().find(|column| !ids.contains(column)) {
                 return fail(format!(
-                    "counter `{name}`: `{column}` is no id column; there are: {}",
+                    "counter `{name}`: `{column}` is not an id column; there are: {}",
                     ids.join(", ")
                 ));
             }
             if !(counter.half_life_days.is_finite() && counter.half_life_days >= 0.0) {
                 return fail(format!(
-                    "counter `{name}`: half_life_days {} is no number from 0 up",
+                    "counter `{name}`: half_life_days {} is not a number of at least 0",
                     counter.half_life_days
                 ));
             }
@@ -140,7 +144,7 @@ fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
             return fail(format!("a {what} has an empty name"));
         }
         if !seen.insert(name) {
-            return fail(format!("{what} `{name}` is named twice"));
+            return fail(format!("{what} `{name}` appears twice"));
         }
     }
     Ok(())
@@ -226,11 +230,11 @@ mod tests {
     #[test]
     fn contradictions_are_refused_by_name() {
         assert!(
-            refused(|s| s.actions.push("click".into())).contains("action `click` is named twice")
+            refused(|s| s.actions.push("click".into())).contains("action `click` appears twice")
         );
         assert!(
             refused(|s| s.tasks[0].label = "buy".into())
-                .contains("task `click`: its label `buy` is no action")
+                .contains("task `click`: its label `buy` is not a known action")
         );
         assert!(
             refused(|s| s.tasks[0].surfaces.push("home".into()))
@@ -238,7 +242,7 @@ mod tests {
         );
         assert!(
             refused(|s| s.counters[0].key.push("author".into()))
-                .contains("`author` is no id column")
+                .contains("`author` is not an id column")
         );
         assert!(
             refused(|s| s.counters[0].action = "buy".into()).contains("no action is called `buy`")

@@ -5,7 +5,7 @@ use std::{hint::black_box, sync::Arc};
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{Context, Dataset},
+    dataset::{ContextFeatures, Dataset},
     features::{CandidateInput, FeatureState, RequestInput},
     import::simulate::{self, simulate},
     schema::FeatureKind,
@@ -54,7 +54,7 @@ pub(super) struct ExpertFixture {
 impl ExpertFixture {
     pub(super) fn new() -> Result<Self> {
         let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        let world = simulate::Options {
+        let world = simulate::SimulateOptions {
             into: dir.path().join("data"),
             users: 100,
             items: 1000,
@@ -103,7 +103,7 @@ fn request(dataset: &Dataset) -> Result<Example> {
     let context = |kind| {
         dataset.schema.context_features.iter().filter(move |feature| feature.kind == kind).count()
     };
-    let context = Arc::new(Context {
+    let context = Arc::new(ContextFeatures {
         ids: vec![0; context(FeatureKind::Categorical)],
         dense: vec![0.0; context(FeatureKind::Dense)],
     });

@@ -115,7 +115,7 @@ fn beside(own: &OpenLoopClient, others: &OpenLoopClient, rate: f64) -> LoadResul
 /// A world of four surfaces: one for the measured plugin, and one for each neighbour.
 fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
     let (path, into) = (dir.join("hypercast.toml"), dir.join("data"));
-    simulate(&simulate::Options {
+    simulate(&simulate::SimulateOptions {
         into: into.clone(),
         users: 200,
         items: 1000,

@@ -101,7 +101,7 @@ impl ServingFixture {
             with_events: dir.join("with-events.toml"),
             dataset: dir.join("data"),
         };
-        simulate(&simulate::Options {
+        simulate(&simulate::SimulateOptions {
             into: fixture.dataset.clone(),
             users: options.users,
             items: ITEMS,

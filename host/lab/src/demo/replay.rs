@@ -11,7 +11,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::{
     dataset::{
         Dataset, Impression,
-        timeline::{Span, Step, Timeline},
+        timeline::{Span, Timeline, TimelineStep},
     },
     schema::{Schema, TaskKind},
 };
@@ -97,11 +97,11 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
     let mut progress = Progress::start("replay", count(dataset, span)?);
     for step in Timeline::new(dataset, span)? {
         match step? {
-            Step::Outcome(impression) => {
+            TimelineStep::Outcome(impression) => {
                 replay.users.insert(impression.user);
                 replay.outcomes.push(impression);
             }
-            Step::Request(rows) => {
+            TimelineStep::Request(rows) => {
                 let user = rows[0].user;
                 if replay.users.contains(&user) || replay.requests.len() == BATCH {
                     let count = replay.requests.len() as u64;

@@ -6,7 +6,7 @@
 
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::progress::Progress;
-use hypercast_data::{dataset::timeline::Span, labels::Labels, logs::LogReader};
+use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::{Blueprint, Engine};
 use hypercast_fm::example::Example;
 use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
@@ -101,7 +101,7 @@ impl ExpertPhase<'_> {
 
 /// Turns an expert's predictions into scores.
 pub struct ExpertScorer {
-    labels: Labels,
+    labels: BinaryLabels,
     /// Index in the schema of each of the expert's tasks.
     tasks: Vec<Option<usize>>,
     serves: Vec<u16>,
@@ -116,7 +116,7 @@ impl ExpertScorer {
         serves: &[u16],
         entry: &ExpertEntry,
     ) -> Self {
-        let labels = Labels::new(&log.schema);
+        let labels = BinaryLabels::new(&log.schema);
         let tasks = blueprint.description.tasks.iter().map(|task| log.schema.task(&task.name));
         Self {
             tasks: tasks.collect(),

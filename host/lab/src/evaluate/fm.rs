@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use hypercast_config::Logs;
 use hypercast_data::{
-    dataset::table::{Column, Field, Kind, TableReader, TableWriter, Values},
+    dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    labels::Labels,
     logs::{LogVersion, LogWriter},
+    schema::BinaryLabels,
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
@@ -131,7 +131,7 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
 /// # Errors
 /// A table that is missing or has other columns.
 pub fn score(stream: &DatasetStream<'_>, work: &Path, scores: &mut EvaluationScores) -> Result<()> {
-    let labels = Labels::new(&stream.dataset.schema);
+    let labels = BinaryLabels::new(&stream.dataset.schema);
     let base = BaseRates::of(stream.dataset, stream.window.test_from_ms)?;
     let path = FmPredictionTable::path(work);
     let reader = TableReader::open(&path)?;
@@ -174,7 +174,7 @@ const GROUP_ROWS: usize = 1 << 15;
 
 /// Writes the predictions of the FM's heads for every target of the stream.
 struct FmPredictionTable {
-    labels: Labels,
+    labels: BinaryLabels,
     /// Index of each binary task among the FM's tasks.
     places: Vec<usize>,
     tasks: usize,
@@ -191,7 +191,7 @@ impl FmPredictionTable {
     }
 
     fn create(stream: &DatasetStream<'_>, spec: &FmSpec, work: &Path) -> Result<Self> {
-        let labels = Labels::new(&stream.dataset.schema);
+        let labels = BinaryLabels::new(&stream.dataset.schema);
         let place = |task: usize| {
             let name = &labels.schema.tasks[task].name;
             spec.tasks.iter().position(|own| own.name == *name).expect("the FM has every task")
@@ -231,12 +231,12 @@ impl FmPredictionTable {
 
     fn flush(&mut self) -> Result<()> {
         let mut columns = vec![
-            Column::scalars(Values::U64(std::mem::take(&mut self.users))),
-            Column::scalars(Values::U32(std::mem::take(&mut self.surfaces))),
-            Column::scalars(Values::I64(std::mem::take(&mut self.times_ms))),
+            Column::scalars(std::mem::take(&mut self.users)),
+            Column::scalars(std::mem::take(&mut self.surfaces)),
+            Column::scalars(std::mem::take(&mut self.times_ms)),
         ];
         let values = self.values.iter_mut().map(std::mem::take);
-        columns.extend(values.map(|values| Column::scalars(Values::F32(values))));
+        columns.extend(values.map(|values| Column::scalars(values)));
         Ok(self.writer.write(&columns)?)
     }
 
@@ -249,15 +249,15 @@ impl FmPredictionTable {
 }
 
 /// User, surface, time; then the prediction, label and truth of each binary task, NaN if missing.
-fn fields(labels: &Labels) -> Vec<Field> {
+fn fields(labels: &BinaryLabels) -> Vec<Field> {
     let mut fields = vec![
-        Field::new("user", Kind::U64),
-        Field::new("surface", Kind::U32),
-        Field::new("time_ms", Kind::I64),
+        Field::new("user", CellType::U64),
+        Field::new("surface", CellType::U32),
+        Field::new("time_ms", CellType::I64),
     ];
     for task in labels.tasks() {
         let name = &labels.schema.tasks[task].name;
-        let named = |suffix: &str| Field::new(format!("{name}_{suffix}"), Kind::F32);
+        let named = |suffix: &str| Field::new(format!("{name}_{suffix}"), CellType::F32);
         fields.extend(["said", "label", "truth"].map(named));
     }
     fields

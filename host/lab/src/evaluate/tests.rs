@@ -12,7 +12,7 @@ use crate::demo::DatasetChoice;
 /// A world, and settings that are as small as can learn something.
 pub(crate) fn setup(dir: &Path, plugins: PathBuf, requests: usize) -> EvaluationSetup {
     let world = dir.join("world");
-    let options = simulate::Options {
+    let options = simulate::SimulateOptions {
         into: world.clone(),
         users: 60,
         items: 80,

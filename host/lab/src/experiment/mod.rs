@@ -26,8 +26,8 @@ use std::{
 use hypercast_config::Config;
 use hypercast_data::{
     dataset::Dataset,
-    labels::Labels,
     logs::{LogReader, LogVersion, LogWriter},
+    schema::BinaryLabels,
 };
 use hypercast_expert::Engine;
 use hypercast_fm::example::Example;
@@ -162,7 +162,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
-        labels: Labels::new(&dataset.schema),
+        labels: BinaryLabels::new(&dataset.schema),
         options,
         dataset: &dataset,
         config: &config,
@@ -196,7 +196,7 @@ struct ExperimentContext<'a> {
     users: UserSample,
     engine: Engine,
     plugin: PathBuf,
-    labels: Labels,
+    labels: BinaryLabels,
 }
 
 impl ExperimentContext<'_> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use hypercast_data::labels::Labels;
+use hypercast_data::schema::BinaryLabels;
 use hypercast_fm::{example::Example, metrics::log_loss};
 
 use crate::{
@@ -40,7 +40,7 @@ pub struct TargetRow<'a> {
 /// One seed's sums, by surface and task.
 #[derive(Debug, Clone)]
 pub struct ScoreTally {
-    labels: Labels,
+    labels: BinaryLabels,
     from_ms: i64,
     arms: Vec<String>,
     slices: BTreeMap<SurfaceTask, BTreeMap<u64, UserSums>>,
@@ -48,7 +48,7 @@ pub struct ScoreTally {
 
 impl ScoreTally {
     /// Empty sums for some arms; the first is the baseline. Rows before `from_ms` are ignored.
-    pub fn new(labels: &Labels, from_ms: i64, arms: &[&str]) -> Self {
+    pub fn new(labels: &BinaryLabels, from_ms: i64, arms: &[&str]) -> Self {
         let arms = arms.iter().map(|arm| arm.to_string()).collect();
         Self { labels: labels.clone(), from_ms, arms, slices: BTreeMap::new() }
     }

@@ -19,7 +19,7 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
-use hypercast_config::Server;
+use hypercast_config::ServerSettings;
 use prometheus::IntCounterVec;
 use ring::{hmac, rand::SystemRandom};
 
@@ -89,7 +89,7 @@ impl AccessControl {
     /// # Panics
     /// Without an address.
     pub(crate) fn new(
-        server: &Server,
+        server: &ServerSettings,
         addresses: &[SocketAddr],
         metrics: &Metrics,
     ) -> Result<Arc<Self>> {
@@ -116,7 +116,7 @@ impl AccessControl {
     /// # Errors
     /// Token files that are missing, readable by others or malformed; admin routes that would be
     /// unprotected.
-    pub(crate) fn read(&self, server: &Server) -> Result<AccessRules> {
+    pub(crate) fn read(&self, server: &ServerSettings) -> Result<AccessRules> {
         AccessRules::read(server, self.address)
     }
 
@@ -138,7 +138,7 @@ impl AccessControl {
 }
 
 impl AccessRules {
-    fn read(server: &Server, address: IpAddr) -> Result<Self> {
+    fn read(server: &ServerSettings, address: IpAddr) -> Result<Self> {
         let tokens = |path: &Path| {
             let given = !path.as_os_str().is_empty();
             given.then(|| TokenList::read(path)).transpose()
@@ -372,7 +372,7 @@ mod tests {
         headers(&[(header::AUTHORIZATION, &format!("Bearer {token}"))])
     }
 
-    fn refused(server: &Server, address: &str) -> String {
+    fn refused(server: &ServerSettings, address: &str) -> String {
         AccessRules::read(server, address.parse().unwrap())
             .err()
             .expect("it is refused")
@@ -406,36 +406,45 @@ mod tests {
     #[test]
     fn admin_routes_are_offered_where_they_are_protected() {
         let dir = tempfile::tempdir().unwrap();
-        let with_tokens = Server {
+        let with_tokens = ServerSettings {
             admin_tokens: written(dir.path(), "admin", &format!("ops {OPS}\n")),
-            ..Server::default()
+            ..ServerSettings::default()
         };
-        let read = |server: &Server, address: &str| {
+        let read = |server: &ServerSettings, address: &str| {
             AccessRules::read(server, address.parse().unwrap()).unwrap().admin
         };
-        assert!(matches!(read(&Server::default(), "127.0.0.1"), AdminAccess::Local));
-        assert!(matches!(read(&Server::default(), "::ffff:127.0.0.1"), AdminAccess::Local));
-        assert!(matches!(read(&Server::default(), "0.0.0.0"), AdminAccess::Off(_)));
+        assert!(matches!(read(&ServerSettings::default(), "127.0.0.1"), AdminAccess::Local));
+        assert!(matches!(read(&ServerSettings::default(), "::ffff:127.0.0.1"), AdminAccess::Local));
+        assert!(matches!(read(&ServerSettings::default(), "0.0.0.0"), AdminAccess::Off(_)));
         assert!(matches!(read(&with_tokens, "::1"), AdminAccess::Tokens(_)));
         let error = refused(&with_tokens, "192.0.2.1");
         assert!(error.contains("server.tls_certificate") && error.contains("192.0.2.1"), "{error}");
-        let with_tls =
-            Server { tls_certificate: "c".into(), tls_key: "k".into(), ..with_tokens.clone() };
+        let with_tls = ServerSettings {
+            tls_certificate: "c".into(),
+            tls_key: "k".into(),
+            ..with_tokens.clone()
+        };
         assert!(matches!(read(&with_tls, "0.0.0.0"), AdminAccess::Tokens(_)));
-        let behind_a_proxy = Server { insecure_admin: true, ..with_tokens.clone() };
+        let behind_a_proxy = ServerSettings { insecure_admin: true, ..with_tokens.clone() };
         assert!(matches!(read(&behind_a_proxy, "0.0.0.0"), AdminAccess::Tokens(_)));
-        let error = refused(&Server { insecure_admin: true, ..Server::default() }, "0.0.0.0");
+        let error = refused(
+            &ServerSettings { insecure_admin: true, ..ServerSettings::default() },
+            "0.0.0.0",
+        );
         assert!(error.contains("server.admin_tokens"), "{error}");
-        assert!(matches!(read(&Server { admin: false, ..with_tokens }, "::"), AdminAccess::Off(_)));
+        assert!(matches!(
+            read(&ServerSettings { admin: false, ..with_tokens }, "::"),
+            AdminAccess::Off(_)
+        ));
     }
 
     #[test]
     fn each_kind_of_route_takes_its_own_tokens() {
         let dir = tempfile::tempdir().unwrap();
-        let server = Server {
+        let server = ServerSettings {
             admin_tokens: written(dir.path(), "admin", &format!("ops {OPS}\n")),
             tokens: written(dir.path(), "callers", &format!("feed {CALLER}\n")),
-            ..Server::default()
+            ..ServerSettings::default()
         };
         let rules = AccessRules::read(&server, "127.0.0.1".parse().unwrap()).unwrap();
         assert_eq!(rules.admin(&bearer(OPS)).unwrap(), CallerName("ops".into()));
@@ -451,7 +460,8 @@ mod tests {
 
     #[test]
     fn without_tokens_a_page_in_a_browser_may_not_administer() {
-        let rules = AccessRules::read(&Server::default(), "127.0.0.1".parse().unwrap()).unwrap();
+        let rules =
+            AccessRules::read(&ServerSettings::default(), "127.0.0.1".parse().unwrap()).unwrap();
         for host in ["127.0.0.1:8570", "localhost:8570", "[::1]:8570", "LOCALHOST"] {
             assert!(rules.admin(&headers(&[(header::HOST, host)])).is_ok(), "{host}");
         }

@@ -15,7 +15,7 @@ use hyper_util::{
     server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
-use hypercast_config::Server;
+use hypercast_config::ServerSettings;
 use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -58,7 +58,7 @@ impl BoundListener {
     /// # Errors
     /// No address can be bound; TLS files are missing or do not fit each other.
     pub(crate) async fn new(
-        server: &Server,
+        server: &ServerSettings,
         addresses: &[SocketAddr],
         metrics: &Metrics,
     ) -> Result<Self> {
@@ -146,7 +146,7 @@ impl BoundListener {
 ///
 /// # Errors
 /// The text is not an address with a port, or the name is unknown.
-pub(crate) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
+pub(crate) async fn resolve(server: &ServerSettings) -> Result<Vec<SocketAddr>> {
     let found = tokio::net::lookup_host(&server.listen).await;
     let addresses: Vec<_> = found.map_err(|error| cannot_listen(server, &error))?.collect();
     if addresses.is_empty() {
@@ -156,7 +156,7 @@ pub(crate) async fn resolve(server: &Server) -> Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-fn cannot_listen(server: &Server, error: &io::Error) -> Error {
+fn cannot_listen(server: &ServerSettings, error: &io::Error) -> Error {
     Error::invalid(format!("cannot listen on {:?} (server.listen): {error}", server.listen))
 }
 
@@ -224,9 +224,9 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
 
     async fn started(
-        server: Server,
+        server: ServerSettings,
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
-        let server = Server { listen: "127.0.0.1:0".into(), ..server };
+        let server = ServerSettings { listen: "127.0.0.1:0".into(), ..server };
         let addresses = resolve(&server).await.unwrap();
         let mut bound = BoundListener::new(&server, &addresses, &Metrics::new()).await.unwrap();
         bound.unread = Duration::from_millis(300);
@@ -244,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_reaches_who_is_still_sending() {
-        let (address, _stop, _serving) = started(Server::default()).await;
+        let (address, _stop, _serving) = started(ServerSettings::default()).await;
         // Far more than the system keeps for a connection, to a route that reads nothing.
         let body = vec![b'x'; 32 << 20];
         for path in ["/", "/nowhere"] {
@@ -273,7 +273,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_reaches_who_was_asked_for_the_body() {
-        let (address, _stop, _serving) = started(Server::default()).await;
+        let (address, _stop, _serving) = started(ServerSettings::default()).await;
         let body = vec![b'x'; 32 << 20];
         let mut stream = TcpStream::connect(address).await.unwrap();
         let size = body.len();
@@ -299,7 +299,11 @@ mod tests {
 
     #[tokio::test]
     async fn who_says_nothing_gives_the_place_back() {
-        let server = Server { max_connections: 1, header_timeout_ms: 300, ..Server::default() };
+        let server = ServerSettings {
+            max_connections: 1,
+            header_timeout_ms: 300,
+            ..ServerSettings::default()
+        };
         let (address, _stop, _serving) = started(server).await;
         let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(b"GET / HTTP/1.1\r\nhost: he").await.unwrap();
@@ -319,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_reads_nothing_gives_the_place_back() {
-        let server = Server { max_connections: 1, ..Server::default() };
+        let server = ServerSettings { max_connections: 1, ..ServerSettings::default() };
         let (address, _stop, _serving) = started(server).await;
         let mut deaf = TcpStream::connect(address).await.unwrap();
         deaf.write_all(b"GET /much HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
@@ -330,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_closes_connections_that_rest_and_refuses_new_ones() {
-        let (address, stop, serving) = started(Server::default()).await;
+        let (address, stop, serving) = started(ServerSettings::default()).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
         assert!(ask(&mut stream).await.ends_with("here"));
         assert!(ask(&mut stream).await.ends_with("here"), "a connection is kept");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Extension, extract::State, http::StatusCode, response::Response};
-use hypercast_config::{Config, Reloaded, Server, Tier};
+use hypercast_config::{Config, DaemonTier, Reloaded, ServerSettings};
 use hypercast_core::logging;
 use prometheus::{IntCounterVec, IntGauge};
 use serde::Serialize;
@@ -60,7 +60,7 @@ pub struct Origin {
     /// Overrides its `server.listen`.
     pub listen: Option<String>,
     /// The tier that the process runs.
-    pub tier: Tier,
+    pub tier: DaemonTier,
 }
 
 impl Origin {
@@ -73,7 +73,7 @@ impl Origin {
         if let Some(listen) = &self.listen {
             config.server.listen.clone_from(listen);
         }
-        if matches!(self.tier, Tier::FmServing | Tier::FmLogging) {
+        if matches!(self.tier, DaemonTier::FmServing | DaemonTier::FmLogging) {
             only_for_tiers(&mut config.server);
         }
         Ok(config)
@@ -81,9 +81,9 @@ impl Origin {
 }
 
 /// The FM's tiers have no admin routes, but may share a file with a tier that has.
-fn only_for_tiers(server: &mut Server) {
+fn only_for_tiers(server: &mut ServerSettings) {
     (server.admin, server.insecure_admin) = (false, false);
-    server.admin_tokens = Server::default().admin_tokens;
+    server.admin_tokens = ServerSettings::default().admin_tokens;
 }
 
 /// The result of a reload.
@@ -266,9 +266,9 @@ mod tests {
             let origin = Origin { path: path.clone(), listen: Some("b:2".into()), tier };
             origin.read().unwrap().server
         };
-        let whole = read(Tier::All);
+        let whole = read(DaemonTier::All);
         assert!(whole.has_tls() && whole.admin && whole.tokens == dir.path().join("callers"));
-        let tier = read(Tier::FmServing);
+        let tier = read(DaemonTier::FmServing);
         assert!(tier.has_tls() && !tier.admin, "it has no admin routes");
         assert_eq!((tier.admin_tokens, tier.tokens), (PathBuf::new(), whole.tokens));
         assert_eq!((whole.listen, tier.listen), ("b:2".into(), "b:2".into()));

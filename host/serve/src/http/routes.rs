@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hypercast_config::Tier;
+use hypercast_config::DaemonTier;
 use hypercast_stream::events::AppendReceipt;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -41,13 +41,15 @@ use crate::{
 /// The routes of a process.
 pub(crate) fn of(app: Arc<AppState>) -> Router {
     let routes = match app.tier {
-        Tier::All | Tier::Expert | Tier::Ingest => Router::new()
+        DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => Router::new()
             .route("/", get(|| page("text/html; charset=utf-8", include_str!("page/index.html"))))
             .route("/page.js", get(|| page("text/javascript", include_str!("page/page.js"))))
             .route("/page.css", get(|| page("text/css", include_str!("page/page.css"))))
             .merge(auth::guard_callers(for_callers(), app.access()))
             .nest("/v1/admin", auth::guard(for_operators(), app.access())),
-        Tier::FmServing | Tier::FmLogging => auth::guard_callers(for_tiers(), app.access()),
+        DaemonTier::FmServing | DaemonTier::FmLogging => {
+            auth::guard_callers(for_tiers(), app.access())
+        }
     };
     routes
         .route("/healthz", get(|| async { "ok\n" }))

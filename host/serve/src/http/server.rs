@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hypercast_config::{Config, FmTierConfig, Tier};
+use hypercast_config::{Config, DaemonTier, FmTierConfig};
 use hypercast_core::logging;
 use hypercast_data::dataset::Dataset;
 use hypercast_stream::streams;
@@ -45,7 +45,7 @@ pub(crate) struct AppState {
     /// The part of it that a reload changes.
     pub(crate) settings: Arc<Settings>,
     pub(crate) reloader: Reloader,
-    pub(crate) tier: Tier,
+    pub(crate) tier: DaemonTier,
     pub(crate) loaded: OnceLock<LoadedTier>,
     pub(crate) workers: Workers,
     /// Threads of their own for events, because storing them waits for the disk.
@@ -85,10 +85,12 @@ impl AppState {
     }
 }
 
-pub(crate) fn fm_config(config: &Config, tier: Tier) -> &FmTierConfig {
+pub(crate) fn fm_config(config: &Config, tier: DaemonTier) -> &FmTierConfig {
     match tier {
-        Tier::All | Tier::Expert | Tier::FmServing | Tier::Ingest => &config.fm_serving,
-        Tier::FmLogging => &config.fm_logging,
+        DaemonTier::All | DaemonTier::Expert | DaemonTier::FmServing | DaemonTier::Ingest => {
+            &config.fm_serving
+        }
+        DaemonTier::FmLogging => &config.fm_logging,
     }
 }
 
@@ -111,7 +113,7 @@ pub async fn serve(
     let bound = BoundListener::new(&config.server, &addresses, &metrics).await?;
     let settings = Settings::new(config.clone());
     let reloader = Reloader::new(origin, settings.clone(), access, bound.tls(), &metrics);
-    if tier == Tier::Ingest {
+    if tier == DaemonTier::Ingest {
         return ingest::serve(
             bound,
             IngestContext { config, settings, metrics, reloader },
@@ -124,8 +126,8 @@ pub async fn serve(
     let workers = Workers::start(size)?;
     let intake = Workers::start(PoolSize { threads: 2, ..size })?;
     let most = match tier {
-        Tier::All | Tier::Expert | Tier::Ingest => config.server.queue,
-        Tier::FmServing | Tier::FmLogging => fm_config(&config, tier).queue,
+        DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => config.server.queue,
+        DaemonTier::FmServing | DaemonTier::FmLogging => fm_config(&config, tier).queue,
     };
     let app = Arc::new(AppState {
         tier,
@@ -189,16 +191,16 @@ pub async fn serve(
 fn load(
     config: &Config,
     settings: &Arc<Settings>,
-    tier: Tier,
+    tier: DaemonTier,
     metrics: &Arc<Metrics>,
     handle: Handle,
 ) -> Result<LoadedTier> {
-    let ranks = matches!(tier, Tier::All | Tier::Expert);
+    let ranks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
     let mut fm_config = fm_config(config, tier).clone();
     if !ranks {
         fm_config.url.clear();
     }
-    if tier == Tier::Expert && fm_config.url.is_empty() {
+    if tier == DaemonTier::Expert && fm_config.url.is_empty() {
         return Err(Error::invalid(
             "--tier expert needs the FM's address in another process: set fm_serving.url",
         ));

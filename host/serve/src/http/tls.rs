@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use hypercast_config::Server;
+use hypercast_config::ServerSettings;
 use prometheus::IntCounterVec;
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -40,7 +40,7 @@ impl Tls {
     ///
     /// # Errors
     /// As [`read`].
-    pub(crate) fn new(server: &Server, metrics: &Metrics) -> Result<Self> {
+    pub(crate) fn new(server: &ServerSettings, metrics: &Metrics) -> Result<Self> {
         let handshakes = metrics.counter(
             "hypercast_tls_handshakes_total",
             "TLS handshakes by outcome: done, failed, late",
@@ -75,7 +75,7 @@ impl Tls {
 ///
 /// # Errors
 /// Files that are missing, of another kind, or do not fit each other; a key that others can read.
-pub(crate) fn read(server: &Server) -> Result<ServerConfig> {
+pub(crate) fn read(server: &ServerSettings) -> Result<ServerConfig> {
     let (certificate, key) = (&server.tls_certificate, &server.tls_key);
     let chain = certificates(certificate)?;
     let private =
@@ -115,13 +115,13 @@ mod tests {
     use super::*;
 
     /// A server with a certificate and its key in `dir`.
-    fn server(dir: &Path, name: &str) -> Server {
+    fn server(dir: &Path, name: &str) -> ServerSettings {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let [certificate, key] = ["crt", "key"].map(|end| dir.join(format!("{name}.{end}")));
         std::fs::write(&certificate, made.cert.pem()).unwrap();
         std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
-        Server { tls_certificate: certificate, tls_key: key, ..Server::default() }
+        ServerSettings { tls_certificate: certificate, tls_key: key, ..ServerSettings::default() }
     }
 
     #[test]
@@ -129,17 +129,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (server(dir.path(), "one"), server(dir.path(), "other"));
         assert!(read(&one).is_ok());
-        let refused = |server: Server, word: &str| {
+        let refused = |server: ServerSettings, word: &str| {
             let error = read(&server).expect_err(word).to_string();
             assert!(error.contains(word), "{error}");
         };
-        refused(Server { tls_key: other.tls_key, ..one.clone() }, "cannot be used together");
-        refused(Server { tls_certificate: one.tls_key.clone(), ..one.clone() }, "no certificate");
+        refused(
+            ServerSettings { tls_key: other.tls_key, ..one.clone() },
+            "cannot be used together",
+        );
+        refused(
+            ServerSettings { tls_certificate: one.tls_key.clone(), ..one.clone() },
+            "no certificate",
+        );
         let swapped = dir.path().join("swapped");
         std::fs::copy(&one.tls_certificate, &swapped).unwrap();
         std::fs::set_permissions(&swapped, std::fs::Permissions::from_mode(0o600)).unwrap();
-        refused(Server { tls_key: swapped, ..one.clone() }, "no private key");
-        refused(Server { tls_key: dir.path().join("none"), ..one.clone() }, "none");
+        refused(ServerSettings { tls_key: swapped, ..one.clone() }, "no private key");
+        refused(ServerSettings { tls_key: dir.path().join("none"), ..one.clone() }, "none");
         std::fs::set_permissions(&one.tls_key, std::fs::Permissions::from_mode(0o644)).unwrap();
         refused(one, "chmod 640");
     }

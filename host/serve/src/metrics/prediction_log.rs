@@ -168,7 +168,7 @@ mod tests {
     use hypercast_fm::example::{MAX_VALUES, Outcome};
 
     use super::*;
-    use hypercast_data::dataset::Context;
+    use hypercast_data::dataset::ContextFeatures;
 
     fn schema() -> Schema {
         toml::from_str(
@@ -193,7 +193,7 @@ mod tests {
                 known: 1,
                 values: [f32::NAN; MAX_VALUES],
             },
-            context: Context::default(),
+            context: ContextFeatures::default(),
             truth: Vec::new(),
             history_only: false,
         }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_data::{
-    dataset::{Context, Impression},
+    dataset::{ContextFeatures, Impression},
     features::{CandidateInput, RequestInput},
     schema::{Feature, FeatureKind, Schema, category_id},
 };
@@ -106,7 +106,7 @@ impl Converter {
     }
 
     /// A context by name, as a caller would send it.
-    pub fn named(&self, context: &Context) -> NamedFeatures {
+    pub fn named(&self, context: &ContextFeatures) -> NamedFeatures {
         let (mut ids, mut dense) = (context.ids.iter(), context.dense.iter());
         let mut value = |kind| match kind {
             FeatureKind::Categorical => ids.next().map(|&id| FeatureValue::Id(id)),
@@ -133,7 +133,7 @@ impl Converter {
     }
 
     /// The context features of an impression.
-    pub(crate) fn context_of(&self, named: &NamedFeatures) -> RequestResult<Context> {
+    pub(crate) fn context_of(&self, named: &NamedFeatures) -> RequestResult<ContextFeatures> {
         self.refuse_unknown(named, &[&self.schema.context_features], "context")?;
         self.context(named, &NamedFeatures::new())
     }
@@ -206,9 +206,9 @@ impl Converter {
         &self,
         request: &NamedFeatures,
         candidate: &NamedFeatures,
-    ) -> RequestResult<Context> {
+    ) -> RequestResult<ContextFeatures> {
         let (ids, dense) = self.columns(&self.schema.context_features, &[candidate, request])?;
-        let mut context = Context::default();
+        let mut context = ContextFeatures::default();
         overlay(&mut context.ids, ids, 0);
         overlay(&mut context.dense, dense, 0.0);
         Ok(context)

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use hypercast_config::{Config, ExpertEntry, Tier};
+use hypercast_config::{Config, DaemonTier, ExpertEntry};
 use hypercast_data::schema::Schema;
 use hypercast_stream::registry::{Registry, VersionState, WeightsLocation, content_hash};
 
@@ -87,7 +87,7 @@ impl DesiredSet {
     /// The configuration or the registry contradicts the schema or itself.
     pub fn new(
         config: &Config,
-        tier: Tier,
+        tier: DaemonTier,
         schema: Option<&Schema>,
         registry: &Registry,
     ) -> Result<Self> {
@@ -129,13 +129,13 @@ impl DesiredSet {
     }
 }
 
-fn configured_fm(config: &Config, tier: Tier) -> DesiredFm {
+fn configured_fm(config: &Config, tier: DaemonTier) -> DesiredFm {
     let weights = WeightsLocation::Path(config.paths.fm.clone());
     DesiredFm { version: None, source: source(config, tier, &weights), state: VersionState::Active }
 }
 
-fn source(config: &Config, tier: Tier, weights: &WeightsLocation) -> FmSource {
-    let asks = matches!(tier, Tier::All | Tier::Expert);
+fn source(config: &Config, tier: DaemonTier, weights: &WeightsLocation) -> FmSource {
+    let asks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
     match weights {
         _ if asks && !config.fm_serving.url.is_empty() => {
             FmSource::Remote(config.fm_serving.url.clone())
@@ -240,7 +240,7 @@ mod tests {
     }
 
     fn plan(registry: &Registry) -> DesiredSet {
-        DesiredSet::new(&configured(), Tier::All, Some(&schema()), registry).unwrap()
+        DesiredSet::new(&configured(), DaemonTier::All, Some(&schema()), registry).unwrap()
     }
 
     #[test]

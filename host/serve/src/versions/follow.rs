@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_config::{Config, Tier};
+use hypercast_config::{Config, DaemonTier};
 use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::lower_thread_priority;
@@ -58,7 +58,7 @@ impl InitialVersions {
     pub fn new(
         loader: VersionLoader,
         config: &Config,
-        tier: Tier,
+        tier: DaemonTier,
         schema: Option<Arc<Schema>>,
         streams: &dyn StreamEngine,
     ) -> Result<Self> {
@@ -139,7 +139,7 @@ struct SetUpdater {
     config: Config,
     /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
-    tier: Tier,
+    tier: DaemonTier,
     schema: Option<Arc<Schema>>,
     loader: VersionLoader,
     follower: RegistryFollower,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::check::share;
 use super::subject::{LoadedPlugin, PluginUnderTest};
 use hypercast_core::quantile::quantile;
-use hypercast_data::synthetic::{Sample, Size, Synthetic};
+use hypercast_data::synthetic::{Synthetic, SyntheticRequest, SyntheticSize};
 use hypercast_expert::wasm::Call;
 use hypercast_expert::wasm::contract::{
     ActionBatch, Decision, Evaluation, Outcome, Quality, RankRequest, Slice, TrainingStep,
@@ -112,7 +112,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let surface = loaded.surfaces().next();
     let surface = surface.ok_or_else(|| anyhow::anyhow!("it serves no surface of the schema"))?;
     let world = Synthetic::new(loaded.schema.clone(), blueprint.columns.tae_dim(), 1);
-    let size = Size { surface, candidates: args.candidates, history: args.history };
+    let size = SyntheticSize { surface, candidates: args.candidates, history: args.history };
     let sample = world.request(1, size);
     let normaliser = Normaliser::identity(blueprint.columns.feature_names());
     let parameters = blueprint.init_parameters(normaliser, 1);
@@ -177,7 +177,7 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
 /// `rank` in a fresh instance a call, as it is served, and the memory that one needed.
 fn rank(
     expert: &ServedExpert,
-    sample: &Sample,
+    sample: &SyntheticRequest,
     predictions: &[hypercast_expert::wasm::contract::Prediction],
     runs: usize,
 ) -> Result<(Timed, usize), ExpertFault> {
@@ -209,7 +209,7 @@ fn rank(
 }
 
 /// The examples of a request as the training hooks get them.
-fn batch(loaded: &LoadedPlugin, sample: &Sample) -> ActionBatch {
+fn batch(loaded: &LoadedPlugin, sample: &SyntheticRequest) -> ActionBatch {
     let targets = &sample.example.targets;
     let value = |(index, name): (usize, &String)| Outcome {
         name: name.clone(),

@@ -7,7 +7,7 @@
 
 mod writer;
 
-use hypercast_data::dataset::{Context, Impression};
+use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_fm::example::{Item, Outcome, User};
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ pub struct ImpressionEvent {
     /// Milliseconds since the epoch.
     pub time_ms: i64,
     /// The context features.
-    pub context: Context,
+    pub context: ContextFeatures,
 }
 
 /// The outcome of an impression, or a part of it.
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn shown(item: u64) -> EventKind {
-        let context = Context::default();
+        let context = ContextFeatures::default();
         EventKind::Impression(ImpressionEvent {
             request: 1,
             user: 2,

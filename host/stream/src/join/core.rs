@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use hypercast_data::dataset::{Context, Impression};
+use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::features::{FeatureState, replay};
 use hypercast_fm::example::{Example, Outcome};
 
@@ -142,7 +142,7 @@ impl Joiner {
     /// may have changed since.
     fn check(&self, kind: &EventKind) -> Result<()> {
         kind.check_times()?;
-        let check_row = |surface: u16, context: &Context| {
+        let check_row = |surface: u16, context: &ContextFeatures| {
             if usize::from(surface) >= self.awaited.len() {
                 return Err(Error::invalid(format!("the schema has no surface {surface}")));
             }

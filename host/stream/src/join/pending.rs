@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hypercast_core::hash::mix64;
-use hypercast_data::dataset::{Context, Impression};
+use hypercast_data::dataset::{ContextFeatures, Impression};
 use hypercast_data::schema::Schema;
 use hypercast_fm::example::{Example, MAX_VALUES, Outcome};
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,7 @@ pub(super) struct PendingRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct PendingImpression {
     pub(super) time_ms: i64,
-    pub(super) context: Context,
+    pub(super) context: ContextFeatures,
     /// Whether the impression waits for nothing more.
     pub(super) done: bool,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hypercast_data::features::{
     FeatureState,
-    saved::{SavedEvent, SavedState, Shelf, Shelving, on_shelf},
+    saved::{ItemTable, ItemTableBuilder, SavedEvent, SavedState, table_item},
 };
 use hypercast_fm::example::{Example, Item, Outcome, Target, User};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub(super) struct SavedJoiner {
     pub(super) fingerprint: String,
     options: JoinerOptions,
     state: SavedState,
-    shelf: Shelf,
+    shelf: ItemTable,
     pending: Vec<(u64, SavedRequest)>,
     joined: Vec<u64>,
     requests: Vec<(u64, u64)>,
@@ -73,7 +73,7 @@ impl Joiner {
         fingerprint: &str,
         write: impl FnOnce(&SavedJoiner) -> Result<()>,
     ) -> Result<()> {
-        let mut shelving = Shelving::new(&self.state);
+        let mut shelving = ItemTableBuilder::new(&self.state);
         let pending = self.pending.iter();
         let pending = pending.map(|(&at, request)| (at, save(request, &mut shelving))).collect();
         let saved = SavedJoiner {
@@ -133,7 +133,7 @@ impl Joiner {
     }
 }
 
-fn save(request: &PendingRequest, shelving: &mut Shelving<'_>) -> SavedRequest {
+fn save(request: &PendingRequest, shelving: &mut ItemTableBuilder<'_>) -> SavedRequest {
     let PendingRequest { request, part, ref example, ref rows, ingested_ms, joined_ms } = *request;
     SavedRequest {
         request,
@@ -150,7 +150,7 @@ fn save(request: &PendingRequest, shelving: &mut Shelving<'_>) -> SavedRequest {
     }
 }
 
-fn save_target(target: &Target, shelving: &mut Shelving<'_>) -> SavedTarget {
+fn save_target(target: &Target, shelving: &mut ItemTableBuilder<'_>) -> SavedTarget {
     SavedTarget {
         item: shelving.put(&target.item),
         ids: target.ids.clone(),
@@ -163,7 +163,7 @@ fn load(saved: SavedRequest, items: &[Arc<Item>]) -> Result<PendingRequest> {
     let SavedRequest { request, part, rows, ingested_ms, joined_ms, surface, time_ms, .. } = saved;
     let target = |saved: SavedTarget| {
         let SavedTarget { item, ids, features, outcome } = saved;
-        Ok(Target { item: on_shelf(items, item)?, ids, features, outcome, truth: Vec::new() })
+        Ok(Target { item: table_item(items, item)?, ids, features, outcome, truth: Vec::new() })
     };
     let example = Example {
         request: saved.example_request,

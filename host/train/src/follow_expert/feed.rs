@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::joined_reader::JoinedReader;
 use crate::ServiceContext;
 use crate::error::Result;
-use hypercast_data::logs::{LogFollower, LogPosition, Logged};
+use hypercast_data::logs::{LogFollower, LogPosition, LoggedRequest};
 
 /// Records of the joined stream whose TAEs are computed together.
 const RECORDS: usize = 128;
@@ -39,7 +39,7 @@ impl FeedPosition {
 /// What a feed has next.
 pub(super) enum FeedItem {
     /// A request, or a correction.
-    WindowRow(Logged),
+    WindowRow(LoggedRequest),
     /// Nothing now, though there may be more: rows of others, or an engine that fails.
     Later,
     /// Nothing that is there already.
@@ -57,7 +57,7 @@ pub(super) struct ComputedFeed {
     reader: JoinedReader,
     fm: Box<dyn FoundationModel>,
     surfaces: Vec<u16>,
-    ready: std::collections::VecDeque<(Logged, u64)>,
+    ready: std::collections::VecDeque<(LoggedRequest, u64)>,
     position: u64,
 }
 
@@ -97,7 +97,7 @@ impl ComputedFeed {
             for record in records {
                 let rows = row..row + record.example.targets.len();
                 row = rows.end;
-                let logged = Logged {
+                let logged = LoggedRequest {
                     example: record.example,
                     tae: tae[rows.start * dim..rows.end * dim].to_vec(),
                     correction: record.correction,

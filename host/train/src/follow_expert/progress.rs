@@ -17,7 +17,7 @@ use super::{
     ExpertCheckpoint,
 };
 use crate::job_metrics::JobMetrics;
-use hypercast_data::labels::Labels;
+use hypercast_data::schema::BinaryLabels;
 use hypercast_data::schema::Schema;
 use hypercast_expert::Blueprint;
 
@@ -29,7 +29,7 @@ const KEEP: usize = 1 << 16;
 
 /// Predictions of the requests since the last line.
 pub(super) struct ExpertProgress {
-    labels: Labels,
+    labels: BinaryLabels,
     /// Each of the expert's tasks among the schema's, by name.
     tasks: Vec<(Option<usize>, String)>,
     kept: MetricsWindow<(usize, usize)>,
@@ -45,7 +45,7 @@ impl ExpertProgress {
     ) -> Self {
         let tasks = blueprint.description.tasks.iter();
         Self {
-            labels: Labels::new(schema),
+            labels: BinaryLabels::new(schema),
             tasks: tasks.map(|task| (schema.task(&task.name), task.name.clone())).collect(),
             kept: MetricsWindow::new(KEEP),
             requests: 0,

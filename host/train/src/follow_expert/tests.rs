@@ -28,7 +28,8 @@ fn world(dir: &Path, plugins: PathBuf) -> World {
 
 fn world_of(dir: &Path, plugin: &Path, requests: usize) -> World {
     let into = dir.join("world");
-    let options = simulate::Options { into, users: 20, items: 30, requests, surfaces: 2, seed: 3 };
+    let options =
+        simulate::SimulateOptions { into, users: 20, items: 30, requests, surfaces: 2, seed: 3 };
     simulate::simulate(&options).unwrap();
     let dataset = Dataset::open(&options.into).unwrap();
     let mut config = Config::default();

@@ -69,7 +69,7 @@ impl Reader for CutReader {
 /// A data set, and its requests as a joiner would tell them, some with a late outcome.
 fn world(dir: &Path) -> (Dataset, Vec<Record>) {
     let into = dir.join("data");
-    let options = simulate::Options {
+    let options = simulate::SimulateOptions {
         into: into.clone(),
         users: 30,
         items: 60,

@@ -18,7 +18,7 @@ use super::*;
 use crate::fm::dataset_spec;
 use hypercast_data::features::replay::{Replay, ReplayOptions};
 use hypercast_data::import::simulate;
-use hypercast_data::logs::{LogReader, Logged};
+use hypercast_data::logs::{LogReader, LoggedRequest};
 use hypercast_stream::join::{JoinedExample, JoinedRecord};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
 use hypercast_stream::registry::{RegistryClient, self_register_fm};
@@ -29,8 +29,14 @@ use hypercast_stream::streams::{
 /// A world, its requests, and a configuration without a file.
 fn world(dir: &Path) -> (Dataset, Config, Vec<Example>) {
     let into = dir.join("world");
-    let options =
-        simulate::Options { into, users: 20, items: 30, requests: 150, surfaces: 2, seed: 3 };
+    let options = simulate::SimulateOptions {
+        into,
+        users: 20,
+        items: 30,
+        requests: 150,
+        surfaces: 2,
+        seed: 3,
+    };
     simulate::simulate(&options).unwrap();
     let dataset = Dataset::open(&options.into).unwrap();
     let fm = FmConfig {
@@ -101,13 +107,13 @@ fn run(
     follow(context, &mut Fixed(to_log), options, &stop, &mut Vec::new())
 }
 
-fn logged(config: &Config, version: &str) -> Vec<Logged> {
+fn logged(config: &Config, version: &str) -> Vec<LoggedRequest> {
     let log = LogReader::open_for(&config.paths.logs, Some(version)).unwrap();
     log.iter().map(|read| read.unwrap()).collect()
 }
 
-fn said(rows: &[Logged]) -> Vec<(u64, i64, Vec<u32>)> {
-    let row = |own: &Logged| {
+fn said(rows: &[LoggedRequest]) -> Vec<(u64, i64, Vec<u32>)> {
+    let row = |own: &LoggedRequest| {
         let bits = own.tae.iter().map(|value| value.to_bits()).collect();
         (own.example.request, own.ingested_ms, bits)
     };

@@ -1,32 +1,31 @@
-//! Tables in Parquet + zstd, column by column: the one place that knows the
-//! file format. It does not know what a column means.
+//! Tables in Parquet with zstd, read and written column by column. Only this module knows the file
+//! format; it does not know what a column means.
 //!
-//! Columns are required (no nulls) scalars or lists of scalars, so every data
-//! tool reads them. Reading accepts optional columns too, as other tools write
-//! them, as long as no cell is null.
+//! Columns are required (no nulls) scalars or lists of scalars, which every data tool reads. A
+//! table from another tool may declare its columns optional, as long as no cell is null.
 
 mod reader;
 mod writer;
 
+use std::ops::Range;
+
 pub use reader::TableReader;
 pub use writer::TableWriter;
 
-use std::ops::Range;
-
-/// What a column's cells are.
+/// The type of a column's cells, or of its lists' elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Unsigned 64-bit.
+pub enum CellType {
+    /// Unsigned 64-bit integers.
     U64,
-    /// Signed 64-bit.
+    /// Signed 64-bit integers.
     I64,
-    /// Unsigned 32-bit.
+    /// Unsigned 32-bit integers.
     U32,
-    /// 32-bit float.
+    /// 32-bit floats.
     F32,
-    /// True or false.
+    /// Booleans, one bit each.
     Bool,
-    /// UTF-8 text.
+    /// UTF-8 strings.
     Text,
 }
 
@@ -35,104 +34,111 @@ pub enum Kind {
 pub struct Field {
     /// The column's name.
     pub name: String,
-    /// What its cells, or its lists' elements, are.
-    pub kind: Kind,
+    /// The type of its cells, or of its lists' elements.
+    pub kind: CellType,
     /// Whether a cell is a list.
     pub list: bool,
 }
 
 impl Field {
-    /// A scalar column.
-    pub fn new(name: impl Into<String>, kind: Kind) -> Field {
+    /// A column with one value per row.
+    pub fn new(name: impl Into<String>, kind: CellType) -> Field {
         Field { name: name.into(), kind, list: false }
     }
 
-    /// A column of lists.
-    pub fn list(name: impl Into<String>, kind: Kind) -> Field {
+    /// A column with a list of values per row.
+    pub fn list(name: impl Into<String>, kind: CellType) -> Field {
         Field { name: name.into(), kind, list: true }
     }
-}
-
-/// The cells of a column, or the elements of all its lists one after the other.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Values {
-    /// Unsigned 64-bit.
-    U64(Vec<u64>),
-    /// Signed 64-bit.
-    I64(Vec<i64>),
-    /// Unsigned 32-bit.
-    U32(Vec<u32>),
-    /// 32-bit float.
-    F32(Vec<f32>),
-    /// True or false.
-    Bool(Vec<bool>),
-    /// UTF-8 text.
-    Text(Vec<String>),
 }
 
 /// A column of one row group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
-    /// The cells.
-    pub values: Values,
+    /// The cells, or the elements of all lists one after the other.
+    pub values: ColumnValues,
     /// Where each row's list starts, and at the end the number of elements; `None` for scalars.
     pub offsets: Option<Vec<usize>>,
 }
 
 impl Column {
-    /// A column of scalars.
-    pub fn scalars(values: Values) -> Column {
-        Column { values, offsets: None }
+    /// A column with one value per row.
+    pub fn scalars<T>(values: impl IntoIterator<Item = T>) -> Column
+    where
+        ColumnValues: FromIterator<T>,
+    {
+        Column { values: values.into_iter().collect(), offsets: None }
     }
 
-    /// A column of lists.
-    pub fn lists(values: Values, offsets: Vec<usize>) -> Column {
-        Column { values, offsets: Some(offsets) }
+    /// A column of lists: the elements of all lists, and the length of each.
+    pub fn lists<T>(
+        values: impl IntoIterator<Item = T>,
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Column
+    where
+        ColumnValues: FromIterator<T>,
+    {
+        let mut offsets = vec![0];
+        for length in lengths {
+            offsets.push(offsets[offsets.len() - 1] + length);
+        }
+        Column { values: values.into_iter().collect(), offsets: Some(offsets) }
     }
 
-    /// Where row `row`'s elements lie in `values`.
+    /// The range of `row`'s cell or elements in `values`.
     pub fn range(&self, row: usize) -> Range<usize> {
         match &self.offsets {
             Some(offsets) => offsets[row]..offsets[row + 1],
             None => row..row + 1,
         }
     }
+}
 
-    /// The cells of a `Kind::U64` column; another kind is a programmer's error, here and below.
-    pub fn u64s(&self) -> &[u64] {
-        let Values::U64(values) = &self.values else { panic!("not a column of u64") };
-        values
-    }
+/// Defines [`ColumnValues`] with, for each type of cell, its variant, a conversion from an iterator
+/// and an accessor.
+macro_rules! column_values {
+    ($($variant:ident $cell:ty, $accessor:ident;)*) => {
+        /// The cells of a column, or the elements of all its lists.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum ColumnValues {
+            $(
+                #[doc = concat!("Cells of `CellType::", stringify!($variant), "`.")]
+                $variant(Vec<$cell>),
+            )*
+        }
 
-    /// The cells of a `Kind::I64` column.
-    pub fn i64s(&self) -> &[i64] {
-        let Values::I64(values) = &self.values else { panic!("not a column of i64") };
-        values
-    }
+        $(
+            impl FromIterator<$cell> for ColumnValues {
+                fn from_iter<I: IntoIterator<Item = $cell>>(cells: I) -> ColumnValues {
+                    ColumnValues::$variant(cells.into_iter().collect())
+                }
+            }
+        )*
 
-    /// The cells of a `Kind::U32` column.
-    pub fn u32s(&self) -> &[u32] {
-        let Values::U32(values) = &self.values else { panic!("not a column of u32") };
-        values
-    }
+        impl Column {
+            $(
+                #[doc = concat!("The cells of a `CellType::", stringify!($variant), "` column.")]
+                ///
+                /// # Panics
+                /// The column has another type.
+                pub fn $accessor(&self) -> &[$cell] {
+                    let ColumnValues::$variant(values) = &self.values else {
+                        panic!(concat!("not a column of ", stringify!($cell)))
+                    };
+                    values
+                }
+            )*
+        }
+    };
+}
 
-    /// The cells of a `Kind::F32` column.
-    pub fn f32s(&self) -> &[f32] {
-        let Values::F32(values) = &self.values else { panic!("not a column of f32") };
-        values
-    }
-
-    /// The cells of a `Kind::Bool` column.
-    pub fn bools(&self) -> &[bool] {
-        let Values::Bool(values) = &self.values else { panic!("not a column of bool") };
-        values
-    }
-
-    /// The cells of a `Kind::Text` column.
-    pub fn texts(&self) -> &[String] {
-        let Values::Text(values) = &self.values else { panic!("not a column of text") };
-        values
-    }
+column_values! {
+    U64 u64, u64s;
+    I64 i64, i64s;
+    U32 u32, u32s;
+    F32 f32, f32s;
+    Bool bool, bools;
+    Text String, texts;
 }
 
 #[cfg(test)]
@@ -144,19 +150,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.parquet");
         let fields = vec![
-            Field::new("id", Kind::U64),
-            Field::new("name", Kind::Text),
-            Field::new("flag", Kind::Bool),
-            Field::list("tae", Kind::F32),
-            Field::list("when", Kind::I64),
+            Field::new("id", CellType::U64),
+            Field::new("name", CellType::Text),
+            Field::new("flag", CellType::Bool),
+            Field::list("tae", CellType::F32),
+            Field::list("when", CellType::I64),
         ];
         let group = |shift: u64| {
             vec![
-                Column::scalars(Values::U64(vec![u64::MAX - shift, shift, 7])),
-                Column::scalars(Values::Text(vec!["é".into(), "".into(), "x".into()])),
-                Column::scalars(Values::Bool(vec![true, false, true])),
-                Column::lists(Values::F32(vec![0.1, f32::NEG_INFINITY, -0.0]), vec![0, 0, 3, 3]),
-                Column::lists(Values::I64(vec![-1, 2]), vec![0, 1, 1, 2]),
+                Column::scalars([u64::MAX - shift, shift, 7]),
+                Column::scalars(["é", "", "x"].map(String::from)),
+                Column::scalars([true, false, true]),
+                Column::lists([0.1_f32, f32::NEG_INFINITY, -0.0], [0, 3, 0]),
+                Column::lists([-1_i64, 2], [1, 0, 1]),
             ]
         };
         let mut writer = TableWriter::create(&path, fields.clone()).unwrap();
@@ -171,9 +177,9 @@ mod tests {
         assert_eq!((reader.groups(), reader.rows()), (2, 6));
         assert_eq!(reader.read(0, &fields).unwrap(), group(0));
         assert_eq!(reader.read(1, &fields).unwrap(), group(1));
-        let message = reader.read(0, &[Field::new("age", Kind::U64)]).unwrap_err().to_string();
+        let message = reader.read(0, &[Field::new("age", CellType::U64)]).unwrap_err().to_string();
         assert!(message.contains("t.parquet") && message.contains("`age`"), "{message}");
-        let message = reader.read(0, &[Field::new("tae", Kind::F32)]).unwrap_err().to_string();
+        let message = reader.read(0, &[Field::new("tae", CellType::F32)]).unwrap_err().to_string();
         assert!(message.contains("`tae` is not F32"), "{message}");
     }
 }

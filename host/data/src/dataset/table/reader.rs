@@ -1,15 +1,15 @@
-//! Reading a table, also one that another tool wrote, as long as no cell is null.
+//! Reading a table, including one that another tool wrote, as long as no cell is null.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
-use parquet::data_type::DataType;
+use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
-use super::{Column, Field, Kind, Values};
+use super::{CellType, Column, ColumnValues, Field};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Reads a table one row group at a time.
@@ -31,7 +31,7 @@ impl TableReader {
         self.reader.num_row_groups()
     }
 
-    /// The number of rows in all.
+    /// The number of rows in all row groups.
     pub fn rows(&self) -> usize {
         self.reader.metadata().file_metadata().num_rows().max(0) as usize
     }
@@ -41,18 +41,21 @@ impl TableReader {
         self.column_index(name).is_some()
     }
 
-    /// What the writer noted about the whole table under `key`.
+    /// The value under `key` in the file's metadata.
     pub fn note(&self, key: &str) -> Option<&str> {
         let notes = self.reader.metadata().file_metadata().key_value_metadata()?;
         notes.iter().find(|note| note.key == key)?.value.as_deref()
     }
 
-    /// The number of rows of a row group.
+    /// The number of rows in a row group.
     pub fn group_rows(&self, group: usize) -> usize {
         self.reader.metadata().row_group(group).num_rows().max(0) as usize
     }
 
-    /// Reads the named columns of one row group.
+    /// Reads the columns `fields` of one row group.
+    ///
+    /// # Errors
+    /// A column is missing, has another type, or has a null.
     pub fn read(&self, group: usize, fields: &[Field]) -> Result<Vec<Column>> {
         fields.iter().map(|field| self.read_field(group, field)).collect()
     }
@@ -70,8 +73,8 @@ impl TableReader {
         let rows = group.metadata().num_rows().max(0) as usize;
         let reader = group.get_column_reader(index).map_err(Error::parquet(&self.path))?;
         let descriptor = group.metadata().column(index).column_descr();
-        let asked = Asked { field, rows, descriptor };
-        let column = read_column(reader, &asked).map_err(Error::parquet(&self.path))?;
+        let request = ColumnRequest { field, rows, descriptor };
+        let column = read_column(reader, &request).map_err(Error::parquet(&self.path))?;
         column.ok_or_else(|| {
             let what = if field.list { "a list of " } else { "" };
             Error::data(
@@ -82,62 +85,68 @@ impl TableReader {
     }
 }
 
-/// What `read_column` is to read, and how the file holds it.
-struct Asked<'a> {
+/// A column to read, with the file's own description of it.
+struct ColumnRequest<'a> {
     field: &'a Field,
     rows: usize,
     descriptor: &'a ColumnDescriptor,
 }
 
-/// `None` where the file's column is of another type or holds nulls.
+/// `None` if the file's column has another type or contains a null.
 fn read_column(
     reader: ColumnReader,
-    asked: &Asked<'_>,
+    request: &ColumnRequest<'_>,
 ) -> std::result::Result<Option<Column>, ParquetError> {
-    match (reader, asked.field.kind) {
-        (ColumnReader::Int64ColumnReader(r), Kind::I64) => read_as(r, asked, Values::I64),
-        (ColumnReader::Int64ColumnReader(r), Kind::U64) => {
-            read_as(r, asked, |v| Values::U64(v.into_iter().map(|x| x as u64).collect()))
+    match (reader, request.field.kind) {
+        (ColumnReader::Int64ColumnReader(r), CellType::I64) => {
+            read_as(r, request, ColumnValues::I64)
         }
-        (ColumnReader::Int32ColumnReader(r), Kind::I64) => {
-            read_as(r, asked, |v| Values::I64(v.into_iter().map(i64::from).collect()))
+        (ColumnReader::Int64ColumnReader(r), CellType::U64) => {
+            read_as(r, request, |cells| cells.into_iter().map(|x| x as u64).collect())
         }
-        (ColumnReader::Int32ColumnReader(r), Kind::U32) => {
-            read_as(r, asked, |v| Values::U32(v.into_iter().map(|x| x as u32).collect()))
+        (ColumnReader::Int32ColumnReader(r), CellType::I64) => {
+            read_as(r, request, |cells| cells.into_iter().map(i64::from).collect())
         }
-        (ColumnReader::FloatColumnReader(r), Kind::F32) => read_as(r, asked, Values::F32),
-        (ColumnReader::BoolColumnReader(r), Kind::Bool) => read_as(r, asked, Values::Bool),
-        (ColumnReader::ByteArrayColumnReader(r), Kind::Text) => read_as(r, asked, |v| {
-            Values::Text(
-                v.iter().map(|bytes| String::from_utf8_lossy(bytes.data()).into_owned()).collect(),
-            )
-        }),
+        (ColumnReader::Int32ColumnReader(r), CellType::U32) => {
+            read_as(r, request, |cells| cells.into_iter().map(|x| x as u32).collect())
+        }
+        (ColumnReader::FloatColumnReader(r), CellType::F32) => {
+            read_as(r, request, ColumnValues::F32)
+        }
+        (ColumnReader::BoolColumnReader(r), CellType::Bool) => {
+            read_as(r, request, ColumnValues::Bool)
+        }
+        (ColumnReader::ByteArrayColumnReader(r), CellType::Text) => {
+            let text = |bytes: &ByteArray| String::from_utf8_lossy(bytes.data()).into_owned();
+            read_as(r, request, |cells| cells.iter().map(text).collect())
+        }
         _ => Ok(None),
     }
 }
 
 fn read_as<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
-    asked: &Asked<'_>,
-    wrap: impl FnOnce(Vec<T::T>) -> Values,
+    request: &ColumnRequest<'_>,
+    wrap: impl FnOnce(Vec<T::T>) -> ColumnValues,
 ) -> std::result::Result<Option<Column>, ParquetError> {
-    let descriptor = asked.descriptor;
+    let descriptor = request.descriptor;
     let (max_definition, max_repetition) = (descriptor.max_def_level(), descriptor.max_rep_level());
-    if max_repetition != i16::from(asked.field.list) {
+    if max_repetition != i16::from(request.field.list) {
         return Ok(None);
     }
-    let rows = asked.rows;
+    let rows = request.rows;
     let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
     let (read, ..) =
         reader.read_records(rows, Some(&mut definition), Some(&mut repetition), &mut values)?;
     if read != rows {
         return Ok(None);
     }
-    if !asked.field.list {
-        return Ok((values.len() == rows).then(|| Column::scalars(wrap(values))));
+    if !request.field.list {
+        let complete = values.len() == rows;
+        return Ok(complete.then(|| Column { values: wrap(values), offsets: None }));
     }
-    // Below `empty` the list itself is null, at `empty` it has no element, between that and the
-    // greatest level an element is null.
+    // A definition level below `empty` is a null list, `empty` itself an empty list; a level
+    // between `empty` and the greatest is a null element.
     let empty = max_definition - 1 - i16::from(descriptor.self_type().is_optional());
     if definition.iter().any(|&level| level > empty && level < max_definition) {
         return Ok(None);
@@ -151,5 +160,5 @@ fn read_as<T: DataType>(
         elements += usize::from(definition == max_definition);
     }
     offsets.push(elements);
-    Ok(Some(Column::lists(wrap(values), offsets)))
+    Ok(Some(Column { values: wrap(values), offsets: Some(offsets) }))
 }

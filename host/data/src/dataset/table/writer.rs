@@ -1,9 +1,10 @@
-//! Writing a table: required columns, zstd, and a name only when complete.
+//! Writing a table: required columns, zstd, and the final name once the file is complete.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hypercast_core::atomic_file;
 use parquet::basic::{Compression, Encoding, LogicalType, Repetition, Type as Physical, ZstdLevel};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type,
@@ -14,12 +15,10 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::types::{ColumnPath, Type, TypePtr};
 
-use super::{Column, Field, Kind, Values};
+use super::{CellType, Column, ColumnValues, Field};
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_core::atomic_file;
 
-/// Writes a table one row group at a time. The file appears under its name only
-/// when it is finished.
+/// Writes a table one row group at a time. The file gets its name when it is finished.
 pub struct TableWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -28,11 +27,9 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Opens `path` with `.tmp` appended for writing.
+    /// Opens a temporary file beside `path`.
     pub fn create(path: &Path, fields: Vec<Field>) -> Result<TableWriter> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".tmp");
-        let temporary = PathBuf::from(temporary);
+        let temporary = atomic_file::draft_path(path);
         let file = File::create(&temporary).map_err(Error::io(&temporary))?;
         let writer = table_type(&fields)
             .and_then(|schema| {
@@ -42,7 +39,7 @@ impl TableWriter {
         Ok(TableWriter { path: path.to_path_buf(), temporary, fields, writer })
     }
 
-    /// Writes one row group: `columns` in the order of the fields, all of the same length.
+    /// Writes one row group: a column for each field, in their order, all of the same length.
     pub fn write(&mut self, columns: &[Column]) -> Result<()> {
         assert_eq!(columns.len(), self.fields.len(), "one column a field");
         let mut group = self.writer.next_row_group().map_err(Error::parquet(&self.temporary))?;
@@ -53,12 +50,12 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Notes something about the whole table in its metadata, where any reader of Parquet finds it.
+    /// Adds an entry to the file's metadata, where any reader of Parquet finds it.
     pub fn note(&mut self, key: &str, value: String) {
         self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
     }
 
-    /// Completes the file on disk and gives it its name.
+    /// Writes the file's footer, syncs it to disk and renames it to its final name.
     pub fn finish(self) -> Result<()> {
         let file = self.writer.into_inner().map_err(Error::parquet(&self.temporary))?;
         file.sync_all().map_err(Error::io(&self.temporary))?;
@@ -69,9 +66,10 @@ impl TableWriter {
 fn properties(fields: &[Field]) -> WriterProperties {
     let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
     let builder = WriterProperties::builder().set_compression(Compression::ZSTD(level));
-    // Floats hardly repeat: a dictionary would only be built to be thrown away. Their bytes are laid out
-    // by place, so that exponents compress, and so do the zeros that a vector rounded to bf16 ends its values with.
-    let floats = fields.iter().filter(|field| field.kind == Kind::F32);
+    // Floats hardly repeat, so a dictionary would be built and then discarded. Splitting their
+    // bytes by position lets exponents compress, and the zero bytes at the end of values rounded to
+    // bf16.
+    let floats = fields.iter().filter(|field| field.kind == CellType::F32);
     floats
         .fold(builder, |builder, field| {
             builder
@@ -82,9 +80,10 @@ fn properties(fields: &[Field]) -> WriterProperties {
 }
 
 fn path_of(field: &Field) -> ColumnPath {
-    match field.list {
-        false => ColumnPath::from(field.name.clone()),
-        true => ColumnPath::new(vec![field.name.clone(), "list".into(), "element".into()]),
+    if field.list {
+        ColumnPath::new(vec![field.name.clone(), "list".into(), "element".into()])
+    } else {
+        ColumnPath::from(field.name.clone())
     }
 }
 
@@ -109,15 +108,15 @@ fn field_type(field: &Field) -> std::result::Result<TypePtr, ParquetError> {
     Ok(Arc::new(outer))
 }
 
-fn scalar_type(name: &str, kind: Kind) -> std::result::Result<TypePtr, ParquetError> {
+fn scalar_type(name: &str, kind: CellType) -> std::result::Result<TypePtr, ParquetError> {
     let unsigned = |bit_width| Some(LogicalType::Integer { bit_width, is_signed: false });
     let (physical, logical) = match kind {
-        Kind::U64 => (Physical::INT64, unsigned(64)),
-        Kind::I64 => (Physical::INT64, None),
-        Kind::U32 => (Physical::INT32, unsigned(32)),
-        Kind::F32 => (Physical::FLOAT, None),
-        Kind::Bool => (Physical::BOOLEAN, None),
-        Kind::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
+        CellType::U64 => (Physical::INT64, unsigned(64)),
+        CellType::I64 => (Physical::INT64, None),
+        CellType::U32 => (Physical::INT32, unsigned(32)),
+        CellType::F32 => (Physical::FLOAT, None),
+        CellType::Bool => (Physical::BOOLEAN, None),
+        CellType::Text => (Physical::BYTE_ARRAY, Some(LogicalType::String)),
     };
     let builder =
         Type::primitive_type_builder(name, physical).with_repetition(Repetition::REQUIRED);
@@ -130,16 +129,16 @@ fn write_column(
 ) -> std::result::Result<(), ParquetError> {
     let offsets = column.offsets.as_deref();
     match &column.values {
-        Values::U64(v) => {
+        ColumnValues::U64(v) => {
             write_as::<Int64Type>(group, &v.iter().map(|&x| x as i64).collect::<Vec<_>>(), offsets)
         }
-        Values::I64(v) => write_as::<Int64Type>(group, v, offsets),
-        Values::U32(v) => {
+        ColumnValues::I64(v) => write_as::<Int64Type>(group, v, offsets),
+        ColumnValues::U32(v) => {
             write_as::<Int32Type>(group, &v.iter().map(|&x| x as i32).collect::<Vec<_>>(), offsets)
         }
-        Values::F32(v) => write_as::<FloatType>(group, v, offsets),
-        Values::Bool(v) => write_as::<BoolType>(group, v, offsets),
-        Values::Text(v) => {
+        ColumnValues::F32(v) => write_as::<FloatType>(group, v, offsets),
+        ColumnValues::Bool(v) => write_as::<BoolType>(group, v, offsets),
+        ColumnValues::Text(v) => {
             let bytes: Vec<ByteArray> =
                 v.iter().map(|text| ByteArray::from(text.as_str())).collect();
             write_as::<ByteArrayType>(group, &bytes, offsets)
@@ -163,8 +162,8 @@ fn write_as<T: DataType>(
     writer.close()
 }
 
-/// Dremel levels of required lists of required elements: an empty list is one entry of definition 0,
-/// and every element but a list's first repeats.
+/// Dremel levels of required lists of required elements: an empty list is one entry with definition
+/// level 0, and every element but a list's first has repetition level 1.
 fn levels(offsets: &[usize]) -> (Vec<i16>, Vec<i16>) {
     let (mut definition, mut repetition) = (Vec::new(), Vec::new());
     for pair in offsets.windows(2) {

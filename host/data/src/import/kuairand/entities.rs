@@ -1,4 +1,4 @@
-//! KuaiRand's two feature files.
+//! KuaiRand's features of users and videos.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,10 +8,10 @@ use hypercast_fm::example::{Item, User};
 
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::import::ImportReport;
-use crate::import::text::{Row, TextFile};
+use crate::import::text::{TextFile, TextRow};
 use crate::schema::category_id;
 
-/// Columns of `user_features_pure.csv`: the id, then `USER_CATEGORIES`, then the numbers.
+/// Columns of `user_features_pure.csv`: the id, then `USER_CATEGORIES`, then numbers.
 const USER_COLUMNS: [&str; 31] = [
     "user_id",
     "user_active_degree",
@@ -59,7 +59,7 @@ pub(super) const USER_CATEGORIES: [&str; FIRST_USER_NUMBER - 1] = {
     names
 };
 
-/// Dense user features: log(1 + n) of each number.
+/// Dense user features: log(1 + n) for each number.
 pub(super) const USER_DENSE: [&str; 4] =
     ["log_follow_users", "log_fans", "log_friends", "log_register_days"];
 
@@ -78,17 +78,17 @@ const VIDEO_COLUMNS: [&str; 10] = [
 
 const FIRST_VIDEO_NUMBER: usize = 7;
 
-/// Categorical item features: the columns after the id, and how long it is in steps of about 1.4.
+/// Categorical item features: the columns after the id, and the duration in steps of factor √2.
 pub(super) const ITEM_CATEGORIES: [&str; 7] =
     ["author_id", "tag", "music_id", "music_type", "upload_type", "video_type", "duration_step"];
 
-/// Dense item features: log(1 + seconds), height over width, both 0 where unknown.
+/// Dense item features: log(1 + seconds) and height over width, both 0 if unknown.
 pub(super) const ITEM_DENSE: [&str; 2] = ["log_duration", "aspect"];
 
-/// A video, before the logs have said how long it is where its own row does not.
+/// A video whose duration may be missing until a log contains it.
 pub(super) struct Video {
     item: Item,
-    /// In milliseconds; `None` until somebody says.
+    /// In milliseconds; `None` while unknown.
     pub(super) duration_ms: Option<f32>,
 }
 
@@ -131,7 +131,7 @@ pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<Hash
     Ok(videos)
 }
 
-/// The items, by id, with the durations that are known by now.
+/// The items, sorted by id, with the durations that are known by now.
 pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
     let finished = |video: &Video| {
         let mut item = video.item.clone();
@@ -161,10 +161,11 @@ pub(super) fn open(
     Ok(TextFile { name: path.display().to_string(), content, delimiter: b',', columns, expected })
 }
 
-/// The first of the cell's values; whole numbers are the same category with and without `.0`.
-fn category(row: &Row<'_>, column: usize) -> u64 {
+/// The category of the cell's first value. A whole number is the same category with and without
+/// `.0`.
+fn category(row: &TextRow<'_>, column: usize) -> u64 {
     let text = row.text(column);
-    // Ranges such as `(250,500]` contain a comma too, but no list of tags begins with a bracket.
+    // Ranges such as `(250,500]` contain a comma too, but no list of tags starts with a bracket.
     let first =
         if text.starts_with(['(', '[']) { &text } else { text.split(',').next().unwrap_or("") };
     category_id(first.strip_suffix(".0").unwrap_or(first))

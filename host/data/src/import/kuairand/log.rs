@@ -1,4 +1,4 @@
-//! KuaiRand's impressions: the logs, and the history before them.
+//! KuaiRand's impressions: its logs, and the history before them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,13 +7,13 @@ use hypercast_fm::example::{MAX_VALUES, Outcome, User};
 
 use super::ACTIONS;
 use super::entities::{Video, open};
-use crate::dataset::table::{Field, Kind, TableReader};
-use crate::dataset::{Context, Impression};
+use crate::dataset::table::{CellType, Field, TableReader};
+use crate::dataset::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::import::ImportReport;
-use crate::import::report::Bad;
+use crate::import::report::RowError;
 
-/// The columns that are read of the log's nineteen: who, what, when, where, how long, then `ACTIONS`.
+/// The columns to read of the log's nineteen: ids, time, tab and durations, then `ACTIONS`.
 const COLUMNS: [&str; 14] = [
     "user_id",
     "video_id",
@@ -33,24 +33,25 @@ const COLUMNS: [&str; 14] = [
 
 const FIRST_ACTION: usize = 6;
 
-/// Bits of the actions that the history holds: `long_view` and `is_like`.
-const HISTORY_ACTIONS: (u32, u32) = (1 << 1, 1 << 2);
+/// The actions that the history contains, as bits of `ACTIONS`.
+const LONG_VIEW: u32 = 1 << 1;
+const IS_LIKE: u32 = 1 << 2;
 
-/// How far apart the history's events are set, since their times are not known.
+/// The time between events of the history, whose own times are not known.
 const HISTORY_STEP_MS: i64 = 3_600_000;
 
-/// A longer view counts as so many lengths of the video.
+/// The upper limit of the value `watch_ratio`: play time over duration.
 const MAX_WATCH_RATIO: f32 = 4.0;
 
-/// Collects impressions; their surface is the number of the tab until all tabs are known.
-pub(super) struct Reader<'a> {
+/// Collects impressions. Their surface is the number of the tab until all tabs are known.
+pub(super) struct KuairandReader<'a> {
     pub(super) users: &'a HashMap<u64, User>,
     pub(super) videos: &'a mut HashMap<u64, Video>,
     pub(super) rows: &'a mut Vec<Impression>,
     pub(super) report: &'a mut ImportReport,
 }
 
-impl Reader<'_> {
+impl KuairandReader<'_> {
     pub(super) fn read_log(&mut self, path: &Path) -> Result<()> {
         let file = open(path, &COLUMNS, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
         let (users, videos, rows) = (self.users, &mut *self.videos, &mut *self.rows);
@@ -78,13 +79,13 @@ impl Reader<'_> {
             rows.push(Impression {
                 request: 0,
                 time_ms,
-                // What a view led to is known when it ends.
+                // The outcome of a view is known when it ends.
                 outcome_ms: time_ms.saturating_add(play_ms),
                 user,
                 item,
                 surface,
                 outcome: Outcome { actions, known: (1 << ACTIONS.len()) - 1, values },
-                context: Context::default(),
+                context: ContextFeatures::default(),
                 truth: Vec::new(),
                 history_only: false,
             });
@@ -95,11 +96,11 @@ impl Reader<'_> {
     pub(super) fn read_history(&mut self, path: &Path) -> Result<()> {
         let table = TableReader::open(path)?;
         let fields = [
-            Field::new("user_id", Kind::I64),
-            Field::new("last_time_ms", Kind::I64),
-            Field::list("video_id", Kind::I64),
-            Field::list("is_like", Kind::I64),
-            Field::list("long_view", Kind::I64),
+            Field::new("user_id", CellType::I64),
+            Field::new("last_time_ms", CellType::I64),
+            Field::list("video_id", CellType::I64),
+            Field::list("is_like", CellType::I64),
+            Field::list("long_view", CellType::I64),
         ];
         self.report.open(&path.display().to_string());
         let mut line = 0;
@@ -112,7 +113,7 @@ impl Reader<'_> {
                 line += 1;
                 let range = videos.range(row);
                 if likes.range(row).len() != range.len() || views.range(row).len() != range.len() {
-                    let reason = format!("row {line}: its lists have different lengths");
+                    let reason = format!("row {line} has lists of different lengths");
                     return Err(Error::data(path, reason));
                 }
                 for (place, at) in range.clone().enumerate() {
@@ -124,7 +125,7 @@ impl Reader<'_> {
                         liked: likes.i64s()[likes.range(row).start + place] != 0,
                         viewed: views.i64s()[views.range(row).start + place] != 0,
                     };
-                    let outcome = self.take_event(&event);
+                    let outcome = self.add_event(&event);
                     self.report.row(line, outcome);
                 }
             }
@@ -132,16 +133,15 @@ impl Reader<'_> {
         self.report.close()
     }
 
-    fn take_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), Bad> {
-        let negative = |column, id: i64| Bad { column, reason: format!("{id} is no id") };
+    fn add_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), RowError> {
+        let negative = |column, id: i64| RowError { column, reason: format!("{id} is not an id") };
         let user = u64::try_from(event.user).map_err(|_| negative("user_id", event.user))?;
         let item = u64::try_from(event.video).map_err(|_| negative("video_id", event.video))?;
         check_user(self.users, user)?;
         if !self.videos.contains_key(&item) {
             return Err(unknown_video(item));
         }
-        let (view, like) = HISTORY_ACTIONS;
-        let actions = if event.viewed { view } else { 0 } | if event.liked { like } else { 0 };
+        let actions = u32::from(event.viewed) * LONG_VIEW | u32::from(event.liked) * IS_LIKE;
         self.rows.push(Impression {
             request: 0,
             time_ms: event.time_ms,
@@ -149,8 +149,12 @@ impl Reader<'_> {
             user,
             item,
             surface: 0,
-            outcome: Outcome { actions, known: view | like, values: [f32::NAN; MAX_VALUES] },
-            context: Context::default(),
+            outcome: Outcome {
+                actions,
+                known: LONG_VIEW | IS_LIKE,
+                values: [f32::NAN; MAX_VALUES],
+            },
+            context: ContextFeatures::default(),
             truth: Vec::new(),
             history_only: true,
         });
@@ -166,18 +170,16 @@ struct HistoryEvent {
     viewed: bool,
 }
 
-fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), Bad> {
-    match users.contains_key(&user) {
-        true => Ok(()),
-        false => Err(Bad {
-            column: "user_id",
-            reason: format!("user {user} has no row in user_features_pure.csv"),
-        }),
+fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
+    if users.contains_key(&user) {
+        return Ok(());
     }
+    let reason = format!("user {user} has no row in user_features_pure.csv");
+    Err(RowError { column: "user_id", reason })
 }
 
-fn unknown_video(item: u64) -> Bad {
-    Bad {
+fn unknown_video(item: u64) -> RowError {
+    RowError {
         column: "video_id",
         reason: format!("video {item} has no row in video_features_basic_pure.csv"),
     }

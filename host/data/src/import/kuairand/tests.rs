@@ -1,8 +1,8 @@
-//! Tests on handwritten files, and on the real ones where they are at hand.
+//! Tests on handwritten files, and on the published ones if they are available.
 
 use super::*;
 use crate::dataset::Dataset;
-use crate::dataset::table::{Column, Field, Kind, TableWriter, Values};
+use crate::dataset::table::{CellType, Column, Field, TableWriter};
 
 const LOG_HEADER: &str = "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,\
 long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab\n";
@@ -44,7 +44,8 @@ fn files(dir: &Path, log: &str) {
 
 fn import_into(dir: &Path) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report = import(&Options { from: dir.to_path_buf(), into: into.clone(), content: None })?;
+    let report =
+        import(&KuairandOptions { from: dir.to_path_buf(), into: into.clone(), content: None })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -150,16 +151,16 @@ fn history_comes_an_hour_apart_and_ends_at_its_time() {
     let dir = tempfile::tempdir().unwrap();
     files(dir.path(), &log_row(7, 1, 100_000_000, 1, 1));
     let fields = vec![
-        Field::new("user_id", Kind::I64),
-        Field::new("last_time_ms", Kind::I64),
-        Field::list("video_id", Kind::I64),
-        Field::list("is_like", Kind::I64),
-        Field::list("long_view", Kind::I64),
+        Field::new("user_id", CellType::I64),
+        Field::new("last_time_ms", CellType::I64),
+        Field::list("video_id", CellType::I64),
+        Field::list("is_like", CellType::I64),
+        Field::list("long_view", CellType::I64),
     ];
     let mut table =
         TableWriter::create(&dir.path().join("user_history_x.parquet"), fields).unwrap();
-    let list = |values| Column::lists(Values::I64(values), vec![0, 3, 3]);
-    let scalars = |values| Column::scalars(Values::I64(values));
+    let list = |values: Vec<i64>| Column::lists(values, [3, 0]);
+    let scalars = |values: Vec<i64>| Column::scalars(values);
     table
         .write(&[
             scalars(vec![7, 8]),
@@ -199,7 +200,7 @@ fn the_real_window_has_its_rows() {
     }
     let dir = tempfile::tempdir().unwrap();
     let into = dir.path().join("out");
-    let report = import(&Options { from, into: into.clone(), content: None }).unwrap();
+    let report = import(&KuairandOptions { from, into: into.clone(), content: None }).unwrap();
     let data = Dataset::open(&into).unwrap();
     assert_eq!(report.impressions - report.history_only, 180_495);
     assert_eq!(

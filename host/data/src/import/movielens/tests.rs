@@ -28,8 +28,11 @@ fn rating(user: u64, film: &str, stars: u8, time_s: i64) -> String {
 
 fn import_into(dir: &Path, ratings: &str) -> Result<(ImportReport, Dataset)> {
     let into = dir.join("out");
-    let report =
-        import(&Options { wheel: Some(wheel(dir, ratings)), into: into.clone(), content: None })?;
+    let report = import(&MovielensOptions {
+        wheel: Some(wheel(dir, ratings)),
+        into: into.clone(),
+        content: None,
+    })?;
     Ok((report, Dataset::open(&into)?))
 }
 
@@ -37,7 +40,7 @@ fn import_into(dir: &Path, ratings: &str) -> Result<(ImportReport, Dataset)> {
 fn ratings_become_requests_by_surface_and_session() {
     let dir = tempfile::tempdir().unwrap();
     let (heat, up) = ("Heat (1995)", "\"Up\" (1989)");
-    // One surface's ratings join while they are at most 300 s apart; a gap of more than 600 s ends all.
+    // Ratings on a surface join within 300 s; a gap of more than 600 s ends all requests.
     let ratings = [
         rating(1, heat, 5, 1000),
         rating(1, up, 4, 1010),
@@ -94,7 +97,7 @@ fn bad_ratings_and_foreign_wheels_are_named() {
     let other = dir.path().join("other.whl");
     zip::ZipWriter::new(File::create(&other).unwrap()).finish().unwrap();
     let message =
-        import(&Options { wheel: Some(other), into: dir.path().join("x"), content: None })
+        import(&MovielensOptions { wheel: Some(other), into: dir.path().join("x"), content: None })
             .unwrap_err()
             .to_string();
     assert!(

@@ -1,12 +1,12 @@
-//! Tests of the simulated world.
+//! Tests of the simulated data set.
 
 use super::*;
 use crate::dataset::Dataset;
 use crate::features::FeatureConfig;
 use crate::features::replay::{Replay, ReplayOptions};
 
-fn options(into: PathBuf, seed: u64, requests: usize) -> Options {
-    Options { into, users: 300, items: 300, requests, surfaces: 3, seed }
+fn options(into: PathBuf, seed: u64, requests: usize) -> SimulateOptions {
+    SimulateOptions { into, users: 300, items: 300, requests, surfaces: 3, seed }
 }
 
 #[test]
@@ -44,8 +44,8 @@ fn the_best_ne_leaves_something_to_learn_and_labels_agree_with_it() {
     assert!((observed - click.best_ne).abs() < 0.02, "{observed} against {}", click.best_ne);
 }
 
-/// What a user did tells the tastes: adding up the counters' log-odds closes a good part of the
-/// gap between the base rate and the truth, without any training.
+/// Actions reveal tastes: the sum of the counters' log odds closes a good part of the gap between
+/// the base rate and the truth, without any training.
 #[test]
 fn history_reveals_tastes() {
     let dir = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ fn history_reveals_tastes() {
         for target in example.unwrap().targets {
             let clicked = target.outcome.actions & 1 == 1;
             let score: f32 = used.iter().map(|&column| target.features[column]).sum();
-            // The base rate's log-odds are about -0.8 in this world.
+            // The base rate's log odds are about -0.8 in this world.
             let p = 1.0 / (1.0 + (0.8 - f64::from(score)).exp());
             loss -= if clicked { p.ln() } else { (1.0 - p).ln() };
             best += binary_entropy(f64::from(target.truth[0]));

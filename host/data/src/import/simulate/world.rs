@@ -1,27 +1,27 @@
-//! The world behind `simulate`: latent tastes, true probabilities, outcomes.
+//! The simulated users and items: latent tastes, true probabilities and outcomes.
 
 use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::Options;
-use crate::dataset::{Context, Impression};
+use super::SimulateOptions;
+use crate::dataset::{ContextFeatures, Impression};
 
 const DIMENSIONS: usize = 8;
 const TOPICS: usize = 12;
 const LIKED_TOPICS: usize = 3;
-/// Items shown a request.
+/// Items shown in a request.
 const SLATE: usize = 6;
 const DEVICES: usize = 3;
 /// 1 January 2024, midnight UTC.
 const START_MS: i64 = 1_704_067_200_000;
 /// Mean time between requests of the same user.
 const USER_GAP_MS: f32 = 4.0 * 3.6e6;
-/// How far tastes wander in the square root of a day.
+/// The standard deviation of a taste's drift over one day, per dimension before scaling to norm 1.
 const DRIFT: f32 = 0.03;
-/// How much a perfect match of tastes raises the logit of a click.
+/// The increase of a click's logit for a perfect match of tastes.
 const TASTE: f32 = 3.0;
-/// A click that has not come by then will not come.
+/// The time after which an impression counts as not clicked.
 const CLICK_WINDOW_MS: i64 = 60_000;
 
 type Vector = [f32; DIMENSIONS];
@@ -41,46 +41,56 @@ struct LatentUser {
     last_ms: i64,
 }
 
-/// Biases of one surface.
-struct Surface {
+/// The biases of the logits on one surface.
+struct SurfaceBias {
     click: f32,
     like: f32,
     finish: f32,
 }
 
-/// What is true about an impression before it happens.
-struct Truth {
+/// The true probabilities of an impression's actions, and the expected share that is watched.
+struct TrueOutcome {
     click: f32,
     like: f32,
     finish: f32,
     watch: f32,
 }
 
-pub(super) struct World {
+pub(super) struct SimulatedWorld {
     rng: StdRng,
     items: Vec<LatentItem>,
     users: Vec<LatentUser>,
-    surfaces: Vec<Surface>,
-    /// Running sums of how often items are shown and users come.
+    surfaces: Vec<SurfaceBias>,
+    /// Running sums of the items' weights, from which shown items are drawn.
     popularity: Vec<f32>,
+    /// Running sums of the users' weights.
     activity: Vec<f32>,
     gap_ms: f32,
     now_ms: i64,
 }
 
-impl World {
-    pub(super) fn new(options: &Options) -> World {
+impl SimulatedWorld {
+    pub(super) fn new(options: &SimulateOptions) -> SimulatedWorld {
         let mut rng = StdRng::seed_from_u64(options.seed);
         let topics: Vec<Vector> = (0..TOPICS).map(|_| unit(noise(&mut rng))).collect();
         let items =
             (0..options.items).map(|_| LatentItem::new(&topics, options.items, &mut rng)).collect();
         let users = (0..options.users).map(|_| LatentUser::new(&topics, &mut rng)).collect();
-        let surfaces = (0..options.surfaces).map(|_| Surface::new(&mut rng)).collect();
+        let surfaces = (0..options.surfaces).map(|_| SurfaceBias::new(&mut rng)).collect();
         let popularity = (0..options.items).map(|rank| 1.0 / (rank as f32 + 20.0));
         let popularity = running_sum(popularity);
         let activity = running_sum((0..options.users).map(|_| (0.5 * normal(&mut rng)).exp()));
         let gap_ms = USER_GAP_MS / options.users as f32;
-        World { rng, items, users, surfaces, popularity, activity, gap_ms, now_ms: START_MS }
+        SimulatedWorld {
+            rng,
+            items,
+            users,
+            surfaces,
+            popularity,
+            activity,
+            gap_ms,
+            now_ms: START_MS,
+        }
     }
 
     pub(super) fn items(&self) -> Vec<Item> {
@@ -102,7 +112,7 @@ impl World {
         self.users.iter().enumerate().map(user).collect()
     }
 
-    /// The next request and what comes of it.
+    /// The impressions of the next request, with their outcomes.
     pub(super) fn request(&mut self, request: u64) -> Vec<Impression> {
         let wait = -self.gap_ms * (1.0 - self.rng.random::<f32>()).ln();
         self.now_ms += (wait as i64).max(1);
@@ -121,7 +131,7 @@ impl World {
         let mut rows = Vec::with_capacity(SLATE);
         for item in slate {
             let truth = self.truth(user, item, surface, device);
-            let (outcome, delay_ms) = truth.happen(surface == 0, &mut self.rng);
+            let (outcome, delay_ms) = truth.draw(surface == 0, &mut self.rng);
             rows.push(Impression {
                 request,
                 time_ms: self.now_ms,
@@ -130,7 +140,7 @@ impl World {
                 item: item as u64 + 1,
                 surface: surface as u16,
                 outcome,
-                context: Context { ids: vec![device as u64 + 1], dense: vec![battery] },
+                context: ContextFeatures { ids: vec![device as u64 + 1], dense: vec![battery] },
                 truth: vec![truth.click, truth.like, truth.finish, truth.watch],
                 history_only: false,
             });
@@ -138,12 +148,12 @@ impl World {
         rows
     }
 
-    fn truth(&self, user: usize, item: usize, surface: usize, device: usize) -> Truth {
+    fn truth(&self, user: usize, item: usize, surface: usize, device: usize) -> TrueOutcome {
         let (user, item, surface) = (&self.users[user], &self.items[item], &self.surfaces[surface]);
         let affinity = dot(&user.taste, &item.vector);
         let device = 0.3 * (device as f32 - 1.0);
         let click = sigmoid(surface.click + TASTE * affinity + item.quality + user.bias + device);
-        Truth {
+        TrueOutcome {
             click,
             like: click * sigmoid(surface.like + 1.5 * affinity + item.quality),
             finish: click * sigmoid(surface.finish + 1.5 * affinity - 1.0 * item.length),
@@ -157,7 +167,7 @@ impl LatentItem {
         let topic = rng.random_range(0..topics.len());
         let shown =
             if rng.random::<f32>() < 0.85 { topic } else { rng.random_range(0..topics.len()) };
-        // About five items a creator, and a creator keeps to one topic.
+        // A creator has about five items, all of one topic.
         let creators = items.div_ceil(5 * topics.len()).max(1);
         let creator = topic + topics.len() * rng.random_range(0..creators);
         LatentItem {
@@ -192,9 +202,9 @@ impl LatentUser {
     }
 }
 
-impl Surface {
-    fn new(rng: &mut StdRng) -> Surface {
-        Surface {
+impl SurfaceBias {
+    fn new(rng: &mut StdRng) -> SurfaceBias {
+        SurfaceBias {
             click: -1.1 + 0.5 * normal(rng),
             like: -0.8 + 0.4 * normal(rng),
             finish: 0.3 * normal(rng),
@@ -202,10 +212,10 @@ impl Surface {
     }
 }
 
-impl Truth {
-    /// Draws what happens, and after how many milliseconds all of it is known. Likes and finishes
-    /// follow a click; whether one finishes is known on the first surface only.
-    fn happen(&self, finish_known: bool, rng: &mut StdRng) -> (Outcome, i64) {
+impl TrueOutcome {
+    /// Draws an outcome and the delay in milliseconds after which all of it is known. Likes and
+    /// finishes follow a click; whether one finishes is known on the first surface only.
+    fn draw(&self, finish_known: bool, rng: &mut StdRng) -> (Outcome, i64) {
         let mut chance = |p: f32| rng.random::<f32>() < p;
         let clicked = chance(self.click);
         let liked = clicked && chance(self.like / self.click);
@@ -225,6 +235,7 @@ impl Truth {
     }
 }
 
+/// The sums of the first 1, 2, … weights.
 fn running_sum(weights: impl Iterator<Item = f32>) -> Vec<f32> {
     let sum = |total: &mut f32, weight: f32| {
         *total += weight;
@@ -233,6 +244,7 @@ fn running_sum(weights: impl Iterator<Item = f32>) -> Vec<f32> {
     weights.scan(0.0, sum).collect()
 }
 
+/// Draws an index with a probability proportional to its weight.
 fn draw(running: &[f32], rng: &mut StdRng) -> usize {
     let total = running.last().expect("not empty");
     let at = rng.random::<f32>() * total;

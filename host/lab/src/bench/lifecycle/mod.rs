@@ -62,7 +62,7 @@ impl LifecycleFixture {
         engine: EngineKind,
         adjust: impl FnOnce(&mut Config),
     ) -> Result<LifecycleFixture> {
-        simulate(&simulate::Options {
+        simulate(&simulate::SimulateOptions {
             into: dir.join("data"),
             users: USERS,
             items: ITEMS,

@@ -110,7 +110,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 
 /// Simulates a world and trains both tiers; returns the path of the configuration.
 fn trained(dir: &Path, options: &BenchOptions, processes: &mut ProcessGroup) -> Result<PathBuf> {
-    simulate(&simulate::Options {
+    simulate(&simulate::SimulateOptions {
         into: dir.join("data"),
         users: 300,
         items: 5_000,

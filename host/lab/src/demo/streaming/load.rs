@@ -13,7 +13,7 @@ use std::{
 
 use hypercast_data::dataset::{
     Dataset, Impression,
-    timeline::{Span, Step, Timeline},
+    timeline::{Span, Timeline, TimelineStep},
 };
 use hypercast_serve::api::{ActionBody, EventBody, EventsRequest, ImpressionBody};
 
@@ -144,8 +144,8 @@ impl<'a> LoadGenerator<'a> {
         for step in Timeline::new(dataset, span)? {
             let step = step?;
             let time_ms = match &step {
-                Step::Request(rows) => rows[0].time_ms,
-                Step::Outcome(row) => row.outcome_ms,
+                TimelineStep::Request(rows) => rows[0].time_ms,
+                TimelineStep::Outcome(row) => row.outcome_ms,
             };
             if self.started.elapsed() >= self.schedule.max_duration {
                 break;
@@ -159,12 +159,12 @@ impl<'a> LoadGenerator<'a> {
             }
             self.sent.event_ms = time_ms;
             match step {
-                Step::Outcome(row) if row.history_only => {}
-                Step::Outcome(row) => {
+                TimelineStep::Outcome(row) if row.history_only => {}
+                TimelineStep::Outcome(row) => {
                     self.pending.users.insert(row.user);
                     self.pending.outcomes.push(row);
                 }
-                Step::Request(rows) => {
+                TimelineStep::Request(rows) => {
                     let user = rows[0].user;
                     let full = self.pending.requests.len() == BATCH;
                     if full || self.pending.users.contains(&user) {

@@ -115,9 +115,15 @@ fn import(options: &StreamingDemoOptions, into: &Path) -> Result<()> {
     if let DatasetChoice::Simulated = options.base.source.data {
         let full = preset::world(into.to_path_buf());
         let world = if options.small {
-            simulate::Options { users: 100, items: 100, requests: 1500, surfaces: 2, ..full }
+            simulate::SimulateOptions {
+                users: 100,
+                items: 100,
+                requests: 1500,
+                surfaces: 2,
+                ..full
+            }
         } else {
-            simulate::Options { requests: 16_000, ..full }
+            simulate::SimulateOptions { requests: 16_000, ..full }
         };
         eprint!("{}", simulate::simulate(&world)?);
         return Ok(());

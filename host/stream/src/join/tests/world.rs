@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hypercast_config::JoinSettings;
-use hypercast_data::dataset::{Context, Dataset, Entities, Impression, write_dataset};
+use hypercast_data::dataset::{ContextFeatures, Dataset, Entities, Impression, write_dataset};
 use hypercast_data::features::{FeatureConfig, FeatureState};
 use hypercast_data::schema::{Counter, Feature, FeatureKind, Schema, Task, TaskKind, TaskRole};
 use hypercast_fm::example::{self, Item, MAX_VALUES, User};
@@ -79,7 +79,7 @@ pub(super) fn event(kind: EventKind) -> EventRecord {
 }
 
 pub(super) fn shown(request: u64, item: u64, surface: u16, time_ms: i64) -> EventRecord {
-    let context = Context { ids: vec![request % 2], dense: vec![] };
+    let context = ContextFeatures { ids: vec![request % 2], dense: vec![] };
     event(EventKind::Impression(ImpressionEvent {
         request,
         user: request % 5 + 1,
@@ -115,7 +115,7 @@ pub(super) fn whole(request: u64, item: u64, time_ms: i64) -> Impression {
         item,
         surface: 0,
         outcome: example::Outcome { actions: CLICK, known: CLICK, values },
-        context: Context::default(),
+        context: ContextFeatures::default(),
         truth: vec![],
         history_only: false,
     }

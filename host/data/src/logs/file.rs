@@ -1,0 +1,143 @@
+//! One file of the feature logs: a pair of tables and its metadata.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{LogLayout, RowGroup};
+use super::{LogVersion, LoggedRequest};
+use crate::dataset::table::TableReader;
+use crate::error::{CommonErrors as _, Error, Result};
+
+/// The key of [`FileNote`] in a file's metadata.
+pub(super) const NOTE: &str = "hypercast";
+
+/// A file's description of itself, as JSON in its metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileNote {
+    /// The FM versions, in the order of their columns.
+    pub(super) versions: Vec<LogVersion>,
+    /// The position in the stream `joined` after the last request; none if the logs are not of a
+    /// stream.
+    pub(super) position: Option<u64>,
+    /// The number of corrections among the requests.
+    pub(super) corrections: usize,
+}
+
+impl FileNote {
+    /// Reads the note of a file, without its rows.
+    pub(super) fn read(dir: &Path, number: u32) -> Result<FileNote> {
+        let path = requests_path(dir, number);
+        FileNote::of(&TableReader::open(&path)?, &path)
+    }
+
+    fn of(requests: &TableReader, path: &Path) -> Result<FileNote> {
+        let wrong = |why: String| Error::data(path, format!("{why}; write the logs again"));
+        let text = requests
+            .note(NOTE)
+            .ok_or_else(|| wrong(format!("its metadata has no entry `{NOTE}`")))?;
+        serde_json::from_str(text)
+            .map_err(|error| wrong(format!("its metadata's entry `{NOTE}`: {error}")))
+    }
+}
+
+pub(super) fn requests_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("requests-{number:04}.parquet"))
+}
+
+pub(super) fn examples_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("examples-{number:04}.parquet"))
+}
+
+/// The numbers of the complete files, ascending. A file is complete once its table of requests has
+/// its name.
+pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let name = entry.map_err(Error::io(dir))?.file_name();
+        let name = name.to_string_lossy();
+        let number = name.strip_prefix("requests-").and_then(|name| name.strip_suffix(".parquet"));
+        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A complete file, open for reading.
+pub(super) struct LogFile {
+    pub(super) note: FileNote,
+    requests: TableReader,
+    examples: TableReader,
+    path: PathBuf,
+}
+
+impl LogFile {
+    /// Opens a complete file by its number.
+    pub(super) fn open(dir: &Path, number: u32) -> Result<LogFile> {
+        let path = examples_path(dir, number);
+        let (requests, examples) =
+            (TableReader::open(&requests_path(dir, number))?, TableReader::open(&path)?);
+        if requests.groups() != examples.groups() {
+            return Err(Error::data(
+                path,
+                "it has another number of row groups than the requests file of the same number",
+            ));
+        }
+        let note = FileNote::of(&requests, &requests_path(dir, number))?;
+        Ok(LogFile { note, requests, examples, path })
+    }
+
+    /// The version by its name, if the file contains its embeddings.
+    pub(super) fn version(&self, version: &str) -> Option<&LogVersion> {
+        self.note.versions.iter().find(|own| own.version == version)
+    }
+
+    /// The number of requests.
+    pub(super) fn requests(&self) -> usize {
+        self.requests.rows()
+    }
+
+    /// The number of examples (targets).
+    pub(super) fn examples(&self) -> usize {
+        self.examples.rows()
+    }
+
+    /// The number of row groups of either table.
+    pub(super) fn groups(&self) -> usize {
+        self.requests.groups()
+    }
+
+    /// The number of requests in a row group.
+    pub(super) fn group_requests(&self, group: usize) -> usize {
+        self.requests.group_rows(group)
+    }
+
+    /// The requests of a row group with the embeddings of `version`, which the file must contain.
+    pub(super) fn read(
+        &self,
+        group: usize,
+        layout: &LogLayout,
+        version: &LogVersion,
+    ) -> Result<Vec<LoggedRequest>> {
+        let mut fields = layout.example_fields();
+        fields.push(LogLayout::tae_field(&version.version));
+        let group = RowGroup {
+            requests: self.requests.read(group, &layout.request_fields())?,
+            examples: self.examples.read(group, &fields)?,
+        };
+        let fits = |rows: &Vec<LoggedRequest>| {
+            rows.iter().all(|row| {
+                row.tae.len() == version.tae_dim * row.example.targets.len()
+                    && layout.has_surface(row.example.surface)
+            })
+        };
+        layout.rows(&group).filter(fits).ok_or_else(|| {
+            Error::data(
+                &self.path,
+                "its rows do not fit the requests file of the same number, its metadata or the \
+                 schema",
+            )
+        })
+    }
+}
