@@ -83,7 +83,7 @@ pub struct Target {
     pub truth: Vec<f32>,
 }
 
-/// One request.
+/// One request: the unit of training, logging and serving.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Example {
     /// The request's id, unique in the data set.

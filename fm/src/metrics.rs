@@ -1,9 +1,9 @@
-//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC. Every
-//! formula is here once; callers keep the sums or the rows.
+//! Metrics of predicted probabilities: normalised entropy (NE, eq. 5), calibration, AUC and GAUC.
+//! Every formula is here once; callers keep the sums or the rows.
 //!
 //! NE needs only sums ([`LogLossSums`], or [`normalized_entropy`] for weighted or resampled sums).
-//! AUC and GAUC need the rows; [`MetricsWindow`] bounds how many it keeps, and its metrics are exact
-//! over those.
+//! AUC and GAUC need the rows; [`MetricsWindow`] bounds how many it keeps, and its metrics are
+//! exact over those.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -68,7 +68,7 @@ impl LogLossSums {
         self.positives as f64 / self.count.max(1) as f64
     }
 
-    /// See [`normalized_entropy`].
+    /// The sums as [`normalized_entropy`].
     pub fn normalized_entropy(&self) -> Option<f64> {
         normalized_entropy(self.log_loss, self.positives as f64, self.count as f64)
     }
@@ -109,7 +109,7 @@ pub struct BinaryMetrics {
     pub n: usize,
     /// Share of positives.
     pub rate: f64,
-    /// See [`normalized_entropy`].
+    /// The sums as [`normalized_entropy`].
     pub ne: Option<f64>,
     /// Area under the ROC curve. `None` where all labels are alike.
     pub auc: Option<f64>,

@@ -4,7 +4,8 @@
 /// Lowers the priority of the calling thread and of all threads that it starts later; it must not
 /// start threads that answer requests. Does nothing on systems without per-thread priorities.
 pub fn lower_thread_priority() {
-    // Start the shared thread pool now: started by this thread later, it would inherit the priority.
+    // Start the shared thread pool now: started by this thread later, it would inherit the
+    // priority.
     rayon::current_num_threads();
     hypercast_core::clock::lower_priority();
 }

@@ -69,17 +69,17 @@ pub struct PlainDense<B: HstuBackend> {
 }
 
 impl<B: HstuBackend> PlainDense<B> {
-    /// See [`DenseBackend::prepare`].
+    /// On this device as [`DenseBackend::prepare`] says.
     pub fn prepare(weight: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> Self {
         Self { weight: matrix(weight), bias: bias.map(row) }
     }
 
-    /// See [`DenseBackend::mix`].
+    /// On this device as [`DenseBackend::mix`] says.
     pub fn mix(&self, x: FloatTensor<B>, norm: NormWeights<FloatTensor<B>>) -> FloatTensor<B> {
         silu(self.product(normalise(matrix(x), norm))).into_primitive().tensor()
     }
 
-    /// See [`DenseBackend::gate`].
+    /// On this device as [`DenseBackend::gate`] says.
     pub fn gate(
         &self,
         gated: GateInputs<FloatTensor<B>>,

@@ -116,13 +116,13 @@ impl<B: HstuBackend> JoinedHistory<B> {
         self.0.as_ref().map_or(0, |[k, _]| k.dims()[0])
     }
 
-    /// See [`HistoryBackend::kept_size`].
+    /// On this device as [`HistoryBackend::kept_size`] says.
     pub fn size(&self) -> KeptSize {
         let bytes = |tensor: &Tensor<B, 2>| tensor.shape().num_elements() * size_of::<f32>();
         KeptSize { tokens: self.tokens(), bytes: self.0.iter().flatten().map(bytes).sum() }
     }
 
-    /// See [`HistoryBackend::truncate`].
+    /// On this device as [`HistoryBackend::truncate`] says.
     pub fn truncate(&mut self, tokens: usize) {
         let keep = tokens.min(self.tokens());
         self.0 = self.0.take().map(|parts| parts.map(|part| part.narrow(0, 0, keep)));
@@ -131,7 +131,7 @@ impl<B: HstuBackend> JoinedHistory<B> {
         }
     }
 
-    /// See [`HistoryBackend::keep`].
+    /// On this device as [`HistoryBackend::keep`] says.
     ///
     /// # Panics
     /// As there.
@@ -159,7 +159,7 @@ impl<B: HstuBackend> JoinedHistory<B> {
         }
     }
 
-    /// See [`HistoryBackend::attend`].
+    /// On this device as [`HistoryBackend::attend`] says.
     ///
     /// # Panics
     /// As there.

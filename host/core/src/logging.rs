@@ -13,9 +13,9 @@ use crate::error::{CommonErrors as _, Error, Result};
 /// The environment variable that overrides the configuration.
 const VARIABLE: &str = "HYPERCAST_LOG";
 
-type Change = Box<dyn Fn(EnvFilter) -> Result<()> + Send + Sync>;
+type LevelSetter = Box<dyn Fn(EnvFilter) -> Result<()> + Send + Sync>;
 
-static CHANGE: OnceLock<Change> = OnceLock::new();
+static LEVEL_SETTER: OnceLock<LevelSetter> = OnceLock::new();
 
 /// Starts logging: warnings and errors, or what `HYPERCAST_LOG` sets. A process calls this once,
 /// before anything else.
@@ -33,7 +33,7 @@ pub fn start() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(levels);
     let gone = |error: tracing_subscriber::reload::Error| Error::internal(error.to_string());
-    let change: Change = match std::env::var("HYPERCAST_LOG_FORMAT").as_deref() {
+    let change: LevelSetter = match std::env::var("HYPERCAST_LOG_FORMAT").as_deref() {
         Ok("json") => {
             let builder = builder.json().with_filter_reloading();
             let handle = builder.reload_handle();
@@ -48,7 +48,7 @@ pub fn start() {
         }
     };
     // Only this function sets it, and `init` has panicked if it ran twice.
-    let _ = CHANGE.set(change);
+    let _ = LEVEL_SETTER.set(change);
 }
 
 /// Checks a list of levels.
@@ -65,7 +65,7 @@ pub fn check_levels(levels: &str) -> std::result::Result<(), String> {
 /// [`check_levels`] refuses `levels`.
 pub fn set_levels(levels: &str) -> Result<()> {
     let filter = filter(levels).map_err(Error::invalid)?;
-    match CHANGE.get() {
+    match LEVEL_SETTER.get() {
         Some(change) if std::env::var_os(VARIABLE).is_none() => change(filter),
         // Tests do not start logging.
         _ => Ok(()),

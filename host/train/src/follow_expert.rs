@@ -228,7 +228,7 @@ impl LoggedBatch {
 }
 
 /// Rows and corrections that wait to be learned from.
-struct PendingBatch {
+struct PendingRows {
     rows: LoggedBatch,
     corrections: LoggedBatch,
     ingested_ms: Vec<i64>,
@@ -249,7 +249,7 @@ impl ExpertFollower<'_> {
         if !self.publisher.has_snapshot() {
             self.ask(out)?;
         }
-        let mut waiting = None::<PendingBatch>;
+        let mut waiting = None::<PendingRows>;
         while !shutdown.is_requested() {
             let next = self.feed.next(LOOK_EVERY)?;
             let at_end = options.until_end && matches!(next, FeedItem::End);
@@ -262,15 +262,15 @@ impl ExpertFollower<'_> {
                 if waiting.as_ref().is_some_and(|own| own.rows() + rows > most) {
                     self.learn(waiting.take().expect("it is there"), out)?;
                 }
-                let own = waiting.get_or_insert_with(|| PendingBatch::new(position));
+                let own = waiting.get_or_insert_with(|| PendingRows::new(position));
                 own.add(logged, position);
             } else if waiting.is_none() {
                 self.place.position = self.feed.position();
             }
-            let full = |own: &PendingBatch| own.rows() >= most;
+            let full = |own: &PendingRows| own.rows() >= most;
             let waited =
-                |own: &PendingBatch| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
-            let ready = |own: &PendingBatch| full(own) || at_end || waited(own);
+                |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
+            let ready = |own: &PendingRows| full(own) || at_end || waited(own);
             if waiting.as_ref().is_some_and(ready) {
                 self.learn(waiting.take().expect("it is there"), out)?;
             }
@@ -289,8 +289,8 @@ impl ExpertFollower<'_> {
         !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
     }
 
-    fn learn(&mut self, waiting: PendingBatch, out: &mut dyn Write) -> Result<()> {
-        let PendingBatch { mut rows, corrections, ingested_ms, position, .. } = waiting;
+    fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
+        let PendingRows { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
             let predictions = self.stream.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
@@ -399,10 +399,10 @@ impl ExpertFollower<'_> {
     }
 }
 
-impl PendingBatch {
-    fn new(position: FeedPosition) -> PendingBatch {
+impl PendingRows {
+    fn new(position: FeedPosition) -> PendingRows {
         let (rows, corrections) = (LoggedBatch::default(), LoggedBatch::default());
-        PendingBatch { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
+        PendingRows { rows, corrections, ingested_ms: Vec::new(), since: Instant::now(), position }
     }
 
     fn rows(&self) -> usize {

@@ -39,7 +39,7 @@ pub(super) struct Learning {
 }
 
 /// Where a trainer stands, as a line says it.
-pub(super) struct TrainingPosition {
+pub(super) struct ProgressPosition {
     pub(super) position: Value,
     pub(super) requests: u64,
     pub(super) corrections: u64,
@@ -89,7 +89,7 @@ impl Learning {
     /// The line of a window; the next one then begins.
     pub(super) fn line<'a>(
         &mut self,
-        stands: TrainingPosition,
+        stands: ProgressPosition,
         slices: impl Iterator<Item = ProgressSlice<'a>>,
     ) -> Value {
         let slices = slices.map(|ProgressSlice { surface, task, n, ne }| {

@@ -148,7 +148,7 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(in crate::cpu) struct F32x8(__m256);
 
-    /// AVX-512.
+    /// AVX-512: 16 lanes of f32.
     #[derive(Clone, Copy)]
     pub(in crate::cpu) struct F32x16(__m512);
 

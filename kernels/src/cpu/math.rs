@@ -27,7 +27,7 @@ pub(super) fn exp<V: Lanes>(x: V) -> V {
     p.scale_by_power(k_plus_magic)
 }
 
-/// `1 / (1 + exp(-x))`.
+/// The sigmoid, `1 / (1 + exp(-x))`.
 #[inline(always)]
 pub(super) fn sigmoid<V: Lanes>(x: V) -> V {
     exp(V::splat(0.0).sub(x)).add(V::splat(1.0)).recip()

@@ -27,7 +27,7 @@ pub(super) const PANEL: usize = SIDE * LANES;
 /// Shared memory of a workgroup, in bytes.
 pub(super) const SHARED_BYTES: usize = (2 * SIDE + TILE) * PITCH * LANES * size_of::<f32>();
 
-/// Four values.
+/// Four values that are loaded together.
 pub(super) type Four = Vector<f32, Const<4>>;
 
 /// The inputs of every kernel: the op's inputs, the work items and the options.

@@ -61,7 +61,7 @@ impl LoadResult {
         quantile(&mut self.answered_ms.clone(), share)
     }
 
-    /// All requests.
+    /// Requests of all outcomes together.
     pub fn requests(&self) -> usize {
         self.answered_ms.len() + self.refused_ms.len() + self.late + self.failed
     }

@@ -50,7 +50,7 @@ pub fn spec() -> FmSpec {
     }
 }
 
-/// The catalogue.
+/// The items that requests choose from.
 pub fn items() -> Vec<Arc<Item>> {
     let item = |id: u64| Item { id, ids: vec![id % 500, id % 31], ..Item::default() };
     (0..ITEMS).map(|id| Arc::new(item(id))).collect()

@@ -1,8 +1,8 @@
 //! Predictions with their labels: by surface, task and arm over the reported part of the data, and
 //! by time over the whole stream.
 //!
-//! BinaryLabels are the schema's, whatever a plugin trains on, so that all arms are measured on the same
-//! rows.
+//! BinaryLabels are the schema's, whatever a plugin trains on, so that all arms are measured on the
+//! same rows.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -50,7 +50,7 @@ impl ScoredImpression {
     }
 }
 
-/// Collects predictions.
+/// Collects predictions and their labels by slice.
 #[derive(Debug)]
 pub struct EvaluationScores {
     schema: Arc<Schema>,

@@ -50,7 +50,7 @@ use crate::{
     },
 };
 
-/// The experiments.
+/// The experiments, by the name of their command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Experiment {
     /// Table 1: no embedding, user embedding, TAE, both

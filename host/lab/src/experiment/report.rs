@@ -184,7 +184,7 @@ impl SeedResults<'_> {
     }
 }
 
-/// The mean.
+/// The mean over seeds.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

@@ -231,7 +231,7 @@ pub(crate) fn at_signals(
     Ok(())
 }
 
-/// `POST /v1/admin/reload`.
+/// Answers `POST /v1/admin/reload`.
 pub(crate) async fn route(
     State(app): State<Arc<AppState>>,
     Extension(CallerName(name)): Extension<CallerName>,

@@ -116,7 +116,7 @@ impl Converter {
         features.filter_map(|feature| Some((feature.name.clone(), value(feature.kind)?))).collect()
     }
 
-    /// The schema.
+    /// The schema that bodies are converted by.
     pub(crate) fn schema(&self) -> &Schema {
         &self.schema
     }

@@ -28,7 +28,7 @@ struct PushHeader {
     parameters_bytes: Option<usize>,
 }
 
-/// A push.
+/// A push as it travels: manifest, component and parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Push<'a> {
     /// The signed manifest.

@@ -126,12 +126,12 @@ impl Rollout {
         &self.expert.name
     }
 
-    /// Its version.
+    /// The version of the expert, a semver.
     pub fn version(&self) -> &str {
         &self.expert.version
     }
 
-    /// `NAME@VERSION`.
+    /// The label in metrics and logs, `NAME@VERSION`.
     pub fn label(&self) -> String {
         format!("{}@{}", self.expert.name, self.expert.version)
     }

@@ -34,7 +34,7 @@ impl ServedFm {
         self.tier.manifest()
     }
 
-    /// Its version.
+    /// The version of the expert, a semver.
     pub fn version(&self) -> &str {
         &self.manifest().version
     }
@@ -50,7 +50,7 @@ impl ServedFm {
 pub struct ExpertArm {
     /// The expert's name.
     pub name: String,
-    /// Its version.
+    /// The version of the expert, a semver.
     pub version: String,
     /// `NAME@VERSION`, in metrics and answers.
     pub label: String,

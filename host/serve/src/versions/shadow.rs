@@ -107,7 +107,8 @@ impl ShadowWorker {
             let output =
                 outputs.entry(fm.version()).or_insert_with(|| self.infer(fm, &request.fetched));
             let rows = output.as_ref().map(|output| &*output.tae);
-            // The shadow does all the work of an answer, so that faults are request before it serves.
+            // The shadow does all the work of an answer, so that faults are request before it
+            // serves.
             let (outcome, spent) = arm.expert().serve(example, arm.tae(rows), items.len());
             arm.count(&outcome, spent);
             match outcome {

@@ -22,7 +22,8 @@ use hypercast_stream::registry::schema_hash;
 pub struct Args {
     /// The component
     pub component: PathBuf,
-    /// RecordedRequest requests: a file, or a folder of them as a daemon keeps it (paths.state/recorded)
+    /// RecordedRequest requests: a file, or a folder of them as a daemon keeps it
+    /// (paths.state/recorded)
     #[arg(long, value_name = "PATH")]
     pub requests: PathBuf,
     /// Its parameters; without any it runs with initial values, which tells of faults and times

@@ -36,7 +36,7 @@ impl StateDir {
         Ok(StateDir { _lock: DirLock::acquire(dir)?, dir: dir.to_path_buf() })
     }
 
-    /// The directory.
+    /// The directory that this locks.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

@@ -60,7 +60,7 @@ pub trait WeightRows {
     /// The current generation, for [`WeightRows::changed_since`].
     fn generation(&self) -> u64;
 
-    /// All ids.
+    /// The ids of all rows.
     fn ids(&self) -> Box<dyn Iterator<Item = u64> + '_>;
 
     /// The ids of rows that changed or were added since a generation; may include others.

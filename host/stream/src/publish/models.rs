@@ -106,8 +106,8 @@ pub fn fm_update(publication: Publication) -> Result<WeightUpdate> {
 }
 
 /// Writes the published weights of an FM as a checkpoint, to load with
-/// [`hypercast_fm::inference::load_updatable`], and returns a follower that continues from there. `None`
-/// if there is no snapshot yet. The returned publication has no weights.
+/// [`hypercast_fm::inference::load_updatable`], and returns a follower that continues from there.
+/// `None` if there is no snapshot yet. The returned publication has no weights.
 ///
 /// # Errors
 /// The engine cannot be reached, the weights form no model, or the disk is full.

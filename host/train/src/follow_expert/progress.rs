@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{Learning, ProgressSlice, TrainingPosition},
+        progress_log::{Learning, ProgressSlice, ProgressPosition},
         report::ALL,
     },
     ExpertCheckpoint,
@@ -95,7 +95,7 @@ impl ExpertProgress {
             n: summary.n as u64,
             ne: summary.ne,
         });
-        let stands = TrainingPosition {
+        let stands = ProgressPosition {
             position: json!(place.position),
             requests: place.requests,
             corrections: place.corrections,

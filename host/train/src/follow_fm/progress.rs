@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{self, Learning, TrainingPosition},
+        progress_log::{self, Learning, ProgressPosition},
         report::ALL,
     },
     checkpoint::FmCheckpoint,
@@ -117,7 +117,7 @@ impl FmProgress {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
             progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
         });
-        let stands = TrainingPosition {
+        let stands = ProgressPosition {
             position: json!(place.position),
             requests: place.requests,
             corrections: place.corrections,

@@ -104,10 +104,10 @@ pub(super) struct FmLoading {
 /// The versions in use.
 pub(super) struct LoadedVersions {
     loading: FmLoading,
-    versions: Vec<LoadedFm>,
+    versions: Vec<LoadedFmVersion>,
 }
 
-struct LoadedFm {
+struct LoadedFmVersion {
     to_log: ToLog,
     fm: Option<Box<dyn FoundationModel>>,
     /// Where its weights come from, if they are published.
@@ -126,7 +126,7 @@ impl LoadedVersions {
         self.versions.retain(|own| to_log.contains(&own.to_log));
         for to_log in to_log {
             if self.versions.iter().all(|own| own.to_log != to_log) {
-                let own = LoadedFm::open(&self.loading, to_log)?;
+                let own = LoadedFmVersion::open(&self.loading, to_log)?;
                 self.versions.push(own);
             }
         }
@@ -158,8 +158,8 @@ impl LoadedVersions {
     }
 }
 
-impl LoadedFm {
-    fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFm> {
+impl LoadedFmVersion {
+    fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFmVersion> {
         let follower = match to_log.published {
             true => {
                 let topic = Topic::fm(&to_log.version);
@@ -175,7 +175,7 @@ impl LoadedFm {
             }
             (None, _) => None,
         };
-        Ok(LoadedFm { to_log, fm, follower, ahead: None })
+        Ok(LoadedFmVersion { to_log, fm, follower, ahead: None })
     }
 
     fn work(loading: &FmLoading, version: &str) -> PathBuf {

@@ -17,7 +17,7 @@ const SHARED_NAMES: [&str; 3] = ["Args", "Error", "Result"];
 ///
 /// Fields and variants are exempt: "In milliseconds." is all that a field may need, and variants'
 /// docs are the command line's help.
-const MIN_DOC_WORDS: usize = 4;
+const MIN_DOC_WORDS: usize = 3;
 
 /// Functions and methods with a tuple among their parameters. Closures may have one.
 pub fn tuple_parameters(_: &Sources, files: &[RustFile<'_>]) -> Result<Vec<Finding>> {
