@@ -308,3 +308,29 @@ fn add_rows(rows: &mut [f32], index: &[u32], gradients: TensorData, dim: usize) 
         rows[at..at + dim].iter_mut().zip(part).for_each(|(sum, &g)| *sum += g);
     }
 }
+
+/// Prepares each of `all` on the calling thread and runs it on another one, `threads` at a time:
+/// with long histories a batch has more parts than there are threads. The results are in order.
+pub(crate) fn run_in_waves<S, P: Send, T: Send>(
+    all: Vec<S>,
+    threads: usize,
+    prepare: impl Fn(S) -> P,
+    run: impl Fn(P) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut results = Vec::with_capacity(all.len());
+    let mut rest = all.into_iter();
+    while rest.len() > 0 {
+        std::thread::scope(|scope| -> Result<()> {
+            let prepared: Vec<P> = rest.by_ref().take(threads).map(&prepare).collect();
+            let run = &run;
+            let wave: Vec<_> =
+                prepared.into_iter().map(|one| scope.spawn(move || run(one))).collect();
+            for thread in wave {
+                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                results.push(result?);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(results)
+}

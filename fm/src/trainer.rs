@@ -357,7 +357,7 @@ where
             };
             (weights, shard)
         };
-        run_in_waves(shards, self.shards, prepare, |(weights, shard)| {
+        shard::run_in_waves(shards, self.shards, prepare, |(weights, shard)| {
             shard::pass::<A>(weights, shard, context)
         })
     }
@@ -384,7 +384,9 @@ where
             all.push(GatheredBatch { batch, rows });
         }
         let prepare = |part| (network.clone(), part);
-        run_in_waves(all, self.shards, prepare, |(network, part)| evaluate(network, part, context))
+        shard::run_in_waves(all, self.shards, prepare, |(network, part)| {
+            evaluate(network, part, context)
+        })
     }
 
     fn manifest(&self, version: &str) -> FmManifest {
@@ -544,32 +546,6 @@ where
             state.write(draft, &self.network, record)
         })
     }
-}
-
-/// Prepares each of `all` on the calling thread and runs it on another one, `threads` at a time:
-/// with long histories a batch has more parts than there are threads. The results are in order.
-fn run_in_waves<S, P: Send, T: Send>(
-    all: Vec<S>,
-    threads: usize,
-    prepare: impl Fn(S) -> P,
-    run: impl Fn(P) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let mut results = Vec::with_capacity(all.len());
-    let mut rest = all.into_iter();
-    while rest.len() > 0 {
-        std::thread::scope(|scope| -> Result<()> {
-            let prepared: Vec<P> = rest.by_ref().take(threads).map(&prepare).collect();
-            let run = &run;
-            let wave: Vec<_> =
-                prepared.into_iter().map(|one| scope.spawn(move || run(one))).collect();
-            for thread in wave {
-                let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                results.push(result?);
-            }
-            Ok(())
-        })?;
-    }
-    Ok(results)
 }
 
 /// New weights from the configuration's seed. All are drawn here rather than at their first use,

@@ -21,7 +21,7 @@
 //! Two requests, the first with two history tokens and both with one target:
 //!
 //! ```
-//! use burn::tensor::{Tensor, backend::Backend};
+//! use burn::tensor::Tensor;
 //! use burn_flex::Flex;
 //! use hypercast_kernels::attention::{HstuAttention, HstuInputs, hstu_attention};
 //!
@@ -36,7 +36,7 @@
 //!     times_s: None,
 //! }
 //! .checked()?;
-//! let device = <Flex as Backend>::Device::default();
+//! let device = Default::default();
 //! let ones = || Tensor::<Flex, 2>::ones([4, 8], &device); // [H + R, heads * width]
 //! let inputs = HstuInputs { q: ones(), k: ones(), v: ones(), position: None, time: None };
 //! let output = hstu_attention(inputs, &layout);

@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 
-use crate::attention::{AttentionWindow, HstuAttention, Request};
+use crate::attention::{AttentionWindow, HstuAttention, RequestRows};
 
 /// Rows and columns of a tile of scores of the kernels without tensor cores.
 pub(super) const TILE: usize = 64;
@@ -127,7 +127,7 @@ pub(super) fn query_items(shape: &HstuAttention, tiling: Tiling) -> Vec<QueryIte
 
 fn queries(
     window: Option<AttentionWindow>,
-    request: &Request,
+    request: &RequestRows,
     columns: usize,
     [first, count, position, step, end]: [usize; 5],
 ) -> QueryItem {
