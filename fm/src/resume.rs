@@ -97,7 +97,7 @@ impl TrainingState {
         fs::write(&path, text).map_err(|error| checkpoint_error(&path, error))
     }
 
-    /// Reads `training.json`.
+    /// Reads `training.json` of a saved trainer.
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("training.json");
         let text = fs::read(&path).map_err(|error| {

@@ -11,7 +11,7 @@ use super::tile::{
 };
 use super::work::{TILE, WORDS};
 
-/// A `work::QueryItem`.
+/// A `work::QueryItem`, as the kernel reads it.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct ForwardItem {
     pub(super) queries: TileRows,

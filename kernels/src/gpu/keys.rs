@@ -13,7 +13,7 @@ use super::tile::{
 };
 use super::work::{TILE, WORDS};
 
-/// A `work::KeyItem`.
+/// A `work::KeyItem`, as the kernel reads it.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct KeysItem {
     pub(super) keys: TileRows,

@@ -193,7 +193,7 @@ mod tests {
         serving::LoadedArm,
     };
 
-    /// Serves nothing.
+    /// Serves nothing: rollouts alone are tested.
     struct Nothing;
 
     impl VersionLookup for Nothing {
