@@ -268,8 +268,7 @@ impl ExpertFollower<'_> {
                 self.place.position = self.feed.position();
             }
             let full = |own: &PendingRows| own.rows() >= most;
-            let waited =
-                |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
+            let waited = |own: &PendingRows| own.rows.rows > 0 && own.since.elapsed() >= BATCH_WAIT;
             let ready = |own: &PendingRows| full(own) || at_end || waited(own);
             if waiting.as_ref().is_some_and(ready) {
                 self.learn(waiting.take().expect("it is there"), out)?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{Learning, ProgressSlice, ProgressPosition},
+        progress_log::{Learning, ProgressPosition, ProgressSlice},
         report::ALL,
     },
     ExpertCheckpoint,
