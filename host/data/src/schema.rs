@@ -113,11 +113,11 @@ pub enum FeatureKind {
 
 /// A running counter: how often an action followed an impression, for each value of a key.
 ///
-/// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (log(1
-/// + impressions)). A counter that never forgets also adds `NAME_effect`: the log odds that its key
-/// contributes to the action when all such counters and the surface explain outcomes together. The
-/// sum of an action's effects and its standard deviation are the columns `ACTION_log_odds` and
-/// `ACTION_doubt`.
+/// It adds the numeric columns `NAME_rate` (the smoothed logit of the rate) and `NAME_count` (the
+/// log of 1 plus impressions). A counter that never forgets also adds `NAME_effect`: the log odds
+/// that its key contributes to the action when all such counters and the surface explain outcomes
+/// together. The sum of an action's effects and its standard deviation are the columns
+/// `ACTION_log_odds` and `ACTION_doubt`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counter {

@@ -236,7 +236,7 @@ impl FmPredictionTable {
             Column::scalars(std::mem::take(&mut self.times_ms)),
         ];
         let values = self.values.iter_mut().map(std::mem::take);
-        columns.extend(values.map(|values| Column::scalars(values)));
+        columns.extend(values.map(Column::scalars));
         Ok(self.writer.write(&columns)?)
     }
 

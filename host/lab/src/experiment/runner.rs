@@ -148,7 +148,7 @@ impl<'a> ArmRunner<'a> {
             self.mode == TestMode::Streaming,
             &mut |examples, predictions| {
                 let rows = examples.iter().flat_map(|e| {
-                    (0..e.targets.len()).map(move |row| TargetRow { example: *e, row })
+                    (0..e.targets.len()).map(move |row| TargetRow { example: e, row })
                 });
                 for (at, target) in rows.enumerate() {
                     for (predictions, task) in predictions.iter().zip(&*tasks) {

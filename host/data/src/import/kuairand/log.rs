@@ -141,7 +141,7 @@ impl KuairandReader<'_> {
         if !self.videos.contains_key(&item) {
             return Err(unknown_video(item));
         }
-        let actions = u32::from(event.viewed) * LONG_VIEW | u32::from(event.liked) * IS_LIKE;
+        let actions = (u32::from(event.viewed) * LONG_VIEW) | (u32::from(event.liked) * IS_LIKE);
         self.rows.push(Impression {
             request: 0,
             time_ms: event.time_ms,
