@@ -356,9 +356,9 @@ mod tests {
             "request",
         );
         refused(r#"{"clock_ms": 2000}"#, "clock_ms", "max_future_s");
-        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "no time");
+        refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "out of range");
         let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
-        refused(never, "events[0]", "no time");
+        refused(never, "events[0]", "out of range");
         refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");
         refused(r#"{"users": [{"id": 1, "features": {"age": 3}}]}"#, "users[0]", "age");
         let bought = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "actions": {"bought": true}}]}"#;
