@@ -275,14 +275,14 @@ fn a_push_is_rolled_out_to_everybody_and_invalid_pushes_are_refused_with_a_reaso
     let stranger = SecretKey::generate().unwrap();
     refused("1.2.0", &body(stranger.sign(&manifest("1.2.0")), &component), "not trusted");
     let posing = SignedManifest { key: key.public().id(), ..stranger.sign(&manifest("1.2.0")) };
-    refused("1.2.0", &body(posing, &component), "the signature is not one of key");
+    refused("1.2.0", &body(posing, &component), "the signature does not fit key");
     let mut flipped = good.clone();
     let last = flipped.len() - 1000;
     flipped[last] ^= 1;
     refused("1.2.0", &flipped, "not the one that was signed");
-    refused("1.2.0", &good[..good.len() - 1], "cut short");
-    refused("1.3.0", &good, "what was signed is home 1.2.0");
-    refused("1.2.0", &body(sign("1.2.0", 1000), &component), "an old push is not taken again");
+    refused("1.2.0", &good[..good.len() - 1], "it is truncated");
+    refused("1.3.0", &good, "home 1.2.0 was signed, but it was pushed as home 1.3.0");
+    refused("1.2.0", &body(sign("1.2.0", 1000), &component), "older pushes are refused");
     refused("1.2.0", &body(sign("1.2.0", i64::MAX), &component), "clock");
     refused("1.1.0", &body(sign("1.1.0", now()), &component), "other content");
     refused("1.2.0", b"no push", "hcpush01");
