@@ -121,7 +121,7 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// The expert's name.
+    /// The name of the expert, without its version.
     pub fn name(&self) -> &str {
         &self.expert.name
     }
