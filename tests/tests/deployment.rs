@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use hypercast_core::prerequisite::skip;
 use hypercast_tests::{Prerequisites, prerequisites, run};
 
 fn host() -> PathBuf {
@@ -84,8 +85,7 @@ fn the_binary_accepts_the_command_of_every_unit() {
 /// Verifies a unit with `systemd-analyze`, if this machine has it.
 fn verified(path: &Path, text: &str, binary: &Path) {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("SKIPPED systemd-analyze verify: this machine has none");
-        return;
+        return skip("systemd-analyze verify", "this machine has none");
     }
     let dir = tempfile::tempdir().unwrap();
     let name = path.file_name().unwrap().to_str().unwrap().replace('@', "@1.0.0");

@@ -32,6 +32,16 @@ use case::{
 
 const LIMITS: CaseLimits = CaseLimits { dim: 80, buckets: 70 };
 
+/// Skips a test of what this machine lacks.
+///
+/// # Panics
+/// Where `CI` is `true`, so that no check is lost unnoticed.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn skip(test: &str, reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test}: {reason}");
+    eprintln!("SKIPPED {test}: {reason}");
+}
+
 fn wide(values: &CaseValues) -> HstuInputs<Vec<f64>> {
     values.as_ref().map(|x| x.iter().map(|x| f64::from(*x)).collect())
 }

@@ -128,9 +128,10 @@ fn measure(root: &Path, table: &Table, options: &Options) -> Result<(Figures, bo
         let folder = folder.display();
         ensure!(Path::new(&folder.to_string()).is_dir(), "{folder} is missing; run `cargo verify`");
     }
-    let build = ["build", "--release", "-p", "hypercast-lab", "--features"];
+    // With the daemon, whose processes the parts `serving` and `lifecycle` start.
+    let build = ["build", "--release", "-p", "hypercast", "-p", "hypercast-lab", "--features"];
     let status = cargo().args(build).arg(table.features.join(",")).current_dir(root).status()?;
-    ensure!(status.success(), "building hypercast-lab failed");
+    ensure!(status.success(), "building hypercast and hypercast-lab failed");
 
     let work = target.join("bench");
     std::fs::create_dir_all(&work)?;
