@@ -4,6 +4,7 @@
 mod behaviour;
 mod oracle;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rand::SeedableRng;
@@ -407,4 +408,41 @@ fn hstu_and_pooling_cross_by_request() {
             }),
         );
     }
+}
+
+/// The words in quotes that look like an operator's name.
+fn quoted_operators(text: &str) -> BTreeSet<&str> {
+    let words = text.split('"').skip(1).step_by(2);
+    let is_name = |word: &&str| {
+        word.starts_with(|first: char| first.is_ascii_uppercase())
+            && word.chars().all(|letter| letter.is_ascii_alphabetic())
+    };
+    words.filter(is_name).collect()
+}
+
+#[test]
+fn every_operator_is_documented_and_tested() {
+    let document = include_str!("../../../../../sdk/wit/ops.md");
+    let first_cells = document.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: BTreeSet<&str> = first_cells
+        .filter_map(|row| row.split('|').next())
+        .flat_map(|cell| cell.split(['`', ' ']).filter(|word| !word.is_empty()))
+        .collect();
+    let leaves = BTreeSet::from(["Constant", "Input", "Parameter"]);
+    let cases = [include_str!("mod.rs"), include_str!("behaviour.rs")].map(quoted_operators);
+    let tested: BTreeSet<&str> = cases.into_iter().flatten().chain(leaves.clone()).collect();
+    let fuzzed = quoted_operators(include_str!("../../../../../tests/fuzz/src/graph.rs"));
+    let in_sdk = quoted_operators(include_str!("../../../../../sdk/src/ops.rs"));
+    let missing = |from: &BTreeSet<&str>| -> Vec<String> {
+        documented.difference(from).map(|name| name.to_string()).collect()
+    };
+    assert_eq!(missing(&tested), [""; 0], "operators without a case in these tests");
+    assert_eq!(missing(&fuzzed), [""; 0], "operators without a place in the fuzz target");
+    let in_sdk = in_sdk.union(&leaves).copied().collect();
+    assert_eq!(missing(&in_sdk), [""; 0], "operators without a method in the SDK");
+    // Names such as `ReduceSum` are parsed from two parts.
+    let parts = BTreeSet::from(["Mean", "Pool", "Reduce", "Sum"]);
+    let known = &quoted_operators(include_str!("../../graph/op.rs")) - &parts;
+    let undocumented: Vec<&&str> = known.difference(&documented).collect();
+    assert!(undocumented.is_empty(), "operators that sdk/wit/ops.md lacks: {undocumented:?}");
 }
