@@ -6,13 +6,15 @@ use crate::raw::types::{
     self as wit, ActionBatch, Evaluation, HostInfo, NamedColumn, Network, Prediction, RankRequest,
     Ranked, TaskLabels, TrainingStep, Verdict,
 };
-use crate::{Expert, Graph, Request, raw};
+use crate::{Expert, Graph, Request, log, raw};
 
 /// Adapts an [`Expert`] to the contract's exports. `export!` uses it.
 pub struct Component<E>(PhantomData<E>);
 
+// Each call may be the first of its instance, so each sees to it that a panic is reported.
 impl<E: Expert> raw::Guest for Component<E> {
     fn describe(info: HostInfo) -> wit::Description {
+        log::report_panics();
         let description = E::describe(&info);
         // The columns follow from the network. If it cannot be built, there are none, and the host
         // gets the reason from `network`.
@@ -21,6 +23,7 @@ impl<E: Expert> raw::Guest for Component<E> {
     }
 
     fn network(info: HostInfo) -> Result<Network, String> {
+        log::report_panics();
         Ok(finish::<E>(info)?.network)
     }
 
@@ -29,22 +32,27 @@ impl<E: Expert> raw::Guest for Component<E> {
         predictions: Vec<Prediction>,
         columns: Vec<NamedColumn>,
     ) -> Result<Vec<Ranked>, String> {
+        log::report_panics();
         E::rank(&Request::new(request, predictions, columns))
     }
 
     fn labels(info: HostInfo, batch: ActionBatch) -> Result<Vec<TaskLabels>, String> {
+        log::report_panics();
         E::labels(&info, &batch)
     }
 
     fn sample(info: HostInfo, batch: ActionBatch) -> Vec<f32> {
+        log::report_panics();
         E::sample(&info, &batch)
     }
 
     fn schedule(step: TrainingStep) -> f32 {
+        log::report_panics();
         E::schedule(&step)
     }
 
     fn evaluate(info: HostInfo, evaluation: Evaluation) -> Verdict {
+        log::report_panics();
         E::evaluate(&info, &evaluation)
     }
 }

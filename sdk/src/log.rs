@@ -23,6 +23,14 @@ pub fn error(message: &str) {
     write(Level::Error, message);
 }
 
+/// From now on a panic's message and place go to the host as a logged error. The host shows them as
+/// the reason of the fault.
+pub(crate) fn report_panics() {
+    // A native build prints them itself.
+    #[cfg(target_arch = "wasm32")]
+    std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
+}
+
 #[cfg(target_arch = "wasm32")]
 fn write(level: Level, message: &str) {
     crate::raw::log(level, message);

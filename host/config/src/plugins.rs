@@ -81,7 +81,8 @@ pub struct PluginLimits {
     pub max_parameters: usize,
     /// The most floating-point operations of a plugin's network for one candidate.
     pub max_flops: u64,
-    /// Consecutive faults that open a plugin's breaker.
+    /// Consecutive faults, of as many users, that open a plugin's breaker. As many of one user set
+    /// that user aside: the FM's ranking answers for `breaker_rest_ms`.
     pub breaker_faults: u32,
     /// The breaker also opens when calls that end in faults take this share of a thread's processor
     /// time over ten seconds. The default is two calls that run until a deadline of 50 ms.

@@ -9,6 +9,18 @@ pub fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// The unit that a number looks like if it was meant to be milliseconds since 1970: times between
+/// 2001 and 2286 have 10 digits in seconds, 13 in milliseconds, 16 in microseconds and 19 in
+/// nanoseconds. `None` for all other numbers.
+pub fn mistaken_unit(time_ms: i64) -> Option<&'static str> {
+    match time_ms.checked_ilog10()? {
+        9 => Some("seconds"),
+        15 => Some("microseconds"),
+        18 => Some("nanoseconds"),
+        _ => None,
+    }
+}
+
 /// The processor time that the calling thread has used. The difference of two readings on one
 /// thread is what the work between them cost, whatever else ran meanwhile. Systems other than Linux
 /// give the wall clock instead.

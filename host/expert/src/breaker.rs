@@ -3,9 +3,17 @@
 //!
 //! It opens after some faults in a row, or if faults take more than a share of one thread's time,
 //! in a row or not. Each time that it opens soon after it closed, it stays open for longer.
+//!
+//! Faults of one user alone say that something about that user is odd, not that the plugin is
+//! broken. They set the user aside for a while: the user's requests are refused, and the breaker
+//! stays closed for all others.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// The most users whose faults are remembered one by one.
+const USERS: usize = 1024;
 
 /// The period over which [`BreakerConfig::lost_share`] is measured.
 const LOST_WINDOW: Duration = Duration::from_secs(10);
@@ -13,12 +21,13 @@ const LOST_WINDOW: Duration = Duration::from_secs(10);
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BreakerConfig {
-    /// Consecutive faults that open it.
+    /// Consecutive faults, of different users, that open it; of one user, that set the user aside.
     pub faults: u32,
     /// The breaker opens when calls that end in faults take this share of one thread's time over
     /// ten seconds.
     pub lost_share: f64,
-    /// How long it stays open before one call may try again, in milliseconds.
+    /// How long it stays open before one call may try again, and how long a user is set aside, in
+    /// milliseconds.
     pub open_ms: u64,
     /// The upper bound of `open_ms`, which doubles each time that the breaker opens again before it
     /// was closed for as long as it had been open.
@@ -56,6 +65,8 @@ impl BreakerState {
 /// A failed call, as a breaker counts it.
 #[derive(Debug, Clone, Copy)]
 pub struct FailedCall {
+    /// The user of the request.
+    pub user: u64,
     /// The end of the call.
     pub at: Instant,
     /// What it cost: CPU time for a short call, because a busy machine is not the plugin's fault.
@@ -71,7 +82,10 @@ pub struct Breaker {
 
 #[derive(Debug, Default)]
 struct FaultCounts {
-    consecutive: u32,
+    /// The users whose calls failed since a call last went well, each once.
+    failed_users: Vec<u64>,
+    /// Users whose last calls failed.
+    users: HashMap<u64, UserFaults>,
     open_until: Option<Instant>,
     is_testing: bool,
     /// How long the breaker is or was open, in milliseconds; 0 before it opened at all.
@@ -80,17 +94,32 @@ struct FaultCounts {
     lost_time: Option<LeakyBucket>,
 }
 
+/// A user whose last calls failed.
+#[derive(Debug, Clone, Copy, Default)]
+struct UserFaults {
+    consecutive: u32,
+    set_aside_until: Option<Instant>,
+}
+
 /// The cost of failed calls, less what was allowed since.
 #[derive(Debug, Clone, Copy)]
 struct LeakyBucket {
     at: Instant,
     level_s: f64,
+    /// The user of all these calls; `None` if there were several.
+    only_user: Option<u64>,
 }
 
 impl Breaker {
     /// A breaker that is closed and has counted no fault.
     pub fn new(config: BreakerConfig) -> Breaker {
         Breaker { config, counts: Mutex::default() }
+    }
+
+    /// Whether the requests of `user` are refused at `now`, because the last ones failed.
+    pub fn is_set_aside(&self, user: u64, now: Instant) -> bool {
+        let user = self.lock().users.get(&user).copied().unwrap_or_default();
+        user.set_aside_until.is_some_and(|until| now < until)
     }
 
     /// Whether a call may go ahead at `now`. After the open time one call may, and its result,
@@ -110,22 +139,33 @@ impl Breaker {
         }
     }
 
-    /// A call succeeded at `now`: the breaker closes.
-    pub fn success(&self, now: Instant) {
+    /// A call for `user` succeeded at `now`: the breaker closes.
+    pub fn success(&self, user: u64, now: Instant) {
         let mut counts = self.lock();
-        counts.consecutive = 0;
+        counts.failed_users.clear();
+        counts.users.remove(&user);
         if counts.open_until.take().is_some() {
             (counts.is_testing, counts.closed_at) = (false, Some(now));
         }
     }
 
-    /// A call failed: the breaker may open.
+    /// A call failed: the breaker may open, or set the user aside.
     pub fn fault(&self, call: FailedCall) {
         let mut counts = self.lock();
-        counts.consecutive = counts.consecutive.saturating_add(1);
-        let max_lost_s = self.config.lost_share * LOST_WINDOW.as_secs_f64();
-        let lost_too_much = counts.add_lost_time(call, self.config.lost_share) >= max_lost_s;
-        if counts.is_testing || counts.consecutive >= self.config.faults || lost_too_much {
+        let lost = counts.add_lost_time(call, self.config.lost_share);
+        let lost_too_much = lost.level_s >= self.config.lost_share * LOST_WINDOW.as_secs_f64();
+        counts.add_user_fault(call, &self.config, lost_too_much);
+        if lost_too_much && lost.only_user.is_some() {
+            // The user who lost it is set aside, which makes up for it.
+            counts.lost_time = None;
+        }
+        // Of one user alone no number of faults opens it.
+        let needed = self.config.faults.max(2) as usize;
+        if !counts.failed_users.contains(&call.user) && counts.failed_users.len() < needed {
+            counts.failed_users.push(call.user);
+        }
+        let by_several = lost_too_much && lost.only_user.is_none();
+        if counts.is_testing || counts.failed_users.len() >= needed || by_several {
             counts.open(call.at, &self.config);
         }
     }
@@ -147,14 +187,36 @@ impl Breaker {
 }
 
 impl FaultCounts {
-    /// Adds a failed call and returns the present lost time in seconds.
-    fn add_lost_time(&mut self, call: FailedCall, allowed_share: f64) -> f64 {
-        let bucket = self.lost_time.unwrap_or(LeakyBucket { at: call.at, level_s: 0.0 });
+    /// Adds a failed call and returns the present lost time.
+    fn add_lost_time(&mut self, call: FailedCall, allowed_share: f64) -> LeakyBucket {
+        let empty = LeakyBucket { at: call.at, level_s: 0.0, only_user: Some(call.user) };
+        let mut bucket = self.lost_time.unwrap_or(empty);
         let elapsed = call.at.saturating_duration_since(bucket.at);
-        let level_s = (bucket.level_s - elapsed.as_secs_f64() * allowed_share).max(0.0)
-            + call.cost.as_secs_f64();
-        self.lost_time = Some(LeakyBucket { at: call.at, level_s });
-        level_s
+        bucket.level_s -= elapsed.as_secs_f64() * allowed_share;
+        if bucket.level_s <= 0.0 {
+            bucket = empty;
+        }
+        bucket.at = call.at;
+        bucket.level_s += call.cost.as_secs_f64();
+        bucket.only_user = bucket.only_user.filter(|user| *user == call.user);
+        *self.lost_time.insert(bucket)
+    }
+
+    /// Counts a failed call for its user, who is set aside after some in a row, or at once if the
+    /// user's calls alone took too much time.
+    fn add_user_fault(&mut self, call: FailedCall, config: &BreakerConfig, lost_too_much: bool) {
+        if self.users.len() >= USERS {
+            self.users.retain(|_, user| user.set_aside_until.is_some_and(|until| call.at < until));
+        }
+        if self.users.len() >= USERS && !self.users.contains_key(&call.user) {
+            return;
+        }
+        let user = self.users.entry(call.user).or_default();
+        user.consecutive = user.consecutive.saturating_add(1);
+        if user.consecutive >= config.faults || lost_too_much {
+            let until = call.at + Duration::from_millis(config.open_ms);
+            *user = UserFaults { consecutive: 0, set_aside_until: Some(until) };
+        }
     }
 
     fn open(&mut self, now: Instant, config: &BreakerConfig) {
@@ -171,7 +233,8 @@ impl FaultCounts {
             open_ms => open_ms.saturating_mul(2).min(config.open_max_ms.max(config.open_ms)),
         };
         self.open_until = Some(now + Duration::from_millis(self.open_ms));
-        (self.is_testing, self.consecutive) = (false, 0);
+        self.is_testing = false;
+        self.failed_users.clear();
         // The open time makes up for the lost time.
         self.lost_time = None;
     }
@@ -179,14 +242,62 @@ impl FaultCounts {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn after(start: Instant, ms: u64) -> Instant {
         start + Duration::from_millis(ms)
     }
 
+    /// A failed call of a user of its own.
     fn failed(at: Instant, cost_ms: u64) -> FailedCall {
-        FailedCall { at, cost: Duration::from_millis(cost_ms) }
+        static USER: AtomicU64 = AtomicU64::new(1);
+        let user = USER.fetch_add(1, Ordering::Relaxed);
+        FailedCall { user, at, cost: Duration::from_millis(cost_ms) }
+    }
+
+    #[test]
+    fn one_user_is_set_aside_alone() {
+        let config = BreakerConfig { faults: 3, open_ms: 100, ..BreakerConfig::default() };
+        let breaker = Breaker::new(config);
+        let start = Instant::now();
+        let of = |user, cost_ms| FailedCall { user, ..failed(start, cost_ms) };
+        for _ in 0..2 {
+            breaker.fault(of(7, 0));
+        }
+        assert!(!breaker.is_set_aside(7, start), "two faults are few");
+        breaker.fault(of(7, 0));
+        assert!(breaker.is_set_aside(7, start));
+        assert!(breaker.is_set_aside(7, after(start, 99)) && !breaker.is_set_aside(8, start));
+        assert!(!breaker.is_set_aside(7, after(start, 100)), "then it may try again");
+        for _ in 0..30 {
+            breaker.fault(of(7, 0));
+        }
+        breaker.fault(of(9, 5_000));
+        assert!(breaker.is_set_aside(9, start), "one fault that takes long is enough");
+        assert_eq!(
+            breaker.state(),
+            BreakerState::Closed,
+            "faults of two users are no run of three"
+        );
+        breaker.fault(of(10, 0));
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn users_are_remembered_up_to_a_bound_and_forgotten_after_a_good_call() {
+        let config = BreakerConfig { faults: 2, open_ms: 100, ..BreakerConfig::default() };
+        let breaker = Breaker::new(config);
+        let start = Instant::now();
+        for user in 0..2 * USERS as u64 {
+            breaker.fault(FailedCall { user, ..failed(start, 0) });
+        }
+        assert!(breaker.lock().users.len() <= USERS);
+        breaker.fault(FailedCall { user: 5, ..failed(start, 0) });
+        breaker.success(5, start);
+        breaker.fault(FailedCall { user: 5, ..failed(start, 0) });
+        assert!(!breaker.is_set_aside(5, start), "a success resets the count");
     }
 
     #[test]
@@ -206,7 +317,7 @@ mod tests {
         breaker.fault(failed(later, 0));
         assert!(!breaker.admit(after(later, 199)), "a failed try opens it for twice as long");
         assert!(breaker.admit(after(later, 200)));
-        breaker.success(after(later, 200));
+        breaker.success(0, after(later, 200));
         assert_eq!(breaker.state(), BreakerState::Closed);
         breaker.fault(failed(after(later, 201), 0));
         assert!(breaker.admit(after(later, 201)), "a success resets the count");
@@ -220,7 +331,7 @@ mod tests {
         // 50 ms of every 100: 200 ms are allowed in ten seconds.
         for round in 0..4 {
             breaker.fault(failed(after(start, 100 * round), 50));
-            breaker.success(after(start, 100 * round + 50));
+            breaker.success(0, after(start, 100 * round + 50));
             assert_eq!(breaker.state(), BreakerState::Closed, "round {round}");
         }
         breaker.fault(failed(after(start, 400), 50));
@@ -234,7 +345,7 @@ mod tests {
         for second in 0..60 {
             // A hundredth of a second's thread, and a success beside each.
             breaker.fault(failed(after(start, 1000 * second), 10));
-            breaker.success(after(start, 1000 * second + 10));
+            breaker.success(0, after(start, 1000 * second + 10));
         }
         assert_eq!(breaker.state(), BreakerState::Closed);
     }
@@ -254,7 +365,7 @@ mod tests {
         }
         now = after(now, 400);
         assert!(breaker.admit(now));
-        breaker.success(now);
+        breaker.success(0, now);
         now = after(now, 400);
         breaker.fault(failed(now, 0));
         assert!(breaker.admit(after(now, 100)), "it was closed for as long as it had been open");

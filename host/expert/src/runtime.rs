@@ -328,7 +328,7 @@ impl ServedExpert {
     pub fn serve(&self, example: &Example, tae: Tae, limit: usize) -> (RankOutcome, ExpertTimes) {
         let start = Instant::now();
         let mut times = ExpertTimes::default();
-        let permit = match self.enter(start) {
+        let permit = match self.enter(example.user.id, start) {
             Ok(permit) => permit,
             Err(cause) => return (self.degraded(self.fault(Call::Rank, cause)), times),
         };
@@ -343,13 +343,14 @@ impl ServedExpert {
         });
         match answer {
             Ok((ranked, predictions)) => {
-                self.breaker.success(Instant::now());
+                self.breaker.success(example.user.id, Instant::now());
                 self.counters.ranked();
                 (RankOutcome::Ranked { ranked, predictions }, times)
             }
             Err(fault) => {
                 let cost = permit.cost(&self.blueprint.plugin.limits().gate);
-                (self.failed(fault, cost), times)
+                let call = FailedCall { user: example.user.id, at: Instant::now(), cost };
+                (self.failed(fault, call), times)
             }
         }
     }
@@ -363,19 +364,21 @@ impl ServedExpert {
 
     /// The gate comes first: the breaker's single test call must not be spent on a request that the
     /// gate refuses.
-    fn enter(&self, now: Instant) -> Result<ThreadPermit<'_>, Fault> {
+    fn enter(&self, user: u64, now: Instant) -> Result<ThreadPermit<'_>, Fault> {
         let plugin = &self.blueprint.plugin;
         let permit = plugin.gate().enter(&plugin.limits().gate).map_err(Fault::Busy)?;
+        if self.breaker.is_set_aside(user, now) {
+            return Err(Fault::UserSetAside);
+        }
         if self.breaker.admit(now) { Ok(permit) } else { Err(Fault::Open) }
     }
 
-    fn failed(&self, fault: ExpertFault, cost: Duration) -> RankOutcome {
-        let at = Instant::now();
+    fn failed(&self, fault: ExpertFault, call: FailedCall) -> RankOutcome {
         // A full instance pool is not the plugin's fault and takes no time.
         if !matches!(fault.cause, Fault::Busy(_)) {
-            self.breaker.fault(FailedCall { at, cost });
+            self.breaker.fault(call);
         }
-        self.counters.log(&fault, at);
+        self.counters.log(&fault, call.at);
         self.degraded(fault)
     }
 

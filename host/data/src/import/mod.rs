@@ -10,10 +10,13 @@ mod report;
 pub mod simulate;
 mod text;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
 pub use report::{BadRow, FileReport, ImportReport};
+
+use hypercast_fm::example::MAX_VALUES;
 
 use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::Result;
@@ -34,6 +37,7 @@ impl Destination<'_> {
         mut impressions: Vec<Impression>,
         mut report: ImportReport,
     ) -> Result<ImportReport> {
+        report.repeated = remove_repeated(&mut impressions);
         report.count(&impressions);
         (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
         if let Some(coverage) = content::import(self.content, self.into, entities.items)? {
@@ -45,6 +49,37 @@ impl Destination<'_> {
         report.save(self.into)?;
         Ok(report)
     }
+}
+
+/// Removes all but the first of impressions that agree in all that the files said of them, as where
+/// two files overlap. Returns how many it removed.
+fn remove_repeated(rows: &mut Vec<Impression>) -> u64 {
+    #[derive(PartialEq, Eq, Hash)]
+    struct ImpressionKey {
+        user: u64,
+        item: u64,
+        surface: u16,
+        time_ms: i64,
+        outcome_ms: i64,
+        actions: u32,
+        known: u32,
+        values: [u32; MAX_VALUES],
+    }
+    let before = rows.len();
+    let mut seen = HashSet::with_capacity(before);
+    rows.retain(|row| {
+        seen.insert(ImpressionKey {
+            user: row.user,
+            item: row.item,
+            surface: row.surface,
+            time_ms: row.time_ms,
+            outcome_ms: row.outcome_ms,
+            actions: row.outcome.actions,
+            known: row.outcome.known,
+            values: row.outcome.values.map(f32::to_bits),
+        })
+    });
+    (before - rows.len()) as u64
 }
 
 fn features(names: &[&str], kind: FeatureKind) -> Vec<Feature> {

@@ -23,6 +23,10 @@ pub struct ImportReport {
     pub bad_rows_by_column: BTreeMap<String, u64>,
     /// The first ten bad rows.
     pub first_bad_rows: Vec<BadRow>,
+    /// Impressions that stood in the files more than once, each counted once less than it stood
+    /// there. They were left out.
+    #[serde(default)]
+    pub repeated: u64,
     /// Impressions written, including history-only ones.
     pub impressions: u64,
     /// History-only impressions written.
@@ -147,6 +151,9 @@ impl std::fmt::Display for ImportReport {
         if self.content_width > 0 {
             let (with, items, width) = (self.items_with_content, self.items, self.content_width);
             writeln!(f, "{with} of {items} items have a content vector of {width} numbers")?;
+        }
+        if self.repeated > 0 {
+            writeln!(f, "{} rows repeat others and were left out", self.repeated)?;
         }
         if self.bad_rows > 0 {
             writeln!(f, "{} rows could not be used:", self.bad_rows)?;

@@ -1,14 +1,22 @@
 //! Delimited text with a header: finds columns by name and yields rows with their line numbers, so
 //! that errors can name the place.
+//!
+//! A row is one line, so a quote that is never closed costs its own line and no other.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::str::FromStr;
 
-use csv::ByteRecord;
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 
 use super::report::{ImportReport, RowError};
 use crate::error::{CommonErrors as _, Error, Result};
+
+/// The longest line; a longer one is a bad row.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// The column of errors that are about a whole line.
+const ALL: &str = "(all)";
 
 /// A file to read.
 pub(super) struct TextFile<R> {
@@ -25,7 +33,7 @@ pub(super) struct TextFile<R> {
 
 /// The cells of one row.
 pub(super) struct TextRow<'a> {
-    record: &'a ByteRecord,
+    cells: &'a Cells,
     positions: &'a [usize],
     columns: &'static [&'static str],
 }
@@ -37,38 +45,41 @@ impl<R: Read> TextFile<R> {
         report: &mut ImportReport,
         mut add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
     ) -> Result<()> {
-        let mut reader = csv::ReaderBuilder::new()
-            .delimiter(self.delimiter)
-            // Tab-separated files have no quoting: a quote in a title is part of it.
-            .quoting(self.delimiter == b',')
-            .flexible(true)
-            // Lines end with `\n`; a `\r` before it is trimmed with the cell's white space.
-            .terminator(csv::Terminator::Any(b'\n'))
-            .from_reader(self.content);
-        let unreadable = |error: csv::Error| Error::data(&self.name, error.to_string());
-        let header = reader.byte_headers().map_err(unreadable)?.clone();
+        let mut lines = Lines { content: BufReader::new(self.content), line: Vec::new() };
+        let mut cells = Cells::new(self.delimiter);
+        let damaged = |reason: String| Error::data(&self.name, reason);
+        let wrong = |reason: &str| damaged(format!("{reason}; expected {}", self.expected));
+        if !lines.next().map_err(|error| damaged(error.to_string()))? {
+            return Err(wrong("the file is empty"));
+        }
+        if let Some(reason) = foreign_format(&lines.line) {
+            return Err(wrong(reason));
+        }
+        lines.parse(&mut cells).map_err(|reason| damaged(format!("line 1: {reason}")))?;
+        let header: Vec<String> = (0..cells.len()).map(|cell| cells.text(cell).into()).collect();
         let positions = self.columns.iter().map(|column| {
-            let found = header.iter().position(|name| {
-                String::from_utf8_lossy(name).trim_start_matches('\u{feff}').trim() == *column
-            });
-            found.ok_or_else(|| {
-                Error::data(
-                    &self.name,
-                    format!("column `{column}` is missing; expected {}", self.expected),
-                )
-            })
+            let is_column = |name: &String| name.trim_start_matches('\u{feff}').trim() == *column;
+            let found = header.iter().position(is_column);
+            found.ok_or_else(|| wrong(&format!("column `{column}` is missing")))
         });
         let positions = positions.collect::<Result<Vec<usize>>>()?;
         report.open(&self.name);
-        let mut record = ByteRecord::new();
-        while reader.read_byte_record(&mut record).map_err(unreadable)? {
-            let line = record.position().map_or(0, csv::Position::line);
-            let row = TextRow { record: &record, positions: &positions, columns: self.columns };
-            let outcome = if record.len() == header.len() {
-                add(&row)
-            } else {
-                let reason = format!("{} cells, the header has {}", record.len(), header.len());
-                Err(RowError { column: "(all)", reason })
+        for line in 2.. {
+            if !lines.next().map_err(|error| damaged(error.to_string()))? {
+                break;
+            }
+            if matches!(lines.line.as_slice(), b"\n" | b"\r\n") {
+                continue;
+            }
+            let outcome = match lines.parse(&mut cells) {
+                Ok(()) if cells.len() == header.len() => {
+                    add(&TextRow { cells: &cells, positions: &positions, columns: self.columns })
+                }
+                Ok(()) => {
+                    let reason = format!("{} cells, the header has {}", cells.len(), header.len());
+                    Err(RowError { column: ALL, reason })
+                }
+                Err(reason) => Err(RowError { column: ALL, reason }),
             };
             report.row(line, outcome);
         }
@@ -76,10 +87,110 @@ impl<R: Read> TextFile<R> {
     }
 }
 
+/// Says what a file is that is no text in UTF-8 or Latin-1, from its first line.
+fn foreign_format(start: &[u8]) -> Option<&'static str> {
+    match start {
+        [0x1f, 0x8b, ..] => Some("the file is compressed with gzip; decompress it first"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            Some("the file is compressed with zstd; decompress it first")
+        }
+        [b'P', b'K', 3, 4, ..] => Some("the file is a zip archive; unpack it first"),
+        [b'P', b'A', b'R', b'1', ..] => Some("the file is Parquet, not text"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("the file is UTF-16; convert it to UTF-8"),
+        _ if start.contains(&0) => Some("the file is binary, not text"),
+        _ => None,
+    }
+}
+
+/// The lines of a file, of which no more than [`MAX_LINE_BYTES`] are kept.
+struct Lines<R> {
+    content: BufReader<R>,
+    /// The current line with its end; cut if it is too long.
+    line: Vec<u8>,
+}
+
+impl<R: Read> Lines<R> {
+    /// Reads the next line; `false` at the end of the file.
+    fn next(&mut self) -> std::io::Result<bool> {
+        self.line.clear();
+        let limit = MAX_LINE_BYTES as u64 + 1;
+        self.content.by_ref().take(limit).read_until(b'\n', &mut self.line)?;
+        if self.is_cut() {
+            self.content.skip_until(b'\n')?;
+        } else if !self.line.is_empty() && !self.line.ends_with(b"\n") {
+            // The last line of a file may lack its end.
+            self.line.push(b'\n');
+        }
+        Ok(!self.line.is_empty())
+    }
+
+    fn is_cut(&self) -> bool {
+        self.line.len() > MAX_LINE_BYTES && !self.line.ends_with(b"\n")
+    }
+
+    /// Splits the current line into cells, or says why it cannot be split.
+    fn parse(&self, cells: &mut Cells) -> std::result::Result<(), String> {
+        if self.is_cut() {
+            return Err(format!("the line is longer than {MAX_LINE_BYTES} bytes"));
+        }
+        cells.parse(&self.line)
+    }
+}
+
+/// The cells of a line, and what splits it.
+struct Cells {
+    reader: Reader,
+    bytes: Vec<u8>,
+    /// Where each cell ends in `bytes`, as far as `len`.
+    ends: Vec<usize>,
+    len: usize,
+}
+
+impl Cells {
+    fn new(delimiter: u8) -> Self {
+        let reader = ReaderBuilder::new()
+            .delimiter(delimiter)
+            // Tab-separated files have no quoting: a quote in a title is part of it.
+            .quoting(delimiter == b',')
+            // A `\r` before the end is trimmed with the cell's white space.
+            .terminator(csv_core::Terminator::Any(b'\n'))
+            .build();
+        Self { reader, bytes: Vec::new(), ends: Vec::new(), len: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn parse(&mut self, line: &[u8]) -> std::result::Result<(), String> {
+        // No line has more cells than bytes.
+        self.bytes.resize(line.len(), 0);
+        self.ends.resize(line.len(), 0);
+        self.reader.reset();
+        let (state, _, _, cells) = self.reader.read_record(line, &mut self.bytes, &mut self.ends);
+        self.len = cells;
+        match state {
+            ReadRecordResult::Record => Ok(()),
+            // Only a quoted cell takes in the end of its line.
+            _ => Err("a quote is not closed".to_owned()),
+        }
+    }
+
+    /// A cell as text: UTF-8, or Latin-1 where it is none, so that different bytes stay different.
+    fn text(&self, cell: usize) -> Cow<'_, str> {
+        let start = cell.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let bytes = &self.bytes[start..self.ends[cell]];
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
+        }
+    }
+}
+
 impl TextRow<'_> {
     /// The trimmed cell of column `column` of [`TextFile::columns`]; empty for NaN.
     pub(super) fn text(&self, column: usize) -> Cow<'_, str> {
-        let text = String::from_utf8_lossy(&self.record[self.positions[column]]);
+        let text = self.cells.text(self.positions[column]);
         match text.trim() {
             "nan" | "NaN" => Cow::Borrowed(""),
             trimmed if trimmed.len() == text.len() => text,
@@ -119,5 +230,76 @@ impl TextRow<'_> {
     /// An error that names a column.
     pub(super) fn bad(&self, column: usize, reason: String) -> RowError {
         RowError { column: self.columns[column], reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first two cells of each good row, and the report.
+    fn read(content: &[u8], delimiter: u8) -> (Result<()>, Vec<[String; 2]>, ImportReport) {
+        let (mut report, mut rows) = (ImportReport::default(), Vec::new());
+        let file = TextFile {
+            name: "f.csv".to_owned(),
+            content,
+            delimiter,
+            columns: &["a", "b"],
+            expected: "two columns",
+        };
+        let read = file.read(&mut report, |row| {
+            rows.push([row.text(0).into_owned(), row.text(1).into_owned()]);
+            Ok(())
+        });
+        (read, rows, report)
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_costs_its_own_line() {
+        let text = b"\xef\xbb\xbfa,b\r\n1,\"x, y\"\r\n\r\n2,\"z\r\n3,w\r\n4,\"say \"\"hi\"\"\"";
+        let (read, rows, report) = read(text, b',');
+        read.unwrap();
+        assert_eq!(rows, [["1", "x, y"], ["3", "w"], ["4", "say \"hi\""]]);
+        let bad = &report.first_bad_rows[0];
+        assert_eq!((report.bad_rows, bad.line), (1, 4));
+        assert!(bad.reason.contains("quote"), "{}", bad.reason);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_a_bad_row() {
+        let mut text = b"a,b\n1,x\n".to_vec();
+        text.extend(std::iter::repeat_n(b'y', 3 * MAX_LINE_BYTES));
+        text.extend(b"\n2,z\n");
+        let (read, rows, report) = read(&text, b',');
+        read.unwrap();
+        assert_eq!(rows, [["1", "x"], ["2", "z"]]);
+        assert!(report.first_bad_rows[0].reason.contains("longer"), "{report}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_utf_8_are_latin_1() {
+        let (_, rows, _) = read(b"a\tb\nCaf\xe9\t1\nCaf\xe8\t\"2\nCaf\xc3\xa9\t3\n", b'\t');
+        let names: Vec<&str> = rows.iter().map(|[name, _]| name.as_str()).collect();
+        assert_eq!(names, ["Caf\u{e9}", "Caf\u{e8}", "Caf\u{e9}"]);
+        assert_eq!(rows[1][1], "\"2", "tab-separated files have no quoting");
+    }
+
+    #[test]
+    fn files_that_are_no_text_are_named() {
+        for (content, word) in [
+            (&b"\x1f\x8b\x08\x00"[..], "gzip"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"PK\x03\x04", "zip"),
+            (b"PAR1", "Parquet"),
+            (b"\xff\xfea\x00,\x00", "UTF-16"),
+            (b"a\x00b", "binary"),
+            (b"", "empty"),
+            (b"a,\"b\n", "line 1: a quote"),
+            (b"a,c\n", "column `b` is missing"),
+        ] {
+            let (read, ..) = read(content, b',');
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

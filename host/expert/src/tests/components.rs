@@ -263,7 +263,7 @@ fn hostile_guests_are_refused_or_contained_while_others_answer() {
     }
 }
 
-/// Serves until the breaker opens, then trains and calls `evaluate`. Returns the first fault, or
+/// Serves until the user is set aside, then trains and calls `evaluate`. Returns the first fault, or
 /// the reason against publishing.
 fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
     let own = blueprint.clone();
@@ -279,7 +279,7 @@ fn fault(blueprint: Arc<Blueprint>, log: &Log) -> Option<String> {
         (0..4).map(|_| expert.serve(example, Tae::Rows(&tae), 3).0).collect();
     match (&outcomes[0], &outcomes[3]) {
         (RankOutcome::Degraded(first), RankOutcome::Degraded(last)) => {
-            assert_eq!(last.cause, Fault::Open, "the breaker opens after three faults");
+            assert_eq!(last.cause, Fault::UserSetAside, "after three faults of one user");
             assert_eq!((expert.counters().requests, expert.counters().degraded()), (4, 4));
             Some(first.to_string())
         }

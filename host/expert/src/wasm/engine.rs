@@ -177,6 +177,8 @@ pub(super) struct HostState {
     pub(super) table_limit: usize,
     pub(super) usage: Arc<Usage>,
     pub(super) log: Arc<GuestLog>,
+    /// The last error that the guest logged in this call, escaped and cut.
+    pub(super) last_error: Option<String>,
     /// Whether the guest was refused more memory.
     pub(super) memory_denied: bool,
     /// Whether the guest was refused a larger table.
@@ -273,6 +275,9 @@ impl contract::ExpertImports for HostState {
         // Escaped, so that a guest's line cannot look like several lines of the host.
         let message = message[..end].escape_debug().to_string();
         let plugin = &*self.plugin;
+        if matches!(level, Level::Error) {
+            self.last_error = Some(message.clone());
+        }
         match self.usage.line(end, Instant::now()) {
             LogDecision::Write => {}
             LogDecision::Drop => return,

@@ -77,6 +77,9 @@ pub enum Fault {
     /// The breaker is open after repeated faults; the guest was not called.
     #[error("was not called: its breaker is open after repeated faults")]
     Open,
+    /// The last requests of this user ended in faults; the guest was not called.
+    #[error("was not called: the last requests of this user ended in faults")]
+    UserSetAside,
 }
 
 impl Fault {
@@ -92,6 +95,7 @@ impl Fault {
             Fault::Refused(_) => "refused",
             Fault::Busy(_) => "busy",
             Fault::Open => "breaker_open",
+            Fault::UserSetAside => "user_set_aside",
         }
     }
 }

@@ -361,6 +361,7 @@ impl Plugin {
             table_limit: self.limits.table_elements,
             usage: self.usage.clone(),
             log: self.engine.log().clone(),
+            last_error: None,
             memory_denied: false,
             table_denied: false,
             memory_bytes: 0,
@@ -370,6 +371,7 @@ impl Plugin {
     }
 
     fn begin(&self, store: &mut Store<HostState>, call: Call) {
+        store.data_mut().last_error = None;
         let gate = (call == Call::Rank).then(|| self.gate.clone());
         let rule = LongCallRule { gate, slow_ms: self.limits.gate.slow_ms };
         engine::begin(store, self.deadline_ms(call), rule);
@@ -391,9 +393,11 @@ impl Plugin {
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
             _ if state.table_denied => Fault::Table { limit_elements: self.limits.table_elements },
-            Some(trap) => {
-                Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
-            }
+            // A guest of the SDK logs a panic's message and place before it traps.
+            Some(trap) => Fault::Trap(match &state.last_error {
+                Some(message) => message.clone(),
+                None => trap.to_string().trim_start_matches("wasm trap: ").to_owned(),
+            }),
             None if error.is::<PoolConcurrencyLimitError>() => {
                 Fault::Busy(format!("the instance pool is full: {error}"))
             }

@@ -1,7 +1,10 @@
 //! Converts names and JSON values into the schema's columns. Refusals name the caller's mistake in
 //! the caller's words.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use hypercast_data::{
     dataset::{ContextFeatures, Impression},
@@ -41,7 +44,8 @@ impl Converter {
         Self { schema }
     }
 
-    /// Converts a rank request; `known` returns the stored features of an item.
+    /// Converts a rank request; `known` returns the stored features of an item. An item that is a
+    /// candidate more than once is ranked once, as it was named first.
     ///
     /// # Errors
     /// An unknown surface or feature name, a value of the wrong kind, or a time out of range.
@@ -63,9 +67,11 @@ impl Converter {
             outcome: Outcome::UNKNOWN,
             truth: Vec::new(),
         };
+        let mut seen = HashSet::with_capacity(request.candidates.len());
         let candidates = request
             .candidates
             .iter()
+            .filter(|candidate| seen.insert(candidate.id))
             .map(|candidate| {
                 if candidate.features.is_empty() {
                     Ok(CandidateInput { item: candidate.id, ..of_request.clone() })

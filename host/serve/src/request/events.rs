@@ -357,6 +357,8 @@ mod tests {
         );
         refused(r#"{"clock_ms": 2000}"#, "clock_ms", "max_future_s");
         refused(r#"{"clock_ms": -9223372036854775808}"#, "clock_ms", "out of range");
+        refused(r#"{"clock_ms": 1650844800}"#, "clock_ms", "looks like seconds");
+        refused(r#"{"clock_ms": 1650844800000000}"#, "clock_ms", "looks like microseconds");
         let never = r#"{"events": [{"user": 1, "item": 1, "surface": "feed", "time_ms": 5, "outcome_ms": -9223372036854775808}]}"#;
         refused(never, "events[0]", "out of range");
         refused(r#"{"items": [{"id": 1, "features": {}}]}"#, "items[0]", "tag");

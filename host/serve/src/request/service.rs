@@ -204,7 +204,7 @@ impl RankingService {
         fm: FmAnswer,
     ) -> RequestResult<RankAnswer> {
         let example = &fetched.example[0];
-        let limit = request.limit.unwrap_or(usize::MAX).clamp(1, request.candidates.len());
+        let limit = request.limit.unwrap_or(usize::MAX).clamp(1, example.targets.len());
         let output = fm.output.as_deref().ok();
         let ranked = fetched.arm.as_ref().map(|(arm, expert)| {
             let (outcome, spent) = expert.serve(example, arm.tae(rows(output)), limit);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use hypercast_core::clock::mistaken_unit;
 use hypercast_fm::example::{MAX_VALUES, Outcome, User};
 
 use super::ACTIONS;
@@ -68,6 +69,9 @@ impl KuairandReader<'_> {
                 if value < 0 {
                     return Err(row.bad(column, format!("{value} is negative")));
                 }
+            }
+            if let Some(unit) = mistaken_unit(time_ms) {
+                return Err(row.bad(2, format!("{time_ms} looks like {unit}, not milliseconds")));
             }
             check_user(users, user)?;
             let video = videos.get_mut(&item).ok_or_else(|| unknown_video(item))?;
