@@ -94,7 +94,7 @@ impl Journal {
             let file = File::open(&path).map_err(io("open", &path))?;
             match Self::with_file(file, path.clone(), dim) {
                 // A live writer may be overwriting the head at this instant.
-                Err(crate::Error::Corrupt { .. }) if tries < TRIES => {
+                Err(crate::Error::Corrupt(_)) if tries < TRIES => {
                     tries += 1;
                     std::thread::sleep(Duration::from_millis(1));
                 }

@@ -11,8 +11,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::hash::mix64;
+
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, FileHeader, create_zeroed, mix};
+use crate::header::{self, FileHeader, create_zeroed};
 
 const MAGIC: [u8; 8] = *b"HCSKETCH";
 /// Counters in each half; an id has one in either.
@@ -90,7 +92,7 @@ impl Sketch {
             self.cells.iter_mut().for_each(|cell| *cell /= 2);
             self.changed = None;
         }
-        let hash = mix(id ^ 0x5bd1_e995_9d1b_54a5);
+        let hash = mix64(id ^ 0x5bd1_e995_9d1b_54a5);
         let places = [hash as usize % WIDTH, WIDTH + (hash >> 32) as usize % WIDTH];
         let count = places.map(|at| self.cells[at]).into_iter().min().unwrap_or(0);
         let count = count.saturating_add(1);

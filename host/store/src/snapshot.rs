@@ -1,9 +1,10 @@
 //! Copies of a store: inference pruning leaves optimizer state out, a saved run keeps
 //! it. A copy is written beside its place and renamed into it, so it is there whole or not at all.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use hypercast_core::atomic_file;
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
@@ -56,18 +57,14 @@ pub(crate) fn copy(from: &Path, dir: &Path) -> Result<()> {
 /// Fills a folder beside `dir`, which must not exist or be empty, and gives it that name.
 fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     refuse_nonempty(dir)?;
-    let partial = partial(dir);
+    let partial = atomic_file::draft_path(dir);
     if partial.exists() {
         // Left by a copy that was cut off.
         fs::remove_dir_all(&partial).map_err(io("remove", &partial))?;
     }
     fs::create_dir_all(&partial).map_err(io("create", &partial))?;
     fill(&partial)?;
-    fs::rename(&partial, dir).map_err(io("rename to", dir))?;
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => sync_dir(Path::new(".")),
-    }
+    atomic_file::rename(&partial, dir).map_err(io("rename to", dir))
 }
 
 fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {
@@ -105,10 +102,4 @@ fn refuse_nonempty(dir: &Path) -> Result<()> {
         Err(e) => return Err(io("read", dir)(e)),
     };
     Err(Error::AlreadyExists { path: dir.to_owned(), what })
-}
-
-fn partial(dir: &Path) -> PathBuf {
-    let mut name: OsString = dir.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
 }

@@ -2,14 +2,16 @@
 //! an overlay upon them. It reads, and verifies; it writes no file but a lost index.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::path::Path;
 use std::sync::Arc;
+
+use hypercast_core::hash::IdHasher;
 
 use crate::Verify;
 use crate::error::{Result, corrupt};
 use crate::gather::{self, RowSource, ValueLocation};
-use crate::header::{mix, sync_dir};
+use crate::header::sync_dir;
 use crate::index::{self, Index, IndexContents, NONE};
 use crate::journal::{Journal, JournalHead};
 use crate::memory::Residency;
@@ -17,7 +19,8 @@ use crate::overlay::{Entry, Overlay, RowState};
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, slabs_for};
 
-/// Row numbers by id.
+/// Row numbers by id. The default hasher's resistance to chosen keys is not needed for a map that
+/// checkpoints keep small.
 pub(crate) type RowByIdMap = HashMap<u64, u32, BuildHasherDefault<IdHasher>>;
 
 /// What the last checkpoint left, mapped. Clones share the mappings.
@@ -127,9 +130,7 @@ impl View {
             // end.
             for row in (0..base_rows as u32).filter(|&row| view.overlay.position(row).is_none()) {
                 let (slab, at) = view.base.at(row);
-                if let Some(damage) = slab.damage(at) {
-                    return Err(damage.into());
-                }
+                slab.is_free(at)?;
             }
         }
         view.find_young_ids()?;
@@ -141,9 +142,8 @@ impl View {
     /// free then, and of the journal.
     fn find_young_ids(&mut self) -> Result<()> {
         let index = Arc::clone(&self.base.index);
-        let covered = index.extent().rows;
-        let later = covered.min(self.base.rows) as u32..self.base.rows as u32;
-        let taken = index.free().iter().copied().filter(|&row| (row as usize) < self.base.rows);
+        let later = index.rows.min(self.base.rows) as u32..self.base.rows as u32;
+        let taken = index.free.iter().copied().filter(|&row| (row as usize) < self.base.rows);
         for row in taken.filter(|&row| self.overlay.position(row).is_none()) {
             let (slab, at) = self.base.at(row);
             if slab.is_free(at)? {
@@ -157,13 +157,18 @@ impl View {
             let (slab, at) = self.base.at(row);
             self.young.insert(slab.id(at), row);
         }
-        for at in 0..self.overlay.len() {
+        self.find_young_entries();
+        Ok(())
+    }
+
+    /// Ids of the overlay that the index does not lead to.
+    fn find_young_entries(&mut self) {
+        for at in (0..self.overlay.len()).filter(|&at| !self.overlay.is_removed(at)) {
             let Entry { id, row, .. } = self.overlay.entry(at);
-            if !self.overlay.is_removed(at) && index.find(id) != row {
+            if self.base.index.find(id) != row {
                 self.young.insert(id, row);
             }
         }
-        Ok(())
     }
 
     /// Maps what a checkpoint has just written.
@@ -191,15 +196,13 @@ impl View {
     /// take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
-        let indexed = self.base.index.extent().ids;
-        self.overlay.removed() > 0 || self.young.len() > FEW.max(indexed / 16)
+        self.overlay.removed() > 0 || self.young.len() > FEW.max(self.base.index.ids / 16)
     }
 
     /// Builds the index of all that the view shows.
     pub fn build_index(&self, dir: &Path) -> Result<()> {
-        let mut free: BTreeSet<u32> = self.free.clone();
-        free.extend(removed_rows(&self.overlay));
-        let free: Vec<u32> = free.into_iter().collect();
+        let free = self.free.iter().copied().chain(removed_rows(&self.overlay));
+        let free = Vec::from_iter(free.collect::<BTreeSet<u32>>());
         index::build(dir, IndexContents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
     }
 
@@ -313,12 +316,7 @@ impl View {
             }
         }
         self.free.retain(|&row| self.overlay.position(row).is_none());
-        for at in 0..self.overlay.len() {
-            let Entry { id, row, .. } = self.overlay.entry(at);
-            if !self.overlay.is_removed(at) && self.base.index.find(id) != row {
-                self.young.insert(id, row);
-            }
-        }
+        self.find_young_entries();
         self.check_ids(journal)
     }
 
@@ -393,25 +391,4 @@ fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) ->
     }
     index::build(dir, IndexContents { rows, ids: ids.into_iter(), free: &free })?;
     sync_dir(dir)
-}
-
-/// Ids are mixed once; the default hasher's resistance to chosen keys is not
-/// needed for a map that checkpoints keep small.
-#[derive(Debug, Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = mix(self.0 ^ u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = mix(id);
-    }
 }

@@ -150,7 +150,7 @@ fn follow_and_kill(child: &mut Child, dir: &Path, after_ms: u64) -> u64 {
     is_open.recv().expect("the child opens the store");
     let found = StoreReader::open(dir).unwrap().generation();
     match Store::open(dir) {
-        Err(Error::Locked { pid, .. }) => assert_eq!(pid, child.id().to_string()),
+        Err(Error::Locked { holder, .. }) => assert_eq!(holder, format!("process {}", child.id())),
         other => panic!("two writers: {other:?}"),
     }
     std::thread::sleep(Duration::from_millis(after_ms));
