@@ -54,7 +54,7 @@ pub fn check(dir: impl AsRef<Path>, report: &mut dyn FnMut(Damage)) -> Result<St
     let mut journal = Journal::open_for_reading(dir, meta.dim)?;
     let overlay = check.or_report(journal.replay(None))?;
     let overlay = overlay.unwrap_or_else(|| Overlay::new(meta.dim));
-    let head = journal.head();
+    let head = journal.head;
     let index = check.or_report(Index::open(dir))?;
     if let Some(index) = &index {
         index.damages(check.report);
@@ -95,12 +95,7 @@ impl Check<'_> {
     }
 
     /// Every row that the journal does not hold, and whether the index leads to it.
-    fn rows(
-        &mut self,
-        head: JournalHead,
-        overlay: &Overlay,
-        index: Option<&Index>,
-    ) -> Result<()> {
+    fn rows(&mut self, head: JournalHead, overlay: &Overlay, index: Option<&Index>) -> Result<()> {
         let shape = self.meta.shape();
         for number in 0..slabs_for(head.base_rows) {
             let slab = RowSlab::open(self.dir, SlabId { number, shape });

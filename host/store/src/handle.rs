@@ -144,19 +144,16 @@ impl HandlePublisher {
     /// that lead to them, and removals last, so an id whose row is exchanged is never missing.
     pub fn commit(&mut self, overlay: &Overlay, committed: Committed) {
         let live = self.shared.live();
-        let dirty = || overlay.dirty().iter().map(|&at| at as usize);
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
-            self.publish_row(overlay, at);
-        }
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
+        let (removed, set): (Vec<usize>, Vec<usize>) =
+            overlay.dirty().partition(|&at| overlay.is_removed(at));
+        set.iter().for_each(|&at| self.publish_row(overlay, at));
+        for at in set {
             let entry = overlay.entry(at);
             if live.index().find(entry.id) != entry.row {
                 live.publish_id(entry.id, entry.row, &self.shared.epochs);
             }
         }
-        for at in dirty().filter(|&at| overlay.is_removed(at)) {
-            self.publish_row(overlay, at);
-        }
+        removed.iter().for_each(|&at| self.publish_row(overlay, at));
         self.shared.len.store(committed.len as u64, Release);
         self.shared.generation.store(committed.generation, Release);
         self.collect();

@@ -62,7 +62,8 @@ pub(crate) struct Journal {
     file: File,
     path: PathBuf,
     dim: usize,
-    head: JournalHead,
+    /// The head of the last commit.
+    pub head: JournalHead,
 }
 
 impl Journal {
@@ -123,16 +124,6 @@ impl Journal {
         Ok(Journal { file, path, dim, head })
     }
 
-    /// The head of the last commit.
-    pub fn head(&self) -> JournalHead {
-        self.head
-    }
-
-    /// How far its records go.
-    pub fn position(&self) -> Position {
-        Position { generation: self.head.generation, end: self.head.end }
-    }
-
     /// Bytes from the start of the file to the end of the last commit.
     pub fn bytes(&self) -> u64 {
         self.head.end
@@ -160,32 +151,32 @@ impl Journal {
             bytes: 0,
             inner: BufWriter::with_capacity(1 << 20, &self.file),
         };
-        let dirty = || overlay.dirty().iter().map(|&at| at as usize);
-        let removed = dirty().filter(|&at| overlay.is_removed(at)).count();
-        let cells = sketch.map_or(0, |s| s.changed().map_or(ALL_CELLS, |c| c.len() as u32));
+        let (removed, set): (Vec<usize>, Vec<usize>) =
+            overlay.dirty().partition(|&at| overlay.is_removed(at));
+        let cells = |s: &Sketch| s.changed.as_ref().map_or(ALL_CELLS, |c| c.len() as u32);
         out.write_all(&RECORD_MAGIC.to_le_bytes())?;
-        out.write_all(&((overlay.dirty().len() - removed) as u32).to_le_bytes())?;
+        out.write_all(&(set.len() as u32).to_le_bytes())?;
         out.write_all(&generation.to_le_bytes())?;
-        out.write_all(&(removed as u32).to_le_bytes())?;
-        out.write_all(&cells.to_le_bytes())?;
-        out.write_all(&sketch.map_or(0, Sketch::sightings).to_le_bytes())?;
+        out.write_all(&(removed.len() as u32).to_le_bytes())?;
+        out.write_all(&sketch.map_or(0, cells).to_le_bytes())?;
+        out.write_all(&sketch.map_or(0, |sketch| sketch.sightings).to_le_bytes())?;
         let mut bytes = vec![0; ENTRY_HEAD + self.dim * 4];
-        for at in dirty().filter(|&at| !overlay.is_removed(at)) {
+        for at in set {
             encode_entry(&overlay.entry(at), &mut bytes);
             out.write_all(&bytes)?;
         }
-        for at in dirty().filter(|&at| overlay.is_removed(at)) {
+        for at in removed {
             let Entry { id, row, .. } = overlay.entry(at);
             out.write_all(&id.to_le_bytes())?;
             out.write_all(&row.to_le_bytes())?;
         }
         if let Some(sketch) = sketch {
-            match sketch.changed() {
-                None => out.write_all(sketch.cells())?,
+            match &sketch.changed {
+                None => out.write_all(&sketch.cells)?,
                 Some(changed) => {
                     for &cell in changed {
                         out.write_all(&cell.to_le_bytes())?;
-                        out.write_all(&u32::from(sketch.cells()[cell as usize]).to_le_bytes())?;
+                        out.write_all(&u32::from(sketch.cells[cell as usize]).to_le_bytes())?;
                     }
                 }
             }
@@ -211,37 +202,20 @@ impl Journal {
     /// checkpoint, is brought up to date; readers do without.
     pub fn replay(&mut self, mut sketch: Option<&mut Sketch>) -> Result<Overlay> {
         let mut overlay = Overlay::new(self.dim);
-        let JournalHead { base_generation, rows, base_rows, .. } = self.head;
-        let from = Position { generation: base_generation, end: START };
-        self.replay_after(from, &mut overlay, &mut sketch)?;
+        let JournalHead { generation, rows, base_generation, base_rows, end } = self.head;
+        self.file.seek(SeekFrom::Start(START)).map_err(io("read", &self.path))?;
+        let inner = BufReader::with_capacity(1 << 20, &self.file);
+        let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
+        let mut left = end.checked_sub(START).ok_or_else(|| self.damaged("its end"))?;
+        for generation in base_generation + 1..=generation {
+            let expect = Expect { generation, left };
+            left -= self.replay_record(&mut input, &mut overlay, &mut sketch, expect)?;
+        }
         let new = (base_rows..rows).filter(|&row| overlay.position(row as u32).is_some()).count();
-        if rows < base_rows || new != rows - base_rows {
+        if left != 0 || rows < base_rows || new != rows - base_rows {
             return Err(self.damaged("the extent of its records"));
         }
         Ok(overlay)
-    }
-
-    /// Reads the records after those of `from`, an earlier head's, into an overlay that holds
-    /// those.
-    pub fn replay_after(
-        &mut self,
-        from: Position,
-        overlay: &mut Overlay,
-        sketch: &mut Option<&mut Sketch>,
-    ) -> Result<()> {
-        let JournalHead { generation, end, .. } = self.head;
-        self.file.seek(SeekFrom::Start(from.end)).map_err(io("read", &self.path))?;
-        let inner = BufReader::with_capacity(1 << 20, &self.file);
-        let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
-        let mut left = end.checked_sub(from.end).ok_or_else(|| self.damaged("its end"))?;
-        for generation in from.generation + 1..=generation {
-            let expect = Expect { generation, left };
-            left -= self.replay_record(&mut input, overlay, sketch, expect)?;
-        }
-        if left != 0 {
-            return Err(self.damaged("the extent of its records"));
-        }
-        Ok(())
     }
 
     fn replay_record(
@@ -321,15 +295,6 @@ pub(crate) struct Changes<'a> {
     pub rows: usize,
     /// Counters of ids that have no row yet.
     pub sketch: Option<&'a Sketch>,
-}
-
-/// How far a reader has followed the journal.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Position {
-    /// The last generation that was read.
-    pub generation: u64,
-    /// Where its record ends.
-    pub end: u64,
 }
 
 struct Expect {

@@ -36,16 +36,6 @@ impl ReadersLock {
         Ok(ReadersLock { file })
     }
 
-    /// Gives a reader's lock up and takes it again; waits while a checkpoint runs.
-    pub fn pass(&self) -> Result<()> {
-        let action = |file: &File| {
-            file.unlock()?;
-            std::thread::yield_now();
-            file.lock_shared()
-        };
-        action(&self.file).map_err(io("lock", Path::new("readers.lock")))
-    }
-
     /// Takes it for a checkpoint; `None` while there are readers.
     pub fn try_exclusive(dir: &Path) -> Result<Option<ReadersLock>> {
         let path = path(dir);

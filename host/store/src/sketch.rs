@@ -25,11 +25,13 @@ const HALVE_AFTER: u64 = 4 * WIDTH as u64;
 /// Counters of ids that have no row yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Sketch {
-    cells: Vec<u8>,
-    sightings: u64,
+    /// One byte a counter, in the order of the hash.
+    pub cells: Vec<u8>,
+    /// All sightings so far.
+    pub sightings: u64,
     committed: u64,
     /// Counters that differ from the last commit, each once; `None` for all of them.
-    changed: Option<Vec<u32>>,
+    pub changed: Option<Vec<u32>>,
     is_changed: Vec<bool>,
 }
 
@@ -116,21 +118,6 @@ impl Sketch {
         }
     }
 
-    /// All sightings so far.
-    pub fn sightings(&self) -> u64 {
-        self.sightings
-    }
-
-    /// One byte a counter, in the order of the hash.
-    pub fn cells(&self) -> &[u8] {
-        &self.cells
-    }
-
-    /// Those that differ from the last commit; `None` for all.
-    pub fn changed(&self) -> Option<&[u32]> {
-        self.changed.as_deref()
-    }
-
     /// Whether nothing was seen since the last commit.
     pub fn is_clean(&self) -> bool {
         self.sightings == self.committed
@@ -191,22 +178,22 @@ mod tests {
                 );
             }
         }
-        let changed = sketch.changed().unwrap().to_vec();
+        let changed = sketch.changed.clone().unwrap();
         assert!((1900..=2000).contains(&changed.len()), "{}", changed.len());
         let pairs: Vec<u8> = changed
             .iter()
-            .flat_map(|&at| [at, u32::from(sketch.cells()[at as usize])])
+            .flat_map(|&at| [at, u32::from(sketch.cells[at as usize])])
             .flat_map(u32::to_le_bytes)
             .collect();
         let mut restored = Sketch::new();
-        restored.restore(&pairs, false, sketch.sightings());
-        assert_eq!(restored.cells(), sketch.cells());
+        restored.restore(&pairs, false, sketch.sightings);
+        assert_eq!(restored.cells, sketch.cells);
         sketch.mark_clean();
-        assert_eq!(sketch.changed(), Some(&[][..]));
+        assert_eq!(sketch.changed, Some(Vec::new()));
         sketch.write(dir.path()).unwrap();
         let mut read = Sketch::read(dir.path()).unwrap().unwrap();
         assert_eq!(read.see(5), 4);
-        assert_eq!(read.sightings(), 3001);
+        assert_eq!(read.sightings, 3001);
     }
 
     #[test]
@@ -215,10 +202,10 @@ mod tests {
         for _ in 0..9 {
             sketch.see(1);
         }
-        for _ in sketch.sightings() + 1..HALVE_AFTER {
+        for _ in sketch.sightings + 1..HALVE_AFTER {
             sketch.see(2);
         }
         assert_eq!(sketch.see(1), 5, "9 became 4, and one more");
-        assert_eq!(sketch.changed(), None, "all counters changed");
+        assert_eq!(sketch.changed, None, "all counters changed");
     }
 }

@@ -76,18 +76,13 @@ impl Base {
         let ValuesStart(start) = self.starts[row / ROWS_PER_SLAB];
         ValueLocation::Slab(start.wrapping_add(row % ROWS_PER_SLAB * self.shape.stride()))
     }
-
-    /// Says that the store is larger than memory, whatever was found out.
-    pub fn expect_partial(&self) {
-        self.slabs.iter().for_each(|slab| slab.advise(Residency::Partial));
-    }
 }
 
 /// The rows of a store as its writer sees them.
 #[derive(Debug)]
 pub(crate) struct View {
     /// Row numbers in use, free ones included.
-    rows: usize,
+    pub rows: usize,
     pub base: Base,
     pub overlay: Overlay,
     /// Ids that the index does not have.
@@ -115,7 +110,7 @@ impl View {
         load: ViewOptions,
         sketch: Option<&mut Sketch>,
     ) -> Result<View> {
-        let JournalHead { rows, base_rows, .. } = journal.head();
+        let JournalHead { rows, base_rows, .. } = journal.head;
         let overlay = journal.replay(sketch)?;
         let shape = load.shape;
         if load.may_rebuild && !Index::exists(dir) {
@@ -157,18 +152,13 @@ impl View {
             let (slab, at) = self.base.at(row);
             self.young.insert(slab.id(at), row);
         }
-        self.find_young_entries();
-        Ok(())
-    }
-
-    /// Ids of the overlay that the index does not lead to.
-    fn find_young_entries(&mut self) {
         for at in (0..self.overlay.len()).filter(|&at| !self.overlay.is_removed(at)) {
             let Entry { id, row, .. } = self.overlay.entry(at);
-            if self.base.index.find(id) != row {
+            if index.find(id) != row {
                 self.young.insert(id, row);
             }
         }
+        Ok(())
     }
 
     /// Maps what a checkpoint has just written.
@@ -184,19 +174,14 @@ impl View {
 
     /// The ids of all rows.
     pub fn len(&self) -> usize {
-        self.rows - self.free.len() - self.overlay.removed()
-    }
-
-    /// Row numbers in use, free ones included.
-    pub fn rows(&self) -> usize {
-        self.rows
+        self.rows - self.free.len() - self.overlay.removed
     }
 
     /// Whether a checkpoint should make a new index: rows were removed, or the young ids, which
     /// take longer to find, have become many.
     pub fn wants_index(&self) -> bool {
         const FEW: usize = 1 << 14;
-        self.overlay.removed() > 0 || self.young.len() > FEW.max(self.base.index.ids / 16)
+        self.overlay.removed > 0 || self.young.len() > FEW.max(self.base.index.ids / 16)
     }
 
     /// Builds the index of all that the view shows.
@@ -224,7 +209,7 @@ impl View {
     }
 
     fn is_gone(&self, row: u32) -> bool {
-        self.overlay.removed() > 0
+        self.overlay.removed > 0
             && self.overlay.position(row).is_some_and(|at| self.overlay.is_removed(at))
     }
 
@@ -301,23 +286,6 @@ impl View {
     /// Ids that the index does not have, with their rows.
     pub fn young(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
         self.young.iter().map(|(&id, &row)| (id, row))
-    }
-
-    /// Takes in what a journal's later records hold, which `overlay` has grown by.
-    pub fn follow(&mut self, rows: usize, journal: &Path) -> Result<()> {
-        self.rows = rows;
-        let removed: Vec<(u64, u32)> = (0..self.overlay.len())
-            .filter(|&at| self.overlay.is_removed(at))
-            .map(|at| (self.overlay.entry(at).id, self.overlay.entry(at).row))
-            .collect();
-        for (id, row) in removed {
-            if self.young.get(&id) == Some(&row) {
-                self.young.remove(&id);
-            }
-        }
-        self.free.retain(|&row| self.overlay.position(row).is_none());
-        self.find_young_entries();
-        self.check_ids(journal)
     }
 
     /// The journal's ids must be found under the same row numbers.

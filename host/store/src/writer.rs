@@ -93,10 +93,10 @@ impl StoreWriter {
         let load = ViewOptions { shape, verify, may_rebuild: true };
         let view =
             View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
-        if fresh.sightings() > 0 {
+        if fresh.sightings > 0 {
             sketch = Some(fresh);
         }
-        let base_rows = journal.head().base_rows;
+        let base_rows = journal.head.base_rows;
         let mut states = Vec::new();
         if meta.kind == StoreKind::Training {
             add_states(&mut states, dir, shape, base_rows)?;
@@ -122,7 +122,7 @@ impl StoreWriter {
 
     /// The last committed generation.
     pub fn generation(&self) -> u64 {
-        self.journal.head().generation
+        self.journal.head.generation
     }
 
     /// What training knows of a row.
@@ -173,7 +173,7 @@ impl StoreWriter {
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
-        if self.view.overlay.dirty().is_empty() && sketch_is_clean {
+        if self.view.overlay.dirty().len() == 0 && sketch_is_clean {
             return Ok(self.generation());
         }
         let bytes = self.journal.bytes();
@@ -183,7 +183,7 @@ impl StoreWriter {
         }
         self.poisoned = true;
         let StoreWriter { view, sketch, .. } = self;
-        let (overlay, rows) = (&view.overlay, view.rows());
+        let (overlay, rows) = (&view.overlay, view.rows);
         let changes = Changes { overlay, rows, sketch: sketch.as_ref() };
         let generation = self.journal.commit(changes)?;
         self.publish(generation);
@@ -230,7 +230,7 @@ impl StoreWriter {
         let Some(_exclusive) = ReadersLock::try_exclusive(&self.dir)? else {
             return Ok(false);
         };
-        if self.view.overlay.len() == 0 && self.journal.head().is_folded() {
+        if self.view.overlay.len() == 0 && self.journal.head.is_folded() {
             return Ok(true);
         }
         // This process's readers go on, but none may still be at a row of the slabs that changes
@@ -240,7 +240,7 @@ impl StoreWriter {
         }
         self.poisoned = true;
         let shape = self.meta.shape();
-        let base_rows = self.journal.head().base_rows;
+        let base_rows = self.journal.head.base_rows;
         let with_state = self.meta.kind == StoreKind::Training;
         let wants_index = self.view.wants_index();
         let target = CheckpointTarget { dir: &self.dir, shape, base_rows, with_state };
@@ -248,9 +248,9 @@ impl StoreWriter {
         self.journal.reset()?;
         self.view.reload(&self.dir, wants_index)?;
         if with_state {
-            add_states(&mut self.states, &self.dir, shape, self.view.rows())?;
+            add_states(&mut self.states, &self.dir, shape, self.view.rows)?;
         }
-        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows()));
+        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows));
         self.limits.fold = self.limits.fold.max(limits.fold);
         self.limits.refuse = self.limits.refuse.max(limits.refuse);
         if let Some(published) = &mut self.published {
@@ -272,12 +272,7 @@ fn slab_state(states: &[StateSlab], row: u32) -> RowState {
 }
 
 /// Maps the slabs that are not mapped yet.
-fn add_states(
-    states: &mut Vec<StateSlab>,
-    dir: &Path,
-    shape: RowShape,
-    rows: usize,
-) -> Result<()> {
+fn add_states(states: &mut Vec<StateSlab>, dir: &Path, shape: RowShape, rows: usize) -> Result<()> {
     for number in states.len()..slabs_for(rows) {
         states.push(StateSlab::open(dir, SlabId { number, shape })?);
     }
