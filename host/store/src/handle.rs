@@ -104,13 +104,6 @@ pub(crate) struct HandlePublisher {
     past: Vec<(u64, Box<LiveRows>)>,
 }
 
-/// The last commit: its generation, and the number of rows then.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Committed {
-    pub generation: u64,
-    pub len: usize,
-}
-
 impl HandlePublisher {
     /// Publishes what `view` shows, which must be committed, upon `base`.
     pub fn new(dir: &Path, base: Base, view: &View, generation: u64) -> HandlePublisher {
@@ -140,10 +133,10 @@ impl HandlePublisher {
         Arc::strong_count(&self.shared) > 1
     }
 
-    /// Publishes the dirty rows of `overlay`, which were just committed. Rows come before the ids
+    /// Publishes the dirty rows of `view`, which were just committed. Rows come before the ids
     /// that lead to them, and removals last, so an id whose row is exchanged is never missing.
-    pub fn commit(&mut self, overlay: &Overlay, committed: Committed) {
-        let live = self.shared.live();
+    pub fn commit(&mut self, view: &View, generation: u64) {
+        let (live, overlay) = (self.shared.live(), &view.overlay);
         let (removed, set): (Vec<usize>, Vec<usize>) =
             overlay.dirty().partition(|&at| overlay.is_removed(at));
         set.iter().for_each(|&at| self.publish_row(overlay, at));
@@ -154,8 +147,8 @@ impl HandlePublisher {
             }
         }
         removed.iter().for_each(|&at| self.publish_row(overlay, at));
-        self.shared.len.store(committed.len as u64, Release);
-        self.shared.generation.store(committed.generation, Release);
+        self.shared.len.store(view.len() as u64, Release);
+        self.shared.generation.store(generation, Release);
         self.collect();
     }
 

@@ -129,11 +129,18 @@ impl Journal {
         self.head.end
     }
 
-    /// Appends what has changed and commits it; gives the new generation.
-    pub fn commit(&mut self, changes: Changes<'_>) -> Result<u64> {
+    /// Appends the dirty rows of `overlay` and commits them; gives the new generation.
+    /// `rows` are the row numbers in use, free ones included; `sketch` counts ids that have no row
+    /// yet.
+    pub fn commit(
+        &mut self,
+        overlay: &Overlay,
+        rows: usize,
+        sketch: Option<&Sketch>,
+    ) -> Result<u64> {
         let generation = self.head.generation + 1;
-        let end = self.append(&changes, generation).map_err(io("append to", &self.path))?;
-        self.set_head(JournalHead { generation, rows: changes.rows, end, ..self.head })?;
+        let end = self.append(overlay, sketch, generation).map_err(io("append to", &self.path))?;
+        self.set_head(JournalHead { generation, rows, end, ..self.head })?;
         Ok(generation)
     }
 
@@ -143,8 +150,12 @@ impl Journal {
         self.file.set_len(START).map_err(io("truncate", &self.path))
     }
 
-    fn append(&mut self, changes: &Changes<'_>, generation: u64) -> std::io::Result<u64> {
-        let Changes { overlay, sketch, .. } = *changes;
+    fn append(
+        &mut self,
+        overlay: &Overlay,
+        sketch: Option<&Sketch>,
+        generation: u64,
+    ) -> std::io::Result<u64> {
         self.file.seek(SeekFrom::Start(self.head.end))?;
         let mut out = ChecksummingReader {
             crc: crc32fast::Hasher::new(),
@@ -208,8 +219,7 @@ impl Journal {
         let mut input = ChecksummingReader { crc: crc32fast::Hasher::new(), bytes: 0, inner };
         let mut left = end.checked_sub(START).ok_or_else(|| self.damaged("its end"))?;
         for generation in base_generation + 1..=generation {
-            let expect = Expect { generation, left };
-            left -= self.replay_record(&mut input, &mut overlay, &mut sketch, expect)?;
+            left -= self.replay_record(&mut input, &mut overlay, &mut sketch, generation, left)?;
         }
         let new = (base_rows..rows).filter(|&row| overlay.position(row as u32).is_some()).count();
         if left != 0 || rows < base_rows || new != rows - base_rows {
@@ -218,14 +228,17 @@ impl Journal {
         Ok(overlay)
     }
 
+    /// Reads the record of `generation`, of which at most `left` bytes are committed; gives its
+    /// length.
     fn replay_record(
         &self,
         input: &mut ChecksummingReader<BufReader<&File>>,
         overlay: &mut Overlay,
         sketch: &mut Option<&mut Sketch>,
-        expect: Expect,
+        generation: u64,
+        left: u64,
     ) -> Result<u64> {
-        let at = format!("the record of generation {}", expect.generation);
+        let at = format!("the record of generation {generation}");
         let failed = |error| io("read", &self.path)(error);
         input.crc = crc32fast::Hasher::new();
         let mut head = [0; RECORD_HEAD as usize];
@@ -238,17 +251,14 @@ impl Journal {
         };
         let entries = u64::from(rows) * bytes.len() as u64 + u64::from(removed) * REMOVED;
         let len = RECORD_HEAD + entries + sketch_bytes + CRC;
-        if u32_at(&head, 0) != RECORD_MAGIC
-            || u64_at(&head, 8) != expect.generation
-            || len > expect.left
-        {
+        if u32_at(&head, 0) != RECORD_MAGIC || u64_at(&head, 8) != generation || len > left {
             return Err(self.damaged(&at));
         }
         let mut values = vec![0.0; self.dim];
         for _ in 0..rows {
             input.read_exact(&mut bytes).map_err(failed)?;
             let mut entry = decode_entry(&bytes, &mut values);
-            entry.state.generation = expect.generation as u32;
+            entry.state.generation = generation as u32;
             // Checked before the checksum is known, since the overlay grows with it.
             if entry.row as usize >= self.head.rows {
                 return Err(self.damaged(&at));
@@ -284,22 +294,6 @@ impl Journal {
     fn damaged(&self, what: &str) -> crate::Error {
         corrupt(&self.path, format!("the checksum or shape of {what} does not match"))
     }
-}
-
-/// What a commit writes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Changes<'a> {
-    /// Its dirty rows.
-    pub overlay: &'a Overlay,
-    /// The row numbers in use, free ones included.
-    pub rows: usize,
-    /// Counters of ids that have no row yet.
-    pub sketch: Option<&'a Sketch>,
-}
-
-struct Expect {
-    generation: u64,
-    left: u64,
 }
 
 /// Passes bytes through and checksums them.

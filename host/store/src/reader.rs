@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::journal::Journal;
 use crate::lock::ReadersLock;
 use crate::meta::Meta;
-use crate::view::{View, ViewOptions};
+use crate::view::View;
 use crate::{RowFormat, StoreOptions, Verify, snapshot};
 
 /// A store that is open for reading, at the generation that was last committed
@@ -33,8 +33,7 @@ impl StoreReader {
         let meta = Meta::read(dir)?;
         let lock = ReadersLock::shared(dir)?;
         let mut journal = Journal::open_for_reading(dir, meta.dim)?;
-        let load = ViewOptions { shape: meta.shape(), verify, may_rebuild: false };
-        let view = View::load(dir, &mut journal, load, None)?;
+        let view = View::load(dir, &mut journal, meta.shape(), verify, None)?;
         Ok(StoreReader { meta, generation: journal.head.generation, view, _lock: lock })
     }
 

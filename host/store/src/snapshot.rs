@@ -12,7 +12,7 @@ use crate::index::{self, IndexContents};
 use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
 use crate::meta::{Meta, StoreKind};
-use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId};
+use crate::slab::{ROWS_PER_SLAB, RowShape, SlabId, slabs_for};
 use crate::slab_writer::{RowSlabWriter, Writing};
 use crate::view::View;
 use crate::{Error, RowFormat, StoreReader};
@@ -69,37 +69,24 @@ fn into_place(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> 
 
 fn write_rows(view: &View, dir: &Path, shape: RowShape) -> Result<()> {
     let mut values = vec![0.0; shape.dim];
-    let mut slab: Option<RowSlabWriter> = None;
-    for (to, (id, row)) in view.ids_and_rows().enumerate() {
-        let at = to % ROWS_PER_SLAB;
-        if at == 0 {
-            slab.take().map_or(Ok(()), RowSlabWriter::sync)?;
+    let mut rows = view.ids_and_rows();
+    for number in 0..slabs_for(view.len()) {
+        let writing = Writing { fresh: true, rows: ROWS_PER_SLAB };
+        let mut slab = RowSlabWriter::open(dir, SlabId { number, shape }, writing)?;
+        for (at, (id, row)) in rows.by_ref().take(ROWS_PER_SLAB).enumerate() {
+            view.copy_row(row, &mut values);
+            slab.set(at, id, &values)?;
         }
-        let slab = match &mut slab {
-            Some(slab) => slab,
-            None => {
-                let id = SlabId { number: to / ROWS_PER_SLAB, shape };
-                slab.insert(RowSlabWriter::open(
-                    dir,
-                    id,
-                    Writing { fresh: true, rows: ROWS_PER_SLAB },
-                )?)
-            }
-        };
-        view.copy_row(row, &mut values);
-        slab.set(at, id, &values)?;
+        slab.target.sync()?;
     }
-    slab.map_or(Ok(()), RowSlabWriter::sync)
+    Ok(())
 }
 
 fn refuse_nonempty(dir: &Path) -> Result<()> {
-    let what = match fs::read_dir(dir) {
-        Ok(mut entries) => match entries.next() {
-            None => return Ok(()),
-            Some(_) => "other files",
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(io("read", dir)(e)),
-    };
-    Err(Error::AlreadyExists { path: dir.to_owned(), what })
+    match fs::read_dir(dir).map(|mut entries| entries.next()) {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) => Err(Error::AlreadyExists { path: dir.to_owned(), what: "other files" }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io("read", dir)(error)),
+    }
 }

@@ -92,34 +92,26 @@ pub(crate) struct View {
     free: BTreeSet<u32>,
 }
 
-/// How a view is loaded.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ViewOptions {
-    pub shape: RowShape,
-    pub verify: Verify,
-    /// Whether a lost index may be rebuilt.
-    pub may_rebuild: bool,
-}
-
 impl View {
     /// Maps, and checks as far as asked, all that the journal's head says is committed. A writer's
-    /// `sketch` is brought up to date.
+    /// `sketch` is brought up to date, and a lost index rebuilt.
     pub fn load(
         dir: &Path,
         journal: &mut Journal,
-        load: ViewOptions,
+        shape: RowShape,
+        verify: Verify,
         sketch: Option<&mut Sketch>,
     ) -> Result<View> {
         let JournalHead { rows, base_rows, .. } = journal.head;
+        let may_rebuild = sketch.is_some();
         let overlay = journal.replay(sketch)?;
-        let shape = load.shape;
-        if load.may_rebuild && !Index::exists(dir) {
+        if may_rebuild && !Index::exists(dir) {
             rebuild_index(dir, shape, base_rows, &overlay)?;
         }
         let base = Base::open(dir, shape, base_rows, None)?;
         let mut view =
             View { rows, base, overlay, young: RowByIdMap::default(), free: BTreeSet::new() };
-        if load.verify == Verify::Full {
+        if verify == Verify::Full {
             view.base.index.verify()?;
             // A row in the journal may be half written in its slab by a checkpoint that did not
             // end.

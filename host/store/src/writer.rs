@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use hypercast_core::dir_lock::DirLock;
 
-use crate::checkpoint::{self, CheckpointTarget};
+use crate::checkpoint;
 use crate::error::{Result, io};
-use crate::handle::{Committed, HandlePublisher, StoreHandle};
+use crate::handle::{HandlePublisher, StoreHandle};
 use crate::header::sync_dir;
 use crate::index::{self, IndexContents};
-use crate::journal::{Changes, Journal, JournalHead};
+use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, writer_lock};
 use crate::meta::{Meta, StoreKind};
 use crate::overlay::RowState;
 use crate::sketch::Sketch;
 use crate::slab::{ROWS_PER_SLAB, RowShape, RowSlab, SlabId, StateSlab, slabs_for};
-use crate::view::{View, ViewOptions};
+use crate::view::View;
 use crate::{Error, Verify};
 
 /// How long the journal may become, in bytes.
@@ -90,9 +90,8 @@ impl StoreWriter {
         let mut sketch = Sketch::read(dir)?;
         // A journal may hold the counters of a sketch that no checkpoint has written yet.
         let mut fresh = Sketch::new();
-        let load = ViewOptions { shape, verify, may_rebuild: true };
-        let view =
-            View::load(dir, &mut journal, load, Some(sketch.as_mut().unwrap_or(&mut fresh)))?;
+        let current = sketch.as_mut().unwrap_or(&mut fresh);
+        let view = View::load(dir, &mut journal, shape, verify, Some(current))?;
         if fresh.sightings > 0 {
             sketch = Some(fresh);
         }
@@ -159,8 +158,7 @@ impl StoreWriter {
         if self.published.is_none() {
             // The view may have uncommitted changes; readers begin with what is committed.
             let shape = self.meta.shape();
-            let load = ViewOptions { shape, verify: Verify::Journal, may_rebuild: false };
-            let committed = View::load(&self.dir, &mut self.journal, load, None)?;
+            let committed = View::load(&self.dir, &mut self.journal, shape, Verify::Journal, None)?;
             let base = self.view.base.clone();
             self.published =
                 Some(HandlePublisher::new(&self.dir, base, &committed, self.generation()));
@@ -182,10 +180,8 @@ impl StoreWriter {
             return Err(Error::JournalHeld { path: Journal::path(&self.dir), bytes });
         }
         self.poisoned = true;
-        let StoreWriter { view, sketch, .. } = self;
-        let (overlay, rows) = (&view.overlay, view.rows);
-        let changes = Changes { overlay, rows, sketch: sketch.as_ref() };
-        let generation = self.journal.commit(changes)?;
+        let View { overlay, rows, .. } = &self.view;
+        let generation = self.journal.commit(overlay, *rows, self.sketch.as_ref())?;
         self.publish(generation);
         self.view.overlay.mark_clean(generation as u32);
         if let Some(sketch) = &mut self.sketch {
@@ -205,8 +201,7 @@ impl StoreWriter {
             self.published = None;
         }
         if let Some(published) = &mut self.published {
-            let committed = Committed { generation, len: self.view.len() };
-            published.commit(&self.view.overlay, committed);
+            published.commit(&self.view, generation);
         }
     }
 
@@ -240,11 +235,9 @@ impl StoreWriter {
         }
         self.poisoned = true;
         let shape = self.meta.shape();
-        let base_rows = self.journal.head.base_rows;
         let with_state = self.meta.kind == StoreKind::Training;
         let wants_index = self.view.wants_index();
-        let target = CheckpointTarget { dir: &self.dir, shape, base_rows, with_state };
-        checkpoint::write(&self.view, self.sketch.as_ref(), target)?;
+        checkpoint::write(&self.view, self.sketch.as_ref(), &self.dir, with_state)?;
         self.journal.reset()?;
         self.view.reload(&self.dir, wants_index)?;
         if with_state {
