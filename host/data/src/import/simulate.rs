@@ -7,7 +7,6 @@
 
 mod world;
 
-use std::fs;
 use std::path::PathBuf;
 
 use hypercast_fm::metrics::{LogLossSums, binary_entropy};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use self::world::SimulatedWorld;
 use super::{counters, features, mixed_features, task};
 use crate::dataset::{Entities, Impression, ImpressionWriter, write_entities};
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::{FeatureKind, Schema, TaskKind, TaskRole};
 
 /// The size and the seed of a simulated data set.
@@ -89,10 +88,7 @@ pub fn simulate(options: &SimulateOptions) -> Result<SimulateReport> {
     let binary = tasks.filter(|(task, _)| task.kind == TaskKind::Binary);
     let tasks = binary.map(|(task, sums)| BestTask::new(&task.name, sums)).collect();
     let report = SimulateReport { requests: options.requests as u64, impressions, tasks };
-    let path = options.into.join("simulate-report.json");
-    let text = serde_json::to_string_pretty(&report)
-        .map_err(|error| Error::data(&path, error.to_string()))?;
-    fs::write(&path, text + "\n").map_err(Error::io(&path))?;
+    write_json(&options.into.join("simulate-report.json"), &report)?;
     Ok(report)
 }
 
@@ -105,12 +101,11 @@ impl SimulateOptions {
             ("surfaces", self.surfaces, 1..=1000),
         ];
         for (name, value, range) in ranges {
-            if value < *range.start() {
-                let reason = format!("--{name} is {value}; it must be at least {}", range.start());
-                return Err(Error::invalid(reason));
-            }
-            if value > *range.end() {
-                let reason = format!("--{name} is {value}; it must be at most {}", range.end());
+            if !range.contains(&value) {
+                let (least, most) = range.into_inner();
+                let limit = if value < least { "least" } else { "most" };
+                let bound = value.clamp(least, most);
+                let reason = format!("--{name} is {value}; it must be at {limit} {bound}");
                 return Err(Error::invalid(reason));
             }
         }

@@ -8,7 +8,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use hypercast_core::atomic_file;
 use hypercast_fm::example::Example;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +15,7 @@ use super::file::{FileNote, NOTE, examples_path, file_numbers, requests_path};
 use super::layout::{BufferedRow, LogLayout};
 use super::{FORMAT, LogManifest, LogVersion, short_history};
 use crate::dataset::table::TableWriter;
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::Schema;
 use crate::tae::to_bf16;
 
@@ -319,10 +318,7 @@ fn start_or_check(dir: &Path, schema: &Schema, manifest: LogManifest) -> Result<
     let (schema_path, manifest_path) = (dir.join("schema.toml"), dir.join("log-manifest.json"));
     if !manifest_path.exists() {
         schema.save(&schema_path)?;
-        let text = serde_json::to_string_pretty(&manifest)
-            .map_err(|error| Error::data(&manifest_path, error.to_string()))?;
-        return atomic_file::write(&manifest_path, (text + "\n").as_bytes())
-            .map_err(Error::io(&manifest_path));
+        return write_json(&manifest_path, &manifest);
     }
     let found = LogManifest::load(dir)?;
     if found != manifest {

@@ -13,25 +13,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 use crate::import::ImportReport;
 use crate::import::report::RowError;
 
-/// The columns to read of the log's nineteen: ids, time, tab and durations, then `ACTIONS`.
-const COLUMNS: [&str; 14] = [
-    "user_id",
-    "video_id",
-    "time_ms",
-    "tab",
-    "play_time_ms",
-    "duration_ms",
-    "is_click",
-    "long_view",
-    "is_like",
-    "is_profile_enter",
-    "is_follow",
-    "is_comment",
-    "is_forward",
-    "is_hate",
-];
-
-const FIRST_ACTION: usize = 6;
+/// The columns to read of the log's nineteen; `ACTIONS` follow.
+const COLUMNS: [&str; 6] = ["user_id", "video_id", "time_ms", "tab", "play_time_ms", "duration_ms"];
 
 /// The actions that the history contains, as bits of `ACTIONS`.
 const LONG_VIEW: u32 = 1 << 1;
@@ -53,7 +36,8 @@ pub(super) struct KuairandReader<'a> {
 
 impl KuairandReader<'_> {
     pub(super) fn read_log(&mut self, path: &Path) -> Result<()> {
-        let file = open(path, &COLUMNS, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
+        let columns = [&COLUMNS[..], &ACTIONS].concat();
+        let file = open(path, columns, "a KuaiRand log of 19 columns (log_standard_*_pure.csv)")?;
         let (users, videos, rows) = (self.users, &mut *self.videos, &mut *self.rows);
         file.read(self.report, |row| {
             let (user, item) = (row.number(0)?, row.number(1)?);
@@ -62,7 +46,7 @@ impl KuairandReader<'_> {
             let (play_ms, duration_ms): (i64, i64) = (row.number(4)?, row.number(5)?);
             let mut actions = 0;
             for action in 0..ACTIONS.len() {
-                actions |= u32::from(row.flag(FIRST_ACTION + action)?) << action;
+                actions |= u32::from(row.flag(COLUMNS.len() + action)?) << action;
             }
             for (column, value) in [(2, time_ms), (4, play_ms), (5, duration_ms)] {
                 if value < 0 {
@@ -134,9 +118,11 @@ impl KuairandReader<'_> {
     }
 
     fn add_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), RowError> {
-        let negative = |column, id: i64| RowError { column, reason: format!("{id} is not an id") };
-        let user = u64::try_from(event.user).map_err(|_| negative("user_id", event.user))?;
-        let item = u64::try_from(event.video).map_err(|_| negative("video_id", event.video))?;
+        let id = |column: &str, id: i64| {
+            let reason = format!("{id} is not an id");
+            u64::try_from(id).map_err(|_| RowError { column: column.into(), reason })
+        };
+        let (user, item) = (id("user_id", event.user)?, id("video_id", event.video)?);
         check_user(self.users, user)?;
         if !self.videos.contains_key(&item) {
             return Err(unknown_video(item));
@@ -175,12 +161,12 @@ fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), 
         return Ok(());
     }
     let reason = format!("user {user} has no row in user_features_pure.csv");
-    Err(RowError { column: "user_id", reason })
+    Err(RowError { column: "user_id".into(), reason })
 }
 
 fn unknown_video(item: u64) -> RowError {
     RowError {
-        column: "video_id",
+        column: "video_id".into(),
         reason: format!("video {item} has no row in video_features_basic_pure.csv"),
     }
 }
