@@ -87,8 +87,8 @@ impl Synthetic {
             user: &user,
             surface: size.surface,
             time_ms,
-            ids: (0..self.widths.context_ids).map(|_| 1 + random.random_range(0..4)).collect(),
-            dense: (0..self.widths.context_dense).map(|_| random.random()).collect(),
+            ids: (0..self.widths.context.ids).map(|_| 1 + random.random_range(0..4)).collect(),
+            dense: (0..self.widths.context.dense).map(|_| random.random()).collect(),
             events: history.len(),
         };
         let mut tae = Vec::with_capacity(size.candidates * self.tae_dim);
@@ -108,14 +108,14 @@ impl Synthetic {
 
     /// The user of an id, who is the same in every request.
     pub fn user(&self, id: u64) -> User {
-        let ids = categories(id, 1, self.widths.user_ids);
-        User { id, ids, dense: self.numbers(id, 2, self.widths.user_dense) }
+        let ids = categories(id, 1, self.widths.user.ids);
+        User { id, ids, dense: self.numbers(id, 2, self.widths.user.dense) }
     }
 
     /// The item of an id, which is the same in every request.
     pub fn item(&self, id: u64) -> Arc<Item> {
-        let ids = categories(id, 3, self.widths.item_ids);
-        let dense = self.numbers(id, 4, self.widths.item_dense);
+        let ids = categories(id, 3, self.widths.item.ids);
+        let dense = self.numbers(id, 4, self.widths.item.dense);
         Arc::new(Item { id, ids, dense, ..Item::default() })
     }
 

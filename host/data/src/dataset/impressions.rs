@@ -8,7 +8,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome};
 use super::table::{CellType, Column, Field, TableReader, TableWriter};
 use super::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::schema::{FeatureKind, Schema, names};
+use crate::schema::{FeatureCounts, FeatureKind, Schema, names};
 
 const ROWS_PER_GROUP: usize = 1 << 15;
 
@@ -29,8 +29,7 @@ const FIXED: [(&str, CellType); 9] = [
 #[derive(Debug, Clone, Copy)]
 struct ColumnCounts {
     values: usize,
-    ids: usize,
-    dense: usize,
+    context: FeatureCounts,
     truth: usize,
 }
 
@@ -38,8 +37,7 @@ impl ColumnCounts {
     fn new(schema: &Schema, simulated: bool) -> ColumnCounts {
         ColumnCounts {
             values: schema.values.len(),
-            ids: names(&schema.context_features, FeatureKind::Categorical).len(),
-            dense: names(&schema.context_features, FeatureKind::Dense).len(),
+            context: FeatureCounts::of(&schema.context_features),
             truth: if simulated { schema.tasks.len() } else { 0 },
         }
     }
@@ -205,9 +203,10 @@ fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
     let truth = |row: &Impression, i: usize| row.truth.get(i).copied().unwrap_or(f32::NAN);
     columns.extend((0..counts.values).map(|i| of(rows, |row| row.outcome.values[i])));
     columns.extend(
-        (0..counts.ids).map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
+        (0..counts.context.ids)
+            .map(|i| of(rows, |row| row.context.ids.get(i).copied().unwrap_or(0))),
     );
-    columns.extend((0..counts.dense).map(|i| of(rows, |row| context(row, i))));
+    columns.extend((0..counts.context.dense).map(|i| of(rows, |row| context(row, i))));
     columns.extend((0..counts.truth).map(|i| of(rows, |row| truth(row, i))));
     columns
 }
@@ -215,8 +214,8 @@ fn columns(rows: &[Impression], counts: ColumnCounts) -> Vec<Column> {
 fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impression {
     let (fixed, rest) = columns.split_at(FIXED.len());
     let (value_columns, rest) = rest.split_at(counts.values);
-    let (id_columns, rest) = rest.split_at(counts.ids);
-    let (dense_columns, truth_columns) = rest.split_at(counts.dense);
+    let (id_columns, rest) = rest.split_at(counts.context.ids);
+    let (dense_columns, truth_columns) = rest.split_at(counts.context.dense);
     let mut values = [f32::NAN; MAX_VALUES];
     for (value, column) in values.iter_mut().zip(value_columns) {
         *value = column.f32s()[row];
