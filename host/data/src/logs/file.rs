@@ -64,6 +64,35 @@ pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// A complete file that is read from a row group on.
+pub(super) struct OpenLog {
+    file: LogFile,
+    next_group: usize,
+    /// Requests of the row group before that.
+    ready: std::vec::IntoIter<LoggedRequest>,
+}
+
+impl OpenLog {
+    /// The next request with the embeddings of `version`, which the file must contain; none at the
+    /// end of the file.
+    pub(super) fn next_request(
+        &mut self,
+        layout: &LogLayout,
+        version: &LogVersion,
+    ) -> Result<Option<LoggedRequest>> {
+        loop {
+            if let Some(logged) = self.ready.next() {
+                return Ok(Some(logged));
+            }
+            if self.next_group == self.file.groups() {
+                return Ok(None);
+            }
+            self.ready = self.file.read(self.next_group, layout, version)?.into_iter();
+            self.next_group += 1;
+        }
+    }
+}
+
 /// A complete file, open for reading.
 pub(super) struct LogFile {
     pub(super) note: FileNote,
@@ -113,8 +142,12 @@ impl LogFile {
         self.requests.group_rows(group)
     }
 
-    /// The requests of a row group with the embeddings of `version`, which the file must contain.
-    pub(super) fn read(
+    /// Goes through the requests from row group `group` on.
+    pub(super) fn from_group(self, group: usize) -> OpenLog {
+        OpenLog { file: self, next_group: group, ready: Vec::new().into_iter() }
+    }
+
+    fn read(
         &self,
         group: usize,
         layout: &LogLayout,
