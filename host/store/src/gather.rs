@@ -3,7 +3,6 @@
 //! themselves, each stage prefetched some ids ahead. It knows nothing of who may change what
 //! meanwhile; a [`RowSource`] promises that what it points at stays.
 
-use crate::RowFormat;
 use crate::index::{Index, NONE, find_from, home};
 use crate::slab::RowShape;
 
@@ -159,10 +158,7 @@ fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
             ValueLocation::Slab(start) => {
                 // SAFETY: `Source` promises that a row lies there and stays as it is.
                 let bytes = unsafe { std::slice::from_raw_parts(start, stride) };
-                match format {
-                    RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
-                    format => format.decode(bytes, out),
-                }
+                format.decode(bytes, out);
             }
             ValueLocation::Above(start) => {
                 // SAFETY: likewise; bytes of an f32 are little-endian here as in a slab.
@@ -175,7 +171,7 @@ fn copy_rows(shape: RowShape, places: &[ValueLocation], out: &mut [f32]) {
 
 /// A copy by whole cache lines in place of a call that first finds out how long a row is.
 #[inline(always)]
-fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
+pub(crate) fn copy_floats(bytes: &[[u8; 4]], out: &mut [f32]) {
     let (lines, rest) = bytes.as_chunks::<16>();
     let (out_lines, out_rest) = out.as_chunks_mut::<16>();
     for (line, out) in lines.iter().zip(out_lines) {

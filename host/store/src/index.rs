@@ -174,23 +174,14 @@ impl Index {
     }
 }
 
-/// What a table is built of.
-#[derive(Debug)]
-pub(crate) struct IndexContents<'a, I> {
-    /// As in [`Index`].
-    pub rows: usize,
-    /// Ids with their row numbers, `rows - free.len()` of them.
-    pub ids: I,
-    /// Rows without an id, in rising order.
-    pub free: &'a [u32],
-}
-
-/// Builds a table and makes it `dir`'s index.
+/// Builds a table and makes it `dir`'s index. `ids` are the ids with their row numbers, and `free`
+/// are the rows without an id in rising order; together they cover `rows`.
 pub(crate) fn build(
     dir: &Path,
-    contents: IndexContents<'_, impl Iterator<Item = (u64, u32)>>,
+    rows: usize,
+    ids: impl Iterator<Item = (u64, u32)>,
+    free: &[u32],
 ) -> Result<()> {
-    let IndexContents { rows, ids, free } = contents;
     let count = rows - free.len();
     let buckets = (count / LOAD + 1).max(64);
     let tail: Vec<u8> = free.iter().flat_map(|row| row.to_le_bytes()).collect();
@@ -292,8 +283,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ids = [0, 1, u64::MAX, 1 << 63, 42, 42 + (1 << 32)];
         let with_rows = ids.iter().copied().zip([7, 1, 2, 3, 4, 6]);
-        build(dir.path(), IndexContents { rows: 8, ids: with_rows.clone(), free: &[0, 5] })
-            .unwrap();
+        build(dir.path(), 8, with_rows.clone(), &[0, 5]).unwrap();
         let index = Index::open(dir.path()).unwrap();
         for (id, row) in with_rows {
             assert_eq!(index.find(id), row);
@@ -310,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rows = 50_000;
         let ids = (0..rows as u64).map(|row| (row * 7, row as u32));
-        build(dir.path(), IndexContents { rows, ids, free: &[] }).unwrap();
+        build(dir.path(), rows, ids, &[]).unwrap();
         let index = Index::open(dir.path()).unwrap();
         index.verify().unwrap();
         assert!(index.table().iter().any(|bucket| bucket.len() == OVERFLOWN));

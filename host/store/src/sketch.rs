@@ -8,10 +8,12 @@
 //! sightings alone: commits save the counters that changed, and a store that is opened again goes
 //! on exactly where it was.
 
+use std::collections::HashSet;
 use std::fs;
+use std::hash::BuildHasherDefault;
 use std::path::{Path, PathBuf};
 
-use hypercast_core::hash::mix64;
+use hypercast_core::hash::{IdHasher, mix64};
 
 use crate::error::{Result, corrupt, io};
 use crate::header::{self, FileHeader, create_zeroed};
@@ -30,9 +32,8 @@ pub(crate) struct Sketch {
     /// All sightings so far.
     pub sightings: u64,
     committed: u64,
-    /// Counters that differ from the last commit, each once; `None` for all of them.
-    pub changed: Option<Vec<u32>>,
-    is_changed: Vec<bool>,
+    /// Counters that differ from the last commit; `None` for all of them.
+    pub changed: Option<HashSet<u32, BuildHasherDefault<IdHasher>>>,
 }
 
 impl Sketch {
@@ -47,8 +48,7 @@ impl Sketch {
             cells: vec![0; Self::SIZE],
             sightings: 0,
             committed: 0,
-            changed: Some(Vec::new()),
-            is_changed: vec![false; Self::SIZE],
+            changed: Some(HashSet::default()),
         }
     }
 
@@ -109,10 +109,7 @@ impl Sketch {
 
     fn note(&mut self, at: usize) {
         let Some(changed) = &mut self.changed else { return };
-        if !self.is_changed[at] {
-            self.is_changed[at] = true;
-            changed.push(at as u32);
-        }
+        changed.insert(at as u32);
         if changed.len() > Self::MANY {
             self.changed = None;
         }
@@ -126,17 +123,7 @@ impl Sketch {
     /// Notes that all is committed.
     pub fn mark_clean(&mut self) {
         self.committed = self.sightings;
-        match &mut self.changed {
-            Some(changed) => {
-                for at in changed.drain(..) {
-                    self.is_changed[at as usize] = false;
-                }
-            }
-            None => {
-                self.is_changed.fill(false);
-                self.changed = Some(Vec::new());
-            }
-        }
+        self.changed.get_or_insert_default().clear();
     }
 
     /// Takes over what a journal's record says: all counters, or pairs of place and value. Places
@@ -189,7 +176,7 @@ mod tests {
         restored.restore(&pairs, false, sketch.sightings);
         assert_eq!(restored.cells, sketch.cells);
         sketch.mark_clean();
-        assert_eq!(sketch.changed, Some(Vec::new()));
+        assert_eq!(sketch.changed, Some(HashSet::default()));
         sketch.write(dir.path()).unwrap();
         let mut read = Sketch::read(dir.path()).unwrap().unwrap();
         assert_eq!(read.see(5), 4);

@@ -8,7 +8,7 @@ use hypercast_core::atomic_file;
 
 use crate::error::{Result, io};
 use crate::header::sync_dir;
-use crate::index::{self, IndexContents};
+use crate::index;
 use crate::journal::{Journal, JournalHead};
 use crate::lock::ReadersLock;
 use crate::meta::{Meta, StoreKind};
@@ -28,7 +28,7 @@ pub(crate) fn write(
         write_rows(view, partial, RowShape { dim: reader.dim(), format })?;
         let rows = view.len();
         let ids = view.ids_and_rows().map(|(id, _)| id).zip(0..);
-        index::build(partial, IndexContents { rows, ids, free: &[] })?;
+        index::build(partial, rows, ids, &[])?;
         Journal::create(partial, reader.dim(), JournalHead::folded(reader.generation(), rows))?;
         ReadersLock::create(partial)?;
         Meta::new(&reader.options(), StoreKind::Inference, format)?.write(partial)

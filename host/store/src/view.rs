@@ -12,7 +12,7 @@ use crate::Verify;
 use crate::error::{Result, corrupt};
 use crate::gather::{self, RowSource, ValueLocation};
 use crate::header::sync_dir;
-use crate::index::{self, Index, IndexContents, NONE};
+use crate::index::{self, Index, NONE};
 use crate::journal::{Journal, JournalHead};
 use crate::memory::Residency;
 use crate::overlay::{Entry, Overlay, RowState};
@@ -180,7 +180,7 @@ impl View {
     pub fn build_index(&self, dir: &Path) -> Result<()> {
         let free = self.free.iter().copied().chain(removed_rows(&self.overlay));
         let free = Vec::from_iter(free.collect::<BTreeSet<u32>>());
-        index::build(dir, IndexContents { rows: self.rows, ids: self.ids_and_rows(), free: &free })
+        index::build(dir, self.rows, self.ids_and_rows(), &free)
     }
 
     /// The row number of `id`. An index that was not verified may lead to a row that there is not:
@@ -349,6 +349,6 @@ fn rebuild_index(dir: &Path, shape: RowShape, rows: usize, overlay: &Overlay) ->
             }
         }
     }
-    index::build(dir, IndexContents { rows, ids: ids.into_iter(), free: &free })?;
+    index::build(dir, rows, ids.into_iter(), &free)?;
     sync_dir(dir)
 }

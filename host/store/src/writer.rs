@@ -11,7 +11,7 @@ use crate::checkpoint;
 use crate::error::{Result, io};
 use crate::handle::{HandlePublisher, StoreHandle};
 use crate::header::sync_dir;
-use crate::index::{self, IndexContents};
+use crate::index;
 use crate::journal::{Journal, JournalHead};
 use crate::lock::{ReadersLock, writer_lock};
 use crate::meta::{Meta, StoreKind};
@@ -71,7 +71,7 @@ impl StoreWriter {
         }
         ReadersLock::create(dir)?;
         Journal::create(dir, meta.dim, JournalHead::folded(0, 0))?;
-        index::build(dir, IndexContents { rows: 0, ids: std::iter::empty(), free: &[] })?;
+        index::build(dir, 0, std::iter::empty(), &[])?;
         sync_dir(dir)?;
         meta.write(dir)?;
         Self::load(dir, meta, lock, Verify::Full)

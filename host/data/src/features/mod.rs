@@ -130,15 +130,6 @@ struct RequestContext<'a> {
     past: [f32; 2],
 }
 
-/// The sources of the id columns of a candidate or an impression.
-struct IdSource<'a> {
-    user: &'a User,
-    item: &'a Item,
-    surface: u16,
-    time_ms: i64,
-    context: &'a ContextFeatures,
-}
-
 impl FeatureState {
     /// A state with the data set's items and users, and no events.
     pub fn new(dataset: &Dataset, config: FeatureConfig) -> FeatureState {
@@ -311,13 +302,8 @@ impl FeatureState {
 
     /// Updates the counters with an outcome, of which `before` was counted already.
     fn count(&mut self, impression: &Impression, item: &Item, before: Outcome) {
-        let ids = self.ids(&IdSource {
-            user: &self.user(impression.user),
-            item,
-            surface: impression.surface,
-            time_ms: impression.time_ms,
-            context: &impression.context,
-        });
+        let &Impression { surface, time_ms, ref context, .. } = impression;
+        let ids = self.ids(&self.user(impression.user), item, surface, time_ms, context);
         self.counters.apply(&Observation {
             ids: &ids,
             before,
@@ -335,7 +321,7 @@ impl FeatureState {
     ) -> RequestContext<'a> {
         let RequestInput { surface, time_ms, .. } = *request;
         let (item, context) = (&Item::default(), &ContextFeatures::default());
-        let ids = self.ids(&IdSource { user, item, surface, time_ms, context });
+        let ids = self.ids(user, item, surface, time_ms, context);
         let since_last = history.map_or(0, |history| time_ms - history.last_ms);
         RequestContext {
             request,
@@ -382,7 +368,7 @@ impl FeatureState {
         let item = item.unwrap_or_else(|| self.blank(candidate.item));
         let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
-        let ids = self.ids(&IdSource { user, item: &item, surface, time_ms, context });
+        let ids = self.ids(user, &item, surface, time_ms, context);
         let mut features = Vec::with_capacity(
             self.widths.dense() + self.counters.columns() + BUILT_IN_FEATURES.len(),
         );
@@ -396,15 +382,23 @@ impl FeatureState {
         Target { item, ids, features, outcome: candidate.outcome, truth: candidate.truth.clone() }
     }
 
-    fn ids(&self, subject: &IdSource<'_>) -> Vec<u64> {
-        let FeatureWidths { item, user, context } = self.widths;
-        let hour = subject.time_ms.div_euclid(3_600_000).rem_euclid(24) as u64;
-        let width = BUILT_IN_IDS.len() + item.ids + user.ids + context.ids;
-        let mut ids = Vec::with_capacity(width);
-        ids.extend([subject.user.id, subject.item.id, u64::from(subject.surface), hour]);
-        extend(&mut ids, &subject.item.ids, item.ids);
-        extend(&mut ids, &subject.user.ids, user.ids);
-        extend(&mut ids, &subject.context.ids, context.ids);
+    /// The id columns of a candidate or an impression.
+    fn ids(
+        &self,
+        user: &User,
+        item: &Item,
+        surface: u16,
+        time_ms: i64,
+        context: &ContextFeatures,
+    ) -> Vec<u64> {
+        let widths = &self.widths;
+        let hour = time_ms.div_euclid(3_600_000).rem_euclid(24) as u64;
+        let own = widths.item.ids + widths.user.ids + widths.context.ids;
+        let mut ids = Vec::with_capacity(BUILT_IN_IDS.len() + own);
+        ids.extend([user.id, item.id, u64::from(surface), hour]);
+        extend(&mut ids, &item.ids, widths.item.ids);
+        extend(&mut ids, &user.ids, widths.user.ids);
+        extend(&mut ids, &context.ids, widths.context.ids);
         ids
     }
 

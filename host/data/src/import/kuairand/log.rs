@@ -7,7 +7,7 @@ use hypercast_fm::example::{MAX_VALUES, Outcome, User};
 
 use super::ACTIONS;
 use super::entities::{Video, open};
-use crate::dataset::table::{CellType, Field, TableReader};
+use crate::dataset::table::{CellType, Column, Field, TableReader};
 use crate::dataset::{ContextFeatures, Impression};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::import::ImportReport;
@@ -101,15 +101,15 @@ impl KuairandReader<'_> {
                     return Err(Error::data(path, reason));
                 }
                 for (place, at) in range.clone().enumerate() {
-                    let event = HistoryEvent {
-                        user: user.i64s()[row],
-                        video: videos.i64s()[at],
-                        time_ms: last.i64s()[row]
-                            - (range.len() - 1 - place) as i64 * HISTORY_STEP_MS,
-                        liked: likes.i64s()[likes.range(row).start + place] != 0,
-                        viewed: views.i64s()[views.range(row).start + place] != 0,
+                    let bit = |column: &Column, bit: u32| {
+                        let happened = column.i64s()[column.range(row).start + place] != 0;
+                        u32::from(happened) * bit
                     };
-                    let outcome = self.add_event(&event);
+                    let actions = bit(views, LONG_VIEW) | bit(likes, IS_LIKE);
+                    let before = (range.len() - 1 - place) as i64 * HISTORY_STEP_MS;
+                    let time_ms = last.i64s()[row] - before;
+                    let outcome =
+                        self.add_event(user.i64s()[row], videos.i64s()[at], time_ms, actions);
                     self.report.row(line, outcome);
                 }
             }
@@ -117,43 +117,36 @@ impl KuairandReader<'_> {
         self.report.close()
     }
 
-    fn add_event(&mut self, event: &HistoryEvent) -> std::result::Result<(), RowError> {
+    fn add_event(
+        &mut self,
+        user: i64,
+        video: i64,
+        time_ms: i64,
+        actions: u32,
+    ) -> std::result::Result<(), RowError> {
         let id = |column: &str, id: i64| {
             let reason = format!("{id} is not an id");
             u64::try_from(id).map_err(|_| RowError { column: column.into(), reason })
         };
-        let (user, item) = (id("user_id", event.user)?, id("video_id", event.video)?);
+        let (user, item) = (id("user_id", user)?, id("video_id", video)?);
         check_user(self.users, user)?;
         if !self.videos.contains_key(&item) {
             return Err(unknown_video(item));
         }
-        let actions = (u32::from(event.viewed) * LONG_VIEW) | (u32::from(event.liked) * IS_LIKE);
         self.rows.push(Impression {
             request: 0,
-            time_ms: event.time_ms,
-            outcome_ms: event.time_ms,
+            time_ms,
+            outcome_ms: time_ms,
             user,
             item,
             surface: 0,
-            outcome: Outcome {
-                actions,
-                known: LONG_VIEW | IS_LIKE,
-                values: [f32::NAN; MAX_VALUES],
-            },
+            outcome: Outcome { actions, known: LONG_VIEW | IS_LIKE, ..Outcome::UNKNOWN },
             context: ContextFeatures::default(),
             truth: Vec::new(),
             history_only: true,
         });
         Ok(())
     }
-}
-
-struct HistoryEvent {
-    user: i64,
-    video: i64,
-    time_ms: i64,
-    liked: bool,
-    viewed: bool,
 }
 
 fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
