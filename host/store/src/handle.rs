@@ -55,7 +55,7 @@ impl StoreHandle {
         let live = self.shared.live();
         let is_there =
             |row| row != NONE && !matches!(live.place(row), gather::ValueLocation::Missing);
-        is_there(live.index().find(id)) || is_there(live.find_young(id))
+        is_there(live.base().index.find(id)) || is_there(live.find_young(id))
     }
 
     /// Ids that have a row.
@@ -71,7 +71,7 @@ impl StoreHandle {
     /// The width of a row, in values.
     pub fn dim(&self) -> usize {
         let _pin = self.shared.epochs.pin();
-        self.shared.live().shape().dim
+        self.shared.live().base().shape.dim
     }
 
     /// A generation whose commit is wholly visible.
@@ -142,7 +142,7 @@ impl HandlePublisher {
         set.iter().for_each(|&at| self.publish_row(overlay, at));
         for at in set {
             let entry = overlay.entry(at);
-            if live.index().find(entry.id) != entry.row {
+            if live.base().index.find(entry.id) != entry.row {
                 live.publish_id(entry.id, entry.row, &self.shared.epochs);
             }
         }

@@ -19,8 +19,8 @@ use hypercast_core::hash::mix64;
 
 use crate::epoch::Epochs;
 use crate::gather::{RowSource, ValueLocation, prefetch};
-use crate::index::{Index, NONE};
-use crate::slab::{ROWS_PER_SLAB, RowShape};
+use crate::index::NONE;
+use crate::slab::ROWS_PER_SLAB;
 use crate::view::Base;
 
 /// Slabs that row numbers of 32 bits can name.
@@ -174,13 +174,9 @@ impl Drop for LiveRows {
 // by then, and it waits for readers who came before that; versions are used again only once their
 // readers have gone. SAFETY: so what `place` points at stays.
 unsafe impl RowSource for LiveRows {
-    fn shape(&self) -> RowShape {
-        self.base.shape
-    }
-
     #[inline]
-    fn index(&self) -> &Index {
-        &self.base.index
+    fn base(&self) -> &Base {
+        &self.base
     }
 
     #[inline]

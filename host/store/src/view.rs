@@ -298,12 +298,9 @@ impl View {
 // mutably. SAFETY: so what `place` points at stays, and `Base::place` and the overlay keep within
 // their rows.
 unsafe impl RowSource for View {
-    fn shape(&self) -> RowShape {
-        self.base.shape
-    }
-
-    fn index(&self) -> &Index {
-        &self.base.index
+    #[inline]
+    fn base(&self) -> &Base {
+        &self.base
     }
 
     fn prefetch_young(&self, _id: u64) {

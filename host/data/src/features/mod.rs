@@ -184,11 +184,6 @@ impl FeatureState {
         self.items.len()
     }
 
-    /// The number of users with a history.
-    pub fn users_with_history(&self) -> usize {
-        self.histories.len()
-    }
-
     /// Adds or replaces an item's features. Its content vector stays if `item` has none.
     ///
     /// # Errors
@@ -337,11 +332,10 @@ impl FeatureState {
     /// The columns of candidates. Each stage runs over all of them, so that the cache misses of
     /// many look-ups overlap.
     fn targets(&self, shared: &RequestContext<'_>, candidates: &[CandidateInput]) -> Vec<Target> {
-        let item = |candidate: &CandidateInput| match &candidate.features {
-            Some(item) => Some(item.clone()),
-            None => self.items.get(&candidate.item).cloned(),
+        let item = |candidate: &CandidateInput| {
+            candidate.features.clone().unwrap_or_else(|| self.item_or_blank(candidate.item))
         };
-        let items: Vec<Option<Arc<Item>>> = candidates.iter().map(item).collect();
+        let items: Vec<Arc<Item>> = candidates.iter().map(item).collect();
         let first_shown: Vec<Option<i64>> = candidates
             .iter()
             .map(|candidate| self.first_shown.get(candidate.item).copied().flatten())
@@ -361,11 +355,10 @@ impl FeatureState {
         &self,
         shared: &RequestContext<'_>,
         candidate: &CandidateInput,
-        item: Option<Arc<Item>>,
+        item: Arc<Item>,
         first_ms: Option<i64>,
     ) -> Target {
         let RequestContext { request, user, .. } = *shared;
-        let item = item.unwrap_or_else(|| self.blank(candidate.item));
         let context = &*candidate.context;
         let (surface, time_ms) = (request.surface, request.time_ms);
         let ids = self.ids(user, &item, surface, time_ms, context);
@@ -406,14 +399,12 @@ impl FeatureState {
         self.users.get(&id).cloned().unwrap_or_else(|| Arc::new(User { id, ..User::default() }))
     }
 
+    /// An item, or one without features.
     fn item_or_blank(&self, id: u64) -> Arc<Item> {
-        self.items.get(&id).cloned().unwrap_or_else(|| self.blank(id))
-    }
-
-    /// An item without features.
-    fn blank(&self, id: u64) -> Arc<Item> {
-        let (ids, dense) = (vec![0; self.widths.item.ids], vec![0.0; self.widths.item.dense]);
-        Arc::new(Item { id, ids, dense, ..Item::default() })
+        let FeatureCounts { ids, dense } = self.widths.item;
+        self.items.get(&id).cloned().unwrap_or_else(|| {
+            Arc::new(Item { id, ids: vec![0; ids], dense: vec![0.0; dense], ..Item::default() })
+        })
     }
 }
 

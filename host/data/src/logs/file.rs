@@ -84,7 +84,7 @@ impl OpenLog {
             if let Some(logged) = self.ready.next() {
                 return Ok(Some(logged));
             }
-            if self.next_group == self.file.groups() {
+            if self.next_group == self.file.requests.groups() {
                 return Ok(None);
             }
             self.ready = self.file.read(self.next_group, layout, version)?.into_iter();
@@ -96,8 +96,8 @@ impl OpenLog {
 /// A complete file, open for reading.
 pub(super) struct LogFile {
     pub(super) note: FileNote,
-    requests: TableReader,
-    examples: TableReader,
+    pub(super) requests: TableReader,
+    pub(super) examples: TableReader,
     path: PathBuf,
 }
 
@@ -120,26 +120,6 @@ impl LogFile {
     /// The version by its name, if the file contains its embeddings.
     pub(super) fn version(&self, version: &str) -> Option<&LogVersion> {
         self.note.versions.iter().find(|own| own.version == version)
-    }
-
-    /// The number of requests.
-    pub(super) fn requests(&self) -> usize {
-        self.requests.rows()
-    }
-
-    /// The number of examples (targets).
-    pub(super) fn examples(&self) -> usize {
-        self.examples.rows()
-    }
-
-    /// The number of row groups of either table.
-    pub(super) fn groups(&self) -> usize {
-        self.requests.groups()
-    }
-
-    /// The number of requests in a row group.
-    pub(super) fn group_requests(&self, group: usize) -> usize {
-        self.requests.group_rows(group)
     }
 
     /// Goes through the requests from row group `group` on.

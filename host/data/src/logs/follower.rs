@@ -159,11 +159,12 @@ impl LogFollower {
     fn start(&mut self, file: LogFile) -> Result<()> {
         let mut left = self.position.row as usize;
         let mut group = 0;
-        while group < file.groups() && left >= file.group_requests(group) {
-            left -= file.group_requests(group);
+        let groups = file.requests.groups();
+        while group < groups && left >= file.requests.group_rows(group) {
+            left -= file.requests.group_rows(group);
             group += 1;
         }
-        if left > 0 && group == file.groups() {
+        if left > 0 && group == groups {
             return Err(self.error(format!(
                 "file {} has fewer than the {} requests that were read of it; these are other logs",
                 self.position.file, self.position.row

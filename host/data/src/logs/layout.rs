@@ -201,11 +201,7 @@ impl LogLayout {
     fn row(&self, group: &RowGroup, row: usize, targets: std::ops::Range<usize>) -> LoggedRequest {
         let requests = &group.requests;
         let tae = &group.examples[group.examples.len() - 1];
-        let embeddings = if targets.is_empty() {
-            &[]
-        } else {
-            &tae.f32s()[tae.range(targets.start).start..tae.range(targets.end - 1).end]
-        };
+        let embeddings = &tae.f32s()[tae.range_of(targets.clone())];
         let targets: Vec<Target> = targets.map(|at| self.target(&group.examples, at)).collect();
         let user_id = requests[1].u64s()[row];
         let user = match targets.first() {

@@ -64,7 +64,7 @@ impl LogReader {
         for number in numbers {
             // One at a time: there can be more files than a process may have open.
             let file = LogFile::open(dir, number)?;
-            let (requests, examples) = (file.requests(), file.examples());
+            let (requests, examples) = (file.requests.rows(), file.examples.rows());
             files.push(FileInfo { number, requests, examples, note: file.note });
         }
         let notes = files.iter().flat_map(|file| &file.note.versions);

@@ -162,12 +162,8 @@ impl LogWriter {
         self.buffered_rows += example.targets.len();
         self.buffer.push(BufferedRow {
             example: Example {
-                request: example.request,
-                user: example.user.clone(),
-                surface: example.surface,
-                time_ms: example.time_ms,
                 history: short_history(&example.history, example.surface, self.options.history_len),
-                targets: example.targets.clone(),
+                ..example.clone()
             },
             taes: row.taes.iter().map(|tae| self.options.tae.rounded(tae)).collect(),
             correction: row.correction,
