@@ -54,16 +54,6 @@ pub enum Error {
     /// The options are out of range.
     #[error("bad store option: {0}")]
     Options(String),
-    /// The store was made with other options.
-    #[error("{} was made with {found}, but {wanted} was asked for; use the same options or another directory", path.display())]
-    OptionsDiffer {
-        /// The directory.
-        path: PathBuf,
-        /// The option that the store has.
-        found: String,
-        /// The option asked for.
-        wanted: String,
-    },
     /// Another writer has the store open.
     #[error("{} is open for writing in {holder}; stop that process or open a reader", path.display())]
     Locked {

@@ -12,6 +12,7 @@ use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::RowFormat;
 use crate::error::{Result, corrupt, io};
 use crate::header::{self, FileHeader, create_zeroed, u32_at, u64_at};
 use crate::overlay::{Entry, Overlay, RowState};
@@ -331,15 +332,11 @@ fn encode_entry(entry: &Entry<'_>, bytes: &mut [u8]) {
     bytes[8..12].copy_from_slice(&entry.row.to_le_bytes());
     bytes[12..16].copy_from_slice(&entry.state.accumulator.to_le_bytes());
     bytes[16..20].copy_from_slice(&entry.state.clock.to_le_bytes());
-    for (slot, value) in bytes[ENTRY_HEAD..].as_chunks_mut::<4>().0.iter_mut().zip(entry.values) {
-        *slot = value.to_le_bytes();
-    }
+    RowFormat::F32.encode(entry.values, &mut bytes[ENTRY_HEAD..]);
 }
 
 fn decode_entry<'a>(bytes: &[u8], values: &'a mut [f32]) -> Entry<'a> {
-    for (value, bytes) in values.iter_mut().zip(bytes[ENTRY_HEAD..].as_chunks::<4>().0) {
-        *value = f32::from_le_bytes(*bytes);
-    }
+    RowFormat::F32.decode(&bytes[ENTRY_HEAD..], values);
     let accumulator = f32::from_bits(u32_at(bytes, 12));
     let state = RowState { accumulator, generation: 0, clock: u32_at(bytes, 16) };
     Entry { id: u64_at(bytes, 0), row: u32_at(bytes, 8), state, values }

@@ -56,23 +56,6 @@ impl Store {
         Ok(Self::of(StoreWriter::open(dir, meta, verify)?))
     }
 
-    /// Opens the store in `dir`, which must have been made with the same options, or makes it.
-    pub fn open_or_create(dir: impl AsRef<Path>, options: &StoreOptions) -> Result<Store> {
-        let dir = dir.as_ref();
-        if !Meta::exists(dir) {
-            return Self::create(dir, options);
-        }
-        let found = Meta::read(dir)?.options();
-        if found != *options {
-            return Err(Error::OptionsDiffer {
-                path: dir.to_owned(),
-                found: format!("{found:?}"),
-                wanted: format!("{options:?}"),
-            });
-        }
-        Self::open(dir)
-    }
-
     fn of(writer: StoreWriter) -> Store {
         let removed_from = writer.generation();
         Store { writer, clock: 0, admit_after: 1, removed: VecDeque::new(), removed_from }
