@@ -34,7 +34,7 @@ impl RowFormat {
     }
 
     /// Writes finite `values` into `bytes`, [`RowFormat::row_bytes`] long.
-    pub(crate) fn encode(self, values: &[f32], bytes: &mut [u8]) {
+    pub fn encode(self, values: &[f32], bytes: &mut [u8]) {
         assert_eq!(bytes.len(), self.row_bytes(values.len()));
         match self {
             RowFormat::F32 => {
@@ -61,7 +61,7 @@ impl RowFormat {
 
     /// Converts a stored row to f32.
     #[inline]
-    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             RowFormat::F32 => copy_floats(bytes.as_chunks().0, out),
             RowFormat::Bf16 => {

@@ -17,7 +17,7 @@ use super::{FORMAT, LogManifest, LogVersion, short_history};
 use crate::dataset::table::TableWriter;
 use crate::error::{CommonErrors as _, Error, Result, write_json};
 use crate::schema::Schema;
-use crate::tae::to_bf16;
+use crate::tae::TaeFormat;
 
 /// Examples in a row group, which writers and readers keep in memory.
 const GROUP_ROWS: usize = 4096;
@@ -302,10 +302,11 @@ impl LogWriter {
 
 impl TaeStorage {
     fn rounded(self, values: &[f32]) -> Vec<f32> {
-        match self {
-            TaeStorage::F32 => values.to_vec(),
-            TaeStorage::Bf16 => values.iter().map(|&value| to_bf16(value)).collect(),
+        let mut rounded = values.to_vec();
+        if self == TaeStorage::Bf16 {
+            TaeFormat::Bf16.round(&mut rounded);
         }
+        rounded
     }
 }
 
