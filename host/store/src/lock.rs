@@ -7,17 +7,15 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypercast_core::dir_lock::{DirLock, LockAttempt};
+use hypercast_core::dir_lock::DirLock;
 
 use crate::Error;
 use crate::error::{Result, io};
 
 /// Takes `dir`'s writer lock, which its one writer holds for its life, or says who has it.
 pub(crate) fn writer_lock(dir: &Path) -> Result<DirLock> {
-    match DirLock::try_acquire(&dir.join("writer.lock"), Duration::ZERO)? {
-        LockAttempt::Acquired(lock) => Ok(lock),
-        LockAttempt::Held(holder) => Err(Error::Locked { path: dir.to_owned(), holder }),
-    }
+    DirLock::try_acquire(&dir.join("writer.lock"), Duration::ZERO)?
+        .map_err(|holder| Error::Locked { path: dir.to_owned(), holder })
 }
 
 /// Held shared by each reader for its life, and exclusively by a checkpoint.

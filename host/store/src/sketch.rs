@@ -13,10 +13,11 @@ use std::fs;
 use std::hash::BuildHasherDefault;
 use std::path::{Path, PathBuf};
 
+use hypercast_core::atomic_file;
 use hypercast_core::hash::{IdHasher, mix64};
 
 use crate::error::{Result, corrupt, io};
-use crate::header::{self, FileHeader, create_zeroed};
+use crate::header::{self, FileHeader};
 
 const MAGIC: [u8; 8] = *b"HCSKETCH";
 /// Counters in each half; an id has one in either.
@@ -74,17 +75,11 @@ impl Sketch {
 
     /// Writes it into `dir`, whole or not at all.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        use std::os::unix::fs::FileExt;
-        let partial = dir.join("admission.sketch.partial");
         let crc = u64::from(crc32fast::hash(&self.cells));
         let fields = [Self::SIZE as u64, self.sightings, crc, 0, 0, 0];
-        let len = (header::SIZE + Self::SIZE) as u64;
-        let file = create_zeroed(&partial, &FileHeader { magic: MAGIC, fields }, len)?;
-        file.write_all_at(&self.cells, header::SIZE as u64)
-            .and_then(|()| file.sync_all())
-            .map_err(io("write", &partial))?;
+        let header = FileHeader { magic: MAGIC, fields }.encode();
         let path = path(dir);
-        fs::rename(&partial, &path).map_err(io("rename to", &path))
+        atomic_file::write(&path, &[&header, &self.cells[..]].concat()).map_err(io("write", &path))
     }
 
     /// Counts a sighting of `id`; gives how often it was seen, this time included.

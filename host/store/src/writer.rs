@@ -243,9 +243,7 @@ impl StoreWriter {
         if with_state {
             add_states(&mut self.states, &self.dir, shape, self.view.rows)?;
         }
-        let limits = JournalLimits::of(slab_bytes(shape, self.view.rows));
-        self.limits.fold = self.limits.fold.max(limits.fold);
-        self.limits.refuse = self.limits.refuse.max(limits.refuse);
+        self.limits = JournalLimits::of(slab_bytes(shape, self.view.rows));
         if let Some(published) = &mut self.published {
             published.rebase(&self.view);
         }

@@ -105,8 +105,8 @@ pub struct ImpressionReader {
     fields: Vec<Field>,
     counts: ColumnCounts,
     next_group: usize,
-    columns: Vec<Column>,
-    row: usize,
+    /// The rest of the row group before that.
+    ready: std::vec::IntoIter<Impression>,
 }
 
 impl ImpressionReader {
@@ -123,8 +123,7 @@ impl ImpressionReader {
             reader,
             path,
             next_group: 0,
-            columns: Vec::new(),
-            row: 0,
+            ready: Vec::new().into_iter(),
         })
     }
 
@@ -133,23 +132,24 @@ impl ImpressionReader {
         self.reader.rows()
     }
 
-    /// Reads the next row group if the current one is used up; false at the end of the file.
-    fn fill(&mut self) -> Result<bool> {
-        while self.columns.first().is_none_or(|column| self.row == column.u64s().len()) {
+    fn next_impression(&mut self) -> Result<Option<Impression>> {
+        loop {
+            if let Some(impression) = self.ready.next() {
+                return Ok(Some(impression));
+            }
             if self.next_group == self.reader.groups() {
-                return Ok(false);
+                return Ok(None);
             }
-            self.columns = self.reader.read(self.next_group, &self.fields)?;
+            let columns = self.reader.read(self.next_group, &self.fields)?;
             self.next_group += 1;
-            self.row = 0;
-            if self.columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
-                return Err(Error::data(
-                    &self.path,
-                    "column `surface` has an index beyond the schema's surfaces",
-                ));
+            if columns[5].u32s().iter().any(|&surface| surface as usize >= self.surfaces) {
+                let reason = "column `surface` has an index beyond the schema's surfaces";
+                return Err(Error::data(&self.path, reason));
             }
+            let rows = 0..columns[5].u32s().len();
+            let impressions = rows.map(|row| impression(&columns, self.counts, row));
+            self.ready = impressions.collect::<Vec<Impression>>().into_iter();
         }
-        Ok(true)
     }
 }
 
@@ -157,14 +157,7 @@ impl Iterator for ImpressionReader {
     type Item = Result<Impression>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.fill() {
-            Ok(false) => None,
-            Err(error) => Some(Err(error)),
-            Ok(true) => {
-                self.row += 1;
-                Some(Ok(impression(&self.columns, self.counts, self.row - 1)))
-            }
-        }
+        self.next_impression().transpose()
     }
 }
 
@@ -227,7 +220,7 @@ fn impression(columns: &[Column], counts: ColumnCounts, row: usize) -> Impressio
         outcome_ms: fixed[2].i64s()[row],
         user: fixed[3].u64s()[row],
         item: fixed[4].u64s()[row],
-        // `fill` checked it against the number of surfaces, which fits 16 bits.
+        // The reader checked it against the number of surfaces, which fits 16 bits.
         surface: fixed[5].u32s()[row] as u16,
         outcome: Outcome { actions: fixed[6].u32s()[row], known: fixed[7].u32s()[row], values },
         context: ContextFeatures {

@@ -19,32 +19,25 @@ use crate::dataset::{Entities, Impression, content, write_dataset};
 use crate::error::{Result, write_json};
 use crate::schema::{Counter, Feature, FeatureKind, Task, TaskKind, TaskRole};
 
-/// The places that an importer writes to, and the optional content vectors.
-struct Destination<'a> {
-    into: &'a Path,
-    content: Option<&'a Path>,
+/// Writes the data set, the optional content vectors and the report.
+fn finish(
+    into: &Path,
+    content: Option<&Path>,
     start: Instant,
-}
-
-impl Destination<'_> {
-    /// Writes the data set and the report.
-    fn write(
-        &self,
-        entities: &Entities<'_>,
-        mut impressions: Vec<Impression>,
-        mut report: ImportReport,
-    ) -> Result<ImportReport> {
-        report.count(&impressions);
-        (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
-        if let Some(content) = content::import(self.content, self.into, entities.items)? {
-            report.items_with_content = content.items.len() as u64;
-            report.content_width = content.width as u64;
-        }
-        write_dataset(self.into, entities, &mut impressions)?;
-        report.seconds = self.start.elapsed().as_secs_f64();
-        write_json(&self.into.join("import-report.json"), &report)?;
-        Ok(report)
+    entities: &Entities<'_>,
+    mut impressions: Vec<Impression>,
+    mut report: ImportReport,
+) -> Result<ImportReport> {
+    report.count(&impressions);
+    (report.items, report.users) = (entities.items.len() as u64, entities.users.len() as u64);
+    if let Some(content) = content::import(content, into, entities.items)? {
+        report.items_with_content = content.items.len() as u64;
+        report.content_width = content.width as u64;
     }
+    write_dataset(into, entities, &mut impressions)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    write_json(&into.join("import-report.json"), &report)?;
+    Ok(report)
 }
 
 fn features(names: &[impl AsRef<str>], kind: FeatureKind) -> Vec<Feature> {

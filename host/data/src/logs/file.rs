@@ -67,19 +67,15 @@ pub(super) fn file_numbers(dir: &Path) -> Result<Vec<u32>> {
 /// A complete file that is read from a row group on.
 pub(super) struct OpenLog {
     file: LogFile,
+    version: LogVersion,
     next_group: usize,
     /// Requests of the row group before that.
     ready: std::vec::IntoIter<LoggedRequest>,
 }
 
 impl OpenLog {
-    /// The next request with the embeddings of `version`, which the file must contain; none at the
-    /// end of the file.
-    pub(super) fn next_request(
-        &mut self,
-        layout: &LogLayout,
-        version: &LogVersion,
-    ) -> Result<Option<LoggedRequest>> {
+    /// The next request; none at the end of the file.
+    pub(super) fn next_request(&mut self, layout: &LogLayout) -> Result<Option<LoggedRequest>> {
         loop {
             if let Some(logged) = self.ready.next() {
                 return Ok(Some(logged));
@@ -87,7 +83,7 @@ impl OpenLog {
             if self.next_group == self.file.requests.groups() {
                 return Ok(None);
             }
-            self.ready = self.file.read(self.next_group, layout, version)?.into_iter();
+            self.ready = self.file.read(self.next_group, layout, &self.version)?.into_iter();
             self.next_group += 1;
         }
     }
@@ -122,9 +118,10 @@ impl LogFile {
         self.note.versions.iter().find(|own| own.version == version)
     }
 
-    /// Goes through the requests from row group `group` on.
-    pub(super) fn from_group(self, group: usize) -> OpenLog {
-        OpenLog { file: self, next_group: group, ready: Vec::new().into_iter() }
+    /// Goes through the requests from row group `group` on, with the embeddings of `version`, which
+    /// the file must contain.
+    pub(super) fn from_group(self, group: usize, version: LogVersion) -> OpenLog {
+        OpenLog { file: self, version, next_group: group, ready: Vec::new().into_iter() }
     }
 
     fn read(

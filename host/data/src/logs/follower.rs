@@ -86,9 +86,8 @@ impl LogFollower {
     /// another length than before.
     pub fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
-            let version = self.version();
             if let Some(open) = &mut self.open {
-                if let Some(logged) = open.next_request(&self.layout, &version)? {
+                if let Some(logged) = open.next_request(&self.layout)? {
                     self.position.row += 1;
                     return Ok(Some(logged));
                 }
@@ -99,10 +98,6 @@ impl LogFollower {
                 return Ok(None);
             }
         }
-    }
-
-    fn version(&self) -> LogVersion {
-        LogVersion::new(&self.version, self.tae_dim.unwrap_or(0))
     }
 
     /// Opens the next file, or passes over it; false if there is none yet.
@@ -118,7 +113,7 @@ impl LogFollower {
             self.skip_to(number)?;
         }
         let file = LogFile::open(&self.dir, number)?;
-        let Some(version) = file.version(&self.version) else {
+        let Some(version) = file.version(&self.version).cloned() else {
             if !self.warned {
                 tracing::warn!(
                     "{}: file {number} has no TAEs of FM {}; skipping all such files",
@@ -137,7 +132,7 @@ impl LogFollower {
                 self.version, version.tae_dim
             )));
         }
-        self.start(file)?;
+        self.start(file, version)?;
         Ok(true)
     }
 
@@ -156,7 +151,7 @@ impl LogFollower {
     }
 
     /// Moves to the row of the current position within a file.
-    fn start(&mut self, file: LogFile) -> Result<()> {
+    fn start(&mut self, file: LogFile, version: LogVersion) -> Result<()> {
         let mut left = self.position.row as usize;
         let mut group = 0;
         let groups = file.requests.groups();
@@ -170,9 +165,9 @@ impl LogFollower {
                 self.position.file, self.position.row
             )));
         }
-        let mut open = file.from_group(group);
+        let mut open = file.from_group(group, version);
         for _ in 0..left {
-            open.next_request(&self.layout, &self.version())?;
+            open.next_request(&self.layout)?;
         }
         self.open = Some(open);
         Ok(())

@@ -112,7 +112,6 @@ impl LogReader {
         LogIter {
             log: self,
             layout: LogLayout::new(&self.schema),
-            version: self.version(),
             numbers: self.numbers.iter(),
             open: None,
         }
@@ -125,10 +124,9 @@ impl LogReader {
 
     fn gather_corrections(&mut self, files: &[FileInfo]) -> Result<()> {
         let layout = LogLayout::new(&self.schema);
-        let version = self.version();
         for info in files.iter().filter(|info| info.note.corrections > 0) {
-            let mut open = LogFile::open(&self.dir, info.number)?.from_group(0);
-            while let Some(row) = open.next_request(&layout, &version)? {
+            let mut open = self.open_file(info.number)?;
+            while let Some(row) = open.next_request(&layout)? {
                 if row.correction {
                     self.corrections.add(&row);
                 }
@@ -137,8 +135,9 @@ impl LogReader {
         Ok(())
     }
 
-    fn version(&self) -> LogVersion {
-        LogVersion::new(&self.fm_version, self.tae_dim)
+    fn open_file(&self, number: u32) -> Result<OpenLog> {
+        let version = LogVersion::new(&self.fm_version, self.tae_dim);
+        Ok(LogFile::open(&self.dir, number)?.from_group(0, version))
     }
 }
 
@@ -212,7 +211,6 @@ fn corrected(outcome: Outcome, change: Outcome) -> Outcome {
 pub struct LogIter<'a> {
     log: &'a LogReader,
     layout: LogLayout,
-    version: LogVersion,
     /// The files that are not open yet.
     numbers: std::slice::Iter<'a, u32>,
     open: Option<OpenLog>,
@@ -222,7 +220,7 @@ impl LogIter<'_> {
     fn next_request(&mut self) -> Result<Option<LoggedRequest>> {
         loop {
             while let Some(open) = &mut self.open
-                && let Some(mut logged) = open.next_request(&self.layout, &self.version)?
+                && let Some(mut logged) = open.next_request(&self.layout)?
             {
                 if !logged.correction {
                     self.log.corrections.apply(&mut logged);
@@ -230,7 +228,7 @@ impl LogIter<'_> {
                 }
             }
             let Some(&number) = self.numbers.next() else { return Ok(None) };
-            self.open = Some(LogFile::open(&self.log.dir, number)?.from_group(0));
+            self.open = Some(self.log.open_file(number)?);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! KuaiRand's features of users and videos.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -67,13 +67,13 @@ pub(super) struct Video {
     pub(super) duration_ms: Option<f32>,
 }
 
-pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, User>> {
+pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<BTreeMap<u64, User>> {
     let categories = user_categories();
     let first_number = 1 + categories.len();
     let numbers = USER_NUMBERS.map(String::from);
     let columns = ["user_id".into()].into_iter().chain(categories).chain(numbers);
     let file = open(path, columns, "KuaiRand-Pure's user_features_pure.csv")?;
-    let mut users = HashMap::new();
+    let mut users = BTreeMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
         let ids = (1..first_number).map(|column| category(row, column)).collect();
@@ -89,9 +89,9 @@ pub(super) fn read_users(path: &Path, report: &mut ImportReport) -> Result<HashM
     Ok(users)
 }
 
-pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<HashMap<u64, Video>> {
+pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<BTreeMap<u64, Video>> {
     let file = open(path, VIDEO_COLUMNS, "KuaiRand-Pure's video_features_basic_pure.csv")?;
-    let mut videos = HashMap::new();
+    let mut videos = BTreeMap::new();
     file.read(report, |row| {
         let id = row.number(0)?;
         let ids = (1..FIRST_VIDEO_NUMBER).map(|column| category(row, column)).collect();
@@ -111,7 +111,7 @@ pub(super) fn read_videos(path: &Path, report: &mut ImportReport) -> Result<Hash
 }
 
 /// The items, sorted by id, with the durations that are known by now.
-pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
+pub(super) fn items(videos: &BTreeMap<u64, Video>) -> Vec<Item> {
     let finished = |video: &Video| {
         let mut item = video.item.clone();
         let duration_s = video.duration_ms.unwrap_or(0.0) / 1e3;
@@ -119,9 +119,7 @@ pub(super) fn items(videos: &HashMap<u64, Video>) -> Vec<Item> {
         item.ids.push((2.0 * (1.0 + duration_s).log2()) as u64);
         item
     };
-    let mut items: Vec<Item> = videos.values().map(finished).collect();
-    items.sort_by_key(|item| item.id);
-    items
+    videos.values().map(finished).collect()
 }
 
 /// Opens a comma-separated file of the data set.

@@ -1,6 +1,6 @@
 //! KuaiRand's impressions: its logs, and the history before them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use hypercast_fm::example::{MAX_VALUES, Outcome, User};
@@ -28,8 +28,8 @@ const MAX_WATCH_RATIO: f32 = 4.0;
 
 /// Collects impressions. Their surface is the number of the tab until all tabs are known.
 pub(super) struct KuairandReader<'a> {
-    pub(super) users: &'a HashMap<u64, User>,
-    pub(super) videos: &'a mut HashMap<u64, Video>,
+    pub(super) users: &'a BTreeMap<u64, User>,
+    pub(super) videos: &'a mut BTreeMap<u64, Video>,
     pub(super) rows: &'a mut Vec<Impression>,
     pub(super) report: &'a mut ImportReport,
 }
@@ -149,7 +149,7 @@ impl KuairandReader<'_> {
     }
 }
 
-fn check_user(users: &HashMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
+fn check_user(users: &BTreeMap<u64, User>, user: u64) -> std::result::Result<(), RowError> {
     if users.contains_key(&user) {
         return Ok(());
     }
