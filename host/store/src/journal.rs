@@ -315,7 +315,6 @@ impl<W: Write> ChecksummingReader<W> {
 impl<R: Read> ChecksummingReader<R> {
     fn read_exact(&mut self, bytes: &mut [u8]) -> std::io::Result<()> {
         self.inner.read_exact(bytes)?;
-        self.bytes += bytes.len() as u64;
         self.crc.update(bytes);
         Ok(())
     }

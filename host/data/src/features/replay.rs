@@ -42,15 +42,6 @@ impl Replay {
             Some(from_ms) => FeatureState::rebuild(dataset, options.features, Some(from_ms))?,
             None => FeatureState::new(dataset, options.features),
         };
-        Replay::with_state(dataset, state, options)
-    }
-
-    /// Replays from a state that is as of the span's start.
-    pub fn with_state(
-        dataset: &Dataset,
-        state: FeatureState,
-        options: ReplayOptions,
-    ) -> Result<Replay> {
         let timeline = Timeline::new(dataset, options.span)?;
         Ok(Replay { timeline, state, ready: VecDeque::new(), options, skip: 0 })
     }
@@ -59,11 +50,6 @@ impl Replay {
     /// outcomes are still applied.
     pub fn skipping(self, examples: u64) -> Replay {
         Replay { skip: examples, ..self }
-    }
-
-    /// The state at the replay's current time: after the last example, that of the span's end.
-    pub fn into_state(self) -> FeatureState {
-        self.state
     }
 
     fn fetch(&mut self, rows: &[Impression]) {

@@ -38,8 +38,9 @@ pub struct LogReader {
     dir: PathBuf,
     /// The complete files that contain the version.
     numbers: Vec<u32>,
-    /// The position after the last complete file, whether or not it contains the version.
-    end: LogPosition,
+    /// The position from which a follower continues after these logs: after the last complete file,
+    /// whether or not it contains the version.
+    pub end: LogPosition,
     corrections: Corrections,
 }
 
@@ -115,11 +116,6 @@ impl LogReader {
             numbers: self.numbers.iter(),
             open: None,
         }
-    }
-
-    /// The position from which a follower continues after these logs.
-    pub fn end(&self) -> LogPosition {
-        self.end
     }
 
     fn gather_corrections(&mut self, files: &[FileInfo]) -> Result<()> {
