@@ -137,10 +137,7 @@ impl LogFile {
             examples: self.examples.read(group, &fields)?,
         };
         let fits = |rows: &Vec<LoggedRequest>| {
-            rows.iter().all(|row| {
-                row.tae.len() == version.tae_dim * row.example.targets.len()
-                    && layout.has_surface(row.example.surface)
-            })
+            rows.iter().all(|row| row.tae.len() == version.tae_dim * row.example.targets.len())
         };
         layout.rows(&group).filter(fits).ok_or_else(|| {
             Error::data(

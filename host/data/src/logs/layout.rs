@@ -60,11 +60,6 @@ impl LogLayout {
         }
     }
 
-    /// Whether the schema has a surface of that index.
-    pub(super) fn has_surface(&self, surface: u16) -> bool {
-        usize::from(surface) < self.schema.surfaces.len()
-    }
-
     pub(super) fn request_fields(&self) -> Vec<Field> {
         let fixed = REQUEST_FIELDS.iter().map(|&(name, kind, list)| Field {
             name: name.into(),
@@ -181,7 +176,7 @@ impl LogLayout {
     }
 
     /// The requests of some columns: `request_fields`, and `example_fields` with one column of
-    /// embeddings. `None` if the two tables do not fit each other.
+    /// embeddings. `None` if the two tables do not fit each other, or a surface not the schema.
     pub(super) fn rows(&self, group: &RowGroup) -> Option<Vec<LoggedRequest>> {
         let requests = &group.requests;
         let examples = group.examples[0].u64s();
@@ -189,7 +184,10 @@ impl LogLayout {
         let mut start = 0;
         for (row, &request) in requests[0].u64s().iter().enumerate() {
             let end = start + requests[5].u32s()[row] as usize;
-            if examples.get(start..end)?.iter().any(|&of| of != request) {
+            let surface = requests[2].u32s()[row] as usize;
+            if surface >= self.schema.surfaces.len()
+                || examples.get(start..end)?.iter().any(|&of| of != request)
+            {
                 return None;
             }
             rows.push(self.row(group, row, start..end));
