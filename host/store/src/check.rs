@@ -87,7 +87,7 @@ impl Check<'_> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(Error::Corrupt(damage)) => {
-                (self.report)(damage);
+                (self.report)(*damage);
                 Ok(None)
             }
             Err(error) => Err(error),

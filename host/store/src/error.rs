@@ -26,7 +26,7 @@ pub enum Error {
     Core(#[from] hypercast_core::Error),
     /// A file is truncated or its checksum does not match.
     #[error(transparent)]
-    Corrupt(#[from] Damage),
+    Corrupt(Box<Damage>),
     /// A file was written by another format version.
     #[error("{} has format version {found}, this build reads version {supported}; use a matching build of hypercast, or train the store anew", path.display())]
     Version {
@@ -144,6 +144,12 @@ impl std::fmt::Display for Damage {
             write!(f, ", checksum {expected:08x} expected and {found:08x} found")?;
         }
         write!(f, "; {}", self.remedy)
+    }
+}
+
+impl From<Damage> for Error {
+    fn from(damage: Damage) -> Error {
+        Error::Corrupt(Box::new(damage))
     }
 }
 

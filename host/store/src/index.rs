@@ -100,7 +100,7 @@ impl Index {
         let map = unsafe { Mmap::map(&file) }.map_err(io("map", &path))?;
         Residency::of(map.len() as u64).advise(&map);
         let header = FileHeader::decode(&map, MAGIC, &path).map_err(|error| match error {
-            Error::Corrupt(damage) => Damage { remedy: REBUILD, ..damage }.into(),
+            Error::Corrupt(damage) => Damage { remedy: REBUILD, ..*damage }.into(),
             other => other,
         })?;
         let [buckets, rows, ids, free, free_crc, _] = header.fields;

@@ -156,7 +156,7 @@ impl Overlay {
     }
 
     /// Positions of the rows that differ from the last commit.
-    pub fn dirty(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+    pub fn dirty(&self) -> impl Iterator<Item = usize> + '_ {
         self.dirty.iter().map(|&at| at as usize)
     }
 

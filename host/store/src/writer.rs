@@ -171,7 +171,7 @@ impl StoreWriter {
     pub fn commit(&mut self) -> Result<u64> {
         self.check_healthy()?;
         let sketch_is_clean = self.sketch.as_ref().is_none_or(Sketch::is_clean);
-        if self.view.overlay.dirty().len() == 0 && sketch_is_clean {
+        if self.view.overlay.dirty().next().is_none() && sketch_is_clean {
             return Ok(self.generation());
         }
         let bytes = self.journal.bytes();

@@ -102,7 +102,8 @@ fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, S
             answer.tae_dim
         ));
     }
-    let tae = tae::decode(answer.format, &answer.tae, tae_dim).map_err(|error| error.to_string())?;
+    let tae =
+        tae::decode(answer.format, &answer.tae, tae_dim).map_err(|error| error.to_string())?;
     Ok(FmOutput { tae, main: answer.main })
 }
 

@@ -125,8 +125,10 @@ impl KuairandReader<'_> {
         actions: u32,
     ) -> std::result::Result<(), RowError> {
         let id = |column: &str, id: i64| {
-            let reason = format!("{id} is not an id");
-            u64::try_from(id).map_err(|_| RowError { column: column.into(), reason })
+            u64::try_from(id).map_err(|_| {
+                let reason = format!("{id} is not an id");
+                RowError { column: column.into(), reason }
+            })
         };
         let (user, item) = (id("user_id", user)?, id("video_id", video)?);
         check_user(self.users, user)?;
