@@ -67,9 +67,7 @@ impl Error {
             Error::Io { .. } | Error::Data { .. } | Error::Internal(_) => ErrorKind::Internal,
         }
     }
-}
 
-impl Error {
     /// The same error, for another caller whose call it failed too.
     pub fn again(&self) -> Error {
         match self {

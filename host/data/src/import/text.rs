@@ -18,7 +18,7 @@ pub(super) struct TextFile<R> {
     /// The byte between two cells.
     pub(super) delimiter: u8,
     /// The columns to read; a [`TextRow`] refers to them by index.
-    pub(super) columns: &'static [&'static str],
+    pub(super) columns: Vec<String>,
     /// A description of the right file, for messages.
     pub(super) expected: &'static str,
 }
@@ -27,7 +27,7 @@ pub(super) struct TextFile<R> {
 pub(super) struct TextRow<'a> {
     record: &'a ByteRecord,
     positions: &'a [usize],
-    columns: &'static [&'static str],
+    columns: &'a [String],
 }
 
 impl<R: Read> TextFile<R> {
@@ -49,7 +49,7 @@ impl<R: Read> TextFile<R> {
         let header = reader.byte_headers().map_err(unreadable)?.clone();
         let positions = self.columns.iter().map(|column| {
             let found = header.iter().position(|name| {
-                String::from_utf8_lossy(name).trim_start_matches('\u{feff}').trim() == *column
+                String::from_utf8_lossy(name).trim_start_matches('\u{feff}').trim() == column
             });
             found.ok_or_else(|| {
                 Error::data(
@@ -63,12 +63,12 @@ impl<R: Read> TextFile<R> {
         let mut record = ByteRecord::new();
         while reader.read_byte_record(&mut record).map_err(unreadable)? {
             let line = record.position().map_or(0, csv::Position::line);
-            let row = TextRow { record: &record, positions: &positions, columns: self.columns };
+            let row = TextRow { record: &record, positions: &positions, columns: &self.columns };
             let outcome = if record.len() == header.len() {
                 add(&row)
             } else {
                 let reason = format!("{} cells, the header has {}", record.len(), header.len());
-                Err(RowError { column: "(all)", reason })
+                Err(RowError { column: "(all)".into(), reason })
             };
             report.row(line, outcome);
         }
@@ -118,6 +118,6 @@ impl TextRow<'_> {
 
     /// An error that names a column.
     pub(super) fn bad(&self, column: usize, reason: String) -> RowError {
-        RowError { column: self.columns[column], reason }
+        RowError { column: self.columns[column].clone(), reason }
     }
 }

@@ -22,7 +22,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use hypercast_config::FmTierConfig;
-use hypercast_data::tae::TaeFormat;
+use hypercast_data::tae::{self, TaeFormat};
 use hypercast_fm::{checkpoint::FmManifest, example::Example, inference::FmOutput};
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,7 @@ pub fn decode_examples(body: &[u8]) -> RequestResult<Vec<Example>> {
 /// Internal: the output cannot be serialised.
 pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Result<Vec<u8>> {
     let mut tae = Vec::new();
-    format.encode(&output.tae, tae_dim, &mut tae);
+    tae::encode(format, &output.tae, tae_dim, &mut tae);
     let answer = EmbedAnswer { tae_dim: tae_dim as u32, format, tae, main: output.main };
     postcard::to_stdvec(&answer)
         .map_err(|error| Error::internal(format!("an answer cannot be encoded: {error}")))
@@ -102,7 +102,8 @@ fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, S
             answer.tae_dim
         ));
     }
-    let tae = answer.format.decode(&answer.tae, tae_dim).map_err(|error| error.to_string())?;
+    let tae =
+        tae::decode(answer.format, &answer.tae, tae_dim).map_err(|error| error.to_string())?;
     Ok(FmOutput { tae, main: answer.main })
 }
 

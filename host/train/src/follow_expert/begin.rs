@@ -190,7 +190,7 @@ fn learn_past(
     stream.go_online();
     let position = match joined {
         Some(position) => FeedPosition::Joined(position),
-        None => FeedPosition::Logs(log.end()),
+        None => FeedPosition::Logs(log.end),
     };
     if joined.is_some() {
         fm::remove_dir(&logs)?;

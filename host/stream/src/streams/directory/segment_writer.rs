@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hypercast_core::atomic_file::sync_dir;
-use hypercast_core::dir_lock::{DirLock, LockAttempt};
+use hypercast_core::dir_lock::DirLock;
 
 use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentReader, SoundRecords};
@@ -269,14 +269,11 @@ fn recent_ids(folder: &Path, bases: &[u64], newest: Vec<u64>, most: usize) -> Re
 /// Locks a stream for writing, or names the process that has it.
 fn lock(topic: &Topic, folder: &Path) -> Result<DirLock> {
     let path = folder.join("owner");
-    match DirLock::try_acquire(&path, LOCK_WAIT)? {
-        LockAttempt::Acquired(owner) => Ok(owner),
-        LockAttempt::Held(holder) => Err(Error::data(
-            &path,
-            format!(
-                "{holder} writes to the stream {topic}, and a stream has one writer; \
-                 stop it, or give this process another engine.dir"
-            ),
-        )),
-    }
+    DirLock::try_acquire(&path, LOCK_WAIT)?.map_err(|holder| {
+        let reason = format!(
+            "{holder} writes to the stream {topic}, and a stream has one writer; stop it, or give \
+             this process another engine.dir"
+        );
+        Error::data(&path, reason)
+    })
 }
