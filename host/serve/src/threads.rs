@@ -124,7 +124,7 @@ impl<T> Current<T> {
         Self(RwLock::new(Arc::new(value)))
     }
 
-    pub(crate) fn get(&self) -> Arc<T> {
+    pub(crate) fn now(&self) -> Arc<T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -31,7 +31,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     if let Some(address) = args.metrics {
         let metrics = metrics.clone();
-        let address = job_metrics::serve(address, move || metrics.render())?;
+        let address = job_metrics::serve(address, move || metrics.render(None))?;
         println!("metrics at http://{address}/metrics");
     }
     let runner = Runner::open(engine, &config.joiner()?, &dataset, metrics, stop)?;

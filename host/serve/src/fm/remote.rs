@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    http::{client, secret_file},
+    http::{client, respond::in_time, secret_file},
     request::api::{DEADLINE_HEADER, FM_VERSION_HEADER, Refusal, RefusalBody, RequestResult},
 };
 
@@ -114,7 +114,8 @@ pub struct RemoteFm {
     /// The header with the token; none if the tier needs none.
     bearer: Option<HeaderValue>,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    manifest: FmManifest,
+    /// The manifest of the tier's checkpoint.
+    pub(crate) manifest: FmManifest,
 }
 
 impl RemoteFm {
@@ -185,11 +186,6 @@ impl RemoteFm {
         }
     }
 
-    /// The manifest of the tier's checkpoint.
-    pub fn manifest(&self) -> &FmManifest {
-        &self.manifest
-    }
-
     /// The FM's predictions and TAEs for the examples' targets, in order.
     ///
     /// # Errors
@@ -199,10 +195,7 @@ impl RemoteFm {
         examples: Arc<[Example]>,
         deadline: Instant,
     ) -> RequestResult<FmOutput> {
-        match tokio::time::timeout_at(deadline.into(), self.ask(&examples, deadline)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Refusal::Deadline),
-        }
+        in_time(deadline, self.ask(&examples, deadline)).await
     }
 
     async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {

@@ -45,7 +45,8 @@ pub(crate) struct BoundListener {
     listener: TcpListener,
     /// The address in use.
     address: SocketAddr,
-    tls: Option<Arc<Tls>>,
+    /// The TLS settings of new connections; none for plain HTTP.
+    pub(crate) tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
     header_timeout: Duration,
     unread: Duration,
@@ -82,11 +83,6 @@ impl BoundListener {
     pub(crate) fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", self.address)
-    }
-
-    /// The TLS settings of new connections; none for plain HTTP.
-    pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
-        self.tls.clone()
     }
 
     /// Answers requests until `stop` resolves, then finishes what was accepted.

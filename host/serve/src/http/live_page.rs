@@ -1,10 +1,7 @@
 //! `GET /v1/live`: what the daemon does now, for the page at `/`, whose source documents the
 //! fields. Everything but percentiles is counted elsewhere.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use hypercast_expert::wasm::Call;
 use hypercast_stream::registry::VersionState;
@@ -91,8 +88,8 @@ struct PluginRow {
 
 /// Collects the report.
 pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport {
-    let set = service.models().set();
-    let surface = |at: u16| service.schema().surfaces[usize::from(at)].clone();
+    let set = service.models.set();
+    let surface = |at: u16| service.converter.schema.surfaces[usize::from(at)].clone();
     let applied = metrics.applied();
     let fm = |fm: &ServedFm| {
         let of = applied.get(&format!("fm@{}", fm.version())).copied().unwrap_or_default();
@@ -140,7 +137,7 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
             breaker: expert.breaker_state().label(),
         }
     };
-    let lines = service.predictions().windows().into_iter().map(|(key, window)| QualityRow {
+    let lines = service.predictions.windows().into_iter().map(|(key, window)| QualityRow {
         surface: surface(key.surface),
         task: key.task,
         arm: key.arm,
@@ -149,15 +146,15 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
     });
     LiveReport {
         now_ms: hypercast_core::clock::now_ms(),
-        started_ms: metrics.started_ms(),
+        started_ms: metrics.started_ms,
         tier: "ranking",
-        problem: service.models().problem(),
+        problem: service.models.problem(),
         revision: set.revision,
         requests: metrics.requests_so_far(),
         latency: metrics.latency(),
         freshness: metrics.freshness(),
         ne: lines.collect(),
-        outcomes: service.predictions().counts(),
+        outcomes: service.predictions.counts(),
         fms: set.fms().map(fm).collect(),
         experts: set.arms().iter().map(|arm| expert(arm)).collect(),
         plugins: set.arms().iter().map(|arm| plugin(arm)).collect(),
@@ -166,16 +163,4 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
 
 fn mean_us(took: Duration, calls: u64) -> Option<f64> {
     (calls > 0).then(|| took.as_secs_f64() * 1e6 / calls as f64)
-}
-
-/// Updates the gauges of live quality and plugins for `/metrics`.
-pub(crate) fn gauges(service: &RankingService, metrics: &Metrics) {
-    let schema = service.schema();
-    let mut seen: HashMap<[String; 3], LiveQuality> = HashMap::new();
-    for (key, window) in service.predictions().windows() {
-        let surface = schema.surfaces[usize::from(key.surface)].clone();
-        seen.insert([surface, key.task, key.arm], window.quality());
-    }
-    metrics.quality(&seen);
-    metrics.plugins(&service.models().set());
 }

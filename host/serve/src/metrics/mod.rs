@@ -18,25 +18,23 @@ use std::{
 };
 
 use hypercast_core::clock::now_ms;
-use hypercast_expert::{ExpertTimes, RankOutcome};
+use hypercast_data::schema::Schema;
 use hypercast_fm::history::CacheCounts;
 use hypercast_stream::{
     join::{JoinMetrics, JoinerCounts, JoinerProgress},
     publish::PublicationHeader,
 };
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry, TextEncoder,
-    core::Collector,
-    proto::{LabelPair, MetricFamily},
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder, core::Collector,
 };
 use serde::Serialize;
 
 use crate::{
     metrics::{
-        plugins::PluginMetrics,
-        register::{Buckets, MetricRegistrar},
-        window::{LiveQuality, RecentValues},
+        prediction_log::{PredictionLog, QualityKey},
+        register::MetricRegistrar,
+        window::RecentValues,
     },
     threads::lock,
     versions::serving_set::{ExpertArm, ServingSet},
@@ -51,7 +49,7 @@ pub struct RankedRequest<'a> {
     /// The surface's name.
     pub surface: &'a str,
     /// The expert version that was to rank; none where no expert serves the surface.
-    pub arm: Option<RankedByArm<'a>>,
+    pub arm: Option<&'a ExpertArm>,
     /// The FM version that was asked.
     pub fm: &'a str,
     /// Why the answer is degraded, as the label `cause` has it.
@@ -60,17 +58,6 @@ pub struct RankedRequest<'a> {
     pub times: [Duration; STAGES.len()],
     /// Time from features to ranking; none if there is no answer.
     pub took: Option<Duration>,
-}
-
-/// What an expert version did with a request.
-#[derive(Clone, Copy)]
-pub struct RankedByArm<'a> {
-    /// The version.
-    pub arm: &'a ExpertArm,
-    /// Its ranking or its fault.
-    pub outcome: &'a RankOutcome,
-    /// Time in its network and its guest.
-    pub spent: ExpertTimes,
 }
 
 /// Rank requests since the start.
@@ -89,21 +76,26 @@ pub struct Metrics {
     degraded: IntCounterVec,
     stages: HistogramVec,
     duration: HistogramVec,
-    events: IntCounterVec,
+    /// Accepted impressions by surface.
+    pub(crate) events: IntCounterVec,
     event_latency: HistogramVec,
-    joiner: IntGaugeVec,
-    fm_batches: Histogram,
+    /// State of this process' joiner.
+    pub(crate) joiner: IntGaugeVec,
+    /// Passes of the FM, by the requests in them.
+    pub(crate) fm_batches: Histogram,
     history_cache: IntGaugeVec,
     versions: IntGaugeVec,
     arms: IntCounterVec,
     arm_seconds: HistogramVec,
-    shadows: IntCounterVec,
-    request_log: IntCounterVec,
+    /// Requests that were offered to shadows, by what became of them.
+    pub(crate) shadows: IntCounterVec,
+    /// Requests that were offered to the request log, by what became of them.
+    pub(crate) request_log: IntCounterVec,
     publications: IntCounterVec,
     freshness: HistogramVec,
     quality: GaugeVec,
-    plugins: PluginMetrics,
-    started_ms: i64,
+    /// When the process began, milliseconds since the epoch.
+    pub(crate) started_ms: i64,
     totals: RankTotals,
     recent: Mutex<RecentStats>,
 }
@@ -187,9 +179,7 @@ impl JoinMetrics for Metrics {
             ("early", early),
             ("refused", refused),
         ];
-        for (what, value) in values {
-            self.joiner.with_label_values(&[what]).set(value as i64);
-        }
+        set_all(&self.joiner, &values);
     }
 }
 
@@ -198,13 +188,15 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let register = MetricRegistrar(&registry);
+        let buckets = |first, factor, count| {
+            prometheus::exponential_buckets(first, factor, count).expect("the range is valid")
+        };
         // 50 µs to about 1.6 s.
-        let request_times = Buckets { first: 50e-6, factor: 2.0, count: 16 };
+        let request_times = buckets(50e-6, 2.0, 16);
         // 1 ms to about nine hours, because an outcome may wait for its attribution window.
-        let event_times = Buckets { first: 1e-3, factor: 2.0, count: 26 };
+        let event_times = buckets(1e-3, 2.0, 26);
         // 10 ms to about 12 hours.
-        let weight_ages = Buckets { first: 0.01, factor: 3.0, count: 15 };
-        let batch_sizes = Buckets { first: 1.0, factor: 2.0, count: 12 };
+        let weight_ages = buckets(0.01, 3.0, 15);
         Self {
             requests: register.counters(
                 "hypercast_requests_total",
@@ -281,7 +273,7 @@ impl Metrics {
                     "hypercast_fm_batch_requests",
                     "Requests that shared one forward pass of the FM",
                 )
-                .buckets(batch_sizes.bounds()),
+                .buckets(buckets(1.0, 2.0, 12)),
             )),
             history_cache: register.gauges(
                 "hypercast_history_cache",
@@ -293,12 +285,11 @@ impl Metrics {
                 "1 for each model version in service",
                 &["tier", "name", "version"],
             ),
-            quality: register.float_gauges(
+            quality: register.gauges(
                 "hypercast_live_quality",
                 "NE and calibration over the last 20 minutes, of served and shadow predictions whose outcomes are known",
                 &["surface", "task", "arm", "measure"],
             ),
-            plugins: PluginMetrics::new(&register),
             started_ms: now_ms(),
             totals: RankTotals::default(),
             recent: Mutex::default(),
@@ -322,7 +313,7 @@ impl Metrics {
         MetricRegistrar(&self.registry).add(IntGauge::new(name, help))
     }
 
-    /// JoinerCounts and times an HTTP request.
+    /// Counts and times an HTTP request.
     pub fn request(&self, route: &str, status: u16, took: Duration) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
@@ -337,14 +328,10 @@ impl Metrics {
         }
     }
 
-    /// Accounts for a rank request: its version's statistics, degradation and times.
+    /// Accounts for a rank request: its degradation and its times.
     pub fn ranked(&self, request: RankedRequest<'_>) {
         let RankedRequest { surface, arm, fm, degraded, times, took } = request;
-        let (name, label) =
-            arm.map_or(("", ""), |ranked| (ranked.arm.name.as_str(), ranked.arm.label.as_str()));
-        if let Some(ranked) = arm {
-            ranked.arm.count(ranked.outcome, ranked.spent);
-        }
+        let (name, label) = arm.map_or(("", ""), |arm| (arm.name.as_str(), arm.label.as_str()));
         if let Some(cause) = degraded {
             self.degraded.with_label_values(&[name, cause]).inc();
             self.totals.degraded.fetch_add(1, Ordering::Relaxed);
@@ -361,17 +348,7 @@ impl Metrics {
         self.arm_seconds.with_label_values(&[label]).observe(took.as_secs_f64());
     }
 
-    /// JoinerCounts a request that was offered to shadows, by what became of it.
-    pub fn shadow(&self, what: &str) {
-        self.shadows.with_label_values(&[what]).inc();
-    }
-
-    /// JoinerCounts a request that was offered to the request log, by what became of it.
-    pub fn request_logged(&self, what: &str) {
-        self.request_log.with_label_values(&[what]).inc();
-    }
-
-    /// JoinerCounts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
+    /// Counts a publication that was applied; `arm` is `fm@VERSION` or `NAME@VERSION`.
     pub fn publication_applied(&self, arm: &str, header: &PublicationHeader) {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
@@ -394,33 +371,24 @@ impl Metrics {
         applied.at_ms = now;
     }
 
-    /// JoinerCounts a publication that was refused; the weights before it keep serving.
+    /// Counts a publication that was refused; the weights before it keep serving.
     pub fn publication_refused(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
         self.recent().applied.entry(arm.to_owned()).or_default().refused += 1;
     }
 
     /// Sets the gauges of live quality by surface, task and arm.
-    pub fn quality(&self, all: &HashMap<[String; 3], LiveQuality>) {
+    pub fn quality(&self, predictions: &PredictionLog, schema: &Schema) {
         // Arms that no longer serve disappear.
         self.quality.reset();
-        for ([surface, task, arm], quality) in all {
+        for (QualityKey { surface, task, arm }, window) in predictions.windows() {
+            let (surface, quality) = (&schema.surfaces[usize::from(surface)], window.quality());
             for (measure, value) in [("ne", quality.ne), ("calibration", quality.calibration)] {
                 if let Some(value) = value {
-                    self.quality.with_label_values(&[surface, task, arm, measure]).set(value);
+                    self.quality.with_label_values(&[surface, &*task, &*arm, measure]).set(value);
                 }
             }
         }
-    }
-
-    /// Sets the metrics of the plugins in service.
-    pub fn plugins(&self, set: &ServingSet) {
-        self.plugins.copy(set);
-    }
-
-    /// When the process began, milliseconds since the epoch.
-    pub fn started_ms(&self) -> i64 {
-        self.started_ms
     }
 
     /// Publications by `fm@VERSION` or `NAME@VERSION`.
@@ -464,21 +432,6 @@ impl Metrics {
         recent.freshness.iter().map(line).collect()
     }
 
-    /// JoinerCounts accepted events.
-    pub fn events(&self, surface: &str, count: u64) {
-        self.events.with_label_values(&[surface]).inc_by(count);
-    }
-
-    /// Sets whether the joiner of this process has failed.
-    pub fn joiner_failed(&self, failed: bool) {
-        self.joiner.with_label_values(&["failed"]).set(i64::from(failed));
-    }
-
-    /// JoinerCounts a pass of the FM and the requests in it.
-    pub fn fm_batch(&self, requests: usize) {
-        self.fm_batches.observe(requests as f64);
-    }
-
     /// Sets the gauges of the history cache.
     pub fn history_cache(&self, counts: CacheCounts) {
         let CacheCounts { full_hits, cached_tokens, encoded_tokens, warmup_tokens, bytes } = counts;
@@ -489,9 +442,7 @@ impl Metrics {
             ("warmed_tokens", warmup_tokens),
             ("bytes", bytes),
         ];
-        for (what, value) in values {
-            self.history_cache.with_label_values(&[what]).set(value as i64);
-        }
+        set_all(&self.history_cache, &values);
     }
 
     /// Sets which versions are in service.
@@ -510,26 +461,16 @@ impl Metrics {
     /// some.
     fn forget(&self, set: &ServingSet) {
         let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
-        let gone = |labels: &[LabelPair]| {
-            let arm = labels.iter().find(|label| label.name() == "arm").map(|label| label.value());
-            arm.is_some_and(|arm| !arm.is_empty() && !loaded.contains(arm))
-        };
-        let value = |labels: &[LabelPair], name: &str| {
-            let found = labels.iter().find(|label| label.name() == name);
-            found.map_or_else(String::new, |label| label.value().to_owned())
-        };
-        let series = |families: Vec<MetricFamily>| -> Vec<Vec<LabelPair>> {
-            let all = families.iter().flat_map(|family| family.get_metric());
-            all.map(|metric| metric.get_label().to_vec()).filter(|labels| gone(labels)).collect()
-        };
-        // A request that still runs on the old set may create one again; the next change removes
-        // it.
-        for labels in series(self.arms.collect()) {
-            let values = ["surface", "arm", "fm", "degraded"].map(|name| value(&labels, name));
-            let _ = self.arms.remove_label_values(&values);
-        }
-        for labels in series(self.arm_seconds.collect()) {
-            let _ = self.arm_seconds.remove_label_values(&[value(&labels, "arm")]);
+        let families = [self.arms.collect(), self.arm_seconds.collect()].concat();
+        for metric in families.iter().flat_map(|family| family.get_metric()) {
+            let labels = metric.get_label().iter().map(|label| (label.name(), label.value()));
+            let labels: HashMap<&str, &str> = labels.collect();
+            if !labels["arm"].is_empty() && !loaded.contains(labels["arm"]) {
+                // One of both has the series. A request that still runs on the old set may create
+                // it again; the next change removes it.
+                let _ = self.arms.remove(&labels);
+                let _ = self.arm_seconds.remove(&labels);
+            }
         }
     }
 
@@ -537,18 +478,24 @@ impl Metrics {
         lock(&self.recent)
     }
 
-    /// The text of `/metrics`.
-    pub fn render(&self) -> String {
-        let mut text = Vec::new();
-        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            Ok(()) => String::from_utf8_lossy(&text).into_owned(),
-            Err(error) => format!("# metrics could not be written: {error}\n"),
-        }
+    /// The text of `/metrics`, with the plugins of `set`.
+    pub fn render(&self, set: Option<&ServingSet>) -> String {
+        let mut families = self.registry.gather();
+        families.extend(set.into_iter().flat_map(plugins::families));
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
     }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+fn set_all(gauges: &IntGaugeVec, values: &[(&str, u64)]) {
+    for (what, value) in values {
+        gauges.with_label_values(&[what]).set(*value as i64);
     }
 }

@@ -1,15 +1,11 @@
 //! Converts bodies of `POST /v1/events` into records of the events stream. Refusals name the list
 //! and the index of the wrong element.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use hypercast_config::Config;
-use hypercast_core::shutdown::Shutdown;
-use hypercast_data::{
-    dataset::Impression,
-    schema::{Feature, Schema},
-};
-use hypercast_fm::example::{Item, MAX_VALUES, Outcome, User};
+use hypercast_data::{dataset::Impression, schema::Schema};
+use hypercast_fm::example::{Item, User};
 use hypercast_stream::{
     events::{
         ActionEvent, AppendReceipt, EventKind, EventWriter, ImpressionEvent, NewEvent, check_time,
@@ -19,29 +15,28 @@ use hypercast_stream::{
 };
 
 use crate::{
-    error::Result,
     metrics::Metrics,
     request::{
         api::{
             ActionBody, EntityBody, EventBody, EventsRequest, ImpressionBody, Refusal,
             RequestResult,
         },
-        convert::{Converter, NamedFeatures},
+        convert::Converter,
     },
 };
 
 /// Checks the bodies of `POST /v1/events`, converts them, counts them and appends them to the
 /// stream.
 pub struct EventIntake {
-    intake: EventWriter,
+    /// Appends to the stream.
+    pub(crate) writer: EventWriter,
     converter: Converter,
-    schema: Arc<Schema>,
     max_events: usize,
     metrics: Arc<Metrics>,
 }
 
 impl EventIntake {
-    /// Becomes the stream's writer with its first event, or with [`EventIntake::open`].
+    /// Becomes the stream's writer with its first event, or with [`EventWriter::open`].
     pub fn new(
         engine: Arc<dyn StreamEngine>,
         schema: Arc<Schema>,
@@ -49,21 +44,11 @@ impl EventIntake {
         metrics: Arc<Metrics>,
     ) -> EventIntake {
         EventIntake {
-            intake: EventWriter::new(engine, &config.join),
-            converter: Converter::new(schema.clone()),
-            schema,
+            writer: EventWriter::new(engine, &config.join),
+            converter: Converter::new(schema),
             max_events: config.server.max_events,
             metrics,
         }
-    }
-
-    /// Becomes the stream's writer.
-    ///
-    /// # Errors
-    /// As [`EventWriter::open`].
-    pub fn open(&self) -> Result<()> {
-        self.intake.open()?;
-        Ok(())
     }
 
     /// Appends the events of a body, all or none. They are durable when it returns.
@@ -76,22 +61,15 @@ impl EventIntake {
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
         }
-        let events = self.converter.new_events(request, self.intake.latest_ms())?;
+        let events = self.converter.new_events(request, self.writer.latest_ms())?;
         let impressions: Vec<(u16, u64)> =
             events.iter().filter_map(NewEvent::impressions).collect();
-        let taken = self
-            .intake
-            .append(events, given)
-            .map_err(|error| Refusal::Internal(error.to_string()))?;
+        let taken = self.writer.append(events, given).map_err(Refusal::internal)?;
         for (surface, count) in impressions {
-            self.metrics.events(&self.schema.surfaces[usize::from(surface)], count);
+            let surface = &self.converter.schema.surfaces[usize::from(surface)];
+            self.metrics.events.with_label_values(&[surface]).inc_by(count);
         }
         Ok(taken)
-    }
-
-    /// Appends ticks until `stop`, as [`EventWriter::tick`].
-    pub fn tick(&self, stop: &Shutdown) {
-        self.intake.tick(stop);
     }
 }
 
@@ -141,7 +119,7 @@ impl Converter {
             new_events.push(placed("actions", at, made)?);
         }
         if let Some(time_ms) = request.clock_ms {
-            in_time(time_ms, latest_ms).map_err(|refusal| prefixed("clock_ms", refusal))?;
+            in_time(time_ms, latest_ms).map_err(|refusal| refusal.at("clock_ms"))?;
             new_events.push(NewEvent { id: None, kind: EventKind::Tick { time_ms } });
         }
         Ok(new_events)
@@ -175,48 +153,15 @@ impl Converter {
         })
     }
 
-    /// An outcome by name; actions and values that are missing are unknown.
-    pub(crate) fn outcome(
-        &self,
-        actions: &BTreeMap<String, bool>,
-        values: &BTreeMap<String, f32>,
-    ) -> RequestResult<Outcome> {
-        let mut outcome = Outcome { actions: 0, known: 0, values: [f32::NAN; MAX_VALUES] };
-        for (name, &happened) in actions {
-            let bit = self.action(name)?;
-            outcome.known |= 1 << bit;
-            outcome.actions |= u32::from(happened) << bit;
-        }
-        for (name, &value) in values {
-            outcome.values[self.value(name)?] = value;
-        }
-        Ok(outcome)
-    }
-
     fn item_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
-        let (ids, dense) = self.whole_columns(&self.schema().item_features, &body.features)?;
+        let (ids, dense) = self.entity_columns(&self.schema.item_features, &body.features)?;
         let item = Item { id: body.id, ids, dense, ..Item::default() };
         Ok(NewEvent { id: None, kind: EventKind::Item(item) })
     }
 
     fn user_event(&self, body: &EntityBody) -> RequestResult<NewEvent> {
-        let (ids, dense) = self.whole_columns(&self.schema().user_features, &body.features)?;
+        let (ids, dense) = self.entity_columns(&self.schema.user_features, &body.features)?;
         Ok(NewEvent { id: None, kind: EventKind::User(User { id: body.id, ids, dense }) })
-    }
-
-    /// All features of an item or user. They must be complete, because stored features are not
-    /// available here.
-    fn whole_columns(
-        &self,
-        features: &[Feature],
-        named: &NamedFeatures,
-    ) -> RequestResult<(Vec<u64>, Vec<f32>)> {
-        let missing = features.iter().find(|feature| !named.contains_key(&feature.name));
-        if let Some(Feature { name, .. }) = missing {
-            let what = format!("feature {name:?} is missing; send all of them");
-            return Err(Refusal::BadRequest(what));
-        }
-        self.entity_columns(features, named)
     }
 }
 
@@ -226,10 +171,9 @@ fn request_of(
     id: Option<u64>,
     content: &impl serde::Serialize,
 ) -> RequestResult<u64> {
-    let given = Some(request).filter(|&request| request != 0).or(id);
-    match given {
+    match Some(request).filter(|&request| request != 0).or(id) {
         Some(given) => Ok(given),
-        None => content_id(content).map_err(|error| Refusal::Internal(error.to_string())),
+        None => content_id(content).map_err(Refusal::internal),
     }
 }
 
@@ -250,14 +194,7 @@ fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
 }
 
 fn placed<T>(list: &str, at: usize, made: RequestResult<T>) -> RequestResult<T> {
-    made.map_err(|refusal| prefixed(&format!("{list}[{at}]"), refusal))
-}
-
-fn prefixed(place: &str, refusal: Refusal) -> Refusal {
-    match refusal {
-        Refusal::BadRequest(why) => Refusal::BadRequest(format!("{place}: {why}")),
-        other => other,
-    }
+    made.map_err(|refusal| refusal.at(&format!("{list}[{at}]")))
 }
 
 /// Refuses a request id that JSON would round.
@@ -275,7 +212,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use hypercast_data::schema::{FeatureKind, Schema};
+    use hypercast_data::schema::{Feature, FeatureKind};
 
     fn converter() -> Converter {
         let schema = Schema {

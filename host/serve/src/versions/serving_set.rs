@@ -65,21 +65,13 @@ pub struct ExpertArm {
 /// An expert whose parameters may be replaced by newer ones. Serving sets share it, so that a new
 /// set does not lose an update.
 pub(crate) struct LiveExpert {
-    now: Current<ServedExpert>,
+    pub(super) expert: Current<ServedExpert>,
     stats: Arc<ArmStats>,
 }
 
 impl LiveExpert {
     pub(crate) fn new(expert: ServedExpert) -> Self {
-        Self { now: Current::new(expert), stats: Arc::default() }
-    }
-
-    pub(crate) fn now(&self) -> Arc<ServedExpert> {
-        self.now.get()
-    }
-
-    pub(crate) fn replace(&self, expert: ServedExpert) {
-        self.now.replace(expert);
+        Self { expert: Current::new(expert), stats: Arc::default() }
     }
 }
 
@@ -94,7 +86,7 @@ impl ExpertArm {
 
     /// The expert with its newest parameters. A request calls this once.
     pub fn expert(&self) -> Arc<ServedExpert> {
-        self.live.now()
+        self.live.expert.now()
     }
 
     /// Its statistics since it was loaded.
@@ -258,7 +250,7 @@ impl ServingModels {
 
     /// The current set. A request calls this once.
     pub fn set(&self) -> Arc<ServingSet> {
-        self.set.get()
+        self.set.now()
     }
 
     /// Replaces the set from the next request on.
