@@ -13,8 +13,8 @@ use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
-    RegistryClient, VersionState, WeightsLocation, keep_version_file,
+    ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry, RegistryClient,
+    VersionState, WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 
@@ -254,27 +254,22 @@ fn register(
 ) -> anyhow::Result<Registry> {
     let schema = Dataset::open(&config.paths.dataset)?.schema;
     let versions = RegistryClient::new(&**engine);
-    let decide = |wish: &dyn Fn(&Registry) -> hypercast_stream::Result<Vec<Change>>| {
-        Ok(versions.decide(wish)?)
-    };
     match what {
-        Register::Fm { published: Some(version), parent, .. } => {
-            let manifest = serde_json::from_str(&published(engine, Topic::fm(&version))?.manifest)?;
-            let fm = FmVersion {
-                parent,
-                ..FmVersion::new(&manifest, &schema, WeightsLocation::Published)
+        Register::Fm { checkpoint, published: is_published, parent } => {
+            let (manifest, weights) = match is_published {
+                Some(version) => {
+                    let header = published(engine, Topic::fm(&version))?;
+                    (serde_json::from_str(&header.manifest)?, WeightsLocation::Published)
+                }
+                None => {
+                    let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
+                    let manifest = FmManifest::read(&dir)?;
+                    let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
+                    (manifest, WeightsLocation::Path(dir))
+                }
             };
-            decide(&|registry| registry.register_fm(&fm))
-        }
-        Register::Fm { checkpoint, published: None, parent } => {
-            let dir = checkpoint.unwrap_or_else(|| config.paths.fm.clone());
-            let manifest = FmManifest::read(&dir)?;
-            let dir = dir.canonicalize().with_context(|| dir.display().to_string())?;
-            let fm = FmVersion {
-                parent,
-                ..FmVersion::new(&manifest, &schema, WeightsLocation::Path(dir))
-            };
-            decide(&|registry| registry.register_fm(&fm))
+            let fm = FmVersion { parent, ..FmVersion::new(&manifest, &schema, weights) };
+            Ok(versions.decide(|registry| registry.register_fm(&fm))?)
         }
         Register::Expert {
             name,
@@ -331,7 +326,7 @@ fn register(
                 parent,
                 ..new.describe(&RegistrationSettings::of(config, &name), &wasm, &schema)?
             };
-            decide(&|registry| registry.register_expert(&expert))
+            Ok(versions.decide(|registry| registry.register_expert(&expert))?)
         }
     }
 }

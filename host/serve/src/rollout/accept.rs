@@ -5,7 +5,6 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use hypercast_config::{Config, PublicKey, sha256};
@@ -16,7 +15,6 @@ use hypercast_expert::{
     wasm::contract,
 };
 use hypercast_stream::{
-    publish::PublicationFollower,
     registry::{
         Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient,
         VersionState, WeightsLocation,
@@ -27,11 +25,10 @@ use hypercast_stream::{
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
-        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config,
-        repository::{PushAdmission, Repository},
-        signature::PushManifest,
-        transitions,
+        Push, Rollout, RolloutPolicy, RolloutStep, frame, import_config, repository::Repository,
+        signature::PushManifest, transitions,
     },
+    versions::weight_updates,
 };
 
 /// The expert version that a push was sent to.
@@ -41,14 +38,6 @@ pub struct PushTarget<'a> {
     pub name: &'a str,
     /// Its version.
     pub version: &'a str,
-}
-
-/// The result of a push.
-pub enum PushOutcome {
-    /// The push is known; its rollout goes on.
-    Known,
-    /// The push is new; its rollout can start.
-    New(AcceptedPush),
 }
 
 /// An accepted push whose rollout can start.
@@ -92,8 +81,8 @@ impl Acceptor {
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks the body of a push. `under_way` are the files of rollouts that the registry does not
-    /// know yet.
+    /// Checks the body of a push; none if the push is known and its rollout goes on. `under_way` are
+    /// the files of rollouts that the registry does not know yet.
     ///
     /// # Errors
     /// A refusal by a rule, an invalid body, or an expert that does not fit; nothing has changed
@@ -103,7 +92,7 @@ impl Acceptor {
         target: PushTarget<'_>,
         body: &[u8],
         under_way: HashSet<PathBuf>,
-    ) -> Result<PushOutcome> {
+    ) -> Result<Option<AcceptedPush>> {
         let settings = &self.config.rollout;
         let push = frame::Push::decode(body)?;
         let keys = (self.trusted)().map_err(Error::of_the_host)?;
@@ -116,9 +105,8 @@ impl Acceptor {
         let manifest = push.signed.verify(&keys)?;
         check(&manifest, target, &push)?;
         let limits = RolloutPolicy::new(settings, &push.wishes)?;
-        let admitted = self.repository.admits(&manifest, now_ms())?;
-        if admitted == PushAdmission::Repeated {
-            return Ok(PushOutcome::Known);
+        if self.repository.has_seen(&manifest, now_ms())? {
+            return Ok(None);
         }
         let registry = RegistryClient::new(&*self.streams).read()?;
         let adoption = if import_config::is_due(&registry) {
@@ -130,13 +118,14 @@ impl Acceptor {
         let mut plan = transitions::PlannedChanges::new(&registry);
         plan.add(adoption)?;
         let transitions::PlannedChanges { registry, changes: adoption } = plan;
-        let mut used = used(&registry);
-        used.extend(under_way);
+        let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
+        let in_use = versions.filter(|version| version.state != VersionState::Retired);
+        let used: HashSet<PathBuf> = in_use.flat_map(files).chain(under_way).collect();
         let bytes = push.component.len() + push.parameters.map_or(0, <[u8]>::len);
         // A warm start writes parameters of its own, about as large as those that serve.
         self.repository.make_room(bytes as u64 * 2, settings.repository_mib << 20, &used)?;
-        let mut files: Vec<PathBuf> = Vec::new();
-        let loaded = self.load(&manifest, &push, &registry, &mut files);
+        let mut kept: Vec<PathBuf> = Vec::new();
+        let loaded = self.load(&manifest, &push, &registry, &mut kept);
         let begun = loaded.and_then(|(expert, loaded)| {
             let rehearsed =
                 transitions::rehearse(&registry, &expert, limits.canary_share, limits.replace)?;
@@ -147,10 +136,10 @@ impl Acceptor {
         match begun {
             Ok((rollout, expert)) => {
                 let rollout = Box::new(rollout);
-                Ok(PushOutcome::New(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
+                Ok(Some(AcceptedPush { rollout, expert: Arc::new(expert), adoption }))
             }
             Err(error) => {
-                for file in files.iter().filter(|file| !used.contains(*file)) {
+                for file in kept.iter().filter(|file| !used.contains(*file)) {
                     self.repository.forget(file);
                 }
                 Err(error)
@@ -307,13 +296,7 @@ impl Acceptor {
         let blueprint =
             self.blueprint(&serving.name, &serving.plugin, &serving.fm, serving.tae_dim)?;
         let topic = Topic::expert(&serving.name, &serving.version);
-        let mut follower = PublicationFollower::open(self.streams.clone(), topic)?;
-        let normaliser = hypercast_expert::FeatureStatistics::new(&[]).finish();
-        let mut parameters = blueprint.init_parameters(normaliser, 0);
-        while let Some(publication) = follower.next(Duration::ZERO)? {
-            parameters = parameters.apply(&publication.parameter_update())?;
-        }
-        Ok(parameters)
+        Ok(weight_updates::open_expert(self.streams.clone(), topic, &blueprint)?.0)
     }
 }
 
@@ -434,17 +417,12 @@ fn new_rollout(
     rollout
 }
 
-/// The files of all versions that are not retired.
-fn used(registry: &Registry) -> HashSet<PathBuf> {
-    let versions = registry.experts().flat_map(|(_, expert)| expert.versions.values());
-    let mut used = HashSet::new();
-    for version in versions.filter(|version| version.state != VersionState::Retired) {
-        used.insert(version.plugin.clone());
-        if let WeightsLocation::Path(path) = &version.weights {
-            used.insert(path.clone());
-        }
+/// The files of a version.
+pub(super) fn files(expert: &ExpertVersion) -> Vec<PathBuf> {
+    match &expert.weights {
+        WeightsLocation::Path(path) => vec![expert.plugin.clone(), path.clone()],
+        WeightsLocation::Published => vec![expert.plugin.clone()],
     }
-    used
 }
 
 fn few(names: &[String]) -> String {

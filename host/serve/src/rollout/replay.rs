@@ -16,8 +16,9 @@ use hypercast_expert::ServedExpert;
 use crate::{
     error::{CommonErrors as _, Error, Result},
     request_log::{self, RecordedRequest, ReplayExpert, ReplaySettings},
-    rollout::{Acceptor, Rollout, serving::LoadedArm},
+    rollout::{Acceptor, Rollout},
     threads,
+    versions::serving_set::ExpertArm,
 };
 
 /// Length of the top lists that a replay compares.
@@ -30,7 +31,7 @@ pub struct ReplayInput {
     /// The expert of the push while it is still loaded; after a restart it is loaded again.
     pub expert: Option<Arc<ServedExpert>>,
     /// The version before, if it serves.
-    pub before: Option<LoadedArm>,
+    pub before: Option<Arc<ExpertArm>>,
     /// The new version's surfaces, by index.
     pub surfaces: Vec<u16>,
     /// Hash of the schema that requests must have been recorded with.
@@ -119,14 +120,14 @@ pub(super) fn run(input: &ReplayInput, cancelled: &Shutdown) -> Result<ReplayVer
         None => Arc::new(input.acceptor.open(version)?),
     };
     let (label, without_tae) = (rollout.label(), version.without_tae);
-    let before_label = format!("{}@{}", version.name, rollout.previous.as_deref().unwrap_or("-"));
+    let before = input.before.as_ref().map(|arm| (arm, arm.expert()));
     let report = request_log::replay(
         &requests,
         ReplayExpert { expert: &expert, without_tae, label: &label },
-        input.before.as_ref().map(|arm| ReplayExpert {
-            expert: &arm.expert,
-            without_tae: arm.without_tae,
-            label: &before_label,
+        before.as_ref().map(|(arm, expert)| ReplayExpert {
+            expert,
+            without_tae: arm.desired.without_tae,
+            label: &arm.label,
         }),
         &ReplaySettings { k: TOP, stop_at_fault: true, stop: &|| cancelled.is_requested() },
     );

@@ -12,13 +12,13 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_data::schema::Schema;
-use hypercast_stream::{registry::WeightsLocation, streams::StreamEngine as Streams};
+use hypercast_stream::streams::StreamEngine as Streams;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
         Rollout,
-        accept::{AcceptedPush, Acceptor, PushOutcome, PushTarget},
+        accept::{AcceptedPush, Acceptor, PushTarget, files},
         controller::RolloutController,
         replay::ReplayFn,
         serving::VersionLookup,
@@ -97,7 +97,7 @@ impl RolloutService {
             )));
         }
         match self.acceptor.accept(target, body, files)? {
-            PushOutcome::Known => {
+            None => {
                 let rollout = self.rollout(target.name, target.version);
                 let gone = || {
                     Error::refused(format!(
@@ -107,7 +107,7 @@ impl RolloutService {
                 };
                 Ok((rollout.ok_or_else(gone)?, false))
             }
-            PushOutcome::New(begun) => {
+            Some(begun) => {
                 if let Some(known) = self.rollout(target.name, target.version)
                     && !known.step.is_over()
                 {
@@ -124,12 +124,7 @@ impl RolloutService {
     fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
         let all = self.all();
         let under_way = || all.values().filter(|rollout| rollout.is_under_way());
-        let mut files: HashSet<PathBuf> =
-            under_way().map(|rollout| rollout.expert.plugin.clone()).collect();
-        files.extend(under_way().filter_map(|rollout| match &rollout.expert.weights {
-            WeightsLocation::Path(path) => Some(path.clone()),
-            WeightsLocation::Published => None,
-        }));
+        let files = under_way().flat_map(|rollout| files(&rollout.expert)).collect();
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
     }
 
@@ -190,14 +185,14 @@ mod tests {
     use crate::rollout::{
         RolloutStep,
         replay::{ReplayInput, ReplayVerdict},
-        serving::LoadedArm,
     };
+    use crate::versions::serving_set::ExpertArm;
 
     /// Serves nothing: rollouts alone are tested.
     struct Nothing;
 
     impl VersionLookup for Nothing {
-        fn arm(&self, _: &str, _: &str) -> Option<LoadedArm> {
+        fn arm(&self, _: &str, _: &str) -> Option<Arc<ExpertArm>> {
             None
         }
 

@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_expert::{
-    Engine, ServedExpert,
+    Engine,
     wasm::contract::{Quality as Measured, Slice},
 };
-use hypercast_stream::{registry::VersionState, streams::StreamEngine as Streams};
+use hypercast_stream::streams::StreamEngine as Streams;
 
 use crate::{
     error::Result,
@@ -17,27 +17,14 @@ use crate::{
         window::{LiveQuality, QualityWindow},
     },
     request::service::RankingService,
-    rollout::{Acceptor, ArmStats, RolloutContext, RolloutService, replay},
+    rollout::{Acceptor, RolloutContext, RolloutService, replay},
+    versions::serving_set::ExpertArm,
 };
-
-/// A loaded version.
-pub struct LoadedArm {
-    /// Its state in the registry.
-    pub state: VersionState,
-    /// The share of the users that it serves.
-    pub share: f64,
-    /// Its requests, faults and times.
-    pub stats: Arc<ArmStats>,
-    /// The expert.
-    pub expert: Arc<ServedExpert>,
-    /// Whether it runs without the TAE.
-    pub without_tae: bool,
-}
 
 /// Looks up loaded versions.
 pub trait VersionLookup: Send + Sync {
     /// A loaded version of an expert.
-    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm>;
+    fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>>;
 
     /// Why the registry's newest decision is not served.
     fn problem(&self) -> Option<String>;
@@ -66,16 +53,9 @@ pub(crate) fn start(
 }
 
 impl VersionLookup for RankingService {
-    fn arm(&self, name: &str, version: &str) -> Option<LoadedArm> {
+    fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>> {
         let set = self.models.set();
-        let arm = set.arms().iter().find(|arm| arm.name == name && arm.version == version)?;
-        Some(LoadedArm {
-            state: arm.state(),
-            share: arm.share,
-            stats: arm.stats().clone(),
-            expert: arm.expert(),
-            without_tae: arm.without_tae(),
-        })
+        set.arms().iter().find(|arm| arm.name == name && arm.version == version).cloned()
     }
 
     fn problem(&self) -> Option<String> {

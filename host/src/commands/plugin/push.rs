@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use super::{
     host::Host,
+    read,
     sign::{SignRequest, signature_path},
 };
 use hypercast_serve::admin::RolloutAnswer;
@@ -59,14 +60,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, None) => SignedManifest::read(&signature_path(&args.component))?,
     };
     let PushManifest { name, version, .. } = signed.claims()?;
-    let component =
-        std::fs::read(&args.component).with_context(|| args.component.display().to_string())?;
-    let parameters = args
-        .what
-        .parameters
-        .as_ref()
-        .map(|path| std::fs::read(path).with_context(|| path.display().to_string()))
-        .transpose()?;
+    let component = read(&args.component)?;
+    let parameters = args.what.parameters.as_deref().map(read).transpose()?;
     let push = Push {
         signed,
         wishes: args.wishes,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::read;
 use hypercast_config::sha256;
 use hypercast_core::clock::now_ms;
 use hypercast_expert::wasm::contract::TYPES_IMPORT;
@@ -65,9 +66,8 @@ impl SignRequest {
     /// An argument that is missing; files that cannot be read.
     pub fn sign(&self, component: &Path) -> anyhow::Result<SignedManifest> {
         let key = SecretKey::read(self.key.as_ref().context("--key is missing")?)?;
-        let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
         let bytes = read(component)?;
-        let parameters = self.parameters.as_ref().map(|path| read(path)).transpose()?;
+        let parameters = self.parameters.as_deref().map(read).transpose()?;
         let manifest = PushManifest {
             name: self.name.clone().context("--name is missing")?,
             version: self.version.clone().context("--version is missing")?,
