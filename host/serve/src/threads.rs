@@ -39,16 +39,12 @@ pub(crate) fn survive_panic(message: &'static str, run: impl FnOnce()) {
 /// Threads that share a stop flag. Dropping the group stops them and waits for their end.
 #[derive(Default)]
 pub(crate) struct ThreadGroup {
-    stop: Shutdown,
+    /// Asks the threads to stop.
+    pub(crate) stop: Shutdown,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl ThreadGroup {
-    /// The flag that asks the threads to stop.
-    pub(crate) fn stop_flag(&self) -> &Shutdown {
-        &self.stop
-    }
-
     /// Starts a thread, which must end once the flag is set.
     pub(crate) fn spawn(
         &self,

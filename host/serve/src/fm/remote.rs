@@ -119,14 +119,14 @@ pub struct RemoteFm {
 }
 
 impl RemoteFm {
-    /// Connects to the tier at `url` and reads the manifest of its default version, or of
+    /// Connects to the configured tier and reads the manifest of its default version, or of
     /// `version`. Blocks, so it must not run on the server's async threads.
     ///
     /// # Errors
     /// The tier does not answer, or its answer is not a manifest; a certificate file or the token
     /// cannot be read.
-    pub fn connect(url: &str, config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
-        let url = url.trim_end_matches('/').to_owned();
+    pub fn connect(config: &FmTierConfig, version: Option<&str>) -> Result<Self> {
+        let url = config.url.trim_end_matches('/').to_owned();
         let given = |path: &Path| !path.as_os_str().is_empty();
         let ca = given(&config.ca).then_some(config.ca.as_path());
         let bearer = given(&config.token).then(|| bearer(&config.token)).transpose()?;
@@ -201,8 +201,7 @@ impl RemoteFm {
     async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {
         let unreachable =
             |why: String| Refusal::Unreachable(format!("the FM at {} failed: {why}", self.url));
-        let internal = |error: String| Refusal::Internal(error);
-        let body = encode_examples(examples).map_err(|error| internal(error.to_string()))?;
+        let body = encode_examples(examples).map_err(Refusal::internal)?;
         let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
         let mut request = axum::http::Request::post(format!("{}/v1/embed", self.url))
             .header(DEADLINE_HEADER, left_ms.to_string());
@@ -212,9 +211,7 @@ impl RemoteFm {
         if let Some(bearer) = &self.bearer {
             request = request.header(header::AUTHORIZATION, bearer);
         }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| internal(error.to_string()))?;
+        let request = request.body(Full::new(Bytes::from(body))).map_err(Refusal::internal)?;
         let response =
             self.client.request(request).await.map_err(|error| unreachable(error.to_string()))?;
         let status = response.status();

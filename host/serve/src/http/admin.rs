@@ -129,7 +129,7 @@ async fn logs(
     let mut faults: Vec<FaultLine> = Vec::new();
     for arm in arms() {
         let of = |(at_ms, text)| FaultLine { at_ms, arm: arm.label.clone(), text };
-        faults.extend(arm.stats().recent_faults().into_iter().map(of));
+        faults.extend(arm.live.stats.recent_faults().into_iter().map(of));
     }
     faults.sort_by_key(|fault| fault.at_ms);
     let plugins: BTreeSet<String> = arms().map(|arm| arm.expert().name().to_owned()).collect();

@@ -95,7 +95,7 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
         let of = applied.get(&format!("fm@{}", fm.version())).copied().unwrap_or_default();
         FmRow {
             version: fm.version().to_owned(),
-            state: fm.state,
+            state: fm.desired.state,
             publications: of.applied,
             refused: of.refused,
             trained_until_ms: of.trained_until_ms.max(fm.manifest().trained_until_ms),
@@ -107,9 +107,9 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> LiveReport 
         ExpertRow {
             name: arm.name.clone(),
             version: arm.version.clone(),
-            state: arm.state(),
+            state: arm.desired.state,
             fm: arm.fm.clone(),
-            surfaces: arm.surfaces().iter().map(|at| surface(*at)).collect(),
+            surfaces: arm.desired.surfaces.iter().map(|at| surface(*at)).collect(),
             share: arm.share,
             publications: of.applied,
             refused: of.refused,

@@ -32,6 +32,7 @@ use crate::{
         api::{EventsAnswer, FM_VERSION_HEADER, RankRequest, Refusal, RefusalText, RequestResult},
         service::RankingService,
     },
+    threads::lock,
     versions::{
         serving_set::{ServedFm, ServingSet},
         shadow::ShadowRequest,
@@ -184,7 +185,7 @@ fn wanted<'a>(set: &'a ServingSet, headers: &HeaderMap) -> RequestResult<&'a Ser
 /// load balancer that must keep replicas through a bad promotion should use `/readyz/serving`.
 async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     let models = &app.loaded()?.models;
-    let (missing, problem) = (models.missing(), models.problem());
+    let (missing, problem) = (lock(&models.missing).clone(), models.problem());
     if missing.is_empty() {
         // A shadow or standby version that fails to load is reported; it does not affect readiness.
         let but = problem.map(|problem| format!(", but some versions are not loaded: {problem}"));

@@ -193,7 +193,7 @@ fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
     let loader =
         VersionLoader::new(config, &fm_config, schema.clone(), streams.clone(), metrics.clone())?;
     let wasm = loader.wasm.clone();
-    let updater = SetUpdater::new(loader, config, tier, schema, &*streams)?;
+    let updater = SetUpdater::new(loader, config, schema, &*streams)?;
     let models = updater.models.clone();
     let (mut service, mut rollouts) = (None, None);
     if let Some(dataset) = dataset {

@@ -403,7 +403,7 @@ impl Metrics {
         let (total, degraded, refused) = (load(all), load(degraded), load(refused));
         let answered = self.recent().answered_ms.clone();
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
-            let kept = answered.kept() as f64;
+            let kept = answered.values.len() as f64;
             kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
         });
         RequestTotals { total, degraded, refused, per_second }

@@ -98,7 +98,8 @@ const KEPT: usize = 1024;
 /// The newest values of a measurement, and their number since the start.
 #[derive(Debug, Clone, Default)]
 pub struct RecentValues {
-    values: Vec<f64>,
+    /// The values that are kept.
+    pub(super) values: Vec<f64>,
     next: usize,
     /// Values since the start.
     pub count: u64,
@@ -114,11 +115,6 @@ impl RecentValues {
             self.values[self.next] = value;
             self.next = (self.next + 1) % KEPT;
         }
-    }
-
-    /// Number of values that are kept now.
-    pub fn kept(&self) -> usize {
-        self.values.len()
     }
 
     /// Quantiles of the kept values; none before the first value.

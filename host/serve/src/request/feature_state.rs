@@ -198,25 +198,17 @@ fn begin(
     dataset: &Dataset,
     config: &Config,
 ) -> Result<(FeatureState, u64)> {
-    let fits = |saved: &SavedLiveState| {
-        saved.world == world && (kept.start..=kept.end).contains(&saved.position)
-    };
-    let saved = match folder.read::<SavedLiveState>() {
-        Ok(Some(saved)) if fits(&saved) => Some(saved),
-        Ok(None) => None,
-        Ok(Some(saved)) => {
-            tracing::warn!(dir = %folder.dir().display(), position = saved.position, "the saved live state is of another data set or stream; starting from the data set");
-            None
+    let saved = folder.read::<SavedLiveState>().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
+        None
+    });
+    if let Some(SavedLiveState { position, world: of, state: saved }) = saved {
+        if of == world && (kept.start..=kept.end).contains(&position) {
+            let mut state = FeatureState::new(dataset, config.features);
+            state.restore(saved)?;
+            return Ok((state, position));
         }
-        Err(error) => {
-            tracing::warn!(%error, "the saved live state cannot be read; starting from the data set");
-            None
-        }
-    };
-    if let Some(saved) = saved {
-        let mut state = FeatureState::new(dataset, config.features);
-        state.restore(saved.state)?;
-        return Ok((state, saved.position));
+        tracing::warn!(dir = %folder.dir().display(), position, "the saved live state is of another data set or stream; starting from the data set");
     }
     if kept.start > 0 {
         return Err(Error::invalid(format!(

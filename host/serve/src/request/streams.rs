@@ -55,7 +55,7 @@ impl EventStreams {
         let mut joiner = None;
         if config.join.in_daemon {
             intake.writer.open()?;
-            joiner = Some(caught_up(&engine, config, dataset, &metrics, threads.stop_flag())?);
+            joiner = Some(caught_up(&engine, config, dataset, &metrics, &threads.stop)?);
         }
         let follower = FeatureFollower::open(engine, config, dataset, metrics.clone())?;
         let mut streams =

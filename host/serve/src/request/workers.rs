@@ -7,7 +7,7 @@
 use std::{
     cell::{Cell, RefCell},
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -41,7 +41,7 @@ impl Workers {
         let (jobs, most) = (Mutex::new(jobs), 2 * threads);
         let pool = Arc::new(WorkerPool { jobs, threads: Mutex::default(), most });
         for index in 0..threads {
-            pool.spawn(&mut pool.threads(), &format!("rank-{index}"))?;
+            pool.spawn(&mut lock(&pool.threads), &format!("rank-{index}"))?;
         }
         Ok(Self { queue: Some(queue), pool })
     }
@@ -61,7 +61,7 @@ impl Drop for Workers {
         drop(self.queue.take());
         loop {
             // The lock is not held during the join, because a thread that ends removes itself.
-            let Some(thread) = self.pool.threads().pop() else { return };
+            let Some(thread) = lock(&self.pool.threads).pop() else { return };
             join(thread);
         }
     }
@@ -99,18 +99,14 @@ impl WorkerPool {
             survive_panic("a request panicked; its caller gets an error, the thread goes on", job);
         }
         let own = thread::current().id();
-        self.threads().retain(|thread| thread.thread().id() != own);
-    }
-
-    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        lock(&self.threads)
+        lock(&self.threads).retain(|thread| thread.thread().id() != own);
     }
 }
 
 /// Replaces the calling thread in its pool, unless as many as the pool has were replaced already.
 fn leave() {
     let Some(pool) = POOL.with_borrow(Clone::clone) else { return };
-    let mut threads = pool.threads();
+    let mut threads = lock(&pool.threads);
     if LEFT.get() || threads.len() >= pool.most {
         return;
     }
@@ -185,7 +181,7 @@ mod tests {
         release.send(()).unwrap();
         let pool = workers.pool.clone();
         drop(workers);
-        assert_eq!(pool.threads().len(), 0);
+        assert_eq!(lock(&pool.threads).len(), 0);
     }
 
     #[test]

@@ -447,11 +447,11 @@ impl RolloutController {
             }
             return Ok(None);
         };
-        let own = watch.own.update(now, arm.stats());
+        let own = watch.own.update(now, &arm.live.stats);
         let previous = rollout.previous.as_deref();
         let before = previous.and_then(|version| serving.arm(&name, version));
         let before_us =
-            before.and_then(|before| p99_us(&watch.before.update(now, before.stats()).window));
+            before.and_then(|before| p99_us(&watch.before.update(now, &before.live.stats).window));
         // Once the version before answers nobody, its last p99 beside this one is the measure.
         let before_us = before_us.or(rollout.before_us);
         if matches!(rollout.step, RolloutStep::Canary | RolloutStep::Waiting) {
@@ -459,7 +459,7 @@ impl RolloutController {
         }
         let limits = &rollout.limits;
         let answers = arm.share > 0.0;
-        let mut cause = limits.faulty(&own.window).map(|cause| match arm.stats().last_fault() {
+        let mut cause = limits.faulty(&own.window).map(|cause| match arm.live.stats.last_fault() {
             Some(fault) => format!("{cause}; the last one: {fault}"),
             None => cause,
         });

@@ -70,13 +70,8 @@ impl RolloutService {
         let all = Arc::new(Mutex::new(files.read()?));
         let (commands, asked) = sync_channel(COMMANDS);
         let (threads, acceptor) = (ThreadGroup::default(), context.acceptor.clone());
-        let controller = RolloutController::new(
-            config,
-            context,
-            files,
-            all.clone(),
-            threads.stop_flag().clone(),
-        )?;
+        let controller =
+            RolloutController::new(config, context, files, all.clone(), threads.stop.clone())?;
         threads.spawn("rollouts", move |_| controller.run(&asked))?;
         Ok(Self { all, acceptor, commands, threads })
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypercast_config::{Config, DaemonTier};
+use hypercast_config::Config;
 use hypercast_core::{clock::now_ms, shutdown::Shutdown};
 use hypercast_data::schema::Schema;
 use hypercast_fm::priority::lower_thread_priority;
@@ -24,7 +24,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     metrics::Metrics,
     request::service::RankingService,
-    threads::ThreadGroup,
+    threads::{ThreadGroup, lock},
     versions::{
         desired_set::{DesiredSet, ExpertFileHashes, expert_file_hashes},
         loader::VersionLoader,
@@ -49,7 +49,6 @@ pub struct SetUpdater {
     config: Config,
     /// Of the configured experts.
     expert_file_hashes: ExpertFileHashes,
-    tier: DaemonTier,
     schema: Option<Arc<Schema>>,
     loader: VersionLoader,
     follower: RegistryFollower,
@@ -68,19 +67,18 @@ impl SetUpdater {
     pub fn new(
         loader: VersionLoader,
         config: &Config,
-        tier: DaemonTier,
         schema: Option<Arc<Schema>>,
         streams: &dyn StreamEngine,
     ) -> Result<Self> {
         let mut follower = RegistryFollower::new(streams)?;
         follower.catch_up()?;
         let expert_file_hashes = expert_file_hashes(config);
-        let mut plan = DesiredSet::new(config, tier, schema.as_deref(), follower.registry())?;
-        plan.attach_file_hashes(&expert_file_hashes);
+        let (of, hashes) = (schema.as_deref(), &expert_file_hashes);
+        let plan = DesiredSet::new(config, of, follower.registry(), hashes)?;
         let models = Arc::new(ServingModels::new(loader.load(&plan, None, follower.position())?));
         let config = config.clone();
         let updater =
-            SetUpdater { config, expert_file_hashes, tier, schema, loader, follower, plan, models };
+            SetUpdater { config, expert_file_hashes, schema, loader, follower, plan, models };
         updater.report_missing();
         Ok(updater)
     }
@@ -162,8 +160,8 @@ impl SetUpdater {
 
     fn swap(&mut self) -> Result<()> {
         let registry = self.follower.registry();
-        let mut plan = DesiredSet::new(&self.config, self.tier, self.schema.as_deref(), registry)?;
-        plan.attach_file_hashes(&self.expert_file_hashes);
+        let (schema, hashes) = (self.schema.as_deref(), &self.expert_file_hashes);
+        let plan = DesiredSet::new(&self.config, schema, registry, hashes)?;
         // Versions that are only in training change nothing here.
         if plan == self.plan && self.models.problem().is_none() {
             return Ok(());
@@ -184,14 +182,14 @@ impl SetUpdater {
             arms.map(|arm| [&*arm.name, &*arm.version, &*arm.fm]).collect();
         let experts = self.schema.is_some().then_some(&*experts);
         let missing = missing(self.follower.registry(), &fms, experts);
-        self.models.set_missing(missing);
+        *lock(&self.models.missing) = missing;
     }
 
     fn report(&self, outcome: Result<()>) {
         self.report_missing();
         if let Err(error) = outcome {
             tracing::error!(%error, "a change of versions cannot be served; the versions before keep serving");
-            self.models.set_problem(Some(error.to_string()));
+            *lock(&self.models.problem) = Some(error.to_string());
         }
     }
 }

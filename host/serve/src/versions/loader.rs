@@ -17,7 +17,7 @@ use crate::{
     fm::{FmTier, batcher::FmBatcher, remote::RemoteFm},
     metrics::Metrics,
     versions::{
-        desired_set::{DesiredExpert, DesiredFm, DesiredSet, FmSource},
+        desired_set::{DesiredExpert, DesiredFm, DesiredSet},
         serving_set::{ExpertArm, LiveExpert, ServedFm, ServingSet},
         weight_updates::{self, FeedTarget, WeightFeed, WeightFeeds},
     },
@@ -113,7 +113,7 @@ impl VersionLoader {
 
     fn fm(&self, desired: &DesiredFm, old: Option<&ServingSet>) -> Result<ServedFm> {
         let alike = |fm: &&ServedFm| {
-            (&fm.desired.version, &fm.desired.source) == (&desired.version, &desired.source)
+            (&fm.desired.version, &fm.desired.weights) == (&desired.version, &desired.weights)
         };
         let tier = match old.and_then(|old| old.fms().find(alike)) {
             Some(loaded) => loaded.tier.clone(),
@@ -124,19 +124,19 @@ impl VersionLoader {
             Some(version) if version != found => Err(Error::invalid(format!(
                 "the checkpoint registered as FM {version} is FM {found} now; register that, and restore the checkpoint"
             ))),
-            _ => Ok(ServedFm { tier, state: desired.state, desired: desired.clone() }),
+            _ => Ok(ServedFm { tier, desired: desired.clone() }),
         }
     }
 
     fn open_fm(&self, desired: &DesiredFm) -> Result<Arc<FmTier>> {
+        if !self.fm_config.url.is_empty() {
+            let remote = RemoteFm::connect(&self.fm_config, desired.version.as_deref())?;
+            return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
+        }
         let serving = self.fm_config.loading(self.config.device);
-        let fm: Arc<dyn FoundationModel> = match &desired.source {
-            FmSource::Remote(url) => {
-                let remote = RemoteFm::connect(url, &self.fm_config, desired.version.as_deref())?;
-                return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
-            }
-            FmSource::Checkpoint(dir) => Arc::from(inference::load(dir, serving)?),
-            FmSource::Published => {
+        let fm: Arc<dyn FoundationModel> = match &desired.weights {
+            WeightsLocation::Path(dir) => Arc::from(inference::load(dir, serving)?),
+            WeightsLocation::Published => {
                 let version = desired.version.as_deref().expect("what is published is registered");
                 let base = self.config.paths.fm_work.join("served");
                 let (fm, follower, folder) = weight_updates::open_fm(

@@ -23,8 +23,6 @@ use crate::{
 pub struct ServedFm {
     /// Where it runs.
     pub tier: Arc<FmTier>,
-    /// Its state in the registry.
-    pub state: VersionState,
     pub(crate) desired: DesiredFm,
 }
 
@@ -66,7 +64,8 @@ pub struct ExpertArm {
 /// set does not lose an update.
 pub(crate) struct LiveExpert {
     pub(super) expert: Current<ServedExpert>,
-    stats: Arc<ArmStats>,
+    /// Its statistics since it was loaded.
+    pub(crate) stats: Arc<ArmStats>,
 }
 
 impl LiveExpert {
@@ -89,11 +88,6 @@ impl ExpertArm {
         self.live.expert.now()
     }
 
-    /// Its statistics since it was loaded.
-    pub fn stats(&self) -> &Arc<ArmStats> {
-        &self.live.stats
-    }
-
     /// Counts a request that it ranked, or failed to.
     pub fn count(&self, outcome: &RankOutcome, spent: ExpertTimes) {
         let fault = match outcome {
@@ -106,21 +100,6 @@ impl ExpertArm {
         if let Some(fault) = fault.filter(|fault| fault.cause != Fault::Open) {
             self.live.stats.add_fault(now_ms(), fault.to_string());
         }
-    }
-
-    /// Whether it runs without the TAE.
-    pub fn without_tae(&self) -> bool {
-        self.desired.without_tae
-    }
-
-    /// Its state in the registry.
-    pub fn state(&self) -> VersionState {
-        self.desired.state
-    }
-
-    /// Its surfaces, by index.
-    pub fn surfaces(&self) -> &[u16] {
-        &self.desired.surfaces
     }
 }
 
@@ -163,9 +142,9 @@ impl ServingSet {
         assert!(fms.contains_key(&default_fm), "FM {default_fm} is not loaded");
         let mut routes: HashMap<u16, SurfaceRoute> = HashMap::new();
         for arm in &arms {
-            for &surface in arm.surfaces() {
+            for &surface in &arm.desired.surfaces {
                 let route = routes.entry(surface).or_default();
-                match arm.state() {
+                match arm.desired.state {
                     VersionState::Shadow => route.shadows.push(arm.clone()),
                     _ if arm.share > 0.0 => {
                         route.expert.clone_from(&arm.name);
@@ -230,15 +209,17 @@ impl ServingSet {
 
     /// FM versions that are shadows.
     pub fn shadow_fms(&self) -> impl Iterator<Item = &ServedFm> {
-        self.fms().filter(|fm| fm.state == VersionState::Shadow)
+        self.fms().filter(|fm| fm.desired.state == VersionState::Shadow)
     }
 }
 
 /// The current set, and what is wrong with the one that should follow it.
 pub struct ServingModels {
     set: Current<ServingSet>,
-    problem: Mutex<Option<String>>,
-    missing: Mutex<Vec<String>>,
+    /// Why the registry's newest decision is not served.
+    pub(crate) problem: Mutex<Option<String>>,
+    /// Versions that should serve and are not loaded.
+    pub(crate) missing: Mutex<Vec<String>>,
 }
 
 impl ServingModels {
@@ -258,22 +239,7 @@ impl ServingModels {
         let problem = set.problem();
         // Models that only the old set has are unloaded here, or by its last request.
         self.set.replace(set);
-        self.set_problem(problem);
-    }
-
-    /// Sets why the registry's newest decision is not served.
-    pub fn set_problem(&self, problem: Option<String>) {
         *lock(&self.problem) = problem;
-    }
-
-    /// Sets which versions should serve and are not loaded.
-    pub fn set_missing(&self, missing: Vec<String>) {
-        *lock(&self.missing) = missing;
-    }
-
-    /// Versions that should serve and are not loaded.
-    pub fn missing(&self) -> Vec<String> {
-        lock(&self.missing).clone()
     }
 
     /// Why the registry's newest decision is not served.

@@ -11,11 +11,7 @@ use std::{
 
 use anyhow::bail;
 
-use super::{
-    host::Host,
-    read,
-    sign::{SignRequest, signature_path},
-};
+use super::{host::Host, read, sign::SignRequest};
 use hypercast_serve::admin::RolloutAnswer;
 use hypercast_serve::rollout::{
     PolicyOverrides, Push, PushManifest, Rollout, RolloutStep, SignedManifest,
@@ -57,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = match (&args.what.key, &args.signature) {
         (Some(_), _) => args.what.sign(&args.component)?,
         (None, Some(path)) => SignedManifest::read(path)?,
-        (None, None) => SignedManifest::read(&signature_path(&args.component))?,
+        (None, None) => SignedManifest::read(&args.component.with_added_extension("sig"))?,
     };
     let PushManifest { name, version, .. } = signed.claims()?;
     let component = read(&args.component)?;

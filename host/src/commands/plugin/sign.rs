@@ -51,7 +51,7 @@ pub struct SignRequest {
 /// Signs, and writes the signature.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let signed = args.what.sign(&args.component)?;
-    let out = args.out.unwrap_or_else(|| signature_path(&args.component));
+    let out = args.out.unwrap_or_else(|| args.component.with_added_extension("sig"));
     let text = serde_json::to_string_pretty(&signed)?;
     std::fs::write(&out, text + "\n").with_context(|| out.display().to_string())?;
     let PushManifest { name, version, .. } = signed.claims()?;
@@ -85,13 +85,6 @@ impl SignRequest {
         };
         Ok(key.sign(&manifest))
     }
-}
-
-/// Where a component's signature is.
-pub fn signature_path(component: &Path) -> PathBuf {
-    let mut path = component.to_path_buf().into_os_string();
-    path.push(".sig");
-    path.into()
 }
 
 /// The contract's version in a component's type import; the host checks the import itself.
