@@ -14,7 +14,7 @@ use axum::{
 };
 use hypercast_config::DaemonTier;
 use hypercast_stream::events::AppendReceipt;
-use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     fm::remote::{decode_examples, encode_output},
@@ -197,14 +197,8 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
         problem.as_deref().unwrap_or("it is being loaded")
     );
     let error = RefusalText { code: "not_ready".into(), message };
-    Ok(json(StatusCode::SERVICE_UNAVAILABLE, &NotReady { error, missing }))
-}
-
-/// A refusal that lists what is missing.
-#[derive(Serialize)]
-struct NotReady {
-    error: RefusalText,
-    missing: Vec<String>,
+    let body = json!({ "error": error, "missing": missing });
+    Ok(json(StatusCode::SERVICE_UNAVAILABLE, &body))
 }
 
 /// `GET /readyz/serving`: whether requests are answered, by whatever versions.

@@ -195,22 +195,13 @@ fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
     let wasm = loader.wasm.clone();
     let updater = SetUpdater::new(loader, config, schema, &*streams)?;
     let models = updater.models.clone();
-    let (mut service, mut rollouts) = (None, None);
-    if let Some(dataset) = dataset {
+    let load = |dataset| {
         let (settings, models, metrics) = (settings.clone(), models.clone(), metrics.clone());
-        let streams = &streams;
-        let loaded = RankingService::load(
-            settings.clone(),
-            models,
-            metrics,
-            handle,
-            &dataset,
-            streams.clone(),
-        )?;
-        let loaded = service.insert(Arc::new(loaded));
-        let started = serving::start(settings, loaded.clone(), wasm, streams.clone())?;
-        rollouts = Some(Arc::new(started));
-    }
+        RankingService::load(settings, models, metrics, handle, &dataset, streams.clone())
+    };
+    let service = dataset.map(load).transpose()?.map(Arc::new);
+    let start = |service| serving::start(settings.clone(), service, wasm, streams.clone());
+    let rollouts = service.clone().map(start).transpose()?.map(Arc::new);
     let following = updater.start(streams, metrics.clone(), service.clone())?;
     Ok(LoadedTier { models, service, rollouts, following })
 }

@@ -28,7 +28,7 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
     Registry, TextEncoder, core::Collector,
 };
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     metrics::{
@@ -121,33 +121,6 @@ pub struct AppliedPublications {
     pub trained_until_ms: i64,
     /// When the newest publication was applied, milliseconds since the epoch.
     pub at_ms: i64,
-}
-
-/// Rank requests since the start.
-#[derive(Debug, Clone, Serialize)]
-pub struct RequestTotals {
-    total: u64,
-    degraded: u64,
-    refused: u64,
-    per_second: Option<f64>,
-}
-
-/// Recent times of a stage.
-#[derive(Debug, Clone, Serialize)]
-pub struct StageLatency {
-    stage: &'static str,
-    p50_us: Option<f64>,
-    p99_us: Option<f64>,
-    count: u64,
-}
-
-/// Recent ages of something.
-#[derive(Debug, Clone, Serialize)]
-pub struct Freshness {
-    what: &'static str,
-    p50_ms: Option<f64>,
-    p99_ms: Option<f64>,
-    count: u64,
 }
 
 impl JoinMetrics for Metrics {
@@ -397,37 +370,42 @@ impl Metrics {
     }
 
     /// Rank requests since the start, and the recent rate.
-    pub fn requests_so_far(&self) -> RequestTotals {
+    pub fn requests_so_far(&self) -> Value {
         let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
         let RankTotals { all, degraded, refused } = &self.totals;
-        let (total, degraded, refused) = (load(all), load(degraded), load(refused));
         let answered = self.recent().answered_ms.clone();
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
             let kept = answered.values.len() as f64;
             kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
         });
-        RequestTotals { total, degraded, refused, per_second }
+        json!({
+            "total": load(all),
+            "degraded": load(degraded),
+            "refused": load(refused),
+            "per_second": per_second,
+        })
     }
 
     /// Recent times of each stage.
-    pub fn latency(&self) -> Vec<StageLatency> {
+    pub fn latency(&self) -> Vec<Value> {
         let recent = self.recent();
         let line = |stage: &'static str| {
             let recent = recent.latency.get(stage)?;
             let quantiles = recent.quantiles([0.5, 0.99]);
             let at = |index: usize| quantiles.map(|values| values[index] * 1e6);
-            Some(StageLatency { stage, p50_us: at(0), p99_us: at(1), count: recent.count })
+            let (p50, p99, count) = (at(0), at(1), recent.count);
+            Some(json!({ "stage": stage, "p50_us": p50, "p99_us": p99, "count": count }))
         };
         STAGES.into_iter().chain(["total"]).filter_map(line).collect()
     }
 
     /// Recent ages of events and weights when they took effect.
-    pub fn freshness(&self) -> Vec<Freshness> {
+    pub fn freshness(&self) -> Vec<Value> {
         let recent = self.recent();
         let line = |(what, recent): (&&'static str, &RecentValues)| {
             let quantiles = recent.quantiles([0.5, 0.99]);
             let at = |index: usize| quantiles.map(|values| values[index] * 1e3);
-            Freshness { what, p50_ms: at(0), p99_ms: at(1), count: recent.count }
+            json!({ "what": what, "p50_ms": at(0), "p99_ms": at(1), "count": recent.count })
         };
         recent.freshness.iter().map(line).collect()
     }

@@ -29,7 +29,7 @@ struct QualityBucket {
 }
 
 /// Quality of predictions whose outcomes are known.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LiveQuality {
     /// Number of outcomes.
     pub n: u64,

@@ -133,7 +133,12 @@ impl RankingService {
     /// # Errors
     /// The request is wrong.
     pub fn fetch(&self, request: &RankRequest) -> RequestResult<Fetched> {
-        self.check_size(request)?;
+        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
+        match given {
+            0 => return Err(Refusal::NoCandidates),
+            _ if given > most => return Err(Refusal::TooMany { given, what: "candidates", most }),
+            _ => {}
+        }
         let start = Instant::now();
         let time_ms = request.time_ms.unwrap_or_else(now_ms);
         check_request(request.request)?;
@@ -281,15 +286,6 @@ impl RankingService {
             expert.prepare();
         }
         self.shadows.offer(seen);
-    }
-
-    fn check_size(&self, request: &RankRequest) -> RequestResult<()> {
-        let (given, most) = (request.candidates.len(), self.settings.now().server.max_candidates);
-        match given {
-            0 => Err(Refusal::NoCandidates),
-            _ if given > most => Err(Refusal::TooMany { given, what: "candidates", most }),
-            _ => Ok(()),
-        }
     }
 }
 
