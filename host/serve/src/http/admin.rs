@@ -6,11 +6,11 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::{Path, State},
     http::StatusCode,
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use hypercast_expert::wasm::LogLine;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{CommonErrors as _, Error},
     http::{
-        respond::{BODY_TIMEOUT, bytes, json, refuse_with},
+        respond::{BODY_TIMEOUT, bytes, refuse_with},
         server::AppState,
     },
     request::api::{Refusal, RequestResult},
@@ -100,7 +100,7 @@ async fn push(
     };
     let (rollout, begun) = blocking(take).await?;
     let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok(json(status, &RolloutAnswer { rollout, begun }))
+    Ok((status, Json(RolloutAnswer { rollout, begun })).into_response())
 }
 
 async fn rollout(
@@ -108,7 +108,7 @@ async fn rollout(
     Path((name, version)): ExpertPath,
 ) -> RequestResult<Response> {
     Ok(match rollouts(&app)?.rollout(&name, &version) {
-        Some(rollout) => json(StatusCode::OK, &RolloutAnswer { rollout, begun: false }),
+        Some(rollout) => Json(RolloutAnswer { rollout, begun: false }).into_response(),
         None => {
             let why = format!("{name} {version} was not pushed to this daemon");
             refuse_with(404, "no_rollout", &why)
@@ -121,7 +121,7 @@ async fn logs(
     Path(name): Path<String>,
 ) -> RequestResult<Response> {
     let (rollouts, set) = (rollouts(&app)?.of(&name), app.loaded()?.models.set());
-    let arms = || set.arms().iter().filter(|arm| arm.name == name);
+    let arms = || set.arms.iter().filter(|arm| arm.name == name);
     if rollouts.is_empty() && arms().next().is_none() {
         let why = format!("expert {name:?} neither serves nor was pushed here");
         return Ok(refuse_with(404, "no_expert", &why));
@@ -137,7 +137,7 @@ async fn logs(
     let lines = plugins.iter().flat_map(|plugin| log.iter().flat_map(|log| log.lines(plugin)));
     let mut lines: Vec<LogLine> = lines.collect();
     lines.sort_by_key(|line| line.at_ms);
-    Ok(json(StatusCode::OK, &LogsAnswer { rollouts, lines, faults }))
+    Ok(Json(LogsAnswer { rollouts, lines, faults }).into_response())
 }
 
 async fn roll_back(
@@ -146,7 +146,7 @@ async fn roll_back(
 ) -> axum::response::Result<Response> {
     let rollouts = rollouts(&app)?;
     let done = blocking(move || rollouts.roll_back(&name)).await?;
-    Ok(json(StatusCode::OK, &DoneAnswer { done }))
+    Ok(Json(DoneAnswer { done }).into_response())
 }
 
 fn rollouts(app: &AppState) -> RequestResult<Arc<RolloutService>> {
@@ -165,8 +165,6 @@ async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-
-    use axum::response::IntoResponse as _;
 
     use hypercast_config::Config;
     use hypercast_expert::Engine;

@@ -4,12 +4,12 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::HeaderMap,
     middleware::from_fn_with_state,
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use hypercast_data::schema::Schema;
@@ -21,7 +21,7 @@ use crate::{
         auth::{self, GuardedRoutes},
         listen::BoundListener,
         reload::{self, Reloader},
-        respond::{json, metrics_text, refuse_with, store_events, time_left, timed},
+        respond::{metrics_text, refuse_with, store_events, time_left, timed},
     },
     metrics::Metrics,
     request::{
@@ -99,5 +99,5 @@ async fn events(
     let (intake, most) = (app.intake.clone(), server.max_body_bytes);
     let AppendReceipt { accepted, repeated, .. } =
         store_events(&app.workers, intake, body, most, deadline).await?;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied: false }))
+    Ok(Json(EventsAnswer { accepted, repeated, applied: false }).into_response())
 }

@@ -68,8 +68,8 @@ pub(crate) fn report(service: &RankingService, metrics: &Metrics) -> Value {
         // Outcomes that were compared with a prediction, and those whose request is unknown here.
         "outcomes": service.predictions.counts(),
         "fms": set.fms().map(fm).collect::<Vec<_>>(),
-        "experts": set.arms().iter().map(|arm| expert(arm)).collect::<Vec<_>>(),
-        "plugins": set.arms().iter().map(|arm| plugin(arm)).collect::<Vec<_>>(),
+        "experts": set.arms.iter().map(|arm| expert(arm)).collect::<Vec<_>>(),
+        "plugins": set.arms.iter().map(|arm| plugin(arm)).collect::<Vec<_>>(),
     });
     // Why the registry's newest decision is not served.
     if let Some(problem) = service.models.problem() {

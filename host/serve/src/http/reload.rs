@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Extension, extract::State, http::StatusCode, response::Response};
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use hypercast_config::{Config, DaemonTier, Reloaded};
 use hypercast_core::{clock::now_ms, logging};
 use prometheus::{IntCounterVec, IntGauge};
@@ -19,7 +23,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     http::{
         auth::{AccessControl, CallerName},
-        respond::{json, refuse_with},
+        respond::refuse_with,
         server::AppState,
         tls::{self, Tls},
     },
@@ -209,7 +213,7 @@ pub(crate) async fn route(
 ) -> Response {
     tracing::info!(caller = name, "a reload was requested");
     match tokio::task::spawn_blocking(move || app.reload()).await {
-        Ok(Some(Ok(outcome))) => json(StatusCode::OK, &outcome),
+        Ok(Some(Ok(outcome))) => Json(outcome).into_response(),
         Ok(Some(Err(error))) => {
             refuse_with(422, "not_reloaded", &format!("nothing has changed: {error}"))
         }

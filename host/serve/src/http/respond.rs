@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum::{
+    Json,
     body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
@@ -15,7 +16,7 @@ use axum::{
 };
 use hypercast_core::error::ErrorKind;
 use hypercast_stream::events::AppendReceipt;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -142,14 +143,8 @@ impl IntoResponse for Error {
 
 pub(crate) fn refuse_with(status: u16, code: &str, message: &str) -> Response {
     let body = RefusalBody { error: RefusalText { code: code.into(), message: message.into() } };
-    json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
-}
-
-pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    match serde_json::to_vec(body) {
-        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(body)).into_response()
 }
 
 /// Reads a body of at most `most` bytes.

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -23,7 +23,7 @@ use crate::{
         auth::{self, GuardedRoutes},
         live_page, reload,
         respond::{
-            bytes, in_time, json, metrics_text, on_worker, parse_json, refuse_with, store_events,
+            bytes, in_time, metrics_text, on_worker, parse_json, refuse_with, store_events,
             time_left, timed,
         },
         server::{AppState, fm_config},
@@ -124,7 +124,7 @@ async fn rank(
     let answer = on_worker(&app.workers, deadline, run).await?;
     // Work that need not delay the answer; skipped if the queue is full.
     let _ = app.workers.submit(move || idle.after(seen));
-    Ok(json(StatusCode::OK, &answer))
+    Ok(Json(answer).into_response())
 }
 
 async fn events(
@@ -139,7 +139,7 @@ async fn events(
         store_events(&app.intake, intake, body, most, deadline).await?;
     // The events are durable now, so the answer is a success even if the joiner is not in time.
     let applied = service.streams.wait_applied(end, deadline).await;
-    Ok(json(StatusCode::OK, &EventsAnswer { accepted, repeated, applied }))
+    Ok(Json(EventsAnswer { accepted, repeated, applied }).into_response())
 }
 
 /// Answers the FM's output to another process.
@@ -166,7 +166,7 @@ async fn embed(
 }
 
 async fn manifest(State(app): State<Arc<AppState>>, headers: HeaderMap) -> RequestResult<Response> {
-    Ok(json(StatusCode::OK, wanted(&app.loaded()?.models.set(), &headers)?.manifest()))
+    Ok(Json(wanted(&app.loaded()?.models.set(), &headers)?.manifest()).into_response())
 }
 
 /// The FM version that the caller asks for.
@@ -198,7 +198,7 @@ async fn readyz(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
     );
     let error = RefusalText { code: "not_ready".into(), message };
     let body = json!({ "error": error, "missing": missing });
-    Ok(json(StatusCode::SERVICE_UNAVAILABLE, &body))
+    Ok((StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response())
 }
 
 /// `GET /readyz/serving`: whether requests are answered, by whatever versions.
@@ -219,7 +219,7 @@ async fn metrics(State(app): State<Arc<AppState>>) -> Response {
 
 /// The data of the page at `/`.
 async fn live(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
-    Ok(json(StatusCode::OK, &live_page::report(&*service(&app)?, &app.metrics)))
+    Ok(Json(live_page::report(&*service(&app)?, &app.metrics)).into_response())
 }
 
 fn service(app: &AppState) -> RequestResult<Arc<RankingService>> {

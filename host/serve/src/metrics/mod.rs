@@ -11,7 +11,7 @@ pub mod window;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Mutex, MutexGuard,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -132,7 +132,7 @@ impl JoinMetrics for Metrics {
             "told" => "event to outcome",
             _ => "event to live state",
         };
-        self.recent().freshness.entry(what).or_default().push(took_s);
+        lock(&self.recent).freshness.entry(what).or_default().push(took_s);
     }
 
     fn joiner(&self, progress: JoinerProgress) {
@@ -295,7 +295,7 @@ impl Metrics {
             if status >= 500 {
                 self.totals.refused.fetch_add(1, Ordering::Relaxed);
             }
-            let mut recent = self.recent();
+            let mut recent = lock(&self.recent);
             recent.answered_ms.push(now_ms() as f64);
             recent.latency.entry("total").or_default().push(took.as_secs_f64());
         }
@@ -310,7 +310,7 @@ impl Metrics {
             self.totals.degraded.fetch_add(1, Ordering::Relaxed);
         }
         let Some(took) = took else { return };
-        let mut recent = self.recent();
+        let mut recent = lock(&self.recent);
         for (stage, took) in STAGES.into_iter().zip(times) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
             recent.latency.entry(stage).or_default().push(took.as_secs_f64());
@@ -326,7 +326,7 @@ impl Metrics {
         self.publications.with_label_values(&[arm, "applied"]).inc();
         let tier = if arm.starts_with("fm@") { "fm" } else { "expert" };
         let now = now_ms();
-        let mut recent = self.recent();
+        let mut recent = lock(&self.recent);
         for (what, since, from_ms) in [
             ("publication to serving", "published", header.published_ms),
             ("event to serving weights", "event", header.ingested_ms),
@@ -347,7 +347,7 @@ impl Metrics {
     /// Counts a publication that was refused; the weights before it keep serving.
     pub fn publication_refused(&self, arm: &str) {
         self.publications.with_label_values(&[arm, "refused"]).inc();
-        self.recent().applied.entry(arm.to_owned()).or_default().refused += 1;
+        lock(&self.recent).applied.entry(arm.to_owned()).or_default().refused += 1;
     }
 
     /// Sets the gauges of live quality by surface, task and arm.
@@ -366,14 +366,14 @@ impl Metrics {
 
     /// Publications by `fm@VERSION` or `NAME@VERSION`.
     pub fn applied(&self) -> HashMap<String, AppliedPublications> {
-        self.recent().applied.clone()
+        lock(&self.recent).applied.clone()
     }
 
     /// Rank requests since the start, and the recent rate.
     pub fn requests_so_far(&self) -> Value {
         let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
         let RankTotals { all, degraded, refused } = &self.totals;
-        let answered = self.recent().answered_ms.clone();
+        let answered = lock(&self.recent).answered_ms.clone();
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
             let kept = answered.values.len() as f64;
             kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
@@ -388,7 +388,7 @@ impl Metrics {
 
     /// Recent times of each stage.
     pub fn latency(&self) -> Vec<Value> {
-        let recent = self.recent();
+        let recent = lock(&self.recent);
         let line = |stage: &'static str| {
             let recent = recent.latency.get(stage)?;
             let quantiles = recent.quantiles([0.5, 0.99]);
@@ -401,7 +401,7 @@ impl Metrics {
 
     /// Recent ages of events and weights when they took effect.
     pub fn freshness(&self) -> Vec<Value> {
-        let recent = self.recent();
+        let recent = lock(&self.recent);
         let line = |(what, recent): (&&'static str, &RecentValues)| {
             let quantiles = recent.quantiles([0.5, 0.99]);
             let at = |index: usize| quantiles.map(|values| values[index] * 1e3);
@@ -430,7 +430,7 @@ impl Metrics {
         for fm in set.fms() {
             self.versions.with_label_values(&["fm", "fm", fm.version()]).set(1);
         }
-        for arm in set.arms() {
+        for arm in &set.arms {
             self.versions.with_label_values(&["expert", &arm.name, &arm.version]).set(1);
         }
     }
@@ -438,7 +438,7 @@ impl Metrics {
     /// Removes the series of versions that are no longer loaded; otherwise every push would add
     /// some.
     fn forget(&self, set: &ServingSet) {
-        let loaded: HashSet<&str> = set.arms().iter().map(|arm| arm.label.as_str()).collect();
+        let loaded: HashSet<&str> = set.arms.iter().map(|arm| arm.label.as_str()).collect();
         let families = [self.arms.collect(), self.arm_seconds.collect()].concat();
         for metric in families.iter().flat_map(|family| family.get_metric()) {
             let labels = metric.get_label().iter().map(|label| (label.name(), label.value()));
@@ -450,10 +450,6 @@ impl Metrics {
                 let _ = self.arm_seconds.remove(&labels);
             }
         }
-    }
-
-    fn recent(&self) -> MutexGuard<'_, RecentStats> {
-        lock(&self.recent)
     }
 
     /// The text of `/metrics`, with the plugins of `set`.

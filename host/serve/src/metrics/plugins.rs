@@ -52,7 +52,7 @@ pub(super) fn families(set: &ServingSet) -> Vec<MetricFamily> {
         "1 for the state of a plugin's circuit breaker, 0 for the others",
         &["arm", "state"],
     );
-    for served in set.arms() {
+    for served in &set.arms {
         let (arm, expert) = (served.label.as_str(), served.expert());
         let (counts, usage) = (expert.counters(), expert.blueprint().plugin.usage());
         requests.with_label_values(&[arm]).inc_by(counts.requests);

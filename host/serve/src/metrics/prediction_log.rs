@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard},
+    sync::Mutex,
 };
 
 use hypercast_data::{
@@ -75,7 +75,7 @@ impl PredictionLog {
     pub fn keep(&self, request: u64, items: &[u64], predicted: ArmPredictions) {
         let values = predicted.tasks.values().map(Vec::len).sum::<usize>();
         assert_eq!(values, items.len() * predicted.tasks.len(), "a value an item");
-        let inner = &mut *self.inner();
+        let inner = &mut *lock(&self.inner);
         let request = inner.requests.entry(request).or_insert_with(|| {
             inner.order.push_back(request);
             PredictedRequest { items: items.to_vec(), arms: Vec::new() }
@@ -96,7 +96,7 @@ impl PredictionLog {
 
     /// Compares an impression's outcome with the predictions for it.
     pub fn outcome(&self, impression: &Impression, schema: &Schema, now_ms: i64) {
-        let inner = &mut *self.inner();
+        let inner = &mut *lock(&self.inner);
         let found = inner.requests.get(&impression.request);
         let place = found.and_then(|request| {
             Some((request, request.items.iter().position(|item| *item == impression.item)?))
@@ -126,18 +126,14 @@ impl PredictionLog {
 
     /// Quality by surface, task and arm.
     pub fn windows(&self) -> BTreeMap<QualityKey, QualityWindow> {
-        self.inner().windows.clone()
+        lock(&self.inner).windows.clone()
     }
 
     /// Outcomes that were compared, and those whose request is unknown: not served here, or
     /// dropped.
     pub fn counts(&self) -> (u64, u64) {
-        let inner = self.inner();
+        let inner = lock(&self.inner);
         (inner.joined, inner.unknown)
-    }
-
-    fn inner(&self) -> MutexGuard<'_, LogState> {
-        lock(&self.inner)
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -113,11 +113,7 @@ impl RolloutController {
     }
 
     fn active(&self) -> Vec<Rollout> {
-        self.all().values().filter(|rollout| rollout.is_active()).cloned().collect()
-    }
-
-    fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        lock(&self.all)
+        lock(&self.all).values().filter(|rollout| rollout.is_active()).cloned().collect()
     }
 
     fn execute(&mut self, command: RolloutCommand) {

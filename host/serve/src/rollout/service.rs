@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex,
         mpsc::{SyncSender, sync_channel},
     },
 };
@@ -117,7 +117,7 @@ impl RolloutService {
 
     /// The rollout of an expert that is under way, and the files of all that are.
     fn under_way(&self, name: &str) -> (Option<Rollout>, HashSet<PathBuf>) {
-        let all = self.all();
+        let all = lock(&self.all);
         let under_way = || all.values().filter(|rollout| rollout.is_under_way());
         let files = under_way().flat_map(|rollout| files(&rollout.expert)).collect();
         (under_way().find(|rollout| rollout.name() == name).cloned(), files)
@@ -125,13 +125,13 @@ impl RolloutService {
 
     /// A known rollout.
     pub fn rollout(&self, name: &str, version: &str) -> Option<Rollout> {
-        self.all().get(&(name.to_owned(), version.to_owned())).cloned()
+        lock(&self.all).get(&(name.to_owned(), version.to_owned())).cloned()
     }
 
     /// The rollouts of an expert, the newest last.
     pub fn of(&self, name: &str) -> Vec<Rollout> {
         let mut own: Vec<Rollout> =
-            self.all().values().filter(|rollout| rollout.name() == name).cloned().collect();
+            lock(&self.all).values().filter(|rollout| rollout.name() == name).cloned().collect();
         own.sort_by_key(|rollout| rollout.begun_ms);
         own
     }
@@ -157,10 +157,6 @@ impl RolloutService {
             .try_send(command(done))
             .map_err(|_| Error::unreachable("too many commands are waiting; try again"))?;
         outcome.recv().map_err(|_| ended())?
-    }
-
-    fn all(&self) -> MutexGuard<'_, RolloutMap> {
-        lock(&self.all)
     }
 }
 

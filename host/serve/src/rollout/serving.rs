@@ -55,7 +55,7 @@ pub(crate) fn start(
 impl VersionLookup for RankingService {
     fn arm(&self, name: &str, version: &str) -> Option<Arc<ExpertArm>> {
         let set = self.models.set();
-        set.arms().iter().find(|arm| arm.name == name && arm.version == version).cloned()
+        set.arms.iter().find(|arm| arm.name == name && arm.version == version).cloned()
     }
 
     fn problem(&self) -> Option<String> {

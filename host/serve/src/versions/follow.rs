@@ -177,7 +177,7 @@ impl SetUpdater {
     fn report_missing(&self) {
         let set = self.models.set();
         let fms: Vec<&str> = set.fms().map(|fm| fm.version()).collect();
-        let arms = set.arms().iter();
+        let arms = set.arms.iter();
         let experts: Vec<[&str; 3]> =
             arms.map(|arm| [&*arm.name, &*arm.version, &*arm.fm]).collect();
         let experts = self.schema.is_some().then_some(&*experts);

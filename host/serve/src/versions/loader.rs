@@ -180,7 +180,7 @@ impl VersionLoader {
             };
             same == *desired && arm.fm == pinned
         };
-        let live = match old.and_then(|old| old.arms().iter().find(alike)) {
+        let live = match old.and_then(|old| old.arms.iter().find(alike)) {
             Some(arm) => arm.live.clone(),
             None => self.open_expert(desired, fm)?,
         };

@@ -122,7 +122,8 @@ pub struct ServingSet {
     pub unloaded: Vec<String>,
     fms: BTreeMap<String, ServedFm>,
     default_fm: String,
-    arms: Vec<Arc<ExpertArm>>,
+    /// Every expert version, including those on standby.
+    pub(crate) arms: Vec<Arc<ExpertArm>>,
     routes: HashMap<u16, SurfaceRoute>,
 }
 
@@ -173,11 +174,6 @@ impl ServingSet {
     /// Every FM version.
     pub fn fms(&self) -> impl Iterator<Item = &ServedFm> {
         self.fms.values()
-    }
-
-    /// Every expert version, including those on standby.
-    pub fn arms(&self) -> &[Arc<ExpertArm>] {
-        &self.arms
     }
 
     /// The expert version that serves a user on a surface.
