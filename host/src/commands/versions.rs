@@ -107,30 +107,34 @@ pub enum Register {
         parent: Option<String>,
     },
     /// A trained expert; its plugin and parameters are copied to its version's own folder
-    Expert {
-        /// Its name; what is not given is taken from its entry in the configuration
-        name: String,
-        /// Its version, as 1.0.0
-        version: String,
-        /// The FM version that it pins [default: the one that its parameters were trained with]
-        #[arg(long, value_name = "VERSION")]
-        fm: Option<String>,
-        /// The component
-        #[arg(long, value_name = "FILE")]
-        plugin: Option<PathBuf>,
-        /// Its parameters
-        #[arg(long, value_name = "FILE")]
-        parameters: Option<PathBuf>,
-        /// Its parameters are those that a trainer publishes (`train expert --follow`)
-        #[arg(long, conflicts_with = "parameters")]
-        published: bool,
-        /// The surfaces that it serves, separated by commas
-        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-        surfaces: Vec<String>,
-        /// The version that it began as
-        #[arg(long, value_name = "VERSION")]
-        parent: Option<String>,
-    },
+    Expert(RegisterExpert),
+}
+
+/// The expert version to register.
+#[derive(Debug, clap::Args)]
+pub struct RegisterExpert {
+    /// Its name; what is not given is taken from its entry in the configuration
+    pub name: String,
+    /// Its version, as 1.0.0
+    pub version: String,
+    /// The FM version that it pins [default: the one that its parameters were trained with]
+    #[arg(long, value_name = "VERSION")]
+    pub fm: Option<String>,
+    /// The component
+    #[arg(long, value_name = "FILE")]
+    pub plugin: Option<PathBuf>,
+    /// Its parameters
+    #[arg(long, value_name = "FILE")]
+    pub parameters: Option<PathBuf>,
+    /// Its parameters are those that a trainer publishes (`train expert --follow`)
+    #[arg(long, conflicts_with = "parameters")]
+    pub published: bool,
+    /// The surfaces that it serves, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub surfaces: Vec<String>,
+    /// The version that it began as
+    #[arg(long, value_name = "VERSION")]
+    pub parent: Option<String>,
 }
 
 /// The kind of version to promote.
@@ -255,8 +259,8 @@ fn register(
     let schema = Dataset::open(&config.paths.dataset)?.schema;
     let versions = RegistryClient::new(&**engine);
     match what {
-        Register::Fm { checkpoint, published: is_published, parent } => {
-            let (manifest, weights) = match is_published {
+        Register::Fm { checkpoint, published: version, parent } => {
+            let (manifest, weights) = match version {
                 Some(version) => {
                     let header = published(engine, Topic::fm(&version))?;
                     (serde_json::from_str(&header.manifest)?, WeightsLocation::Published)
@@ -271,16 +275,8 @@ fn register(
             let fm = FmVersion { parent, ..FmVersion::new(&manifest, &schema, weights) };
             Ok(versions.decide(|registry| registry.register_fm(&fm))?)
         }
-        Register::Expert {
-            name,
-            version,
-            fm,
-            plugin,
-            parameters,
-            published: is_published,
-            surfaces,
-            parent,
-        } => {
+        Register::Expert(of) => {
+            let RegisterExpert { name, version, fm, plugin, parameters, surfaces, parent, .. } = of;
             let entry = config.experts.iter().find(|entry| entry.name == name);
             let plugin =
                 plugin.or_else(|| entry.map(|entry| entry.plugin.clone())).with_context(|| {
@@ -289,7 +285,7 @@ fn register(
             let kept = |file: &PathBuf, as_name| {
                 keep_version_file(&config.paths.experts, &name, &version, file, as_name)
             };
-            let (weights, trained): (WeightsLocation, Provenance) = if is_published {
+            let (weights, trained): (WeightsLocation, Provenance) = if of.published {
                 let header = published(engine, Topic::expert(&name, &version))?;
                 (WeightsLocation::Published, serde_json::from_str(&header.manifest)?)
             } else {

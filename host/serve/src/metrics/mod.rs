@@ -10,10 +10,7 @@ pub mod window;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Mutex,
     time::Duration,
 };
 
@@ -60,14 +57,6 @@ pub struct RankedRequest<'a> {
     pub took: Option<Duration>,
 }
 
-/// Rank requests since the start.
-#[derive(Debug, Default)]
-struct RankTotals {
-    all: AtomicU64,
-    degraded: AtomicU64,
-    refused: AtomicU64,
-}
-
 /// All metrics of a daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -96,7 +85,6 @@ pub struct Metrics {
     quality: GaugeVec,
     /// When the process began, milliseconds since the epoch.
     pub(crate) started_ms: i64,
-    totals: RankTotals,
     recent: Mutex<RecentStats>,
 }
 
@@ -106,6 +94,9 @@ struct RecentStats {
     latency: BTreeMap<&'static str, RecentValues>,
     freshness: BTreeMap<&'static str, RecentValues>,
     answered_ms: RecentValues,
+    /// Rank requests since the start that were degraded, and refused.
+    degraded: u64,
+    refused: u64,
     applied: HashMap<String, AppliedPublications>,
 }
 
@@ -264,7 +255,6 @@ impl Metrics {
                 &["surface", "task", "arm", "measure"],
             ),
             started_ms: now_ms(),
-            totals: RankTotals::default(),
             recent: Mutex::default(),
             registry,
         }
@@ -291,11 +281,8 @@ impl Metrics {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.duration.with_label_values(&[route]).observe(took.as_secs_f64());
         if route == "/v1/rank" {
-            self.totals.all.fetch_add(1, Ordering::Relaxed);
-            if status >= 500 {
-                self.totals.refused.fetch_add(1, Ordering::Relaxed);
-            }
             let mut recent = lock(&self.recent);
+            recent.refused += u64::from(status >= 500);
             recent.answered_ms.push(now_ms() as f64);
             recent.latency.entry("total").or_default().push(took.as_secs_f64());
         }
@@ -307,10 +294,10 @@ impl Metrics {
         let (name, label) = arm.map_or(("", ""), |arm| (arm.name.as_str(), arm.label.as_str()));
         if let Some(cause) = degraded {
             self.degraded.with_label_values(&[name, cause]).inc();
-            self.totals.degraded.fetch_add(1, Ordering::Relaxed);
         }
-        let Some(took) = took else { return };
         let mut recent = lock(&self.recent);
+        recent.degraded += u64::from(degraded.is_some());
+        let Some(took) = took else { return };
         for (stage, took) in STAGES.into_iter().zip(times) {
             self.stages.with_label_values(&[stage]).observe(took.as_secs_f64());
             recent.latency.entry(stage).or_default().push(took.as_secs_f64());
@@ -371,17 +358,16 @@ impl Metrics {
 
     /// Rank requests since the start, and the recent rate.
     pub fn requests_so_far(&self) -> Value {
-        let load = |total: &AtomicU64| total.load(Ordering::Relaxed);
-        let RankTotals { all, degraded, refused } = &self.totals;
-        let answered = lock(&self.recent).answered_ms.clone();
+        let recent = lock(&self.recent);
+        let answered = &recent.answered_ms;
         let per_second = answered.quantiles([0.0]).map(|[oldest_ms]| {
             let kept = answered.values.len() as f64;
             kept / ((now_ms() as f64 - oldest_ms) / 1e3).max(1.0)
         });
         json!({
-            "total": load(all),
-            "degraded": load(degraded),
-            "refused": load(refused),
+            "total": answered.count,
+            "degraded": recent.degraded,
+            "refused": recent.refused,
             "per_second": per_second,
         })
     }
@@ -389,25 +375,16 @@ impl Metrics {
     /// Recent times of each stage.
     pub fn latency(&self) -> Vec<Value> {
         let recent = lock(&self.recent);
-        let line = |stage: &'static str| {
-            let recent = recent.latency.get(stage)?;
-            let quantiles = recent.quantiles([0.5, 0.99]);
-            let at = |index: usize| quantiles.map(|values| values[index] * 1e6);
-            let (p50, p99, count) = (at(0), at(1), recent.count);
-            Some(json!({ "stage": stage, "p50_us": p50, "p99_us": p99, "count": count }))
-        };
-        STAGES.into_iter().chain(["total"]).filter_map(line).collect()
+        let stages = STAGES.into_iter().chain(["total"]);
+        stages
+            .filter_map(|stage| Some(row("stage", stage, recent.latency.get(stage)?, "us", 1e6)))
+            .collect()
     }
 
     /// Recent ages of events and weights when they took effect.
     pub fn freshness(&self) -> Vec<Value> {
         let recent = lock(&self.recent);
-        let line = |(what, recent): (&&'static str, &RecentValues)| {
-            let quantiles = recent.quantiles([0.5, 0.99]);
-            let at = |index: usize| quantiles.map(|values| values[index] * 1e3);
-            json!({ "what": what, "p50_ms": at(0), "p99_ms": at(1), "count": recent.count })
-        };
-        recent.freshness.iter().map(line).collect()
+        recent.freshness.iter().map(|(what, recent)| row("what", what, recent, "ms", 1e3)).collect()
     }
 
     /// Sets the gauges of the history cache.
@@ -472,4 +449,16 @@ fn set_all(gauges: &IntGaugeVec, values: &[(&str, u64)]) {
     for (what, value) in values {
         gauges.with_label_values(&[what]).set(*value as i64);
     }
+}
+
+/// The quantiles of recent seconds in a unit of which `per_s` make a second.
+fn row(key: &str, of: &str, recent: &RecentValues, unit: &str, per_s: f64) -> Value {
+    let quantiles = recent.quantiles([0.5, 0.99]);
+    let at = |index: usize| quantiles.map(|values| values[index] * per_s);
+    json!({
+        (key): of,
+        (format!("p50_{unit}")): at(0),
+        (format!("p99_{unit}")): at(1),
+        "count": recent.count,
+    })
 }

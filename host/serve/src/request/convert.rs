@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hypercast_data::{
-    dataset::{ContextFeatures, Impression},
+    dataset::ContextFeatures,
     features::{CandidateInput, RequestInput},
     schema::{Feature, FeatureKind, Schema, category_id},
 };
@@ -12,7 +12,7 @@ use hypercast_fm::example::{Item, MAX_VALUES, Outcome};
 use hypercast_stream::events::check_time;
 use serde::{Deserialize, Serialize};
 
-use crate::request::api::{EventBody, RankCandidate, RankRequest, Refusal, RequestResult};
+use crate::request::api::{RankCandidate, RankRequest, Refusal, RequestResult};
 
 /// A feature's value in JSON: an id or number, or the text of a category.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,27 +81,6 @@ impl Converter {
             surface,
             time_ms,
             candidates,
-        })
-    }
-
-    /// Converts an event with its outcome.
-    ///
-    /// # Errors
-    /// An unknown surface, action, value or feature name.
-    pub fn event(&self, event: &EventBody) -> RequestResult<Impression> {
-        let surface = self.surface(&event.surface)?;
-        let outcome = self.outcome(&event.actions, &event.values)?;
-        Ok(Impression {
-            request: event.request,
-            time_ms: event.time_ms,
-            outcome_ms: event.outcome_ms.unwrap_or(event.time_ms),
-            user: event.user,
-            item: event.item,
-            surface,
-            outcome,
-            context: self.context_of(&event.context)?,
-            truth: Vec::new(),
-            history_only: false,
         })
     }
 

@@ -88,36 +88,33 @@ impl Converter {
         latest_ms: i64,
     ) -> RequestResult<Vec<NewEvent>> {
         let mut new_events = Vec::with_capacity(request.len() + 1);
-        for (at, item) in request.items.iter().enumerate() {
-            new_events.push(placed("items", at, self.item_event(item))?);
-        }
-        for (at, user) in request.users.iter().enumerate() {
-            new_events.push(placed("users", at, self.user_event(user))?);
-        }
-        for (at, body) in request.impressions.iter().enumerate() {
-            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.shown(body));
-            new_events.push(placed("impressions", at, made)?);
-        }
-        for (at, body) in request.events.iter().enumerate() {
-            let known_ms = body.outcome_ms.unwrap_or(body.time_ms);
-            let made = in_time(body.time_ms, latest_ms)
-                .and_then(|()| in_time(known_ms, latest_ms))
-                .and_then(|()| self.whole(body));
-            let whole = placed("events", at, made)?;
+        new_events.extend(each("items", &request.items, |body| self.item_event(body))?);
+        new_events.extend(each("users", &request.users, |body| self.user_event(body))?);
+        new_events.extend(each("impressions", &request.impressions, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            self.shown(body)
+        })?);
+        let wholes = each("events", &request.events, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            in_time(body.outcome_ms.unwrap_or(body.time_ms), latest_ms)?;
+            self.whole(body)
+        })?;
+        for (id, whole) in request.events.iter().map(|body| body.id).zip(wholes) {
             match new_events.last_mut() {
                 Some(NewEvent { id: None, kind: EventKind::CompleteRequest(rows) })
-                    if body.id.is_none() && same_request(&rows[0], &whole) =>
+                    if id.is_none() && same_request(&rows[0], &whole) =>
                 {
                     rows.push(whole);
                 }
-                _ => new_events
-                    .push(NewEvent { id: body.id, kind: EventKind::CompleteRequest(vec![whole]) }),
+                _ => {
+                    new_events.push(NewEvent { id, kind: EventKind::CompleteRequest(vec![whole]) });
+                }
             }
         }
-        for (at, body) in request.actions.iter().enumerate() {
-            let made = in_time(body.time_ms, latest_ms).and_then(|()| self.reaction(body));
-            new_events.push(placed("actions", at, made)?);
-        }
+        new_events.extend(each("actions", &request.actions, |body| {
+            in_time(body.time_ms, latest_ms)?;
+            self.reaction(body)
+        })?);
         if let Some(time_ms) = request.clock_ms {
             in_time(time_ms, latest_ms).map_err(|refusal| refusal.at("clock_ms"))?;
             new_events.push(NewEvent { id: None, kind: EventKind::Tick { time_ms } });
@@ -135,7 +132,18 @@ impl Converter {
     }
 
     fn whole(&self, body: &EventBody) -> RequestResult<Impression> {
-        let mut impression = self.event(body)?;
+        let mut impression = Impression {
+            request: body.request,
+            time_ms: body.time_ms,
+            outcome_ms: body.outcome_ms.unwrap_or(body.time_ms),
+            user: body.user,
+            item: body.item,
+            surface: self.surface(&body.surface)?,
+            outcome: self.outcome(&body.actions, &body.values)?,
+            context: self.context_of(&body.context)?,
+            truth: Vec::new(),
+            history_only: false,
+        };
         impression.request = request_of(body.request, body.id, &impression)?;
         Ok(impression)
     }
@@ -193,8 +201,16 @@ fn in_time(time_ms: i64, latest_ms: i64) -> RequestResult<()> {
     )))
 }
 
-fn placed<T>(list: &str, at: usize, made: RequestResult<T>) -> RequestResult<T> {
-    made.map_err(|refusal| refusal.at(&format!("{list}[{at}]")))
+/// Converts the elements of a list; a refusal names the list and the index.
+fn each<B, T>(
+    list: &str,
+    bodies: &[B],
+    convert: impl Fn(&B) -> RequestResult<T>,
+) -> RequestResult<Vec<T>> {
+    let placed = |at: usize, made: RequestResult<T>| {
+        made.map_err(|refusal| refusal.at(&format!("{list}[{at}]")))
+    };
+    bodies.iter().enumerate().map(|(at, body)| placed(at, convert(body))).collect()
 }
 
 /// Refuses a request id that JSON would round.

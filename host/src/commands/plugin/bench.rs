@@ -143,28 +143,16 @@ fn measure(args: &Args) -> anyhow::Result<PluginBenchReport> {
     let flops = blueprint.graph.cost.per_candidate(blueprint.description.history_len);
     let output = limits.load_options().limits.output_bytes;
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let setup_ms = f64::from(limits.setup_deadline_ms);
+    let ranked = (RANKED_BYTES * args.candidates as u64) as f64;
+    let (parameters, most) = (blueprint.graph.parameter_count(), limits.max_parameters);
     let headroom = vec![
         used("deadline_ms", rank.p99_us / 1e3, deadline_ms, "ms"),
-        used(
-            "setup_deadline_ms",
-            slowest_hook_us / 1e3,
-            f64::from(limits.setup_deadline_ms),
-            "ms, the slowest hook",
-        ),
+        used("setup_deadline_ms", slowest_hook_us / 1e3, setup_ms, "ms, the slowest hook"),
         used("memory_mib", mib(memory_bytes as f64), memory_mib, "MiB"),
-        used(
-            "output",
-            mib((RANKED_BYTES * args.candidates as u64) as f64),
-            mib(output as f64),
-            "MiB",
-        ),
+        used("output", mib(ranked), mib(output as f64), "MiB"),
         used("max_flops", flops as f64, limits.max_flops as f64, "FLOPs a candidate"),
-        used(
-            "max_parameters",
-            blueprint.graph.parameter_count() as f64,
-            limits.max_parameters as f64,
-            "values",
-        ),
+        used("max_parameters", parameters as f64, most as f64, "values"),
     ];
     Ok(PluginBenchReport {
         expert: format!("{} {}", blueprint.description.name, blueprint.description.version),
