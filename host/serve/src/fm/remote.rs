@@ -38,9 +38,6 @@ const MOST_ANSWER_BYTES: usize = 256 << 20;
 /// Limit of a manifest, in bytes.
 const MOST_MANIFEST_BYTES: usize = 16 << 20;
 
-/// Limit of a token file, in bytes.
-const MOST_TOKEN_BYTES: u64 = 4096;
-
 /// How long an idle connection is kept. It is far shorter than the tier keeps it
 /// (`server.header_timeout_ms`), so that no request uses a connection that the tier is closing.
 const MOST_IDLE: Duration = Duration::from_secs(10);
@@ -244,7 +241,7 @@ fn refusal_message(status: u16, body: &[u8]) -> String {
 
 /// The `Authorization` header with the token in a file.
 fn bearer(path: &Path) -> Result<HeaderValue> {
-    let text = secret_file::read(path, MOST_TOKEN_BYTES)?;
+    let text = secret_file::read(path)?;
     let token = text.trim_ascii();
     let whole = !token.is_empty() && token.iter().all(u8::is_ascii_graphic);
     let header = [b"Bearer ", token].concat();

@@ -33,9 +33,6 @@ use crate::{
 /// The fewest characters of a token.
 const SHORTEST: usize = 24;
 
-/// Limit of a token file, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
-
 /// The name of the caller's token. Handlers behind a guard find it in the request's extensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CallerName(pub(crate) String);
@@ -293,7 +290,7 @@ struct TokenList {
 
 impl TokenList {
     fn read(path: &Path) -> Result<Self> {
-        let text = secret_file::read(path, MOST_BYTES)?;
+        let text = secret_file::read(path)?;
         let text = str::from_utf8(&text).map_err(|_| Error::data(path, "it is not text"))?;
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .map_err(|_| Error::internal("the system gives no random bytes"))?;

@@ -224,7 +224,7 @@ mod tests {
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
         let server = ServerSettings { listen: "127.0.0.1:0".into(), ..server };
         let addresses = resolve(&server).await.unwrap();
-        let mut bound = BoundListener::new(&server, &addresses, &Metrics::new()).await.unwrap();
+        let mut bound = BoundListener::new(&server, &addresses, &Metrics::default()).await.unwrap();
         bound.unread = Duration::from_millis(300);
         let address = bound.address;
         let (stop, stopped) = oneshot::channel();

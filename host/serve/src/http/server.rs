@@ -99,7 +99,7 @@ pub async fn serve(
 ) -> Result<()> {
     let (config, tier) = (origin.read()?, origin.tier);
     logging::set_levels(&config.server.log)?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     let addresses = listen::resolve(&config.server).await?;
     // Before anything is opened, because an address that others reach must be protected.
     let access = AccessControl::new(&config.server, &addresses, &metrics)?;

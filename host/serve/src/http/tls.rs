@@ -26,9 +26,6 @@ use crate::{
 /// Time limit of a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Limit of a certificate or key file, in bytes.
-const MOST_BYTES: u64 = 1 << 20;
-
 /// The TLS settings of new connections.
 pub(crate) struct Tls {
     config: Current<ServerConfig>,
@@ -79,12 +76,11 @@ pub(crate) fn read(server: &ServerSettings) -> Result<ServerConfig> {
     let (certificate, key) = (&server.tls_certificate, &server.tls_key);
     let chain =
         certificates(certificate).map_err(|error| error.within("server.tls_certificate"))?;
-    let private =
-        PrivateKeyDer::from_pem_slice(&secret_file::read(key, MOST_BYTES)?).map_err(|error| {
-            let why =
-                format!("it has no private key in PEM that can be read (server.tls_key): {error}");
-            Error::data(key, why)
-        })?;
+    let private = PrivateKeyDer::from_pem_slice(&secret_file::read(key)?).map_err(|error| {
+        let why =
+            format!("it has no private key in PEM that can be read (server.tls_key): {error}");
+        Error::data(key, why)
+    })?;
     // Named here, because a process' default provider depends on what else is linked.
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

@@ -40,23 +40,6 @@ use crate::{
 /// The stages of a request, in order.
 pub const STAGES: [&str; 4] = ["features", "fm", "expert", "wasm"];
 
-/// A rank request that was ranked, or failed.
-#[derive(Clone, Copy)]
-pub struct RankedRequest<'a> {
-    /// The surface's name.
-    pub surface: &'a str,
-    /// The expert version that was to rank; none where no expert serves the surface.
-    pub arm: Option<&'a ExpertArm>,
-    /// The FM version that was asked.
-    pub fm: &'a str,
-    /// Why the answer is degraded, as the label `cause` has it.
-    pub degraded: Option<&'a str>,
-    /// Time spent in each of [`STAGES`].
-    pub times: [Duration; STAGES.len()],
-    /// Time from features to ranking; none if there is no answer.
-    pub took: Option<Duration>,
-}
-
 /// All metrics of a daemon.
 #[derive(Debug)]
 pub struct Metrics {
@@ -147,9 +130,9 @@ impl JoinMetrics for Metrics {
     }
 }
 
-impl Metrics {
+impl Default for Metrics {
     /// Registers every metric, at zero.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let registry = Registry::new();
         let register = MetricRegistrar(&registry);
         let buckets = |first, factor, count| {
@@ -259,7 +242,9 @@ impl Metrics {
             registry,
         }
     }
+}
 
+impl Metrics {
     /// A counter of another part of the daemon.
     ///
     /// # Panics
@@ -288,9 +273,18 @@ impl Metrics {
         }
     }
 
-    /// Accounts for a rank request: its degradation and its times.
-    pub fn ranked(&self, request: RankedRequest<'_>) {
-        let RankedRequest { surface, arm, fm, degraded, times, took } = request;
+    /// Accounts for a rank request on a surface: its degradation, with the cause, and its times in
+    /// each of [`STAGES`] and from features to ranking; `took` is none if there is no answer. `arm`
+    /// was to rank, and the FM version was asked.
+    pub fn ranked(
+        &self,
+        surface: &str,
+        arm: Option<&ExpertArm>,
+        fm: &str,
+        degraded: Option<&str>,
+        times: [Duration; STAGES.len()],
+        took: Option<Duration>,
+    ) {
         let (name, label) = arm.map_or(("", ""), |arm| (arm.name.as_str(), arm.label.as_str()));
         if let Some(cause) = degraded {
             self.degraded.with_label_values(&[name, cause]).inc();
@@ -436,12 +430,6 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&families)
             .unwrap_or_else(|error| format!("# metrics could not be written: {error}\n"))
-    }
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     error::Result,
     http::reload::Settings,
     metrics::{
-        Metrics, RankedRequest, STAGES,
+        Metrics, STAGES,
         prediction_log::{ArmPredictions, PredictionLog},
     },
     request::{
@@ -201,14 +201,8 @@ impl RankingService {
             }
             (None, Err(refusal)) => Err((*refusal).clone()),
         };
-        self.metrics.ranked(RankedRequest {
-            surface,
-            arm,
-            fm: fetched.fm().version(),
-            degraded: cause,
-            times,
-            took: ranking.is_ok().then(|| fetched.start.elapsed()),
-        });
+        let took = ranking.is_ok().then(|| fetched.start.elapsed());
+        self.metrics.ranked(surface, arm, fetched.fm().version(), cause, times, took);
         let ranking = ranking?;
         let of_expert = of_expert.map(|(_, tasks)| tasks);
         let explained = request.explain && self.settings.now().server.explain;

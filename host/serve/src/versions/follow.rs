@@ -220,27 +220,27 @@ impl FollowThreads {
     }
 }
 
-/// Follows outcomes from the stream's end on, because this process has no predictions for older
-/// ones.
+/// Follows outcomes until `stop`, and tries again while the stream cannot be read.
 fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &Shutdown) {
-    let topic = Topic::outcomes();
-    let open = || streams.reader(&topic, streams.span(&topic)?.end);
-    let mut reader = None;
     while !stop.is_requested() {
-        let next = match &mut reader {
-            None => open().map(|opened| {
-                reader = Some(opened);
-                Vec::new()
-            }),
-            Some(reader) => reader.next(MOST, WAIT),
-        };
-        let records = next.unwrap_or_else(|error| {
+        if let Err(error) = compare_outcomes(streams, service, stop) {
             tracing::warn!(%error, "outcomes cannot be read; trying again");
-            reader = None;
             std::thread::sleep(REST);
-            Vec::new()
-        });
-        let now = now_ms();
+        }
+    }
+}
+
+/// Compares outcomes with predictions from the stream's end on, because this process has no
+/// predictions for older ones.
+fn compare_outcomes(
+    streams: &dyn StreamEngine,
+    service: &RankingService,
+    stop: &Shutdown,
+) -> Result<()> {
+    let topic = Topic::outcomes();
+    let mut reader = streams.reader(&topic, streams.span(&topic)?.end)?;
+    while !stop.is_requested() {
+        let (records, now) = (reader.next(MOST, WAIT)?, now_ms());
         for stored in records {
             match OutcomeRecord::decode(&stored.payload).map(|outcome| outcome.update) {
                 Ok(StateUpdate::Outcome(impression)) => {
@@ -255,6 +255,7 @@ fn follow_outcomes(streams: &dyn StreamEngine, service: &RankingService, stop: &
             }
         }
     }
+    Ok(())
 }
 
 /// Active versions of the registry that are not loaded: experts, and the FMs that they pin. The
