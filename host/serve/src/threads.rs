@@ -17,7 +17,10 @@ use crate::error::{CommonErrors as _, Error, Result};
 ///
 /// # Errors
 /// The system has no thread left; the error is internal.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(run)
@@ -25,7 +28,7 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<J
 }
 
 /// Waits for the end of a thread. If it panicked, the log has the panic already.
-pub(crate) fn join(thread: JoinHandle<()>) {
+pub(crate) fn join<T>(thread: JoinHandle<T>) {
     let _ = thread.join();
 }
 

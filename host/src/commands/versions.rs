@@ -231,18 +231,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         VersionsCommand::Rollback(Rollback::Expert { name }) => {
             versions.decide(|r| r.roll_back(&name))?
         }
-        VersionsCommand::Shadow(Which::Fm { version }) => {
-            versions.decide(|r| r.shadow_fm(&version))?
-        }
-        VersionsCommand::Shadow(Which::Expert { name, version }) => {
-            versions.decide(|r| r.shadow_expert(&name, &version))?
-        }
-        VersionsCommand::Retire(Retire::Fm { version }) => {
-            versions.decide(|r| r.retire_fm(&version))?
-        }
-        VersionsCommand::Retire(Retire::Expert { name, version, unserve }) => {
-            versions.decide(|r| r.retire_expert(&name, &version, unserve))?
-        }
+        VersionsCommand::Shadow(which) => versions.decide(|r| match &which {
+            Which::Fm { version } => r.shadow_fm(version),
+            Which::Expert { name, version } => r.shadow_expert(name, version),
+        })?,
+        VersionsCommand::Retire(which) => versions.decide(|r| match &which {
+            Retire::Fm { version } => r.retire_fm(version),
+            Retire::Expert { name, version, unserve } => r.retire_expert(name, version, *unserve),
+        })?,
         VersionsCommand::PinCommand(PinCommand::Expert { name, version, fm }) => {
             versions.decide(|r| r.pin(&name, &version, &fm))?
         }

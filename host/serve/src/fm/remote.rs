@@ -54,16 +54,6 @@ struct EmbedAnswer {
     main: Vec<f32>,
 }
 
-/// Encodes the body of a request.
-///
-/// # Errors
-///
-/// Internal: the examples cannot be serialised.
-pub fn encode_examples(examples: &[Example]) -> Result<Vec<u8>> {
-    postcard::to_stdvec(examples)
-        .map_err(|error| Error::internal(format!("examples cannot be encoded: {error}")))
-}
-
 /// Decodes the body of a request.
 ///
 /// # Errors
@@ -81,12 +71,16 @@ pub fn decode_examples(body: &[u8]) -> RequestResult<Vec<Example>> {
 /// # Errors
 ///
 /// Internal: the output cannot be serialised.
-pub fn encode_output(output: FmOutput, tae_dim: usize, format: TaeFormat) -> Result<Vec<u8>> {
+pub fn encode_output(
+    output: FmOutput,
+    tae_dim: usize,
+    format: TaeFormat,
+) -> RequestResult<Vec<u8>> {
     let mut tae = Vec::new();
     format.encode(&output.tae, tae_dim, &mut tae);
     let answer = EmbedAnswer { tae_dim: tae_dim as u32, format, tae, main: output.main };
     postcard::to_stdvec(&answer)
-        .map_err(|error| Error::internal(format!("an answer cannot be encoded: {error}")))
+        .map_err(|error| Refusal::Internal(format!("an answer cannot be encoded: {error}")))
 }
 
 fn decode_output(body: &[u8], tae_dim: usize) -> std::result::Result<FmOutput, String> {
@@ -198,7 +192,8 @@ impl RemoteFm {
     async fn ask(&self, examples: &[Example], deadline: Instant) -> RequestResult<FmOutput> {
         let unreachable =
             |why: String| Refusal::Unreachable(format!("the FM at {} failed: {why}", self.url));
-        let body = encode_examples(examples).map_err(Refusal::internal)?;
+        let body = postcard::to_stdvec(examples)
+            .map_err(|error| Refusal::Internal(format!("examples cannot be encoded: {error}")))?;
         let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis();
         let mut request = axum::http::Request::post(format!("{}/v1/embed", self.url))
             .header(DEADLINE_HEADER, left_ms.to_string());

@@ -23,7 +23,7 @@ use crate::{
         server::AppState,
     },
     request::api::{Refusal, RequestResult},
-    rollout::{PushTarget, Rollout, RolloutService},
+    rollout::{Rollout, RolloutService},
 };
 
 /// The answer about one rollout.
@@ -94,11 +94,7 @@ async fn push(
         );
         return Ok(refuse_with(413, "too_large", &why));
     };
-    let take = move || {
-        let route = PushTarget { name: &name, version: &version };
-        rollouts.push(route, &body)
-    };
-    let (rollout, begun) = blocking(take).await?;
+    let (rollout, begun) = blocking(move || rollouts.push(&name, &version, &body)).await?;
     let status = if begun { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(RolloutAnswer { rollout, begun })).into_response())
 }
@@ -193,8 +189,8 @@ mod tests {
         let trusted = Box::new(|| Err(Error::invalid("rollout.trusted_keys: \"x\" is not a key")));
         let acceptor =
             Acceptor::new(&config, trusted, schema, wasm, Arc::new(MemoryEngine::new(16))).unwrap();
-        let target = PushTarget { name: "feed", version: "1.0.0" };
-        let accept = |body: &[u8]| acceptor.accept(target, body, HashSet::new()).err().unwrap();
+        let accept =
+            |body: &[u8]| acceptor.accept("feed", "1.0.0", body, HashSet::new()).err().unwrap();
         let signed =
             SignedManifest { manifest: "{}".into(), key: "k".into(), signature: "00".into() };
         let push = Push {

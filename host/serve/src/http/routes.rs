@@ -161,7 +161,7 @@ async fn embed(
     let fm = wanted(&set, &headers)?;
     let output = fm.tier.infer(examples.into(), start + left).await?;
     let (width, format) = (fm.manifest().config.tae_width(), own.tae);
-    let answer = encode_output(output, width, format).map_err(Refusal::internal)?;
+    let answer = encode_output(output, width, format)?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], answer).into_response())
 }
 

@@ -145,14 +145,9 @@ pub struct EventsRequest {
 
 impl EventsRequest {
     /// Number of events in all lists.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         let EventsRequest { events, impressions, actions, items, users, clock_ms: _ } = self;
         events.len() + impressions.len() + actions.len() + items.len() + users.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

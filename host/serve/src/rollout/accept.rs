@@ -31,15 +31,6 @@ use crate::{
     versions::weight_updates,
 };
 
-/// The expert version that a push was sent to.
-#[derive(Debug, Clone, Copy)]
-pub struct PushTarget<'a> {
-    /// The expert's name.
-    pub name: &'a str,
-    /// Its version.
-    pub version: &'a str,
-}
-
 /// An accepted push whose rollout can start.
 pub struct AcceptedPush {
     /// The rollout at its first step.
@@ -81,7 +72,7 @@ impl Acceptor {
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks the body of a push; none if the push is known and its rollout goes on. `under_way`
+    /// Checks the body of a push that was sent to a version; none if the push is known and its rollout goes on. `under_way`
     /// are the files of rollouts that the registry does not know yet.
     ///
     /// # Errors
@@ -89,7 +80,8 @@ impl Acceptor {
     /// then.
     pub fn accept(
         &self,
-        target: PushTarget<'_>,
+        name: &str,
+        version: &str,
         body: &[u8],
         under_way: HashSet<PathBuf>,
     ) -> Result<Option<AcceptedPush>> {
@@ -103,7 +95,13 @@ impl Acceptor {
             );
         }
         let manifest = push.signed.verify(&keys)?;
-        check(&manifest, target, &push)?;
+        if (manifest.name.as_str(), manifest.version.as_str()) != (name, version) {
+            return refuse(format!(
+                "{} {} was signed, but it was pushed as {name} {version}",
+                manifest.name, manifest.version
+            ));
+        }
+        check(&manifest, &push)?;
         let limits = RolloutPolicy::new(settings, &push.wishes)?;
         if self.repository.has_seen(&manifest, now_ms())? {
             return Ok(None);
@@ -327,13 +325,7 @@ fn pin(
 }
 
 /// Checks that the content is what was signed, and was sent to the right place.
-fn check(manifest: &PushManifest, target: PushTarget<'_>, push: &Push<'_>) -> Result<()> {
-    if (manifest.name.as_str(), manifest.version.as_str()) != (target.name, target.version) {
-        return refuse(format!(
-            "{} {} was signed, but it was pushed as {} {}",
-            manifest.name, manifest.version, target.name, target.version
-        ));
-    }
+fn check(manifest: &PushManifest, push: &Push<'_>) -> Result<()> {
     if let Err(error) = semver::Version::parse(&manifest.version) {
         return refuse(format!(
             "version {:?} is not a semantic version: {error}",

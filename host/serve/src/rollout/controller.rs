@@ -282,7 +282,7 @@ impl RolloutController {
     /// Starts the replay, or takes its result once it has one.
     fn replay(&mut self, rollout: &mut Rollout) -> Result<()> {
         let label = rollout.label();
-        let Some(task) = self.replays.get(&label) else {
+        let Some(task) = self.replays.get_mut(&label) else {
             let task = ReplayTask::start(self.replay_input(rollout), self.context.replay)?;
             self.replays.insert(label, task);
             return Ok(());

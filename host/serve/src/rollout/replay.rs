@@ -1,14 +1,7 @@
 //! The replay step: recorded requests through the new version and the one before it. It runs on a
 //! thread of its own, because it may take minutes and commands must not wait for it.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        mpsc::{Receiver, TryRecvError, sync_channel},
-    },
-    thread::JoinHandle,
-};
+use std::{path::PathBuf, sync::Arc, thread::JoinHandle};
 
 use hypercast_core::shutdown::Shutdown;
 use hypercast_expert::ServedExpert;
@@ -57,31 +50,22 @@ pub type ReplayFn = fn(&ReplayInput, &Shutdown) -> Result<ReplayVerdict>;
 /// A replay on its thread. Dropping it cancels the replay without waiting for its current request.
 pub(super) struct ReplayTask {
     cancelled: Shutdown,
-    result: Receiver<Result<ReplayVerdict>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Result<ReplayVerdict>>>,
 }
 
 impl ReplayTask {
     pub(super) fn start(input: ReplayInput, replay: ReplayFn) -> Result<Self> {
         let cancelled = Shutdown::default();
-        let (done, result) = sync_channel(1);
         let cancel = cancelled.clone();
-        let thread = threads::spawn("replay", move || {
-            // Nobody waits for the result of a replay that was cancelled.
-            let _ = done.send(replay(&input, &cancel));
-        })?;
-        Ok(Self { cancelled, result, thread: Some(thread) })
+        let thread = threads::spawn("replay", move || replay(&input, &cancel))?;
+        Ok(Self { cancelled, thread: Some(thread) })
     }
 
-    /// The result; none while the replay runs.
-    pub(super) fn result(&self) -> Option<Result<ReplayVerdict>> {
-        match self.result.try_recv() {
-            Ok(result) => Some(result),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some(Err(Error::internal("the replay panicked; see the daemon's log")))
-            }
-        }
+    /// The result, once; none while the replay runs.
+    pub(super) fn result(&mut self) -> Option<Result<ReplayVerdict>> {
+        let ended = self.thread.take_if(|thread| thread.is_finished())?.join();
+        let panicked = |_| Err(Error::internal("the replay panicked; see the daemon's log"));
+        Some(ended.unwrap_or_else(panicked))
     }
 
     /// Cancels the replay and waits for its thread.

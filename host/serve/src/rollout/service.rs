@@ -18,7 +18,7 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     rollout::{
         Rollout,
-        accept::{AcceptedPush, Acceptor, PushTarget, files},
+        accept::{AcceptedPush, Acceptor, files},
         controller::RolloutController,
         replay::ReplayFn,
         serving::VersionLookup,
@@ -81,9 +81,9 @@ impl RolloutService {
     ///
     /// # Errors
     /// As [`Acceptor::accept`]; refused while another rollout of the expert is under way.
-    pub fn push(&self, target: PushTarget<'_>, body: &[u8]) -> Result<(Rollout, bool)> {
-        let (other, files) = self.under_way(target.name);
-        if let Some(other) = other.filter(|other| other.version() != target.version) {
+    pub fn push(&self, name: &str, version: &str, body: &[u8]) -> Result<(Rollout, bool)> {
+        let (other, files) = self.under_way(name);
+        if let Some(other) = other.filter(|other| other.version() != version) {
             return Err(Error::refused(format!(
                 "the rollout of {} {} is under way ({}); wait for its end, or roll it back",
                 other.name(),
@@ -91,19 +91,18 @@ impl RolloutService {
                 other.step.word()
             )));
         }
-        match self.acceptor.accept(target, body, files)? {
+        match self.acceptor.accept(name, version, body, files)? {
             None => {
-                let rollout = self.rollout(target.name, target.version);
+                let rollout = self.rollout(name, version);
                 let gone = || {
                     Error::refused(format!(
-                        "{} {} was pushed before, and its rollout is forgotten; sign it anew to start another one",
-                        target.name, target.version
+                        "{name} {version} was pushed before, and its rollout is forgotten; sign it anew to start another one"
                     ))
                 };
                 Ok((rollout.ok_or_else(gone)?, false))
             }
             Some(begun) => {
-                if let Some(known) = self.rollout(target.name, target.version)
+                if let Some(known) = self.rollout(name, version)
                     && !known.step.is_over()
                 {
                     return Ok((known, false));
