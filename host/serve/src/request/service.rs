@@ -185,26 +185,26 @@ impl RankingService {
         let times = [fetched.took, fm_took, spent.network, spent.wasm];
         let surface = &self.converter.schema.surfaces[usize::from(example.surface)];
         let (cause, reason) = degradation(surface, &fm, outcome.as_ref()).unzip();
-        let of_expert = match &outcome {
+        let by_expert = match &outcome {
             Some(RankOutcome::Ranked { ranked, predictions }) => {
                 let places = ranked.iter().map(|place| (place.candidate as usize, place.score));
                 Some((places.collect::<Vec<_>>(), by_task(predictions)))
             }
             _ => None,
         };
-        let of_fm = fm.as_ref().map(|output| of_fm(fetched.fm(), output));
-        let ranking = match (&of_expert, &of_fm) {
+        let by_fm = fm.as_ref().map(|output| of_fm(fetched.fm(), output));
+        let ranking = match (&by_expert, &by_fm) {
             (Some((places, tasks)), _) => Ok(ranking(example, places, tasks)),
-            (None, Ok(of_fm)) => {
-                let main = &of_fm.tasks[&fetched.fm().tasks()[0].name];
-                Ok(ranking(example, &best_first(main, limit), &of_fm.tasks))
+            (None, Ok(by_fm)) => {
+                let main = &by_fm.tasks[&fetched.fm().tasks()[0].name];
+                Ok(ranking(example, &best_first(main, limit), &by_fm.tasks))
             }
             (None, Err(refusal)) => Err((*refusal).clone()),
         };
         let took = ranking.is_ok().then(|| fetched.start.elapsed());
         self.metrics.ranked(surface, arm, fetched.fm().version(), cause, times, took);
         let ranking = ranking?;
-        let of_expert = of_expert.map(|(_, tasks)| tasks);
+        let by_expert = by_expert.map(|(_, tasks)| tasks);
         let explained = request.explain && self.settings.now().server.explain;
         let answer = RankAnswer {
             request: example.request,
@@ -221,28 +221,18 @@ impl RankingService {
             new_user: example.history.is_empty(),
             unknown_items: fetched.unknown_items.clone(),
             explain: explained.then(|| Explanation {
-                expert: of_expert.clone().unwrap_or_default(),
-                fm: of_fm.as_ref().map_or_else(
-                    |_| {
-                        fetched
-                            .fm()
-                            .tasks()
-                            .iter()
-                            .map(|task| (task.name.clone(), Vec::new()))
-                            .collect()
-                    },
-                    |of_fm| of_fm.tasks.clone(),
-                ),
+                expert: by_expert.clone().unwrap_or_default(),
+                fm: of_fm(fetched.fm(), output.unwrap_or(&FmOutput::default())).tasks,
                 shadows: shadows(fetched, output),
                 stages_us: stages_us(fetched, times),
             }),
         };
         let items: Vec<u64> = example.targets.iter().map(|target| target.item.id).collect();
         let keep = |predicted| self.predictions.keep(example.request, &items, predicted);
-        if let (Some(arm), Some(tasks)) = (arm, of_expert) {
+        if let (Some(arm), Some(tasks)) = (arm, by_expert) {
             keep(ArmPredictions { arm: arm.label.clone(), tasks });
         }
-        of_fm.into_iter().for_each(keep);
+        by_fm.into_iter().for_each(keep);
         self.log_request(fetched, fm.as_ref().ok(), &answer);
         Ok(answer)
     }
