@@ -145,9 +145,14 @@ pub struct EventsRequest {
 
 impl EventsRequest {
     /// Number of events in all lists.
-    pub fn count(&self) -> usize {
+    pub fn len(&self) -> usize {
         let EventsRequest { events, impressions, actions, items, users, clock_ms: _ } = self;
         events.len() + impressions.len() + actions.len() + items.len() + users.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

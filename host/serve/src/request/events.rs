@@ -57,7 +57,7 @@ impl EventIntake {
     /// An event does not fit the schema or is too far in the future, there are too many, or the
     /// stream fails.
     pub fn take(&self, request: &EventsRequest) -> RequestResult<AppendReceipt> {
-        let given = request.count();
+        let given = request.len();
         if given > self.max_events {
             return Err(Refusal::TooMany { given, what: "events", most: self.max_events });
         }
@@ -87,7 +87,7 @@ impl Converter {
         request: &EventsRequest,
         latest_ms: i64,
     ) -> RequestResult<Vec<NewEvent>> {
-        let mut new_events = Vec::with_capacity(request.count() + 1);
+        let mut new_events = Vec::with_capacity(request.len() + 1);
         new_events.extend(each("items", &request.items, |body| self.item_event(body))?);
         new_events.extend(each("users", &request.users, |body| self.user_event(body))?);
         new_events.extend(each("impressions", &request.impressions, |body| {

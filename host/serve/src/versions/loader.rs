@@ -134,29 +134,24 @@ impl VersionLoader {
             return Ok(Arc::new(FmTier::Remote(Box::new(remote))));
         }
         let serving = self.fm_config.loading(self.config.device);
-        let fm: Arc<dyn FoundationModel> = match &desired.weights {
-            WeightsLocation::Path(dir) => Arc::from(inference::load(dir, serving)?),
+        let (fm, published): (Arc<dyn FoundationModel>, _) = match &desired.weights {
+            WeightsLocation::Path(dir) => (Arc::from(inference::load(dir, serving)?), None),
             WeightsLocation::Published => {
                 let version = desired.version.as_deref().expect("what is published is registered");
+                let (streams, topic) = (self.streams.clone(), Topic::fm(version));
                 let base = self.config.paths.fm_work.join("served");
-                let (fm, follower, folder) = weight_updates::open_fm(
-                    self.streams.clone(),
-                    Topic::fm(version),
-                    &base,
-                    serving,
-                )?;
-                let tier = self.local(fm)?;
-                let model = FeedTarget::Fm { tier: Arc::downgrade(&tier), folder };
-                self.feeds.add(WeightFeed::new(format!("fm@{version}"), follower, model));
-                return Ok(tier);
+                let (fm, follower, folder) =
+                    weight_updates::open_fm(streams, topic, &base, serving)?;
+                (fm, Some((format!("fm@{version}"), follower, folder)))
             }
         };
-        self.local(fm)
-    }
-
-    fn local(&self, fm: Arc<dyn FoundationModel>) -> Result<Arc<FmTier>> {
         let batcher = FmBatcher::start(fm, &self.fm_config, self.metrics.clone())?;
-        Ok(Arc::new(FmTier::Local(batcher)))
+        let tier = Arc::new(FmTier::Local(batcher));
+        if let Some((label, follower, folder)) = published {
+            let model = FeedTarget::Fm { tier: Arc::downgrade(&tier), folder };
+            self.feeds.add(WeightFeed::new(label, follower, model));
+        }
+        Ok(tier)
     }
 
     fn arm(
