@@ -72,8 +72,8 @@ impl Acceptor {
         Ok(Self { config: config.clone(), trusted, schema, wasm, streams, repository })
     }
 
-    /// Checks the body of a push that was sent to a version; none if the push is known and its rollout goes on. `under_way`
-    /// are the files of rollouts that the registry does not know yet.
+    /// Checks the body of a push that was sent to a version; none if the push is known and its
+    /// rollout goes on. `under_way` are the files of rollouts that the registry does not know yet.
     ///
     /// # Errors
     /// A refusal by a rule, an invalid body, or an expert that does not fit; nothing has changed
