@@ -61,7 +61,7 @@ pub(crate) fn guard<S: Clone + Send + Sync + 'static>(
 /// The access rules, which a reload replaces while requests run.
 pub(crate) struct AccessControl {
     address: IpAddr,
-    rules: Current<AccessRules>,
+    pub(crate) rules: Current<AccessRules>,
     refused: IntCounterVec,
 }
 
@@ -121,21 +121,15 @@ impl AccessControl {
         AccessRules::read(server, self.address)
     }
 
-    /// Applies rules from the next request on.
-    pub(crate) fn replace(&self, rules: AccessRules) {
-        self.rules.replace(rules);
-    }
-
     async fn check(
         self: Arc<Self>,
         routes: GuardedRoutes,
         mut request: Request,
         next: Next,
     ) -> Response {
-        let (rules, headers) = (self.rules.now(), request.headers());
         let (routes, verdict) = match routes {
-            GuardedRoutes::Admin => ("admin", rules.admin(headers)),
-            GuardedRoutes::Callers => ("callers", rules.caller(headers)),
+            GuardedRoutes::Admin => ("admin", self.rules.now().admin(request.headers())),
+            GuardedRoutes::Callers => ("callers", self.rules.now().caller(request.headers())),
         };
         let denial = match verdict {
             Ok(caller) => {

@@ -167,9 +167,9 @@ impl Reloader {
         };
         let experts = experts(&config)?;
         logging::set_levels(&config.server.log)?;
-        self.access.replace(rules);
+        self.access.rules.replace(rules);
         if let Some((tls, config)) = tls {
-            tls.replace(config);
+            tls.config.replace(config);
         }
         self.settings.replace(config);
         Ok(ReloadOutcome { changed, restart: waiting, experts })

@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The TLS settings of new connections.
 pub(crate) struct Tls {
-    config: Current<ServerConfig>,
+    /// What [`read`] returned, for new connections.
+    pub(crate) config: Current<ServerConfig>,
     handshakes: IntCounterVec,
 }
 
@@ -44,11 +45,6 @@ impl Tls {
             &["outcome"],
         );
         Ok(Self { config: Current::new(read(server)?), handshakes })
-    }
-
-    /// Applies what [`read`] returned to new connections.
-    pub(crate) fn replace(&self, config: ServerConfig) {
-        self.config.replace(config);
     }
 
     /// An encrypted connection; none if the handshake fails or takes too long.
