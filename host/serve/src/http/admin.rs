@@ -86,7 +86,7 @@ async fn push(
         let why = "another push is being processed; try again in a moment";
         return Ok(refuse_with(503, "busy", why));
     };
-    let most = app.settings.now().rollout.max_push_mib << 20;
+    let most = app.reloader.settings.now().rollout.max_push_mib << 20;
     let Ok(body) = bytes(body, most).await else {
         let waited_s = BODY_TIMEOUT.as_secs();
         let why = format!(

@@ -42,7 +42,7 @@ use crate::{
 /// The routes of a process.
 pub(crate) fn of(app: Arc<AppState>) -> Router {
     let (access, timed) = (&app.reloader.access, from_fn_with_state(app.metrics.clone(), timed));
-    let routes = match app.tier {
+    let routes = match app.reloader.origin.tier {
         DaemonTier::All | DaemonTier::Expert | DaemonTier::Ingest => {
             let for_callers = Router::new()
                 .route("/v1/live", get(live))
@@ -101,11 +101,11 @@ async fn rank(
 ) -> RequestResult<Response> {
     let start = Instant::now();
     let service = service(&app)?;
-    let left = time_left(&headers, app.settings.now().server.deadline_ms)?;
+    let left = time_left(&headers, app.reloader.settings.now().server.deadline_ms)?;
     let deadline = start + left;
     // Checked before the body is read, so that a refusal costs nothing.
     let mut permit = app.admission.enter(left)?;
-    let body = bytes(body, app.settings.now().server.max_body_bytes);
+    let body = bytes(body, app.reloader.settings.now().server.max_body_bytes);
     let request: Arc<RankRequest> = Arc::new(parse_json(&in_time(deadline, body).await?)?);
     permit.begin();
     let (of_fetch, own) = (service.clone(), request.clone());
@@ -132,7 +132,7 @@ async fn events(
     headers: HeaderMap,
     body: Body,
 ) -> RequestResult<Response> {
-    let (service, settings) = (service(&app)?, app.settings.now());
+    let (service, settings) = (service(&app)?, app.reloader.settings.now());
     let deadline = Instant::now() + time_left(&headers, settings.server.deadline_ms)?;
     let (intake, most) = (service.streams.intake.clone(), settings.server.max_body_bytes);
     let AppendReceipt { accepted, repeated, end } =
@@ -150,10 +150,10 @@ async fn embed(
 ) -> RequestResult<Response> {
     let start = Instant::now();
     let loaded = app.loaded()?;
-    let config = app.settings.now();
+    let config = app.reloader.settings.now();
     let left = time_left(&headers, config.server.deadline_ms)?;
     let mut permit = app.admission.enter(left)?;
-    let own = fm_config(&config, app.tier);
+    let own = fm_config(&config, app.reloader.origin.tier);
     let body = in_time(start + left, bytes(body, own.max_body_bytes)).await?;
     permit.begin();
     let examples = on_worker(&app.workers, start + left, move || decode_examples(&body)).await?;

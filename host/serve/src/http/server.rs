@@ -40,10 +40,8 @@ use crate::{
 
 /// State that handlers share.
 pub(crate) struct AppState {
-    /// The configuration, of which a reload changes a part.
-    pub(crate) settings: Arc<Settings>,
+    /// Has the configuration, of which a reload changes a part.
     pub(crate) reloader: Reloader,
-    pub(crate) tier: DaemonTier,
     pub(crate) loaded: OnceLock<LoadedTier>,
     pub(crate) workers: Workers,
     /// Threads of their own for events, because storing them waits for the disk.
@@ -117,14 +115,12 @@ pub async fn serve(
         DaemonTier::FmServing | DaemonTier::FmLogging => fm_config(&config, tier).queue,
     };
     let app = Arc::new(AppState {
-        tier,
         loaded: OnceLock::new(),
         workers,
         intake,
         admission: Admission::new(most),
         pushes: Arc::new(Semaphore::new(1)),
         metrics,
-        settings,
         reloader,
     });
     let own = Arc::downgrade(&app);
@@ -175,8 +171,8 @@ pub async fn serve(
 }
 
 fn load(app: &AppState, handle: Handle) -> Result<LoadedTier> {
-    let AppState { settings, metrics, tier, .. } = app;
-    let (config, tier) = (&*settings.now(), *tier);
+    let AppState { reloader: Reloader { settings, origin, .. }, metrics, .. } = app;
+    let (config, tier) = (&*settings.now(), origin.tier);
     let ranks = matches!(tier, DaemonTier::All | DaemonTier::Expert);
     let mut fm_config = fm_config(config, tier).clone();
     if !ranks {
