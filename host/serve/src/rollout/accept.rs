@@ -50,9 +50,9 @@ pub struct Acceptor {
     config: Config,
     /// Read for every push, because a reload may change the keys.
     trusted: Trusted,
-    schema: Arc<Schema>,
+    pub(super) schema: Arc<Schema>,
     wasm: Engine,
-    streams: Arc<dyn Streams>,
+    pub(super) streams: Arc<dyn Streams>,
     repository: Repository,
 }
 

@@ -78,10 +78,10 @@ impl RolloutController {
         stop: Shutdown,
     ) -> Result<Self> {
         Ok(Self {
-            follower: RegistryFollower::new(&*context.streams)?,
+            follower: RegistryFollower::new(&*context.acceptor.streams)?,
             request_log: config.paths.state.join("recorded"),
             keep_versions: config.rollout.keep_versions,
-            schema: schema_hash(&context.schema),
+            schema: schema_hash(&context.acceptor.schema),
             context,
             files,
             all,
@@ -199,7 +199,7 @@ impl RolloutController {
     }
 
     fn decide(&mut self, changes: impl Fn(&Registry) -> Result<Vec<Change>>) -> Result<bool> {
-        self.follower.decide(&*self.context.streams, changes)
+        self.follower.decide(&*self.context.acceptor.streams, changes)
     }
 
     /// Advances a rollout, and saves it if that changed it.
@@ -308,7 +308,9 @@ impl RolloutController {
         ReplayInput {
             expert: self.loaded.get(&rollout.label()).cloned(),
             before: previous.and_then(|version| serving.arm(rollout.name(), version)),
-            surfaces: surfaces.filter_map(|name| self.context.schema.surface(name)).collect(),
+            surfaces: surfaces
+                .filter_map(|name| self.context.acceptor.schema.surface(name))
+                .collect(),
             schema: self.schema.clone(),
             request_log: self.request_log.clone(),
             acceptor: self.context.acceptor.clone(),

@@ -11,8 +11,6 @@ use std::{
 };
 
 use hypercast_config::Config;
-use hypercast_data::schema::Schema;
-use hypercast_stream::streams::StreamEngine as Streams;
 
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -40,14 +38,11 @@ pub struct RolloutService {
 
 /// What the controller works with.
 pub struct RolloutContext {
-    /// Accepts pushes, and loads versions after a restart.
+    /// Accepts pushes, and loads versions after a restart. It has the schema, and the streams that
+    /// hold the registry.
     pub acceptor: Arc<Acceptor>,
     /// The versions that serve.
     pub serving: Arc<dyn VersionLookup>,
-    /// The streams that hold the registry.
-    pub streams: Arc<dyn Streams>,
-    /// The data set's schema.
-    pub schema: Arc<Schema>,
     /// Runs the replay of a rollout.
     pub replay: ReplayFn,
 }
@@ -167,8 +162,9 @@ mod tests {
     };
 
     use hypercast_core::shutdown::Shutdown;
+    use hypercast_data::schema::Schema;
     use hypercast_expert::{Engine, wasm::contract::Slice};
-    use hypercast_stream::streams::MemoryEngine;
+    use hypercast_stream::streams::{MemoryEngine, StreamEngine as Streams};
 
     use super::*;
     use crate::fixtures;
@@ -219,11 +215,9 @@ mod tests {
         let streams: Arc<dyn Streams> = Arc::new(MemoryEngine::new(16));
         let wasm = Engine::new(config.guests()).unwrap();
         let trusted = Box::new(|| Ok(Vec::new()));
-        let acceptor =
-            Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone()).unwrap();
-        let acceptor = Arc::new(acceptor);
-        let serving = Arc::new(Nothing);
-        let context = RolloutContext { acceptor, serving, streams, schema, replay };
+        let acceptor = Acceptor::new(&config, trusted, schema, wasm, streams).unwrap();
+        let (acceptor, serving) = (Arc::new(acceptor), Arc::new(Nothing));
+        let context = RolloutContext { acceptor, serving, replay };
         RolloutService::start(&config, context).unwrap()
     }
 

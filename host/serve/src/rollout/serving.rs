@@ -41,15 +41,11 @@ pub(crate) fn start(
     wasm: Engine,
     streams: Arc<dyn Streams>,
 ) -> Result<RolloutService> {
-    let schema = service.converter.schema.clone();
-    let config = settings.now();
+    let (schema, config) = (service.converter.schema.clone(), settings.now());
     let trusted = Box::new(move || Ok(settings.now().rollout.keys()?));
-    let acceptor = Acceptor::new(&config, trusted, schema.clone(), wasm, streams.clone())?;
-    let acceptor = Arc::new(acceptor);
-    RolloutService::start(
-        &config,
-        RolloutContext { acceptor, serving: service, streams, schema, replay: replay::run },
-    )
+    let acceptor = Arc::new(Acceptor::new(&config, trusted, schema, wasm, streams)?);
+    let context = RolloutContext { acceptor, serving: service, replay: replay::run };
+    RolloutService::start(&config, context)
 }
 
 impl VersionLookup for RankingService {
