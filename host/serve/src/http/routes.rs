@@ -219,7 +219,8 @@ async fn metrics(State(app): State<Arc<AppState>>) -> Response {
 
 /// The data of the page at `/`.
 async fn live(State(app): State<Arc<AppState>>) -> RequestResult<Response> {
-    Ok(Json(live_page::report(&*service(&app)?, &app.metrics)).into_response())
+    let service = service(&app)?;
+    Ok(Json(live_page::report(&service, &app.metrics)).into_response())
 }
 
 fn service(app: &AppState) -> RequestResult<Arc<RankingService>> {

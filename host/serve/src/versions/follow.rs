@@ -269,7 +269,7 @@ fn missing(registry: &Registry, fms: &[&str], experts: Option<&[[&str; 3]]>) -> 
             missing.push(format!("expert {name} {version} on FM {fm}"));
         }
         let pinned = format!("FM {fm}");
-        if !fms.contains(&&**fm) && !missing.contains(&pinned) {
+        if !fms.contains(&fm.as_str()) && !missing.contains(&pinned) {
             missing.push(pinned);
         }
     }
