@@ -24,9 +24,10 @@ use super::{
     BenchFigure, BenchOptions, BenchReport,
     expert::{self, ExpertFixture},
     load::{LoadResult, OpenLoopClient},
-    serving::{bodies, mlp, rank_url, train_both},
+    serving::{bodies, rank_url, train_both},
 };
 use crate::{
+    demo::preset,
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, resident_mib},
 };
@@ -131,9 +132,8 @@ fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
     // There are no events here.
     config.join.in_daemon = false;
     let entry = |name: &str, plugin, surface: usize| ExpertEntry {
-        name: name.into(),
         surfaces: vec![surfaces[surface].clone()],
-        ..mlp(plugin)
+        ..preset::expert(name, plugin)
     };
     let good = options.plugin("mlp-fusion")?;
     config.experts = vec![entry("measured", good.clone(), 0), entry("good", good, 1)];

@@ -9,13 +9,13 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::Duration,
 };
 
 use axum::body::Bytes;
-use hypercast_config::{Config, ExpertEntry, TrainOn};
+use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
@@ -30,6 +30,7 @@ use super::{
     stages,
 };
 use crate::{
+    demo::preset::expert,
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, hypercast},
 };
@@ -118,7 +119,7 @@ impl ServingFixture {
         config.paths.state = "runs/one-stage".into();
         config.write(&fixture.one_stage)?;
         config.paths.state = Config::default().paths.state;
-        config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
+        config.experts = vec![expert("mlp", options.plugin("mlp-fusion")?)];
         config.write(&fixture.two_tiers)?;
         config.join.in_daemon = true;
         // The events are of the simulated past: their own times are the clock.
@@ -352,26 +353,12 @@ pub(super) fn rank_url(daemon: &DaemonProcess) -> String {
     format!("{}/v1/rank", daemon.url)
 }
 
-/// An expert on every surface.
-pub(super) fn mlp(plugin: PathBuf) -> ExpertEntry {
-    ExpertEntry {
-        name: "mlp".into(),
-        plugin,
-        surfaces: Vec::new(),
-        without_tae: false,
-        shadow: false,
-        train_on: TrainOn::All,
-        limits: Default::default(),
-    }
-}
-
 /// Trains the FM and the experts of a configuration as an operator does.
 pub(super) fn train_both(config: &Path) -> Result<()> {
     for model in ["fm", "expert"] {
         let failed = |error: std::io::Error| Error::internal(format!("cannot train: {error}"));
-        let mut command = Command::new(hypercast()?);
-        command.args(["train", model, "--config"]).arg(config).stdout(Stdio::null());
-        if !command.status().map_err(failed)?.success() {
+        let mut command = hypercast(&["train", model], config)?;
+        if !command.stdout(Stdio::null()).status().map_err(failed)?.success() {
             return Err(Error::internal(format!("`hypercast train {model}` failed; see above")));
         }
     }

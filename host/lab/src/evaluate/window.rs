@@ -48,7 +48,8 @@ impl TestWindow {
     ) -> Result<Self> {
         let utc_offset_h = config.timeline.utc_offset_h;
         let (first_ms, last_ms) = extent(dataset)?;
-        let test_from_ms = data.test_from_ms(times.test_from.as_deref(), config, dataset)?;
+        let (given, row) = (times.test_from.as_deref(), dataset.rows - dataset.rows / 10);
+        let test_from_ms = data.test_from_ms(given, row, config, dataset)?;
         let report_from_ms = match times.report_from.as_deref() {
             Some(text) => parse_time_ms(text, utc_offset_h)?,
             None => test_from_ms,

@@ -10,7 +10,6 @@ mod publish;
 mod sender;
 
 use std::{
-    ffi::OsStr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -87,9 +86,7 @@ impl LifecycleFixture {
 
     /// Starts a command that runs until it is stopped, and waits until it has written `ready`.
     fn start(&mut self, name: &str, words: &[&str], ready: &str) -> Result<String> {
-        let mut args: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        args.extend([OsStr::new("--config"), self.path.as_os_str()]);
-        self.processes.start(name, &args)?;
+        self.processes.start(name, words, &self.path)?;
         self.processes.await_output(name, ready, PATIENCE)
     }
 

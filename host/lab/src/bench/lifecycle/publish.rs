@@ -5,7 +5,6 @@
 //! another machine.
 
 use std::{
-    ffi::OsStr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,8 +28,9 @@ use crate::{
     bench::{
         BenchFigure, BenchOptions, BenchReport,
         load::{LoadResult, MetricsSnapshot, OpenLoopClient},
-        serving::{bodies, mlp, rank_url, train_both},
+        serving::{bodies, rank_url, train_both},
     },
+    demo::preset::expert,
     error::{CommonErrors as _, Error, Result},
     processes::{DaemonProcess, ProcessGroup},
 };
@@ -123,7 +123,7 @@ fn trained(dir: &Path, options: &BenchOptions, processes: &mut ProcessGroup) -> 
     config.features.history_events = 64;
     config.join.in_daemon = false;
     choose_engine(&mut config, options.engine, dir, processes)?;
-    config.experts = vec![mlp(options.plugin("mlp-fusion")?)];
+    config.experts = vec![expert("mlp", options.plugin("mlp-fusion")?)];
     let path = dir.join("hypercast.toml");
     config.write(&path)?;
     train_both(&path)?;
@@ -139,11 +139,8 @@ fn register(processes: &ProcessGroup, config: &Path) -> Result<()> {
         &["promote", "expert", "mlp", "1.0.0"],
     ];
     for words in commands {
-        let mut args = vec![OsStr::new("versions")];
-        args.extend(words.iter().map(OsStr::new));
-        args.extend([OsStr::new("--config"), config.as_os_str()]);
         processes
-            .output(&args)?
+            .versions(words, config)?
             .map_err(|reason| Error::internal(format!("versions {}: {reason}", words.join(" "))))?;
     }
     Ok(())
