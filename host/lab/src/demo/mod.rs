@@ -11,6 +11,7 @@ pub mod report;
 pub mod streaming;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::Instant,
@@ -75,7 +76,7 @@ impl DemoOptions {
 /// # Errors
 /// The failure of a step; the files of earlier steps stay in the work folder.
 pub fn run(options: &DemoOptions) -> Result<DemoReport> {
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let work = options.work();
     std::fs::create_dir_all(work).map_err(Error::io(work))?;
     let data = work.join("data");
@@ -92,13 +93,12 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
     // Those of an earlier demo.
     remove_dirs([&config.engine.dir, &config.paths.state])?;
 
-    let fm =
-        times.time("train_fm", || Ok(train::fm::train(&dataset, &config, Some(test_from_ms))?))?;
+    let fm = times.time("train_fm", || train::fm::train(&dataset, &config, Some(test_from_ms)))?;
     eprint!("{}", train::report::table(&fm.progressive));
     let engine = Engine::new(config.guests())?;
     for entry in &config.experts {
         let logs = train::expert::TrainingSource::Logs(None);
-        times.time("train_experts", || Ok(train::expert::train(&config, entry, &engine, logs)?))?;
+        times.time("train_experts", || train::expert::train(&config, entry, &engine, logs))?;
     }
     drop(engine);
 
@@ -107,7 +107,7 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
     let span = Span { from_ms: Some(test_from_ms), until_ms: None };
     let outcome = times.time("replay", || replay::run(&dataset, span, &daemon.url, &base))?;
     daemon.stop()?;
-    Ok(DemoReport::new(&dataset.schema, outcome, times.0))
+    Ok(DemoReport::new(&dataset.schema, outcome, times.seconds()))
 }
 
 /// Where a data set comes from.
@@ -160,18 +160,20 @@ fn remove_dirs(dirs: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
 
 /// Seconds by step.
 #[derive(Debug, Default)]
-pub struct StepTimes(pub BTreeMap<String, f64>);
+pub struct StepTimes(RefCell<BTreeMap<String, f64>>);
 
 impl StepTimes {
     /// Runs a step and adds its time.
-    ///
-    /// # Errors
-    /// Those of the step.
-    pub fn time<T>(&mut self, step: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn time<T>(&self, step: &str, run: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = run();
-        *self.0.entry(step.into()).or_default() += start.elapsed().as_secs_f64();
+        *self.0.borrow_mut().entry(step.into()).or_default() += start.elapsed().as_secs_f64();
         result
+    }
+
+    /// The seconds so far.
+    pub fn seconds(&self) -> BTreeMap<String, f64> {
+        self.0.borrow().clone()
     }
 }
 

@@ -88,7 +88,7 @@ pub struct EvaluationReport {
 /// # Errors
 /// The failure of a phase; the files of the FM's phase stay in the work folder.
 pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let setup = EvaluationSetup { reuse_data: options.skip_fm, ..options.setup.clone() };
     let dataset = times.time("import", || setup.dataset())?;
     let mut config = setup.config(&dataset)?;
@@ -128,7 +128,7 @@ pub fn run(options: &EvaluateOptions) -> Result<EvaluationReport> {
         report_from: window.format(window.report_from_ms),
         rows: scores.rows(),
         progressive: scores.points(),
-        seconds: times.0,
+        seconds: times.seconds(),
         window,
     })
 }

@@ -18,34 +18,30 @@ mod tests;
 mod transfer;
 mod unseen;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use hypercast_config::Config;
-use hypercast_data::{
-    dataset::Dataset,
-    logs::{LogReader, LogVersion, LogWriter},
-    schema::BinaryLabels,
-};
+use hypercast_data::{dataset::Dataset, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::Engine;
-use hypercast_fm::example::Example;
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
+use hypercast_fm::{
+    spec::{FmConfig, FmSpec},
+    trainer::{self, FmTrainer},
+};
+use hypercast_train::fm::remove_dir;
 use serde_json::{Value, json};
 
-pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
+pub use self::report::{ExperimentReport, ExperimentRow};
 use self::{
     report::{ArmPair, SeedResults},
     runner::ArmRunner,
-    tally::{ScoreTally, TargetRow},
+    tally::ScoreTally,
 };
 use crate::{
     demo::{DatasetChoice, StepTimes},
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
-        stream::{DatasetStream, StreamBatch, TestMode, UserSample},
+        stream::{DatasetStream, TestMode, UserSample},
         window::{TestTimes, TestWindow},
     },
 };
@@ -153,7 +149,7 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     if options.seeds.0.is_empty() || options.replicates == 0 {
         return Err(Error::invalid("at least one seed and one replicate are needed"));
     }
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
     std::fs::create_dir_all(options.setup.work()).map_err(Error::io(options.setup.work()))?;
@@ -166,15 +162,16 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         options,
         dataset: &dataset,
         config: &config,
+        times,
     };
     let outcome = match options.experiment {
-        Experiment::Tae => tae::run(&context, &mut times),
-        Experiment::Transfer => transfer::run(&context, &mut times),
-        Experiment::Unseen => unseen::run(&context, &mut times),
-        Experiment::Compute => compute::run(&context, &mut times),
-        Experiment::Publish => publish::run(&context, &mut times),
+        Experiment::Tae => tae::run(&context),
+        Experiment::Transfer => transfer::run(&context),
+        Experiment::Unseen => unseen::run(&context),
+        Experiment::Compute => compute::run(&context),
+        Experiment::Publish => publish::run(&context),
     }?;
-    Ok(context.report(outcome, times.0))
+    Ok(context.report(outcome))
 }
 
 /// The result of an experiment.
@@ -197,15 +194,39 @@ struct ExperimentContext<'a> {
     engine: Engine,
     plugin: PathBuf,
     labels: BinaryLabels,
+    times: StepTimes,
 }
 
 impl ExperimentContext<'_> {
-    /// The configuration with a seed.
-    fn seeded(&self, seed: u64) -> Config {
-        let mut config = self.config.clone();
-        config.fm.seed = seed;
-        config.expert_training.seed = seed;
-        config
+    /// What `measure` tallies of some arms over the reported part, for every seed in the
+    /// configuration.
+    fn tallies(
+        &self,
+        arms: &[&str],
+        mut measure: impl FnMut(&Config, &mut ScoreTally) -> Result<()>,
+    ) -> Result<Vec<ScoreTally>> {
+        let of_seed = |&seed: &u64| {
+            let mut config = self.config.clone();
+            config.fm.seed = seed;
+            config.expert_training.seed = seed;
+            let mut tally = ScoreTally::new(&self.labels, self.window.report_from_ms, arms);
+            measure(&config, &mut tally)?;
+            Ok(tally)
+        };
+        self.options.seeds.0.iter().map(of_seed).collect()
+    }
+
+    /// A new FM with a store of its own.
+    fn fm(
+        &self,
+        config: &Config,
+        name: &str,
+        fm: &FmConfig,
+        spec: &FmSpec,
+    ) -> Result<Box<dyn FmTrainer>> {
+        let dir = config.paths.fm_work.join(name);
+        remove_dir(&dir)?;
+        Ok(trainer::create(&dir, fm, spec, config.device)?)
     }
 
     /// The stream of a configuration, with `history_len` events of history per example.
@@ -220,43 +241,19 @@ impl ExperimentContext<'_> {
         }
     }
 
-    /// An empty log for embeddings of `width` values.
-    fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
-        remove_dir(&config.paths.logs)?;
-        let versions = vec![LogVersion::new(FIRST_VERSION, width)];
-        Ok(LogWriter::create(
-            &config.paths.logs,
-            &self.dataset.schema,
-            config.logs.options(),
-            versions,
-        )?)
-    }
-
     /// Trains and measures the arms of a seed.
-    fn runner<'b>(&'b self, config: &'b Config, log: &'b LogReader) -> ArmRunner<'b> {
-        ArmRunner {
-            config,
-            log,
-            engine: &self.engine,
-            plugin: &self.plugin,
-            window: self.window,
-            mode: self.options.mode,
-        }
+    fn runner<'b>(&'b self, config: &'b Config) -> Result<ArmRunner<'b>> {
+        Ok(ArmRunner { context: self, config, log: LogReader::open(&config.paths.logs)? })
     }
 
-    /// Empty sums for some arms over the reported part.
-    fn tally(&self, arms: &[&str]) -> ScoreTally {
-        ScoreTally::new(&self.labels, self.window.report_from_ms, arms)
+    /// The folder of a checkpoint for measuring latency.
+    fn checkpoint_dir(&self, name: &str) -> PathBuf {
+        self.options.setup.work().join(format!("checkpoint-{name}"))
     }
 
     /// The sums of all seeds.
     fn results<'b>(&'b self, tallies: &'b [ScoreTally]) -> SeedResults<'b> {
-        SeedResults {
-            schema: &self.dataset.schema,
-            tallies,
-            seeds: &self.options.seeds.0,
-            replicates: self.options.replicates,
-        }
+        SeedResults { context: self, tallies }
     }
 
     /// The rows of some pairs on every slice that all arms predict, or only on those of `surface`.
@@ -265,13 +262,12 @@ impl ExperimentContext<'_> {
         tallies: &[ScoreTally],
         pairs: &[ArmPair],
         surface: Option<u16>,
-        times: &mut StepTimes,
     ) -> Result<Vec<ExperimentRow>> {
         let results = self.results(tallies);
         let mut rows = Vec::new();
         for cell in results.cells()? {
             if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
-                rows.extend(times.time("bootstrap", || Ok(results.rows(&cell, pairs)))?);
+                rows.extend(results.rows(&cell, pairs));
             }
         }
         Ok(rows)
@@ -300,11 +296,7 @@ impl ExperimentContext<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
-    fn report(
-        &self,
-        outcome: ExperimentOutcome,
-        seconds: BTreeMap<String, f64>,
-    ) -> ExperimentReport {
+    fn report(&self, outcome: ExperimentOutcome) -> ExperimentReport {
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
             "mode": self.options.mode,
@@ -324,28 +316,8 @@ impl ExperimentContext<'_> {
             seeds: self.options.seeds.0.clone(),
             rows: outcome.rows,
             models: outcome.models,
-            seconds,
+            seconds: self.times.seconds(),
             table: outcome.table,
         }
     }
-}
-
-/// An empty folder for one FM's store.
-fn store_dir(config: &Config, name: &str) -> Result<PathBuf> {
-    let dir = config.paths.fm_work.join(name);
-    remove_dir(&dir)?;
-    Ok(dir)
-}
-
-/// The targets of a batch.
-fn targets<'a>(part: &StreamBatch<'a>) -> impl Iterator<Item = TargetRow<'a>> + use<'a> {
-    let rows = |example: &'a Example| {
-        (0..example.targets.len()).map(move |row| TargetRow { example, row })
-    };
-    part.examples.iter().flat_map(rows)
-}
-
-/// The folder of a checkpoint for measuring latency.
-fn checkpoint_dir(work: &Path, name: &str) -> PathBuf {
-    work.join(format!("checkpoint-{name}"))
 }

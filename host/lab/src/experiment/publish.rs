@@ -10,14 +10,14 @@ use std::{path::Path, sync::Arc, time::Duration};
 use hypercast_config::{Config, PublishSettings};
 use hypercast_fm::{
     inference::{self, FmServingOptions, FoundationModel},
-    trainer::{self, FmTrainer},
+    trainer::FmTrainer,
 };
 use hypercast_stream::{
     publish::{self, PublicationFollower, Publisher, TrainingPosition},
     streams::{MemoryEngine, StreamEngine, Topic},
 };
 use hypercast_train::{
-    fm::{FIRST_VERSION, dataset_spec},
+    fm::{FIRST_VERSION, dataset_spec, remove_dir},
     report::ALL,
 };
 use serde_json::{Value, json};
@@ -25,13 +25,12 @@ use serde_json::{Value, json};
 use super::{
     ExperimentContext, ExperimentOutcome,
     report::{ArmPair, arms_by_task},
-    store_dir,
-    tally::{ScoreTally, TargetRow},
+    tally::ScoreTally,
+    transfer::FmHeads,
 };
 use crate::{
-    demo::StepTimes,
     error::{CommonErrors as _, Error, Result},
-    evaluate::stream::{StreamBatch, TestMode},
+    evaluate::stream::TestMode,
 };
 
 /// The arms, and the share of the weights that each receives in a publication.
@@ -39,22 +38,18 @@ const ARMS: [(&str, Option<f64>); 4] =
     [("everything", Some(1.0)), ("30 %", Some(0.3)), ("10 %", Some(0.1)), ("never", None)];
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
     if context.options.mode == TestMode::Fixed {
         return Err(Error::invalid(
             "publish: fixed weights have nothing to publish; run without --mode fixed",
         ));
     }
-    let mut tallies = Vec::new();
     let mut sent = [PublishedBytes::default(); ARMS.len()];
-    for &seed in &context.options.seeds.0 {
-        let config = context.seeded(seed);
-        let mut tally = context.tally(&ARMS.map(|(name, _)| name));
-        times.time("fm", || follow(context, &config, &mut tally, &mut sent))?;
-        tallies.push(tally);
-    }
+    let tallies = context.tallies(&ARMS.map(|(name, _)| name), |config, tally| {
+        context.times.time("fm", || follow(context, config, tally, &mut sent))
+    })?;
     let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let rows = context.rows(&tallies, &pairs, None, times)?;
+    let rows = context.rows(&tallies, &pairs, None)?;
     let mut table = arms_by_task(&rows, ALL);
     table += &format!(
         "\n\n{:<14}{:>14}{:>18}{:>16}\n",
@@ -105,11 +100,10 @@ fn follow(
     sent: &mut [PublishedBytes; ARMS.len()],
 ) -> Result<()> {
     let spec = dataset_spec(context.dataset)?;
-    let names = &context.dataset.schema.tasks;
-    let place = |name: &str| names.iter().position(|task| task.name == name);
-    let tasks: Vec<Option<usize>> = spec.main_tasks().iter().map(|own| place(&own.name)).collect();
-    let dir = store_dir(config, "fm")?;
-    let mut trainer = trainer::create(&dir.join("trainer"), &config.fm, &spec, config.device)?;
+    let heads = FmHeads::new(spec.main_tasks(), context);
+    let dir = config.paths.fm_work.join("fm");
+    remove_dir(&dir)?;
+    let mut trainer = context.fm(config, "fm/trainer", &config.fm, &spec)?;
     let every_ms = (context.options.publish_minutes * 6e4) as i64;
     let mut copies: Vec<ServingCopy> = Vec::new();
     let mut next_ms = context.window.test_from_ms;
@@ -126,9 +120,8 @@ fn follow(
             next_ms = time_ms - time_ms.rem_euclid(every_ms) + every_ms;
         }
         for (arm, copy) in copies.iter().enumerate() {
-            copy.predict(&part, &tasks, |target, task, probability| {
-                tally.push(arm, target, task, probability)
-            })?;
+            let examples: Vec<_> = part.examples.iter().collect();
+            heads.tally(&part, arm, &copy.fm.infer(&examples)?.main, tally);
         }
         part.through(&mut *trainer, &|_| true).map(drop)
     })
@@ -197,24 +190,5 @@ impl ServingCopy {
         let end = channel.streams.span(&topic)?.end;
         // The snapshot's records are no longer needed: no new follower begins.
         Ok(channel.streams.trim(&topic, end)?)
-    }
-
-    /// Predicts a batch's targets, before the trainer learns from them.
-    fn predict<'a>(
-        &self,
-        part: &StreamBatch<'a>,
-        tasks: &[Option<usize>],
-        mut push: impl FnMut(TargetRow<'a>, usize, f32),
-    ) -> Result<()> {
-        let examples: Vec<_> = part.examples.iter().collect();
-        let main = self.fm.infer(&examples)?.main;
-        for (target, row) in super::targets(part).zip(main.chunks_exact(tasks.len())) {
-            for (task, probability) in tasks.iter().zip(row) {
-                if let Some(task) = task {
-                    push(target, *task, *probability);
-                }
-            }
-        }
-        Ok(())
     }
 }

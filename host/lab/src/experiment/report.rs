@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hypercast_data::schema::Schema;
 use hypercast_train::report::ALL;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
+    ExperimentContext,
     bootstrap::intervals,
     tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
@@ -42,8 +42,8 @@ pub struct ExperimentRow {
     pub task: String,
     /// The arm.
     pub arm: String,
-    /// The seed, or `mean`.
-    pub seed: SeedLabel,
+    /// The seed's number, or `mean`.
+    pub seed: Value,
     /// Rows predicted.
     pub n: u64,
     /// Normalised entropy.
@@ -57,24 +57,6 @@ pub struct ExperimentRow {
     pub more: BTreeMap<&'static str, Value>,
 }
 
-/// A seed, or the mean over all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SeedLabel {
-    /// One seed, serialised as its number.
-    One(u64),
-    /// The mean over seeds, serialised as `mean`.
-    Mean,
-}
-
-impl Serialize for SeedLabel {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            SeedLabel::One(seed) => serializer.serialize_u64(*seed),
-            SeedLabel::Mean => serializer.serialize_str("mean"),
-        }
-    }
-}
-
 /// Two arms, the second compared with the first.
 #[derive(Debug, Clone, Copy)]
 pub struct ArmPair {
@@ -86,14 +68,10 @@ pub struct ArmPair {
 
 /// The sums of an experiment over its seeds.
 pub struct SeedResults<'a> {
-    /// Names.
-    pub schema: &'a Schema,
+    /// Names, seeds, and replicates of the bootstrap.
+    pub context: &'a ExperimentContext<'a>,
     /// One per seed.
     pub tallies: &'a [ScoreTally],
-    /// In the order of the tallies.
-    pub seeds: &'a [u64],
-    /// Replicates of the bootstrap.
-    pub replicates: usize,
 }
 
 /// The sums of one surface and task.
@@ -129,7 +107,7 @@ impl SeedResults<'_> {
 
     /// The rows of some pairs on a slice: one a seed, then the mean.
     pub fn rows(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
-        let seeds = self.seeds.len();
+        let seeds = self.tallies.len();
         let measure = |totals: &ScoreTotals| {
             let of_pair = |pair: &ArmPair| {
                 let each = (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline));
@@ -138,7 +116,9 @@ impl SeedResults<'_> {
             };
             pairs.iter().flat_map(of_pair).collect()
         };
-        let bounds = intervals(&cell.dense, self.replicates, measure);
+        let ExperimentContext { options, times, .. } = self.context;
+        let bounds =
+            times.time("bootstrap", || intervals(&cell.dense, options.replicates, measure));
         let mut rows = Vec::new();
         for (pair, bounds) in pairs.iter().zip(bounds.chunks_exact(seeds + 1)) {
             for (seed, bounds) in bounds.iter().enumerate() {
@@ -155,8 +135,8 @@ impl SeedResults<'_> {
         seed: Option<usize>,
         ci95: [f64; 2],
     ) -> ExperimentRow {
-        let totals = &cell.totals;
-        let seeds = self.seeds.len();
+        let (totals, schema) = (&cell.totals, &self.context.dataset.schema);
+        let seeds = self.tallies.len();
         let diffs: Vec<f64> =
             (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline)).collect();
         let nes: Option<Vec<f64>> = (0..seeds).map(|seed| totals.ne(seed, pair.arm)).collect();
@@ -166,21 +146,16 @@ impl SeedResults<'_> {
             more.insert("sd_seeds", Value::from(deviation(&diffs)));
         }
         ExperimentRow {
-            surface: self.surface(cell.slice.surface).to_owned(),
-            task: self.schema.tasks[cell.slice.task].name.clone(),
-            arm: self.tallies[0].arms()[pair.arm].clone(),
-            seed: seed.map_or(SeedLabel::Mean, |seed| SeedLabel::One(self.seeds[seed])),
+            surface: schema.surfaces.get(cell.slice.surface).map_or(ALL, String::as_str).to_owned(),
+            task: schema.tasks[cell.slice.task].name.clone(),
+            arm: self.tallies[0].arms[pair.arm].clone(),
+            seed: seed.map_or("mean".into(), |seed| self.context.options.seeds.0[seed].into()),
             n: totals.rows as u64,
             ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
             ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),
             ci95: ci95[0].is_finite().then_some(ci95),
             more,
         }
-    }
-
-    /// The name of a slice's surface.
-    pub fn surface(&self, surface: usize) -> &str {
-        self.schema.surfaces.get(surface).map_or(ALL, String::as_str)
     }
 }
 
@@ -209,7 +184,7 @@ pub fn with_interval(value: Option<f64>, ci95: Option<[f64; 2]>) -> String {
 
 /// A table with a line per arm and a column per task, for one surface, like the paper's table 1.
 pub fn arms_by_task(rows: &[ExperimentRow], surface: &str) -> String {
-    let means = || rows.iter().filter(|row| row.surface == surface && row.seed == SeedLabel::Mean);
+    let means = || rows.iter().filter(|row| row.surface == surface && row.seed == "mean");
     let (mut tasks, mut arms): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     for row in means() {
         if !tasks.contains(&row.task.as_str()) {

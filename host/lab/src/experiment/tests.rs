@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use hypercast_core::prerequisite::plugins;
-use hypercast_fm::example::{Event, Item, Outcome as Happened, User};
+use hypercast_fm::example::{Event, Example, Item, Outcome as Happened, User};
 use serde_json::Value;
 
 use super::*;

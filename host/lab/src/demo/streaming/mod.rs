@@ -76,13 +76,13 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
     let _owner = DirLock::acquire(options.work())?;
     prepare::clear(options.work())?;
     let stop = Shutdown::on_signals()?;
-    let mut times = StepTimes::default();
+    let times = StepTimes::default();
     let mut options = options.clone();
     let mut processes = ProcessGroup::new(options.work().join("process-logs"), stop.clone())?;
     if options.live.engine == EngineKind::Nats && options.live.nats_url.is_none() {
         options.live.nats_url = Some(processes.start_nats(&options.work().join("nats"))?);
     }
-    let setup = prepare::prepare(&options, &processes, &mut times)?;
+    let setup = prepare::prepare(&options, &processes, &times)?;
     let url = times.time("start", || start(&setup, &mut processes, &options.live.listen))?;
     println!("the page is at {url}/");
     let client = DemoClient::new(url, setup.dataset.schema.clone());
@@ -95,7 +95,7 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
         stop: &stop,
         progress: ReplayProgress::default(),
     };
-    let replayed = running.replay(&mut times);
+    let replayed = running.replay(&times);
     let mut processes = operator::lock(&processes);
     let mut report = match replayed {
         Ok(report) => report,
@@ -109,7 +109,7 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
     };
     report.memory_mib = processes.memory_mib().into_iter().collect();
     times.time("stop", || processes.stop())?;
-    report.seconds = times.0;
+    report.seconds = times.seconds();
     Ok(report)
 }
 
@@ -144,7 +144,7 @@ struct RunningDemo<'a> {
 
 impl RunningDemo<'_> {
     /// Replays under an operator's decisions, then waits for the last examples.
-    fn replay(&self, times: &mut StepTimes) -> Result<StreamingReport> {
+    fn replay(&self, times: &StepTimes) -> Result<StreamingReport> {
         let Self { setup, client, stop, progress, .. } = self;
         let DemoSetup { from_ms, requests, speed_up, .. } = **setup;
         let max_duration = Duration::from_secs_f64(self.options.live.minutes * 60.0);

@@ -73,7 +73,7 @@ pub fn clear(work: &Path) -> Result<()> {
 pub fn prepare(
     options: &DemoOptions,
     processes: &ProcessGroup,
-    times: &mut StepTimes,
+    times: &StepTimes,
 ) -> Result<DemoSetup> {
     let data = options.work().join("data");
     times.time("import", || import(options, &data))?;
