@@ -7,7 +7,7 @@ use hypercast_config::{EngineKind, EngineSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_stream::streams::{self, Record, StreamEngine, Topic};
 
-use super::{BenchFigure, BenchOptions, BenchReport};
+use super::{BenchOptions, BenchReport};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     processes::ProcessGroup,
@@ -67,14 +67,14 @@ fn rates(report: &mut BenchReport, name: &str, engine: &dyn StreamEngine) -> Res
         let size = format!("calls of {BATCH} events of {EVENT_BYTES} bytes");
         let mut add = |what: &str, value, unit| {
             let name = format!("engine: {name}, {threads} threads, {size}: {what}");
-            report.add(BenchFigure::new(name, value, unit));
+            report.figure(name, value, unit);
         };
         add("appended", appended, "events/s");
         add("p50", quantile(&mut calls_ms, 0.5), "ms");
         add("p99", quantile(&mut calls_ms, 0.99), "ms");
         add("read", read, "events/s");
         let name = format!("engine: {name}, {threads} threads, opening the stream again");
-        report.add(BenchFigure::new(name, opening_s, "s"));
+        report.figure(name, opening_s, "s");
     }
     Ok(())
 }

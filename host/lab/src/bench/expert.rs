@@ -1,7 +1,7 @@
 //! An in-tree expert on 500 candidates: its network beside the same network in
 //! PyTorch, and its ranking in Wasm beside the same rule in native Rust.
 
-use std::{hint::black_box, sync::Arc};
+use std::sync::Arc;
 
 use hypercast_config::Config;
 use hypercast_data::{
@@ -18,8 +18,8 @@ use hypercast_fm::example::{Example, Outcome};
 use serde_json::json;
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
-    timing::{medians_s, timed},
+    BenchOptions, BenchReport,
+    timing::{Rival, timed},
     torch::Torch,
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -35,7 +35,7 @@ const TAE: usize = 64;
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let fixture = ExpertFixture::new()?;
     let expert = fixture.expert(options)?;
-    network(options, report, &expert, &fixture.example);
+    network(options, report, &expert, &fixture.example)?;
     ranking(options, report, &expert, &fixture.example)
 }
 
@@ -134,7 +134,7 @@ fn network(
     report: &mut BenchReport,
     expert: &ServedExpert,
     example: &Example,
-) {
+) -> Result<()> {
     let info = &expert.blueprint().info;
     let ids = info.ids.iter().filter(|id| *id != "user_id");
     let tables: Vec<[usize; 2]> =
@@ -146,17 +146,11 @@ fn network(
     });
     let tae = tae();
     let torch = Torch::start(options, report, &[case]);
-    let mut contenders =
-        vec![timed(|| drop(black_box(expert.predict(&[example], Tae::Rows(&tae)))))];
-    let mut names = Vec::new();
-    for rival in torch.iter().flat_map(|torch| torch.contenders(0)) {
-        names.push(rival.name);
-        contenders.push(rival.run);
-    }
-    let times_s = medians_s(options.runs.max(50), &mut contenders);
+    let ours = timed(|| Ok(expert.predict(&[example], Tae::Rows(&tae))));
+    let rivals = torch.iter().flat_map(|torch| torch.rivals(0)).collect();
     let name = format!("expert's network, {ROWS} candidates");
-    let figure = BenchFigure::new(name, times_s[0] * 1e3, "ms");
-    report.add_against(&figure, &names, |rival| times_s[rival + 1] * 1e3);
+    report.race(&name, "ms", options.runs.max(50), ours, rivals, |s| s * 1e3)?;
+    Ok(())
 }
 
 /// The ranking by itself: by the first task, as the plugin does it.
@@ -170,16 +164,13 @@ fn ranking(
     let predictions = expert
         .predict(&[example], Tae::Rows(&tae))
         .map_err(|fault| Error::internal(format!("the expert failed: {fault}")))?;
-    let mut contenders = [
-        timed(|| drop(black_box(expert.rank(example, Tae::Rows(&tae), &predictions, ROWS)))),
-        timed(|| drop(black_box(rank_natively(&predictions)))),
-    ];
-    let times_s = medians_s(options.runs.max(200), &mut contenders);
-    let [wasm_us, native_us] = [times_s[0] * 1e6, times_s[1] * 1e6];
+    let ours = timed(|| Ok(expert.rank(example, Tae::Rows(&tae), &predictions, ROWS)));
+    let run = timed(|| Ok(rank_natively(&predictions)));
+    let rivals = vec![Rival { name: "native Rust", run }];
     let name = format!("rank in Wasm, {ROWS} candidates");
-    report.add(BenchFigure::new(name, wasm_us, "us").versus("native Rust", native_us));
-    let name = format!("what Wasm adds to it, {ROWS} candidates");
-    report.add(BenchFigure::new(name, wasm_us - native_us, "us"));
+    let times_s = report.race(&name, "us", options.runs.max(200), ours, rivals, |s| s * 1e6)?;
+    let added_us = times_s[0] * 1e6 - times_s[1] * 1e6;
+    report.figure(format!("what Wasm adds to it, {ROWS} candidates"), added_us, "us");
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use hypercast_expert::{BreakerConfig, Engine, RankOutcome, ServedExpert, Tae, wa
 use hypercast_fm::example::Example;
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport,
+    BenchOptions, BenchReport,
     expert::{self, ExpertFixture},
     load::{LoadResult, OpenLoopClient},
     serving::{bodies, rank_url, train_both},
@@ -98,7 +98,7 @@ fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let [good, bad @ ..] = times.map(|mut times| quantile(&mut times, 0.5));
         for (name, value) in NEIGHBOURS[1..].iter().zip(bad) {
             let what = format!("others' {share} beside a plugin that {name}s on every request");
-            report.add(BenchFigure::new(what, value, "ms").versus("beside a good one", good));
+            report.versus(what, value, "ms", "beside a good one", good);
         }
     }
     Ok(())
@@ -159,7 +159,7 @@ fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let before = own_memory_mib();
         fail(&expert, &fixture.example, count)?;
         let what = format!("memory after {count} faults of {name}");
-        report.add(BenchFigure::new(what, own_memory_mib(), "MiB").versus("before", before));
+        report.versus(what, own_memory_mib(), "MiB", "before", before);
     }
     Ok(())
 }
@@ -195,11 +195,11 @@ fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     }
     let each = (own_memory_mib() - before) / PLUGINS as f64;
     let what = format!("memory a plugin, {PLUGINS} loaded and asked");
-    report.add(BenchFigure::new(what, each, "MiB"));
+    report.figure(what, each, "MiB");
     let parameters: usize =
         first.blueprint().graph.parameters.iter().map(|parameter| parameter.len()).sum();
     let of_them = parameters as f64 * 4.0 / f64::from(1 << 20);
-    report.add(BenchFigure::new("of which its parameters", of_them, "MiB"));
+    report.figure("of which its parameters", of_them, "MiB");
     Ok(())
 }
 

@@ -157,7 +157,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
         BenchPart::Expert => expert::measure(options, &mut report)?,
         BenchPart::Serving => serving::measure(options, &mut report)?,
         BenchPart::Kernels => {
-            kernels::measure(options, &mut report);
+            kernels::measure(options, &mut report)?;
             if options.wants("step") {
                 fm::step(options, &mut report)?;
             }

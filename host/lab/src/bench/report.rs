@@ -77,19 +77,21 @@ impl BenchReport {
         self.results.push(figure);
     }
 
-    /// Adds a figure once for each rival, whose value `of` gives by index; alone without rivals.
-    pub fn add_against(
+    /// Adds a figure without a rival.
+    pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
+        self.add(BenchFigure::new(name, value, unit));
+    }
+
+    /// Adds a figure beside a rival's value in the same unit.
+    pub fn versus(
         &mut self,
-        figure: &BenchFigure,
-        rivals: &[&str],
-        of: impl Fn(usize) -> f64,
+        name: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        rival: &str,
+        theirs: f64,
     ) {
-        if rivals.is_empty() {
-            self.add(figure.clone());
-        }
-        for (at, rival) in rivals.iter().enumerate() {
-            self.add(figure.clone().versus(*rival, of(at)));
-        }
+        self.add(BenchFigure::new(name, value, unit).versus(rival, theirs));
     }
 
     /// Records what could not be measured.

@@ -11,8 +11,8 @@ use crate::error::{CommonErrors as _, Error, Result};
 /// A read of a batch, as [`StoreReader::gather`].
 pub(super) type RivalRead<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
 
-/// Measures a store that is open for reading; returns times.
-pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> Vec<f64> + 'a;
+/// Measures a store that is open for reading.
+pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> Result<()> + 'a;
 
 /// Ids and their rows as bytes, by rising ids.
 type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
@@ -21,7 +21,7 @@ type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
 pub(super) struct RivalStore {
     pub name: &'static str,
     load: fn(&Path, &mut EncodedRows<'_>) -> anyhow::Result<()>,
-    with_reader: fn(&Path, &mut Measure<'_>) -> anyhow::Result<Vec<f64>>,
+    with_reader: fn(&Path, &mut Measure<'_>) -> anyhow::Result<()>,
 }
 
 impl RivalStore {
@@ -38,7 +38,7 @@ impl RivalStore {
     }
 
     /// Opens the store for reading and measures it.
-    pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<Vec<f64>> {
+    pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
         (self.with_reader)(dir, measure).map_err(|error| self.failed(&error))
     }
 
@@ -113,7 +113,7 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let db = redb(dir)?;
         Ok(measure(&mut |ids, out| {
             let table = db.begin_read().map(|read| read.open_table(TABLE));
@@ -121,7 +121,7 @@ mod built_in {
             gather(ids, out, |id, out| {
                 table.get(id).map(|row| row.map(|row| copy(row.value(), out)).is_some())
             })
-        }))
+        })?)
     }
 
     fn lmdb(dir: &Path) -> anyhow::Result<Env> {
@@ -149,7 +149,7 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         Ok(measure(&mut |ids, out| {
@@ -157,7 +157,7 @@ mod built_in {
             gather(ids, out, |id, out| {
                 table.get(&read, &id).map(|row| row.map(|row| copy(row, out)).is_some())
             })
-        }))
+        })?)
     }
 
     fn fjall(dir: &Path) -> anyhow::Result<(FjallDatabase, Keyspace)> {
@@ -175,12 +175,12 @@ mod built_in {
         Ok(table.major_compact()?)
     }
 
-    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<Vec<f64>> {
+    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let (_db, table) = fjall(dir)?;
         Ok(measure(&mut |ids, out| {
             gather(ids, out, |id, out| {
                 table.get(id.to_be_bytes()).map(|row| row.map(|row| copy(&row, out)).is_some())
             })
-        }))
+        })?)
     }
 }

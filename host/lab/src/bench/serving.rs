@@ -25,7 +25,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 
 use super::{
-    BenchFigure, BenchOptions, BenchReport, fm,
+    BenchOptions, BenchReport, fm,
     load::{LoadResult, MetricsSnapshot, OpenLoopClient},
     stages,
 };
@@ -179,28 +179,29 @@ impl LoadBench {
     fn run(self, report: &mut BenchReport) -> Result<()> {
         self.requests.one_by_one(200);
         let alone = quantile(&mut self.requests.one_by_one(400), 0.5);
-        let name = format!("request of {CANDIDATES} candidates alone, p50");
-        report.add(BenchFigure::new(name, alone, "ms"));
+        report.figure(format!("request of {CANDIDATES} candidates alone, p50"), alone, "ms");
         let Some(peak) = self.peak(1e3 / alone)? else {
             report.note(format!("no rate kept p99 under {TARGET_MS} ms"));
             return self.daemon.stop();
         };
         let memory = self.daemon.memory_mib();
-        let name = format!("highest rate with p99 <= {TARGET_MS} ms");
-        report.add(BenchFigure::new(name, peak.rate, "requests/s"));
-        report.add(BenchFigure::new("p50 at that rate", peak.result.answered(0.5), "ms"));
-        report.add(BenchFigure::new("p99 at that rate", peak.result.answered(0.99), "ms"));
-        report.add(BenchFigure::new("events at that rate", peak.rate, "events/s"));
+        report.figure(format!("highest rate with p99 <= {TARGET_MS} ms"), peak.rate, "requests/s");
+        report.figure("p50 at that rate", peak.result.answered(0.5), "ms");
+        report.figure("p99 at that rate", peak.result.answered(0.99), "ms");
+        report.figure("events at that rate", peak.rate, "events/s");
         let new_users = 100.0 / NEW_USER_ONE_IN as f64;
-        report.add(BenchFigure::new("requests of new users", new_users, "% of requests"));
-        let name = "history cache: tokens found at that rate";
-        report.add(BenchFigure::new(name, peak.cache.tokens, "% of tokens"));
+        report.figure("requests of new users", new_users, "% of requests");
+        report.figure("history cache: tokens found at that rate", peak.cache.tokens, "% of tokens");
         let name = "history cache: whole histories found at that rate";
-        report.add(BenchFigure::new(name, peak.cache.whole, "% of requests"));
+        report.figure(name, peak.cache.whole, "% of requests");
         self.overload(&peak, report);
-        let figure =
-            BenchFigure::new("memory after twice the rate", self.daemon.memory_mib(), "MiB");
-        report.add(figure.versus("before it", memory));
+        report.versus(
+            "memory after twice the rate",
+            self.daemon.memory_mib(),
+            "MiB",
+            "before it",
+            memory,
+        );
         self.daemon.stop()
     }
 
@@ -247,11 +248,15 @@ impl LoadBench {
     fn overload(&self, peak: &Peak, report: &mut BenchReport) {
         let mut twice = self.send(2.0 * peak.rate, 2 * self.stretch);
         let goodput = twice.goodput(TARGET_MS);
-        let figure = BenchFigure::new("goodput at twice the rate", goodput, "requests/s");
-        report.add(figure.versus("at the rate", peak.result.goodput(TARGET_MS)));
+        report.versus(
+            "goodput at twice the rate",
+            goodput,
+            "requests/s",
+            "at the rate",
+            peak.result.goodput(TARGET_MS),
+        );
         let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
-        let name = "let in at twice the rate, and late";
-        report.add(BenchFigure::new(name, late, "% of requests"));
+        report.figure("let in at twice the rate, and late", late, "% of requests");
         if twice.failed > 0 {
             report.note(format!("{} requests got no proper status", twice.failed));
         }
@@ -259,7 +264,7 @@ impl LoadBench {
             report.note("no request was refused at twice the rate");
         } else {
             let refused = quantile(&mut twice.refused_ms, 0.99);
-            report.add(BenchFigure::new("status of a refused request, p99", refused, "ms"));
+            report.figure("status of a refused request, p99", refused, "ms");
         }
     }
 }

@@ -11,7 +11,7 @@ use hypercast_core::quantile::quantile;
 use hypercast_serve::api::RankAnswer;
 
 use super::{
-    BenchFigure, BenchReport,
+    BenchReport,
     load::OpenLoopClient,
     serving::{CANDIDATES, ServingFixture, rank_url},
 };
@@ -51,17 +51,27 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
         }
     }
     for stage in ["features", "fm", "expert", "wasm"] {
-        report.add(BenchFigure::new(format!("stage {stage}, p50"), ours.p50_ms(stage), "ms"));
+        report.figure(format!("stage {stage}, p50"), ours.p50_ms(stage), "ms");
     }
     let sums =
         [("FM, expert and its Wasm", "models"), ("features, FM, expert and its Wasm", "all")];
     for (name, stage) in sums {
-        let figure = BenchFigure::new(format!("{name}, p50"), ours.p50_ms(stage), "ms");
-        report.add(figure.versus("a one-stage model of the FM's size", theirs.p50_ms(stage)));
+        report.versus(
+            format!("{name}, p50"),
+            ours.p50_ms(stage),
+            "ms",
+            "a one-stage model of the FM's size",
+            theirs.p50_ms(stage),
+        );
     }
     let name = format!("request of {CANDIDATES} candidates, HTTP included, p50");
-    let figure = BenchFigure::new(name, quantile(&mut ours.round_trips_ms, 0.5), "ms");
-    report.add(figure.versus("a one-stage model's", quantile(&mut theirs.round_trips_ms, 0.5)));
+    report.versus(
+        name,
+        quantile(&mut ours.round_trips_ms, 0.5),
+        "ms",
+        "a one-stage model's",
+        quantile(&mut theirs.round_trips_ms, 0.5),
+    );
     ours.daemon.stop()?;
     theirs.daemon.stop()
 }

@@ -19,7 +19,7 @@ use super::{
     sender::{EventLoad, EventLoadResult, place},
 };
 use crate::{
-    bench::{BenchFigure, BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -60,31 +60,36 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let bytes = contents.bytes / sent.events.max(1) * BATCH;
     let mut raw = RawAppends::measure(dir.path(), bytes)?;
     figures(sent, &mut raw.calls_ms, report);
-    report.add(BenchFigure::new("the raw loop's rate", raw.events_per_s, "events/s"));
+    report.figure("the raw loop's rate", raw.events_per_s, "events/s");
     for ((name, then), (_, now)) in early.into_iter().zip(late) {
-        let figure = BenchFigure::new(format!("{name}: memory at the end"), now, "MiB");
-        report.add(figure.versus("after a tenth of the time", then));
+        report.versus(
+            format!("{name}: memory at the end"),
+            now,
+            "MiB",
+            "after a tenth of the time",
+            then,
+        );
     }
-    report.add(BenchFigure::new(
-        "acknowledged events that are not in the stream",
-        contents.lost as f64,
-        "",
-    ));
-    report.add(BenchFigure::new("events that are there twice", contents.doubled as f64, ""));
-    report.add(BenchFigure::new("the joiner had all joined after the last one by", behind, "s"));
+    report.figure("acknowledged events that are not in the stream", contents.lost as f64, "");
+    report.figure("events that are there twice", contents.doubled as f64, "");
+    report.figure("the joiner had all joined after the last one by", behind, "s");
     Ok(())
 }
 
 fn figures(mut sent: EventLoadResult, raw_ms: &mut [f64], report: &mut BenchReport) {
     let rate = sent.events as f64 / sent.seconds;
-    let name = format!("ingest over {:.0} s", sent.seconds);
-    report.add(BenchFigure::new(name, rate, "events/s").versus("offered", RATE));
+    report.versus(format!("ingest over {:.0} s", sent.seconds), rate, "events/s", "offered", RATE);
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
         let name = format!("acknowledgement of {BATCH} events, {name}");
-        let figure = BenchFigure::new(name, quantile(&mut sent.ack_ms, share), "ms");
-        report.add(figure.versus("raw append + fdatasync", quantile(raw_ms, share)));
+        report.versus(
+            name,
+            quantile(&mut sent.ack_ms, share),
+            "ms",
+            "raw append + fdatasync",
+            quantile(raw_ms, share),
+        );
     }
-    report.add(BenchFigure::new("bodies that were sent again", sent.retries as f64, ""));
+    report.figure("bodies that were sent again", sent.retries as f64, "");
 }
 
 /// Waits until the joiner has written so many outcomes; returns the seconds.

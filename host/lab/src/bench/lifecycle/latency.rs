@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::{LifecycleFixture, folder, sender::EventLoad};
 use crate::{
-    bench::{BenchFigure, BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -54,10 +54,10 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let (sent, mut ages) = (sent?, ages?);
     fixture.processes.stop()?;
     let rate = sent.events as f64 / sent.seconds;
-    report.add(BenchFigure::new("events of the latencies", rate, "events/s"));
+    report.figure("events of the latencies", rate, "events/s");
     let limit_s = WINDOW_S as f64 + ALLOWED_S;
     let mut add = |name: String, age_s: f64| {
-        report.add(BenchFigure::new(name, age_s, "s").versus("window + 10 s", limit_s));
+        report.versus(name, age_s, "s", "window + 10 s", limit_s);
     };
     if ages.is_empty() {
         return Err(Error::internal("nothing was joined"));

@@ -26,7 +26,7 @@ use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 use super::{PATIENCE, choose_engine, folder};
 use crate::{
     bench::{
-        BenchFigure, BenchOptions, BenchReport,
+        BenchOptions, BenchReport,
         load::{LoadResult, MetricsSnapshot, OpenLoopClient},
         serving::{bodies, rank_url, train_both},
     },
@@ -55,7 +55,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let path = trained(dir.path(), options, &mut processes)?;
     let config = Config::read(&path)?;
     let prepared = PreparedPublications::new(&config, dir.path(), options.publications)?;
-    report.add(BenchFigure::new("weights of a delta", prepared.share * 100.0, "% of the bytes"));
+    report.figure("weights of a delta", prepared.share * 100.0, "% of the bytes");
     let streams = streams::open(&config.engine)?;
     let to = streams.appender(&Topic::fm(FIRST_VERSION))?;
     to.append(&prepared.snapshot)?;
@@ -94,17 +94,12 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     }
     daemon.stop()?;
     processes.stop()?;
-    report.add(BenchFigure::new(
-        "load, half of what one request at a time gives",
-        rate,
-        "requests/s",
-    ));
+    report.figure("load, half of what one request at a time gives", rate, "requests/s");
     rounds.figures(report);
-    let figure = BenchFigure::new("publications applied", applied(&after), "");
-    report.add(figure.versus("published", all));
+    report.versus("publications applied", applied(&after), "", "published", all);
     let degraded = |metrics: &MetricsSnapshot| metrics.sum("hypercast_degraded_total", "");
     let degraded = degraded(&after) - degraded(&before);
-    report.add(BenchFigure::new("degraded requests", degraded, ""));
+    report.figure("degraded requests", degraded, "");
     Ok(())
 }
 
@@ -237,19 +232,14 @@ impl PublishRounds {
             let (busy_ms, quiet_ms) = (of(&self.busy), of(&self.quiet));
             let name =
                 format!("request, {name}, with publications every {} ms", self.every.as_millis());
-            report.add(BenchFigure::new(&*name, busy_ms, "ms").versus("without", quiet_ms));
-            let name = format!("{name}, over without");
-            report.add(BenchFigure::new(name, busy_ms / quiet_ms, "times"));
+            report.versus(&*name, busy_ms, "ms", "without", quiet_ms);
+            report.figure(format!("{name}, over without"), busy_ms / quiet_ms, "times");
         }
         for (name, stretches) in [("without", &self.quiet), ("with", &self.busy)] {
             let sum = |of: fn(&LoadResult) -> usize| stretches.iter().map(of).sum::<usize>() as f64;
-            report.add(BenchFigure::new(
-                format!("requests {name} publications"),
-                sum(LoadResult::requests),
-                "",
-            ));
+            report.figure(format!("requests {name} publications"), sum(LoadResult::requests), "");
             let failed = sum(|s| s.failed + s.late + s.refused_ms.len());
-            report.add(BenchFigure::new(format!("of them not answered, {name}"), failed, ""));
+            report.figure(format!("of them not answered, {name}"), failed, "");
         }
     }
 }
