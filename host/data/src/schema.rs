@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use hypercast_fm::example::Example;
+use hypercast_fm::example::{Example, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CommonErrors as _, Error, Result};
@@ -300,9 +300,13 @@ impl BinaryLabels {
     /// The label of an example's target `row`; none if it is not known or outside the task's sample
     /// space.
     pub fn label(&self, example: &Example, row: usize, task: usize) -> Option<bool> {
-        let outcome = &example.targets[row].outcome;
+        self.of_outcome(&example.targets[row].outcome, example.surface, task)
+    }
+
+    /// The label of an outcome on a surface; none as for [`BinaryLabels::label`].
+    pub fn of_outcome(&self, outcome: &Outcome, surface: u16, task: usize) -> Option<bool> {
         let action = self.actions[task].filter(|action| outcome.known >> action & 1 == 1)?;
-        self.schema.task_valid(task, example.surface).then_some(outcome.actions >> action & 1 == 1)
+        self.schema.task_valid(task, surface).then_some(outcome.actions >> action & 1 == 1)
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) struct ExpertFixture {
 
 impl ExpertFixture {
     pub(super) fn new() -> Result<Self> {
-        let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let dir = super::temporary()?;
         let world = simulate::SimulateOptions {
             into: dir.path().join("data"),
             users: 100,

@@ -18,7 +18,7 @@ use super::{
     torch::Torch,
     workload::{self, RequestSize},
 };
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::error::Result;
 
 /// Adds the times of whole training steps with the default settings: 64 requests of 16 targets,
 /// with histories of 65 to 128 events and with 128 events each.
@@ -45,7 +45,7 @@ pub fn step(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let requests = (0..).zip(lengths).map(|request| workload::example(&items, size(request)));
         let examples: Vec<Example> = requests.collect();
         let examples: Vec<&Example> = examples.iter().collect();
-        let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let dir = super::temporary()?;
         let mut trainer = trainer::create(dir.path(), &config, &spec, DeviceKind::Cpu)?;
         let ours = timed(|| Ok(trainer.step(&examples)?));
         let rivals = torch.iter().flat_map(|torch| torch.rivals(case)).collect();
@@ -118,7 +118,7 @@ struct LoadedFm {
 
 /// A model whose embedding rows exist; their values do not matter for its speed.
 fn untrained(config: &FmConfig, items: &[Arc<Item>]) -> Result<LoadedFm> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let work = dir.path().join("work");
     let mut trainer = trainer::create(&work, config, &workload::spec(), DeviceKind::Cpu)?;
     for user in 1..4 {

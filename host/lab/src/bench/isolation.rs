@@ -22,7 +22,7 @@ use hypercast_fm::example::Example;
 
 use super::{
     BenchOptions, BenchReport,
-    expert::{self, ExpertFixture},
+    expert::ExpertFixture,
     load::{LoadResult, OpenLoopClient},
     serving::{bodies, rank_url, train_both},
 };
@@ -45,29 +45,9 @@ const FAULTS: usize = 100_000;
 /// Plugins that are loaded together.
 const PLUGINS: u64 = 100;
 
-/// Adds the figures of the part.
-///
-/// # Errors
-/// Plugins that are not built; a failure of training or serving.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("rank") {
-        expert::rank_alone(options, report)?;
-    }
-    if options.wants("faults") {
-        faults(options, report)?;
-    }
-    if options.wants("plugins") {
-        plugins(options, report)?;
-    }
-    if options.wants("neighbours") {
-        neighbours(options, report)?;
-    }
-    Ok(())
-}
-
 /// The others' latency, with each neighbour in turn.
-fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+pub fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let dir = super::temporary()?;
     let config = world(options, dir.path())?;
     let dataset = dir.path().join("data");
     let mut p99_ms: [Vec<f64>; 3] = Default::default();
@@ -146,7 +126,7 @@ fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Memory before and after many faults.
-fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn faults(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     for name in ["trap", "bomb"] {
@@ -176,7 +156,7 @@ fn fail(expert: &ServedExpert, example: &Example, times: usize) -> Result<()> {
 }
 
 /// Memory of a loaded plugin with its parameters, by loading many.
-fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn plugins(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let fixture = ExpertFixture::new()?;
     let engine = Engine::new(EngineConfig::default())?;
     let bytes = read(&options.plugin("mlp-fusion")?)?;

@@ -116,22 +116,8 @@ fn random<const D: usize>(shape: [usize; D]) -> FloatTensor<Flex> {
     }
 }
 
-/// Adds the figures of the part.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("attention") {
-        attention(options, report)?;
-    }
-    if options.wants("window") {
-        window(options, report)?;
-    }
-    if options.wants("shared") {
-        shared(options, report)?;
-    }
-    Ok(())
-}
-
 /// Two shapes, each with full and jagged lengths and with biases, forward and with backward.
-fn attention(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn attention(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let shapes = [AttentionSize::full(8, 4, 256, 32), AttentionSize::full(4, 4, 1024, 64)];
     let variants = |size: AttentionSize| [size.jagged(), size.jagged().biased(), size];
     let sizes: Vec<AttentionSize> = shapes.into_iter().flat_map(variants).collect();
@@ -165,7 +151,7 @@ fn attention(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 }
 
 /// A window of the newest events beside the dense kernel.
-fn window(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn window(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let dense = AttentionSize::full(2, 4, 4096, 64);
     let windowed =
         AttentionSize { window: Some(AttentionWindow { recent: 256, global: 0 }), ..dense.clone() };
@@ -191,7 +177,7 @@ fn window(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 }
 
 /// Candidates over one shared history, beside each with its own copy of it.
-fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+pub fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     const CANDIDATES: usize = 100;
     let history = AttentionSize::full(1, 4, 1024, 32);
     let width = history.heads * history.dim;

@@ -136,6 +136,11 @@ impl BenchOptions {
     }
 }
 
+/// A folder that is removed when it is dropped.
+fn temporary() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
+}
+
 fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.wasm"));
     if path.is_file() {
@@ -143,6 +148,9 @@ fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     }
     Err(Error::invalid(format!("{} is missing: {build}", path.display())))
 }
+
+/// Adds the figures of a group, or of a part that looks itself which of its groups are wanted.
+type Measure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
 
 /// Measures a part.
 ///
@@ -152,22 +160,36 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     options.check()?;
     let part = options.part.to_possible_value().expect("no part is hidden");
     let mut report = BenchReport::new(part.get_name());
-    match options.part {
-        BenchPart::Engine => engine::measure(options, &mut report)?,
-        BenchPart::Expert => expert::measure(options, &mut report)?,
-        BenchPart::Serving => serving::measure(options, &mut report)?,
-        BenchPart::Kernels => {
-            kernels::measure(options, &mut report)?;
-            if options.wants("step") {
-                fm::step(options, &mut report)?;
-            }
-            if options.wants("history") {
-                fm::history(options, &mut report)?;
-            }
+    let groups: &[(Option<&str>, Measure)] = match options.part {
+        BenchPart::Expert => &[(None, expert::measure)],
+        BenchPart::Store => &[(None, store::measure)],
+        BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
+        BenchPart::Engine => {
+            &[(Some("directory"), engine::directory), (Some("nats"), engine::nats)]
         }
-        BenchPart::Isolation => isolation::measure(options, &mut report)?,
-        BenchPart::Store => store::measure(options, &mut report)?,
-        BenchPart::Lifecycle => lifecycle::measure(options, &mut report)?,
+        BenchPart::Kernels => &[
+            (Some("attention"), kernels::attention),
+            (Some("window"), kernels::window),
+            (Some("shared"), kernels::shared),
+            (Some("step"), fm::step),
+            (Some("history"), fm::history),
+        ],
+        BenchPart::Isolation => &[
+            (Some("rank"), expert::rank_alone),
+            (Some("faults"), isolation::faults),
+            (Some("plugins"), isolation::plugins),
+            (Some("neighbours"), isolation::neighbours),
+        ],
+        BenchPart::Lifecycle => &[
+            (Some("ingest"), lifecycle::ingest::measure),
+            (Some("latency"), lifecycle::latency::measure),
+            (Some("publish"), lifecycle::publish::measure),
+        ],
+    };
+    for (group, measure) in groups {
+        if group.is_none_or(|group| options.wants(group)) {
+            measure(options, &mut report)?;
+        }
     }
     Ok(report)
 }

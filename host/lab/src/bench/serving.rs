@@ -25,7 +25,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
 
 use super::{
-    BenchOptions, BenchReport, fm,
+    BenchOptions, BenchReport,
     load::{LoadResult, MetricsSnapshot, OpenLoopClient},
     stages,
 };
@@ -63,14 +63,11 @@ const REQUESTS_AFTER_MS: i64 = 3_600_000;
 /// # Errors
 /// A plugin that is not built; a failure of training or serving.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("logging") {
-        fm::logging(options, report)?;
-    }
     let (wants_stages, wants_load) = (options.wants("stages"), options.wants("load"));
     if !wants_stages && !wants_load {
         return Ok(());
     }
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let fixture = ServingFixture::trained(dir.path(), options)?;
     if wants_stages {
         stages::measure(&fixture, report)?;

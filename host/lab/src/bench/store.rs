@@ -104,7 +104,7 @@ pub(super) fn id(row: usize) -> u64 {
 /// # Errors
 /// A temporary folder that cannot be made or filled.
 pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let dir = super::temporary()?;
     let bench = StoreBench { options, dir: dir.path() };
     let start = Instant::now();
     load(&bench.ours(), options.rows)?;

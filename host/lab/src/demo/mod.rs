@@ -19,7 +19,7 @@ use std::{
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{Dataset, timeline::Span},
+    dataset::Dataset,
     import::{kuairand, movielens, simulate},
 };
 use hypercast_expert::Engine;
@@ -104,10 +104,10 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
 
     let base = BaseRates::of(&dataset, test_from_ms)?;
     let daemon = times.time("start_daemon", || DaemonProcess::start(&path))?;
-    let span = Span { from_ms: Some(test_from_ms), until_ms: None };
-    let outcome = times.time("replay", || replay::run(&dataset, span, &daemon.url, &base))?;
+    let outcome =
+        times.time("replay", || replay::run(&dataset, test_from_ms, &daemon.url, &base))?;
     daemon.stop()?;
-    Ok(DemoReport::new(&dataset.schema, outcome, times.seconds()))
+    Ok(DemoReport::new(outcome, times.seconds()))
 }
 
 /// Where a data set comes from.

@@ -13,22 +13,21 @@ use hypercast_data::{
         Dataset, Impression,
         timeline::{Span, Timeline, TimelineStep},
     },
-    schema::{Schema, TaskKind},
+    schema::BinaryLabels,
 };
-use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
 use hypercast_serve::api::{EventsRequest, Explanation, RankRequest};
 
-use super::client::{DemoClient, TimedAnswer};
+use super::{
+    client::{DemoClient, TimedAnswer},
+    streaming::count,
+};
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    metrics::MetricSlice,
+    metrics::{ScoredPrediction, SlicedPredictions},
 };
 
 /// Requests that go out together at most.
 const BATCH: usize = 24;
-
-/// Events in one body.
-const EVENTS_PER_BODY: usize = 500;
 
 /// Rows kept per slice: more than any test of the demo has.
 const KEEP: usize = 1 << 22;
@@ -65,7 +64,7 @@ impl PredictionArm {
 #[derive(Debug)]
 pub struct ReplayOutcome {
     /// Predictions and labels.
-    pub kept: MetricsWindow<MetricSlice<PredictionArm>>,
+    pub kept: SlicedPredictions<PredictionArm>,
     /// Milliseconds by stage, one per request; `total` is measured in the daemon, `request` is the
     /// client's round trip.
     pub stages_ms: BTreeMap<String, Vec<f64>>,
@@ -75,27 +74,27 @@ pub struct ReplayOutcome {
     pub degraded: u64,
 }
 
-/// Replays the requests of `span` through the daemon at `url`.
+/// Replays the requests from a time on through the daemon at `url`.
 ///
 /// # Errors
 /// A daemon that refuses a request or does not answer.
-pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result<ReplayOutcome> {
+pub fn run(dataset: &Dataset, from_ms: i64, url: &str, base: &BaseRates) -> Result<ReplayOutcome> {
     let mut replay = Replayer {
         client: DemoClient::new(url.to_owned(), dataset.schema.clone()),
-        schema: &dataset.schema,
+        labels: BinaryLabels::new(&dataset.schema),
         base,
         requests: Vec::new(),
         outcomes: Vec::new(),
         users: BTreeSet::new(),
         gathered: ReplayOutcome {
-            kept: MetricsWindow::new(KEEP),
+            kept: SlicedPredictions::new(&dataset.schema, KEEP),
             stages_ms: BTreeMap::new(),
             requests: 0,
             degraded: 0,
         },
     };
-    let mut progress = Progress::start("replay", count(dataset, span)?);
-    for step in Timeline::new(dataset, span)? {
+    let mut progress = Progress::start("replay", count(dataset, from_ms)?.0);
+    for step in Timeline::new(dataset, Span { from_ms: Some(from_ms), until_ms: None })? {
         match step? {
             TimelineStep::Outcome(impression) => {
                 replay.users.insert(impression.user);
@@ -122,7 +121,7 @@ pub fn run(dataset: &Dataset, span: Span, url: &str, base: &BaseRates) -> Result
 
 struct Replayer<'a> {
     client: DemoClient,
-    schema: &'a Schema,
+    labels: BinaryLabels,
     base: &'a BaseRates,
     /// Requests and outcomes that go out with the next flush.
     requests: Vec<Vec<Impression>>,
@@ -141,10 +140,8 @@ impl Replayer<'_> {
         for (rows, answer) in requests.iter().zip(self.client.rank_all(&bodies)?) {
             self.keep(rows, answer)?;
         }
-        for part in self.outcomes.chunks(EVENTS_PER_BODY) {
-            let events = part.iter().map(|impression| self.client.event(impression)).collect();
-            self.client.send(&EventsRequest { events, ..EventsRequest::default() })?;
-        }
+        let events = self.outcomes.iter().map(|impression| self.client.event(impression)).collect();
+        self.client.send(EventsRequest { events, ..EventsRequest::default() })?;
         self.outcomes.clear();
         self.users.clear();
         Ok(())
@@ -165,22 +162,14 @@ impl Replayer<'_> {
         for (stage, ms) in stages.chain([round_trip]) {
             self.gathered.stages_ms.entry(stage).or_default().push(ms);
         }
-        for (task, spec) in self.schema.tasks.iter().enumerate() {
-            let bit = self.schema.action(&spec.label).filter(|_| spec.kind == TaskKind::Binary);
-            let Some(bit) = bit else { continue };
+        for task in self.labels.tasks() {
             for (row, impression) in rows.iter().enumerate() {
-                let is_valid = self.schema.task_valid(task, impression.surface);
-                if !is_valid || impression.outcome.known >> bit & 1 == 0 {
-                    continue;
-                }
-                let label = impression.outcome.actions >> bit & 1 == 1;
-                let predictions =
-                    RowPredictions { explanation: &explanation, task, row, impression };
-                for (arm, probability) in self.arms(&predictions) {
-                    let scored = ScoredPrediction { user: impression.user, probability, label };
-                    for surface in [usize::from(impression.surface), self.schema.surfaces.len()] {
-                        self.gathered.kept.push(MetricSlice { surface, task, arm }, scored);
-                    }
+                let Impression { surface, user, outcome, .. } = impression;
+                let Some(label) = self.labels.of_outcome(outcome, *surface, task) else { continue };
+                let of = RowPredictions { explanation: &explanation, task, row, impression };
+                for (arm, probability) in self.arms(&of) {
+                    let scored = ScoredPrediction { user: *user, probability, label };
+                    self.gathered.kept.push(*surface, task, &arm, scored);
                 }
             }
         }
@@ -189,7 +178,7 @@ impl Replayer<'_> {
 
     /// The probability of each arm. A degraded answer counts with what was served: the FM's.
     fn arms(&self, of: &RowPredictions<'_>) -> Vec<(PredictionArm, f32)> {
-        let name = &self.schema.tasks[of.task].name;
+        let name = &self.labels.schema.tasks[of.task].name;
         let pick = |by_task: &BTreeMap<String, Vec<f32>>| {
             by_task.get(name).and_then(|values| values.get(of.row)).copied()
         };
@@ -235,19 +224,17 @@ impl BaseRates {
     /// # Errors
     /// A data set that cannot be read.
     pub fn of(dataset: &Dataset, until_ms: i64) -> Result<Self> {
-        let schema = &dataset.schema;
-        let bits: Vec<Option<usize>> =
-            schema.tasks.iter().map(|task| schema.action(&task.label)).collect();
+        let labels = BinaryLabels::new(&dataset.schema);
         let mut counts: BTreeMap<(u16, usize), LabelCounts> = BTreeMap::new();
         for impression in dataset.impressions()? {
-            let impression = impression?;
-            if impression.time_ms >= until_ms {
+            let Impression { time_ms, surface, outcome, .. } = impression?;
+            if time_ms >= until_ms {
                 break;
             }
-            for (task, bit) in bits.iter().enumerate() {
-                if let Some(bit) = bit.filter(|bit| impression.outcome.known >> bit & 1 == 1) {
-                    let counts = counts.entry((impression.surface, task)).or_default();
-                    counts.positives += u64::from(impression.outcome.actions >> bit & 1);
+            for task in labels.tasks() {
+                if let Some(label) = labels.of_outcome(&outcome, surface, task) {
+                    let counts = counts.entry((surface, task)).or_default();
+                    counts.positives += u64::from(label);
                     counts.all += 1;
                 }
             }
@@ -261,17 +248,4 @@ impl BaseRates {
             self.counts.get(&(surface, task)).copied().unwrap_or_default();
         ((positives as f64 + 0.5) / (all as f64 + 1.0)) as f32
     }
-}
-
-fn count(dataset: &Dataset, span: Span) -> Result<u64> {
-    let (mut last, mut count) = (None, 0);
-    for impression in dataset.impressions()? {
-        let impression = impression?;
-        let is_inside = span.from_ms.is_none_or(|from_ms| impression.time_ms >= from_ms)
-            && !impression.history_only;
-        if is_inside && last.replace(impression.request) != Some(impression.request) {
-            count += 1;
-        }
-    }
-    Ok(count)
 }

@@ -3,11 +3,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use hypercast_data::schema::Schema;
 use serde::Serialize;
 
 use super::replay::ReplayOutcome;
-use crate::metrics::{LatencyQuantiles, MetricRow, metric_rows, table};
+use crate::metrics::{LatencyQuantiles, MetricRow, table};
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -26,10 +25,10 @@ pub struct DemoReport {
 
 impl DemoReport {
     /// The report of a replay.
-    pub fn new(schema: &Schema, outcome: ReplayOutcome, seconds: BTreeMap<String, f64>) -> Self {
+    pub fn new(outcome: ReplayOutcome, seconds: BTreeMap<String, f64>) -> Self {
         let stages = outcome.stages_ms.into_iter();
         Self {
-            rows: metric_rows(schema, &outcome.kept, |arm| arm.name().to_owned()),
+            rows: outcome.kept.rows(|arm| arm.name().to_owned()),
             latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
             requests: outcome.requests,
             degraded: outcome.degraded,

@@ -17,9 +17,9 @@ use hypercast_train::fm::{FIRST_VERSION, dataset_spec};
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome,
+    ExperimentContext, ExperimentReport,
     latency::{ModelLatency, REQUESTS, TimedModels, measure},
-    report::{ArmPair, arms_by_task},
+    report::arms_by_task,
     runner::ExperimentArm,
     tally::ScoreTally,
     transfer::FmHeads,
@@ -63,7 +63,7 @@ impl TrainingPace {
 }
 
 /// Runs the experiment for every seed. The models' costs are of the last seed.
-pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let surface = context.surface()?;
     let spec = dataset_spec(context.dataset)?;
     let mut last = None;
@@ -89,12 +89,11 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
     };
     let latency = context.times.time("latency", || measure(models, &pass.kept))?;
     let costs = costs(context, &spec, &pass, &trained, latency);
-    let pairs = [0, 1, 2].map(|arm| ArmPair { baseline: 0, arm });
-    let rows = context.rows(&tallies, &pairs, Some(surface))?;
+    let rows = context.rows(&tallies, Some(surface))?;
     let name = &context.dataset.schema.surfaces[usize::from(surface)];
     let table = arms_by_task(&rows, name) + &table(&costs);
     let chosen = json!({ "surface": name });
-    Ok(ExperimentOutcome { name: "compute", rows, models: costs, table, chosen })
+    Ok(context.report(table, rows, costs, chosen))
 }
 
 /// Runs the FM over all surfaces and the one-stage model over its own, in one stream.
@@ -174,7 +173,7 @@ fn costs(
     let tables: usize =
         graph.parameters.iter().filter(|spec| spec.table).map(|spec| spec.len()).sum();
     let passes = context.config.expert_training.epochs as f64;
-    let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: f64, p50_ms: f64| {
+    let model = |arm: &str, size: (usize, usize), flops: f64, rows_s: Option<f64>, p50_ms: f64| {
         json!({
             "arm": arm,
             "dense_parameters": size.0,
@@ -189,19 +188,13 @@ fn costs(
     let one_stage = (pass.one_stage_size.serving, pass.one_stage_size.sparse);
     let expert = (graph.parameter_count() - tables, tables);
     let expert_s = trained.rows as f64 * passes / trained.seconds;
+    let both = (fm.0 + expert.0, fm.1 + expert.1);
+    let [one_stage_s, fm_s] = [&pass.one_stage, &pass.fm].map(|pace| Some(pace.rows_s()));
     vec![
-        model("one-stage", one_stage, fm_flops, pass.one_stage.rows_s(), latency.one_stage_ms),
-        model("FM", fm, fm_flops, pass.fm.rows_s(), latency.fm_ms),
-        model("expert with TAE", expert, expert_flops, expert_s, latency.expert_ms),
-        json!({
-            "arm": "FM + expert",
-            "dense_parameters": fm.0 + expert.0,
-            "sparse_parameters": fm.1 + expert.1,
-            "flops_per_candidate": (fm_flops + expert_flops).round(),
-            "training_rows_s": null,
-            "latency_p50_ms": latency.both_ms,
-            "share_of_one_stage_pct": 100.0 * (fm_flops + expert_flops) / fm_flops,
-        }),
+        model("one-stage", one_stage, fm_flops, one_stage_s, latency.one_stage_ms),
+        model("FM", fm, fm_flops, fm_s, latency.fm_ms),
+        model("expert with TAE", expert, expert_flops, Some(expert_s), latency.expert_ms),
+        model("FM + expert", both, fm_flops + expert_flops, None, latency.both_ms),
     ]
 }
 

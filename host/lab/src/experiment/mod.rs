@@ -20,6 +20,7 @@ mod unseen;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use clap::ValueEnum as _;
 use hypercast_config::Config;
 use hypercast_data::{dataset::Dataset, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::Engine;
@@ -164,24 +165,13 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
         config: &config,
         times,
     };
-    let outcome = match options.experiment {
+    match options.experiment {
         Experiment::Tae => tae::run(&context),
         Experiment::Transfer => transfer::run(&context),
         Experiment::Unseen => unseen::run(&context),
         Experiment::Compute => compute::run(&context),
         Experiment::Publish => publish::run(&context),
-    }?;
-    Ok(context.report(outcome))
-}
-
-/// The result of an experiment.
-struct ExperimentOutcome {
-    name: &'static str,
-    rows: Vec<ExperimentRow>,
-    models: Vec<Value>,
-    table: String,
-    /// Settings besides the common ones.
-    chosen: Value,
+    }
 }
 
 /// What all experiments need.
@@ -256,18 +246,15 @@ impl ExperimentContext<'_> {
         SeedResults { context: self, tallies }
     }
 
-    /// The rows of some pairs on every slice that all arms predict, or only on those of `surface`.
-    fn rows(
-        &self,
-        tallies: &[ScoreTally],
-        pairs: &[ArmPair],
-        surface: Option<u16>,
-    ) -> Result<Vec<ExperimentRow>> {
+    /// The rows of all arms, compared with the first, on every slice that all arms predict, or only on those of `surface`.
+    fn rows(&self, tallies: &[ScoreTally], surface: Option<u16>) -> Result<Vec<ExperimentRow>> {
         let results = self.results(tallies);
+        let arms = 0..tallies[0].arms.len();
+        let pairs: Vec<_> = arms.map(|arm| ArmPair { baseline: 0, arm }).collect();
         let mut rows = Vec::new();
         for cell in results.cells()? {
             if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
-                rows.extend(results.rows(&cell, pairs));
+                rows.extend(results.rows(&cell, &pairs));
             }
         }
         Ok(rows)
@@ -296,7 +283,15 @@ impl ExperimentContext<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
-    fn report(&self, outcome: ExperimentOutcome) -> ExperimentReport {
+    /// The result, with `models` that the experiment measured and the settings that it chose itself.
+    fn report(
+        &self,
+        table: String,
+        rows: Vec<ExperimentRow>,
+        models: Vec<Value>,
+        chosen: Value,
+    ) -> ExperimentReport {
+        let experiment = self.options.experiment.to_possible_value().expect("none is hidden");
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
             "mode": self.options.mode,
@@ -308,16 +303,16 @@ impl ExperimentContext<'_> {
             "fm": self.config.fm,
             "expert_training": self.config.expert_training,
             "logs": self.config.logs,
-            "chosen": outcome.chosen,
+            "chosen": chosen,
         });
         ExperimentReport {
-            experiment: outcome.name,
+            experiment: experiment.get_name().to_owned(),
             config,
             seeds: self.options.seeds.0.clone(),
-            rows: outcome.rows,
-            models: outcome.models,
+            rows,
+            models,
             seconds: self.times.seconds(),
-            table: outcome.table,
+            table,
         }
     }
 }

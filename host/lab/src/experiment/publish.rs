@@ -23,10 +23,7 @@ use hypercast_train::{
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    tally::ScoreTally,
-    transfer::FmHeads,
+    ExperimentContext, ExperimentReport, report::arms_by_task, tally::ScoreTally, transfer::FmHeads,
 };
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -38,7 +35,7 @@ const ARMS: [(&str, Option<f64>); 4] =
     [("everything", Some(1.0)), ("30 %", Some(0.3)), ("10 %", Some(0.1)), ("never", None)];
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     if context.options.mode == TestMode::Fixed {
         return Err(Error::invalid(
             "publish: fixed weights have nothing to publish; run without --mode fixed",
@@ -48,8 +45,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
     let tallies = context.tallies(&ARMS.map(|(name, _)| name), |config, tally| {
         context.times.time("fm", || follow(context, config, tally, &mut sent))
     })?;
-    let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let rows = context.rows(&tallies, &pairs, None)?;
+    let rows = context.rows(&tallies, None)?;
     let mut table = arms_by_task(&rows, ALL);
     table += &format!(
         "\n\n{:<14}{:>14}{:>18}{:>16}\n",
@@ -65,7 +61,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
     }
     let models = ARMS.iter().zip(&sent).map(|((name, _), sent)| sent.json(name)).collect();
     let chosen = json!({ "publish_minutes": context.options.publish_minutes });
-    Ok(ExperimentOutcome { name: "publish", table, rows, models, chosen })
+    Ok(context.report(table, rows, models, chosen))
 }
 
 /// EventKind was published to an arm, over all seeds.

@@ -16,7 +16,7 @@ use super::{
 #[derive(Debug, Clone, Serialize)]
 pub struct ExperimentReport {
     /// `tae`, `transfer`, `unseen`, `compute` or `publish`.
-    pub experiment: &'static str,
+    pub experiment: String,
     /// Data set, window, sizes of models, plugin and everything else that was chosen.
     pub config: Value,
     /// Seeds of FM and experts.

@@ -9,17 +9,13 @@ use hypercast_fm::example::Example;
 use hypercast_train::{fm::dataset_spec, report::ALL};
 use serde_json::json;
 
-use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    runner::ExperimentArm,
-};
+use super::{ExperimentContext, ExperimentReport, report::arms_by_task, runner::ExperimentArm};
 use crate::error::Result;
 
 const ARMS: [&str; 4] = ["baseline", "+UE", "+TAE", "+UE+TAE"];
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let fm = &context.config.fm;
     let (ue, tae) = (fm.user_state_width(), fm.tae_width());
     let tallies = context.tallies(&ARMS, |config, tally| {
@@ -32,13 +28,11 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
         }
         Ok(())
     })?;
-    let pairs: Vec<ArmPair> = (0..ARMS.len()).map(|arm| ArmPair { baseline: 0, arm }).collect();
-    let rows = context.rows(&tallies, &pairs, None)?;
+    let rows = context.rows(&tallies, None)?;
     let chosen = json!({
         "stale_hours": context.options.stale_hours, "ue_width": ue, "tae_width": tae,
     });
-    let table = arms_by_task(&rows, ALL);
-    Ok(ExperimentOutcome { name: "tae", table, rows, models: Vec::new(), chosen })
+    Ok(context.report(arms_by_task(&rows, ALL), rows, Vec::new(), chosen))
 }
 
 /// Runs the FM, and logs the concatenated user embedding and TAE of every target.

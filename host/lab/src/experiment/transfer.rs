@@ -13,7 +13,7 @@ use hypercast_train::fm::dataset_spec;
 use serde_json::{Value, json};
 
 use super::{
-    ExperimentContext, ExperimentOutcome, ExperimentRow,
+    ExperimentContext, ExperimentReport, ExperimentRow,
     bootstrap::intervals,
     report::{ArmPair, SeedResults, SliceTotals, with_interval},
     runner::{ArmRunner, ExperimentArm},
@@ -37,7 +37,7 @@ const WARM_SHARE: f64 = 0.5;
 const SHOWN: f64 = 100.0;
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let tallies = context.tallies(&ARMS, |config, tally| {
         context.times.time("fm", || embed(context, config, tally))?;
         let runner = context.runner(config)?;
@@ -56,7 +56,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
         rows.extend(of_cell);
     }
     let chosen = json!({ "fm_small": smaller(&context.config.fm), "warm_share": WARM_SHARE });
-    Ok(ExperimentOutcome { name: "transfer", rows, models: Vec::new(), table, chosen })
+    Ok(context.report(table, rows, Vec::new(), chosen))
 }
 
 /// Runs both FMs over one stream, logs their concatenated TAEs, and tallies their heads'

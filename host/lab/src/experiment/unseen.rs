@@ -12,11 +12,7 @@ use hypercast_fm::{
 use hypercast_train::fm::dataset_spec;
 use serde_json::json;
 
-use super::{
-    ExperimentContext, ExperimentOutcome,
-    report::{ArmPair, arms_by_task},
-    runner::ExperimentArm,
-};
+use super::{ExperimentContext, ExperimentReport, report::arms_by_task, runner::ExperimentArm};
 use crate::{
     error::{CommonErrors as _, Error, Result},
     evaluate::stream::UserSample,
@@ -37,7 +33,7 @@ struct UnseenCase {
 }
 
 /// Runs it for every seed.
-pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
+pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
     let case = case(context)?;
     let schema = &context.dataset.schema;
     let seen = schema.tasks[case.task].name.clone();
@@ -57,15 +53,14 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentOutcome> {
         }
         Ok(())
     })?;
-    let pairs = [0, 1].map(|arm| ArmPair { baseline: 0, arm });
-    let mut rows = context.rows(&tallies, &pairs, Some(case.surface))?;
+    let mut rows = context.rows(&tallies, Some(case.surface))?;
     for row in &mut rows {
         row.more.insert("withheld", (row.task != seen).into());
     }
     let table = arms_by_task(&rows, &surface)
         + &format!("{seen} was the FM's auxiliary task there; the others were withheld from it\n");
     let chosen = json!({ "surface": surface, "auxiliary_task": seen, "fm_share": SHARE });
-    Ok(ExperimentOutcome { name: "unseen", rows, models: Vec::new(), table, chosen })
+    Ok(context.report(table, rows, Vec::new(), chosen))
 }
 
 fn case(context: &ExperimentContext<'_>) -> Result<UnseenCase> {

@@ -15,11 +15,11 @@ use hypercast_stream::{
 };
 
 use super::{
-    LifecycleFixture, PATIENCE, folder,
+    LifecycleFixture, PATIENCE,
     sender::{EventLoad, EventLoadResult, place},
 };
 use crate::{
-    bench::{BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport, temporary},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -31,7 +31,7 @@ const RAW: Duration = Duration::from_secs(5);
 
 /// Adds the figures.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = folder()?;
+    let dir = temporary()?;
     let load = EventLoad {
         rate: RATE,
         batch: BATCH,

@@ -16,9 +16,9 @@ use hypercast_stream::{
 };
 use serde_json::Value;
 
-use super::{LifecycleFixture, folder, sender::EventLoad};
+use super::{LifecycleFixture, sender::EventLoad};
 use crate::{
-    bench::{BenchOptions, BenchReport},
+    bench::{BenchOptions, BenchReport, temporary},
     error::{CommonErrors as _, Error, Result},
 };
 
@@ -30,7 +30,7 @@ const ALLOWED_S: f64 = 10.0;
 
 /// Adds the figures.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = folder()?;
+    let dir = temporary()?;
     let mut fixture = LifecycleFixture::new(dir.path(), options.engine, |config| {
         config.join.min_window_s = WINDOW_S;
         config.join.first_window_s = WINDOW_S;

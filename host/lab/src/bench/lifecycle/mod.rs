@@ -4,9 +4,9 @@
 //! Every part is a process of its own over loopback, as an operator runs them. Files are in the
 //! temporary folder (`TMPDIR`), and appends wait for its disk.
 
-mod ingest;
-mod latency;
-mod publish;
+pub mod ingest;
+pub mod latency;
+pub mod publish;
 mod sender;
 
 use std::{
@@ -18,34 +18,13 @@ use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::import::simulate::{self, simulate};
 
-use super::{BenchOptions, BenchReport};
-use crate::{
-    error::{CommonErrors as _, Error, Result},
-    processes::ProcessGroup,
-};
+use crate::{error::Result, processes::ProcessGroup};
 
 /// How long a process may take to start.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const USERS: usize = 300;
 const ITEMS: usize = 200;
-
-/// Adds the figures of the part.
-///
-/// # Errors
-/// A plugin that is not built; a process that ends early.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    if options.wants("ingest") {
-        ingest::measure(options, report)?;
-    }
-    if options.wants("latency") {
-        latency::measure(options, report)?;
-    }
-    if options.wants("publish") {
-        publish::measure(options, report)?;
-    }
-    Ok(())
-}
 
 /// A small world whose processes share one configuration.
 struct LifecycleFixture {
@@ -110,9 +89,4 @@ fn choose_engine(
         config.engine.nats_url = processes.start_nats(&dir.join("nats"))?;
     }
     Ok(())
-}
-
-/// A folder that is removed when it is dropped.
-fn folder() -> Result<tempfile::TempDir> {
-    tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
 }

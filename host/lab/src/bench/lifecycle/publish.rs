@@ -23,12 +23,13 @@ use hypercast_stream::{
 };
 use hypercast_train::fm::{FIRST_VERSION, dataset_spec, trained_dir};
 
-use super::{PATIENCE, choose_engine, folder};
+use super::{PATIENCE, choose_engine};
 use crate::{
     bench::{
         BenchOptions, BenchReport,
         load::{LoadResult, MetricsSnapshot, OpenLoopClient},
         serving::{bodies, rank_url, train_both},
+        temporary,
     },
     demo::preset::expert,
     error::{CommonErrors as _, Error, Result},
@@ -49,7 +50,7 @@ const SHARE: f64 = 0.3;
 
 /// Adds the figures.
 pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let dir = folder()?;
+    let dir = temporary()?;
     let mut processes =
         ProcessGroup::new(dir.path().join("process-logs"), Shutdown::on_signals()?)?;
     let path = trained(dir.path(), options, &mut processes)?;

@@ -21,7 +21,7 @@ use hypercast_config::EngineKind;
 use hypercast_core::{dir_lock::DirLock, shutdown::Shutdown};
 use hypercast_stream::streams;
 
-pub use self::report::StreamingReport;
+pub use self::{load::count, report::StreamingReport};
 use self::{
     load::{LoadGenerator, ReplaySchedule},
     operator::{PUBLISHED, ReplayProgress, VERSION_WITHIN, VERSIONS},
