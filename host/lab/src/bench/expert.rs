@@ -7,7 +7,7 @@ use hypercast_config::Config;
 use hypercast_data::{
     dataset::{ContextFeatures, Dataset},
     features::{CandidateInput, FeatureState, RequestInput},
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
     schema::FeatureKind,
 };
 use hypercast_expert::{
@@ -54,14 +54,7 @@ pub(super) struct ExpertFixture {
 impl ExpertFixture {
     pub(super) fn new() -> Result<Self> {
         let dir = super::temporary()?;
-        let world = simulate::SimulateOptions {
-            into: dir.path().join("data"),
-            users: 100,
-            items: 1000,
-            requests: 500,
-            surfaces: 2,
-            seed: 1,
-        };
+        let world = SimulateOptions { users: 100, items: 1000, ..super::world(dir.path()) };
         simulate(&world)?;
         let dataset = Dataset::open(&world.into)?;
         let example = request(&dataset)?;

@@ -15,7 +15,7 @@ use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
 };
 use hypercast_expert::{BreakerConfig, Engine, RankOutcome, ServedExpert, Tae, wasm::EngineConfig};
 use hypercast_fm::example::Example;
@@ -95,16 +95,11 @@ fn beside(own: &OpenLoopClient, others: &OpenLoopClient, rate: f64) -> LoadResul
 
 /// A world of four surfaces: one for the measured plugin, and one for each neighbour.
 fn world(options: &BenchOptions, dir: &Path) -> Result<PathBuf> {
-    let (path, into) = (dir.join("hypercast.toml"), dir.join("data"));
-    simulate(&simulate::SimulateOptions {
-        into: into.clone(),
-        users: 200,
-        items: 1000,
-        requests: 2000,
-        surfaces: 4,
-        seed: 1,
-    })?;
-    let surfaces = Dataset::open(&into)?.schema.surfaces.clone();
+    let path = dir.join("hypercast.toml");
+    let world = super::world(dir);
+    let world = SimulateOptions { users: 200, items: 1000, requests: 2000, surfaces: 4, ..world };
+    simulate(&world)?;
+    let surfaces = Dataset::open(&world.into)?.schema.surfaces.clone();
     let mut config = Config::default();
     (config.fm.dim, config.fm.qk_dim, config.fm.v_dim) = (32, 16, 16);
     config.fm.max_history = 64;

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use hypercast_config::EngineKind;
+use hypercast_data::import::simulate::SimulateOptions;
 
 pub use self::report::{BenchFigure, BenchReport};
 use crate::error::{CommonErrors as _, Error, Result};
@@ -141,6 +142,12 @@ fn temporary() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))
 }
 
+/// A small simulated world in the folder `data`.
+fn world(dir: &Path) -> SimulateOptions {
+    let into = dir.join("data");
+    SimulateOptions { into, users: 300, items: 200, requests: 500, surfaces: 2, seed: 1 }
+}
+
 fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
     let path = folder.join(format!("{name}.wasm"));
     if path.is_file() {
@@ -150,7 +157,7 @@ fn component(folder: &Path, name: &str, build: &str) -> Result<PathBuf> {
 }
 
 /// Adds the figures of a group, or of a part that looks itself which of its groups are wanted.
-type Measure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
+type GroupMeasure = fn(&BenchOptions, &mut BenchReport) -> Result<()>;
 
 /// Measures a part.
 ///
@@ -160,7 +167,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     options.check()?;
     let part = options.part.to_possible_value().expect("no part is hidden");
     let mut report = BenchReport::new(part.get_name());
-    let groups: &[(Option<&str>, Measure)] = match options.part {
+    let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
         BenchPart::Expert => &[(None, expert::measure)],
         BenchPart::Store => &[(None, store::measure)],
         BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],

@@ -19,7 +19,7 @@ use hypercast_config::Config;
 use hypercast_core::quantile::quantile;
 use hypercast_data::{
     dataset::Dataset,
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use super::{
     BenchOptions, BenchReport,
     load::{LoadResult, MetricsSnapshot, OpenLoopClient},
-    stages,
+    stages, world,
 };
 use crate::{
     demo::preset::expert,
@@ -93,20 +93,15 @@ pub(super) struct ServingFixture {
 impl ServingFixture {
     /// Simulates a world in `dir`, and trains an FM and an expert.
     fn trained(dir: &Path, options: &BenchOptions) -> Result<Self> {
+        let (users, requests) = (options.users, options.users * 50);
+        let world = SimulateOptions { users, items: ITEMS, requests, ..world(dir) };
+        simulate(&world)?;
         let fixture = Self {
             two_tiers: dir.join("hypercast.toml"),
             one_stage: dir.join("one-stage.toml"),
             with_events: dir.join("with-events.toml"),
-            dataset: dir.join("data"),
+            dataset: world.into,
         };
-        simulate(&simulate::SimulateOptions {
-            into: fixture.dataset.clone(),
-            users: options.users,
-            items: ITEMS,
-            requests: options.users * 50,
-            surfaces: 2,
-            seed: 1,
-        })?;
         let mut config = Config::default();
         config.fm.max_history = HISTORY;
         config.features.history_events = HISTORY;

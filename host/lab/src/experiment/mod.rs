@@ -246,7 +246,8 @@ impl ExperimentContext<'_> {
         SeedResults { context: self, tallies }
     }
 
-    /// The rows of all arms, compared with the first, on every slice that all arms predict, or only on those of `surface`.
+    /// The rows of all arms, compared with the first, on every slice that all arms predict, or only
+    /// on those of `surface`.
     fn rows(&self, tallies: &[ScoreTally], surface: Option<u16>) -> Result<Vec<ExperimentRow>> {
         let results = self.results(tallies);
         let arms = 0..tallies[0].arms.len();
@@ -283,7 +284,7 @@ impl ExperimentContext<'_> {
         Ok(most.map_or(0, |(surface, _)| surface))
     }
 
-    /// The result, with `models` that the experiment measured and the settings that it chose itself.
+    /// The result, with `models` that the experiment measured and the settings that it chose.
     fn report(
         &self,
         table: String,

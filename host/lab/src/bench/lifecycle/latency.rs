@@ -4,7 +4,6 @@
 //! above that length is the system's own delay.
 
 use std::{
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -65,13 +64,22 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
         add(format!("impression to joined example, {name}"), quantile(&mut ages, share));
     }
-    let Some(trainer) = TrainerLatency::read(&fixture.processes.log("train-fm"))? else {
+    // Its log has a line for every window of requests.
+    let log = fixture.processes.log("train-fm");
+    let text = std::fs::read_to_string(&log).map_err(Error::io(&log))?;
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
+    let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
+    let (mut p50_ms, p99_ms): (Vec<f64>, Vec<f64>) = pairs.unzip();
+    if p50_ms.is_empty() {
         report.note("event to trainer: the trainer has not learned from 1000 requests");
         return Ok(());
-    };
-    let of = format!("of {} windows of 1000 requests", trainer.windows);
-    add(format!("newest event to trainer, p50 (median {of})"), trainer.median_p50_s);
-    add(format!("newest event to trainer, p99 (worst {of})"), trainer.worst_p99_s);
+    }
+    let of = format!("of {} windows of 1000 requests", p50_ms.len());
+    let (median_s, worst_s) =
+        (quantile(&mut p50_ms, 0.5) / 1e3, p99_ms.into_iter().fold(0.0, f64::max) / 1e3);
+    add(format!("newest event to trainer, p50 (median {of})"), median_s);
+    add(format!("newest event to trainer, p99 (worst {of})"), worst_s);
     Ok(())
 }
 
@@ -89,27 +97,4 @@ fn ages_s(engine: &dyn StreamEngine, ended: &AtomicBool) -> Result<Vec<f64>> {
         }
     }
     Ok(ages)
-}
-
-/// The latencies in a trainer's log, which has a line for every window of requests.
-struct TrainerLatency {
-    median_p50_s: f64,
-    worst_p99_s: f64,
-    windows: usize,
-}
-
-impl TrainerLatency {
-    /// `None` if the log has no such line.
-    fn read(log: &Path) -> Result<Option<TrainerLatency>> {
-        let text = std::fs::read_to_string(log).map_err(Error::io(log))?;
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of = |line: &Value, key: &str| line["event_to_trainer_ms"][key].as_f64();
-        let pairs = lines.filter_map(|line| of(&line, "p50").zip(of(&line, "p99")));
-        let (mut p50_ms, p99_ms): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        Ok((!p50_ms.is_empty()).then(|| TrainerLatency {
-            windows: p50_ms.len(),
-            median_p50_s: quantile(&mut p50_ms, 0.5) / 1e3,
-            worst_p99_s: p99_ms.into_iter().fold(0.0, f64::max) / 1e3,
-        }))
-    }
 }

@@ -16,7 +16,7 @@ use std::{
 
 use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
-use hypercast_data::import::simulate::{self, simulate};
+use hypercast_data::import::simulate::{SimulateOptions, simulate};
 
 use crate::{error::Result, processes::ProcessGroup};
 
@@ -40,14 +40,7 @@ impl LifecycleFixture {
         engine: EngineKind,
         adjust: impl FnOnce(&mut Config),
     ) -> Result<LifecycleFixture> {
-        simulate(&simulate::SimulateOptions {
-            into: dir.join("data"),
-            users: USERS,
-            items: ITEMS,
-            requests: 500,
-            surfaces: 2,
-            seed: 1,
-        })?;
+        simulate(&SimulateOptions { users: USERS, items: ITEMS, ..world(dir) })?;
         let mut processes = ProcessGroup::new(dir.join("process-logs"), Shutdown::on_signals()?)?;
         let mut config = Config::default();
         config.join.in_daemon = false;

@@ -15,7 +15,7 @@ use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Replay, ReplayOptions},
-    import::simulate::{self, simulate},
+    import::simulate::{SimulateOptions, simulate},
 };
 use hypercast_stream::{
     publish::{Publisher, TrainingPosition},
@@ -29,7 +29,7 @@ use crate::{
         BenchOptions, BenchReport,
         load::{LoadResult, MetricsSnapshot, OpenLoopClient},
         serving::{bodies, rank_url, train_both},
-        temporary,
+        temporary, world,
     },
     demo::preset::expert,
     error::{CommonErrors as _, Error, Result},
@@ -106,14 +106,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
 
 /// Simulates a world and trains both tiers; returns the path of the configuration.
 fn trained(dir: &Path, options: &BenchOptions, processes: &mut ProcessGroup) -> Result<PathBuf> {
-    simulate(&simulate::SimulateOptions {
-        into: dir.join("data"),
-        users: 300,
-        items: 5_000,
-        requests: 4_000,
-        surfaces: 2,
-        seed: 1,
-    })?;
+    simulate(&SimulateOptions { items: 5_000, requests: 4_000, ..world(dir) })?;
     let mut config = Config::default();
     config.fm.max_history = 64;
     config.features.history_events = 64;

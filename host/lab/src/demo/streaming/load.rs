@@ -16,6 +16,8 @@ use hypercast_data::dataset::{
 };
 use hypercast_serve::api::{ActionBody, EventsRequest};
 
+use serde::Serialize;
+
 use super::{operator::ReplayProgress, scores::ServedScores};
 use crate::{
     demo::client::DemoClient,
@@ -50,7 +52,7 @@ pub struct ReplaySchedule {
 }
 
 /// Counts of what was sent and answered.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplayCounts {
     /// Requests for rankings.
     pub requests: u64,
@@ -65,12 +67,15 @@ pub struct ReplayCounts {
     /// Actions sent within their windows.
     pub actions: u64,
     /// Actions sent after their windows.
-    pub late: u64,
+    pub late_actions: u64,
     /// Round trips of requests.
+    #[serde(skip)]
     pub round_trips_ms: Vec<f64>,
     /// The time of the newest event.
+    #[serde(skip)]
     pub event_ms: i64,
     /// How far behind its schedule the replay is.
+    #[serde(skip)]
     pub behind: Duration,
 }
 
@@ -270,7 +275,7 @@ impl<'a> LoadGenerator<'a> {
         while let Some(late) = self.late.first_entry().filter(|late| late.key().due_ms <= until_ms)
         {
             body.actions.push(late.remove());
-            self.sent.late += 1;
+            self.sent.late_actions += 1;
         }
     }
 

@@ -13,6 +13,7 @@ mod scores;
 mod status;
 
 use std::{
+    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -28,11 +29,12 @@ use self::{
     prepare::DemoSetup,
     report::JoinedCounts,
     scores::ServedScores,
-    status::{LiveStatus, StatusLine},
+    status::{LiveStatus, status_text},
 };
 use super::{DemoOptions, StepTimes, client::DemoClient};
 use crate::{
     error::{CommonErrors as _, Error, Result},
+    metrics::LatencyQuantiles,
     processes::ProcessGroup,
 };
 
@@ -88,7 +90,6 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
     let client = DemoClient::new(url, setup.dataset.schema.clone());
     let processes = Mutex::new(processes);
     let running = RunningDemo {
-        options: &options,
         setup: &setup,
         client: &client,
         processes: &processes,
@@ -134,7 +135,6 @@ fn start(setup: &DemoSetup, processes: &mut ProcessGroup, listen: &str) -> Resul
 
 /// A demo whose processes run.
 struct RunningDemo<'a> {
-    options: &'a DemoOptions,
     setup: &'a DemoSetup,
     client: &'a DemoClient,
     processes: &'a Mutex<ProcessGroup>,
@@ -146,13 +146,10 @@ impl RunningDemo<'_> {
     /// Replays under an operator's decisions, then waits for the last examples.
     fn replay(&self, times: &StepTimes) -> Result<StreamingReport> {
         let Self { setup, client, stop, progress, .. } = self;
-        let DemoSetup { from_ms, requests, speed_up, .. } = **setup;
-        let max_duration = Duration::from_secs_f64(self.options.live.minutes * 60.0);
+        let ReplaySchedule { requests, speed_up, .. } = setup.schedule;
         println!("replaying {requests} requests, {speed_up:.0} times as fast as they came");
-        let late_ms = (setup.config.join.max_window_s as i64 + 1) * 1000;
-        let schedule = ReplaySchedule { from_ms, speed_up, requests, max_duration, late_ms };
         let scores = ServedScores::new(&setup.dataset.schema);
-        let mut load = LoadGenerator::new(client, scores, schedule);
+        let mut load = LoadGenerator::new(client, scores, setup.schedule);
         let mut printed = Instant::now();
         let look = |load: &mut LoadGenerator<'_>| {
             if stop.is_requested() {
@@ -179,9 +176,16 @@ impl RunningDemo<'_> {
         progress.take_failure().map_or(Ok(()), Err)?;
         let streams = streams::open(&setup.config.engine)?;
         let joined = JoinedCounts::read(&*streams, load.sent.impressions)?;
-        let live = LiveStatus::read(&client.live()?);
-        let mut report = StreamingReport::new(&load.sent, load.scores.rows(), live, joined);
-        report.decisions = progress.decisions();
+        let report = StreamingReport {
+            rows: load.scores.rows(),
+            round_trip: LatencyQuantiles::of(load.sent.round_trips_ms.clone()),
+            sent: load.sent,
+            live: LiveStatus::read(&client.live()?),
+            joined,
+            decisions: progress.decisions(),
+            memory_mib: BTreeMap::new(),
+            seconds: BTreeMap::new(),
+        };
         report.check()?;
         Ok(report)
     }
@@ -192,10 +196,7 @@ impl RunningDemo<'_> {
             processes.check()?;
         }
         let live = LiveStatus::read(&self.client.live()?);
-        let (tasks, share) = (load.scores.next_line(), load.share());
-        let utc_offset_h = self.setup.config.timeline.utc_offset_h;
-        let line = StatusLine { sent: &load.sent, share, live: &live, tasks: &tasks, utc_offset_h };
-        println!("{}", line.text());
+        println!("{}", status_text(load, &live, self.setup.config.timeline.utc_offset_h));
         Ok(())
     }
 }

@@ -1,7 +1,10 @@
 //! The start of the streaming demo: a data set, two configurations that differ only in the FM's
 //! size, and both FMs trained on the past, which ends where the stream begins.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hypercast_config::{Config, EngineKind};
 use hypercast_data::{
@@ -9,7 +12,7 @@ use hypercast_data::{
     import::simulate::{SimulateOptions, simulate},
 };
 
-use super::load;
+use super::load::{self, ReplaySchedule};
 use crate::{
     demo::{DatasetChoice, DemoOptions, StepTimes, preset, remove_dirs},
     error::Result,
@@ -44,12 +47,8 @@ const OWN_DIRS: [&str; 12] = [
 pub struct DemoSetup {
     /// The data set.
     pub dataset: Dataset,
-    /// Where the stream begins, milliseconds since the epoch.
-    pub from_ms: i64,
-    /// Requests of the stream.
-    pub requests: u64,
-    /// Event time over wall time.
-    pub speed_up: f64,
+    /// What is replayed of it, and how fast.
+    pub schedule: ReplaySchedule,
     /// The configuration of every process but the second FM's trainer.
     pub config: Config,
     /// Its path.
@@ -112,7 +111,10 @@ pub fn prepare(
     for (step, path) in [("train_fm_1", &first), ("train_fm_2", &second)] {
         times.time(step, || processes.complete(&["train", "fm"], path))?;
     }
-    Ok(DemoSetup { dataset, from_ms, requests, speed_up, config, first, second })
+    let max_duration = Duration::from_secs_f64(options.live.minutes * 60.0);
+    let late_ms = (config.join.max_window_s as i64 + 1) * 1000;
+    let schedule = ReplaySchedule { from_ms, speed_up, requests, max_duration, late_ms };
+    Ok(DemoSetup { dataset, schedule, config, first, second })
 }
 
 fn import(options: &DemoOptions, into: &Path) -> Result<()> {

@@ -25,19 +25,6 @@ const WINDOW_LINES: usize = 4;
 /// The arm of the true probabilities, in a simulated world.
 const BEST: &str = "best possible";
 
-/// NE of a main task over all surfaces, for a status line.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TaskStatus {
-    /// The task.
-    pub task: String,
-    /// The arm.
-    pub arm: String,
-    /// NE over the run so far.
-    pub all: Option<f64>,
-    /// NE over the last lines.
-    pub window: Option<f64>,
-}
-
 /// Served predictions and their outcomes.
 #[derive(Debug)]
 pub struct ServedScores {
@@ -110,9 +97,13 @@ impl ServedScores {
         }
     }
 
-    /// The state of the main tasks. The next status line begins.
-    pub fn next_line(&mut self) -> Vec<TaskStatus> {
-        let mut line = Vec::new();
+    /// NE of the main tasks over all surfaces, over the run so far and over the last status lines:
+    /// a line per task with its arms. The next status line begins.
+    pub fn next_line(&mut self) -> String {
+        let (mut text, mut last) = (String::new(), "");
+        let number = |sums: LogLossSums| {
+            sums.normalized_entropy().map_or("–".into(), |ne| format!("{ne:.4}"))
+        };
         for ((task, arm), sums) in &mut self.sums {
             sums.lines.push_back(std::mem::take(&mut sums.line));
             if sums.lines.len() > WINDOW_LINES {
@@ -122,11 +113,14 @@ impl ServedScores {
             sums.lines.iter().for_each(|sums| window += *sums);
             let task = &self.labels.schema.tasks[*task];
             if task.role == TaskRole::Main && arm != BEST {
-                let (all, window) = (sums.all.normalized_entropy(), window.normalized_entropy());
-                line.push(TaskStatus { task: task.name.clone(), arm: arm.clone(), all, window });
+                if task.name != last {
+                    text += &format!("\n    NE {:<12}", task.name);
+                    last = &task.name;
+                }
+                text += &format!(" {arm} {} (now {})", number(sums.all), number(window));
             }
         }
-        line
+        text
     }
 
     /// The metrics of the whole run.
