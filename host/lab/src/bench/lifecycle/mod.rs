@@ -18,6 +18,7 @@ use hypercast_config::{Config, EngineKind};
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::import::simulate::{SimulateOptions, simulate};
 
+use super::world;
 use crate::{error::Result, processes::ProcessGroup};
 
 /// How long a process may take to start.
