@@ -124,6 +124,15 @@ impl ProcessGroup {
         Ok(if is_success { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
     }
 
+    /// Runs `hypercast versions WORDS`, which must not be refused.
+    ///
+    /// # Errors
+    /// A refusal.
+    pub fn accepted(&self, words: &[&str], config: &Path) -> Result<()> {
+        let refused = |why| Error::internal(format!("versions {}: {why}", words.join(" ")));
+        self.versions(words, config)?.map(drop).map_err(refused)
+    }
+
     /// Starts `hypercast WORDS`, which runs until the group is stopped.
     ///
     /// # Errors

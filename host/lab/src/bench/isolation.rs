@@ -24,7 +24,7 @@ use super::{
     BenchOptions, BenchReport,
     expert::ExpertFixture,
     load::{LoadResult, OpenLoopClient},
-    serving::{bodies, rank_url, train_both},
+    serving::{rank_client, train_both},
 };
 use crate::{
     demo::preset,
@@ -57,9 +57,8 @@ pub fn neighbours(options: &BenchOptions, report: &mut BenchReport) -> Result<()
         for (at, neighbour) in NEIGHBOURS.iter().enumerate() {
             // A new daemon each time, so that the neighbour's breaker begins closed.
             let daemon = DaemonProcess::start(&config)?;
-            let own = OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, 0, false)?)?;
-            let others =
-                OpenLoopClient::cycle(rank_url(&daemon), bodies(&dataset, at + 1, false)?)?;
+            let own = rank_client(&daemon, &dataset, 0)?;
+            let others = rank_client(&daemon, &dataset, at + 1)?;
             let alone_ms = quantile(&mut own.one_by_one(100), 0.5);
             // A fifth of what one request at a time suggests, since client and daemon share the
             // machine; the same beside every neighbour.

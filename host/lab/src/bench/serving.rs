@@ -121,11 +121,6 @@ impl ServingFixture {
         train_both(&fixture.two_tiers)?;
         Ok(fixture)
     }
-
-    /// A request of every user, for random candidates.
-    pub(super) fn bodies(&self, explain: bool) -> Result<Vec<String>> {
-        bodies(&self.dataset, 0, explain)
-    }
 }
 
 /// A daemon under load of requests and events.
@@ -169,8 +164,7 @@ impl LoadBench {
     }
 
     fn run(self, report: &mut BenchReport) -> Result<()> {
-        self.requests.one_by_one(200);
-        let alone = quantile(&mut self.requests.one_by_one(400), 0.5);
+        let alone = self.requests.alone_ms();
         report.figure(format!("request of {CANDIDATES} candidates alone, p50"), alone, "ms");
         let Some(peak) = self.peak(1e3 / alone)? else {
             report.note(format!("no rate kept p99 under {TARGET_MS} ms"));
@@ -343,6 +337,15 @@ pub(super) fn bodies(dataset: &Path, surface: usize, explain: bool) -> Result<Ve
     let mut random = SmallRng::seed_from_u64(3);
     let mut body = |&user: &u64| traffic.request_of(user, &mut random, explain).to_string();
     Ok(traffic.users.iter().map(&mut body).collect())
+}
+
+/// A client that sends these requests.
+pub(super) fn rank_client(
+    daemon: &DaemonProcess,
+    dataset: &Path,
+    surface: usize,
+) -> Result<OpenLoopClient> {
+    OpenLoopClient::cycle(rank_url(daemon), bodies(dataset, surface, false)?)
 }
 
 /// The address of a daemon's rankings.

@@ -13,7 +13,7 @@ use hypercast_serve::api::RankAnswer;
 use super::{
     BenchReport,
     load::OpenLoopClient,
-    serving::{CANDIDATES, ServingFixture, rank_url},
+    serving::{CANDIDATES, ServingFixture, bodies, rank_client, rank_url},
 };
 use crate::{
     error::{CommonErrors as _, Error, Result},
@@ -38,7 +38,7 @@ struct StagedDaemon {
 
 /// Adds the figures.
 pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Result<()> {
-    let explained = fixture.bodies(true)?;
+    let explained = bodies(&fixture.dataset, 0, true)?;
     let mut ours = StagedDaemon::start(fixture, &fixture.two_tiers)?;
     let mut theirs = StagedDaemon::start(fixture, &fixture.one_stage)?;
     for turn in 0..=TURNS {
@@ -79,7 +79,7 @@ pub(super) fn measure(fixture: &ServingFixture, report: &mut BenchReport) -> Res
 impl StagedDaemon {
     fn start(fixture: &ServingFixture, config: &std::path::Path) -> Result<Self> {
         let daemon = DaemonProcess::start(config)?;
-        let client = OpenLoopClient::cycle(rank_url(&daemon), fixture.bodies(false)?)?;
+        let client = rank_client(&daemon, &fixture.dataset, 0)?;
         Ok(Self { daemon, client, stages_ms: BTreeMap::new(), round_trips_ms: Vec::new() })
     }
 

@@ -82,6 +82,20 @@ pub struct StreamBatch<'a> {
     pub seen: usize,
 }
 
+/// The data set's requests as examples with `history_len` events of history.
+///
+/// # Errors
+/// Data that cannot be read.
+pub fn replay(dataset: &Dataset, config: &Config, history_len: usize) -> Result<Replay> {
+    let options = ReplayOptions {
+        span: Span::default(),
+        history_len,
+        max_targets: config.fm.max_targets,
+        features: config.features,
+    };
+    Ok(Replay::new(dataset, options)?)
+}
+
 /// A target of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct TargetRow<'a> {
@@ -162,13 +176,7 @@ impl DatasetStream<'_> {
         mut take: impl FnMut(StreamBatch<'_>) -> Result<()>,
     ) -> Result<()> {
         self.pretraining(name, &mut take)?;
-        let options = ReplayOptions {
-            span: Span::default(),
-            history_len: self.history_len,
-            max_targets: self.config.fm.max_targets,
-            features: self.config.features,
-        };
-        let replay = Replay::new(self.dataset, options)?;
+        let replay = replay(self.dataset, self.config, self.history_len)?;
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
         let (mut batch, mut seen) = (Vec::new(), 0);
