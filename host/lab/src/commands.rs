@@ -53,13 +53,13 @@ pub fn run(command: LabCommand) -> anyhow::Result<()> {
                 std::fs::write(path, report.plot())
                     .with_context(|| format!("writing --plot {}", path.display()))?;
             }
-            print_report(&report, options.json.as_deref())
+            print_report(&report, options.setup.json.as_deref())
         }
         LabCommand::Experiment(mut options) => {
             let name = format!("experiment-{:?}", options.experiment);
             let data = options.setup.data;
             options.setup.work.get_or_insert_with(|| default_work(&name, data));
-            print_report(&experiment::run(&options)?, options.json.as_deref())
+            print_report(&experiment::run(&options)?, options.setup.json.as_deref())
         }
         LabCommand::Bench(options) => print_report(&bench::run(&options)?, options.json.as_deref()),
     }

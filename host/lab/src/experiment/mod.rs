@@ -42,8 +42,8 @@ use crate::{
     error::{CommonErrors as _, Error, Result},
     evaluate::{
         setup::EvaluationSetup,
-        stream::{DatasetStream, TestMode, UserSample},
-        window::{TestTimes, TestWindow},
+        stream::{DatasetStream, UserSample},
+        window::TestWindow,
     },
 };
 
@@ -71,12 +71,6 @@ pub struct ExperimentOptions {
     /// The data set and the folders.
     #[command(flatten)]
     pub setup: EvaluationSetup,
-    /// Whether weights stay fixed from --test-from on, or go on learning (predict, then train)
-    #[arg(long, value_enum, default_value_t = TestMode::Streaming)]
-    pub mode: TestMode,
-    /// Where the test and the report begin.
-    #[command(flatten)]
-    pub times: TestTimes,
     /// Seeds of FM and experts: how many, or which (`1,2,3`; `7,` for the one)
     #[arg(long, default_value = "3", value_parser = SeedList::parse)]
     pub seeds: SeedList,
@@ -102,9 +96,6 @@ pub struct ExperimentOptions {
     /// unseen: the only task of the surface that the FM learns [default: the first]
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
-    /// Also write the result to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
 }
 
 /// The seeds of an experiment.
@@ -153,9 +144,8 @@ pub fn run(options: &ExperimentOptions) -> Result<ExperimentReport> {
     let times = StepTimes::default();
     let dataset = times.time("import", || options.setup.dataset())?;
     let config = options.setup.config(&dataset)?;
-    std::fs::create_dir_all(options.setup.work()).map_err(Error::io(options.setup.work()))?;
     let context = ExperimentContext {
-        window: TestWindow::new(options.setup.data, &options.times, &config, &dataset)?,
+        window: TestWindow::new(&options.setup, &config, &dataset)?,
         users: UserSample { share, salt: 0 },
         engine: Engine::new(config.guests())?,
         plugin: options.setup.plugins.join(format!("{}.wasm", options.expert)),
@@ -225,7 +215,7 @@ impl ExperimentContext<'_> {
             dataset: self.dataset,
             config,
             window: self.window,
-            mode: self.options.mode,
+            mode: self.options.setup.mode,
             history_len,
             users: self.users,
         }
@@ -295,7 +285,7 @@ impl ExperimentContext<'_> {
         let experiment = self.options.experiment.to_possible_value().expect("none is hidden");
         let config = json!({
             "data": format!("{:?}", self.options.setup.data).to_lowercase(),
-            "mode": self.options.mode,
+            "mode": self.options.setup.mode,
             "test_from": self.window.format(self.window.test_from_ms),
             "report_from": self.window.format(self.window.report_from_ms),
             "users_share": self.users.share,

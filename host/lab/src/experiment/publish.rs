@@ -36,7 +36,7 @@ const ARMS: [(&str, Option<f64>); 4] =
 
 /// Runs it for every seed.
 pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
-    if context.options.mode == TestMode::Fixed {
+    if context.options.setup.mode == TestMode::Fixed {
         return Err(Error::invalid(
             "publish: fixed weights have nothing to publish; run without --mode fixed",
         ));

@@ -39,7 +39,7 @@ impl ArmRunner<'_> {
     fn phase(&self) -> ExpertPhase<'_> {
         let ExperimentContext { engine, window, options, .. } = self.context;
         let (config, log) = (self.config, &self.log);
-        ExpertPhase { config, log, engine, window: *window, mode: options.mode }
+        ExpertPhase { config, log, engine, window: *window, mode: options.setup.mode }
     }
 
     /// The rows of some surfaces and a span of time, with the arm's part of the embedding.
