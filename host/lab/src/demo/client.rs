@@ -67,17 +67,12 @@ impl DemoClient {
     pub fn rank_all(&self, requests: &[RankRequest]) -> Result<Vec<TimedAnswer>> {
         let share = requests.len().div_ceil(THREADS).max(1);
         let rank = |part: &[RankRequest]| part.iter().map(|request| self.rank(request)).collect();
-        let parts: Vec<Result<Vec<TimedAnswer>>> = std::thread::scope(|scope| {
+        let parts: Result<Vec<Vec<TimedAnswer>>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
                 requests.chunks(share).map(|part| scope.spawn(move || rank(part))).collect();
-            let joined = threads.into_iter().map(|thread| thread.join().expect("no panic"));
-            joined.collect()
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
         });
-        let mut answers = Vec::with_capacity(requests.len());
-        for part in parts {
-            answers.extend(part?);
-        }
-        Ok(answers)
+        Ok(parts?.into_iter().flatten().collect())
     }
 
     fn rank(&self, request: &RankRequest) -> Result<TimedAnswer> {

@@ -46,7 +46,6 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let mut sent = load.send(&url, || {
         std::thread::sleep(lasting / 10);
         early = fixture.processes.memory_mib();
-        Ok(())
     })?;
     let late = fixture.processes.memory_mib();
     let engine = streams::open(&fixture.config.engine)?;

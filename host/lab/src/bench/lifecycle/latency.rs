@@ -44,7 +44,7 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let ended = AtomicBool::new(false);
     let (sent, ages) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| ages_s(&*engine, &ended));
-        let sent = load.send(&url, || Ok(()));
+        let sent = load.send(&url, || ());
         // The last windows must end too.
         std::thread::sleep(Duration::from_secs(WINDOW_S + ALLOWED_S as u64));
         ended.store(true, Ordering::Release);
