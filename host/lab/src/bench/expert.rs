@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use hypercast_config::Config;
 use hypercast_data::{
-    dataset::{ContextFeatures, Dataset},
-    features::{CandidateInput, FeatureState, RequestInput},
+    dataset::Dataset,
     import::simulate::{SimulateOptions, simulate},
-    schema::FeatureKind,
 };
 use hypercast_expert::{
     Blueprint, BreakerConfig, Engine, ExpertPredictions, LoadOptions, Normaliser, Plugin,
     ServedExpert, Tae,
 };
-use hypercast_fm::example::{Example, Outcome};
+use hypercast_fm::example::Example;
 use serde_json::json;
 
 use super::{
@@ -22,7 +20,10 @@ use super::{
     timing::{Rival, timed},
     torch::Torch,
 };
-use crate::error::{CommonErrors as _, Error, Result};
+use crate::{
+    error::{CommonErrors as _, Error, Result},
+    evaluate::stream::replay,
+};
 
 const ROWS: usize = 500;
 
@@ -91,34 +92,14 @@ fn tae() -> Vec<f32> {
     (0..ROWS * TAE).map(|at| ((at * 37 % 101) as f32 - 50.0) / 40.0).collect()
 }
 
+/// A request of the world with the candidates of many.
 fn request(dataset: &Dataset) -> Result<Example> {
-    let state = FeatureState::rebuild(dataset, Config::default().features, None)?;
-    let context = |kind| {
-        dataset.schema.context_features.iter().filter(move |feature| feature.kind == kind).count()
-    };
-    let context = Arc::new(ContextFeatures {
-        ids: vec![0; context(FeatureKind::Categorical)],
-        dense: vec![0.0; context(FeatureKind::Dense)],
-    });
-    let mut items: Vec<u64> = dataset.items.keys().copied().collect();
-    items.sort_unstable();
-    let candidates = items.iter().cycle().take(ROWS).map(|&item| CandidateInput {
-        item,
-        features: None,
-        context: context.clone(),
-        outcome: Outcome::UNKNOWN,
-        truth: Vec::new(),
-    });
-    let user = dataset.users.keys().min().copied().unwrap_or(0);
-    let input = RequestInput {
-        request: 1,
-        user,
-        user_features: None,
-        surface: 0,
-        time_ms: i64::MAX / 2,
-        candidates: candidates.collect(),
-    };
-    Ok(state.fetch(&input, 64))
+    let examples = replay(dataset, &Config::default(), 64)?;
+    let mut examples: Vec<Example> = examples.collect::<hypercast_data::Result<_>>()?;
+    let targets = examples.iter().flat_map(|example| example.targets.clone());
+    let targets = targets.take(ROWS).collect();
+    let last = examples.pop().ok_or_else(|| Error::internal("the world has no request"))?;
+    Ok(Example { targets, ..last })
 }
 
 /// The network, from the request's columns to predictions.

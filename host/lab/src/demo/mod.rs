@@ -104,10 +104,10 @@ pub fn run(options: &DemoOptions) -> Result<DemoReport> {
 
     let base = BaseRates::of(&dataset, test_from_ms)?;
     let daemon = times.time("start_daemon", || DaemonProcess::start(&path))?;
-    let outcome =
+    let report =
         times.time("replay", || replay::run(&dataset, test_from_ms, &daemon.url, &base))?;
     daemon.stop()?;
-    Ok(DemoReport::new(outcome, times.seconds()))
+    Ok(DemoReport { seconds: times.seconds(), ..report })
 }
 
 /// Where a data set comes from.

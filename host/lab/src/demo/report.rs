@@ -5,11 +5,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use super::replay::ReplayOutcome;
 use crate::metrics::{LatencyQuantiles, MetricRow, table};
 
 /// The result, as `--json` writes it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct DemoReport {
     /// Quality, over the same rows for every arm of a surface and task.
     pub rows: Vec<MetricRow>,
@@ -21,20 +20,6 @@ pub struct DemoReport {
     pub degraded: u64,
     /// Seconds by step.
     pub seconds: BTreeMap<String, f64>,
-}
-
-impl DemoReport {
-    /// The report of a replay.
-    pub fn new(outcome: ReplayOutcome, seconds: BTreeMap<String, f64>) -> Self {
-        let stages = outcome.stages_ms.into_iter();
-        Self {
-            rows: outcome.kept.rows(|arm| arm.name().to_owned()),
-            latency: stages.map(|(stage, ms)| (stage, LatencyQuantiles::of(ms))).collect(),
-            requests: outcome.requests,
-            degraded: outcome.degraded,
-            seconds,
-        }
-    }
 }
 
 impl fmt::Display for DemoReport {

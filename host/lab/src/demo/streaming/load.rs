@@ -20,12 +20,9 @@ use serde::Serialize;
 
 use super::{operator::ReplayProgress, scores::ServedScores};
 use crate::{
-    demo::client::DemoClient,
+    demo::{client::DemoClient, replay::PendingBatch},
     error::{CommonErrors as _, Error, Result},
 };
-
-/// Requests that go out together at most.
-const BATCH: usize = 32;
 
 /// How long due events may be gathered.
 const GATHER: Duration = Duration::from_millis(100);
@@ -95,16 +92,6 @@ pub struct LoadGenerator<'a> {
     started: Instant,
 }
 
-/// What goes out together: requests first, then the outcomes of earlier ones.
-#[derive(Default)]
-struct PendingBatch {
-    requests: Vec<Vec<Impression>>,
-    outcomes: Vec<Impression>,
-    /// The users of both; a user's next request waits for what the user did before.
-    users: BTreeSet<u64>,
-    since: Option<Instant>,
-}
-
 /// An outcome that is sent late.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct LateOutcome {
@@ -157,24 +144,13 @@ impl<'a> LoadGenerator<'a> {
                 std::thread::sleep(GATHER);
             }
             self.sent.event_ms = time_ms;
-            match step {
-                TimelineStep::Outcome(row) if row.history_only => {}
-                TimelineStep::Outcome(row) => {
-                    self.pending.users.insert(row.user);
-                    self.pending.outcomes.push(row);
-                }
-                TimelineStep::Request(rows) => {
-                    let user = rows[0].user;
-                    let full = self.pending.requests.len() == BATCH;
-                    if full || self.pending.users.contains(&user) {
-                        self.flush()?;
-                        look(self)?;
-                    }
-                    self.pending.users.insert(user);
-                    self.pending.requests.push(rows);
-                }
+            if self.pending.goes_before(&step) {
+                self.flush()?;
+                look(self)?;
             }
-            self.pending.since.get_or_insert_with(Instant::now);
+            if !matches!(&step, TimelineStep::Outcome(row) if row.history_only) {
+                self.pending.push(step);
+            }
             progress.advance_to(self.share());
         }
         self.flush()?;
