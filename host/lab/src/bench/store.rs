@@ -14,8 +14,7 @@ use hypercast_core::{hash::mix64, quantile::quantile};
 use hypercast_store::{Adagrad, RowFormat, Store, StoreOptions, StoreReader, Verify};
 
 use super::{
-    BenchOptions, BenchReport,
-    rivals::{self, RivalStore},
+    BenchOptions, BenchReport, rivals,
     timing::{Contender, Rival, timed},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -42,15 +41,8 @@ pub(super) struct ReadPattern {
     ids: Vec<u64>,
 }
 
-/// The rows of one read, by number and by id.
-#[derive(Clone, Copy)]
-struct ReadBatch<'a> {
-    rows: &'a [usize],
-    ids: &'a [u64],
-}
-
-/// A read; returns the number of missing ids.
-type ReadFn<'a> = dyn FnMut(ReadBatch<'_>, &mut [f32]) -> usize + 'a;
+/// A read of rows, given by number and by id; returns the number of missing ids.
+type ReadFn<'a> = dyn FnMut(&[usize], &[u64], &mut [f32]) -> usize + 'a;
 
 impl ReadPattern {
     /// Random reads of a store of `rows` rows.
@@ -67,7 +59,7 @@ impl ReadPattern {
         let mut out = vec![0.0; BATCH * DIM];
         for (rows, ids) in self.rows.chunks_exact(BATCH).zip(self.ids.chunks_exact(BATCH)) {
             let start = Instant::now();
-            let missing = read(ReadBatch { rows, ids }, &mut out);
+            let missing = read(rows, ids, &mut out);
             times_s.push(start.elapsed().as_secs_f64());
             assert_eq!(missing, 0, "every row exists");
         }
@@ -76,7 +68,7 @@ impl ReadPattern {
     /// A contender that reads so.
     fn read_by<'a>(
         &'a self,
-        mut read: impl FnMut(ReadBatch<'_>, &mut [f32]) -> usize + 'a,
+        mut read: impl FnMut(&[usize], &[u64], &mut [f32]) -> usize + 'a,
     ) -> Contender<'a> {
         Box::new(move |times_s| {
             self.time(&mut read, times_s);
@@ -85,7 +77,7 @@ impl ReadPattern {
     }
 
     fn gather<'a>(&'a self, reader: &'a StoreReader) -> Contender<'a> {
-        self.read_by(|batch, out| reader.gather(batch.ids, out))
+        self.read_by(|_, ids, out| reader.gather(ids, out))
     }
 }
 
@@ -111,23 +103,23 @@ pub(super) fn measure(options: &BenchOptions, report: &mut BenchReport) -> Resul
     report.figure(format!("store: load {}", bench.size()), start.elapsed().as_secs_f64(), "s");
     let bytes = bench.bytes_a_row(&bench.ours())?;
     report.figure("store: bytes a row, index included", bytes, "bytes");
-    if options.wants("reads") {
-        bench.reads(report)?;
-    }
-    if options.wants("open") {
-        bench.open(report)?;
-    }
-    if options.wants("writer") {
-        bench.beside_a_writer(report)?;
-    }
-    if options.wants("formats") {
-        bench.formats(report)?;
-    }
-    if options.wants("rivals") {
-        bench.rivals(report)?;
+    let groups: [(&str, StoreGroup<'_>); 5] = [
+        ("reads", StoreBench::reads),
+        ("open", StoreBench::open),
+        ("writer", StoreBench::beside_a_writer),
+        ("formats", StoreBench::formats),
+        ("rivals", StoreBench::rivals),
+    ];
+    for (group, measure) in groups {
+        if options.wants(group) {
+            measure(&bench, report)?;
+        }
     }
     Ok(())
 }
+
+/// Adds the figures of a group.
+type StoreGroup<'a> = fn(&StoreBench<'a>, &mut BenchReport) -> Result<()>;
 
 /// Fills a new store.
 fn load(dir: &Path, rows: usize) -> Result<()> {
@@ -180,7 +172,7 @@ impl StoreBench<'_> {
         let pattern = ReadPattern::new(self.options.rows);
         let raw = |ahead| {
             let raw = &raw;
-            pattern.read_by(move |batch, out| raw_copy(raw, batch.rows, out, ahead))
+            pattern.read_by(move |rows, _, out| raw_copy(raw, rows, out, ahead))
         };
         let rivals = vec![
             Rival { name: "a raw copy, places known", run: raw(None) },
@@ -213,7 +205,7 @@ impl StoreBench<'_> {
         let (mut alone_s, mut beside_s, mut updates) = (Vec::new(), Vec::new(), 0.0);
         let turns = self.options.runs.max(3);
         for _ in 0..turns {
-            let mut read = |batch: ReadBatch<'_>, out: &mut [f32]| handle.gather(batch.ids, out);
+            let mut read = |_: &[usize], ids: &[u64], out: &mut [f32]| handle.gather(ids, out);
             pattern.time(&mut read, &mut alone_s);
             let stop = AtomicBool::new(false);
             let rate = std::thread::scope(|scope| {
@@ -265,31 +257,25 @@ impl StoreBench<'_> {
                 "redb, LMDB (heed) and fjall are not built in; build with `--features rivals`",
             );
         }
+        let (pattern, rows) = (ReadPattern::new(self.options.rows), self.options.rows);
+        let (reader, dir) = (self.reader()?, self.dir.join("rival"));
         for rival in rivals {
-            let dir = self.dir.join("rival");
             std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
             let start = Instant::now();
-            rival.load(&dir, &self.reader()?, self.options.rows)?;
+            rival.load(&dir, &reader, rows)?;
             let name = format!("{}: load {}", rival.name, self.size());
             report.figure(name, start.elapsed().as_secs_f64(), "s");
-            self.against(report, &rival, &dir)?;
+            let name = format!("store: {BATCH} random rows a read, of {}", self.size());
+            rival.with_reader(&dir, &mut |read| {
+                let run = pattern.read_by(|_, ids, out| read(ids, out));
+                let rivals = vec![Rival { name: rival.name, run }];
+                let (runs, ours) = (self.options.runs.min(5), pattern.gather(&reader));
+                report.race(&name, "Mrows/s", runs, ours, rivals, speed).map(drop)
+            })?;
+            let [ours, theirs] = [self.bytes_a_row(&self.ours())?, self.bytes_a_row(&dir)?];
+            report.versus("store: bytes a row on disk", ours, "bytes", rival.name, theirs);
             std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
         }
-        Ok(())
-    }
-
-    fn against(&self, report: &mut BenchReport, rival: &RivalStore, theirs: &Path) -> Result<()> {
-        let reader = self.reader()?;
-        let pattern = ReadPattern::new(self.options.rows);
-        let name = format!("store: {BATCH} random rows a read, of {}", self.size());
-        rival.with_reader(theirs, &mut |read| {
-            let run = pattern.read_by(|batch, out| read(batch.ids, out));
-            let rivals = vec![Rival { name: rival.name, run }];
-            let (runs, ours) = (self.options.runs.min(5), pattern.gather(&reader));
-            report.race(&name, "Mrows/s", runs, ours, rivals, speed).map(drop)
-        })?;
-        let [ours, theirs] = [self.bytes_a_row(&self.ours())?, self.bytes_a_row(theirs)?];
-        report.versus("store: bytes a row on disk", ours, "bytes", rival.name, theirs);
         Ok(())
     }
 }

@@ -179,32 +179,15 @@ impl DatasetStream<'_> {
         let replay = replay(self.dataset, self.config, self.history_len)?;
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
-        let (mut batch, mut seen) = (Vec::new(), 0);
-        let mut hand_on = |batch: &mut Vec<Example>| -> Result<()> {
-            let Some(first) = batch.first() else { return Ok(()) };
-            let test = first.time_ms >= self.window.test_from_ms;
-            let may_learn = !test || self.mode == TestMode::Streaming;
-            take(StreamBatch { examples: batch, history_only: false, may_learn, seen })?;
-            seen += batch.len();
-            progress.advance(targets(&*batch).count() as u64, String::new);
-            batch.clear();
+        let mut seen = 0;
+        self.in_batches(replay, |examples| {
+            let is_test = examples[0].time_ms >= self.window.test_from_ms;
+            let may_learn = !is_test || self.mode == TestMode::Streaming;
+            take(StreamBatch { examples, history_only: false, may_learn, seen })?;
+            seen += examples.len();
+            progress.advance(targets(examples).count() as u64, String::new);
             Ok(())
-        };
-        for example in replay {
-            let example = example?;
-            if !self.users.contains(example.user.id) {
-                continue;
-            }
-            let test = |example: &Example| example.time_ms >= self.window.test_from_ms;
-            if batch.first().is_some_and(|first| test(first) != test(&example)) {
-                hand_on(&mut batch)?;
-            }
-            batch.push(example);
-            if batch.len() == self.config.fm.batch_requests {
-                hand_on(&mut batch)?;
-            }
-        }
-        hand_on(&mut batch)?;
+        })?;
         progress.finish("done");
         Ok(())
     }
@@ -250,6 +233,29 @@ impl DatasetStream<'_> {
         Ok((requests as f64 * self.config.logs.skip_share) as usize)
     }
 
+    /// Hands on the examples of the chosen users in batches that do not cross the test's beginning.
+    fn in_batches(
+        &self,
+        examples: impl Iterator<Item = hypercast_data::Result<Example>>,
+        mut take: impl FnMut(&[Example]) -> Result<()>,
+    ) -> Result<()> {
+        let is_test = |example: &Example| example.time_ms >= self.window.test_from_ms;
+        let mut batch: Vec<Example> = Vec::new();
+        for example in examples {
+            let example = example?;
+            if !self.users.contains(example.user.id) {
+                continue;
+            }
+            let crosses = batch.first().is_some_and(|first| is_test(first) != is_test(&example));
+            if crosses || batch.len() == self.config.fm.batch_requests {
+                take(&batch)?;
+                batch.clear();
+            }
+            batch.push(example);
+        }
+        if batch.is_empty() { Ok(()) } else { take(&batch) }
+    }
+
     fn pretraining(
         &self,
         name: &str,
@@ -262,18 +268,11 @@ impl DatasetStream<'_> {
         }
         let mut progress =
             Progress::start(&format!("{name} on past histories"), examples.examples() as u64);
-        let mut batch = Vec::new();
-        let mut examples =
-            examples.filter(|example| self.users.contains(example.user.id)).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example);
-            if batch.len() == self.config.fm.batch_requests || examples.peek().is_none() {
-                let examples = &batch;
-                take(StreamBatch { examples, history_only: true, may_learn: true, seen: 0 })?;
-                progress.advance(batch.len() as u64, String::new);
-                batch.clear();
-            }
-        }
+        self.in_batches(examples.map(Ok), |examples| {
+            take(StreamBatch { examples, history_only: true, may_learn: true, seen: 0 })?;
+            progress.advance(examples.len() as u64, String::new);
+            Ok(())
+        })?;
         progress.finish("done");
         Ok(())
     }

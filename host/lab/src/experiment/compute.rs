@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{
     ExperimentContext, ExperimentReport,
-    latency::{ModelLatency, REQUESTS, TimedModels, measure},
+    latency::{ModelLatency, REQUESTS, measure},
     report::arms_by_task,
     runner::ExperimentArm,
     tally::ScoreTally,
@@ -80,14 +80,7 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
         Ok(())
     })?;
     let (pass, trained) = last.expect("at least one seed");
-    let models = TimedModels {
-        one_stage: &context.checkpoint_dir("one-stage"),
-        fm: &context.checkpoint_dir("fm"),
-        blueprint: trained.blueprint.clone(),
-        parameters: trained.stream.parameters().clone(),
-        device: context.config.device,
-    };
-    let latency = context.times.time("latency", || measure(models, &pass.kept))?;
+    let latency = context.times.time("latency", || measure(context, &trained, &pass.kept))?;
     let costs = costs(context, &spec, &pass, &trained, latency);
     let rows = context.rows(&tallies, Some(surface))?;
     let name = &context.dataset.schema.surfaces[usize::from(surface)];

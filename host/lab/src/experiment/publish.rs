@@ -123,15 +123,11 @@ fn follow(
     })
 }
 
-/// A copy of the FM for serving.
+/// A copy of the FM for serving, and the way from the trainer to it.
 struct ServingCopy {
     fm: Arc<dyn FoundationModel>,
-    /// `None` if it receives nothing after the snapshot.
-    channel: Option<PublicationChannel>,
-}
-
-/// From the trainer to a copy.
-struct PublicationChannel {
+    /// Whether it receives anything after the snapshot.
+    receives: bool,
     streams: Arc<MemoryEngine>,
     publisher: Publisher,
     follower: PublicationFollower,
@@ -161,9 +157,8 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
         let (_, follower) = publish::bootstrap(streams.clone(), topic.clone(), &checkpoint)?
             .expect("a snapshot was published just now");
         let fm = inference::load_updatable(&checkpoint, &dir.join("rows"), serving)?;
-        let channel =
-            share.is_some().then_some(PublicationChannel { streams, publisher, follower });
-        Ok(ServingCopy { fm: Arc::from(fm), channel })
+        let (fm, receives) = (Arc::from(fm), share.is_some());
+        Ok(ServingCopy { fm, receives, streams, publisher, follower })
     };
     ARMS.iter().map(copy).collect()
 }
@@ -171,20 +166,22 @@ fn open(config: &Config, trainer: &mut dyn FmTrainer, dir: &Path) -> Result<Vec<
 impl ServingCopy {
     /// Publishes the trainer's changed weights to the copy.
     fn publish(&mut self, trainer: &mut dyn FmTrainer, sent: &mut PublishedBytes) -> Result<()> {
-        let Some(channel) = &mut self.channel else { return Ok(()) };
-        let published = channel
+        if !self.receives {
+            return Ok(());
+        }
+        let published = self
             .publisher
             .publish(&trainer.trained_weights(FIRST_VERSION)?, TrainingPosition::default())?;
         sent.publications += 1;
         sent.raw_bytes += published.raw_bytes;
         sent.all_bytes += published.all_bytes;
         sent.bytes += published.bytes;
-        while let Some(publication) = channel.follower.next(Duration::ZERO)? {
+        while let Some(publication) = self.follower.next(Duration::ZERO)? {
             self.fm.update(publish::fm_update(publication)?)?;
         }
         let topic = Topic::fm(FIRST_VERSION);
-        let end = channel.streams.span(&topic)?.end;
+        let end = self.streams.span(&topic)?.end;
         // The snapshot's records are no longer needed: no new follower begins.
-        Ok(channel.streams.trim(&topic, end)?)
+        Ok(self.streams.trim(&topic, end)?)
     }
 }
