@@ -115,13 +115,13 @@ mod built_in {
 
     fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let db = redb(dir)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             let table = db.begin_read().map(|read| read.open_table(TABLE));
             let table = table.expect("it opens").expect("it has the table");
             gather(ids, out, |id, out| {
                 table.get(id).map(|row| row.map(|row| copy(row.value(), out)).is_some())
             })
-        })?)
+        })
     }
 
     fn lmdb(dir: &Path) -> anyhow::Result<Env> {
@@ -152,12 +152,12 @@ mod built_in {
     fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             let read = env.read_txn().expect("it opens");
             gather(ids, out, |id, out| {
                 table.get(&read, &id).map(|row| row.map(|row| copy(row, out)).is_some())
             })
-        })?)
+        })
     }
 
     fn fjall(dir: &Path) -> anyhow::Result<(FjallDatabase, Keyspace)> {
@@ -177,10 +177,10 @@ mod built_in {
 
     fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> anyhow::Result<()> {
         let (_db, table) = fjall(dir)?;
-        Ok(measure(&mut |ids, out| {
+        measure(&mut |ids, out| {
             gather(ids, out, |id, out| {
                 table.get(id.to_be_bytes()).map(|row| row.map(|row| copy(&row, out)).is_some())
             })
-        })?)
+        })
     }
 }

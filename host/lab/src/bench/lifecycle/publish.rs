@@ -83,12 +83,12 @@ pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
         let lasting = every * deltas.len() as u32;
         quiet.push(client.send(rate, lasting));
         let stretch = std::thread::scope(|scope| {
-            let publishing = scope.spawn(|| {
+            let publishing = scope.spawn(|| -> Result<()> {
                 for delta in deltas {
                     to.append(delta)?;
                     std::thread::sleep(every);
                 }
-                Result::Ok(())
+                Ok(())
             });
             let stretch = client.send(rate, lasting);
             publishing.join().expect("a publisher does not panic").map(|()| stretch)
