@@ -33,7 +33,7 @@ use serde_json::{Value, json};
 
 pub use self::report::{ExperimentReport, ExperimentRow};
 use self::{
-    report::{ArmPair, SeedResults},
+    report::{ArmPair, SliceTotals},
     runner::ArmRunner,
     tally::ScoreTally,
 };
@@ -226,21 +226,15 @@ impl ExperimentContext<'_> {
         self.options.setup.work().join(format!("checkpoint-{name}"))
     }
 
-    /// The sums of all seeds.
-    fn results<'b>(&'b self, tallies: &'b [ScoreTally]) -> SeedResults<'b> {
-        SeedResults { context: self, tallies }
-    }
-
     /// The rows of all arms, compared with the first, on every slice that all arms predict, or only
     /// on those of `surface`.
     fn rows(&self, tallies: &[ScoreTally], surface: Option<u16>) -> Result<Vec<ExperimentRow>> {
-        let results = self.results(tallies);
         let arms = 0..tallies[0].arms.len();
         let pairs: Vec<_> = arms.map(|arm| ArmPair { baseline: 0, arm }).collect();
         let mut rows = Vec::new();
-        for cell in results.cells()? {
+        for cell in SliceTotals::all(tallies)? {
             if surface.is_none_or(|surface| cell.slice.surface == usize::from(surface)) {
-                rows.extend(results.rows(&cell, &pairs));
+                rows.extend(self.rows_of(&cell, &pairs));
             }
         }
         Ok(rows)

@@ -11,6 +11,7 @@ use super::{
     bootstrap::intervals,
     tally::{ScoreTally, ScoreTotals, SurfaceTask, UserTotals},
 };
+use crate::error::Result;
 
 /// The result, as `--json` writes it.
 #[derive(Debug, Clone, Serialize)]
@@ -66,48 +67,42 @@ pub struct ArmPair {
     pub arm: usize,
 }
 
-/// The sums of an experiment over its seeds.
-pub struct SeedResults<'a> {
-    /// Names, seeds, and replicates of the bootstrap.
-    pub context: &'a ExperimentContext<'a>,
-    /// One per seed.
-    pub tallies: &'a [ScoreTally],
-}
-
 /// The sums of one surface and task.
 pub struct SliceTotals {
     /// Where it is.
     pub slice: SurfaceTask,
+    /// The arms' names.
+    pub arms: Vec<String>,
     /// Its sums by user.
     pub dense: UserTotals,
     /// Its sums.
     pub totals: ScoreTotals,
 }
 
-impl SeedResults<'_> {
+impl SliceTotals {
     /// The slices that every arm of every seed predicts; those over all surfaces come last.
     ///
     /// # Errors
     /// Arms that predicted different rows.
-    pub fn cells(&self) -> crate::error::Result<Vec<SliceTotals>> {
-        let mut slices: Option<Vec<SurfaceTask>> = None;
-        for tally in self.tallies {
+    pub fn all(tallies: &[ScoreTally]) -> Result<Vec<SliceTotals>> {
+        let mut slices = tallies[0].slices()?;
+        for tally in &tallies[1..] {
             let own = tally.slices()?;
-            slices = Some(match slices {
-                None => own,
-                Some(known) => known.into_iter().filter(|slice| own.contains(slice)).collect(),
-            });
+            slices.retain(|slice| own.contains(slice));
         }
-        let cell = |slice| {
-            let dense = UserTotals::new(self.tallies, slice);
-            SliceTotals { slice, totals: dense.totals(None), dense }
+        let of = |slice| {
+            let dense = UserTotals::new(tallies, slice);
+            let (arms, totals) = (tallies[0].arms.clone(), dense.totals(None));
+            SliceTotals { slice, arms, totals, dense }
         };
-        Ok(slices.unwrap_or_default().into_iter().map(cell).collect())
+        Ok(slices.into_iter().map(of).collect())
     }
+}
 
+impl ExperimentContext<'_> {
     /// The rows of some pairs on a slice: one a seed, then the mean.
-    pub fn rows(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
-        let seeds = self.tallies.len();
+    pub fn rows_of(&self, cell: &SliceTotals, pairs: &[ArmPair]) -> Vec<ExperimentRow> {
+        let seeds = self.options.seeds.0.len();
         let measure = |totals: &ScoreTotals| {
             let of_pair = |pair: &ArmPair| {
                 let each = (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline));
@@ -116,9 +111,9 @@ impl SeedResults<'_> {
             };
             pairs.iter().flat_map(of_pair).collect()
         };
-        let ExperimentContext { options, times, .. } = self.context;
-        let bounds =
-            times.time("bootstrap", || intervals(&cell.dense, options.replicates, measure));
+        let bounds = self
+            .times
+            .time("bootstrap", || intervals(&cell.dense, self.options.replicates, measure));
         let mut rows = Vec::new();
         for (pair, bounds) in pairs.iter().zip(bounds.chunks_exact(seeds + 1)) {
             for (seed, bounds) in bounds.iter().enumerate() {
@@ -135,8 +130,8 @@ impl SeedResults<'_> {
         seed: Option<usize>,
         ci95: [f64; 2],
     ) -> ExperimentRow {
-        let (totals, schema) = (&cell.totals, &self.context.dataset.schema);
-        let seeds = self.tallies.len();
+        let (totals, schema) = (&cell.totals, &self.dataset.schema);
+        let seeds = self.options.seeds.0.len();
         let diffs: Vec<f64> =
             (0..seeds).map(|seed| totals.ne_diff_pct(seed, pair.arm, pair.baseline)).collect();
         let nes: Option<Vec<f64>> = (0..seeds).map(|seed| totals.ne(seed, pair.arm)).collect();
@@ -148,8 +143,8 @@ impl SeedResults<'_> {
         ExperimentRow {
             surface: schema.surfaces.get(cell.slice.surface).map_or(ALL, String::as_str).to_owned(),
             task: schema.tasks[cell.slice.task].name.clone(),
-            arm: self.tallies[0].arms[pair.arm].clone(),
-            seed: seed.map_or("mean".into(), |seed| self.context.options.seeds.0[seed].into()),
+            arm: cell.arms[pair.arm].clone(),
+            seed: seed.map_or("mean".into(), |seed| self.options.seeds.0[seed].into()),
             n: totals.rows as u64,
             ne: nes.map(|nes| seed.map_or_else(|| mean(&nes), |seed| nes[seed])),
             ne_diff_pct: Some(seed.map_or_else(|| mean(&diffs), |seed| diffs[seed])),

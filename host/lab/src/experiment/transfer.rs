@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{
     ExperimentContext, ExperimentReport, ExperimentRow,
     bootstrap::intervals,
-    report::{ArmPair, SeedResults, SliceTotals, with_interval},
+    report::{ArmPair, SliceTotals, with_interval},
     runner::{ArmRunner, ExperimentArm},
     tally::{ScoreTally, ScoreTotals},
 };
@@ -43,13 +43,12 @@ pub fn run(context: &ExperimentContext<'_>) -> Result<ExperimentReport> {
         let runner = context.runner(config)?;
         context.times.time("experts", || experts(&runner, tally))
     })?;
-    let results = context.results(&tallies);
     let (mut rows, mut table) = (Vec::new(), head());
-    for cell in results.cells()? {
+    for cell in SliceTotals::all(&tallies)? {
         let every = [0, 2].map(|arm| ArmPair { baseline: arm, arm });
         let pairs = [every[0], FM, every[1], EXPERT];
-        let mut of_cell = results.rows(&cell, &pairs);
-        add_ratios(&results, &cell, &mut of_cell);
+        let mut of_cell = context.rows_of(&cell, &pairs);
+        add_ratios(context, &cell, &mut of_cell);
         if cell.totals.positives >= SHOWN {
             table += &line(&of_cell);
         }
@@ -175,9 +174,9 @@ fn ratio(totals: &ScoreTotals, seeds: Range<usize>) -> f64 {
 }
 
 /// Adds the kind of task to every row, and the transfer ratio to those of the larger FM's expert.
-fn add_ratios(results: &SeedResults<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
-    let ExperimentContext { options, dataset, .. } = results.context;
-    let seeds = results.tallies.len();
+fn add_ratios(context: &ExperimentContext<'_>, cell: &SliceTotals, rows: &mut [ExperimentRow]) {
+    let ExperimentContext { options, dataset, .. } = context;
+    let seeds = options.seeds.0.len();
     let bounds = intervals(&cell.dense, options.replicates, |totals| {
         vec![totals.mean_ne_diff_pct(FM.arm, FM.baseline), ratio(totals, 0..seeds)]
     });

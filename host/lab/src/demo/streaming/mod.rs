@@ -98,16 +98,12 @@ pub fn run(options: &DemoOptions) -> Result<StreamingReport> {
     };
     let replayed = running.replay(&times);
     let mut processes = operator::lock(&processes);
-    let mut report = match replayed {
-        Ok(report) => report,
-        Err(error) => {
-            // The first failure matters more than how the others end.
-            if let Err(also) = processes.stop() {
-                tracing::warn!("{also}");
-            }
-            return Err(error);
+    let mut report = replayed.inspect_err(|_| {
+        // The first failure matters more than how the others end.
+        if let Err(also) = processes.stop() {
+            tracing::warn!("{also}");
         }
-    };
+    })?;
     report.memory_mib = processes.memory_mib().into_iter().collect();
     times.time("stop", || processes.stop())?;
     report.seconds = times.seconds();
