@@ -29,23 +29,6 @@ const ROWS: usize = 500;
 
 const TAE: usize = 64;
 
-/// Adds the figures of the part.
-///
-/// # Errors
-/// A plugin that is not built or is rejected.
-pub fn measure(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let fixture = ExpertFixture::new()?;
-    let expert = fixture.expert(options)?;
-    network(options, report, &expert, &fixture.example)?;
-    ranking(options, report, &expert, &fixture.example)
-}
-
-/// Adds the ranking's figures only.
-pub(super) fn rank_alone(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
-    let fixture = ExpertFixture::new()?;
-    ranking(options, report, &fixture.expert(options)?, &fixture.example)
-}
-
 /// A small simulated world, and a request in it.
 pub(super) struct ExpertFixture {
     pub(super) dataset: Dataset,
@@ -103,12 +86,12 @@ fn request(dataset: &Dataset) -> Result<Example> {
 }
 
 /// The network, from the request's columns to predictions.
-fn network(
-    options: &BenchOptions,
-    report: &mut BenchReport,
-    expert: &ServedExpert,
-    example: &Example,
-) -> Result<()> {
+///
+/// # Errors
+/// A plugin that is not built or is rejected.
+pub fn network(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    let expert = fixture.expert(options)?;
     let info = &expert.blueprint().info;
     let ids = info.ids.iter().filter(|id| *id != "user_id");
     let tables: Vec<[usize; 2]> =
@@ -120,7 +103,7 @@ fn network(
     });
     let tae = tae();
     let torch = Torch::start(options, report, &[case]);
-    let ours = timed(|| Ok(expert.predict(&[example], Tae::Rows(&tae))));
+    let ours = timed(|| Ok(expert.predict(&[&fixture.example], Tae::Rows(&tae))));
     let rivals = torch.iter().flat_map(|torch| torch.rivals(0)).collect();
     let name = format!("expert's network, {ROWS} candidates");
     report.race(&name, "ms", options.runs.max(50), ours, rivals, |s| s * 1e3)?;
@@ -128,12 +111,12 @@ fn network(
 }
 
 /// The ranking by itself: by the first task, as the plugin does it.
-fn ranking(
-    options: &BenchOptions,
-    report: &mut BenchReport,
-    expert: &ServedExpert,
-    example: &Example,
-) -> Result<()> {
+///
+/// # Errors
+/// A plugin that is not built or is rejected.
+pub fn ranking(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
+    let fixture = ExpertFixture::new()?;
+    let (expert, example) = (fixture.expert(options)?, &fixture.example);
     let tae = tae();
     let predictions = expert
         .predict(&[example], Tae::Rows(&tae))

@@ -168,7 +168,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
     let part = options.part.to_possible_value().expect("no part is hidden");
     let mut report = BenchReport::new(part.get_name());
     let groups: &[(Option<&str>, GroupMeasure)] = match options.part {
-        BenchPart::Expert => &[(None, expert::measure)],
+        BenchPart::Expert => &[(None, expert::network), (None, expert::ranking)],
         BenchPart::Store => &[(None, store::measure)],
         BenchPart::Serving => &[(Some("logging"), fm::logging), (None, serving::measure)],
         BenchPart::Engine => {
@@ -182,7 +182,7 @@ pub fn run(options: &BenchOptions) -> Result<BenchReport> {
             (Some("history"), fm::history),
         ],
         BenchPart::Isolation => &[
-            (Some("rank"), expert::rank_alone),
+            (Some("rank"), expert::ranking),
             (Some("faults"), isolation::faults),
             (Some("plugins"), isolation::plugins),
             (Some("neighbours"), isolation::neighbours),
