@@ -181,13 +181,8 @@ impl LoadBench {
         let name = "history cache: whole histories found at that rate";
         report.figure(name, peak.cache.whole, "% of requests");
         self.overload(&peak, report);
-        report.versus(
-            "memory after twice the rate",
-            self.daemon.memory_mib(),
-            "MiB",
-            "before it",
-            memory,
-        );
+        let after = self.daemon.memory_mib();
+        report.versus("memory after twice the rate", after, "MiB", "before it", memory);
         self.daemon.stop()
     }
 
@@ -233,14 +228,8 @@ impl LoadBench {
 
     fn overload(&self, peak: &Peak, report: &mut BenchReport) {
         let mut twice = self.send(2.0 * peak.rate, 2 * self.stretch);
-        let goodput = twice.goodput(TARGET_MS);
-        report.versus(
-            "goodput at twice the rate",
-            goodput,
-            "requests/s",
-            "at the rate",
-            peak.result.goodput(TARGET_MS),
-        );
+        let [ours, theirs] = [&twice, &peak.result].map(|load| load.goodput(TARGET_MS));
+        report.versus("goodput at twice the rate", ours, "requests/s", "at the rate", theirs);
         let late = twice.late as f64 / twice.requests().max(1) as f64 * 100.0;
         report.figure("let in at twice the rate, and late", late, "% of requests");
         if twice.failed > 0 {

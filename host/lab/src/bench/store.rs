@@ -189,7 +189,7 @@ impl StoreBench<'_> {
 
     fn open(&self, report: &mut BenchReport) -> Result<()> {
         let ours = &self.ours();
-        let open = |verify| timed(move || Ok(drop(StoreReader::open_with(ours, verify)?)));
+        let open = |verify| timed(move || Ok(StoreReader::open_with(ours, verify)?));
         let rivals = vec![Rival { name: "with every checksum", run: open(Verify::Full) }];
         let name = format!("store: open {}, journal checked", self.size());
         let runs = self.options.runs.min(5);
