@@ -315,7 +315,12 @@ impl BinaryLabels {
     /// The label of an example's target `row`; none if it is not known or outside the task's sample
     /// space.
     pub fn label(&self, example: &Example, row: usize, task: usize) -> Option<bool> {
-        let label = self.schema.label(task, example.surface, &example.targets[row].outcome);
+        self.of_outcome(&example.targets[row].outcome, example.surface, task)
+    }
+
+    /// The label of an outcome on a surface; none as for [`BinaryLabels::label`].
+    pub fn of_outcome(&self, outcome: &Outcome, surface: u16, task: usize) -> Option<bool> {
+        let label = self.schema.label(task, surface, outcome);
         label.filter(|_| self.is_binary(task)).map(|label| label == 1.0)
     }
 
