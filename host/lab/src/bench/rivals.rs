@@ -4,16 +4,18 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use hypercast_store::StoreReader;
 
-use crate::error::Result;
+use crate::error::{CommonErrors as _, Error, Result};
 
 /// A read of a batch, as [`StoreReader::gather`].
 pub(super) type RivalRead<'a> = dyn FnMut(&[u64], &mut [f32]) -> usize + 'a;
 
 /// Measures a store that is open for reading.
-pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> Result<()> + 'a;
+pub(super) type Measure<'a> = dyn FnMut(&mut RivalRead<'_>) -> RivalResult + 'a;
+
+/// What a rival returns: each has error types of its own.
+type RivalResult<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Ids and their rows as bytes, by rising ids.
 type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
@@ -21,8 +23,8 @@ type EncodedRows<'a> = dyn Iterator<Item = (u64, Vec<u8>)> + 'a;
 /// An embedded store.
 pub(super) struct RivalStore {
     pub name: &'static str,
-    load: fn(&Path, &mut EncodedRows<'_>) -> Result<()>,
-    with_reader: fn(&Path, &mut Measure<'_>) -> Result<()>,
+    load: fn(&Path, &mut EncodedRows<'_>) -> RivalResult,
+    with_reader: fn(&Path, &mut Measure<'_>) -> RivalResult,
 }
 
 impl RivalStore {
@@ -35,12 +37,16 @@ impl RivalStore {
             from.gather(&[id], &mut values);
             (id, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         });
-        (self.load)(dir, &mut rows).context(self.name)
+        (self.load)(dir, &mut rows).map_err(|error| self.failed(&*error))
     }
 
     /// Opens the store for reading and measures it.
     pub fn with_reader(&self, dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
-        (self.with_reader)(dir, measure).context(self.name)
+        (self.with_reader)(dir, measure).map_err(|error| self.failed(&*error))
+    }
+
+    fn failed(&self, error: &dyn std::error::Error) -> Error {
+        Error::internal(format!("{}: {error}", self.name))
     }
 }
 
@@ -61,8 +67,7 @@ mod built_in {
     use heed::{CommitOrAbort, Database, Env, EnvOpenOptions};
     use redb::{ReadableDatabase, TableDefinition};
 
-    use super::{EncodedRows, Measure, RivalStore};
-    use crate::error::Result;
+    use super::{EncodedRows, Measure, RivalResult, RivalStore};
 
     const CACHE_BYTES: usize = 4 << 30;
 
@@ -93,13 +98,13 @@ mod built_in {
 
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 
-    fn redb(dir: &Path) -> Result<redb::Database> {
+    fn redb(dir: &Path) -> RivalResult<redb::Database> {
         let mut builder = redb::Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         Ok(builder.create(dir.join("redb"))?)
     }
 
-    fn load_redb(dir: &Path, rows: &mut EncodedRows<'_>) -> Result<()> {
+    fn load_redb(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let db = redb(dir)?;
         let write = db.begin_write()?;
         {
@@ -111,7 +116,7 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
+    fn with_redb(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let db = redb(dir)?;
         measure(&mut |ids, out| {
             let table = db.begin_read().map(|read| read.open_table(TABLE));
@@ -122,7 +127,7 @@ mod built_in {
         })
     }
 
-    fn lmdb(dir: &Path) -> Result<Env> {
+    fn lmdb(dir: &Path) -> RivalResult<Env> {
         // SAFETY: the folder is temporary and private to this bench, so nothing else truncates the
         // file.
         Ok(unsafe { EnvOpenOptions::new().map_size(64 << 30).open(dir)? })
@@ -130,14 +135,14 @@ mod built_in {
 
     type LmdbRows<'a> = Database<'a, U64<heed::byteorder::BigEndian>, Bytes>;
 
-    fn lmdb_rows(env: &Env) -> Result<LmdbRows<'_>> {
+    fn lmdb_rows(env: &Env) -> RivalResult<LmdbRows<'_>> {
         let made = env.create_databases_and_commit(env.write_txn()?, |opener, write| {
             opener.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
         })?;
         Ok(made.unwrap_commit())
     }
 
-    fn load_lmdb(dir: &Path, rows: &mut EncodedRows<'_>) -> Result<()> {
+    fn load_lmdb(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         let mut write = env.write_txn()?;
@@ -147,7 +152,7 @@ mod built_in {
         Ok(write.commit()?)
     }
 
-    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
+    fn with_lmdb(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let env = lmdb(dir)?;
         let table = lmdb_rows(&env)?;
         measure(&mut |ids, out| {
@@ -158,13 +163,13 @@ mod built_in {
         })
     }
 
-    fn fjall(dir: &Path) -> Result<(FjallDatabase, Keyspace)> {
+    fn fjall(dir: &Path) -> RivalResult<(FjallDatabase, Keyspace)> {
         let db = FjallDatabase::builder(dir.join("fjall")).cache_size(CACHE_BYTES as u64).open()?;
         let rows = db.keyspace("rows", KeyspaceCreateOptions::default)?;
         Ok((db, rows))
     }
 
-    fn load_fjall(dir: &Path, rows: &mut EncodedRows<'_>) -> Result<()> {
+    fn load_fjall(dir: &Path, rows: &mut EncodedRows<'_>) -> RivalResult {
         let (_db, table) = fjall(dir)?;
         for (id, row) in rows {
             table.insert(id.to_be_bytes(), row)?;
@@ -173,7 +178,7 @@ mod built_in {
         Ok(table.major_compact()?)
     }
 
-    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> Result<()> {
+    fn with_fjall(dir: &Path, measure: &mut Measure<'_>) -> RivalResult {
         let (_db, table) = fjall(dir)?;
         measure(&mut |ids, out| {
             gather(ids, out, |id, out| {
