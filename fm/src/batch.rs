@@ -4,7 +4,7 @@
 //! all requests. A history is laid out once for all targets of its request (compute
 //! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasherDefault, sync::Arc};
 
 use crate::{
     Error, Result,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A jagged batch of B requests with H history tokens and R targets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FmBatch {
     /// `[B + 1]`: request b's history is tokens `history_offsets[b]..history_offsets[b + 1]`.
     pub history_offsets: Arc<[u32]>,
@@ -158,57 +158,41 @@ impl BatchBuilder {
     /// # Errors
     /// The first mismatch, with both numbers.
     pub(crate) fn check(&self, example: &Example) -> Result<()> {
-        let fail = |message| Err(Error::Example { request: example.request, message });
-        let spec = &self.spec;
-        if example.surface as usize >= spec.surfaces.len() {
-            return fail(format!(
-                "its surface has index {}; the model was made for {} surfaces",
-                example.surface,
-                spec.surfaces.len()
-            ));
+        let fail = |found: String, wanted: String| {
+            let message = format!("{found}; the model was made for {wanted}");
+            Err(Error::Example { request: example.request, message })
+        };
+        let FmSpec { surfaces, item_ids, item_dense, features, content, .. } = &self.spec;
+        if example.surface as usize >= surfaces.len() {
+            let found = format!("its surface has index {}", example.surface);
+            return fail(found, format!("{} surfaces", surfaces.len()));
         }
-        let items = example
-            .history
-            .iter()
-            .map(|event| &event.item)
-            .chain(example.targets.iter().map(|t| &t.item));
-        for item in items {
-            if item.ids.len() != spec.item_ids || item.dense.len() != spec.item_dense {
-                return fail(format!(
-                    "item {} has {} categorical and {} dense features; the model was made for {} and {}",
-                    item.id,
-                    item.ids.len(),
-                    item.dense.len(),
-                    spec.item_ids,
-                    spec.item_dense
-                ));
+        let past = example.history.iter().map(|event| &event.item);
+        for item in past.chain(example.targets.iter().map(|target| &target.item)) {
+            let (ids, dense, numbers) = (item.ids.len(), item.dense.len(), item.content.len());
+            if (ids, dense) != (*item_ids, *item_dense) {
+                let found =
+                    format!("item {} has {ids} categorical and {dense} dense features", item.id);
+                return fail(found, format!("{item_ids} and {item_dense}"));
             }
-            if spec.content > 0 && ![0, spec.content].contains(&item.content.len()) {
-                return fail(format!(
-                    "item {} has a content vector of {} numbers; the model was made for {}",
-                    item.id,
-                    item.content.len(),
-                    spec.content
-                ));
+            if *content > 0 && ![0, *content].contains(&numbers) {
+                let found = format!("item {} has a content vector of {numbers} numbers", item.id);
+                return fail(found, content.to_string());
             }
         }
-        let wanted = spec.profile_ids.iter().max().map_or(0, |last| last + 1);
-        if let Some(target) = example.targets.iter().find(|target| target.ids.len() < wanted) {
-            return fail(format!(
-                "item {} has {} categorical columns; the model was made for {wanted} or more",
-                target.item.id,
-                target.ids.len()
-            ));
+        let wanted = self.spec.profile_ids.iter().max().map_or(0, |last| last + 1);
+        for target in &example.targets {
+            let (id, ids, numbers) = (target.item.id, target.ids.len(), target.features.len());
+            if ids < wanted {
+                let found = format!("item {id} has {ids} categorical columns");
+                return fail(found, format!("{wanted} or more"));
+            }
+            if numbers != *features {
+                let found = format!("item {id} has {numbers} numeric columns");
+                return fail(found, features.to_string());
+            }
         }
-        match example.targets.iter().find(|target| target.features.len() != spec.features) {
-            Some(target) => fail(format!(
-                "item {} has {} numeric columns; the model was made for {}",
-                target.item.id,
-                target.features.len(),
-                spec.features
-            )),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -220,8 +204,9 @@ struct TokenContext {
 }
 
 /// Assigns consecutive indices to the distinct keys of a batch.
+#[derive(Default)]
 struct KeyIndex {
-    known: HashMap<u64, u32, KeyHasherBuilder>,
+    known: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
     distinct: Vec<u64>,
 }
 
@@ -248,27 +233,11 @@ struct BatchWriter<'a> {
 
 impl<'a> BatchWriter<'a> {
     fn new(batch_builder: &'a BatchBuilder, statistics: &'a ColumnStatistics) -> Self {
-        let batch = FmBatch {
-            history_offsets: Arc::from([]),
-            target_offsets: Arc::from([]),
-            keys: Vec::new(),
-            key_index: Vec::new(),
-            profile_index: Vec::new(),
-            dense: Vec::new(),
-            outcomes: Vec::new(),
-            times_s: Arc::from([]),
-            surfaces: Vec::new(),
-            features: Vec::new(),
-            labels: Vec::new(),
-            mask: Vec::new(),
-            weights: Vec::new(),
-            dropout_seed: 0,
-        };
         Self {
             batch_builder,
             statistics,
-            keys: KeyIndex { known: HashMap::with_hasher(KeyHasherBuilder), distinct: Vec::new() },
-            batch,
+            keys: KeyIndex::default(),
+            batch: FmBatch::default(),
             history_offsets: vec![0],
             target_offsets: vec![0],
             times_s: Vec::new(),
@@ -339,11 +308,11 @@ impl<'a> BatchWriter<'a> {
     fn profile(&mut self, ids: &[u64]) {
         let spec = &self.batch_builder.spec;
         let first = spec.token_fields();
-        for (at, &column) in
-            spec.profile_ids.iter().enumerate().filter(|_| self.batch_builder.include_profiles)
-        {
-            let index = self.keys.index(store_key(first + at, ids[column]));
-            self.batch.profile_index.push(index);
+        if self.batch_builder.include_profiles {
+            for (field, &column) in (first..).zip(&spec.profile_ids) {
+                let index = self.keys.index(store_key(field, ids[column]));
+                self.batch.profile_index.push(index);
+            }
         }
     }
 
@@ -401,19 +370,9 @@ fn append_outcome(outcome: &Outcome, spec: &FmSpec, out: &mut Vec<f32>) {
     }
 }
 
-/// Builds [`KeyHasher`]s. Store keys are already well distributed, so one multiplication suffices.
-#[derive(Clone, Copy)]
-struct KeyHasherBuilder;
-
+/// Store keys are already well distributed, so one multiplication suffices.
+#[derive(Default)]
 struct KeyHasher(u64);
-
-impl std::hash::BuildHasher for KeyHasherBuilder {
-    type Hasher = KeyHasher;
-
-    fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(0)
-    }
-}
 
 impl std::hash::Hasher for KeyHasher {
     fn finish(&self) -> u64 {

@@ -130,7 +130,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         &self,
         update: WeightUpdate,
         current: &Generation<B>,
-        settings: PrepareSettings<'_, B>,
+        history_cache_bytes: usize,
     ) -> Result<PreparedUpdate<B>> {
         check_compatible(&update.manifest, &current.manifest)?;
         update.check()?;
@@ -140,8 +140,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         let mut dense = self.dense.clone();
         update.write_into(&mut dense)?;
         let model: FmModel<B> =
-            assign_weights(current.model.model.clone(), dense.clone(), settings.device)
-                .map_err(Error::Update)?;
+            assign_weights(current.model.model.clone(), dense.clone()).map_err(Error::Update)?;
         let mut removed = update.removed_row_ids.clone();
         if update.complete {
             let sent: std::collections::HashSet<u64> = update.row_ids.iter().copied().collect();
@@ -151,7 +150,7 @@ impl<B: ServingBackend> LiveUpdater<B> {
         let generation = Generation {
             manifest: Arc::new(update.manifest),
             model: Arc::new(ServingModel::new(model)),
-            cache: Arc::new(HistoryCache::new(settings.history_cache_bytes)),
+            cache: Arc::new(HistoryCache::new(history_cache_bytes)),
             rows: SparseRows::Updatable { store: self.handle.clone(), overlay: Some(overlay) },
         };
         Ok(PreparedUpdate { generation: Arc::new(generation), dense })
@@ -213,12 +212,6 @@ impl<B: ServingBackend> LiveUpdater<B> {
         self.retired.clear();
         last
     }
-}
-
-/// Settings of the generation that an update prepares.
-pub(crate) struct PrepareSettings<'a, B: ServingBackend> {
-    pub(crate) device: &'a B::Device,
-    pub(crate) history_cache_bytes: usize,
 }
 
 impl RowOverlay {

@@ -23,33 +23,30 @@ pub struct LossTargets {
 
 impl LossTargets {
     /// Targets from row-major labels and masks of `tasks`. `valid` is each task's number of valid
-    /// samples, which exceeds the mask's if these rows are a part of a batch.
+    /// samples, which exceeds the mask's if these rows are a part of a batch. Each row's loss is
+    /// multiplied by its entry of `weights` `[rows]`.
     ///
     /// # Panics
     /// If the lengths do not agree.
-    pub fn new(tasks: &[TaskSpec], labels: Vec<f32>, mask: &[bool], valid: &[u32]) -> Self {
+    pub fn new(
+        tasks: &[TaskSpec],
+        labels: Vec<f32>,
+        mask: &[bool],
+        valid: &[u32],
+        weights: &[f32],
+    ) -> Self {
         let columns = tasks.len();
         assert_eq!((labels.len(), valid.len()), (mask.len(), columns));
+        assert_eq!(weights.len() * columns, labels.len());
         let weight = |index: usize, binary: bool| {
-            let task = &tasks[index % columns];
+            let (row, task) = (index / columns, &tasks[index % columns]);
             let same = matches!(task.label, TaskLabel::Action(_)) == binary;
-            if mask[index] && same { task.weight / valid[index % columns] as f32 } else { 0.0 }
+            let own = || task.weight / valid[index % columns] as f32 * weights[row];
+            if mask[index] && same { own() } else { 0.0 }
         };
         let binary = (0..mask.len()).map(|index| weight(index, true)).collect();
         let regression = (0..mask.len()).map(|index| weight(index, false)).collect();
         Self { labels, binary, regression, columns }
-    }
-
-    /// Multiplies each row's loss by its entry of `weights` `[rows]`.
-    pub fn weighted(mut self, weights: &[f32]) -> Self {
-        assert_eq!(weights.len() * self.columns, self.labels.len());
-        for (at, (binary, regression)) in
-            self.binary.iter_mut().zip(&mut self.regression).enumerate()
-        {
-            *binary *= weights[at / self.columns];
-            *regression *= weights[at / self.columns];
-        }
-        self
     }
 
     /// Only the given rows, with unchanged weights.
@@ -136,7 +133,7 @@ mod tests {
             (0..12).map(|i| if i % 3 == 1 { 0.7 } else { (i % 2) as f32 }).collect();
         // The last task has no valid sample at all.
         let mask: Vec<bool> = (0..12).map(|i| i % 3 != 2 && i != 4).collect();
-        let targets = LossTargets::new(&tasks, labels.clone(), &mask, &[4, 3, 0]);
+        let targets = LossTargets::new(&tasks, labels.clone(), &mask, &[4, 3, 0], &[1.0; 4]);
         let device = Default::default();
         let leaf =
             Tensor::<A, 2>::from_data(TensorData::new(z.clone(), [4, 3]), &device).require_grad();
@@ -163,7 +160,7 @@ mod tests {
     #[test]
     fn without_a_valid_sample_the_loss_is_exactly_zero() {
         let tasks = [task(TaskLabel::Action(0), 1.0), task(TaskLabel::Value(0), 1.0)];
-        let targets = LossTargets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0]);
+        let targets = LossTargets::new(&tasks, vec![0.0; 4], &[false; 4], &[0, 0], &[1.0; 2]);
         let device = Default::default();
         let leaf = Tensor::<A, 2>::from_data(
             TensorData::new(vec![60.0f32, -60.0, 1e30, 3.0], [2, 2]),

@@ -13,12 +13,7 @@ pub const PROBABILITY_MARGIN: f64 = 1e-7;
 /// The negative logarithm of the probability that was given to the observed label, in nats. The
 /// probability is clamped to [`PROBABILITY_MARGIN`], so that one wrong certainty stays finite.
 pub fn log_loss(probability: f32, label: bool) -> f64 {
-    log_loss_clamped(f64::from(probability), label, PROBABILITY_MARGIN)
-}
-
-/// [`log_loss`] with the probability clamped to `[margin, 1 - margin]`.
-pub fn log_loss_clamped(probability: f64, label: bool, margin: f64) -> f64 {
-    let p = probability.clamp(margin, 1.0 - margin);
+    let p = f64::from(probability).clamp(PROBABILITY_MARGIN, 1.0 - PROBABILITY_MARGIN);
     -if label { p.ln() } else { (1.0 - p).ln() }
 }
 
@@ -189,19 +184,12 @@ impl<K: Ord + Clone> MetricsWindow<K> {
         self.slices.iter().flat_map(|(slice, rows)| rows.iter().map(move |row| (slice, row)))
     }
 
-    /// The metrics of one slice, if it has rows.
-    pub fn summary(&self, slice: &K) -> Option<BinaryMetrics> {
-        self.slices.get(slice).map(metrics_of)
-    }
-
     /// The metrics of every slice, in order.
     pub fn summaries(&self) -> impl Iterator<Item = (&K, BinaryMetrics)> {
-        self.slices.iter().map(|(slice, rows)| (slice, metrics_of(rows)))
+        let metrics =
+            |rows: &VecDeque<_>| binary_metrics(&rows.iter().copied().collect::<Vec<_>>());
+        self.slices.iter().map(move |(slice, rows)| (slice, metrics(rows)))
     }
-}
-
-fn metrics_of(rows: &VecDeque<ScoredPrediction>) -> BinaryMetrics {
-    binary_metrics(&rows.iter().copied().collect::<Vec<_>>())
 }
 
 #[cfg(test)]

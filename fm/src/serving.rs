@@ -9,25 +9,21 @@ use std::sync::Arc;
 use burn::{
     module::Param,
     nn::LayerNorm,
-    tensor::{Tensor, TensorPrimitive, ops::FloatTensor},
+    tensor::{Tensor, ops::FloatTensor},
 };
+pub use hypercast_kernels::serving::ServingBackend;
 use hypercast_kernels::{
-    attention::{HstuAttention, HstuInputs},
-    dense::{DenseBackend, GateInputs, NormWeights},
-    history::{self, HistoryBackend, KeptHistory},
+    attention::{HstuAttention, HstuInputs, primitive, tensor},
+    dense::{GateInputs, NormWeights, PreparedLinear},
+    history::{KeptHistory, KeptLayer},
 };
 
 use crate::{
     batch::FmBatch,
     history::EncodedHistory,
-    hstu::{EPSILON, HstuLayer},
+    hstu::{EPSILON, HstuLayer, affine},
     model::{BatchAttention, EmbeddedBatch, FmModel, ModelOutput},
 };
-
-/// A backend that can serve: it encodes histories and has prepared weights.
-pub trait ServingBackend: HistoryBackend + DenseBackend {}
-
-impl<B: HistoryBackend + DenseBackend> ServingBackend for B {}
 
 /// The model in two passes: encode histories once, then score targets against them (M-FALCON, arXiv
 /// 2402.17152, section 3.4). Together they equal [`FmModel::forward`] up to rounding.
@@ -144,15 +140,15 @@ impl<B: ServingBackend> ServingLayer<B> {
         let vk_bias = bias.clone().map(|bias| bias.narrow(0, from, width));
         Self {
             norm_in: norm(&layer.norm_in),
-            vk: B::prepare(
+            vk: B::Prepared::prepare(
                 primitive(weight.clone().narrow(1, from, width)),
                 vk_bias.map(primitive),
             ),
-            uvqk: B::prepare(primitive(weight), bias.map(primitive)),
+            uvqk: B::Prepared::prepare(primitive(weight), bias.map(primitive)),
             position: layer.position.as_ref().map(|table| primitive(table.val())),
             time: layer.time.as_ref().map(|table| primitive(table.val())),
             norm_out: norm(&layer.norm_out),
-            output: B::prepare(primitive(layer.output.weight.val()), None),
+            output: B::Prepared::prepare(primitive(layer.output.weight.val()), None),
             qk_width,
             v_width,
         }
@@ -183,7 +179,7 @@ impl<B: ServingBackend> ServingLayer<B> {
         kept: &mut [GrowingHistory<'_, B>],
         attention: &Arc<HstuAttention>,
     ) {
-        let past = tensor::<B>(B::mix(primitive(x), self.norm_in.clone(), &self.vk));
+        let past = tensor::<B, 2>(self.vk.mix(primitive(x), self.norm_in.clone()));
         let k = past.clone().narrow(1, self.v_width, self.qk_width);
         append_history(&k, &past.narrow(1, 0, self.v_width), kept, attention);
     }
@@ -202,8 +198,7 @@ impl<B: ServingBackend> ServingLayer<B> {
 
     /// The tokens' U, Q, V and K.
     fn project(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
-        let mixed = B::mix(primitive(x.clone()), self.norm_in.clone(), &self.uvqk);
-        let mixed = tensor::<B>(mixed);
+        let mixed = tensor::<B, 2>(self.uvqk.mix(primitive(x.clone()), self.norm_in.clone()));
         let (v, qk) = (self.v_width, self.qk_width);
         [(0, v), (v, qk), (v + qk, v), (2 * v + qk, qk)]
             .map(|(from, width)| mixed.clone().narrow(1, from, width))
@@ -223,9 +218,9 @@ impl<B: ServingBackend> ServingLayer<B> {
             position: self.position.clone(),
             time: self.time.clone(),
         };
-        let attended = B::attend(inputs, kept, attention);
+        let attended = B::Kept::attend(inputs, kept, attention);
         let gated = GateInputs { x: primitive(x), attended, u: primitive(u) };
-        tensor::<B>(B::gate(gated, self.norm_out.clone(), &self.output))
+        tensor(self.output.gate(gated, self.norm_out.clone()))
     }
 }
 
@@ -237,19 +232,9 @@ fn append_history<B: ServingBackend>(
     attention: &HstuAttention,
 ) {
     let mut layers: Vec<_> = kept.iter_mut().map(|kept| &mut *kept.layer).collect();
-    history::keep(k.clone(), v.clone(), attention, &mut layers);
+    B::Kept::keep(primitive(k.clone()), primitive(v.clone()), attention, &mut layers);
 }
 
 fn norm<B: ServingBackend>(norm: &LayerNorm<B>) -> NormWeights<FloatTensor<B>> {
-    let scale = norm.gamma.val();
-    let shift = norm.beta.as_ref().map_or_else(|| scale.zeros_like(), Param::val);
-    NormWeights { scale: primitive(scale), shift: primitive(shift), epsilon: EPSILON as f32 }
-}
-
-fn primitive<B: ServingBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-    tensor.into_primitive().tensor()
-}
-
-fn tensor<B: ServingBackend>(tensor: FloatTensor<B>) -> Tensor<B, 2> {
-    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    NormWeights { affine: affine(norm).map(primitive), epsilon: EPSILON as f32 }
 }

@@ -22,7 +22,7 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
-    inference::{GatheredRows, to_output},
+    inference::to_output,
     loss::{LossTargets, mtml_loss},
     model::{self, EmbeddedBatch, FmModel, ModelOutput},
     spec::{FmConfig, FmSpec, TaskLabel},
@@ -40,6 +40,12 @@ pub(crate) struct GatheredBatch {
     pub(crate) batch: FmBatch,
     /// `[keys, embedding_dim]`.
     pub(crate) rows: Vec<f32>,
+}
+
+impl GatheredBatch {
+    pub(crate) fn embed<B: Backend>(&self) -> EmbeddedBatch<B> {
+        EmbeddedBatch::new(&self.batch, &self.rows)
+    }
 }
 
 /// The requests of a batch that one thread processes.
@@ -65,21 +71,13 @@ pub(crate) struct PassWeights<A: AutodiffBackend> {
 }
 
 /// The settings that all shards of a batch share.
-pub(crate) struct PassContext<'a, B: Backend> {
+#[derive(Clone, Copy)]
+pub(crate) struct PassContext<'a> {
     pub(crate) config: &'a FmConfig,
     pub(crate) spec: &'a FmSpec,
     /// `[tasks]`: the number of valid samples over all shards.
     pub(crate) valid: &'a [u32],
-    pub(crate) device: &'a B::Device,
 }
-
-impl<B: Backend> Clone for PassContext<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for PassContext<'_, B> {}
 
 /// The result of processing a shard.
 pub(crate) struct ShardResult {
@@ -126,7 +124,7 @@ pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
 pub(crate) fn pass<A>(
     weights: PassWeights<A>,
     shard: Shard,
-    context: PassContext<'_, A>,
+    context: PassContext<'_>,
 ) -> Result<ShardResult>
 where
     A: AutodiffBackend + HstuBackend,
@@ -134,8 +132,6 @@ where
 {
     let Shard { whole, sample } = shard;
     let separate = if sample.is_some() || context.config.needs_prediction_pass() {
-        let PassContext { config, spec, valid, device } = context;
-        let context = PassContext { config, spec, valid, device };
         Some(predict(&weights.predicting, &whole, context)?)
     } else {
         None
@@ -150,13 +146,11 @@ where
 pub(crate) fn predict<B: HstuBackend>(
     network: &FmNetwork<B>,
     part: &GatheredBatch,
-    context: PassContext<'_, B>,
+    context: PassContext<'_>,
 ) -> Result<ShardPredictions> {
-    let GatheredBatch { batch, rows } = part;
-    let embedded =
-        GatheredRows::new(batch, rows, context.config.embedding_dim).tensors(context.device);
+    let batch = &part.batch;
     let attention = model::batch_attention(context.config, batch)?;
-    let forward = network.model.forward(embedded, batch, &attention);
+    let forward = network.model.forward(part.embed(), batch, &attention);
     let aligned = aligned(network, &forward, batch, context.spec);
     Ok(to_predictions(forward, &aligned, batch, context.spec))
 }
@@ -164,21 +158,20 @@ pub(crate) fn predict<B: HstuBackend>(
 fn learn<A>(
     network: &FmNetwork<A>,
     part: &GatheredBatch,
-    context: PassContext<'_, A>,
+    context: PassContext<'_>,
 ) -> Result<(ShardGradients, ShardPredictions)>
 where
     A: AutodiffBackend + HstuBackend,
 {
-    let PassContext { config, spec, device, .. } = context;
-    let GatheredBatch { batch, rows } = part;
+    let PassContext { config, spec, .. } = context;
+    let batch = &part.batch;
     if batch.targets() == 0 {
         let (dense, keys, row_gradients) = (GradientsParams::new(), Vec::new(), Vec::new());
         let gradients = ShardGradients { loss: 0.0, dense, keys, row_gradients };
         return Ok((gradients, ShardPredictions::default()));
     }
     let attention = model::batch_attention(config, batch)?;
-    let EmbeddedBatch { tokens, profiles } =
-        GatheredRows::new(batch, rows, config.embedding_dim).tensors::<A>(device);
+    let EmbeddedBatch { tokens, profiles } = part.embed::<A>();
     let leaves = EmbeddedBatch {
         tokens: tokens.require_grad(),
         profiles: profiles.map(Tensor::require_grad),
@@ -189,7 +182,7 @@ where
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
     let predictions = to_predictions(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
-    let mut row_gradients = vec![0.0; rows.len()];
+    let mut row_gradients = vec![0.0; part.rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
         if let Some(sparse) = leaf.grad_remove(&mut gradients) {
             add_rows(&mut row_gradients, index, sparse.into_data(), config.embedding_dim);
@@ -250,7 +243,7 @@ fn loss<A: AutodiffBackend>(
     batch: &FmBatch,
     main: Tensor<A, 2>,
     aligned: &[AlignmentOutput<A>],
-    context: PassContext<'_, A>,
+    context: PassContext<'_>,
 ) -> Tensor<A, 1> {
     let spec = context.spec;
     let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
@@ -259,8 +252,8 @@ fn loss<A: AutodiffBackend>(
         let cells = || (0..batch.labels.len()).filter(pick);
         let labels = cells().map(|index| batch.labels[index]).collect();
         let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
-        LossTargets::new(&spec.tasks[from..to], labels, &mask, &context.valid[from..to])
-            .weighted(&batch.weights)
+        let (tasks, valid) = (&spec.tasks[from..to], &context.valid[from..to]);
+        LossTargets::new(tasks, labels, &mask, valid, &batch.weights)
     };
     let mut loss = mtml_loss(main, &columns(0, mains));
     if mains < tasks {

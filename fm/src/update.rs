@@ -9,14 +9,18 @@ use std::{
     path::Path,
 };
 
-use burn::{module::Module, tensor::backend::Backend};
+use burn::{
+    module::Module,
+    tensor::{TensorData, backend::Backend},
+};
+use hypercast_kernels::attention::tensor;
 use hypercast_store::{ServingStore, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     checkpoint::{
-        FmManifest, NamedTensor, TensorMap, replace_directory, weights_of, write_tensors,
+        FmManifest, ModuleWeight, TensorMap, replace_directory, weights_of, write_tensors,
     },
 };
 
@@ -33,12 +37,17 @@ pub struct WeightTensor {
 
 impl WeightTensor {
     pub(crate) fn of<B: Backend, M: Module<B>>(module: &M) -> Vec<WeightTensor> {
-        let dense = |(name, data): (String, burn::tensor::TensorData)| {
-            let shape = data.shape.iter().copied().collect();
-            let values = data.convert::<f32>().into_vec().expect("converted to f32");
-            WeightTensor { name, shape, values }
+        let dense = |ModuleWeight { name, value, .. }: ModuleWeight<B>| {
+            // The data have the value's own shape, whatever rank the tensor is said to have.
+            WeightTensor::new(name, tensor::<B, 1>(value).into_data())
         };
         weights_of(module).into_iter().map(dense).collect()
+    }
+
+    pub(crate) fn new(name: String, data: TensorData) -> WeightTensor {
+        let shape = data.shape.iter().copied().collect();
+        let values = data.convert::<f32>().into_vec().expect("converted to f32");
+        WeightTensor { name, shape, values }
     }
 }
 
@@ -182,15 +191,11 @@ impl WeightUpdate {
             let why = "it contains only a part of the weights, which cannot become a checkpoint";
             return Err(Error::Update(why.into()));
         }
-        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensors: Vec<NamedTensor> = self
-            .tensors()?
-            .into_iter()
-            .map(|(name, (shape, values))| NamedTensor { name, shape, bytes: bytes(&values) })
-            .collect();
+        let tensor = |(name, (shape, values))| WeightTensor { name, shape, values };
+        let tensors = self.tensors()?.into_iter().map(tensor).collect();
         let config = &self.manifest.config;
         replace_directory(dir, |draft| {
-            write_tensors(&tensors, &draft.join("model.safetensors"))?;
+            write_tensors(tensors, &draft.join("model.safetensors"))?;
             let store = draft.join("store");
             let mut store = ServingStore::create(store, config.embedding_dim, config.serving_rows)?;
             let rows = self.rows.chunks(ROWS_PER_COMMIT * config.embedding_dim);

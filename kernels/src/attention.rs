@@ -148,8 +148,17 @@ pub fn hstu_attention<B: HstuBackend>(
     inputs: HstuInputs<Tensor<B, 2>, Tensor<B, 1>>,
     shape: &Arc<HstuAttention>,
 ) -> Tensor<B, 2> {
-    let inputs = inputs.into_primitives();
-    Tensor::from_primitive(TensorPrimitive::Float(B::hstu_attention(inputs, shape.clone())))
+    tensor(B::hstu_attention(inputs.into_primitives(), shape.clone()))
+}
+
+/// The tensor of a backend's primitive.
+pub fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// The backend's primitive of a tensor.
+pub fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
 }
 
 /// The bucket of a time bias for two tokens `distance_s` seconds apart:
@@ -308,18 +317,33 @@ impl<T> HstuInputs<T> {
             time: self.time.map(&mut f),
         }
     }
+
+    /// The inputs in the order of the fields; `None` for an absent table.
+    pub(crate) fn into_array(self) -> [Option<T>; 5] {
+        [Some(self.q), Some(self.k), Some(self.v), self.position, self.time]
+    }
 }
 
 impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
+    /// The inputs of backend primitives.
+    pub(crate) fn from_primitives(inputs: HstuInputs<FloatTensor<B>>) -> Self {
+        HstuInputs {
+            q: tensor(inputs.q),
+            k: tensor(inputs.k),
+            v: tensor(inputs.v),
+            position: inputs.position.map(tensor),
+            time: inputs.time.map(tensor),
+        }
+    }
+
     /// The inputs as backend primitives.
     pub fn into_primitives(self) -> HstuInputs<FloatTensor<B>> {
-        let table = |table: Tensor<B, 1>| table.into_primitive().tensor();
         HstuInputs {
-            q: self.q.into_primitive().tensor(),
-            k: self.k.into_primitive().tensor(),
-            v: self.v.into_primitive().tensor(),
-            position: self.position.map(table),
-            time: self.time.map(table),
+            q: primitive(self.q),
+            k: primitive(self.k),
+            v: primitive(self.v),
+            position: self.position.map(primitive),
+            time: self.time.map(primitive),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::kept::CpuKeptHistory;
 use super::lanes::Lanes;
 use super::{CpuInputs, StridedRows};
 use crate::attention::{AttentionWindow, Dims, HstuAttention, time_bucket};
-use crate::history::KeptHistory;
+use crate::history::{KeptHistory, KeptLayer};
 
 /// Keys per block: a multiple of every vector length and tile height.
 pub(super) const KEYS: usize = 64;
@@ -22,7 +22,7 @@ pub(super) struct HeadColumns<'a> {
 }
 
 impl<'a> HeadColumns<'a> {
-    fn new(rows: StridedRows<'a>, head: usize, width: usize) -> Self {
+    pub(super) fn new(rows: StridedRows<'a>, head: usize, width: usize) -> Self {
         HeadColumns { rows, start: head * width, width }
     }
 
@@ -141,7 +141,7 @@ impl<'a> AttentionTask<'a> {
     /// n, the length of the history.
     #[inline(always)]
     pub(super) fn n(&self) -> usize {
-        self.kept.map_or(self.history.len(), CpuKeptHistory::len)
+        self.kept.map_or(self.history.len(), KeptLayer::tokens)
     }
 
     /// The rows that attend, in blocks of up to `size`: the history's, then the targets'.
@@ -292,7 +292,18 @@ pub(super) fn pack(
 pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: HeadColumns<'_>, rows: Range<usize>) {
     packed.clear();
     packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
-    for (j, row) in rows.enumerate() {
+    transpose(packed, 0, head, rows);
+}
+
+/// Writes rows as packed keys from index `first` on, which `packed` has room for.
+#[inline(always)]
+pub(super) fn transpose(
+    packed: &mut [f32],
+    first: usize,
+    head: HeadColumns<'_>,
+    rows: Range<usize>,
+) {
+    for (j, row) in (first..).zip(rows) {
         let block = &mut packed[(j / KEYS) * KEYS * head.width..];
         for (d, value) in head.row(row).iter().enumerate() {
             block[d * KEYS + j % KEYS] = *value;

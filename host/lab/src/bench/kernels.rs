@@ -10,7 +10,8 @@ use burn_flex::Flex;
 use hypercast_fm::spec::FmConfig;
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend, HstuInputs},
-    history::{HistoryBackend, KeptHistory},
+    cpu::CpuKeptHistory,
+    history::{KeptHistory, KeptLayer},
     plain,
 };
 use serde_json::{Value, json};
@@ -203,9 +204,9 @@ fn shared(options: &BenchOptions, report: &mut BenchReport) {
     const CANDIDATES: usize = 100;
     let history = AttentionSize::full(1, 4, 1024, 32);
     let width = history.heads * history.dim;
-    let mut kept = <Flex as HistoryBackend>::Kept::default();
+    let mut kept = CpuKeptHistory::default();
     let own = history.inputs();
-    Flex::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
+    CpuKeptHistory::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
     let targets = HstuInputs {
         q: random([CANDIDATES, width]),
         k: random([CANDIDATES, width]),
@@ -225,7 +226,7 @@ fn shared(options: &BenchOptions, report: &mut BenchReport) {
     let mut contenders = [
         timed(|| {
             let kept = [KeptHistory { layer: &kept, times_s: &[] }];
-            black_box(Flex::attend(targets.clone(), &kept, &layout));
+            black_box(CpuKeptHistory::attend(targets.clone(), &kept, &layout));
         }),
         timed(|| drop(black_box(Flex::hstu_attention(inputs.clone(), copies_layout.clone())))),
     ];
