@@ -196,13 +196,6 @@ impl BatchBuilder {
     }
 }
 
-/// The request or event that a token belongs to.
-struct TokenContext {
-    surface: u16,
-    time_ms: i64,
-    before_ms: Option<i64>,
-}
-
 /// Assigns consecutive indices to the distinct keys of a batch.
 #[derive(Default)]
 struct KeyIndex {
@@ -251,10 +244,7 @@ impl<'a> BatchWriter<'a> {
         for &at in chosen {
             let event = &events[at];
             let before_ms = (at > oldest).then(|| events[at - 1].time_ms);
-            self.token(
-                &event.item,
-                TokenContext { surface: event.surface, time_ms: event.time_ms, before_ms },
-            );
+            self.token(&event.item, event.surface, event.time_ms, before_ms);
             append_outcome(&event.outcome, &self.batch_builder.spec, &mut self.batch.outcomes);
         }
         self.history_offsets.push(self.times_s.len() as u32);
@@ -267,10 +257,7 @@ impl<'a> BatchWriter<'a> {
         for &WeightedTarget { index: at, weight } in &selected.targets {
             let target = &example.targets[at];
             self.batch.weights.push(weight);
-            self.token(
-                &target.item,
-                TokenContext { surface: example.surface, time_ms: example.time_ms, before_ms },
-            );
+            self.token(&target.item, example.surface, example.time_ms, before_ms);
             self.profile(&target.ids);
             self.statistics.features.append(&target.features, &mut self.batch.features);
             self.batch.surfaces.push(example.surface);
@@ -284,7 +271,8 @@ impl<'a> BatchWriter<'a> {
         self.target_offsets.push(rows);
     }
 
-    fn token(&mut self, item: &Item, place: TokenContext) {
+    /// Appends a token of the event or request on a surface at a time.
+    fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
         let mut field = 0;
         let mut push = |value: u64| {
             let index = self.keys.index(store_key(field, value));
@@ -293,16 +281,16 @@ impl<'a> BatchWriter<'a> {
         };
         push(item.id);
         item.ids.iter().for_each(|&id| push(id));
-        push(u64::from(place.surface));
-        push(hour_of_day(place.time_ms));
-        push(gap_bucket(place.time_ms, place.before_ms));
+        push(u64::from(surface));
+        push(hour_of_day(time_ms));
+        push(gap_bucket(time_ms, before_ms));
         self.statistics.item_dense.append(&item.dense, &mut self.batch.dense);
         let with_content = self.batch.dense.len() + self.batch_builder.spec.content;
-        if self.batch_builder.spec.content > 0 {
+        if with_content > self.batch.dense.len() {
             self.batch.dense.extend_from_slice(&item.content);
         }
         self.batch.dense.resize(with_content, 0.0);
-        self.times_s.push(place.time_ms.div_euclid(1000));
+        self.times_s.push(time_ms.div_euclid(1000));
     }
 
     fn profile(&mut self, ids: &[u64]) {

@@ -19,7 +19,7 @@ use hypercast_store::StoreReader;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Result,
+    Result,
     batch::{BatchBuilder, FmBatch},
     cache_warmup::CacheWarmer,
     checkpoint::{FmManifest, load_weights},
@@ -31,7 +31,7 @@ use crate::{
     sampling::{ExampleSelection, split_by_memory, unweighted},
     serving::{ServingBackend, ServingModel},
     spec::{TaskLabel, TaskSpec},
-    update::WeightUpdate,
+    update::{WeightUpdate, refused},
 };
 
 /// TAEs and predictions for the targets of some requests, in order.
@@ -244,15 +244,14 @@ where
     }
 
     fn update(&self, update: WeightUpdate) -> Result<()> {
-        let refused = |why: &str| Error::Update(why.into());
         let Some(updater) = &self.updater else {
-            return Err(refused("the model was loaded without a work folder; load it for updates"));
+            return refused("the model was loaded without a work folder; load it for updates");
         };
-        let mut slot = updater
-            .lock()
-            .map_err(|_| refused("an earlier update panicked; load the model again"))?;
+        let Ok(mut slot) = updater.lock() else {
+            return refused("an earlier update panicked; load the model again");
+        };
         let Some(mut updater) = slot.take() else {
-            return Err(refused("an earlier update could not be written; load the model again"));
+            return refused("an earlier update could not be written; load the model again");
         };
         let next = match updater.prepare(update, &self.generation(), self.history_cache_bytes) {
             Ok(next) => next,

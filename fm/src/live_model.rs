@@ -16,7 +16,7 @@ use crate::{
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
-    update::WeightUpdate,
+    update::{WeightUpdate, refused},
 };
 
 /// Everything that the result of an inference pass depends on besides its examples.
@@ -244,8 +244,8 @@ fn check_compatible(new: &FmManifest, now: &FmManifest) -> Result<()> {
         return Ok(());
     };
     let (new, now) = (&new.version, &now.version);
-    Err(Error::Update(format!(
+    refused(format!(
         "its {what} differs from the model in service (the update is for version {new:?}, \
          version {now:?} is in service)"
-    )))
+    ))
 }

@@ -272,13 +272,6 @@ pub struct BatchAttention {
     last_layer: Arc<HstuAttention>,
 }
 
-impl BatchAttention {
-    /// Whether the model has a time bias.
-    pub(crate) fn has_time_bias(&self) -> bool {
-        self.inner_layers.times_s.is_some()
-    }
-}
-
 /// The attention layouts of a batch under a configuration.
 ///
 /// # Errors

@@ -60,18 +60,26 @@ impl<B: ServingBackend> ServingModel<B> {
             history.times_s.extend_from_slice(&batch.times_s[rows]);
             history.layers.resize_with(self.layers.len(), Default::default);
         }
+        let attention = &attention.inner_layers;
         for (at, layer) in self.layers.iter().enumerate() {
-            let mut kept: Vec<GrowingHistory<'_, B>> = histories
-                .iter_mut()
-                .map(|history| GrowingHistory {
-                    layer: &mut history.layers[at],
-                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
-                })
-                .collect();
-            if at + 1 == self.layers.len() {
-                layer.extend_last(x.clone(), &mut kept, &attention.inner_layers);
-            } else {
-                x = layer.extend(x, &mut kept, &attention.inner_layers);
+            // The outputs of the last layer's history tokens are unused.
+            let mixed = (at + 1 < self.layers.len()).then(|| layer.project(&x));
+            let [k, v] = match &mixed {
+                Some([_, _, v, k]) => [k.clone(), v.clone()],
+                None => layer.project_past(x.clone()),
+            };
+            let mut layers: Vec<_> =
+                histories.iter_mut().map(|history| &mut history.layers[at]).collect();
+            B::Kept::keep(primitive(k), primitive(v), attention, &mut layers);
+            if let Some(mixed) = mixed {
+                let kept: Vec<_> = histories
+                    .iter()
+                    .map(|history| KeptHistory {
+                        layer: &history.layers[at],
+                        times_s: &history.times_s,
+                    })
+                    .collect();
+                x = layer.attend(x, mixed, &kept, attention);
             }
         }
     }
@@ -94,14 +102,15 @@ impl<B: ServingBackend> ServingModel<B> {
         let mut x = self.model.tokens(embedded, batch, 0, batch.targets());
         let none = B::Kept::default();
         for (at, layer) in self.layers.iter().enumerate() {
-            let kept: Vec<KeptHistory<'_, B::Kept>> = histories
+            let kept: Vec<_> = histories
                 .iter()
                 .map(|history| KeptHistory {
                     layer: history.layers.get(at).unwrap_or(&none),
-                    times_s: if attention.has_time_bias() { &history.times_s } else { &[] },
+                    times_s: &history.times_s,
                 })
                 .collect();
-            x = layer.score(x, &kept, &attention.inner_layers);
+            let mixed = layer.project(&x);
+            x = layer.attend(x, mixed, &kept, &attention.inner_layers);
         }
         self.model.outputs(x)
     }
@@ -121,14 +130,6 @@ pub struct ServingLayer<B: ServingBackend> {
     output: B::Prepared,
     qk_width: usize,
     v_width: usize,
-}
-
-/// A request's encoded history at one layer, to which tokens are appended.
-pub struct GrowingHistory<'a, B: ServingBackend> {
-    /// The keys and values.
-    pub layer: &'a mut B::Kept,
-    /// `[n]`: the times of all tokens, including the new ones; empty without a time bias.
-    pub times_s: &'a [i64],
 }
 
 impl<B: ServingBackend> ServingLayer<B> {
@@ -154,48 +155,6 @@ impl<B: ServingBackend> ServingLayer<B> {
         }
     }
 
-    /// Maps new history tokens `[H, dim]` to the same shape and appends their keys and values to
-    /// `kept`, one entry per request. `attention` must have no targets.
-    pub fn extend(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [GrowingHistory<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let [u, q, v, k] = self.project(&x);
-        append_history(&k, &v, kept, attention);
-        let kept: Vec<_> = kept
-            .iter()
-            .map(|kept| KeptHistory { layer: &*kept.layer, times_s: kept.times_s })
-            .collect();
-        self.attend(x, [u, q, v, k], &kept, attention)
-    }
-
-    /// As [`ServingLayer::extend`] for the last layer, where the outputs of history tokens are
-    /// unused.
-    pub fn extend_last(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &mut [GrowingHistory<'_, B>],
-        attention: &Arc<HstuAttention>,
-    ) {
-        let past = tensor::<B, 2>(self.vk.mix(primitive(x), self.norm_in.clone()));
-        let k = past.clone().narrow(1, self.v_width, self.qk_width);
-        append_history(&k, &past.narrow(1, 0, self.v_width), kept, attention);
-    }
-
-    /// Maps targets `[R, dim]` to the same shape, over encoded histories. `attention` must have no
-    /// history tokens.
-    pub fn score(
-        &self,
-        x: Tensor<B, 2>,
-        kept: &[KeptHistory<'_, B::Kept>],
-        attention: &Arc<HstuAttention>,
-    ) -> Tensor<B, 2> {
-        let mixed = self.project(&x);
-        self.attend(x, mixed, kept, attention)
-    }
-
     /// The tokens' U, Q, V and K.
     fn project(&self, x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
         let mixed = tensor::<B, 2>(self.uvqk.mix(primitive(x.clone()), self.norm_in.clone()));
@@ -204,6 +163,13 @@ impl<B: ServingBackend> ServingLayer<B> {
             .map(|(from, width)| mixed.clone().narrow(1, from, width))
     }
 
+    /// K and V alone.
+    fn project_past(&self, x: Tensor<B, 2>) -> [Tensor<B, 2>; 2] {
+        let past = tensor::<B, 2>(self.vk.mix(primitive(x), self.norm_in.clone()));
+        [past.clone().narrow(1, self.v_width, self.qk_width), past.narrow(1, 0, self.v_width)]
+    }
+
+    /// The layer's output for tokens over encoded histories, which have the tokens of the batch.
     fn attend(
         &self,
         x: Tensor<B, 2>,
@@ -222,17 +188,6 @@ impl<B: ServingBackend> ServingLayer<B> {
         let gated = GateInputs { x: primitive(x), attended, u: primitive(u) };
         tensor(self.output.gate(gated, self.norm_out.clone()))
     }
-}
-
-/// Appends the new tokens' keys and values to the histories.
-fn append_history<B: ServingBackend>(
-    k: &Tensor<B, 2>,
-    v: &Tensor<B, 2>,
-    kept: &mut [GrowingHistory<'_, B>],
-    attention: &HstuAttention,
-) {
-    let mut layers: Vec<_> = kept.iter_mut().map(|kept| &mut *kept.layer).collect();
-    B::Kept::keep(primitive(k.clone()), primitive(v.clone()), attention, &mut layers);
 }
 
 fn norm<B: ServingBackend>(norm: &LayerNorm<B>) -> NormWeights<FloatTensor<B>> {

@@ -22,10 +22,11 @@ use crate::{
     Result,
     alignment::{AlignmentModules, AlignmentOutput},
     batch::FmBatch,
-    inference::to_output,
+    inference::{FmOutput, numbers, to_output},
     loss::{LossTargets, mtml_loss},
     model::{self, EmbeddedBatch, FmModel, ModelOutput},
     spec::{FmConfig, FmSpec, TaskLabel},
+    trainer::StepOutput,
 };
 
 /// All dense weights: the model, and the alignment modules that only training needs.
@@ -81,13 +82,13 @@ pub(crate) struct PassContext<'a> {
 
 /// The result of processing a shard.
 pub(crate) struct ShardResult {
-    /// The whole examples.
-    pub(crate) batch: FmBatch,
-    pub(crate) predictions: ShardPredictions,
+    /// The predictions for the whole examples.
+    pub(crate) output: StepOutput,
     pub(crate) gradients: ShardGradients,
 }
 
 /// The loss of a shard and its gradients.
+#[derive(Default)]
 pub(crate) struct ShardGradients {
     /// The shard's share of the batch's loss.
     pub(crate) loss: f32,
@@ -97,15 +98,6 @@ pub(crate) struct ShardGradients {
     pub(crate) keys: Vec<u64>,
     /// `[keys, embedding_dim]`: gradients of the sparse rows.
     pub(crate) row_gradients: Vec<f32>,
-}
-
-/// A network's TAEs and predictions for some targets.
-#[derive(Debug, Default)]
-pub(crate) struct ShardPredictions {
-    /// `[rows, tae_dim]`.
-    pub(crate) tae: Vec<f32>,
-    /// `[rows, tasks]`; NaN where a task is not valid on the row's surface.
-    pub(crate) predictions: Vec<f32>,
 }
 
 /// How many valid samples each task has over all shards, including targets that sampling left out:
@@ -136,39 +128,60 @@ where
     } else {
         None
     };
-    let (gradients, predictions) =
-        learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
-    let predictions = separate.unwrap_or(predictions);
-    Ok(ShardResult { batch: whole.batch, predictions, gradients })
+    let (gradients, output) = learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
+    Ok(ShardResult { output: separate.unwrap_or(output), gradients })
 }
 
-/// A network's predictions for a part's targets; there must be at least one.
+/// A network's predictions for a part's targets, with their labels; the loss is 0.
 pub(crate) fn predict<B: HstuBackend>(
     network: &FmNetwork<B>,
     part: &GatheredBatch,
     context: PassContext<'_>,
-) -> Result<ShardPredictions> {
+) -> Result<StepOutput> {
     let batch = &part.batch;
+    if batch.targets() == 0 {
+        return Ok(StepOutput::default());
+    }
     let attention = model::batch_attention(context.config, batch)?;
     let forward = network.model.forward(part.embed(), batch, &attention);
     let aligned = aligned(network, &forward, batch, context.spec);
-    Ok(to_predictions(forward, &aligned, batch, context.spec))
+    Ok(step_output(forward, &aligned, batch, context.spec))
+}
+
+/// The user embeddings of a part's requests, `[requests, user_state_width]`; zeros without a
+/// history. The part must have no target.
+pub(crate) fn user_states<B: HstuBackend>(
+    network: &FmNetwork<B>,
+    part: &GatheredBatch,
+    context: PassContext<'_>,
+) -> Result<Vec<f32>> {
+    let (width, batch) = (context.config.user_state_width(), &part.batch);
+    let ends = || batch.history_offsets.windows(2);
+    let mut all = vec![0.0; ends().len() * width];
+    if batch.history_tokens() == 0 {
+        return Ok(all);
+    }
+    let attention = model::batch_attention(context.config, batch)?;
+    let states = numbers(network.model.user_states(part.embed(), batch, &attention));
+    let known = all.chunks_exact_mut(width).zip(ends()).filter(|(_, ends)| ends[1] > ends[0]);
+    for ((all, _), state) in known.zip(states.chunks_exact(width)) {
+        all.copy_from_slice(state);
+    }
+    Ok(all)
 }
 
 fn learn<A>(
     network: &FmNetwork<A>,
     part: &GatheredBatch,
     context: PassContext<'_>,
-) -> Result<(ShardGradients, ShardPredictions)>
+) -> Result<(ShardGradients, StepOutput)>
 where
     A: AutodiffBackend + HstuBackend,
 {
     let PassContext { config, spec, .. } = context;
     let batch = &part.batch;
     if batch.targets() == 0 {
-        let (dense, keys, row_gradients) = (GradientsParams::new(), Vec::new(), Vec::new());
-        let gradients = ShardGradients { loss: 0.0, dense, keys, row_gradients };
-        return Ok((gradients, ShardPredictions::default()));
+        return Ok(Default::default());
     }
     let attention = model::batch_attention(config, batch)?;
     let EmbeddedBatch { tokens, profiles } = part.embed::<A>();
@@ -180,7 +193,7 @@ where
     let aligned = aligned(network, &forward, batch, spec);
     let loss = loss(batch, forward.main.clone(), &aligned, context);
     let value = loss.clone().into_data().convert::<f32>().iter::<f32>().next().unwrap_or(f32::NAN);
-    let predictions = to_predictions(forward, &aligned, batch, spec);
+    let output = step_output(forward, &aligned, batch, spec);
     let mut gradients = loss.backward();
     let mut row_gradients = vec![0.0; part.rows.len()];
     let mut scatter = |leaf: &Tensor<A, 2>, index: &[u32]| {
@@ -192,17 +205,19 @@ where
     leaves.profiles.iter().for_each(|profiles| scatter(profiles, &batch.profile_index));
     let dense = GradientsParams::from_grads(gradients, network);
     let keys = batch.keys.clone();
-    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, predictions))
+    Ok((ShardGradients { loss: value, dense, keys, row_gradients }, output))
 }
 
-fn to_predictions<B: Backend>(
+fn step_output<B: Backend>(
     forward: ModelOutput<B>,
     aligned: &[AlignmentOutput<B>],
     batch: &FmBatch,
     spec: &FmSpec,
-) -> ShardPredictions {
-    let output = to_output(forward, spec.main_tasks());
-    ShardPredictions { predictions: by_task(batch, &output.main, aligned, spec), tae: output.tae }
+) -> StepOutput {
+    let FmOutput { tae, main } = to_output(forward, spec.main_tasks());
+    let predictions = by_task(batch, &main, aligned, spec);
+    let (labels, mask) = (batch.labels.clone(), batch.mask.clone());
+    StepOutput { tae, predictions, labels, mask, loss: 0.0 }
 }
 
 /// The distinct keys of all shards and the sums of their gradients `[keys, dim]`.

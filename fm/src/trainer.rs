@@ -30,12 +30,11 @@ use crate::{
     ema,
     example::Example,
     model::{FmModel, lock_weight_rng},
-    predict_only,
     resume::{self, DenseOptimizer, TrainingState},
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
     shard::{
-        self, FmNetwork, GatheredBatch, PassContext, PassWeights, Shard, ShardPredictions,
-        ShardResult, merge_rows, valid_samples,
+        self, FmNetwork, GatheredBatch, PassContext, PassWeights, Shard, ShardResult, merge_rows,
+        valid_samples,
     },
     spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
@@ -59,12 +58,11 @@ pub struct StepOutput {
 }
 
 impl StepOutput {
-    /// Appends the predictions for the targets of `batch`, and their labels.
-    pub(crate) fn append(&mut self, predictions: ShardPredictions, batch: FmBatch) {
-        self.tae.extend(predictions.tae);
-        self.predictions.extend(predictions.predictions);
-        self.labels.extend(batch.labels);
-        self.mask.extend(batch.mask);
+    fn append(&mut self, other: StepOutput) {
+        self.tae.extend(other.tae);
+        self.predictions.extend(other.predictions);
+        self.labels.extend(other.labels);
+        self.mask.extend(other.mask);
     }
 }
 
@@ -203,8 +201,8 @@ struct Trainer<A: AutodiffBackend> {
     sampler: ExampleSampler,
 }
 
-/// A function of [`predict_only`] that evaluates a network on a part of some examples.
-type PredictOnlyFn<B, T> = fn(FmNetwork<B>, GatheredBatch, PassContext<'_>) -> Result<T>;
+/// A function of [`shard`] that evaluates a network on a part of some examples.
+type PredictOnlyFn<B, T> = fn(&FmNetwork<B>, &GatheredBatch, PassContext<'_>) -> Result<T>;
 
 /// The store journals the rows touched since its last commit; this bounds the journal.
 const STEPS_PER_COMMIT: u64 = 256;
@@ -352,7 +350,7 @@ where
         }
         let prepare = |part| (network.clone(), part);
         shard::run_in_waves(all, self.state.shards, prepare, |(network, part)| {
-            evaluate(network, part, context)
+            evaluate(&network, &part, context)
         })
     }
 
@@ -439,7 +437,7 @@ where
             examples.iter().map(|e| e.time_ms).fold(self.state.trained_until_ms, i64::max);
         let mut output = StepOutput { loss, ..StepOutput::default() };
         for pass in passes {
-            output.append(pass.predictions, pass.batch);
+            output.append(pass.output);
         }
         // The rows of corrections come last.
         let rows: usize = examples.iter().map(|example| example.targets.len()).sum();
@@ -462,8 +460,8 @@ where
 
     fn predict(&self, examples: &[&Example]) -> Result<StepOutput> {
         let mut output = StepOutput::default();
-        for (predictions, batch) in self.predict_only(examples, predict_only::predict)? {
-            output.append(predictions, batch);
+        for part in self.predict_only(examples, shard::predict)? {
+            output.append(part);
         }
         Ok(output)
     }
@@ -472,7 +470,7 @@ where
         let history = |example: &&Example| Example { targets: Vec::new(), ..(*example).clone() };
         let histories: Vec<Example> = examples.iter().map(history).collect();
         let histories: Vec<&Example> = histories.iter().collect();
-        Ok(self.predict_only(&histories, predict_only::user_states)?.concat())
+        Ok(self.predict_only(&histories, shard::user_states)?.concat())
     }
 
     fn size(&self) -> ModelSize {

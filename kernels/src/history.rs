@@ -18,7 +18,7 @@ use crate::attention::{HstuAttention, HstuBackend, HstuInputs, primitive, tensor
 pub struct KeptHistory<'a, K> {
     /// The keys and values in the backend's form.
     pub layer: &'a K,
-    /// `[n]`: the times of its tokens, in seconds; empty without a time bias.
+    /// `[n]`: the times of its tokens, in seconds; not read without a time bias.
     pub times_s: &'a [i64],
 }
 

@@ -9,6 +9,7 @@ use super::lanes::Lanes;
 use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
 use super::task::{
     AttentionTask, Biases, HeadColumns, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+    zero,
 };
 
 /// Rows per block: a multiple of every tile height and vector length. The more rows, the fewer
@@ -299,10 +300,4 @@ fn write<V: Lanes>(
 #[inline(always)]
 fn seen(block: &RowBlock, r: usize, j0: usize) -> usize {
     block.end(r.min(block.count) - 1).saturating_sub(j0).min(KEYS)
-}
-
-#[inline(always)]
-fn zero(cells: &mut Vec<f32>, len: usize) {
-    cells.clear();
-    cells.resize(len, 0.0);
 }

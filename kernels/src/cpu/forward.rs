@@ -3,9 +3,9 @@
 use super::isa::IsaKernel;
 use super::kept::PackedHead;
 use super::lanes::{Lanes, MAX_LANES};
-use super::math::{Left, ProductExtent, Right, accumulate, dot, product, sigmoid};
+use super::math::{Left, ProductExtent, Right, accumulate, dot, sigmoid};
 use super::task::{
-    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded,
+    AttentionTask, Biases, KEYS, OutputSink, RowBlock, pack, pack_transposed, padded, zero,
 };
 
 /// A thread's buffers, which grow linearly with the length of a history.
@@ -53,8 +53,7 @@ impl IsaKernel for AttendTask<'_> {
         for block in task.blocks(R) {
             let rows = block.first..block.first + block.count;
             pack(&mut scratch.queries, task.q, rows.clone(), dims.qk, R);
-            scratch.out.clear();
-            scratch.out.resize(R * width, 0.0);
+            zero(&mut scratch.out, R * width);
             for j0 in (0..block.end(block.count - 1)).step_by(KEYS) {
                 if !task.skips(&block, j0) {
                     attend::<V, R>(task, scratch, history, &block, j0);
@@ -84,8 +83,8 @@ fn attend<V: Lanes, const R: usize>(
     let (dims, width) = (task.dims, padded::<V>(task.dims.v));
     let seen = (block.end(block.count - 1) - j0).min(KEYS);
     let weights = &mut scratch.weights;
-    weights.resize(R * KEYS, 0.0);
-    product::<V, R>(
+    zero(weights, R * KEYS);
+    accumulate::<V, R>(
         weights,
         KEYS,
         Left { data: &scratch.queries, row: dims.qk, step: 1 },

@@ -253,14 +253,20 @@ impl Biases {
     pub(super) fn prepare(&mut self, task: &AttentionTask<'_>) {
         let n = task.n();
         self.sums.resize(KEYS, 0.0);
-        self.reversed.clear();
-        self.reversed.resize(n + 1 + KEYS, 0.0);
+        zero(&mut self.reversed, n + 1 + KEYS);
         if let Some(table) = task.position {
             for (x, bias) in self.reversed[..=n].iter_mut().enumerate() {
                 *bias = table[(n - x).min(table.len() - 1)];
             }
         }
     }
+}
+
+/// Makes a buffer `len` zeros.
+#[inline(always)]
+pub(super) fn zero(cells: &mut Vec<f32>, len: usize) {
+    cells.clear();
+    cells.resize(len, 0.0);
 }
 
 /// `len` rounded up to whole vectors.
@@ -279,8 +285,7 @@ pub(super) fn pack(
     width: usize,
     height: usize,
 ) {
-    packed.clear();
-    packed.resize(height.max(rows.len()) * width, 0.0);
+    zero(packed, height.max(rows.len()) * width);
     for (packed, row) in packed.chunks_exact_mut(width).zip(rows) {
         packed[..head.width].copy_from_slice(head.row(row));
     }
@@ -290,8 +295,7 @@ pub(super) fn pack(
 /// `[j / KEYS, d, j % KEYS]`, zeros after the last row.
 #[inline(always)]
 pub(super) fn pack_transposed(packed: &mut Vec<f32>, head: HeadColumns<'_>, rows: Range<usize>) {
-    packed.clear();
-    packed.resize(rows.len().div_ceil(KEYS) * KEYS * head.width, 0.0);
+    zero(packed, rows.len().div_ceil(KEYS) * KEYS * head.width);
     transpose(packed, 0, head, rows);
 }
 
