@@ -92,22 +92,23 @@ pub fn replace_directory<E: From<Error>>(
     let draft = dir.with_extension("partial");
     let io = |error: std::io::Error| E::from(checkpoint_error(dir, error));
     recover_directory(dir)?;
-    if draft.exists() {
-        fs::remove_dir_all(&draft).map_err(io)?;
-    }
+    remove_directory(&draft)?;
     fs::create_dir_all(&draft).map_err(io)?;
     fill(&draft)?;
     let old = dir.with_extension("old");
-    if old.exists() {
-        // Left behind by a crash after the rename below.
-        fs::remove_dir_all(&old).map_err(io)?;
-    }
+    // Left behind by a crash after the rename below.
+    remove_directory(&old)?;
     if dir.exists() {
         fs::rename(dir, &old).map_err(io)?;
     }
     fs::rename(&draft, dir).map_err(io)?;
-    if old.exists() {
-        fs::remove_dir_all(&old).map_err(io)?;
+    Ok(remove_directory(&old)?)
+}
+
+/// Removes a folder, if there is one.
+pub(crate) fn remove_directory(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(|error| checkpoint_error(dir, error))?;
     }
     Ok(())
 }
@@ -204,11 +205,8 @@ pub(crate) fn read_tensors(path: &Path) -> Result<TensorMap> {
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let values = view
-                .data()
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect();
+            let (bytes, _) = view.data().as_chunks();
+            let values = bytes.iter().map(|value| f32::from_le_bytes(*value)).collect();
             (name, (view.shape().to_vec(), values))
         })
         .collect())

@@ -250,24 +250,19 @@ where
         let Ok(mut slot) = updater.lock() else {
             return refused("an earlier update panicked; load the model again");
         };
-        let Some(mut updater) = slot.take() else {
+        let Some(updater) = slot.as_mut() else {
             return refused("an earlier update could not be written; load the model again");
         };
-        let next = match updater.prepare(update, &self.generation(), self.history_cache_bytes) {
-            Ok(next) => next,
-            Err(error) => {
-                *slot = Some(updater);
-                return Err(error);
-            }
-        };
+        let next = updater.prepare(update, &self.generation(), self.history_cache_bytes)?;
         let swap = |generation| {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::replace(&mut *current, generation)
         };
         self.warm_up(&next.generation);
-        updater.apply(next, swap).inspect_err(|_| self.generation().cache.reserve(0))?;
-        *slot = Some(updater);
-        Ok(())
+        updater.apply(next, swap).inspect_err(|_| {
+            *slot = None;
+            self.generation().cache.reserve(0);
+        })
     }
 
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {

@@ -12,7 +12,7 @@ use hypercast_store::{RowFormat, ServingStore, StoreHandle, StoreReader, Verify}
 
 use crate::{
     Error, Result,
-    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors},
+    checkpoint::{FmManifest, TensorMap, assign_weights, read_tensors, remove_directory},
     history::HistoryCache,
     model::FmModel,
     serving::{ServingBackend, ServingModel},
@@ -108,10 +108,7 @@ pub(crate) struct PreparedUpdate<B: ServingBackend> {
 impl<B: ServingBackend> LiveUpdater<B> {
     /// Copies the store of the checkpoint in `dir` to `work`, replacing its content.
     pub(crate) fn open(dir: &Path, work: &Path) -> Result<Self> {
-        if work.exists() {
-            let checkpoint_error = |error| crate::checkpoint::checkpoint_error(work, error);
-            std::fs::remove_dir_all(work).map_err(checkpoint_error)?;
-        }
+        remove_directory(work)?;
         let from = StoreReader::open(dir.join("store"))?;
         from.snapshot_into(work, from.format())?;
         let mut store = ServingStore::open(work, Verify::Journal)?;

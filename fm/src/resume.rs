@@ -176,32 +176,30 @@ fn first_difference<T: Serialize>(saved: &T, now: &T) -> Option<(String, Value, 
 /// Writes floating-point numbers as `{"f64": "0.1"}`, because the JSON parser may round the last
 /// bit of a number and Rust's own parser does not.
 fn encode_floats(value: Value) -> Value {
-    match value {
-        Value::Number(number) if number.is_f64() => {
-            let text = format!("{:?}", number.as_f64().expect("checked by the guard"));
-            Value::Object([("f64".to_string(), Value::String(text))].into_iter().collect())
-        }
-        Value::Array(values) => Value::Array(values.into_iter().map(encode_floats).collect()),
-        Value::Object(fields) => Value::Object(
-            fields.into_iter().map(|(key, value)| (key, encode_floats(value))).collect(),
-        ),
-        other => other,
-    }
+    rewrite(value, |value| {
+        let number = value.as_f64().filter(|_| value.is_f64())?;
+        Some(serde_json::json!({ "f64": format!("{number:?}") }))
+    })
 }
 
 /// The inverse of [`encode_floats`].
 fn decode_floats(value: Value) -> Value {
+    rewrite(value, |value| {
+        let fields = value.as_object().filter(|fields| fields.len() == 1)?;
+        fields.get("f64")?.as_str()?.parse::<f64>().ok().map(Value::from)
+    })
+}
+
+/// Replaces each value within `value` for which `change` has another one.
+fn rewrite(value: Value, change: fn(&Value) -> Option<Value>) -> Value {
+    if let Some(changed) = change(&value) {
+        return changed;
+    }
+    let rewrite = |value| rewrite(value, change);
     match value {
-        Value::Array(values) => Value::Array(values.into_iter().map(decode_floats).collect()),
+        Value::Array(values) => Value::Array(values.into_iter().map(rewrite).collect()),
         Value::Object(fields) => {
-            if let (1, Some(Value::String(text))) = (fields.len(), fields.get("f64"))
-                && let Ok(number) = text.parse::<f64>()
-            {
-                return Value::from(number);
-            }
-            Value::Object(
-                fields.into_iter().map(|(key, value)| (key, decode_floats(value))).collect(),
-            )
+            Value::Object(fields.into_iter().map(|(key, value)| (key, rewrite(value))).collect())
         }
         other => other,
     }

@@ -22,7 +22,7 @@ use crate::{
     alignment::AlignmentModules,
     batch::{BatchBuilder, FmBatch},
     checkpoint::{
-        FORMAT, FmManifest, checkpoint_error, load_weights, replace_directory, save_weights,
+        FORMAT, FmManifest, load_weights, remove_directory, replace_directory, save_weights,
         weights_of,
     },
     cost::ModelSize,
@@ -239,10 +239,7 @@ where
             Some(saved) => {
                 let mut state = TrainingState::read(saved)?;
                 state.check(saved, config, spec)?;
-                if store.exists() {
-                    let error = |error| checkpoint_error(&store, error);
-                    std::fs::remove_dir_all(&store).map_err(error)?;
-                }
+                remove_directory(&store)?;
                 Store::open(saved.join("store"))?.copy_into(&store)?;
                 network = load_weights(network, &saved.join(resume::NETWORK_FILE))?;
                 average = average

@@ -171,13 +171,8 @@ impl PreparedLinear<Flex> for Prepared {
     fn mix(&self, x: FlexTensor, norm: NormWeights<FlexTensor>) -> FlexTensor {
         assert_eq!(x.shape()[1], self.from, "the width of x");
         let (count, x, affine) = (x.shape()[0], readable(x), norm.affine.map(readable));
-        let input = DenseInput {
-            x: rows(&x),
-            norm: affine.as_ref().map(values),
-            epsilon: norm.epsilon,
-            gate: None,
-            residual: None,
-        };
+        let (x, epsilon, norm) = (rows(&x), norm.epsilon, affine.as_ref().map(values));
+        let input = DenseInput { x, norm, epsilon, gate: None, residual: None };
         product(input, self, count)
     }
 
@@ -189,13 +184,8 @@ impl PreparedLinear<Flex> for Prepared {
         assert_eq!(u.shape()[..], [count, self.from], "U");
         let [x, attended, u] = [x, attended, u].map(readable);
         let affine = norm.affine.map(readable);
-        let input = DenseInput {
-            x: rows(&attended),
-            norm: affine.as_ref().map(values),
-            epsilon: norm.epsilon,
-            gate: Some(rows(&u)),
-            residual: Some(rows(&x)),
-        };
-        product(input, self, count)
+        let (epsilon, norm) = (norm.epsilon, affine.as_ref().map(values));
+        let (gate, residual) = (Some(rows(&u)), Some(rows(&x)));
+        product(DenseInput { x: rows(&attended), norm, epsilon, gate, residual }, self, count)
     }
 }

@@ -40,27 +40,12 @@ impl IsaKernel for ProgramBlock<'_, '_> {
             // Split off the result, so that operands can be read from the rest of the scratch.
             let (before, rest) = scratch.split_at_mut(start);
             let (result, after) = rest.split_at_mut(step.width * BLOCK);
-            let sources = OperandSources {
-                program,
-                feed,
-                first,
-                count,
-                before,
-                after,
-                gap: start..start + step.width * BLOCK,
-            };
+            let gap = start..start + result.len();
+            let sources = OperandSources { program, feed, first, count, before, after, gap };
             step_block::<V, R>(step, &sources, &mut result[..step.width * count]);
         }
-        let end = scratch.len();
-        let sources = OperandSources {
-            program,
-            feed,
-            first,
-            count,
-            before: scratch,
-            after: &[],
-            gap: end..end,
-        };
+        let (before, after, gap) = (&*scratch, &[][..], scratch.len()..scratch.len());
+        let sources = OperandSources { program, feed, first, count, before, after, gap };
         for (column, output) in program.outputs.iter().enumerate() {
             let values = sources.of(*output);
             for (row, out) in out.chunks_exact_mut(program.outputs.len()).enumerate() {
