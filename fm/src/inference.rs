@@ -212,17 +212,15 @@ impl<B: ServingBackend> LoadedModel<B> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn pass<'a>(&'a self, generation: &'a Generation<B>) -> InferencePass<'a, B> {
-        InferencePass { fm: self, generation }
-    }
-
     /// Encodes recent users' histories for the next generation.
     fn warm_up(&self, next: &Generation<B>)
     where
         ServingModel<B>: Sync,
     {
         let Some(warmer) = &self.warmer else { return };
-        match warmer.warm_up(&self.pass(next), &self.generation().cache) {
+        match warmer
+            .warm_up(&InferencePass { fm: self, generation: next }, &self.generation().cache)
+        {
             Ok(tokens) => _ = self.counts[3].fetch_add(tokens, Ordering::Relaxed),
             Err(error) => {
                 tracing::warn!(%error, "cannot encode histories ahead of an update; they are encoded at the next request");
@@ -268,7 +266,7 @@ where
     fn infer(&self, examples: &[&Example]) -> Result<FmOutput> {
         examples.iter().try_for_each(|example| self.batch_builder.check(example))?;
         let generation = self.generation();
-        let pass = self.pass(&generation);
+        let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
         for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
         {
@@ -285,7 +283,7 @@ where
 
     fn infer_uncached(&self, examples: &[&Example]) -> Result<FmOutput> {
         let generation = self.generation();
-        let pass = self.pass(&generation);
+        let pass = InferencePass { fm: self, generation: &generation };
         let mut output = FmOutput::default();
         for part in split_by_memory(examples, &self.manifest.config, examples.len(), MAX_PASS_BYTES)
         {

@@ -260,22 +260,13 @@ fn loss<A: AutodiffBackend>(
     aligned: &[AlignmentOutput<A>],
     context: PassContext<'_>,
 ) -> Tensor<A, 1> {
-    let spec = context.spec;
-    let (tasks, mains) = (spec.tasks.len(), spec.main_tasks().len());
-    let columns = |from: usize, to: usize| {
-        let pick = |index: &usize| (from..to).contains(&(index % tasks));
-        let cells = || (0..batch.labels.len()).filter(pick);
-        let labels = cells().map(|index| batch.labels[index]).collect();
-        let mask: Vec<bool> = cells().map(|index| batch.mask[index]).collect();
-        let (tasks, valid) = (&spec.tasks[from..to], &context.valid[from..to]);
-        LossTargets::new(tasks, labels, &mask, valid, &batch.weights)
-    };
-    let mut loss = mtml_loss(main, &columns(0, mains));
-    if mains < tasks {
-        let targets = columns(mains, tasks);
-        for aligned in aligned {
-            loss = loss + mtml_loss(aligned.outputs.clone(), &targets.rows(&aligned.rows));
-        }
+    let (tasks, mains) = (&context.spec.tasks, context.spec.main_tasks().len());
+    let targets = LossTargets::new(batch, 0..batch.targets(), tasks, 0..mains, context.valid);
+    let mut loss = mtml_loss(main, &targets);
+    for AlignmentOutput { rows, outputs } in aligned {
+        let (rows, columns) = (rows.iter().copied(), mains..tasks.len());
+        let targets = LossTargets::new(batch, rows, tasks, columns, context.valid);
+        loss = loss + mtml_loss(outputs.clone(), &targets);
     }
     loss
 }

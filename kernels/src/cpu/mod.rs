@@ -55,8 +55,7 @@ const PARALLEL_FROM: usize = 200_000;
 /// # Panics
 /// If the machine lacks `isa`, or `shape`, `dims` and the inputs contradict each other.
 pub fn forward(shape: &HstuAttention, dims: Dims, inputs: &CpuInputs<'_>, isa: Isa) -> Vec<f32> {
-    let task = |index| AttentionTask::new(shape, dims, inputs, index);
-    forward_of(shape, dims, work(shape, dims, None), task, isa)
+    forward_of(shape, dims, inputs, None, isa)
 }
 
 /// The op over kept histories: see [`KeptLayer::attend`].
@@ -78,24 +77,25 @@ pub fn forward_kept(
         let needed = inputs.time.map_or(times, |_| kept.layer.tokens());
         assert_eq!(times, needed, "request {b}: a time for each kept token");
     }
-    let task =
-        |index| AttentionTask::new(shape, dims, inputs, index).over(kept[index / shape.heads]);
-    forward_of(shape, dims, work(shape, dims, Some(kept)), task, isa)
+    forward_of(shape, dims, inputs, Some(kept), isa)
 }
 
-fn forward_of<'a>(
+fn forward_of(
     shape: &HstuAttention,
     dims: Dims,
-    work: usize,
-    task: impl Fn(usize) -> AttentionTask<'a> + Sync + Send,
+    inputs: &CpuInputs<'_>,
+    kept: Option<&[KeptHistory<'_, CpuKeptHistory>]>,
     isa: Isa,
 ) -> Vec<f32> {
     let isa = isa.checked();
     let width = shape.heads * dims.v;
     let mut out = vec![0.0; dims.rows * width];
     let sink = OutputSink::new(&mut out, width);
+    let work = work(shape, dims, kept);
     run(shape, work, forward::ForwardScratch::default, |scratch, index| {
-        isa.run(forward::AttendTask { task: &task(index), scratch, sink: &sink });
+        let kept = kept.map(|kept| kept[index / shape.heads]);
+        let task = &AttentionTask::new(shape, dims, inputs, index).over(kept);
+        isa.run(forward::AttendTask { task, scratch, sink: &sink });
     });
     out
 }

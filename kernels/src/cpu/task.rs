@@ -132,8 +132,9 @@ impl<'a> AttentionTask<'a> {
         AttentionTask { grad: Some(HeadColumns::new(grad, self.head, self.dims.v)), ..self }
     }
 
-    /// The task over a kept history.
-    pub(super) fn over(self, kept: KeptHistory<'a, CpuKeptHistory>) -> Self {
+    /// The task over a kept history, if there is one.
+    pub(super) fn over(self, kept: Option<KeptHistory<'a, CpuKeptHistory>>) -> Self {
+        let Some(kept) = kept else { return self };
         let time = self.time.map(|times| TimeBias { keys_s: kept.times_s, ..times });
         AttentionTask { kept: Some(kept.layer), time, ..self }
     }
