@@ -4,7 +4,7 @@
 //! all requests. A history is laid out once for all targets of its request (compute
 //! de-duplication, section 3.1.4). This module decides which numbers describe a token.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, sync::Arc};
+use std::{collections::HashMap, hash::BuildHasherDefault};
 
 use crate::{
     Error, Result,
@@ -18,9 +18,9 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct FmBatch {
     /// `[B + 1]`: request b's history is tokens `history_offsets[b]..history_offsets[b + 1]`.
-    pub history_offsets: Arc<[u32]>,
+    pub history_offsets: Vec<u32>,
     /// `[B + 1]`: request b's targets are rows `target_offsets[b]..target_offsets[b + 1]`.
-    pub target_offsets: Arc<[u32]>,
+    pub target_offsets: Vec<u32>,
     /// The distinct store keys of the batch.
     pub keys: Vec<u64>,
     /// `[(H + R) * fields]`: index into `keys`.
@@ -32,7 +32,7 @@ pub struct FmBatch {
     /// `[H * outcome_width]`.
     pub outcomes: Vec<f32>,
     /// `[H + R]`, seconds since the epoch.
-    pub times_s: Arc<[i64]>,
+    pub times_s: Vec<i64>,
     /// `[R]`: the surface of each target's request.
     pub surfaces: Vec<u16>,
     /// `[R * features]`: auxiliary features, standardised.
@@ -143,14 +143,17 @@ impl BatchBuilder {
         examples: &[ExampleSelection<'_>],
         statistics: &ColumnStatistics,
     ) -> FmBatch {
-        let mut writer = BatchWriter::new(self, statistics);
+        let (history_offsets, target_offsets) = (vec![0], vec![0]);
+        let batch = FmBatch { history_offsets, target_offsets, ..FmBatch::default() };
+        let known = HashMap::default();
+        let mut writer = BatchWriter { batch_builder: self, statistics, known, batch };
         for selected in examples {
             writer.history(&selected.example.history, &selected.events);
         }
         for selected in examples {
             writer.targets(selected);
         }
-        writer.finish()
+        writer.batch
     }
 
     /// Checks that an example's surface and features match the specification.
@@ -196,45 +199,23 @@ impl BatchBuilder {
     }
 }
 
-/// Assigns consecutive indices to the distinct keys of a batch.
-#[derive(Default)]
-struct KeyIndex {
-    known: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
-    distinct: Vec<u64>,
-}
-
-impl KeyIndex {
-    fn index(&mut self, key: u64) -> u32 {
-        let next = self.distinct.len() as u32;
-        let index = *self.known.entry(key).or_insert(next);
-        if index == next {
-            self.distinct.push(key);
-        }
-        index
-    }
-}
-
 struct BatchWriter<'a> {
     batch_builder: &'a BatchBuilder,
     statistics: &'a ColumnStatistics,
-    keys: KeyIndex,
+    /// The index of each key of the batch.
+    known: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
     batch: FmBatch,
-    history_offsets: Vec<u32>,
-    target_offsets: Vec<u32>,
-    times_s: Vec<i64>,
 }
 
-impl<'a> BatchWriter<'a> {
-    fn new(batch_builder: &'a BatchBuilder, statistics: &'a ColumnStatistics) -> Self {
-        Self {
-            batch_builder,
-            statistics,
-            keys: KeyIndex::default(),
-            batch: FmBatch::default(),
-            history_offsets: vec![0],
-            target_offsets: vec![0],
-            times_s: Vec::new(),
+impl BatchWriter<'_> {
+    /// The index of a key, a new one for a key that the batch does not have.
+    fn index(&mut self, key: u64) -> u32 {
+        let next = self.batch.keys.len() as u32;
+        let index = *self.known.entry(key).or_insert(next);
+        if index == next {
+            self.batch.keys.push(key);
         }
+        index
     }
 
     /// Appends the `chosen` events. The time gap of each is that to its predecessor in the history,
@@ -247,7 +228,7 @@ impl<'a> BatchWriter<'a> {
             self.token(&event.item, event.surface, event.time_ms, before_ms);
             append_outcome(&event.outcome, &self.batch_builder.spec, &mut self.batch.outcomes);
         }
-        self.history_offsets.push(self.times_s.len() as u32);
+        self.batch.history_offsets.push(self.batch.times_s.len() as u32);
     }
 
     fn targets(&mut self, selected: &ExampleSelection<'_>) {
@@ -267,15 +248,14 @@ impl<'a> BatchWriter<'a> {
                 self.batch.mask.push(label.is_some());
             }
         }
-        let rows = self.target_offsets.last().copied().unwrap_or(0) + selected.targets.len() as u32;
-        self.target_offsets.push(rows);
+        self.batch.target_offsets.push(self.batch.weights.len() as u32);
     }
 
     /// Appends a token of the event or request on a surface at a time.
     fn token(&mut self, item: &Item, surface: u16, time_ms: i64, before_ms: Option<i64>) {
         let mut field = 0;
         let mut push = |value: u64| {
-            let index = self.keys.index(store_key(field, value));
+            let index = self.index(store_key(field, value));
             self.batch.key_index.push(index);
             field += 1;
         };
@@ -290,7 +270,7 @@ impl<'a> BatchWriter<'a> {
             self.batch.dense.extend_from_slice(&item.content);
         }
         self.batch.dense.resize(with_content, 0.0);
-        self.times_s.push(time_ms.div_euclid(1000));
+        self.batch.times_s.push(time_ms.div_euclid(1000));
     }
 
     fn profile(&mut self, ids: &[u64]) {
@@ -298,18 +278,10 @@ impl<'a> BatchWriter<'a> {
         let first = spec.token_fields();
         if self.batch_builder.include_profiles {
             for (field, &column) in (first..).zip(&spec.profile_ids) {
-                let index = self.keys.index(store_key(field, ids[column]));
+                let index = self.index(store_key(field, ids[column]));
                 self.batch.profile_index.push(index);
             }
         }
-    }
-
-    fn finish(mut self) -> FmBatch {
-        self.batch.keys = self.keys.distinct;
-        self.batch.history_offsets = self.history_offsets.into();
-        self.batch.target_offsets = self.target_offsets.into();
-        self.batch.times_s = self.times_s.into();
-        self.batch
     }
 }
 
@@ -379,6 +351,8 @@ impl std::hash::Hasher for KeyHasher {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::example::{Target, User};
 

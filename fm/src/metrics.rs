@@ -77,15 +77,6 @@ impl std::ops::AddAssign for LogLossSums {
     }
 }
 
-impl std::iter::Sum for LogLossSums {
-    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        iter.fold(Self::default(), |mut sum, other| {
-            sum += other;
-            sum
-        })
-    }
-}
-
 /// A prediction with the label that was observed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredPrediction {
@@ -114,8 +105,8 @@ pub struct BinaryMetrics {
 
 /// Computes the metrics of `rows`.
 pub fn binary_metrics(rows: &[ScoredPrediction]) -> BinaryMetrics {
-    let sums: LogLossSums =
-        rows.iter().map(|row| LogLossSums::of(row.probability, row.label)).sum();
+    let mut sums = LogLossSums::default();
+    rows.iter().for_each(|row| sums.push(row.probability, row.label));
     BinaryMetrics {
         n: rows.len(),
         rate: sums.positive_rate(),
@@ -244,7 +235,9 @@ mod tests {
         let rows = rows(&[(1, 0.9, true), (1, 0.8, false), (2, 0.3, true), (2, 0.0, true)]);
         let mut merged = LogLossSums::default();
         for half in rows.chunks(2) {
-            merged += half.iter().map(|row| LogLossSums::of(row.probability, row.label)).sum();
+            let mut sums = LogLossSums::default();
+            half.iter().for_each(|row| sums.push(row.probability, row.label));
+            merged += sums;
         }
         let ne = merged.normalized_entropy().unwrap();
         assert!(ne.is_finite(), "a wrong certainty is clamped");

@@ -278,15 +278,15 @@ pub struct BatchAttention {
 /// Offsets that contradict each other.
 pub fn batch_attention(config: &FmConfig, batch: &FmBatch) -> Result<BatchAttention> {
     let inner_layers = HstuAttention {
-        history_offsets: batch.history_offsets.clone(),
-        target_offsets: batch.target_offsets.clone(),
+        history_offsets: batch.history_offsets.as_slice().into(),
+        target_offsets: batch.target_offsets.as_slice().into(),
         heads: config.heads,
         alpha: config.alpha_value(),
         norm: config.max_history as f32,
         window: (config.window > 0)
             .then_some(AttentionWindow { recent: config.window, global: config.global }),
         targets_only: false,
-        times_s: (config.time_buckets > 0).then(|| batch.times_s.clone()),
+        times_s: (config.time_buckets > 0).then(|| batch.times_s.as_slice().into()),
     };
     let last_layer = HstuAttention { targets_only: true, ..inner_layers.clone() };
     let checked = |attention: HstuAttention| {

@@ -308,14 +308,9 @@ impl<T> HstuInputs<T> {
     }
 
     /// Applies `f` to each input.
-    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> HstuInputs<U> {
-        HstuInputs {
-            q: f(self.q),
-            k: f(self.k),
-            v: f(self.v),
-            position: self.position.map(&mut f),
-            time: self.time.map(&mut f),
-        }
+    pub fn map<U>(self, f: impl FnMut(T) -> U) -> HstuInputs<U> {
+        let f = std::cell::RefCell::new(f);
+        self.map_both(|matrix| f.borrow_mut()(matrix), |table| f.borrow_mut()(table))
     }
 
     /// The inputs in the order of the fields; `None` for an absent table.
@@ -324,27 +319,27 @@ impl<T> HstuInputs<T> {
     }
 }
 
-impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
-    /// The inputs of backend primitives.
-    pub(crate) fn from_primitives(inputs: HstuInputs<FloatTensor<B>>) -> Self {
+impl<T, Table> HstuInputs<T, Table> {
+    /// Applies `matrix` to each matrix and `table` to each table.
+    pub(crate) fn map_both<U, V>(
+        self,
+        matrix: impl Fn(T) -> U,
+        table: impl Fn(Table) -> V,
+    ) -> HstuInputs<U, V> {
         HstuInputs {
-            q: tensor(inputs.q),
-            k: tensor(inputs.k),
-            v: tensor(inputs.v),
-            position: inputs.position.map(tensor),
-            time: inputs.time.map(tensor),
+            q: matrix(self.q),
+            k: matrix(self.k),
+            v: matrix(self.v),
+            position: self.position.map(&table),
+            time: self.time.map(&table),
         }
     }
+}
 
+impl<B: Backend> HstuInputs<Tensor<B, 2>, Tensor<B, 1>> {
     /// The inputs as backend primitives.
     pub fn into_primitives(self) -> HstuInputs<FloatTensor<B>> {
-        HstuInputs {
-            q: primitive(self.q),
-            k: primitive(self.k),
-            v: primitive(self.v),
-            position: self.position.map(primitive),
-            time: self.time.map(primitive),
-        }
+        self.map_both(primitive, primitive)
     }
 }
 

@@ -29,7 +29,7 @@ pub fn forward<B: Backend>(
 ) -> FloatTensor<B> {
     let dims = shape.dims(&inputs);
     let mut rows = RestoredRows::default();
-    let tensors = PlainTensors::<B>::from_primitives(inputs);
+    let tensors: PlainTensors<B> = inputs.map_both(tensor, tensor);
     for group in groups(shape, group_scores) {
         let group = PaddedGroup::new(shape, dims, group, &tensors);
         let v = group.keys.gather(&tensors.v, shape.heads, dims.v);
@@ -54,7 +54,7 @@ pub fn backward<B: Backend>(
     group_scores: usize,
 ) -> HstuInputs<FloatTensor<B>> {
     let (dims, heads) = (shape.dims(&inputs), shape.heads);
-    let tensors = PlainTensors::<B>::from_primitives(inputs);
+    let tensors: PlainTensors<B> = inputs.map_both(tensor, tensor);
     let grad = tensor::<B, 2>(grad);
     let [mut dq, mut dk, mut dv] = std::array::from_fn(|_| RestoredRows::default());
     let mut position = tensors.position.as_ref().map(Tensor::zeros_like);

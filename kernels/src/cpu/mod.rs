@@ -237,13 +237,7 @@ fn readable(tensor: FlexTensor) -> FlexTensor {
 }
 
 fn borrow(inputs: &HstuInputs<FlexTensor>) -> CpuInputs<'_> {
-    HstuInputs {
-        q: rows(&inputs.q),
-        k: rows(&inputs.k),
-        v: rows(&inputs.v),
-        position: inputs.position.as_ref().map(values),
-        time: inputs.time.as_ref().map(values),
-    }
+    inputs.as_ref().map_both(rows, values)
 }
 
 fn rows(tensor: &FlexTensor) -> StridedRows<'_> {
