@@ -57,20 +57,6 @@ pub(crate) struct Shard {
     pub(crate) sample: Option<GatheredBatch>,
 }
 
-impl Shard {
-    /// The surface of each target that is learned from.
-    pub(crate) fn learned_surfaces(&self) -> &[u16] {
-        &self.sample.as_ref().unwrap_or(&self.whole).batch.surfaces
-    }
-}
-
-/// The weights of a pass: a fork with an autodiff graph to learn with, and weights without a graph
-/// to predict with.
-pub(crate) struct PassWeights<A: AutodiffBackend> {
-    pub(crate) learning: FmNetwork<A>,
-    pub(crate) predicting: FmNetwork<A::InnerBackend>,
-}
-
 /// The settings that all shards of a batch share.
 #[derive(Clone, Copy)]
 pub(crate) struct PassContext<'a> {
@@ -112,9 +98,11 @@ pub(crate) fn valid_samples(shards: &[Shard], tasks: usize) -> Vec<u32> {
     valid
 }
 
-/// Predicts and differentiates a shard.
+/// Predicts and differentiates a shard: learns with a fork that has an autodiff graph, and predicts
+/// with weights without one.
 pub(crate) fn pass<A>(
-    weights: PassWeights<A>,
+    learning: &FmNetwork<A>,
+    predicting: &FmNetwork<A::InnerBackend>,
     shard: Shard,
     context: PassContext<'_>,
 ) -> Result<ShardResult>
@@ -124,11 +112,11 @@ where
 {
     let Shard { whole, sample } = shard;
     let separate = if sample.is_some() || context.config.needs_prediction_pass() {
-        Some(predict(&weights.predicting, &whole, context)?)
+        Some(predict(predicting, &whole, context)?)
     } else {
         None
     };
-    let (gradients, output) = learn(&weights.learning, sample.as_ref().unwrap_or(&whole), context)?;
+    let (gradients, output) = learn(learning, sample.as_ref().unwrap_or(&whole), context)?;
     Ok(ShardResult { output: separate.unwrap_or(output), gradients })
 }
 

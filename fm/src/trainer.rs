@@ -33,8 +33,7 @@ use crate::{
     resume::{self, DenseOptimizer, TrainingState},
     sampling::{ExampleSampler, ExampleSelection, split_by_memory},
     shard::{
-        self, FmNetwork, GatheredBatch, PassContext, PassWeights, Shard, ShardResult, merge_rows,
-        valid_samples,
+        self, FmNetwork, GatheredBatch, PassContext, Shard, ShardResult, merge_rows, valid_samples,
     },
     spec::{FmConfig, FmSpec},
     update::{TrainedWeights, WeightTensor},
@@ -315,16 +314,13 @@ where
         // A fork has its own autodiff graph, so the backward passes do not wait for each other.
         let prepare = |shard: Shard| {
             let FmNetwork { model, alignments } = &self.network;
-            let alignments = alignments.only(shard.learned_surfaces());
-            let weights = PassWeights {
-                learning: FmNetwork { model: model.clone(), alignments }
-                    .fork(&A::Device::default()),
-                predicting: self.predicting(),
-            };
-            (weights, shard)
+            let learned = &shard.sample.as_ref().unwrap_or(&shard.whole).batch;
+            let alignments = alignments.only(&learned.surfaces);
+            let learning = FmNetwork { model: model.clone(), alignments };
+            (learning.fork(&A::Device::default()), self.predicting(), shard)
         };
-        shard::run_in_waves(shards, self.state.shards, prepare, |(weights, shard)| {
-            shard::pass::<A>(weights, shard, context)
+        shard::run_in_waves(shards, self.state.shards, prepare, |(learning, predicting, shard)| {
+            shard::pass::<A>(&learning, &predicting, shard, context)
         })
     }
 

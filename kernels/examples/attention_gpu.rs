@@ -141,22 +141,18 @@ fn attention<B: HstuBackend<Device = CudaDevice>>(dtype: &str, n: usize, results
     };
     let inputs = HstuInputs { q: matrix(), k: matrix(), v: matrix(), position: None, time: None };
     let grad = matrix();
-    let forward =
-        |inputs: HstuInputs<FloatTensor<B>>| drop(B::hstu_attention(inputs, shape.clone()));
-    let backward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(B::hstu_attention_backward(inputs, grad.clone(), shape.clone()));
-    };
-    let plain_forward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(plain::forward::<B>(inputs, &shape, plain::GROUP_SCORES));
-    };
-    let plain_backward = |inputs: HstuInputs<FloatTensor<B>>| {
-        drop(plain::backward::<B>(inputs, grad.clone(), &shape, plain::GROUP_SCORES));
-    };
     let time =
         |run: &dyn Fn(HstuInputs<FloatTensor<B>>)| median_s::<B>(&device, || run(inputs.clone()));
     let operations = (4 * DIM * HEADS * REQUESTS * (n * (n + 1) / 2)) as f64;
-    let fused = [time(&forward), time(&backward)];
-    let composed = [time(&plain_forward), time(&plain_backward)];
+    let scores = plain::GROUP_SCORES;
+    let fused = [
+        time(&|inputs| drop(B::hstu_attention(inputs, shape.clone()))),
+        time(&|inputs| drop(B::hstu_attention_backward(inputs, grad.clone(), shape.clone()))),
+    ];
+    let composed = [
+        time(&|inputs| drop(plain::forward::<B>(inputs, &shape, scores))),
+        time(&|inputs| drop(plain::backward::<B>(inputs, grad.clone(), &shape, scores))),
+    ];
     for (pass, counted, ours, theirs) in [
         ("forward", operations, fused[0], composed[0]),
         ("forward and backward", 3.5 * operations, fused[0] + fused[1], composed[0] + composed[1]),

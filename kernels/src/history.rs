@@ -22,14 +22,6 @@ pub struct KeptHistory<'a, K> {
     pub times_s: &'a [i64],
 }
 
-impl<K> Clone for KeptHistory<'_, K> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<K> Copy for KeptHistory<'_, K> {}
-
 /// Keys and values of one request's history at one layer, in a backend's form.
 pub trait KeptLayer<B: HstuBackend>: Clone + Default + Debug + Send + Sync + 'static {
     /// Appends each request's history rows of `k` `[H + R, heads * qk_dim]` and `v`

@@ -93,7 +93,7 @@ fn forward_of(
     let sink = OutputSink::new(&mut out, width);
     let work = work(shape, dims, kept);
     run(shape, work, forward::ForwardScratch::default, |scratch, index| {
-        let kept = kept.map(|kept| kept[index / shape.heads]);
+        let kept = kept.map(|kept| &kept[index / shape.heads]);
         let task = &AttentionTask::new(shape, dims, inputs, index).over(kept);
         isa.run(forward::AttendTask { task, scratch, sink: &sink });
     });

@@ -133,7 +133,7 @@ impl<'a> AttentionTask<'a> {
     }
 
     /// The task over a kept history, if there is one.
-    pub(super) fn over(self, kept: Option<KeptHistory<'a, CpuKeptHistory>>) -> Self {
+    pub(super) fn over(self, kept: Option<&KeptHistory<'a, CpuKeptHistory>>) -> Self {
         let Some(kept) = kept else { return self };
         let time = self.time.map(|times| TimeBias { keys_s: kept.times_s, ..times });
         AttentionTask { kept: Some(kept.layer), time, ..self }
