@@ -45,7 +45,8 @@ pub(crate) struct RecentUsers {
 }
 
 impl RecentUsers {
-    /// A buffer large enough for `users` distinct users that each make a few requests in a row.
+    /// A buffer large enough for `users` distinct users, at least one, that each make a few
+    /// requests in a row.
     fn new(users: usize) -> Self {
         const REQUESTS_PER_USER: usize = 4;
         let empty = || AtomicU64::new(0);
@@ -56,10 +57,8 @@ impl RecentUsers {
 
     /// Records a request of a user.
     pub(crate) fn record(&self, user: u64) {
-        if !self.users.is_empty() {
-            let at = self.written.fetch_add(1, Ordering::Relaxed) % self.users.len();
-            self.users[at].store(user, Ordering::Relaxed);
-        }
+        let at = self.written.fetch_add(1, Ordering::Relaxed) % self.users.len();
+        self.users[at].store(user, Ordering::Relaxed);
     }
 
     /// The recorded users without repetitions, the most recent first.
