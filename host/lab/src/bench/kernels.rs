@@ -10,7 +10,8 @@ use burn_flex::Flex;
 use hypercast_fm::spec::FmConfig;
 use hypercast_kernels::{
     attention::{AttentionWindow, HstuAttention, HstuBackend, HstuInputs},
-    history::{HistoryBackend, KeptHistory},
+    cpu::CpuKeptHistory,
+    history::{KeptHistory, KeptLayer},
     plain,
 };
 use serde_json::{Value, json};
@@ -181,9 +182,9 @@ pub fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     const CANDIDATES: usize = 100;
     let history = AttentionSize::full(1, 4, 1024, 32);
     let width = history.heads * history.dim;
-    let mut kept = <Flex as HistoryBackend>::Kept::default();
+    let mut kept = CpuKeptHistory::default();
     let own = history.inputs();
-    Flex::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
+    CpuKeptHistory::keep(own.k.clone(), own.v.clone(), &history.layout(), &mut [&mut kept]);
     let targets = HstuInputs {
         q: random([CANDIDATES, width]),
         k: random([CANDIDATES, width]),
@@ -202,7 +203,7 @@ pub fn shared(options: &BenchOptions, report: &mut BenchReport) -> Result<()> {
     let (copies_layout, inputs) = (copies.layout(), copies.inputs());
     let ours = timed(|| {
         let kept = [KeptHistory { layer: &kept, times_s: &[] }];
-        Ok(Flex::attend(targets.clone(), &kept, &layout))
+        Ok(CpuKeptHistory::attend(targets.clone(), &kept, &layout))
     });
     let run = timed(|| Ok(Flex::hstu_attention(inputs.clone(), copies_layout.clone())));
     let rivals = vec![Rival { name: "a copy of the history each", run }];
