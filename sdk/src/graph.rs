@@ -23,24 +23,17 @@ pub struct Graph {
 
 #[derive(Default)]
 struct GraphState {
+    /// The columns so far, and the node of each.
     columns: Vec<(Column, u32)>,
     parameters: Vec<Parameter>,
     names: HashSet<String>,
     nodes: Vec<Node>,
-    /// The type of each node's result, in the order of `nodes`.
-    types: Vec<TensorType>,
+    /// The shape of each node's result, in the order of `nodes`.
+    shapes: Vec<Shape>,
     outputs: Vec<Output>,
     extra_loss: Option<u32>,
     scope: Vec<String>,
     error: Option<String>,
-}
-
-/// The shape of a node's result, and whether it contains ids.
-#[derive(Debug, Clone)]
-pub(crate) struct TensorType {
-    pub shape: Shape,
-    /// True for ids (i64), false for numbers (f32).
-    pub ids: bool,
 }
 
 /// The result of a finished graph: the contract's network and the columns that it reads.
@@ -55,7 +48,9 @@ pub struct Finished {
 #[derive(Clone, Copy)]
 pub struct Tensor<'g> {
     pub(crate) graph: &'g Graph,
-    pub(crate) node: u32,
+    node: u32,
+    /// True for ids (i64), which only an input can contain; false for numbers (f32).
+    ids: bool,
 }
 
 impl Graph {
@@ -140,22 +135,20 @@ impl Graph {
                 "two parameters are called `{path}`: rename one of the layers, or apply one layer twice"
             ));
         }
+        let parameter = Parameter { name: path, shape: shape.to_vec(), init };
         let index = {
             let mut state = self.state.borrow_mut();
-            state.parameters.push(Parameter { name: path, shape: shape.to_vec(), init });
+            state.parameters.push(parameter);
             state.parameters.len() - 1
         };
-        let attributes = vec![attribute("parameter", Value::Integer(index as i64))];
-        self.push("Parameter", &[], attributes, TensorType::numbers(Shape::fixed(shape)))
+        self.push("Parameter", &[], &[integer("parameter", index as i64)], Shape::fixed(shape))
     }
 
     /// A constant of shape `[1]`.
     pub fn constant(&self, value: f32) -> Tensor<'_> {
-        let attributes = vec![
-            attribute("value", Value::Number(value)),
-            attribute("shape", Value::Integers(vec![1])),
-        ];
-        self.push("Constant", &[], attributes, TensorType::numbers(Shape::fixed(&[1])))
+        let shape = attribute("shape", Value::Integers(vec![1]));
+        let value = attribute("value", Value::Number(value));
+        self.push("Constant", &[], &[value, shape], Shape::fixed(&[1]))
     }
 
     /// Runs `build` with `name` appended to the layer path.
@@ -175,7 +168,7 @@ impl Graph {
             ));
         } else if self.state.borrow().outputs.iter().any(|o| o.task == task) {
             self.fail(&format!("two outputs for task `{task}`"));
-        } else if *value.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || value.is_ids() {
+        } else if value.shape() != Shape::rows(1) || value.ids {
             self.fail(&format!("output `{task}` must have shape [rows, 1], not {}", value.shape()));
         } else {
             self.state.borrow_mut().outputs.push(Output { task: task.into(), node: value.node });
@@ -184,7 +177,7 @@ impl Graph {
 
     /// Adds the mean of `loss`, `[rows, 1]`, to the losses of the tasks in training.
     pub fn extra_loss(&self, loss: Tensor<'_>) {
-        if *loss.shape().dims() != [Dim::Rows, Dim::Fixed(1)] || loss.is_ids() {
+        if loss.shape() != Shape::rows(1) || loss.ids {
             self.fail(&format!("the extra loss must have shape [rows, 1], not {}", loss.shape()));
         }
         self.state.borrow_mut().extra_loss = Some(loss.node);
@@ -201,7 +194,7 @@ impl Graph {
                 state.error = Some(format!("{place}{message}"));
             }
         }
-        self.push("Constant", &[], Vec::new(), TensorType::numbers(Shape::rows(1)))
+        self.push("Constant", &[], &[], Shape::rows(1))
     }
 
     /// Returns the network.
@@ -234,26 +227,20 @@ impl Graph {
     pub(crate) fn push(
         &self,
         op: &str,
-        inputs: &[u32],
-        attributes: Vec<Attribute>,
-        result: TensorType,
+        inputs: &[Tensor<'_>],
+        attributes: &[Attribute],
+        shape: Shape,
     ) -> Tensor<'_> {
         let mut state = self.state.borrow_mut();
-        let layer = state.scope.join("/");
-        state.nodes.push(Node { op: op.into(), inputs: inputs.to_vec(), attributes, layer });
-        state.types.push(result);
-        Tensor { graph: self, node: (state.nodes.len() - 1) as u32 }
-    }
-
-    fn type_of(&self, node: u32) -> TensorType {
-        self.state.borrow().types[node as usize].clone()
+        let inputs = inputs.iter().map(|input| input.node).collect();
+        let (layer, attributes) = (state.scope.join("/"), attributes.to_vec());
+        state.nodes.push(Node { op: op.into(), inputs, attributes, layer });
+        state.shapes.push(shape);
+        Tensor { graph: self, node: (state.nodes.len() - 1) as u32, ids: false }
     }
 
     fn path(&self, name: &str) -> String {
-        let state = self.state.borrow();
-        let mut path = state.scope.clone();
-        path.push(name.into());
-        path.join("/")
+        [&self.state.borrow().scope[..], &[name.into()]].concat().join("/")
     }
 
     fn known(&self, what: &str, name: &str, names: &[String]) {
@@ -277,18 +264,11 @@ impl Graph {
             (state.columns.len(), seen.map(|&(_, node)| node))
         };
         if let Some(node) = seen {
-            return Tensor { graph: self, node };
+            return Tensor { graph: self, node, ids };
         }
-        let attributes = vec![attribute("column", Value::Integer(index as i64))];
-        let input = self.push("Input", &[], attributes, TensorType { shape, ids });
+        let input = self.push("Input", &[], &[integer("column", index as i64)], shape);
         self.state.borrow_mut().columns.push((column, input.node));
-        input
-    }
-}
-
-impl TensorType {
-    pub fn numbers(shape: Shape) -> Self {
-        Self { shape, ids: false }
+        Tensor { ids, ..input }
     }
 }
 
@@ -300,13 +280,17 @@ impl<'g> Tensor<'g> {
 
     /// The shape, which may have one symbolic dimension.
     pub fn shape(&self) -> Shape {
-        self.graph.type_of(self.node).shape
+        self.graph.state.borrow().shapes[self.node as usize].clone()
     }
 
     /// Whether the tensor contains ids rather than numbers.
     pub fn is_ids(&self) -> bool {
-        self.graph.type_of(self.node).ids
+        self.ids
     }
+}
+
+pub(crate) fn integer(name: &str, value: i64) -> Attribute {
+    attribute(name, Value::Integer(value))
 }
 
 pub(crate) fn attribute(name: &str, value: Value) -> Attribute {

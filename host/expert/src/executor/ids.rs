@@ -116,7 +116,7 @@ fn id_values(graph: &ExpertGraph, node: &Node, ids: &[Vec<u64>], batch: &ExpertB
         Op::Transpose { perm } => {
             transpose(input(0), &dims(0).dims, &perm[dims(0).lead.iter().len()..], dims(0).rank())
         }
-        op => unreachable!("{} gives no ids", op.name()),
+        op => unreachable!("{op:?} gives no ids"),
     }
 }
 

@@ -10,7 +10,7 @@ use hypercast_kernels::attention::{HstuAttention, HstuBackend, HstuInputs};
 
 use super::{ops, upload};
 use crate::batch::ExpertBatch;
-use crate::graph::Reduction;
+use crate::graph::Fold;
 
 /// Which events and rows belong to each request of a batch.
 pub(super) struct Jagged<B> {
@@ -35,7 +35,7 @@ impl<B: HstuBackend> Jagged<B> {
         heads: usize,
         max_len: usize,
     ) -> FloatTensor<B> {
-        let [qh, kh, vh, q, k, v] = inputs.try_into().expect("the graph was checked: six inputs");
+        let [qh, kh, vh, q, k, v] = super::exactly(inputs);
         let history = self.events();
         // A batch without history has one event of zeros, which belongs to no request.
         let joint = |past, rows| {
@@ -54,7 +54,7 @@ impl<B: HstuBackend> Jagged<B> {
         heads: usize,
         max_len: usize,
     ) -> FloatTensor<B> {
-        let [q, k, v] = super::three(inputs);
+        let [q, k, v] = super::exactly(inputs);
         if self.events() == 0 {
             return B::float_zeros(v.shape(), &B::float_device(&v), FloatDType::F32);
         }
@@ -86,7 +86,7 @@ impl<B: HstuBackend> Jagged<B> {
     }
 
     /// Pools each request's history and repeats the result for its rows: `[rows, d]`.
-    pub(super) fn pool(&self, kind: Reduction, x: FloatTensor<B>) -> FloatTensor<B> {
+    pub(super) fn pool(&self, kind: Fold, x: FloatTensor<B>) -> FloatTensor<B> {
         let (device, width) = (B::float_device(&x), x.shape().as_slice()[1]);
         let (events, requests) = (self.events(), self.target_offsets.len() - 1);
         if events == 0 {
@@ -94,10 +94,9 @@ impl<B: HstuBackend> Jagged<B> {
             return B::float_zeros(Dims::from(vec![rows, width]), &device, FloatDType::F32);
         }
         let pooled = match kind {
-            Reduction::Max => self.pool_max(x),
-            Reduction::Sum | Reduction::Mean => {
-                let x =
-                    if kind == Reduction::Mean { B::float_mul(x, self.shares(&device)) } else { x };
+            Fold::Max => self.pool_max(x),
+            Fold::Sum | Fold::Mean => {
+                let x = if kind == Fold::Mean { B::float_mul(x, self.shares(&device)) } else { x };
                 let zeros =
                     B::float_zeros(Dims::from(vec![requests, width]), &device, FloatDType::F32);
                 B::float_select_add(zeros, 0, owners::<B>(&self.history_offsets, &device), x)

@@ -166,46 +166,11 @@ impl<B: HstuBackend> GraphRun<'_, B> {
     }
 
     fn node(&mut self, index: usize, node: &Node) -> FloatTensor<B> {
-        if let Some(value) = self.source(index, node) {
-            return value;
-        }
         let nodes = &self.executor.graph.nodes;
         let numbers = node.inputs.iter().filter(|input| nodes[**input].ty == Type::Number);
-        let mut inputs: Vec<FloatTensor<B>> = numbers.map(|input| self.take(*input)).collect();
-        let rank = node.shape.rank();
-        match &node.op {
-            Op::Concat { axis } => B::float_cat(inputs, *axis),
-            Op::HstuAttention { heads, max_len } => self.jagged.attention(inputs, *heads, *max_len),
-            Op::HstuHistory { heads, max_len } => {
-                self.jagged.history_attention(inputs, *heads, *max_len)
-            }
-            Op::Where => {
-                let [c, a, b] = three(inputs);
-                ops::select_where::<B>(c, a, b)
-            }
-            Op::LayerNormalization { epsilon } => {
-                let [x, scale, bias] = three(inputs);
-                ops::layer_norm::<B>(x, scale, bias, *epsilon)
-            }
-            Op::MatMul | Op::Binary(_) | Op::Compare(_) => {
-                let (b, a) = (inputs.pop().expect("two inputs"), inputs.pop().expect("two inputs"));
-                match &node.op {
-                    Op::Binary(op) => ops::binary::<B>(*op, a, b, rank),
-                    Op::Compare(op) => ops::compare::<B>(*op, a, b, rank),
-                    _ => ops::matmul::<B>(a, b, &self.dims(&node.shape)),
-                }
-            }
-            _ => {
-                let x = inputs.pop().expect("one input");
-                self.unary(index, node, x)
-            }
-        }
-    }
-
-    /// The value of a node without f32 inputs; none for other nodes.
-    fn source(&mut self, index: usize, node: &Node) -> Option<FloatTensor<B>> {
+        let inputs: Vec<FloatTensor<B>> = numbers.map(|input| self.take(*input)).collect();
         let device = &self.executor.device;
-        Some(match &node.op {
+        match &node.op {
             Op::Input { column } => {
                 let values = self.batch.numbers(*column).into_owned();
                 upload::<B>(values, &self.dims(&node.shape), device)
@@ -218,8 +183,32 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 FloatDType::F32,
             ),
             Op::Cast => upload::<B>(self.lookups.cast(index), &self.dims(&node.shape), device),
-            _ => return None,
-        })
+            Op::Concat { axis } => B::float_cat(inputs, *axis),
+            Op::HstuAttention { heads, max_len } => self.jagged.attention(inputs, *heads, *max_len),
+            Op::HstuHistory { heads, max_len } => {
+                self.jagged.history_attention(inputs, *heads, *max_len)
+            }
+            Op::Where => {
+                let [c, a, b] = exactly(inputs);
+                ops::select_where::<B>(c, a, b)
+            }
+            Op::LayerNormalization { epsilon } => {
+                let [x, scale, bias] = exactly(inputs);
+                ops::layer_norm::<B>(x, scale, bias, *epsilon)
+            }
+            Op::MatMul => {
+                let [a, b] = exactly(inputs);
+                ops::matmul::<B>(a, b, &self.dims(&node.shape))
+            }
+            Op::Binary(op) | Op::Compare(op) => {
+                let [a, b] = exactly(inputs);
+                ops::zip::<B>(*op, a, b, node.shape.rank())
+            }
+            _ => {
+                let [x] = exactly(inputs);
+                self.unary(index, node, x)
+            }
+        }
     }
 
     fn unary(&mut self, index: usize, node: &Node, x: FloatTensor<B>) -> FloatTensor<B> {
@@ -241,7 +230,7 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 ops::embedding_bag::<B>(x, index, self.lead(&node.shape))
             }
             Op::Pool(kind) => self.jagged.pool(*kind, x),
-            op => unreachable!("{} has its own arm", op.name()),
+            op => unreachable!("{op:?} has its own arm"),
         }
     }
 
@@ -259,8 +248,8 @@ impl<B: HstuBackend> GraphRun<'_, B> {
     }
 }
 
-fn three<T>(inputs: Vec<T>) -> [T; 3] {
-    inputs.try_into().ok().expect("the graph was checked: three inputs")
+fn exactly<T, const N: usize>(inputs: Vec<T>) -> [T; N] {
+    inputs.try_into().ok().expect("the number of inputs was checked with the graph")
 }
 
 fn dims_of<T: TensorMetadata>(tensor: &T) -> Vec<usize> {

@@ -3,7 +3,7 @@
 //! Every rule returns the result's type and shape, or the rule that is broken. Requests stay apart
 //! because a symbolic dimension stays first and never meets the other one.
 
-use super::{Lead, Op, Reduction, TensorShape, Type};
+use super::{Fold, Lead, Op, TensorShape, Type};
 
 /// The result of an op other than `Input` and `Parameter`.
 pub(super) fn infer(
@@ -292,7 +292,7 @@ fn pool(x: &TensorShape) -> Result<TensorShape, String> {
 pub(super) fn working_elements(op: &Op, inputs: &[&TensorShape], result: &TensorShape) -> usize {
     match op {
         Op::EmbeddingBag => inputs[1].dims[0].saturating_mul(result.dims[0]),
-        Op::Pool(Reduction::Max) => result.dims[0].saturating_mul(2),
+        Op::Pool(Fold::Max) => result.dims[0].saturating_mul(2),
         _ => 0,
     }
 }
