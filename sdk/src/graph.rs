@@ -58,8 +58,8 @@ impl Graph {
     pub fn new(info: HostInfo, description: &Description) -> Self {
         Self {
             info,
-            tasks: description.tasks.clone(),
-            history_len: description.history_len,
+            tasks: description.0.tasks.clone(),
+            history_len: description.0.history_len,
             state: RefCell::default(),
         }
     }
@@ -136,11 +136,8 @@ impl Graph {
             ));
         }
         let parameter = Parameter { name: path, shape: shape.to_vec(), init };
-        let index = {
-            let mut state = self.state.borrow_mut();
-            state.parameters.push(parameter);
-            state.parameters.len() - 1
-        };
+        let index = self.state.borrow().parameters.len();
+        self.state.borrow_mut().parameters.push(parameter);
         self.push("Parameter", &[], &[integer("parameter", index as i64)], Shape::fixed(shape))
     }
 
@@ -202,25 +199,19 @@ impl Graph {
     /// # Errors
     /// The first mistake, or a task without an output.
     pub fn finish(self) -> Result<Finished, String> {
-        let state = self.state.into_inner();
-        if let Some(error) = state.error {
+        let GraphState { columns, parameters, nodes, outputs, extra_loss, error, .. } =
+            self.state.into_inner();
+        if let Some(error) = error {
             return Err(error);
         }
-        let lacks_output = |t: &&Task| !state.outputs.iter().any(|o| o.task == t.name);
+        let lacks_output = |t: &&Task| !outputs.iter().any(|o| o.task == t.name);
         if let Some(task) = self.tasks.iter().find(lacks_output) {
-            return Err(format!(
-                "task `{}` has no output: call `g.output(\"{0}\", ..)`",
-                task.name
-            ));
+            let name = &task.name;
+            return Err(format!("task `{name}` has no output: call `g.output(\"{name}\", ..)`"));
         }
         Ok(Finished {
-            network: Network {
-                parameters: state.parameters,
-                nodes: state.nodes,
-                outputs: state.outputs,
-                extra_loss: state.extra_loss,
-            },
-            columns: state.columns.into_iter().map(|(column, _)| column).collect(),
+            network: Network { parameters, nodes, outputs, extra_loss },
+            columns: columns.into_iter().map(|(column, _)| column).collect(),
         })
     }
 
@@ -258,14 +249,12 @@ impl Graph {
             return self.fail("a history column needs `Description::history_len` above 0");
         }
         let name = column_name(&column);
-        let (index, seen) = {
-            let state = self.state.borrow();
-            let seen = state.columns.iter().find(|(c, _)| column_name(c) == name);
-            (state.columns.len(), seen.map(|&(_, node)| node))
-        };
-        if let Some(node) = seen {
+        let state = self.state.borrow();
+        if let Some(&(_, node)) = state.columns.iter().find(|(c, _)| column_name(c) == name) {
             return Tensor { graph: self, node, ids };
         }
+        let index = state.columns.len();
+        drop(state);
         let input = self.push("Input", &[], &[integer("column", index as i64)], shape);
         self.state.borrow_mut().columns.push((column, input.node));
         Tensor { ids, ..input }
