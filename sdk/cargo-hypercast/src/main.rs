@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use tasks::PackageChoice;
+use tasks::{PackageChoice, PluginCrate};
 use wasm_toolchain::ToolchainSource;
 
 /// Create, test, measure and ship expert plugins for HyperCast.
@@ -124,7 +124,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         PluginCommand::Build(args) => {
-            let component = tasks::build(source, &args.package, args.out)?;
+            let component = PluginCrate::load(&args.package)?.build(source, args.out)?;
             println!("{}", component.display());
             Ok(())
         }
