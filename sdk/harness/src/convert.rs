@@ -71,12 +71,8 @@ pub fn network(network: sdk::Network) -> host::Network {
     };
     let node = |node: sdk::Node| {
         let sdk::Node { op, inputs, attributes, layer } = node;
-        host::Node {
-            op,
-            inputs,
-            attributes: attributes.into_iter().map(attribute).collect(),
-            layer,
-        }
+        let attributes = attributes.into_iter().map(attribute).collect();
+        host::Node { op, inputs, attributes, layer }
     };
     let output = |sdk::Output { task, node }| host::Output { task, node };
     host::Network {

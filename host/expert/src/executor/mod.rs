@@ -54,22 +54,23 @@ impl<B: HstuBackend> Executor<B> {
         Executor { graph, device, uses }
     }
 
-    /// The graph that it runs.
-    pub fn graph(&self) -> &Arc<ExpertGraph> {
-        &self.graph
-    }
-
     /// Computes the batch's ids and table rows on the host.
     pub fn lookups(&self, batch: &ExpertBatch) -> Lookups {
         Lookups::new(&self.graph, batch)
     }
 
     /// One device tensor for each parameter: the whole of a dense one, the touched rows of a table
-    /// in the order of `lookups.rows`.
-    pub fn leaves(&self, parameters: &Parameters, lookups: &Lookups) -> Vec<FloatTensor<B>> {
-        let leaf = |(index, rows): (usize, &Option<Vec<u32>>)| match rows {
-            None => self.dense_leaf(parameters, index),
-            Some(rows) => self.table_leaf(parameters, index, rows),
+    /// in the order of `lookups.rows`. Those in `kept` are on the device already.
+    pub fn leaves(
+        &self,
+        parameters: &Parameters,
+        lookups: &Lookups,
+        kept: &[Option<FloatTensor<B>>],
+    ) -> Vec<FloatTensor<B>> {
+        let leaf = |(index, rows): (usize, &Option<Vec<u32>>)| match (rows, kept.get(index)) {
+            (_, Some(Some(leaf))) => leaf.clone(),
+            (None, _) => self.dense_leaf(parameters, index),
+            (Some(rows), _) => self.table_leaf(parameters, index, rows),
         };
         lookups.rows.iter().enumerate().map(leaf).collect()
     }
@@ -80,13 +81,10 @@ impl<B: HstuBackend> Executor<B> {
     }
 
     /// The device tensor of some rows of a table.
-    pub fn table_leaf(
-        &self,
-        parameters: &Parameters,
-        index: usize,
-        rows: &[u32],
-    ) -> FloatTensor<B> {
+    fn table_leaf(&self, parameters: &Parameters, index: usize, rows: &[u32]) -> FloatTensor<B> {
         let width = self.graph.parameters[index].shape[1];
+        // A device tensor has at least one row, so an unread table gets its first.
+        let rows = if rows.is_empty() { &[0][..] } else { rows };
         self.upload(parameters.gather(index, rows), &[rows.len(), width])
     }
 
@@ -226,7 +224,7 @@ impl<B: HstuBackend> GraphRun<'_, B> {
             },
             Op::StopGradient => B::float_set_require_grad(x, false),
             Op::EmbeddingBag | Op::Gather => {
-                let index = self.lookups.index(index);
+                let index = &self.lookups.index[index];
                 ops::embedding_bag::<B>(x, index, self.lead(&node.shape))
             }
             Op::Pool(kind) => self.jagged.pool(*kind, x),

@@ -71,10 +71,7 @@ impl fmt::Debug for TensorShape {
 
 impl fmt::Display for TensorShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lead = self.lead.map(|lead| match lead {
-            Lead::Rows => "rows".to_owned(),
-            Lead::History => "history".to_owned(),
-        });
+        let lead = self.lead.map(|lead| format!("{lead:?}").to_lowercase());
         let dims = self.dims.iter().map(usize::to_string);
         let dims: Vec<String> = lead.into_iter().chain(dims).collect();
         write!(f, "[{}]", dims.join(", "))

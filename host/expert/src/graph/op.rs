@@ -92,6 +92,18 @@ impl Op {
         a.finish()?;
         Ok(op)
     }
+
+    /// The op's name in the contract.
+    pub fn name(&self) -> String {
+        match self {
+            Op::Binary(op) | Op::Compare(op) => format!("{op:?}"),
+            Op::Unary(op) => format!("{op:?}"),
+            Op::Reduce { kind, .. } => format!("Reduce{kind:?}"),
+            Op::Pool(kind) => format!("Pool{kind:?}"),
+            // The name of the variant, without its attributes.
+            op => format!("{op:?}").split(' ').next().unwrap_or_default().to_owned(),
+        }
+    }
 }
 
 /// An op that has no attribute but its name.

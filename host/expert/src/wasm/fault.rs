@@ -25,16 +25,11 @@ pub enum Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Call::Describe => "describe",
-            Call::Network => "network",
-            Call::Rank => "rank",
-            Call::Labels => "labels",
-            Call::Sample => "sample",
-            Call::Schedule => "schedule",
-            Call::Evaluate => "evaluate",
-            Call::Predict => "the network",
-        })
+        match self {
+            Call::Predict => f.write_str("the network"),
+            // The contract's functions are called like the variants.
+            function => f.write_str(&format!("{function:?}").to_lowercase()),
+        }
     }
 }
 
@@ -140,27 +135,19 @@ pub(super) fn trace(error: &wasmtime::Error) -> Vec<String> {
 /// A frame's function as in the source, without module and crate hashes.
 fn function(place: &str) -> String {
     let name = place.split_once('!').map_or(place, |(_, name)| name).trim();
-    let mut parts = name.split('[');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        match part.split_once(']') {
-            Some((hash, rest)) if is_hash(hash) => {
-                plain.push_str(rest);
-            }
-            _ => {
-                plain.push('[');
-                plain.push_str(part);
-            }
-        }
-    }
+    let plain = |part: &str| match part.split_once(']') {
+        Some((hash, rest)) if is_hash(hash) => rest.to_owned(),
+        _ => format!("[{part}"),
+    };
+    let (first, rest) = name.split_once('[').map_or((name, None), |(a, b)| (a, Some(b)));
+    let rest = rest.into_iter().flat_map(|rest| rest.split('[')).map(plain);
+    let name = first.to_owned() + &rest.collect::<String>();
     // Names of the older mangling end in `::h` and a hash.
-    if let Some((name, hash)) = plain.rsplit_once("::h")
-        && is_hash(hash)
-    {
-        let end = name.len();
-        plain.truncate(end);
-    }
-    plain[..plain.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
+    let name = match name.rsplit_once("::h") {
+        Some((name, hash)) if is_hash(hash) => name,
+        _ => &name,
+    };
+    name[..name.floor_char_boundary(FRAME_BYTES)].escape_debug().to_string()
 }
 
 fn is_hash(text: &str) -> bool {
