@@ -39,24 +39,15 @@ pub enum Fault {
     /// The guest trapped: a panic, an index out of bounds, a division by zero.
     #[error("trapped: {0}")]
     Trap(String),
-    /// The guest ran past its deadline.
-    #[error("ran past its deadline of {limit_ms} ms")]
-    Deadline {
-        /// The deadline in milliseconds.
-        limit_ms: u32,
-    },
-    /// The guest needed more linear memory than its limit.
-    #[error("asked for more than its {limit_mib} MiB of memory")]
-    Memory {
-        /// The plugin's memory limit.
-        limit_mib: u32,
-    },
-    /// The guest needed a larger function table than its limit.
-    #[error("asked for more than its {limit_elements} entries of a table")]
-    Table {
-        /// The plugin's limit of entries.
-        limit_elements: usize,
-    },
+    /// The guest ran past its deadline, in milliseconds.
+    #[error("ran past its deadline of {0} ms")]
+    Deadline(u32),
+    /// The guest needed more linear memory than its limit, in MiB.
+    #[error("asked for more than its {0} MiB of memory")]
+    Memory(u32),
+    /// The guest needed a larger function table than its limit of entries.
+    #[error("asked for more than its {0} entries of a table")]
+    Table(usize),
     /// The guest's call stack overflowed.
     #[error("overflowed its call stack")]
     StackOverflow,
@@ -79,9 +70,9 @@ impl Fault {
     pub fn label(&self) -> &'static str {
         match self {
             Fault::Trap(_) => "trap",
-            Fault::Deadline { .. } => "deadline",
-            Fault::Memory { .. } => "memory",
-            Fault::Table { .. } => "table",
+            Fault::Deadline(_) => "deadline",
+            Fault::Memory(_) => "memory",
+            Fault::Table(_) => "table",
             Fault::StackOverflow => "stack_overflow",
             Fault::BadOutput(_) => "bad_output",
             Fault::Refused(_) => "refused",

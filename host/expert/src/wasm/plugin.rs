@@ -366,13 +366,13 @@ impl Plugin {
     }
 
     fn classify(&self, call: Call, error: &wasmtime::Error, state: &HostState) -> ExpertFault {
-        let memory = Fault::Memory { limit_mib: self.memory_mib };
+        let memory = Fault::Memory(self.memory_mib);
         let cause = match error.downcast_ref::<Trap>() {
-            Some(Trap::Interrupt) => Fault::Deadline { limit_ms: self.deadline_ms(call) },
+            Some(Trap::Interrupt) => Fault::Deadline(self.deadline_ms(call)),
             Some(Trap::StackOverflow) => Fault::StackOverflow,
             // A Rust guest that is denied memory aborts, which is a trap.
             _ if state.memory_denied => memory,
-            _ if state.table_denied => Fault::Table { limit_elements: self.limits.table_elements },
+            _ if state.table_denied => Fault::Table(self.limits.table_elements),
             Some(trap) => {
                 Fault::Trap(trap.to_string().trim_start_matches("wasm trap: ").to_owned())
             }

@@ -39,10 +39,6 @@ impl Harness {
 
     /// A request with as many candidates as a daemon accepts.
     fn largest(&self) -> Option<Case> {
-        let surface = *self.surfaces().first()?;
-        let request = self.world.request(9_999);
-        let request = request.surface(&self.info.surfaces[usize::from(surface)]);
-        let candidates = self.world.max_candidates;
-        Some(request.candidates(candidates).history(256).serving().build())
+        self.requests(9_999, 0, &[[self.world.max_candidates, 256]]).into_iter().next()
     }
 }
