@@ -23,7 +23,6 @@ use rand::rngs::SmallRng;
 use super::batch::ExpertBatch;
 use super::graph::{ExpertGraph, Lead, Node, Op, TensorShape, Type};
 use super::params::Parameters;
-use jagged::Jagged;
 
 pub use ids::Lookups;
 
@@ -106,7 +105,6 @@ impl<B: HstuBackend> Executor<B> {
             leaves,
             lookups,
             batch,
-            jagged: Jagged::new(batch),
             dropout,
             values: vec![None; self.graph.nodes.len()],
             left: self.uses.clone(),
@@ -147,7 +145,6 @@ struct GraphRun<'a, B: HstuBackend> {
     leaves: &'a [FloatTensor<B>],
     lookups: &'a Lookups,
     batch: &'a ExpertBatch,
-    jagged: Jagged<B>,
     dropout: Option<&'a mut SmallRng>,
     values: Vec<Option<FloatTensor<B>>>,
     left: Vec<u32>,
@@ -182,9 +179,11 @@ impl<B: HstuBackend> GraphRun<'_, B> {
             ),
             Op::Cast => upload::<B>(self.lookups.cast(index), &self.dims(&node.shape), device),
             Op::Concat { axis } => B::float_cat(inputs, *axis),
-            Op::HstuAttention { heads, max_len } => self.jagged.attention(inputs, *heads, *max_len),
+            Op::HstuAttention { heads, max_len } => {
+                jagged::attention::<B>(self.batch, inputs, *heads, *max_len)
+            }
             Op::HstuHistory { heads, max_len } => {
-                self.jagged.history_attention(inputs, *heads, *max_len)
+                jagged::history_attention::<B>(self.batch, inputs, *heads, *max_len)
             }
             Op::Where => {
                 let [c, a, b] = exactly(inputs);
@@ -227,7 +226,7 @@ impl<B: HstuBackend> GraphRun<'_, B> {
                 let index = &self.lookups.index[index];
                 ops::embedding_bag::<B>(x, index, self.lead(&node.shape))
             }
-            Op::Pool(kind) => self.jagged.pool(*kind, x),
+            Op::Pool(kind) => jagged::pool::<B>(self.batch, *kind, x),
             op => unreachable!("{op:?} has its own arm"),
         }
     }
