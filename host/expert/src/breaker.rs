@@ -4,8 +4,10 @@
 //! It opens after some faults in a row, or if faults take more than a share of one thread's time,
 //! in a row or not. Each time that it opens soon after it closed, it stays open for longer.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use super::lock;
 
 /// The period over which [`BreakerConfig::lost_share`] is measured.
 const LOST_WINDOW: Duration = Duration::from_secs(10);
@@ -53,15 +55,6 @@ impl BreakerState {
     }
 }
 
-/// A failed call, as a breaker counts it.
-#[derive(Debug, Clone, Copy)]
-pub struct FailedCall {
-    /// The end of the call.
-    pub at: Instant,
-    /// What it cost: CPU time for a short call, because a busy machine is not the plugin's fault.
-    pub cost: Duration,
-}
-
 /// Counts the faults of one plugin and their cost.
 #[derive(Debug)]
 pub struct Breaker {
@@ -77,14 +70,9 @@ struct FaultCounts {
     /// How long the breaker is or was open, in milliseconds; 0 before it opened at all.
     open_ms: u64,
     closed_at: Option<Instant>,
-    lost_time: Option<LeakyBucket>,
-}
-
-/// The cost of failed calls, less what was allowed since.
-#[derive(Debug, Clone, Copy)]
-struct LeakyBucket {
-    at: Instant,
-    level_s: f64,
+    /// The cost of failed calls in seconds, less what was allowed since, at the time of the last.
+    lost_s: f64,
+    lost_at: Option<Instant>,
 }
 
 impl Breaker {
@@ -96,7 +84,7 @@ impl Breaker {
     /// Whether a call may go ahead at `now`. After the open time one call may, and its result,
     /// which the caller reports, decides.
     pub fn admit(&self, now: Instant) -> bool {
-        let mut counts = self.lock();
+        let mut counts = lock(&self.counts);
         match counts.open_until {
             None => true,
             Some(until) if now < until => false,
@@ -112,49 +100,43 @@ impl Breaker {
 
     /// A call succeeded at `now`: the breaker closes.
     pub fn success(&self, now: Instant) {
-        let mut counts = self.lock();
+        let mut counts = lock(&self.counts);
         counts.consecutive = 0;
         if counts.open_until.take().is_some() {
             (counts.is_testing, counts.closed_at) = (false, Some(now));
         }
     }
 
-    /// A call failed: the breaker may open.
-    pub fn fault(&self, call: FailedCall) {
-        let mut counts = self.lock();
+    /// A call failed at `now`: the breaker may open. `cost` is CPU time for a short call, because a
+    /// busy machine is not the plugin's fault.
+    pub fn fault(&self, now: Instant, cost: Duration) {
+        let mut counts = lock(&self.counts);
         counts.consecutive = counts.consecutive.saturating_add(1);
         let max_lost_s = self.config.lost_share * LOST_WINDOW.as_secs_f64();
-        let lost_too_much = counts.add_lost_time(call, self.config.lost_share) >= max_lost_s;
+        let lost_too_much = counts.add_lost_time(now, cost, self.config.lost_share) >= max_lost_s;
         if counts.is_testing || counts.consecutive >= self.config.faults || lost_too_much {
-            counts.open(call.at, &self.config);
+            counts.open(now, &self.config);
         }
     }
 
     /// Whether it lets calls pass at present.
     pub fn state(&self) -> BreakerState {
-        let counts = self.lock();
+        let counts = lock(&self.counts);
         match (counts.open_until, counts.is_testing) {
             (None, _) => BreakerState::Closed,
             (Some(_), true) => BreakerState::HalfOpen,
             (Some(_), false) => BreakerState::Open,
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, FaultCounts> {
-        // A panic elsewhere cannot leave these counts half-written.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl FaultCounts {
     /// Adds a failed call and returns the present lost time in seconds.
-    fn add_lost_time(&mut self, call: FailedCall, allowed_share: f64) -> f64 {
-        let bucket = self.lost_time.unwrap_or(LeakyBucket { at: call.at, level_s: 0.0 });
-        let elapsed = call.at.saturating_duration_since(bucket.at);
-        let level_s = (bucket.level_s - elapsed.as_secs_f64() * allowed_share).max(0.0)
-            + call.cost.as_secs_f64();
-        self.lost_time = Some(LeakyBucket { at: call.at, level_s });
-        level_s
+    fn add_lost_time(&mut self, now: Instant, cost: Duration, allowed_share: f64) -> f64 {
+        let last = self.lost_at.replace(now).unwrap_or(now);
+        let elapsed_s = now.saturating_duration_since(last).as_secs_f64();
+        self.lost_s = (self.lost_s - elapsed_s * allowed_share).max(0.0) + cost.as_secs_f64();
+        self.lost_s
     }
 
     fn open(&mut self, now: Instant, config: &BreakerConfig) {
@@ -173,7 +155,7 @@ impl FaultCounts {
         self.open_until = Some(now + Duration::from_millis(self.open_ms));
         (self.is_testing, self.consecutive) = (false, 0);
         // The open time makes up for the lost time.
-        self.lost_time = None;
+        self.lost_s = 0.0;
     }
 }
 
@@ -185,30 +167,26 @@ mod tests {
         start + Duration::from_millis(ms)
     }
 
-    fn failed(at: Instant, cost_ms: u64) -> FailedCall {
-        FailedCall { at, cost: Duration::from_millis(cost_ms) }
-    }
-
     #[test]
     fn opens_after_repeated_faults_and_lets_one_call_try() {
         let config = BreakerConfig { faults: 2, open_ms: 100, ..BreakerConfig::default() };
         let breaker = Breaker::new(config);
         let start = Instant::now();
-        breaker.fault(failed(start, 0));
+        breaker.fault(start, Duration::from_millis(0));
         assert!(breaker.admit(start));
-        breaker.fault(failed(start, 0));
+        breaker.fault(start, Duration::from_millis(0));
         assert_eq!(breaker.state(), BreakerState::Open);
         assert!(!breaker.admit(after(start, 99)));
         let later = after(start, 100);
         assert!(breaker.admit(later), "one call tries");
         assert!(!breaker.admit(later), "and only one");
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
-        breaker.fault(failed(later, 0));
+        breaker.fault(later, Duration::from_millis(0));
         assert!(!breaker.admit(after(later, 199)), "a failed try opens it for twice as long");
         assert!(breaker.admit(after(later, 200)));
         breaker.success(after(later, 200));
         assert_eq!(breaker.state(), BreakerState::Closed);
-        breaker.fault(failed(after(later, 201), 0));
+        breaker.fault(after(later, 201), Duration::from_millis(0));
         assert!(breaker.admit(after(later, 201)), "a success resets the count");
     }
 
@@ -219,11 +197,11 @@ mod tests {
         let start = Instant::now();
         // 50 ms of every 100: 200 ms are allowed in ten seconds.
         for round in 0..4 {
-            breaker.fault(failed(after(start, 100 * round), 50));
+            breaker.fault(after(start, 100 * round), Duration::from_millis(50));
             breaker.success(after(start, 100 * round + 50));
             assert_eq!(breaker.state(), BreakerState::Closed, "round {round}");
         }
-        breaker.fault(failed(after(start, 400), 50));
+        breaker.fault(after(start, 400), Duration::from_millis(50));
         assert_eq!(breaker.state(), BreakerState::Open);
     }
 
@@ -233,7 +211,7 @@ mod tests {
         let start = Instant::now();
         for second in 0..60 {
             // A hundredth of a second's thread, and a success beside each.
-            breaker.fault(failed(after(start, 1000 * second), 10));
+            breaker.fault(after(start, 1000 * second), Duration::from_millis(10));
             breaker.success(after(start, 1000 * second + 10));
         }
         assert_eq!(breaker.state(), BreakerState::Closed);
@@ -245,18 +223,18 @@ mod tests {
             BreakerConfig { faults: 1, open_ms: 100, open_max_ms: 400, ..Default::default() };
         let breaker = Breaker::new(config);
         let mut now = Instant::now();
-        breaker.fault(failed(now, 0));
+        breaker.fault(now, Duration::from_millis(0));
         for rest_ms in [100, 200, 400, 400] {
             assert!(!breaker.admit(after(now, rest_ms - 1)), "{rest_ms} ms");
             now = after(now, rest_ms);
             assert!(breaker.admit(now), "{rest_ms} ms");
-            breaker.fault(failed(now, 0));
+            breaker.fault(now, Duration::from_millis(0));
         }
         now = after(now, 400);
         assert!(breaker.admit(now));
         breaker.success(now);
         now = after(now, 400);
-        breaker.fault(failed(now, 0));
+        breaker.fault(now, Duration::from_millis(0));
         assert!(breaker.admit(after(now, 100)), "it was closed for as long as it had been open");
     }
 }

@@ -110,7 +110,7 @@ fn columns(loaded: &LoadedPlugin, candidates: usize) -> String {
 /// What one layer holds.
 #[derive(Default)]
 struct LayerReport {
-    ops: BTreeMap<&'static str, usize>,
+    ops: BTreeMap<String, usize>,
     parameters: usize,
     last: String,
 }
@@ -135,9 +135,10 @@ fn layers(graph: &ExpertGraph) -> String {
     let mut text = format!("{:<28} {:<18} {:>12}  ops\n", "layer", "result", "parameters");
     for name in order {
         let layer = &layers[name];
-        let ops = layer.ops.iter().map(|(op, count)| {
-            if *count > 1 { format!("{op} x{count}") } else { (*op).to_owned() }
-        });
+        let ops = layer
+            .ops
+            .iter()
+            .map(|(op, count)| if *count > 1 { format!("{op} x{count}") } else { op.clone() });
         let ops: Vec<String> = ops.collect();
         text.push_str(&format!(
             "{name:<28} {:<18} {:>12}  {}\n",
