@@ -82,7 +82,8 @@ impl QualityWindow {
 
     fn over(&self, buckets: std::ops::Range<usize>) -> LiveQuality {
         let buckets = || self.buckets.range(buckets.clone());
-        let sums: LogLossSums = buckets().map(|bucket| bucket.sums).sum();
+        let mut sums = LogLossSums::default();
+        buckets().for_each(|bucket| sums += bucket.sums);
         let predicted = buckets().map(|bucket| bucket.predicted).sum();
         LiveQuality {
             n: sums.count,
