@@ -270,7 +270,8 @@ impl StoreBench<'_> {
                 let run = pattern.read_by(|_, ids, out| read(ids, out));
                 let rivals = vec![Rival { name: rival.name, run }];
                 let (runs, ours) = (self.options.runs.min(5), pattern.gather(&reader));
-                report.race(&name, "Mrows/s", runs, ours, rivals, speed).map(drop)
+                report.race(&name, "Mrows/s", runs, ours, rivals, speed)?;
+                Ok(())
             })?;
             let [ours, theirs] = [self.bytes_a_row(&self.ours())?, self.bytes_a_row(&dir)?];
             report.versus("store: bytes a row on disk", ours, "bytes", rival.name, theirs);
