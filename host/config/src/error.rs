@@ -1,28 +1,5 @@
-//! The errors of this crate: its own, and those of the crates below it.
+//! A configuration that cannot be read or used fails with the errors of the schemas and data sets
+//! that it names.
 
 pub(crate) use hypercast_core::error::CommonErrors;
-use hypercast_core::error::ErrorKind;
-
-/// A configuration that cannot be read or used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file, a key or a value.
-    #[error(transparent)]
-    Core(#[from] hypercast_core::Error),
-    /// A schema or a data set.
-    #[error(transparent)]
-    Data(#[from] hypercast_data::Error),
-}
-
-/// A result with [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
-
-impl Error {
-    /// What a caller can do about it.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Error::Core(error) => error.kind(),
-            Error::Data(error) => error.kind(),
-        }
-    }
-}
+pub use hypercast_data::error::{Error, Result};

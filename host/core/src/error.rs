@@ -1,8 +1,8 @@
 //! Errors that any crate can meet, and the distinction that every caller needs: what the caller
 //! did wrong apart from what failed here.
 //!
-//! Each crate has an error enum of its own that wraps [`Error`]. [`CommonErrors`] gives all of them
-//! the same constructors.
+//! A crate's own error enum wraps [`Error`], or the enum of a crate below it that does.
+//! [`CommonErrors`] gives all of them the same constructors.
 
 use std::path::{Path, PathBuf};
 
@@ -86,7 +86,7 @@ impl Error {
     }
 }
 
-/// Constructors that every crate's error enum shares, because each wraps [`Error`].
+/// Constructors that the error enums of all crates share, because each wraps [`Error`].
 pub trait CommonErrors: From<Error> {
     /// An input/output error at `path`.
     fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {

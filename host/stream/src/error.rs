@@ -15,15 +15,12 @@ pub enum Error {
     /// The foundation model failed.
     #[error(transparent)]
     Fm(#[from] hypercast_fm::Error),
-    /// A schema, a data set or a log cannot be used.
+    /// A configuration, a schema, a data set or a log cannot be used.
     #[error(transparent)]
     Data(#[from] hypercast_data::Error),
     /// An expert could not be loaded, or failed outside a request.
     #[error(transparent)]
     Expert(#[from] hypercast_expert::Error),
-    /// The configuration cannot be used.
-    #[error(transparent)]
-    Config(#[from] hypercast_config::Error),
     /// Records of a stream that were deleted.
     #[error(
         "stream {topic}: the record at position {position} was deleted; the first stored one is {first}"
@@ -47,7 +44,6 @@ impl Error {
         match self {
             Error::Core(error) => error.kind(),
             Error::Data(error) => error.kind(),
-            Error::Config(error) => error.kind(),
             Error::Gone { .. } | Error::Store(_) | Error::Fm(_) => ErrorKind::Internal,
             Error::Expert(_) => ErrorKind::Unfit,
         }

@@ -13,7 +13,7 @@ mod published_state;
 mod publisher;
 mod select;
 
-pub use follower::{FollowerPosition, PublicationFollower, Refusals};
+pub use follower::{PublicationFollower, Refusals};
 pub use models::{bootstrap, fm_update};
 pub use publisher::{PublicationStats, Publisher, TrainingPosition};
 

@@ -94,9 +94,8 @@ pub fn fm_update(publication: Publication) -> Result<WeightUpdate> {
     let manifest: FmManifest = serde_json::from_str(&header.manifest).map_err(|error| {
         Error::internal(format!("published weights have no readable FM manifest: {error}"))
     })?;
-    let whole = header.kind == PublicationKind::Snapshot;
     Ok(WeightUpdate {
-        complete: whole,
+        complete: header.kind == PublicationKind::Snapshot,
         manifest,
         dense: blocks,
         row_ids: ids,

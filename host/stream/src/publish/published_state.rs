@@ -11,6 +11,7 @@ use std::{
 };
 
 use hypercast_config::PublishSettings;
+use hypercast_fm::update::WeightTensor;
 use hypercast_store::{RowFormat, ServingStore};
 
 use super::{
@@ -31,17 +32,11 @@ pub(super) const ROWS: usize = 1 << 12;
 
 /// The published weights of a model.
 pub(super) struct PublishedState {
-    dense: Vec<PublishedTensor>,
+    dense: Vec<WeightTensor>,
     /// Values per block.
     block: usize,
     rows: Option<ServingStore>,
     unsent: UnsentChanges,
-}
-
-struct PublishedTensor {
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
 }
 
 /// The content of a delta.
@@ -91,7 +86,7 @@ impl PublishedState {
         // A budget has some tens of blocks, so that it can be used well.
         let total = 4 * values + rows_bytes(source);
         let block = (total as f64 * settings.share / 4.0 / 32.0) as usize;
-        let dense = dense.iter().map(|tensor| PublishedTensor {
+        let dense = dense.iter().map(|tensor| WeightTensor {
             name: tensor.name.into(),
             shape: tensor.shape.into(),
             values: tensor.values.into(),
@@ -122,13 +117,13 @@ impl PublishedState {
     pub(super) fn all_blocks(&self) -> impl Iterator<Item = TensorSlice> + '_ {
         self.dense.iter().flat_map(move |kept| {
             let blocks = kept.values.chunks(self.block).enumerate();
-            blocks.map(move |(at, values)| kept.block(at * self.block, values))
+            blocks.map(move |(at, values)| slice(kept, at * self.block, values))
         })
     }
 
     /// The size of a snapshot of `source` before compression.
     pub(super) fn all_bytes(&self, source: &dyn WeightSource) -> u64 {
-        let of = |kept: &PublishedTensor| -> usize {
+        let of = |kept: &WeightTensor| -> usize {
             kept.values.chunks(self.block).map(|block| block_bytes(&kept.name, block.len())).sum()
         };
         let dense: usize = self.dense.iter().map(of).sum();
@@ -143,7 +138,7 @@ impl PublishedState {
     ) -> Result<Option<Delta>> {
         let dense = source.dense();
         let same = dense.len() == self.dense.len()
-            && dense.iter().zip(&self.dense).all(|(tensor, kept)| kept.is(tensor));
+            && dense.iter().zip(&self.dense).all(|(tensor, kept)| is_alike(tensor, kept));
         if !same || source.rows().is_some() != self.rows.is_some() {
             return Ok(None);
         }
@@ -177,7 +172,7 @@ impl PublishedState {
                     let start = block * self.block;
                     let values = dense[tensor].values.chunks(self.block).nth(block);
                     let values = values.expect("a candidate is a block of the tensor");
-                    delta.weights.blocks.push(self.dense[tensor].block(start, values));
+                    delta.weights.blocks.push(slice(&self.dense[tensor], start, values));
                 }
                 WeightComponent::Row(id) => delta.weights.ids.push(id),
             }
@@ -200,9 +195,8 @@ impl PublishedState {
         }
         if let Some(store) = &mut self.rows {
             store.remove_rows(removed);
-            store.upsert_rows(ids, rows)?;
-            store.commit()?;
         }
+        self.keep_rows(ids, rows)?;
         self.unsent = delta.unsent;
         Ok(())
     }
@@ -263,17 +257,15 @@ impl PublishedState {
     }
 }
 
-impl PublishedTensor {
-    fn is(&self, tensor: &DenseTensor<'_>) -> bool {
-        self.name == tensor.name
-            && self.shape == tensor.shape
-            && self.values.len() == tensor.values.len()
-    }
+fn is_alike(tensor: &DenseTensor<'_>, kept: &WeightTensor) -> bool {
+    kept.name == tensor.name
+        && kept.shape == tensor.shape
+        && kept.values.len() == tensor.values.len()
+}
 
-    fn block(&self, start: usize, values: &[f32]) -> TensorSlice {
-        let (name, shape) = (self.name.clone(), self.shape.clone());
-        TensorSlice { name, shape, start, values: values.into() }
-    }
+fn slice(kept: &WeightTensor, start: usize, values: &[f32]) -> TensorSlice {
+    let (name, shape) = (kept.name.clone(), kept.shape.clone());
+    TensorSlice { name, shape, start, values: values.into() }
 }
 
 /// The encoded size of all rows.
