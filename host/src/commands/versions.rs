@@ -13,8 +13,8 @@ use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
-    Change, ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry,
-    RegistryClient, VersionState, WeightsLocation, keep_version_file,
+    Change, ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, VersionState,
+    WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 
@@ -327,10 +327,7 @@ fn register(
                 version: version.clone(),
             };
             let wasm = WasmEngine::new(config.guests())?;
-            let expert = ExpertVersion {
-                parent,
-                ..new.describe(&RegistrationSettings::of(config, &name), &wasm, &schema)?
-            };
+            let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
             decide(&|registry| registry.register_expert(&expert))
         }
     }

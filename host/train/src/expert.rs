@@ -19,7 +19,7 @@ use super::{
     fm::remove_dir,
     materialise,
     report::{ALL, ReportLine},
-    stream::{ExpertStream, Load, LogView, Start},
+    stream::{ExpertSetup, LogView},
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::{Config, ExpertEntry};
@@ -111,27 +111,20 @@ fn train_on(
             entry.name
         ))
     })?;
-    let load = Load { engine, plugin: &entry.plugin, name: &entry.name };
-    let options = config.load_options(&entry.name);
-    let blueprint = load.blueprint(&view, &survey.fm_version, options)?;
-    let settings = &config.expert_training;
-    let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-    let start = Start {
-        settings,
-        rows: survey.rows,
-        without_tae: entry.without_tae,
-        device: config.device,
-    };
-    let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
+    let rows = survey.rows;
+    let mut stream = ExpertSetup::of(config, entry, engine).begin(&view, survey, |_| ())?;
+    let blueprint = stream.blueprint.clone();
     let path = config.parameters(entry);
     let serving = serving(&path, &blueprint);
     let serving_until_ms = serving.as_ref().map(|serving| serving.learned_until_ms);
     if let Some(serving) = serving {
-        stream.compare_with(serving);
+        stream.trainer.compare_with(serving);
     }
     let mut metrics = TrainingMetrics::new(&blueprint, &log.schema, serving_until_ms);
-    let mut progress =
-        Progress::start(&format!("expert {}", entry.name), survey.rows * settings.epochs as u64);
+    let mut progress = Progress::start(
+        &format!("expert {}", entry.name),
+        rows * config.expert_training.epochs as u64,
+    );
     stream.learn_past(&view, |report| {
         let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
         metrics.observe(report);
@@ -139,17 +132,17 @@ fn train_on(
     })?;
     let dir = path.parent().expect("a file in the expert's folder");
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let mut parameters = stream.into_parameters();
-    parameters.provenance.trained_rows = survey.rows;
+    let mut parameters = stream.trainer.into_parameters();
+    parameters.provenance.trained_rows = rows;
     let held = save(&parameters, &path, judge(&blueprint, &metrics.measured().evaluation()))?;
-    progress.finish(&format!("trained on {} rows", survey.rows));
+    progress.finish(&format!("trained on {rows} rows"));
     Ok(ExpertReport {
         name: entry.name.clone(),
         plugin: format!(
             "{} {}",
             parameters.provenance.plugin, parameters.provenance.plugin_version
         ),
-        rows: survey.rows,
+        rows,
         parameters: path,
         held,
         seconds: started.elapsed().as_secs_f64(),

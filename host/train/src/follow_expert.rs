@@ -36,7 +36,7 @@ use self::{
 };
 use super::{
     progress_log::{tell, told},
-    stream::ExpertStream,
+    stream::{ExpertSetup, ExpertStream},
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
@@ -49,9 +49,7 @@ use hypercast_data::logs::LoggedRequest;
 use hypercast_expert as expert;
 use hypercast_expert::{Chunk, wasm::contract::Verdict};
 use hypercast_stream::publish::{Publisher, TrainingPosition};
-use hypercast_stream::registry::{
-    RegistrationSettings, SelfRegisteredExpert, self_register_expert,
-};
+use hypercast_stream::registry::{SelfRegisteredExpert, self_register_expert};
 use hypercast_stream::streams::{StreamEngine, Topic};
 
 /// How long the first row of a step waits for others.
@@ -116,6 +114,12 @@ pub struct ExpertContext<'a> {
     pub guests: &'a expert::Engine,
 }
 
+impl<'a> ExpertContext<'a> {
+    fn setup(&self) -> ExpertSetup<'a> {
+        ExpertSetup::of(self.config, self.entry, self.guests)
+    }
+}
+
 /// Follows until it is asked to stop; then it has saved, and published what the expert lets it.
 /// Lines of JSON go to `out`.
 ///
@@ -142,9 +146,9 @@ pub fn follow(
         return Ok(FollowExpertReport { place: None, published: 0 });
     };
     let telemetry = Arc::new(JobMetrics::default());
-    let StartedTrainer { blueprint, stream, place, last, measured } = begun;
-    let progress = ExpertProgress::new(&context.dataset.schema, &blueprint, &telemetry);
-    let gate = PublishGate::new(blueprint, measured, last, &telemetry)?;
+    let StartedTrainer { stream, place, last, measured } = begun;
+    let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
+    let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;
     if let Some(address) = options.metrics {
         let address = telemetry.serve(address)?;
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
@@ -291,9 +295,9 @@ impl ExpertFollower<'_> {
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
         let PendingRows { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
-            let predictions = self.stream.predict(rows.chunk())?;
+            let predictions = self.stream.trainer.predict(rows.chunk())?;
             self.progress.push(&rows.examples, &predictions);
-            self.gate.measure(&self.stream, rows.chunk(), &predictions)?;
+            self.gate.measure(&self.stream.trainer, rows.chunk(), &predictions)?;
         }
         let times = rows.examples.iter().map(|example| example.time_ms);
         let until_ms = times.fold(self.place.until_ms, i64::max);
@@ -301,8 +305,8 @@ impl ExpertFollower<'_> {
         // One step for both: what is corrected is nearly all of one label, and would take a step of
         // its own as far as all rows together take theirs.
         rows.append(corrections);
-        self.stream.learn(rows.chunk())?;
-        self.gate.scheduled(&self.stream);
+        self.stream.trainer.train(rows.chunk(), |_| ())?;
+        self.gate.scheduled(&self.stream.trainer);
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
@@ -340,7 +344,7 @@ impl ExpertFollower<'_> {
             Verdict::Hold(_) => self.save(false)?,
             Verdict::RollBack(_) => {
                 if let Some(last) = self.gate.last() {
-                    self.stream.go_back(last)?;
+                    self.stream.trainer.go_back(last)?;
                 }
                 self.gate.rolled_back();
                 self.save(true)?;
@@ -367,7 +371,7 @@ impl ExpertFollower<'_> {
             true => (LastPublished::This, Vec::new()),
             false => self.gate.state(),
         };
-        let trainer = self.stream.saved();
+        let trainer = self.stream.trainer.saved();
         FollowerState { place: self.place, trainer, published, measured }.write(&self.work)
     }
 
@@ -378,16 +382,16 @@ impl ExpertFollower<'_> {
             trained_until_ms: self.place.until_ms,
             ingested_ms: self.place.ingested_ms,
         };
-        let published = self.publisher.publish(self.stream.parameters(), facts)?;
+        let published = self.publisher.publish(self.stream.trainer.parameters(), facts)?;
         self.published += 1;
-        self.gate.published(self.stream.saved())?;
+        self.gate.published(self.stream.trainer.saved())?;
         let ExpertContext { dataset, config, entry, guests } = self.context;
         let own = SelfRegisteredExpert {
-            settings: RegistrationSettings::of(config, &entry.name),
+            config,
             entry,
             surfaces: &config.serving_surfaces(entry, &dataset.schema)?,
             version: &self.version,
-            provenance: &self.stream.parameters().provenance,
+            provenance: &self.stream.trainer.parameters().provenance,
             guests,
             schema: &dataset.schema,
         };

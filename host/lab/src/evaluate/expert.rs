@@ -9,7 +9,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::BinaryLabels};
 use hypercast_expert::{Blueprint, Engine};
 use hypercast_fm::example::Example;
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+use hypercast_train::stream::{ExpertSetup, LogView};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
@@ -69,20 +69,11 @@ impl ExpertPhase<'_> {
             Error::invalid(format!("expert {:?}: the logs hold no row before the test", entry.name))
         })?;
         let past = view(surfaces.clone(), None, test_from_ms);
-        let load = Load { engine: self.engine, plugin: &entry.plugin, name: &entry.name };
-        let options = self.config.load_options(&entry.name);
-        let blueprint = load.blueprint(&past, &survey.fm_version, options)?;
-        let settings = &self.config.expert_training;
-        let parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-        let start = Start {
-            settings,
-            rows: survey.rows,
-            without_tae: entry.without_tae,
-            device: self.config.device,
-        };
-        let scorer = ExpertScorer::new(self.log, &blueprint, &serves, entry);
-        let mut stream = ExpertStream::new(blueprint, parameters, &start)?;
-        let total = survey.rows * settings.epochs as u64;
+        let rows = survey.rows;
+        let setup = ExpertSetup::of(self.config, entry, self.engine);
+        let mut stream = setup.begin(&past, survey, |_| ())?;
+        let scorer = ExpertScorer::new(self.log, &stream.blueprint, &serves, entry);
+        let total = rows * self.config.expert_training.epochs as u64;
         let mut progress = Progress::start(&format!("expert {}", entry.name), total);
         stream.learn_past(&past, |report| {
             let rows: usize = report.examples.iter().map(|example| example.targets.len()).sum();
@@ -94,7 +85,7 @@ impl ExpertPhase<'_> {
         stream.follow(&test, self.mode == TestMode::Streaming, &mut |examples, predictions| {
             scorer.score(examples, predictions, scores);
         })?;
-        progress.finish(&format!("trained on {} rows before the test", survey.rows));
+        progress.finish(&format!("trained on {rows} rows before the test"));
         Ok(())
     }
 }

@@ -84,7 +84,7 @@ pub fn run(context: &ExperimentContext<'_>, times: &mut StepTimes) -> Result<Exp
         one_stage: &checkpoint_dir(context.options.setup.work(), "one-stage"),
         fm: &checkpoint_dir(context.options.setup.work(), "fm"),
         blueprint: trained.blueprint.clone(),
-        parameters: trained.stream.parameters().clone(),
+        parameters: trained.stream.trainer.parameters().clone(),
         device: context.config.device,
     };
     let latency = times.time("latency", || measure(models, &pass.kept))?;

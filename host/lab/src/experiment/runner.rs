@@ -7,7 +7,7 @@ use hypercast_config::Config;
 use hypercast_core::progress::Progress;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::{Blueprint, Engine, Parameters};
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start};
+use hypercast_train::stream::{ExpertSetup, ExpertStream, LogView};
 
 use super::tally::{ScoreTally, TargetRow};
 use crate::{
@@ -97,26 +97,24 @@ impl<'a> ArmRunner<'a> {
         let survey = view.survey()?.ok_or_else(|| {
             Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
-        let load = Load { engine: self.engine, plugin: self.plugin, name: "experiment" };
-        let options = self.config.load_options("experiment");
-        let blueprint = load.blueprint(view, &survey.fm_version, options)?;
-        let settings = &self.config.expert_training;
-        let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-        if let Some(warm) = warm {
-            parameters.warm_start_from(warm, |name| !reads_fm(name));
-            parameters.provenance.normaliser = warm.provenance.normaliser.clone();
-        }
-        let schema = &self.log.schema;
+        let rows = survey.rows;
+        let setup = ExpertSetup {
+            config: self.config,
+            engine: self.engine,
+            plugin: self.plugin,
+            name: "experiment",
+            without_tae: arm.without_tae,
+        };
+        let mut stream = setup.begin(view, survey, |parameters| {
+            if let Some(warm) = warm {
+                parameters.warm_start_from(warm, |name| !reads_fm(name));
+                parameters.provenance.normaliser = warm.provenance.normaliser.clone();
+            }
+        })?;
+        let (blueprint, schema) = (stream.blueprint.clone(), &self.log.schema);
         let tasks =
             blueprint.description.tasks.iter().map(|task| schema.task(&task.name)).collect();
-        let start = Start {
-            settings,
-            rows: survey.rows,
-            without_tae: arm.without_tae,
-            device: self.config.device,
-        };
-        let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
-        let total = survey.rows * settings.epochs as u64;
+        let total = rows * self.config.expert_training.epochs as u64;
         let mut progress = Progress::start("expert", total);
         let began = std::time::Instant::now();
         stream.learn_past(view, |report| {
@@ -124,8 +122,8 @@ impl<'a> ArmRunner<'a> {
             progress.advance(rows as u64, String::new);
         })?;
         let seconds = began.elapsed().as_secs_f64();
-        progress.finish(&format!("trained on {} rows", survey.rows));
-        Ok(TrainedArm { blueprint, stream, tasks, rows: survey.rows, seconds })
+        progress.finish(&format!("trained on {rows} rows"));
+        Ok(TrainedArm { blueprint, stream, tasks, rows, seconds })
     }
 
     /// Follows the test with a trained expert, and tallies its predictions.

@@ -163,7 +163,7 @@ fn experts(runner: &ArmRunner<'_>, tally: &mut ScoreTally) -> Result<()> {
     let late = Span { from_ms: Some(middle_ms), until_ms: Some(runner.window.test_from_ms) };
     for arm in [small, large] {
         let view = runner.view(&surfaces, &arm, late);
-        let mut trained = runner.train(&view, &arm, Some(first.stream.parameters()))?;
+        let mut trained = runner.train(&view, &arm, Some(first.stream.trainer.parameters()))?;
         runner.measure(&mut trained, &arm, &surfaces, tally)?;
     }
     Ok(())

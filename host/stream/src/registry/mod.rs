@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     client::{RegistryClient, RegistryFollower},
-    describe::{NewExpert, RegistrationSettings, keep_version_file},
+    describe::{NewExpert, keep_version_file},
     rules::Promotion,
     self_register::{SelfRegisteredExpert, self_register_expert, self_register_fm},
     state::{ExpertVersions, Registry, choose_version, user_bucket},

@@ -7,16 +7,13 @@ use prometheus::IntCounter;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        eval_window::{self, EvalWindow, WindowPredictions, judge},
-        stream::ExpertStream,
-    },
+    super::eval_window::{self, EvalWindow, WindowPredictions, judge},
     state::LastPublished,
 };
 use crate::error::Result;
 use crate::job_metrics::JobMetrics;
 use hypercast_expert::{
-    Blueprint, Chunk, Parameters, train::SavedTrainer, wasm::contract::Verdict,
+    Blueprint, Chunk, ExpertTrainer, Parameters, train::SavedTrainer, wasm::contract::Verdict,
 };
 
 /// Puts the rows measured since the last publication to the expert's `evaluate`.
@@ -79,27 +76,27 @@ impl PublishGate {
         Ok(PublishedTrainer { saved, parameters })
     }
 
-    /// Notes what `stream` said of rows that it is about to learn from, and what was published last
+    /// Notes what `trainer` said of rows that it is about to learn from, and what was published last
     /// would say.
     pub(super) fn measure(
         &mut self,
-        stream: &ExpertStream,
+        trainer: &ExpertTrainer,
         chunk: Chunk<'_>,
         candidate: &[Vec<f32>],
     ) -> Result<()> {
         let serving = match &self.last {
-            Some(last) => stream.predict_with(&last.parameters, chunk)?,
+            Some(last) => trainer.predict_with(&last.parameters, chunk)?,
             None => Vec::new(),
         };
-        let targets = stream.targets(chunk)?;
+        let targets = trainer.targets(chunk)?;
         let said = WindowPredictions { candidate, serving: &serving, targets: &targets };
         self.measured.push(chunk.examples.iter(), said, |_| true);
         Ok(())
     }
 
     /// Notes how often `schedule` has failed so far.
-    pub(super) fn scheduled(&self, stream: &ExpertStream) {
-        let new = stream.schedule_faults().saturating_sub(self.schedule_faults.get());
+    pub(super) fn scheduled(&self, trainer: &ExpertTrainer) {
+        let new = trainer.schedule_faults().saturating_sub(self.schedule_faults.get());
         self.schedule_faults.inc_by(new);
     }
 
