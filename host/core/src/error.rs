@@ -94,6 +94,20 @@ pub trait CommonErrors: From<Error> {
         move |source| Error::Io { path, source }.into()
     }
 
+    /// What a call gave at `path`; `None` if nothing is there.
+    ///
+    /// # Errors
+    /// Every other input/output error.
+    fn found<T>(
+        path: impl AsRef<Path>,
+        given: std::io::Result<T>,
+    ) -> std::result::Result<Option<T>, Self> {
+        match given {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            given => given.map(Some).map_err(Self::io(path)),
+        }
+    }
+
     /// Bad content in `path`.
     fn data(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Error::Data { path: path.as_ref().to_path_buf(), reason: reason.into() }.into()

@@ -163,12 +163,8 @@ fn save(parameters: &Parameters, path: &Path, verdict: Verdict) -> Result<Option
     match verdict {
         Verdict::Publish => {
             parameters.save(path)?;
-            match std::fs::remove_file(&candidate) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::io(&candidate)(error))
-                }
-                _ => Ok(None),
-            }
+            Error::found(&candidate, std::fs::remove_file(&candidate))?;
+            Ok(None)
         }
         Verdict::Hold(reason) | Verdict::RollBack(reason) => {
             parameters.save(&candidate)?;

@@ -303,8 +303,5 @@ impl FmRun {
 
 /// Removes the results of an earlier run of the same configuration.
 pub fn remove_dir(dir: &std::path::Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
-        _ => Ok(()),
-    }
+    Error::found(dir, std::fs::remove_dir_all(dir)).map(drop)
 }

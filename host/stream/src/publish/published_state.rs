@@ -91,9 +91,7 @@ impl PublishedState {
             shape: tensor.shape.into(),
             values: tensor.values.into(),
         });
-        if work.exists() {
-            fs::remove_dir_all(work).map_err(Error::io(work))?;
-        }
+        Error::found(work, fs::remove_dir_all(work))?;
         let create = |rows: &dyn WeightRows| ServingStore::create(work, rows.dim(), RowFormat::F32);
         let generation = source.rows().map_or(0, WeightRows::generation);
         Ok(Self {

@@ -1,7 +1,6 @@
 //! Reads a stream's segments in order up to the commit mark, from any process. A reader at the end
 //! is woken by appends of its own process, and finds those of others by polling.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,11 +129,10 @@ fn seek(topic: &Topic, folder: &Path, position: u64) -> Result<OpenSegment> {
         let Some(&base) = bases.iter().rev().find(|&&base| base <= position) else {
             return Err(Error::Gone { topic: topic.to_string(), position, first });
         };
-        match SegmentReader::open(segment::path(folder, base)) {
-            Ok(records) => return Ok(OpenSegment { base, next: base, records }),
-            // Deleted since the directory was listed.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(segment::path(folder, base))(error)),
+        let path = segment::path(folder, base);
+        // Else it was deleted since the directory was listed.
+        if let Some(records) = Error::found(&path, SegmentReader::open(path.clone()))? {
+            return Ok(OpenSegment { base, next: base, records });
         }
     }
 }

@@ -5,7 +5,6 @@
 //! tells which records were written together. The checksum covers everything but itself.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -24,13 +23,8 @@ pub(super) fn path(folder: &Path, base: u64) -> PathBuf {
 
 /// The first positions of a directory's segments, in order; empty if there is no directory.
 pub(super) fn bases(folder: &Path) -> Result<Vec<u64>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(folder)(error)),
-    };
     let mut bases = Vec::new();
-    for entry in entries {
+    for entry in Error::found(folder, fs::read_dir(folder))?.into_iter().flatten() {
         let name = entry.map_err(Error::io(folder))?.file_name();
         let base = name.to_str().and_then(|name| name.strip_suffix(".records"));
         bases.extend(base.and_then(|base| base.parse::<u64>().ok()));
