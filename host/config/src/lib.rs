@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 use self::error::CommonErrors as _;
 pub use self::error::{Error, Result};
 pub use self::lifecycle::{
-    EngineKind, EngineSettings, JoinSettings, JoinerSettings, PublishSettings,
+    EngineKind, EngineSettings, JoinSettings, JoinerOptions, JoinerSettings, PublishSettings,
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
 pub use self::reload::Reloaded;
@@ -245,11 +245,13 @@ impl Config {
     pub fn joiner(&self) -> Result<JoinerSettings> {
         Ok(JoinerSettings {
             state_dir: self.paths.state.join("join"),
-            join: self.join.clone(),
+            options: JoinerOptions {
+                settings: self.join.clone(),
+                history_len: self.fm.max_history,
+                max_targets: self.fm.max_targets,
+            },
             features: self.features,
             until_ms: self.timeline.until_ms()?,
-            history_len: self.fm.max_history,
-            max_targets: self.fm.max_targets,
         })
     }
 

@@ -106,16 +106,24 @@ impl Default for JoinSettings {
 pub struct JoinerSettings {
     /// The folder for its saved state.
     pub state_dir: PathBuf,
-    /// The settings of `[join]`.
-    pub join: JoinSettings,
+    /// What is saved with that state.
+    pub options: JoinerOptions,
     /// The settings of `[features]`.
     pub features: FeatureConfig,
     /// The end of the past from which features start, in milliseconds since the epoch; none for the
     /// whole data set.
     pub until_ms: Option<i64>,
-    /// The most events in an example's history.
+}
+
+/// What determines the output besides the events. They are saved with the state: a joiner that
+/// repeats records uses the options of the first time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JoinerOptions {
+    /// The settings of `[join]`.
+    pub settings: JoinSettings,
+    /// The most history events of an example.
     pub history_len: usize,
-    /// The most targets of an example.
+    /// The most targets of an example; a larger request becomes several examples.
     pub max_targets: usize,
 }
 

@@ -51,13 +51,19 @@ pub struct Joiner {
     impressions: usize,
 }
 
+/// The rows of a request are numbered with 16 bits.
+fn bounded(options: JoinerOptions) -> JoinerOptions {
+    let max_targets = options.max_targets.clamp(1, usize::from(u16::MAX));
+    JoinerOptions { max_targets, ..options }
+}
+
 /// How often windows are closed, by the joiner's own clock.
 const SWEEP_MS: i64 = 100;
 
 impl Joiner {
     /// A joiner over the feature state as of the first event. Items have no content vectors.
     pub fn new(state: FeatureState, options: JoinerOptions) -> Joiner {
-        let options = options.bounded();
+        let options = bounded(options);
         let schema = state.schema().clone();
         let bounds = WindowBounds::of(&options.settings);
         Joiner {
@@ -86,7 +92,7 @@ impl Joiner {
     pub fn set_options(&mut self, options: JoinerOptions) {
         self.bounds = WindowBounds::of(&options.settings);
         self.delays.update_windows(&self.bounds);
-        self.options = options.bounded();
+        self.options = bounded(options);
     }
 
     /// The current options.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use hypercast_config::EngineSettings;
 
@@ -24,7 +24,7 @@ use self::reader::DirectoryReader;
 use self::segment_writer::SegmentWriter;
 use self::signal::AppendSignal;
 use super::group_commit::GroupCommit;
-use super::{Appender, Reader, StreamEngine, Topic};
+use super::{Appender, Reader, StreamEngine, Topic, locked};
 use crate::error::{CommonErrors as _, Error, Result};
 
 /// Streams in a directory of one machine.
@@ -84,14 +84,13 @@ impl DirectoryEngine {
     }
 
     fn signal(&self, topic: &Topic) -> Arc<AppendSignal> {
-        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
-        signals.entry(topic.clone()).or_default().clone()
+        locked(&self.signals).entry(topic.clone()).or_default().clone()
     }
 }
 
 impl StreamEngine for DirectoryEngine {
     fn appender(&self, topic: &Topic) -> Result<Arc<dyn Appender>> {
-        let mut appenders = self.appenders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut appenders = locked(&self.appenders);
         if let Some(appender) = appenders.get(topic).and_then(Weak::upgrade) {
             return Ok(appender);
         }

@@ -9,7 +9,7 @@ use super::commit_mark::{CommitFile, CommitMark};
 use super::segment::{self, SegmentItem, SegmentReader};
 use super::signal::AppendSignal;
 use crate::error::{CommonErrors as _, Error, Result};
-use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic};
+use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic, gone};
 
 /// The first pause between two polls; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -127,7 +127,7 @@ fn seek(topic: &Topic, folder: &Path, position: u64) -> Result<OpenSegment> {
             return Err(Error::data(folder, reason));
         };
         let Some(&base) = bases.iter().rev().find(|&&base| base <= position) else {
-            return Err(Error::Gone { topic: topic.to_string(), position, first });
+            return Err(gone(topic, position, first));
         };
         let path = segment::path(folder, base);
         // Else it was deleted since the directory was listed.

@@ -11,10 +11,10 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, StartAt, consumer, text,
+    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, consumer, text,
 };
-use crate::error::{Error, Result};
-use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic};
+use crate::error::Result;
+use crate::streams::{READ_BYTES, Reader, StreamRecord, Topic, gone};
 
 /// How long the server keeps a request that waits for the first message.
 const FIRST_MESSAGE_WAIT: Duration = Duration::from_secs(5);
@@ -101,8 +101,7 @@ impl NatsReader {
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
             none => {
-                let start = StartAt { position: self.position, headers_only: false };
-                let made = consumer(&self.server.js, &self.name, start).await;
+                let made = consumer(&self.server.js, &self.name, self.position, false).await;
                 none.insert(made.map_err(PullFault::Transient)?)
             }
         };
@@ -127,11 +126,9 @@ impl NatsReader {
     /// were lost in transit.
     async fn check_deleted(&self) -> Result<()> {
         match self.server.span(&self.name).await {
-            Ok(Some(span)) if self.position < span.start => Err(Error::Gone {
-                topic: self.topic.to_string(),
-                position: self.position,
-                first: span.start,
-            }),
+            Ok(Some(span)) if self.position < span.start => {
+                Err(gone(&self.topic, self.position, span.start))
+            }
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, StartAt, consumer, text,
+    ANSWER_TIMEOUT, FETCH_MESSAGES, NatsConnection, RETRY_FOR, RETRY_PAUSE, consumer, text,
 };
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::streams::group_commit::{AppendJob, CommitOutcome, CommitSink};
@@ -63,17 +63,16 @@ impl CommitSink for NatsWriter {
 
     fn commit(&mut self, jobs: &[AppendJob<Vec<Record>>]) -> Result<Vec<CommitOutcome>> {
         let known = self.ids.len();
-        let outcomes: Result<Vec<CommitOutcome>> = jobs
+        let outcomes: Result<Vec<Vec<CommitOutcome>>> = jobs
             .chunk_by(|left, right| left.expected_end.is_none() && right.expected_end.is_none())
             .map(|run| self.append(run))
-            .collect::<Result<Vec<_>>>()
-            .map(|outcomes| outcomes.into_iter().flatten().collect());
+            .collect();
         match &outcomes {
             Ok(_) => self.ids.settle(),
             // Some may be stored; the server detects the duplicates when they are sent again.
             Err(_) => self.ids.undo(known),
         }
-        outcomes
+        Ok(outcomes?.concat())
     }
 }
 
@@ -287,7 +286,7 @@ fn recent_ids(server: &NatsConnection, name: &str, most: usize) -> Result<Recent
         if position == span.end {
             return Ok(ids);
         }
-        let consumer = consumer(&server.js, name, StartAt { position, headers_only: true }).await?;
+        let consumer = consumer(&server.js, name, position, true).await?;
         while position < span.end {
             let mut batch =
                 consumer.fetch().max_messages(FETCH_MESSAGES).messages().await.map_err(text)?;
