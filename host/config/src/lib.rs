@@ -38,6 +38,7 @@ mod rollout;
 mod serving;
 mod training;
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use hypercast_data::features::{
@@ -343,10 +344,10 @@ impl Config {
         serving::validate_tiers(&self.fm_serving, &self.fm_logging)?;
         self.plugin_limits.validate()?;
         self.join.validate()?;
-        self.publish.validate()?;
+        check_share_above_0("publish.share", self.publish.share)?;
         self.rollout.validate()?;
         self.recorded.validate()?;
-        self.logs.validate()?;
+        check_share_below_1("logs.skip_share", self.logs.skip_share)?;
         self.timeline.until_ms().map_err(|error| format!("timeline.until: {error}"))?;
         self.fm.validate().map_err(|error| error.to_string())?;
         plugins::validate_experts(&self.experts, &self.plugin_limits)
@@ -354,21 +355,33 @@ impl Config {
 }
 
 /// Checks that counts and sizes are not 0.
-fn check_positive(
-    values: impl IntoIterator<Item = (&'static str, usize)>,
+fn check_positive<N: PartialEq + Default + Display>(
+    values: impl IntoIterator<Item = (&'static str, N)>,
 ) -> std::result::Result<(), String> {
-    match values.into_iter().find(|&(_, value)| value == 0) {
-        Some((key, _)) => Err(format!("{key} is 0; it must be at least 1")),
-        None => Ok(()),
-    }
+    let positive = |(key, value)| check(value != N::default(), key, value, "at least 1");
+    values.into_iter().try_for_each(positive)
 }
 
-/// Checks that a share is from 0 to 1.
 fn check_share(key: &str, share: f64) -> std::result::Result<(), String> {
-    if (0.0..=1.0).contains(&share) {
-        return Ok(());
-    }
-    Err(format!("{key} is {share}; it must be from 0 to 1"))
+    check((0.0..=1.0).contains(&share), key, share, "from 0 to 1")
+}
+
+fn check_share_above_0(key: &str, share: f64) -> std::result::Result<(), String> {
+    check(share > 0.0 && share <= 1.0, key, share, "above 0 and at most 1")
+}
+
+fn check_share_below_1(key: &str, share: f64) -> std::result::Result<(), String> {
+    check((0.0..1.0).contains(&share), key, share, "at least 0 and below 1")
+}
+
+/// The error for a value that does not fit says what it must be.
+fn check(
+    fits: bool,
+    key: &str,
+    value: impl Display,
+    must_be: &str,
+) -> std::result::Result<(), String> {
+    if fits { Ok(()) } else { Err(format!("{key} is {value}; it must be {must_be}")) }
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use hypercast_data::features::FeatureConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::check;
+
 /// The streams that carry events, examples, weights and versions: `[engine]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -151,25 +153,12 @@ impl Default for PublishSettings {
 
 impl JoinSettings {
     pub(super) fn validate(&self) -> Result<(), String> {
-        if !(0.5..=1.0).contains(&self.quantile) {
-            return Err(format!("join.quantile is {}; it must be from 0.5 to 1", self.quantile));
-        }
+        let fits = (0.5..=1.0).contains(&self.quantile);
+        check(fits, "join.quantile", self.quantile, "from 0.5 to 1")?;
         if self.min_window_s > self.max_window_s {
             return Err(format!(
                 "join.min_window_s is {}, above join.max_window_s {}",
                 self.min_window_s, self.max_window_s
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl PublishSettings {
-    pub(super) fn validate(&self) -> Result<(), String> {
-        if !(self.share > 0.0 && self.share <= 1.0) {
-            return Err(format!(
-                "publish.share is {}; it must be above 0 and at most 1",
-                self.share
             ));
         }
         Ok(())

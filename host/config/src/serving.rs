@@ -130,7 +130,6 @@ pub struct FmTierConfig {
     /// File of the token for that process, if its server.tokens is set. "" sends none.
     pub token: PathBuf,
     /// The device of this tier's FM, "cpu" or "cuda". Without this key it is the `device` above.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceKind>,
     /// Threads of the FM. 0 takes one per core.
     pub threads: usize,

@@ -86,16 +86,6 @@ impl Logs {
             tae: self.tae,
         }
     }
-
-    pub(super) fn validate(&self) -> std::result::Result<(), String> {
-        if !(0.0..1.0).contains(&self.skip_share) {
-            return Err(format!(
-                "logs.skip_share is {}; it must be at least 0 and below 1",
-                self.skip_share
-            ));
-        }
-        Ok(())
-    }
 }
 
 impl Default for Logs {

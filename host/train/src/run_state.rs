@@ -76,7 +76,6 @@ struct DatasetConditions {
     rows: u64,
     items: u64,
     users: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     until_ms: Option<i64>,
 }
 
