@@ -12,10 +12,10 @@ use std::{
 
 use hypercast_config::PublishSettings;
 use hypercast_fm::update::WeightTensor;
-use hypercast_store::{RowFormat, ServingStore};
+use hypercast_store::{RowFormat, ServingStore, Store};
 
 use super::{
-    DenseTensor, TensorSlice, WeightRows, WeightSource,
+    DenseTensor, TensorSlice, WeightSource,
     codec::{WeightsPart, block_bytes, row_bytes},
     select::{DeltaCandidate, DeltaLimits, DeltaSelection, select},
 };
@@ -92,8 +92,8 @@ impl PublishedState {
             values: tensor.values.into(),
         });
         Error::found(work, fs::remove_dir_all(work))?;
-        let create = |rows: &dyn WeightRows| ServingStore::create(work, rows.dim(), RowFormat::F32);
-        let generation = source.rows().map_or(0, WeightRows::generation);
+        let create = |rows: &Store| ServingStore::create(work, rows.dim(), RowFormat::F32);
+        let generation = source.rows().map_or(0, Store::generation);
         Ok(Self {
             dense: dense.collect(),
             block: block.clamp(MIN_BLOCK_VALUES, MAX_BLOCK_VALUES),
@@ -221,11 +221,11 @@ impl PublishedState {
     /// The rows that differ from the published ones.
     fn moved_rows(
         &self,
-        rows: &dyn WeightRows,
+        rows: &Store,
         store: &ServingStore,
     ) -> Vec<DeltaCandidate<WeightComponent>> {
         let dim = rows.dim();
-        let mut ids = rows.changed_since(self.unsent.generation);
+        let mut ids: Vec<u64> = rows.changed_since(self.unsent.generation).collect();
         ids.extend(self.unsent.rows.keys().filter(|&&id| rows.contains(id)));
         ids.sort_unstable();
         ids.dedup();

@@ -14,10 +14,11 @@ use std::{
 
 use hypercast_config::PublishSettings;
 use hypercast_core::clock::now_ms;
+use hypercast_store::Store;
 use serde::Serialize;
 
 use super::{
-    PublicationHeader, PublicationKind, TensorSlice, WeightRows, WeightSource,
+    PublicationHeader, PublicationKind, TensorSlice, WeightSource,
     codec::{self, PART_BYTES, RecordBody, RecordEnvelope, WeightsPart, WeightsTotal},
     published_state::{Delta, PublishedState, ROWS},
 };
@@ -155,7 +156,7 @@ impl Publisher {
         delta: Delta,
         mut state: PublishedState,
     ) -> Result<PublicationStats> {
-        let dim = source.rows().map_or(0, WeightRows::dim);
+        let dim = source.rows().map_or(0, Store::dim);
         let WeightsPart { blocks, ids, rows, removed } = &delta.weights;
         let mut total = WeightsTotal::default();
         total.add(&delta.weights);
