@@ -156,6 +156,12 @@ struct FmRun {
     unsaved: u64,
 }
 
+/// The logs of a phase, without its first requests.
+struct PhaseLog<'a> {
+    writer: &'a mut LogWriter,
+    skip: u64,
+}
+
 impl FmRun {
     fn new(
         trainer: Box<dyn FmTrainer>,
@@ -192,24 +198,10 @@ impl FmRun {
         if examples.examples() == 0 {
             return Ok(());
         }
-        let mut progress = Progress::start("FM on past histories", examples.examples() as u64);
-        progress.advance(self.place.done, String::new);
-        let mut batch = Vec::with_capacity(config.fm.batch_requests);
-        let mut seen = ProgressiveCollector::new(&self.spec);
-        let mut examples = examples.skip(self.place.done as usize).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example);
-            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
-                let count = batch.len() as u64;
-                self.learn(&batch, Some(&mut seen), None)?;
-                batch.clear();
-                progress.advance(count, || seen.recent());
-                if self.save_is_due(over) {
-                    self.save(over)?;
-                }
-            }
-        }
-        progress.finish("learned");
+        let progress = Progress::start("FM on past histories", examples.examples() as u64);
+        let seen = ProgressiveCollector::new(&self.spec);
+        let examples = examples.skip(self.place.done as usize).map(Ok);
+        self.learn_all(over, examples, progress, Some(seen), None)?.finish("learned");
         Ok(())
     }
 
@@ -233,38 +225,48 @@ impl FmRun {
             max_targets: config.fm.max_targets,
             features: config.features,
         };
-        let mut progress = Progress::start("FM on the stream", total);
-        progress.advance(self.place.done, String::new);
-        let mut batch = Vec::with_capacity(config.fm.batch_requests);
-        let mut examples = Replay::new(dataset, options)?.skipping(self.place.done).peekable();
-        while let Some(example) = examples.next() {
-            batch.push(example?);
-            if batch.len() == config.fm.batch_requests || examples.peek().is_none() {
-                let to_log = (self.place.done >= skip).then_some(&mut log);
-                self.learn(&batch, None, to_log)?;
-                let count = batch.len() as u64;
-                batch.clear();
-                progress.advance(count, || self.collector.recent());
-                if self.save_is_due(over) {
-                    self.place.log_files = log.cut()?;
-                    self.save(over)?;
-                }
-            }
-        }
+        let progress = Progress::start("FM on the stream", total);
+        let examples = Replay::new(dataset, options)?.skipping(self.place.done);
+        let phase_log = PhaseLog { writer: &mut log, skip };
+        let progress = self.learn_all(over, examples, progress, None, Some(phase_log))?;
         log.finish()?;
         let logged = self.place.logged_rows;
         progress.finish(&format!("learned; {logged} rows logged with their TAE"));
         Ok(())
     }
 
-    fn save_is_due(&self, over: Over<'_>) -> bool {
-        let every = over.config.fm.save_every_requests;
-        every > 0 && self.unsaved >= every
-    }
-
-    fn save(&mut self, over: Over<'_>) -> Result<()> {
-        self.unsaved = 0;
-        over.save(self.place, &mut *self.trainer, &self.collector)
+    /// Learns from all examples in batches, and saves the run from time to time.
+    fn learn_all(
+        &mut self,
+        over: Over<'_>,
+        examples: impl Iterator<Item = hypercast_data::Result<Example>>,
+        mut progress: Progress,
+        mut aside: Option<ProgressiveCollector>,
+        mut log: Option<PhaseLog<'_>>,
+    ) -> Result<Progress> {
+        let settings = &over.config.fm;
+        progress.advance(self.place.done, String::new);
+        let mut batch = Vec::with_capacity(settings.batch_requests);
+        let mut examples = examples.peekable();
+        while let Some(example) = examples.next() {
+            batch.push(example?);
+            if batch.len() < settings.batch_requests && examples.peek().is_some() {
+                continue;
+            }
+            let to_log = log.as_mut().filter(|log| self.place.done >= log.skip);
+            self.learn(&batch, aside.as_mut(), to_log.map(|log| &mut *log.writer))?;
+            let collector = aside.as_ref().unwrap_or(&self.collector);
+            progress.advance(batch.len() as u64, || collector.recent());
+            batch.clear();
+            if settings.save_every_requests > 0 && self.unsaved >= settings.save_every_requests {
+                if let Some(log) = &mut log {
+                    self.place.log_files = log.writer.cut()?;
+                }
+                self.unsaved = 0;
+                over.save(self.place, &mut *self.trainer, &self.collector)?;
+            }
+        }
+        Ok(progress)
     }
 
     /// Predicts, reports, logs and learns a batch.

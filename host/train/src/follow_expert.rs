@@ -280,8 +280,10 @@ impl ExpertFollower<'_> {
             if at_end {
                 break;
             }
-            if self.asked_at.elapsed() >= every {
-                self.ask_or_warn(out)?;
+            if self.asked_at.elapsed() >= every
+                && let Err(error) = self.ask(out)
+            {
+                tracing::warn!(%error, "parameters could not be published; trying again later");
             }
         }
         self.ask(out)?;
@@ -320,10 +322,7 @@ impl ExpertFollower<'_> {
             until_ms,
             ..self.place
         };
-        match self.progress.line(&self.place) {
-            Some(line) => tell(out, &line),
-            None => Ok(()),
-        }
+        self.progress.line(&self.place).map_or(Ok(()), |line| tell(out, &line))
     }
 
     /// Asks the expert whether what was learned may be published, and does what it says. Then all
@@ -351,18 +350,7 @@ impl ExpertFollower<'_> {
             }
         }
         self.asked_position = Some(position);
-        match word.line(json!(position)) {
-            Some(line) => tell(out, &line),
-            None => Ok(()),
-        }
-    }
-
-    /// Parameters that cannot be published now are published later.
-    fn ask_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
-        if let Err(error) = self.ask(out) {
-            tracing::warn!(%error, "parameters could not be published; trying again later");
-        }
-        Ok(())
+        word.line(json!(position)).map_or(Ok(()), |line| tell(out, &line))
     }
 
     /// Saves where it stands, as what is published or as what is held.

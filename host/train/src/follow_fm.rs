@@ -222,8 +222,12 @@ impl FmFollower<'_> {
             if save_every > 0 && self.place.requests - self.saved_requests >= save_every {
                 self.save()?;
             }
-            if self.published_at.elapsed() >= every {
-                self.publish_or_warn(out)?;
+            if self.published_at.elapsed() >= every
+                && let Err(error) = self.publish(out)
+            {
+                self.meters.failures.inc();
+                tracing::warn!(%error, "weights could not be published; trying again later");
+                self.published_at = Instant::now();
             }
         }
         self.save()?;
@@ -281,16 +285,6 @@ impl FmFollower<'_> {
         self.place.window = self.progress.window();
         self.place.write(&self.work, &mut *self.trainer)?;
         self.saved_requests = self.place.requests;
-        Ok(())
-    }
-
-    /// Weights that cannot be published now are published later.
-    fn publish_or_warn(&mut self, out: &mut dyn Write) -> Result<()> {
-        if let Err(error) = self.publish(out) {
-            self.meters.publish_failed();
-            tracing::warn!(%error, "weights could not be published; trying again later");
-            self.published_at = Instant::now();
-        }
         Ok(())
     }
 

@@ -10,7 +10,6 @@ mod versions;
 use std::{
     io::Write,
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -91,7 +90,7 @@ pub fn follow(
         tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
     }
     let serving = config.fm_logging.loading(config.device);
-    let loading = FmLoading { engine, serving, work: work_dir(config) };
+    let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
     let tier = LoggingTier {
         config,
         position: reader.position(),
@@ -104,11 +103,6 @@ pub fn follow(
         waits: false,
     };
     tier.run(active, options, shutdown, out)
-}
-
-/// Where the tier keeps the rows of FMs whose weights are published.
-fn work_dir(config: &Config) -> PathBuf {
-    config.paths.fm_work.join("logging")
 }
 
 struct LoggingTier<'a> {

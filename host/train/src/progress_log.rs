@@ -38,14 +38,6 @@ pub(super) struct Learning {
     latencies_ms: Vec<i64>,
 }
 
-/// Where a trainer stands, as a line says it.
-pub(super) struct ProgressPosition {
-    pub(super) position: Value,
-    pub(super) requests: u64,
-    pub(super) corrections: u64,
-    pub(super) until_ms: i64,
-}
-
 /// Predictions of a surface and task since the last line.
 pub(super) struct ProgressSlice<'a> {
     pub(super) surface: &'a str,
@@ -86,10 +78,10 @@ impl Learning {
         self.corrections.inc_by(corrections);
     }
 
-    /// The line of a window; the next one then begins.
+    /// The line of a window, of where the trainer stands; the next one then begins.
     pub(super) fn line<'a>(
         &mut self,
-        stands: ProgressPosition,
+        mut stands: Value,
         slices: impl Iterator<Item = ProgressSlice<'a>>,
     ) -> Value {
         let slices = slices.map(|ProgressSlice { surface, task, n, ne }| {
@@ -102,10 +94,9 @@ impl Learning {
         let mut latencies = std::mem::take(&mut self.latencies_ms);
         latencies.sort_unstable();
         let at = |share: usize| latencies.get(latencies.len() * share / 100).copied();
-        json!({
-            "kind": "trained", "position": stands.position, "requests": stands.requests,
-            "corrections": stands.corrections, "until_ms": stands.until_ms,
-            "event_to_trainer_ms": { "p50": at(50), "p99": at(99) }, "progressive": slices,
-        })
+        stands["kind"] = json!("trained");
+        stands["event_to_trainer_ms"] = json!({ "p50": at(50), "p99": at(99) });
+        stands["progressive"] = json!(slices);
+        stands
     }
 }

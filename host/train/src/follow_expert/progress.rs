@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{Learning, ProgressPosition, ProgressSlice},
+        progress_log::{Learning, ProgressSlice},
         report::ALL,
     },
     ExpertCheckpoint,
@@ -95,12 +95,10 @@ impl ExpertProgress {
             n: summary.n as u64,
             ne: summary.ne,
         });
-        let stands = ProgressPosition {
-            position: json!(place.position),
-            requests: place.requests,
-            corrections: place.corrections,
-            until_ms: place.until_ms,
-        };
+        let stands = json!({
+            "position": place.position, "requests": place.requests,
+            "corrections": place.corrections, "until_ms": place.until_ms,
+        });
         Some(self.learning.line(stands, slices))
     }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        progress_log::{self, Learning, ProgressPosition},
+        progress_log::{self, Learning},
         report::ALL,
     },
     checkpoint::FmCheckpoint,
@@ -117,12 +117,10 @@ impl FmProgress {
             let (surface, task) = name.split_once('/').unwrap_or((ALL, name));
             progress_log::ProgressSlice { surface, task, n: slice.n, ne: slice.ne() }
         });
-        let stands = ProgressPosition {
-            position: json!(place.position),
-            requests: place.requests,
-            corrections: place.corrections,
-            until_ms: place.until_ms,
-        };
+        let stands = json!({
+            "position": place.position, "requests": place.requests,
+            "corrections": place.corrections, "until_ms": place.until_ms,
+        });
         Some(learning.line(stands, slices))
     }
 }
@@ -132,7 +130,7 @@ pub(super) struct FmMeters {
     pub(super) learning: Learning,
     publishing: Histogram,
     publications: IntCounter,
-    failures: IntCounter,
+    pub(super) failures: IntCounter,
     raw_bytes: IntCounter,
     bytes: IntCounter,
 }
@@ -158,9 +156,5 @@ impl FmMeters {
         self.publications.inc();
         self.raw_bytes.inc_by(published.raw_bytes);
         self.bytes.inc_by(published.bytes);
-    }
-
-    pub(super) fn publish_failed(&self) {
-        self.failures.inc();
     }
 }
