@@ -11,14 +11,14 @@ use std::{
     sync::Arc,
 };
 
-use hypercast_fm::metrics::{MetricsWindow, ScoredPrediction};
+use hypercast_fm::metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction};
 use serde::Serialize;
 
 use super::{
     eval_window::{EvalWindow, WindowPredictions, judge},
     fm::remove_dir,
     materialise,
-    report::{ALL, ReportLine},
+    report::ReportLine,
     stream::{ExpertSetup, LogView},
 };
 use crate::error::{CommonErrors as _, Error, Result};
@@ -224,10 +224,7 @@ impl TrainingMetrics {
             self.new.push(examples(), said(&report.serving), |own| own.time_ms > until_ms);
         }
         let all = self.schema.surfaces.len();
-        let rows = report
-            .examples
-            .iter()
-            .flat_map(|example| example.targets.iter().map(move |_| *example));
+        let rows = examples().flat_map(|example| example.targets.iter().map(move |_| example));
         for (row, example) in rows.enumerate() {
             for (task, predictions) in report.predictions.iter().enumerate() {
                 let targets = &report.targets[task];
@@ -246,21 +243,10 @@ impl TrainingMetrics {
     }
 
     fn lines(&self) -> Vec<ReportLine> {
-        let surface =
-            |at: usize| self.schema.surfaces.get(at).map_or(ALL, String::as_str).to_owned();
-        let tasks = &self.blueprint.description.tasks;
-        let line =
-            |(&(at, task), summary): (&(usize, usize), hypercast_fm::metrics::BinaryMetrics)| {
-                ReportLine {
-                    surface: surface(at),
-                    task: tasks[task].name.clone(),
-                    n: summary.n,
-                    ne: summary.ne,
-                    auc: summary.auc,
-                    gauc: summary.gauc,
-                    best_ne: None,
-                }
-            };
+        let (surfaces, tasks) = (&self.schema.surfaces, &self.blueprint.description.tasks);
+        let line = |(&(surface, task), summary): (&(usize, usize), BinaryMetrics)| {
+            ReportLine::of(surfaces, surface, &tasks[task].name, summary, None)
+        };
         self.kept.summaries().map(line).collect()
     }
 }

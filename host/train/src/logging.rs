@@ -18,8 +18,8 @@ use hypercast_fm::example::Example;
 use prometheus::{Gauge, Histogram, IntCounter};
 use serde_json::json;
 
-pub use self::versions::{ActiveVersions, Registered, ToLog};
 use self::versions::{FmLoading, LoadedVersions};
+pub use self::versions::{Registered, ToLog};
 use super::{
     joined_reader::{JoinedReader, PositionedExample},
     progress_log::tell,
@@ -45,6 +45,9 @@ const VERSIONS_EVERY: Duration = Duration::from_secs(1);
 /// How often it says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
+/// Gives the versions that are to be logged at the moment, each once.
+pub type ActiveVersions<'a> = dyn FnMut() -> Result<Vec<ToLog>> + 'a;
+
 /// When the tier stops, and where it serves metrics.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoggingOptions {
@@ -65,15 +68,15 @@ pub struct LoggingReport {
     pub position: u64,
 }
 
-/// Follows until it is asked to stop; then the file under way is complete. Lines of JSON go to
-/// `out`.
+/// Follows until it is asked to stop; then the file under way is complete. `active` gives the
+/// versions that are to be logged. Lines of JSON go to `out`.
 ///
 /// # Errors
 /// Logs that another process writes, or of another schema; an FM that cannot be loaded; a full
 /// disk; an engine that is away for long.
 pub fn follow(
     context: ServiceContext<'_>,
-    active: &mut dyn ActiveVersions,
+    active: &mut ActiveVersions<'_>,
     options: LoggingOptions,
     shutdown: &Shutdown,
     out: &mut dyn Write,
@@ -149,7 +152,7 @@ impl LoggingBatch {
 impl LoggingTier<'_> {
     fn run(
         mut self,
-        active: &mut dyn ActiveVersions,
+        active: &mut ActiveVersions<'_>,
         options: LoggingOptions,
         shutdown: &Shutdown,
         out: &mut dyn Write,
@@ -160,7 +163,7 @@ impl LoggingTier<'_> {
         let mut asked = None::<Instant>;
         while !shutdown.is_requested() {
             if asked.is_none_or(|at| at.elapsed() >= VERSIONS_EVERY) {
-                self.versions.set(active.to_log()?)?;
+                self.versions.set(active()?)?;
                 asked = Some(Instant::now());
             }
             let look = if batch.records.is_empty() { LOOK_EVERY } else { wait.min(LOOK_EVERY) };

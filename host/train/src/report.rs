@@ -1,7 +1,5 @@
 //! Progressive metrics by surface and task, and how they are shown.
 
-use std::collections::BTreeMap;
-
 use hypercast_fm::{
     example::Example,
     metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction},
@@ -35,6 +33,21 @@ pub struct ReportLine {
     pub gauc: Option<f64>,
     /// The NE of the true probabilities, where they are known.
     pub best_ne: Option<f64>,
+}
+
+impl ReportLine {
+    /// A slice's metrics; one past the last surface stands for all.
+    pub(super) fn of(
+        surfaces: &[String],
+        surface: usize,
+        task: &str,
+        summary: BinaryMetrics,
+        best_ne: Option<f64>,
+    ) -> ReportLine {
+        let surface = surfaces.get(surface).map_or(ALL, String::as_str).to_owned();
+        let BinaryMetrics { n, ne, auc, gauc, .. } = summary;
+        ReportLine { surface, task: task.to_owned(), n, ne, auc, gauc, best_ne }
+    }
 }
 
 /// Collects predictions of binary tasks as they are made.
@@ -125,34 +138,25 @@ impl ProgressiveCollector {
         if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
     }
 
+    fn task_name(&self, task: usize) -> &str {
+        self.tasks.iter().find(|(at, _)| *at == task).map_or("", |(_, name)| name)
+    }
+
     /// The NE of each task over its newest rows, in words.
     pub fn recent(&self) -> String {
         let say = |(at, summary): (&usize, BinaryMetrics)| {
-            let name = self.tasks.iter().find(|(task, _)| task == at).map_or("", |(_, name)| name);
-            format!("{name} {}", number(summary.ne))
+            format!("{} {}", self.task_name(*at), number(summary.ne))
         };
         format!("NE {}", self.recent.summaries().map(say).collect::<Vec<_>>().join(", "))
     }
 
     /// The metrics of every slice with rows; `all` comes last.
     pub fn lines(&self) -> Vec<ReportLine> {
-        let best: BTreeMap<(usize, usize), BinaryMetrics> =
-            self.truth.summaries().map(|(slice, summary)| (*slice, summary)).collect();
-        let name = |task: usize| {
-            self.tasks.iter().find(|(at, _)| *at == task).map(|(_, name)| name.clone())
+        let line = |(slice, summary): (&(usize, usize), BinaryMetrics)| {
+            let best_ne = self.truth.summary(slice).and_then(|best| best.ne);
+            ReportLine::of(&self.surfaces, slice.0, self.task_name(slice.1), summary, best_ne)
         };
-        self.said
-            .summaries()
-            .map(|(&(surface, task), summary)| ReportLine {
-                surface: self.surfaces.get(surface).map_or(ALL, String::as_str).to_owned(),
-                task: name(task).unwrap_or_default(),
-                n: summary.n,
-                ne: summary.ne,
-                auc: summary.auc,
-                gauc: summary.gauc,
-                best_ne: best.get(&(surface, task)).and_then(|summary| summary.ne),
-            })
-            .collect()
+        self.said.summaries().map(line).collect()
     }
 }
 

@@ -116,9 +116,7 @@ impl Registry {
         self.check_pinned_fm(expert, &[VersionState::Active])?;
         let shares = share_out(all, expert, promotion.share)?;
         let mut changes = self.displace(expert, promotion.replace)?;
-        if expert.state != VersionState::Active {
-            changes.push(expert_state(expert, VersionState::Active));
-        }
+        changes.extend(expert_state(expert, VersionState::Active));
         if shares != all.shares {
             changes.push(Change::Traffic { name: expert.name.clone(), shares });
         }
@@ -135,10 +133,7 @@ impl Registry {
         check_not_retired(&label(expert), expert.state)?;
         check_idle(all, expert)?;
         self.check_pinned_fm(expert, &[VersionState::Active, VersionState::Shadow])?;
-        Ok(match expert.state {
-            VersionState::Shadow => Vec::new(),
-            _ => vec![expert_state(expert, VersionState::Shadow)],
-        })
+        Ok(expert_state(expert, VersionState::Shadow).into_iter().collect())
     }
 
     /// Restores an expert's previous shares.
@@ -172,9 +167,7 @@ impl Registry {
         } else {
             check_idle(all, expert)?;
         }
-        if expert.state != VersionState::Retired {
-            changes.push(expert_state(expert, VersionState::Retired));
-        }
+        changes.extend(expert_state(expert, VersionState::Retired));
         Ok(changes)
     }
 
@@ -410,16 +403,15 @@ fn semver(text: &str, what: &str) -> Result<semver::Version> {
         .map_err(|error| Error::refused(format!("{what} {text:?} is no semver version: {error}")))
 }
 
+/// The change to a state, unless the version has it.
 fn fm_state(fm: &FmVersion, state: VersionState) -> Vec<Change> {
-    if fm.state == state {
-        return Vec::new();
-    }
-    vec![Change::FmState { version: fm.version.clone(), state }]
+    let change = Change::FmState { version: fm.version.clone(), state };
+    if fm.state == state { Vec::new() } else { vec![change] }
 }
 
-fn expert_state(expert: &ExpertVersion, state: VersionState) -> Change {
+fn expert_state(expert: &ExpertVersion, state: VersionState) -> Option<Change> {
     let (name, version) = (expert.name.clone(), expert.version.clone());
-    Change::ExpertState { name, version, state }
+    (expert.state != state).then_some(Change::ExpertState { name, version, state })
 }
 
 fn label(expert: &ExpertVersion) -> String {

@@ -34,15 +34,6 @@ pub struct ToLog {
     pub published: bool,
 }
 
-/// Says which versions are to be logged.
-pub trait ActiveVersions {
-    /// Those of this moment, each once.
-    ///
-    /// # Errors
-    /// An engine that cannot be reached, a checkpoint that cannot be read.
-    fn to_log(&mut self) -> Result<Vec<ToLog>>;
-}
-
 /// The registry's active and shadow versions, and the configured checkpoint as long as it serves
 /// (`serve::plan`).
 pub struct Registered {
@@ -59,10 +50,12 @@ impl Registered {
         let follower = registry::RegistryFollower::new(engine)?;
         Ok(Registered { follower, checkpoint: checkpoint.to_path_buf() })
     }
-}
 
-impl ActiveVersions for Registered {
-    fn to_log(&mut self) -> Result<Vec<ToLog>> {
+    /// Those of this moment, each once.
+    ///
+    /// # Errors
+    /// An engine that cannot be reached, a checkpoint that cannot be read.
+    pub fn to_log(&mut self) -> Result<Vec<ToLog>> {
         self.follower.catch_up()?;
         let registry = self.follower.registry();
         let to_log = |fm: &registry::FmVersion| {
