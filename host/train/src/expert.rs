@@ -205,7 +205,7 @@ impl TrainingMetrics {
 
     /// For the plugin's `evaluate`.
     fn measured(&self) -> &EvalWindow {
-        if self.new.is_empty() { &self.all } else { &self.new }
+        if self.new.rows.is_empty() { &self.all } else { &self.new }
     }
 
     /// Keeps the predictions of a progressive batch.

@@ -258,7 +258,8 @@ impl ExpertFollower<'_> {
             let next = self.feed.next(LOOK_EVERY)?;
             let at_end = options.until_end && matches!(next, FeedItem::End);
             if let FeedItem::WindowRow(logged) = next
-                && self.is_own(&logged)
+                && !logged.example.targets.is_empty()
+                && self.surfaces.contains(&logged.example.surface)
             {
                 let position = self.feed.position();
                 // A step that a trainer would have to cut would leave it one of a few rows.
@@ -290,10 +291,6 @@ impl ExpertFollower<'_> {
         Ok(FollowExpertReport { place: Some(self.place), published: self.published })
     }
 
-    fn is_own(&self, logged: &LoggedRequest) -> bool {
-        !logged.example.targets.is_empty() && self.surfaces.contains(&logged.example.surface)
-    }
-
     fn learn(&mut self, waiting: PendingRows, out: &mut dyn Write) -> Result<()> {
         let PendingRows { mut rows, corrections, ingested_ms, position, .. } = waiting;
         if rows.rows > 0 {
@@ -312,9 +309,9 @@ impl ExpertFollower<'_> {
         let now_ms = now_ms();
         for ingested_ms in ingested_ms {
             self.place.ingested_ms = self.place.ingested_ms.max(ingested_ms);
-            self.progress.latency(now_ms - ingested_ms);
+            self.progress.learning.latency(now_ms - ingested_ms);
         }
-        self.progress.corrected(late);
+        self.progress.learning.learned(0, late);
         self.place = ExpertCheckpoint {
             position,
             requests: self.place.requests + requests,
@@ -345,7 +342,8 @@ impl ExpertFollower<'_> {
                 if let Some(last) = self.gate.last() {
                     self.stream.trainer.go_back(last)?;
                 }
-                self.gate.rolled_back();
+                // What was measured is of parameters that are no more.
+                self.gate.measured.rows.clear();
                 self.save(true)?;
             }
         }

@@ -196,10 +196,6 @@ impl JoinedBatch {
     fn len(&self) -> usize {
         self.examples.len() + self.corrections.len()
     }
-
-    fn has_waited(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT)
-    }
 }
 
 impl FmFollower<'_> {
@@ -213,7 +209,8 @@ impl FmFollower<'_> {
         while !stop.is_requested() {
             let came = self.read(&mut batch, size)?;
             let at_end = self.options.until_end && !came;
-            if batch.len() >= size || batch.has_waited() || (at_end && batch.len() > 0) {
+            let waited = batch.since.is_some_and(|since| since.elapsed() >= BATCH_WAIT);
+            if batch.len() >= size || waited || (at_end && batch.len() > 0) {
                 self.learn(std::mem::take(&mut batch), out)?;
             } else if at_end {
                 break;
@@ -282,7 +279,7 @@ impl FmFollower<'_> {
     }
 
     fn save(&mut self) -> Result<()> {
-        self.place.window = self.progress.window();
+        self.place.window = self.progress.window.clone();
         self.place.write(&self.work, &mut *self.trainer)?;
         self.saved_requests = self.place.requests;
         Ok(())

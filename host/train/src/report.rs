@@ -56,8 +56,10 @@ pub struct ProgressiveCollector {
     surfaces: Vec<String>,
     /// The binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
-    said: MetricsWindow<(usize, usize)>,
-    truth: MetricsWindow<(usize, usize)>,
+    /// What the model predicted, by surface and task; one past the last surface stands for all.
+    pub(super) said: MetricsWindow<(usize, usize)>,
+    /// The true probabilities, likewise.
+    pub(super) truth: MetricsWindow<(usize, usize)>,
     /// The newest rows by task, for a progress bar.
     recent: MetricsWindow<usize>,
 }
@@ -114,28 +116,6 @@ impl ProgressiveCollector {
                 }
             }
         }
-    }
-
-    /// What the model predicted, by surface and task; one past the last surface stands for all.
-    pub(super) fn said(&self) -> &MetricsWindow<(usize, usize)> {
-        &self.said
-    }
-
-    /// The true probabilities, likewise.
-    pub(super) fn truth(&self) -> &MetricsWindow<(usize, usize)> {
-        &self.truth
-    }
-
-    /// Puts back a row of `said` or `truth`, in their order.
-    pub(super) fn put_back(
-        &mut self,
-        truth: bool,
-        surface: usize,
-        task: usize,
-        row: ScoredPrediction,
-    ) {
-        let slice = (surface, task);
-        if truth { self.truth.push(slice, row) } else { self.said.push(slice, row) }
     }
 
     fn task_name(&self, task: usize) -> &str {

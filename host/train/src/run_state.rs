@@ -187,8 +187,8 @@ fn write_collector(collector: &ProgressiveCollector, path: &Path) -> Result<()> 
     let of = |keeper: &MetricsWindow<(usize, usize)>, truth: bool| -> Vec<KeptRows> {
         keeper.rows().map(|(&slice, row)| (truth, slice, *row)).collect()
     };
-    let mut kept = of(collector.said(), false);
-    kept.extend(of(collector.truth(), true));
+    let mut kept = of(&collector.said, false);
+    kept.extend(of(&collector.truth, true));
     let mut writer = TableWriter::create(path, fields())?;
     for rows in kept.chunks(ROWS_A_GROUP) {
         let u32s = |get: &dyn Fn(&KeptRows) -> usize| {
@@ -221,7 +221,8 @@ fn read_collector(spec: &FmSpec, path: &Path) -> Result<ProgressiveCollector> {
                 probability: columns[4].f32s()[row],
                 label: columns[5].bools()[row],
             };
-            collector.put_back(truth, at(1), at(2), scored);
+            let window = if truth { &mut collector.truth } else { &mut collector.said };
+            window.push((at(1), at(2)), scored);
         }
     }
     Ok(collector)

@@ -37,6 +37,7 @@ pub struct Joiner {
     pub(super) swept_ms: i64,
     pub(super) orphans: OrphanActions,
     pub(super) seen: SeenImpressions,
+    /// Since the first event.
     pub(super) counts: JoinerCounts,
     bounds: WindowBounds,
     /// For each surface, the actions (one bit each) that its impressions wait for.
@@ -47,7 +48,7 @@ pub struct Joiner {
     windows: OpenWindows,
     open: BTreeSet<u64>,
     /// The joined requests in the order in which they were joined.
-    joined: VecDeque<u64>,
+    pub(super) joined: VecDeque<u64>,
     impressions: usize,
 }
 
@@ -95,20 +96,10 @@ impl Joiner {
         self.options = bounded(options);
     }
 
-    /// The current options.
-    pub fn options(&self) -> &JoinerOptions {
-        &self.options
-    }
-
-    /// Counters since the first event.
-    pub fn counts(&self) -> JoinerCounts {
-        self.counts
-    }
-
     /// The number of impressions that wait or can be corrected, and of actions that wait for their
     /// impression.
     pub fn held(&self) -> (usize, usize) {
-        (self.impressions, self.orphans.len())
+        (self.impressions, self.orphans.len)
     }
 
     /// Processes the next event and writes the resulting records to `output`.
@@ -511,10 +502,5 @@ impl Joiner {
                 self.windows.insert(awaited, time_ms, slot);
             }
         }
-    }
-
-    /// The joined requests in the order in which they were joined.
-    pub(super) fn joined(&self) -> &VecDeque<u64> {
-        &self.joined
     }
 }

@@ -80,7 +80,7 @@ impl OutputStreams {
 
     /// Compares the joiner's counters with the streams.
     pub(super) fn begin(&mut self, joiner: &Joiner) -> Result<()> {
-        let counts = joiner.counts();
+        let counts = joiner.counts;
         let both = [(&mut self.joined, counts.joined), (&mut self.outcomes, counts.outcomes)];
         for (output, made) in both {
             if output.end < made {

@@ -101,7 +101,7 @@ impl Runner {
         }
         let mut runner = Runner {
             reader: engine.reader(&Topic::events(), position)?,
-            wanted: Some(wanted).filter(|wanted| wanted != joiner.options()),
+            wanted: Some(wanted).filter(|wanted| wanted != &joiner.options),
             engine,
             position,
             outputs,
@@ -219,7 +219,7 @@ impl Runner {
         if let Ok(kept) = self.engine.span(&Topic::events()) {
             let (impressions, orphans) = self.joiner.held();
             self.metrics.joiner(JoinerProgress {
-                counts: self.joiner.counts(),
+                counts: self.joiner.counts,
                 impressions,
                 orphans,
                 lag_events: kept.end.saturating_sub(self.position),

@@ -103,7 +103,8 @@ fn resume(context: ExpertContext<'_>, state: FollowerState) -> Result<StartedTra
         LastPublished::Earlier(saved) => Some(*saved),
     };
     let stream = context.setup().resume(&context.dataset.schema, state.trainer)?;
-    let measured = EvalWindow::new(&stream.blueprint).with(state.measured);
+    let mut measured = EvalWindow::new(&stream.blueprint);
+    measured.rows = state.measured.into();
     Ok(StartedTrainer { stream, place: state.place, last, measured })
 }
 

@@ -19,7 +19,7 @@ use hypercast_expert::{
 /// Puts the rows measured since the last publication to the expert's `evaluate`.
 pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
-    measured: EvalWindow,
+    pub(super) measured: EvalWindow,
     last: Option<PublishedTrainer>,
     held: IntCounter,
     rolled_back: IntCounter,
@@ -126,13 +126,8 @@ impl PublishGate {
     /// From here on this is what was published last, and all is measured anew.
     pub(super) fn published(&mut self, saved: SavedTrainer) -> Result<()> {
         self.last = Some(self.with_parameters(saved)?);
-        self.measured.clear();
+        self.measured.rows.clear();
         Ok(())
-    }
-
-    /// Forgets what was measured of parameters that are no more.
-    pub(super) fn rolled_back(&mut self) {
-        self.measured.clear();
     }
 
     /// What is to be saved beside a trainer that was not published as it is.
@@ -140,7 +135,7 @@ impl PublishGate {
         let last = self.last.as_ref().map_or(LastPublished::Nothing, |last| {
             LastPublished::Earlier(Box::new(last.saved.clone()))
         });
-        (last, self.measured.rows())
+        (last, self.measured.rows.iter().cloned().collect())
     }
 }
 

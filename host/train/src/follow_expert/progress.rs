@@ -34,7 +34,7 @@ pub(super) struct ExpertProgress {
     tasks: Vec<(Option<usize>, String)>,
     kept: MetricsWindow<(usize, usize)>,
     requests: u64,
-    learning: Learning,
+    pub(super) learning: Learning,
 }
 
 impl ExpertProgress {
@@ -70,15 +70,6 @@ impl ExpertProgress {
         }
         self.requests += examples.len() as u64;
         self.learning.learned(examples.len() as u64, 0);
-    }
-
-    /// Notes how long after its newest event a request was learned from.
-    pub(super) fn latency(&mut self, ms: i64) {
-        self.learning.latency(ms);
-    }
-
-    pub(super) fn corrected(&self, corrections: u64) {
-        self.learning.learned(0, corrections);
     }
 
     /// A line for every window; the next one then begins.

@@ -62,7 +62,7 @@ impl WindowSlice {
 
 /// The window, and what is not saved with it.
 pub(super) struct FmProgress {
-    window: ProgressWindow,
+    pub(super) window: ProgressWindow,
     surfaces: Vec<String>,
     /// Binary tasks by name, with their place among all.
     tasks: Vec<(usize, String)>,
@@ -79,10 +79,6 @@ impl FmProgress {
             tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
             width: spec.tasks.len(),
         }
-    }
-
-    pub(super) fn window(&self) -> ProgressWindow {
-        self.window.clone()
     }
 
     /// Notes what was said of examples before they were learned from.

@@ -100,7 +100,7 @@ pub(super) struct SegmentReader {
     file: File,
     path: PathBuf,
     /// The offset of the next record in the file.
-    offset: u64,
+    pub(super) offset: u64,
     /// Bytes of the file; those from `start` on begin at `offset`.
     buffer: Vec<u8>,
     start: usize,
@@ -110,10 +110,6 @@ impl SegmentReader {
     pub(super) fn open(path: PathBuf) -> std::io::Result<SegmentReader> {
         let file = File::open(&path)?;
         Ok(SegmentReader { file, path, offset: 0, buffer: Vec::new(), start: 0 })
-    }
-
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
     }
 
     /// The next record that ends before `limit` bytes.

@@ -225,7 +225,7 @@ fn recover(
 ) -> Result<(CommitMark, Vec<u64>)> {
     let mut records = SegmentReader::open(path.to_path_buf()).map_err(Error::io(path))?;
     let SoundRecords { ids, torn } = records.read_ids()?;
-    let offset = records.offset();
+    let offset = records.offset;
     // Without syncs a power cut may lose acknowledged records; the user chose that.
     let lost = fsync && offset < acknowledged;
     if lost || (torn && segment::later_write_follows(path, offset)?) {
