@@ -378,7 +378,7 @@ pub fn table(registry: &Registry) -> String {
         lines.push([
             "fm".into(),
             fm.version.clone(),
-            word(fm.state),
+            fm.state.to_string(),
             String::new(),
             String::new(),
             fm.tae_dim.to_string(),
@@ -396,7 +396,7 @@ pub fn table(registry: &Registry) -> String {
             lines.push([
                 name.to_owned(),
                 version.version.clone(),
-                word(version.state),
+                version.state.to_string(),
                 share,
                 version.fm.clone(),
                 version.tae_dim.to_string(),
@@ -413,10 +413,6 @@ pub fn table(registry: &Registry) -> String {
         format!("{}\n", cells.join("  ").trim_end())
     };
     lines.iter().map(line).collect()
-}
-
-fn word(state: VersionState) -> String {
-    format!("{state:?}").to_lowercase()
 }
 
 fn place(weights: &WeightsLocation) -> String {

@@ -48,7 +48,8 @@ pub struct PublicationFollower {
     partial: Option<PartialPublication>,
     /// A refused publication; its remaining records are skipped.
     refused: Option<(u64, u64)>,
-    refusals: Refusals,
+    /// What was refused so far.
+    pub refusals: Refusals,
 }
 
 /// Why a record and its publication are refused.
@@ -83,11 +84,6 @@ impl PublicationFollower {
             refused: None,
             refusals: Refusals::default(),
         })
-    }
-
-    /// What was refused so far.
-    pub fn refusals(&self) -> Refusals {
-        self.refusals
     }
 
     /// The next publication; waits for it up to `wait`.

@@ -193,7 +193,7 @@ fn a_follower_of_every_publication_has_the_trainers_weights() {
         assert_eq!(next(&mut follower), None);
         model.learn(&mut world.random);
     }
-    assert_eq!(follower.refusals(), Refusals::default());
+    assert_eq!(follower.refusals, Refusals::default());
     assert!(world.engine.span(&world.topic).unwrap().start > 0, "old records are deleted");
     let mut late = world.follower();
     let mut begun = next(&mut late).unwrap();
@@ -332,7 +332,7 @@ fn a_damaged_torn_or_foreign_delta_changes_nothing_until_the_next_snapshot() {
         world.publisher(&all_of_it()).publish(&model, FACTS).unwrap();
         let next = next(&mut follower).expect("the next snapshot is accepted");
         assert_eq!(next.header.kind, PublicationKind::Snapshot, "{what}");
-        let refusals = follower.refusals();
+        let refusals = follower.refusals;
         let count = refusals.damaged + refusals.foreign + refusals.torn + refusals.out_of_chain;
         assert!(count > 0, "{what}: {refusals:?}");
         let mut served = Served::default();
@@ -370,7 +370,7 @@ fn a_damaged_end_of_the_stream_does_not_hide_its_snapshot() {
     assert_eq!(next(&mut follower).unwrap().header.sequence, 0);
     assert_eq!(next(&mut follower).unwrap().header.sequence, 1);
     assert_eq!(next(&mut follower), None);
-    assert_eq!(follower.refusals().damaged, 1);
+    assert_eq!(follower.refusals.damaged, 1);
     let mut publisher = world.publisher(&all_of_it());
     let published = publisher.publish(&model, FACTS).unwrap();
     assert!(published.sequence > 1, "no number is used twice");

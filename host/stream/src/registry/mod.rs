@@ -14,7 +14,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use hypercast_data::schema::Schema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,12 @@ pub enum VersionState {
     Active,
     /// It is out of use.
     Retired,
+}
+
+impl fmt::Display for VersionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
+    }
 }
 
 /// Where a version's weights are.

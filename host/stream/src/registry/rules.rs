@@ -179,10 +179,9 @@ impl Registry {
         let (_, expert) = self.known_expert(name, version)?;
         let what = label(expert);
         if expert.state != VersionState::Training {
-            let state = state_name(expert.state);
             return refuse(format!(
-                "{what} is {state}, and its parameters belong to FM {}; register and train a new version for FM {fm}",
-                expert.fm
+                "{what} is {}, and its parameters belong to FM {}; register and train a new version for FM {fm}",
+                expert.state, expert.fm
             ));
         }
         let fm = self.known_fm(fm)?;
@@ -235,11 +234,7 @@ impl Registry {
             VersionState::Retired => "register a version that is trained on another FM",
             _ => "promote that FM first",
         };
-        refuse(format!(
-            "{what} pins FM {}, which is {}; {advice}",
-            fm.version,
-            state_name(fm.state)
-        ))
+        refuse(format!("{what} pins FM {}, which is {}; {advice}", fm.version, fm.state))
     }
 
     /// The changes that remove other experts from an expert's surfaces.
@@ -282,7 +277,7 @@ impl Registry {
             .pins(fm)
             .into_iter()
             .filter(counts)
-            .map(|pin| format!("{} ({})", label(pin), state_name(pin.state)))
+            .map(|pin| format!("{} ({})", label(pin), pin.state))
             .collect();
         if pins.is_empty() {
             return Ok(());
@@ -416,15 +411,6 @@ fn expert_state(expert: &ExpertVersion, state: VersionState) -> Option<Change> {
 
 fn label(expert: &ExpertVersion) -> String {
     format!("expert {} {}", expert.name, expert.version)
-}
-
-fn state_name(state: VersionState) -> &'static str {
-    match state {
-        VersionState::Training => "training",
-        VersionState::Shadow => "shadow",
-        VersionState::Active => "active",
-        VersionState::Retired => "retired",
-    }
 }
 
 fn refuse<T>(why: String) -> Result<T> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::ExpertEntry;
+use hypercast_config::TrainOn;
 use hypercast_core::shutdown::Shutdown;
 use hypercast_data::dataset::timeline::Span;
 use hypercast_data::logs::{LogFollower, LogReader};
@@ -57,14 +57,11 @@ pub(super) fn begin(
     shutdown: &Shutdown,
 ) -> Result<Option<Beginning>> {
     let ExpertContext { dataset, config, entry, .. } = context;
-    let surfaces = match options.surfaces.is_empty() {
-        true => config.training_surfaces(entry, &dataset.schema)?,
-        false => {
-            let own = ExpertEntry { surfaces: options.surfaces.clone(), ..entry.clone() };
-            let own = ExpertEntry { train_on: hypercast_config::TrainOn::Own, ..own };
-            config.training_surfaces(&own, &dataset.schema)?
-        }
-    };
+    let mut entry = entry.clone();
+    if !options.surfaces.is_empty() {
+        (entry.surfaces, entry.train_on) = (options.surfaces.clone(), TrainOn::Own);
+    }
+    let surfaces = config.training_surfaces(&entry, &dataset.schema)?;
     let found = match FollowerState::read(work)? {
         Some(state) => Some(resume(context, state)?),
         None => learn_past(context, engine, Past { options, surfaces: &surfaces, work }, shutdown)?,
@@ -164,12 +161,12 @@ fn learn_past(
     })?;
     stream.go_online();
     let position = match joined {
-        Some(position) => FeedPosition::Joined(position),
+        Some(position) => {
+            fm::remove_dir(&logs)?;
+            FeedPosition::Joined(position)
+        }
         None => FeedPosition::Logs(log.end()),
     };
-    if joined.is_some() {
-        fm::remove_dir(&logs)?;
-    }
     let place =
         ExpertCheckpoint { position, requests: 0, corrections: 0, until_ms, ingested_ms: 0 };
     Ok(Some(StartedTrainer { stream, place, last: None, measured }))

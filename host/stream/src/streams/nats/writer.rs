@@ -149,13 +149,7 @@ impl NatsWriter {
         let until = Instant::now() + RETRY_FOR;
         let mut done = 0;
         while done < messages.len() {
-            let (before, rest) = messages.split_at_mut(done);
-            let first = match (expected_end, before.last()) {
-                (None, _) => ExpectedLast::Anywhere,
-                (Some(end), None) => ExpectedLast::At(end),
-                (Some(_), Some(last)) => ExpectedLast::Behind(&last.id),
-            };
-            let round = self.server.block_on(self.round(rest, &first));
+            let round = self.server.block_on(self.round(messages, done, expected_end));
             for (at, ack) in round.acks.iter().enumerate() {
                 published.end = published.end.max(Some(ack.sequence));
                 if ack.duplicate && !ack.tried {
@@ -194,23 +188,24 @@ impl NatsWriter {
         Ok(Some(published))
     }
 
-    /// Sends as many messages as may be in flight, and returns the acknowledgements up to the first
-    /// failure.
+    /// Sends as many messages from `done` on as may be in flight, and returns the acknowledgements
+    /// up to the first failure.
     async fn round(
         &self,
         messages: &mut [OutgoingMessage<'_>],
-        first: &ExpectedLast<'_>,
+        done: usize,
+        expected_end: Option<u64>,
     ) -> SendRound {
         let mut in_flight = Vec::new();
         let mut bytes = 0;
         let mut round = SendRound::default();
-        for at in 0..messages.len().min(IN_FLIGHT_MESSAGES) {
+        for at in done..messages.len().min(done + IN_FLIGHT_MESSAGES) {
             let message = PublishMessage::build().payload(messages[at].payload.to_vec().into());
-            let message = match (at, first) {
-                (0, ExpectedLast::Anywhere) => message,
-                (0, ExpectedLast::At(end)) => message.expected_last_sequence(*end),
-                (0, ExpectedLast::Behind(id)) => message.expected_last_message_id(id),
-                (at, _) => message.expected_last_message_id(&messages[at - 1].id),
+            let message = match expected_end {
+                Some(end) if at == 0 => message.expected_last_sequence(end),
+                // Messages of other processes may come before those of this round.
+                None if at == done => message,
+                _ => message.expected_last_message_id(&messages[at - 1].id),
             };
             let message = message.message_id(&messages[at].id);
             let tried = std::mem::replace(&mut messages[at].tried, true);
@@ -248,13 +243,6 @@ impl NatsWriter {
         }
         round
     }
-}
-
-/// The message that the first message of a round must follow.
-enum ExpectedLast<'a> {
-    Anywhere,
-    At(u64),
-    Behind(&'a str),
 }
 
 #[derive(Default)]
