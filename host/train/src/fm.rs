@@ -13,7 +13,7 @@ use hypercast_fm::{
 };
 use serde::Serialize;
 
-use super::report::{ProgressiveCollector, ReportLine, TaskRows};
+use super::report::{ProgressiveCollector, ReportLine};
 use super::run_state::{Over, RunPhase, RunPosition};
 use crate::error::{CommonErrors as _, Error, Result};
 use hypercast_config::Config;
@@ -34,7 +34,7 @@ pub struct FmReport {
     pub requests: u64,
     /// Candidates learned from.
     pub rows: u64,
-    /// TaskRows logged with their TAE.
+    /// Rows logged with their TAE.
     pub logged_rows: u64,
     /// Seconds that it took.
     pub seconds: f64,
@@ -278,26 +278,13 @@ impl FmRun {
     ) -> Result<()> {
         let references: Vec<&Example> = batch.iter().collect();
         let said = self.trainer.step(&references)?;
-        let collector = aside.unwrap_or(&mut self.collector);
-        let tasks = self.spec.tasks.len();
-        let mut row = 0;
-        for example in batch {
-            let rows = example.targets.len();
-            let cells = row * tasks..(row + rows) * tasks;
-            let view = TaskRows {
-                predictions: &said.predictions[cells.clone()],
-                labels: &said.labels[cells.clone()],
-                mask: &said.mask[cells],
-            };
-            collector.push(example, view, &self.truth_order);
-            row += rows;
-        }
+        aside.unwrap_or(&mut self.collector).push(batch, &said, &self.truth_order);
         if let Some(log) = log {
             self.place.logged_rows += log.write_batch(batch, &said.tae, |_| true)?;
         }
         self.place.done += batch.len() as u64;
         self.place.requests += batch.len() as u64;
-        self.place.rows += row as u64;
+        self.place.rows += batch.iter().map(|example| example.targets.len() as u64).sum::<u64>();
         self.unsaved += batch.len() as u64;
         Ok(())
     }

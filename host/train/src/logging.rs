@@ -176,7 +176,12 @@ impl LoggingTier<'_> {
                     self.log_batch(pass)?;
                     self.waits = false;
                 } else {
-                    self.wait_for_weights();
+                    if !std::mem::replace(&mut self.waits, true) {
+                        tracing::warn!(
+                            "no FM version has weights yet; examples wait for the first publication"
+                        );
+                    }
+                    std::thread::sleep(LOOK_EVERY);
                 }
             } else if over {
                 break;
@@ -243,16 +248,6 @@ impl LoggingTier<'_> {
         }
         self.meters.logged(&records, row, self.position);
         Ok(())
-    }
-
-    fn wait_for_weights(&mut self) {
-        if !self.waits {
-            tracing::warn!(
-                "no FM version has weights yet; examples wait for the first publication"
-            );
-            self.waits = true;
-        }
-        std::thread::sleep(LOOK_EVERY);
     }
 
     fn say(&mut self, out: &mut dyn Write) -> Result<()> {

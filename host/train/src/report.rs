@@ -4,16 +4,17 @@ use hypercast_fm::{
     example::Example,
     metrics::{BinaryMetrics, MetricsWindow, ScoredPrediction},
     spec::{FmSpec, TaskLabel},
+    trainer::StepOutput,
 };
 use serde::Serialize;
 
 /// The name of the slice over all surfaces.
 pub const ALL: &str = "all";
 
-/// TaskRows kept a slice; a longer stream reports its newest part.
+/// Rows kept a slice; a longer stream reports its newest part.
 const KEEP: usize = 1 << 20;
 
-/// TaskRows a task that a progress bar speaks of.
+/// Rows a task that a progress bar speaks of.
 const RECENT: usize = 10_000;
 
 /// Metrics of one surface and task.
@@ -23,7 +24,7 @@ pub struct ReportLine {
     pub surface: String,
     /// The task.
     pub task: String,
-    /// TaskRows.
+    /// Rows.
     pub n: usize,
     /// Normalised entropy.
     pub ne: Option<f64>,
@@ -64,17 +65,6 @@ pub struct ProgressiveCollector {
     recent: MetricsWindow<usize>,
 }
 
-/// Predictions and labels of an example's targets, row-major over all tasks.
-#[derive(Debug, Clone, Copy)]
-pub struct TaskRows<'a> {
-    /// NaN where there is none.
-    pub predictions: &'a [f32],
-    /// 0 or 1 for binary tasks.
-    pub labels: &'a [f32],
-    /// The sample space.
-    pub mask: &'a [bool],
-}
-
 impl ProgressiveCollector {
     /// For an FM's tasks.
     pub fn new(spec: &FmSpec) -> Self {
@@ -92,24 +82,25 @@ impl ProgressiveCollector {
         }
     }
 
-    /// Adds the targets of an example; `truth_order` maps the tasks here to `Target::truth`.
-    pub fn push(&mut self, example: &Example, rows: TaskRows<'_>, truth_order: &[usize]) {
-        let tasks = rows.labels.len() / example.targets.len().max(1);
-        for (row, target) in example.targets.iter().enumerate() {
+    /// Adds what was said of the targets of examples; `truth_order` maps all tasks to
+    /// `Target::truth`.
+    pub fn push(&mut self, examples: &[Example], said: &StepOutput, truth_order: &[usize]) {
+        let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |it| (own, it)));
+        for (row, (example, target)) in targets.enumerate() {
             for &(task, _) in &self.tasks {
-                let at = row * tasks + task;
-                if !rows.mask[at] || rows.predictions[at].is_nan() {
+                let at = row * truth_order.len() + task;
+                if !said.mask[at] || said.predictions[at].is_nan() {
                     continue;
                 }
                 let scored = |probability| ScoredPrediction {
                     user: example.user.id,
                     probability,
-                    label: rows.labels[at] > 0.5,
+                    label: said.labels[at] > 0.5,
                 };
                 let truth = target.truth.get(truth_order[task]).copied().filter(|p| p.is_finite());
-                self.recent.push(task, scored(rows.predictions[at]));
+                self.recent.push(task, scored(said.predictions[at]));
                 for surface in [usize::from(example.surface), self.surfaces.len()] {
-                    self.said.push((surface, task), scored(rows.predictions[at]));
+                    self.said.push((surface, task), scored(said.predictions[at]));
                     if let Some(truth) = truth {
                         self.truth.push((surface, task), scored(truth));
                     }

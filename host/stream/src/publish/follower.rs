@@ -219,15 +219,6 @@ impl RecordEnvelope {
     }
 }
 
-impl WeightsTotal {
-    fn is_within(&self, most: &WeightsTotal) -> bool {
-        self.blocks <= most.blocks
-            && self.values <= most.values
-            && self.rows <= most.rows
-            && self.removed <= most.removed
-    }
-}
-
 impl PartialPublication {
     fn new(
         envelope: RecordEnvelope,
@@ -245,7 +236,12 @@ impl PartialPublication {
         self.checksum = packed.digest(self.checksum);
         let part = packed.unpack(self.dim)?;
         self.found.add(&part);
-        if !self.found.is_within(&self.total) {
+        let (found, total) = (&self.found, &self.total);
+        if found.blocks > total.blocks
+            || found.values > total.values
+            || found.rows > total.rows
+            || found.removed > total.removed
+        {
             return Err("it has more weights than announced".into());
         }
         let Publication { blocks, ids, rows, removed, .. } = &mut self.publication;

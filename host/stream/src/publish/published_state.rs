@@ -50,26 +50,18 @@ pub(super) struct Delta {
 /// What moved and was not sent.
 #[derive(Debug, Default)]
 struct UnsentChanges {
-    /// Blocks, with the publications without them since they moved.
-    blocks: HashMap<BlockIndex, u32>,
-    /// Rows, with the publications without them since they moved.
-    rows: HashMap<u64, u32>,
+    /// Blocks and rows, with the publications without them since they moved.
+    waited: HashMap<WeightComponent, u32>,
     /// Removed rows.
     removed: BTreeSet<u64>,
     /// The trainer's generation up to which changes were considered.
     generation: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct BlockIndex {
-    tensor: usize,
-    block: usize,
-}
-
 /// A component of the weights.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum WeightComponent {
-    Block(BlockIndex),
+    Block { tensor: usize, block: usize },
     Row(u64),
 }
 
@@ -157,16 +149,11 @@ impl PublishedState {
         }
         let limits = DeltaLimits { budget, starve_after: settings.starve_after };
         let DeltaSelection { sent, left } = select(candidates, limits);
-        for candidate in left {
-            let waited = candidate.waited + 1;
-            match candidate.component {
-                WeightComponent::Block(at) => _ = delta.unsent.blocks.insert(at, waited),
-                WeightComponent::Row(id) => _ = delta.unsent.rows.insert(id, waited),
-            }
-        }
+        let left = left.into_iter();
+        delta.unsent.waited = left.map(|left| (left.component, left.waited + 1)).collect();
         for candidate in sent {
             match candidate.component {
-                WeightComponent::Block(BlockIndex { tensor, block }) => {
+                WeightComponent::Block { tensor, block } => {
                     let start = block * self.block;
                     let values = dense[tensor].values.chunks(self.block).nth(block);
                     let values = values.expect("a candidate is a block of the tensor");
@@ -207,15 +194,23 @@ impl PublishedState {
             for (block, (now, was)) in blocks.enumerate() {
                 let movement = distance(now, was) / scale;
                 if movement > 0.0 {
-                    let bytes = block_bytes(&kept.name, now.len()) as u64;
-                    let at = BlockIndex { tensor, block };
-                    let waited = self.unsent.blocks.get(&at).copied().unwrap_or(0);
-                    let component = WeightComponent::Block(at);
-                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                    let bytes = block_bytes(&kept.name, now.len());
+                    let component = WeightComponent::Block { tensor, block };
+                    moved.push(self.candidate(component, bytes, movement));
                 }
             }
         }
         moved
+    }
+
+    fn candidate(
+        &self,
+        component: WeightComponent,
+        bytes: usize,
+        movement: f64,
+    ) -> DeltaCandidate<WeightComponent> {
+        let waited = self.unsent.waited.get(&component).copied().unwrap_or(0);
+        DeltaCandidate { component, bytes: bytes as u64, movement, waited }
     }
 
     /// The rows that differ from the published ones.
@@ -226,7 +221,10 @@ impl PublishedState {
     ) -> Vec<DeltaCandidate<WeightComponent>> {
         let dim = rows.dim();
         let mut ids: Vec<u64> = rows.changed_since(self.unsent.generation).collect();
-        ids.extend(self.unsent.rows.keys().filter(|&&id| rows.contains(id)));
+        ids.extend(self.unsent.waited.keys().filter_map(|component| match *component {
+            WeightComponent::Row(id) if rows.contains(id) => Some(id),
+            _ => None,
+        }));
         ids.sort_unstable();
         ids.dedup();
         let (mut now, mut was) = (vec![0.0; ROWS * dim], vec![0.0; ROWS * dim]);
@@ -242,10 +240,8 @@ impl PublishedState {
                 values += dim as u64;
                 // A new row of zeros is equal to a missing row for a follower.
                 if movement > 0.0 {
-                    let waited = self.unsent.rows.get(&id).copied().unwrap_or(0);
-                    let bytes = row_bytes(dim) as u64;
                     let component = WeightComponent::Row(id);
-                    moved.push(DeltaCandidate { component, bytes, movement, waited });
+                    moved.push(self.candidate(component, row_bytes(dim), movement));
                 }
             }
         }

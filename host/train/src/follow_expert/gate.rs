@@ -76,8 +76,8 @@ impl PublishGate {
         Ok(PublishedTrainer { saved, parameters })
     }
 
-    /// Notes what `trainer` said of rows that it is about to learn from, and what was published last
-    /// would say.
+    /// Notes what `trainer` said of rows that it is about to learn from, and what those parameters
+    /// would say that were published last.
     pub(super) fn measure(
         &mut self,
         trainer: &ExpertTrainer,

@@ -64,7 +64,14 @@ impl NatsReader {
                     return Ok(read);
                 }
                 Ok(()) => self.away = None,
-                Err(PullFault::Gap) => self.check_deleted().await?,
+                // Messages are missing because they were deleted, or were lost in transit.
+                Err(PullFault::Gap) => {
+                    if let Ok(Some(span)) = self.server.span(&self.name).await
+                        && self.position < span.start
+                    {
+                        return Err(gone(&self.topic, self.position, span.start));
+                    }
+                }
                 Err(PullFault::Transient(reason)) => {
                     let since = *self.away.get_or_insert_with(Instant::now);
                     if since.elapsed() > RETRY_FOR {
@@ -120,17 +127,6 @@ impl NatsReader {
             collect(more, position, ANSWER_TIMEOUT, read).await?;
         }
         Ok(())
-    }
-
-    /// Returns an error if messages are missing because they were deleted, and not because they
-    /// were lost in transit.
-    async fn check_deleted(&self) -> Result<()> {
-        match self.server.span(&self.name).await {
-            Ok(Some(span)) if self.position < span.start => {
-                Err(gone(&self.topic, self.position, span.start))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
