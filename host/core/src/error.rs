@@ -5,6 +5,7 @@
 //! [`CommonErrors`] gives all of them the same constructors.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub enum ErrorKind {
 }
 
 /// An error that is not specific to one crate.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -30,7 +31,7 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// A file's content is not what it should be.
     #[error("{}: {reason}", path.display())]
@@ -69,29 +70,12 @@ impl Error {
     }
 }
 
-impl Error {
-    /// The same error, for another caller whose call it failed too.
-    pub fn again(&self) -> Error {
-        match self {
-            Error::Io { path, source } => {
-                let source = std::io::Error::new(source.kind(), source.to_string());
-                Error::Io { path: path.clone(), source }
-            }
-            Error::Data { path, reason } => Error::data(path, reason.clone()),
-            Error::Invalid(reason) => Error::invalid(reason.clone()),
-            Error::Refused(reason) => Error::refused(reason.clone()),
-            Error::Unreachable(reason) => Error::unreachable(reason.clone()),
-            Error::Internal(reason) => Error::internal(reason.clone()),
-        }
-    }
-}
-
 /// Constructors that the error enums of all crates share, because each wraps [`Error`].
 pub trait CommonErrors: From<Error> {
     /// An input/output error at `path`.
     fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Error::Io { path, source }.into()
+        move |source| Error::Io { path, source: Arc::new(source) }.into()
     }
 
     /// What a call gave at `path`; `None` if nothing is there.

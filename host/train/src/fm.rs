@@ -213,12 +213,7 @@ impl FmRun {
             remove_dir(&config.paths.logs)?;
         }
         let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-        let mut log = LogWriter::create(
-            &config.paths.logs,
-            &dataset.schema,
-            config.logs.options(),
-            versions,
-        )?;
+        let mut log = log_writer(dataset, config, versions)?;
         let options = ReplayOptions {
             span: Span { from_ms: None, until_ms },
             history_len: config.fm.max_history,
@@ -288,6 +283,19 @@ impl FmRun {
         self.unsaved += batch.len() as u64;
         Ok(())
     }
+}
+
+/// A writer of the configured logs with the TAEs of these versions.
+///
+/// # Errors
+/// Logs of another schema, or a full disk.
+pub fn log_writer(
+    dataset: &Dataset,
+    config: &Config,
+    versions: Vec<LogVersion>,
+) -> Result<LogWriter> {
+    let (logs, options) = (&config.paths.logs, config.logs.options());
+    Ok(LogWriter::create(logs, &dataset.schema, options, versions)?)
 }
 
 /// Removes the results of an earlier run of the same configuration.

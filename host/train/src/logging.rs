@@ -83,8 +83,7 @@ pub fn follow(
 ) -> Result<LoggingReport> {
     let ServiceContext { dataset, config, engine } = context;
     let _owner = DirLock::acquire(&config.paths.logs)?;
-    let log =
-        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), Vec::new())?;
+    let log = super::fm::log_writer(dataset, config, Vec::new())?;
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(JobMetrics::default());
     let meters = LoggingMeters::new(&telemetry);

@@ -14,7 +14,7 @@ use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Replay, ReplayOptions};
-use hypercast_data::logs::{LogVersion, LogWriter};
+use hypercast_data::logs::LogVersion;
 
 /// Requests a forward pass: latency does not matter here.
 const BATCH: usize = 128;
@@ -42,8 +42,7 @@ pub fn materialise(dataset: &Dataset, config: &Config, span: Span) -> Result<u64
     let fm = inference::load(&config.paths.fm, config.fm_logging.loading(config.device))?;
     let manifest = fm.manifest().clone();
     let versions = vec![LogVersion::new(&manifest.version, manifest.config.tae_width())];
-    let mut log =
-        LogWriter::create(&config.paths.logs, &dataset.schema, config.logs.options(), versions)?;
+    let mut log = super::fm::log_writer(dataset, config, versions)?;
     let replay = Replay::new(
         dataset,
         ReplayOptions {

@@ -68,14 +68,9 @@ pub struct ProgressiveCollector {
 impl ProgressiveCollector {
     /// For an FM's tasks.
     pub fn new(spec: &FmSpec) -> Self {
-        let binary = spec
-            .tasks
-            .iter()
-            .enumerate()
-            .filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
         Self {
             surfaces: spec.surfaces.clone(),
-            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
+            tasks: binary_tasks(spec),
             said: MetricsWindow::new(KEEP),
             truth: MetricsWindow::new(KEEP),
             recent: MetricsWindow::new(RECENT),
@@ -129,6 +124,13 @@ impl ProgressiveCollector {
         };
         self.said.summaries().map(line).collect()
     }
+}
+
+/// The binary tasks by name, with their place among all.
+pub(super) fn binary_tasks(spec: &FmSpec) -> Vec<(usize, String)> {
+    let tasks = spec.tasks.iter().enumerate();
+    let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
+    binary.map(|(at, task)| (at, task.name.clone())).collect()
 }
 
 /// A table of lines for people.

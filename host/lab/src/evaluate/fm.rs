@@ -10,14 +10,14 @@ use hypercast_config::Logs;
 use hypercast_data::{
     dataset::table::{CellType, Column, Field, TableReader, TableWriter},
     features::FeatureConfig,
-    logs::{LogVersion, LogWriter},
+    logs::LogVersion,
     schema::BinaryLabels,
 };
 use hypercast_fm::{
     spec::{FmConfig, FmSpec},
     trainer,
 };
-use hypercast_train::fm::{FIRST_VERSION, dataset_spec, remove_dir};
+use hypercast_train::fm::{FIRST_VERSION, dataset_spec, log_writer, remove_dir};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -100,12 +100,7 @@ pub fn run(stream: &DatasetStream<'_>, work: &Path) -> Result<()> {
     remove_dir(&config.paths.logs)?;
     let mut trainer = trainer::create(&config.paths.fm_work, &config.fm, &spec, config.device)?;
     let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
-    let mut log = LogWriter::create(
-        &config.paths.logs,
-        &stream.dataset.schema,
-        config.logs.options(),
-        versions,
-    )?;
+    let mut log = log_writer(stream.dataset, config, versions)?;
     let mut table = FmPredictionTable::create(stream, &spec, work)?;
     let skip = stream.skip()?;
     stream.run("FM", |part| {

@@ -31,7 +31,7 @@ use hypercast_data::{
 };
 use hypercast_expert::Engine;
 use hypercast_fm::example::Example;
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
+use hypercast_train::fm::{FIRST_VERSION, log_writer, remove_dir};
 use serde_json::{Value, json};
 
 pub use self::report::{ExperimentReport, ExperimentRow, SeedLabel};
@@ -224,12 +224,7 @@ impl ExperimentContext<'_> {
     fn log(&self, config: &Config, width: usize) -> Result<LogWriter> {
         remove_dir(&config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
-        Ok(LogWriter::create(
-            &config.paths.logs,
-            &self.dataset.schema,
-            config.logs.options(),
-            versions,
-        )?)
+        Ok(log_writer(&self.dataset, config, versions)?)
     }
 
     /// Trains and measures the arms of a seed.

@@ -157,7 +157,7 @@ impl<S: CommitSink> Drop for CommitTurn<'_, S> {
 /// The same error, for another call that failed with it.
 fn again(error: &Error) -> Error {
     match error {
-        Error::Core(error) => Error::Core(error.again()),
+        Error::Core(error) => Error::Core(error.clone()),
         other => Error::internal(other.to_string()),
     }
 }

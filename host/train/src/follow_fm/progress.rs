@@ -3,12 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use hypercast_fm::{
-    example::Example,
-    metrics::log_loss,
-    spec::{FmSpec, TaskLabel},
-    trainer::StepOutput,
-};
+use hypercast_fm::{example::Example, metrics::log_loss, spec::FmSpec, trainer::StepOutput};
 use prometheus::{Histogram, IntCounter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         progress_log::{self, Learning},
-        report::ALL,
+        report::{ALL, binary_tasks},
     },
     checkpoint::FmCheckpoint,
 };
@@ -71,33 +66,24 @@ pub(super) struct FmProgress {
 
 impl FmProgress {
     pub(super) fn new(spec: &FmSpec, window: ProgressWindow) -> Self {
-        let tasks = spec.tasks.iter().enumerate();
-        let binary = tasks.filter(|(_, task)| matches!(task.label, TaskLabel::Action(_)));
-        Self {
-            window,
-            surfaces: spec.surfaces.clone(),
-            tasks: binary.map(|(at, task)| (at, task.name.clone())).collect(),
-            width: spec.tasks.len(),
-        }
+        let (surfaces, tasks) = (spec.surfaces.clone(), binary_tasks(spec));
+        Self { window, surfaces, tasks, width: spec.tasks.len() }
     }
 
     /// Notes what was said of examples before they were learned from.
     pub(super) fn push(&mut self, examples: &[Example], said: &StepOutput) {
-        let mut row = 0;
-        for example in examples {
+        let targets = examples.iter().flat_map(|own| own.targets.iter().map(move |_| own));
+        for (row, example) in targets.enumerate() {
             let surface = &self.surfaces[usize::from(example.surface)];
-            for _ in &example.targets {
-                for (task, name) in &self.tasks {
-                    let at = row * self.width + task;
-                    if !said.mask[at] || said.predictions[at].is_nan() {
-                        continue;
-                    }
-                    for surface in [surface.as_str(), ALL] {
-                        let slice = self.window.slices.entry(format!("{surface}/{name}"));
-                        slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
-                    }
+            for (task, name) in &self.tasks {
+                let at = row * self.width + task;
+                if !said.mask[at] || said.predictions[at].is_nan() {
+                    continue;
                 }
-                row += 1;
+                for surface in [surface.as_str(), ALL] {
+                    let slice = self.window.slices.entry(format!("{surface}/{name}"));
+                    slice.or_default().push(said.predictions[at], said.labels[at] > 0.5);
+                }
             }
         }
         self.window.requests += examples.len() as u64;
