@@ -41,9 +41,10 @@ mod training;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use hypercast_data::dataset::timeline::Span;
 use hypercast_data::features::{
     FeatureConfig,
-    replay::{PRETRAINING_CHUNK, PretrainingOptions},
+    replay::{PRETRAINING_CHUNK, PretrainingOptions, ReplayOptions},
 };
 use hypercast_data::schema::Schema;
 use hypercast_expert::{CacheConfig, EngineConfig, LoadOptions};
@@ -264,6 +265,16 @@ impl Config {
             chunk: PRETRAINING_CHUNK,
             passes: self.fm.pretraining_passes,
             seed: self.fm.seed,
+            features: self.features,
+        }
+    }
+
+    /// The options for making examples of the requests of a span of time.
+    pub fn replay(&self, span: Span) -> ReplayOptions {
+        ReplayOptions {
+            span,
+            history_len: self.fm.max_history,
+            max_targets: self.fm.max_targets,
             features: self.features,
         }
     }

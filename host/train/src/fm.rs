@@ -20,7 +20,7 @@ use hypercast_config::Config;
 use hypercast_core::dir_lock::DirLock;
 use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
-use hypercast_data::features::replay::{Pretraining, Replay, ReplayOptions};
+use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
 use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names};
 
@@ -214,14 +214,9 @@ impl FmRun {
         }
         let versions = vec![LogVersion::new(FIRST_VERSION, config.fm.tae_width())];
         let mut log = log_writer(dataset, config, versions)?;
-        let options = ReplayOptions {
-            span: Span { from_ms: None, until_ms },
-            history_len: config.fm.max_history,
-            max_targets: config.fm.max_targets,
-            features: config.features,
-        };
         let progress = Progress::start("FM on the stream", total);
-        let examples = Replay::new(dataset, options)?.skipping(self.place.done);
+        let requests = config.replay(Span { from_ms: None, until_ms });
+        let examples = Replay::new(dataset, requests)?.skipping(self.place.done);
         let phase_log = PhaseLog { writer: &mut log, skip };
         let progress = self.learn_all(over, examples, progress, None, Some(phase_log))?;
         log.finish()?;

@@ -144,15 +144,9 @@ impl DatasetStream<'_> {
         mut take: impl FnMut(StreamBatch<'_>) -> Result<()>,
     ) -> Result<()> {
         self.pretraining(name, &mut take)?;
-        let replay = Replay::new(
-            self.dataset,
-            ReplayOptions {
-                span: Span::default(),
-                history_len: self.history_len,
-                max_targets: self.config.fm.max_targets,
-                features: self.config.features,
-            },
-        )?;
+        let options = self.config.replay(Span::default());
+        let options = ReplayOptions { history_len: self.history_len, ..options };
+        let replay = Replay::new(self.dataset, options)?;
         let mut progress =
             Progress::start(&format!("{name} on the stream"), self.dataset.rows as u64);
         let (mut batch, mut seen) = (Vec::new(), 0);

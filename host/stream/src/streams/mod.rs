@@ -92,15 +92,12 @@ impl fmt::Display for Topic {
 /// Encodes a name for a topic: keeps lower-case letters and digits, writes a dot as `_` and any
 /// other character as its code point, so that different names stay different.
 fn topic_part(name: &str) -> String {
-    let mut text = String::new();
-    for c in name.chars() {
-        match c {
-            'a'..='z' | '0'..='9' => text.push(c),
-            '.' => text.push('_'),
-            c => text.push_str(&format!("-{:x}-", c as u32)),
-        }
-    }
-    text
+    let encoded = name.chars().map(|c| match c {
+        'a'..='z' | '0'..='9' => c.to_string(),
+        '.' => "_".into(),
+        c => format!("-{:x}-", c as u32),
+    });
+    encoded.collect()
 }
 
 /// A record to append.

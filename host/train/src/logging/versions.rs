@@ -153,13 +153,9 @@ impl LoadedVersions {
 
 impl LoadedFmVersion {
     fn open(loading: &FmLoading, to_log: ToLog) -> Result<LoadedFmVersion> {
-        let follower = match to_log.published {
-            true => {
-                let topic = Topic::fm(&to_log.version);
-                Some(publish::PublicationFollower::open(loading.engine.clone(), topic)?)
-            }
-            false => None,
-        };
+        let topic = Topic::fm(&to_log.version);
+        let open = || publish::PublicationFollower::open(loading.engine.clone(), topic);
+        let follower = to_log.published.then(open).transpose()?;
         let fm = match (&to_log.checkpoint, to_log.published) {
             (Some(dir), false) => Some(inference::load(dir, loading.serving)?),
             (Some(dir), true) => {

@@ -15,7 +15,7 @@ use hypercast_config::{Config, PublishSettings};
 use hypercast_core::{quantile::quantile, shutdown::Shutdown};
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
-    features::replay::{Replay, ReplayOptions},
+    features::replay::Replay,
     import::simulate::{self, simulate},
 };
 use hypercast_stream::{
@@ -213,13 +213,7 @@ impl PreparedPublications {
 
 /// The data set's requests as examples.
 fn replayed(dataset: &Dataset, config: &Config) -> Result<Replay> {
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len: config.fm.max_history,
-        max_targets: config.fm.max_targets,
-        features: config.features,
-    };
-    Ok(Replay::new(dataset, options)?)
+    Ok(Replay::new(dataset, config.replay(Span::default()))?)
 }
 
 /// The stretches of load so far.
