@@ -57,7 +57,7 @@ pub use self::lifecycle::{
     EngineKind, EngineSettings, JoinSettings, JoinerOptions, JoinerSettings, PublishSettings,
 };
 pub use self::plugins::{ExpertEntry, ExpertLimits, PluginLimits, TrainOn};
-pub use self::reload::Reloaded;
+pub use self::reload::{Reloaded, differing_keys, value_at};
 pub use self::rollout::{PublicKey, RecordedSettings, RolloutSettings, StopAfter, sha256};
 pub use self::serving::{DaemonTier, FmTierConfig, ServerSettings};
 pub use self::training::{ExpertTraining, Logs, TimelineSettings, parse_time_ms};

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::report::ProgressiveCollector;
 use crate::error::{CommonErrors as _, Error, Result};
-use hypercast_config::{Config, Logs};
+use hypercast_config::{Config, Logs, differing_keys, value_at};
 use hypercast_data::dataset::{
     Dataset,
     table::{CellType, Column, ColumnValues, Field, TableReader, TableWriter},
@@ -155,16 +155,9 @@ impl Over<'_> {
 fn difference(saved: &Conditions, now: &Conditions) -> Option<String> {
     let table = |of: &Conditions| toml::Table::try_from(of).expect("plain values");
     let (saved, now) = (table(saved), table(now));
-    let keys = saved.iter().chain(&now).flat_map(|(table, values)| {
-        let values = values.as_table().into_iter().flat_map(toml::Table::keys);
-        values.map(move |key| (table.clone(), key.clone()))
-    });
-    let get = |of: &toml::Table, table: &str, key: &str| of.get(table)?.get(key).cloned();
-    let show = |value: Option<toml::Value>| value.map_or("none".into(), |value| value.to_string());
-    keys.into_iter().find_map(|(table, key)| {
-        let (was, is) = (get(&saved, &table, &key), get(&now, &table, &key));
-        (was != is).then(|| format!("{table}.{key} was {} and is {} now", show(was), show(is)))
-    })
+    let [part, key] = differing_keys(&saved, &now).into_iter().next()?;
+    let show = |of| value_at(of, &part, &key).map_or("none".into(), toml::Value::to_string);
+    Some(format!("{part}.{key} was {} and is {} now", show(&saved), show(&now)))
 }
 
 fn fields() -> Vec<Field> {
