@@ -120,7 +120,14 @@ fn train_on(
     if let Some(serving) = serving {
         stream.trainer.compare_with(serving);
     }
-    let mut metrics = TrainingMetrics::new(&blueprint, &log.schema, serving_until_ms);
+    let mut metrics = TrainingMetrics {
+        blueprint: blueprint.clone(),
+        kept: MetricsWindow::new(1 << 20),
+        schema: log.schema.clone(),
+        all: EvalWindow::new(&blueprint),
+        new: EvalWindow::new(&blueprint),
+        serving_until_ms,
+    };
     let mut progress = Progress::start(
         &format!("expert {}", entry.name),
         rows * config.expert_training.epochs as u64,
@@ -188,21 +195,6 @@ struct TrainingMetrics {
 }
 
 impl TrainingMetrics {
-    fn new(
-        blueprint: &Arc<Blueprint>,
-        schema: &Arc<Schema>,
-        serving_until_ms: Option<i64>,
-    ) -> Self {
-        Self {
-            blueprint: blueprint.clone(),
-            kept: MetricsWindow::new(1 << 20),
-            schema: schema.clone(),
-            all: EvalWindow::new(blueprint),
-            new: EvalWindow::new(blueprint),
-            serving_until_ms,
-        }
-    }
-
     /// For the plugin's `evaluate`.
     fn measured(&self) -> &EvalWindow {
         if self.new.rows.is_empty() { &self.all } else { &self.new }

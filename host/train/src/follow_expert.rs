@@ -35,7 +35,7 @@ use self::{
     state::{FollowerState, LastPublished},
 };
 use super::{
-    progress_log::{tell, told},
+    progress_log::{serve_metrics, tell, told},
     stream::{ExpertSetup, ExpertStream},
 };
 use crate::error::Result;
@@ -149,10 +149,7 @@ pub fn follow(
     let StartedTrainer { stream, place, last, measured } = begun;
     let progress = ExpertProgress::new(&context.dataset.schema, &stream.blueprint, &telemetry);
     let gate = PublishGate::new(stream.blueprint.clone(), measured, last, &telemetry)?;
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    serve_metrics(&telemetry, options.metrics, out)?;
     let topic = Topic::expert(&entry.name, &version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;

@@ -32,7 +32,7 @@ use self::{
 use super::{
     fm::dataset_spec,
     joined_reader::JoinedReader,
-    progress_log::{tell, told},
+    progress_log::{serve_metrics, tell, told},
 };
 use crate::ServiceContext;
 use crate::error::Result;
@@ -99,10 +99,7 @@ pub fn follow(
     let place = place.unwrap_or_default();
     let telemetry = Arc::new(JobMetrics::default());
     let meters = FmMeters::new(&telemetry);
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    serve_metrics(&telemetry, options.metrics, out)?;
     let topic = Topic::fm(&options.version);
     let publisher =
         Publisher::open(engine.clone(), topic, config.publish.clone(), &work.join("published"))?;

@@ -22,7 +22,7 @@ use self::versions::{FmLoading, LoadedVersions};
 pub use self::versions::{Registered, ToLog};
 use super::{
     joined_reader::{JoinedReader, PositionedExample},
-    progress_log::tell,
+    progress_log::{serve_metrics, tell},
 };
 use crate::ServiceContext;
 use crate::error::{CommonErrors as _, Error, Result};
@@ -87,10 +87,7 @@ pub fn follow(
     let reader = JoinedReader::open(engine.clone(), dataset, log.position())?;
     let telemetry = Arc::new(JobMetrics::default());
     let meters = LoggingMeters::new(&telemetry);
-    if let Some(address) = options.metrics {
-        let address = telemetry.serve(address)?;
-        tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))?;
-    }
+    serve_metrics(&telemetry, options.metrics, out)?;
     let serving = config.fm_logging.loading(config.device);
     let loading = FmLoading { engine, serving, work: config.paths.fm_work.join("logging") };
     let tier = LoggingTier {
@@ -98,7 +95,7 @@ pub fn follow(
         position: reader.position(),
         log,
         reader,
-        versions: LoadedVersions::new(loading),
+        versions: LoadedVersions { loading, versions: Vec::new() },
         meters,
         report: LoggingReport::default(),
         said: Instant::now(),

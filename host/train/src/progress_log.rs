@@ -1,7 +1,7 @@
 //! What the services of training tell: lines of JSON, and metrics of what all that learn from a
 //! stream have in common. What was predicted well is each trainer's own.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{io::Write, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus::{GaugeVec, Histogram, IntCounter};
 use serde_json::{Value, json};
@@ -9,6 +9,17 @@ use serde_json::{Value, json};
 use crate::error::{CommonErrors as _, Error, Result};
 use crate::job_metrics::JobMetrics;
 use hypercast_stream::publish::{PublicationKind, PublicationStats};
+
+/// Answers `/metrics` at an address, if one is given, and says where.
+pub(super) fn serve_metrics(
+    telemetry: &Arc<JobMetrics>,
+    address: Option<SocketAddr>,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let address = telemetry.serve(address)?;
+    tell(out, &json!({ "kind": "metrics", "address": format!("http://{address}/metrics") }))
+}
 
 /// Writes a line.
 ///

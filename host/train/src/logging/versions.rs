@@ -96,11 +96,11 @@ pub(super) struct FmLoading {
 
 /// The versions in use.
 pub(super) struct LoadedVersions {
-    loading: FmLoading,
-    versions: Vec<LoadedFmVersion>,
+    pub(super) loading: FmLoading,
+    pub(super) versions: Vec<LoadedFmVersion>,
 }
 
-struct LoadedFmVersion {
+pub(super) struct LoadedFmVersion {
     to_log: ToLog,
     fm: Option<Box<dyn FoundationModel>>,
     /// Where its weights come from, if they are published.
@@ -110,10 +110,6 @@ struct LoadedFmVersion {
 }
 
 impl LoadedVersions {
-    pub(super) fn new(loading: FmLoading) -> LoadedVersions {
-        LoadedVersions { loading, versions: Vec::new() }
-    }
-
     /// Takes up versions that are new and lets go of those that are out of use.
     pub(super) fn set(&mut self, to_log: Vec<ToLog>) -> Result<()> {
         self.versions.retain(|own| to_log.contains(&own.to_log));
