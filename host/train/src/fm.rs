@@ -22,7 +22,7 @@ use hypercast_core::progress::Progress;
 use hypercast_data::dataset::{Dataset, timeline::Span};
 use hypercast_data::features::replay::{Pretraining, Replay};
 use hypercast_data::logs::{self, LogVersion, LogWriter};
-use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, TaskKind, TaskRole, names};
+use hypercast_data::schema::{BUILT_IN_IDS, FeatureKind, Schema, Task, TaskKind, TaskRole, names};
 
 /// The version of a freshly trained FM.
 pub const FIRST_VERSION: &str = "1.0.0";
@@ -46,42 +46,37 @@ pub struct FmReport {
 pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
     let mut tasks = schema.tasks.iter().collect::<Vec<_>>();
     tasks.sort_by_key(|task| task.role != TaskRole::Main);
-    let tasks = tasks
-        .into_iter()
-        .map(|task| {
-            let label = match task.kind {
-                TaskKind::Binary => schema.action(&task.label).map(TaskLabel::Action),
-                TaskKind::Regression => schema.value(&task.label).map(TaskLabel::Value),
-            };
-            let missing = || {
-                hypercast_data::Error::Schema(format!(
-                    "task {:?}: no label {:?}",
-                    task.name, task.label
-                ))
-            };
-            Ok(TaskSpec {
-                name: task.name.clone(),
-                main: task.role == TaskRole::Main,
-                label: label.ok_or_else(missing)?,
-                surfaces: schema
-                    .surfaces
-                    .iter()
-                    .map(|surface| task.surfaces.is_empty() || task.surfaces.contains(surface))
-                    .collect(),
-                weight: task.weight,
-            })
+    let task_spec = |task: &Task| {
+        let (name, label) = (&task.name, &task.label);
+        let found = match task.kind {
+            TaskKind::Binary => schema.action(label).map(TaskLabel::Action),
+            TaskKind::Regression => schema.value(label).map(TaskLabel::Value),
+        };
+        let missing = || format!("task {name:?}: no label {label:?}");
+        let serves = |surface: &String| task.surfaces.is_empty() || task.surfaces.contains(surface);
+        Ok(TaskSpec {
+            name: name.clone(),
+            main: task.role == TaskRole::Main,
+            label: found.ok_or_else(|| hypercast_data::Error::Schema(missing()))?,
+            surfaces: schema.surfaces.iter().map(serves).collect(),
+            weight: task.weight,
         })
-        .collect::<Result<Vec<_>>>()?;
+    };
+    let categories = |features| names(features, FeatureKind::Categorical).len();
+    let item_ids = categories(&schema.item_features);
+    // The user's and the request's categories stand after the built-in ones and the item's.
+    let first = BUILT_IN_IDS.len() + item_ids;
+    let profile = categories(&schema.user_features) + categories(&schema.context_features);
     let spec = FmSpec {
         surfaces: schema.surfaces.clone(),
         actions: schema.actions.len(),
         values: schema.values.len(),
-        item_ids: names(&schema.item_features, FeatureKind::Categorical).len(),
+        item_ids,
         item_dense: names(&schema.item_features, FeatureKind::Dense).len(),
         features: schema.feature_columns().len(),
-        profile_ids: profile_ids(schema),
+        profile_ids: (first..first + profile).collect(),
         content: 0,
-        tasks,
+        tasks: tasks.into_iter().map(task_spec).collect::<Result<_>>()?,
     };
     spec.validate()?;
     Ok(spec)
@@ -90,15 +85,6 @@ pub fn fm_spec(schema: &Schema) -> Result<FmSpec> {
 /// What the FM is told of a data set: its schema and the width of its content vectors.
 pub fn dataset_spec(dataset: &Dataset) -> Result<FmSpec> {
     Ok(FmSpec { content: dataset.content, ..fm_spec(&dataset.schema)? })
-}
-
-/// Where the user's and the request's categories stand among the id columns: after the built-in
-/// ones and the item's.
-fn profile_ids(schema: &Schema) -> Vec<usize> {
-    let count = |features| names(features, FeatureKind::Categorical).len();
-    let first = BUILT_IN_IDS.len() + count(&schema.item_features);
-    let width = count(&schema.user_features) + count(&schema.context_features);
-    (first..first + width).collect()
 }
 
 /// Trains an FM on what a data set holds before `until_ms`, writes its checkpoint and its logs.
