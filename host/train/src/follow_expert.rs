@@ -336,8 +336,8 @@ impl ExpertFollower<'_> {
             }
             Verdict::Hold(_) => self.save(false)?,
             Verdict::RollBack(_) => {
-                if let Some(last) = self.gate.last() {
-                    self.stream.trainer.go_back(last)?;
+                if let Some(last) = &self.gate.last {
+                    self.stream.trainer.go_back(&last.saved)?;
                 }
                 // What was measured is of parameters that are no more.
                 self.gate.measured.rows.clear();

@@ -153,8 +153,9 @@ impl LoggingTier<'_> {
         shutdown: &Shutdown,
         out: &mut dyn Write,
     ) -> Result<LoggingReport> {
-        let (most, wait) =
-            (self.config.fm_logging.batch_candidates, self.config.fm_logging.batch_wait());
+        let settings = &self.config.fm_logging;
+        let most = settings.batch_candidates;
+        let wait = Duration::from_micros(settings.batch_wait_us);
         let mut batch = LoggingBatch::default();
         let mut asked = None::<Instant>;
         while !shutdown.is_requested() {

@@ -20,15 +20,15 @@ use hypercast_expert::{
 pub(super) struct PublishGate {
     blueprint: Arc<Blueprint>,
     pub(super) measured: EvalWindow,
-    last: Option<PublishedTrainer>,
+    pub(super) last: Option<PublishedTrainer>,
     held: IntCounter,
     rolled_back: IntCounter,
     schedule_faults: IntCounter,
 }
 
 /// What was published last.
-struct PublishedTrainer {
-    saved: SavedTrainer,
+pub(super) struct PublishedTrainer {
+    pub(super) saved: SavedTrainer,
     parameters: Parameters,
 }
 
@@ -116,11 +116,6 @@ impl PublishGate {
             Verdict::RollBack(_) => self.rolled_back.inc(),
         }
         GateDecision { verdict, measured: eval_window::line(&evaluation) }
-    }
-
-    /// What was published last.
-    pub(super) fn last(&self) -> Option<&SavedTrainer> {
-        self.last.as_ref().map(|last| &last.saved)
     }
 
     /// From here on this is what was published last, and all is measured anew.

@@ -155,12 +155,7 @@ struct NatsConnection {
 
 impl NatsConnection {
     fn connect(url: &str, prefix: String) -> Result<NatsConnection> {
-        let cannot = |reason: String| {
-            Error::unreachable(format!(
-                "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`) and \
-                 that engine.nats_url is right"
-            ))
-        };
+        let cannot = |reason: String| unreachable(url, &reason);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("nats")
@@ -255,11 +250,14 @@ impl NatsConnection {
     }
 
     fn unreachable(&self, what: &str, reason: &str) -> Error {
-        Error::unreachable(format!(
-            "NATS at {}: cannot {what}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url is right",
-            self.url
-        ))
+        unreachable(&self.url, &format!("cannot {what}: {reason}"))
     }
+}
+
+fn unreachable(url: &str, reason: &str) -> Error {
+    Error::unreachable(format!(
+        "NATS at {url}: {reason}; check that the server runs with JetStream (`nats-server -js`), that its disk has room, and that engine.nats_url is right"
+    ))
 }
 
 impl Drop for NatsConnection {
