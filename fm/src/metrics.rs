@@ -175,12 +175,19 @@ impl<K: Ord + Clone> MetricsWindow<K> {
         self.slices.iter().flat_map(|(slice, rows)| rows.iter().map(move |row| (slice, row)))
     }
 
+    /// The metrics of one slice, if it has rows.
+    pub fn summary(&self, slice: &K) -> Option<BinaryMetrics> {
+        self.slices.get(slice).map(metrics_of)
+    }
+
     /// The metrics of every slice, in order.
     pub fn summaries(&self) -> impl Iterator<Item = (&K, BinaryMetrics)> {
-        let metrics =
-            |rows: &VecDeque<_>| binary_metrics(&rows.iter().copied().collect::<Vec<_>>());
-        self.slices.iter().map(move |(slice, rows)| (slice, metrics(rows)))
+        self.slices.iter().map(|(slice, rows)| (slice, metrics_of(rows)))
     }
+}
+
+fn metrics_of(rows: &VecDeque<ScoredPrediction>) -> BinaryMetrics {
+    binary_metrics(&rows.iter().copied().collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use hypercast_expert::{Engine as WasmEngine, Provenance, SavedParameters};
 use hypercast_fm::checkpoint::FmManifest;
 use hypercast_stream::publish::{PublicationFollower, PublicationHeader};
 use hypercast_stream::registry::{
-    ExpertVersion, FmVersion, NewExpert, Promotion, RegistrationSettings, Registry, RegistryClient,
-    VersionState, WeightsLocation, keep_version_file,
+    ExpertVersion, FmVersion, NewExpert, Promotion, Registry, RegistryClient, VersionState,
+    WeightsLocation, keep_version_file,
 };
 use hypercast_stream::streams::{self, StreamEngine, Topic};
 
@@ -314,10 +314,7 @@ fn register(
                 version: version.clone(),
             };
             let wasm = WasmEngine::new(config.guests())?;
-            let expert = ExpertVersion {
-                parent,
-                ..new.describe(&RegistrationSettings::of(config, &name), &wasm, &schema)?
-            };
+            let expert = ExpertVersion { parent, ..new.describe(config, &wasm, &schema)? };
             Ok(versions.decide(|registry| registry.register_expert(&expert))?)
         }
     }
@@ -368,7 +365,7 @@ pub fn table(registry: &Registry) -> String {
         lines.push([
             "fm".into(),
             fm.version.clone(),
-            word(fm.state),
+            fm.state.to_string(),
             String::new(),
             String::new(),
             fm.tae_dim.to_string(),
@@ -386,7 +383,7 @@ pub fn table(registry: &Registry) -> String {
             lines.push([
                 name.to_owned(),
                 version.version.clone(),
-                word(version.state),
+                version.state.to_string(),
                 share,
                 version.fm.clone(),
                 version.tae_dim.to_string(),
@@ -403,10 +400,6 @@ pub fn table(registry: &Registry) -> String {
         format!("{}\n", cells.join("  ").trim_end())
     };
     lines.iter().map(line).collect()
-}
-
-fn word(state: VersionState) -> String {
-    format!("{state:?}").to_lowercase()
 }
 
 fn place(weights: &WeightsLocation) -> String {

@@ -4,14 +4,14 @@
 //! It reads only the logs. A surface's rows are scored by the expert that serves it, so every arm
 //! covers the same rows.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::time::Instant;
 
 use hypercast_config::{Config, ExpertEntry};
 use hypercast_core::progress::Progress;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader, schema::BinaryLabels};
-use hypercast_expert::{Blueprint, Engine, Parameters};
+use hypercast_expert::{Engine, Parameters};
 use hypercast_fm::example::Example;
-use hypercast_train::stream::{ExpertStream, Load, LogView, Start, Survey};
+use hypercast_train::stream::{ExpertSetup, ExpertStream, LogView, Survey};
 
 use super::{
     scores::{EvaluationScores, ScoredImpression},
@@ -42,22 +42,9 @@ pub struct ExpertPhase<'a> {
     pub mode: TestMode,
 }
 
-/// An expert that is to be trained.
-#[derive(Debug, Clone, Copy)]
-pub struct UntrainedExpert<'a> {
-    /// Its name, for messages and limits.
-    pub name: &'a str,
-    /// The component.
-    pub plugin: &'a Path,
-    /// Replaces the TAE by zeros.
-    pub without_tae: bool,
-}
-
 /// An expert after its past.
 pub struct TrainedExpert {
-    /// Its plugin and network.
-    pub blueprint: Arc<Blueprint>,
-    /// Ready for the stream.
+    /// Its plugin and network, ready for the stream.
     pub stream: ExpertStream,
     /// Index in the schema of each of the expert's tasks.
     tasks: Vec<Option<usize>>,
@@ -77,7 +64,7 @@ impl ExpertPhase<'_> {
     /// Logs or a plugin that cannot be used.
     pub fn run(&self, entry: &ExpertEntry, scores: &mut EvaluationScores) -> Result<()> {
         let test_from_ms = Some(self.window.test_from_ms);
-        let ExpertEntry { name, plugin, without_tae, .. } = entry;
+        let ExpertEntry { name, without_tae, .. } = entry;
         let schema = &self.log.schema;
         let serves = self.config.serving_surfaces(entry, schema)?;
         let view = |surfaces: &[u16], from_ms, until_ms| LogView {
@@ -109,7 +96,7 @@ impl ExpertPhase<'_> {
                 scores.push(ScoredImpression::of(example, task, arm, label), probability);
             }
         };
-        let expert = UntrainedExpert { name, plugin, without_tae: *without_tae };
+        let expert = ExpertSetup::of(self.config, entry, self.engine);
         let past = view(&surfaces, None, test_from_ms);
         let mut trained = self.train(expert, &past, survey, None, &mut score)?;
         self.follow(&mut trained, &view(&surfaces, test_from_ms, None), &mut score)
@@ -122,30 +109,25 @@ impl ExpertPhase<'_> {
     /// A plugin that is refused or faults.
     pub fn train(
         &self,
-        expert: UntrainedExpert<'_>,
+        expert: ExpertSetup<'_>,
         view: &LogView<'_>,
         survey: Survey,
         warm: Option<&Parameters>,
         watch: PredictionWatcher<'_>,
     ) -> Result<TrainedExpert> {
-        let UntrainedExpert { name, plugin, without_tae } = expert;
-        let load = Load { engine: self.engine, plugin, name };
-        let options = self.config.load_options(name);
-        let blueprint = load.blueprint(view, &survey.fm_version, options)?;
-        let settings = &self.config.expert_training;
-        let mut parameters = blueprint.init_parameters(survey.statistics.finish(), settings.seed);
-        if let Some(warm) = warm {
-            let reads_fm = |name: &str| name.split('/').any(|layer| FM_LAYERS.contains(&layer));
-            parameters.warm_start_from(warm, |name| !reads_fm(name));
-            parameters.provenance.normaliser = warm.provenance.normaliser.clone();
-        }
+        let (name, rows) = (expert.name, survey.rows);
+        let warm_start = |parameters: &mut Parameters| {
+            if let Some(warm) = warm {
+                let reads_fm = |name: &str| name.split('/').any(|layer| FM_LAYERS.contains(&layer));
+                parameters.warm_start_from(warm, |name| !reads_fm(name));
+                parameters.provenance.normaliser = warm.provenance.normaliser.clone();
+            }
+        };
+        let mut stream = expert.begin(view, survey, warm_start)?;
         let schema = &self.log.schema;
-        let tasks = blueprint.description.tasks.iter().map(|task| schema.task(&task.name));
+        let tasks = stream.blueprint.description.tasks.iter().map(|task| schema.task(&task.name));
         let tasks: Vec<_> = tasks.collect();
-        let (rows, device) = (survey.rows, self.config.device);
-        let start = Start { settings, rows, without_tae, device };
-        let mut stream = ExpertStream::new(blueprint.clone(), parameters, &start)?;
-        let total = rows * settings.epochs as u64;
+        let total = rows * self.config.expert_training.epochs as u64;
         let mut progress = Progress::start(&format!("expert {name}"), total);
         let began = Instant::now();
         stream.learn_past(view, |report| {
@@ -154,7 +136,7 @@ impl ExpertPhase<'_> {
         })?;
         let seconds = began.elapsed().as_secs_f64();
         progress.finish(&format!("trained on {rows} rows before the test"));
-        Ok(TrainedExpert { blueprint, stream, tasks, rows, seconds })
+        Ok(TrainedExpert { stream, tasks, rows, seconds })
     }
 
     /// Follows the test with a trained expert.

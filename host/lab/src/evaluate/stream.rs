@@ -9,13 +9,13 @@ use hypercast_core::progress::Progress;
 use hypercast_data::{
     dataset::{Dataset, timeline::Span},
     features::replay::{Pretraining, Replay, ReplayOptions},
-    logs::{LogVersion, LogWriter},
+    logs::LogVersion,
 };
 use hypercast_fm::{
     example::Example,
     trainer::{FmTrainer, StepOutput},
 };
-use hypercast_train::fm::{FIRST_VERSION, remove_dir};
+use hypercast_train::fm::{FIRST_VERSION, log_writer, remove_dir};
 
 use super::window::TestWindow;
 use crate::error::Result;
@@ -87,12 +87,7 @@ pub struct StreamBatch<'a> {
 /// # Errors
 /// Data that cannot be read.
 pub fn replay(dataset: &Dataset, config: &Config, history_len: usize) -> Result<Replay> {
-    let options = ReplayOptions {
-        span: Span::default(),
-        history_len,
-        max_targets: config.fm.max_targets,
-        features: config.features,
-    };
+    let options = ReplayOptions { history_len, ..config.replay(Span::default()) };
     Ok(Replay::new(dataset, options)?)
 }
 
@@ -205,11 +200,9 @@ impl DatasetStream<'_> {
         surface: Option<u16>,
         mut embed: impl FnMut(&StreamBatch<'_>, bool) -> Result<Vec<f32>>,
     ) -> Result<()> {
-        let logs = &self.config.paths.logs;
-        remove_dir(logs)?;
-        let (schema, options) = (&self.dataset.schema, self.config.logs.options());
+        remove_dir(&self.config.paths.logs)?;
         let versions = vec![LogVersion::new(FIRST_VERSION, width)];
-        let mut log = LogWriter::create(logs, schema, options, versions)?;
+        let mut log = log_writer(self.dataset, self.config, versions)?;
         let skip = self.skip()?;
         self.run(name, |part| {
             let is_logged = !part.history_only && part.seen >= skip;

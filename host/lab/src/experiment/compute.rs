@@ -160,8 +160,8 @@ fn costs(
         TokenCounts { history: history.round() as usize, targets: targets.round() as usize };
     let of_request = flops(&context.config.fm, spec, tokens);
     let fm_flops = of_request / tokens.targets as f64;
-    let graph = &trained.blueprint.graph;
-    let short = f64::from(trained.blueprint.description.history_len);
+    let graph = &trained.stream.blueprint.graph;
+    let short = f64::from(trained.stream.blueprint.description.history_len);
     let expert_flops = graph.cost.per_row as f64 + graph.cost.per_history as f64 * short / targets;
     let tables: usize =
         graph.parameters.iter().filter(|spec| spec.table).map(|spec| spec.len()).sum();

@@ -52,7 +52,8 @@ pub fn measure(
         FmServingOptions { device, history_cache_bytes: 0, ..FmServingOptions::default() };
     let one_stage = inference::load(&context.checkpoint_dir("one-stage"), serving)?;
     let fm = inference::load(&context.checkpoint_dir("fm"), serving)?;
-    let (blueprint, parameters) = (expert.blueprint.clone(), expert.stream.parameters().clone());
+    let (blueprint, parameters) =
+        (expert.stream.blueprint.clone(), expert.stream.trainer.parameters().clone());
     let expert = ServedExpert::new(blueprint, parameters, device, BreakerConfig::default())?;
     let mut took: [Vec<f64>; 4] = Default::default();
     for example in examples {

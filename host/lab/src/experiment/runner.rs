@@ -6,12 +6,12 @@ use std::ops::Range;
 use hypercast_config::Config;
 use hypercast_data::{dataset::timeline::Span, logs::LogReader};
 use hypercast_expert::Parameters;
-use hypercast_train::stream::LogView;
+use hypercast_train::stream::{ExpertSetup, LogView};
 
 use super::{ExperimentContext, tally::ScoreTally};
 use crate::{
     error::{CommonErrors as _, Error, Result},
-    evaluate::expert::{ExpertPhase, TrainedExpert, UntrainedExpert},
+    evaluate::expert::{ExpertPhase, TrainedExpert},
 };
 
 /// An expert's arm.
@@ -64,9 +64,15 @@ impl ArmRunner<'_> {
         let survey = view.survey()?.ok_or_else(|| {
             Error::invalid("the logs have no row to train the expert on: begin the test later, or take more users")
         })?;
-        let (name, plugin) = ("experiment", &*self.context.plugin);
-        let expert = UntrainedExpert { name, plugin, without_tae: arm.without_tae };
-        self.phase().train(expert, &view, survey, warm, &mut |_, _, _| ())
+        let phase = self.phase();
+        let expert = ExpertSetup {
+            config: phase.config,
+            engine: phase.engine,
+            plugin: &self.context.plugin,
+            name: "experiment",
+            without_tae: arm.without_tae,
+        };
+        phase.train(expert, &view, survey, warm, &mut |_, _, _| ())
     }
 
     /// Follows the test with a trained expert, and tallies its predictions.

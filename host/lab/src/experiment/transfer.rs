@@ -144,7 +144,7 @@ fn experts(runner: &ArmRunner<'_>, tally: &mut ScoreTally) -> Result<()> {
     let first = runner.train(&small, &surfaces, early, None)?;
     let late = Span { from_ms: Some(middle_ms), until_ms: Some(test_from_ms) };
     for arm in [small, large] {
-        let warm = Some(first.stream.parameters());
+        let warm = Some(first.stream.trainer.parameters());
         let mut trained = runner.train(&arm, &surfaces, late, warm)?;
         runner.measure(&mut trained, &arm, &surfaces, tally)?;
     }

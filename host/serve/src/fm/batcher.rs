@@ -66,7 +66,7 @@ impl FmBatcher {
             fm: fm.clone(),
             pool,
             most: config.batch_candidates,
-            wait: config.batch_wait(),
+            wait: Duration::from_micros(config.batch_wait_us),
             metrics,
         };
         let thread = QueueThread::start("fm-batch", config.queue, move |jobs| worker.work(&jobs))?;

@@ -16,8 +16,7 @@ use hypercast_expert::{
 };
 use hypercast_stream::{
     registry::{
-        Change, ExpertVersion, NewExpert, RegistrationSettings, Registry, RegistryClient,
-        VersionState, WeightsLocation,
+        Change, ExpertVersion, NewExpert, Registry, RegistryClient, VersionState, WeightsLocation,
     },
     streams::{StreamEngine as Streams, Topic},
 };
@@ -232,11 +231,7 @@ impl Acceptor {
             without_tae,
             weights: WeightsLocation::Path(parameters),
         };
-        let (mut version, expert) = new.describe_loaded(
-            &RegistrationSettings::of(&self.config, &manifest.name),
-            &self.schema,
-            &blueprint,
-        )?;
+        let (mut version, expert) = new.describe_loaded(&self.config, &self.schema, &blueprint)?;
         version.parent = serving.map(|serving| serving.version.clone());
         Ok((version, expert.expect("its parameters are in a file")))
     }

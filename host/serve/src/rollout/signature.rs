@@ -103,7 +103,7 @@ impl SecretKey {
     /// The public key that verifies its signatures.
     pub fn public(&self) -> PublicKey {
         let bytes = self.pair.public_key().as_ref();
-        PublicKey::from(<[u8; 32]>::try_from(bytes).expect("an Ed25519 key has 32 bytes"))
+        PublicKey(bytes.try_into().expect("an Ed25519 key has 32 bytes"))
     }
 
     /// Signs a manifest.

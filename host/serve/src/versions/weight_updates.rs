@@ -134,7 +134,7 @@ impl WeightFeed {
     }
 
     fn count_refused(&mut self, metrics: &Metrics) {
-        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals();
+        let publish::Refusals { damaged, foreign, torn, out_of_chain } = self.follower.refusals;
         let refused = damaged + foreign + torn + out_of_chain;
         for _ in self.refused..refused {
             metrics.publication_refused(&self.label);
